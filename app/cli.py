@@ -1,0 +1,260 @@
+"""The ``sdstream`` command.
+
+Exit codes: 0 done; 1 the server or the job failed; 2 wrong usage; 70 the service stopped by a
+fault of its own; 78 models.yaml or a setting cannot be used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, get_origin
+
+import click
+import httpx2
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from app import __version__
+from app.client import Client, Picture, ServerSaysNo, Step
+from app.core.catalog import CatalogError
+from app.core.samplers import SAMPLERS, SCHEDULES
+from app.main import configure_logging, load_catalog
+from app.server import Server, serving_privately
+from app.settings import Settings
+
+EXIT_FAILED: Final = 1
+EXIT_FAULT: Final = 70
+EXIT_CONFIG: Final = 78
+
+_FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sdstream")
+def main() -> None:
+    """Images from diffusion models on your own machine, streamed step by step.
+
+    \b
+    Start a server and open a stream:
+        sdstream serve
+        curl -N localhost:8000/v1/images/generations -d '{"prompt": "a red circle", "stream": true}'
+    \b
+    Or draw one picture without a server:
+        sdstream generate "a red circle" -o circle.png
+    """
+
+
+def _setting_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """One flag for every field of Settings."""
+    for name, field in reversed(Settings.model_fields.items()):
+        many = get_origin(field.annotation) is tuple
+        flag = (name[:-1] if many else name).replace("_", "-")
+        switch = field.annotation is bool
+        default = None if field.default_factory or field.default in (None, ()) else field.default
+        shown = f" [default: {default}]" if default is not None else ""
+        command = click.option(
+            f"--{flag}/--no-{flag}" if switch else f"--{flag}",
+            name,
+            multiple=many,
+            default=None,
+            metavar=None if switch else _metavar(field.annotation),
+            help=f"{field.description}{shown} ({_variable(name)})",
+        )(command)
+    return command
+
+
+def _variable(field: str) -> str:
+    return f"SDSTREAM_{field.upper()}"
+
+
+def _metavar(annotation: Any) -> str:
+    names = {int: "N", float: "SECONDS", Path: "PATH"}
+    return names.get(annotation, "VALUE")
+
+
+def _settings(**given: Any) -> Settings:
+    """Settings from flags and environment; a wrong one ends the program."""
+    flags = {name: value for name, value in given.items() if value not in (None, ())}
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        for problem in error.errors():
+            field = str(problem["loc"][0]) if problem["loc"] else "settings"
+            click.echo(f"Error: {field} ({_variable(field)}): {problem['msg']}.", err=True)
+        sys.exit(EXIT_CONFIG)
+
+
+@main.command()
+@_setting_flags
+def serve(**flags: Any) -> None:
+    """Serve the image APIs over HTTP.
+
+    Every flag has an environment variable, named in brackets; the flag wins. /readyz answers 200
+    once the default model is loaded.
+    """
+    settings = _settings(**flags)
+    configure_logging(settings.log_level)
+    try:
+        server = Server(settings)
+    except CatalogError as error:
+        click.echo(f"Error: {settings.models}, {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    server.run()
+    sys.exit(EXIT_FAULT if server.died else 0)
+
+
+def _server_options(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option(
+        "--api-key", envvar="SDSTREAM_CLIENT_KEY", help="Key for --server (SDSTREAM_CLIENT_KEY)."
+    )(command)
+    return click.option(
+        "--server", metavar="URL", help="A running server, for example http://localhost:8000."
+    )(command)
+
+
+@main.command()
+@click.argument("prompt")
+@click.option("-o", "--output", default="image.png", show_default=True, help="File; - is stdout.")
+@click.option("-N", "--negative-prompt", help="What to keep out (needs a cfg scale above 1).")
+@click.option("-m", "--model", help="A model of the catalogue.")
+@click.option("-n", "count", default=1, show_default=True, help="Images; files are numbered.")
+@click.option("-s", "--size", metavar="WxH", help="Pixels.")
+@click.option("--steps", "sample_steps", type=int, help="Sampling steps.")
+@click.option("--sampler", type=click.Choice([*SAMPLERS]), metavar="NAME", help=", ".join(SAMPLERS))
+@click.option(
+    "--schedule", type=click.Choice([*SCHEDULES]), metavar="NAME", help=", ".join(SCHEDULES)
+)
+@click.option("--cfg-scale", type=float, help="Classifier-free guidance.")
+@click.option("--seed", type=int, help="For the same picture again; random when not given.")
+@_server_options
+def generate(
+    output: str, count: int, server: str | None, api_key: str | None, **options: Any
+) -> None:
+    """Draw PROMPT into a file.
+
+    Without --server the engine is started for this one command, with the settings of the
+    SDSTREAM_ variables. The progress goes to stderr, so that -o - can be piped.
+    """
+    if output == "-" and count > 1:
+        raise click.UsageError("-o - takes one image; leave out -n.")
+    suffix = Path(output).suffix.lower() if output != "-" else ".png"
+    if suffix not in _FORMATS:
+        raise click.UsageError(f"-o must end in one of {', '.join(_FORMATS)}.")
+    options = {name: value for name, value in options.items() if value is not None}
+    options |= {"n": count, "output_format": _FORMATS[suffix]}
+    with _plain_errors():
+        asyncio.run(_generate(options, output, server, api_key))
+
+
+@main.command()
+@_server_options
+def models(server: str | None, api_key: str | None) -> None:
+    """List the models: of a running server, or of the catalogue that SDSTREAM_MODELS names."""
+    with _plain_errors():
+        rows = asyncio.run(_server_models(server, api_key)) if server else _catalogue_models()
+    table = Table("model", "family", "default size", "state", "description", box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+async def _server_models(server: str, api_key: str | None) -> list[tuple[str, ...]]:
+    async with Client(server, api_key) as client:
+        return [
+            (m["id"], m["family"], m["defaults"]["size"], m["state"], m["description"])
+            for m in await client.models()
+        ]
+
+
+def _catalogue_models() -> list[tuple[str, ...]]:
+    catalog = load_catalog(_settings())
+    return [
+        (
+            spec.id,
+            spec.family,
+            str(spec.default_size),
+            "default" if spec.id == catalog.default else "",
+            spec.description,
+        )
+        for spec in catalog.models.values()
+    ]
+
+
+async def _generate(
+    options: dict[str, Any], output: str, server: str | None, api_key: str | None
+) -> None:
+    console = Console(stderr=True)
+    async with _connected(server, api_key) as client:
+        with _bar(console) as bar:
+            rows = [bar.add_task("", total=100.0, what="waiting") for _ in range(options["n"])]
+            async for event in client.generate(options):
+                if isinstance(event, Step):
+                    _show(bar, rows[event.index], event)
+                else:
+                    path = _save(event, output, options["n"])
+                    bar.update(rows[event.index], completed=100.0, what=f"seed {event.seed}{path}")
+
+
+@asynccontextmanager
+async def _connected(server: str | None, api_key: str | None) -> AsyncIterator[Client]:
+    if server:
+        async with Client(server, api_key) as client:
+            yield client
+        return
+    configure_logging("error")
+    # A private server lives as long as its one picture, and asks nobody for a key.
+    settings = _settings(grace_seconds=0.0).model_copy(update={"api_keys": ()})
+    async with (
+        serving_privately(settings) as socket,
+        Client("http://sdstream", uds=socket) as client,
+    ):
+        yield client
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        BarColumn(), TextColumn("{task.fields[what]}"), TimeElapsedColumn(), console=console
+    )
+
+
+def _show(bar: Progress, row: TaskID, step: Step) -> None:
+    what = f"step {step.done_steps}/{step.all_steps}" if step.done_steps else step.status
+    bar.update(row, completed=step.percent, what=what)
+
+
+def _save(picture: Picture, output: str, count: int) -> str:
+    """Write one image; returns what to say of it after the seed."""
+    if output == "-":
+        sys.stdout.buffer.write(picture.data)
+        sys.stdout.buffer.flush()
+        return ""
+    path = Path(output)
+    if count > 1:
+        path = path.with_stem(f"{path.stem}-{picture.index + 1}")
+    path.write_bytes(picture.data)
+    return f", {path}"
+
+
+class _plain_errors:  # noqa: N801  a context manager used as a word
+    """Turns expected failures into one line and an exit code."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        match error:
+            case CatalogError():
+                click.echo(f"Error: models.yaml, {error}", err=True)
+                sys.exit(EXIT_CONFIG)
+            case ServerSaysNo() | OSError():
+                click.echo(f"Error: {error}", err=True)
+                sys.exit(EXIT_FAILED)
+            case httpx2.HTTPError():
+                click.echo(f"Error: the server cannot be reached: {error}", err=True)
+                sys.exit(EXIT_FAILED)

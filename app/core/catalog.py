@@ -1,0 +1,327 @@
+"""The catalogue: which models there are, what they are made of and how they like to be run.
+
+``Catalog.parse`` turns the text of models.yaml into frozen values. It touches no disk: whether
+the files exist is asked later, with ``Catalog.line_of`` to name the line at fault.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from app.core.samplers import SAMPLERS, SCHEDULES
+
+BUILTIN: Final = "builtin:"
+"""Prefix of a file that the package makes itself instead of reading it from disk."""
+
+
+class CatalogError(Exception):
+    """models.yaml cannot be used; ``line`` counts from 1."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(f"line {line}: {message}")
+        self.message = message
+        self.line = line
+
+
+class Size(NamedTuple):
+    """Pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "WxH" or "W*H"; raise ValueError on anything else."""
+        match = re.fullmatch(r"\s*(\d{1,5})\s*[xX*×]\s*(\d{1,5})\s*", text)
+        if match is None:
+            raise ValueError("a size is written WIDTHxHEIGHT, 512x512 for example")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class Family:
+    """What all models of one architecture have in common.
+
+    Attributes:
+        title: The name that people use.
+        multiple: Width and height must be multiples of this many pixels.
+        flow: Trained by flow matching rather than noise prediction.
+        distilled_guidance: Takes ``guidance`` (FLUX-dev and its like).
+        text_encoders: Encoders whose weights must be there; the runtime dies without them.
+        size, steps, cfg_scale, sampler: What the architecture is usually run with.
+    """
+
+    title: str
+    multiple: int
+    flow: bool
+    text_encoders: tuple[Literal["clip", "t5", "llm"], ...]
+    size: Size
+    steps: int
+    cfg_scale: float
+    distilled_guidance: bool = False
+    sampler: str = "euler"
+
+
+# A U-Net halves the latent three times, and the latent is an eighth of the picture: 64. The
+# transformers cut the latent into patches of two: 16.
+FAMILIES: Final[Mapping[str, Family]] = {
+    "sd1": Family("Stable Diffusion 1", 64, False, ("clip",), Size(512, 512), 20, 7.0),
+    "sd2": Family("Stable Diffusion 2", 64, False, ("clip",), Size(768, 768), 20, 7.0),
+    "sdxl": Family("Stable Diffusion XL", 64, False, ("clip",), Size(1024, 1024), 25, 5.0),
+    "sd3": Family("Stable Diffusion 3", 16, True, ("clip",), Size(1024, 1024), 20, 4.5),
+    "flux": Family("FLUX.1", 16, True, ("clip", "t5"), Size(1024, 1024), 20, 1.0, True),
+    "chroma": Family("Chroma", 16, True, ("t5",), Size(1024, 1024), 26, 4.0),
+    "qwen_image": Family("Qwen-Image", 16, True, ("llm",), Size(1024, 1024), 20, 2.5),
+    "z_image": Family("Z-Image", 16, True, ("llm",), Size(1024, 1024), 8, 1.0),
+    "ovis_image": Family("Ovis-Image", 16, True, ("llm",), Size(1024, 1024), 20, 5.0),
+}
+
+WTYPES: Final = (
+    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
+    "q2_K", "q3_K", "q4_K", "q5_K", "q6_K",
+)  # fmt: skip
+
+
+def _one_of(names: Mapping[str, object] | tuple[str, ...], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"unknown {what} '{value}'; there are {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _size_of(value: Any) -> Any:
+    return Size.parse(value) if isinstance(value, str) else value
+
+
+SizeField = Annotated[Size, BeforeValidator(_size_of)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Files(_Part):
+    """The weights: one file with everything, or one per component.
+
+    A value is a path (relative ones count from the folder of models.yaml) or ``builtin:NAME``.
+    """
+
+    model: str | None = None
+    diffusion_model: str | None = None
+    clip_l: str | None = None
+    clip_g: str | None = None
+    t5xxl: str | None = None
+    llm: str | None = None
+    vae: str | None = None
+    tae: str | None = None
+
+    @model_validator(mode="after")
+    def _something_to_draw_with(self) -> Self:
+        if self.model is None and self.diffusion_model is None:
+            raise ValueError("files needs 'model' or 'diffusion_model'")
+        return self
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """(component, location) of those that are named."""
+        return ((k, v) for k, v in self.__dict__.items() if v is not None)
+
+
+class Defaults(_Part):
+    """What a request gets when it does not say; what is missing here comes from the family."""
+
+    size: SizeField | None = None
+    steps: int | None = Field(None, ge=1, le=150)
+    sampler: Annotated[str, _one_of(SAMPLERS, "sampler")] | None = None
+    schedule: Annotated[str, _one_of(SCHEDULES, "schedule")] | None = None
+    cfg_scale: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
+    guidance: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
+
+
+class SizeRule(_Part):
+    """Bounds of width and height, each in pixels."""
+
+    min: int = Field(64, ge=16)
+    max: int = Field(2048, le=8192)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("size.min is larger than size.max")
+        return self
+
+
+class RuntimeOptions(_Part):
+    """How the native library runs the model.
+
+    Attributes:
+        threads: CPU threads; 0 means the cores that this process may use.
+        flash_attn: Flash attention: faster on GPUs, 1.8-2x slower on the CPU.
+        conv_direct: Direct convolutions: less memory, no faster.
+        offload: Keep the weights in main memory and move them to the GPU as needed.
+        wtype: Re-quantise the weights to this type while loading.
+        tae: Decode with the tiny autoencoder that lies inside the model file.
+        vae_tiling: Decode in tiles: less memory, slower.
+    """
+
+    threads: int = Field(0, ge=0, le=1024)
+    flash_attn: bool = False
+    conv_direct: bool = False
+    offload: bool = False
+    wtype: Annotated[str, _one_of(WTYPES, "wtype")] | None = None
+    tae: bool = False
+    vae_tiling: bool = False
+
+
+class ModelSpec(_Part):
+    """One entry of the catalogue."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
+    description: str = ""
+    family: Annotated[str, _one_of(FAMILIES, "family")]
+    files: Files
+    defaults: Defaults = Defaults()
+    size: SizeRule = SizeRule()
+    runtime: RuntimeOptions = RuntimeOptions()
+
+    @property
+    def traits(self) -> Family:
+        """The facts of the model's architecture."""
+        return FAMILIES[self.family]
+
+    @model_validator(mode="after")
+    def _default_size_fits(self) -> Self:
+        problem = self.size_problem(self.default_size)
+        if problem:
+            raise ValueError(f"the default size {self.default_size} is not allowed: {problem}")
+        return self
+
+    @property
+    def default_size(self) -> Size:
+        """Width and height of a picture whose request names none, in pixels."""
+        return self.defaults.size or self.traits.size
+
+    def size_problem(self, size: Size) -> str | None:
+        """Why the model cannot draw this size, or None when it can."""
+        multiple = self.traits.multiple
+        for name, value in (("width", size.width), ("height", size.height)):
+            if not self.size.min <= value <= self.size.max:
+                return f"{name} must be between {self.size.min} and {self.size.max}, not {value}"
+            if value % multiple:
+                return f"{name} must be a multiple of {multiple}, not {value}"
+        return None
+
+
+class _File(_Part):
+    default: str | None = None
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The models of one models.yaml, by id."""
+
+    models: Mapping[str, ModelSpec]
+    default: str
+    _lines: Mapping[tuple[str | int, ...], int]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read models.yaml.
+
+        Raises:
+            CatalogError: With the line of the key at fault.
+        """
+        lines, data = _load(text)
+        try:
+            file = _File.model_validate(data)
+        except ValidationError as error:
+            raise _with_line(error, lines) from None
+        models: dict[str, ModelSpec] = {}
+        for index, spec in enumerate(file.models):
+            if spec.id in models:
+                line = _nearest(lines, ("models", index, "id"))
+                raise CatalogError(f"the id '{spec.id}' is there twice", line)
+            models[spec.id] = spec
+        default = file.default or file.models[0].id
+        if default not in models:
+            raise CatalogError(f"no model has the id '{default}'", _nearest(lines, ("default",)))
+        return cls(models, default, lines)
+
+    def find(self, name: str | None) -> ModelSpec | None:
+        """The model of that id; None and "default" stand for the default one."""
+        return self.models.get(self.default if name in (None, "", "default") else str(name))
+
+    def line_of(self, model: str, component: str) -> int:
+        """The line of models.yaml that names this file of the model."""
+        return _nearest(self._lines, ("models", [*self.models].index(model), "files", component))
+
+
+_Lines = dict[tuple[str | int, ...], int]
+
+
+def _load(text: str) -> tuple[_Lines, Any]:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise CatalogError(str(error.problem), mark.line + 1 if mark else 1) from None
+    except yaml.YAMLError as error:
+        raise CatalogError(str(error), 1) from None
+    lines: _Lines = {}
+    if root is not None:
+        _index(root, (), lines)
+    return lines, yaml.safe_load(text)
+
+
+def _index(node: yaml.Node, path: tuple[str | int, ...], lines: _Lines) -> None:
+    """Note the line of every key and item, and refuse keys that YAML would silently override."""
+    lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _index(item, (*path, index), lines)
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            line = key.start_mark.line + 1
+            if here in lines:
+                raise CatalogError(f"the key '{key.value}' is there twice", line)
+            lines[here] = line
+            _index(value, here, lines)
+
+
+def _nearest(lines: Mapping[tuple[str | int, ...], int], path: tuple[str | int, ...]) -> int:
+    while path and path not in lines:
+        path = path[:-1]
+    return lines.get(path, 1)
+
+
+def _with_line(error: ValidationError, lines: _Lines) -> CatalogError:
+    first = error.errors()[0]
+    path = tuple(first["loc"])
+    where = ".".join(str(part) for part in path) or "the file"
+    if first["type"] == "extra_forbidden":
+        message = f"unknown key '{where}'"
+    elif first["type"] == "missing":
+        message = f"the key '{where}' is missing"
+    else:
+        message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return CatalogError(message, _nearest(lines, path))

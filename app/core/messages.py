@@ -1,0 +1,220 @@
+"""The words between the server and its worker process, and their form on the wire.
+
+A frame is ``u32 header length | u32 blob length | header (JSON) | blob (raw pixels)``, little
+endian: pixels never pass through JSON. Commands go down, events come up, and each event of a job
+names it, so that a late frame of a job long gone can be told apart and dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from app.core.request import GenerationRequest
+from app.core.words import Word
+
+HEADER: Final = struct.Struct("<II")
+
+
+class Phase(Word):
+    """What the runtime is doing; the watchdog has one limit for each."""
+
+    LOADING = "loading", "reading weights"
+    ENCODING = "encoding", "the text encoder reads the prompt"
+    SAMPLING = "sampling", "denoising, step by step"
+    DECODING = "decoding", "the autoencoder turns the latent into pixels"
+
+
+# --- commands: server to worker -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load a model; answered by Loaded or Failed.
+
+    Attributes:
+        model: Id in the catalogue.
+        family: A key of catalog.FAMILIES.
+        files: Component to absolute path, or ``builtin:NAME``.
+        cache_dir: Where built-in models are written.
+        runtime: The fields of catalog.RuntimeOptions.
+    """
+
+    model: str
+    family: str
+    files: dict[str, str]
+    cache_dir: str
+    runtime: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Draw; answered by events of the job that end with Done, Cancelled or Failed."""
+
+    job: str
+    request: GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop the job as soon as the runtime can; ignored when it is not the current one."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave the process."""
+
+
+# --- events: worker to server -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model is ready.
+
+    Attributes:
+        seconds: Loading took this long.
+        can_abort: A running job can be cancelled inside the process; else it must be killed.
+        fast_kernels: The library was built with its matrix kernels (GGML_LLAMAFILE).
+        on_cpu: The runtime computes on the CPU.
+        system: The runtime's own line on the processor's features.
+    """
+
+    seconds: float
+    can_abort: bool
+    fast_kernels: bool
+    on_cpu: bool
+    system: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The runtime got this far with one image.
+
+    Attributes:
+        job: Job id.
+        index: Image of the job, from 0.
+        phase: What it is doing now.
+        step: Finished sampling steps, 0..steps; 0 while encoding.
+        steps: Sampling steps in all, as the runtime counts them.
+    """
+
+    job: str
+    index: int
+    phase: Phase
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """How the image looks after a step: small RGB pixels, width x height x 3 bytes."""
+
+    job: str
+    index: int
+    step: int
+    width: int
+    height: int
+    blob: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDrawn:
+    """One image is ready as RGB pixels, width x height x 3 bytes, rows from the top.
+
+    Attributes:
+        seed: The seed this image was drawn with.
+        encode_seconds, sample_seconds, decode_seconds: Time in each phase.
+    """
+
+    job: str
+    index: int
+    seed: int
+    width: int
+    height: int
+    steps: int
+    encode_seconds: float
+    sample_seconds: float
+    decode_seconds: float
+    blob: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """All images of the job are drawn."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The job stopped because a Cancel asked for it."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job (or the load, when ``job`` is None) ended without its result.
+
+    Attributes:
+        reason: A value of errors.Reason.
+        message: One sentence without paths of the server.
+    """
+
+    job: str | None
+    reason: str
+    message: str
+
+
+Command = Load | Generate | Cancel | Stop
+Event = Loaded | Progress | Preview | ImageDrawn | Done | Cancelled | Failed
+Message = Command | Event
+
+_TYPES: Final = {
+    cls.__name__: cls
+    for cls in (
+        Load, Generate, Cancel, Stop,
+        Loaded, Progress, Preview, ImageDrawn, Done, Cancelled, Failed,
+    )
+}  # fmt: skip
+
+
+def encode(message: Message) -> bytes:
+    """One frame, ready for the socket."""
+    # Not dataclasses.asdict: it deep-copies, and a blob may be megabytes.
+    names = [f.name for f in dataclasses.fields(message)]
+    fields = {name: getattr(message, name) for name in names if name != "blob"}
+    if isinstance(message, Generate):
+        fields["request"] = dataclasses.asdict(message.request)
+    header = json.dumps({"type": type(message).__name__, **fields}).encode()
+    blob = message.blob if isinstance(message, Preview | ImageDrawn) else b""
+    return b"".join((HEADER.pack(len(header), len(blob)), header, blob))
+
+
+def decode(header: bytes, blob: bytes) -> Message:
+    """The message of one frame.
+
+    Raises:
+        ValueError: The header is no message of this protocol.
+    """
+    try:
+        fields = json.loads(header)
+        cls: Any = _TYPES[fields.pop("type")]
+        if cls is Generate:
+            request = fields["request"]
+            request["warnings"] = tuple(request["warnings"])
+            fields["request"] = GenerationRequest(**request)
+        elif cls is Progress:
+            fields["phase"] = Phase(fields["phase"])
+        elif cls in (Preview, ImageDrawn):
+            fields["blob"] = blob
+        message: Message = cls(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a message: {header[:200]!r}") from error
+    return message

@@ -1,0 +1,302 @@
+"""What was asked (Draft), what will be drawn (GenerationRequest), and the step between: resolve.
+
+A Draft is dialect-neutral and all of it is optional but the prompt. A GenerationRequest has every
+default, size and seed concrete; nothing past ``resolve`` checks values again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from app.core.catalog import Catalog, ModelSpec, Size
+from app.core.errors import InvalidRequest, NotFound, Reason
+from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES, refusal
+from app.core.samplers import sampler_named as _sampler_named
+from app.core.samplers import schedule_named as _schedule_named
+
+MAX_IMAGES: Final = 10
+MAX_STEPS: Final = 150
+MAX_PROMPT_CHARACTERS: Final = 32_000
+#: Seeds are the runtime's int64; image i of n takes seed + i, which must fit too.
+MAX_SEED: Final = 2**63 - 1 - MAX_IMAGES
+
+T = TypeVar("T")
+
+Quality = Literal["standard", "hd", "low", "medium", "high", "auto"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+_STEP_FACTORS: Final[Mapping[Quality, float]] = {"low": 0.5, "high": 1.5, "hd": 1.5}
+
+
+def _plain_text(value: str) -> str:
+    # NUL ends a C string and a lone surrogate has no UTF-8 form: the runtime would see another
+    # prompt than the client sent.
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must not contain unpaired surrogates")
+    return value
+
+
+class Draft(BaseModel):
+    """The options of one request as the client gave them, in canonical spelling.
+
+    Pixels for sizes, 0..100 percent for ``output_compression``; None always means "not given".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS, description="What to draw.")
+    negative_prompt: str | None = Field(
+        None, max_length=MAX_PROMPT_CHARACTERS, description="What to keep out; needs cfg_scale > 1."
+    )
+    model: str | None = Field(None, description='A model id; "default" or none is the default.')
+    n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="Images; image i has seed + i.")
+    size: str | None = Field(None, description='"WIDTHxHEIGHT" in pixels, or "auto".')
+    width: int | None = Field(None, ge=1, description="Pixels; with height, in place of size.")
+    height: int | None = Field(None, ge=1, description="Pixels; with width, in place of size.")
+    seed: int | None = Field(None, ge=-1, le=MAX_SEED, description="-1 or none is random.")
+    sample_steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="Sampling steps.")
+    sampler: str | None = Field(None, description="One of: " + ", ".join(SAMPLERS) + ".")
+    schedule: str | None = Field(None, description="One of: " + ", ".join(SCHEDULES) + ".")
+    cfg_scale: float | None = Field(None, ge=0, le=30, description="Classifier-free guidance.")
+    guidance: float | None = Field(None, ge=0, le=30, description="Distilled guidance (FLUX-dev).")
+    quality: Quality | None = Field(
+        None, description="Steps when none are given: low 0.5x, high and hd 1.5x the model's own."
+    )
+    output_format: OutputFormat | None = Field(None, description="The image file's format.")
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="Quality of JPEG and WebP in percent."
+    )
+    previews: bool = Field(False, exclude=True)
+    #: canonical name -> the client's spelling, for error messages
+    spelling: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _text(cls, value: str | None) -> str | None:
+        return value if value is None else _plain_text(value)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_numbers_from_booleans(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and info.field_name != "previews":
+            raise ValueError("must not be a boolean")
+        return value
+
+    def spelled(self, name: str) -> str:
+        """How the client wrote this option."""
+        return self.spelling.get(name, name)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One job for the runtime, every value concrete.
+
+    Attributes:
+        model: Id in the catalogue.
+        prompt, negative_prompt: Unicode without NUL.
+        width, height: Pixels.
+        steps: Sampling steps of one image.
+        sampler, schedule: Names of core.samplers.
+        cfg_scale: Classifier-free guidance; 1 leaves the negative prompt out.
+        guidance: Distilled guidance, None where the family has none.
+        seed: Of the first image; image i has seed + i.
+        n: Images.
+        previews: Send a small picture after every step.
+        quality: As the client gave it, for the answer.
+        output_format: File format of the images.
+        output_compression: Percent of quality for JPEG and WebP.
+        warnings: Sentences on options that cannot act as given.
+    """
+
+    model: str
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    sampler: str
+    schedule: str
+    cfg_scale: float
+    guidance: float | None
+    seed: int
+    n: int
+    previews: bool = False
+    quality: str = "auto"
+    output_format: OutputFormat = "png"
+    output_compression: int = 100
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return Size(self.width, self.height)
+
+
+def resolve(
+    draft: Draft, catalog: Catalog, *, random_seed: Callable[[], int], max_pixels: int
+) -> GenerationRequest:
+    """Make every default, size and seed concrete.
+
+    Args:
+        draft: What was asked.
+        catalog: The models there are.
+        random_seed: Draws a seed of 0..MAX_SEED for requests without one.
+        max_pixels: Upper bound of width x height.
+
+    Raises:
+        NotFound: The model is not in the catalogue.
+        InvalidRequest: A value that this model cannot take; names the client's field.
+    """
+    spec = catalog.find(draft.model)
+    if spec is None:
+        raise NotFound(
+            f"The model '{draft.model}' is not in the catalogue; there are "
+            f"{', '.join(catalog.models)}.",
+            reason=Reason.MODEL_NOT_FOUND,
+            param=draft.spelled("model"),
+        )
+    size = _size(draft, spec, max_pixels)
+    steps = _steps(draft, spec)
+    sampler, schedule = _sampling(draft, spec, steps)
+    cfg_scale = _first(draft.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
+    return GenerationRequest(
+        model=spec.id,
+        prompt=draft.prompt,
+        negative_prompt=draft.negative_prompt or "",
+        width=size.width,
+        height=size.height,
+        steps=steps,
+        sampler=sampler,
+        schedule=schedule,
+        cfg_scale=cfg_scale,
+        guidance=_guidance(draft, spec),
+        seed=random_seed() if draft.seed in (None, -1) else int(draft.seed or 0),
+        n=draft.n or 1,
+        previews=draft.previews,
+        quality=draft.quality or "auto",
+        output_format=draft.output_format or "png",
+        output_compression=_compression(draft),
+        warnings=_warnings(draft, cfg_scale),
+    )
+
+
+def _first(*candidates: T | None) -> T:
+    return next(value for value in candidates if value is not None)
+
+
+def _size(draft: Draft, spec: ModelSpec, max_pixels: int) -> Size:
+    param = draft.spelled("size")
+    if draft.width is not None or draft.height is not None:
+        size = _width_and_height(draft)
+        param = draft.spelled("width")
+    elif draft.size in (None, "auto", ""):
+        return spec.default_size
+    else:
+        try:
+            size = Size.parse(str(draft.size))
+        except ValueError as error:
+            raise InvalidRequest(f"'{param}': {error}.", param=param) from None
+    problem = spec.size_problem(size)
+    if problem:
+        if draft.width is not None and problem.startswith("height"):
+            param = draft.spelled("height")
+        raise InvalidRequest(f"'{param}': {problem}.", param=param)
+    if size.width * size.height > max_pixels:
+        raise InvalidRequest(
+            f"'{param}': {size} is more than this server's {max_pixels} pixels.", param=param
+        )
+    return size
+
+
+def _width_and_height(draft: Draft) -> Size:
+    if draft.width is None or draft.height is None:
+        given, missing = ("width", "height") if draft.height is None else ("height", "width")
+        raise InvalidRequest(
+            f"'{draft.spelled(given)}' needs '{missing}' beside it.",
+            reason=Reason.MISSING_FIELD,
+            param=missing,
+        )
+    size = Size(draft.width, draft.height)
+    if draft.size not in (None, "auto", "") and draft.size != str(size):
+        raise InvalidRequest(
+            f"'{draft.spelled('size')}' and width and height name different sizes.",
+            reason=Reason.CONFLICTING_FIELDS,
+            param=draft.spelled("size"),
+        )
+    return size
+
+
+def _steps(draft: Draft, spec: ModelSpec) -> int:
+    if draft.sample_steps is not None:
+        return draft.sample_steps
+    own = _first(spec.defaults.steps, spec.traits.steps)
+    factor = _STEP_FACTORS.get(draft.quality, 1.0) if draft.quality else 1.0
+    return min(MAX_STEPS, max(1, round(own * factor)))
+
+
+def _sampling(draft: Draft, spec: ModelSpec, steps: int) -> tuple[str, str]:
+    sampler = _first(
+        _named(draft, "sampler", _sampler_named, SAMPLERS),
+        spec.defaults.sampler,
+        spec.traits.sampler,
+    )
+    schedule = _first(
+        _named(draft, "schedule", _schedule_named, SCHEDULES),
+        spec.defaults.schedule,
+        DEFAULT_SCHEDULE,
+    )
+    why = refusal(schedule=schedule, steps=steps, flow=spec.traits.flow)
+    if why:
+        raise InvalidRequest(why, reason=Reason.UNSAFE_COMBINATION, param=draft.spelled("schedule"))
+    return sampler, schedule
+
+
+def _named(
+    draft: Draft, field: str, find: Callable[[str], str | None], names: Mapping[str, str]
+) -> str | None:
+    given = getattr(draft, field)
+    if given is None or given == "":
+        return None
+    found = find(given)
+    if found is None:
+        raise InvalidRequest(
+            f"'{draft.spelled(field)}': unknown {field} '{given[:64]}'; there are "
+            f"{', '.join(names)}.",
+            param=draft.spelled(field),
+        )
+    return found
+
+
+def _guidance(draft: Draft, spec: ModelSpec) -> float | None:
+    if not spec.traits.distilled_guidance:
+        if draft.guidance is None:
+            return None
+        raise InvalidRequest(
+            f"The model '{spec.id}' has no distilled guidance; use cfg_scale.",
+            reason=Reason.NOT_SUPPORTED,
+            param=draft.spelled("guidance"),
+        )
+    return _first(draft.guidance, spec.defaults.guidance, 3.5)
+
+
+def _compression(draft: Draft) -> int:
+    percent = 100 if draft.output_compression is None else draft.output_compression
+    if percent < 100 and (draft.output_format or "png") == "png":
+        name = draft.spelled("output_compression")
+        raise InvalidRequest(
+            f"'{name}' below 100 needs output_format jpeg or webp: PNG is lossless.", param=name
+        )
+    return percent
+
+
+def _warnings(draft: Draft, cfg_scale: float) -> tuple[str, ...]:
+    if draft.negative_prompt and cfg_scale == 1.0:
+        name = draft.spelled("negative_prompt")
+        return (f"{name} has no effect at cfg_scale 1.",)
+    return ()

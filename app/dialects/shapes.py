@@ -1,0 +1,136 @@
+"""Parts of answers that several dialects share."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.core.errors import ImageServiceError
+from app.core.job import ImageResult, Job, Usage
+from app.core.request import GenerationRequest
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageForm:
+    """How a finished image is put into an answer.
+
+    Attributes:
+        as_url: A link in place of the bytes.
+        data_url: Base64 with a ``data:`` prefix (mistral.rs' literal "B64Json").
+        base_url: What links begin with, without a slash at the end.
+    """
+
+    as_url: bool = False
+    data_url: bool = False
+    base_url: str = ""
+
+
+def compact(value: Any) -> bytes:
+    """JSON on one line."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes:
+    """``fields`` as JSON with base64 of ``data`` under ``key`` at its end.
+
+    The base64 is joined in as bytes: it needs no escaping, and through json.dumps a picture of
+    4 MB would take four times as long.
+    """
+    head = compact({**fields, key: prefix})
+    return b"".join((head[:-2], base64.b64encode(data), b'"}'))
+
+
+def image_item(
+    fields: JsonObject, request: GenerationRequest, image: ImageResult, form: ImageForm
+) -> bytes:
+    """One entry of ``data``: the fields with the image's link or bytes at the end."""
+    if form.as_url:
+        return compact({**fields, "url": f"{form.base_url}/v1/images/{image.id}/content"})
+    prefix = f"data:image/{request.output_format};base64," if form.data_url else ""
+    return with_base64(fields, "b64_json", prefix, image.data)
+
+
+def with_data(fields: JsonObject, items: list[bytes], tail: JsonObject) -> bytes:
+    """``{…fields, "data": [items], …tail}`` from items that are JSON already."""
+    return b"".join(
+        (compact(fields)[:-1], b',"data":[', b",".join(items), b"],", compact(tail)[1:])
+    )
+
+
+def usage_fields(usage: Usage) -> JsonObject:
+    """Both families of usage: llama-box's speeds and OpenAI's tokens."""
+    return {
+        "generation_per_second": usage.generation_per_second,
+        "time_per_generation_ms": usage.time_per_generation_ms,
+        "time_to_process_ms": usage.time_to_process_ms,
+        "input_tokens": usage.text_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.text_tokens + usage.output_tokens,
+        "input_tokens_details": {"text_tokens": usage.text_tokens, "image_tokens": 0},
+    }
+
+
+def parameters(request: GenerationRequest) -> JsonObject:
+    """Every effective value of a request."""
+    values: JsonObject = {
+        "model": request.model,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "n": request.n,
+        "size": str(request.size),
+        "seed": request.seed,
+        "sample_steps": request.steps,
+        "sampler": request.sampler,
+        "schedule": request.schedule,
+        "cfg_scale": request.cfg_scale,
+    }
+    if request.guidance is not None:
+        values["guidance"] = request.guidance
+    return values
+
+
+def answer_fields(job: Job) -> JsonObject:
+    """What a whole answer says beside its images."""
+    request = job.request
+    fields: JsonObject = {
+        "model": request.model,
+        "size": str(request.size),
+        "quality": request.quality,
+        "output_format": request.output_format,
+        "background": "opaque",
+        "parameters": parameters(request),
+    }
+    if request.warnings:
+        fields["warnings"] = list(request.warnings)
+    return fields
+
+
+def error_fields(error: ImageServiceError) -> JsonObject:
+    """The object under ``error``: code is the HTTP status, reason a stable machine word."""
+    return {
+        "code": error.status,
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "reason": error.reason.value,
+    }
+
+
+def error_body(error: ImageServiceError) -> JsonObject:
+    """A whole error answer; ``detail`` is where Xinference's client looks."""
+    return {"error": error_fields(error), "detail": error.message}
+
+
+def error_headers(error: ImageServiceError) -> Mapping[str, str]:
+    """What tells a client whether and when to try again."""
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.should_retry is not None:
+        headers["x-should-retry"] = str(error.should_retry).lower()
+    return headers

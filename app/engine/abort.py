@@ -1,0 +1,150 @@
+"""Cancelling inside the native CPU backend, without Python and without the GIL.
+
+ggml asks an abort callback before every node of a graph. The callback given here is libc's
+``strlen`` and its data is a buffer of two bytes: an empty string says "go on", a string of one
+character says "stop". No Python code runs on the compute threads.
+
+Deliberate oddities:
+
+1. The backends are found through the layout of a private struct: the first pointer behind
+   ``sd_ctx_t *`` is the implementation, whose first fields are backend, clip_backend,
+   control_net_backend and vae_backend. That holds for the pinned release only, so ``attach``
+   proves it with a graph of its own before it is relied on.
+2. Firing while the text encoder runs is a GGML_ASSERT, which ends the process. A request to
+   abort is therefore only remembered until ``arm``, which is called at an image's first step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any, Final
+
+_BACKEND_FIELDS: Final = 4
+_STATUS_ABORTED: Final = 1
+_STATUS_SUCCESS: Final = 0
+_TYPE_F32: Final = 0
+
+
+class _InitParams(ctypes.Structure):
+    """ggml_init_params."""
+
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+def _declare(lib: Any) -> None:
+    """Give the ggml functions used here their C signatures."""
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    signatures = {
+        "ggml_backend_is_cpu": (ctypes.c_bool, [pointer]),
+        "ggml_backend_cpu_set_abort_callback": (None, [pointer, pointer, pointer]),
+        "ggml_init": (pointer, [_InitParams]),
+        "ggml_free": (None, [pointer]),
+        "ggml_new_tensor_1d": (pointer, [pointer, ctypes.c_int, ctypes.c_int64]),
+        "ggml_add": (pointer, [pointer, pointer, pointer]),
+        "ggml_new_graph": (pointer, [pointer]),
+        "ggml_build_forward_expand": (None, [pointer, pointer]),
+        "ggml_backend_alloc_ctx_tensors": (pointer, [pointer, pointer]),
+        "ggml_backend_buffer_free": (None, [pointer]),
+        "ggml_backend_graph_compute": (ctypes.c_int, [pointer, pointer]),
+        "ggml_tensor_overhead": (size, []),
+        "ggml_graph_overhead": (size, []),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+
+
+class AbortFlag:
+    """A flag that stops the computation of one native context on the CPU.
+
+    ``request`` may be called from any thread; ``reset`` before an image, and ``arm`` at its first
+    sampling step, by the thread that draws.
+    """
+
+    def __init__(self, lib: Any) -> None:
+        self._lib = lib
+        self._flag = ctypes.create_string_buffer(2)
+        # Kept alive with the object: the backend holds the raw pointer.
+        self._strlen = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
+        self._lock = threading.Lock()
+        self._requested = False
+        self._armed = False
+        #: True when everything that ``attach`` found computes on the CPU.
+        self.on_cpu = False
+
+    def attach(self, context: Any) -> bool:
+        """Install the flag in every CPU backend of a context; False when it would not work.
+
+        Args:
+            context: The ``sd_ctx_t *`` of a loaded model.
+        """
+        try:
+            _declare(self._lib)
+        except AttributeError:  # another build of the library does not export them
+            return False
+        backends = self._backends(context)
+        self.on_cpu = all(self._lib.ggml_backend_is_cpu(b) for b in backends)
+        if not backends or not self.on_cpu:
+            return False
+        data = ctypes.cast(self._flag, ctypes.c_void_p)
+        for backend in backends:
+            self._lib.ggml_backend_cpu_set_abort_callback(backend, self._strlen, data)
+        return all(self._obeys(backend) for backend in backends)
+
+    def reset(self) -> None:
+        """Forget an earlier request: a new image begins."""
+        with self._lock:
+            self._requested = self._armed = False
+            self._flag[0] = b"\0"
+
+    def request(self) -> None:
+        """Stop the image as soon as that is safe."""
+        with self._lock:
+            self._requested = True
+            if self._armed:
+                self._flag[0] = b"\1"
+
+    def arm(self) -> None:
+        """From here on stopping is safe."""
+        with self._lock:
+            self._armed = True
+            if self._requested:
+                self._flag[0] = b"\1"
+
+    @property
+    def requested(self) -> bool:
+        """True when this image was asked to stop."""
+        return self._requested
+
+    def _backends(self, context: Any) -> set[int]:
+        implementation = ctypes.cast(context, ctypes.POINTER(ctypes.c_void_p))[0]
+        if not implementation:
+            return set()
+        fields = ctypes.cast(implementation, ctypes.POINTER(ctypes.c_void_p))
+        found = (fields[index] for index in range(_BACKEND_FIELDS))
+        return {backend for backend in found if backend is not None}
+
+    def _obeys(self, backend: int) -> bool:
+        """Run a graph of one addition with the flag up and down."""
+        lib = self._lib
+        size = 8 * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead()
+        context = lib.ggml_init(_InitParams(size, None, True))
+        tensor = lib.ggml_new_tensor_1d(context, _TYPE_F32, 16)
+        graph = lib.ggml_new_graph(context)
+        lib.ggml_build_forward_expand(graph, lib.ggml_add(context, tensor, tensor))
+        buffer = lib.ggml_backend_alloc_ctx_tensors(context, backend)
+        try:
+            self._flag[0] = b"\1"
+            while_up: int = lib.ggml_backend_graph_compute(backend, graph)
+            self._flag[0] = b"\0"
+            while_down: int = lib.ggml_backend_graph_compute(backend, graph)
+            return while_up == _STATUS_ABORTED and while_down == _STATUS_SUCCESS
+        finally:
+            self._flag[0] = b"\0"
+            lib.ggml_backend_buffer_free(buffer)
+            lib.ggml_free(context)

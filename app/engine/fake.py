@@ -1,0 +1,120 @@
+"""A deterministic engine without a model, for tests and for trying clients.
+
+It draws a gradient whose colours come from the prompt, seed and size. Words of the form
+``key=value`` in the prompt make it misbehave on cue, in the real worker process:
+
+    step=0.05     each sampling step takes that many seconds (default 0.001)
+    crash=3       the process aborts (SIGABRT) at that step
+    segv=3        the process dies of SIGSEGV at that step
+    hang=3        nothing more is heard from that step on, and a cancel has no effect
+    fail=3        the runtime gives no picture at that step
+    deaf=1        cancel has no effect, as on a GPU
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+
+from app.core.errors import Reason
+from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
+from app.core.request import GenerationRequest
+from app.engine.engine import Emit, EngineError
+
+_STEP_SECONDS = 0.001
+
+
+class FakeEngine:
+    """Draws gradients; see the module for the words it obeys."""
+
+    def __init__(self) -> None:
+        self._aborted = threading.Event()
+
+    def load(self, command: Load, emit: Emit) -> Loaded:
+        """Answer at once; a model file named ``broken`` cannot be loaded."""
+        emit(Progress("", 0, Phase.LOADING, 1, 1))
+        if "broken" in command.files.values():
+            raise EngineError(Reason.MODEL_UNAVAILABLE, "The file of 'model' is damaged.")
+        if "crash" in command.files.values():
+            os.kill(os.getpid(), signal.SIGABRT)
+        return Loaded(0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake")
+
+    def draw(
+        self, job: str, request: GenerationRequest, index: int, emit: Emit
+    ) -> ImageDrawn | None:
+        """Walk through the phases at the pace that the prompt names."""
+        cues = _cues(request.prompt)
+        pause = cues.get("step", _STEP_SECONDS)
+        emit(Progress(job, index, Phase.ENCODING, 0, request.steps))
+        for step in range(request.steps + 1):
+            emit(Progress(job, index, Phase.SAMPLING, step, request.steps))
+            if request.previews and step:
+                emit(Preview(job, index, step, 8, 8, _gradient(request, index, 8, 8)))
+            _misbehave(cues, step)
+            if self._pause(pause, deaf="deaf" in cues):
+                return None
+        emit(Progress(job, index, Phase.DECODING, request.steps, request.steps))
+        return ImageDrawn(
+            job=job,
+            index=index,
+            seed=request.seed + index,
+            width=request.width,
+            height=request.height,
+            steps=request.steps,
+            encode_seconds=pause,
+            sample_seconds=pause * request.steps,
+            decode_seconds=pause,
+            blob=_gradient(request, index, request.width, request.height),
+        )
+
+    def clear_abort(self) -> None:
+        """Forget an earlier abort."""
+        self._aborted.clear()
+
+    def abort(self) -> None:
+        """Stop at the next step."""
+        self._aborted.set()
+
+    def _pause(self, seconds: float, *, deaf: bool) -> bool:
+        """Sleep; True when the image was aborted meanwhile."""
+        if deaf:
+            time.sleep(seconds)
+            return False
+        return self._aborted.wait(seconds)
+
+
+def _cues(prompt: str) -> dict[str, float]:
+    words = (word.partition("=") for word in prompt.split())
+    return {key: float(value) for key, _, value in words if _is_number(value)}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _misbehave(cues: dict[str, float], step: int) -> None:
+    if cues.get("crash") == step:
+        os.kill(os.getpid(), signal.SIGABRT)
+    if cues.get("segv") == step:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if cues.get("hang") == step:
+        time.sleep(3600)
+    if cues.get("fail") == step:
+        raise EngineError(Reason.GENERATION_FAILED, "The fake engine was told to fail.")
+
+
+def _gradient(request: GenerationRequest, index: int, width: int, height: int) -> bytes:
+    key = f"{request.prompt}|{request.negative_prompt}|{request.seed + index}"
+    red, green, blue = hashlib.sha256(key.encode()).digest()[:3]
+    rows = bytearray()
+    for y in range(height):
+        shade = 255 * y // height
+        rows += bytes((red ^ shade, green, blue)) * width
+    return bytes(rows)

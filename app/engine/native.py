@@ -1,0 +1,353 @@
+"""stable-diffusion.cpp through the low-level C functions of stable-diffusion-cpp-python 0.4.7.
+
+Deliberate oddities, each of them measured:
+
+1. The binding's class ``StableDiffusion`` is not used: it drops its callbacks while the library
+   still holds them, reports failed loads as success, never frees result images, forces eta to 0
+   and draws seeds from 0..10000.
+2. The log and progress callbacks are installed once and live as long as the process, since the
+   library keeps one global pointer to each.
+3. The progress callback does not say what progresses: weights, LoRAs, sampling and VAE tiles all
+   report through it. The phase is read off the log lines, which come on the same thread and in
+   order.
+4. n images are n calls with batch_count 1 and seed + i: the pixels are those of a native batch,
+   but the first image is there sooner and a cancel takes effect sooner.
+5. ``eta`` stays at the +inf that the library's own initialiser sets, its word for "automatic".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
+
+from app.core.catalog import FAMILIES
+from app.core.errors import Reason
+from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
+from app.core.request import GenerationRequest
+from app.core.samplers import DEFAULT_SCHEDULE
+from app.embedded import materialise
+from app.engine import weights
+from app.engine.abort import AbortFlag
+from app.engine.engine import Emit, EngineError
+
+logger = logging.getLogger("app.native")
+
+_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+
+#: A part of the log line that begins a phase; generate_image itself begins with the encoding.
+_PHASE_LINES: Final = (
+    ("generating image: ", Phase.SAMPLING),
+    ("sampling completed", Phase.DECODING),
+)
+
+#: Component of models.yaml -> field of sd_ctx_params_t.
+_PATH_FIELDS: Final = {
+    "model": "model_path",
+    "diffusion_model": "diffusion_model_path",
+    "clip_l": "clip_l_path",
+    "clip_g": "clip_g_path",
+    "t5xxl": "t5xxl_path",
+    "llm": "llm_path",
+    "vae": "vae_path",
+    "tae": "taesd_path",
+}
+
+#: Any non-empty path makes the runtime use a tiny autoencoder that the model file itself holds,
+#: after a warning that there is no such file.
+_TAE_INSIDE: Final = "inside-the-model-file"
+
+_lib = sd._lib
+_lib.sd_ctx_params_init.argtypes = [ctypes.POINTER(sd.sd_ctx_params_t)]
+_lib.sd_ctx_params_init.restype = None
+_lib.sd_img_gen_params_init.argtypes = [ctypes.POINTER(sd.sd_img_gen_params_t)]
+_lib.sd_img_gen_params_init.restype = None
+for _name in ("str_to_sample_method", "str_to_scheduler", "str_to_sd_type"):
+    getattr(_lib, _name).argtypes = [ctypes.c_char_p]
+    getattr(_lib, _name).restype = ctypes.c_int
+
+_free = ctypes.CDLL(None).free
+_free.argtypes = [ctypes.c_void_p]
+_free.restype = None
+
+
+class NativeEngine:
+    """One loaded model. Every method but ``abort`` belongs to one thread with a large stack."""
+
+    def __init__(self) -> None:
+        self._context: Any = None
+        self._abort = AbortFlag(_lib)
+        self._can_abort = False
+        self._secrets: dict[str, str] = {}
+        self._last_error = ""
+        self._vae_tiling = False
+        self._drawing: _Drawing | None = None
+        self._loading: Callable[[int, int], None] | None = None
+        # Bound to the object for its whole life: see oddity 2.
+        self._callbacks = (
+            sd.sd_log_callback(self._on_log),
+            sd.sd_progress_callback(self._on_progress),
+            sd.sd_preview_callback(self._on_preview),
+        )
+        sd.sd_set_log_callback(self._callbacks[0], None)
+        sd.sd_set_progress_callback(self._callbacks[1], None)
+
+    # --- Engine ---------------------------------------------------------------------------------
+
+    def load(self, command: Load, emit: Emit) -> Loaded:
+        """Load the weights; the process holds one model in its life."""
+        started = time.monotonic()
+        files = {
+            component: materialise(location, Path(command.cache_dir))
+            for component, location in command.files.items()
+        }
+        self._secrets = {str(path): component for component, path in files.items()}
+        weights.check(files, FAMILIES[command.family].text_encoders)
+        self._loading = _LoadProgress(emit)
+        context = sd.new_sd_ctx(ctypes.byref(_context_params(files, command.runtime)))
+        self._loading = None
+        # A NULL context must be neither used nor freed.
+        if not context:
+            detail = f": {self._last_error}" if self._last_error else ""
+            raise EngineError(
+                Reason.MODEL_UNAVAILABLE, f"The runtime could not load the model{detail}."
+            )
+        self._context = context
+        self._vae_tiling = command.runtime["vae_tiling"]
+        self._can_abort = self._abort.attach(context)
+        return Loaded(
+            seconds=time.monotonic() - started,
+            can_abort=self._can_abort,
+            fast_kernels=_has_fast_kernels(),
+            on_cpu=self._abort.on_cpu,
+            system=sd.sd_get_system_info().decode("utf-8", "replace").strip(),
+        )
+
+    def draw(
+        self, job: str, request: GenerationRequest, index: int, emit: Emit
+    ) -> ImageDrawn | None:
+        """Draw one image; blocks until it is there, failed or aborted."""
+        self._last_error = ""
+        self._set_previews(request.previews)
+        seed = request.seed + index
+        drawing = self._drawing = _Drawing(job, index, request.steps, emit)
+        try:
+            params = self._generation_params(request, seed)
+            images = sd.generate_image(self._context, ctypes.byref(params))
+        finally:
+            self._drawing = None
+        if not images or not images[0].data:
+            if images:
+                _free(images)
+            if self._abort.requested:
+                return None
+            raise EngineError(
+                Reason.GENERATION_FAILED, self._last_error or "The runtime gave no picture."
+            )
+        width, height, pixels = _take(images)
+        return ImageDrawn(
+            job=job,
+            index=index,
+            seed=seed,
+            width=width,
+            height=height,
+            steps=drawing.steps,
+            encode_seconds=drawing.seconds(Phase.ENCODING),
+            sample_seconds=drawing.seconds(Phase.SAMPLING),
+            decode_seconds=drawing.seconds(Phase.DECODING),
+            blob=pixels,
+        )
+
+    def clear_abort(self) -> None:
+        """Forget an earlier abort."""
+        self._abort.reset()
+
+    def abort(self) -> None:
+        """Stop the image being drawn, where the backend can."""
+        if self._can_abort:
+            self._abort.request()
+
+    # --- callbacks, on the drawing thread ---------------------------------------------------------
+
+    def _on_log(self, level: int, text: bytes, _data: Any) -> None:
+        line = self._redact(text.decode("utf-8", "replace").strip()).replace("\n", "\\n")
+        severity = _LEVELS[level] if 0 <= level < len(_LEVELS) else logging.INFO
+        if self._abort.requested or _TAE_INSIDE in line:
+            severity = logging.DEBUG  # what was asked for is no fault
+        elif self._drawing is not None and severity == logging.INFO:
+            severity = logging.DEBUG  # a dozen lines an image; the server logs one a request
+        logger.log(severity, "%s", line)
+        if severity >= logging.ERROR:
+            # "[ERROR] file.cpp:123 - what happened"
+            self._last_error = line.rpartition(" - ")[2][:200]
+        if self._drawing is not None:
+            self._drawing.heard(line)
+
+    def _on_progress(self, step: int, steps: int, _seconds: float, _data: Any) -> None:
+        if self._drawing is not None:
+            if self._drawing.phase is Phase.SAMPLING:
+                self._abort.arm()
+            self._drawing.progressed(step, steps)
+        elif self._loading is not None:
+            self._loading(step, steps)
+
+    def _on_preview(self, step: int, count: int, frames: Any, _noisy: bool, _data: Any) -> None:
+        if self._drawing is not None and count > 0 and frames[0].data:
+            frame = frames[0]
+            pixels = _rgb(frame)
+            self._drawing.previewed(step, frame.width, frame.height, pixels)
+
+    # --- details --------------------------------------------------------------------------------
+
+    def _redact(self, line: str) -> str:
+        """The line with the component's name in place of each path."""
+        for path, component in self._secrets.items():
+            line = line.replace(path, component)
+        return line
+
+    def _set_previews(self, wanted: bool) -> None:
+        callback = self._callbacks[2] if wanted else None
+        mode = sd.Preview.PREVIEW_PROJ if wanted else sd.Preview.PREVIEW_NONE
+        sd.sd_set_preview_callback(callback, mode, 1, True, False, None)
+
+    def _generation_params(self, request: GenerationRequest, seed: int) -> Any:
+        params = sd.sd_img_gen_params_t()
+        _lib.sd_img_gen_params_init(ctypes.byref(params))
+        params.prompt = request.prompt.encode()
+        params.negative_prompt = request.negative_prompt.encode()
+        params.width, params.height = request.width, request.height
+        params.seed, params.batch_count = seed, 1
+        params.vae_tiling_params.enabled = self._vae_tiling
+        sample = params.sample_params
+        sample.sample_steps = request.steps
+        sample.sample_method = _lib.str_to_sample_method(request.sampler.encode())
+        sample.scheduler = self._scheduler(request.schedule, sample.sample_method)
+        sample.guidance.txt_cfg = request.cfg_scale
+        if request.guidance is not None:
+            sample.guidance.distilled_guidance = request.guidance
+        return params
+
+    def _scheduler(self, name: str, sample_method: int) -> int:
+        if name == DEFAULT_SCHEDULE:
+            return int(sd.sd_get_default_scheduler(self._context, sample_method))
+        return int(_lib.str_to_scheduler(name.encode()))
+
+
+class _Drawing:
+    """The image being drawn: tells its phases apart and times them."""
+
+    def __init__(self, job: str, index: int, steps: int, emit: Emit) -> None:
+        self.phase = Phase.ENCODING
+        self.steps = steps
+        self._job = job
+        self._index = index
+        self._emit = emit
+        self._began = {Phase.ENCODING: time.monotonic()}
+        self._report(0)
+
+    def heard(self, line: str) -> None:
+        """Take up a log line of the runtime: some of them begin a phase."""
+        for mark, phase in _PHASE_LINES:
+            if mark in line and phase not in self._began:
+                self.phase = phase
+                self._began[phase] = time.monotonic()
+                self._report(self.steps if phase is Phase.DECODING else 0)
+
+    def progressed(self, step: int, steps: int) -> None:
+        """Take up the progress callback, which outside sampling counts LoRAs and tiles."""
+        if self.phase is Phase.SAMPLING:
+            self.steps = steps
+            self._report(step)
+        else:
+            self._report(self.steps if self.phase is Phase.DECODING else 0)
+
+    def previewed(self, step: int, width: int, height: int, pixels: bytes) -> None:
+        """Send a preview; heun and its like number their inner steps negatively."""
+        self._emit(Preview(self._job, self._index, abs(step), width, height, pixels))
+
+    def seconds(self, phase: Phase) -> float:
+        """How long the phase took, up to now for the last one."""
+        if phase not in self._began:
+            return 0.0
+        later = [at for at in self._began.values() if at > self._began[phase]]
+        return min(later, default=time.monotonic()) - self._began[phase]
+
+    def _report(self, step: int) -> None:
+        self._emit(Progress(self._job, self._index, self.phase, step, self.steps))
+
+
+class _LoadProgress:
+    """Passes on that weights are being read, at most once a second."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._next = 0.0
+
+    def __call__(self, step: int, steps: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 1.0
+            self._emit(Progress("", 0, Phase.LOADING, step, steps))
+
+
+def _context_params(files: dict[str, Path], runtime: dict[str, Any]) -> Any:
+    params = sd.sd_ctx_params_t()
+    _lib.sd_ctx_params_init(ctypes.byref(params))
+    for component, path in files.items():
+        setattr(params, _PATH_FIELDS[component], str(path).encode())
+    if runtime["tae"] and "tae" not in files:
+        params.taesd_path = _TAE_INSIDE.encode()
+    # The defaults free the weights after the first image and leave the encoder out.
+    params.free_params_immediately = False
+    params.vae_decode_only = False
+    params.n_threads = runtime["threads"] or available_cores()
+    params.flash_attn = params.diffusion_flash_attn = runtime["flash_attn"]
+    params.diffusion_conv_direct = params.vae_conv_direct = runtime["conv_direct"]
+    params.offload_params_to_cpu = runtime["offload"]
+    if runtime["wtype"]:
+        params.wtype = _lib.str_to_sd_type(runtime["wtype"].encode())
+    return params
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, or less where a control group caps it."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group, or "max": no cap
+        pass
+    return cores
+
+
+def _has_fast_kernels() -> bool:
+    try:
+        return bool(_lib.ggml_cpu_has_llamafile())
+    except AttributeError:
+        return False
+
+
+def _take(images: Any) -> tuple[int, int, bytes]:
+    """Copy the first result out as (width, height, RGB) and free the library's memory."""
+    image = images[0]
+    try:
+        return image.width, image.height, _rgb(image)
+    finally:
+        _free(image.data)
+        _free(images)
+
+
+def _rgb(image: Any) -> bytes:
+    """The pixels of a sd_image_t as RGB; inpainting models answer RGBA."""
+    size = (image.width, image.height)
+    pixels = ctypes.string_at(image.data, image.width * image.height * image.channel)
+    if image.channel == 3:
+        return pixels
+    mode = {1: "L", 4: "RGBA"}[image.channel]
+    return Image.frombytes(mode, size, pixels).convert("RGB").tobytes()

@@ -1,0 +1,207 @@
+"""The only wiring: settings in, application out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+
+from app.core.catalog import BUILTIN, Catalog, CatalogError, ModelSpec
+from app.core.errors import ImageServiceError
+from app.core.messages import Load
+from app.embedded import MODELS as BUILTIN_MODELS
+from app.engine.worker import Worker, WorkerOptions
+from app.metrics import Metrics
+from app.service import ImageService, Policy
+from app.settings import Settings, worker_environment
+from app.store import ImageStore
+from app.web import respond
+from app.web.generate import GenerateRoute
+from app.web.middleware import RequestLog, RequireKey
+from app.web.ops import OpsRoutes
+
+logger = logging.getLogger(__name__)
+
+#: Seeds drawn by the server stay exact in every JSON reader, JavaScript's among them.
+_MAX_RANDOM_SEED = 2**53 - 1
+
+
+def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None) -> Starlette:
+    """Put the parts together.
+
+    Args:
+        settings: Frozen.
+        on_death: Called when the service's own task ends by a fault: the server must go down.
+
+    Raises:
+        CatalogError: models.yaml cannot be used.
+    """
+    catalog = load_catalog(settings)
+    metrics = Metrics()
+    store = ImageStore(
+        settings.data_dir / "images",
+        ttl_seconds=settings.image_ttl_seconds,
+        max_bytes=settings.image_store_mb * 2**20,
+        clock=time.time,
+    )
+    service = _service(settings, catalog, metrics, store)
+    public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
+    generate = GenerateRoute(service, public_url, settings.keepalive_seconds)
+    ops = OpsRoutes(service, store, metrics)
+    app = Starlette(
+        routes=[
+            Route("/v1/images/generations", generate.post, methods=["POST"]),
+            Route("/v1/images/{image}/content", ops.image),
+            Route("/v1/models", ops.models),
+            Route("/v1/models/{model:path}", ops.model),
+            Route("/livez", ops.live),
+            Route("/readyz", ops.ready),
+            Route("/health", ops.ready),
+            Route("/metrics", ops.scrape),
+            Route("/openapi.json", ops.openapi),
+        ],
+        middleware=_middleware(settings, metrics),
+        exception_handlers={
+            ImageServiceError: respond.on_service_error,
+            HTTPException: respond.on_http_error,
+            Exception: respond.on_fault,
+        },
+        lifespan=_lifespan(service, store, on_death),
+    )
+    app.state.service = service
+    return app
+
+
+def load_catalog(settings: Settings) -> Catalog:
+    """Read models.yaml and see that its files are there; raise CatalogError if not."""
+    try:
+        catalog = Catalog.parse(settings.models.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(f"the file cannot be read: {error}", 1) from None
+    for spec in catalog.models.values():
+        for component, location in spec.files.items():
+            problem = _missing(settings, location)
+            if problem:
+                line = catalog.line_of(spec.id, component)
+                raise CatalogError(f"models.{spec.id}.files.{component}: {problem}", line)
+    return catalog
+
+
+def _missing(settings: Settings, location: str) -> str | None:
+    if settings.engine == "fake":
+        return None
+    if location.startswith(BUILTIN):
+        name = location.removeprefix(BUILTIN)
+        known = ", ".join(BUILTIN + name for name in BUILTIN_MODELS)
+        return None if name in BUILTIN_MODELS else f"no such built-in model; there are {known}"
+    path = _absolute(settings, location)
+    return None if path.is_file() else f"no such file: {path}"
+
+
+def _absolute(settings: Settings, location: str) -> Path:
+    """Relative paths count from the folder of models.yaml."""
+    return (settings.models.resolve().parent / Path(location).expanduser()).resolve()
+
+
+def _service(
+    settings: Settings, catalog: Catalog, metrics: Metrics, store: ImageStore
+) -> ImageService:
+    options = WorkerOptions(
+        engine=settings.engine,
+        environment=worker_environment(),
+        hang_seconds=settings.hang_seconds,
+        cancel_seconds=settings.cancel_seconds,
+    )
+
+    def make_worker(spec: ModelSpec) -> Worker:
+        return Worker(_load_command(settings, spec), options)
+
+    return ImageService(
+        catalog=catalog,
+        make_worker=make_worker,
+        shelf=store,
+        metrics=metrics,
+        policy=Policy(
+            queue_images=settings.queue_images,
+            max_pixels=settings.max_pixels,
+            grace_seconds=settings.grace_seconds,
+            embed_parameters=settings.embed_parameters,
+        ),
+        new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
+        random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
+    )
+
+
+def _load_command(settings: Settings, spec: ModelSpec) -> Load:
+    keep = settings.engine == "fake"
+    files = {
+        component: location
+        if keep or location.startswith(BUILTIN)
+        else str(_absolute(settings, location))
+        for component, location in spec.files.items()
+    }
+    return Load(spec.id, spec.family, files, str(settings.cache_dir), spec.runtime.model_dump())
+
+
+def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
+    layers = [Middleware(RequestLog, metrics=metrics)]
+    if settings.cors_origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "X-Job-Id", "Seed", "Finish-Reason"],
+            )
+        )
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    layers.append(Middleware(RequireKey, keys=keys))
+    return layers
+
+
+def _lifespan(
+    service: ImageService, store: ImageStore, on_death: Callable[[], None]
+) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        await asyncio.to_thread(store.open)
+        task = asyncio.create_task(service.run())
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                logger.critical("the service stopped by a fault", exc_info=task.exception())
+                on_death()
+
+        task.add_done_callback(ended)
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    return lifespan
+
+
+def configure_logging(level: str) -> None:
+    """One line per record on stderr, for the server's own loggers and uvicorn's."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        force=True,
+    )
+    if level == "debug":
+        # This one would log every frame, base64 and all.
+        logging.getLogger("sse_starlette").setLevel(logging.INFO)

@@ -1,0 +1,102 @@
+"""Every setting, read once from flags and environment and frozen from then on.
+
+A field ``queue_images`` is the flag ``--queue-images`` of ``sdstream serve`` and the variable
+``SDSTREAM_QUEUE_IMAGES``; a flag wins over its variable. A field that holds several values is a
+flag that may be repeated, named for one of them: ``api_keys`` is ``--api-key``. The README's
+table is tested against this class.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from platformdirs import user_cache_path, user_data_path
+from pydantic import Field, HttpUrl, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_PACKAGE: Final = Path(__file__).parent
+
+
+def shipped_models() -> Path:
+    """The models.yaml that came with the program: in the package, or above it in a checkout."""
+    inside = _PACKAGE / "models.yaml"
+    return inside if inside.exists() else _PACKAGE.parent / "models.yaml"
+
+
+class Settings(BaseSettings):
+    """The server's settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SDSTREAM_", frozen=True, env_ignore_empty=True, extra="forbid"
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    models: Path = Field(default_factory=shipped_models, description="The catalogue, a YAML file.")
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("sdstream"),
+        description="Folder for images that are answered as URLs.",
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("sdstream"),
+        description="Folder for built-in models.",
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys, separated by commas; clients must send one of them. None: all may come in.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may call this server, separated by commas; * is all."
+    )
+    public_url: HttpUrl | None = Field(
+        None, description="Address that clients reach the server at; default: as they named it."
+    )
+    queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
+    max_pixels: int = Field(
+        4_194_304, ge=4096, description="Largest width x height of an image, in pixels."
+    )
+    keepalive_seconds: float = Field(
+        10.0, gt=0, description="A silent stream repeats its last progress after this."
+    )
+    hang_seconds: float = Field(
+        60.0, gt=0, description="Least time without progress before the runtime counts as hung."
+    )
+    cancel_seconds: float = Field(
+        5.0, gt=0, description="A cancelled job that goes on after this costs its worker process."
+    )
+    grace_seconds: float = Field(
+        30.0, ge=0, description="Time that running jobs have to finish when the server stops."
+    )
+    image_ttl_seconds: int = Field(
+        86_400, ge=1, description="Images answered as URLs are deleted after this."
+    )
+    image_store_mb: int = Field(
+        1024, ge=1, description="Room for images answered as URLs, in MiB; the oldest go first."
+    )
+    embed_parameters: bool = Field(True, description="Write prompt and options into image files.")
+    engine: Literal["native", "fake"] = Field(
+        "native", description="fake draws gradients without a model, for trying clients."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level of the log; prompts appear at debug only."
+    )
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of worker processes.
+
+    Waiting OpenMP threads sleep instead of spinning: with one busy neighbour on two cores that
+    halves the time of an image. The library reads this before it is loaded, so it cannot be set
+    any later. Keys stay with the server.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "SDSTREAM_API_KEYS"}  # noqa: TID251
+    return {"OMP_WAIT_POLICY": "passive", **environment}

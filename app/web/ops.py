@@ -1,0 +1,134 @@
+"""What is there and how it is: models, stored images, health, metrics, the API's description."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.core.catalog import ModelSpec
+from app.core.errors import NotFound, Reason
+from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES, refusal
+from app.dialects.shapes import compact
+from app.engine.worker import WorkerState
+from app.images import MEDIA_TYPES
+from app.metrics import Metrics
+from app.service import ImageService
+from app.store import ImageStore
+from app.web import respond
+from app.web.openapi import openapi_document
+
+#: Models have no birthday; OpenAI's clients want a number here.
+_CREATED = 0
+
+
+@dataclass(frozen=True)
+class OpsRoutes:
+    """The GET routes beside the generations."""
+
+    service: ImageService
+    store: ImageStore
+    metrics: Metrics
+
+    async def models(self, _request: Request) -> Response:
+        """GET /v1/models."""
+        data = [self._model(spec) for spec in self.service.catalog.models.values()]
+        return respond.json_bytes(compact({"object": "list", "data": data}))
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{id}."""
+        name = request.path_params["model"]
+        spec = self.service.catalog.find(name)
+        if spec is None:
+            raise NotFound(
+                f"The model '{name[:128]}' is not in the catalogue.",
+                reason=Reason.MODEL_NOT_FOUND,
+                param="model",
+            )
+        return respond.json_bytes(compact(self._model(spec)))
+
+    async def image(self, request: Request) -> Response:
+        """GET /v1/images/{id}/content."""
+        found = await asyncio.to_thread(self.store.get, request.path_params["image"])
+        if found is None:
+            raise NotFound(
+                "The image never was here or has expired.", reason=Reason.IMAGE_NOT_FOUND
+            )
+        data, output_format = found
+        # The id names these bytes for ever.
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        return Response(data, 200, headers, media_type=MEDIA_TYPES[output_format])
+
+    async def live(self, _request: Request) -> Response:
+        """GET /livez: the process answers."""
+        return respond.json_bytes(compact({"status": "ok"}))
+
+    async def ready(self, _request: Request) -> Response:
+        """GET /readyz and /health: a request would be drawn at once."""
+        service = self.service
+        if service.ready:
+            return respond.json_bytes(compact({"status": "ok"}))
+        model = service.catalog.default
+        why = service.why_unavailable(model)
+        status = "draining" if service.draining else "failed" if why else "loading"
+        body: dict[str, Any] = {"status": status, "model": model}
+        if why:
+            body["message"] = why
+        return respond.json_bytes(compact(body), {"Retry-After": "1"}, 503)
+
+    async def scrape(self, _request: Request) -> Response:
+        """GET /metrics."""
+        self.service.measure()
+        return Response(self.metrics.render(), media_type=self.metrics.content_type)
+
+    async def openapi(self, _request: Request) -> Response:
+        """GET /openapi.json."""
+        return respond.json_bytes(compact(openapi_document()))
+
+    def _model(self, spec: ModelSpec) -> dict[str, Any]:
+        worker = self.service.worker_of(spec.id)
+        why = self.service.why_unavailable(spec.id)
+        state = worker.state.value if worker else "unloaded"
+        fields: dict[str, Any] = {
+            "id": spec.id,
+            "object": "model",
+            "created": _CREATED,
+            "owned_by": "sdstream",
+            "description": spec.description,
+            "family": spec.family,
+            "default": spec.id == self.service.catalog.default,
+            "state": WorkerState.FAILED.value if why else state,
+            "resident_bytes": worker.resident_bytes if worker else 0,
+            "defaults": _defaults(spec),
+            "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
+            "capabilities": _capabilities(spec),
+        }
+        if why:
+            fields["error"] = why
+        return fields
+
+
+def _defaults(spec: ModelSpec) -> dict[str, Any]:
+    defaults, family = spec.defaults, spec.traits
+    return {
+        "size": str(spec.default_size),
+        "sample_steps": defaults.steps or family.steps,
+        "sampler": defaults.sampler or family.sampler,
+        "schedule": defaults.schedule or DEFAULT_SCHEDULE,
+        "cfg_scale": family.cfg_scale if defaults.cfg_scale is None else defaults.cfg_scale,
+    }
+
+
+def _capabilities(spec: ModelSpec) -> dict[str, Any]:
+    # Twenty steps are enough for every schedule that the model can take at all.
+    flow = spec.traits.flow
+    usable = [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
+    return {
+        "tasks": ["text-to-image"],
+        "samplers": list(SAMPLERS),
+        "schedules": usable,
+        "guidance": spec.traits.distilled_guidance,
+    }
