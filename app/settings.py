@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="Keys, separated by commas; clients must send one of them. None: all may come in.",
+        description="Keys, separated by commas, of which clients must send one; none: all may in.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may call this server, separated by commas; * is all."

@@ -1,0 +1,33 @@
+"""Fixtures that several floors of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.core.catalog import Catalog
+from tests.servers import ServerProcess, running_server
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shipped_catalog() -> Catalog:
+    """The catalogue of the project's own models.yaml."""
+    return Catalog.parse((ROOT / "models.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server on the fake engine that all tests may share: none may leave it changed."""
+    with running_server(tmp_path_factory.mktemp("fake"), engine="fake") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def native_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server on the real runtime and the embedded model that all tests may share."""
+    with running_server(tmp_path_factory.mktemp("native")) as server:
+        yield server
