@@ -19,7 +19,6 @@ from app.core.job import Job
 from app.core.request import Draft
 from app.dialects.shapes import (
     ImageForm,
-    JsonObject,
     answer_fields,
     image_item,
     usage_fields,
@@ -195,8 +194,8 @@ def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
         )
         for image in images
     ]
-    head: JsonObject = {"created": created}
-    tail = {**answer_fields(job), "usage": usage_fields(job.usage())}
+    head = {"created": created}
+    tail = {"model": job.request.model, **answer_fields(job), "usage": usage_fields(job.usage())}
     return with_data(head, items, tail)
 
 

@@ -95,10 +95,9 @@ def parameters(request: GenerationRequest) -> JsonObject:
 
 
 def answer_fields(job: Job) -> JsonObject:
-    """What a whole answer says beside its images."""
+    """What a whole answer says beside its images and its model."""
     request = job.request
     fields: JsonObject = {
-        "model": request.model,
         "size": str(request.size),
         "quality": request.quality,
         "output_format": request.output_format,

@@ -89,7 +89,7 @@ def _safetensors_names(component: str, path: Path, magic: bytes) -> set[str]:
         try:
             header = json.loads(file.read(length))
             ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise _broken(component, "is damaged") from None
     if not ends or 8 + length + max(ends) > size:
         raise _broken(component, "is cut short")

@@ -1,0 +1,71 @@
+"""The frames between server and worker."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.messages import (
+    HEADER,
+    Cancel,
+    Cancelled,
+    Done,
+    Failed,
+    Generate,
+    ImageDrawn,
+    Load,
+    Loaded,
+    Message,
+    Phase,
+    Preview,
+    Progress,
+    Stop,
+    decode,
+    encode,
+)
+from app.core.request import GenerationRequest
+
+text = st.text(st.characters(exclude_categories=["Cs"]))
+number = st.integers(0, 2**63 - 1)
+seconds = st.floats(0, 1e6)
+blob = st.binary(max_size=100)
+requests = st.builds(
+    GenerationRequest, text, text, text, number, number, number, text, text, seconds,
+    st.none() | seconds, number, number, st.booleans(), text, st.just("png"), number,
+    st.tuples(text),
+)  # fmt: skip
+messages = st.one_of(
+    st.builds(Load, text, text, st.dictionaries(text, text), text, st.dictionaries(text, number)),
+    st.builds(Generate, text, requests),
+    st.builds(Cancel, text),
+    st.just(Stop()),
+    st.builds(Loaded, seconds, st.booleans(), st.booleans(), st.booleans(), text),
+    st.builds(Progress, text, number, st.sampled_from(Phase), number, number),
+    st.builds(Preview, text, number, number, number, number, blob),
+    st.builds(
+        ImageDrawn, text, number, number, number, number, number, seconds, seconds, seconds, blob
+    ),
+    st.builds(Done, text),
+    st.builds(Cancelled, text),
+    st.builds(Failed, st.none() | text, text, text),
+)
+
+
+@given(messages)
+def test_what_goes_in_comes_out(message: Message) -> None:
+    """Every message survives its frame, seeds of 63 bits and any text included."""
+    frame = encode(message)
+    header, size = HEADER.unpack_from(frame)
+    start = HEADER.size
+    assert len(frame) == start + header + size
+    assert decode(frame[start : start + header], frame[start + header :]) == message
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"{}", b"[]", b'{"type": "Nobody"}', b'{"type": "Done", "x": 1}', b"\xff"]
+)
+def test_garbage_is_no_message(header: bytes) -> None:
+    """A header of another protocol is a ValueError, nothing worse."""
+    with pytest.raises(ValueError, match="not a message"):
+        decode(header, b"")

@@ -1,0 +1,146 @@
+"""From what was asked to what will be drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.core.catalog import Catalog
+from app.core.errors import ImageServiceError, Reason
+from app.core.request import MAX_SEED, Draft, GenerationRequest, resolve
+
+CATALOG = Catalog.parse(
+    """
+models:
+  - id: plain
+    family: sd1
+    files: {model: m}
+    defaults: {steps: 20, cfg_scale: 7}
+  - id: flow
+    family: flux
+    files: {model: m}
+    defaults: {guidance: 4.0}
+"""
+)
+
+
+def ask(prompt: str = "a cat", **options: Any) -> GenerationRequest:
+    """Resolve a draft against the catalogue above; a random seed is 77."""
+    draft = Draft(prompt=prompt, **options)
+    return resolve(draft, CATALOG, random_seed=lambda: 77, max_pixels=1024 * 1024)
+
+
+def refused(**options: Any) -> ImageServiceError:
+    """The error that a draft meets."""
+    with pytest.raises(ImageServiceError) as caught:
+        ask(**options)
+    return caught.value
+
+
+def test_everything_is_concrete() -> None:
+    """A bare prompt becomes a whole request from the model's and the family's defaults."""
+    request = ask()
+    assert (request.model, str(request.size), request.steps) == ("plain", "512x512", 20)
+    assert (request.sampler, request.schedule, request.cfg_scale) == ("euler", "default", 7)
+    assert (request.seed, request.n, request.output_format) == (77, 1, "png")
+    assert request.guidance is None
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [(None, 77), (-1, 77), (0, 0), (5, 5), (MAX_SEED, MAX_SEED)]
+)
+def test_seeds(given: int | None, used: int) -> None:
+    """None and -1 are random; 0 is a seed like any other."""
+    assert ask(seed=given).seed == used
+
+
+@pytest.mark.parametrize(
+    ("quality", "steps"), [("low", 10), ("standard", 20), ("auto", 20), ("high", 30), ("hd", 30)]
+)
+def test_quality_maps_to_steps(quality: str, steps: int) -> None:
+    """OpenAI's word for effort acts on the steps, unless steps are given."""
+    assert ask(quality=quality).steps == steps
+    assert ask(quality=quality, sample_steps=3).steps == 3
+
+
+def test_sizes() -> None:
+    """size, width with height and "auto" are three ways to one thing."""
+    assert str(ask(size="640x512").size) == "640x512"
+    assert str(ask(width=640, height=512).size) == "640x512"
+    assert str(ask(size="auto").size) == "512x512"
+    assert str(ask(size="640x512", width=640, height=512).size) == "640x512"
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "reason"),
+    [
+        ({"size": "500x512"}, "size", Reason.INVALID_VALUE),
+        ({"size": "0x0"}, "size", Reason.INVALID_VALUE),
+        ({"size": "abc"}, "size", Reason.INVALID_VALUE),
+        ({"size": "2048x2048"}, "size", Reason.INVALID_VALUE),
+        ({"width": 512}, "height", Reason.MISSING_FIELD),
+        ({"height": 512}, "width", Reason.MISSING_FIELD),
+        ({"width": 512, "height": 500}, "height", Reason.INVALID_VALUE),
+        ({"width": 512, "height": 512, "size": "64x64"}, "size", Reason.CONFLICTING_FIELDS),
+        ({"sampler": "magic"}, "sampler", Reason.INVALID_VALUE),
+        ({"schedule": "magic"}, "schedule", Reason.INVALID_VALUE),
+        ({"schedule": "gits", "sample_steps": 1}, "schedule", Reason.UNSAFE_COMBINATION),
+        ({"schedule": "karras", "sample_steps": 1}, "schedule", Reason.UNSAFE_COMBINATION),
+        ({"schedule": "ays", "model": "flow"}, "schedule", Reason.UNSAFE_COMBINATION),
+        ({"guidance": 3.0}, "guidance", Reason.NOT_SUPPORTED),
+        ({"output_compression": 50}, "output_compression", Reason.INVALID_VALUE),
+        ({"model": "nobody"}, "model", Reason.MODEL_NOT_FOUND),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_field(options: dict[str, Any], param: str, reason: Reason) -> None:
+    """What the model cannot do is refused before the runtime hears of it."""
+    error = refused(**options)
+    assert (error.param, error.reason) == (param, reason)
+
+
+def test_errors_speak_the_clients_spelling() -> None:
+    """Who sent num_inference_steps hears of num_inference_steps."""
+    error = refused(sampler="magic", spelling={"sampler": "sample_method"})
+    assert error.param == "sample_method"
+    assert "'sample_method'" in error.message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 0}, {"n": 11}, {"n": True}, {"n": 1.5}, {"seed": -2}, {"seed": 2**63},
+        {"sample_steps": 0}, {"sample_steps": 151}, {"cfg_scale": float("nan")},
+        {"cfg_scale": float("inf")}, {"cfg_scale": -1}, {"cfg_scale": 31}, {"width": 0},
+        {"prompt": "a" * 32_001}, {"prompt": "nul\0"}, {"prompt": "\ud800"}, {"prompt": 7},
+        {"negative_prompt": "nul\0"}, {"output_format": "gif"}, {"output_compression": 101},
+        {"quality": "best"}, {"unheard_of": 1},
+    ],
+)  # fmt: skip
+def test_drafts_refuse_nonsense(options: dict[str, Any]) -> None:
+    """Types and bounds are settled before anything is resolved."""
+    with pytest.raises(ValidationError):
+        Draft(**{"prompt": "a cat", **options})
+
+
+def test_guidance_of_a_model_that_has_it() -> None:
+    """Distilled guidance comes from the request, the model, or the usual 3.5."""
+    assert ask(model="flow").guidance == 4.0
+    assert ask(model="flow", guidance=2).guidance == 2
+
+
+def test_a_negative_prompt_that_cannot_act_is_said() -> None:
+    """At cfg_scale 1 the runtime never looks at it."""
+    assert ask(negative_prompt="red", cfg_scale=1).warnings == (
+        "negative_prompt has no effect at cfg_scale 1.",
+    )
+    assert ask(negative_prompt="red").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"), [("K_EULER", "euler"), ("k_dpmpp_2m", "dpm++2m"), ("Euler_A", "euler_a")]
+)
+def test_samplers_of_other_systems(spelling: str, name: str) -> None:
+    """Fireworks' names and any case mean the runtime's samplers."""
+    assert ask(sampler=spelling).sampler == name

@@ -1,0 +1,65 @@
+"""Flags and environment to settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings, worker_environment
+
+
+def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDSTREAM_ and the field's name; lists have commas; what is empty is not set."""
+    monkeypatch.setenv("SDSTREAM_PORT", "9000")
+    monkeypatch.setenv("SDSTREAM_API_KEYS", "one, two,")
+    monkeypatch.setenv("SDSTREAM_HOST", "")
+    settings = Settings()
+    assert settings.port == 9000
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert settings.host == "127.0.0.1"
+
+
+def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given in code stands before the environment."""
+    monkeypatch.setenv("SDSTREAM_PORT", "9000")
+    assert Settings(port=9001).port == 9001
+
+
+def test_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a printed Settings nor in the workers' environment."""
+    monkeypatch.setenv("SDSTREAM_API_KEYS", "hush")
+    assert "hush" not in repr(Settings())
+    assert "hush" not in str(worker_environment())
+
+
+def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP's threads sleep while waiting, unless the user decided otherwise."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert worker_environment()["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert worker_environment()["OMP_WAIT_POLICY"] == "active"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "70000"),
+        ("QUEUE_IMAGES", "0"),
+        ("ENGINE", "magic"),
+        ("LOG_LEVEL", "loud"),
+        ("PUBLIC_URL", "here"),
+    ],
+)
+def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """A wrong value stops the start instead of being guessed at."""
+    monkeypatch.setenv(f"SDSTREAM_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+def test_the_shipped_catalogue_is_found() -> None:
+    """Without a flag the project's own models.yaml is used."""
+    assert Settings().models.name == "models.yaml"
+    assert Path(Settings().models).is_file()
