@@ -16,6 +16,7 @@ import uvicorn
 from app.main import build_app
 from app.service import ImageService
 from app.settings import Settings
+from app.web.guard import GuardedProtocol
 
 #: Beyond the grace time, for the last frames to be written.
 _FLUSH_SECONDS = 2
@@ -39,6 +40,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="on",
+            http=GuardedProtocol,
             ws="none",
             timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + _FLUSH_SECONDS,
         )

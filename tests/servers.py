@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
+
+GENERATIONS: Final = "/v1/images/generations"
+DONE: Final = b"data: [DONE]\n\n"
 
 
 class ServerProcess:
@@ -56,6 +63,22 @@ class ServerProcess:
         except httpx2.HTTPError:
             return False
 
+    def post(self, body: object, **options: Any) -> httpx2.Response:
+        """One plain request for pictures."""
+        return httpx2.post(self.url + GENERATIONS, json=body, timeout=60, **options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics, 0 when there is none yet."""
+        text = httpx2.get(f"{self.url}/metrics", timeout=10).text
+        samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
+        return sum(
+            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+        )
+
+    def log_lines(self, word: str) -> list[str]:
+        """Lines of the log so far that hold a word."""
+        return [line for line in self.log.read_text().splitlines() if word in line]
+
     def stop(self, number: int = signal.SIGTERM, seconds: float = 15.0) -> int:
         """Send a signal and wait for the end; returns the exit code."""
         if self.process.poll() is None:
@@ -65,6 +88,77 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
+
+
+class Call:
+    """A POST for pictures on a connection of its own, to be read as it comes, or left.
+
+    Nobody needs to close it: that happens with the last reference.
+
+    Args:
+        server: Where to.
+        body: Sent as JSON.
+        headers: Beside those of http.client.
+    """
+
+    def __init__(
+        self, server: ServerProcess, body: object, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._connection = http.client.HTTPConnection(*server.address, timeout=60)
+        self._answer: http.client.HTTPResponse | None = None
+        self._connection.request("POST", GENERATIONS, json.dumps(body), headers or {})
+
+    def __del__(self) -> None:
+        self.leave()
+
+    @property
+    def answer(self) -> http.client.HTTPResponse:
+        """The answer, as soon as its head is there."""
+        if self._answer is None:
+            self._answer = self._connection.getresponse()
+        return self._answer
+
+    def frames(self) -> Iterator[bytes]:
+        """The frames of a stream as they come, byte for byte, each with its empty line."""
+        frame = b""
+        while line := self.answer.readline():
+            frame += line
+            if line in (b"\n", b"\r\n"):
+                yield frame
+                frame = b""
+        if frame:
+            yield frame
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What the data frames of a stream hold, without [DONE]."""
+        for frame in self.frames():
+            if frame.startswith(b"data: ") and frame != DONE:
+                yield json.loads(frame.removeprefix(b"data: "))
+
+    def wait_for(self, status: str) -> dict[str, Any]:
+        """Read until a progress item has this status; returns the item."""
+        return next(
+            item
+            for event in self.events()
+            for item in event["data"]
+            if item.get("status") == status
+        )
+
+    def wait_for_step(self, step: int) -> None:
+        """Read until this many steps are done."""
+        next(e for e in self.events() if e["data"][0]["progressed_steps"] >= step)
+
+    def leave(self, how: Literal["fin", "rst", "half-close"] = "fin") -> None:
+        """Go away in the middle: politely, with a reset, or by saying that nothing more comes."""
+        connection = self._connection.sock
+        if how == "half-close":
+            connection.shutdown(socket.SHUT_WR)
+            return
+        if how == "rst":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if self._answer is not None:
+            self._answer.close()
+        self._connection.close()
 
 
 def _runs_child(pid: int) -> bool:

@@ -1,0 +1,100 @@
+"""Every command of the README is run as it stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.servers import ServerProcess
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(code: str, server: ServerProcess, folder: Path, *command: str) -> str:
+    """Run a block of the README in a folder, on this server; returns what it printed."""
+    for tool in ("curl", "jq"):
+        if re.search(rf"\b{tool}\b", code) and shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "SDSTREAM_CACHE_DIR": str(folder / "cache"),
+    }
+    done = subprocess.run(
+        [*command, code.replace("http://localhost:8000", server.url)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode(errors="replace")
+
+
+def picture(path: Path) -> tuple[str | None, tuple[int, int]]:
+    """Format and size of an image file that opens."""
+    with Image.open(path) as image:
+        image.load()
+        return image.format, image.size
+
+
+def test_the_blocks_are_known() -> None:
+    """A block added to the README needs a test here."""
+    assert (len(SHELL), len(PYTHON)) == (4, 1)
+
+
+def test_watch_a_picture_being_drawn(native_server: ServerProcess, tmp_path: Path) -> None:
+    """Frames arrive step by step and end with the image, usage and [DONE]."""
+    output = run(SHELL[0], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    frames = [line.removeprefix("data: ") for line in output.splitlines() if line]
+    assert frames[-1] == "[DONE]"
+    bodies = [json.loads(frame) for frame in frames[:-1]]
+    steps = [body["data"][0]["progressed_steps"] for body in bodies]
+    assert set(range(9)) <= set(steps)
+    assert bodies[-1]["data"][0]["b64_json"]
+    assert bodies[-1]["usage"]["generation_per_second"] > 0
+
+
+def test_save_a_picture(native_server: ServerProcess, tmp_path: Path) -> None:
+    """The pipe through jq and base64 is a PNG of the size asked for."""
+    run(SHELL[1], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    assert picture(tmp_path / "out.png") == ("PNG", (128, 128))
+
+
+def test_ask_for_the_file_itself(native_server: ServerProcess, tmp_path: Path) -> None:
+    """Accept: image/jpeg answers a JPEG."""
+    run(SHELL[2], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    assert picture(tmp_path / "apple.jpg") == ("JPEG", (128, 64))
+
+
+def test_the_command_line(native_server: ServerProcess, tmp_path: Path) -> None:
+    """generate with and without a server, and the list of models."""
+    output = run(SHELL[3], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    assert picture(tmp_path / "circle.png") == ("PNG", (128, 128))
+    assert picture(tmp_path / "piped.png") == ("PNG", (64, 64))
+    assert "embedded" in output
+
+
+def test_from_python(native_server: ServerProcess, tmp_path: Path) -> None:
+    """openai's client, as the example uses it."""
+    run(PYTHON[0], native_server, tmp_path, sys.executable, "-c")
+    assert picture(tmp_path / "cats.png") == ("PNG", (128, 128))
+
+
+def test_the_error_of_the_readme(native_server: ServerProcess, tmp_path: Path) -> None:
+    """The example of an error is one that the server really gives."""
+    (example,) = re.findall(r'```json\n(\{"error".*?)```', README, re.DOTALL)
+    ask = f"""curl -s {native_server.url}/v1/images/generations -d '{{"prompt":"a","size":"100x64"}}'"""
+    answer = run(ask, native_server, tmp_path, "bash", "-c")
+    assert json.loads(answer) == json.loads(example)

@@ -1,0 +1,89 @@
+"""The README says what the code does: settings, options, routes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_origin
+
+import pytest
+from starlette.routing import Route
+
+from app.core.catalog import FAMILIES, Catalog
+from app.core.request import Draft
+from app.core.samplers import SAMPLERS, SCHEDULES
+from app.dialects.openai import ALIASES, FOREIGN_FIELDS, Foreign, ReplyOptions, StreamOptions
+from app.main import build_app
+from app.settings import Settings
+from app.web.openapi import openapi_document
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+#: Defaults that depend on the machine, as the README words them.
+WORDED = {
+    "models": "the project's",
+    "data_dir": "the user's data folder",
+    "cache_dir": "the user's cache folder",
+    "public_url": "",
+    "api_keys": "",
+    "cors_origins": "",
+}
+
+
+def settings_table() -> str:
+    """The README's table, as the code would write it."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        many = get_origin(field.annotation) is tuple
+        flag = (name[:-1] if many else name).replace("_", "-")
+        default = WORDED.get(name, f"`{field.default}`")
+        rows.append(f"| `--{flag}` | `SDSTREAM_{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(rows)
+
+
+def test_settings_are_all_there() -> None:
+    """Flag, variable, default and meaning of every setting, word for word."""
+    assert settings_table() in README
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in Draft.model_fields if n not in ("previews", "spelling")]
+)
+def test_options_are_all_there(name: str) -> None:
+    """Every option of a generation has its mention, with all its spellings."""
+    spellings = [name, *(alias for alias, target in ALIASES.items() if target == name)]
+    assert [s for s in spellings if f"`{s}`" not in README] == []
+
+
+def test_reply_options_are_all_there() -> None:
+    """So have those of the answer."""
+    names = [*ReplyOptions.model_fields, *StreamOptions.model_fields]
+    assert [name for name in names if f"`{name}`" not in README] == []
+
+
+def test_fields_without_effect_are_named() -> None:
+    """Nobody has to find out by trying."""
+    ignored = [name for name, fate in FOREIGN_FIELDS.items() if fate is Foreign.IGNORED]
+    assert [name for name in ignored if f"`{name}`" not in README] == []
+
+
+def test_samplers_schedules_and_families_are_all_there() -> None:
+    """Each by its name."""
+    names = [*SAMPLERS, *SCHEDULES, *FAMILIES]
+    assert [name for name in names if f"`{name}`" not in README] == []
+
+
+def test_routes_are_described(tmp_path: Path) -> None:
+    """Every route is in the OpenAPI document and in the README."""
+    app = build_app(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
+    paths = {re.sub(r":\w+}", "}", route.path) for route in app.routes if isinstance(route, Route)}
+    assert paths == set(openapi_document()["paths"])
+    readme_paths = {path.replace("{image}", "{id}").replace("{model}", "{id}") for path in paths}
+    assert [path for path in readme_paths if path not in README] == []
+
+
+def test_families_of_the_readme_catalogue_parse() -> None:
+    """The example of models.yaml is a catalogue."""
+    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert Catalog.parse(example).default == "my-flux"
