@@ -1,0 +1,405 @@
+"""Those who draw: the bare process, the service (plain and streamed) and upstream's sd-server.
+
+Each is a process of its own with the same model, options and threads. All times are seconds of
+CLOCK_MONOTONIC, which the processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from work import PROMPT, Work, load_command, resolved
+
+from app.embedded import materialise
+from app.main import load_catalog
+from app.settings import Settings
+
+_HERE = Path(__file__).parent
+_ROOT = _HERE.parent.parent
+_START_SECONDS = 120.0
+_ANSWER_SECONDS = 600.0
+
+#: Component of models.yaml -> flag of sd-server.
+_UPSTREAM_FLAGS = {
+    "model": "--model",
+    "diffusion_model": "--diffusion-model",
+    "clip_l": "--clip_l",
+    "clip_g": "--clip_g",
+    "t5xxl": "--t5xxl",
+    "llm": "--llm",
+    "vae": "--vae",
+    "tae": "--taesd",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture as its client saw it, in seconds.
+
+    Attributes:
+        wall: From before the connection was opened to the last byte; the draw alone when bare.
+        native: The runtime's part of ``wall``, measured in the process that drew.
+        sha256: Of the RGB pixels.
+        before: From before the connection was opened to the start of the draw.
+        after: From the end of the draw to the last byte.
+        first_frame: From before the connection was opened to the first frame of a stream.
+        frames: Of a stream, per step: from the runtime's callback to the frame.
+        final_frame: Of a stream: from the end of the draw to the frame with the picture.
+        server_waited, client_waited: How long, in all, the server's event loop and this client
+            could have run and were given no core: what a delay owes to a busy machine.
+    """
+
+    wall: float
+    native: float
+    sha256: str
+    before: float | None = None
+    after: float | None = None
+    first_frame: float | None = None
+    frames: tuple[float, ...] = ()
+    final_frame: float | None = None
+    server_waited: float | None = None
+    client_waited: float | None = None
+
+
+Draw = Callable[[Work], Sample]
+
+
+class ContestantFailed(Exception):
+    """A contestant did not start or did not draw."""
+
+
+class _Process:
+    """A process under test: started, measured, ended."""
+
+    def __init__(
+        self, command: list[str], environment: dict[str, str], log: Path, *, piped: bool = False
+    ) -> None:
+        self.began = time.monotonic()
+        self.ready_seconds = 0.0
+        self._log = log
+        with log.open("wb") as stderr:
+            self.popen = subprocess.Popen(
+                command,
+                cwd=_ROOT,
+                env=environment,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else stderr,
+                stderr=stderr,
+                text=True,
+            )
+
+    def check(self) -> None:
+        """Raise ContestantFailed, with the end of its log, when the process is gone."""
+        if self.popen.poll() is not None:
+            lines = self._log.read_text(errors="replace").splitlines()[-20:]
+            raise ContestantFailed("\n".join([f"{self._log.stem} ended:", *lines]))
+
+    def wait_for(self, ready: Callable[[], bool]) -> None:
+        """Poll until it can draw, and note how long that took."""
+        while not ready():
+            self.check()
+            if time.monotonic() > self.began + _START_SECONDS:
+                raise ContestantFailed(f"{self._log.stem} was not ready in {_START_SECONDS} s")
+            time.sleep(0.02)
+        self.ready_seconds = time.monotonic() - self.began
+
+    def close(self) -> None:
+        """End it, kindly if that is quick."""
+        self.popen.terminate()
+        try:
+            self.popen.wait(10)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+
+
+class Bare:
+    """NativeEngine in a process of its own (bare.py)."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        command = [sys.executable, str(_HERE / "bare.py")]
+        self._process = _Process(command, environment, folder / "bare.log", piped=True)
+        self.threads = int(self._read()["threads"])
+        self.ready_seconds = time.monotonic() - self._process.began
+
+    def draw(self, work: Work) -> Sample:
+        """Have it draw."""
+        assert self._process.popen.stdin is not None
+        print(json.dumps(asdict(work)), file=self._process.popen.stdin, flush=True)
+        answer = self._read()
+        return Sample(answer["seconds"], answer["seconds"], answer["sha256"])
+
+    def resident(self) -> dict[str, int]:
+        """Bytes of memory by process."""
+        return {"bare process": resident_bytes(self._process.popen.pid)}
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.popen.stdout is not None
+        line = self._process.popen.stdout.readline()
+        if not line:
+            self._process.popen.wait()
+            self._process.check()
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class Service:
+    """``sdstream serve`` with the probe in its worker (probe/sitecustomize.py)."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, port: int) -> None:
+        self.port = port
+        self._probe = folder / "probe.jsonl"
+        self._probe.touch()
+        self._notes = self._probe.open()
+        self._noted: dict[str, Any] = {}
+        self._worker = 0
+        path = os.pathsep.join(filter(None, (str(_HERE / "probe"), environment.get("PYTHONPATH"))))
+        self._process = _Process(
+            [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", str(port)],
+            {
+                **environment,
+                "PYTHONPATH": path,
+                "BENCH_PROBE_LOG": str(self._probe),
+                "SDSTREAM_DATA_DIR": str(folder / "data"),
+                "SDSTREAM_API_KEYS": "",
+            },
+            folder / "sdstream.log",
+        )
+        self._process.wait_for(lambda: answers(port, "/readyz"))
+        self.ready_seconds = self._process.ready_seconds
+
+    def plain(self, work: Work) -> Sample:
+        """Have it draw, the answer being one JSON object."""
+        with _post(self.port, self._body(work)) as (sent, response):
+            body = response.read()
+            done = time.monotonic()
+            job = response.headers["X-Job-Id"]
+        note = self._note(job)
+        return Sample(
+            wall=done - sent,
+            native=note["ended"] - note["began"],
+            sha256=_pixels(json.loads(body)["data"][0]["b64_json"]),
+            before=note["began"] - sent,
+            after=done - note["ended"],
+        )
+
+    def streamed(self, work: Work) -> Sample:
+        """Have it draw, the answer being a stream of frames."""
+        lines: list[tuple[float, bytes]] = []
+        server = self._process.popen.pid
+        waits = _waited(server), _waited(os.getpid())
+        with _post(self.port, {**self._body(work), "stream": True}) as (sent, response):
+            # Nothing is parsed before the stream is over: it would delay the frames behind.
+            while line := response.readline():
+                lines.append((time.monotonic(), line))
+            job = response.headers["X-Job-Id"]
+        waited = _waited(server) - waits[0], _waited(os.getpid()) - waits[1]
+        note = self._note(job)
+        frames = list(_frames(lines))
+        done = next(at for at, line in lines if line == b"data: [DONE]\n")
+        final_at, final = next((at, item) for at, item in frames if item["finish_reason"])
+        return Sample(
+            wall=done - sent,
+            native=note["ended"] - note["began"],
+            sha256=_pixels(final["b64_json"]),
+            before=note["began"] - sent,
+            after=done - note["ended"],
+            first_frame=frames[0][0] - sent,
+            frames=tuple(_frame_delays(frames, note["steps"])),
+            final_frame=final_at - note["ended"],
+            server_waited=waited[0],
+            client_waited=waited[1],
+        )
+
+    def resident(self) -> dict[str, int]:
+        """Bytes of memory by process; the worker's is known after its first picture."""
+        server = {"sdstream server": resident_bytes(self._process.popen.pid)}
+        return server | ({"sdstream worker": resident_bytes(self._worker)} if self._worker else {})
+
+    def close(self) -> None:
+        """End the server, and with it the worker."""
+        self._process.close()
+        self._notes.close()
+
+    def _body(self, work: Work) -> dict[str, Any]:
+        return {
+            "prompt": PROMPT,
+            "size": work.size,
+            "sample_steps": work.steps,
+            "seed": work.seed,
+        }
+
+    def _note(self, job: str) -> Any:
+        """What the probe wrote of a job; it is there before the answer is."""
+        for line in self._notes:
+            note = json.loads(line)
+            self._noted[note["job"]] = note
+            self._worker = note["pid"]
+        if job not in self._noted:
+            raise ContestantFailed("the probe in the worker wrote nothing")
+        return self._noted.pop(job)
+
+
+class Upstream:
+    """stable-diffusion.cpp's own HTTP server."""
+
+    def __init__(
+        self, binary: str, environment: dict[str, str], folder: Path, port: int, threads: int
+    ) -> None:
+        self.port = port
+        settings = Settings()
+        self._catalog = load_catalog(settings)
+        self._log = folder / "sd-server.log"
+        command = [
+            *(binary, "--listen-ip", "127.0.0.1", "--listen-port", str(port)),
+            *("--threads", str(threads), *_model_flags(settings)),
+        ]
+        self._process = _Process(command, environment, self._log)
+        self._process.wait_for(lambda: answers(port, "/v1/models"))
+        self.ready_seconds = self._process.ready_seconds
+
+    def plain(self, work: Work) -> Sample:
+        """Have it draw; its native time comes from its log, to the nearest 10 ms."""
+        with _post(self.port, self._body(work)) as (sent, response):
+            body = response.read()
+            done = time.monotonic()
+        took = re.findall(r"generate_image completed in ([\d.]+)s", self._log.read_text())
+        if not took:
+            raise ContestantFailed("sd-server logged no time of its picture")
+        return Sample(
+            wall=done - sent,
+            native=float(took[-1]),
+            sha256=_pixels(json.loads(body)["data"][0]["b64_json"]),
+        )
+
+    def resident(self) -> dict[str, int]:
+        """Bytes of memory by process."""
+        return {"sd-server": resident_bytes(self._process.popen.pid)}
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+    def _body(self, work: Work) -> dict[str, Any]:
+        request = resolved(work, self._catalog)
+        guidance: dict[str, float] = {"txt_cfg": request.cfg_scale}
+        if request.guidance is not None:
+            guidance["distilled_guidance"] = request.guidance
+        options = {
+            "seed": request.seed,
+            "sample_params": {
+                "sample_steps": request.steps,
+                "sample_method": request.sampler,
+                "scheduler": request.schedule,
+                "guidance": guidance,
+            },
+        }
+        extra = f"<sd_cpp_extra_args>{json.dumps(options)}</sd_cpp_extra_args>"
+        return {"prompt": PROMPT + extra, "size": work.size}
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether a server says 200 there."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory that a process has in use (Linux)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def _waited(pid: int) -> float:
+    """Seconds that a process's main thread has stood in line for a core (Linux)."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
+@contextmanager
+def _post(port: int, body: dict[str, Any]) -> Iterator[tuple[float, http.client.HTTPResponse]]:
+    """POST a generation on a connection of its own, as a first call of curl does.
+
+    The standard library's blocking client, and not the one the service's users have: between a
+    byte's arrival and the reading of the clock there is one system call and no event loop, so that
+    the figures are the server's.
+    """
+    data = json.dumps(body).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS)
+    try:
+        sent = time.monotonic()
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/images/generations", data, headers)
+        response = connection.getresponse()
+        if response.status != 200:
+            raise ContestantFailed(f"{response.status}: {response.read(1000)!r}")
+        yield sent, response
+    finally:
+        connection.close()
+
+
+def _frames(lines: list[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any]]]:
+    """(arrival, item) of each frame of an image.chunk stream."""
+    for at, line in lines:
+        if line.startswith(b"data: {"):
+            frame = json.loads(line[6:])
+            if "error" in frame:
+                raise ContestantFailed(str(frame["error"]))
+            yield at, frame["data"][0]
+
+
+def _frame_delays(
+    frames: list[tuple[float, dict[str, Any]]], steps: list[list[Any]]
+) -> Iterator[float]:
+    """Seconds from the runtime's callback to the frame, for every step that had a frame."""
+    called = {(index, step): at for index, step, at in steps}
+    for at, item in frames:
+        key = (item["index"], item["progressed_steps"])
+        if key in called and not item["finish_reason"]:
+            yield at - called[key]
+
+
+def _pixels(b64: str) -> str:
+    """The SHA-256 of a picture's RGB pixels."""
+    picture = Image.open(io.BytesIO(base64.b64decode(b64)))
+    return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+
+
+def _model_flags(settings: Settings) -> Iterator[str]:
+    """The model's files and options as flags of sd-server."""
+    load = load_command(settings, load_catalog(settings))
+    for component, location in load.files.items():
+        yield from (_UPSTREAM_FLAGS[component], str(materialise(location, settings.cache_dir)))
+    if load.runtime["tae"] and "tae" not in load.files:
+        # Any word will do: the autoencoder lies inside the model file (engine/native.py).
+        yield from ("--taesd", "inside-the-model-file")
+    switches = {"flash_attn": "--fa", "offload": "--offload-to-cpu", "vae_tiling": "--vae-tiling"}
+    yield from (flag for option, flag in switches.items() if load.runtime[option])
+    if load.runtime["conv_direct"]:
+        yield from ("--diffusion-conv-direct", "--vae-conv-direct")
+    if load.runtime["wtype"]:
+        yield from ("--type", load.runtime["wtype"])

@@ -1,0 +1,56 @@
+"""Notes in the worker process when the engine drew and when each step's event left it.
+
+Python imports a module of this name at its start when its folder is on PYTHONPATH. The benchmark
+puts it there for the server, whose worker inherits the environment: so it is the unchanged
+``sdstream serve`` that is measured. Everywhere but in the worker this does nothing.
+
+One JSON line a picture, appended to the file that BENCH_PROBE_LOG names:
+
+    job           the job's id
+    pid           of the worker process
+    began, ended  around Engine.draw, in seconds of CLOCK_MONOTONIC, which all processes of a
+                  machine share
+    steps         [[index of the image, finished steps, seconds at which its event was emitted], …]
+
+The clock is read before the event is turned into bytes and sent, a few microseconds after the
+runtime called back. The line is written by one system call after the picture is drawn: it costs
+some ten microseconds a picture, which count as the service's overhead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+def _install(log: int) -> None:
+    # Imported here and not above: every Python process with this folder on its path reads the file.
+    from app.core.messages import Event, Phase, Progress
+    from app.engine.native import NativeEngine
+
+    drawn = NativeEngine.draw
+
+    def draw(self: NativeEngine, job: str, request: Any, index: int, emit: Any) -> Any:
+        steps: list[tuple[int, int, float]] = []
+
+        def emit_and_note(event: Event) -> None:
+            if isinstance(event, Progress) and event.phase is Phase.SAMPLING and event.step:
+                steps.append((event.index, event.step, time.monotonic()))
+            emit(event)
+
+        began = time.monotonic()
+        image = drawn(self, job, request, index, emit_and_note)
+        ended = time.monotonic()
+        note = {"job": job, "pid": os.getpid(), "began": began, "ended": ended, "steps": steps}
+        os.write(log, json.dumps(note).encode() + b"\n")
+        return image
+
+    NativeEngine.draw = draw  # type: ignore[method-assign]
+
+
+_path = os.environ.get("BENCH_PROBE_LOG")
+if _path and sys.orig_argv[1:3] == ["-m", "app.engine.child"]:
+    _install(os.open(_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))

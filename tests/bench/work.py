@@ -1,0 +1,38 @@
+"""What every contestant is asked to draw, and the model it is drawn with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app import main as wiring
+from app.core.catalog import Catalog
+from app.core.messages import Load
+from app.core.request import Draft, GenerationRequest, resolve
+from app.settings import Settings
+
+PROMPT = "a red circle on a white table"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One picture; ``size`` is WIDTHxHEIGHT in pixels."""
+
+    size: str
+    steps: int
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        """How tables call it."""
+        return f"{self.size}, {self.steps} steps"
+
+
+def resolved(work: Work, catalog: Catalog) -> GenerationRequest:
+    """The work as the server makes it of the same options, every default concrete."""
+    draft = Draft(prompt=PROMPT, size=work.size, sample_steps=work.steps, seed=work.seed)
+    return resolve(draft, catalog, random_seed=lambda: 0, max_pixels=2**22)
+
+
+def load_command(settings: Settings, catalog: Catalog) -> Load:
+    """The server's own word to its worker: same files, same threads, same options."""
+    return wiring._load_command(settings, catalog.models[catalog.default])
