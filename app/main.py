@@ -28,11 +28,25 @@ from app.service import ImageService, Policy
 from app.settings import Settings, worker_environment
 from app.store import ImageStore
 from app.web import respond
-from app.web.generate import GenerateRoute
+from app.web.generate import ImageRoutes
 from app.web.middleware import RequestLog, RequireKey
 from app.web.ops import OpsRoutes
 
 logger = logging.getLogger(__name__)
+
+#: The two in the middle are GPUStack's, the last one is OpenVINO Model Server's.
+GENERATION_PATHS = (
+    "/v1/images/generations",
+    "/v1-openai/images/generations",
+    "/v1-openai/image/generate",
+    "/v3/images/generations",
+)
+EDIT_PATHS = (
+    "/v1/images/edits",
+    "/v1-openai/images/edits",
+    "/v1-openai/image/edit",
+    "/v3/images/edits",
+)
 
 #: Seeds drawn by the server stay exact in every JSON reader, JavaScript's among them.
 _MAX_RANDOM_SEED = 2**53 - 1
@@ -58,14 +72,20 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
     )
     service = _service(settings, catalog, metrics, store)
     public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
-    generate = GenerateRoute(service, public_url, settings.keepalive_seconds)
+    draw = ImageRoutes(
+        service, public_url, settings.keepalive_seconds, settings.max_body_mb * 2**20
+    )
     ops = OpsRoutes(service, store, metrics)
     app = Starlette(
         routes=[
-            Route("/v1/images/generations", generate.post, methods=["POST"]),
+            *(Route(path, draw.generations, methods=["POST"]) for path in GENERATION_PATHS),
+            *(Route(path, draw.edits, methods=["POST"]) for path in EDIT_PATHS),
+            Route("/v1/images/variations", draw.variations, methods=["POST"]),
+            Route("/v1/images/inpainting", draw.inpainting, methods=["POST"]),
             Route("/v1/images/{image}/content", ops.image),
             Route("/v1/models", ops.models),
             Route("/v1/models/{model:path}", ops.model),
+            Route("/v1/config", ops.config),
             Route("/livez", ops.live),
             Route("/readyz", ops.ready),
             Route("/health", ops.ready),
@@ -136,6 +156,7 @@ def _service(
         policy=Policy(
             queue_images=settings.queue_images,
             max_pixels=settings.max_pixels,
+            max_input_pixels=settings.max_input_pixels,
             grace_seconds=settings.grace_seconds,
             embed_parameters=settings.embed_parameters,
         ),

@@ -29,13 +29,15 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 from app import images
 from app.core.catalog import Catalog, ModelSpec
-from app.core.errors import QueueFull, Reason, Unavailable
+from app.core.errors import InvalidRequest, QueueFull, Reason, Unavailable
 from app.core.job import (
     Completed,
     Entry,
@@ -52,7 +54,15 @@ from app.core.job import (
     Running,
 )
 from app.core.messages import Cancelled, Done, Event, Failed, ImageDrawn, Phase, Preview, Progress
-from app.core.request import Draft, GenerationRequest, OutputFormat, resolve
+from app.core.pixels import Inputs, Pixels, SourceFiles
+from app.core.request import (
+    Draft,
+    GenerationRequest,
+    OutputFormat,
+    Sources,
+    model_of,
+    resolve,
+)
 from app.engine.worker import Worker, WorkerState
 from app.metrics import Metrics
 from app.wakeup import Wakeup
@@ -61,6 +71,60 @@ logger = logging.getLogger(__name__)
 
 #: The clients that honour Retry-After give up on anything longer.
 _MAX_RETRY_AFTER: Final = 120
+
+
+#: Enough for what two cores decode and encode; more would only take memory.
+_STUDIO_THREADS: Final = 4
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """Decoded input pictures, not fitted yet."""
+
+    image: Pixels | None = None
+    mask: Pixels | None = None
+    references: tuple[Pixels, ...] = ()
+
+    @property
+    def sources(self) -> Sources:
+        first = self.image or next(iter(self.references), None)
+        return Sources(
+            size=first.size if first else None,
+            drawn_over=self.image is not None,
+            masked=self.mask is not None,
+            references=len(self.references),
+        )
+
+
+def _decode(files: SourceFiles, looks_at_references: bool, max_pixels: int) -> _Pictures:
+    """The files as pictures, the first of them to be drawn over unless the model only looks."""
+    pictures = tuple(images.decode(file.data, file.param, max_pixels) for file in files.images)
+    if looks_at_references and files.mask is None and not files.own_alpha:
+        return _Pictures(references=pictures)
+    image, *references = pictures
+    mask = image if files.own_alpha else None
+    if files.mask is not None:
+        mask = images.decode(files.mask.data, files.mask.param, max_pixels)
+        if mask.size != image.size:
+            raise InvalidRequest(
+                f"The mask is {mask.size} and the image {image.size}; they must be of one size.",
+                reason=Reason.INVALID_IMAGE,
+                param=files.mask.param,
+            )
+    return _Pictures(image, mask, tuple(references))
+
+
+def _fit(pictures: _Pictures, request: GenerationRequest) -> Inputs:
+    size, how = request.size, request.fit
+    image = images.fit(pictures.image, size, how) if pictures.image else None
+    mask = None
+    if pictures.mask is not None:
+        mask = images.mask_of(pictures.mask, size, how, request.mask_mode)
+    references = tuple(images.fit(p, p.size, how) for p in pictures.references)
+    return Inputs(image, mask, references)
 
 
 class ImageShelf(Protocol):
@@ -76,13 +140,15 @@ class Policy:
 
     Attributes:
         queue_images: Images that may wait.
-        max_pixels: Largest width x height.
+        max_pixels: Largest width x height of what is drawn.
+        max_input_pixels: Largest width x height of an input picture, before it is decoded.
         grace_seconds: Time for running jobs at shutdown.
         embed_parameters: Write prompt and options into image files.
     """
 
     queue_images: int = 64
     max_pixels: int = 4_194_304
+    max_input_pixels: int = 16_777_216
     grace_seconds: float = 30.0
     embed_parameters: bool = True
 
@@ -92,6 +158,7 @@ class LiveJob:
     """A job with what its readers and its end need beside it."""
 
     job: Job
+    inputs: Inputs
     keep_images: bool
     changed: Wakeup = field(default_factory=Wakeup)
     #: What a Cancelled of the worker means for this job.
@@ -131,6 +198,7 @@ class ImageService:
         self._broken: dict[str, Unavailable] = {}
         self._image_seconds = 1.0
         self._drain_task: asyncio.Task[None] | None = None
+        self._studio = ThreadPoolExecutor(_STUDIO_THREADS, thread_name_prefix="studio")
 
     # --- for the doors --------------------------------------------------------------------------
 
@@ -156,11 +224,14 @@ class ImageService:
             return worker.unavailable().message
         return self._broken[model].message if model in self._broken else None
 
-    def submit(self, draft: Draft, *, keep_images: bool = False) -> LiveJob:
+    async def submit(
+        self, draft: Draft, files: SourceFiles | None = None, *, keep_images: bool = False
+    ) -> LiveJob:
         """Accept a request as a job.
 
         Args:
             draft: What was asked.
+            files: The input pictures as they came.
             keep_images: Put the images into the store, for answers with URLs.
 
         Raises:
@@ -168,14 +239,23 @@ class ImageService:
             QueueFull: Too many images wait.
             Unavailable: The server is going down, or the model cannot be loaded.
         """
+        self._refuse_when_draining()
+        pictures = _Pictures()
+        if files is not None:
+            looks = model_of(draft, self.catalog).traits.references
+            pictures = await self._in_studio(_decode, files, looks, self._policy.max_input_pixels)
         request = resolve(
             draft,
             self.catalog,
             random_seed=self._random_seed,
             max_pixels=self._policy.max_pixels,
+            sources=pictures.sources,
         )
+        inputs = Inputs()
+        if files is not None:
+            inputs = await self._in_studio(_fit, pictures, request)
         self._admit(request)
-        live = LiveJob(Job(self._new_id(), request, self._clock()), keep_images)
+        live = LiveJob(Job(self._new_id(), request, self._clock()), inputs, keep_images)
         self._live[live.job.id] = live
         self._queue.append(live)
         self._apply(live, Queued(len(self._queue) - 1 + (self._running is not None)))
@@ -252,6 +332,7 @@ class ImageService:
                     self._running, JobFailed(Reason.SHUTTING_DOWN, "The server is going down.")
                 )
             await asyncio.shield(self._stop_worker())
+            self._studio.shutdown(wait=False, cancel_futures=True)
 
     async def _next(self) -> LiveJob:
         while not self._queue:
@@ -275,7 +356,7 @@ class ImageService:
         self._apply(live, Running())
         self._observe(job, "queue", self._clock() - job.created)
         began = self._clock()
-        async for event in worker.generate(job.id, job.request):
+        async for event in worker.generate(job.id, job.request, live.inputs):
             await self._take(live, event)
         if job.status is JobStatus.COMPLETED:
             each = (self._clock() - began) / job.request.n
@@ -287,9 +368,8 @@ class ImageService:
             case Progress():
                 self._apply(live, event)
             case Preview(index=index, step=step):
-                data = await asyncio.to_thread(
-                    images.encode, event.blob, event.width, event.height, "png"
-                )
+                small = Pixels(event.width, event.height, event.blob)
+                data = await self._in_studio(images.encode, small, "png")
                 self._apply(live, PreviewReady(index, step, data))
             case ImageDrawn():
                 await self._finish_image(live, event)
@@ -303,7 +383,7 @@ class ImageService:
     async def _finish_image(self, live: LiveJob, drawn: ImageDrawn) -> None:
         request = live.job.request
         try:
-            data, image_id = await asyncio.to_thread(self._develop, live, drawn)
+            data, image_id = await self._in_studio(self._develop, live, drawn)
         except OSError:
             logger.exception("image of job %s could not be stored", live.job.id)
             full = JobFailed(Reason.INTERNAL_ERROR, "The image could not be stored.")
@@ -332,14 +412,12 @@ class ImageService:
         text = None
         if self._policy.embed_parameters:
             text = images.parameters_text(request, drawn.seed)
-        data = images.encode(
-            drawn.blob,
-            drawn.width,
-            drawn.height,
-            request.output_format,
-            request.output_compression,
-            text,
-        )
+        picture = Pixels(drawn.width, drawn.height, drawn.blob)
+        image, mask = live.inputs.image, live.inputs.mask
+        if image is not None and mask is not None:
+            # The runtime's kept pixels have been through the autoencoder: put the real ones back.
+            picture = images.composite(picture, image, mask, request.mask_blur)
+        data = images.encode(picture, request.output_format, request.output_compression, text)
         return data, self._shelf.put(data, request.output_format) if live.keep_images else None
 
     # --- endings --------------------------------------------------------------------------------
@@ -377,11 +455,14 @@ class ImageService:
 
     # --- admission ------------------------------------------------------------------------------
 
-    def _admit(self, request: GenerationRequest) -> None:
+    def _refuse_when_draining(self) -> None:
         if self.draining:
             raise Unavailable(
                 "The server is going down.", reason=Reason.SHUTTING_DOWN, retry_after=10
             )
+
+    def _admit(self, request: GenerationRequest) -> None:
+        self._refuse_when_draining()
         worker = self.worker_of(request.model)
         if worker is not None and worker.state is WorkerState.FAILED:
             raise worker.unavailable()
@@ -417,6 +498,13 @@ class ImageService:
             with suppress(asyncio.CancelledError):
                 await self._worker_task
         self._worker = self._worker_task = None
+
+    # --- pictures, in threads --------------------------------------------------------------------
+
+    async def _in_studio(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run work on pixels in the bounded pool of threads for it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._studio, partial(work, *args, **kwargs))
 
     # --- numbers --------------------------------------------------------------------------------
 

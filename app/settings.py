@@ -54,6 +54,10 @@ class Settings(BaseSettings):
         None, description="Address that clients reach the server at; default: as they named it."
     )
     queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
+    max_body_mb: int = Field(64, ge=1, description="Largest request with pictures, in MiB.")
+    max_input_pixels: int = Field(
+        16_777_216, ge=4096, description="Largest width x height of an input picture, in pixels."
+    )
     max_pixels: int = Field(
         4_194_304, ge=4096, description="Largest width x height of an image, in pixels."
     )

@@ -64,6 +64,7 @@ class Family:
         multiple: Width and height must be multiples of this many pixels.
         flow: Trained by flow matching rather than noise prediction.
         distilled_guidance: Takes ``guidance`` (FLUX-dev and its like).
+        references: Takes reference images beside, or in place of, an image to draw over.
         text_encoders: Encoders whose weights must be there; the runtime dies without them.
         size, steps, cfg_scale, sampler: What the architecture is usually run with.
     """
@@ -76,6 +77,7 @@ class Family:
     steps: int
     cfg_scale: float
     distilled_guidance: bool = False
+    references: bool = False
     sampler: str = "euler"
 
 
@@ -87,6 +89,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "sdxl": Family("Stable Diffusion XL", 64, False, ("clip",), Size(1024, 1024), 25, 5.0),
     "sd3": Family("Stable Diffusion 3", 16, True, ("clip",), Size(1024, 1024), 20, 4.5),
     "flux": Family("FLUX.1", 16, True, ("clip", "t5"), Size(1024, 1024), 20, 1.0, True),
+    "flux_kontext": Family(
+        "FLUX.1 Kontext", 16, True, ("clip", "t5"), Size(1024, 1024), 20, 1.0, True, True
+    ),
     "chroma": Family("Chroma", 16, True, ("t5",), Size(1024, 1024), 26, 4.0),
     "qwen_image": Family("Qwen-Image", 16, True, ("llm",), Size(1024, 1024), 20, 2.5),
     "z_image": Family("Z-Image", 16, True, ("llm",), Size(1024, 1024), 8, 1.0),
@@ -180,6 +185,8 @@ class RuntimeOptions(_Part):
         wtype: Re-quantise the weights to this type while loading.
         tae: Decode with the tiny autoencoder that lies inside the model file.
         vae_tiling: Decode in tiles: less memory, slower.
+        preview: How pictures between the steps are made: by a projection of the latent, nearly
+            free but known for the published autoencoders only, or by decoding it.
     """
 
     threads: int = Field(0, ge=0, le=1024)
@@ -189,6 +196,7 @@ class RuntimeOptions(_Part):
     wtype: Annotated[str, _one_of(WTYPES, "wtype")] | None = None
     tae: bool = False
     vae_tiling: bool = False
+    preview: Literal["projection", "decode"] = "projection"
 
 
 class ModelSpec(_Part):
@@ -213,6 +221,17 @@ class ModelSpec(_Part):
         if problem:
             raise ValueError(f"the default size {self.default_size} is not allowed: {problem}")
         return self
+
+    def size_near(self, source: Size) -> Size:
+        """The size for a picture like ``source``: its shape, within what the model can draw."""
+        shrink = min(1.0, self.size.max / max(source))
+        grow = max(shrink, self.size.min / min(source))
+        multiple = self.traits.multiple
+        sides = (round(side * grow / multiple) * multiple for side in source)
+        lowest = -(-self.size.min // multiple) * multiple
+        highest = self.size.max // multiple * multiple
+        width, height = (min(highest, max(lowest, side)) for side in sides)
+        return Size(width, height)
 
     @property
     def default_size(self) -> Size:

@@ -29,6 +29,8 @@ class Reason(Word):
     """The stable machine words of ``error.reason``, each with its one line of meaning."""
 
     INVALID_JSON = "invalid_json", "The body is not one JSON object."
+    INVALID_IMAGE = "invalid_image", "An image cannot be read, or has the wrong size."
+    INVALID_FORM = "invalid_form", "The body is not one whole multipart form."
     INVALID_VALUE = "invalid_value", "A field has a value outside its type or bounds."
     MISSING_FIELD = "missing_field", "A required field was not given."
     UNKNOWN_FIELD = "unknown_field", "The field is no option of this server."
@@ -47,7 +49,10 @@ class Reason(Word):
     METHOD_NOT_ALLOWED = "method_not_allowed", "The route does not take this HTTP method."
     NOT_ACCEPTABLE = "not_acceptable", "The answer cannot have the form that Accept names."
     BODY_TOO_LARGE = "body_too_large", "The body is larger than this server takes."
-    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type", "The body is not application/json."
+    UNSUPPORTED_MEDIA_TYPE = (
+        "unsupported_media_type",
+        "The route does not read bodies of this type.",
+    )
     QUEUE_FULL = "queue_full", "As many images are waiting as this server holds."
     GENERATION_FAILED = "generation_failed", "The runtime gave no picture."
     WORKER_CRASHED = "worker_crashed", "The native process died of a signal."

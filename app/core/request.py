@@ -21,6 +21,8 @@ from app.core.samplers import schedule_named as _schedule_named
 MAX_IMAGES: Final = 10
 MAX_STEPS: Final = 150
 MAX_PROMPT_CHARACTERS: Final = 32_000
+#: As ``previews``: a picture after each step.
+EVERY_STEP: Final = -1
 #: Seeds are the runtime's int64; image i of n takes seed + i, which must fit too.
 MAX_SEED: Final = 2**63 - 1 - MAX_IMAGES
 
@@ -28,6 +30,8 @@ T = TypeVar("T")
 
 Quality = Literal["standard", "hd", "low", "medium", "high", "auto"]
 OutputFormat = Literal["png", "jpeg", "webp"]
+MaskMode = Literal["auto", "alpha", "luminance"]
+Fit = Literal["crop", "stretch", "pad"]
 
 _STEP_FACTORS: Final[Mapping[Quality, float]] = {"low": 0.5, "high": 1.5, "hd": 1.5}
 
@@ -72,7 +76,21 @@ class Draft(BaseModel):
     output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
         None, description="Quality of JPEG and WebP in percent."
     )
-    previews: bool = Field(False, exclude=True)
+    strength: float | None = Field(
+        None, ge=0, le=1, description="How far from the input image: 0 keeps it, 1 ignores it."
+    )
+    fit: Fit | None = Field(
+        None, description="How an input image of another shape becomes size: crop, stretch or pad."
+    )
+    mask_mode: MaskMode | None = Field(
+        None,
+        description="What is painted: where alpha is 0, where the mask is white, or (auto) alpha "
+        "if the mask has any.",
+    )
+    mask_blur: float | None = Field(
+        None, ge=0, le=64, description="Pixels over which the mask's edge fades."
+    )
+    previews: int = Field(0, exclude=True)
     #: canonical name -> the client's spelling, for error messages
     spelling: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
 
@@ -84,7 +102,7 @@ class Draft(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_numbers_from_booleans(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and info.field_name != "previews":
+        if isinstance(value, bool):
             raise ValueError("must not be a boolean")
         return value
 
@@ -107,7 +125,11 @@ class GenerationRequest:
         guidance: Distilled guidance, None where the family has none.
         seed: Of the first image; image i has seed + i.
         n: Images.
-        previews: Send a small picture after every step.
+        previews: Pictures of the state between, spread over the steps; EVERY_STEP for all.
+        strength: Share of the steps that an input image goes through; None without one.
+        fit: How input images become width x height.
+        mask_mode: How the mask is read.
+        mask_blur: Pixels over which the mask's edge fades.
         quality: As the client gave it, for the answer.
         output_format: File format of the images.
         output_compression: Percent of quality for JPEG and WebP.
@@ -126,7 +148,11 @@ class GenerationRequest:
     guidance: float | None
     seed: int
     n: int
-    previews: bool = False
+    previews: int = 0
+    strength: float | None = None
+    fit: Fit = "crop"
+    mask_mode: MaskMode = "auto"
+    mask_blur: float = 0.0
     quality: str = "auto"
     output_format: OutputFormat = "png"
     output_compression: int = 100
@@ -138,21 +164,25 @@ class GenerationRequest:
         return Size(self.width, self.height)
 
 
-def resolve(
-    draft: Draft, catalog: Catalog, *, random_seed: Callable[[], int], max_pixels: int
-) -> GenerationRequest:
-    """Make every default, size and seed concrete.
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What is known of the input pictures before they are fitted.
 
-    Args:
-        draft: What was asked.
-        catalog: The models there are.
-        random_seed: Draws a seed of 0..MAX_SEED for requests without one.
-        max_pixels: Upper bound of width x height.
-
-    Raises:
-        NotFound: The model is not in the catalogue.
-        InvalidRequest: A value that this model cannot take; names the client's field.
+    Attributes:
+        size: Of the first one, None without any.
+        drawn_over: The first one is drawn over, not only looked at.
+        masked: A mask came with it.
+        references: Pictures that are looked at.
     """
+
+    size: Size | None = None
+    drawn_over: bool = False
+    masked: bool = False
+    references: int = 0
+
+
+def model_of(draft: Draft, catalog: Catalog) -> ModelSpec:
+    """The model that a draft names; raises NotFound."""
     spec = catalog.find(draft.model)
     if spec is None:
         raise NotFound(
@@ -161,7 +191,33 @@ def resolve(
             reason=Reason.MODEL_NOT_FOUND,
             param=draft.spelled("model"),
         )
-    size = _size(draft, spec, max_pixels)
+    return spec
+
+
+def resolve(
+    draft: Draft,
+    catalog: Catalog,
+    *,
+    random_seed: Callable[[], int],
+    max_pixels: int,
+    sources: Sources = Sources(),
+) -> GenerationRequest:
+    """Make every default, size and seed concrete.
+
+    Args:
+        draft: What was asked.
+        catalog: The models there are.
+        random_seed: Draws a seed of 0..MAX_SEED for requests without one.
+        max_pixels: Upper bound of width x height.
+        sources: What is known of the input pictures.
+
+    Raises:
+        NotFound: The model is not in the catalogue.
+        InvalidRequest: A value that this model cannot take; names the client's field.
+    """
+    spec = model_of(draft, catalog)
+    _check_sources(draft, spec, sources)
+    size = _size(draft, spec, max_pixels, sources.size)
     steps = _steps(draft, spec)
     sampler, schedule = _sampling(draft, spec, steps)
     cfg_scale = _first(draft.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
@@ -179,6 +235,10 @@ def resolve(
         seed=random_seed() if draft.seed in (None, -1) else int(draft.seed or 0),
         n=draft.n or 1,
         previews=draft.previews,
+        strength=_strength(draft, sources),
+        fit=draft.fit or "crop",
+        mask_mode=draft.mask_mode or "auto",
+        mask_blur=draft.mask_blur or 0.0,
         quality=draft.quality or "auto",
         output_format=draft.output_format or "png",
         output_compression=_compression(draft),
@@ -190,13 +250,42 @@ def _first(*candidates: T | None) -> T:
     return next(value for value in candidates if value is not None)
 
 
-def _size(draft: Draft, spec: ModelSpec, max_pixels: int) -> Size:
+def _check_sources(draft: Draft, spec: ModelSpec, sources: Sources) -> None:
+    """Refuse what would have no effect: options of pictures that did not come."""
+    lacking = ["fit"] if sources.size is None else []
+    lacking += [] if sources.drawn_over else ["strength"]
+    lacking += [] if sources.masked else ["mask_mode", "mask_blur"]
+    for name in lacking:
+        if getattr(draft, name) is not None:
+            param = draft.spelled(name)
+            what = "a mask" if name.startswith("mask") else "an input image to draw over"
+            raise InvalidRequest(
+                f"'{param}' needs {what}.", reason=Reason.NOT_SUPPORTED, param=param
+            )
+    if sources.references and not spec.traits.references:
+        raise InvalidRequest(
+            f"The model '{spec.id}' takes one input image, not {sources.references + 1}.",
+            reason=Reason.NOT_SUPPORTED,
+            param="image",
+        )
+
+
+def _strength(draft: Draft, sources: Sources) -> float | None:
+    if not sources.drawn_over:
+        return None
+    if draft.strength is not None:
+        return draft.strength
+    # Under a mask there is nothing to keep; without one the picture should be recognised.
+    return 1.0 if sources.masked else 0.75
+
+
+def _size(draft: Draft, spec: ModelSpec, max_pixels: int, source: Size | None) -> Size:
     param = draft.spelled("size")
     if draft.width is not None or draft.height is not None:
         size = _width_and_height(draft)
         param = draft.spelled("width")
     elif draft.size in (None, "auto", ""):
-        return spec.default_size
+        return spec.default_size if source is None else spec.size_near(source)
     else:
         try:
             size = Size.parse(str(draft.size))

@@ -105,7 +105,7 @@ class Child:
             return Failed(None, Reason.MODEL_UNAVAILABLE, "The model could not be loaded.")
 
     def _generate(self, command: Generate) -> Event:
-        job, request = command.job, command.request
+        job, request, inputs = command.job, command.request, command.inputs
         try:
             for index in range(request.n):
                 with self._state:
@@ -113,7 +113,7 @@ class Child:
                     if self._cancelled:
                         return Cancelled(job)
                     self._engine.clear_abort()
-                image = self._engine.draw(job, request, index, self._emit)
+                image = self._engine.draw(job, request, inputs, index, self._emit)
                 if image is None:
                     return Cancelled(job)
                 self._emit(image)

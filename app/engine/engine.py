@@ -7,6 +7,7 @@ from typing import Protocol
 
 from app.core.errors import Reason
 from app.core.messages import Event, ImageDrawn, Load, Loaded
+from app.core.pixels import Inputs
 from app.core.request import GenerationRequest
 
 Emit = Callable[[Event], None]
@@ -28,7 +29,7 @@ class Engine(Protocol):
         """Load the model of the command; raise EngineError when that fails."""
 
     def draw(
-        self, job: str, request: GenerationRequest, index: int, emit: Emit
+        self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Draw image ``index``; None when it was aborted; raise EngineError when it failed."""
 

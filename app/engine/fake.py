@@ -21,7 +21,8 @@ import time
 
 from app.core.errors import Reason
 from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
-from app.core.request import GenerationRequest
+from app.core.pixels import Inputs
+from app.core.request import EVERY_STEP, GenerationRequest
 from app.engine.engine import Emit, EngineError
 
 _STEP_SECONDS = 0.001
@@ -43,7 +44,7 @@ class FakeEngine:
         return Loaded(0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake")
 
     def draw(
-        self, job: str, request: GenerationRequest, index: int, emit: Emit
+        self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Walk through the phases at the pace that the prompt names."""
         cues = _cues(request.prompt)
@@ -51,7 +52,7 @@ class FakeEngine:
         emit(Progress(job, index, Phase.ENCODING, 0, request.steps))
         for step in range(request.steps + 1):
             emit(Progress(job, index, Phase.SAMPLING, step, request.steps))
-            if request.previews and step:
+            if step and (request.previews == EVERY_STEP or step <= request.previews):
                 emit(Preview(job, index, step, 8, 8, _gradient(request, index, 8, 8)))
             _misbehave(cues, step)
             if self._pause(pause, deaf="deaf" in cues):
@@ -67,7 +68,7 @@ class FakeEngine:
             encode_seconds=pause,
             sample_seconds=pause * request.steps,
             decode_seconds=pause,
-            blob=_gradient(request, index, request.width, request.height),
+            blob=_picture(request, inputs, index),
         )
 
     def clear_abort(self) -> None:
@@ -108,6 +109,16 @@ def _misbehave(cues: dict[str, float], step: int) -> None:
         time.sleep(3600)
     if cues.get("fail") == step:
         raise EngineError(Reason.GENERATION_FAILED, "The fake engine was told to fail.")
+
+
+def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:
+    """The gradient, mixed with the input image by strength."""
+    drawn = _gradient(request, index, request.width, request.height)
+    if inputs.image is None or request.strength is None:
+        return drawn
+    share = request.strength
+    pairs = zip(drawn, inputs.image.data, strict=True)
+    return bytes(round(new * share + old * (1 - share)) for new, old in pairs)
 
 
 def _gradient(request: GenerationRequest, index: int, width: int, height: int) -> bytes:

@@ -36,6 +36,7 @@ from app.core.messages import (
     Preview,
     Progress,
 )
+from app.core.pixels import Inputs
 from app.core.request import GenerationRequest
 from app.core.words import Word
 from app.engine.process import WorkerProcess
@@ -158,7 +159,9 @@ class Worker:
         message = f"The model '{self.model}' is not available. {self.error}".rstrip()
         return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
 
-    async def generate(self, job: str, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(
+        self, job: str, request: GenerationRequest, inputs: Inputs
+    ) -> AsyncIterator[Event]:
         """Draw; the last event is Done, Cancelled or Failed. The worker must be ready."""
         assert self.state is WorkerState.READY
         assert self._process is not None
@@ -166,7 +169,7 @@ class Worker:
         self._pixels = request.width * request.height
         self._become(WorkerState.BUSY)
         self._enter(Phase.ENCODING)
-        await self._process.send(Generate(job, request))
+        await self._process.send(Generate(job, request, inputs))
         try:
             while True:
                 event = await self._mailbox.get()

@@ -1,12 +1,17 @@
-"""Reading what clients send: strict JSON, Accept, keys."""
+"""Reading what clients send: strict JSON, whole forms, Accept, keys."""
 
 from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.core.errors import (
@@ -16,8 +21,14 @@ from app.core.errors import (
     Reason,
     UnsupportedMediaType,
 )
+from app.core.pixels import SourceFile
 from app.core.request import OutputFormat
 
+#: Sixteen images and a mask.
+_MAX_FILES: Final = 17
+_MAX_FIELDS: Final = 64
+#: A prompt of 32,000 characters can have 128,000 bytes of UTF-8.
+_MAX_FIELD_BYTES: Final = 131_072
 #: Digits of an integer; no option has more than 19, and parsing is quadratic.
 _MAX_DIGITS: Final = 64
 
@@ -45,24 +56,25 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
             f"This route reads application/json, not {declared[:64]}.",
             reason=Reason.UNSUPPORTED_MEDIA_TYPE,
         )
-    return parse_json(await _read_body(request, max_bytes))
+    parts = [part async for part in _bounded_stream(request, max_bytes)]
+    return parse_json(b"".join(parts))
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def _bounded_stream(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     # Starlette's own limit answers in plain text; this one raises our error.
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdecimal() else 0
-    body = bytearray()
+    seen = 0
     if size <= max_bytes:
         async for part in request.stream():
-            body += part
-            if len(body) > max_bytes:
+            seen += len(part)
+            if seen > max_bytes:
                 break
-    if max(size, len(body)) > max_bytes:
+            yield part
+    if max(size, seen) > max_bytes:
         raise PayloadTooLarge(
             f"The body is larger than {max_bytes} bytes.", reason=Reason.BODY_TOO_LARGE
         )
-    return bytes(body)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -86,6 +98,85 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _not_json("it is not an object")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A multipart form: text fields by name, and files in the order they came."""
+
+    fields: dict[str, str]
+    files: list[SourceFile]
+
+
+async def read_form(request: Request, max_bytes: int) -> Form:
+    """The body as one whole multipart form.
+
+    Raises:
+        PayloadTooLarge: The body has more than ``max_bytes``.
+        UnsupportedMediaType: The body says that it is something else.
+        InvalidRequest: The form is damaged, cut short, has too many parts, or repeats a field.
+    """
+    declared, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if declared != b"multipart/form-data":
+        raise UnsupportedMediaType(
+            f"This route reads multipart/form-data, not {declared.decode('latin-1')[:64]}.",
+            reason=Reason.UNSUPPORTED_MEDIA_TYPE,
+        )
+    end = _EndMark(b"--" + parameters.get(b"boundary", b"") + b"--")
+    stream = end.watch(_bounded_stream(request, max_bytes))
+    parser = MultiPartParser(
+        request.headers,
+        stream,
+        max_files=_MAX_FILES,
+        max_fields=_MAX_FIELDS,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
+    try:
+        parsed = await parser.parse()
+    except (MultiPartException, MultipartParseError, KeyError, UnicodeDecodeError) as error:
+        raise _broken_form(getattr(error, "message", None) or "it is damaged") from None
+    try:
+        if not end.seen:
+            # The parser would leave the unfinished part out without a word.
+            raise _broken_form("its closing boundary is missing")
+        return await _collect(parsed)
+    finally:
+        await parsed.close()
+
+
+async def _collect(parsed: FormData) -> Form:
+    form = Form({}, [])
+    for name, value in parsed.multi_items():
+        if isinstance(value, UploadFile):
+            form.files.append(SourceFile(name, await value.read()))
+        elif form.fields.setdefault(name, value) != value:
+            raise InvalidRequest(
+                f"The field '{name[:64]}' is there twice.",
+                reason=Reason.CONFLICTING_FIELDS,
+                param=name[:64],
+            )
+    return form
+
+
+class _EndMark:
+    """Looks for the closing boundary in a stream that passes by."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._mark = mark
+        self._tail = b""
+        self.seen = False
+
+    async def watch(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """Pass the stream on."""
+        async for part in stream:
+            window = self._tail + part
+            self.seen = self.seen or self._mark in window
+            self._tail = window[-len(self._mark) :]
+            yield part
+
+
+def _broken_form(why: str) -> InvalidRequest:
+    return InvalidRequest(f"The form cannot be read: {why}.", reason=Reason.INVALID_FORM)
 
 
 def accepted_image(request: Request, images: int) -> OutputFormat | None:

@@ -62,6 +62,19 @@ class OpsRoutes:
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         return Response(data, 200, headers, media_type=MEDIA_TYPES[output_format])
 
+    async def config(self, _request: Request) -> Response:
+        """GET /v1/config: OpenVINO Model Server's readiness of each model."""
+        states = {}
+        for name in self.service.catalog.models:
+            worker = self.service.worker_of(name)
+            why = self.service.why_unavailable(name)
+            loaded = worker is not None and worker.state in (WorkerState.READY, WorkerState.BUSY)
+            state = "AVAILABLE" if loaded else "LOADING" if worker and not why else "END"
+            status = {"error_code": "OK" if not why else "UNKNOWN", "error_message": why or "OK"}
+            versions = [{"version": "1", "state": state, "status": status}]
+            states[name] = {"model_version_status": versions}
+        return respond.json_bytes(compact(states))
+
     async def live(self, _request: Request) -> Response:
         """GET /livez: the process answers."""
         return respond.json_bytes(compact({"status": "ok"}))
@@ -127,7 +140,8 @@ def _capabilities(spec: ModelSpec) -> dict[str, Any]:
     flow = spec.traits.flow
     usable = [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
     return {
-        "tasks": ["text-to-image"],
+        "tasks": ["text-to-image", "image-to-image", "inpainting"],
+        "reference_images": spec.traits.references,
         "samplers": list(SAMPLERS),
         "schedules": usable,
         "guidance": spec.traits.distilled_guidance,

@@ -95,6 +95,7 @@ def test_from_python(native_server: ServerProcess, tmp_path: Path) -> None:
 def test_the_error_of_the_readme(native_server: ServerProcess, tmp_path: Path) -> None:
     """The example of an error is one that the server really gives."""
     (example,) = re.findall(r'```json\n(\{"error".*?)```', README, re.DOTALL)
-    ask = f"""curl -s {native_server.url}/v1/images/generations -d '{{"prompt":"a","size":"100x64"}}'"""
+    body = '{"prompt":"a","size":"100x64"}'
+    ask = f"curl -s {native_server.url}/v1/images/generations -d '{body}'"
     answer = run(ask, native_server, tmp_path, "bash", "-c")
     assert json.loads(answer) == json.loads(example)
