@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         1024, ge=1, description="Room for images answered as URLs, in MiB; the oldest go first."
     )
     embed_parameters: bool = Field(True, description="Write prompt and options into image files.")
+    safety_checker: str | None = Field(
+        None, description="Checker for safety_check: module:attribute, or an entry point."
+    )
     engine: Literal["native", "fake"] = Field(
         "native", description="fake draws gradients without a model, for trying clients."
     )

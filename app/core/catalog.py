@@ -6,6 +6,7 @@ the files exist is asked later, with ``Catalog.line_of`` to name the line at fau
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -79,6 +80,15 @@ class Family:
     distilled_guidance: bool = False
     references: bool = False
     sampler: str = "euler"
+
+    @property
+    def prompt_characters(self) -> int:
+        """Longest prompt that is safe to encode.
+
+        CLIP cuts a prompt into pieces and T5 is cut at 512 tokens, but a language model attends
+        from every token to every other: 16,000 characters took 2.4 GB and 32,000 took 8.6 GB.
+        """
+        return 4_000 if "llm" in self.text_encoders else 32_000
 
 
 # A U-Net halves the latent three times, and the latent is an eighth of the picture: 64. The
@@ -208,6 +218,7 @@ class ModelSpec(_Part):
     files: Files
     defaults: Defaults = Defaults()
     size: SizeRule = SizeRule()
+    prompt_characters: int | None = Field(None, ge=1, le=32_000)
     runtime: RuntimeOptions = RuntimeOptions()
 
     @property
@@ -222,6 +233,11 @@ class ModelSpec(_Part):
             raise ValueError(f"the default size {self.default_size} is not allowed: {problem}")
         return self
 
+    @property
+    def longest_prompt(self) -> int:
+        """Characters of a prompt, and of a negative one."""
+        return self.prompt_characters or self.traits.prompt_characters
+
     def size_near(self, source: Size) -> Size:
         """The size for a picture like ``source``: its shape, within what the model can draw."""
         shrink = min(1.0, self.size.max / max(source))
@@ -232,6 +248,15 @@ class ModelSpec(_Part):
         highest = self.size.max // multiple * multiple
         width, height = (min(highest, max(lowest, side)) for side in sides)
         return Size(width, height)
+
+    def size_of_shape(self, width: int, height: int) -> Size:
+        """The size of this shape with about as many pixels as the default one.
+
+        A shape that is too far from a square gives a size that ``size_problem`` refuses.
+        """
+        multiple = self.traits.multiple
+        unit = math.sqrt(self.default_size.width * self.default_size.height / (width * height))
+        return Size(*(round(side * unit / multiple) * multiple for side in (width, height)))
 
     @property
     def default_size(self) -> Size:

@@ -14,6 +14,7 @@
     ├── QueueFull             429  rate_limit_error      (with Retry-After)
     ├── JobWasCancelled       499  server_error          (never retried by clients)
     ├── GenerationFailed      500  server_error          (never retried by clients)
+    ├── NotInstalled          501  server_error          (an optional extra is missing)
     └── Unavailable           503  unavailable_error     (with Retry-After)
 
 An error carries its HTTP status and a stable machine word (``reason``): nobody matches message
@@ -42,6 +43,10 @@ class Reason(Word):
         "safety_checker_unavailable",
         "A safety check was asked for and no checker is configured.",
     )
+    CONTENT_POLICY_VIOLATION = (
+        "content_policy_violation",
+        "The safety check that was asked for flagged an image.",
+    )
     INVALID_API_KEY = "invalid_api_key", "The API key is missing or wrong."
     MODEL_NOT_FOUND = "model_not_found", "No model of that name is in the catalogue."
     ROUTE_NOT_FOUND = "route_not_found", "Nothing is served at this path."
@@ -60,6 +65,7 @@ class Reason(Word):
     WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
     CANCELLED = "cancelled", "The job was cancelled."
     MODEL_UNAVAILABLE = "model_unavailable", "The model could not be loaded."
+    NOT_INSTALLED = "not_installed", "The route needs an optional extra that is not installed."
     SHUTTING_DOWN = "shutting_down", "The server is going down."
     INTERNAL_ERROR = "internal_error", "A fault of the server itself; its log has more."
 
@@ -178,6 +184,14 @@ class GenerationFailed(ImageServiceError):
     status = 500
     type = "server_error"
     # A client's automatic retry would double the work that just failed.
+    should_retry = False
+
+
+class NotInstalled(ImageServiceError):
+    """The route needs an optional extra; the message says how to install it."""
+
+    status = 501
+    type = "server_error"
     should_retry = False
 
 

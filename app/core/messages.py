@@ -68,6 +68,13 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Peek:
+    """Have the job's next step give a Preview; ignored when it is not the current one."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the process."""
 
@@ -174,14 +181,14 @@ class Failed:
     message: str
 
 
-Command = Load | Generate | Cancel | Stop
+Command = Load | Generate | Cancel | Peek | Stop
 Event = Loaded | Progress | Preview | ImageDrawn | Done | Cancelled | Failed
 Message = Command | Event
 
 _TYPES: Final = {
     cls.__name__: cls
     for cls in (
-        Load, Generate, Cancel, Stop,
+        Load, Generate, Cancel, Peek, Stop,
         Loaded, Progress, Preview, ImageDrawn, Done, Cancelled, Failed,
     )
 }  # fmt: skip

@@ -62,8 +62,10 @@ class SourceFiles:
         images: One or more.
         mask: Where to draw; None is everywhere.
         own_alpha: The first image's own transparency is the mask.
+        inverted_mask: The mask shows what to keep.
     """
 
     images: tuple[SourceFile, ...]
     mask: SourceFile | None = None
     own_alpha: bool = False
+    inverted_mask: bool = False

@@ -118,6 +118,8 @@ class ImageChunkStream:
 
     def _image(self, created: int, image: ImageResult) -> list[bytes]:
         self._images_sent += 1
+        # What keep-alive says must not take this image back.
+        self._last = b""
         final = {
             **self._item(image.index, 100.0, image.steps, image.steps),
             "finish_reason": "stop",

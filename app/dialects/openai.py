@@ -44,6 +44,7 @@ ALIASES: Final = {
     "scheduler": "schedule",
     "schedule_method": "schedule",
     "guidance_scale": "cfg_scale",
+    "distilled_cfg_scale": "guidance",
     "denoising_strength": "strength",
 }
 
@@ -85,15 +86,36 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "negative_prompt_2": Foreign.REFUSED,
     "negative_prompt_3": Foreign.REFUSED,
     "max_sequence_length": Foreign.REFUSED,
-    "aspect_ratio": Foreign.REFUSED,
     "markup": Foreign.REFUSED,
     "complexity": Foreign.REFUSED,
     "frame_count": Foreign.REFUSED,
     "frame_duration_ms": Foreign.REFUSED,
     "svg": Foreign.REFUSED,
+    "input_image": Foreign.NEEDS_IMAGE,
+    "lora_adapter_name": Foreign.NOT_YET,
+    "lora_weight_filename": Foreign.NOT_YET,
+    "style_preset": Foreign.REFUSED,
+    "clip_guidance_preset": Foreign.REFUSED,
+    "text_prompts": Foreign.REFUSED,
+    "apply_invisible_watermark": Foreign.REFUSED,
+    "return_latents": Foreign.REFUSED,
 }
 
+#: Fields of a Draft that are this program's own and no options of a client.
+INTERNAL_FIELDS: Final = ("previews", "blank_flagged", "spelling")
+
 MAX_INPUT_IMAGES: Final = 16
+
+#: OpenAI's clients send one image or a list of them; Xinference's says images for edits.
+_IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
+_MASK_PARTS: Final = ("mask", "mask_image")
+
+#: Values that switch an option off although they are not empty, zero or false.
+_NEUTRAL: Final = (
+    ("clip_skip", -1),
+    ("cache_mode", "disabled"),
+    ("on_disconnect", "cancel"),
+)
 
 _MIN_CHUNK: Final = 1024
 _DEFAULT_CHUNK: Final = 4096
@@ -131,7 +153,6 @@ class ReplyOptions(BaseModel):
     )
     stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
     background: Literal["auto", "opaque", "transparent"] = "auto"
-    safety_check: bool = False
 
     @field_validator("background")
     @classmethod
@@ -224,8 +245,7 @@ def _ask(body: Mapping[str, Any], dialect: str | None) -> Ask:
             {**canonical, "previews": _previews(reply), "spelling": spelling}
         )
     except ValidationError as error:
-        raise _invalid(error, spelling) from None
-    _check_reply(reply)
+        raise invalid(error, spelling) from None
     return Ask(draft, reply)
 
 
@@ -236,17 +256,32 @@ def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
         return body
     try:
         extra = json.loads(text) if isinstance(text, str) else text
-    except ValueError:
+    except (ValueError, RecursionError):
         extra = None
     if not isinstance(extra, Mapping):
         raise InvalidRequest("'kwargs' must be a JSON object.", param="kwargs")
-    return {**{k: v for k, v in body.items() if k != "kwargs"}, **extra}
+    rest = {k: v for k, v in body.items() if k != "kwargs" and v is not None}
+    for name in rest.keys() & extra.keys():
+        if extra[name] not in (None, rest[name]):
+            raise InvalidRequest(
+                f"'{name}' is in 'kwargs' too, and differs there.",
+                reason=Reason.CONFLICTING_FIELDS,
+                param=name,
+            )
+    return {**extra, **rest}
 
 
 def _with_dialect(reply: ReplyOptions, elsewhere: str | None) -> ReplyOptions:
     """Settle the form of a stream: named, else by what only one kind of client sends."""
     options = reply.stream_options
     if options.dialect is not None:
+        if options.chunk_result and options.dialect != "image.chunk":
+            raise InvalidRequest(
+                f"'chunk_result' cannot be had with the dialect '{options.dialect}', "
+                "whose pictures are whole.",
+                reason=Reason.NOT_SUPPORTED,
+                param="stream_options.chunk_result",
+            )
         return reply
     if options.model_fields_set:
         chosen: str | None = "image.chunk"
@@ -282,13 +317,13 @@ def _unflattened(fields: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _sources(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFiles:
-    pictures = tuple(file for file in files if file.param in ("image", "image[]"))
-    masks = [file for file in files if file.param in ("mask", "mask_image")]
+    pictures = tuple(file for file in files if file.param in _IMAGE_PARTS)
+    masks = [file for file in files if file.param in _MASK_PARTS]
     for file in files:
         if file not in pictures and file not in masks:
             _refuse_foreign({file.param: file})
-            raise _unknown(file.param)
-    for name in ("image", "image[]", "mask", "mask_image"):
+            raise unknown(file.param)
+    for name in (*_IMAGE_PARTS, *_MASK_PARTS):
         if name in body:
             raise InvalidRequest(f"'{name}' must be an uploaded file.", param=name)
     if not pictures:
@@ -318,6 +353,8 @@ def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
                 "seed": image.seed,
                 "revised_prompt": None,
                 "finish_reason": "stop",
+                # As Xinference answers; its clients look at both keys.
+                **({"b64_json": None} if form.as_url else {}),
             },
             job.request,
             image,
@@ -330,8 +367,15 @@ def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
     return with_data(head, items, compact(tail))
 
 
+def _is_neutral(name: str, value: Any) -> bool:
+    """True for a value that says: leave this option off. Some clients always send those."""
+    return not value or (name, value) in _NEUTRAL
+
+
 def _refuse_foreign(given: Mapping[str, Any]) -> None:
-    for name in given:
+    for name, value in given.items():
+        if _is_neutral(name, value):
+            continue
         match FOREIGN_FIELDS.get(ALIASES.get(name, name)):
             case Foreign.NOT_YET:
                 raise NotSupportedYet(name)
@@ -356,9 +400,9 @@ def _canonical(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     for name, value in given.items():
         target = ALIASES.get(name, name)
         if target not in Draft.model_fields and target not in ReplyOptions.model_fields:
-            raise _unknown(name)
-        if target in ("previews", "spelling"):  # the Draft's own, not options
-            raise _unknown(name)
+            raise unknown(name)
+        if target in INTERNAL_FIELDS:  # the Draft's own, not options
+            raise unknown(name)
         if target in canonical and canonical[target] != value:
             raise InvalidRequest(
                 f"'{spelling[target]}' and '{name}' mean the same and differ.",
@@ -370,28 +414,21 @@ def _canonical(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     return canonical, spelling
 
 
-def _unknown(name: str) -> InvalidRequest:
+def unknown(name: str) -> InvalidRequest:
+    """The refusal of a field that no table knows."""
     return InvalidRequest(
         f"Unknown field '{name[:64]}'.", reason=Reason.UNKNOWN_FIELD, param=name[:64]
     )
 
 
-def _invalid(error: ValidationError, spelling: Mapping[str, str]) -> InvalidRequest:
+def invalid(error: ValidationError, spelling: Mapping[str, str]) -> InvalidRequest:
+    """The refusal for what pydantic found, with the field as the client spelled it."""
     first = error.errors(include_url=False)[0]
     name, *rest = (str(part) for part in first["loc"])
     param = ".".join([spelling.get(name, name), *rest])
     if first["type"] == "missing":
         return InvalidRequest(f"'{param}' is required.", reason=Reason.MISSING_FIELD, param=param)
     if first["type"] == "extra_forbidden":
-        return _unknown(param)
+        return unknown(param)
     what = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return InvalidRequest(f"'{param}': {what}.", param=param)
-
-
-def _check_reply(reply: ReplyOptions) -> None:
-    if reply.safety_check:
-        raise InvalidRequest(
-            "'safety_check' needs a safety checker, and none is configured.",
-            reason=Reason.SAFETY_CHECKER_UNAVAILABLE,
-            param="safety_check",
-        )

@@ -31,8 +31,8 @@ class ImageForm:
 
 
 def compact(value: Any) -> bytes:
-    """JSON on one line."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    """JSON on one line; half characters that a client sent, and UTF-8 has not, become "?"."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes:

@@ -33,6 +33,7 @@ from app.core.messages import (
     Generate,
     Load,
     Message,
+    Peek,
     Stop,
     decode,
     encode,
@@ -73,6 +74,8 @@ class Child:
                     self._work.put(command)
                 case Cancel(job):
                     self._cancel(job)
+                case Peek(job):
+                    self._peek(job)
         # Native code may be in the middle of something: leave without running destructors.
         os._exit(0)
 
@@ -82,6 +85,11 @@ class Child:
                 return
             self._cancelled = True
             self._engine.abort()
+
+    def _peek(self, job: str) -> None:
+        with self._state:
+            if job == self._job:
+                self._engine.peek()
 
     def _draw_forever(self) -> None:
         while True:

@@ -23,7 +23,7 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """Draws one image at a time. All calls but ``abort`` come from one thread."""
+    """Draws one image at a time. All calls but the last two come from one thread."""
 
     def load(self, command: Load, emit: Emit) -> Loaded:
         """Load the model of the command; raise EngineError when that fails."""
@@ -38,3 +38,6 @@ class Engine(Protocol):
 
     def abort(self) -> None:
         """Ask the image being drawn to stop; any thread may call this at any time."""
+
+    def peek(self) -> None:
+        """Have the image's next step give a preview; from any thread, as ``abort``."""

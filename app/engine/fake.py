@@ -33,6 +33,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self._aborted = threading.Event()
+        self._peeked = False
 
     def load(self, command: Load, emit: Emit) -> Loaded:
         """Answer at once; a model file named ``broken`` cannot be loaded."""
@@ -40,7 +41,7 @@ class FakeEngine:
         if "broken" in command.files.values():
             raise EngineError(Reason.MODEL_UNAVAILABLE, "The file of 'model' is damaged.")
         if "crash" in command.files.values():
-            os.kill(os.getpid(), signal.SIGABRT)
+            os.abort()
         return Loaded(0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake")
 
     def draw(
@@ -49,11 +50,14 @@ class FakeEngine:
         """Walk through the phases at the pace that the prompt names."""
         cues = _cues(request.prompt)
         pause = cues.get("step", _STEP_SECONDS)
+        self._peeked = False
         emit(Progress(job, index, Phase.ENCODING, 0, request.steps))
         for step in range(request.steps + 1):
-            emit(Progress(job, index, Phase.SAMPLING, step, request.steps))
-            if step and (request.previews == EVERY_STEP or step <= request.previews):
+            every = request.previews == EVERY_STEP or self._peeked
+            if step and (every or step <= request.previews):
+                self._peeked = False
                 emit(Preview(job, index, step, 8, 8, _gradient(request, index, 8, 8)))
+            emit(Progress(job, index, Phase.SAMPLING, step, request.steps))
             _misbehave(cues, step)
             if self._pause(pause, deaf="deaf" in cues):
                 return None
@@ -79,6 +83,10 @@ class FakeEngine:
         """Stop at the next step."""
         self._aborted.set()
 
+    def peek(self) -> None:
+        """Give a preview with the next step."""
+        self._peeked = True
+
     def _pause(self, seconds: float, *, deaf: bool) -> bool:
         """Sleep; True when the image was aborted meanwhile."""
         if deaf:
@@ -101,10 +109,11 @@ def _is_number(text: str) -> bool:
 
 
 def _misbehave(cues: dict[str, float], step: int) -> None:
+    # Of this thread, at once: a signal sent to the process would be taken up some time later.
     if cues.get("crash") == step:
-        os.kill(os.getpid(), signal.SIGABRT)
+        os.abort()
     if cues.get("segv") == step:
-        os.kill(os.getpid(), signal.SIGSEGV)
+        signal.raise_signal(signal.SIGSEGV)
     if cues.get("hang") == step:
         time.sleep(3600)
     if cues.get("fail") == step:

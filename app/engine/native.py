@@ -80,7 +80,7 @@ _free.restype = None
 
 
 class NativeEngine:
-    """One loaded model. Every method but ``abort`` belongs to one thread with a large stack."""
+    """One loaded model. All but ``abort`` and ``peek`` belongs to one thread with a large stack."""
 
     def __init__(self) -> None:
         self._context: Any = None
@@ -90,6 +90,7 @@ class NativeEngine:
         self._last_error = ""
         self._vae_tiling = False
         self._preview_mode = sd.Preview.PREVIEW_PROJ
+        self._peeked = False
         self._drawing: _Drawing | None = None
         self._loading: Callable[[int, int], None] | None = None
         # Bound to the object for its whole life: see oddity 2.
@@ -138,7 +139,7 @@ class NativeEngine:
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Draw one image; blocks until it is there, failed or aborted."""
-        self._last_error = ""
+        self._last_error, self._peeked = "", False
         seed = request.seed + index
         drawing = self._drawing = _Drawing(job, index, request.steps, request.previews, emit)
         self._want_preview(drawing.wants_preview(1))
@@ -178,6 +179,10 @@ class NativeEngine:
         if self._can_abort:
             self._abort.request()
 
+    def peek(self) -> None:
+        """Make a preview with the step after the one that runs."""
+        self._peeked = True
+
     # --- callbacks, on the drawing thread ---------------------------------------------------------
 
     def _on_log(self, level: int, text: bytes, _data: Any) -> None:
@@ -200,12 +205,13 @@ class NativeEngine:
                 self._abort.arm()
             self._drawing.progressed(step, steps)
             if self._drawing.phase is Phase.SAMPLING:
-                self._want_preview(self._drawing.wants_preview(step + 1))
+                self._want_preview(self._peeked or self._drawing.wants_preview(step + 1))
         elif self._loading is not None:
             self._loading(step, steps)
 
     def _on_preview(self, step: int, count: int, frames: Any, _noisy: bool, _data: Any) -> None:
         if self._drawing is not None and count > 0 and frames[0].data:
+            self._peeked = False
             frame = frames[0]
             pixels = _rgb(frame)
             self._drawing.previewed(step, frame.width, frame.height, pixels)

@@ -14,7 +14,9 @@ from starlette.responses import Response
 
 from app.core.errors import InvalidRequest, NotSupportedYet
 from app.core.job import Entry, Job, JobStatus
+from app.core.request import OutputFormat
 from app.dialects import openai
+from app.dialects.fireworks import finish_reason
 from app.dialects.image_chunk import ChunkOptions, ImageChunkStream
 from app.dialects.openai_stream import OpenAIStream
 from app.dialects.shapes import ImageForm
@@ -23,7 +25,7 @@ from app.service import ImageService, LiveJob
 from app.web import forms, respond
 
 #: Two prompts of 32,000 characters, escaped as \\uXXXX, are 400 kB.
-_MAX_JSON_BYTES: Final = 2**20
+MAX_JSON_BYTES: Final = 2**20
 
 _OPENAI_AGENT: Final = re.compile(r"(Async)?OpenAI/")
 
@@ -59,7 +61,7 @@ class ImageRoutes:
 
     async def generations(self, request: Request) -> Response:
         """POST /v1/images/generations: JSON."""
-        body = await forms.read_json(request, _MAX_JSON_BYTES)
+        body = await forms.read_json(request, MAX_JSON_BYTES)
         return await self.answer(request, openai.parse(body, _dialect(request)))
 
     async def edits(self, request: Request) -> Response:
@@ -97,12 +99,26 @@ class ImageRoutes:
             ask: What its dialect made of it.
             plain: The dialect's JSON of a finished job.
         """
-        if "respond-async" in request.headers.get("prefer", "").lower():
-            raise NotSupportedYet("Prefer: respond-async")
-        images = ask.draft.n or 1
-        wanted = None if ask.reply.stream else forms.accepted_image(request, images)
+        wanted = None
+        if not ask.reply.stream:
+            wanted = forms.accepted_image(request, ask.draft.n or 1)
         if wanted is not None and ask.draft.output_format is None:
             ask = replace(ask, draft=ask.draft.model_copy(update={"output_format": wanted}))
+        return await self.deliver(request, ask, wanted, plain)
+
+    async def deliver(
+        self, request: Request, ask: openai.Ask, wanted: OutputFormat | None, plain: PlainAnswer
+    ) -> Response:
+        """Run a request whose answer's form is known.
+
+        Args:
+            request: Of the client.
+            ask: What its dialect made of it.
+            wanted: The kind of file that is the answer; None for JSON or a stream.
+            plain: The dialect's JSON of a finished job.
+        """
+        if "respond-async" in request.headers.get("prefer", "").lower():
+            raise NotSupportedYet("Prefer: respond-async")
         form = ask.form(self.public_url or str(request.base_url).rstrip("/"))
         keep = form.as_url and wanted is None
         live = await self.service.submit(ask.draft, ask.files, keep_images=keep)
@@ -110,7 +126,7 @@ class ImageRoutes:
         if ask.reply.stream:
             frames = self._frames(live, _rendering(ask, live.job, form))
             return respond.stream(frames, {"X-Job-Id": live.job.id})
-        job = await self._finished(request, live)
+        job = await self.finished(request, live)
         if job is None:
             return Response(status_code=499)
         headers = {"X-Job-Id": job.id}
@@ -132,7 +148,7 @@ class ImageRoutes:
                 # The response is being cancelled: the clean-up must not be cancelled with it.
                 await asyncio.shield(self.service.cancel(live, "The client left."))
 
-    async def _finished(self, request: Request, live: LiveJob) -> Job | None:
+    async def finished(self, request: Request, live: LiveJob) -> Job | None:
         """The ended job, None when its client left first."""
         try:
             return await respond.unless_client_leaves(self.service.finished(live), request.receive)
@@ -171,5 +187,5 @@ def _rendering(ask: openai.Ask, job: Job, form: ImageForm) -> Frames:
 def _bytes_answer(job: Job, headers: dict[str, str]) -> Response:
     assert job.status is JobStatus.COMPLETED
     image = job.images[0]
-    headers |= {"Seed": str(image.seed), "Finish-Reason": "SUCCESS"}
+    headers |= {"Seed": str(image.seed), "Finish-Reason": finish_reason([image])}
     return Response(image.data, 200, headers, media_type=MEDIA_TYPES[job.request.output_format])

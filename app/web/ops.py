@@ -27,11 +27,17 @@ _CREATED = 0
 
 @dataclass(frozen=True)
 class OpsRoutes:
-    """The GET routes beside the generations."""
+    """The GET routes beside the generations.
+
+    Attributes:
+        service, store, metrics: What they tell of.
+        has_keys: Clients must send a key.
+    """
 
     service: ImageService
     store: ImageStore
     metrics: Metrics
+    has_keys: bool
 
     async def models(self, _request: Request) -> Response:
         """GET /v1/models."""
@@ -41,6 +47,8 @@ class OpsRoutes:
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}."""
         name = request.path_params["model"]
+        if not name:  # /v1/models/
+            return await self.models(request)
         spec = self.service.catalog.find(name)
         if spec is None:
             raise NotFound(
@@ -74,6 +82,10 @@ class OpsRoutes:
             versions = [{"version": "1", "state": state, "status": status}]
             states[name] = {"model_version_status": versions}
         return respond.json_bytes(compact(states))
+
+    async def cluster_auth(self, _request: Request) -> Response:
+        """GET /v1/cluster/auth: Xinference's client sends its key only if this says so."""
+        return respond.json_bytes(compact({"auth": self.has_keys}))
 
     async def live(self, _request: Request) -> Response:
         """GET /livez: the process answers."""
@@ -111,6 +123,8 @@ class OpsRoutes:
             "created": _CREATED,
             "owned_by": "sdstream",
             "description": spec.description,
+            "model_type": "image",
+            "model_ability": ["text2image", "image2image", "inpainting"],
             "family": spec.family,
             "default": spec.id == self.service.catalog.default,
             "state": WorkerState.FAILED.value if why else state,
