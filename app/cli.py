@@ -1,7 +1,8 @@
 """The ``sdstream`` command.
 
 Exit codes: 0 done; 1 the server or the job failed; 2 wrong usage; 70 the service stopped by a
-fault of its own; 78 models.yaml or a setting cannot be used.
+fault of its own; 78 models.yaml or a setting cannot be used; 130 Ctrl-C, and 143 SIGTERM, as the
+shell tells them.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from app.client import Client, Picture, ServerSaysNo, Step
 from app.core.catalog import CatalogError
 from app.core.samplers import SAMPLERS, SCHEDULES
 from app.main import configure_logging, load_catalog
+from app.safety import SafetyCheckerError
 from app.server import Server, serving_privately
 from app.settings import Settings
 
 EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
 EXIT_CONFIG: Final = 78
+EXIT_INTERRUPTED: Final = 130
 
 _FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -105,7 +108,13 @@ def serve(**flags: Any) -> None:
     except CatalogError as error:
         click.echo(f"Error: {settings.models}, {error}", err=True)
         sys.exit(EXIT_CONFIG)
-    server.run()
+    except SafetyCheckerError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    try:
+        server.run()
+    except KeyboardInterrupt:  # uvicorn raises the signal again when all is closed
+        sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_FAULT if server.died else 0)
 
 
@@ -146,6 +155,9 @@ def generate(
     suffix = Path(output).suffix.lower() if output != "-" else ".png"
     if suffix not in _FORMATS:
         raise click.UsageError(f"-o must end in one of {', '.join(_FORMATS)}.")
+    folder = Path(output).parent
+    if output != "-" and not folder.is_dir():
+        raise click.UsageError(f"there is no folder {folder}.")
     options = {name: value for name, value in options.items() if value is not None}
     options |= {"n": count, "output_format": _FORMATS[suffix]}
     with _plain_errors():

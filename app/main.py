@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from app.core.catalog import BUILTIN, Catalog, CatalogError, ModelSpec
@@ -24,15 +25,25 @@ from app.core.messages import Load
 from app.embedded import MODELS as BUILTIN_MODELS
 from app.engine.worker import Worker, WorkerOptions
 from app.metrics import Metrics
+from app.ocr import TextReader
+from app.safety import load_checker
 from app.service import ImageService, Policy
 from app.settings import Settings, worker_environment
 from app.store import ImageStore
+from app.studio import Studio
 from app.web import respond
-from app.web.generate import GenerateRoute
+from app.web.a1111 import A1111Routes
+from app.web.fireworks import FireworksRoutes
+from app.web.generate import ImageRoutes
 from app.web.middleware import RequestLog, RequireKey
+from app.web.ocr import OcrRoute
+from app.web.openapi import EDIT_PATHS, GENERATION_PATHS
 from app.web.ops import OpsRoutes
 
 logger = logging.getLogger(__name__)
+
+_FIREWORKS_WORKFLOW = "/inference/v1/workflows/accounts/fireworks/models/{model:path}"
+_FIREWORKS_IMAGES = "/inference/v1/image_generation/accounts/fireworks/models/{model:path}"
 
 #: Seeds drawn by the server stay exact in every JSON reader, JavaScript's among them.
 _MAX_RANDOM_SEED = 2**53 - 1
@@ -47,6 +58,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
 
     Raises:
         CatalogError: models.yaml cannot be used.
+        SafetyCheckerError: The safety checker cannot be used.
     """
     catalog = load_catalog(settings)
     metrics = Metrics()
@@ -58,14 +70,27 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
     )
     service = _service(settings, catalog, metrics, store)
     public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
-    generate = GenerateRoute(service, public_url, settings.keepalive_seconds)
-    ops = OpsRoutes(service, store, metrics)
+    draw = ImageRoutes(
+        service, public_url, settings.keepalive_seconds, settings.max_body_mb * 2**20
+    )
+    fireworks = FireworksRoutes(draw)
+    ocr = OcrRoute(TextReader(), settings.max_body_mb * 2**20, settings.max_input_pixels)
+    ops = OpsRoutes(service, store, metrics, has_keys=bool(settings.api_keys))
     app = Starlette(
         routes=[
-            Route("/v1/images/generations", generate.post, methods=["POST"]),
+            *(Route(path, draw.generations, methods=["POST"]) for path in GENERATION_PATHS),
+            *(Route(path, draw.edits, methods=["POST"]) for path in EDIT_PATHS),
+            Route("/v1/images/variations", draw.variations, methods=["POST"]),
+            Route("/v1/images/inpainting", draw.inpainting, methods=["POST"]),
+            Route(f"{_FIREWORKS_WORKFLOW}/text_to_image", fireworks.workflow, methods=["POST"]),
+            Route(_FIREWORKS_IMAGES, fireworks.image_generation, methods=["POST"]),
+            Route("/v1/images/ocr", ocr.read, methods=["POST"]),
+            *A1111Routes(draw).routes(),
             Route("/v1/images/{image}/content", ops.image),
             Route("/v1/models", ops.models),
             Route("/v1/models/{model:path}", ops.model),
+            Route("/v1/config", ops.config),
+            Route("/v1/cluster/auth", ops.cluster_auth),
             Route("/livez", ops.live),
             Route("/readyz", ops.ready),
             Route("/health", ops.ready),
@@ -76,6 +101,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         exception_handlers={
             ImageServiceError: respond.on_service_error,
             HTTPException: respond.on_http_error,
+            ClientDisconnect: respond.on_disconnect,
             Exception: respond.on_fault,
         },
         lifespan=_lifespan(service, store, on_death),
@@ -131,13 +157,17 @@ def _service(
     return ImageService(
         catalog=catalog,
         make_worker=make_worker,
-        shelf=store,
+        studio=Studio(
+            shelf=store,
+            checker=load_checker(settings.safety_checker) if settings.safety_checker else None,
+            max_input_pixels=settings.max_input_pixels,
+            embed_parameters=settings.embed_parameters,
+        ),
         metrics=metrics,
         policy=Policy(
             queue_images=settings.queue_images,
             max_pixels=settings.max_pixels,
             grace_seconds=settings.grace_seconds,
-            embed_parameters=settings.embed_parameters,
         ),
         new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
         random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),

@@ -5,7 +5,7 @@
     submit ──> queue ──> worker ──> events ──> Job.apply ──> readers (follow)
 
 One task takes jobs off the queue, one at a time, and sees each to its end. Everything runs on
-one event loop; only the encoding of images and the disk use threads.
+one event loop; what is done to pixels is done in the studio's threads.
 
 Who ends a job, the first of these to come wins (``Job.apply`` ignores the others):
 
@@ -31,16 +31,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
-from app import images
 from app.core.catalog import Catalog, ModelSpec
 from app.core.errors import QueueFull, Reason, Unavailable
 from app.core.job import (
     Completed,
     Entry,
     ImageReady,
-    ImageResult,
     Job,
     JobCancelled,
     JobEvent,
@@ -52,9 +50,15 @@ from app.core.job import (
     Running,
 )
 from app.core.messages import Cancelled, Done, Event, Failed, ImageDrawn, Phase, Preview, Progress
-from app.core.request import Draft, GenerationRequest, OutputFormat, resolve
+from app.core.pixels import Inputs, SourceFiles
+from app.core.request import (
+    Draft,
+    model_of,
+    resolve,
+)
 from app.engine.worker import Worker, WorkerState
 from app.metrics import Metrics
+from app.studio import Pictures, Spoiled, Studio
 from app.wakeup import Wakeup
 
 logger = logging.getLogger(__name__)
@@ -63,11 +67,10 @@ logger = logging.getLogger(__name__)
 _MAX_RETRY_AFTER: Final = 120
 
 
-class ImageShelf(Protocol):
-    """Where images go that are answered as URLs (store.ImageStore)."""
-
-    def put(self, data: bytes, output_format: OutputFormat) -> str:
-        """Keep an image; returns its id."""
+def _log_fault(task: asyncio.Task[None]) -> None:
+    """A supervisor never ends by an exception unless the program is wrong."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("a worker's supervisor stopped by a fault", exc_info=task.exception())
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,13 @@ class Policy:
 
     Attributes:
         queue_images: Images that may wait.
-        max_pixels: Largest width x height.
+        max_pixels: Largest width x height of what is drawn.
         grace_seconds: Time for running jobs at shutdown.
-        embed_parameters: Write prompt and options into image files.
     """
 
     queue_images: int = 64
     max_pixels: int = 4_194_304
     grace_seconds: float = 30.0
-    embed_parameters: bool = True
 
 
 @dataclass
@@ -92,6 +93,7 @@ class LiveJob:
     """A job with what its readers and its end need beside it."""
 
     job: Job
+    inputs: Inputs
     keep_images: bool
     changed: Wakeup = field(default_factory=Wakeup)
     #: What a Cancelled of the worker means for this job.
@@ -106,7 +108,7 @@ class ImageService:
         *,
         catalog: Catalog,
         make_worker: Callable[[ModelSpec], Worker],
-        shelf: ImageShelf,
+        studio: Studio,
         metrics: Metrics,
         policy: Policy,
         new_id: Callable[[], str],
@@ -114,9 +116,9 @@ class ImageService:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.catalog = catalog
+        self.studio = studio
         self.draining = False
         self._make_worker = make_worker
-        self._shelf = shelf
         self._metrics = metrics
         self._policy = policy
         self._new_id = new_id
@@ -156,11 +158,14 @@ class ImageService:
             return worker.unavailable().message
         return self._broken[model].message if model in self._broken else None
 
-    def submit(self, draft: Draft, *, keep_images: bool = False) -> LiveJob:
+    async def submit(
+        self, draft: Draft, files: SourceFiles | None = None, *, keep_images: bool = False
+    ) -> LiveJob:
         """Accept a request as a job.
 
         Args:
             draft: What was asked.
+            files: The input pictures as they came.
             keep_images: Put the images into the store, for answers with URLs.
 
         Raises:
@@ -168,14 +173,25 @@ class ImageService:
             QueueFull: Too many images wait.
             Unavailable: The server is going down, or the model cannot be loaded.
         """
+        # Before the pictures are looked at, which costs more than a refusal.
+        self._admit(model_of(draft, self.catalog).id, draft.n or 1)
+        pictures = Pictures()
+        if files is not None:
+            looks = model_of(draft, self.catalog).traits.references
+            pictures = await self.studio.decode(files, only_references=looks)
         request = resolve(
             draft,
             self.catalog,
             random_seed=self._random_seed,
             max_pixels=self._policy.max_pixels,
+            has_checker=self.studio.can_check,
+            sources=pictures.sources,
         )
-        self._admit(request)
-        live = LiveJob(Job(self._new_id(), request, self._clock()), keep_images)
+        inputs = Inputs()
+        if files is not None:
+            inputs = await self.studio.fit(pictures, request)
+        self._admit(request.model, request.n)
+        live = LiveJob(Job(self._new_id(), request, self._clock()), inputs, keep_images)
         self._live[live.job.id] = live
         self._queue.append(live)
         self._apply(live, Queued(len(self._queue) - 1 + (self._running is not None)))
@@ -214,6 +230,11 @@ class ImageService:
         """Stop a job: at once when it waits, within a step when it runs."""
         await self._end_early(live, JobCancelled(message))
 
+    async def peek(self, live: LiveJob) -> None:
+        """Have a running job give a preview with its next step."""
+        if live is self._running and self._worker is not None:
+            await self._worker.peek(live.job.id)
+
     def begin_drain(self) -> None:
         """Take no more work, and give the running job the grace time; callable repeatedly."""
         if self.draining:
@@ -234,7 +255,6 @@ class ImageService:
             await self._worker_for(self.catalog.models[self.catalog.default])
             while True:
                 live = await self._next()
-                self._running = live
                 try:
                     await self._run(live)
                 except Exception:
@@ -252,11 +272,12 @@ class ImageService:
                     self._running, JobFailed(Reason.SHUTTING_DOWN, "The server is going down.")
                 )
             await asyncio.shield(self._stop_worker())
+            self.studio.close()
 
     async def _next(self) -> LiveJob:
         while not self._queue:
             await self._queue_changed.wait()
-        live = self._queue.popleft()
+        live = self._running = self._queue.popleft()
         self._renumber()
         return live
 
@@ -270,12 +291,13 @@ class ImageService:
         except Unavailable as error:
             self._broken[worker.model] = error
             self._apply(live, JobFailed(error.reason, error.message))
+            await self._bring_default_back()
         if job.terminal:
             return
         self._apply(live, Running())
         self._observe(job, "queue", self._clock() - job.created)
         began = self._clock()
-        async for event in worker.generate(job.id, job.request):
+        async for event in worker.generate(job.id, job.request, live.inputs):
             await self._take(live, event)
         if job.status is JobStatus.COMPLETED:
             each = (self._clock() - began) / job.request.n
@@ -287,10 +309,7 @@ class ImageService:
             case Progress():
                 self._apply(live, event)
             case Preview(index=index, step=step):
-                data = await asyncio.to_thread(
-                    images.encode, event.blob, event.width, event.height, "png"
-                )
-                self._apply(live, PreviewReady(index, step, data))
+                self._apply(live, PreviewReady(index, step, await self.studio.preview(event)))
             case ImageDrawn():
                 await self._finish_image(live, event)
             case Done():
@@ -303,44 +322,16 @@ class ImageService:
     async def _finish_image(self, live: LiveJob, drawn: ImageDrawn) -> None:
         request = live.job.request
         try:
-            data, image_id = await asyncio.to_thread(self._develop, live, drawn)
-        except OSError:
-            logger.exception("image of job %s could not be stored", live.job.id)
-            full = JobFailed(Reason.INTERNAL_ERROR, "The image could not be stored.")
-            await self._end_early(live, full)
+            image = await self.studio.develop(request, live.inputs, drawn, keep=live.keep_images)
+        except Spoiled as spoiled:
+            await self._give_up(live, spoiled.ending)
             return
-        result = ImageResult(
-            index=drawn.index,
-            seed=drawn.seed,
-            data=data,
-            steps=drawn.steps,
-            encode_seconds=drawn.encode_seconds,
-            sample_seconds=drawn.sample_seconds,
-            decode_seconds=drawn.decode_seconds,
-            id=image_id,
-        )
-        if self._apply(live, ImageReady(result)):
+        if self._apply(live, ImageReady(image)):
             self._metrics.images.labels(request.model).inc()
             self._metrics.steps.labels(request.model).inc(drawn.steps)
             self._observe(live.job, Phase.ENCODING, drawn.encode_seconds)
             self._observe(live.job, Phase.SAMPLING, drawn.sample_seconds)
             self._observe(live.job, Phase.DECODING, drawn.decode_seconds)
-
-    def _develop(self, live: LiveJob, drawn: ImageDrawn) -> tuple[bytes, str | None]:
-        """Pixels to a file and, when it is to be kept, its id in the store. Runs in a thread."""
-        request = live.job.request
-        text = None
-        if self._policy.embed_parameters:
-            text = images.parameters_text(request, drawn.seed)
-        data = images.encode(
-            drawn.blob,
-            drawn.width,
-            drawn.height,
-            request.output_format,
-            request.output_compression,
-            text,
-        )
-        return data, self._shelf.put(data, request.output_format) if live.keep_images else None
 
     # --- endings --------------------------------------------------------------------------------
 
@@ -353,6 +344,12 @@ class ImageService:
             self._queue.remove(live)
             self._renumber()
         self._apply(live, ending)
+
+    async def _give_up(self, live: LiveJob, ending: JobFailed) -> None:
+        """End a running job that the server itself cannot finish, and spare the worker the rest."""
+        self._apply(live, ending)
+        if self._worker is not None:
+            await self._worker.cancel(live.job.id)
 
     async def _end_running(self, ending: JobFailed) -> None:
         """Let the running job end by itself within the grace time, and end it then."""
@@ -377,18 +374,19 @@ class ImageService:
 
     # --- admission ------------------------------------------------------------------------------
 
-    def _admit(self, request: GenerationRequest) -> None:
+    def _admit(self, model: str, images: int) -> None:
+        """Raise what keeps a job of that model and size out now."""
         if self.draining:
             raise Unavailable(
                 "The server is going down.", reason=Reason.SHUTTING_DOWN, retry_after=10
             )
-        worker = self.worker_of(request.model)
+        worker = self.worker_of(model)
         if worker is not None and worker.state is WorkerState.FAILED:
             raise worker.unavailable()
-        if request.model in self._broken:
-            raise self._broken[request.model]
+        if model in self._broken:
+            raise self._broken[model]
         waiting = self.queued_images
-        if waiting and waiting + request.n > self._policy.queue_images:
+        if waiting and waiting + images > self._policy.queue_images:
             seconds = math.ceil(self._image_seconds * waiting)
             raise QueueFull(
                 f"{waiting} images are waiting and this server holds {self._policy.queue_images}.",
@@ -409,7 +407,13 @@ class ImageService:
             await self._stop_worker()
             self._worker = self._make_worker(spec)
             self._worker_task = asyncio.create_task(self._worker.run())
+            self._worker_task.add_done_callback(_log_fault)
         return self._worker
+
+    async def _bring_default_back(self) -> None:
+        """After a model that cannot be loaded: nobody else may have to wait for the default one."""
+        if self.catalog.default not in self._broken:
+            await self._worker_for(self.catalog.models[self.catalog.default])
 
     async def _stop_worker(self) -> None:
         if self._worker_task is not None:

@@ -54,6 +54,10 @@ class Settings(BaseSettings):
         None, description="Address that clients reach the server at; default: as they named it."
     )
     queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
+    max_body_mb: int = Field(64, ge=1, description="Largest request with pictures, in MiB.")
+    max_input_pixels: int = Field(
+        16_777_216, ge=4096, description="Largest width x height of an input picture, in pixels."
+    )
     max_pixels: int = Field(
         4_194_304, ge=4096, description="Largest width x height of an image, in pixels."
     )
@@ -76,6 +80,9 @@ class Settings(BaseSettings):
         1024, ge=1, description="Room for images answered as URLs, in MiB; the oldest go first."
     )
     embed_parameters: bool = Field(True, description="Write prompt and options into image files.")
+    safety_checker: str | None = Field(
+        None, description="Checker for safety_check: module:attribute, or an entry point."
+    )
     engine: Literal["native", "fake"] = Field(
         "native", description="fake draws gradients without a model, for trying clients."
     )

@@ -51,18 +51,9 @@ class ImageStore:
     def open(self) -> None:
         """Take up what is there and delete what a crash left half-written."""
         with self._lock:
-            files = sorted(
-                self._folder.glob("*") if self._folder.is_dir() else (),
-                key=lambda path: path.stat().st_mtime,
-            )
-            for path in files:
-                if path.suffix in _SUFFIXES:
-                    stat = path.stat()
-                    self._images[path.stem] = StoredImage(
-                        path, _SUFFIXES[path.suffix], stat.st_size, stat.st_mtime
-                    )
-                elif path.suffix == ".part":
-                    path.unlink(missing_ok=True)
+            found = [self._taken_up(path) for path in self._folder.glob("*")]
+            images = sorted((i for i in found if i), key=lambda image: image.created)
+            self._images = {image.path.stem: image for image in images}
             self._expire()
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
@@ -93,6 +84,14 @@ class ImageStore:
                 return (image.path.read_bytes(), image.format) if image else None
             except FileNotFoundError:
                 return None
+
+    def _taken_up(self, path: Path) -> StoredImage | None:
+        if path.suffix == ".part":
+            path.unlink(missing_ok=True)
+        if path.suffix not in _SUFFIXES or not path.is_file():
+            return None
+        stat = path.stat()
+        return StoredImage(path, _SUFFIXES[path.suffix], stat.st_size, stat.st_mtime)
 
     def _expire(self) -> None:
         oldest = self._clock() - self._ttl

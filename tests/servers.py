@@ -67,9 +67,11 @@ class ServerProcess:
         """One plain request for pictures."""
         return httpx2.post(self.url + GENERATIONS, json=body, timeout=60, **options)
 
-    def metric(self, name: str, **labels: str) -> float:
-        """One sample of /metrics, 0 when there is none yet."""
-        text = httpx2.get(f"{self.url}/metrics", timeout=10).text
+    def metric(
+        self, name: str, *, headers: Mapping[str, str] | None = None, **labels: str
+    ) -> float:
+        """One sample of /metrics, or the sum of all that have these labels; 0 without any."""
+        text = httpx2.get(f"{self.url}/metrics", headers=headers, timeout=10).text
         samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
         return sum(
             s.value for s in samples if s.name == name and labels.items() <= s.labels.items()

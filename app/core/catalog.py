@@ -6,6 +6,7 @@ the files exist is asked later, with ``Catalog.line_of`` to name the line at fau
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Family:
         multiple: Width and height must be multiples of this many pixels.
         flow: Trained by flow matching rather than noise prediction.
         distilled_guidance: Takes ``guidance`` (FLUX-dev and its like).
+        references: Takes reference images beside, or in place of, an image to draw over.
         text_encoders: Encoders whose weights must be there; the runtime dies without them.
         size, steps, cfg_scale, sampler: What the architecture is usually run with.
     """
@@ -76,7 +78,17 @@ class Family:
     steps: int
     cfg_scale: float
     distilled_guidance: bool = False
+    references: bool = False
     sampler: str = "euler"
+
+    @property
+    def prompt_characters(self) -> int:
+        """Longest prompt that is safe to encode.
+
+        CLIP cuts a prompt into pieces and T5 is cut at 512 tokens, but a language model attends
+        from every token to every other: 16,000 characters took 2.4 GB and 32,000 took 8.6 GB.
+        """
+        return 4_000 if "llm" in self.text_encoders else 32_000
 
 
 # A U-Net halves the latent three times, and the latent is an eighth of the picture: 64. The
@@ -87,6 +99,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "sdxl": Family("Stable Diffusion XL", 64, False, ("clip",), Size(1024, 1024), 25, 5.0),
     "sd3": Family("Stable Diffusion 3", 16, True, ("clip",), Size(1024, 1024), 20, 4.5),
     "flux": Family("FLUX.1", 16, True, ("clip", "t5"), Size(1024, 1024), 20, 1.0, True),
+    "flux_kontext": Family(
+        "FLUX.1 Kontext", 16, True, ("clip", "t5"), Size(1024, 1024), 20, 1.0, True, True
+    ),
     "chroma": Family("Chroma", 16, True, ("t5",), Size(1024, 1024), 26, 4.0),
     "qwen_image": Family("Qwen-Image", 16, True, ("llm",), Size(1024, 1024), 20, 2.5),
     "z_image": Family("Z-Image", 16, True, ("llm",), Size(1024, 1024), 8, 1.0),
@@ -180,6 +195,8 @@ class RuntimeOptions(_Part):
         wtype: Re-quantise the weights to this type while loading.
         tae: Decode with the tiny autoencoder that lies inside the model file.
         vae_tiling: Decode in tiles: less memory, slower.
+        preview: How pictures between the steps are made: by a projection of the latent, nearly
+            free but known for the published autoencoders only, or by decoding it.
     """
 
     threads: int = Field(0, ge=0, le=1024)
@@ -189,6 +206,7 @@ class RuntimeOptions(_Part):
     wtype: Annotated[str, _one_of(WTYPES, "wtype")] | None = None
     tae: bool = False
     vae_tiling: bool = False
+    preview: Literal["projection", "decode"] = "projection"
 
 
 class ModelSpec(_Part):
@@ -200,6 +218,7 @@ class ModelSpec(_Part):
     files: Files
     defaults: Defaults = Defaults()
     size: SizeRule = SizeRule()
+    prompt_characters: int | None = Field(None, ge=1, le=32_000)
     runtime: RuntimeOptions = RuntimeOptions()
 
     @property
@@ -213,6 +232,31 @@ class ModelSpec(_Part):
         if problem:
             raise ValueError(f"the default size {self.default_size} is not allowed: {problem}")
         return self
+
+    @property
+    def longest_prompt(self) -> int:
+        """Characters of a prompt, and of a negative one."""
+        return self.prompt_characters or self.traits.prompt_characters
+
+    def size_near(self, source: Size) -> Size:
+        """The size for a picture like ``source``: its shape, within what the model can draw."""
+        shrink = min(1.0, self.size.max / max(source))
+        grow = max(shrink, self.size.min / min(source))
+        multiple = self.traits.multiple
+        sides = (round(side * grow / multiple) * multiple for side in source)
+        lowest = -(-self.size.min // multiple) * multiple
+        highest = self.size.max // multiple * multiple
+        width, height = (min(highest, max(lowest, side)) for side in sides)
+        return Size(width, height)
+
+    def size_of_shape(self, width: int, height: int) -> Size:
+        """The size of this shape with about as many pixels as the default one.
+
+        A shape that is too far from a square gives a size that ``size_problem`` refuses.
+        """
+        multiple = self.traits.multiple
+        unit = math.sqrt(self.default_size.width * self.default_size.height / (width * height))
+        return Size(*(round(side * unit / multiple) * multiple for side in (width, height)))
 
     @property
     def default_size(self) -> Size:

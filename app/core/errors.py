@@ -14,6 +14,7 @@
     ├── QueueFull             429  rate_limit_error      (with Retry-After)
     ├── JobWasCancelled       499  server_error          (never retried by clients)
     ├── GenerationFailed      500  server_error          (never retried by clients)
+    ├── NotInstalled          501  server_error          (an optional extra is missing)
     └── Unavailable           503  unavailable_error     (with Retry-After)
 
 An error carries its HTTP status and a stable machine word (``reason``): nobody matches message
@@ -29,6 +30,8 @@ class Reason(Word):
     """The stable machine words of ``error.reason``, each with its one line of meaning."""
 
     INVALID_JSON = "invalid_json", "The body is not one JSON object."
+    INVALID_IMAGE = "invalid_image", "An image cannot be read, or has the wrong size."
+    INVALID_FORM = "invalid_form", "The body is not one whole multipart form."
     INVALID_VALUE = "invalid_value", "A field has a value outside its type or bounds."
     MISSING_FIELD = "missing_field", "A required field was not given."
     UNKNOWN_FIELD = "unknown_field", "The field is no option of this server."
@@ -40,6 +43,10 @@ class Reason(Word):
         "safety_checker_unavailable",
         "A safety check was asked for and no checker is configured.",
     )
+    CONTENT_POLICY_VIOLATION = (
+        "content_policy_violation",
+        "The safety check that was asked for flagged an image.",
+    )
     INVALID_API_KEY = "invalid_api_key", "The API key is missing or wrong."
     MODEL_NOT_FOUND = "model_not_found", "No model of that name is in the catalogue."
     ROUTE_NOT_FOUND = "route_not_found", "Nothing is served at this path."
@@ -47,7 +54,10 @@ class Reason(Word):
     METHOD_NOT_ALLOWED = "method_not_allowed", "The route does not take this HTTP method."
     NOT_ACCEPTABLE = "not_acceptable", "The answer cannot have the form that Accept names."
     BODY_TOO_LARGE = "body_too_large", "The body is larger than this server takes."
-    UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type", "The body is not application/json."
+    UNSUPPORTED_MEDIA_TYPE = (
+        "unsupported_media_type",
+        "The route does not read bodies of this type.",
+    )
     QUEUE_FULL = "queue_full", "As many images are waiting as this server holds."
     GENERATION_FAILED = "generation_failed", "The runtime gave no picture."
     WORKER_CRASHED = "worker_crashed", "The native process died of a signal."
@@ -55,6 +65,7 @@ class Reason(Word):
     WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
     CANCELLED = "cancelled", "The job was cancelled."
     MODEL_UNAVAILABLE = "model_unavailable", "The model could not be loaded."
+    NOT_INSTALLED = "not_installed", "The route needs an optional extra that is not installed."
     SHUTTING_DOWN = "shutting_down", "The server is going down."
     INTERNAL_ERROR = "internal_error", "A fault of the server itself; its log has more."
 
@@ -173,6 +184,14 @@ class GenerationFailed(ImageServiceError):
     status = 500
     type = "server_error"
     # A client's automatic retry would double the work that just failed.
+    should_retry = False
+
+
+class NotInstalled(ImageServiceError):
+    """The route needs an optional extra; the message says how to install it."""
+
+    status = 501
+    type = "server_error"
     should_retry = False
 
 

@@ -24,6 +24,7 @@ from typing import Final
 from app.core.errors import (
     GenerationFailed,
     ImageServiceError,
+    InvalidRequest,
     JobWasCancelled,
     Reason,
     Unavailable,
@@ -63,6 +64,7 @@ class ImageResult:
         steps: Sampling steps that the runtime took.
         encode_seconds, sample_seconds, decode_seconds: The runtime's time in each phase.
         id: Key in the image store, None when the image was not put there.
+        flagged: The safety checker kept the image back, and the file is blank.
     """
 
     index: int
@@ -73,6 +75,7 @@ class ImageResult:
     sample_seconds: float
     decode_seconds: float
     id: str | None = None
+    flagged: bool = False
 
 
 # --- what can happen to a job -------------------------------------------------------------------
@@ -273,6 +276,8 @@ class Job:
         match self.ending:
             case JobFailed(Reason.SHUTTING_DOWN | Reason.MODEL_UNAVAILABLE as reason, message):
                 return Unavailable(message, reason=reason, retry_after=10)
+            case JobFailed(Reason.CONTENT_POLICY_VIOLATION as reason, message):
+                return InvalidRequest(message, reason=reason)
             case JobFailed(reason, message):
                 return GenerationFailed(message, reason=reason)
             case JobCancelled(message):

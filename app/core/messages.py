@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from app.core.pixels import Inputs, Pixels
 from app.core.request import GenerationRequest
 from app.core.words import Word
 
@@ -56,11 +57,19 @@ class Generate:
 
     job: str
     request: GenerationRequest
+    inputs: Inputs = field(default_factory=Inputs)
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Stop the job as soon as the runtime can; ignored when it is not the current one."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """Have the job's next step give a Preview; ignored when it is not the current one."""
 
     job: str
 
@@ -172,14 +181,14 @@ class Failed:
     message: str
 
 
-Command = Load | Generate | Cancel | Stop
+Command = Load | Generate | Cancel | Peek | Stop
 Event = Loaded | Progress | Preview | ImageDrawn | Done | Cancelled | Failed
 Message = Command | Event
 
 _TYPES: Final = {
     cls.__name__: cls
     for cls in (
-        Load, Generate, Cancel, Stop,
+        Load, Generate, Cancel, Peek, Stop,
         Loaded, Progress, Preview, ImageDrawn, Done, Cancelled, Failed,
     )
 }  # fmt: skip
@@ -190,11 +199,13 @@ def encode(message: Message) -> bytes:
     # Not dataclasses.asdict: it deep-copies, and a blob may be megabytes.
     names = [f.name for f in dataclasses.fields(message)]
     fields = {name: getattr(message, name) for name in names if name != "blob"}
+    blobs: list[bytes] = [message.blob] if isinstance(message, Preview | ImageDrawn) else []
     if isinstance(message, Generate):
         fields["request"] = dataclasses.asdict(message.request)
+        fields["inputs"], blobs = _pack(message.inputs)
     header = json.dumps({"type": type(message).__name__, **fields}).encode()
-    blob = message.blob if isinstance(message, Preview | ImageDrawn) else b""
-    return b"".join((HEADER.pack(len(header), len(blob)), header, blob))
+    size = sum(len(blob) for blob in blobs)
+    return b"".join((HEADER.pack(len(header), size), header, *blobs))
 
 
 def decode(header: bytes, blob: bytes) -> Message:
@@ -210,6 +221,7 @@ def decode(header: bytes, blob: bytes) -> Message:
             request = fields["request"]
             request["warnings"] = tuple(request["warnings"])
             fields["request"] = GenerationRequest(**request)
+            fields["inputs"] = _unpack(fields["inputs"], blob)
         elif cls is Progress:
             fields["phase"] = Phase(fields["phase"])
         elif cls in (Preview, ImageDrawn):
@@ -218,3 +230,24 @@ def decode(header: bytes, blob: bytes) -> Message:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a message: {header[:200]!r}") from error
     return message
+
+
+def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:
+    """The shapes of the pictures for the header, and their pixels for the blob."""
+    pictures = [inputs.image, inputs.mask, *inputs.references]
+    shapes = [(p.width, p.height, len(p.data)) if p else None for p in pictures]
+    return {"shapes": shapes}, [p.data for p in pictures if p]
+
+
+def _unpack(fields: dict[str, Any], blob: bytes) -> Inputs:
+    pictures: list[Pixels | None] = []
+    start = 0
+    for shape in fields["shapes"]:
+        if shape is None:
+            pictures.append(None)
+            continue
+        width, height, length = shape
+        pictures.append(Pixels(width, height, blob[start : start + length]))
+        start += length
+    image, mask, *references = pictures
+    return Inputs(image, mask, tuple(p for p in references if p))

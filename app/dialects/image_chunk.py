@@ -46,11 +46,19 @@ DONE: Final = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
-    """What the client chose about its frames (see openai.StreamOptions)."""
+    """What the client chose about its frames (see openai.StreamOptions).
+
+    Attributes:
+        form: How images are put in.
+        include_usage: Usage on the last image's frame.
+        chunk_size: Characters of a piece of base64, None for all in one frame.
+        completed_type: Makes the frame of an image OpenAI's event of this type as well.
+    """
 
     form: ImageForm
     include_usage: bool = True
     chunk_size: int | None = None
+    completed_type: str | None = None
 
 
 class ImageChunkStream:
@@ -110,6 +118,8 @@ class ImageChunkStream:
 
     def _image(self, created: int, image: ImageResult) -> list[bytes]:
         self._images_sent += 1
+        # What keep-alive says must not take this image back.
+        self._last = b""
         final = {
             **self._item(image.index, 100.0, image.steps, image.steps),
             "finish_reason": "stop",
@@ -118,7 +128,20 @@ class ImageChunkStream:
         if self._options.chunk_size is not None and not self._options.form.as_url:
             return self._pieces(created, image, final, self._options.chunk_size)
         item = image_item(final, self._job.request, image, self._options.form)
+        if self._options.completed_type is not None:
+            return [self._union(created, image, item, self._options.completed_type)]
         return [self._final_frame(created, item)]
+
+    def _union(self, created: int, image: ImageResult, item: bytes, kind: str) -> bytes:
+        """One frame for both kinds of clients; each reads its own copy of the image."""
+        fields = {
+            **answer_fields(self._job),
+            "created_at": created,
+            "seed": image.seed,
+            "usage": usage_fields(self._job.usage()),
+        }
+        tail = image_item(fields, self._job.request, image, self._options.form)
+        return self._frame(created, item, tail, kind)
 
     def _pieces(
         self, created: int, image: ImageResult, final: JsonObject, size: int
@@ -142,7 +165,7 @@ class ImageChunkStream:
         if self._images_sent == self._job.request.n:
             tail = answer_fields(self._job)
             tail["usage"] = usage_fields(self._job.usage()) if self._options.include_usage else None
-        return self._frame(created, item, tail)
+        return self._frame(created, item, compact(tail))
 
     def _failure(self) -> list[bytes]:
         error = self._job.error()
@@ -160,12 +183,18 @@ class ImageChunkStream:
             "finish_reason": None,
         }
 
-    def _frame(self, created: int, item: bytes, tail: JsonObject | None = None) -> bytes:
+    def _frame(
+        self,
+        created: int,
+        item: bytes,
+        tail: bytes = b'{"usage":null}',
+        kind: str = "image_generation.progress",
+    ) -> bytes:
         head = {
             "created": created,
             "model": self._job.request.model,
             "object": "list",
-            "type": "image_generation.progress",
+            "type": kind,
             "job_id": self._job.id,
         }
-        return b"data: " + with_data(head, [item], tail or {"usage": None}) + b"\n\n"
+        return b"data: " + with_data(head, [item], tail) + b"\n\n"

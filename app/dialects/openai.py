@@ -1,4 +1,4 @@
-"""OpenAI's image generation: the JSON it takes, with every other system's spellings, and gives.
+"""OpenAI's image API: the JSON and forms it takes, with all other spellings, and the JSON it gives.
 
 One vocabulary, many spellings: ``ALIASES`` maps what clients write to the canonical names of
 ``core.request.Draft``. ``FOREIGN_FIELDS`` is the one table of fields that are known from some
@@ -7,8 +7,10 @@ dialect and do nothing here, with what happens to each; whatever is in neither i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal
 
@@ -16,10 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from app.core.errors import InvalidRequest, NotSupportedYet, Reason
 from app.core.job import Job
-from app.core.request import Draft
+from app.core.pixels import SourceFile, SourceFiles
+from app.core.request import EVERY_STEP, Draft
 from app.dialects.shapes import (
     ImageForm,
     answer_fields,
+    compact,
     image_item,
     usage_fields,
     with_data,
@@ -40,6 +44,7 @@ ALIASES: Final = {
     "scheduler": "schedule",
     "schedule_method": "schedule",
     "guidance_scale": "cfg_scale",
+    "distilled_cfg_scale": "guidance",
     "denoising_strength": "strength",
 }
 
@@ -61,10 +66,8 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "moderation": Foreign.IGNORED,
     "style": Foreign.IGNORED,
     "input_fidelity": Foreign.IGNORED,
-    "strength": Foreign.NEEDS_IMAGE,
     "image": Foreign.NEEDS_IMAGE,
     "mask": Foreign.NEEDS_IMAGE,
-    "partial_images": Foreign.NOT_YET,
     "clip_skip": Foreign.NOT_YET,
     "slg_scale": Foreign.NOT_YET,
     "slg_start": Foreign.NOT_YET,
@@ -78,22 +81,47 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "hires": Foreign.NOT_YET,
     "on_disconnect": Foreign.NOT_YET,
     "background_job": Foreign.NOT_YET,
-    "kwargs": Foreign.NOT_YET,
     "prompt_2": Foreign.REFUSED,
     "prompt_3": Foreign.REFUSED,
     "negative_prompt_2": Foreign.REFUSED,
     "negative_prompt_3": Foreign.REFUSED,
     "max_sequence_length": Foreign.REFUSED,
-    "aspect_ratio": Foreign.REFUSED,
     "markup": Foreign.REFUSED,
     "complexity": Foreign.REFUSED,
     "frame_count": Foreign.REFUSED,
     "frame_duration_ms": Foreign.REFUSED,
     "svg": Foreign.REFUSED,
+    "input_image": Foreign.NEEDS_IMAGE,
+    "lora_adapter_name": Foreign.NOT_YET,
+    "lora_weight_filename": Foreign.NOT_YET,
+    "style_preset": Foreign.REFUSED,
+    "clip_guidance_preset": Foreign.REFUSED,
+    "text_prompts": Foreign.REFUSED,
+    "apply_invisible_watermark": Foreign.REFUSED,
+    "return_latents": Foreign.REFUSED,
 }
+
+#: Fields of a Draft that are this program's own and no options of a client.
+INTERNAL_FIELDS: Final = ("previews", "blank_flagged", "spelling")
+
+MAX_INPUT_IMAGES: Final = 16
+
+#: OpenAI's clients send one image or a list of them; Xinference's says images for edits.
+_IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
+_MASK_PARTS: Final = ("mask", "mask_image")
+
+#: Values that switch an option off although they are not empty, zero or false.
+_NEUTRAL: Final = (
+    ("clip_skip", -1),
+    ("cache_mode", "disabled"),
+    ("on_disconnect", "cancel"),
+)
 
 _MIN_CHUNK: Final = 1024
 _DEFAULT_CHUNK: Final = 4096
+
+
+StreamDialect = Literal["image.chunk", "openai", "both"]
 
 
 class StreamOptions(BaseModel):
@@ -105,8 +133,8 @@ class StreamOptions(BaseModel):
     chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
     chunk_size: int = Field(_DEFAULT_CHUNK, ge=_MIN_CHUNK, description="Characters a piece.")
     preview: bool = Field(False, description="A small picture on every progress frame.")
-    dialect: Literal["image.chunk", "openai", "both"] | None = Field(
-        None, description="Form of the stream; only image.chunk is built so far."
+    dialect: StreamDialect | None = Field(
+        None, description="Form of the stream: image.chunk, openai, or both in one."
     )
 
 
@@ -120,9 +148,11 @@ class ReplyOptions(BaseModel):
         description="Base64 or a link; B64Json has a data: prefix and Url is url (mistral.rs).",
     )
     stream: bool = Field(False, description="Progress and images as server-sent events.")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="Pictures between the steps, in OpenAI's stream."
+    )
     stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
     background: Literal["auto", "opaque", "transparent"] = "auto"
-    safety_check: bool = False
 
     @field_validator("background")
     @classmethod
@@ -134,10 +164,19 @@ class ReplyOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A parsed request: what to draw and how to answer."""
+    """A parsed request.
+
+    Attributes:
+        draft: What to draw.
+        reply: How to answer.
+        files: The input pictures.
+        operation: What OpenAI's events are named for.
+    """
 
     draft: Draft
     reply: ReplyOptions
+    files: SourceFiles | None = None
+    operation: Literal["generation", "edit"] = "generation"
 
     def form(self, base_url: str) -> ImageForm:
         """How images are put into the answer."""
@@ -145,14 +184,52 @@ class Ask:
         return ImageForm(wanted.lower() == "url", wanted == "B64Json", base_url)
 
 
-def parse(body: Mapping[str, Any]) -> Ask:
+def parse(body: Mapping[str, Any], dialect: str | None = None) -> Ask:
     """Read the JSON of a generation.
+
+    Args:
+        body: The client's object.
+        dialect: From the query or the headers, for streams whose body names none.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
     """
+    return _ask(body, dialect)
+
+
+def parse_form(
+    fields: Mapping[str, str],
+    files: Sequence[SourceFile],
+    *,
+    dialect: str | None = None,
+    mask_mode: str | None = None,
+    prompt: str | None = None,
+) -> Ask:
+    """Read the form of an edit, a variation or an inpainting.
+
+    Args:
+        fields: Text fields; each may be given once.
+        files: Uploaded files with the names of their fields.
+        dialect: As for ``parse``.
+        mask_mode: The route's own reading of masks.
+        prompt: The prompt of a form without one, where the route allows that.
+
+    Raises:
+        InvalidRequest: Names the field as the client spelled it.
+    """
+    body = _unflattened(fields)
+    if prompt is not None:
+        body.setdefault("prompt", prompt)
+    sources = _sources(files, body)
+    if mask_mode is not None and sources.mask is not None:
+        body.setdefault("mask_mode", mask_mode)
+    ask = _ask(body, dialect)
+    return replace(ask, files=sources, operation="edit")
+
+
+def _ask(body: Mapping[str, Any], dialect: str | None) -> Ask:
     # Clients transmit nulls for what was not given.
-    given = {name: value for name, value in body.items() if value is not None}
+    given = {name: value for name, value in _with_kwargs(body).items() if value is not None}
     _refuse_foreign(given)
     canonical, spelling = _canonical(
         {name: value for name, value in given.items() if name not in FOREIGN_FIELDS}
@@ -163,12 +240,101 @@ def parse(body: Mapping[str, Any]) -> Ask:
         reply_fields["stream_options"] = {k: v for k, v in options.items() if v is not None}
     try:
         reply = ReplyOptions.model_validate(reply_fields)
-        previews = reply.stream and reply.stream_options.preview
-        draft = Draft.model_validate({**canonical, "previews": previews, "spelling": spelling})
+        reply = _with_dialect(reply, dialect)
+        draft = Draft.model_validate(
+            {**canonical, "previews": _previews(reply), "spelling": spelling}
+        )
     except ValidationError as error:
-        raise _invalid(error, spelling) from None
-    _check_reply(reply)
+        raise invalid(error, spelling) from None
     return Ask(draft, reply)
+
+
+def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Xinference's client sends its extra options as JSON in one string."""
+    text = body.get("kwargs")
+    if text is None:
+        return body
+    try:
+        extra = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        extra = None
+    if not isinstance(extra, Mapping):
+        raise InvalidRequest("'kwargs' must be a JSON object.", param="kwargs")
+    rest = {k: v for k, v in body.items() if k != "kwargs" and v is not None}
+    for name in rest.keys() & extra.keys():
+        if extra[name] not in (None, rest[name]):
+            raise InvalidRequest(
+                f"'{name}' is in 'kwargs' too, and differs there.",
+                reason=Reason.CONFLICTING_FIELDS,
+                param=name,
+            )
+    return {**extra, **rest}
+
+
+def _with_dialect(reply: ReplyOptions, elsewhere: str | None) -> ReplyOptions:
+    """Settle the form of a stream: named, else by what only one kind of client sends."""
+    options = reply.stream_options
+    if options.dialect is not None:
+        if options.chunk_result and options.dialect != "image.chunk":
+            raise InvalidRequest(
+                f"'chunk_result' cannot be had with the dialect '{options.dialect}', "
+                "whose pictures are whole.",
+                reason=Reason.NOT_SUPPORTED,
+                param="stream_options.chunk_result",
+            )
+        return reply
+    if options.model_fields_set:
+        chosen: str | None = "image.chunk"
+    elif reply.partial_images is not None:
+        chosen = "openai"
+    else:
+        chosen = elsewhere
+    named = StreamOptions.model_validate({**options.model_dump(), "dialect": chosen})
+    return reply.model_copy(update={"stream_options": named})
+
+
+def _previews(reply: ReplyOptions) -> int:
+    if not reply.stream:
+        return 0
+    return EVERY_STEP if reply.stream_options.preview else reply.partial_images or 0
+
+
+def _unflattened(fields: Mapping[str, str]) -> dict[str, Any]:
+    """A form's fields as the JSON would have them; empty ones were left empty by a person."""
+    body: dict[str, Any] = {}
+    options: dict[str, str] = {}
+    for name, value in fields.items():
+        if value == "" and name not in ("prompt", "negative_prompt"):
+            continue
+        nested = re.fullmatch(r"stream_options(?:_(\w+)|\[(\w+)\])", name)
+        if nested:
+            options[nested[1] or nested[2]] = value
+        else:
+            body[name] = value
+    if options:
+        body["stream_options"] = options
+    return body
+
+
+def _sources(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFiles:
+    pictures = tuple(file for file in files if file.param in _IMAGE_PARTS)
+    masks = [file for file in files if file.param in _MASK_PARTS]
+    for file in files:
+        if file not in pictures and file not in masks:
+            _refuse_foreign({file.param: file})
+            raise unknown(file.param)
+    for name in (*_IMAGE_PARTS, *_MASK_PARTS):
+        if name in body:
+            raise InvalidRequest(f"'{name}' must be an uploaded file.", param=name)
+    if not pictures:
+        raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
+    if len(pictures) > MAX_INPUT_IMAGES or len(masks) > 1:
+        param = masks[0].param if len(masks) > 1 else "image"
+        raise InvalidRequest(
+            f"There are at most {MAX_INPUT_IMAGES} images and one mask.", param=param
+        )
+    own_alpha = not masks and body.get("mask_mode") == "alpha"
+    return SourceFiles(pictures, masks[0] if masks else None, own_alpha)
 
 
 def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
@@ -187,6 +353,8 @@ def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
                 "seed": image.seed,
                 "revised_prompt": None,
                 "finish_reason": "stop",
+                # As Xinference answers; its clients look at both keys.
+                **({"b64_json": None} if form.as_url else {}),
             },
             job.request,
             image,
@@ -196,11 +364,18 @@ def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
     ]
     head = {"created": created}
     tail = {"model": job.request.model, **answer_fields(job), "usage": usage_fields(job.usage())}
-    return with_data(head, items, tail)
+    return with_data(head, items, compact(tail))
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    """True for a value that says: leave this option off. Some clients always send those."""
+    return not value or (name, value) in _NEUTRAL
 
 
 def _refuse_foreign(given: Mapping[str, Any]) -> None:
-    for name in given:
+    for name, value in given.items():
+        if _is_neutral(name, value):
+            continue
         match FOREIGN_FIELDS.get(ALIASES.get(name, name)):
             case Foreign.NOT_YET:
                 raise NotSupportedYet(name)
@@ -225,9 +400,9 @@ def _canonical(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     for name, value in given.items():
         target = ALIASES.get(name, name)
         if target not in Draft.model_fields and target not in ReplyOptions.model_fields:
-            raise _unknown(name)
-        if target in ("previews", "spelling"):  # the Draft's own, not options
-            raise _unknown(name)
+            raise unknown(name)
+        if target in INTERNAL_FIELDS:  # the Draft's own, not options
+            raise unknown(name)
         if target in canonical and canonical[target] != value:
             raise InvalidRequest(
                 f"'{spelling[target]}' and '{name}' mean the same and differ.",
@@ -239,30 +414,21 @@ def _canonical(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
     return canonical, spelling
 
 
-def _unknown(name: str) -> InvalidRequest:
+def unknown(name: str) -> InvalidRequest:
+    """The refusal of a field that no table knows."""
     return InvalidRequest(
         f"Unknown field '{name[:64]}'.", reason=Reason.UNKNOWN_FIELD, param=name[:64]
     )
 
 
-def _invalid(error: ValidationError, spelling: Mapping[str, str]) -> InvalidRequest:
+def invalid(error: ValidationError, spelling: Mapping[str, str]) -> InvalidRequest:
+    """The refusal for what pydantic found, with the field as the client spelled it."""
     first = error.errors(include_url=False)[0]
     name, *rest = (str(part) for part in first["loc"])
     param = ".".join([spelling.get(name, name), *rest])
     if first["type"] == "missing":
         return InvalidRequest(f"'{param}' is required.", reason=Reason.MISSING_FIELD, param=param)
     if first["type"] == "extra_forbidden":
-        return _unknown(param)
+        return unknown(param)
     what = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return InvalidRequest(f"'{param}': {what}.", param=param)
-
-
-def _check_reply(reply: ReplyOptions) -> None:
-    if reply.safety_check:
-        raise InvalidRequest(
-            "'safety_check' needs a safety checker, and none is configured.",
-            reason=Reason.SAFETY_CHECKER_UNAVAILABLE,
-            param="safety_check",
-        )
-    if reply.stream_options.dialect in ("openai", "both"):
-        raise NotSupportedYet("stream_options.dialect")

@@ -31,8 +31,8 @@ class ImageForm:
 
 
 def compact(value: Any) -> bytes:
-    """JSON on one line."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    """JSON on one line; half characters that a client sent, and UTF-8 has not, become "?"."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes:
@@ -55,11 +55,9 @@ def image_item(
     return with_base64(fields, "b64_json", prefix, image.data)
 
 
-def with_data(fields: JsonObject, items: list[bytes], tail: JsonObject) -> bytes:
-    """``{…fields, "data": [items], …tail}`` from items that are JSON already."""
-    return b"".join(
-        (compact(fields)[:-1], b',"data":[', b",".join(items), b"],", compact(tail)[1:])
-    )
+def with_data(fields: JsonObject, items: list[bytes], tail: bytes) -> bytes:
+    """``{…fields, "data": [items], …tail}`` from items and a tail that are JSON already."""
+    return b"".join((compact(fields)[:-1], b',"data":[', b",".join(items), b"],", tail[1:]))
 
 
 def usage_fields(usage: Usage) -> JsonObject:
@@ -91,6 +89,8 @@ def parameters(request: GenerationRequest) -> JsonObject:
     }
     if request.guidance is not None:
         values["guidance"] = request.guidance
+    if request.strength is not None:
+        values |= {"strength": request.strength, "fit": request.fit}
     return values
 
 

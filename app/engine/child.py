@@ -33,6 +33,7 @@ from app.core.messages import (
     Generate,
     Load,
     Message,
+    Peek,
     Stop,
     decode,
     encode,
@@ -73,6 +74,8 @@ class Child:
                     self._work.put(command)
                 case Cancel(job):
                     self._cancel(job)
+                case Peek(job):
+                    self._peek(job)
         # Native code may be in the middle of something: leave without running destructors.
         os._exit(0)
 
@@ -82,6 +85,11 @@ class Child:
                 return
             self._cancelled = True
             self._engine.abort()
+
+    def _peek(self, job: str) -> None:
+        with self._state:
+            if job == self._job:
+                self._engine.peek()
 
     def _draw_forever(self) -> None:
         while True:
@@ -105,7 +113,7 @@ class Child:
             return Failed(None, Reason.MODEL_UNAVAILABLE, "The model could not be loaded.")
 
     def _generate(self, command: Generate) -> Event:
-        job, request = command.job, command.request
+        job, request, inputs = command.job, command.request, command.inputs
         try:
             for index in range(request.n):
                 with self._state:
@@ -113,7 +121,7 @@ class Child:
                     if self._cancelled:
                         return Cancelled(job)
                     self._engine.clear_abort()
-                image = self._engine.draw(job, request, index, self._emit)
+                image = self._engine.draw(job, request, inputs, index, self._emit)
                 if image is None:
                     return Cancelled(job)
                 self._emit(image)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from app.core.errors import Reason
 from app.core.messages import Event, ImageDrawn, Load, Loaded
+from app.core.pixels import Inputs
 from app.core.request import GenerationRequest
 
 Emit = Callable[[Event], None]
@@ -22,13 +23,13 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """Draws one image at a time. All calls but ``abort`` come from one thread."""
+    """Draws one image at a time. All calls but the last two come from one thread."""
 
     def load(self, command: Load, emit: Emit) -> Loaded:
         """Load the model of the command; raise EngineError when that fails."""
 
     def draw(
-        self, job: str, request: GenerationRequest, index: int, emit: Emit
+        self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Draw image ``index``; None when it was aborted; raise EngineError when it failed."""
 
@@ -37,3 +38,6 @@ class Engine(Protocol):
 
     def abort(self) -> None:
         """Ask the image being drawn to stop; any thread may call this at any time."""
+
+    def peek(self) -> None:
+        """Have the image's next step give a preview; from any thread, as ``abort``."""

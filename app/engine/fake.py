@@ -21,7 +21,8 @@ import time
 
 from app.core.errors import Reason
 from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
-from app.core.request import GenerationRequest
+from app.core.pixels import Inputs
+from app.core.request import EVERY_STEP, GenerationRequest
 from app.engine.engine import Emit, EngineError
 
 _STEP_SECONDS = 0.001
@@ -32,6 +33,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self._aborted = threading.Event()
+        self._peeked = False
 
     def load(self, command: Load, emit: Emit) -> Loaded:
         """Answer at once; a model file named ``broken`` cannot be loaded."""
@@ -39,20 +41,23 @@ class FakeEngine:
         if "broken" in command.files.values():
             raise EngineError(Reason.MODEL_UNAVAILABLE, "The file of 'model' is damaged.")
         if "crash" in command.files.values():
-            os.kill(os.getpid(), signal.SIGABRT)
+            os.abort()
         return Loaded(0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake")
 
     def draw(
-        self, job: str, request: GenerationRequest, index: int, emit: Emit
+        self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Walk through the phases at the pace that the prompt names."""
         cues = _cues(request.prompt)
         pause = cues.get("step", _STEP_SECONDS)
+        self._peeked = False
         emit(Progress(job, index, Phase.ENCODING, 0, request.steps))
         for step in range(request.steps + 1):
-            emit(Progress(job, index, Phase.SAMPLING, step, request.steps))
-            if request.previews and step:
+            every = request.previews == EVERY_STEP or self._peeked
+            if step and (every or step <= request.previews):
+                self._peeked = False
                 emit(Preview(job, index, step, 8, 8, _gradient(request, index, 8, 8)))
+            emit(Progress(job, index, Phase.SAMPLING, step, request.steps))
             _misbehave(cues, step)
             if self._pause(pause, deaf="deaf" in cues):
                 return None
@@ -67,7 +72,7 @@ class FakeEngine:
             encode_seconds=pause,
             sample_seconds=pause * request.steps,
             decode_seconds=pause,
-            blob=_gradient(request, index, request.width, request.height),
+            blob=_picture(request, inputs, index),
         )
 
     def clear_abort(self) -> None:
@@ -77,6 +82,10 @@ class FakeEngine:
     def abort(self) -> None:
         """Stop at the next step."""
         self._aborted.set()
+
+    def peek(self) -> None:
+        """Give a preview with the next step."""
+        self._peeked = True
 
     def _pause(self, seconds: float, *, deaf: bool) -> bool:
         """Sleep; True when the image was aborted meanwhile."""
@@ -100,14 +109,25 @@ def _is_number(text: str) -> bool:
 
 
 def _misbehave(cues: dict[str, float], step: int) -> None:
+    # Of this thread, at once: a signal sent to the process would be taken up some time later.
     if cues.get("crash") == step:
-        os.kill(os.getpid(), signal.SIGABRT)
+        os.abort()
     if cues.get("segv") == step:
-        os.kill(os.getpid(), signal.SIGSEGV)
+        signal.raise_signal(signal.SIGSEGV)
     if cues.get("hang") == step:
         time.sleep(3600)
     if cues.get("fail") == step:
         raise EngineError(Reason.GENERATION_FAILED, "The fake engine was told to fail.")
+
+
+def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:
+    """The gradient, mixed with the input image by strength."""
+    drawn = _gradient(request, index, request.width, request.height)
+    if inputs.image is None or request.strength is None:
+        return drawn
+    share = request.strength
+    pairs = zip(drawn, inputs.image.data, strict=True)
+    return bytes(round(new * share + old * (1 - share)) for new, old in pairs)
 
 
 def _gradient(request: GenerationRequest, index: int, width: int, height: int) -> bytes:

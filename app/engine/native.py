@@ -31,7 +31,8 @@ from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
 from app.core.catalog import FAMILIES
 from app.core.errors import Reason
 from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
-from app.core.request import GenerationRequest
+from app.core.pixels import Inputs, Pixels
+from app.core.request import EVERY_STEP, GenerationRequest
 from app.core.samplers import DEFAULT_SCHEDULE
 from app.embedded import materialise
 from app.engine import weights
@@ -79,7 +80,7 @@ _free.restype = None
 
 
 class NativeEngine:
-    """One loaded model. Every method but ``abort`` belongs to one thread with a large stack."""
+    """One loaded model. All but ``abort`` and ``peek`` belongs to one thread with a large stack."""
 
     def __init__(self) -> None:
         self._context: Any = None
@@ -88,6 +89,8 @@ class NativeEngine:
         self._secrets: dict[str, str] = {}
         self._last_error = ""
         self._vae_tiling = False
+        self._preview_mode = sd.Preview.PREVIEW_PROJ
+        self._peeked = False
         self._drawing: _Drawing | None = None
         self._loading: Callable[[int, int], None] | None = None
         # Bound to the object for its whole life: see oddity 2.
@@ -121,6 +124,8 @@ class NativeEngine:
             )
         self._context = context
         self._vae_tiling = command.runtime["vae_tiling"]
+        if command.runtime["preview"] == "decode":
+            self._preview_mode = sd.Preview.PREVIEW_VAE
         self._can_abort = self._abort.attach(context)
         return Loaded(
             seconds=time.monotonic() - started,
@@ -131,15 +136,15 @@ class NativeEngine:
         )
 
     def draw(
-        self, job: str, request: GenerationRequest, index: int, emit: Emit
+        self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Draw one image; blocks until it is there, failed or aborted."""
-        self._last_error = ""
-        self._set_previews(request.previews)
+        self._last_error, self._peeked = "", False
         seed = request.seed + index
-        drawing = self._drawing = _Drawing(job, index, request.steps, emit)
+        drawing = self._drawing = _Drawing(job, index, request.steps, request.previews, emit)
+        self._want_preview(drawing.wants_preview(1))
         try:
-            params = self._generation_params(request, seed)
+            params = self._generation_params(request, inputs, seed)
             images = sd.generate_image(self._context, ctypes.byref(params))
         finally:
             self._drawing = None
@@ -174,6 +179,10 @@ class NativeEngine:
         if self._can_abort:
             self._abort.request()
 
+    def peek(self) -> None:
+        """Make a preview with the step after the one that runs."""
+        self._peeked = True
+
     # --- callbacks, on the drawing thread ---------------------------------------------------------
 
     def _on_log(self, level: int, text: bytes, _data: Any) -> None:
@@ -195,11 +204,14 @@ class NativeEngine:
             if self._drawing.phase is Phase.SAMPLING:
                 self._abort.arm()
             self._drawing.progressed(step, steps)
+            if self._drawing.phase is Phase.SAMPLING:
+                self._want_preview(self._peeked or self._drawing.wants_preview(step + 1))
         elif self._loading is not None:
             self._loading(step, steps)
 
     def _on_preview(self, step: int, count: int, frames: Any, _noisy: bool, _data: Any) -> None:
         if self._drawing is not None and count > 0 and frames[0].data:
+            self._peeked = False
             frame = frames[0]
             pixels = _rgb(frame)
             self._drawing.previewed(step, frame.width, frame.height, pixels)
@@ -212,18 +224,32 @@ class NativeEngine:
             line = line.replace(path, component)
         return line
 
-    def _set_previews(self, wanted: bool) -> None:
-        callback = self._callbacks[2] if wanted else None
-        mode = sd.Preview.PREVIEW_PROJ if wanted else sd.Preview.PREVIEW_NONE
-        sd.sd_set_preview_callback(callback, mode, 1, True, False, None)
+    def _want_preview(self, wanted: bool) -> None:
+        """Have the next step make a preview, or not.
 
-    def _generation_params(self, request: GenerationRequest, seed: int) -> Any:
+        The library looks at the callback and its mode once an image, but at this wish each step:
+        its own interval argument has no effect.
+        """
+        sd.sd_set_preview_callback(self._callbacks[2], self._preview_mode, 1, wanted, False, None)
+
+    def _generation_params(self, request: GenerationRequest, inputs: Inputs, seed: int) -> Any:
         params = sd.sd_img_gen_params_t()
         _lib.sd_img_gen_params_init(ctypes.byref(params))
         params.prompt = request.prompt.encode()
         params.negative_prompt = request.negative_prompt.encode()
         params.width, params.height = request.width, request.height
         params.seed, params.batch_count = seed, 1
+        if inputs.image is not None:
+            params.init_image = _native_image(inputs.image)
+            params.strength = request.strength
+        if inputs.mask is not None:
+            params.mask_image = _native_image(inputs.mask)
+        if inputs.references:
+            references = (sd.sd_image_t * len(inputs.references))()
+            references[:] = [_native_image(picture) for picture in inputs.references]
+            # Ctypes keeps the array alive through the pointer.
+            params.ref_images = ctypes.cast(references, ctypes.POINTER(sd.sd_image_t))
+            params.ref_images_count = len(references)
         params.vae_tiling_params.enabled = self._vae_tiling
         sample = params.sample_params
         sample.sample_steps = request.steps
@@ -243,11 +269,12 @@ class NativeEngine:
 class _Drawing:
     """The image being drawn: tells its phases apart and times them."""
 
-    def __init__(self, job: str, index: int, steps: int, emit: Emit) -> None:
+    def __init__(self, job: str, index: int, steps: int, previews: int, emit: Emit) -> None:
         self.phase = Phase.ENCODING
         self.steps = steps
         self._job = job
         self._index = index
+        self._previews = previews
         self._emit = emit
         self._began = {Phase.ENCODING: time.monotonic()}
         self._report(0)
@@ -271,6 +298,13 @@ class _Drawing:
     def previewed(self, step: int, width: int, height: int, pixels: bytes) -> None:
         """Send a preview; heun and its like number their inner steps negatively."""
         self._emit(Preview(self._job, self._index, abs(step), width, height, pixels))
+
+    def wants_preview(self, step: int) -> bool:
+        """True when a picture is wanted after this step: each, or as many as asked, spread."""
+        if self._previews == EVERY_STEP:
+            return True
+        parts = self._previews + 1
+        return step in {round(self.steps * part / parts) for part in range(1, parts)}
 
     def seconds(self, phase: Phase) -> float:
         """How long the phase took, up to now for the last one."""
@@ -331,6 +365,12 @@ def _has_fast_kernels() -> bool:
         return bool(_lib.ggml_cpu_has_llamafile())
     except AttributeError:
         return False
+
+
+def _native_image(picture: Pixels) -> Any:
+    """A sd_image_t over the picture's own bytes, which must outlive the call."""
+    pointer = ctypes.cast(ctypes.c_char_p(picture.data), ctypes.POINTER(ctypes.c_uint8))
+    return sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
 
 
 def _take(images: Any) -> tuple[int, int, bytes]:

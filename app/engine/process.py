@@ -17,7 +17,8 @@ from app.core.messages import HEADER, Command, Message, Stop, decode, encode
 
 logger = logging.getLogger("app.native")
 
-_SIGTERM_GRACE_SECONDS: Final = 2.0
+#: What a child is sent until it is gone, with the seconds it is given.
+_PERSUASION: Final = ((signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
 _LEVELS: Final = logging.getLevelNamesMapping()
 
 
@@ -87,6 +88,10 @@ class WorkerProcess:
             )
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
+        except ValueError:
+            # Nothing that follows on this socket can be understood either.
+            logger.exception("worker %d wrote what is no message", self.pid)
+            return None
 
     async def exit_code(self) -> int:
         """Wait for the end: 0 or more is an exit status, less is minus the signal."""
@@ -99,12 +104,12 @@ class WorkerProcess:
         self._writer.close()
         # A closed socket and SIGTERM end an idle or a busy child; only one that hangs in the
         # kernel or was stopped outlives them.
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number, seconds in _PERSUASION:
             if self._process.returncode is None:
                 with suppress(ProcessLookupError):
                     self._process.send_signal(number)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._process.wait(), _SIGTERM_GRACE_SECONDS)
+                    await asyncio.wait_for(self._process.wait(), seconds)
         await self._log
 
     def kill(self) -> None:

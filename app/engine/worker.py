@@ -32,10 +32,12 @@ from app.core.messages import (
     ImageDrawn,
     Load,
     Loaded,
+    Peek,
     Phase,
     Preview,
     Progress,
 )
+from app.core.pixels import Inputs
 from app.core.request import GenerationRequest
 from app.core.words import Word
 from app.engine.process import WorkerProcess
@@ -158,15 +160,17 @@ class Worker:
         message = f"The model '{self.model}' is not available. {self.error}".rstrip()
         return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
 
-    async def generate(self, job: str, request: GenerationRequest) -> AsyncIterator[Event]:
+    async def generate(
+        self, job: str, request: GenerationRequest, inputs: Inputs
+    ) -> AsyncIterator[Event]:
         """Draw; the last event is Done, Cancelled or Failed. The worker must be ready."""
         assert self.state is WorkerState.READY
         assert self._process is not None
         self._job, self._mailbox, self._cancelling = job, asyncio.Queue(), False
         self._pixels = request.width * request.height
         self._become(WorkerState.BUSY)
-        self._enter(Phase.ENCODING)
-        await self._process.send(Generate(job, request))
+        self._await(Phase.ENCODING)
+        await self._process.send(Generate(job, request, inputs))
         try:
             while True:
                 event = await self._mailbox.get()
@@ -189,6 +193,11 @@ class Worker:
             self._rewatch(grace)
             await self._process.send(Cancel(job))
 
+    async def peek(self, job: str) -> None:
+        """Have the next step of a job that runs here give a preview."""
+        if job == self._job and self._process is not None:
+            await self._process.send(Peek(job))
+
     # --- one life of the child ------------------------------------------------------------------
 
     async def _live(self) -> None:
@@ -206,6 +215,7 @@ class Worker:
             if gone:
                 self._bury(*await self._autopsy(process))
         except TimeoutError:
+            logger.error("worker %d of model %s hung: no sign of life", process.pid, self.model)
             self._bury(Reason.WORKER_HUNG, f"The runtime hung while {self._phase.meaning}.")
         finally:
             self._watch = None
@@ -215,7 +225,7 @@ class Worker:
     async def _serve(self, process: WorkerProcess) -> bool:
         """Take up events until the child is gone (True) or its load has failed (False)."""
         self._pixels = 1
-        self._enter(Phase.LOADING)
+        self._await(Phase.LOADING)
         await process.send(self._load)
         while (event := await process.receive()) is not None:
             match event:
@@ -251,7 +261,7 @@ class Worker:
     def _hear(self, event: Progress | Preview | ImageDrawn | Done | Cancelled | Failed) -> None:
         """A sign of life: move the watchdog and hand it to the job."""
         if isinstance(event, Progress) and event.phase is Phase.LOADING:
-            self._enter(event.phase)
+            self._await(event.phase)
             return
         if self._job is None or event.job != self._job:
             return  # a late frame of a job that is gone
@@ -261,7 +271,7 @@ class Worker:
             case ImageDrawn():
                 self._enter(Phase.ENCODING)  # of the next image, if there is one
             case Done() | Cancelled() | Failed():
-                self._job = None
+                self._job, self._cancelling = None, False
                 self._rewatch(None)
                 self._crashes = 0
                 self._become(WorkerState.READY)
@@ -281,7 +291,7 @@ class Worker:
         """End the job of a child that is gone or as good as gone."""
         if self.state is WorkerState.STARTING:
             self._load_failed(message)
-        elif self.state is WorkerState.BUSY and not self._cancelling:
+        elif not self._cancelling:
             self._crashes += 1
         if self.state is not WorkerState.FAILED:
             self._become(WorkerState.STARTING)
@@ -292,17 +302,20 @@ class Worker:
         if job is not None:
             ending = Cancelled(job) if self._cancelling else Failed(job, reason, message)
             self._mailbox.put_nowait(ending)
+        self._cancelling = False
 
     # --- watchdog -------------------------------------------------------------------------------
 
     def _enter(self, phase: Phase) -> None:
-        """A phase (or a step of one) begins: the one before it is measured."""
+        """The job goes on to a phase or to the next step of one: the one before is measured."""
         now = asyncio.get_running_loop().time()
-        if phase is Phase.SAMPLING and self._phase is Phase.SAMPLING:
-            self._pace.note(phase, now - self._phase_began, self._pixels)
-        elif phase is not self._phase and self._phase is not Phase.LOADING:
+        if phase is not self._phase or phase is Phase.SAMPLING:
             self._pace.note(self._phase, now - self._phase_began, self._pixels)
-        self._phase, self._phase_began = phase, now
+        self._await(phase)
+
+    def _await(self, phase: Phase) -> None:
+        """From here on the child is expected to work on this."""
+        self._phase, self._phase_began = phase, asyncio.get_running_loop().time()
         if not self._cancelling:
             self._rewatch(self._pace.limit(phase, self._pixels))
 

@@ -1,12 +1,19 @@
-"""Reading what clients send: strict JSON, Accept, keys."""
+"""Reading what clients send: strict JSON, whole forms, Accept, keys."""
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from app.core.errors import (
@@ -16,8 +23,14 @@ from app.core.errors import (
     Reason,
     UnsupportedMediaType,
 )
+from app.core.pixels import SourceFile
 from app.core.request import OutputFormat
 
+#: Sixteen images and a mask.
+_MAX_FILES: Final = 17
+_MAX_FIELDS: Final = 64
+#: A prompt of 32,000 characters can have 128,000 bytes of UTF-8.
+_MAX_FIELD_BYTES: Final = 131_072
 #: Digits of an integer; no option has more than 19, and parsing is quadratic.
 _MAX_DIGITS: Final = 64
 
@@ -27,7 +40,8 @@ _IMAGE_TYPES: Final[dict[str, OutputFormat]] = {
     "image/jpg": "jpeg",
     "image/webp": "webp",
 }
-_JSON_TYPES: Final = ("application/json", "application/*", "*/*")
+#: A client that streams may name the stream's type; a plain answer to it is JSON.
+_JSON_TYPES: Final = ("application/json", "application/*", "text/event-stream")
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
@@ -45,24 +59,25 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
             f"This route reads application/json, not {declared[:64]}.",
             reason=Reason.UNSUPPORTED_MEDIA_TYPE,
         )
-    return parse_json(await _read_body(request, max_bytes))
+    async with aclosing(_bounded_stream(request, max_bytes)) as stream:
+        return parse_json(b"".join([part async for part in stream]))
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def _bounded_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     # Starlette's own limit answers in plain text; this one raises our error.
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdecimal() else 0
-    body = bytearray()
+    seen = 0
     if size <= max_bytes:
         async for part in request.stream():
-            body += part
-            if len(body) > max_bytes:
+            seen += len(part)
+            if seen > max_bytes:
                 break
-    if max(size, len(body)) > max_bytes:
+            yield part
+    if max(size, seen) > max_bytes:
         raise PayloadTooLarge(
             f"The body is larger than {max_bytes} bytes.", reason=Reason.BODY_TOO_LARGE
         )
-    return bytes(body)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -88,42 +103,146 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def accepted_image(request: Request, images: int) -> OutputFormat | None:
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A multipart form: text fields by name, and files in the order they came."""
+
+    fields: dict[str, str]
+    files: list[SourceFile]
+
+
+async def read_form(request: Request, max_bytes: int) -> Form:
+    """The body as one whole multipart form.
+
+    Raises:
+        PayloadTooLarge: The body has more than ``max_bytes``.
+        UnsupportedMediaType: The body says that it is something else.
+        InvalidRequest: The form is damaged, cut short, has too many parts, or repeats a field.
+    """
+    declared, parameters = parse_options_header(request.headers.get("content-type", ""))
+    if declared != b"multipart/form-data":
+        raise UnsupportedMediaType(
+            f"This route reads multipart/form-data, not {declared.decode('latin-1')[:64]}.",
+            reason=Reason.UNSUPPORTED_MEDIA_TYPE,
+        )
+    mark = b"--" + parameters.get(b"boundary", b"") + b"--"
+    async with aclosing(_whole(_bounded_stream(request, max_bytes), mark)) as stream:
+        parsed = await _parse(request, stream)
+    try:
+        return await _collect(parsed)
+    finally:
+        await parsed.close()
+
+
+async def _parse(request: Request, stream: AsyncGenerator[bytes, None]) -> FormData:
+    parser = MultiPartParser(
+        request.headers,
+        stream,
+        max_files=_MAX_FILES,
+        max_fields=_MAX_FIELDS,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
+    try:
+        return await parser.parse()
+    except (MultiPartException, MultipartParseError, KeyError, UnicodeDecodeError) as error:
+        raise _broken_form(getattr(error, "message", None) or "it is damaged") from None
+
+
+async def _collect(parsed: FormData) -> Form:
+    form = Form({}, [])
+    for name, value in parsed.multi_items():
+        if isinstance(value, UploadFile):
+            form.files.append(SourceFile(name, await value.read()))
+        elif form.fields.setdefault(name, value) != value:
+            raise InvalidRequest(
+                f"The field '{name[:64]}' is there twice.",
+                reason=Reason.CONFLICTING_FIELDS,
+                param=name[:64],
+            )
+    return form
+
+
+async def _whole(stream: AsyncGenerator[bytes, None], mark: bytes) -> AsyncGenerator[bytes, None]:
+    """Pass a form on; raise at its end when the closing boundary never came.
+
+    The parser alone would leave an unfinished part out without a word.
+    """
+    seen, tail = False, b""
+    async with aclosing(stream):
+        async for part in stream:
+            window = tail + part
+            seen = seen or mark in window
+            tail = window[-len(mark) :]
+            yield part
+    if not seen:
+        raise MultiPartException("its closing boundary is missing")
+
+
+def _broken_form(why: str) -> InvalidRequest:
+    return InvalidRequest(f"The form cannot be read: {why}.", reason=Reason.INVALID_FORM)
+
+
+def accepted_image(
+    request: Request, images: int, *, anything: OutputFormat | None = None
+) -> OutputFormat | None:
     """The format when Accept asks for the image's bytes, None for JSON.
 
     A stream is never chosen by Accept: clients send application/json even when streaming.
+
+    Args:
+        request: Of the client.
+        images: That it asks for.
+        anything: What ``*/*`` or no Accept at all means for a single image.
 
     Raises:
         NotAcceptable: Nothing that Accept names can be answered.
     """
     ranked = _by_preference(request.headers.get("accept", "*/*"))
     for media_type in ranked:
-        if media_type in _JSON_TYPES or media_type == "text/event-stream":
+        if media_type == "*/*":
+            return anything if images == 1 else None
+        if media_type in _JSON_TYPES:
             return None
-        if media_type in _IMAGE_TYPES or media_type == "image/*":
-            if images > 1:
-                raise NotAcceptable(
-                    f"{images} images do not fit into one answer of type {media_type}.",
-                    reason=Reason.NOT_ACCEPTABLE,
-                    param="n",
-                )
+        if images == 1 and (media_type in _IMAGE_TYPES or media_type == "image/*"):
             return _IMAGE_TYPES.get(media_type, "png")
     if not ranked:
         return None
+    if any(media_type.startswith("image/") for media_type in ranked) and images > 1:
+        raise NotAcceptable(
+            f"{images} images do not fit into one answer of type {ranked[0]}.",
+            reason=Reason.NOT_ACCEPTABLE,
+            param="n",
+        )
     raise NotAcceptable(
         "This route answers application/json, image/png, image/jpeg and image/webp.",
         reason=Reason.NOT_ACCEPTABLE,
     )
 
 
+def prefers(request: Request, media_type: str, other: str) -> bool:
+    """True when Accept names a type, and not the other one before it."""
+    ranked = _by_preference(request.headers.get("accept", "*/*"))
+    return next((t == media_type for t in ranked if t in (media_type, other)), False)
+
+
 def has_valid_key(request: Request, keys: Iterable[str]) -> bool:
     """True when the request carries one of the keys, compared in constant time."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     offered = token.strip() if scheme.lower() == "bearer" else ""
+    if scheme.lower() == "basic":
+        offered = _password(token)
     offered = offered or request.headers.get("x-api-key", "")
     # All are compared, wherever the right one stands.
     matches = [hmac.compare_digest(offered.encode(), key.encode()) for key in keys]
     return any(matches)
+
+
+def _password(token: str) -> str:
+    """The password of HTTP Basic, which is all that AUTOMATIC1111's clients can send."""
+    try:
+        return base64.b64decode(token).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _by_preference(accept: str) -> list[str]:

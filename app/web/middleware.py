@@ -14,14 +14,15 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import Reason, Unauthorized
-from app.core.job import Job
+from app.core.job import Job, JobStatus
 from app.metrics import Metrics
 from app.web import forms, respond
 
 logger = logging.getLogger("app.requests")
 
-#: Probes of orchestrators carry no key, and their answers say nothing about users.
-_OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz"})
+#: Probes of orchestrators carry no key, and neither does Xinference's client when it asks whether
+#: one is needed; the answers say nothing about users.
+_OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/v1/cluster/auth"})
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -41,6 +42,7 @@ class RequestLog:
         given = Request(scope).headers.get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(12)
         state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id
         began = time.monotonic()
         status = 499  # nothing was sent: the client left
 
@@ -89,7 +91,7 @@ class RequireKey:
                 "This server asks for an API key: send 'Authorization: Bearer KEY'.",
                 reason=Reason.INVALID_API_KEY,
             )
-            answer = respond.failure(error, {"WWW-Authenticate": "Bearer"})
+            answer = respond.failure(error, {"WWW-Authenticate": "Bearer"}, scope["path"])
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -101,7 +103,9 @@ def _facts(state: dict[str, Any]) -> str:
     if job is None:
         return f" outcome={state['outcome']}" if "outcome" in state else ""
     request = job.request
+    # Who leaves is logged at once; the worker stops within a step after that.
+    outcome = job.status if job.terminal else JobStatus.CANCELLED
     return (
         f" job={job.id} model={request.model} size={request.size} n={request.n}"
-        f" steps={request.steps} outcome={job.status.value}"
+        f" steps={request.steps} outcome={outcome.value}"
     )

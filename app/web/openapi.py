@@ -12,6 +12,7 @@ from app.core.errors import (
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
+    NotInstalled,
     PayloadTooLarge,
     QueueFull,
     Reason,
@@ -20,8 +21,63 @@ from app.core.errors import (
     UnsupportedMediaType,
 )
 from app.core.request import Draft
-from app.dialects.openai import ALIASES, FOREIGN_FIELDS, Foreign, ReplyOptions
+from app.dialects.openai import ALIASES, FOREIGN_FIELDS, INTERNAL_FIELDS, Foreign, ReplyOptions
 
+#: The two in the middle are GPUStack's, the last one is OpenVINO Model Server's.
+GENERATION_PATHS: Final = (
+    "/v1/images/generations",
+    "/v1-openai/images/generations",
+    "/v1-openai/image/generate",
+    "/v3/images/generations",
+)
+EDIT_PATHS: Final = (
+    "/v1/images/edits",
+    "/v1-openai/images/edits",
+    "/v1-openai/image/edit",
+    "/v3/images/edits",
+)
+FIREWORKS_PATHS: Final = (
+    "/inference/v1/workflows/accounts/fireworks/models/{model}/text_to_image",
+    "/inference/v1/image_generation/accounts/fireworks/models/{model}",
+)
+A1111_PREFIX: Final = "/sdapi/v1/"
+#: What AUTOMATIC1111's clients ask for and this server has none of -> what is answered.
+A1111_EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
+    "loras": [],
+    "sd-vae": [],
+    "hypernetworks": [],
+    "face-restorers": [],
+    "realesrgan-models": [],
+    "prompt-styles": [],
+    "latent-upscale-modes": [],
+    "script-info": [],
+    "extensions": [],
+    "scripts": {"txt2img": [], "img2img": []},
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "cmd-flags": {},
+}
+_A1111_POSTS: Final = {
+    "txt2img": "Draw a prompt, as AUTOMATIC1111 does",
+    "img2img": "Draw over an image, as AUTOMATIC1111 does",
+    "interrupt": "Stop the job that runs; its answer has what was finished",
+    "skip": "Leave out the last image of the job that runs",
+    "options": "Choose the checkpoint of later requests",
+    "png-info": "What is written into an image file",
+    "extra-single-image": "Not supported yet",
+    "refresh-checkpoints": "Nothing: the catalogue is read when the server starts",
+}
+_A1111_GETS: Final = {
+    "progress": "How far the oldest unfinished job is",
+    "samplers": "Samplers by AUTOMATIC1111's names",
+    "schedulers": "Schedules by AUTOMATIC1111's names",
+    "sd-models": "The catalogue",
+    "options": "The checkpoint, and settings that cannot be changed",
+    "upscalers": "None",
+    **dict.fromkeys(A1111_EMPTY, "None of these"),
+}
+
+_JSON_BODY: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Generation"}}}
+_FORM_BODY: Final = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/Edit"}}}
 _ERROR: Final = {"$ref": "#/components/schemas/Error"}
 _IMAGE: Final = {"schema": {"type": "string", "format": "binary"}}
 _GENERATION_ERRORS: Final[tuple[type[ImageServiceError], ...]] = (
@@ -48,10 +104,18 @@ def openapi_document() -> dict[str, Any]:
             "description": "Images from GGUF-quantised diffusion models, streamed step by step.",
         },
         "paths": {
-            "/v1/images/generations": {"post": _generation()},
+            **{path: {"post": _drawing("Draw a prompt", _JSON_BODY)} for path in GENERATION_PATHS},
+            **{path: {"post": _drawing("Draw over an image", _FORM_BODY)} for path in EDIT_PATHS},
+            "/v1/images/variations": {"post": _drawing("Draw an image again", _FORM_BODY)},
+            "/v1/images/inpainting": {"post": _drawing("Draw where a mask is", _FORM_BODY)},
+            **{path: {"post": _fireworks()} for path in FIREWORKS_PATHS},
+            "/v1/images/ocr": {"post": _ocr()},
+            **_a1111(),
             "/v1/images/{image}/content": {"get": _get("An image", _images(), "image")},
             "/v1/models": {"get": _get("The catalogue", _json())},
             "/v1/models/{model}": {"get": _get("One model", _json(), "model")},
+            "/v1/config": {"get": _get("States in OpenVINO Model Server's form", _json())},
+            "/v1/cluster/auth": {"get": _get("Whether clients need a key (Xinference)", _json())},
             "/livez": {"get": _get("The process answers", _json())},
             "/readyz": {"get": _get("The default model is loaded", _json(), unready=True)},
             "/health": {"get": _get("The same as /readyz", _json(), unready=True)},
@@ -59,14 +123,18 @@ def openapi_document() -> dict[str, Any]:
             "/openapi.json": {"get": _get("This document", _json())},
         },
         "components": {
-            "schemas": {"Generation": _generation_schema(), "Error": _error_schema()},
+            "schemas": {
+                "Generation": _options_schema("Generation"),
+                "Edit": _edit_schema(),
+                "Error": _error_schema(),
+            },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
     }
 
 
-def _generation() -> dict[str, Any]:
+def _drawing(summary: str, body: dict[str, Any]) -> dict[str, Any]:
     errors = {str(kind.status): _error(kind) for kind in _GENERATION_ERRORS}
     answer = {
         "application/json": {"schema": {"type": "object"}},
@@ -74,27 +142,91 @@ def _generation() -> dict[str, Any]:
         **_images(),
     }
     return {
-        "summary": "Draw a prompt",
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/Generation"}}
-            },
-        },
+        "summary": summary,
+        "parameters": [
+            {
+                "name": "dialect",
+                "in": "query",
+                "schema": {"enum": ["image.chunk", "openai", "both"]},
+            }
+        ],
+        "requestBody": {"required": True, "content": body},
         "responses": {"200": {"description": "The images", "content": answer}, **errors},
     }
 
 
-def _generation_schema() -> dict[str, Any]:
-    draft = Draft.model_json_schema(ref_template="#/components/schemas/Generation/$defs/{model}")
-    reply = ReplyOptions.model_json_schema(
-        ref_template="#/components/schemas/Generation/$defs/{model}"
-    )
-    own = ("previews", "spelling")
+def _fireworks() -> dict[str, Any]:
+    """As a generation, but what is answered is told by headers and never streamed."""
+    operation = _drawing("Draw a prompt, as Fireworks does", _JSON_BODY)
+    del operation["responses"]["200"]["content"]["text/event-stream"]
+    text = {"type": "string"}
+    operation["parameters"] = [
+        {"name": "model", "in": "path", "required": True, "schema": text},
+        {"name": "Jpeg-Quality", "in": "header", "schema": {"type": "integer"}},
+        {
+            "name": "Json-Return-Image-Accept",
+            "in": "header",
+            "schema": {"enum": ["image/png", "image/jpeg"]},
+        },
+    ]
+    return operation
+
+
+def _ocr() -> dict[str, Any]:
+    file = {"type": "string", "format": "binary"}
+    form = {"type": "object", "required": ["image"], "properties": {"image": file}}
+    kinds = (InvalidRequest, Unauthorized, NotFound, PayloadTooLarge, NotInstalled)
+    text = {"schema": {"type": "string"}}
+    return {
+        "summary": "Read the text off an image",
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+        "responses": {
+            "200": {
+                "description": "The text, a line for each found",
+                "content": {"application/json": text, "text/plain": text},
+            },
+            **{str(kind.status): _error(kind) for kind in kinds},
+        },
+    }
+
+
+def _a1111() -> dict[str, Any]:
+    """AUTOMATIC1111's routes; the fields are described by that project."""
+    paths: dict[str, Any] = {}
+    for name, summary in _A1111_GETS.items():
+        paths.setdefault(A1111_PREFIX + name, {})["get"] = _get(summary, _json())
+    errors = {str(kind.status): _error(kind) for kind in _GENERATION_ERRORS}
+    for name, summary in _A1111_POSTS.items():
+        answer = {"200": {"description": summary, "content": _json()}}
+        paths.setdefault(A1111_PREFIX + name, {})["post"] = {
+            "summary": summary,
+            "requestBody": {"content": _json()},
+            "responses": {**answer, **errors},
+        }
+    return paths
+
+
+def _edit_schema() -> dict[str, Any]:
+    """The options of a generation as form fields, with the pictures."""
+    schema = _options_schema("Edit")
+    file = {"type": "string", "format": "binary"}
+    pictures = {
+        "image": {**file, "description": "The picture; several as image[]."},
+        "image[]": {"type": "array", "items": file},
+        "mask": {**file, "description": "Where to draw; also mask_image."},
+    }
+    schema["properties"] = {**pictures, **schema["properties"]}
+    return {**schema, "required": ["image"]}
+
+
+def _options_schema(name: str) -> dict[str, Any]:
+    template = f"#/components/schemas/{name}/$defs/{{model}}"
+    draft = Draft.model_json_schema(ref_template=template)
+    reply = ReplyOptions.model_json_schema(ref_template=template)
     properties = {
         name: {**schema, "x-aliases": [a for a, target in ALIASES.items() if target == name]}
         for name, schema in {**draft["properties"], **reply["properties"]}.items()
-        if name not in own
+        if name not in INTERNAL_FIELDS
     }
     ignored = [name for name, fate in FOREIGN_FIELDS.items() if fate is Foreign.IGNORED]
     return {

@@ -27,11 +27,17 @@ _CREATED = 0
 
 @dataclass(frozen=True)
 class OpsRoutes:
-    """The GET routes beside the generations."""
+    """The GET routes beside the generations.
+
+    Attributes:
+        service, store, metrics: What they tell of.
+        has_keys: Clients must send a key.
+    """
 
     service: ImageService
     store: ImageStore
     metrics: Metrics
+    has_keys: bool
 
     async def models(self, _request: Request) -> Response:
         """GET /v1/models."""
@@ -41,6 +47,8 @@ class OpsRoutes:
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}."""
         name = request.path_params["model"]
+        if not name:  # /v1/models/
+            return await self.models(request)
         spec = self.service.catalog.find(name)
         if spec is None:
             raise NotFound(
@@ -61,6 +69,23 @@ class OpsRoutes:
         # The id names these bytes for ever.
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         return Response(data, 200, headers, media_type=MEDIA_TYPES[output_format])
+
+    async def config(self, _request: Request) -> Response:
+        """GET /v1/config: OpenVINO Model Server's readiness of each model."""
+        states = {}
+        for name in self.service.catalog.models:
+            worker = self.service.worker_of(name)
+            why = self.service.why_unavailable(name)
+            loaded = worker is not None and worker.state in (WorkerState.READY, WorkerState.BUSY)
+            state = "AVAILABLE" if loaded else "LOADING" if worker and not why else "END"
+            status = {"error_code": "OK" if not why else "UNKNOWN", "error_message": why or "OK"}
+            versions = [{"version": "1", "state": state, "status": status}]
+            states[name] = {"model_version_status": versions}
+        return respond.json_bytes(compact(states))
+
+    async def cluster_auth(self, _request: Request) -> Response:
+        """GET /v1/cluster/auth: Xinference's client sends its key only if this says so."""
+        return respond.json_bytes(compact({"auth": self.has_keys}))
 
     async def live(self, _request: Request) -> Response:
         """GET /livez: the process answers."""
@@ -98,6 +123,8 @@ class OpsRoutes:
             "created": _CREATED,
             "owned_by": "sdstream",
             "description": spec.description,
+            "model_type": "image",
+            "model_ability": ["text2image", "image2image", "inpainting"],
             "family": spec.family,
             "default": spec.id == self.service.catalog.default,
             "state": WorkerState.FAILED.value if why else state,
@@ -127,7 +154,8 @@ def _capabilities(spec: ModelSpec) -> dict[str, Any]:
     flow = spec.traits.flow
     usable = [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
     return {
-        "tasks": ["text-to-image"],
+        "tasks": ["text-to-image", "image-to-image", "inpainting"],
+        "reference_images": spec.traits.references,
         "samplers": list(SAMPLERS),
         "schedules": usable,
         "guidance": spec.traits.distilled_guidance,

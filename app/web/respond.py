@@ -32,7 +32,9 @@ from app.core.errors import (
     NotFound,
     Reason,
 )
+from app.dialects import a1111
 from app.dialects.shapes import compact, error_body, error_headers
+from app.web.openapi import A1111_PREFIX
 
 T = TypeVar("T")
 
@@ -70,13 +72,16 @@ def json_bytes(
     return Response(body, status, headers, media_type="application/json")
 
 
-def failure(error: ImageServiceError, headers: Mapping[str, str] | None = None) -> Response:
-    """The one shape of errors."""
+def failure(
+    error: ImageServiceError, headers: Mapping[str, str] | None = None, path: str = ""
+) -> Response:
+    """The one shape of errors, with what AUTOMATIC1111's clients read added on their paths."""
+    body = a1111.problem(error) if path.startswith(A1111_PREFIX) else error_body(error)
     every = {**(headers or {}), **error_headers(error)}
     if error.status == 413:
         # Else the connection would go on swallowing what the client still sends.
         every["Connection"] = "close"
-    return json_bytes(compact(error_body(error)), every, error.status)
+    return json_bytes(compact(body), every, error.status)
 
 
 async def unless_client_leaves(work: Awaitable[T], receive: Receive) -> T:
@@ -108,7 +113,7 @@ async def on_service_error(request: Request, error: Exception) -> Response:
     """Handler for every ImageServiceError that a route raises."""
     assert isinstance(error, ImageServiceError)
     request.state.outcome = error.reason.value
-    return failure(error)
+    return failure(error, path=request.url.path)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -118,10 +123,18 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         error.status_code, (InvalidRequest, Reason.INVALID_VALUE, error.detail)
     )
     request.state.outcome = reason.value
-    return failure(kind(message, reason=reason), error.headers)
+    return failure(kind(message, reason=reason), error.headers, request.url.path)
+
+
+async def on_disconnect(request: Request, _error: Exception) -> Response:
+    """Handler for clients that leave in the middle of their body: nobody reads this."""
+    request.state.outcome = "client_left"
+    return Response(status_code=499)
 
 
 async def on_fault(request: Request, error: Exception) -> Response:
     """Handler for everything else: the log has the traceback, the client a sentence."""
     request.state.outcome = Reason.INTERNAL_ERROR.value
-    return failure(ImageServiceError("The server made a mistake.", reason=Reason.INTERNAL_ERROR))
+    fault = ImageServiceError("The server made a mistake.", reason=Reason.INTERNAL_ERROR)
+    # This handler sits outside of the middleware that would add the id.
+    return failure(fault, {"X-Request-Id": request.state.request_id}, request.url.path)

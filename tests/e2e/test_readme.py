@@ -51,7 +51,7 @@ def picture(path: Path) -> tuple[str | None, tuple[int, int]]:
 
 def test_the_blocks_are_known() -> None:
     """A block added to the README needs a test here."""
-    assert (len(SHELL), len(PYTHON)) == (4, 1)
+    assert (len(SHELL), len(PYTHON)) == (9, 3)
 
 
 def test_watch_a_picture_being_drawn(native_server: ServerProcess, tmp_path: Path) -> None:
@@ -80,10 +80,16 @@ def test_ask_for_the_file_itself(native_server: ServerProcess, tmp_path: Path) -
 
 def test_the_command_line(native_server: ServerProcess, tmp_path: Path) -> None:
     """generate with and without a server, and the list of models."""
-    output = run(SHELL[3], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    output = run(SHELL[4], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
     assert picture(tmp_path / "circle.png") == ("PNG", (128, 128))
     assert picture(tmp_path / "piped.png") == ("PNG", (64, 64))
     assert "embedded" in output
+
+
+def test_draw_over_a_picture(native_server: ServerProcess, tmp_path: Path) -> None:
+    """The two lines of the section on edits."""
+    run(SHELL[3], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    assert picture(tmp_path / "before.png") == picture(tmp_path / "after.png") == ("PNG", (64, 64))
 
 
 def test_from_python(native_server: ServerProcess, tmp_path: Path) -> None:
@@ -92,9 +98,51 @@ def test_from_python(native_server: ServerProcess, tmp_path: Path) -> None:
     assert picture(tmp_path / "cats.png") == ("PNG", (128, 128))
 
 
+@pytest.mark.parametrize(
+    ("file", "kind", "size"),
+    [
+        ("sunset.jpg", "JPEG", (336, 192)),
+        ("dog.png", "PNG", (128, 64)),
+        ("three-cats.png", "PNG", (64, 64)),
+    ],
+)
+def test_coming_from_another_system(
+    native_server: ServerProcess, tmp_path: Path, file: str, kind: str, size: tuple[int, int]
+) -> None:
+    """The lines for Fireworks, mistral.rs and OpenVINO Model Server draw their pictures."""
+    (block,) = (block for block in SHELL if file in block)
+    run(block, native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    assert picture(tmp_path / file) == (kind, size)
+
+
+def test_coming_from_gpustack(native_server: ServerProcess, tmp_path: Path) -> None:
+    """Its line streams llama-box's frames."""
+    (block,) = (block for block in SHELL if "v1-openai" in block)
+    output = run(block, native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    frames = output.split("\n\n")
+    assert frames[-2:] == ["data: [DONE]", ""]
+    assert all('"object":"image.chunk"' in frame for frame in frames[:-2])
+
+
+def test_coming_from_xinference(native_server: ServerProcess, tmp_path: Path) -> None:
+    """Its client draws a picture, and another one over it."""
+    pytest.importorskip("xinference_client")
+    run(PYTHON[1], native_server, tmp_path, sys.executable, "-c")
+    assert picture(tmp_path / "apple.png") == ("PNG", (128, 64))
+    assert picture(tmp_path / "pear.png") == ("PNG", (128, 64))
+
+
+def test_coming_from_automatic1111(native_server: ServerProcess, tmp_path: Path) -> None:
+    """webuiapi draws a picture and reads back how it was made."""
+    output = run(PYTHON[2], native_server, tmp_path, sys.executable, "-c")
+    assert picture(tmp_path / "circle.png") == ("PNG", (128, 128))
+    assert output.startswith("a red circle\nSteps: 4, Sampler: euler")
+
+
 def test_the_error_of_the_readme(native_server: ServerProcess, tmp_path: Path) -> None:
     """The example of an error is one that the server really gives."""
     (example,) = re.findall(r'```json\n(\{"error".*?)```', README, re.DOTALL)
-    ask = f"""curl -s {native_server.url}/v1/images/generations -d '{{"prompt":"a","size":"100x64"}}'"""
+    body = '{"prompt":"a","size":"100x64"}'
+    ask = f"curl -s {native_server.url}/v1/images/generations -d '{body}'"
     answer = run(ask, native_server, tmp_path, "bash", "-c")
     assert json.loads(answer) == json.loads(example)

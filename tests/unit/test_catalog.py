@@ -60,6 +60,24 @@ def test_a_fault_names_its_line(text: str, line: int, words: str) -> None:
     assert caught.value.line == line
 
 
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [
+        ((512, 512), (512, 512)),
+        ((500, 300), (512, 320)),
+        ((4000, 2000), (2048, 1024)),
+        ((100, 20), (320, 64)),
+        ((5000, 10), (2048, 64)),
+    ],
+)
+def test_a_size_near_a_picture(source: tuple[int, int], size: tuple[int, int]) -> None:
+    """Its shape as far as possible, within the bounds and multiples of the model."""
+    spec = Catalog.parse(MINIMAL).models["one"]
+    near = spec.size_near(Size(*source))
+    assert near == size
+    assert spec.size_problem(near) is None
+
+
 def test_line_of_a_file() -> None:
     """A missing file can be reported with the line that names it."""
     assert Catalog.parse(MINIMAL).line_of("one", "model") == 5

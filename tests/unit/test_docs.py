@@ -12,7 +12,14 @@ from starlette.routing import Route
 from app.core.catalog import FAMILIES, Catalog
 from app.core.request import Draft
 from app.core.samplers import SAMPLERS, SCHEDULES
-from app.dialects.openai import ALIASES, FOREIGN_FIELDS, Foreign, ReplyOptions, StreamOptions
+from app.dialects.openai import (
+    ALIASES,
+    FOREIGN_FIELDS,
+    INTERNAL_FIELDS,
+    Foreign,
+    ReplyOptions,
+    StreamOptions,
+)
 from app.main import build_app
 from app.settings import Settings
 from app.web.openapi import openapi_document
@@ -28,6 +35,7 @@ WORDED = {
     "public_url": "",
     "api_keys": "",
     "cors_origins": "",
+    "safety_checker": "",
 }
 
 
@@ -47,9 +55,7 @@ def test_settings_are_all_there() -> None:
     assert settings_table() in README
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in Draft.model_fields if n not in ("previews", "spelling")]
-)
+@pytest.mark.parametrize("name", [n for n in Draft.model_fields if n not in INTERNAL_FIELDS])
 def test_options_are_all_there(name: str) -> None:
     """Every option of a generation has its mention, with all its spellings."""
     spellings = [name, *(alias for alias, target in ALIASES.items() if target == name)]

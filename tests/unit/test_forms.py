@@ -1,7 +1,8 @@
-"""Strict JSON, Accept and keys."""
+"""Strict JSON, whole forms, Accept and keys."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -9,9 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
+from starlette.types import Message
 
-from app.core.errors import InvalidRequest, NotAcceptable, Reason
-from app.web.forms import accepted_image, has_valid_key, parse_json
+from app.core.errors import (
+    InvalidRequest,
+    NotAcceptable,
+    PayloadTooLarge,
+    Reason,
+    UnsupportedMediaType,
+)
+from app.web.forms import Form, accepted_image, has_valid_key, parse_json, read_form
 
 
 def request_with(**headers: str) -> Request:
@@ -70,12 +78,99 @@ def test_accept(accept: str | None, found: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("accept", "images", "found"),
+    [(None, 1, "png"), ("*/*", 1, "png"), ("*/*", 2, None), ("application/json, */*", 1, None)],
+)
+def test_what_anything_means(accept: str | None, images: int, found: str | None) -> None:
+    """A route may answer a single image as a file to whoever takes anything."""
+    request = request_with(accept=accept) if accept is not None else request_with()
+    assert accepted_image(request, images, anything="png") == found
+
+
+@pytest.mark.parametrize(
     ("accept", "images"), [("text/html", 1), ("image/gif", 1), ("image/png", 2)]
 )
 def test_what_cannot_be_answered(accept: str, images: int) -> None:
     """Another type, or several images as one file."""
     with pytest.raises(NotAcceptable):
         accepted_image(request_with(accept=accept), images)
+
+
+END = "--xyz--\r\n"
+
+
+def part(name: str, value: str, filename: str | None = None) -> str:
+    """One part of a form."""
+    more = f'; filename="{filename}"' if filename is not None else ""
+    return f'--xyz\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{value}\r\n'
+
+
+def read(body: str, content_type: str = "multipart/form-data; boundary=xyz") -> Form:
+    """Read a body as a form, in pieces, with a limit of a million bytes."""
+    data = body.encode()
+    step = 7 if len(data) < 10_000 else 65_536
+    pieces = [data[at : at + step] for at in range(0, len(data), step)] or [b""]
+
+    async def receive() -> Message:
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    scope = {"type": "http", "headers": [(b"content-type", content_type.encode())]}
+    return asyncio.run(read_form(Request(scope, receive), 1_000_000))
+
+
+def test_a_whole_form() -> None:
+    """Fields by name, files in order; a name may come twice with one value."""
+    form = read(
+        part("prompt", "a cat")
+        + part("image[]", "one", "a.png")
+        + part("image[]", "two", "upload")
+        + part("n", "2")
+        + part("n", "2")
+        + END
+    )
+    assert form.fields == {"prompt": "a cat", "n": "2"}
+    assert [(file.param, file.data) for file in form.files] == [
+        ("image[]", b"one"),
+        ("image[]", b"two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "garbage",
+        part("prompt", "a cat"),
+        part("image", "data", "a.png").removesuffix("\r\n"),
+        "--xyz\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END,
+        part("prompt", "x" * 200_000) + END,
+        "".join(part(f"f{i}", "x") for i in range(65)) + END,
+        "".join(part(f"f{i}", "x", "a.png") for i in range(18)) + END,
+    ],
+)
+def test_broken_forms(body: str) -> None:
+    """Cut short, without names, too long or too many: 400, and nothing is silently left out."""
+    with pytest.raises(InvalidRequest) as caught:
+        read(body)
+    assert caught.value.reason is Reason.INVALID_FORM
+
+
+def test_a_field_with_two_values() -> None:
+    """Which one was meant nobody can know."""
+    with pytest.raises(InvalidRequest) as caught:
+        read(part("n", "1") + part("n", "2") + END)
+    assert caught.value.param == "n"
+
+
+def test_forms_that_are_none() -> None:
+    """JSON is told that a form is wanted, and too much that it is too much."""
+    with pytest.raises(UnsupportedMediaType):
+        read("{}", "application/json")
+    with pytest.raises(InvalidRequest):
+        read("--xyz--", "multipart/form-data")
+    with pytest.raises(PayloadTooLarge):
+        read(part("image", "x" * 1_000_001, "a") + END)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from app.core.messages import (
     Load,
     Loaded,
     Message,
+    Peek,
     Phase,
     Preview,
     Progress,
@@ -24,6 +25,7 @@ from app.core.messages import (
     decode,
     encode,
 )
+from app.core.pixels import Inputs, Pixels
 from app.core.request import GenerationRequest
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -31,14 +33,39 @@ number = st.integers(0, 2**63 - 1)
 seconds = st.floats(0, 1e6)
 blob = st.binary(max_size=100)
 requests = st.builds(
-    GenerationRequest, text, text, text, number, number, number, text, text, seconds,
-    st.none() | seconds, number, number, st.booleans(), text, st.just("png"), number,
-    st.tuples(text),
-)  # fmt: skip
+    GenerationRequest,
+    model=text,
+    prompt=text,
+    negative_prompt=text,
+    sampler=text,
+    schedule=text,
+    seed=number,
+    cfg_scale=seconds,
+    guidance=st.none() | seconds,
+    strength=st.none() | seconds,
+    warnings=st.tuples(text),
+)
+
+
+@st.composite
+def pictures(draw: st.DrawFn, channels: int) -> Pixels:
+    """A picture of a few pixels."""
+    width, height = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    size = width * height * channels
+    return Pixels(width, height, draw(st.binary(min_size=size, max_size=size)))
+
+
+inputs = st.builds(
+    Inputs,
+    st.none() | pictures(3),
+    st.none() | pictures(1),
+    st.lists(pictures(3), max_size=3).map(tuple),
+)
 messages = st.one_of(
     st.builds(Load, text, text, st.dictionaries(text, text), text, st.dictionaries(text, number)),
-    st.builds(Generate, text, requests),
+    st.builds(Generate, text, requests, inputs),
     st.builds(Cancel, text),
+    st.builds(Peek, text),
     st.just(Stop()),
     st.builds(Loaded, seconds, st.booleans(), st.booleans(), st.booleans(), text),
     st.builds(Progress, text, number, st.sampled_from(Phase), number, number),

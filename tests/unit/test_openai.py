@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import InvalidRequest, NotSupportedYet, Reason
+from app.core.errors import InvalidRequest, Reason
 from app.core.job import Completed, ImageReady, ImageResult, Job, Running
-from app.core.request import GenerationRequest
-from app.dialects.openai import ALIASES, FOREIGN_FIELDS, Foreign, parse, plain_answer
+from app.core.pixels import SourceFile
+from app.core.request import EVERY_STEP, GenerationRequest
+from app.dialects.openai import (
+    ALIASES,
+    FOREIGN_FIELDS,
+    Foreign,
+    parse,
+    parse_form,
+    plain_answer,
+)
 from app.dialects.shapes import ImageForm
 
 
@@ -88,7 +96,7 @@ def test_foreign_fields_are_never_silent(name: str) -> None:
         ({"stream_options": {"chunk_size": 10}}, "stream_options.chunk_size", Reason.INVALID_VALUE),
         ({"stream_options": {"chunks": 1}}, "stream_options.chunks", Reason.UNKNOWN_FIELD),
         ({"stream_options": 3}, "stream_options", Reason.INVALID_VALUE),
-        ({"safety_check": True}, "safety_check", Reason.SAFETY_CHECKER_UNAVAILABLE),
+        ({"blank_flagged": True}, "blank_flagged", Reason.UNKNOWN_FIELD),
         ({"prompt": None}, "prompt", Reason.MISSING_FIELD),
         ({"prompt": ["a"]}, "prompt", Reason.INVALID_VALUE),
     ],
@@ -99,10 +107,104 @@ def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reaso
     assert (error.param, error.reason) == (param, reason)
 
 
-def test_the_openai_stream_is_said_to_be_missing() -> None:
-    """Its dialect is known and not built: no other form is sent in its place."""
-    with pytest.raises(NotSupportedYet):
-        parse({"prompt": "a cat", "stream": True, "stream_options": {"dialect": "openai"}})
+@pytest.mark.parametrize(
+    ("body", "elsewhere", "dialect"),
+    [
+        ({}, None, None),
+        ({}, "openai", "openai"),
+        ({"partial_images": 0}, None, "openai"),
+        ({"stream_options": {"include_usage": True}}, "openai", "image.chunk"),
+        ({"stream_options": {"preview": True}, "partial_images": 2}, None, "image.chunk"),
+        ({"stream_options": {"dialect": "both"}, "partial_images": 2}, "openai", "both"),
+    ],
+)
+def test_who_gets_which_stream(
+    body: dict[str, Any], elsewhere: str | None, dialect: str | None
+) -> None:
+    """Named, else by what only one kind of client sends, else by the client's library."""
+    ask = parse({"prompt": "a", "stream": True, **body}, elsewhere)
+    assert ask.reply.stream_options.dialect == dialect
+
+
+def upload(name: str = "image") -> SourceFile:
+    """A file of a form."""
+    return SourceFile(name, b"bytes")
+
+
+def test_forms_say_what_json_says() -> None:
+    """Fields are text, stream options are flattened in either way, empty fields were left out."""
+    ask = parse_form(
+        {
+            "prompt": "a cat",
+            "steps": "4",
+            "strength": "0.5",
+            "stream": "true",
+            "seed": "",
+            "stream_options_include_usage": "false",
+            "stream_options[preview]": "true",
+        },
+        [upload()],
+    )
+    assert (ask.draft.sample_steps, ask.draft.strength, ask.draft.seed) == (4, 0.5, None)
+    assert ask.reply.stream
+    assert not ask.reply.stream_options.include_usage
+    assert ask.draft.previews == EVERY_STEP
+    assert ask.operation == "edit"
+
+
+def test_files_by_their_fields() -> None:
+    """One image, or several as image[]; one mask under either name."""
+    files = [upload("image[]"), upload("image[]"), upload("mask_image")]
+    ask = parse_form({"prompt": "a"}, files, mask_mode="luminance")
+    assert ask.files is not None
+    assert (len(ask.files.images), ask.files.mask) == (2, files[2])
+    assert ask.draft.mask_mode == "luminance"
+
+
+def test_the_images_own_alpha_is_a_mask_on_request() -> None:
+    """mask_mode alpha without a mask means the image's transparency."""
+    ask = parse_form({"prompt": "a", "mask_mode": "alpha"}, [upload()])
+    assert ask.files is not None
+    assert ask.files.own_alpha
+
+
+def test_variations_need_no_prompt() -> None:
+    """Where the route says so, and a given one is kept."""
+    assert parse_form({}, [upload()], prompt="").draft.prompt == ""
+    assert parse_form({"prompt": "x"}, [upload()], prompt="").draft.prompt == "x"
+
+
+def test_kwargs_are_options() -> None:
+    """Xinference's client sends JSON in a string."""
+    ask = parse({"prompt": "a", "kwargs": '{"num_inference_steps": 5, "seed": null}'})
+    assert ask.draft.sample_steps == 5
+    assert refused(kwargs="[1]").param == "kwargs"
+    assert refused(kwargs="{").param == "kwargs"
+    assert refused(kwargs='{"unheard": 1}').param == "unheard"
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "param"),
+    [
+        ({"prompt": "a"}, [], "image"),
+        ({"prompt": "a", "image": "text"}, [], "image"),
+        ({"prompt": "a", "mask": "text"}, [upload()], "mask"),
+        ({"prompt": "a"}, [upload("picture")], "picture"),
+        ({"prompt": "a"}, [upload(), upload("control")], "control"),
+        ({"prompt": "a"}, [upload()] * 17, "image"),
+        ({"prompt": "a"}, [upload(), upload("mask"), upload("mask")], "mask"),
+        ({"prompt": "a", "strength": "2"}, [upload()], "strength"),
+        ({"prompt": "a", "stream": "maybe"}, [upload()], "stream"),
+        ({}, [upload()], "prompt"),
+    ],
+)
+def test_faulty_forms_name_the_field(
+    fields: dict[str, str], files: list[SourceFile], param: str
+) -> None:
+    """As clear as for JSON."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse_form(fields, files)
+    assert caught.value.param == param
 
 
 def test_agreeing_spellings_are_no_conflict() -> None:
@@ -113,7 +215,8 @@ def test_agreeing_spellings_are_no_conflict() -> None:
 def test_previews_only_where_they_are_seen() -> None:
     """The runtime is asked for previews by streams that want them."""
     options = {"stream_options": {"preview": True}}
-    assert parse({"prompt": "a", "stream": True, **options}).draft.previews
+    assert parse({"prompt": "a", "stream": True, **options}).draft.previews == EVERY_STEP
+    assert parse({"prompt": "a", "stream": True, "partial_images": 2}).draft.previews == 2
     assert not parse({"prompt": "a", **options}).draft.previews
 
 
@@ -154,6 +257,28 @@ def test_links_and_data_urls() -> None:
     """response_format chooses what an item ends with."""
     link = json.loads(plain_answer(finished_job(), ImageForm(True, base_url="http://h"), 1))
     assert link["data"][0]["url"] == "http://h/v1/images/id/content"
-    assert "b64_json" not in link["data"][0]
+    assert link["data"][0]["b64_json"] is None
     data = json.loads(plain_answer(finished_job(), ImageForm(data_url=True), 1))
     assert data["data"][0]["b64_json"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize("dialect", ["openai", "both"])
+def test_pieces_are_for_one_dialect_only(dialect: str) -> None:
+    """OpenAI's clients need whole pictures: chunk_result is refused rather than forgotten."""
+    error = refused(stream=True, stream_options={"dialect": dialect, "chunk_result": True})
+    assert (error.param, error.reason) == ("stream_options.chunk_result", Reason.NOT_SUPPORTED)
+
+
+def test_kwargs_may_not_contradict_the_body() -> None:
+    """An option that is in both must say the same."""
+    assert parse({"prompt": "a", "n": 2, "kwargs": '{"n": 2}'}).draft.n == 2
+    assert refused(n=2, kwargs='{"n": 3}').reason is Reason.CONFLICTING_FIELDS
+    assert refused(kwargs="[" * 100_000).param == "kwargs"
+
+
+@pytest.mark.parametrize("name", ["image", "image[]", "images", "images[]"])
+def test_the_names_that_clients_give_images(name: str) -> None:
+    """OpenAI's, and Xinference's for edits."""
+    ask = parse_form({"prompt": "a"}, [upload(name), upload(name)])
+    assert ask.files is not None
+    assert len(ask.files.images) == 2

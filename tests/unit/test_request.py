@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.core.catalog import Catalog
+from app.core.catalog import Catalog, Size
 from app.core.errors import ImageServiceError, Reason
-from app.core.request import MAX_SEED, Draft, GenerationRequest, resolve
+from app.core.request import MAX_SEED, Draft, GenerationRequest, Sources, resolve
 
 CATALOG = Catalog.parse(
     """
@@ -22,20 +22,29 @@ models:
     family: flux
     files: {model: m}
     defaults: {guidance: 4.0}
+  - id: looker
+    family: flux_kontext
+    files: {model: m}
 """
 )
 
 
-def ask(prompt: str = "a cat", **options: Any) -> GenerationRequest:
+NOTHING = Sources()
+PICTURE = Sources(size=Size(700, 500), drawn_over=True)
+MASKED = Sources(size=Size(700, 500), drawn_over=True, masked=True)
+LOOKED_AT = Sources(size=Size(700, 500), references=2)
+
+
+def ask(prompt: str = "a cat", sources: Sources = NOTHING, **options: Any) -> GenerationRequest:
     """Resolve a draft against the catalogue above; a random seed is 77."""
     draft = Draft(prompt=prompt, **options)
-    return resolve(draft, CATALOG, random_seed=lambda: 77, max_pixels=1024 * 1024)
+    return resolve(draft, CATALOG, random_seed=lambda: 77, max_pixels=1024 * 1024, sources=sources)
 
 
-def refused(**options: Any) -> ImageServiceError:
+def refused(sources: Sources = NOTHING, **options: Any) -> ImageServiceError:
     """The error that a draft meets."""
     with pytest.raises(ImageServiceError) as caught:
-        ask(**options)
+        ask(sources=sources, **options)
     return caught.value
 
 
@@ -130,6 +139,39 @@ def test_guidance_of_a_model_that_has_it() -> None:
     assert ask(model="flow", guidance=2).guidance == 2
 
 
+def test_pictures_bring_size_and_strength() -> None:
+    """Without a size the picture's own counts; strength keeps some of it, or none under a mask."""
+    request = ask(sources=PICTURE)
+    assert (str(request.size), request.strength, request.fit) == ("704x512", 0.75, "crop")
+    assert ask(sources=MASKED).strength == 1.0
+    assert ask(sources=MASKED, strength=0.3).strength == 0.3
+    assert str(ask(sources=PICTURE, size="512x512").size) == "512x512"
+    assert ask().strength is None
+
+
+def test_references_are_for_models_that_look() -> None:
+    """Kontext takes several; it draws over none of them."""
+    request = ask(model="looker", sources=LOOKED_AT)
+    assert (str(request.size), request.strength) == ("704x496", None)
+    assert refused(LOOKED_AT).param == "image"
+
+
+@pytest.mark.parametrize(
+    ("options", "sources"),
+    [
+        ({"strength": 0.5}, NOTHING),
+        ({"fit": "pad"}, NOTHING),
+        ({"mask_mode": "alpha"}, PICTURE),
+        ({"mask_blur": 2}, PICTURE),
+        ({"strength": 0.5, "model": "looker"}, LOOKED_AT),
+    ],
+)
+def test_options_of_pictures_that_are_not_there(options: dict[str, Any], sources: Sources) -> None:
+    """They would have no effect, so they are refused by name."""
+    error = refused(sources, **options)
+    assert (error.param, error.reason) == (next(iter(options)), Reason.NOT_SUPPORTED)
+
+
 def test_a_negative_prompt_that_cannot_act_is_said() -> None:
     """At cfg_scale 1 the runtime never looks at it."""
     assert ask(negative_prompt="red", cfg_scale=1).warnings == (
@@ -144,3 +186,36 @@ def test_a_negative_prompt_that_cannot_act_is_said() -> None:
 def test_samplers_of_other_systems(spelling: str, name: str) -> None:
     """Fireworks' names and any case mean the runtime's samplers."""
     assert ask(sampler=spelling).sampler == name
+
+
+@pytest.mark.parametrize(
+    ("model", "ratio", "size"),
+    [
+        ("plain", "1:1", "512x512"),
+        ("plain", "16:9", "704x384"),
+        ("flow", "16:9", "1360x768"),
+        ("flow", "9:16", "768x1360"),
+        ("flow", "2:2", "1024x1024"),
+    ],
+)
+def test_aspect_ratios(model: str, ratio: str, size: str) -> None:
+    """The shape asked for, in the model's multiples, with about its usual number of pixels."""
+    assert str(ask(model=model, aspect_ratio=ratio).size) == size
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"aspect_ratio": "wide"}, Reason.INVALID_VALUE),
+        ({"aspect_ratio": "16/9"}, Reason.INVALID_VALUE),
+        ({"aspect_ratio": "0:1"}, Reason.INVALID_VALUE),
+        ({"aspect_ratio": ""}, Reason.INVALID_VALUE),
+        ({"aspect_ratio": "999:1"}, Reason.INVALID_VALUE),
+        ({"aspect_ratio": "1:1", "size": "512x512"}, Reason.CONFLICTING_FIELDS),
+        ({"aspect_ratio": "1:1", "width": 512, "height": 512}, Reason.CONFLICTING_FIELDS),
+    ],
+)
+def test_shapes_that_are_none(options: dict[str, Any], reason: Reason) -> None:
+    """Not written as a shape, too far from a square, or beside another word for the size."""
+    error = refused(**options)
+    assert (error.param, error.reason) == ("aspect_ratio", reason)

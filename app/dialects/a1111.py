@@ -1,0 +1,816 @@
+"""AUTOMATIC1111's API (/sdapi/v1): its JSON to a draft, and a job to its JSON.
+
+Clients of this API send every option there is, most of them at values that do nothing. So a field
+is one of four: it says what to draw; it is harmless (``IGNORED``); it would change the picture in
+ways that are not built here and is taken at its neutral value only (``NEUTRAL``); or it is refused
+as unknown.
+
+Deliberate oddities:
+
+1. ``inpaint_full_res`` and ``inpainting_fill`` 0 are what every client sends with a mask, and have
+   no counterpart: they are taken, and the answer's ``warnings`` say that they did nothing.
+2. A batch is drawn image by image, so ``job_count`` counts images where A1111 counts batches.
+3. An interrupted job is no error here: its answer has the images that were finished.
+4. An opaque part of a mask with transparency is what is painted, the reverse of OpenAI's masks.
+5. ``error`` in the body of errors is this server's object and not a word; ``detail``, ``body`` and
+   ``errors`` are A1111's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app import __version__
+from app.core.errors import ImageServiceError, InvalidRequest, Reason
+from app.core.job import ImageReady, ImageResult, Job, JobStatus, PreviewReady, Running
+from app.core.messages import Phase
+from app.core.pixels import SourceFile, SourceFiles
+from app.core.request import MAX_IMAGES, Draft, Fit
+from app.core.samplers import sampler_named, schedule_named
+from app.dialects import openai
+from app.dialects.shapes import JsonObject, compact, error_body
+
+#: Pictures between the steps of an image, at most, for ``current_image``. They are made when
+#: somebody asks: where a model has no cheap projection each is a decoding of the whole picture,
+#: which for small models takes as long as all of the steps.
+PICTURES: Final = 4
+
+#: A1111's name -> this server's, and other spellings.
+_SAMPLERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "Euler a": ("euler_a", ("k_euler_a", "k_euler_ancestral")),
+    "Euler": ("euler", ("k_euler",)),
+    "Heun": ("heun", ("k_heun",)),
+    "DPM2": ("dpm2", ("k_dpm_2",)),
+    "DPM++ 2S a": ("dpm++2s_a", ("k_dpmpp_2s_a",)),
+    "DPM++ 2M": ("dpm++2m", ("k_dpmpp_2m",)),
+    "DPM++ 2M v2": ("dpm++2mv2", ()),
+    "LCM": ("lcm", ("k_lcm",)),
+    "DDIM": ("ddim_trailing", ("ddim",)),
+    "iPNDM": ("ipndm", ()),
+    "iPNDM_v": ("ipndm_v", ()),
+    "TCD": ("tcd", ()),
+    "RES multistep": ("res_multistep", ()),
+    "RES 2s": ("res_2s", ()),
+    "ER-SDE": ("er_sde", ()),
+}
+
+#: A1111's name -> its label, this server's name, and other spellings.
+_SCHEDULERS: Final[Mapping[str, tuple[str, str | None, tuple[str, ...]]]] = {
+    "automatic": ("Automatic", None, ()),
+    "uniform": ("Uniform", "discrete", ("normal",)),
+    "karras": ("Karras", "karras", ()),
+    "exponential": ("Exponential", "exponential", ()),
+    "sgm_uniform": ("SGM Uniform", "sgm_uniform", ("SGMUniform",)),
+    "kl_optimal": ("KL Optimal", "kl_optimal", ()),
+    "align_your_steps": ("Align Your Steps", "ays", ()),
+    "simple": ("Simple", "simple", ()),
+    "gits": ("GITS", "gits", ()),
+    "smoothstep": ("Smoothstep", "smoothstep", ()),
+    "lcm": ("LCM", "lcm", ()),
+    "bong_tangent": ("Bong Tangent", "bong_tangent", ()),
+}
+
+_SAMPLER_SPELLINGS: Final = {
+    spelling.lower(): ours
+    for name, (ours, others) in _SAMPLERS.items()
+    for spelling in (name, ours, *others)
+}
+_SCHEDULER_SPELLINGS: Final = {
+    spelling.lower(): ours
+    for name, (label, ours, others) in _SCHEDULERS.items()
+    for spelling in (name, label, *others)
+}
+
+#: What to draw, spelled as openai.parse knows it.
+_DRAWN: Final = (
+    "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "distilled_cfg_scale",
+    "width", "height",
+)  # fmt: skip
+
+#: Would change the picture, so these values only; all of them mean "off".
+NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "styles": ([],),
+    "subseed_strength": (0,),
+    "seed_resize_from_h": (0, -1),
+    "seed_resize_from_w": (0, -1),
+    "restore_faces": (False,),
+    "tiling": (False,),
+    "eta": (1,),
+    "s_churn": (0,),
+    "s_noise": (1,),
+    "s_min_uncond": (0,),
+    "enable_hr": (False,),
+    "firstphase_width": (0,),
+    "firstphase_height": (0,),
+    "firstpass_image": ("",),
+    "refiner_checkpoint": ("", "None"),
+    "script_name": ("", "None"),
+    "infotext": ("",),
+    "clip_skip": (1,),
+    "initial_noise_multiplier": (1,),
+    "latent_mask": ("",),
+    "mask_round": (True,),
+}
+
+#: Harmless: about saving and bookkeeping, or of a feature that NEUTRAL says is off.
+IGNORED: Final = frozenset(
+    {
+        "do_not_save_samples", "do_not_save_grid", "save_images", "comments", "force_task_id",
+        "subseed", "s_tmin", "s_tmax", "refiner_switch_at", "script_args", "image_cfg_scale",
+        "disable_extra_networks", "inpaint_full_res_padding",
+        "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y",
+        "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt",
+        "hr_negative_prompt", "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
+    }
+)  # fmt: skip
+
+#: Settings of the whole server that would change pictures; the first value is the one told.
+NEUTRAL_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
+    "CLIP_stop_at_last_layers": (1,),
+    "sd_vae": ("Automatic", "None", ""),
+    "eta_noise_seed_delta": (0,),
+    "initial_noise_multiplier": (1.0,),
+    "img2img_color_correction": (False,),
+    "samples_format": ("png",),
+    "forge_additional_modules": ([],),
+}
+
+#: Harmless settings: saving on the server's disk, and how often the original makes previews.
+IGNORED_OPTIONS: Final = frozenset(
+    {
+        "samples_save", "grid_save", "save_to_dirs", "return_grid", "jpeg_quality",
+        "live_previews_enable", "show_progress_every_n_steps", "show_progress_type",
+        "do_not_show_images",
+    }
+)  # fmt: skip
+
+_CHECKPOINT: Final = "sd_model_checkpoint"
+
+_FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
+
+#: What A1111 takes when an img2img says nothing.
+_STRENGTH: Final = 0.75
+
+_NETWORK_TAG: Final = re.compile(r"<(?:lora|lyco|hypernet):", re.IGNORECASE)
+_DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},")
+
+#: One "Name: value" of the last line of a parameters text; values with commas are quoted. The
+#: name is bounded, else a long line without a colon would take quadratic time.
+_PARAMETER: Final = re.compile(r'([^\s:,"][^:,"]{0,63}):\s*("(?:[^"\\]|\\.)*"|[^,"]*)')
+_NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
+_SIZE: Final = re.compile(r"(\d+)x(\d+)")
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+class _Fields(BaseModel):
+    """The fields with a meaning of their own here; the others go to openai.parse or nowhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    batch_size: int = Field(1, ge=1, le=MAX_IMAGES)
+    n_iter: int = Field(1, ge=1, le=MAX_IMAGES)
+    sampler_name: str = ""
+    sampler_index: str = ""
+    scheduler: str = ""
+    send_images: bool = True
+    override_settings: Mapping[str, Any] = Field(default_factory=dict)
+    override_settings_restore_afterwards: bool = True
+    alwayson_scripts: Mapping[str, Any] = Field(default_factory=dict)
+    init_images: tuple[str, ...] = ()
+    mask: str = ""
+    include_init_images: bool = False
+    denoising_strength: float | None = Field(None, ge=0, le=1)
+    resize_mode: int = Field(0, ge=0, le=3)
+    mask_blur: float | None = None
+    mask_blur_x: float | None = None
+    mask_blur_y: float | None = None
+    inpainting_fill: int | None = Field(None, ge=0, le=3)
+    inpaint_full_res: bool = False
+    inpainting_mask_invert: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A parsed txt2img or img2img.
+
+    Attributes:
+        draft: What to draw.
+        files: The input pictures of an img2img.
+        echo: What the answer repeats as ``parameters``.
+        batch_size: Images of one batch, for the answer.
+        send_images: The answer has the images.
+        keep_model: Later requests use this request's model too.
+        warnings: Sentences on options that were taken and do nothing.
+    """
+
+    draft: Draft
+    files: SourceFiles | None
+    echo: JsonObject
+    batch_size: int
+    send_images: bool
+    keep_model: bool
+    warnings: tuple[str, ...] = ()
+
+
+def parse(body: Mapping[str, Any], *, over_image: bool, model: str | None = None) -> Drawing:
+    """Read a txt2img or an img2img.
+
+    Args:
+        body: The client's object.
+        over_image: It is an img2img.
+        model: What an earlier request chose as the checkpoint.
+
+    Raises:
+        InvalidRequest: Names the field as the client spelled it.
+    """
+    given = {name: value for name, value in body.items() if value is not None}
+    fields = _fields(given)
+    _refuse_scripts(fields)
+    _refuse_networks(given)
+    if not over_image and (fields.init_images or fields.mask):
+        raise InvalidRequest(
+            "Input images are for /sdapi/v1/img2img.",
+            reason=Reason.NOT_SUPPORTED,
+            param="init_images" if fields.init_images else "mask",
+        )
+    canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
+    canonical["prompt"] = canonical.get("prompt", "")
+    canonical |= _sampling(fields) | _count(fields)
+    chosen = chosen_model(fields.override_settings, "override_settings")
+    if chosen is not None or model is not None:
+        canonical["model"] = model if chosen is None else chosen
+    files = _files(fields) if over_image else None
+    if files is not None:
+        canonical |= _over_image(fields)
+    return Drawing(
+        draft=_draft(canonical),
+        files=files,
+        echo=_echo(body, fields),
+        batch_size=fields.batch_size,
+        send_images=fields.send_images,
+        keep_model=chosen is not None and not fields.override_settings_restore_afterwards,
+        warnings=_warnings(fields) if files is not None and files.mask is not None else (),
+    )
+
+
+def chosen_model(settings: Mapping[str, Any], where: str = "") -> str | None:
+    """The checkpoint that settings name, None when they name none.
+
+    Raises:
+        InvalidRequest: A setting that would change pictures and cannot be had.
+    """
+    prefix = f"{where}." if where else ""
+    for name, value in settings.items():
+        if value is None or name == _CHECKPOINT or name in IGNORED_OPTIONS:
+            continue
+        if name not in NEUTRAL_OPTIONS:
+            raise openai.unknown(prefix + name)
+        if value not in NEUTRAL_OPTIONS[name]:
+            raise _only(prefix + name, NEUTRAL_OPTIONS[name][0])
+    model = settings.get(_CHECKPOINT)
+    if model is not None and not isinstance(model, str):
+        raise InvalidRequest(f"'{prefix}{_CHECKPOINT}' must be a string.", param=_CHECKPOINT)
+    return model
+
+
+def image_field(body: Mapping[str, Any]) -> SourceFile:
+    """The file under ``image`` of a png-info.
+
+    Raises:
+        InvalidRequest: It is missing, or no base64.
+    """
+    for name in body:
+        if name != "image":
+            raise openai.unknown(name)
+    if not isinstance(body.get("image"), str):
+        raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
+    return _file("image", body["image"].strip())
+
+
+def _fields(given: Mapping[str, Any]) -> _Fields:
+    own: JsonObject = {}
+    for name, value in given.items():
+        if name in _Fields.model_fields:
+            own[name] = value
+        elif name in NEUTRAL:
+            if value not in NEUTRAL[name]:
+                raise _only(name, NEUTRAL[name][0])
+        elif name not in _DRAWN and name not in IGNORED:
+            raise openai.unknown(name)
+    try:
+        return _Fields.model_validate(own)
+    except ValidationError as error:
+        raise openai.invalid(error, {}) from None
+
+
+def _only(name: str, neutral: object) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{name[:64]}' can only be {json.dumps(neutral)} here.",
+        reason=Reason.NOT_SUPPORTED,
+        param=name[:64],
+    )
+
+
+def _refuse_scripts(fields: _Fields) -> None:
+    """Scripts that are switched off may come along: webuiapi sends [] or [False] for them."""
+    for name, script in fields.alwayson_scripts.items():
+        arguments = script.get("args") if isinstance(script, Mapping) else script
+        if arguments and (not isinstance(arguments, Sequence) or any(arguments)):
+            raise InvalidRequest(
+                f"'alwayson_scripts': there is no script '{name[:64]}'.",
+                reason=Reason.NOT_SUPPORTED,
+                param="alwayson_scripts",
+            )
+
+
+def _refuse_networks(given: Mapping[str, Any]) -> None:
+    """A prompt's <lora:…> is an option in the guise of text."""
+    for name in ("prompt", "negative_prompt"):
+        if isinstance(given.get(name), str) and _NETWORK_TAG.search(given[name]):
+            raise InvalidRequest(
+                f"'{name}': <lora:…> is not supported yet.",
+                reason=Reason.NOT_SUPPORTED_YET,
+                param=name,
+            )
+
+
+def _sampling(fields: _Fields) -> JsonObject:
+    """Sampler and schedule; older clients name both in one, "DPM++ 2M Karras"."""
+    # webuiapi fills the deprecated sampler_index with its default whatever sampler_name says.
+    name = fields.sampler_name or fields.sampler_index
+    schedule = _schedule(fields.scheduler)
+    found: JsonObject = {}
+    if name:
+        sampler, implied = _sampler(name)
+        if schedule and implied and schedule != implied:
+            raise InvalidRequest(
+                f"'sampler_name' {name[:64]} and 'scheduler' {fields.scheduler[:64]} differ.",
+                reason=Reason.CONFLICTING_FIELDS,
+                param="scheduler",
+            )
+        schedule = schedule or implied
+        found["sampler_name"] = sampler
+    if schedule:
+        found["scheduler"] = schedule
+    return found
+
+
+def _sampler(name: str) -> tuple[str, str | None]:
+    key = name.strip().lower()
+    found = _SAMPLER_SPELLINGS.get(key) or sampler_named(key)
+    if found:
+        return found, None
+    for ending, schedule in _SCHEDULER_SPELLINGS.items():
+        found = _SAMPLER_SPELLINGS.get(key.removesuffix(f" {ending}"))
+        if found:
+            return found, schedule
+    raise InvalidRequest(
+        f"'sampler_name': unknown sampler '{name[:64]}'; there are {', '.join(_SAMPLERS)}.",
+        param="sampler_name",
+    )
+
+
+def _schedule(name: str) -> str | None:
+    key = name.strip().lower()
+    if not key:
+        return None
+    if key in _SCHEDULER_SPELLINGS:
+        return _SCHEDULER_SPELLINGS[key]
+    found = schedule_named(key)
+    if found is None:
+        raise InvalidRequest(
+            f"'scheduler': unknown scheduler '{name[:64]}'; there are {', '.join(_SCHEDULERS)}.",
+            param="scheduler",
+        )
+    return found
+
+
+def _count(fields: _Fields) -> JsonObject:
+    images = fields.batch_size * fields.n_iter
+    if images > MAX_IMAGES:
+        raise InvalidRequest(
+            f"'batch_size' times 'n_iter' can be {MAX_IMAGES} at most, not {images}.",
+            param="batch_size",
+        )
+    return {"batch_size": images}
+
+
+def _draft(canonical: Mapping[str, Any]) -> Draft:
+    draft = openai.parse(canonical).draft
+    spelling = {**draft.spelling, "model": _CHECKPOINT, "fit": "resize_mode"}
+    return draft.model_copy(update={"spelling": spelling})
+
+
+# --- requests: input pictures ---------------------------------------------------------------------
+
+
+def _files(fields: _Fields) -> SourceFiles:
+    if not fields.init_images:
+        raise InvalidRequest(
+            "'init_images' is required.", reason=Reason.MISSING_FIELD, param="init_images"
+        )
+    if len(fields.init_images) > 1:
+        raise InvalidRequest(
+            "'init_images' can hold one image here.",
+            reason=Reason.NOT_SUPPORTED,
+            param="init_images",
+        )
+    return SourceFiles(
+        images=(_file("init_images", fields.init_images[0]),),
+        mask=_file("mask", fields.mask) if fields.mask else None,
+        inverted_mask=fields.inpainting_mask_invert,
+    )
+
+
+def _file(param: str, text: str) -> SourceFile:
+    """A file from base64, with or without a data: prefix."""
+    prefix = _DATA_URL.match(text)
+    try:
+        data = binascii.a2b_base64(text[prefix.end() :] if prefix else text)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        raise InvalidRequest(
+            f"Invalid image: '{param}' is no base64.", reason=Reason.INVALID_IMAGE, param=param
+        )
+    return SourceFile(param, data)
+
+
+def _over_image(fields: _Fields) -> JsonObject:
+    if fields.resize_mode == len(_FITS):
+        raise InvalidRequest(
+            "'resize_mode' 3 (latent upscale) cannot be had; there are 0, 1 and 2.",
+            reason=Reason.NOT_SUPPORTED,
+            param="resize_mode",
+        )
+    chosen: JsonObject = {"fit": _FITS[fields.resize_mode]}
+    if fields.denoising_strength is not None:
+        chosen["denoising_strength"] = fields.denoising_strength
+    if fields.mask:
+        chosen.setdefault("denoising_strength", _STRENGTH)
+        chosen |= {"mask_mode": "opacity", "mask_blur": _blur(fields)}
+        if fields.inpainting_fill in (2, 3):
+            raise InvalidRequest(
+                "'inpainting_fill' can be 0 or 1 here: drawing starts from the image as it is.",
+                reason=Reason.NOT_SUPPORTED,
+                param="inpainting_fill",
+            )
+    return chosen
+
+
+def _blur(fields: _Fields) -> float:
+    ways = [fields.mask_blur, fields.mask_blur_x, fields.mask_blur_y]
+    given = {way for way in ways if way is not None}
+    if len(given) > 1:
+        raise InvalidRequest(
+            "'mask_blur', 'mask_blur_x' and 'mask_blur_y' must be the same here.",
+            reason=Reason.NOT_SUPPORTED,
+            param="mask_blur_x" if fields.mask_blur_x is not None else "mask_blur_y",
+        )
+    return next(iter(given), 0.0)
+
+
+def _warnings(fields: _Fields) -> tuple[str, ...]:
+    warnings = []
+    if fields.inpainting_fill == 0:
+        warnings.append("inpainting_fill 0 acts as 1: drawing starts from the image as it is.")
+    if fields.inpaint_full_res:
+        warnings.append("inpaint_full_res has no effect: the whole picture is drawn, then masked.")
+    return tuple(warnings)
+
+
+def _echo(body: Mapping[str, Any], fields: _Fields) -> JsonObject:
+    """The request, with its pictures only if the client wants them back."""
+    echo = dict(body)
+    if not fields.include_init_images:
+        echo |= {name: None for name in ("init_images", "mask") if name in body}
+    return echo
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def answer(job: Job, drawing: Drawing, infotexts: Sequence[str]) -> bytes:
+    """The JSON of a job that is finished or was interrupted.
+
+    Args:
+        job: Ended.
+        drawing: What it came from.
+        infotexts: The parameters text of each finished image.
+    """
+    images = [job.images[index] for index in sorted(job.images)]
+    shown = images if drawing.send_images else []
+    parts = [b'"' + base64.b64encode(image.data) + b'"' for image in shown]
+    tail: JsonObject = {
+        "parameters": _effective(job, drawing) | _given(drawing.echo),
+        "info": compact(_info(job, drawing, images, infotexts)).decode(),
+    }
+    warnings = [*job.request.warnings, *drawing.warnings]
+    if len(images) < job.request.n:
+        warnings.append(f"Interrupted after {len(images)} of {job.request.n} images.")
+    if warnings:
+        tail["warnings"] = warnings
+    return b"".join((b'{"images":[', b",".join(parts), b"],", compact(tail)[1:]))
+
+
+def _given(echo: JsonObject) -> JsonObject:
+    pictures = ("init_images", "mask")
+    return {k: v for k, v in echo.items() if v is not None or k in pictures}
+
+
+def _effective(job: Job, drawing: Drawing) -> JsonObject:
+    """What a client that left these out would have sent for the same picture."""
+    request = job.request
+    values: JsonObject = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": -1,
+        "steps": request.steps,
+        "cfg_scale": request.cfg_scale,
+        "width": request.width,
+        "height": request.height,
+        "sampler_name": _label(request.sampler),
+        "scheduler": _scheduler_label(request.schedule),
+        "batch_size": drawing.batch_size,
+        "n_iter": request.n // drawing.batch_size,
+    }
+    if request.strength is not None:
+        values["denoising_strength"] = request.strength
+    return values
+
+
+def _info(
+    job: Job, drawing: Drawing, images: Sequence[ImageResult], infotexts: Sequence[str]
+) -> JsonObject:
+    request = job.request
+    # Variation seeds are off; the original draws some all the same and nobody uses them.
+    subseeds = [-1] * len(images)
+    return {
+        "prompt": request.prompt,
+        "all_prompts": [request.prompt] * len(images),
+        "negative_prompt": request.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt] * len(images),
+        "seed": request.seed,
+        "all_seeds": [image.seed for image in images],
+        "subseed": -1,
+        "all_subseeds": subseeds,
+        "subseed_strength": 0,
+        "width": request.width,
+        "height": request.height,
+        "sampler_name": _label(request.sampler),
+        "cfg_scale": request.cfg_scale,
+        "steps": request.steps,
+        "batch_size": drawing.batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": request.model,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": request.strength,
+        "extra_generation_params": {"Schedule type": _scheduler_label(request.schedule)},
+        "index_of_first_image": 0,
+        "infotexts": list(infotexts),
+        "styles": [],
+        "job_timestamp": _timestamp(job),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": f"sdstream {__version__}",
+    }
+
+
+def _label(sampler: str) -> str:
+    return next(name for name, (ours, _) in _SAMPLERS.items() if ours == sampler)
+
+
+def _scheduler_label(schedule: str) -> str:
+    labels = (label for label, ours, _ in _SCHEDULERS.values() if ours == schedule)
+    return next(labels, "Automatic")
+
+
+def _timestamp(job: Job) -> str:
+    return datetime.fromtimestamp(job.created, UTC).strftime("%Y%m%d%H%M%S")
+
+
+def problem(error: ImageServiceError) -> JsonObject:
+    """A whole error answer."""
+    return {**error_body(error), "body": "", "errors": error.message}
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a progress tells of.
+
+    Attributes:
+        job: The one that runs or is next, None when there is none.
+        interrupted, skipped: Somebody stopped it, or the last one when there is none.
+    """
+
+    job: Job | None = None
+    interrupted: bool = False
+    skipped: bool = False
+
+
+def progress(standing: Standing, now: float, *, with_image: bool = True) -> bytes:
+    """The JSON of a progress.
+
+    Args:
+        standing: Of this dialect's jobs.
+        now: Unix seconds.
+        with_image: The newest picture is wanted too.
+    """
+    job = standing.job
+    reached = _reached(job) if job else 0.0
+    fields = {
+        "progress": round(reached, 4),
+        "eta_relative": round(_seconds_left(job, reached, now), 2) if job else 0.0,
+        "state": {
+            "skipped": standing.skipped,
+            "interrupted": standing.interrupted,
+            "stopping_generation": False,
+            **_counters(job),
+        },
+        "current_image": _newest_picture(job) if job and with_image else None,
+        "textinfo": _textinfo(job) if job else None,
+    }
+    return compact(fields)
+
+
+def wants_picture(job: Job) -> bool:
+    """True when the newest picture is so old that one who looks should get another."""
+    now = job.progress
+    if now is None or now.phase is not Phase.SAMPLING:
+        return False
+    seen = [
+        entry.event.step
+        for entry in job.entries
+        if isinstance(entry.event, PreviewReady) and entry.event.index == now.index
+    ]
+    return not seen or now.step - seen[-1] >= now.steps / PICTURES
+
+
+def _reached(job: Job) -> float:
+    """0..1; as in streams, a slot of each image is kept for its decoding."""
+    current = job.progress
+    share = 0.0
+    if current is not None and current.index not in job.images:
+        share = current.step / (current.steps + 1)
+    return min(1.0, (len(job.images) + share) / job.request.n)
+
+
+def _seconds_left(job: Job, reached: float, now: float) -> float:
+    began = next((entry.at for entry in job.entries if isinstance(entry.event, Running)), now)
+    taken = max(0.0, now - began)
+    return taken / reached - taken if reached else 0.0
+
+
+def _counters(job: Job | None) -> JsonObject:
+    if job is None:
+        return {
+            "job": "",
+            "job_count": 0,
+            "job_timestamp": "0",
+            "job_no": 0,
+            "sampling_step": 0,
+            "sampling_steps": 0,
+        }
+    current = job.progress
+    return {
+        "job": job.id,
+        "job_count": job.request.n,
+        "job_timestamp": _timestamp(job),
+        "job_no": len(job.images),
+        "sampling_step": current.step if current else 0,
+        "sampling_steps": current.steps if current else job.request.steps,
+    }
+
+
+def _newest_picture(job: Job) -> str | None:
+    for entry in reversed(job.entries):
+        match entry.event:
+            case PreviewReady(data=data):
+                return base64.b64encode(data).decode()
+            case ImageReady(image):
+                return base64.b64encode(image.data).decode()
+    return None
+
+
+def _textinfo(job: Job) -> str | None:
+    match job.status:
+        case JobStatus.QUEUED:
+            return f"Waiting, {job.queue_position} jobs before this one"
+        case JobStatus.LOADING:
+            return "Loading the model"
+        case _:
+            return None
+
+
+# --- lists and settings ---------------------------------------------------------------------------
+
+
+def samplers() -> bytes:
+    """GET samplers."""
+    return compact(
+        [
+            {"name": name, "aliases": [ours, *others], "options": {}}
+            for name, (ours, others) in _SAMPLERS.items()
+        ]
+    )
+
+
+def schedulers() -> bytes:
+    """GET schedulers."""
+    return compact(
+        [
+            {
+                "name": name,
+                "label": label,
+                "aliases": [*({ours} if ours and ours != name else ()), *others],
+                "default_rho": -1,
+                "need_inner_model": False,
+            }
+            for name, (label, ours, others) in _SCHEDULERS.items()
+        ]
+    )
+
+
+def models(ids: Iterable[str]) -> bytes:
+    """GET sd-models; no path of the server is told."""
+    return compact(
+        [
+            {
+                "title": name,
+                "model_name": name,
+                "hash": None,
+                "sha256": None,
+                "filename": name,
+                "config": None,
+            }
+            for name in ids
+        ]
+    )
+
+
+def upscalers() -> bytes:
+    """GET upscalers: none but the one that does nothing."""
+    none = {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1}
+    return compact([none])
+
+
+def options(model: str) -> bytes:
+    """GET options: the ones that a POST knows."""
+    fixed = {name: values[0] for name, values in NEUTRAL_OPTIONS.items()}
+    return compact({_CHECKPOINT: model, "sd_checkpoint_hash": None, **fixed})
+
+
+def png_info(texts: Mapping[str, str]) -> bytes:
+    """The JSON of a png-info.
+
+    Args:
+        texts: What the file holds, by name; A1111's is ``parameters``.
+    """
+    text = texts.get("parameters", "")
+    items = {name: value for name, value in texts.items() if name != "parameters"}
+    return compact({"info": text, "items": items, "parameters": parse_infotext(text)})
+
+
+def parse_infotext(text: str) -> dict[str, str]:
+    """Names and values of a parameters text; a size comes as NAME-1 and NAME-2."""
+    if not text.strip():
+        return {}
+    *lines, last = text.strip().split("\n")
+    pairs = _PARAMETER.findall(last)
+    if len(pairs) < 3:
+        lines, pairs = [*lines, last], []
+    prompt, *negative = _NEGATIVE.split("\n".join(lines), maxsplit=1)
+    found = {"Prompt": prompt.strip(), "Negative prompt": "".join(negative).strip()}
+    for name, value in pairs:
+        size = _SIZE.fullmatch(value)
+        if size:
+            found |= {f"{name}-1": size[1], f"{name}-2": size[2]}
+        else:
+            found[name] = _unquoted(value.strip())
+    return found
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value
+    except ValueError:
+        return value

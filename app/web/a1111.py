@@ -1,0 +1,206 @@
+"""AUTOMATIC1111's routes, /sdapi/v1/….
+
+That API knows one user and one job: progress, interrupt and skip name none. Here they mean the
+oldest unfinished job that came by these routes, so that nobody stops a job of another API, and
+the checkpoint that options choose holds for these routes only.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from app import images
+from app.core.errors import InvalidRequest, NotFound, NotSupportedYet, Reason
+from app.core.job import JobStatus
+from app.dialects import a1111
+from app.dialects.shapes import compact
+from app.service import LiveJob
+from app.web import forms, respond
+from app.web.generate import ImageRoutes
+from app.web.openapi import A1111_EMPTY, A1111_PREFIX
+
+_NULL: Final = b"null"
+
+
+@dataclass
+class _Run:
+    """A job of these routes, and who stopped it."""
+
+    live: LiveJob
+    interrupted: bool = False
+    skipped: bool = False
+
+
+class A1111Routes:
+    """The routes, with what they remember between requests: their jobs and the checkpoint."""
+
+    def __init__(self, draw: ImageRoutes) -> None:
+        self._draw = draw
+        self._service = draw.service
+        self._runs: list[_Run] = []
+        self._idle = a1111.Standing()
+        self._model: str | None = None
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        posts = {
+            "txt2img": self.txt2img,
+            "img2img": self.img2img,
+            "interrupt": self.interrupt,
+            "skip": self.skip,
+            "options": self.set_options,
+            "png-info": self.png_info,
+            "extra-single-image": self.extra_single_image,
+            "refresh-checkpoints": self.refresh_checkpoints,
+        }
+        gets = {
+            "progress": self.progress,
+            "samplers": self.samplers,
+            "schedulers": self.schedulers,
+            "sd-models": self.sd_models,
+            "options": self.options,
+            "upscalers": self.upscalers,
+            **dict.fromkeys(A1111_EMPTY, self.empty),
+        }
+        return [
+            *(Route(A1111_PREFIX + name, do, methods=["POST"]) for name, do in posts.items()),
+            *(Route(A1111_PREFIX + name, do, methods=["GET"]) for name, do in gets.items()),
+        ]
+
+    # --- drawing --------------------------------------------------------------------------------
+
+    async def txt2img(self, request: Request) -> Response:
+        """POST txt2img."""
+        return await self._answer(request, over_image=False)
+
+    async def img2img(self, request: Request) -> Response:
+        """POST img2img."""
+        return await self._answer(request, over_image=True)
+
+    async def _answer(self, request: Request, *, over_image: bool) -> Response:
+        body = await forms.read_json(request, self._draw.max_form_bytes)
+        drawing = a1111.parse(body, over_image=over_image, model=self._model)
+        live = await self._service.submit(drawing.draft, drawing.files)
+        if drawing.keep_model:
+            self._model = live.job.request.model
+        request.state.job = live.job
+        run = _Run(live)
+        self._runs.append(run)
+        try:
+            job = await self._draw.finished(request, live)
+        finally:
+            self._runs.remove(run)
+            self._idle = a1111.Standing(None, run.interrupted, run.skipped)
+        if job is None:
+            return Response(status_code=499)
+        headers = {"X-Job-Id": job.id}
+        error = job.error()
+        stopped = job.status is JobStatus.CANCELLED and (run.interrupted or run.skipped)
+        if error is not None and not stopped:
+            return respond.failure(error, headers, request.url.path)
+        texts = [
+            images.parameters_text(job.request, job.images[i].seed) for i in sorted(job.images)
+        ]
+        return respond.json_bytes(a1111.answer(job, drawing, texts), headers)
+
+    async def progress(self, request: Request) -> Response:
+        """GET progress; without skip_current_image the next one has a newer picture."""
+        wanted = request.query_params.get("skip_current_image", "").lower() not in ("true", "1")
+        run = self._current()
+        standing = self._idle
+        if run is not None:
+            standing = a1111.Standing(run.live.job, run.interrupted, run.skipped)
+            if wanted and a1111.wants_picture(run.live.job):
+                await self._service.peek(run.live)
+        return respond.json_bytes(a1111.progress(standing, time.time(), with_image=wanted))
+
+    async def interrupt(self, _request: Request) -> Response:
+        """POST interrupt: the job's answer has what was finished."""
+        run = self._current()
+        if run is not None:
+            run.interrupted = True
+            await self._service.cancel(run.live, "The job was interrupted.")
+        return respond.json_bytes(b"{}")
+
+    async def skip(self, _request: Request) -> Response:
+        """POST skip: leave the image out that is being drawn, if it is the last one."""
+        run = self._current()
+        if run is not None:
+            job = run.live.job
+            if job.request.n - len(job.images) > 1:
+                raise InvalidRequest(
+                    "skip can only leave out the last image of a job yet; interrupt ends all.",
+                    reason=Reason.NOT_SUPPORTED_YET,
+                )
+            run.skipped = True
+            await self._service.cancel(run.live, "The image was skipped.")
+        return respond.json_bytes(_NULL)
+
+    def _current(self) -> _Run | None:
+        return next((run for run in self._runs if not run.live.job.terminal), None)
+
+    # --- what there is --------------------------------------------------------------------------
+
+    async def samplers(self, _request: Request) -> Response:
+        """GET samplers."""
+        return respond.json_bytes(a1111.samplers())
+
+    async def schedulers(self, _request: Request) -> Response:
+        """GET schedulers."""
+        return respond.json_bytes(a1111.schedulers())
+
+    async def sd_models(self, _request: Request) -> Response:
+        """GET sd-models."""
+        return respond.json_bytes(a1111.models(self._service.catalog.models))
+
+    async def refresh_checkpoints(self, _request: Request) -> Response:
+        """POST refresh-checkpoints: the catalogue is read when the server starts."""
+        return respond.json_bytes(_NULL)
+
+    async def upscalers(self, _request: Request) -> Response:
+        """GET upscalers."""
+        return respond.json_bytes(a1111.upscalers())
+
+    async def empty(self, request: Request) -> Response:
+        """GET of a list of things that this server has none of."""
+        return respond.json_bytes(compact(A1111_EMPTY[request.url.path.rpartition("/")[2]]))
+
+    # --- options --------------------------------------------------------------------------------
+
+    async def options(self, _request: Request) -> Response:
+        """GET options."""
+        catalog = self._service.catalog
+        return respond.json_bytes(a1111.options(self._model or catalog.default))
+
+    async def set_options(self, request: Request) -> Response:
+        """POST options: the checkpoint of later requests to these routes."""
+        body = await forms.read_json(request, self._draw.max_form_bytes)
+        name = a1111.chosen_model(body)
+        if name is not None:
+            spec = self._service.catalog.find(name)
+            if spec is None:
+                raise NotFound(
+                    f"The model '{name[:128]}' is not in the catalogue.",
+                    reason=Reason.MODEL_NOT_FOUND,
+                    param="sd_model_checkpoint",
+                )
+            self._model = spec.id
+        return respond.json_bytes(_NULL)
+
+    # --- pictures -------------------------------------------------------------------------------
+
+    async def png_info(self, request: Request) -> Response:
+        """POST png-info: what is written into an image file."""
+        body = await forms.read_json(request, self._draw.max_form_bytes)
+        texts = await self._service.studio.texts(a1111.image_field(body))
+        return respond.json_bytes(a1111.png_info(texts))
+
+    async def extra_single_image(self, _request: Request) -> Response:
+        """POST extra-single-image."""
+        raise NotSupportedYet("extra-single-image")

@@ -1,0 +1,301 @@
+"""The command line as its users call it: files, pipes, servers, mistakes and exit codes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.servers import ServerProcess, free_port, running_server
+
+Result = subprocess.CompletedProcess[bytes]
+
+QUICK = ("--size", "64x64", "--steps", "2", "--seed", "5")
+
+
+def environment(**variables: Any) -> dict[str, str]:
+    """That of the tests, without settings of the user's own."""
+    mine = {k: v for k, v in os.environ.items() if not k.startswith("SDSTREAM_")}
+    return mine | {f"SDSTREAM_{name.upper()}": str(value) for name, value in variables.items()}
+
+
+def sdstream(*arguments: str, folder: Path, **settings: Any) -> Result:
+    """Run a command to its end, in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        check=False,
+        capture_output=True,
+        cwd=folder,
+        env=environment(data_dir=folder, **settings),
+        timeout=60,
+    )
+
+
+def opened(path: Path) -> Image.Image:
+    """The picture in a file."""
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
+def said(result: Result) -> str:
+    """What went to stderr, on one line."""
+    return " ".join(result.stderr.decode().split())
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that asks for a key."""
+    folder = tmp_path_factory.mktemp("guarded")
+    with running_server(folder, engine="fake", api_keys="secret") as server:
+        yield server
+
+
+# --- generate -----------------------------------------------------------------------------------
+
+
+def test_generate_by_itself(tmp_path: Path, native_server: ServerProcess) -> None:
+    """Without a server the command starts the engine, draws, and leaves nothing behind."""
+    cache = native_server.log.parent / "cache"  # the model's file is there already
+    result = sdstream("generate", "a red circle", *QUICK, folder=tmp_path, cache_dir=cache)
+    assert result.returncode == 0, said(result)
+    assert result.stdout == b""
+    assert "seed 5, image.png" in said(result)
+    picture = opened(tmp_path / "image.png")
+    assert (picture.format, picture.size) == ("PNG", (64, 64))
+    body = {"prompt": "a red circle", "size": "64x64", "steps": 2, "seed": 5}
+    answer = native_server.post(body, headers={"Accept": "image/png"})
+    assert (tmp_path / "image.png").read_bytes() == answer.content
+
+
+def test_generate_with_a_server(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """With --server the picture comes from there, in the format of the file's name."""
+    for name, kind in (("a.png", "PNG"), ("b.JPG", "JPEG"), ("c.webp", "WEBP")):
+        result = sdstream(
+            *("generate", "a red circle", *QUICK, "-o", name, "--server", fake_server.url),
+            folder=tmp_path,
+        )
+        assert result.returncode == 0, said(result)
+        assert opened(tmp_path / name).format == kind
+
+
+def test_generate_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """-o - writes the file's bytes and nothing else to stdout; the progress is on stderr."""
+    result = sdstream(
+        "generate", "a", *QUICK, "-o", "-", "--server", fake_server.url, folder=tmp_path
+    )
+    assert result.returncode == 0
+    assert Image.open(io.BytesIO(result.stdout)).size == (64, 64)
+    assert "seed 5" in said(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_several(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """-n numbers the files."""
+    result = sdstream(
+        *("generate", "a", *QUICK, "-n", "3", "-o", "x.png", "--server", fake_server.url),
+        folder=tmp_path,
+    )
+    assert result.returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-1.png", "x-2.png", "x-3.png"]
+
+
+def test_generate_with_every_option(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """The options reach the server: they are in the picture's own text."""
+    result = sdstream(
+        *("generate", "a red circle", "-N", "blue", "-m", "embedded", "-s", "80x64"),
+        *("--steps", "3", "--sampler", "heun", "--schedule", "karras", "--cfg-scale", "2.5"),
+        *("--seed", "9", "-o", "x.png", "--server", fake_server.url),
+        folder=tmp_path,
+    )
+    assert result.returncode == 0
+    text = opened(tmp_path / "x.png").info["parameters"]
+    assert text.startswith(
+        "a red circle\nNegative prompt: blue\nSteps: 3, Sampler: heun, Schedule type: karras, "
+        "CFG scale: 2.5, Seed: 9, Size: 80x64, Model: embedded"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["generate"], "PROMPT"),
+        (["generate", "a", "-o", "x.gif"], ".webp"),
+        (["generate", "a", "-o", "x"], ".png"),
+        (["generate", "a", "-o", "-", "-n", "2"], "one image"),
+        (["generate", "a", "--sampler", "magic"], "magic"),
+        (["generate", "a", "--colour", "red"], "--colour"),
+        (["serve", "--nonsense"], "--nonsense"),
+        (["models", "x"], "x"),
+    ],
+)
+def test_wrong_usage(tmp_path: Path, arguments: list[str], word: str) -> None:
+    """A mistake on the command line is status 2 and one hint, before anything starts."""
+    result = sdstream(*arguments, folder=tmp_path, engine="fake")
+    assert result.returncode == 2
+    assert word in said(result)
+    assert "Traceback" not in said(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["generate", "a", "--steps", "0"], "sample_steps"),
+        (["generate", "a", "-n", "0"], "'n'"),
+        (["generate", "a", "-s", "100x100"], "multiple of 16"),
+        (["generate", "a", "-m", "none"], "not in the catalogue"),
+        (["generate", "a", "--schedule", "ays"], "ays"),
+        (["generate", "fail=1"], "told to fail"),
+        (["generate", "crash=1"], "SIGABRT"),
+    ],
+)
+def test_what_the_server_refuses(
+    tmp_path: Path, fake_server: ServerProcess, arguments: list[str], word: str
+) -> None:
+    """A refusal or a failed job is status 1 and the server's own sentence."""
+    result = sdstream(*arguments, "--server", fake_server.url, folder=tmp_path)
+    assert result.returncode == 1
+    assert word in said(result)
+    assert "Traceback" not in said(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "address"),
+    [
+        (["generate", "a"], "http://127.0.0.1:PORT"),
+        (["generate", "a"], "http://["),
+        (["models"], "127.0.0.1:PORT"),
+        (["models"], "ftp://127.0.0.1"),
+    ],
+)
+def test_no_server_there(tmp_path: Path, command: list[str], address: str) -> None:
+    """A server that cannot be reached is status 1 and one sentence."""
+    address = address.replace("PORT", str(free_port()))
+    result = sdstream(*command, "--server", address, folder=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in said(result)
+    assert "Error: " in said(result)
+
+
+def test_keys(tmp_path: Path, guarded: ServerProcess) -> None:
+    """The key for a server comes by flag or variable; without it the server's sentence is shown."""
+    draw = ("generate", "a", *QUICK, "--server", guarded.url)
+    refused = sdstream(*draw, folder=tmp_path)
+    assert refused.returncode == 1
+    assert "API key" in said(refused)
+    assert sdstream(*draw, "--api-key", "secret", folder=tmp_path).returncode == 0
+    assert sdstream(*draw, folder=tmp_path, client_key="secret").returncode == 0
+
+
+def test_a_folder_that_is_not_there_is_told_before_drawing(
+    tmp_path: Path, fake_server: ServerProcess
+) -> None:
+    """Status 1 and one sentence."""
+    result = sdstream(
+        *("generate", "a", *QUICK, "-o", "no/where.png", "--server", fake_server.url),
+        folder=tmp_path,
+    )
+    assert result.returncode == 1
+    assert "No such file or directory" in said(result)
+    assert "Traceback" not in said(result)
+
+
+def test_ctrl_c_ends_a_private_server(tmp_path: Path) -> None:
+    """Interrupting `generate` in mid-job ends it soon, and its engine with it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "generate", "step=0.2", "--steps", "100"],
+        cwd=tmp_path,
+        env=environment(engine="fake", data_dir=tmp_path),
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(2.5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode != 0
+    assert b"Traceback" not in error
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_a_damaged_model_is_told(tmp_path: Path) -> None:
+    """On its own, too, the command says what is wrong with the model."""
+    (tmp_path / "bad.gguf").touch()
+    models = tmp_path / "models.yaml"
+    models.write_text("models: [{id: bad, family: ovis_image, files: {model: bad.gguf}}]")
+    result = sdstream("generate", "a", folder=tmp_path, models=models)
+    assert result.returncode == 1
+    assert "'model' is empty" in said(result)
+
+
+# --- models, settings, help ---------------------------------------------------------------------
+
+
+def test_models_of_the_catalogue(tmp_path: Path) -> None:
+    """Without a server the catalogue itself is listed."""
+    result = sdstream("models", folder=tmp_path)
+    assert result.returncode == 0
+    assert re.search(rb"embedded\s+ovis_image\s+\d+x\d+\s+default", result.stdout)
+
+
+def test_models_of_a_server(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """With one, the states of its models are shown."""
+    result = sdstream("models", "--server", fake_server.url, folder=tmp_path)
+    assert result.returncode == 0
+    assert re.search(rb"embedded\s+ovis_image\s+\d+x\d+\s+ready", result.stdout)
+
+
+@pytest.mark.parametrize("command", [["generate", "a"], ["models"], ["serve"]])
+def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
+    """Every command that reads models.yaml ends with 78 and names the line."""
+    models = tmp_path / "models.yaml"
+    models.write_text("models:\n  - id: a\n    colour: red\n")
+    result = sdstream(*command, folder=tmp_path, models=models)
+    assert result.returncode == 78
+    assert "line " in said(result)
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value"),
+    [
+        (["generate", "a"], "hang_seconds", "abc"),
+        (["models"], "log_level", "loud"),
+        (["serve"], "queue_images", "0"),
+    ],
+)
+def test_a_wrong_setting(tmp_path: Path, command: list[str], variable: str, value: str) -> None:
+    """A variable that cannot be used is 78 and named."""
+    result = sdstream(*command, folder=tmp_path, **{variable: value})
+    assert result.returncode == 78
+    assert f"SDSTREAM_{variable.upper()}" in said(result)
+
+
+def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:
+    """`serve --port` is taken, whatever SDSTREAM_PORT says; a wrong flag is 78 as well."""
+    result = sdstream("serve", "--port", "70000", folder=tmp_path, port=8000)
+    assert result.returncode == 78
+    assert "port" in said(result)
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["generate"], ["models"]])
+def test_help_teaches(tmp_path: Path, command: list[str]) -> None:
+    """--help shows usage and what the options mean."""
+    result = sdstream(*command, "--help", folder=tmp_path)
+    assert result.returncode == 0
+    assert b"Usage: " in result.stdout
+
+
+def test_version(tmp_path: Path) -> None:
+    """--version names the program and its version."""
+    assert re.fullmatch(
+        rb"sdstream, version \d+\.\d+\.\d+\n", sdstream("--version", folder=tmp_path).stdout
+    )

@@ -1,0 +1,218 @@
+"""Model files that are damaged and catalogues that are wrong, on the real runtime."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import yaml
+from gguf import GGUFReader, GGUFWriter
+from PIL import Image
+
+from app.embedded import materialise
+from tests.servers import ServerProcess, running_server, wait_until
+
+QUICK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_steps": 2}
+
+#: Model id -> what the answer must say of its file.
+DAMAGES = {
+    "empty": "'model' is empty",
+    "garbage": "'model' is neither GGUF nor safetensors",
+    "header-cut": "'model' is damaged or cut short",
+    "data-cut": "'model' is",
+    "no-encoder": "language model",
+    "picture": "'model' is neither GGUF nor safetensors",
+    "lying-header": "'model' is",
+    "endless-header": "'model' is damaged or cut short",
+    "wrong-kind": "could not load the model",
+}
+
+
+def damaged(folder: Path, good: Path) -> dict[str, Path]:
+    """A file for every kind of damage."""
+    files = {name: folder / f"{name}.gguf" for name in DAMAGES}
+    files["lying-header"] = folder / "lying-header.safetensors"
+    files["endless-header"] = folder / "endless-header.safetensors"
+    whole = good.read_bytes()
+    files["empty"].touch()
+    files["garbage"].write_bytes(np.random.default_rng(0).bytes(100_000))
+    files["header-cut"].write_bytes(whole[:3000])
+    files["data-cut"].write_bytes(whole[: len(whole) // 2])
+    _copy_gguf(good, files["no-encoder"], lambda name: "embed_tokens" not in name)
+    Image.new("RGB", (64, 64)).save(files["picture"], "PNG")
+    entry = {"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+    header = json.dumps(entry).encode()
+    files["lying-header"].write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
+    files["endless-header"].write_bytes(struct.pack("<Q", 2**62) + b"{}" * 64)
+    # A good file without the transformer: the header is fine, the runtime finds no model.
+    _copy_gguf(good, files["wrong-kind"], lambda name: "diffusion_model" not in name)
+    return files
+
+
+def _copy_gguf(source: Path, target: Path, wanted: Any) -> None:
+    writer = GGUFWriter(target, "flux")
+    for tensor in GGUFReader(source).tensors:
+        if wanted(tensor.name):
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def catalogue(folder: Path, files: dict[str, Path], default: str) -> Path:
+    """A models.yaml with one model for each file."""
+    models = [
+        {
+            "id": name,
+            "family": "ovis_image",
+            "files": {"model": str(file)},
+            "defaults": {"size": "64x64", "steps": 2, "cfg_scale": 1.0},
+            "runtime": {"tae": True},
+        }
+        for name, file in files.items()
+    ]
+    target = folder / "models.yaml"
+    target.write_text(yaml.safe_dump({"default": default, "models": models}))
+    return target
+
+
+@pytest.fixture(scope="module")
+def good_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model's file."""
+    return materialise("builtin:tiny-ovis", tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture(scope="module")
+def damaged_server(
+    tmp_path_factory: pytest.TempPathFactory, good_file: Path
+) -> Iterator[ServerProcess]:
+    """A server whose catalogue is full of damaged files; the default one is empty."""
+    folder = tmp_path_factory.mktemp("damaged")
+    files = {**damaged(folder, good_file), "good": good_file}
+    files["late"] = files["empty"]
+    models = catalogue(folder, files, "empty")
+    with running_server(folder, models=models, wait=False) as server:
+        wait_until(lambda: _state(server, "empty") == "failed", 30, "it goes on trying")
+        yield server
+
+
+def _state(server: ServerProcess, model: str) -> str:
+    try:
+        return str(httpx2.get(f"{server.url}/v1/models/{model}").json()["state"])
+    except httpx2.TransportError:
+        return ""
+
+
+def test_a_damaged_default_model_is_told(damaged_server: ServerProcess) -> None:
+    """The server lives and says why it is not ready, in /readyz and in the model's entry."""
+    assert httpx2.get(f"{damaged_server.url}/livez").status_code == 200
+    answer = httpx2.get(f"{damaged_server.url}/readyz")
+    assert answer.status_code == 503
+    assert (answer.json()["status"], answer.json()["model"]) == ("failed", "empty")
+    assert DAMAGES["empty"] in answer.json()["message"]
+    model = httpx2.get(f"{damaged_server.url}/v1/models/empty").json()
+    assert DAMAGES["empty"] in model["error"]
+
+
+@pytest.mark.parametrize("model", DAMAGES)
+def test_a_damaged_file_is_a_503(damaged_server: ServerProcess, model: str) -> None:
+    """The answer names the component and what is wrong with it, never where the file lies; the
+    server goes on."""
+    for _ in range(2):  # the second answer comes from memory
+        answer = damaged_server.post({**QUICK, "model": model})
+        assert answer.status_code == 503
+        assert int(answer.headers["Retry-After"]) > 0
+        error = answer.json()["error"]
+        assert (error["type"], error["reason"]) == ("unavailable_error", "model_unavailable")
+        assert DAMAGES[model] in error["message"]
+        assert "/" not in error["message"]
+        assert ".gguf" not in error["message"]
+    assert damaged_server.process.poll() is None
+    assert httpx2.get(f"{damaged_server.url}/livez").status_code == 200
+    assert _state(damaged_server, model) == "failed"
+
+
+def test_the_good_one_among_them_draws(damaged_server: ServerProcess) -> None:
+    """Damaged neighbours do a good model no harm."""
+    assert damaged_server.post({**QUICK, "model": "good"}).status_code == 200
+    assert _state(damaged_server, "good") == "ready"
+
+
+def test_one_request_for_a_damaged_model_does_not_end_readiness(
+    good_file: Path, tmp_path: Path
+) -> None:
+    """A client that asks for a model that cannot be loaded must not take the server out of its
+    balancer: the default model comes back by itself."""
+    file = tmp_path / "empty.gguf"
+    file.touch()
+    models = catalogue(tmp_path, {"good": good_file, "empty": file}, "good")
+    with running_server(tmp_path, models=models) as server:
+        assert server.post({**QUICK, "model": "empty"}).status_code == 503
+        server.wait_ready(6)
+
+
+def test_a_stream_that_waits_for_a_damaged_model_hears_of_it(damaged_server: ServerProcess) -> None:
+    """Who asked while the model was still being tried gets the error frames, then [DONE]."""
+    text = damaged_server.post({**QUICK, "model": "late", "stream": True}).text
+    *_, line, data, done, rest = text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    assert line.startswith("error: {")
+    assert json.loads(data.removeprefix("data: "))["error"]["reason"] == "model_unavailable"
+
+
+# --- models.yaml --------------------------------------------------------------------------------
+
+HEAD = "models:\n  - id: a\n    family: ovis_image\n"
+WRONG = {
+    "unknown key": (
+        HEAD + "    files: {model: 'builtin:tiny-ovis'}\n    colour: red\n",
+        5,
+        "colour",
+    ),
+    "unknown family": ("models:\n  - id: a\n    family: x\n    files: {model: x}\n", 3, "family"),
+    "missing file": (HEAD + "    files:\n      model: nowhere.gguf\n", 5, "no such file"),
+    "unknown builtin": (HEAD + "    files:\n      model: builtin:x\n", 5, "built-in"),
+    "no files": (HEAD, 2, "files"),
+    "twice": (HEAD + "    family: flux\n", 4, "twice"),
+    "no YAML": ("models: [\n", 2, ""),
+    "empty": ("", 1, ""),
+    "default unknown": ("default: b\n" + HEAD + "    files: {model: x}\n", 1, "b"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "word"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_catalogue_names_its_line(tmp_path: Path, text: str, line: int, word: str) -> None:
+    """The program ends with status 78 and one sentence that names the line of the fault."""
+    models = tmp_path / "models.yaml"
+    models.write_text(text)
+    result = _serve("--models", str(models), "--data-dir", str(tmp_path))
+    assert result.returncode == 78
+    assert "Traceback" not in result.stderr
+    assert f"line {line}: " in result.stderr
+    assert word in result.stderr
+
+
+def test_no_catalogue_at_all(tmp_path: Path) -> None:
+    """A models.yaml that is not there, or is no text, is the same kind of fault."""
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("nowhere.yaml", "binary"):
+        assert _serve("--models", str(tmp_path / name)).returncode == 78
+
+
+def _serve(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", "serve", *flags],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )

@@ -1,0 +1,82 @@
+"""Reading text off images, with the extra and without it."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+
+import httpx2
+import pytest
+from PIL import Image, ImageDraw
+
+from app import ocr
+from app.core.errors import NotInstalled
+from app.core.pixels import Pixels
+from tests.servers import ServerProcess
+
+
+def sign(text: str, mode: str = "RGB") -> bytes:
+    """A picture with a line of text on it."""
+    image = Image.new("RGB", (420, 90), "white")
+    ImageDraw.Draw(image).text((12, 20), text, fill="black", font_size=36)
+    file = io.BytesIO()
+    image.convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_text_as_json_and_as_text(fake_server: ServerProcess) -> None:
+    """A JSON string by default, plain text where Accept prefers it, from grey pictures too."""
+    url = f"{fake_server.url}/v1/images/ocr"
+    answer = httpx2.post(url, files={"image": sign("Hello 42", "L")}, timeout=60)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == "Hello 42"
+    plain = {"Accept": "text/plain, application/json;q=0.5"}
+    answer = httpx2.post(url, files={"image": sign("Hello 42")}, headers=plain, timeout=60)
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert answer.text == "Hello 42"
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "status", "param"),
+    [
+        ({"image": b"no image"}, {}, 400, "image"),
+        ({"picture": sign("x")}, {}, 400, "image"),
+        ({"image": sign("x")}, {"model": "GOT-OCR"}, 404, "model"),
+        ({"image": sign("x")}, {"language": "en"}, 400, "language"),
+        ({"image": sign("x")}, {"kwargs": '{"ocr_type": "format"}'}, 400, "kwargs"),
+    ],
+)
+def test_faults(
+    fake_server: ServerProcess,
+    files: dict[str, bytes],
+    data: dict[str, str],
+    status: int,
+    param: str,
+) -> None:
+    """Each names its field."""
+    answer = httpx2.post(f"{fake_server.url}/v1/images/ocr", files=files, data=data, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
+
+
+def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights come from the wheel: no connection is tried."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    picture = Pixels(40, 40, bytes([255]) * 4800)
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.append(ocr.TextReader().read(picture)))
+    thread.start()
+    thread.join()
+    assert found == [""]
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the command that installs it."""
+    monkeypatch.setattr(ocr, "installed", lambda: False)
+    with pytest.raises(NotInstalled, match=r"pip install 'sdstream\[ocr\]'") as caught:
+        ocr.TextReader().read(Pixels(1, 1, b"\0\0\0"))
+    assert caught.value.status == 501

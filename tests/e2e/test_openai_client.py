@@ -1,0 +1,203 @@
+"""openai-python as its users run it, against the fake engine."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from tests.servers import Call, ServerProcess, running_server
+
+
+@pytest.fixture
+def client(fake_server: ServerProcess) -> Iterator[OpenAI]:
+    """A client that knows nothing of this server but its address."""
+    with OpenAI(base_url=f"{fake_server.url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+def picture(item: Any) -> Image.Image:
+    """The picture in one entry of ``data``."""
+    return Image.open(io.BytesIO(base64.b64decode(item.b64_json)))
+
+
+def test_generate(client: OpenAI) -> None:
+    """The plain call, with the options that OpenAI has, fills the fields of its answer."""
+    answer = client.images.generate(
+        model="embedded",
+        prompt="a red circle",
+        n=2,
+        size="256x256",
+        quality="low",
+        output_format="webp",
+        output_compression=80,
+        background="opaque",
+        moderation="low",
+        style="vivid",
+        user="somebody",
+        response_format="b64_json",
+    )
+    assert answer.data is not None
+    assert [picture(item).size for item in answer.data] == [(256, 256)] * 2
+    assert (answer.size, answer.quality, answer.output_format) == ("256x256", "low", "webp")
+    assert answer.background == "opaque"
+    assert answer.created > 1_700_000_000
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    assert answer.usage.input_tokens_details.text_tokens == 3
+    assert answer._request_id
+
+
+def test_extra_body(client: OpenAI) -> None:
+    """What OpenAI does not know goes in by extra_body and comes back as further attributes."""
+    answer = client.images.generate(
+        prompt="a red circle",
+        extra_body={"seed": 77, "num_inference_steps": 3, "sampler": "heun", "size": "64x80"},
+    )
+    assert answer.data is not None
+    assert picture(answer.data[0]).size == (64, 80)
+    assert answer.data[0].seed == 77
+    assert answer.parameters["sample_steps"] == 3
+    assert answer.parameters["sampler"] == "heun"
+
+
+def test_nulls(client: OpenAI) -> None:
+    """None is transmitted as null, and means that the option was left out."""
+    answer = client.images.generate(
+        prompt="a red circle",
+        model=None,
+        n=None,
+        size=None,
+        quality=None,
+        output_format=None,
+        output_compression=None,
+        background=None,
+        partial_images=None,
+        response_format=None,
+        stream=None,
+        style=None,
+        extra_body={"seed": None},
+    )
+    assert answer.data is not None
+    assert picture(answer.data[0]).format == "PNG"
+
+
+def test_url(client: OpenAI) -> None:
+    """A link can be fetched by whoever has it."""
+    answer = client.images.generate(prompt="a red circle", response_format="url")
+    assert answer.data is not None
+    url = answer.data[0].url
+    assert url is not None
+    file = client._client.get(url).content
+    assert Image.open(io.BytesIO(file)).format == "PNG"
+
+
+#: OpenAI's library gets OpenAI's stream unless it asks for the other.
+CHUNKS = {"stream_options": {"dialect": "image.chunk"}}
+
+
+def test_stream(client: OpenAI) -> None:
+    """Asked for, every frame of the image.chunk dialect comes through as a raw object."""
+    options = {"steps": 4, "n": 2, "size": "64x64", **CHUNKS}
+    events: list[Any] = list(
+        client.images.generate(prompt="a red circle", stream=True, extra_body=options)
+    )
+    assert {event.type for event in events} == {"image_generation.progress"}
+    items = [event.data[0] for event in events]
+    assert [item["index"] for item in items if item["finish_reason"]] == [0, 1]
+    assert items[-1]["progress"] == 100
+    assert Image.open(io.BytesIO(base64.b64decode(items[-1]["b64_json"]))).size == (64, 64)
+    assert events[-1].usage["total_tokens"] > 0
+
+
+def test_a_stream_can_be_left(client: OpenAI, fake_server: ServerProcess) -> None:
+    """Closing the stream cancels its job."""
+    before = fake_server.metric("sdstream_jobs_total", outcome="cancelled")
+    options = {"steps": 150, **CHUNKS}
+    stream = client.images.generate(prompt="step=0.05", stream=True, extra_body=options)
+    for event in stream:
+        if event.data[0]["progressed_steps"] == 2:  # type: ignore[union-attr]
+            break
+    stream.close()
+    client.images.generate(prompt="a red circle")
+    assert fake_server.metric("sdstream_jobs_total", outcome="cancelled") == before + 1
+
+
+def test_bad_request(client: OpenAI) -> None:
+    """A bad value is BadRequestError with the field, the number and the type of the fault."""
+    for options in ({"n": 99}, {"n": 99, "stream": True}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.images.generate(prompt="a", **options)  # type: ignore[call-overload]
+        error = caught.value
+        assert (error.param, error.code, error.type) == ("n", "400", "invalid_request_error")
+        assert error.body["reason"] == "invalid_value"  # type: ignore[index]
+        assert error.request_id
+        assert "'n'" in error.message
+
+
+def test_not_found(client: OpenAI) -> None:
+    """A model that is not there is NotFoundError."""
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.images.generate(prompt="a", model="dall-e-3")
+    assert caught.value.param == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("dall-e-3")
+
+
+def test_models(client: OpenAI) -> None:
+    """The catalogue can be listed and asked."""
+    assert [model.id for model in client.models.list()] == ["embedded"]
+    assert client.models.retrieve("embedded").owned_by == "sdstream"
+
+
+def test_an_error_in_mid_stream(client: OpenAI) -> None:
+    """A job that fails while it streams raises APIError after the frames that came before."""
+    options = {"steps": 4, **CHUNKS}
+    stream = client.images.generate(prompt="crash=2", stream=True, extra_body=options)
+    seen = []
+    with pytest.raises(openai.APIError, match="SIGABRT") as caught:
+        seen.extend(stream)
+    assert seen
+    assert caught.value.body["reason"] == "worker_crashed"  # type: ignore[index]
+
+
+def test_a_failed_job_is_not_retried(fake_server: ServerProcess) -> None:
+    """Without a stream it is InternalServerError, and the client does not draw it again."""
+    before = fake_server.metric("sdstream_jobs_total", outcome="failed")
+    with (
+        OpenAI(base_url=f"{fake_server.url}/v1", api_key="any", max_retries=2) as client,
+        pytest.raises(openai.InternalServerError),
+    ):
+        client.images.generate(prompt="fail=1")
+    assert fake_server.metric("sdstream_jobs_total", outcome="failed") == before + 1
+
+
+def test_keys_and_a_full_queue(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A wrong key is AuthenticationError; a full queue RateLimitError, after as many retries as the
+    client was told to make, and success when there is room by then."""
+    folder = tmp_path_factory.mktemp("small")
+    key = {"Authorization": "Bearer right"}
+    with running_server(folder, engine="fake", api_keys="right", queue_images=1) as server:
+        address = f"{server.url}/v1"
+        with (
+            OpenAI(base_url=address, api_key="wrong") as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.images.generate(prompt="a")
+        running = Call(server, {"prompt": "step=0.05", "sample_steps": 150, "stream": True}, key)
+        running.wait_for("running")
+        waiting = Call(server, {"prompt": "a", "stream": True}, key)
+        next(waiting.events())
+        with OpenAI(base_url=address, api_key="right", max_retries=1) as client:
+            with pytest.raises(openai.RateLimitError) as caught:
+                client.images.generate(prompt="a")
+            assert int(caught.value.response.headers["Retry-After"]) >= 1
+            assert server.metric("sdstream_http_requests_total", headers=key, status="429") == 2
+            running.leave()
+            assert client.images.generate(prompt="a").data

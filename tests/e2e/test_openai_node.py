@@ -1,0 +1,113 @@
+"""openai from npm, unchanged, against the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients import run_node
+from tests.pictures import changed_box, from_base64
+from tests.servers import ServerProcess
+
+MASKED = (16, 16, 48, 48)
+
+
+def openai(server: ServerProcess, pictures: Path, check: str) -> Any:
+    """What one check of node/openai.mjs found."""
+    return run_node("openai.mjs", server.url, str(pictures), check)
+
+
+def test_generate(native_server: ServerProcess, pictures: Path) -> None:
+    """Two pictures with their seeds and OpenAI's usage."""
+    answer = openai(native_server, pictures, "generate")
+    assert [item["seed"] for item in answer["data"]] == [5, 6]
+    assert [from_base64(item["b64_json"]).size for item in answer["data"]] == [(64, 64)] * 2
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"] > 0
+
+
+@pytest.mark.parametrize("check", ["edit_one", "edit_list", "edit_buffer", "variation"])
+def test_draw_over_an_image(native_server: ServerProcess, pictures: Path, check: str) -> None:
+    """A file, a list of one, bytes without a type, and a variation without a prompt."""
+    answer = openai(native_server, pictures, check)
+    drawn = from_base64(answer["data"][0]["b64_json"])
+    assert drawn.size == (64, 64)
+    assert changed_box(drawn, pictures) is not None
+    assert answer["parameters"]["strength"] == (0.5 if check == "edit_one" else 0.75)
+
+
+def test_several_images_where_the_model_takes_one(
+    native_server: ServerProcess, pictures: Path
+) -> None:
+    """An honest 400 that the client raises as BadRequestError."""
+    error = openai(native_server, pictures, "edit_several")
+    assert (error["name"], error["status"], error["param"]) == ("BadRequestError", 400, "image")
+
+
+def test_a_mask_keeps_the_rest(native_server: ServerProcess, pictures: Path) -> None:
+    """Outside of the transparent part of the mask not one pixel changes."""
+    answer = openai(native_server, pictures, "edit_mask")
+    left, top, right, bottom = changed_box(from_base64(answer["data"][0]["b64_json"]), pictures)
+    assert (left, top) >= MASKED[:2]
+    assert right <= MASKED[2]
+    assert bottom <= MASKED[3]
+
+
+def test_stream_loops(native_server: ServerProcess, pictures: Path) -> None:
+    """As many partial images as asked for, numbered, then the whole one with its usage."""
+    for wanted, events in enumerate(openai(native_server, pictures, "stream")):
+        *partial, last = events
+        assert [event["type"] for event in partial] == ["image_generation.partial_image"] * wanted
+        assert [event["partial_image_index"] for event in partial] == [*range(wanted)]
+        assert last["type"] == "image_generation.completed"
+        assert last["usage"]["total_tokens"] > 0
+        assert all(from_base64(event["picture"]).size == (64, 64) for event in events)
+
+
+def test_stream_of_an_edit(native_server: ServerProcess, pictures: Path) -> None:
+    """Its events are named for the edit."""
+    *partial, last = openai(native_server, pictures, "stream_edit")
+    assert [event["type"] for event in partial] == ["image_edit.partial_image"] * 2
+    assert last["type"] == "image_edit.completed"
+
+
+def test_stream_for_both_kinds_of_clients(native_server: ServerProcess, pictures: Path) -> None:
+    """Progress, then a frame that is llama-box's last item and OpenAI's completed event in one."""
+    *progress, last = openai(native_server, pictures, "stream_both")
+    assert {event["type"] for event in progress} == {"image_generation.progress"}
+    assert last["type"] == "image_generation.completed"
+    assert last["data"][0]["b64_json"] == last["picture"]
+
+
+def test_error_classes(fake_server: ServerProcess, pictures: Path) -> None:
+    """Bad values, images and models, before any stream too, with status, param and a request id."""
+    errors = openai(fake_server, pictures, "errors")
+    found = {name: (e["name"], e["status"], e["param"]) for name, e in errors.items()}
+    assert found == {
+        "value": ("BadRequestError", 400, "size"),
+        "image": ("BadRequestError", 400, "image"),
+        "model": ("NotFoundError", 404, "model"),
+        "stream": ("BadRequestError", 400, "n"),
+    }
+    assert all(error["requestID"] for error in errors.values())
+    assert "Invalid image" in errors["image"]["message"]
+
+
+def test_a_failure_in_the_stream_is_raised(fake_server: ServerProcess, pictures: Path) -> None:
+    """A loop over a stream whose job dies ends with an error, not with nothing."""
+    error = openai(fake_server, pictures, "crash")
+    assert (error["name"], error["type"]) == ("APIError", "server_error")
+
+
+def test_a_failed_generation_is_an_error(fake_server: ServerProcess, pictures: Path) -> None:
+    """A plain answer says 500."""
+    error = openai(fake_server, pictures, "plain_crash")
+    assert (error["name"], error["status"]) == ("InternalServerError", 500)
+
+
+def test_a_wrong_key(keyed_server: ServerProcess, pictures: Path) -> None:
+    """AuthenticationError."""
+    error = openai(keyed_server, pictures, "key")
+    assert (error["name"], error["status"]) == ("AuthenticationError", 401)

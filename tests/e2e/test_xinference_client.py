@@ -1,0 +1,123 @@
+"""xinference-client from PyPI, unchanged, against the server."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.e2e.conftest import KEY
+from tests.pictures import changed_box, from_base64, opened
+from tests.servers import ServerProcess
+
+xinference_client = pytest.importorskip("xinference_client")
+
+FEW_STEPS: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
+
+
+def model(server: ServerProcess, name: str = "embedded") -> Any:
+    """The client's handle of a model."""
+    return xinference_client.RESTfulClient(server.url).get_model(name)
+
+
+def served(answer: Any) -> Image.Image:
+    """The picture behind the link of an answer."""
+    (item,) = answer["data"]
+    assert item["b64_json"] is None
+    assert isinstance(answer["created"], int)
+    file = httpx2.get(item["url"])
+    assert file.headers["Content-Type"] == "image/png"
+    return opened(file.content)
+
+
+def test_models(fake_server: ServerProcess) -> None:
+    """Models are listed, and the handle of one is that of an image model."""
+    client = xinference_client.RESTfulClient(fake_server.url)
+    assert client.list_models()["embedded"]["model_type"] == "image"
+    assert hasattr(client.get_model("embedded"), "text_to_image")
+    with pytest.raises(RuntimeError, match="not in the catalogue"):
+        client.get_model("sd-turbo")
+
+
+def test_text_to_image(native_server: ServerProcess) -> None:
+    """Sizes with a star, options as kwargs, and a url that really serves the image."""
+    answer = model(native_server).text_to_image("an apple", size="128*64", **FEW_STEPS)
+    image = served(answer)
+    assert image.size == (128, 64)
+    assert "Steps: 3," in image.info["parameters"]
+    assert "Seed: 5," in image.info["parameters"]
+
+
+def test_text_to_image_as_base64(fake_server: ServerProcess) -> None:
+    """response_format, n."""
+    handle = model(fake_server)
+    answer = handle.text_to_image("an apple", 2, "64*64", "b64_json", guidance_scale=2.5)
+    assert [from_base64(item["b64_json"]).size for item in answer["data"]] == [(64, 64)] * 2
+
+
+def test_options_that_cannot_be_had(fake_server: ServerProcess) -> None:
+    """A kwarg that means nothing here is named in the client's error."""
+    handle = model(fake_server)
+    with pytest.raises(RuntimeError, match="Unknown field 'padding_mask_crop'"):
+        handle.text_to_image("an apple", size="64*64", padding_mask_crop=8)
+    with pytest.raises(RuntimeError, match="'size': width must be between"):
+        handle.text_to_image("an apple")  # its own default is 1024*1024
+
+
+def test_image_to_image(native_server: ServerProcess, pictures: Path) -> None:
+    """A variation with prompt, at the size of the image or another one."""
+    data = (pictures / "input.png").read_bytes()
+    handle = model(native_server)
+    image = served(handle.image_to_image(data, "an apple", strength=0.6, **FEW_STEPS))
+    assert image.size == (64, 64)
+    assert "Denoising strength: 0.6" in image.info["parameters"]
+    larger = handle.image_to_image([data], "an apple", "dark", 1, "128*128", **FEW_STEPS)
+    assert served(larger).size == (128, 128)
+
+
+def test_several_images_where_the_model_takes_one(
+    fake_server: ServerProcess, pictures: Path
+) -> None:
+    """A list of two is refused, not cut to one."""
+    data = (pictures / "input.png").read_bytes()
+    with pytest.raises(RuntimeError, match="takes one input image"):
+        model(fake_server).image_to_image([data, data], "an apple")
+
+
+def test_inpainting(native_server: ServerProcess, pictures: Path) -> None:
+    """White is painted and black keeps its very pixels, whatever transparency the mask has."""
+    mask = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    mask.paste((255, 255, 255, 255), (16, 16, 48, 48))
+    mask = Image.alpha_composite(Image.new("RGBA", (64, 64), (0, 0, 0, 255)), mask)
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    data = (pictures / "input.png").read_bytes()
+    answer = model(native_server).inpainting(data, file.getvalue(), "an apple", **FEW_STEPS)
+    left, top, right, bottom = changed_box(served(answer), pictures) or (0, 0, 99, 99)
+    assert 16 <= left < right <= 48
+    assert 16 <= top < bottom <= 48
+
+
+def test_image_edit(native_server: ServerProcess, pictures: Path) -> None:
+    """The client's newer call, which names its files images."""
+    data = (pictures / "input.png").read_bytes()
+    handle = model(native_server)
+    assert served(handle.image_edit(data, "an apple", **FEW_STEPS)).size == (64, 64)
+    assert served(handle.image_edit([data], "an apple", **FEW_STEPS)).size == (64, 64)
+    mask = (pictures / "mask.png").read_bytes()
+    masked = handle.image_edit(data, "an apple", mask=mask, **FEW_STEPS)
+    assert changed_box(served(masked), pictures) != (0, 0, 64, 64)
+
+
+def test_keys(fake_server: ServerProcess, keyed_server: ServerProcess) -> None:
+    """Any key will do where none is asked for; elsewhere the client learns that it must send it."""
+    client = xinference_client.RESTfulClient(fake_server.url, api_key="anything")
+    assert client.get_model("embedded").text_to_image("a", size="64*64")["data"]
+    client = xinference_client.RESTfulClient(keyed_server.url, api_key=KEY)
+    assert client.get_model("embedded").text_to_image("a", size="64*64")["data"]
+    with pytest.raises(RuntimeError, match="API key"):
+        xinference_client.RESTfulClient(keyed_server.url, api_key="wrong").list_models()

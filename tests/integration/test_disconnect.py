@@ -1,0 +1,123 @@
+"""Clients that leave: their work stops within a step, whatever way they go and wherever it is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Literal
+
+import pytest
+
+from tests.servers import Call, ServerProcess, wait_until
+
+Way = Literal["fin", "rst", "half-close"]
+
+#: Half a minute of work, in steps of 50 ms.
+LONG: dict[str, Any] = {"prompt": "step=0.05", "size": "64x64", "sample_steps": 150, "n": 4}
+QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 2}
+
+#: One step and a tenth of a second, and the patience that a busy machine needs.
+SOON = 3.0
+
+
+def ended(server: ServerProcess, outcome: str) -> float:
+    """Jobs that ended so since the server began."""
+    return server.metric("sdstream_jobs_total", outcome=outcome)
+
+
+def wait_for_running(server: ServerProcess) -> None:
+    """Until a job is with the worker."""
+    wait_until(lambda: server.metric("sdstream_running_jobs") == 1, 5, "no job runs")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize("way", ["fin", "rst", "half-close"])
+def test_work_stops_when_its_client_leaves(
+    fake_server: ServerProcess, way: Way, stream: bool
+) -> None:
+    """FIN, RST and half-close end the job within a step; the same process draws the next one."""
+    cancelled, completed = ended(fake_server, "cancelled"), ended(fake_server, "completed")
+    pid = fake_server.worker_pid()
+    call = Call(fake_server, {**LONG, "stream": stream})
+    if stream:
+        call.wait_for_step(3)
+    else:
+        wait_for_running(fake_server)
+    call.leave(way)
+    left = time.monotonic()
+    assert fake_server.post(QUICK).status_code == 200
+    assert time.monotonic() - left < SOON
+    assert ended(fake_server, "cancelled") == cancelled + 1
+    assert ended(fake_server, "completed") == completed + 1
+    assert fake_server.worker_pid() == pid
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+def test_the_log_tells_that_the_client_left(fake_server: ServerProcess, stream: bool) -> None:
+    """The job's line in the log says cancelled, not that it is still running."""
+    call = Call(fake_server, {**LONG, "stream": stream})
+    wait_for_running(fake_server)
+    job = call.answer.headers["X-Job-Id"] if stream else ""
+    lines = len(fake_server.log_lines("outcome="))
+    call.leave()
+    wait_until(lambda: len(fake_server.log_lines("outcome=")) > lines, 5, "nothing in the log")
+    line = fake_server.log_lines("outcome=")[-1]
+    assert job in line
+    assert "outcome=cancelled" in line
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
+@pytest.mark.parametrize("way", ["fin", "rst"])
+def test_a_job_that_waits_never_runs(fake_server: ServerProcess, way: Way, stream: bool) -> None:
+    """Who leaves the queue costs no step: this prompt would have ended the worker at its first."""
+    starts = fake_server.metric("sdstream_worker_starts")
+    cancelled = ended(fake_server, "cancelled")
+    running = Call(fake_server, {**LONG, "stream": True})
+    running.wait_for("running")
+    waiting = Call(fake_server, {**QUICK, "prompt": "crash=0", "stream": stream})
+    wait_until(lambda: fake_server.metric("sdstream_queued_images") == 1, 5, "nobody waits")
+    waiting.leave(way)
+    wait_until(lambda: fake_server.metric("sdstream_queued_images") == 0, 5, "it still waits")
+    assert ended(fake_server, "cancelled") == cancelled + 1
+    assert fake_server.metric("sdstream_running_jobs") == 1
+    running.leave()
+    assert fake_server.post(QUICK).status_code == 200
+    assert fake_server.metric("sdstream_worker_starts") == starts
+
+
+def test_who_waits_moves_up(fake_server: ServerProcess) -> None:
+    """When somebody in front leaves the queue, the others hear their new place."""
+    running = Call(fake_server, {**LONG, "stream": True})
+    running.wait_for("running")
+    front = Call(fake_server, {**QUICK, "stream": True})
+    next(front.events())
+    back = Call(fake_server, {**QUICK, "stream": True})
+    events = back.events()
+    assert next(events)["data"][0]["queue_position"] == 2
+    front.leave()
+    assert next(events)["data"][0]["queue_position"] == 1
+    running.leave()
+    assert list(events)[-1]["data"][0]["progress"] == 100
+
+
+def test_a_client_that_never_reads_its_answer(fake_server: ServerProcess) -> None:
+    """A reset that follows the request at once leaves nothing behind."""
+    before = ended(fake_server, "cancelled")
+    for stream in (True, False):
+        Call(fake_server, {**LONG, "stream": stream}).leave("rst")
+    assert fake_server.post(QUICK).status_code == 200
+    # Both may have gone before they were a job at all.
+    assert ended(fake_server, "cancelled") - before <= 2
+    assert fake_server.metric("sdstream_running_jobs") == 0
+
+
+def test_many_clients_leave_at_once(fake_server: ServerProcess) -> None:
+    """After fifty have left, the next image needs no more than its own time."""
+    before = ended(fake_server, "cancelled")
+    calls = [Call(fake_server, {**LONG, "n": 1, "stream": k % 2 == 0}) for k in range(50)]
+    wait_until(lambda: fake_server.metric("sdstream_queued_images") == 49, 10, "they do not wait")
+    for number, call in enumerate(calls):
+        call.leave("fin" if number % 3 else "rst")
+    left = time.monotonic()
+    assert fake_server.post(QUICK).status_code == 200
+    assert time.monotonic() - left < SOON
+    assert ended(fake_server, "cancelled") == before + 50

@@ -1,0 +1,249 @@
+"""How a server goes: told to, killed, or by a fault; and that nothing stays behind."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.servers import DONE, Call, ServerProcess, running_server, wait_until
+
+#: Fifteen seconds of work, in steps of 100 ms.
+LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 150, "stream": True}
+QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 2}
+
+#: What a busy machine may add to a limit.
+PATIENCE = 2.0
+
+
+@contextmanager
+def serving(folder: Path, grace_seconds: float = 5.0) -> Iterator[ServerProcess]:
+    """A server on the fake engine."""
+    with running_server(folder, engine="fake", grace_seconds=grace_seconds) as server:
+        yield server
+
+
+def is_alive(pid: int) -> bool:
+    """True while the process runs; a zombie does not."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def error_in(frames: list[bytes]) -> dict[str, Any]:
+    """The error of a stream that failed, after a look at its three last frames."""
+    line, data, done = frames[-3:]
+    assert done == DONE
+    assert line.startswith(b"error: ")
+    error: dict[str, Any] = json.loads(data.removeprefix(b"data: "))["error"]
+    assert json.loads(line.removeprefix(b"error: ")) == error
+    return error
+
+
+def progressed(call: Call, step: int) -> Iterator[bytes]:
+    """The frames of a stream after the one that says that a step is done."""
+    frames = call.frames()
+    for frame in frames:
+        if json.loads(frame.removeprefix(b"data: "))["data"][0]["progressed_steps"] >= step:
+            return frames
+    raise AssertionError("the stream ended before the step")
+
+
+# --- SIGKILL ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["idle", "busy", "hung", "stopped"])
+def test_no_orphan_outlives_a_killed_server(tmp_path: Path, state: str) -> None:
+    """The worker goes with a server that was given no chance to end it."""
+    with serving(tmp_path) as server:
+        worker = server.worker_pid()
+        assert worker is not None
+        prompt = {"busy": "step=0.1", "hung": "hang=1 step=0.1"}.get(state)
+        if prompt:
+            call = Call(server, {**LONG, "prompt": prompt})
+            call.wait_for("running")
+        if state == "stopped":
+            os.kill(worker, signal.SIGSTOP)
+        server.stop(signal.SIGKILL)
+        wait_until(lambda: not is_alive(worker), 1 + PATIENCE, "the worker is an orphan")
+
+
+# --- SIGTERM ------------------------------------------------------------------------------------
+
+
+def test_a_running_job_gets_its_image(tmp_path: Path) -> None:
+    """A job that can finish within the grace time does; who waits hears at once that the server
+    goes; and then it is gone."""
+    with serving(tmp_path, 10) as server:
+        running = Call(server, {**LONG, "sample_steps": 15})
+        rest = progressed(running, 2)
+        waiting = Call(server, {**QUICK, "stream": True})
+        plain = Call(server, QUICK)
+        wait_until(lambda: server.metric("sdstream_queued_images") == 2, 5, "nobody waits")
+        server.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        error = error_in(list(waiting.frames()))
+        assert time.monotonic() - told < 1
+        assert (error["code"], error["reason"]) == (503, "shutting_down")
+        assert plain.answer.status == 503
+        assert int(plain.answer.headers["Retry-After"]) > 0
+        assert json.loads(plain.answer.read())["error"]["reason"] == "shutting_down"
+        *_, final, done = rest
+        assert done == DONE
+        assert json.loads(final.removeprefix(b"data: "))["data"][0]["finish_reason"] == "stop"
+        ended = time.monotonic()
+        assert server.process.wait(10) in (0, -signal.SIGTERM)
+        assert time.monotonic() - ended < 1 + PATIENCE
+
+
+@pytest.mark.parametrize("prompt", ["step=0.1", "step=0.1 deaf=1", "hang=2 step=0.05", "stopped"])
+def test_a_job_that_takes_longer_is_told(tmp_path: Path, prompt: str) -> None:
+    """When the grace time is over the stream ends with the error frames and [DONE], whatever the
+    worker does, and the server and its worker are gone."""
+    grace = 0.5
+    with serving(tmp_path, grace) as server:
+        worker = server.worker_pid()
+        assert worker is not None
+        rest = progressed(
+            Call(server, {**LONG, "prompt": prompt.replace("stopped", "step=0.1")}), 1
+        )
+        if prompt == "stopped":
+            os.kill(worker, signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        error = error_in(list(rest))
+        assert time.monotonic() - told < grace + 1
+        assert (error["code"], error["reason"]) == (503, "shutting_down")
+        # A process that was stopped is asked for two seconds before it is killed.
+        stubborn = 2 if prompt == "stopped" else 0
+        assert server.process.wait(10) in (0, -signal.SIGTERM)
+        assert time.monotonic() - told < grace + 1 + stubborn + PATIENCE
+        assert not is_alive(worker)
+
+
+def test_a_plain_job_that_takes_longer_is_told(tmp_path: Path) -> None:
+    """A plain request is answered 503 with Retry-After when the grace time is over."""
+    with serving(tmp_path, 0.5) as server:
+        call = Call(server, {**LONG, "stream": False})
+        wait_until(lambda: server.metric("sdstream_running_jobs") == 1, 5, "it does not run")
+        server.process.send_signal(signal.SIGTERM)
+        assert call.answer.status == 503
+        assert call.answer.headers["Retry-After"]
+        assert json.loads(call.answer.read())["error"]["reason"] == "shutting_down"
+
+
+def test_readiness_flips_at_once(tmp_path: Path) -> None:
+    """From the signal on nobody is told to send more work, also by a connection from before."""
+    with serving(tmp_path, 2) as server:
+        running = Call(server, {**LONG, "sample_steps": 10})
+        running.wait_for("running")
+        with httpx2.Client(base_url=server.url) as client:
+            assert client.get("/readyz").status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.03)  # the signal travels
+            for path in ("/readyz", "/health"):
+                with suppress(httpx2.TransportError):  # it may have stopped listening
+                    answer = client.get(path)
+                    assert answer.status_code == 503
+                    assert answer.json()["status"] == "draining"
+            with suppress(httpx2.TransportError):
+                assert client.post("/v1/images/generations", json=QUICK).status_code == 503
+
+
+def test_an_idle_server_goes_at_once(tmp_path: Path) -> None:
+    """Without work there is nothing to wait for, whatever the grace time, also with a client that
+    keeps its connection open."""
+    with serving(tmp_path, 30) as server, httpx2.Client(base_url=server.url) as client:
+        worker = server.worker_pid()
+        assert worker is not None
+        client.get("/livez")
+        began = time.monotonic()
+        assert server.stop() in (0, -signal.SIGTERM)
+        assert time.monotonic() - began < 1 + PATIENCE
+        assert not is_alive(worker)
+
+
+def test_ctrl_c_is_no_fault(tmp_path: Path) -> None:
+    """SIGINT ends like SIGTERM: orderly, without a traceback."""
+    with serving(tmp_path) as server:
+        code = server.stop(signal.SIGINT)
+        assert code in (0, 130, -signal.SIGINT)
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_signal_during_the_start_is_obeyed(tmp_path: Path) -> None:
+    """A server that is told to go while it loads its model goes."""
+    with running_server(tmp_path, engine="fake", wait=False) as server:
+        wait_until(lambda: server.log_lines("Started server process"), 10, "it does not start")
+        assert server.stop() in (0, -signal.SIGTERM)
+
+
+# --- faults of its own --------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_a_failed_start(tmp_path: Path) -> None:
+    """A server that cannot listen says so with its exit code."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flags = ["--engine", "fake", "--port", str(port), "--data-dir", str(tmp_path)]
+        result = subprocess.run(
+            [sys.executable, "-m", "app", "serve", *flags],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    assert result.returncode not in (0, 70, 78)
+    assert "address already in use" in result.stderr
+
+
+def test_a_failed_start_is_no_success(tmp_path: Path) -> None:
+    """A server whose application cannot start ends with an exit code that says so."""
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    (images / "gone.png").symlink_to(tmp_path / "nowhere")
+    with running_server(tmp_path, engine="fake", wait=False) as server:
+        wait_until(
+            lambda: server.process.poll() is not None or server.is_ready(), 20, "neither nor"
+        )
+        assert server.process.poll() != 0
+
+
+def test_words_that_no_worker_says_cost_the_worker_only(tmp_path: Path) -> None:
+    """Nonsense on the worker's socket is a crash of the worker: it is replaced, or the server goes
+    down for its supervisor to see; it never stays up without one."""
+    with serving(tmp_path) as server:
+        worker = server.worker_pid()
+        assert worker is not None
+        _write_as(worker, b'\x05\0\0\0\0\0\0\0{"a"}')
+        wait_until(lambda: server.worker_pid() != worker, 10, "the worker stays")
+        server.wait_ready(8)
+        assert server.post(QUICK).status_code == 200
+
+
+def _write_as(worker: int, data: bytes) -> None:
+    """Write into the socket of a worker process as if it had done so itself."""
+    descriptor = int(Path(f"/proc/{worker}/cmdline").read_bytes().split(b"\0")[3])
+    process = os.pidfd_open(worker)
+    libc = ctypes.CDLL(None, use_errno=True)
+    pidfd_getfd = 438
+    copy = libc.syscall(pidfd_getfd, process, descriptor, 0)
+    os.close(process)
+    if copy < 0:
+        pytest.skip("this system lends no descriptors of another process")
+    os.write(copy, data)
+    os.close(copy)

@@ -1,0 +1,393 @@
+"""The supervisor of worker processes, on the fake engine in real child processes."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.catalog import RuntimeOptions
+from app.core.errors import Reason, Unavailable
+from app.core.messages import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    ImageDrawn,
+    Load,
+    Phase,
+    Preview,
+    Progress,
+)
+from app.core.pixels import Inputs
+from app.core.request import EVERY_STEP, GenerationRequest
+from app.engine.worker import Worker, WorkerOptions, WorkerState, _backoff
+from app.settings import worker_environment
+
+
+def driven(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an async test on a loop of its own, for half a minute at most."""
+
+    @functools.wraps(scenario)
+    def test(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(asyncio.wait_for(scenario(*args, **kwargs), 30))
+
+    return test
+
+
+@asynccontextmanager
+async def running_worker(
+    file: str = "fine", *, hang_seconds: float = 60.0, cancel_seconds: float = 5.0
+) -> AsyncIterator[Worker]:
+    """A worker on the fake engine whose task runs; the file's name may make the load fail."""
+    load = Load("fake", "ovis_image", {"model": file}, "/nowhere", RuntimeOptions().model_dump())
+    options = WorkerOptions("fake", worker_environment(), hang_seconds, cancel_seconds)
+    worker = Worker(load, options)
+    task = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def a_request(prompt: str = "a circle", **changes: Any) -> GenerationRequest:
+    """A small job."""
+    fields: dict[str, Any] = {
+        "model": "fake",
+        "prompt": prompt,
+        "negative_prompt": "",
+        "width": 64,
+        "height": 48,
+        "steps": 4,
+        "sampler": "euler",
+        "schedule": "discrete",
+        "cfg_scale": 1.0,
+        "guidance": None,
+        "seed": 7,
+        "n": 1,
+    }
+    return GenerationRequest(**{**fields, **changes})
+
+
+async def drawn(worker: Worker, prompt: str = "a circle", **changes: Any) -> list[Event]:
+    """Every event of one job on a worker that is ready or will be."""
+    await worker.ready()
+    return [event async for event in worker.generate("job", a_request(prompt, **changes), Inputs())]
+
+
+async def drawn_until(
+    worker: Worker, step: int, act: Callable[[], Any], prompt: str
+) -> list[Event]:
+    """Every event of a job of 100 steps in which something happens at one of them."""
+    await worker.ready()
+    events = []
+    async for event in worker.generate("job", a_request(prompt, steps=100), Inputs()):
+        events.append(event)
+        if isinstance(event, Progress) and event.phase is Phase.SAMPLING and event.step == step:
+            outcome = act()
+            if asyncio.iscoroutine(outcome):
+                await outcome
+    return events
+
+
+def is_alive(pid: int) -> bool:
+    """True while the process runs; a zombie does not."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@driven
+async def test_events_come_in_order() -> None:
+    """A job tells its phases and steps one after the other, each image, and Done at the end."""
+    async with running_worker() as worker:
+        events = await drawn(worker, n=2, previews=EVERY_STEP)
+    assert isinstance(events[-1], Done)
+    for index in (0, 1):
+        mine = [e for e in events if getattr(e, "index", None) == index]
+        phases = [(e.phase, e.step) for e in mine if isinstance(e, Progress)]
+        assert phases == [
+            (Phase.ENCODING, 0),
+            *((Phase.SAMPLING, step) for step in range(5)),
+            (Phase.DECODING, 4),
+        ]
+        assert [e.step for e in mine if isinstance(e, Preview)] == [1, 2, 3, 4]
+        image = mine[-1]
+        assert isinstance(image, ImageDrawn)
+        assert (image.seed, len(image.blob)) == (7 + index, 64 * 48 * 3)
+
+
+@driven
+async def test_one_process_serves_many_jobs() -> None:
+    """The model is loaded once, whatever number of jobs comes."""
+    async with running_worker() as worker:
+        for _ in range(5):
+            assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.starts == 1
+        assert worker.state is WorkerState.READY
+
+
+@driven
+async def test_cancel_between_steps_keeps_the_process() -> None:
+    """A cancelled job ends within a step, and the same process draws the next one."""
+    async with running_worker() as worker:
+        events = await drawn_until(worker, 3, lambda: worker.cancel("job"), "step=0.02")
+        pid = worker.pid
+        assert isinstance(events[-1], Cancelled)
+        assert max(e.step for e in events if isinstance(e, Progress)) <= 5
+        assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.pid == pid
+
+
+@driven
+async def test_cancel_before_the_first_step_keeps_the_process() -> None:
+    """A cancel that comes with the first sign of life still ends the job, and only that job."""
+    async with running_worker() as worker:
+        await worker.ready()
+        events: list[Event] = []
+        async for event in worker.generate("job", a_request("step=0.02", steps=100), Inputs()):
+            if not events:
+                await worker.cancel("job")
+            events.append(event)
+        assert isinstance(events[-1], Cancelled)
+        assert max(e.step for e in events if isinstance(e, Progress)) <= 2
+        assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.starts == 1
+
+
+@driven
+async def test_cancel_of_another_job_is_ignored() -> None:
+    """Only the job that is named is cancelled."""
+    async with running_worker() as worker:
+        events = await drawn_until(worker, 3, lambda: worker.cancel("another"), "step=0.001")
+        assert isinstance(events[-1], Done)
+
+
+@driven
+async def test_cancel_of_a_deaf_engine_costs_the_process() -> None:
+    """Where a cancel has no effect the process goes after the grace time; the next one draws."""
+    async with running_worker(cancel_seconds=0.3) as worker:
+        began = 0.0
+
+        async def cancel() -> None:
+            nonlocal began
+            began = time.monotonic()
+            await worker.cancel("job")
+
+        events = await drawn_until(worker, 2, cancel, "deaf=1 step=0.1")
+        assert isinstance(events[-1], Cancelled)
+        assert 0.2 < time.monotonic() - began < 4
+        assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.starts == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word"), [("crash=2", "SIGABRT"), ("segv=2", "SIGSEGV")], ids=["SIGABRT", "SIGSEGV"]
+)
+@driven
+async def test_a_crash_ends_the_job_and_the_next_one_runs(prompt: str, word: str) -> None:
+    """Whatever signal ends the process, its job fails with the signal's name, and only that job."""
+    async with running_worker() as worker:
+        events = await drawn(worker, prompt)
+        ending = events[-1]
+        assert isinstance(ending, Failed)
+        assert ending.reason == Reason.WORKER_CRASHED
+        assert word in ending.message
+        assert worker.state is not WorkerState.READY
+        assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.starts == 2
+
+
+@driven
+async def test_a_kill_from_outside_is_told_apart() -> None:
+    """SIGKILL is what the kernel sends when memory runs out: worker_killed says so."""
+    async with running_worker() as worker:
+        events = await drawn_until(
+            worker, 2, lambda: os.kill(worker.pid or 0, signal.SIGKILL), "step=0.05"
+        )
+        ending = events[-1]
+        assert isinstance(ending, Failed)
+        assert ending.reason == Reason.WORKER_KILLED
+        assert isinstance((await drawn(worker))[-1], Done)
+
+
+@driven
+async def test_an_engine_that_fails_keeps_its_process() -> None:
+    """A failure that the engine reports by itself costs the job and nothing else."""
+    async with running_worker() as worker:
+        ending = (await drawn(worker, "fail=2"))[-1]
+        assert isinstance(ending, Failed)
+        assert ending.reason == Reason.GENERATION_FAILED
+        assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.starts == 1
+
+
+@driven
+async def test_a_hang_ends_at_its_limit() -> None:
+    """A step without progress for its limit is worker_hung, and the next job runs."""
+    async with running_worker(hang_seconds=0.8) as worker:
+        await drawn(worker)  # a phase never seen before has ten times the limit
+        began = time.monotonic()
+        ending = (await drawn(worker, "hang=2"))[-1]
+        assert isinstance(ending, Failed)
+        assert ending.reason == Reason.WORKER_HUNG
+        assert 0.7 < time.monotonic() - began < 0.8 + 3
+        assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.starts == 2
+
+
+@driven
+async def test_a_phase_never_seen_may_take_longer() -> None:
+    """The first job of all has no pace to be measured by: ten times the floor is its limit."""
+    async with running_worker(hang_seconds=0.5) as worker:
+        assert isinstance((await drawn(worker, "step=1.2", steps=1))[-1], Done)
+
+
+@driven
+async def test_a_hang_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """An operator reads in the log that a worker hung, as they do of a crash."""
+    async with running_worker(hang_seconds=0.8) as worker:
+        await drawn(worker)
+        await drawn(worker, "hang=2")
+    assert [r for r in caplog.records if "hung" in r.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [
+        ("broken", "damaged"),
+        ("crash", "SIGABRT"),
+    ],
+)
+@driven
+async def test_three_failed_loads_are_enough(file: str, word: str) -> None:
+    """A model that cannot be loaded is tried three times; jobs then hear why it is unavailable."""
+    async with running_worker(file) as worker:
+        with pytest.raises(Unavailable, match=word) as caught:
+            await worker.ready()
+        assert caught.value.reason is Reason.MODEL_UNAVAILABLE
+        assert worker.state is WorkerState.FAILED
+        assert worker.starts == 3
+        while worker.pid is not None:
+            await asyncio.sleep(0.01)
+
+
+@driven
+async def test_an_idle_worker_that_dies_is_replaced() -> None:
+    """A process that goes while nobody uses it is started again by itself."""
+    async with running_worker() as worker:
+        await worker.ready()
+        first = worker.pid or 0
+        os.kill(first, signal.SIGKILL)
+        while worker.pid in (first, None):
+            await asyncio.sleep(0.01)
+        await worker.ready()
+        assert worker.starts == 2
+
+
+@driven
+async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
+    """Leaving a job in its middle never lets its frames into the next one."""
+    async with running_worker() as worker:
+        await worker.ready()
+        jobs = worker.generate("first", a_request("step=0.05 deaf=1", steps=50), Inputs())
+        await anext(jobs)
+        await jobs.aclose()
+        await worker.ready()
+        request = a_request("second")
+        events = [event async for event in worker.generate("second", request, Inputs())]
+        assert isinstance(events[-1], Done)
+        assert {getattr(event, "job", "second") for event in events} == {"second"}
+
+
+def test_a_crash_loop_starts_at_most_five_times_in_15_seconds() -> None:
+    """The waits between starts grow: 0, 1, 2, 4 … and never beyond 30 s."""
+    waits = [_backoff(failures) for failures in range(20)]
+    starts = [sum(waits[: count + 1]) for count in range(len(waits))]
+    assert len([at for at in starts[1:] if at < 15]) <= 5
+    assert waits == sorted(waits)
+    assert waits[-1] == 30
+
+
+@driven
+async def test_jobs_that_crash_slow_the_restarts_down() -> None:
+    """The second crash in a row waits before its start, and a job that works ends the series."""
+    async with running_worker() as worker:
+        await drawn(worker, "crash=1")
+        await worker.ready()
+        began = time.monotonic()
+        await drawn(worker, "crash=1")
+        await drawn(worker)
+        assert time.monotonic() - began >= 1.0
+        began = time.monotonic()
+        await drawn(worker, "crash=1")
+        await worker.ready()
+        assert time.monotonic() - began < 1.0
+
+
+@driven
+async def test_idle_deaths_in_a_row_slow_the_restarts_down() -> None:
+    """A process that dies again and again right after loading is a crash loop as well."""
+    async with running_worker() as worker:
+        began = time.monotonic()
+        for _ in range(4):
+            await worker.ready()
+            pid = worker.pid or 0
+            os.kill(pid, signal.SIGKILL)
+            while worker.pid == pid:
+                await asyncio.sleep(0.01)
+        await worker.ready()
+        # 0, 1, 2, 4
+        assert time.monotonic() - began >= 7
+
+
+@driven
+async def test_a_load_that_hangs_after_a_cancelled_job_is_noticed() -> None:
+    """The watchdog minds the load of the process that replaces a deaf one, too."""
+    async with running_worker(hang_seconds=2.0, cancel_seconds=0.1) as worker:
+        await drawn_until(worker, 1, lambda: worker.cancel("job"), "deaf=1 step=0.5")
+        while worker.starts < 2 or worker.pid is None:
+            await asyncio.sleep(0.001)
+        os.kill(worker.pid, signal.SIGSTOP)
+        async with asyncio.timeout(12):
+            assert isinstance((await drawn(worker))[-1], Done)
+
+
+@pytest.mark.parametrize("prompt", ["", "step=0.2", "hang=1", "stopped"])
+@driven
+async def test_no_process_outlives_the_task(prompt: str) -> None:
+    """Cancelling the worker's task ends its child: idle, busy, hung, or stopped by a signal."""
+    async with running_worker() as worker:
+        await worker.ready()
+        pid = worker.pid or 0
+        if prompt == "stopped":
+            os.kill(pid, signal.SIGSTOP)
+        elif prompt:
+            await anext(worker.generate("job", a_request(prompt), Inputs()))
+        assert is_alive(pid)
+    assert not is_alive(pid)
+    assert worker.state is WorkerState.STOPPED
+
+
+@driven
+async def test_a_job_ends_with_the_task() -> None:
+    """A job that runs when the worker is stopped fails with shutting_down and leaves nobody
+    waiting."""
+    async with running_worker() as worker:
+        await worker.ready()
+        job = asyncio.create_task(drawn(worker, "step=0.2"))
+        while worker.state is not WorkerState.BUSY:
+            await asyncio.sleep(0.01)
+    ending = (await job)[-1]
+    assert isinstance(ending, Failed)
+    assert ending.reason == Reason.SHUTTING_DOWN

@@ -1,0 +1,27 @@
+"""Looking at pictures that servers answered."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+
+def opened(data: bytes) -> Image.Image:
+    """An image file, decoded."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def from_base64(text: str) -> Image.Image:
+    """An image file in base64, decoded."""
+    return opened(base64.b64decode(text, validate=True))
+
+
+def changed_box(drawn: Image.Image, folder: Path) -> tuple[int, int, int, int] | None:
+    """The smallest box around all pixels that differ from the folder's input.png."""
+    with Image.open(folder / "input.png") as original:
+        return ImageChops.difference(drawn.convert("RGB"), original).getbbox()
