@@ -57,7 +57,14 @@ class WorkerProcess:
                 # Ctrl-C in a terminal reaches the whole group; the server alone decides.
                 start_new_session=True,
             )
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            # Cancelled just now: the child has no owner yet who would end it.
+            ours.close()
+            process.kill()
+            await process.wait()
+            raise
         return cls(process, reader, writer)
 
     @property

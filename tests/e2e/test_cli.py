@@ -199,13 +199,15 @@ def test_keys(tmp_path: Path, guarded: ServerProcess) -> None:
 def test_a_folder_that_is_not_there_is_told_before_drawing(
     tmp_path: Path, fake_server: ServerProcess
 ) -> None:
-    """Status 1 and one sentence."""
+    """Wrong usage, in one sentence, and the server never hears of it."""
+    before = fake_server.metric("sdstream_jobs_total", outcome="completed")
     result = sdstream(
         *("generate", "a", *QUICK, "-o", "no/where.png", "--server", fake_server.url),
         folder=tmp_path,
     )
-    assert result.returncode == 1
-    assert "No such file or directory" in said(result)
+    assert result.returncode == 2
+    assert "there is no folder no" in said(result)
+    assert fake_server.metric("sdstream_jobs_total", outcome="completed") == before
     assert "Traceback" not in said(result)
 
 
