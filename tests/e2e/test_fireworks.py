@@ -23,12 +23,12 @@ CATALOG = """
 models:
   - id: flux-1-schnell-fp8
     family: ovis_image
-    files: {model: builtin:tiny-ovis}
+    files: {model: builtin:drawings}
     defaults: {size: 256x256, steps: 4}
     size: {min: 64, max: 512}
   - id: SSD-1B
     family: ovis_image
-    files: {model: builtin:tiny-ovis}
+    files: {model: builtin:drawings}
     defaults: {size: 128x128, steps: 2}
     size: {min: 64, max: 512}
 """

@@ -88,7 +88,7 @@ def catalogue(folder: Path, files: dict[str, Path], default: str) -> Path:
 @pytest.fixture(scope="module")
 def good_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model's file."""
-    return materialise("builtin:tiny-ovis", tmp_path_factory.mktemp("good"))
+    return materialise("builtin:drawings", tmp_path_factory.mktemp("good"))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_a_stream_that_waits_for_a_damaged_model_hears_of_it(damaged_server: Ser
 HEAD = "models:\n  - id: a\n    family: ovis_image\n"
 WRONG = {
     "unknown key": (
-        HEAD + "    files: {model: 'builtin:tiny-ovis'}\n    colour: red\n",
+        HEAD + "    files: {model: 'builtin:drawings'}\n    colour: red\n",
         5,
         "colour",
     ),

@@ -61,7 +61,7 @@ def test_watch_a_picture_being_drawn(native_server: ServerProcess, tmp_path: Pat
     assert frames[-1] == "[DONE]"
     bodies = [json.loads(frame) for frame in frames[:-1]]
     steps = [body["data"][0]["progressed_steps"] for body in bodies]
-    assert set(range(9)) <= set(steps)
+    assert set(range(13)) <= set(steps)
     assert bodies[-1]["data"][0]["b64_json"]
     assert bodies[-1]["usage"]["generation_per_second"] > 0
 

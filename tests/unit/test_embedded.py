@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from pathlib import Path
 
 import pytest
 
-from app.embedded import materialise, tiny_ovis
+from app import embedded
+from app.embedded import MODELS, materialise
+
+FOLDER = Path(embedded.__file__).parent
 
 
-def test_the_same_bytes_every_time(tmp_path: Path) -> None:
-    """Seeded weights: two machines have one model."""
-    tiny_ovis.write(tmp_path / "a.gguf")
-    tiny_ovis.write(tmp_path / "b.gguf")
-    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+@pytest.mark.parametrize("name", MODELS)
+def test_the_card_fits_the_file(tmp_path: Path, name: str) -> None:
+    """Checksums and sizes are those of the files, and the packed one stays below 16 MB."""
+    files = json.loads((FOLDER / f"{name}.json").read_text())["files"]
+    packed = (FOLDER / f"{name}.gguf.xz").read_bytes()
+    unpacked = materialise(f"builtin:{name}", tmp_path).read_bytes()
+    for data, said in ((packed, files["model.gguf.xz"]), (unpacked, files["model.gguf"])):
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (said["bytes"], said["sha256"])
+    assert len(packed) <= 16_000_000
 
 
-def test_it_is_written_once_even_by_rivals(tmp_path: Path) -> None:
+def test_it_is_unpacked_once_even_by_rivals(tmp_path: Path) -> None:
     """Several processes may start at once; nobody ever sees half a file."""
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(materialise("builtin:tiny-ovis", tmp_path)))
+        threading.Thread(target=lambda: found.append(materialise("builtin:drawings", tmp_path)))
         for _ in range(3)
     ]
     for thread in threads:
@@ -31,7 +40,15 @@ def test_it_is_written_once_even_by_rivals(tmp_path: Path) -> None:
     assert len(set(found)) == 1
     assert list(tmp_path.iterdir()) == [found[0]]
     before = found[0].stat().st_mtime_ns
-    assert materialise("builtin:tiny-ovis", tmp_path).stat().st_mtime_ns == before
+    assert materialise("builtin:drawings", tmp_path).stat().st_mtime_ns == before
+
+
+def test_a_damaged_file_is_unpacked_again(tmp_path: Path) -> None:
+    """The cache is no place to lose a model in."""
+    path = materialise("builtin:drawings", tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert materialise("builtin:drawings", tmp_path).read_bytes() == whole
 
 
 def test_paths_pass_through(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from app.engine.weights import check, tensor_names
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model."""
-    return materialise("builtin:tiny-ovis", tmp_path_factory.mktemp("model"))
+    return materialise("builtin:drawings", tmp_path_factory.mktemp("model"))
 
 
 def safetensors(path: Path, header: object, data: bytes = b"") -> Path:

@@ -1,0 +1,92 @@
+"""Muon: momentum whose matrix updates are made orthogonal (Jordan et al., 2024).
+
+For the matrices of the blocks it needs a fraction of AdamW's steps; embeddings, norms, biases and
+the modulation stay with AdamW.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ROUNDS = 5
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Return nearly orthogonal matrices [K, rows, columns] with the given ones' row spaces.
+
+    The iteration stays in the space of the matrix: its cheaper form on the Gram matrix diverges in
+    bfloat16.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    x = x.mT if tall else x
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True).bfloat16() + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ROUNDS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def views_like(tensors: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Return zero tensors of the given ones' shapes, and the one flat tensor they are views of."""
+    device = tensors[0].device if tensors else None
+    flat = torch.zeros(sum(t.numel() for t in tensors), dtype=dtype, device=device)
+    pieces = flat.split([t.numel() for t in tensors])
+    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)], flat
+
+
+class Muon:
+    """Updates matrices; those of one shape are treated in one go, and processes share the work."""
+
+    def __init__(
+        self,
+        parameters: list[Tensor],
+        rank: int = 0,
+        processes: int = 1,
+        momentum: float = 0.95,
+        weight_decay: float = 0.02,
+    ) -> None:
+        self.parameters = parameters
+        self.rank, self.processes = rank, processes
+        self.momentum, self.weight_decay = momentum, weight_decay
+        self.velocity = [torch.zeros_like(p) for p in parameters]
+        self.updates, self.flat_updates = views_like(parameters, torch.bfloat16)
+        self.groups: dict[torch.Size, list[int]] = defaultdict(list)
+        for k, parameter in enumerate(parameters):
+            self.groups[parameter.shape].append(k)
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Update the parameters from their gradients, which all processes must share."""
+        if not self.parameters:
+            return
+        gradients = [p.grad for p in self.parameters]
+        torch._foreach_lerp_(self.velocity, gradients, 1 - self.momentum)
+        self.flat_updates.zero_()
+        for shape, members in self.groups.items():
+            mine = members[self.rank :: self.processes]
+            if not mine:
+                continue
+            ahead = torch.stack([gradients[k].lerp(self.velocity[k], self.momentum) for k in mine])
+            scale = max(1.0, shape[0] / shape[1]) ** 0.5
+            update = (scale * orthogonalise(ahead)).unbind()
+            torch._foreach_copy_([self.updates[k] for k in mine], list(update))
+        if self.processes > 1:
+            dist.all_reduce(self.flat_updates)
+        torch._foreach_mul_(self.parameters, 1 - rate * self.weight_decay)
+        torch._foreach_add_(self.parameters, self.updates, alpha=-rate)
+
+    def state(self) -> list[Tensor]:
+        """Return what a checkpoint must keep."""
+        return self.velocity
+
+    def load(self, state: list[Tensor]) -> None:
+        """Take over a checkpoint's state."""
+        for mine, theirs in zip(self.velocity, state, strict=True):
+            mine.copy_(theirs)

@@ -1,0 +1,616 @@
+"""Train the embedded model: `python -m scripts.embedded.train network|decoder|keep`.
+
+A run is a checkpoint file: the same command continues it. It stops cleanly at --limit, at --until
+or on SIGTERM, after writing the checkpoint; it may be paused (SIGSTOP) as long as one likes.
+
+  network  the image network and the text encoder, by flow matching on drawn pictures
+  decoder  the autoencoder's decoder, on crops of drawn pictures
+  keep     write what both have learnt (the moving average) as one bfloat16 safetensors file
+
+On the CPU several processes share the work (gloo). With a GPU there is one process, and
+--workers processes draw ahead of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import fcntl
+import json
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from scripts.embedded import codec, text
+from scripts.embedded.draw import draw
+from scripts.embedded.optimiser import Muon, views_like
+from scripts.embedded.twin import Decoder, ImageNetwork, Shape, TextEncoder
+
+WEIGHTS_FILE = Path(__file__).with_name("weights.safetensors")
+"""What is needed to go on: EMA weights of all parts as bfloat16, and the codec's matrix."""
+
+FIRST_SEED = 1_000_000_000
+"""Seeds of training pictures start here; those below are for judging."""
+SEEDS_PER_STEP = 1 << 20
+
+TEXT_LENGTH = 30
+"""Text tokens a picture is trained with: the real ones and a sample of the padding."""
+WARM_UP_STEPS = 100
+LAST_RATE = 0.03
+"""Share of the learning rate that is left at the end of the annealing."""
+EMA_PICTURES = 12_000
+"""Pictures over which the moving average forgets to 1 / e."""
+STATUS_SECONDS = 30
+CLIP_NORM = 1.0
+
+Batch = dict[str, Tensor]
+Sizes = tuple[tuple[int, int, float], ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """One run's settings; the command line's flags have the same names."""
+
+    task: str
+    checkpoint: Path
+    start: Path
+    batch: int
+    sizes: Sizes
+    text_length: int
+    noise: float
+    """Where the noise levels of 128x128 pictures centre, before the sigmoid: more, noisier."""
+    rate: float
+    adam_rate: float
+    limit: float
+    until: int
+    anneal: float
+    """The last share of the run, by `limit` or `until`, over which the learning rate falls."""
+    save_every: float
+    processes: int
+    threads: int
+    workers: int
+    compile: bool
+    port: int = 0
+
+
+# --- the pictures --------------------------------------------------------------------------------
+
+
+def parse_sizes(words: str) -> Sizes:
+    """Read "128x128:8,64x64:1": widths and heights in pixels with their weights."""
+    sizes = []
+    for word in words.split(","):
+        size, _, weight = word.partition(":")
+        width, height = (int(side) for side in size.split("x"))
+        sizes.append((width, height, float(weight or 1)))
+    return tuple(sizes)
+
+
+def choose_size(sizes: Sizes, step: int) -> tuple[int, int]:
+    """Choose a step's picture size, the same in all processes."""
+    weights = np.array([weight for *_, weight in sizes])
+    pick = np.random.default_rng((7, step)).choice(len(sizes), p=weights / weights.sum())
+    return sizes[pick][:2]
+
+
+def batch_size(base: int, width: int, height: int) -> int:
+    """Return how many pictures of a size cost as much as `base` pictures of 128x128."""
+    tokens = width * height // 256
+    return max(4, round(base * (64 + TEXT_LENGTH) / (tokens + TEXT_LENGTH)))
+
+
+def first_seed(options: Options, step: int, rank: int) -> int:
+    """Return the seed of the first picture of a step's batch; no run repeats an earlier one's."""
+    number = step * options.processes + rank
+    return FIRST_SEED + (pictures_seen(options) << 40) + number * SEEDS_PER_STEP
+
+
+@dataclass
+class NetworkBatches(Dataset[Batch]):
+    """Item k is the batch of step k: latents and tokens."""
+
+    matrix: codec.Floats
+    vocabulary: text.Vocabulary
+    options: Options
+    rank: int
+
+    def __getitem__(self, step: int) -> Batch:
+        width, height = choose_size(self.options.sizes, step)
+        count = batch_size(self.options.batch, width, height)
+        rng = np.random.default_rng((11, step, self.rank))
+        seed = first_seed(self.options, step, self.rank)
+        pixels: list[NDArray[np.uint8]] = []
+        rows: list[list[int]] = []
+        while len(rows) < count:
+            picture = draw(seed, width, height)
+            row = self._disturb(rng, self.vocabulary.rows(picture.caption))
+            if len(row) < self.options.text_length:
+                pixels.append(picture.pixels)
+                rows.append(row)
+            seed += 1
+        latents = codec.encode(self.matrix, np.stack(pixels))
+        words = text.batch(rows, self.vocabulary.pad_row(), self.options.text_length, rng)
+        return {
+            "latents": torch.from_numpy(latents),
+            "ids": torch.from_numpy(words.ids),
+            "positions": torch.from_numpy(words.positions),
+            "counts": torch.from_numpy(words.counts),
+            "pad_bias": torch.from_numpy(words.pad_bias),
+        }
+
+    def _disturb(self, rng: np.random.Generator, row: list[int]) -> list[int]:
+        """Put a word of no meaning into some captions, so that such words do no harm."""
+        last = len(row) - len(text.TAIL_IDS)
+        if last > 2 and rng.random() < 0.1:
+            return [*row[: (at := int(rng.integers(1, last + 1)))],
+                    int(rng.choice(self.vocabulary.stranger_rows())), *row[at:]]  # fmt: skip
+        return row
+
+
+@dataclass
+class DecoderBatches(Dataset[Batch]):
+    """Item k is the batch of step k: pixels of 64x64 crops and their latents."""
+
+    matrix: codec.Floats
+    options: Options
+    rank: int
+    crop: int = 64
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((13, step, self.rank))
+        width, height = choose_size(self.options.sizes, step)
+        seed = first_seed(self.options, step, self.rank)
+        crops = []
+        for k in range(self.options.batch):
+            pixels = draw(seed + k, width, height).pixels
+            top = 8 * int(rng.integers(0, (height - self.crop) // 8 + 1))
+            left = 8 * int(rng.integers(0, (width - self.crop) // 8 + 1))
+            crops.append(pixels[top : top + self.crop, left : left + self.crop])
+        pictures = np.stack(crops)
+        return {
+            "latents": torch.from_numpy(codec.encode(self.matrix, pictures)),
+            "pixels": torch.from_numpy(pictures),
+        }
+
+
+# --- what is trained -----------------------------------------------------------------------------
+
+
+class Task(Protocol):
+    """A thing to train."""
+
+    module: nn.ModuleDict
+    """All parameters; names are those of the weights file with a dot for each level."""
+    dataset: Dataset[Batch]
+
+    def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
+        """Return the mean loss; noise is like the latents, levels [B] are uniform in 0..1."""
+        ...
+
+
+def stratified(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Return uniform numbers, one from each of `count` equal parts of 0..1, in random order."""
+    jitter = torch.rand(count, generator=generator, device=device)
+    order = torch.randperm(count, generator=generator, device=device)
+    return (order + jitter) / count
+
+
+class NetworkTask:
+    """Flow matching: the network says where noise and picture lie apart."""
+
+    def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
+        vocabulary = text.Vocabulary.load()
+        self.noise = options.noise
+        shape = Shape()
+        encoder = TextEncoder(shape, len(vocabulary.tokens), vocabulary.head_rows())
+        self.module = nn.ModuleDict({"dit": ImageNetwork(shape), "llm": encoder})
+        state = {k: v.float() for k, v in weights.items() if k.startswith(("dit.", "llm."))}
+        _widen_embeddings(state, len(vocabulary.tokens))
+        self.module.load_state_dict(state)
+        matrix = weights["codec.matrix"].float().numpy()
+        self.dataset = NetworkBatches(matrix, vocabulary, options, rank)
+
+    def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
+        clean = batch["latents"]
+        # Larger pictures keep their shape under more noise: shift with the number of patches.
+        shift = self.noise + 0.5 * math.log(clean.shape[2] * clean.shape[3] / 256)
+        sigma = torch.sigmoid(shift + 1.15 * torch.special.ndtri(levels.clamp(1e-4, 1 - 1e-4)))
+        share = sigma[:, None, None, None]
+        with torch.autocast(clean.device.type, torch.bfloat16):
+            words = self.module["llm"](batch["ids"], batch["positions"], batch["counts"])
+            velocity = self.module["dit"](
+                (1 - share) * clean + share * noise,
+                sigma,
+                words,
+                batch["positions"],
+                batch["pad_bias"],
+            )
+        return (velocity.float() - (noise - clean)).square().mean()
+
+
+def _widen_embeddings(state: dict[str, Tensor], tokens: int) -> None:
+    """Add rows for tokens that are newer than the weights; the last row stays the unknown one."""
+    table = state["llm.embed_tokens.weight"]
+    generator = torch.Generator().manual_seed(0)
+    fresh = torch.randn(tokens + 1 - len(table), table.shape[1], generator=generator)
+    state["llm.embed_tokens.weight"] = torch.cat((table[:-1], 0.3 * fresh, table[-1:]))
+
+
+class DecoderTask:
+    """From latents, a little noisy, back to pixels."""
+
+    def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
+        self.module = nn.ModuleDict({"tae": nn.ModuleDict({"decoder": Decoder()})})
+        self.module.load_state_dict({k: v.float() for k, v in weights.items() if k[:4] == "tae."})
+        self.dataset = DecoderBatches(weights["codec.matrix"].float().numpy(), options, rank)
+
+    def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
+        latents = batch["latents"] + 0.05 * levels[:, None, None, None] * noise
+        with torch.autocast(latents.device.type, torch.bfloat16):
+            # The layout in which convolutions are fastest.
+            latents = latents.contiguous(memory_format=torch.channels_last)
+            drawn = self.module["tae"]["decoder"](latents)  # type: ignore[index]
+        off = drawn.float() - batch["pixels"].permute(0, 3, 1, 2).float() / 255
+        return off.abs().mean() + 2 * off.square().mean()
+
+
+TASKS: dict[str, type[NetworkTask] | type[DecoderTask]] = {
+    "network": NetworkTask,
+    "decoder": DecoderTask,
+}
+
+
+def split_parameters(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the matrices of the blocks, for Muon, and all the rest, for AdamW."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in module.named_parameters():
+        inside = "blocks." in name or ".layers." in name
+        chosen = parameter.ndim == 2 and inside and "mod" not in name
+        (matrices if chosen else others).append(parameter)
+    return matrices, others
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """One process's share of a run."""
+
+    def __init__(self, options: Options, rank: int, device: torch.device) -> None:
+        self.options, self.rank, self.device = options, rank, device
+        self.task = TASKS[options.task](options, load_file(options.start), rank)
+        self.module = self.task.module.to(device)
+        matrices, others = split_parameters(self.module)
+        self.parameters = matrices + others
+        self.muon = Muon(matrices, rank, options.processes)
+        self.adam = torch.optim.AdamW(
+            others, options.adam_rate, (0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda"
+        )
+        # Gradients live in one flat tensor, so that processes exchange them without copying.
+        views, self.gradients = views_like(self.parameters, torch.float32)
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.grad = view
+        self.average = copy.deepcopy(self.module).requires_grad_(False)
+        self.step, self.seen, self.seconds = 0, pictures_seen(options), 0.0
+        self.history: list[tuple[int, float]] = []
+        if options.checkpoint.exists():
+            self._resume(torch.load(options.checkpoint, map_location=device, weights_only=True))
+        self.loss = (
+            torch.compile(self.task.loss, dynamic=False) if options.compile else self.task.loss
+        )
+        self.stopping, self.elapsed = False, 0.0
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.average.load_state_dict(state["average"])
+        self.muon.load(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
+        self.history = state["history"]
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if self.rank:
+            return
+        state = {
+            "module": self.module.state_dict(),
+            "average": self.average.state_dict(),
+            "muon": self.muon.state(),
+            "adam": self.adam.state_dict(),
+            "step": self.step,
+            "seen": self.seen,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        partial = self.options.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.options.checkpoint)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the steps to come, on the device."""
+        ahead: dict[str, Any] = {}
+        if self.options.workers:
+            ahead = {"multiprocessing_context": "spawn", "prefetch_factor": 4}
+        loader = DataLoader(
+            self.task.dataset,
+            batch_size=None,
+            sampler=range(self.step, 1 << 40),
+            num_workers=self.options.workers,
+            pin_memory=self.device.type == "cuda",
+            **ahead,
+        )
+        for batch in loader:
+            yield {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+
+    def rate_factor(self) -> float:
+        """Return the share of the learning rate that applies now."""
+        factor = min(1.0, (self.step + 1) / WARM_UP_STEPS)
+        if self.options.anneal:
+            left = self.share_left() / self.options.anneal
+            factor *= min(1.0, max(LAST_RATE, left))
+        return factor
+
+    def share_left(self) -> float:
+        """Return the share of the run that is still to come, by time or by pictures."""
+        left = 1.0
+        if self.options.until:
+            left = 1 - self.seen / self.options.until
+        if self.options.limit:
+            left = min(left, 1 - self.elapsed / self.options.limit)
+        return left
+
+    def run(self) -> None:
+        """Train until a limit is reached or a signal comes; then save."""
+        begin = saved = shown = time.monotonic()
+        before, losses, pictures = self.seconds, [], 0
+        for batch in self.batches():
+            loss, count = self.advance(batch)
+            losses.append(loss)
+            pictures += count
+            now = time.monotonic()
+            self.seconds = before + now - begin
+            if now - shown > STATUS_SECONDS:
+                self.show(torch.stack(losses).mean().item(), pictures / (now - shown))
+                losses, pictures, shown = [], 0, now
+            if now - saved > self.options.save_every:
+                self.save()
+                saved = now
+            over = self.options.until and self.seen >= self.options.until
+            if self.stopping or over:
+                break
+        self.save()
+
+    def advance(self, batch: Batch) -> tuple[Tensor, int]:
+        """Take one step; return the loss and the pictures it saw, over all processes."""
+        generator = torch.Generator(self.device).manual_seed((self.step << 8) + self.rank)
+        clean = batch["latents"]
+        noise = torch.randn(clean.shape, generator=generator, device=self.device)
+        levels = stratified(len(clean), generator, self.device)
+        loss = self.loss(batch, noise, levels)
+        loss.backward()
+        mean = self.exchange(loss.detach())
+        factor = self.rate_factor()
+        nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], CLIP_NORM)
+        self.adam.param_groups[0]["lr"] = self.options.adam_rate * factor
+        self.adam.step()
+        self.muon.step(self.options.rate * factor)
+        self.gradients.zero_()
+        count = len(clean) * self.options.processes
+        self.follow(count)
+        self.step, self.seen = self.step + 1, self.seen + count
+        return mean, count
+
+    def exchange(self, loss: Tensor) -> Tensor:
+        """Average gradients and loss over the processes, and agree on the time and on stopping."""
+        self.elapsed = time.monotonic() - _started
+        if self.options.processes == 1:
+            self.stopping = self.wants_to_stop()
+            return loss
+        words = torch.tensor([float(loss), float(self.wants_to_stop()), self.elapsed])
+        dist.all_reduce(words)
+        dist.all_reduce(self.gradients)
+        self.gradients /= self.options.processes
+        self.stopping = bool(words[1] > 0)
+        self.elapsed = float(words[2]) / self.options.processes
+        return words[0] / self.options.processes
+
+    def wants_to_stop(self) -> bool:
+        """Tell whether this process was asked to end or has reached the time limit."""
+        return _stop_requested or (0 < self.options.limit < self.elapsed)
+
+    @torch.no_grad()
+    def follow(self, pictures: int) -> None:
+        """Move the average towards the weights."""
+        share = 1 - math.exp(-pictures / min(EMA_PICTURES, 1000 + self.seen))
+        torch._foreach_lerp_(list(self.average.parameters()), self.parameters_in_order(), share)
+
+    def parameters_in_order(self) -> list[Tensor]:
+        """Return the parameters as the average has them."""
+        return [parameter.detach() for parameter in self.module.parameters()]
+
+    def show(self, loss: float, speed: float) -> None:
+        """Print the status line and remember the loss."""
+        self.history.append((self.seen, loss))
+        if self.rank == 0:
+            rate = self.options.rate * self.rate_factor()
+            words = f"{self.seen:>10,} pictures  {speed:7.1f}/s  loss {loss:.4f}  rate {rate:.5f}"
+            print(f"{time.strftime('%H:%M:%S')}  step {self.step:>7}  {words}", flush=True)
+
+
+_stop_requested = False
+_started = time.monotonic()
+
+
+def _request_stop(_signal: int, _frame: FrameType | None) -> None:
+    global _stop_requested  # noqa: PLW0603 - a signal handler has nowhere else to write
+    _stop_requested = True
+
+
+@cache
+def pictures_seen(options: Options) -> int:
+    """Return how many pictures the starting network has seen; the decoder counts anew."""
+    if options.task != "network":
+        return 0
+    with safe_open(options.start, "pt") as file:
+        return int((file.metadata() or {}).get("pictures", 0))
+
+
+def work(rank: int, options: Options) -> None:
+    """Run one process of the training."""
+    signal.signal(signal.SIGTERM, _request_stop)
+    signal.signal(signal.SIGINT, _request_stop)
+    torch.set_num_threads(options.threads)
+    torch._dynamo.config.recompile_limit = 64  # one compilation for each size of picture
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.processes > 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # noqa: TID251 - gloo has no other way
+        dist.init_process_group(
+            "gloo",
+            init_method=f"tcp://127.0.0.1:{options.port}",
+            rank=rank,
+            world_size=options.processes,
+            timeout=timedelta(days=7),  # a paused run must not be taken for a dead one
+        )
+    trainer = Trainer(options, rank, device)
+    if rank == 0:
+        size = sum(p.numel() for p in trainer.parameters)
+        print(f"{size:,} parameters on {device}, {trainer.seen:,} pictures seen", flush=True)
+    trainer.run()
+    if options.processes > 1:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def sole_user(checkpoint: Path) -> Iterator[None]:
+    """Hold a run's lock file: two runs that write one checkpoint would undo each other's work."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with checkpoint.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"another run is using {checkpoint}") from None
+        yield
+
+
+def launch(options: Options) -> None:
+    """Run the training in as many processes as asked for."""
+    if options.processes == 1:
+        work(0, options)
+        return
+    # The children get the signal with their process group, or from here.
+    context = mp.start_processes(work, (options,), options.processes, join=False)
+    assert context is not None
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        for process in context.processes:
+            if process.is_alive() and process.pid:
+                os.kill(process.pid, number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, forward)
+    while not context.join():
+        pass
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def keep(target: Path, start: Path, checkpoints: list[Path]) -> None:
+    """Write starting weights with the averages of checkpoints put in, as bfloat16."""
+    weights = load_file(start)
+    with safe_open(start, "pt") as file:
+        notes = dict(file.metadata() or {})
+    for checkpoint in checkpoints:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        weights.update(state["average"])
+        if any(name.startswith("dit.") for name in state["average"]):
+            notes["pictures"] = str(state["seen"])
+            notes["loss"] = json.dumps(state["history"][-1:])
+    matrix = weights.pop("codec.matrix").float()
+    small = {name: tensor.bfloat16().contiguous() for name, tensor in weights.items()}
+    partial = target.with_suffix(".partial")
+    save_file({**small, "codec.matrix": matrix}, partial, notes)
+    partial.replace(target)
+
+
+def free_port() -> int:
+    """Return a free local port for the processes to meet at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    gpu = torch.cuda.is_available()
+    cores = len(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="task", required=True)
+    for task, batch, sizes in (
+        (
+            "network",
+            512 if gpu else 32,
+            "128x128:8,96x96:1,64x64:1,192x128:1,128x192:1,192x192:1,256x256:1",
+        ),
+        ("decoder", 256 if gpu else 8, "128x128:4,64x64:1,256x256:1,192x128:1"),
+    ):
+        add = commands.add_parser(task).add_argument
+        add("checkpoint", type=Path, help="the run's file; made, or continued")
+        add("--start", type=Path, default=WEIGHTS_FILE, help="weights a new run starts from")
+        add("--batch", type=int, default=batch, help="pictures of 128x128 per process and step")
+        add("--sizes", type=parse_sizes, default=parse_sizes(sizes), help="WxH:weight, ...")
+        add("--text-length", type=int, default=TEXT_LENGTH, help="text tokens; 256 is exact")
+        add("--noise", type=float, default=0.7, help="more teaches shapes, less details")
+        add("--rate", type=float, default=0.015, help="learning rate of the blocks' matrices")
+        add("--adam-rate", type=float, default=2e-3, help="learning rate of the rest")
+        add("--limit", type=float, default=0, help="seconds to run; 0: no limit")
+        add("--until", type=int, default=0, help="pictures to stop at; 0: never")
+        add("--anneal", type=float, default=0, help="last share of the run to anneal, 0..1")
+        add("--save-every", type=float, default=180, help="seconds between checkpoints")
+        add("--processes", type=int, default=1 if gpu else cores)
+        add("--threads", type=int, default=4 if gpu else 1, help="threads of each process")
+        add("--workers", type=int, default=max(1, cores - 2) if gpu else 0, help="drawing ahead")
+        add("--compile", action=argparse.BooleanOptionalAction, default=True)
+    add = commands.add_parser("keep").add_argument
+    add("checkpoints", type=Path, nargs="+")
+    add("--start", type=Path, default=WEIGHTS_FILE)
+    add("--file", type=Path, default=WEIGHTS_FILE)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    arguments = vars(parse_options())
+    if arguments["task"] == "keep":
+        keep(arguments["file"], arguments["start"], arguments["checkpoints"])
+        return
+    with sole_user(arguments["checkpoint"]):
+        launch(Options(**arguments, port=free_port()))
+
+
+if __name__ == "__main__":
+    main()
