@@ -85,9 +85,10 @@ def refusal(*, schedule: str, steps: int, flow: bool) -> str | None:
         return "The schedule 'gits' needs at least 2 steps."
     if schedule in ("karras", "exponential") and steps < 2:
         return f"The schedule '{schedule}' needs at least 2 steps: with one it draws black."
-    if schedule == "ays" and flow:
+    if schedule in ("ays", "gits") and flow:
+        # Their tables are of noise levels up to 14 and more; a flow model knows them up to 1.
         return (
-            "The schedule 'ays' has tables for SD1, SDXL and SVD only: "
-            "with this model it draws black."
+            f"The schedule '{schedule}' has tables for older models (SD1, SDXL, SVD) only: "
+            "with this model it draws a blank picture."
         )
     return None

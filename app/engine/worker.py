@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -219,7 +219,7 @@ class Worker:
             self._bury(Reason.WORKER_HUNG, f"The runtime hung while {self._phase.meaning}.")
         finally:
             self._watch = None
-            await asyncio.shield(process.end())
+            await _to_the_end(process.end())
             self._process = None
 
     async def _serve(self, process: WorkerProcess) -> bool:
@@ -328,6 +328,16 @@ class Worker:
     def _become(self, state: WorkerState) -> None:
         self.state = state
         self._changed.notify()
+
+
+async def _to_the_end(work: Coroutine[None, None, None]) -> None:
+    """Await work that must be finished although its owner may be cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
 
 
 def _backoff(failures: int) -> float:

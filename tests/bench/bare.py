@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from work import Work, load_command, resolved
 
+from app.core.pixels import Inputs
 from app.engine.native import NativeEngine, available_cores
 from app.main import load_catalog
 from app.settings import Settings
@@ -36,7 +37,7 @@ def _serve(answers: TextIO) -> None:
     for line in sys.stdin:
         request = resolved(Work(**json.loads(line)), catalog)
         began = time.monotonic()
-        image = engine.draw("bare", request, 0, lambda _event: None)
+        image = engine.draw("bare", request, Inputs(), 0, lambda _event: None)
         seconds = time.monotonic() - began
         assert image is not None
         _answer(answers, {"seconds": seconds, "sha256": hashlib.sha256(image.blob).hexdigest()})

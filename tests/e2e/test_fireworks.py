@@ -142,7 +142,7 @@ def test_seed_0_is_random(fake_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize(
     ("ratio", "size"),
-    [("1:1", (256, 256)), ("16:9", (336, 192)), ("9:16", (192, 336)), ("21:9", (384, 160))],
+    [("1:1", (128, 128)), ("16:9", (176, 96)), ("9:16", (96, 176)), ("21:9", (192, 80))],
 )
 def test_aspect_ratios(fake_server: ServerProcess, ratio: str, size: tuple[int, int]) -> None:
     """A size of that shape with about the model's usual number of pixels."""
@@ -233,7 +233,7 @@ def test_fireworks_ai(fireworks_server: ServerProcess) -> None:
     assert [item[:2] for item in found["several"]] == [["PNG", "SUCCESS"]] * 2
     pictures = [found["png"], found["jpeg"], *found["several"]]
     assert {from_base64(item[2]).size for item in pictures} == {(128, 64)}
-    assert from_base64(found["default"][2]).size == (256, 256)
+    assert from_base64(found["default"][2]).size == (128, 128)
     assert "safety_checker_unavailable" in found["check"]
     assert "style_preset" in found["style"]
 
@@ -243,7 +243,7 @@ def test_ai_sdk(fireworks_server: ServerProcess) -> None:
     url = fireworks_server.url
     (image,) = run_node("fireworks.mjs", url, "ratio")["images"]
     assert image["mediaType"] == "image/png"
-    assert opened(base64.b64decode(image["base64"])).size == (336, 192)
+    assert opened(base64.b64decode(image["base64"])).size == (176, 96)
     (image,) = run_node("fireworks.mjs", url, "size")["images"]
     assert from_base64(image["base64"]).size == (128, 64)
     assert "Steps: 3, Sampler: dpm++2m," in from_base64(image["base64"]).info["parameters"]

@@ -70,7 +70,7 @@ def test_every_sampler_and_schedule_draws_or_says_why_not(
     """A picture with something on it, or a 400 that names the combination's reason."""
     options = {"sampler": sampler, "schedule": schedule, "sample_steps": 4}
     answer = native_server.post({**SMALL, **options})
-    if schedule == "ays":
+    if schedule in ("ays", "gits"):
         assert answer.status_code == 400
         error = answer.json()["error"]
         assert (error["param"], error["reason"]) == ("schedule", "unsafe_combination")
@@ -80,7 +80,8 @@ def test_every_sampler_and_schedule_draws_or_says_why_not(
     assert (chosen["sampler"], chosen["schedule"]) == (sampler, schedule)
     picture = Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
     assert (picture.size, picture.mode) == ((64, 64), "RGB")
-    assert any(low < high for low, high in picture.getextrema())
+    # A blank picture has a little noise, the thing that was asked for stands out.
+    assert any(high - low > 60 for low, high in picture.getextrema())
     gallery[sampler, schedule] = picture.tobytes()
 
 
@@ -195,7 +196,7 @@ def test_one_step_draws(native_server: ServerProcess, sampler: str) -> None:
     assert any(high for _, high in picture.getextrema())
 
 
-@pytest.mark.parametrize("schedule", ["gits", "karras", "exponential"])
+@pytest.mark.parametrize("schedule", ["karras", "exponential"])
 def test_what_one_step_would_crash_or_blacken_is_refused(
     native_server: ServerProcess, schedule: str
 ) -> None:

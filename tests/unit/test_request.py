@@ -98,6 +98,7 @@ def test_sizes() -> None:
         ({"schedule": "gits", "sample_steps": 1}, "schedule", Reason.UNSAFE_COMBINATION),
         ({"schedule": "karras", "sample_steps": 1}, "schedule", Reason.UNSAFE_COMBINATION),
         ({"schedule": "ays", "model": "flow"}, "schedule", Reason.UNSAFE_COMBINATION),
+        ({"schedule": "gits", "model": "flow"}, "schedule", Reason.UNSAFE_COMBINATION),
         ({"guidance": 3.0}, "guidance", Reason.NOT_SUPPORTED),
         ({"output_compression": 50}, "output_compression", Reason.INVALID_VALUE),
         ({"model": "nobody"}, "model", Reason.MODEL_NOT_FOUND),

@@ -33,7 +33,7 @@ def _install(log: int) -> None:
 
     drawn = NativeEngine.draw
 
-    def draw(self: NativeEngine, job: str, request: Any, index: int, emit: Any) -> Any:
+    def draw(self: NativeEngine, job: str, request: Any, inputs: Any, index: int, emit: Any) -> Any:
         steps: list[tuple[int, int, float]] = []
 
         def emit_and_note(event: Event) -> None:
@@ -42,7 +42,7 @@ def _install(log: int) -> None:
             emit(event)
 
         began = time.monotonic()
-        image = drawn(self, job, request, index, emit_and_note)
+        image = drawn(self, job, request, inputs, index, emit_and_note)
         ended = time.monotonic()
         note = {"job": job, "pid": os.getpid(), "began": began, "ended": ended, "steps": steps}
         os.write(log, json.dumps(note).encode() + b"\n")

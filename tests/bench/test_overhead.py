@@ -1,0 +1,30 @@
+"""The benchmark itself runs: figures that nobody can measure any more are worth nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers import free_port
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_quick_benchmark(tmp_path: Path) -> None:
+    """All contestants draw the same pixels, and the table is printed."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(Path(__file__).with_name("overhead.py")), "--quick"]
+    done = subprocess.run(
+        [*command, "--json", str(figures), "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "same pixels as bare: plain yes, streamed yes" in done.stdout
+    assert json.loads(figures.read_text())
