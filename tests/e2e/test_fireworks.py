@@ -233,7 +233,7 @@ def test_fireworks_ai(fireworks_server: ServerProcess) -> None:
     assert [item[:2] for item in found["several"]] == [["PNG", "SUCCESS"]] * 2
     pictures = [found["png"], found["jpeg"], *found["several"]]
     assert {from_base64(item[2]).size for item in pictures} == {(128, 64)}
-    assert from_base64(found["default"][2]).size == (128, 128)
+    assert from_base64(found["default"][2]).size == (256, 256)
     assert "safety_checker_unavailable" in found["check"]
     assert "style_preset" in found["style"]
 
@@ -243,7 +243,7 @@ def test_ai_sdk(fireworks_server: ServerProcess) -> None:
     url = fireworks_server.url
     (image,) = run_node("fireworks.mjs", url, "ratio")["images"]
     assert image["mediaType"] == "image/png"
-    assert opened(base64.b64decode(image["base64"])).size == (176, 96)
+    assert opened(base64.b64decode(image["base64"])).size == (336, 192)
     (image,) = run_node("fireworks.mjs", url, "size")["images"]
     assert from_base64(image["base64"]).size == (128, 64)
     assert "Steps: 3, Sampler: dpm++2m," in from_base64(image["base64"]).info["parameters"]

@@ -238,7 +238,7 @@ def test_openai_1(native_server: ServerProcess, pictures: Path) -> None:
     assert found["version"] == "1.109.1"
     assert from_base64(found["generate"]).size == (64, 64)
     assert from_base64(found["list"]).size == (64, 64)
-    assert from_base64(found["variation"]).size == (128, 128)
+    assert from_base64(found["variation"]).size == (256, 256)
     left, top, right, bottom = changed_box(from_base64(found["edit"]), pictures) or (0, 0, 99, 99)
     assert MASKED[0] <= left < right <= MASKED[2]
     assert MASKED[1] <= top < bottom <= MASKED[3]
