@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,9 @@ from app.dialects.openai import (
     parse_form,
     plain_answer,
 )
-from app.dialects.shapes import ImageForm
+from app.dialects.shapes import ImageForm, compact, error_body
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def refused(**body: Any) -> InvalidRequest:
@@ -282,3 +285,25 @@ def test_the_names_that_clients_give_images(name: str) -> None:
     ask = parse_form({"prompt": "a"}, [upload(name), upload(name)])
     assert ask.files is not None
     assert len(ask.files.images) == 2
+
+
+def test_golden_answer() -> None:
+    """The whole answer of a finished job, to the last byte."""
+    assert (
+        plain_answer(finished_job(2), ImageForm(), 1234)
+        == (GOLDEN / "openai_answer.json").read_bytes()
+    )
+
+
+def test_golden_error() -> None:
+    """The whole answer of a refused request."""
+    error = refused(steps="many")
+    assert compact(error_body(error)) == (GOLDEN / "openai_error.json").read_bytes()
+
+
+def test_golden_request() -> None:
+    """Every option of OpenAI's own client in one request, and what it comes to."""
+    body = json.loads((GOLDEN / "openai_request.json").read_text())
+    draft = parse(body).draft
+    assert (draft.prompt, draft.n, draft.size, draft.quality) == ("a cat", 2, "64x64", "high")
+    assert (draft.output_format, draft.output_compression) == ("webp", 80)

@@ -1,0 +1,90 @@
+"""Every route, with every kind of bad input: the one shape of errors, and never a 500."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.web.openapi import openapi_document
+from tests.servers import ServerProcess
+
+POSTS = [
+    re.sub(r"{\w+}", "default", path)
+    for path, operations in openapi_document()["paths"].items()
+    if "post" in operations
+]
+GETS = [path for path, operations in openapi_document()["paths"].items() if "get" in operations]
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+
+#: What is wrong -> how it is sent. Each is bad for JSON routes and for form routes alike.
+BAD: dict[str, dict[str, Any]] = {
+    "nothing": {"content": b"", "headers": JSON},
+    "no json": {"content": b"{", "headers": JSON},
+    "a list": {"content": b"[1]", "headers": JSON},
+    "NaN": {"content": b'{"prompt": "a", "cfg_scale": NaN}', "headers": JSON},
+    "no UTF-8": {"content": b'{"prompt": "\xff"}', "headers": JSON},
+    "deep": {"content": b'{"prompt": ' + b"[" * 50_000, "headers": JSON},
+    "twice": {"content": b'{"prompt": "a", "prompt": "b"}', "headers": JSON},
+    "half a character": {"content": b'{"\\ud800": "\\ud800"}', "headers": JSON},
+    "unknown field": {"json": {"prompt": "a", "unheard_of": 1}},
+    "wrong types": {"json": {"prompt": 7, "image": 7, "steps": "x", "init_images": 7}},
+    "another type of body": {"content": b"<a/>", "headers": {"Content-Type": "text/xml"}},
+    "a form cut short": {
+        "content": b'--x\r\nContent-Disposition: form-data; name="image"',
+        "headers": FORM,
+    },
+    "a form without a boundary": {
+        "content": b"x",
+        "headers": {"Content-Type": "multipart/form-data"},
+    },
+    "a form of garbage": {"files": {"image": b"garbage"}, "data": {"prompt": "a", "n": "many"}},
+    "an unknown file": {"files": {"nothing": b"garbage"}, "data": {"prompt": "a"}},
+}
+
+#: Routes of AUTOMATIC1111 that take no body, or any.
+BODILESS = {
+    "/sdapi/v1/interrupt",
+    "/sdapi/v1/skip",
+    "/sdapi/v1/refresh-checkpoints",
+}
+
+
+def check_shape(answer: httpx2.Response) -> None:
+    """The object under ``error`` with its five members, its status as code, and ``detail``."""
+    body = answer.json()
+    assert {"code", "message", "type", "param", "reason"} <= set(body["error"])
+    assert body["error"]["code"] == answer.status_code
+    assert body["error"]["message"]
+    assert body["detail"]
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("what", BAD)
+def test_bad_bodies(fake_server: ServerProcess, path: str, what: str) -> None:
+    """4xx in the one shape, whatever the route and whatever is wrong."""
+    if path in BODILESS:
+        pytest.skip("the route reads no body")
+    answer = httpx2.post(fake_server.url + path, timeout=20, **BAD[what])
+    assert 400 <= answer.status_code < 500, answer.text
+    check_shape(answer)
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_the_wrong_method(fake_server: ServerProcess, path: str) -> None:
+    """405 in the one shape."""
+    answer = httpx2.request("DELETE", fake_server.url + path)
+    assert answer.status_code == 405
+    check_shape(answer)
+
+
+@pytest.mark.parametrize("path", [path for path in GETS if "{" in path])
+def test_what_is_not_there(fake_server: ServerProcess, path: str) -> None:
+    """404 in the one shape."""
+    answer = httpx2.get(fake_server.url + re.sub(r"{\w+}", "nobody", path))
+    assert answer.status_code == 404
+    check_shape(answer)
