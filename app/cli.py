@@ -29,6 +29,8 @@ from app.main import configure_logging, load_catalog
 from app.safety import SafetyCheckerError
 from app.server import Server, serving_privately
 from app.settings import Settings
+from app.store import StoreError
+from app.webhooks import WebhookSettingsError
 
 EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
@@ -108,7 +110,7 @@ def serve(**flags: Any) -> None:
     except CatalogError as error:
         click.echo(f"Error: {settings.models}, {error}", err=True)
         sys.exit(EXIT_CONFIG)
-    except SafetyCheckerError as error:
+    except (SafetyCheckerError, StoreError, WebhookSettingsError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     try:

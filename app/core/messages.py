@@ -53,11 +53,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Draw; answered by events of the job that end with Done, Cancelled or Failed."""
+    """Draw; answered by events of the job that end with Done, Cancelled or Failed.
+
+    Attributes:
+        first: Image to begin with; those before it are there from an earlier try.
+    """
 
     job: str
     request: GenerationRequest
     inputs: Inputs = field(default_factory=Inputs)
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +223,7 @@ def decode(header: bytes, blob: bytes) -> Message:
         fields = json.loads(header)
         cls: Any = _TYPES[fields.pop("type")]
         if cls is Generate:
-            request = fields["request"]
-            request["warnings"] = tuple(request["warnings"])
-            fields["request"] = GenerationRequest(**request)
+            fields["request"] = request_of(fields["request"])
             fields["inputs"] = _unpack(fields["inputs"], blob)
         elif cls is Progress:
             fields["phase"] = Phase(fields["phase"])
@@ -230,6 +233,22 @@ def decode(header: bytes, blob: bytes) -> Message:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a message: {header[:200]!r}") from error
     return message
+
+
+def unframe(frame: bytes) -> Message:
+    """The message of one whole frame, as ``encode`` gave it; raises ValueError."""
+    if len(frame) < HEADER.size:
+        raise ValueError("not a frame")
+    header, blob = HEADER.unpack_from(frame)
+    start = HEADER.size + header
+    if len(frame) != start + blob:
+        raise ValueError("a frame that was cut off")
+    return decode(frame[HEADER.size : start], frame[start:])
+
+
+def request_of(fields: dict[str, Any]) -> GenerationRequest:
+    """A request from its fields as JSON has them; raises TypeError, KeyError."""
+    return GenerationRequest(**{**fields, "warnings": tuple(fields["warnings"])})
 
 
 def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:

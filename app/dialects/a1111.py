@@ -511,7 +511,7 @@ def answer(job: Job, drawing: Drawing, infotexts: Sequence[str]) -> bytes:
     """
     images = [job.images[index] for index in sorted(job.images)]
     shown = images if drawing.send_images else []
-    parts = [b'"' + base64.b64encode(image.data) + b'"' for image in shown]
+    parts = [b'"' + base64.b64encode(image.content) + b'"' for image in shown]
     tail: JsonObject = {
         "parameters": _effective(job, drawing) | _given(drawing.echo),
         "info": compact(_info(job, drawing, images, infotexts)).decode(),
@@ -707,7 +707,7 @@ def _newest_picture(job: Job) -> str | None:
             case PreviewReady(data=data):
                 return base64.b64encode(data).decode()
             case ImageReady(image):
-                return base64.b64encode(image.data).decode()
+                return base64.b64encode(image.content).decode()
     return None
 
 

@@ -7,6 +7,7 @@ dialect and do nothing here, with what happens to each; whatever is in neither i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -79,8 +80,6 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "vae_tiling": Foreign.NOT_YET,
     "cache_mode": Foreign.NOT_YET,
     "hires": Foreign.NOT_YET,
-    "on_disconnect": Foreign.NOT_YET,
-    "background_job": Foreign.NOT_YET,
     "prompt_2": Foreign.REFUSED,
     "prompt_3": Foreign.REFUSED,
     "negative_prompt_2": Foreign.REFUSED,
@@ -114,7 +113,6 @@ _MASK_PARTS: Final = ("mask", "mask_image")
 _NEUTRAL: Final = (
     ("clip_skip", -1),
     ("cache_mode", "disabled"),
-    ("on_disconnect", "cancel"),
 )
 
 _MIN_CHUNK: Final = 1024
@@ -132,7 +130,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(True, description="Usage on the last image's frame.")
     chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
     chunk_size: int = Field(_DEFAULT_CHUNK, ge=_MIN_CHUNK, description="Characters a piece.")
-    preview: bool = Field(False, description="A small picture on every progress frame.")
+    preview: bool = Field(False, description="A small picture with every step.")
     dialect: StreamDialect | None = Field(
         None, description="Form of the stream: image.chunk, openai, or both in one."
     )
@@ -153,6 +151,15 @@ class ReplyOptions(BaseModel):
     )
     stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
     background: Literal["auto", "opaque", "transparent"] = "auto"
+    priority: Literal["low", "normal", "high"] = Field(
+        "normal", description="Place in the queue: a better class always goes first."
+    )
+    on_disconnect: Literal["cancel", "continue"] | None = Field(
+        None, description="What becomes of the job when its client leaves before the answer."
+    )
+    webhook_url: str | None = Field(
+        None, max_length=2048, description="Where the job's end is posted to, if the server may."
+    )
 
     @field_validator("background")
     @classmethod
@@ -160,6 +167,11 @@ class ReplyOptions(BaseModel):
         if value == "transparent":
             raise ValueError("the runtime draws opaque pictures only")
         return value
+
+
+_OPTIONS: Final = (
+    Draft.model_fields.keys() | ReplyOptions.model_fields.keys() | FOREIGN_FIELDS.keys()
+) - set(INTERNAL_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +194,25 @@ class Ask:
         """How images are put into the answer."""
         wanted = self.reply.response_format
         return ImageForm(wanted.lower() == "url", wanted == "B64Json", base_url)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest that is the same for the same request, however it was written."""
+        return fingerprint(self.draft, self.reply.model_dump(), self.files, self.operation)
+
+
+def fingerprint(
+    draft: Draft, reply: Mapping[str, Any], files: SourceFiles | None, operation: str
+) -> str:
+    """Digest of all that makes a request what it is."""
+    words = json.dumps([draft.model_dump(mode="json"), reply, operation], sort_keys=True)
+    digest = hashlib.sha256(words.encode())
+    if files is not None:
+        masks = (files.mask,) if files.mask else ()
+        digest.update(repr((files.own_alpha, files.inverted_mask, bool(masks))).encode())
+        for file in (*files.images, *masks):
+            digest.update(hashlib.sha256(file.data).digest())
+    return digest.hexdigest()
 
 
 def parse(body: Mapping[str, Any], dialect: str | None = None) -> Ask:
@@ -225,6 +256,35 @@ def parse_form(
         body.setdefault("mask_mode", mask_mode)
     ask = _ask(body, dialect)
     return replace(ask, files=sources, operation="edit")
+
+
+def parse_query(parameters: Mapping[str, str]) -> Ask:
+    """Read a generation from the query of its URL, as EventSource sends it.
+
+    Names that no table knows are left unread: pages put all kinds of things into their links.
+
+    Raises:
+        InvalidRequest: Names the parameter.
+    """
+    known = {
+        name: value
+        for name, value in parameters.items()
+        if name.startswith("stream_options") or ALIASES.get(name, name) in _OPTIONS
+    }
+    if known.get("response_format", "url").lower() != "url":
+        raise InvalidRequest(
+            "'response_format' is url on this route.",
+            reason=Reason.NOT_SUPPORTED,
+            param="response_format",
+        )
+    if known.get("on_disconnect", "continue") != "continue":
+        raise InvalidRequest(
+            "'on_disconnect' is continue on this route.",
+            reason=Reason.NOT_SUPPORTED,
+            param="on_disconnect",
+        )
+    given = {"response_format": "url", "on_disconnect": "continue", "stream": "true"}
+    return _ask({**_unflattened(known), **given}, None)
 
 
 def _ask(body: Mapping[str, Any], dialect: str | None) -> Ask:
@@ -294,9 +354,9 @@ def _with_dialect(reply: ReplyOptions, elsewhere: str | None) -> ReplyOptions:
 
 
 def _previews(reply: ReplyOptions) -> int:
-    if not reply.stream:
-        return 0
-    return EVERY_STEP if reply.stream_options.preview else reply.partial_images or 0
+    if reply.stream_options.preview:
+        return EVERY_STEP  # for whoever watches the job, streamed or not
+    return (reply.partial_images or 0) if reply.stream else 0
 
 
 def _unflattened(fields: Mapping[str, str]) -> dict[str, Any]:

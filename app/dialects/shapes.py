@@ -50,9 +50,14 @@ def image_item(
 ) -> bytes:
     """One entry of ``data``: the fields with the image's link or bytes at the end."""
     if form.as_url:
-        return compact({**fields, "url": f"{form.base_url}/v1/images/{image.id}/content"})
+        return compact({**fields, "url": image_url(form.base_url, image)})
     prefix = f"data:image/{request.output_format};base64," if form.data_url else ""
-    return with_base64(fields, "b64_json", prefix, image.data)
+    return with_base64(fields, "b64_json", prefix, image.content)
+
+
+def image_url(base_url: str, image: ImageResult) -> str | None:
+    """The link of a stored image, None when there was no room for it."""
+    return f"{base_url}/v1/images/{image.id}/content" if image.id else None
 
 
 def with_data(fields: JsonObject, items: list[bytes], tail: bytes) -> bytes:

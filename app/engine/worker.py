@@ -37,8 +37,6 @@ from app.core.messages import (
     Preview,
     Progress,
 )
-from app.core.pixels import Inputs
-from app.core.request import GenerationRequest
 from app.core.words import Word
 from app.engine.process import WorkerProcess
 from app.wakeup import Wakeup
@@ -160,17 +158,16 @@ class Worker:
         message = f"The model '{self.model}' is not available. {self.error}".rstrip()
         return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
 
-    async def generate(
-        self, job: str, request: GenerationRequest, inputs: Inputs
-    ) -> AsyncIterator[Event]:
+    async def generate(self, order: Generate) -> AsyncIterator[Event]:
         """Draw; the last event is Done, Cancelled or Failed. The worker must be ready."""
+        job, request = order.job, order.request
         assert self.state is WorkerState.READY
         assert self._process is not None
         self._job, self._mailbox, self._cancelling = job, asyncio.Queue(), False
         self._pixels = request.width * request.height
         self._become(WorkerState.BUSY)
         self._await(Phase.ENCODING)
-        await self._process.send(Generate(job, request, inputs))
+        await self._process.send(order)
         try:
             while True:
                 event = await self._mailbox.get()
@@ -181,6 +178,10 @@ class Worker:
             # Left before the end: whatever is still being drawn is wanted by nobody.
             if self._job == job and self._process is not None:
                 self._process.kill()
+
+    def has(self, job: str) -> bool:
+        """True while the job runs here."""
+        return job == self._job
 
     async def cancel(self, job: str) -> None:
         """Stop a job that runs here, by its child if that can and by its death if not."""

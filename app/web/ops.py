@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from app.engine.worker import WorkerState
 from app.images import MEDIA_TYPES
 from app.metrics import Metrics
 from app.service import ImageService
-from app.store import ImageStore
+from app.store import JobStore
 from app.web import respond
 from app.web.openapi import openapi_document
 
@@ -35,7 +34,7 @@ class OpsRoutes:
     """
 
     service: ImageService
-    store: ImageStore
+    store: JobStore
     metrics: Metrics
     has_keys: bool
 
@@ -60,7 +59,7 @@ class OpsRoutes:
 
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{id}/content."""
-        found = await asyncio.to_thread(self.store.get, request.path_params["image"])
+        found = await self.store.image(request.path_params["image"])
         if found is None:
             raise NotFound(
                 "The image never was here or has expired.", reason=Reason.IMAGE_NOT_FOUND

@@ -51,7 +51,7 @@ def picture(path: Path) -> tuple[str | None, tuple[int, int]]:
 
 def test_the_blocks_are_known() -> None:
     """A block added to the README needs a test here."""
-    assert (len(SHELL), len(PYTHON)) == (9, 3)
+    assert (len(SHELL), len(PYTHON)) == (10, 3)
 
 
 def test_watch_a_picture_being_drawn(native_server: ServerProcess, tmp_path: Path) -> None:
@@ -90,6 +90,13 @@ def test_draw_over_a_picture(native_server: ServerProcess, tmp_path: Path) -> No
     """The two lines of the section on edits."""
     run(SHELL[3], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
     assert picture(tmp_path / "before.png") == picture(tmp_path / "after.png") == ("PNG", (64, 64))
+
+
+def test_a_job_and_its_result(native_server: ServerProcess, tmp_path: Path) -> None:
+    """202, events to the end, and the picture."""
+    run(SHELL[5], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    assert picture(tmp_path / "job.png") == ("PNG", (128, 128))
+    assert "\nevent: completed\n" in (tmp_path / "events.txt").read_text()
 
 
 def test_from_python(native_server: ServerProcess, tmp_path: Path) -> None:

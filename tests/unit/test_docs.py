@@ -34,6 +34,9 @@ WORDED = {
     "cache_dir": "the user's cache folder",
     "public_url": "",
     "api_keys": "",
+    "high_priority_keys": "",
+    "webhook_hosts": "",
+    "webhook_secret": "",
     "cors_origins": "",
     "safety_checker": "",
 }
@@ -85,7 +88,7 @@ def test_routes_are_described(tmp_path: Path) -> None:
     app = build_app(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
     paths = {re.sub(r":\w+}", "}", route.path) for route in app.routes if isinstance(route, Route)}
     assert paths == set(openapi_document()["paths"])
-    readme_paths = {path.replace("{image}", "{id}").replace("{model}", "{id}") for path in paths}
+    readme_paths = {re.sub(r"{\w+}", "{id}", path) for path in paths}
     assert [path for path in readme_paths if path not in README] == []
 
 

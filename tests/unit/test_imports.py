@@ -23,6 +23,7 @@ FLOORS = {
     "app.settings": 2,
     "app.wakeup": 2,
     "app.studio": 2,
+    "app.webhooks": 2,
     "app.service": 3,
     "app.web": 4,
     "app.client": 5,
