@@ -23,6 +23,9 @@ class Metrics:
             ("method", "route", "status"),
             registry=self._registry,
         )
+        self.accepted_jobs = Counter(
+            "sdstream_accepted_jobs", "Accepted jobs.", ("model",), registry=self._registry
+        )
         self.jobs = Counter(
             "sdstream_jobs", "Ended jobs.", ("model", "outcome"), registry=self._registry
         )

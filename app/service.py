@@ -556,6 +556,7 @@ class ImageService:
         finally:
             self._entering.remove(job)
         live = self._remember(job)
+        self._metrics.accepted_jobs.labels(job.request.model).inc()
         if self.draining:  # since it was admitted
             self._apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is going down."))
             raise _going_down()

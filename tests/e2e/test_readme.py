@@ -79,11 +79,13 @@ def test_ask_for_the_file_itself(native_server: ServerProcess, tmp_path: Path) -
 
 
 def test_the_command_line(native_server: ServerProcess, tmp_path: Path) -> None:
-    """generate with and without a server, and the list of models."""
+    """generate with and without a server, the list of models, a job begun, watched and listed."""
     output = run(SHELL[4], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
     assert picture(tmp_path / "circle.png") == ("PNG", (128, 128))
     assert picture(tmp_path / "piped.png") == ("PNG", (64, 64))
     assert "embedded" in output
+    assert picture(tmp_path / "watched.png") == ("PNG", (128, 128))
+    assert "completed" in output
 
 
 def test_draw_over_a_picture(native_server: ServerProcess, tmp_path: Path) -> None:
