@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import sys
@@ -23,6 +24,7 @@ from app.core.catalog import BUILTIN, Catalog, CatalogError, ModelSpec
 from app.core.errors import ImageServiceError
 from app.core.messages import Load
 from app.embedded import MODELS as BUILTIN_MODELS
+from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerOptions
 from app.metrics import Metrics
 from app.ocr import TextReader
@@ -111,6 +113,8 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             *A1111Routes(draw).routes(),
             Route("/v1/images/{image}/content", ops.image),
             Route("/v1/models", ops.models),
+            Route("/v1/models/{model:path}/load", ops.load, methods=["POST"]),
+            Route("/v1/models/{model:path}/unload", ops.unload, methods=["POST"]),
             Route("/v1/models/{model:path}", ops.model),
             Route("/v1/config", ops.config),
             Route("/v1/cluster/auth", ops.cluster_auth),
@@ -175,12 +179,17 @@ def _service(
         cancel_seconds=settings.cancel_seconds,
     )
 
-    def make_worker(spec: ModelSpec) -> Worker:
-        return Worker(_load_command(settings, spec), options)
+    def make_pool(on_change: Callable[[], None]) -> WorkerPool:
+        return WorkerPool(
+            lambda spec, changed: Worker(_load_command(settings, spec), options, changed),
+            file_bytes=lambda spec: _file_bytes(settings, spec),
+            budget_bytes=settings.memory_mb * 2**20 or _usual_memory(),
+            on_change=on_change,
+        )
 
     return ImageService(
         catalog=catalog,
-        make_worker=make_worker,
+        make_pool=make_pool,
         studio=Studio(
             shelf=store,
             checker=load_checker(settings.safety_checker) if settings.safety_checker else None,
@@ -202,6 +211,21 @@ def _service(
         on_end=webhooks.notify,
         random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
     )
+
+
+def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
+    """Size of a model's files, what built-in ones have aside; a model that never ran needs that."""
+    paths = (_absolute(settings, place) for _, place in spec.files.items())
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _usual_memory() -> int:
+    """Four fifths of the memory that this machine, or its container, has."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    with suppress(OSError, ValueError):
+        memory = min(memory, int(limit.read_text()))
+    return memory * 4 // 5
 
 
 def _load_command(settings: Settings, spec: ModelSpec) -> Load:

@@ -4,8 +4,10 @@
 
     submit ──> queue ──> worker ──> events ──> Job.apply ──> readers (follow)
 
-One task takes jobs off the queue, one at a time, and sees each to its end. Everything runs on
-one event loop; what is done to pixels is done in the studio's threads.
+One task gives the waiting jobs to free workers, in the order of the queue, and a task for each
+running job sees it to its end. A job that waits for room in memory is overtaken by none, else it
+might wait for ever. Everything runs on one event loop; what is done to pixels is done in the
+studio's threads.
 
 Who ends a job, the first of these to come wins (``Job.apply`` ignores the others):
 
@@ -83,6 +85,7 @@ from app.core.request import (
     resolve,
 )
 from app.core.speed import Speed
+from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerState
 from app.metrics import Metrics
 from app.store import JobStore, Page
@@ -103,12 +106,6 @@ _SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WOR
 
 def _going_down() -> Unavailable:
     return Unavailable("The server is going down.", reason=Reason.SHUTTING_DOWN, retry_after=10)
-
-
-def _log_fault(task: asyncio.Task[None]) -> None:
-    """A supervisor never ends by an exception unless the program is wrong."""
-    if not task.cancelled() and task.exception() is not None:
-        logger.critical("a worker's supervisor stopped by a fault", exc_info=task.exception())
 
 
 @dataclass(frozen=True)
@@ -146,6 +143,10 @@ class LiveJob:
     wanted_ending: JobCancelled | JobFailed | None = None
     laid_aside: bool = False
 
+    #: Has the job while it runs.
+    worker: Worker | None = None
+    task: asyncio.Task[None] | None = None
+
     @property
     def over(self) -> bool:
         """True when nothing more will happen to it in this life of the server."""
@@ -159,7 +160,7 @@ class ImageService:
         self,
         *,
         catalog: Catalog,
-        make_worker: Callable[[ModelSpec], Worker],
+        make_pool: Callable[[Callable[[], None]], WorkerPool],
         studio: Studio,
         store: JobStore,
         metrics: Metrics,
@@ -173,7 +174,6 @@ class ImageService:
         self.studio = studio
         self.draining = False
         self._store = store
-        self._make_worker = make_worker
         self._metrics = metrics
         self._policy = policy
         self._new_id = new_id
@@ -181,16 +181,14 @@ class ImageService:
         self._ended = on_end
         self._clock = clock
         self._queue: FairQueue[LiveJob] = FairQueue()
-        self._queue_changed = Wakeup()
+        self._changed = Wakeup()
+        self.pool = make_pool(self._changed.notify)
         #: Accepted, and being written to the disk.
         self._entering: list[Job] = []
         self._live: dict[str, LiveJob] = {}
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
         self._names: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-        self._running: LiveJob | None = None
-        self._worker: Worker | None = None
-        self._worker_task: asyncio.Task[None] | None = None
-        self._broken: dict[str, Unavailable] = {}
+        self._running: list[LiveJob] = []
         self._speed = Speed()
         self._drain_task: asyncio.Task[None] | None = None
 
@@ -198,25 +196,41 @@ class ImageService:
 
     @property
     def ready(self) -> bool:
-        """True when a job for the loaded model would run at once."""
+        """True when a job would be drawn at once or after others: some model is loaded."""
         loaded = (WorkerState.READY, WorkerState.BUSY)
-        return not self.draining and self._worker is not None and self._worker.state in loaded
+        return not self.draining and any(w.state in loaded for w in self.pool.workers())
 
     @property
     def queued_images(self) -> int:
-        """Images that wait, without those of the running job."""
+        """Images that wait, without those of the running jobs."""
         return self._queue.images()
-
-    def worker_of(self, model: str) -> Worker | None:
-        """The worker that has the model, None when it is not loaded."""
-        return self._worker if self._worker and self._worker.model == model else None
 
     def why_unavailable(self, model: str) -> str | None:
         """Why the model cannot be loaded, None when nothing is known against it."""
-        worker = self.worker_of(model)
-        if worker is not None and worker.state is WorkerState.FAILED:
-            return worker.unavailable().message
-        return self._broken[model].message if model in self._broken else None
+        worker = self.pool.failed(model)
+        return worker.unavailable().message if worker is not None else None
+
+    async def load(self, spec: ModelSpec) -> None:
+        """Load a model ahead of its first job, also one that could not be loaded before.
+
+        Raises:
+            Unavailable: There is no room now, or it cannot be loaded.
+        """
+        if self.pool.failed(spec.id) is not None:
+            self.pool.unload(spec.id)
+        if not self.pool.workers(spec.id) and not self.pool.start(spec):
+            raise Unavailable(
+                f"There is no memory for '{spec.id}' while other models are busy.",
+                reason=Reason.MODEL_UNAVAILABLE,
+                retry_after=10,
+            )
+        worker = self.pool.workers(spec.id)[0]
+        if worker.state is not WorkerState.BUSY:
+            await worker.ready()
+
+    def unload(self, spec: ModelSpec) -> None:
+        """Stop a model's workers, each as soon as its job is over."""
+        self.pool.unload(spec.id)
 
     async def submit(self, draft: Draft, files: SourceFiles | None, terms: Terms) -> LiveJob:
         """Accept a request as a job, or find the one that its idempotency key names.
@@ -284,16 +298,17 @@ class ImageService:
         """Seconds until an unfinished job ends, None while too little was measured."""
         if job.terminal:
             return None
-        running = self._running.job if self._running else None
-        if job is running:
-            return self._remaining(job)
-        ahead: list[Job] = [running] if running else []
+        own = self._remaining(job)
+        running = [live.job for live in self._running]
+        if job in running or own is None:
+            return own
+        ahead = running
         for live in self._queue:
             if live.job is job:
                 break
             ahead.append(live.job)
-        times = [self._remaining(other) for other in (*ahead, job)]
-        return None if None in times else sum(time for time in times if time is not None)
+        seconds = self._seconds_of(ahead)
+        return None if seconds is None else own + seconds / max(1, len(self._running))
 
     async def follow(
         self, live: LiveJob, idle_seconds: float, start: int = 0
@@ -336,8 +351,8 @@ class ImageService:
 
     async def peek(self, live: LiveJob) -> None:
         """Have a running job give a preview with its next step."""
-        if live is self._running and self._worker is not None:
-            await self._worker.peek(live.job.id)
+        if live.worker is not None:
+            await live.worker.peek(live.job.id)
 
     async def recover(self) -> None:
         """Take up the background jobs that an earlier life of the server left."""
@@ -345,7 +360,7 @@ class ImageService:
             self._enqueue(self._remember(job))
 
     def begin_drain(self) -> None:
-        """Take no more work, and give the running job the grace time; callable repeatedly."""
+        """Take no more work, and give running jobs the grace time; callable repeatedly."""
         if self.draining:
             return
         self.draining = True
@@ -356,42 +371,68 @@ class ImageService:
     # --- the service task -----------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Load the default model, then run jobs one after the other until cancelled."""
+        """Load the default model, then give jobs to workers until cancelled."""
         try:
-            await self._worker_for(self.catalog.models[self.catalog.default])
+            self.pool.start(self.catalog.models[self.catalog.default])
             while True:
-                live = await self._next()
-                try:
-                    await self._run(live)
-                except Exception:
-                    logger.exception("job %s failed inside the server", live.job.id)
-                    fault = JobFailed(Reason.INTERNAL_ERROR, "The server made a mistake.")
-                    self._apply(live, fault)
-                finally:
-                    self._running = None
+                self._dispatch()
+                await self._changed.wait()
         finally:
             self.begin_drain()
             if self._drain_task is not None:
                 self._drain_task.cancel()
-            if self._running is not None:
-                self._stop(self._running)
-            await asyncio.shield(self._stop_worker())
+            for live in list(self._running):
+                self._stop(live)
+                if live.task is not None:
+                    live.task.cancel()
+            await asyncio.shield(self.pool.close())
             self.studio.close()
 
-    async def _next(self) -> LiveJob:
-        while not self._queue:
-            await self._queue_changed.wait()
-        live = self._running = self._queue.pop()
+    def _dispatch(self) -> None:
+        """Begin every waiting job that a worker is free for, and load models for the others."""
+        announced = set[str]()
+        for live in list(self._queue):
+            spec = self.catalog.models[live.job.request.model]
+            failed = self.pool.failed(spec.id)
+            if failed is not None:
+                error = failed.unavailable()
+                self._queue.remove(live)
+                self._apply(live, JobFailed(error.reason, error.message))
+                continue
+            worker = self.pool.free(spec.id)
+            if worker is not None:
+                self._begin(live, worker)
+            elif self.pool.start(spec) or self.pool.is_coming(spec.id):
+                if spec.id not in announced:
+                    announced.add(spec.id)
+                    self._apply(live, Loading())
+            elif not self.pool.workers(spec.id):
+                break  # no room yet
         self._renumber()
-        return live
 
-    async def _run(self, live: LiveJob) -> None:
+    def _begin(self, live: LiveJob, worker: Worker) -> None:
+        self._queue.take(live)
+        self.pool.take(worker)
+        live.worker = worker
+        self._running.append(live)
+        live.task = asyncio.create_task(self._see_to(live, worker))
+
+    async def _see_to(self, live: LiveJob, worker: Worker) -> None:
+        """A running job's task."""
+        try:
+            await self._run(live, worker)
+        except Exception:
+            logger.exception("job %s failed inside the server", live.job.id)
+            self._apply(live, JobFailed(Reason.INTERNAL_ERROR, "The server made a mistake."))
+        finally:
+            self._running.remove(live)
+            live.worker = live.task = None
+            self.pool.give_back(worker)
+        if live.job.status is JobStatus.QUEUED and not live.over:
+            self._enqueue(live, first=True)
+
+    async def _run(self, live: LiveJob, worker: Worker) -> None:
         job = live.job
-        worker = await self._worker_for(self.catalog.models[job.request.model])
-        if worker.state is not WorkerState.READY:
-            self._apply(live, Loading())
-        if not await self._is_ready(live, worker):
-            return
         try:
             inputs = await self._store.inputs(job)
         except (OSError, ValueError):
@@ -415,9 +456,7 @@ class ImageService:
         try:
             await worker.ready()
         except Unavailable as error:
-            self._broken[worker.model] = error
             self._apply(live, JobFailed(error.reason, error.message))
-            await self._bring_default_back()
         return not live.over
 
     async def _take(self, live: LiveJob, inputs: Inputs, event: Event) -> None:
@@ -441,8 +480,6 @@ class ImageService:
         again = job.terms.background and job.attempts < MAX_ATTEMPTS
         if again and ending.reason in _SECOND_CHANCE and self._apply(live, Requeued()):
             logger.warning("job %s gets a second try: %s", job.id, ending.message)
-            self._running = None
-            self._enqueue(live, first=True)
             return
         self._apply(live, ending)
 
@@ -473,8 +510,8 @@ class ImageService:
     # --- endings --------------------------------------------------------------------------------
 
     async def _end_early(self, live: LiveJob, ending: JobCancelled | JobFailed) -> None:
-        worker = self._worker
-        if live.job.status is JobStatus.RUNNING and worker and worker.has(live.job.id):
+        worker = live.worker
+        if worker is not None and worker.has(live.job.id):
             live.wanted_ending = live.wanted_ending or ending
             await worker.cancel(live.job.id)
             return
@@ -485,19 +522,19 @@ class ImageService:
     async def _give_up(self, live: LiveJob, ending: JobFailed) -> None:
         """End a running job that the server itself cannot finish, and spare the worker the rest."""
         self._apply(live, ending)
-        if self._worker is not None:
-            await self._worker.cancel(live.job.id)
+        if live.worker is not None:
+            await live.worker.cancel(live.job.id)
 
     async def _end_running(self) -> None:
-        """Let the running job end by itself within the grace time, and stop it then."""
-        live = self._running
-        if live is None:
-            return
+        """Let running jobs end by themselves within the grace time, and stop them then."""
+        running = list(self._running)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._policy.grace_seconds):
-                await self.finished(live)
-        # Not by way of the worker, which has a grace time of its own.
-        self._stop(live)
+                for live in running:
+                    await self.finished(live)
+        for live in running:
+            # Not by way of the worker, which has a grace time of its own.
+            self._stop(live)
 
     def _stop(self, live: LiveJob) -> None:
         """At shutdown: a background job is laid aside, any other fails."""
@@ -589,11 +626,9 @@ class ImageService:
                 reason=Reason.PRIORITY_NOT_ALLOWED,
                 param="priority",
             )
-        worker = self.worker_of(model)
-        if worker is not None and worker.state is WorkerState.FAILED:
-            raise worker.unavailable()
-        if model in self._broken:
-            raise self._broken[model]
+        failed = self.pool.failed(model)
+        if failed is not None:
+            raise failed.unavailable()
         self._admit_to_queue(images, terms.owner)
 
     def _admit_to_queue(self, images: int, owner: str) -> None:
@@ -613,15 +648,21 @@ class ImageService:
 
     def _retry_after(self, images: int) -> int:
         """Seconds until so many images have left the queue."""
-        seconds = (self._remaining(self._running.job) if self._running else 0.0) or 0.0
+        going = [live.job for live in self._running]
         for live in self._queue:
-            if images <= 0:
-                break
             images -= live.job.request.n
-            # The last of them leaves the queue when its turn comes, not when it is done.
-            if images > 0:
-                seconds += self._remaining(live.job) or _GUESSED_SECONDS * live.job.request.n
+            if images <= 0:
+                break  # it leaves the queue when its turn comes, not when it is done
+            going.append(live.job)
+        guess = _GUESSED_SECONDS * sum(job.request.n for job in going)
+        seconds = self._seconds_of(going)
+        seconds = (guess if seconds is None else seconds) / max(1, len(self._running))
         return min(_MAX_RETRY_AFTER, max(1, math.ceil(seconds)))
+
+    def _seconds_of(self, jobs: Sequence[Job]) -> float | None:
+        """Work that is left of all of these, None when that of one is unknown."""
+        times = [self._remaining(job) for job in jobs]
+        return None if None in times else sum(time for time in times if time is not None)
 
     def _remember(self, job: Job) -> LiveJob:
         live = self._live[job.id] = LiveJob(job)
@@ -636,10 +677,10 @@ class ImageService:
             priority=job.terms.priority,
             first=first,
         )
-        position = int(self._running is not None) + list(self._queue).index(live)
+        position = len(self._running) + list(self._queue).index(live)
         self._apply(live, Queued(position))
         self._renumber(newcomer=job)
-        self._queue_changed.notify()
+        self._changed.notify()
 
     def _renumber(self, newcomer: Job | None = None) -> None:
         """Tell the waiting jobs their places.
@@ -647,8 +688,7 @@ class ImageService:
         What a job was told once grows only when one of a better class came: a fair turn of
         somebody else may delay it, and then its place stays what it was until it is true again.
         """
-        ahead = int(self._running is not None)
-        for position, live in enumerate(self._queue, start=ahead):
+        for position, live in enumerate(self._queue, start=len(self._running)):
             known, terms = live.job.queue_position, live.job.terms
             if newcomer is not None and newcomer.terms.priority.outranks(terms.priority):
                 known = position
@@ -669,29 +709,6 @@ class ImageService:
         now = steps_left / speed if speed else image * steps_left / max(1, current.steps)
         return now + image * (left - 1)
 
-    # --- workers --------------------------------------------------------------------------------
-
-    async def _worker_for(self, spec: ModelSpec) -> Worker:
-        """The worker that has the model, in place of the one with another model."""
-        if self._worker is None or self._worker.model != spec.id:
-            await self._stop_worker()
-            self._worker = self._make_worker(spec)
-            self._worker_task = asyncio.create_task(self._worker.run())
-            self._worker_task.add_done_callback(_log_fault)
-        return self._worker
-
-    async def _bring_default_back(self) -> None:
-        """After a model that cannot be loaded: nobody else may have to wait for the default one."""
-        if self.catalog.default not in self._broken:
-            await self._worker_for(self.catalog.models[self.catalog.default])
-
-    async def _stop_worker(self) -> None:
-        if self._worker_task is not None:
-            self._worker_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker_task
-        self._worker = self._worker_task = None
-
     # --- numbers --------------------------------------------------------------------------------
 
     def _observe(self, job: Job, phase: str, seconds: float) -> None:
@@ -700,10 +717,5 @@ class ImageService:
     def measure(self) -> None:
         """Bring the gauges up to date; called when somebody looks."""
         self._metrics.queued_images.set(self.queued_images)
-        self._metrics.running_jobs.set(int(self._running is not None))
-        worker = self._worker
-        if worker is not None:
-            up = worker.state in (WorkerState.READY, WorkerState.BUSY)
-            self._metrics.worker_up.labels(worker.model).set(int(up))
-            self._metrics.worker_starts.labels(worker.model).set(worker.starts)
-            self._metrics.worker_memory.labels(worker.model).set(worker.resident_bytes)
+        self._metrics.running_jobs.set(len(self._running))
+        self._metrics.measure_workers(self.pool.workers(), self.pool.evictions)

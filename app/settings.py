@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     queue_images_per_key: int = Field(
         32, ge=1, description="Images that may wait for one API key, where keys are asked for."
     )
+    memory_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory for all loaded models, in MiB; 0 is four fifths of what is there.",
+    )
     max_body_mb: int = Field(64, ge=1, description="Largest request with pictures, in MiB.")
     max_input_pixels: int = Field(
         16_777_216, ge=4096, description="Largest width x height of an input picture, in pixels."

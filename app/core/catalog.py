@@ -210,7 +210,12 @@ class RuntimeOptions(_Part):
 
 
 class ModelSpec(_Part):
-    """One entry of the catalogue."""
+    """One entry of the catalogue.
+
+    Attributes:
+        replicas: Workers of the model that may draw at once.
+        keep_alive: Seconds that an idle worker stays loaded; None is until others need its room.
+    """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
     description: str = ""
@@ -220,6 +225,8 @@ class ModelSpec(_Part):
     size: SizeRule = SizeRule()
     prompt_characters: int | None = Field(None, ge=1, le=32_000)
     runtime: RuntimeOptions = RuntimeOptions()
+    replicas: int = Field(1, ge=1, le=64)
+    keep_alive: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     @property
     def traits(self) -> Family:

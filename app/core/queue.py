@@ -96,7 +96,14 @@ class FairQueue(Generic[T]):
 
     def pop(self) -> T:
         """Take out what goes next; raises IndexError when nothing waits."""
-        ticket = self._tickets.pop(0)
+        return self._take(0)
+
+    def take(self, item: T) -> None:
+        """Take out an item whose turn it is although others stand before it."""
+        self._take(next(i for i, ticket in enumerate(self._tickets) if ticket.item is item))
+
+    def _take(self, index: int) -> T:
+        ticket = self._tickets.pop(index)
         rank, start = ticket.place.rank, ticket.place.start
         now = self._now[rank] = max(self._now[rank], start)
         self._clocks = {
@@ -105,7 +112,7 @@ class FairQueue(Generic[T]):
         return ticket.item
 
     def remove(self, item: T) -> bool:
-        """Take an item out of the middle; False when it does not wait here."""
+        """Take an item out without its turn; False when it does not wait here."""
         for index, ticket in enumerate(self._tickets):
             if ticket.item is item:
                 del self._tickets[index]

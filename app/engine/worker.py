@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,9 +100,17 @@ class _Pace:
 
 
 class Worker:
-    """One model's process. ``run`` is a task of the owner, who cancels it to stop."""
+    """One model's process. ``run`` is a task of the owner, who cancels it to stop.
 
-    def __init__(self, load: Load, options: WorkerOptions) -> None:
+    Args:
+        load: What the process loads.
+        options: How it is started and watched.
+        on_change: Called whenever ``state`` changes.
+    """
+
+    def __init__(
+        self, load: Load, options: WorkerOptions, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.model = load.model
         self.state = WorkerState.STARTING
         self.loaded: Loaded | None = None
@@ -110,6 +118,7 @@ class Worker:
         self.starts = 0
         self._load = load
         self._options = options
+        self._on_change = on_change
         self._pace = _Pace(options.hang_seconds)
         self._changed = Wakeup()
         self._process: WorkerProcess | None = None
@@ -329,6 +338,7 @@ class Worker:
     def _become(self, state: WorkerState) -> None:
         self.state = state
         self._changed.notify()
+        self._on_change()
 
 
 async def _to_the_end(work: Coroutine[None, None, None]) -> None:

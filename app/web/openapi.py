@@ -131,6 +131,10 @@ def openapi_document() -> dict[str, Any]:
             "/v1/images/{image}/content": {"get": _get("An image", _images(), "image")},
             "/v1/models": {"get": _get("The catalogue", _json())},
             "/v1/models/{model}": {"get": _get("One model", _json(), "model")},
+            "/v1/models/{model}/load": {
+                "post": _get("Load a model", _json(), "model", unready=True)
+            },
+            "/v1/models/{model}/unload": {"post": _get("Unload a model", _json(), "model")},
             "/v1/config": {"get": _get("States in OpenVINO Model Server's form", _json())},
             "/v1/cluster/auth": {"get": _get("Whether clients need a key (Xinference)", _json())},
             "/livez": {"get": _get("The process answers", _json())},

@@ -49,6 +49,8 @@ BAD: dict[str, dict[str, Any]] = {
 #: Routes that take no body, or any.
 BODILESS = {
     "/v1/tokens",
+    "/v1/models/default/load",
+    "/v1/models/default/unload",
     "/sdapi/v1/interrupt",
     "/sdapi/v1/skip",
     "/sdapi/v1/refresh-checkpoints",

@@ -32,14 +32,14 @@ def test_kill_9_at_twenty_moments(tmp_path: Path) -> None:
     accepted: list[str] = []
     port = free_port()
     for _ in range(20):
-        with running_server(tmp_path, engine="fake", port=port) as server:
+        with running_server(tmp_path, engine="fake", port=port, queue_images=500) as server:
             body = {**SMALL, "prompt": "step=0.05"}
             accepted += [begin(server, {**body, "seed": n})["id"] for n in range(10)]
             time.sleep(randomness.uniform(0.0, 2.5))
             server.stop(signal.SIGKILL)
             finished = server.log.read_text().count("Traceback")
             assert finished == 0
-    with running_server(tmp_path, engine="fake", port=port) as server:
+    with running_server(tmp_path, engine="fake", port=port, queue_images=500) as server:
         ended = [wait_for(server, job, *ENDINGS, seconds=300) for job in accepted]
         outcomes = Counter(job["status"] for job in ended)
         images = [job["images"][0]["url"] for job in ended if job["status"] == "completed"]
@@ -95,12 +95,11 @@ def test_deaths_and_departures(tmp_path: Path) -> None:
         memory, files = _resident(server), _open_files(server)
         with ThreadPoolExecutor(16) as pool:
             for number in range(300, 1800):
-                pool.submit(_one, server, number)
+                last = pool.submit(_one, server, number)
                 if number % 20 == 0:
-                    pid = server.worker_pid()
-                    if pid is not None:
-                        os.kill(pid, signal.SIGKILL)
-                    time.sleep(0.2)
+                    last.result()
+                    server.wait_ready()
+                    os.kill(server.worker_pid() or 0, signal.SIGKILL)
         _settle(server)
         ended = Counter(
             {outcome: server.metric("sdstream_jobs_total", outcome=outcome) for outcome in ENDINGS}

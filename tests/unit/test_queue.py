@@ -72,6 +72,15 @@ def test_a_second_try_goes_before_its_class() -> None:
     assert all_of(queue) == ["d1", "c1", "a1", "b1"]
 
 
+def test_a_turn_out_of_order_is_a_turn() -> None:
+    """Who is taken before the others, as his model is free, has had his turn all the same."""
+    queue = queue_of("a1", "a2", "a3", "b1")
+    queue.take("a3")
+    queue.push("a4", owner="a", images=1, priority=Priority.NORMAL)
+    queue.push("c1", owner="c", images=1, priority=Priority.NORMAL)
+    assert all_of(queue) == ["a1", "b1", "a2", "c1", "a4"]
+
+
 def test_taking_out_of_the_middle() -> None:
     """A cancelled item is gone, once."""
     queue = queue_of("a1", "a2", "b1")
