@@ -33,7 +33,7 @@ from app.service import ImageService, Policy
 from app.settings import Settings, worker_environment
 from app.store import JobStore
 from app.studio import Studio
-from app.web import respond
+from app.web import page, respond
 from app.web.a1111 import A1111Routes
 from app.web.fireworks import FireworksRoutes
 from app.web.generate import ImageRoutes
@@ -123,6 +123,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             Route("/health", ops.ready),
             Route("/metrics", ops.scrape),
             Route("/openapi.json", ops.openapi),
+            *page.routes(),
         ],
         middleware=_middleware(settings, metrics, tokens),
         exception_handlers={
