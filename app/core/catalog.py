@@ -82,6 +82,11 @@ class Family:
     sampler: str = "euler"
 
     @property
+    def unet(self) -> bool:
+        """The denoiser is a U-Net, whose sides are multiples of 64; else a transformer."""
+        return self.multiple == 64
+
+    @property
     def prompt_characters(self) -> int:
         """Longest prompt that is safe to encode.
 

@@ -430,7 +430,8 @@ class Job:
         drawing = sampling + sum(image.decode_seconds for image in done)
         waited = (self.started or self.created) - self.created
         first = self.images.get(0)
-        patches = (self.request.width // TOKEN_PIXELS) * (self.request.height // TOKEN_PIXELS)
+        size = self.request.output_size
+        patches = (size.width // TOKEN_PIXELS) * (size.height // TOKEN_PIXELS)
         return Usage(
             generation_per_second=round(steps / sampling, 3) if sampling else 0.0,
             time_per_generation_ms=round(1000 * drawing / max(1, len(done)), 1),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from app.core.pixels import Inputs, Pixels
-from app.core.request import GenerationRequest
+from app.core.request import Caching, GenerationRequest, Hires, SkipLayers
 from app.core.words import Word
 
 HEADER: Final = struct.Struct("<II")
@@ -199,6 +199,10 @@ _TYPES: Final = {
 }  # fmt: skip
 
 
+#: Fields of a request that are values of several fields themselves.
+_PARTS: Final[dict[str, Any]] = {"slg": SkipLayers, "cache": Caching, "hires": Hires}
+
+
 def encode(message: Message) -> bytes:
     """One frame, ready for the socket."""
     # Not dataclasses.asdict: it deep-copies, and a blob may be megabytes.
@@ -248,7 +252,16 @@ def unframe(frame: bytes) -> Message:
 
 def request_of(fields: dict[str, Any]) -> GenerationRequest:
     """A request from its fields as JSON has them; raises TypeError, KeyError."""
-    return GenerationRequest(**{**fields, "warnings": tuple(fields["warnings"])})
+    known = dict(fields)
+    for name in ("warnings", "sigmas"):
+        known[name] = tuple(known.get(name, ()))
+    for name, kind in _PARTS.items():
+        part = known.get(name)
+        if part is not None:
+            known[name] = kind(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
+            )
+    return GenerationRequest(**known)
 
 
 def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:

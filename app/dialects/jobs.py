@@ -123,8 +123,8 @@ def _image(job: Job, image: ImageResult, base_url: str) -> JsonObject:
         "seed": image.seed,
         "url": image_url(base_url, image),
         "format": job.request.output_format,
-        "width": job.request.width,
-        "height": job.request.height,
+        "width": job.request.output_size.width,
+        "height": job.request.output_size.height,
         "bytes": image.size,
         "flagged": image.flagged,
     }

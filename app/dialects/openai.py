@@ -69,17 +69,10 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "input_fidelity": Foreign.IGNORED,
     "image": Foreign.NEEDS_IMAGE,
     "mask": Foreign.NEEDS_IMAGE,
-    "clip_skip": Foreign.NOT_YET,
-    "slg_scale": Foreign.NOT_YET,
-    "slg_start": Foreign.NOT_YET,
-    "slg_end": Foreign.NOT_YET,
     "lora": Foreign.NOT_YET,
     "control": Foreign.NOT_YET,
     "control_strength": Foreign.NOT_YET,
     "control_canny": Foreign.NOT_YET,
-    "vae_tiling": Foreign.NOT_YET,
-    "cache_mode": Foreign.NOT_YET,
-    "hires": Foreign.NOT_YET,
     "prompt_2": Foreign.REFUSED,
     "prompt_3": Foreign.REFUSED,
     "negative_prompt_2": Foreign.REFUSED,
@@ -113,6 +106,7 @@ _MASK_PARTS: Final = ("mask", "mask_image")
 _NEUTRAL: Final = (
     ("clip_skip", -1),
     ("cache_mode", "disabled"),
+    ("vae_tiling", "false"),
 )
 
 _MIN_CHUNK: Final = 1024
@@ -289,7 +283,11 @@ def parse_query(parameters: Mapping[str, str]) -> Ask:
 
 def _ask(body: Mapping[str, Any], dialect: str | None) -> Ask:
     # Clients transmit nulls for what was not given.
-    given = {name: value for name, value in _with_kwargs(body).items() if value is not None}
+    given = {
+        name: value
+        for name, value in _with_kwargs(body).items()
+        if value is not None and (name, value) not in _NEUTRAL
+    }
     _refuse_foreign(given)
     canonical, spelling = _canonical(
         {name: value for name, value in given.items() if name not in FOREIGN_FIELDS}
@@ -429,7 +427,7 @@ def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
 
 def _is_neutral(name: str, value: Any) -> bool:
     """True for a value that says: leave this option off. Some clients always send those."""
-    return not value or (name, value) in _NEUTRAL
+    return not value
 
 
 def _refuse_foreign(given: Mapping[str, Any]) -> None:

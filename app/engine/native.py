@@ -32,8 +32,8 @@ from app.core.catalog import FAMILIES
 from app.core.errors import Reason
 from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
 from app.core.pixels import Inputs, Pixels
-from app.core.request import EVERY_STEP, GenerationRequest
-from app.core.samplers import DEFAULT_SCHEDULE
+from app.core.request import EVERY_STEP, Caching, GenerationRequest, Hires, SkipLayers
+from app.core.samplers import DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from app.embedded import materialise
 from app.engine import weights
 from app.engine.abort import AbortFlag
@@ -46,7 +46,7 @@ _LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 #: A part of the log line that begins a phase; generate_image itself begins with the encoding.
 _PHASE_LINES: Final = (
     ("generating image: ", Phase.SAMPLING),
-    ("sampling completed", Phase.DECODING),
+    ("- decoding ", Phase.DECODING),
 )
 
 #: Component of models.yaml -> field of sd_ctx_params_t.
@@ -64,6 +64,19 @@ _PATH_FIELDS: Final = {
 #: Any non-empty path makes the runtime use a tiny autoencoder that the model file itself holds,
 #: after a warning that there is no such file.
 _TAE_INSIDE: Final = "inside-the-model-file"
+
+_CACHE_MODES: Final = {
+    "easycache": sd.SDCacheMode.SD_CACHE_EASYCACHE,
+    "ucache": sd.SDCacheMode.SD_CACHE_UCACHE,
+    "dbcache": sd.SDCacheMode.SD_CACHE_DBCACHE,
+    "taylorseer": sd.SDCacheMode.SD_CACHE_TAYLORSEER,
+    "cache-dit": sd.SDCacheMode.SD_CACHE_CACHE_DIT,
+    "spectrum": sd.SDCacheMode.SD_CACHE_SPECTRUM,
+}
+_HIRES_UPSCALERS: Final = {
+    name: getattr(sd.SDHiresUpscaler, "SD_HIRES_UPSCALER_" + name.upper().replace("-", "_"))
+    for name in HIRES_UPSCALERS
+}
 
 _lib = sd._lib
 _lib.sd_ctx_params_init.argtypes = [ctypes.POINTER(sd.sd_ctx_params_t)]
@@ -141,7 +154,7 @@ class NativeEngine:
         """Draw one image; blocks until it is there, failed or aborted."""
         self._last_error, self._peeked = "", False
         seed = request.seed + index
-        drawing = self._drawing = _Drawing(job, index, request.steps, request.previews, emit)
+        drawing = self._drawing = _Drawing(job, index, request, emit)
         self._want_preview(drawing.wants_preview(1))
         try:
             params = self._generation_params(request, inputs, seed)
@@ -250,15 +263,35 @@ class NativeEngine:
             # Ctypes keeps the array alive through the pointer.
             params.ref_images = ctypes.cast(references, ctypes.POINTER(sd.sd_image_t))
             params.ref_images_count = len(references)
-        params.vae_tiling_params.enabled = self._vae_tiling
-        sample = params.sample_params
+        tiling = self._vae_tiling if request.vae_tiling is None else request.vae_tiling
+        params.vae_tiling_params.enabled = tiling
+        if request.clip_skip is not None:
+            params.clip_skip = request.clip_skip
+        if request.cache is not None:
+            _set_cache(params.cache, request.cache)
+        if request.hires is not None:
+            _set_hires(params.hires, request.hires)
+        self._set_sampling(params.sample_params, request)
+        return params
+
+    def _set_sampling(self, sample: Any, request: GenerationRequest) -> None:
         sample.sample_steps = request.steps
         sample.sample_method = _lib.str_to_sample_method(request.sampler.encode())
         sample.scheduler = self._scheduler(request.schedule, sample.sample_method)
         sample.guidance.txt_cfg = request.cfg_scale
         if request.guidance is not None:
             sample.guidance.distilled_guidance = request.guidance
-        return params
+        if request.eta is not None:
+            sample.eta = request.eta
+        if request.flow_shift is not None:
+            sample.flow_shift = request.flow_shift
+        if request.sigmas:
+            levels = (ctypes.c_float * len(request.sigmas))(*request.sigmas)
+            # Ctypes keeps the array alive through the pointer.
+            sample.custom_sigmas = ctypes.cast(levels, ctypes.POINTER(ctypes.c_float))
+            sample.custom_sigmas_count = len(levels)
+        if request.slg is not None:
+            _set_skip_layers(sample.guidance.slg, request.slg)
 
     def _scheduler(self, name: str, sample_method: int) -> int:
         if name == DEFAULT_SCHEDULE:
@@ -269,12 +302,17 @@ class NativeEngine:
 class _Drawing:
     """The image being drawn: tells its phases apart and times them."""
 
-    def __init__(self, job: str, index: int, steps: int, previews: int, emit: Emit) -> None:
+    def __init__(self, job: str, index: int, request: GenerationRequest, emit: Emit) -> None:
         self.phase = Phase.ENCODING
-        self.steps = steps
+        #: Steps of a second pass, as the runtime will count them, and those of the pass before.
+        self._second = request.hires.steps + 1 if request.hires else 0
+        self._before = 0
+        self._pass_steps = request.steps
+        self._step = 0
+        self.steps = request.steps + self._second
         self._job = job
         self._index = index
-        self._previews = previews
+        self._previews = request.previews
         self._emit = emit
         self._began = {Phase.ENCODING: time.monotonic()}
         self._report(0)
@@ -290,8 +328,11 @@ class _Drawing:
     def progressed(self, step: int, steps: int) -> None:
         """Take up the progress callback, which outside sampling counts LoRAs and tiles."""
         if self.phase is Phase.SAMPLING:
-            self.steps = steps
-            self._report(step)
+            if step < self._step:  # the second pass of a hires fix counts anew
+                self._before, self._second = self._before + self._pass_steps, 0
+            self._step, self._pass_steps = step, steps
+            self.steps = self._before + steps + self._second
+            self._report(self._before + step)
         else:
             self._report(self.steps if self.phase is Phase.DECODING else 0)
 
@@ -328,6 +369,32 @@ class _LoadProgress:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + 1.0
             self._emit(Progress("", 0, Phase.LOADING, step, steps))
+
+
+def _set_cache(params: Any, cache: Caching) -> None:
+    params.mode = _CACHE_MODES[cache.mode]
+    if cache.threshold is not None:
+        # One for the modes that compare whole steps, one for those that compare blocks.
+        params.reuse_threshold = params.residual_diff_threshold = cache.threshold
+    if cache.start is not None:
+        params.start_percent = cache.start
+    if cache.end is not None:
+        params.end_percent = cache.end
+
+
+def _set_hires(params: Any, hires: Hires) -> None:
+    params.enabled = True
+    params.upscaler = _HIRES_UPSCALERS[hires.upscaler]
+    params.target_width, params.target_height = hires.width, hires.height
+    params.steps, params.denoising_strength = hires.steps, hires.strength
+
+
+def _set_skip_layers(params: Any, slg: SkipLayers) -> None:
+    layers = (ctypes.c_int * len(slg.layers))(*slg.layers)
+    params.layers = ctypes.cast(layers, ctypes.POINTER(ctypes.c_int))
+    params.layer_count = len(layers)
+    params.layer_start, params.layer_end = slg.start, slg.end
+    params.scale = slg.scale
 
 
 def _context_params(files: dict[str, Path], runtime: dict[str, Any]) -> Any:
