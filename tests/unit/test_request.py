@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.core.catalog import Catalog, Size
-from app.core.errors import ImageServiceError, Reason
+from app.core.errors import ImageServiceError, InvalidRequest, Reason
 from app.core.request import MAX_SEED, Draft, GenerationRequest, Sources, resolve
 
 CATALOG = Catalog.parse(
