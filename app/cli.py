@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from app import __version__
+from app.cli_files import inspect_command
 from app.client import Client, Picture, ServerSaysNo, Step
 from app.core.catalog import CatalogError
 from app.core.samplers import SAMPLERS, SCHEDULES
@@ -51,6 +52,9 @@ def main() -> None:
     Or draw one picture without a server:
         sdstream generate "a red circle" -o circle.png
     """
+
+
+main.add_command(inspect_command)
 
 
 def _setting_flags(command: Callable[..., None]) -> Callable[..., None]:
