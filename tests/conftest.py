@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.core.catalog import Catalog
+from app.embedded import materialise
 from tests.servers import ServerProcess, running_server
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,12 @@ ROOT = Path(__file__).parent.parent
 def shipped_catalog() -> Catalog:
     """The catalogue of the project's own models.yaml."""
     return Catalog.parse((ROOT / "models.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def builtin_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the built-in model."""
+    return materialise("builtin:drawings", tmp_path_factory.mktemp("builtin"))
 
 
 @pytest.fixture(scope="session")

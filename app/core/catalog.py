@@ -66,14 +66,15 @@ class Family:
         flow: Trained by flow matching rather than noise prediction.
         distilled_guidance: Takes ``guidance`` (FLUX-dev and its like).
         references: Takes reference images beside, or in place of, an image to draw over.
-        text_encoders: Encoders whose weights must be there; the runtime dies without them.
+        needs: Components beside the diffusion model whose weights must be there: the runtime dies
+            without its text encoders.
         size, steps, cfg_scale, sampler: What the architecture is usually run with.
     """
 
     title: str
     multiple: int
     flow: bool
-    text_encoders: tuple[Literal["clip", "t5", "llm"], ...]
+    needs: tuple[Literal["clip_l", "clip_g", "t5xxl", "llm", "vae"], ...]
     size: Size
     steps: int
     cfg_scale: float
@@ -93,24 +94,36 @@ class Family:
         CLIP cuts a prompt into pieces and T5 is cut at 512 tokens, but a language model attends
         from every token to every other: 16,000 characters took 2.4 GB and 32,000 took 8.6 GB.
         """
-        return 4_000 if "llm" in self.text_encoders else 32_000
+        return 4_000 if "llm" in self.needs else 32_000
 
 
 # A U-Net halves the latent three times, and the latent is an eighth of the picture: 64. The
 # transformers cut the latent into patches of two: 16.
 FAMILIES: Final[Mapping[str, Family]] = {
-    "sd1": Family("Stable Diffusion 1", 64, False, ("clip",), Size(512, 512), 20, 7.0),
-    "sd2": Family("Stable Diffusion 2", 64, False, ("clip",), Size(768, 768), 20, 7.0),
-    "sdxl": Family("Stable Diffusion XL", 64, False, ("clip",), Size(1024, 1024), 25, 5.0),
-    "sd3": Family("Stable Diffusion 3", 16, True, ("clip",), Size(1024, 1024), 20, 4.5),
-    "flux": Family("FLUX.1", 16, True, ("clip", "t5"), Size(1024, 1024), 20, 1.0, True),
-    "flux_kontext": Family(
-        "FLUX.1 Kontext", 16, True, ("clip", "t5"), Size(1024, 1024), 20, 1.0, True, True
+    "sd1": Family("Stable Diffusion 1", 64, False, ("clip_l", "vae"), Size(512, 512), 20, 7.0),
+    "sd2": Family("Stable Diffusion 2", 64, False, ("clip_l", "vae"), Size(768, 768), 20, 7.0),
+    "sdxl": Family(
+        "Stable Diffusion XL", 64, False, ("clip_l", "clip_g", "vae"), Size(1024, 1024), 25, 5.0
     ),
-    "chroma": Family("Chroma", 16, True, ("t5",), Size(1024, 1024), 26, 4.0),
-    "qwen_image": Family("Qwen-Image", 16, True, ("llm",), Size(1024, 1024), 20, 2.5),
-    "z_image": Family("Z-Image", 16, True, ("llm",), Size(1024, 1024), 8, 1.0),
-    "ovis_image": Family("Ovis-Image", 16, True, ("llm",), Size(1024, 1024), 20, 5.0),
+    "sd3": Family(
+        "Stable Diffusion 3", 16, True, ("clip_l", "clip_g", "vae"), Size(1024, 1024), 20, 4.5
+    ),
+    "flux": Family("FLUX.1", 16, True, ("clip_l", "t5xxl", "vae"), Size(1024, 1024), 20, 1.0, True),
+    "flux_kontext": Family(
+        title="FLUX.1 Kontext",
+        multiple=16,
+        flow=True,
+        needs=("clip_l", "t5xxl", "vae"),
+        size=Size(1024, 1024),
+        steps=20,
+        cfg_scale=1.0,
+        distilled_guidance=True,
+        references=True,
+    ),
+    "chroma": Family("Chroma", 16, True, ("t5xxl", "vae"), Size(1024, 1024), 26, 4.0),
+    "qwen_image": Family("Qwen-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 2.5),
+    "z_image": Family("Z-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 8, 1.0),
+    "ovis_image": Family("Ovis-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 5.0),
 }
 
 WTYPES: Final = (

@@ -572,7 +572,7 @@ def _named(
 def check_powers(draft: Draft, spec: ModelSpec, sampler: str) -> None:
     """Refuse options of the runtime that this model or sampler would pass over."""
     traits = spec.traits
-    clip = "clip" in traits.text_encoders and not traits.flow
+    clip = "clip_l" in traits.needs and not traits.flow
     lacking = {
         "eta": None if sampler in NOISY_SAMPLERS else f"the sampler '{sampler}' adds no noise",
         "clip_skip": None if clip else f"the model '{spec.id}' reads more than CLIP",

@@ -28,14 +28,13 @@ from typing import Any, Final
 from PIL import Image
 from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
 
-from app.core.catalog import FAMILIES
 from app.core.errors import Reason
 from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
 from app.core.pixels import Inputs, Pixels
 from app.core.request import EVERY_STEP, Caching, GenerationRequest, Hires, SkipLayers
 from app.core.samplers import DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from app.embedded import materialise
-from app.engine import weights
+from app.engine import inspection
 from app.engine.abort import AbortFlag
 from app.engine.engine import Emit, EngineError
 
@@ -100,7 +99,7 @@ class NativeEngine:
         self._abort = AbortFlag(_lib)
         self._can_abort = False
         self._secrets: dict[str, str] = {}
-        self._last_error = ""
+        self._first_error = ""
         self._vae_tiling = False
         self._preview_mode = sd.Preview.PREVIEW_PROJ
         self._peeked = False
@@ -125,13 +124,13 @@ class NativeEngine:
             for component, location in command.files.items()
         }
         self._secrets = {str(path): component for component, path in files.items()}
-        weights.check(files, FAMILIES[command.family].text_encoders)
+        inspection.check(files, command.family, tae=command.runtime["tae"])
         self._loading = _LoadProgress(emit)
         context = sd.new_sd_ctx(ctypes.byref(_context_params(files, command.runtime)))
         self._loading = None
         # A NULL context must be neither used nor freed.
         if not context:
-            detail = f": {self._last_error}" if self._last_error else ""
+            detail = f": {self._first_error}" if self._first_error else ""
             raise EngineError(
                 Reason.MODEL_UNAVAILABLE, f"The runtime could not load the model{detail}."
             )
@@ -152,7 +151,7 @@ class NativeEngine:
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Draw one image; blocks until it is there, failed or aborted."""
-        self._last_error, self._peeked = "", False
+        self._first_error, self._peeked = "", False
         seed = request.seed + index
         drawing = self._drawing = _Drawing(job, index, request, emit)
         self._want_preview(drawing.wants_preview(1))
@@ -167,7 +166,7 @@ class NativeEngine:
             if self._abort.requested:
                 return None
             raise EngineError(
-                Reason.GENERATION_FAILED, self._last_error or "The runtime gave no picture."
+                Reason.GENERATION_FAILED, self._first_error or "The runtime gave no picture."
             )
         width, height, pixels = _take(images)
         return ImageDrawn(
@@ -206,9 +205,9 @@ class NativeEngine:
         elif self._drawing is not None and severity == logging.INFO:
             severity = logging.DEBUG  # a dozen lines an image; the server logs one a request
         logger.log(severity, "%s", line)
-        if severity >= logging.ERROR:
-            # "[ERROR] file.cpp:123 - what happened"
-            self._last_error = line.rpartition(" - ")[2][:200]
+        if severity >= logging.ERROR and not self._first_error:
+            # "[ERROR] file.cpp:123 - what happened"; those that follow say that it did
+            self._first_error = line.rpartition(" - ")[2][:200]
         if self._drawing is not None:
             self._drawing.heard(line)
 

@@ -1,100 +1,464 @@
-"""Is a weight file whole, and is the text encoder in it? Asked before the runtime loads it.
+"""The headers of weight files: which tensors they hold, and whether they hold what they promise.
 
-The runtime takes a missing text encoder with a warning and dies of SIGSEGV on the first prompt,
-so the question is settled here by the headers of the files, which costs no reading of weights.
+A header is read by its own length in blocks, and nothing is allocated because a file claims a
+size: a damaged or hostile file costs as little as a good one and ends in a sentence. Deliberate
+oddities:
+
+1. GGUF is not read by the gguf package's reader: that maps the file, which is a SIGBUS when it
+   shrinks meanwhile, builds every token of a language model's vocabulary (seconds), and meets
+   damage as an IndexError. Its tables of types are used.
+2. What the runtime would die of is refused here: a dimension of 0 divides by zero in ggml, and an
+   alignment that is no u32 is a failed assertion.
+3. Pickles (.ckpt, .pt) are refused although the runtime has a reader for them: they are programs.
 """
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterable, Mapping
+import math
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from struct import Struct
+from typing import Any, BinaryIO, Final, NamedTuple
 
-from gguf import GGUFReader
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from app.core.errors import Reason
-from app.engine.engine import EngineError
+Scalar = str | int | float | bool
 
-#: Each text encoder is known by its table of token rows, whatever the file's prefix is.
-_TOKEN_ROWS: Final = {
-    "clip": ("text_model.embeddings.token_embedding.weight", "model.token_embedding.weight"),
-    "t5": ("shared.weight", "encoder.embed_tokens.weight", "token_embd.weight"),
-    "llm": ("embed_tokens.weight", "token_embd.weight"),
+_MIB: Final = 2**20
+_BLOCK: Final = _MIB
+_MAX_GGUF_HEADER: Final = 64 * _MIB
+#: Parsed JSON takes twenty times its text; a long training log in the metadata has a few MiB.
+_MAX_JSON_HEADER: Final = 16 * _MIB
+_MAX_TENSORS: Final = 100_000
+_MAX_METADATA: Final = 10_000
+#: Eight letters read as a number are more than this.
+_NO_LENGTH: Final = 2**48
+#: ggml's GGML_MAX_NAME as the runtime is built, with the closing zero.
+_MAX_NAME: Final = 128
+_MAX_KEY: Final = 65_535
+_MAX_STRING: Final = 32 * _MIB
+_KEPT_STRING: Final = 2000
+_MAX_DIMENSIONS: Final = 5
+_MAX_ELEMENTS: Final = 2**62
+_GGUF_VERSIONS: Final = (2, 3)
+#: Types from here on are newer than ggml as the runtime has it.
+_FIRST_UNKNOWN_TYPE: Final = 41
+
+_U32: Final = Struct("<I")
+_U64: Final = Struct("<Q")
+_VALUE: Final[Mapping[int, Struct]] = {
+    GGUFValueType.UINT8: Struct("<B"),
+    GGUFValueType.INT8: Struct("<b"),
+    GGUFValueType.UINT16: Struct("<H"),
+    GGUFValueType.INT16: Struct("<h"),
+    GGUFValueType.UINT32: _U32,
+    GGUFValueType.INT32: Struct("<i"),
+    GGUFValueType.FLOAT32: Struct("<f"),
+    GGUFValueType.BOOL: Struct("<?"),
+    GGUFValueType.UINT64: _U64,
+    GGUFValueType.INT64: Struct("<q"),
+    GGUFValueType.FLOAT64: Struct("<d"),
 }
 
-_NAMES: Final = {"clip": "CLIP", "t5": "T5", "llm": "language model"}
+#: Number of a type in GGUF -> name, elements in a block, bytes of a block.
+_GGUF_TYPES: Final[Mapping[int, tuple[str, int, int]]] = {
+    int(kind): (kind.name.lower().replace("_k", "_K"), *GGML_QUANT_SIZES[kind])
+    for kind in GGMLQuantizationType
+    if kind < _FIRST_UNKNOWN_TYPE
+}
+#: Name of a type -> elements in a block, bytes of a block.
+BLOCKS: Final[Mapping[str, tuple[int, int]]] = {
+    name: (elements, octets) for name, elements, octets in _GGUF_TYPES.values()
+}
 
-_MAX_HEADER: Final = 100 * 2**20
+#: safetensors' name of a type -> name, bytes in the file, bytes once loaded. The runtime skips
+#: bytes (U8) and knows no other type.
+_SAFETENSORS_TYPES: Final[Mapping[str, tuple[str, int, int]]] = {
+    "F64": ("f64", 8, 4),
+    "F32": ("f32", 4, 4),
+    "F16": ("f16", 2, 2),
+    "BF16": ("bf16", 2, 2),
+    "F8_E4M3": ("f8_e4m3", 1, 2),
+    "F8_E5M2": ("f8_e5m2", 1, 2),
+    "I64": ("i64", 8, 4),
+    "I32": ("i32", 4, 4),
+    "U8": ("u8", 1, 0),
+}
+
+#: Beginnings of files that are no models, and what to say of them.
+_STRANGERS: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the model itself: run 'git lfs pull'"),
+    (b"\x89PNG", "is a PNG picture, not a model"),
+    (b"\xff\xd8\xff", "is a JPEG picture, not a model"),
+    (b"\x1f\x8b", "is a gzip archive: unpack it first"),
+    (b"\xfd7zXZ", "is an xz archive: unpack it first"),
+    (b"7z\xbc\xaf", "is a 7z archive: unpack it first"),
+    (b"Rar!", "is a RAR archive: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "is a zstd archive: unpack it first"),
+    (b"\x80", "is a Python pickle, which is a program: only safetensors and GGUF are read"),
+    (
+        b"PK\x03\x04",
+        "is a PyTorch checkpoint (a zipped pickle, which is a program) or another zip archive: "
+        "only safetensors and GGUF are read",
+    ),
+    (b"ggjt", "is in the GGML format that GGUF replaced in 2023"),
+    (b"tjgg", "is in the GGML format that GGUF replaced in 2023"),
+    (b"lmgg", "is in the GGML format that GGUF replaced in 2023"),
+)
 
 
-def check(files: Mapping[str, Path], encoders: Iterable[str]) -> None:
-    """Verify the files of one model.
+class BadFile(Exception):
+    """The file cannot be used; the text is a predicate ("is empty") without subject or stop."""
 
-    Args:
-        files: Component of models.yaml to file.
-        encoders: The text encoders that the family needs: "clip", "t5", "llm".
+
+class Tensor(NamedTuple):
+    """One tensor of a header.
+
+    Attributes:
+        type: ggml's name ("q4_K", "f16"), or that of a type only safetensors has ("f8_e4m3").
+        shape: Elements along each dimension, the innermost first as ggml counts them.
+        offset: Of the first byte, from the beginning of the file.
+        octets: Bytes in the file.
+        loaded: Bytes once the runtime has read it.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    octets: int
+    loaded: int
+
+    @property
+    def elements(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a header says, verified against the file's length."""
+
+    format: str
+    size: int
+    tensors: tuple[Tensor, ...]
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name to shape, in the file's order."""
+        return {tensor.name: tensor.shape for tensor in self.tensors}
+
+
+def read(path: Path) -> WeightFile:
+    """Read a header.
 
     Raises:
-        EngineError: With a sentence that names the component at fault.
+        BadFile: The file is no model, is damaged, or ends before its last tensor does.
     """
-    names: set[str] = set()
-    for component, path in files.items():
-        names |= tensor_names(component, path)
-    for encoder in encoders:
-        if not any(name.endswith(_TOKEN_ROWS[encoder]) for name in names):
-            raise EngineError(
-                Reason.MODEL_UNAVAILABLE,
-                f"No weights of the {_NAMES[encoder]} text encoder are in the model's files.",
-            )
-
-
-def tensor_names(component: str, path: Path) -> set[str]:
-    """The tensors that the file's header lists, after checking that the file holds them all."""
     try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise BadFile("is a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise BadFile("is not a regular file")
         with path.open("rb") as file:
-            magic = file.read(8)
+            return _read(file, status.st_size)
     except OSError as error:
-        raise _broken(component, f"cannot be read ({error.strerror})") from None
-    if not magic:
-        raise _broken(component, "is empty")
-    if magic[:4] == b"GGUF":
-        return _gguf_names(component, path)
-    if path.suffix == ".safetensors":
-        return _safetensors_names(component, path, magic)
-    raise _broken(component, "is neither GGUF nor safetensors")
+        raise BadFile(f"cannot be read ({error.strerror})") from None
 
 
-def _gguf_names(component: str, path: Path) -> set[str]:
+def _read(file: BinaryIO, size: int) -> WeightFile:
+    start = file.read(512)
+    if not start:
+        raise BadFile("is empty")
+    file.seek(0)
+    if start.startswith(b"GGUF"):
+        found = _read_gguf(file, size)
+    else:
+        # The length at the beginning of safetensors may look like any stranger's first bytes.
+        if start[8:9] != b"{" or _U64.unpack_from(start)[0] > _NO_LENGTH:
+            _refuse_stranger(start)
+        found = _read_safetensors(file, size)
+    if not found.tensors:
+        raise BadFile("holds no tensors")
+    _refuse_short(found)
+    return found
+
+
+def _refuse_short(found: WeightFile) -> None:
+    last = max(found.tensors, key=lambda tensor: tensor.offset + tensor.octets)
+    wanted = last.offset + last.octets
+    if wanted <= found.size:
+        return
+    cut = min(
+        (tensor for tensor in found.tensors if tensor.offset + tensor.octets > found.size),
+        key=lambda tensor: tensor.offset,
+    )
+    raise BadFile(
+        f"ends in the middle of tensor '{shown(cut.name)}': {wanted} bytes are wanted and there "
+        f"are {found.size}"
+    )
+
+
+def _refuse_stranger(start: bytes) -> None:
+    for magic, what in _STRANGERS:
+        if start.startswith(magic):
+            raise BadFile(what)
+    if not any(start):
+        raise BadFile("begins with nothing but zeros: the download was never finished")
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        raise BadFile("is an HTML page, not a model: was the download behind a login?")
+    if b"\0" not in start and _is_text(start):
+        raise BadFile("is text, not a model")
+
+
+def _is_text(start: bytes) -> bool:
+    """True for UTF-8 without control characters; the end may be in the middle of a character."""
+    text = start.decode("utf-8", "replace").rstrip("\N{REPLACEMENT CHARACTER}")
+    return all(c != "\N{REPLACEMENT CHARACTER}" and (c.isprintable() or c.isspace()) for c in text)
+
+
+def shown(name: str) -> str:
+    """A name from a file as it may stand in a message: printable and not too long."""
+    clean = "".join(c if c.isprintable() else "?" for c in name)
+    return clean if len(clean) <= 80 else f"{clean[:77]}..."
+
+
+# --- GGUF ---------------------------------------------------------------------------------------
+
+
+class _Header:
+    """Reads a file's beginning in order, a block at a time."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._size = size
+        self._block = b""
+        self._at = 0
+        self._base = 0
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far."""
+        return self._base + self._at
+
+    @property
+    def left(self) -> int:
+        """Bytes of the file that were not read."""
+        return self._size - self.position
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        if self._at + count > len(self._block):
+            self._fill(count)
+        self._at += count
+        return self._block[self._at - count : self._at]
+
+    def number(self, form: Struct) -> Any:
+        """The next number."""
+        return form.unpack(self.take(form.size))[0]
+
+    def skip(self, count: int) -> None:
+        """Pass over bytes, without reading them when they are many."""
+        if self._at + count <= len(self._block):
+            self._at += count
+            return
+        self._check(count)
+        self._base, self._at, self._block = self.position + count, 0, b""
+        self._file.seek(self._base)
+
+    def skip_strings(self, count: int) -> None:
+        """Pass over strings, of which a vocabulary has some hundred thousand."""
+        for _ in range(count):
+            if self._at + 8 > len(self._block):
+                self._fill(8)
+            length = _U64.unpack_from(self._block, self._at)[0]
+            self._at += 8
+            self.skip(length)
+
+    def string(self, what: str, longest: int) -> str:
+        """The next string, which by its length must be one."""
+        length = self.number(_U64)
+        if length > longest:
+            raise BadFile(f"is damaged: {what} would be {length} bytes long")
+        return self.take(length).decode("utf-8", "replace")
+
+    def _fill(self, count: int) -> None:
+        self._check(count)
+        rest = self._block[self._at :]
+        self._base, self._at = self.position, 0
+        self._block = rest + self._file.read(max(_BLOCK, count) - len(rest))
+        if len(self._block) < count:  # it shrank since its size was asked
+            raise BadFile("is cut short: it ends within its header")
+
+    def _check(self, count: int) -> None:
+        if count > self.left:
+            raise BadFile("is cut short: it ends within its header")
+        if self.position + count > _MAX_GGUF_HEADER:
+            raise BadFile(f"has a header of more than {_MAX_GGUF_HEADER // _MIB} MiB")
+
+
+def _read_gguf(file: BinaryIO, size: int) -> WeightFile:
+    header = _Header(file, size)
+    header.skip(4)
+    version = header.number(_U32)
+    if version & 0xFFFF == 0:
+        raise BadFile("is a GGUF of a big-endian machine: gguf-convert-endian turns it round")
+    if version not in _GGUF_VERSIONS:
+        raise BadFile(f"is a GGUF of version {version}; the runtime reads versions 2 and 3")
+    tensor_count = _count(header, "tensors", _MAX_TENSORS)
+    metadata_count = _count(header, "metadata entries", _MAX_METADATA)
+    metadata = dict(_entries(header, metadata_count))
+    alignment = _alignment(metadata)
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    tensors = [_gguf_tensor(header, index) for index in range(tensor_count)]
+    data = -(-header.position // alignment) * alignment
+    _refuse_twins(tensors)
+    return WeightFile(
+        f"GGUF {version}",
+        size,
+        tuple(tensor._replace(offset=data + tensor.offset) for tensor in tensors),
+        metadata,
+    )
+
+
+def _count(header: _Header, what: str, most: int) -> int:
+    count: int = header.number(_U64)
+    if count > most:
+        raise BadFile(f"is damaged: it claims to hold {count} {what}")
+    return count
+
+
+def _entries(header: _Header, count: int) -> list[tuple[str, Any]]:
+    entries = []
+    for _ in range(count):
+        key = header.string("a metadata key", _MAX_KEY)
+        entries.append((key, _value(header, key)))
+    return entries
+
+
+def _value(header: _Header, key: str) -> Scalar | None:
+    """The value of an entry; None for lists and long texts, which are passed over."""
+    kind = header.number(_U32)
+    if key == "general.alignment" and kind != GGUFValueType.UINT32:
+        raise BadFile("is damaged: its alignment is no 32-bit number")
+    if kind in _VALUE:
+        value: Scalar = header.number(_VALUE[kind])
+        return value
+    if kind == GGUFValueType.STRING:
+        text = header.string(f"the text of '{shown(key)}'", _MAX_STRING)
+        return text if len(text) <= _KEPT_STRING else None
+    if kind != GGUFValueType.ARRAY:
+        raise BadFile(f"is damaged: the metadata entry '{shown(key)}' has the unknown type {kind}")
+    kind, count = header.number(_U32), header.number(_U64)
+    if kind in _VALUE:
+        header.skip(count * _VALUE[kind].size)
+    elif kind == GGUFValueType.STRING:
+        header.skip_strings(count)
+    else:
+        raise BadFile(f"is damaged: the list '{shown(key)}' has the unknown type {kind}")
+    return None
+
+
+def _alignment(metadata: Mapping[str, Any]) -> int:
+    alignment: int = metadata.get("general.alignment", 32)
+    if alignment == 0 or alignment & (alignment - 1):
+        raise BadFile(f"is damaged: its alignment is {alignment}")
+    return alignment
+
+
+def _gguf_tensor(header: _Header, index: int) -> Tensor:
+    name = header.string(f"the name of tensor {index}", _MAX_NAME - 1)
+    dimensions = header.number(_U32)
+    if dimensions > _MAX_DIMENSIONS:
+        raise BadFile(f"is damaged: tensor '{shown(name)}' has {dimensions} dimensions")
+    shape = tuple(header.number(_U64) for _ in range(dimensions)) or (1,)
+    elements = math.prod(shape)
+    if not 0 < elements < _MAX_ELEMENTS:
+        raise BadFile(f"is damaged: tensor '{shown(name)}' has the shape {list(shape)}")
+    kind = header.number(_U32)
+    if kind not in _GGUF_TYPES:
+        raise BadFile(f"has tensor '{shown(name)}' in type {kind}, which the runtime does not know")
+    label, block, octets = _GGUF_TYPES[kind]
+    if shape[0] % block:
+        raise BadFile(
+            f"is damaged: tensor '{shown(name)}' has rows of {shape[0]}, which {label} cannot hold"
+        )
+    length = elements // block * octets
+    return Tensor(name, label, shape, header.number(_U64), length, length)
+
+
+def _refuse_twins(tensors: list[Tensor]) -> None:
+    seen: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in seen:
+            raise BadFile(f"is damaged: it lists tensor '{shown(tensor.name)}' twice")
+        seen.add(tensor.name)
+
+
+# --- safetensors --------------------------------------------------------------------------------
+
+
+def _read_safetensors(file: BinaryIO, size: int) -> WeightFile:
+    head = file.read(8)
+    length = _U64.unpack(head)[0] if len(head) == 8 else 0
+    opening = file.read(1)
+    if opening != b"{":
+        raise BadFile("is neither GGUF nor safetensors")
+    if length > _NO_LENGTH:
+        raise BadFile(f"is damaged: its header would be {length} bytes long")
+    if length > size - 8:
+        raise BadFile(
+            f"is cut short: its header alone is {length} bytes long and the file has {size}"
+        )
+    if length > _MAX_JSON_HEADER:
+        raise BadFile(f"has a header of more than {_MAX_JSON_HEADER // _MIB} MiB")
     try:
-        tensors = GGUFReader(path).tensors
-    # The reader meets damage as an index, a reshape or an enum that fails: any of these means
-    # that the file is not what its header says.
-    except Exception:
-        raise _broken(component, "is damaged or cut short") from None
-    size = path.stat().st_size
-    if any(int(t.data_offset) + int(t.n_bytes) > size for t in tensors):
-        raise _broken(component, "is cut short")
-    return {str(t.name) for t in tensors}
+        header = json.loads(opening + file.read(length - 1))
+    except (ValueError, RecursionError):
+        raise BadFile("is damaged: its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise BadFile("is damaged: its header is no list of tensors")
+    metadata = header.pop("__metadata__", None)
+    if len(header) > _MAX_TENSORS:
+        raise BadFile(f"is damaged: it claims to hold {len(header)} tensors")
+    tensors = tuple(_safetensors_tensor(name, entry, 8 + length) for name, entry in header.items())
+    return WeightFile("safetensors", size, tensors, _texts(metadata))
 
 
-def _safetensors_names(component: str, path: Path, magic: bytes) -> set[str]:
-    size = path.stat().st_size
-    length = struct.unpack("<Q", magic)[0] if len(magic) == 8 else 0
-    if not 2 <= length <= min(size - 8, _MAX_HEADER):
-        raise _broken(component, "is damaged or cut short")
-    with path.open("rb") as file:
-        file.seek(8)
-        try:
-            header = json.loads(file.read(length))
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise _broken(component, "is damaged") from None
-    if not ends or 8 + length + max(ends) > size:
-        raise _broken(component, "is cut short")
-    return set(header) - {"__metadata__"}
+def _texts(metadata: object) -> dict[str, Scalar]:
+    if not isinstance(metadata, dict):
+        return {}
+    return {
+        key: value
+        for key, value in metadata.items()
+        if isinstance(value, str) and len(value) <= _KEPT_STRING
+    }
 
 
-def _broken(component: str, what: str) -> EngineError:
-    return EngineError(Reason.MODEL_UNAVAILABLE, f"The file of '{component}' {what}.")
+def _safetensors_tensor(name: str, entry: object, data: int) -> Tensor:
+    match entry:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise BadFile(f"is damaged: its entry of tensor '{shown(name)}' is incomplete")
+    if kind not in _SAFETENSORS_TYPES:
+        raise BadFile(
+            f"has tensor '{shown(name)}' in type {shown(kind)}, which the runtime does not read"
+        )
+    label, octets, loaded = _SAFETENSORS_TYPES[kind]
+    if len(shape) > _MAX_DIMENSIONS:
+        raise BadFile(f"is damaged: tensor '{shown(name)}' has {len(shape)} dimensions")
+    whole = all(type(side) is int and side >= 0 for side in shape)
+    elements = math.prod(shape) if whole else -1
+    if not 0 <= elements < _MAX_ELEMENTS:
+        raise BadFile(f"is damaged: tensor '{shown(name)}' has the shape {shown(str(shape))}")
+    if begin < 0 or end - begin != elements * octets:
+        raise BadFile(f"is damaged: tensor '{shown(name)}' is given {end - begin} bytes")
+    inner_first = tuple(reversed(shape)) or (1,)
+    return Tensor(name, label, inner_first, data + begin, end - begin, elements * loaded)

@@ -30,6 +30,7 @@ FLOORS = {
     "app.main": 5,
     "app.server": 5,
     "app.cli": 5,
+    "app.cli_files": 5,
     "app.cli_jobs": 5,
     "app.console": 5,
     "app.__main__": 5,
