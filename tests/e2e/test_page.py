@@ -651,6 +651,29 @@ def test_the_javascript_runs(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("body > img")).to_have_js_property("naturalWidth", SIDE)
 
 
+def test_one_line_in_the_console(own_server: ServerProcess, visit: Visit) -> None:
+    """An EventSource shows progress to the end, makes one job, and then stays quiet."""
+    page = visit(own_server).open()
+    before = own_server.metric("sdstream_accepted_jobs_total")
+    heard = page.evaluate(
+        """() => new Promise((resolve) => {
+            const path = '/v1/images/generations?prompt=step%3D0.05+a+red+circle';
+            const events = new EventSource(path);
+            const heard = [];
+            for (const name of ['queued', 'progress', 'image', 'completed', 'failed'])
+                events.addEventListener(name, (e) => heard.push([name, JSON.parse(e.data)]));
+            events.onerror = () => { if (events.readyState === 2) resolve(heard); };
+        })"""
+    )
+    names = [name for name, _ in heard]
+    assert names[-2:] == ["image", "completed"]
+    assert names.count("progress") > 3
+    shares = [data["progress"] for name, data in heard if "progress" in data]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert own_server.metric("sdstream_accepted_jobs_total") == before + 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessible(native_server: ServerProcess, visit: Visit, scheme: str) -> None:
     """axe finds nothing to complain about: empty, drawn, editing, and with dialogs open."""
