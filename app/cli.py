@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from app import __version__
-from app.cli_files import inspect_command
+from app.cli_files import convert_command, inspect_command
 from app.client import Client, Picture, ServerSaysNo, Step
 from app.core.catalog import CatalogError
 from app.core.samplers import SAMPLERS, SCHEDULES
@@ -55,6 +55,7 @@ def main() -> None:
 
 
 main.add_command(inspect_command)
+main.add_command(convert_command)
 
 
 def _setting_flags(command: Callable[..., None]) -> Callable[..., None]:
