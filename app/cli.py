@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app import __version__
-from app.cli_files import inspect_command
+from app.cli_files import convert_command, inspect_command
 from app.cli_jobs import cancel, jobs, watch
 from app.client import Client, Step
 from app.console import (
@@ -58,7 +58,7 @@ def main() -> None:
     """
 
 
-for _command in (jobs, watch, cancel, inspect_command):
+for _command in (jobs, watch, cancel, inspect_command, convert_command):
     main.add_command(_command)
 
 

@@ -1,18 +1,21 @@
-"""The commands about model files: ``sdstream inspect``."""
+"""The commands about model files: ``sdstream inspect`` and ``sdstream convert``."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
 from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from app.core.catalog import WTYPES
+from app.engine.convert import ConversionError, Order, convert
 from app.engine.inspection import Report, Share, inspect
 from app.engine.weights import BadFile
 
@@ -86,3 +89,52 @@ def _thousands(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return str(count)
+
+
+@click.command("convert")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--type",
+    "wtype",
+    required=True,
+    type=click.Choice(WTYPES),
+    metavar="TYPE",
+    help=", ".join(WTYPES),
+)
+@click.option(
+    "--tensor-type-rules",
+    "rules",
+    default="",
+    metavar="RULES",
+    help="Other types for some tensors: PATTERN=TYPE,…; the first pattern found in a name decides.",
+)
+@click.option(
+    "--vae", type=click.Path(path_type=Path), help="Put this VAE into a model that has none."
+)
+@click.option("--force", is_flag=True, help="Replace TARGET if it is there.")
+def convert_command(**options: Any) -> None:
+    """Write the weights of SOURCE into TARGET in another type.
+
+    SOURCE is GGUF or safetensors; TARGET is GGUF, or safetensors with f32, f16 or bf16. Norms and
+    other weights of one dimension stay f32 unless a rule names them. TARGET gets its name only
+    when it is whole.
+    """
+    order = Order(**options)
+    console = Console(stderr=True)
+    try:
+        with Progress(
+            BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console
+        ) as bar:
+            row = bar.add_task("", total=1.0)
+            found = convert(order, lambda part: bar.update(row, completed=part))
+    except ConversionError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        click.echo(f"Error: {order.target.name}: {error.strerror}.", err=True)
+        sys.exit(EXIT_FAILED)
+    before = order.source.stat().st_size
+    click.echo(
+        f"{order.target.name}: {decimal(found.size)}; {order.source.name}: {decimal(before)}"
+    )

@@ -19,7 +19,7 @@ from PIL import Image
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_BYTES: Final = {"F32": 4, "F16": 2, "F8_E4M3": 1, "U8": 1}
+_BYTES: Final = {"F32": 4, "F16": 2, "F8_E4M3": 1, "U8": 1, "I32": 4}
 
 
 def write_safetensors(

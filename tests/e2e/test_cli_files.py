@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import struct
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from gguf import GGUFReader, dequantize
+from PIL import Image, ImageChops, ImageStat
 
-from tests.weight_files import ALONE, BROKEN, DIFFUSION, write_safetensors
+from app.core.catalog import WTYPES
+from app.engine.weights import read
+from tests.servers import wait_until
+from tests.weight_files import ALONE, BROKEN, DIFFUSION, prefixed, vae, write_safetensors
 
 
 def sdstream(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -76,3 +88,197 @@ def test_inspect_takes_no_markup_from_files(tmp_path: Path) -> None:
     said = sdstream("inspect", path)
     assert said.stdout.startswith("[red].safetensors is a VAE")
     assert "[bold]a[/nonsense]?[31m" in said.stdout
+
+
+# --- convert ------------------------------------------------------------------------------------
+
+
+def types_of(path: Path) -> dict[str, str]:
+    """Tensor to type."""
+    return {tensor.name: tensor.type for tensor in read(path).tensors}
+
+
+QKV = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
+NORM = "text_encoders.llm.model.layers.0.input_layernorm.weight"
+
+
+@pytest.fixture(scope="module")
+def loose_file(builtin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model as safetensors of f16 and f32, which is how models are published."""
+    header: dict[str, object] = {}
+    data = bytearray()
+    for tensor in GGUFReader(builtin_file).tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        kind = np.float32 if values.ndim == 1 or "img_in" in tensor.name else np.float16
+        raw = values.astype(kind).tobytes()
+        header[tensor.name] = {
+            "dtype": "F32" if kind is np.float32 else "F16",
+            "shape": [int(side) for side in reversed(tensor.shape)],
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    text = json.dumps(header).encode()
+    path = tmp_path_factory.mktemp("loose") / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+@pytest.mark.parametrize("wtype", WTYPES)
+def test_convert_into_every_type(loose_file: Path, tmp_path: Path, wtype: str) -> None:
+    """Every tensor that can is of the type; norms and what the runtime keeps are not."""
+    target = tmp_path / "model.gguf"
+    done = sdstream("convert", loose_file, target, "--type", wtype)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("model.gguf: ")
+    types = types_of(target)
+    assert {*types} == {*types_of(loose_file)}
+    assert types[QKV] == wtype
+    assert types[NORM] == (wtype if wtype in ("f32", "f16", "bf16") else "f32")
+    assert types["model.diffusion_model.img_in.weight"] == "f32"
+
+
+@pytest.mark.parametrize("source", ["loose", "builtin"])
+@pytest.mark.parametrize("wtype", ["f16", "q8_0", "q4_0"])
+def test_what_was_converted_draws(
+    request: pytest.FixtureRequest, tmp_path: Path, source: str, wtype: str
+) -> None:
+    """Nearly the same picture as the model that it was made of."""
+    target = tmp_path / "model.gguf"
+    origin = request.getfixturevalue(f"{source}_file")
+    assert sdstream("convert", origin, target, "--type", wtype).returncode == 0
+    expected, found = (drawn(tmp_path, file) for file in (origin, target))
+    difference = ImageStat.Stat(ImageChops.difference(expected, found))
+    assert max(difference.mean) < 12
+    assert max(ImageStat.Stat(found).stddev) > 20
+
+
+def drawn(folder: Path, model: Path) -> Image.Image:
+    """A picture by a file of the built-in model's family."""
+    entry = {
+        "id": "converted",
+        "family": "ovis_image",
+        "files": {"model": str(model)},
+        "defaults": {"size": "64x64", "steps": 4, "cfg_scale": 3.0},
+        "runtime": {"tae": True},
+    }
+    catalogue = folder / f"{model.stem}.yaml"
+    catalogue.write_text(yaml.safe_dump({"models": [entry]}))
+    picture = folder / f"{model.stem}-{model.suffix[1:]}.png"
+    environment = {
+        **os.environ,
+        "SDSTREAM_MODELS": str(catalogue),
+        "SDSTREAM_DATA_DIR": str(folder),
+    }
+    subprocess.run(
+        [sys.executable, "-m", "app", "generate", "a red circle", "--seed", "7", "-o", picture],
+        env=environment,
+        check=True,
+        timeout=100,
+    )
+    return Image.open(picture)
+
+
+def test_from_gguf_to_safetensors(loose_file: Path, tmp_path: Path) -> None:
+    """The ending of the target's name decides."""
+    target = tmp_path / "model.safetensors"
+    done = sdstream("convert", loose_file, target, "--type", "bf16")
+    assert done.returncode == 0, done.stderr
+    assert read(target).format == "safetensors"
+    assert types_of(target)[QKV] == "bf16"
+
+
+def test_rules_decide_before_the_type(loose_file: Path, tmp_path: Path) -> None:
+    """The first that fits, and one that needs more room than the type alone would have."""
+    target = tmp_path / "model.gguf"
+    rules = r"double_blocks\.0\.img_attn=q8_0,double_blocks=f32,layernorm=f16"
+    done = sdstream("convert", loose_file, target, "--type", "q4_0", "--tensor-type-rules", rules)
+    assert done.returncode == 0, done.stderr
+    types = types_of(target)
+    assert types[QKV] == "q8_0"
+    assert types[QKV.replace("qkv", "proj")] == "q8_0"
+    assert types[QKV.replace("img", "txt")] == "f32"
+    assert types[QKV.replace("double_blocks.0.img_attn.qkv", "single_blocks.0.linear1")] == "q4_0"
+    assert types[NORM] == "f16"
+
+
+def test_a_pattern_that_only_the_runtime_refuses(loose_file: Path, tmp_path: Path) -> None:
+    """Its regular expressions are another dialect, and end its process."""
+    done = sdstream(
+        "convert", loose_file, tmp_path / "x.gguf", "--type", "q4_0",
+        "--tensor-type-rules", "(?P<name>norm)=f16",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Error: The runtime cannot read a pattern of the rules" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_vae_is_put_in(tmp_path: Path) -> None:
+    """Under the names by which the runtime finds it."""
+    text = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    unet = prefixed("model.diffusion_model.", DIFFUSION["Stable Diffusion 1"])
+    source = write_safetensors(tmp_path / "source.safetensors", {**unet, text: (768, 8)})
+    autoencoder = write_safetensors(tmp_path / "vae.safetensors", vae(4))
+    target = tmp_path / "x.gguf"
+    done = sdstream("convert", source, target, "--type", "q8_0", "--vae", autoencoder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(sdstream("inspect", "--json", target).stdout)
+    assert {part["name"] for part in report["parts"]} == {"diffusion_model", "clip_l", "vae"}
+    assert report["needs"] == []
+
+
+def test_nothing_is_overwritten_without_force(builtin_file: Path, tmp_path: Path) -> None:
+    """And with it only by a whole file."""
+    target = tmp_path / "x.gguf"
+    target.write_text("precious")
+    done = sdstream("convert", builtin_file, target, "--type", "q4_0")
+    assert done.returncode == 1
+    assert target.read_text() == "precious"
+    assert sdstream("convert", builtin_file, target, "--type", "q4_0", "--force").returncode == 0
+    assert types_of(target)[QKV] == "q4_0"
+
+
+@pytest.fixture
+def long_work(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A conversion that goes on for a while, and its target."""
+    shapes = prefixed("model.diffusion_model.", {f"x.{i}.weight": (4096, 2048) for i in range(40)})
+    source = write_safetensors(tmp_path / "source.safetensors", shapes)
+    target = tmp_path / "x.gguf"
+    with subprocess.Popen(
+        [sys.executable, "-m", "app", "convert", source, target, "--type", "q2_K"],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as work:
+        wait_until(lambda: bool(children(work.pid)), 20, "no converter was started")
+        time.sleep(1)
+        yield work, target
+        work.kill()
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(number) for number in found]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_in_the_middle(
+    long_work: tuple[subprocess.Popen[str], Path], number: signal.Signals
+) -> None:
+    """However it ends, neither half a file nor a process stays."""
+    work, target = long_work
+    (child,) = children(work.pid)
+    assert target.with_name(".x.part.gguf").exists()
+    work.send_signal(number)
+    assert work.wait(20) != 0
+    wait_until(lambda: not Path(f"/proc/{child}").exists(), 20, "the converter lives on")
+    assert [path.name for path in target.parent.iterdir()] == ["source.safetensors"]
+
+
+def test_the_converter_is_killed(long_work: tuple[subprocess.Popen[str], Path]) -> None:
+    """As the kernel does it when memory runs out: one sentence, and nothing is left."""
+    work, target = long_work
+    os.kill(*children(work.pid), signal.SIGKILL)
+    assert work.wait(20) == 1
+    assert work.stderr is not None
+    assert "Error: The converter ended with SIGKILL." in work.stderr.read()
+    assert [path.name for path in target.parent.iterdir()] == ["source.safetensors"]
