@@ -429,7 +429,10 @@ class ImageService:
             live.worker = live.task = None
             self.pool.give_back(worker)
         if live.job.status is JobStatus.QUEUED and not live.over:
-            self._enqueue(live, first=True)
+            if self.draining:
+                self._stop(live)
+            else:
+                self._enqueue(live, first=True)
 
     async def _run(self, live: LiveJob, worker: Worker) -> None:
         job = live.job

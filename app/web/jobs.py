@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -126,6 +127,8 @@ class JobRoutes:
 
     async def generate(self, request: Request) -> Response:
         """GET /v1/images/generations?prompt=…: makes a job and follows it."""
+        if request.method == "HEAD":  # which asks about an answer and must not make a job
+            raise HTTPException(405, headers={"Allow": "GET, POST"})
         job_id, number = _last_event(request)
         if job_id is not None:
             live = await self._find(request, job_id, "Last-Event-ID")
@@ -148,6 +151,8 @@ class JobRoutes:
         headers = {"X-Job-Id": job.id}
         if seen is not None and job.terminal and seen >= job.last_event:
             return Response(status_code=204, headers=headers)
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="text/event-stream")
         service, base_url = self.draw.service, self.draw.base_url(request)
         rendering = JobEvents(job, base_url, lambda: service.eta(job), id_prefix)
         return respond.stream(self._events(live, rendering, seen), headers)

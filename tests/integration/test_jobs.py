@@ -360,6 +360,19 @@ def test_options_in_a_query_are_checked(
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
+def test_a_head_makes_and_holds_nothing(fake_server: ServerProcess) -> None:
+    """Asking about the answer of an EventSource is no generation, and no open stream."""
+    before = fake_server.metric("sdstream_accepted_jobs_total")
+    answer = httpx2.head(fake_server.url + eventsource_path(prompt="a"))
+    assert (answer.status_code, "GET" in answer.headers["Allow"]) == (405, True)
+    assert fake_server.metric("sdstream_accepted_jobs_total") == before
+    job = begin(fake_server, LONG)
+    answer = httpx2.head(job["events_url"], timeout=1)
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    cancel(fake_server, job)
+
+
 # --- cancel and delete --------------------------------------------------------------------------
 
 
