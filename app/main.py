@@ -24,6 +24,7 @@ from app.core.catalog import BUILTIN, Catalog, CatalogError, ModelSpec
 from app.core.errors import ImageServiceError
 from app.core.messages import Load
 from app.embedded import MODELS as BUILTIN_MODELS
+from app.engine.loras import lora_files
 from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerOptions
 from app.metrics import Metrics
@@ -116,6 +117,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             Route("/v1/models/{model:path}/load", ops.load, methods=["POST"]),
             Route("/v1/models/{model:path}/unload", ops.unload, methods=["POST"]),
             Route("/v1/models/{model:path}", ops.model),
+            Route("/v1/loras", ops.loras),
             Route("/v1/config", ops.config),
             Route("/v1/cluster/auth", ops.cluster_auth),
             Route("/livez", ops.live),
@@ -209,6 +211,7 @@ def _service(
             grace_seconds=settings.grace_seconds,
         ),
         new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
+        lora_names=lambda: [*lora_files(settings.lora_dir)] if settings.lora_dir else [],
         on_end=webhooks.notify,
         random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
     )
@@ -237,7 +240,9 @@ def _load_command(settings: Settings, spec: ModelSpec) -> Load:
         else str(_absolute(settings, location))
         for component, location in spec.files.items()
     }
-    return Load(spec.id, spec.family, files, str(settings.cache_dir), spec.runtime.model_dump())
+    lora_dir = str(settings.lora_dir.resolve()) if settings.lora_dir else None
+    runtime = spec.runtime.model_dump()
+    return Load(spec.id, spec.family, files, str(settings.cache_dir), runtime, lora_dir)
 
 
 def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Middleware]:

@@ -167,6 +167,7 @@ class ImageService:
         policy: Policy,
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
+        lora_names: Callable[[], Sequence[str]] = tuple,
         on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -179,6 +180,7 @@ class ImageService:
         self._new_id = new_id
         self._random_seed = random_seed
         self._ended = on_end
+        self.lora_names = lora_names
         self._clock = clock
         self._queue: FairQueue[LiveJob] = FairQueue()
         self._changed = Wakeup()
@@ -577,9 +579,11 @@ class ImageService:
         if files is not None:
             looks = model_of(draft, self.catalog).traits.references
             pictures = await self.studio.decode(files, only_references=looks)
+        loras = await asyncio.to_thread(self.lora_names) if draft.lora else ()
         request = resolve(
             draft,
             self.catalog,
+            loras=loras,
             random_seed=self._random_seed,
             max_pixels=self._policy.max_pixels,
             has_checker=self.studio.can_check,

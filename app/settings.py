@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         default_factory=lambda: user_cache_path("sdstream"),
         description="Folder for built-in models.",
     )
+    lora_dir: Path | None = Field(
+        None, description="Folder of LoRA files that requests may choose by name."
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="Keys, separated by commas, of which clients must send one; none: all may in.",

@@ -42,6 +42,7 @@ class Load:
         files: Component to absolute path, or ``builtin:NAME``.
         cache_dir: Where built-in models are written.
         runtime: The fields of catalog.RuntimeOptions.
+        lora_dir: Folder of the LoRAs, None for none.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Load:
     files: dict[str, str]
     cache_dir: str
     runtime: dict[str, Any]
+    lora_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +257,7 @@ def request_of(fields: dict[str, Any]) -> GenerationRequest:
     known = dict(fields)
     for name in ("warnings", "sigmas"):
         known[name] = tuple(known.get(name, ()))
+    known["loras"] = tuple((name, scale) for name, scale in known.get("loras", ()))
     for name, kind in _PARTS.items():
         part = known.get(name)
         if part is not None:

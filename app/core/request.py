@@ -6,8 +6,9 @@ default, size and seed concrete; nothing past ``resolve`` checks values again.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, TypeVar
@@ -70,6 +71,15 @@ def _plain_text(value: str) -> str:
     return value
 
 
+class LoraChoice(BaseModel):
+    """One LoRA of the operator's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    id: str = Field(max_length=128, description="Name of the file without its ending.")
+    scale: float = Field(1.0, ge=-10, le=10, description="How strong; negative is the opposite.")
+
+
 class Draft(BaseModel):
     """The options of one request as the client gave them, in canonical spelling.
 
@@ -116,6 +126,9 @@ class Draft(BaseModel):
     )
     mask_blur: float | None = Field(
         None, ge=0, le=64, description="Pixels over which the mask's edge fades."
+    )
+    lora: tuple[LoraChoice, ...] | None = Field(
+        None, max_length=8, description="LoRAs of GET /v1/loras: [{id, scale}]."
     )
     eta: float | None = Field(
         None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
@@ -174,6 +187,16 @@ class Draft(BaseModel):
     @classmethod
     def _text(cls, value: str | None) -> str | None:
         return value if value is None else _plain_text(value)
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _json_in_a_form(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("must be a list of objects with id and scale") from None
 
     @field_validator("sigmas", "slg_layers", mode="before")
     @classmethod
@@ -279,6 +302,7 @@ class GenerationRequest:
         cache: What is left out between similar steps, None for nothing.
         vae_tiling: Decode in tiles; None is the model's own.
         hires: A second pass at a larger size, None for none.
+        loras: (id, scale) of each LoRA.
     """
 
     model: str
@@ -311,6 +335,7 @@ class GenerationRequest:
     cache: Caching | None = None
     vae_tiling: bool | None = None
     hires: Hires | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
     @property
     def size(self) -> Size:
@@ -361,6 +386,7 @@ def resolve(
     max_pixels: int,
     has_checker: bool = False,
     sources: Sources = Sources(),
+    loras: Collection[str] = (),
 ) -> GenerationRequest:
     """Make every default, size and seed concrete.
 
@@ -371,6 +397,7 @@ def resolve(
         max_pixels: Upper bound of width x height.
         has_checker: A safety checker is configured.
         sources: What is known of the input pictures.
+        loras: Names of the LoRAs there are.
 
     Raises:
         NotFound: The model is not in the catalogue.
@@ -415,6 +442,7 @@ def resolve(
         slg=_skip_layers(draft),
         cache=_caching(draft),
         vae_tiling=draft.vae_tiling,
+        loras=_loras(draft, loras),
         hires=_hires(draft, spec, size, steps, max_pixels, sources),
     )
 
@@ -632,6 +660,20 @@ def _check_sigmas(draft: Draft) -> None:
         raise InvalidRequest(
             f"'{param}' must fall from value to value and end with 0.", param=param
         )
+
+
+def _loras(draft: Draft, known: Collection[str]) -> tuple[tuple[str, float], ...]:
+    chosen = tuple((lora.id, lora.scale) for lora in draft.lora or ())
+    param = draft.spelled("lora")
+    for name, _ in chosen:
+        if name not in known:
+            there = f"there are {', '.join(sorted(known)[:20])}" if known else "there are none"
+            raise InvalidRequest(f"'{param}': no LoRA '{name[:64]}'; {there}.", param=param)
+    if len({name for name, _ in chosen}) < len(chosen):
+        raise InvalidRequest(
+            f"'{param}' names one LoRA twice.", reason=Reason.CONFLICTING_FIELDS, param=param
+        )
+    return chosen
 
 
 def _skip_layers(draft: Draft) -> SkipLayers | None:

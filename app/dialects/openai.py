@@ -69,7 +69,6 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "input_fidelity": Foreign.IGNORED,
     "image": Foreign.NEEDS_IMAGE,
     "mask": Foreign.NEEDS_IMAGE,
-    "lora": Foreign.NOT_YET,
     "control": Foreign.NOT_YET,
     "control_strength": Foreign.NOT_YET,
     "control_canny": Foreign.NOT_YET,

@@ -108,6 +108,8 @@ def powers(request: GenerationRequest) -> JsonObject:
         "sigmas": list(request.sigmas) or None,
         "vae_tiling": request.vae_tiling,
     }
+    if request.loras:
+        values["lora"] = [{"id": name, "scale": scale} for name, scale in request.loras]
     if request.slg is not None:
         slg = request.slg
         values |= {"slg_scale": slg.scale, "slg_start": slg.start, "slg_end": slg.end}

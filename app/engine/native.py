@@ -20,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ from app.embedded import materialise
 from app.engine import inspection
 from app.engine.abort import AbortFlag
 from app.engine.engine import Emit, EngineError
+from app.engine.loras import lora_files
 
 logger = logging.getLogger("app.native")
 
@@ -46,6 +48,11 @@ _LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _PHASE_LINES: Final = (
     ("generating image: ", Phase.SAMPLING),
     ("- decoding ", Phase.DECODING),
+)
+
+#: What the log says of a LoRA that changes nothing: of no tensor of it, or of its file.
+_LORA_UNFIT: Final = re.compile(
+    r"\(0 / \d+\) LoRA tensors have been applied|load lora tensors from .* failed"
 )
 
 #: Component of models.yaml -> field of sd_ctx_params_t.
@@ -98,6 +105,8 @@ class NativeEngine:
         self._context: Any = None
         self._abort = AbortFlag(_lib)
         self._can_abort = False
+        self._lora_dir: str | None = None
+        self._unfit_lora = False
         self._secrets: dict[str, str] = {}
         self._first_error = ""
         self._vae_tiling = False
@@ -123,6 +132,7 @@ class NativeEngine:
             component: materialise(location, Path(command.cache_dir))
             for component, location in command.files.items()
         }
+        self._lora_dir = command.lora_dir
         self._secrets = {str(path): component for component, path in files.items()}
         inspection.check(files, command.family, tae=command.runtime["tae"])
         self._loading = _LoadProgress(emit)
@@ -151,7 +161,7 @@ class NativeEngine:
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Draw one image; blocks until it is there, failed or aborted."""
-        self._first_error, self._peeked = "", False
+        self._first_error, self._peeked, self._unfit_lora = "", False, False
         seed = request.seed + index
         drawing = self._drawing = _Drawing(job, index, request, emit)
         self._want_preview(drawing.wants_preview(1))
@@ -169,6 +179,11 @@ class NativeEngine:
                 Reason.GENERATION_FAILED, self._first_error or "The runtime gave no picture."
             )
         width, height, pixels = _take(images)
+        if self._unfit_lora:
+            # The runtime draws without it, and says so in its log alone.
+            raise EngineError(
+                Reason.GENERATION_FAILED, "A LoRA of the request does not fit this model."
+            )
         return ImageDrawn(
             job=job,
             index=index,
@@ -208,6 +223,8 @@ class NativeEngine:
         if severity >= logging.ERROR and not self._first_error:
             # "[ERROR] file.cpp:123 - what happened"; those that follow say that it did
             self._first_error = line.rpartition(" - ")[2][:200]
+        if _LORA_UNFIT.search(line):
+            self._unfit_lora = True
         if self._drawing is not None:
             self._drawing.heard(line)
 
@@ -270,6 +287,8 @@ class NativeEngine:
             _set_cache(params.cache, request.cache)
         if request.hires is not None:
             _set_hires(params.hires, request.hires)
+        if request.loras and self._lora_dir is not None:
+            _set_loras(params, self._lora_dir, request.loras)
         self._set_sampling(params.sample_params, request)
         return params
 
@@ -404,6 +423,18 @@ class _LoadProgress:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + 1.0
             self._emit(Progress("", 0, Phase.LOADING, step, steps))
+
+
+def _set_loras(params: Any, folder: str, loras: tuple[tuple[str, float], ...]) -> None:
+    found = lora_files(Path(folder))
+    array = (sd.sd_lora_t * len(loras))()
+    for entry, (name, scale) in zip(array, loras, strict=True):
+        if name not in found:
+            raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' is gone.")
+        entry.path, entry.multiplier = str(found[name]).encode(), scale
+    # Ctypes keeps the array alive through the pointer.
+    params.loras = ctypes.cast(array, ctypes.POINTER(sd.sd_lora_t))
+    params.lora_count = len(array)
 
 
 def _set_cache(params: Any, cache: Caching) -> None:

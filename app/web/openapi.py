@@ -135,6 +135,7 @@ def openapi_document() -> dict[str, Any]:
                 "post": _get("Load a model", _json(), "model", unready=True)
             },
             "/v1/models/{model}/unload": {"post": _get("Unload a model", _json(), "model")},
+            "/v1/loras": {"get": _get("LoRAs that requests may name", _json())},
             "/v1/config": {"get": _get("States in OpenVINO Model Server's form", _json())},
             "/v1/cluster/auth": {"get": _get("Whether clients need a key (Xinference)", _json())},
             "/livez": {"get": _get("The process answers", _json())},

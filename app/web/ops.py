@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -76,6 +77,12 @@ class OpsRoutes:
                 param="model",
             )
         return spec
+
+    async def loras(self, _request: Request) -> Response:
+        """GET /v1/loras: what a request may name in lora."""
+        names = await asyncio.to_thread(self.service.lora_names)
+        data = [{"id": name, "object": "lora"} for name in names]
+        return respond.json_bytes(compact({"object": "list", "data": data}))
 
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{id}/content."""

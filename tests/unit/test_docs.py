@@ -36,6 +36,7 @@ WORDED = {
     "api_keys": "",
     "high_priority_keys": "",
     "webhook_hosts": "",
+    "lora_dir": "",
     "webhook_secret": "",
     "cors_origins": "",
     "safety_checker": "",
