@@ -186,7 +186,8 @@ def _jobs() -> dict[str, Any]:
     del drawn["requestBody"]
     drawn["responses"]["200"]["content"] = stream
     drawn["responses"] |= _ALREADY_TOLD
-    options = Draft.model_json_schema()["properties"].items()
+    template = "#/components/schemas/Generation/$defs/{model}"
+    options = Draft.model_json_schema(ref_template=template)["properties"].items()
     drawn["parameters"] = [
         *(_parameter(name, "query", schema) for name, schema in options if name in _QUERY_OPTIONS),
         _LAST_EVENT,
