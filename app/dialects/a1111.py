@@ -818,6 +818,11 @@ def models(ids: Iterable[str]) -> bytes:
     )
 
 
+def loras(names: Sequence[str]) -> bytes:
+    """GET loras; the path is the name, since no client needs the server's."""
+    return compact([{"name": n, "alias": n, "path": n, "metadata": {}} for n in names])
+
+
 def upscalers() -> bytes:
     """GET upscalers: none but the one that does nothing."""
     none = {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1}

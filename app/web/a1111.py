@@ -7,6 +7,7 @@ the checkpoint that options choose holds for these routes only.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -67,6 +68,7 @@ class A1111Routes:
             "sd-models": self.sd_models,
             "options": self.options,
             "upscalers": self.upscalers,
+            "loras": self.loras,
             **dict.fromkeys(A1111_EMPTY, self.empty),
         }
         return [
@@ -169,6 +171,11 @@ class A1111Routes:
     async def upscalers(self, _request: Request) -> Response:
         """GET upscalers."""
         return respond.json_bytes(a1111.upscalers())
+
+    async def loras(self, _request: Request) -> Response:
+        """GET loras."""
+        names = await asyncio.to_thread(self._service.lora_names)
+        return respond.json_bytes(a1111.loras(names))
 
     async def empty(self, request: Request) -> Response:
         """GET of a list of things that this server has none of."""

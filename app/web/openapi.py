@@ -46,7 +46,6 @@ FIREWORKS_PATHS: Final = (
 A1111_PREFIX: Final = "/sdapi/v1/"
 #: What AUTOMATIC1111's clients ask for and this server has none of -> what is answered.
 A1111_EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
-    "loras": [],
     "sd-vae": [],
     "hypernetworks": [],
     "face-restorers": [],
@@ -76,6 +75,7 @@ _A1111_GETS: Final = {
     "sd-models": "The catalogue",
     "options": "The checkpoint, and settings that cannot be changed",
     "upscalers": "None",
+    "loras": "LoRAs of the operator's folder",
     **dict.fromkeys(A1111_EMPTY, "None of these"),
 }
 

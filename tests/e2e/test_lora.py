@@ -73,6 +73,9 @@ def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProc
     data = httpx2.get(f"{lora_server.url}/v1/loras").json()["data"]
     assert [lora["id"] for lora in data] == ["bent", "foreign", "garbage"]
     assert httpx2.get(f"{native_server.url}/v1/loras").json()["data"] == []
+    listed = httpx2.get(f"{lora_server.url}/sdapi/v1/loras").json()
+    assert [lora["name"] for lora in listed] == ["bent", "foreign", "garbage"]
+    assert httpx2.get(f"{native_server.url}/sdapi/v1/loras").json() == []
 
 
 @pytest.mark.parametrize("name", ["foreign", "garbage"])
