@@ -15,8 +15,9 @@ Way = Literal["fin", "rst", "half-close"]
 LONG: dict[str, Any] = {"prompt": "step=0.05", "size": "64x64", "sample_steps": 150, "n": 4}
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 2}
 
-#: One step and a tenth of a second, and the patience that a busy machine needs.
-SOON = 3.0
+#: One step and a tenth of a second, and the patience that a busy machine needs; a job that went on
+#: would take thirty seconds.
+SOON = 10.0
 
 
 def ended(server: ServerProcess, outcome: str) -> float:
