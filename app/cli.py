@@ -12,31 +12,35 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, get_origin
+from typing import Any, get_origin
 
 import click
-import httpx2
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from app import __version__
 from app.cli_files import convert_command, inspect_command
-from app.client import Client, Picture, ServerSaysNo, Step
+from app.cli_jobs import cancel, jobs, watch
+from app.client import Client, Step
+from app.console import (
+    EXIT_CONFIG,
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    Saver,
+    plain_errors,
+    progress_bar,
+    server_options,
+    show_option,
+)
 from app.core.catalog import CatalogError
 from app.core.samplers import SAMPLERS, SCHEDULES
 from app.main import configure_logging, load_catalog
 from app.safety import SafetyCheckerError
 from app.server import Server, serving_privately
 from app.settings import Settings
-
-EXIT_FAILED: Final = 1
-EXIT_FAULT: Final = 70
-EXIT_CONFIG: Final = 78
-EXIT_INTERRUPTED: Final = 130
-
-_FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+from app.store import StoreError
+from app.webhooks import WebhookSettingsError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -54,8 +58,8 @@ def main() -> None:
     """
 
 
-main.add_command(inspect_command)
-main.add_command(convert_command)
+for _command in (jobs, watch, cancel, inspect_command, convert_command):
+    main.add_command(_command)
 
 
 def _setting_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -113,7 +117,7 @@ def serve(**flags: Any) -> None:
     except CatalogError as error:
         click.echo(f"Error: {settings.models}, {error}", err=True)
         sys.exit(EXIT_CONFIG)
-    except SafetyCheckerError as error:
+    except (SafetyCheckerError, StoreError, WebhookSettingsError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     try:
@@ -121,15 +125,6 @@ def serve(**flags: Any) -> None:
     except KeyboardInterrupt:  # uvicorn raises the signal again when all is closed
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_FAULT if server.died else 0)
-
-
-def _server_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option(
-        "--api-key", envvar="SDSTREAM_CLIENT_KEY", help="Key for --server (SDSTREAM_CLIENT_KEY)."
-    )(command)
-    return click.option(
-        "--server", metavar="URL", help="A running server, for example http://localhost:8000."
-    )(command)
 
 
 @main.command()
@@ -146,34 +141,46 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--cfg-scale", type=float, help="Classifier-free guidance.")
 @click.option("--seed", type=int, help="For the same picture again; random when not given.")
-@_server_options
+@click.option(
+    "--async",
+    "only_begin",
+    is_flag=True,
+    help="Have --server begin, print the job's id and leave; sdstream watch ID fetches the images.",
+)
+@show_option
+@server_options
 def generate(
-    output: str, count: int, server: str | None, api_key: str | None, **options: Any
+    output: str,
+    count: int,
+    only_begin: bool,
+    show: bool | None,
+    server: str | None,
+    api_key: str | None,
+    **options: Any,
 ) -> None:
     """Draw PROMPT into a file.
 
     Without --server the engine is started for this one command, with the settings of the
     SDSTREAM_ variables. The progress goes to stderr, so that -o - can be piped.
     """
-    if output == "-" and count > 1:
-        raise click.UsageError("-o - takes one image; leave out -n.")
-    suffix = Path(output).suffix.lower() if output != "-" else ".png"
-    if suffix not in _FORMATS:
-        raise click.UsageError(f"-o must end in one of {', '.join(_FORMATS)}.")
-    folder = Path(output).parent
-    if output != "-" and not folder.is_dir():
-        raise click.UsageError(f"there is no folder {folder}.")
     options = {name: value for name, value in options.items() if value is not None}
-    options |= {"n": count, "output_format": _FORMATS[suffix]}
-    with _plain_errors():
-        asyncio.run(_generate(options, output, server, api_key))
+    if only_begin:
+        if server is None:
+            raise click.UsageError("--async needs a --server, which goes on with the job.")
+        with plain_errors():
+            click.echo(asyncio.run(_begin({**options, "n": count}, server, api_key)))
+        return
+    saver = Saver(output, count, show)
+    options |= {"n": count, "output_format": saver.format}
+    with plain_errors():
+        asyncio.run(_generate(options, saver, server, api_key))
 
 
 @main.command()
-@_server_options
+@server_options
 def models(server: str | None, api_key: str | None) -> None:
     """List the models: of a running server, or of the catalogue that SDSTREAM_MODELS names."""
-    with _plain_errors():
+    with plain_errors():
         rows = asyncio.run(_server_models(server, api_key)) if server else _catalogue_models()
     table = Table("model", "family", "default size", "state", "description", box=None)
     for row in rows:
@@ -203,19 +210,27 @@ def _catalogue_models() -> list[tuple[str, ...]]:
     ]
 
 
+async def _begin(options: dict[str, Any], server: str, api_key: str | None) -> str:
+    async with Client(server, api_key) as client:
+        return str((await client.begin(options))["id"])
+
+
 async def _generate(
-    options: dict[str, Any], output: str, server: str | None, api_key: str | None
+    options: dict[str, Any], saver: Saver, server: str | None, api_key: str | None
 ) -> None:
-    console = Console(stderr=True)
     async with _connected(server, api_key) as client:
-        with _bar(console) as bar:
+        with progress_bar() as bar:
             rows = [bar.add_task("", total=100.0, what="waiting") for _ in range(options["n"])]
             async for event in client.generate(options):
                 if isinstance(event, Step):
-                    _show(bar, rows[event.index], event)
+                    what = event.status
+                    if event.done_steps:
+                        what = f"step {event.done_steps}/{event.all_steps}"
+                    bar.update(rows[event.index], completed=event.percent, what=what)
                 else:
-                    path = _save(event, output, options["n"])
-                    bar.update(rows[event.index], completed=100.0, what=f"seed {event.seed}{path}")
+                    what = f"seed {event.seed}{saver.save(event.index, event.data)}"
+                    bar.update(rows[event.index], completed=100.0, what=what)
+    saver.show()
 
 
 @asynccontextmanager
@@ -232,46 +247,3 @@ async def _connected(server: str | None, api_key: str | None) -> AsyncIterator[C
         Client("http://sdstream", uds=socket) as client,
     ):
         yield client
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        BarColumn(), TextColumn("{task.fields[what]}"), TimeElapsedColumn(), console=console
-    )
-
-
-def _show(bar: Progress, row: TaskID, step: Step) -> None:
-    what = f"step {step.done_steps}/{step.all_steps}" if step.done_steps else step.status
-    bar.update(row, completed=step.percent, what=what)
-
-
-def _save(picture: Picture, output: str, count: int) -> str:
-    """Write one image; returns what to say of it after the seed."""
-    if output == "-":
-        sys.stdout.buffer.write(picture.data)
-        sys.stdout.buffer.flush()
-        return ""
-    path = Path(output)
-    if count > 1:
-        path = path.with_stem(f"{path.stem}-{picture.index + 1}")
-    path.write_bytes(picture.data)
-    return f", {path}"
-
-
-class _plain_errors:  # noqa: N801  a context manager used as a word
-    """Turns expected failures into one line and an exit code."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        match error:
-            case CatalogError():
-                click.echo(f"Error: models.yaml, {error}", err=True)
-                sys.exit(EXIT_CONFIG)
-            case ServerSaysNo() | OSError():
-                click.echo(f"Error: {error}", err=True)
-                sys.exit(EXIT_FAILED)
-            case httpx2.HTTPError():
-                click.echo(f"Error: the server cannot be reached: {error}", err=True)
-                sys.exit(EXIT_FAILED)

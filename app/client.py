@@ -1,18 +1,30 @@
-"""The command line's side of the HTTP API: one prompt in, progress and images out."""
+"""The command line's side of the HTTP API: prompts in, progress, images and jobs out."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, urlsplit
 
 import httpx2
 
 #: One frame holds a whole image in base64.
 _MAX_EVENT_BYTES: Final = 256 * 2**20
+#: Tries to reach a server again that was lost while a job was watched, and the pause before each.
+_RECONNECTS: Final = 150
+_RECONNECT_SECONDS: Final = 2.0
+
+JsonObject = dict[str, Any]
+
+
+ENDINGS: Final = ("completed", "failed", "cancelled")
+#: Those that change what is known of a job; previews do not.
+_JOB_EVENTS: Final = ("queued", "progress", *ENDINGS)
 
 
 class ServerSaysNo(Exception):
@@ -65,14 +77,75 @@ class Client:
     async def __aexit__(self, *_exception: object) -> None:
         await self._http.aclose()
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self) -> list[JsonObject]:
         """The server's catalogue."""
-        answer = await self._http.get("/v1/models")
-        _raise_for(answer.status_code, answer.content)
-        data: list[dict[str, Any]] = answer.json()["data"]
+        data: list[JsonObject] = (await self._json("GET", "/v1/models"))["data"]
         return data
 
-    async def generate(self, options: dict[str, Any]) -> AsyncIterator[Step | Picture]:
+    async def begin(self, options: JsonObject) -> JsonObject:
+        """Start a job that goes on by itself; returns it."""
+        headers = {"Prefer": "respond-async"}
+        return await self._json("POST", "/v1/images/generations", json=options, headers=headers)
+
+    async def jobs(self, *, status: str, limit: int) -> list[JsonObject]:
+        """The newest jobs; ``status`` names one or several, empty is all."""
+        query = {"status": status, "limit": str(limit)}
+        data: list[JsonObject] = (await self._json("GET", "/v1/jobs", params=query))["data"]
+        return data
+
+    async def cancel(self, job: str) -> JsonObject:
+        """Stop a job; returns it as it is then."""
+        return await self._json("POST", f"{_path(job)}/cancel")
+
+    async def image(self, url: str) -> bytes:
+        """The file of a job's image."""
+        # By the address that this client was given; the server may know itself by another.
+        answer = await self._http.get(urlsplit(url).path)
+        _raise_for(answer.status_code, answer.content)
+        return answer.content
+
+    async def follow(self, job: str) -> AsyncIterator[JsonObject]:
+        """A job as it is now and after each change, to its end.
+
+        The connection may be lost, and the server restarted, in the middle.
+
+        Raises:
+            ServerSaysNo: There is no such job.
+            httpx2.HTTPError: The server is gone and does not come back.
+        """
+        known: JsonObject = {}
+        last_event = ""
+        failures = 0
+        while True:
+            try:
+                headers = {"Last-Event-ID": last_event} if last_event else {}
+                async with self._http.stream(
+                    "GET", f"{_path(job)}/events", headers=headers
+                ) as answer:
+                    if answer.status_code == 204:
+                        return
+                    if answer.status_code != 200:
+                        _raise_for(answer.status_code, await answer.aread())
+                    async for event in httpx2.EventSource(answer):
+                        last_event, failures = event.id or last_event, 0
+                        if event.event in _JOB_EVENTS:
+                            known |= json.loads(event.data)
+                            yield known
+            except httpx2.TransportError:
+                failures += 1
+                if not known or failures > _RECONNECTS:
+                    raise
+            if known.get("status") in ENDINGS:
+                return
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _json(self, method: str, path: str, **options: Any) -> JsonObject:
+        answer = await self._http.request(method, path, **options)
+        _raise_for(answer.status_code, answer.content)
+        body: JsonObject = answer.json()
+        return body
+
+    async def generate(self, options: JsonObject) -> AsyncIterator[Step | Picture]:
         """Draw; raises ServerSaysNo when the server refuses or the job fails."""
         body = {**options, "stream": True, "stream_options": {"dialect": "image.chunk"}}
         async with self._http.stream("POST", "/v1/images/generations", json=body) as answer:
@@ -104,8 +177,12 @@ def _items(data: str) -> list[Step | Picture]:
     return found
 
 
+def _path(job: str) -> str:
+    return f"/v1/jobs/{quote(job, safe='')}"
+
+
 def _raise_for(status: int, body: bytes) -> None:
-    if status == 200:
+    if status in (200, 202):
         return
     try:
         message = json.loads(body)["error"]["message"]

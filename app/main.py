@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import secrets
 import sys
@@ -23,22 +24,27 @@ from app.core.catalog import BUILTIN, Catalog, CatalogError, ModelSpec
 from app.core.errors import ImageServiceError
 from app.core.messages import Load
 from app.embedded import MODELS as BUILTIN_MODELS
+from app.engine.loras import lora_files
+from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerOptions
 from app.metrics import Metrics
 from app.ocr import TextReader
 from app.safety import load_checker
 from app.service import ImageService, Policy
 from app.settings import Settings, worker_environment
-from app.store import ImageStore
+from app.store import JobStore
 from app.studio import Studio
-from app.web import respond
+from app.web import page, respond
 from app.web.a1111 import A1111Routes
 from app.web.fireworks import FireworksRoutes
 from app.web.generate import ImageRoutes
-from app.web.middleware import RequestLog, RequireKey
+from app.web.jobs import JobRoutes
+from app.web.middleware import RequestLog, RequireKey, SameOrigin, owner_of
 from app.web.ocr import OcrRoute
 from app.web.openapi import EDIT_PATHS, GENERATION_PATHS
 from app.web.ops import OpsRoutes
+from app.web.tokens import Tokens
+from app.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +53,8 @@ _FIREWORKS_IMAGES = "/inference/v1/image_generation/accounts/fireworks/models/{m
 
 #: Seeds drawn by the server stay exact in every JSON reader, JavaScript's among them.
 _MAX_RANDOM_SEED = 2**53 - 1
+
+_TIDY_SECONDS = 60
 
 
 def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None) -> Starlette:
@@ -59,27 +67,45 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
     Raises:
         CatalogError: models.yaml cannot be used.
         SafetyCheckerError: The safety checker cannot be used.
+        WebhookSettingsError: The settings of webhooks do not go together.
     """
     catalog = load_catalog(settings)
     metrics = Metrics()
-    store = ImageStore(
-        settings.data_dir / "images",
-        ttl_seconds=settings.image_ttl_seconds,
+    store = JobStore(
+        settings.data_dir,
+        ttl_seconds=settings.job_ttl_seconds,
         max_bytes=settings.image_store_mb * 2**20,
+        min_free_bytes=settings.min_free_mb * 2**20,
         clock=time.time,
     )
-    service = _service(settings, catalog, metrics, store)
+    tokens = Tokens(secrets.token_bytes(32), time.time)
+    secret = settings.webhook_secret
+    webhooks = Webhooks(
+        store,
+        hosts=settings.webhook_hosts,
+        secret=secret.get_secret_value() if secret else None,
+        private=settings.webhook_private,
+        clock=time.time,
+    )
+    service = _service(settings, catalog, metrics, store, webhooks)
     public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
     draw = ImageRoutes(
-        service, public_url, settings.keepalive_seconds, settings.max_body_mb * 2**20
+        service,
+        public_url,
+        settings.keepalive_seconds,
+        settings.max_body_mb * 2**20,
+        webhooks.check,
     )
     fireworks = FireworksRoutes(draw)
     ocr = OcrRoute(TextReader(), settings.max_body_mb * 2**20, settings.max_input_pixels)
+    jobs = JobRoutes(draw, tokens)
     ops = OpsRoutes(service, store, metrics, has_keys=bool(settings.api_keys))
     app = Starlette(
         routes=[
             *(Route(path, draw.generations, methods=["POST"]) for path in GENERATION_PATHS),
             *(Route(path, draw.edits, methods=["POST"]) for path in EDIT_PATHS),
+            Route(GENERATION_PATHS[0], jobs.generate, methods=["GET"]),
+            *jobs.routes(),
             Route("/v1/images/variations", draw.variations, methods=["POST"]),
             Route("/v1/images/inpainting", draw.inpainting, methods=["POST"]),
             Route(f"{_FIREWORKS_WORKFLOW}/text_to_image", fireworks.workflow, methods=["POST"]),
@@ -88,7 +114,10 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             *A1111Routes(draw).routes(),
             Route("/v1/images/{image}/content", ops.image),
             Route("/v1/models", ops.models),
+            Route("/v1/models/{model:path}/load", ops.load, methods=["POST"]),
+            Route("/v1/models/{model:path}/unload", ops.unload, methods=["POST"]),
             Route("/v1/models/{model:path}", ops.model),
+            Route("/v1/loras", ops.loras),
             Route("/v1/config", ops.config),
             Route("/v1/cluster/auth", ops.cluster_auth),
             Route("/livez", ops.live),
@@ -96,17 +125,19 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             Route("/health", ops.ready),
             Route("/metrics", ops.scrape),
             Route("/openapi.json", ops.openapi),
+            *page.routes(),
         ],
-        middleware=_middleware(settings, metrics),
+        middleware=_middleware(settings, metrics, tokens),
         exception_handlers={
             ImageServiceError: respond.on_service_error,
             HTTPException: respond.on_http_error,
             ClientDisconnect: respond.on_disconnect,
             Exception: respond.on_fault,
         },
-        lifespan=_lifespan(service, store, on_death),
+        lifespan=_lifespan(service, store, webhooks, on_death),
     )
     app.state.service = service
+    app.state.store = store
     return app
 
 
@@ -142,7 +173,7 @@ def _absolute(settings: Settings, location: str) -> Path:
 
 
 def _service(
-    settings: Settings, catalog: Catalog, metrics: Metrics, store: ImageStore
+    settings: Settings, catalog: Catalog, metrics: Metrics, store: JobStore, webhooks: Webhooks
 ) -> ImageService:
     options = WorkerOptions(
         engine=settings.engine,
@@ -151,27 +182,54 @@ def _service(
         cancel_seconds=settings.cancel_seconds,
     )
 
-    def make_worker(spec: ModelSpec) -> Worker:
-        return Worker(_load_command(settings, spec), options)
+    def make_pool(on_change: Callable[[], None]) -> WorkerPool:
+        return WorkerPool(
+            lambda spec, changed: Worker(_load_command(settings, spec), options, changed),
+            file_bytes=lambda spec: _file_bytes(settings, spec),
+            budget_bytes=settings.memory_mb * 2**20 or _usual_memory(),
+            on_change=on_change,
+        )
 
     return ImageService(
         catalog=catalog,
-        make_worker=make_worker,
+        make_pool=make_pool,
         studio=Studio(
             shelf=store,
             checker=load_checker(settings.safety_checker) if settings.safety_checker else None,
             max_input_pixels=settings.max_input_pixels,
             embed_parameters=settings.embed_parameters,
         ),
+        store=store,
         metrics=metrics,
         policy=Policy(
             queue_images=settings.queue_images,
+            queue_images_per_key=settings.queue_images_per_key,
+            high_priority_owners=frozenset(
+                owner_of(key.get_secret_value()) for key in settings.high_priority_keys
+            ),
             max_pixels=settings.max_pixels,
             grace_seconds=settings.grace_seconds,
         ),
         new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
+        lora_names=lambda: [*lora_files(settings.lora_dir)] if settings.lora_dir else [],
+        on_end=webhooks.notify,
         random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
     )
+
+
+def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
+    """Size of a model's files, what built-in ones have aside; a model that never ran needs that."""
+    paths = (_absolute(settings, place) for _, place in spec.files.items())
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _usual_memory() -> int:
+    """Four fifths of the memory that this machine, or its container, has."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    with suppress(OSError, ValueError):
+        memory = min(memory, int(limit.read_text()))
+    return memory * 4 // 5
 
 
 def _load_command(settings: Settings, spec: ModelSpec) -> Load:
@@ -182,10 +240,12 @@ def _load_command(settings: Settings, spec: ModelSpec) -> Load:
         else str(_absolute(settings, location))
         for component, location in spec.files.items()
     }
-    return Load(spec.id, spec.family, files, str(settings.cache_dir), spec.runtime.model_dump())
+    lora_dir = str(settings.lora_dir.resolve()) if settings.lora_dir else None
+    runtime = spec.runtime.model_dump()
+    return Load(spec.id, spec.family, files, str(settings.cache_dir), runtime, lora_dir)
 
 
-def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
+def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Middleware]:
     layers = [Middleware(RequestLog, metrics=metrics)]
     if settings.cors_origins:
         layers.append(
@@ -194,21 +254,25 @@ def _middleware(settings: Settings, metrics: Metrics) -> list[Middleware]:
                 allow_origins=settings.cors_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=["X-Request-Id", "X-Job-Id", "Seed", "Finish-Reason"],
+                expose_headers=["X-Request-Id", "X-Job-Id", "Location", "Seed", "Finish-Reason"],
             )
         )
     keys = [key.get_secret_value() for key in settings.api_keys]
-    layers.append(Middleware(RequireKey, keys=keys))
+    layers.append(Middleware(SameOrigin, allowed=settings.cors_origins))
+    layers.append(Middleware(RequireKey, keys=keys, tokens=tokens))
     return layers
 
 
 def _lifespan(
-    service: ImageService, store: ImageStore, on_death: Callable[[], None]
+    service: ImageService, store: JobStore, webhooks: Webhooks, on_death: Callable[[], None]
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         await asyncio.to_thread(store.open)
+        # Before the first request: a browser that reconnects must find its job.
+        await service.recover()
         task = asyncio.create_task(service.run())
+        others = [asyncio.create_task(_tidy(store)), asyncio.create_task(webhooks.run())]
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled():
@@ -217,11 +281,20 @@ def _lifespan(
 
         task.add_done_callback(ended)
         yield
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        for one in (task, *others):
+            one.cancel()
+            with suppress(asyncio.CancelledError):
+                await one
+        await store.close()
 
     return lifespan
+
+
+async def _tidy(store: JobStore) -> None:
+    """Delete expired jobs on a server that has no others whose end would do it."""
+    while True:
+        await asyncio.sleep(_TIDY_SECONDS)
+        await store.expire()
 
 
 def configure_logging(level: str) -> None:

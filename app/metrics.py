@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from app.engine.worker import Worker, WorkerState
 
 _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
@@ -22,6 +25,9 @@ class Metrics:
             "Answered HTTP requests.",
             ("method", "route", "status"),
             registry=self._registry,
+        )
+        self.accepted_jobs = Counter(
+            "sdstream_accepted_jobs", "Accepted jobs.", ("model",), registry=self._registry
         )
         self.jobs = Counter(
             "sdstream_jobs", "Ended jobs.", ("model", "outcome"), registry=self._registry
@@ -55,14 +61,33 @@ class Metrics:
             registry=self._registry,
         )
         self.worker_up = Gauge(
-            "sdstream_worker_up", "1 when the model is loaded.", ("model",), registry=self._registry
-        )
-        self.worker_memory = Gauge(
-            "sdstream_worker_resident_bytes",
-            "Memory of the model's worker process.",
+            "sdstream_worker_up",
+            "Loaded workers of the model.",
             ("model",),
             registry=self._registry,
         )
+        self.worker_memory = Gauge(
+            "sdstream_worker_resident_bytes",
+            "Memory of the model's worker processes.",
+            ("model",),
+            registry=self._registry,
+        )
+        self.evictions = Gauge(
+            "sdstream_worker_evictions",
+            "Workers that made room for another model.",
+            registry=self._registry,
+        )
+
+    def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
+        """Bring the gauges of workers up to date."""
+        self.evictions.set(evictions)
+        for gauge in (self.worker_up, self.worker_memory):
+            gauge.clear()
+        for worker in workers:
+            up = worker.state in (WorkerState.READY, WorkerState.BUSY)
+            self.worker_up.labels(worker.model).inc(int(up))
+            self.worker_memory.labels(worker.model).inc(worker.resident_bytes)
+            self.worker_starts.labels(worker.model).set(worker.starts)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -27,10 +27,15 @@ class Server(uvicorn.Server):
 
     uvicorn alone would tell the application of its end only after the last connection closed,
     which for a stream is after its job.
+
+    Raises:
+        CatalogError, SafetyCheckerError, StoreError: It cannot start with these settings.
     """
 
     def __init__(self, settings: Settings, *, uds: Path | None = None) -> None:
         app = build_app(settings, on_death=self._die)
+        # Before anything listens: a folder that cannot be used ends the program with a sentence.
+        app.state.store.open()
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -74,7 +79,9 @@ async def serving_privately(settings: Settings) -> AsyncIterator[Path]:
     """
     with TemporaryDirectory(prefix="sdstream-") as folder:
         path = Path(folder) / "socket"
-        server = Server(settings, uds=path)
+        # Its jobs are nobody else's: the usual data folder may be a running server's.
+        alone = settings.model_copy(update={"data_dir": Path(folder) / "data"})
+        server = Server(alone, uds=path)
         task = asyncio.create_task(server.serve())
         try:
             # uvicorn tells of its start by an attribute only.

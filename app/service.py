@@ -4,8 +4,10 @@
 
     submit ──> queue ──> worker ──> events ──> Job.apply ──> readers (follow)
 
-One task takes jobs off the queue, one at a time, and sees each to its end. Everything runs on
-one event loop; what is done to pixels is done in the studio's threads.
+One task gives the waiting jobs to free workers, in the order of the queue, and a task for each
+running job sees it to its end. A job that waits for room in memory is overtaken by none, else it
+might wait for ever. Everything runs on one event loop; what is done to pixels is done in the
+studio's threads.
 
 Who ends a job, the first of these to come wins (``Job.apply`` ignores the others):
 
@@ -19,6 +21,10 @@ Who ends a job, the first of these to come wins (``Job.apply`` ignores the other
     the model cannot be loaded    failed     503 model_unavailable
     shutdown while queued         failed     503 shutting_down, at once
     shutdown while running        failed     503 shutting_down, when the grace time is over
+
+A background job has no client that waits for its end: whoever leaves, leaves it running; the death
+of its worker or of the server puts it back into the queue, once; and at shutdown it is laid aside
+for the next start, however often that happens.
 """
 
 from __future__ import annotations
@@ -27,15 +33,24 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakValueDictionary
 
 from app.core.catalog import Catalog, ModelSpec
-from app.core.errors import QueueFull, Reason, Unavailable
+from app.core.errors import (
+    Forbidden,
+    KeyReused,
+    NotFound,
+    QueueFull,
+    Reason,
+    Unavailable,
+)
 from app.core.job import (
+    MAX_ATTEMPTS,
     Completed,
     Entry,
     ImageReady,
@@ -47,17 +62,33 @@ from app.core.job import (
     Loading,
     PreviewReady,
     Queued,
+    Requeued,
     Running,
+    Terms,
 )
-from app.core.messages import Cancelled, Done, Event, Failed, ImageDrawn, Phase, Preview, Progress
+from app.core.messages import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Generate,
+    ImageDrawn,
+    Phase,
+    Preview,
+    Progress,
+)
 from app.core.pixels import Inputs, SourceFiles
+from app.core.queue import FairQueue, Priority
 from app.core.request import (
     Draft,
     model_of,
     resolve,
 )
+from app.core.speed import Speed
+from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerState
 from app.metrics import Metrics
+from app.store import JobStore, Page
 from app.studio import Pictures, Spoiled, Studio
 from app.wakeup import Wakeup
 
@@ -65,12 +96,16 @@ logger = logging.getLogger(__name__)
 
 #: The clients that honour Retry-After give up on anything longer.
 _MAX_RETRY_AFTER: Final = 120
+#: What an image takes when none was ever measured.
+_GUESSED_SECONDS: Final = 5.0
+#: Ended jobs whose history is kept for readers that come back, some kilobytes each.
+_REMEMBERED: Final = 256
+#: A background job gets another try after these.
+_SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WORKER_HUNG)
 
 
-def _log_fault(task: asyncio.Task[None]) -> None:
-    """A supervisor never ends by an exception unless the program is wrong."""
-    if not task.cancelled() and task.exception() is not None:
-        logger.critical("a worker's supervisor stopped by a fault", exc_info=task.exception())
+def _going_down() -> Unavailable:
+    return Unavailable("The server is going down.", reason=Reason.SHUTTING_DOWN, retry_after=10)
 
 
 @dataclass(frozen=True)
@@ -79,25 +114,43 @@ class Policy:
 
     Attributes:
         queue_images: Images that may wait.
+        queue_images_per_key: Images of one API key that may wait.
+        high_priority_owners: Who may ask for high priority; empty is everybody.
         max_pixels: Largest width x height of what is drawn.
         grace_seconds: Time for running jobs at shutdown.
     """
 
     queue_images: int = 64
+    queue_images_per_key: int = 64
+    high_priority_owners: frozenset[str] = frozenset()
     max_pixels: int = 4_194_304
     grace_seconds: float = 30.0
 
 
 @dataclass
 class LiveJob:
-    """A job with what its readers and its end need beside it."""
+    """A job with what its readers and its end need beside it.
+
+    Attributes:
+        job: What is known of it.
+        changed: Wakes its readers.
+        wanted_ending: What a Cancelled of the worker means for it.
+        laid_aside: It waits for the next start of the server; readers are to leave.
+    """
 
     job: Job
-    inputs: Inputs
-    keep_images: bool
     changed: Wakeup = field(default_factory=Wakeup)
-    #: What a Cancelled of the worker means for this job.
     wanted_ending: JobCancelled | JobFailed | None = None
+    laid_aside: bool = False
+
+    #: Has the job while it runs.
+    worker: Worker | None = None
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def over(self) -> bool:
+        """True when nothing more will happen to it in this life of the server."""
+        return self.job.terminal or self.laid_aside
 
 
 class ImageService:
@@ -107,111 +160,179 @@ class ImageService:
         self,
         *,
         catalog: Catalog,
-        make_worker: Callable[[ModelSpec], Worker],
+        make_pool: Callable[[Callable[[], None]], WorkerPool],
         studio: Studio,
+        store: JobStore,
         metrics: Metrics,
         policy: Policy,
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
+        lora_names: Callable[[], Sequence[str]] = tuple,
+        on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.catalog = catalog
         self.studio = studio
         self.draining = False
-        self._make_worker = make_worker
+        self._store = store
         self._metrics = metrics
         self._policy = policy
         self._new_id = new_id
         self._random_seed = random_seed
+        self._ended = on_end
+        self.lora_names = lora_names
         self._clock = clock
-        self._queue: deque[LiveJob] = deque()
-        self._queue_changed = Wakeup()
+        self._queue: FairQueue[LiveJob] = FairQueue()
+        self._changed = Wakeup()
+        self.pool = make_pool(self._changed.notify)
+        #: Accepted, and being written to the disk.
+        self._entering: list[Job] = []
         self._live: dict[str, LiveJob] = {}
-        self._running: LiveJob | None = None
-        self._worker: Worker | None = None
-        self._worker_task: asyncio.Task[None] | None = None
-        self._broken: dict[str, Unavailable] = {}
-        self._image_seconds = 1.0
+        self._recent: OrderedDict[str, LiveJob] = OrderedDict()
+        self._names: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._running: list[LiveJob] = []
+        self._speed = Speed()
         self._drain_task: asyncio.Task[None] | None = None
 
     # --- for the doors --------------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
-        """True when a job for the loaded model would run at once."""
+        """True when a job would be drawn at once or after others: some model is loaded."""
         loaded = (WorkerState.READY, WorkerState.BUSY)
-        return not self.draining and self._worker is not None and self._worker.state in loaded
+        return not self.draining and any(w.state in loaded for w in self.pool.workers())
 
     @property
     def queued_images(self) -> int:
-        """Images that wait, without those of the running job."""
-        return sum(live.job.request.n for live in self._queue)
-
-    def worker_of(self, model: str) -> Worker | None:
-        """The worker that has the model, None when it is not loaded."""
-        return self._worker if self._worker and self._worker.model == model else None
+        """Images that wait, without those of the running jobs."""
+        return self._queue.images()
 
     def why_unavailable(self, model: str) -> str | None:
         """Why the model cannot be loaded, None when nothing is known against it."""
-        worker = self.worker_of(model)
-        if worker is not None and worker.state is WorkerState.FAILED:
-            return worker.unavailable().message
-        return self._broken[model].message if model in self._broken else None
+        worker = self.pool.failed(model)
+        return worker.unavailable().message if worker is not None else None
 
-    async def submit(
-        self, draft: Draft, files: SourceFiles | None = None, *, keep_images: bool = False
-    ) -> LiveJob:
-        """Accept a request as a job.
+    async def load(self, spec: ModelSpec) -> None:
+        """Load a model ahead of its first job, also one that could not be loaded before.
+
+        Raises:
+            Unavailable: There is no room now, or it cannot be loaded.
+        """
+        if self.pool.failed(spec.id) is not None:
+            self.pool.unload(spec.id)
+        if not self.pool.workers(spec.id) and not self.pool.start(spec):
+            raise Unavailable(
+                f"There is no memory for '{spec.id}' while other models are busy.",
+                reason=Reason.MODEL_UNAVAILABLE,
+                retry_after=10,
+            )
+        worker = self.pool.workers(spec.id)[0]
+        if worker.state is not WorkerState.BUSY:
+            await worker.ready()
+
+    def unload(self, spec: ModelSpec) -> None:
+        """Stop a model's workers, each as soon as its job is over."""
+        self.pool.unload(spec.id)
+
+    async def submit(self, draft: Draft, files: SourceFiles | None, terms: Terms) -> LiveJob:
+        """Accept a request as a job, or find the one that its idempotency key names.
 
         Args:
             draft: What was asked.
             files: The input pictures as they came.
-            keep_images: Put the images into the store, for answers with URLs.
+            terms: For whom, and how the job is kept.
 
         Raises:
             InvalidRequest, NotFound: The request can never work.
+            Forbidden: This owner may not ask for that priority.
+            KeyReused: The idempotency key names another request.
             QueueFull: Too many images wait.
+            StorageFull: The disk has no room.
             Unavailable: The server is going down, or the model cannot be loaded.
         """
-        # Before the pictures are looked at, which costs more than a refusal.
-        self._admit(model_of(draft, self.catalog).id, draft.n or 1)
-        pictures = Pictures()
-        if files is not None:
-            looks = model_of(draft, self.catalog).traits.references
-            pictures = await self.studio.decode(files, only_references=looks)
-        request = resolve(
-            draft,
-            self.catalog,
-            random_seed=self._random_seed,
-            max_pixels=self._policy.max_pixels,
-            has_checker=self.studio.can_check,
-            sources=pictures.sources,
-        )
-        inputs = Inputs()
-        if files is not None:
-            inputs = await self.studio.fit(pictures, request)
-        self._admit(request.model, request.n)
-        live = LiveJob(Job(self._new_id(), request, self._clock()), inputs, keep_images)
-        self._live[live.job.id] = live
-        self._queue.append(live)
-        self._apply(live, Queued(len(self._queue) - 1 + (self._running is not None)))
-        self._queue_changed.notify()
+        if terms.idempotency_key is None:
+            return await self._accept(draft, files, terms)
+        # Two requests of one name at the same moment: the second finds what the first began.
+        name = (terms.owner, terms.idempotency_key)
+        async with self._names.setdefault(name, asyncio.Lock()):
+            known = await self._named(terms)
+            return known or await self._accept(draft, files, terms)
+
+    async def find(self, job_id: str, owner: str) -> LiveJob:
+        """A job of this owner, whether it lives or ended in the past; raises NotFound."""
+        live = self._live.get(job_id) or self._recent.get(job_id)
+        if live is None:
+            job = await self._store.get(job_id)
+            live = LiveJob(job) if job is not None and job.terminal else None
+        if live is None or live.job.terms.owner != owner:
+            raise NotFound("The job never was here or has expired.", reason=Reason.JOB_NOT_FOUND)
         return live
 
-    async def follow(self, live: LiveJob, idle_seconds: float) -> AsyncIterator[Entry | None]:
+    async def with_files(self, job: Job) -> Job:
+        """An ended job with the files of its images; raises NotFound when they are gone."""
+        if all(image.data is not None for image in job.images.values()):
+            return job
+        try:
+            return await self._store.with_files(job)
+        except FileNotFoundError:
+            raise NotFound(
+                "The job's images have expired.", reason=Reason.IMAGE_NOT_FOUND
+            ) from None
+
+    async def page(
+        self, owner: str, *, statuses: Sequence[JobStatus], limit: int, after: str | None
+    ) -> Page:
+        """An owner's jobs, newest first; see JobStore.page."""
+        page = await self._store.page(owner, statuses=statuses, limit=limit, after=after)
+        known = (self._live.get(job.id) for job in page.jobs)
+        jobs = [live.job if live else job for live, job in zip(known, page.jobs, strict=True)]
+        return Page(jobs, page.more)
+
+    async def delete(self, live: LiveJob) -> None:
+        """Delete a job and its images, stopping it first."""
+        if not live.over:
+            await self.cancel(live, "The job was deleted.")
+            await self.finished(live)
+        self._recent.pop(live.job.id, None)
+        await self._store.delete(live.job.id)
+
+    def eta(self, job: Job) -> float | None:
+        """Seconds until an unfinished job ends, None while too little was measured."""
+        if job.terminal:
+            return None
+        own = self._remaining(job)
+        running = [live.job for live in self._running]
+        if job in running or own is None:
+            return own
+        ahead = running
+        for live in self._queue:
+            if live.job is job:
+                break
+            ahead.append(live.job)
+        seconds = self._seconds_of(ahead)
+        return None if seconds is None else own + seconds / max(1, len(self._running))
+
+    async def follow(
+        self, live: LiveJob, idle_seconds: float, start: int = 0
+    ) -> AsyncIterator[Entry | None]:
         """Everything that happened to a job and happens until its end.
+
+        Args:
+            live: The job.
+            idle_seconds: After this much silence comes a None.
+            start: Entries to leave out.
 
         Yields:
             Entries, oldest first; None each time nothing happened for ``idle_seconds``.
         """
-        index = 0
+        index = start
         while True:
             while index < len(live.job.entries):
                 yield live.job.entries[index]
                 index += 1
                 # A reader that never really waits would hold the loop after its client left.
                 await asyncio.sleep(0)
-            if live.job.terminal:
+            if live.over:
                 return
             if index == len(live.job.entries):
                 try:
@@ -221,8 +342,8 @@ class ImageService:
                     yield None
 
     async def finished(self, live: LiveJob) -> Job:
-        """Wait until the job has ended."""
-        while not live.job.terminal:
+        """Wait until the job has ended, or is laid aside for the next start."""
+        while not live.over:
             await live.changed.wait()
         return live.job
 
@@ -232,78 +353,118 @@ class ImageService:
 
     async def peek(self, live: LiveJob) -> None:
         """Have a running job give a preview with its next step."""
-        if live is self._running and self._worker is not None:
-            await self._worker.peek(live.job.id)
+        if live.worker is not None:
+            await live.worker.peek(live.job.id)
+
+    async def recover(self) -> None:
+        """Take up the background jobs that an earlier life of the server left."""
+        for job in await self._store.recover():
+            self._enqueue(self._remember(job))
 
     def begin_drain(self) -> None:
-        """Take no more work, and give the running job the grace time; callable repeatedly."""
+        """Take no more work, and give running jobs the grace time; callable repeatedly."""
         if self.draining:
             return
         self.draining = True
-        going = JobFailed(Reason.SHUTTING_DOWN, "The server is going down.")
-        for live in list(self._queue):
-            self._apply(live, going)
-        self._queue.clear()
-        self._queue_changed.notify()
-        self._drain_task = asyncio.create_task(self._end_running(going))
+        while self._queue:
+            self._stop(self._queue.pop())
+        self._drain_task = asyncio.create_task(self._end_running())
 
     # --- the service task -----------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Load the default model, then run jobs one after the other until cancelled."""
+        """Load the default model, then give jobs to workers until cancelled."""
         try:
-            await self._worker_for(self.catalog.models[self.catalog.default])
+            self.pool.start(self.catalog.models[self.catalog.default])
             while True:
-                live = await self._next()
-                try:
-                    await self._run(live)
-                except Exception:
-                    logger.exception("job %s failed inside the server", live.job.id)
-                    fault = JobFailed(Reason.INTERNAL_ERROR, "The server made a mistake.")
-                    self._apply(live, fault)
-                finally:
-                    self._running = None
+                self._dispatch()
+                await self._changed.wait()
         finally:
             self.begin_drain()
             if self._drain_task is not None:
                 self._drain_task.cancel()
-            if self._running is not None:
-                self._apply(
-                    self._running, JobFailed(Reason.SHUTTING_DOWN, "The server is going down.")
-                )
-            await asyncio.shield(self._stop_worker())
+            for live in list(self._running):
+                self._stop(live)
+                if live.task is not None:
+                    live.task.cancel()
+            await asyncio.shield(self.pool.close())
             self.studio.close()
 
-    async def _next(self) -> LiveJob:
-        while not self._queue:
-            await self._queue_changed.wait()
-        live = self._running = self._queue.popleft()
+    def _dispatch(self) -> None:
+        """Begin every waiting job that a worker is free for, and load models for the others."""
+        announced = set[str]()
+        for live in list(self._queue):
+            spec = self.catalog.models[live.job.request.model]
+            failed = self.pool.failed(spec.id)
+            if failed is not None:
+                error = failed.unavailable()
+                self._queue.remove(live)
+                self._apply(live, JobFailed(error.reason, error.message))
+                continue
+            worker = self.pool.free(spec.id)
+            if worker is not None:
+                self._begin(live, worker)
+            elif self.pool.start(spec) or self.pool.is_coming(spec.id):
+                if spec.id not in announced:
+                    announced.add(spec.id)
+                    self._apply(live, Loading())
+            elif not self.pool.workers(spec.id):
+                break  # no room yet
         self._renumber()
-        return live
 
-    async def _run(self, live: LiveJob) -> None:
+    def _begin(self, live: LiveJob, worker: Worker) -> None:
+        self._queue.take(live)
+        self.pool.take(worker)
+        live.worker = worker
+        self._running.append(live)
+        live.task = asyncio.create_task(self._see_to(live, worker))
+
+    async def _see_to(self, live: LiveJob, worker: Worker) -> None:
+        """A running job's task."""
+        try:
+            await self._run(live, worker)
+        except Exception:
+            logger.exception("job %s failed inside the server", live.job.id)
+            self._apply(live, JobFailed(Reason.INTERNAL_ERROR, "The server made a mistake."))
+        finally:
+            self._running.remove(live)
+            live.worker = live.task = None
+            self.pool.give_back(worker)
+        if live.job.status is JobStatus.QUEUED and not live.over:
+            if self.draining:
+                self._stop(live)
+            else:
+                self._enqueue(live, first=True)
+
+    async def _run(self, live: LiveJob, worker: Worker) -> None:
         job = live.job
-        worker = await self._worker_for(self.catalog.models[job.request.model])
-        if worker.state is not WorkerState.READY:
-            self._apply(live, Loading())
+        try:
+            inputs = await self._store.inputs(job)
+        except (OSError, ValueError):
+            logger.exception("the pictures of job %s cannot be read", job.id)
+            lost = JobFailed(Reason.INTERNAL_ERROR, "The job's input pictures were lost.")
+            self._apply(live, lost)
+            return
+        if not self._apply(live, Running()):
+            return  # cancelled meanwhile
+        # Before the runtime sees the job: if it takes the server with it, the try has counted.
+        await self._store.update(job)
+        if not await self._is_ready(live, worker):  # it may have died since
+            return
+        self._observe(job, "queue", self._clock() - job.created)
+        order = Generate(job.id, job.request, inputs, first=len(job.images))
+        async for event in worker.generate(order):
+            await self._take(live, inputs, event)
+
+    async def _is_ready(self, live: LiveJob, worker: Worker) -> bool:
+        """Wait for the worker; False when the job has ended without it."""
         try:
             await worker.ready()
         except Unavailable as error:
-            self._broken[worker.model] = error
             self._apply(live, JobFailed(error.reason, error.message))
-            await self._bring_default_back()
-        if job.terminal:
-            return
-        self._apply(live, Running())
-        self._observe(job, "queue", self._clock() - job.created)
-        began = self._clock()
-        async for event in worker.generate(job.id, job.request, live.inputs):
-            await self._take(live, event)
-        if job.status is JobStatus.COMPLETED:
-            each = (self._clock() - began) / job.request.n
-            self._image_seconds = 0.7 * self._image_seconds + 0.3 * each
+        return not live.over
 
-    async def _take(self, live: LiveJob, event: Event) -> None:
+    async def _take(self, live: LiveJob, inputs: Inputs, event: Event) -> None:
         """Translate an event of the worker into one of the job."""
         match event:
             case Progress():
@@ -311,116 +472,249 @@ class ImageService:
             case Preview(index=index, step=step):
                 self._apply(live, PreviewReady(index, step, await self.studio.preview(event)))
             case ImageDrawn():
-                await self._finish_image(live, event)
+                await self._finish_image(live, inputs, event)
             case Done():
                 self._apply(live, Completed())
             case Cancelled():
                 self._apply(live, live.wanted_ending or JobCancelled("The job was cancelled."))
             case Failed(reason=reason, message=message):
-                self._apply(live, JobFailed(Reason(reason), message))
+                self._fail(live, JobFailed(Reason(reason), message))
 
-    async def _finish_image(self, live: LiveJob, drawn: ImageDrawn) -> None:
-        request = live.job.request
+    def _fail(self, live: LiveJob, ending: JobFailed) -> None:
+        job = live.job
+        again = job.terms.background and job.attempts < MAX_ATTEMPTS
+        if again and ending.reason in _SECOND_CHANCE and self._apply(live, Requeued()):
+            logger.warning("job %s gets a second try: %s", job.id, ending.message)
+            return
+        self._apply(live, ending)
+
+    async def _finish_image(self, live: LiveJob, inputs: Inputs, drawn: ImageDrawn) -> None:
+        request, terms = live.job.request, live.job.terms
         try:
-            image = await self.studio.develop(request, live.inputs, drawn, keep=live.keep_images)
+            image = await self.studio.develop(
+                request, inputs, drawn, must_keep=terms.background or terms.as_url
+            )
         except Spoiled as spoiled:
             await self._give_up(live, spoiled.ending)
             return
-        if self._apply(live, ImageReady(image)):
-            self._metrics.images.labels(request.model).inc()
-            self._metrics.steps.labels(request.model).inc(drawn.steps)
-            self._observe(live.job, Phase.ENCODING, drawn.encode_seconds)
-            self._observe(live.job, Phase.SAMPLING, drawn.sample_seconds)
-            self._observe(live.job, Phase.DECODING, drawn.decode_seconds)
+        if not self._apply(live, ImageReady(image)):
+            if image.id is not None:
+                self._store.drop(image.id, request.output_format)
+            return
+        self._measure_image(live.job, drawn)
+
+    def _measure_image(self, job: Job, drawn: ImageDrawn) -> None:
+        model = job.request.model
+        self._speed.note(model, drawn)
+        self._metrics.images.labels(model).inc()
+        self._metrics.steps.labels(model).inc(drawn.steps)
+        self._observe(job, Phase.ENCODING, drawn.encode_seconds)
+        self._observe(job, Phase.SAMPLING, drawn.sample_seconds)
+        self._observe(job, Phase.DECODING, drawn.decode_seconds)
 
     # --- endings --------------------------------------------------------------------------------
 
     async def _end_early(self, live: LiveJob, ending: JobCancelled | JobFailed) -> None:
-        if live.job.status is JobStatus.RUNNING and self._worker is not None:
+        worker = live.worker
+        if worker is not None and worker.has(live.job.id):
             live.wanted_ending = live.wanted_ending or ending
-            await self._worker.cancel(live.job.id)
+            await worker.cancel(live.job.id)
             return
-        if live in self._queue:
-            self._queue.remove(live)
+        if self._queue.remove(live):
             self._renumber()
         self._apply(live, ending)
 
     async def _give_up(self, live: LiveJob, ending: JobFailed) -> None:
         """End a running job that the server itself cannot finish, and spare the worker the rest."""
         self._apply(live, ending)
-        if self._worker is not None:
-            await self._worker.cancel(live.job.id)
+        if live.worker is not None:
+            await live.worker.cancel(live.job.id)
 
-    async def _end_running(self, ending: JobFailed) -> None:
-        """Let the running job end by itself within the grace time, and end it then."""
-        live = self._running
-        if live is None:
-            return
+    async def _end_running(self) -> None:
+        """Let running jobs end by themselves within the grace time, and stop them then."""
+        running = list(self._running)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._policy.grace_seconds):
-                await self.finished(live)
-        # Not by way of the worker, which has a grace time of its own.
-        self._apply(live, ending)
+                for live in running:
+                    await self.finished(live)
+        for live in running:
+            # Not by way of the worker, which has a grace time of its own.
+            self._stop(live)
+
+    def _stop(self, live: LiveJob) -> None:
+        """At shutdown: a background job is laid aside, any other fails."""
+        if not live.job.terms.background:
+            self._apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is going down."))
+        elif not live.over:
+            self._apply(live, Requeued(counts=False))
+            live.laid_aside = True
+            live.changed.notify()
 
     def _apply(self, live: LiveJob, event: JobEvent) -> bool:
         job = live.job
-        if not job.apply(event, self._clock()):
+        if live.laid_aside or not job.apply(event, self._clock()):
             return False
+        match event:
+            case ImageReady(image):
+                self._store.note_image(job, image)
+            case Loading() | Requeued():
+                self._store.note(job)
         if job.terminal:
+            self._store.note_end(job)
+            self._ended()
             self._live.pop(job.id, None)
+            self._recent[job.id] = LiveJob(job.without_files())
+            while len(self._recent) > _REMEMBERED:
+                self._recent.popitem(last=False)
             self._metrics.jobs.labels(job.request.model, job.status.value).inc()
         live.changed.notify()
         return True
 
     # --- admission ------------------------------------------------------------------------------
 
-    def _admit(self, model: str, images: int) -> None:
+    async def _accept(self, draft: Draft, files: SourceFiles | None, terms: Terms) -> LiveJob:
+        # Before the pictures are looked at, which costs more than a refusal.
+        self._admit(model_of(draft, self.catalog).id, draft.n or 1, terms)
+        pictures = Pictures()
+        if files is not None:
+            looks = model_of(draft, self.catalog).traits.references
+            pictures = await self.studio.decode(files, only_references=looks)
+        loras = await asyncio.to_thread(self.lora_names) if draft.lora else ()
+        request = resolve(
+            draft,
+            self.catalog,
+            loras=loras,
+            random_seed=self._random_seed,
+            max_pixels=self._policy.max_pixels,
+            has_checker=self.studio.can_check,
+            sources=pictures.sources,
+        )
+        inputs = Inputs()
+        if files is not None:
+            inputs = await self.studio.fit(pictures, request)
+        self._admit(request.model, request.n, terms)
+        job = Job(self._new_id(), request, self._clock(), terms)
+        self._entering.append(job)
+        try:
+            await self._store.add(job, inputs)
+        finally:
+            self._entering.remove(job)
+        live = self._remember(job)
+        self._metrics.accepted_jobs.labels(job.request.model).inc()
+        if self.draining:  # since it was admitted
+            self._apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is going down."))
+            raise _going_down()
+        self._enqueue(live)
+        return live
+
+    async def _named(self, terms: Terms) -> LiveJob | None:
+        """The job that the idempotency key of these terms names; raises KeyReused."""
+        assert terms.idempotency_key is not None
+        job = await self._store.named(terms.owner, terms.idempotency_key)
+        if job is None:
+            return None
+        if job.terms.fingerprint != terms.fingerprint:
+            raise KeyReused(
+                "This Idempotency-Key came with another request before.",
+                reason=Reason.IDEMPOTENCY_KEY_REUSED,
+                param="Idempotency-Key",
+            )
+        live = self._live.get(job.id)
+        return live or LiveJob(await self.with_files(job))
+
+    def _admit(self, model: str, images: int, terms: Terms) -> None:
         """Raise what keeps a job of that model and size out now."""
         if self.draining:
-            raise Unavailable(
-                "The server is going down.", reason=Reason.SHUTTING_DOWN, retry_after=10
+            raise _going_down()
+        allowed = self._policy.high_priority_owners
+        if terms.priority is Priority.HIGH and allowed and terms.owner not in allowed:
+            raise Forbidden(
+                "This API key may not ask for high priority.",
+                reason=Reason.PRIORITY_NOT_ALLOWED,
+                param="priority",
             )
-        worker = self.worker_of(model)
-        if worker is not None and worker.state is WorkerState.FAILED:
-            raise worker.unavailable()
-        if model in self._broken:
-            raise self._broken[model]
-        waiting = self.queued_images
-        if waiting and waiting + images > self._policy.queue_images:
-            seconds = math.ceil(self._image_seconds * waiting)
+        failed = self.pool.failed(model)
+        if failed is not None:
+            raise failed.unavailable()
+        self._admit_to_queue(images, terms.owner)
+
+    def _admit_to_queue(self, images: int, owner: str) -> None:
+        entering = sum(job.request.n for job in self._entering)
+        waiting, most = self._queue.images() + entering, self._policy.queue_images
+        whose = "this server holds"
+        if owner and not (waiting and waiting + images > most):
+            entering = sum(job.request.n for job in self._entering if job.terms.owner == owner)
+            waiting, most = self._queue.images(owner) + entering, self._policy.queue_images_per_key
+            whose = "an API key may have"
+        if waiting and waiting + images > most:
             raise QueueFull(
-                f"{waiting} images are waiting and this server holds {self._policy.queue_images}.",
+                f"{waiting} images are waiting and {whose} {most}.",
                 reason=Reason.QUEUE_FULL,
-                retry_after=min(_MAX_RETRY_AFTER, max(1, seconds)),
+                retry_after=self._retry_after(waiting + images - most),
             )
 
-    def _renumber(self) -> None:
-        ahead = self._running is not None
-        for position, live in enumerate(self._queue, start=int(ahead)):
-            self._apply(live, Queued(position))
+    def _retry_after(self, images: int) -> int:
+        """Seconds until so many images have left the queue."""
+        going = [live.job for live in self._running]
+        for live in self._queue:
+            images -= live.job.request.n
+            if images <= 0:
+                break  # it leaves the queue when its turn comes, not when it is done
+            going.append(live.job)
+        guess = _GUESSED_SECONDS * sum(job.request.n for job in going)
+        seconds = self._seconds_of(going)
+        seconds = (guess if seconds is None else seconds) / max(1, len(self._running))
+        return min(_MAX_RETRY_AFTER, max(1, math.ceil(seconds)))
 
-    # --- workers --------------------------------------------------------------------------------
+    def _seconds_of(self, jobs: Sequence[Job]) -> float | None:
+        """Work that is left of all of these, None when that of one is unknown."""
+        times = [self._remaining(job) for job in jobs]
+        return None if None in times else sum(time for time in times if time is not None)
 
-    async def _worker_for(self, spec: ModelSpec) -> Worker:
-        """The worker that has the model, in place of the one with another model."""
-        if self._worker is None or self._worker.model != spec.id:
-            await self._stop_worker()
-            self._worker = self._make_worker(spec)
-            self._worker_task = asyncio.create_task(self._worker.run())
-            self._worker_task.add_done_callback(_log_fault)
-        return self._worker
+    def _remember(self, job: Job) -> LiveJob:
+        live = self._live[job.id] = LiveJob(job)
+        return live
 
-    async def _bring_default_back(self) -> None:
-        """After a model that cannot be loaded: nobody else may have to wait for the default one."""
-        if self.catalog.default not in self._broken:
-            await self._worker_for(self.catalog.models[self.catalog.default])
+    def _enqueue(self, live: LiveJob, *, first: bool = False) -> None:
+        job = live.job
+        self._queue.push(
+            live,
+            owner=job.terms.owner,
+            images=job.request.n,
+            priority=job.terms.priority,
+            first=first,
+        )
+        position = len(self._running) + list(self._queue).index(live)
+        self._apply(live, Queued(position))
+        self._renumber(newcomer=job)
+        self._changed.notify()
 
-    async def _stop_worker(self) -> None:
-        if self._worker_task is not None:
-            self._worker_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker_task
-        self._worker = self._worker_task = None
+    def _renumber(self, newcomer: Job | None = None) -> None:
+        """Tell the waiting jobs their places.
+
+        What a job was told once grows only when one of a better class came: a fair turn of
+        somebody else may delay it, and then its place stays what it was until it is true again.
+        """
+        for position, live in enumerate(self._queue, start=len(self._running)):
+            known, terms = live.job.queue_position, live.job.terms
+            if newcomer is not None and newcomer.terms.priority.outranks(terms.priority):
+                known = position
+            self._apply(live, Queued(min(known, position)))
+
+    def _remaining(self, job: Job) -> float | None:
+        """Seconds of work that are left of a job; None when nothing like it was ever measured."""
+        image = self._speed.image_seconds(job.request)
+        left = job.request.n - len(job.images)
+        current, speed = job.progress, job.steps_per_second
+        if current is None or current.index in job.images:
+            return None if image is None else image * left
+        steps_left = current.steps - current.step
+        if image is None:
+            image = None if speed is None else current.steps / speed
+        if image is None:
+            return None
+        now = steps_left / speed if speed else image * steps_left / max(1, current.steps)
+        return now + image * (left - 1)
 
     # --- numbers --------------------------------------------------------------------------------
 
@@ -430,10 +724,5 @@ class ImageService:
     def measure(self) -> None:
         """Bring the gauges up to date; called when somebody looks."""
         self._metrics.queued_images.set(self.queued_images)
-        self._metrics.running_jobs.set(int(self._running is not None))
-        worker = self._worker
-        if worker is not None:
-            up = worker.state in (WorkerState.READY, WorkerState.BUSY)
-            self._metrics.worker_up.labels(worker.model).set(int(up))
-            self._metrics.worker_starts.labels(worker.model).set(worker.starts)
-            self._metrics.worker_memory.labels(worker.model).set(worker.resident_bytes)
+        self._metrics.running_jobs.set(len(self._running))
+        self._metrics.measure_workers(self.pool.workers(), self.pool.evictions)

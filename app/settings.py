@@ -16,6 +16,9 @@ from platformdirs import user_cache_path, user_data_path
 from pydantic import Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+#: Variables that stay with the server.
+_SECRETS: Final = ("SDSTREAM_API_KEYS", "SDSTREAM_HIGH_PRIORITY_KEYS", "SDSTREAM_WEBHOOK_SECRET")
+
 _PACKAGE: Final = Path(__file__).parent
 
 
@@ -37,15 +40,21 @@ class Settings(BaseSettings):
     models: Path = Field(default_factory=shipped_models, description="The catalogue, a YAML file.")
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("sdstream"),
-        description="Folder for images that are answered as URLs.",
+        description="Folder for jobs and their images; each server needs its own.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("sdstream"),
         description="Folder for built-in models.",
     )
+    lora_dir: Path | None = Field(
+        None, description="Folder of LoRA files that requests may choose by name."
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="Keys, separated by commas, of which clients must send one; none: all may in.",
+    )
+    high_priority_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that may ask for high priority, separated by commas; none: all may."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may call this server, separated by commas; * is all."
@@ -54,6 +63,14 @@ class Settings(BaseSettings):
         None, description="Address that clients reach the server at; default: as they named it."
     )
     queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
+    queue_images_per_key: int = Field(
+        32, ge=1, description="Images that may wait for one API key, where keys are asked for."
+    )
+    memory_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory for all loaded models, in MiB; 0 is four fifths of what is there.",
+    )
     max_body_mb: int = Field(64, ge=1, description="Largest request with pictures, in MiB.")
     max_input_pixels: int = Field(
         16_777_216, ge=4096, description="Largest width x height of an input picture, in pixels."
@@ -73,11 +90,25 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         30.0, ge=0, description="Time that running jobs have to finish when the server stops."
     )
-    image_ttl_seconds: int = Field(
-        86_400, ge=1, description="Images answered as URLs are deleted after this."
+    job_ttl_seconds: int = Field(
+        604_800, ge=1, description="Ended jobs and their images are deleted after this."
     )
     image_store_mb: int = Field(
-        1024, ge=1, description="Room for images answered as URLs, in MiB; the oldest go first."
+        1024, ge=1, description="Room for images, in MiB; the oldest jobs go first."
+    )
+    min_free_mb: int = Field(
+        64, ge=0, description="With less free disk space, in MiB, new jobs are refused (507)."
+    )
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Hosts that webhook_url may name, separated by commas: host, host:port, "
+        "host:* or *.host; none: webhooks are off.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks: whsec_ and base64 of 24 to 64 bytes."
+    )
+    webhook_private: bool = Field(
+        False, description="Webhooks may go to loopback and private addresses."
     )
     embed_parameters: bool = Field(True, description="Write prompt and options into image files.")
     safety_checker: str | None = Field(
@@ -90,7 +121,9 @@ class Settings(BaseSettings):
         "info", description="Lowest level of the log; prompts appear at debug only."
     )
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator(
+        "api_keys", "high_priority_keys", "cors_origins", "webhook_hosts", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -105,5 +138,5 @@ def worker_environment() -> dict[str, str]:
     halves the time of an image. The library reads this before it is loaded, so it cannot be set
     any later. Keys stay with the server.
     """
-    environment = {key: value for key, value in os.environ.items() if key != "SDSTREAM_API_KEYS"}  # noqa: TID251
+    environment = {key: value for key, value in os.environ.items() if key not in _SECRETS}  # noqa: TID251
     return {"OMP_WAIT_POLICY": "passive", **environment}

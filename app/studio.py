@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class ImageShelf(Protocol):
-    """Where images go that are answered as URLs (store.ImageStore)."""
+    """Where finished images go (store.JobStore)."""
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
         """Keep an image; returns its id."""
@@ -78,7 +78,7 @@ class Studio:
     """Decodes, fits, composes, checks and encodes.
 
     Args:
-        shelf: Keeps images that are answered as URLs.
+        shelf: Keeps finished images.
         checker: Looks at finished images of requests that ask for it.
         max_input_pixels: Largest width x height of an input picture.
         embed_parameters: Write prompt and options into image files.
@@ -125,7 +125,7 @@ class Studio:
         return await self._run(images.encode, pixels, "png")
 
     async def develop(
-        self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, keep: bool
+        self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, must_keep: bool
     ) -> ImageResult:
         """Drawn pixels to a finished image; raises Spoiled when there will be none.
 
@@ -133,9 +133,9 @@ class Studio:
             request: Of the job.
             inputs: What the job started from.
             drawn: What the runtime drew.
-            keep: Put the file into the store.
+            must_keep: Nobody waits for the file itself, so without the store it is lost.
         """
-        return await self._run(self._develop, request, inputs, drawn, keep)
+        return await self._run(self._develop, request, inputs, drawn, must_keep)
 
     async def texts(self, file: SourceFile) -> dict[str, str]:
         """What is written into an image file; raises InvalidRequest when it is none."""
@@ -168,7 +168,7 @@ class Studio:
         return images.decode(file.data, file.param, self._max_input_pixels)
 
     def _develop(
-        self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, keep: bool
+        self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, must_keep: bool
     ) -> ImageResult:
         picture = Pixels(drawn.width, drawn.height, drawn.blob)
         if inputs.image is not None and inputs.mask is not None:
@@ -183,11 +183,12 @@ class Studio:
             index=drawn.index,
             seed=drawn.seed,
             data=data,
+            size=len(data),
             steps=drawn.steps,
             encode_seconds=drawn.encode_seconds,
             sample_seconds=drawn.sample_seconds,
             decode_seconds=drawn.decode_seconds,
-            id=self._store(data, request.output_format) if keep else None,
+            id=self._store(data, request.output_format, must_keep),
             flagged=flagged,
         )
 
@@ -209,12 +210,14 @@ class Studio:
                 )
         return verdict.flagged
 
-    def _store(self, data: bytes, output_format: OutputFormat) -> str:
+    def _store(self, data: bytes, output_format: OutputFormat, must_keep: bool) -> str | None:
         try:
             return self._shelf.put(data, output_format)
-        except OSError:
-            logger.exception("an image could not be stored")
-            raise Spoiled(Reason.INTERNAL_ERROR, "The image could not be stored.") from None
+        except OSError as error:
+            logger.error("an image could not be stored: %s", error)
+            if not must_keep:
+                return None  # its client gets the bytes all the same
+            raise Spoiled(Reason.STORAGE_FULL, "The image could not be stored.") from None
 
 
 def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:

@@ -25,3 +25,10 @@ def changed_box(drawn: Image.Image, folder: Path) -> tuple[int, int, int, int] |
     """The smallest box around all pixels that differ from the folder's input.png."""
     with Image.open(folder / "input.png") as original:
         return ImageChops.difference(drawn.convert("RGB"), original).getbbox()
+
+
+def png(width: int, height: int, colour: str = "white") -> bytes:
+    """A PNG file of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return file.getvalue()

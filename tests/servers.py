@@ -193,14 +193,14 @@ def running_server(folder: Path, *, wait: bool = True, **settings: Any) -> Itera
     Args:
         folder: For its data, its cache and its log.
         wait: Until the default model is loaded.
-        settings: Fields of app.settings.Settings.
+        settings: Fields of app.settings.Settings; the port is a free one unless given.
     """
-    port = free_port()
+    port = settings.pop("port", None) or free_port()
     chosen = {"data_dir": folder / "data", "cache_dir": folder / "cache", **settings, "port": port}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SDSTREAM_")}
     environment |= {f"SDSTREAM_{name.upper()}": str(value) for name, value in chosen.items()}
     log = folder / f"server-{port}.log"
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve"],
             env=environment,

@@ -83,6 +83,11 @@ class Family:
     sampler: str = "euler"
 
     @property
+    def unet(self) -> bool:
+        """The denoiser is a U-Net, whose sides are multiples of 64; else a transformer."""
+        return self.multiple == 64
+
+    @property
     def prompt_characters(self) -> int:
         """Longest prompt that is safe to encode.
 
@@ -229,7 +234,12 @@ class RuntimeOptions(_Part):
 
 
 class ModelSpec(_Part):
-    """One entry of the catalogue."""
+    """One entry of the catalogue.
+
+    Attributes:
+        replicas: Workers of the model that may draw at once.
+        keep_alive: Seconds that an idle worker stays loaded; None is until others need its room.
+    """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
     description: str = ""
@@ -239,6 +249,8 @@ class ModelSpec(_Part):
     size: SizeRule = SizeRule()
     prompt_characters: int | None = Field(None, ge=1, le=32_000)
     runtime: RuntimeOptions = RuntimeOptions()
+    replicas: int = Field(1, ge=1, le=64)
+    keep_alive: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     @property
     def traits(self) -> Family:

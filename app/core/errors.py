@@ -6,16 +6,19 @@
     ├── InvalidRequest        400  invalid_request_error
     │   └── NotSupportedYet   400  invalid_request_error
     ├── Unauthorized          401  authentication_error
+    ├── Forbidden             403  permission_error
     ├── NotFound              404  not_found_error
     ├── MethodNotAllowed      405  invalid_request_error
     ├── NotAcceptable         406  invalid_request_error
     ├── PayloadTooLarge       413  invalid_request_error
     ├── UnsupportedMediaType  415  invalid_request_error
+    ├── KeyReused             422  invalid_request_error
     ├── QueueFull             429  rate_limit_error      (with Retry-After)
     ├── JobWasCancelled       499  server_error          (never retried by clients)
     ├── GenerationFailed      500  server_error          (never retried by clients)
     ├── NotInstalled          501  server_error          (an optional extra is missing)
-    └── Unavailable           503  unavailable_error     (with Retry-After)
+    ├── Unavailable           503  unavailable_error     (with Retry-After)
+    └── StorageFull           507  server_error          (never retried by clients)
 
 An error carries its HTTP status and a stable machine word (``reason``): nobody matches message
 texts. Messages never hold a path of the server, a traceback or a key.
@@ -47,9 +50,17 @@ class Reason(Word):
         "content_policy_violation",
         "The safety check that was asked for flagged an image.",
     )
-    INVALID_API_KEY = "invalid_api_key", "The API key is missing or wrong."
+    INVALID_API_KEY = "invalid_api_key", "The API key or the token is missing or wrong."
+    CROSS_ORIGIN = "cross_origin", "A page of another origin sent this, and may not."
+    PRIORITY_NOT_ALLOWED = "priority_not_allowed", "This API key may not ask for that priority."
+    IDEMPOTENCY_KEY_REUSED = (
+        "idempotency_key_reused",
+        "Another request came with the same Idempotency-Key.",
+    )
+    WEBHOOK_NOT_ALLOWED = "webhook_not_allowed", "Webhooks are off, or not to this host."
     MODEL_NOT_FOUND = "model_not_found", "No model of that name is in the catalogue."
     ROUTE_NOT_FOUND = "route_not_found", "Nothing is served at this path."
+    JOB_NOT_FOUND = "job_not_found", "The job never was here, is another's, or has expired."
     IMAGE_NOT_FOUND = "image_not_found", "The image never was here or has expired."
     METHOD_NOT_ALLOWED = "method_not_allowed", "The route does not take this HTTP method."
     NOT_ACCEPTABLE = "not_acceptable", "The answer cannot have the form that Accept names."
@@ -58,11 +69,13 @@ class Reason(Word):
         "unsupported_media_type",
         "The route does not read bodies of this type.",
     )
-    QUEUE_FULL = "queue_full", "As many images are waiting as this server holds."
+    QUEUE_FULL = "queue_full", "As many images are waiting as this server, or this key, may have."
+    STORAGE_FULL = "storage_full", "The disk has no room for another job."
     GENERATION_FAILED = "generation_failed", "The runtime gave no picture."
     WORKER_CRASHED = "worker_crashed", "The native process died of a signal."
     WORKER_KILLED = "worker_killed", "The native process was killed, as a rule for lack of memory."
     WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
+    INTERRUPTED = "interrupted", "The server stopped in the middle of the job."
     CANCELLED = "cancelled", "The job was cancelled."
     MODEL_UNAVAILABLE = "model_unavailable", "The model could not be loaded."
     NOT_INSTALLED = "not_installed", "The route needs an optional extra that is not installed."
@@ -128,6 +141,13 @@ class Unauthorized(ImageServiceError):
     type = "authentication_error"
 
 
+class Forbidden(ImageServiceError):
+    """Known who asks, and not allowed."""
+
+    status = 403
+    type = "permission_error"
+
+
 class NotFound(ImageServiceError):
     """No such model, job, image or route."""
 
@@ -160,6 +180,13 @@ class UnsupportedMediaType(ImageServiceError):
     """The body's media type is not one this route reads."""
 
     status = 415
+    type = "invalid_request_error"
+
+
+class KeyReused(ImageServiceError):
+    """The Idempotency-Key belongs to another request."""
+
+    status = 422
     type = "invalid_request_error"
 
 
@@ -200,3 +227,11 @@ class Unavailable(ImageServiceError):
 
     status = 503
     type = "unavailable_error"
+
+
+class StorageFull(ImageServiceError):
+    """The disk has no room for another job; finished ones are not touched."""
+
+    status = 507
+    type = "server_error"
+    should_retry = False

@@ -8,8 +8,9 @@ event wins; nothing follows it.
 ::
 
     queued ──> loading ──> running ──> completed
-       │          │           │
-       └──────────┴───────────┴──────> failed | cancelled
+     │  ^         │         │  │
+     │  └─────────│─────────┘  │       (a second try of a background job)
+     └────────────┴────────────┴─────> failed | cancelled
 
 A job keeps an append-only list of what happened; a reader holds an index into it. There are no
 queues per client: a late reader replays, a slow one blocks nobody.
@@ -17,9 +18,9 @@ queues per client: a late reader replays, a slow one blocks nobody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
 
 from app.core.errors import (
     GenerationFailed,
@@ -27,14 +28,19 @@ from app.core.errors import (
     InvalidRequest,
     JobWasCancelled,
     Reason,
+    StorageFull,
     Unavailable,
 )
 from app.core.messages import Phase, Progress
+from app.core.queue import Priority
 from app.core.request import GenerationRequest
 from app.core.words import Word
 
 #: Pixels to a side of what is counted as one image token: two latent pixels of eight pixels each.
 TOKEN_PIXELS: Final = 16
+
+#: Tries of a background job; the death of its worker or of the server ends one.
+MAX_ATTEMPTS: Final = 2
 
 
 class JobStatus(Word):
@@ -54,13 +60,42 @@ class JobStatus(Word):
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """For whom a job is done and how it is kept; nothing of it changes a pixel.
+
+    Attributes:
+        operation: What the client called it.
+        owner: Whose job it is: a digest of the API key, empty without keys.
+        priority: Its class in the queue.
+        background: It goes on without its client and outlives the server.
+        as_url, data_url: How a plain answer has the images (shapes.ImageForm).
+        idempotency_key: The client's name for this request, None without one.
+        fingerprint: Digest of the request, to tell a repetition from another request.
+        webhook_url: Where to tell of the end, None for nowhere.
+        base_url: What links begin with there.
+    """
+
+    operation: Literal["generation", "edit"] = "generation"
+    owner: str = ""
+    priority: Priority = Priority.NORMAL
+    background: bool = False
+    as_url: bool = False
+    data_url: bool = False
+    idempotency_key: str | None = None
+    fingerprint: str = ""
+    webhook_url: str | None = None
+    base_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ImageResult:
     """One finished image as a file.
 
     Attributes:
         index: Image of the job, from 0.
         seed: What it was drawn with.
-        data: The encoded file.
+        data: The encoded file, None where only the store has it.
+        size: Its bytes.
         steps: Sampling steps that the runtime took.
         encode_seconds, sample_seconds, decode_seconds: The runtime's time in each phase.
         id: Key in the image store, None when the image was not put there.
@@ -69,13 +104,20 @@ class ImageResult:
 
     index: int
     seed: int
-    data: bytes = field(repr=False)
+    data: bytes | None = field(repr=False)
+    size: int
     steps: int
     encode_seconds: float
     sample_seconds: float
     decode_seconds: float
     id: str | None = None
     flagged: bool = False
+
+    @property
+    def content(self) -> bytes:
+        """The encoded file of an image that has it at hand."""
+        assert self.data is not None
+        return self.data
 
 
 # --- what can happen to a job -------------------------------------------------------------------
@@ -86,6 +128,17 @@ class Queued:
     """The job has this place in the queue; 0 is next."""
 
     position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requeued:
+    """The job waits again; finished images stay.
+
+    Attributes:
+        counts: The try was one: the worker died. Else the server was told to stop.
+    """
+
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +188,7 @@ class JobCancelled:
 
 
 JobEvent = (
-    Queued | Loading | Running | Progress | PreviewReady | ImageReady
+    Queued | Requeued | Loading | Running | Progress | PreviewReady | ImageReady
     | Completed | JobFailed | JobCancelled
 )  # fmt: skip
 
@@ -156,6 +209,7 @@ TRANSITIONS: Final[Mapping[JobStatus, Mapping[type, JobStatus]]] = {
         Progress: JobStatus.RUNNING,
         PreviewReady: JobStatus.RUNNING,
         ImageReady: JobStatus.RUNNING,
+        Requeued: JobStatus.QUEUED,
         Completed: JobStatus.COMPLETED,
         **_ENDINGS,
     },
@@ -200,25 +254,67 @@ class Job:
         id: Unguessable.
         request: What is drawn.
         created: Unix seconds of acceptance.
+        terms: For whom, and how it is kept.
         status: Where it is.
         queue_position: Jobs before it while queued.
+        attempts: Times it was handed to the runtime.
+        started, ended: Unix seconds of the newest start and of the end, None before.
         entries: What happened, oldest first; only ever appended to.
+        first_event: Number of what happened before ``entries`` begins, in an earlier life of
+            the server; entry i is event ``first_event + i + 1``.
         images: Finished images by index.
         progress: The newest progress of the image being drawn.
         ending: The event that ended it, None before.
     """
 
-    def __init__(self, job_id: str, request: GenerationRequest, created: float) -> None:
+    def __init__(
+        self, job_id: str, request: GenerationRequest, created: float, terms: Terms = Terms()
+    ) -> None:
         self.id = job_id
         self.request = request
         self.created = created
+        self.terms = terms
         self.status = JobStatus.QUEUED
         self.queue_position = 0
+        self.attempts = 0
+        self.started: float | None = None
+        self.ended: float | None = None
         self.entries: list[Entry] = []
+        self.first_event = 0
         self.images: dict[int, ImageResult] = {}
         self.progress: Progress | None = None
         self.ending: Completed | JobFailed | JobCancelled | None = None
-        self._started: float | None = None
+        self._first_step: tuple[int, float] | None = None
+        self._newest_step: tuple[int, float] | None = None
+
+    @classmethod
+    def ended_before(
+        cls,
+        job_id: str,
+        request: GenerationRequest,
+        created: float,
+        terms: Terms,
+        images: Sequence[ImageResult],
+        ending: Completed | JobFailed | JobCancelled,
+        *,
+        attempts: int,
+        started: float | None,
+        ended: float,
+        last_event: int,
+    ) -> Job:
+        """A job that ended in the past; its entries tell of its images and its end."""
+        job = cls(job_id, request, created, terms)
+        job.attempts, job.started = attempts, started
+        job.status = JobStatus.RUNNING
+        for event in (*(ImageReady(image) for image in images), ending):
+            job.apply(event, ended)
+        job.first_event = last_event - len(job.entries)
+        return job
+
+    @property
+    def last_event(self) -> int:
+        """Number of the newest entry."""
+        return self.first_event + len(self.entries)
 
     @property
     def terminal(self) -> bool:
@@ -259,17 +355,56 @@ class Job:
         match event:
             case Queued(position):
                 self.queue_position = position
+            case Requeued(counts):
+                self.attempts -= not counts
+                self.progress = self._first_step = self._newest_step = None
             case Loading():
                 self.queue_position = 0
             case Running():
                 self.queue_position = 0
-                self._started = at
+                self.attempts += 1
+                self.started = at
             case Progress():
-                self.progress = event
+                self._note_progress(event, at)
             case ImageReady(image):
                 self.images[image.index] = image
             case Completed() | JobFailed() | JobCancelled():
-                self.ending = event
+                self.ending, self.ended = event, at
+
+    def _note_progress(self, progress: Progress, at: float) -> None:
+        if self.progress is None or self.progress.index != progress.index:
+            self._first_step = self._newest_step = None
+        self.progress = progress
+        if progress.phase is Phase.SAMPLING and progress.step:
+            self._newest_step = (progress.step, at)
+            self._first_step = self._first_step or self._newest_step
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Speed of the image being drawn; None before its second step."""
+        if self._first_step is None or self._newest_step is None:
+            return None
+        (first, began), (newest, now) = self._first_step, self._newest_step
+        return (newest - first) / (now - began) if newest > first and now > began else None
+
+    @property
+    def percent(self) -> float:
+        """Share of the whole work that is done, 100 only at the end: decoding is one step more."""
+        if self.status is JobStatus.COMPLETED:
+            return 100.0
+        done = float(len(self.images))
+        current = self.progress
+        if current is not None and current.index not in self.images:
+            done += current.step / (current.steps + 1)
+        return round(min(99.99, 100 * done / self.request.n), 2)
+
+    def without_files(self) -> Job:
+        """A copy for later readers that holds no file and no preview; the store has the files."""
+        copy = Job(self.id, self.request, self.created, self.terms)
+        copy.__dict__.update(self.__dict__)
+        copy.images = {index: replace(image, data=None) for index, image in self.images.items()}
+        copy.entries = [Entry(entry.at, _without_file(entry.event)) for entry in self.entries]
+        return copy
 
     def error(self) -> ImageServiceError | None:
         """What to tell a client whose job ended without all of its images."""
@@ -278,6 +413,8 @@ class Job:
                 return Unavailable(message, reason=reason, retry_after=10)
             case JobFailed(Reason.CONTENT_POLICY_VIOLATION as reason, message):
                 return InvalidRequest(message, reason=reason)
+            case JobFailed(Reason.STORAGE_FULL as reason, message):
+                return StorageFull(message, reason=reason)
             case JobFailed(reason, message):
                 return GenerationFailed(message, reason=reason)
             case JobCancelled(message):
@@ -291,9 +428,10 @@ class Job:
         steps = sum(image.steps for image in done)
         sampling = sum(image.sample_seconds for image in done)
         drawing = sampling + sum(image.decode_seconds for image in done)
-        waited = (self._started or self.created) - self.created
+        waited = (self.started or self.created) - self.created
         first = self.images.get(0)
-        patches = (self.request.width // TOKEN_PIXELS) * (self.request.height // TOKEN_PIXELS)
+        size = self.request.output_size
+        patches = (size.width // TOKEN_PIXELS) * (size.height // TOKEN_PIXELS)
         return Usage(
             generation_per_second=round(steps / sampling, 3) if sampling else 0.0,
             time_per_generation_ms=round(1000 * drawing / max(1, len(done)), 1),
@@ -301,6 +439,16 @@ class Job:
             text_tokens=len(self.request.prompt.split()),
             output_tokens=patches * len(done),
         )
+
+
+def _without_file(event: JobEvent) -> JobEvent:
+    match event:
+        case ImageReady(image):
+            return ImageReady(replace(image, data=None))
+        case PreviewReady():
+            return replace(event, data=b"")
+        case _:
+            return event
 
 
 _PHASE_ORDER: Final = {phase: order for order, phase in enumerate(Phase)}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from app.core.pixels import Inputs, Pixels
-from app.core.request import GenerationRequest
+from app.core.request import Caching, GenerationRequest, Hires, SkipLayers
 from app.core.words import Word
 
 HEADER: Final = struct.Struct("<II")
@@ -42,6 +42,7 @@ class Load:
         files: Component to absolute path, or ``builtin:NAME``.
         cache_dir: Where built-in models are written.
         runtime: The fields of catalog.RuntimeOptions.
+        lora_dir: Folder of the LoRAs, None for none.
     """
 
     model: str
@@ -49,15 +50,21 @@ class Load:
     files: dict[str, str]
     cache_dir: str
     runtime: dict[str, Any]
+    lora_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Draw; answered by events of the job that end with Done, Cancelled or Failed."""
+    """Draw; answered by events of the job that end with Done, Cancelled or Failed.
+
+    Attributes:
+        first: Image to begin with; those before it are there from an earlier try.
+    """
 
     job: str
     request: GenerationRequest
     inputs: Inputs = field(default_factory=Inputs)
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +201,10 @@ _TYPES: Final = {
 }  # fmt: skip
 
 
+#: Fields of a request that are values of several fields themselves.
+_PARTS: Final[dict[str, Any]] = {"slg": SkipLayers, "cache": Caching, "hires": Hires}
+
+
 def encode(message: Message) -> bytes:
     """One frame, ready for the socket."""
     # Not dataclasses.asdict: it deep-copies, and a blob may be megabytes.
@@ -218,9 +229,7 @@ def decode(header: bytes, blob: bytes) -> Message:
         fields = json.loads(header)
         cls: Any = _TYPES[fields.pop("type")]
         if cls is Generate:
-            request = fields["request"]
-            request["warnings"] = tuple(request["warnings"])
-            fields["request"] = GenerationRequest(**request)
+            fields["request"] = request_of(fields["request"])
             fields["inputs"] = _unpack(fields["inputs"], blob)
         elif cls is Progress:
             fields["phase"] = Phase(fields["phase"])
@@ -230,6 +239,32 @@ def decode(header: bytes, blob: bytes) -> Message:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a message: {header[:200]!r}") from error
     return message
+
+
+def unframe(frame: bytes) -> Message:
+    """The message of one whole frame, as ``encode`` gave it; raises ValueError."""
+    if len(frame) < HEADER.size:
+        raise ValueError("not a frame")
+    header, blob = HEADER.unpack_from(frame)
+    start = HEADER.size + header
+    if len(frame) != start + blob:
+        raise ValueError("a frame that was cut off")
+    return decode(frame[HEADER.size : start], frame[start:])
+
+
+def request_of(fields: dict[str, Any]) -> GenerationRequest:
+    """A request from its fields as JSON has them; raises TypeError, KeyError."""
+    known = dict(fields)
+    for name in ("warnings", "sigmas"):
+        known[name] = tuple(known.get(name, ()))
+    known["loras"] = tuple((name, scale) for name, scale in known.get("loras", ()))
+    for name, kind in _PARTS.items():
+        part = known.get(name)
+        if part is not None:
+            known[name] = kind(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
+            )
+    return GenerationRequest(**known)
 
 
 def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:

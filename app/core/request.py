@@ -6,16 +6,26 @@ default, size and seed concrete; nothing past ``resolve`` checks values again.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.core.catalog import Catalog, ModelSpec, Size
 from app.core.errors import InvalidRequest, NotFound, Reason
-from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES, refusal
+from app.core.samplers import (
+    CACHE_MODES,
+    DEFAULT_SCHEDULE,
+    HIRES_UPSCALERS,
+    NOISY_SAMPLERS,
+    SAMPLERS,
+    SCHEDULES,
+    refusal,
+)
 from app.core.samplers import sampler_named as _sampler_named
 from app.core.samplers import schedule_named as _schedule_named
 
@@ -35,8 +45,18 @@ MaskMode = Literal["auto", "alpha", "luminance", "opacity"]
 Fit = Literal["crop", "stretch", "pad"]
 Safety = Literal["off", "refuse", "blank"]
 
+#: Fields of a Draft that are true or false.
+_SWITCHES: Final = ("safety_check", "blank_flagged", "vae_tiling")
+
 #: Neither side is 0.
 _RATIO: Final = re.compile(r"\s*([1-9]\d{0,3})\s*:\s*([1-9]\d{0,3})\s*")
+
+#: Options that say how another one is to be done.
+_FOLLOWERS: Final = {
+    "slg_scale": ("slg_start", "slg_end", "slg_layers"),
+    "cache_mode": ("cache_threshold", "cache_start", "cache_end"),
+    "hires_scale": ("hires_steps", "hires_strength", "hires_upscaler"),
+}
 
 _STEP_FACTORS: Final[Mapping[Quality, float]] = {"low": 0.5, "high": 1.5, "hd": 1.5}
 
@@ -49,6 +69,15 @@ def _plain_text(value: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("must not contain unpaired surrogates")
     return value
+
+
+class LoraChoice(BaseModel):
+    """One LoRA of the operator's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    id: str = Field(max_length=128, description="Name of the file without its ending.")
+    scale: float = Field(1.0, ge=-10, le=10, description="How strong; negative is the opposite.")
 
 
 class Draft(BaseModel):
@@ -98,6 +127,53 @@ class Draft(BaseModel):
     mask_blur: float | None = Field(
         None, ge=0, le=64, description="Pixels over which the mask's edge fades."
     )
+    lora: tuple[LoraChoice, ...] | None = Field(
+        None, max_length=8, description="LoRAs of GET /v1/loras: [{id, scale}]."
+    )
+    eta: float | None = Field(
+        None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
+    )
+    clip_skip: int | None = Field(
+        None, ge=1, le=12, description="Layers of CLIP to leave out at its end, from 1 for none."
+    )
+    flow_shift: float | None = Field(
+        None, gt=0, le=100, description="Shift of the noise levels of flow models."
+    )
+    sigmas: tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=MAX_STEPS + 1,
+        description="Noise levels, falling to 0, in place of steps and schedule.",
+    )
+    slg_scale: float | None = Field(
+        None, ge=0, le=30, description="Skip-layer guidance: away from what fewer layers draw."
+    )
+    slg_start: float | None = Field(None, ge=0, le=1, description="Share of the steps before it.")
+    slg_end: float | None = Field(None, ge=0, le=1, description="Share of the steps at its end.")
+    slg_layers: tuple[Annotated[int, Field(ge=0, le=999)], ...] | None = Field(
+        None, min_length=1, max_length=64, description="Layers that it leaves out: 7, 8 and 9."
+    )
+    cache_mode: str | None = Field(
+        None, description="Leaves out work between similar steps: " + ", ".join(CACHE_MODES) + "."
+    )
+    cache_threshold: float | None = Field(
+        None, gt=0, le=10, description="How alike steps must be; more is quicker and coarser."
+    )
+    cache_start: float | None = Field(None, ge=0, le=1, description="Share of steps before it.")
+    cache_end: float | None = Field(None, ge=0, le=1, description="Share of steps at its end.")
+    vae_tiling: bool | None = Field(None, description="Decode in tiles: less memory, slower.")
+    hires_scale: float | None = Field(
+        None, gt=1, le=4, description="Draw small first, then enlarge by this and draw again."
+    )
+    hires_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="Steps of the second pass; as many as the first."
+    )
+    hires_strength: float | None = Field(
+        None, ge=0, le=1, description="How far the second pass may go: 0.7."
+    )
+    hires_upscaler: str | None = Field(
+        None, description="What enlarges: " + ", ".join(HIRES_UPSCALERS) + "."
+    )
     safety_check: bool = Field(
         False, description="Have each image checked; refused where no checker is configured."
     )
@@ -112,16 +188,86 @@ class Draft(BaseModel):
     def _text(cls, value: str | None) -> str | None:
         return value if value is None else _plain_text(value)
 
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _json_in_a_form(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("must be a list of objects with id and scale") from None
+
+    @field_validator("sigmas", "slg_layers", mode="before")
+    @classmethod
+    def _list_in_a_form(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
     @field_validator("*", mode="before")
     @classmethod
     def _no_numbers_from_booleans(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and info.field_name not in ("safety_check", "blank_flagged"):
+        if isinstance(value, bool) and info.field_name not in _SWITCHES:
             raise ValueError("must not be a boolean")
         return value
 
     def spelled(self, name: str) -> str:
         """How the client wrote this option."""
         return self.spelling.get(name, name)
+
+
+@dataclass(frozen=True, slots=True)
+class SkipLayers:
+    """Skip-layer guidance.
+
+    Attributes:
+        scale: How strong.
+        layers: Blocks of the transformer that are left out.
+        start, end: Shares of the steps between which it acts.
+    """
+
+    scale: float
+    layers: tuple[int, ...]
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Caching:
+    """Leaving out work between similar steps.
+
+    Attributes:
+        mode: A name of samplers.CACHE_MODES.
+        threshold: How alike the steps must be; None is the runtime's own.
+        start, end: Shares of the steps between which it acts; None is the runtime's own.
+    """
+
+    mode: str
+    threshold: float | None
+    start: float | None
+    end: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hires:
+    """A second pass over the enlarged picture.
+
+    Attributes:
+        width, height: Pixels of the second pass.
+        steps: Of the second pass.
+        strength: How far it may go from the first.
+        upscaler: A name of samplers.HIRES_UPSCALERS.
+    """
+
+    width: int
+    height: int
+    steps: int
+    strength: float
+    upscaler: str
+
+    @property
+    def size(self) -> Size:
+        """Width and height in pixels."""
+        return Size(self.width, self.height)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +294,15 @@ class GenerationRequest:
         output_format: File format of the images.
         output_compression: Percent of quality for JPEG and WebP.
         warnings: Sentences on options that cannot act as given.
+        eta: Noise between the steps; None is the sampler's own.
+        clip_skip: Layers of CLIP left out, from 1; None is the model's own.
+        flow_shift: Of the noise levels; None is the model's own.
+        sigmas: The noise levels themselves, one more than steps; empty leaves them to schedule.
+        slg: Skip-layer guidance, None for none.
+        cache: What is left out between similar steps, None for nothing.
+        vae_tiling: Decode in tiles; None is the model's own.
+        hires: A second pass at a larger size, None for none.
+        loras: (id, scale) of each LoRA.
     """
 
     model: str
@@ -172,11 +327,25 @@ class GenerationRequest:
     output_format: OutputFormat = "png"
     output_compression: int = 100
     warnings: tuple[str, ...] = ()
+    eta: float | None = None
+    clip_skip: int | None = None
+    flow_shift: float | None = None
+    sigmas: tuple[float, ...] = ()
+    slg: SkipLayers | None = None
+    cache: Caching | None = None
+    vae_tiling: bool | None = None
+    hires: Hires | None = None
+    loras: tuple[tuple[str, float], ...] = ()
 
     @property
     def size(self) -> Size:
         """Width and height in pixels."""
         return Size(self.width, self.height)
+
+    @property
+    def output_size(self) -> Size:
+        """Width and height of the finished images: larger than ``size`` after a hires fix."""
+        return self.hires.size if self.hires is not None else self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +386,7 @@ def resolve(
     max_pixels: int,
     has_checker: bool = False,
     sources: Sources = Sources(),
+    loras: Collection[str] = (),
 ) -> GenerationRequest:
     """Make every default, size and seed concrete.
 
@@ -227,6 +397,7 @@ def resolve(
         max_pixels: Upper bound of width x height.
         has_checker: A safety checker is configured.
         sources: What is known of the input pictures.
+        loras: Names of the LoRAs there are.
 
     Raises:
         NotFound: The model is not in the catalogue.
@@ -238,6 +409,7 @@ def resolve(
     size = _size(draft, spec, max_pixels, sources.size)
     steps = _steps(draft, spec)
     sampler, schedule = _sampling(draft, spec, steps)
+    check_powers(draft, spec, sampler)
     cfg_scale = _first(draft.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
     return GenerationRequest(
         model=spec.id,
@@ -263,6 +435,15 @@ def resolve(
         output_format=draft.output_format or "png",
         output_compression=_compression(draft),
         warnings=_warnings(draft, cfg_scale),
+        eta=draft.eta,
+        clip_skip=draft.clip_skip,
+        flow_shift=draft.flow_shift,
+        sigmas=draft.sigmas or (),
+        slg=_skip_layers(draft),
+        cache=_caching(draft),
+        vae_tiling=draft.vae_tiling,
+        loras=_loras(draft, loras),
+        hires=_hires(draft, spec, size, steps, max_pixels, sources),
     )
 
 
@@ -374,6 +555,8 @@ def _width_and_height(draft: Draft) -> Size:
 
 
 def _steps(draft: Draft, spec: ModelSpec) -> int:
+    if draft.sigmas is not None:
+        return len(draft.sigmas) - 1
     if draft.sample_steps is not None:
         return draft.sample_steps
     own = _first(spec.defaults.steps, spec.traits.steps)
@@ -412,6 +595,130 @@ def _named(
             param=draft.spelled(field),
         )
     return found
+
+
+def check_powers(draft: Draft, spec: ModelSpec, sampler: str) -> None:
+    """Refuse options of the runtime that this model or sampler would pass over."""
+    traits = spec.traits
+    clip = "clip_l" in traits.needs and not traits.flow
+    lacking = {
+        "eta": None if sampler in NOISY_SAMPLERS else f"the sampler '{sampler}' adds no noise",
+        "clip_skip": None if clip else f"the model '{spec.id}' reads more than CLIP",
+        "flow_shift": None if traits.flow else f"the model '{spec.id}' is no flow model",
+        "slg_scale": f"the model '{spec.id}' has no such layers" if traits.unet else None,
+    }
+    lacking |= {
+        name: f"it needs '{leader}'"
+        for leader, followers in _FOLLOWERS.items()
+        if getattr(draft, leader) is None
+        for name in followers
+    }
+    for name, why in lacking.items():
+        if why is not None and getattr(draft, name) is not None:
+            param = draft.spelled(name)
+            raise InvalidRequest(
+                f"'{param}' would have no effect: {why}.",
+                reason=Reason.NOT_SUPPORTED,
+                param=param,
+            )
+    _check_sigmas(draft)
+    _check_named(draft, "cache_mode", _cache_modes(spec))
+    _check_named(draft, "hires_upscaler", HIRES_UPSCALERS)
+
+
+def _cache_modes(spec: ModelSpec) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, (for_unets, for_transformers) in CACHE_MODES.items()
+        if (for_unets if spec.traits.unet else for_transformers)
+    )
+
+
+def _check_named(draft: Draft, field: str, names: tuple[str, ...]) -> None:
+    given = getattr(draft, field)
+    if given is not None and given not in names:
+        param = draft.spelled(field)
+        raise InvalidRequest(
+            f"'{param}': there is no '{given[:64]}' for this model; there are {', '.join(names)}.",
+            param=param,
+        )
+
+
+def _check_sigmas(draft: Draft) -> None:
+    sigmas = draft.sigmas
+    if sigmas is None:
+        return
+    for other in ("sample_steps", "schedule"):
+        if getattr(draft, other) is not None:
+            raise InvalidRequest(
+                f"'{draft.spelled('sigmas')}' says what '{draft.spelled(other)}' would; send one.",
+                reason=Reason.CONFLICTING_FIELDS,
+                param=draft.spelled("sigmas"),
+            )
+    if any(later >= earlier for earlier, later in pairwise(sigmas)) or sigmas[-1] != 0:
+        param = draft.spelled("sigmas")
+        raise InvalidRequest(
+            f"'{param}' must fall from value to value and end with 0.", param=param
+        )
+
+
+def _loras(draft: Draft, known: Collection[str]) -> tuple[tuple[str, float], ...]:
+    chosen = tuple((lora.id, lora.scale) for lora in draft.lora or ())
+    param = draft.spelled("lora")
+    for name, _ in chosen:
+        if name not in known:
+            there = f"there are {', '.join(sorted(known)[:20])}" if known else "there are none"
+            raise InvalidRequest(f"'{param}': no LoRA '{name[:64]}'; {there}.", param=param)
+    if len({name for name, _ in chosen}) < len(chosen):
+        raise InvalidRequest(
+            f"'{param}' names one LoRA twice.", reason=Reason.CONFLICTING_FIELDS, param=param
+        )
+    return chosen
+
+
+def _skip_layers(draft: Draft) -> SkipLayers | None:
+    if draft.slg_scale is None:
+        return None
+    return SkipLayers(
+        draft.slg_scale,
+        draft.slg_layers or (7, 8, 9),
+        0.01 if draft.slg_start is None else draft.slg_start,
+        0.2 if draft.slg_end is None else draft.slg_end,
+    )
+
+
+def _caching(draft: Draft) -> Caching | None:
+    if draft.cache_mode is None:
+        return None
+    return Caching(draft.cache_mode, draft.cache_threshold, draft.cache_start, draft.cache_end)
+
+
+def _hires(
+    draft: Draft, spec: ModelSpec, size: Size, steps: int, max_pixels: int, sources: Sources
+) -> Hires | None:
+    scale, param = draft.hires_scale, draft.spelled("hires_scale")
+    if scale is None:
+        return None
+    if sources.size is not None:
+        raise InvalidRequest(
+            f"'{param}' is for pictures that begin from nothing.",
+            reason=Reason.NOT_SUPPORTED,
+            param=param,
+        )
+    multiple = spec.traits.multiple
+    width, height = (round(side * scale / multiple) * multiple for side in size)
+    if width * height > max_pixels:
+        raise InvalidRequest(
+            f"'{param}': {width}x{height} is more than this server's {max_pixels} pixels.",
+            param=param,
+        )
+    return Hires(
+        width,
+        height,
+        draft.hires_steps or steps,
+        0.7 if draft.hires_strength is None else draft.hires_strength,
+        draft.hires_upscaler or "latent",
+    )
 
 
 def _safety(draft: Draft, has_checker: bool) -> Safety:

@@ -58,6 +58,28 @@ SAMPLER_ALIASES: Final = {
 }
 
 
+#: Samplers that add noise between the steps; eta says how much of it, for the others it is nothing.
+NOISY_SAMPLERS: Final = (
+    "euler_a", "dpm++2s_a", "ddim_trailing", "tcd", "res_multistep", "res_2s",
+)  # fmt: skip
+
+#: Ways to leave out work between similar steps -> whether they are for U-Nets, for transformers.
+CACHE_MODES: Final = {
+    "easycache": (False, True),
+    "ucache": (True, False),
+    "dbcache": (False, True),
+    "taylorseer": (False, True),
+    "cache-dit": (False, True),
+    "spectrum": (True, True),
+}
+
+#: How the first pass of a hires fix is enlarged.
+HIRES_UPSCALERS: Final = (
+    "latent", "latent-nearest", "latent-nearest-exact", "latent-antialiased", "latent-bicubic",
+    "latent-bicubic-antialiased", "lanczos", "nearest",
+)  # fmt: skip
+
+
 def sampler_named(name: str) -> str | None:
     """The runtime's name for a client's spelling of a sampler, or None."""
     key = name.strip().lower()

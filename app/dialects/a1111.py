@@ -108,7 +108,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "s_churn": (0,),
     "s_noise": (1,),
     "s_min_uncond": (0,),
-    "enable_hr": (False,),
     "firstphase_width": (0,),
     "firstphase_height": (0,),
     "firstpass_image": ("",),
@@ -127,7 +126,6 @@ IGNORED: Final = frozenset(
         "do_not_save_samples", "do_not_save_grid", "save_images", "comments", "force_task_id",
         "subseed", "s_tmin", "s_tmax", "refiner_switch_at", "script_args", "image_cfg_scale",
         "disable_extra_networks", "inpaint_full_res_padding",
-        "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y",
         "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt",
         "hr_negative_prompt", "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
     }
@@ -154,6 +152,24 @@ IGNORED_OPTIONS: Final = frozenset(
 )  # fmt: skip
 
 _CHECKPOINT: Final = "sd_model_checkpoint"
+
+#: Fields of a second pass that would make it another picture.
+_SECOND_PASS_OF_ITS_OWN: Final = (
+    "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt",
+    "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
+)  # fmt: skip
+
+#: AUTOMATIC1111's name in small letters -> the runtime's.
+_HIRES_UPSCALERS: Final = {
+    "latent": "latent",
+    "latent (antialiased)": "latent-antialiased",
+    "latent (bicubic)": "latent-bicubic",
+    "latent (bicubic antialiased)": "latent-bicubic-antialiased",
+    "latent (nearest)": "latent-nearest",
+    "latent (nearest-exact)": "latent-nearest-exact",
+    "lanczos": "lanczos",
+    "nearest": "nearest",
+}
 
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
 
@@ -198,6 +214,12 @@ class _Fields(BaseModel):
     inpainting_fill: int | None = Field(None, ge=0, le=3)
     inpaint_full_res: bool = False
     inpainting_mask_invert: bool = False
+    enable_hr: bool = False
+    hr_scale: float = 2.0
+    hr_upscaler: str = "Latent"
+    hr_second_pass_steps: int = 0
+    hr_resize_x: int = 0
+    hr_resize_y: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +269,8 @@ def parse(body: Mapping[str, Any], *, over_image: bool, model: str | None = None
     canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
     canonical["prompt"] = canonical.get("prompt", "")
     canonical |= _sampling(fields) | _count(fields)
+    if fields.enable_hr:
+        canonical |= _second_pass(fields, given)
     chosen = chosen_model(fields.override_settings, "override_settings")
     if chosen is not None or model is not None:
         canonical["model"] = model if chosen is None else chosen
@@ -396,6 +420,31 @@ def _schedule(name: str) -> str | None:
     return found
 
 
+def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
+    """The hires fix: its scale, and not a size; the same model, sampler and prompt."""
+    for name in (*_SECOND_PASS_OF_ITS_OWN, "hr_resize_x", "hr_resize_y"):
+        if given.get(name) not in (None, "", 0, [], "Use same checkpoint", "Use same sampler",
+                                   "Use same scheduler"):  # fmt: skip
+            raise InvalidRequest(
+                f"'{name}' is not supported: the second pass differs in its size only.",
+                reason=Reason.NOT_SUPPORTED,
+                param=name,
+            )
+    upscaler = _HIRES_UPSCALERS.get(fields.hr_upscaler.strip().lower())
+    if upscaler is None:
+        raise InvalidRequest(
+            f"'hr_upscaler': unknown upscaler '{fields.hr_upscaler[:64]}'; there are "
+            f"{', '.join(_HIRES_UPSCALERS)}.",
+            param="hr_upscaler",
+        )
+    found: JsonObject = {"hires_scale": fields.hr_scale, "hires_upscaler": upscaler}
+    if fields.hr_second_pass_steps:
+        found["hires_steps"] = fields.hr_second_pass_steps
+    if fields.denoising_strength is not None:
+        found["hires_strength"] = fields.denoising_strength
+    return found
+
+
 def _count(fields: _Fields) -> JsonObject:
     images = fields.batch_size * fields.n_iter
     if images > MAX_IMAGES:
@@ -409,6 +458,8 @@ def _count(fields: _Fields) -> JsonObject:
 def _draft(canonical: Mapping[str, Any]) -> Draft:
     draft = openai.parse(canonical).draft
     spelling = {**draft.spelling, "model": _CHECKPOINT, "fit": "resize_mode"}
+    spelling |= {"hires_scale": "hr_scale", "hires_steps": "hr_second_pass_steps"}
+    spelling["hires_strength"] = "denoising_strength"
     return draft.model_copy(update={"spelling": spelling})
 
 
@@ -511,7 +562,7 @@ def answer(job: Job, drawing: Drawing, infotexts: Sequence[str]) -> bytes:
     """
     images = [job.images[index] for index in sorted(job.images)]
     shown = images if drawing.send_images else []
-    parts = [b'"' + base64.b64encode(image.data) + b'"' for image in shown]
+    parts = [b'"' + base64.b64encode(image.content) + b'"' for image in shown]
     tail: JsonObject = {
         "parameters": _effective(job, drawing) | _given(drawing.echo),
         "info": compact(_info(job, drawing, images, infotexts)).decode(),
@@ -707,7 +758,7 @@ def _newest_picture(job: Job) -> str | None:
             case PreviewReady(data=data):
                 return base64.b64encode(data).decode()
             case ImageReady(image):
-                return base64.b64encode(image.data).decode()
+                return base64.b64encode(image.content).decode()
     return None
 
 

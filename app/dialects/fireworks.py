@@ -36,7 +36,9 @@ _NOTHING_ASKED: Final[Mapping[str, object]] = {
 
 #: The answer's form is chosen by Accept and the path alone.
 _USUAL_REPLY: Final[Mapping[str, object]] = {
-    name: field.get_default() for name, field in ReplyOptions.model_fields.items()
+    name: field.get_default()
+    for name, field in ReplyOptions.model_fields.items()
+    if name not in ("priority", "on_disconnect", "webhook_url")
 }
 
 _JSON_IMAGES: Final[Mapping[str, OutputFormat]] = {"image/png": "png", "image/jpeg": "jpeg"}
@@ -124,7 +126,7 @@ def workflow_answer(job: Job, _form: ImageForm, _created: int) -> bytes:
     """The JSON of a workflow: one object, its seed that of the first image."""
     images = _images(job)
     head = {"id": job.id, "finishReason": finish_reason(images), "seed": job.request.seed}
-    files = b",".join(b'"%b"' % base64.b64encode(image.data) for image in images)
+    files = b",".join(b'"%b"' % base64.b64encode(image.content) for image in images)
     return b"".join((compact(head)[:-1], b',"base64":[', files, b"]}"))
 
 
@@ -132,7 +134,10 @@ def list_answer(job: Job, _form: ImageForm, _created: int) -> bytes:
     """The JSON of image_generation: a list with one object for each image."""
     items = (
         with_base64(
-            {"finishReason": finish_reason([image]), "seed": image.seed}, "base64", "", image.data
+            {"finishReason": finish_reason([image]), "seed": image.seed},
+            "base64",
+            "",
+            image.content,
         )
         for image in _images(job)
     )

@@ -149,7 +149,7 @@ class ImageChunkStream:
         """The image's base64 in pieces, progress growing to 100 on the last."""
         prefix = f"data:image/{self._job.request.output_format};base64,"
         text = prefix if self._options.form.data_url else ""
-        text += base64.b64encode(image.data).decode()
+        text += base64.b64encode(image.content).decode()
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
         start = 100 * image.steps / (image.steps + 1)
         frames = []

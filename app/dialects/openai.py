@@ -7,6 +7,7 @@ dialect and do nothing here, with what happens to each; whatever is in neither i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -68,19 +69,9 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "input_fidelity": Foreign.IGNORED,
     "image": Foreign.NEEDS_IMAGE,
     "mask": Foreign.NEEDS_IMAGE,
-    "clip_skip": Foreign.NOT_YET,
-    "slg_scale": Foreign.NOT_YET,
-    "slg_start": Foreign.NOT_YET,
-    "slg_end": Foreign.NOT_YET,
-    "lora": Foreign.NOT_YET,
     "control": Foreign.NOT_YET,
     "control_strength": Foreign.NOT_YET,
     "control_canny": Foreign.NOT_YET,
-    "vae_tiling": Foreign.NOT_YET,
-    "cache_mode": Foreign.NOT_YET,
-    "hires": Foreign.NOT_YET,
-    "on_disconnect": Foreign.NOT_YET,
-    "background_job": Foreign.NOT_YET,
     "prompt_2": Foreign.REFUSED,
     "prompt_3": Foreign.REFUSED,
     "negative_prompt_2": Foreign.REFUSED,
@@ -114,7 +105,7 @@ _MASK_PARTS: Final = ("mask", "mask_image")
 _NEUTRAL: Final = (
     ("clip_skip", -1),
     ("cache_mode", "disabled"),
-    ("on_disconnect", "cancel"),
+    ("vae_tiling", "false"),
 )
 
 _MIN_CHUNK: Final = 1024
@@ -132,7 +123,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(True, description="Usage on the last image's frame.")
     chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
     chunk_size: int = Field(_DEFAULT_CHUNK, ge=_MIN_CHUNK, description="Characters a piece.")
-    preview: bool = Field(False, description="A small picture on every progress frame.")
+    preview: bool = Field(False, description="A small picture with every step.")
     dialect: StreamDialect | None = Field(
         None, description="Form of the stream: image.chunk, openai, or both in one."
     )
@@ -153,6 +144,15 @@ class ReplyOptions(BaseModel):
     )
     stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
     background: Literal["auto", "opaque", "transparent"] = "auto"
+    priority: Literal["low", "normal", "high"] = Field(
+        "normal", description="Place in the queue: a better class always goes first."
+    )
+    on_disconnect: Literal["cancel", "continue"] | None = Field(
+        None, description="What becomes of the job when its client leaves before the answer."
+    )
+    webhook_url: str | None = Field(
+        None, max_length=2048, description="Where the job's end is posted to, if the server may."
+    )
 
     @field_validator("background")
     @classmethod
@@ -160,6 +160,11 @@ class ReplyOptions(BaseModel):
         if value == "transparent":
             raise ValueError("the runtime draws opaque pictures only")
         return value
+
+
+_OPTIONS: Final = (
+    Draft.model_fields.keys() | ReplyOptions.model_fields.keys() | FOREIGN_FIELDS.keys()
+) - set(INTERNAL_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +187,25 @@ class Ask:
         """How images are put into the answer."""
         wanted = self.reply.response_format
         return ImageForm(wanted.lower() == "url", wanted == "B64Json", base_url)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest that is the same for the same request, however it was written."""
+        return fingerprint(self.draft, self.reply.model_dump(), self.files, self.operation)
+
+
+def fingerprint(
+    draft: Draft, reply: Mapping[str, Any], files: SourceFiles | None, operation: str
+) -> str:
+    """Digest of all that makes a request what it is."""
+    words = json.dumps([draft.model_dump(mode="json"), reply, operation], sort_keys=True)
+    digest = hashlib.sha256(words.encode())
+    if files is not None:
+        masks = (files.mask,) if files.mask else ()
+        digest.update(repr((files.own_alpha, files.inverted_mask, bool(masks))).encode())
+        for file in (*files.images, *masks):
+            digest.update(hashlib.sha256(file.data).digest())
+    return digest.hexdigest()
 
 
 def parse(body: Mapping[str, Any], dialect: str | None = None) -> Ask:
@@ -227,9 +251,42 @@ def parse_form(
     return replace(ask, files=sources, operation="edit")
 
 
+def parse_query(parameters: Mapping[str, str]) -> Ask:
+    """Read a generation from the query of its URL, as EventSource sends it.
+
+    Names that no table knows are left unread: pages put all kinds of things into their links.
+
+    Raises:
+        InvalidRequest: Names the parameter.
+    """
+    known = {
+        name: value
+        for name, value in parameters.items()
+        if name.startswith("stream_options") or ALIASES.get(name, name) in _OPTIONS
+    }
+    if known.get("response_format", "url").lower() != "url":
+        raise InvalidRequest(
+            "'response_format' is url on this route.",
+            reason=Reason.NOT_SUPPORTED,
+            param="response_format",
+        )
+    if known.get("on_disconnect", "continue") != "continue":
+        raise InvalidRequest(
+            "'on_disconnect' is continue on this route.",
+            reason=Reason.NOT_SUPPORTED,
+            param="on_disconnect",
+        )
+    given = {"response_format": "url", "on_disconnect": "continue", "stream": "true"}
+    return _ask({**_unflattened(known), **given}, None)
+
+
 def _ask(body: Mapping[str, Any], dialect: str | None) -> Ask:
     # Clients transmit nulls for what was not given.
-    given = {name: value for name, value in _with_kwargs(body).items() if value is not None}
+    given = {
+        name: value
+        for name, value in _with_kwargs(body).items()
+        if value is not None and (name, value) not in _NEUTRAL
+    }
     _refuse_foreign(given)
     canonical, spelling = _canonical(
         {name: value for name, value in given.items() if name not in FOREIGN_FIELDS}
@@ -294,9 +351,9 @@ def _with_dialect(reply: ReplyOptions, elsewhere: str | None) -> ReplyOptions:
 
 
 def _previews(reply: ReplyOptions) -> int:
-    if not reply.stream:
-        return 0
-    return EVERY_STEP if reply.stream_options.preview else reply.partial_images or 0
+    if reply.stream_options.preview:
+        return EVERY_STEP  # for whoever watches the job, streamed or not
+    return (reply.partial_images or 0) if reply.stream else 0
 
 
 def _unflattened(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -369,7 +426,7 @@ def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
 
 def _is_neutral(name: str, value: Any) -> bool:
     """True for a value that says: leave this option off. Some clients always send those."""
-    return not value or (name, value) in _NEUTRAL
+    return not value
 
 
 def _refuse_foreign(given: Mapping[str, Any]) -> None:

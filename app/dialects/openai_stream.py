@@ -85,7 +85,7 @@ class OpenAIStream:
             "type": f"{self._type}.{kind}",
             "created_at": created,
             "index": index,
-            "size": str(request.size),
+            "size": str(request.output_size),
             "quality": request.quality,
             "background": "opaque",
             "output_format": request.output_format,

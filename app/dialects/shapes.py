@@ -50,9 +50,14 @@ def image_item(
 ) -> bytes:
     """One entry of ``data``: the fields with the image's link or bytes at the end."""
     if form.as_url:
-        return compact({**fields, "url": f"{form.base_url}/v1/images/{image.id}/content"})
+        return compact({**fields, "url": image_url(form.base_url, image)})
     prefix = f"data:image/{request.output_format};base64," if form.data_url else ""
-    return with_base64(fields, "b64_json", prefix, image.data)
+    return with_base64(fields, "b64_json", prefix, image.content)
+
+
+def image_url(base_url: str, image: ImageResult) -> str | None:
+    """The link of a stored image, None when there was no room for it."""
+    return f"{base_url}/v1/images/{image.id}/content" if image.id else None
 
 
 def with_data(fields: JsonObject, items: list[bytes], tail: bytes) -> bytes:
@@ -91,14 +96,40 @@ def parameters(request: GenerationRequest) -> JsonObject:
         values["guidance"] = request.guidance
     if request.strength is not None:
         values |= {"strength": request.strength, "fit": request.fit}
-    return values
+    return values | powers(request)
+
+
+def powers(request: GenerationRequest) -> JsonObject:
+    """The runtime's further options that a request uses, by the names that ask for them."""
+    values: JsonObject = {
+        "eta": request.eta,
+        "clip_skip": request.clip_skip,
+        "flow_shift": request.flow_shift,
+        "sigmas": list(request.sigmas) or None,
+        "vae_tiling": request.vae_tiling,
+    }
+    if request.loras:
+        values["lora"] = [{"id": name, "scale": scale} for name, scale in request.loras]
+    if request.slg is not None:
+        slg = request.slg
+        values |= {"slg_scale": slg.scale, "slg_start": slg.start, "slg_end": slg.end}
+        values["slg_layers"] = list(slg.layers)
+    if request.cache is not None:
+        cache = request.cache
+        values |= {"cache_mode": cache.mode, "cache_threshold": cache.threshold}
+        values |= {"cache_start": cache.start, "cache_end": cache.end}
+    if request.hires is not None:
+        hires = request.hires
+        values |= {"hires_scale": round(hires.width / request.width, 4), "hires_steps": hires.steps}
+        values |= {"hires_strength": hires.strength, "hires_upscaler": hires.upscaler}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def answer_fields(job: Job) -> JsonObject:
     """What a whole answer says beside its images and its model."""
     request = job.request
     fields: JsonObject = {
-        "size": str(request.size),
+        "size": str(request.output_size),
         "quality": request.quality,
         "output_format": request.output_format,
         "background": "opaque",

@@ -115,7 +115,7 @@ class Child:
     def _generate(self, command: Generate) -> Event:
         job, request, inputs = command.job, command.request, command.inputs
         try:
-            for index in range(request.n):
+            for index in range(command.first, request.n):
                 with self._state:
                     # One step with the check: a cancel must not fall between the two.
                     if self._cancelled:

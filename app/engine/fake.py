@@ -66,8 +66,8 @@ class FakeEngine:
             job=job,
             index=index,
             seed=request.seed + index,
-            width=request.width,
-            height=request.height,
+            width=request.output_size.width,
+            height=request.output_size.height,
             steps=request.steps,
             encode_seconds=pause,
             sample_seconds=pause * request.steps,
@@ -122,7 +122,7 @@ def _misbehave(cues: dict[str, float], step: int) -> None:
 
 def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:
     """The gradient, mixed with the input image by strength."""
-    drawn = _gradient(request, index, request.width, request.height)
+    drawn = _gradient(request, index, *request.output_size)
     if inputs.image is None or request.strength is None:
         return drawn
     share = request.strength

@@ -20,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +32,13 @@ from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
 from app.core.errors import Reason
 from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
 from app.core.pixels import Inputs, Pixels
-from app.core.request import EVERY_STEP, GenerationRequest
-from app.core.samplers import DEFAULT_SCHEDULE
+from app.core.request import EVERY_STEP, Caching, GenerationRequest, Hires, SkipLayers
+from app.core.samplers import DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from app.embedded import materialise
 from app.engine import inspection
 from app.engine.abort import AbortFlag
 from app.engine.engine import Emit, EngineError
+from app.engine.loras import lora_files
 
 logger = logging.getLogger("app.native")
 
@@ -45,7 +47,12 @@ _LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 #: A part of the log line that begins a phase; generate_image itself begins with the encoding.
 _PHASE_LINES: Final = (
     ("generating image: ", Phase.SAMPLING),
-    ("sampling completed", Phase.DECODING),
+    ("- decoding ", Phase.DECODING),
+)
+
+#: What the log says of a LoRA that changes nothing: of no tensor of it, or of its file.
+_LORA_UNFIT: Final = re.compile(
+    r"\(0 / \d+\) LoRA tensors have been applied|load lora tensors from .* failed"
 )
 
 #: Component of models.yaml -> field of sd_ctx_params_t.
@@ -63,6 +70,19 @@ _PATH_FIELDS: Final = {
 #: Any non-empty path makes the runtime use a tiny autoencoder that the model file itself holds,
 #: after a warning that there is no such file.
 _TAE_INSIDE: Final = "inside-the-model-file"
+
+_CACHE_MODES: Final = {
+    "easycache": sd.SDCacheMode.SD_CACHE_EASYCACHE,
+    "ucache": sd.SDCacheMode.SD_CACHE_UCACHE,
+    "dbcache": sd.SDCacheMode.SD_CACHE_DBCACHE,
+    "taylorseer": sd.SDCacheMode.SD_CACHE_TAYLORSEER,
+    "cache-dit": sd.SDCacheMode.SD_CACHE_CACHE_DIT,
+    "spectrum": sd.SDCacheMode.SD_CACHE_SPECTRUM,
+}
+_HIRES_UPSCALERS: Final = {
+    name: getattr(sd.SDHiresUpscaler, "SD_HIRES_UPSCALER_" + name.upper().replace("-", "_"))
+    for name in HIRES_UPSCALERS
+}
 
 _lib = sd._lib
 _lib.sd_ctx_params_init.argtypes = [ctypes.POINTER(sd.sd_ctx_params_t)]
@@ -85,6 +105,8 @@ class NativeEngine:
         self._context: Any = None
         self._abort = AbortFlag(_lib)
         self._can_abort = False
+        self._lora_dir: str | None = None
+        self._unfit_lora = False
         self._secrets: dict[str, str] = {}
         self._first_error = ""
         self._vae_tiling = False
@@ -110,6 +132,7 @@ class NativeEngine:
             component: materialise(location, Path(command.cache_dir))
             for component, location in command.files.items()
         }
+        self._lora_dir = command.lora_dir
         self._secrets = {str(path): component for component, path in files.items()}
         inspection.check(files, command.family, tae=command.runtime["tae"])
         self._loading = _LoadProgress(emit)
@@ -138,9 +161,9 @@ class NativeEngine:
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Draw one image; blocks until it is there, failed or aborted."""
-        self._first_error, self._peeked = "", False
+        self._first_error, self._peeked, self._unfit_lora = "", False, False
         seed = request.seed + index
-        drawing = self._drawing = _Drawing(job, index, request.steps, request.previews, emit)
+        drawing = self._drawing = _Drawing(job, index, request, emit)
         self._want_preview(drawing.wants_preview(1))
         try:
             params = self._generation_params(request, inputs, seed)
@@ -156,6 +179,11 @@ class NativeEngine:
                 Reason.GENERATION_FAILED, self._first_error or "The runtime gave no picture."
             )
         width, height, pixels = _take(images)
+        if self._unfit_lora:
+            # The runtime draws without it, and says so in its log alone.
+            raise EngineError(
+                Reason.GENERATION_FAILED, "A LoRA of the request does not fit this model."
+            )
         return ImageDrawn(
             job=job,
             index=index,
@@ -195,6 +223,8 @@ class NativeEngine:
         if severity >= logging.ERROR and not self._first_error:
             # "[ERROR] file.cpp:123 - what happened"; those that follow say that it did
             self._first_error = line.rpartition(" - ")[2][:200]
+        if _LORA_UNFIT.search(line):
+            self._unfit_lora = True
         if self._drawing is not None:
             self._drawing.heard(line)
 
@@ -249,15 +279,37 @@ class NativeEngine:
             # Ctypes keeps the array alive through the pointer.
             params.ref_images = ctypes.cast(references, ctypes.POINTER(sd.sd_image_t))
             params.ref_images_count = len(references)
-        params.vae_tiling_params.enabled = self._vae_tiling
-        sample = params.sample_params
+        tiling = self._vae_tiling if request.vae_tiling is None else request.vae_tiling
+        params.vae_tiling_params.enabled = tiling
+        if request.clip_skip is not None:
+            params.clip_skip = request.clip_skip
+        if request.cache is not None:
+            _set_cache(params.cache, request.cache)
+        if request.hires is not None:
+            _set_hires(params.hires, request.hires)
+        if request.loras and self._lora_dir is not None:
+            _set_loras(params, self._lora_dir, request.loras)
+        self._set_sampling(params.sample_params, request)
+        return params
+
+    def _set_sampling(self, sample: Any, request: GenerationRequest) -> None:
         sample.sample_steps = request.steps
         sample.sample_method = _lib.str_to_sample_method(request.sampler.encode())
         sample.scheduler = self._scheduler(request.schedule, sample.sample_method)
         sample.guidance.txt_cfg = request.cfg_scale
         if request.guidance is not None:
             sample.guidance.distilled_guidance = request.guidance
-        return params
+        if request.eta is not None:
+            sample.eta = request.eta
+        if request.flow_shift is not None:
+            sample.flow_shift = request.flow_shift
+        if request.sigmas:
+            levels = (ctypes.c_float * len(request.sigmas))(*request.sigmas)
+            # Ctypes keeps the array alive through the pointer.
+            sample.custom_sigmas = ctypes.cast(levels, ctypes.POINTER(ctypes.c_float))
+            sample.custom_sigmas_count = len(levels)
+        if request.slg is not None:
+            _set_skip_layers(sample.guidance.slg, request.slg)
 
     def _scheduler(self, name: str, sample_method: int) -> int:
         if name == DEFAULT_SCHEDULE:
@@ -304,12 +356,17 @@ def convert(
 class _Drawing:
     """The image being drawn: tells its phases apart and times them."""
 
-    def __init__(self, job: str, index: int, steps: int, previews: int, emit: Emit) -> None:
+    def __init__(self, job: str, index: int, request: GenerationRequest, emit: Emit) -> None:
         self.phase = Phase.ENCODING
-        self.steps = steps
+        #: Steps of a second pass, as the runtime will count them, and those of the pass before.
+        self._second = request.hires.steps + 1 if request.hires else 0
+        self._before = 0
+        self._pass_steps = request.steps
+        self._step = 0
+        self.steps = request.steps + self._second
         self._job = job
         self._index = index
-        self._previews = previews
+        self._previews = request.previews
         self._emit = emit
         self._began = {Phase.ENCODING: time.monotonic()}
         self._report(0)
@@ -325,8 +382,11 @@ class _Drawing:
     def progressed(self, step: int, steps: int) -> None:
         """Take up the progress callback, which outside sampling counts LoRAs and tiles."""
         if self.phase is Phase.SAMPLING:
-            self.steps = steps
-            self._report(step)
+            if step < self._step:  # the second pass of a hires fix counts anew
+                self._before, self._second = self._before + self._pass_steps, 0
+            self._step, self._pass_steps = step, steps
+            self.steps = self._before + steps + self._second
+            self._report(self._before + step)
         else:
             self._report(self.steps if self.phase is Phase.DECODING else 0)
 
@@ -363,6 +423,44 @@ class _LoadProgress:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + 1.0
             self._emit(Progress("", 0, Phase.LOADING, step, steps))
+
+
+def _set_loras(params: Any, folder: str, loras: tuple[tuple[str, float], ...]) -> None:
+    found = lora_files(Path(folder))
+    array = (sd.sd_lora_t * len(loras))()
+    for entry, (name, scale) in zip(array, loras, strict=True):
+        if name not in found:
+            raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' is gone.")
+        entry.path, entry.multiplier = str(found[name]).encode(), scale
+    # Ctypes keeps the array alive through the pointer.
+    params.loras = ctypes.cast(array, ctypes.POINTER(sd.sd_lora_t))
+    params.lora_count = len(array)
+
+
+def _set_cache(params: Any, cache: Caching) -> None:
+    params.mode = _CACHE_MODES[cache.mode]
+    if cache.threshold is not None:
+        # One for the modes that compare whole steps, one for those that compare blocks.
+        params.reuse_threshold = params.residual_diff_threshold = cache.threshold
+    if cache.start is not None:
+        params.start_percent = cache.start
+    if cache.end is not None:
+        params.end_percent = cache.end
+
+
+def _set_hires(params: Any, hires: Hires) -> None:
+    params.enabled = True
+    params.upscaler = _HIRES_UPSCALERS[hires.upscaler]
+    params.target_width, params.target_height = hires.width, hires.height
+    params.steps, params.denoising_strength = hires.steps, hires.strength
+
+
+def _set_skip_layers(params: Any, slg: SkipLayers) -> None:
+    layers = (ctypes.c_int * len(slg.layers))(*slg.layers)
+    params.layers = ctypes.cast(layers, ctypes.POINTER(ctypes.c_int))
+    params.layer_count = len(layers)
+    params.layer_start, params.layer_end = slg.start, slg.end
+    params.scale = slg.scale
 
 
 def _context_params(files: dict[str, Path], runtime: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,8 +37,6 @@ from app.core.messages import (
     Preview,
     Progress,
 )
-from app.core.pixels import Inputs
-from app.core.request import GenerationRequest
 from app.core.words import Word
 from app.engine.process import WorkerProcess
 from app.wakeup import Wakeup
@@ -102,9 +100,17 @@ class _Pace:
 
 
 class Worker:
-    """One model's process. ``run`` is a task of the owner, who cancels it to stop."""
+    """One model's process. ``run`` is a task of the owner, who cancels it to stop.
 
-    def __init__(self, load: Load, options: WorkerOptions) -> None:
+    Args:
+        load: What the process loads.
+        options: How it is started and watched.
+        on_change: Called whenever ``state`` changes.
+    """
+
+    def __init__(
+        self, load: Load, options: WorkerOptions, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         self.model = load.model
         self.state = WorkerState.STARTING
         self.loaded: Loaded | None = None
@@ -112,6 +118,7 @@ class Worker:
         self.starts = 0
         self._load = load
         self._options = options
+        self._on_change = on_change
         self._pace = _Pace(options.hang_seconds)
         self._changed = Wakeup()
         self._process: WorkerProcess | None = None
@@ -160,17 +167,16 @@ class Worker:
         message = f"The model '{self.model}' is not available. {self.error}".rstrip()
         return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
 
-    async def generate(
-        self, job: str, request: GenerationRequest, inputs: Inputs
-    ) -> AsyncIterator[Event]:
+    async def generate(self, order: Generate) -> AsyncIterator[Event]:
         """Draw; the last event is Done, Cancelled or Failed. The worker must be ready."""
+        job, request = order.job, order.request
         assert self.state is WorkerState.READY
         assert self._process is not None
         self._job, self._mailbox, self._cancelling = job, asyncio.Queue(), False
         self._pixels = request.width * request.height
         self._become(WorkerState.BUSY)
         self._await(Phase.ENCODING)
-        await self._process.send(Generate(job, request, inputs))
+        await self._process.send(order)
         try:
             while True:
                 event = await self._mailbox.get()
@@ -181,6 +187,10 @@ class Worker:
             # Left before the end: whatever is still being drawn is wanted by nobody.
             if self._job == job and self._process is not None:
                 self._process.kill()
+
+    def has(self, job: str) -> bool:
+        """True while the job runs here."""
+        return job == self._job
 
     async def cancel(self, job: str) -> None:
         """Stop a job that runs here, by its child if that can and by its death if not."""
@@ -328,6 +338,7 @@ class Worker:
     def _become(self, state: WorkerState) -> None:
         self.state = state
         self._changed.notify()
+        self._on_change()
 
 
 async def _to_the_end(work: Coroutine[None, None, None]) -> None:

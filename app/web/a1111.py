@@ -19,10 +19,11 @@ from app import images
 from app.core.errors import InvalidRequest, NotFound, NotSupportedYet, Reason
 from app.core.job import JobStatus
 from app.dialects import a1111
+from app.dialects.openai import Ask, ReplyOptions
 from app.dialects.shapes import compact
 from app.service import LiveJob
 from app.web import forms, respond
-from app.web.generate import ImageRoutes
+from app.web.generate import ImageRoutes, wants_no_wait
 from app.web.openapi import A1111_EMPTY, A1111_PREFIX
 
 _NULL: Final = b"null"
@@ -86,10 +87,12 @@ class A1111Routes:
     async def _answer(self, request: Request, *, over_image: bool) -> Response:
         body = await forms.read_json(request, self._draw.max_form_bytes)
         drawing = a1111.parse(body, over_image=over_image, model=self._model)
-        live = await self._service.submit(drawing.draft, drawing.files)
+        ask = Ask(drawing.draft, ReplyOptions.model_validate({}), drawing.files)
+        live = await self._draw.submit(request, ask)
         if drawing.keep_model:
             self._model = live.job.request.model
-        request.state.job = live.job
+        if wants_no_wait(request):
+            return self._draw.accepted(request, live)
         run = _Run(live)
         self._runs.append(run)
         try:

@@ -12,20 +12,24 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.core.errors import InvalidRequest, NotSupportedYet
-from app.core.job import Entry, Job, JobStatus
+from app.core.errors import InvalidRequest, Reason, Unavailable
+from app.core.job import Entry, Job, JobStatus, Terms
+from app.core.queue import Priority
 from app.core.request import OutputFormat
 from app.dialects import openai
 from app.dialects.fireworks import finish_reason
 from app.dialects.image_chunk import ChunkOptions, ImageChunkStream
+from app.dialects.jobs import job_fields
 from app.dialects.openai_stream import OpenAIStream
-from app.dialects.shapes import ImageForm
+from app.dialects.shapes import ImageForm, compact
 from app.images import MEDIA_TYPES
 from app.service import ImageService, LiveJob
 from app.web import forms, respond
 
 #: Two prompts of 32,000 characters, escaped as \\uXXXX, are 400 kB.
 MAX_JSON_BYTES: Final = 2**20
+
+MAX_KEY_CHARACTERS: Final = 255
 
 _OPENAI_AGENT: Final = re.compile(r"(Async)?OpenAI/")
 
@@ -52,12 +56,14 @@ class ImageRoutes:
         public_url: What links begin with; None means as the client addressed the server.
         keepalive_seconds: A silent stream says something after this.
         max_form_bytes: Largest body with pictures.
+        check_webhook: Raises InvalidRequest for a URL that is never posted to.
     """
 
     service: ImageService
     public_url: str | None
     keepalive_seconds: float
     max_form_bytes: int
+    check_webhook: Callable[[str], None]
 
     async def generations(self, request: Request) -> Response:
         """POST /v1/images/generations: JSON."""
@@ -117,12 +123,10 @@ class ImageRoutes:
             wanted: The kind of file that is the answer; None for JSON or a stream.
             plain: The dialect's JSON of a finished job.
         """
-        if "respond-async" in request.headers.get("prefer", "").lower():
-            raise NotSupportedYet("Prefer: respond-async")
-        form = ask.form(self.public_url or str(request.base_url).rstrip("/"))
-        keep = form.as_url and wanted is None
-        live = await self.service.submit(ask.draft, ask.files, keep_images=keep)
-        request.state.job = live.job
+        form = ask.form(self.base_url(request))
+        live = await self.submit(request, ask)
+        if wants_no_wait(request):
+            return self.accepted(request, live)
         if ask.reply.stream:
             frames = self._frames(live, _rendering(ask, live.job, form))
             return respond.stream(frames, {"X-Job-Id": live.job.id})
@@ -137,6 +141,29 @@ class ImageRoutes:
             return _bytes_answer(job, headers)
         return respond.json_bytes(plain(job, form, int(time.time())), headers)
 
+    async def submit(self, request: Request, ask: openai.Ask) -> LiveJob:
+        """Make a job of a request; raises what ImageService.submit does."""
+        if ask.reply.webhook_url is not None:
+            self.check_webhook(ask.reply.webhook_url)
+        terms = _terms(request, ask, self.base_url(request))
+        live = await self.service.submit(ask.draft, ask.files, terms)
+        request.state.job = live.job
+        return live
+
+    def base_url(self, request: Request) -> str:
+        """What links to this server begin with, without a slash at the end."""
+        return self.public_url or str(request.base_url).rstrip("/")
+
+    def accepted(self, request: Request, live: LiveJob) -> Response:
+        """202 with the job, for a client that does not wait."""
+        fields = job_fields(live.job, self.base_url(request), self.service.eta(live.job))
+        headers = {
+            "Location": fields["status_url"],
+            "Preference-Applied": "respond-async",
+            "X-Job-Id": live.job.id,
+        }
+        return respond.json_bytes(compact(fields), headers, 202)
+
     async def _frames(self, live: LiveJob, rendering: Frames) -> AsyncIterator[bytes]:
         try:
             async for entry in self.service.follow(live, self.keepalive_seconds):
@@ -144,17 +171,64 @@ class ImageRoutes:
                 for frame in frames:
                     yield frame
         finally:
-            if not live.job.terminal:
+            if not live.over and not live.job.terms.background:
                 # The response is being cancelled: the clean-up must not be cancelled with it.
                 await asyncio.shield(self.service.cancel(live, "The client left."))
 
     async def finished(self, request: Request, live: LiveJob) -> Job | None:
-        """The ended job, None when its client left first."""
+        """The ended job, None when its client left first.
+
+        Raises:
+            Unavailable: The server goes down and does the job after its next start.
+        """
         try:
-            return await respond.unless_client_leaves(self.service.finished(live), request.receive)
+            job = await respond.unless_client_leaves(self.service.finished(live), request.receive)
         except respond.ClientLeft:
-            await self.service.cancel(live, "The client left.")
+            if not live.job.terms.background:
+                await self.service.cancel(live, "The client left.")
             return None
+        if not job.terminal:
+            raise Unavailable(
+                f"The server is going down; the job {job.id} is done after its next start.",
+                reason=Reason.SHUTTING_DOWN,
+                retry_after=10,
+            )
+        return job
+
+
+def wants_no_wait(request: Request) -> bool:
+    """True when the client asks to be answered at once (RFC 7240)."""
+    wishes = request.headers.get("prefer", "").lower().split(",")
+    return any(wish.partition(";")[0].strip() == "respond-async" for wish in wishes)
+
+
+def _terms(request: Request, ask: openai.Ask, base_url: str) -> Terms:
+    """For whom and how a job is kept; raises InvalidRequest for an unusable Idempotency-Key.
+
+    A client that names its request means to come back for it, so the job goes on without it.
+    """
+    name = request.headers.get("idempotency-key")
+    if name is not None and not 1 <= len(name) <= MAX_KEY_CHARACTERS:
+        raise InvalidRequest(
+            f"'Idempotency-Key' has 1 to {MAX_KEY_CHARACTERS} characters.", param="Idempotency-Key"
+        )
+    reply = ask.reply
+    lasting = wants_no_wait(request) or name is not None
+    if reply.on_disconnect is not None:
+        lasting = reply.on_disconnect == "continue" or wants_no_wait(request)
+    form = ask.form("")
+    return Terms(
+        operation=ask.operation,
+        owner=request.state.owner,
+        priority=Priority(reply.priority),
+        background=lasting,
+        as_url=form.as_url,
+        data_url=form.data_url,
+        idempotency_key=name,
+        fingerprint=ask.fingerprint if name is not None else "",
+        webhook_url=reply.webhook_url,
+        base_url=base_url,
+    )
 
 
 def _dialect(request: Request) -> str | None:
@@ -188,4 +262,4 @@ def _bytes_answer(job: Job, headers: dict[str, str]) -> Response:
     assert job.status is JobStatus.COMPLETED
     image = job.images[0]
     headers |= {"Seed": str(image.seed), "Finish-Reason": finish_reason([image])}
-    return Response(image.data, 200, headers, media_type=MEDIA_TYPES[job.request.output_format])
+    return Response(image.content, 200, headers, media_type=MEDIA_TYPES[job.request.output_format])

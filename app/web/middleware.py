@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import re
 import secrets
 import time
 from collections.abc import Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import Reason, Unauthorized
+from app.core.errors import Forbidden, Reason, Unauthorized
 from app.core.job import Job, JobStatus
 from app.metrics import Metrics
 from app.web import forms, respond
+from app.web.openapi import GENERATION_PATHS
+from app.web.tokens import Tokens
 
 logger = logging.getLogger("app.requests")
 
 #: Probes of orchestrators carry no key, and neither does Xinference's client when it asks whether
 #: one is needed; the answers say nothing about users.
-_OPEN_PATHS: Final = frozenset({"/health", "/livez", "/readyz", "/v1/cluster/auth"})
+_PROBES: Final = frozenset({"/health", "/livez", "/readyz", "/v1/cluster/auth"})
+#: The page asks its reader for the key.
+_OPEN_PATHS: Final = _PROBES | {"/"}
+_OPEN_FOLDER: Final = "/static/"
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -62,7 +70,7 @@ class RequestLog:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.requests.labels(scope["method"], route, status).inc()
             seconds = time.monotonic() - began
-            level = logging.DEBUG if scope["path"] in _OPEN_PATHS else logging.INFO
+            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
             logger.log(
                 level,
                 "%s %s %d %.3fs request=%s%s",
@@ -76,17 +84,25 @@ class RequestLog:
 
 
 class RequireKey:
-    """Answers 401 to whoever shows none of the keys; without keys everybody may come in."""
+    """Tells whose request it is (``state.owner``), or answers 401.
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    Without keys everybody may come in, and all are one owner. A GET may show a token instead.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], tokens: Tokens) -> None:
         self._app = app
-        self._keys = keys
+        self._owners = {owner_of(key): key.encode() for key in keys}
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
-        guarded = scope["type"] == "http" and self._keys and scope["path"] not in _OPEN_PATHS
-        if guarded and not forms.has_valid_key(Request(scope), self._keys):
-            scope.setdefault("state", {})["outcome"] = Reason.INVALID_API_KEY.value
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        owner = self._owner(Request(scope)) if self._owners else ""
+        if owner is None and not _is_open(scope["path"]):
+            state["outcome"] = Reason.INVALID_API_KEY.value
             error = Unauthorized(
                 "This server asks for an API key: send 'Authorization: Bearer KEY'.",
                 reason=Reason.INVALID_API_KEY,
@@ -94,7 +110,69 @@ class RequireKey:
             answer = respond.failure(error, {"WWW-Authenticate": "Bearer"}, scope["path"])
             await answer(scope, receive, send)
             return
+        state["owner"] = owner or ""
         await self._app(scope, receive, send)
+
+    def _owner(self, request: Request) -> str | None:
+        offered = forms.offered_key(request).encode()
+        # All are compared, wherever the right one stands.
+        matches = [
+            owner for owner, key in self._owners.items() if hmac.compare_digest(offered, key)
+        ]
+        if matches:
+            return matches[0]
+        token = request.query_params.get("token")
+        if token is None or request.method not in ("GET", "HEAD"):
+            return None
+        owner = self._tokens.owner(token)
+        return owner if owner in self._owners else None
+
+
+class SameOrigin:
+    """Refuses what pages of other origins send, unless CORS lets them.
+
+    A browser carries out a page's POST, and its EventSource, before CORS has a say; on a server
+    without keys any page in the world could draw. Browsers tell in Sec-Fetch-Site where a request
+    comes from; older ones only in Origin. Clients that are no browsers send neither.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] == "http" and self._refuses(Request(scope)):
+            scope.setdefault("state", {})["outcome"] = Reason.CROSS_ORIGIN.value
+            error = Forbidden(
+                "A page of another origin may not do this; --cors-origin allows it.",
+                reason=Reason.CROSS_ORIGIN,
+            )
+            await respond.failure(error, path=scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refuses(self, request: Request) -> bool:
+        harmless = request.method in ("GET", "HEAD", "OPTIONS")
+        if harmless and request.url.path != GENERATION_PATHS[0]:
+            return False
+        headers = request.headers
+        origin = headers.get("origin")
+        if "*" in self._allowed or (origin is not None and origin in self._allowed):
+            return False
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site not in ("same-origin", "none")
+        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+def owner_of(key: str) -> str:
+    """What an API key's jobs are kept under: a digest, since the disk needs no keys."""
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
 def _facts(state: dict[str, Any]) -> str:

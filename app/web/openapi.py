@@ -7,8 +7,10 @@ from typing import Any, Final
 
 from app import __version__
 from app.core.errors import (
+    Forbidden,
     ImageServiceError,
     InvalidRequest,
+    KeyReused,
     MethodNotAllowed,
     NotAcceptable,
     NotFound,
@@ -16,6 +18,7 @@ from app.core.errors import (
     PayloadTooLarge,
     QueueFull,
     Reason,
+    StorageFull,
     Unauthorized,
     Unavailable,
     UnsupportedMediaType,
@@ -83,14 +86,27 @@ _IMAGE: Final = {"schema": {"type": "string", "format": "binary"}}
 _GENERATION_ERRORS: Final[tuple[type[ImageServiceError], ...]] = (
     InvalidRequest,
     Unauthorized,
+    Forbidden,
     NotFound,
     NotAcceptable,
     PayloadTooLarge,
     UnsupportedMediaType,
+    KeyReused,
     QueueFull,
     ImageServiceError,
     Unavailable,
+    StorageFull,
 )
+
+
+_QUERY_OPTIONS: Final = Draft.model_fields.keys() - set(INTERNAL_FIELDS)
+_TEXT: Final = {"type": "string"}
+_JOB_HEADERS: Final = (
+    {"name": "Prefer", "in": "header", "schema": {"enum": ["respond-async"]}},
+    {"name": "Idempotency-Key", "in": "header", "schema": {**_TEXT, "maxLength": 255}},
+)
+_LAST_EVENT: Final = {"name": "Last-Event-ID", "in": "header", "schema": _TEXT}
+_ALREADY_TOLD: Final = {"204": {"description": "The job's end was told already: do not reconnect"}}
 
 
 @cache
@@ -105,6 +121,7 @@ def openapi_document() -> dict[str, Any]:
         },
         "paths": {
             **{path: {"post": _drawing("Draw a prompt", _JSON_BODY)} for path in GENERATION_PATHS},
+            **_jobs(),
             **{path: {"post": _drawing("Draw over an image", _FORM_BODY)} for path in EDIT_PATHS},
             "/v1/images/variations": {"post": _drawing("Draw an image again", _FORM_BODY)},
             "/v1/images/inpainting": {"post": _drawing("Draw where a mask is", _FORM_BODY)},
@@ -114,6 +131,11 @@ def openapi_document() -> dict[str, Any]:
             "/v1/images/{image}/content": {"get": _get("An image", _images(), "image")},
             "/v1/models": {"get": _get("The catalogue", _json())},
             "/v1/models/{model}": {"get": _get("One model", _json(), "model")},
+            "/v1/models/{model}/load": {
+                "post": _get("Load a model", _json(), "model", unready=True)
+            },
+            "/v1/models/{model}/unload": {"post": _get("Unload a model", _json(), "model")},
+            "/v1/loras": {"get": _get("LoRAs that requests may name", _json())},
             "/v1/config": {"get": _get("States in OpenVINO Model Server's form", _json())},
             "/v1/cluster/auth": {"get": _get("Whether clients need a key (Xinference)", _json())},
             "/livez": {"get": _get("The process answers", _json())},
@@ -144,15 +166,66 @@ def _drawing(summary: str, body: dict[str, Any]) -> dict[str, Any]:
     return {
         "summary": summary,
         "parameters": [
-            {
-                "name": "dialect",
-                "in": "query",
-                "schema": {"enum": ["image.chunk", "openai", "both"]},
-            }
+            _parameter("dialect", "query", {"enum": ["image.chunk", "openai", "both"]}),
+            *_JOB_HEADERS,
         ],
         "requestBody": {"required": True, "content": body},
-        "responses": {"200": {"description": "The images", "content": answer}, **errors},
+        "responses": {
+            "200": {"description": "The images", "content": answer},
+            "202": {"description": "The job, for Prefer: respond-async", "content": _json()},
+            **errors,
+        },
     }
+
+
+def _jobs() -> dict[str, Any]:
+    """Jobs as resources, and the generation that EventSource asks for."""
+    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    events = _get("What happens to a job, as events", stream, "job")
+    drawn = _drawing("Draw a prompt and tell of it as events", {})
+    del drawn["requestBody"]
+    drawn["responses"]["200"]["content"] = stream
+    drawn["responses"] |= _ALREADY_TOLD
+    template = "#/components/schemas/Generation/$defs/{model}"
+    options = Draft.model_json_schema(ref_template=template)["properties"].items()
+    drawn["parameters"] = [
+        *(_parameter(name, "query", schema) for name, schema in options if name in _QUERY_OPTIONS),
+        _LAST_EVENT,
+    ]
+    drawn["parameters"][0]["required"] = True  # the prompt
+    events["responses"] |= _ALREADY_TOLD
+    events["parameters"].append(_LAST_EVENT)
+    page = _get("An owner's jobs, newest first", _json())
+    page["parameters"] = [
+        _parameter("status", "query", {"type": "string"}),
+        _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 100}),
+        _parameter("after", "query", {"type": "string"}),
+    ]
+    page["responses"] |= {"400": _error(InvalidRequest), "404": _error(NotFound)}
+    result = _get("What the POST would have been answered", _json(), "job")
+    result["responses"]["202"] = {"description": "The job, not ended yet", "content": _json()}
+    result["parameters"].append(
+        _parameter("response_format", "query", {"enum": ["b64_json", "url"]})
+    )
+    return {
+        GENERATION_PATHS[0]: {
+            "get": drawn,
+            "post": _drawing("Draw a prompt", _JSON_BODY),
+        },
+        "/v1/jobs": {"get": page},
+        "/v1/jobs/{job}": {
+            "get": _get("One job", _json(), "job"),
+            "delete": _get("Delete a job and its images", _json(), "job"),
+        },
+        "/v1/jobs/{job}/events": {"get": events},
+        "/v1/jobs/{job}/result": {"get": result},
+        "/v1/jobs/{job}/cancel": {"post": _get("Stop a job", _json(), "job")},
+        "/v1/tokens": {"post": _get("A token for the URLs of GETs, good for an hour", _json())},
+    }
+
+
+def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": place, "schema": schema}
 
 
 def _fireworks() -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,16 +14,19 @@ from app.core.catalog import ModelSpec
 from app.core.errors import NotFound, Reason
 from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES, refusal
 from app.dialects.shapes import compact
-from app.engine.worker import WorkerState
+from app.engine.worker import Worker, WorkerState
 from app.images import MEDIA_TYPES
 from app.metrics import Metrics
 from app.service import ImageService
-from app.store import ImageStore
+from app.store import JobStore
 from app.web import respond
 from app.web.openapi import openapi_document
 
 #: Models have no birthday; OpenAI's clients want a number here.
 _CREATED = 0
+
+_LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
+_BEST_FIRST: Final = (*_LOADED, WorkerState.STARTING, WorkerState.FAILED)
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class OpsRoutes:
     """
 
     service: ImageService
-    store: ImageStore
+    store: JobStore
     metrics: Metrics
     has_keys: bool
 
@@ -46,9 +50,25 @@ class OpsRoutes:
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}."""
-        name = request.path_params["model"]
-        if not name:  # /v1/models/
+        if not request.path_params["model"]:  # /v1/models/
             return await self.models(request)
+        spec = self._named(request)
+        return respond.json_bytes(compact(self._model(spec)))
+
+    async def load(self, request: Request) -> Response:
+        """POST /v1/models/{id}/load: answered when the model is there."""
+        spec = self._named(request)
+        await self.service.load(spec)
+        return respond.json_bytes(compact(self._model(spec)))
+
+    async def unload(self, request: Request) -> Response:
+        """POST /v1/models/{id}/unload: at once, or after the job that it draws."""
+        spec = self._named(request)
+        self.service.unload(spec)
+        return respond.json_bytes(compact(self._model(spec)))
+
+    def _named(self, request: Request) -> ModelSpec:
+        name = request.path_params["model"]
         spec = self.service.catalog.find(name)
         if spec is None:
             raise NotFound(
@@ -56,11 +76,17 @@ class OpsRoutes:
                 reason=Reason.MODEL_NOT_FOUND,
                 param="model",
             )
-        return respond.json_bytes(compact(self._model(spec)))
+        return spec
+
+    async def loras(self, _request: Request) -> Response:
+        """GET /v1/loras: what a request may name in lora."""
+        names = await asyncio.to_thread(self.service.lora_names)
+        data = [{"id": name, "object": "lora"} for name in names]
+        return respond.json_bytes(compact({"object": "list", "data": data}))
 
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{id}/content."""
-        found = await asyncio.to_thread(self.store.get, request.path_params["image"])
+        found = await self.store.image(request.path_params["image"])
         if found is None:
             raise NotFound(
                 "The image never was here or has expired.", reason=Reason.IMAGE_NOT_FOUND
@@ -74,10 +100,10 @@ class OpsRoutes:
         """GET /v1/config: OpenVINO Model Server's readiness of each model."""
         states = {}
         for name in self.service.catalog.models:
-            worker = self.service.worker_of(name)
+            workers = self.service.pool.workers(name)
             why = self.service.why_unavailable(name)
-            loaded = worker is not None and worker.state in (WorkerState.READY, WorkerState.BUSY)
-            state = "AVAILABLE" if loaded else "LOADING" if worker and not why else "END"
+            loaded = any(worker.state in _LOADED for worker in workers)
+            state = "AVAILABLE" if loaded else "LOADING" if workers and not why else "END"
             status = {"error_code": "OK" if not why else "UNKNOWN", "error_message": why or "OK"}
             versions = [{"version": "1", "state": state, "status": status}]
             states[name] = {"model_version_status": versions}
@@ -114,9 +140,8 @@ class OpsRoutes:
         return respond.json_bytes(compact(openapi_document()))
 
     def _model(self, spec: ModelSpec) -> dict[str, Any]:
-        worker = self.service.worker_of(spec.id)
+        workers = self.service.pool.workers(spec.id)
         why = self.service.why_unavailable(spec.id)
-        state = worker.state.value if worker else "unloaded"
         fields: dict[str, Any] = {
             "id": spec.id,
             "object": "model",
@@ -127,8 +152,11 @@ class OpsRoutes:
             "model_ability": ["text2image", "image2image", "inpainting"],
             "family": spec.family,
             "default": spec.id == self.service.catalog.default,
-            "state": WorkerState.FAILED.value if why else state,
-            "resident_bytes": worker.resident_bytes if worker else 0,
+            "state": _state(workers),
+            "workers": len(workers),
+            "replicas": spec.replicas,
+            "keep_alive": spec.keep_alive,
+            "resident_bytes": sum(worker.resident_bytes for worker in workers),
             "defaults": _defaults(spec),
             "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
             "capabilities": _capabilities(spec),
@@ -136,6 +164,13 @@ class OpsRoutes:
         if why:
             fields["error"] = why
         return fields
+
+
+def _state(workers: Sequence[Worker]) -> str:
+    """What the best of a model's workers does."""
+    states = [worker.state for worker in workers]
+    best = next((state for state in _BEST_FIRST if state in states), None)
+    return best.value if best else "unloaded"
 
 
 def _defaults(spec: ModelSpec) -> dict[str, Any]:

@@ -87,7 +87,9 @@ def test_a_plain_request_hears_of_the_death(mortal_server: ServerProcess) -> Non
 def test_the_picture_after_a_crash_is_the_same(mortal_server: ServerProcess) -> None:
     """A new process draws the pixels that the one before it drew."""
     before = mortal_server.post(QUICK).json()["data"][0]["b64_json"]
-    os.kill(mortal_server.worker_pid() or 0, signal.SIGKILL)
+    pid = mortal_server.worker_pid()
+    os.kill(pid or 0, signal.SIGKILL)
+    wait_until(lambda: mortal_server.worker_pid() not in (pid, None), 10, "no new process")
     assert mortal_server.post(QUICK).json()["data"][0]["b64_json"] == before
 
 

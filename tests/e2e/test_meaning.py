@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from scripts.embedded.score import Table, cases, score
 from tests.servers import ServerProcess
 
 Pixels = np.ndarray[Any, np.dtype[np.int16]]
@@ -162,3 +163,22 @@ def test_an_edit_keeps_the_place(native_server: ServerProcess) -> None:
     left, right = picture[:, :64], picture[:, 64:]
     assert share(left, "blue") > share(right, "blue")
     assert share(right, "white") > 0.8
+
+
+def judged(server: ServerProcess, size: str, count: int) -> dict[str, float]:
+    """Shares of what is right in pictures of prompts that the training never worded."""
+    table = Table()
+    for number, case in enumerate(cases(count, seed=7)):
+        picture = drawn(server, case.prompt, size=size, seed=number)
+        table.scores.append(score(picture.astype(np.uint8), case.plan))
+    return table.shares()
+
+
+@pytest.mark.parametrize(("size", "count"), [("128x128", 36), ("192x128", 12)])
+def test_shapes_counts_and_places(native_server: ServerProcess, size: str, count: int) -> None:
+    """Eighteen shapes, one to four, placed and related, as scripts/embedded/score.py sees them."""
+    shares = judged(native_server, size, count)
+    assert shares["background"] >= 0.98
+    assert shares["colour"] >= 0.95
+    for aspect, least in (("shape", 0.85), ("count", 0.7), ("place", 0.8), ("relation", 0.7)):
+        assert shares[aspect] >= least, shares

@@ -51,7 +51,7 @@ def picture(path: Path) -> tuple[str | None, tuple[int, int]]:
 
 def test_the_blocks_are_known() -> None:
     """A block added to the README needs a test here."""
-    assert (len(SHELL), len(PYTHON)) == (9, 3)
+    assert (len(SHELL), len(PYTHON)) == (10, 3)
 
 
 def test_watch_a_picture_being_drawn(native_server: ServerProcess, tmp_path: Path) -> None:
@@ -79,17 +79,26 @@ def test_ask_for_the_file_itself(native_server: ServerProcess, tmp_path: Path) -
 
 
 def test_the_command_line(native_server: ServerProcess, tmp_path: Path) -> None:
-    """generate with and without a server, and the list of models."""
+    """generate with and without a server, the list of models, a job begun, watched and listed."""
     output = run(SHELL[4], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
     assert picture(tmp_path / "circle.png") == ("PNG", (128, 128))
     assert picture(tmp_path / "piped.png") == ("PNG", (64, 64))
     assert "embedded" in output
+    assert picture(tmp_path / "watched.png") == ("PNG", (128, 128))
+    assert "completed" in output
 
 
 def test_draw_over_a_picture(native_server: ServerProcess, tmp_path: Path) -> None:
     """The two lines of the section on edits."""
     run(SHELL[3], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
     assert picture(tmp_path / "before.png") == picture(tmp_path / "after.png") == ("PNG", (64, 64))
+
+
+def test_a_job_and_its_result(native_server: ServerProcess, tmp_path: Path) -> None:
+    """202, events to the end, and the picture."""
+    run(SHELL[5], native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
+    assert picture(tmp_path / "job.png") == ("PNG", (128, 128))
+    assert "\nevent: completed\n" in (tmp_path / "events.txt").read_text()
 
 
 def test_from_python(native_server: ServerProcess, tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_png_info(api: webuiapi.WebUIApi, native_server: ServerProcess) -> None:
 def test_refusals(api: webuiapi.WebUIApi) -> None:
     """What would change the picture and is not built is a 400 with the option's name."""
     for option in (
-        {"enable_hr": True}, {"styles": ["x"]}, {"tiling": True}, {"restore_faces": True},
+        {"styles": ["x"]}, {"tiling": True}, {"restore_faces": True},
         {"subseed_strength": 0.5}, {"script_name": "X/Y/Z plot"}, {"eta": 0.5},
         {"override_settings": {"eta_noise_seed_delta": 31337}},
     ):  # fmt: skip

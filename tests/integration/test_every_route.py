@@ -46,8 +46,11 @@ BAD: dict[str, dict[str, Any]] = {
     "an unknown file": {"files": {"nothing": b"garbage"}, "data": {"prompt": "a"}},
 }
 
-#: Routes of AUTOMATIC1111 that take no body, or any.
+#: Routes that take no body, or any.
 BODILESS = {
+    "/v1/tokens",
+    "/v1/models/default/load",
+    "/v1/models/default/unload",
     "/sdapi/v1/interrupt",
     "/sdapi/v1/skip",
     "/sdapi/v1/refresh-checkpoints",

@@ -21,13 +21,13 @@ from app.core.messages import (
     Done,
     Event,
     Failed,
+    Generate,
     ImageDrawn,
     Load,
     Phase,
     Preview,
     Progress,
 )
-from app.core.pixels import Inputs
 from app.core.request import EVERY_STEP, GenerationRequest
 from app.engine.worker import Worker, WorkerOptions, WorkerState, _backoff
 from app.settings import worker_environment
@@ -82,7 +82,7 @@ def a_request(prompt: str = "a circle", **changes: Any) -> GenerationRequest:
 async def drawn(worker: Worker, prompt: str = "a circle", **changes: Any) -> list[Event]:
     """Every event of one job on a worker that is ready or will be."""
     await worker.ready()
-    return [event async for event in worker.generate("job", a_request(prompt, **changes), Inputs())]
+    return [event async for event in worker.generate(Generate("job", a_request(prompt, **changes)))]
 
 
 async def drawn_until(
@@ -91,7 +91,7 @@ async def drawn_until(
     """Every event of a job of 100 steps in which something happens at one of them."""
     await worker.ready()
     events = []
-    async for event in worker.generate("job", a_request(prompt, steps=100), Inputs()):
+    async for event in worker.generate(Generate("job", a_request(prompt, steps=100))):
         events.append(event)
         if isinstance(event, Progress) and event.phase is Phase.SAMPLING and event.step == step:
             outcome = act()
@@ -155,7 +155,7 @@ async def test_cancel_before_the_first_step_keeps_the_process() -> None:
     async with running_worker() as worker:
         await worker.ready()
         events: list[Event] = []
-        async for event in worker.generate("job", a_request("step=0.02", steps=100), Inputs()):
+        async for event in worker.generate(Generate("job", a_request("step=0.02", steps=100))):
             if not events:
                 await worker.cancel("job")
             events.append(event)
@@ -300,12 +300,12 @@ async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
     """Leaving a job in its middle never lets its frames into the next one."""
     async with running_worker() as worker:
         await worker.ready()
-        jobs = worker.generate("first", a_request("step=0.05 deaf=1", steps=50), Inputs())
+        jobs = worker.generate(Generate("first", a_request("step=0.05 deaf=1", steps=50)))
         await anext(jobs)
         await jobs.aclose()
         await worker.ready()
         request = a_request("second")
-        events = [event async for event in worker.generate("second", request, Inputs())]
+        events = [event async for event in worker.generate(Generate("second", request))]
         assert isinstance(events[-1], Done)
         assert {getattr(event, "job", "second") for event in events} == {"second"}
 
@@ -373,7 +373,7 @@ async def test_no_process_outlives_the_task(prompt: str) -> None:
         if prompt == "stopped":
             os.kill(pid, signal.SIGSTOP)
         elif prompt:
-            await anext(worker.generate("job", a_request(prompt), Inputs()))
+            await anext(worker.generate(Generate("job", a_request(prompt))))
         assert is_alive(pid)
     assert not is_alive(pid)
     assert worker.state is WorkerState.STOPPED

@@ -77,7 +77,7 @@ def job_of(*events: JobEvent, n: int = 1) -> Job:
 def image(index: int) -> ImageReady:
     """A finished image of the bytes ``image 0``, ``image 1`` …"""
     data = f"image {index}".encode()
-    return ImageReady(ImageResult(index, 9 + index, data, 4, 0.5, 2.0, 0.5))
+    return ImageReady(ImageResult(index, 9 + index, data, len(data), 4, 0.5, 2.0, 0.5))
 
 
 def step(number: int, index: int = 0) -> Progress:

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def image(index: int, *, flagged: bool = False) -> ImageResult:
     """A finished image of the bytes ``image 0``, ``image 1`` …"""
     data = f"image {index}".encode()
-    return ImageResult(index, 9 + index, data, 4, 0.5, 2.0, 0.5, flagged=flagged)
+    return ImageResult(index, 9 + index, data, len(data), 4, 0.5, 2.0, 0.5, flagged=flagged)
 
 
 def finished_job(*images: ImageResult) -> Job:

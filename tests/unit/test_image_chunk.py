@@ -49,7 +49,7 @@ def step(index: int, number: int, phase: Phase = Phase.SAMPLING) -> Progress:
 
 def image(index: int, data: bytes = b"image") -> ImageReady:
     """A finished image."""
-    return ImageReady(ImageResult(index, 9 + index, data, 2, 0.5, 1.0, 0.5))
+    return ImageReady(ImageResult(index, 9 + index, data, len(data), 2, 0.5, 1.0, 0.5))
 
 
 def items(frames: list[bytes]) -> list[dict[str, Any]]:

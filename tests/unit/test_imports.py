@@ -23,6 +23,7 @@ FLOORS = {
     "app.settings": 2,
     "app.wakeup": 2,
     "app.studio": 2,
+    "app.webhooks": 2,
     "app.service": 3,
     "app.web": 4,
     "app.client": 5,
@@ -30,6 +31,8 @@ FLOORS = {
     "app.server": 5,
     "app.cli": 5,
     "app.cli_files": 5,
+    "app.cli_jobs": 5,
+    "app.console": 5,
     "app.__main__": 5,
 }
 

@@ -36,7 +36,7 @@ def job_of(n: int = 1, steps: int = 4) -> Job:
 
 def image(index: int) -> ImageReady:
     """A finished image whose phases took 1, 2 and 3 seconds."""
-    return ImageReady(ImageResult(index, 7 + index, b"png", 4, 1.0, 2.0, 3.0))
+    return ImageReady(ImageResult(index, 7 + index, b"png", 3, 4, 1.0, 2.0, 3.0))
 
 
 def step(index: int, number: int, phase: Phase = Phase.SAMPLING) -> Progress:

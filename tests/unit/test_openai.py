@@ -42,7 +42,10 @@ def finished_job(n: int = 1) -> Job:
     job.apply(Running(), 101.0)
     for index in range(n):
         data = f"image {index}".encode()
-        job.apply(ImageReady(ImageResult(index, 9 + index, data, 4, 0.5, 2.0, 0.5, "id")), 103.0)
+        job.apply(
+            ImageReady(ImageResult(index, 9 + index, data, len(data), 4, 0.5, 2.0, 0.5, "id")),
+            103.0,
+        )
     job.apply(Completed(), 103.0)
     return job
 
@@ -216,11 +219,12 @@ def test_agreeing_spellings_are_no_conflict() -> None:
 
 
 def test_previews_only_where_they_are_seen() -> None:
-    """The runtime is asked for previews by streams that want them."""
+    """A stream gets as many as it can show; whoever watches the job gets one for each step."""
     options = {"stream_options": {"preview": True}}
     assert parse({"prompt": "a", "stream": True, **options}).draft.previews == EVERY_STEP
     assert parse({"prompt": "a", "stream": True, "partial_images": 2}).draft.previews == 2
-    assert not parse({"prompt": "a", **options}).draft.previews
+    assert parse({"prompt": "a", **options}).draft.previews == EVERY_STEP
+    assert not parse({"prompt": "a", "partial_images": 2}).draft.previews
 
 
 @pytest.mark.parametrize(

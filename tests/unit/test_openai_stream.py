@@ -40,7 +40,7 @@ def job_of(n: int = 1) -> Job:
 
 def image(index: int) -> ImageReady:
     """A finished image."""
-    return ImageReady(ImageResult(index, 9 + index, b"image", 2, 0.5, 1.0, 0.5))
+    return ImageReady(ImageResult(index, 9 + index, b"image", 5, 2, 0.5, 1.0, 0.5))
 
 
 def play(

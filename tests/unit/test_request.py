@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.core.catalog import Catalog, Size
-from app.core.errors import ImageServiceError, Reason
+from app.core.errors import ImageServiceError, InvalidRequest, Reason
 from app.core.request import MAX_SEED, Draft, GenerationRequest, Sources, resolve
 
 CATALOG = Catalog.parse(
@@ -220,3 +220,16 @@ def test_shapes_that_are_none(options: dict[str, Any], reason: Reason) -> None:
     """Not written as a shape, too far from a square, or beside another word for the size."""
     error = refused(**options)
     assert (error.param, error.reason) == ("aspect_ratio", reason)
+
+
+@pytest.mark.parametrize("sigmas", [[1.0, 0.5], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0]])
+def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -> None:
+    """Anything else would be noise in the picture, or a division by zero."""
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(
+            Draft(prompt="a", sigmas=tuple(sigmas)),
+            shipped_catalog,
+            random_seed=lambda: 1,
+            max_pixels=2**22,
+        )
+    assert caught.value.param == "sigmas"

@@ -1,0 +1,140 @@
+"""What commands share: a server's flags, progress, files, pictures in the terminal, errors."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import httpx2
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.client import ServerSaysNo
+from app.core.catalog import CatalogError
+
+EXIT_FAILED: Final = 1
+EXIT_FAULT: Final = 70
+EXIT_CONFIG: Final = 78
+EXIT_INTERRUPTED: Final = 130
+
+_FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+#: Widest picture in the terminal.
+_COLUMNS: Final = 48
+
+
+def server_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--server and --api-key."""
+    command = click.option(
+        "--api-key", envvar="SDSTREAM_CLIENT_KEY", help="Key for --server (SDSTREAM_CLIENT_KEY)."
+    )(command)
+    return click.option(
+        "--server",
+        metavar="URL",
+        envvar="SDSTREAM_SERVER",
+        help="A running server, for example http://localhost:8000 (SDSTREAM_SERVER).",
+    )(command)
+
+
+def show_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--show and --no-show."""
+    return click.option(
+        "--show/--no-show",
+        default=None,
+        help="Show the images in the terminal [default: if it is one, and -o is a file].",
+    )(command)
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr, with a word on what is going on."""
+    return Progress(
+        BarColumn(),
+        TextColumn("{task.fields[what]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+class Saver:
+    """Writes the images of one job, and shows them.
+
+    Args:
+        output: A file's name, numbered when there are several images; ``-`` is stdout.
+        count: Images.
+        show: In the terminal as well; None is when that makes sense.
+
+    Raises:
+        click.UsageError: The output cannot take these images.
+    """
+
+    def __init__(self, output: str, count: int, show: bool | None) -> None:
+        if output == "-" and count > 1:
+            raise click.UsageError("-o - takes one image; leave out -n.")
+        self._path = None if output == "-" else Path(output)
+        suffix = self._path.suffix.lower() if self._path else ".png"
+        if suffix not in _FORMATS:
+            raise click.UsageError(f"-o must end in one of {', '.join(_FORMATS)}.")
+        if self._path is not None and not self._path.parent.is_dir():
+            raise click.UsageError(f"there is no folder {self._path.parent}.")
+        self.format = _FORMATS[suffix]
+        self._count = count
+        self._shows = (self._path is not None and _is_terminal()) if show is None else show
+        self._shown: list[bytes] = []
+
+    def save(self, index: int, data: bytes) -> str:
+        """Write one image; returns what to say of it after its seed."""
+        if self._shows:
+            self._shown.append(data)
+        if self._path is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+            return ""
+        path = self._path
+        if self._count > 1:
+            path = path.with_stem(f"{path.stem}-{index + 1}")
+        path.write_bytes(data)
+        return f", {path}"
+
+    def show(self) -> None:
+        """Draw what was saved into the terminal: by its graphics, else in half blocks."""
+        if not self._shown:
+            return
+        # Importing it asks the terminal what it can, which only a command that shows should do.
+        terminal = importlib.import_module("textual_image.renderable")
+        console = Console()
+        for data in self._shown:
+            with Image.open(io.BytesIO(data)) as image:
+                console.print(terminal.Image(image, width=min(_COLUMNS, console.width)))
+
+
+def _is_terminal() -> bool:
+    """True when somebody sees the output and the terminal can be asked what it can."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    return os.get_terminal_size(sys.stdout.fileno()).columns > 0  # a bare pseudo-terminal has none
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn expected failures into one line and an exit code."""
+    try:
+        yield
+    except CatalogError as error:
+        _end(f"models.yaml, {error}", EXIT_CONFIG)
+    except (ServerSaysNo, OSError) as error:
+        _end(str(error), EXIT_FAILED)
+    except httpx2.HTTPError as error:
+        _end(f"the server cannot be reached: {error}", EXIT_FAILED)
+
+
+def _end(message: str, code: int) -> Any:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)

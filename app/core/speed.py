@@ -1,0 +1,56 @@
+"""How fast a model draws here, as measured, and what that means for who waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from app.core.messages import ImageDrawn
+from app.core.request import GenerationRequest
+
+#: Weight of the newest image; the last three or four decide.
+_NEWEST: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """Seconds of one sampling step, and of reading the prompt and decoding together."""
+
+    step_seconds: float
+    other_seconds: float
+
+
+class Speed:
+    """Remembers each model's seconds by size; sizes never seen are scaled from the nearest."""
+
+    def __init__(self) -> None:
+        self._rates: dict[str, dict[int, _Rates]] = {}
+
+    def note(self, model: str, drawn: ImageDrawn) -> None:
+        """Take in what an image of the model took."""
+        fresh = _Rates(
+            drawn.sample_seconds / max(1, drawn.steps), drawn.encode_seconds + drawn.decode_seconds
+        )
+        sizes = self._rates.setdefault(model, {})
+        pixels = drawn.width * drawn.height
+        known = sizes.get(pixels, fresh)
+        sizes[pixels] = _Rates(
+            _blend(known.step_seconds, fresh.step_seconds),
+            _blend(known.other_seconds, fresh.other_seconds),
+        )
+
+    def image_seconds(self, request: GenerationRequest) -> float | None:
+        """What one image of the request takes; None when the model never drew."""
+        sizes = self._rates.get(request.model)
+        if not sizes:
+            return None
+        pixels = request.width * request.height
+        nearest = min(sizes, key=lambda known: max(known, pixels) / min(known, pixels))
+        rates = sizes[nearest]
+        # An image drawn over another one leaves out the steps before its strength.
+        steps = request.steps * (1.0 if request.strength is None else request.strength)
+        return (rates.step_seconds * steps + rates.other_seconds) * pixels / nearest
+
+
+def _blend(known: float, fresh: float) -> float:
+    return known + _NEWEST * (fresh - known)

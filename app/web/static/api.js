@@ -1,0 +1,283 @@
+/** The server's API: requests, the key, tokens for addresses, and whether it answers at all. */
+
+import { forget, keep, recall } from "./storage.js";
+
+/**
+ * A model of GET /v1/models.
+ * @typedef {object} Model
+ * @property {string} id
+ * @property {boolean} default
+ * @property {string} state
+ * @property {string} [description]
+ * @property {string} [error]
+ * @property {{size: string, sample_steps: number, sampler: string, schedule: string,
+ *   cfg_scale: number}} defaults
+ * @property {{min: number, max: number, multiple: number}} size
+ * @property {{samplers: string[], schedules: string[], guidance: boolean}} capabilities
+ */
+
+/** Where the API is: beside this page, also when a proxy puts both under a prefix. */
+export const BASE = new URL(".", document.baseURI);
+
+const UNREACHABLE = "The server does not answer.";
+const TIMEOUT_MS = 30_000;
+const FIRST_PAUSE_MS = 1_000;
+const LONGEST_PAUSE_MS = 8_000;
+/** A token this near to its end is not used any more. */
+const TOKEN_MARGIN_S = 120;
+
+/** The server said no. */
+export class ApiError extends Error {
+  /**
+   * @param {number} status
+   * @param {{message?: string, param?: string | null, reason?: string | null}} error
+   */
+  constructor(status, error) {
+    super(error.message ?? `The server answered ${status}.`);
+    this.status = status;
+    this.param = error.param ?? null;
+    this.reason = error.reason ?? null;
+  }
+}
+
+/** The server said nothing. */
+export class Unreachable extends Error {
+  constructor() {
+    super(UNREACHABLE);
+  }
+}
+
+/**
+ * JSON of the server. Seeds may have 63 bits, more than a number holds: they stay text.
+ * @param {string} text
+ * @returns {any}
+ */
+export function parse(text) {
+  /** @type {(key: string, value: any, context?: {source: string}) => any} */
+  const revive = (key, value, context) =>
+    key === "seed" && typeof value === "number" ? (context?.source ?? String(value)) : value;
+  return JSON.parse(text, revive);
+}
+
+/**
+ * Fires "connection" when the server is lost or found, and "key" when the key is another.
+ */
+class Api extends EventTarget {
+  reachable = true;
+  /** The server asked for a key and the person gave none. */
+  locked = false;
+  /** Asks the person for a key. @type {(refused: boolean) => Promise<boolean>} */
+  askForKey = async () => false;
+
+  #key = recall("key");
+  /** @type {{token: string, expires: number} | null} */
+  #token = null;
+  /** @type {Promise<boolean> | null} */
+  #asking = null;
+
+  get hasKey() {
+    return this.#key !== null;
+  }
+
+  /**
+   * @param {string | null} key
+   * @param {boolean} [remember] Beyond this tab.
+   */
+  setKey(key, remember = false) {
+    this.#key = key;
+    this.#token = null;
+    this.locked = false;
+    forget("key");
+    if (key) keep("key", key, remember ? "local" : "session");
+    this.dispatchEvent(new Event("key"));
+  }
+
+  /**
+   * True if the server takes this key.
+   * @param {string} key
+   */
+  async accepts(key) {
+    const response = await this.#fetch("GET", "v1/models", { key });
+    return response.status !== 401;
+  }
+
+  /**
+   * @param {string} path Relative to the API, as "v1/models".
+   * @returns {Promise<any>}
+   */
+  async get(path) {
+    return parse(await (await this.#send("GET", path)).text());
+  }
+
+  /**
+   * @param {string} path
+   * @param {{body?: object | FormData, headers?: Record<string, string>}} [options]
+   * @returns {Promise<any>}
+   */
+  async post(path, options = {}) {
+    return parse(await (await this.#send("POST", path, options)).text());
+  }
+
+  /** @param {string} path */
+  async delete(path) {
+    await this.#send("DELETE", path);
+  }
+
+  /** @param {string} path */
+  async file(path) {
+    return (await this.#send("GET", path)).blob();
+  }
+
+  /**
+   * An address for <img> and EventSource, which cannot send the key: a token stands for it.
+   * @param {string} path
+   * @param {Record<string, string>} [query]
+   */
+  async address(path, query = {}) {
+    const url = new URL(path, BASE);
+    for (const [name, value] of Object.entries(query)) url.searchParams.set(name, value);
+    if (this.#key) url.searchParams.set("token", await this.#freshToken());
+    return url.href;
+  }
+
+  /** The token is dead: the server that gave it has been restarted. */
+  dropToken() {
+    this.#token = null;
+  }
+
+  /** See whether the server answers; if it does not it is asked again and again until it does. */
+  async look() {
+    await this.#fetch("GET", "livez").catch(() => {});
+  }
+
+  #lost() {
+    if (!this.reachable) return;
+    this.reachable = false;
+    this.dispatchEvent(new Event("connection"));
+    this.#lookAgain(FIRST_PAUSE_MS);
+  }
+
+  /** @param {number} pause */
+  #lookAgain(pause) {
+    setTimeout(async () => {
+      await this.look();
+      if (!this.reachable) this.#lookAgain(Math.min(pause * 2, LONGEST_PAUSE_MS));
+    }, pause);
+  }
+
+  async #freshToken() {
+    if (!this.#token || this.#token.expires - TOKEN_MARGIN_S < Date.now() / 1000) {
+      this.#token = await this.post("v1/tokens");
+    }
+    return /** @type {{token: string}} */ (this.#token).token;
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {{body?: object | FormData, headers?: Record<string, string>}} [options]
+   * @returns {Promise<Response>}
+   */
+  async #send(method, path, options = {}) {
+    for (;;) {
+      const key = this.#key;
+      const response = await this.#fetch(method, path, { ...options, key });
+      if (response.ok) return response;
+      if (response.status === 401 && (await this.#admitted(key))) continue;
+      throw new ApiError(response.status, await problem(response));
+    }
+  }
+
+  /**
+   * Get a key after a 401; true when there is one to try.
+   * @param {string | null} refused The key that was sent.
+   */
+  async #admitted(refused) {
+    if (refused !== this.#key) return true;
+    if (this.locked) return false;
+    this.#asking ??= this.askForKey(refused !== null).finally(() => {
+      this.#asking = null;
+    });
+    this.locked = !(await this.#asking);
+    if (this.locked) this.dispatchEvent(new Event("key"));
+    return !this.locked;
+  }
+
+  /**
+   * @param {string} method
+   * @param {string} path
+   * @param {{body?: object | FormData, headers?: Record<string, string>, key?: string | null}}
+   *   [options]
+   */
+  async #fetch(method, path, { body, headers = {}, key } = {}) {
+    const asForm = body instanceof FormData;
+    const sent = new Headers(headers);
+    if (key) sent.set("Authorization", `Bearer ${key}`);
+    if (body && !asForm) sent.set("Content-Type", "application/json");
+    try {
+      const response = await fetch(new URL(path, BASE), {
+        method,
+        headers: sent,
+        body: asForm || !body ? body : JSON.stringify(body),
+        // Pictures may take long to upload.
+        signal: asForm ? undefined : AbortSignal.timeout(TIMEOUT_MS),
+      });
+      this.#found();
+      return response;
+    } catch {
+      this.#lost();
+      throw new Unreachable();
+    }
+  }
+
+  #found() {
+    if (this.reachable) return;
+    this.reachable = true;
+    this.dispatchEvent(new Event("connection"));
+  }
+}
+
+/** @param {Response} response */
+async function problem(response) {
+  try {
+    return parse(await response.text()).error ?? {};
+  } catch {
+    return {};
+  }
+}
+
+export const api = new Api();
+
+/**
+ * The API's part of an absolute address: the page may know the server by another name.
+ * @param {string} url
+ */
+export function pathOf(url) {
+  return url.slice(url.indexOf("/v1/") + 1);
+}
+
+/** The picture that each <img> is to show. @type {WeakMap<HTMLImageElement, string>} */
+const wanted = new WeakMap();
+
+/**
+ * Show a picture of the server, or of a data: or blob: address.
+ * @param {HTMLImageElement} image
+ * @param {string} url
+ * @param {() => void} [gone] Called when it cannot be had.
+ */
+export async function showPicture(image, url, gone = () => {}) {
+  if (wanted.get(image) === url) return;
+  wanted.set(image, url);
+  const attempt = async () => {
+    const address = /^(data|blob):/.test(url) ? url : await api.address(pathOf(url));
+    if (wanted.get(image) === url) image.src = address;
+  };
+  let retried = false;
+  image.onerror = () => {
+    if (!api.hasKey || retried) return gone();
+    retried = true;
+    api.dropToken();
+    attempt().catch(gone);
+  };
+  await attempt().catch(gone);
+}

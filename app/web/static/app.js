@@ -1,0 +1,321 @@
+/** The page: its parts, put together. */
+
+import { announceJob } from "./announce.js";
+import { api, ApiError } from "./api.js";
+import { Easel } from "./canvas.js";
+import { CodePanel } from "./code.js";
+import { byId, save } from "./dom.js";
+import { acceptFiles } from "./drop.js";
+import { Form } from "./form.js";
+import { Gallery } from "./gallery.js";
+import { onKey, tell } from "./head.js";
+import { isOver, Jobs } from "./jobs.js";
+import { readSettings } from "./metadata.js";
+import { fileOf, settingsOf } from "./pictures.js";
+import { Queue } from "./queue.js";
+import { Stage } from "./stage.js";
+import { Viewer } from "./viewer.js";
+
+/** @import {Ask, Job, JobImage} from "./jobs.js" */
+/** @import {Settings} from "./form.js" */
+
+const MODELS_AGAIN_MS = 3_000;
+/** The stage is below the form, out of sight. */
+const NARROW = matchMedia("(max-width: 48rem)");
+
+const form = new Form();
+const easel = new Easel();
+const jobs = new Jobs();
+const stage = new Stage();
+const queue = new Queue();
+const gallery = new Gallery();
+const code = new CodePanel();
+const viewer = new Viewer(gallery, (id) => jobs.remove(id));
+
+/** A job, and which of its pictures is seen. @typedef {{job: Job, image?: JobImage}} Shown */
+
+// --- asking for pictures --------------------------------------------------------------------------
+
+/** @returns {Promise<Ask>} */
+async function currentAsk() {
+  const settings = form.read();
+  if (!easel.file) {
+    const body = { ...settings, stream_options: { preview: true } };
+    return { path: "v1/images/generations", body };
+  }
+  const body = new FormData();
+  for (const [name, value] of Object.entries(settings)) body.append(name, String(value));
+  body.append("stream_options_preview", "true");
+  body.append("image", easel.file);
+  const mask = await easel.mask();
+  if (mask) {
+    body.append("mask_mode", "luminance");
+    body.append("mask", mask);
+  }
+  return { path: "v1/images/edits", body };
+}
+
+async function generate() {
+  api.locked = false;
+  try {
+    const job = await jobs.submit(await currentAsk());
+    if (stage.free) present(job);
+    if (stage.job === job) stage.showPicture();
+    showQueue();
+    if (NARROW.matches) byId("stage", HTMLElement).scrollIntoView();
+  } catch (error) {
+    const param = error instanceof ApiError ? error.param : null;
+    form.showError(param, /** @type {Error} */ (error).message);
+  }
+}
+
+/**
+ * Put a job on the stage and follow it.
+ * @param {Job | null} job
+ */
+function present(job) {
+  stage.show(job);
+  jobs.watch(job);
+  showQueue();
+}
+
+function showQueue() {
+  queue.show(jobs.unfinished.filter((job) => job.id !== stage.job?.id));
+}
+
+/** @param {Job} job */
+function onChange(job) {
+  if (job.id === stage.job?.id) {
+    stage.job = job;
+    stage.update();
+  } else if (stage.free && jobs.isMine(job.id) && hasNews(job)) {
+    // The next one of this browser's jobs has begun, or is done already.
+    present(job);
+  }
+  if (jobs.isMine(job.id)) announceJob(job);
+  if (isOver(job)) {
+    gallery.add(job);
+    if (jobs.isMine(job.id) && job.images.length) form.setLastSeed(job.parameters.seed);
+  }
+  showQueue();
+}
+
+/**
+ * There is something to be seen of a job, and it came later than the one on the stage.
+ * @param {Job} job
+ */
+function hasNews(job) {
+  if (job.status === "queued" || job.status === "cancelled") return false;
+  return !stage.job || job.created > stage.job.created;
+}
+
+/** @param {Job} job */
+async function cancel(job) {
+  try {
+    await jobs.cancel(job);
+  } catch (error) {
+    tell(`It could not be cancelled. ${/** @type {Error} */ (error).message}`);
+  }
+}
+
+form.addEventListener("generate", generate);
+jobs.addEventListener("change", (event) => onChange(detailOf(event)));
+jobs.addEventListener("gone", (event) => {
+  const id = detailOf(event);
+  gallery.remove(id);
+  if (stage.job?.id === id) stage.show(null);
+  showQueue();
+});
+stage.addEventListener("cancel", (event) => cancel(detailOf(event)));
+queue.addEventListener("cancel", (event) => cancel(detailOf(event)));
+queue.addEventListener("open", (event) => {
+  present(detailOf(event));
+  stage.showPicture();
+});
+stage.addEventListener("example", (event) => {
+  form.apply({ prompt: detailOf(event) });
+  form.generate();
+});
+if (navigator.platform.startsWith("Mac")) byId("generate-keys", HTMLElement).textContent = "⌘ ↵";
+document.addEventListener("keydown", (event) => {
+  const open = document.querySelector("dialog[open]");
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !open) {
+    event.preventDefault();
+    form.generate();
+  }
+});
+
+// --- finished pictures ----------------------------------------------------------------------------
+
+/** @param {Shown} shown */
+async function editPicture({ job, image }) {
+  if (!image) return;
+  try {
+    await startFrom(await fileOf(job, image));
+  } catch (error) {
+    form.showError("image", /** @type {Error} */ (error).message);
+  }
+}
+
+/** @param {Shown} shown */
+async function download({ job, image }) {
+  if (!image) return;
+  try {
+    save(await fileOf(job, image));
+  } catch (error) {
+    tell(`It could not be downloaded. ${/** @type {Error} */ (error).message}`);
+  }
+}
+
+/** @param {Shown} shown */
+function reuse({ job, image }) {
+  const settings = settingsOf(job, image);
+  const over = settings.strength !== undefined && !easel.file;
+  const but = over ? " (but not the image that it was drawn over)" : "";
+  take(settings, `The settings of this picture are in the form${but}`);
+}
+
+/**
+ * Put settings into the form and say so.
+ * @param {Settings} settings
+ * @param {string} what
+ */
+function take(settings, what) {
+  form.clearErrors();
+  const unfit = form.apply(settings);
+  const but = unfit.length ? `, but this server does not have ${unfit.join(" and ")}` : "";
+  tell(`${what}${but}.`);
+}
+
+stage.addEventListener("open", (event) => viewer.open(detailOf(event)));
+gallery.addEventListener("open", (event) => viewer.open(detailOf(event)));
+for (const source of [stage, viewer]) {
+  source.addEventListener("edit", (event) => editPicture(detailOf(event)));
+  source.addEventListener("download", (event) => download(detailOf(event)));
+  source.addEventListener("reuse", (event) => reuse(detailOf(event)));
+}
+
+// --- the image to start from ----------------------------------------------------------------------
+
+/** @param {File} file */
+async function startFrom(file) {
+  form.clearErrors();
+  try {
+    const chooser = document.activeElement === byId("choose-image", HTMLElement);
+    await easel.load(file);
+    stage.setImage(true);
+    if (chooser) byId("mask", HTMLElement).focus();
+    byId("stage", HTMLElement).scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    form.showError("image", /** @type {Error} */ (error).message);
+  }
+}
+
+/** @param {Blob} file */
+async function readFrom(file) {
+  const settings = await readSettings(file);
+  if (settings) take(settings, "The settings inside the picture are in the form");
+  else tell("There are no settings inside this file.");
+}
+
+easel.addEventListener("change", () => {
+  const { file } = easel;
+  byId("source", HTMLElement).hidden = !file;
+  byId("source-empty", HTMLElement).hidden = Boolean(file);
+  if (file) {
+    byId("source-thumb", HTMLImageElement).src = easel.url;
+    byId("source-name", HTMLElement).textContent = file.name;
+    const { width, height } = easel.size;
+    const masked = easel.hasMask ? " · with a mask" : "";
+    byId("source-note", HTMLElement).textContent = `${width} × ${height}${masked}`;
+  }
+  form.setSource(!file ? "none" : easel.hasMask ? "mask" : "image");
+  showCode();
+});
+byId("remove-image", HTMLButtonElement).addEventListener("click", () => {
+  easel.unload();
+  stage.setImage(false);
+  byId("choose-image", HTMLButtonElement).focus();
+});
+
+/**
+ * @param {string} button
+ * @param {string} input
+ * @param {(file: File) => void} use
+ */
+function joinFileButton(button, input, use) {
+  const field = byId(input, HTMLInputElement);
+  byId(button, HTMLButtonElement).addEventListener("click", () => field.click());
+  field.addEventListener("change", () => {
+    const file = field.files?.[0];
+    field.value = "";
+    if (file) use(file);
+  });
+}
+
+joinFileButton("choose-image", "image-file", startFrom);
+joinFileButton("read-settings", "settings-file", readFrom);
+acceptFiles({ edit: startFrom, read: readFrom });
+
+// --- the settings as code -------------------------------------------------------------------------
+
+function showCode() {
+  code.show({
+    settings: form.read(),
+    image: easel.file !== null,
+    mask: easel.hasMask,
+    key: api.hasKey || api.locked,
+  });
+}
+
+code.addEventListener("save", async () => {
+  const mask = await easel.mask();
+  if (mask) save(mask);
+});
+form.addEventListener("change", showCode);
+api.addEventListener("key", showCode);
+
+// --- the beginning --------------------------------------------------------------------------------
+
+async function loadModels() {
+  try {
+    const { data } = await api.get("v1/models");
+    form.setModels(data);
+  } catch (error) {
+    if (error instanceof ApiError && error.status !== 401) {
+      form.showError("model", error.message);
+      setTimeout(loadModels, MODELS_AGAIN_MS);
+    }
+  }
+}
+
+/** Take up what is going on, now and whenever the server has been away. */
+async function start() {
+  await loadModels();
+  await jobs.refresh();
+  if (!gallery.entries.length) await gallery.load();
+  const mine = jobs.unfinished.filter((job) => jobs.isMine(job.id));
+  const running = mine.find((job) => job.status !== "queued") ?? mine[0];
+  const latest = gallery.entries.find((entry) => entry.image && jobs.isMine(entry.job.id))?.job;
+  if (latest) form.setLastSeed(latest.parameters.seed);
+  if (!stage.job) present(running ?? latest ?? null);
+}
+
+function begin() {
+  // What went wrong is said in the head of the page; it goes on when the server answers again, or
+  // a key is given.
+  start().catch(() => stage.show(stage.job));
+}
+
+/** @param {Event} event */
+function detailOf(event) {
+  return /** @type {CustomEvent} */ (event).detail;
+}
+
+api.addEventListener("connection", () => api.reachable && begin());
+onKey(async () => {
+  // Another key may have other jobs.
+  await gallery.load();
+  begin();
+});
+begin();

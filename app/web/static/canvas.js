@@ -1,0 +1,373 @@
+/**
+ * The easel: an image to start from and the mask painted over it, by mouse, pen, finger or keys.
+ *
+ * The mask is a list of strokes in the image's own pixels. They are drawn twice: as stripes over
+ * the image, as fine as the screen is, and in white on black for the server.
+ */
+
+import { say } from "./announce.js";
+import { byId } from "./dom.js";
+
+/** @typedef {{erase: boolean, radius: number, points: [number, number][]}} Stroke */
+
+/** How a stroke looks. @typedef {{paint: string | CanvasPattern, erase: string | null}} Look */
+
+const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
+const PEN_ERASER = 32;
+const SMALL_MOVE = 0.02;
+const LARGE_MOVE = 0.1;
+const STRIPE = 5;
+
+const image = byId("easel-image", HTMLImageElement);
+const canvas = byId("mask", HTMLCanvasElement);
+const nib = byId("nib", HTMLElement);
+const keysHelp = byId("mask-keys", HTMLElement);
+const frame = byId("easel-frame", HTMLElement);
+const brushSize = byId("brush-size", HTMLInputElement);
+const brushButton = byId("brush", HTMLButtonElement);
+const eraserButton = byId("eraser", HTMLButtonElement);
+const undoButton = byId("undo", HTMLButtonElement);
+const clearButton = byId("clear-mask", HTMLButtonElement);
+
+/** Fires "change" when the image or the mask is another. */
+export class Easel extends EventTarget {
+  /** The image as it will be sent. @type {File | null} */
+  file = null;
+  /** Of the image, in pixels. */
+  size = { width: 1, height: 1 };
+
+  /** @type {Stroke[]} */
+  #strokes = [];
+  /** The stroke that is being drawn. @type {Stroke | null} */
+  #stroke = null;
+  #erasing = false;
+  /** Where the keys have moved the brush, in pixels of the image. @type {[number, number]} */
+  #place = [0, 0];
+
+  constructor() {
+    super();
+    brushButton.addEventListener("click", () => this.#choose(false));
+    eraserButton.addEventListener("click", () => this.#choose(true));
+    undoButton.addEventListener("click", () => this.#undo());
+    clearButton.addEventListener("click", () => this.#clear());
+    brushSize.addEventListener("input", () => this.#showNib(this.#place));
+    canvas.addEventListener("pointerdown", (event) => this.#down(event));
+    canvas.addEventListener("pointermove", (event) => this.#move(event));
+    for (const end of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(end, () => this.#lift());
+    }
+    canvas.addEventListener("pointerleave", () => {
+      nib.hidden = document.activeElement !== canvas;
+    });
+    canvas.addEventListener("keydown", (event) => this.#key(event));
+    canvas.addEventListener("focus", () => this.#showNib(this.#place));
+    canvas.addEventListener("blur", () => {
+      this.#lift();
+      nib.hidden = keysHelp.hidden = true;
+    });
+    // Only for who came by a key: what shows up must not move the canvas under a pointer.
+    canvas.addEventListener("keyup", () => {
+      keysHelp.hidden = false;
+    });
+    new ResizeObserver(() => this.#fit()).observe(canvas);
+  }
+
+  /** Something is painted, and not everything of it erased by whole strokes. */
+  get hasMask() {
+    return this.#strokes.some((stroke) => !stroke.erase);
+  }
+
+  /** An address of the image, for showing it small. */
+  get url() {
+    return image.src;
+  }
+
+  /**
+   * Take an image.
+   * @param {File} file
+   * @returns {Promise<void>} Rejected if it is none that this browser can read.
+   */
+  async load(file) {
+    const url = URL.createObjectURL(file);
+    const probe = new Image();
+    probe.src = url;
+    try {
+      await probe.decode();
+    } catch {
+      URL.revokeObjectURL(url);
+      throw new Error("This file is not an image that can be read.");
+    }
+    this.#release();
+    image.src = url;
+    const { naturalWidth: width, naturalHeight: height } = probe;
+    this.size = { width, height };
+    frame.style.setProperty("--ratio", String(width / height));
+    this.file = IMAGE_TYPES.includes(file.type) ? file : await asPng(probe, file.name);
+    this.#place = [width / 2, height / 2];
+    this.#choose(false);
+    this.#clear();
+  }
+
+  /** Put the image away. */
+  unload() {
+    this.#release();
+    this.file = null;
+    this.#clear();
+  }
+
+  /**
+   * The mask as PNG of the image's size, white where to paint.
+   * @returns {Promise<File | null>} Null when nothing is painted.
+   */
+  async mask() {
+    if (!this.hasMask) return null;
+    const sheet = new OffscreenCanvas(this.size.width, this.size.height);
+    const pen = /** @type {OffscreenCanvasRenderingContext2D} */ (sheet.getContext("2d"));
+    pen.fillRect(0, 0, sheet.width, sheet.height);
+    for (const stroke of this.#strokes) draw(pen, stroke, { paint: "#fff", erase: "#000" });
+    const { data } = pen.getImageData(0, 0, sheet.width, sheet.height);
+    if (!data.some((value, at) => at % 4 === 0 && value >= 128)) return null;
+    const blob = await sheet.convertToBlob({ type: "image/png" });
+    return new File([blob], "mask.png", { type: "image/png" });
+  }
+
+  #release() {
+    if (image.src) URL.revokeObjectURL(image.src);
+    image.removeAttribute("src");
+  }
+
+  get #radius() {
+    const share = Number(brushSize.value) / 100;
+    return Math.max(0.5, (share * Math.min(this.size.width, this.size.height)) / 2);
+  }
+
+  /** @param {PointerEvent} event */
+  #down(event) {
+    if (event.button > 0 && !(event.buttons & PEN_ERASER)) return;
+    event.preventDefault();
+    canvas.focus({ preventScroll: true });
+    canvas.setPointerCapture(event.pointerId);
+    this.#begin(this.#placeOf(event), this.#erasing || Boolean(event.buttons & PEN_ERASER));
+  }
+
+  /** @param {PointerEvent} event */
+  #move(event) {
+    this.#showNib(this.#placeOf(event));
+    if (!this.#stroke || !event.buttons) return;
+    // A fast hand moves further between two frames than its brush is wide.
+    for (const part of event.getCoalescedEvents?.() ?? [event]) this.#extend(this.#placeOf(part));
+  }
+
+  /**
+   * @param {[number, number]} place
+   * @param {boolean} erase
+   */
+  #begin(place, erase) {
+    this.#stroke = { erase, radius: this.#radius, points: [place] };
+    this.#strokes.push(this.#stroke);
+    this.#showNib(place);
+    draw(this.#pen(), this.#stroke, this.#look());
+  }
+
+  /** @param {[number, number]} place */
+  #extend(place) {
+    const stroke = this.#stroke;
+    if (!stroke) return;
+    const last = stroke.points[stroke.points.length - 1];
+    stroke.points.push(place);
+    draw(this.#pen(), { ...stroke, points: [last, place] }, this.#look());
+  }
+
+  #lift() {
+    if (!this.#stroke) return;
+    this.#stroke = null;
+    this.#changed();
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    const undoing = event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey);
+    if (undoing) this.#undo();
+    else if (event.ctrlKey || event.metaKey || event.altKey) return;
+    else if (event.key.startsWith("Arrow")) this.#step(event.key, event.shiftKey);
+    else if (event.key === " ") this.#toggle();
+    else if (event.key === "[" || event.key === "]") this.#resize(event.key === "]" ? 2 : -2);
+    else if (event.key === "b" || event.key === "e") this.#choose(event.key === "e");
+    else return;
+    event.preventDefault();
+  }
+
+  /**
+   * @param {string} key
+   * @param {boolean} far
+   */
+  #step(key, far) {
+    const { width, height } = this.size;
+    const way = (far ? LARGE_MOVE : SMALL_MOVE) * Math.min(width, height);
+    const dx = { ArrowLeft: -way, ArrowRight: way }[key] ?? 0;
+    const dy = { ArrowUp: -way, ArrowDown: way }[key] ?? 0;
+    this.#place = [within(this.#place[0] + dx, width), within(this.#place[1] + dy, height)];
+    this.#showNib(this.#place);
+    this.#extend(this.#place);
+  }
+
+  #toggle() {
+    const across = Math.round((this.#place[0] / this.size.width) * 100);
+    const down = Math.round((this.#place[1] / this.size.height) * 100);
+    const where = `${across} percent across, ${down} percent down`;
+    if (this.#stroke) {
+      this.#lift();
+      say(`Lifted at ${where}`);
+    } else {
+      this.#begin(this.#place, this.#erasing);
+      say(`${this.#erasing ? "Eraser" : "Brush"} down at ${where}`);
+    }
+  }
+
+  /** @param {number} change */
+  #resize(change) {
+    brushSize.value = String(Number(brushSize.value) + change);
+    this.#showNib(this.#place);
+  }
+
+  /** @param {boolean} erasing */
+  #choose(erasing) {
+    this.#erasing = erasing;
+    brushButton.setAttribute("aria-pressed", String(!erasing));
+    eraserButton.setAttribute("aria-pressed", String(erasing));
+  }
+
+  #undo() {
+    this.#stroke = null;
+    this.#strokes.pop();
+    this.#redraw();
+    this.#changed();
+  }
+
+  #clear() {
+    this.#stroke = null;
+    this.#strokes = [];
+    this.#redraw();
+    this.#changed();
+  }
+
+  /** The canvas has another size on the screen. */
+  #fit() {
+    if (!canvas.clientWidth) return;
+    canvas.width = Math.round(canvas.clientWidth * devicePixelRatio);
+    canvas.height = Math.round(canvas.clientHeight * devicePixelRatio);
+    this.#redraw();
+  }
+
+  #redraw() {
+    const pen = this.#pen();
+    pen.clearRect(0, 0, this.size.width, this.size.height);
+    const look = this.#look();
+    for (const stroke of this.#strokes) draw(pen, stroke, look);
+  }
+
+  /** The canvas, in pixels of the image. */
+  #pen() {
+    const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    const { width, height } = this.size;
+    pen.setTransform(canvas.width / width, 0, 0, canvas.height / height, 0, 0);
+    return pen;
+  }
+
+  /**
+   * Stripes of light and dark, to be seen on every picture.
+   * @returns {Look}
+   */
+  #look() {
+    const stripes = /** @type {CanvasPattern} */ (this.#pen().createPattern(tile(), "repeat"));
+    const scale = (this.size.width / canvas.width) * devicePixelRatio;
+    stripes.setTransform(new DOMMatrix().scale(scale));
+    return { paint: stripes, erase: null };
+  }
+
+  /**
+   * Where a pointer is.
+   * @param {PointerEvent} event
+   * @returns {[number, number]}
+   */
+  #placeOf(event) {
+    const box = canvas.getBoundingClientRect();
+    return [
+      ((event.clientX - box.left) / box.width) * this.size.width,
+      ((event.clientY - box.top) / box.height) * this.size.height,
+    ];
+  }
+
+  #changed() {
+    undoButton.disabled = clearButton.disabled = this.#strokes.length === 0;
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** @param {[number, number]} place */
+  #showNib(place) {
+    this.#place = place;
+    nib.hidden = false;
+    const { width, height } = this.size;
+    nib.style.left = `${(100 * place[0]) / width}%`;
+    nib.style.top = `${(100 * place[1]) / height}%`;
+    nib.style.width = `${(200 * this.#radius) / width}%`;
+  }
+}
+
+/**
+ * @param {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} target
+ * @param {Stroke} stroke
+ * @param {Look} look Erasing makes transparent when it has no colour.
+ */
+function draw(target, stroke, look) {
+  const [first, ...rest] = stroke.points;
+  target.save();
+  if (stroke.erase && look.erase === null) target.globalCompositeOperation = "destination-out";
+  target.strokeStyle = (stroke.erase && look.erase) || look.paint;
+  target.lineWidth = stroke.radius * 2;
+  target.lineCap = target.lineJoin = "round";
+  target.beginPath();
+  target.moveTo(...first);
+  // A line to where it begins is a dot.
+  for (const point of rest.length ? rest : [first]) target.lineTo(...point);
+  target.stroke();
+  target.restore();
+}
+
+/** Two stripes, dark and light. */
+function tile() {
+  const sheet = new OffscreenCanvas(2 * STRIPE, 2 * STRIPE);
+  const pen = /** @type {OffscreenCanvasRenderingContext2D} */ (sheet.getContext("2d"));
+  const style = getComputedStyle(canvas);
+  pen.fillStyle = style.getPropertyValue("--mask-dark");
+  pen.fillRect(0, 0, sheet.width, sheet.height);
+  pen.strokeStyle = style.getPropertyValue("--mask-light");
+  pen.lineWidth = STRIPE * Math.SQRT1_2;
+  pen.beginPath();
+  for (const shift of [-2 * STRIPE, 0, 2 * STRIPE]) {
+    pen.moveTo(shift - STRIPE, 3 * STRIPE);
+    pen.lineTo(shift + 3 * STRIPE, -STRIPE);
+  }
+  pen.stroke();
+  return sheet;
+}
+
+/**
+ * @param {number} value
+ * @param {number} end
+ */
+function within(value, end) {
+  return Math.min(Math.max(value, 0), end);
+}
+
+/**
+ * An image of a kind that only the browser reads, as one that the server reads too.
+ * @param {HTMLImageElement} picture
+ * @param {string} name
+ */
+async function asPng(picture, name) {
+  const sheet = new OffscreenCanvas(picture.naturalWidth, picture.naturalHeight);
+  sheet.getContext("2d")?.drawImage(picture, 0, 0);
+  const blob = await sheet.convertToBlob({ type: "image/png" });
+  return new File([blob], `${name}.png`, { type: "image/png" });
+}

@@ -1,0 +1,426 @@
+/** The form: its fields within the model's limits, what they say, and errors at their place. */
+
+import { byId, make } from "./dom.js";
+import { keep, recallJson } from "./storage.js";
+import { sentence } from "./words.js";
+
+/** @import {Model} from "./api.js" */
+
+/**
+ * What the form says, as the API's options: seeds as text, since they may have 63 bits.
+ * @typedef {object} Settings
+ * @property {string} [prompt]
+ * @property {string} [negative_prompt]
+ * @property {string} [model]
+ * @property {string} [size] "128x128".
+ * @property {number} [n]
+ * @property {string} [seed]
+ * @property {number} [sample_steps]
+ * @property {string} [sampler]
+ * @property {string} [schedule]
+ * @property {number} [cfg_scale]
+ * @property {number} [guidance]
+ * @property {number} [strength]
+ * @property {string} [priority]
+ */
+
+const WIDE = 3 / 2;
+/** Without a mask the picture should be recognised; under one there is nothing to keep. */
+const STRENGTH = { image: 0.75, mask: 1 };
+
+const form = byId("form", HTMLFormElement);
+const prompt = byId("prompt", HTMLTextAreaElement);
+const negative = byId("negative_prompt", HTMLTextAreaElement);
+const model = byId("model", HTMLSelectElement);
+const width = byId("width", HTMLInputElement);
+const height = byId("height", HTMLInputElement);
+const count = byId("n", HTMLInputElement);
+const seed = byId("seed", HTMLInputElement);
+const steps = byId("sample_steps", HTMLInputElement);
+const sampler = byId("sampler", HTMLSelectElement);
+const schedule = byId("schedule", HTMLSelectElement);
+const cfg = byId("cfg_scale", HTMLInputElement);
+const guidance = byId("guidance", HTMLInputElement);
+const strength = byId("strength", HTMLInputElement);
+const priority = byId("priority", HTMLSelectElement);
+const more = byId("more", HTMLDetailsElement);
+const formError = byId("form-error", HTMLElement);
+const seedAgain = byId("seed-again", HTMLButtonElement);
+
+/** Fires "change" when anything is another, and "generate". */
+export class Form extends EventTarget {
+  /** @type {Model[]} */
+  #models = [];
+  /** @type {"none" | "image" | "mask"} */
+  #source = "none";
+  /** The person chose a strength. */
+  #ownStrength = false;
+  #lastSeed = "";
+  /** What was chosen before there was an image. */
+  #shape = "square";
+
+  constructor() {
+    super();
+    for (const group of form.querySelectorAll(".slider")) joinSlider(group);
+    for (const field of form.querySelectorAll(".field[data-field]")) giveErrorLine(field);
+    more.open = recallJson("more") ?? false;
+    more.addEventListener("toggle", () => keep("more", JSON.stringify(more.open)));
+    form.addEventListener("input", (event) => this.#edited(/** @type {Element} */ (event.target)));
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.generate();
+    });
+    seedAgain.addEventListener("click", () => this.#put(seed, this.#lastSeed));
+    byId("seed-random", HTMLButtonElement).addEventListener("click", () => this.#put(seed, ""));
+    byId("defaults", HTMLButtonElement).addEventListener("click", () => {
+      this.#takeDefaults();
+      this.#changed();
+    });
+  }
+
+  /** @returns {Model | undefined} */
+  get model() {
+    return this.#models.find((candidate) => candidate.id === model.value);
+  }
+
+  /**
+   * Take the catalogue; the first call brings back what was set in an earlier visit.
+   * @param {Model[]} models
+   */
+  setModels(models) {
+    const first = this.#models.length === 0;
+    const chosen = models.find(({ id }) => id === model.value);
+    this.#models = models;
+    model.replaceChildren(...models.map(({ id }) => make("option", { value: id }, id)));
+    const taken = chosen ?? models.find((candidate) => candidate.default) ?? models[0];
+    if (taken) model.value = taken.id;
+    if (!chosen) this.#takeModel();
+    if (first) this.apply(recallJson("settings") ?? {});
+    this.#changed();
+  }
+
+  /**
+   * Say which picture is drawn over, if any.
+   * @param {"none" | "image" | "mask"} source
+   */
+  setSource(source) {
+    if (source === this.#source) return;
+    const fresh = (source === "none") !== (this.#source === "none");
+    this.#source = source;
+    byId("strength-field", HTMLElement).hidden = source === "none";
+    byId("shape-own", HTMLElement).hidden = source === "none";
+    if (fresh) {
+      this.#ownStrength = false;
+      if (source !== "none") this.#shape = chosenShape();
+      setShape(source === "none" ? this.#shape : "own");
+    }
+    if (source !== "none" && !this.#ownStrength) putValue(strength, STRENGTH[source]);
+    byId("generate-label", HTMLElement).textContent = source === "none" ? "Generate" : "Redraw";
+    this.#changed();
+  }
+
+  /**
+   * The seed that the button brings back.
+   * @param {string} last
+   */
+  setLastSeed(last) {
+    this.#lastSeed = last;
+    seedAgain.disabled = false;
+  }
+
+  /**
+   * What the form says now; a size is left out when the image's own is wanted.
+   * @returns {Settings}
+   */
+  read() {
+    const edits = this.#source !== "none";
+    /** @type {Settings} */
+    const all = {
+      model: model.value,
+      prompt: prompt.value,
+      negative_prompt: negative.value.trim() ? negative.value : undefined,
+      size: this.#size(),
+      n: numberOf(count),
+      seed: seed.value || undefined,
+      sample_steps: numberOf(steps),
+      sampler: sampler.value,
+      schedule: schedule.value,
+      cfg_scale: numberOf(cfg),
+      guidance: this.model?.capabilities.guidance ? numberOf(guidance) : undefined,
+      strength: edits ? numberOf(strength) : undefined,
+      priority: priority.value === "normal" ? undefined : priority.value,
+    };
+    return /** @type {Settings} */ (withoutGaps(all));
+  }
+
+  /**
+   * Set what is given and fits; the rest stays as it is.
+   * @param {Settings} settings
+   * @returns {string[]} What did not fit, in words.
+   */
+  apply(settings) {
+    const unfit = [];
+    if (settings.model && settings.model !== model.value) {
+      if (this.#choose(model, settings.model)) this.#takeModel();
+      else unfit.push(`the model ${settings.model}`);
+    }
+    for (const field of [prompt, negative, count, seed, steps, cfg, guidance]) {
+      const value = settings[/** @type {keyof Settings} */ (field.name)];
+      if (value !== undefined && value !== null) putValue(field, value);
+    }
+    for (const field of [sampler, schedule, priority]) {
+      const value = settings[/** @type {keyof Settings} */ (field.name)];
+      if (typeof value === "string" && !this.#choose(field, value)) {
+        unfit.push(`the ${field.name} ${value}`);
+      }
+    }
+    if (settings.size) this.#takeSize(settings.size);
+    if (settings.strength !== undefined && this.#source !== "none") {
+      putValue(strength, settings.strength);
+      this.#ownStrength = true;
+    }
+    this.#changed();
+    return unfit;
+  }
+
+  /** Ask for the picture, if everything can be sent. */
+  generate() {
+    this.clearErrors();
+    const wrong = [...form.elements].find(
+      (element) => element instanceof HTMLInputElement && element.offsetParent && fault(element),
+    );
+    if (!prompt.value.trim()) this.showError("prompt", "Say what the picture should show.");
+    else if (wrong instanceof HTMLInputElement) this.showError(fieldOf(wrong), fault(wrong), wrong);
+    else this.dispatchEvent(new Event("generate"));
+  }
+
+  /**
+   * Show an error at the field that it is about, or else beside the button.
+   * @param {string | null} param
+   * @param {string} message
+   * @param {HTMLElement} [culprit] The control at fault, in a field with several.
+   */
+  showError(param, message, culprit) {
+    const name = { width: "size", height: "size", mask: "image" }[param ?? ""] ?? param;
+    const field = name && form.querySelector(`.field[data-field="${CSS.escape(name)}"]`);
+    if (!(field instanceof HTMLElement) || field.hidden) {
+      formError.textContent = message;
+      return;
+    }
+    if (more.contains(field)) more.open = true;
+    const line = field.querySelector(":scope > .error");
+    if (line) line.textContent = sentence(message);
+    const control = culprit ?? controlOf(field);
+    control?.setAttribute("aria-invalid", "true");
+    control?.focus();
+  }
+
+  clearErrors() {
+    for (const line of form.querySelectorAll('[role="alert"]')) line.textContent = "";
+    for (const control of form.querySelectorAll("[aria-invalid]")) {
+      control.removeAttribute("aria-invalid");
+    }
+  }
+
+  /** @param {Element} target */
+  #edited(target) {
+    if (target === model) this.#takeModel();
+    if (target === strength) this.#ownStrength = true;
+    const field = target.closest(".field[data-field]");
+    const line = field?.querySelector(":scope > .error");
+    if (line) line.textContent = "";
+    field?.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
+    this.#changed();
+  }
+
+  #changed() {
+    this.#describe();
+    if (this.model) keep("settings", JSON.stringify(this.read()));
+    this.dispatchEvent(new Event("change"));
+  }
+
+  /** Limits and defaults of the chosen model. */
+  #takeModel() {
+    const chosen = this.model;
+    if (!chosen) return;
+    const { samplers, schedules } = chosen.capabilities;
+    sampler.replaceChildren(...samplers.map((name) => make("option", { value: name }, name)));
+    schedule.replaceChildren(...schedules.map((name) => make("option", { value: name }, name)));
+    byId("guidance-field", HTMLElement).hidden = !chosen.capabilities.guidance;
+    const { min, max, multiple } = chosen.size;
+    for (const side of [width, height]) {
+      side.min = String(Math.ceil(min / multiple) * multiple);
+      side.max = String(Math.floor(max / multiple) * multiple);
+      side.step = String(multiple);
+    }
+    this.#takeDefaults();
+  }
+
+  #takeDefaults() {
+    const defaults = this.model?.defaults;
+    if (!defaults) return;
+    putValue(steps, defaults.sample_steps);
+    putValue(cfg, defaults.cfg_scale);
+    putValue(guidance, "");
+    sampler.value = defaults.sampler;
+    schedule.value = defaults.schedule;
+    priority.value = "normal";
+    this.#takeSize(defaults.size);
+  }
+
+  /** @param {string} size */
+  #takeSize(size) {
+    const known = ["square", "wide", "tall"].find((shape) => this.#presetSize(shape) === size);
+    [width.value, height.value] = size.split("x");
+    setShape(known ?? "free");
+  }
+
+  /** @returns {string | undefined} */
+  #size() {
+    const shape = chosenShape();
+    if (shape === "own") return undefined;
+    return shape === "free" ? `${width.value}x${height.value}` : this.#presetSize(shape);
+  }
+
+  /**
+   * A shape with about as many pixels as the model's own size.
+   * @param {string} shape
+   */
+  #presetSize(shape) {
+    const chosen = this.model;
+    if (!chosen) return "";
+    const [w, h] = chosen.defaults.size.split("x").map(Number);
+    if (shape === "square" && w === h) return chosen.defaults.size;
+    const ratio = { wide: WIDE, tall: 1 / WIDE }[shape] ?? 1;
+    const fit = (/** @type {number} */ side) => {
+      const { min, max, multiple } = chosen.size;
+      const whole = Math.round(side / multiple) * multiple;
+      return Math.min(Math.max(whole, Math.ceil(min / multiple) * multiple), max);
+    };
+    return `${fit(Math.sqrt(w * h * ratio))}x${fit(Math.sqrt((w * h) / ratio))}`;
+  }
+
+  /** What follows from the fields, in words beside them. */
+  #describe() {
+    const chosen = this.model;
+    if (!chosen) return;
+    const hint = byId("model-hint", HTMLElement);
+    hint.textContent = chosen.error ?? chosen.description ?? "";
+    hint.classList.toggle("error", Boolean(chosen.error));
+    const free = chosenShape() === "free";
+    byId("free-size", HTMLElement).hidden = !free;
+    const { multiple } = chosen.size;
+    byId("size-hint", HTMLElement).textContent = free
+      ? `${width.min} to ${width.max} pixels, in steps of ${multiple}.`
+      : (this.#size()?.replace("x", " × ") ?? "The image’s size, or as near as can be.");
+    byId("digest", HTMLElement).textContent =
+      `${steps.value} steps · ${sampler.value} · ${schedule.value} · cfg ${cfg.value}`;
+  }
+
+  /**
+   * @param {HTMLSelectElement} field
+   * @param {string} value
+   */
+  #choose(field, value) {
+    const known = [...field.options].some((option) => option.value === value);
+    if (known) field.value = value;
+    return known;
+  }
+
+  /**
+   * @param {HTMLInputElement} field
+   * @param {string} value
+   */
+  #put(field, value) {
+    putValue(field, value);
+    this.#edited(field);
+  }
+}
+
+/** @returns {string} */
+function chosenShape() {
+  const chosen = form.querySelector('input[name="shape"]:checked');
+  return chosen instanceof HTMLInputElement ? chosen.value : "square";
+}
+
+/** @param {string} shape */
+function setShape(shape) {
+  const radio = form.querySelector(`input[name="shape"][value="${shape}"]`);
+  if (radio instanceof HTMLInputElement) radio.checked = true;
+}
+
+/**
+ * A slider for the hand beside the number, which is for keys and screen readers.
+ * @param {Element} group
+ */
+function joinSlider(group) {
+  const [slider, number] = group.querySelectorAll("input");
+  slider.addEventListener("input", (event) => {
+    event.stopPropagation();
+    number.value = slider.value;
+    number.dispatchEvent(new Event("input", { bubbles: true }));
+  });
+  number.addEventListener("input", () => {
+    slider.value = number.value;
+  });
+}
+
+/**
+ * @param {HTMLInputElement | HTMLTextAreaElement} field
+ * @param {unknown} value
+ */
+function putValue(field, value) {
+  field.value = String(value);
+  const slider = field.parentElement?.querySelector('input[type="range"]');
+  if (slider instanceof HTMLInputElement) slider.value = field.value;
+}
+
+/**
+ * Every field has a line for its error, which its control is described by.
+ * @param {Element} field
+ */
+function giveErrorLine(field) {
+  const name = field.getAttribute("data-field");
+  const line = make("p", { class: "error", id: `${name}-error`, role: "alert" });
+  field.append(line);
+  const control = controlOf(field);
+  const described = [control?.getAttribute("aria-describedby"), line.id].filter(Boolean);
+  control?.setAttribute("aria-describedby", described.join(" "));
+}
+
+/**
+ * @param {Element} field
+ * @returns {HTMLElement | null}
+ */
+function controlOf(field) {
+  return field.querySelector(
+    'input:checked, input:not([type="range"], [type="radio"], [hidden]), select, textarea, button',
+  );
+}
+
+/** @param {Element} control */
+function fieldOf(control) {
+  return control.closest(".field[data-field]")?.getAttribute("data-field") ?? null;
+}
+
+/**
+ * What is wrong with a field's value, in words; empty if nothing.
+ * @param {HTMLInputElement} field
+ */
+function fault(field) {
+  const { validity, min, max, step } = field;
+  if (validity.valid && (field.value || field.type !== "number" || field.placeholder)) return "";
+  if (field === seed) return "A seed is a whole number.";
+  const steps = step && step !== "any" && step !== "1" ? `, in steps of ${step}` : "";
+  return `A number from ${min} to ${max}${steps}.`;
+}
+
+/** @param {HTMLInputElement} field */
+function numberOf(field) {
+  return field.value === "" ? undefined : Number(field.value);
+}
+
+/** @param {object} all */
+function withoutGaps(all) {
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
+}

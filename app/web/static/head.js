@@ -1,0 +1,74 @@
+/** The head of the page: what there is to say, the API key, and the theme. */
+
+import { api } from "./api.js";
+import { byId } from "./dom.js";
+import { askForKey } from "./key.js";
+import { keep } from "./storage.js";
+
+const THEMES = ["system", "light", "dark"];
+const READING_MS = 6_000;
+
+const root = document.documentElement;
+const notice = byId("notice", HTMLElement);
+const keyButton = byId("open-key", HTMLButtonElement);
+const themeButton = byId("theme", HTMLButtonElement);
+
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let fading;
+
+/**
+ * Say something for a while.
+ * @param {string} text
+ */
+export function tell(text) {
+  clearTimeout(fading);
+  notice.classList.remove("trouble");
+  notice.textContent = text;
+  fading = setTimeout(showTrouble, READING_MS);
+}
+
+/**
+ * Call a function when the person has given a key without being asked.
+ * @param {() => void} act
+ */
+export function onKey(act) {
+  keyButton.addEventListener("click", async () => {
+    if (await askForKey(false)) act();
+  });
+}
+
+/** What keeps the page from working, if anything does. */
+function showTrouble() {
+  clearTimeout(fading);
+  const text = trouble();
+  notice.classList.toggle("trouble", text !== "");
+  notice.textContent = text;
+}
+
+function trouble() {
+  if (!api.reachable) return "The server does not answer. Trying again…";
+  return api.locked ? "This server asks for an API key." : "";
+}
+
+/** @param {string} theme */
+function showTheme(theme) {
+  root.dataset.theme = theme;
+  themeButton.title = `Theme: ${theme}`;
+  byId("theme-label", HTMLElement).textContent = `Theme: ${theme}`;
+  byId("theme-icon", SVGUseElement).setAttribute("href", `#i-theme-${theme}`);
+}
+
+themeButton.addEventListener("click", () => {
+  const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "") + 1) % THEMES.length];
+  keep("theme", next);
+  showTheme(next);
+});
+showTheme(root.dataset.theme ?? THEMES[0]);
+
+api.askForKey = askForKey;
+api.addEventListener("connection", showTrouble);
+api.addEventListener("key", () => {
+  keyButton.hidden = !api.hasKey && !api.locked;
+  showTrouble();
+});
+keyButton.hidden = !api.hasKey;

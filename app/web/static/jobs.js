@@ -1,0 +1,256 @@
+/**
+ * The jobs that this page knows, kept up to date.
+ *
+ * One job, the one on the stage, is followed by its events. Browsers open only six connections to
+ * a server, all tabs together, so the other unfinished jobs are asked for every two seconds, and a
+ * tab that nobody sees follows none.
+ */
+
+import { api, ApiError } from "./api.js";
+import { Feed } from "./feed.js";
+import { keep, recallJson } from "./storage.js";
+
+/**
+ * @typedef {{index: number, seed: string, url: string, format: string, width: number,
+ *   height: number, bytes: number}} JobImage
+ */
+
+/**
+ * A job as the server tells it, and what the page has heard of it.
+ * @typedef {object} Job
+ * @property {string} id
+ * @property {"queued" | "loading" | "running" | "completed" | "failed" | "cancelled"} status
+ * @property {string} operation
+ * @property {number | null} queue_position
+ * @property {number} progress Percent.
+ * @property {number} index The picture that is being drawn.
+ * @property {number} step
+ * @property {number} steps
+ * @property {number | null} steps_per_second
+ * @property {number | null} eta_seconds
+ * @property {number} created
+ * @property {number | null} ended
+ * @property {number | null} expires
+ * @property {{model: string, prompt: string, negative_prompt: string, n: number, size: string,
+ *   seed: string, sample_steps: number, sampler: string, schedule: string, cfg_scale: number,
+ *   guidance?: number, strength?: number}} parameters
+ * @property {string[]} warnings
+ * @property {JobImage[]} images
+ * @property {{message: string, param: string | null} | null} error
+ * @property {{index: number, step: number, url: string} | null} [preview]
+ * @property {number} heard When, by performance.now().
+ */
+
+/**
+ * A request for pictures.
+ * @typedef {{path: string, body: object | FormData}} Ask
+ */
+
+const UNFINISHED = "queued,loading,running";
+const POLL_MS = 2_000;
+const REOPEN_MS = 1_000;
+const REMEMBERED = 200;
+
+/** @param {Job} job */
+export function isOver(job) {
+  return job.status === "completed" || job.status === "failed" || job.status === "cancelled";
+}
+
+/** Fires "change" with a Job as detail, and "gone" with a job's id. */
+export class Jobs extends EventTarget {
+  /** @type {Map<string, Job>} */
+  #known = new Map();
+  /** Ids of the jobs that this browser asked for. @type {Set<string>} */
+  #mine = new Set(recallJson("mine") ?? []);
+  /** @type {string | null} */
+  #watched = null;
+  /** @type {Feed | null} */
+  #feed = null;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  /** @type {{body: string, key: string} | null} */
+  #unanswered = null;
+
+  constructor() {
+    super();
+    document.addEventListener("visibilitychange", () => this.#follow());
+    addEventListener("storage", ({ key }) => {
+      if (key !== "sdstream.mine") return;
+      // Another tab has asked for a picture.
+      this.#mine = new Set(recallJson("mine") ?? []);
+      this.refresh().catch(() => {});
+    });
+  }
+
+  /** The jobs that have not ended, in the order they came. */
+  get unfinished() {
+    const open = [...this.#known.values()].filter((job) => !isOver(job));
+    return open.sort((a, b) => a.created - b.created);
+  }
+
+  /** @param {string} id */
+  isMine(id) {
+    return this.#mine.has(id);
+  }
+
+  /**
+   * Ask for pictures.
+   * @param {Ask} ask
+   * @returns {Promise<Job>}
+   */
+  async submit(ask) {
+    const job = await api.post(ask.path, {
+      body: ask.body,
+      headers: { Prefer: "respond-async", ...this.#idempotency(ask.body) },
+    });
+    this.#unanswered = null;
+    this.#mine.add(job.id);
+    keep("mine", JSON.stringify([...this.#mine].slice(-REMEMBERED)));
+    return this.#take(job);
+  }
+
+  /** Learn of all unfinished jobs, and how those ended that are so no more. */
+  async refresh() {
+    const list = await api.get(`v1/jobs?status=${UNFINISHED}&limit=100`);
+    const open = new Set();
+    for (const job of list.data) {
+      open.add(job.id);
+      // Its events are newer than any list.
+      if (!this.#feed || job.id !== this.#watched) this.#take(job);
+    }
+    for (const job of this.unfinished) if (!open.has(job.id)) await this.#reload(job.id);
+    this.#plan();
+  }
+
+  /**
+   * Follow a job by its events.
+   * @param {Job | null} job
+   */
+  watch(job) {
+    if (job) this.#take(job);
+    if (this.#watched === (job?.id ?? null)) return;
+    this.#watched = job?.id ?? null;
+    this.#feed?.close();
+    this.#feed = null;
+    this.#follow();
+  }
+
+  /** @param {Job} job */
+  async cancel(job) {
+    this.#take(await api.post(`v1/jobs/${job.id}/cancel`));
+  }
+
+  /** @param {string} id */
+  async remove(id) {
+    try {
+      await api.delete(`v1/jobs/${id}`);
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 404) throw error;
+    }
+    this.#gone(id);
+  }
+
+  /**
+   * Who asks again because no answer came gets the first job, should there be one.
+   * @param {object | FormData} body
+   * @returns {Record<string, string>}
+   */
+  #idempotency(body) {
+    if (body instanceof FormData) return {};
+    const text = JSON.stringify(body);
+    if (this.#unanswered?.body !== text) this.#unanswered = { body: text, key: randomId() };
+    return { "Idempotency-Key": this.#unanswered.key };
+  }
+
+  #follow() {
+    const job = this.#watched && this.#known.get(this.#watched);
+    const wanted = job && !isOver(job) && !document.hidden;
+    if (wanted && !this.#feed) {
+      this.#feed = new Feed(`v1/jobs/${job.id}/events`, {
+        event: (name, data) => this.#hear(job.id, name, data),
+        refused: () => this.#refused(job.id),
+      });
+      this.#feed.open();
+    } else if (!wanted) {
+      this.#feed?.close();
+      this.#feed = null;
+    }
+    this.#plan();
+  }
+
+  /** @param {string} id */
+  async #refused(id) {
+    await this.#reload(id).catch(() => {});
+    const feed = this.#feed;
+    if (id === this.#watched && feed) setTimeout(() => feed === this.#feed && feed.open(), REOPEN_MS);
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} name
+   * @param {any} data
+   */
+  #hear(id, name, data) {
+    const job = this.#known.get(id);
+    if (!job) return;
+    if (name === "preview") {
+      this.#take({ ...job, preview: data });
+    } else if (name === "image") {
+      const others = job.images.filter((image) => image.index !== data.index);
+      const images = [...others, data].sort((a, b) => a.index - b.index);
+      this.#take({ ...job, images, preview: null });
+    } else {
+      this.#take({ ...job, ...data });
+    }
+  }
+
+  /**
+   * @param {Job} news
+   * @returns {Job}
+   */
+  #take(news) {
+    const job = this.#known.get(news.id);
+    // A list may have been made before an end that the events have told.
+    if (job && isOver(job) && !isOver(news)) return job;
+    const kept = Object.assign(job ?? news, news, { heard: performance.now() });
+    this.#known.set(kept.id, kept);
+    this.dispatchEvent(new CustomEvent("change", { detail: kept }));
+    if (kept.id === this.#watched && isOver(kept)) this.#follow();
+    this.#plan();
+    return kept;
+  }
+
+  /** @param {string} id */
+  async #reload(id) {
+    try {
+      this.#take(await api.get(`v1/jobs/${id}`));
+    } catch (error) {
+      if (!(error instanceof ApiError) || error.status !== 404) throw error;
+      this.#gone(id);
+    }
+  }
+
+  /** @param {string} id */
+  #gone(id) {
+    this.#known.delete(id);
+    if (id === this.#watched) this.watch(null);
+    this.dispatchEvent(new CustomEvent("gone", { detail: id }));
+  }
+
+  /** Ask again soon, if there are jobs whose events are not followed. */
+  #plan() {
+    const unheard = this.unfinished.some((job) => !this.#feed || job.id !== this.#watched);
+    if (!unheard || this.#timer !== undefined) return;
+    this.#timer = setTimeout(async () => {
+      this.#timer = undefined;
+      if (api.reachable && !api.locked) await this.refresh().catch(() => {});
+      this.#plan();
+    }, POLL_MS);
+  }
+}
+
+/** crypto.randomUUID is there on https and localhost only. */
+function randomId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}

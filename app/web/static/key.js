@@ -1,0 +1,67 @@
+/** Asking for the API key. It stays in this browser and goes out in the Authorization header only. */
+
+import { api } from "./api.js";
+import { byId } from "./dom.js";
+
+const dialog = byId("key-dialog", HTMLDialogElement);
+const field = byId("key", HTMLInputElement);
+const problem = byId("key-error", HTMLElement);
+const remember = byId("key-remember", HTMLInputElement);
+const forgetButton = byId("key-forget", HTMLButtonElement);
+
+/** @type {((given: boolean) => void) | null} */
+let answer = null;
+
+/**
+ * Show the dialog until a key is given that the server takes.
+ * @param {boolean} refused The key at hand was not taken.
+ * @returns {Promise<boolean>} False when the person closed it.
+ */
+export function askForKey(refused) {
+  field.value = "";
+  tell(refused ? "The server does not take this key any more." : "");
+  forgetButton.hidden = !api.hasKey;
+  if (!dialog.open) dialog.showModal();
+  field.focus();
+  return new Promise((resolve) => {
+    answer = resolve;
+  });
+}
+
+/** @param {string} text */
+function tell(text) {
+  problem.textContent = text;
+  field.setAttribute("aria-invalid", String(text !== ""));
+}
+
+async function tryKey() {
+  const key = field.value.trim();
+  if (!key) return tell("Enter the key.");
+  try {
+    if (!(await api.accepts(key))) return tell("The server does not take this key.");
+  } catch (error) {
+    return tell(/** @type {Error} */ (error).message);
+  }
+  api.setKey(key, remember.checked);
+  finish(true);
+}
+
+/** @param {boolean} given */
+function finish(given) {
+  const waiting = answer;
+  answer = null;
+  dialog.close();
+  waiting?.(given);
+}
+
+byId("key-form", HTMLFormElement).addEventListener("submit", (event) => {
+  event.preventDefault();
+  tryKey();
+});
+byId("key-cancel", HTMLButtonElement).addEventListener("click", () => finish(false));
+forgetButton.addEventListener("click", () => {
+  api.setKey(null);
+  finish(false);
+});
+// Escape closes the dialog without a button.
+dialog.addEventListener("close", () => answer && finish(false));

@@ -1,0 +1,214 @@
+/**
+ * Settings out of image files: AUTOMATIC1111's text, in PNG text chunks or the EXIF comment of
+ * JPEG and WebP.
+ */
+
+/** @import {Settings} from "./form.js" */
+
+const PNG_SIGNATURE = [0x89, 0x50, 0x4e, 0x47, 0x0d, 0x0a, 0x1a, 0x0a];
+const KEYWORD = "parameters";
+const EXIF_IFD = 0x8769;
+const USER_COMMENT = 0x9286;
+const IFD_ENTRY = 12;
+/** Files are strangers': a text is not unpacked to more than this. */
+const MOST_TEXT = 1 << 20;
+
+/**
+ * The settings inside a file.
+ * @param {Blob} file
+ * @returns {Promise<Settings | null>} Null when there are none.
+ */
+export async function readSettings(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  try {
+    const text = await textInside(bytes);
+    return text === null ? null : parseParameters(text);
+  } catch (error) {
+    // Past the end of a damaged file.
+    if (error instanceof RangeError || error instanceof TypeError) return null;
+    throw error;
+  }
+}
+
+/**
+ * @param {Uint8Array<ArrayBuffer>} bytes
+ * @returns {Promise<string | null>}
+ */
+async function textInside(bytes) {
+  if (PNG_SIGNATURE.every((value, at) => bytes[at] === value)) return pngText(bytes);
+  if (bytes[0] === 0xff && bytes[1] === 0xd8) return jpegText(bytes);
+  if (latin1(bytes, 0, 4) === "RIFF" && latin1(bytes, 8, 12) === "WEBP") return webpText(bytes);
+  return null;
+}
+
+// --- PNG -----------------------------------------------------------------------------------------
+
+/**
+ * @param {Uint8Array<ArrayBuffer>} bytes
+ * @returns {Promise<string | null>}
+ */
+async function pngText(bytes) {
+  const view = new DataView(bytes.buffer);
+  for (let at = PNG_SIGNATURE.length; at + 8 <= bytes.length; ) {
+    const length = view.getUint32(at);
+    const type = latin1(bytes, at + 4, at + 8);
+    const chunk = bytes.subarray(at + 8, at + 8 + length);
+    const end = chunk.indexOf(0);
+    if (end > 0 && latin1(chunk, 0, end) === KEYWORD) {
+      if (type === "tEXt") return latin1(chunk, end + 1);
+      if (type === "zTXt") return latin1(await inflate(chunk.subarray(end + 2)));
+      if (type === "iTXt") return internationalText(chunk.subarray(end + 1));
+    }
+    at += 12 + length;
+  }
+  return null;
+}
+
+/**
+ * @param {Uint8Array<ArrayBuffer>} rest An iTXt chunk after its keyword: packed or not, method,
+ *   language, translated keyword, text.
+ */
+async function internationalText(rest) {
+  const packed = rest[0] === 1;
+  const language = rest.indexOf(0, 2);
+  const text = rest.subarray(rest.indexOf(0, language + 1) + 1);
+  return new TextDecoder().decode(packed ? await inflate(text) : text);
+}
+
+/** @param {Uint8Array<ArrayBuffer>} packed */
+async function inflate(packed) {
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const parts = [];
+  let size = 0;
+  for (const reader = stream.getReader(); size <= MOST_TEXT; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    parts.push(value);
+    size += value.length;
+  }
+  return new Uint8Array(await new Blob(parts).slice(0, MOST_TEXT).arrayBuffer());
+}
+
+// --- JPEG and WebP -------------------------------------------------------------------------------
+
+/** @param {Uint8Array<ArrayBuffer>} bytes */
+function jpegText(bytes) {
+  const view = new DataView(bytes.buffer);
+  for (let at = 2; at + 4 < bytes.length && bytes[at] === 0xff && bytes[at + 1] !== 0xda; ) {
+    const length = view.getUint16(at + 2);
+    if (bytes[at + 1] === 0xe1 && latin1(bytes, at + 4, at + 8) === "Exif") {
+      return exifComment(bytes.slice(at + 10, at + 2 + length));
+    }
+    at += 2 + length;
+  }
+  return null;
+}
+
+/** @param {Uint8Array<ArrayBuffer>} bytes */
+function webpText(bytes) {
+  const view = new DataView(bytes.buffer);
+  for (let at = 12; at + 8 <= bytes.length; ) {
+    const length = view.getUint32(at + 4, true);
+    const chunk = bytes.slice(at + 8, at + 8 + length);
+    if (latin1(bytes, at, at + 4) === "EXIF") {
+      return exifComment(latin1(chunk, 0, 4) === "Exif" ? chunk.slice(6) : chunk);
+    }
+    at += 8 + length + (length % 2);
+  }
+  return null;
+}
+
+/**
+ * The UserComment of a TIFF structure.
+ * @param {Uint8Array<ArrayBuffer>} tiff
+ * @returns {string | null}
+ */
+function exifComment(tiff) {
+  const view = new DataView(tiff.buffer);
+  const little = latin1(tiff, 0, 2) === "II";
+  const root = find(view, view.getUint32(4, little), EXIF_IFD, little);
+  if (root === null) return null;
+  const entry = find(view, view.getUint32(root + 8, little), USER_COMMENT, little);
+  if (entry === null) return null;
+  const length = view.getUint32(entry + 4, little);
+  const start = view.getUint32(entry + 8, little);
+  const mark = latin1(tiff, start, start + 8);
+  const text = tiff.subarray(start + 8, start + length);
+  if (mark === "UNICODE\0") return new TextDecoder("utf-16be").decode(text);
+  return new TextDecoder().decode(text);
+}
+
+/**
+ * Where a tag's entry is within a directory.
+ * @param {DataView} view
+ * @param {number} directory
+ * @param {number} tag
+ * @param {boolean} little
+ */
+function find(view, directory, tag, little) {
+  const count = view.getUint16(directory, little);
+  for (let i = 0; i < count; i += 1) {
+    const entry = directory + 2 + i * IFD_ENTRY;
+    if (view.getUint16(entry, little) === tag) return entry;
+  }
+  return null;
+}
+
+/**
+ * @param {Uint8Array} bytes
+ * @param {number} start
+ * @param {number} [end]
+ */
+function latin1(bytes, start = 0, end = bytes.length) {
+  let text = "";
+  for (const byte of bytes.subarray(start, end)) text += String.fromCharCode(byte);
+  return text;
+}
+
+// --- AUTOMATIC1111's text ------------------------------------------------------------------------
+
+/** @type {Record<string, (value: string) => Settings>} */
+const FACTS = {
+  Steps: (value) => ({ sample_steps: Number(value) }),
+  Sampler: (value) => ({ sampler: samplerName(value) }),
+  "Schedule type": (value) => ({ schedule: scheduleName(value) }),
+  "CFG scale": (value) => ({ cfg_scale: Number(value) }),
+  Seed: (value) => ({ seed: value }),
+  Size: (value) => ({ size: value }),
+  Model: (value) => ({ model: value }),
+  "Distilled CFG Scale": (value) => ({ guidance: Number(value) }),
+  "Denoising strength": (value) => ({ strength: Number(value) }),
+};
+
+/**
+ * @param {string} text The prompt, perhaps a line with the negative prompt, and a line of facts.
+ * @returns {Settings | null} Null when it is no such text.
+ */
+export function parseParameters(text) {
+  const lines = text.trimEnd().split("\n");
+  const pairs = [...(lines.pop() ?? "").matchAll(/\s*([\w /-]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)/g)];
+  if (!pairs.some(([, name]) => name === "Steps")) return null;
+  const whole = lines.join("\n");
+  const mark = /(?:^|\n)Negative prompt: ?/.exec(whole);
+  /** @type {Settings} */
+  const settings = {
+    prompt: mark ? whole.slice(0, mark.index) : whole,
+    negative_prompt: mark ? whole.slice(mark.index + mark[0].length) : "",
+  };
+  for (const [, name, value] of pairs) Object.assign(settings, FACTS[name]?.(value.trim()));
+  return settings;
+}
+
+/**
+ * Our name of a sampler: AUTOMATIC1111 writes "Euler a" and "DPM++ 2M".
+ * @param {string} name
+ */
+function samplerName(name) {
+  return name.toLowerCase().replace(/ a$/, "_a").replaceAll(" ", "");
+}
+
+/** @param {string} name */
+function scheduleName(name) {
+  const own = name.toLowerCase().replaceAll(" ", "_");
+  return own === "automatic" ? "default" : own;
+}

@@ -1,0 +1,46 @@
+/** What stage and gallery share about finished pictures. */
+
+import { api, pathOf } from "./api.js";
+import { shortened } from "./words.js";
+
+/** @import {Job, JobImage} from "./jobs.js" */
+/** @import {Settings} from "./form.js" */
+
+/**
+ * A picture in words: its prompt.
+ * @param {Job} job
+ */
+export function nameOf(job) {
+  return shortened(job.parameters.prompt, 200) || "A picture without a prompt";
+}
+
+/**
+ * @param {Job} job
+ * @param {JobImage} image
+ */
+function fileName(job, image) {
+  const words = job.parameters.prompt.toLowerCase().match(/[a-z0-9]+/g) ?? ["picture"];
+  return `${words.slice(0, 6).join("-")}-${image.seed}.${image.format}`;
+}
+
+/**
+ * @param {Job} job
+ * @param {JobImage} image
+ * @returns {Promise<File>}
+ */
+export async function fileOf(job, image) {
+  const blob = await api.file(pathOf(image.url));
+  return new File([blob], fileName(job, image), { type: blob.type });
+}
+
+/**
+ * The settings that draw this very picture again.
+ * @param {Job} job
+ * @param {JobImage | undefined} image
+ * @returns {Settings}
+ */
+export function settingsOf(job, image) {
+  const { negative_prompt: negative = "", ...parameters } = job.parameters;
+  const one = image && job.parameters.n > 1 ? { seed: image.seed, n: 1 } : {};
+  return { ...parameters, negative_prompt: negative, ...one };
+}

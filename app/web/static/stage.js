@@ -1,0 +1,265 @@
+/** The stage: the picture in the making, its progress, and what can be done with it. */
+
+import { showPicture } from "./api.js";
+import { byId, focusStage, make } from "./dom.js";
+import { isOver } from "./jobs.js";
+import { nameOf } from "./pictures.js";
+import { counted, progressLine, shortened } from "./words.js";
+
+/** @import {Job, JobImage} from "./jobs.js" */
+
+const EXAMPLES = [
+  "a red circle on a blue background",
+  "three yellow stars",
+  "a sunset over the sea",
+  "snowy mountains at night",
+];
+
+const TITLE = document.title;
+const TICK_MS = 1_000;
+
+const welcome = byId("welcome", HTMLElement);
+const easel = byId("easel", HTMLElement);
+const work = byId("work", HTMLElement);
+const views = byId("views", HTMLElement);
+const viewCanvas = byId("view-canvas", HTMLButtonElement);
+const viewPicture = byId("view-picture", HTMLButtonElement);
+const frame = byId("frame", HTMLElement);
+const picture = byId("picture", HTMLImageElement);
+const enlarge = byId("enlarge", HTMLButtonElement);
+const trouble = byId("trouble", HTMLElement);
+const strip = byId("strip", HTMLElement);
+const progress = byId("progress", HTMLElement);
+const bar = byId("bar", HTMLProgressElement);
+const status = byId("status", HTMLElement);
+const cancel = byId("cancel", HTMLButtonElement);
+const caption = byId("caption", HTMLElement);
+const details = byId("details", HTMLElement);
+const warnings = byId("warnings", HTMLElement);
+const actions = byId("actions", HTMLElement);
+
+/**
+ * Fires "example" with a prompt; "cancel" with a Job; "open", "edit", "reuse" and "download"
+ * with {job, image}, as details.
+ */
+export class Stage extends EventTarget {
+  /** @type {Job | null} */
+  job = null;
+
+  /** The picture that was picked from the strip; else the newest is shown. */
+  #picked = -1;
+  #hasImage = false;
+  #onCanvas = false;
+
+  constructor() {
+    super();
+    byId("examples", HTMLElement).append(
+      ...EXAMPLES.map((text) =>
+        make("li", {}, make("button", { type: "button", click: () => this.#begin(text) }, text)),
+      ),
+    );
+    viewCanvas.addEventListener("click", () => this.showCanvas());
+    viewPicture.addEventListener("click", () => this.showPicture());
+    cancel.addEventListener("click", () => this.#fire("cancel", this.job));
+    enlarge.addEventListener("click", () => this.#fireImage("open"));
+    byId("edit-this", HTMLButtonElement).addEventListener("click", () => this.#fireImage("edit"));
+    byId("reuse", HTMLButtonElement).addEventListener("click", () => this.#fireImage("reuse"));
+    byId("download", HTMLButtonElement).addEventListener("click", () => this.#fireImage("download"));
+    setInterval(() => this.job && !isOver(this.job) && this.#tellProgress(this.job), TICK_MS);
+  }
+
+  /** True when the picture shown may make way for another one. */
+  get free() {
+    return !this.job || isOver(this.job);
+  }
+
+  /**
+   * Show a job, or what there is to begin with; who paints on the canvas stays there.
+   * @param {Job | null} job
+   */
+  show(job) {
+    this.job = job;
+    this.#picked = -1;
+    this.#turn(this.#onCanvas);
+    this.update();
+  }
+
+  showCanvas() {
+    this.#turn(true);
+  }
+
+  showPicture() {
+    this.#turn(false);
+  }
+
+  /**
+   * Say whether there is an image on the easel.
+   * @param {boolean} there
+   */
+  setImage(there) {
+    this.#hasImage = there;
+    this.#turn(there);
+  }
+
+  /** The job has changed. */
+  update() {
+    const { job } = this;
+    document.title = titleOf(job);
+    if (!job) return;
+    const over = isOver(job);
+    const shown = this.#shown();
+    // The button is about to go.
+    if (over && document.activeElement === cancel) focusStage();
+    work.style.setProperty("--ratio", String(ratioOf(job)));
+    const empty = !this.#showFrame(job, shown) && over;
+    this.#showTrouble(job, empty);
+    this.#showStrip(job, shown);
+    progress.hidden = empty || job.status === "completed";
+    bar.hidden = cancel.hidden = over;
+    this.#tellProgress(job);
+    caption.textContent = shortened(job.parameters.prompt, 300);
+    details.textContent = shown ? detailsOf(job, shown) : "";
+    warnings.replaceChildren(...job.warnings.map((text) => make("li", {}, text)));
+    actions.hidden = !shown && !over;
+    for (const id of ["edit-this", "download"]) byId(id, HTMLElement).hidden = !shown;
+  }
+
+  /** @param {string} prompt */
+  #begin(prompt) {
+    focusStage();
+    this.#fire("example", prompt);
+  }
+
+  /** @param {boolean} canvas */
+  #turn(canvas) {
+    this.#onCanvas = canvas && this.#hasImage;
+    welcome.hidden = this.#onCanvas || this.job !== null;
+    easel.hidden = !this.#onCanvas;
+    work.hidden = this.#onCanvas || this.job === null;
+    views.hidden = !this.#hasImage || !this.job;
+    viewCanvas.setAttribute("aria-pressed", String(this.#onCanvas));
+    viewPicture.setAttribute("aria-pressed", String(!this.#onCanvas));
+  }
+
+  /** @returns {JobImage | undefined} */
+  #shown() {
+    const images = this.job?.images ?? [];
+    if (this.#picked >= 0) return images.find((image) => image.index === this.#picked);
+    // The next picture is on its way: that one is to be seen.
+    const drawing = this.job && !isOver(this.job) && images.length < this.job.parameters.n;
+    return drawing ? undefined : images[0];
+  }
+
+  /**
+   * @param {Job} job
+   * @param {JobImage | undefined} shown
+   * @returns {boolean} There is something to be seen.
+   */
+  #showFrame(job, shown) {
+    const failed = job.status === "failed";
+    const unfinished = failed ? undefined : (job.preview?.url ?? job.images.at(-1)?.url);
+    const source = shown?.url ?? unfinished;
+    picture.hidden = !source;
+    picture.alt = shown ? nameOf(job) : `Unfinished: ${nameOf(job)}`;
+    if (source) showPicture(picture, source);
+    enlarge.disabled = !shown;
+    frame.classList.toggle("waiting", !source && !isOver(job));
+    return Boolean(source);
+  }
+
+  /**
+   * @param {Job} job
+   * @param {boolean} empty It has ended and there is nothing to be seen of it.
+   */
+  #showTrouble(job, empty) {
+    const failed = job.status === "failed";
+    enlarge.hidden = empty;
+    trouble.hidden = !empty;
+    byId("trouble-title", HTMLElement).textContent = failed
+      ? "This picture could not be drawn."
+      : "There is no picture of this job.";
+    byId("trouble-text", HTMLElement).textContent = job.error?.message ?? "";
+  }
+
+  /**
+   * @param {Job} job
+   * @param {JobImage | undefined} shown
+   */
+  #showStrip(job, shown) {
+    const count = job.parameters.n;
+    strip.hidden = count < 2;
+    if (count < 2) return;
+    while (strip.children.length > count) strip.lastElementChild?.remove();
+    while (strip.children.length < count) strip.append(this.#stripItem(strip.children.length));
+    for (let index = 0; index < count; index += 1) {
+      const image = job.images.find((candidate) => candidate.index === index);
+      const button = /** @type {HTMLButtonElement} */ (strip.children[index].firstElementChild);
+      const thumb = /** @type {HTMLImageElement} */ (button.firstElementChild);
+      const drawing = index === job.index && !isOver(job);
+      const source = image?.url ?? (drawing ? job.preview?.url : undefined);
+      thumb.hidden = !source;
+      if (source) showPicture(thumb, source);
+      button.disabled = !image && !drawing;
+      const current = image ? image === shown : drawing && !shown;
+      button.setAttribute("aria-current", String(current));
+      button.dataset.drawing = String(drawing && !image);
+    }
+  }
+
+  /** @param {number} index */
+  #stripItem(index) {
+    const pick = () => {
+      const finished = this.job?.images.some((image) => image.index === index);
+      this.#picked = finished ? index : -1;
+      this.update();
+    };
+    const label = `Picture ${index + 1}`;
+    return make(
+      "li",
+      {},
+      make("button", { type: "button", "aria-label": label, click: pick }, make("img", { alt: "" })),
+    );
+  }
+
+  /** @param {Job} job */
+  #tellProgress(job) {
+    const line = progressLine(job);
+    if (status.textContent !== line) status.textContent = line;
+    if (job.status === "running" || job.status === "loading") bar.value = job.progress;
+    // A bar without a value shows that nothing can be said yet.
+    else bar.removeAttribute("value");
+  }
+
+  /**
+   * @param {string} name
+   * @param {unknown} detail
+   */
+  #fire(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+
+  /** @param {string} name */
+  #fireImage(name) {
+    this.#fire(name, { job: this.job, image: this.#shown() });
+  }
+}
+
+/** @param {Job | null} job */
+function titleOf(job) {
+  return job?.status === "running" ? `${Math.floor(job.progress)} % · ${TITLE}` : TITLE;
+}
+
+/**
+ * @param {Job} job
+ * @param {JobImage} image
+ */
+function detailsOf(job, image) {
+  const size = `${image.width} × ${image.height}`;
+  return [size, counted(job.parameters.sample_steps, "step"), `seed ${image.seed}`].join(" · ");
+}
+
+/** @param {Job} job */
+function ratioOf(job) {
+  const [width, height] = (job.parameters.size ?? "1x1").split("x").map(Number);
+  return width / height || 1;
+}

@@ -1,0 +1,150 @@
+/** One picture, large, with what it was drawn with. */
+
+import { showPicture } from "./api.js";
+import { byId, make } from "./dom.js";
+import { nameOf } from "./pictures.js";
+import { counted, facts } from "./words.js";
+
+/** @import {Entry, Gallery} from "./gallery.js" */
+
+const dialog = byId("viewer", HTMLDialogElement);
+const large = byId("viewer-image", HTMLImageElement);
+const gone = byId("viewer-gone", HTMLElement);
+const previous = byId("viewer-previous", HTMLButtonElement);
+const next = byId("viewer-next", HTMLButtonElement);
+const sure = byId("viewer-sure", HTMLElement);
+const viewerError = byId("viewer-error", HTMLElement);
+const deleteButton = byId("viewer-delete", HTMLButtonElement);
+
+/** Fires "reuse", "edit" and "download" with an Entry as detail. */
+export class Viewer extends EventTarget {
+  /** @type {Entry | null} */
+  #entry = null;
+  #gallery;
+  #remove;
+
+  /**
+   * @param {Gallery} gallery Whose pictures are leafed through.
+   * @param {(id: string) => Promise<void>} remove Deletes a job.
+   */
+  constructor(gallery, remove) {
+    super();
+    this.#gallery = gallery;
+    this.#remove = remove;
+    previous.addEventListener("click", () => this.#turn(-1));
+    next.addEventListener("click", () => this.#turn(1));
+    dialog.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowLeft") this.#turn(-1);
+      if (event.key === "ArrowRight") this.#turn(1);
+    });
+    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    on("viewer-close", () => dialog.close());
+    on("viewer-reuse", () => this.#leave("reuse"));
+    on("viewer-edit", () => this.#leave("edit"));
+    on("viewer-download", () => this.#fire("download"));
+    on("viewer-delete", () => this.#ask());
+    on("viewer-keep", () => this.#unask());
+    on("viewer-delete-now", () => this.#delete());
+  }
+
+  /** @param {Entry} entry */
+  open(entry) {
+    this.#entry = entry;
+    this.#show(entry);
+    if (!dialog.open) dialog.showModal();
+  }
+
+  /** @param {Entry} entry */
+  #show({ job, image }) {
+    sure.hidden = true;
+    viewerError.textContent = "";
+    large.hidden = !image;
+    gone.textContent = image ? "" : `This picture could not be drawn. ${job.error?.message ?? ""}`;
+    if (image) {
+      large.alt = nameOf(job);
+      large.width = image.width;
+      large.height = image.height;
+      large.style.setProperty("--ratio", String(image.width / image.height));
+      showPicture(large, image.url, () => {
+        large.hidden = true;
+        gone.textContent = "This picture is no longer there.";
+      });
+    }
+    byId("viewer-title", HTMLElement).textContent = nameOf(job);
+    const pairs = facts(job.parameters, image?.seed ?? job.parameters.seed);
+    pairs.push(["Drawn", dateAndTime(job.created)]);
+    if (job.expires) pairs.push(["Kept until", dateAndTime(job.expires)]);
+    byId("viewer-facts", HTMLElement).replaceChildren(
+      ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
+    );
+    for (const id of ["viewer-edit", "viewer-download"]) byId(id, HTMLElement).hidden = !image;
+    const place = this.#place();
+    previous.disabled = place <= 0;
+    next.disabled = place < 0 || place >= this.#gallery.entries.length - 1;
+  }
+
+  #place() {
+    const { job, image } = /** @type {Entry} */ (this.#entry);
+    return this.#gallery.entries.findIndex(
+      (entry) => entry.job.id === job.id && entry.image?.index === image?.index,
+    );
+  }
+
+  /** @param {number} way */
+  #turn(way) {
+    const place = this.#place();
+    const entry = place < 0 ? undefined : this.#gallery.entries[place + way];
+    if (entry) this.open(entry);
+  }
+
+  /** @param {string} name */
+  #leave(name) {
+    dialog.close();
+    this.#fire(name);
+  }
+
+  /** @param {string} name */
+  #fire(name) {
+    this.dispatchEvent(new CustomEvent(name, { detail: this.#entry }));
+  }
+
+  #ask() {
+    const count = this.#entry?.job.images.length ?? 0;
+    byId("viewer-question", HTMLElement).textContent =
+      count > 1 ? `Delete all ${counted(count, "picture")} of this job?` : "Delete it for good?";
+    sure.hidden = false;
+    byId("viewer-keep", HTMLButtonElement).focus();
+  }
+
+  #unask() {
+    sure.hidden = true;
+    deleteButton.focus();
+  }
+
+  async #delete() {
+    const entry = /** @type {Entry} */ (this.#entry);
+    try {
+      const place = this.#place();
+      await this.#remove(entry.job.id);
+      dialog.close();
+      this.#gallery.focus(place);
+    } catch (error) {
+      sure.hidden = true;
+      viewerError.textContent = `It was not deleted. ${/** @type {Error} */ (error).message}`;
+    }
+  }
+}
+
+/** @param {number} seconds Unix time. */
+function dateAndTime(seconds) {
+  const options = /** @type {const} */ ({ dateStyle: "medium", timeStyle: "short" });
+  return new Date(seconds * 1000).toLocaleString([], options);
+}
+
+/**
+ * @param {string} id
+ * @param {() => void} act
+ */
+function on(id, act) {
+  byId(id, HTMLButtonElement).addEventListener("click", act);
+}

@@ -1,0 +1,121 @@
+/** Numbers and states in words. */
+
+/** @import {Job} from "./jobs.js" */
+
+/**
+ * @param {number} seconds
+ * @returns {string} "4 s", "1 min 10 s", "2 h 5 min".
+ */
+export function duration(seconds) {
+  const whole = Math.max(1, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return whole % 60 ? `${minutes} min ${whole % 60} s` : `${minutes} min`;
+  return minutes % 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${minutes / 60} h`;
+}
+
+/**
+ * @param {string} text
+ * @param {number} length
+ */
+export function shortened(text, length) {
+  const line = text.replace(/\s+/g, " ").trim();
+  return line.length > length ? `${line.slice(0, length - 1).trimEnd()}…` : line;
+}
+
+/**
+ * @param {number} count
+ * @param {string} one
+ * @param {string} [many]
+ */
+export function counted(count, one, many = `${one}s`) {
+  return `${count} ${count === 1 ? one : many}`;
+}
+
+/**
+ * Where a job is, in one line.
+ * @param {Job} job
+ */
+export function progressLine(job) {
+  return [position(job), speed(job), timeLeft(job)].filter(Boolean).join(" · ");
+}
+
+/** @param {Job} job */
+function position(job) {
+  switch (job.status) {
+    case "queued":
+      if (job.queue_position === null) return "Waiting";
+      return job.queue_position ? `${counted(job.queue_position, "job")} before it` : "Next in line";
+    case "loading":
+      return "Loading the model";
+    case "running":
+      return [pictureOf(job), stepOf(job)].filter(Boolean).join(" · ");
+    case "completed":
+      return "Finished";
+    case "cancelled":
+      return "Cancelled";
+    default:
+      return `Failed: ${job.error?.message ?? ""}`;
+  }
+}
+
+/** @param {Job} job */
+function pictureOf(job) {
+  const { n } = job.parameters;
+  return n > 1 ? `Picture ${Math.min(job.index + 1, n)} of ${n}` : "";
+}
+
+/** @param {Job} job */
+function stepOf(job) {
+  if (!job.step) return "Reading the prompt";
+  return job.step < job.steps ? `Step ${job.step} of ${job.steps}` : "Finishing";
+}
+
+/** @param {Job} job */
+function speed(job) {
+  const rate = job.status === "running" ? job.steps_per_second : null;
+  if (!rate) return "";
+  return rate >= 1 ? `${rate.toFixed(1)} steps/s` : `${duration(1 / rate)} a step`;
+}
+
+/** @param {Job} job */
+function timeLeft(job) {
+  if (job.eta_seconds === null || job.ended) return "";
+  const left = job.eta_seconds - (performance.now() - job.heard) / 1000;
+  return left > 0.5 ? `${duration(left)} left` : "";
+}
+
+/**
+ * The options of a picture, for people.
+ * @param {Job["parameters"]} parameters
+ * @param {string} seed
+ * @returns {[string, string][]}
+ */
+export function facts(parameters, seed) {
+  const p = parameters;
+  /** @type {[string, unknown][]} */
+  const pairs = [
+    ["Negative prompt", p.negative_prompt],
+    ["Model", p.model],
+    ["Size", p.size?.replace("x", " × ")],
+    ["Steps", p.sample_steps],
+    ["Sampler", p.sampler],
+    ["Schedule", p.schedule],
+    ["CFG scale", p.cfg_scale],
+    ["Guidance", p.guidance],
+    ["Strength", p.strength],
+    ["Seed", seed],
+  ];
+  return pairs
+    .filter(([, value]) => value !== null && value !== undefined && value !== "")
+    .map(([name, value]) => [name, String(value)]);
+}
+
+/**
+ * An error's sentence where its field stands beside it: without the field's name in front.
+ * @param {string} message
+ */
+export function sentence(message) {
+  const text = message.replace(/^'[^']*': /, "");
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}

@@ -1,0 +1,165 @@
+"""The commands for jobs, against running servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_cli import environment, opened, said, sdstream
+from tests.jobs import begin, look, wait_for
+from tests.servers import ServerProcess, free_port, running_server
+
+QUICK = ("--size", "64x64", "--steps", "3", "--seed", "5")
+
+
+def test_begin_watch_and_fetch(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """--async prints the id and leaves; watch shows the way and writes the images."""
+    server = ("--server", fake_server.url)
+    begun = sdstream("generate", "a", *QUICK, "-n", "2", "--async", *server, folder=tmp_path)
+    assert begun.returncode == 0, said(begun)
+    job = begun.stdout.decode().strip()
+    assert re.fullmatch(r"job_[\w-]+", job)
+    watched = sdstream("watch", job, "-o", "x.png", *server, folder=tmp_path)
+    assert watched.returncode == 0, said(watched)
+    assert "seed 5, x-1.png seed 6, x-2.png" in said(watched)
+    assert opened(tmp_path / "x-2.png").size == (64, 64)
+
+
+def test_async_needs_a_server(tmp_path: Path) -> None:
+    """The engine of one command could not go on after it."""
+    result = sdstream("generate", "a", "--async", folder=tmp_path)
+    assert result.returncode == 2
+    assert "--server" in said(result)
+
+
+def test_list_of_jobs(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """Newest first, by status, as a table or as JSON."""
+    old = begin(fake_server, {"prompt": "the old one", "size": "64x64", "steps": 1})["id"]
+    wait_for(fake_server, old, "completed")
+    new = begin(fake_server, {"prompt": "fail=1", "size": "64x64", "steps": 2})["id"]
+    wait_for(fake_server, new, "failed")
+    server = ("--server", fake_server.url)
+    table = sdstream("jobs", *server, folder=tmp_path).stdout.decode()
+    assert table.index(new) < table.index(old)
+    found = json.loads(sdstream("jobs", "--json", "--limit", "1", *server, folder=tmp_path).stdout)
+    assert [job["id"] for job in found] == [new]
+    some = sdstream("jobs", "--status", "failed", "--status", "cancelled", *server, folder=tmp_path)
+    assert new in some.stdout.decode()
+    assert old not in some.stdout.decode()
+
+
+def test_watch_tells_how_a_job_failed(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """In one line and by the exit code."""
+    job = begin(fake_server, {"prompt": "fail=1", "size": "64x64", "steps": 2})["id"]
+    result = sdstream("watch", job, "--server", fake_server.url, folder=tmp_path)
+    assert result.returncode == 1
+    assert said(result).endswith("Error: The fake engine was told to fail.")
+    unknown = sdstream("watch", "job_nobody", "--server", fake_server.url, folder=tmp_path)
+    assert unknown.returncode == 1
+    assert "never was here" in said(unknown)
+    assert "Traceback" not in said(unknown)
+
+
+def test_cancel(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """What became of it is said in words."""
+    body = {"prompt": "step=0.1", "size": "64x64", "steps": 150}
+    job = begin(fake_server, body)["id"]
+    wait_for(fake_server, job, "running")
+    server = ("--server", fake_server.url)
+    assert b"cancelled" in (sdstream("cancel", job, *server, folder=tmp_path).stdout) or (
+        wait_for(fake_server, job, "cancelled")
+    )
+    wait_for(fake_server, job, "cancelled")
+    again = sdstream("cancel", job, *server, folder=tmp_path)
+    assert again.stdout == b"The job had ended already: cancelled.\n"
+
+
+def test_ctrl_c_leaves_the_job_running(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """Only the watching ends."""
+    job = begin(fake_server, {"prompt": "step=0.1", "size": "64x64", "steps": 30})["id"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "watch", job, "--server", fake_server.url],
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    wait_for(fake_server, job, "running")
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert f"sdstream watch {job}" in " ".join(errors.decode().split())
+    assert look(fake_server, job)["status"] in ("running", "completed")
+    assert wait_for(fake_server, job, "completed")["attempts"] == 1
+
+
+def test_watching_over_a_restart(tmp_path: Path) -> None:
+    """The server is killed in the middle and started again: the same command sees the end."""
+    port = free_port()
+    with running_server(tmp_path, engine="fake", port=port) as server:
+        job = begin(server, {"prompt": "step=0.1", "size": "64x64", "steps": 20})["id"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "watch", job, "--server", server.url, "-o", "x.png"],
+            stderr=subprocess.PIPE,
+            env=environment(),
+            cwd=tmp_path,
+        )
+        wait_for(server, job, "running")
+        time.sleep(1.0)
+        server.stop(signal.SIGKILL)
+    with running_server(tmp_path, engine="fake", port=port):
+        _, errors = process.communicate(timeout=40)
+    assert process.returncode == 0, errors.decode()
+    assert opened(tmp_path / "x.png").size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("answers", "sign"),
+    [
+        ({}, "▀"),
+        ({b"\x1b[c": b"\x1b[?62;4;22c"}, "\x1bP"),  # device attributes with Sixel
+    ],
+    ids=["half blocks", "sixel"],
+)
+def test_pictures_in_the_terminal(
+    tmp_path: Path, fake_server: ServerProcess, answers: dict[bytes, bytes], sign: str
+) -> None:
+    """A terminal gets the picture as it can show it; --no-show and pipes get none."""
+    command = ("generate", "a", *QUICK, "-o", "x.png", "--server", fake_server.url)
+    assert sign in in_a_terminal(tmp_path, answers, *command)
+    assert sign not in in_a_terminal(tmp_path, answers, *command, "--no-show")
+    assert sdstream(*command, folder=tmp_path).stdout == b""
+
+
+def in_a_terminal(folder: Path, answers: dict[bytes, bytes], *arguments: str) -> str:
+    """Run a command in a pseudo-terminal that answers some questions; returns what it wrote."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        termios.tcsetwinsize(0, (40, 100))
+        variables = {**environment(), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+        os.execve(sys.executable, [sys.executable, "-m", "app", *arguments], variables)
+    written = b""
+    open_questions = dict(answers)
+    while select.select([terminal], [], [], 40)[0]:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # the other side is closed
+            break
+        written += part
+        for question in [q for q in open_questions if q in written]:
+            os.write(terminal, open_questions.pop(question))
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, written.decode(errors="replace")
+    return written.decode(errors="replace")

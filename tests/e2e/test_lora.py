@@ -1,0 +1,118 @@
+"""LoRAs of the operator's folder, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.servers import ServerProcess, running_server
+
+BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 4}
+LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"
+
+
+def write_lora(path: Path, layer: str) -> None:
+    """A LoRA of rank 4 for one layer of 256 to 768, drawn from a seed."""
+    random = np.random.default_rng(1)
+    tensors = {
+        f"{layer}.lora_A.weight": random.normal(size=(4, 256)) * 0.3,
+        f"{layer}.lora_B.weight": random.normal(size=(768, 4)) * 0.3,
+    }
+    header, data = {}, b""
+    for name, values in tensors.items():
+        raw = values.astype("<f4").tobytes()
+        place = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": place}
+        data += raw
+    head = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(head)) + head + data)
+
+
+@pytest.fixture(scope="module")
+def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with one LoRA that fits, one that does not, and one that is none."""
+    folder = tmp_path_factory.mktemp("lora")
+    loras = folder / "loras"
+    loras.mkdir()
+    write_lora(loras / "bent.safetensors", LAYER)
+    write_lora(loras / "foreign.safetensors", "diffusion_model.no_such_block.7.attn")
+    (loras / "garbage.safetensors").write_bytes(b"garbage" * 100)
+    (loras / "notes.txt").write_text("no LoRA")
+    with running_server(folder, lora_dir=loras) as server:
+        yield server
+
+
+def drawn(server: ServerProcess, *loras: dict[str, Any]) -> str:
+    """The picture in base64, with these LoRAs."""
+    answer = server.post({**BODY, "lora": [*loras]} if loras else BODY)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["parameters"].get("lora", []) == [*loras]
+    picture: str = answer.json()["data"][0]["b64_json"]
+    return picture
+
+
+def test_a_lora_acts_by_its_scale_and_leaves_nothing_behind(lora_server: ServerProcess) -> None:
+    """Each scale is a picture of its own, and the next request is as if it never was."""
+    plain = drawn(lora_server)
+    strong = drawn(lora_server, {"id": "bent", "scale": 1.0})
+    weak = drawn(lora_server, {"id": "bent", "scale": 0.25})
+    assert len({plain, strong, weak}) == 3
+    assert drawn(lora_server) == plain
+    assert drawn(lora_server, {"id": "bent", "scale": 1.0}) == strong
+
+
+def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProcess) -> None:
+    """Names without paths; without a folder there are none."""
+    data = httpx2.get(f"{lora_server.url}/v1/loras").json()["data"]
+    assert [lora["id"] for lora in data] == ["bent", "foreign", "garbage"]
+    assert httpx2.get(f"{native_server.url}/v1/loras").json()["data"] == []
+
+
+@pytest.mark.parametrize("name", ["foreign", "garbage"])
+def test_a_lora_that_does_not_fit_is_said_so(lora_server: ServerProcess, name: str) -> None:
+    """The runtime would draw without it; here the job fails, and the next does not."""
+    answer = lora_server.post({**BODY, "lora": [{"id": name}]})
+    assert answer.status_code == 500
+    assert "does not fit" in answer.json()["error"]["message"]
+    assert lora_server.post(BODY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        [{"id": "nobody"}],
+        [{"id": "../loras/bent"}],
+        [{"id": "bent.safetensors"}],
+        [{"id": ""}],
+        [{"id": "bent"}, {"id": "bent"}],
+        [{"id": "bent", "scale": 11}],
+        [{"id": "bent", "path": "/etc/passwd"}],
+        "bent",
+    ],
+)
+def test_bad_choices(lora_server: ServerProcess, lora: Any) -> None:
+    """Never a path, and never in silence."""
+    answer = lora_server.post({**BODY, "lora": lora})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith("lora")
+
+
+def test_in_a_form(lora_server: ServerProcess) -> None:
+    """As JSON in a text field, and in the query of an EventSource."""
+    form = {"prompt": "a", "steps": "2", "size": "64x64", "lora": '[{"id": "bent", "scale": 0.5}]'}
+    files = {"image": httpx2.get(_image_of(lora_server)).content}
+    answer = httpx2.post(f"{lora_server.url}/v1/images/edits", data=form, files=files, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["parameters"]["lora"] == [{"id": "bent", "scale": 0.5}]
+
+
+def _image_of(server: ServerProcess) -> str:
+    url: str = server.post({**BODY, "response_format": "url"}).json()["data"][0]["url"]
+    return url

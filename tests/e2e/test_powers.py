@@ -1,0 +1,92 @@
+"""Further options of the runtime, on the embedded model: each acts, and none harms the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.pictures import from_base64
+from tests.servers import Call, ServerProcess
+
+BODY: dict[str, Any] = {"prompt": "a red circle", "size": "128x128", "seed": 7, "sample_steps": 8}
+
+
+def drawn(server: ServerProcess, **options: Any) -> bytes:
+    """The pixels of a picture; its parameters tell every option back."""
+    body = {**BODY, **options}
+    answer = server.post({name: value for name, value in body.items() if value is not None})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()["parameters"]
+    for name, value in options.items():
+        if value is not None:
+            assert told[name] == value
+    return from_base64(answer.json()["data"][0]["b64_json"]).tobytes()
+
+
+@pytest.fixture(scope="module")
+def plain(native_server: ServerProcess) -> bytes:
+    """The picture without any option."""
+    return drawn(native_server)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flow_shift": 6.0},
+        {"slg_scale": 2.5, "slg_layers": [0], "slg_start": 0.0, "slg_end": 1.0},
+        {"sigmas": [1.0, 0.8, 0.6, 0.4, 0.2, 0.0], "sample_steps": None},
+        {"sampler": "euler_a", "eta": 0.0},
+        {"sample_steps": 20, "cache_mode": "easycache"},
+        {"sample_steps": 20, "cache_mode": "dbcache"},
+        {"sample_steps": 20, "cache_mode": "taylorseer"},
+        {"sample_steps": 20, "cache_mode": "cache-dit", "cache_threshold": 0.5},
+        {"sample_steps": 20, "cache_mode": "spectrum"},
+    ],
+    ids=lambda options: next(iter(options.values() if "cache_mode" in options else options)),
+)
+def test_an_option_acts(
+    native_server: ServerProcess, plain: bytes, options: dict[str, Any]
+) -> None:
+    """The picture is another one than without it, and the next is as before."""
+    without = {
+        name: value for name, value in options.items() if name in ("sampler", "sample_steps")
+    }
+    assert drawn(native_server, **options) != drawn(native_server, **without)
+    assert drawn(native_server) == plain
+
+
+def test_tiling_is_taken(native_server: ServerProcess) -> None:
+    """The tiny autoencoder has no tiles, so nothing changes; it must not harm either."""
+    assert len(drawn(native_server, vae_tiling=True)) == 128 * 128 * 3
+
+
+@pytest.mark.parametrize("upscaler", ["latent", "latent-bicubic", "nearest", "lanczos"])
+def test_hires(native_server: ServerProcess, plain: bytes, upscaler: str) -> None:
+    """The image has the larger size, and progress counts both passes as one."""
+    body = {**BODY, "size": "64x64", "hires_scale": 1.5, "hires_upscaler": upscaler,
+            "hires_steps": 4, "stream": True}  # fmt: skip
+    events = [*Call(native_server, body).events()]
+    steps = [event["data"][0]["progressed_steps"] for event in events]
+    assert steps == sorted(steps)
+    assert max(steps) == events[-1]["data"][0]["progress_steps"] in (8 + 4, 8 + 5)
+    assert events[-1]["size"] == "96x96"
+    assert from_base64(events[-1]["data"][0]["b64_json"]).size == (96, 96)
+    assert drawn(native_server) == plain
+
+
+def test_automatic1111s_hires_fix(native_server: ServerProcess) -> None:
+    """By its own names."""
+    body = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "enable_hr": True,
+            "hr_scale": 2, "hr_upscaler": "Latent (nearest)", "hr_second_pass_steps": 2,
+            "denoising_strength": 0.6}  # fmt: skip
+    answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert from_base64(answer.json()["images"][0]).size == (128, 128)
+    for wrong, param in (
+        ({"hr_upscaler": "R-ESRGAN"}, "hr_upscaler"),
+        ({"hr_prompt": "x"}, "hr_prompt"),
+    ):
+        answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", json={**body, **wrong})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)

@@ -1,0 +1,182 @@
+"""Several models side by side within a budget of memory, from the fake engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.integration.test_http import error_of
+from tests.jobs import begin, look, wait_for
+from tests.servers import ServerProcess, running_server, wait_until
+
+QUICK: dict[str, Any] = {"prompt": "step=0.02", "size": "64x64", "sample_steps": 5}
+LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 20}
+
+
+def catalogue(folder: Path, **models: str) -> Path:
+    """A models.yaml of fake models; each value is YAML that its entry has beside the usual."""
+    entries = [
+        f"  - {{id: {name}, family: sd3, files: {{model: x}}, size: {{min: 64}}{more}}}"
+        for name, more in models.items()
+    ]
+    path = folder / "models.yaml"
+    path.write_text("models:\n" + "\n".join(entries) + "\n")
+    return path
+
+
+def state_of(server: ServerProcess, model: str) -> dict[str, Any]:
+    """A model as the server tells it."""
+    found: dict[str, Any] = httpx2.get(f"{server.url}/v1/models/{model}").json()
+    return found
+
+
+@pytest.fixture(scope="module")
+def worker_mb(fake_server: ServerProcess) -> float:
+    """Memory of a fake worker, in MiB."""
+    return float(state_of(fake_server, "embedded")["resident_bytes"]) / 2**20
+
+
+def test_three_models_in_room_for_two(tmp_path: Path, worker_mb: float) -> None:
+    """Sixty mixed requests at once all end right, and memory stays within the budget."""
+    models = catalogue(tmp_path, a="", b="", c="")
+    budget = int(2.6 * worker_mb)
+    with running_server(
+        tmp_path, engine="fake", models=models, memory_mb=budget, queue_images=100
+    ) as server:
+        highest = 0
+        over = threading.Event()
+
+        def look_at_memory() -> None:
+            nonlocal highest
+            while not over.wait(0.05):
+                data = httpx2.get(f"{server.url}/v1/models").json()["data"]
+                highest = max(highest, sum(model["resident_bytes"] for model in data))
+
+        watcher = threading.Thread(target=look_at_memory)
+        watcher.start()
+        with ThreadPoolExecutor(20) as pool:
+            bodies = [{**QUICK, "model": "abc"[n * 7 % 3], "seed": n} for n in range(60)]
+            answers = [*pool.map(server.post, bodies)]
+        over.set()
+        watcher.join()
+        assert {answer.status_code for answer in answers} == {200}
+        for body, answer in zip(bodies, answers, strict=True):
+            assert answer.json()["model"] == body["model"]
+            assert answer.json()["data"][0]["seed"] == body["seed"]
+        assert highest <= budget * 2**20
+        evictions = server.metric("sdstream_worker_evictions")
+        assert 1 <= evictions < 60
+        loads = len(server.log_lines(" loaded in "))
+        assert loads == evictions + len(
+            [w for w in "abc" if state_of(server, w)["state"] != "unloaded"]
+        )
+
+
+def test_a_busy_model_is_never_stopped(tmp_path: Path, worker_mb: float) -> None:
+    """Another one waits for its room until the job is over, and is overtaken by none."""
+    models = catalogue(tmp_path, a="", b="")
+    with running_server(
+        tmp_path, engine="fake", models=models, memory_mb=int(1.5 * worker_mb)
+    ) as server:
+        running = begin(server, {**LONG, "model": "a"})["id"]
+        wait_for(server, running, "running")
+        other = begin(server, {**QUICK, "model": "b"})["id"]
+        later = begin(server, {**QUICK, "model": "a"})["id"]
+        assert look(server, other)["status"] == "queued"
+        ends = {job: wait_for(server, job, "completed") for job in (running, other, later)}
+        assert ends[running]["attempts"] == 1
+        assert ends[running]["ended"] <= ends[other]["started"] <= ends[later]["started"]
+
+
+def test_models_draw_at_the_same_time(tmp_path: Path) -> None:
+    """Where there is room, a job of one model does not wait for one of another."""
+    models = catalogue(tmp_path, a="", b="")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        slow = begin(server, {**LONG, "model": "a"})["id"]
+        wait_for(server, slow, "running")
+        assert server.post({**QUICK, "model": "b"}).status_code == 200
+        assert look(server, slow)["status"] == "running"
+        assert server.metric("sdstream_running_jobs") == 1
+
+
+def test_a_loading_model_is_loaded_once(tmp_path: Path) -> None:
+    """However many jobs wait for it."""
+    models = catalogue(tmp_path, a="", b="")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        with ThreadPoolExecutor(10) as pool:
+            answers = [
+                *pool.map(lambda n: server.post({**QUICK, "model": "b", "seed": n}), range(10))
+            ]
+        assert {answer.status_code for answer in answers} == {200}
+        assert len(server.log_lines("model b loaded")) == 1
+
+
+def test_replicas(tmp_path: Path) -> None:
+    """Two workers of one model draw two jobs at once; one of them dying harms the other's not."""
+    models = catalogue(tmp_path, a=", replicas: 2")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        jobs = [begin(server, {**LONG, "seed": n})["id"] for n in range(2)]
+        for job in jobs:
+            wait_for(server, job, "running")
+        assert server.metric("sdstream_running_jobs") == 2
+        model = state_of(server, "a")
+        assert (model["workers"], model["replicas"], model["state"]) == (2, 2, "busy")
+        pid = server.worker_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        tries = sorted(wait_for(server, job, "completed")["attempts"] for job in jobs)
+        assert tries == [1, 2]
+
+
+def test_keep_alive(tmp_path: Path) -> None:
+    """An idle model goes after its time and comes back when it is needed."""
+    models = catalogue(tmp_path, a="", b=", keep_alive: 0.3")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        assert server.post({**QUICK, "model": "b"}).status_code == 200
+        wait_until(lambda: state_of(server, "b")["state"] == "unloaded", 5, "it stays")
+        assert state_of(server, "a")["state"] == "ready"
+        assert server.post({**QUICK, "model": "b"}).status_code == 200
+
+
+def test_load_and_unload(tmp_path: Path) -> None:
+    """By hand; a busy model finishes its job first."""
+    models = catalogue(tmp_path, a="", b="")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        url = f"{server.url}/v1/models"
+        assert state_of(server, "b")["state"] == "unloaded"
+        assert httpx2.post(f"{url}/b/load", timeout=20).json()["state"] == "ready"
+        assert httpx2.post(f"{url}/b/load", timeout=20).json()["workers"] == 1
+        assert httpx2.post(f"{url}/b/unload").json()["state"] == "unloaded"
+        job = begin(server, {**LONG, "sample_steps": 6})["id"]
+        wait_for(server, job, "running")
+        assert httpx2.post(f"{url}/a/unload").json()["state"] == "busy"
+        assert wait_for(server, job, "completed")["attempts"] == 1
+        wait_until(lambda: state_of(server, "a")["state"] == "unloaded", 5, "it stays")
+        assert httpx2.get(f"{server.url}/readyz").status_code == 503
+        unknown = httpx2.post(f"{url}/nobody/load")
+        assert (unknown.status_code, error_of(unknown)["reason"]) == (404, "model_not_found")
+
+
+def test_a_model_that_cannot_be_loaded_harms_no_other(tmp_path: Path) -> None:
+    """It says why, on every route that tells of it; the next load tries again."""
+    models = catalogue(tmp_path, a="")
+    broken = "  - {id: broken, family: sd3, files: {model: broken}, size: {min: 64}}\n"
+    models.write_text(models.read_text() + broken)
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        answer = server.post({**QUICK, "model": "broken"})
+        assert (answer.status_code, error_of(answer)["reason"]) == (503, "model_unavailable")
+        assert state_of(server, "broken")["state"] == "failed"
+        assert "damaged" in state_of(server, "broken")["error"]
+        again = httpx2.post(f"{server.url}/v1/models/broken/load", timeout=30)
+        assert (again.status_code, "damaged" in again.text) == (503, True)
+        assert server.post({**QUICK, "model": "a"}).status_code == 200
+        time.sleep(0.1)
+        assert server.is_ready()

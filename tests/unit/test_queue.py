@@ -1,0 +1,123 @@
+"""The fair queue, by examples and under random call orders."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.queue import FairQueue, Priority
+
+
+def queue_of(*items: str, priority: Priority = Priority.NORMAL) -> FairQueue[str]:
+    """Items whose first letter is their owner, one image each."""
+    queue: FairQueue[str] = FairQueue()
+    for item in items:
+        queue.push(item, owner=item[0], images=1, priority=priority)
+    return queue
+
+
+def all_of(queue: FairQueue[str]) -> list[str]:
+    """Everything that waits, taken out."""
+    return [queue.pop() for _ in range(len(queue))]
+
+
+def test_one_owner_is_served_in_order() -> None:
+    """Without anybody else it is a plain queue."""
+    queue = queue_of("a1", "a2", "a3")
+    assert (list(queue), len(queue), queue.images()) == (["a1", "a2", "a3"], 3, 3)
+    assert all_of(queue) == ["a1", "a2", "a3"]
+
+
+def test_owners_take_turns() -> None:
+    """Somebody with one picture does not wait for all of somebody's fifty."""
+    assert all_of(queue_of("a1", "a2", "a3", "b1", "b2")) == ["a1", "b1", "a2", "b2", "a3"]
+
+
+def test_a_turn_is_counted_in_images() -> None:
+    """Ten images in one job cost ten turns."""
+    queue: FairQueue[str] = FairQueue()
+    queue.push("a1", owner="a", images=10, priority=Priority.NORMAL)
+    queue.push("a2", owner="a", images=1, priority=Priority.NORMAL)
+    for number in range(11):
+        queue.push(f"b{number}", owner="b", images=1, priority=Priority.NORMAL)
+    order = all_of(queue)
+    assert order[0] == "a1"
+    assert order.index("a2") == 11  # after as many images of the other
+
+
+def test_nobody_saves_turns_up() -> None:
+    """Who was away while others drew begins where they are now, not before them all."""
+    queue = queue_of("a1", "a2", "a3", "a4")
+    assert [queue.pop(), queue.pop(), queue.pop()] == ["a1", "a2", "a3"]
+    for item in ("b1", "b2", "a5"):
+        queue.push(item, owner=item[0], images=1, priority=Priority.NORMAL)
+    assert all_of(queue) == ["b1", "a4", "b2", "a5"]
+
+
+def test_better_classes_go_first() -> None:
+    """High before normal before low, whoever came first."""
+    queue = queue_of("a1", "b1", priority=Priority.LOW)
+    queue.push("a2", owner="a", images=1, priority=Priority.NORMAL)
+    queue.push("a3", owner="a", images=1, priority=Priority.HIGH)
+    assert all_of(queue) == ["a3", "a2", "a1", "b1"]
+    assert Priority.HIGH.outranks(Priority.NORMAL)
+    assert not Priority.LOW.outranks(Priority.LOW)
+
+
+def test_a_second_try_goes_before_its_class() -> None:
+    """But not before a better one."""
+    queue = queue_of("a1", "b1")
+    queue.push("c1", owner="c", images=5, priority=Priority.NORMAL, first=True)
+    queue.push("d1", owner="d", images=1, priority=Priority.HIGH)
+    assert all_of(queue) == ["d1", "c1", "a1", "b1"]
+
+
+def test_a_turn_out_of_order_is_a_turn() -> None:
+    """Who is taken before the others, as his model is free, has had his turn all the same."""
+    queue = queue_of("a1", "a2", "a3", "b1")
+    queue.take("a3")
+    queue.push("a4", owner="a", images=1, priority=Priority.NORMAL)
+    queue.push("c1", owner="c", images=1, priority=Priority.NORMAL)
+    assert all_of(queue) == ["a1", "b1", "a2", "c1", "a4"]
+
+
+def test_taking_out_of_the_middle() -> None:
+    """A cancelled item is gone, once."""
+    queue = queue_of("a1", "a2", "b1")
+    item = list(queue)[1]
+    assert queue.remove(item)
+    assert not queue.remove(item)
+    assert queue.images("a") + queue.images("b") == 2
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(1, 10), st.sampled_from(list(Priority)))
+        | st.none(),
+        max_size=60,
+    )
+)
+def test_nothing_is_lost_and_each_owner_keeps_its_order(
+    calls: list[tuple[str, int, Priority] | None],
+) -> None:
+    """Whatever the order of pushes and pops (None)."""
+    queue: FairQueue[tuple[str, Priority, int]] = FairQueue()
+    put, taken = [], []
+    for number, call in enumerate(calls):
+        if call is not None:
+            owner, images, priority = call
+            put.append((owner, priority, number))
+            queue.push(put[-1], owner=owner, images=images, priority=priority)
+        elif len(queue):
+            foremost = next(iter(queue))
+            taken.append(queue.pop())
+            assert taken[-1] is foremost
+    rest = list(queue)
+    assert sorted(put, key=str) == sorted([*taken, *rest], key=str)
+    assert [item[1] for item in rest] == sorted(
+        (item[1] for item in rest), key=list(Priority).index
+    )
+    for owner in "abc":
+        for priority in Priority:
+            waits = [number for o, p, number in rest if (o, p) == (owner, priority)]
+            assert waits == sorted(waits)

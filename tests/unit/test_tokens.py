@@ -1,0 +1,51 @@
+"""Tokens for URLs."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.web.tokens import LIFETIME_SECONDS, Tokens
+
+
+class Clock:
+    """Unix seconds that stand still until moved."""
+
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_token_stands_for_its_owner_for_an_hour() -> None:
+    """And not a second longer."""
+    clock = Clock()
+    tokens = Tokens(b"secret", clock)
+    token, expires = tokens.issue("me")
+    assert expires == clock.now + LIFETIME_SECONDS
+    assert tokens.owner(token) == "me"
+    assert Tokens(b"secret", clock).issue("")[0] != token
+    clock.now = expires
+    assert tokens.owner(token) == "me"
+    clock.now += 1
+    assert tokens.owner(token) is None
+
+
+def test_another_life_of_the_server_knows_none() -> None:
+    """The secret is drawn at its start."""
+    token, _ = Tokens(b"one", Clock()).issue("me")
+    assert Tokens(b"two", Clock()).owner(token) is None
+
+
+@pytest.mark.parametrize("text", ["", "a", "!!!!", "ä", "A" * 44, "A" * 4000, "-_-_"])
+def test_what_is_no_token(text: str) -> None:
+    """Is nobody's."""
+    assert Tokens(b"secret", Clock()).owner(text) is None
+
+
+def test_every_character_counts() -> None:
+    """A changed token is none."""
+    tokens = Tokens(b"secret", Clock())
+    token, _ = tokens.issue("me")
+    for place in range(len(token) - 1):
+        other = "A" if token[place] != "A" else "B"
+        assert tokens.owner(token[:place] + other + token[place + 1 :]) is None
