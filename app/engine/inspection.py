@@ -250,6 +250,23 @@ def check(files: Mapping[str, Path], family: str, *, tae: bool = False) -> None:
     _check_widths(architecture, parts, tae=tae)
 
 
+def check_lora(name: str, path: Path) -> None:
+    """Verify that a file can be given to the runtime as a LoRA; whether it fits is seen later.
+
+    Raises:
+        EngineError: With a sentence that names the LoRA.
+    """
+    try:
+        found = weights.read(path)
+    except BadFile as error:
+        raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' {error}.") from None
+    contents = families.recognise(found.shapes)
+    # Some LoRAs hold nothing but differences, under the names of what they change.
+    if contents.kind not in ("lora", "unknown"):
+        what = f"The LoRA '{name}' {_what(contents, found)}, not a LoRA."
+        raise EngineError(Reason.GENERATION_FAILED, what)
+
+
 def _known(component: str, path: Path) -> Contents:
     """What the file of a component holds, after making sure that it is that component."""
     try:

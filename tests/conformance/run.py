@@ -30,7 +30,9 @@ import yaml
 from PIL import Image
 
 from app.core.catalog import FAMILIES
-from tests.conformance.subjects import SUBJECTS, Subject
+from app.core.families import recognise
+from tests.conformance.shapes import Shape, lora
+from tests.conformance.subjects import SUBJECTS, Parts, Subject
 from tests.conformance.write import write_gguf
 from tests.servers import ServerProcess, running_server
 
@@ -39,7 +41,7 @@ _PATIENCE: Final = 900.0
 _SIZE: Final = "64x64"
 _HEADINGS: Final = (
     "model", "family", "as tried", "file", "loads", "t2i", "i2i", "inpaint", "references",
-    "memory",
+    "LoRA", "memory",
 )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ class Outcome:
             f"`{self.subject.family}`",
             self.subject.shape or "full shape",
             f"{self.file_bytes / 1e9:.2f} GB",
-            *(self.columns.get(name, "") for name in _HEADINGS[4:9]),
+            *(self.columns.get(name, "") for name in _HEADINGS[4:-1]),
             f"{self.memory_bytes / 1e9:.2f} GB",
         )
         return f"| {' | '.join(cells)} |"
@@ -77,10 +79,14 @@ def try_subject(subject: Subject, folder: Path) -> Outcome:
     """Write one model into a folder, draw with it, and leave the folder to be deleted."""
     outcome = Outcome(subject)
     files = {}
-    for component, shapes in subject.parts().items():
+    parts = subject.parts()
+    for component, shapes in parts.items():
         path = folder / f"{component}.gguf"
         outcome.file_bytes += write_gguf(path, shapes)
         files[component] = str(path)
+    loras = folder / "loras"
+    loras.mkdir()
+    write_gguf(loras / "tried.gguf", lora(_diffusion_model(parts)).tensors)
     models = folder / "models.yaml"
     entry = {
         "id": "tried",
@@ -91,13 +97,20 @@ def try_subject(subject: Subject, folder: Path) -> Outcome:
     }
     models.write_text(yaml.safe_dump({"models": [entry]}))
     began = time.monotonic()
-    with running_server(folder, models=models, wait=False) as server:
+    with running_server(folder, models=models, lora_dir=loras, wait=False) as server:
         why = _wait(server)
         outcome.columns["loads"] = why or f"{time.monotonic() - began:.0f} s"
         if not why:
             _draw(server, outcome)
             outcome.memory_bytes = _peak_memory(server)
     return outcome
+
+
+def _diffusion_model(parts: Parts) -> dict[str, Shape]:
+    """Its tensors by their inner names, out of a file of its own or a whole model."""
+    whole = parts.get("diffusion_model") or parts["model"]
+    inner = recognise(whole).parts["diffusion_model"]
+    return dict(inner)
 
 
 def _wait(server: ServerProcess) -> str:
@@ -132,6 +145,9 @@ def _draw(server: ServerProcess, outcome: Outcome) -> None:
     drawn_over, looked_at = ("–", "") if family.references else ("", "–")
     columns["i2i"] = drawn_over or _time(server, "edits", data=form, files=one)
     columns["references"] = looked_at or _time(server, "edits", data=form, files=one * 2)
+
+    chosen = {**body, "lora": [{"id": "tried", "scale": 0.5}]}
+    columns["LoRA"] = _time(server, "generations", json=chosen)
 
 
 def _time(server: ServerProcess, route: str, **request: Any) -> str:

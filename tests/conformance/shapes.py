@@ -7,7 +7,7 @@ dimension first, as ggml counts them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 Shape = tuple[int, ...]
@@ -629,16 +629,13 @@ def _anima_attention(net: Net, width: int, keys: int, head: int, out: str) -> No
     net.rms(head, "q_norm", "k_norm")
 
 
-def lora(net: Net, prefix: str, rank: int = 4) -> Net:
-    """A LoRA for each matrix of a diffusion model.
-
-    Args:
-        prefix: What its names begin with in LoRAs of this family.
-    """
-    found = Net()
-    for name, shape in net.tensors.items():
-        if len(shape) == 2 and name.endswith(".weight"):
+def lora(diffusion_model: Mapping[str, Shape], rank: int = 4) -> Net:
+    """A LoRA for every matrix of a diffusion model's attention."""
+    net = Net().at("diffusion_model")
+    for name, shape in diffusion_model.items():
+        if len(shape) == 2 and "att" in name and name.endswith(".weight"):
             inner, outer = shape
-            found.add(f"{prefix}{name.removesuffix('.weight')}.lora_down.weight", inner, rank)
-            found.add(f"{prefix}{name.removesuffix('.weight')}.lora_up.weight", rank, outer)
-    return found
+            matrix = name.removesuffix(".weight")
+            net.add(f"{matrix}.lora_A.weight", inner, rank)
+            net.add(f"{matrix}.lora_B.weight", rank, outer)
+    return net
