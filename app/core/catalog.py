@@ -124,6 +124,12 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "qwen_image": Family("Qwen-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 2.5),
     "z_image": Family("Z-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 8, 1.0),
     "ovis_image": Family("Ovis-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 5.0),
+    "flux2": Family(
+        "FLUX.2", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 1.0, True, references=True
+    ),
+    "ernie_image": Family("ERNIE-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 5.0),
+    "anima": Family("Anima", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 6.0),
+    "chroma_radiance": Family("Chroma1-Radiance", 16, True, ("t5xxl",), Size(1024, 1024), 26, 4.0),
 }
 
 WTYPES: Final = (

@@ -99,7 +99,7 @@ _DIFFUSERS: Final = Architecture(
 #: The first that fits counts. Names are those inside the diffusion model.
 _ARCHITECTURES: Final = (
     _Rule(
-        Architecture("Chroma1-Radiance", refused="no family of models.yaml covers it", latents=3),
+        Architecture("Chroma1-Radiance", ("chroma_radiance",)),
         ("\nnerf_final_layer_conv.",),
     ),
     _Rule(
@@ -119,7 +119,7 @@ _ARCHITECTURES: Final = (
         ("\ntransformer_blocks.0.img_mod.1.weight",),
     ),
     _Rule(
-        Architecture("Anima", refused="no family of models.yaml covers it"),
+        Architecture("Anima", ("anima",)),
         ("llm_adapter.blocks.0.cross_attn.q_proj.weight",),
     ),
     _Rule(
@@ -136,29 +136,17 @@ _ARCHITECTURES: Final = (
         ("\ncap_embedder.0.weight",),
     ),
     _Rule(
-        Architecture("ERNIE-Image", refused="no family of models.yaml covers it", latents=32),
+        Architecture("ERNIE-Image", ("ernie_image",), latents=32, text_width="text_proj.weight"),
         ("\nlayers.0.adaLN_sa_ln.weight",),
     ),
     _Rule(_video("Wan"), ("\nblocks.0.cross_attn.norm_k.weight",)),
     _Rule(_video("Stable Video Diffusion"), ("\ninput_blocks.8.0.time_mixer.mix_factor",)),
     _Rule(
-        Architecture(
-            "FLUX.2 dev",
-            refused="no family of models.yaml covers it",
-            latents=32,
-            text_width="txt_in.weight",
-            states=3,
-        ),
+        Architecture("FLUX.2 dev", ("flux2",), latents=32, text_width="txt_in.weight", states=3),
         ("\ndouble_stream_modulation_img.lin.weight", "\nsingle_blocks.47."),
     ),
     _Rule(
-        Architecture(
-            "FLUX.2 klein",
-            refused="no family of models.yaml covers it",
-            latents=32,
-            text_width="txt_in.weight",
-            states=3,
-        ),
+        Architecture("FLUX.2 klein", ("flux2",), latents=32, text_width="txt_in.weight", states=3),
         ("\ndouble_stream_modulation_img.lin.weight",),
     ),
     _Rule(

@@ -24,7 +24,7 @@ from app.engine.weights import BadFile, Scalar, WeightFile, shown
 
 #: Memory of decoding a picture, in bytes per pixel, which is the most that drawing takes beside
 #: the weights: measured on the CPU with the autoencoder of SD, SDXL and FLUX, and with a tiny one.
-_DRAWING_BYTES: Final = {"vae": 6_600, "tae": 1_900}
+_DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
 
 _WHOLE: Final = "the runtime reads it only with its text encoders in the same file, as 'model'"
 _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
@@ -250,6 +250,23 @@ def check(files: Mapping[str, Path], family: str, *, tae: bool = False) -> None:
     _check_widths(architecture, parts, tae=tae)
 
 
+def check_lora(name: str, path: Path) -> None:
+    """Verify that a file can be given to the runtime as a LoRA; whether it fits is seen later.
+
+    Raises:
+        EngineError: With a sentence that names the LoRA.
+    """
+    try:
+        found = weights.read(path)
+    except BadFile as error:
+        raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' {error}.") from None
+    contents = families.recognise(found.shapes)
+    # Some LoRAs hold nothing but differences, under the names of what they change.
+    if contents.kind not in ("lora", "unknown"):
+        what = f"The LoRA '{name}' {_what(contents, found)}, not a LoRA."
+        raise EngineError(Reason.GENERATION_FAILED, what)
+
+
 def _known(component: str, path: Path) -> Contents:
     """What the file of a component holds, after making sure that it is that component."""
     try:
@@ -341,6 +358,8 @@ def _check_widths(architecture: Architecture, parts: Mapping[str, Shapes], *, ta
         raise _unavailable(
             f"The language model is {width} wide and {architecture.title} wants one of {wanted}."
         )
+    if "vae" not in architecture.needs:
+        return
     autoencoder = "tae" if tae else "vae"
     channels = families.latent_channels(parts[autoencoder])
     if channels != architecture.latents:

@@ -431,6 +431,7 @@ def _set_loras(params: Any, folder: str, loras: tuple[tuple[str, float], ...]) -
     for entry, (name, scale) in zip(array, loras, strict=True):
         if name not in found:
             raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' is gone.")
+        inspection.check_lora(name, found[name])
         entry.path, entry.multiplier = str(found[name]).encode(), scale
     # Ctypes keeps the array alive through the pointer.
     params.loras = ctypes.cast(array, ctypes.POINTER(sd.sd_lora_t))

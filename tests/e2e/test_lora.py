@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.servers import ServerProcess, running_server
+from tests.weight_files import ALONE, BROKEN, write_safetensors
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 4}
 LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"
@@ -37,13 +38,15 @@ def write_lora(path: Path, layer: str) -> None:
 
 @pytest.fixture(scope="module")
 def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with one LoRA that fits, one that does not, and one that is none."""
+    """A server with one LoRA that fits, one that does not, and some that are none."""
     folder = tmp_path_factory.mktemp("lora")
     loras = folder / "loras"
     loras.mkdir()
     write_lora(loras / "bent.safetensors", LAYER)
     write_lora(loras / "foreign.safetensors", "diffusion_model.no_such_block.7.attn")
     (loras / "garbage.safetensors").write_bytes(b"garbage" * 100)
+    write_safetensors(loras / "vae.safetensors", ALONE["vae"])
+    (loras / "no-shape.gguf").write_bytes(BROKEN["no-shape"][0])
     (loras / "notes.txt").write_text("no LoRA")
     with running_server(folder, lora_dir=loras) as server:
         yield server
@@ -71,19 +74,29 @@ def test_a_lora_acts_by_its_scale_and_leaves_nothing_behind(lora_server: ServerP
 def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProcess) -> None:
     """Names without paths; without a folder there are none."""
     data = httpx2.get(f"{lora_server.url}/v1/loras").json()["data"]
-    assert [lora["id"] for lora in data] == ["bent", "foreign", "garbage"]
+    assert [lora["id"] for lora in data] == ["bent", "foreign", "garbage", "no-shape", "vae"]
     assert httpx2.get(f"{native_server.url}/v1/loras").json()["data"] == []
     listed = httpx2.get(f"{lora_server.url}/sdapi/v1/loras").json()
     assert [lora["name"] for lora in listed] == ["bent", "foreign", "garbage"]
     assert httpx2.get(f"{native_server.url}/sdapi/v1/loras").json() == []
 
 
-@pytest.mark.parametrize("name", ["foreign", "garbage"])
-def test_a_lora_that_does_not_fit_is_said_so(lora_server: ServerProcess, name: str) -> None:
-    """The runtime would draw without it; here the job fails, and the next does not."""
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("foreign", "A LoRA of the request does not fit this model."),
+        ("garbage", "The LoRA 'garbage' is text, not a model."),
+        ("vae", "The LoRA 'vae' is a VAE with 16 latent channels, not a LoRA."),
+        ("no-shape", "The LoRA 'no-shape' is damaged: tensor 'a.weight' has the shape [32, 0, 4]."),
+    ],
+)
+def test_a_lora_that_does_not_fit_is_said_so(
+    lora_server: ServerProcess, name: str, sentence: str
+) -> None:
+    """The runtime would draw without it, or die; here the job fails, and the next does not."""
     answer = lora_server.post({**BODY, "lora": [{"id": name}]})
     assert answer.status_code == 500
-    assert "does not fit" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["message"] == sentence
     assert lora_server.post(BODY).status_code == 200
 
 

@@ -1,0 +1,41 @@
+"""Architectures that can be made small, through the whole service on the real runtime.
+
+scripts/conformance tries all of them, at full shape, which takes gigabytes and minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.core.catalog import FAMILIES
+from app.engine.inspection import check
+from tests.conformance.run import scratch, try_subject
+from tests.conformance.subjects import SUBJECTS, Subject
+from tests.weight_files import write_safetensors
+
+TITLES = [subject.title for subject in SUBJECTS]
+
+
+@pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.quick], ids=lambda s: s.title)
+def test_a_small_model_draws(subject: Subject) -> None:
+    """By text, over an image, through a mask, and looking at references where it can."""
+    with scratch() as folder:
+        outcome = try_subject(subject, folder)
+    assert outcome.passed, outcome.columns
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=TITLES)
+def test_full_shapes_are_let_through(tmp_path: Path, subject: Subject) -> None:
+    """What the runtime can draw with passes the look that comes before it."""
+    files = {
+        component: write_safetensors(tmp_path / component, shapes)
+        for component, shapes in subject.parts().items()
+    }
+    check(files, subject.family)
+
+
+def test_every_family_is_tried() -> None:
+    """A family of the catalogue that no model stands for would be a promise."""
+    assert {subject.family for subject in SUBJECTS} == {*FAMILIES}
