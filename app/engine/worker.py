@@ -222,6 +222,8 @@ class Worker:
         try:
             async with asyncio.timeout(None) as self._watch:
                 gone = await self._serve(process)
+            # Until the autopsy is done a job may still come, and would move this watch.
+            self._watch = None
             if gone:
                 self._bury(*await self._autopsy(process))
         except TimeoutError:

@@ -29,6 +29,7 @@ from app.core.messages import (
     Progress,
 )
 from app.core.request import EVERY_STEP, GenerationRequest
+from app.engine.process import WorkerProcess
 from app.engine.worker import Worker, WorkerOptions, WorkerState, _backoff
 from app.settings import worker_environment
 
@@ -125,6 +126,31 @@ async def test_events_come_in_order() -> None:
         image = mine[-1]
         assert isinstance(image, ImageDrawn)
         assert (image.seed, len(image.blob)) == (7 + index, 64 * 48 * 3)
+
+
+@driven
+async def test_a_job_that_comes_between_a_death_and_its_autopsy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends with the reason of the death, like one that was being drawn."""
+    dead, examined = asyncio.Event(), asyncio.Event()
+    exit_code = WorkerProcess.exit_code
+
+    async def slow_exit_code(process: WorkerProcess) -> int:
+        dead.set()
+        await examined.wait()
+        return await exit_code(process)
+
+    async with running_worker() as worker:
+        await worker.ready()
+        monkeypatch.setattr(WorkerProcess, "exit_code", slow_exit_code)
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSEGV)
+        await dead.wait()
+        asyncio.get_running_loop().call_later(0.2, examined.set)
+        (ending,) = await drawn(worker)
+    assert isinstance(ending, Failed)
+    assert ending.reason == Reason.WORKER_CRASHED
 
 
 @driven
