@@ -280,6 +280,10 @@ def request_of(fields: dict[str, Any]) -> GenerationRequest:
     for name in ("warnings", "sigmas"):
         known[name] = tuple(known.get(name, ()))
     known["loras"] = tuple((name, scale) for name, scale in known.get("loras", ()))
+    cache = known.get("cache")
+    if cache is not None:
+        options = tuple((name, value) for name, value in cache.get("options", ()))
+        known["cache"] = {**cache, "options": options}
     for name, kind in _PARTS.items():
         part = known.get(name)
         if part is not None:

@@ -24,6 +24,7 @@ from app.core.request import (
     Upscale,
 )
 from app.core.samplers import (
+    CACHE_KNOBS,
     CACHE_MODES,
     DEFAULT_SCHEDULE,
     HIRES_UPSCALERS,
@@ -36,7 +37,7 @@ from app.core.samplers import (
 #: Options that say how another one is to be done.
 _FOLLOWERS: Final = {
     "slg_scale": ("slg_start", "slg_end", "slg_layers"),
-    "cache_mode": ("cache_threshold", "cache_start", "cache_end"),
+    "cache_mode": ("cache_threshold", "cache_start", "cache_end", "cache_options"),
     "hires_scale": ("hires_steps", "hires_strength", "hires_upscaler"),
     "upscaler": ("upscale",),
 }
@@ -260,7 +261,44 @@ def caching(draft: Draft) -> Caching | None:
     """What is left out between similar steps, None for nothing."""
     if draft.cache_mode is None:
         return None
-    return Caching(draft.cache_mode, draft.cache_threshold, draft.cache_start, draft.cache_end)
+    cache = Caching(
+        draft.cache_mode,
+        draft.cache_threshold,
+        draft.cache_start,
+        draft.cache_end,
+        tuple((draft.cache_options or {}).items()),
+    )
+    for name in {"threshold", "start", "end"} & {*(draft.cache_options or {})}:
+        if getattr(draft, f"cache_{name}") is not None:
+            raise InvalidRequest(
+                f"'{draft.spelled('cache_options')}' and 'cache_{name}' both say '{name}'.",
+                reason=Reason.CONFLICTING_FIELDS,
+                param=draft.spelled("cache_options"),
+            )
+    for name, value in cache.knobs.items():
+        own = (
+            f"cache_{name}"
+            if getattr(draft, f"cache_{name}", None) is not None
+            else "cache_options"
+        )
+        _check_knob(cache.mode, name, value, draft.spelled(own))
+    return cache
+
+
+def _check_knob(mode: str, name: str, value: float, param: str) -> None:
+    knobs = CACHE_KNOBS[mode]
+    knob = knobs.get(name)
+    if knob is None:
+        raise InvalidRequest(
+            f"'{param}': the cache mode '{mode}' has no '{name[:64]}'; it has {', '.join(knobs)}.",
+            reason=Reason.NOT_SUPPORTED,
+            param=param,
+        )
+    if not knob.low <= value <= knob.high or (knob.whole and value != int(value)):
+        kind = "a whole number" if knob.whole else "a number"
+        raise InvalidRequest(
+            f"'{param}': '{name}' is {kind} from {knob.low:g} to {knob.high:g}.", param=param
+        )
 
 
 def hires(

@@ -152,6 +152,9 @@ class Draft(BaseModel):
     )
     cache_start: float | None = Field(None, ge=0, le=1, description="Share of steps before it.")
     cache_end: float | None = Field(None, ge=0, le=1, description="Share of steps at its end.")
+    cache_options: dict[str, float] | None = Field(
+        None, max_length=16, description='Other numbers of the cache mode: {"warmup": 4}.'
+    )
     vae_tiling: bool | None = Field(None, description="Decode in tiles: less memory, slower.")
     hires_scale: float | None = Field(
         None, gt=1, le=4, description="Draw small first, then enlarge by this and draw again."
@@ -203,6 +206,19 @@ class Draft(BaseModel):
         except (ValueError, RecursionError):
             raise ValueError("must be a list of objects with id and scale") from None
 
+    @field_validator("cache_options", mode="before")
+    @classmethod
+    def _pairs_in_a_form(cls, value: Any) -> Any:
+        """``warmup=4,Fn=2``, as the runtime's own program has it, or JSON."""
+        if not isinstance(value, str):
+            return value
+        try:
+            if value.lstrip().startswith("{"):
+                return json.loads(value)
+            return dict(pair.strip().split("=", 1) for pair in value.split(","))
+        except (ValueError, RecursionError):
+            raise ValueError("must be an object of numbers, or name=number,…") from None
+
     @field_validator("sigmas", "slg_layers", mode="before")
     @classmethod
     def _list_in_a_form(cls, value: Any) -> Any:
@@ -244,12 +260,20 @@ class Caching:
         mode: A name of samplers.CACHE_MODES.
         threshold: How alike the steps must be; None is the runtime's own.
         start, end: Shares of the steps between which it acts; None is the runtime's own.
+        options: Other names of samplers.CACHE_KNOBS with their values.
     """
 
     mode: str
     threshold: float | None
     start: float | None
     end: float | None
+    options: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def knobs(self) -> dict[str, float]:
+        """All numbers that were given, by their names in samplers.CACHE_KNOBS."""
+        given = {"threshold": self.threshold, "start": self.start, "end": self.end}
+        return {n: v for n, v in {**given, **dict(self.options)}.items() if v is not None}
 
 
 @dataclass(frozen=True, slots=True)

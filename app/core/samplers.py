@@ -7,7 +7,8 @@ stands for the one that the runtime itself pairs with the model and the sampler.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 SAMPLERS: Final = {
     "euler": "Euler",
@@ -71,6 +72,57 @@ CACHE_MODES: Final = {
     "taylorseer": (False, True),
     "cache-dit": (False, True),
     "spectrum": (True, True),
+}
+
+
+class Knob(NamedTuple):
+    """A number of a cache mode.
+
+    Attributes:
+        field: Its name in the runtime.
+        low, high: Bounds, both allowed.
+        whole: It has no fraction.
+    """
+
+    field: str
+    low: float
+    high: float
+    whole: bool = True
+
+
+_SHARES: Final = {
+    "threshold": Knob("reuse_threshold", 0, 10, whole=False),
+    "start": Knob("start_percent", 0, 0.999, whole=False),
+    "end": Knob("end_percent", 0.001, 1, whole=False),
+}
+_BLOCKS: Final = {
+    "threshold": Knob("residual_diff_threshold", 0, 10, whole=False),
+    "Fn": Knob("Fn_compute_blocks", 1, 100),
+    "Bn": Knob("Bn_compute_blocks", 0, 100),
+}
+#: Cache mode -> the numbers that it looks at, by the names of the runtime's own program. The modes
+#: that compare blocks have more of them (warm-up, most cached steps, derivatives, interval, mask),
+#: which change nothing in this release: each was tried at its bounds.
+CACHE_KNOBS: Final[Mapping[str, Mapping[str, Knob]]] = {
+    "easycache": _SHARES,
+    "ucache": {
+        **_SHARES,
+        "decay": Knob("error_decay_rate", 0, 1, whole=False),
+        "relative": Knob("use_relative_threshold", 0, 1),
+        "reset": Knob("reset_error_on_compute", 0, 1),
+    },
+    "dbcache": _BLOCKS,
+    "taylorseer": _BLOCKS,
+    "cache-dit": _BLOCKS,
+    "spectrum": {
+        "w": Knob("spectrum_w", 0, 1, whole=False),
+        "m": Knob("spectrum_m", 1, 8),
+        "lam": Knob("spectrum_lam", 0.001, 100, whole=False),
+        "window": Knob("spectrum_window_size", 1, 20),
+        "flex": Knob("spectrum_flex_window", 0, 10, whole=False),
+        "warmup": Knob("spectrum_warmup_steps", 1, 150),
+        "stop": Knob("spectrum_stop_percent", 0.001, 1, whole=False),
+    },
 }
 
 #: How the first pass of a hires fix is enlarged.

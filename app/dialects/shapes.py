@@ -118,6 +118,7 @@ def powers(request: GenerationRequest) -> JsonObject:
         cache = request.cache
         values |= {"cache_mode": cache.mode, "cache_threshold": cache.threshold}
         values |= {"cache_start": cache.start, "cache_end": cache.end}
+        values["cache_options"] = dict(cache.options) or None
     if request.hires is not None:
         hires = request.hires
         values |= {"hires_scale": round(hires.width / request.width, 4), "hires_steps": hires.steps}

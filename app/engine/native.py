@@ -41,7 +41,7 @@ from app.core.request import (
     SkipLayers,
     Upscale,
 )
-from app.core.samplers import DEFAULT_SCHEDULE, HIRES_UPSCALERS
+from app.core.samplers import CACHE_KNOBS, DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from app.embedded import materialise
 from app.engine import inspection
 from app.engine.abort import AbortFlag
@@ -525,13 +525,9 @@ def _file_of(folder: str | None, name: str, what: str) -> Path:
 
 def _set_cache(params: Any, cache: Caching) -> None:
     params.mode = _CACHE_MODES[cache.mode]
-    if cache.threshold is not None:
-        # One for the modes that compare whole steps, one for those that compare blocks.
-        params.reuse_threshold = params.residual_diff_threshold = cache.threshold
-    if cache.start is not None:
-        params.start_percent = cache.start
-    if cache.end is not None:
-        params.end_percent = cache.end
+    for name, value in cache.knobs.items():
+        knob = CACHE_KNOBS[cache.mode][name]
+        setattr(params, knob.field, int(value) if knob.whole else value)
 
 
 def _set_hires(params: Any, hires: Hires) -> None:

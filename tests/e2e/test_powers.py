@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.core.samplers import CACHE_KNOBS
 from tests.pictures import from_base64
 from tests.servers import Call, ServerProcess
 
@@ -55,6 +56,69 @@ def test_an_option_acts(
     }
     assert drawn(native_server, **options) != drawn(native_server, **without)
     assert drawn(native_server) == plain
+
+
+KNOBS = [
+    (mode, name)
+    for mode, knobs in CACHE_KNOBS.items()
+    if mode != "ucache"  # for U-Nets
+    for name in knobs
+]
+
+
+@pytest.mark.parametrize(("mode", "name"), KNOBS)
+def test_every_number_of_a_cache_acts(native_server: ServerProcess, mode: str, name: str) -> None:
+    """Somewhere between its bounds the picture is another one."""
+    knob = CACHE_KNOBS[mode][name]
+    middle = max(2.0, knob.low) if knob.whole else (knob.low + knob.high) / 4
+    # With a threshold at which something is left out at all, where there is one.
+    base = {} if mode == "spectrum" or name == "threshold" else {"threshold": 0.6}
+    pictures = {
+        drawn(
+            native_server,
+            size="64x64",
+            sample_steps=24,
+            cache_mode=mode,
+            cache_options={**base, name: value},
+        )
+        for value in {knob.low, middle, knob.high}
+    }
+    assert len(pictures) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"cache_mode": "dbcache", "cache_options": {"window": 3}}, "cache_options"),
+        ({"cache_mode": "dbcache", "cache_options": {"Fn": 2.5}}, "cache_options"),
+        ({"cache_mode": "spectrum", "cache_options": {"m": 9}}, "cache_options"),
+        ({"cache_mode": "spectrum", "cache_options": [1]}, "cache_options"),
+        ({"cache_mode": "spectrum", "cache_options": "w"}, "cache_options"),
+        ({"cache_mode": "spectrum", "cache_threshold": 0.5}, "cache_threshold"),
+        ({"cache_mode": "dbcache", "cache_start": 0.5}, "cache_start"),
+        ({"cache_options": {"w": 0.5}}, "cache_options"),
+        (
+            {"cache_mode": "dbcache", "cache_threshold": 1, "cache_options": {"threshold": 1}},
+            "cache_options",
+        ),
+    ],
+)
+def test_numbers_that_a_cache_has_not(
+    native_server: ServerProcess, options: dict[str, Any], param: str
+) -> None:
+    """None is passed over."""
+    answer = native_server.post({**BODY, **options})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].partition(".")[0] == param
+
+
+def test_numbers_of_a_cache_as_text(native_server: ServerProcess) -> None:
+    """As a form has them."""
+    told = []
+    for text in ("Fn=4,Bn=1", '{"Fn": 4, "Bn": 1}'):
+        body = {**BODY, "cache_mode": "dbcache", "cache_options": text}
+        told.append(native_server.post(body).json()["parameters"]["cache_options"])
+    assert told == [{"Fn": 4.0, "Bn": 1.0}] * 2
 
 
 def test_tiling_is_taken(native_server: ServerProcess) -> None:
