@@ -134,43 +134,36 @@ class _Bars:
     """A bar for each file and, when there are several, one for all; lines where no terminal is."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._all = progress.add_task("all", total=0.0, visible=False, words="")
+        self.progress = progress
+        self._all = progress.add_task("all", total=0.0, visible=False)
         self._rows: dict[HubFile, _Row] = {}
 
     def row(self, file: HubFile) -> _Row:
         """The watcher of a file."""
         if file not in self._rows:
             name = file.path.rpartition("/")[2]
-            task = self._progress.add_task(name, total=None, words="")
-            self._rows[file] = _Row(self, name, task)
+            self._rows[file] = _Row(self, name, self.progress.add_task(name, total=None))
         return self._rows[file]
 
     def expect(self, remote: Remote, fetched: int) -> None:
         """A file has this size, and some of it is here."""
         row = self.row(remote.file)
-        self._progress.update(row.task, total=float(remote.size), completed=float(fetched))
-        self._tally()
+        self.progress.update(row.task, total=float(remote.size), completed=float(fetched))
+        self.tally()
 
     def done(self, remote: Remote) -> None:
         """A file is here."""
-        if not self._progress.console.is_terminal:
-            size = decimal(remote.size)
-            click.echo(f"{remote.file}: {size}, {remote.checksum[:12]}…", err=True)
+        if not self.progress.console.is_terminal:
+            self.line(f"{remote.file}: {decimal(remote.size)}, {remote.checksum[:12]}…")
 
-    def show(self, row: _Row, octets: int | None, words: str) -> None:
-        """How far a file is, and why it does not go on."""
-        if octets is None:
-            if not self._progress.console.is_terminal:
-                click.echo(f"{row.name}: {words}", err=True)
-            self._progress.update(row.task, words=words)
-            return
-        self._progress.update(row.task, completed=float(octets), words="")
-        self._tally()
+    def line(self, words: str) -> None:
+        """Say something, above the bars."""
+        self.progress.console.print(words, markup=False, highlight=False, soft_wrap=True)
 
-    def _tally(self) -> None:
-        rows = [task for task in self._progress.tasks if task.id != self._all]
-        self._progress.update(
+    def tally(self) -> None:
+        """Bring the bar for all up to date."""
+        rows = [task for task in self.progress.tasks if task.id != self._all]
+        self.progress.update(
             self._all,
             total=sum(task.total or 0.0 for task in rows),
             completed=sum(task.completed for task in rows),
@@ -187,10 +180,11 @@ class _Row:
     task: TaskID
 
     def has(self, octets: int) -> None:
-        self.bars.show(self, octets, "")
+        self.bars.progress.update(self.task, completed=float(octets))
+        self.bars.tally()
 
     def says(self, words: str) -> None:
-        self.bars.show(self, None, words)
+        self.bars.line(f"{self.name}: {words}")
 
 
 @contextmanager
@@ -202,7 +196,6 @@ def _bars() -> Iterator[_Bars]:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
         console=console,
         disable=not console.is_terminal,
     ) as progress:

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -105,10 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.hub.asked.append(Asked(self.command, self.path, headers))
         path = unquote(self.path.partition("?")[0])
-        if path.startswith("/cdn/"):
-            self._contents(path.removeprefix("/cdn/"))
-        else:
-            self._resolve(path)
+        with suppress(ConnectionError):  # some clients are killed
+            if path.startswith("/cdn/"):
+                self._contents(path.removeprefix("/cdn/"))
+            else:
+                self._resolve(path)
 
     def _resolve(self, path: str) -> None:
         repo, found, rest = path.lstrip("/").partition("/resolve/")

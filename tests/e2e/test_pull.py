@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,29 @@ def test_a_file_of_another_tool_is_found(
     assert sdstream("pull", "flat").returncode == 0
     assert [one.path for one in hub.downloads()] == [f"/cdn/{VAE}"]
     assert library(VAE, HF_HUB_OFFLINE="1") == str(snapshot(tmp_path, VAE))
+
+
+def test_bars_in_a_terminal(hub: FakeHub, tmp_path: Path) -> None:
+    """There is one for each file and one for all; a lost connection is told above them."""
+    hub.cuts = [100_000]
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "pull", "flat"],
+        env=environment(hub, tmp_path, TERM="xterm", COLUMNS="100"),
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = ""
+    with suppress(OSError):  # the end of a terminal
+        while block := os.read(master, 65_536):
+            shown += block.decode(errors="replace")
+    os.close(master)
+    assert process.wait(20) == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    for words in ("flat-Q8_0.gguf ━", "ae.safetensors ━", "all            ━", "400.0/400.0 kB"):
+        assert words in shown
+    assert "again in 1 s" in shown
 
 
 def test_another_folder(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> None:
