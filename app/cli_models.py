@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -33,6 +34,8 @@ from app.core.catalog import Catalog, HubFile, ModelSpec, Variant
 from app.hub import Hub, HubError, Remote
 from app.models import absolute, read_catalog
 from app.settings import Settings
+
+_WIDE: Final = 1000
 
 _catalogue_flags: Final = setting_flags("models", "model_dir")
 
@@ -65,6 +68,9 @@ def pull_command(model: str, *, verify: bool, offline: bool, **flags: Any) -> No
             _say_whether_here(hub, variant)
         else:
             _pull(hub, variant)
+            size = decimal(sum(path.stat().st_size for path in _found(hub, variant)))
+            serving = f"'sdstream serve --model {variant.name}' serves it"
+            click.echo(f"{variant.name} is here, {size}; {serving}.")
 
 
 def pull_default(settings: Settings) -> None:
@@ -115,10 +121,6 @@ def _pull(hub: Hub, variant: Variant) -> None:
         for remote in remotes:
             hub.fetch(remote, bars.row(remote.file))
             bars.done(remote)
-    size = decimal(_size(hub, [*_files(variant)]))
-    click.echo(
-        f"{variant.name} is here, {size}; 'sdstream serve --model {variant.name}' serves it."
-    )
 
 
 def _files(variant: Variant) -> list[HubFile]:
@@ -126,8 +128,8 @@ def _files(variant: Variant) -> list[HubFile]:
     return [*dict.fromkeys(variant.hub_files.values())]
 
 
-def _size(hub: Hub, files: list[HubFile]) -> int:
-    return sum(path.stat().st_size for file in files if (path := hub.find(file)) is not None)
+def _found(hub: Hub, variant: Variant) -> list[Path]:
+    return [path for file in _files(variant) if (path := hub.find(file)) is not None]
 
 
 class _Bars:
@@ -261,7 +263,9 @@ def models(server: str | None, api_key: str | None, *, show_all: bool, **flags: 
     table.add_column("description")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    # For a pipe a model is a line, however long.
+    (console if console.is_terminal else Console(width=_WIDE)).print(table)
     if more:
         click.echo(f"\n{more} more can be pulled; 'sdstream models --all' shows them.")
 
@@ -285,7 +289,8 @@ def _local_models(settings: Settings, *, show_all: bool) -> tuple[list[tuple[str
         rows += [_row(spec, *_at_home(settings, catalog, spec)) for spec in here]
         if show_all:
             absent = [v for v in entry.variants if v.name not in catalog.models]
-            rows += [_row(v.entry, _to_pull(v), "not pulled", v.name) for v in absent]
+            state = "gated" if entry.gated else "not pulled"
+            rows += [_row(entry, _to_pull(v), state, v.name) for v in absent]
         elif not here:
             left_out += 1
     return rows, left_out

@@ -70,7 +70,7 @@ _PARTIAL: Final = ".incomplete"
 
 _T = TypeVar("_T")
 
-# The library warns of each new try on stderr by itself; here that is told beside the bars.
+# The library warns of each new try on stderr by itself; here the watcher is told.
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 

@@ -276,6 +276,8 @@ def configure_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         force=True,
     )
+    # It logs whole addresses, and those of the hub's contents are signed.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     if level == "debug":
         # This one would log every frame, base64 and all.
         logging.getLogger("sse_starlette").setLevel(logging.INFO)

@@ -41,6 +41,7 @@ models:
       vae: hf:{VAE}
   - id: flatter
     family: sd1
+    gated: true
     quants: {{F16: 1}}
     files:
       model: hf:{REPO}/flatter.gguf
@@ -464,7 +465,7 @@ def test_models(sdstream: Callable[..., Result]) -> None:
     assert "4 more" in after
     everything = sdstream("models", "--all").stdout
     assert re.search(r"flat:Q4_0\s+sd1\s+512x512\s+not pulled\b", everything)
-    assert re.search(r"flatter:F16\s+sd1\s+512x512\s+1 GB\s+not pulled\b", everything)
+    assert re.search(r"flatter:F16\s+sd1\s+512x512\s+1 GB\s+gated\b", everything)
     assert "more can be pulled" not in everything
 
 
