@@ -11,7 +11,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,7 +25,9 @@ from starlette.routing import Route
 from app.core.catalog import BUILTIN, Catalog, ModelSpec
 from app.core.errors import ImageServiceError
 from app.core.messages import Load
-from app.engine.loras import lora_files
+from app.core.request import Extras, Limits
+from app.engine.folders import weight_files
+from app.engine.inspection import upscaler_factor
 from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerOptions
 from app.metrics import Metrics
@@ -55,6 +59,13 @@ _FIREWORKS_IMAGES = "/inference/v1/image_generation/accounts/fireworks/models/{m
 _MAX_RANDOM_SEED = 2**53 - 1
 
 _TIDY_SECONDS = 60
+
+#: Variables that choose among GPUs -> the devices of models.yaml that they are for.
+_GPU_VARIABLES: Final = {
+    "CUDA_VISIBLE_DEVICES": ("cuda",),
+    "HIP_VISIBLE_DEVICES": ("rocm",),
+    "GGML_VK_VISIBLE_DEVICES": ("vulkan",),
+}
 
 
 def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None) -> Starlette:
@@ -109,6 +120,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             *jobs.routes(),
             Route("/v1/images/variations", draw.variations, methods=["POST"]),
             Route("/v1/images/inpainting", draw.inpainting, methods=["POST"]),
+            Route("/v1/images/upscales", draw.upscales, methods=["POST"]),
             Route(f"{_FIREWORKS_WORKFLOW}/text_to_image", fireworks.workflow, methods=["POST"]),
             Route(_FIREWORKS_IMAGES, fireworks.image_generation, methods=["POST"]),
             Route("/v1/images/ocr", ocr.read, methods=["POST"]),
@@ -119,6 +131,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             Route("/v1/models/{model:path}/unload", ops.unload, methods=["POST"]),
             Route("/v1/models/{model:path}", ops.model),
             Route("/v1/loras", ops.loras),
+            Route("/v1/upscalers", ops.upscalers),
             Route("/v1/config", ops.config),
             Route("/v1/cluster/auth", ops.cluster_auth),
             Route("/livez", ops.live),
@@ -154,7 +167,9 @@ def _service(
 
     def make_pool(on_change: Callable[[], None]) -> WorkerPool:
         return WorkerPool(
-            lambda spec, changed: Worker(_load_command(settings, spec), options, changed),
+            lambda spec, changed: Worker(
+                _load_command(settings, spec), _on_device(options, spec.device), changed
+            ),
             file_bytes=lambda spec: _file_bytes(settings, spec),
             budget_bytes=settings.memory_mb * 2**20 or _usual_memory(),
             on_change=on_change,
@@ -178,11 +193,11 @@ def _service(
             high_priority_owners=frozenset(
                 owner_of(key.get_secret_value()) for key in settings.high_priority_keys
             ),
-            max_pixels=settings.max_pixels,
+            limits=Limits(settings.max_pixels, settings.max_upscaled_pixels),
             grace_seconds=settings.grace_seconds,
         ),
         new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
-        lora_names=lambda: [*lora_files(settings.lora_dir)] if settings.lora_dir else [],
+        extras=lambda: _extras(settings),
         on_end=webhooks.notify,
         random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
     )
@@ -211,9 +226,41 @@ def _load_command(settings: Settings, spec: ModelSpec) -> Load:
         else str(absolute(settings, location))
         for component, location in spec.files.items()
     }
-    lora_dir = str(settings.lora_dir.resolve()) if settings.lora_dir else None
-    runtime = spec.runtime.model_dump()
-    return Load(spec.id, spec.family, files, str(settings.cache_dir), runtime, lora_dir)
+    folders = {
+        name: str(folder.resolve())
+        for name in ("lora_dir", "embedding_dir", "upscaler_dir")
+        if (folder := getattr(settings, name)) is not None
+    }
+    return Load(
+        model=spec.id,
+        family=spec.family,
+        files=files,
+        cache_dir=str(settings.cache_dir),
+        runtime=spec.runtime.model_dump(),
+        device=spec.device or "",
+        **folders,
+    )
+
+
+def _on_device(options: WorkerOptions, device: str | None) -> WorkerOptions:
+    """Let a worker see one GPU alone, or none: the runtime takes the first that it sees."""
+    if device is None:
+        return options
+    kind, _, number = device.partition(":")
+    seen = {name: number if kind in kinds else "-1" for name, kinds in _GPU_VARIABLES.items()}
+    return replace(options, environment={**options.environment, **seen})
+
+
+def _extras(settings: Settings) -> Extras:
+    """What the operator's folders hold at this moment."""
+    factors = {
+        name: upscaler_factor(path) for name, path in weight_files(settings.upscaler_dir).items()
+    }
+    return Extras(
+        loras=[*weight_files(settings.lora_dir)],
+        lora_in_prompt=settings.lora_in_prompt,
+        upscalers={name: factor for name, factor in factors.items() if factor is not None},
+    )
 
 
 def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Middleware]:

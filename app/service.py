@@ -79,11 +79,8 @@ from app.core.messages import (
 )
 from app.core.pixels import Inputs, SourceFiles
 from app.core.queue import FairQueue, Priority
-from app.core.request import (
-    Draft,
-    model_of,
-    resolve,
-)
+from app.core.request import NO_EXTRAS, Draft, Extras, Limits
+from app.core.resolve import model_of, resolve
 from app.core.speed import Speed
 from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerState
@@ -116,14 +113,14 @@ class Policy:
         queue_images: Images that may wait.
         queue_images_per_key: Images of one API key that may wait.
         high_priority_owners: Who may ask for high priority; empty is everybody.
-        max_pixels: Largest width x height of what is drawn.
+        limits: Of sizes.
         grace_seconds: Time for running jobs at shutdown.
     """
 
     queue_images: int = 64
     queue_images_per_key: int = 64
     high_priority_owners: frozenset[str] = frozenset()
-    max_pixels: int = 4_194_304
+    limits: Limits = field(default_factory=Limits)
     grace_seconds: float = 30.0
 
 
@@ -168,7 +165,7 @@ class ImageService:
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
         look_again: Callable[[], Catalog] | None = None,
-        lora_names: Callable[[], Sequence[str]] = tuple,
+        extras: Callable[[], Extras] = lambda: NO_EXTRAS,
         on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -182,7 +179,7 @@ class ImageService:
         self._new_id = new_id
         self._random_seed = random_seed
         self._ended = on_end
-        self.lora_names = lora_names
+        self.extras = extras
         self._clock = clock
         self._queue: FairQueue[LiveJob] = FairQueue()
         self._changed = Wakeup()
@@ -528,7 +525,8 @@ class ImageService:
 
     def _measure_image(self, job: Job, drawn: ImageDrawn) -> None:
         model = job.request.model
-        self._speed.note(model, drawn)
+        if job.request.upscale is None:  # which takes its own time
+            self._speed.note(model, drawn)
         self._metrics.images.labels(model).inc()
         self._metrics.steps.labels(model).inc(drawn.steps)
         self._observe(job, Phase.ENCODING, drawn.encode_seconds)
@@ -602,15 +600,14 @@ class ImageService:
         self._admit(model_of(draft, self.catalog).id, draft.n or 1, terms)
         pictures = Pictures()
         if files is not None:
-            looks = model_of(draft, self.catalog).traits.references
+            looks = model_of(draft, self.catalog).traits.references and not draft.only_upscale
             pictures = await self.studio.decode(files, only_references=looks)
-        loras = await asyncio.to_thread(self.lora_names) if draft.lora else ()
         request = resolve(
             draft,
             self.catalog,
-            loras=loras,
+            extras=await asyncio.to_thread(self.extras),
             random_seed=self._random_seed,
-            max_pixels=self._policy.max_pixels,
+            limits=self._policy.limits,
             has_checker=self.studio.can_check,
             sources=pictures.sources,
         )

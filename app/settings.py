@@ -63,6 +63,16 @@ class Settings(BaseSettings):
     lora_dir: Path | None = Field(
         None, description="Folder of LoRA files that requests may choose by name."
     )
+    lora_in_prompt: bool = Field(
+        False, description="A prompt may choose a LoRA by <lora:name:scale>."
+    )
+    embedding_dir: Path | None = Field(
+        None,
+        description="Folder of textual-inversion embeddings; their names are words of prompts.",
+    )
+    upscaler_dir: Path | None = Field(
+        None, description="Folder of ESRGAN upscalers that requests may choose by name."
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="Keys, separated by commas, of which clients must send one; none: all may in.",
@@ -91,6 +101,9 @@ class Settings(BaseSettings):
     )
     max_pixels: int = Field(
         4_194_304, ge=4096, description="Largest width x height of an image, in pixels."
+    )
+    max_upscaled_pixels: int = Field(
+        16_777_216, ge=4096, description="Largest width x height of an enlarged image, in pixels."
     )
     keepalive_seconds: float = Field(
         10.0, gt=0, description="A silent stream repeats its last progress after this."

@@ -55,22 +55,25 @@ class Pictures:
         mask: Where, as it came.
         inverted_mask: It opens what it seems to close.
         references: To look at.
+        control: For the ControlNet.
     """
 
     image: Pixels | None = None
     mask: Pixels | None = None
     inverted_mask: bool = False
     references: tuple[Pixels, ...] = ()
+    control: Pixels | None = None
 
     @property
     def sources(self) -> Sources:
         """What resolving a request needs to know of them."""
-        first = self.image or next(iter(self.references), None)
+        first = self.image or next(iter(self.references), None) or self.control
         return Sources(
             size=first.size if first else None,
             drawn_over=self.image is not None,
             masked=self.mask is not None,
             references=len(self.references),
+            control=self.control is not None,
         )
 
 
@@ -149,8 +152,9 @@ class Studio:
 
     def _decode(self, files: SourceFiles, only_references: bool) -> Pictures:
         pictures = tuple(self._read(file) for file in files.images)
-        if only_references and files.mask is None and not files.own_alpha:
-            return Pictures(references=pictures)
+        control = self._read(files.control) if files.control else None
+        if not pictures or (only_references and files.mask is None and not files.own_alpha):
+            return Pictures(references=pictures, control=control)
         image, *references = pictures
         mask = image if files.own_alpha else None
         if files.mask is not None:
@@ -162,7 +166,7 @@ class Studio:
                     reason=Reason.INVALID_IMAGE,
                     param=files.mask.param,
                 )
-        return Pictures(image, mask, files.inverted_mask, tuple(references))
+        return Pictures(image, mask, files.inverted_mask, tuple(references), control)
 
     def _read(self, file: SourceFile) -> Pixels:
         return images.decode(file.data, file.param, self._max_input_pixels)
@@ -229,4 +233,5 @@ def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:
             pictures.mask, size, how, request.mask_mode, inverted=pictures.inverted_mask
         )
     references = tuple(images.fit(p, p.size, how) for p in pictures.references)
-    return Inputs(image, mask, references)
+    control = images.fit(pictures.control, size, how) if pictures.control else None
+    return Inputs(image, mask, references, control)

@@ -157,7 +157,7 @@ ALONE: Final[Mapping[str, Shapes]] = {
         "lora_unet_down_blocks_0.lora_down.weight": (8, 4),
         "lora_unet_down_blocks_0.lora_up.weight": (4, 8),
     },
-    "controlnet": {"control_model.input_hint_block.0.weight": (3, 3, 3, 16)},
+    "control_net": {"control_model.input_hint_block.0.weight": (3, 3, 3, 16)},
     "ip_adapter": {"ip_adapter.1.to_k_ip.weight": (768, 8)},
     "motion": {"down_blocks.0.motion_modules.0.proj_in.weight": (8, 8)},
     "embedding": {"emb_params": (768, 4)},
@@ -399,7 +399,7 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
         f"{kind}-as-model": ("sd1", _files(model=ALONE[kind]), sentence)
         for kind, sentence in (
             ("lora", "'model' is a LoRA, not a whole model"),
-            ("controlnet", "'model' is a ControlNet, not a whole model"),
+            ("control_net", "'model' is a ControlNet, not a whole model"),
             ("embedding", "'model' is an embedding (textual inversion), not a whole model"),
             ("upscaler", "'model' is an upscaler (ESRGAN), not a whole model"),
             ("llm", "'model' is a language model (2048 wide), not a whole model"),

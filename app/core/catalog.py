@@ -27,6 +27,9 @@ from pydantic import (
 
 from app.core.samplers import SAMPLERS, SCHEDULES
 
+#: As the device of a model.
+CPU: Final = "cpu"
+
 BUILTIN: Final = "builtin:"
 """Prefix of a file that the package makes itself instead of reading it from disk."""
 
@@ -229,6 +232,7 @@ class Files(_Part):
     llm: _Location | None = None
     vae: _Location | None = None
     tae: _Location | None = None
+    control_net: _Location | None = None
 
     @model_validator(mode="after")
     def _something_to_draw_with(self) -> Self:
@@ -277,7 +281,9 @@ class RuntimeOptions(_Part):
         tae: Decode with the tiny autoencoder that lies inside the model file.
         vae_tiling: Decode in tiles: less memory, slower.
         preview: How pictures between the steps are made: by a projection of the latent, nearly
-            free but known for the published autoencoders only, or by decoding it.
+            free but known for the published autoencoders only; by the tiny autoencoder of the
+            files beside the VAE that decodes the result; or by whatever decodes the result.
+        circular: Sides that join their opposite ones, for pictures to be laid side by side.
     """
 
     threads: int = Field(0, ge=0, le=1024)
@@ -287,7 +293,8 @@ class RuntimeOptions(_Part):
     wtype: Annotated[str, _one_of(WTYPES, "wtype")] | None = None
     tae: bool = False
     vae_tiling: bool = False
-    preview: Literal["projection", "decode"] = "projection"
+    preview: Literal["projection", "tae", "decode"] = "projection"
+    circular: Literal["none", "x", "y", "both"] = "none"
 
 
 _QuantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
@@ -304,6 +311,8 @@ class ModelSpec(_Part):
             fetches in all, None when not known; the first is the usual one.
         replicas: Workers of the model that may draw at once.
         keep_alive: Seconds that an idle worker stays loaded; None is until others need its room.
+        device: Where it computes: "cpu", or "cuda:1", "rocm:0", "vulkan:0" and so on for one of
+            several GPUs; None is wherever the runtime likes.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
@@ -322,6 +331,7 @@ class ModelSpec(_Part):
     runtime: RuntimeOptions = RuntimeOptions()
     replicas: int = Field(1, ge=1, le=64)
     keep_alive: float | None = Field(None, ge=0, allow_inf_nan=False)
+    device: str | None = Field(None, pattern=r"^(cpu|(cuda|rocm|vulkan):\d{1,2})$")
 
     @property
     def traits(self) -> Family:
@@ -340,6 +350,14 @@ class ModelSpec(_Part):
         if len({*names}) < len(names):
             raise ValueError("two quants differ in the case of their letters only")
         return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.files.control_net is not None and not self.traits.unet:
+            raise ValueError(f"the runtime has no ControlNet for the family '{self.family}'")
+        if self.runtime.preview == "tae" and self.files.tae is None:
+            raise ValueError("runtime.preview 'tae' needs files.tae")
+        return self
 
     @model_validator(mode="after")
     def _default_size_fits(self) -> Self:

@@ -10,6 +10,7 @@ Shapes have the innermost dimension first, as ggml counts them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -224,7 +225,7 @@ _ADAPTERS: Final = (
         ),
     ),
     (
-        "controlnet",
+        "control_net",
         (
             "\ncontrol_model.", "\ncontrolnet_cond_embedding.", "\ninput_hint_block.",
             "\nzero_convs.", "\ncontrolnet_blocks.", "\ncontrolnet_x_embedder.",
@@ -261,13 +262,19 @@ TITLES: Final[Mapping[str, str]] = {
     "llm_vision": "the eyes of a language model (mmproj)",
     "clip_vision": "a CLIP vision encoder",
     "lora": "a LoRA",
-    "controlnet": "a ControlNet",
+    "control_net": "a ControlNet",
     "ip_adapter": "an IP-Adapter",
     "motion": "a motion module (AnimateDiff)",
     "embedding": "an embedding (textual inversion)",
     "upscaler": "an upscaler (ESRGAN)",
     "unknown": "nothing that is known here",
 }
+
+#: Without or with "control_model." before it; those for diffusers have other names.
+_CONTROL_TEXT: Final = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+
+#: A numbered layer of an ESRGAN.
+_LAYER: Final = re.compile(r"model\.(\d{1,3})\.(?:weight|bias)$")
 
 #: Inner width of CLIP's text encoders -> which one it is.
 _CLIP_WIDTHS: Final = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
@@ -303,7 +310,7 @@ def recognise(shapes: Shapes) -> Contents:
         return Contents("embedding")
     for kind, marks in _ADAPTERS:
         if any(mark in text for mark in marks):
-            return Contents(kind)
+            return Contents(kind, {kind: shapes})
     parts = _prefixed(shapes)
     if parts:
         return _model(parts)
@@ -357,6 +364,25 @@ def _architecture(shapes: Shapes) -> Architecture | None:
     return next((rule.result for rule in _ARCHITECTURES if rule.fits(text, shapes)), None)
 
 
+# --- upscalers ----------------------------------------------------------------------------------
+
+
+def upscaler_factor(shapes: Shapes) -> int | None:
+    """How many times an ESRGAN enlarges; None for one that the runtime has no network for.
+
+    The runtime knows 64 features with 32 more a convolution, from RGB to RGB.
+    """
+    last = max((int(m[1]) for m in map(_LAYER.match, shapes) if m), default=None)
+    if last is not None:  # the older names number the layers
+        factor = {4: 1, 7: 2, 10: 4}.get(last)
+        first, grown = "model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"
+    else:
+        factor = 4 if "conv_up2.weight" in shapes else 2 if "conv_up1.weight" in shapes else 1
+        first, grown = "conv_first.weight", "body.0.rdb1.conv1.weight"
+    fits = shapes.get(first) == (3, 3, 3, 64) and shapes.get(grown) == (3, 3, 64, 32)
+    return factor if fits else None
+
+
 # --- what parts must have in common ---------------------------------------------------------------
 
 
@@ -384,6 +410,21 @@ def wanted_text_width(architecture: Architecture, diffusion_model: Shapes) -> in
     if not architecture.text_width:
         return 0
     return _width(diffusion_model, architecture.text_width, 0) // architecture.states
+
+
+def control_width(control_net: Shapes) -> int | None:
+    """Width of the text that a ControlNet reads; None for one that the runtime cannot read."""
+    return next(
+        (shape[0] for name, shape in control_net.items() if name.endswith(_CONTROL_TEXT)), None
+    )
+
+
+def unet_text_width(diffusion_model: Shapes) -> int:
+    """Width of the text that a U-Net reads."""
+    return next(
+        (shape[0] for name, shape in diffusion_model.items() if name.endswith("attn2.to_k.weight")),
+        0,
+    )
 
 
 def is_mangled(diffusion_model: Shapes) -> bool:

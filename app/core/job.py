@@ -31,7 +31,7 @@ from app.core.errors import (
     StorageFull,
     Unavailable,
 )
-from app.core.messages import Phase, Progress
+from app.core.messages import Phase, Progress, counted_phase
 from app.core.queue import Priority
 from app.core.request import GenerationRequest
 from app.core.words import Word
@@ -375,7 +375,7 @@ class Job:
         if self.progress is None or self.progress.index != progress.index:
             self._first_step = self._newest_step = None
         self.progress = progress
-        if progress.phase is Phase.SAMPLING and progress.step:
+        if progress.phase is counted_phase(self.request) and progress.step:
             self._newest_step = (progress.step, at)
             self._first_step = self._first_step or self._newest_step
 

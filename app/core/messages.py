@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from app.core.pixels import Inputs, Pixels
-from app.core.request import Caching, GenerationRequest, Hires, SkipLayers
+from app.core.request import Caching, GenerationRequest, Hires, SkipLayers, Upscale
 from app.core.words import Word
 
 HEADER: Final = struct.Struct("<II")
@@ -27,6 +27,12 @@ class Phase(Word):
     ENCODING = "encoding", "the text encoder reads the prompt"
     SAMPLING = "sampling", "denoising, step by step"
     DECODING = "decoding", "the autoencoder turns the latent into pixels"
+    UPSCALING = "upscaling", "an upscaler enlarges the picture"
+
+
+def counted_phase(request: GenerationRequest) -> Phase:
+    """The phase whose steps a job's progress counts."""
+    return Phase.SAMPLING if request.draws else Phase.UPSCALING
 
 
 # --- commands: server to worker -----------------------------------------------------------------
@@ -43,6 +49,9 @@ class Load:
         cache_dir: Where built-in models are written.
         runtime: The fields of catalog.RuntimeOptions.
         lora_dir: Folder of the LoRAs, None for none.
+        embedding_dir: Folder of the textual-inversion embeddings, None for none.
+        upscaler_dir: Folder of the upscalers, None for none.
+        device: Where it is to compute; empty is wherever the runtime likes.
     """
 
     model: str
@@ -51,6 +60,9 @@ class Load:
     cache_dir: str
     runtime: dict[str, Any]
     lora_dir: str | None = None
+    embedding_dir: str | None = None
+    upscaler_dir: str | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +111,7 @@ class Loaded:
         fast_kernels: The library was built with its matrix kernels (GGML_LLAMAFILE).
         on_cpu: The runtime computes on the CPU.
         system: The runtime's own line on the processor's features.
+        embeddings: Words that stand for embeddings in prompts.
     """
 
     seconds: float
@@ -106,6 +119,7 @@ class Loaded:
     fast_kernels: bool
     on_cpu: bool
     system: str
+    embeddings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +159,8 @@ class ImageDrawn:
 
     Attributes:
         seed: The seed this image was drawn with.
-        encode_seconds, sample_seconds, decode_seconds: Time in each phase.
+        encode_seconds, sample_seconds, decode_seconds: Time in each phase; enlarging counts as
+            decoding.
     """
 
     job: str
@@ -202,7 +217,12 @@ _TYPES: Final = {
 
 
 #: Fields of a request that are values of several fields themselves.
-_PARTS: Final[dict[str, Any]] = {"slg": SkipLayers, "cache": Caching, "hires": Hires}
+_PARTS: Final[dict[str, Any]] = {
+    "slg": SkipLayers,
+    "cache": Caching,
+    "hires": Hires,
+    "upscale": Upscale,
+}
 
 
 def encode(message: Message) -> bytes:
@@ -231,6 +251,8 @@ def decode(header: bytes, blob: bytes) -> Message:
         if cls is Generate:
             fields["request"] = request_of(fields["request"])
             fields["inputs"] = _unpack(fields["inputs"], blob)
+        elif cls is Loaded:
+            fields["embeddings"] = tuple(fields["embeddings"])
         elif cls is Progress:
             fields["phase"] = Phase(fields["phase"])
         elif cls in (Preview, ImageDrawn):
@@ -269,9 +291,9 @@ def request_of(fields: dict[str, Any]) -> GenerationRequest:
 
 def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:
     """The shapes of the pictures for the header, and their pixels for the blob."""
-    pictures = [inputs.image, inputs.mask, *inputs.references]
+    pictures = [inputs.image, inputs.mask, *inputs.references, inputs.control]
     shapes = [(p.width, p.height, len(p.data)) if p else None for p in pictures]
-    return {"shapes": shapes}, [p.data for p in pictures if p]
+    return {"shapes": shapes, "controlled": True}, [p.data for p in pictures if p]
 
 
 def _unpack(fields: dict[str, Any], blob: bytes) -> Inputs:
@@ -284,5 +306,7 @@ def _unpack(fields: dict[str, Any], blob: bytes) -> Inputs:
         width, height, length = shape
         pictures.append(Pixels(width, height, blob[start : start + length]))
         start += length
+    # Jobs that wait from before there were control pictures have none.
+    control = pictures.pop() if fields.get("controlled") else None
     image, mask, *references = pictures
-    return Inputs(image, mask, tuple(p for p in references if p))
+    return Inputs(image, mask, tuple(p for p in references if p), control)

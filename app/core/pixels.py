@@ -39,11 +39,13 @@ class Inputs:
         image: RGB; drawn over, or None for a picture from nothing.
         mask: One channel, 255 where the runtime paints and 0 where the image stays.
         references: RGB of any size; looked at, not drawn over.
+        control: RGB that a ControlNet follows.
     """
 
     image: Pixels | None = None
     mask: Pixels | None = None
     references: tuple[Pixels, ...] = ()
+    control: Pixels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,15 @@ class SourceFiles:
     """The input pictures of a request, as they came.
 
     Attributes:
-        images: One or more.
+        images: To draw over or to look at; none when only a control picture came.
         mask: Where to draw; None is everywhere.
         own_alpha: The first image's own transparency is the mask.
         inverted_mask: The mask shows what to keep.
+        control: For the model's ControlNet.
     """
 
     images: tuple[SourceFile, ...]
     mask: SourceFile | None = None
     own_alpha: bool = False
     inverted_mask: bool = False
+    control: SourceFile | None = None

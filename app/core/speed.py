@@ -40,9 +40,9 @@ class Speed:
         )
 
     def image_seconds(self, request: GenerationRequest) -> float | None:
-        """What one image of the request takes; None when the model never drew."""
+        """What one image of the request takes; None when nothing like it was measured."""
         sizes = self._rates.get(request.model)
-        if not sizes:
+        if not sizes or request.upscale is not None:
             return None
         pixels = request.width * request.height
         nearest = min(sizes, key=lambda known: max(known, pixels) / min(known, pixels))

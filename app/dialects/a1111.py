@@ -37,7 +37,7 @@ from app.core.pixels import SourceFile, SourceFiles
 from app.core.request import MAX_IMAGES, Draft, Fit
 from app.core.samplers import sampler_named, schedule_named
 from app.dialects import openai
-from app.dialects.shapes import JsonObject, compact, error_body
+from app.dialects.shapes import JsonObject, compact, error_body, with_base64
 
 #: Pictures between the steps of an image, at most, for ``current_image``. They are made when
 #: somebody asks: where a model has no cheap projection each is a decoding of the whole picture,
@@ -171,12 +171,30 @@ _HIRES_UPSCALERS: Final = {
     "nearest": "nearest",
 }
 
+#: How extra-single-image spells what it asks for.
+_EXTRA_SPELLING: Final = {"upscaler": "upscaler_1", "upscale": "upscaling_resize"}
+
+#: Would make another picture of it, so these values only.
+_EXTRA_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "resize_mode": (0,),
+    "gfpgan_visibility": (0,),
+    "codeformer_visibility": (0,),
+    "upscaler_2": ("None", ""),
+    "extras_upscaler_2_visibility": (0,),
+}
+_EXTRA_IGNORED: Final = frozenset(
+    {
+        "show_extras_results", "codeformer_weight", "upscaling_resize_w", "upscaling_resize_h",
+        "upscaling_crop", "upscale_first",
+    }
+)  # fmt: skip
+
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
 
 #: What A1111 takes when an img2img says nothing.
 _STRENGTH: Final = 0.75
 
-_NETWORK_TAG: Final = re.compile(r"<(?:lora|lyco|hypernet):", re.IGNORECASE)
+_NETWORK_TAG: Final = re.compile(r"<(?:lyco|hypernet):", re.IGNORECASE)
 _DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},")
 
 #: One "Name: value" of the last line of a parameters text; values with commas are quoted. The
@@ -359,12 +377,12 @@ def _refuse_scripts(fields: _Fields) -> None:
 
 
 def _refuse_networks(given: Mapping[str, Any]) -> None:
-    """A prompt's <lora:…> is an option in the guise of text."""
+    """Options in the guise of text; <lora:…> is read where the prompt is."""
     for name in ("prompt", "negative_prompt"):
         if isinstance(given.get(name), str) and _NETWORK_TAG.search(given[name]):
             raise InvalidRequest(
-                f"'{name}': <lora:…> is not supported yet.",
-                reason=Reason.NOT_SUPPORTED_YET,
+                f"'{name}': LyCORIS and hypernetworks are not supported.",
+                reason=Reason.NOT_SUPPORTED,
                 param=name,
             )
 
@@ -818,15 +836,53 @@ def models(ids: Iterable[str]) -> bytes:
     )
 
 
-def loras(names: Sequence[str]) -> bytes:
+def loras(names: Iterable[str]) -> bytes:
     """GET loras; the path is the name, since no client needs the server's."""
     return compact([{"name": n, "alias": n, "path": n, "metadata": {}} for n in names])
 
 
-def upscalers() -> bytes:
-    """GET upscalers: none but the one that does nothing."""
-    none = {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1}
-    return compact([none])
+def upscalers(factors: Mapping[str, int]) -> bytes:
+    """GET upscalers: name -> how many times each enlarges; the first one does nothing."""
+    empty = {"model_path": None, "model_url": None}
+    none = {"name": "None", "model_name": None, **empty, "scale": 1}
+    there = [{"name": n, "model_name": n, **empty, "scale": f} for n, f in factors.items()]
+    return compact([none, *there])
+
+
+def parse_extra(body: Mapping[str, Any]) -> tuple[Draft, SourceFile]:
+    """The JSON of an extra-single-image: how to enlarge which picture.
+
+    Raises:
+        InvalidRequest: Names the field.
+    """
+    given = {name: value for name, value in body.items() if value is not None}
+    file = image_field({name: value for name, value in given.items() if name == "image"})
+    for name, value in given.items():
+        if name in _EXTRA_NEUTRAL and value not in _EXTRA_NEUTRAL[name]:
+            raise _only(name, _EXTRA_NEUTRAL[name][0])
+        if name not in (*_EXTRA_NEUTRAL, *_EXTRA_IGNORED, *_EXTRA_SPELLING.values(), "image"):
+            raise openai.unknown(name)
+    chosen = given.get("upscaler_1", "None")
+    if chosen == "None":
+        raise InvalidRequest(
+            "'upscaler_1' is required.", reason=Reason.MISSING_FIELD, param="upscaler_1"
+        )
+    try:
+        draft = Draft(
+            prompt="",
+            upscaler=chosen,
+            upscale=given.get("upscaling_resize", 2.0),
+            only_upscale=True,
+            spelling=_EXTRA_SPELLING,
+        )
+    except ValidationError as error:
+        raise openai.invalid(error, _EXTRA_SPELLING) from None
+    return draft, file
+
+
+def extra_answer(job: Job) -> bytes:
+    """The JSON of a finished extra-single-image."""
+    return with_base64({"html_info": ""}, "image", "", job.images[0].content)
 
 
 def options(model: str) -> bytes:

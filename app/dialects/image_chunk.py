@@ -27,7 +27,7 @@ from app.core.job import (
     Queued,
     Running,
 )
-from app.core.messages import Phase, Progress
+from app.core.messages import Progress, counted_phase
 from app.dialects.shapes import (
     ImageForm,
     JsonObject,
@@ -67,6 +67,7 @@ class ImageChunkStream:
     def __init__(self, job: Job, options: ChunkOptions) -> None:
         self._job = job
         self._options = options
+        self._counted = counted_phase(job.request)
         self._preview: PreviewReady | None = None
         self._images_sent = 0
         self._last = b""
@@ -85,7 +86,7 @@ class ImageChunkStream:
                 # The runtime gives the preview just before the step's progress: they go together.
                 self._preview = preview
                 return []
-            case Progress(phase=Phase.SAMPLING) as progress if progress.step:
+            case Progress(phase=self._counted) as progress if progress.step:
                 return [self._progress(created, progress)]
             case ImageReady(image):
                 return self._image(created, image)

@@ -56,6 +56,7 @@ class Foreign(StrEnum):
     IGNORED = "ignored"
     NOT_YET = "not supported yet"
     NEEDS_IMAGE = "needs an image"
+    UPLOADED = "is an uploaded file"
     REFUSED = "refused"
 
 
@@ -69,9 +70,8 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "input_fidelity": Foreign.IGNORED,
     "image": Foreign.NEEDS_IMAGE,
     "mask": Foreign.NEEDS_IMAGE,
-    "control": Foreign.NOT_YET,
-    "control_strength": Foreign.NOT_YET,
-    "control_canny": Foreign.NOT_YET,
+    "control": Foreign.UPLOADED,
+    "control_image": Foreign.UPLOADED,
     "prompt_2": Foreign.REFUSED,
     "prompt_3": Foreign.REFUSED,
     "negative_prompt_2": Foreign.REFUSED,
@@ -93,19 +93,21 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
 }
 
 #: Fields of a Draft that are this program's own and no options of a client.
-INTERNAL_FIELDS: Final = ("previews", "blank_flagged", "spelling")
+INTERNAL_FIELDS: Final = ("previews", "blank_flagged", "only_upscale", "spelling")
 
 MAX_INPUT_IMAGES: Final = 16
 
 #: OpenAI's clients send one image or a list of them; Xinference's says images for edits.
 _IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
 _MASK_PARTS: Final = ("mask", "mask_image")
+_CONTROL_PARTS: Final = ("control", "control_image")
 
 #: Values that switch an option off although they are not empty, zero or false.
 _NEUTRAL: Final = (
     ("clip_skip", -1),
     ("cache_mode", "disabled"),
     ("vae_tiling", "false"),
+    ("control_canny", "false"),
 )
 
 _MIN_CHUNK: Final = 1024
@@ -201,9 +203,10 @@ def fingerprint(
     words = json.dumps([draft.model_dump(mode="json"), reply, operation], sort_keys=True)
     digest = hashlib.sha256(words.encode())
     if files is not None:
-        masks = (files.mask,) if files.mask else ()
-        digest.update(repr((files.own_alpha, files.inverted_mask, bool(masks))).encode())
-        for file in (*files.images, *masks):
+        others = tuple(file for file in (files.mask, files.control) if file)
+        marks = (files.own_alpha, files.inverted_mask, bool(files.mask), bool(files.control))
+        digest.update(repr(marks).encode())
+        for file in (*files.images, *others):
             digest.update(hashlib.sha256(file.data).digest())
     return digest.hexdigest()
 
@@ -219,6 +222,24 @@ def parse(body: Mapping[str, Any], dialect: str | None = None) -> Ask:
         InvalidRequest: Names the field as the client spelled it.
     """
     return _ask(body, dialect)
+
+
+def parse_generation_form(
+    fields: Mapping[str, str], files: Sequence[SourceFile], dialect: str | None = None
+) -> Ask:
+    """Read a generation that comes as a form, which may bring a control picture.
+
+    Raises:
+        InvalidRequest: Names the field as the client spelled it.
+    """
+    body = _unflattened(fields)
+    for file in files:
+        if file.param not in _CONTROL_PARTS:
+            _refuse_foreign({file.param: file})
+            raise unknown(file.param)
+    control = _control(files, body)
+    ask = _ask(body, dialect)
+    return replace(ask, files=SourceFiles((), control=control) if control else None)
 
 
 def parse_form(
@@ -377,9 +398,9 @@ def _sources(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFile
     pictures = tuple(file for file in files if file.param in _IMAGE_PARTS)
     masks = [file for file in files if file.param in _MASK_PARTS]
     for file in files:
-        if file not in pictures and file not in masks:
-            _refuse_foreign({file.param: file})
+        if file.param not in (*_IMAGE_PARTS, *_MASK_PARTS, *_CONTROL_PARTS):
             raise unknown(file.param)
+    control = _control(files, body)
     for name in (*_IMAGE_PARTS, *_MASK_PARTS):
         if name in body:
             raise InvalidRequest(f"'{name}' must be an uploaded file.", param=name)
@@ -391,7 +412,16 @@ def _sources(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFile
             f"There are at most {MAX_INPUT_IMAGES} images and one mask.", param=param
         )
     own_alpha = not masks and body.get("mask_mode") == "alpha"
-    return SourceFiles(pictures, masks[0] if masks else None, own_alpha)
+    return SourceFiles(pictures, masks[0] if masks else None, own_alpha, control=control)
+
+
+def _control(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFile | None:
+    """The control picture of a form."""
+    _refuse_foreign({name: body[name] for name in _CONTROL_PARTS if name in body})
+    controls = [file for file in files if file.param in _CONTROL_PARTS]
+    if len(controls) > 1:
+        raise InvalidRequest("There is at most one control picture.", param=controls[1].param)
+    return controls[0] if controls else None
 
 
 def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
@@ -441,6 +471,10 @@ def _refuse_foreign(given: Mapping[str, Any]) -> None:
                     f"'{name}' needs an input image, which this route does not take.",
                     reason=Reason.NOT_SUPPORTED,
                     param=name,
+                )
+            case Foreign.UPLOADED:
+                raise InvalidRequest(
+                    f"'{name}' must be an uploaded file, in a multipart form.", param=name
                 )
             case Foreign.REFUSED:
                 raise InvalidRequest(

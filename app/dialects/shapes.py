@@ -122,6 +122,9 @@ def powers(request: GenerationRequest) -> JsonObject:
         hires = request.hires
         values |= {"hires_scale": round(hires.width / request.width, 4), "hires_steps": hires.steps}
         values |= {"hires_strength": hires.strength, "hires_upscaler": hires.upscaler}
+    if request.upscale is not None:
+        upscale, before = request.upscale, request.hires or request
+        values |= {"upscaler": upscale.upscaler, "upscale": round(upscale.width / before.width, 4)}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -83,11 +83,18 @@ class AbortFlag:
         Args:
             context: The ``sd_ctx_t *`` of a loaded model.
         """
+        return self._attach(context, _BACKEND_FIELDS)
+
+    def attach_upscaler(self, context: Any) -> bool:
+        """The same for an ``upscaler_ctx_t *``, whose one backend comes first."""
+        return self._attach(context, 1)
+
+    def _attach(self, context: Any, fields: int) -> bool:
         try:
             _declare(self._lib)
         except AttributeError:  # another build of the library does not export them
             return False
-        backends = self._backends(context)
+        backends = self._backends(context, fields)
         self.on_cpu = all(self._lib.ggml_backend_is_cpu(b) for b in backends)
         if not backends or not self.on_cpu:
             return False
@@ -121,12 +128,12 @@ class AbortFlag:
         """True when this image was asked to stop."""
         return self._requested
 
-    def _backends(self, context: Any) -> set[int]:
+    def _backends(self, context: Any, count: int) -> set[int]:
         implementation = ctypes.cast(context, ctypes.POINTER(ctypes.c_void_p))[0]
         if not implementation:
             return set()
         fields = ctypes.cast(implementation, ctypes.POINTER(ctypes.c_void_p))
-        found = (fields[index] for index in range(_BACKEND_FIELDS))
+        found = (fields[index] for index in range(count))
         return {backend for backend in found if backend is not None}
 
     def _obeys(self, backend: int) -> bool:

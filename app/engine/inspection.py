@@ -267,6 +267,17 @@ def check_lora(name: str, path: Path) -> None:
         raise EngineError(Reason.GENERATION_FAILED, what)
 
 
+def upscaler_factor(path: Path) -> int | None:
+    """How many times the upscaler in a file enlarges; None when the file is none."""
+    try:
+        found = weights.read(path)
+    except BadFile:
+        return None
+    if families.recognise(found.shapes).kind != "upscaler":
+        return None
+    return families.upscaler_factor(found.shapes)
+
+
 def _known(component: str, path: Path) -> Contents:
     """What the file of a component holds, after making sure that it is that component."""
     try:
@@ -350,6 +361,23 @@ def _check_complete(
     raise _unavailable(f"{architecture.title} needs {_listed(lacking)}, which no file holds{hint}.")
 
 
+def _check_control(architecture: Architecture, parts: Mapping[str, Shapes]) -> None:
+    control = parts.get("control_net")
+    if control is None:
+        return
+    width, wanted = (
+        families.control_width(control),
+        families.unet_text_width(parts["diffusion_model"]),
+    )
+    if width is None:
+        raise _bad("control_net", "is a ControlNet that the runtime cannot read, for diffusers say")
+    if width != wanted:
+        raise _unavailable(
+            f"The ControlNet reads text of width {width} and {architecture.title} has {wanted}: it "
+            "is for another model."
+        )
+
+
 def _check_widths(architecture: Architecture, parts: Mapping[str, Shapes], *, tae: bool) -> None:
     """The runtime would meet these in the middle of the first picture, and die."""
     wanted = families.wanted_text_width(architecture, parts["diffusion_model"])
@@ -358,6 +386,7 @@ def _check_widths(architecture: Architecture, parts: Mapping[str, Shapes], *, ta
         raise _unavailable(
             f"The language model is {width} wide and {architecture.title} wants one of {wanted}."
         )
+    _check_control(architecture, parts)
     if "vae" not in architecture.needs:
         return
     autoencoder = "tae" if tae else "vae"

@@ -29,16 +29,25 @@ from typing import Any, Final
 from PIL import Image
 from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
 
+from app.core.catalog import CPU, FAMILIES
 from app.core.errors import Reason
 from app.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
 from app.core.pixels import Inputs, Pixels
-from app.core.request import EVERY_STEP, Caching, GenerationRequest, Hires, SkipLayers
+from app.core.request import (
+    EVERY_STEP,
+    Caching,
+    GenerationRequest,
+    Hires,
+    SkipLayers,
+    Upscale,
+)
 from app.core.samplers import DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from app.embedded import materialise
 from app.engine import inspection
 from app.engine.abort import AbortFlag
+from app.engine.embeddings import prepared_embeddings
 from app.engine.engine import Emit, EngineError
-from app.engine.loras import lora_files
+from app.engine.folders import weight_files
 
 logger = logging.getLogger("app.native")
 
@@ -48,6 +57,7 @@ _LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 _PHASE_LINES: Final = (
     ("generating image: ", Phase.SAMPLING),
     ("- decoding ", Phase.DECODING),
+    ("- upscaling from ", Phase.UPSCALING),
 )
 
 #: What the log says of a LoRA that changes nothing: of no tensor of it, or of its file.
@@ -65,6 +75,7 @@ _PATH_FIELDS: Final = {
     "llm": "llm_path",
     "vae": "vae_path",
     "tae": "taesd_path",
+    "control_net": "control_net_path",
 }
 
 #: Any non-empty path makes the runtime use a tiny autoencoder that the model file itself holds,
@@ -83,6 +94,16 @@ _HIRES_UPSCALERS: Final = {
     name: getattr(sd.SDHiresUpscaler, "SD_HIRES_UPSCALER_" + name.upper().replace("-", "_"))
     for name in HIRES_UPSCALERS
 }
+
+_PREVIEW_MODES: Final = {
+    "projection": sd.Preview.PREVIEW_PROJ,
+    "tae": sd.Preview.PREVIEW_TAE,
+    "decode": sd.Preview.PREVIEW_VAE,
+}
+#: Pixels to a side of what an upscaler takes at once: its memory, and how often it is heard of.
+_UPSCALER_TILE: Final = 128
+#: Thresholds, weak and strong grey of the runtime's own program.
+_CANNY: Final = (0.08, 0.08, 0.8, 1.0)
 
 _lib = sd._lib
 _lib.sd_ctx_params_init.argtypes = [ctypes.POINTER(sd.sd_ctx_params_t)]
@@ -106,6 +127,8 @@ class NativeEngine:
         self._abort = AbortFlag(_lib)
         self._can_abort = False
         self._lora_dir: str | None = None
+        self._upscaler_dir: str | None = None
+        self._threads = 0
         self._unfit_lora = False
         self._secrets: dict[str, str] = {}
         self._first_error = ""
@@ -132,11 +155,14 @@ class NativeEngine:
             component: materialise(location, Path(command.cache_dir))
             for component, location in command.files.items()
         }
-        self._lora_dir = command.lora_dir
+        self._lora_dir, self._upscaler_dir = command.lora_dir, command.upscaler_dir
+        self._threads = command.runtime["threads"] or available_cores()
         self._secrets = {str(path): component for component, path in files.items()}
         inspection.check(files, command.family, tae=command.runtime["tae"])
+        embeddings = _embeddings(command)
+        params = _context_params(files, command.runtime, self._threads, embeddings)
         self._loading = _LoadProgress(emit)
-        context = sd.new_sd_ctx(ctypes.byref(_context_params(files, command.runtime)))
+        context = sd.new_sd_ctx(ctypes.byref(params))
         self._loading = None
         # A NULL context must be neither used nor freed.
         if not context:
@@ -146,15 +172,20 @@ class NativeEngine:
             )
         self._context = context
         self._vae_tiling = command.runtime["vae_tiling"]
-        if command.runtime["preview"] == "decode":
-            self._preview_mode = sd.Preview.PREVIEW_VAE
+        self._preview_mode = _PREVIEW_MODES[command.runtime["preview"]]
         self._can_abort = self._abort.attach(context)
+        if command.device not in ("", CPU) and self._abort.on_cpu:
+            raise EngineError(
+                Reason.MODEL_UNAVAILABLE,
+                f"The model is to run on {command.device}, and the runtime found only the CPU.",
+            )
         return Loaded(
             seconds=time.monotonic() - started,
             can_abort=self._can_abort,
             fast_kernels=_has_fast_kernels(),
             on_cpu=self._abort.on_cpu,
             system=sd.sd_get_system_info().decode("utf-8", "replace").strip(),
+            embeddings=tuple(embeddings),
         )
 
     def draw(
@@ -164,37 +195,25 @@ class NativeEngine:
         self._first_error, self._peeked, self._unfit_lora = "", False, False
         seed = request.seed + index
         drawing = self._drawing = _Drawing(job, index, request, emit)
-        self._want_preview(drawing.wants_preview(1))
         try:
-            params = self._generation_params(request, inputs, seed)
-            images = sd.generate_image(self._context, ctypes.byref(params))
+            picture = self._generated(request, inputs, seed) if request.draws else inputs.image
+            if picture is not None and request.upscale is not None:
+                picture = self._enlarged(picture, request.upscale)
         finally:
             self._drawing = None
-        if not images or not images[0].data:
-            if images:
-                _free(images)
-            if self._abort.requested:
-                return None
-            raise EngineError(
-                Reason.GENERATION_FAILED, self._first_error or "The runtime gave no picture."
-            )
-        width, height, pixels = _take(images)
-        if self._unfit_lora:
-            # The runtime draws without it, and says so in its log alone.
-            raise EngineError(
-                Reason.GENERATION_FAILED, "A LoRA of the request does not fit this model."
-            )
+        if picture is None:
+            return None
         return ImageDrawn(
             job=job,
             index=index,
             seed=seed,
-            width=width,
-            height=height,
-            steps=drawing.steps,
+            width=picture.width,
+            height=picture.height,
+            steps=drawing.steps if request.draws else 0,
             encode_seconds=drawing.seconds(Phase.ENCODING),
             sample_seconds=drawing.seconds(Phase.SAMPLING),
-            decode_seconds=drawing.seconds(Phase.DECODING),
-            blob=pixels,
+            decode_seconds=drawing.seconds(Phase.DECODING) + drawing.seconds(Phase.UPSCALING),
+            blob=picture.data,
         )
 
     def clear_abort(self) -> None:
@@ -247,6 +266,58 @@ class NativeEngine:
 
     # --- details --------------------------------------------------------------------------------
 
+    def _generated(self, request: GenerationRequest, inputs: Inputs, seed: int) -> Pixels | None:
+        """What the model draws; None when it was aborted."""
+        assert self._drawing is not None
+        self._want_preview(self._drawing.wants_preview(1))
+        params = self._generation_params(request, inputs, seed)
+        images = sd.generate_image(self._context, ctypes.byref(params))
+        if not images or not images[0].data:
+            if images:
+                _free(images)
+            self._expect_nothing("The runtime gave no picture.")
+            return None
+        picture = _taken(images[0])
+        _free(images)
+        if self._unfit_lora:
+            # The runtime draws without it, and says so in its log alone.
+            raise EngineError(
+                Reason.GENERATION_FAILED, "A LoRA of the request does not fit this model."
+            )
+        return picture
+
+    def _enlarged(self, picture: Pixels, wanted: Upscale) -> Pixels | None:
+        """What an upscaler makes of a picture, at the wanted size; None when it was aborted."""
+        path = _file_of(self._upscaler_dir, wanted.upscaler, "upscaler")
+        if inspection.upscaler_factor(path) is None:
+            raise EngineError(
+                Reason.GENERATION_FAILED, f"The upscaler '{wanted.upscaler}' is none any more."
+            )
+        context = sd.new_upscaler_ctx(
+            str(path).encode(), False, False, self._threads, _UPSCALER_TILE
+        )
+        if not context:
+            raise EngineError(
+                Reason.GENERATION_FAILED,
+                f"The runtime could not load the upscaler '{wanted.upscaler}'.",
+            )
+        try:
+            if self._can_abort and self._abort.attach_upscaler(context):
+                self._abort.arm()
+            # It takes the factor from its weights; this one is for the log of others.
+            image = sd.upscale(context, _native_image(picture), 0)
+            if not image.data:
+                self._expect_nothing("The upscaler gave no picture.")
+                return None
+            return _resized(_taken(image), wanted)
+        finally:
+            sd.free_upscaler_ctx(context)
+
+    def _expect_nothing(self, message: str) -> None:
+        """Raise why no picture came, as far as that was heard, unless it was aborted."""
+        if not self._abort.requested:
+            raise EngineError(Reason.GENERATION_FAILED, self._first_error or message)
+
     def _redact(self, line: str) -> str:
         """The line with the component's name in place of each path."""
         for path, component in self._secrets.items():
@@ -273,6 +344,9 @@ class NativeEngine:
             params.strength = request.strength
         if inputs.mask is not None:
             params.mask_image = _native_image(inputs.mask)
+        if inputs.control is not None:
+            params.control_image = _control_image(inputs.control, edges=request.control_canny)
+            params.control_strength = request.control_strength
         if inputs.references:
             references = (sd.sd_image_t * len(inputs.references))()
             references[:] = [_native_image(picture) for picture in inputs.references]
@@ -364,6 +438,7 @@ class _Drawing:
         self._pass_steps = request.steps
         self._step = 0
         self.steps = request.steps + self._second
+        self._draws = request.draws
         self._job = job
         self._index = index
         self._previews = request.previews
@@ -377,7 +452,7 @@ class _Drawing:
             if mark in line and phase not in self._began:
                 self.phase = phase
                 self._began[phase] = time.monotonic()
-                self._report(self.steps if phase is Phase.DECODING else 0)
+                self._report(self.steps if phase is not Phase.SAMPLING else 0)
 
     def progressed(self, step: int, steps: int) -> None:
         """Take up the progress callback, which outside sampling counts LoRAs and tiles."""
@@ -387,8 +462,11 @@ class _Drawing:
             self._step, self._pass_steps = step, steps
             self.steps = self._before + steps + self._second
             self._report(self._before + step)
+        elif self.phase is Phase.UPSCALING and not self._draws:
+            self.steps = steps
+            self._report(step)
         else:
-            self._report(self.steps if self.phase is Phase.DECODING else 0)
+            self._report(0 if self.phase is Phase.ENCODING else self.steps)
 
     def previewed(self, step: int, width: int, height: int, pixels: bytes) -> None:
         """Send a preview; heun and its like number their inner steps negatively."""
@@ -426,16 +504,22 @@ class _LoadProgress:
 
 
 def _set_loras(params: Any, folder: str, loras: tuple[tuple[str, float], ...]) -> None:
-    found = lora_files(Path(folder))
     array = (sd.sd_lora_t * len(loras))()
     for entry, (name, scale) in zip(array, loras, strict=True):
-        if name not in found:
-            raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' is gone.")
-        inspection.check_lora(name, found[name])
-        entry.path, entry.multiplier = str(found[name]).encode(), scale
+        path = _file_of(folder, name, "LoRA")
+        inspection.check_lora(name, path)
+        entry.path, entry.multiplier = str(path).encode(), scale
     # Ctypes keeps the array alive through the pointer.
     params.loras = ctypes.cast(array, ctypes.POINTER(sd.sd_lora_t))
     params.lora_count = len(array)
+
+
+def _file_of(folder: str | None, name: str, what: str) -> Path:
+    """The file of that name in one of the operator's folders."""
+    path = weight_files(folder).get(name)
+    if path is None:
+        raise EngineError(Reason.GENERATION_FAILED, f"The {what} '{name}' is gone.")
+    return path
 
 
 def _set_cache(params: Any, cache: Caching) -> None:
@@ -464,7 +548,18 @@ def _set_skip_layers(params: Any, slg: SkipLayers) -> None:
     params.scale = slg.scale
 
 
-def _context_params(files: dict[str, Path], runtime: dict[str, Any]) -> Any:
+def _embeddings(command: Load) -> dict[str, Path]:
+    """Word -> file of the embeddings that fit the model; only CLIP reads any."""
+    traits = FAMILIES[command.family]
+    if command.embedding_dir is None or not traits.unet:
+        return {}
+    cache = Path(command.cache_dir) / "embeddings"
+    return prepared_embeddings(weight_files(command.embedding_dir), command.family, cache)
+
+
+def _context_params(
+    files: dict[str, Path], runtime: dict[str, Any], threads: int, embeddings: dict[str, Path]
+) -> Any:
     params = sd.sd_ctx_params_t()
     _lib.sd_ctx_params_init(ctypes.byref(params))
     for component, path in files.items():
@@ -474,10 +569,20 @@ def _context_params(files: dict[str, Path], runtime: dict[str, Any]) -> Any:
     # The defaults free the weights after the first image and leave the encoder out.
     params.free_params_immediately = False
     params.vae_decode_only = False
-    params.n_threads = runtime["threads"] or available_cores()
+    params.n_threads = threads
     params.flash_attn = params.diffusion_flash_attn = runtime["flash_attn"]
     params.diffusion_conv_direct = params.vae_conv_direct = runtime["conv_direct"]
     params.offload_params_to_cpu = runtime["offload"]
+    params.tae_preview_only = runtime["preview"] == "tae"
+    params.circular_x = runtime["circular"] in ("x", "both")
+    params.circular_y = runtime["circular"] in ("y", "both")
+    if embeddings:
+        array = (sd.sd_embedding_t * len(embeddings))()
+        for entry, (word, path) in zip(array, embeddings.items(), strict=True):
+            entry.name, entry.path = word.encode(), str(path).encode()
+        # Ctypes keeps the array alive through the pointer.
+        params.embeddings = ctypes.cast(array, ctypes.POINTER(sd.sd_embedding_t))
+        params.embedding_count = len(array)
     if runtime["wtype"]:
         params.wtype = _lib.str_to_sd_type(runtime["wtype"].encode())
     return params
@@ -507,14 +612,34 @@ def _native_image(picture: Pixels) -> Any:
     return sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
 
 
-def _take(images: Any) -> tuple[int, int, bytes]:
-    """Copy the first result out as (width, height, RGB) and free the library's memory."""
-    image = images[0]
+def _control_image(picture: Pixels, *, edges: bool) -> Any:
+    """A sd_image_t of the picture, or of its edges."""
+    if not edges:
+        return _native_image(picture)
+    # The library draws the edges over the pixels themselves.
+    own = ctypes.create_string_buffer(picture.data, len(picture.data))
+    pointer = ctypes.cast(own, ctypes.POINTER(ctypes.c_uint8))
+    image = sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
+    if not sd.preprocess_canny(image, *_CANNY, False):
+        raise EngineError(Reason.GENERATION_FAILED, "No edges could be made of the picture.")
+    return image
+
+
+def _taken(image: Any) -> Pixels:
+    """Copy a result out as RGB and free the library's memory of its pixels."""
     try:
-        return image.width, image.height, _rgb(image)
+        return Pixels(image.width, image.height, _rgb(image))
     finally:
         _free(image.data)
-        _free(images)
+
+
+def _resized(picture: Pixels, wanted: Upscale) -> Pixels:
+    """The picture at the wanted size, which is the upscaler's own or less."""
+    if picture.size == wanted.size:
+        return picture
+    image = Image.frombytes("RGB", picture.size, picture.data)
+    smaller = image.resize(wanted.size, Image.Resampling.LANCZOS)
+    return Pixels(wanted.width, wanted.height, smaller.tobytes())
 
 
 def _rgb(image: Any) -> bytes:

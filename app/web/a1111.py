@@ -17,8 +17,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app import images
-from app.core.errors import InvalidRequest, NotSupportedYet, Reason
+from app.core.errors import InvalidRequest, Reason
 from app.core.job import JobStatus
+from app.core.pixels import SourceFiles
 from app.dialects import a1111
 from app.dialects.openai import Ask, ReplyOptions
 from app.dialects.shapes import compact
@@ -171,12 +172,13 @@ class A1111Routes:
 
     async def upscalers(self, _request: Request) -> Response:
         """GET upscalers."""
-        return respond.json_bytes(a1111.upscalers())
+        extras = await asyncio.to_thread(self._service.extras)
+        return respond.json_bytes(a1111.upscalers(extras.upscalers))
 
     async def loras(self, _request: Request) -> Response:
         """GET loras."""
-        names = await asyncio.to_thread(self._service.lora_names)
-        return respond.json_bytes(a1111.loras(names))
+        extras = await asyncio.to_thread(self._service.extras)
+        return respond.json_bytes(a1111.loras(extras.loras))
 
     async def empty(self, request: Request) -> Response:
         """GET of a list of things that this server has none of."""
@@ -206,6 +208,17 @@ class A1111Routes:
         texts = await self._service.studio.texts(a1111.image_field(body))
         return respond.json_bytes(a1111.png_info(texts))
 
-    async def extra_single_image(self, _request: Request) -> Response:
-        """POST extra-single-image."""
-        raise NotSupportedYet("extra-single-image")
+    async def extra_single_image(self, request: Request) -> Response:
+        """POST extra-single-image: enlarge a picture."""
+        body = await forms.read_json(request, self._draw.max_form_bytes)
+        draft, file = a1111.parse_extra(body)
+        ask = Ask(draft, ReplyOptions.model_validate({}), SourceFiles((file,)))
+        live = await self._draw.submit(request, ask)
+        job = await self._draw.finished(request, live)
+        if job is None:
+            return Response(status_code=499)
+        headers = {"X-Job-Id": job.id}
+        error = job.error()
+        if error is not None:
+            return respond.failure(error, headers, request.url.path)
+        return respond.json_bytes(a1111.extra_answer(job), headers)

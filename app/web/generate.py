@@ -66,9 +66,14 @@ class ImageRoutes:
     check_webhook: Callable[[str], None]
 
     async def generations(self, request: Request) -> Response:
-        """POST /v1/images/generations: JSON."""
-        body = await forms.read_json(request, MAX_JSON_BYTES)
-        return await self.answer(request, openai.parse(body, _dialect(request)))
+        """POST /v1/images/generations: JSON, or a form where a control picture comes along."""
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            form = await forms.read_form(request, self.max_form_bytes)
+            ask = openai.parse_generation_form(form.fields, form.files, _dialect(request))
+        else:
+            body = await forms.read_json(request, MAX_JSON_BYTES)
+            ask = openai.parse(body, _dialect(request))
+        return await self.answer(request, ask)
 
     async def edits(self, request: Request) -> Response:
         """POST /v1/images/edits: a form with image and perhaps mask."""
@@ -82,8 +87,17 @@ class ImageRoutes:
         """POST /v1/images/inpainting: Xinference's form with image and mask_image."""
         return await self._form_answer(request, mask_mode="luminance")
 
+    async def upscales(self, request: Request) -> Response:
+        """POST /v1/images/upscales: a form with image and perhaps upscaler and upscale."""
+        return await self._form_answer(request, prompt="", only_upscale=True)
+
     async def _form_answer(
-        self, request: Request, *, prompt: str | None = None, mask_mode: str | None = None
+        self,
+        request: Request,
+        *,
+        prompt: str | None = None,
+        mask_mode: str | None = None,
+        only_upscale: bool = False,
     ) -> Response:
         form = await forms.read_form(request, self.max_form_bytes)
         ask = openai.parse_form(
@@ -93,7 +107,8 @@ class ImageRoutes:
             mask_mode=mask_mode,
             prompt=prompt,
         )
-        return await self.answer(request, ask)
+        draft = ask.draft.model_copy(update={"only_upscale": only_upscale})
+        return await self.answer(request, replace(ask, draft=draft))
 
     async def answer(
         self, request: Request, ask: openai.Ask, plain: PlainAnswer = openai.plain_answer

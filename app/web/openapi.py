@@ -79,7 +79,11 @@ _A1111_GETS: Final = {
     **dict.fromkeys(A1111_EMPTY, "None of these"),
 }
 
-_JSON_BODY: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Generation"}}}
+_JSON_BODY: Final = {
+    "application/json": {"schema": {"$ref": "#/components/schemas/Generation"}},
+    "multipart/form-data": {"schema": {"$ref": "#/components/schemas/ControlledGeneration"}},
+}
+_UPSCALE_BODY: Final = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/Upscale"}}}
 _FORM_BODY: Final = {"multipart/form-data": {"schema": {"$ref": "#/components/schemas/Edit"}}}
 _ERROR: Final = {"$ref": "#/components/schemas/Error"}
 _IMAGE: Final = {"schema": {"type": "string", "format": "binary"}}
@@ -99,6 +103,18 @@ _GENERATION_ERRORS: Final[tuple[type[ImageServiceError], ...]] = (
 )
 
 
+_FILE: Final = {"type": "string", "format": "binary"}
+_CONTROL: Final = {"control": {**_FILE, "description": "What the model's ControlNet follows."}}
+_PICTURES: Final = {
+    "image": {**_FILE, "description": "The picture; several as image[]."},
+    "image[]": {"type": "array", "items": _FILE},
+    "mask": {**_FILE, "description": "Where to draw; also mask_image."},
+    **_CONTROL,
+}
+_ENLARGING: Final = (
+    "model", "upscaler", "upscale", "output_format", "output_compression", "safety_check",
+    "response_format", "stream", "priority", "on_disconnect", "webhook_url",
+)  # fmt: skip
 _QUERY_OPTIONS: Final = Draft.model_fields.keys() - set(INTERNAL_FIELDS)
 _TEXT: Final = {"type": "string"}
 _JOB_HEADERS: Final = (
@@ -125,6 +141,7 @@ def openapi_document() -> dict[str, Any]:
             **{path: {"post": _drawing("Draw over an image", _FORM_BODY)} for path in EDIT_PATHS},
             "/v1/images/variations": {"post": _drawing("Draw an image again", _FORM_BODY)},
             "/v1/images/inpainting": {"post": _drawing("Draw where a mask is", _FORM_BODY)},
+            "/v1/images/upscales": {"post": _drawing("Enlarge an image", _UPSCALE_BODY)},
             **{path: {"post": _fireworks()} for path in FIREWORKS_PATHS},
             "/v1/images/ocr": {"post": _ocr()},
             **_a1111(),
@@ -136,6 +153,7 @@ def openapi_document() -> dict[str, Any]:
             },
             "/v1/models/{model}/unload": {"post": _get("Unload a model", _json(), "model")},
             "/v1/loras": {"get": _get("LoRAs that requests may name", _json())},
+            "/v1/upscalers": {"get": _get("Upscalers that requests may name", _json())},
             "/v1/config": {"get": _get("States in OpenVINO Model Server's form", _json())},
             "/v1/cluster/auth": {"get": _get("Whether clients need a key (Xinference)", _json())},
             "/livez": {"get": _get("The process answers", _json())},
@@ -147,7 +165,9 @@ def openapi_document() -> dict[str, Any]:
         "components": {
             "schemas": {
                 "Generation": _options_schema("Generation"),
-                "Edit": _edit_schema(),
+                "ControlledGeneration": _form_schema("ControlledGeneration", _CONTROL, ("prompt",)),
+                "Edit": _form_schema("Edit", _PICTURES, ("image",)),
+                "Upscale": _upscale_schema(),
                 "Error": _error_schema(),
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -279,17 +299,18 @@ def _a1111() -> dict[str, Any]:
     return paths
 
 
-def _edit_schema() -> dict[str, Any]:
-    """The options of a generation as form fields, with the pictures."""
-    schema = _options_schema("Edit")
-    file = {"type": "string", "format": "binary"}
-    pictures = {
-        "image": {**file, "description": "The picture; several as image[]."},
-        "image[]": {"type": "array", "items": file},
-        "mask": {**file, "description": "Where to draw; also mask_image."},
-    }
+def _form_schema(name: str, pictures: dict[str, Any], required: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a generation as form fields, with pictures."""
+    schema = _options_schema(name)
     schema["properties"] = {**pictures, **schema["properties"]}
-    return {**schema, "required": ["image"]}
+    return {**schema, "required": [*required]}
+
+
+def _upscale_schema() -> dict[str, Any]:
+    """The options of an enlargement, which are few."""
+    options = {n: f for n, f in _options_schema("Upscale")["properties"].items() if n in _ENLARGING}
+    properties = {"image": _PICTURES["image"], **options}
+    return {"type": "object", "required": ["image"], "properties": properties}
 
 
 def _options_schema(name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from app.core.catalog import ModelSpec
 from app.core.errors import NotFound, Reason
+from app.core.powers import options_of
 from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES, refusal
 from app.dialects.shapes import compact
 from app.engine.worker import Worker, WorkerState
@@ -54,7 +55,9 @@ class OpsRoutes:
         if not request.path_params["model"]:  # /v1/models/
             return await self.models(request)
         spec = await self.service.named(request.path_params["model"])
-        return respond.json_bytes(compact(self._model(spec)))
+        extras = await asyncio.to_thread(self.service.extras)
+        fields = {**self._model(spec), "options": options_of(spec, extras)}
+        return respond.json_bytes(compact(fields))
 
     async def load(self, request: Request) -> Response:
         """POST /v1/models/{id}/load: answered when the model is there."""
@@ -70,8 +73,17 @@ class OpsRoutes:
 
     async def loras(self, _request: Request) -> Response:
         """GET /v1/loras: what a request may name in lora."""
-        names = await asyncio.to_thread(self.service.lora_names)
-        data = [{"id": name, "object": "lora"} for name in names]
+        extras = await asyncio.to_thread(self.service.extras)
+        data = [{"id": name, "object": "lora"} for name in extras.loras]
+        return respond.json_bytes(compact({"object": "list", "data": data}))
+
+    async def upscalers(self, _request: Request) -> Response:
+        """GET /v1/upscalers: what a request may name in upscaler."""
+        extras = await asyncio.to_thread(self.service.extras)
+        data = [
+            {"id": name, "object": "upscaler", "factor": factor}
+            for name, factor in extras.upscalers.items()
+        ]
         return respond.json_bytes(compact({"object": "list", "data": data}))
 
     async def image(self, request: Request) -> Response:
@@ -150,6 +162,8 @@ class OpsRoutes:
             "defaults": _defaults(spec),
             "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
             "capabilities": _capabilities(spec),
+            "embeddings": [*next((w.loaded.embeddings for w in workers if w.loaded), ())],
+            "device": spec.device,
         }
         if why:
             fields["error"] = why
@@ -184,4 +198,5 @@ def _capabilities(spec: ModelSpec) -> dict[str, Any]:
         "samplers": list(SAMPLERS),
         "schedules": usable,
         "guidance": spec.traits.distilled_guidance,
+        "control": spec.files.control_net is not None,
     }

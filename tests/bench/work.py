@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from app import main as wiring
 from app.core.catalog import Catalog
 from app.core.messages import Load
-from app.core.request import Draft, GenerationRequest, resolve
+from app.core.request import Draft, GenerationRequest, Limits
+from app.core.resolve import resolve
 from app.settings import Settings
 
 PROMPT = "a red circle on a white table"
@@ -30,7 +31,7 @@ class Work:
 def resolved(work: Work, catalog: Catalog) -> GenerationRequest:
     """The work as the server makes it of the same options, every default concrete."""
     draft = Draft(prompt=PROMPT, size=work.size, sample_steps=work.steps, seed=work.seed)
-    return resolve(draft, catalog, random_seed=lambda: 0, max_pixels=2**22)
+    return resolve(draft, catalog, random_seed=lambda: 0, limits=Limits())
 
 
 def load_command(settings: Settings, catalog: Catalog) -> Load:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
 
 Shape = tuple[int, ...]
 
@@ -271,11 +273,50 @@ def llm(of: LanguageModel) -> Net:
 
 def unet(family: str, channels: int = 4) -> Net:
     """Stable Diffusion 1, 2 or XL, whose sizes are fixed; 9 channels are an inpainting model."""
-    context = {"sd1": 768, "sd2": 1024, "sdxl": 2048}[family]
-    multiples = (1, 2, 4) if family == "sdxl" else (1, 2, 4, 4)
-    depths = (0, 2, 10) if family == "sdxl" else (1, 1, 1, 0)
-    flat = family != "sd1"  # proj_in is a matrix rather than a convolution
     net = Net()
+    context, multiples, depths, flat = _UNETS[family]
+    widths = _unet_input(net, family, channels)
+    width = widths[-1]
+    index = 0
+    for level, multiple in reversed([*enumerate(multiples)]):
+        for part in range(3):
+            _unet_res(net.at(f"output_blocks.{index}.0"), width + widths.pop(), 320 * multiple)
+            width = 320 * multiple
+            _transformer(net.at(f"output_blocks.{index}.1"), width, depths[level], context, flat)
+            if level and part == 2:
+                after = 2 if depths[level] else 1
+                net.conv(f"output_blocks.{index}.{after}.conv", width, width)
+            index += 1
+    net.norm("out.0", 320)
+    net.conv("out.2", 320, 4)
+    return net
+
+
+def control_net(family: str) -> Net:
+    """The half of a U-Net that reads, with a way out of each block and a way in for the picture."""
+    net = Net()
+    widths = _unet_input(net, family, 4)
+    for index, width in enumerate(widths):
+        net.conv(f"zero_convs.{index}.0", width, width, 1)
+    net.conv("middle_block_out.0", widths[-1], widths[-1], 1)
+    hint = (3, 16, 16, 32, 32, 96, 96, 256, 320)
+    for index, (inner, outer) in enumerate(pairwise(hint)):
+        net.conv(f"input_hint_block.{2 * index}", inner, outer)
+    return net
+
+
+#: Family -> width of its text, multiples of 320 of its levels, transformers of each, and whether
+#: their first layer is a matrix rather than a convolution.
+_UNETS: Final = {
+    "sd1": (768, (1, 2, 4, 4), (1, 1, 1, 0), False),
+    "sd2": (1024, (1, 2, 4, 4), (1, 1, 1, 0), True),
+    "sdxl": (2048, (1, 2, 4), (0, 2, 10), True),
+}
+
+
+def _unet_input(net: Net, family: str, channels: int) -> list[int]:
+    """The blocks up to the middle; returns the width after each."""
+    context, multiples, depths, flat = _UNETS[family]
     net.linear("time_embed.0", 320, 1280)
     net.linear("time_embed.2", 1280, 1280)
     if family == "sdxl":
@@ -297,19 +338,7 @@ def unet(family: str, channels: int = 4) -> Net:
     _unet_res(net.at("middle_block.0"), width, width)
     _transformer(net.at("middle_block.1"), width, max(depths), context, flat)
     _unet_res(net.at("middle_block.2"), width, width)
-    index = 0
-    for level, multiple in reversed([*enumerate(multiples)]):
-        for part in range(3):
-            _unet_res(net.at(f"output_blocks.{index}.0"), width + widths.pop(), 320 * multiple)
-            width = 320 * multiple
-            _transformer(net.at(f"output_blocks.{index}.1"), width, depths[level], context, flat)
-            if level and part == 2:
-                after = 2 if depths[level] else 1
-                net.conv(f"output_blocks.{index}.{after}.conv", width, width)
-            index += 1
-    net.norm("out.0", 320)
-    net.conv("out.2", 320, 4)
-    return net
+    return widths
 
 
 def _unet_res(net: Net, inner: int, outer: int) -> None:

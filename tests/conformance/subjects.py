@@ -55,7 +55,7 @@ class Subject:
     runtime: Mapping[str, object] = field(default_factory=dict)
 
 
-def _whole(family: str, channels: int = 4) -> Callable[[], Parts]:
+def whole(family: str, channels: int = 4) -> Callable[[], Parts]:
     """UNet, text encoders and VAE in one file, which the runtime wants of these families."""
     first = {"sd1": 768, "sd2": 1024, "sdxl": 768}[family]
     texts = {"cond_stage_model.transformer.": clip(first)}
@@ -96,10 +96,10 @@ def _mistral(width: int, layers: int, feed_forward: int) -> Net:
 
 
 SUBJECTS: Final = (
-    Subject("Stable Diffusion 1.5", "sd1", _whole("sd1")),
-    Subject("Stable Diffusion 1.5 inpainting", "sd1", _whole("sd1", 9)),
-    Subject("Stable Diffusion 2.1", "sd2", _whole("sd2")),
-    Subject("Stable Diffusion XL", "sdxl", _whole("sdxl")),
+    Subject("Stable Diffusion 1.5", "sd1", whole("sd1")),
+    Subject("Stable Diffusion 1.5 inpainting", "sd1", whole("sd1", 9)),
+    Subject("Stable Diffusion 2.1", "sd2", whole("sd2")),
+    Subject("Stable Diffusion XL", "sdxl", whole("sdxl")),
     Subject(
         "Stable Diffusion 3 Medium",
         "sd3",

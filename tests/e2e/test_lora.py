@@ -48,7 +48,7 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     write_safetensors(loras / "vae.safetensors", ALONE["vae"])
     (loras / "no-shape.gguf").write_bytes(BROKEN["no-shape"][0])
     (loras / "notes.txt").write_text("no LoRA")
-    with running_server(folder, lora_dir=loras) as server:
+    with running_server(folder, lora_dir=loras, lora_in_prompt=True) as server:
         yield server
 
 
@@ -77,7 +77,7 @@ def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProc
     assert [lora["id"] for lora in data] == ["bent", "foreign", "garbage", "no-shape", "vae"]
     assert httpx2.get(f"{native_server.url}/v1/loras").json()["data"] == []
     listed = httpx2.get(f"{lora_server.url}/sdapi/v1/loras").json()
-    assert [lora["name"] for lora in listed] == ["bent", "foreign", "garbage"]
+    assert [lora["name"] for lora in listed] == [lora["id"] for lora in data]
     assert httpx2.get(f"{native_server.url}/sdapi/v1/loras").json() == []
 
 
@@ -118,6 +118,35 @@ def test_bad_choices(lora_server: ServerProcess, lora: Any) -> None:
     answer = lora_server.post({**BODY, "lora": lora})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("lora")
+
+
+def test_in_the_prompt(lora_server: ServerProcess) -> None:
+    """As AUTOMATIC1111 has it: the word is gone from the prompt, and the LoRA acts."""
+    named = drawn(lora_server, {"id": "bent", "scale": 0.5})
+    for prompt in ("a red circle <lora:bent:0.5>", "<lora:bent:0.5>a red circle"):
+        answer = lora_server.post({**BODY, "prompt": prompt}).json()
+        assert answer["data"][0]["b64_json"] == named
+        assert answer["parameters"]["prompt"] == "a red circle"
+        assert answer["parameters"]["lora"] == [{"id": "bent", "scale": 0.5}]
+    api = {"prompt": "a <lora:bent>", "width": 64, "height": 64, "steps": 2}
+    answer = httpx2.post(f"{lora_server.url}/sdapi/v1/txt2img", json=api, timeout=60)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    "word", ["<lora:nobody:1>", "<lora:bent:much>", "<lora:bent:1><lora:bent>"]
+)
+def test_bad_words_in_the_prompt(lora_server: ServerProcess, word: str) -> None:
+    """They are options, and name the prompt."""
+    answer = lora_server.post({**BODY, "prompt": f"a circle {word}"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_not_in_the_prompt_unless_allowed(native_server: ServerProcess) -> None:
+    """Else it would be drawn as a word."""
+    answer = native_server.post({**BODY, "prompt": "a circle <lora:bent:1>"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+    assert "in 'lora' alone" in answer.json()["error"]["message"]
 
 
 def test_in_a_form(lora_server: ServerProcess) -> None:

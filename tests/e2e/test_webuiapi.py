@@ -332,7 +332,7 @@ def test_refusals(api: webuiapi.WebUIApi) -> None:
         assert status == 400
         assert next(iter(option)) in body
     status, body = refusal(api.extra_single_image, image=Image.new("RGB", (8, 8)))
-    assert (status, "not supported yet" in body) == (400, True)
+    assert (status, "upscaler_1" in body) == (400, True)
 
 
 def test_bad_pictures(api: webuiapi.WebUIApi) -> None:

@@ -82,8 +82,8 @@ def test_foreign_fields_are_never_silent(name: str) -> None:
         return
     error = refused(**{name: 1})
     assert error.param == name
-    expected = Reason.NOT_SUPPORTED_YET if fate is Foreign.NOT_YET else Reason.NOT_SUPPORTED
-    assert error.reason is expected
+    reasons = {Foreign.NOT_YET: Reason.NOT_SUPPORTED_YET, Foreign.UPLOADED: Reason.INVALID_VALUE}
+    assert error.reason is reasons.get(fate, Reason.NOT_SUPPORTED)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,8 @@ def test_kwargs_are_options() -> None:
         ({"prompt": "a", "image": "text"}, [], "image"),
         ({"prompt": "a", "mask": "text"}, [upload()], "mask"),
         ({"prompt": "a"}, [upload("picture")], "picture"),
-        ({"prompt": "a"}, [upload(), upload("control")], "control"),
+        ({"prompt": "a"}, [upload(), upload("control"), upload("control")], "control"),
+        ({"prompt": "a", "control": "text"}, [upload()], "control"),
         ({"prompt": "a"}, [upload()] * 17, "image"),
         ({"prompt": "a"}, [upload(), upload("mask"), upload("mask")], "mask"),
         ({"prompt": "a", "strength": "2"}, [upload()], "strength"),

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from app.core.catalog import Catalog, Size
 from app.core.errors import ImageServiceError, InvalidRequest, Reason
-from app.core.request import MAX_SEED, Draft, GenerationRequest, Sources, resolve
+from app.core.request import MAX_SEED, Draft, GenerationRequest, Limits, Sources
+from app.core.resolve import resolve
 
 CATALOG = Catalog.parse(
     """
@@ -38,7 +39,9 @@ LOOKED_AT = Sources(size=Size(700, 500), references=2)
 def ask(prompt: str = "a cat", sources: Sources = NOTHING, **options: Any) -> GenerationRequest:
     """Resolve a draft against the catalogue above; a random seed is 77."""
     draft = Draft(prompt=prompt, **options)
-    return resolve(draft, CATALOG, random_seed=lambda: 77, max_pixels=1024 * 1024, sources=sources)
+    return resolve(
+        draft, CATALOG, random_seed=lambda: 77, limits=Limits(1024 * 1024), sources=sources
+    )
 
 
 def refused(sources: Sources = NOTHING, **options: Any) -> ImageServiceError:
@@ -230,6 +233,6 @@ def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -
             Draft(prompt="a", sigmas=tuple(sigmas)),
             shipped_catalog,
             random_seed=lambda: 1,
-            max_pixels=2**22,
+            limits=Limits(2**22),
         )
     assert caught.value.param == "sigmas"

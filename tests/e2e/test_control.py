@@ -1,0 +1,196 @@
+"""What only U-Nets take: a ControlNet, textual-inversion embeddings, clip_skip, previews by a TAE.
+
+On Stable Diffusion 1.5 at full shape with random weights: the pictures are noise, so what is
+asserted is that an option changes the picture, and that without it nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from tests.conformance.shapes import control_net, tae
+from tests.conformance.subjects import whole
+from tests.conformance.write import write_gguf
+from tests.servers import GENERATIONS, ServerProcess, running_server
+from tests.upscalers import write_tensors
+
+BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 2}
+
+
+def vectors(width: int, kind: str = "float32") -> dict[str, np.ndarray]:
+    """An embedding of two vectors."""
+    values = np.random.default_rng(5).normal(size=(2, width)).astype("float32")
+    if kind == "uint16":  # bf16 is the upper half
+        return {"emb_params": (values.view("uint32") >> 16).astype("uint16")}
+    return {"emb_params": values.astype(kind)}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Stable Diffusion 1.5 with a ControlNet, a TAE for its previews, and five embeddings."""
+    folder = tmp_path_factory.mktemp("sd1")
+    files = {"model": whole("sd1")()["model"]}
+    files |= {"control_net": control_net("sd1").tensors, "tae": tae(4).tensors}
+    entry: dict[str, Any] = {"id": "sd1", "family": "sd1", "defaults": {"size": "64x64"}}
+    entry["files"] = {name: str(folder / f"{name}.gguf") for name in files}
+    entry["runtime"] = {"preview": "tae"}
+    for name, shapes in files.items():
+        write_gguf(Path(entry["files"][name]), shapes)
+    (folder / "models.yaml").write_text(yaml.safe_dump({"models": [entry]}))
+    embeddings = folder / "embeddings"
+    embeddings.mkdir()
+    write_tensors(embeddings / "Glimmer.safetensors", vectors(768))
+    write_tensors(embeddings / "half.safetensors", vectors(768, "float16"))
+    write_tensors(embeddings / "brain.safetensors", vectors(768, "uint16"))
+    write_tensors(embeddings / "sd2only.safetensors", vectors(1024))
+    (embeddings / "garbage.safetensors").write_bytes(b"garbage" * 100)
+    with running_server(
+        folder, models=folder / "models.yaml", embedding_dir=embeddings, cache_dir=folder / "cache"
+    ) as running:
+        yield running
+
+
+def drawn(server: ServerProcess, **options: Any) -> np.ndarray:
+    """The pixels of a generation."""
+    return pixels(server.post({**BODY, **options}))
+
+
+def pixels(answer: httpx2.Response) -> np.ndarray:
+    """Those of the first picture of an answer."""
+    assert answer.status_code == 200, answer.text
+    file = io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))
+    return np.asarray(Image.open(file).convert("RGB"), int)
+
+
+def controlled(server: ServerProcess, picture: bytes, **fields: str) -> httpx2.Response:
+    """The answer of a generation that follows a control picture."""
+    form = {name: str(value) for name, value in {**BODY, **fields}.items()}
+    files = {"control": ("control.png", picture, "image/png")}
+    return httpx2.post(server.url + GENERATIONS, data=form, files=files, timeout=100)
+
+
+def square(inset: int) -> bytes:
+    """White on black."""
+    picture = Image.new("RGB", (64, 64))
+    ImageDraw.Draw(picture).rectangle((inset, inset, 63 - inset, 63 - inset), fill="white")
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_control_picture_acts_and_leaves_nothing_behind(server: ServerProcess) -> None:
+    """By what is on it, by its strength and by its edges; strength 0 is none."""
+    plain = drawn(server)
+    small, large = (pixels(controlled(server, square(inset))) for inset in (24, 4))
+    weak = pixels(controlled(server, square(4), control_strength="0.1"))
+    none = pixels(controlled(server, square(4), control_strength="0"))
+    edges = pixels(controlled(server, square(4), control_canny="true"))
+    different = {picture.tobytes() for picture in (plain, small, large, weak, edges)}
+    assert len(different) == 5
+    assert abs(none - plain).max() <= 1
+    assert (drawn(server) == plain).all()
+
+
+def test_control_on_edits_and_as_json(server: ServerProcess) -> None:
+    """Beside an image it is one more file; in JSON it cannot be."""
+    form = {name: str(value) for name, value in BODY.items()}
+    files = {"image": ("a.png", square(8)), "control": ("c.png", square(20))}
+    url = f"{server.url}/v1/images/edits"
+    both = httpx2.post(url, data=form, files=files, timeout=100)
+    alone = httpx2.post(url, data=form, files={"image": files["image"]}, timeout=100)
+    assert (pixels(both) != pixels(alone)).any()
+    answer = server.post({**BODY, "control": "iVBORw0KGgo="})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "control")
+    assert "uploaded file" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("option", ["control_strength", "control_canny"])
+def test_its_options_need_a_control_picture(server: ServerProcess, option: str) -> None:
+    """Alone they would do nothing."""
+    answer = server.post({**BODY, option: 1 if option == "control_strength" else True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, option)
+
+
+def test_a_model_without_one(native_server: ServerProcess) -> None:
+    """It says so."""
+    answer = controlled(native_server, square(8))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "The model 'embedded' has no ControlNet."
+
+
+def test_embeddings_are_words_of_the_prompt(server: ServerProcess) -> None:
+    """In any case of letters and of any type of floats; those that do not fit are left out."""
+    model = httpx2.get(f"{server.url}/v1/models/sd1").json()
+    assert model["embeddings"] == ["glimmer", "brain", "half"]
+    plain = drawn(server)
+    glimmer = drawn(server, prompt="a red circle, glimmer")
+    assert (glimmer != plain).any()
+    assert (drawn(server, prompt="a red circle, Glimmer") == glimmer).all()
+    # The same values in fewer bits are nearly the same picture.
+    for word, tolerance in (("half", 2), ("brain", 24)):
+        nearly = drawn(server, prompt=f"a red circle, {word}")
+        assert 0 < abs(nearly - plain).mean() > 4 * abs(nearly - glimmer).mean(), word
+        assert abs(nearly - glimmer).mean() < tolerance, word
+    assert (drawn(server) == plain).all()
+    log = server.log.read_text()
+    assert "'sd2only' is left out: it is 1024 wide and the model wants 768" in log
+    assert "'garbage' is left out: it is text, not a model" in log
+
+
+def test_clip_skip_acts(server: ServerProcess) -> None:
+    """Another layer of CLIP, another picture; 1 is the family's own."""
+    plain = drawn(server)
+    assert (drawn(server, clip_skip=2) != plain).any()
+    assert (drawn(server) == plain).all()
+
+
+def test_previews_of_a_tiny_autoencoder(server: ServerProcess) -> None:
+    """At the size of the picture, where a projection has an eighth; the result is the VAE's."""
+    body = {**BODY, "sample_steps": 3, "stream": True, "stream_options": {"preview": True}}
+    sizes = set()
+    with httpx2.stream("POST", server.url + GENERATIONS, json=body, timeout=100) as answer:
+        for line in answer.iter_lines():
+            if '"preview":true' in line:
+                data = json.loads(line.removeprefix("data: "))["data"][0]["b64_json"]
+                sizes.add(Image.open(io.BytesIO(base64.b64decode(data))).size)
+    assert sizes == {(64, 64)}
+
+
+def test_the_options_of_a_model(server: ServerProcess, native_server: ServerProcess) -> None:
+    """A form can be drawn of them: what a model passes over is not there."""
+    unet = httpx2.get(f"{server.url}/v1/models/sd1").json()["options"]
+    transformer = httpx2.get(f"{native_server.url}/v1/models/embedded").json()["options"]
+    only = {"clip_skip", "control_strength", "control_canny"}
+    assert only <= unet.keys()
+    assert not only & transformer.keys()
+    assert {"flow_shift", "slg_scale", "slg_layers"} <= transformer.keys() - unet.keys()
+    assert not {"lora", "upscaler", "upscale", "guidance", "prompt", "previews"} & unet.keys()
+    assert unet["width"]["multipleOf"] == 64
+    assert transformer["width"] == {
+        "type": "integer",
+        "description": "Pixels; with height, in place of size.",
+        "minimum": 64,
+        "maximum": 512,
+        "multipleOf": 16,
+        "default": 128,
+    }
+    assert "ays" in unet["schedule"]["enum"]
+    assert "ays" not in transformer["schedule"]["enum"]
+    assert transformer["cfg_scale"] == {
+        "type": "number",
+        "description": "Classifier-free guidance.",
+        "minimum": 0,
+        "maximum": 30,
+        "default": 3.0,
+    }

@@ -1,0 +1,90 @@
+"""What an entry of models.yaml says of the runtime, on the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import yaml
+
+from tests.pictures import from_base64
+from tests.servers import ServerProcess, running_server
+
+BODY: dict[str, Any] = {"prompt": "hills at sunset", "size": "128x128", "seed": 7}
+
+ENTRIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "across": {"runtime": {"circular": "x"}},
+    "around": {"runtime": {"circular": "both"}},
+    "processor": {"device": "cpu"},
+    "second-card": {"device": "cuda:1"},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """One model, five ways."""
+    folder = tmp_path_factory.mktemp("options")
+    models = []
+    for name, options in ENTRIES.items():
+        runtime = {"tae": True, "preview": "decode", **options.get("runtime", {})}
+        files = {"model": "builtin:drawings"}
+        entry = {"id": name, "family": "ovis_image", "files": files, **options}
+        models.append({**entry, "runtime": runtime, "defaults": {"steps": 8, "cfg_scale": 3.0}})
+        models[-1]["size"] = {"min": 64, "max": 512}
+        models[-1]["defaults"]["size"] = "128x128"
+    (folder / "models.yaml").write_text(yaml.safe_dump({"models": models}))
+    with running_server(folder, models=folder / "models.yaml") as running:
+        yield running
+
+
+def drawn(server: ServerProcess, model: str) -> np.ndarray:
+    """The pixels of a picture."""
+    answer = server.post({**BODY, "model": model})
+    assert answer.status_code == 200, answer.text
+    return np.asarray(from_base64(answer.json()["data"][0]["b64_json"]), int)
+
+
+def test_circular_joins_the_sides(server: ServerProcess) -> None:
+    """Pictures laid side by side, or one below the other, show no seam."""
+    seams = {}
+    for model in ("plain", "across", "around"):
+        pixels = drawn(server, model)
+        rough = abs(np.diff(pixels, axis=1)).mean() + 1
+        seams[model] = abs(pixels[:, 0] - pixels[:, -1]).mean() / rough
+        seams[f"{model}, below"] = abs(pixels[0] - pixels[-1]).mean() / rough
+    print(seams)
+    assert seams["across"] < seams["plain"]
+    assert seams["around, below"] < seams["plain, below"]
+
+
+def test_a_device_of_its_own(server: ServerProcess) -> None:
+    """The worker sees what it may use and nothing else."""
+    assert (drawn(server, "processor") == drawn(server, "plain")).all()
+    seen = {
+        path.read_bytes().partition(b"CUDA_VISIBLE_DEVICES=")[2].partition(b"\0")[0]
+        for path in Path("/proc").glob("[0-9]*/environ")
+        if _is_worker_of(path.parent, server.process.pid)
+    }
+    assert b"-1" in seen
+
+
+def _is_worker_of(process: Path, parent: int) -> bool:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+    except OSError:
+        return False
+
+
+def test_a_device_that_is_not_there(server: ServerProcess) -> None:
+    """A build without CUDA says so; it does not draw on the processor in silence."""
+    answer = server.post({**BODY, "model": "second-card"})
+    assert answer.status_code == 503
+    sentence = "is to run on cuda:1, and the runtime found only the CPU"
+    assert sentence in answer.json()["error"]["message"]
+    assert sentence in httpx2.get(f"{server.url}/v1/models/second-card").json()["error"]
+    assert (drawn(server, "plain") == drawn(server, "plain")).all()

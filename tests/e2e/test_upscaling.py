@@ -1,0 +1,193 @@
+"""Enlarging by an ESRGAN, on networks whose result is known: they repeat each pixel."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import webuiapi
+from PIL import Image
+
+from tests.servers import ServerProcess, running_server, wait_until
+from tests.upscalers import write_upscaler
+from tests.weight_files import ALONE, write_safetensors
+
+BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with two upscalers, and two files that are none."""
+    folder = tmp_path_factory.mktemp("upscaling")
+    upscalers = folder / "upscalers"
+    upscalers.mkdir()
+    write_upscaler(upscalers / "twice.safetensors", 2)
+    write_upscaler(upscalers / "fourfold.safetensors", 4)
+    write_safetensors(upscalers / "vae.safetensors", ALONE["vae"])
+    (upscalers / "garbage.gguf").write_bytes(b"garbage" * 100)
+    with running_server(folder, upscaler_dir=upscalers) as running:
+        yield running
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """A picture in which every pixel counts."""
+    values = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(values)
+
+
+def png(picture: Image.Image) -> bytes:
+    """The file of a picture."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def enlarged(server: ServerProcess, picture: Image.Image, **fields: str) -> httpx2.Response:
+    """The answer of POST /v1/images/upscales."""
+    return httpx2.post(
+        f"{server.url}/v1/images/upscales",
+        files={"image": ("input.png", png(picture), "image/png")},
+        data=fields,
+        timeout=100,
+    )
+
+
+def picture_of(answer: httpx2.Response) -> Image.Image:
+    """The first picture of an answer."""
+    assert answer.status_code == 200, answer.text
+    return Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
+
+
+def difference(left: Image.Image, right: Image.Image) -> int:
+    """The largest of all channels of all pixels."""
+    assert left.size == right.size
+    return int(np.abs(np.asarray(left, int) - np.asarray(right, int)).max())
+
+
+def test_the_list_of_upscalers(server: ServerProcess, native_server: ServerProcess) -> None:
+    """Names with factors, of the files that are upscalers; without a folder there are none."""
+    data = httpx2.get(f"{server.url}/v1/upscalers").json()["data"]
+    assert [(one["id"], one["factor"]) for one in data] == [("fourfold", 4), ("twice", 2)]
+    assert httpx2.get(f"{native_server.url}/v1/upscalers").json()["data"] == []
+
+
+@pytest.mark.parametrize(("name", "factor"), [("twice", 2), ("fourfold", 4)])
+def test_every_pixel_comes_through(server: ServerProcess, name: str, factor: int) -> None:
+    """In tiles too, whose seams do not show: the picture is wider than one."""
+    picture = noise(150, 70)
+    answer = enlarged(server, picture, upscaler=name)
+    larger = picture.resize((150 * factor, 70 * factor), Image.Resampling.NEAREST)
+    assert difference(picture_of(answer), larger) == 0
+    parameters = answer.json()["parameters"]
+    assert (parameters["upscaler"], parameters["upscale"]) == (name, factor)
+    assert answer.json()["size"] == f"{150 * factor}x{70 * factor}"
+
+
+def test_less_than_the_upscalers_own_factor(server: ServerProcess) -> None:
+    """Any size up to it."""
+    answer = enlarged(server, noise(40, 20), upscaler="fourfold", upscale="2.5")
+    assert picture_of(answer).size == (100, 50)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "sentence"),
+    [
+        ({}, "upscaler", "is required; there are fourfold, twice"),
+        ({"upscaler": "vae"}, "upscaler", "no upscaler 'vae'"),
+        ({"upscaler": "../fourfold"}, "upscaler", "no upscaler"),
+        ({"upscaler": "twice", "upscale": "4"}, "upscale", "enlarges 2 times at most"),
+        ({"upscaler": "twice", "upscale": "0.5"}, "upscale", "greater than or equal to 1"),
+        ({"upscaler": "twice", "prompt": "a cat"}, "prompt", "nothing is drawn"),
+        ({"upscaler": "twice", "seed": "1"}, "seed", "nothing is drawn"),
+        ({"upscaler": "twice", "n": "2"}, "n", "nothing is drawn"),
+        ({"upscaler": "twice", "steps": "9"}, "steps", "nothing is drawn"),
+    ],
+)
+def test_faults_name_the_field(
+    server: ServerProcess, fields: dict[str, str], param: str, sentence: str
+) -> None:
+    """Nothing is passed over."""
+    answer = enlarged(server, noise(8, 8), **fields)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert sentence in answer.json()["error"]["message"]
+
+
+def test_too_large_a_result(server: ServerProcess) -> None:
+    """The bound of enlarged pictures is one of its own."""
+    answer = enlarged(server, noise(1500, 1400), upscaler="fourfold")
+    assert answer.status_code == 400
+    assert "6000x5600 is more than this server's 16777216 pixels" in answer.text
+
+
+def test_a_drawn_picture_is_enlarged(server: ServerProcess) -> None:
+    """As the option of a generation; the picture before is the one without it."""
+    small = picture_of(server.post(BODY))
+    answer = server.post({**BODY, "upscaler": "twice"})
+    large = picture_of(answer)
+    assert difference(large, small.resize((128, 128), Image.Resampling.NEAREST)) == 0
+    assert answer.json()["size"] == "128x128"
+    assert difference(picture_of(server.post(BODY)), small) == 0
+
+
+def test_not_under_a_mask(server: ServerProcess) -> None:
+    """What the mask keeps is kept exactly, which an enlarged picture cannot."""
+    files = {"image": ("a.png", png(noise(64, 64))), "mask": ("m.png", png(noise(64, 64)))}
+    form = {"prompt": "a cat", "upscaler": "twice"}
+    answer = httpx2.post(f"{server.url}/v1/images/edits", files=files, data=form, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "upscaler")
+
+
+def test_tiles_are_streamed_as_steps(server: ServerProcess) -> None:
+    """The bar of an enlargement moves by its tiles."""
+    with httpx2.stream(
+        "POST",
+        f"{server.url}/v1/images/upscales",
+        files={"image": ("a.png", png(noise(300, 40)))},
+        data={"upscaler": "twice", "stream": "true"},
+        timeout=100,
+    ) as answer:
+        lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    items = [json.loads(line)["data"][0] for line in lines]
+    steps = [item["progressed_steps"] for item in items if item["progressed_steps"]]
+    assert steps == [1, 2, 3]
+    assert {item["progress_steps"] for item in items if item["progressed_steps"]} == {3}
+    assert items[-1]["finish_reason"] == "stop"
+
+
+def test_a_cancel_stops_it_between_two_nodes(server: ServerProcess) -> None:
+    """The process lives on, and the next picture is right."""
+    worker = server.worker_pid()
+    with httpx2.stream(
+        "POST",
+        f"{server.url}/v1/images/upscales",
+        files={"image": ("a.png", png(noise(600, 600)))},
+        data={"upscaler": "fourfold", "stream": "true"},
+        timeout=100,
+    ) as answer:
+        running = next(line for line in answer.iter_lines() if '"running"' in line)
+    assert running
+    wait_until(lambda: server.metric("sdstream_running_jobs") == 0, 30, "it goes on")
+    assert server.worker_pid() == worker
+    picture = noise(16, 16)
+    answer = enlarged(server, picture, upscaler="twice")
+    assert difference(picture_of(answer), picture.resize((32, 32), Image.Resampling.NEAREST)) == 0
+
+
+def test_automatic1111s_extras(server: ServerProcess) -> None:
+    """By its own client; what would do more than enlarge is refused."""
+    api = webuiapi.WebUIApi(*server.address)
+    picture = noise(24, 16)
+    answer = api.extra_single_image(image=picture, upscaler_1="twice", upscaling_resize=2)
+    assert difference(answer.image, picture.resize((48, 32), Image.Resampling.NEAREST)) == 0
+    names = [one["name"] for one in api.get_upscalers()]
+    assert names == ["None", "fourfold", "twice"]
+    with pytest.raises(RuntimeError, match="gfpgan_visibility"):
+        api.extra_single_image(image=picture, upscaler_1="twice", gfpgan_visibility=0.5)
