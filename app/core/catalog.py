@@ -119,7 +119,7 @@ class Family:
     title: str
     multiple: int
     flow: bool
-    needs: tuple[Literal["clip_l", "clip_g", "t5xxl", "llm", "vae"], ...]
+    needs: tuple[Literal["clip_l", "clip_g", "t5xxl", "llm", "llm_vision", "vae"], ...]
     size: Size
     steps: int
     cfg_scale: float
@@ -167,6 +167,16 @@ FAMILIES: Final[Mapping[str, Family]] = {
     ),
     "chroma": Family("Chroma", 16, True, ("t5xxl", "vae"), Size(1024, 1024), 26, 4.0),
     "qwen_image": Family("Qwen-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 2.5),
+    "qwen_image_edit": Family(
+        title="Qwen-Image-Edit",
+        multiple=16,
+        flow=True,
+        needs=("llm", "llm_vision", "vae"),
+        size=Size(1024, 1024),
+        steps=20,
+        cfg_scale=2.5,
+        references=True,
+    ),
     "z_image": Family("Z-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 8, 1.0),
     "ovis_image": Family("Ovis-Image", 16, True, ("llm", "vae"), Size(1024, 1024), 20, 5.0),
     "flux2": Family(
@@ -230,6 +240,7 @@ class Files(_Part):
     clip_g: _Location | None = None
     t5xxl: _Location | None = None
     llm: _Location | None = None
+    llm_vision: _Location | None = None
     vae: _Location | None = None
     tae: _Location | None = None
     control_net: _Location | None = None
@@ -283,6 +294,7 @@ class RuntimeOptions(_Part):
         preview: How pictures between the steps are made: by a projection of the latent, nearly
             free but known for the published autoencoders only; by the tiny autoencoder of the
             files beside the VAE that decodes the result; or by whatever decodes the result.
+        zero_cond_t: As Qwen-Image-Edit 2511 was trained: reference pictures count as finished.
         circular: Sides that join their opposite ones, for pictures to be laid side by side.
     """
 
@@ -294,6 +306,7 @@ class RuntimeOptions(_Part):
     tae: bool = False
     vae_tiling: bool = False
     preview: Literal["projection", "tae", "decode"] = "projection"
+    zero_cond_t: bool = False
     circular: Literal["none", "x", "y", "both"] = "none"
 
 

@@ -116,7 +116,7 @@ _ARCHITECTURES: Final = (
         ("\njoint_blocks.",),
     ),
     _Rule(
-        Architecture("Qwen-Image", ("qwen_image",), text_width="txt_in.weight"),
+        Architecture("Qwen-Image", ("qwen_image", "qwen_image_edit"), text_width="txt_in.weight"),
         ("\ntransformer_blocks.0.img_mod.1.weight",),
     ),
     _Rule(
@@ -214,6 +214,10 @@ _PREFIXES: Final = (
     ("te.1.", "clip_g"),
     ("te.", "clip_l"),
 )
+
+#: Where the text encoders of U-Nets lie; the runtime does not look for those of others there,
+#: though some conversions of SD3 and FLUX have them under these names.
+_TEXT_OF_UNETS: Final = ("cond_stage_model.", "conditioner.embedders.")
 
 #: What a file is that is no part of a model by itself: any of these is part of a name.
 _ADAPTERS: Final = (
@@ -313,7 +317,10 @@ def recognise(shapes: Shapes) -> Contents:
             return Contents(kind, {kind: shapes})
     parts = _prefixed(shapes)
     if parts:
-        return _model(parts)
+        contents = _model(parts)
+        of_no_unet = contents.architecture is not None and not contents.architecture.whole
+        lost = {name for name in shapes if name.startswith(_TEXT_OF_UNETS)} if of_no_unet else set()
+        return _model(_prefixed({n: s for n, s in shapes.items() if n not in lost}))
     architecture = _architecture(shapes)
     if architecture is not None:
         return Contents("diffusion_model", {"diffusion_model": shapes}, architecture)
@@ -405,6 +412,11 @@ def text_width(language_model: Shapes) -> int:
     )
 
 
+def sees(language_model: Shapes) -> bool:
+    """True for a language model that has its eyes in the same file."""
+    return "\nvisual." in _joined(language_model)
+
+
 def wanted_text_width(architecture: Architecture, diffusion_model: Shapes) -> int:
     """Inner width that the language model must have; 0 where any will do or none is used."""
     if not architecture.text_width:
@@ -437,16 +449,16 @@ def is_mangled(diffusion_model: Shapes) -> bool:
     return "\ndouble_blocks." in text and not any(norm in text for norm in norms)
 
 
-def missing(
-    architecture: Architecture, present: Iterable[str], *, tae: bool = False
-) -> tuple[str, ...]:
+def missing(needs: Iterable[str], present: Iterable[str], *, tae: bool = False) -> tuple[str, ...]:
     """Components that a model still needs; a tiny autoencoder stands in for the VAE.
 
     Args:
+        needs: Of the architecture or the family.
+        present: What there is.
         tae: The model is to be run with a tiny autoencoder.
     """
     there = set(present)
-    wanted = ["tae" if tae and part == "vae" else part for part in architecture.needs]
+    wanted = ["tae" if tae and part == "vae" else part for part in needs]
     if "clip_h" in there:
         there.add("clip_l")
     return tuple(part for part in wanted if part not in there)

@@ -154,7 +154,7 @@ def _needs(contents: Contents) -> tuple[str, ...]:
     if contents.architecture is None or contents.architecture.refused:
         return ()
     tae = "tae" in contents.parts and "vae" not in contents.parts
-    return families.missing(contents.architecture, contents.parts, tae=tae)
+    return families.missing(contents.architecture.needs, contents.parts, tae=tae)
 
 
 def _part_names(contents: Contents, found: WeightFile) -> list[str]:
@@ -246,7 +246,7 @@ def check(files: Mapping[str, Path], family: str, *, tae: bool = False) -> None:
     if families.is_mangled(parts["diffusion_model"]):
         raise _bad(base, "lacks the norms of its first blocks")
     tae = tae or "tae" in files
-    _check_complete(architecture, known, parts, tae=tae)
+    _check_complete(architecture, FAMILIES[family].needs, known, parts, tae=tae)
     _check_widths(architecture, parts, tae=tae)
 
 
@@ -332,6 +332,7 @@ def _together(known: Mapping[str, Contents]) -> dict[str, Shapes]:
 
 def _check_complete(
     architecture: Architecture,
+    needs: tuple[str, ...],
     known: Mapping[str, Contents],
     parts: Mapping[str, Shapes],
     *,
@@ -341,7 +342,9 @@ def _check_complete(
     present = {*parts}
     if architecture.whole:  # its text encoders count only where the UNet is
         present = {"vae", "tae"} & present | {*base.parts}
-    lacking = families.missing(architecture, present, tae=tae)
+    if families.sees(parts.get("llm", {})):
+        present.add("llm_vision")
+    lacking = families.missing(needs, present, tae=tae)
     if not lacking:
         return
     if architecture.whole and set(lacking) - {"vae", "tae"}:

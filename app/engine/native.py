@@ -73,6 +73,7 @@ _PATH_FIELDS: Final = {
     "clip_g": "clip_g_path",
     "t5xxl": "t5xxl_path",
     "llm": "llm_path",
+    "llm_vision": "llm_vision_path",
     "vae": "vae_path",
     "tae": "taesd_path",
     "control_net": "control_net_path",
@@ -573,6 +574,7 @@ def _context_params(
     params.flash_attn = params.diffusion_flash_attn = runtime["flash_attn"]
     params.diffusion_conv_direct = params.vae_conv_direct = runtime["conv_direct"]
     params.offload_params_to_cpu = runtime["offload"]
+    params.qwen_image_zero_cond_t = runtime["zero_cond_t"]
     params.tae_preview_only = runtime["preview"] == "tae"
     params.circular_x = runtime["circular"] in ("x", "both")
     params.circular_y = runtime["circular"] in ("y", "both")

@@ -77,26 +77,32 @@ class WorkerOptions:
 
 
 class _Pace:
-    """What each phase usually takes, in seconds per pixel (per model for loading)."""
+    """What each phase usually takes, in seconds per pixel (per model for loading).
+
+    Phases of jobs with reference pictures are others: to look at these may take minutes where a
+    prompt takes a moment.
+    """
 
     def __init__(self, floor: float) -> None:
         self._floor = floor
-        self._usual: dict[Phase, float] = {}
+        self._usual: dict[tuple[Phase, int], float] = {}
+        #: Of the job that runs; set by the worker.
+        self.pixels, self.references = 1, 0
 
-    def note(self, phase: Phase, seconds: float, pixels: int) -> None:
+    def note(self, phase: Phase, seconds: float) -> None:
         """Take up one measurement, as an exponentially weighted mean."""
-        value = seconds / pixels
-        self._usual[phase] = 0.8 * self._usual.get(phase, value) + 0.2 * value
+        value, key = seconds / self.pixels, (phase, self.references)
+        self._usual[key] = 0.8 * self._usual.get(key, value) + 0.2 * value
 
-    def usual(self, phase: Phase, pixels: int) -> float:
+    def usual(self, phase: Phase) -> float:
         """Seconds that the phase usually takes, 0 when it was never seen."""
-        return self._usual.get(phase, 0.0) * pixels
+        return self._usual.get((phase, self.references), 0.0) * self.pixels
 
-    def limit(self, phase: Phase, pixels: int) -> float:
+    def limit(self, phase: Phase) -> float:
         """Seconds after which silence means that the phase hangs."""
-        if phase not in self._usual:
+        if (phase, self.references) not in self._usual:
             return _HANG_FACTOR * self._floor
-        return max(self._floor, _HANG_FACTOR * self.usual(phase, pixels))
+        return max(self._floor, _HANG_FACTOR * self.usual(phase))
 
 
 class Worker:
@@ -126,7 +132,6 @@ class Worker:
         self._job: str | None = None
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
         self._cancelling = False
-        self._pixels = 1
         self._phase = Phase.LOADING
         self._phase_began = 0.0
         self._crashes = 0
@@ -173,7 +178,8 @@ class Worker:
         assert self.state is WorkerState.READY
         assert self._process is not None
         self._job, self._mailbox, self._cancelling = job, asyncio.Queue(), False
-        self._pixels = request.width * request.height
+        self._pace.pixels = request.width * request.height
+        self._pace.references = len(order.inputs.references)
         self._become(WorkerState.BUSY)
         self._await(Phase.ENCODING)
         await self._process.send(order)
@@ -199,7 +205,7 @@ class Worker:
             grace = self._options.cancel_seconds
             if self.loaded is not None and self.loaded.can_abort:
                 # Encoding cannot be interrupted, and loading again would cost more than waiting.
-                grace += 2 * self._pace.usual(self._phase, self._pixels)
+                grace += 2 * self._pace.usual(self._phase)
             self._rewatch(grace)
             await self._process.send(Cancel(job))
 
@@ -236,7 +242,7 @@ class Worker:
 
     async def _serve(self, process: WorkerProcess) -> bool:
         """Take up events until the child is gone (True) or its load has failed (False)."""
-        self._pixels = 1
+        self._pace.pixels, self._pace.references = 1, 0
         self._await(Phase.LOADING)
         await process.send(self._load)
         while (event := await process.receive()) is not None:
@@ -251,7 +257,7 @@ class Worker:
         return True
 
     def _welcome(self, event: Loaded) -> None:
-        self._pace.note(Phase.LOADING, event.seconds, 1)
+        self._pace.note(Phase.LOADING, event.seconds)
         self._failed_loads = 0
         self._rewatch(None)
         if self.loaded is None and event.on_cpu and not event.fast_kernels:
@@ -322,14 +328,14 @@ class Worker:
         """The job goes on to a phase or to the next step of one: the one before is measured."""
         now = asyncio.get_running_loop().time()
         if phase is not self._phase or phase is Phase.SAMPLING:
-            self._pace.note(self._phase, now - self._phase_began, self._pixels)
+            self._pace.note(self._phase, now - self._phase_began)
         self._await(phase)
 
     def _await(self, phase: Phase) -> None:
         """From here on the child is expected to work on this."""
         self._phase, self._phase_began = phase, asyncio.get_running_loop().time()
         if not self._cancelling:
-            self._rewatch(self._pace.limit(phase, self._pixels))
+            self._rewatch(self._pace.limit(phase))
 
     def _rewatch(self, seconds: float | None) -> None:
         """Give the child this long until its next sign of life; None is for ever."""

@@ -41,7 +41,7 @@ _PATIENCE: Final = 900.0
 _SIZE: Final = "64x64"
 _HEADINGS: Final = (
     "model", "family", "as tried", "file", "loads", "t2i", "i2i", "inpaint", "references",
-    "LoRA", "memory",
+    "LoRA", "ControlNet", "memory",
 )  # fmt: skip
 
 
@@ -97,7 +97,9 @@ def try_subject(subject: Subject, folder: Path) -> Outcome:
     }
     models.write_text(yaml.safe_dump({"models": [entry]}))
     began = time.monotonic()
-    with running_server(folder, models=models, lora_dir=loras, wait=False) as server:
+    with running_server(
+        folder, models=models, lora_dir=loras, hang_seconds=_PATIENCE, wait=False
+    ) as server:
         why = _wait(server)
         outcome.columns["loads"] = why or f"{time.monotonic() - began:.0f} s"
         if not why:
@@ -148,6 +150,10 @@ def _draw(server: ServerProcess, outcome: Outcome) -> None:
 
     chosen = {**body, "lora": [{"id": "tried", "scale": 0.5}]}
     columns["LoRA"] = _time(server, "generations", json=chosen)
+    columns["ControlNet"] = "–"
+    if "control_net" in outcome.subject.parts():
+        followed = [("control", ("control.png", picture, "image/png"))]
+        columns["ControlNet"] = _time(server, "generations", data=form, files=followed)
 
 
 def _time(server: ServerProcess, route: str, **request: Any) -> str:

@@ -271,6 +271,25 @@ def llm(of: LanguageModel) -> Net:
 # --- UNets ----------------------------------------------------------------------------------------
 
 
+def eyes() -> Net:
+    """The vision tower of Qwen2.5-VL as llama.cpp has it, of which nothing may be smaller."""
+    net = Net()
+    for suffix in ("", ".1"):
+        net.add(f"v.patch_embd.weight{suffix}", 14, 14, 3, 1280)
+    for index in range(32):
+        block = net.at(f"v.blk.{index}")
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            block.linear(name, 1280, 1280)
+        for name in ("ffn_gate", "ffn_up"):
+            block.linear(name, 1280, 3420)
+        block.linear("ffn_down", 3420, 1280)
+        block.rms(1280, "ln1", "ln2")
+    net.rms(1280, "v.post_ln")
+    net.linear("mm.0", 5120, 5120)
+    net.linear("mm.2", 5120, 3584)
+    return net
+
+
 def unet(family: str, channels: int = 4) -> Net:
     """Stable Diffusion 1, 2 or XL, whose sizes are fixed; 9 channels are an inpainting model."""
     net = Net()

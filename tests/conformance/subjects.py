@@ -17,7 +17,9 @@ from tests.conformance.shapes import (
     anima,
     chroma,
     clip,
+    control_net,
     ernie,
+    eyes,
     flux,
     flux2,
     llm,
@@ -55,8 +57,11 @@ class Subject:
     runtime: Mapping[str, object] = field(default_factory=dict)
 
 
-def whole(family: str, channels: int = 4) -> Callable[[], Parts]:
-    """UNet, text encoders and VAE in one file, which the runtime wants of these families."""
+def whole(family: str, channels: int = 4, *, control: bool = False) -> Callable[[], Parts]:
+    """UNet, text encoders and VAE in one file, which the runtime wants of these families.
+
+    A ControlNet may be in another.
+    """
     first = {"sd1": 768, "sd2": 1024, "sdxl": 768}[family]
     texts = {"cond_stage_model.transformer.": clip(first)}
     if family == "sdxl":
@@ -69,7 +74,8 @@ def whole(family: str, channels: int = 4) -> Callable[[], Parts]:
         "first_stage_model.": vae(4),
         **texts,
     }
-    return lambda: {"model": _inside(nets)}
+    others = {"control_net": control_net(family).tensors} if control else {}
+    return lambda: {"model": _inside(nets), **others}
 
 
 def _inside(nets: Mapping[str, Net]) -> dict[str, Shape]:
@@ -96,7 +102,7 @@ def _mistral(width: int, layers: int, feed_forward: int) -> Net:
 
 
 SUBJECTS: Final = (
-    Subject("Stable Diffusion 1.5", "sd1", whole("sd1")),
+    Subject("Stable Diffusion 1.5", "sd1", whole("sd1", control=True)),
     Subject("Stable Diffusion 1.5 inpainting", "sd1", whole("sd1", 9)),
     Subject("Stable Diffusion 2.1", "sd2", whole("sd2")),
     Subject("Stable Diffusion XL", "sdxl", whole("sdxl")),
@@ -182,6 +188,18 @@ SUBJECTS: Final = (
             vae=wan_vae(),
         ),
         "4 of 60 blocks, language model 4 of 28",
+    ),
+    Subject(
+        "Qwen-Image-Edit",
+        "qwen_image_edit",
+        _apart(
+            diffusion_model=qwen_image(4),
+            llm=llm(LanguageModel(3584, 4, 152064, 18944, 28, 4, bias=True, qk_norm=False)),
+            llm_vision=eyes(),
+            vae=wan_vae(),
+        ),
+        "4 of 60 blocks, language model 4 of 28",
+        runtime={"zero_cond_t": True},
     ),
     Subject(
         "Z-Image",

@@ -30,7 +30,7 @@ from app.core.messages import (
 )
 from app.core.request import EVERY_STEP, GenerationRequest
 from app.engine.process import WorkerProcess
-from app.engine.worker import Worker, WorkerOptions, WorkerState, _backoff
+from app.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
 from app.settings import worker_environment
 
 
@@ -334,6 +334,21 @@ async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
         events = [event async for event in worker.generate(Generate("second", request))]
         assert isinstance(events[-1], Done)
         assert {getattr(event, "job", "second") for event in events} == {"second"}
+
+
+def test_looking_at_references_has_a_pace_of_its_own() -> None:
+    """It may take minutes where the same prompt without them takes a moment."""
+    pace = _Pace(60.0)
+    pace.pixels = 4096
+    pace.note(Phase.ENCODING, 0.1)
+    assert pace.usual(Phase.ENCODING) == pytest.approx(0.1)
+    assert pace.limit(Phase.ENCODING) == 60.0
+    pace.references = 2
+    assert (pace.usual(Phase.ENCODING), pace.limit(Phase.ENCODING)) == (0.0, 600.0)
+    pace.note(Phase.ENCODING, 70.0)
+    assert pace.limit(Phase.ENCODING) == pytest.approx(700.0)
+    pace.references = 0
+    assert pace.limit(Phase.ENCODING) == 60.0
 
 
 def test_a_crash_loop_starts_at_most_five_times_in_15_seconds() -> None:

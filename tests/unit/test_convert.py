@@ -100,7 +100,7 @@ def test_a_vae_for_what_takes_none(source: Path, tmp_path: Path) -> None:
     good = write_safetensors(tmp_path / "vae", vae(16))
     lora = write_safetensors(tmp_path / "lora", ALONE["lora"])
     bare = write_safetensors(tmp_path / "bare", DIFFUSION["FLUX.1 schnell"])
-    text = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    text = "text_encoders.clip_l.transformer.text_model.embeddings.token_embedding.weight"
     lacking = write_safetensors(tmp_path / "lacking", {**SHAPES, text: (768, 8)})
     full = {**SHAPES, **prefixed("first_stage_model.", vae(16))}
     complete = write_safetensors(tmp_path / "complete", full)

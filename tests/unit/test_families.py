@@ -58,21 +58,33 @@ def test_a_whole_checkpoint() -> None:
     assert contents.kind == "model"
     assert {*contents.parts} == {"diffusion_model", "vae", "clip_l"}
     assert contents.architecture is not None
-    assert missing(contents.architecture, contents.parts) == ()
+    assert missing(contents.architecture.needs, contents.parts) == ()
+
+
+def test_text_encoders_where_the_runtime_does_not_look() -> None:
+    """Some conversions of SD3 have them under the names of those of U-Nets."""
+    elsewhere = ("cond_stage_model.", "cond_stage_model.1.")
+    contents = whole("Stable Diffusion 3 Medium", elsewhere, 16)
+    assert {*contents.parts} == {"diffusion_model", "vae"}
+    assert contents.architecture is not None
+    assert missing(contents.architecture.needs, contents.parts) == ("clip_l", "clip_g")
+    known = ("text_encoders.clip_l.", "text_encoders.clip_g.")
+    contents = whole("Stable Diffusion 3 Medium", known, 16)
+    assert {*contents.parts} == {"diffusion_model", "vae", "clip_l", "clip_g"}
 
 
 def test_what_a_checkpoint_lacks() -> None:
     """In the order of the family's components."""
     contents = whole("Stable Diffusion XL", ("conditioner.embedders.0.transformer.",), 4)
     assert contents.architecture is not None
-    assert missing(contents.architecture, contents.parts) == ("clip_g",)
-    assert missing(contents.architecture, ["clip_l"]) == ("clip_g", "vae")
+    assert missing(contents.architecture.needs, contents.parts) == ("clip_g",)
+    assert missing(contents.architecture.needs, ["clip_l"]) == ("clip_g", "vae")
 
 
 def test_a_tiny_autoencoder_stands_in_for_the_vae() -> None:
     """Where the model is run with one, that is what must be there."""
     architecture = recognise(DIFFUSION["Ovis-Image"]).architecture
     assert architecture is not None
-    assert missing(architecture, ["llm", "vae"], tae=True) == ("tae",)
-    assert missing(architecture, ["llm", "tae"], tae=True) == ()
-    assert missing(architecture, ["llm", "tae"], tae=False) == ("vae",)
+    assert missing(architecture.needs, ["llm", "vae"], tae=True) == ("tae",)
+    assert missing(architecture.needs, ["llm", "tae"], tae=True) == ()
+    assert missing(architecture.needs, ["llm", "tae"], tae=False) == ("vae",)
