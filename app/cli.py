@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 import click
-from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
 from app import __version__
 from app.cli_files import convert_command, inspect_command
 from app.cli_jobs import cancel, jobs, watch
+from app.cli_models import models, pull_command, pull_default, rm_command
 from app.client import Client, Step
 from app.console import (
     EXIT_CONFIG,
@@ -30,15 +27,17 @@ from app.console import (
     Saver,
     plain_errors,
     progress_bar,
+    read_settings,
     server_options,
+    setting_flags,
     show_option,
 )
 from app.core.catalog import CatalogError
 from app.core.samplers import SAMPLERS, SCHEDULES
-from app.main import configure_logging, load_catalog
+from app.main import configure_logging
+from app.models import ModelError
 from app.safety import SafetyCheckerError
 from app.server import Server, serving_privately
-from app.settings import Settings
 from app.store import StoreError
 from app.webhooks import WebhookSettingsError
 
@@ -58,66 +57,32 @@ def main() -> None:
     """
 
 
-for _command in (jobs, watch, cancel, inspect_command, convert_command):
+for _command in (
+    *(jobs, watch, cancel),
+    *(models, pull_command, rm_command),
+    *(inspect_command, convert_command),
+):
     main.add_command(_command)
 
 
-def _setting_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """One flag for every field of Settings."""
-    for name, field in reversed(Settings.model_fields.items()):
-        many = get_origin(field.annotation) is tuple
-        flag = (name[:-1] if many else name).replace("_", "-")
-        switch = field.annotation is bool
-        default = None if field.default_factory or field.default in (None, ()) else field.default
-        shown = f" [default: {default}]" if default is not None else ""
-        command = click.option(
-            f"--{flag}/--no-{flag}" if switch else f"--{flag}",
-            name,
-            multiple=many,
-            default=None,
-            metavar=None if switch else _metavar(field.annotation),
-            help=f"{field.description}{shown} ({_variable(name)})",
-        )(command)
-    return command
-
-
-def _variable(field: str) -> str:
-    return f"SDSTREAM_{field.upper()}"
-
-
-def _metavar(annotation: Any) -> str:
-    names = {int: "N", float: "SECONDS", Path: "PATH"}
-    return names.get(annotation, "VALUE")
-
-
-def _settings(**given: Any) -> Settings:
-    """Settings from flags and environment; a wrong one ends the program."""
-    flags = {name: value for name, value in given.items() if value not in (None, ())}
-    try:
-        return Settings(**flags)
-    except ValidationError as error:
-        for problem in error.errors():
-            field = str(problem["loc"][0]) if problem["loc"] else "settings"
-            click.echo(f"Error: {field} ({_variable(field)}): {problem['msg']}.", err=True)
-        sys.exit(EXIT_CONFIG)
-
-
 @main.command()
-@_setting_flags
+@setting_flags()
 def serve(**flags: Any) -> None:
     """Serve the image APIs over HTTP.
 
     Every flag has an environment variable, named in brackets; the flag wins. /readyz answers 200
     once the default model is loaded.
     """
-    settings = _settings(**flags)
+    settings = read_settings(**flags)
     configure_logging(settings.log_level)
+    with plain_errors():
+        pull_default(settings)
     try:
         server = Server(settings)
     except CatalogError as error:
         click.echo(f"Error: {settings.models}, {error}", err=True)
         sys.exit(EXIT_CONFIG)
-    except (SafetyCheckerError, StoreError, WebhookSettingsError) as error:
+    except (ModelError, SafetyCheckerError, StoreError, WebhookSettingsError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(EXIT_CONFIG)
     try:
@@ -131,7 +96,9 @@ def serve(**flags: Any) -> None:
 @click.argument("prompt")
 @click.option("-o", "--output", default="image.png", show_default=True, help="File; - is stdout.")
 @click.option("-N", "--negative-prompt", help="What to keep out (needs a cfg scale above 1).")
-@click.option("-m", "--model", help="A model of the catalogue.")
+@click.option(
+    "-m", "--model", help="A model of the catalogue; without --server also a weight file."
+)
 @click.option("-n", "count", default=1, show_default=True, help="Images; files are numbered.")
 @click.option("-s", "--size", metavar="WxH", help="Pixels.")
 @click.option("--steps", "sample_steps", type=int, help="Sampling steps.")
@@ -176,40 +143,6 @@ def generate(
         asyncio.run(_generate(options, saver, server, api_key))
 
 
-@main.command()
-@server_options
-def models(server: str | None, api_key: str | None) -> None:
-    """List the models: of a running server, or of the catalogue that SDSTREAM_MODELS names."""
-    with plain_errors():
-        rows = asyncio.run(_server_models(server, api_key)) if server else _catalogue_models()
-    table = Table("model", "family", "default size", "state", "description", box=None)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-async def _server_models(server: str, api_key: str | None) -> list[tuple[str, ...]]:
-    async with Client(server, api_key) as client:
-        return [
-            (m["id"], m["family"], m["defaults"]["size"], m["state"], m["description"])
-            for m in await client.models()
-        ]
-
-
-def _catalogue_models() -> list[tuple[str, ...]]:
-    catalog = load_catalog(_settings())
-    return [
-        (
-            spec.id,
-            spec.family,
-            str(spec.default_size),
-            "default" if spec.id == catalog.default else "",
-            spec.description,
-        )
-        for spec in catalog.models.values()
-    ]
-
-
 async def _begin(options: dict[str, Any], server: str, api_key: str | None) -> str:
     async with Client(server, api_key) as client:
         return str((await client.begin(options))["id"])
@@ -218,7 +151,7 @@ async def _begin(options: dict[str, Any], server: str, api_key: str | None) -> s
 async def _generate(
     options: dict[str, Any], saver: Saver, server: str | None, api_key: str | None
 ) -> None:
-    async with _connected(server, api_key) as client:
+    async with _connected(options, server, api_key) as client:
         with progress_bar() as bar:
             rows = [bar.add_task("", total=100.0, what="waiting") for _ in range(options["n"])]
             async for event in client.generate(options):
@@ -234,14 +167,19 @@ async def _generate(
 
 
 @asynccontextmanager
-async def _connected(server: str | None, api_key: str | None) -> AsyncIterator[Client]:
+async def _connected(
+    options: dict[str, Any], server: str | None, api_key: str | None
+) -> AsyncIterator[Client]:
     if server:
         async with Client(server, api_key) as client:
             yield client
         return
     configure_logging("error")
-    # A private server lives as long as its one picture, and asks nobody for a key.
-    settings = _settings(grace_seconds=0.0).model_copy(update={"api_keys": ()})
+    # The one model that is asked for is all that a private server has to load.
+    settings = read_settings(grace_seconds=0.0, model=options.pop("model", None))
+    pull_default(settings)
+    # It lives as long as its one picture, and asks nobody for a key.
+    settings = settings.model_copy(update={"api_keys": ()})
     async with (
         serving_privately(settings) as socket,
         Client("http://sdstream", uds=socket) as client,

@@ -1,4 +1,4 @@
-"""What commands share: a server's flags, progress, files, pictures in the terminal, errors."""
+"""What commands share: settings, a server's flags, progress, files, pictures, errors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 import click
 import httpx2
 from PIL import Image
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.client import ServerSaysNo
 from app.core.catalog import CatalogError
+from app.hub import HubError
+from app.models import ModelError
+from app.settings import Settings
 
 EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
@@ -29,6 +33,55 @@ _FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "web
 
 #: Widest picture in the terminal.
 _COLUMNS: Final = 48
+
+
+def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """One flag for each of these fields of Settings, or for all."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed(names or tuple(Settings.model_fields)):
+            command = _flag(name)(command)
+        return command
+
+    return decorate
+
+
+def _flag(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    field = Settings.model_fields[name]
+    many = get_origin(field.annotation) is tuple
+    flag = (name[:-1] if many else name).replace("_", "-")
+    switch = field.annotation is bool
+    default = None if field.default_factory or field.default in (None, ()) else field.default
+    shown = f" [default: {default}]" if default is not None else ""
+    return click.option(
+        f"--{flag}/--no-{flag}" if switch else f"--{flag}",
+        name,
+        multiple=many,
+        default=None,
+        metavar=None if switch else _metavar(field.annotation),
+        help=f"{field.description}{shown} ({_variable(name)})",
+    )
+
+
+def _variable(field: str) -> str:
+    return f"SDSTREAM_{field.upper()}"
+
+
+def _metavar(annotation: Any) -> str:
+    names = {int: "N", float: "SECONDS", Path: "PATH", Path | None: "PATH"}
+    return names.get(annotation, "VALUE")
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from flags and environment; a wrong one ends the program."""
+    flags = {name: value for name, value in given.items() if value not in (None, ())}
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        for problem in error.errors():
+            field = str(problem["loc"][0]) if problem["loc"] else "settings"
+            click.echo(f"Error: {field} ({_variable(field)}): {problem['msg']}.", err=True)
+        sys.exit(EXIT_CONFIG)
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -129,7 +182,9 @@ def plain_errors() -> Iterator[None]:
         yield
     except CatalogError as error:
         _end(f"models.yaml, {error}", EXIT_CONFIG)
-    except (ServerSaysNo, OSError) as error:
+    except ModelError as error:
+        _end(str(error), EXIT_CONFIG)
+    except (HubError, ServerSaysNo, OSError) as error:
         _end(str(error), EXIT_FAILED)
     except httpx2.HTTPError as error:
         _end(f"the server cannot be reached: {error}", EXIT_FAILED)

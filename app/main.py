@@ -22,16 +22,16 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from app.core.catalog import BUILTIN, Catalog, CatalogError, ModelSpec
+from app.core.catalog import BUILTIN, Catalog, ModelSpec
 from app.core.errors import ImageServiceError
 from app.core.messages import Load
 from app.core.request import Extras, Limits
-from app.embedded import MODELS as BUILTIN_MODELS
 from app.engine.folders import weight_files
 from app.engine.inspection import upscaler_factor
 from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerOptions
 from app.metrics import Metrics
+from app.models import absolute, load_catalog, look_again
 from app.ocr import TextReader
 from app.safety import load_checker
 from app.service import ImageService, Policy
@@ -77,6 +77,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
 
     Raises:
         CatalogError: models.yaml cannot be used.
+        ModelError: The default model is not here.
         SafetyCheckerError: The safety checker cannot be used.
         WebhookSettingsError: The settings of webhooks do not go together.
     """
@@ -154,37 +155,6 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
     return app
 
 
-def load_catalog(settings: Settings) -> Catalog:
-    """Read models.yaml and see that its files are there; raise CatalogError if not."""
-    try:
-        catalog = Catalog.parse(settings.models.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise CatalogError(f"the file cannot be read: {error}", 1) from None
-    for spec in catalog.models.values():
-        for component, location in spec.files.items():
-            problem = _missing(settings, location)
-            if problem:
-                line = catalog.line_of(spec.id, component)
-                raise CatalogError(f"models.{spec.id}.files.{component}: {problem}", line)
-    return catalog
-
-
-def _missing(settings: Settings, location: str) -> str | None:
-    if settings.engine == "fake":
-        return None
-    if location.startswith(BUILTIN):
-        name = location.removeprefix(BUILTIN)
-        known = ", ".join(BUILTIN + name for name in BUILTIN_MODELS)
-        return None if name in BUILTIN_MODELS else f"no such built-in model; there are {known}"
-    path = _absolute(settings, location)
-    return None if path.is_file() else f"no such file: {path}"
-
-
-def _absolute(settings: Settings, location: str) -> Path:
-    """Relative paths count from the folder of models.yaml."""
-    return (settings.models.resolve().parent / Path(location).expanduser()).resolve()
-
-
 def _service(
     settings: Settings, catalog: Catalog, metrics: Metrics, store: JobStore, webhooks: Webhooks
 ) -> ImageService:
@@ -207,6 +177,7 @@ def _service(
 
     return ImageService(
         catalog=catalog,
+        look_again=lambda: look_again(settings, catalog),
         make_pool=make_pool,
         studio=Studio(
             shelf=store,
@@ -234,7 +205,7 @@ def _service(
 
 def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
     """Size of a model's files, what built-in ones have aside; a model that never ran needs that."""
-    paths = (_absolute(settings, place) for _, place in spec.files.items())
+    paths = (absolute(settings, place) for _, place in spec.files.items())
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
@@ -252,7 +223,7 @@ def _load_command(settings: Settings, spec: ModelSpec) -> Load:
     files = {
         component: location
         if keep or location.startswith(BUILTIN)
-        else str(_absolute(settings, location))
+        else str(absolute(settings, location))
         for component, location in spec.files.items()
     }
     folders = {
@@ -352,6 +323,8 @@ def configure_logging(level: str) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         force=True,
     )
+    # It logs whole addresses, and those of the hub's contents are signed.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     if level == "debug":
         # This one would log every frame, base64 and all.
         logging.getLogger("sse_starlette").setLevel(logging.INFO)

@@ -164,11 +164,13 @@ class ImageService:
         policy: Policy,
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
+        look_again: Callable[[], Catalog] | None = None,
         extras: Callable[[], Extras] = lambda: NO_EXTRAS,
         on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.catalog = catalog
+        self._look_again = look_again
         self.studio = studio
         self.draining = False
         self._store = store
@@ -208,6 +210,21 @@ class ImageService:
         """Why the model cannot be loaded, None when nothing is known against it."""
         worker = self.pool.failed(model)
         return worker.unavailable().message if worker is not None else None
+
+    async def look_again(self) -> Catalog:
+        """The catalogue with what was pulled or removed since the start."""
+        if self._look_again is not None:
+            self.catalog = await asyncio.to_thread(self._look_again)
+        return self.catalog
+
+    async def named(self, name: str, param: str = "model") -> ModelSpec:
+        """The model of that name, pulled lately perhaps; raises NotFound."""
+        spec = self.catalog.find(name) or (await self.look_again()).find(name)
+        if spec is None:
+            raise NotFound(
+                self.catalog.why_missing(name), reason=Reason.MODEL_NOT_FOUND, param=param
+            )
+        return spec
 
     async def load(self, spec: ModelSpec) -> None:
         """Load a model ahead of its first job, also one that could not be loaded before.
@@ -391,7 +408,13 @@ class ImageService:
         """Begin every waiting job that a worker is free for, and load models for the others."""
         announced = set[str]()
         for live in list(self._queue):
-            spec = self.catalog.models[live.job.request.model]
+            spec = self.catalog.find(live.job.request.model)
+            if spec is None:
+                # It was taken up from an earlier life of the server, or removed since.
+                self._queue.remove(live)
+                why = self.catalog.why_missing(live.job.request.model)
+                self._apply(live, JobFailed(Reason.MODEL_UNAVAILABLE, why))
+                continue
             failed = self.pool.failed(spec.id)
             if failed is not None:
                 error = failed.unavailable()
@@ -571,6 +594,8 @@ class ImageService:
     # --- admission ------------------------------------------------------------------------------
 
     async def _accept(self, draft: Draft, files: SourceFiles | None, terms: Terms) -> LiveJob:
+        if self.catalog.find(draft.model) is None:
+            await self.look_again()
         # Before the pictures are looked at, which costs more than a refusal.
         self._admit(model_of(draft, self.catalog).id, draft.n or 1, terms)
         pictures = Pictures()

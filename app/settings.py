@@ -17,7 +17,13 @@ from pydantic import Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 #: Variables that stay with the server.
-_SECRETS: Final = ("SDSTREAM_API_KEYS", "SDSTREAM_HIGH_PRIORITY_KEYS", "SDSTREAM_WEBHOOK_SECRET")
+_SECRETS: Final = (
+    "SDSTREAM_API_KEYS",
+    "SDSTREAM_HIGH_PRIORITY_KEYS",
+    "SDSTREAM_WEBHOOK_SECRET",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+)
 
 _PACKAGE: Final = Path(__file__).parent
 
@@ -38,6 +44,14 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     models: Path = Field(default_factory=shipped_models, description="The catalogue, a YAML file.")
+    model: str | None = Field(
+        None,
+        description="The default model: MODEL or MODEL:QUANT of the catalogue, or a weight file.",
+    )
+    pull: bool = Field(False, description="Fetch the default model first if it is not here.")
+    model_dir: Path | None = Field(
+        None, description="Folder of pulled models, as huggingface_hub lays it out."
+    )
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("sdstream"),
         description="Folder for jobs and their images; each server needs its own.",

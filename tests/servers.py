@@ -196,7 +196,10 @@ def running_server(folder: Path, *, wait: bool = True, **settings: Any) -> Itera
         settings: Fields of app.settings.Settings; the port is a free one unless given.
     """
     port = settings.pop("port", None) or free_port()
-    chosen = {"data_dir": folder / "data", "cache_dir": folder / "cache", **settings, "port": port}
+    folders = {name: folder / name.removesuffix("_dir") for name in ("data_dir", "cache_dir")}
+    # Not the user's own: what is in there would be served.
+    folders["model_dir"] = folder / "hub"
+    chosen = {**folders, **settings, "port": port}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SDSTREAM_")}
     environment |= {f"SDSTREAM_{name.upper()}": str(value) for name, value in chosen.items()}
     log = folder / f"server-{port}.log"

@@ -1,15 +1,16 @@
 """The catalogue: which models there are, what they are made of and how they like to be run.
 
 ``Catalog.parse`` turns the text of models.yaml into frozen values. It touches no disk: whether
-the files exist is asked later, with ``Catalog.line_of`` to name the line at fault.
+the files exist is asked later, with ``Catalog.line_of`` to name the line at fault, and which files
+of the hub lie on this machine is what ``Catalog.on_machine`` is told.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 import yaml
@@ -20,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -31,6 +33,12 @@ CPU: Final = "cpu"
 BUILTIN: Final = "builtin:"
 """Prefix of a file that the package makes itself instead of reading it from disk."""
 
+HUB: Final = "hf:"
+"""Prefix of a file that is pulled from the Hugging Face hub into its cache."""
+
+QUANT: Final = "{quant}"
+"""Stands for the name of a quant in the location of a hub file."""
+
 
 class CatalogError(Exception):
     """models.yaml cannot be used; ``line`` counts from 1."""
@@ -39,6 +47,40 @@ class CatalogError(Exception):
         super().__init__(f"line {line}: {message}")
         self.message = message
         self.line = line
+
+
+class HubFile(NamedTuple):
+    """A file of a repository of the hub.
+
+    Attributes:
+        repo: OWNER/NAME.
+        path: Inside the repository, with slashes.
+        revision: A branch, a tag or a commit.
+    """
+
+    repo: str
+    path: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.repo}/{self.path}"
+
+    @classmethod
+    def parse(cls, location: str) -> Self:
+        """Read "hf:OWNER/REPO[@REVISION]/PATH"; raise ValueError on anything else."""
+        match = _HUB_LOCATION.fullmatch(location)
+        if match is None or {"", ".", ".."} & {*match["path"].split("/")}:
+            raise ValueError(
+                f"'{location}' is no file of the hub, which is written hf:OWNER/REPO/PATH or "
+                "hf:OWNER/REPO@REVISION/PATH"
+            )
+        return cls(match["repo"], match["path"], match["revision"] or "main")
+
+
+_WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_HUB_LOCATION: Final = re.compile(
+    rf"{HUB}(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}))?/(?P<path>[^\\\s][^\\\n]*)"
+)
 
 
 class Size(NamedTuple):
@@ -167,6 +209,19 @@ def _size_of(value: Any) -> Any:
 SizeField = Annotated[Size, BeforeValidator(_size_of)]
 
 
+def _a_location(value: str) -> str:
+    if value.startswith(HUB):
+        path = HubFile.parse(value).path
+        if re.search(r"[{}]", path.replace(QUANT, "")):
+            raise ValueError(f"of the words in braces there is {QUANT} only")
+    elif QUANT in value:
+        raise ValueError(f"{QUANT} stands in files of the hub only (hf:OWNER/REPO/PATH)")
+    return value
+
+
+_Location = Annotated[str, AfterValidator(_a_location)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -174,19 +229,21 @@ class _Part(BaseModel):
 class Files(_Part):
     """The weights: one file with everything, or one per component.
 
-    A value is a path (relative ones count from the folder of models.yaml) or ``builtin:NAME``.
+    A value is a path (relative ones count from the folder of models.yaml), ``builtin:NAME`` or
+    ``hf:OWNER/REPO/PATH`` (``hf:OWNER/REPO@REVISION/PATH``), in which ``{quant}`` stands for one of
+    the entry's quants.
     """
 
-    model: str | None = None
-    diffusion_model: str | None = None
-    clip_l: str | None = None
-    clip_g: str | None = None
-    t5xxl: str | None = None
-    llm: str | None = None
-    llm_vision: str | None = None
-    vae: str | None = None
-    tae: str | None = None
-    control_net: str | None = None
+    model: _Location | None = None
+    diffusion_model: _Location | None = None
+    clip_l: _Location | None = None
+    clip_g: _Location | None = None
+    t5xxl: _Location | None = None
+    llm: _Location | None = None
+    llm_vision: _Location | None = None
+    vae: _Location | None = None
+    tae: _Location | None = None
+    control_net: _Location | None = None
 
     @model_validator(mode="after")
     def _something_to_draw_with(self) -> Self:
@@ -253,10 +310,18 @@ class RuntimeOptions(_Part):
     circular: Literal["none", "x", "y", "both"] = "none"
 
 
+_QuantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+
+
 class ModelSpec(_Part):
     """One entry of the catalogue.
 
     Attributes:
+        page: Where its files are told of.
+        license: Under which they are given, by the hub's word for it.
+        gated: The hub wants a token of somebody who accepted the licence on ``page``.
+        quants: What ``{quant}`` in the files stands for -> gigabytes (10^9 bytes) that a pull
+            fetches in all, None when not known; the first is the usual one.
         replicas: Workers of the model that may draw at once.
         keep_alive: Seconds that an idle worker stays loaded; None is until others need its room.
         device: Where it computes: "cpu", or "cuda:1", "rocm:0", "vulkan:0" and so on for one of
@@ -266,6 +331,12 @@ class ModelSpec(_Part):
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
     description: str = ""
     family: Annotated[str, _one_of(FAMILIES, "family")]
+    page: str | None = Field(None, pattern=r"^https?://\S+$")
+    license: str | None = None
+    gated: bool = False
+    quants: dict[_QuantName, Annotated[float, Field(ge=0, allow_inf_nan=False)] | None] | None = (
+        Field(None, min_length=1)
+    )
     files: Files
     defaults: Defaults = Defaults()
     size: SizeRule = SizeRule()
@@ -279,6 +350,19 @@ class ModelSpec(_Part):
     def traits(self) -> Family:
         """The facts of the model's architecture."""
         return FAMILIES[self.family]
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What can be pulled of the entry, the usual one first; none when it names no hub files."""
+        return tuple(Variant(self, quant) for quant in self.quants or ())
+
+    @field_validator("quants")
+    @classmethod
+    def _told_apart(cls, value: Mapping[str, object] | None) -> Mapping[str, object] | None:
+        names = [name.casefold() for name in value or ()]
+        if len({*names}) < len(names):
+            raise ValueError("two quants differ in the case of their letters only")
+        return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -336,6 +420,38 @@ class ModelSpec(_Part):
         return None
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One quant of an entry: what is pulled, served and removed as one model."""
+
+    entry: ModelSpec
+    quant: str
+
+    @property
+    def name(self) -> str:
+        """MODEL:QUANT, the id of the model once it is here."""
+        return f"{self.entry.id}:{self.quant}"
+
+    @property
+    def gigabytes(self) -> float | None:
+        """What a pull of everything fetches, in 10^9 bytes, as far as the catalogue knows."""
+        return (self.entry.quants or {})[self.quant]
+
+    @property
+    def hub_files(self) -> dict[str, HubFile]:
+        """Component -> file, of those that come from the hub."""
+        return {
+            component: HubFile.parse(location.replace(QUANT, self.quant))
+            for component, location in self.entry.files.items()
+            if location.startswith(HUB)
+        }
+
+    def at(self, paths: Mapping[str, str]) -> ModelSpec:
+        """The model that these files, component -> path, make with those that need no pull."""
+        files = Files(**{**dict(self.entry.files.items()), **paths})
+        return self.entry.model_copy(update={"id": self.name, "files": files, "quants": None})
+
+
 class _File(_Part):
     default: str | None = None
     models: tuple[ModelSpec, ...] = Field(min_length=1)
@@ -343,11 +459,21 @@ class _File(_Part):
 
 @dataclass(frozen=True)
 class Catalog:
-    """The models of one models.yaml, by id."""
+    """What models.yaml has, and what of it can be drawn with.
 
+    Attributes:
+        entries: All of models.yaml, by id.
+        models: What can be drawn with, by id: entries of plain files, and the quants of the others
+            that are on this machine as MODEL:QUANT. ``parse`` alone knows of none of these.
+        default: The model of requests that name none; an id of ``models`` if it is here.
+    """
+
+    entries: Mapping[str, ModelSpec]
     models: Mapping[str, ModelSpec]
     default: str
     _lines: Mapping[tuple[str | int, ...], int]
+    #: Other spellings of ids of ``models``, by _key.
+    _spellings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -361,24 +487,130 @@ class Catalog:
             file = _File.model_validate(data)
         except ValidationError as error:
             raise _with_line(error, lines) from None
-        models: dict[str, ModelSpec] = {}
+        entries: dict[str, ModelSpec] = {}
         for index, spec in enumerate(file.models):
-            if spec.id in models:
+            if spec.id in entries:
                 line = _nearest(lines, ("models", index, "id"))
                 raise CatalogError(f"the id '{spec.id}' is there twice", line)
-            models[spec.id] = spec
-        default = file.default or file.models[0].id
-        if default not in models:
-            raise CatalogError(f"no model has the id '{default}'", _nearest(lines, ("default",)))
-        return cls(models, default, lines)
+            _check_quants(spec, index, lines)
+            entries[spec.id] = spec
+        for index, spec in enumerate(file.models):
+            name, _, quant = spec.id.rpartition(":")
+            if name in entries and _quant(entries[name], quant):
+                line = _nearest(lines, ("models", index, "id"))
+                raise CatalogError(f"the id '{spec.id}' is that of a quant of '{name}'", line)
+        models = {name: spec for name, spec in entries.items() if not spec.quants}
+        catalog = cls(entries, models, file.default or file.models[0].id, lines)
+        if catalog.default not in entries and catalog.variant(catalog.default) is None:
+            message = f"no model has the id '{catalog.default}'"
+            raise CatalogError(message, _nearest(lines, ("default",)))
+        return catalog
+
+    def on_machine(self, find: Callable[[HubFile], str | None]) -> Self:
+        """The same catalogue with the quants that are here.
+
+        Args:
+            find: The path of a file of the hub, None when it is not here.
+        """
+        models: dict[str, ModelSpec] = {}
+        spellings: dict[str, str] = {}
+        for entry in self.entries.values():
+            if not entry.quants:
+                models[entry.id] = entry
+            for variant in entry.variants:
+                paths = {component: find(file) for component, file in variant.hub_files.items()}
+                here = {component: path for component, path in paths.items() if path is not None}
+                if len(here) == len(paths):
+                    models[variant.name] = variant.at(here)
+                    spellings[_key(variant.name)] = variant.name
+                    spellings.setdefault(_key(entry.id), variant.name)
+        catalog = replace(self, models=models, _spellings=spellings)
+        return catalog.led_by(self.default)
+
+    def led_by(self, name: str) -> Self:
+        """The same catalogue with another default, which need not be here."""
+        return replace(self, default=self._spellings.get(_key(name), name))
+
+    def plus(self, spec: ModelSpec) -> Self:
+        """The same catalogue with one more entry, of plain files, which is the default."""
+        added = {spec.id: spec}
+        return replace(
+            self,
+            entries={**self.entries, **added},
+            models={**self.models, **added},
+            default=spec.id,
+        )
 
     def find(self, name: str | None) -> ModelSpec | None:
-        """The model of that id; None and "default" stand for the default one."""
-        return self.models.get(self.default if name in (None, "", "default") else str(name))
+        """The model of that name; None and "default" stand for the default one.
 
-    def line_of(self, model: str, component: str) -> int:
-        """The line of models.yaml that names this file of the model."""
-        return _nearest(self._lines, ("models", [*self.models].index(model), "files", component))
+        The name of an entry stands for the first of its quants that is here.
+        """
+        wanted = self.default if name in (None, "", "default") else str(name)
+        return self.models.get(self._spellings.get(_key(wanted), wanted))
+
+    def variant(self, name: str) -> Variant | None:
+        """The quant that MODEL:QUANT names, or the usual one of MODEL; None when there is none."""
+        if name in self.entries:
+            return next(iter(self.entries[name].variants), None)
+        model, _, quant = name.rpartition(":")
+        entry = self.entries.get(model)
+        known = _quant(entry, quant) if entry else None
+        return Variant(entry, known) if entry and known else None
+
+    def why_missing(self, name: str | None) -> str:
+        """Why ``find`` has nothing for this name, in a sentence with the remedy."""
+        wanted = self.default if name in (None, "", "default") else str(name)
+        variant = self.variant(wanted)
+        if variant is not None:
+            size = "" if variant.gigabytes is None else f" ({variant.gigabytes:g} GB)"
+            return (
+                f"The model '{wanted}' is in the catalogue and not on this machine: "
+                f"'sdstream pull {wanted}' fetches it{size}."
+            )
+        entry = self.entries.get(wanted.rpartition(":")[0])
+        if entry is not None and entry.quants:
+            return (
+                f"The model '{wanted[:128]}' is not in the catalogue: '{entry.id}' is there as "
+                f"{', '.join(entry.quants)}."
+            )
+        return (
+            f"The model '{wanted[:128]}' is not in the catalogue; there are "
+            f"{', '.join(self.models)}."
+        )
+
+    def line_of(self, entry: str, component: str) -> int:
+        """The line of models.yaml that names this file of the entry."""
+        return _nearest(self._lines, ("models", [*self.entries].index(entry), "files", component))
+
+
+def _quant(entry: ModelSpec, name: str) -> str | None:
+    """The entry's quant of that name, however its letters are written."""
+    return next((q for q in entry.quants or () if q.casefold() == name.casefold()), None)
+
+
+def _key(name: str) -> str:
+    """A name in which the letters of the quant, if there is one, have one case."""
+    model, colon, quant = name.rpartition(":")
+    return f"{model}{colon}{quant.casefold()}" if colon else name
+
+
+def _check_quants(spec: ModelSpec, index: int, lines: _Lines) -> None:
+    """Hub files and quants go together, which no field can know alone."""
+    here = ("models", index)
+    from_hub = {name: place for name, place in spec.files.items() if place.startswith(HUB)}
+    if from_hub and not spec.quants:
+        path = (*here, "files", next(iter(from_hub)))
+        raise CatalogError(
+            "files of the hub need 'quants', which names one at least", _nearest(lines, path)
+        )
+    if not spec.quants:
+        return
+    line = _nearest(lines, (*here, "quants"))
+    if not from_hub:
+        raise CatalogError("'quants' are those of files of the hub, and there are none", line)
+    if len(spec.quants) > 1 and not any(QUANT in place for place in from_hub.values()):
+        raise CatalogError(f"with several quants {QUANT} must be part of some file", line)
 
 
 _Lines = dict[tuple[str | int, ...], int]

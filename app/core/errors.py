@@ -58,7 +58,7 @@ class Reason(Word):
         "Another request came with the same Idempotency-Key.",
     )
     WEBHOOK_NOT_ALLOWED = "webhook_not_allowed", "Webhooks are off, or not to this host."
-    MODEL_NOT_FOUND = "model_not_found", "No model of that name is in the catalogue."
+    MODEL_NOT_FOUND = "model_not_found", "No model of that name is here."
     ROUTE_NOT_FOUND = "route_not_found", "Nothing is served at this path."
     JOB_NOT_FOUND = "job_not_found", "The job never was here, is another's, or has expired."
     IMAGE_NOT_FOUND = "image_not_found", "The image never was here or has expired."

@@ -50,8 +50,7 @@ def model_of(draft: Draft, catalog: Catalog) -> ModelSpec:
     spec = catalog.find(draft.model)
     if spec is None:
         raise NotFound(
-            f"The model '{draft.model}' is not in the catalogue; there are "
-            f"{', '.join(catalog.models)}.",
+            catalog.why_missing(draft.model),
             reason=Reason.MODEL_NOT_FOUND,
             param=draft.spelled("model"),
         )

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from app import images
-from app.core.errors import InvalidRequest, NotFound, Reason
+from app.core.errors import InvalidRequest, Reason
 from app.core.job import JobStatus
 from app.core.pixels import SourceFiles
 from app.dialects import a1111
@@ -163,10 +163,11 @@ class A1111Routes:
 
     async def sd_models(self, _request: Request) -> Response:
         """GET sd-models."""
-        return respond.json_bytes(a1111.models(self._service.catalog.models))
+        catalog = await self._service.look_again()
+        return respond.json_bytes(a1111.models(catalog.models))
 
     async def refresh_checkpoints(self, _request: Request) -> Response:
-        """POST refresh-checkpoints: the catalogue is read when the server starts."""
+        """POST refresh-checkpoints: whoever asks for the list gets what is here then."""
         return respond.json_bytes(_NULL)
 
     async def upscalers(self, _request: Request) -> Response:
@@ -195,13 +196,7 @@ class A1111Routes:
         body = await forms.read_json(request, self._draw.max_form_bytes)
         name = a1111.chosen_model(body)
         if name is not None:
-            spec = self._service.catalog.find(name)
-            if spec is None:
-                raise NotFound(
-                    f"The model '{name[:128]}' is not in the catalogue.",
-                    reason=Reason.MODEL_NOT_FOUND,
-                    param="sd_model_checkpoint",
-                )
+            spec = await self._service.named(name, "sd_model_checkpoint")
             self._model = spec.id
         return respond.json_bytes(_NULL)
 

@@ -46,40 +46,30 @@ class OpsRoutes:
 
     async def models(self, _request: Request) -> Response:
         """GET /v1/models."""
-        data = [self._model(spec) for spec in self.service.catalog.models.values()]
+        catalog = await self.service.look_again()
+        data = [self._model(spec) for spec in catalog.models.values()]
         return respond.json_bytes(compact({"object": "list", "data": data}))
 
     async def model(self, request: Request) -> Response:
         """GET /v1/models/{id}."""
         if not request.path_params["model"]:  # /v1/models/
             return await self.models(request)
-        spec = self._named(request)
+        spec = await self.service.named(request.path_params["model"])
         extras = await asyncio.to_thread(self.service.extras)
         fields = {**self._model(spec), "options": options_of(spec, extras)}
         return respond.json_bytes(compact(fields))
 
     async def load(self, request: Request) -> Response:
         """POST /v1/models/{id}/load: answered when the model is there."""
-        spec = self._named(request)
+        spec = await self.service.named(request.path_params["model"])
         await self.service.load(spec)
         return respond.json_bytes(compact(self._model(spec)))
 
     async def unload(self, request: Request) -> Response:
         """POST /v1/models/{id}/unload: at once, or after the job that it draws."""
-        spec = self._named(request)
+        spec = await self.service.named(request.path_params["model"])
         self.service.unload(spec)
         return respond.json_bytes(compact(self._model(spec)))
-
-    def _named(self, request: Request) -> ModelSpec:
-        name = request.path_params["model"]
-        spec = self.service.catalog.find(name)
-        if spec is None:
-            raise NotFound(
-                f"The model '{name[:128]}' is not in the catalogue.",
-                reason=Reason.MODEL_NOT_FOUND,
-                param="model",
-            )
-        return spec
 
     async def loras(self, _request: Request) -> Response:
         """GET /v1/loras: what a request may name in lora."""

@@ -20,7 +20,7 @@ from work import Work, load_command, resolved
 
 from app.core.pixels import Inputs
 from app.engine.native import NativeEngine, available_cores
-from app.main import load_catalog
+from app.models import load_catalog
 from app.settings import Settings
 
 #: As in the worker (engine/child.py).

@@ -26,7 +26,7 @@ from PIL import Image
 from work import PROMPT, Work, load_command, resolved
 
 from app.embedded import materialise
-from app.main import load_catalog
+from app.models import load_catalog
 from app.settings import Settings
 
 _HERE = Path(__file__).parent

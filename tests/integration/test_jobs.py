@@ -666,6 +666,29 @@ def test_a_restart_lays_background_jobs_aside(tmp_path: Path) -> None:
         assert done["images"][0]["seed"] == 9
 
 
+def test_a_job_whose_model_is_gone(tmp_path: Path) -> None:
+    """A job that was laid aside for a model which the catalogue no longer has fails at the next
+    start, and the others are drawn."""
+    entry = "  - {id: ID, family: ovis_image, files: {model: x}, defaults: {size: 64x64}}\n"
+    models = tmp_path / "models.yaml"
+    models.write_text("models:\n" + entry.replace("ID", "stays") + entry.replace("ID", "goes"))
+    settings = {"engine": "fake", "grace_seconds": 0, "models": models}
+    with running_server(tmp_path, **settings) as server:
+        begin(server, {**LONG, "model": "stays"})
+        lost = begin(server, {**QUICK, "model": "goes"})["id"]
+        kept = begin(server, {**QUICK, "model": "stays"})["id"]
+        server.process.kill()
+        server.process.wait()
+    models.write_text("models:\n" + entry.replace("ID", "stays"))
+    with running_server(tmp_path, **settings) as server:
+        error = wait_for(server, lost, *ENDINGS)["error"]
+        assert error["reason"] == "model_unavailable"
+        assert "'goes' is not in the catalogue" in error["message"]
+        httpx2.post(f"{server.url}/v1/jobs/{kept}/cancel")
+        assert wait_for(server, kept, *ENDINGS)["status"] == "cancelled"
+        assert server.is_ready()
+
+
 def test_nothing_accepted_is_lost_to_kill_9(tmp_path: Path) -> None:
     """At three moments; scripts/kills does it at twenty. Every job ends once, or says why."""
     lost: set[str] = set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.core.catalog import FAMILIES, Catalog, CatalogError, Size
+from app.core.catalog import FAMILIES, Catalog, CatalogError, HubFile, Size
 
 HEAD = "models:\n - id: a\n   family: sd1\n"
 
@@ -101,3 +101,122 @@ def test_the_shipped_catalogue(shipped_catalog: Catalog) -> None:
     """models.yaml of the project parses and its default needs no download."""
     spec = shipped_catalog.models[shipped_catalog.default]
     assert all(location.startswith("builtin:") for _, location in spec.files.items())
+
+
+# --- files of the hub ---------------------------------------------------------------------------
+
+HUB = """
+models:
+  - id: one
+    family: sd1
+    files: {model: one.gguf}
+  - id: two
+    family: sd1
+    page: https://example.org/two
+    license: mit
+    gated: true
+    quants:
+      Q8_0: 1.5
+      Q4_0: null
+    files:
+      model: hf:them/two-GGUF/two-{quant}.gguf
+      vae: hf:them/vae@v1/deep/vae.safetensors
+      clip_l: clip.safetensors
+"""
+
+
+def here(*paths: str) -> Catalog:
+    """The catalogue on a machine that has these files."""
+    return Catalog.parse(HUB).on_machine(
+        lambda file: f"/cache/{file.path}" if file.path in paths else None
+    )
+
+
+VAE, Q8, Q4 = "deep/vae.safetensors", "two-Q8_0.gguf", "two-Q4_0.gguf"
+
+
+def test_the_quants_of_an_entry() -> None:
+    """Each is a variant with its files, by any case of its letters; the first is the usual one."""
+    catalog = Catalog.parse(HUB)
+    usual, small = catalog.entries["two"].variants
+    assert [usual.name, small.name] == ["two:Q8_0", "two:Q4_0"]
+    assert (usual.gigabytes, small.gigabytes) == (1.5, None)
+    assert usual.hub_files == {
+        "model": HubFile("them/two-GGUF", Q8, "main"),
+        "vae": HubFile("them/vae", VAE, "v1"),
+    }
+    assert catalog.variant("two") == usual
+    assert catalog.variant("two:q4_0") == small
+    assert [catalog.variant(name) for name in ("one", "two:Q2", "three", "two:")] == [None] * 4
+
+
+def test_what_is_not_here_is_no_model() -> None:
+    """An entry whose files are not all here is not served, and the sentence says what to do."""
+    for catalog in (Catalog.parse(HUB), here(), here(Q8), here(VAE)):
+        assert [*catalog.models] == ["one"]
+        assert catalog.find("two") is None
+    why = "'sdstream pull two' fetches it (1.5 GB)"
+    assert why in here().why_missing("two")
+    assert "'sdstream pull two:q4_0' fetches it." in here().why_missing("two:q4_0")
+    assert "'two' is there as Q8_0, Q4_0" in here().why_missing("two:Q2")
+    assert "there are one." in here().why_missing("three")
+
+
+def test_what_is_here_is_served() -> None:
+    """As MODEL:QUANT, and MODEL is the first quant that is here."""
+    catalog = here(VAE, Q4)
+    assert [*catalog.models] == ["one", "two:Q4_0"]
+    spec = catalog.models["two:Q4_0"]
+    assert {catalog.find(name) for name in ("two", "two:q4_0")} == {spec}
+    assert dict(spec.files.items()) == {
+        "model": f"/cache/{Q4}",
+        "vae": f"/cache/{VAE}",
+        "clip_l": "clip.safetensors",
+    }
+    assert here(VAE, Q4, Q8).find("two") == here(VAE, Q8).models["two:Q8_0"]
+    assert catalog.find("two:Q8_0") is None
+
+
+def test_another_default() -> None:
+    """It may be a quant, or an entry; it is told by the name it is served under."""
+    catalog = here(VAE, Q4)
+    assert catalog.default == "one"
+    assert {catalog.led_by(name).default for name in ("two", "two:q4_0")} == {"two:Q4_0"}
+    absent = here().led_by("two")
+    assert absent.find(None) is None
+    assert "'sdstream pull two'" in absent.why_missing(None)
+    lone = catalog.plus(catalog.models["one"].model_copy(update={"id": "mine"}))
+    assert [*lone.models] == ["one", "two:Q4_0", "mine"]
+    assert lone.on_machine(lambda _: None).default == "mine"
+
+
+TWO = "models:\n - id: a\n   family: sd1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (TWO + "   quants: {Q8: 1}\n   files:\n     model: hf:them/x", 6, "no file of the hub"),
+        (TWO + "   quants: {Q8: 1}\n   files:\n     model: hf:a/b/../c", 6, "no file of the hub"),
+        (TWO + "   quants: {Q8: 1}\n   files:\n     model: hf:a/b/{qant}", 6, "braces"),
+        (TWO + "   files:\n     vae: v\n     model: hf:a/b/c", 6, "need 'quants'"),
+        (TWO + "   files:\n     model: a-{quant}.gguf", 5, "files of the hub only"),
+        (TWO + "   files: {model: m}\n   quants: {Q8: 1}", 5, "there are none"),
+        (TWO + "   files: {model: hf:a/b/c}\n   quants: {}", 5, "at least 1"),
+        (TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1, Q4: 1}", 5, "{quant} must be"),
+        (TWO + "   files: {model: 'hf:a/b/{quant}'}\n   quants: {Q8: 1, q8: 1}", 5, "case"),
+        (TWO + "   files: {model: hf:a/b/c}\n   quants:\n     Q8: much", 6, "number"),
+        (TWO + "   files: {model: hf:a/b/c}\n   quants:\n     'a:b': 1", 6, "pattern"),
+        (TWO + "   files: {model: m}\n   page: here", 5, "pattern"),
+        (
+            TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1}\n"
+            " - id: a:q8\n   family: sd1\n   files: {model: m}", 6, "that of a quant of 'a'",
+        ),
+        ("default: a:Q4\n" + TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1}", 1, "a:Q4"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_hub_files_names_its_line(text: str, line: int, words: str) -> None:
+    """Quants and files of the hub go together, and are spelled as they must be."""
+    with pytest.raises(CatalogError, match=words) as caught:
+        Catalog.parse(text)
+    assert caught.value.line == line

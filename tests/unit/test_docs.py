@@ -37,6 +37,8 @@ WORDED = {
     "high_priority_keys": "",
     "webhook_hosts": "",
     "lora_dir": "",
+    "model": "",
+    "model_dir": "the hub's own",
     "webhook_secret": "",
     "cors_origins": "",
     "safety_checker": "",

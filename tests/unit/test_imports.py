@@ -19,7 +19,9 @@ FLOORS = {
     "app.store": 2,
     "app.ocr": 2,
     "app.safety": 2,
+    "app.hub": 2,
     "app.metrics": 2,
+    "app.models": 2,
     "app.settings": 2,
     "app.wakeup": 2,
     "app.studio": 2,
@@ -32,6 +34,7 @@ FLOORS = {
     "app.cli": 5,
     "app.cli_files": 5,
     "app.cli_jobs": 5,
+    "app.cli_models": 5,
     "app.console": 5,
     "app.__main__": 5,
 }

@@ -30,6 +30,7 @@ def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in a printed Settings nor in the workers' environment."""
     monkeypatch.setenv("SDSTREAM_API_KEYS", "hush")
+    monkeypatch.setenv("HF_TOKEN", "hf_hush")
     assert "hush" not in repr(Settings())
     assert "hush" not in str(worker_environment())
 
