@@ -46,9 +46,10 @@ def table() -> dict[str, list[str]]:
     return {row[1].strip("`"): row[2:] for row in rows if row[1].startswith("`")}
 
 
-def sizes(quants: dict[str, float], name: str) -> str:
+def sizes(quants: dict[str, float | None], name: str) -> str:
     """A quantisation as the table has it."""
-    return f"`{name}` {quants[name]:.2f}"
+    size = quants[name]
+    return f"`{name}` size unknown" if size is None else f"`{name}` {size:.2f}"
 
 
 @each
@@ -58,7 +59,7 @@ def test_an_entry_says_what_it_costs(entry: Entry) -> None:
     assert entry["license"]
     assert isinstance(entry["gated"], bool)
     assert entry["quants"]
-    assert all(size > 0 for size in entry["quants"].values())
+    assert all(size is None or size > 0 for size in entry["quants"].values())
 
 
 @each
@@ -123,10 +124,10 @@ def test_the_table_has_every_entry_and_no_other() -> None:
 @each
 def test_the_table_says_what_the_entry_says(entry: Entry) -> None:
     """Licence, gate, the usual quantisation and the smallest one."""
-    quants: dict[str, float] = entry["quants"]
+    quants: dict[str, float | None] = entry["quants"]
     assert table()[entry["id"]] == [
         entry["license"],
         "yes" if entry["gated"] else "no",
         sizes(quants, next(iter(quants))),
-        sizes(quants, min(quants, key=quants.__getitem__)),
+        sizes(quants, min(quants, key=lambda name: quants[name] or 0.0)),
     ]
