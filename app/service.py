@@ -80,7 +80,7 @@ from app.core.messages import (
 from app.core.pixels import Inputs, SourceFiles
 from app.core.queue import FairQueue, Priority
 from app.core.request import NO_EXTRAS, Draft, Extras, Limits
-from app.core.resolve import model_of, resolve
+from app.core.resolve import check_count, model_of, resolve
 from app.core.speed import Speed
 from app.engine.pool import WorkerPool
 from app.engine.worker import Worker, WorkerState
@@ -282,6 +282,23 @@ class ImageService:
             raise NotFound("The job never was here or has expired.", reason=Reason.JOB_NOT_FOUND)
         return live
 
+    async def earlier_images(self, live: LiveJob) -> list[Entry]:
+        """Images of an unfinished job from an earlier life of the server, with their files.
+
+        They are no entries of this life.
+        """
+        job = live.job
+        if live.over:
+            return []
+        images = [image for _, image in sorted(job.images.items()) if image.data is None]
+        return [
+            Entry(
+                job.created,
+                ImageReady(await self._store.with_file(image, job.request.output_format)),
+            )
+            for image in images
+        ]
+
     async def with_files(self, job: Job) -> Job:
         """An ended job with the files of its images; raises NotFound when they are gone."""
         if all(image.data is not None for image in job.images.values()):
@@ -363,12 +380,12 @@ class ImageService:
 
     async def cancel(self, live: LiveJob, message: str) -> None:
         """Stop a job: at once when it waits, within a step when it runs."""
-        await self._end_early(live, JobCancelled(message))
+        self._end_early(live, JobCancelled(message))
 
     async def peek(self, live: LiveJob) -> None:
         """Have a running job give a preview with its next step."""
         if live.worker is not None:
-            await live.worker.peek(live.job.id)
+            live.worker.peek(live.job.id)
 
     async def recover(self) -> None:
         """Take up the background jobs that an earlier life of the server left."""
@@ -515,7 +532,12 @@ class ImageService:
                 request, inputs, drawn, must_keep=terms.background or terms.as_url
             )
         except Spoiled as spoiled:
-            await self._give_up(live, spoiled.ending)
+            self._give_up(live, spoiled.ending)
+            return
+        except Exception:
+            # The worker is to hear of it, else it would be ended for leaving a job alone.
+            logger.exception("an image of job %s could not be finished", live.job.id)
+            self._give_up(live, JobFailed(Reason.INTERNAL_ERROR, "The server made a mistake."))
             return
         if not self._apply(live, ImageReady(image)):
             if image.id is not None:
@@ -535,21 +557,21 @@ class ImageService:
 
     # --- endings --------------------------------------------------------------------------------
 
-    async def _end_early(self, live: LiveJob, ending: JobCancelled | JobFailed) -> None:
+    def _end_early(self, live: LiveJob, ending: JobCancelled | JobFailed) -> None:
         worker = live.worker
         if worker is not None and worker.has(live.job.id):
             live.wanted_ending = live.wanted_ending or ending
-            await worker.cancel(live.job.id)
+            worker.cancel(live.job.id)
             return
         if self._queue.remove(live):
             self._renumber()
         self._apply(live, ending)
 
-    async def _give_up(self, live: LiveJob, ending: JobFailed) -> None:
+    def _give_up(self, live: LiveJob, ending: JobFailed) -> None:
         """End a running job that the server itself cannot finish, and spare the worker the rest."""
         self._apply(live, ending)
         if live.worker is not None:
-            await live.worker.cancel(live.job.id)
+            live.worker.cancel(live.job.id)
 
     async def _end_running(self) -> None:
         """Let running jobs end by themselves within the grace time, and stop them then."""
@@ -597,10 +619,12 @@ class ImageService:
         if self.catalog.find(draft.model) is None:
             await self.look_again()
         # Before the pictures are looked at, which costs more than a refusal.
-        self._admit(model_of(draft, self.catalog).id, draft.n or 1, terms)
+        spec = model_of(draft, self.catalog)
+        self._admit(spec.id, draft.n or 1, terms)
         pictures = Pictures()
         if files is not None:
-            looks = model_of(draft, self.catalog).traits.references and not draft.only_upscale
+            looks = spec.traits.references and not draft.only_upscale
+            check_count(draft, spec, len(files.images))
             pictures = await self.studio.decode(files, only_references=looks)
         request = resolve(
             draft,
@@ -641,8 +665,12 @@ class ImageService:
                 reason=Reason.IDEMPOTENCY_KEY_REUSED,
                 param="Idempotency-Key",
             )
-        live = self._live.get(job.id)
-        return live or LiveJob(await self.with_files(job))
+        # It may have ended since it was read.
+        live = self._live.get(job.id) or self._recent.get(job.id)
+        if live is not None and not live.over:
+            return live
+        ended = live.job if live is not None else await self._store.get(job.id)
+        return LiveJob(await self.with_files(ended or job))
 
     def _admit(self, model: str, images: int, terms: Terms) -> None:
         """Raise what keeps a job of that model and size out now."""

@@ -200,8 +200,10 @@ class JobStore:
             raise _full()
         try:
             if inputs != Inputs():
-                frame = encode(Generate(job.id, job.request, inputs))
-                await asyncio.to_thread(_write, self._inputs / job.id, frame)
+                order = Generate(job.id, job.request, inputs)
+                path = self._inputs / job.id
+                # Putting together a hundred megabytes takes its time too.
+                await asyncio.to_thread(lambda: _write(path, encode(order)))
             await self._run(self._insert, job)
         except (OSError, sqlite3.Error) as error:
             (self._inputs / job.id).unlink(missing_ok=True)
@@ -215,7 +217,7 @@ class JobStore:
         path = self._inputs / job.id
         if not await asyncio.to_thread(path.exists):
             return Inputs()
-        message = unframe(await asyncio.to_thread(path.read_bytes))
+        message = await asyncio.to_thread(lambda: unframe(path.read_bytes()))
         if not isinstance(message, Generate):
             raise ValueError(f"not the pictures of a job: {path.name}")
         return message.inputs
@@ -249,6 +251,11 @@ class JobStore:
     async def with_files(self, job: Job) -> Job:
         """An ended job with its images' files; raises FileNotFoundError when they are gone."""
         return await asyncio.to_thread(self._with_files, job)
+
+    async def with_file(self, image: ImageResult, output_format: OutputFormat) -> ImageResult:
+        """A finished image with its file; raises FileNotFoundError when that is gone."""
+        data = await asyncio.to_thread(self._file, image, output_format)
+        return dataclasses.replace(image, data=data)
 
     async def page(
         self, owner: str, *, statuses: Sequence[JobStatus], limit: int, after: str | None

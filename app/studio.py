@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 #: Enough for what two cores decode and encode; more would only take memory.
 _THREADS: Final = 4
 
+#: Pictures of the largest size that a request may have; more of smaller ones.
+_PICTURES_AT_ONCE: Final = 3
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -151,6 +154,7 @@ class Studio:
         return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
 
     def _decode(self, files: SourceFiles, only_references: bool) -> Pictures:
+        self._check_all(files)
         pictures = tuple(self._read(file) for file in files.images)
         control = self._read(files.control) if files.control else None
         if not pictures or (only_references and files.mask is None and not files.own_alpha):
@@ -167,6 +171,18 @@ class Studio:
                     param=files.mask.param,
                 )
         return Pictures(image, mask, files.inverted_mask, tuple(references), control)
+
+    def _check_all(self, files: SourceFiles) -> None:
+        """Refuse pictures that would be too much together, by their headers."""
+        every = [*files.images, *(file for file in (files.mask, files.control) if file)]
+        pixels = sum(images.pixels_of(file.data) for file in every)
+        if pixels > _PICTURES_AT_ONCE * self._max_input_pixels:
+            raise InvalidRequest(
+                f"The pictures have {pixels} pixels together; at most "
+                f"{_PICTURES_AT_ONCE * self._max_input_pixels} are taken.",
+                reason=Reason.INVALID_IMAGE,
+                param=every[0].param,
+            )
 
     def _read(self, file: SourceFile) -> Pixels:
         return images.decode(file.data, file.param, self._max_input_pixels)

@@ -18,6 +18,7 @@ queues per client: a late reader replays, a slow one blocks nobody.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -38,6 +39,9 @@ from app.core.words import Word
 
 #: Pixels to a side of what is counted as one image token: two latent pixels of eight pixels each.
 TOKEN_PIXELS: Final = 16
+
+#: More than OpenAI's stream has of ten images, so that a slow reader of it misses none.
+_KEPT_PREVIEWS: Final = 32
 
 #: Tries of a background job; the death of its worker or of the server ends one.
 MAX_ATTEMPTS: Final = 2
@@ -259,7 +263,8 @@ class Job:
         queue_position: Jobs before it while queued.
         attempts: Times it was handed to the runtime.
         started, ended: Unix seconds of the newest start and of the end, None before.
-        entries: What happened, oldest first; only ever appended to.
+        entries: What happened, oldest first; only ever appended to, and all but the newest previews
+            lose their pictures.
         first_event: Number of what happened before ``entries`` begins, in an earlier life of
             the server; entry i is event ``first_event + i + 1``.
         images: Finished images by index.
@@ -284,6 +289,7 @@ class Job:
         self.images: dict[int, ImageResult] = {}
         self.progress: Progress | None = None
         self.ending: Completed | JobFailed | JobCancelled | None = None
+        self._previews: deque[int] = deque()
         self._first_step: tuple[int, float] | None = None
         self._newest_step: tuple[int, float] | None = None
 
@@ -337,7 +343,17 @@ class Job:
         self._note(event, at)
         self.status = status
         self.entries.append(Entry(at, event))
+        if isinstance(event, PreviewReady):
+            self._forget_previews()
         return True
+
+    def _forget_previews(self) -> None:
+        """Keep the pictures of the newest previews alone: a job may have 1,500 of them."""
+        self._previews.append(len(self.entries) - 1)
+        if len(self._previews) > _KEPT_PREVIEWS:
+            oldest = self._previews.popleft()
+            entry = self.entries[oldest]
+            self.entries[oldest] = Entry(entry.at, _without_file(entry.event))
 
     def _is_stale(self, event: JobEvent) -> bool:
         match event:

@@ -46,6 +46,13 @@ LORA_WORD: Final = re.compile(r"\s*<lora:([^:<>]{1,128})(?::([^:<>]*))?>")
 
 MAX_LORA_SCALE: Final = 10.0
 
+#: Longest side that a format has a number for, in pixels.
+LONGEST_SIDES: Final[Mapping[OutputFormat, int]] = {
+    "png": 2**31 - 1,
+    "jpeg": 65_500,
+    "webp": 16_383,
+}
+
 
 def _plain_text(value: str) -> str:
     # NUL ends a C string and a lone surrogate has no UTF-8 form: the runtime would see another

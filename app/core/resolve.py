@@ -13,6 +13,7 @@ from app.core import powers
 from app.core.catalog import Catalog, ModelSpec, Size
 from app.core.errors import InvalidRequest, NotFound, Reason
 from app.core.request import (
+    LONGEST_SIDES,
     MAX_STEPS,
     NO_EXTRAS,
     NO_SOURCES,
@@ -36,7 +37,7 @@ _RATIO: Final = re.compile(r"\s*([1-9]\d{0,3})\s*:\s*([1-9]\d{0,3})\s*")
 #: Fields of a Draft that mean something where nothing is drawn.
 _OF_ENLARGING: Final = {
     "model", "upscaler", "upscale", "output_format", "output_compression", "safety_check",
-    "blank_flagged", "only_upscale", "previews", "spelling",
+    "blank_flagged", "only_upscale", "previews", "spelling", "n",
 }  # fmt: skip
 
 #: First word of an option's name -> what it needs.
@@ -55,6 +56,17 @@ def model_of(draft: Draft, catalog: Catalog) -> ModelSpec:
             param=draft.spelled("model"),
         )
     return spec
+
+
+def check_count(draft: Draft, spec: ModelSpec, images: int) -> None:
+    """Refuse more input images than are looked at, before they are decoded."""
+    if images > 1 and (draft.only_upscale or not spec.traits.references):
+        who = "This route" if draft.only_upscale else f"The model '{spec.id}'"
+        raise InvalidRequest(
+            f"{who} takes one input image, not {images}.",
+            reason=Reason.NOT_SUPPORTED,
+            param="image",
+        )
 
 
 def resolve(
@@ -94,7 +106,7 @@ def resolve(
     cfg_scale = _first(draft.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
     prompt, loras = powers.loras(draft, extras)
     hires = powers.hires(draft, spec, size, steps, limits.drawn, sources)
-    return GenerationRequest(
+    request = GenerationRequest(
         model=spec.id,
         prompt=prompt,
         negative_prompt=draft.negative_prompt or "",
@@ -131,6 +143,8 @@ def resolve(
         control_strength=0.9 if draft.control_strength is None else draft.control_strength,
         control_canny=bool(draft.control_canny),
     )
+    _check_sides(draft, request)
+    return request
 
 
 def _enlarging(
@@ -142,14 +156,19 @@ def _enlarging(
     safety: Safety,
 ) -> GenerationRequest:
     """A job that draws nothing: the model only lends its process."""
-    for name in Draft.model_fields.keys() - _OF_ENLARGING:
-        if getattr(draft, name) not in (None, "", False, 0) or sources.masked or sources.control:
+    pictures = ("mask", sources.masked), ("control", sources.control)
+    options = ((n, getattr(draft, n)) for n in Draft.model_fields if n not in _OF_ENLARGING)
+    for name, value in (*pictures, *options):
+        if value not in (None, "", False) or (value == 0 and value is not False):
             param = draft.spelled(name)
             raise InvalidRequest(
                 f"'{param}' has no meaning where nothing is drawn.",
                 reason=Reason.NOT_SUPPORTED,
                 param=param,
             )
+    if draft.n not in (None, 1):
+        param = draft.spelled("n")
+        raise InvalidRequest(f"'{param}' is 1 where nothing is drawn.", param=param)
     if draft.upscaler is None and len(extras.upscalers) != 1:
         there = ", ".join(extras.upscalers) or "none"
         raise InvalidRequest(
@@ -160,7 +179,7 @@ def _enlarging(
     chosen = {"upscaler": draft.upscaler or next(iter(extras.upscalers))}
     size = sources.size
     assert size is not None
-    return GenerationRequest(
+    request = GenerationRequest(
         model=spec.id,
         prompt="",
         negative_prompt="",
@@ -178,6 +197,19 @@ def _enlarging(
         output_compression=_compression(draft),
         upscale=powers.upscale(draft.model_copy(update=chosen), size, extras, limits.enlarged),
     )
+    _check_sides(draft, request)
+    return request
+
+
+def _check_sides(draft: Draft, request: GenerationRequest) -> None:
+    longest = LONGEST_SIDES[request.output_format]
+    if max(request.output_size) > longest:
+        param = draft.spelled("output_format")
+        raise InvalidRequest(
+            f"'{param}': a side of {max(request.output_size)} pixels is more than the {longest} "
+            f"of {request.output_format}.",
+            param=param,
+        )
 
 
 def _first(*candidates: T | None) -> T:
@@ -198,7 +230,9 @@ def _check_prompts(draft: Draft, spec: ModelSpec) -> None:
 
 def _check_sources(draft: Draft, spec: ModelSpec, sources: Sources) -> None:
     """Refuse what would have no effect: options of pictures that did not come."""
-    lacking = ["fit"] if sources.size is None else []
+    # References are looked at as they are.
+    fitted = sources.drawn_over or sources.control
+    lacking = [] if fitted else ["fit"]
     lacking += [] if sources.drawn_over else ["strength"]
     lacking += [] if sources.masked else ["mask_mode", "mask_blur"]
     lacking += [] if sources.control else ["control_strength", "control_canny"]
@@ -209,12 +243,6 @@ def _check_sources(draft: Draft, spec: ModelSpec, sources: Sources) -> None:
             raise InvalidRequest(
                 f"'{param}' needs {what}.", reason=Reason.NOT_SUPPORTED, param=param
             )
-    if sources.references and not spec.traits.references:
-        raise InvalidRequest(
-            f"The model '{spec.id}' takes one input image, not {sources.references + 1}.",
-            reason=Reason.NOT_SUPPORTED,
-            param="image",
-        )
     if sources.control and spec.files.control_net is None:
         raise InvalidRequest(
             f"The model '{spec.id}' has no ControlNet.",

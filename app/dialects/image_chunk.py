@@ -84,7 +84,7 @@ class ImageChunkStream:
                 return self._standing(created, JobStatus.RUNNING, {})
             case PreviewReady() as preview:
                 # The runtime gives the preview just before the step's progress: they go together.
-                self._preview = preview
+                self._preview = preview if preview.data else None
                 return []
             case Progress(phase=self._counted) as progress if progress.step:
                 return [self._progress(created, progress)]

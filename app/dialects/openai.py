@@ -106,8 +106,8 @@ _CONTROL_PARTS: Final = ("control", "control_image")
 _NEUTRAL: Final = (
     ("clip_skip", -1),
     ("cache_mode", "disabled"),
-    ("vae_tiling", "false"),
     ("control_canny", "false"),
+    ("control_canny", False),
 )
 
 _MIN_CHUNK: Final = 1024
@@ -200,7 +200,8 @@ def fingerprint(
     draft: Draft, reply: Mapping[str, Any], files: SourceFiles | None, operation: str
 ) -> str:
     """Digest of all that makes a request what it is."""
-    words = json.dumps([draft.model_dump(mode="json"), reply, operation], sort_keys=True)
+    hidden = (draft.only_upscale, draft.blank_flagged)
+    words = json.dumps([draft.model_dump(mode="json"), hidden, reply, operation], sort_keys=True)
     digest = hashlib.sha256(words.encode())
     if files is not None:
         others = tuple(file for file in (files.mask, files.control) if file)

@@ -48,7 +48,7 @@ class OpenAIStream:
     def frames(self, entry: Entry) -> list[bytes]:
         """The frames of one entry, each to be flushed by itself."""
         match entry.event:
-            case PreviewReady() as preview:
+            case PreviewReady() as preview if preview.data:
                 return [self._partial(int(entry.at), preview)]
             case ImageReady(image):
                 return [b"data: " + self.completed(int(entry.at), image) + b"\n\n"]

@@ -121,11 +121,20 @@ class WorkerPool:
             logger.info("model %s makes room for %s", seat.spec.id, spec.id)
             self.evictions += 1
         gone = [self._end(seat) for seat in victims]
-        worker = self._make_worker(spec, self._on_change)
+        worker = self._make_worker(spec, self._changed)
         task = asyncio.create_task(_run_after(gone, worker))
         task.add_done_callback(_log_fault)
         self._seats.append(_Seat(spec, worker, task, self._now()))
         return True
+
+    def _changed(self) -> None:
+        """A worker's state is another one: who is idle from now on may have to go some time."""
+        for seat in self._seats:
+            ready = seat.worker.state is WorkerState.READY and not seat.taken
+            if ready and seat.going is None and seat.spec.keep_alive is not None:
+                loop = asyncio.get_running_loop()
+                seat.going = loop.call_later(seat.spec.keep_alive, self._end_idle, seat)
+        self._on_change()
 
     def take(self, worker: Worker) -> None:
         """Lend a free worker to a job."""
@@ -145,10 +154,7 @@ class WorkerPool:
         self._note(seat)
         if seat.leaving:
             self._end(seat)
-        elif seat.spec.keep_alive is not None:
-            loop = asyncio.get_running_loop()
-            seat.going = loop.call_later(seat.spec.keep_alive, self._end_idle, seat)
-        self._on_change()
+        self._changed()
 
     def unload(self, model: str) -> None:
         """Stop a model's workers, each as soon as no job has it."""
@@ -199,6 +205,7 @@ class WorkerPool:
     # --- parts ----------------------------------------------------------------------------------
 
     def _end_idle(self, seat: _Seat) -> None:
+        seat.going = None
         if seat in self._seats and seat.idle:
             logger.info("model %s was idle for %g s", seat.spec.id, seat.spec.keep_alive)
             self._end(seat)

@@ -80,11 +80,13 @@ class WorkerProcess:
             return pages * os.sysconf("SC_PAGESIZE")
         return 0
 
-    async def send(self, command: Command) -> None:
-        """Write a command; a dead child is noticed by ``receive``, not here."""
-        with suppress(ConnectionError):
-            self._writer.write(encode(command))
-            await self._writer.drain()
+    def send(self, command: Command) -> None:
+        """Write a command, in the background; a dead child is noticed by ``receive``, not here.
+
+        Nobody waits until it is read: a child that was stopped would never read it, and only one
+        job's command is under way at a time.
+        """
+        self._writer.write(encode(command))
 
     async def receive(self) -> Message | None:
         """The next event, or None when the child is gone."""
@@ -107,8 +109,9 @@ class WorkerProcess:
     async def end(self) -> None:
         """Make sure that it is gone: ask, SIGTERM, SIGKILL; then collect it and its log."""
         if self._process.returncode is None:
-            await self.send(Stop())
-        self._writer.close()
+            self.send(Stop())
+        # Closing would wait until a child that reads no more has read all.
+        self._writer.transport.abort()
         # A closed socket and SIGTERM end an idle or a busy child; only one that hangs in the
         # kernel or was stopped outlives them.
         for number, seconds in _PERSUASION:

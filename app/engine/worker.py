@@ -37,6 +37,7 @@ from app.core.messages import (
     Preview,
     Progress,
 )
+from app.core.request import GenerationRequest
 from app.core.words import Word
 from app.engine.process import WorkerProcess
 from app.wakeup import Wakeup
@@ -47,6 +48,10 @@ _MAX_FAILED_LOADS: Final = 3
 _MAX_BACKOFF_SECONDS: Final = 30.0
 #: A phase may take this many times what it usually takes before it counts as hung.
 _HANG_FACTOR: Final = 10.0
+
+
+#: Phases that take longer for a larger picture; tiles of an upscaler are all of one size.
+_OF_PIXELS: Final = (Phase.SAMPLING, Phase.DECODING)
 
 
 class WorkerState(Word):
@@ -77,32 +82,49 @@ class WorkerOptions:
 
 
 class _Pace:
-    """What each phase usually takes, in seconds per pixel (per model for loading).
+    """What each phase usually takes: in seconds per pixel where it works on pixels.
 
     Phases of jobs with reference pictures are others: to look at these may take minutes where a
-    prompt takes a moment.
+    prompt takes a moment. In a hires fix the second pass is the slow one, and nobody tells which of
+    the two runs: such jobs are given what the larger size would take, and are not measured.
     """
 
     def __init__(self, floor: float) -> None:
         self._floor = floor
         self._usual: dict[tuple[Phase, int], float] = {}
-        #: Of the job that runs; set by the worker.
-        self.pixels, self.references = 1, 0
+        self._pixels, self._references, self._stretch = 1, 0, 1.0
+
+    def expect(self, request: GenerationRequest | None, references: int = 0) -> None:
+        """From now on these are the phases of this job; None is the loading of the model."""
+        self._pixels, self._references, self._stretch = 1, references, 1.0
+        if request is None:
+            return
+        self._pixels = request.width * request.height
+        if request.hires is not None:
+            # Attention takes the square of the pixels.
+            larger = request.hires.width * request.hires.height
+            self._stretch = (larger / self._pixels) ** 2
 
     def note(self, phase: Phase, seconds: float) -> None:
         """Take up one measurement, as an exponentially weighted mean."""
-        value, key = seconds / self.pixels, (phase, self.references)
-        self._usual[key] = 0.8 * self._usual.get(key, value) + 0.2 * value
+        if self._stretch == 1.0:
+            value, key = seconds / self._size(phase), (phase, self._references)
+            self._usual[key] = 0.8 * self._usual.get(key, value) + 0.2 * value
 
     def usual(self, phase: Phase) -> float:
         """Seconds that the phase usually takes, 0 when it was never seen."""
-        return self._usual.get((phase, self.references), 0.0) * self.pixels
+        known = self._usual.get((phase, self._references), 0.0)
+        stretch = self._stretch if phase in _OF_PIXELS else 1.0
+        return known * self._size(phase) * stretch
 
     def limit(self, phase: Phase) -> float:
         """Seconds after which silence means that the phase hangs."""
-        if (phase, self.references) not in self._usual:
+        if (phase, self._references) not in self._usual:
             return _HANG_FACTOR * self._floor
         return max(self._floor, _HANG_FACTOR * self.usual(phase))
+
+    def _size(self, phase: Phase) -> int:
+        return self._pixels if phase in _OF_PIXELS else 1
 
 
 class Worker:
@@ -178,11 +200,10 @@ class Worker:
         assert self.state is WorkerState.READY
         assert self._process is not None
         self._job, self._mailbox, self._cancelling = job, asyncio.Queue(), False
-        self._pace.pixels = request.width * request.height
-        self._pace.references = len(order.inputs.references)
+        self._pace.expect(request, len(order.inputs.references))
         self._become(WorkerState.BUSY)
         self._await(Phase.ENCODING)
-        await self._process.send(order)
+        self._process.send(order)
         try:
             while True:
                 event = await self._mailbox.get()
@@ -198,7 +219,7 @@ class Worker:
         """True while the job runs here."""
         return job == self._job
 
-    async def cancel(self, job: str) -> None:
+    def cancel(self, job: str) -> None:
         """Stop a job that runs here, by its child if that can and by its death if not."""
         if job == self._job and not self._cancelling and self._process is not None:
             self._cancelling = True
@@ -207,12 +228,12 @@ class Worker:
                 # Encoding cannot be interrupted, and loading again would cost more than waiting.
                 grace += 2 * self._pace.usual(self._phase)
             self._rewatch(grace)
-            await self._process.send(Cancel(job))
+            self._process.send(Cancel(job))
 
-    async def peek(self, job: str) -> None:
+    def peek(self, job: str) -> None:
         """Have the next step of a job that runs here give a preview."""
         if job == self._job and self._process is not None:
-            await self._process.send(Peek(job))
+            self._process.send(Peek(job))
 
     # --- one life of the child ------------------------------------------------------------------
 
@@ -242,9 +263,9 @@ class Worker:
 
     async def _serve(self, process: WorkerProcess) -> bool:
         """Take up events until the child is gone (True) or its load has failed (False)."""
-        self._pace.pixels, self._pace.references = 1, 0
+        self._pace.expect(None)
         self._await(Phase.LOADING)
-        await process.send(self._load)
+        process.send(self._load)
         while (event := await process.receive()) is not None:
             match event:
                 case Loaded():

@@ -181,6 +181,9 @@ class ImageRoutes:
 
     async def _frames(self, live: LiveJob, rendering: Frames) -> AsyncIterator[bytes]:
         try:
+            for earlier in await self.service.earlier_images(live):
+                for frame in rendering.frames(earlier):
+                    yield frame
             async for entry in self.service.follow(live, self.keepalive_seconds):
                 frames = rendering.frames(entry) if entry else rendering.keep_alive()
                 for frame in frames:
@@ -208,7 +211,8 @@ class ImageRoutes:
                 reason=Reason.SHUTTING_DOWN,
                 retry_after=10,
             )
-        return job
+        # Images of an earlier life of the server are on the disk alone.
+        return await self.service.with_files(job)
 
 
 def wants_no_wait(request: Request) -> bool:

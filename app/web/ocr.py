@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app import images, ocr
-from app.core.errors import InvalidRequest, NotFound, Reason
+from app.core.errors import InvalidRequest, NotFound, QueueFull, Reason
 from app.core.pixels import Pixels, SourceFile
 from app.dialects.shapes import compact
 from app.web import forms, respond
 
 #: kwargs chooses the task of other engines; this one reads plain text.
 _FIELDS: Final = ("model", "kwargs")
+#: Images that are read or wait for it.
+_MOST_AT_ONCE: Final = 8
+_SECONDS_EACH: Final = 3
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,32 @@ class OcrRoute:
     reader: ocr.TextReader
     max_form_bytes: int
     max_input_pixels: int
+    #: Reading takes seconds: one thread of its own, so that nothing else waits for it.
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="ocr")
+    )
+    _busy: set[asyncio.Future[str]] = field(default_factory=set)
 
     async def read(self, request: Request) -> Response:
         """Answer the text as a JSON string, or as plain text where Accept prefers that."""
         form = await forms.read_form(request, self.max_form_bytes)
         file = _image_of(form)
-        text = await asyncio.to_thread(self._read, file)
+        text = await self._turn(file)
         if forms.prefers(request, "text/plain", "application/json"):
             return PlainTextResponse(text)
         return respond.json_bytes(compact(text))
+
+    async def _turn(self, file: SourceFile) -> str:
+        if len(self._busy) >= _MOST_AT_ONCE:
+            raise QueueFull(
+                f"{len(self._busy)} images wait to be read.",
+                reason=Reason.QUEUE_FULL,
+                retry_after=_SECONDS_EACH * len(self._busy),
+            )
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._read, file)
+        self._busy.add(work)
+        work.add_done_callback(self._busy.discard)
+        return await work
 
     def _read(self, file: SourceFile) -> str:
         picture = images.decode(file.data, file.param, self.max_input_pixels)

@@ -436,6 +436,48 @@ def test_an_idempotency_key_of_another_request(fake_server: ServerProcess) -> No
     assert (refused.status_code, error_of(refused)["param"]) == (400, "Idempotency-Key")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_coming_back_for_a_job_that_an_earlier_life_began(tmp_path: Path, stream: bool) -> None:
+    """Its first images are on the disk alone; the answer has them all the same."""
+    headers = {"Idempotency-Key": "over a restart"}
+    body = {**LONG, "sample_steps": 8, "n": 2, "stream": stream}
+    with running_server(tmp_path, engine="fake") as server:
+        call = Call(server, body, headers)
+        job = _first_job(server)
+        wait_until(lambda: len(look(server, job)["images"]) == 1, 20, "no image came")
+        server.stop(signal.SIGKILL)
+        call.leave()
+    with running_server(tmp_path, engine="fake") as server:
+        wait_for(server, job, "running")
+        if stream:
+            items = [
+                item for event in Call(server, body, headers).events() for item in event["data"]
+            ]
+            seeds = [item["seed"] for item in items if item["finish_reason"] == "stop"]
+        else:
+            answer = server.post(body, headers=headers)
+            assert answer.status_code == 200, answer.text
+            seeds = [item["seed"] for item in answer.json()["data"]]
+        parameters = look(server, job)["parameters"]
+    assert seeds == [parameters["seed"], parameters["seed"] + 1]
+
+
+def _first_job(server: ServerProcess) -> str:
+    url = f"{server.url}/v1/jobs"
+    wait_until(lambda: bool(httpx2.get(url).json()["data"]), 10, "no job")
+    job: str = httpx2.get(url).json()["data"][0]["id"]
+    return job
+
+
+def test_an_idempotency_key_on_two_routes(fake_server: ServerProcess) -> None:
+    """The same picture enlarged and varied are two requests."""
+    headers, files = {"Idempotency-Key": "two routes"}, {"image": png(64, 64)}
+    url = f"{fake_server.url}/v1/images"
+    first = httpx2.post(f"{url}/variations", files=files, headers=headers, timeout=20)
+    other = httpx2.post(f"{url}/upscales", files=files, headers=headers, timeout=20)
+    assert (first.status_code, other.status_code) == (200, 422)
+
+
 def test_who_was_cut_off_comes_back_for_the_same_job(fake_server: ServerProcess) -> None:
     """A key means that the client will return: its job goes on, and is told as a stream too."""
     headers = {"Idempotency-Key": "cut off"}

@@ -146,6 +146,17 @@ def test_keep_alive(tmp_path: Path) -> None:
         assert server.post({**QUICK, "model": "b"}).status_code == 200
 
 
+def test_keep_alive_of_a_model_that_never_drew(tmp_path: Path) -> None:
+    """Loaded by hand, or as the default one, it goes as well; so does one whose worker died."""
+    models = catalogue(tmp_path, a=", keep_alive: 0.3", b=", keep_alive: 0.3")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        wait_until(lambda: state_of(server, "a")["state"] == "unloaded", 10, "it stays")
+        httpx2.post(f"{server.url}/v1/models/b/load", timeout=20)
+        wait_until(lambda: state_of(server, "b")["state"] == "unloaded", 10, "it stays")
+        assert server.post({**QUICK, "model": "b", "prompt": "crash=1"}).status_code == 500
+        wait_until(lambda: state_of(server, "b")["state"] == "unloaded", 10, "it stays")
+
+
 def test_load_and_unload(tmp_path: Path) -> None:
     """By hand; a busy model finishes its job first."""
     models = catalogue(tmp_path, a="", b="")

@@ -28,7 +28,8 @@ from app.core.messages import (
     Preview,
     Progress,
 )
-from app.core.request import EVERY_STEP, GenerationRequest
+from app.core.pixels import Inputs, Pixels
+from app.core.request import EVERY_STEP, GenerationRequest, Hires
 from app.engine.process import WorkerProcess
 from app.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
 from app.settings import worker_environment
@@ -183,7 +184,7 @@ async def test_cancel_before_the_first_step_keeps_the_process() -> None:
         events: list[Event] = []
         async for event in worker.generate(Generate("job", a_request("step=0.02", steps=100))):
             if not events:
-                await worker.cancel("job")
+                worker.cancel("job")
             events.append(event)
         assert isinstance(events[-1], Cancelled)
         assert max(e.step for e in events if isinstance(e, Progress)) <= 2
@@ -208,7 +209,7 @@ async def test_cancel_of_a_deaf_engine_costs_the_process() -> None:
         async def cancel() -> None:
             nonlocal began
             began = time.monotonic()
-            await worker.cancel("job")
+            worker.cancel("job")
 
         events = await drawn_until(worker, 2, cancel, "deaf=1 step=0.1")
         assert isinstance(events[-1], Cancelled)
@@ -280,6 +281,21 @@ async def test_a_phase_never_seen_may_take_longer() -> None:
 
 
 @driven
+async def test_a_child_that_reads_no_more_is_ended() -> None:
+    """Stopped, it would not even take the order, which is larger than the socket's buffer."""
+    async with running_worker(hang_seconds=0.3) as worker:
+        await drawn(worker)
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGSTOP)
+        picture = Pixels(1024, 1024, bytes(3 * 1024 * 1024))
+        order = Generate("large", a_request(), Inputs(picture))
+        (ending,) = [event async for event in worker.generate(order)]
+        assert isinstance(ending, Failed)
+        assert ending.reason == Reason.WORKER_HUNG
+        assert isinstance((await drawn(worker))[-1], Done)
+
+
+@driven
 async def test_a_hang_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """An operator reads in the log that a worker hung, as they do of a crash."""
     async with running_worker(hang_seconds=0.8) as worker:
@@ -339,16 +355,29 @@ async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
 def test_looking_at_references_has_a_pace_of_its_own() -> None:
     """It may take minutes where the same prompt without them takes a moment."""
     pace = _Pace(60.0)
-    pace.pixels = 4096
+    pace.expect(a_request())
     pace.note(Phase.ENCODING, 0.1)
     assert pace.usual(Phase.ENCODING) == pytest.approx(0.1)
     assert pace.limit(Phase.ENCODING) == 60.0
-    pace.references = 2
+    pace.expect(a_request(), references=2)
     assert (pace.usual(Phase.ENCODING), pace.limit(Phase.ENCODING)) == (0.0, 600.0)
     pace.note(Phase.ENCODING, 70.0)
     assert pace.limit(Phase.ENCODING) == pytest.approx(700.0)
-    pace.references = 0
+    pace.expect(a_request(width=2048, height=2048))
     assert pace.limit(Phase.ENCODING) == 60.0
+
+
+def test_the_second_pass_of_a_hires_fix_may_take_longer() -> None:
+    """By the square of its pixels; how long the two took says nothing about other jobs."""
+    pace = _Pace(1.0)
+    pace.expect(a_request(width=64, height=64))
+    pace.note(Phase.SAMPLING, 2.0)
+    assert pace.limit(Phase.SAMPLING) == pytest.approx(20.0)
+    pace.expect(a_request(width=64, height=64, hires=Hires(128, 128, 4, 0.7, "latent")))
+    assert pace.limit(Phase.SAMPLING) == pytest.approx(320.0)
+    pace.note(Phase.SAMPLING, 30.0)
+    pace.expect(a_request(width=64, height=64))
+    assert pace.limit(Phase.SAMPLING) == pytest.approx(20.0)
 
 
 def test_a_crash_loop_starts_at_most_five_times_in_15_seconds() -> None:

@@ -15,7 +15,16 @@ from app.core.catalog import Size
 from app.core.errors import InvalidRequest, Reason
 from app.core.pixels import Pixels
 from app.core.request import Fit, GenerationRequest, MaskMode, OutputFormat
-from app.images import composite, decode, encode, fit, mask_of, parameters_text, texts
+from app.images import (
+    composite,
+    decode,
+    encode,
+    fit,
+    mask_of,
+    parameters_text,
+    pixels_of,
+    texts,
+)
 
 REQUEST = GenerationRequest("m", "a cat", "dog", 8, 4, 20, "euler_a", "karras", 7.5, None, 1, 2)
 PIXELS = Pixels(8, 4, bytes(range(96)))
@@ -241,6 +250,21 @@ def test_nothing_is_embedded_unasked(output_format: OutputFormat) -> None:
     image = opened(encode(PIXELS, output_format))
     assert "parameters" not in image.info
     assert not image.getexif()
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_a_text_too_long_for_the_file(output_format: OutputFormat) -> None:
+    """A JPEG has 64 kB for it: the picture is there all the same."""
+    text = "ä" * 40_000
+    data = encode(Pixels(8, 8, bytes(192)), output_format, 100, text)
+    found = texts(data, "image", 64)
+    assert found.get("parameters", "") == (text if output_format == "png" else "")
+
+
+def test_pixels_by_the_header() -> None:
+    """What cannot be read has none; decoding says why."""
+    assert pixels_of(file_of(Image.new("L", (30, 20)))) == 600
+    assert [pixels_of(data) for data in (b"", b"x", b"GIF89a")] == [0, 0, 0]
 
 
 def test_compression_is_quality() -> None:

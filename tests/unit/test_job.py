@@ -56,6 +56,17 @@ def test_a_life_that_goes_well() -> None:
     assert job.error() is None
 
 
+def test_only_the_newest_previews_keep_their_pictures() -> None:
+    """Their entries stay, so that numbers of events do."""
+    job = job_of(steps=150)
+    job.apply(Running(), 100.0)
+    for number in range(100):
+        assert job.apply(PreviewReady(0, number, b"png"), 101.0)
+    previews = [e.event for e in job.entries if isinstance(e.event, PreviewReady)]
+    assert [event.step for event in previews] == [*range(100)]
+    assert [bool(event.data) for event in previews] == [False] * 68 + [True] * 32
+
+
 def test_usage_counts_what_was_measured() -> None:
     """Steps per second, milliseconds per image, waiting with encoding, words and patches."""
     job = job_of(n=2)

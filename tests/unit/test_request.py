@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from app.core.catalog import Catalog, Size
 from app.core.errors import ImageServiceError, InvalidRequest, Reason
 from app.core.request import MAX_SEED, Draft, GenerationRequest, Limits, Sources
-from app.core.resolve import resolve
+from app.core.resolve import check_count, resolve
 
 CATALOG = Catalog.parse(
     """
@@ -157,7 +157,14 @@ def test_references_are_for_models_that_look() -> None:
     """Kontext takes several; it draws over none of them."""
     request = ask(model="looker", sources=LOOKED_AT)
     assert (str(request.size), request.strength) == ("704x496", None)
-    assert refused(LOOKED_AT).param == "image"
+    for name, count, fine in (("looker", 3, True), ("plain", 1, True), ("plain", 2, False)):
+        spec = CATALOG.models[name]
+        if fine:
+            check_count(Draft(prompt="a cat"), spec, count)
+            continue
+        with pytest.raises(InvalidRequest) as caught:
+            check_count(Draft(prompt="a cat"), spec, count)
+        assert caught.value.param == "image"
 
 
 @pytest.mark.parametrize(
@@ -168,6 +175,7 @@ def test_references_are_for_models_that_look() -> None:
         ({"mask_mode": "alpha"}, PICTURE),
         ({"mask_blur": 2}, PICTURE),
         ({"strength": 0.5, "model": "looker"}, LOOKED_AT),
+        ({"fit": "pad", "model": "looker"}, LOOKED_AT),
     ],
 )
 def test_options_of_pictures_that_are_not_there(options: dict[str, Any], sources: Sources) -> None:
