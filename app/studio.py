@@ -173,9 +173,13 @@ class Studio:
         return Pictures(image, mask, files.inverted_mask, tuple(references), control)
 
     def _check_all(self, files: SourceFiles) -> None:
-        """Refuse pictures that would be too much together, by their headers."""
+        """Refuse pictures that are too much alone or together, by their headers."""
         every = [*files.images, *(file for file in (files.mask, files.control) if file)]
-        pixels = sum(images.pixels_of(file.data) for file in every)
+        sizes = [images.pixels_of(file.data) for file in every]
+        for file, size in zip(every, sizes, strict=True):
+            if size > self._max_input_pixels:
+                self._read(file)  # says so
+        pixels = sum(sizes)
         if pixels > _PICTURES_AT_ONCE * self._max_input_pixels:
             raise InvalidRequest(
                 f"The pictures have {pixels} pixels together; at most "

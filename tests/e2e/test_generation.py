@@ -218,7 +218,7 @@ PROMPTS = {
     "brackets": "((((a)) [[b] (c:1.5) (d:) (:2) :1) (e:nan) (f:1e9)",
     "open brackets": "(" * 500,
     "escapes": r"\(a\) \\ %s %n {} <b>&amp;",
-    "lora": "<lora:/etc/passwd:1> <lora:../x:0.5> a",
+    "angles": "<lyco:x:1> <a:b> <lora> a",
     "lines": "a\nb\r\nc\td\x01\x7f",
     "break": "a BREAK b AND c",
 }

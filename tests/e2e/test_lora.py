@@ -134,7 +134,14 @@ def test_in_the_prompt(lora_server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["<lora:nobody:1>", "<lora:bent:much>", "<lora:bent:1><lora:bent>"]
+    "word",
+    [
+        "<lora:nobody:1>",
+        "<lora:bent:much>",
+        "<lora:bent:1><lora:bent>",
+        "<lora:/etc/passwd:1>",
+        "<lora:../loras/bent>",
+    ],
 )
 def test_bad_words_in_the_prompt(lora_server: ServerProcess, word: str) -> None:
     """They are options, and name the prompt."""
