@@ -301,8 +301,7 @@ def _lifespan(
         yield
         for one in (task, *others):
             one.cancel()
-            with suppress(asyncio.CancelledError):
-                await one
+            await asyncio.wait((one,))  # which raises nothing: whatever it ended by, close
         await store.close()
 
     return lifespan
@@ -312,7 +311,10 @@ async def _tidy(store: JobStore) -> None:
     """Delete expired jobs on a server that has no others whose end would do it."""
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
-        await store.expire()
+        try:
+            await store.expire()
+        except Exception:
+            logger.exception("expired jobs could not be deleted")
 
 
 def configure_logging(level: str) -> None:
