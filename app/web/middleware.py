@@ -53,12 +53,15 @@ class RequestLog:
         state["request_id"] = request_id
         began = time.monotonic()
         status = 499  # nothing was sent: the client left
+        whole = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            elif message["type"] == "http.response.body":
+                whole = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -69,6 +72,8 @@ class RequestLog:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.requests.labels(scope["method"], route, status).inc()
+            # A GET only looks on: whoever leaves one ends nothing.
+            left = scope["method"] == "POST" and (status == 499 or (status == 200 and not whole))
             seconds = time.monotonic() - began
             level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
             logger.log(
@@ -79,7 +84,7 @@ class RequestLog:
                 status,
                 seconds,
                 request_id,
-                _facts(state),
+                _facts(state, left=left),
             )
 
 
@@ -175,14 +180,21 @@ def _is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
-def _facts(state: dict[str, Any]) -> str:
-    """What the log says of the job, without its prompt."""
+def _facts(state: dict[str, Any], *, left: bool) -> str:
+    """What the log says of the job, without its prompt.
+
+    Args:
+        state: Of the request.
+        left: Its client went away before the answer was complete.
+    """
     job: Job | None = state.get("job")
     if job is None:
         return f" outcome={state['outcome']}" if "outcome" in state else ""
     request = job.request
-    # Who leaves is logged at once; the worker stops within a step after that.
-    outcome = job.status if job.terminal else JobStatus.CANCELLED
+    outcome = job.status
+    if left and not job.terminal and not job.terms.background:
+        # Who leaves is logged at once; the worker stops within a step after that.
+        outcome = JobStatus.CANCELLED
     return (
         f" job={job.id} model={request.model} size={request.size} n={request.n}"
         f" steps={request.steps} outcome={outcome.value}"
