@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import random
@@ -43,7 +44,14 @@ from app.web.a1111 import A1111Routes
 from app.web.fireworks import FireworksRoutes
 from app.web.generate import ImageRoutes
 from app.web.jobs import JobRoutes
-from app.web.middleware import RequestLog, RequireKey, SameOrigin, owner_of
+from app.web.middleware import (
+    LocalNames,
+    RequestLog,
+    RequireKey,
+    SameOrigin,
+    is_local_name,
+    owner_of,
+)
 from app.web.ocr import OcrRoute
 from app.web.openapi import EDIT_PATHS, GENERATION_PATHS
 from app.web.ops import OpsRoutes
@@ -276,9 +284,19 @@ def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Mi
             )
         )
     keys = [key.get_secret_value() for key in settings.api_keys]
+    if not keys and _is_loopback(settings.host):
+        name = settings.public_url.host if settings.public_url else None
+        layers.append(Middleware(LocalNames, allowed=[name] if name else []))
     layers.append(Middleware(SameOrigin, allowed=settings.cors_origins))
     layers.append(Middleware(RequireKey, keys=keys, tokens=tokens))
     return layers
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return is_local_name(host)
 
 
 def _lifespan(

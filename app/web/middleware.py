@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import logging
 import re
 import secrets
@@ -169,6 +170,56 @@ class SameOrigin:
         if site is not None:
             return site not in ("same-origin", "none")
         return origin is not None and urlsplit(origin).netloc != headers.get("host")
+
+
+class LocalNames:
+    """Refuses requests that name this machine as no program on it would.
+
+    For a server on the loopback interface without keys: a page can have its own name resolved to
+    127.0.0.1 after it was loaded, and is then of the same origin as the server, whatever browsers
+    tell of that. An address cannot be resolved to another one, and neither can ``localhost``.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] == "http" and self._refuses(Request(scope)):
+            scope.setdefault("state", {})["outcome"] = Reason.HOST_NOT_ALLOWED.value
+            error = Forbidden(
+                "This server is for programs on its own machine, by the name localhost or an "
+                "address; --public-url allows another name, and --api-key any.",
+                reason=Reason.HOST_NOT_ALLOWED,
+            )
+            await respond.failure(error, path=scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refuses(self, request: Request) -> bool:
+        host = request.headers.get("host")
+        # Every browser sends one; probes of HTTP/1.0 do not.
+        if host is None or request.scope["path"] in _PROBES:
+            return False
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return True
+        return not (name in self._allowed or is_local_name(name) or _is_address(name))
+
+
+def is_local_name(name: str) -> bool:
+    """True for ``localhost`` and what is under it, which no name server is asked for."""
+    return f".{name}".removesuffix(".").endswith(".localhost")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def owner_of(key: str) -> str:

@@ -711,7 +711,7 @@ def test_other_media_types_are_415(fake_server: ServerProcess, media_type: str) 
 
 # --- oversize bodies ----------------------------------------------------------------------------
 
-HEAD = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 MIB = 2**20
 
 
