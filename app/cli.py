@@ -182,6 +182,6 @@ async def _connected(
     settings = settings.model_copy(update={"api_keys": ()})
     async with (
         serving_privately(settings) as socket,
-        Client("http://sdstream", uds=socket) as client,
+        Client("http://localhost", uds=socket) as client,
     ):
         yield client

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
-#: One frame holds a whole image in base64.
+#: One event holds a whole image in base64, or a preview of one as PNG.
 _MAX_EVENT_BYTES: Final = 256 * 2**20
 #: Tries to reach a server again that was lost while a job was watched, and the pause before each.
 _RECONNECTS: Final = 150
@@ -126,11 +126,14 @@ class Client:
                         return
                     if answer.status_code != 200:
                         _raise_for(answer.status_code, await answer.aread())
-                    async for event in httpx2.EventSource(answer):
+                    events = httpx2.EventSource(answer, max_event_size=_MAX_EVENT_BYTES)
+                    async for event in events:
                         last_event, failures = event.id or last_event, 0
                         if event.event in _JOB_EVENTS:
                             known |= json.loads(event.data)
                             yield known
+            except httpx2.SSEError:
+                raise  # the same event would be too large the next time too
             except httpx2.TransportError:
                 failures += 1
                 if not known or failures > _RECONNECTS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import random
@@ -43,7 +44,14 @@ from app.web.a1111 import A1111Routes
 from app.web.fireworks import FireworksRoutes
 from app.web.generate import ImageRoutes
 from app.web.jobs import JobRoutes
-from app.web.middleware import RequestLog, RequireKey, SameOrigin, owner_of
+from app.web.middleware import (
+    LocalNames,
+    RequestLog,
+    RequireKey,
+    SameOrigin,
+    is_local_name,
+    owner_of,
+)
 from app.web.ocr import OcrRoute
 from app.web.openapi import EDIT_PATHS, GENERATION_PATHS
 from app.web.ops import OpsRoutes
@@ -276,9 +284,19 @@ def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Mi
             )
         )
     keys = [key.get_secret_value() for key in settings.api_keys]
+    if not keys and _is_loopback(settings.host):
+        name = settings.public_url.host if settings.public_url else None
+        layers.append(Middleware(LocalNames, allowed=[name] if name else []))
     layers.append(Middleware(SameOrigin, allowed=settings.cors_origins))
     layers.append(Middleware(RequireKey, keys=keys, tokens=tokens))
     return layers
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return is_local_name(host)
 
 
 def _lifespan(
@@ -301,8 +319,7 @@ def _lifespan(
         yield
         for one in (task, *others):
             one.cancel()
-            with suppress(asyncio.CancelledError):
-                await one
+            await asyncio.wait((one,))  # which raises nothing: whatever it ended by, close
         await store.close()
 
     return lifespan
@@ -312,7 +329,10 @@ async def _tidy(store: JobStore) -> None:
     """Delete expired jobs on a server that has no others whose end would do it."""
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
-        await store.expire()
+        try:
+            await store.expire()
+        except Exception:
+            logger.exception("expired jobs could not be deleted")
 
 
 def configure_logging(level: str) -> None:

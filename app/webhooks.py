@@ -37,10 +37,14 @@ logger = logging.getLogger(__name__)
 _PAUSES: Final = (5, 30, 120, 600, 3600, 14_400)
 _JITTER: Final = 0.2
 _LONGEST_RETRY_AFTER: Final = 86_400
+#: Of Retry-After; int() raises for thousands.
+_MAX_DIGITS: Final = 20
 _TIMEOUT_SECONDS: Final = 10.0
 _AT_ONCE: Final = 4
 #: A look at the outbox although nothing was said, in case a clock was set.
 _IDLE_SECONDS: Final = 300.0
+#: After a fault, which may be the disk's: what was taken could not be noted and is sent again.
+_FAULT_SECONDS: Final = 60.0
 
 _SECRET_PREFIX: Final = "whsec_"  # noqa: S105  of secrets, and none itself
 #: What may be better in a while: a wait, too early, too many.
@@ -120,6 +124,8 @@ class Webhooks:
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
+            if host and url.isascii():
+                host.encode("idna")  # as the look-up does, which raises for "a..b"
         except ValueError:
             host, port = None, None
             parts = urlsplit("")
@@ -144,7 +150,11 @@ class Webhooks:
             while True:
                 changed = asyncio.ensure_future(self._changed.wait())
                 try:
-                    seconds = await self._deliver(pool)
+                    try:
+                        seconds = await self._deliver(pool)
+                    except Exception:
+                        logger.exception("webhooks wait after a fault")
+                        seconds = _FAULT_SECONDS
                     with suppress(TimeoutError):
                         async with asyncio.timeout(seconds):
                             await changed
@@ -160,7 +170,11 @@ class Webhooks:
                 first = min((delivery.next_at for delivery in waiting), default=None)
                 wait = _IDLE_SECONDS if first is None else first - self._clock()
                 return min(_IDLE_SECONDS, max(0.0, wait))
-            await asyncio.gather(*(self._try(pool, delivery) for delivery in due))
+            tries = (self._try(pool, delivery) for delivery in due)
+            # All are waited for: one that went on alone would be begun a second time.
+            for fault in await asyncio.gather(*tries, return_exceptions=True):
+                if fault is not None:
+                    raise fault
 
     async def _try(self, pool: httpcore2.AsyncConnectionPool, delivery: Delivery) -> None:
         try:
@@ -175,6 +189,9 @@ class Webhooks:
                 httpcore2.ProtocolError) as error:  # fmt: skip
             status, retry_after = 0, None
             logger.info("webhook %s: %s", delivery.id, error or type(error).__name__)
+        except Exception:
+            status, retry_after = 0, None
+            logger.exception("webhook %s: the try failed by a fault", delivery.id)
         if 200 <= status < 300:
             await self._outbox.settle(delivery)
         elif status and status < 500 and status not in _TRY_AGAIN:
@@ -270,7 +287,9 @@ def _is_public(address: str) -> bool:
 
 def _retry_after(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
     value = {name.lower(): value for name, value in headers}.get(b"retry-after", b"")
-    return min(int(value), _LONGEST_RETRY_AFTER) if value.isdigit() else None
+    if not value.isdigit() or len(value) > _MAX_DIGITS:
+        return None
+    return min(int(value), _LONGEST_RETRY_AFTER)
 
 
 def _refused(message: str, reason: Reason) -> InvalidRequest:

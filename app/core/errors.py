@@ -52,6 +52,7 @@ class Reason(Word):
     )
     INVALID_API_KEY = "invalid_api_key", "The API key or the token is missing or wrong."
     CROSS_ORIGIN = "cross_origin", "A page of another origin sent this, and may not."
+    HOST_NOT_ALLOWED = "host_not_allowed", "The server is not known by the name in Host."
     PRIORITY_NOT_ALLOWED = "priority_not_allowed", "This API key may not ask for that priority."
     IDEMPOTENCY_KEY_REUSED = (
         "idempotency_key_reused",

@@ -214,7 +214,9 @@ def loras(draft: Draft, extras: Extras) -> tuple[str, tuple[tuple[str, float], .
         )
     if words:
         chosen += [(name, _scale(name, scale, param), param) for name, scale in words]
-        prompt = LORA_WORD.sub("", prompt).strip()
+        # Text, name, scale, text …; the space before a word goes with it.
+        texts = LORA_WORD.split(prompt)[::3]
+        prompt = "".join(text.rstrip() for text in texts).strip()
     for name, _, field in chosen:
         _check_known(name, "LoRA", [*extras.loras], field)
     if len({name for name, _, _ in chosen}) < len(chosen):

@@ -42,7 +42,7 @@ _SWITCHES: Final = (
 )  # fmt: skip
 
 #: A LoRA in the prompt, as AUTOMATIC1111 has it.
-LORA_WORD: Final = re.compile(r"\s*<lora:([^:<>]{1,128})(?::([^:<>]*))?>")
+LORA_WORD: Final = re.compile(r"<lora:([^:<>]{1,128})(?::([^:<>]*))?>")
 
 MAX_LORA_SCALE: Final = 10.0
 

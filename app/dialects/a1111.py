@@ -200,6 +200,8 @@ _DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},")
 #: One "Name: value" of the last line of a parameters text; values with commas are quoted. The
 #: name is bounded, else a long line without a colon would take quadratic time.
 _PARAMETER: Final = re.compile(r'([^\s:,"][^:,"]{0,63}):\s*("(?:[^"\\]|\\.)*"|[^,"]*)')
+#: Characters of that line; a longer one holds no parameters.
+_MAX_FACTS: Final = 65_536
 _NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
@@ -906,11 +908,11 @@ def parse_infotext(text: str) -> dict[str, str]:
     """Names and values of a parameters text; a size comes as NAME-1 and NAME-2."""
     if not text.strip():
         return {}
-    *lines, last = text.strip().split("\n")
-    pairs = _PARAMETER.findall(last)
+    before, _, last = text.strip().rpartition("\n")
+    pairs = _PARAMETER.findall(last) if len(last) <= _MAX_FACTS else []
     if len(pairs) < 3:
-        lines, pairs = [*lines, last], []
-    prompt, *negative = _NEGATIVE.split("\n".join(lines), maxsplit=1)
+        before, pairs = text.strip(), []
+    prompt, *negative = _NEGATIVE.split(before, maxsplit=1)
     found = {"Prompt": prompt.strip(), "Negative prompt": "".join(negative).strip()}
     for name, value in pairs:
         size = _SIZE.fullmatch(value)

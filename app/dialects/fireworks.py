@@ -17,6 +17,7 @@ Deliberate oddities:
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -41,6 +42,7 @@ _USUAL_REPLY: Final[Mapping[str, object]] = {
     if name not in ("priority", "on_disconnect", "webhook_url")
 }
 
+_NUMBER: Final = re.compile(r"\d{1,3}", re.ASCII)
 _JSON_IMAGES: Final[Mapping[str, OutputFormat]] = {"image/png": "png", "image/jpeg": "jpeg"}
 
 
@@ -112,7 +114,7 @@ def _in_json(headers: Mapping[str, str]) -> OutputFormat | None:
 
 
 def _percent(text: str) -> int:
-    if text.isascii() and text.isdecimal() and int(text[:4]) <= 100:
+    if _NUMBER.fullmatch(text) and int(text) <= 100:
         return int(text)
     raise InvalidRequest("'Jpeg-Quality' is a number from 0 to 100.", param="Jpeg-Quality")
 

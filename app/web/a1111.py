@@ -2,14 +2,15 @@
 
 That API knows one user and one job: progress, interrupt and skip name none. Here they mean the
 oldest unfinished job that came by these routes, so that nobody stops a job of another API, and
-the checkpoint that options choose holds for these routes only.
+the checkpoint that options choose holds for these routes only. Each API key is a user of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.requests import Request
@@ -40,15 +41,33 @@ class _Run:
     skipped: bool = False
 
 
+@dataclass
+class _User:
+    """What is remembered of an owner between requests.
+
+    Attributes:
+        runs: Jobs whose clients wait, oldest first.
+        idle: What a progress tells when there is none.
+        model: The checkpoint that was chosen, None for the default.
+    """
+
+    runs: list[_Run] = field(default_factory=list)
+    idle: a1111.Standing = field(default_factory=a1111.Standing)
+    model: str | None = None
+
+    @property
+    def current(self) -> _Run | None:
+        """The oldest job that has not ended."""
+        return next((run for run in self.runs if not run.live.job.terminal), None)
+
+
 class A1111Routes:
-    """The routes, with what they remember between requests: their jobs and the checkpoint."""
+    """The routes, with what they remember between requests: jobs and checkpoint of each owner."""
 
     def __init__(self, draw: ImageRoutes) -> None:
         self._draw = draw
         self._service = draw.service
-        self._runs: list[_Run] = []
-        self._idle = a1111.Standing()
-        self._model: str | None = None
+        self._users: defaultdict[str, _User] = defaultdict(_User)
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -89,20 +108,21 @@ class A1111Routes:
 
     async def _answer(self, request: Request, *, over_image: bool) -> Response:
         body = await forms.read_json(request, self._draw.max_form_bytes)
-        drawing = a1111.parse(body, over_image=over_image, model=self._model)
+        user = self._user(request)
+        drawing = a1111.parse(body, over_image=over_image, model=user.model)
         ask = Ask(drawing.draft, ReplyOptions.model_validate({}), drawing.files)
         live = await self._draw.submit(request, ask)
         if drawing.keep_model:
-            self._model = live.job.request.model
+            user.model = live.job.request.model
         if wants_no_wait(request):
             return self._draw.accepted(request, live)
         run = _Run(live)
-        self._runs.append(run)
+        user.runs.append(run)
         try:
             job = await self._draw.finished(request, live)
         finally:
-            self._runs.remove(run)
-            self._idle = a1111.Standing(None, run.interrupted, run.skipped)
+            user.runs.remove(run)
+            user.idle = a1111.Standing(None, run.interrupted, run.skipped)
         if job is None:
             return Response(status_code=499)
         headers = {"X-Job-Id": job.id}
@@ -118,25 +138,25 @@ class A1111Routes:
     async def progress(self, request: Request) -> Response:
         """GET progress; without skip_current_image the next one has a newer picture."""
         wanted = request.query_params.get("skip_current_image", "").lower() not in ("true", "1")
-        run = self._current()
-        standing = self._idle
+        user = self._user(request)
+        run, standing = user.current, user.idle
         if run is not None:
             standing = a1111.Standing(run.live.job, run.interrupted, run.skipped)
             if wanted and a1111.wants_picture(run.live.job):
                 await self._service.peek(run.live)
         return respond.json_bytes(a1111.progress(standing, time.time(), with_image=wanted))
 
-    async def interrupt(self, _request: Request) -> Response:
+    async def interrupt(self, request: Request) -> Response:
         """POST interrupt: the job's answer has what was finished."""
-        run = self._current()
+        run = self._user(request).current
         if run is not None:
             run.interrupted = True
             await self._service.cancel(run.live, "The job was interrupted.")
         return respond.json_bytes(b"{}")
 
-    async def skip(self, _request: Request) -> Response:
+    async def skip(self, request: Request) -> Response:
         """POST skip: leave the image out that is being drawn, if it is the last one."""
-        run = self._current()
+        run = self._user(request).current
         if run is not None:
             job = run.live.job
             if job.request.n - len(job.images) > 1:
@@ -148,8 +168,8 @@ class A1111Routes:
             await self._service.cancel(run.live, "The image was skipped.")
         return respond.json_bytes(_NULL)
 
-    def _current(self) -> _Run | None:
-        return next((run for run in self._runs if not run.live.job.terminal), None)
+    def _user(self, request: Request) -> _User:
+        return self._users[request.state.owner]
 
     # --- what there is --------------------------------------------------------------------------
 
@@ -186,10 +206,10 @@ class A1111Routes:
 
     # --- options --------------------------------------------------------------------------------
 
-    async def options(self, _request: Request) -> Response:
+    async def options(self, request: Request) -> Response:
         """GET options."""
-        catalog = self._service.catalog
-        return respond.json_bytes(a1111.options(self._model or catalog.default))
+        model = self._user(request).model or self._service.catalog.default
+        return respond.json_bytes(a1111.options(model))
 
     async def set_options(self, request: Request) -> Response:
         """POST options: the checkpoint of later requests to these routes."""
@@ -197,7 +217,7 @@ class A1111Routes:
         name = a1111.chosen_model(body)
         if name is not None:
             spec = await self._service.named(name, "sd_model_checkpoint")
-            self._model = spec.id
+            self._user(request).model = spec.id
         return respond.json_bytes(_NULL)
 
     # --- pictures -------------------------------------------------------------------------------
@@ -214,6 +234,8 @@ class A1111Routes:
         draft, file = a1111.parse_extra(body)
         ask = Ask(draft, ReplyOptions.model_validate({}), SourceFiles((file,)))
         live = await self._draw.submit(request, ask)
+        if wants_no_wait(request):
+            return self._draw.accepted(request, live)
         job = await self._draw.finished(request, live)
         if job is None:
             return Response(status_code=499)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import math
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -30,8 +33,14 @@ _MAX_FILES: Final = 17
 _MAX_FIELDS: Final = 64
 #: A prompt of 32,000 characters can have 128,000 bytes of UTF-8.
 _MAX_FIELD_BYTES: Final = 131_072
-#: Digits of an integer; no option has more than 19, and parsing is quadratic.
+#: Digits of a number; no option has more than 19, and parsing integers is quadratic.
 _MAX_DIGITS: Final = 64
+#: Larger bodies are parsed beside the event loop; only those with pictures are.
+_MAX_BYTES_AT_ONCE: Final = 2**20
+#: What a value begins with or follows: each may become an object of 60 bytes or more, and parsing
+#: holds the interpreter. Base64 has none of these, two prompts of commas alone have 64,000.
+_STRUCTURE: Final = (b"[", b"{", b",")
+_MAX_STRUCTURE: Final = 100_000
 
 _IMAGE_TYPES: Final[dict[str, OutputFormat]] = {
     "image/png": "png",
@@ -49,7 +58,8 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     Raises:
         PayloadTooLarge: The body has more than ``max_bytes``.
         UnsupportedMediaType: The body says that it is something else.
-        InvalidRequest: It is no JSON object, or holds what JSON has no place for (NaN).
+        InvalidRequest: It is no JSON object, holds what JSON has no place for (NaN), or more
+            values than any request has.
     """
     declared = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     # curl -d says x-www-form-urlencoded unless told otherwise, and its body is JSON all the same.
@@ -59,7 +69,10 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
             reason=Reason.UNSUPPORTED_MEDIA_TYPE,
         )
     async with aclosing(_bounded_stream(request, max_bytes)) as stream:
-        return parse_json(b"".join([part async for part in stream]))
+        body = b"".join([part async for part in stream])
+    if len(body) <= _MAX_BYTES_AT_ONCE:
+        return parse_json(body)
+    return await asyncio.to_thread(parse_json, body)
 
 
 async def _bounded_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -81,12 +94,15 @@ async def _bounded_stream(request: Request, max_bytes: int) -> AsyncGenerator[by
 
 def parse_json(body: bytes) -> dict[str, Any]:
     """Parse a JSON object strictly; every fault is an InvalidRequest."""
+    if sum(map(body.count, _STRUCTURE)) > _MAX_STRUCTURE:
+        raise _not_json(f"it has more than {_MAX_STRUCTURE} commas and brackets")
     try:
         text = body.decode("utf-8-sig")
         value = json.loads(
             text,
             parse_constant=_refuse_constant,
             parse_int=_bounded_int,
+            parse_float=_finite_float,
             object_pairs_hook=_object_without_repeats,
         )
     except UnicodeDecodeError:
@@ -269,11 +285,19 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
+def _finite_float(text: str) -> float:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number has more than {_MAX_DIGITS} digits")
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
 def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key '{repeated[:64]}' is there twice")
     return value
 

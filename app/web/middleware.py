@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import logging
 import re
 import secrets
@@ -53,12 +54,15 @@ class RequestLog:
         state["request_id"] = request_id
         began = time.monotonic()
         status = 499  # nothing was sent: the client left
+        whole = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            elif message["type"] == "http.response.body":
+                whole = not message.get("more_body", False)
             await send(message)
 
         try:
@@ -69,6 +73,8 @@ class RequestLog:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.requests.labels(scope["method"], route, status).inc()
+            # A GET only looks on: whoever leaves one ends nothing.
+            left = scope["method"] == "POST" and (status == 499 or (status == 200 and not whole))
             seconds = time.monotonic() - began
             level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
             logger.log(
@@ -79,7 +85,7 @@ class RequestLog:
                 status,
                 seconds,
                 request_id,
-                _facts(state),
+                _facts(state, left=left),
             )
 
 
@@ -166,6 +172,56 @@ class SameOrigin:
         return origin is not None and urlsplit(origin).netloc != headers.get("host")
 
 
+class LocalNames:
+    """Refuses requests that name this machine as no program on it would.
+
+    For a server on the loopback interface without keys: a page can have its own name resolved to
+    127.0.0.1 after it was loaded, and is then of the same origin as the server, whatever browsers
+    tell of that. An address cannot be resolved to another one, and neither can ``localhost``.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] == "http" and self._refuses(Request(scope)):
+            scope.setdefault("state", {})["outcome"] = Reason.HOST_NOT_ALLOWED.value
+            error = Forbidden(
+                "This server is for programs on its own machine, by the name localhost or an "
+                "address; --public-url allows another name, and --api-key any.",
+                reason=Reason.HOST_NOT_ALLOWED,
+            )
+            await respond.failure(error, path=scope["path"])(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refuses(self, request: Request) -> bool:
+        host = request.headers.get("host")
+        # Every browser sends one; probes of HTTP/1.0 do not.
+        if host is None or request.scope["path"] in _PROBES:
+            return False
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return True
+        return not (name in self._allowed or is_local_name(name) or _is_address(name))
+
+
+def is_local_name(name: str) -> bool:
+    """True for ``localhost`` and what is under it, which no name server is asked for."""
+    return f".{name}".removesuffix(".").endswith(".localhost")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def owner_of(key: str) -> str:
     """What an API key's jobs are kept under: a digest, since the disk needs no keys."""
     return hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -175,14 +231,21 @@ def _is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
-def _facts(state: dict[str, Any]) -> str:
-    """What the log says of the job, without its prompt."""
+def _facts(state: dict[str, Any], *, left: bool) -> str:
+    """What the log says of the job, without its prompt.
+
+    Args:
+        state: Of the request.
+        left: Its client went away before the answer was complete.
+    """
     job: Job | None = state.get("job")
     if job is None:
         return f" outcome={state['outcome']}" if "outcome" in state else ""
     request = job.request
-    # Who leaves is logged at once; the worker stops within a step after that.
-    outcome = job.status if job.terminal else JobStatus.CANCELLED
+    outcome = job.status
+    if left and not job.terminal and not job.terms.background:
+        # Who leaves is logged at once; the worker stops within a step after that.
+        outcome = JobStatus.CANCELLED
     return (
         f" job={job.id} model={request.model} size={request.size} n={request.n}"
         f" steps={request.steps} outcome={outcome.value}"

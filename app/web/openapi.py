@@ -65,8 +65,8 @@ _A1111_POSTS: Final = {
     "skip": "Leave out the last image of the job that runs",
     "options": "Choose the checkpoint of later requests",
     "png-info": "What is written into an image file",
-    "extra-single-image": "Not supported yet",
-    "refresh-checkpoints": "Nothing: the catalogue is read when the server starts",
+    "extra-single-image": "Enlarge an image, as AUTOMATIC1111 does",
+    "refresh-checkpoints": "Nothing: GET sd-models looks at what is here by itself",
 }
 _A1111_GETS: Final = {
     "progress": "How far the oldest unfinished job is",
@@ -74,7 +74,7 @@ _A1111_GETS: Final = {
     "schedulers": "Schedules by AUTOMATIC1111's names",
     "sd-models": "The catalogue",
     "options": "The checkpoint, and settings that cannot be changed",
-    "upscalers": "None",
+    "upscalers": "Upscalers of the operator's folder",
     "loras": "LoRAs of the operator's folder",
     **dict.fromkeys(A1111_EMPTY, "None of these"),
 }

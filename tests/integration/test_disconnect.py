@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
+import httpx2
 import pytest
 
+from tests.jobs import EventStream, begin, wait_for
 from tests.servers import Call, ServerProcess, wait_until
 
 Way = Literal["fin", "rst", "half-close"]
@@ -64,6 +66,25 @@ def test_the_log_tells_that_the_client_left(fake_server: ServerProcess, stream: 
     line = fake_server.log_lines("outcome=")[-1]
     assert job in line
     assert "outcome=cancelled" in line
+
+
+def test_the_log_tells_that_a_job_goes_on(fake_server: ServerProcess) -> None:
+    """Who is answered at once, who looks on and who leaves a background job end nothing."""
+    job = begin(fake_server, LONG)["id"]
+    wait_for(fake_server, job, "running")
+    with EventStream(fake_server, f"/v1/jobs/{job}/events") as stream:
+        next(stream.events())
+    call = Call(fake_server, {**LONG, "stream": True, "on_disconnect": "continue"})
+    next(call.events())
+    waiting = call.answer.headers["X-Job-Id"]
+    call.leave()
+    wait_until(lambda: fake_server.log_lines(f"job={waiting}"), 5, "nothing in the log")
+    wait_until(lambda: fake_server.log_lines(f"{job}/events"), 5, "nothing in the log")
+    lines = fake_server.log_lines(f"job={job}") + fake_server.log_lines(f"job={waiting}")
+    for one in (job, waiting):
+        httpx2.delete(f"{fake_server.url}/v1/jobs/{one}", timeout=20)
+    outcomes = {line.partition("outcome=")[2] for line in lines}
+    assert outcomes <= {"queued", "loading", "running"}
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])

@@ -200,6 +200,9 @@ def test_pages_of_jobs(tmp_path: Path) -> None:
         ({"limit": "0"}, 400, "limit"),
         ({"limit": "101"}, 400, "limit"),
         ({"limit": "x"}, 400, "limit"),
+        ({"limit": "0100999999"}, 400, "limit"),
+        ({"limit": "0001" + "0" * 5000}, 400, "limit"),
+        ({"limit": "٣"}, 400, "limit"),
         ({"status": "sleeping"}, 400, "status"),
         ({"after": "job_nobody"}, 404, "after"),
     ],
@@ -601,6 +604,43 @@ def test_origins_that_are_ours(fake_server: ServerProcess, tmp_path: Path) -> No
         assert server.post(QUICK, headers=ours).status_code == 200
         other = {**ours, "Origin": "https://evil.example"}
         assert server.post(QUICK, headers=other).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "evillocalhost", "[::1"]
+)
+def test_names_that_lead_to_this_machine(fake_server: ServerProcess, host: str) -> None:
+    """A page whose name is resolved to the loopback address may neither draw nor look."""
+    page = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
+    answers = [
+        fake_server.post(QUICK, headers=page),
+        httpx2.get(f"{fake_server.url}/v1/jobs", headers=page),
+        httpx2.delete(f"{fake_server.url}/v1/jobs/job_nobody", headers=page),
+        httpx2.get(f"{fake_server.url}/sdapi/v1/progress", headers=page),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "host_not_allowed")
+        assert "--public-url" in answer.json()["detail"]
+    assert httpx2.get(f"{fake_server.url}/readyz", headers=page).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "LOCALHOST:8000", "localhost.", "a.localhost", "[::1]:8000", "10.0.0.1"]
+)
+def test_names_of_this_machine(fake_server: ServerProcess, host: str) -> None:
+    """Addresses and localhost cannot be resolved to anything else."""
+    assert httpx2.get(f"{fake_server.url}/v1/jobs", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"public_url": "http://Pictures.example/"}, {"host": "0.0.0.0"}, {"api_keys": "key-a"}],
+)
+def test_other_names_are_allowed(tmp_path: Path, settings: dict[str, str]) -> None:
+    """By the operator, and where keys or other machines' names are to be expected."""
+    with running_server(tmp_path, engine="fake", **settings) as server:
+        headers = {"Host": "pictures.example:8000", **KEY_A}
+        assert httpx2.get(f"{server.url}/v1/jobs", headers=headers).status_code == 200
 
 
 # --- disks --------------------------------------------------------------------------------------

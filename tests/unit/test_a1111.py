@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +456,16 @@ def test_texts_that_are_no_parameters() -> None:
     """Fewer than three values on the last line are a part of the prompt."""
     assert a1111.parse_infotext(" ") == {}
     assert a1111.parse_infotext("a: b, c")["Prompt"] == "a: b, c"
+
+
+def test_a_last_line_too_long_for_parameters() -> None:
+    """It is a part of the prompt: names and values of megabytes are nobody's parameters."""
+    line = "a: b, c: d, e: f, " * 10_000
+    began = time.monotonic()
+    found = a1111.parse_infotext("a cat\n" + line * 100)
+    assert time.monotonic() - began < 2
+    assert {*found} == {"Prompt", "Negative prompt"}
+    assert found["Prompt"].startswith("a cat\na: b")
 
 
 @pytest.mark.parametrize("text", ["a" * 1_000_000, 'a:"' * 300_000, 'a:"\\' * 250_000])

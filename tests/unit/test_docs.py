@@ -96,6 +96,20 @@ def test_routes_are_described(tmp_path: Path) -> None:
     assert [path for path in readme_paths if path not in README] == []
 
 
+def test_every_module_has_its_place() -> None:
+    """The floors of app/ARCHITECTURE.md name the files that exist, and no others."""
+    told = set()
+    text = (ROOT / "app/ARCHITECTURE.md").read_text()
+    table = text.partition("## Floors")[2].partition("tests/unit/test_imports.py")[0]
+    for row in re.findall(r"^\|[^|]*\|([^|]*)\|.*\|$", table, re.MULTILINE):
+        names = row.strip().split(", ")
+        folder = Path(names[0]).parent
+        told |= {str(folder / Path(name).name) for name in names}
+    app = ROOT / "app"
+    there = {str(path.relative_to(app)) for path in app.rglob("*.py") if path.stem[0] != "_"}
+    assert told - {"module", "-", "embedded", "web/static"} == there
+
+
 def test_families_of_the_readme_catalogue_parse() -> None:
     """The example of models.yaml is a catalogue."""
     (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)

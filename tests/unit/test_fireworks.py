@@ -160,6 +160,7 @@ def test_headers(wanted: Any, headers: dict[str, str], expected: tuple[Any, Any]
         ("jpeg", {"jpeg-quality": "101"}, "Jpeg-Quality"),
         ("jpeg", {"jpeg-quality": "-1"}, "Jpeg-Quality"),
         ("jpeg", {"jpeg-quality": "9" * 5000}, "Jpeg-Quality"),
+        ("jpeg", {"jpeg-quality": "0000999"}, "Jpeg-Quality"),
         (None, {"json-return-image-accept": "image/tiff"}, "Json-Return-Image-Accept"),
     ],
 )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -19,7 +22,8 @@ from app.core.errors import (
     Reason,
     UnsupportedMediaType,
 )
-from app.web.forms import Form, accepted_image, offered_key, parse_json, read_form
+from app.web import forms
+from app.web.forms import Form, accepted_image, offered_key, parse_json, read_form, read_json
 
 
 def request_with(**headers: str) -> Request:
@@ -34,6 +38,7 @@ def request_with(**headers: str) -> Request:
         b"", b"{", b"[]", b"7", b'"x"', b"null", b'{"a": NaN}', b'{"a": Infinity}',
         b'{"a": -Infinity}', b'{"a": 1, "a": 2}', b"\xff\xfe{}", b'{"a": \xff}', b"{'a': 1}",
         b'{"a": 1,}', b'{"a": ' + b"9" * 5000 + b"}", b'{"a": ' + b"[" * 100_000, b"{}{}",
+        b'{"a": 1e999}', b'{"a": [-1e999]}', b'{"a": 0.' + b"9" * 5000 + b"}",
     ],
 )  # fmt: skip
 def test_what_is_not_one_json_object(body: bytes) -> None:
@@ -48,6 +53,51 @@ def test_no_bytes_are_a_fault_of_the_server(body: bytes) -> None:
     """Random bytes are an object or an InvalidRequest."""
     with contextlib.suppress(InvalidRequest):
         assert isinstance(parse_json(body), dict)
+
+
+def test_a_repeated_name_is_found_at_once() -> None:
+    """Among tens of thousands, where comparing each with each takes ten seconds."""
+    names = ",".join(f'"{number}": 0' for number in range(40_000))
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest, match="'39999' is there twice"):
+        parse_json(f'{{{names}, "39999": 1}}'.encode())
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b"0,", b'"",', b"[" * 900 + b"]" * 900 + b","])
+def test_bodies_of_structure_alone(piece: bytes) -> None:
+    """Millions of values, each of which would be an object of its own, are not parsed at all."""
+    body = b'{"x": [' + piece * (3_000_000 // len(piece)) + b"0]}"
+    with pytest.raises(InvalidRequest, match="commas and brackets"):
+        parse_json(body)
+
+
+def test_prompts_of_commas_beside_a_picture() -> None:
+    """The two longest prompts and megabytes of base64 are no such bodies."""
+    body = {"prompt": "," * 32_000, "negative_prompt": "[" * 32_000, "image": "A" * 5_000_000}
+    assert parse_json(json.dumps(body).encode()) == body
+
+
+@pytest.mark.parametrize(("size", "beside"), [(1000, False), (3_000_000, True)])
+def test_large_bodies_are_parsed_beside_the_loop(
+    monkeypatch: pytest.MonkeyPatch, size: int, beside: bool
+) -> None:
+    """Those with pictures take a while; others are not worth a thread."""
+    threads = []
+
+    def noted(body: bytes) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return parse_json(body)
+
+    monkeypatch.setattr(forms, "parse_json", noted)
+    body = json.dumps({"image": "A" * size}).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    request = Request({"type": "http", "headers": []}, receive)
+    assert len(asyncio.run(read_json(request, 2**26))["image"]) == size
+    assert [thread is not threading.main_thread() for thread in threads] == [beside]
 
 
 def test_objects_pass() -> None:

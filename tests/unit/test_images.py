@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from app.core.catalog import Size
 from app.core.errors import InvalidRequest, Reason
@@ -324,6 +325,17 @@ def test_texts_of_anything(data: bytes) -> None:
     """What is no image is a fault of the client."""
     with suppress(InvalidRequest):
         texts(data, "image", LIMIT)
+
+
+def test_texts_of_megabytes_are_cut() -> None:
+    """Of each a million characters are read: parameters have thousands at most."""
+    info = PngInfo()
+    info.add_text("parameters", "a" * 3_000_000)
+    info.add_text("Software", "b")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    found = texts(file.getvalue(), "image", LIMIT)
+    assert found == {"parameters": "a" * 2**20, "Software": "b"}
 
 
 def test_texts_of_large_files_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
@@ -172,6 +173,93 @@ def test_a_receiver_that_never_takes_it_is_given_up() -> None:
     assert len(outbox.put_offs) == 6
 
 
+@pytest.mark.parametrize("digits", ["9" * 5000, "0" * 5000])
+def test_a_time_to_come_back_that_is_none(digits: str) -> None:
+    """A Retry-After of thousands of digits says nothing; the try counts as any other."""
+    receiver = Receiver(f"503 Down\r\nRetry-After: {digits}", "200 OK")
+    outbox, _ = deliver(receiver, lambda outbox: bool(outbox.settled))
+    assert len(receiver.requests) == 2
+    assert outbox.put_offs[0] - 1_000_000 < 10
+
+
+class NoSuchLookup(Webhooks):
+    """Takes every URL, as a version without a check would have."""
+
+    def check(self, url: str) -> None:
+        """Let it pass."""
+
+
+def test_a_fault_ends_one_try_and_nothing_else() -> None:
+    """A host that the look-up raises for is a failed try; the next delivery goes out."""
+    clock = Clock()
+
+    async def run() -> MemoryOutbox:
+        receiver = Receiver()
+        async with receiver.listening():
+            fine = f"http://127.0.0.1:{receiver.port}/"
+            outbox = MemoryOutbox(
+                Delivery("msg_bad", "http://a..example.test/", b"{}", 0, clock()),
+                Delivery("msg_fine", fine, b"{}", 0, clock()),
+            )
+            webhooks = NoSuchLookup(outbox, hosts=["*"], secret=SECRET, private=True, clock=clock)
+            task = asyncio.create_task(webhooks.run())
+            async with asyncio.timeout(20):
+                while not (outbox.settled and outbox.put_offs):
+                    await asyncio.sleep(0.01)
+            assert not task.done()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        return outbox
+
+    outbox = asyncio.run(run())
+    assert outbox.settled == ["msg_fine"]
+    assert outbox.waiting["msg_bad"].attempts == 1
+
+
+class FullDisk(MemoryOutbox):
+    """An outbox whose first notes cannot be written."""
+
+    faults = 0
+
+    async def deliveries(self, limit: int) -> list[Delivery]:
+        """Fails once."""
+        self._fail_until(1)
+        return await super().deliveries(limit)
+
+    async def settle(self, delivery: Delivery) -> None:
+        """Fails once."""
+        self._fail_until(2)
+        await super().settle(delivery)
+
+    def _fail_until(self, faults: int) -> None:
+        if self.faults < faults:
+            self.faults += 1
+            raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_a_disk_that_takes_no_notes_delays_deliveries() -> None:
+    """They go on with the next look, under the same id."""
+    receiver, clock, outbox = Receiver(), Clock(), FullDisk()
+
+    async def run() -> None:
+        async with receiver.listening():
+            url = f"http://127.0.0.1:{receiver.port}/"
+            outbox.waiting["msg_1"] = Delivery("msg_1", url, b"{}", 0, clock())
+            webhooks = webhooks_of(outbox, clock)
+            task = asyncio.create_task(webhooks.run())
+            async with asyncio.timeout(20):
+                while not outbox.settled:
+                    await asyncio.sleep(0.01)
+                    webhooks.notify()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+    assert [headers["webhook-id"] for headers, _ in receiver.requests] == ["msg_1", "msg_1"]
+
+
 def test_private_addresses_are_not_reached() -> None:
     """Not by their number nor by a name that leads to one; nothing is sent."""
     for host in ("127.0.0.1", "localhost"):
@@ -217,6 +305,8 @@ def test_a_host_that_is_allowed_no_more() -> None:
         ("https://ök.example/", Reason.INVALID_VALUE),
         ("https://ok.example:99999/", Reason.INVALID_VALUE),
         ("https://[::1/", Reason.INVALID_VALUE),
+        ("https://a..wild.example/", Reason.INVALID_VALUE),
+        (f"https://{'a' * 64}.wild.example/", Reason.INVALID_VALUE),
     ],
 )
 def test_urls_are_checked_when_they_come(url: str, reason: Reason | None) -> None:

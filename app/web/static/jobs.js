@@ -30,7 +30,6 @@ import { keep, recallJson } from "./storage.js";
  * @property {number | null} eta_seconds
  * @property {number} created
  * @property {number | null} ended
- * @property {number | null} expires
  * @property {{model: string, prompt: string, negative_prompt: string, n: number, size: string,
  *   seed: string, sample_steps: number, sampler: string, schedule: string, cfg_scale: number,
  *   guidance?: number, strength?: number}} parameters

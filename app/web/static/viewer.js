@@ -73,7 +73,6 @@ export class Viewer extends EventTarget {
     byId("viewer-title", HTMLElement).textContent = nameOf(job);
     const pairs = facts(job.parameters, image?.seed ?? job.parameters.seed);
     pairs.push(["Drawn", dateAndTime(job.created)]);
-    if (job.expires) pairs.push(["Kept until", dateAndTime(job.expires)]);
     byId("viewer-facts", HTMLElement).replaceChildren(
       ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
     );

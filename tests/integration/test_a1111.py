@@ -1,0 +1,72 @@
+"""AUTOMATIC1111's routes for several users, from the fake engine."""
+
+from __future__ import annotations
+
+import base64
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tests.integration.test_jobs import KEY_A, KEY_B
+from tests.integration.test_models import catalogue
+from tests.jobs import ASYNC, wait_for
+from tests.pictures import png
+from tests.servers import ServerProcess, running_server, wait_until
+from tests.upscalers import write_upscaler
+
+#: Half a minute of work.
+LONG: dict[str, Any] = {"prompt": "step=0.2", "width": 64, "height": 64, "steps": 150}
+
+
+def call(
+    server: ServerProcess, name: str, key: dict[str, str], body: dict[str, Any] | None = None
+) -> Any:
+    """The JSON of one route; a POST when there is a body."""
+    method = "GET" if body is None else "POST"
+    url = f"{server.url}/sdapi/v1/{name}"
+    answer = httpx2.request(method, url, headers=key, json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_keys_know_nothing_of_each_other(tmp_path: Path) -> None:
+    """One's job is neither shown to the other nor stopped, and neither is the checkpoint shared."""
+    models = catalogue(tmp_path, a="", b="")
+    settings = {"engine": "fake", "models": models, "api_keys": "key-a,key-b"}
+    with running_server(tmp_path, **settings) as server, ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(call, server, "txt2img", KEY_A, LONG)
+        try:
+            wait_until(lambda: call(server, "progress", KEY_A)["progress"] > 0, 20, "nothing runs")
+            others = call(server, "progress", KEY_B)
+            assert (others["state"]["job"], others["current_image"]) == ("", None)
+            call(server, "interrupt", KEY_B, {})
+            call(server, "skip", KEY_B, {})
+            state = call(server, "progress", KEY_A)["state"]
+            assert state["job"]
+            assert not state["interrupted"]
+            assert not state["skipped"]
+        finally:
+            call(server, "interrupt", KEY_A, {})
+        assert drawing.result(20)["images"] == []
+        assert call(server, "progress", KEY_A)["state"]["interrupted"]
+        assert not call(server, "progress", KEY_B)["state"]["interrupted"]
+        call(server, "options", KEY_B, {"sd_model_checkpoint": "b"})
+        chosen = [call(server, "options", key)["sd_model_checkpoint"] for key in (KEY_A, KEY_B)]
+        assert chosen == ["a", "b"]
+
+
+def test_enlarging_without_waiting(tmp_path: Path) -> None:
+    """Prefer: respond-async is answered with the job, as on every route that draws."""
+    upscalers = tmp_path / "upscalers"
+    upscalers.mkdir()
+    write_upscaler(upscalers / "twice.safetensors", 2)
+    body = {"upscaler_1": "twice", "image": base64.b64encode(png(64, 64)).decode()}
+    with running_server(tmp_path, engine="fake", upscaler_dir=upscalers) as server:
+        url = f"{server.url}/sdapi/v1/extra-single-image"
+        answer = httpx2.post(url, json=body, headers=ASYNC, timeout=20)
+        assert answer.status_code == 202, answer.text
+        assert answer.headers["Preference-Applied"] == "respond-async"
+        done = wait_for(server, answer.json()["id"], "completed", "failed")
+        assert done["status"] == "completed"
