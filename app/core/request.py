@@ -359,7 +359,7 @@ class GenerationRequest:
         hires: A second pass at a larger size, None for none.
         loras: (id, scale) of each LoRA.
         upscale: Enlarging of the finished image, None for none.
-        control_strength: How strictly a control picture is followed.
+        control_strength: How strictly a control picture is followed; None without one.
         control_canny: The control picture is made of the edges of the one that came.
     """
 
@@ -395,7 +395,7 @@ class GenerationRequest:
     hires: Hires | None = None
     loras: tuple[tuple[str, float], ...] = ()
     upscale: Upscale | None = None
-    control_strength: float = 0.9
+    control_strength: float | None = None
     control_canny: bool = False
 
     @property

@@ -140,7 +140,7 @@ def resolve(
         loras=loras,
         hires=hires,
         upscale=powers.upscale(draft, hires.size if hires else size, extras, limits.enlarged),
-        control_strength=0.9 if draft.control_strength is None else draft.control_strength,
+        control_strength=_first(draft.control_strength, 0.9) if sources.control else None,
         control_canny=bool(draft.control_canny),
     )
     _check_sides(draft, request)

@@ -104,7 +104,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "seed_resize_from_w": (0, -1),
     "restore_faces": (False,),
     "tiling": (False,),
-    "eta": (1,),
     "s_churn": (0,),
     "s_noise": (1,),
     "s_min_uncond": (0,),
@@ -114,7 +113,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "refiner_checkpoint": ("", "None"),
     "script_name": ("", "None"),
     "infotext": ("",),
-    "clip_skip": (1,),
     "initial_noise_multiplier": (1,),
     "latent_mask": ("",),
     "mask_round": (True,),
@@ -133,7 +131,6 @@ IGNORED: Final = frozenset(
 
 #: Settings of the whole server that would change pictures; the first value is the one told.
 NEUTRAL_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
-    "CLIP_stop_at_last_layers": (1,),
     "sd_vae": ("Automatic", "None", ""),
     "eta_noise_seed_delta": (0,),
     "initial_noise_multiplier": (1.0,),
@@ -152,6 +149,8 @@ IGNORED_OPTIONS: Final = frozenset(
 )  # fmt: skip
 
 _CHECKPOINT: Final = "sd_model_checkpoint"
+_CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
+_MAX_SKIP: Final = 12
 
 #: Fields of a second pass that would make it another picture.
 _SECOND_PASS_OF_ITS_OWN: Final = (
@@ -159,17 +158,16 @@ _SECOND_PASS_OF_ITS_OWN: Final = (
     "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
 )  # fmt: skip
 
-#: AUTOMATIC1111's name in small letters -> the runtime's.
-_HIRES_UPSCALERS: Final = {
-    "latent": "latent",
-    "latent (antialiased)": "latent-antialiased",
-    "latent (bicubic)": "latent-bicubic",
-    "latent (bicubic antialiased)": "latent-bicubic-antialiased",
-    "latent (nearest)": "latent-nearest",
-    "latent (nearest-exact)": "latent-nearest-exact",
-    "lanczos": "lanczos",
-    "nearest": "nearest",
+#: AUTOMATIC1111's name -> the runtime's.
+_LATENT_UPSCALERS: Final = {
+    "Latent": "latent",
+    "Latent (antialiased)": "latent-antialiased",
+    "Latent (bicubic)": "latent-bicubic",
+    "Latent (bicubic antialiased)": "latent-bicubic-antialiased",
+    "Latent (nearest)": "latent-nearest",
+    "Latent (nearest-exact)": "latent-nearest-exact",
 }
+_HIRES_UPSCALERS: Final = {**_LATENT_UPSCALERS, "Lanczos": "lanczos", "Nearest": "nearest"}
 
 #: How extra-single-image spells what it asks for.
 _EXTRA_SPELLING: Final = {"upscaler": "upscaler_1", "upscale": "upscaling_resize"}
@@ -240,6 +238,26 @@ class _Fields(BaseModel):
     hr_second_pass_steps: int = 0
     hr_resize_x: int = 0
     hr_resize_y: int = 0
+    eta: float | None = None
+    clip_skip: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What options choose, of one request or of all later ones; None is what it was.
+
+    Attributes:
+        model: The checkpoint.
+        clip_skip: Layers of CLIP to leave out, from 1 for none.
+    """
+
+    model: str | None = None
+    clip_skip: int | None = None
+
+    def over(self, earlier: Settings) -> Settings:
+        """These where they say something, else the earlier ones."""
+        clip_skip = earlier.clip_skip if self.clip_skip is None else self.clip_skip
+        return Settings(self.model or earlier.model, clip_skip)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +270,7 @@ class Drawing:
         echo: What the answer repeats as ``parameters``.
         batch_size: Images of one batch, for the answer.
         send_images: The answer has the images.
-        keep_model: Later requests use this request's model too.
+        kept: Settings that later requests use too.
         warnings: Sentences on options that were taken and do nothing.
     """
 
@@ -261,17 +279,17 @@ class Drawing:
     echo: JsonObject
     batch_size: int
     send_images: bool
-    keep_model: bool
+    kept: Settings = Settings()
     warnings: tuple[str, ...] = ()
 
 
-def parse(body: Mapping[str, Any], *, over_image: bool, model: str | None = None) -> Drawing:
+def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Settings()) -> Drawing:
     """Read a txt2img or an img2img.
 
     Args:
         body: The client's object.
         over_image: It is an img2img.
-        model: What an earlier request chose as the checkpoint.
+        earlier: What earlier requests chose for later ones.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
@@ -291,41 +309,53 @@ def parse(body: Mapping[str, Any], *, over_image: bool, model: str | None = None
     canonical |= _sampling(fields) | _count(fields)
     if fields.enable_hr:
         canonical |= _second_pass(fields, given)
-    chosen = chosen_model(fields.override_settings, "override_settings")
-    if chosen is not None or model is not None:
-        canonical["model"] = model if chosen is None else chosen
+    override = settings(fields.override_settings, "override_settings")
+    chosen = override.over(earlier)
+    if chosen.model is not None:
+        canonical["model"] = chosen.model
+    clip_skip = chosen.clip_skip if fields.clip_skip is None else fields.clip_skip
+    # The values that every client sends, with models and samplers for which they mean nothing.
+    if clip_skip not in (None, 1):
+        canonical["clip_skip"] = clip_skip
+    if fields.eta not in (None, 1):
+        canonical["eta"] = fields.eta
     files = _files(fields) if over_image else None
     if files is not None:
         canonical |= _over_image(fields)
     return Drawing(
-        draft=_draft(canonical),
+        draft=_draft(canonical, own_clip_skip=fields.clip_skip is not None),
         files=files,
         echo=_echo(body, fields),
         batch_size=fields.batch_size,
         send_images=fields.send_images,
-        keep_model=chosen is not None and not fields.override_settings_restore_afterwards,
+        kept=Settings() if fields.override_settings_restore_afterwards else override,
         warnings=_warnings(fields) if files is not None and files.mask is not None else (),
     )
 
 
-def chosen_model(settings: Mapping[str, Any], where: str = "") -> str | None:
-    """The checkpoint that settings name, None when they name none.
+def settings(options: Mapping[str, Any], where: str = "") -> Settings:
+    """What options choose.
 
     Raises:
-        InvalidRequest: A setting that would change pictures and cannot be had.
+        InvalidRequest: An option that would change pictures and cannot be had.
     """
     prefix = f"{where}." if where else ""
-    for name, value in settings.items():
-        if value is None or name == _CHECKPOINT or name in IGNORED_OPTIONS:
+    for name, value in options.items():
+        if value is None or name in (_CHECKPOINT, _CLIP_SKIP) or name in IGNORED_OPTIONS:
             continue
         if name not in NEUTRAL_OPTIONS:
             raise openai.unknown(prefix + name)
         if value not in NEUTRAL_OPTIONS[name]:
             raise _only(prefix + name, NEUTRAL_OPTIONS[name][0])
-    model = settings.get(_CHECKPOINT)
+    model, clip_skip = options.get(_CHECKPOINT), options.get(_CLIP_SKIP)
     if model is not None and not isinstance(model, str):
         raise InvalidRequest(f"'{prefix}{_CHECKPOINT}' must be a string.", param=_CHECKPOINT)
-    return model
+    if clip_skip is not None and (type(clip_skip) is not int or not 1 <= clip_skip <= _MAX_SKIP):
+        raise InvalidRequest(
+            f"'{prefix}{_CLIP_SKIP}' must be a whole number from 1 to {_MAX_SKIP}.",
+            param=_CLIP_SKIP,
+        )
+    return Settings(model, clip_skip)
 
 
 def image_field(body: Mapping[str, Any]) -> SourceFile:
@@ -450,8 +480,9 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
                 reason=Reason.NOT_SUPPORTED,
                 param=name,
             )
-    upscaler = _HIRES_UPSCALERS.get(fields.hr_upscaler.strip().lower())
-    if upscaler is None:
+    wanted = fields.hr_upscaler.strip().lower()
+    upscaler = next((ours for name, ours in _HIRES_UPSCALERS.items() if name.lower() == wanted), "")
+    if not upscaler:
         raise InvalidRequest(
             f"'hr_upscaler': unknown upscaler '{fields.hr_upscaler[:64]}'; there are "
             f"{', '.join(_HIRES_UPSCALERS)}.",
@@ -475,9 +506,11 @@ def _count(fields: _Fields) -> JsonObject:
     return {"batch_size": images}
 
 
-def _draft(canonical: Mapping[str, Any]) -> Draft:
+def _draft(canonical: Mapping[str, Any], *, own_clip_skip: bool) -> Draft:
     draft = openai.parse(canonical).draft
     spelling = {**draft.spelling, "model": _CHECKPOINT, "fit": "resize_mode"}
+    if not own_clip_skip:
+        spelling["clip_skip"] = _CLIP_SKIP
     spelling |= {"hires_scale": "hr_scale", "hires_steps": "hr_second_pass_steps"}
     spelling["hires_strength"] = "denoising_strength"
     return draft.model_copy(update={"spelling": spelling})
@@ -657,7 +690,7 @@ def _info(
         "infotexts": list(infotexts),
         "styles": [],
         "job_timestamp": _timestamp(job),
-        "clip_skip": 1,
+        "clip_skip": request.clip_skip or 1,
         "is_using_inpainting_conditioning": False,
         "version": f"sdstream {__version__}",
     }
@@ -843,6 +876,17 @@ def loras(names: Iterable[str]) -> bytes:
     return compact([{"name": n, "alias": n, "path": n, "metadata": {}} for n in names])
 
 
+def latent_upscale_modes() -> bytes:
+    """GET latent-upscale-modes: what a hires fix may enlarge with, beside plain resizing."""
+    return compact([{"name": name} for name in _LATENT_UPSCALERS])
+
+
+def embeddings(words: Iterable[str]) -> bytes:
+    """GET embeddings: those that the loaded model reads; of the others nothing is known."""
+    facts = ("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors")
+    return compact({"loaded": {w: dict.fromkeys(facts) for w in words}, "skipped": {}})
+
+
 def upscalers(factors: Mapping[str, int]) -> bytes:
     """GET upscalers: name -> how many times each enlarges; the first one does nothing."""
     empty = {"model_path": None, "model_url": None}
@@ -887,10 +931,11 @@ def extra_answer(job: Job) -> bytes:
     return with_base64({"html_info": ""}, "image", "", job.images[0].content)
 
 
-def options(model: str) -> bytes:
+def options(chosen: Settings) -> bytes:
     """GET options: the ones that a POST knows."""
     fixed = {name: values[0] for name, values in NEUTRAL_OPTIONS.items()}
-    return compact({_CHECKPOINT: model, "sd_checkpoint_hash": None, **fixed})
+    own = {_CHECKPOINT: chosen.model, "sd_checkpoint_hash": None, _CLIP_SKIP: chosen.clip_skip or 1}
+    return compact({**own, **fixed})
 
 
 def png_info(texts: Mapping[str, str]) -> bytes:

@@ -96,6 +96,8 @@ def parameters(request: GenerationRequest) -> JsonObject:
         values["guidance"] = request.guidance
     if request.strength is not None:
         values |= {"strength": request.strength, "fit": request.fit}
+    if request.mask_blur:
+        values["mask_blur"] = request.mask_blur
     return values | powers(request)
 
 
@@ -126,6 +128,9 @@ def powers(request: GenerationRequest) -> JsonObject:
     if request.upscale is not None:
         upscale, before = request.upscale, request.hires or request
         values |= {"upscaler": upscale.upscaler, "upscale": round(upscale.width / before.width, 4)}
+    if request.control_strength is not None:
+        values["control_strength"] = request.control_strength
+        values["control_canny"] = request.control_canny
     return {name: value for name, value in values.items() if value is not None}
 
 

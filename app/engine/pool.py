@@ -85,6 +85,10 @@ class WorkerPool:
         """The workers of a model, or all."""
         return [seat.worker for seat in self._seats if model in (None, seat.spec.id)]
 
+    def embeddings(self, model: str) -> tuple[str, ...]:
+        """Words that a model reads as embeddings; none is known before it is loaded."""
+        return next((w.loaded.embeddings for w in self.workers(model) if w.loaded), ())
+
     def free(self, model: str) -> Worker | None:
         """A loaded worker of the model that no job has; of several the one that rested longest."""
         free = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from starlette.requests import Request
@@ -48,12 +48,12 @@ class _User:
     Attributes:
         runs: Jobs whose clients wait, oldest first.
         idle: What a progress tells when there is none.
-        model: The checkpoint that was chosen, None for the default.
+        chosen: The settings of later requests.
     """
 
     runs: list[_Run] = field(default_factory=list)
     idle: a1111.Standing = field(default_factory=a1111.Standing)
-    model: str | None = None
+    chosen: a1111.Settings = field(default_factory=a1111.Settings)
 
     @property
     def current(self) -> _Run | None:
@@ -89,6 +89,8 @@ class A1111Routes:
             "options": self.options,
             "upscalers": self.upscalers,
             "loras": self.loras,
+            "embeddings": self.embeddings,
+            "latent-upscale-modes": self.latent_upscale_modes,
             **dict.fromkeys(A1111_EMPTY, self.empty),
         }
         return [
@@ -109,11 +111,10 @@ class A1111Routes:
     async def _answer(self, request: Request, *, over_image: bool) -> Response:
         body = await forms.read_json(request, self._draw.max_form_bytes)
         user = self._user(request)
-        drawing = a1111.parse(body, over_image=over_image, model=user.model)
+        drawing = a1111.parse(body, over_image=over_image, earlier=user.chosen)
         ask = Ask(drawing.draft, ReplyOptions.model_validate({}), drawing.files)
         live = await self._draw.submit(request, ask)
-        if drawing.keep_model:
-            user.model = live.job.request.model
+        user.chosen = drawing.kept.over(user.chosen)
         if wants_no_wait(request):
             return self._draw.accepted(request, live)
         run = _Run(live)
@@ -200,6 +201,16 @@ class A1111Routes:
         extras = await asyncio.to_thread(self._service.extras)
         return respond.json_bytes(a1111.loras(extras.loras))
 
+    async def embeddings(self, request: Request) -> Response:
+        """GET embeddings."""
+        model = self._user(request).chosen.model or self._service.catalog.default
+        words = self._service.pool.embeddings(model)
+        return respond.json_bytes(a1111.embeddings(words))
+
+    async def latent_upscale_modes(self, _request: Request) -> Response:
+        """GET latent-upscale-modes."""
+        return respond.json_bytes(a1111.latent_upscale_modes())
+
     async def empty(self, request: Request) -> Response:
         """GET of a list of things that this server has none of."""
         return respond.json_bytes(compact(A1111_EMPTY[request.url.path.rpartition("/")[2]]))
@@ -208,16 +219,18 @@ class A1111Routes:
 
     async def options(self, request: Request) -> Response:
         """GET options."""
-        model = self._user(request).model or self._service.catalog.default
-        return respond.json_bytes(a1111.options(model))
+        default = a1111.Settings(self._service.catalog.default)
+        return respond.json_bytes(a1111.options(self._user(request).chosen.over(default)))
 
     async def set_options(self, request: Request) -> Response:
-        """POST options: the checkpoint of later requests to these routes."""
+        """POST options: checkpoint and layers of CLIP of later requests to these routes."""
         body = await forms.read_json(request, self._draw.max_form_bytes)
-        name = a1111.chosen_model(body)
-        if name is not None:
-            spec = await self._service.named(name, "sd_model_checkpoint")
-            self._user(request).model = spec.id
+        chosen = a1111.settings(body)
+        if chosen.model is not None:
+            spec = await self._service.named(chosen.model, "sd_model_checkpoint")
+            chosen = replace(chosen, model=spec.id)
+        user = self._user(request)
+        user.chosen = chosen.over(user.chosen)
         return respond.json_bytes(_NULL)
 
     # --- pictures -------------------------------------------------------------------------------

@@ -51,11 +51,9 @@ A1111_EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
     "face-restorers": [],
     "realesrgan-models": [],
     "prompt-styles": [],
-    "latent-upscale-modes": [],
     "script-info": [],
     "extensions": [],
     "scripts": {"txt2img": [], "img2img": []},
-    "embeddings": {"loaded": {}, "skipped": {}},
     "cmd-flags": {},
 }
 _A1111_POSTS: Final = {
@@ -63,7 +61,7 @@ _A1111_POSTS: Final = {
     "img2img": "Draw over an image, as AUTOMATIC1111 does",
     "interrupt": "Stop the job that runs; its answer has what was finished",
     "skip": "Leave out the last image of the job that runs",
-    "options": "Choose the checkpoint of later requests",
+    "options": "Choose the checkpoint and the layers of CLIP of later requests",
     "png-info": "What is written into an image file",
     "extra-single-image": "Enlarge an image, as AUTOMATIC1111 does",
     "refresh-checkpoints": "Nothing: GET sd-models looks at what is here by itself",
@@ -73,9 +71,11 @@ _A1111_GETS: Final = {
     "samplers": "Samplers by AUTOMATIC1111's names",
     "schedulers": "Schedules by AUTOMATIC1111's names",
     "sd-models": "The catalogue",
-    "options": "The checkpoint, and settings that cannot be changed",
+    "options": "The checkpoint, the layers of CLIP, and settings that cannot be changed",
     "upscalers": "Upscalers of the operator's folder",
     "loras": "LoRAs of the operator's folder",
+    "embeddings": "Embeddings that the checkpoint reads, once it is loaded",
+    "latent-upscale-modes": "What a hires fix may enlarge with, beside plain resizing",
     **dict.fromkeys(A1111_EMPTY, "None of these"),
 }
 

@@ -162,7 +162,7 @@ class OpsRoutes:
             "defaults": _defaults(spec),
             "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
             "capabilities": _capabilities(spec),
-            "embeddings": [*next((w.loaded.embeddings for w in workers if w.loaded), ())],
+            "embeddings": [*self.service.pool.embeddings(spec.id)],
             "device": spec.device,
         }
         if why:

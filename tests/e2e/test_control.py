@@ -95,7 +95,10 @@ def test_a_control_picture_acts_and_leaves_nothing_behind(server: ServerProcess)
     small, large = (pixels(controlled(server, square(inset))) for inset in (24, 4))
     weak = pixels(controlled(server, square(4), control_strength="0.1"))
     none = pixels(controlled(server, square(4), control_strength="0"))
-    edges = pixels(controlled(server, square(4), control_canny="true"))
+    canny = controlled(server, square(4), control_canny="true")
+    told = canny.json()["parameters"]
+    assert (told["control_strength"], told["control_canny"]) == (0.9, True)
+    edges = pixels(canny)
     different = {picture.tobytes() for picture in (plain, small, large, weak, edges)}
     assert len(different) == 5
     assert abs(none - plain).max() <= 1
@@ -153,6 +156,33 @@ def test_clip_skip_acts(server: ServerProcess) -> None:
     plain = drawn(server)
     assert (drawn(server, clip_skip=2) != plain).any()
     assert (drawn(server) == plain).all()
+
+
+def test_automatic1111s_clients_have_both(server: ServerProcess) -> None:
+    """Its list of embeddings, and its setting of CLIP's layers, for one request or all later."""
+    routes = f"{server.url}/sdapi/v1"
+    listed = httpx2.get(f"{routes}/embeddings").json()
+    assert list(listed["loaded"]) == ["glimmer", "brain", "half"]
+
+    def picture(clip_skip: int, **body: Any) -> np.ndarray:
+        """What a txt2img draws, and says about it."""
+        same = {"prompt": BODY["prompt"], "seed": 7, "steps": 2, "width": 64, "height": 64}
+        answer = httpx2.post(f"{routes}/txt2img", json={**same, **body}, timeout=100).json()
+        assert json.loads(answer["info"])["clip_skip"] == clip_skip
+        image = Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
+        assert ("Clip skip: 2" in image.info["parameters"]) == (clip_skip == 2)
+        return np.asarray(image)
+
+    name = "CLIP_stop_at_last_layers"
+    plain = picture(1)
+    skipped = picture(2, override_settings={name: 2})
+    assert (skipped != plain).any()
+    httpx2.post(f"{routes}/options", json={name: 2}).raise_for_status()
+    assert httpx2.get(f"{routes}/options").json()[name] == 2
+    assert (picture(2) == skipped).all()
+    assert (picture(1, override_settings={name: 1}) == plain).all()
+    httpx2.post(f"{routes}/options", json={name: 1}).raise_for_status()
+    assert (picture(1) == plain).all()
 
 
 def test_previews_of_a_tiny_autoencoder(server: ServerProcess) -> None:

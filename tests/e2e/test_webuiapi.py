@@ -262,10 +262,12 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
     assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["None"]
     for empty in (
         api.get_loras, api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers,
-        api.get_realesrgan_models, api.get_prompt_styles, api.get_latent_upscale_modes,
+        api.get_realesrgan_models, api.get_prompt_styles,
     ):  # fmt: skip
         assert empty() == []
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
+    modes = [mode["name"] for mode in api.get_latent_upscale_modes()]
+    assert modes == [mode.value for mode in webuiapi.HiResUpscaler if "Latent" in mode.value]
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.get_cmd_flags() == {}
     assert api.refresh_checkpoints() is None
@@ -276,7 +278,7 @@ def test_options(api: webuiapi.WebUIApi) -> None:
     told = api.get_options()
     assert told["sd_model_checkpoint"] == api.util_get_current_model() == "embedded"
     assert api.set_options(told) is None
-    assert "CLIP_stop_at_last_layers" in api.set_options({"CLIP_stop_at_last_layers": 2})["detail"]
+    assert "CLIP_stop_at_last_layers" in api.set_options({"CLIP_stop_at_last_layers": 0})["detail"]
     missing = api.set_options({"sd_model_checkpoint": "nothing"})
     assert missing["error"]["reason"] == "model_not_found"
     assert missing["errors"] == missing["detail"]

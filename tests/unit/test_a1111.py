@@ -34,6 +34,7 @@ from app.dialects.a1111 import (
     NEUTRAL,
     NEUTRAL_OPTIONS,
     Drawing,
+    Settings,
     Standing,
     parse,
 )
@@ -186,8 +187,8 @@ def test_sampler_index_is_the_older_name() -> None:
         ({"init_images": [PICTURE]}, "init_images", Reason.NOT_SUPPORTED),
         ({"mask": PICTURE}, "mask", Reason.NOT_SUPPORTED),
         (
-            {"override_settings": {"CLIP_stop_at_last_layers": 2}},
-            "override_settings.CLIP_stop_at_last_layers",
+            {"override_settings": {"eta_noise_seed_delta": 2}},
+            "override_settings.eta_noise_seed_delta",
             Reason.NOT_SUPPORTED,
         ),
         ({"override_settings": {"x": 1}}, "override_settings.x", Reason.UNKNOWN_FIELD),
@@ -253,19 +254,44 @@ def test_scripts_that_are_switched_off_pass() -> None:
 def test_the_checkpoint() -> None:
     """The request's own wins over the one chosen earlier, and may be kept for later ones."""
     override = {"override_settings": {"sd_model_checkpoint": "b"}}
-    assert parse({}, over_image=False, model="a").draft.model == "a"
-    own = parse(override, over_image=False, model="a")
-    assert (own.draft.model, own.keep_model) == ("b", False)
+    assert parse({}, over_image=False, earlier=Settings("a")).draft.model == "a"
+    own = parse(override, over_image=False, earlier=Settings("a"))
+    assert (own.draft.model, own.kept) == ("b", Settings())
     kept = parse({**override, "override_settings_restore_afterwards": False}, over_image=False)
-    assert kept.keep_model
+    assert kept.kept == Settings("b")
     assert own.draft.spelled("model") == "sd_model_checkpoint"
+
+
+def test_layers_of_clip() -> None:
+    """The request's own field, its settings', or what was chosen earlier; 1 leaves none out."""
+    name = "CLIP_stop_at_last_layers"
+    earlier = Settings(clip_skip=3)
+    drawing = parse({"override_settings": {name: 2}}, over_image=False, earlier=earlier)
+    assert (drawing.draft.clip_skip, drawing.draft.spelled("clip_skip")) == (2, name)
+    assert parse({}, over_image=False, earlier=earlier).draft.clip_skip == 3
+    none = parse({"override_settings": {name: 1}}, over_image=False, earlier=earlier)
+    assert none.draft.clip_skip is None
+    own = parse({"clip_skip": 4}, over_image=False, earlier=earlier).draft
+    assert (own.clip_skip, own.spelled("clip_skip")) == (4, "clip_skip")
+    assert txt2img(clip_skip=1).draft.clip_skip is None
+    for wrong in (0, 13, "2", 1.5, True):
+        assert refused(override_settings={name: wrong}).param == name
+    assert refused(clip_skip=99).param == "clip_skip"
+
+
+def test_eta() -> None:
+    """1 is what every client sends, with samplers too that add no noise."""
+    assert txt2img(eta=1.0).draft.eta is None
+    assert txt2img(eta=0.3).draft.eta == 0.3
+    assert refused(eta=2).param == "eta"
 
 
 def test_settings_that_pass() -> None:
     """What GET options tells may be posted back as it is."""
-    told = json.loads(a1111.options("m"))
-    assert a1111.chosen_model(told) == "m"
-    assert a1111.chosen_model(dict.fromkeys(IGNORED_OPTIONS, 1)) is None
+    told = json.loads(a1111.options(Settings("m")))
+    assert a1111.settings(told) == Settings("m", 1)
+    assert json.loads(a1111.options(Settings("m", 2)))["CLIP_stop_at_last_layers"] == 2
+    assert a1111.settings(dict.fromkeys(IGNORED_OPTIONS, 1)) == Settings()
     assert set(NEUTRAL_OPTIONS) <= set(told)
 
 

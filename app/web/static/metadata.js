@@ -195,8 +195,18 @@ export function parseParameters(text) {
     prompt: mark ? whole.slice(0, mark.index) : whole,
     negative_prompt: mark ? whole.slice(mark.index + mark[0].length) : "",
   };
-  for (const [, name, value] of pairs) Object.assign(settings, FACTS[name]?.(value.trim()));
+  for (const [, name, value] of pairs) Object.assign(settings, FACTS[name]?.(unquoted(value.trim())));
   return settings;
+}
+
+/** @param {string} value In quotes where it could be taken for two. */
+function unquoted(value) {
+  if (!value.startsWith('"')) return value;
+  try {
+    return String(JSON.parse(value));
+  } catch {
+    return value;
+  }
 }
 
 /**
