@@ -7,18 +7,16 @@ anything is decoded, and only the first frame of an animation is read.
 from __future__ import annotations
 
 import io
-import json
 from typing import Final
 
 import imagesize
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from app import __version__
 from app.core.catalog import Size
 from app.core.errors import InvalidRequest, Reason
 from app.core.pixels import Pixels
-from app.core.request import Fit, GenerationRequest, MaskMode, OutputFormat
+from app.core.request import Fit, MaskMode, OutputFormat
 
 MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
     "png": "image/png",
@@ -243,66 +241,6 @@ def _pixels(image: Image.Image) -> Pixels:
 
 
 # --- to files -------------------------------------------------------------------------------------
-
-
-def parameters_text(request: GenerationRequest, seed: int) -> str:
-    """The parameters of one image in AUTOMATIC1111's form, which many tools read back."""
-    lines = [request.prompt]
-    if request.negative_prompt:
-        lines.append(f"Negative prompt: {request.negative_prompt}")
-    facts = {
-        "Steps": request.steps,
-        "Sampler": request.sampler,
-        "Schedule type": request.schedule,
-        "CFG scale": f"{request.cfg_scale:g}",
-        "Seed": seed,
-        "Size": request.size,
-        "Model": request.model,
-    }
-    if request.guidance is not None:
-        facts["Distilled CFG Scale"] = f"{request.guidance:g}"
-    if request.strength is not None:
-        facts["Denoising strength"] = f"{request.strength:g}"
-    facts |= _powers(request)
-    facts["Version"] = f"sdstream {__version__}"
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items()))
-    return "\n".join(lines)
-
-
-def _powers(request: GenerationRequest) -> dict[str, object]:
-    """The further options of an image, by AUTOMATIC1111's names where it has one."""
-    facts: dict[str, object] = {
-        "Eta": request.eta,
-        "Clip skip": request.clip_skip,
-        "Mask blur": request.mask_blur or None,
-        "Shift": request.flow_shift,
-        "ControlNet weight": request.control_strength,
-        "ControlNet module": "canny" if request.control_canny else None,
-        "Sigmas": ", ".join(f"{level:g}" for level in request.sigmas) or None,
-        "LoRA": ", ".join(f"{name}:{scale:g}" for name, scale in request.loras) or None,
-    }
-    if request.slg is not None:
-        slg = request.slg
-        facts |= {"SLG scale": slg.scale, "SLG start": slg.start, "SLG end": slg.end}
-        facts["SLG layers"] = ", ".join(map(str, slg.layers))
-    if request.cache is not None:
-        numbers = ", ".join(f"{name}={value:g}" for name, value in request.cache.knobs.items())
-        facts |= {"Cache": request.cache.mode, "Cache options": numbers or None}
-    if request.hires is not None:
-        hires = request.hires
-        facts |= {"Hires upscale": hires.width / request.width, "Hires steps": hires.steps}
-        facts |= {"Hires upscaler": hires.upscaler, "Hires denoising strength": hires.strength}
-    if request.upscale is not None:
-        upscale, before = request.upscale, request.hires or request
-        facts["Postprocess upscaler"] = upscale.upscaler
-        facts["Postprocess upscale by"] = upscale.width / before.width
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _quoted(value: object) -> str:
-    """A value as AUTOMATIC1111 writes it: in quotes where it could be taken for two."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if {",", ":", "\n"} & {*text} else text
 
 
 def encode(

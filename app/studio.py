@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from app import images
+from app.core import infotext
 from app.core.errors import InvalidRequest, Reason
 from app.core.job import ImageResult, JobFailed
 from app.core.messages import ImageDrawn, Preview
@@ -201,7 +202,7 @@ class Studio:
         flagged = self._is_flagged(request, picture)
         if flagged:
             picture = images.blank(picture.size)
-        text = images.parameters_text(request, drawn.seed) if self._embed_parameters else None
+        text = infotext.write(request, drawn.seed) if self._embed_parameters else None
         data = images.encode(picture, request.output_format, request.output_compression, text)
         return ImageResult(
             index=drawn.index,

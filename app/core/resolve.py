@@ -247,7 +247,7 @@ def _check_sources(draft: Draft, spec: ModelSpec, sources: Sources) -> None:
         raise InvalidRequest(
             f"The model '{spec.id}' has no ControlNet.",
             reason=Reason.NOT_SUPPORTED,
-            param="control",
+            param=draft.spelled("control"),
         )
     if sources.masked and draft.upscaler is not None:
         # What the mask keeps is kept exactly, which enlarging cannot.

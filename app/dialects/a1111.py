@@ -1,605 +1,42 @@
-"""AUTOMATIC1111's API (/sdapi/v1): its JSON to a draft, and a job to its JSON.
-
-Clients of this API send every option there is, most of them at values that do nothing. So a field
-is one of four: it says what to draw; it is harmless (``IGNORED``); it would change the picture in
-ways that are not built here and is taken at its neutral value only (``NEUTRAL``); or it is refused
-as unknown.
+"""AUTOMATIC1111's answers (/sdapi/v1): a job to its JSON, its progress, and lists of what there is.
 
 Deliberate oddities:
 
-1. ``inpaint_full_res`` and ``inpainting_fill`` 0 are what every client sends with a mask, and have
-   no counterpart: they are taken, and the answer's ``warnings`` say that they did nothing.
-2. A batch is drawn image by image, so ``job_count`` counts images where A1111 counts batches.
-3. An interrupted job is no error here: its answer has the images that were finished.
-4. An opaque part of a mask with transparency is what is painted, the reverse of OpenAI's masks.
-5. ``error`` in the body of errors is this server's object and not a word; ``detail``, ``body`` and
+1. A batch is drawn image by image, so ``job_count`` counts images where A1111 counts batches.
+2. An interrupted job is no error here: its answer has the images that were finished.
+3. ``error`` in the body of errors is this server's object and not a word; ``detail``, ``body`` and
    ``errors`` are A1111's.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Final
 
 from app import __version__
-from app.core.errors import ImageServiceError, InvalidRequest, Reason
+from app.core import infotext
+from app.core.errors import ImageServiceError
 from app.core.job import ImageReady, ImageResult, Job, JobStatus, PreviewReady, Running
 from app.core.messages import Phase
-from app.core.pixels import SourceFile, SourceFiles
-from app.core.request import MAX_IMAGES, Draft, Fit
-from app.core.samplers import sampler_named, schedule_named
-from app.dialects import openai
+from app.dialects.a1111_request import (
+    CHECKPOINT,
+    CLIP_SKIP,
+    LATENT_UPSCALERS,
+    NEUTRAL_OPTIONS,
+    SAMPLER_NAMES,
+    SCHEDULE_NAMES,
+    Drawing,
+    Settings,
+)
 from app.dialects.shapes import JsonObject, compact, error_body, with_base64
 
 #: Pictures between the steps of an image, at most, for ``current_image``. They are made when
 #: somebody asks: where a model has no cheap projection each is a decoding of the whole picture,
 #: which for small models takes as long as all of the steps.
 PICTURES: Final = 4
-
-#: A1111's name -> this server's, and other spellings.
-_SAMPLERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "Euler a": ("euler_a", ("k_euler_a", "k_euler_ancestral")),
-    "Euler": ("euler", ("k_euler",)),
-    "Heun": ("heun", ("k_heun",)),
-    "DPM2": ("dpm2", ("k_dpm_2",)),
-    "DPM++ 2S a": ("dpm++2s_a", ("k_dpmpp_2s_a",)),
-    "DPM++ 2M": ("dpm++2m", ("k_dpmpp_2m",)),
-    "DPM++ 2M v2": ("dpm++2mv2", ()),
-    "LCM": ("lcm", ("k_lcm",)),
-    "DDIM": ("ddim_trailing", ("ddim",)),
-    "iPNDM": ("ipndm", ()),
-    "iPNDM_v": ("ipndm_v", ()),
-    "TCD": ("tcd", ()),
-    "RES multistep": ("res_multistep", ()),
-    "RES 2s": ("res_2s", ()),
-    "ER-SDE": ("er_sde", ()),
-}
-
-#: A1111's name -> its label, this server's name, and other spellings.
-_SCHEDULERS: Final[Mapping[str, tuple[str, str | None, tuple[str, ...]]]] = {
-    "automatic": ("Automatic", None, ()),
-    "uniform": ("Uniform", "discrete", ("normal",)),
-    "karras": ("Karras", "karras", ()),
-    "exponential": ("Exponential", "exponential", ()),
-    "sgm_uniform": ("SGM Uniform", "sgm_uniform", ("SGMUniform",)),
-    "kl_optimal": ("KL Optimal", "kl_optimal", ()),
-    "align_your_steps": ("Align Your Steps", "ays", ()),
-    "simple": ("Simple", "simple", ()),
-    "gits": ("GITS", "gits", ()),
-    "smoothstep": ("Smoothstep", "smoothstep", ()),
-    "lcm": ("LCM", "lcm", ()),
-    "bong_tangent": ("Bong Tangent", "bong_tangent", ()),
-}
-
-_SAMPLER_SPELLINGS: Final = {
-    spelling.lower(): ours
-    for name, (ours, others) in _SAMPLERS.items()
-    for spelling in (name, ours, *others)
-}
-_SCHEDULER_SPELLINGS: Final = {
-    spelling.lower(): ours
-    for name, (label, ours, others) in _SCHEDULERS.items()
-    for spelling in (name, label, *others)
-}
-
-#: What to draw, spelled as openai.parse knows it.
-_DRAWN: Final = (
-    "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "distilled_cfg_scale",
-    "width", "height",
-)  # fmt: skip
-
-#: Would change the picture, so these values only; all of them mean "off".
-NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    "styles": ([],),
-    "subseed_strength": (0,),
-    "seed_resize_from_h": (0, -1),
-    "seed_resize_from_w": (0, -1),
-    "restore_faces": (False,),
-    "tiling": (False,),
-    "s_churn": (0,),
-    "s_noise": (1,),
-    "s_min_uncond": (0,),
-    "firstphase_width": (0,),
-    "firstphase_height": (0,),
-    "firstpass_image": ("",),
-    "refiner_checkpoint": ("", "None"),
-    "script_name": ("", "None"),
-    "infotext": ("",),
-    "initial_noise_multiplier": (1,),
-    "latent_mask": ("",),
-    "mask_round": (True,),
-}
-
-#: Harmless: about saving and bookkeeping, or of a feature that NEUTRAL says is off.
-IGNORED: Final = frozenset(
-    {
-        "do_not_save_samples", "do_not_save_grid", "save_images", "comments", "force_task_id",
-        "subseed", "s_tmin", "s_tmax", "refiner_switch_at", "script_args", "image_cfg_scale",
-        "disable_extra_networks", "inpaint_full_res_padding",
-        "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt",
-        "hr_negative_prompt", "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
-    }
-)  # fmt: skip
-
-#: Settings of the whole server that would change pictures; the first value is the one told.
-NEUTRAL_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
-    "sd_vae": ("Automatic", "None", ""),
-    "eta_noise_seed_delta": (0,),
-    "initial_noise_multiplier": (1.0,),
-    "img2img_color_correction": (False,),
-    "samples_format": ("png",),
-    "forge_additional_modules": ([],),
-}
-
-#: Harmless settings: saving on the server's disk, and how often the original makes previews.
-IGNORED_OPTIONS: Final = frozenset(
-    {
-        "samples_save", "grid_save", "save_to_dirs", "return_grid", "jpeg_quality",
-        "live_previews_enable", "show_progress_every_n_steps", "show_progress_type",
-        "do_not_show_images",
-    }
-)  # fmt: skip
-
-_CHECKPOINT: Final = "sd_model_checkpoint"
-_CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
-_MAX_SKIP: Final = 12
-
-#: Fields of a second pass that would make it another picture.
-_SECOND_PASS_OF_ITS_OWN: Final = (
-    "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt",
-    "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
-)  # fmt: skip
-
-#: AUTOMATIC1111's name -> the runtime's.
-_LATENT_UPSCALERS: Final = {
-    "Latent": "latent",
-    "Latent (antialiased)": "latent-antialiased",
-    "Latent (bicubic)": "latent-bicubic",
-    "Latent (bicubic antialiased)": "latent-bicubic-antialiased",
-    "Latent (nearest)": "latent-nearest",
-    "Latent (nearest-exact)": "latent-nearest-exact",
-}
-_HIRES_UPSCALERS: Final = {**_LATENT_UPSCALERS, "Lanczos": "lanczos", "Nearest": "nearest"}
-
-#: How extra-single-image spells what it asks for.
-_EXTRA_SPELLING: Final = {"upscaler": "upscaler_1", "upscale": "upscaling_resize"}
-
-#: Would make another picture of it, so these values only.
-_EXTRA_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    "resize_mode": (0,),
-    "gfpgan_visibility": (0,),
-    "codeformer_visibility": (0,),
-    "upscaler_2": ("None", ""),
-    "extras_upscaler_2_visibility": (0,),
-}
-_EXTRA_IGNORED: Final = frozenset(
-    {
-        "show_extras_results", "codeformer_weight", "upscaling_resize_w", "upscaling_resize_h",
-        "upscaling_crop", "upscale_first",
-    }
-)  # fmt: skip
-
-_FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
-
-#: What A1111 takes when an img2img says nothing.
-_STRENGTH: Final = 0.75
-
-_NETWORK_TAG: Final = re.compile(r"<(?:lyco|hypernet):", re.IGNORECASE)
-_DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},")
-
-#: One "Name: value" of the last line of a parameters text; values with commas are quoted. The
-#: name is bounded, else a long line without a colon would take quadratic time.
-_PARAMETER: Final = re.compile(r'([^\s:,"][^:,"]{0,63}):\s*("(?:[^"\\]|\\.)*"|[^,"]*)')
-#: Characters of that line; a longer one holds no parameters.
-_MAX_FACTS: Final = 65_536
-_NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
-_SIZE: Final = re.compile(r"(\d+)x(\d+)")
-
-
-# --- requests -------------------------------------------------------------------------------------
-
-
-class _Fields(BaseModel):
-    """The fields with a meaning of their own here; the others go to openai.parse or nowhere."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    batch_size: int = Field(1, ge=1, le=MAX_IMAGES)
-    n_iter: int = Field(1, ge=1, le=MAX_IMAGES)
-    sampler_name: str = ""
-    sampler_index: str = ""
-    scheduler: str = ""
-    send_images: bool = True
-    override_settings: Mapping[str, Any] = Field(default_factory=dict)
-    override_settings_restore_afterwards: bool = True
-    alwayson_scripts: Mapping[str, Any] = Field(default_factory=dict)
-    init_images: tuple[str, ...] = ()
-    mask: str = ""
-    include_init_images: bool = False
-    denoising_strength: float | None = Field(None, ge=0, le=1)
-    resize_mode: int = Field(0, ge=0, le=3)
-    mask_blur: float | None = None
-    mask_blur_x: float | None = None
-    mask_blur_y: float | None = None
-    inpainting_fill: int | None = Field(None, ge=0, le=3)
-    inpaint_full_res: bool = False
-    inpainting_mask_invert: bool = False
-    enable_hr: bool = False
-    hr_scale: float = 2.0
-    hr_upscaler: str = "Latent"
-    hr_second_pass_steps: int = 0
-    hr_resize_x: int = 0
-    hr_resize_y: int = 0
-    eta: float | None = None
-    clip_skip: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What options choose, of one request or of all later ones; None is what it was.
-
-    Attributes:
-        model: The checkpoint.
-        clip_skip: Layers of CLIP to leave out, from 1 for none.
-    """
-
-    model: str | None = None
-    clip_skip: int | None = None
-
-    def over(self, earlier: Settings) -> Settings:
-        """These where they say something, else the earlier ones."""
-        clip_skip = earlier.clip_skip if self.clip_skip is None else self.clip_skip
-        return Settings(self.model or earlier.model, clip_skip)
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A parsed txt2img or img2img.
-
-    Attributes:
-        draft: What to draw.
-        files: The input pictures of an img2img.
-        echo: What the answer repeats as ``parameters``.
-        batch_size: Images of one batch, for the answer.
-        send_images: The answer has the images.
-        kept: Settings that later requests use too.
-        warnings: Sentences on options that were taken and do nothing.
-    """
-
-    draft: Draft
-    files: SourceFiles | None
-    echo: JsonObject
-    batch_size: int
-    send_images: bool
-    kept: Settings = Settings()
-    warnings: tuple[str, ...] = ()
-
-
-def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Settings()) -> Drawing:
-    """Read a txt2img or an img2img.
-
-    Args:
-        body: The client's object.
-        over_image: It is an img2img.
-        earlier: What earlier requests chose for later ones.
-
-    Raises:
-        InvalidRequest: Names the field as the client spelled it.
-    """
-    given = {name: value for name, value in body.items() if value is not None}
-    fields = _fields(given)
-    _refuse_scripts(fields)
-    _refuse_networks(given)
-    if not over_image and (fields.init_images or fields.mask):
-        raise InvalidRequest(
-            "Input images are for /sdapi/v1/img2img.",
-            reason=Reason.NOT_SUPPORTED,
-            param="init_images" if fields.init_images else "mask",
-        )
-    canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
-    canonical["prompt"] = canonical.get("prompt", "")
-    canonical |= _sampling(fields) | _count(fields)
-    if fields.enable_hr:
-        canonical |= _second_pass(fields, given)
-    override = settings(fields.override_settings, "override_settings")
-    chosen = override.over(earlier)
-    if chosen.model is not None:
-        canonical["model"] = chosen.model
-    clip_skip = chosen.clip_skip if fields.clip_skip is None else fields.clip_skip
-    # The values that every client sends, with models and samplers for which they mean nothing.
-    if clip_skip not in (None, 1):
-        canonical["clip_skip"] = clip_skip
-    if fields.eta not in (None, 1):
-        canonical["eta"] = fields.eta
-    files = _files(fields) if over_image else None
-    if files is not None:
-        canonical |= _over_image(fields)
-    return Drawing(
-        draft=_draft(canonical, own_clip_skip=fields.clip_skip is not None),
-        files=files,
-        echo=_echo(body, fields),
-        batch_size=fields.batch_size,
-        send_images=fields.send_images,
-        kept=Settings() if fields.override_settings_restore_afterwards else override,
-        warnings=_warnings(fields) if files is not None and files.mask is not None else (),
-    )
-
-
-def settings(options: Mapping[str, Any], where: str = "") -> Settings:
-    """What options choose.
-
-    Raises:
-        InvalidRequest: An option that would change pictures and cannot be had.
-    """
-    prefix = f"{where}." if where else ""
-    for name, value in options.items():
-        if value is None or name in (_CHECKPOINT, _CLIP_SKIP) or name in IGNORED_OPTIONS:
-            continue
-        if name not in NEUTRAL_OPTIONS:
-            raise openai.unknown(prefix + name)
-        if value not in NEUTRAL_OPTIONS[name]:
-            raise _only(prefix + name, NEUTRAL_OPTIONS[name][0])
-    model, clip_skip = options.get(_CHECKPOINT), options.get(_CLIP_SKIP)
-    if model is not None and not isinstance(model, str):
-        raise InvalidRequest(f"'{prefix}{_CHECKPOINT}' must be a string.", param=_CHECKPOINT)
-    if clip_skip is not None and (type(clip_skip) is not int or not 1 <= clip_skip <= _MAX_SKIP):
-        raise InvalidRequest(
-            f"'{prefix}{_CLIP_SKIP}' must be a whole number from 1 to {_MAX_SKIP}.",
-            param=_CLIP_SKIP,
-        )
-    return Settings(model, clip_skip)
-
-
-def image_field(body: Mapping[str, Any]) -> SourceFile:
-    """The file under ``image`` of a png-info.
-
-    Raises:
-        InvalidRequest: It is missing, or no base64.
-    """
-    for name in body:
-        if name != "image":
-            raise openai.unknown(name)
-    if not isinstance(body.get("image"), str):
-        raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
-    return _file("image", body["image"].strip())
-
-
-def _fields(given: Mapping[str, Any]) -> _Fields:
-    own: JsonObject = {}
-    for name, value in given.items():
-        if name in _Fields.model_fields:
-            own[name] = value
-        elif name in NEUTRAL:
-            if value not in NEUTRAL[name]:
-                raise _only(name, NEUTRAL[name][0])
-        elif name not in _DRAWN and name not in IGNORED:
-            raise openai.unknown(name)
-    try:
-        return _Fields.model_validate(own)
-    except ValidationError as error:
-        raise openai.invalid(error, {}) from None
-
-
-def _only(name: str, neutral: object) -> InvalidRequest:
-    return InvalidRequest(
-        f"'{name[:64]}' can only be {json.dumps(neutral)} here.",
-        reason=Reason.NOT_SUPPORTED,
-        param=name[:64],
-    )
-
-
-def _refuse_scripts(fields: _Fields) -> None:
-    """Scripts that are switched off may come along: webuiapi sends [] or [False] for them."""
-    for name, script in fields.alwayson_scripts.items():
-        arguments = script.get("args") if isinstance(script, Mapping) else script
-        if arguments and (not isinstance(arguments, Sequence) or any(arguments)):
-            raise InvalidRequest(
-                f"'alwayson_scripts': there is no script '{name[:64]}'.",
-                reason=Reason.NOT_SUPPORTED,
-                param="alwayson_scripts",
-            )
-
-
-def _refuse_networks(given: Mapping[str, Any]) -> None:
-    """Options in the guise of text; <lora:…> is read where the prompt is."""
-    for name in ("prompt", "negative_prompt"):
-        if isinstance(given.get(name), str) and _NETWORK_TAG.search(given[name]):
-            raise InvalidRequest(
-                f"'{name}': LyCORIS and hypernetworks are not supported.",
-                reason=Reason.NOT_SUPPORTED,
-                param=name,
-            )
-
-
-def _sampling(fields: _Fields) -> JsonObject:
-    """Sampler and schedule; older clients name both in one, "DPM++ 2M Karras"."""
-    # webuiapi fills the deprecated sampler_index with its default whatever sampler_name says.
-    name = fields.sampler_name or fields.sampler_index
-    schedule = _schedule(fields.scheduler)
-    found: JsonObject = {}
-    if name:
-        sampler, implied = _sampler(name)
-        if schedule and implied and schedule != implied:
-            raise InvalidRequest(
-                f"'sampler_name' {name[:64]} and 'scheduler' {fields.scheduler[:64]} differ.",
-                reason=Reason.CONFLICTING_FIELDS,
-                param="scheduler",
-            )
-        schedule = schedule or implied
-        found["sampler_name"] = sampler
-    if schedule:
-        found["scheduler"] = schedule
-    return found
-
-
-def _sampler(name: str) -> tuple[str, str | None]:
-    key = name.strip().lower()
-    found = _SAMPLER_SPELLINGS.get(key) or sampler_named(key)
-    if found:
-        return found, None
-    for ending, schedule in _SCHEDULER_SPELLINGS.items():
-        found = _SAMPLER_SPELLINGS.get(key.removesuffix(f" {ending}"))
-        if found:
-            return found, schedule
-    raise InvalidRequest(
-        f"'sampler_name': unknown sampler '{name[:64]}'; there are {', '.join(_SAMPLERS)}.",
-        param="sampler_name",
-    )
-
-
-def _schedule(name: str) -> str | None:
-    key = name.strip().lower()
-    if not key:
-        return None
-    if key in _SCHEDULER_SPELLINGS:
-        return _SCHEDULER_SPELLINGS[key]
-    found = schedule_named(key)
-    if found is None:
-        raise InvalidRequest(
-            f"'scheduler': unknown scheduler '{name[:64]}'; there are {', '.join(_SCHEDULERS)}.",
-            param="scheduler",
-        )
-    return found
-
-
-def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
-    """The hires fix: its scale, and not a size; the same model, sampler and prompt."""
-    for name in (*_SECOND_PASS_OF_ITS_OWN, "hr_resize_x", "hr_resize_y"):
-        if given.get(name) not in (None, "", 0, [], "Use same checkpoint", "Use same sampler",
-                                   "Use same scheduler"):  # fmt: skip
-            raise InvalidRequest(
-                f"'{name}' is not supported: the second pass differs in its size only.",
-                reason=Reason.NOT_SUPPORTED,
-                param=name,
-            )
-    wanted = fields.hr_upscaler.strip().lower()
-    upscaler = next((ours for name, ours in _HIRES_UPSCALERS.items() if name.lower() == wanted), "")
-    if not upscaler:
-        raise InvalidRequest(
-            f"'hr_upscaler': unknown upscaler '{fields.hr_upscaler[:64]}'; there are "
-            f"{', '.join(_HIRES_UPSCALERS)}.",
-            param="hr_upscaler",
-        )
-    found: JsonObject = {"hires_scale": fields.hr_scale, "hires_upscaler": upscaler}
-    if fields.hr_second_pass_steps:
-        found["hires_steps"] = fields.hr_second_pass_steps
-    if fields.denoising_strength is not None:
-        found["hires_strength"] = fields.denoising_strength
-    return found
-
-
-def _count(fields: _Fields) -> JsonObject:
-    images = fields.batch_size * fields.n_iter
-    if images > MAX_IMAGES:
-        raise InvalidRequest(
-            f"'batch_size' times 'n_iter' can be {MAX_IMAGES} at most, not {images}.",
-            param="batch_size",
-        )
-    return {"batch_size": images}
-
-
-def _draft(canonical: Mapping[str, Any], *, own_clip_skip: bool) -> Draft:
-    draft = openai.parse(canonical).draft
-    spelling = {**draft.spelling, "model": _CHECKPOINT, "fit": "resize_mode"}
-    if not own_clip_skip:
-        spelling["clip_skip"] = _CLIP_SKIP
-    spelling |= {"hires_scale": "hr_scale", "hires_steps": "hr_second_pass_steps"}
-    spelling["hires_strength"] = "denoising_strength"
-    return draft.model_copy(update={"spelling": spelling})
-
-
-# --- requests: input pictures ---------------------------------------------------------------------
-
-
-def _files(fields: _Fields) -> SourceFiles:
-    if not fields.init_images:
-        raise InvalidRequest(
-            "'init_images' is required.", reason=Reason.MISSING_FIELD, param="init_images"
-        )
-    if len(fields.init_images) > 1:
-        raise InvalidRequest(
-            "'init_images' can hold one image here.",
-            reason=Reason.NOT_SUPPORTED,
-            param="init_images",
-        )
-    return SourceFiles(
-        images=(_file("init_images", fields.init_images[0]),),
-        mask=_file("mask", fields.mask) if fields.mask else None,
-        inverted_mask=fields.inpainting_mask_invert,
-    )
-
-
-def _file(param: str, text: str) -> SourceFile:
-    """A file from base64, with or without a data: prefix."""
-    prefix = _DATA_URL.match(text)
-    try:
-        data = binascii.a2b_base64(text[prefix.end() :] if prefix else text)
-    except (binascii.Error, ValueError):
-        data = b""
-    if not data:
-        raise InvalidRequest(
-            f"Invalid image: '{param}' is no base64.", reason=Reason.INVALID_IMAGE, param=param
-        )
-    return SourceFile(param, data)
-
-
-def _over_image(fields: _Fields) -> JsonObject:
-    if fields.resize_mode == len(_FITS):
-        raise InvalidRequest(
-            "'resize_mode' 3 (latent upscale) cannot be had; there are 0, 1 and 2.",
-            reason=Reason.NOT_SUPPORTED,
-            param="resize_mode",
-        )
-    chosen: JsonObject = {"fit": _FITS[fields.resize_mode]}
-    if fields.denoising_strength is not None:
-        chosen["denoising_strength"] = fields.denoising_strength
-    if fields.mask:
-        chosen.setdefault("denoising_strength", _STRENGTH)
-        chosen |= {"mask_mode": "opacity", "mask_blur": _blur(fields)}
-        if fields.inpainting_fill in (2, 3):
-            raise InvalidRequest(
-                "'inpainting_fill' can be 0 or 1 here: drawing starts from the image as it is.",
-                reason=Reason.NOT_SUPPORTED,
-                param="inpainting_fill",
-            )
-    return chosen
-
-
-def _blur(fields: _Fields) -> float:
-    ways = [fields.mask_blur, fields.mask_blur_x, fields.mask_blur_y]
-    given = {way for way in ways if way is not None}
-    if len(given) > 1:
-        raise InvalidRequest(
-            "'mask_blur', 'mask_blur_x' and 'mask_blur_y' must be the same here.",
-            reason=Reason.NOT_SUPPORTED,
-            param="mask_blur_x" if fields.mask_blur_x is not None else "mask_blur_y",
-        )
-    return next(iter(given), 0.0)
-
-
-def _warnings(fields: _Fields) -> tuple[str, ...]:
-    warnings = []
-    if fields.inpainting_fill == 0:
-        warnings.append("inpainting_fill 0 acts as 1: drawing starts from the image as it is.")
-    if fields.inpaint_full_res:
-        warnings.append("inpaint_full_res has no effect: the whole picture is drawn, then masked.")
-    return tuple(warnings)
-
-
-def _echo(body: Mapping[str, Any], fields: _Fields) -> JsonObject:
-    """The request, with its pictures only if the client wants them back."""
-    echo = dict(body)
-    if not fields.include_init_images:
-        echo |= {name: None for name in ("init_images", "mask") if name in body}
-    return echo
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -697,11 +134,11 @@ def _info(
 
 
 def _label(sampler: str) -> str:
-    return next(name for name, (ours, _) in _SAMPLERS.items() if ours == sampler)
+    return next(name for name, (ours, _) in SAMPLER_NAMES.items() if ours == sampler)
 
 
 def _scheduler_label(schedule: str) -> str:
-    labels = (label for label, ours, _ in _SCHEDULERS.values() if ours == schedule)
+    labels = (label for label, ours, _ in SCHEDULE_NAMES.values() if ours == schedule)
     return next(labels, "Automatic")
 
 
@@ -833,7 +270,7 @@ def samplers() -> bytes:
     return compact(
         [
             {"name": name, "aliases": [ours, *others], "options": {}}
-            for name, (ours, others) in _SAMPLERS.items()
+            for name, (ours, others) in SAMPLER_NAMES.items()
         ]
     )
 
@@ -849,7 +286,7 @@ def schedulers() -> bytes:
                 "default_rho": -1,
                 "need_inner_model": False,
             }
-            for name, (label, ours, others) in _SCHEDULERS.items()
+            for name, (label, ours, others) in SCHEDULE_NAMES.items()
         ]
     )
 
@@ -878,7 +315,7 @@ def loras(names: Iterable[str]) -> bytes:
 
 def latent_upscale_modes() -> bytes:
     """GET latent-upscale-modes: what a hires fix may enlarge with, beside plain resizing."""
-    return compact([{"name": name} for name in _LATENT_UPSCALERS])
+    return compact([{"name": name} for name in LATENT_UPSCALERS])
 
 
 def embeddings(words: Iterable[str]) -> bytes:
@@ -895,37 +332,6 @@ def upscalers(factors: Mapping[str, int]) -> bytes:
     return compact([none, *there])
 
 
-def parse_extra(body: Mapping[str, Any]) -> tuple[Draft, SourceFile]:
-    """The JSON of an extra-single-image: how to enlarge which picture.
-
-    Raises:
-        InvalidRequest: Names the field.
-    """
-    given = {name: value for name, value in body.items() if value is not None}
-    file = image_field({name: value for name, value in given.items() if name == "image"})
-    for name, value in given.items():
-        if name in _EXTRA_NEUTRAL and value not in _EXTRA_NEUTRAL[name]:
-            raise _only(name, _EXTRA_NEUTRAL[name][0])
-        if name not in (*_EXTRA_NEUTRAL, *_EXTRA_IGNORED, *_EXTRA_SPELLING.values(), "image"):
-            raise openai.unknown(name)
-    chosen = given.get("upscaler_1", "None")
-    if chosen == "None":
-        raise InvalidRequest(
-            "'upscaler_1' is required.", reason=Reason.MISSING_FIELD, param="upscaler_1"
-        )
-    try:
-        draft = Draft(
-            prompt="",
-            upscaler=chosen,
-            upscale=given.get("upscaling_resize", 2.0),
-            only_upscale=True,
-            spelling=_EXTRA_SPELLING,
-        )
-    except ValidationError as error:
-        raise openai.invalid(error, _EXTRA_SPELLING) from None
-    return draft, file
-
-
 def extra_answer(job: Job) -> bytes:
     """The JSON of a finished extra-single-image."""
     return with_base64({"html_info": ""}, "image", "", job.images[0].content)
@@ -934,7 +340,7 @@ def extra_answer(job: Job) -> bytes:
 def options(chosen: Settings) -> bytes:
     """GET options: the ones that a POST knows."""
     fixed = {name: values[0] for name, values in NEUTRAL_OPTIONS.items()}
-    own = {_CHECKPOINT: chosen.model, "sd_checkpoint_hash": None, _CLIP_SKIP: chosen.clip_skip or 1}
+    own = {CHECKPOINT: chosen.model, "sd_checkpoint_hash": None, CLIP_SKIP: chosen.clip_skip or 1}
     return compact({**own, **fixed})
 
 
@@ -946,30 +352,4 @@ def png_info(texts: Mapping[str, str]) -> bytes:
     """
     text = texts.get("parameters", "")
     items = {name: value for name, value in texts.items() if name != "parameters"}
-    return compact({"info": text, "items": items, "parameters": parse_infotext(text)})
-
-
-def parse_infotext(text: str) -> dict[str, str]:
-    """Names and values of a parameters text; a size comes as NAME-1 and NAME-2."""
-    if not text.strip():
-        return {}
-    before, _, last = text.strip().rpartition("\n")
-    pairs = _PARAMETER.findall(last) if len(last) <= _MAX_FACTS else []
-    if len(pairs) < 3:
-        before, pairs = text.strip(), []
-    prompt, *negative = _NEGATIVE.split(before, maxsplit=1)
-    found = {"Prompt": prompt.strip(), "Negative prompt": "".join(negative).strip()}
-    for name, value in pairs:
-        size = _SIZE.fullmatch(value)
-        if size:
-            found |= {f"{name}-1": size[1], f"{name}-2": size[2]}
-        else:
-            found[name] = _unquoted(value.strip())
-    return found
-
-
-def _unquoted(value: str) -> str:
-    try:
-        return str(json.loads(value)) if value.startswith('"') else value
-    except ValueError:
-        return value
+    return compact({"info": text, "items": items, "parameters": infotext.read(text)})

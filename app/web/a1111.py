@@ -17,17 +17,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app import images
+from app.core import infotext
 from app.core.errors import InvalidRequest, Reason
 from app.core.job import JobStatus
 from app.core.pixels import SourceFiles
-from app.dialects import a1111
+from app.dialects import a1111, a1111_controlnet, a1111_request
+from app.dialects.a1111_request import Settings
 from app.dialects.openai import Ask, ReplyOptions
 from app.dialects.shapes import compact
 from app.service import LiveJob
 from app.web import forms, respond
 from app.web.generate import ImageRoutes, wants_no_wait
-from app.web.openapi import A1111_EMPTY, A1111_PREFIX
+from app.web.openapi import A1111_EMPTY, A1111_PREFIX, CONTROLNET_PREFIX
 
 _NULL: Final = b"null"
 
@@ -53,7 +54,7 @@ class _User:
 
     runs: list[_Run] = field(default_factory=list)
     idle: a1111.Standing = field(default_factory=a1111.Standing)
-    chosen: a1111.Settings = field(default_factory=a1111.Settings)
+    chosen: Settings = field(default_factory=Settings)
 
     @property
     def current(self) -> _Run | None:
@@ -93,7 +94,9 @@ class A1111Routes:
             "latent-upscale-modes": self.latent_upscale_modes,
             **dict.fromkeys(A1111_EMPTY, self.empty),
         }
+        lists = dict.fromkeys(a1111_controlnet.LISTS, self.control_net)
         return [
+            *(Route(CONTROLNET_PREFIX + name, do, methods=["GET"]) for name, do in lists.items()),
             *(Route(A1111_PREFIX + name, do, methods=["POST"]) for name, do in posts.items()),
             *(Route(A1111_PREFIX + name, do, methods=["GET"]) for name, do in gets.items()),
         ]
@@ -111,7 +114,11 @@ class A1111Routes:
     async def _answer(self, request: Request, *, over_image: bool) -> Response:
         body = await forms.read_json(request, self._draw.max_form_bytes)
         user = self._user(request)
-        drawing = a1111.parse(body, over_image=over_image, earlier=user.chosen)
+        drawing = a1111_request.parse(body, over_image=over_image, earlier=user.chosen)
+        if drawing.control is not None:
+            model = drawing.draft.model or self._service.catalog.default
+            spec = await self._service.named(model, "sd_model_checkpoint")
+            a1111_controlnet.check_model(drawing.control, spec)
         ask = Ask(drawing.draft, ReplyOptions.model_validate({}), drawing.files)
         live = await self._draw.submit(request, ask)
         user.chosen = drawing.kept.over(user.chosen)
@@ -131,9 +138,7 @@ class A1111Routes:
         stopped = job.status is JobStatus.CANCELLED and (run.interrupted or run.skipped)
         if error is not None and not stopped:
             return respond.failure(error, headers, request.url.path)
-        texts = [
-            images.parameters_text(job.request, job.images[i].seed) for i in sorted(job.images)
-        ]
+        texts = [infotext.write(job.request, job.images[i].seed) for i in sorted(job.images)]
         return respond.json_bytes(a1111.answer(job, drawing, texts), headers)
 
     async def progress(self, request: Request) -> Response:
@@ -207,6 +212,12 @@ class A1111Routes:
         words = self._service.pool.embeddings(model)
         return respond.json_bytes(a1111.embeddings(words))
 
+    async def control_net(self, request: Request) -> Response:
+        """GET of a list of the ControlNet extension's."""
+        catalog = await self._service.look_again()
+        name = request.url.path.rpartition("/")[2]
+        return respond.json_bytes(a1111_controlnet.listing(name, catalog.models.values()))
+
     async def latent_upscale_modes(self, _request: Request) -> Response:
         """GET latent-upscale-modes."""
         return respond.json_bytes(a1111.latent_upscale_modes())
@@ -219,13 +230,13 @@ class A1111Routes:
 
     async def options(self, request: Request) -> Response:
         """GET options."""
-        default = a1111.Settings(self._service.catalog.default)
+        default = Settings(self._service.catalog.default)
         return respond.json_bytes(a1111.options(self._user(request).chosen.over(default)))
 
     async def set_options(self, request: Request) -> Response:
         """POST options: checkpoint and layers of CLIP of later requests to these routes."""
         body = await forms.read_json(request, self._draw.max_form_bytes)
-        chosen = a1111.settings(body)
+        chosen = a1111_request.settings(body)
         if chosen.model is not None:
             spec = await self._service.named(chosen.model, "sd_model_checkpoint")
             chosen = replace(chosen, model=spec.id)
@@ -238,13 +249,13 @@ class A1111Routes:
     async def png_info(self, request: Request) -> Response:
         """POST png-info: what is written into an image file."""
         body = await forms.read_json(request, self._draw.max_form_bytes)
-        texts = await self._service.studio.texts(a1111.image_field(body))
+        texts = await self._service.studio.texts(a1111_request.image_field(body))
         return respond.json_bytes(a1111.png_info(texts))
 
     async def extra_single_image(self, request: Request) -> Response:
         """POST extra-single-image: enlarge a picture."""
         body = await forms.read_json(request, self._draw.max_form_bytes)
-        draft, file = a1111.parse_extra(body)
+        draft, file = a1111_request.parse_extra(body)
         ask = Ask(draft, ReplyOptions.model_validate({}), SourceFiles((file,)))
         live = await self._draw.submit(request, ask)
         if wants_no_wait(request):

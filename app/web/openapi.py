@@ -24,6 +24,7 @@ from app.core.errors import (
     UnsupportedMediaType,
 )
 from app.core.request import Draft
+from app.dialects import a1111_controlnet
 from app.dialects.openai import ALIASES, FOREIGN_FIELDS, INTERNAL_FIELDS, Foreign, ReplyOptions
 
 #: The two in the middle are GPUStack's, the last one is OpenVINO Model Server's.
@@ -44,6 +45,7 @@ FIREWORKS_PATHS: Final = (
     "/inference/v1/image_generation/accounts/fireworks/models/{model}",
 )
 A1111_PREFIX: Final = "/sdapi/v1/"
+CONTROLNET_PREFIX: Final = "/controlnet/"
 #: What AUTOMATIC1111's clients ask for and this server has none of -> what is answered.
 A1111_EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
     "sd-vae": [],
@@ -288,6 +290,9 @@ def _a1111() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for name, summary in _A1111_GETS.items():
         paths.setdefault(A1111_PREFIX + name, {})["get"] = _get(summary, _json())
+    for name in a1111_controlnet.LISTS:
+        summary = f"{name} of AUTOMATIC1111's ControlNet extension"
+        paths[CONTROLNET_PREFIX + name] = {"get": _get(summary, _json())}
     errors = {str(kind.status): _error(kind) for kind in _GENERATION_ERRORS}
     for name, summary in _A1111_POSTS.items():
         answer = {"200": {"description": summary, "content": _json()}}

@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import webuiapi
 import yaml
 from PIL import Image, ImageDraw
 
@@ -123,6 +124,25 @@ def test_its_options_need_a_control_picture(server: ServerProcess, option: str) 
     """Alone they would do nothing."""
     answer = server.post({**BODY, option: 1 if option == "control_strength" else True})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, option)
+
+
+def test_webuiapis_units(server: ServerProcess) -> None:
+    """The same picture as that of the native route, and the ControlNets by name."""
+    api = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1", sampler="Euler a", steps=2)
+    assert api.controlnet_model_list() == ["control_net"]
+    assert api.controlnet_module_list() == ["none", "canny"]
+    control = Image.open(io.BytesIO(square(4)))
+
+    def follow(model: str) -> webuiapi.WebUIApiResult:
+        unit = webuiapi.ControlNetUnit(image=control, weight=0.9, model=model)
+        # The client's own default is one dictionary for all calls: it would keep the unit.
+        same = {"width": 64, "height": 64, "seed": 7, "cfg_scale": 7, "alwayson_scripts": {}}
+        return api.txt2img(prompt=BODY["prompt"], controlnet_units=[unit], **same)
+
+    native = controlled(server, square(4), sampler="euler_a", cfg_scale="7")
+    assert (np.asarray(follow("control_net [0123abcd]").image) == pixels(native)).all()
+    with pytest.raises(RuntimeError, match=r"is .*control_net.*, not .*depth"):
+        follow("depth")
 
 
 def test_a_model_without_one(native_server: ServerProcess) -> None:

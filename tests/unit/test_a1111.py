@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +26,15 @@ from app.core.job import (
 from app.core.messages import Phase, Progress
 from app.core.request import GenerationRequest
 from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES
-from app.dialects import a1111
-from app.dialects.a1111 import (
+from app.dialects import a1111, a1111_request
+from app.dialects.a1111 import Standing
+from app.dialects.a1111_request import (
     IGNORED,
     IGNORED_OPTIONS,
     NEUTRAL,
     NEUTRAL_OPTIONS,
     Drawing,
     Settings,
-    Standing,
     parse,
 )
 
@@ -289,9 +288,9 @@ def test_eta() -> None:
 def test_settings_that_pass() -> None:
     """What GET options tells may be posted back as it is."""
     told = json.loads(a1111.options(Settings("m")))
-    assert a1111.settings(told) == Settings("m", 1)
+    assert a1111_request.settings(told) == Settings("m", 1)
     assert json.loads(a1111.options(Settings("m", 2)))["CLIP_stop_at_last_layers"] == 2
-    assert a1111.settings(dict.fromkeys(IGNORED_OPTIONS, 1)) == Settings()
+    assert a1111_request.settings(dict.fromkeys(IGNORED_OPTIONS, 1)) == Settings()
     assert set(NEUTRAL_OPTIONS) <= set(told)
 
 
@@ -455,49 +454,6 @@ def test_pictures_are_made_for_those_who_look() -> None:
     assert not a1111.wants_picture(job_of(*seen, step(2)))
     assert a1111.wants_picture(job_of(*seen, step(3)))
     assert a1111.wants_picture(job_of(*seen, step(2), image(0), step(0, 1), n=2))
-
-
-# --- parameters text ------------------------------------------------------------------------------
-
-
-def test_parameters_texts() -> None:
-    """Prompt and negative prompt may have lines; values may be quoted; a size has two numbers."""
-    text = (
-        "a cat,\nin a Negative prompt: hat\nNegative prompt: dark,\nblurry\n"
-        'Steps: 20, Sampler: DPM++ 2M, Model: "a, \\"b\\": c", Size: 64x48, Hires-upscale: 2'
-    )
-    assert a1111.parse_infotext(text) == {
-        "Prompt": "a cat,\nin a Negative prompt: hat",
-        "Negative prompt": "dark,\nblurry",
-        "Steps": "20",
-        "Sampler": "DPM++ 2M",
-        "Model": 'a, "b": c',
-        "Size-1": "64",
-        "Size-2": "48",
-        "Hires-upscale": "2",
-    }
-
-
-def test_texts_that_are_no_parameters() -> None:
-    """Fewer than three values on the last line are a part of the prompt."""
-    assert a1111.parse_infotext(" ") == {}
-    assert a1111.parse_infotext("a: b, c")["Prompt"] == "a: b, c"
-
-
-def test_a_last_line_too_long_for_parameters() -> None:
-    """It is a part of the prompt: names and values of megabytes are nobody's parameters."""
-    line = "a: b, c: d, e: f, " * 10_000
-    began = time.monotonic()
-    found = a1111.parse_infotext("a cat\n" + line * 100)
-    assert time.monotonic() - began < 2
-    assert {*found} == {"Prompt", "Negative prompt"}
-    assert found["Prompt"].startswith("a cat\na: b")
-
-
-@pytest.mark.parametrize("text", ["a" * 1_000_000, 'a:"' * 300_000, 'a:"\\' * 250_000])
-def test_long_texts_take_no_time(text: str) -> None:
-    """A text from a stranger's file costs time in proportion to its length."""
-    assert a1111.parse_infotext(text)
 
 
 def test_png_info() -> None:

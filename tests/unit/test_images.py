@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,29 +15,17 @@ from PIL.PngImagePlugin import PngInfo
 from app.core.catalog import Size
 from app.core.errors import InvalidRequest, Reason
 from app.core.pixels import Pixels
-from app.core.request import (
-    Caching,
-    Fit,
-    GenerationRequest,
-    Hires,
-    MaskMode,
-    OutputFormat,
-    SkipLayers,
-    Upscale,
-)
-from app.dialects.a1111 import parse_infotext
+from app.core.request import Fit, MaskMode, OutputFormat
 from app.images import (
     composite,
     decode,
     encode,
     fit,
     mask_of,
-    parameters_text,
     pixels_of,
     texts,
 )
 
-REQUEST = GenerationRequest("m", "a cat", "dog", 8, 4, 20, "euler_a", "karras", 7.5, None, 1, 2)
 PIXELS = Pixels(8, 4, bytes(range(96)))
 LIMIT = 1_000_000
 
@@ -231,60 +218,6 @@ def test_outside_the_mask_nothing_changes(blur: float) -> None:
 
 
 # --- encoding
-
-
-def test_parameters_in_automatic1111s_form() -> None:
-    """Prompt, negative prompt, then one line of names and values with the image's own seed."""
-    lines = parameters_text(REQUEST, seed=2).splitlines()
-    assert lines[:2] == ["a cat", "Negative prompt: dog"]
-    assert lines[2].startswith("Steps: 20, Sampler: ")
-    assert "CFG scale: 7.5, Seed: 2, Size: 8x4, Model: m" in lines[2]
-
-
-def test_every_power_is_in_the_text() -> None:
-    """By AUTOMATIC1111's names where it has one; a value that could be two is in quotes."""
-    plain = parameters_text(REQUEST, seed=2)
-    request = replace(
-        REQUEST,
-        model="sd15:Q8_0",
-        eta=0.5,
-        clip_skip=2,
-        mask_blur=4.0,
-        control_strength=0.9,
-        control_canny=True,
-        sigmas=(14.6, 1.0, 0.0),
-        loras=(("ink", 0.8), ("line", -1.0)),
-        slg=SkipLayers(2.5, (7, 8), 0.01, 0.2),
-        cache=Caching("easycache", 0.2, None, 0.9),
-        hires=Hires(12, 6, 10, 0.6, "latent"),
-        upscale=Upscale("x4plus", 24, 12),
-    )
-    facts = parse_infotext(parameters_text(request, seed=2))
-    old = parse_infotext(plain)
-    assert old.pop("Model") == "m"
-    assert facts.items() >= old.items()
-    assert {name: facts[name] for name in facts if name not in old} == {
-        "Model": "sd15:Q8_0",
-        "Eta": "0.5",
-        "Clip skip": "2",
-        "Mask blur": "4",
-        "ControlNet weight": "0.9",
-        "ControlNet module": "canny",
-        "Sigmas": "14.6, 1, 0",
-        "LoRA": "ink:0.8, line:-1",
-        "SLG scale": "2.5",
-        "SLG start": "0.01",
-        "SLG end": "0.2",
-        "SLG layers": "7, 8",
-        "Cache": "easycache",
-        "Cache options": "threshold=0.2, end=0.9",
-        "Hires upscale": "1.5",
-        "Hires steps": "10",
-        "Hires upscaler": "latent",
-        "Hires denoising strength": "0.6",
-        "Postprocess upscaler": "x4plus",
-        "Postprocess upscale by": "2",
-    }
 
 
 def test_png_is_lossless_and_carries_its_text() -> None:
