@@ -288,15 +288,7 @@ def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Sett
     if fields.enable_hr:
         canonical |= _second_pass(fields, given)
     override = settings(fields.override_settings, "override_settings")
-    chosen = override.over(earlier)
-    if chosen.model is not None:
-        canonical["model"] = chosen.model
-    clip_skip = chosen.clip_skip if fields.clip_skip is None else fields.clip_skip
-    # The values that every client sends, with models and samplers for which they mean nothing.
-    if clip_skip not in (None, 1):
-        canonical["clip_skip"] = clip_skip
-    if fields.eta not in (None, 1):
-        canonical["eta"] = fields.eta
+    canonical |= _chosen(fields, override.over(earlier))
     files = _files(fields) if over_image else None
     if control is not None:
         canonical |= {"control_strength": control.weight, "control_canny": control.canny}
@@ -480,6 +472,22 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
         found["hires_steps"] = fields.hr_second_pass_steps
     if fields.denoising_strength is not None:
         found["hires_strength"] = fields.denoising_strength
+    return found
+
+
+def _chosen(fields: _Fields, settings: Settings) -> JsonObject:
+    """Model, layers of CLIP and eta.
+
+    1 is what every client sends for the two, with models and samplers too that have no such thing.
+    """
+    found: JsonObject = {}
+    if settings.model is not None:
+        found["model"] = settings.model
+    clip_skip = settings.clip_skip if fields.clip_skip is None else fields.clip_skip
+    if clip_skip not in (None, 1):
+        found["clip_skip"] = clip_skip
+    if fields.eta not in (None, 1):
+        found["eta"] = fields.eta
     return found
 
 
