@@ -288,6 +288,26 @@ def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:
     assert "port" in said(result)
 
 
+_FAULTY = """
+from app.cli import main
+from app.service import ImageService
+def fail(self):
+    raise RuntimeError("a fault of its own")
+ImageService._dispatch = fail
+main(["serve"])
+"""
+
+
+def test_a_service_that_stops_by_a_fault_takes_the_server_down(tmp_path: Path) -> None:
+    """It tells why and ends with 70, for a supervisor to start it again."""
+    settings = environment(data_dir=tmp_path, engine="fake", port=free_port())
+    result = subprocess.run(
+        [sys.executable, "-c", _FAULTY], check=False, capture_output=True, env=settings, timeout=60
+    )
+    assert result.returncode == 70
+    assert "RuntimeError: a fault of its own" in said(result)
+
+
 @pytest.mark.parametrize("command", [[], ["serve"], ["generate"], ["models"]])
 def test_help_teaches(tmp_path: Path, command: list[str]) -> None:
     """--help shows usage and what the options mean."""
