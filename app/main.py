@@ -53,7 +53,7 @@ from app.web.middleware import (
     owner_of,
 )
 from app.web.ocr import OcrRoute
-from app.web.openapi import EDIT_PATHS, GENERATION_PATHS
+from app.web.openapi import EDIT_PATHS, GENERATION_PATHS, MODELS_PATHS
 from app.web.ops import OpsRoutes
 from app.web.tokens import Tokens
 from app.webhooks import Webhooks
@@ -134,10 +134,10 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             Route("/v1/images/ocr", ocr.read, methods=["POST"]),
             *A1111Routes(draw).routes(),
             Route("/v1/images/{image}/content", ops.image),
-            Route("/v1/models", ops.models),
+            *(Route(path, ops.models) for path in MODELS_PATHS),
             Route("/v1/models/{model:path}/load", ops.load, methods=["POST"]),
             Route("/v1/models/{model:path}/unload", ops.unload, methods=["POST"]),
-            Route("/v1/models/{model:path}", ops.model),
+            *(Route(path + "/{model:path}", ops.model) for path in MODELS_PATHS),
             Route("/v1/loras", ops.loras),
             Route("/v1/upscalers", ops.upscalers),
             Route("/v1/config", ops.config),

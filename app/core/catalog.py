@@ -202,8 +202,12 @@ def _one_of(names: Mapping[str, object] | tuple[str, ...], what: str) -> AfterVa
     return AfterValidator(check)
 
 
-def _size_of(value: Any) -> Any:
-    return Size.parse(value) if isinstance(value, str) else value
+def _size_of(value: object) -> Size:
+    if isinstance(value, Size):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('must be "WIDTHxHEIGHT" in pixels')
+    return Size.parse(value)
 
 
 SizeField = Annotated[Size, BeforeValidator(_size_of)]
@@ -356,6 +360,13 @@ class ModelSpec(_Part):
         """What can be pulled of the entry, the usual one first; none when it names no hub files."""
         return tuple(Variant(self, quant) for quant in self.quants or ())
 
+    @field_validator("id")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value == "default":
+            raise ValueError("'default' is what requests call the default model")
+        return value
+
     @field_validator("quants")
     @classmethod
     def _told_apart(cls, value: Mapping[str, object] | None) -> Mapping[str, object] | None:
@@ -368,6 +379,8 @@ class ModelSpec(_Part):
     def _parts_fit(self) -> Self:
         if self.files.control_net is not None and not self.traits.unet:
             raise ValueError(f"the runtime has no ControlNet for the family '{self.family}'")
+        if self.defaults.guidance is not None and not self.traits.distilled_guidance:
+            raise ValueError(f"the family '{self.family}' has no distilled guidance")
         if self.runtime.preview == "tae" and self.files.tae is None:
             raise ValueError("runtime.preview 'tae' needs files.tae")
         return self
@@ -616,18 +629,30 @@ def _check_quants(spec: ModelSpec, index: int, lines: _Lines) -> None:
 _Lines = dict[tuple[str | int, ...], int]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without dates, which nothing in a catalogue is."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _load(text: str) -> tuple[_Lines, Any]:
+    lines: _Lines = {}
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
+        if root is not None:
+            _index(root, (), lines)
+        return lines, yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise CatalogError(str(error.problem), mark.line + 1 if mark else 1) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise CatalogError(str(error), 1) from None
-    lines: _Lines = {}
-    if root is not None:
-        _index(root, (), lines)
-    return lines, yaml.safe_load(text)
+    except RecursionError:
+        raise CatalogError("it is nested too deep", 1) from None
 
 
 def _index(node: yaml.Node, path: tuple[str | int, ...], lines: _Lines) -> None:
@@ -652,6 +677,18 @@ def _nearest(lines: Mapping[tuple[str | int, ...], int], path: tuple[str | int, 
     return lines.get(path, 1)
 
 
+#: pydantic's type of an error -> what is said in place of its own words on Python types.
+_PLAIN_WORDS: Final = {
+    "model_type": "must be keys with values",
+    "model_attributes_type": "must be keys with values",
+    "mapping_type": "must be keys with values",
+    "dict_type": "must be keys with values",
+    "tuple_type": "must be a list",
+    "too_short": "must have one item at least",
+    "string_type": "must be text",
+}
+
+
 def _with_line(error: ValidationError, lines: _Lines) -> CatalogError:
     first = error.errors()[0]
     path = tuple(first["loc"])
@@ -661,5 +698,6 @@ def _with_line(error: ValidationError, lines: _Lines) -> CatalogError:
     elif first["type"] == "missing":
         message = f"the key '{where}' is missing"
     else:
-        message = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        said = _PLAIN_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+        message = f"{where}: {said}"
     return CatalogError(message, _nearest(lines, path))

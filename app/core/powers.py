@@ -96,6 +96,11 @@ def options_of(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
     return options
 
 
+def takes(spec: ModelSpec, option: str) -> bool:
+    """False for an option that the model would pass over."""
+    return option not in dict(_unfit(spec))
+
+
 def _unfit(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     """Options that the model passes over, and why."""
     traits = spec.traits

@@ -6,8 +6,8 @@ Nothing past ``resolve`` checks values again.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NoReturn, TypeVar
 
 from app.core import powers
 from app.core.catalog import Catalog, ModelSpec, Size
@@ -25,9 +25,16 @@ from app.core.request import (
     Safety,
     Sources,
 )
-from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES, refusal
-from app.core.samplers import sampler_named as _sampler_named
-from app.core.samplers import schedule_named as _schedule_named
+from app.core.samplers import (
+    DEFAULT_SCHEDULE,
+    NO_SAMPLER,
+    NO_SCHEDULE,
+    SAMPLERS,
+    SCHEDULES,
+    refusal,
+    sampler_named,
+    schedule_named,
+)
 
 T = TypeVar("T")
 
@@ -341,36 +348,43 @@ def _steps(draft: Draft, spec: ModelSpec) -> int:
 
 
 def _sampling(draft: Draft, spec: ModelSpec, steps: int) -> tuple[str, str]:
-    sampler = _first(
-        _named(draft, "sampler", _sampler_named, SAMPLERS),
-        spec.defaults.sampler,
-        spec.traits.sampler,
-    )
-    schedule = _first(
-        _named(draft, "schedule", _schedule_named, SCHEDULES),
-        spec.defaults.schedule,
-        DEFAULT_SCHEDULE,
-    )
+    chosen, implied = _sampler(draft)
+    named = _schedule(draft)
+    if named and implied and named != implied:
+        raise InvalidRequest(
+            f"'{draft.spelled('sampler')}' {draft.sampler} and '{draft.spelled('schedule')}' "
+            f"{draft.schedule} differ.",
+            reason=Reason.CONFLICTING_FIELDS,
+            param=draft.spelled("schedule"),
+        )
+    sampler = _first(chosen, spec.defaults.sampler, spec.traits.sampler)
+    schedule = _first(named, implied, spec.defaults.schedule, DEFAULT_SCHEDULE)
     why = refusal(schedule=schedule, steps=steps, flow=spec.traits.flow)
     if why:
         raise InvalidRequest(why, reason=Reason.UNSAFE_COMBINATION, param=draft.spelled("schedule"))
     return sampler, schedule
 
 
-def _named(
-    draft: Draft, field: str, find: Callable[[str], str | None], names: Mapping[str, str]
-) -> str | None:
-    given = getattr(draft, field)
-    if given is None or given == "":
+def _sampler(draft: Draft) -> tuple[str | None, str | None]:
+    """What was chosen, and the schedule that its name held."""
+    given = (draft.sampler or "").strip()
+    if given.lower() in NO_SAMPLER:
+        return None, None
+    return sampler_named(given) or _unknown(draft, "sampler", SAMPLERS)
+
+
+def _schedule(draft: Draft) -> str | None:
+    given = (draft.schedule or "").strip()
+    if given.lower() in NO_SCHEDULE:
         return None
-    found = find(given)
-    if found is None:
-        raise InvalidRequest(
-            f"'{draft.spelled(field)}': unknown {field} '{given[:64]}'; there are "
-            f"{', '.join(names)}.",
-            param=draft.spelled(field),
-        )
-    return found
+    return schedule_named(given) or _unknown(draft, "schedule", SCHEDULES)
+
+
+def _unknown(draft: Draft, field: str, names: Iterable[str]) -> NoReturn:
+    param, given = draft.spelled(field), getattr(draft, field)
+    raise InvalidRequest(
+        f"'{param}': unknown {field} '{given[:64]}'; there are {', '.join(names)}.", param=param
+    )
 
 
 def _safety(draft: Draft, has_checker: bool) -> Safety:

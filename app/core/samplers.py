@@ -45,19 +45,55 @@ SCHEDULES: Final = {
     "bong_tangent": "bong tangent",
 }
 
-#: Other spellings that clients send: Fireworks' and AUTOMATIC1111's short names.
-SAMPLER_ALIASES: Final = {
-    "k_euler": "euler",
-    "k_dpmpp_2m": "dpm++2m",
-    "euler_ancestral": "euler_a",
-    "dpmpp_2m": "dpm++2m",
-    "dpmpp2m": "dpm++2m",
-    "dpmpp_2s_a": "dpm++2s_a",
-    "dpmpp2s_a": "dpm++2s_a",
-    "dpmpp2mv2": "dpm++2mv2",
-    "ddim": "ddim_trailing",
+#: AUTOMATIC1111's name of each, which Xinference shares.
+SAMPLER_LABELS: Final = {
+    "euler_a": "Euler a",
+    "euler": "Euler",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm++2s_a": "DPM++ 2S a",
+    "dpm++2m": "DPM++ 2M",
+    "dpm++2mv2": "DPM++ 2M v2",
+    "lcm": "LCM",
+    "ddim_trailing": "DDIM",
+    "ipndm": "iPNDM",
+    "ipndm_v": "iPNDM_v",
+    "tcd": "TCD",
+    "res_multistep": "RES multistep",
+    "res_2s": "RES 2s",
+    "er_sde": "ER-SDE",
+}
+SCHEDULE_LABELS: Final = {
+    "discrete": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "sgm_uniform": "SGM Uniform",
+    "kl_optimal": "KL Optimal",
+    "ays": "Align Your Steps",
+    "simple": "Simple",
+    "gits": "GITS",
+    "smoothstep": "Smoothstep",
+    "lcm": "LCM",
+    "bong_tangent": "Bong Tangent",
 }
 
+#: Further spellings that clients send: k-diffusion's, which Fireworks has too, and diffusers'.
+SAMPLER_ALIASES: Final = {
+    "k_euler": "euler",
+    "k_euler_a": "euler_a",
+    "k_euler_ancestral": "euler_a",
+    "euler_ancestral": "euler_a",
+    "k_heun": "heun",
+    "k_dpm_2": "dpm2",
+    "k_dpmpp_2s_a": "dpm++2s_a",
+    "k_dpmpp_2m": "dpm++2m",
+    "k_lcm": "lcm",
+}
+SCHEDULE_ALIASES: Final = {"normal": "discrete"}
+
+#: What clients send who choose none.
+NO_SAMPLER: Final = ("", "default", "automatic")
+NO_SCHEDULE: Final = ("", "automatic")
 
 #: Samplers that add noise between the steps; eta says how much of it, for the others it is nothing.
 NOISY_SAMPLERS: Final = (
@@ -132,17 +168,44 @@ HIRES_UPSCALERS: Final = (
 )  # fmt: skip
 
 
-def sampler_named(name: str) -> str | None:
-    """The runtime's name for a client's spelling of a sampler, or None."""
-    key = name.strip().lower()
-    key = SAMPLER_ALIASES.get(key, key)
-    return key if key in SAMPLERS else None
+def _plain(name: str) -> str:
+    """A name without what its spellings differ in: "DPM++ 2M", "dpmpp_2m" and "dpm++2m" are one."""
+    return name.lower().translate(_SEPARATORS).replace("pp", "++")
+
+
+_SEPARATORS: Final = str.maketrans("", "", " \t_-")
+_SAMPLERS_BY_NAME: Final = {
+    **{_plain(name): name for name in SAMPLERS},
+    **{_plain(label): name for name, label in SAMPLER_LABELS.items()},
+    **{_plain(alias): name for alias, name in SAMPLER_ALIASES.items()},
+}
+_SCHEDULES_BY_NAME: Final = {
+    **{_plain(name): name for name in SCHEDULES},
+    **{_plain(label): name for name, label in SCHEDULE_LABELS.items()},
+    **{_plain(alias): name for alias, name in SCHEDULE_ALIASES.items()},
+}
+
+
+def sampler_named(name: str) -> tuple[str, str | None] | None:
+    """What a client's name of a sampler means to the runtime.
+
+    Returns:
+        The sampler, and the schedule of names that hold both ("DPM++ 2M Karras"); None for a name
+        that means nothing.
+    """
+    plain = _plain(name)
+    if plain in _SAMPLERS_BY_NAME:
+        return _SAMPLERS_BY_NAME[plain], None
+    for ending, schedule in _SCHEDULES_BY_NAME.items():
+        sampler = _SAMPLERS_BY_NAME.get(plain.removesuffix(ending))
+        if sampler:
+            return sampler, schedule
+    return None
 
 
 def schedule_named(name: str) -> str | None:
     """The runtime's name for a client's spelling of a schedule, or None."""
-    key = name.strip().lower()
-    return key if key in SCHEDULES else None
+    return _SCHEDULES_BY_NAME.get(_plain(name))
 
 
 def refusal(*, schedule: str, steps: int, flow: bool) -> str | None:

@@ -21,13 +21,13 @@ from app.core import infotext
 from app.core.errors import ImageServiceError
 from app.core.job import ImageReady, ImageResult, Job, JobStatus, PreviewReady, Running
 from app.core.messages import Phase
+from app.core.request import GenerationRequest
+from app.core.samplers import SAMPLER_ALIASES, SAMPLER_LABELS, SCHEDULE_ALIASES, SCHEDULE_LABELS
 from app.dialects.a1111_request import (
     CHECKPOINT,
     CLIP_SKIP,
     LATENT_UPSCALERS,
     NEUTRAL_OPTIONS,
-    SAMPLER_NAMES,
-    SCHEDULE_NAMES,
     Drawing,
     Settings,
 )
@@ -37,6 +37,9 @@ from app.dialects.shapes import JsonObject, compact, error_body, with_base64
 #: somebody asks: where a model has no cheap projection each is a decoding of the whole picture,
 #: which for small models takes as long as all of the steps.
 PICTURES: Final = 4
+
+#: The schedule that is the model's own.
+_AUTOMATIC: Final = "Automatic"
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -81,8 +84,8 @@ def _effective(job: Job, drawing: Drawing) -> JsonObject:
         "cfg_scale": request.cfg_scale,
         "width": request.width,
         "height": request.height,
-        "sampler_name": _label(request.sampler),
-        "scheduler": _scheduler_label(request.schedule),
+        "sampler_name": SAMPLER_LABELS[request.sampler],
+        "scheduler": _schedule_label(request),
         "batch_size": drawing.batch_size,
         "n_iter": request.n // drawing.batch_size,
     }
@@ -109,7 +112,7 @@ def _info(
         "subseed_strength": 0,
         "width": request.width,
         "height": request.height,
-        "sampler_name": _label(request.sampler),
+        "sampler_name": SAMPLER_LABELS[request.sampler],
         "cfg_scale": request.cfg_scale,
         "steps": request.steps,
         "batch_size": drawing.batch_size,
@@ -122,7 +125,7 @@ def _info(
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": request.strength,
-        "extra_generation_params": {"Schedule type": _scheduler_label(request.schedule)},
+        "extra_generation_params": {"Schedule type": _schedule_label(request)},
         "index_of_first_image": 0,
         "infotexts": list(infotexts),
         "styles": [],
@@ -133,13 +136,8 @@ def _info(
     }
 
 
-def _label(sampler: str) -> str:
-    return next(name for name, (ours, _) in SAMPLER_NAMES.items() if ours == sampler)
-
-
-def _scheduler_label(schedule: str) -> str:
-    labels = (label for label, ours, _ in SCHEDULE_NAMES.values() if ours == schedule)
-    return next(labels, "Automatic")
+def _schedule_label(request: GenerationRequest) -> str:
+    return SCHEDULE_LABELS.get(request.schedule, _AUTOMATIC)
 
 
 def _timestamp(job: Job) -> str:
@@ -269,26 +267,31 @@ def samplers() -> bytes:
     """GET samplers."""
     return compact(
         [
-            {"name": name, "aliases": [ours, *others], "options": {}}
-            for name, (ours, others) in SAMPLER_NAMES.items()
+            {"name": label, "aliases": [ours, *_others(SAMPLER_ALIASES, ours)], "options": {}}
+            for ours, label in SAMPLER_LABELS.items()
         ]
     )
 
 
 def schedulers() -> bytes:
     """GET schedulers."""
+    labels = {_AUTOMATIC.lower(): _AUTOMATIC, **SCHEDULE_LABELS}
     return compact(
         [
             {
-                "name": name,
+                "name": label.lower().replace(" ", "_"),
                 "label": label,
-                "aliases": [*({ours} if ours and ours != name else ()), *others],
+                "aliases": [ours, *_others(SCHEDULE_ALIASES, ours)],
                 "default_rho": -1,
                 "need_inner_model": False,
             }
-            for name, (label, ours, others) in SCHEDULE_NAMES.items()
+            for ours, label in labels.items()
         ]
     )
+
+
+def _others(aliases: Mapping[str, str], ours: str) -> list[str]:
+    return [alias for alias, name in aliases.items() if name == ours]
 
 
 def models(ids: Iterable[str]) -> bytes:

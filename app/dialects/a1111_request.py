@@ -23,59 +23,14 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.core.catalog import ModelSpec
 from app.core.errors import InvalidRequest, Reason
 from app.core.pixels import SourceFile, SourceFiles
+from app.core.powers import takes
 from app.core.request import MAX_IMAGES, Draft, Fit
-from app.core.samplers import sampler_named, schedule_named
 from app.dialects import a1111_controlnet, openai
 from app.dialects.a1111_controlnet import Control
 from app.dialects.shapes import JsonObject
-
-#: A1111's name -> this server's, and other spellings.
-SAMPLER_NAMES: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "Euler a": ("euler_a", ("k_euler_a", "k_euler_ancestral")),
-    "Euler": ("euler", ("k_euler",)),
-    "Heun": ("heun", ("k_heun",)),
-    "DPM2": ("dpm2", ("k_dpm_2",)),
-    "DPM++ 2S a": ("dpm++2s_a", ("k_dpmpp_2s_a",)),
-    "DPM++ 2M": ("dpm++2m", ("k_dpmpp_2m",)),
-    "DPM++ 2M v2": ("dpm++2mv2", ()),
-    "LCM": ("lcm", ("k_lcm",)),
-    "DDIM": ("ddim_trailing", ("ddim",)),
-    "iPNDM": ("ipndm", ()),
-    "iPNDM_v": ("ipndm_v", ()),
-    "TCD": ("tcd", ()),
-    "RES multistep": ("res_multistep", ()),
-    "RES 2s": ("res_2s", ()),
-    "ER-SDE": ("er_sde", ()),
-}
-
-#: A1111's name -> its label, this server's name, and other spellings.
-SCHEDULE_NAMES: Final[Mapping[str, tuple[str, str | None, tuple[str, ...]]]] = {
-    "automatic": ("Automatic", None, ()),
-    "uniform": ("Uniform", "discrete", ("normal",)),
-    "karras": ("Karras", "karras", ()),
-    "exponential": ("Exponential", "exponential", ()),
-    "sgm_uniform": ("SGM Uniform", "sgm_uniform", ("SGMUniform",)),
-    "kl_optimal": ("KL Optimal", "kl_optimal", ()),
-    "align_your_steps": ("Align Your Steps", "ays", ()),
-    "simple": ("Simple", "simple", ()),
-    "gits": ("GITS", "gits", ()),
-    "smoothstep": ("Smoothstep", "smoothstep", ()),
-    "lcm": ("LCM", "lcm", ()),
-    "bong_tangent": ("Bong Tangent", "bong_tangent", ()),
-}
-
-_SAMPLER_SPELLINGS: Final = {
-    spelling.lower(): ours
-    for name, (ours, others) in SAMPLER_NAMES.items()
-    for spelling in (name, ours, *others)
-}
-_SCHEDULER_SPELLINGS: Final = {
-    spelling.lower(): ours
-    for name, (label, ours, others) in SCHEDULE_NAMES.items()
-    for spelling in (name, label, *others)
-}
 
 #: What to draw, spelled as openai.parse knows it.
 _DRAWN: Final = (
@@ -248,6 +203,7 @@ class Drawing:
         batch_size: Images of one batch, for the answer.
         send_images: The answer has the images.
         kept: Settings that later requests use too.
+        recalled_clip_skip: The draft's clip_skip was chosen by an earlier request.
         warnings: Sentences on options that were taken and do nothing.
     """
 
@@ -258,6 +214,7 @@ class Drawing:
     batch_size: int
     send_images: bool
     kept: Settings = Settings()
+    recalled_clip_skip: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -304,7 +261,21 @@ def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Sett
         batch_size=fields.batch_size,
         send_images=fields.send_images,
         kept=Settings() if fields.override_settings_restore_afterwards else override,
+        recalled_clip_skip=fields.clip_skip is None and override.clip_skip is None,
         warnings=(*_warnings(fields), *(control.warnings if control else ())),
+    )
+
+
+def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
+    """A drawing without what was chosen for another model and means nothing to this one."""
+    draft = drawing.draft
+    if not drawing.recalled_clip_skip or draft.clip_skip is None or takes(spec, "clip_skip"):
+        return drawing
+    warning = f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP."
+    return replace(
+        drawing,
+        draft=draft.model_copy(update={"clip_skip": None}),
+        warnings=(*drawing.warnings, warning),
     )
 
 
@@ -399,54 +370,10 @@ def _refuse_networks(given: Mapping[str, Any]) -> None:
 
 
 def _sampling(fields: _Fields) -> JsonObject:
-    """Sampler and schedule; older clients name both in one, "DPM++ 2M Karras"."""
+    """Sampler and schedule."""
     # webuiapi fills the deprecated sampler_index with its default whatever sampler_name says.
     name = fields.sampler_name or fields.sampler_index
-    schedule = _schedule(fields.scheduler)
-    found: JsonObject = {}
-    if name:
-        sampler, implied = _sampler(name)
-        if schedule and implied and schedule != implied:
-            raise InvalidRequest(
-                f"'sampler_name' {name[:64]} and 'scheduler' {fields.scheduler[:64]} differ.",
-                reason=Reason.CONFLICTING_FIELDS,
-                param="scheduler",
-            )
-        schedule = schedule or implied
-        found["sampler_name"] = sampler
-    if schedule:
-        found["scheduler"] = schedule
-    return found
-
-
-def _sampler(name: str) -> tuple[str, str | None]:
-    key = name.strip().lower()
-    found = _SAMPLER_SPELLINGS.get(key) or sampler_named(key)
-    if found:
-        return found, None
-    for ending, schedule in _SCHEDULER_SPELLINGS.items():
-        found = _SAMPLER_SPELLINGS.get(key.removesuffix(f" {ending}"))
-        if found:
-            return found, schedule
-    raise InvalidRequest(
-        f"'sampler_name': unknown sampler '{name[:64]}'; there are {', '.join(SAMPLER_NAMES)}.",
-        param="sampler_name",
-    )
-
-
-def _schedule(name: str) -> str | None:
-    key = name.strip().lower()
-    if not key:
-        return None
-    if key in _SCHEDULER_SPELLINGS:
-        return _SCHEDULER_SPELLINGS[key]
-    found = schedule_named(key)
-    if found is None:
-        raise InvalidRequest(
-            f"'scheduler': unknown scheduler '{name[:64]}'; there are {', '.join(SCHEDULE_NAMES)}.",
-            param="scheduler",
-        )
-    return found
+    return {"sampler_name": name, "scheduler": fields.scheduler}
 
 
 def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
@@ -637,7 +564,9 @@ def parse_extra(body: Mapping[str, Any]) -> tuple[Draft, SourceFile]:
     chosen = given.get("upscaler_1", "None")
     if chosen == "None":
         raise InvalidRequest(
-            "'upscaler_1' is required.", reason=Reason.MISSING_FIELD, param="upscaler_1"
+            "'upscaler_1' must name an upscaler: there is nothing else to do to the picture.",
+            reason=Reason.MISSING_FIELD,
+            param="upscaler_1",
         )
     try:
         draft = Draft(

@@ -68,6 +68,7 @@ FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
     "moderation": Foreign.IGNORED,
     "style": Foreign.IGNORED,
     "input_fidelity": Foreign.IGNORED,
+    "padding_image_to_multiple": Foreign.IGNORED,  # "fit" does
     "image": Foreign.NEEDS_IMAGE,
     "mask": Foreign.NEEDS_IMAGE,
     "control": Foreign.UPLOADED,

@@ -115,9 +115,10 @@ class A1111Routes:
         body = await forms.read_json(request, self._draw.max_form_bytes)
         user = self._user(request)
         drawing = a1111_request.parse(body, over_image=over_image, earlier=user.chosen)
+        model = drawing.draft.model or self._service.catalog.default
+        spec = await self._service.named(model, "sd_model_checkpoint")
+        drawing = a1111_request.fitted(drawing, spec)
         if drawing.control is not None:
-            model = drawing.draft.model or self._service.catalog.default
-            spec = await self._service.named(model, "sd_model_checkpoint")
             a1111_controlnet.check_model(drawing.control, spec)
         ask = Ask(drawing.draft, ReplyOptions.model_validate({}), drawing.files)
         live = await self._draw.submit(request, ask)

@@ -40,6 +40,7 @@ EDIT_PATHS: Final = (
     "/v1-openai/image/edit",
     "/v3/images/edits",
 )
+MODELS_PATHS: Final = ("/v1/models", "/v1-openai/models", "/v3/models")
 FIREWORKS_PATHS: Final = (
     "/inference/v1/workflows/accounts/fireworks/models/{model}/text_to_image",
     "/inference/v1/image_generation/accounts/fireworks/models/{model}",
@@ -148,8 +149,11 @@ def openapi_document() -> dict[str, Any]:
             "/v1/images/ocr": {"post": _ocr()},
             **_a1111(),
             "/v1/images/{image}/content": {"get": _get("An image", _images(), "image")},
-            "/v1/models": {"get": _get("The catalogue", _json())},
-            "/v1/models/{model}": {"get": _get("One model", _json(), "model")},
+            **{path: {"get": _get("The catalogue", _json())} for path in MODELS_PATHS},
+            **{
+                f"{path}/{{model}}": {"get": _get("One model", _json(), "model")}
+                for path in MODELS_PATHS
+            },
             "/v1/models/{model}/load": {
                 "post": _get("Load a model", _json(), "model", unready=True)
             },

@@ -141,6 +141,14 @@ def test_ovms_strength_without_an_image(fake_server: ServerProcess) -> None:
 # --- GPUStack and llama-box ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("base", ["/v1-openai", "/v3"])
+def test_models_beside_the_pictures(fake_server: ServerProcess, base: str) -> None:
+    """A client asks for them before its first picture, under the same base address."""
+    client = openai.OpenAI(base_url=fake_server.url + base, api_key="any")
+    assert [model.id for model in client.models.list()] == ["embedded"]
+    assert client.models.retrieve("embedded").id == "embedded"
+
+
 @pytest.mark.parametrize("path", ["/v1-openai/image/generate", "/v1-openai/images/generations"])
 def test_gpustack_generate(native_server: ServerProcess, path: str) -> None:
     """The documentation's request, under both spellings of the route."""

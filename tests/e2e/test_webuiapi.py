@@ -279,6 +279,15 @@ def test_options(api: webuiapi.WebUIApi) -> None:
     assert told["sd_model_checkpoint"] == api.util_get_current_model() == "embedded"
     assert api.set_options(told) is None
     assert "CLIP_stop_at_last_layers" in api.set_options({"CLIP_stop_at_last_layers": 0})["detail"]
+    # Layers of CLIP are kept for models that have some; this one says that it has none.
+    api.set_options({"CLIP_stop_at_last_layers": 2})
+    body = {"prompt": "a cat", "width": 64, "height": 64, "steps": 2}
+    kept = api.session.post(f"{api.baseurl}/txt2img", json=body).json()
+    assert kept["warnings"][0].startswith("CLIP_stop_at_last_layers has no effect")
+    asked = {**body, "override_settings": {"CLIP_stop_at_last_layers": 2}}
+    refused = api.session.post(f"{api.baseurl}/txt2img", json=asked).json()
+    assert refused["error"]["param"] == "CLIP_stop_at_last_layers"
+    api.set_options(told)
     missing = api.set_options({"sd_model_checkpoint": "nothing"})
     assert missing["error"]["reason"] == "model_not_found"
     assert missing["errors"] == missing["detail"]

@@ -59,6 +59,22 @@ def test_text_to_image_as_base64(fake_server: ServerProcess) -> None:
     assert [from_base64(item["b64_json"]).size for item in answer["data"]] == [(64, 64)] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "sampler", "schedule"),
+    [
+        ("default", "euler", "discrete"), ("Euler a", "euler_a", "discrete"),
+        ("DPM++ 2M", "dpm++2m", "discrete"), ("DPM++ 2M Karras", "dpm++2m", "karras"),
+    ],
+)  # fmt: skip
+def test_its_own_names_of_samplers(
+    fake_server: ServerProcess, name: str, sampler: str, schedule: str
+) -> None:
+    """As its documentation lists them."""
+    answer = model(fake_server).text_to_image("an apple", size="64*64", sampler_name=name)
+    told = answer["parameters"]
+    assert (told["sampler"], told["schedule"]) == (sampler, schedule)
+
+
 def test_options_that_cannot_be_had(fake_server: ServerProcess) -> None:
     """A kwarg that means nothing here is named in the client's error."""
     handle = model(fake_server)
@@ -75,7 +91,8 @@ def test_image_to_image(native_server: ServerProcess, pictures: Path) -> None:
     image = served(handle.image_to_image(data, "an apple", strength=0.6, **FEW_STEPS))
     assert image.size == (64, 64)
     assert "Denoising strength: 0.6" in image.info["parameters"]
-    larger = handle.image_to_image([data], "an apple", "dark", 1, "128*128", **FEW_STEPS)
+    options = {**FEW_STEPS, "padding_image_to_multiple": 8}
+    larger = handle.image_to_image([data], "an apple", "dark", 1, "128*128", **options)
     assert served(larger).size == (128, 128)
 
 

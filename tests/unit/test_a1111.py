@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app import __version__
+from app.core.catalog import Catalog
 from app.core.errors import GenerationFailed, InvalidRequest, Reason
 from app.core.job import (
     Completed,
@@ -24,7 +25,8 @@ from app.core.job import (
     Running,
 )
 from app.core.messages import Phase, Progress
-from app.core.request import GenerationRequest
+from app.core.request import GenerationRequest, Limits
+from app.core.resolve import resolve
 from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES
 from app.dialects import a1111, a1111_request
 from app.dialects.a1111 import Standing
@@ -46,6 +48,15 @@ TXT2IMG: dict[str, Any] = json.loads((GOLDEN / "a1111_txt2img_request.json").rea
 IMG2IMG: dict[str, Any] = json.loads((GOLDEN / "a1111_img2img_request.json").read_text())
 
 
+CATALOG = """
+models:
+  - id: m
+    family: sd1
+    files: {model: m.gguf}
+    defaults: {sampler: heun, schedule: smoothstep}
+"""
+
+
 def txt2img(**body: Any) -> Drawing:
     """A parsed txt2img."""
     return parse({"prompt": "a cat", **body}, over_image=False)
@@ -54,6 +65,14 @@ def txt2img(**body: Any) -> Drawing:
 def img2img(**body: Any) -> Drawing:
     """A parsed img2img with an image."""
     return parse({"prompt": "a cat", "init_images": [PICTURE], **body}, over_image=True)
+
+
+def sampling(**body: Any) -> tuple[str, str]:
+    """Sampler and schedule of a txt2img on a model whose own are heun and smoothstep."""
+    catalog = Catalog.parse(CATALOG)
+    draft = txt2img(**body).draft
+    request = resolve(draft, catalog, random_seed=lambda: 1, limits=Limits())
+    return request.sampler, request.schedule
 
 
 def refused(*, over_image: bool = False, **body: Any) -> InvalidRequest:
@@ -95,7 +114,7 @@ def test_what_webuiapi_always_sends_is_neutral() -> None:
     draft = drawing.draft
     assert (draft.prompt, draft.n, draft.seed, draft.sample_steps) == ("a cat", 1, -1, 20)
     assert (draft.width, draft.height, draft.cfg_scale) == (512, 512, 7.0)
-    assert (draft.sampler, draft.schedule, draft.model) == ("euler_a", None, None)
+    assert (draft.sampler, draft.schedule, draft.model) == ("Euler a", "automatic", None)
     assert draft.strength is None, "denoising_strength is for the hires pass here"
     assert drawing.files is None
     assert drawing.warnings == ()
@@ -134,9 +153,9 @@ def test_batches_times_iterations() -> None:
 @pytest.mark.parametrize(
     ("sampler", "scheduler", "expected"),
     [
-        ("Euler a", "automatic", ("euler_a", None)),
-        ("Euler a", "Automatic", ("euler_a", None)),
-        ("euler A", None, ("euler_a", None)),
+        ("Euler a", "automatic", ("euler_a", "smoothstep")),
+        ("Euler a", "Automatic", ("euler_a", "smoothstep")),
+        ("euler A", None, ("euler_a", "smoothstep")),
         ("Euler", "SGM Uniform", ("euler", "sgm_uniform")),
         ("DPM++ 2M", "karras", ("dpm++2m", "karras")),
         ("DPM++ 2M Karras", None, ("dpm++2m", "karras")),
@@ -144,23 +163,23 @@ def test_batches_times_iterations() -> None:
         ("DPM++ 2S a Karras", "Karras", ("dpm++2s_a", "karras")),
         ("LCM", "Normal", ("lcm", "discrete")),
         ("DDIM", "align_your_steps", ("ddim_trailing", "ays")),
+        ("DDIM", "Align Your Steps", ("ddim_trailing", "ays")),
         ("k_euler_a", "simple", ("euler_a", "simple")),
         ("dpm++2mv2", "gits", ("dpm++2mv2", "gits")),
-        (None, None, (None, None)),
+        (None, None, ("heun", "smoothstep")),
     ],
 )
 def test_samplers_and_schedulers(
-    sampler: str | None, scheduler: str | None, expected: tuple[str | None, str | None]
+    sampler: str | None, scheduler: str | None, expected: tuple[str, str]
 ) -> None:
     """A1111's names, its older combined ones, and this server's own."""
-    draft = txt2img(sampler_name=sampler, scheduler=scheduler).draft
-    assert (draft.sampler, draft.schedule) == expected
+    assert sampling(sampler_name=sampler, scheduler=scheduler) == expected
 
 
 def test_sampler_index_is_the_older_name() -> None:
     """It counts only without a sampler_name: webuiapi fills it with a default of its own."""
-    assert txt2img(sampler_index="Heun").draft.sampler == "heun"
-    assert txt2img(sampler_name="LCM", sampler_index="Heun").draft.sampler == "lcm"
+    assert sampling(sampler_index="DPM2")[0] == "dpm2"
+    assert sampling(sampler_name="LCM", sampler_index="Heun")[0] == "lcm"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +192,18 @@ def test_sampler_index_is_the_older_name() -> None:
             "scheduler",
             Reason.CONFLICTING_FIELDS,
         ),
+    ],
+)
+def test_refused_samplers_and_schedules(body: dict[str, str], param: str, reason: Reason) -> None:
+    """By the names of this API."""
+    with pytest.raises(InvalidRequest) as caught:
+        sampling(**body)
+    assert (caught.value.param, caught.value.reason) == (param, reason)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "reason"),
+    [
         ({"sampler_name": 3}, "sampler_name", Reason.INVALID_VALUE),
         ({"stepz": 4}, "stepz", Reason.UNKNOWN_FIELD),
         ({"steps": 0}, "steps", Reason.INVALID_VALUE),
@@ -322,14 +353,14 @@ def test_every_sampler_and_schedule_has_a_name() -> None:
     """The lists hold all that the runtime has, and each name leads back to it."""
     for name in SAMPLERS:
         (entry,) = [e for e in json.loads(a1111.samplers()) if name in e["aliases"]]
-        assert txt2img(sampler_name=entry["name"]).draft.sampler == name
+        assert sampling(sampler_name=entry["name"])[0] == name
         assert set(entry) == {"name", "aliases", "options"}
     found = {
-        txt2img(scheduler=entry[key]).draft.schedule
+        sampling(sampler_name="Euler", scheduler=entry[key])[1]
         for entry in json.loads(a1111.schedulers())
         for key in ("name", "label")
     }
-    assert found == {None, *SCHEDULES} - {DEFAULT_SCHEDULE}
+    assert found == {*SCHEDULES} - {DEFAULT_SCHEDULE}
 
 
 def test_models_tell_no_path() -> None:

@@ -45,11 +45,21 @@ def test_the_first_model_is_the_default() -> None:
         (MINIMAL + "  - id: one\n    family: sd1\n    files: {model: m}", 6, "there twice"),
         ("models:\n - id: a\n   id: b", 3, "there twice"),
         ("default: two\n" + MINIMAL, 1, "no model has the id 'two'"),
-        ("models: []", 1, "at least 1"),
+        ("models: []", 1, "must have one item at least"),
+        ("models: 3", 1, "must be a list"),
+        (HEAD + "   files: {model: m}\n   defaults: 3", 5, "must be keys with values"),
+        (HEAD + "   files: {model: m}\n   defaults: {size: 512}", 5, "WIDTHxHEIGHT"),
+        (HEAD + "   files: {model: m}\n   defaults: {guidance: 3}", 2, "no distilled guidance"),
+        (HEAD + "   files: {model: m}\n   license: 3", 5, "must be text"),
+        (HEAD + "   files: {model: m}\n   description: !ENV x", 5, "tag '!ENV'"),
+        (HEAD + "   files: {model: m}\n   replicas: !!int x", 1, "invalid literal"),
+        ("models:\n - id: default\n   family: sd1\n   files: {model: m}", 2, "requests call"),
+        ("? [a]", 1, "unhashable key"),
+        ("[" * 3000, 1, "nested too deep"),
         ("models: [", 1, "expected"),
         ("models:\n\t- id: a", 2, "tab|token"),
-        ("", 1, "dictionary"),
-        ("7", 1, "dictionary"),
+        ("", 1, "keys with values"),
+        ("7", 1, "keys with values"),
         ("models:\n - id: ../a\n   family: sd1\n   files: {model: m}", 2, "pattern"),
     ],
 )  # fmt: skip
@@ -76,6 +86,12 @@ def test_a_size_near_a_picture(source: tuple[int, int], size: tuple[int, int]) -
     near = spec.size_near(Size(*source))
     assert near == size
     assert spec.size_problem(near) is None
+
+
+def test_nothing_is_a_date() -> None:
+    """What YAML would take for one is text, also if there is no such day."""
+    catalog = Catalog.parse(MINIMAL + "    license: 2024-99-99")
+    assert catalog.models["one"].license == "2024-99-99"
 
 
 def test_line_of_a_file() -> None:
@@ -202,7 +218,7 @@ TWO = "models:\n - id: a\n   family: sd1\n"
         (TWO + "   files:\n     vae: v\n     model: hf:a/b/c", 6, "need 'quants'"),
         (TWO + "   files:\n     model: a-{quant}.gguf", 5, "files of the hub only"),
         (TWO + "   files: {model: m}\n   quants: {Q8: 1}", 5, "there are none"),
-        (TWO + "   files: {model: hf:a/b/c}\n   quants: {}", 5, "at least 1"),
+        (TWO + "   files: {model: hf:a/b/c}\n   quants: {}", 5, "one item at least"),
         (TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1, Q4: 1}", 5, "{quant} must be"),
         (TWO + "   files: {model: 'hf:a/b/{quant}'}\n   quants: {Q8: 1, q8: 1}", 5, "case"),
         (TWO + "   files: {model: hf:a/b/c}\n   quants:\n     Q8: much", 6, "number"),

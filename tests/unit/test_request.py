@@ -193,11 +193,33 @@ def test_a_negative_prompt_that_cannot_act_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spelling", "name"), [("K_EULER", "euler"), ("k_dpmpp_2m", "dpm++2m"), ("Euler_A", "euler_a")]
-)
+    ("spelling", "name"),
+    [
+        ("K_EULER", "euler"), ("k_dpmpp_2m", "dpm++2m"), ("Euler_A", "euler_a"),
+        ("Euler a", "euler_a"), ("DPM++ 2M", "dpm++2m"), ("dpmpp2mv2", "dpm++2mv2"),
+        ("dpmpp_2s_a", "dpm++2s_a"), ("ddim", "ddim_trailing"), ("res 2s", "res_2s"),
+    ],
+)  # fmt: skip
 def test_samplers_of_other_systems(spelling: str, name: str) -> None:
-    """Fireworks' names and any case mean the runtime's samplers."""
+    """Fireworks', AUTOMATIC1111's and Xinference's names in any case mean the runtime's."""
     assert ask(sampler=spelling).sampler == name
+
+
+def test_a_sampler_and_its_schedule_in_one_name() -> None:
+    """As Xinference and older clients of AUTOMATIC1111 have it; two schedules cannot be."""
+    both = ask(sampler="DPM++ 2M Karras")
+    assert (both.sampler, both.schedule) == ("dpm++2m", "karras")
+    assert ask(sampler="Euler Karras", schedule="karras").schedule == "karras"
+    error = refused(sampler="DPM2 Karras", schedule="simple")
+    assert (error.param, error.reason) == ("schedule", Reason.CONFLICTING_FIELDS)
+    assert refused(sampler="DPM++ SDE Karras").param == "sampler"
+
+
+@pytest.mark.parametrize("name", ["", " ", "default", "Default", "automatic"])
+def test_samplers_that_are_none(name: str) -> None:
+    """The model's own; so is the schedule, where "default" is the runtime's choice."""
+    assert ask(sampler=name).sampler == ask().sampler
+    assert ask(schedule="Automatic").schedule == ask().schedule
 
 
 @pytest.mark.parametrize(
