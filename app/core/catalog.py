@@ -397,12 +397,24 @@ class ModelSpec(_Part):
         """Characters of a prompt, and of a negative one."""
         return self.prompt_characters or self.traits.prompt_characters
 
-    def size_near(self, source: Size) -> Size:
-        """The size for a picture like ``source``: its shape, within what the model can draw."""
+    def size_near(self, source: Size, max_pixels: int) -> Size:
+        """The size for a picture like ``source``: its shape, within what may be drawn.
+
+        Args:
+            source: Of the picture.
+            max_pixels: Upper bound of width x height, kept as far as the smallest sides allow.
+        """
         shrink = min(1.0, self.size.max / max(source))
-        grow = max(shrink, self.size.min / min(source))
+        scale = max(shrink, self.size.min / min(source))
+        near = self._scaled(source, scale, round)
+        if near.width * near.height > max_pixels:
+            most = math.sqrt(max_pixels / (source.width * source.height))
+            near = self._scaled(source, min(scale, most), math.floor)
+        return near
+
+    def _scaled(self, source: Size, scale: float, whole: Callable[[float], int]) -> Size:
         multiple = self.traits.multiple
-        sides = (round(side * grow / multiple) * multiple for side in source)
+        sides = (whole(side * scale / multiple) * multiple for side in source)
         lowest = -(-self.size.min // multiple) * multiple
         highest = self.size.max // multiple * multiple
         width, height = (min(highest, max(lowest, side)) for side in sides)

@@ -256,12 +256,19 @@ def skip_layers(draft: Draft) -> SkipLayers | None:
     """Skip-layer guidance, None for none."""
     if draft.slg_scale is None:
         return None
-    return SkipLayers(
-        draft.slg_scale,
-        draft.slg_layers or (7, 8, 9),
-        0.01 if draft.slg_start is None else draft.slg_start,
-        0.2 if draft.slg_end is None else draft.slg_end,
-    )
+    start = 0.01 if draft.slg_start is None else draft.slg_start
+    end = 0.2 if draft.slg_end is None else draft.slg_end
+    _check_span(draft, "slg_start", start, end)
+    return SkipLayers(draft.slg_scale, draft.slg_layers or (7, 8, 9), start, end)
+
+
+def _check_span(draft: Draft, name: str, start: float, end: float) -> None:
+    if start >= end:
+        param = draft.spelled(name)
+        raise InvalidRequest(
+            f"'{param}' {start:g} is not before the end at {end:g}: nothing would be done.",
+            param=param,
+        )
 
 
 def caching(draft: Draft) -> Caching | None:
@@ -289,6 +296,8 @@ def caching(draft: Draft) -> Caching | None:
             else "cache_options"
         )
         _check_knob(cache.mode, name, value, draft.spelled(own))
+    if cache.start is not None and cache.end is not None:
+        _check_span(draft, "cache_start", cache.start, cache.end)
     return cache
 
 
@@ -323,6 +332,11 @@ def hires(
         )
     multiple = spec.traits.multiple
     larger = Size(*(round(side * scale / multiple) * multiple for side in size))
+    problem = spec.size_problem(larger)
+    if larger == size:
+        problem = f"{size} stays as it is, for the next size is {multiple} pixels larger"
+    if problem:
+        raise InvalidRequest(f"'{param}': {problem}.", param=param)
     _check_pixels(larger, max_pixels, param)
     return Hires(
         larger.width,

@@ -166,7 +166,7 @@ def _enlarging(
     pictures = ("mask", sources.masked), ("control", sources.control)
     options = ((n, getattr(draft, n)) for n in Draft.model_fields if n not in _OF_ENLARGING)
     for name, value in (*pictures, *options):
-        if value not in (None, "", False) or (value == 0 and value is not False):
+        if value is not None and value is not False and value != "":
             param = draft.spelled(name)
             raise InvalidRequest(
                 f"'{param}' has no meaning where nothing is drawn.",
@@ -284,12 +284,9 @@ def _size(draft: Draft, spec: ModelSpec, max_pixels: int, source: Size | None) -
         size = _width_and_height(draft)
         param = draft.spelled("width")
     elif draft.size in (None, "auto", ""):
-        return spec.default_size if source is None else spec.size_near(source)
+        size = spec.default_size if source is None else spec.size_near(source, max_pixels)
     else:
-        try:
-            size = Size.parse(str(draft.size))
-        except ValueError as error:
-            raise InvalidRequest(f"'{param}': {error}.", param=param) from None
+        size = _parsed(draft)
     problem = spec.size_problem(size)
     if problem:
         if draft.width is not None and problem.startswith("height"):
@@ -300,6 +297,14 @@ def _size(draft: Draft, spec: ModelSpec, max_pixels: int, source: Size | None) -
             f"'{param}': {size} is more than this server's {max_pixels} pixels.", param=param
         )
     return size
+
+
+def _parsed(draft: Draft) -> Size:
+    try:
+        return Size.parse(str(draft.size))
+    except ValueError as error:
+        param = draft.spelled("size")
+        raise InvalidRequest(f"'{param}': {error}.", param=param) from None
 
 
 def _shaped(draft: Draft, spec: ModelSpec) -> Size:
@@ -328,7 +333,7 @@ def _width_and_height(draft: Draft) -> Size:
             param=missing,
         )
     size = Size(draft.width, draft.height)
-    if draft.size not in (None, "auto", "") and draft.size != str(size):
+    if draft.size not in (None, "auto", "") and _parsed(draft) != size:
         raise InvalidRequest(
             f"'{draft.spelled('size')}' and width and height name different sizes.",
             reason=Reason.CONFLICTING_FIELDS,

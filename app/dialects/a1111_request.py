@@ -267,15 +267,24 @@ def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Sett
 
 
 def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
-    """A drawing without what was chosen for another model and means nothing to this one."""
-    draft = drawing.draft
-    if not drawing.recalled_clip_skip or draft.clip_skip is None or takes(spec, "clip_skip"):
-        return drawing
-    warning = f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP."
+    """A drawing without what its client did not mean for this model, and with a word on it.
+
+    That is a setting that was chosen for another model; and with one that looks at its input image
+    and draws a new one, what every client sends for those that draw over it.
+    """
+    draft, files = drawing.draft, drawing.files
+    left_out: dict[str, None] = {}
+    words = []
+    if drawing.recalled_clip_skip and draft.clip_skip and not takes(spec, "clip_skip"):
+        left_out["clip_skip"] = None
+        words.append(f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP.")
+    if spec.traits.references and files is not None and files.images and files.mask is None:
+        left_out |= dict.fromkeys(("fit", "strength"))
+        words.append(f"The model '{spec.id}' looks at the image and draws a new one.")
     return replace(
         drawing,
-        draft=draft.model_copy(update={"clip_skip": None}),
-        warnings=(*drawing.warnings, warning),
+        draft=draft.model_copy(update=left_out),
+        warnings=(*drawing.warnings, *words),
     )
 
 
@@ -429,14 +438,13 @@ def _count(fields: _Fields) -> JsonObject:
 
 
 def _draft(canonical: Mapping[str, Any], *, own_clip_skip: bool) -> Draft:
-    draft = openai.parse(canonical).draft
-    spelling = {**draft.spelling, "model": CHECKPOINT, "fit": "resize_mode"}
+    spelling = {"model": CHECKPOINT, "fit": "resize_mode"}
     if not own_clip_skip:
         spelling["clip_skip"] = CLIP_SKIP
     spelling |= {"hires_scale": "hr_scale", "hires_steps": "hr_second_pass_steps"}
     spelling["hires_strength"] = "denoising_strength"
     spelling["control"] = a1111_controlnet.PARAM
-    return draft.model_copy(update={"spelling": spelling})
+    return openai.parse(canonical, spelling=spelling).draft
 
 
 # --- requests: input pictures ---------------------------------------------------------------------

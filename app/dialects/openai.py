@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -103,13 +104,12 @@ _IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
 _MASK_PARTS: Final = ("mask", "mask_image")
 _CONTROL_PARTS: Final = ("control", "control_image")
 
-#: Values that switch an option off although they are not empty, zero or false.
-_NEUTRAL: Final = (
-    ("clip_skip", -1),
-    ("cache_mode", "disabled"),
-    ("control_canny", "false"),
-    ("control_canny", False),
-)
+#: Values that switch an option off although they are not empty, as text.
+_NEUTRAL: Final[Mapping[str, tuple[str, ...]]] = {
+    "clip_skip": ("-1",),
+    "cache_mode": ("disabled",),
+    "control_canny": ("false", "0", "off", "no"),
+}
 
 _MIN_CHUNK: Final = 1024
 _DEFAULT_CHUNK: Final = 4096
@@ -157,6 +157,13 @@ class ReplyOptions(BaseModel):
         None, max_length=2048, description="Where the job's end is posted to, if the server may."
     )
 
+    @field_validator("partial_images", mode="before")
+    @classmethod
+    def _no_number_from_a_boolean(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("must not be a boolean")
+        return value
+
     @field_validator("background")
     @classmethod
     def _opaque_only(cls, value: str) -> str:
@@ -168,6 +175,19 @@ class ReplyOptions(BaseModel):
 _OPTIONS: Final = (
     Draft.model_fields.keys() | ReplyOptions.model_fields.keys() | FOREIGN_FIELDS.keys()
 ) - set(INTERNAL_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a request says of a stream's form beside its body.
+
+    Attributes:
+        dialect: Named in the query; it wins over whatever the body says.
+        library: The form that the client's library reads, where nothing else speaks.
+    """
+
+    dialect: StreamDialect | None = None
+    library: StreamDialect | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,21 +233,27 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def parse(body: Mapping[str, Any], dialect: str | None = None) -> Ask:
+def parse(
+    body: Mapping[str, Any],
+    told: Told = Told(),
+    *,
+    spelling: Mapping[str, str] = MappingProxyType({}),
+) -> Ask:
     """Read the JSON of a generation.
 
     Args:
         body: The client's object.
-        dialect: From the query or the headers, for streams whose body names none.
+        told: What was said beside it.
+        spelling: The client's names of fields that another dialect has renamed.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
     """
-    return _ask(body, dialect)
+    return _ask(body, told, spelling)
 
 
 def parse_generation_form(
-    fields: Mapping[str, str], files: Sequence[SourceFile], dialect: str | None = None
+    fields: Mapping[str, str], files: Sequence[SourceFile], told: Told = Told()
 ) -> Ask:
     """Read a generation that comes as a form, which may bring a control picture.
 
@@ -240,7 +266,7 @@ def parse_generation_form(
             _refuse_foreign({file.param: file})
             raise unknown(file.param)
     control = _control(files, body)
-    ask = _ask(body, dialect)
+    ask = _ask(body, told)
     return replace(ask, files=SourceFiles((), control=control) if control else None)
 
 
@@ -248,7 +274,7 @@ def parse_form(
     fields: Mapping[str, str],
     files: Sequence[SourceFile],
     *,
-    dialect: str | None = None,
+    told: Told = Told(),
     mask_mode: str | None = None,
     prompt: str | None = None,
 ) -> Ask:
@@ -257,7 +283,7 @@ def parse_form(
     Args:
         fields: Text fields; each may be given once.
         files: Uploaded files with the names of their fields.
-        dialect: As for ``parse``.
+        told: As for ``parse``.
         mask_mode: The route's own reading of masks.
         prompt: The prompt of a form without one, where the route allows that.
 
@@ -270,23 +296,29 @@ def parse_form(
     sources = _sources(files, body)
     if mask_mode is not None and sources.mask is not None:
         body.setdefault("mask_mode", mask_mode)
-    ask = _ask(body, dialect)
+    ask = _ask(body, told)
     return replace(ask, files=sources, operation="edit")
 
 
-def parse_query(parameters: Mapping[str, str]) -> Ask:
+def parse_query(parameters: Sequence[tuple[str, str]]) -> Ask:
     """Read a generation from the query of its URL, as EventSource sends it.
 
     Names that no table knows are left unread: pages put all kinds of things into their links.
 
+    Args:
+        parameters: Names with their values, in the query's order.
+
     Raises:
         InvalidRequest: Names the parameter.
     """
-    known = {
-        name: value
-        for name, value in parameters.items()
-        if name.startswith("stream_options") or ALIASES.get(name, name) in _OPTIONS
-    }
+    known: dict[str, str] = {}
+    for name, value in parameters:
+        if not name.startswith("stream_options") and ALIASES.get(name, name) not in _OPTIONS:
+            continue
+        if known.setdefault(name, value) != value:
+            raise InvalidRequest(
+                f"'{name[:64]}' is there twice.", reason=Reason.CONFLICTING_FIELDS, param=name[:64]
+            )
     if known.get("response_format", "url").lower() != "url":
         raise InvalidRequest(
             "'response_format' is url on this route.",
@@ -300,27 +332,30 @@ def parse_query(parameters: Mapping[str, str]) -> Ask:
             param="on_disconnect",
         )
     given = {"response_format": "url", "on_disconnect": "continue", "stream": "true"}
-    return _ask({**_unflattened(known), **given}, None)
+    return _ask({**_unflattened(known), **given}, Told())
 
 
-def _ask(body: Mapping[str, Any], dialect: str | None) -> Ask:
+def _ask(
+    body: Mapping[str, Any], told: Told, renamed: Mapping[str, str] = MappingProxyType({})
+) -> Ask:
     # Clients transmit nulls for what was not given.
     given = {
         name: value
         for name, value in _with_kwargs(body).items()
-        if value is not None and (name, value) not in _NEUTRAL
+        if value is not None and str(value).lower() not in _NEUTRAL.get(name, ())
     }
     _refuse_foreign(given)
     canonical, spelling = _canonical(
         {name: value for name, value in given.items() if name not in FOREIGN_FIELDS}
     )
+    spelling |= renamed
     reply_fields = {k: canonical.pop(k) for k in list(canonical) if k in ReplyOptions.model_fields}
     options = reply_fields.get("stream_options")
     if isinstance(options, Mapping):
         reply_fields["stream_options"] = {k: v for k, v in options.items() if v is not None}
     try:
         reply = ReplyOptions.model_validate(reply_fields)
-        reply = _with_dialect(reply, dialect)
+        reply = _with_dialect(reply, told)
         draft = Draft.model_validate(
             {**canonical, "previews": _previews(reply), "spelling": spelling}
         )
@@ -351,26 +386,41 @@ def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**extra, **rest}
 
 
-def _with_dialect(reply: ReplyOptions, elsewhere: str | None) -> ReplyOptions:
+def _with_dialect(reply: ReplyOptions, told: Told) -> ReplyOptions:
     """Settle the form of a stream: named, else by what only one kind of client sends."""
     options = reply.stream_options
-    if options.dialect is not None:
-        if options.chunk_result and options.dialect != "image.chunk":
-            raise InvalidRequest(
-                f"'chunk_result' cannot be had with the dialect '{options.dialect}', "
-                "whose pictures are whole.",
-                reason=Reason.NOT_SUPPORTED,
-                param="stream_options.chunk_result",
-            )
-        return reply
-    if options.model_fields_set:
-        chosen: str | None = "image.chunk"
-    elif reply.partial_images is not None:
+    chosen = told.dialect or options.dialect
+    if chosen is None and options.model_fields_set:
+        chosen = "image.chunk"
+    elif chosen is None and reply.partial_images is not None:
         chosen = "openai"
-    else:
-        chosen = elsewhere
+    elif chosen is None:
+        chosen = told.library
+    _check_stream(options, chosen, reply.response_format)
     named = StreamOptions.model_validate({**options.model_dump(), "dialect": chosen})
     return reply.model_copy(update={"stream_options": named})
+
+
+def _check_stream(options: StreamOptions, dialect: str | None, response_format: str) -> None:
+    """Refuse options that the form of the stream would pass over."""
+    if options.chunk_result and dialect in ("openai", "both"):
+        raise InvalidRequest(
+            f"'chunk_result' cannot be had with the dialect '{dialect}', whose pictures are whole.",
+            reason=Reason.NOT_SUPPORTED,
+            param="stream_options.chunk_result",
+        )
+    if options.chunk_result and response_format.lower() == "url":
+        raise InvalidRequest(
+            "'chunk_result' splits base64, and the response_format is url.",
+            reason=Reason.NOT_SUPPORTED,
+            param="stream_options.chunk_result",
+        )
+    if not options.include_usage and dialect in ("openai", "both"):
+        raise InvalidRequest(
+            f"'include_usage' is always true with the dialect '{dialect}'.",
+            reason=Reason.NOT_SUPPORTED,
+            param="stream_options.include_usage",
+        )
 
 
 def _previews(reply: ReplyOptions) -> int:
@@ -456,14 +506,9 @@ def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
     return with_data(head, items, compact(tail))
 
 
-def _is_neutral(name: str, value: Any) -> bool:
-    """True for a value that says: leave this option off. Some clients always send those."""
-    return not value
-
-
 def _refuse_foreign(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
-        if _is_neutral(name, value):
+        if not value:  # some clients always send the fields of all that they know
             continue
         match FOREIGN_FIELDS.get(ALIASES.get(name, name)):
             case Foreign.NOT_YET:

@@ -69,10 +69,10 @@ class ImageRoutes:
         """POST /v1/images/generations: JSON, or a form where a control picture comes along."""
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             form = await forms.read_form(request, self.max_form_bytes)
-            ask = openai.parse_generation_form(form.fields, form.files, _dialect(request))
+            ask = openai.parse_generation_form(form.fields, form.files, _told(request))
         else:
             body = await forms.read_json(request, MAX_JSON_BYTES)
-            ask = openai.parse(body, _dialect(request))
+            ask = openai.parse(body, _told(request))
         return await self.answer(request, ask)
 
     async def edits(self, request: Request) -> Response:
@@ -103,7 +103,7 @@ class ImageRoutes:
         ask = openai.parse_form(
             form.fields,
             form.files,
-            dialect=_dialect(request),
+            told=_told(request),
             mask_mode=mask_mode,
             prompt=prompt,
         )
@@ -250,17 +250,18 @@ def _terms(request: Request, ask: openai.Ask, base_url: str) -> Terms:
     )
 
 
-def _dialect(request: Request) -> str | None:
-    """The form of streams that the query names or that the client's library reads."""
-    named = request.query_params.get("dialect")
-    if named is not None:
-        if named not in ("image.chunk", "openai", "both"):
-            raise InvalidRequest("'dialect' is image.chunk, openai or both.", param="dialect")
-        return named
+def _told(request: Request) -> openai.Told:
+    """The form of streams that the query names, and the one that the client's library reads."""
     headers = request.headers
-    if "x-stainless-lang" in headers or _OPENAI_AGENT.match(headers.get("user-agent", "")):
-        return "openai"
-    return None
+    is_openais = "x-stainless-lang" in headers or _OPENAI_AGENT.match(headers.get("user-agent", ""))
+    library: openai.StreamDialect | None = "openai" if is_openais else None
+    match request.query_params.get("dialect"):
+        case None:
+            return openai.Told(library=library)
+        case ("image.chunk" | "openai" | "both") as named:
+            return openai.Told(named, library)
+        case _:
+            raise InvalidRequest("'dialect' is image.chunk, openai or both.", param="dialect")
 
 
 def _rendering(ask: openai.Ask, job: Job, form: ImageForm) -> Frames:

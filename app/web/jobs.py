@@ -135,7 +135,7 @@ class JobRoutes:
         if job_id is not None:
             live = await self._find(request, job_id, "Last-Event-ID")
         else:
-            ask = openai.parse_query(request.query_params)
+            ask = openai.parse_query(request.query_params.multi_items())
             live = await self.draw.submit(request, ask)
         return self._follow(request, live, number, id_prefix=f"{live.job.id}:")
 

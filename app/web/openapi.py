@@ -216,6 +216,8 @@ def _jobs() -> dict[str, Any]:
     options = Draft.model_json_schema(ref_template=template)["properties"].items()
     drawn["parameters"] = [
         *(_parameter(name, "query", schema) for name, schema in options if name in _QUERY_OPTIONS),
+        _parameter("priority", "query", {"enum": ["low", "normal", "high"]}),
+        _parameter("stream_options_preview", "query", {"type": "boolean"}),
         _LAST_EVENT,
     ]
     drawn["parameters"][0]["required"] = True  # the prompt

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app import __version__
-from app.core.catalog import Catalog
+from app.core.catalog import Catalog, Files, ModelSpec
 from app.core.errors import GenerationFailed, InvalidRequest, Reason
 from app.core.job import (
     Completed,
@@ -37,6 +37,7 @@ from app.dialects.a1111_request import (
     NEUTRAL_OPTIONS,
     Drawing,
     Settings,
+    fitted,
     parse,
 )
 
@@ -214,6 +215,8 @@ def test_refused_samplers_and_schedules(body: dict[str, str], param: str, reason
         ({"negative_prompt": "<LyCO:x>"}, "negative_prompt", Reason.NOT_SUPPORTED),
         ({"alwayson_scripts": {"x": {"args": [1]}}}, "alwayson_scripts", Reason.NOT_SUPPORTED),
         ({"alwayson_scripts": ["x"]}, "alwayson_scripts", Reason.INVALID_VALUE),
+        ({"enable_hr": True, "hr_second_pass_steps": -3}, "hr_second_pass_steps", None),
+        ({"enable_hr": True, "hr_scale": 9}, "hr_scale", None),
         ({"init_images": [PICTURE]}, "init_images", Reason.NOT_SUPPORTED),
         ({"mask": PICTURE}, "mask", Reason.NOT_SUPPORTED),
         (
@@ -332,6 +335,19 @@ def test_inverted_masks_and_resize_modes() -> None:
     assert drawing.files.inverted_mask
     assert drawing.draft.fit == "crop"
     assert img2img(resize_mode=2).draft.fit == "pad"
+
+
+def test_models_that_look_at_the_image() -> None:
+    """What all clients send for those that draw over it means nothing to them; they say so."""
+    files = Files(model="m.gguf")
+    looker = ModelSpec(id="looker", family="flux_kontext", files=files)
+    drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker)
+    assert (drawing.draft.fit, drawing.draft.strength) == (None, None)
+    assert drawing.warnings == ("The model 'looker' looks at the image and draws a new one.",)
+    masked = fitted(img2img(mask=PICTURE, denoising_strength=0.5), looker)
+    assert (masked.draft.fit, masked.draft.strength) == ("stretch", 0.5)
+    other = img2img(denoising_strength=0.5)
+    assert fitted(other, ModelSpec(id="m", family="sd1", files=files)) == other
 
 
 def test_options_of_a_mask_need_one() -> None:

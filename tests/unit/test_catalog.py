@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.core.catalog import FAMILIES, Catalog, CatalogError, HubFile, Size
 
@@ -83,8 +85,19 @@ def test_a_fault_names_its_line(text: str, line: int, words: str) -> None:
 def test_a_size_near_a_picture(source: tuple[int, int], size: tuple[int, int]) -> None:
     """Its shape as far as possible, within the bounds and multiples of the model."""
     spec = Catalog.parse(MINIMAL).models["one"]
-    near = spec.size_near(Size(*source))
+    near = spec.size_near(Size(*source), 4_194_304)
     assert near == size
+    assert spec.size_problem(near) is None
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.integers(64 * 2048, 4_194_304))
+def test_a_size_near_a_picture_has_no_more_pixels_than_allowed(
+    width: int, height: int, most: int
+) -> None:
+    """Whatever the picture: it is made smaller, and drawable, as long as the limit is no joke."""
+    spec = Catalog.parse(MINIMAL).models["one"]
+    near = spec.size_near(Size(width, height), most)
+    assert near.width * near.height <= most
     assert spec.size_problem(near) is None
 
 

@@ -17,8 +17,11 @@ from app.dialects.openai import (
     ALIASES,
     FOREIGN_FIELDS,
     Foreign,
+    Told,
     parse,
     parse_form,
+    parse_generation_form,
+    parse_query,
     plain_answer,
 )
 from app.dialects.shapes import ImageForm, compact, error_body
@@ -114,22 +117,70 @@ def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reaso
 
 
 @pytest.mark.parametrize(
-    ("body", "elsewhere", "dialect"),
+    ("body", "told", "dialect"),
     [
-        ({}, None, None),
-        ({}, "openai", "openai"),
-        ({"partial_images": 0}, None, "openai"),
-        ({"stream_options": {"include_usage": True}}, "openai", "image.chunk"),
-        ({"stream_options": {"preview": True}, "partial_images": 2}, None, "image.chunk"),
-        ({"stream_options": {"dialect": "both"}, "partial_images": 2}, "openai", "both"),
+        ({}, Told(), None),
+        ({}, Told(library="openai"), "openai"),
+        ({"partial_images": 0}, Told(), "openai"),
+        ({"stream_options": {"include_usage": True}}, Told(library="openai"), "image.chunk"),
+        ({"stream_options": {"preview": True}, "partial_images": 2}, Told(), "image.chunk"),
+        (
+            {"stream_options": {"dialect": "both"}, "partial_images": 2},
+            Told(library="openai"),
+            "both",
+        ),
+        ({"stream_options": {"include_usage": True}}, Told("openai"), "openai"),
+        ({"stream_options": {"dialect": "both"}}, Told("image.chunk"), "image.chunk"),
+        ({"partial_images": 2}, Told("image.chunk", "openai"), "image.chunk"),
     ],
 )
-def test_who_gets_which_stream(
-    body: dict[str, Any], elsewhere: str | None, dialect: str | None
-) -> None:
-    """Named, else by what only one kind of client sends, else by the client's library."""
-    ask = parse({"prompt": "a", "stream": True, **body}, elsewhere)
+def test_who_gets_which_stream(body: dict[str, Any], told: Told, dialect: str | None) -> None:
+    """Named in the query or the body, else by what one kind of client sends, else its library."""
+    ask = parse({"prompt": "a", "stream": True, **body}, told)
     assert ask.reply.stream_options.dialect == dialect
+
+
+@pytest.mark.parametrize(
+    ("body", "told", "name"),
+    [
+        ({"stream_options": {"chunk_result": True}}, Told("both"), "chunk_result"),
+        (
+            {"stream_options": {"chunk_result": True}, "response_format": "Url"},
+            Told(),
+            "chunk_result",
+        ),
+        ({"stream_options": {"include_usage": False}}, Told("openai"), "include_usage"),
+    ],
+)
+def test_options_that_a_stream_passes_over(body: dict[str, Any], told: Told, name: str) -> None:
+    """They are refused by name."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse({"prompt": "a", "stream": True, **body}, told)
+    assert caught.value.param == f"stream_options.{name}"
+
+
+def test_no_number_is_a_boolean() -> None:
+    """As in all other options."""
+    with pytest.raises(InvalidRequest, match="'partial_images': must not be a boolean"):
+        parse({"prompt": "a", "partial_images": True})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"clip_skip": "-1"}, {"control_canny": "0"}, {"cache_mode": "disabled"}]
+)
+def test_values_that_switch_off_in_forms(fields: dict[str, str]) -> None:
+    """The same as in JSON."""
+    draft = parse_generation_form({"prompt": "a", **fields}, ()).draft
+    assert draft == parse({"prompt": "a"}).draft
+
+
+def test_a_parameter_that_comes_twice() -> None:
+    """With one value it is one; with two it is neither."""
+    assert (
+        parse_query([("prompt", "a"), ("prompt", "a"), ("t", "1"), ("t", "2")]).draft.prompt == "a"
+    )
+    with pytest.raises(InvalidRequest, match="'prompt' is there twice"):
+        parse_query([("prompt", "a"), ("prompt", "b")])
 
 
 def upload(name: str = "image") -> SourceFile:

@@ -153,6 +153,37 @@ def test_pictures_bring_size_and_strength() -> None:
     assert ask().strength is None
 
 
+def test_a_picture_larger_than_what_may_be_drawn() -> None:
+    """The limit holds for sizes that nobody named too."""
+    large = Sources(size=Size(3000, 1500), drawn_over=True)
+    assert str(ask(sources=large).size) == "1408x704"
+
+
+def test_one_size_in_two_spellings() -> None:
+    """A star or a large X is no other size; a real difference is."""
+    for spelling in ("64*128", "64X128", "64x128"):
+        assert str(ask(size=spelling, width=64, height=128).size) == "64x128"
+    assert refused(size="128x64", width=64, height=128).reason is Reason.CONFLICTING_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"size": "2048x64", "hires_scale": 4}, "hires_scale"),
+        ({"hires_scale": 1.001}, "hires_scale"),
+        ({"model": "flow", "slg_scale": 2, "slg_start": 0.5, "slg_end": 0.2}, "slg_start"),
+        ({"model": "flow", "slg_scale": 2, "slg_start": 0.2}, "slg_start"),
+        (
+            {"model": "flow", "cache_mode": "easycache", "cache_start": 0.9, "cache_end": 0.1},
+            "cache_start",
+        ),
+    ],
+)
+def test_powers_that_would_do_nothing_or_too_much(options: dict[str, Any], param: str) -> None:
+    """Sides of a second pass have the model's bounds; a span ends after its start."""
+    assert refused(**options).param == param
+
+
 def test_references_are_for_models_that_look() -> None:
     """Kontext takes several; it draws over none of them."""
     request = ask(model="looker", sources=LOOKED_AT)
