@@ -112,14 +112,30 @@ def _unfit(spec: ModelSpec) -> Iterator[tuple[str, str]]:
         yield "slg_scale", f"the model '{spec.id}' has no such layers"
 
 
-def _choices(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
-    # Twenty steps are enough for every schedule that the model can take at all.
+def schedules_of(spec: ModelSpec) -> list[str]:
+    """The schedules that a model can take."""
+    # Twenty steps are enough for each that it can take at all.
     flow = spec.traits.flow
-    schedules = [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
+    return [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
+
+
+def defaults_of(spec: ModelSpec) -> dict[str, Any]:
+    """What a request for a model gets where it does not say."""
+    own, family = spec.defaults, spec.traits
+    return {
+        "size": str(spec.default_size),
+        "sample_steps": own.steps or family.steps,
+        "sampler": own.sampler or family.sampler,
+        "schedule": own.schedule or DEFAULT_SCHEDULE,
+        "cfg_scale": family.cfg_scale if own.cfg_scale is None else own.cfg_scale,
+    }
+
+
+def _choices(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
     side = {"minimum": spec.size.min, "maximum": spec.size.max, "multipleOf": spec.traits.multiple}
     return {
         "sampler": {"enum": [*SAMPLERS]},
-        "schedule": {"enum": schedules},
+        "schedule": {"enum": schedules_of(spec)},
         "width": side,
         "height": side,
         "cache_mode": {"enum": [*_cache_modes(spec)]},
@@ -129,16 +145,12 @@ def _choices(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
 
 
 def _defaults(spec: ModelSpec) -> dict[str, dict[str, Any]]:
-    own, family = spec.defaults, spec.traits
+    guidance = spec.defaults.guidance
     values = {
-        "size": str(spec.default_size),
+        **defaults_of(spec),
         "width": spec.default_size.width,
         "height": spec.default_size.height,
-        "sample_steps": own.steps or family.steps,
-        "sampler": own.sampler or family.sampler,
-        "schedule": own.schedule or DEFAULT_SCHEDULE,
-        "cfg_scale": family.cfg_scale if own.cfg_scale is None else own.cfg_scale,
-        "guidance": 3.5 if own.guidance is None else own.guidance,
+        "guidance": 3.5 if guidance is None else guidance,
         "n": 1,
         "output_format": "png",
         "output_compression": 100,

@@ -124,7 +124,7 @@ def resolve(
         schedule=schedule,
         cfg_scale=cfg_scale,
         guidance=powers.guidance(draft, spec),
-        seed=random_seed() if draft.seed in (None, -1) else int(draft.seed or 0),
+        seed=random_seed() if draft.seed is None or draft.seed == -1 else draft.seed,
         n=draft.n or 1,
         # A picture between the steps would show what the check is to keep back.
         previews=0 if draft.safety_check else draft.previews,

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from app.core.catalog import ModelSpec
 from app.core.errors import NotFound, Reason
-from app.core.powers import options_of
-from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES, refusal
+from app.core.powers import defaults_of, options_of, schedules_of
+from app.core.samplers import SAMPLERS
 from app.dialects.shapes import compact
 from app.engine.worker import Worker, WorkerState
 from app.images import MEDIA_TYPES
@@ -159,7 +159,7 @@ class OpsRoutes:
             "replicas": spec.replicas,
             "keep_alive": spec.keep_alive,
             "resident_bytes": sum(worker.resident_bytes for worker in workers),
-            "defaults": _defaults(spec),
+            "defaults": defaults_of(spec),
             "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
             "capabilities": _capabilities(spec),
             "embeddings": [*self.service.pool.embeddings(spec.id)],
@@ -177,26 +177,12 @@ def _state(workers: Sequence[Worker]) -> str:
     return best.value if best else "unloaded"
 
 
-def _defaults(spec: ModelSpec) -> dict[str, Any]:
-    defaults, family = spec.defaults, spec.traits
-    return {
-        "size": str(spec.default_size),
-        "sample_steps": defaults.steps or family.steps,
-        "sampler": defaults.sampler or family.sampler,
-        "schedule": defaults.schedule or DEFAULT_SCHEDULE,
-        "cfg_scale": family.cfg_scale if defaults.cfg_scale is None else defaults.cfg_scale,
-    }
-
-
 def _capabilities(spec: ModelSpec) -> dict[str, Any]:
-    # Twenty steps are enough for every schedule that the model can take at all.
-    flow = spec.traits.flow
-    usable = [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
     return {
         "tasks": ["text-to-image", "image-to-image", "inpainting"],
         "reference_images": spec.traits.references,
         "samplers": list(SAMPLERS),
-        "schedules": usable,
+        "schedules": schedules_of(spec),
         "guidance": spec.traits.distilled_guidance,
         "control": spec.files.control_net is not None,
     }
