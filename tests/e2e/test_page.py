@@ -250,7 +250,7 @@ def test_a_restart_in_the_middle(
 
 
 def test_a_server_that_is_down(tmp_path: Path, visit: Visit) -> None:
-    """It is said in words, nothing is lost, and it goes on by itself."""
+    """It is said in words as long as it is so, nothing is lost, and it goes on by itself."""
     settings: dict[str, Any] = {"engine": "fake", "port": free_port()}
     with running_server(tmp_path, **settings) as server:
         person = visit(server)
@@ -261,6 +261,7 @@ def test_a_server_that_is_down(tmp_path: Path, visit: Visit) -> None:
     expect(page.locator("#form-error")).to_have_text("The server does not answer.")
     with running_server(tmp_path, **settings):
         expect(page.locator("#notice")).to_be_empty()
+        expect(page.locator("#form-error")).to_be_empty()
         draw(page, "somebody hears this")
         finished(page)
         page.close()
@@ -293,6 +294,35 @@ def test_errors_stand_at_their_fields(own_server: ServerProcess, visit: Visit) -
     expect(prompt).to_have_attribute("aria-invalid", "true")
     prompt.fill("short")
     expect(page.locator("#prompt-error")).to_be_empty()
+
+
+def test_errors_go_with_their_causes(tmp_path: Path, visit: Visit) -> None:
+    """A full queue is told until the form is edited or there is room again, and a list of models
+    that could not be had until it is there."""
+    with running_server(tmp_path, engine="fake", queue_images=1) as server:
+        person = visit(server)
+        person.excuse("status of 429", "status of 503")
+        page = person.open()
+        error = page.locator("#form-error")
+        draw(page, "slowly step=0.2")
+        expect(page.locator("#status")).to_contain_text("Step")
+        draw(page, "waiting")
+        expect(page.locator("#queue-list li")).to_have_count(1)
+        draw(page, "one too many")
+        expect(error).to_contain_text("waiting and this server holds 1")
+        field(page, "Prompt").fill("another one too many")
+        expect(error).to_be_empty()
+        page.get_by_role("button", name="Generate").click()
+        expect(error).to_contain_text("waiting and this server holds 1")
+        expect(page.locator("#caption")).to_have_text("waiting")
+        expect(error).to_be_empty()
+        # The list of models is missing once, and is asked for again.
+        busy = {"status": 503, "json": {"error": {"message": "Not now."}}}
+        page.route("**/v1/models", lambda route: route.fulfill(**busy), times=1)
+        page.reload()
+        expect(page.locator("#model-error")).to_have_text("Not now.")
+        expect(page.locator("#model")).to_have_value("embedded")
+        expect(page.locator("#model-error")).to_be_empty()
 
 
 # --- editing --------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import { Viewer } from "./viewer.js";
 /** @import {Settings} from "./form.js" */
 
 const MODELS_AGAIN_MS = 3_000;
+const TOO_MANY = 429;
 /** The stage is below the form, out of sight. */
 const NARROW = matchMedia("(max-width: 48rem)");
 
@@ -33,6 +34,9 @@ const code = new CodePanel();
 const viewer = new Viewer(gallery, (id) => jobs.remove(id));
 
 /** A job, and which of its pictures is seen. @typedef {{job: Job, image?: JobImage}} Shown */
+
+/** The form says that there was no room in the queue. */
+let crowded = false;
 
 // --- asking for pictures --------------------------------------------------------------------------
 
@@ -64,8 +68,9 @@ async function generate() {
     showQueue();
     if (NARROW.matches) byId("stage", HTMLElement).scrollIntoView();
   } catch (error) {
-    const param = error instanceof ApiError ? error.param : null;
-    form.showError(param, /** @type {Error} */ (error).message);
+    const refused = error instanceof ApiError ? error : null;
+    form.showError(refused?.param ?? null, /** @type {Error} */ (error).message);
+    crowded = refused?.status === TOO_MANY;
   }
 }
 
@@ -94,6 +99,7 @@ function onChange(job) {
   }
   if (jobs.isMine(job.id)) announceJob(job);
   if (isOver(job)) {
+    if (crowded) form.clearTrouble();
     gallery.add(job);
     if (jobs.isMine(job.id) && job.images.length) form.setLastSeed(job.parameters.seed);
   }
@@ -302,6 +308,7 @@ async function start() {
 }
 
 function begin() {
+  form.clearTrouble();
   // What went wrong is said in the head of the page; it goes on when the server answers again, or
   // a key is given.
   start().catch(() => stage.show(stage.job));

@@ -89,6 +89,7 @@ export class Form extends EventTarget {
    */
   setModels(models) {
     const first = this.#models.length === 0;
+    this.#clearError(model);
     const chosen = models.find(({ id }) => id === model.value);
     this.#models = models;
     model.replaceChildren(...models.map(({ id }) => make("option", { value: id }, id)));
@@ -215,6 +216,11 @@ export class Form extends EventTarget {
     control?.focus();
   }
 
+  /** The error beside the button tells of a server that has changed since. */
+  clearTrouble() {
+    formError.textContent = "";
+  }
+
   clearErrors() {
     for (const line of form.querySelectorAll('[role="alert"]')) line.textContent = "";
     for (const control of form.querySelectorAll("[aria-invalid]")) {
@@ -226,11 +232,17 @@ export class Form extends EventTarget {
   #edited(target) {
     if (target === model) this.#takeModel();
     if (target === strength) this.#ownStrength = true;
+    this.clearTrouble();
+    this.#clearError(target);
+    this.#changed();
+  }
+
+  /** @param {Element} target */
+  #clearError(target) {
     const field = target.closest(".field[data-field]");
     const line = field?.querySelector(":scope > .error");
     if (line) line.textContent = "";
     field?.querySelector("[aria-invalid]")?.removeAttribute("aria-invalid");
-    this.#changed();
   }
 
   #changed() {
