@@ -483,6 +483,24 @@ def test_editing_a_picture(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("#picture")).to_be_visible()
 
 
+def test_a_long_prompt(own_server: ServerProcess, visit: Visit) -> None:
+    """All of it can be read in the viewer, by keys too, and what is below keeps its place."""
+    prompt = "\n".join(f"line {number} of a long prompt" for number in range(60))
+    wait_for(own_server, begin(own_server, {"prompt": prompt})["id"], "completed")
+    page = visit(own_server).open()
+    page.locator("#tiles button").first.click()
+    text = page.locator("#viewer-prompt")
+    expect(text).to_have_text(prompt, use_inner_text=True)
+    expect(page.locator("#viewer-facts")).to_be_in_viewport()
+    text.press("End")
+    expect(text).to_have_js_property("tabIndex", 0)
+    page.wait_for_function(
+        "text => text.scrollTop + text.clientHeight > text.scrollHeight - 2",
+        arg=text.element_handle(),
+    )
+    accessible(page)()
+
+
 def hand_over(page: Page, how: str, target: str, data: bytes, name: str) -> None:
     """Drop or paste a file, as the browser would tell the page of it."""
     page.evaluate(

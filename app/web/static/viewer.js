@@ -10,6 +10,7 @@ import { counted, facts } from "./words.js";
 const dialog = byId("viewer", HTMLDialogElement);
 const large = byId("viewer-image", HTMLImageElement);
 const gone = byId("viewer-gone", HTMLElement);
+const prompt = byId("viewer-prompt", HTMLElement);
 const previous = byId("viewer-previous", HTMLButtonElement);
 const next = byId("viewer-next", HTMLButtonElement);
 const sure = byId("viewer-sure", HTMLElement);
@@ -52,6 +53,8 @@ export class Viewer extends EventTarget {
     this.#entry = entry;
     this.#show(entry);
     if (!dialog.open) dialog.showModal();
+    // The arrow keys scroll what has the focus.
+    prompt.tabIndex = prompt.scrollHeight > prompt.clientHeight ? 0 : -1;
   }
 
   /** @param {Entry} entry */
@@ -70,7 +73,9 @@ export class Viewer extends EventTarget {
         gone.textContent = "This picture is no longer there.";
       });
     }
-    byId("viewer-title", HTMLElement).textContent = nameOf(job);
+    dialog.setAttribute("aria-label", nameOf(job));
+    prompt.textContent = job.parameters.prompt.trim() || nameOf(job);
+    prompt.scrollTop = 0;
     const pairs = facts(job.parameters, image?.seed ?? job.parameters.seed);
     pairs.push(["Drawn", dateAndTime(job.created)]);
     byId("viewer-facts", HTMLElement).replaceChildren(
