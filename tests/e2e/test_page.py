@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from app.core.request import MAX_IMAGES, MAX_STEPS
@@ -23,7 +25,8 @@ from tests.browser import PATIENCE, SCREENSHOTS, Visitor, chromium, seen
 from tests.e2e.conftest import KEY
 from tests.jobs import begin, wait_for
 from tests.pictures import opened
-from tests.servers import ServerProcess, free_port, running_server
+from tests.servers import ServerProcess, free_port, running_server, wait_until
+from tests.upscalers import write_upscaler
 
 Visit = Callable[..., Visitor]
 
@@ -57,8 +60,14 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server on the fake engine whose gallery is this module's."""
-    with running_server(tmp_path_factory.mktemp("page"), engine="fake") as server:
+    """A server on the fake engine whose gallery is this module's, with a LoRA and an upscaler."""
+    folder = tmp_path_factory.mktemp("page")
+    for name in ("loras", "upscalers"):
+        (folder / name).mkdir()
+    (folder / "loras" / "shapes.safetensors").write_bytes(b"not read by the fake engine")
+    write_upscaler(folder / "upscalers" / "twice.safetensors", 2)
+    dirs: dict[str, Any] = {"lora_dir": folder / "loras", "upscaler_dir": folder / "upscalers"}
+    with running_server(folder, engine="fake", **dirs) as server:
         yield server
 
 
@@ -483,6 +492,153 @@ def test_editing_a_picture(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("#picture")).to_be_visible()
 
 
+FURTHER: dict[str, Any] = {
+    "prompt": "FURTHER", "size": "128x128", "seed": 2**60 + 1, "sampler": "euler_a", "eta": 0.5,
+    "flow_shift": 2.5, "vae_tiling": True, "cache_mode": "easycache", "hires_scale": 2,
+    "cache_options": {"threshold": 0.3}, "slg_scale": 2.5, "slg_layers": [1, 2],
+    "lora": [{"id": "shapes", "scale": 0.8}], "upscaler": "twice", "hires_upscaler": "lanczos",
+}  # fmt: skip
+
+
+def newest(server: ServerProcess) -> dict[str, Any]:
+    """The job that was asked for last."""
+    job: dict[str, Any] = httpx2.get(f"{server.url}/v1/jobs?limit=1").json()["data"][0]
+    return job
+
+
+def redrawn(server: ServerProcess, page: Page) -> dict[str, Any]:
+    """The parameters of the picture that the form asks for now."""
+    before = newest(server)["id"]
+    page.get_by_role("button", name=re.compile("Generate|Redraw")).click()
+    wait_until(lambda: newest(server)["id"] != before, 30, "no job came")
+    found: dict[str, Any] = newest(server)["parameters"]
+    return found
+
+
+def test_options_without_a_field(own_server: ServerProcess, visit: Visit) -> None:
+    """A picture's further options are shown, kept with the form, sent along, and can be dropped;
+    the size is the picture's."""
+    drawn = wait_for(own_server, begin(own_server, FURTHER)["id"], "completed")["parameters"]
+    page = visit(own_server).open()
+    page.locator("#tiles button").first.click()
+    facts = page.locator("#viewer-facts")
+    expect(facts).to_contain_text("Size512 × 512Before enlarging128 × 128")
+    expect(facts).to_contain_text("LoRAshapes 0.8")
+    expect(facts).to_contain_text("SLG layers1, 2")
+    expect(facts).to_contain_text("Cache optionsthreshold 0.3")
+    expect(facts).to_contain_text("Hires scale2")
+    page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#notice")).to_have_text("The settings of this picture are in the form.")
+    line = page.locator("#further")
+    expect(line).to_contain_text("flow_shift 2.5 · ")
+    expect(line).to_contain_text("lora shapes 0.8")
+    assert redrawn(own_server, page) == drawn
+    page.reload()
+    expect(line).to_contain_text("hires_scale 2")
+    expect(page.locator("#snippet-text")).to_contain_text('"hires_scale": 2')
+    page.get_by_role("button", name="Draw without these options").click()
+    expect(page.locator("#more summary")).to_be_focused()
+    expect(line).to_be_hidden()
+    assert "hires_scale" not in redrawn(own_server, page)
+
+
+def test_noise_levels_without_a_field(own_server: ServerProcess, visit: Visit) -> None:
+    """They stand in place of steps and schedule, until one of these is set."""
+    body = {"prompt": "LEVELS", "sigmas": [1.0, 0.6, 0.2, 0.0]}
+    drawn = wait_for(own_server, begin(own_server, body)["id"], "completed")["parameters"]
+    page = visit(own_server).open()
+    page.locator("#tiles button").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#further")).to_have_text("sigmas 1, 0.6, 0.2, 0")
+    assert redrawn(own_server, page) == drawn
+    page.locator("#more summary").click()
+    field(page, "Steps").fill("5")
+    expect(page.locator("#further")).to_be_hidden()
+    assert redrawn(own_server, page)["sample_steps"] == 5
+
+
+def test_what_settings_do_not_hold(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """Pictures that a picture was made from are missed by name, and so is what no form can say;
+    options that the model does not take are told beside them."""
+    person = visit(own_server)
+    person.excuse("status of 400")
+    page = person.open()
+    image = {"image": ("scene.png", scene(tmp_path).read_bytes())}
+    lora = '[{"id": "shapes", "scale": 0.5}]'
+    fields = {"prompt": "MADE", "strength": "0.5", "fit": "pad", "lora": lora}
+    edits = f"{own_server.url}/v1/images/edits"
+    drawn = httpx2.post(edits, files=image, data=fields).json()["parameters"]
+    page.reload()
+    page.locator("#tiles button").first.click()
+    reuse = page.get_by_role("dialog").get_by_role("button", name="Use these settings")
+    reuse.click()
+    expect(page.locator("#notice")).to_have_text(
+        "The settings of this picture are in the form, but not the image that it was made from."
+    )
+    expect(page.locator("#further")).to_have_text("lora shapes 0.5")
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    expect(page.locator("#source")).to_be_visible()
+    page.locator("#tiles button").first.click()
+    reuse.click()
+    expect(page.locator("#further")).to_have_text("fit pad · lora shapes 0.5")
+    assert redrawn(own_server, page) == drawn
+    page.get_by_role("button", name="Draw without this image").click()
+    text = (
+        "MADE\nSteps: 4, Clip skip: 2, Denoising strength: 0.5, ControlNet weight: 1, Eta: much, "
+        "Mask blur: 4, Distilled CFG Scale: 3, ENSD: 1, Model hash: ab, Version: 1"
+    )
+    hand_over(page, "drop", "#drop-read", with_parameters(text), "theirs.png")
+    expect(page.locator("#notice")).to_have_text(
+        "The settings inside the picture are in the form, but not the distilled guidance, the "
+        "image that it was made from, its control picture, its mask, Eta and ENSD."
+    )
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#further-error")).to_contain_text("'clip_skip' would have no effect")
+    page.get_by_role("button", name="Draw without these options").click()
+    expect(page.locator("#further-error")).to_be_empty()
+
+
+def with_parameters(text: str) -> bytes:
+    """A picture with a text inside, as AUTOMATIC1111 writes them."""
+    chunk = PngInfo()
+    chunk.add_text("parameters", text)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=chunk)
+    return file.getvalue()
+
+
+def test_further_options_out_of_a_file(own_server: ServerProcess, visit: Visit) -> None:
+    """All that shaped a picture of ours is read from its file, and draws it again."""
+    job = wait_for(own_server, begin(own_server, FURTHER)["id"], "completed")
+    data = httpx2.get(job["images"][0]["url"]).content
+    page = visit(own_server).open()
+    hand_over(page, "drop", "#drop-read", data, "ours.png")
+    drawn = job["parameters"]
+    assert drawn.pop("vae_tiling")  # which changes nothing that can be seen
+    again = redrawn(own_server, page)
+    assert again == drawn
+    levels = {"prompt": "LEVELS", "sigmas": [1.0, 0.5, 0.0]}
+    job = wait_for(own_server, begin(own_server, levels)["id"], "completed")
+    data = httpx2.get(job["images"][0]["url"]).content
+    hand_over(page, "drop", "#drop-read", data, "ours.png")
+    expect(field(page, "Prompt")).to_have_value("LEVELS")
+    assert redrawn(own_server, page) == job["parameters"]
+
+
+def test_a_picture_that_was_only_enlarged(
+    own_server: ServerProcess, visit: Visit, tmp_path: Path
+) -> None:
+    """It has a size before and after, and no settings to be used."""
+    image = {"image": ("scene.png", scene(tmp_path).read_bytes())}
+    assert httpx2.post(f"{own_server.url}/v1/images/upscales", files=image).status_code == 200
+    page = visit(own_server).open()
+    page.locator("#tiles button").first.click()
+    viewer = page.get_by_role("dialog")
+    expect(viewer).to_contain_text("Size256 × 256Before enlarging128 × 128")
+    expect(viewer.get_by_role("button", name="Download")).to_be_visible()
+    expect(viewer.get_by_role("button", name="Use these settings")).to_be_hidden()
+
+
 def test_a_long_prompt(own_server: ServerProcess, visit: Visit) -> None:
     """All of it can be read in the viewer, by keys too, and what is below keeps its place."""
     prompt = "\n".join(f"line {number} of a long prompt" for number in range(60))
@@ -569,10 +725,27 @@ def test_texts_of_automatic1111(own_server: ServerProcess, visit: Visit) -> None
     found = page.evaluate(
         "text => import('/static/metadata.js').then(module => module.parseParameters(text))", text
     )
-    assert found == {
+    assert found["unread"] == ["ENSD"]
+    assert found["settings"] == {
         "prompt": "a cat, Steps: none\nsecond line", "negative_prompt": "dog", "sample_steps": 20,
         "sampler": "dpm++2s_a", "schedule": "sgm_uniform", "cfg_scale": 7, "seed": "1",
         "size": "512x768", "model": "x, y",
+    }  # fmt: skip
+    second_pass = (
+        "Steps: 20, Denoising strength: 0.5, Clip skip: 2, Hires upscale: 1.5, Hires steps: 10, "
+        'Hires upscaler: Latent (nearest-exact), Lora hashes: "a: b, c: d", Version: v1.10.1'
+    )
+    found = page.evaluate(
+        "text => import('/static/metadata.js').then(module => module.parseParameters(text))",
+        second_pass,
+    )
+    assert found == {
+        "unread": [],
+        "settings": {
+            "prompt": "", "negative_prompt": "", "sample_steps": 20, "clip_skip": 2,
+            "hires_scale": 1.5, "hires_steps": 10, "hires_upscaler": "latent-nearest-exact",
+            "hires_strength": 0.5,
+        },
     }  # fmt: skip
 
 

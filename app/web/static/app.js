@@ -7,6 +7,7 @@ import { CodePanel } from "./code.js";
 import { byId, save } from "./dom.js";
 import { acceptFiles } from "./drop.js";
 import { Form } from "./form.js";
+import { asFields, IMAGE } from "./further.js";
 import { Gallery } from "./gallery.js";
 import { onKey, tell } from "./head.js";
 import { isOver, Jobs } from "./jobs.js";
@@ -15,6 +16,7 @@ import { fileOf, settingsOf } from "./pictures.js";
 import { Queue } from "./queue.js";
 import { Stage } from "./stage.js";
 import { Viewer } from "./viewer.js";
+import { listed } from "./words.js";
 
 /** @import {Ask, Job, JobImage} from "./jobs.js" */
 /** @import {Settings} from "./form.js" */
@@ -48,7 +50,7 @@ async function currentAsk() {
     return { path: "v1/images/generations", body };
   }
   const body = new FormData();
-  for (const [name, value] of Object.entries(settings)) body.append(name, String(value));
+  for (const [name, text] of asFields(settings)) body.append(name, text);
   body.append("stream_options_preview", "true");
   body.append("image", easel.file);
   const mask = await easel.mask();
@@ -139,7 +141,7 @@ queue.addEventListener("open", (event) => {
   stage.showPicture();
 });
 stage.addEventListener("example", (event) => {
-  form.apply({ prompt: detailOf(event) });
+  form.apply({ ...form.read(), prompt: detailOf(event) });
   form.generate();
 });
 if (navigator.platform.startsWith("Mac")) byId("generate-keys", HTMLElement).textContent = "⌘ ↵";
@@ -175,22 +177,20 @@ async function download({ job, image }) {
 
 /** @param {Shown} shown */
 function reuse({ job, image }) {
-  const settings = settingsOf(job, image);
-  const over = settings.strength !== undefined && !easel.file;
-  const but = over ? " (but not the image that it was drawn over)" : "";
-  take(settings, `The settings of this picture are in the form${but}`);
+  const lacking = job.operation === "edit" && !easel.file ? [IMAGE] : [];
+  take(settingsOf(job, image), "The settings of this picture are in the form", lacking);
 }
 
 /**
  * Put settings into the form and say so.
  * @param {Settings} settings
  * @param {string} what
+ * @param {string[]} [lacking] What is known not to be among them.
  */
-function take(settings, what) {
+function take(settings, what, lacking = []) {
   form.clearErrors();
-  const unfit = form.apply(settings);
-  const but = unfit.length ? `, but this server does not have ${unfit.join(" and ")}` : "";
-  tell(`${what}${but}.`);
+  const left = [...new Set([...form.apply(settings), ...lacking])];
+  tell(left.length ? `${what}, but not ${listed(left)}.` : `${what}.`);
 }
 
 stage.addEventListener("open", (event) => viewer.open(detailOf(event)));
@@ -219,8 +219,8 @@ async function startFrom(file) {
 
 /** @param {Blob} file */
 async function readFrom(file) {
-  const settings = await readSettings(file);
-  if (settings) take(settings, "The settings inside the picture are in the form");
+  const found = await readSettings(file);
+  if (found) take(found.settings, "The settings inside the picture are in the form", found.unread);
   else tell("There are no settings inside this file.");
 }
 

@@ -1,14 +1,16 @@
 /** The form: its fields within the model's limits, what they say, and errors at their place. */
 
 import { byId, make } from "./dom.js";
+import { missingPictures, withPictures } from "./further.js";
 import { keep, recallJson } from "./storage.js";
-import { sentence } from "./words.js";
+import { said, sentence } from "./words.js";
 
 /** @import {Model} from "./api.js" */
+/** @import {Source} from "./further.js" */
 
 /**
- * What the form says, as the API's options: seeds as text, since they may have 63 bits.
- * @typedef {object} Settings
+ * What the fields say, as the API's options: seeds as text, since they may have 63 bits.
+ * @typedef {object} FieldSettings
  * @property {string} [prompt]
  * @property {string} [negative_prompt]
  * @property {string} [model]
@@ -22,6 +24,11 @@ import { sentence } from "./words.js";
  * @property {number} [guidance]
  * @property {number} [strength]
  * @property {string} [priority]
+ */
+
+/**
+ * What is to be drawn: the fields, and options that have none.
+ * @typedef {FieldSettings & Record<string, unknown>} Settings
  */
 
 const WIDE = 3 / 2;
@@ -44,6 +51,8 @@ const guidance = byId("guidance", HTMLInputElement);
 const strength = byId("strength", HTMLInputElement);
 const priority = byId("priority", HTMLSelectElement);
 const more = byId("more", HTMLDetailsElement);
+const furtherLine = byId("further", HTMLElement);
+const furtherField = byId("further-field", HTMLElement);
 const formError = byId("form-error", HTMLElement);
 const seedAgain = byId("seed-again", HTMLButtonElement);
 
@@ -51,8 +60,10 @@ const seedAgain = byId("seed-again", HTMLButtonElement);
 export class Form extends EventTarget {
   /** @type {Model[]} */
   #models = [];
-  /** @type {"none" | "image" | "mask"} */
+  /** @type {Source} */
   #source = "none";
+  /** Options without a field. @type {Record<string, unknown>} */
+  #further = {};
   /** The person chose a strength. */
   #ownStrength = false;
   #lastSeed = "";
@@ -75,6 +86,11 @@ export class Form extends EventTarget {
     byId("defaults", HTMLButtonElement).addEventListener("click", () => {
       this.#takeDefaults();
       this.#changed();
+    });
+    byId("drop-further", HTMLButtonElement).addEventListener("click", () => {
+      this.#further = {};
+      this.#edited(furtherLine);
+      more.querySelector("summary")?.focus();
     });
   }
 
@@ -102,7 +118,7 @@ export class Form extends EventTarget {
 
   /**
    * Say which picture is drawn over, if any.
-   * @param {"none" | "image" | "mask"} source
+   * @param {Source} source
    */
   setSource(source) {
     if (source === this.#source) return;
@@ -135,6 +151,9 @@ export class Form extends EventTarget {
    */
   read() {
     const edits = this.#source !== "none";
+    const further = this.#furtherNow;
+    // The noise levels say both.
+    const leveled = "sigmas" in further;
     /** @type {Settings} */
     const all = {
       model: model.value,
@@ -142,20 +161,22 @@ export class Form extends EventTarget {
       negative_prompt: negative.value.trim() ? negative.value : undefined,
       size: this.#size(),
       n: numberOf(count),
-      seed: seed.value || undefined,
-      sample_steps: numberOf(steps),
+      seed: seedOf(seed.value),
+      sample_steps: leveled ? undefined : numberOf(steps),
       sampler: sampler.value,
-      schedule: schedule.value,
+      schedule: leveled ? undefined : schedule.value,
       cfg_scale: numberOf(cfg),
       guidance: this.model?.capabilities.guidance ? numberOf(guidance) : undefined,
       strength: edits ? numberOf(strength) : undefined,
       priority: priority.value === "normal" ? undefined : priority.value,
+      ...further,
     };
     return /** @type {Settings} */ (withoutGaps(all));
   }
 
   /**
-   * Set what is given and fits; the rest stays as it is.
+   * Set what is given and fits. The other fields stay as they are; options without a field are
+   * those that are given, and no others.
    * @param {Settings} settings
    * @returns {string[]} What did not fit, in words.
    */
@@ -175,13 +196,19 @@ export class Form extends EventTarget {
         unfit.push(`the ${field.name} ${value}`);
       }
     }
+    if (settings.guidance !== undefined && !this.model?.capabilities.guidance) {
+      unfit.push("the distilled guidance");
+    }
     if (settings.size) this.#takeSize(settings.size);
     if (settings.strength !== undefined && this.#source !== "none") {
       putValue(strength, settings.strength);
       this.#ownStrength = true;
     }
+    this.#further = Object.fromEntries(
+      Object.entries(settings).filter(([name]) => !hasField(name)),
+    );
     this.#changed();
-    return unfit;
+    return [...unfit, ...missingPictures(settings, this.#source)];
   }
 
   /** Ask for the picture, if everything can be sent. */
@@ -202,7 +229,7 @@ export class Form extends EventTarget {
    * @param {HTMLElement} [culprit] The control at fault, in a field with several.
    */
   showError(param, message, culprit) {
-    const name = { width: "size", height: "size", mask: "image" }[param ?? ""] ?? param;
+    const name = this.#fieldFor(param);
     const field = name && form.querySelector(`.field[data-field="${CSS.escape(name)}"]`);
     if (!(field instanceof HTMLElement) || field.hidden) {
       formError.textContent = message;
@@ -210,7 +237,8 @@ export class Form extends EventTarget {
     }
     if (more.contains(field)) more.open = true;
     const line = field.querySelector(":scope > .error");
-    if (line) line.textContent = sentence(message);
+    // Where several options stand the sentence keeps the name of the one that it is about.
+    if (line) line.textContent = name === "further" ? message : sentence(message);
     const control = culprit ?? controlOf(field);
     control?.setAttribute("aria-invalid", "true");
     control?.focus();
@@ -228,10 +256,22 @@ export class Form extends EventTarget {
     }
   }
 
+  /** @param {string | null} param */
+  #fieldFor(param) {
+    const name = param?.split(".")[0] ?? "";
+    if (Object.hasOwn(this.#further, name)) return "further";
+    return { width: "size", height: "size", mask: "image" }[name] ?? name;
+  }
+
+  get #furtherNow() {
+    return withPictures(this.#further, this.#source);
+  }
+
   /** @param {Element} target */
   #edited(target) {
     if (target === model) this.#takeModel();
     if (target === strength) this.#ownStrength = true;
+    if (target === steps || target === schedule) delete this.#further.sigmas;
     this.clearTrouble();
     this.#clearError(target);
     this.#changed();
@@ -274,6 +314,7 @@ export class Form extends EventTarget {
     putValue(steps, defaults.sample_steps);
     putValue(cfg, defaults.cfg_scale);
     putValue(guidance, "");
+    this.#further = {};
     sampler.value = defaults.sampler;
     schedule.value = defaults.schedule;
     priority.value = "normal";
@@ -325,6 +366,9 @@ export class Form extends EventTarget {
     byId("size-hint", HTMLElement).textContent = free
       ? `${width.min} to ${width.max} pixels, in steps of ${multiple}.`
       : (this.#size()?.replace("x", " × ") ?? "The image’s size, or as near as can be.");
+    const further = Object.entries(this.#furtherNow);
+    furtherField.hidden = further.length === 0;
+    furtherLine.textContent = further.map(([name, value]) => `${name} ${said(value)}`).join(" · ");
     byId("digest", HTMLElement).textContent =
       `${steps.value} steps · ${sampler.value} · ${schedule.value} · cfg ${cfg.value}`;
   }
@@ -425,6 +469,19 @@ function fault(field) {
   if (field === seed) return "A seed is a whole number.";
   const steps = step && step !== "any" && step !== "1" ? `, in steps of ${step}` : "";
   return `A number from ${min} to ${max}${steps}.`;
+}
+
+/** @param {string} name Of an option. */
+function hasField(name) {
+  return name === "size" || form.elements.namedItem(name) !== null;
+}
+
+/**
+ * A seed as JSON has it: without zeros in front.
+ * @param {string} text
+ */
+function seedOf(text) {
+  return /^\d+$/.test(text) ? String(BigInt(text)) : undefined;
 }
 
 /** @param {HTMLInputElement} field */

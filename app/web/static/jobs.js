@@ -32,7 +32,7 @@ import { keep, recallJson } from "./storage.js";
  * @property {number | null} ended
  * @property {{model: string, prompt: string, negative_prompt: string, n: number, size: string,
  *   seed: string, sample_steps: number, sampler: string, schedule: string, cfg_scale: number,
- *   guidance?: number, strength?: number}} parameters
+ *   guidance?: number, strength?: number} & Record<string, unknown>} parameters
  * @property {string[]} warnings
  * @property {JobImage[]} images
  * @property {{message: string, param: string | null} | null} error

@@ -14,9 +14,14 @@ const IFD_ENTRY = 12;
 const MOST_TEXT = 1 << 20;
 
 /**
+ * Settings, and the names of facts that are none of ours.
+ * @typedef {{settings: Settings, unread: string[]}} Found
+ */
+
+/**
  * The settings inside a file.
  * @param {Blob} file
- * @returns {Promise<Settings | null>} Null when there are none.
+ * @returns {Promise<Found | null>} Null when there are none.
  */
 export async function readSettings(file) {
   const bytes = new Uint8Array(await file.arrayBuffer());
@@ -167,26 +172,55 @@ function latin1(bytes, start = 0, end = bytes.length) {
 
 // --- AUTOMATIC1111's text ------------------------------------------------------------------------
 
-/** @type {Record<string, (value: string) => Settings>} */
+/**
+ * What a fact says of the settings; null when it cannot be read.
+ * @typedef {(value: string) => Settings | null} Reader
+ */
+
+/** @type {Record<string, Reader>} */
 const FACTS = {
-  Steps: (value) => ({ sample_steps: Number(value) }),
+  Steps: number("sample_steps"),
   Sampler: (value) => ({ sampler: samplerName(value) }),
   "Schedule type": (value) => ({ schedule: scheduleName(value) }),
-  "CFG scale": (value) => ({ cfg_scale: Number(value) }),
+  "CFG scale": number("cfg_scale"),
   Seed: (value) => ({ seed: value }),
   Size: (value) => ({ size: value }),
   Model: (value) => ({ model: value }),
-  "Distilled CFG Scale": (value) => ({ guidance: Number(value) }),
-  "Denoising strength": (value) => ({ strength: Number(value) }),
+  "Distilled CFG Scale": number("guidance"),
+  "Denoising strength": number("strength"),
+  Eta: number("eta"),
+  "Clip skip": number("clip_skip"),
+  "Mask blur": number("mask_blur"),
+  Shift: number("flow_shift"),
+  "ControlNet weight": number("control_strength"),
+  "ControlNet module": (value) => (value === "canny" ? { control_canny: true } : null),
+  Sigmas: numbers("sigmas"),
+  LoRA: (value) => ({ lora: pairsOf(value, ":").map(([id, scale]) => ({ id, scale })) }),
+  "SLG scale": number("slg_scale"),
+  "SLG start": number("slg_start"),
+  "SLG end": number("slg_end"),
+  "SLG layers": numbers("slg_layers"),
+  Cache: (value) => ({ cache_mode: value }),
+  "Cache options": (value) => ({ cache_options: Object.fromEntries(pairsOf(value, "=")) }),
+  "Hires upscale": number("hires_scale"),
+  "Hires steps": number("hires_steps"),
+  "Hires denoising strength": number("hires_strength"),
+  "Hires upscaler": (value) => ({ hires_upscaler: upscalerName(value) }),
+  "Postprocess upscaler": (value) => ({ upscaler: value }),
+  "Postprocess upscale by": number("upscale"),
 };
+/** "Name: value", and the value in quotes where it has a comma. */
+const FACT = /([\w/-][\w /-]{0,63}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)/g;
+/** Facts that say who drew the picture, and with which files. */
+const ASIDE = /^Version$|^Hashes$| hash(es)?$/;
 
 /**
  * @param {string} text The prompt, perhaps a line with the negative prompt, and a line of facts.
- * @returns {Settings | null} Null when it is no such text.
+ * @returns {Found | null} Null when it is no such text.
  */
 export function parseParameters(text) {
   const lines = text.trimEnd().split("\n");
-  const pairs = [...(lines.pop() ?? "").matchAll(/\s*([\w /-]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)/g)];
+  const pairs = [...(lines.pop() ?? "").matchAll(FACT)];
   if (!pairs.some(([, name]) => name === "Steps")) return null;
   const whole = lines.join("\n");
   const mark = /(?:^|\n)Negative prompt: ?/.exec(whole);
@@ -195,8 +229,55 @@ export function parseParameters(text) {
     prompt: mark ? whole.slice(0, mark.index) : whole,
     negative_prompt: mark ? whole.slice(mark.index + mark[0].length) : "",
   };
-  for (const [, name, value] of pairs) Object.assign(settings, FACTS[name]?.(unquoted(value.trim())));
-  return settings;
+  const unread = [];
+  for (const [, name, value] of pairs) {
+    const said = Object.hasOwn(FACTS, name) ? FACTS[name](unquoted(value.trim())) : null;
+    Object.assign(settings, said);
+    if (!said && !ASIDE.test(name)) unread.push(name);
+  }
+  if ("hires_scale" in settings && "strength" in settings) {
+    // AUTOMATIC1111 has one name for both: a picture with a second pass was drawn over none.
+    settings.hires_strength ??= settings.strength;
+    delete settings.strength;
+  }
+  return { settings, unread };
+}
+
+/**
+ * @param {string} option
+ * @returns {Reader}
+ */
+function number(option) {
+  return (value) => (isNumber(value) ? { [option]: Number(value) } : null);
+}
+
+/**
+ * @param {string} option
+ * @returns {Reader}
+ */
+function numbers(option) {
+  return (value) => {
+    const all = value.split(",");
+    return all.every(isNumber) ? { [option]: all.map(Number) } : null;
+  };
+}
+
+/** @param {string} text */
+function isNumber(text) {
+  return text.trim() !== "" && Number.isFinite(Number(text));
+}
+
+/**
+ * Names with their numbers: "shapes:0.8, x:1".
+ * @param {string} value
+ * @param {string} between
+ * @returns {[string, number][]}
+ */
+function pairsOf(value, between) {
+  return value.split(",").map((pair) => {
+    const end = pair.lastIndexOf(between);
+    return [pair.slice(0, end).trim(), Number(pair.slice(end + 1))];
+  });
 }
 
 /** @param {string} value In quotes where it could be taken for two. */
@@ -221,4 +302,12 @@ function samplerName(name) {
 function scheduleName(name) {
   const own = name.toLowerCase().replaceAll(" ", "_");
   return own === "automatic" ? "default" : own;
+}
+
+/**
+ * Our name of what enlarges between two passes: AUTOMATIC1111 writes "Latent (nearest-exact)".
+ * @param {string} name
+ */
+function upscalerName(name) {
+  return name.toLowerCase().replace(/[ (]+/g, "-").replace(")", "");
 }

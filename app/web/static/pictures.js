@@ -34,6 +34,14 @@ export async function fileOf(job, image) {
 }
 
 /**
+ * False when an image was only enlarged: there is nothing to draw again.
+ * @param {Job} job
+ */
+export function wasDrawn(job) {
+  return job.parameters.sample_steps > 0;
+}
+
+/**
  * The settings that draw this very picture again.
  * @param {Job} job
  * @param {JobImage | undefined} image

@@ -3,7 +3,7 @@
 import { showPicture } from "./api.js";
 import { byId, focusStage, make } from "./dom.js";
 import { isOver } from "./jobs.js";
-import { nameOf } from "./pictures.js";
+import { nameOf, wasDrawn } from "./pictures.js";
 import { counted, progressLine, shortened } from "./words.js";
 
 /** @import {Job, JobImage} from "./jobs.js" */
@@ -122,6 +122,7 @@ export class Stage extends EventTarget {
     warnings.replaceChildren(...job.warnings.map((text) => make("li", {}, text)));
     actions.hidden = !shown && !over;
     for (const id of ["edit-this", "download"]) byId(id, HTMLElement).hidden = !shown;
+    byId("reuse", HTMLElement).hidden = !wasDrawn(job);
   }
 
   /** @param {string} prompt */

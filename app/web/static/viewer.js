@@ -2,7 +2,7 @@
 
 import { showPicture } from "./api.js";
 import { byId, make } from "./dom.js";
-import { nameOf } from "./pictures.js";
+import { nameOf, wasDrawn } from "./pictures.js";
 import { counted, facts } from "./words.js";
 
 /** @import {Entry, Gallery} from "./gallery.js" */
@@ -76,12 +76,13 @@ export class Viewer extends EventTarget {
     dialog.setAttribute("aria-label", nameOf(job));
     prompt.textContent = job.parameters.prompt.trim() || nameOf(job);
     prompt.scrollTop = 0;
-    const pairs = facts(job.parameters, image?.seed ?? job.parameters.seed);
+    const pairs = facts(job, image);
     pairs.push(["Drawn", dateAndTime(job.created)]);
     byId("viewer-facts", HTMLElement).replaceChildren(
       ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
     );
     for (const id of ["viewer-edit", "viewer-download"]) byId(id, HTMLElement).hidden = !image;
+    byId("viewer-reuse", HTMLElement).hidden = !wasDrawn(job);
     const place = this.#place();
     previous.disabled = place <= 0;
     next.disabled = place < 0 || place >= this.#gallery.entries.length - 1;

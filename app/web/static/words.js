@@ -1,6 +1,10 @@
 /** Numbers and states in words. */
 
-/** @import {Job} from "./jobs.js" */
+/** @import {Job, JobImage} from "./jobs.js" */
+
+const MOST_LISTED = 8;
+/** Names of options that their words alone do not make. @type {Record<string, string>} */
+const LABELS = { sample_steps: "Steps", lora: "LoRA" };
 
 /**
  * @param {number} seconds
@@ -30,6 +34,27 @@ export function shortened(text, length) {
  */
 export function counted(count, one, many = `${one}s`) {
   return `${count} ${count === 1 ? one : many}`;
+}
+
+/**
+ * "a, b and c".
+ * @param {string[]} names
+ */
+export function listed(names) {
+  const more = names.length - MOST_LISTED;
+  const shown = more > 0 ? [...names.slice(0, MOST_LISTED), `${more} more`] : names;
+  return shown.join(", ").replace(/, ([^,]*)$/, " and $1");
+}
+
+/**
+ * An option's value: "2", "7, 8, 9", "shapes 0.8" of a LoRA, "warmup 4".
+ * @param {unknown} value
+ * @returns {string}
+ */
+export function said(value) {
+  if (typeof value !== "object" || value === null) return String(value);
+  if (!Array.isArray(value)) return Object.entries(value).map((pair) => pair.join(" ")).join(", ");
+  return value.map((one) => (typeof one === "object" ? Object.values(one).join(" ") : one)).join(", ");
 }
 
 /**
@@ -86,29 +111,32 @@ function timeLeft(job) {
 }
 
 /**
- * The options of a picture, for people.
- * @param {Job["parameters"]} parameters
- * @param {string} seed
+ * What a picture was drawn with, for people: all of it but the prompt.
+ * @param {Job} job
+ * @param {JobImage | null} image
  * @returns {[string, string][]}
  */
-export function facts(parameters, seed) {
-  const p = parameters;
+export function facts(job, image) {
+  const { prompt, n, negative_prompt: negative, model, size, seed, ...options } = job.parameters;
+  const drawn = image ? `${image.width}x${image.height}` : size;
   /** @type {[string, unknown][]} */
   const pairs = [
-    ["Negative prompt", p.negative_prompt],
-    ["Model", p.model],
-    ["Size", p.size?.replace("x", " × ")],
-    ["Steps", p.sample_steps],
-    ["Sampler", p.sampler],
-    ["Schedule", p.schedule],
-    ["CFG scale", p.cfg_scale],
-    ["Guidance", p.guidance],
-    ["Strength", p.strength],
-    ["Seed", seed],
+    ["Negative prompt", negative],
+    ["Model", model],
+    ["Size", drawn?.replace("x", " × ")],
+    ["Before enlarging", drawn === size ? "" : size?.replace("x", " × ")],
   ];
+  for (const [name, value] of Object.entries(options)) pairs.push([labelOf(name), value]);
+  pairs.push(["Seed", image?.seed ?? seed]);
   return pairs
     .filter(([, value]) => value !== null && value !== undefined && value !== "")
-    .map(([name, value]) => [name, String(value)]);
+    .map(([name, value]) => [name, said(value)]);
+}
+
+/** @param {string} name */
+function labelOf(name) {
+  const words = name.replaceAll("_", " ").replace(/^(cfg|clip|slg|vae)\b/, (word) => word.toUpperCase());
+  return LABELS[name] ?? words.charAt(0).toUpperCase() + words.slice(1);
 }
 
 /**

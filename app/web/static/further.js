@@ -1,0 +1,54 @@
+/** Options that the form has no field for: kept with it, and sent along as they came. */
+
+/** @typedef {"none" | "image" | "mask"} Source What the form's picture is drawn over. */
+
+export const IMAGE = "the image that it was made from";
+const MASK = "its mask";
+const CONTROL = "its control picture";
+
+/** Options of pictures, which settings do not hold. @type {Record<string, string>} */
+const PICTURES = {
+  strength: IMAGE,
+  fit: IMAGE,
+  mask_blur: MASK,
+  control_strength: CONTROL,
+  control_canny: CONTROL,
+};
+/** @type {Record<Source, string[]>} */
+const AT_HAND = { none: [], image: [IMAGE], mask: [IMAGE, MASK] };
+
+/**
+ * The pictures that options would need, in words.
+ * @param {object} options
+ * @param {Source} source
+ */
+export function missingPictures(options, source) {
+  const needed = Object.keys(options).map((name) => PICTURES[name]);
+  return [...new Set(needed)].filter((picture) => picture && !AT_HAND[source].includes(picture));
+}
+
+/**
+ * The options that mean something with the pictures at hand.
+ * @param {Record<string, unknown>} options
+ * @param {Source} source
+ */
+export function withPictures(options, source) {
+  return Object.fromEntries(
+    Object.entries(options).filter(([name]) => !missingPictures({ [name]: true }, source).length),
+  );
+}
+
+/**
+ * Options as a form or a query has them: lists of numbers with commas, LoRAs and others as JSON.
+ * @param {object} options
+ * @returns {[string, string][]}
+ */
+export function asFields(options) {
+  return Object.entries(options).map(([name, value]) => [name, asText(value)]);
+}
+
+/** @param {unknown} value */
+function asText(value) {
+  const nested = JSON.stringify(value).includes("{");
+  return nested && typeof value === "object" ? JSON.stringify(value) : String(value);
+}
