@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -838,9 +839,16 @@ def run_snippet(command: list[str], folder: Path) -> None:
 def test_the_code_runs(
     own_server: ServerProcess, visit: Visit, tmp_path: Path, edits: bool
 ) -> None:
-    """The curl line and the Python program draw what the form would, quotes and all."""
+    """The curl line and the Python program draw what the form would, quotes and all, with options
+    that have no field, without a number of pictures, and by a seed with more digits than a number
+    of JavaScript has."""
     page = visit(own_server).open()
-    field(page, "Seed").fill("5")
+    options: dict[str, Any] = {name: FURTHER[name] for name in OF_ALL_PICTURES}
+    page.evaluate("options => localStorage.setItem('sdstream.settings', options)", dumps(options))
+    page.reload()
+    expect(page.locator("#further")).to_contain_text("lora shapes 0.8")
+    field(page, "Pictures").fill("")
+    field(page, "Seed").fill("09007199254740993")
     field(page, "Prompt").fill('it\'s "quoted" @here\n$HOME `x` 猫')
     page.locator("#code summary").click()
     if edits:
@@ -858,18 +866,40 @@ def test_the_code_runs(
     listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=2").json()["data"]
     for job in listed:
         assert job["parameters"]["prompt"] == 'it\'s "quoted" @here\n$HOME `x` 猫'
-        assert job["parameters"]["seed"] == 5
+        assert job["parameters"]["seed"] == 9007199254740993
+        assert job["parameters"]["n"] == 1
+        assert {name: job["parameters"][name] for name in options} == options
 
 
-def test_the_javascript_runs(own_server: ServerProcess, visit: Visit) -> None:
+OF_ALL_PICTURES = ("vae_tiling", "cache_mode", "cache_options", "slg_scale", "slg_layers", "lora")
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["generation", "edit"])
+def test_the_javascript_runs(
+    own_server: ServerProcess, visit: Visit, tmp_path: Path, edits: bool
+) -> None:
     """The EventSource program, in a browser."""
     page = visit(own_server).open()
+    options: dict[str, Any] = {name: FURTHER[name] for name in OF_ALL_PICTURES}
+    page.evaluate("options => localStorage.setItem('sdstream.settings', options)", dumps(options))
+    page.reload()
     field(page, "Prompt").fill("in JavaScript")
+    field(page, "Seed").fill("9007199254740993")
+    if edits:
+        page.locator("#image-file").set_input_files(scene(tmp_path))
+        expect(page.locator("#mask")).to_be_visible()
+        page.evaluate("document.querySelector('#mask').toBlob(blob => { window.imageFile = blob })")
+        page.wait_for_function("window.imageFile")
     page.locator("#code summary").click()
     page.get_by_role("tab", name="JavaScript").click()
     program = str(page.locator("#snippet-text").text_content())
     page.evaluate(f"(async () => {{ {program} }})()")
-    expect(page.locator("body > img")).to_have_js_property("naturalWidth", SIDE)
+    picture = page.locator("body > img")
+    expect(picture).to_be_attached()
+    expect(picture).not_to_have_js_property("naturalWidth", 0)
+    drawn = newest(own_server)["parameters"]
+    assert drawn["seed"] == 9007199254740993
+    assert {name: drawn[name] for name in options} == options
 
 
 def test_one_line_in_the_console(own_server: ServerProcess, visit: Visit) -> None:

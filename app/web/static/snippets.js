@@ -1,6 +1,7 @@
 /** The present settings as code: what the form would send, ready to be run elsewhere. */
 
 import { BASE } from "./api.js";
+import { asFields } from "./further.js";
 
 /** @import {Settings} from "./form.js" */
 
@@ -28,7 +29,7 @@ function curl({ settings, image, mask, key }) {
   if (image) {
     lines.push("-F image=@image.png");
     if (mask) lines.push("-F mask=@mask.png");
-    for (const [name, value] of options(settings, mask)) {
+    for (const [name, value] of fields(settings, mask)) {
       lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
     }
   } else {
@@ -43,15 +44,14 @@ function curl({ settings, image, mask, key }) {
  */
 function python({ settings, image, mask, key }) {
   const { model, prompt, size, n, ...extra } = settings;
-  if (mask) Object.assign(extra, { mask_mode: "luminance" });
   const call = [
     `model=${JSON.stringify(model)},`,
     ...(image ? ['image=open("image.png", "rb"),'] : []),
     ...(mask ? ['mask=open("mask.png", "rb"),'] : []),
     `prompt=${JSON.stringify(prompt)},`,
     ...(size ? [`size=${JSON.stringify(size)},`] : []),
-    `n=${n},`,
-    `extra_body=${json(/** @type {Settings} */ (extra))},`,
+    ...(n === undefined ? [] : [`n=${n},`]),
+    `extra_body=${image ? textual(extra, mask) : json(extra, inPython)},`,
   ];
   return [
     "import base64",
@@ -102,7 +102,7 @@ function javascript({ settings, image, mask, key }) {
  * @param {boolean} key
  */
 function drawing(settings, key) {
-  const query = json(settings).replace(/^{/, key ? "{token, " : "{");
+  const query = textual(settings, false).replace(/^{/, key ? "{token, " : "{");
   return [
     `const query = new URLSearchParams(${query});`,
     "const events = new EventSource(`${server}v1/images/generations?${query}`);",
@@ -115,11 +115,10 @@ function drawing(settings, key) {
  * @param {boolean} key
  */
 function editing(settings, mask, key) {
-  const fields = JSON.stringify(Object.fromEntries(options(settings, mask)));
   const headers = `{ ${key ? "...headers, " : ""}Prefer: "respond-async" }`;
   return [
     "const body = new FormData();",
-    `for (const [name, value] of Object.entries(${fields})) body.append(name, value);`,
+    `for (const [name, value] of Object.entries(${textual(settings, mask)})) body.append(name, value);`,
     'body.append("image", imageFile); // a File or Blob',
     ...(mask ? ['body.append("mask", maskFile);'] : []),
     "const answer = await fetch(`${server}v1/images/edits`, {",
@@ -134,20 +133,44 @@ function editing(settings, mask, key) {
  * @param {Settings} settings
  * @param {boolean} mask
  */
-function options(settings, mask) {
-  const all = mask ? { ...settings, mask_mode: "luminance" } : settings;
-  return Object.entries(all).map(([name, value]) => [name, String(value)]);
+function fields(settings, mask) {
+  return asFields(mask ? { ...settings, mask_mode: "luminance" } : settings);
+}
+
+/**
+ * The fields of a form or a query, as an object of texts.
+ * @param {Settings} settings
+ * @param {boolean} mask
+ */
+function textual(settings, mask) {
+  return json(Object.fromEntries(fields(settings, mask)), (text) => JSON.stringify(text));
+}
+
+/**
+ * @param {Settings} settings
+ * @param {(value: unknown, name: string) => string} [written]
+ */
+function json(settings, written = inJson) {
+  const text = Object.entries(settings).map(([name, value]) => `"${name}": ${written(value, name)}`);
+  return `{${text.join(", ")}}`;
 }
 
 /**
  * Seeds are text here; as numbers they stay exact where they are written by hand.
- * @param {Settings} settings
+ * @param {unknown} value
+ * @param {string} name
  */
-function json(settings) {
-  const text = Object.entries(settings).map(
-    ([name, value]) => `"${name}": ${name === "seed" ? value : JSON.stringify(value)}`,
-  );
-  return `{${text.join(", ")}}`;
+function inJson(value, name) {
+  return name === "seed" ? String(value) : JSON.stringify(value);
+}
+
+/**
+ * @param {unknown} value
+ * @param {string} name
+ */
+function inPython(value, name) {
+  if (typeof value === "boolean") return value ? "True" : "False";
+  return inJson(value, name);
 }
 
 /** @param {string} path */
