@@ -543,6 +543,24 @@ def test_options_without_a_field(own_server: ServerProcess, visit: Visit) -> Non
     assert "hires_scale" not in redrawn(own_server, page)
 
 
+def test_settings_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
+    """Who takes settings out of the gallery, far below, is brought to the form."""
+    wait_for(own_server, begin(own_server, {"prompt": "POCKET"})["id"], "completed")
+    small = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+    page = visit(own_server, **small).open()
+    page.locator("#tiles button").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#notice")).to_be_in_viewport()
+    expect(field(page, "Prompt")).to_be_in_viewport()
+
+
+def test_a_seed_fits_its_field(own_server: ServerProcess, visit: Visit) -> None:
+    """All digits of a random one can be read, also where the form is narrow."""
+    page = visit(own_server, viewport={"width": 1024, "height": 768}).open()
+    field(page, "Seed").fill(str(2**53 - 1))
+    assert field(page, "Seed").evaluate("seed => seed.scrollWidth <= seed.clientWidth")
+
+
 def test_noise_levels_without_a_field(own_server: ServerProcess, visit: Visit) -> None:
     """They stand in place of steps and schedule, until one of these is set."""
     body = {"prompt": "LEVELS", "sigmas": [1.0, 0.6, 0.2, 0.0]}

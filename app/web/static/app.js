@@ -23,7 +23,7 @@ import { listed } from "./words.js";
 
 const MODELS_AGAIN_MS = 3_000;
 const TOO_MANY = 429;
-/** The stage is below the form, out of sight. */
+/** Form, stage and gallery are below each other, out of sight. */
 const NARROW = matchMedia("(max-width: 48rem)");
 
 const form = new Form();
@@ -191,6 +191,7 @@ function take(settings, what, lacking = []) {
   form.clearErrors();
   const left = [...new Set([...form.apply(settings), ...lacking])];
   tell(left.length ? `${what}, but not ${listed(left)}.` : `${what}.`);
+  if (NARROW.matches) scrollTo({ top: 0 });
 }
 
 stage.addEventListener("open", (event) => viewer.open(detailOf(event)));
