@@ -327,7 +327,8 @@ class ModelSpec(_Part):
         quants: What ``{quant}`` in the files stands for -> gigabytes (10^9 bytes) that a pull
             fetches in all, None when not known; the first is the usual one.
         replicas: Workers of the model that may draw at once.
-        keep_alive: Seconds that an idle worker stays loaded; None is until others need its room.
+        keep_alive: Seconds that an idle worker stays loaded, at least one; None is until others
+            need its room.
         device: Where it computes: "cpu", or "cuda:1", "rocm:0", "vulkan:0" and so on for one of
             several GPUs; None is wherever the runtime likes.
     """

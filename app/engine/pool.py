@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 #: What a worker takes beside the files of its model.
 _PROCESS_BYTES: Final = 150 * 2**20
 
+#: Least time that an idle worker stays: enough for the job that it was loaded for, or that waits
+#: behind the last one, to be given to it.
+_LEAST_IDLE_SECONDS: Final = 1.0
+
 _LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
 
 
@@ -136,8 +140,9 @@ class WorkerPool:
         for seat in self._seats:
             ready = seat.worker.state is WorkerState.READY and not seat.taken
             if ready and seat.going is None and seat.spec.keep_alive is not None:
+                seconds = max(seat.spec.keep_alive, _LEAST_IDLE_SECONDS)
                 loop = asyncio.get_running_loop()
-                seat.going = loop.call_later(seat.spec.keep_alive, self._end_idle, seat)
+                seat.going = loop.call_later(seconds, self._end_idle, seat)
         self._on_change()
 
     def take(self, worker: Worker) -> None:

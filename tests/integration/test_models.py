@@ -146,6 +146,17 @@ def test_keep_alive(tmp_path: Path) -> None:
         assert server.post({**QUICK, "model": "b"}).status_code == 200
 
 
+def test_keep_alive_of_nothing(tmp_path: Path) -> None:
+    """The jobs that a model was loaded for are drawn with it before it goes."""
+    models = catalogue(tmp_path, a="", b=", keep_alive: 0")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        jobs = [begin(server, {**QUICK, "model": "b"})["id"] for _ in range(3)]
+        for job in jobs:
+            wait_for(server, job, "completed")
+        assert len(server.log_lines("model b loaded")) <= len(jobs)
+        wait_until(lambda: state_of(server, "b")["state"] == "unloaded", 10, "it stays")
+
+
 def test_keep_alive_of_a_model_that_never_drew(tmp_path: Path) -> None:
     """Loaded by hand, or as the default one, it goes as well; so does one whose worker died."""
     models = catalogue(tmp_path, a=", keep_alive: 0.3", b=", keep_alive: 0.3")
