@@ -197,9 +197,8 @@ class ImageService:
 
     @property
     def ready(self) -> bool:
-        """True when a job would be drawn at once or after others: some model is loaded."""
-        loaded = (WorkerState.READY, WorkerState.BUSY)
-        return not self.draining and any(w.state in loaded for w in self.pool.workers())
+        """True when jobs are taken and those of the default model are drawn."""
+        return not self.draining and self.pool.is_ready(self.catalog.default)
 
     @property
     def queued_images(self) -> int:

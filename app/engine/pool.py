@@ -80,6 +80,8 @@ class WorkerPool:
         self._on_change = on_change
         self._seats: list[_Seat] = []
         self._seen_bytes: dict[str, int] = {}
+        #: Models that were loaded and did not fail since.
+        self._sound: set[str] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self.evictions = 0
 
@@ -105,6 +107,15 @@ class WorkerPool:
     def is_coming(self, model: str) -> bool:
         """True while a worker of the model is being started."""
         return any(worker.state is WorkerState.STARTING for worker in self.workers(model))
+
+    def is_ready(self, model: str) -> bool:
+        """True when jobs of the model are drawn: it is loaded, or was, and went on purpose.
+
+        Then the next job has it loaded again. Who is being started again after a death is not.
+        """
+        workers = self.workers(model)
+        resting = all(w.starts <= 1 and w.state is WorkerState.STARTING for w in workers)
+        return any(w.state in _LOADED for w in workers) or (resting and model in self._sound)
 
     def failed(self, model: str) -> Worker | None:
         """The worker that shows why the model cannot be loaded."""
@@ -138,6 +149,10 @@ class WorkerPool:
     def _changed(self) -> None:
         """A worker's state is another one: who is idle from now on may have to go some time."""
         for seat in self._seats:
+            if seat.worker.state in _LOADED:
+                self._sound.add(seat.spec.id)
+            elif seat.worker.state is WorkerState.FAILED:
+                self._sound.discard(seat.spec.id)
             ready = seat.worker.state is WorkerState.READY and not seat.taken
             if ready and seat.going is None and seat.spec.keep_alive is not None:
                 seconds = max(seat.spec.keep_alive, _LEAST_IDLE_SECONDS)

@@ -163,7 +163,7 @@ def openapi_document() -> dict[str, Any]:
             "/v1/config": {"get": _get("States in OpenVINO Model Server's form", _json())},
             "/v1/cluster/auth": {"get": _get("Whether clients need a key (Xinference)", _json())},
             "/livez": {"get": _get("The process answers", _json())},
-            "/readyz": {"get": _get("The default model is loaded", _json(), unready=True)},
+            "/readyz": {"get": _get("The default model is drawn with", _json(), unready=True)},
             "/health": {"get": _get("The same as /readyz", _json(), unready=True)},
             "/metrics": {"get": _get("Prometheus metrics", {"text/plain": {"schema": {}}})},
             "/openapi.json": {"get": _get("This document", _json())},

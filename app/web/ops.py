@@ -120,7 +120,7 @@ class OpsRoutes:
         return respond.json_bytes(compact({"status": "ok"}))
 
     async def ready(self, _request: Request) -> Response:
-        """GET /readyz and /health: a request would be drawn at once."""
+        """GET /readyz and /health: a request for the default model would be drawn."""
         service = self.service
         if service.ready:
             return respond.json_bytes(compact({"status": "ok"}))

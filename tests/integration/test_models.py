@@ -162,6 +162,7 @@ def test_keep_alive_of_a_model_that_never_drew(tmp_path: Path) -> None:
     models = catalogue(tmp_path, a=", keep_alive: 0.3", b=", keep_alive: 0.3")
     with running_server(tmp_path, engine="fake", models=models) as server:
         wait_until(lambda: state_of(server, "a")["state"] == "unloaded", 10, "it stays")
+        assert server.is_ready()
         httpx2.post(f"{server.url}/v1/models/b/load", timeout=20)
         wait_until(lambda: state_of(server, "b")["state"] == "unloaded", 10, "it stays")
         assert server.post({**QUICK, "model": "b", "prompt": "crash=1"}).status_code == 500
@@ -182,7 +183,8 @@ def test_load_and_unload(tmp_path: Path) -> None:
         assert httpx2.post(f"{url}/a/unload").json()["state"] == "busy"
         assert wait_for(server, job, "completed")["attempts"] == 1
         wait_until(lambda: state_of(server, "a")["state"] == "unloaded", 5, "it stays")
-        assert httpx2.get(f"{server.url}/readyz").status_code == 503
+        assert httpx2.get(f"{server.url}/readyz").status_code == 200
+        assert server.post(QUICK).status_code == 200
         unknown = httpx2.post(f"{url}/nobody/load")
         assert (unknown.status_code, error_of(unknown)["reason"]) == (404, "model_not_found")
 
@@ -202,3 +204,17 @@ def test_a_model_that_cannot_be_loaded_harms_no_other(tmp_path: Path) -> None:
         assert server.post({**QUICK, "model": "a"}).status_code == 200
         time.sleep(0.1)
         assert server.is_ready()
+
+
+def test_a_default_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """Another one that is loaded does not make the server ready."""
+    models = catalogue(tmp_path, other="")
+    broken = "models:\n  - {id: broken, family: sd3, files: {model: broken}, size: {min: 64}}\n"
+    models.write_text(models.read_text().replace("models:\n", broken))
+    with running_server(tmp_path, engine="fake", models=models, wait=False) as server:
+        url = f"{server.url}/readyz"
+        wait_until(lambda: server.log_lines("load 3 failed"), 30, "it goes on trying")
+        assert server.post({**QUICK, "model": "other"}).status_code == 200
+        answer = httpx2.get(url)
+        assert (answer.status_code, answer.json()["status"]) == (503, "failed")
+        assert "damaged" in answer.json()["message"]
