@@ -350,15 +350,14 @@ class JobStore:
 
     def _recover(self) -> list[Job]:
         for job in self._unfinished():
+            # Readers have seen more than was written down.
+            job.first_event += _EVENTS_A_LIFE
             if given_up := _given_up(job):
                 job.apply(given_up, self._clock())
                 self._end(_state(job), _message_of(job))
             else:
-                self._db.execute(
-                    "UPDATE jobs SET status = ?, last_event = last_event + ? WHERE id = ?",
-                    (JobStatus.QUEUED.value, _EVENTS_A_LIFE, job.id),
-                )
-        self._db.commit()
+                job.status = JobStatus.QUEUED
+                self._update(_state(job))
         self._sweep()
         self._expire()
         return self._unfinished()

@@ -802,6 +802,21 @@ def test_a_server_that_dies_twice_in_a_job_gives_it_up(tmp_path: Path) -> None:
         assert (failed["status"], failed["error"]["reason"]) == ("failed", "interrupted")
 
 
+def test_a_reader_hears_of_a_job_that_died_with_the_server(tmp_path: Path) -> None:
+    """It had seen more than was written down; the end comes under a number beyond that."""
+    with running_server(tmp_path, engine="fake") as server:
+        call = Call(server, {**LONG, "stream": True})
+        job = next(call.events())["job_id"]
+        with EventStream(server, f"/v1/jobs/{job}/events") as stream:
+            seen = [event for event, _ in zip(stream.events(), range(8), strict=False)]
+            server.stop(signal.SIGKILL)
+    with running_server(tmp_path, engine="fake") as server:
+        headers = {"Last-Event-ID": seen[-1].id}
+        (last,) = events_of(server, job, headers)
+        assert (last.name, last.data["error"]["reason"]) == ("failed", "interrupted")
+        assert last.number > seen[-1].number
+
+
 def test_the_pictures_of_an_edit_survive_too(tmp_path: Path) -> None:
     """They are on the disk while their job waits, and gone after it."""
     files = {"image": png(64, 64, "blue")}

@@ -193,6 +193,8 @@ def test_what_the_next_life_does_with_unfinished_jobs(tmp_path: Path, clock: Clo
             assert job is not None
             assert isinstance(job.ending, JobFailed)
             assert job.ending.reason is Reason.INTERRUPTED
+            # Beyond whatever a reader has seen: it is still to be told.
+            assert job.last_event > 1_000_000
 
     run(tmp_path, clock, first)
 
