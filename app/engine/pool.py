@@ -243,6 +243,8 @@ class WorkerPool:
         seat.task.cancel()
         self._ending.add(seat.task)
         seat.task.add_done_callback(self._ending.discard)
+        # A task that is cancelled before the worker runs leaves this undone.
+        seat.task.add_done_callback(lambda _task: seat.worker.retire())
         return seat.task
 
     def _now(self) -> float:

@@ -178,9 +178,13 @@ class Worker:
                 await asyncio.sleep(_backoff(max(self._crashes, self._failed_loads)))
                 await self._live()
         finally:
-            if self.state is not WorkerState.FAILED:
-                self._become(WorkerState.STOPPED)
-            self._end_job(Reason.SHUTTING_DOWN, "The server is going down.")
+            self.retire()
+
+    def retire(self) -> None:
+        """Nobody runs it any more, or ever will: tell those who wait for it."""
+        if self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
+            self._become(WorkerState.STOPPED)
+        self._end_job(Reason.SHUTTING_DOWN, "The server is going down.")
 
     async def ready(self) -> None:
         """Wait until a job can be given; raise Unavailable when that will never be."""

@@ -189,6 +189,24 @@ def test_load_and_unload(tmp_path: Path) -> None:
         assert (unknown.status_code, error_of(unknown)["reason"]) == (404, "model_not_found")
 
 
+def test_unloading_what_still_waits_for_room(tmp_path: Path, worker_mb: float) -> None:
+    """Who asked for it hears of that; the worker that was to make room takes its time to end."""
+    models = catalogue(tmp_path, a="", b="")
+    with running_server(
+        tmp_path, engine="fake", models=models, memory_mb=int(1.5 * worker_mb)
+    ) as server:
+        pid = server.worker_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        url = f"{server.url}/v1/models/b"
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(httpx2.post, f"{url}/load", timeout=60)
+            wait_until(lambda: state_of(server, "b")["state"] == "starting", 10, "it is not begun")
+            assert httpx2.post(f"{url}/unload").json()["state"] == "unloaded"
+            answer = loading.result()
+        assert (answer.status_code, error_of(answer)["reason"]) == (503, "model_unavailable")
+
+
 def test_a_model_that_cannot_be_loaded_harms_no_other(tmp_path: Path) -> None:
     """It says why, on every route that tells of it; the next load tries again."""
     models = catalogue(tmp_path, a="")
