@@ -22,9 +22,10 @@ Who ends a job, the first of these to come wins (``Job.apply`` ignores the other
     shutdown while queued         failed     503 shutting_down, at once
     shutdown while running        failed     503 shutting_down, when the grace time is over
 
-A background job has no client that waits for its end: whoever leaves, leaves it running; the death
-of its worker or of the server puts it back into the queue, once; and at shutdown it is laid aside
-for the next start, however often that happens.
+A background job needs no client that waits for its end: whoever leaves, leaves it running; the
+death of its worker or of the server puts it back into the queue, once; and at shutdown it is laid
+aside for the next start, however often that happens. Who waits for it then is told 503
+shutting_down too.
 """
 
 from __future__ import annotations
@@ -103,6 +104,16 @@ _SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WOR
 
 def _going_down() -> Unavailable:
     return Unavailable("The server is going down.", reason=Reason.SHUTTING_DOWN, retry_after=10)
+
+
+def postponed(job: Job) -> Unavailable:
+    """What a client is told that waits for a job which is laid aside."""
+    message = f"The server is going down; the job {job.id} is done after its next start."
+    error = Unavailable(message, reason=Reason.SHUTTING_DOWN, retry_after=10)
+    if job.terms.idempotency_key is None:
+        # A client that tries again by itself would have the work done twice.
+        error.retry_after, error.should_retry = None, False
+    return error
 
 
 @dataclass(frozen=True)
@@ -666,6 +677,8 @@ class ImageService:
             )
         # It may have ended since it was read.
         live = self._live.get(job.id) or self._recent.get(job.id)
+        if live is not None and live.laid_aside:
+            raise postponed(live.job)
         if live is not None and not live.over:
             return live
         ended = live.job if live is not None else await self._store.get(job.id)

@@ -13,6 +13,7 @@ import base64
 from dataclasses import dataclass
 from typing import Final
 
+from app.core.errors import ImageServiceError
 from app.core.job import (
     Completed,
     Entry,
@@ -93,9 +94,16 @@ class ImageChunkStream:
             case Completed():
                 return [DONE]
             case JobFailed() | JobCancelled():
-                return self._failure()
+                error = self._job.error()
+                assert error is not None
+                return self.failure(error)
             case _:
                 return []
+
+    def failure(self, error: ImageServiceError) -> list[bytes]:
+        """The end of a stream that has not all of its images."""
+        line = b"error: " + compact(error_fields(error)) + b"\n\n"
+        return [line, b"data: " + compact(error_body(error)) + b"\n\n", DONE]
 
     def keep_alive(self) -> list[bytes]:
         """What a silent stream sends."""
@@ -167,12 +175,6 @@ class ImageChunkStream:
             tail = answer_fields(self._job)
             tail["usage"] = usage_fields(self._job.usage()) if self._options.include_usage else None
         return self._frame(created, item, compact(tail))
-
-    def _failure(self) -> list[bytes]:
-        error = self._job.error()
-        assert error is not None
-        line = b"error: " + compact(error_fields(error)) + b"\n\n"
-        return [line, b"data: " + compact(error_body(error)) + b"\n\n", DONE]
 
     def _item(self, index: int, percent: float, step: int, steps: int) -> JsonObject:
         return {

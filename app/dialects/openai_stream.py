@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from app.core.errors import ImageServiceError
 from app.core.job import (
     Completed,
     Entry,
@@ -57,9 +58,13 @@ class OpenAIStream:
             case JobFailed() | JobCancelled():
                 error = self._job.error()
                 assert error is not None
-                return [b"data: " + compact(error_body(error)) + b"\n\n", DONE]
+                return self.failure(error)
             case _:
                 return []
+
+    def failure(self, error: ImageServiceError) -> list[bytes]:
+        """The end of a stream that has not all of its images."""
+        return [b"data: " + compact(error_body(error)) + b"\n\n", DONE]
 
     def keep_alive(self) -> list[bytes]:
         """What a silent stream sends."""

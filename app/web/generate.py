@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.core.errors import InvalidRequest, Reason, Unavailable
+from app.core.errors import ImageServiceError, InvalidRequest
 from app.core.job import Entry, Job, JobStatus, Terms
 from app.core.queue import Priority
 from app.core.request import OutputFormat
@@ -23,7 +23,7 @@ from app.dialects.jobs import job_fields
 from app.dialects.openai_stream import OpenAIStream
 from app.dialects.shapes import ImageForm, compact
 from app.images import MEDIA_TYPES
-from app.service import ImageService, LiveJob
+from app.service import ImageService, LiveJob, postponed
 from app.web import forms, respond
 
 #: Two prompts of 32,000 characters, escaped as \\uXXXX, are 400 kB.
@@ -45,6 +45,9 @@ class Frames(Protocol):
 
     def keep_alive(self) -> list[bytes]:
         """What is sent when nothing happens."""
+
+    def failure(self, error: ImageServiceError) -> list[bytes]:
+        """The end of a stream whose job will not end in time."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,9 @@ class ImageRoutes:
                 frames = rendering.frames(entry) if entry else rendering.keep_alive()
                 for frame in frames:
                     yield frame
+            if live.laid_aside:
+                for frame in rendering.failure(postponed(live.job)):
+                    yield frame
         finally:
             if not live.over and not live.job.terms.background:
                 # The response is being cancelled: the clean-up must not be cancelled with it.
@@ -206,11 +212,7 @@ class ImageRoutes:
                 await self.service.cancel(live, "The client left.")
             return None
         if not job.terminal:
-            raise Unavailable(
-                f"The server is going down; the job {job.id} is done after its next start.",
-                reason=Reason.SHUTTING_DOWN,
-                retry_after=10,
-            )
+            raise postponed(job)
         # Images of an earlier life of the server are on the disk alone.
         return await self.service.with_files(job)
 

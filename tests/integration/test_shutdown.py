@@ -144,6 +144,62 @@ def test_a_plain_job_that_takes_longer_is_told(tmp_path: Path) -> None:
         assert json.loads(call.answer.read())["error"]["reason"] == "shutting_down"
 
 
+@pytest.mark.parametrize("dialect", ["image.chunk", "openai", "both"])
+def test_a_stream_of_a_job_that_is_laid_aside(tmp_path: Path, dialect: str) -> None:
+    """It ends as one that failed, and says that its job is done later."""
+    body = {**LONG, "on_disconnect": "continue", "stream_options": {"dialect": dialect}}
+    with serving(tmp_path, 0.5) as server:
+        running = Call(server, body)
+        wait_until(lambda: server.metric("sdstream_running_jobs") == 1, 10, "it is not begun")
+        waiting = Call(server, body)
+        wait_until(lambda: server.metric("sdstream_queued_images") == 1, 10, "nobody waits")
+        server.process.send_signal(signal.SIGTERM)
+        for call in (waiting, running):
+            *_, data, done = call.frames()
+            assert done == DONE
+            error = json.loads(data.removeprefix(b"data: "))["error"]
+            assert (error["code"], error["reason"]) == (503, "shutting_down")
+            assert "after its next start" in error["message"]
+
+
+@pytest.mark.parametrize("key", [None, "named"])
+def test_an_answer_of_a_job_that_is_laid_aside(tmp_path: Path, key: str | None) -> None:
+    """Clients that retry by themselves would have it drawn twice, unless they named it."""
+    headers = {"Idempotency-Key": key} if key else {}
+    body = {**LONG, "stream": False, "on_disconnect": "continue"}
+    with serving(tmp_path, 0.2) as server:
+        call = Call(server, body, headers)
+        wait_until(lambda: server.metric("sdstream_running_jobs") == 1, 10, "it is not begun")
+        server.process.send_signal(signal.SIGTERM)
+        assert call.answer.status == 503
+        assert json.loads(call.answer.read())["error"]["reason"] == "shutting_down"
+        told = call.answer.headers
+        wanted = ("10", None) if key else (None, "false")
+        assert (told["Retry-After"], told["x-should-retry"]) == wanted
+
+
+def test_coming_back_for_a_job_that_is_laid_aside(tmp_path: Path) -> None:
+    """A repetition whose body was still on its way when the drain began."""
+    body = {**LONG, "stream": False}
+    text = json.dumps(body).encode()
+    head = (
+        "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
+        f"Idempotency-Key: K\r\nContent-Length: {len(text)}\r\n\r\n"
+    ).encode()
+    with serving(tmp_path, 10) as server, socket.create_connection(server.address) as late:
+        running = Call(server, LONG)
+        running.wait_for("running")
+        late.sendall(head + text[:5])
+        named = Call(server, body, {"Idempotency-Key": "K"})
+        wait_until(lambda: server.metric("sdstream_queued_images") == 1, 10, "nobody waits")
+        server.process.send_signal(signal.SIGTERM)
+        assert named.answer.status == 503
+        late.sendall(text[5:])
+        late.settimeout(60)
+        assert late.recv(65536).startswith(b"HTTP/1.1 503 ")
+        running.leave()
+
+
 def test_readiness_flips_at_once(tmp_path: Path) -> None:
     """From the signal on nobody is told to send more work, also by a connection from before."""
     with serving(tmp_path, 2) as server:
