@@ -100,6 +100,8 @@ _GUESSED_SECONDS: Final = 5.0
 _REMEMBERED: Final = 256
 #: A background job gets another try after these.
 _SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WORKER_HUNG)
+#: What passes: a request that came to this is made anew when it comes again under its name.
+_PASSING: Final = (Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED)
 
 
 def _going_down() -> Unavailable:
@@ -664,7 +666,10 @@ class ImageService:
         return live
 
     async def _named(self, terms: Terms) -> LiveJob | None:
-        """The job that the idempotency key of these terms names; raises KeyReused."""
+        """The job that the idempotency key of these terms names; raises KeyReused, Unavailable.
+
+        One that ended by what passes has the name no more: its end would be told for ever.
+        """
         assert terms.idempotency_key is not None
         job = await self._store.named(terms.owner, terms.idempotency_key)
         if job is None:
@@ -681,8 +686,11 @@ class ImageService:
             raise postponed(live.job)
         if live is not None and not live.over:
             return live
-        ended = live.job if live is not None else await self._store.get(job.id)
-        return LiveJob(await self.with_files(ended or job))
+        ended = (live.job if live is not None else await self._store.get(job.id)) or job
+        if isinstance(ended.ending, JobFailed) and ended.ending.reason in _PASSING:
+            await self._store.unname(job.id)
+            return None
+        return LiveJob(await self.with_files(ended))
 
     def _admit(self, model: str, images: int, terms: Terms) -> None:
         """Raise what keeps a job of that model and size out now."""

@@ -248,6 +248,12 @@ class JobStore:
         """The job that an owner gave this name."""
         return await self._run(self._named, owner, idempotency_key)
 
+    async def unname(self, job_id: str) -> None:
+        """Free the name of a job for another one."""
+        await self._run(
+            self._change, "UPDATE jobs SET idempotency_key = NULL WHERE id = ?", (job_id,)
+        )
+
     async def with_files(self, job: Job) -> Job:
         """An ended job with its images' files; raises FileNotFoundError when they are gone."""
         return await asyncio.to_thread(self._with_files, job)

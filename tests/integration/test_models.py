@@ -236,3 +236,21 @@ def test_a_default_model_that_cannot_be_loaded(tmp_path: Path) -> None:
         answer = httpx2.get(url)
         assert (answer.status_code, answer.json()["status"]) == (503, "failed")
         assert "damaged" in answer.json()["message"]
+
+
+def test_a_name_outlives_no_failure_that_passes(tmp_path: Path) -> None:
+    """What could not be drawn for want of its model is drawn when it comes again under its key."""
+    models = catalogue(tmp_path, a="")
+    working = models.read_text()
+    models.write_text(working + "  - {id: b, family: sd3, files: {model: broken}}\n")
+    body, headers = {**QUICK, "model": "b"}, {"Idempotency-Key": "K"}
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        failed = server.post(body, headers=headers)
+        assert error_of(failed)["reason"] == "model_unavailable"
+    models.write_text(working + "  - {id: b, family: sd3, files: {model: x}, size: {min: 64}}\n")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        drawn = server.post(body, headers=headers)
+        assert drawn.status_code == 200
+        assert server.post(body, headers=headers).headers["X-Job-Id"] == drawn.headers["X-Job-Id"]
+        old = failed.headers["X-Job-Id"]
+        assert look(server, old)["status"] == "failed"
