@@ -97,6 +97,7 @@ _MIGRATIONS: Final = (
         next_at REAL NOT NULL
     ) STRICT;
     """,
+    "ALTER TABLE jobs ADD COLUMN has_inputs INTEGER NOT NULL DEFAULT 0;",
 )
 
 _SET_STATE: Final = (
@@ -204,7 +205,7 @@ class JobStore:
                 path = self._inputs / job.id
                 # Putting together a hundred megabytes takes its time too.
                 await asyncio.to_thread(lambda: _write(path, encode(order)))
-            await self._run(self._insert, job)
+            await self._run(self._insert, job, inputs != Inputs())
         except (OSError, sqlite3.Error) as error:
             (self._inputs / job.id).unlink(missing_ok=True)
             if not _is_no_room(error):
@@ -215,7 +216,9 @@ class JobStore:
     async def inputs(self, job: Job) -> Inputs:
         """The pictures that a job starts from; raises OSError and ValueError when they are gone."""
         path = self._inputs / job.id
-        if not await asyncio.to_thread(path.exists):
+        # Rows from before the column was there say nothing of a file.
+        known = await self._run(self._has_inputs, job.id)
+        if not known and not await asyncio.to_thread(path.exists):
             return Inputs()
         message = await asyncio.to_thread(lambda: unframe(path.read_bytes()))
         if not isinstance(message, Generate):
@@ -388,17 +391,21 @@ class JobStore:
                 path.unlink(missing_ok=True)
         (self._bytes,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM images").fetchone()
 
-    def _insert(self, job: Job) -> None:
+    def _insert(self, job: Job, has_inputs: bool) -> None:
         request, terms = dataclasses.asdict(job.request), dataclasses.asdict(job.terms)
         with self._db:
             self._db.execute(
                 "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"
-                " attempts, last_event) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)",
+                " attempts, last_event, has_inputs) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?)",
                 (
                     job.id, job.terms.owner, job.status.value, json.dumps(request),
-                    json.dumps(terms), job.terms.idempotency_key, job.created,
+                    json.dumps(terms), job.terms.idempotency_key, job.created, has_inputs,
                 ),
             )  # fmt: skip
+
+    def _has_inputs(self, job_id: str) -> bool:
+        row = self._db.execute("SELECT has_inputs FROM jobs WHERE id = ?", (job_id,)).fetchone()
+        return row is not None and bool(row["has_inputs"])
 
     def _update(self, state: dict[str, object]) -> None:
         with self._db:

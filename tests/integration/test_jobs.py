@@ -835,3 +835,17 @@ def test_the_pictures_of_an_edit_survive_too(tmp_path: Path) -> None:
                 httpx2.delete(other["status_url"], timeout=20)
         assert wait_for(server, job, *ENDINGS)["status"] == "completed"
         assert [*(tmp_path / "data" / "inputs").iterdir()] == []
+
+
+def test_an_edit_whose_pictures_are_gone(fake_server: ServerProcess) -> None:
+    """Somebody cleared the folder while it waited: it fails and says so."""
+    running = begin(fake_server, ENDLESS)
+    answer = httpx2.post(
+        f"{fake_server.url}/v1/images/edits", data=QUICK, files={"image": png(64, 64)},
+        headers=ASYNC,
+    )  # fmt: skip
+    job = answer.json()["id"]
+    (fake_server.log.parent / "data" / "inputs" / job).unlink()
+    cancel(fake_server, running)
+    error = wait_for(fake_server, job, "failed", "completed")["error"]
+    assert (error["reason"], "were lost" in error["message"]) == ("internal_error", True)

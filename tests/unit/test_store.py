@@ -231,6 +231,20 @@ def test_a_finished_image_of_an_unfinished_job_is_kept(tmp_path: Path, clock: Cl
     asyncio.run(second())
 
 
+def test_pictures_that_are_gone_are_missed(tmp_path: Path, clock: Clock) -> None:
+    """A job that came with some is not drawn from nothing."""
+
+    async def body(store: JobStore) -> None:
+        edit = await added(store, clock, "edit", inputs=Inputs(Pixels(2, 1, b"abcdef")))
+        plain = await added(store, clock, "plain")
+        (tmp_path / "inputs" / "edit").unlink()
+        assert await store.inputs(plain) == NOTHING
+        with pytest.raises(FileNotFoundError):
+            await store.inputs(edit)
+
+    run(tmp_path, clock, body)
+
+
 def test_jobs_expire(tmp_path: Path, clock: Clock) -> None:
     """Some time after their end, with their files; what has not ended stays."""
 
