@@ -21,8 +21,10 @@ import logging
 import random
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -41,6 +43,8 @@ _LONGEST_RETRY_AFTER: Final = 86_400
 _MAX_DIGITS: Final = 20
 _TIMEOUT_SECONDS: Final = 10.0
 _AT_ONCE: Final = 4
+#: Names that are looked up at once: more than are tried, since a look-up outlives its try.
+_LOOKUPS: Final = 16
 #: A look at the outbox although nothing was said, in case a clock was set.
 _IDLE_SECONDS: Final = 300.0
 #: After a fault, which may be the disk's: what was taken could not be noted and is sent again.
@@ -145,21 +149,30 @@ class Webhooks:
         """Deliver until cancelled."""
         if not self._hosts:
             return
-        backend = _CheckedBackend(allow_private=self._private)
-        async with httpcore2.AsyncConnectionPool(network_backend=backend) as pool:
-            while True:
-                changed = asyncio.ensure_future(self._changed.wait())
+        # Not the loop's own threads, which all else needs: a look-up may take half a minute.
+        lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
+        backend = _CheckedBackend(lookups, allow_private=self._private)
+        try:
+            async with httpcore2.AsyncConnectionPool(network_backend=backend) as pool:
+                await self._deliver_on(pool)
+        finally:
+            lookups.shutdown(wait=False, cancel_futures=True)
+
+    async def _deliver_on(self, pool: httpcore2.AsyncConnectionPool) -> None:
+        """Deliver what is due, and again whenever something is."""
+        while True:
+            changed = asyncio.ensure_future(self._changed.wait())
+            try:
                 try:
-                    try:
-                        seconds = await self._deliver(pool)
-                    except Exception:
-                        logger.exception("webhooks wait after a fault")
-                        seconds = _FAULT_SECONDS
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(seconds):
-                            await changed
-                finally:
-                    changed.cancel()
+                    seconds = await self._deliver(pool)
+                except Exception:
+                    logger.exception("webhooks wait after a fault")
+                    seconds = _FAULT_SECONDS
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await changed
+            finally:
+                changed.cancel()
 
     async def _deliver(self, pool: httpcore2.AsyncConnectionPool) -> float:
         """Try what is due; returns the seconds until something else is."""
@@ -226,14 +239,16 @@ class Webhooks:
 
 
 class _CheckedBackend(httpcore2.AnyIOBackend):
-    """Connects to public addresses only, unless told otherwise."""
+    """Connects to public addresses only, unless told otherwise; looks names up in ``lookups``."""
 
-    def __init__(self, *, allow_private: bool) -> None:
+    def __init__(self, lookups: Executor, *, allow_private: bool) -> None:
+        self._lookups = lookups
         self._allow_private = allow_private
 
     async def connect_tcp(self, host: str, port: int, *args: Any, **options: Any) -> Any:
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await loop.run_in_executor(self._lookups, look_up)
         addresses = [str(address[4][0]) for address in found]
         if not self._allow_private and not all(_is_public(address) for address in addresses):
             raise OSError(f"{host} has an address that is not public")

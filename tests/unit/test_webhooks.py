@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Any
@@ -258,6 +261,36 @@ def test_a_disk_that_takes_no_notes_delays_deliveries() -> None:
 
     asyncio.run(run())
     assert [headers["webhook-id"] for headers, _ in receiver.requests] == ["msg_1", "msg_1"]
+
+
+def test_a_slow_look_up_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's own threads, of which there may be few, are left to what everybody needs."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(*_args: object, **_options: object) -> list[Any]:
+        began.set()
+        go_on.wait(60)
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    clock, outbox = Clock(), MemoryOutbox()
+    outbox.waiting["msg_1"] = Delivery("msg_1", "http://slow.example/", b"{}", 0, clock())
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        task = asyncio.create_task(webhooks_of(outbox, clock, hosts=["slow.example"]).run())
+        try:
+            async with asyncio.timeout(20):
+                while not began.is_set():
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(int)
+        finally:
+            go_on.set()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
 
 
 def test_private_addresses_are_not_reached() -> None:
