@@ -3,14 +3,14 @@
 Fair means start-time fair queueing: each owner has a clock of its own that every job moves on by
 its images, and the job whose clock stood lowest goes first. Who waits with one image is drawn
 before the second of somebody who brought fifty. An owner who comes back after a while gets no
-credit for the time away.
+credit for the time away. A job that leaves without its turn costs none.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 from app.core.words import Word
@@ -116,8 +116,24 @@ class FairQueue(Generic[T]):
         for index, ticket in enumerate(self._tickets):
             if ticket.item is item:
                 del self._tickets[index]
+                self._refund(ticket)
                 return True
         return False
+
+    def _refund(self, gone: _Ticket[T]) -> None:
+        """Move the owner's clock and later items back by what is still to come of a turn."""
+        rank, start = gone.place.rank, gone.place.start
+        turn = start + gone.images - max(start, self._now[rank])
+        if start < 0 or turn <= 0:
+            return
+        self._clocks[rank, gone.owner] -= turn
+        for index, ticket in enumerate(self._tickets):
+            place = ticket.place
+            if (place.rank, ticket.owner) == (rank, gone.owner) and place.start > start:
+                self._tickets[index] = replace(
+                    ticket, place=replace(place, start=place.start - turn)
+                )
+        self._tickets.sort(key=lambda ticket: ticket.place)
 
     def images(self, owner: str | None = None) -> int:
         """Images that wait, of one owner or in all."""

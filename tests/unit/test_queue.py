@@ -90,6 +90,45 @@ def test_taking_out_of_the_middle() -> None:
     assert queue.images("a") + queue.images("b") == 2
 
 
+def test_a_cancelled_item_costs_no_turn() -> None:
+    """Neither those of its owner that wait nor those that come."""
+    queue: FairQueue[str] = FairQueue()
+    many = ["a1", "a2", "a3"]
+    for item in (*many, "b1", "b2"):
+        queue.push(item, owner=item[0], images=10, priority=Priority.NORMAL)
+    for item in many[:2]:
+        assert queue.remove(item)
+    queue.push("a4", owner="a", images=1, priority=Priority.NORMAL)
+    assert all_of(queue) == ["a3", "b1", "b2", "a4"]
+
+
+def test_a_turn_that_is_half_gone_is_half_given_back() -> None:
+    """Nobody goes before what the others have had meanwhile."""
+    queue: FairQueue[str] = FairQueue()
+    queue.push("a1", owner="a", images=10, priority=Priority.NORMAL)
+    queue.push("a2", owner="a", images=1, priority=Priority.NORMAL)
+    for number in range(8):
+        queue.push(f"b{number}", owner="b", images=1, priority=Priority.NORMAL)
+    for _ in range(6):  # the model of the others is not there yet
+        queue.take(next(item for item in queue if item.startswith("b")))
+    queue.remove("a1")
+    queue.push("c1", owner="c", images=1, priority=Priority.NORMAL)
+    assert all_of(queue) == ["a2", "c1", "b6", "b7"]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=20), st.data())
+def test_a_queue_forgets_who_left(owners: list[str], data: st.DataObject) -> None:
+    """Before anything was drawn, the order is that of a queue in which they never were."""
+    items = [f"{owner}{number}" for number, owner in enumerate(owners)]
+    left = data.draw(st.sets(st.sampled_from(items))) if items else set()
+    queue, later = queue_of(*items), [f"{owner}-later" for owner in "abc"]
+    for item in data.draw(st.permutations(sorted(left))):
+        queue.remove(next(known for known in queue if known == item))
+    for item in later:
+        queue.push(item, owner=item[0], images=1, priority=Priority.NORMAL)
+    assert all_of(queue) == all_of(queue_of(*(i for i in items if i not in left), *later))
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.integers(1, 10), st.sampled_from(list(Priority)))
