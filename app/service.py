@@ -711,23 +711,24 @@ class ImageService:
     def _admit_to_queue(self, images: int, owner: str) -> None:
         entering = sum(job.request.n for job in self._entering)
         waiting, most = self._queue.images() + entering, self._policy.queue_images
-        whose = "this server holds"
+        whose, counted = "this server holds", None
         if owner and not (waiting and waiting + images > most):
             entering = sum(job.request.n for job in self._entering if job.terms.owner == owner)
             waiting, most = self._queue.images(owner) + entering, self._policy.queue_images_per_key
-            whose = "an API key may have"
+            whose, counted = "an API key may have", owner
         if waiting and waiting + images > most:
             raise QueueFull(
                 f"{waiting} images are waiting and {whose} {most}.",
                 reason=Reason.QUEUE_FULL,
-                retry_after=self._retry_after(waiting + images - most),
+                retry_after=self._retry_after(waiting + images - most, counted),
             )
 
-    def _retry_after(self, images: int) -> int:
-        """Seconds until so many images have left the queue."""
+    def _retry_after(self, images: int, owner: str | None) -> int:
+        """Seconds until so many images, of one owner or of all, have left the queue."""
         going = [live.job for live in self._running]
         for live in self._queue:
-            images -= live.job.request.n
+            if owner in (None, live.job.terms.owner):
+                images -= live.job.request.n
             if images <= 0:
                 break  # it leaves the queue when its turn comes, not when it is done
             going.append(live.job)

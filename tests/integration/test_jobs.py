@@ -572,6 +572,24 @@ def test_the_queue_is_fair_and_bounded_by_key(keyed_server: ServerProcess) -> No
     assert order == [urgent["id"], single["id"], *many]
 
 
+def test_a_full_share_waits_for_its_own_images(tmp_path: Path) -> None:
+    """Another key's many images leave the queue first, and make no room for this one's."""
+    settings = {"api_keys": "key-a,key-b", "queue_images_per_key": 8}
+    body = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 30}
+    with running_server(tmp_path, engine="fake", **settings) as server:
+        assert server.post({**body, "sample_steps": 3}, headers=KEY_A).status_code == 200
+        running = begin(server, body, KEY_B)
+        wait_until(
+            lambda: look(server, running["id"], KEY_B)["status"] == "running", 10, "not begun"
+        )
+        begin(server, {**body, "n": 8}, KEY_B)
+        begin(server, {**body, "n": 8}, KEY_A)
+        full = server.post(body, headers=KEY_A)
+        assert (full.status_code, error_of(full)["reason"]) == (429, "queue_full")
+        # Three seconds an image, and eight go before.
+        assert int(full.headers["Retry-After"]) > 20
+
+
 # --- origins ------------------------------------------------------------------------------------
 
 
