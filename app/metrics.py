@@ -56,7 +56,7 @@ class Metrics:
         )
         self.worker_starts = Gauge(
             "sdstream_worker_starts",
-            "Starts of the model's worker process; more than one means restarts.",
+            "Starts of the model's worker processes; more than it has replicas means restarts.",
             ("model",),
             registry=self._registry,
         )
@@ -81,13 +81,13 @@ class Metrics:
     def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
         """Bring the gauges of workers up to date."""
         self.evictions.set(evictions)
-        for gauge in (self.worker_up, self.worker_memory):
+        for gauge in (self.worker_up, self.worker_memory, self.worker_starts):
             gauge.clear()
         for worker in workers:
             up = worker.state in (WorkerState.READY, WorkerState.BUSY)
             self.worker_up.labels(worker.model).inc(int(up))
             self.worker_memory.labels(worker.model).inc(worker.resident_bytes)
-            self.worker_starts.labels(worker.model).set(worker.starts)
+            self.worker_starts.labels(worker.model).inc(worker.starts)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -129,11 +129,13 @@ def test_replicas(tmp_path: Path) -> None:
         assert server.metric("sdstream_running_jobs") == 2
         model = state_of(server, "a")
         assert (model["workers"], model["replicas"], model["state"]) == (2, 2, "busy")
+        assert server.metric("sdstream_worker_starts") == 2
         pid = server.worker_pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         tries = sorted(wait_for(server, job, "completed")["attempts"] for job in jobs)
         assert tries == [1, 2]
+        assert server.metric("sdstream_worker_starts") == 3
 
 
 def test_keep_alive(tmp_path: Path) -> None:
