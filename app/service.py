@@ -286,10 +286,10 @@ class ImageService:
 
     async def find(self, job_id: str, owner: str) -> LiveJob:
         """A job of this owner, whether it lives or ended in the past; raises NotFound."""
-        live = self._live.get(job_id) or self._recent.get(job_id)
-        if live is None:
-            job = await self._store.get(job_id)
-            live = LiveJob(job) if job is not None and job.terminal else None
+        live = self._live.get(job_id)
+        job = await self._store.get(job_id) if live is None else None
+        if job is not None:  # what has expired there is not told of from memory
+            live = self._recent.get(job_id) or (LiveJob(job) if job.terminal else None)
         if live is None or live.job.terms.owner != owner:
             raise NotFound("The job never was here or has expired.", reason=Reason.JOB_NOT_FOUND)
         return live

@@ -686,6 +686,9 @@ def test_jobs_expire_with_their_images(tmp_path: Path) -> None:
         wait_until(
             lambda: len([*(tmp_path / "data" / "images").iterdir()]) == 1, 5, "files are left"
         )
+        for link in ("status_url", "events_url", "result_url"):
+            gone = httpx2.get(job[link])
+            assert (gone.status_code, error_of(gone)["reason"]) == (404, "job_not_found")
 
 
 def test_two_servers_cannot_share_a_folder(fake_server: ServerProcess) -> None:
