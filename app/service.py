@@ -560,7 +560,7 @@ class ImageService:
     def _measure_image(self, job: Job, drawn: ImageDrawn) -> None:
         model = job.request.model
         if job.request.upscale is None:  # which takes its own time
-            self._speed.note(model, drawn)
+            self._speed.note(job.request, drawn)
         self._metrics.images.labels(model).inc()
         self._metrics.steps.labels(model).inc(drawn.steps)
         self._observe(job, Phase.ENCODING, drawn.encode_seconds)
@@ -784,6 +784,8 @@ class ImageService:
             image = None if speed is None else current.steps / speed
         if image is None:
             return None
+        if job.request.hires is not None:
+            speed = None  # of the first pass, as yet, and the second is a slower one
         now = steps_left / speed if speed else image * steps_left / max(1, current.steps)
         return now + image * (left - 1)
 

@@ -26,13 +26,13 @@ class Speed:
     def __init__(self) -> None:
         self._rates: dict[str, dict[int, _Rates]] = {}
 
-    def note(self, model: str, drawn: ImageDrawn) -> None:
-        """Take in what an image of the model took."""
+    def note(self, request: GenerationRequest, drawn: ImageDrawn) -> None:
+        """Take in what an image of the request took; it was not enlarged by an upscaler."""
         fresh = _Rates(
-            drawn.sample_seconds / max(1, drawn.steps), drawn.encode_seconds + drawn.decode_seconds
+            drawn.sample_seconds / _steps(request), drawn.encode_seconds + drawn.decode_seconds
         )
-        sizes = self._rates.setdefault(model, {})
-        pixels = drawn.width * drawn.height
+        sizes = self._rates.setdefault(request.model, {})
+        pixels = _pixels(request)
         known = sizes.get(pixels, fresh)
         sizes[pixels] = _Rates(
             _blend(known.step_seconds, fresh.step_seconds),
@@ -44,12 +44,26 @@ class Speed:
         sizes = self._rates.get(request.model)
         if not sizes or request.upscale is not None:
             return None
-        pixels = request.width * request.height
+        pixels = _pixels(request)
         nearest = min(sizes, key=lambda known: max(known, pixels) / min(known, pixels))
         rates = sizes[nearest]
-        # An image drawn over another one leaves out the steps before its strength.
-        steps = request.steps * (1.0 if request.strength is None else request.strength)
-        return (rates.step_seconds * steps + rates.other_seconds) * pixels / nearest
+        seconds = rates.step_seconds * _steps(request) + rates.other_seconds
+        return seconds * pixels / nearest
+
+
+def _pixels(request: GenerationRequest) -> int:
+    """Of the largest picture that is sampled and decoded."""
+    size = (request.hires or request).size
+    return size.width * size.height
+
+
+def _steps(request: GenerationRequest) -> float:
+    """Sampling steps; those of a hires fix's first pass count as much less as they are smaller."""
+    # An image drawn over another one leaves out the steps before its strength.
+    steps = request.steps * (1.0 if request.strength is None else request.strength)
+    if request.hires is not None:
+        steps = steps * request.width * request.height / _pixels(request) + request.hires.steps
+    return max(1.0, steps)
 
 
 def _blend(known: float, fresh: float) -> float:
