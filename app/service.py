@@ -130,11 +130,11 @@ class Policy:
         grace_seconds: Time for running jobs at shutdown.
     """
 
-    queue_images: int = 64
-    queue_images_per_key: int = 64
-    high_priority_owners: frozenset[str] = frozenset()
-    limits: Limits = field(default_factory=Limits)
-    grace_seconds: float = 30.0
+    queue_images: int
+    queue_images_per_key: int
+    high_priority_owners: frozenset[str]
+    limits: Limits
+    grace_seconds: float
 
 
 @dataclass

@@ -44,7 +44,7 @@ from app.core.job import (
 from app.core.messages import Generate, encode, request_of, unframe
 from app.core.pixels import Inputs
 from app.core.queue import Priority
-from app.core.request import GenerationRequest, OutputFormat
+from app.core.request import OutputFormat
 from app.dialects.jobs import ending_message
 from app.webhooks import Delivery
 
@@ -328,17 +328,11 @@ class JobStore:
         self._later(self._path(image_id, output_format).unlink, missing_ok=True)
 
     def _with_files(self, job: Job) -> Job:
-        assert job.ending is not None
-        assert job.ended is not None
-        images = [
-            dataclasses.replace(image, data=self._file(image, job.request.output_format))
+        output_format = job.request.output_format
+        return job.retold(
+            dataclasses.replace(image, data=self._file(image, output_format))
             for image in job.images.values()
-        ]
-        return Job.ended_before(
-            job.id, job.request, job.created, job.terms, images, job.ending,
-            attempts=job.attempts, started=job.started, ended=job.ended,
-            last_event=job.last_event,
-        )  # fmt: skip
+        )
 
     def _file(self, image: ImageResult, output_format: OutputFormat) -> bytes:
         if image.id is None:
@@ -504,21 +498,19 @@ class JobStore:
 
     def _job(self, row: sqlite3.Row) -> Job:
         request = request_of(json.loads(row["request"]))
-        terms = _terms_of(json.loads(row["terms"]))
+        job = Job(row["id"], request, row["created"], _terms_of(json.loads(row["terms"])))
+        job.status = JobStatus(row["status"])
+        job.attempts, job.started, job.ended = row["attempts"], row["started"], row["ended"]
+        job.ending = _ending_of(row)
+        job.first_event = row["last_event"]
         images = [
             _image_of(image)
             for image in self._db.execute(
-                "SELECT * FROM images WHERE job = ? ORDER BY number", (row["id"],)
+                "SELECT * FROM images WHERE job = ? ORDER BY number", (job.id,)
             )
         ]
-        ending = _ending_of(row)
-        if ending is None:
-            return _unfinished_job(row, request, terms, images)
-        return Job.ended_before(
-            row["id"], request, row["created"], terms, images, ending,
-            attempts=row["attempts"], started=row["started"], ended=row["ended"],
-            last_event=row["last_event"],
-        )  # fmt: skip
+        job.images = {image.index: image for image in images}
+        return job.retold(images) if job.terminal else job
 
 
 def _locked(path: Path) -> TextIO:
@@ -645,14 +637,3 @@ def _ending_of(row: sqlite3.Row) -> Completed | JobFailed | JobCancelled | None:
             return JobCancelled(row["message"])
         case _:
             return None
-
-
-def _unfinished_job(
-    row: sqlite3.Row, request: GenerationRequest, terms: Terms, images: Sequence[ImageResult]
-) -> Job:
-    job = Job(row["id"], request, row["created"], terms)
-    job.status = JobStatus(row["status"])
-    job.attempts, job.started = row["attempts"], row["started"]
-    job.first_event = row["last_event"]
-    job.images = {image.index: image for image in images}
-    return job

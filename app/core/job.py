@@ -19,7 +19,7 @@ queues per client: a late reader replays, a slow one blocks nobody.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -293,28 +293,16 @@ class Job:
         self._first_step: tuple[int, float] | None = None
         self._newest_step: tuple[int, float] | None = None
 
-    @classmethod
-    def ended_before(
-        cls,
-        job_id: str,
-        request: GenerationRequest,
-        created: float,
-        terms: Terms,
-        images: Sequence[ImageResult],
-        ending: Completed | JobFailed | JobCancelled,
-        *,
-        attempts: int,
-        started: float | None,
-        ended: float,
-        last_event: int,
-    ) -> Job:
-        """A job that ended in the past; its entries tell of its images and its end."""
-        job = cls(job_id, request, created, terms)
-        job.attempts, job.started = attempts, started
+    def retold(self, images: Iterable[ImageResult]) -> Job:
+        """This ended job with these images; its entries tell of them and of its end alone."""
+        assert self.ending is not None
+        assert self.ended is not None
+        job = Job(self.id, self.request, self.created, self.terms)
+        job.attempts, job.started = self.attempts, self.started
         job.status = JobStatus.RUNNING
-        for event in (*(ImageReady(image) for image in images), ending):
-            job.apply(event, ended)
-        job.first_event = last_event - len(job.entries)
+        for event in (*map(ImageReady, images), self.ending):
+            job.apply(event, self.ended)
+        job.first_event = self.last_event - len(job.entries)
         return job
 
     @property
