@@ -17,7 +17,7 @@
     ├── JobWasCancelled       499  server_error          (never retried by clients)
     ├── GenerationFailed      500  server_error          (never retried by clients)
     ├── NotInstalled          501  server_error          (an optional extra is missing)
-    ├── Unavailable           503  unavailable_error     (with Retry-After)
+    ├── Unavailable           503  unavailable_error     (as a rule with Retry-After)
     └── StorageFull           507  server_error          (never retried by clients)
 
 An error carries its HTTP status and a stable machine word (``reason``): nobody matches message
