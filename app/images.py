@@ -1,15 +1,16 @@
 """Pixels from image files and to image files: decoding, fitting, masks, encoding, metadata.
 
-Input comes from strangers: only the formats listed here are opened, the size is looked at before
-anything is decoded, and only the first frame of an animation is read.
+Input comes from strangers: only the formats listed here are opened, the header is looked at before
+Pillow sees the file (image_headers.py), and only the first frame of an animation is read.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-import imagesize
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
@@ -17,6 +18,7 @@ from app.core.catalog import Size
 from app.core.errors import InvalidRequest, Reason
 from app.core.pixels import Pixels
 from app.core.request import Fit, MaskMode, OutputFormat
+from app.image_headers import TooManyParts, size_of
 
 MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
     "png": "image/png",
@@ -59,31 +61,40 @@ def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
     Raises:
         InvalidRequest: It is no image, damaged, or too large.
     """
-    try:
+    with _faults_of(param):
         image = _opened(data, param, max_pixels)
         image.load()
         return _pixels(_eight_bits(ImageOps.exif_transpose(image)))
+
+
+def pixels_of(data: bytes) -> int:
+    """Width x height by the header alone; 0 where there is none that can be read."""
+    try:
+        width, height = size_of(data)
+    except ValueError:  # decode says what is wrong
+        return 0
+    return width * height
+
+
+@contextmanager
+def _faults_of(param: str) -> Iterator[None]:
+    """Whatever a file breaks is an InvalidRequest."""
+    try:
+        yield
     except InvalidRequest:
         raise
+    except TooManyParts as error:
+        raise _invalid(param, str(error)) from None
     # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, ValueError,
     # struct.error, IndexError, zlib.error, DecompressionBombError …
     except Exception:
         raise _invalid(param, None) from None
 
 
-def pixels_of(data: bytes) -> int:
-    """Width x height by the header alone; 0 where there is none that can be read."""
-    try:
-        width, height = imagesize.get(io.BytesIO(data), exif_rotation=False)
-    except Exception:  # as for decode, which says what is wrong
-        return 0
-    return int(max(0, width) * max(0, height))
-
-
 def _opened(data: bytes, param: str, max_pixels: int) -> Image.Image:
     """The file with its size looked at and nothing decoded."""
     # Before Pillow opens it: for an animated WebP opening alone takes memory for two frames.
-    _check_size(imagesize.get(io.BytesIO(data), exif_rotation=False), param, max_pixels)
+    _check_size(size_of(data), param, max_pixels)
     image = Image.open(io.BytesIO(data), formats=_INPUT_FORMATS)
     _check_size(image.size, param, max_pixels)
     return image
@@ -121,7 +132,7 @@ def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
     Raises:
         InvalidRequest: It is no image, damaged, or too large.
     """
-    try:
+    with _faults_of(param):
         image = _opened(data, param, max_pixels)
         found = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
         if image.format in ("JPEG", "WEBP"):
@@ -129,10 +140,6 @@ def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
             if isinstance(comment, bytes):
                 found["parameters"] = _comment_text(comment)
         return {name: text[:_MAX_TEXT] for name, text in found.items()}
-    except InvalidRequest:
-        raise
-    except Exception:
-        raise _invalid(param, None) from None
 
 
 def _comment_text(comment: bytes) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +18,7 @@ from app.core.catalog import Size
 from app.core.errors import InvalidRequest, Reason
 from app.core.pixels import Pixels
 from app.core.request import Fit, MaskMode, OutputFormat
+from app.image_headers import size_of
 from app.images import (
     composite,
     decode,
@@ -150,6 +153,92 @@ def test_too_large_pictures_are_refused_by_their_header(kind: str) -> None:
         decode(data[:-20] if kind != "WEBP" else data, "image", 4095)
 
 
+JPEG = file_of(Image.new("RGB", (8, 8)), "JPEG")
+PNG = file_of(Image.new("RGB", (8, 8)))
+GIF = file_of(Image.new("P", (8, 8)), "GIF")
+GIF_HEAD = b"GIF89a\x08\0\x08\0\0\0\0"
+FRAME = b"\xff\xc0\x00\x0b\x08\x00\x08\x00\x08\x01\x01\x11\x00"
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(JPEG[:2] + b"\xff\xe0\x00\x02" * 5000 + JPEG[2:], id="jpeg"),
+        pytest.param(JPEG[:2] + FRAME + b"\xff\xe0\x00\x02" * 5000 + JPEG[2:], id="jpeg-frame"),
+        pytest.param(JPEG[:2] + b"\xff\xd0" * 5000 + JPEG[2:], id="jpeg-bare"),
+        pytest.param(JPEG[:2] + FRAME + JPEG[2:], id="jpeg-two-frames"),
+        pytest.param(JPEG[:2] + b"\xff" * 70_000 + JPEG[2:], id="jpeg-padding"),
+        pytest.param(JPEG[:4] + JPEG[4:20] + b"\0" * 70_000 + JPEG[20:], id="jpeg-junk"),
+        pytest.param(
+            JPEG[:2] + (b"\xff" * 99 + b"\xff\xe0\x00\x02") * 3000 + JPEG[2:], id="jpeg-both"
+        ),
+        pytest.param(PNG[:33] + chunk(b"prIv") * 5000 + PNG[33:], id="png"),
+        pytest.param(PNG[:-12] + chunk(b"tEXt", b"a\0b") * 5000 + PNG[-12:], id="png-end"),
+        pytest.param(GIF_HEAD + b"!\xfe" + b"\x01a" * 5000 + b"\0" + GIF[13:], id="gif"),
+        pytest.param(GIF_HEAD + b"!\xfe\0" * 5000 + GIF[13:], id="gif-comments"),
+        pytest.param(GIF_HEAD + b"x" * 5000 + GIF[13:], id="gif-junk"),
+        pytest.param(GIF_HEAD + b"!\xf9\0" + b",abc" + GIF[13:], id="gif-empty-extension"),
+        pytest.param(b"P6\n8 8\n255\n" + bytes(192), id="pnm"),
+    ],
+)
+def test_files_that_only_keep_their_reader_busy(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before Pillow, which keeps something of each part, sees them."""
+    asked = []
+    monkeypatch.setattr(Image, "open", lambda *_, **__: asked.append(1))
+    for read in (decode, texts):
+        with pytest.raises(InvalidRequest, match="Invalid image"):
+            read(data, "image", LIMIT)
+    assert pixels_of(data) == 0
+    assert not asked
+
+
+def test_pictures_with_much_beside_their_pixels() -> None:
+    """Hundreds of segments or chunks, padding and an editor's comments are nothing unusual."""
+    comment = b"\xff\xfe\x00\x05abc"
+    rich = [
+        JPEG[:2] + comment * 900 + JPEG[2:],
+        JPEG[:2] + (b"\xff" * 30 + comment) * 100 + JPEG[2:],
+        PNG[:33] + chunk(b"tEXt", b"a\0b") * 900 + PNG[33:],
+        GIF[:-1].replace(b",", b"!\xfe" + b"\xff" + b"a" * 255 + b"\0,", 1) + b";",
+    ]
+    for data in rich:
+        assert decode(data, "image", LIMIT).size == (8, 8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 200), (16_000, 1)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"exif": b"Exif\0\0"}),
+        ("GIF", {}),
+        ("GIF", {"comment": b"a" * 1000, "loop": 0}),
+        ("BMP", {}),
+    ],
+)
+def test_sizes_by_the_header(kind: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+    """They are those that Pillow finds."""
+    assert size_of(file_of(Image.new("RGB", size, "red"), kind, **options)) == size
+
+
+def test_sizes_of_rare_bitmaps() -> None:
+    """OS/2's have another header, and those from the top a negative height."""
+    os2 = b"BM" + struct.pack("<IHHI", 0, 0, 0, 26) + struct.pack("<IHHHH", 12, 6, 4, 1, 24)
+    top = b"BM" + struct.pack("<IHHI", 0, 0, 0, 54) + struct.pack("<Iii", 40, 6, -4)
+    assert size_of(os2) == size_of(top) == (6, 4)
+
+
 # --- fitting and masks
 
 
@@ -255,7 +344,8 @@ def test_a_text_too_long_for_the_file(output_format: OutputFormat) -> None:
 def test_pixels_by_the_header() -> None:
     """What cannot be read has none; decoding says why."""
     assert pixels_of(file_of(Image.new("L", (30, 20)))) == 600
-    assert [pixels_of(data) for data in (b"", b"x", b"GIF89a")] == [0, 0, 0]
+    cut = (b"", b"x", b"GIF89a", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8L", b"\x89PNG\r\n\x1a\n")
+    assert not any(pixels_of(data) for data in cut)
 
 
 def test_compression_is_quality() -> None:
