@@ -1,4 +1,4 @@
-"""Everything that is done to pixels, in a bounded pool of threads.
+"""Everything that is done to pixels, in two bounded pools of threads: uploads and results.
 
 Before a job its input pictures are decoded and fitted; after it the drawn pixels are composed with
 what a mask keeps, checked, written into a file and stored.
@@ -25,8 +25,11 @@ from app.safety import SafetyChecker
 
 logger = logging.getLogger(__name__)
 
-#: Enough for what two cores decode and encode; more would only take memory.
+#: Enough for what two cores encode; more would only take memory.
 _THREADS: Final = 4
+
+#: Of their own for what is uploaded, so that no upload holds up a finished picture.
+_UPLOAD_THREADS: Final = 2
 
 #: Pictures of the largest size that a request may have; more of smaller ones.
 _PICTURES_AT_ONCE: Final = 3
@@ -104,6 +107,7 @@ class Studio:
         self._max_input_pixels = max_input_pixels
         self._embed_parameters = embed_parameters
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="studio")
+        self._upload_threads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
 
     @property
     def can_check(self) -> bool:
@@ -112,7 +116,8 @@ class Studio:
 
     def close(self) -> None:
         """Take no more work."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._upload_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def decode(self, files: SourceFiles, *, only_references: bool) -> Pictures:
         """The files as pictures, the first to be drawn over unless the model only looks.
@@ -120,11 +125,11 @@ class Studio:
         Raises:
             InvalidRequest: A file is no image, or the mask has another size than its image.
         """
-        return await self._run(self._decode, files, only_references)
+        return await self._run_upload(self._decode, files, only_references)
 
     async def fit(self, pictures: Pictures, request: GenerationRequest) -> Inputs:
         """The pictures at the size of the request."""
-        return await self._run(_fit, pictures, request)
+        return await self._run_upload(_fit, pictures, request)
 
     async def preview(self, preview: Preview) -> bytes:
         """A picture of the state between two steps, as PNG."""
@@ -146,13 +151,17 @@ class Studio:
 
     async def texts(self, file: SourceFile) -> dict[str, str]:
         """What is written into an image file; raises InvalidRequest when it is none."""
-        return await self._run(images.texts, file.data, file.param, self._max_input_pixels)
+        return await self._run_upload(images.texts, file.data, file.param, self._max_input_pixels)
 
     # --- in the threads -------------------------------------------------------------------------
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
+
+    async def _run_upload(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._upload_threads, partial(work, *args, **kwargs))
 
     def _decode(self, files: SourceFiles, only_references: bool) -> Pictures:
         self._check_all(files)
