@@ -110,7 +110,12 @@ class ImageChunkStream:
         return [self._last] if self._last else []
 
     def _standing(self, created: int, status: JobStatus, extra: JsonObject) -> list[bytes]:
-        item = self._item(0, 0.0, 0, self._job.request.steps)
+        """Where the next image is: of a second try, the first one that is not there yet."""
+        if self._images_sent == self._job.request.n:
+            # What keep-alive says must not take the last image back.
+            self._last = b""
+            return []
+        item = self._item(self._images_sent, 0.0, 0, self._job.request.steps)
         self._last = self._frame(created, compact({**item, "status": status.value, **extra}))
         return [self._last]
 
@@ -127,8 +132,7 @@ class ImageChunkStream:
 
     def _image(self, created: int, image: ImageResult) -> list[bytes]:
         self._images_sent += 1
-        # What keep-alive says must not take this image back.
-        self._last = b""
+        self._standing(created, JobStatus.RUNNING, {})  # for keep-alive, until the next step
         final = {
             **self._item(image.index, 100.0, image.steps, image.steps),
             "finish_reason": "stop",

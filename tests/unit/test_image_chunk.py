@@ -20,6 +20,7 @@ from app.core.job import (
     Loading,
     PreviewReady,
     Queued,
+    Requeued,
     Running,
 )
 from app.core.messages import Phase, Progress
@@ -30,11 +31,16 @@ from app.dialects.shapes import ImageForm
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def play(*events: JobEvent, n: int = 1, options: ChunkOptions | None = None) -> list[bytes]:
-    """The frames of a job to which these events happen, at second 1001, 1002 …"""
+def a_stream(n: int = 1, options: ChunkOptions | None = None) -> tuple[Job, ImageChunkStream]:
+    """A new job of two steps an image, and its stream."""
     request = GenerationRequest("m", "a cat", "", 64, 64, 2, "euler", "default", 3.0, None, 9, n)
     job = Job("job_1", request, 1000.0)
-    stream = ImageChunkStream(job, options or ChunkOptions(ImageForm()))
+    return job, ImageChunkStream(job, options or ChunkOptions(ImageForm()))
+
+
+def play(*events: JobEvent, n: int = 1, options: ChunkOptions | None = None) -> list[bytes]:
+    """The frames of a job to which these events happen, at second 1001, 1002 …"""
+    job, stream = a_stream(n, options)
     frames: list[bytes] = []
     for at, event in enumerate(events, start=1001):
         assert job.apply(event, float(at))
@@ -110,15 +116,34 @@ def test_previews_ride_on_their_step() -> None:
 
 def test_keep_alive_repeats_the_last_progress_without_its_preview() -> None:
     """A silent stream says again where it is."""
-    request = GenerationRequest("m", "a", "", 64, 64, 2, "euler", "default", 3.0, None, 9, 1)
-    job = Job("job_1", request, 1000.0)
-    stream = ImageChunkStream(job, ChunkOptions(ImageForm()))
+    job, stream = a_stream()
     assert stream.keep_alive() == []
     for event in (Running(), PreviewReady(0, 1, b"small"), step(0, 1)):
         job.apply(event, 1001.0)
         stream.frames(Entry(1001.0, event))
     (again,) = items(stream.keep_alive())
     assert (again["progressed_steps"], "b64_json" in again) == (1, False)
+
+
+def test_between_images_the_next_one_is_repeated() -> None:
+    """Reading its prompt takes minutes on a CPU; after the last image nothing is repeated."""
+    job, stream = a_stream(n=2)
+    told = []
+    for event in (Running(), step(0, 2), image(0), step(1, 0, Phase.ENCODING), image(1)):
+        job.apply(event, 1001.0)
+        stream.frames(Entry(1001.0, event))
+        told.append([(item["index"], item["progress"]) for item in items(stream.keep_alive())])
+    assert told == [[(0, 0.0)], [(0, 66.67)], [(1, 0.0)], [(1, 0.0)], []]
+
+
+def test_a_second_try_takes_no_image_back() -> None:
+    """It stands at the first image that is not there yet, and nowhere when all are."""
+    again = (Requeued(), Queued(1), Running())
+    events = (Running(), step(0, 2), image(0), *again, step(1, 1), image(1), Completed())
+    frames = items(play(*events, n=2))
+    seen = [(item["index"], item["progress"]) for item in frames]
+    assert seen == [(0, 0), (0, 66.67), (0, 100), (1, 0), (1, 0), (1, 33.33), (1, 100)]
+    assert play(Running(), image(0), *again, Completed())[2:] == [b"data: [DONE]\n\n"]
 
 
 @pytest.mark.parametrize("data_url", [False, True])
