@@ -169,7 +169,15 @@ class SameOrigin:
         site = headers.get("sec-fetch-site")
         if site is not None:
             return site not in ("same-origin", "none")
-        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+        return origin is not None and not _is_at(origin, headers.get("host"))
+
+
+def _is_at(origin: str, host: str | None) -> bool:
+    """True for the origin of what this host serves; what is no URL is of none."""
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 class LocalNames:

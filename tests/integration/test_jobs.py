@@ -600,6 +600,7 @@ def test_a_full_share_waits_for_its_own_images(tmp_path: Path) -> None:
         {"Sec-Fetch-Site": "same-site", "Origin": "http://localhost:3000"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
     ],
 )
 def test_pages_of_other_origins_cannot_draw(
