@@ -7,7 +7,7 @@ import base64
 import json
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
@@ -42,11 +42,13 @@ _MAX_BYTES_AT_ONCE: Final = 2**20
 _STRUCTURE: Final = (b"[", b"{", b",")
 _MAX_STRUCTURE: Final = 100_000
 
-_IMAGE_TYPES: Final[dict[str, OutputFormat]] = {
-    "image/png": "png",
-    "image/jpeg": "jpeg",
-    "image/jpg": "jpeg",
-    "image/webp": "webp",
+#: Files by the media ranges that take them, the usual one first.
+_IMAGE_TYPES: Final[dict[str, tuple[OutputFormat, ...]]] = {
+    "image/*": ("png", "jpeg", "webp"),
+    "image/png": ("png",),
+    "image/jpeg": ("jpeg",),
+    "image/jpg": ("jpeg",),
+    "image/webp": ("webp",),
 }
 #: A client that streams may name the stream's type; a plain answer to it is JSON.
 _JSON_TYPES: Final = ("application/json", "application/*", "text/event-stream")
@@ -198,7 +200,11 @@ def _broken_form(why: str) -> InvalidRequest:
 
 
 def accepted_image(
-    request: Request, images: int, *, anything: OutputFormat | None = None
+    request: Request,
+    images: int,
+    *,
+    output_format: OutputFormat | None = None,
+    anything: OutputFormat | None = None,
 ) -> OutputFormat | None:
     """The format when Accept asks for the image's bytes, None for JSON.
 
@@ -207,36 +213,45 @@ def accepted_image(
     Args:
         request: Of the client.
         images: That it asks for.
+        output_format: What its body asks for, None for whatever Accept names.
         anything: What ``*/*`` or no Accept at all means for a single image.
 
     Raises:
         NotAcceptable: Nothing that Accept names can be answered.
     """
-    ranked = _by_preference(request.headers.get("accept", "*/*"))
+    ranked, refused = _accepted(request)
+    taken: list[OutputFormat] = []
     for media_type in ranked:
         if media_type == "*/*":
             return anything if images == 1 else None
         if media_type in _JSON_TYPES:
             return None
-        if images == 1 and (media_type in _IMAGE_TYPES or media_type == "image/*"):
-            return _IMAGE_TYPES.get(media_type, "png")
-    if not ranked:
-        return None
-    if any(media_type.startswith("image/") for media_type in ranked) and images > 1:
-        raise NotAcceptable(
-            f"{images} images do not fit into one answer of type {ranked[0]}.",
-            reason=Reason.NOT_ACCEPTABLE,
-            param="n",
-        )
-    raise NotAcceptable(
-        "This route answers application/json, image/png, image/jpeg and image/webp.",
-        reason=Reason.NOT_ACCEPTABLE,
-    )
+        taken += [f for f in _IMAGE_TYPES.get(media_type, ()) if f"image/{f}" not in refused]
+        fitting = [f for f in taken if output_format in (None, f)]
+        if fitting and images == 1:
+            return fitting[0]
+    if ranked:
+        raise _not_acceptable(taken, images, output_format)
+    return None
+
+
+def _not_acceptable(
+    taken: Sequence[OutputFormat], images: int, output_format: OutputFormat | None
+) -> NotAcceptable:
+    message = "This route answers application/json, image/png, image/jpeg and image/webp."
+    param = None
+    if taken and images > 1:
+        message = f"{images} images do not fit into one answer of type image/{taken[0]}."
+        param = "n"
+    elif taken:
+        message = f"'output_format' is {output_format}, and Accept takes {' or '.join(taken)}."
+        param = "output_format"
+    return NotAcceptable(message, reason=Reason.NOT_ACCEPTABLE, param=param)
 
 
 def prefers(request: Request, media_type: str, other: str) -> bool:
     """True when Accept names a type, and not the other one before it."""
-    ranked = _by_preference(request.headers.get("accept", "*/*"))
+    ranked, _ = _accepted(request)
     return next((t == media_type for t in ranked if t in (media_type, other)), False)
 
 
@@ -257,22 +272,36 @@ def _password(token: str) -> str:
         return ""
 
 
-def _by_preference(accept: str) -> list[str]:
-    """Media types of an Accept header, best first; those with q=0 are left out."""
+def _accepted(request: Request) -> tuple[list[str], set[str]]:
+    """The media ranges of Accept, best first, and those that it refuses by q=0."""
     ranked: list[tuple[float, str]] = []
-    for part in accept.split(","):
+    refused = set()
+    for part in listed(request, "accept", "*/*"):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            name, _, value = parameter.partition("=")
-            if name == "q":
-                try:
-                    quality = float(value)
-                except ValueError:
-                    quality = 0.0
+        quality = _quality(parameters)
         if media_type and quality > 0:
             ranked.append((-quality, media_type))
-    return [media_type for _, media_type in sorted(ranked, key=lambda pair: pair[0])]
+        else:
+            refused.add(media_type)
+    return [media_type for _, media_type in sorted(ranked, key=lambda pair: pair[0])], refused
+
+
+def _quality(parameters: Sequence[str]) -> float:
+    """What ``q`` among the parameters of a media range says; 0 when it is no number."""
+    quality = 1.0
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name == "q":
+            try:
+                quality = float(value)
+            except ValueError:
+                quality = 0.0
+    return quality
+
+
+def listed(request: Request, name: str, usual: str = "") -> list[str]:
+    """The items of a header that is a list, on however many lines it came."""
+    return ",".join(request.headers.getlist(name) or [usual]).split(",")
 
 
 def _refuse_constant(name: str) -> NoReturn:

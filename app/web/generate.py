@@ -125,7 +125,8 @@ class ImageRoutes:
         """
         wanted = None
         if not ask.reply.stream:
-            wanted = forms.accepted_image(request, ask.draft.n or 1)
+            asked = ask.draft.output_format
+            wanted = forms.accepted_image(request, ask.draft.n or 1, output_format=asked)
         if wanted is not None and ask.draft.output_format is None:
             ask = replace(ask, draft=ask.draft.model_copy(update={"output_format": wanted}))
         return await self.deliver(request, ask, wanted, plain)
@@ -219,8 +220,8 @@ class ImageRoutes:
 
 def wants_no_wait(request: Request) -> bool:
     """True when the client asks to be answered at once (RFC 7240)."""
-    wishes = request.headers.get("prefer", "").lower().split(",")
-    return any(wish.partition(";")[0].strip() == "respond-async" for wish in wishes)
+    wishes = forms.listed(request, "prefer")
+    return any(wish.partition(";")[0].strip().lower() == "respond-async" for wish in wishes)
 
 
 def _terms(request: Request, ask: openai.Ask, base_url: str) -> Terms:

@@ -136,13 +136,20 @@ def test_other_accepts_are_json(fake_server: ServerProcess, accept: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("accept", "n", "param"), [("image/png", 2, "n"), ("text/html", 1, None), ("audio/*", 1, None)]
+    ("accept", "n", "param"),
+    [
+        ("image/png", 2, "n"),
+        ("text/html", 1, None),
+        ("audio/*", 1, None),
+        ("image/png", 1, "output_format"),
+    ],
 )
 def test_what_accept_cannot_get_is_406(
     fake_server: ServerProcess, accept: str, n: int, param: str | None
 ) -> None:
-    """Two images do not fit into one file, and there are no web pages here."""
-    answer = fake_server.post({**QUICK, "n": n}, headers={"Accept": accept})
+    """Two images do not fit into one file, there are no web pages here, and a PNG is no JPEG."""
+    body = {**QUICK, "n": n, "output_format": "jpeg"}
+    answer = fake_server.post(body, headers={"Accept": accept})
     assert answer.status_code == 406
     error = error_of(answer)
     assert (error["reason"], error["param"]) == ("not_acceptable", param)

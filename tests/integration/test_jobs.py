@@ -67,6 +67,13 @@ def generations(server: ServerProcess) -> float:
 # --- background jobs ----------------------------------------------------------------------------
 
 
+def test_preferences_on_several_lines(fake_server: ServerProcess) -> None:
+    """They are one list."""
+    headers = [("Prefer", "wait=1"), ("Prefer", "Respond-Async")]
+    answer = httpx2.post(fake_server.url + GENERATIONS, json=QUICK, headers=headers)
+    assert answer.status_code == 202
+
+
 def test_a_background_job_from_202_to_its_result(fake_server: ServerProcess) -> None:
     """The answer comes at once, links lead on, and the result is the plain answer."""
     answer = fake_server.post({**QUICK, "seed": 5, "n": 2}, headers=ASYNC)

@@ -119,6 +119,9 @@ def test_objects_pass() -> None:
         ("image/webp, */*;q=0.1", "webp"),
         ("image/png;q=0.1, application/json", None),
         ("text/html, image/webp;q=0.9", "webp"),
+        ("image/*, image/png;q=0", "jpeg"),
+        ("image/*;q=0, image/webp", "webp"),
+        ("image/png;q=nan, image/webp", "webp"),
     ],
 )
 def test_accept(accept: str | None, found: str | None) -> None:
@@ -138,7 +141,39 @@ def test_what_anything_means(accept: str | None, images: int, found: str | None)
 
 
 @pytest.mark.parametrize(
-    ("accept", "images"), [("text/html", 1), ("image/gif", 1), ("image/png", 2)]
+    ("accept", "found"),
+    [
+        (None, None),
+        ("image/*", "jpeg"),
+        ("image/png, image/jpeg;q=0.1", "jpeg"),
+        ("image/png, application/json;q=0.1", None),
+        ("image/png, */*;q=0.1", None),
+    ],
+)
+def test_accept_beside_an_output_format(accept: str | None, found: str | None) -> None:
+    """The file is one that both of them name."""
+    request = request_with(accept=accept) if accept is not None else request_with()
+    assert accepted_image(request, 1, output_format="jpeg") == found
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/png, image/jpeg;q=0", "image/webp, a/b"])
+def test_accept_against_an_output_format(accept: str) -> None:
+    """No file is both: the error says which field to change."""
+    with pytest.raises(NotAcceptable, match="'output_format' is jpeg") as caught:
+        accepted_image(request_with(accept=accept), 1, output_format="jpeg")
+    assert caught.value.param == "output_format"
+
+
+def test_headers_on_several_lines() -> None:
+    """They are one list."""
+    lines = (b"text/html", b"image/webp")
+    request = Request({"type": "http", "headers": [(b"accept", line) for line in lines]})
+    assert accepted_image(request, 1) == "webp"
+
+
+@pytest.mark.parametrize(
+    ("accept", "images"),
+    [("text/html", 1), ("image/gif", 1), ("image/png", 2)],
 )
 def test_what_cannot_be_answered(accept: str, images: int) -> None:
     """Another type, or several images as one file."""
