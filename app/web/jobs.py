@@ -130,7 +130,7 @@ class JobRoutes:
     async def generate(self, request: Request) -> Response:
         """GET /v1/images/generations?prompt=…: makes a job and follows it."""
         if request.method == "HEAD":  # which asks about an answer and must not make a job
-            raise HTTPException(405, headers={"Allow": "GET, POST"})
+            raise HTTPException(405)
         job_id, number = _last_event(request)
         if job_id is not None:
             live = await self._find(request, job_id, "Last-Event-ID")

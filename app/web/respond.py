@@ -23,6 +23,7 @@ from sse_starlette import EventSourceResponse  # noqa: TID251
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 from starlette.types import Receive
 
 from app.core.errors import (
@@ -123,7 +124,19 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         error.status_code, (InvalidRequest, Reason.INVALID_VALUE, error.detail)
     )
     request.state.outcome = reason.value
-    return failure(kind(message, reason=reason), error.headers, request.url.path)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "GET, HEAD")
+    return failure(kind(message, reason=reason), headers, request.url.path)
+
+
+def _methods(request: Request) -> list[str]:
+    """What all routes of a path take, but the method that was refused."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found - {request.method})
 
 
 async def on_disconnect(request: Request, _error: Exception) -> Response:

@@ -261,14 +261,26 @@ def test_an_unknown_route_is_404(fake_server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("DELETE", GENERATIONS), ("PUT", GENERATIONS), ("POST", "/v1/models"), ("DELETE", "/readyz")],
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", GENERATIONS, "GET, HEAD, POST"),
+        ("HEAD", GENERATIONS, "GET, POST"),
+        ("PUT", "/v1/jobs/x", "DELETE, GET, HEAD"),
+        ("GET", "/v1/jobs/x/cancel", "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/readyz", "GET, HEAD"),
+        ("POST", "/static/app.js", "GET, HEAD"),
+    ],
 )
-def test_a_wrong_method_is_405(fake_server: ServerProcess, method: str, path: str) -> None:
-    """The answer names the methods that the route takes."""
+def test_a_wrong_method_is_405(
+    fake_server: ServerProcess, method: str, path: str, allowed: str
+) -> None:
+    """The answer names the methods that the path takes, of all of its routes."""
     answer = httpx2.request(method, fake_server.url + path)
     assert answer.status_code == 405
-    assert answer.headers["Allow"]
+    assert answer.headers["Allow"] == allowed
+    if method == "HEAD":
+        return
     assert error_of(answer)["reason"] == "method_not_allowed"
 
 
