@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
@@ -23,19 +24,25 @@ class Impatient(GuardedProtocol):
     max_head_bytes = 4096
     body_seconds = 0.4
     body_rate = 100_000
+    max_unread_bytes = 2 * 2**20
     stall_seconds = 0.4
 
 
 async def read_all_then_answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Take the whole body, then answer with its length, or with 8 MiB at /big."""
+    """Take the whole body, then answer with its length, or with 8 MiB at /big.
+
+    /refuse takes nothing of it, and /slow longer than the guard waits for any client.
+    """
     assert scope["type"] == "http"
-    size, more = 0, True
+    size, more = 0, scope["path"] != "/refuse"
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             return
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
+    if scope["path"] == "/slow":
+        await asyncio.sleep(1.5)
     body = b"x" * BIG if scope["path"] == "/big" else str(size).encode()
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": 200, "headers": [length]})
@@ -176,5 +183,91 @@ def test_one_connection_serves_many_requests() -> None:
             writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc")
             assert (await reader.readuntil(b"\r\n\r\n3")).startswith(b"HTTP/1.1 200")
             await asyncio.sleep(0.6)
+
+    with_connection(talk)
+
+
+def test_requests_that_do_not_wait_for_answers() -> None:
+    """Each gets its own, however long an earlier one takes and in whatever pieces it came."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        first = b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc"
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n"
+        for piece in (first, head, b"ab", b"cde" + head[:20], head[20:] + b"abcd"):
+            writer.write(piece)
+            await asyncio.sleep(0.1)
+        assert (await reader.readuntil(b"\r\n\r\n3")).startswith(b"HTTP/1.1 200")
+        assert (await reader.readuntil(b"\r\n\r\n5")).startswith(b"HTTP/1.1 200")
+        writer.write(b"e")
+        assert (await reader.readuntil(b"\r\n\r\n5")).startswith(b"HTTP/1.1 200")
+
+    with_connection(talk)
+
+
+def test_a_later_body_that_does_not_come_is_cut() -> None:
+    """Its time begins with the answer to the request before it."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        writer.write(b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc")
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab")
+        assert (await until_cut(reader)).endswith(b"\r\n\r\n3")
+
+    with_connection(talk)
+
+
+def test_a_body_that_nobody_reads_may_be_sent() -> None:
+    """Who is refused at once and sends on finds the answer, and the connection still serves."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        for _ in range(3):
+            writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+            for _ in range(10):
+                writer.write(b"x" * 100_000)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            assert (await reader.readuntil(b"\r\n\r\n0")).startswith(b"HTTP/1.1 200")
+
+    with_connection(talk)
+
+
+def test_a_refused_client_that_wants_one_answer_gets_it() -> None:
+    """Connection: close ends the connection after what the client sends, not within it."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
+        writer.write(b"content-length: 1000000\r\n\r\n")
+        for _ in range(10):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        answer = await until_cut(reader)
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"\r\nconnection: close\r\n" in answer
+        assert answer.endswith(b"\r\n\r\n0")
+
+    with_connection(talk)
+
+
+@pytest.mark.parametrize("sent", [1000, 8 * 2**20])
+def test_a_body_that_nobody_reads_is_bounded(sent: int) -> None:
+    """In time and in bytes."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n0")).startswith(b"HTTP/1.1 200")
+        writer.write(b"x" * sent)
+        assert await until_cut(reader) == b""
+
+    with_connection(talk)
+
+
+def test_after_an_unread_body_the_next_head_must_come() -> None:
+    """A byte now and then keeps no connection alive there either."""
+
+    async def talk(reader: Reader, writer: Writer) -> None:
+        writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n0")).startswith(b"HTTP/1.1 200")
+        writer.write(b"x" * 9)
+        assert await until_cut(reader) == b""
 
     with_connection(talk)
