@@ -393,13 +393,13 @@ class Job:
 
     @property
     def percent(self) -> float:
-        """Share of the whole work that is done, 100 only at the end: decoding is one step more."""
+        """Share of the whole work that is done, 100 only at the end."""
         if self.status is JobStatus.COMPLETED:
             return 100.0
         done = float(len(self.images))
         current = self.progress
         if current is not None and current.index not in self.images:
-            done += current.step / (current.steps + 1)
+            done += current.share
         return round(min(99.99, 100 * done / self.request.n), 2)
 
     def without_files(self) -> Job:

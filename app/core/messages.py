@@ -140,6 +140,11 @@ class Progress:
     step: int
     steps: int
 
+    @property
+    def share(self) -> float:
+        """How much of the image is done, 0..1: a slot is kept for decoding, so that 1 never is."""
+        return self.step / (self.steps + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Preview:

@@ -31,7 +31,7 @@ from app.dialects.a1111_request import (
     Drawing,
     Settings,
 )
-from app.dialects.shapes import JsonObject, compact, error_body, with_base64
+from app.dialects.shapes import ImageForm, JsonObject, compact, error_body, with_base64
 
 #: Pictures between the steps of an image, at most, for ``current_image``. They are made when
 #: somebody asks: where a model has no cheap projection each is a decoding of the whole picture,
@@ -175,7 +175,7 @@ def progress(standing: Standing, now: float, *, with_image: bool = True) -> byte
         with_image: The newest picture is wanted too.
     """
     job = standing.job
-    reached = _reached(job) if job else 0.0
+    reached = job.percent / 100 if job else 0.0
     fields = {
         "progress": round(reached, 4),
         "eta_relative": round(_seconds_left(job, reached, now), 2) if job else 0.0,
@@ -202,15 +202,6 @@ def wants_picture(job: Job) -> bool:
         if isinstance(entry.event, PreviewReady) and entry.event.index == now.index
     ]
     return not seen or now.step - seen[-1] >= now.steps / PICTURES
-
-
-def _reached(job: Job) -> float:
-    """0..1; as in streams, a slot of each image is kept for its decoding."""
-    current = job.progress
-    share = 0.0
-    if current is not None and current.index not in job.images:
-        share = current.step / (current.steps + 1)
-    return min(1.0, (len(job.images) + share) / job.request.n)
 
 
 def _seconds_left(job: Job, reached: float, now: float) -> float:
@@ -335,7 +326,7 @@ def upscalers(factors: Mapping[str, int]) -> bytes:
     return compact([none, *there])
 
 
-def extra_answer(job: Job) -> bytes:
+def extra_answer(job: Job, _form: ImageForm, _created: int) -> bytes:
     """The JSON of a finished extra-single-image."""
     return with_base64({"html_info": ""}, "image", "", job.images[0].content)
 

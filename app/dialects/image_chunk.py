@@ -120,7 +120,7 @@ class ImageChunkStream:
         return [self._last]
 
     def _progress(self, created: int, progress: Progress) -> bytes:
-        percent = round(100 * progress.step / (progress.steps + 1), 2)
+        percent = round(100 * progress.share, 2)
         item = self._item(progress.index, percent, progress.step, progress.steps)
         item["status"] = JobStatus.RUNNING.value
         self._last = self._frame(created, compact(item))

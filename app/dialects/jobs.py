@@ -180,9 +180,9 @@ class JobEvents:
 
     def _reached(self, progress: Progress) -> JsonObject:
         # As the entry has it, not the job: a reader that comes back sees the past in order.
-        share = progress.index + progress.step / (progress.steps + 1)
+        done = progress.index + progress.share
         return {
-            "progress": round(100 * share / self.job.request.n, 2),
+            "progress": round(100 * done / self.job.request.n, 2),
             "index": progress.index,
             "step": progress.step,
             "steps": progress.steps,

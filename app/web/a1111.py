@@ -258,14 +258,4 @@ class A1111Routes:
         body = await forms.read_json(request, self._draw.max_form_bytes)
         draft, file = a1111_request.parse_extra(body)
         ask = Ask(draft, ReplyOptions.model_validate({}), SourceFiles((file,)))
-        live = await self._draw.submit(request, ask)
-        if wants_no_wait(request):
-            return self._draw.accepted(request, live)
-        job = await self._draw.finished(request, live)
-        if job is None:
-            return Response(status_code=499)
-        headers = {"X-Job-Id": job.id}
-        error = job.error()
-        if error is not None:
-            return respond.failure(error, headers, request.url.path)
-        return respond.json_bytes(a1111.extra_answer(job), headers)
+        return await self._draw.deliver(request, ask, None, a1111.extra_answer)

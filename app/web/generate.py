@@ -155,7 +155,7 @@ class ImageRoutes:
         headers = {"X-Job-Id": job.id}
         error = job.error()
         if error is not None:
-            return respond.failure(error, headers)
+            return respond.failure(error, headers, request.url.path)
         if wanted is not None:
             return _bytes_answer(job, headers)
         return respond.json_bytes(plain(job, form, int(time.time())), headers)
@@ -235,15 +235,13 @@ def _terms(request: Request, ask: openai.Ask, base_url: str) -> Terms:
             f"'Idempotency-Key' has 1 to {MAX_KEY_CHARACTERS} characters.", param="Idempotency-Key"
         )
     reply = ask.reply
-    lasting = wants_no_wait(request) or name is not None
-    if reply.on_disconnect is not None:
-        lasting = reply.on_disconnect == "continue" or wants_no_wait(request)
+    leaving = reply.on_disconnect or ("cancel" if name is None else "continue")
     form = ask.form("")
     return Terms(
         operation=ask.operation,
         owner=request.state.owner,
         priority=Priority(reply.priority),
-        background=lasting,
+        background=wants_no_wait(request) or leaving == "continue",
         as_url=form.as_url,
         data_url=form.data_url,
         idempotency_key=name,
