@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from app.console import table_console
 from app.core.catalog import WTYPES
 from app.engine.convert import ConversionError, Order, convert
 from app.engine.inspection import Report, Share, inspect
@@ -43,7 +44,7 @@ def inspect_command(file: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.as_json()))
     else:
-        _show(report, Console(markup=False, highlight=False))
+        _show(report, table_console())
 
 
 def _show(report: Report, console: Console) -> None:

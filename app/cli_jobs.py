@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Final
 
 import click
-from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -18,10 +17,12 @@ from app.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     Saver,
+    one_line,
     plain_errors,
     progress_bar,
     server_options,
     show_option,
+    table_console,
 )
 
 _USUAL_SERVER: Final = "http://localhost:8000"
@@ -48,10 +49,13 @@ def jobs(
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    table = Table("job", "status", "progress", "begun", "prompt", box=None)
+    table = Table(box=None)
+    for heading in ("job", "status", "progress", "begun"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("prompt")
     for job in found:
         table.add_row(job["id"], job["status"], _standing(job), _time(job), _prompt(job))
-    Console().print(table)
+    table_console().print(table)
 
 
 @click.command()
@@ -73,7 +77,7 @@ def watch(
             click.echo(f"The job goes on; sdstream watch {job} finds it again.", err=True)
             sys.exit(EXIT_INTERRUPTED)
     if ended["status"] != "completed":
-        click.echo(f"Error: {ended['error']['message']}", err=True)
+        click.echo(f"Error: {one_line(ended['error']['message'])}", err=True)
         sys.exit(EXIT_FAILED)
 
 
@@ -146,5 +150,5 @@ def _time(job: JsonObject) -> str:
 
 
 def _prompt(job: JsonObject) -> str:
-    prompt = str(job["parameters"]["prompt"])
+    prompt = one_line(job["parameters"]["prompt"])
     return prompt if len(prompt) <= _PROMPT_COLUMNS else prompt[: _PROMPT_COLUMNS - 1] + "…"

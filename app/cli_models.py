@@ -25,17 +25,17 @@ from rich.table import Table
 
 from app.client import Client
 from app.console import (
+    one_line,
     plain_errors,
     read_settings,
     server_options,
     setting_flags,
+    table_console,
 )
 from app.core.catalog import Catalog, HubFile, ModelSpec, Variant
 from app.hub import Hub, HubError, Remote
 from app.models import absolute, read_catalog
 from app.settings import Settings
-
-_WIDE: Final = 1000
 
 _catalogue_flags: Final = setting_flags("models", "model_dir")
 
@@ -160,7 +160,9 @@ class _Bars:
 
     def line(self, words: str) -> None:
         """Say something, above the bars."""
-        self.progress.console.print(words, markup=False, highlight=False, soft_wrap=True)
+        self.progress.console.print(
+            words, markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
 
     def tally(self) -> None:
         """Bring the bar for all up to date."""
@@ -193,7 +195,7 @@ class _Row:
 def _bars() -> Iterator[_Bars]:
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -262,10 +264,8 @@ def models(server: str | None, api_key: str | None, *, show_all: bool, **flags: 
         table.add_column(heading, no_wrap=True)
     table.add_column("description")
     for row in rows:
-        table.add_row(*row)
-    console = Console()
-    # For a pipe a model is a line, however long.
-    (console if console.is_terminal else Console(width=_WIDE)).print(table)
+        table.add_row(*map(one_line, row))
+    table_console().print(table)
     if more:
         click.echo(f"\n{more} more can be pulled; 'sdstream models --all' shows them.")
 

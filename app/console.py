@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.client import ServerSaysNo
 from app.core.catalog import CatalogError
+from app.engine.weights import printable
 from app.hub import HubError
 from app.models import ModelError
 from app.settings import Settings
@@ -33,6 +34,8 @@ _FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "web
 
 #: Widest picture in the terminal.
 _COLUMNS: Final = 48
+#: Of a table that no terminal shows.
+_WIDE: Final = 1000
 
 
 def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -106,11 +109,22 @@ def show_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
+def table_console() -> Console:
+    """The console of tables: words stay what they are, and for a pipe a row is a line."""
+    width = None if sys.stdout.isatty() else _WIDE
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def one_line(words: str) -> str:
+    """Words of clients, servers or files on one line, without what would steer a terminal."""
+    return printable(" ".join(words.split()))
+
+
 def progress_bar() -> Progress:
     """A bar on stderr, with a word on what is going on."""
     return Progress(
         BarColumn(),
-        TextColumn("{task.fields[what]}"),
+        TextColumn("{task.fields[what]}", markup=False),
         TimeElapsedColumn(),
         console=Console(stderr=True),
     )
@@ -191,5 +205,5 @@ def plain_errors() -> Iterator[None]:
 
 
 def _end(message: str, code: int) -> Any:
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {one_line(message)}", err=True)
     sys.exit(code)

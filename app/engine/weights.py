@@ -225,8 +225,13 @@ def _is_text(start: bytes) -> bool:
 
 def shown(name: str) -> str:
     """A name from a file as it may stand in a message: printable and not too long."""
-    clean = "".join(c if c.isprintable() else "?" for c in name)
+    clean = printable(name)
     return clean if len(clean) <= 80 else f"{clean[:77]}..."
+
+
+def printable(words: str) -> str:
+    """Words of others as a terminal may have them: control characters become "?"."""
+    return "".join(c if c.isprintable() else "?" for c in words)
 
 
 # --- GGUF ---------------------------------------------------------------------------------------

@@ -87,6 +87,16 @@ def test_generate_with_a_server(tmp_path: Path, fake_server: ServerProcess) -> N
         assert opened(tmp_path / name).format == kind
 
 
+def test_names_of_files_are_told_as_they_are(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """Brackets and colons in them are no markup."""
+    name = "pic[red] :cat:.png"
+    result = sdstream(
+        "generate", "a", *QUICK, "-o", name, "--server", fake_server.url, folder=tmp_path
+    )
+    assert (tmp_path / name).is_file()
+    assert f"seed 5, {name}" in said(result)
+
+
 def test_generate_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
     """-o - writes the file's bytes and nothing else to stdout; the progress is on stderr."""
     result = sdstream(
@@ -247,6 +257,18 @@ def test_models_of_the_catalogue(tmp_path: Path) -> None:
     result = sdstream("models", folder=tmp_path)
     assert result.returncode == 0
     assert re.search(rb"embedded\s+ovis_image\s+\d+x\d+\s+default", result.stdout)
+
+
+def test_descriptions_are_shown_as_they_are(tmp_path: Path) -> None:
+    """They may hold what looks like markup, and line ends and control characters do no harm."""
+    models = tmp_path / "models.yaml"
+    models.write_text(
+        "models: [{id: odd, family: ovis_image, files: {model: 'builtin:drawings'}, "
+        'description: "SD [/x] [b]:cat:\\n\\e[31m"}]'
+    )
+    result = sdstream("models", folder=tmp_path, models=models)
+    assert result.returncode == 0, said(result)
+    assert "SD [/x] [b]:cat: ?[31m" in result.stdout.decode()
 
 
 def test_models_of_a_server(tmp_path: Path, fake_server: ServerProcess) -> None:

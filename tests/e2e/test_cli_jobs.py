@@ -59,6 +59,32 @@ def test_list_of_jobs(tmp_path: Path, fake_server: ServerProcess) -> None:
     assert old not in some.stdout.decode()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("a cat [/] end", "a cat [/] end"),
+        ("a [cat:dog:0.5] and [blurry] (nice:1.2)", "a [cat:dog:0.5] and [blurry] (nice:1.2)"),
+        ("a :smile:", "a :smile:"),
+        ("red \x1b[31m\tor\nblue", "red ?[31m or blue"),
+    ],
+)
+def test_prompts_are_listed_as_they_are(
+    tmp_path: Path, fake_server: ServerProcess, prompt: str, shown: str
+) -> None:
+    """No word of a prompt is taken for markup, and none steers the terminal; one line a job."""
+    job = begin(fake_server, {"prompt": prompt, "size": "64x64", "steps": 1})["id"]
+    result = sdstream("jobs", "--server", fake_server.url, folder=tmp_path)
+    assert result.returncode == 0, said(result)
+    (line,) = [line for line in result.stdout.decode().split("\n") if job in line]
+    assert line.rstrip().endswith(shown)
+
+
+def test_ids_are_whole_in_a_narrow_terminal(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """They are there to be copied; what gives way is the prompt."""
+    job = begin(fake_server, {"prompt": "a red circle " * 4, "size": "64x64", "steps": 1})["id"]
+    assert job in in_a_terminal(tmp_path, {}, "jobs", "--server", fake_server.url, columns=80)
+
+
 def test_watch_tells_how_a_job_failed(tmp_path: Path, fake_server: ServerProcess) -> None:
     """In one line and by the exit code."""
     job = begin(fake_server, {"prompt": "fail=1", "size": "64x64", "steps": 2})["id"]
@@ -141,13 +167,20 @@ def test_pictures_in_the_terminal(
     assert sdstream(*command, folder=tmp_path).stdout == b""
 
 
-def in_a_terminal(folder: Path, answers: dict[bytes, bytes], *arguments: str) -> str:
+def in_a_terminal(
+    folder: Path, answers: dict[bytes, bytes], *arguments: str, columns: int = 100
+) -> str:
     """Run a command in a pseudo-terminal that answers some questions; returns what it wrote."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder)
-        termios.tcsetwinsize(0, (40, 100))
-        variables = {**environment(), "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+        termios.tcsetwinsize(0, (40, columns))
+        variables = {
+            **environment(),
+            "TERM": "xterm-256color",
+            "COLUMNS": str(columns),
+            "LINES": "40",
+        }
         os.execve(sys.executable, [sys.executable, "-m", "app", *arguments], variables)
     written = b""
     open_questions = dict(answers)
