@@ -1,13 +1,14 @@
 """The ``sdstream`` command.
 
 Exit codes: 0 done; 1 the server or the job failed; 2 wrong usage; 70 the service stopped by a
-fault of its own; 78 models.yaml or a setting cannot be used; 130 Ctrl-C, and 143 SIGTERM, as the
-shell tells them.
+fault of its own; 78 models.yaml, a setting or the address to serve at cannot be used; 130 Ctrl-C,
+and 143 SIGTERM, as the shell tells them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,9 +20,8 @@ from app import __version__
 from app.cli_files import convert_command, inspect_command
 from app.cli_jobs import cancel, jobs, watch
 from app.cli_models import models, pull_command, pull_default, rm_command
-from app.client import Client, Step
+from app.client import Client, Step, understanding
 from app.console import (
-    EXIT_CONFIG,
     EXIT_FAULT,
     EXIT_INTERRUPTED,
     Saver,
@@ -32,17 +32,25 @@ from app.console import (
     setting_flags,
     show_option,
 )
-from app.core.catalog import CatalogError
 from app.core.samplers import SAMPLERS, SCHEDULES
 from app.main import configure_logging
-from app.models import ModelError
-from app.safety import SafetyCheckerError
 from app.server import Server, serving_privately
-from app.store import StoreError
-from app.webhooks import WebhookSettingsError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Commands that Ctrl-C ends with the code that shells give it, and no word."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="sdstream")
 def main() -> None:
     """Images from diffusion models on your own machine, streamed step by step.
@@ -77,19 +85,15 @@ def serve(**flags: Any) -> None:
     configure_logging(settings.log_level)
     with plain_errors():
         pull_default(settings)
-    try:
         server = Server(settings)
-    except CatalogError as error:
-        click.echo(f"Error: {settings.models}, {error}", err=True)
-        sys.exit(EXIT_CONFIG)
-    except (ModelError, SafetyCheckerError, StoreError, WebhookSettingsError) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_CONFIG)
-    try:
         server.run()
-    except KeyboardInterrupt:  # uvicorn raises the signal again when all is closed
-        sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_FAULT if server.died else 0)
+
+
+def _finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):  # which JSON cannot say
+        raise click.BadParameter(f"{value} is no number to draw with.")
+    return value
 
 
 @main.command()
@@ -106,7 +110,7 @@ def serve(**flags: Any) -> None:
 @click.option(
     "--schedule", type=click.Choice([*SCHEDULES]), metavar="NAME", help=", ".join(SCHEDULES)
 )
-@click.option("--cfg-scale", type=float, help="Classifier-free guidance.")
+@click.option("--cfg-scale", type=float, callback=_finite, help="Classifier-free guidance.")
 @click.option("--seed", type=int, help="For the same picture again; random when not given.")
 @click.option(
     "--async",
@@ -145,7 +149,9 @@ def generate(
 
 async def _begin(options: dict[str, Any], server: str, api_key: str | None) -> str:
     async with Client(server, api_key) as client:
-        return str((await client.begin(options))["id"])
+        job = await client.begin(options)
+        with understanding():
+            return str(job["id"])
 
 
 async def _generate(

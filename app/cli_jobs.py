@@ -12,7 +12,7 @@ import click
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from app.client import ENDINGS, Client, JsonObject
+from app.client import ENDINGS, Client, JsonObject, understanding
 from app.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -49,12 +49,8 @@ def jobs(
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
-    table = Table(box=None)
-    for heading in ("job", "status", "progress", "begun"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("prompt")
-    for job in found:
-        table.add_row(job["id"], job["status"], _standing(job), _time(job), _prompt(job))
+    with plain_errors(), understanding():
+        table = _table(found)
     table_console().print(table)
 
 
@@ -88,12 +84,13 @@ def cancel(job: str, server: str | None, api_key: str | None) -> None:
     """Stop JOB: at once while it waits, within a step while it is drawn."""
     with plain_errors():
         found = asyncio.run(_cancel(job, server, api_key))
-    words = {
-        "done": "The job is cancelled.",
-        "stopping": "The job stops after its present step.",
-        "already_ended": f"The job had ended already: {found['status']}.",
-    }
-    click.echo(words[found["cancel"]])
+        with understanding():
+            words = {
+                "done": "The job is cancelled.",
+                "stopping": "The job stops after its present step.",
+                "already_ended": f"The job had ended already: {found['status']}.",
+            }[found["cancel"]]
+    click.echo(words)
 
 
 async def _jobs(
@@ -137,6 +134,16 @@ def _update(bar: Progress, row: TaskID, job: JsonObject) -> None:
         if job["eta_seconds"] is not None:
             what += f", {job['eta_seconds']:.0f} s left"
     bar.update(row, completed=job["progress"], what=what)
+
+
+def _table(jobs: list[JsonObject]) -> Table:
+    table = Table(box=None)
+    for heading in ("job", "status", "progress", "begun"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("prompt")
+    for job in jobs:
+        table.add_row(job["id"], job["status"], _standing(job), _time(job), _prompt(job))
+    return table
 
 
 def _standing(job: JsonObject) -> str:

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from app.client import Client
+from app.client import Client, understanding
 from app.console import (
     one_line,
     plain_errors,
@@ -272,9 +272,11 @@ def models(server: str | None, api_key: str | None, *, show_all: bool, **flags: 
 
 async def _server_models(server: str, api_key: str | None) -> list[tuple[str, ...]]:
     async with Client(server, api_key) as client:
+        found = await client.models()
+    with understanding():
         return [
             (m["id"], m["family"], m["defaults"]["size"], "", m["state"], m["description"])
-            for m in await client.models()
+            for m in found
         ]
 
 

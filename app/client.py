@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,10 @@ _MAX_EVENT_BYTES: Final = 256 * 2**20
 #: Tries to reach a server again that was lost while a job was watched, and the pause before each.
 _RECONNECTS: Final = 150
 _RECONNECT_SECONDS: Final = 2.0
+#: What a proxy, or the server itself, answers while the server is restarted.
+_AWAY: Final = (502, 503, 504)
+_MAX_PORT: Final = 65535
+_STRANGER: Final = "what answers at this address is no sdstream server."
 
 JsonObject = dict[str, Any]
 
@@ -29,6 +34,10 @@ _JOB_EVENTS: Final = ("queued", "progress", *ENDINGS)
 
 class ServerSaysNo(Exception):
     """The server answered with an error; the message is the server's own."""
+
+
+class NoServer(Exception):
+    """The address or the key cannot be used, or something else answers; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +67,17 @@ class Client:
         base_url: Of the server, without /v1.
         api_key: Sent as a bearer token when given.
         uds: Path of a Unix socket to reach the server by.
+
+    Raises:
+        NoServer: The address is none, or the key cannot be sent.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, uds: Path | None = None) -> None:
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise NoServer("the API key may have printable ASCII characters only.")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx2.AsyncClient(
-            base_url=base_url,
+            base_url=_address(base_url),
             headers=headers,
             transport=httpx2.AsyncHTTPTransport(uds=str(uds)) if uds else None,
             # Between two frames there may be one long sampling step, but no more than that:
@@ -79,8 +93,7 @@ class Client:
 
     async def models(self) -> list[JsonObject]:
         """The server's catalogue."""
-        data: list[JsonObject] = (await self._json("GET", "/v1/models"))["data"]
-        return data
+        return await self._list("/v1/models")
 
     async def begin(self, options: JsonObject) -> JsonObject:
         """Start a job that goes on by itself; returns it."""
@@ -90,8 +103,7 @@ class Client:
     async def jobs(self, *, status: str, limit: int) -> list[JsonObject]:
         """The newest jobs; ``status`` names one or several, empty is all."""
         query = {"status": status, "limit": str(limit)}
-        data: list[JsonObject] = (await self._json("GET", "/v1/jobs", params=query))["data"]
-        return data
+        return await self._list("/v1/jobs", params=query)
 
     async def cancel(self, job: str) -> JsonObject:
         """Stop a job; returns it as it is then."""
@@ -111,6 +123,7 @@ class Client:
 
         Raises:
             ServerSaysNo: There is no such job.
+            NoServer: What answers is no sdstream server.
             httpx2.HTTPError: The server is gone and does not come back.
         """
         known: JsonObject = {}
@@ -124,13 +137,13 @@ class Client:
                 ) as answer:
                     if answer.status_code == 204:
                         return
-                    if answer.status_code != 200:
-                        _raise_for(answer.status_code, await answer.aread())
-                    events = httpx2.EventSource(answer, max_event_size=_MAX_EVENT_BYTES)
-                    async for event in events:
+                    if known and answer.status_code in _AWAY:
+                        raise httpx2.TransportError(f"it answers with {answer.status_code}")
+                    async for event in await _events(answer):
                         last_event, failures = event.id or last_event, 0
                         if event.event in _JOB_EVENTS:
-                            known |= json.loads(event.data)
+                            with understanding():
+                                known |= json.loads(event.data)
                             yield known
             except httpx2.SSEError:
                 raise  # the same event would be too large the next time too
@@ -145,22 +158,59 @@ class Client:
     async def _json(self, method: str, path: str, **options: Any) -> JsonObject:
         answer = await self._http.request(method, path, **options)
         _raise_for(answer.status_code, answer.content)
-        body: JsonObject = answer.json()
-        return body
+        with understanding():
+            return dict(answer.json())
+
+    async def _list(self, path: str, **options: Any) -> list[JsonObject]:
+        body = await self._json("GET", path, **options)
+        with understanding():
+            return [dict(one) for one in body["data"]]
 
     async def generate(self, options: JsonObject) -> AsyncIterator[Step | Picture]:
         """Draw; raises ServerSaysNo when the server refuses or the job fails."""
         body = {**options, "stream": True, "stream_options": {"dialect": "image.chunk"}}
         async with self._http.stream("POST", "/v1/images/generations", json=body) as answer:
-            if answer.status_code != 200:
-                _raise_for(answer.status_code, await answer.aread())
-            events = httpx2.EventSource(answer, max_event_size=_MAX_EVENT_BYTES)
-            async for event in events:
+            async for event in await _events(answer):
                 if event.data == "[DONE]":
                     return
-                for item in _items(event.data):
+                with understanding():
+                    items = _items(event.data)
+                for item in items:
                     yield item
         raise ServerSaysNo("The server closed the stream in the middle.")
+
+
+@contextmanager
+def understanding() -> Iterator[None]:
+    """While an answer is read: one that lacks what sdstream sends is told in a sentence.
+
+    Raises:
+        NoServer: Something else is at the address.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise NoServer(_STRANGER) from None
+
+
+def _address(url: str) -> httpx2.URL:
+    try:
+        found = httpx2.URL(url)
+        found.host.encode("idna")  # as the socket will, which raises no error of the client's
+    except (httpx2.InvalidURL, UnicodeError):
+        found = httpx2.URL("")
+    if found.scheme not in ("http", "https") or not found.host or (found.port or 0) > _MAX_PORT:
+        raise NoServer(f"'{url}' is no address of a server; http://localhost:8000 is one.")
+    return found
+
+
+async def _events(answer: httpx2.Response) -> httpx2.EventSource:
+    """The events of a streamed answer, or what it says instead."""
+    if answer.status_code != 200:
+        _raise_for(answer.status_code, await answer.aread())
+    if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+        raise NoServer(_STRANGER)
+    return httpx2.EventSource(answer, max_event_size=_MAX_EVENT_BYTES)
 
 
 def _items(data: str) -> list[Step | Picture]:

@@ -18,12 +18,16 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from app.client import ServerSaysNo
+from app.client import NoServer, ServerSaysNo
 from app.core.catalog import CatalogError
 from app.engine.weights import printable
 from app.hub import HubError
 from app.models import ModelError
+from app.safety import SafetyCheckerError
+from app.server import ServerError
 from app.settings import Settings
+from app.store import StoreError
+from app.webhooks import WebhookSettingsError
 
 EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
@@ -194,11 +198,12 @@ def plain_errors() -> Iterator[None]:
     """Turn expected failures into one line and an exit code."""
     try:
         yield
-    except CatalogError as error:
-        _end(f"models.yaml, {error}", EXIT_CONFIG)
-    except ModelError as error:
+    except (
+        *(CatalogError, ModelError, SafetyCheckerError),
+        *(ServerError, StoreError, WebhookSettingsError),
+    ) as error:
         _end(str(error), EXIT_CONFIG)
-    except (HubError, ServerSaysNo, OSError) as error:
+    except (HubError, NoServer, ServerSaysNo, OSError) as error:
         _end(str(error), EXIT_FAILED)
     except httpx2.HTTPError as error:
         _end(f"the server cannot be reached: {error}", EXIT_FAILED)

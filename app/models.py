@@ -47,6 +47,14 @@ def load_catalog(settings: Settings) -> Catalog:
 def read_catalog(settings: Settings) -> Catalog:
     """The catalogue with what is here of it, be it the default or not; raises the same."""
     try:
+        catalog = look_again(settings, _parsed(settings))
+    except CatalogError as error:
+        raise CatalogError(error.message, error.line, str(settings.models)) from None
+    return catalog if settings.model is None else _led_by(settings.model, catalog)
+
+
+def _parsed(settings: Settings) -> Catalog:
+    try:
         catalog = Catalog.parse(settings.models.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CatalogError(f"the file cannot be read: {error}", 1) from None
@@ -56,8 +64,7 @@ def read_catalog(settings: Settings) -> Catalog:
             if problem:
                 line = catalog.line_of(spec.id, component)
                 raise CatalogError(f"models.{spec.id}.files.{component}: {problem}", line)
-    catalog = look_again(settings, catalog)
-    return catalog if settings.model is None else _led_by(settings.model, catalog)
+    return catalog
 
 
 def look_again(settings: Settings, catalog: Catalog) -> Catalog:

@@ -41,10 +41,10 @@ QUANT: Final = "{quant}"
 
 
 class CatalogError(Exception):
-    """models.yaml cannot be used; ``line`` counts from 1."""
+    """models.yaml, or the ``file`` in its place, cannot be used; ``line`` counts from 1."""
 
-    def __init__(self, message: str, line: int) -> None:
-        super().__init__(f"line {line}: {message}")
+    def __init__(self, message: str, line: int, file: str = "models.yaml") -> None:
+        super().__init__(f"{file}, line {line}: {message}")
         self.message = message
         self.line = line
 

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tests.servers import ServerProcess, free_port, running_server
+from tests.servers import ServerProcess, free_port, running_server, wait_until
 
 Result = subprocess.CompletedProcess[bytes]
 
@@ -142,6 +145,8 @@ def test_generate_with_every_option(tmp_path: Path, fake_server: ServerProcess) 
         (["generate", "a", "-o", "x"], ".png"),
         (["generate", "a", "-o", "-", "-n", "2"], "one image"),
         (["generate", "a", "--sampler", "magic"], "magic"),
+        (["generate", "a", "--cfg-scale", "nan"], "--cfg-scale"),
+        (["generate", "a", "--cfg-scale", "inf"], "--cfg-scale"),
         (["generate", "a", "--colour", "red"], "--colour"),
         (["serve", "--nonsense"], "--nonsense"),
         (["models", "x"], "x"),
@@ -185,6 +190,9 @@ def test_what_the_server_refuses(
         (["generate", "a"], "http://["),
         (["models"], "127.0.0.1:PORT"),
         (["models"], "ftp://127.0.0.1"),
+        (["jobs"], "http://localhost:99999"),
+        (["jobs"], "http://[::1"),
+        (["jobs"], f"http://{'a' * 70}"),
     ],
 )
 def test_no_server_there(tmp_path: Path, command: list[str], address: str) -> None:
@@ -206,6 +214,65 @@ def test_keys(tmp_path: Path, guarded: ServerProcess) -> None:
     assert sdstream(*draw, folder=tmp_path, client_key="secret").returncode == 0
 
 
+def test_a_key_that_no_header_can_carry(tmp_path: Path, guarded: ServerProcess) -> None:
+    """It is told before anything is sent."""
+    command = ("jobs", "--server", guarded.url)
+    for key in ("ключ", "a\nb"):
+        result = sdstream(*command, "--api-key", key, folder=tmp_path)
+        assert result.returncode == 1
+        assert said(result) == "Error: the API key may have printable ASCII characters only."
+
+
+@contextmanager
+def stranger(body: bytes, kind: str) -> Iterator[str]:
+    """A web server that is no sdstream's and answers this to everything; yields its address."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"<html>It works!</html>", "text/html"),
+        (b"[1, 2]", "application/json"),
+        (b'{"data": [{"id": "x", "object": "model"}]}', "application/json"),
+        (b'data: {"x": 1}\n\n', "text/event-stream"),
+    ],
+    ids=["page", "list", "others' models", "others' events"],
+)
+def test_something_else_at_the_address(tmp_path: Path, body: bytes, kind: str) -> None:
+    """Every command that asks a server says so in a sentence."""
+    commands = [["jobs"], ["models"], ["cancel", "x"], ["generate", "a"]]
+    commands += [["generate", "a", "--async"]]
+    if kind != "text/event-stream":
+        commands += [["watch", "x"]]
+    with stranger(body, kind) as address:
+        for command in commands:
+            result = sdstream(*command, "--server", address, folder=tmp_path)
+            if command == ["generate", "a", "--async"] and b"id" in body:
+                continue
+            assert result.returncode == 1, command
+            assert said(result).endswith("what answers at this address is no sdstream server.")
+            assert "Traceback" not in said(result)
+
+
 def test_a_folder_that_is_not_there_is_told_before_drawing(
     tmp_path: Path, fake_server: ServerProcess
 ) -> None:
@@ -221,22 +288,72 @@ def test_a_folder_that_is_not_there_is_told_before_drawing(
     assert "Traceback" not in said(result)
 
 
-def test_ctrl_c_ends_a_private_server(tmp_path: Path) -> None:
-    """Interrupting `generate` in mid-job ends it soon, and its engine with it."""
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)],
+)
+def test_a_signal_ends_a_private_server(tmp_path: Path, number: int, code: int) -> None:
+    """`generate` in mid-job ends soon, as shells expect it, with its engine, and leaves nothing of
+    the prompt on the disk."""
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "generate", "step=0.2", "--steps", "100"],
         cwd=tmp_path,
-        env=environment(engine="fake", data_dir=tmp_path),
+        env={**environment(engine="fake"), "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
     )
-    time.sleep(2.5)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert children
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_until(lambda: [*tmp_path.glob("sdstream-*/data/*")], 20, "it does not start")
+    wait_until(children.read_text, 20, "no engine")
+    time.sleep(1)
+    engines = children.read_text().split()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert b"Traceback" not in error
+    assert b"Aborted" not in error
+    assert not any(Path(f"/proc/{engine}").exists() for engine in engines)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_ctrl_c_while_a_server_draws(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """The code is that of Ctrl-C, and the server hears that nobody waits any more."""
+    before = fake_server.metric("sdstream_jobs_total", outcome="cancelled")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "generate", "step=0.2", "--steps", "100"],
+        cwd=tmp_path,
+        env=environment(server=fake_server.url),
+        stderr=subprocess.PIPE,
+    )
+    wait_until(lambda: fake_server.metric("sdstream_running_jobs") == 1, 20, "it does not begin")
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=10)
-    assert process.returncode != 0
-    assert b"Traceback" not in error
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert process.returncode == 130
+    assert b"Aborted" not in error
+    wait_until(
+        lambda: fake_server.metric("sdstream_jobs_total", outcome="cancelled") == before + 1,
+        10,
+        "it goes on",
+    )
+
+
+def test_what_keeps_a_private_server_from_starting(tmp_path: Path) -> None:
+    """Settings that `serve` would refuse, and no room for a socket's name."""
+    result = sdstream("generate", "a", folder=tmp_path, engine="fake", safety_checker="no:no")
+    assert result.returncode == 78
+    assert "the safety checker 'no:no' cannot be used" in said(result)
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    command = [sys.executable, "-m", "app", "generate", "a"]
+    result = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        cwd=tmp_path,
+        env={**environment(engine="fake"), "TMPDIR": str(deep)},
+    )
+    assert result.returncode == 78
+    assert said(result) == f"Error: TMPDIR is too long a path for a socket: {deep}."
+    assert [*deep.iterdir()] == []
 
 
 def test_a_damaged_model_is_told(tmp_path: Path) -> None:
@@ -280,12 +397,12 @@ def test_models_of_a_server(tmp_path: Path, fake_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("command", [["generate", "a"], ["models"], ["serve"]])
 def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
-    """Every command that reads models.yaml ends with 78 and names the line."""
-    models = tmp_path / "models.yaml"
+    """Every command that reads the catalogue ends with 78 and names the file and the line."""
+    models = tmp_path / "mine.yaml"
     models.write_text("models:\n  - id: a\n    colour: red\n")
     result = sdstream(*command, folder=tmp_path, models=models)
     assert result.returncode == 78
-    assert "line " in said(result)
+    assert f"{models}, line 2: the key 'models.0.family' is missing" in said(result)
 
 
 @pytest.mark.parametrize(
@@ -315,16 +432,21 @@ from app.cli import main
 from app.service import ImageService
 def fail(self):
     raise RuntimeError("a fault of its own")
-ImageService._dispatch = fail
+ImageService.METHOD = fail
 main(["serve"])
 """
 
 
-def test_a_service_that_stops_by_a_fault_takes_the_server_down(tmp_path: Path) -> None:
-    """It tells why and ends with 70, for a supervisor to start it again."""
+@pytest.mark.parametrize("method", ["_dispatch", "recover"])
+def test_a_service_that_stops_by_a_fault_takes_the_server_down(tmp_path: Path, method: str) -> None:
+    """It tells why and ends with 70, for a supervisor to start it again; also while it starts."""
     settings = environment(data_dir=tmp_path, engine="fake", port=free_port())
     result = subprocess.run(
-        [sys.executable, "-c", _FAULTY], check=False, capture_output=True, env=settings, timeout=60
+        [sys.executable, "-c", _FAULTY.replace("METHOD", method)],
+        check=False,
+        capture_output=True,
+        env=settings,
+        timeout=60,
     )
     assert result.returncode == 70
     assert "RuntimeError: a fault of its own" in said(result)

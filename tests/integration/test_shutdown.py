@@ -249,13 +249,24 @@ def test_a_signal_during_the_start_is_obeyed(tmp_path: Path) -> None:
 # --- faults of its own --------------------------------------------------------------------------
 
 
-def test_a_port_in_use_is_a_failed_start(tmp_path: Path) -> None:
-    """A server that cannot listen says so with its exit code."""
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [
+        ("127.0.0.1", "Address already in use"),
+        ("192.0.2.1", "Cannot assign requested address"),
+        ("no.such.host.invalid", "there is no such host"),
+        ("no..host", "there is no such host"),
+    ],
+)
+def test_an_address_that_is_not_to_be_had(tmp_path: Path, host: str, words: str) -> None:
+    """A server that cannot listen says so in a sentence and with its exit code, and starts
+    nothing."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         flags = ["--engine", "fake", "--port", str(port), "--data-dir", str(tmp_path)]
+        flags += ["--host", host]
         result = subprocess.run(
             [sys.executable, "-m", "app", "serve", *flags],
             check=False,
@@ -263,8 +274,12 @@ def test_a_port_in_use_is_a_failed_start(tmp_path: Path) -> None:
             text=True,
             timeout=20,
         )
-    assert result.returncode not in (0, 70, 78)
-    assert "address already in use" in result.stderr
+    assert result.returncode == 78
+    *log, sentence = result.stderr.splitlines()
+    assert sentence.startswith("Error: host (SDSTREAM_HOST), port (SDSTREAM_PORT): cannot listen")
+    assert sentence.endswith(f"{host}:{port}: {words}.")
+    assert "Traceback" not in result.stderr
+    assert not any("worker" in line for line in log)
 
 
 def test_a_failed_start_is_no_success(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from app import client as client_module
-from app.client import Client
+from app.client import Client, ServerSaysNo
 
 
 def event(number: int, name: str, data: dict[str, Any]) -> bytes:
@@ -29,14 +29,19 @@ EVENTS = (
 
 
 @asynccontextmanager
-async def answering(body: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that answers every request with this stream; yields its address and the heads."""
+async def answering(*bodies: bytes | int) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that answers with these streams or statuses, one a request, and then on with the
+    last one; yields its address and the heads."""
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heads.append(await reader.readuntil(b"\r\n\r\n"))
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-        writer.write(head + body)
+        body = bodies[min(len(heads), len(bodies)) - 1]
+        kind = "Content-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+        if isinstance(body, int):
+            writer.write(f"HTTP/1.1 {body} -\r\n{kind}".encode())
+        else:
+            writer.write(f"HTTP/1.1 200 OK\r\n{kind}".encode() + body)
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -44,9 +49,9 @@ async def answering(body: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
 
 
-async def statuses(body: bytes) -> tuple[list[str], int]:
+async def statuses(*bodies: bytes | int) -> tuple[list[str], int]:
     """What following a job tells, and how many requests that took."""
-    async with answering(body) as (url, heads), Client(url) as client:
+    async with answering(*bodies) as (url, heads), Client(url) as client:
         told = [job["status"] async for job in client.follow("job_1")]
         return told, len(heads)
 
@@ -61,3 +66,26 @@ def test_events_without_measure_end_a_watch(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(client_module, "_MAX_EVENT_BYTES", 1_000_000)
     with pytest.raises(httpx2.SSEError, match="byte limit"):
         asyncio.run(statuses(EVENTS))
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_without_its_server_is_waited_out(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """A watch goes on over a restart behind it; one that never began ends with what it says."""
+    monkeypatch.setattr(client_module, "_RECONNECT_SECONDS", 0.01)
+    began = event(1, "queued", {"status": "queued"})
+    ended = event(2, "completed", {"status": "completed"})
+    told = asyncio.run(statuses(began, status, status, ended))
+    assert told == (["queued", "completed"], 4)
+    with pytest.raises(ServerSaysNo, match=str(status)):
+        asyncio.run(statuses(status, EVENTS))
+    monkeypatch.setattr(client_module, "_RECONNECTS", 2)
+    with pytest.raises(httpx2.TransportError, match=str(status)):
+        asyncio.run(statuses(began, status))
+
+
+def test_other_refusals_end_a_watch() -> None:
+    """A job that was deleted in the middle does not come back."""
+    with pytest.raises(ServerSaysNo, match="404"):
+        asyncio.run(statuses(event(1, "queued", {"status": "queued"}), 404))
