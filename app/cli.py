@@ -25,6 +25,7 @@ from app.console import (
     EXIT_FAULT,
     EXIT_INTERRUPTED,
     Saver,
+    format_of,
     plain_errors,
     progress_bar,
     read_settings,
@@ -98,7 +99,13 @@ def _finite(_context: click.Context, _option: click.Parameter, value: float | No
 
 @main.command()
 @click.argument("prompt")
-@click.option("-o", "--output", default="image.png", show_default=True, help="File; - is stdout.")
+@click.option(
+    "-o",
+    "--output",
+    default="image.png",
+    show_default=True,
+    help="File; its end chooses PNG, JPEG or WebP. - is stdout.",
+)
 @click.option("-N", "--negative-prompt", help="What to keep out (needs a cfg scale above 1).")
 @click.option(
     "-m", "--model", help="A model of the catalogue; without --server also a weight file."
@@ -116,7 +123,8 @@ def _finite(_context: click.Context, _option: click.Parameter, value: float | No
     "--async",
     "only_begin",
     is_flag=True,
-    help="Have --server begin, print the job's id and leave; sdstream watch ID fetches the images.",
+    help="Have --server begin, print the job's id and leave; of -o only the end counts, which "
+    "chooses the format. sdstream watch ID -o FILE fetches the images.",
 )
 @show_option
 @server_options
@@ -138,10 +146,14 @@ def generate(
     if only_begin:
         if server is None:
             raise click.UsageError("--async needs a --server, which goes on with the job.")
+        if output == "-" or show:
+            raise click.UsageError("--async has no images for -o - and --show; sdstream watch has.")
+        options |= {"n": count, "output_format": format_of(output)}
         with plain_errors():
-            click.echo(asyncio.run(_begin({**options, "n": count}, server, api_key)))
+            click.echo(asyncio.run(_begin(options, server, api_key)))
         return
-    saver = Saver(output, count, show)
+    saver = Saver(output, show)
+    saver.expect(count, saver.format)
     options |= {"n": count, "output_format": saver.format}
     with plain_errors():
         asyncio.run(_generate(options, saver, server, api_key))

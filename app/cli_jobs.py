@@ -56,7 +56,12 @@ def jobs(
 
 @click.command()
 @click.argument("job")
-@click.option("-o", "--output", help="Write the images into this file, numbered if several.")
+@click.option(
+    "-o",
+    "--output",
+    help="Write the images into this file, numbered if several; it must end as their format does. "
+    "- is stdout.",
+)
 @show_option
 @server_options
 def watch(
@@ -64,11 +69,13 @@ def watch(
 ) -> None:
     """Follow JOB to its end, over lost connections and restarts of the server.
 
-    Ctrl-C leaves the job running. Exit codes: 0 it completed, 1 it failed or was cancelled.
+    Of a job that fails or is cancelled the images that it finished are fetched as well. Ctrl-C
+    leaves the job running. Exit codes: 0 it completed, 1 it failed or was cancelled.
     """
+    saver = Saver(output, show)
     with plain_errors():
         try:
-            ended = asyncio.run(_watch(job, output, show, server, api_key))
+            ended = asyncio.run(_watch(job, saver, server, api_key))
         except KeyboardInterrupt:
             click.echo(f"The job goes on; sdstream watch {job} finds it again.", err=True)
             sys.exit(EXIT_INTERRUPTED)
@@ -105,22 +112,27 @@ async def _cancel(job: str, server: str | None, api_key: str | None) -> JsonObje
         return await client.cancel(job)
 
 
-async def _watch(
-    job: str, output: str | None, show: bool | None, server: str | None, api_key: str | None
-) -> JsonObject:
+async def _watch(job: str, saver: Saver, server: str | None, api_key: str | None) -> JsonObject:
     async with Client(server or _USUAL_SERVER, api_key) as client:
         known: JsonObject = {}
         with progress_bar() as bar:
             row = bar.add_task("", total=100.0, what="waiting")
             async for known in client.follow(job):
+                # The first event has all of them: what -o cannot take is told before the end.
+                saver.expect(known["parameters"]["n"], known["output_format"])
                 _update(bar, row, known)
-        if output is not None and known["status"] == "completed":
-            saver = Saver(output, len(known["images"]), show)
-            for image in known["images"]:
-                said = saver.save(image["index"], await client.image(image["url"]))
-                click.echo(f"seed {image['seed']}{said}", err=True)
-            saver.show()
+        if saver.wants_images:
+            await _fetch(client, known["images"], saver)
         return known
+
+
+async def _fetch(client: Client, images: list[JsonObject], saver: Saver) -> None:
+    for image in images:
+        said = ", which the server had no room to keep"
+        if image["url"] is not None:
+            said = saver.save(image["index"], await client.image(image["url"]))
+        click.echo(f"seed {image['seed']}{said}", err=True)
+    saver.show()
 
 
 def _update(bar: Progress, row: TaskID, job: JsonObject) -> None:

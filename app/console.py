@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.client import NoServer, ServerSaysNo
 from app.core.catalog import CatalogError
+from app.core.request import MAX_IMAGES
 from app.engine.weights import printable
 from app.hub import HubError
 from app.models import ModelError
@@ -109,7 +110,7 @@ def show_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--show/--no-show",
         default=None,
-        help="Show the images in the terminal [default: if it is one, and -o is a file].",
+        help="Show the images in the terminal [default: if it is one, and -o is given a file].",
     )(command)
 
 
@@ -134,45 +135,79 @@ def progress_bar() -> Progress:
     )
 
 
+def format_of(output: str) -> str:
+    """The format of images that the end of a file's name says.
+
+    Raises:
+        click.UsageError: It says none.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix not in _FORMATS:
+        raise click.UsageError(f"-o must end in one of {', '.join(_FORMATS)}.")
+    return _FORMATS[suffix]
+
+
 class Saver:
     """Writes the images of one job, and shows them.
 
     Args:
-        output: A file's name, numbered when there are several images; ``-`` is stdout.
-        count: Images.
+        output: A file's name, numbered when there are several images; ``-`` is stdout, and None
+            writes nothing.
         show: In the terminal as well; None is when that makes sense.
 
     Raises:
-        click.UsageError: The output cannot take these images.
+        click.UsageError: The output can take no images.
     """
 
-    def __init__(self, output: str, count: int, show: bool | None) -> None:
-        if output == "-" and count > 1:
-            raise click.UsageError("-o - takes one image; leave out -n.")
-        self._path = None if output == "-" else Path(output)
-        suffix = self._path.suffix.lower() if self._path else ".png"
-        if suffix not in _FORMATS:
-            raise click.UsageError(f"-o must end in one of {', '.join(_FORMATS)}.")
+    def __init__(self, output: str | None, show: bool | None) -> None:
+        self._to_stdout = output == "-"
+        self._path = None if output in (None, "-") else Path(str(output))
+        self.format = "png" if self._path is None else format_of(self._path.name)
         if self._path is not None and not self._path.parent.is_dir():
             raise click.UsageError(f"there is no folder {self._path.parent}.")
-        self.format = _FORMATS[suffix]
-        self._count = count
+        self._count = 1
         self._shows = (self._path is not None and _is_terminal()) if show is None else show
         self._shown: list[bytes] = []
+
+    @property
+    def wants_images(self) -> bool:
+        """False when there is nothing to do with them."""
+        return self._to_stdout or self._path is not None or self._shows
+
+    def expect(self, count: int, kind: str) -> None:
+        """So many images of this format will come.
+
+        Raises:
+            click.UsageError: The output cannot take these.
+        """
+        if self._to_stdout and count > 1:
+            raise click.UsageError(f"-o - takes one image, not {count}.")
+        if self._path is None:
+            return
+        if kind != self.format:
+            ends = " or ".join(end for end, name in _FORMATS.items() if name == kind)
+            raise click.UsageError(f"the images are {kind.upper()}: -o must end in {ends}.")
+        self._count = count
+        # More are refused by the server.
+        for path in (self._place(self._path, index) for index in range(min(count, MAX_IMAGES))):
+            if path.is_dir():
+                raise click.UsageError(f"{path} is a folder.")
 
     def save(self, index: int, data: bytes) -> str:
         """Write one image; returns what to say of it after its seed."""
         if self._shows:
             self._shown.append(data)
-        if self._path is None:
+        if self._to_stdout:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
+        if self._path is None:
             return ""
-        path = self._path
-        if self._count > 1:
-            path = path.with_stem(f"{path.stem}-{index + 1}")
+        path = self._place(self._path, index)
         path.write_bytes(data)
         return f", {path}"
+
+    def _place(self, path: Path, index: int) -> Path:
+        return path if self._count == 1 else path.with_stem(f"{path.stem}-{index + 1}")
 
     def show(self) -> None:
         """Draw what was saved into the terminal: by its graphics, else in half blocks."""

@@ -78,6 +78,7 @@ def job_fields(job: Job, base_url: str, eta: float | None) -> JsonObject:
         "created": job.created,
         "started": job.started,
         "ended": job.ended,
+        "output_format": job.request.output_format,
         "parameters": parameters(job.request),
         "warnings": list(job.request.warnings),
         "images": [_image(job, image, base_url) for _, image in sorted(job.images.items())],

@@ -273,7 +273,7 @@ def test_something_else_at_the_address(tmp_path: Path, body: bytes, kind: str) -
             assert "Traceback" not in said(result)
 
 
-def test_a_folder_that_is_not_there_is_told_before_drawing(
+def test_a_place_that_takes_no_file_is_told_before_drawing(
     tmp_path: Path, fake_server: ServerProcess
 ) -> None:
     """Wrong usage, in one sentence, and the server never hears of it."""
@@ -284,6 +284,12 @@ def test_a_folder_that_is_not_there_is_told_before_drawing(
     )
     assert result.returncode == 2
     assert "there is no folder no" in said(result)
+    (tmp_path / "dd.png").mkdir()
+    result = sdstream(
+        *("generate", "a", *QUICK, "-o", "dd.png", "--server", fake_server.url), folder=tmp_path
+    )
+    assert result.returncode == 2
+    assert "dd.png is a folder." in said(result)
     assert fake_server.metric("sdstream_jobs_total", outcome="completed") == before
     assert "Traceback" not in said(result)
 

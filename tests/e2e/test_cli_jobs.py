@@ -14,11 +14,12 @@ import termios
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.e2e.test_cli import environment, opened, said, sdstream
 from tests.jobs import begin, look, wait_for
-from tests.servers import ServerProcess, free_port, running_server
+from tests.servers import ServerProcess, free_port, running_server, wait_until
 
 QUICK = ("--size", "64x64", "--steps", "3", "--seed", "5")
 
@@ -34,6 +35,98 @@ def test_begin_watch_and_fetch(tmp_path: Path, fake_server: ServerProcess) -> No
     assert watched.returncode == 0, said(watched)
     assert "seed 5, x-1.png seed 6, x-2.png" in said(watched)
     assert opened(tmp_path / "x-2.png").size == (64, 64)
+
+
+def test_the_end_of_the_file_chooses_the_format(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """Of -o beside --async; watch takes no other end, and says so before the job's."""
+    server = ("--server", fake_server.url)
+    draw = ("generate", "step=0.1", "--size", "64x64", "--steps", "40", "--async")
+    begun = sdstream(*draw, "-o", "nodir/x.jpg", *server, folder=tmp_path)
+    assert begun.returncode == 0, said(begun)
+    job = begun.stdout.decode().strip()
+    refused = sdstream("watch", job, "-o", "w.png", *server, folder=tmp_path)
+    assert refused.returncode == 2
+    assert "the images are JPEG: -o must end in .jpg or .jpeg." in said(refused)
+    assert look(fake_server, job)["status"] == "running"
+    assert sdstream("watch", job, "-o", "w.jpg", *server, folder=tmp_path).returncode == 0
+    assert opened(tmp_path / "w.jpg").format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-o", "x.txt"), "-o must end in one of"),
+        (("-o", "-"), "-o - and --show"),
+        (("--show",), "-o - and --show"),
+    ],
+)
+def test_async_takes_nothing_that_it_would_ignore(
+    tmp_path: Path, fake_server: ServerProcess, arguments: tuple[str, ...], words: str
+) -> None:
+    """What is for images is refused where there are none yet."""
+    draw = ("generate", "a", *QUICK, "--async", "--server", fake_server.url)
+    result = sdstream(*draw, *arguments, folder=tmp_path)
+    assert result.returncode == 2
+    assert words in said(result)
+    assert result.stdout == b""
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("nodir/x.png", "there is no folder nodir."),
+        ("w.txt", "-o must end in one of"),
+        ("-", "-o - takes one image, not 2."),
+        ("x.png", "x-2.png is a folder."),
+    ],
+)
+def test_watch_looks_at_its_output_first(
+    tmp_path: Path, fake_server: ServerProcess, output: str, words: str
+) -> None:
+    """What cannot take the images is told while the job goes on, not after."""
+    (tmp_path / "x-2.png").mkdir()
+    body = {"prompt": "step=0.1", "size": "64x64", "steps": 150, "n": 2}
+    job = begin(fake_server, body)["id"]
+    server = ("--server", fake_server.url)
+    result = sdstream("watch", job, "-o", output, *server, folder=tmp_path)
+    assert result.returncode == 2
+    assert words in said(result)
+    assert look(fake_server, job)["status"] != "completed"
+    sdstream("cancel", job, *server, folder=tmp_path)
+
+
+def test_watch_writes_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """-o - is the image's file and nothing else, whatever its format."""
+    body = {"prompt": "a", "size": "64x64", "steps": 1, "output_format": "webp"}
+    job = begin(fake_server, body)["id"]
+    result = sdstream("watch", job, "-o", "-", "--server", fake_server.url, folder=tmp_path)
+    assert result.returncode == 0, said(result)
+    assert result.stdout[8:12] == b"WEBP"
+
+
+def test_watch_saves_what_a_cancelled_job_finished(
+    tmp_path: Path, fake_server: ServerProcess
+) -> None:
+    """Under the numbers that these images have, and the exit code is that of a cancelled job."""
+    body = {"prompt": "step=0.1", "size": "64x64", "steps": 20, "n": 3, "seed": 5}
+    job = begin(fake_server, body)["id"]
+    wait_until(lambda: len(look(fake_server, job)["images"]) == 2, 20, "no images")
+    httpx2.post(look(fake_server, job)["cancel_url"])
+    wait_for(fake_server, job, "cancelled")
+    server = ("--server", fake_server.url)
+    result = sdstream("watch", job, "-o", "part.png", *server, folder=tmp_path)
+    assert result.returncode == 1
+    assert "seed 5, part-1.png seed 6, part-2.png Error: " in said(result)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-1.png", "part-2.png"]
+
+
+def test_watch_shows_without_a_file(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """--show alone fetches the images for the terminal."""
+    job = begin(fake_server, {"prompt": "a", "size": "64x64", "steps": 1})["id"]
+    command = ("watch", job, "--server", fake_server.url)
+    assert "▀" in in_a_terminal(tmp_path, {}, *command, "--show")
+    assert "▀" not in in_a_terminal(tmp_path, {}, *command)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_async_needs_a_server(tmp_path: Path) -> None:
@@ -133,7 +226,7 @@ def test_watching_over_a_restart(tmp_path: Path) -> None:
     """The server is killed in the middle and started again: the same command sees the end."""
     port = free_port()
     with running_server(tmp_path, engine="fake", port=port) as server:
-        job = begin(server, {"prompt": "step=0.1", "size": "64x64", "steps": 20})["id"]
+        job = begin(server, {"prompt": "step=0.1", "size": "64x64", "steps": 60})["id"]
         process = subprocess.Popen(
             [sys.executable, "-m", "app", "watch", job, "--server", server.url, "-o", "x.png"],
             stderr=subprocess.PIPE,
@@ -141,7 +234,7 @@ def test_watching_over_a_restart(tmp_path: Path) -> None:
             cwd=tmp_path,
         )
         wait_for(server, job, "running")
-        time.sleep(1.0)
+        time.sleep(3.0)
         server.stop(signal.SIGKILL)
     with running_server(tmp_path, engine="fake", port=port):
         _, errors = process.communicate(timeout=40)
