@@ -88,7 +88,8 @@ def read_settings(**given: Any) -> Settings:
     except ValidationError as error:
         for problem in error.errors():
             field = str(problem["loc"][0]) if problem["loc"] else "settings"
-            click.echo(f"Error: {field} ({_variable(field)}): {problem['msg']}.", err=True)
+            message = problem["msg"].removeprefix("Value error, ")
+            click.echo(f"Error: {field} ({_variable(field)}): {message}.", err=True)
         sys.exit(EXIT_CONFIG)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path, user_data_path
 from pydantic import Field, HttpUrl, SecretStr, field_validator
@@ -24,6 +25,9 @@ _SECRETS: Final = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
 )
+
+#: Which browsers leave out of an origin.
+_USUAL_PORTS: Final = {"http": 80, "https": 443}
 
 _PACKAGE: Final = Path(__file__).parent
 
@@ -156,6 +160,34 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(text) for text in value)
+
+    @field_validator("lora_dir", "embedding_dir", "upscaler_dir")
+    @classmethod
+    def _is_there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"there is no folder {value}")
+        return value
+
+
+def _origin(text: str) -> str:
+    """An origin in small letters, without the usual port and a slash at the end."""
+    if text in ("*", "null"):
+        return text
+    try:
+        scheme, place, *rest = parts = urlsplit(text.lower().removesuffix("/"))
+        place = place.encode("idna").decode()
+        if parts.port is not None and parts.port == _USUAL_PORTS.get(scheme):
+            place = place.rpartition(":")[0]
+    except ValueError:
+        scheme = place = ""
+    if not (scheme and place) or any(rest) or "@" in place:
+        raise ValueError(f"'{text}' is no origin; http://localhost:3000 is one, and * is all")
+    return f"{scheme}://{place}"
 
 
 def worker_environment() -> dict[str, str]:

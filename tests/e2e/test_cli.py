@@ -417,6 +417,8 @@ def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
         (["generate", "a"], "hang_seconds", "abc"),
         (["models"], "log_level", "loud"),
         (["serve"], "queue_images", "0"),
+        (["serve"], "lora_dir", "/nowhere"),
+        (["serve"], "cors_origins", "localhost:4000"),
     ],
 )
 def test_a_wrong_setting(tmp_path: Path, command: list[str], variable: str, value: str) -> None:
@@ -424,6 +426,7 @@ def test_a_wrong_setting(tmp_path: Path, command: list[str], variable: str, valu
     result = sdstream(*command, folder=tmp_path, **{variable: value})
     assert result.returncode == 78
     assert f"SDSTREAM_{variable.upper()}" in said(result)
+    assert "Value error" not in said(result)
 
 
 def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:

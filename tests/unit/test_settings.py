@@ -51,6 +51,19 @@ def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ENGINE", "magic"),
         ("LOG_LEVEL", "loud"),
         ("PUBLIC_URL", "here"),
+        ("LORA_DIR", "/nowhere"),
+        ("EMBEDDING_DIR", "/nowhere"),
+        ("UPSCALER_DIR", __file__),
+        ("CORS_ORIGINS", "localhost:4000"),
+        ("CORS_ORIGINS", "example.com"),
+        ("CORS_ORIGINS", "http://localhost:3000/page"),
+        ("CORS_ORIGINS", "http://me@localhost"),
+        ("CORS_ORIGINS", "http://"),
+        ("CORS_ORIGINS", "http://[::1"),
+        ("CORS_ORIGINS", "http://a..b"),
+        ("CORS_ORIGINS", "//example.com"),
+        ("CORS_ORIGINS", "http://example.com:99999"),
+        ("CORS_ORIGINS", "*, https://example.com/*"),
     ],
 )
 def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -58,6 +71,29 @@ def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: 
     monkeypatch.setenv(f"SDSTREAM_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("http://localhost:3000/", "http://localhost:3000"),
+        ("HTTPS://Example.com", "https://example.com"),
+        ("https://example.com:443/", "https://example.com"),
+        ("http://example.com:80", "http://example.com"),
+        ("https://example.com:80", "https://example.com:80"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("tauri://localhost", "tauri://localhost"),
+        ("null", "null"),
+        ("*", "*"),
+    ],
+)
+def test_origins_are_what_browsers_send(
+    monkeypatch: pytest.MonkeyPatch, written: str, sent: str
+) -> None:
+    """However they were written: they are compared letter by letter."""
+    monkeypatch.setenv("SDSTREAM_CORS_ORIGINS", written)
+    assert Settings().cors_origins == (sent,)
 
 
 def test_the_shipped_catalogue_is_found() -> None:
