@@ -93,7 +93,7 @@ def _pulled_variant(catalog: Catalog, name: str) -> Variant:
         return variant
     if catalog.find(name) is not None:
         raise HubError(f"The model '{name}' has no files on the hub: there is nothing to pull.")
-    raise HubError(catalog.why_missing(name))
+    raise HubError(catalog.why_unknown(name))
 
 
 def _drop_damaged(hub: Hub, variant: Variant) -> None:
@@ -222,7 +222,7 @@ def rm_command(model: str, **flags: Any) -> None:
         settings = read_settings(**flags)
         catalog, hub = read_catalog(settings), Hub(settings.model_dir)
         usual = _pulled_variant(catalog, model)
-        gone = usual.entry.variants if model == usual.entry.id else (usual,)
+        gone = usual.entry.variants if model.casefold() == usual.entry.id.casefold() else (usual,)
         needed = {
             file: variant.name
             for entry in catalog.entries.values()

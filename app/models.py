@@ -107,7 +107,7 @@ def _led_by(name: str, catalog: Catalog) -> Catalog:
     if not path.is_file():
         if path.suffix.lower() in _WEIGHTS or path.is_absolute():
             raise ModelError(f"There is no file {path}.")
-        raise ModelError(catalog.why_missing(name))
+        raise ModelError(catalog.why_unknown(name))
     return catalog.plus(_lone_model(path.absolute(), catalog))
 
 

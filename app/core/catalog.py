@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 import yaml
@@ -498,7 +499,7 @@ class Catalog:
     models: Mapping[str, ModelSpec]
     default: str
     _lines: Mapping[tuple[str | int, ...], int]
-    #: Other spellings of ids of ``models``, by _key.
+    #: Names of ``models`` in small letters, those of entries among them, to their ids.
     _spellings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -515,22 +516,25 @@ class Catalog:
             raise _with_line(error, lines) from None
         entries: dict[str, ModelSpec] = {}
         for index, spec in enumerate(file.models):
-            if spec.id in entries:
+            if _named(spec.id, entries) is not None:
                 line = _nearest(lines, ("models", index, "id"))
                 raise CatalogError(f"the id '{spec.id}' is there twice", line)
             _check_quants(spec, index, lines)
             entries[spec.id] = spec
         for index, spec in enumerate(file.models):
             name, _, quant = spec.id.rpartition(":")
-            if name in entries and _quant(entries[name], quant):
+            entry = _named(name, entries)
+            if entry is not None and _quant(entry, quant):
                 line = _nearest(lines, ("models", index, "id"))
-                raise CatalogError(f"the id '{spec.id}' is that of a quant of '{name}'", line)
+                raise CatalogError(f"the id '{spec.id}' is that of a quant of '{entry.id}'", line)
         models = {name: spec for name, spec in entries.items() if not spec.quants}
-        catalog = cls(entries, models, file.default or file.models[0].id, lines)
-        if catalog.default not in entries and catalog.variant(catalog.default) is None:
-            message = f"no model has the id '{catalog.default}'"
+        spellings = {name.casefold(): name for name in models}
+        catalog = cls(entries, models, file.default or file.models[0].id, lines, spellings)
+        default = catalog.default
+        if _named(default, entries) is None and catalog.variant(default) is None:
+            message = f"no model has the id '{default}'"
             raise CatalogError(message, _nearest(lines, ("default",)))
-        return catalog
+        return catalog.led_by(default)
 
     def on_machine(self, find: Callable[[HubFile], str | None]) -> Self:
         """The same catalogue with the quants that are here.
@@ -543,19 +547,20 @@ class Catalog:
         for entry in self.entries.values():
             if not entry.quants:
                 models[entry.id] = entry
+                spellings[entry.id.casefold()] = entry.id
             for variant in entry.variants:
                 paths = {component: find(file) for component, file in variant.hub_files.items()}
                 here = {component: path for component, path in paths.items() if path is not None}
                 if len(here) == len(paths):
                     models[variant.name] = variant.at(here)
-                    spellings[_key(variant.name)] = variant.name
-                    spellings.setdefault(_key(entry.id), variant.name)
+                    spellings[variant.name.casefold()] = variant.name
+                    spellings.setdefault(entry.id.casefold(), variant.name)
         catalog = replace(self, models=models, _spellings=spellings)
         return catalog.led_by(self.default)
 
     def led_by(self, name: str) -> Self:
         """The same catalogue with another default, which need not be here."""
-        return replace(self, default=self._spellings.get(_key(name), name))
+        return replace(self, default=self._spellings.get(name.casefold(), name))
 
     def plus(self, spec: ModelSpec) -> Self:
         """The same catalogue with one more entry, of plain files, which is the default."""
@@ -564,23 +569,26 @@ class Catalog:
             self,
             entries={**self.entries, **added},
             models={**self.models, **added},
+            _spellings={**self._spellings, spec.id.casefold(): spec.id},
             default=spec.id,
         )
 
     def find(self, name: str | None) -> ModelSpec | None:
         """The model of that name; None and "default" stand for the default one.
 
-        The name of an entry stands for the first of its quants that is here.
+        The name of an entry stands for the first of its quants that is here. The case of letters
+        does not matter.
         """
         wanted = self.default if name in (None, "", "default") else str(name)
-        return self.models.get(self._spellings.get(_key(wanted), wanted))
+        return self.models.get(self._spellings.get(wanted.casefold(), wanted))
 
     def variant(self, name: str) -> Variant | None:
         """The quant that MODEL:QUANT names, or the usual one of MODEL; None when there is none."""
-        if name in self.entries:
-            return next(iter(self.entries[name].variants), None)
+        entry = _named(name, self.entries)
+        if entry is not None:
+            return next(iter(entry.variants), None)
         model, _, quant = name.rpartition(":")
-        entry = self.entries.get(model)
+        entry = _named(model, self.entries)
         known = _quant(entry, quant) if entry else None
         return Variant(entry, known) if entry and known else None
 
@@ -594,7 +602,7 @@ class Catalog:
                 f"The model '{wanted}' is in the catalogue and not on this machine: "
                 f"'sdstream pull {wanted}' fetches it{size}."
             )
-        entry = self.entries.get(wanted.rpartition(":")[0])
+        entry = _named(wanted.rpartition(":")[0], self.entries)
         if entry is not None and entry.quants:
             return (
                 f"The model '{wanted[:128]}' is not in the catalogue: '{entry.id}' is there as "
@@ -604,6 +612,18 @@ class Catalog:
             f"The model '{wanted[:128]}' is not in the catalogue; there are "
             f"{', '.join(self.models)}."
         )
+
+    def why_unknown(self, name: str) -> str:
+        """Why neither ``find`` nor ``variant`` has this name, with the entries that are like it."""
+        model = name.rpartition(":")[0] or name
+        if _named(model, self.entries) is not None:
+            return self.why_missing(name)
+        ids = {entry.casefold(): entry for entry in self.entries}
+        wanted = model.casefold()
+        near = [key for key in ids if wanted in key] or get_close_matches(wanted, ids)
+        found = ", ".join(ids[key] for key in near)
+        what = f"did you mean {found}?" if near else "'sdstream models --all' shows what is."
+        return f"The model '{name[:128]}' is not in the catalogue; {what}"
 
     def line_of(self, entry: str, component: str) -> int:
         """The line of models.yaml that names this file of the entry."""
@@ -615,10 +635,10 @@ def _quant(entry: ModelSpec, name: str) -> str | None:
     return next((q for q in entry.quants or () if q.casefold() == name.casefold()), None)
 
 
-def _key(name: str) -> str:
-    """A name in which the letters of the quant, if there is one, have one case."""
-    model, colon, quant = name.rpartition(":")
-    return f"{model}{colon}{quant.casefold()}" if colon else name
+def _named(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:
+    """The entry of that name, however its letters are written."""
+    wanted = name.casefold()
+    return next((entry for entry in entries.values() if entry.id.casefold() == wanted), None)
 
 
 def _check_quants(spec: ModelSpec, index: int, lines: _Lines) -> None:

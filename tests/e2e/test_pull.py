@@ -322,7 +322,8 @@ def test_a_gated_model(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
         ("old", f"The repository {REPO} has no revision 'v1'."),
         ("plain", "The model 'plain' has no files on the hub"),
         ("flat:Q2_K", "'flat' is there as Q8_0, Q4_0."),
-        ("nothing", "'nothing' is not in the catalogue"),
+        ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' shows what is."),
+        ("FLATER", "'FLATER' is not in the catalogue; did you mean flatter, flat?"),
     ],
 )
 def test_what_cannot_be_had(sdstream: Callable[..., Result], model: str, words: str) -> None:
@@ -428,7 +429,7 @@ def test_rm(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> No
     assert "300.0 kB are free again" in result.stdout
     assert not snapshot(tmp_path, Q8).is_symlink()
     assert snapshot(tmp_path, VAE).exists()
-    assert "200.0 kB are free again" in sdstream("rm", "flat").stdout
+    assert "200.0 kB are free again" in sdstream("rm", "FLAT").stdout
     again = sdstream("rm", "flat")
     assert again.returncode == 1
     assert "Of 'flat' there is nothing here that others (flatter:F16) do not need." in said(again)

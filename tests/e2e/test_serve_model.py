@@ -115,6 +115,20 @@ def test_a_default_that_is_not_here(hub: FakeHub, tmp_path: Path) -> None:
     assert hub.asked == []
 
 
+def test_the_default_in_other_letters(hub: FakeHub, tmp_path: Path) -> None:
+    """--pull fetches it, and a name that is almost one leads to it."""
+    wrong = sdstream("serve", "--model", "tinny", "--pull", folder=tmp_path)
+    assert wrong.returncode == 78
+    assert wrong.stderr == (
+        "Error: The model 'tinny' is not in the catalogue; did you mean tiny?\n"
+    )
+    models = tmp_path / "models.yaml"
+    with running_server(tmp_path, models=models, model="TINY", pull=True) as server:
+        assert ids(server) == {"embedded": False, "tiny:Q8_0": True}
+        answer = server.post({**QUICK, "model": "Tiny"})
+        assert (answer.status_code, answer.json()["model"]) == (200, "tiny:Q8_0")
+
+
 def test_a_default_that_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
     """--pull fails with the sentence of pull."""
     hub.files = {f"{REPO}/other.gguf": b"x"}
@@ -159,7 +173,7 @@ def test_generate_with_a_weight_file(builtin_file: Path, tmp_path: Path) -> None
         ("video", "makes videos"),
         ("lora-as-model", "LoRA"),
         ("nowhere.gguf", "There is no file nowhere.gguf."),
-        ("nothing", "'nothing' is not in the catalogue; there are embedded."),
+        ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' shows what is."),
     ],
 )
 def test_a_weight_file_that_cannot_be_served(

@@ -176,6 +176,8 @@ def test_the_quants_of_an_entry() -> None:
     }
     assert catalog.variant("two") == usual
     assert catalog.variant("two:q4_0") == small
+    assert catalog.variant("TWO") == usual
+    assert catalog.variant("Two:q4_0") == small
     assert [catalog.variant(name) for name in ("one", "two:Q2", "three", "two:")] == [None] * 4
 
 
@@ -191,12 +193,28 @@ def test_what_is_not_here_is_no_model() -> None:
     assert "there are one." in here().why_missing("three")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tow", "The model 'tow' is not in the catalogue; did you mean two?"),
+        ("TW", "; did you mean two?"),
+        ("TW:Q8_0", "; did you mean two?"),
+        ("TWO:Q2", "'two' is there as Q8_0, Q4_0."),
+        ("nope", "; 'sdstream models --all' shows what is."),
+    ],
+)
+def test_what_the_catalogue_does_not_know(name: str, words: str) -> None:
+    """The sentence has the entries that may be meant, those that are not here among them."""
+    assert here().why_unknown(name).endswith(words)
+
+
 def test_what_is_here_is_served() -> None:
     """As MODEL:QUANT, and MODEL is the first quant that is here."""
     catalog = here(VAE, Q4)
     assert [*catalog.models] == ["one", "two:Q4_0"]
     spec = catalog.models["two:Q4_0"]
-    assert {catalog.find(name) for name in ("two", "two:q4_0")} == {spec}
+    assert {catalog.find(name) for name in ("two", "TWO", "two:q4_0", "Two:q4_0")} == {spec}
+    assert catalog.find("ONE") == Catalog.parse(HUB).find("One") == catalog.models["one"]
     assert dict(spec.files.items()) == {
         "model": f"/cache/{Q4}",
         "vae": f"/cache/{VAE}",
@@ -210,7 +228,8 @@ def test_another_default() -> None:
     """It may be a quant, or an entry; it is told by the name it is served under."""
     catalog = here(VAE, Q4)
     assert catalog.default == "one"
-    assert {catalog.led_by(name).default for name in ("two", "two:q4_0")} == {"two:Q4_0"}
+    assert {catalog.led_by(name).default for name in ("Two", "two:q4_0")} == {"two:Q4_0"}
+    assert Catalog.parse(f"default: ONE\n{HUB}").default == "one"
     absent = here().led_by("two")
     assert absent.find(None) is None
     assert "'sdstream pull two'" in absent.why_missing(None)
@@ -240,6 +259,10 @@ TWO = "models:\n - id: a\n   family: sd1\n"
         (
             TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1}\n"
             " - id: a:q8\n   family: sd1\n   files: {model: m}", 6, "that of a quant of 'a'",
+        ),
+        (
+            TWO + "   files: {model: m}\n - id: A\n   family: sd1\n   files: {model: m}", 5,
+            "'A' is there twice",
         ),
         ("default: a:Q4\n" + TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1}", 1, "a:Q4"),
     ],
