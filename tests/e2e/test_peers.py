@@ -239,7 +239,7 @@ def test_xinference_curl(native_server: ServerProcess) -> None:
     [
         ("[1]", "kwargs", "invalid_value"),
         ("{", "kwargs", "invalid_value"),
-        ("[" * 100_000, "kwargs", "invalid_value"),
+        ("[" * 90_000, "kwargs", "invalid_value"),
         ('{"prompt": "a dog"}', "prompt", "conflicting_fields"),
         ('{"unheard_of": 1}', "unheard_of", "unknown_field"),
     ],

@@ -40,7 +40,7 @@ def test_models(fake_server: ServerProcess) -> None:
     assert client.list_models()["embedded"]["model_type"] == "image"
     assert hasattr(client.get_model("embedded"), "text_to_image")
     with pytest.raises(RuntimeError, match="not in the catalogue"):
-        client.get_model("sd-turbo")
+        client.get_model("kolors")
 
 
 def test_text_to_image(native_server: ServerProcess) -> None:

@@ -282,16 +282,13 @@ def test_an_address_that_is_not_to_be_had(tmp_path: Path, host: str, words: str)
     assert not any("worker" in line for line in log)
 
 
-def test_a_failed_start_is_no_success(tmp_path: Path) -> None:
-    """A server whose application cannot start ends with an exit code that says so."""
+def test_a_link_to_nowhere_among_the_images_hinders_nothing(tmp_path: Path) -> None:
+    """The clean-up of the start copes with whatever lies in the folder."""
     images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
     (images / "gone.png").symlink_to(tmp_path / "nowhere")
-    with running_server(tmp_path, engine="fake", wait=False) as server:
-        wait_until(
-            lambda: server.process.poll() is not None or server.is_ready(), 20, "neither nor"
-        )
-        assert server.process.poll() != 0
+    with running_server(tmp_path, engine="fake") as server:
+        assert server.post(QUICK).status_code == 200
 
 
 def test_words_that_no_worker_says_cost_the_worker_only(tmp_path: Path) -> None:
