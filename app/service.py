@@ -334,7 +334,7 @@ class ImageService:
     async def delete(self, live: LiveJob) -> None:
         """Delete a job and its images, stopping it first."""
         if not live.over:
-            await self.cancel(live, "The job was deleted.")
+            self.cancel(live, "The job was deleted.")
             await self.finished(live)
         self._recent.pop(live.job.id, None)
         await self._store.delete(live.job.id)
@@ -390,11 +390,11 @@ class ImageService:
             await live.changed.wait()
         return live.job
 
-    async def cancel(self, live: LiveJob, message: str) -> None:
+    def cancel(self, live: LiveJob, message: str) -> None:
         """Stop a job: at once when it waits, within a step when it runs."""
         self._end_early(live, JobCancelled(message))
 
-    async def peek(self, live: LiveJob) -> None:
+    def peek(self, live: LiveJob) -> None:
         """Have a running job give a preview with its next step."""
         if live.worker is not None:
             live.worker.peek(live.job.id)

@@ -125,16 +125,16 @@ class Studio:
         Raises:
             InvalidRequest: A file is no image, or the mask has another size than its image.
         """
-        return await self._run_upload(self._decode, files, only_references)
+        return await self._run(self._upload_threads, self._decode, files, only_references)
 
     async def fit(self, pictures: Pictures, request: GenerationRequest) -> Inputs:
         """The pictures at the size of the request."""
-        return await self._run_upload(_fit, pictures, request)
+        return await self._run(self._upload_threads, _fit, pictures, request)
 
     async def preview(self, preview: Preview) -> bytes:
         """A picture of the state between two steps, as PNG."""
         pixels = Pixels(preview.width, preview.height, preview.blob)
-        return await self._run(images.encode, pixels, "png")
+        return await self._run(self._threads, images.encode, pixels, "png")
 
     async def develop(
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, must_keep: bool
@@ -147,21 +147,25 @@ class Studio:
             drawn: What the runtime drew.
             must_keep: Nobody waits for the file itself, so without the store it is lost.
         """
-        return await self._run(self._develop, request, inputs, drawn, must_keep)
+        return await self._run(self._threads, self._develop, request, inputs, drawn, must_keep)
 
     async def texts(self, file: SourceFile) -> dict[str, str]:
         """What is written into an image file; raises InvalidRequest when it is none."""
-        return await self._run_upload(images.texts, file.data, file.param, self._max_input_pixels)
+        return await self._run(
+            self._upload_threads, images.texts, file.data, file.param, self._max_input_pixels
+        )
 
     # --- in the threads -------------------------------------------------------------------------
 
-    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _run(
+        self,
+        threads: ThreadPoolExecutor,
+        work: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
-
-    async def _run_upload(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._upload_threads, partial(work, *args, **kwargs))
+        return await loop.run_in_executor(threads, partial(work, *args, **kwargs))
 
     def _decode(self, files: SourceFiles, only_references: bool) -> Pictures:
         self._check_all(files)

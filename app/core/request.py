@@ -64,6 +64,13 @@ def _plain_text(value: str) -> str:
     return value
 
 
+def no_boolean(value: Any) -> Any:
+    """The value; a boolean, which Python takes for a number, is refused."""
+    if isinstance(value, bool):
+        raise ValueError("must not be a boolean")
+    return value
+
+
 class LoraChoice(BaseModel):
     """One LoRA of the operator's folder."""
 
@@ -234,9 +241,7 @@ class Draft(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_numbers_from_booleans(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and info.field_name not in _SWITCHES:
-            raise ValueError("must not be a boolean")
-        return value
+        return value if info.field_name in _SWITCHES else no_boolean(value)
 
     def spelled(self, name: str) -> str:
         """How the client wrote this option."""

@@ -6,7 +6,6 @@ A ControlNet belongs to a model of the catalogue here, so there is one unit at m
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from app.core.catalog import ModelSpec
 from app.core.errors import InvalidRequest, Reason
 from app.core.request import Fit
 from app.dialects import openai
-from app.dialects.shapes import JsonObject, compact
+from app.dialects.a1111_fields import own_fields
+from app.dialects.shapes import compact
 
 SCRIPT: Final = "controlnet"
 MODULES: Final = ("none", "canny")
@@ -154,10 +154,9 @@ def _control(unit: Any, number: int) -> Control | None:
         return None
     if not isinstance(unit, Mapping):
         raise InvalidRequest(f"'{where}' must be an object.", param=where)
-    given = {name: value for name, value in unit.items() if value is not None}
-    if given.get("enabled") is False:
+    if unit.get("enabled") is False:
         return None
-    fields = _fields(given, where)
+    fields = _fields(unit, where)
     canny = fields.module.lower() == "canny"
     if fields.module.lower() not in MODULES:
         raise _refusal(where, "module", f"there are {' and '.join(MODULES)}")
@@ -179,20 +178,12 @@ def _control(unit: Any, number: int) -> Control | None:
 
 
 def _fields(given: Mapping[str, Any], where: str) -> _Unit:
-    own: JsonObject = {}
-    for name, value in given.items():
-        if name in _Unit.model_fields:
-            own[name] = value
-        elif name in _NEUTRAL:
-            if value not in _NEUTRAL[name]:
-                raise _refusal(where, name, f"only {json.dumps(_NEUTRAL[name][0])} can be had")
-        elif name not in _IGNORED:
-            raise openai.unknown(f"{where}.{name}")
+    prefix, own = f"{where}.", _Unit.model_fields
+    found = own_fields(given, own, neutral=_NEUTRAL, ignored=_IGNORED, where=prefix)
     try:
-        return _Unit.model_validate(own)
+        return _Unit.model_validate(found)
     except ValidationError as error:
-        spelling = {name: f"{where}.{name}" for name in _Unit.model_fields}
-        raise openai.invalid(error, spelling) from None
+        raise openai.invalid(error, {name: prefix + name for name in own}) from None
 
 
 def _picture(fields: _Unit, where: str) -> str:

@@ -15,7 +15,6 @@ Deliberate oddities:
 from __future__ import annotations
 
 import binascii
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from app.core.powers import takes
 from app.core.request import MAX_IMAGES, Draft, Fit
 from app.dialects import a1111_controlnet, openai
 from app.dialects.a1111_controlnet import Control
+from app.dialects.a1111_fields import own_fields
 from app.dialects.shapes import JsonObject
 
 #: What to draw, spelled as openai.parse knows it.
@@ -295,14 +295,14 @@ def settings(options: Mapping[str, Any], where: str = "") -> Settings:
         InvalidRequest: An option that would change pictures and cannot be had.
     """
     prefix = f"{where}." if where else ""
-    for name, value in options.items():
-        if value is None or name in (CHECKPOINT, CLIP_SKIP) or name in IGNORED_OPTIONS:
-            continue
-        if name not in NEUTRAL_OPTIONS:
-            raise openai.unknown(prefix + name)
-        if value not in NEUTRAL_OPTIONS[name]:
-            raise _only(prefix + name, NEUTRAL_OPTIONS[name][0])
-    model, clip_skip = options.get(CHECKPOINT), options.get(CLIP_SKIP)
+    own = own_fields(
+        options,
+        (CHECKPOINT, CLIP_SKIP),
+        neutral=NEUTRAL_OPTIONS,
+        ignored=IGNORED_OPTIONS,
+        where=prefix,
+    )
+    model, clip_skip = own.get(CHECKPOINT), own.get(CLIP_SKIP)
     if model is not None and not isinstance(model, str):
         raise InvalidRequest(f"'{prefix}{CHECKPOINT}' must be a string.", param=CHECKPOINT)
     if clip_skip is not None and (type(clip_skip) is not int or not 1 <= clip_skip <= _MAX_SKIP):
@@ -328,27 +328,12 @@ def image_field(body: Mapping[str, Any]) -> SourceFile:
 
 
 def _fields(given: Mapping[str, Any]) -> _Fields:
-    own: JsonObject = {}
-    for name, value in given.items():
-        if name in _Fields.model_fields:
-            own[name] = value
-        elif name in NEUTRAL:
-            if value not in NEUTRAL[name]:
-                raise _only(name, NEUTRAL[name][0])
-        elif name not in _DRAWN and name not in IGNORED:
-            raise openai.unknown(name)
+    own = (*_Fields.model_fields, *_DRAWN)
+    found = own_fields(given, own, neutral=NEUTRAL, ignored=IGNORED)
     try:
-        return _Fields.model_validate(own)
+        return _Fields.model_validate({k: v for k, v in found.items() if k not in _DRAWN})
     except ValidationError as error:
         raise openai.invalid(error, {}) from None
-
-
-def _only(name: str, neutral: object) -> InvalidRequest:
-    return InvalidRequest(
-        f"'{name[:64]}' can only be {json.dumps(neutral)} here.",
-        reason=Reason.NOT_SUPPORTED,
-        param=name[:64],
-    )
 
 
 def _scripts(fields: _Fields) -> Control | None:
@@ -562,13 +547,9 @@ def parse_extra(body: Mapping[str, Any]) -> tuple[Draft, SourceFile]:
     Raises:
         InvalidRequest: Names the field.
     """
-    given = {name: value for name, value in body.items() if value is not None}
-    file = image_field({name: value for name, value in given.items() if name == "image"})
-    for name, value in given.items():
-        if name in _EXTRA_NEUTRAL and value not in _EXTRA_NEUTRAL[name]:
-            raise _only(name, _EXTRA_NEUTRAL[name][0])
-        if name not in (*_EXTRA_NEUTRAL, *_EXTRA_IGNORED, *_EXTRA_SPELLING.values(), "image"):
-            raise openai.unknown(name)
+    file = image_field({name: value for name, value in body.items() if name == "image"})
+    own = ("image", *_EXTRA_SPELLING.values())
+    given = own_fields(body, own, neutral=_EXTRA_NEUTRAL, ignored=_EXTRA_IGNORED)
     chosen = given.get("upscaler_1", "None")
     if chosen == "None":
         raise InvalidRequest(

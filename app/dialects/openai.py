@@ -16,12 +16,12 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from app.core.errors import InvalidRequest, NotSupportedYet, Reason
 from app.core.job import Job
 from app.core.pixels import SourceFile, SourceFiles
-from app.core.request import EVERY_STEP, Draft
+from app.core.request import EVERY_STEP, Draft, no_boolean
 from app.dialects.shapes import (
     ImageForm,
     answer_fields,
@@ -142,7 +142,7 @@ class ReplyOptions(BaseModel):
         description="Base64 or a link; B64Json has a data: prefix and Url is url (mistral.rs).",
     )
     stream: bool = Field(False, description="Progress and images as server-sent events.")
-    partial_images: int | None = Field(
+    partial_images: Annotated[int | None, BeforeValidator(no_boolean)] = Field(
         None, ge=0, le=3, description="Pictures between the steps, in OpenAI's stream."
     )
     stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
@@ -156,13 +156,6 @@ class ReplyOptions(BaseModel):
     webhook_url: str | None = Field(
         None, max_length=2048, description="Where the job's end is posted to, if the server may."
     )
-
-    @field_validator("partial_images", mode="before")
-    @classmethod
-    def _no_number_from_a_boolean(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError("must not be a boolean")
-        return value
 
     @field_validator("background")
     @classmethod

@@ -150,7 +150,7 @@ class A1111Routes:
         if run is not None:
             standing = a1111.Standing(run.live.job, run.interrupted, run.skipped)
             if wanted and a1111.wants_picture(run.live.job):
-                await self._service.peek(run.live)
+                self._service.peek(run.live)
         return respond.json_bytes(a1111.progress(standing, time.time(), with_image=wanted))
 
     async def interrupt(self, request: Request) -> Response:
@@ -158,7 +158,7 @@ class A1111Routes:
         run = self._user(request).current
         if run is not None:
             run.interrupted = True
-            await self._service.cancel(run.live, "The job was interrupted.")
+            self._service.cancel(run.live, "The job was interrupted.")
         return respond.json_bytes(b"{}")
 
     async def skip(self, request: Request) -> Response:
@@ -172,7 +172,7 @@ class A1111Routes:
                     reason=Reason.NOT_SUPPORTED_YET,
                 )
             run.skipped = True
-            await self._service.cancel(run.live, "The image was skipped.")
+            self._service.cancel(run.live, "The image was skipped.")
         return respond.json_bytes(_NULL)
 
     def _user(self, request: Request) -> _User:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -197,8 +196,7 @@ class ImageRoutes:
                     yield frame
         finally:
             if not live.over and not live.job.terms.background:
-                # The response is being cancelled: the clean-up must not be cancelled with it.
-                await asyncio.shield(self.service.cancel(live, "The client left."))
+                self.service.cancel(live, "The client left.")
 
     async def finished(self, request: Request, live: LiveJob) -> Job | None:
         """The ended job, None when its client left first.
@@ -210,7 +208,7 @@ class ImageRoutes:
             job = await respond.unless_client_leaves(self.service.finished(live), request.receive)
         except respond.ClientLeft:
             if not live.job.terms.background:
-                await self.service.cancel(live, "The client left.")
+                self.service.cancel(live, "The client left.")
             return None
         if not job.terminal:
             raise postponed(job)

@@ -100,7 +100,7 @@ class JobRoutes:
         live = await self._named(request)
         done = "already_ended"
         if not live.over:
-            await self.draw.service.cancel(live, "The job was cancelled.")
+            self.draw.service.cancel(live, "The job was cancelled.")
             done = "done" if live.over else "stopping"
         fields = {**self._fields(request, live.job), "cancel": done}
         return respond.json_bytes(compact(fields))

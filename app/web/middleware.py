@@ -9,15 +9,16 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.core.errors import Forbidden, Reason, Unauthorized
+from app.core.errors import Forbidden, ImageServiceError, Reason, Unauthorized
 from app.core.job import Job, JobStatus
 from app.metrics import Metrics
 from app.web import forms, respond
@@ -105,18 +106,16 @@ class RequireKey:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
         owner = self._owner(Request(scope)) if self._owners else ""
         if owner is None and not _is_open(scope["path"]):
-            state["outcome"] = Reason.INVALID_API_KEY.value
             error = Unauthorized(
                 "This server asks for an API key: send 'Authorization: Bearer KEY'.",
                 reason=Reason.INVALID_API_KEY,
             )
-            answer = respond.failure(error, {"WWW-Authenticate": "Bearer"}, scope["path"])
+            answer = _refusal(error, scope, {"WWW-Authenticate": "Bearer"})
             await answer(scope, receive, send)
             return
-        state["owner"] = owner or ""
+        scope.setdefault("state", {})["owner"] = owner or ""
         await self._app(scope, receive, send)
 
     def _owner(self, request: Request) -> str | None:
@@ -149,12 +148,11 @@ class SameOrigin:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
         if scope["type"] == "http" and self._refuses(Request(scope)):
-            scope.setdefault("state", {})["outcome"] = Reason.CROSS_ORIGIN.value
             error = Forbidden(
                 "A page of another origin may not do this; --cors-origin allows it.",
                 reason=Reason.CROSS_ORIGIN,
             )
-            await respond.failure(error, path=scope["path"])(scope, receive, send)
+            await _refusal(error, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -195,13 +193,12 @@ class LocalNames:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
         if scope["type"] == "http" and self._refuses(Request(scope)):
-            scope.setdefault("state", {})["outcome"] = Reason.HOST_NOT_ALLOWED.value
             error = Forbidden(
                 "This server is for programs on its own machine, by the name localhost or an "
                 "address; --public-url allows another name, and --api-key any.",
                 reason=Reason.HOST_NOT_ALLOWED,
             )
-            await respond.failure(error, path=scope["path"])(scope, receive, send)
+            await _refusal(error, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -215,6 +212,14 @@ class LocalNames:
         except ValueError:
             return True
         return not (name in self._allowed or is_local_name(name) or _is_address(name))
+
+
+def _refusal(
+    error: ImageServiceError, scope: Scope, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer to a request that goes no further; the log tells of it too."""
+    scope.setdefault("state", {})["outcome"] = error.reason.value
+    return respond.failure(error, headers, scope["path"])
 
 
 def is_local_name(name: str) -> bool:

@@ -215,16 +215,21 @@ def test_a_later_body_that_does_not_come_is_cut() -> None:
     with_connection(talk)
 
 
+async def send_a_million(writer: Writer) -> None:
+    """A body of so many bytes, in pieces that the server takes one by one."""
+    for _ in range(10):
+        writer.write(b"x" * 100_000)
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
 def test_a_body_that_nobody_reads_may_be_sent() -> None:
     """Who is refused at once and sends on finds the answer, and the connection still serves."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         for _ in range(3):
             writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
-            for _ in range(10):
-                writer.write(b"x" * 100_000)
-                await writer.drain()
-                await asyncio.sleep(0.01)
+            await send_a_million(writer)
             assert (await reader.readuntil(b"\r\n\r\n0")).startswith(b"HTTP/1.1 200")
 
     with_connection(talk)
@@ -236,10 +241,7 @@ def test_a_refused_client_that_wants_one_answer_gets_it() -> None:
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
         writer.write(b"content-length: 1000000\r\n\r\n")
-        for _ in range(10):
-            writer.write(b"x" * 100_000)
-            await writer.drain()
-            await asyncio.sleep(0.01)
+        await send_a_million(writer)
         answer = await until_cut(reader)
         assert answer.startswith(b"HTTP/1.1 200")
         assert b"\r\nconnection: close\r\n" in answer

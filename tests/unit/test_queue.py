@@ -33,13 +33,19 @@ def test_owners_take_turns() -> None:
     assert all_of(queue_of("a1", "a2", "a3", "b1", "b2")) == ["a1", "b1", "a2", "b2", "a3"]
 
 
-def test_a_turn_is_counted_in_images() -> None:
-    """Ten images in one job cost ten turns."""
+def ten_then_one_against(ones: int) -> FairQueue[str]:
+    """Owner a with ten images in one job and then one, and so many jobs of b with one each."""
     queue: FairQueue[str] = FairQueue()
     queue.push("a1", owner="a", images=10, priority=Priority.NORMAL)
     queue.push("a2", owner="a", images=1, priority=Priority.NORMAL)
-    for number in range(11):
+    for number in range(ones):
         queue.push(f"b{number}", owner="b", images=1, priority=Priority.NORMAL)
+    return queue
+
+
+def test_a_turn_is_counted_in_images() -> None:
+    """Ten images in one job cost ten turns."""
+    queue = ten_then_one_against(11)
     order = all_of(queue)
     assert order[0] == "a1"
     assert order.index("a2") == 11  # after as many images of the other
@@ -104,11 +110,7 @@ def test_a_cancelled_item_costs_no_turn() -> None:
 
 def test_a_turn_that_is_half_gone_is_half_given_back() -> None:
     """Nobody goes before what the others have had meanwhile."""
-    queue: FairQueue[str] = FairQueue()
-    queue.push("a1", owner="a", images=10, priority=Priority.NORMAL)
-    queue.push("a2", owner="a", images=1, priority=Priority.NORMAL)
-    for number in range(8):
-        queue.push(f"b{number}", owner="b", images=1, priority=Priority.NORMAL)
+    queue = ten_then_one_against(8)
     for _ in range(6):  # the model of the others is not there yet
         queue.take(next(item for item in queue if item.startswith("b")))
     queue.remove("a1")
