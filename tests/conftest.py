@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.catalog import Catalog
-from app.embedded import materialise
+from sdstream.core.catalog import Catalog
+from sdstream.embedded import materialise
 from tests.servers import ServerProcess, running_server
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""A hub on this machine: what huggingface_hub and app.hub ask of huggingface.co, with faults."""
+"""A hub on this machine: what huggingface_hub and sdstream.hub ask of a hub, with faults."""
 
 from __future__ import annotations
 

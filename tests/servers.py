@@ -165,7 +165,7 @@ class Call:
 
 def _runs_child(pid: int) -> bool:
     try:
-        return b"app.engine.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"sdstream.engine.child" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 
@@ -187,26 +187,38 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(folder: Path, *, wait: bool = True, **settings: Any) -> Iterator[ServerProcess]:
+def running_server(
+    folder: Path,
+    *,
+    wait: bool = True,
+    python: str | Path = sys.executable,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+    **settings: Any,
+) -> Iterator[ServerProcess]:
     """Start ``sdstream serve`` with settings given by their field names, and stop it after.
 
     Args:
         folder: For its data, its cache and its log.
         wait: Until the default model is loaded.
-        settings: Fields of app.settings.Settings; the port is a free one unless given.
+        python: The interpreter that runs it.
+        cwd: The folder that it runs in.
+        environment: Its variables; those of settings are left out.
+        settings: Fields of sdstream.settings.Settings; the port is a free one unless given.
     """
     port = settings.pop("port", None) or free_port()
     folders = {name: folder / name.removesuffix("_dir") for name in ("data_dir", "cache_dir")}
     # Not the user's own: what is in there would be served.
     folders["model_dir"] = folder / "hub"
     chosen = {**folders, **settings, "port": port}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SDSTREAM_")}
-    environment |= {f"SDSTREAM_{name.upper()}": str(value) for name, value in chosen.items()}
+    variables = {k: v for k, v in environment.items() if not k.startswith("SDSTREAM_")}
+    variables |= {f"SDSTREAM_{name.upper()}": str(value) for name, value in chosen.items()}
     log = folder / f"server-{port}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve"],
-            env=environment,
+            [python, "-m", "sdstream", "serve"],
+            cwd=cwd,
+            env=variables,
             stdout=output,
             stderr=subprocess.STDOUT,
         )

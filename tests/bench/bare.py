@@ -18,10 +18,10 @@ from typing import Any, TextIO
 
 from work import Work, load_command, resolved
 
-from app.core.pixels import Inputs
-from app.engine.native import NativeEngine, available_cores
-from app.models import load_catalog
-from app.settings import Settings
+from sdstream.core.pixels import Inputs
+from sdstream.engine.native import NativeEngine, available_cores
+from sdstream.models import load_catalog
+from sdstream.settings import Settings
 
 #: As in the worker (engine/child.py).
 _STACK_BYTES = 512 * 2**20

@@ -25,9 +25,9 @@ from typing import Any
 from PIL import Image
 from work import PROMPT, Work, load_command, resolved
 
-from app.embedded import materialise
-from app.models import load_catalog
-from app.settings import Settings
+from sdstream.embedded import materialise
+from sdstream.models import load_catalog
+from sdstream.settings import Settings
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent.parent
@@ -174,7 +174,7 @@ class Service:
         self._worker = 0
         path = os.pathsep.join(filter(None, (str(_HERE / "probe"), environment.get("PYTHONPATH"))))
         self._process = _Process(
-            [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-m", "sdstream", "serve", "--host", "127.0.0.1", "--port", str(port)],
             {
                 **environment,
                 "PYTHONPATH": path,

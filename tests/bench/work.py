@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app import main as wiring
-from app.core.catalog import Catalog
-from app.core.messages import Load
-from app.core.request import Draft, GenerationRequest, Limits
-from app.core.resolve import resolve
-from app.settings import Settings
+from sdstream import main as wiring
+from sdstream.core.catalog import Catalog
+from sdstream.core.messages import Load
+from sdstream.core.request import Draft, GenerationRequest, Limits
+from sdstream.core.resolve import resolve
+from sdstream.settings import Settings
 
 PROMPT = "a red circle on a white table"
 

@@ -29,8 +29,8 @@ import httpx2
 import yaml
 from PIL import Image
 
-from app.core.catalog import FAMILIES
-from app.core.families import recognise
+from sdstream.core.catalog import FAMILIES
+from sdstream.core.families import recognise
 from tests.conformance.shapes import Shape, lora
 from tests.conformance.subjects import SUBJECTS, Parts, Subject
 from tests.conformance.write import write_gguf

@@ -35,7 +35,7 @@ def environment(**variables: Any) -> dict[str, str]:
 def sdstream(*arguments: str, folder: Path, **settings: Any) -> Result:
     """Run a command to its end, in a folder."""
     return subprocess.run(
-        [sys.executable, "-m", "app", *arguments],
+        [sys.executable, "-m", "sdstream", *arguments],
         check=False,
         capture_output=True,
         cwd=folder,
@@ -302,7 +302,7 @@ def test_a_signal_ends_a_private_server(tmp_path: Path, number: int, code: int) 
     """`generate` in mid-job ends soon, as shells expect it, with its engine, and leaves nothing of
     the prompt on the disk."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "generate", "step=0.2", "--steps", "100"],
+        [sys.executable, "-m", "sdstream", "generate", "step=0.2", "--steps", "100"],
         cwd=tmp_path,
         env={**environment(engine="fake"), "TMPDIR": str(tmp_path)},
         stderr=subprocess.PIPE,
@@ -325,7 +325,7 @@ def test_ctrl_c_while_a_server_draws(tmp_path: Path, fake_server: ServerProcess)
     """The code is that of Ctrl-C, and the server hears that nobody waits any more."""
     before = fake_server.metric("sdstream_jobs_total", outcome="cancelled")
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "generate", "step=0.2", "--steps", "100"],
+        [sys.executable, "-m", "sdstream", "generate", "step=0.2", "--steps", "100"],
         cwd=tmp_path,
         env=environment(server=fake_server.url),
         stderr=subprocess.PIPE,
@@ -349,7 +349,7 @@ def test_what_keeps_a_private_server_from_starting(tmp_path: Path) -> None:
     assert "the safety checker 'no:no' cannot be used" in said(result)
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
-    command = [sys.executable, "-m", "app", "generate", "a"]
+    command = [sys.executable, "-m", "sdstream", "generate", "a"]
     result = subprocess.run(
         command,
         check=False,
@@ -437,8 +437,8 @@ def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:
 
 
 _FAULTY = """
-from app.cli import main
-from app.service import ImageService
+from sdstream.cli import main
+from sdstream.service import ImageService
 def fail(self):
     raise RuntimeError("a fault of its own")
 ImageService.METHOD = fail

@@ -18,8 +18,8 @@ import yaml
 from gguf import GGUFReader, dequantize
 from PIL import Image, ImageChops, ImageStat
 
-from app.core.catalog import WTYPES
-from app.engine.weights import read
+from sdstream.core.catalog import WTYPES
+from sdstream.engine.weights import read
 from tests.servers import wait_until
 from tests.weight_files import ALONE, BROKEN, DIFFUSION, prefixed, vae, write_safetensors
 
@@ -27,7 +27,7 @@ from tests.weight_files import ALONE, BROKEN, DIFFUSION, prefixed, vae, write_sa
 def sdstream(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command; nothing it says may be a traceback."""
     done = subprocess.run(
-        [sys.executable, "-m", "app", *map(str, arguments)],
+        [sys.executable, "-m", "sdstream", *map(str, arguments)],
         check=False,
         capture_output=True,
         text=True,
@@ -172,7 +172,7 @@ def drawn(folder: Path, model: Path) -> Image.Image:
     # The prompt leaves nothing open that a rounding could decide.
     words = ["a red circle on a blue background", "--seed", "7", "-o", picture]
     subprocess.run(
-        [sys.executable, "-m", "app", "generate", *words],
+        [sys.executable, "-m", "sdstream", "generate", *words],
         env=environment,
         check=True,
         timeout=100,
@@ -246,7 +246,7 @@ def long_work(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     source = write_safetensors(tmp_path / "source.safetensors", shapes)
     target = tmp_path / "x.gguf"
     with subprocess.Popen(
-        [sys.executable, "-m", "app", "convert", source, target, "--type", "q2_K"],
+        [sys.executable, "-m", "sdstream", "convert", source, target, "--type", "q2_K"],
         stderr=subprocess.PIPE,
         text=True,
     ) as work:

@@ -208,7 +208,7 @@ def test_ctrl_c_leaves_the_job_running(tmp_path: Path, fake_server: ServerProces
     """Only the watching ends."""
     job = begin(fake_server, {"prompt": "step=0.1", "size": "64x64", "steps": 30})["id"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "watch", job, "--server", fake_server.url],
+        [sys.executable, "-m", "sdstream", "watch", job, "--server", fake_server.url],
         stderr=subprocess.PIPE,
         env=environment(),
     )
@@ -228,7 +228,7 @@ def test_watching_over_a_restart(tmp_path: Path) -> None:
     with running_server(tmp_path, engine="fake", port=port) as server:
         job = begin(server, {"prompt": "step=0.1", "size": "64x64", "steps": 60})["id"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "app", "watch", job, "--server", server.url, "-o", "x.png"],
+            [sys.executable, "-m", "sdstream", "watch", job, "--server", server.url, "-o", "x.png"],
             stderr=subprocess.PIPE,
             env=environment(),
             cwd=tmp_path,
@@ -274,7 +274,7 @@ def in_a_terminal(
             "COLUMNS": str(columns),
             "LINES": "40",
         }
-        os.execve(sys.executable, [sys.executable, "-m", "app", *arguments], variables)
+        os.execve(sys.executable, [sys.executable, "-m", "sdstream", *arguments], variables)
     written = b""
     open_questions = dict(answers)
     while select.select([terminal], [], [], 40)[0]:

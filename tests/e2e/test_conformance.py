@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.catalog import FAMILIES
-from app.engine.inspection import check
+from sdstream.core.catalog import FAMILIES
+from sdstream.engine.inspection import check
 from tests.conformance.run import scratch, try_subject
 from tests.conformance.subjects import SUBJECTS, Subject
 from tests.weight_files import write_safetensors

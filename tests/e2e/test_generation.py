@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from app.core.samplers import SAMPLERS, SCHEDULES
+from sdstream.core.samplers import SAMPLERS, SCHEDULES
 from tests.servers import Call, ServerProcess, running_server, wait_until
 
 SMALL: dict[str, Any] = {

@@ -214,7 +214,7 @@ def test_no_catalogue_at_all(tmp_path: Path) -> None:
 
 def _serve(*flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "app", "serve", *flags],
+        [sys.executable, "-m", "sdstream", "serve", *flags],
         check=False,
         capture_output=True,
         text=True,

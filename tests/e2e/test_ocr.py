@@ -10,9 +10,9 @@ import httpx2
 import pytest
 from PIL import Image, ImageDraw
 
-from app import ocr
-from app.core.errors import NotInstalled
-from app.core.pixels import Pixels
+from sdstream import ocr
+from sdstream.core.errors import NotInstalled
+from sdstream.core.pixels import Pixels
 from tests.servers import ServerProcess
 
 

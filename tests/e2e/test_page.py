@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from app.core.request import MAX_IMAGES, MAX_STEPS
+from sdstream.core.request import MAX_IMAGES, MAX_STEPS
 from tests.browser import PATIENCE, SCREENSHOTS, Visitor, chromium, seen
 from tests.e2e.conftest import KEY
 from tests.jobs import begin, wait_for
@@ -1048,7 +1048,7 @@ def test_nothing_outside_of_the_folder(fake_server: ServerProcess, path: str) ->
 
 def test_the_bounds_of_the_form() -> None:
     """They are the API's."""
-    text = (Path(__file__).parents[2] / "app/web/static/index.html").read_text()
+    text = (Path(__file__).parents[2] / "app/sdstream/web/static/index.html").read_text()
 
     def most(name: str) -> float:
         field = re.search(rf'<input[^>]*id="{name}"[^>]*>', text)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.core.samplers import CACHE_KNOBS
+from sdstream.core.samplers import CACHE_KNOBS
 from tests.pictures import from_base64
 from tests.servers import Call, ServerProcess
 

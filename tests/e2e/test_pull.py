@@ -85,7 +85,7 @@ def sdstream(hub: FakeHub, tmp_path: Path) -> Callable[..., Result]:
 
     def run(*arguments: str, **variables: str) -> Result:
         return subprocess.run(
-            [sys.executable, "-m", "app", *arguments],
+            [sys.executable, "-m", "sdstream", *arguments],
             check=False,
             capture_output=True,
             text=True,
@@ -192,7 +192,7 @@ def test_bars_in_a_terminal(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts = [100_000]
     master, slave = os.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "pull", "flat"],
+        [sys.executable, "-m", "sdstream", "pull", "flat"],
         env=environment(hub, tmp_path, TERM="xterm", COLUMNS="100"),
         stdout=slave,
         stderr=slave,
@@ -256,7 +256,7 @@ def test_a_killed_pull_is_taken_up(
     hub.cuts = [150_000]
     hub.statuses["GET", f"cdn/{Q8}"] = []
     process = subprocess.Popen(
-        [sys.executable, "-m", "app", "pull", "flat"],
+        [sys.executable, "-m", "sdstream", "pull", "flat"],
         env=environment(hub, tmp_path),
         stderr=subprocess.PIPE,
     )
@@ -372,7 +372,7 @@ def test_a_limit_in_the_midst(
     """A write that fails is a sentence; what came stays, and the next pull goes on from it."""
     limit = 'ulimit -f 100; exec "$@"'  # blocks of 1024 bytes
     result = subprocess.run(
-        ["bash", "-c", limit, "bash", sys.executable, "-m", "app", "pull", "flat"],
+        ["bash", "-c", limit, "bash", sys.executable, "-m", "sdstream", "pull", "flat"],
         check=False,
         capture_output=True,
         text=True,
@@ -390,7 +390,7 @@ def test_a_limit_in_the_midst(
 def test_two_at_once(hub: FakeHub, tmp_path: Path) -> None:
     """Both end well, and each file was sent once."""
     hub.gate.clear()
-    command = [sys.executable, "-m", "app", "pull", "flat"]
+    command = [sys.executable, "-m", "sdstream", "pull", "flat"]
     told: list[str] = []
     both = [
         subprocess.Popen(command, env=environment(hub, tmp_path), stderr=subprocess.PIPE, text=True)

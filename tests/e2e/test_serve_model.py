@@ -61,7 +61,7 @@ def sdstream(*arguments: str, folder: Path, **settings: Any) -> subprocess.Compl
     }
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SDSTREAM_")}
     result = subprocess.run(
-        [sys.executable, "-m", "app", *arguments],
+        [sys.executable, "-m", "sdstream", *arguments],
         check=False,
         capture_output=True,
         text=True,

@@ -15,7 +15,7 @@ import pytest
 import webuiapi
 from PIL import Image, ImageChops, ImageDraw
 
-from app.core.samplers import SAMPLERS
+from sdstream.core.samplers import SAMPLERS
 from tests.servers import GENERATIONS, ServerProcess, running_server, wait_until
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler", "cfg_scale": 3.0}

@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.web.openapi import openapi_document
+from sdstream.web.openapi import openapi_document
 from tests.servers import ServerProcess
 
 POSTS = [

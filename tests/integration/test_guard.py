@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from app.web.guard import GuardedProtocol
+from sdstream.web.guard import GuardedProtocol
 from tests.servers import free_port
 
 BIG = 8 * 2**20

@@ -268,7 +268,7 @@ def test_an_address_that_is_not_to_be_had(tmp_path: Path, host: str, words: str)
         flags = ["--engine", "fake", "--port", str(port), "--data-dir", str(tmp_path)]
         flags += ["--host", host]
         result = subprocess.run(
-            [sys.executable, "-m", "app", "serve", *flags],
+            [sys.executable, "-m", "sdstream", "serve", *flags],
             check=False,
             capture_output=True,
             text=True,

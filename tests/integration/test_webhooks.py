@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from app.webhooks import signature
+from sdstream.webhooks import signature
 from tests.integration.test_http import error_of
 from tests.integration.test_jobs import QUICK
 from tests.jobs import begin, look, wait_for

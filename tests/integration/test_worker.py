@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from app.core.catalog import RuntimeOptions
-from app.core.errors import Reason, Unavailable
-from app.core.messages import (
+from sdstream.core.catalog import RuntimeOptions
+from sdstream.core.errors import Reason, Unavailable
+from sdstream.core.messages import (
     Cancelled,
     Done,
     Event,
@@ -28,11 +28,11 @@ from app.core.messages import (
     Preview,
     Progress,
 )
-from app.core.pixels import Inputs, Pixels
-from app.core.request import EVERY_STEP, GenerationRequest, Hires
-from app.engine.process import WorkerProcess
-from app.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
-from app.settings import worker_environment
+from sdstream.core.pixels import Inputs, Pixels
+from sdstream.core.request import EVERY_STEP, GenerationRequest, Hires
+from sdstream.engine.process import WorkerProcess
+from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
+from sdstream.settings import worker_environment
 
 
 def driven(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

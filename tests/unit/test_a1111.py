@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from app import __version__
-from app.core.catalog import Catalog, Files, ModelSpec
-from app.core.errors import GenerationFailed, InvalidRequest, Reason
-from app.core.job import (
+from sdstream import __version__
+from sdstream.core.catalog import Catalog, Files, ModelSpec
+from sdstream.core.errors import GenerationFailed, InvalidRequest, Reason
+from sdstream.core.job import (
     Completed,
     ImageReady,
     ImageResult,
@@ -24,13 +24,13 @@ from app.core.job import (
     Queued,
     Running,
 )
-from app.core.messages import Phase, Progress
-from app.core.request import GenerationRequest, Limits
-from app.core.resolve import resolve
-from app.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES
-from app.dialects import a1111, a1111_request
-from app.dialects.a1111 import Standing
-from app.dialects.a1111_request import (
+from sdstream.core.messages import Phase, Progress
+from sdstream.core.request import GenerationRequest, Limits
+from sdstream.core.resolve import resolve
+from sdstream.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES
+from sdstream.dialects import a1111, a1111_request
+from sdstream.dialects.a1111 import Standing
+from sdstream.dialects.a1111_request import (
     IGNORED,
     IGNORED_OPTIONS,
     NEUTRAL,

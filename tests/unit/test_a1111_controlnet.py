@@ -10,11 +10,11 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from app.core.catalog import Files, ModelSpec
-from app.core.errors import InvalidRequest, Reason
-from app.dialects import a1111_controlnet
-from app.dialects.a1111_controlnet import LISTS
-from app.dialects.a1111_request import Drawing, parse
+from sdstream.core.catalog import Files, ModelSpec
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.dialects import a1111_controlnet
+from sdstream.dialects.a1111_controlnet import LISTS
+from sdstream.dialects.a1111_request import Drawing, parse
 
 PICTURE = base64.b64encode(b"a picture").decode()
 OTHER = base64.b64encode(b"another").decode()

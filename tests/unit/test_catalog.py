@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.catalog import FAMILIES, Catalog, CatalogError, HubFile, Size
+from sdstream.core.catalog import FAMILIES, Catalog, CatalogError, HubFile, Size
 
 HEAD = "models:\n - id: a\n   family: sd1\n"
 

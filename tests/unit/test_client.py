@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from app import client as client_module
-from app.client import Client, ServerSaysNo
+from sdstream import client as client_module
+from sdstream.client import Client, ServerSaysNo
 
 
 def event(number: int, name: str, data: dict[str, Any]) -> bytes:

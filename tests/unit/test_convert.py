@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.engine import convert as module
-from app.engine.convert import ConversionError, Order, convert, size_of
+from sdstream.engine import convert as module
+from sdstream.engine.convert import ConversionError, Order, convert, size_of
 from tests.weight_files import ALONE, BROKEN, DIFFUSION, prefixed, vae, write_safetensors
 
 SHAPES = {

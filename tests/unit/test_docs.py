@@ -9,10 +9,10 @@ from typing import get_origin
 import pytest
 from starlette.routing import Route
 
-from app.core.catalog import FAMILIES, Catalog
-from app.core.request import Draft
-from app.core.samplers import SAMPLERS, SCHEDULES
-from app.dialects.openai import (
+from sdstream.core.catalog import FAMILIES, Catalog
+from sdstream.core.request import Draft
+from sdstream.core.samplers import SAMPLERS, SCHEDULES
+from sdstream.dialects.openai import (
     ALIASES,
     FOREIGN_FIELDS,
     INTERNAL_FIELDS,
@@ -20,9 +20,9 @@ from app.dialects.openai import (
     ReplyOptions,
     StreamOptions,
 )
-from app.main import build_app
-from app.settings import Settings
-from app.web.openapi import openapi_document
+from sdstream.main import build_app
+from sdstream.settings import Settings
+from sdstream.web.openapi import openapi_document
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -97,15 +97,15 @@ def test_routes_are_described(tmp_path: Path) -> None:
 
 
 def test_every_module_has_its_place() -> None:
-    """The floors of app/ARCHITECTURE.md name the files that exist, and no others."""
+    """The floors of docs/architecture/overview.md name the files that exist, and no others."""
     told = set()
-    text = (ROOT / "app/ARCHITECTURE.md").read_text()
+    text = (ROOT / "docs/architecture/overview.md").read_text()
     table = text.partition("## Floors")[2].partition("tests/unit/test_imports.py")[0]
     for row in re.findall(r"^\|[^|]*\|([^|]*)\|.*\|$", table, re.MULTILINE):
         names = row.strip().split(", ")
         folder = Path(names[0]).parent
         told |= {str(folder / Path(name).name) for name in names}
-    app = ROOT / "app"
+    app = ROOT / "app/sdstream"
     there = {str(path.relative_to(app)) for path in app.rglob("*.py") if path.stem[0] != "_"}
     assert told - {"module", "-", "embedded", "web/static"} == there
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app import embedded
-from app.embedded import MODELS, materialise
+from sdstream import embedded
+from sdstream.embedded import MODELS, materialise
 
 FOLDER = Path(embedded.__file__).parent
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.core.catalog import FAMILIES
-from app.core.families import Contents, missing, recognise
+from sdstream.core.catalog import FAMILIES
+from sdstream.core.families import Contents, missing, recognise
 from tests.weight_files import ALONE, DIFFUSION, prefixed, vae
 
 

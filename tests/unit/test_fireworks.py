@@ -9,12 +9,18 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import InvalidRequest, Reason
-from app.core.job import Completed, ImageReady, ImageResult, Job, Running
-from app.core.request import GenerationRequest
-from app.dialects.fireworks import finish_reason, list_answer, read, with_headers, workflow_answer
-from app.dialects.openai import Ask
-from app.dialects.shapes import ImageForm, error_body
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.job import Completed, ImageReady, ImageResult, Job, Running
+from sdstream.core.request import GenerationRequest
+from sdstream.dialects.fireworks import (
+    finish_reason,
+    list_answer,
+    read,
+    with_headers,
+    workflow_answer,
+)
+from sdstream.dialects.openai import Ask
+from sdstream.dialects.shapes import ImageForm, error_body
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

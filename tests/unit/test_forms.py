@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.core.errors import (
+from sdstream.core.errors import (
     InvalidRequest,
     NotAcceptable,
     PayloadTooLarge,
     Reason,
     UnsupportedMediaType,
 )
-from app.web import forms
-from app.web.forms import Form, accepted_image, offered_key, parse_json, read_form, read_json
+from sdstream.web import forms
+from sdstream.web.forms import Form, accepted_image, offered_key, parse_json, read_form, read_json
 
 
 def request_with(**headers: str) -> Request:

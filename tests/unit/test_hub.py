@@ -10,8 +10,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from app.core.catalog import HubFile
-from app.hub import Hub, HubError, Remote
+from sdstream.core.catalog import HubFile
+from sdstream.hub import Hub, HubError, Remote
 from tests.hub_server import COMMIT, FakeHub, fake_hub
 
 FILE = HubFile("them/it", "deep/it.gguf", "main")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import Reason
-from app.core.job import (
+from sdstream.core.errors import Reason
+from sdstream.core.job import (
     Completed,
     Entry,
     ImageReady,
@@ -23,10 +23,10 @@ from app.core.job import (
     Requeued,
     Running,
 )
-from app.core.messages import Phase, Progress
-from app.core.request import GenerationRequest
-from app.dialects.image_chunk import ChunkOptions, ImageChunkStream
-from app.dialects.shapes import ImageForm
+from sdstream.core.messages import Phase, Progress
+from sdstream.core.request import GenerationRequest
+from sdstream.dialects.image_chunk import ChunkOptions, ImageChunkStream
+from sdstream.dialects.shapes import ImageForm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

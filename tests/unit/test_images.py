@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from app.core.catalog import Size
-from app.core.errors import InvalidRequest, Reason
-from app.core.pixels import Pixels
-from app.core.request import Fit, MaskMode, OutputFormat
-from app.image_headers import size_of
-from app.images import (
+from sdstream.core.catalog import Size
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.pixels import Pixels
+from sdstream.core.request import Fit, MaskMode, OutputFormat
+from sdstream.image_headers import size_of
+from sdstream.images import (
     composite,
     decode,
     encode,

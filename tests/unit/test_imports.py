@@ -1,4 +1,4 @@
-"""The floors of app/ARCHITECTURE.md, kept by reading the imports."""
+"""The floors of docs/architecture/overview.md, kept by reading the imports."""
 
 from __future__ import annotations
 
@@ -6,48 +6,50 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-APP = Path(__file__).parents[2] / "app"
+APP = Path(__file__).parents[2] / "app/sdstream"
 
 #: Module prefix -> its floor; the longest prefix that fits counts. Imports go down or stay level.
 FLOORS = {
-    "app": 0,
-    "app.core": 0,
-    "app.dialects": 1,
-    "app.images": 1,
-    "app.image_headers": 1,
-    "app.embedded": 2,
-    "app.engine": 2,
-    "app.store": 2,
-    "app.ocr": 2,
-    "app.safety": 2,
-    "app.hub": 2,
-    "app.metrics": 2,
-    "app.models": 2,
-    "app.settings": 2,
-    "app.wakeup": 2,
-    "app.studio": 2,
-    "app.webhooks": 2,
-    "app.service": 3,
-    "app.web": 4,
-    "app.client": 5,
-    "app.main": 5,
-    "app.server": 5,
-    "app.cli": 5,
-    "app.cli_files": 5,
-    "app.cli_jobs": 5,
-    "app.cli_models": 5,
-    "app.console": 5,
-    "app.__main__": 5,
+    "sdstream": 0,
+    "sdstream.core": 0,
+    "sdstream.dialects": 1,
+    "sdstream.images": 1,
+    "sdstream.image_headers": 1,
+    "sdstream.embedded": 2,
+    "sdstream.engine": 2,
+    "sdstream.store": 2,
+    "sdstream.ocr": 2,
+    "sdstream.safety": 2,
+    "sdstream.hub": 2,
+    "sdstream.metrics": 2,
+    "sdstream.models": 2,
+    "sdstream.settings": 2,
+    "sdstream.wakeup": 2,
+    "sdstream.studio": 2,
+    "sdstream.webhooks": 2,
+    "sdstream.service": 3,
+    "sdstream.web": 4,
+    "sdstream.client": 5,
+    "sdstream.main": 5,
+    "sdstream.server": 5,
+    "sdstream.cli": 5,
+    "sdstream.cli_files": 5,
+    "sdstream.cli_jobs": 5,
+    "sdstream.cli_models": 5,
+    "sdstream.console": 5,
+    "sdstream.__main__": 5,
 }
 
 #: Parts of a floor that a module above must not touch, and vice versa.
 FORBIDDEN = {
-    ("app.service", "app.engine.native"),
-    ("app.service", "app.engine.child"),
-    ("app.service", "app.engine.fake"),
-    ("app.main", "app.engine.native"),
-    ("app.dialects", "app.images"),
+    ("sdstream.service", "sdstream.engine.native"),
+    ("sdstream.service", "sdstream.engine.child"),
+    ("sdstream.service", "sdstream.engine.fake"),
+    ("sdstream.main", "sdstream.engine.native"),
+    ("sdstream.dialects", "sdstream.images"),
 }
+
+PURE = ("sdstream.core", "sdstream.dialects", "sdstream.images", "sdstream.image_headers")
 
 #: What a pure module has no business with.
 IMPURE = {"asyncio", "socket", "os", "pathlib", "time", "random", "secrets", "threading"}
@@ -56,7 +58,7 @@ IMPURE = {"asyncio", "socket", "os", "pathlib", "time", "random", "secrets", "th
 def _modules() -> dict[str, Path]:
     found = {}
     for path in APP.rglob("*.py"):
-        parts = ("app", *path.relative_to(APP).with_suffix("").parts)
+        parts = ("sdstream", *path.relative_to(APP).with_suffix("").parts)
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         found[name] = path
     return found
@@ -80,7 +82,7 @@ def _floor(module: str) -> int:
 
 
 MODULES = _modules()
-GRAPH = {name: _imports(path) & set(MODULES) - {"app"} for name, path in MODULES.items()}
+GRAPH = {name: _imports(path) & set(MODULES) - {"sdstream"} for name, path in MODULES.items()}
 
 
 def test_imports_only_go_down() -> None:
@@ -116,7 +118,9 @@ def test_core_and_dialects_are_pure() -> None:
     impure = {
         (name, target)
         for name, path in MODULES.items()
-        if name.startswith(("app.core", "app.dialects", "app.images", "app.image_headers"))
+        if name.startswith(
+            ("sdstream.core", "sdstream.dialects", "sdstream.images", "sdstream.image_headers")
+        )
         for target in _imports(path)
         if target.partition(".")[0] in IMPURE
     }
@@ -132,4 +136,4 @@ def test_only_the_child_imports_inside_a_function() -> None:
                 inner = ast.walk(function)
                 if any(isinstance(node, ast.Import | ast.ImportFrom) for node in inner):
                     late.add(name)
-    assert late == {"app.engine.child"}
+    assert late == {"sdstream.engine.child"}

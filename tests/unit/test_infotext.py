@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.core import infotext
-from app.core.request import Caching, GenerationRequest, Hires, SkipLayers, Upscale
+from sdstream.core import infotext
+from sdstream.core.request import Caching, GenerationRequest, Hires, SkipLayers, Upscale
 
 REQUEST = GenerationRequest("m", "a cat", "dog", 8, 4, 20, "euler_a", "karras", 7.5, None, 1, 2)
 

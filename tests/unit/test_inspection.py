@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.engine import EngineError
-from app.engine.inspection import check, inspect
-from app.engine.weights import BadFile
+from sdstream.engine.engine import EngineError
+from sdstream.engine.inspection import check, inspect
+from sdstream.engine.weights import BadFile
 from tests.weight_files import (
     ALONE,
     BROKEN,

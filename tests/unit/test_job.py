@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from app.core.errors import GenerationFailed, JobWasCancelled, Reason, Unavailable
-from app.core.job import (
+from sdstream.core.errors import GenerationFailed, JobWasCancelled, Reason, Unavailable
+from sdstream.core.job import (
     TRANSITIONS,
     Completed,
     ImageReady,
@@ -22,8 +22,8 @@ from app.core.job import (
     Queued,
     Running,
 )
-from app.core.messages import Phase, Progress
-from app.core.request import GenerationRequest
+from sdstream.core.messages import Phase, Progress
+from sdstream.core.request import GenerationRequest
 
 
 def job_of(n: int = 1, steps: int = 4) -> Job:

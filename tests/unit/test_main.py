@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import pytest
 
-from app import main
-from app.settings import Settings
-from app.store import JobStore
-from app.webhooks import Webhooks
+from sdstream import main
+from sdstream.settings import Settings
+from sdstream.store import JobStore
+from sdstream.webhooks import Webhooks
 
 
 def test_faults_of_background_tasks_do_not_keep_the_store_open(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.messages import (
+from sdstream.core.messages import (
     HEADER,
     Cancel,
     Cancelled,
@@ -25,8 +25,8 @@ from app.core.messages import (
     decode,
     encode,
 )
-from app.core.pixels import Inputs, Pixels
-from app.core.request import GenerationRequest
+from sdstream.core.pixels import Inputs, Pixels
+from sdstream.core.request import GenerationRequest
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 number = st.integers(0, 2**63 - 1)

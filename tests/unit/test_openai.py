@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import InvalidRequest, Reason
-from app.core.job import Completed, ImageReady, ImageResult, Job, Running
-from app.core.pixels import SourceFile
-from app.core.request import EVERY_STEP, GenerationRequest
-from app.dialects.openai import (
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.job import Completed, ImageReady, ImageResult, Job, Running
+from sdstream.core.pixels import SourceFile
+from sdstream.core.request import EVERY_STEP, GenerationRequest
+from sdstream.dialects.openai import (
     ALIASES,
     FOREIGN_FIELDS,
     Foreign,
@@ -24,7 +24,7 @@ from app.dialects.openai import (
     parse_query,
     plain_answer,
 )
-from app.dialects.shapes import ImageForm, compact, error_body
+from sdstream.dialects.shapes import ImageForm, compact, error_body
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

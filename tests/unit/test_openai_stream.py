@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pytest
 
-from app.core.errors import Reason
-from app.core.job import (
+from sdstream.core.errors import Reason
+from sdstream.core.job import (
     Completed,
     Entry,
     ImageReady,
@@ -22,11 +22,11 @@ from app.core.job import (
     Queued,
     Running,
 )
-from app.core.messages import Phase, Progress
-from app.core.request import GenerationRequest
-from app.dialects.image_chunk import ChunkOptions, ImageChunkStream
-from app.dialects.openai_stream import OpenAIStream
-from app.dialects.shapes import ImageForm
+from sdstream.core.messages import Phase, Progress
+from sdstream.core.request import GenerationRequest
+from sdstream.dialects.image_chunk import ChunkOptions, ImageChunkStream
+from sdstream.dialects.openai_stream import OpenAIStream
+from sdstream.dialects.shapes import ImageForm
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DONE = b"data: [DONE]\n\n"

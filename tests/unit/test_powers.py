@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from app.core.powers import loras
-from app.core.request import NO_EXTRAS, Draft, Extras
+from sdstream.core.powers import loras
+from sdstream.core.request import NO_EXTRAS, Draft, Extras
 
 EXTRAS = Extras(loras=["x", "y"], lora_in_prompt=True)
 

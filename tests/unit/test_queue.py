@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.queue import FairQueue, Priority
+from sdstream.core.queue import FairQueue, Priority
 
 
 def queue_of(*items: str, priority: Priority = Priority.NORMAL) -> FairQueue[str]:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.core.catalog import Catalog, Size
-from app.core.errors import ImageServiceError, InvalidRequest, Reason
-from app.core.request import MAX_SEED, Draft, GenerationRequest, Limits, Sources
-from app.core.resolve import check_count, resolve
+from sdstream.core.catalog import Catalog, Size
+from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
+from sdstream.core.request import MAX_SEED, Draft, GenerationRequest, Limits, Sources
+from sdstream.core.resolve import check_count, resolve
 
 CATALOG = Catalog.parse(
     """

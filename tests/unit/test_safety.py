@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.core.pixels import Pixels
-from app.safety import SafetyCheckerError, Verdict, load_checker
+from sdstream.core.pixels import Pixels
+from sdstream.safety import SafetyCheckerError, Verdict, load_checker
 
 
 class Strict:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings, worker_environment
+from sdstream.settings import Settings, worker_environment
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

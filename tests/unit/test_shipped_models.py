@@ -1,4 +1,4 @@
-"""models.yaml as it is shipped, and the table in app/MODELS.md."""
+"""models.yaml as it is shipped, and the table in docs/models/catalog.md."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.core.catalog import FAMILIES, Size
+from sdstream.core.catalog import FAMILIES, Size
 
 ROOT = Path(__file__).parents[2]
 HUB = "https://huggingface.co/"
@@ -40,8 +40,8 @@ each = pytest.mark.parametrize("entry", PUBLISHED, ids=[e["id"] for e in PUBLISH
 
 
 def table() -> dict[str, list[str]]:
-    """The rows of app/MODELS.md that are in the catalogue: id -> licence, gate and sizes."""
-    lines = (ROOT / "app" / "MODELS.md").read_text().splitlines()
+    """The rows of docs/models/catalog.md in the catalogue: id -> licence, gate and sizes."""
+    lines = (ROOT / "docs/models/catalog.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:2] == "| "]
     return {row[1].strip("`"): row[2:] for row in rows if row[1].startswith("`")}
 
@@ -117,7 +117,7 @@ def test_ids_are_unique() -> None:
 
 
 def test_the_table_has_every_entry_and_no_other() -> None:
-    """What is in app/MODELS.md is in models.yaml, and the other way round."""
+    """What is in docs/models/catalog.md is in models.yaml, and the other way round."""
     assert set(table()) == {entry["id"] for entry in PUBLISHED}
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.core.messages import ImageDrawn
-from app.core.request import GenerationRequest, Hires
-from app.core.speed import Speed
+from sdstream.core.messages import ImageDrawn
+from sdstream.core.request import GenerationRequest, Hires
+from sdstream.core.speed import Speed
 
 
 def drawn(size: int, steps: int, sampling: float, other: float) -> ImageDrawn:

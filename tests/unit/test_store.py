@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import Reason, StorageFull
-from app.core.job import (
+from sdstream.core.errors import Reason, StorageFull
+from sdstream.core.job import (
     Completed,
     ImageReady,
     ImageResult,
@@ -27,10 +27,10 @@ from app.core.job import (
     Running,
     Terms,
 )
-from app.core.pixels import Inputs, Pixels
-from app.core.queue import Priority
-from app.core.request import GenerationRequest
-from app.store import JobStore, StoreError
+from sdstream.core.pixels import Inputs, Pixels
+from sdstream.core.queue import Priority
+from sdstream.core.request import GenerationRequest
+from sdstream.store import JobStore, StoreError
 
 Body = Callable[[JobStore], Awaitable[None]]
 

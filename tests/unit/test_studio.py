@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from app import images
-from app.core.errors import InvalidRequest
-from app.core.messages import Preview
-from app.core.pixels import SourceFile, SourceFiles
-from app.core.request import OutputFormat
-from app.studio import Studio
+from sdstream import images
+from sdstream.core.errors import InvalidRequest
+from sdstream.core.messages import Preview
+from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.core.request import OutputFormat
+from sdstream.studio import Studio
 from tests.pictures import png
 
 

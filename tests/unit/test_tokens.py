@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.web.tokens import LIFETIME_SECONDS, Tokens
+from sdstream.web.tokens import LIFETIME_SECONDS, Tokens
 
 
 class Clock:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from app.core.errors import InvalidRequest, Reason
-from app.webhooks import Delivery, Webhooks, WebhookSettingsError, signature
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.webhooks import Delivery, Webhooks, WebhookSettingsError, signature
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.engine.weights import BadFile, Tensor, read
+from sdstream.engine.weights import BadFile, Tensor, read
 from tests.weight_files import (
     BROKEN,
     gguf,
@@ -72,7 +72,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
             read(tmp_path / "x")
         return
     program = (
-        "import os, pathlib, sys; from app.engine.weights import read\n"
+        "import os, pathlib, sys; from sdstream.engine.weights import read\n"
         "os.chdir(sys.argv[1]); os.seteuid(65534)\n"
         "read(pathlib.Path('x'))"
     )

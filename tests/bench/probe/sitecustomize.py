@@ -28,8 +28,8 @@ from typing import Any
 
 def _install(log: int) -> None:
     # Imported here and not above: every Python process with this folder on its path reads the file.
-    from app.core.messages import Event, Phase, Progress
-    from app.engine.native import NativeEngine
+    from sdstream.core.messages import Event, Phase, Progress
+    from sdstream.engine.native import NativeEngine
 
     drawn = NativeEngine.draw
 
@@ -52,5 +52,5 @@ def _install(log: int) -> None:
 
 
 _path = os.environ.get("BENCH_PROBE_LOG")
-if _path and sys.orig_argv[1:3] == ["-m", "app.engine.child"]:
+if _path and sys.orig_argv[1:3] == ["-m", "sdstream.engine.child"]:
     _install(os.open(_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))

@@ -1,0 +1,6 @@
+"""``python -m sdstream`` is the same as the ``sdstream`` command."""
+
+from sdstream.cli import main
+
+if __name__ == "__main__":
+    main()

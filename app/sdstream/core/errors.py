@@ -1,0 +1,238 @@
+"""Every way a request can fail, as one tree of exceptions.
+
+::
+
+    ImageServiceError
+    ├── InvalidRequest        400  invalid_request_error
+    │   └── NotSupportedYet   400  invalid_request_error
+    ├── Unauthorized          401  authentication_error
+    ├── Forbidden             403  permission_error
+    ├── NotFound              404  not_found_error
+    ├── MethodNotAllowed      405  invalid_request_error
+    ├── NotAcceptable         406  invalid_request_error
+    ├── PayloadTooLarge       413  invalid_request_error
+    ├── UnsupportedMediaType  415  invalid_request_error
+    ├── KeyReused             422  invalid_request_error
+    ├── QueueFull             429  rate_limit_error      (with Retry-After)
+    ├── JobWasCancelled       499  server_error          (never retried by clients)
+    ├── GenerationFailed      500  server_error          (never retried by clients)
+    ├── NotInstalled          501  server_error          (an optional extra is missing)
+    ├── Unavailable           503  unavailable_error     (as a rule with Retry-After)
+    └── StorageFull           507  server_error          (never retried by clients)
+
+An error carries its HTTP status and a stable machine word (``reason``): nobody matches message
+texts. Messages never hold a path of the server, a traceback or a key.
+"""
+
+from __future__ import annotations
+
+from sdstream.core.words import Word
+
+
+class Reason(Word):
+    """The stable machine words of ``error.reason``, each with its one line of meaning."""
+
+    INVALID_JSON = "invalid_json", "The body is not one JSON object."
+    INVALID_IMAGE = "invalid_image", "An image cannot be read, or has the wrong size."
+    INVALID_FORM = "invalid_form", "The body is not one whole multipart form."
+    INVALID_VALUE = "invalid_value", "A field has a value outside its type or bounds."
+    MISSING_FIELD = "missing_field", "A required field was not given."
+    UNKNOWN_FIELD = "unknown_field", "The field is no option of this server."
+    CONFLICTING_FIELDS = "conflicting_fields", "Two spellings of one option disagree."
+    NOT_SUPPORTED = "not_supported", "The option has no meaning for this model or route."
+    NOT_SUPPORTED_YET = "not_supported_yet", "The option is known but not built yet."
+    UNSAFE_COMBINATION = "unsafe_combination", "The runtime crashes or draws black with these."
+    SAFETY_CHECKER_UNAVAILABLE = (
+        "safety_checker_unavailable",
+        "A safety check was asked for and no checker is configured.",
+    )
+    CONTENT_POLICY_VIOLATION = (
+        "content_policy_violation",
+        "The safety check that was asked for flagged an image.",
+    )
+    INVALID_API_KEY = "invalid_api_key", "The API key or the token is missing or wrong."
+    CROSS_ORIGIN = "cross_origin", "A page of another origin sent this, and may not."
+    HOST_NOT_ALLOWED = "host_not_allowed", "The server is not known by the name in Host."
+    PRIORITY_NOT_ALLOWED = "priority_not_allowed", "This API key may not ask for that priority."
+    IDEMPOTENCY_KEY_REUSED = (
+        "idempotency_key_reused",
+        "Another request came with the same Idempotency-Key.",
+    )
+    WEBHOOK_NOT_ALLOWED = "webhook_not_allowed", "Webhooks are off, or not to this host."
+    MODEL_NOT_FOUND = "model_not_found", "No model of that name is here."
+    ROUTE_NOT_FOUND = "route_not_found", "Nothing is served at this path."
+    JOB_NOT_FOUND = "job_not_found", "The job never was here, is another's, or has expired."
+    IMAGE_NOT_FOUND = "image_not_found", "The image never was here or has expired."
+    METHOD_NOT_ALLOWED = "method_not_allowed", "The route does not take this HTTP method."
+    NOT_ACCEPTABLE = "not_acceptable", "The answer cannot have the form that Accept names."
+    BODY_TOO_LARGE = "body_too_large", "The body is larger than this server takes."
+    UNSUPPORTED_MEDIA_TYPE = (
+        "unsupported_media_type",
+        "The route does not read bodies of this type.",
+    )
+    QUEUE_FULL = "queue_full", "As many images are waiting as this server, or this key, may have."
+    STORAGE_FULL = "storage_full", "The disk has no room for another job."
+    GENERATION_FAILED = "generation_failed", "The runtime gave no picture."
+    WORKER_CRASHED = "worker_crashed", "The native process died of a signal."
+    WORKER_KILLED = "worker_killed", "The native process was killed, as a rule for lack of memory."
+    WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
+    INTERRUPTED = "interrupted", "The server stopped in the middle of the job."
+    CANCELLED = "cancelled", "The job was cancelled."
+    MODEL_UNAVAILABLE = "model_unavailable", "The model could not be loaded."
+    NOT_INSTALLED = "not_installed", "The route needs an optional extra that is not installed."
+    SHUTTING_DOWN = "shutting_down", "The server is going down."
+    INTERNAL_ERROR = "internal_error", "A fault of the server itself; its log has more."
+
+
+class ImageServiceError(Exception):
+    """The root: one failed request or job, ready to be told to a client.
+
+    Args:
+        message: One sentence for a person.
+        reason: The machine word.
+        param: The field at fault, as the client spelled it.
+        retry_after: Seconds after which a new try makes sense (Retry-After).
+    """
+
+    status = 500
+    type = "server_error"
+    #: False tells clients not to retry by themselves; None leaves it to the status code.
+    should_retry: bool | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.param = param
+        self.retry_after = retry_after
+
+
+class InvalidRequest(ImageServiceError):
+    """The client sent something that can never work; ``param`` names the field."""
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(
+        self, message: str, *, reason: Reason = Reason.INVALID_VALUE, param: str | None = None
+    ) -> None:
+        super().__init__(message, reason=reason, param=param)
+
+
+class NotSupportedYet(InvalidRequest):
+    """A known option that this version does not do: said aloud rather than ignored."""
+
+    def __init__(self, param: str) -> None:
+        super().__init__(
+            f"'{param}' is not supported yet.", reason=Reason.NOT_SUPPORTED_YET, param=param
+        )
+
+
+class Unauthorized(ImageServiceError):
+    """No key, or a wrong one."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class Forbidden(ImageServiceError):
+    """Known who asks, and not allowed."""
+
+    status = 403
+    type = "permission_error"
+
+
+class NotFound(ImageServiceError):
+    """No such model, job, image or route."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class MethodNotAllowed(ImageServiceError):
+    """The route exists for another HTTP method."""
+
+    status = 405
+    type = "invalid_request_error"
+
+
+class NotAcceptable(ImageServiceError):
+    """No answer fits the Accept header."""
+
+    status = 406
+    type = "invalid_request_error"
+
+
+class PayloadTooLarge(ImageServiceError):
+    """The body is over the limit."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class UnsupportedMediaType(ImageServiceError):
+    """The body's media type is not one this route reads."""
+
+    status = 415
+    type = "invalid_request_error"
+
+
+class KeyReused(ImageServiceError):
+    """The Idempotency-Key belongs to another request."""
+
+    status = 422
+    type = "invalid_request_error"
+
+
+class QueueFull(ImageServiceError):
+    """Try again after ``retry_after`` seconds."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
+class JobWasCancelled(ImageServiceError):
+    """Somebody stopped the job; 499 is what proxies log for a request that its client left."""
+
+    status = 499
+    type = "server_error"
+    should_retry = False
+
+
+class GenerationFailed(ImageServiceError):
+    """The job was accepted and ended without its pictures."""
+
+    status = 500
+    type = "server_error"
+    # A client's automatic retry would double the work that just failed.
+    should_retry = False
+
+
+class NotInstalled(ImageServiceError):
+    """The route needs an optional extra; the message says how to install it."""
+
+    status = 501
+    type = "server_error"
+    should_retry = False
+
+
+class Unavailable(ImageServiceError):
+    """The server or the model cannot take work now."""
+
+    status = 503
+    type = "unavailable_error"
+
+
+class StorageFull(ImageServiceError):
+    """The disk has no room for another job; finished ones are not touched."""
+
+    status = 507
+    type = "server_error"
+    should_retry = False

@@ -1,0 +1,321 @@
+"""The words between the server and its worker process, and their form on the wire.
+
+A frame is ``u32 header length | u32 blob length | header (JSON) | blob (raw pixels)``, little
+endian: pixels never pass through JSON. Commands go down, events come up, and each event of a job
+names it, so that a late frame of a job long gone can be told apart and dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sdstream.core.pixels import Inputs, Pixels
+from sdstream.core.request import Caching, GenerationRequest, Hires, SkipLayers, Upscale
+from sdstream.core.words import Word
+
+HEADER: Final = struct.Struct("<II")
+
+
+class Phase(Word):
+    """What the runtime is doing; the watchdog has one limit for each."""
+
+    LOADING = "loading", "reading weights"
+    ENCODING = "encoding", "the text encoder reads the prompt"
+    SAMPLING = "sampling", "denoising, step by step"
+    DECODING = "decoding", "the autoencoder turns the latent into pixels"
+    UPSCALING = "upscaling", "an upscaler enlarges the picture"
+
+
+def counted_phase(request: GenerationRequest) -> Phase:
+    """The phase whose steps a job's progress counts."""
+    return Phase.SAMPLING if request.draws else Phase.UPSCALING
+
+
+# --- commands: server to worker -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load a model; answered by Loaded or Failed.
+
+    Attributes:
+        model: Id in the catalogue.
+        family: A key of catalog.FAMILIES.
+        files: Component to absolute path, or ``builtin:NAME``.
+        cache_dir: Where built-in models are written.
+        runtime: The fields of catalog.RuntimeOptions.
+        lora_dir: Folder of the LoRAs, None for none.
+        embedding_dir: Folder of the textual-inversion embeddings, None for none.
+        upscaler_dir: Folder of the upscalers, None for none.
+        device: Where it is to compute; empty is wherever the runtime likes.
+    """
+
+    model: str
+    family: str
+    files: dict[str, str]
+    cache_dir: str
+    runtime: dict[str, Any]
+    lora_dir: str | None = None
+    embedding_dir: str | None = None
+    upscaler_dir: str | None = None
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Draw; answered by events of the job that end with Done, Cancelled or Failed.
+
+    Attributes:
+        first: Image to begin with; those before it are there from an earlier try.
+    """
+
+    job: str
+    request: GenerationRequest
+    inputs: Inputs = field(default_factory=Inputs)
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop the job as soon as the runtime can; ignored when it is not the current one."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """Have the job's next step give a Preview; ignored when it is not the current one."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Leave the process."""
+
+
+# --- events: worker to server -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The model is ready.
+
+    Attributes:
+        seconds: Loading took this long.
+        can_abort: A running job can be cancelled inside the process; else it must be killed.
+        fast_kernels: The library was built with its matrix kernels (GGML_LLAMAFILE).
+        on_cpu: The runtime computes on the CPU.
+        system: The runtime's own line on the processor's features.
+        embeddings: Words that stand for embeddings in prompts.
+    """
+
+    seconds: float
+    can_abort: bool
+    fast_kernels: bool
+    on_cpu: bool
+    system: str
+    embeddings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The runtime got this far with one image.
+
+    Attributes:
+        job: Job id.
+        index: Image of the job, from 0.
+        phase: What it is doing now.
+        step: Finished sampling steps, 0..steps; 0 while encoding.
+        steps: Sampling steps in all, as the runtime counts them.
+    """
+
+    job: str
+    index: int
+    phase: Phase
+    step: int
+    steps: int
+
+    @property
+    def share(self) -> float:
+        """How much of the image is done, 0..1: a slot is kept for decoding, so that 1 never is."""
+        return self.step / (self.steps + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """How the image looks after a step: small RGB pixels, width x height x 3 bytes."""
+
+    job: str
+    index: int
+    step: int
+    width: int
+    height: int
+    blob: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDrawn:
+    """One image is ready as RGB pixels, width x height x 3 bytes, rows from the top.
+
+    Attributes:
+        seed: The seed this image was drawn with.
+        encode_seconds, sample_seconds, decode_seconds: Time in each phase; enlarging counts as
+            decoding.
+    """
+
+    job: str
+    index: int
+    seed: int
+    width: int
+    height: int
+    steps: int
+    encode_seconds: float
+    sample_seconds: float
+    decode_seconds: float
+    blob: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """All images of the job are drawn."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The job stopped because a Cancel asked for it."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job (or the load, when ``job`` is None) ended without its result.
+
+    Attributes:
+        reason: A value of errors.Reason.
+        message: One sentence without paths of the server.
+    """
+
+    job: str | None
+    reason: str
+    message: str
+
+
+Command = Load | Generate | Cancel | Peek | Stop
+Event = Loaded | Progress | Preview | ImageDrawn | Done | Cancelled | Failed
+Message = Command | Event
+
+_TYPES: Final = {
+    cls.__name__: cls
+    for cls in (
+        Load, Generate, Cancel, Peek, Stop,
+        Loaded, Progress, Preview, ImageDrawn, Done, Cancelled, Failed,
+    )
+}  # fmt: skip
+
+
+#: Fields of a request that are values of several fields themselves.
+_PARTS: Final[dict[str, Any]] = {
+    "slg": SkipLayers,
+    "cache": Caching,
+    "hires": Hires,
+    "upscale": Upscale,
+}
+
+
+def encode(message: Message) -> bytes:
+    """One frame, ready for the socket."""
+    # Not dataclasses.asdict: it deep-copies, and a blob may be megabytes.
+    names = [f.name for f in dataclasses.fields(message)]
+    fields = {name: getattr(message, name) for name in names if name != "blob"}
+    blobs: list[bytes] = [message.blob] if isinstance(message, Preview | ImageDrawn) else []
+    if isinstance(message, Generate):
+        fields["request"] = dataclasses.asdict(message.request)
+        fields["inputs"], blobs = _pack(message.inputs)
+    header = json.dumps({"type": type(message).__name__, **fields}).encode()
+    size = sum(len(blob) for blob in blobs)
+    return b"".join((HEADER.pack(len(header), size), header, *blobs))
+
+
+def decode(header: bytes, blob: bytes) -> Message:
+    """The message of one frame.
+
+    Raises:
+        ValueError: The header is no message of this protocol.
+    """
+    try:
+        fields = json.loads(header)
+        cls: Any = _TYPES[fields.pop("type")]
+        if cls is Generate:
+            fields["request"] = request_of(fields["request"])
+            fields["inputs"] = _unpack(fields["inputs"], blob)
+        elif cls is Loaded:
+            fields["embeddings"] = tuple(fields["embeddings"])
+        elif cls is Progress:
+            fields["phase"] = Phase(fields["phase"])
+        elif cls in (Preview, ImageDrawn):
+            fields["blob"] = blob
+        message: Message = cls(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a message: {header[:200]!r}") from error
+    return message
+
+
+def unframe(frame: bytes) -> Message:
+    """The message of one whole frame, as ``encode`` gave it; raises ValueError."""
+    if len(frame) < HEADER.size:
+        raise ValueError("not a frame")
+    header, blob = HEADER.unpack_from(frame)
+    start = HEADER.size + header
+    if len(frame) != start + blob:
+        raise ValueError("a frame that was cut off")
+    return decode(frame[HEADER.size : start], frame[start:])
+
+
+def request_of(fields: dict[str, Any]) -> GenerationRequest:
+    """A request from its fields as JSON has them; raises TypeError, KeyError."""
+    known = dict(fields)
+    for name in ("warnings", "sigmas"):
+        known[name] = tuple(known.get(name, ()))
+    known["loras"] = tuple((name, scale) for name, scale in known.get("loras", ()))
+    cache = known.get("cache")
+    if cache is not None:
+        options = tuple((name, value) for name, value in cache.get("options", ()))
+        known["cache"] = {**cache, "options": options}
+    for name, kind in _PARTS.items():
+        part = known.get(name)
+        if part is not None:
+            known[name] = kind(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
+            )
+    return GenerationRequest(**known)
+
+
+def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:
+    """The shapes of the pictures for the header, and their pixels for the blob."""
+    pictures = [inputs.image, inputs.mask, *inputs.references, inputs.control]
+    shapes = [(p.width, p.height, len(p.data)) if p else None for p in pictures]
+    return {"shapes": shapes, "controlled": True}, [p.data for p in pictures if p]
+
+
+def _unpack(fields: dict[str, Any], blob: bytes) -> Inputs:
+    pictures: list[Pixels | None] = []
+    start = 0
+    for shape in fields["shapes"]:
+        if shape is None:
+            pictures.append(None)
+            continue
+        width, height, length = shape
+        pictures.append(Pixels(width, height, blob[start : start + length]))
+        start += length
+    # Jobs that wait from before there were control pictures have none.
+    control = pictures.pop() if fields.get("controlled") else None
+    image, mask, *references = pictures
+    return Inputs(image, mask, tuple(p for p in references if p), control)

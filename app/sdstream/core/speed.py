@@ -1,0 +1,70 @@
+"""How fast a model draws here, as measured, and what that means for who waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sdstream.core.messages import ImageDrawn
+from sdstream.core.request import GenerationRequest
+
+#: Weight of the newest image; the last three or four decide.
+_NEWEST: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """Seconds of one sampling step, and of reading the prompt and decoding together."""
+
+    step_seconds: float
+    other_seconds: float
+
+
+class Speed:
+    """Remembers each model's seconds by size; sizes never seen are scaled from the nearest."""
+
+    def __init__(self) -> None:
+        self._rates: dict[str, dict[int, _Rates]] = {}
+
+    def note(self, request: GenerationRequest, drawn: ImageDrawn) -> None:
+        """Take in what an image of the request took; it was not enlarged by an upscaler."""
+        fresh = _Rates(
+            drawn.sample_seconds / _steps(request), drawn.encode_seconds + drawn.decode_seconds
+        )
+        sizes = self._rates.setdefault(request.model, {})
+        pixels = _pixels(request)
+        known = sizes.get(pixels, fresh)
+        sizes[pixels] = _Rates(
+            _blend(known.step_seconds, fresh.step_seconds),
+            _blend(known.other_seconds, fresh.other_seconds),
+        )
+
+    def image_seconds(self, request: GenerationRequest) -> float | None:
+        """What one image of the request takes; None when nothing like it was measured."""
+        sizes = self._rates.get(request.model)
+        if not sizes or request.upscale is not None:
+            return None
+        pixels = _pixels(request)
+        nearest = min(sizes, key=lambda known: max(known, pixels) / min(known, pixels))
+        rates = sizes[nearest]
+        seconds = rates.step_seconds * _steps(request) + rates.other_seconds
+        return seconds * pixels / nearest
+
+
+def _pixels(request: GenerationRequest) -> int:
+    """Of the largest picture that is sampled and decoded."""
+    size = (request.hires or request).size
+    return size.width * size.height
+
+
+def _steps(request: GenerationRequest) -> float:
+    """Sampling steps; those of a hires fix's first pass count as much less as they are smaller."""
+    # An image drawn over another one leaves out the steps before its strength.
+    steps = request.steps * (1.0 if request.strength is None else request.strength)
+    if request.hires is not None:
+        steps = steps * request.width * request.height / _pixels(request) + request.hires.steps
+    return max(1.0, steps)
+
+
+def _blend(known: float, fresh: float) -> float:
+    return known + _NEWEST * (fresh - known)

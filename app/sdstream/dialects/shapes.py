@@ -1,0 +1,175 @@
+"""Parts of answers that several dialects share."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdstream.core.errors import ImageServiceError
+from sdstream.core.job import ImageResult, Job, Usage
+from sdstream.core.request import GenerationRequest
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageForm:
+    """How a finished image is put into an answer.
+
+    Attributes:
+        as_url: A link in place of the bytes.
+        data_url: Base64 with a ``data:`` prefix (mistral.rs' literal "B64Json").
+        base_url: What links begin with, without a slash at the end.
+    """
+
+    as_url: bool = False
+    data_url: bool = False
+    base_url: str = ""
+
+
+def compact(value: Any) -> bytes:
+    """JSON on one line; half characters that a client sent, and UTF-8 has not, become "?"."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
+
+
+def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes:
+    """``fields`` as JSON with base64 of ``data`` under ``key`` at its end.
+
+    The base64 is joined in as bytes: it needs no escaping, and through json.dumps a picture of
+    4 MB would take four times as long.
+    """
+    head = compact({**fields, key: prefix})
+    return b"".join((head[:-2], base64.b64encode(data), b'"}'))
+
+
+def image_item(
+    fields: JsonObject, request: GenerationRequest, image: ImageResult, form: ImageForm
+) -> bytes:
+    """One entry of ``data``: the fields with the image's link or bytes at the end."""
+    if form.as_url:
+        return compact({**fields, "url": image_url(form.base_url, image)})
+    prefix = f"data:image/{request.output_format};base64," if form.data_url else ""
+    return with_base64(fields, "b64_json", prefix, image.content)
+
+
+def image_url(base_url: str, image: ImageResult) -> str | None:
+    """The link of a stored image, None when there was no room for it."""
+    return f"{base_url}/v1/images/{image.id}/content" if image.id else None
+
+
+def with_data(fields: JsonObject, items: list[bytes], tail: bytes) -> bytes:
+    """``{…fields, "data": [items], …tail}`` from items and a tail that are JSON already."""
+    return b"".join((compact(fields)[:-1], b',"data":[', b",".join(items), b"],", tail[1:]))
+
+
+def usage_fields(usage: Usage) -> JsonObject:
+    """Both families of usage: llama-box's speeds and OpenAI's tokens."""
+    return {
+        "generation_per_second": usage.generation_per_second,
+        "time_per_generation_ms": usage.time_per_generation_ms,
+        "time_to_process_ms": usage.time_to_process_ms,
+        "input_tokens": usage.text_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.text_tokens + usage.output_tokens,
+        "input_tokens_details": {"text_tokens": usage.text_tokens, "image_tokens": 0},
+    }
+
+
+def parameters(request: GenerationRequest) -> JsonObject:
+    """Every effective value of a request."""
+    values: JsonObject = {
+        "model": request.model,
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "n": request.n,
+        "size": str(request.size),
+        "seed": request.seed,
+        "sample_steps": request.steps,
+        "sampler": request.sampler,
+        "schedule": request.schedule,
+        "cfg_scale": request.cfg_scale,
+    }
+    if request.guidance is not None:
+        values["guidance"] = request.guidance
+    if request.strength is not None:
+        values |= {"strength": request.strength, "fit": request.fit}
+    if request.mask_blur:
+        values["mask_blur"] = request.mask_blur
+    return values | powers(request)
+
+
+def powers(request: GenerationRequest) -> JsonObject:
+    """The runtime's further options that a request uses, by the names that ask for them."""
+    values: JsonObject = {
+        "eta": request.eta,
+        "clip_skip": request.clip_skip,
+        "flow_shift": request.flow_shift,
+        "sigmas": list(request.sigmas) or None,
+        "vae_tiling": request.vae_tiling,
+    }
+    if request.loras:
+        values["lora"] = [{"id": name, "scale": scale} for name, scale in request.loras]
+    if request.slg is not None:
+        slg = request.slg
+        values |= {"slg_scale": slg.scale, "slg_start": slg.start, "slg_end": slg.end}
+        values["slg_layers"] = list(slg.layers)
+    if request.cache is not None:
+        cache = request.cache
+        values |= {"cache_mode": cache.mode, "cache_threshold": cache.threshold}
+        values |= {"cache_start": cache.start, "cache_end": cache.end}
+        values["cache_options"] = dict(cache.options) or None
+    if request.hires is not None:
+        hires = request.hires
+        values |= {"hires_scale": round(hires.width / request.width, 4), "hires_steps": hires.steps}
+        values |= {"hires_strength": hires.strength, "hires_upscaler": hires.upscaler}
+    if request.upscale is not None:
+        upscale, before = request.upscale, request.hires or request
+        values |= {"upscaler": upscale.upscaler, "upscale": round(upscale.width / before.width, 4)}
+    if request.control_strength is not None:
+        values["control_strength"] = request.control_strength
+        values["control_canny"] = request.control_canny
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def answer_fields(job: Job) -> JsonObject:
+    """What a whole answer says beside its images and its model."""
+    request = job.request
+    fields: JsonObject = {
+        "size": str(request.output_size),
+        "quality": request.quality,
+        "output_format": request.output_format,
+        "background": "opaque",
+        "parameters": parameters(request),
+    }
+    if request.warnings:
+        fields["warnings"] = list(request.warnings)
+    return fields
+
+
+def error_fields(error: ImageServiceError) -> JsonObject:
+    """The object under ``error``: code is the HTTP status, reason a stable machine word."""
+    return {
+        "code": error.status,
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "reason": error.reason.value,
+    }
+
+
+def error_body(error: ImageServiceError) -> JsonObject:
+    """A whole error answer; ``detail`` is where Xinference's client looks."""
+    return {"error": error_fields(error), "detail": error.message}
+
+
+def error_headers(error: ImageServiceError) -> Mapping[str, str]:
+    """What tells a client whether and when to try again."""
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.should_retry is not None:
+        headers["x-should-retry"] = str(error.should_retry).lower()
+    return headers

@@ -1,0 +1,73 @@
+"""The model that comes with the package: nothing needs a download to draw a first picture.
+
+It is packed beside this file with a card that tells what it is, how it was made and how well it
+draws; scripts/embedded made both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from sdstream.core.catalog import BUILTIN
+
+#: Names after ``builtin:``; each is a packed file and a card in this folder.
+MODELS: Final = ("drawings",)
+
+_FOLDER: Final = Path(__file__).parent
+
+
+def materialise(location: str, cache_dir: Path) -> Path:
+    """The file of a location in models.yaml, unpacking it first when it is a built-in one.
+
+    Args:
+        location: A path, or ``builtin:NAME``.
+        cache_dir: Where built-in files are unpacked to, once.
+
+    Raises:
+        KeyError: No built-in model has that name.
+        OSError: The cache folder cannot be written.
+        ValueError: The packed file is damaged.
+    """
+    if not location.startswith(BUILTIN):
+        return Path(location)
+    name = location.removeprefix(BUILTIN)
+    if name not in MODELS:
+        raise KeyError(name)
+    checksum = _checksum(name)
+    target = cache_dir / f"{name}-{checksum[:16]}.gguf"
+    # A file that was cut or changed since is as good as none.
+    if not target.exists() or _sha256(target.read_bytes()) != checksum:
+        data = lzma.decompress((_FOLDER / f"{name}.gguf.xz").read_bytes())
+        if _sha256(data) != checksum:
+            raise ValueError(f"the packed model '{name}' is not what its card says")
+        _write_atomically(target, data)
+    return target
+
+
+def _checksum(name: str) -> str:
+    card = json.loads((_FOLDER / f"{name}.json").read_text())
+    checksum: str = card["files"]["model.gguf"]["sha256"]
+    return checksum
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_atomically(target: Path, data: bytes) -> None:
+    """Write beside the target and rename: readers and rival writers see all of it or nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)

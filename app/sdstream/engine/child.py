@@ -1,0 +1,204 @@
+"""The worker process: reads commands from a socket, drives an engine, writes events back.
+
+``python -m sdstream.engine.child SOCKET_FD ENGINE PARENT_PID LOG_LEVEL`` is started by
+engine/process.py and by nothing else. Two threads: the main one reads commands, the other loads
+and draws. Events are written by the thread that has them, so that a step's event leaves before
+the next step begins.
+
+The process must not outlive the server: it asks the kernel for SIGKILL at the parent's death,
+checks that the parent had not died before that, and leaves when the socket closes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Final
+
+from sdstream.core.errors import Reason
+from sdstream.core.messages import (
+    HEADER,
+    Cancel,
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    Message,
+    Peek,
+    Stop,
+    decode,
+    encode,
+)
+from sdstream.engine.engine import Engine, EngineError
+
+logger = logging.getLogger("sdstream.child")
+
+#: std::regex in the runtime recurses by the length of the prompt; this is virtual memory only.
+_STACK_BYTES: Final = 512 * 2**20
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Child:
+    """One engine behind one socket."""
+
+    def __init__(self, connection: socket.socket, engine: Engine) -> None:
+        self._connection = connection
+        self._engine = engine
+        self._sending = threading.Lock()
+        self._work: queue.SimpleQueue[Load | Generate] = queue.SimpleQueue()
+        # The job whose images are being drawn or are next; touched under the lock only.
+        self._job: str | None = None
+        self._cancelled = False
+        self._state = threading.Lock()
+
+    def run(self) -> None:
+        """Serve until the server says Stop or is gone."""
+        threading.stack_size(_STACK_BYTES)
+        threading.Thread(target=self._draw_forever, daemon=True).start()
+        while (command := self._receive()) is not None and not isinstance(command, Stop):
+            match command:
+                case Load():
+                    self._work.put(command)
+                case Generate(job):
+                    with self._state:
+                        self._job, self._cancelled = job, False
+                    self._work.put(command)
+                case Cancel(job):
+                    self._cancel(job)
+                case Peek(job):
+                    self._peek(job)
+        # Native code may be in the middle of something: leave without running destructors.
+        os._exit(0)
+
+    def _cancel(self, job: str) -> None:
+        with self._state:
+            if job != self._job:
+                return
+            self._cancelled = True
+            self._engine.abort()
+
+    def _peek(self, job: str) -> None:
+        with self._state:
+            if job == self._job:
+                self._engine.peek()
+
+    def _draw_forever(self) -> None:
+        while True:
+            match self._work.get():
+                case Load() as command:
+                    self._emit(self._load(command))
+                case Generate(job) as command:
+                    outcome = self._generate(command)
+                    with self._state:
+                        self._job = None
+                    logger.debug("job %s: %s", job, type(outcome).__name__)
+                    self._emit(outcome)
+
+    def _load(self, command: Load) -> Event:
+        try:
+            return self._engine.load(command, self._emit)
+        except EngineError as error:
+            return Failed(None, error.reason, error.message)
+        except Exception:
+            logger.exception("loading failed")
+            return Failed(None, Reason.MODEL_UNAVAILABLE, "The model could not be loaded.")
+
+    def _generate(self, command: Generate) -> Event:
+        job, request, inputs = command.job, command.request, command.inputs
+        try:
+            for index in range(command.first, request.n):
+                with self._state:
+                    # One step with the check: a cancel must not fall between the two.
+                    if self._cancelled:
+                        return Cancelled(job)
+                    self._engine.clear_abort()
+                image = self._engine.draw(job, request, inputs, index, self._emit)
+                if image is None:
+                    return Cancelled(job)
+                self._emit(image)
+        except EngineError as error:
+            return Failed(job, error.reason, error.message)
+        except Exception:
+            logger.exception("drawing failed")
+            return Failed(job, Reason.GENERATION_FAILED, "The runtime gave no picture.")
+        return Done(job)
+
+    def _emit(self, event: Event) -> None:
+        with self._sending:
+            self._connection.sendall(encode(event))
+
+    def _receive(self) -> Message | None:
+        head = self._read(HEADER.size)
+        if head is None:
+            return None
+        header_bytes, blob_bytes = HEADER.unpack(head)
+        header, blob = self._read(header_bytes), self._read(blob_bytes)
+        return None if header is None or blob is None else decode(header, blob)
+
+    def _read(self, count: int) -> bytes | None:
+        """Exactly that many bytes, or None when the server is gone."""
+        parts = bytearray()
+        while len(parts) < count:
+            part = self._connection.recv(count - len(parts))
+            if not part:
+                return None
+            parts += part
+        return bytes(parts)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process with the server, and notice if that is already gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _be_the_first_to_go() -> None:
+    """When memory runs out, the kernel should take this process and not the server."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    except OSError:
+        logger.debug("oom_score_adj could not be set")
+
+
+def _engine_named(name: str) -> Engine:
+    # Only the engine that is asked for is imported: the fake one needs no native library.
+    if name == "fake":
+        from sdstream.engine.fake import FakeEngine  # noqa: PLC0415
+
+        return FakeEngine()
+    from sdstream.engine.native import NativeEngine  # noqa: PLC0415
+
+    return NativeEngine()
+
+
+def main(descriptor: str, engine: str, parent: str, log_level: str) -> None:
+    """Serve on an inherited socket.
+
+    Args:
+        descriptor: Number of the inherited socket.
+        engine: "native" or "fake".
+        parent: Process id of the server.
+        log_level: Name of the lowest level that the server wants to see.
+    """
+    _die_with(int(parent))
+    _be_the_first_to_go()
+    # One line per record, the level first: the server's log takes it from there.
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=log_level)
+    logging.getLogger("gguf").setLevel(logging.WARNING)
+    connection = socket.socket(fileno=int(descriptor))
+    Child(connection, _engine_named(engine)).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

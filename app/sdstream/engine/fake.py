@@ -1,0 +1,140 @@
+"""A deterministic engine without a model, for tests and for trying clients.
+
+It draws a gradient whose colours come from the prompt, seed and size. Words of the form
+``key=value`` in the prompt make it misbehave on cue, in the real worker process:
+
+    step=0.05     each sampling step takes that many seconds (default 0.001)
+    crash=3       the process aborts (SIGABRT) at that step
+    segv=3        the process dies of SIGSEGV at that step
+    hang=3        nothing more is heard from that step on, and a cancel has no effect
+    fail=3        the runtime gives no picture at that step
+    deaf=1        cancel has no effect, as on a GPU
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import time
+
+from sdstream.core.errors import Reason
+from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
+from sdstream.core.pixels import Inputs
+from sdstream.core.request import EVERY_STEP, GenerationRequest
+from sdstream.engine.engine import Emit, EngineError
+
+_STEP_SECONDS = 0.001
+
+
+class FakeEngine:
+    """Draws gradients; see the module for the words it obeys."""
+
+    def __init__(self) -> None:
+        self._aborted = threading.Event()
+        self._peeked = False
+
+    def load(self, command: Load, emit: Emit) -> Loaded:
+        """Answer at once; a model file named ``broken`` cannot be loaded."""
+        emit(Progress("", 0, Phase.LOADING, 1, 1))
+        if "broken" in command.files.values():
+            raise EngineError(Reason.MODEL_UNAVAILABLE, "The file of 'model' is damaged.")
+        if "crash" in command.files.values():
+            os.abort()
+        return Loaded(0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake")
+
+    def draw(
+        self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
+    ) -> ImageDrawn | None:
+        """Walk through the phases at the pace that the prompt names."""
+        cues = _cues(request.prompt)
+        pause = cues.get("step", _STEP_SECONDS)
+        self._peeked = False
+        emit(Progress(job, index, Phase.ENCODING, 0, request.steps))
+        for step in range(request.steps + 1):
+            every = request.previews == EVERY_STEP or self._peeked
+            if step and (every or step <= request.previews):
+                self._peeked = False
+                emit(Preview(job, index, step, 8, 8, _gradient(request, index, 8, 8)))
+            emit(Progress(job, index, Phase.SAMPLING, step, request.steps))
+            _misbehave(cues, step)
+            if self._pause(pause, deaf="deaf" in cues):
+                return None
+        emit(Progress(job, index, Phase.DECODING, request.steps, request.steps))
+        return ImageDrawn(
+            job=job,
+            index=index,
+            seed=request.seed + index,
+            width=request.output_size.width,
+            height=request.output_size.height,
+            steps=request.steps,
+            encode_seconds=pause,
+            sample_seconds=pause * request.steps,
+            decode_seconds=pause,
+            blob=_picture(request, inputs, index),
+        )
+
+    def clear_abort(self) -> None:
+        """Forget an earlier abort."""
+        self._aborted.clear()
+
+    def abort(self) -> None:
+        """Stop at the next step."""
+        self._aborted.set()
+
+    def peek(self) -> None:
+        """Give a preview with the next step."""
+        self._peeked = True
+
+    def _pause(self, seconds: float, *, deaf: bool) -> bool:
+        """Sleep; True when the image was aborted meanwhile."""
+        if deaf:
+            time.sleep(seconds)
+            return False
+        return self._aborted.wait(seconds)
+
+
+def _cues(prompt: str) -> dict[str, float]:
+    words = (word.partition("=") for word in prompt.split())
+    return {key: float(value) for key, _, value in words if _is_number(value)}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _misbehave(cues: dict[str, float], step: int) -> None:
+    # Of this thread, at once: a signal sent to the process would be taken up some time later.
+    if cues.get("crash") == step:
+        os.abort()
+    if cues.get("segv") == step:
+        signal.raise_signal(signal.SIGSEGV)
+    if cues.get("hang") == step:
+        time.sleep(3600)
+    if cues.get("fail") == step:
+        raise EngineError(Reason.GENERATION_FAILED, "The fake engine was told to fail.")
+
+
+def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:
+    """The gradient, mixed with the input image by strength."""
+    drawn = _gradient(request, index, *request.output_size)
+    if inputs.image is None or request.strength is None:
+        return drawn
+    share = request.strength
+    pairs = zip(drawn, inputs.image.data, strict=True)
+    return bytes(round(new * share + old * (1 - share)) for new, old in pairs)
+
+
+def _gradient(request: GenerationRequest, index: int, width: int, height: int) -> bytes:
+    key = f"{request.prompt}|{request.negative_prompt}|{request.seed + index}"
+    red, green, blue = hashlib.sha256(key.encode()).digest()[:3]
+    rows = bytearray()
+    for y in range(height):
+        shade = 255 * y // height
+        rows += bytes((red ^ shade, green, blue)) * width
+    return bytes(rows)

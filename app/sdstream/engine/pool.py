@@ -1,0 +1,264 @@
+"""Workers of several models side by side, within a budget of memory.
+
+A model is loaded when a job needs it, once however many wait for it. Where there is no room the
+models make it that were idle the longest, never one that draws or is being loaded. What a model
+needs is what its process was seen to take; before it ever ran, the size of its files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from sdstream.core.catalog import ModelSpec
+from sdstream.engine.worker import Worker, WorkerState
+
+logger = logging.getLogger(__name__)
+
+#: What a worker takes beside the files of its model.
+_PROCESS_BYTES: Final = 150 * 2**20
+
+#: Least time that an idle worker stays: enough for the job that it was loaded for, or that waits
+#: behind the last one, to be given to it.
+_LEAST_IDLE_SECONDS: Final = 1.0
+
+_LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
+
+
+@dataclass(eq=False)
+class _Seat:
+    """One worker in the pool.
+
+    Attributes:
+        spec: Its model.
+        worker: It.
+        task: Runs it.
+        taken: A job has it.
+        leaving: It goes as soon as no job has it.
+        used: When a job had it last, on the loop's clock.
+        going: Ends it for having been idle too long.
+    """
+
+    spec: ModelSpec
+    worker: Worker
+    task: asyncio.Task[None]
+    used: float
+    taken: bool = False
+    leaving: bool = False
+    going: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+    @property
+    def idle(self) -> bool:
+        """True when it could go without harm."""
+        return not self.taken and self.worker.state in (WorkerState.READY, WorkerState.FAILED)
+
+
+class WorkerPool:
+    """Starts, lends and stops workers. Everything happens on one event loop.
+
+    Args:
+        make_worker: A worker for a model, which calls back whenever its state changes.
+        file_bytes: Size of a model's files.
+        budget_bytes: Memory for all workers together; one model may always be there.
+        on_change: Called when a worker may be free, loaded or gone.
+    """
+
+    def __init__(
+        self,
+        make_worker: Callable[[ModelSpec, Callable[[], None]], Worker],
+        *,
+        file_bytes: Callable[[ModelSpec], int],
+        budget_bytes: int,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._make_worker = make_worker
+        self._file_bytes = file_bytes
+        self._budget = budget_bytes
+        self._on_change = on_change
+        self._seats: list[_Seat] = []
+        self._seen_bytes: dict[str, int] = {}
+        #: Models that were loaded and did not fail since.
+        self._sound: set[str] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        self.evictions = 0
+
+    # --- looking --------------------------------------------------------------------------------
+
+    def workers(self, model: str | None = None) -> list[Worker]:
+        """The workers of a model, or all."""
+        return [seat.worker for seat in self._seats if model in (None, seat.spec.id)]
+
+    def embeddings(self, model: str) -> tuple[str, ...]:
+        """Words that a model reads as embeddings; none is known before it is loaded."""
+        return next((w.loaded.embeddings for w in self.workers(model) if w.loaded), ())
+
+    def free(self, model: str) -> Worker | None:
+        """A loaded worker of the model that no job has; of several the one that rested longest."""
+        free = [
+            seat
+            for seat in self._seats
+            if seat.spec.id == model and seat.idle and seat.worker.state is WorkerState.READY
+        ]
+        return min(free, key=lambda seat: seat.used).worker if free else None
+
+    def is_coming(self, model: str) -> bool:
+        """True while a worker of the model is being started."""
+        return any(worker.state is WorkerState.STARTING for worker in self.workers(model))
+
+    def is_ready(self, model: str) -> bool:
+        """True when jobs of the model are drawn: it is loaded, or was, and went on purpose.
+
+        Then the next job has it loaded again. Who is being started again after a death is not.
+        """
+        workers = self.workers(model)
+        resting = all(w.starts <= 1 and w.state is WorkerState.STARTING for w in workers)
+        return any(w.state in _LOADED for w in workers) or (resting and model in self._sound)
+
+    def failed(self, model: str) -> Worker | None:
+        """The worker that shows why the model cannot be loaded."""
+        workers = self.workers(model)
+        broken = [worker for worker in workers if worker.state is WorkerState.FAILED]
+        return broken[0] if broken and len(broken) == len(workers) else None
+
+    # --- lending --------------------------------------------------------------------------------
+
+    def start(self, spec: ModelSpec) -> bool:
+        """Begin to load one more worker of a model; False when it has enough or there is no room.
+
+        Others make room for the first worker of a model, but not for another one of it.
+        """
+        count = len(self.workers(spec.id))
+        if count >= spec.replicas:
+            return False
+        victims = self._victims(spec) if count == 0 else []
+        if victims is None or (count and self._used_bytes() + self.need(spec) > self._budget):
+            return False
+        for seat in victims:
+            logger.info("model %s makes room for %s", seat.spec.id, spec.id)
+            self.evictions += 1
+        gone = [self._end(seat) for seat in victims]
+        worker = self._make_worker(spec, self._changed)
+        task = asyncio.create_task(_run_after(gone, worker))
+        task.add_done_callback(_log_fault)
+        self._seats.append(_Seat(spec, worker, task, self._now()))
+        return True
+
+    def _changed(self) -> None:
+        """A worker's state is another one: who is idle from now on may have to go some time."""
+        for seat in self._seats:
+            if seat.worker.state in _LOADED:
+                self._sound.add(seat.spec.id)
+            elif seat.worker.state is WorkerState.FAILED:
+                self._sound.discard(seat.spec.id)
+            ready = seat.worker.state is WorkerState.READY and not seat.taken
+            if ready and seat.going is None and seat.spec.keep_alive is not None:
+                seconds = max(seat.spec.keep_alive, _LEAST_IDLE_SECONDS)
+                loop = asyncio.get_running_loop()
+                seat.going = loop.call_later(seconds, self._end_idle, seat)
+        self._on_change()
+
+    def take(self, worker: Worker) -> None:
+        """Lend a free worker to a job."""
+        seat = next(seat for seat in self._seats if seat.worker is worker)
+        assert not seat.taken
+        seat.taken = True
+        if seat.going is not None:
+            seat.going.cancel()
+            seat.going = None
+
+    def give_back(self, worker: Worker) -> None:
+        """The job is over."""
+        seat = next((seat for seat in self._seats if seat.worker is worker), None)
+        if seat is None:
+            return  # all were stopped meanwhile
+        seat.taken, seat.used = False, self._now()
+        self._note(seat)
+        if seat.leaving:
+            self._end(seat)
+        self._changed()
+
+    def unload(self, model: str) -> None:
+        """Stop a model's workers, each as soon as no job has it."""
+        for seat in [seat for seat in self._seats if seat.spec.id == model]:
+            seat.leaving = True
+            if not seat.taken:
+                self._end(seat)
+        self._on_change()
+
+    async def close(self) -> None:
+        """Stop all."""
+        for seat in list(self._seats):
+            self._end(seat)
+        while self._ending:
+            await asyncio.wait(self._ending)
+
+    # --- memory ---------------------------------------------------------------------------------
+
+    def need(self, spec: ModelSpec) -> int:
+        """Bytes that a worker of the model takes, as far as is known."""
+        return self._seen_bytes.get(spec.id) or self._file_bytes(spec) + _PROCESS_BYTES
+
+    def _used_bytes(self) -> int:
+        seats = [seat for seat in self._seats if seat.worker.state is not WorkerState.FAILED]
+        return sum(max(self._note(seat), self.need(seat.spec)) for seat in seats)
+
+    def _note(self, seat: _Seat) -> int:
+        """Measure a worker; what it took at most is what it needs."""
+        now = seat.worker.resident_bytes
+        if seat.worker.state in _LOADED:
+            self._seen_bytes[seat.spec.id] = max(now, self._seen_bytes.get(seat.spec.id, 0))
+        return now
+
+    def _victims(self, spec: ModelSpec) -> list[_Seat] | None:
+        """Whom to stop so that the model fits; None when that would not be enough."""
+        used, wanted = self._used_bytes(), self.need(spec)
+        victims: list[_Seat] = []
+        for seat in sorted((s for s in self._seats if s.idle), key=lambda s: s.used):
+            if used + wanted <= self._budget:
+                break
+            if seat.worker.state is WorkerState.READY:
+                victims.append(seat)
+                used -= max(seat.worker.resident_bytes, self.need(seat.spec))
+        others = len([s for s in self._seats if s.worker.state is not WorkerState.FAILED])
+        alone = len(victims) == others
+        return victims if alone or used + wanted <= self._budget else None
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _end_idle(self, seat: _Seat) -> None:
+        seat.going = None
+        if seat in self._seats and seat.idle:
+            logger.info("model %s was idle for %g s", seat.spec.id, seat.spec.keep_alive)
+            self._end(seat)
+            self._on_change()
+
+    def _end(self, seat: _Seat) -> asyncio.Task[None]:
+        """Take a worker out; the task is over when its process is."""
+        if seat.going is not None:
+            seat.going.cancel()
+        self._seats.remove(seat)
+        seat.task.cancel()
+        self._ending.add(seat.task)
+        seat.task.add_done_callback(self._ending.discard)
+        # A task that is cancelled before the worker runs leaves this undone.
+        seat.task.add_done_callback(lambda _task: seat.worker.retire())
+        return seat.task
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+async def _run_after(gone: list[asyncio.Task[None]], worker: Worker) -> None:
+    """Run a worker when those whose memory it takes are gone."""
+    if gone:
+        await asyncio.wait(gone)
+    await worker.run()
+
+
+def _log_fault(task: asyncio.Task[None]) -> None:
+    """A supervisor never ends by an exception unless the program is wrong."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("a worker's supervisor stopped by a fault", exc_info=task.exception())

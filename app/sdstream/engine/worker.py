@@ -1,0 +1,400 @@
+"""Keeps one model alive in a process of its own: starts it, watches it, starts it again.
+
+Who decides how a job on a worker ends, first come first served:
+
+    the child says Done, Cancelled or Failed      that
+    the child's process ends                      Failed, with the reason read off its exit code
+    no sign of life for the phase's limit         Failed(worker_hung), and the child is ended
+    a cancel had no effect for the grace time     Cancelled, and the child is ended
+
+The watchdog looks at progress and not at heartbeats: native code releases the GIL, so a thread
+that only beats would go on beating in a process that hangs. A job that ended its worker is never
+given to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from sdstream.core.errors import Reason, Unavailable
+from sdstream.core.messages import (
+    Cancel,
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Generate,
+    ImageDrawn,
+    Load,
+    Loaded,
+    Peek,
+    Phase,
+    Preview,
+    Progress,
+)
+from sdstream.core.request import GenerationRequest
+from sdstream.core.words import Word
+from sdstream.engine.process import WorkerProcess
+from sdstream.wakeup import Wakeup
+
+logger = logging.getLogger(__name__)
+
+_MAX_FAILED_LOADS: Final = 3
+_MAX_BACKOFF_SECONDS: Final = 30.0
+#: A phase may take this many times what it usually takes before it counts as hung.
+_HANG_FACTOR: Final = 10.0
+
+
+#: Phases that take longer for a larger picture; tiles of an upscaler are all of one size.
+_OF_PIXELS: Final = (Phase.SAMPLING, Phase.DECODING)
+
+
+class WorkerState(Word):
+    """What the worker is doing; each value with its one line of meaning."""
+
+    STARTING = "starting", "the process starts and loads the model"
+    READY = "ready", "the model is loaded and idle"
+    BUSY = "busy", "a job is being drawn"
+    FAILED = "failed", "the model could not be loaded; nobody tries any more"
+    STOPPED = "stopped", "the process was told to leave"
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How workers are started and watched.
+
+    Attributes:
+        engine: "native" or "fake".
+        environment: Of the child process.
+        hang_seconds: Floor of every phase's limit; ten times this for a phase never seen yet.
+        cancel_seconds: A cancelled job that has not stopped after this costs the process.
+    """
+
+    engine: str
+    environment: Mapping[str, str]
+    hang_seconds: float = 60.0
+    cancel_seconds: float = 5.0
+
+
+class _Pace:
+    """What each phase usually takes: in seconds per pixel where it works on pixels.
+
+    Phases of jobs with reference pictures are others: to look at these may take minutes where a
+    prompt takes a moment. In a hires fix the second pass is the slow one, and nobody tells which of
+    the two runs: such jobs are given what the larger size would take, and are not measured.
+    """
+
+    def __init__(self, floor: float) -> None:
+        self._floor = floor
+        self._usual: dict[tuple[Phase, int], float] = {}
+        self._pixels, self._references, self._stretch = 1, 0, 1.0
+
+    def expect(self, request: GenerationRequest | None, references: int = 0) -> None:
+        """From now on these are the phases of this job; None is the loading of the model."""
+        self._pixels, self._references, self._stretch = 1, references, 1.0
+        if request is None:
+            return
+        self._pixels = request.width * request.height
+        if request.hires is not None:
+            # Attention takes the square of the pixels.
+            larger = request.hires.width * request.hires.height
+            self._stretch = (larger / self._pixels) ** 2
+
+    def note(self, phase: Phase, seconds: float) -> None:
+        """Take up one measurement, as an exponentially weighted mean."""
+        if self._stretch == 1.0:
+            value, key = seconds / self._size(phase), (phase, self._references)
+            self._usual[key] = 0.8 * self._usual.get(key, value) + 0.2 * value
+
+    def usual(self, phase: Phase) -> float:
+        """Seconds that the phase usually takes, 0 when it was never seen."""
+        known = self._usual.get((phase, self._references), 0.0)
+        stretch = self._stretch if phase in _OF_PIXELS else 1.0
+        return known * self._size(phase) * stretch
+
+    def limit(self, phase: Phase) -> float:
+        """Seconds after which silence means that the phase hangs."""
+        if (phase, self._references) not in self._usual:
+            return _HANG_FACTOR * self._floor
+        return max(self._floor, _HANG_FACTOR * self.usual(phase))
+
+    def _size(self, phase: Phase) -> int:
+        return self._pixels if phase in _OF_PIXELS else 1
+
+
+class Worker:
+    """One model's process. ``run`` is a task of the owner, who cancels it to stop.
+
+    Args:
+        load: What the process loads.
+        options: How it is started and watched.
+        on_change: Called whenever ``state`` changes.
+    """
+
+    def __init__(
+        self, load: Load, options: WorkerOptions, on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        self.model = load.model
+        self.state = WorkerState.STARTING
+        self.loaded: Loaded | None = None
+        self.error = ""
+        self.starts = 0
+        self._load = load
+        self._options = options
+        self._on_change = on_change
+        self._pace = _Pace(options.hang_seconds)
+        self._changed = Wakeup()
+        self._process: WorkerProcess | None = None
+        self._watch: asyncio.Timeout | None = None
+        self._job: str | None = None
+        self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._cancelling = False
+        self._phase = Phase.LOADING
+        self._phase_began = 0.0
+        self._crashes = 0
+        self._failed_loads = 0
+
+    # --- for the owner --------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, None while there is none."""
+        return self._process.pid if self._process else None
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of the child process."""
+        return self._process.resident_bytes if self._process else 0
+
+    async def run(self) -> None:
+        """Start the child, and start it again whenever it ends, until cancelled."""
+        try:
+            while self.state is not WorkerState.FAILED:
+                await asyncio.sleep(_backoff(max(self._crashes, self._failed_loads)))
+                await self._live()
+        finally:
+            self.retire()
+
+    def retire(self) -> None:
+        """Nobody runs it any more, or ever will: tell those who wait for it."""
+        if self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
+            self._become(WorkerState.STOPPED)
+        self._end_job(Reason.SHUTTING_DOWN, "The server is going down.")
+
+    async def ready(self) -> None:
+        """Wait until a job can be given; raise Unavailable when that will never be."""
+        while self.state is not WorkerState.READY:
+            if self.state in (WorkerState.FAILED, WorkerState.STOPPED):
+                raise self.unavailable()
+            await self._changed.wait()
+
+    def unavailable(self) -> Unavailable:
+        """Why no job can be given to a worker that failed or was stopped."""
+        message = f"The model '{self.model}' is not available. {self.error}".rstrip()
+        return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
+
+    async def generate(self, order: Generate) -> AsyncIterator[Event]:
+        """Draw; the last event is Done, Cancelled or Failed. The worker must be ready."""
+        job, request = order.job, order.request
+        assert self.state is WorkerState.READY
+        assert self._process is not None
+        self._job, self._mailbox, self._cancelling = job, asyncio.Queue(), False
+        self._pace.expect(request, len(order.inputs.references))
+        self._become(WorkerState.BUSY)
+        self._await(Phase.ENCODING)
+        self._process.send(order)
+        try:
+            while True:
+                event = await self._mailbox.get()
+                yield event
+                if isinstance(event, Done | Cancelled | Failed):
+                    return
+        finally:
+            # Left before the end: whatever is still being drawn is wanted by nobody.
+            if self._job == job and self._process is not None:
+                self._process.kill()
+
+    def has(self, job: str) -> bool:
+        """True while the job runs here."""
+        return job == self._job
+
+    def cancel(self, job: str) -> None:
+        """Stop a job that runs here, by its child if that can and by its death if not."""
+        if job == self._job and not self._cancelling and self._process is not None:
+            self._cancelling = True
+            grace = self._options.cancel_seconds
+            if self.loaded is not None and self.loaded.can_abort:
+                # Encoding cannot be interrupted, and loading again would cost more than waiting.
+                grace += 2 * self._pace.usual(self._phase)
+            self._rewatch(grace)
+            self._process.send(Cancel(job))
+
+    def peek(self, job: str) -> None:
+        """Have the next step of a job that runs here give a preview."""
+        if job == self._job and self._process is not None:
+            self._process.send(Peek(job))
+
+    # --- one life of the child ------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        self._become(WorkerState.STARTING)
+        self.starts += 1
+        try:
+            process = await WorkerProcess.spawn(self._options.engine, self._options.environment)
+        except OSError as error:
+            self._load_failed(f"No worker process could be started: {error.strerror}.")
+            return
+        self._process = process
+        try:
+            async with asyncio.timeout(None) as self._watch:
+                gone = await self._serve(process)
+            # Until the autopsy is done a job may still come, and would move this watch.
+            self._watch = None
+            if gone:
+                self._bury(*await self._autopsy(process))
+        except TimeoutError:
+            logger.error("worker %d of model %s hung: no sign of life", process.pid, self.model)
+            self._bury(Reason.WORKER_HUNG, f"The runtime hung while {self._phase.meaning}.")
+        finally:
+            self._watch = None
+            await _to_the_end(process.end())
+            self._process = None
+
+    async def _serve(self, process: WorkerProcess) -> bool:
+        """Take up events until the child is gone (True) or its load has failed (False)."""
+        self._pace.expect(None)
+        self._await(Phase.LOADING)
+        process.send(self._load)
+        while (event := await process.receive()) is not None:
+            match event:
+                case Loaded():
+                    self._welcome(event)
+                case Failed(job=None, message=message):
+                    self._load_failed(message)
+                    return False
+                case Progress() | Preview() | ImageDrawn() | Done() | Cancelled() | Failed():
+                    self._hear(event)
+        return True
+
+    def _welcome(self, event: Loaded) -> None:
+        self._pace.note(Phase.LOADING, event.seconds)
+        self._failed_loads = 0
+        self._rewatch(None)
+        if self.loaded is None and event.on_cpu and not event.fast_kernels:
+            logger.warning(
+                "The native library was built without its matrix kernels and runs at less than "
+                "half its speed; scripts/install builds it with -DGGML_LLAMAFILE=ON."
+            )
+        self.loaded, self.error = event, ""
+        logger.info("model %s loaded in %.2f s", self.model, event.seconds)
+        self._become(WorkerState.READY)
+
+    def _load_failed(self, message: str) -> None:
+        self.error = message
+        self._failed_loads += 1
+        logger.error("model %s: load %d failed: %s", self.model, self._failed_loads, message)
+        if self._failed_loads >= _MAX_FAILED_LOADS:
+            self._become(WorkerState.FAILED)
+
+    def _hear(self, event: Progress | Preview | ImageDrawn | Done | Cancelled | Failed) -> None:
+        """A sign of life: move the watchdog and hand it to the job."""
+        if isinstance(event, Progress) and event.phase is Phase.LOADING:
+            self._await(event.phase)
+            return
+        if self._job is None or event.job != self._job:
+            return  # a late frame of a job that is gone
+        match event:
+            case Progress(phase=phase):
+                self._enter(phase)
+            case ImageDrawn():
+                self._enter(Phase.ENCODING)  # of the next image, if there is one
+            case Done() | Cancelled() | Failed():
+                self._job, self._cancelling = None, False
+                self._rewatch(None)
+                self._crashes = 0
+                self._become(WorkerState.READY)
+        self._mailbox.put_nowait(event)
+
+    async def _autopsy(self, process: WorkerProcess) -> tuple[Reason, str]:
+        """Why the child went by itself."""
+        try:
+            code = await asyncio.wait_for(process.exit_code(), 2.0)
+        except TimeoutError:  # it closed its socket and lives on: no use either
+            code = 0
+        reason, message = _cause_of_death(code)
+        logger.error("worker %d of model %s: %s", process.pid, self.model, message)
+        return reason, message
+
+    def _bury(self, reason: Reason, message: str) -> None:
+        """End the job of a child that is gone or as good as gone."""
+        if self.state is WorkerState.STARTING:
+            self._load_failed(message)
+        elif not self._cancelling:
+            self._crashes += 1
+        if self.state is not WorkerState.FAILED:
+            self._become(WorkerState.STARTING)
+        self._end_job(reason, message)
+
+    def _end_job(self, reason: Reason, message: str) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            ending = Cancelled(job) if self._cancelling else Failed(job, reason, message)
+            self._mailbox.put_nowait(ending)
+        self._cancelling = False
+
+    # --- watchdog -------------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase) -> None:
+        """The job goes on to a phase or to the next step of one: the one before is measured."""
+        now = asyncio.get_running_loop().time()
+        if phase is not self._phase or phase is Phase.SAMPLING:
+            self._pace.note(self._phase, now - self._phase_began)
+        self._await(phase)
+
+    def _await(self, phase: Phase) -> None:
+        """From here on the child is expected to work on this."""
+        self._phase, self._phase_began = phase, asyncio.get_running_loop().time()
+        if not self._cancelling:
+            self._rewatch(self._pace.limit(phase))
+
+    def _rewatch(self, seconds: float | None) -> None:
+        """Give the child this long until its next sign of life; None is for ever."""
+        if self._watch is not None:
+            now = asyncio.get_running_loop().time()
+            self._watch.reschedule(None if seconds is None else now + seconds)
+
+    def _become(self, state: WorkerState) -> None:
+        self.state = state
+        self._changed.notify()
+        self._on_change()
+
+
+async def _to_the_end(work: Coroutine[None, None, None]) -> None:
+    """Await work that must be finished although its owner may be cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def _backoff(failures: int) -> float:
+    """Seconds before the next start: 0, 0, 1, 2, 4 … 30."""
+    return 0.0 if failures < 2 else min(_MAX_BACKOFF_SECONDS, 2.0 ** (failures - 2))
+
+
+def _cause_of_death(code: int) -> tuple[Reason, str]:
+    if code == -signal.SIGKILL:
+        return Reason.WORKER_KILLED, (
+            "The worker process was killed; as a rule the system had run out of memory."
+        )
+    if code < 0:
+        name = signal.Signals(-code).name
+        return Reason.WORKER_CRASHED, f"The worker process died of {name}."
+    return Reason.WORKER_CRASHED, f"The worker process ended with status {code}."

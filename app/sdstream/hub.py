@@ -1,0 +1,483 @@
+"""The hub's cache on this machine: finding files in it, fetching them into it, removing them.
+
+The folder has the layout of huggingface_hub, so that what other tools fetched is found, and they
+find what was fetched here: blobs named by their checksum, and snapshots that link to them. The
+library names the files, asks the hub about them, signs requests and makes the links; the bytes are
+moved here, because of what it does not do (huggingface_hub 2.4):
+
+1. It goes on with a file that was cut only while it runs: what a killed or failed download has got
+   it deletes. Here that stays, under a name made of path and checksum, until the next pull.
+2. It checks the size and no checksum. Here a file gets the blob's name when it has that checksum.
+3. It tries again after a timeout, a 408 and a 429, however long Retry-After is, and not after a
+   reset connection or a 500 in the middle of a file.
+
+Files move by plain HTTP: the hub's chunked protocol (Xet) is faster and cannot go on where it was
+cut. Both take the same lock, so that nothing is fetched twice at the same time.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import httpx2
+from huggingface_hub import (  # noqa: TID251
+    constants,
+    get_hf_file_metadata,
+    get_session,
+    hf_hub_download,
+    hf_hub_url,
+    hf_raise_for_status,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import (  # noqa: TID251
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name  # noqa: TID251
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: TID251
+    WeakFileLock,
+    build_hf_headers,
+)
+from rich.filesize import decimal
+
+from sdstream import __version__
+from sdstream.core.catalog import HubFile
+
+#: Seconds before each new try, as long as nothing comes.
+_PAUSES: Final = (1, 2, 4, 8)
+#: A hub that asks for more patience than this is believed and left alone.
+_LONGEST_PAUSE: Final = 120
+_TRY_AGAIN: Final = (408, 429, 500, 502, 503, 504)
+#: How long a lock is waited for before that is told.
+_SHORTLY: Final = 0.2
+_PARTIAL: Final = ".incomplete"
+
+_T = TypeVar("_T")
+
+# The library warns of each new try on stderr by itself; here the watcher is told.
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+class HubError(Exception):
+    """A file cannot be had; the message is one sentence or more, with the remedy."""
+
+
+class Watcher(Protocol):
+    """Sees a file come."""
+
+    def has(self, octets: int) -> None:
+        """So many bytes of the file are here."""
+
+    def says(self, words: str) -> None:
+        """Why nothing comes for a while."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What the hub says of a file.
+
+    Attributes:
+        page: Where its licence is accepted.
+        checksum: SHA-256 in hex, or the SHA-1 that git gives a small file; also the blob's name.
+        size: Bytes.
+        commit: That the revision was when the hub was asked.
+    """
+
+    file: HubFile
+    page: str
+    checksum: str
+    size: int
+    commit: str
+
+
+class Hub:
+    """The hub and its cache.
+
+    Args:
+        folder: Of the cache; None is where HF_HUB_CACHE or HF_HOME say, as for other tools.
+        sleep: Waits so many seconds.
+    """
+
+    def __init__(self, folder: Path | None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.folder = folder.expanduser() if folder else Path(constants.HF_HUB_CACHE)
+        self._sleep = sleep
+
+    @property
+    def offline(self) -> bool:
+        """True when HF_HUB_OFFLINE forbids every request."""
+        return bool(constants.is_offline_mode())
+
+    # --- what is here ---------------------------------------------------------------------------
+
+    def find(self, file: HubFile) -> Path | None:
+        """Where a file lies, None when it is not here. Asks nobody."""
+        found = try_to_load_from_cache(file.repo, file.path, self.folder, file.revision)
+        return Path(found) if isinstance(found, str) else None
+
+    def is_damaged(self, file: HubFile) -> bool:
+        """Read a file that is here and compare it with its checksum.
+
+        Where the cache has copies in place of links there is none to compare with: False.
+        """
+        pointer = self.find(file)
+        if pointer is None or not pointer.is_symlink():
+            return False
+        name = pointer.readlink().name
+        return _algorithm(name) is not None and _checksum(pointer, name) != name
+
+    # --- fetching -------------------------------------------------------------------------------
+
+    def look_up(self, file: HubFile, page: str | None, watcher: Watcher) -> Remote:
+        """Ask the hub about a file.
+
+        Args:
+            file: It.
+            page: Where its licence is accepted; None is the repository's own page.
+            watcher: Hears of new tries.
+
+        Raises:
+            HubError: It cannot be had.
+        """
+        page = page or f"{constants.ENDPOINT}/{file.repo}"
+        with _sentences(file, page):
+            url = hf_hub_url(file.repo, file.path, revision=file.revision)
+            found = self._patiently(
+                lambda: get_hf_file_metadata(
+                    url, library_name="sdstream", library_version=__version__
+                ),
+                watcher,
+            )
+        if found.etag is None or found.size is None or found.commit_hash is None:
+            raise HubError(f"{constants.ENDPOINT} is no hub: it tells no checksum of {file}.")
+        if _algorithm(found.etag) is None:
+            raise HubError(f"{constants.ENDPOINT} tells no checksum of {file}, but '{found.etag}'.")
+        if found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            raise HubError(
+                f"{file} has {decimal(found.size)}, and the hub sends no more than "
+                f"{decimal(constants.MAX_HTTP_DOWNLOAD_SIZE)} by HTTP: "
+                f"'hf download {file.repo} {file.path}' fetches it, and it is found then."
+            )
+        return Remote(file, page, found.etag, found.size, found.commit_hash)
+
+    def check_room(self, remotes: Iterable[Remote]) -> None:
+        """Verify that the disk has room for what is missing of these files.
+
+        Raises:
+            HubError: It has not, and how much more it takes.
+        """
+        need = sum(remote.size - self.fetched(remote) for remote in remotes)
+        place = self.folder
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if need > free:
+            raise HubError(
+                f"{decimal(need)} are to be fetched and the disk of {self.folder} has "
+                f"{decimal(free)} free: {decimal(need - free)} are missing."
+            )
+
+    def fetched(self, remote: Remote) -> int:
+        """Bytes that an earlier pull left of a file."""
+        partial = self._partial(remote)
+        return min(partial.stat().st_size, remote.size) if partial.exists() else 0
+
+    def fetch(self, remote: Remote, watcher: Watcher) -> Path:
+        """Bring a file into the cache, going on where an earlier pull was cut.
+
+        Raises:
+            HubError: It did not come, or not as it should be. What came stays for the next time,
+                unless it was wrong.
+        """
+        blob = self._repository(remote.file) / "blobs" / remote.checksum
+        with _sentences(remote.file, remote.page), self._lock(remote, watcher):
+            # Another process may have brought it while this one waited.
+            if not blob.exists():
+                partial = self._partial(remote)
+                self._download(remote, partial, watcher)
+                if _checksum(partial, remote.checksum) != remote.checksum:
+                    partial.unlink()
+                    raise HubError(
+                        f"{remote.file} came with other contents than the hub has (its checksum is "
+                        "wrong) and was deleted; pull it again."
+                    )
+                blob.parent.mkdir(parents=True, exist_ok=True)
+                partial.replace(blob)
+                with suppress(OSError):
+                    partial.parent.rmdir()
+        watcher.has(remote.size)
+        return self._link(remote, watcher)
+
+    def _link(self, remote: Remote, watcher: Watcher) -> Path:
+        """Have the library enter a blob that is here under the file's name and revision."""
+        file = remote.file
+        with _sentences(file, remote.page):
+            pointer = self._patiently(
+                lambda: hf_hub_download(
+                    file.repo,
+                    file.path,
+                    revision=file.revision,
+                    cache_dir=self.folder,
+                    library_name="sdstream",
+                    library_version=__version__,
+                ),
+                watcher,
+            )
+        # The revision may have moved on since it was looked up, and the library does not compare.
+        if self.is_damaged(file):
+            self.remove(file)
+            raise HubError(f"{file} has changed meanwhile and came damaged; pull it again.")
+        return Path(pointer)
+
+    @contextmanager
+    def _lock(self, remote: Remote, watcher: Watcher) -> Iterator[None]:
+        """The library's own lock of a blob."""
+        name = self._repository(remote.file).name
+        path = self.folder / ".locks" / name / f"{remote.checksum}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(WeakFileLock(path, timeout=_SHORTLY))
+            except TimeoutError:
+                watcher.says("another process is fetching it")
+                stack.enter_context(WeakFileLock(path))
+            yield
+
+    def _download(self, remote: Remote, partial: Path, watcher: Watcher) -> None:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        for other in self._partials(remote.file):
+            if other != partial:  # of a version that is no longer the latest
+                other.unlink()
+        self._patiently(
+            lambda: _append(remote, partial, watcher), watcher, lambda: self.fetched(remote)
+        )
+
+    def _patiently(
+        self, work: Callable[[], _T], watcher: Watcher, measure: Callable[[], int] = lambda: 0
+    ) -> _T:
+        """Try again after faults that pass, with growing pauses unless ``measure`` has grown."""
+        pauses, before = list(_PAUSES), measure()
+        while True:
+            try:
+                return work()
+            except (httpx2.TransportError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+                if measure() > before:
+                    pauses, before = list(_PAUSES), measure()
+                pause = _pause(_cause(error), pauses)
+                if pause is None:
+                    raise
+                watcher.says(f"{_short(_cause(error))}; again in {pause} s")
+                self._sleep(pause)
+
+    # --- removing -------------------------------------------------------------------------------
+
+    def remove(self, file: HubFile) -> int:
+        """Delete a file, whole or cut, but no blob that another snapshot links to.
+
+        Returns:
+            Bytes that the disk has got back.
+        """
+        freed = sum(_unlink(partial) for partial in self._partials(file))
+        pointer, repository = self.find(file), self._repository(file)
+        if pointer is not None:
+            snapshots = repository / "snapshots"
+            # One step only: the library may keep the blob itself in a store that is shared.
+            blob = pointer.parent / pointer.readlink() if pointer.is_symlink() else pointer
+            freed += _unlink(pointer)
+            if blob != pointer and not _is_linked(blob, snapshots):
+                freed += _unlink(blob)
+            for folder in pointer.relative_to(snapshots).parents[:-2]:
+                with suppress(OSError):  # not empty
+                    (snapshots / folder).rmdir()
+        kept = (repository / name for name in ("snapshots", "blobs", _PARTIAL))
+        if not any(not path.is_dir() for folder in kept for path in folder.rglob("*")):
+            shutil.rmtree(repository, ignore_errors=True)
+        return freed
+
+    def has_any(self, file: HubFile) -> bool:
+        """True when a file, or what came of it, is here."""
+        return self.find(file) is not None or bool(self._partials(file))
+
+    def _repository(self, file: HubFile) -> Path:
+        return self.folder / repo_folder_name(repo_id=file.repo, repo_type="model")
+
+    def _partial(self, remote: Remote) -> Path:
+        name = f"{_digest_of_name(remote.file)}.{remote.checksum}"
+        return self._repository(remote.file) / _PARTIAL / name
+
+    def _partials(self, file: HubFile) -> list[Path]:
+        return [*(self._repository(file) / _PARTIAL).glob(f"{_digest_of_name(file)}.*")]
+
+
+def _digest_of_name(file: HubFile) -> str:
+    """A path may be longer than a name, so that a digest has to stand for it."""
+    return hashlib.sha256(file.path.encode()).hexdigest()[:16]
+
+
+def _unlink(path: Path) -> int:
+    """Delete a file; returns its bytes, 0 for a link."""
+    size = 0 if path.is_symlink() else path.stat().st_size
+    path.unlink()
+    return size
+
+
+def _is_linked(blob: Path, snapshots: Path) -> bool:
+    return any(
+        path.is_symlink() and path.readlink().name == blob.name for path in snapshots.rglob("*")
+    )
+
+
+def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
+    """Fetch the rest of a file."""
+    done = partial.stat().st_size if partial.exists() else 0
+    if done == remote.size and partial.exists():
+        return
+    headers = build_hf_headers(library_name="sdstream", library_version=__version__)
+    headers["Accept-Encoding"] = "identity"  # or the count of bytes would be that of packed ones
+    if 0 < done < remote.size:
+        headers["Range"] = f"bytes={done}-"
+    # By commit, so that both halves are of one version. The address behind the redirect is asked
+    # for anew each time, since it is signed for an hour.
+    url = hf_hub_url(remote.file.repo, remote.file.path, revision=remote.commit)
+    session, patience = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with session.stream("GET", url, headers=headers, timeout=patience) as answer:
+        hf_raise_for_status(answer)
+        if answer.status_code != httpx2.codes.PARTIAL_CONTENT:
+            done = 0
+        with partial.open("ab" if done else "wb") as file:
+            for chunk in answer.iter_bytes():
+                file.write(chunk)
+                done += len(chunk)
+                watcher.has(min(done, remote.size))
+                if done > remote.size:
+                    return  # the checksum will tell
+    if done < remote.size:
+        raise httpx2.RemoteProtocolError(f"{remote.size - done} bytes too few came")
+
+
+# --- checksums ----------------------------------------------------------------------------------
+
+
+def _algorithm(checksum: str) -> str | None:
+    """What a checksum was made by, None when it is something else."""
+    if re.fullmatch(r"[0-9a-f]*", checksum) is None:
+        return None
+    return {64: "sha256", 40: "sha1"}.get(len(checksum))
+
+
+def _checksum(path: Path, like: str) -> str:
+    """The checksum of a file's contents, made as another one was; of SHA-1 it is git's."""
+    digest = hashlib.new(_algorithm(like) or "sha256", usedforsecurity=False)
+    if digest.name == "sha1":
+        digest.update(f"blob {path.stat().st_size}\0".encode())
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+def _cause(error: Exception) -> Exception:
+    """hf_hub_download hides what went wrong behind a file that it did not find in the cache."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return error.__cause__
+    return error
+
+
+def _pause(error: Exception, pauses: list[int]) -> int | None:
+    """Seconds until the next try; None when there shall be none."""
+    if isinstance(error, HfHubHTTPError):
+        if error.response.status_code not in _TRY_AGAIN:
+            return None
+    elif not isinstance(error, httpx2.TransportError) or isinstance(
+        error, httpx2.UnsupportedProtocol
+    ):
+        return None
+    if not pauses:
+        return None
+    pause = max(pauses.pop(0), _wished_pause(error))
+    return pause if pause <= _LONGEST_PAUSE else None
+
+
+def _wished_pause(error: Exception) -> int:
+    """Seconds that a refusal asks to wait, 0 when it does not say."""
+    headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
+    wish = str(headers.get("Retry-After", ""))
+    return int(wish) if wish.isdecimal() else 0
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError):
+        return f"the hub answers {error.response.status_code}"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def _sentences(file: HubFile, page: str) -> Iterator[None]:
+    """Turn what can go wrong into HubError."""
+    try:
+        yield
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
+        raise HubError(_sentence(_cause(error), file, page)) from None
+    except OfflineModeIsEnabled:
+        raise HubError(f"{file} is not here, and HF_HUB_OFFLINE forbids to fetch it.") from None
+    except (HFValidationError, httpx2.InvalidURL) as error:
+        raise HubError(f"{file} cannot be asked for: {error}.") from None
+    except OSError as error:
+        why = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise HubError(
+            f"{file} cannot be written: {why or error}. What has been fetched is kept, and the "
+            "next pull goes on from there."
+        ) from None
+
+
+def _sentence(error: Exception, file: HubFile, page: str) -> str:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    match error:
+        case GatedRepoError():
+            return _licence(file, page)
+        case RevisionNotFoundError():
+            return f"The repository {file.repo} has no revision '{file.revision}'."
+        case EntryNotFoundError():
+            return f"The repository {file.repo} has no file {file.path}."
+        case RepositoryNotFoundError() if status in (401, 404):
+            return (
+                f"The hub has no repository {file.repo}, or shows it only to those who may see it: "
+                f"look at {page}, and set HF_TOKEN to a token of somebody who may."
+            )
+    if status in (401, 403):
+        return _licence(file, page)
+    if status == 404:
+        return f"{constants.ENDPOINT} has no file {file}."
+    if status == 429:
+        wait = _wished_pause(error)
+        when = f"in {wait} s" if wait else "later"
+        return f"The hub has had too many requests (429): pull again {when}."
+    what = f"the hub answers {status}" if status else f"{constants.ENDPOINT}: {_short(error)}"
+    return (
+        f"{file} cannot be fetched now ({what}). Pull again later; what has been fetched is kept."
+    )
+
+
+def _licence(file: HubFile, page: str) -> str:
+    return (
+        f"{file.repo} gives its files to those only who accepted its licence: accept it at {page}, "
+        "and set HF_TOKEN to a token of that account (https://huggingface.co/settings/tokens)."
+    )

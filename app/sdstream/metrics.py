@@ -1,0 +1,94 @@
+"""What operators watch, in Prometheus' form; every name starts with ``sdstream_``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from sdstream.engine.worker import Worker, WorkerState
+
+_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+
+
+class Metrics:
+    """The counters of one server, in a registry of their own."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "sdstream_http_requests",
+            "Answered HTTP requests.",
+            ("method", "route", "status"),
+            registry=self._registry,
+        )
+        self.accepted_jobs = Counter(
+            "sdstream_accepted_jobs", "Accepted jobs.", ("model",), registry=self._registry
+        )
+        self.jobs = Counter(
+            "sdstream_jobs", "Ended jobs.", ("model", "outcome"), registry=self._registry
+        )
+        self.images = Counter(
+            "sdstream_images", "Finished images.", ("model",), registry=self._registry
+        )
+        self.steps = Counter(
+            "sdstream_steps",
+            "Sampling steps of finished images.",
+            ("model",),
+            registry=self._registry,
+        )
+        self.phase_seconds = Histogram(
+            "sdstream_phase_seconds",
+            "Seconds of a job in the queue, and of an image in each phase of the runtime.",
+            ("model", "phase"),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.queued_images = Gauge(
+            "sdstream_queued_images", "Images waiting.", registry=self._registry
+        )
+        self.running_jobs = Gauge(
+            "sdstream_running_jobs", "Jobs being drawn.", registry=self._registry
+        )
+        self.worker_starts = Gauge(
+            "sdstream_worker_starts",
+            "Starts of the model's worker processes; more than it has replicas means restarts.",
+            ("model",),
+            registry=self._registry,
+        )
+        self.worker_up = Gauge(
+            "sdstream_worker_up",
+            "Loaded workers of the model.",
+            ("model",),
+            registry=self._registry,
+        )
+        self.worker_memory = Gauge(
+            "sdstream_worker_resident_bytes",
+            "Memory of the model's worker processes.",
+            ("model",),
+            registry=self._registry,
+        )
+        self.evictions = Gauge(
+            "sdstream_worker_evictions",
+            "Workers that made room for another model.",
+            registry=self._registry,
+        )
+
+    def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
+        """Bring the gauges of workers up to date."""
+        self.evictions.set(evictions)
+        for gauge in (self.worker_up, self.worker_memory, self.worker_starts):
+            gauge.clear()
+        for worker in workers:
+            up = worker.state in (WorkerState.READY, WorkerState.BUSY)
+            self.worker_up.labels(worker.model).inc(int(up))
+            self.worker_memory.labels(worker.model).inc(worker.resident_bytes)
+            self.worker_starts.labels(worker.model).inc(worker.starts)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)

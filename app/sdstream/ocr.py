@@ -1,0 +1,66 @@
+"""Reading text off images, with the optional extra ``ocr`` (rapidocr on onnxruntime).
+
+The weights (PP-OCRv6, Apache-2.0) are in rapidocr's wheel and are named here by their paths, so
+that nothing is ever downloaded: by itself rapidocr fetches what it does not find.
+"""
+
+from __future__ import annotations
+
+import threading
+from importlib import import_module, util
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from sdstream.core.errors import NotInstalled, Reason
+from sdstream.core.pixels import Pixels
+
+MODEL: Final = "rapidocr"
+
+_INSTALL: Final = "pip install 'sdstream[ocr]'"
+
+#: Part of the pipeline -> its file in the wheel.
+_WEIGHTS: Final = {
+    "Det.model_path": "*_det_*.onnx",
+    "Cls.model_path": "*_cls_*.onnx",
+    "Rec.model_path": "*_rec_*.onnx",
+}
+
+
+def installed() -> bool:
+    """True when the extra is there."""
+    return util.find_spec("rapidocr") is not None and util.find_spec("onnxruntime") is not None
+
+
+class TextReader:
+    """Loads the weights with the first image, in about a second. Calls take turns."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._engine: Any = None
+
+    def read(self, picture: Pixels) -> str:
+        """The text of an RGB picture, a line for each that was found; blocks for seconds.
+
+        Raises:
+            NotInstalled: The extra is missing; says how to get it.
+        """
+        if not installed():
+            raise NotInstalled(
+                f"Reading text needs an extra: {_INSTALL}", reason=Reason.NOT_INSTALLED
+            )
+        image = Image.frombytes("RGB", picture.size, picture.data)
+        with self._lock:
+            if self._engine is None:
+                self._engine = _load()
+            found = self._engine(image)
+        return "\n".join(found.txts or ())
+
+
+def _load() -> Any:
+    rapidocr = import_module("rapidocr")
+    folder = Path(str(rapidocr.__file__)).parent / "models"
+    weights = {key: str(next(folder.glob(pattern))) for key, pattern in _WEIGHTS.items()}
+    # Its log would go past ours, in colours.
+    return rapidocr.RapidOCR(params={**weights, "Global.log_level": "error"})

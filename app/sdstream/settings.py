@@ -1,0 +1,201 @@
+"""Every setting, read once from flags and environment and frozen from then on.
+
+A field ``queue_images`` is the flag ``--queue-images`` of ``sdstream serve`` and the variable
+``SDSTREAM_QUEUE_IMAGES``; a flag wins over its variable. A field that holds several values is a
+flag that may be repeated, named for one of them: ``api_keys`` is ``--api-key``. The README's
+table is tested against this class.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from platformdirs import user_cache_path, user_data_path
+from pydantic import Field, HttpUrl, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+#: Variables that stay with the server.
+_SECRETS: Final = (
+    "SDSTREAM_API_KEYS",
+    "SDSTREAM_HIGH_PRIORITY_KEYS",
+    "SDSTREAM_WEBHOOK_SECRET",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+)
+
+#: Which browsers leave out of an origin.
+_USUAL_PORTS: Final = {"http": 80, "https": 443}
+
+_PACKAGE: Final = Path(__file__).parent
+
+
+def shipped_models() -> Path:
+    """The models.yaml that came with the program: in the package, or above it in a checkout."""
+    inside = _PACKAGE / "models.yaml"
+    return inside if inside.exists() else _PACKAGE.parents[1] / "models.yaml"
+
+
+class Settings(BaseSettings):
+    """The server's settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SDSTREAM_", frozen=True, env_ignore_empty=True, extra="forbid"
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    models: Path = Field(default_factory=shipped_models, description="The catalogue, a YAML file.")
+    model: str | None = Field(
+        None,
+        description="The default model: MODEL or MODEL:QUANT of the catalogue, or a weight file.",
+    )
+    pull: bool = Field(False, description="Fetch the default model first if it is not here.")
+    model_dir: Path | None = Field(
+        None, description="Folder of pulled models, as huggingface_hub lays it out."
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("sdstream"),
+        description="Folder for jobs and their images; each server needs its own.",
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("sdstream"),
+        description="Folder for built-in models.",
+    )
+    lora_dir: Path | None = Field(
+        None, description="Folder of LoRA files that requests may choose by name."
+    )
+    lora_in_prompt: bool = Field(
+        False, description="A prompt may choose a LoRA by <lora:name:scale>."
+    )
+    embedding_dir: Path | None = Field(
+        None,
+        description="Folder of textual-inversion embeddings; their names are words of prompts.",
+    )
+    upscaler_dir: Path | None = Field(
+        None, description="Folder of ESRGAN upscalers that requests may choose by name."
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys, separated by commas, of which clients must send one; none: all may in.",
+    )
+    high_priority_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that may ask for high priority, separated by commas; none: all may."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may call this server, separated by commas; * is all."
+    )
+    public_url: HttpUrl | None = Field(
+        None, description="Address that clients reach the server at; default: as they named it."
+    )
+    queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
+    queue_images_per_key: int = Field(
+        32, ge=1, description="Images that may wait for one API key, where keys are asked for."
+    )
+    memory_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory for all loaded models, in MiB; 0 is four fifths of what is there.",
+    )
+    max_body_mb: int = Field(64, ge=1, description="Largest request with pictures, in MiB.")
+    max_input_pixels: int = Field(
+        16_777_216, ge=4096, description="Largest width x height of an input picture, in pixels."
+    )
+    max_pixels: int = Field(
+        4_194_304, ge=4096, description="Largest width x height of an image, in pixels."
+    )
+    max_upscaled_pixels: int = Field(
+        16_777_216, ge=4096, description="Largest width x height of an enlarged image, in pixels."
+    )
+    keepalive_seconds: float = Field(
+        10.0, gt=0, description="A silent stream repeats its last progress after this."
+    )
+    hang_seconds: float = Field(
+        60.0, gt=0, description="Least time without progress before the runtime counts as hung."
+    )
+    cancel_seconds: float = Field(
+        5.0, gt=0, description="A cancelled job that goes on after this costs its worker process."
+    )
+    grace_seconds: float = Field(
+        30.0, ge=0, description="Time that running jobs have to finish when the server stops."
+    )
+    job_ttl_seconds: int = Field(
+        604_800, ge=1, description="Ended jobs and their images are deleted after this."
+    )
+    image_store_mb: int = Field(
+        1024, ge=1, description="Room for images, in MiB; the oldest jobs go first."
+    )
+    min_free_mb: int = Field(
+        64, ge=0, description="With less free disk space, in MiB, new jobs are refused (507)."
+    )
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Hosts that webhook_url may name, separated by commas: host, host:port, "
+        "host:* or *.host; none: webhooks are off.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks: whsec_ and base64 of 24 to 64 bytes."
+    )
+    webhook_private: bool = Field(
+        False, description="Webhooks may go to loopback and private addresses."
+    )
+    embed_parameters: bool = Field(True, description="Write prompt and options into image files.")
+    safety_checker: str | None = Field(
+        None, description="Checker for safety_check: module:attribute, or an entry point."
+    )
+    engine: Literal["native", "fake"] = Field(
+        "native", description="fake draws gradients without a model, for trying clients."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level of the log; prompts appear at debug only."
+    )
+
+    @field_validator(
+        "api_keys", "high_priority_keys", "cors_origins", "webhook_hosts", mode="before"
+    )
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(text) for text in value)
+
+    @field_validator("lora_dir", "embedding_dir", "upscaler_dir")
+    @classmethod
+    def _is_there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"there is no folder {value}")
+        return value
+
+
+def _origin(text: str) -> str:
+    """An origin in small letters, without the usual port and a slash at the end."""
+    if text in ("*", "null"):
+        return text
+    try:
+        scheme, place, *rest = parts = urlsplit(text.lower().removesuffix("/"))
+        place = place.encode("idna").decode()
+        if parts.port is not None and parts.port == _USUAL_PORTS.get(scheme):
+            place = place.rpartition(":")[0]
+    except ValueError:
+        scheme = place = ""
+    if not (scheme and place) or any(rest) or "@" in place:
+        raise ValueError(f"'{text}' is no origin; http://localhost:3000 is one, and * is all")
+    return f"{scheme}://{place}"
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of worker processes.
+
+    Waiting OpenMP threads sleep instead of spinning: with one busy neighbour on two cores that
+    halves the time of an image. The library reads this before it is loaded, so it cannot be set
+    any later. Keys stay with the server.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in _SECRETS}  # noqa: TID251
+    return {"OMP_WAIT_POLICY": "passive", **environment}

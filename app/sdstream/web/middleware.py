@@ -1,0 +1,265 @@
+"""Around every request: an id, a log line, a count, and the question for the key."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sdstream.core.errors import Forbidden, ImageServiceError, Reason, Unauthorized
+from sdstream.core.job import Job, JobStatus
+from sdstream.metrics import Metrics
+from sdstream.web import forms, respond
+from sdstream.web.openapi import GENERATION_PATHS
+from sdstream.web.tokens import Tokens
+
+logger = logging.getLogger("sdstream.requests")
+
+#: Probes of orchestrators carry no key, and neither does Xinference's client when it asks whether
+#: one is needed; the answers say nothing about users.
+_PROBES: Final = frozenset({"/health", "/livez", "/readyz", "/v1/cluster/auth"})
+#: The page asks its reader for the key.
+_OPEN_PATHS: Final = _PROBES | {"/"}
+_OPEN_FOLDER: Final = "/static/"
+
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class RequestLog:
+    """Gives each request its id (X-Request-Id), one log line and its place in the metrics."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Request(scope).headers.get("x-request-id", "")
+        request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(12)
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        began = time.monotonic()
+        status = 499  # nothing was sent: the client left
+        whole = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, whole
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            elif message["type"] == "http.response.body":
+                whole = not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.requests.labels(scope["method"], route, status).inc()
+            # A GET only looks on: whoever leaves one ends nothing.
+            left = scope["method"] == "POST" and (status == 499 or (status == 200 and not whole))
+            seconds = time.monotonic() - began
+            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            logger.log(
+                level,
+                "%s %s %d %.3fs request=%s%s",
+                scope["method"],
+                scope["path"],
+                status,
+                seconds,
+                request_id,
+                _facts(state, left=left),
+            )
+
+
+class RequireKey:
+    """Tells whose request it is (``state.owner``), or answers 401.
+
+    Without keys everybody may come in, and all are one owner. A GET may show a token instead.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], tokens: Tokens) -> None:
+        self._app = app
+        self._owners = {owner_of(key): key.encode() for key in keys}
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        owner = self._owner(Request(scope)) if self._owners else ""
+        if owner is None and not _is_open(scope["path"]):
+            error = Unauthorized(
+                "This server asks for an API key: send 'Authorization: Bearer KEY'.",
+                reason=Reason.INVALID_API_KEY,
+            )
+            answer = _refusal(error, scope, {"WWW-Authenticate": "Bearer"})
+            await answer(scope, receive, send)
+            return
+        scope.setdefault("state", {})["owner"] = owner or ""
+        await self._app(scope, receive, send)
+
+    def _owner(self, request: Request) -> str | None:
+        offered = forms.offered_key(request).encode()
+        # All are compared, wherever the right one stands.
+        matches = [
+            owner for owner, key in self._owners.items() if hmac.compare_digest(offered, key)
+        ]
+        if matches:
+            return matches[0]
+        token = request.query_params.get("token")
+        if token is None or request.method not in ("GET", "HEAD"):
+            return None
+        owner = self._tokens.owner(token)
+        return owner if owner in self._owners else None
+
+
+class SameOrigin:
+    """Refuses what pages of other origins send, unless CORS lets them.
+
+    A browser carries out a page's POST, and its EventSource, before CORS has a say; on a server
+    without keys any page in the world could draw. Browsers tell in Sec-Fetch-Site where a request
+    comes from; older ones only in Origin. Clients that are no browsers send neither.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] == "http" and self._refuses(Request(scope)):
+            error = Forbidden(
+                "A page of another origin may not do this; --cors-origin allows it.",
+                reason=Reason.CROSS_ORIGIN,
+            )
+            await _refusal(error, scope)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refuses(self, request: Request) -> bool:
+        harmless = request.method in ("GET", "HEAD", "OPTIONS")
+        if harmless and request.url.path != GENERATION_PATHS[0]:
+            return False
+        headers = request.headers
+        origin = headers.get("origin")
+        if "*" in self._allowed or (origin is not None and origin in self._allowed):
+            return False
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site not in ("same-origin", "none")
+        return origin is not None and not _is_at(origin, headers.get("host"))
+
+
+def _is_at(origin: str, host: str | None) -> bool:
+    """True for the origin of what this host serves; what is no URL is of none."""
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
+
+
+class LocalNames:
+    """Refuses requests that name this machine as no program on it would.
+
+    For a server on the loopback interface without keys: a page can have its own name resolved to
+    127.0.0.1 after it was loaded, and is then of the same origin as the server, whatever browsers
+    tell of that. An address cannot be resolved to another one, and neither can ``localhost``.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] == "http" and self._refuses(Request(scope)):
+            error = Forbidden(
+                "This server is for programs on its own machine, by the name localhost or an "
+                "address; --public-url allows another name, and --api-key any.",
+                reason=Reason.HOST_NOT_ALLOWED,
+            )
+            await _refusal(error, scope)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _refuses(self, request: Request) -> bool:
+        host = request.headers.get("host")
+        # Every browser sends one; probes of HTTP/1.0 do not.
+        if host is None or request.scope["path"] in _PROBES:
+            return False
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return True
+        return not (name in self._allowed or is_local_name(name) or _is_address(name))
+
+
+def _refusal(
+    error: ImageServiceError, scope: Scope, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer to a request that goes no further; the log tells of it too."""
+    scope.setdefault("state", {})["outcome"] = error.reason.value
+    return respond.failure(error, headers, scope["path"])
+
+
+def is_local_name(name: str) -> bool:
+    """True for ``localhost`` and what is under it, which no name server is asked for."""
+    return f".{name}".removesuffix(".").endswith(".localhost")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def owner_of(key: str) -> str:
+    """What an API key's jobs are kept under: a digest, since the disk needs no keys."""
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+
+
+def _facts(state: dict[str, Any], *, left: bool) -> str:
+    """What the log says of the job, without its prompt.
+
+    Args:
+        state: Of the request.
+        left: Its client went away before the answer was complete.
+    """
+    job: Job | None = state.get("job")
+    if job is None:
+        return f" outcome={state['outcome']}" if "outcome" in state else ""
+    request = job.request
+    outcome = job.status
+    if left and not job.terminal and not job.terms.background:
+        # Who leaves is logged at once; the worker stops within a step after that.
+        outcome = JobStatus.CANCELLED
+    return (
+        f" job={job.id} model={request.model} size={request.size} n={request.n}"
+        f" steps={request.steps} outcome={outcome.value}"
+    )

@@ -1,0 +1,153 @@
+"""What goes back: streams, JSON, image bytes and errors. The only importer of sse_starlette.
+
+Deliberate oddities:
+
+1. ``sep`` is LF: the library's CRLF makes hand-written clients lose frames. Frames come as bytes,
+   which the library passes through as they are.
+2. Its pings are off: they are comment lines, which break clients of POST streams. Keep-alive is a
+   frame of the dialect.
+3. At shutdown the library would cut every stream at once. The service ends every job by itself
+   within the grace time, and with the job its stream, so the library is told to wait longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import anyio
+from sse_starlette import EventSourceResponse  # noqa: TID251
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Receive
+
+from sdstream.core.errors import (
+    ImageServiceError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    Reason,
+)
+from sdstream.dialects import a1111
+from sdstream.dialects.shapes import compact, error_body, error_headers
+from sdstream.web.openapi import A1111_PREFIX
+
+T = TypeVar("T")
+
+_STREAM_HEADERS: Final = {
+    "Cache-Control": "no-cache, no-transform",
+    "Content-Type": "text/event-stream; charset=utf-8",
+}
+
+_STATUS_ERRORS: Final = {
+    404: (NotFound, Reason.ROUTE_NOT_FOUND, "Nothing is served at this path."),
+    405: (MethodNotAllowed, Reason.METHOD_NOT_ALLOWED, "This route takes other HTTP methods."),
+}
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its answer was there."""
+
+
+def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response:
+    """Server-sent events, each item of ``frames`` flushed by itself."""
+    return EventSourceResponse(
+        frames,
+        headers={**_STREAM_HEADERS, **headers},
+        sep="\n",
+        ping=0,
+        shutdown_event=anyio.Event(),
+        shutdown_grace_period=math.inf,
+    )
+
+
+def json_bytes(
+    body: bytes, headers: Mapping[str, str] | None = None, status: int = 200
+) -> Response:
+    """JSON that is rendered already."""
+    return Response(body, status, headers, media_type="application/json")
+
+
+def failure(
+    error: ImageServiceError, headers: Mapping[str, str] | None = None, path: str = ""
+) -> Response:
+    """The one shape of errors, with what AUTOMATIC1111's clients read added on their paths."""
+    body = a1111.problem(error) if path.startswith(A1111_PREFIX) else error_body(error)
+    every = {**(headers or {}), **error_headers(error)}
+    if error.status == 413:
+        # Else the connection would go on swallowing what the client still sends.
+        every["Connection"] = "close"
+    return json_bytes(compact(body), every, error.status)
+
+
+async def unless_client_leaves(work: Awaitable[T], receive: Receive) -> T:
+    """Await ``work``; plain handlers are not told of a disconnect, so this races it.
+
+    Raises:
+        ClientLeft: The connection was closed first; ``work`` is cancelled.
+    """
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientLeft
+        return doing.result()
+    finally:
+        for task in (doing, leaving):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def on_service_error(request: Request, error: Exception) -> Response:
+    """Handler for every ImageServiceError that a route raises."""
+    assert isinstance(error, ImageServiceError)
+    request.state.outcome = error.reason.value
+    return failure(error, path=request.url.path)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Handler for what Starlette itself refuses: no route, wrong method."""
+    assert isinstance(error, HTTPException)
+    kind, reason, message = _STATUS_ERRORS.get(
+        error.status_code, (InvalidRequest, Reason.INVALID_VALUE, error.detail)
+    )
+    request.state.outcome = reason.value
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "GET, HEAD")
+    return failure(kind(message, reason=reason), headers, request.url.path)
+
+
+def _methods(request: Request) -> list[str]:
+    """What all routes of a path take, but the method that was refused."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found - {request.method})
+
+
+async def on_disconnect(request: Request, _error: Exception) -> Response:
+    """Handler for clients that leave in the middle of their body: nobody reads this."""
+    request.state.outcome = "client_left"
+    return Response(status_code=499)
+
+
+async def on_fault(request: Request, error: Exception) -> Response:
+    """Handler for everything else: the log has the traceback, the client a sentence."""
+    request.state.outcome = Reason.INTERNAL_ERROR.value
+    fault = ImageServiceError("The server made a mistake.", reason=Reason.INTERNAL_ERROR)
+    # This handler sits outside of the middleware that would add the id.
+    return failure(fault, {"X-Request-Id": request.state.request_id}, request.url.path)

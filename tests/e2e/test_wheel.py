@@ -1,0 +1,102 @@
+"""The built distributions, installed where another distribution ships a package named ``app``."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.servers import running_server
+
+ROOT = Path(__file__).parents[2]
+
+#: A foreign distribution that owns the name ``app``; whoever imports it by mistake fails.
+FOREIGN_PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "foreign-app"
+version = "1.0"
+[tool.hatch.build.targets.wheel]
+packages = ["app"]
+"""
+FOREIGN_MODULE = 'raise ImportError("the package of another distribution was imported")\n'
+
+
+def _build(project: Path, target: Path, *kinds: str) -> Path:
+    """Build a project without a network; returns the wheel."""
+    command = [sys.executable, "-m", "build", "--no-isolation", *kinds, "--outdir", str(target)]
+    subprocess.run([*command, str(project)], check=True, capture_output=True)
+    (wheel,) = target.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def foreign_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the foreign distribution."""
+    project = tmp_path_factory.mktemp("foreign")
+    _write_foreign_package(project)
+    (project / "pyproject.toml").write_text(FOREIGN_PROJECT)
+    return _build(project, project / "dist", "--wheel")
+
+
+def _write_foreign_package(folder: Path) -> None:
+    (folder / "app").mkdir()
+    (folder / "app" / "__init__.py").write_text(FOREIGN_MODULE)
+
+
+def _fresh_python(folder: Path, *wheels: Path) -> Path:
+    """The interpreter of a new virtual environment with these wheels.
+
+    Dependencies are read from the environment that runs the tests: a line of a .pth file adds a
+    folder without reading the .pth files in it, so the editable checkout stays out of sight.
+    """
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps"]
+    subprocess.run([*command, "--no-index", *map(str, wheels)], check=True, capture_output=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+@pytest.mark.parametrize("kinds", [("--wheel",), ()], ids=["wheel", "wheel-from-sdist"])
+def test_an_installed_wheel_generates_beside_a_foreign_app(
+    kinds: tuple[str, ...], foreign_wheel: Path, tmp_path: Path
+) -> None:
+    """The wheel contains ``sdstream`` alone, generates an image and serves the page."""
+    wheel = _build(ROOT, tmp_path / "dist", *kinds)
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.partition("/")[0] for name in archive.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"sdstream"}
+
+    python = _fresh_python(tmp_path / "venv", foreign_wheel, wheel)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    _write_foreign_package(folder)
+    where = subprocess.run(
+        [python, "-c", "import sdstream; print(sdstream.__file__)"],
+        cwd=folder, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert Path(where.strip()).is_relative_to(tmp_path / "venv")
+
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    with running_server(tmp_path, python=python, cwd=folder, environment=environment) as server:
+        answer = server.post({"prompt": "a red circle", "size": "64x64", "steps": 2})
+        file = base64.b64decode(answer.json()["data"][0]["b64_json"])
+        assert Image.open(io.BytesIO(file)).size == (64, 64)
+        page = httpx2.get(f"{server.url}/")
+        assert page.status_code == 200
+        assert "<title>" in page.text
+        assert httpx2.get(f"{server.url}/static/app.js").status_code == 200
