@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sdstream.core.catalog import Catalog
-from sdstream.embedded import materialise
-from tests.servers import ServerProcess, running_server
+from sdstream.weights.embedded import materialise
+from tests.support.servers import ServerProcess, running_server
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,9 +19,9 @@ from typing import Any, TextIO
 from work import Work, load_command, resolved
 
 from sdstream.core.pixels import Inputs
-from sdstream.engine.native import NativeEngine, available_cores
-from sdstream.models import load_catalog
+from sdstream.engine.native.engine import NativeEngine, available_cores
 from sdstream.settings import Settings
+from sdstream.weights.discovery import load_catalog
 
 #: As in the worker (engine/child.py).
 _STACK_BYTES = 512 * 2**20

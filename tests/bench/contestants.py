@@ -25,9 +25,9 @@ from typing import Any
 from PIL import Image
 from work import PROMPT, Work, load_command, resolved
 
-from sdstream.embedded import materialise
-from sdstream.models import load_catalog
 from sdstream.settings import Settings
+from sdstream.weights.discovery import load_catalog
+from sdstream.weights.embedded import materialise
 
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent.parent
@@ -395,7 +395,7 @@ def _model_flags(settings: Settings) -> Iterator[str]:
     for component, location in load.files.items():
         yield from (_UPSTREAM_FLAGS[component], str(materialise(location, settings.cache_dir)))
     if load.runtime["tae"] and "tae" not in load.files:
-        # Any word will do: the autoencoder lies inside the model file (engine/native.py).
+        # Any word will do: the autoencoder lies inside the model file (engine/native/engine.py).
         yield from ("--taesd", "inside-the-model-file")
     switches = {"flash_attn": "--fa", "offload": "--offload-to-cpu", "vae_tiling": "--vae-tiling"}
     yield from (flag for option, flag in switches.items() if load.runtime[option])

@@ -57,9 +57,9 @@ from figures import (
 from rich.console import Console
 from work import Work, load_command
 
-from sdstream.embedded import materialise
-from sdstream.models import load_catalog
 from sdstream.settings import Settings, worker_environment
+from sdstream.weights.discovery import load_catalog
+from sdstream.weights.embedded import materialise
 
 WORKS = (Work("64x64", 4), Work("64x64", 20), Work("256x256", 4), Work("256x256", 20))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdstream import main as wiring
 from sdstream.core.catalog import Catalog
 from sdstream.core.messages import Load
 from sdstream.core.request import Draft, GenerationRequest, Limits
 from sdstream.core.resolve import resolve
 from sdstream.settings import Settings
+from sdstream.web import application
 
 PROMPT = "a red circle on a white table"
 
@@ -36,4 +36,4 @@ def resolved(work: Work, catalog: Catalog) -> GenerationRequest:
 
 def load_command(settings: Settings, catalog: Catalog) -> Load:
     """The server's own word to its worker: same files, same threads, same options."""
-    return wiring._load_command(settings, catalog.models[catalog.default])
+    return application._load_command(settings, catalog.models[catalog.default])

@@ -30,11 +30,11 @@ import yaml
 from PIL import Image
 
 from sdstream.core.catalog import FAMILIES
-from sdstream.core.families import recognise
+from sdstream.weights.architectures import recognise
 from tests.conformance.shapes import Shape, lora
 from tests.conformance.subjects import SUBJECTS, Parts, Subject
 from tests.conformance.write import write_gguf
-from tests.servers import ServerProcess, running_server
+from tests.support.servers import ServerProcess, running_server
 
 _NICE: Final = 10
 _PATIENCE: Final = 900.0

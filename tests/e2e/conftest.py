@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.servers import ServerProcess, running_server
+from tests.support.servers import ServerProcess, running_server
 
 KEY = "the-right-key"
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.servers import ServerProcess, free_port, running_server, wait_until
+from tests.support.servers import ServerProcess, free_port, running_server, wait_until
 
 Result = subprocess.CompletedProcess[bytes]
 
@@ -437,8 +437,8 @@ def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:
 
 
 _FAULTY = """
-from sdstream.cli import main
-from sdstream.service import ImageService
+from sdstream.cli.main import main
+from sdstream.service.service import ImageService
 def fail(self):
     raise RuntimeError("a fault of its own")
 ImageService.METHOD = fail

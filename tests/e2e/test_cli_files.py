@@ -19,9 +19,9 @@ from gguf import GGUFReader, dequantize
 from PIL import Image, ImageChops, ImageStat
 
 from sdstream.core.catalog import WTYPES
-from sdstream.engine.weights import read
-from tests.servers import wait_until
-from tests.weight_files import ALONE, BROKEN, DIFFUSION, prefixed, vae, write_safetensors
+from sdstream.weights.headers import read
+from tests.support.servers import wait_until
+from tests.support.weight_files import ALONE, BROKEN, DIFFUSION, prefixed, vae, write_safetensors
 
 
 def sdstream(*arguments: object) -> subprocess.CompletedProcess[str]:

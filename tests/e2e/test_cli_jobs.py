@@ -18,8 +18,8 @@ import httpx2
 import pytest
 
 from tests.e2e.test_cli import environment, opened, said, sdstream
-from tests.jobs import begin, look, wait_for
-from tests.servers import ServerProcess, free_port, running_server, wait_until
+from tests.support.jobs import begin, look, wait_for
+from tests.support.servers import ServerProcess, free_port, running_server, wait_until
 
 QUICK = ("--size", "64x64", "--steps", "3", "--seed", "5")
 

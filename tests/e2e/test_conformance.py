@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sdstream.core.catalog import FAMILIES
-from sdstream.engine.inspection import check
+from sdstream.weights.inspection import check
 from tests.conformance.run import scratch, try_subject
 from tests.conformance.subjects import SUBJECTS, Subject
-from tests.weight_files import write_safetensors
+from tests.support.weight_files import write_safetensors
 
 TITLES = [subject.title for subject in SUBJECTS]
 

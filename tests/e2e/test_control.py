@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw
 from tests.conformance.shapes import control_net, tae
 from tests.conformance.subjects import whole
 from tests.conformance.write import write_gguf
-from tests.servers import GENERATIONS, ServerProcess, running_server
-from tests.upscalers import write_tensors
+from tests.support.servers import GENERATIONS, ServerProcess, running_server
+from tests.support.upscalers import write_tensors
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 2}
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.servers import DONE, Call, ServerProcess, running_server, wait_until
+from tests.support.servers import DONE, Call, ServerProcess, running_server, wait_until
 
 BODY: dict[str, Any] = {
     "prompt": "a red circle",

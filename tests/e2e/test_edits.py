@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.servers import ServerProcess
+from tests.support.servers import ServerProcess
 
 SIDE = 64
 BOX = (16, 16, 48, 48)  # left, top, right, bottom of what the masks open

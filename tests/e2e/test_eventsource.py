@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.clients import run_node
-from tests.jobs import eventsource_path
-from tests.servers import ServerProcess
+from tests.support.clients import run_node
+from tests.support.jobs import eventsource_path
+from tests.support.servers import ServerProcess
 
 
 def test_a_client_that_is_cut_off_again_and_again(fake_server: ServerProcess) -> None:

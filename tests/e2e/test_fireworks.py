@@ -10,10 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.clients import run_node, run_python
 from tests.e2e.conftest import KEY
-from tests.pictures import from_base64, opened
-from tests.servers import ServerProcess, running_server
+from tests.support.clients import run_node, run_python
+from tests.support.pictures import from_base64, opened
+from tests.support.servers import ServerProcess, running_server
 
 WORKFLOW = "/inference/v1/workflows/accounts/fireworks/models/{}/text_to_image"
 IMAGES = "/inference/v1/image_generation/accounts/fireworks/models/{}"

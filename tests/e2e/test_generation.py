@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
-from tests.servers import Call, ServerProcess, running_server, wait_until
+from tests.support.servers import Call, ServerProcess, running_server, wait_until
 
 SMALL: dict[str, Any] = {
     "prompt": "a red circle",

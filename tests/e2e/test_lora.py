@@ -12,8 +12,8 @@ import httpx2
 import numpy as np
 import pytest
 
-from tests.servers import ServerProcess, running_server
-from tests.weight_files import ALONE, BROKEN, write_safetensors
+from tests.support.servers import ServerProcess, running_server
+from tests.support.weight_files import ALONE, BROKEN, write_safetensors
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 4}
 LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from scripts.embedded.score import Table, cases, score
-from tests.servers import ServerProcess
+from tests.support.servers import ServerProcess
 
 Pixels = np.ndarray[Any, np.dtype[np.int16]]
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from gguf import GGUFReader, GGUFWriter
 
-from tests.servers import ServerProcess, running_server, wait_until
-from tests.weight_files import BROKEN, UNFIT
+from tests.support.servers import ServerProcess, running_server, wait_until
+from tests.support.weight_files import BROKEN, UNFIT
 
 QUICK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_steps": 2}
 

@@ -10,10 +10,10 @@ import httpx2
 import pytest
 from PIL import Image, ImageDraw
 
-from sdstream import ocr
 from sdstream.core.errors import NotInstalled
 from sdstream.core.pixels import Pixels
-from tests.servers import ServerProcess
+from sdstream.imaging import ocr
+from tests.support.servers import ServerProcess
 
 
 def sign(text: str, mode: str = "RGB") -> bytes:

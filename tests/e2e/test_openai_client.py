@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from tests.servers import Call, ServerProcess, running_server
+from tests.support.servers import Call, ServerProcess, running_server
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import httpx2
 import openai
 import pytest
 
-from tests.clients import run_python
 from tests.e2e.conftest import KEY
-from tests.pictures import changed_box, from_base64, opened
-from tests.servers import ServerProcess
+from tests.support.clients import run_python
+from tests.support.pictures import changed_box, from_base64, opened
+from tests.support.servers import ServerProcess
 
 OLD_OPENAI = ("openai==1.109.1",)
 MASKED = (16, 16, 48, 48)

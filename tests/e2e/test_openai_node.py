@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.clients import run_node
-from tests.pictures import changed_box, from_base64
-from tests.servers import ServerProcess
+from tests.support.clients import run_node
+from tests.support.pictures import changed_box, from_base64
+from tests.support.servers import ServerProcess
 
 MASKED = (16, 16, 48, 48)
 

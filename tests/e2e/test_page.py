@@ -22,12 +22,12 @@ from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from sdstream.core.request import MAX_IMAGES, MAX_STEPS
-from tests.browser import PATIENCE, SCREENSHOTS, Visitor, chromium, seen
 from tests.e2e.conftest import KEY
-from tests.jobs import begin, wait_for
-from tests.pictures import opened
-from tests.servers import ServerProcess, free_port, running_server, wait_until
-from tests.upscalers import write_upscaler
+from tests.support.browser import PATIENCE, SCREENSHOTS, Visitor, chromium, seen
+from tests.support.jobs import begin, wait_for
+from tests.support.pictures import opened
+from tests.support.servers import ServerProcess, free_port, running_server, wait_until
+from tests.support.upscalers import write_upscaler
 
 Visit = Callable[..., Visitor]
 

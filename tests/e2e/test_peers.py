@@ -11,8 +11,8 @@ import httpx2
 import openai
 import pytest
 
-from tests.pictures import changed_box, from_base64, opened
-from tests.servers import GENERATIONS, ServerProcess
+from tests.support.pictures import changed_box, from_base64, opened
+from tests.support.servers import GENERATIONS, ServerProcess
 
 SMALL: dict[str, Any] = {"prompt": "a cat", "size": "64x64", "sample_steps": 3, "seed": 5}
 

@@ -8,8 +8,8 @@ import httpx2
 import pytest
 
 from sdstream.core.samplers import CACHE_KNOBS
-from tests.pictures import from_base64
-from tests.servers import Call, ServerProcess
+from tests.support.pictures import from_base64
+from tests.support.servers import Call, ServerProcess
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "size": "128x128", "seed": 7, "sample_steps": 8}
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.hub_server import COMMIT, TOKEN, FakeHub, fake_hub
-from tests.servers import wait_until
+from tests.support.hub_server import COMMIT, TOKEN, FakeHub, fake_hub
+from tests.support.servers import wait_until
 
 Result = subprocess.CompletedProcess[str]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.servers import ServerProcess
+from tests.support.servers import ServerProcess
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)

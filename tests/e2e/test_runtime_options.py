@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.pictures import from_base64
-from tests.servers import ServerProcess, running_server
+from tests.support.pictures import from_base64
+from tests.support.servers import ServerProcess, running_server
 
 BODY: dict[str, Any] = {"prompt": "hills at sunset", "size": "128x128", "seed": 7}
 

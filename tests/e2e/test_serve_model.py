@@ -14,9 +14,9 @@ import httpx2
 import pytest
 from PIL import Image
 
-from tests.hub_server import FakeHub, fake_hub
-from tests.servers import ServerProcess, running_server
-from tests.weight_files import BROKEN, UNFIT
+from tests.support.hub_server import FakeHub, fake_hub
+from tests.support.servers import ServerProcess, running_server
+from tests.support.weight_files import BROKEN, UNFIT
 
 REPO = "somebody/tiny-GGUF"
 QUICK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_steps": 2, "seed": 5}

@@ -14,9 +14,9 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from tests.servers import ServerProcess, running_server, wait_until
-from tests.upscalers import write_upscaler
-from tests.weight_files import ALONE, write_safetensors
+from tests.support.servers import ServerProcess, running_server, wait_until
+from tests.support.upscalers import write_upscaler
+from tests.support.weight_files import ALONE, write_safetensors
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 4}
 

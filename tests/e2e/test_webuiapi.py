@@ -16,7 +16,7 @@ import webuiapi
 from PIL import Image, ImageChops, ImageDraw
 
 from sdstream.core.samplers import SAMPLERS
-from tests.servers import GENERATIONS, ServerProcess, running_server, wait_until
+from tests.support.servers import GENERATIONS, ServerProcess, running_server, wait_until
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler", "cfg_scale": 3.0}
 #: Long enough to be looked at and stopped.

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from tests.servers import running_server
+from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[2]
 

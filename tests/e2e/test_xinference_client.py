@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.e2e.conftest import KEY
-from tests.pictures import changed_box, from_base64, opened
-from tests.servers import ServerProcess
+from tests.support.pictures import changed_box, from_base64, opened
+from tests.support.servers import ServerProcess
 
 xinference_client = pytest.importorskip("xinference_client")
 

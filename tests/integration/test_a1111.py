@@ -11,10 +11,10 @@ import httpx2
 
 from tests.integration.test_jobs import KEY_A, KEY_B
 from tests.integration.test_models import catalogue
-from tests.jobs import ASYNC, wait_for
-from tests.pictures import png
-from tests.servers import ServerProcess, running_server, wait_until
-from tests.upscalers import write_upscaler
+from tests.support.jobs import ASYNC, wait_for
+from tests.support.pictures import png
+from tests.support.servers import ServerProcess, running_server, wait_until
+from tests.support.upscalers import write_upscaler
 
 #: Half a minute of work.
 LONG: dict[str, Any] = {"prompt": "step=0.2", "width": 64, "height": 64, "steps": 150}

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import httpx2
 import pytest
 
-from tests.jobs import EventStream, begin, wait_for
-from tests.servers import Call, ServerProcess, wait_until
+from tests.support.jobs import EventStream, begin, wait_for
+from tests.support.servers import Call, ServerProcess, wait_until
 
 Way = Literal["fin", "rst", "half-close"]
 

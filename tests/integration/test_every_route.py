@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from sdstream.web.openapi import openapi_document
-from tests.servers import ServerProcess
+from tests.support.servers import ServerProcess
 
 POSTS = [
     re.sub(r"{\w+}", "default", path)

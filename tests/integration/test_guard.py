@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from sdstream.web.guard import GuardedProtocol
-from tests.servers import free_port
+from sdstream.web.protocol import GuardedProtocol
+from tests.support.servers import free_port
 
 BIG = 8 * 2**20
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter

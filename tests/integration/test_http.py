@@ -17,7 +17,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from tests.servers import GENERATIONS, Call, ServerProcess, running_server, wait_until
+from tests.support.servers import GENERATIONS, Call, ServerProcess, running_server, wait_until
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "80x64", "sample_steps": 3}
 

@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.integration.test_http import error_of, image_of
-from tests.jobs import (
+from tests.support.jobs import (
     ASYNC,
     ENDINGS,
     EventStream,
@@ -26,8 +26,8 @@ from tests.jobs import (
     look,
     wait_for,
 )
-from tests.pictures import png
-from tests.servers import GENERATIONS, Call, ServerProcess, running_server, wait_until
+from tests.support.pictures import png
+from tests.support.servers import GENERATIONS, Call, ServerProcess, running_server, wait_until
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 3}
 #: Two seconds, long enough to do something meanwhile.

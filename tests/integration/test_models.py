@@ -14,8 +14,8 @@ import httpx2
 import pytest
 
 from tests.integration.test_http import error_of
-from tests.jobs import begin, look, wait_for
-from tests.servers import ServerProcess, running_server, wait_until
+from tests.support.jobs import begin, look, wait_for
+from tests.support.servers import ServerProcess, running_server, wait_until
 
 QUICK: dict[str, Any] = {"prompt": "step=0.02", "size": "64x64", "sample_steps": 5}
 LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 20}

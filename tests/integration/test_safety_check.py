@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx2
 
-from tests.servers import ServerProcess, running_server
+from tests.support.servers import ServerProcess, running_server
 
-CHECKERS = "tests.unit.test_safety"
+CHECKERS = "tests.unit.imaging.test_safety"
 
 
 def ask(server: ServerProcess, **options: Any) -> httpx2.Response:

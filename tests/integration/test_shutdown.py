@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.servers import DONE, Call, ServerProcess, running_server, wait_until
+from tests.support.servers import DONE, Call, ServerProcess, running_server, wait_until
 
 #: Fifteen seconds of work, in steps of 100 ms.
 LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 150, "stream": True}

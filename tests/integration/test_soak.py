@@ -15,8 +15,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.jobs import ENDINGS, begin, wait_for
-from tests.servers import Call, ServerProcess, free_port, running_server, wait_until
+from tests.support.jobs import ENDINGS, begin, wait_for
+from tests.support.servers import Call, ServerProcess, free_port, running_server, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

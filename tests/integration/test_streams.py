@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.servers import DONE, Call, ServerProcess, running_server
+from tests.support.servers import DONE, Call, ServerProcess, running_server
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "stream": True, "size": "64x64", "sample_steps": 4}
 

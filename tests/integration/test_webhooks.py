@@ -14,11 +14,11 @@ from typing import Any
 
 import httpx2
 
-from sdstream.webhooks import signature
+from sdstream.service.webhooks import signature
 from tests.integration.test_http import error_of
 from tests.integration.test_jobs import QUICK
-from tests.jobs import begin, look, wait_for
-from tests.servers import ServerProcess, running_server, wait_until
+from tests.support.jobs import begin, look, wait_for
+from tests.support.servers import ServerProcess, running_server, wait_until
 
 KEY = b"s" * 32
 SETTINGS: dict[str, Any] = {

@@ -26,7 +26,7 @@ texts. Messages never hold a path of the server, a traceback or a key.
 
 from __future__ import annotations
 
-from sdstream.core.words import Word
+from sdstream.core.enums import Word
 
 
 class Reason(Word):
@@ -236,3 +236,12 @@ class StorageFull(ImageServiceError):
     status = 507
     type = "server_error"
     should_retry = False
+
+
+class EngineError(Exception):
+    """A load or an image failed; ``message`` is fit for a client (no path of the server)."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from sdstream.core.enums import Word
 from sdstream.core.errors import (
     GenerationFailed,
     ImageServiceError,
@@ -35,7 +36,6 @@ from sdstream.core.errors import (
 from sdstream.core.messages import Phase, Progress, counted_phase
 from sdstream.core.queue import Priority
 from sdstream.core.request import GenerationRequest
-from sdstream.core.words import Word
 
 #: Pixels to a side of what is counted as one image token: two latent pixels of eight pixels each.
 TOKEN_PIXELS: Final = 16

@@ -13,9 +13,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from sdstream.core.enums import Word
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import Caching, GenerationRequest, Hires, SkipLayers, Upscale
-from sdstream.core.words import Word
 
 HEADER: Final = struct.Struct("<II")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
-from sdstream.core.words import Word
+from sdstream.core.enums import Word
 
 T = TypeVar("T")
 

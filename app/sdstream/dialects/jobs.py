@@ -31,7 +31,7 @@ from sdstream.core.job import (
     Running,
 )
 from sdstream.core.messages import Progress
-from sdstream.dialects.shapes import (
+from sdstream.dialects.rendering import (
     JsonObject,
     compact,
     error_fields,

@@ -22,7 +22,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from sdstream.core.errors import Reason
+from sdstream.core.errors import EngineError, Reason
 from sdstream.core.messages import (
     HEADER,
     Cancel,
@@ -38,7 +38,7 @@ from sdstream.core.messages import (
     decode,
     encode,
 )
-from sdstream.engine.engine import Engine, EngineError
+from sdstream.engine.port import Engine
 
 logger = logging.getLogger("sdstream.child")
 
@@ -177,7 +177,7 @@ def _engine_named(name: str) -> Engine:
         from sdstream.engine.fake import FakeEngine  # noqa: PLC0415
 
         return FakeEngine()
-    from sdstream.engine.native import NativeEngine  # noqa: PLC0415
+    from sdstream.engine.native.engine import NativeEngine  # noqa: PLC0415
 
     return NativeEngine()
 

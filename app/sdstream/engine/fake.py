@@ -19,11 +19,11 @@ import signal
 import threading
 import time
 
-from sdstream.core.errors import Reason
+from sdstream.core.errors import EngineError, Reason
 from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import EVERY_STEP, GenerationRequest
-from sdstream.engine.engine import Emit, EngineError
+from sdstream.engine.port import Emit
 
 _STEP_SECONDS = 0.001
 

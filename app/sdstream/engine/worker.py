@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from sdstream.core.enums import Word
 from sdstream.core.errors import Reason, Unavailable
 from sdstream.core.messages import (
     Cancel,
@@ -38,9 +39,8 @@ from sdstream.core.messages import (
     Progress,
 )
 from sdstream.core.request import GenerationRequest
-from sdstream.core.words import Word
 from sdstream.engine.process import WorkerProcess
-from sdstream.wakeup import Wakeup
+from sdstream.notifier import Wakeup
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
 import logging
@@ -20,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdstream.core.errors import Forbidden, ImageServiceError, Reason, Unauthorized
 from sdstream.core.job import Job, JobStatus
-from sdstream.metrics import Metrics
-from sdstream.web import forms, respond
+from sdstream.service.metrics import Metrics
+from sdstream.web import credentials, respond
 from sdstream.web.openapi import GENERATION_PATHS
 from sdstream.web.tokens import Tokens
 
@@ -98,7 +97,7 @@ class RequireKey:
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], tokens: Tokens) -> None:
         self._app = app
-        self._owners = {owner_of(key): key.encode() for key in keys}
+        self._owners = {credentials.owner_of(key): key.encode() for key in keys}
         self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +118,7 @@ class RequireKey:
         await self._app(scope, receive, send)
 
     def _owner(self, request: Request) -> str | None:
-        offered = forms.offered_key(request).encode()
+        offered = credentials.offered_key(request).encode()
         # All are compared, wherever the right one stands.
         matches = [
             owner for owner, key in self._owners.items() if hmac.compare_digest(offered, key)
@@ -233,11 +232,6 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def owner_of(key: str) -> str:
-    """What an API key's jobs are kept under: a digest, since the disk needs no keys."""
-    return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def _is_open(path: str) -> bool:

@@ -24,8 +24,14 @@ from sdstream.core.errors import (
     UnsupportedMediaType,
 )
 from sdstream.core.request import Draft
-from sdstream.dialects import a1111_controlnet
-from sdstream.dialects.openai import ALIASES, FOREIGN_FIELDS, INTERNAL_FIELDS, Foreign, ReplyOptions
+from sdstream.dialects.a1111 import controlnet
+from sdstream.dialects.openai.request import (
+    ALIASES,
+    FOREIGN_FIELDS,
+    INTERNAL_FIELDS,
+    Foreign,
+    ReplyOptions,
+)
 
 #: The two in the middle are GPUStack's, the last one is OpenVINO Model Server's.
 GENERATION_PATHS: Final = (
@@ -296,7 +302,7 @@ def _a1111() -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for name, summary in _A1111_GETS.items():
         paths.setdefault(A1111_PREFIX + name, {})["get"] = _get(summary, _json())
-    for name in a1111_controlnet.LISTS:
+    for name in controlnet.LISTS:
         summary = f"{name} of AUTOMATIC1111's ControlNet extension"
         paths[CONTROLNET_PREFIX + name] = {"get": _get(summary, _json())}
     errors = {str(kind.status): _error(kind) for kind in _GENERATION_ERRORS}

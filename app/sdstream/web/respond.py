@@ -33,8 +33,8 @@ from sdstream.core.errors import (
     NotFound,
     Reason,
 )
-from sdstream.dialects import a1111
-from sdstream.dialects.shapes import compact, error_body, error_headers
+from sdstream.dialects.a1111 import answers
+from sdstream.dialects.rendering import compact, error_body, error_headers
 from sdstream.web.openapi import A1111_PREFIX
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def failure(
     error: ImageServiceError, headers: Mapping[str, str] | None = None, path: str = ""
 ) -> Response:
     """The one shape of errors, with what AUTOMATIC1111's clients read added on their paths."""
-    body = a1111.problem(error) if path.startswith(A1111_PREFIX) else error_body(error)
+    body = answers.problem(error) if path.startswith(A1111_PREFIX) else error_body(error)
     every = {**(headers or {}), **error_headers(error)}
     if error.status == 413:
         # Else the connection would go on swallowing what the client still sends.

@@ -29,7 +29,7 @@ from typing import Any
 def _install(log: int) -> None:
     # Imported here and not above: every Python process with this folder on its path reads the file.
     from sdstream.core.messages import Event, Phase, Progress
-    from sdstream.engine.native import NativeEngine
+    from sdstream.engine.native.engine import NativeEngine
 
     drawn = NativeEngine.draw
 

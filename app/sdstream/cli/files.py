@@ -1,0 +1,141 @@
+"""The commands about model files: ``sdstream inspect`` and ``sdstream convert``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from sdstream.cli.console import table_console
+from sdstream.core.catalog import WTYPES
+from sdstream.weights.convert import ConversionError, Order, convert
+from sdstream.weights.headers import BadFile
+from sdstream.weights.inspection import Report, Share, inspect
+
+EXIT_FAILED: Final = 1
+
+
+@click.command("inspect")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs; sizes are in bytes.")
+def inspect_command(file: Path, *, as_json: bool) -> None:
+    """Say what FILE is, which parts it holds and what it needs beside itself.
+
+    Reads the header of a GGUF or safetensors file and no weights. The exit code is 1 for a file
+    that cannot be used, with the reason.
+    """
+    try:
+        report = inspect(file)
+    except BadFile as error:
+        sentence = f"{file.name} {error}."
+        if as_json:
+            click.echo(json.dumps({"file": file.name, "error": sentence}))
+        else:
+            click.echo(f"Error: {sentence}", err=True)
+        sys.exit(EXIT_FAILED)
+    if as_json:
+        click.echo(json.dumps(report.as_json()))
+    else:
+        _show(report, table_console())
+
+
+def _show(report: Report, console: Console) -> None:
+    console.print(Text.assemble((report.file, "bold"), f" {report.what}."), soft_wrap=True)
+    console.print()
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(report).items():
+        facts.add_row(name, value)
+    console.print(facts)
+    for title, shares in (("component", report.parts), ("type", report.types)):
+        console.print()
+        console.print(_table(title, shares))
+
+
+def _facts(report: Report) -> dict[str, str]:
+    facts = {"file": f"{report.format}, {decimal(report.size)}"}
+    if report.families:
+        facts["family"] = " or ".join(report.families)
+    if report.needs:
+        facts["needs"] = ", ".join(report.needs)
+    if report.memory:
+        facts["memory"] = (
+            f"{decimal(report.memory.weights)} for these weights, and about "
+            f"{decimal(report.memory.drawing)} while drawing {report.memory.size}"
+        )
+    return facts | {word: str(value) for word, value in report.metadata.items()}
+
+
+def _table(title: str, shares: tuple[Share, ...]) -> Table:
+    table = Table(title, box=None, pad_edge=False)
+    for heading in ("tensors", "parameters", "size"):
+        table.add_column(heading, justify="right")
+    for share in shares:
+        table.add_row(
+            share.name, str(share.tensors), _thousands(share.parameters), decimal(share.size)
+        )
+    return table
+
+
+def _thousands(count: int) -> str:
+    """A count as people say it: 11.9 B."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+@click.command("convert")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--type",
+    "wtype",
+    required=True,
+    type=click.Choice(WTYPES),
+    metavar="TYPE",
+    help=", ".join(WTYPES),
+)
+@click.option(
+    "--tensor-type-rules",
+    "rules",
+    default="",
+    metavar="RULES",
+    help="Other types for some tensors: PATTERN=TYPE,…; the first pattern found in a name decides.",
+)
+@click.option(
+    "--vae", type=click.Path(path_type=Path), help="Put this VAE into a model that has none."
+)
+@click.option("--force", is_flag=True, help="Replace TARGET if it is there.")
+def convert_command(**options: Any) -> None:
+    """Write the weights of SOURCE into TARGET in another type.
+
+    SOURCE is GGUF or safetensors; TARGET is GGUF, or safetensors with f32, f16 or bf16. Norms and
+    other weights of one dimension stay f32 unless a rule names them. TARGET gets its name only
+    when it is whole.
+    """
+    order = Order(**options)
+    console = Console(stderr=True)
+    try:
+        with Progress(
+            BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console
+        ) as bar:
+            row = bar.add_task("", total=1.0)
+            found = convert(order, lambda part: bar.update(row, completed=part))
+    except ConversionError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        click.echo(f"Error: {order.target.name}: {error.strerror}.", err=True)
+        sys.exit(EXIT_FAILED)
+    before = order.source.stat().st_size
+    click.echo(
+        f"{order.target.name}: {decimal(found.size)}; {order.source.name}: {decimal(before)}"
+    )

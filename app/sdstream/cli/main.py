@@ -1,0 +1,205 @@
+"""The ``sdstream`` command.
+
+Exit codes: 0 done; 1 the server or the job failed; 2 wrong usage; 70 the service stopped by a
+fault of its own; 78 models.yaml, a setting or the address to serve at cannot be used; 130 Ctrl-C,
+and 143 SIGTERM, as the shell tells them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import click
+
+from sdstream import __version__
+from sdstream.cli.console import (
+    EXIT_FAULT,
+    EXIT_INTERRUPTED,
+    Saver,
+    format_of,
+    plain_errors,
+    progress_bar,
+    read_settings,
+    server_options,
+    setting_flags,
+    show_option,
+)
+from sdstream.cli.files import convert_command, inspect_command
+from sdstream.cli.jobs import cancel, jobs, watch
+from sdstream.cli.models import models, pull_command, pull_default, rm_command
+from sdstream.client.http import Client, Step, understanding
+from sdstream.core.samplers import SAMPLERS, SCHEDULES
+from sdstream.web.application import configure_logging
+from sdstream.web.server import Server, serving_privately
+
+
+class _Commands(click.Group):
+    """Commands that Ctrl-C ends with the code that shells give it, and no word."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="sdstream")
+def main() -> None:
+    """Images from diffusion models on your own machine, streamed step by step.
+
+    \b
+    Start a server and open a stream:
+        sdstream serve
+        curl -N localhost:8000/v1/images/generations -d '{"prompt": "a red circle", "stream": true}'
+    \b
+    Or draw one picture without a server:
+        sdstream generate "a red circle" -o circle.png
+    """
+
+
+for _command in (
+    *(jobs, watch, cancel),
+    *(models, pull_command, rm_command),
+    *(inspect_command, convert_command),
+):
+    main.add_command(_command)
+
+
+@main.command()
+@setting_flags()
+def serve(**flags: Any) -> None:
+    """Serve the image APIs over HTTP.
+
+    Every flag has an environment variable, named in brackets; the flag wins. /readyz answers 200
+    once the default model is loaded.
+    """
+    settings = read_settings(**flags)
+    configure_logging(settings.log_level)
+    with plain_errors():
+        pull_default(settings)
+        server = Server(settings)
+        server.run()
+    sys.exit(EXIT_FAULT if server.died else 0)
+
+
+def _finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):  # which JSON cannot say
+        raise click.BadParameter(f"{value} is no number to draw with.")
+    return value
+
+
+@main.command()
+@click.argument("prompt")
+@click.option(
+    "-o",
+    "--output",
+    default="image.png",
+    show_default=True,
+    help="File; its end chooses PNG, JPEG or WebP. - is stdout.",
+)
+@click.option("-N", "--negative-prompt", help="What to keep out (needs a cfg scale above 1).")
+@click.option(
+    "-m", "--model", help="A model of the catalogue; without --server also a weight file."
+)
+@click.option("-n", "count", default=1, show_default=True, help="Images; files are numbered.")
+@click.option("-s", "--size", metavar="WxH", help="Pixels.")
+@click.option("--steps", "sample_steps", type=int, help="Sampling steps.")
+@click.option("--sampler", type=click.Choice([*SAMPLERS]), metavar="NAME", help=", ".join(SAMPLERS))
+@click.option(
+    "--schedule", type=click.Choice([*SCHEDULES]), metavar="NAME", help=", ".join(SCHEDULES)
+)
+@click.option("--cfg-scale", type=float, callback=_finite, help="Classifier-free guidance.")
+@click.option("--seed", type=int, help="For the same picture again; random when not given.")
+@click.option(
+    "--async",
+    "only_begin",
+    is_flag=True,
+    help="Have --server begin, print the job's id and leave; of -o only the end counts, which "
+    "chooses the format. sdstream watch ID -o FILE fetches the images.",
+)
+@show_option
+@server_options
+def generate(
+    output: str,
+    count: int,
+    only_begin: bool,
+    show: bool | None,
+    server: str | None,
+    api_key: str | None,
+    **options: Any,
+) -> None:
+    """Draw PROMPT into a file.
+
+    Without --server the engine is started for this one command, with the settings of the
+    SDSTREAM_ variables. The progress goes to stderr, so that -o - can be piped.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    if only_begin:
+        if server is None:
+            raise click.UsageError("--async needs a --server, which goes on with the job.")
+        if output == "-" or show:
+            raise click.UsageError("--async has no images for -o - and --show; sdstream watch has.")
+        options |= {"n": count, "output_format": format_of(output)}
+        with plain_errors():
+            click.echo(asyncio.run(_begin(options, server, api_key)))
+        return
+    saver = Saver(output, show)
+    saver.expect(count, saver.format)
+    options |= {"n": count, "output_format": saver.format}
+    with plain_errors():
+        asyncio.run(_generate(options, saver, server, api_key))
+
+
+async def _begin(options: dict[str, Any], server: str, api_key: str | None) -> str:
+    async with Client(server, api_key) as client:
+        job = await client.begin(options)
+        with understanding():
+            return str(job["id"])
+
+
+async def _generate(
+    options: dict[str, Any], saver: Saver, server: str | None, api_key: str | None
+) -> None:
+    async with _connected(options, server, api_key) as client:
+        with progress_bar() as bar:
+            rows = [bar.add_task("", total=100.0, what="waiting") for _ in range(options["n"])]
+            async for event in client.generate(options):
+                if isinstance(event, Step):
+                    what = event.status
+                    if event.done_steps:
+                        what = f"step {event.done_steps}/{event.all_steps}"
+                    bar.update(rows[event.index], completed=event.percent, what=what)
+                else:
+                    what = f"seed {event.seed}{saver.save(event.index, event.data)}"
+                    bar.update(rows[event.index], completed=100.0, what=what)
+    saver.show()
+
+
+@asynccontextmanager
+async def _connected(
+    options: dict[str, Any], server: str | None, api_key: str | None
+) -> AsyncIterator[Client]:
+    if server:
+        async with Client(server, api_key) as client:
+            yield client
+        return
+    configure_logging("error")
+    # The one model that is asked for is all that a private server has to load.
+    settings = read_settings(grace_seconds=0.0, model=options.pop("model", None))
+    pull_default(settings)
+    # It lives as long as its one picture, and asks nobody for a key.
+    settings = settings.model_copy(update={"api_keys": ()})
+    async with (
+        serving_privately(settings) as socket,
+        Client("http://localhost", uds=socket) as client,
+    ):
+        yield client

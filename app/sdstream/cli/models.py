@@ -1,0 +1,314 @@
+"""The commands about the models of the catalogue: ``pull``, ``rm`` and ``models``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from sdstream.cli.console import (
+    one_line,
+    plain_errors,
+    read_settings,
+    server_options,
+    setting_flags,
+    table_console,
+)
+from sdstream.client.http import Client, understanding
+from sdstream.core.catalog import Catalog, HubFile, ModelSpec, Variant
+from sdstream.settings import Settings
+from sdstream.weights.discovery import absolute, read_catalog
+from sdstream.weights.hub import Hub, HubError, Remote
+
+_catalogue_flags: Final = setting_flags("models", "model_dir")
+
+
+# --- pull ---------------------------------------------------------------------------------------
+
+
+@click.command("pull")
+@click.argument("model", metavar="MODEL[:QUANT]")
+@click.option("--verify", is_flag=True, help="Read what is here too, and fetch damaged files anew.")
+@click.option(
+    "--offline", is_flag=True, help="Fetch nothing, only say whether all is here (HF_HUB_OFFLINE)."
+)
+@_catalogue_flags
+def pull_command(model: str, *, verify: bool, offline: bool, **flags: Any) -> None:
+    """Fetch the files of a model of the catalogue from the Hugging Face hub.
+
+    Without a QUANT the usual one is fetched, the first that 'sdstream models --all' shows. The
+    files go into the hub's own cache, so that what other tools have fetched is found, and are
+    compared with the hub's checksums; what was cut is taken up by the next pull. HF_TOKEN,
+    HF_ENDPOINT, HF_HOME and the proxies' variables work as in the hub's own tools.
+    """
+    with plain_errors():
+        settings = read_settings(**flags)
+        hub = Hub(settings.model_dir)
+        variant = _pulled_variant(read_catalog(settings), model)
+        if verify:
+            _drop_damaged(hub, variant)
+        if offline or hub.offline:
+            _say_whether_here(hub, variant)
+        else:
+            _pull(hub, variant)
+            size = decimal(sum(path.stat().st_size for path in _found(hub, variant)))
+            serving = f"'sdstream serve --model {variant.name}' serves it"
+            click.echo(f"{variant.name} is here, {size}; {serving}.")
+
+
+def pull_default(settings: Settings) -> None:
+    """Fetch the default model if ``--pull`` asks for it and it is not here.
+
+    Raises:
+        CatalogError, ModelError: There is no such model.
+        HubError: It cannot be fetched.
+    """
+    if not settings.pull:
+        return
+    catalog = read_catalog(settings)
+    if catalog.find(None) is None:
+        _pull(Hub(settings.model_dir), _pulled_variant(catalog, catalog.default))
+
+
+def _pulled_variant(catalog: Catalog, name: str) -> Variant:
+    variant = catalog.variant(name)
+    if variant is not None:
+        return variant
+    if catalog.find(name) is not None:
+        raise HubError(f"The model '{name}' has no files on the hub: there is nothing to pull.")
+    raise HubError(catalog.why_unknown(name))
+
+
+def _drop_damaged(hub: Hub, variant: Variant) -> None:
+    for file in _files(variant):
+        if hub.is_damaged(file):
+            click.echo(f"{file} is damaged and was deleted.", err=True)
+            hub.remove(file)
+
+
+def _say_whether_here(hub: Hub, variant: Variant) -> None:
+    missing = [str(file) for file in _files(variant) if hub.find(file) is None]
+    if missing:
+        raise HubError(f"Of '{variant.name}' there is missing: {', '.join(missing)}.")
+    click.echo(f"{variant.name} is here.")
+
+
+def _pull(hub: Hub, variant: Variant) -> None:
+    missing = [file for file in _files(variant) if hub.find(file) is None]
+    page = variant.entry.page
+    with _bars() as bars:
+        remotes = [hub.look_up(file, page, bars.row(file)) for file in missing]
+        hub.check_room(remotes)
+        for remote in remotes:
+            bars.expect(remote, hub.fetched(remote))
+        for remote in remotes:
+            hub.fetch(remote, bars.row(remote.file))
+            bars.done(remote)
+
+
+def _files(variant: Variant) -> list[HubFile]:
+    """Each of a variant's files once: one file may be several components."""
+    return [*dict.fromkeys(variant.hub_files.values())]
+
+
+def _found(hub: Hub, variant: Variant) -> list[Path]:
+    return [path for file in _files(variant) if (path := hub.find(file)) is not None]
+
+
+class _Bars:
+    """A bar for each file and, when there are several, one for all; lines where no terminal is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._all = progress.add_task("all", total=0.0, visible=False)
+        self._rows: dict[HubFile, _Row] = {}
+
+    def row(self, file: HubFile) -> _Row:
+        """The watcher of a file."""
+        if file not in self._rows:
+            name = file.path.rpartition("/")[2]
+            self._rows[file] = _Row(self, name, self.progress.add_task(name, total=None))
+        return self._rows[file]
+
+    def expect(self, remote: Remote, fetched: int) -> None:
+        """A file has this size, and some of it is here."""
+        row = self.row(remote.file)
+        self.progress.update(row.task, total=float(remote.size), completed=float(fetched))
+        self.tally()
+
+    def done(self, remote: Remote) -> None:
+        """A file is here."""
+        if not self.progress.console.is_terminal:
+            self.line(f"{remote.file}: {decimal(remote.size)}, {remote.checksum[:12]}…")
+
+    def line(self, words: str) -> None:
+        """Say something, above the bars."""
+        self.progress.console.print(
+            words, markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
+
+    def tally(self) -> None:
+        """Bring the bar for all up to date."""
+        rows = [task for task in self.progress.tasks if task.id != self._all]
+        self.progress.update(
+            self._all,
+            total=sum(task.total or 0.0 for task in rows),
+            completed=sum(task.completed for task in rows),
+            visible=len(rows) > 1,
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A bar; a Watcher of the hub."""
+
+    bars: _Bars
+    name: str
+    task: TaskID
+
+    def has(self, octets: int) -> None:
+        self.bars.progress.update(self.task, completed=float(octets))
+        self.bars.tally()
+
+    def says(self, words: str) -> None:
+        self.bars.line(f"{self.name}: {words}")
+
+
+@contextmanager
+def _bars() -> Iterator[_Bars]:
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        yield _Bars(progress)
+
+
+# --- rm -----------------------------------------------------------------------------------------
+
+
+@click.command("rm")
+@click.argument("model", metavar="MODEL[:QUANT]")
+@_catalogue_flags
+def rm_command(model: str, **flags: Any) -> None:
+    """Delete the files of a pulled model, without asking.
+
+    Without a QUANT all of the model's go. Files that another pulled model needs stay, and so does
+    everything in the hub's cache that the catalogue does not name.
+    """
+    with plain_errors():
+        settings = read_settings(**flags)
+        catalog, hub = read_catalog(settings), Hub(settings.model_dir)
+        usual = _pulled_variant(catalog, model)
+        gone = usual.entry.variants if model.casefold() == usual.entry.id.casefold() else (usual,)
+        needed = {
+            file: variant.name
+            for entry in catalog.entries.values()
+            for variant in entry.variants
+            if variant not in gone and variant.name in catalog.models
+            for file in _files(variant)
+        }
+        found = [*dict.fromkeys(f for v in gone for f in _files(v) if hub.has_any(f))]
+        mine = [file for file in found if file not in needed]
+        if not mine:
+            raise HubError(_why_nothing(model, [needed[file] for file in found]))
+        freed = sum(hub.remove(file) for file in mine)
+        click.echo(f"{model} is gone: {decimal(freed)} are free again.")
+
+
+def _why_nothing(model: str, needing: list[str]) -> str:
+    if needing:
+        others = ", ".join(dict.fromkeys(needing))
+        return f"Of '{model}' there is nothing here that others ({others}) do not need."
+    return f"Nothing of '{model}' is here."
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.option("--all", "show_all", is_flag=True, help="Also those that can be pulled.")
+@_catalogue_flags
+@server_options
+def models(server: str | None, api_key: str | None, *, show_all: bool, **flags: Any) -> None:
+    """List the models that are here, or those of a running server."""
+    with plain_errors():
+        if server:
+            rows, more = asyncio.run(_server_models(server, api_key)), 0
+        else:
+            rows, more = _local_models(read_settings(**flags), show_all=show_all)
+    table = Table(box=None)
+    for heading in ("model", "family", "default size", "files", "state"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("description")
+    for row in rows:
+        table.add_row(*map(one_line, row))
+    table_console().print(table)
+    if more:
+        click.echo(f"\n{more} more can be pulled; 'sdstream models --all' shows them.")
+
+
+async def _server_models(server: str, api_key: str | None) -> list[tuple[str, ...]]:
+    async with Client(server, api_key) as client:
+        found = await client.models()
+    with understanding():
+        return [
+            (m["id"], m["family"], m["defaults"]["size"], "", m["state"], m["description"])
+            for m in found
+        ]
+
+
+def _local_models(settings: Settings, *, show_all: bool) -> tuple[list[tuple[str, ...]], int]:
+    """Rows of the table, and how many entries it leaves out."""
+    catalog = read_catalog(settings)
+    rows: list[tuple[str, ...]] = []
+    left_out = 0
+    for entry in catalog.entries.values():
+        names = [variant.name for variant in entry.variants] or [entry.id]
+        here = [catalog.models[name] for name in names if name in catalog.models]
+        rows += [_row(spec, *_at_home(settings, catalog, spec)) for spec in here]
+        if show_all:
+            absent = [v for v in entry.variants if v.name not in catalog.models]
+            state = "gated" if entry.gated else "not pulled"
+            rows += [_row(entry, _to_pull(v), state, v.name) for v in absent]
+        elif not here:
+            left_out += 1
+    return rows, left_out
+
+
+def _row(spec: ModelSpec, size: str, state: str, name: str = "") -> tuple[str, ...]:
+    return (name or spec.id, spec.family, str(spec.default_size), size, state, spec.description)
+
+
+def _at_home(settings: Settings, catalog: Catalog, spec: ModelSpec) -> tuple[str, str]:
+    """Size of the files, and state."""
+    paths = {absolute(settings, place) for _, place in spec.files.items()}
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    state = "default" if spec.id == catalog.default else "here"
+    return (decimal(size) if size else "", state)
+
+
+def _to_pull(variant: Variant) -> str:
+    return "" if variant.gigabytes is None else f"{variant.gigabytes:g} GB"

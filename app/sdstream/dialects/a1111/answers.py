@@ -1,0 +1,354 @@
+"""AUTOMATIC1111's answers (/sdapi/v1): a job to its JSON, its progress, and lists of what there is.
+
+Deliberate oddities:
+
+1. A batch is drawn image by image, so ``job_count`` counts images where A1111 counts batches.
+2. An interrupted job is no error here: its answer has the images that were finished.
+3. ``error`` in the body of errors is this server's object and not a word; ``detail``, ``body`` and
+   ``errors`` are A1111's.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from sdstream import __version__
+from sdstream.core import infotext
+from sdstream.core.errors import ImageServiceError
+from sdstream.core.job import ImageReady, ImageResult, Job, JobStatus, PreviewReady, Running
+from sdstream.core.messages import Phase
+from sdstream.core.request import GenerationRequest
+from sdstream.core.samplers import (
+    SAMPLER_ALIASES,
+    SAMPLER_LABELS,
+    SCHEDULE_ALIASES,
+    SCHEDULE_LABELS,
+)
+from sdstream.dialects.a1111.generation import (
+    CHECKPOINT,
+    CLIP_SKIP,
+    LATENT_UPSCALERS,
+    NEUTRAL_OPTIONS,
+    Drawing,
+    Settings,
+)
+from sdstream.dialects.rendering import ImageForm, JsonObject, compact, error_body, with_base64
+
+#: Pictures between the steps of an image, at most, for ``current_image``. They are made when
+#: somebody asks: where a model has no cheap projection each is a decoding of the whole picture,
+#: which for small models takes as long as all of the steps.
+PICTURES: Final = 4
+
+#: The schedule that is the model's own.
+_AUTOMATIC: Final = "Automatic"
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def answer(job: Job, drawing: Drawing, infotexts: Sequence[str]) -> bytes:
+    """The JSON of a job that is finished or was interrupted.
+
+    Args:
+        job: Ended.
+        drawing: What it came from.
+        infotexts: The parameters text of each finished image.
+    """
+    images = [job.images[index] for index in sorted(job.images)]
+    shown = images if drawing.send_images else []
+    parts = [b'"' + base64.b64encode(image.content) + b'"' for image in shown]
+    tail: JsonObject = {
+        "parameters": _effective(job, drawing) | _given(drawing.echo),
+        "info": compact(_info(job, drawing, images, infotexts)).decode(),
+    }
+    warnings = [*job.request.warnings, *drawing.warnings]
+    if len(images) < job.request.n:
+        warnings.append(f"Interrupted after {len(images)} of {job.request.n} images.")
+    if warnings:
+        tail["warnings"] = warnings
+    return b"".join((b'{"images":[', b",".join(parts), b"],", compact(tail)[1:]))
+
+
+def _given(echo: JsonObject) -> JsonObject:
+    pictures = ("init_images", "mask")
+    return {k: v for k, v in echo.items() if v is not None or k in pictures}
+
+
+def _effective(job: Job, drawing: Drawing) -> JsonObject:
+    """What a client that left these out would have sent for the same picture."""
+    request = job.request
+    values: JsonObject = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "seed": -1,
+        "steps": request.steps,
+        "cfg_scale": request.cfg_scale,
+        "width": request.width,
+        "height": request.height,
+        "sampler_name": SAMPLER_LABELS[request.sampler],
+        "scheduler": _schedule_label(request),
+        "batch_size": drawing.batch_size,
+        "n_iter": request.n // drawing.batch_size,
+    }
+    if request.strength is not None:
+        values["denoising_strength"] = request.strength
+    return values
+
+
+def _info(
+    job: Job, drawing: Drawing, images: Sequence[ImageResult], infotexts: Sequence[str]
+) -> JsonObject:
+    request = job.request
+    # Variation seeds are off; the original draws some all the same and nobody uses them.
+    subseeds = [-1] * len(images)
+    return {
+        "prompt": request.prompt,
+        "all_prompts": [request.prompt] * len(images),
+        "negative_prompt": request.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt] * len(images),
+        "seed": request.seed,
+        "all_seeds": [image.seed for image in images],
+        "subseed": -1,
+        "all_subseeds": subseeds,
+        "subseed_strength": 0,
+        "width": request.width,
+        "height": request.height,
+        "sampler_name": SAMPLER_LABELS[request.sampler],
+        "cfg_scale": request.cfg_scale,
+        "steps": request.steps,
+        "batch_size": drawing.batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": request.model,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": request.strength,
+        "extra_generation_params": {"Schedule type": _schedule_label(request)},
+        "index_of_first_image": 0,
+        "infotexts": list(infotexts),
+        "styles": [],
+        "job_timestamp": _timestamp(job),
+        "clip_skip": request.clip_skip or 1,
+        "is_using_inpainting_conditioning": False,
+        "version": f"sdstream {__version__}",
+    }
+
+
+def _schedule_label(request: GenerationRequest) -> str:
+    return SCHEDULE_LABELS.get(request.schedule, _AUTOMATIC)
+
+
+def _timestamp(job: Job) -> str:
+    return datetime.fromtimestamp(job.created, UTC).strftime("%Y%m%d%H%M%S")
+
+
+def problem(error: ImageServiceError) -> JsonObject:
+    """A whole error answer."""
+    return {**error_body(error), "body": "", "errors": error.message}
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a progress tells of.
+
+    Attributes:
+        job: The one that runs or is next, None when there is none.
+        interrupted, skipped: Somebody stopped it, or the last one when there is none.
+    """
+
+    job: Job | None = None
+    interrupted: bool = False
+    skipped: bool = False
+
+
+def progress(standing: Standing, now: float, *, with_image: bool = True) -> bytes:
+    """The JSON of a progress.
+
+    Args:
+        standing: Of this dialect's jobs.
+        now: Unix seconds.
+        with_image: The newest picture is wanted too.
+    """
+    job = standing.job
+    reached = job.percent / 100 if job else 0.0
+    fields = {
+        "progress": round(reached, 4),
+        "eta_relative": round(_seconds_left(job, reached, now), 2) if job else 0.0,
+        "state": {
+            "skipped": standing.skipped,
+            "interrupted": standing.interrupted,
+            "stopping_generation": False,
+            **_counters(job),
+        },
+        "current_image": _newest_picture(job) if job and with_image else None,
+        "textinfo": _textinfo(job) if job else None,
+    }
+    return compact(fields)
+
+
+def wants_picture(job: Job) -> bool:
+    """True when the newest picture is so old that one who looks should get another."""
+    now = job.progress
+    if now is None or now.phase is not Phase.SAMPLING:
+        return False
+    seen = [
+        entry.event.step
+        for entry in job.entries
+        if isinstance(entry.event, PreviewReady) and entry.event.index == now.index
+    ]
+    return not seen or now.step - seen[-1] >= now.steps / PICTURES
+
+
+def _seconds_left(job: Job, reached: float, now: float) -> float:
+    began = next((entry.at for entry in job.entries if isinstance(entry.event, Running)), now)
+    taken = max(0.0, now - began)
+    return taken / reached - taken if reached else 0.0
+
+
+def _counters(job: Job | None) -> JsonObject:
+    if job is None:
+        return {
+            "job": "",
+            "job_count": 0,
+            "job_timestamp": "0",
+            "job_no": 0,
+            "sampling_step": 0,
+            "sampling_steps": 0,
+        }
+    current = job.progress
+    return {
+        "job": job.id,
+        "job_count": job.request.n,
+        "job_timestamp": _timestamp(job),
+        "job_no": len(job.images),
+        "sampling_step": current.step if current else 0,
+        "sampling_steps": current.steps if current else job.request.steps,
+    }
+
+
+def _newest_picture(job: Job) -> str | None:
+    for entry in reversed(job.entries):
+        match entry.event:
+            case PreviewReady(data=data):
+                return base64.b64encode(data).decode()
+            case ImageReady(image):
+                return base64.b64encode(image.content).decode()
+    return None
+
+
+def _textinfo(job: Job) -> str | None:
+    match job.status:
+        case JobStatus.QUEUED:
+            return f"Waiting, {job.queue_position} jobs before this one"
+        case JobStatus.LOADING:
+            return "Loading the model"
+        case _:
+            return None
+
+
+# --- lists and settings ---------------------------------------------------------------------------
+
+
+def samplers() -> bytes:
+    """GET samplers."""
+    return compact(
+        [
+            {"name": label, "aliases": [ours, *_others(SAMPLER_ALIASES, ours)], "options": {}}
+            for ours, label in SAMPLER_LABELS.items()
+        ]
+    )
+
+
+def schedulers() -> bytes:
+    """GET schedulers."""
+    labels = {_AUTOMATIC.lower(): _AUTOMATIC, **SCHEDULE_LABELS}
+    return compact(
+        [
+            {
+                "name": label.lower().replace(" ", "_"),
+                "label": label,
+                "aliases": [ours, *_others(SCHEDULE_ALIASES, ours)],
+                "default_rho": -1,
+                "need_inner_model": False,
+            }
+            for ours, label in labels.items()
+        ]
+    )
+
+
+def _others(aliases: Mapping[str, str], ours: str) -> list[str]:
+    return [alias for alias, name in aliases.items() if name == ours]
+
+
+def models(ids: Iterable[str]) -> bytes:
+    """GET sd-models; no path of the server is told."""
+    return compact(
+        [
+            {
+                "title": name,
+                "model_name": name,
+                "hash": None,
+                "sha256": None,
+                "filename": name,
+                "config": None,
+            }
+            for name in ids
+        ]
+    )
+
+
+def loras(names: Iterable[str]) -> bytes:
+    """GET loras; the path is the name, since no client needs the server's."""
+    return compact([{"name": n, "alias": n, "path": n, "metadata": {}} for n in names])
+
+
+def latent_upscale_modes() -> bytes:
+    """GET latent-upscale-modes: what a hires fix may enlarge with, beside plain resizing."""
+    return compact([{"name": name} for name in LATENT_UPSCALERS])
+
+
+def embeddings(words: Iterable[str]) -> bytes:
+    """GET embeddings: those that the loaded model reads; of the others nothing is known."""
+    facts = ("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors")
+    return compact({"loaded": {w: dict.fromkeys(facts) for w in words}, "skipped": {}})
+
+
+def upscalers(factors: Mapping[str, int]) -> bytes:
+    """GET upscalers: name -> how many times each enlarges; the first one does nothing."""
+    empty = {"model_path": None, "model_url": None}
+    none = {"name": "None", "model_name": None, **empty, "scale": 1}
+    there = [{"name": n, "model_name": n, **empty, "scale": f} for n, f in factors.items()]
+    return compact([none, *there])
+
+
+def extra_answer(job: Job, _form: ImageForm, _created: int) -> bytes:
+    """The JSON of a finished extra-single-image."""
+    return with_base64({"html_info": ""}, "image", "", job.images[0].content)
+
+
+def options(chosen: Settings) -> bytes:
+    """GET options: the ones that a POST knows."""
+    fixed = {name: values[0] for name, values in NEUTRAL_OPTIONS.items()}
+    own = {CHECKPOINT: chosen.model, "sd_checkpoint_hash": None, CLIP_SKIP: chosen.clip_skip or 1}
+    return compact({**own, **fixed})
+
+
+def png_info(texts: Mapping[str, str]) -> bytes:
+    """The JSON of a png-info.
+
+    Args:
+        texts: What the file holds, by name; A1111's is ``parameters``.
+    """
+    text = texts.get("parameters", "")
+    items = {name: value for name, value in texts.items() if name != "parameters"}
+    return compact({"info": text, "items": items, "parameters": infotext.read(text)})

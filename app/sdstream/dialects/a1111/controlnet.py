@@ -1,0 +1,203 @@
+"""AUTOMATIC1111's ControlNet extension: units under ``alwayson_scripts`` to a control picture.
+
+A ControlNet belongs to a model of the catalogue here, so there is one unit at most, and its
+``model`` names the ControlNet that the checkpoint has, or none in particular.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdstream.core.catalog import ModelSpec
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.request import Fit
+from sdstream.dialects.a1111.fields import own_fields
+from sdstream.dialects.openai import request as openai
+from sdstream.dialects.rendering import compact
+
+SCRIPT: Final = "controlnet"
+MODULES: Final = ("none", "canny")
+#: GET /controlnet/…
+LISTS: Final = ("version", "model_list", "module_list", "settings")
+
+PARAM: Final = "alwayson_scripts"
+_NO_MODEL: Final = ("", "none")
+_FITS: Final[Mapping[str, Fit]] = {
+    "0": "stretch",
+    "just resize": "stretch",
+    "1": "crop",
+    "crop and resize": "crop",
+    "2": "pad",
+    "resize and fill": "pad",
+}
+#: webuiapi and others append the file's checksum: "canny [d14c016b]".
+_CHECKSUM: Final = re.compile(r" \[[0-9a-f]{4,16}\]$")
+
+#: Would make another picture, so these values only; all of them mean "off".
+_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "mask": ("",),
+    "mask_image": ("",),
+    "effective_region_mask": ("",),
+    "guidance_start": (0,),
+    "guidance_end": (1,),
+    "control_mode": (0, "Balanced"),
+    "guessmode": (False,),
+    "hr_option": ("Both", "HiResFixOption.BOTH"),
+    "inpaint_crop_input_image": (True, False),
+    "advanced_weighting": ([],),
+    "ipadapter_input": ([],),
+}
+#: About saving, speed and the picture that modules make of the one sent.
+_IGNORED: Final = frozenset(
+    {
+        "low_vram", "pixel_perfect", "processor_res", "save_detected_map", "is_ui", "input_mode",
+        "batch_images", "output_dir", "loopback", "use_preview_as_input", "generated_image",
+        "union_control_type", "pulid_mode",
+    }
+)  # fmt: skip
+
+
+class _Unit(BaseModel):
+    """The fields of a unit that mean something here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    enabled: bool = True
+    image: str | Mapping[str, Any] = ""
+    input_image: str | Mapping[str, Any] = ""
+    module: str = "none"
+    model: str = "none"
+    weight: float = Field(1.0, ge=0, le=2)
+    resize_mode: int | str = "crop and resize"
+    threshold_a: float = -1
+    threshold_b: float = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A unit that is switched on.
+
+    Attributes:
+        image: Base64 of the control picture; empty means the input image.
+        model: The ControlNet that the client expects, empty for the checkpoint's.
+        fit: How the picture becomes the size of what is drawn.
+        weight: How strictly it is followed.
+        canny: It is to be made of the edges of the one sent.
+        warnings: Sentences on fields that were taken and do nothing.
+    """
+
+    image: str
+    model: str
+    fit: Fit
+    weight: float
+    canny: bool
+    warnings: tuple[str, ...] = ()
+
+
+def parse(arguments: Sequence[Any]) -> Control | None:
+    """Read the extension's arguments.
+
+    Raises:
+        InvalidRequest: Names the field of the unit.
+    """
+    controls = [
+        control for number, unit in enumerate(arguments) if (control := _control(unit, number))
+    ]
+    if len(controls) > 1:
+        raise _refusal(PARAM, SCRIPT, "a model has one ControlNet, so there is one unit at most")
+    return controls[0] if controls else None
+
+
+def check_model(control: Control, spec: ModelSpec) -> None:
+    """Refuse a ControlNet that is not the checkpoint's.
+
+    Raises:
+        InvalidRequest: It is another one; a checkpoint without any is refused where it is drawn.
+    """
+    own = name_of(spec)
+    if control.model and own and control.model != own:
+        why = f"the ControlNet of '{spec.id}' is '{own}', not '{control.model[:64]}'"
+        raise _refusal(PARAM, SCRIPT, why)
+
+
+def name_of(spec: ModelSpec) -> str | None:
+    """The ControlNet of a model: its file's name without the ending."""
+    if spec.files.control_net is None:
+        return None
+    file = spec.files.control_net.rpartition("/")[2]
+    return file.rpartition(".")[0] or file
+
+
+def listing(name: str, specs: Iterable[ModelSpec]) -> bytes:
+    """The JSON of one of LISTS."""
+    match name:
+        case "model_list":
+            found = sorted({own for spec in specs if (own := name_of(spec))})
+            return compact({"model_list": found})
+        case "module_list":
+            return compact({"module_list": MODULES, "module_detail": {}})
+        case "settings":
+            return compact({"control_net_unit_count": 1})
+        case _:
+            return compact({"version": 3})
+
+
+def _control(unit: Any, number: int) -> Control | None:
+    """A unit that is switched on, else None."""
+    where = f"{PARAM}.{SCRIPT}.args[{number}]"
+    if not unit:
+        return None
+    if not isinstance(unit, Mapping):
+        raise InvalidRequest(f"'{where}' must be an object.", param=where)
+    if unit.get("enabled") is False:
+        return None
+    fields = _fields(unit, where)
+    canny = fields.module.lower() == "canny"
+    if fields.module.lower() not in MODULES:
+        raise _refusal(where, "module", f"there are {' and '.join(MODULES)}")
+    fit = _FITS.get(str(fields.resize_mode).lower())
+    if fit is None:
+        raise _refusal(where, "resize_mode", f"there are {', '.join(_FITS)}")
+    model = _CHECKSUM.sub("", fields.model.strip())
+    warnings: tuple[str, ...] = ()
+    if canny and not fields.threshold_a == fields.threshold_b == -1:
+        warnings = (f"{where}: the thresholds of canny are the runtime's own.",)
+    return Control(
+        image=_picture(fields, where),
+        model="" if model.lower() in _NO_MODEL else model,
+        fit=fit,
+        weight=fields.weight,
+        canny=canny,
+        warnings=warnings,
+    )
+
+
+def _fields(given: Mapping[str, Any], where: str) -> _Unit:
+    prefix, own = f"{where}.", _Unit.model_fields
+    found = own_fields(given, own, neutral=_NEUTRAL, ignored=_IGNORED, where=prefix)
+    try:
+        return _Unit.model_validate(found)
+    except ValidationError as error:
+        raise openai.invalid(error, {name: prefix + name for name in own}) from None
+
+
+def _picture(fields: _Unit, where: str) -> str:
+    """Base64, out of a string or of the object that the extension's own page sends."""
+    picture = fields.image or fields.input_image
+    if isinstance(picture, Mapping):
+        if picture.get("mask"):
+            raise _refusal(where, "image", "a control picture has no mask here")
+        picture = picture.get("image") or ""
+    if not isinstance(picture, str):
+        raise _refusal(where, "image", "it must be base64")
+    return picture
+
+
+def _refusal(where: str, name: str, why: str) -> InvalidRequest:
+    param = f"{where}.{name[:64]}"
+    return InvalidRequest(f"'{param}': {why}.", reason=Reason.NOT_SUPPORTED, param=param)

@@ -1,0 +1,571 @@
+"""AUTOMATIC1111's requests (/sdapi/v1): its JSON to a draft.
+
+Clients of this API send every option there is, most of them at values that do nothing. So a field
+is one of four: it says what to draw; it is harmless (``IGNORED``); it would change the picture in
+ways that are not built here and is taken at its neutral value only (``NEUTRAL``); or it is refused
+as unknown.
+
+Deliberate oddities:
+
+1. ``inpaint_full_res`` and ``inpainting_fill`` 0 are what every client sends with a mask, and have
+   no counterpart: they are taken, and the answer's ``warnings`` say that they did nothing.
+2. An opaque part of a mask with transparency is what is painted, the reverse of OpenAI's masks.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdstream.core.catalog import ModelSpec
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.core.powers import takes
+from sdstream.core.request import MAX_IMAGES, Draft, Fit
+from sdstream.dialects.a1111 import controlnet
+from sdstream.dialects.a1111.controlnet import Control
+from sdstream.dialects.a1111.fields import own_fields
+from sdstream.dialects.openai import request as openai
+from sdstream.dialects.rendering import JsonObject
+
+#: What to draw, spelled as openai.parse knows it.
+_DRAWN: Final = (
+    "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "distilled_cfg_scale",
+    "width", "height",
+)  # fmt: skip
+
+#: Would change the picture, so these values only; all of them mean "off".
+NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "styles": ([],),
+    "subseed_strength": (0,),
+    "seed_resize_from_h": (0, -1),
+    "seed_resize_from_w": (0, -1),
+    "restore_faces": (False,),
+    "tiling": (False,),
+    "s_churn": (0,),
+    "s_noise": (1,),
+    "s_min_uncond": (0,),
+    "firstphase_width": (0,),
+    "firstphase_height": (0,),
+    "firstpass_image": ("",),
+    "refiner_checkpoint": ("", "None"),
+    "script_name": ("", "None"),
+    "infotext": ("",),
+    "initial_noise_multiplier": (1,),
+    "latent_mask": ("",),
+    "mask_round": (True,),
+}
+
+#: Harmless: about saving and bookkeeping, or of a feature that NEUTRAL says is off.
+IGNORED: Final = frozenset(
+    {
+        "do_not_save_samples", "do_not_save_grid", "save_images", "comments", "force_task_id",
+        "subseed", "s_tmin", "s_tmax", "refiner_switch_at", "script_args", "image_cfg_scale",
+        "disable_extra_networks", "inpaint_full_res_padding",
+        "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt",
+        "hr_negative_prompt", "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
+    }
+)  # fmt: skip
+
+#: Settings of the whole server that would change pictures; the first value is the one told.
+NEUTRAL_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
+    "sd_vae": ("Automatic", "None", ""),
+    "eta_noise_seed_delta": (0,),
+    "initial_noise_multiplier": (1.0,),
+    "img2img_color_correction": (False,),
+    "samples_format": ("png",),
+    "forge_additional_modules": ([],),
+}
+
+#: Harmless settings: saving on the server's disk, and how often the original makes previews.
+IGNORED_OPTIONS: Final = frozenset(
+    {
+        "samples_save", "grid_save", "save_to_dirs", "return_grid", "jpeg_quality",
+        "live_previews_enable", "show_progress_every_n_steps", "show_progress_type",
+        "do_not_show_images",
+    }
+)  # fmt: skip
+
+CHECKPOINT: Final = "sd_model_checkpoint"
+CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
+_MAX_SKIP: Final = 12
+
+#: Fields of a second pass that would make it another picture.
+_SECOND_PASS_OF_ITS_OWN: Final = (
+    "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt",
+    "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
+)  # fmt: skip
+
+#: AUTOMATIC1111's name -> the runtime's.
+LATENT_UPSCALERS: Final = {
+    "Latent": "latent",
+    "Latent (antialiased)": "latent-antialiased",
+    "Latent (bicubic)": "latent-bicubic",
+    "Latent (bicubic antialiased)": "latent-bicubic-antialiased",
+    "Latent (nearest)": "latent-nearest",
+    "Latent (nearest-exact)": "latent-nearest-exact",
+}
+_HIRES_UPSCALERS: Final = {**LATENT_UPSCALERS, "Lanczos": "lanczos", "Nearest": "nearest"}
+
+#: How extra-single-image spells what it asks for.
+_EXTRA_SPELLING: Final = {"upscaler": "upscaler_1", "upscale": "upscaling_resize"}
+
+#: Would make another picture of it, so these values only.
+_EXTRA_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    "resize_mode": (0,),
+    "gfpgan_visibility": (0,),
+    "codeformer_visibility": (0,),
+    "upscaler_2": ("None", ""),
+    "extras_upscaler_2_visibility": (0,),
+}
+_EXTRA_IGNORED: Final = frozenset(
+    {
+        "show_extras_results", "codeformer_weight", "upscaling_resize_w", "upscaling_resize_h",
+        "upscaling_crop", "upscale_first",
+    }
+)  # fmt: skip
+
+_FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
+
+#: What A1111 takes when an img2img says nothing.
+_STRENGTH: Final = 0.75
+
+_NETWORK_TAG: Final = re.compile(r"<(?:lyco|hypernet):", re.IGNORECASE)
+_DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},")
+
+
+class _Fields(BaseModel):
+    """The fields with a meaning of their own here; the others go to openai.parse or nowhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    batch_size: int = Field(1, ge=1, le=MAX_IMAGES)
+    n_iter: int = Field(1, ge=1, le=MAX_IMAGES)
+    sampler_name: str = ""
+    sampler_index: str = ""
+    scheduler: str = ""
+    send_images: bool = True
+    override_settings: Mapping[str, Any] = Field(default_factory=dict)
+    override_settings_restore_afterwards: bool = True
+    alwayson_scripts: Mapping[str, Any] = Field(default_factory=dict)
+    init_images: tuple[str, ...] = ()
+    mask: str = ""
+    include_init_images: bool = False
+    denoising_strength: float | None = Field(None, ge=0, le=1)
+    resize_mode: int = Field(0, ge=0, le=3)
+    mask_blur: float | None = None
+    mask_blur_x: float | None = None
+    mask_blur_y: float | None = None
+    inpainting_fill: int | None = Field(None, ge=0, le=3)
+    inpaint_full_res: bool = False
+    inpainting_mask_invert: bool = False
+    enable_hr: bool = False
+    hr_scale: float = 2.0
+    hr_upscaler: str = "Latent"
+    hr_second_pass_steps: int = 0
+    hr_resize_x: int = 0
+    hr_resize_y: int = 0
+    eta: float | None = None
+    clip_skip: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What options choose, of one request or of all later ones; None is what it was.
+
+    Attributes:
+        model: The checkpoint.
+        clip_skip: Layers of CLIP to leave out, from 1 for none.
+    """
+
+    model: str | None = None
+    clip_skip: int | None = None
+
+    def over(self, earlier: Settings) -> Settings:
+        """These where they say something, else the earlier ones."""
+        clip_skip = earlier.clip_skip if self.clip_skip is None else self.clip_skip
+        return Settings(self.model or earlier.model, clip_skip)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A parsed txt2img or img2img.
+
+    Attributes:
+        draft: What to draw.
+        files: The input pictures of an img2img, and the control picture.
+        control: The ControlNet's unit.
+        echo: What the answer repeats as ``parameters``.
+        batch_size: Images of one batch, for the answer.
+        send_images: The answer has the images.
+        kept: Settings that later requests use too.
+        recalled_clip_skip: The draft's clip_skip was chosen by an earlier request.
+        warnings: Sentences on options that were taken and do nothing.
+    """
+
+    draft: Draft
+    files: SourceFiles | None
+    control: Control | None
+    echo: JsonObject
+    batch_size: int
+    send_images: bool
+    kept: Settings = Settings()
+    recalled_clip_skip: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Settings()) -> Drawing:
+    """Read a txt2img or an img2img.
+
+    Args:
+        body: The client's object.
+        over_image: It is an img2img.
+        earlier: What earlier requests chose for later ones.
+
+    Raises:
+        InvalidRequest: Names the field as the client spelled it.
+    """
+    given = {name: value for name, value in body.items() if value is not None}
+    fields = _fields(given)
+    control = _scripts(fields)
+    _refuse_networks(given)
+    if not over_image and (fields.init_images or fields.mask):
+        raise InvalidRequest(
+            "Input images are for /sdapi/v1/img2img.",
+            reason=Reason.NOT_SUPPORTED,
+            param="init_images" if fields.init_images else "mask",
+        )
+    canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
+    canonical["prompt"] = canonical.get("prompt", "")
+    canonical |= _sampling(fields) | _count(fields)
+    if fields.enable_hr:
+        canonical |= _second_pass(fields, given)
+    override = settings(fields.override_settings, "override_settings")
+    canonical |= _chosen(fields, override.over(earlier))
+    files = _files(fields) if over_image else None
+    if control is not None:
+        canonical |= {"control_strength": control.weight, "control_canny": control.canny}
+        canonical["fit"] = control.fit
+        files = _with_control(files, control)
+    if over_image:
+        canonical |= _over_image(fields)
+    return Drawing(
+        draft=_draft(canonical, own_clip_skip=fields.clip_skip is not None),
+        files=files,
+        control=control,
+        echo=_echo(body, fields, has_control=control is not None),
+        batch_size=fields.batch_size,
+        send_images=fields.send_images,
+        kept=Settings() if fields.override_settings_restore_afterwards else override,
+        recalled_clip_skip=fields.clip_skip is None and override.clip_skip is None,
+        warnings=(*_warnings(fields), *(control.warnings if control else ())),
+    )
+
+
+def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
+    """A drawing without what its client did not mean for this model, and with a word on it.
+
+    That is a setting that was chosen for another model; and with one that looks at its input image
+    and draws a new one, what every client sends for those that draw over it.
+    """
+    draft, files = drawing.draft, drawing.files
+    left_out: dict[str, None] = {}
+    words = []
+    if drawing.recalled_clip_skip and draft.clip_skip and not takes(spec, "clip_skip"):
+        left_out["clip_skip"] = None
+        words.append(f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP.")
+    if spec.traits.references and files is not None and files.images and files.mask is None:
+        left_out |= dict.fromkeys(("fit", "strength"))
+        words.append(f"The model '{spec.id}' looks at the image and draws a new one.")
+    return replace(
+        drawing,
+        draft=draft.model_copy(update=left_out),
+        warnings=(*drawing.warnings, *words),
+    )
+
+
+def settings(options: Mapping[str, Any], where: str = "") -> Settings:
+    """What options choose.
+
+    Raises:
+        InvalidRequest: An option that would change pictures and cannot be had.
+    """
+    prefix = f"{where}." if where else ""
+    own = own_fields(
+        options,
+        (CHECKPOINT, CLIP_SKIP),
+        neutral=NEUTRAL_OPTIONS,
+        ignored=IGNORED_OPTIONS,
+        where=prefix,
+    )
+    model, clip_skip = own.get(CHECKPOINT), own.get(CLIP_SKIP)
+    if model is not None and not isinstance(model, str):
+        raise InvalidRequest(f"'{prefix}{CHECKPOINT}' must be a string.", param=CHECKPOINT)
+    if clip_skip is not None and (type(clip_skip) is not int or not 1 <= clip_skip <= _MAX_SKIP):
+        raise InvalidRequest(
+            f"'{prefix}{CLIP_SKIP}' must be a whole number from 1 to {_MAX_SKIP}.",
+            param=CLIP_SKIP,
+        )
+    return Settings(model, clip_skip)
+
+
+def image_field(body: Mapping[str, Any]) -> SourceFile:
+    """The file under ``image`` of a png-info.
+
+    Raises:
+        InvalidRequest: It is missing, or no base64.
+    """
+    for name in body:
+        if name != "image":
+            raise openai.unknown(name)
+    if not isinstance(body.get("image"), str):
+        raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
+    return _file("image", body["image"].strip())
+
+
+def _fields(given: Mapping[str, Any]) -> _Fields:
+    own = (*_Fields.model_fields, *_DRAWN)
+    found = own_fields(given, own, neutral=NEUTRAL, ignored=IGNORED)
+    try:
+        return _Fields.model_validate({k: v for k, v in found.items() if k not in _DRAWN})
+    except ValidationError as error:
+        raise openai.invalid(error, {}) from None
+
+
+def _scripts(fields: _Fields) -> Control | None:
+    """The ControlNet; others may come switched off: webuiapi sends [] or [False] for them."""
+    control = None
+    for name, script in fields.alwayson_scripts.items():
+        arguments = script.get("args") if isinstance(script, Mapping) else script
+        if name.lower() == controlnet.SCRIPT and isinstance(arguments, list):
+            control = controlnet.parse(arguments)
+        elif arguments and (not isinstance(arguments, Sequence) or any(arguments)):
+            raise InvalidRequest(
+                f"'alwayson_scripts': there is no script '{name[:64]}'.",
+                reason=Reason.NOT_SUPPORTED,
+                param="alwayson_scripts",
+            )
+    return control
+
+
+def _refuse_networks(given: Mapping[str, Any]) -> None:
+    """Options in the guise of text; <lora:…> is read where the prompt is."""
+    for name in ("prompt", "negative_prompt"):
+        if isinstance(given.get(name), str) and _NETWORK_TAG.search(given[name]):
+            raise InvalidRequest(
+                f"'{name}': LyCORIS and hypernetworks are not supported.",
+                reason=Reason.NOT_SUPPORTED,
+                param=name,
+            )
+
+
+def _sampling(fields: _Fields) -> JsonObject:
+    """Sampler and schedule."""
+    # webuiapi fills the deprecated sampler_index with its default whatever sampler_name says.
+    name = fields.sampler_name or fields.sampler_index
+    return {"sampler_name": name, "scheduler": fields.scheduler}
+
+
+def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
+    """The hires fix: its scale, and not a size; the same model, sampler and prompt."""
+    for name in (*_SECOND_PASS_OF_ITS_OWN, "hr_resize_x", "hr_resize_y"):
+        if given.get(name) not in (None, "", 0, [], "Use same checkpoint", "Use same sampler",
+                                   "Use same scheduler"):  # fmt: skip
+            raise InvalidRequest(
+                f"'{name}' is not supported: the second pass differs in its size only.",
+                reason=Reason.NOT_SUPPORTED,
+                param=name,
+            )
+    wanted = fields.hr_upscaler.strip().lower()
+    upscaler = next((ours for name, ours in _HIRES_UPSCALERS.items() if name.lower() == wanted), "")
+    if not upscaler:
+        raise InvalidRequest(
+            f"'hr_upscaler': unknown upscaler '{fields.hr_upscaler[:64]}'; there are "
+            f"{', '.join(_HIRES_UPSCALERS)}.",
+            param="hr_upscaler",
+        )
+    found: JsonObject = {"hires_scale": fields.hr_scale, "hires_upscaler": upscaler}
+    if fields.hr_second_pass_steps:
+        found["hires_steps"] = fields.hr_second_pass_steps
+    if fields.denoising_strength is not None:
+        found["hires_strength"] = fields.denoising_strength
+    return found
+
+
+def _chosen(fields: _Fields, settings: Settings) -> JsonObject:
+    """Model, layers of CLIP and eta.
+
+    1 is what every client sends for the two, with models and samplers too that have no such thing.
+    """
+    found: JsonObject = {}
+    if settings.model is not None:
+        found["model"] = settings.model
+    clip_skip = settings.clip_skip if fields.clip_skip is None else fields.clip_skip
+    if clip_skip not in (None, 1):
+        found["clip_skip"] = clip_skip
+    if fields.eta not in (None, 1):
+        found["eta"] = fields.eta
+    return found
+
+
+def _count(fields: _Fields) -> JsonObject:
+    images = fields.batch_size * fields.n_iter
+    if images > MAX_IMAGES:
+        raise InvalidRequest(
+            f"'batch_size' times 'n_iter' can be {MAX_IMAGES} at most, not {images}.",
+            param="batch_size",
+        )
+    return {"batch_size": images}
+
+
+def _draft(canonical: Mapping[str, Any], *, own_clip_skip: bool) -> Draft:
+    spelling = {"model": CHECKPOINT, "fit": "resize_mode"}
+    if not own_clip_skip:
+        spelling["clip_skip"] = CLIP_SKIP
+    spelling |= {"hires_scale": "hr_scale", "hires_steps": "hr_second_pass_steps"}
+    spelling["hires_strength"] = "denoising_strength"
+    spelling["control"] = controlnet.PARAM
+    return openai.parse(canonical, spelling=spelling).draft
+
+
+# --- requests: input pictures ---------------------------------------------------------------------
+
+
+def _files(fields: _Fields) -> SourceFiles:
+    if not fields.init_images:
+        raise InvalidRequest(
+            "'init_images' is required.", reason=Reason.MISSING_FIELD, param="init_images"
+        )
+    if len(fields.init_images) > 1:
+        raise InvalidRequest(
+            "'init_images' can hold one image here.",
+            reason=Reason.NOT_SUPPORTED,
+            param="init_images",
+        )
+    return SourceFiles(
+        images=(_file("init_images", fields.init_images[0]),),
+        mask=_file("mask", fields.mask) if fields.mask else None,
+        inverted_mask=fields.inpainting_mask_invert,
+    )
+
+
+def _with_control(files: SourceFiles | None, control: Control) -> SourceFiles:
+    """A unit without a picture of its own follows the input image."""
+    param = controlnet.PARAM
+    if control.image:
+        picture = _file(param, control.image)
+    elif files is not None:
+        picture = files.images[0]
+    else:
+        raise InvalidRequest(
+            f"'{param}': the ControlNet's unit needs an 'image'.",
+            reason=Reason.MISSING_FIELD,
+            param=param,
+        )
+    return replace(files or SourceFiles(()), control=picture)
+
+
+def _file(param: str, text: str) -> SourceFile:
+    """A file from base64, with or without a data: prefix."""
+    prefix = _DATA_URL.match(text)
+    try:
+        data = binascii.a2b_base64(text[prefix.end() :] if prefix else text)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        raise InvalidRequest(
+            f"Invalid image: '{param}' is no base64.", reason=Reason.INVALID_IMAGE, param=param
+        )
+    return SourceFile(param, data)
+
+
+def _over_image(fields: _Fields) -> JsonObject:
+    if fields.resize_mode == len(_FITS):
+        raise InvalidRequest(
+            "'resize_mode' 3 (latent upscale) cannot be had; there are 0, 1 and 2.",
+            reason=Reason.NOT_SUPPORTED,
+            param="resize_mode",
+        )
+    chosen: JsonObject = {"fit": _FITS[fields.resize_mode]}
+    if fields.denoising_strength is not None:
+        chosen["denoising_strength"] = fields.denoising_strength
+    if fields.mask:
+        chosen.setdefault("denoising_strength", _STRENGTH)
+        chosen |= {"mask_mode": "opacity", "mask_blur": _blur(fields)}
+        if fields.inpainting_fill in (2, 3):
+            raise InvalidRequest(
+                "'inpainting_fill' can be 0 or 1 here: drawing starts from the image as it is.",
+                reason=Reason.NOT_SUPPORTED,
+                param="inpainting_fill",
+            )
+    return chosen
+
+
+def _blur(fields: _Fields) -> float:
+    ways = [fields.mask_blur, fields.mask_blur_x, fields.mask_blur_y]
+    given = {way for way in ways if way is not None}
+    if len(given) > 1:
+        raise InvalidRequest(
+            "'mask_blur', 'mask_blur_x' and 'mask_blur_y' must be the same here.",
+            reason=Reason.NOT_SUPPORTED,
+            param="mask_blur_x" if fields.mask_blur_x is not None else "mask_blur_y",
+        )
+    return next(iter(given), 0.0)
+
+
+def _warnings(fields: _Fields) -> tuple[str, ...]:
+    if not fields.mask:
+        return ()
+    warnings = []
+    if fields.inpainting_fill == 0:
+        warnings.append("inpainting_fill 0 acts as 1: drawing starts from the image as it is.")
+    if fields.inpaint_full_res:
+        warnings.append("inpaint_full_res has no effect: the whole picture is drawn, then masked.")
+    return tuple(warnings)
+
+
+def _echo(body: Mapping[str, Any], fields: _Fields, *, has_control: bool) -> JsonObject:
+    """The request, with its pictures only if the client wants them back."""
+    echo = dict(body)
+    if not fields.include_init_images:
+        echo |= {name: None for name in ("init_images", "mask") if name in body}
+        if has_control:
+            del echo["alwayson_scripts"]
+    return echo
+
+
+# --- enlarging ------------------------------------------------------------------------------------
+
+
+def parse_extra(body: Mapping[str, Any]) -> tuple[Draft, SourceFile]:
+    """The JSON of an extra-single-image: how to enlarge which picture.
+
+    Raises:
+        InvalidRequest: Names the field.
+    """
+    file = image_field({name: value for name, value in body.items() if name == "image"})
+    own = ("image", *_EXTRA_SPELLING.values())
+    given = own_fields(body, own, neutral=_EXTRA_NEUTRAL, ignored=_EXTRA_IGNORED)
+    chosen = given.get("upscaler_1", "None")
+    if chosen == "None":
+        raise InvalidRequest(
+            "'upscaler_1' must name an upscaler: there is nothing else to do to the picture.",
+            reason=Reason.MISSING_FIELD,
+            param="upscaler_1",
+        )
+    try:
+        draft = Draft(
+            prompt="",
+            upscaler=chosen,
+            upscale=given.get("upscaling_resize", 2.0),
+            only_upscale=True,
+            spelling=_EXTRA_SPELLING,
+        )
+    except ValidationError as error:
+        raise openai.invalid(error, _EXTRA_SPELLING) from None
+    return draft, file

@@ -1,0 +1,207 @@
+"""The stream of GPUStack and llama-box: ``image.chunk`` items in ``data:`` frames.
+
+Frames are LF-terminated single ``data:`` lines without ``event:``, ``id:``, ``retry:`` or comment
+lines; each of those breaks some client. Progress is 100·k/(N+1): one slot is kept for decoding,
+so that no frame says 100 before its image is attached. A silent stream repeats its last progress
+frame. A failure is told twice, as the ``error:`` line that GPUStack's client reads and as the
+``data: {"error": …}`` that OpenAI's do, and ends with ``[DONE]`` like a success.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Final
+
+from sdstream.core.errors import ImageServiceError
+from sdstream.core.job import (
+    Completed,
+    Entry,
+    ImageReady,
+    ImageResult,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobStatus,
+    Loading,
+    PreviewReady,
+    Queued,
+    Running,
+)
+from sdstream.core.messages import Progress, counted_phase
+from sdstream.dialects.rendering import (
+    ImageForm,
+    JsonObject,
+    answer_fields,
+    compact,
+    error_body,
+    error_fields,
+    image_item,
+    usage_fields,
+    with_base64,
+    with_data,
+)
+
+DONE: Final = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOptions:
+    """What the client chose about its frames (see openai.StreamOptions).
+
+    Attributes:
+        form: How images are put in.
+        include_usage: Usage on the last image's frame.
+        chunk_size: Characters of a piece of base64, None for all in one frame.
+        completed_type: Makes the frame of an image OpenAI's event of this type as well.
+    """
+
+    form: ImageForm
+    include_usage: bool = True
+    chunk_size: int | None = None
+    completed_type: str | None = None
+
+
+class ImageChunkStream:
+    """Renders one job's entries as frames, in order; keeps what the next frame depends on."""
+
+    def __init__(self, job: Job, options: ChunkOptions) -> None:
+        self._job = job
+        self._options = options
+        self._counted = counted_phase(job.request)
+        self._preview: PreviewReady | None = None
+        self._images_sent = 0
+        self._last = b""
+
+    def frames(self, entry: Entry) -> list[bytes]:
+        """The frames of one entry, each to be flushed by itself."""
+        created = int(entry.at)
+        match entry.event:
+            case Queued(position):
+                return self._standing(created, JobStatus.QUEUED, {"queue_position": position})
+            case Loading():
+                return self._standing(created, JobStatus.LOADING, {})
+            case Running():
+                return self._standing(created, JobStatus.RUNNING, {})
+            case PreviewReady() as preview:
+                # The runtime gives the preview just before the step's progress: they go together.
+                self._preview = preview if preview.data else None
+                return []
+            case Progress(phase=self._counted) as progress if progress.step:
+                return [self._progress(created, progress)]
+            case ImageReady(image):
+                return self._image(created, image)
+            case Completed():
+                return [DONE]
+            case JobFailed() | JobCancelled():
+                error = self._job.error()
+                assert error is not None
+                return self.failure(error)
+            case _:
+                return []
+
+    def failure(self, error: ImageServiceError) -> list[bytes]:
+        """The end of a stream that has not all of its images."""
+        line = b"error: " + compact(error_fields(error)) + b"\n\n"
+        return [line, b"data: " + compact(error_body(error)) + b"\n\n", DONE]
+
+    def keep_alive(self) -> list[bytes]:
+        """What a silent stream sends."""
+        return [self._last] if self._last else []
+
+    def _standing(self, created: int, status: JobStatus, extra: JsonObject) -> list[bytes]:
+        """Where the next image is: of a second try, the first one that is not there yet."""
+        if self._images_sent == self._job.request.n:
+            # What keep-alive says must not take the last image back.
+            self._last = b""
+            return []
+        item = self._item(self._images_sent, 0.0, 0, self._job.request.steps)
+        self._last = self._frame(created, compact({**item, "status": status.value, **extra}))
+        return [self._last]
+
+    def _progress(self, created: int, progress: Progress) -> bytes:
+        percent = round(100 * progress.share, 2)
+        item = self._item(progress.index, percent, progress.step, progress.steps)
+        item["status"] = JobStatus.RUNNING.value
+        self._last = self._frame(created, compact(item))
+        preview, self._preview = self._preview, None
+        if preview is None or preview.index != progress.index:
+            return self._last
+        pictured = with_base64({**item, "preview": True}, "b64_json", "", preview.data)
+        return self._frame(created, pictured)
+
+    def _image(self, created: int, image: ImageResult) -> list[bytes]:
+        self._images_sent += 1
+        self._standing(created, JobStatus.RUNNING, {})  # for keep-alive, until the next step
+        final = {
+            **self._item(image.index, 100.0, image.steps, image.steps),
+            "finish_reason": "stop",
+            "seed": image.seed,
+        }
+        if self._options.chunk_size is not None and not self._options.form.as_url:
+            return self._pieces(created, image, final, self._options.chunk_size)
+        item = image_item(final, self._job.request, image, self._options.form)
+        if self._options.completed_type is not None:
+            return [self._union(created, image, item, self._options.completed_type)]
+        return [self._final_frame(created, item)]
+
+    def _union(self, created: int, image: ImageResult, item: bytes, kind: str) -> bytes:
+        """One frame for both kinds of clients; each reads its own copy of the image."""
+        fields = {
+            **answer_fields(self._job),
+            "created_at": created,
+            "seed": image.seed,
+            "usage": usage_fields(self._job.usage()),
+        }
+        tail = image_item(fields, self._job.request, image, self._options.form)
+        return self._frame(created, item, tail, kind)
+
+    def _pieces(
+        self, created: int, image: ImageResult, final: JsonObject, size: int
+    ) -> list[bytes]:
+        """The image's base64 in pieces, progress growing to 100 on the last."""
+        prefix = f"data:image/{self._job.request.output_format};base64,"
+        text = prefix if self._options.form.data_url else ""
+        text += base64.b64encode(image.content).decode()
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
+        start = 100 * image.steps / (image.steps + 1)
+        frames = []
+        for number, piece in enumerate(pieces[:-1], start=1):
+            percent = round(start + (100 - start) * number / len(pieces), 2)
+            item = self._item(image.index, min(percent, 99.99), image.steps, image.steps)
+            frames.append(self._frame(created, compact({**item, "b64_json": piece})))
+        last = compact({**final, "b64_json": pieces[-1]})
+        return [*frames, self._final_frame(created, last)]
+
+    def _final_frame(self, created: int, item: bytes) -> bytes:
+        tail: JsonObject = {"usage": None}
+        if self._images_sent == self._job.request.n:
+            tail = answer_fields(self._job)
+            tail["usage"] = usage_fields(self._job.usage()) if self._options.include_usage else None
+        return self._frame(created, item, compact(tail))
+
+    def _item(self, index: int, percent: float, step: int, steps: int) -> JsonObject:
+        return {
+            "index": index,
+            "object": "image.chunk",
+            "progress": percent,
+            "progressed_steps": step,
+            "progress_steps": steps,
+            "finish_reason": None,
+        }
+
+    def _frame(
+        self,
+        created: int,
+        item: bytes,
+        tail: bytes = b'{"usage":null}',
+        kind: str = "image_generation.progress",
+    ) -> bytes:
+        head = {
+            "created": created,
+            "model": self._job.request.model,
+            "object": "list",
+            "type": kind,
+            "job_id": self._job.id,
+        }
+        return b"data: " + with_data(head, [item], tail) + b"\n\n"

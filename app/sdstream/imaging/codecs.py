@@ -1,0 +1,290 @@
+"""Pixels from image files and to image files: decoding, fitting, masks, encoding, metadata.
+
+Input comes from strangers: only the formats listed here are opened, the header is looked at before
+Pillow sees the file (image_headers.py), and only the first frame of an animation is read.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from PIL import Image, ImageChops, ImageFilter, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from sdstream.core.catalog import Size
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.pixels import Pixels
+from sdstream.core.request import Fit, MaskMode, OutputFormat
+from sdstream.imaging.headers import TooManyParts, size_of
+
+MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "webp": "image/webp",
+}
+
+_INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+_EXIF_IFD: Final = 0x8769
+_USER_COMMENT: Final = 0x9286
+_UNICODE: Final = b"UNICODE\0"
+#: Bytes; with what goes around it a segment has 65,533.
+_LONGEST_COMMENT: Final = 65_400
+_ASCII: Final = b"ASCII\0\0\0"
+
+#: Characters of one text inside a file; more can only be meant to keep its reader busy.
+_MAX_TEXT: Final = 2**20
+
+#: Level 1 is half the time of Pillow's default for 13 % more bytes (1024 x 1024, photo-like).
+_PNG_LEVEL: Final = 1
+
+_MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+# --- from files -----------------------------------------------------------------------------------
+
+
+def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
+    """Read an image file of any usual kind.
+
+    Args:
+        data: The file.
+        param: The field it came in, for errors.
+        max_pixels: Larger pictures are refused before they are decoded.
+
+    Returns:
+        RGB, or RGBA when the file has transparency; upright by its EXIF orientation.
+
+    Raises:
+        InvalidRequest: It is no image, damaged, or too large.
+    """
+    with _faults_of(param):
+        image = _opened(data, param, max_pixels)
+        image.load()
+        return _pixels(_eight_bits(ImageOps.exif_transpose(image)))
+
+
+def pixels_of(data: bytes) -> int:
+    """Width x height by the header alone; 0 where there is none that can be read."""
+    try:
+        width, height = size_of(data)
+    except ValueError:  # decode says what is wrong
+        return 0
+    return width * height
+
+
+@contextmanager
+def _faults_of(param: str) -> Iterator[None]:
+    """Whatever a file breaks is an InvalidRequest."""
+    try:
+        yield
+    except InvalidRequest:
+        raise
+    except TooManyParts as error:
+        raise _invalid(param, str(error)) from None
+    # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, ValueError,
+    # struct.error, IndexError, zlib.error, DecompressionBombError …
+    except Exception:
+        raise _invalid(param, None) from None
+
+
+def _opened(data: bytes, param: str, max_pixels: int) -> Image.Image:
+    """The file with its size looked at and nothing decoded."""
+    # Before Pillow opens it: for an animated WebP opening alone takes memory for two frames.
+    _check_size(size_of(data), param, max_pixels)
+    image = Image.open(io.BytesIO(data), formats=_INPUT_FORMATS)
+    _check_size(image.size, param, max_pixels)
+    return image
+
+
+def _check_size(size: tuple[int, int], param: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise _invalid(param, f"{width}x{height} is more than {max_pixels} pixels")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """RGB or RGBA of any of Pillow's modes."""
+    if image.mode.startswith("I"):  # 16 or 32 bits of grey: the high byte is the picture
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return image.convert("RGBA" if has_alpha else "RGB")
+
+
+def _invalid(param: str, why: str | None) -> InvalidRequest:
+    # The two words are what GPUStack documents; more is said where more is known.
+    message = f"Invalid image: {why}." if why else "Invalid image"
+    return InvalidRequest(message, reason=Reason.INVALID_IMAGE, param=param)
+
+
+def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
+    """What is written into an image file, by name; AUTOMATIC1111's text is ``parameters``.
+
+    Of each text the first million characters.
+
+    Args:
+        data: The file; its pixels are not decoded.
+        param, max_pixels: As for ``decode``.
+
+    Raises:
+        InvalidRequest: It is no image, damaged, or too large.
+    """
+    with _faults_of(param):
+        image = _opened(data, param, max_pixels)
+        found = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
+        if image.format in ("JPEG", "WEBP"):
+            comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+            if isinstance(comment, bytes):
+                found["parameters"] = _comment_text(comment)
+        return {name: text[:_MAX_TEXT] for name, text in found.items()}
+
+
+def _comment_text(comment: bytes) -> str:
+    """An EXIF UserComment: eight bytes name its coding."""
+    mark, text = comment[:8], comment[8:]
+    if mark == _UNICODE:
+        return text.decode("utf-16-be", "replace")
+    if mark == _ASCII:
+        return text.decode("ascii", "replace")
+    return comment.decode("utf-8", "replace")
+
+
+# --- between pixels -------------------------------------------------------------------------------
+
+
+def fit(picture: Pixels, size: Size, how: Fit) -> Pixels:
+    """The picture at another size, as RGB: transparency becomes white.
+
+    crop keeps the shape and the middle; stretch keeps everything but the shape; pad keeps
+    everything and fills up with black.
+    """
+    return _pixels(_fitted(_flat(_image(picture)), size, how, Image.Resampling.LANCZOS))
+
+
+def mask_of(
+    picture: Pixels, size: Size, how: Fit, mode: MaskMode, *, inverted: bool = False
+) -> Pixels:
+    """Where to paint, as one channel of 0 (keep) and 255 (paint).
+
+    Args:
+        picture: The mask as it came; fitted like the image it belongs to.
+        size, how: As for ``fit``; what ``pad`` adds is painted.
+        mode: ``alpha`` paints where the mask is transparent (OpenAI), ``luminance`` where it is
+            white (llama-box, Xinference), ``opacity`` where it is opaque (AUTOMATIC1111).
+            ``auto`` is alpha if any of it is transparent at all, and luminance if not; so is
+            opacity luminance then.
+        inverted: Paint the rest instead.
+    """
+    image = _image(picture)
+    transparent = image.mode == "RGBA" and _darkest(image.getchannel("A")) < 255
+    if mode == "auto":
+        mode = "alpha" if transparent else "luminance"
+    if mode == "alpha":
+        alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
+        grey = ImageChops.invert(alpha)
+    elif mode == "opacity" and transparent:
+        grey = image.getchannel("A")
+    else:
+        grey = _flat(image).convert("L")
+    if inverted:
+        grey = ImageChops.invert(grey)
+    whole = _fitted(grey, size, how, Image.Resampling.NEAREST, fill=255)
+    return _pixels(whole.point(lambda value: 255 if value >= 128 else 0))
+
+
+def composite(drawn: Pixels, original: Pixels, mask: Pixels, blur: float) -> Pixels:
+    """The drawn picture where the mask is white, the original's very pixels elsewhere.
+
+    Args:
+        drawn, original: RGB of one size.
+        mask: One channel of 0 and 255, of that size.
+        blur: Pixels over which the edge fades, inwards: outside the mask nothing ever changes.
+    """
+    grey = _image(mask)
+    if blur:
+        soft = grey.filter(ImageFilter.GaussianBlur(blur))
+        grey = ImageChops.darker(grey, soft)
+    return _pixels(Image.composite(_image(drawn), _image(original), grey))
+
+
+def _darkest(channel: Image.Image) -> int:
+    return next(value for value, count in enumerate(channel.histogram()) if count)
+
+
+def blank(size: Size) -> Pixels:
+    """A black picture."""
+    return Pixels(size.width, size.height, bytes(size.width * size.height * 3))
+
+
+def _fitted(
+    image: Image.Image, size: Size, how: Fit, resampling: Image.Resampling, fill: int = 0
+) -> Image.Image:
+    if image.size == size:
+        return image
+    if how == "stretch":
+        return image.resize(size, resampling)
+    if how == "pad":
+        colour = fill if image.mode == "L" else (fill, fill, fill)
+        return ImageOps.pad(image, size, resampling, color=colour)
+    return ImageOps.fit(image, size, resampling)
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _image(picture: Pixels) -> Image.Image:
+    return Image.frombytes(_MODES[picture.channels], picture.size, picture.data)
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    return Pixels(image.width, image.height, image.tobytes())
+
+
+# --- to files -------------------------------------------------------------------------------------
+
+
+def encode(
+    picture: Pixels,
+    output_format: OutputFormat,
+    compression: int = 100,
+    parameters: str | None = None,
+) -> bytes:
+    """Make an image file.
+
+    Args:
+        picture: RGB.
+        output_format: "png", "jpeg" or "webp".
+        compression: Quality of JPEG and WebP in percent.
+        parameters: Text to embed: as PNG text chunk ``parameters`` or EXIF UserComment.
+    """
+    image = _image(picture)
+    file = io.BytesIO()
+    if output_format == "png":
+        info = PngInfo()
+        if parameters is not None:
+            info.add_text("parameters", parameters)
+        image.save(file, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
+    else:
+        exif = _user_comment(parameters) if parameters is not None else Image.Exif()
+        # At high quality JPEG keeps every pixel's colour, not one for four.
+        chroma = {"subsampling": 0} if output_format == "jpeg" and compression >= 95 else {}
+        image.save(file, output_format.upper(), quality=compression, exif=exif, **chroma)
+    return file.getvalue()
+
+
+def _user_comment(text: str) -> Image.Exif:
+    """The text as EXIF; nothing of one that is too long for the segment that JPEG has for it."""
+    exif = Image.Exif()
+    # The tag's own prefix for UTF-16, big-endian as the readers of this tag expect it.
+    comment = _UNICODE + text.encode("utf-16-be")
+    if len(comment) > _LONGEST_COMMENT:
+        return exif
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
+    return exif

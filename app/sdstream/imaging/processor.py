@@ -1,0 +1,271 @@
+"""Everything that is done to pixels, in two bounded pools of threads: uploads and results.
+
+Before a job its input pictures are decoded and fitted; after it the drawn pixels are composed with
+what a mask keeps, checked, written into a file and stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, ParamSpec, Protocol, TypeVar
+
+from sdstream.core import infotext
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.job import ImageResult, JobFailed
+from sdstream.core.messages import ImageDrawn, Preview
+from sdstream.core.pixels import Inputs, Pixels, SourceFile, SourceFiles
+from sdstream.core.request import GenerationRequest, OutputFormat, Sources
+from sdstream.imaging import codecs
+from sdstream.imaging.safety import SafetyChecker
+
+logger = logging.getLogger(__name__)
+
+#: Enough for what two cores encode; more would only take memory.
+_THREADS: Final = 4
+
+#: Of their own for what is uploaded, so that no upload holds up a finished picture.
+_UPLOAD_THREADS: Final = 2
+
+#: Pictures of the largest size that a request may have; more of smaller ones.
+_PICTURES_AT_ONCE: Final = 3
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ImageShelf(Protocol):
+    """Where finished images go (store.JobStore)."""
+
+    def put(self, data: bytes, output_format: OutputFormat) -> str:
+        """Keep an image; returns its id."""
+
+
+class Spoiled(Exception):
+    """A drawn image cannot be handed out; ``ending`` is what its job ends with."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.ending = JobFailed(reason, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Decoded input pictures, not fitted yet.
+
+    Attributes:
+        image: The one to draw over.
+        mask: Where, as it came.
+        inverted_mask: It opens what it seems to close.
+        references: To look at.
+        control: For the ControlNet.
+    """
+
+    image: Pixels | None = None
+    mask: Pixels | None = None
+    inverted_mask: bool = False
+    references: tuple[Pixels, ...] = ()
+    control: Pixels | None = None
+
+    @property
+    def sources(self) -> Sources:
+        """What resolving a request needs to know of them."""
+        first = self.image or next(iter(self.references), None) or self.control
+        return Sources(
+            size=first.size if first else None,
+            drawn_over=self.image is not None,
+            masked=self.mask is not None,
+            references=len(self.references),
+            control=self.control is not None,
+        )
+
+
+class Studio:
+    """Decodes, fits, composes, checks and encodes.
+
+    Args:
+        shelf: Keeps finished images.
+        checker: Looks at finished images of requests that ask for it.
+        max_input_pixels: Largest width x height of an input picture.
+        embed_parameters: Write prompt and options into image files.
+    """
+
+    def __init__(
+        self,
+        *,
+        shelf: ImageShelf,
+        checker: SafetyChecker | None,
+        max_input_pixels: int,
+        embed_parameters: bool,
+    ) -> None:
+        self._shelf = shelf
+        self._checker = checker
+        self._max_input_pixels = max_input_pixels
+        self._embed_parameters = embed_parameters
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="studio")
+        self._upload_threads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
+
+    @property
+    def can_check(self) -> bool:
+        """True when a safety checker is there."""
+        return self._checker is not None
+
+    def close(self) -> None:
+        """Take no more work."""
+        for threads in (self._threads, self._upload_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def decode(self, files: SourceFiles, *, only_references: bool) -> Pictures:
+        """The files as pictures, the first to be drawn over unless the model only looks.
+
+        Raises:
+            InvalidRequest: A file is no image, or the mask has another size than its image.
+        """
+        return await self._run(self._upload_threads, self._decode, files, only_references)
+
+    async def fit(self, pictures: Pictures, request: GenerationRequest) -> Inputs:
+        """The pictures at the size of the request."""
+        return await self._run(self._upload_threads, _fit, pictures, request)
+
+    async def preview(self, preview: Preview) -> bytes:
+        """A picture of the state between two steps, as PNG."""
+        pixels = Pixels(preview.width, preview.height, preview.blob)
+        return await self._run(self._threads, codecs.encode, pixels, "png")
+
+    async def develop(
+        self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, must_keep: bool
+    ) -> ImageResult:
+        """Drawn pixels to a finished image; raises Spoiled when there will be none.
+
+        Args:
+            request: Of the job.
+            inputs: What the job started from.
+            drawn: What the runtime drew.
+            must_keep: Nobody waits for the file itself, so without the store it is lost.
+        """
+        return await self._run(self._threads, self._develop, request, inputs, drawn, must_keep)
+
+    async def texts(self, file: SourceFile) -> dict[str, str]:
+        """What is written into an image file; raises InvalidRequest when it is none."""
+        return await self._run(
+            self._upload_threads, codecs.texts, file.data, file.param, self._max_input_pixels
+        )
+
+    # --- in the threads -------------------------------------------------------------------------
+
+    async def _run(
+        self,
+        threads: ThreadPoolExecutor,
+        work: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(threads, partial(work, *args, **kwargs))
+
+    def _decode(self, files: SourceFiles, only_references: bool) -> Pictures:
+        self._check_all(files)
+        pictures = tuple(self._read(file) for file in files.images)
+        control = self._read(files.control) if files.control else None
+        if not pictures or (only_references and files.mask is None and not files.own_alpha):
+            return Pictures(references=pictures, control=control)
+        image, *references = pictures
+        mask = image if files.own_alpha else None
+        if files.mask is not None:
+            mask = self._read(files.mask)
+            if mask.size != image.size:
+                raise InvalidRequest(
+                    f"The mask is {mask.size} and the image {image.size}; "
+                    "they must be of one size.",
+                    reason=Reason.INVALID_IMAGE,
+                    param=files.mask.param,
+                )
+        return Pictures(image, mask, files.inverted_mask, tuple(references), control)
+
+    def _check_all(self, files: SourceFiles) -> None:
+        """Refuse pictures that are too much alone or together, by their headers."""
+        every = [*files.images, *(file for file in (files.mask, files.control) if file)]
+        sizes = [codecs.pixels_of(file.data) for file in every]
+        for file, size in zip(every, sizes, strict=True):
+            if size > self._max_input_pixels:
+                self._read(file)  # says so
+        pixels = sum(sizes)
+        if pixels > _PICTURES_AT_ONCE * self._max_input_pixels:
+            raise InvalidRequest(
+                f"The pictures have {pixels} pixels together; at most "
+                f"{_PICTURES_AT_ONCE * self._max_input_pixels} are taken.",
+                reason=Reason.INVALID_IMAGE,
+                param=every[0].param,
+            )
+
+    def _read(self, file: SourceFile) -> Pixels:
+        return codecs.decode(file.data, file.param, self._max_input_pixels)
+
+    def _develop(
+        self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, must_keep: bool
+    ) -> ImageResult:
+        picture = Pixels(drawn.width, drawn.height, drawn.blob)
+        if inputs.image is not None and inputs.mask is not None:
+            # The runtime's kept pixels have been through the autoencoder: put the real ones back.
+            picture = codecs.composite(picture, inputs.image, inputs.mask, request.mask_blur)
+        flagged = self._is_flagged(request, picture)
+        if flagged:
+            picture = codecs.blank(picture.size)
+        text = infotext.write(request, drawn.seed) if self._embed_parameters else None
+        data = codecs.encode(picture, request.output_format, request.output_compression, text)
+        return ImageResult(
+            index=drawn.index,
+            seed=drawn.seed,
+            data=data,
+            size=len(data),
+            steps=drawn.steps,
+            encode_seconds=drawn.encode_seconds,
+            sample_seconds=drawn.sample_seconds,
+            decode_seconds=drawn.decode_seconds,
+            id=self._store(data, request.output_format, must_keep),
+            flagged=flagged,
+        )
+
+    def _is_flagged(self, request: GenerationRequest, picture: Pixels) -> bool:
+        """True when a blank image is to be handed out in place of this one."""
+        if request.safety == "off" or self._checker is None:
+            return False
+        try:
+            verdict = self._checker.check(picture)
+        except Exception:
+            # No verdict must never pass for a good one.
+            logger.exception("the safety checker failed")
+            raise Spoiled(Reason.INTERNAL_ERROR, "The safety check failed.") from None
+        if verdict.flagged:
+            logger.info("an image was flagged: %s", verdict.why)
+            if request.safety == "refuse":
+                raise Spoiled(
+                    Reason.CONTENT_POLICY_VIOLATION, "An image was flagged by the safety check."
+                )
+        return verdict.flagged
+
+    def _store(self, data: bytes, output_format: OutputFormat, must_keep: bool) -> str | None:
+        try:
+            return self._shelf.put(data, output_format)
+        except OSError as error:
+            logger.error("an image could not be stored: %s", error)
+            if not must_keep:
+                return None  # its client gets the bytes all the same
+            raise Spoiled(Reason.STORAGE_FULL, "The image could not be stored.") from None
+
+
+def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:
+    size, how = request.size, request.fit
+    image = codecs.fit(pictures.image, size, how) if pictures.image else None
+    mask = None
+    if pictures.mask is not None:
+        mask = codecs.mask_of(
+            pictures.mask, size, how, request.mask_mode, inverted=pictures.inverted_mask
+        )
+    references = tuple(codecs.fit(p, p.size, how) for p in pictures.references)
+    control = codecs.fit(pictures.control, size, how) if pictures.control else None
+    return Inputs(image, mask, references, control)

@@ -1,0 +1,261 @@
+"""AUTOMATIC1111's routes, /sdapi/v1/….
+
+That API knows one user and one job: progress, interrupt and skip name none. Here they mean the
+oldest unfinished job that came by these routes, so that nobody stops a job of another API, and
+the checkpoint that options choose holds for these routes only. Each API key is a user of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sdstream.core import infotext
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.job import JobStatus
+from sdstream.core.pixels import SourceFiles
+from sdstream.dialects.a1111 import answers, controlnet, generation
+from sdstream.dialects.a1111.generation import Settings
+from sdstream.dialects.openai.request import Ask, ReplyOptions
+from sdstream.dialects.rendering import compact
+from sdstream.service.service import LiveJob
+from sdstream.web import bodies, respond
+from sdstream.web.openapi import A1111_EMPTY, A1111_PREFIX, CONTROLNET_PREFIX
+from sdstream.web.routes.images import ImageRoutes, wants_no_wait
+
+_NULL: Final = b"null"
+
+
+@dataclass
+class _Run:
+    """A job of these routes, and who stopped it."""
+
+    live: LiveJob
+    interrupted: bool = False
+    skipped: bool = False
+
+
+@dataclass
+class _User:
+    """What is remembered of an owner between requests.
+
+    Attributes:
+        runs: Jobs whose clients wait, oldest first.
+        idle: What a progress tells when there is none.
+        chosen: The settings of later requests.
+    """
+
+    runs: list[_Run] = field(default_factory=list)
+    idle: answers.Standing = field(default_factory=answers.Standing)
+    chosen: Settings = field(default_factory=Settings)
+
+    @property
+    def current(self) -> _Run | None:
+        """The oldest job that has not ended."""
+        return next((run for run in self.runs if not run.live.job.terminal), None)
+
+
+class A1111Routes:
+    """The routes, with what they remember between requests: jobs and checkpoint of each owner."""
+
+    def __init__(self, draw: ImageRoutes) -> None:
+        self._draw = draw
+        self._service = draw.service
+        self._users: defaultdict[str, _User] = defaultdict(_User)
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        posts = {
+            "txt2img": self.txt2img,
+            "img2img": self.img2img,
+            "interrupt": self.interrupt,
+            "skip": self.skip,
+            "options": self.set_options,
+            "png-info": self.png_info,
+            "extra-single-image": self.extra_single_image,
+            "refresh-checkpoints": self.refresh_checkpoints,
+        }
+        gets = {
+            "progress": self.progress,
+            "samplers": self.samplers,
+            "schedulers": self.schedulers,
+            "sd-models": self.sd_models,
+            "options": self.options,
+            "upscalers": self.upscalers,
+            "loras": self.loras,
+            "embeddings": self.embeddings,
+            "latent-upscale-modes": self.latent_upscale_modes,
+            **dict.fromkeys(A1111_EMPTY, self.empty),
+        }
+        lists = dict.fromkeys(controlnet.LISTS, self.control_net)
+        return [
+            *(Route(CONTROLNET_PREFIX + name, do, methods=["GET"]) for name, do in lists.items()),
+            *(Route(A1111_PREFIX + name, do, methods=["POST"]) for name, do in posts.items()),
+            *(Route(A1111_PREFIX + name, do, methods=["GET"]) for name, do in gets.items()),
+        ]
+
+    # --- drawing --------------------------------------------------------------------------------
+
+    async def txt2img(self, request: Request) -> Response:
+        """POST txt2img."""
+        return await self._answer(request, over_image=False)
+
+    async def img2img(self, request: Request) -> Response:
+        """POST img2img."""
+        return await self._answer(request, over_image=True)
+
+    async def _answer(self, request: Request, *, over_image: bool) -> Response:
+        body = await bodies.read_json(request, self._draw.max_form_bytes)
+        user = self._user(request)
+        drawing = generation.parse(body, over_image=over_image, earlier=user.chosen)
+        model = drawing.draft.model or self._service.catalog.default
+        spec = await self._service.named(model, "sd_model_checkpoint")
+        drawing = generation.fitted(drawing, spec)
+        if drawing.control is not None:
+            controlnet.check_model(drawing.control, spec)
+        ask = Ask(drawing.draft, ReplyOptions.model_validate({}), drawing.files)
+        live = await self._draw.submit(request, ask)
+        user.chosen = drawing.kept.over(user.chosen)
+        if wants_no_wait(request):
+            return self._draw.accepted(request, live)
+        run = _Run(live)
+        user.runs.append(run)
+        try:
+            job = await self._draw.finished(request, live)
+        finally:
+            user.runs.remove(run)
+            user.idle = answers.Standing(None, run.interrupted, run.skipped)
+        if job is None:
+            return Response(status_code=499)
+        headers = {"X-Job-Id": job.id}
+        error = job.error()
+        stopped = job.status is JobStatus.CANCELLED and (run.interrupted or run.skipped)
+        if error is not None and not stopped:
+            return respond.failure(error, headers, request.url.path)
+        texts = [infotext.write(job.request, job.images[i].seed) for i in sorted(job.images)]
+        return respond.json_bytes(answers.answer(job, drawing, texts), headers)
+
+    async def progress(self, request: Request) -> Response:
+        """GET progress; without skip_current_image the next one has a newer picture."""
+        wanted = request.query_params.get("skip_current_image", "").lower() not in ("true", "1")
+        user = self._user(request)
+        run, standing = user.current, user.idle
+        if run is not None:
+            standing = answers.Standing(run.live.job, run.interrupted, run.skipped)
+            if wanted and answers.wants_picture(run.live.job):
+                self._service.peek(run.live)
+        return respond.json_bytes(answers.progress(standing, time.time(), with_image=wanted))
+
+    async def interrupt(self, request: Request) -> Response:
+        """POST interrupt: the job's answer has what was finished."""
+        run = self._user(request).current
+        if run is not None:
+            run.interrupted = True
+            self._service.cancel(run.live, "The job was interrupted.")
+        return respond.json_bytes(b"{}")
+
+    async def skip(self, request: Request) -> Response:
+        """POST skip: leave the image out that is being drawn, if it is the last one."""
+        run = self._user(request).current
+        if run is not None:
+            job = run.live.job
+            if job.request.n - len(job.images) > 1:
+                raise InvalidRequest(
+                    "skip can only leave out the last image of a job yet; interrupt ends all.",
+                    reason=Reason.NOT_SUPPORTED_YET,
+                )
+            run.skipped = True
+            self._service.cancel(run.live, "The image was skipped.")
+        return respond.json_bytes(_NULL)
+
+    def _user(self, request: Request) -> _User:
+        return self._users[request.state.owner]
+
+    # --- what there is --------------------------------------------------------------------------
+
+    async def samplers(self, _request: Request) -> Response:
+        """GET samplers."""
+        return respond.json_bytes(answers.samplers())
+
+    async def schedulers(self, _request: Request) -> Response:
+        """GET schedulers."""
+        return respond.json_bytes(answers.schedulers())
+
+    async def sd_models(self, _request: Request) -> Response:
+        """GET sd-models."""
+        catalog = await self._service.look_again()
+        return respond.json_bytes(answers.models(catalog.models))
+
+    async def refresh_checkpoints(self, _request: Request) -> Response:
+        """POST refresh-checkpoints: whoever asks for the list gets what is here then."""
+        return respond.json_bytes(_NULL)
+
+    async def upscalers(self, _request: Request) -> Response:
+        """GET upscalers."""
+        extras = await asyncio.to_thread(self._service.extras)
+        return respond.json_bytes(answers.upscalers(extras.upscalers))
+
+    async def loras(self, _request: Request) -> Response:
+        """GET loras."""
+        extras = await asyncio.to_thread(self._service.extras)
+        return respond.json_bytes(answers.loras(extras.loras))
+
+    async def embeddings(self, request: Request) -> Response:
+        """GET embeddings."""
+        model = self._user(request).chosen.model or self._service.catalog.default
+        words = self._service.pool.embeddings(model)
+        return respond.json_bytes(answers.embeddings(words))
+
+    async def control_net(self, request: Request) -> Response:
+        """GET of a list of the ControlNet extension's."""
+        catalog = await self._service.look_again()
+        name = request.url.path.rpartition("/")[2]
+        return respond.json_bytes(controlnet.listing(name, catalog.models.values()))
+
+    async def latent_upscale_modes(self, _request: Request) -> Response:
+        """GET latent-upscale-modes."""
+        return respond.json_bytes(answers.latent_upscale_modes())
+
+    async def empty(self, request: Request) -> Response:
+        """GET of a list of things that this server has none of."""
+        return respond.json_bytes(compact(A1111_EMPTY[request.url.path.rpartition("/")[2]]))
+
+    # --- options --------------------------------------------------------------------------------
+
+    async def options(self, request: Request) -> Response:
+        """GET options."""
+        default = Settings(self._service.catalog.default)
+        return respond.json_bytes(answers.options(self._user(request).chosen.over(default)))
+
+    async def set_options(self, request: Request) -> Response:
+        """POST options: checkpoint and layers of CLIP of later requests to these routes."""
+        body = await bodies.read_json(request, self._draw.max_form_bytes)
+        chosen = generation.settings(body)
+        if chosen.model is not None:
+            spec = await self._service.named(chosen.model, "sd_model_checkpoint")
+            chosen = replace(chosen, model=spec.id)
+        user = self._user(request)
+        user.chosen = chosen.over(user.chosen)
+        return respond.json_bytes(_NULL)
+
+    # --- pictures -------------------------------------------------------------------------------
+
+    async def png_info(self, request: Request) -> Response:
+        """POST png-info: what is written into an image file."""
+        body = await bodies.read_json(request, self._draw.max_form_bytes)
+        texts = await self._service.studio.texts(generation.image_field(body))
+        return respond.json_bytes(answers.png_info(texts))
+
+    async def extra_single_image(self, request: Request) -> Response:
+        """POST extra-single-image: enlarge a picture."""
+        body = await bodies.read_json(request, self._draw.max_form_bytes)
+        draft, file = generation.parse_extra(body)
+        ask = Ask(draft, ReplyOptions.model_validate({}), SourceFiles((file,)))
+        return await self._draw.deliver(request, ask, None, answers.extra_answer)

@@ -1,0 +1,284 @@
+"""The one handler of image requests: parse, submit, answer as a stream, as JSON or as bytes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sdstream.core.errors import ImageServiceError, InvalidRequest
+from sdstream.core.job import Entry, Job, JobStatus, Terms
+from sdstream.core.queue import Priority
+from sdstream.core.request import OutputFormat
+from sdstream.dialects.fireworks.codec import finish_reason
+from sdstream.dialects.jobs import job_fields
+from sdstream.dialects.openai import request as openai
+from sdstream.dialects.openai.image_chunk import ChunkOptions, ImageChunkStream
+from sdstream.dialects.openai.stream import OpenAIStream
+from sdstream.dialects.rendering import ImageForm, compact
+from sdstream.imaging.codecs import MEDIA_TYPES
+from sdstream.service.service import ImageService, LiveJob, postponed
+from sdstream.web import bodies, negotiation, respond
+
+#: Two prompts of 32,000 characters, escaped as \\uXXXX, are 400 kB.
+MAX_JSON_BYTES: Final = 2**20
+
+MAX_KEY_CHARACTERS: Final = 255
+
+_OPENAI_AGENT: Final = re.compile(r"(Async)?OpenAI/")
+
+
+PlainAnswer = Callable[[Job, ImageForm, int], bytes]
+
+
+class Frames(Protocol):
+    """A dialect's stream."""
+
+    def frames(self, entry: Entry) -> list[bytes]:
+        """The frames of one entry."""
+
+    def keep_alive(self) -> list[bytes]:
+        """What is sent when nothing happens."""
+
+    def failure(self, error: ImageServiceError) -> list[bytes]:
+        """The end of a stream whose job will not end in time."""
+
+
+@dataclass(frozen=True)
+class ImageRoutes:
+    """The POST routes that draw.
+
+    Attributes:
+        service: Takes the jobs.
+        public_url: What links begin with; None means as the client addressed the server.
+        keepalive_seconds: A silent stream says something after this.
+        max_form_bytes: Largest body with pictures.
+        check_webhook: Raises InvalidRequest for a URL that is never posted to.
+    """
+
+    service: ImageService
+    public_url: str | None
+    keepalive_seconds: float
+    max_form_bytes: int
+    check_webhook: Callable[[str], None]
+
+    async def generations(self, request: Request) -> Response:
+        """POST /v1/images/generations: JSON, or a form where a control picture comes along."""
+        if request.headers.get("content-type", "").lower().startswith("multipart/"):
+            form = await bodies.read_form(request, self.max_form_bytes)
+            ask = openai.parse_generation_form(form.fields, form.files, _told(request))
+        else:
+            body = await bodies.read_json(request, MAX_JSON_BYTES)
+            ask = openai.parse(body, _told(request))
+        return await self.answer(request, ask)
+
+    async def edits(self, request: Request) -> Response:
+        """POST /v1/images/edits: a form with image and perhaps mask."""
+        return await self._form_answer(request)
+
+    async def variations(self, request: Request) -> Response:
+        """POST /v1/images/variations: a form with image and perhaps prompt."""
+        return await self._form_answer(request, prompt="")
+
+    async def inpainting(self, request: Request) -> Response:
+        """POST /v1/images/inpainting: Xinference's form with image and mask_image."""
+        return await self._form_answer(request, mask_mode="luminance")
+
+    async def upscales(self, request: Request) -> Response:
+        """POST /v1/images/upscales: a form with image and perhaps upscaler and upscale."""
+        return await self._form_answer(request, prompt="", only_upscale=True)
+
+    async def _form_answer(
+        self,
+        request: Request,
+        *,
+        prompt: str | None = None,
+        mask_mode: str | None = None,
+        only_upscale: bool = False,
+    ) -> Response:
+        form = await bodies.read_form(request, self.max_form_bytes)
+        ask = openai.parse_form(
+            form.fields,
+            form.files,
+            told=_told(request),
+            mask_mode=mask_mode,
+            prompt=prompt,
+        )
+        draft = ask.draft.model_copy(update={"only_upscale": only_upscale})
+        return await self.answer(request, replace(ask, draft=draft))
+
+    async def answer(
+        self, request: Request, ask: openai.Ask, plain: PlainAnswer = openai.plain_answer
+    ) -> Response:
+        """Run a parsed request and answer it in the form that its client wants.
+
+        Args:
+            request: Of the client.
+            ask: What its dialect made of it.
+            plain: The dialect's JSON of a finished job.
+        """
+        wanted = None
+        if not ask.reply.stream:
+            asked = ask.draft.output_format
+            wanted = negotiation.accepted_image(request, ask.draft.n or 1, output_format=asked)
+        if wanted is not None and ask.draft.output_format is None:
+            ask = replace(ask, draft=ask.draft.model_copy(update={"output_format": wanted}))
+        return await self.deliver(request, ask, wanted, plain)
+
+    async def deliver(
+        self, request: Request, ask: openai.Ask, wanted: OutputFormat | None, plain: PlainAnswer
+    ) -> Response:
+        """Run a request whose answer's form is known.
+
+        Args:
+            request: Of the client.
+            ask: What its dialect made of it.
+            wanted: The kind of file that is the answer; None for JSON or a stream.
+            plain: The dialect's JSON of a finished job.
+        """
+        form = ask.form(self.base_url(request))
+        live = await self.submit(request, ask)
+        if wants_no_wait(request):
+            return self.accepted(request, live)
+        if ask.reply.stream:
+            frames = self._frames(live, _rendering(ask, live.job, form))
+            return respond.stream(frames, {"X-Job-Id": live.job.id})
+        job = await self.finished(request, live)
+        if job is None:
+            return Response(status_code=499)
+        headers = {"X-Job-Id": job.id}
+        error = job.error()
+        if error is not None:
+            return respond.failure(error, headers, request.url.path)
+        if wanted is not None:
+            return _bytes_answer(job, headers)
+        return respond.json_bytes(plain(job, form, int(time.time())), headers)
+
+    async def submit(self, request: Request, ask: openai.Ask) -> LiveJob:
+        """Make a job of a request; raises what ImageService.submit does."""
+        if ask.reply.webhook_url is not None:
+            self.check_webhook(ask.reply.webhook_url)
+        terms = _terms(request, ask, self.base_url(request))
+        live = await self.service.submit(ask.draft, ask.files, terms)
+        request.state.job = live.job
+        return live
+
+    def base_url(self, request: Request) -> str:
+        """What links to this server begin with, without a slash at the end."""
+        return self.public_url or str(request.base_url).rstrip("/")
+
+    def accepted(self, request: Request, live: LiveJob) -> Response:
+        """202 with the job, for a client that does not wait."""
+        fields = job_fields(live.job, self.base_url(request), self.service.eta(live.job))
+        headers = {
+            "Location": fields["status_url"],
+            "Preference-Applied": "respond-async",
+            "X-Job-Id": live.job.id,
+        }
+        return respond.json_bytes(compact(fields), headers, 202)
+
+    async def _frames(self, live: LiveJob, rendering: Frames) -> AsyncIterator[bytes]:
+        try:
+            for earlier in await self.service.earlier_images(live):
+                for frame in rendering.frames(earlier):
+                    yield frame
+            async for entry in self.service.follow(live, self.keepalive_seconds):
+                frames = rendering.frames(entry) if entry else rendering.keep_alive()
+                for frame in frames:
+                    yield frame
+            if live.laid_aside:
+                for frame in rendering.failure(postponed(live.job)):
+                    yield frame
+        finally:
+            if not live.over and not live.job.terms.background:
+                self.service.cancel(live, "The client left.")
+
+    async def finished(self, request: Request, live: LiveJob) -> Job | None:
+        """The ended job, None when its client left first.
+
+        Raises:
+            Unavailable: The server goes down and does the job after its next start.
+        """
+        try:
+            job = await respond.unless_client_leaves(self.service.finished(live), request.receive)
+        except respond.ClientLeft:
+            if not live.job.terms.background:
+                self.service.cancel(live, "The client left.")
+            return None
+        if not job.terminal:
+            raise postponed(job)
+        # Images of an earlier life of the server are on the disk alone.
+        return await self.service.with_files(job)
+
+
+def wants_no_wait(request: Request) -> bool:
+    """True when the client asks to be answered at once (RFC 7240)."""
+    wishes = negotiation.listed(request, "prefer")
+    return any(wish.partition(";")[0].strip().lower() == "respond-async" for wish in wishes)
+
+
+def _terms(request: Request, ask: openai.Ask, base_url: str) -> Terms:
+    """For whom and how a job is kept; raises InvalidRequest for an unusable Idempotency-Key.
+
+    A client that names its request means to come back for it, so the job goes on without it.
+    """
+    name = request.headers.get("idempotency-key")
+    if name is not None and not 1 <= len(name) <= MAX_KEY_CHARACTERS:
+        raise InvalidRequest(
+            f"'Idempotency-Key' has 1 to {MAX_KEY_CHARACTERS} characters.", param="Idempotency-Key"
+        )
+    reply = ask.reply
+    leaving = reply.on_disconnect or ("cancel" if name is None else "continue")
+    form = ask.form("")
+    return Terms(
+        operation=ask.operation,
+        owner=request.state.owner,
+        priority=Priority(reply.priority),
+        background=wants_no_wait(request) or leaving == "continue",
+        as_url=form.as_url,
+        data_url=form.data_url,
+        idempotency_key=name,
+        fingerprint=ask.fingerprint if name is not None else "",
+        webhook_url=reply.webhook_url,
+        base_url=base_url,
+    )
+
+
+def _told(request: Request) -> openai.Told:
+    """The form of streams that the query names, and the one that the client's library reads."""
+    headers = request.headers
+    is_openais = "x-stainless-lang" in headers or _OPENAI_AGENT.match(headers.get("user-agent", ""))
+    library: openai.StreamDialect | None = "openai" if is_openais else None
+    match request.query_params.get("dialect"):
+        case None:
+            return openai.Told(library=library)
+        case ("image.chunk" | "openai" | "both") as named:
+            return openai.Told(named, library)
+        case _:
+            raise InvalidRequest("'dialect' is image.chunk, openai or both.", param="dialect")
+
+
+def _rendering(ask: openai.Ask, job: Job, form: ImageForm) -> Frames:
+    chosen = ask.reply.stream_options
+    if chosen.dialect == "openai":
+        return OpenAIStream(job, form, ask.operation)
+    both = chosen.dialect == "both"
+    options = ChunkOptions(
+        form=form,
+        include_usage=chosen.include_usage,
+        chunk_size=chosen.chunk_size if chosen.chunk_result else None,
+        completed_type=f"image_{ask.operation}.completed" if both else None,
+    )
+    return ImageChunkStream(job, options)
+
+
+def _bytes_answer(job: Job, headers: dict[str, str]) -> Response:
+    assert job.status is JobStatus.COMPLETED
+    image = job.images[0]
+    headers |= {"Seed": str(image.seed), "Finish-Reason": finish_reason([image])}
+    return Response(image.content, 200, headers, media_type=MEDIA_TYPES[job.request.output_format])

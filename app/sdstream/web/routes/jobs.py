@@ -1,0 +1,235 @@
+"""Jobs as resources, and progress for EventSource.
+
+EventSource can only GET, sends no headers of its own, and reconnects even after a clean end; 204
+is what stops it. Its Last-Event-ID says where it was, here as ``NUMBER`` on a job's own route and
+as ``JOB:NUMBER`` on the route that makes the job, so that a reconnect finds the job it made
+instead of making another.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sdstream.core.errors import InvalidRequest, NotFound, Reason
+from sdstream.core.job import Job, JobStatus
+from sdstream.dialects.jobs import PING, RETRY, JobEvents, job_fields
+from sdstream.dialects.openai import request as openai
+from sdstream.dialects.rendering import ImageForm, JsonObject, compact
+from sdstream.service.service import LiveJob
+from sdstream.web import respond
+from sdstream.web.routes.images import ImageRoutes
+from sdstream.web.tokens import Tokens
+
+_MAX_PAGE: Final = 100
+_USUAL_PAGE: Final = 20
+
+#: Of a number in a query; int() takes other scripts' digits too.
+_NUMBER: Final = re.compile(r"\d{1,3}", re.ASCII)
+_EVENT_ID: Final = re.compile(r"(?:(job_[\w-]{1,64}):)?(\d{1,15})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class JobRoutes:
+    """The routes of /v1/jobs, and GET /v1/images/generations.
+
+    Attributes:
+        draw: The routes that make jobs.
+        tokens: For URLs of clients that can send no header.
+    """
+
+    draw: ImageRoutes
+    tokens: Tokens
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            Route("/v1/jobs", self.page, methods=["GET"]),
+            Route("/v1/jobs/{job}", self.one, methods=["GET"]),
+            Route("/v1/jobs/{job}", self.delete, methods=["DELETE"]),
+            Route("/v1/jobs/{job}/events", self.events, methods=["GET"]),
+            Route("/v1/jobs/{job}/result", self.result, methods=["GET"]),
+            Route("/v1/jobs/{job}/cancel", self.cancel, methods=["POST"]),
+            Route("/v1/tokens", self.token, methods=["POST"]),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        """GET /v1/jobs: newest first."""
+        query = request.query_params
+        after = query.get("after")
+        if after is not None:
+            await self._find(request, after, "after")
+        page = await self.draw.service.page(
+            request.state.owner,
+            statuses=_statuses(query.get("status", "")),
+            limit=_limit(query.get("limit", str(_USUAL_PAGE))),
+            after=after,
+        )
+        data = [self._fields(request, job) for job in page.jobs]
+        body = {
+            "object": "list",
+            "data": data,
+            "has_more": page.more,
+            "first_id": data[0]["id"] if data else None,
+            "last_id": data[-1]["id"] if data else None,
+        }
+        return respond.json_bytes(compact(body))
+
+    async def one(self, request: Request) -> Response:
+        """GET /v1/jobs/{id}."""
+        live = await self._named(request)
+        return respond.json_bytes(compact(self._fields(request, live.job)))
+
+    async def delete(self, request: Request) -> Response:
+        """DELETE /v1/jobs/{id}: with its images; an unfinished one is stopped first."""
+        live = await self._named(request)
+        await self.draw.service.delete(live)
+        body = {"id": live.job.id, "object": "image.job.deleted", "deleted": True}
+        return respond.json_bytes(compact(body))
+
+    async def cancel(self, request: Request) -> Response:
+        """POST /v1/jobs/{id}/cancel: a waiting job ends at once, a running one within a step."""
+        live = await self._named(request)
+        done = "already_ended"
+        if not live.over:
+            self.draw.service.cancel(live, "The job was cancelled.")
+            done = "done" if live.over else "stopping"
+        fields = {**self._fields(request, live.job), "cancel": done}
+        return respond.json_bytes(compact(fields))
+
+    async def result(self, request: Request) -> Response:
+        """GET /v1/jobs/{id}/result: what the POST would have been answered."""
+        live = await self._named(request)
+        job = live.job
+        headers = {"X-Job-Id": job.id}
+        if not job.terminal:
+            eta = self.draw.service.eta(job)
+            headers["Retry-After"] = str(max(1, min(120, round(eta or 1))))
+            return respond.json_bytes(compact(self._fields(request, job)), headers, 202)
+        error = job.error()
+        if error is not None:
+            return respond.failure(error, headers)
+        form = _form(request, job, self.draw.base_url(request))
+        if not form.as_url:
+            job = await self.draw.service.with_files(job)
+        created = int(job.ended or time.time())
+        return respond.json_bytes(openai.plain_answer(job, form, created), headers)
+
+    async def events(self, request: Request) -> Response:
+        """GET /v1/jobs/{id}/events."""
+        return self._follow(request, await self._named(request), _last_event(request)[1])
+
+    async def generate(self, request: Request) -> Response:
+        """GET /v1/images/generations?prompt=…: makes a job and follows it."""
+        if request.method == "HEAD":  # which asks about an answer and must not make a job
+            raise HTTPException(405)
+        job_id, number = _last_event(request)
+        if job_id is not None:
+            live = await self._find(request, job_id, "Last-Event-ID")
+        else:
+            ask = openai.parse_query(request.query_params.multi_items())
+            live = await self.draw.submit(request, ask)
+        return self._follow(request, live, number, id_prefix=f"{live.job.id}:")
+
+    async def token(self, request: Request) -> Response:
+        """POST /v1/tokens: for the query of GETs whose client can send no header."""
+        token, expires = self.tokens.issue(request.state.owner)
+        return respond.json_bytes(compact({"token": token, "expires": expires}))
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _follow(
+        self, request: Request, live: LiveJob, seen: int | None, id_prefix: str = ""
+    ) -> Response:
+        job = live.job
+        headers = {"X-Job-Id": job.id}
+        if seen is not None and job.terminal and seen >= job.last_event:
+            return Response(status_code=204, headers=headers)
+        if request.method == "HEAD":
+            return Response(headers=headers, media_type="text/event-stream")
+        service, base_url = self.draw.service, self.draw.base_url(request)
+        rendering = JobEvents(job, base_url, lambda: service.eta(job), id_prefix)
+        return respond.stream(self._events(live, rendering, seen), headers)
+
+    async def _events(
+        self, live: LiveJob, rendering: JobEvents, seen: int | None
+    ) -> AsyncIterator[bytes]:
+        job = live.job
+        yield RETRY
+        if seen is None or not job.first_event <= seen <= job.last_event:
+            # Nothing was seen yet, or all of it in an earlier life of the server.
+            seen = job.last_event
+            yield rendering.snapshot()
+        start = seen - job.first_event
+        number = seen
+        async for entry in self.draw.service.follow(live, self.draw.keepalive_seconds, start):
+            number += entry is not None
+            event = PING if entry is None else rendering.event(number, entry)
+            if event is not None:
+                yield event
+
+    async def _named(self, request: Request) -> LiveJob:
+        return await self._find(request, request.path_params["job"], None)
+
+    async def _find(self, request: Request, job_id: str, param: str | None) -> LiveJob:
+        try:
+            live = await self.draw.service.find(job_id, request.state.owner)
+        except NotFound as error:
+            raise NotFound(error.message, reason=error.reason, param=param) from None
+        request.state.job = live.job
+        return live
+
+    def _fields(self, request: Request, job: Job) -> JsonObject:
+        return job_fields(job, self.draw.base_url(request), self.draw.service.eta(job))
+
+
+def _last_event(request: Request) -> tuple[str | None, int | None]:
+    """Job and number of the last event that the client saw, as far as it says so."""
+    given = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    if not given:
+        return None, None
+    match = _EVENT_ID.fullmatch(given)
+    if match is None:
+        raise InvalidRequest("'Last-Event-ID' is none of this server's.", param="Last-Event-ID")
+    return match[1], int(match[2])
+
+
+def _statuses(text: str) -> list[JobStatus]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    try:
+        return [JobStatus(name) for name in names]
+    except ValueError:
+        known = ", ".join(JobStatus)
+        raise InvalidRequest(f"'status' is one or more of {known}.", param="status") from None
+
+
+def _limit(text: str) -> int:
+    if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= _MAX_PAGE):
+        raise InvalidRequest(f"'limit' is a number from 1 to {_MAX_PAGE}.", param="limit")
+    return int(text)
+
+
+def _form(request: Request, job: Job, base_url: str) -> ImageForm:
+    """How the result has its images: as the query says, else as the POST said."""
+    form = ImageForm(job.terms.as_url, job.terms.data_url, base_url)
+    match request.query_params.get("response_format"):
+        case None:
+            return form
+        case "url":
+            return replace(form, as_url=True)
+        case "b64_json":
+            return replace(form, as_url=False, data_url=False)
+        case _:
+            raise InvalidRequest(
+                "'response_format' is b64_json or url.",
+                reason=Reason.INVALID_VALUE,
+                param="response_format",
+            )

@@ -1,0 +1,188 @@
+"""What is there and how it is: models, stored images, health, metrics, the API's description."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sdstream.core.catalog import ModelSpec
+from sdstream.core.errors import NotFound, Reason
+from sdstream.core.powers import defaults_of, options_of, schedules_of
+from sdstream.core.samplers import SAMPLERS
+from sdstream.dialects.rendering import compact
+from sdstream.engine.worker import Worker, WorkerState
+from sdstream.imaging.codecs import MEDIA_TYPES
+from sdstream.service.metrics import Metrics
+from sdstream.service.service import ImageService
+from sdstream.storage.job_store import JobStore
+from sdstream.web import respond
+from sdstream.web.openapi import openapi_document
+
+#: Models have no birthday; OpenAI's clients want a number here.
+_CREATED = 0
+
+_LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
+_BEST_FIRST: Final = (*_LOADED, WorkerState.STARTING, WorkerState.FAILED)
+
+
+@dataclass(frozen=True)
+class OpsRoutes:
+    """The GET routes beside the generations.
+
+    Attributes:
+        service, store, metrics: What they tell of.
+        has_keys: Clients must send a key.
+    """
+
+    service: ImageService
+    store: JobStore
+    metrics: Metrics
+    has_keys: bool
+
+    async def models(self, _request: Request) -> Response:
+        """GET /v1/models."""
+        catalog = await self.service.look_again()
+        data = [self._model(spec) for spec in catalog.models.values()]
+        return respond.json_bytes(compact({"object": "list", "data": data}))
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{id}."""
+        if not request.path_params["model"]:  # /v1/models/
+            return await self.models(request)
+        spec = await self.service.named(request.path_params["model"])
+        extras = await asyncio.to_thread(self.service.extras)
+        fields = {**self._model(spec), "options": options_of(spec, extras)}
+        return respond.json_bytes(compact(fields))
+
+    async def load(self, request: Request) -> Response:
+        """POST /v1/models/{id}/load: answered when the model is there."""
+        spec = await self.service.named(request.path_params["model"])
+        await self.service.load(spec)
+        return respond.json_bytes(compact(self._model(spec)))
+
+    async def unload(self, request: Request) -> Response:
+        """POST /v1/models/{id}/unload: at once, or after the job that it draws."""
+        spec = await self.service.named(request.path_params["model"])
+        self.service.unload(spec)
+        return respond.json_bytes(compact(self._model(spec)))
+
+    async def loras(self, _request: Request) -> Response:
+        """GET /v1/loras: what a request may name in lora."""
+        extras = await asyncio.to_thread(self.service.extras)
+        data = [{"id": name, "object": "lora"} for name in extras.loras]
+        return respond.json_bytes(compact({"object": "list", "data": data}))
+
+    async def upscalers(self, _request: Request) -> Response:
+        """GET /v1/upscalers: what a request may name in upscaler."""
+        extras = await asyncio.to_thread(self.service.extras)
+        data = [
+            {"id": name, "object": "upscaler", "factor": factor}
+            for name, factor in extras.upscalers.items()
+        ]
+        return respond.json_bytes(compact({"object": "list", "data": data}))
+
+    async def image(self, request: Request) -> Response:
+        """GET /v1/images/{id}/content."""
+        found = await self.store.image(request.path_params["image"])
+        if found is None:
+            raise NotFound(
+                "The image never was here or has expired.", reason=Reason.IMAGE_NOT_FOUND
+            )
+        data, output_format = found
+        # The id names these bytes for ever.
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        return Response(data, 200, headers, media_type=MEDIA_TYPES[output_format])
+
+    async def config(self, _request: Request) -> Response:
+        """GET /v1/config: OpenVINO Model Server's readiness of each model."""
+        states = {}
+        for name in self.service.catalog.models:
+            workers = self.service.pool.workers(name)
+            why = self.service.why_unavailable(name)
+            loaded = any(worker.state in _LOADED for worker in workers)
+            state = "AVAILABLE" if loaded else "LOADING" if workers and not why else "END"
+            status = {"error_code": "OK" if not why else "UNKNOWN", "error_message": why or "OK"}
+            versions = [{"version": "1", "state": state, "status": status}]
+            states[name] = {"model_version_status": versions}
+        return respond.json_bytes(compact(states))
+
+    async def cluster_auth(self, _request: Request) -> Response:
+        """GET /v1/cluster/auth: Xinference's client sends its key only if this says so."""
+        return respond.json_bytes(compact({"auth": self.has_keys}))
+
+    async def live(self, _request: Request) -> Response:
+        """GET /livez: the process answers."""
+        return respond.json_bytes(compact({"status": "ok"}))
+
+    async def ready(self, _request: Request) -> Response:
+        """GET /readyz and /health: a request for the default model would be drawn."""
+        service = self.service
+        if service.ready:
+            return respond.json_bytes(compact({"status": "ok"}))
+        model = service.catalog.default
+        why = service.why_unavailable(model)
+        status = "draining" if service.draining else "failed" if why else "loading"
+        body: dict[str, Any] = {"status": status, "model": model}
+        if why:
+            body["message"] = why
+        return respond.json_bytes(compact(body), {"Retry-After": "1"}, 503)
+
+    async def scrape(self, _request: Request) -> Response:
+        """GET /metrics."""
+        self.service.measure()
+        return Response(self.metrics.render(), media_type=self.metrics.content_type)
+
+    async def openapi(self, _request: Request) -> Response:
+        """GET /openapi.json."""
+        return respond.json_bytes(compact(openapi_document()))
+
+    def _model(self, spec: ModelSpec) -> dict[str, Any]:
+        workers = self.service.pool.workers(spec.id)
+        why = self.service.why_unavailable(spec.id)
+        fields: dict[str, Any] = {
+            "id": spec.id,
+            "object": "model",
+            "created": _CREATED,
+            "owned_by": "sdstream",
+            "description": spec.description,
+            "model_type": "image",
+            "model_ability": ["text2image", "image2image", "inpainting"],
+            "family": spec.family,
+            "default": spec.id == self.service.catalog.default,
+            "state": _state(workers),
+            "workers": len(workers),
+            "replicas": spec.replicas,
+            "keep_alive": spec.keep_alive,
+            "resident_bytes": sum(worker.resident_bytes for worker in workers),
+            "defaults": defaults_of(spec),
+            "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
+            "capabilities": _capabilities(spec),
+            "embeddings": [*self.service.pool.embeddings(spec.id)],
+            "device": spec.device,
+        }
+        if why:
+            fields["error"] = why
+        return fields
+
+
+def _state(workers: Sequence[Worker]) -> str:
+    """What the best of a model's workers does."""
+    states = [worker.state for worker in workers]
+    best = next((state for state in _BEST_FIRST if state in states), None)
+    return best.value if best else "unloaded"
+
+
+def _capabilities(spec: ModelSpec) -> dict[str, Any]:
+    return {
+        "tasks": ["text-to-image", "image-to-image", "inpainting"],
+        "reference_images": spec.traits.references,
+        "samplers": list(SAMPLERS),
+        "schedules": schedules_of(spec),
+        "guidance": spec.traits.distilled_guidance,
+        "control": spec.files.control_net is not None,
+    }

@@ -1,0 +1,93 @@
+"""Xinference's route for reading text off an image."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from sdstream.core.errors import InvalidRequest, NotFound, QueueFull, Reason
+from sdstream.core.pixels import Pixels, SourceFile
+from sdstream.dialects.rendering import compact
+from sdstream.imaging import codecs, ocr
+from sdstream.web import bodies, negotiation, respond
+
+#: kwargs chooses the task of other engines; this one reads plain text.
+_FIELDS: Final = ("model", "kwargs")
+#: Images that are read or wait for it.
+_MOST_AT_ONCE: Final = 8
+_SECONDS_EACH: Final = 3
+
+
+@dataclass(frozen=True)
+class OcrRoute:
+    """POST /v1/images/ocr.
+
+    Attributes:
+        reader: Loads its weights with the first image.
+        max_form_bytes: Largest body.
+        max_input_pixels: Largest width x height of the image.
+    """
+
+    reader: ocr.TextReader
+    max_form_bytes: int
+    max_input_pixels: int
+    #: Reading takes seconds: one thread of its own, so that nothing else waits for it.
+    _thread: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="ocr")
+    )
+    _busy: set[asyncio.Future[str]] = field(default_factory=set)
+
+    async def read(self, request: Request) -> Response:
+        """Answer the text as a JSON string, or as plain text where Accept prefers that."""
+        form = await bodies.read_form(request, self.max_form_bytes)
+        file = _image_of(form)
+        text = await self._turn(file)
+        if negotiation.prefers(request, "text/plain", "application/json"):
+            return PlainTextResponse(text)
+        return respond.json_bytes(compact(text))
+
+    async def _turn(self, file: SourceFile) -> str:
+        if len(self._busy) >= _MOST_AT_ONCE:
+            raise QueueFull(
+                f"{len(self._busy)} images wait to be read.",
+                reason=Reason.QUEUE_FULL,
+                retry_after=_SECONDS_EACH * len(self._busy),
+            )
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._read, file)
+        self._busy.add(work)
+        work.add_done_callback(self._busy.discard)
+        return await work
+
+    def _read(self, file: SourceFile) -> str:
+        picture = codecs.decode(file.data, file.param, self.max_input_pixels)
+        flat: Pixels = codecs.fit(picture, picture.size, "crop")
+        return self.reader.read(flat)
+
+
+def _image_of(form: bodies.Form) -> SourceFile:
+    for name in form.fields:
+        if name not in _FIELDS:
+            raise InvalidRequest(
+                f"Unknown field '{name[:64]}'.", reason=Reason.UNKNOWN_FIELD, param=name[:64]
+            )
+    model = form.fields.get("model", ocr.MODEL)
+    if model not in (ocr.MODEL, "default", ""):
+        raise NotFound(
+            f"No model '{model[:64]}' reads text; there is '{ocr.MODEL}'.",
+            reason=Reason.MODEL_NOT_FOUND,
+            param="model",
+        )
+    if form.fields.get("kwargs", "{}") not in ("", "{}", "null"):
+        raise InvalidRequest(
+            "'kwargs' has no options here.", reason=Reason.NOT_SUPPORTED, param="kwargs"
+        )
+    if len(form.files) != 1 or form.files[0].param != "image":
+        raise InvalidRequest(
+            "One file 'image' is required.", reason=Reason.MISSING_FIELD, param="image"
+        )
+    return form.files[0]

@@ -1,0 +1,71 @@
+"""The web page: files of the package, served so that a browser can do nothing else with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike, stat_result
+from pathlib import Path
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+_STATIC: Final = Path(__file__).parents[1] / "static"
+
+#: Scripts and styles come from files of this server and nothing comes from anywhere else. data: is
+#: for previews, blob: for pictures that the person chose.
+_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+    )
+)
+
+_HEADERS: Final[Mapping[str, str]] = {
+    # Kept by the browser, and asked for again each time: a 304, or what an upgrade brought.
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": _POLICY,
+    # Addresses of pictures can hold a token.
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class _PageFiles(StaticFiles):
+    """Static files with the page's headers."""
+
+    def file_response(
+        self,
+        full_path: str | PathLike[str],
+        stat_result: stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update(_HEADERS)
+        return response
+
+
+def routes() -> list[BaseRoute]:
+    """The page at / and its parts under /static; none of them needs a key.
+
+    Raises:
+        RuntimeError: The files are not in the package.
+    """
+    files = _PageFiles(directory=_STATIC)
+
+    async def index(request: Request) -> Response:
+        """GET /."""
+        return await files.get_response("index.html", request.scope)
+
+    return [Route("/", index), Mount("/static", files, name="static")]

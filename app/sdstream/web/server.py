@@ -1,0 +1,184 @@
+"""The uvicorn server that carries the application: its signals and its deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+
+import uvicorn
+
+from sdstream.service.service import ImageService
+from sdstream.settings import Settings
+from sdstream.web.application import build_app
+from sdstream.web.protocol import GuardedProtocol
+
+#: Beyond the grace time, for the last frames to be written.
+_FLUSH_SECONDS = 2
+
+#: Of the path of a Unix socket, in bytes; what the kernel has room for.
+_LONGEST_SOCKET = 107
+
+
+class ServerError(Exception):
+    """The server cannot listen; the message says where and why."""
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server whose first signal flips readiness and starts the drain.
+
+    uvicorn alone would tell the application of its end only after the last connection closed,
+    which for a stream is after its job.
+
+    Args:
+        settings: Frozen.
+        uds: Path of the Unix socket of a private server, whose signals are its command's.
+
+    Raises:
+        CatalogError, ModelError, SafetyCheckerError, StoreError, WebhookSettingsError: It cannot
+            start with these settings.
+    """
+
+    def __init__(self, settings: Settings, *, uds: Path | None = None) -> None:
+        app = build_app(settings, on_death=self._die)
+        # Before anything listens: a folder that cannot be used ends the program with a sentence.
+        app.state.store.open()
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            uds=str(uds) if uds else None,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            http=GuardedProtocol,
+            ws="none",
+            timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + _FLUSH_SECONDS,
+        )
+        super().__init__(config)
+        self.service: ImageService = app.state.service
+        self.died = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; remember the loop for the signal handler.
+
+        Raises:
+            ServerError: The address cannot be listened on.
+        """
+        self._loop = asyncio.get_running_loop()
+        if self.config.uds is None:
+            await _try_address(self.config.host, self.config.port)
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # uvicorn's way with a start that fails, after it logged why
+            self._die()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Have ``handle_exit`` called, but not in a private server."""
+        if self.config.uds is not None:
+            yield
+            return
+        with super().capture_signals():
+            yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT: take no more work, then let uvicorn close."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.service.begin_drain)
+        super().handle_exit(sig, frame)
+
+    def _die(self) -> None:
+        self.died = True
+        self.should_exit = True
+
+
+async def _try_address(host: str, port: int) -> None:
+    """See whether the address is free, before anything starts; uvicorn would only log it, later."""
+    loop = asyncio.get_running_loop()
+    try:
+        probe = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
+    except (OSError, UnicodeError) as error:
+        raise ServerError(
+            f"host (SDSTREAM_HOST), port (SDSTREAM_PORT): cannot listen on {host}:{port}: "
+            f"{_why(error)}."
+        ) from None
+    probe.close()
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "there is no such host"
+    return os.strerror(error.errno or 0)
+
+
+@asynccontextmanager
+async def serving_privately(settings: Settings) -> AsyncIterator[Path]:
+    """Run a server on a Unix socket in a private folder, for one command of the CLI.
+
+    The folder, which has the prompt, goes at the end, also at one by Ctrl-C or SIGTERM.
+
+    Yields:
+        The path of the socket; the server is ready to take requests.
+
+    Raises:
+        ServerError: The folder of temporary files is no place for a socket.
+    """
+    with _ending_by_signals(), TemporaryDirectory(prefix="sdstream-") as folder:
+        path = Path(folder) / "socket"
+        if len(os.fsencode(path)) > _LONGEST_SOCKET:
+            raise ServerError(f"TMPDIR is too long a path for a socket: {path.parent.parent}.")
+        # Its jobs are nobody else's: the usual data folder may be a running server's.
+        alone = settings.model_copy(update={"data_dir": Path(folder) / "data"})
+        server = Server(alone, uds=path)
+        task = asyncio.create_task(server.serve())
+        try:
+            # uvicorn tells of its start by an attribute only.
+            while not server.started and not task.done():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            yield path
+        finally:
+            server.service.begin_drain()
+            server.should_exit = True
+            await task
+
+
+@contextmanager
+def _ending_by_signals() -> Iterator[None]:
+    """Cancel this task at SIGTERM or SIGHUP, so that it can clean up, and end by the signal then.
+
+    SIGINT is asyncio's own, which does the same. A signal that is ignored, as by nohup, stays so.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    received: list[int] = []
+
+    def end(number: int) -> None:
+        if not received:
+            task.cancel()
+        received.append(number)
+
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in numbers:
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+        if received:
+            signal.raise_signal(received[0])

@@ -1,0 +1,384 @@
+"""Weights from one file into another of other types, by the runtime's converter.
+
+What will come out is known before it begins, tensor by tensor, so that the room on the disk and in
+memory can be asked for, and the result be compared with the plan. The converter runs in a process
+of its own (engine/native/convert.py), since it can abort; it writes a file beside the target that
+takes the target's name only when it is whole. Deliberate oddities:
+
+1. The runtime would quantise weights of one dimension, norms above all, which saves nothing and
+   costs quality: they get a rule that keeps them f32, unless the caller's rules say otherwise.
+2. The runtime makes room by the type alone and dies when rules need more. The type it is given is
+   therefore the smallest that makes enough room, and the wanted one is the last rule, for all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+from sdstream.core.catalog import WTYPES
+from sdstream.weights import architectures, headers
+from sdstream.weights.headers import BLOCKS, BadFile, Tensor, WeightFile
+from sdstream.weights.inspection import inspect
+
+#: Parts of names that the runtime leaves in their type, whatever is asked.
+_KEPT: Final = (
+    "img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.", "x_embedder.",
+    "t_embedder.", "y_embedder.", "pos_embed", "context_embedder.", "time_embed.", "label_emb.",
+    "embedding",
+)  # fmt: skip
+_KEPT_ENDINGS: Final = (".bias", ".scale")
+#: Types of safetensors alone -> what the runtime makes of them.
+_READ_AS: Final = {"f8_e4m3": "f16", "f8_e5m2": "f16", "f64": "f32", "i64": "i32"}
+#: Types in which nothing is lost by leaving norms to the rules for all.
+_FLOATS: Final = ("f32", "f16", "bf16")
+_INTEGERS: Final = ("i8", "i16", "i32", "i64")
+_SUFFIXES: Final = (".gguf", ".safetensors")
+_LONGEST_NAME: Final = 127
+#: Bytes of one tensor's entry in the new header, beside its name.
+_ENTRY: Final = 96
+
+Progress = Callable[[float], None]
+Rule = tuple[re.Pattern[str], str]
+
+
+class ConversionError(Exception):
+    """The conversion cannot be done or has failed; the text is a sentence."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to convert into what.
+
+    Attributes:
+        wtype: One of WTYPES, for every tensor that can have it.
+        rules: "PATTERN=TYPE,…": the first pattern found in a tensor's name decides.
+        vae: A VAE to be put into the target, for a model that has none.
+        force: Replace a target that exists.
+    """
+
+    source: Path
+    target: Path
+    wtype: str
+    rules: str = ""
+    vae: Path | None = None
+    force: bool = False
+
+
+class Planned(NamedTuple):
+    """What a tensor will be."""
+
+    tensor: Tensor
+    type: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return size_of(self.tensor.elements, self.type)
+
+
+def size_of(elements: int, type_name: str) -> int:
+    """Bytes of weights in a type."""
+    block, octets = BLOCKS[type_name]
+    return elements // block * octets
+
+
+def convert(order: Order, progress: Progress) -> WeightFile:
+    """Write the target.
+
+    Args:
+        order: What to do.
+        progress: Told the part that is done, 0 to 1.
+
+    Returns:
+        The target's header.
+
+    Raises:
+        ConversionError: Nothing was written and an existing target is as it was.
+    """
+    _check_target(order)
+    tensors = _tensors(order)
+    rules = _rules(order.rules)
+    guard = _protection(tensors, order.wtype)
+    rules = [*rules, *([(guard, "f32")] if guard else [])]
+    plan = [Planned(tensor, _outcome(tensor, order.wtype, rules)) for tensor in tensors]
+    _check_plan(order, plan)
+    with _beside(order.target) as part:
+        _check_room(order, plan)
+        _run(order, plan, rules, part, progress)
+        found = _verified(part, plan)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(order.target)
+    return found
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def _check_target(order: Order) -> None:
+    target = order.target
+    if target.suffix not in _SUFFIXES:
+        raise ConversionError(f"{target.name} must end in {' or '.join(_SUFFIXES)}.")
+    if not target.parent.is_dir():
+        raise ConversionError(f"There is no folder {target.parent}.")
+    if target.is_dir():
+        raise ConversionError(f"{target.name} is a folder.")
+    if target.exists() and not order.force:
+        raise ConversionError(f"{target.name} is there already; --force replaces it.")
+
+
+def _tensors(order: Order) -> list[Tensor]:
+    """All tensors that go in, under the names that they will have."""
+    source = _read(order.source)
+    tensors = [*source.tensors]
+    if order.vae is not None:
+        contents = architectures.recognise(source.shapes)
+        if contents.kind != "model" or "vae" in contents.parts:
+            raise ConversionError(f"{order.source.name} is no whole model without a VAE.")
+        vae = _read(order.vae)
+        if architectures.recognise(vae.shapes).kind != "vae":
+            raise ConversionError(f"{order.vae.name} is no VAE.")
+        tensors += [t._replace(name=f"vae.{t.name.removeprefix('vae.')}") for t in vae.tensors]
+    too_long = next((t.name for t in tensors if len(t.name) > _LONGEST_NAME), None)
+    if too_long:
+        raise ConversionError(f"The runtime would cut the name '{headers.shown(too_long)}' short.")
+    return [tensor for tensor in tensors if tensor.type != "u8"]  # which the runtime passes over
+
+
+def _read(path: Path) -> WeightFile:
+    try:
+        inspect(path)
+        return headers.read(path)
+    except BadFile as error:
+        raise ConversionError(f"{path.name} {error}.") from None
+
+
+def _rules(text: str) -> list[Rule]:
+    rules = []
+    for item in filter(None, text.split(",")):
+        pattern, _, type_name = item.partition("=")
+        if not (pattern and type_name):
+            raise ConversionError(f"The rule '{item}' is not written PATTERN=TYPE.")
+        if type_name not in WTYPES:
+            raise ConversionError(f"The rule '{item}' names no type of {', '.join(WTYPES)}.")
+        try:
+            rules.append((re.compile(pattern), type_name))
+        except re.error as error:
+            raise ConversionError(f"The pattern '{pattern}' cannot be read: {error}.") from None
+    return rules
+
+
+def _outcome(tensor: Tensor, wtype: str, rules: Sequence[Rule]) -> str:
+    """The type that the runtime gives a tensor."""
+    before = _READ_AS.get(tensor.type, tensor.type)
+    after = next((to for pattern, to in rules if pattern.search(tensor.name)), wtype)
+    return after if _can_become(tensor, after) else before
+
+
+def _can_become(tensor: Tensor, wtype: str) -> bool:
+    name = tensor.name
+    return not (
+        tensor.shape[0] % BLOCKS[wtype][0]
+        or name.endswith(_KEPT_ENDINGS)
+        or any(part in name for part in _KEPT)
+    )
+
+
+def _protection(tensors: Sequence[Tensor], wtype: str) -> re.Pattern[str] | None:
+    """A pattern for all tensors of one dimension, or None when their type would be a float's."""
+    if wtype in _FLOATS:
+        return None
+    flat = {t.name for t in tensors if len(t.shape) == 1 and _can_become(t, wtype)}
+    others = {t.name for t in tensors} - flat
+    patterns = {_pattern(name, others) for name in flat}
+    return re.compile(f"^(?:{'|'.join(sorted(patterns))})$") if patterns else None
+
+
+def _pattern(name: str, others: Iterable[str]) -> str:
+    """The name with as many of its numbers left open as keep it apart from the others."""
+    exact = re.escape(name)
+    last = re.search(r"\d+(?=\D*$)", exact)
+    for wide in (
+        re.sub(r"\d+", r"\\d+", exact),
+        re.sub(r"\d+", r"\\d+", exact[: last.start()]) + exact[last.start() :] if last else exact,
+    ):
+        if not any(re.fullmatch(wide, other) for other in others):
+            return wide
+    return exact
+
+
+def _check_plan(order: Order, plan: Sequence[Planned]) -> None:
+    for planned in plan:
+        if planned.tensor.type in _INTEGERS and planned.type not in _INTEGERS:
+            raise ConversionError(
+                f"The runtime cannot convert '{planned.tensor.name}', which holds integers."
+            )
+    if order.target.suffix != ".safetensors":
+        return
+    for planned in plan:
+        if planned.type not in (*_FLOATS, "i32"):
+            raise ConversionError(
+                f"safetensors cannot hold {planned.type}, which '{planned.tensor.name}' would be: "
+                "let the target end in .gguf."
+            )
+
+
+def _check_room(order: Order, plan: Sequence[Planned]) -> None:
+    size = sum(planned.size + len(planned.tensor.name) + _ENTRY for planned in plan)
+    free = shutil.disk_usage(order.target.parent).free
+    if size > free:
+        raise ConversionError(
+            f"{order.target.name} takes {_megabytes(size)} and the disk has {_megabytes(free)}."
+        )
+    # The runtime holds all of the result, and a tensor as floats for each of its threads.
+    largest = max(planned.tensor.elements for planned in plan)
+    need = size + 8 * largest * (os.cpu_count() or 1)
+    memory = _free_memory()
+    if need > memory:
+        raise ConversionError(
+            f"Converting takes {_megabytes(need)} of memory and {_megabytes(memory)} are free."
+        )
+
+
+def _free_memory() -> int:
+    """Bytes that a new program may take without swapping."""
+    line = next(
+        line
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable:")
+    )
+    return int(line.split()[1]) * 1024
+
+
+def _megabytes(size: int) -> str:
+    return f"{-(-size // 10**6):,} MB"
+
+
+# --- the work -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A name beside the target that nobody else writes to, and that is gone afterwards."""
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConversionError(f"{target.name} is being written already.") from None
+        try:
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _run(
+    order: Order, plan: Sequence[Planned], rules: Sequence[Rule], part: Path, progress: Progress
+) -> None:
+    """Have the child write the part; it leaves with its parent, and takes the part with it."""
+    words = {
+        "source": str(order.source),
+        "vae": str(order.vae or ""),
+        "target": str(part),
+        "wtype": _roomy_type(plan),
+        "rules": ",".join(f"{pattern.pattern}={to}" for pattern, to in _all(order, rules)),
+    }
+    size = sum(planned.size for planned in plan)
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "sdstream.engine.native.convert", json.dumps(words)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            # Ctrl-C reaches the parent alone, which ends the child.
+            start_new_session=True,
+        )
+        try:
+            failed = _follow(child, size, progress)
+            code = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                assert pipe is not None
+                pipe.close()
+        if failed or code:
+            raise ConversionError(failed or _cause_of_death(code, log))
+
+
+def _all(order: Order, rules: Sequence[Rule]) -> list[Rule]:
+    return [*rules, (re.compile("."), order.wtype)]
+
+
+def _roomy_type(plan: Sequence[Planned]) -> str:
+    """The smallest type by which the runtime makes room for what is planned."""
+    need = sum(planned.size for planned in plan)
+    room = {
+        wtype: sum(
+            size_of(
+                tensor.elements,
+                wtype if _can_become(tensor, wtype) else _READ_AS.get(tensor.type, tensor.type),
+            )
+            for tensor, _ in plan
+        )
+        for wtype in WTYPES
+    }
+    return min((w for w in WTYPES if room[w] >= need), key=room.__getitem__)
+
+
+def _follow(child: subprocess.Popen[bytes], size: int, progress: Progress) -> str:
+    """Pass on what the child reports; returns why it failed, if it says so.
+
+    Reading and quantising count for three quarters, writing for the rest.
+    """
+    assert child.stdout is not None
+    failed = ""
+    for line in child.stdout:
+        report: dict[str, Any] = json.loads(line)
+        failed = report.get("failed", failed)
+        read = report.get("done", 0) / max(1, report.get("of", 1))
+        progress(min(1.0, 0.75 * read + 0.25 * report.get("written", 0) / size))
+    return failed
+
+
+def _cause_of_death(code: int, log: IO[bytes]) -> str:
+    log.seek(0)
+    text = log.read().decode("utf-8", "replace")
+    if "regex_error" in text:
+        return "The runtime cannot read a pattern of the rules: they are ECMAScript's."
+    asserted = [line.strip() for line in text.splitlines() if "GGML_ASSERT" in line]
+    how = signal.Signals(-code).name if code < 0 else f"status {code}"
+    return f"The converter ended with {how}{': ' if asserted else ''}{''.join(asserted[:1])}."
+
+
+def _verified(part: Path, plan: Sequence[Planned]) -> WeightFile:
+    """The header of what was written, when that is what was planned."""
+    try:
+        found = headers.read(part)
+    except BadFile as error:
+        raise ConversionError(f"What was written {error}.") from None
+    planned = {item.tensor.name: (item.type, item.tensor.elements) for item in plan}
+    for tensor in found.tensors:
+        if planned.get(tensor.name) != (tensor.type, tensor.elements):
+            raise ConversionError(
+                f"What was written is not what was planned: '{tensor.name}' is {tensor.type} of "
+                f"{tensor.elements} headers."
+            )
+    # The runtime leaves out tensors that nothing needs, such as counters of a training.
+    before = {item.tensor.name: item.tensor.shape for item in plan}
+    if {*architectures.recognise(before).parts} != {*architectures.recognise(found.shapes).parts}:
+        raise ConversionError("What was written lacks parts of the source.")
+    return found

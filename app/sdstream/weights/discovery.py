@@ -1,0 +1,146 @@
+"""Which models there are on this machine: models.yaml, the hub's cache and a lone weight file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from sdstream.core.catalog import (
+    BUILTIN,
+    HUB,
+    Catalog,
+    CatalogError,
+    Files,
+    HubFile,
+    ModelSpec,
+    RuntimeOptions,
+)
+from sdstream.core.errors import EngineError
+from sdstream.settings import Settings
+from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
+from sdstream.weights.headers import BadFile
+from sdstream.weights.hub import Hub
+from sdstream.weights.inspection import check, inspect
+
+_WEIGHTS: Final = (".gguf", ".safetensors")
+_LONGEST_ID: Final = 64
+
+
+class ModelError(Exception):
+    """The default model cannot be served; the message is a sentence with the remedy."""
+
+
+def load_catalog(settings: Settings) -> Catalog:
+    """What can be drawn with, the default model at least.
+
+    Raises:
+        CatalogError: models.yaml cannot be used, or a file that it names by its path is not there.
+        ModelError: The default model is not here, or is no model.
+    """
+    catalog = read_catalog(settings)
+    if catalog.find(None) is None:
+        raise ModelError(catalog.why_missing(None))
+    return catalog
+
+
+def read_catalog(settings: Settings) -> Catalog:
+    """The catalogue with what is here of it, be it the default or not; raises the same."""
+    try:
+        catalog = look_again(settings, _parsed(settings))
+    except CatalogError as error:
+        raise CatalogError(error.message, error.line, str(settings.models)) from None
+    return catalog if settings.model is None else _led_by(settings.model, catalog)
+
+
+def _parsed(settings: Settings) -> Catalog:
+    try:
+        catalog = Catalog.parse(settings.models.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogError(f"the file cannot be read: {error}", 1) from None
+    for spec in catalog.entries.values():
+        for component, location in spec.files.items():
+            problem = _missing(settings, location)
+            if problem:
+                line = catalog.line_of(spec.id, component)
+                raise CatalogError(f"models.{spec.id}.files.{component}: {problem}", line)
+    return catalog
+
+
+def look_again(settings: Settings, catalog: Catalog) -> Catalog:
+    """The catalogue with what is here now of what it names on the hub."""
+    hub = Hub(settings.model_dir)
+
+    def find(file: HubFile) -> str | None:
+        path = hub.find(file)
+        return None if path is None else str(path)
+
+    return catalog.on_machine(find)
+
+
+def absolute(settings: Settings, location: str) -> Path:
+    """Relative paths count from the folder of models.yaml.
+
+    Links stay what they are: behind one of the hub's cache there is a name that says nothing.
+    """
+    return (settings.models.resolve().parent / Path(location).expanduser()).absolute()
+
+
+def _missing(settings: Settings, location: str) -> str | None:
+    if settings.engine == "fake" or location.startswith(HUB):
+        return None
+    if location.startswith(BUILTIN):
+        name = location.removeprefix(BUILTIN)
+        known = ", ".join(BUILTIN + name for name in BUILTIN_MODELS)
+        return None if name in BUILTIN_MODELS else f"no such built-in model; there are {known}"
+    path = absolute(settings, location)
+    return None if path.is_file() else f"no such file: {path}"
+
+
+# --- the model that the settings name -------------------------------------------------------------
+
+
+def _led_by(name: str, catalog: Catalog) -> Catalog:
+    if catalog.find(name) is not None or catalog.variant(name) is not None:
+        return catalog.led_by(name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        if path.suffix.lower() in _WEIGHTS or path.is_absolute():
+            raise ModelError(f"There is no file {path}.")
+        raise ModelError(catalog.why_unknown(name))
+    return catalog.plus(_lone_model(path.absolute(), catalog))
+
+
+def _lone_model(path: Path, catalog: Catalog) -> ModelSpec:
+    """An entry for a weight file that no catalogue names."""
+    try:
+        report = inspect(path)
+    except BadFile as error:
+        raise ModelError(f"{path.name} {error}.") from None
+    parts = {share.name for share in report.parts}
+    component = "diffusion_model" if parts == {"diffusion_model"} else "model"
+    tiny = "tae" in parts and "vae" not in parts
+    if not report.families:
+        raise ModelError(f"{path.name} {report.what}: nothing can be drawn with it alone.")
+    family = report.families[0]
+    try:
+        check({component: path}, family, tae=tiny)
+    except EngineError as error:
+        raise ModelError(
+            f"{path.name}: {error.message} An entry of models.yaml can name several files."
+        ) from None
+    return ModelSpec(
+        id=_id_for(path, catalog),
+        description=f"{path.name} {report.what}.",
+        family=family,
+        files=Files(**{component: str(path)}),
+        # How latents look is known of the published autoencoders only.
+        runtime=RuntimeOptions(tae=tiny, preview="decode" if tiny else "projection"),
+    )
+
+
+def _id_for(path: Path, catalog: Catalog) -> str:
+    """The file's name as an id that nothing else has."""
+    word = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-")[:_LONGEST_ID] or "model"
+    names = [word, *(f"{word}-{number}" for number in range(2, 1000))]
+    return next(n for n in names if n not in catalog.entries and catalog.find(n) is None)

@@ -1,0 +1,109 @@
+"""Textual-inversion embeddings of the operator's folder, made fit for the runtime.
+
+The runtime takes any file for an embedding: one of another width is left out of the prompt without
+a word, and one that is not of 32-bit floats is read as if it were, over the end of its memory
+where two types come together. So what does not fit is left out here, with a line in the log, and
+the rest is copied as 32-bit floats, a few kilobytes each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sdstream.weights import architectures, headers
+from sdstream.weights.headers import BadFile, Tensor
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+
+#: Family -> inner width of each of its text encoders that reads embeddings.
+_WIDTHS: Final[Mapping[str, frozenset[int]]] = {
+    "sd1": frozenset({768}),
+    "sd2": frozenset({1024}),
+    "sdxl": frozenset({768, 1280}),
+}
+#: Name of a type -> numpy's.
+_TYPES: Final[Mapping[str, str]] = {"f32": "<f4", "f16": "<f2"}
+#: More than a thousand vectors of the widest encoder.
+_MAX_BYTES: Final = 8 * 2**20
+
+
+def prepared_embeddings(files: Mapping[str, Path], family: str, folder: Path) -> dict[str, Path]:
+    """Copies of the embeddings that fit a family.
+
+    Args:
+        files: Word of the prompt -> file.
+        family: One of those that read prompts by CLIP alone.
+        folder: Where the copies are put; made if need be.
+    """
+    found = {}
+    for word, path in files.items():
+        try:
+            found[word.lower()] = _copied(path, _WIDTHS[family], folder)
+        except (BadFile, OSError) as error:
+            logger.warning("the embedding '%s' is left out: it %s", word, error)
+    return found
+
+
+def _copied(path: Path, widths: frozenset[int], folder: Path) -> Path:
+    """A copy of one file as 32-bit floats; raises BadFile for one that does not fit."""
+    header = headers.read(path)
+    if architectures.recognise(header.shapes).kind != "embedding":
+        raise BadFile("is no embedding")
+    vectors = [tensor for tensor in header.tensors if len(tensor.shape) <= 2]
+    found = {tensor.shape[0] for tensor in vectors}
+    if found != widths:
+        raise BadFile(f"is {_listed(found)} wide and the model wants {_listed(widths)}")
+    data = _safetensors({tensor.name: _floats(path, tensor) for tensor in vectors})
+    copy = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
+    if not copy.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Several workers may do this at once.
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(name).replace(copy)
+    return copy
+
+
+def _listed(widths: Collection[int]) -> str:
+    return " and ".join(str(width) for width in sorted(widths))
+
+
+def _floats(path: Path, tensor: Tensor) -> Floats:
+    """The values of a tensor, (vectors, width)."""
+    if tensor.octets > _MAX_BYTES:
+        raise BadFile("is too large for an embedding")
+    with path.open("rb") as file:
+        file.seek(tensor.offset)
+        data = file.read(tensor.octets)
+    if tensor.type == "bf16":  # the upper half of a float
+        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    elif tensor.type in _TYPES:
+        values = np.frombuffer(data, _TYPES[tensor.type]).astype("<f4")
+    else:
+        raise BadFile(f"is of the type {tensor.type}, which is none of f32, f16 and bf16")
+    return values.reshape(-1, tensor.shape[0])
+
+
+def _safetensors(arrays: Mapping[str, Floats]) -> bytes:
+    header, start = {}, 0
+    for name, array in arrays.items():
+        end = start + array.nbytes
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join((struct.pack("<Q", len(text)), text, *(a.tobytes() for a in arrays.values())))

@@ -1,0 +1,414 @@
+"""What weight files are and whether the runtime can draw with them, before it loads them.
+
+One road for both: ``inspect`` says what a lone file is, ``check`` whether the files of a model go
+together. The runtime takes a missing text encoder with a warning and dies of SIGSEGV on the first
+prompt, so that has to be known before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sdstream.core.catalog import FAMILIES, Size
+from sdstream.core.errors import EngineError, Reason
+from sdstream.weights import architectures, headers
+from sdstream.weights.architectures import Architecture, Contents, Shapes
+from sdstream.weights.headers import BadFile, Scalar, WeightFile, shown
+
+#: Memory of decoding a picture, in bytes per pixel, which is the most that drawing takes beside
+#: the weights: measured on the CPU with the autoencoder of SD, SDXL and FLUX, and with a tiny one.
+_DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
+
+_WHOLE: Final = "the runtime reads it only with its text encoders in the same file, as 'model'"
+_SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
+_METADATA: Final[Mapping[str, tuple[str, ...]]] = {
+    "name": ("general.name", "modelspec.title", "ss_output_name"),
+    "author": ("general.author", "general.organization", "modelspec.author"),
+    "licence": ("general.license", "modelspec.license"),
+    "architecture": ("general.architecture", "modelspec.architecture"),
+    "base model": ("general.base_model.0.name", "ss_base_model_version"),
+}
+
+
+# --- one file -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a part or a type has of a file.
+
+    Attributes:
+        size: Bytes in the file.
+    """
+
+    name: str
+    tensors: int
+    parameters: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes: of the weights once loaded, and at most beside them while drawing."""
+
+    weights: int
+    drawing: int
+    size: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a file is.
+
+    Attributes:
+        kind: "model" or a component of models.yaml, or what is no part of a model ("lora").
+        what: One sentence without a subject: "is a VAE".
+        families: Families of models.yaml that it can be drawn with.
+        needs: Components that it needs beside itself.
+        parts: Its components.
+        types: Its types, the one with most bytes first.
+        metadata: What is known of it, by a person's words.
+    """
+
+    file: str
+    format: str
+    size: int
+    tensors: int
+    parameters: int
+    kind: str
+    what: str
+    families: tuple[str, ...]
+    needs: tuple[str, ...]
+    parts: tuple[Share, ...]
+    types: tuple[Share, ...]
+    memory: Memory | None
+    metadata: Mapping[str, Scalar]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        return asdict(self)
+
+
+def inspect(path: Path) -> Report:
+    """Say what a file is.
+
+    Raises:
+        BadFile: It cannot be used, and why.
+    """
+    found = headers.read(path)
+    problem = _unreadable(found, path.name)
+    if problem:
+        raise BadFile(problem)
+    contents = architectures.recognise(found.shapes)
+    return Report(
+        file=path.name,
+        format=found.format,
+        size=found.size,
+        tensors=len(found.tensors),
+        parameters=sum(tensor.elements for tensor in found.tensors),
+        kind=contents.kind,
+        what=_what(contents, found),
+        families=contents.architecture.families if contents.architecture else (),
+        needs=_needs(contents),
+        parts=_shares(found, _part_names(contents, found)),
+        types=_shares(found, [tensor.type for tensor in found.tensors]),
+        memory=_memory(contents, found),
+        metadata=_metadata(found),
+    )
+
+
+def _what(contents: Contents, found: WeightFile) -> str:
+    architecture = contents.architecture
+    if architecture is None:
+        return f"is {contents.title}{_detail(contents, found)}"
+    if architecture.refused:
+        return f"is {architecture.title}, which cannot be used here: {architecture.refused}"
+    if set(contents.parts) == {"diffusion_model"}:
+        return f"is the diffusion model of {architecture.title} alone"
+    return f"is {architecture.title}"
+
+
+def _detail(contents: Contents, found: WeightFile) -> str:
+    inside = contents.parts.get(contents.kind, {})
+    name = shown(str(found.metadata.get("general.architecture", "")))
+    match contents.kind:
+        case "vae" | "tae":
+            channels = architectures.latent_channels(inside)
+            return f" with {channels} latent channels" if channels else " for videos or Qwen-Image"
+        case "llm":
+            width = f"{architectures.text_width(inside)} wide"
+            return f" ({name}, {width})" if name else f" ({width})"
+        case "diffusion_model" | "model" | "unknown" if contents.architecture is None:
+            return f" (it calls itself '{name}')" if name else ""
+    return ""
+
+
+def _needs(contents: Contents) -> tuple[str, ...]:
+    if contents.architecture is None or contents.architecture.refused:
+        return ()
+    tae = "tae" in contents.parts and "vae" not in contents.parts
+    return architectures.missing(contents.architecture.needs, contents.parts, tae=tae)
+
+
+def _part_names(contents: Contents, found: WeightFile) -> list[str]:
+    if contents.bare:
+        return [contents.kind] * len(found.tensors)
+    return [architectures.part_of(tensor.name)[0] or "other" for tensor in found.tensors]
+
+
+def _shares(found: WeightFile, names: list[str]) -> tuple[Share, ...]:
+    tensors: Counter[str] = Counter(names)
+    parameters: Counter[str] = Counter()
+    octets: Counter[str] = Counter()
+    for name, tensor in zip(names, found.tensors, strict=True):
+        parameters[name] += tensor.elements
+        octets[name] += tensor.octets
+    return tuple(
+        Share(name, tensors[name], parameters[name], count) for name, count in octets.most_common()
+    )
+
+
+def _memory(contents: Contents, found: WeightFile) -> Memory | None:
+    architecture = contents.architecture
+    if architecture is None or not architecture.families:
+        return None
+    size: Size = FAMILIES[architecture.families[0]].size
+    tiny = "tae" in contents.parts and "vae" not in contents.parts
+    return Memory(
+        weights=sum(tensor.loaded for tensor in found.tensors),
+        drawing=size.width * size.height * _DRAWING_BYTES["tae" if tiny else "vae"],
+        size=str(size),
+    )
+
+
+def _metadata(found: WeightFile) -> dict[str, Scalar]:
+    known = found.metadata
+    return {
+        word: shown(str(known[key]))
+        for word, keys in _METADATA.items()
+        for key in [key for key in keys if key in known][:1]
+    }
+
+
+def _unreadable(found: WeightFile, name: str) -> str | None:
+    """Why the runtime makes nothing of a file that is whole; a predicate."""
+    shards = found.metadata.get("split.count") or _pieces(name)
+    if shards and shards != 1:
+        return f"is one of {shards} pieces, and the runtime wants them in one file"
+    names = [tensor.name for tensor in found.tensors]
+    if any(".quant_state.bitsandbytes__" in name for name in names):
+        return "is quantised by bitsandbytes (NF4), which the runtime does not read"
+    eight_bits = any(tensor.type.startswith("f8_") for tensor in found.tensors)
+    if eight_bits and any(name.endswith((".scale_weight", ".weight_scale")) for name in names):
+        return "is in scaled FP8, whose scales the runtime leaves out: its pictures would be white"
+    return None
+
+
+def _pieces(name: str) -> int:
+    match = _SHARD.search(name)
+    return int(match[1]) if match else 0
+
+
+# --- the files of a model -------------------------------------------------------------------------
+
+
+def check(files: Mapping[str, Path], family: str, *, tae: bool = False) -> None:
+    """Verify that the runtime can load the files of one model and draw with them.
+
+    Args:
+        files: Component of models.yaml to file.
+        family: Of models.yaml.
+        tae: The model file's own tiny autoencoder is to be used.
+
+    Raises:
+        EngineError: With a sentence that names the component at fault, and no path.
+    """
+    known = {component: _known(component, path) for component, path in files.items()}
+    base = "diffusion_model" if "diffusion_model" in known else "model"
+    architecture = known[base].architecture
+    if architecture is None:
+        raise _bad(base, "holds a diffusion model that the runtime does not know")
+    if architecture.refused:
+        raise _bad(base, f"is {architecture.title}: {architecture.refused}")
+    if family not in architecture.families:
+        raise _unavailable(
+            f"The weights are those of {architecture.title} and the catalogue calls the family "
+            f"'{family}': it should be '{architecture.families[0]}'."
+        )
+    parts = _together(known)
+    if architectures.is_mangled(parts["diffusion_model"]):
+        raise _bad(base, "lacks the norms of its first blocks")
+    tae = tae or "tae" in files
+    _check_complete(architecture, FAMILIES[family].needs, known, parts, tae=tae)
+    _check_widths(architecture, parts, tae=tae)
+
+
+def check_lora(name: str, path: Path) -> None:
+    """Verify that a file can be given to the runtime as a LoRA; whether it fits is seen later.
+
+    Raises:
+        EngineError: With a sentence that names the LoRA.
+    """
+    try:
+        found = headers.read(path)
+    except BadFile as error:
+        raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' {error}.") from None
+    contents = architectures.recognise(found.shapes)
+    # Some LoRAs hold nothing but differences, under the names of what they change.
+    if contents.kind not in ("lora", "unknown"):
+        what = f"The LoRA '{name}' {_what(contents, found)}, not a LoRA."
+        raise EngineError(Reason.GENERATION_FAILED, what)
+
+
+def upscaler_factor(path: Path) -> int | None:
+    """How many times the upscaler in a file enlarges; None when the file is none."""
+    try:
+        found = headers.read(path)
+    except BadFile:
+        return None
+    if architectures.recognise(found.shapes).kind != "upscaler":
+        return None
+    return architectures.upscaler_factor(found.shapes)
+
+
+def _known(component: str, path: Path) -> Contents:
+    """What the file of a component holds, after making sure that it is that component."""
+    try:
+        found = headers.read(path)
+    except BadFile as error:
+        raise _bad(component, str(error)) from None
+    problem = _unreadable(found, path.name)
+    if problem:
+        raise _bad(component, problem)
+    contents = architectures.recognise(found.shapes)
+    if not _belongs(component, contents):
+        raise _bad(component, _instead(component, contents, found))
+    return contents
+
+
+def _belongs(component: str, contents: Contents) -> bool:
+    if component == "model":
+        return not contents.bare and "diffusion_model" in contents.parts
+    if component == "diffusion_model":
+        return "diffusion_model" in contents.parts
+    same = {"clip_l": ("clip_l", "clip_h")}.get(component, (component,))
+    return len(contents.parts) == 1 and contents.kind in same
+
+
+def _instead(component: str, contents: Contents, found: WeightFile) -> str:
+    """What the file is in place of what it should be; a predicate."""
+    architecture = contents.architecture
+    if architecture is None:
+        return f"{_what(contents, found)}, not {architectures.TITLES[component]}"
+    if architecture.refused:
+        return _what(contents, found)
+    if component != "model":
+        return f"{_what(contents, found)}, not {architectures.TITLES[component]} alone"
+    if architecture.whole:
+        return f"is the UNet of {architecture.title} alone: {_WHOLE}"
+    return (
+        f"{_what(contents, found)}: name it 'diffusion_model' in the catalogue, and beside it "
+        f"{_listed(_needs(contents))}"
+    )
+
+
+def _together(known: Mapping[str, Contents]) -> dict[str, Shapes]:
+    """Component -> its tensors, from all files; a file of its own wins over the model's part."""
+    parts = dict(known["model"].parts) if "model" in known else {}
+    for component, contents in known.items():
+        if component == "diffusion_model":
+            parts[component] = contents.parts[component]
+        elif component != "model":
+            parts[component] = contents.parts[contents.kind]
+    return parts
+
+
+def _check_complete(
+    architecture: Architecture,
+    needs: tuple[str, ...],
+    known: Mapping[str, Contents],
+    parts: Mapping[str, Shapes],
+    *,
+    tae: bool,
+) -> None:
+    base = known.get("diffusion_model") or known["model"]
+    present = {*parts}
+    if architecture.whole:  # its text encoders count only where the UNet is
+        present = {"vae", "tae"} & present | {*base.parts}
+    if architectures.sees(parts.get("llm", {})):
+        present.add("llm_vision")
+    lacking = architectures.missing(needs, present, tae=tae)
+    if not lacking:
+        return
+    if architecture.whole and set(lacking) - {"vae", "tae"}:
+        raise _unavailable(
+            f"{_listed(lacking)} of {architecture.title} are not where its UNet is: {_WHOLE}."
+        )
+    if present == {"diffusion_model"}:
+        raise _unavailable(
+            f"This is the diffusion model of {architecture.title} alone: it needs "
+            f"{_listed(lacking)}."
+        )
+    hint = (
+        " ('runtime: {tae: true}' draws with its tae)"
+        if lacking == ("vae",) and "tae" in parts
+        else ""
+    )
+    raise _unavailable(f"{architecture.title} needs {_listed(lacking)}, which no file holds{hint}.")
+
+
+def _check_control(architecture: Architecture, parts: Mapping[str, Shapes]) -> None:
+    control = parts.get("control_net")
+    if control is None:
+        return
+    width, wanted = (
+        architectures.control_width(control),
+        architectures.unet_text_width(parts["diffusion_model"]),
+    )
+    if width is None:
+        raise _bad("control_net", "is a ControlNet that the runtime cannot read, for diffusers say")
+    if width != wanted:
+        raise _unavailable(
+            f"The ControlNet reads text of width {width} and {architecture.title} has {wanted}: it "
+            "is for another model."
+        )
+
+
+def _check_widths(architecture: Architecture, parts: Mapping[str, Shapes], *, tae: bool) -> None:
+    """The runtime would meet these in the middle of the first picture, and die."""
+    wanted = architectures.wanted_text_width(architecture, parts["diffusion_model"])
+    width = architectures.text_width(parts.get("llm", {}))
+    if wanted and width != wanted:
+        raise _unavailable(
+            f"The language model is {width} wide and {architecture.title} wants one of {wanted}."
+        )
+    _check_control(architecture, parts)
+    if "vae" not in architecture.needs:
+        return
+    autoencoder = "tae" if tae else "vae"
+    channels = architectures.latent_channels(parts[autoencoder])
+    if channels != architecture.latents:
+        raise _unavailable(
+            f"The {autoencoder} is not that of {architecture.title}: it has {channels} latent "
+            f"channels, not {architecture.latents}."
+        )
+    if not architectures.has_encoder(parts[autoencoder]):
+        raise _unavailable(f"The {autoencoder} can only decode: its encoder is missing.")
+
+
+def _listed(components: tuple[str, ...]) -> str:
+    *most, last = components
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _bad(component: str, predicate: str) -> EngineError:
+    return _unavailable(f"The file of '{component}' {predicate}.")
+
+
+def _unavailable(sentence: str) -> EngineError:
+    return EngineError(Reason.MODEL_UNAVAILABLE, sentence)

@@ -1,0 +1,128 @@
+"""A real browser for tests: Chromium of the system, driven by Playwright.
+
+Playwright's own browsers are downloads of several hundred megabytes; Debian's Chromium does as
+well. Without one the test is skipped, except where CI is set: there it must run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, sync_playwright
+
+SCREENSHOTS: Final = Path(__file__).parents[1] / "screenshots"
+
+_NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+#: Milliseconds; the machine may be busy.
+PATIENCE: Final = 30_000
+
+#: Notes every value that the progress bar and the picture have had, for tests to read at the end.
+_RECORDER: Final = """
+window.seen = {bar: [], picture: [], told: []};
+addEventListener("DOMContentLoaded", () => {
+    const watch = (id, options, note) =>
+        new MutationObserver(note).observe(document.getElementById(id), options);
+    watch("bar", {attributeFilter: ["value"]}, ([{target}]) => {
+        if (target.position >= 0) seen.bar.push(target.value);
+    });
+    watch("picture", {attributeFilter: ["src"]}, ([{target}]) => seen.picture.push(target.src));
+    watch("announcer", {childList: true}, ([{target}]) => {
+        if (target.textContent) seen.told.push(target.textContent);
+    });
+});
+"""
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser without a window.
+
+    Playwright keeps an event loop in the thread as long as it runs: other tests of the session
+    could start none of their own, so nobody keeps a browser beyond one module.
+    """
+    path = next(filter(None, map(shutil.which, _NAMES)), None)
+    if path is None:
+        why = "no Chromium here (Debian: apt install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    # Root, as in containers, has no sandbox; the pages are our own.
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, chromium_sandbox=False)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visitor:
+    """A person at a browser of their own: nothing is shared with other visitors.
+
+    Attributes:
+        url: Of the server whose page is visited.
+        problems: What the browser complained about.
+        requests: Everything that was asked of the server.
+        excused: Patterns of complaints that the test brings about itself.
+    """
+
+    browser: Browser
+    url: str
+    options: dict[str, Any]
+    problems: list[str] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    excused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._context = self.browser.new_context(**self.options)
+        self._context.set_default_timeout(PATIENCE)
+        self._context.add_init_script(_RECORDER)
+        self._context.route(lambda url: not url.startswith(self.url), self._refuse)
+        self._context.on("request", self._asked)
+        self._context.on("console", self._heard)
+        self._context.on("weberror", lambda error: self.problems.append(str(error.error)))
+
+    def open(self) -> Page:
+        """The page in a new tab, once it knows the models or asks for the key."""
+        page = self._context.new_page()
+        page.goto(f"{self.url}/")
+        page.locator("#model option, dialog[open]").first.wait_for(state="attached")
+        return page
+
+    def excuse(self, *patterns: str) -> None:
+        """Complaints to be expected, as regular expressions."""
+        self.excused += patterns
+
+    def leave(self) -> None:
+        """Close all tabs; fails when the browser complained about anything."""
+        self._context.close()
+        unexpected = [
+            problem
+            for problem in self.problems
+            if not any(re.search(pattern, problem) for pattern in self.excused)
+        ]
+        assert unexpected == []
+
+    def _refuse(self, route: Route) -> None:
+        self.problems.append(f"a request to elsewhere: {route.request.url}")
+        route.abort()
+
+    def _asked(self, request: Request) -> None:
+        self.requests.append(request)
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.problems.append(message.text)
+
+
+def seen(page: Page) -> dict[str, list[Any]]:
+    """Every value so far: of the bar in percent, of the picture's address, of announcements."""
+    found: dict[str, list[Any]] = page.evaluate("seen")
+    return found

@@ -1,0 +1,179 @@
+"""A hub on this machine: what huggingface_hub and sdstream.weights.hub ask, with faults."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+from urllib.parse import unquote
+
+COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
+TOKEN: Final = "hf_of_somebody_who_may"
+#: Files below this lie in git itself: their ETag is a SHA-1.
+SMALL: Final = 1000
+
+
+@dataclass
+class Asked:
+    """One request that came."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+
+
+@dataclass
+class FakeHub:
+    """Repositories, switches for faults, and what was asked.
+
+    Attributes:
+        url: For HF_ENDPOINT.
+        files: OWNER/REPO/PATH -> contents; what is told of them.
+        wrong: OWNER/REPO/PATH -> contents that are sent in their place.
+        gated: OWNER/REPO that want TOKEN.
+        statuses: (method, OWNER/REPO/PATH) -> answers to give first, each with its headers.
+        cuts: Bytes after which the next answers break off.
+        resets: Breaking off is a reset, not an end.
+        gate: Data is sent only while it is set.
+        asked: Requests, oldest first.
+    """
+
+    url: str = ""
+    cdn: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    wrong: dict[str, bytes] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    statuses: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
+    cuts: list[int] = field(default_factory=list)
+    resets: bool = False
+    gate: threading.Event = field(default_factory=threading.Event)
+    asked: list[Asked] = field(default_factory=list)
+
+    def downloads(self) -> list[Asked]:
+        """The requests for contents."""
+        return [one for one in self.asked if one.method == "GET" and one.path.startswith("/cdn/")]
+
+    def checksum(self, name: str) -> str:
+        """What the hub tells as ETag of a file."""
+        data = self.files[name]
+        if len(data) < SMALL:
+            return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def fake_hub(files: Mapping[str, bytes]) -> Iterator[FakeHub]:
+    """A hub with these files, OWNER/REPO/PATH -> contents, on a free port."""
+    hub = FakeHub(files=dict(files))
+    hub.gate.set()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    port = server.server_address[1]
+    # Another origin for the contents, as the hub has it: tokens must not go there.
+    hub.url, hub.cdn = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.gate.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.hub.asked.append(Asked(self.command, self.path, headers))
+        path = unquote(self.path.partition("?")[0])
+        with suppress(ConnectionError):  # some clients are killed
+            if path.startswith("/cdn/"):
+                self._contents(path.removeprefix("/cdn/"))
+            else:
+                self._resolve(path)
+
+    def _resolve(self, path: str) -> None:
+        repo, found, rest = path.lstrip("/").partition("/resolve/")
+        revision, _, inside = rest.partition("/")
+        name = f"{repo}/{inside}"
+        waiting = self.hub.statuses.get((self.command, name))
+        if waiting:
+            status, headers = waiting.pop(0)
+            self._end(status, headers)
+        elif not found or not any(known.startswith(f"{repo}/") for known in self.hub.files):
+            self._end(401, {"X-Error-Code": "RepoNotFound"})
+        elif repo in self.hub.gated and self.headers["Authorization"] != f"Bearer {TOKEN}":
+            self._end(401 if self.headers["Authorization"] is None else 403, _GATED)
+        elif revision not in ("main", COMMIT):
+            self._end(404, {"X-Error-Code": "RevisionNotFound"})
+        elif name not in self.hub.files:
+            self._end(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        else:
+            size = len(self.hub.files[name])
+            headers = {
+                "X-Repo-Commit": COMMIT,
+                "X-Linked-Etag": f'"{self.hub.checksum(name)}"',
+                "X-Linked-Size": str(size),
+                "ETag": '"of-the-redirect"',
+                "Location": f"{self.hub.cdn}/cdn/{name}",
+            }
+            self._end(302, headers)
+
+    def _contents(self, name: str) -> None:
+        waiting = self.hub.statuses.get(("GET", f"cdn/{name}"))
+        if waiting:
+            status, headers = waiting.pop(0)
+            self._end(status, headers)
+            return
+        data = self.hub.wrong.get(name, self.hub.files[name])
+        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(len(data) - first))
+        self.end_headers()
+        until = first + self.hub.cuts.pop(0) if self.hub.cuts else len(data)
+        self.wfile.write(data[first : min(until, first + SMALL)])
+        self.hub.gate.wait(60)
+        self.wfile.write(data[first + SMALL : until])
+        if until < len(data):
+            self._break_off()
+
+    def _break_off(self) -> None:
+        self.wfile.flush()
+        if self.hub.resets:
+            now = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+        else:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+
+    def _end(self, status: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+_GATED: Final = {
+    "X-Error-Code": "GatedRepo",
+    "X-Error-Message": "Access to this repository is restricted.",
+}

@@ -1,0 +1,111 @@
+"""A client of the jobs API for tests: requests, and event streams read as they come."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx2
+
+from tests.support.servers import GENERATIONS, ServerProcess
+
+ASYNC: Final = {"Prefer": "respond-async"}
+ENDINGS: Final = ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class Told:
+    """One event of a stream."""
+
+    id: str
+    name: str
+    data: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        """Of the event, without the job that may stand before it."""
+        return int(self.id.rpartition(":")[2])
+
+
+def begin(
+    server: ServerProcess, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Start a background job; returns it as it was answered."""
+    answer = server.post(dict(body), headers={**ASYNC, **(headers or {})})
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def look(
+    server: ServerProcess, job: str, headers: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A job as it is now."""
+    answer = httpx2.get(f"{server.url}/v1/jobs/{job}", headers=headers, timeout=20)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def wait_for(
+    server: ServerProcess, job: str, *statuses: str, seconds: float = 30
+) -> dict[str, Any]:
+    """Poll a job until it has one of these statuses."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = look(server, job)
+        if found["status"] in statuses:
+            return found
+        assert time.monotonic() < deadline, f"{found['status']} after {seconds} s"
+        time.sleep(0.02)
+
+
+class EventStream:
+    """An open GET of events, on a connection of its own, to be read as it comes, or left."""
+
+    def __init__(
+        self, server: ServerProcess, path: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._connection = http.client.HTTPConnection(*server.address, timeout=60)
+        self._connection.request("GET", path, headers=dict(headers or {}))
+        self.answer = self._connection.getresponse()
+        self.retry: int | None = None
+
+    def __enter__(self) -> EventStream:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.answer.close()
+        self._connection.close()
+
+    def events(self) -> Iterator[Told]:
+        """Events until the server closes the stream."""
+        fields: dict[str, str] = {}
+        while line := self.answer.readline().decode():
+            if line == "\n":
+                if "data" in fields:
+                    yield Told(fields["id"], fields["event"], json.loads(fields["data"]))
+                fields = {}
+                continue
+            name, _, value = line.rstrip("\n").partition(": ")
+            if name == "retry":
+                self.retry = int(value)
+            fields[name] = value
+
+
+def events_of(
+    server: ServerProcess, job: str, headers: Mapping[str, str] | None = None
+) -> list[Told]:
+    """All events of a job from now to its end."""
+    with EventStream(server, f"/v1/jobs/{job}/events", headers) as stream:
+        return list(stream.events())
+
+
+def eventsource_path(**options: object) -> str:
+    """The address that an EventSource would open."""
+    query = httpx2.QueryParams({name: str(value) for name, value in options.items()})
+    return f"{GENERATIONS}?{query}"

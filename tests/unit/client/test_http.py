@@ -1,0 +1,91 @@
+"""The command line's side of the HTTP API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+
+from sdstream.client import http
+from sdstream.client.http import Client, ServerSaysNo
+
+
+def event(number: int, name: str, data: dict[str, Any]) -> bytes:
+    """One event of a job's stream."""
+    return f"id: {number}\nevent: {name}\ndata: {json.dumps(data)}\n\n".encode()
+
+
+#: A job with a preview of four megabytes in the middle.
+EVENTS = (
+    event(1, "queued", {"status": "queued"})
+    + event(2, "preview", {"image": "A" * 4_000_000})
+    + event(3, "completed", {"status": "completed"})
+)
+
+
+@asynccontextmanager
+async def answering(*bodies: bytes | int) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that answers with these streams or statuses, one a request, and then on with the
+    last one; yields its address and the heads."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        body = bodies[min(len(heads), len(bodies)) - 1]
+        kind = "Content-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+        if isinstance(body, int):
+            writer.write(f"HTTP/1.1 {body} -\r\n{kind}".encode())
+        else:
+            writer.write(f"HTTP/1.1 200 OK\r\n{kind}".encode() + body)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", heads
+
+
+async def statuses(*bodies: bytes | int) -> tuple[list[str], int]:
+    """What following a job tells, and how many requests that took."""
+    async with answering(*bodies) as (url, heads), Client(url) as client:
+        told = [job["status"] async for job in client.follow("job_1")]
+        return told, len(heads)
+
+
+def test_large_previews_are_passed_over() -> None:
+    """An event of megabytes does not stop a watch, or send it back to the server."""
+    assert asyncio.run(statuses(EVENTS)) == (["queued", "completed"], 1)
+
+
+def test_events_without_measure_end_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: a reconnect would meet the same event again, for ever."""
+    monkeypatch.setattr(http, "_MAX_EVENT_BYTES", 1_000_000)
+    with pytest.raises(httpx2.SSEError, match="byte limit"):
+        asyncio.run(statuses(EVENTS))
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_without_its_server_is_waited_out(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """A watch goes on over a restart behind it; one that never began ends with what it says."""
+    monkeypatch.setattr(http, "_RECONNECT_SECONDS", 0.01)
+    began = event(1, "queued", {"status": "queued"})
+    ended = event(2, "completed", {"status": "completed"})
+    told = asyncio.run(statuses(began, status, status, ended))
+    assert told == (["queued", "completed"], 4)
+    with pytest.raises(ServerSaysNo, match=str(status)):
+        asyncio.run(statuses(status, EVENTS))
+    monkeypatch.setattr(http, "_RECONNECTS", 2)
+    with pytest.raises(httpx2.TransportError, match=str(status)):
+        asyncio.run(statuses(began, status))
+
+
+def test_other_refusals_end_a_watch() -> None:
+    """A job that was deleted in the middle does not come back."""
+    with pytest.raises(ServerSaysNo, match="404"):
+        asyncio.run(statuses(event(1, "queued", {"status": "queued"}), 404))

@@ -1,0 +1,514 @@
+"""AUTOMATIC1111's JSON to a draft, and jobs to its JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdstream import __version__
+from sdstream.core.catalog import Catalog, Files, ModelSpec
+from sdstream.core.errors import GenerationFailed, InvalidRequest, Reason
+from sdstream.core.job import (
+    Completed,
+    ImageReady,
+    ImageResult,
+    Job,
+    JobCancelled,
+    JobEvent,
+    Loading,
+    PreviewReady,
+    Queued,
+    Running,
+)
+from sdstream.core.messages import Phase, Progress
+from sdstream.core.request import GenerationRequest, Limits
+from sdstream.core.resolve import resolve
+from sdstream.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES
+from sdstream.dialects.a1111 import answers, generation
+from sdstream.dialects.a1111.answers import Standing
+from sdstream.dialects.a1111.generation import (
+    IGNORED,
+    IGNORED_OPTIONS,
+    NEUTRAL,
+    NEUTRAL_OPTIONS,
+    Drawing,
+    Settings,
+    fitted,
+    parse,
+)
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+PICTURE = base64.b64encode(b"a picture").decode()
+
+#: What webuiapi 0.9.17 sends when its user gives a prompt and a size.
+TXT2IMG: dict[str, Any] = json.loads((GOLDEN / "a1111_txt2img_request.json").read_text())
+IMG2IMG: dict[str, Any] = json.loads((GOLDEN / "a1111_img2img_request.json").read_text())
+
+
+CATALOG = """
+models:
+  - id: m
+    family: sd1
+    files: {model: m.gguf}
+    defaults: {sampler: heun, schedule: smoothstep}
+"""
+
+
+def txt2img(**body: Any) -> Drawing:
+    """A parsed txt2img."""
+    return parse({"prompt": "a cat", **body}, over_image=False)
+
+
+def img2img(**body: Any) -> Drawing:
+    """A parsed img2img with an image."""
+    return parse({"prompt": "a cat", "init_images": [PICTURE], **body}, over_image=True)
+
+
+def sampling(**body: Any) -> tuple[str, str]:
+    """Sampler and schedule of a txt2img on a model whose own are heun and smoothstep."""
+    catalog = Catalog.parse(CATALOG)
+    draft = txt2img(**body).draft
+    request = resolve(draft, catalog, random_seed=lambda: 1, limits=Limits())
+    return request.sampler, request.schedule
+
+
+def refused(*, over_image: bool = False, **body: Any) -> InvalidRequest:
+    """The error that a body meets."""
+    with pytest.raises(InvalidRequest) as caught:
+        (img2img if over_image else txt2img)(**body)
+    return caught.value
+
+
+def job_of(*events: JobEvent, n: int = 1) -> Job:
+    """A job of 4 steps an image to which these events happened, a second apart."""
+    request = GenerationRequest(
+        "m", "a cat", "a dog", 64, 48, 4, "euler_a", "karras", 7.0, None, 9, n,
+        warnings=("careful",),
+    )  # fmt: skip
+    job = Job("job_1", request, 100.0)
+    for second, event in enumerate(events, start=101):
+        assert job.apply(event, float(second))
+    return job
+
+
+def image(index: int) -> ImageReady:
+    """A finished image of the bytes ``image 0``, ``image 1`` …"""
+    data = f"image {index}".encode()
+    return ImageReady(ImageResult(index, 9 + index, data, len(data), 4, 0.5, 2.0, 0.5))
+
+
+def step(number: int, index: int = 0) -> Progress:
+    """A sampling step."""
+    return Progress("job_1", index, Phase.SAMPLING, number, 4)
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def test_what_webuiapi_always_sends_is_neutral() -> None:
+    """Its defaults ask for nothing but a plain picture."""
+    drawing = parse(TXT2IMG, over_image=False)
+    draft = drawing.draft
+    assert (draft.prompt, draft.n, draft.seed, draft.sample_steps) == ("a cat", 1, -1, 20)
+    assert (draft.width, draft.height, draft.cfg_scale) == (512, 512, 7.0)
+    assert (draft.sampler, draft.schedule, draft.model) == ("Euler a", "automatic", None)
+    assert draft.strength is None, "denoising_strength is for the hires pass here"
+    assert drawing.files is None
+    assert drawing.warnings == ()
+
+
+def test_webuiapis_img2img_with_a_mask() -> None:
+    """Image and mask are decoded from data: URLs; the two options that do nothing are told."""
+    drawing = parse(IMG2IMG, over_image=True)
+    draft = drawing.draft
+    assert (draft.strength, draft.fit, draft.mask_mode, draft.mask_blur) == (
+        0.75, "stretch", "opacity", 4.0,
+    )  # fmt: skip
+    assert drawing.files is not None
+    assert drawing.files.images[0].data == b"an image"
+    assert drawing.files.mask is not None
+    assert drawing.files.mask.data == b"a mask"
+    assert not drawing.files.inverted_mask
+    assert [text.split()[0] for text in drawing.warnings] == ["inpainting_fill", "inpaint_full_res"]
+    assert drawing.echo["init_images"] is None
+    assert drawing.echo["mask"] is None
+
+
+def test_nothing_is_required() -> None:
+    """A1111 draws even without a prompt; what is missing is the model's own."""
+    draft = parse({}, over_image=False).draft
+    assert (draft.prompt, draft.n, draft.width, draft.sample_steps) == ("", 1, None, None)
+
+
+def test_batches_times_iterations() -> None:
+    """All images are one job."""
+    assert txt2img(batch_size=2, n_iter=3).draft.n == 6
+    assert refused(batch_size=4, n_iter=3).param == "batch_size"
+    assert refused(n_iter=0).param == "n_iter"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "expected"),
+    [
+        ("Euler a", "automatic", ("euler_a", "smoothstep")),
+        ("Euler a", "Automatic", ("euler_a", "smoothstep")),
+        ("euler A", None, ("euler_a", "smoothstep")),
+        ("Euler", "SGM Uniform", ("euler", "sgm_uniform")),
+        ("DPM++ 2M", "karras", ("dpm++2m", "karras")),
+        ("DPM++ 2M Karras", None, ("dpm++2m", "karras")),
+        ("DPM++ 2M Karras", "Automatic", ("dpm++2m", "karras")),
+        ("DPM++ 2S a Karras", "Karras", ("dpm++2s_a", "karras")),
+        ("LCM", "Normal", ("lcm", "discrete")),
+        ("DDIM", "align_your_steps", ("ddim_trailing", "ays")),
+        ("DDIM", "Align Your Steps", ("ddim_trailing", "ays")),
+        ("k_euler_a", "simple", ("euler_a", "simple")),
+        ("dpm++2mv2", "gits", ("dpm++2mv2", "gits")),
+        (None, None, ("heun", "smoothstep")),
+    ],
+)
+def test_samplers_and_schedulers(
+    sampler: str | None, scheduler: str | None, expected: tuple[str, str]
+) -> None:
+    """A1111's names, its older combined ones, and this server's own."""
+    assert sampling(sampler_name=sampler, scheduler=scheduler) == expected
+
+
+def test_sampler_index_is_the_older_name() -> None:
+    """It counts only without a sampler_name: webuiapi fills it with a default of its own."""
+    assert sampling(sampler_index="DPM2")[0] == "dpm2"
+    assert sampling(sampler_name="LCM", sampler_index="Heun")[0] == "lcm"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "reason"),
+    [
+        ({"sampler_name": "PLMS"}, "sampler_name", Reason.INVALID_VALUE),
+        ({"scheduler": "polyexponential"}, "scheduler", Reason.INVALID_VALUE),
+        (
+            {"sampler_name": "DPM++ 2M Karras", "scheduler": "simple"},
+            "scheduler",
+            Reason.CONFLICTING_FIELDS,
+        ),
+    ],
+)
+def test_refused_samplers_and_schedules(body: dict[str, str], param: str, reason: Reason) -> None:
+    """By the names of this API."""
+    with pytest.raises(InvalidRequest) as caught:
+        sampling(**body)
+    assert (caught.value.param, caught.value.reason) == (param, reason)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "reason"),
+    [
+        ({"sampler_name": 3}, "sampler_name", Reason.INVALID_VALUE),
+        ({"stepz": 4}, "stepz", Reason.UNKNOWN_FIELD),
+        ({"steps": 0}, "steps", Reason.INVALID_VALUE),
+        ({"steps": "many"}, "steps", Reason.INVALID_VALUE),
+        ({"seed": True}, "seed", Reason.INVALID_VALUE),
+        ({"distilled_cfg_scale": 99}, "distilled_cfg_scale", Reason.INVALID_VALUE),
+        ({"prompt": "a <lyco:x:1>"}, "prompt", Reason.NOT_SUPPORTED),
+        ({"negative_prompt": "<LyCO:x>"}, "negative_prompt", Reason.NOT_SUPPORTED),
+        ({"alwayson_scripts": {"x": {"args": [1]}}}, "alwayson_scripts", Reason.NOT_SUPPORTED),
+        ({"alwayson_scripts": ["x"]}, "alwayson_scripts", Reason.INVALID_VALUE),
+        ({"enable_hr": True, "hr_second_pass_steps": -3}, "hr_second_pass_steps", None),
+        ({"enable_hr": True, "hr_scale": 9}, "hr_scale", None),
+        ({"init_images": [PICTURE]}, "init_images", Reason.NOT_SUPPORTED),
+        ({"mask": PICTURE}, "mask", Reason.NOT_SUPPORTED),
+        (
+            {"override_settings": {"eta_noise_seed_delta": 2}},
+            "override_settings.eta_noise_seed_delta",
+            Reason.NOT_SUPPORTED,
+        ),
+        ({"override_settings": {"x": 1}}, "override_settings.x", Reason.UNKNOWN_FIELD),
+        ({"override_settings": {"sd_model_checkpoint": 1}}, "sd_model_checkpoint", None),
+    ],
+)
+def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reason | None) -> None:
+    """Every fault says which field, as the client wrote it."""
+    error = refused(**body)
+    assert error.param == param
+    assert error.reason is (reason or Reason.INVALID_VALUE)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "reason"),
+    [
+        ({"init_images": None}, "init_images", Reason.MISSING_FIELD),
+        ({"init_images": []}, "init_images", Reason.MISSING_FIELD),
+        ({"init_images": [PICTURE, PICTURE]}, "init_images", Reason.NOT_SUPPORTED),
+        ({"init_images": ["%%%"]}, "init_images", Reason.INVALID_IMAGE),
+        ({"init_images": ["data:image/png;base64,"]}, "init_images", Reason.INVALID_IMAGE),
+        ({"init_images": [7]}, "init_images.0", Reason.INVALID_VALUE),
+        ({"mask": "x"}, "mask", Reason.INVALID_IMAGE),
+        ({"resize_mode": 3}, "resize_mode", Reason.NOT_SUPPORTED),
+        ({"resize_mode": 4}, "resize_mode", Reason.INVALID_VALUE),
+        ({"mask": PICTURE, "inpainting_fill": 2}, "inpainting_fill", Reason.NOT_SUPPORTED),
+        ({"mask": PICTURE, "mask_blur": 65}, "mask_blur", Reason.INVALID_VALUE),
+        (
+            {"mask": PICTURE, "mask_blur_x": 4, "mask_blur_y": 2},
+            "mask_blur_x",
+            Reason.NOT_SUPPORTED,
+        ),
+        ({"denoising_strength": 1.5}, "denoising_strength", Reason.INVALID_VALUE),
+    ],
+)
+def test_refusals_of_pictures(body: dict[str, Any], param: str, reason: Reason) -> None:
+    """Those of img2img say so too."""
+    error = refused(over_image=True, **body)
+    assert (error.param, error.reason) == (param, reason)
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
+    """Its neutral values pass; any other is refused by name."""
+    for value in (*NEUTRAL[name], None):
+        assert txt2img(**{name: value}).draft == txt2img().draft
+    error = refused(**{name: "on"})
+    assert (error.param, error.reason) == (name, Reason.NOT_SUPPORTED)
+
+
+@pytest.mark.parametrize("name", sorted(IGNORED))
+def test_harmless_fields_pass(name: str) -> None:
+    """They are about saving, or of a feature that is switched off."""
+    assert txt2img(**{name: "x"}).draft == txt2img().draft
+
+
+def test_scripts_that_are_switched_off_pass() -> None:
+    """webuiapi sends these for extensions that it believes to be there."""
+    off = {"ADetailer": {"args": [False]}, "ControlNet": {"args": []}, "x": {}}
+    assert txt2img(alwayson_scripts=off).draft == txt2img().draft
+
+
+def test_the_checkpoint() -> None:
+    """The request's own wins over the one chosen earlier, and may be kept for later ones."""
+    override = {"override_settings": {"sd_model_checkpoint": "b"}}
+    assert parse({}, over_image=False, earlier=Settings("a")).draft.model == "a"
+    own = parse(override, over_image=False, earlier=Settings("a"))
+    assert (own.draft.model, own.kept) == ("b", Settings())
+    kept = parse({**override, "override_settings_restore_afterwards": False}, over_image=False)
+    assert kept.kept == Settings("b")
+    assert own.draft.spelled("model") == "sd_model_checkpoint"
+
+
+def test_layers_of_clip() -> None:
+    """The request's own field, its settings', or what was chosen earlier; 1 leaves none out."""
+    name = "CLIP_stop_at_last_layers"
+    earlier = Settings(clip_skip=3)
+    drawing = parse({"override_settings": {name: 2}}, over_image=False, earlier=earlier)
+    assert (drawing.draft.clip_skip, drawing.draft.spelled("clip_skip")) == (2, name)
+    assert parse({}, over_image=False, earlier=earlier).draft.clip_skip == 3
+    none = parse({"override_settings": {name: 1}}, over_image=False, earlier=earlier)
+    assert none.draft.clip_skip is None
+    own = parse({"clip_skip": 4}, over_image=False, earlier=earlier).draft
+    assert (own.clip_skip, own.spelled("clip_skip")) == (4, "clip_skip")
+    assert txt2img(clip_skip=1).draft.clip_skip is None
+    for wrong in (0, 13, "2", 1.5, True):
+        assert refused(override_settings={name: wrong}).param == name
+    assert refused(clip_skip=99).param == "clip_skip"
+
+
+def test_eta() -> None:
+    """1 is what every client sends, with samplers too that add no noise."""
+    assert txt2img(eta=1.0).draft.eta is None
+    assert txt2img(eta=0.3).draft.eta == 0.3
+    assert refused(eta=2).param == "eta"
+
+
+def test_settings_that_pass() -> None:
+    """What GET options tells may be posted back as it is."""
+    told = json.loads(answers.options(Settings("m")))
+    assert generation.settings(told) == Settings("m", 1)
+    assert json.loads(answers.options(Settings("m", 2)))["CLIP_stop_at_last_layers"] == 2
+    assert generation.settings(dict.fromkeys(IGNORED_OPTIONS, 1)) == Settings()
+    assert set(NEUTRAL_OPTIONS) <= set(told)
+
+
+def test_inverted_masks_and_resize_modes() -> None:
+    """inpainting_mask_invert and resize_mode have counterparts."""
+    drawing = img2img(mask=PICTURE, inpainting_mask_invert=1, resize_mode=1)
+    assert drawing.files is not None
+    assert drawing.files.inverted_mask
+    assert drawing.draft.fit == "crop"
+    assert img2img(resize_mode=2).draft.fit == "pad"
+
+
+def test_models_that_look_at_the_image() -> None:
+    """What all clients send for those that draw over it means nothing to them; they say so."""
+    files = Files(model="m.gguf")
+    looker = ModelSpec(id="looker", family="flux_kontext", files=files)
+    drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker)
+    assert (drawing.draft.fit, drawing.draft.strength) == (None, None)
+    assert drawing.warnings == ("The model 'looker' looks at the image and draws a new one.",)
+    masked = fitted(img2img(mask=PICTURE, denoising_strength=0.5), looker)
+    assert (masked.draft.fit, masked.draft.strength) == ("stretch", 0.5)
+    other = img2img(denoising_strength=0.5)
+    assert fitted(other, ModelSpec(id="m", family="sd1", files=files)) == other
+
+
+def test_options_of_a_mask_need_one() -> None:
+    """webuiapi sends mask_blur 4 and inpainting_fill 0 without a mask: there they mean nothing."""
+    drawing = img2img(mask_blur=4, inpainting_fill=2, inpaint_full_res=True)
+    assert drawing.draft.mask_blur is None
+    assert drawing.warnings == ()
+
+
+def test_pictures_are_echoed_on_request() -> None:
+    """include_init_images sends them back."""
+    assert img2img(include_init_images=True).echo["init_images"] == [PICTURE]
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def test_every_sampler_and_schedule_has_a_name() -> None:
+    """The lists hold all that the runtime has, and each name leads back to it."""
+    for name in SAMPLERS:
+        (entry,) = [e for e in json.loads(answers.samplers()) if name in e["aliases"]]
+        assert sampling(sampler_name=entry["name"])[0] == name
+        assert set(entry) == {"name", "aliases", "options"}
+    found = {
+        sampling(sampler_name="Euler", scheduler=entry[key])[1]
+        for entry in json.loads(answers.schedulers())
+        for key in ("name", "label")
+    }
+    assert found == {*SCHEDULES} - {DEFAULT_SCHEDULE}
+
+
+def test_models_tell_no_path() -> None:
+    """A model's file is its id."""
+    (entry,) = json.loads(answers.models(["m"]))
+    assert entry["title"] == entry["model_name"] == entry["filename"] == "m"
+    assert entry["hash"] is entry["sha256"] is entry["config"] is None
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def test_golden_answer() -> None:
+    """The answer's bytes are those of the golden file."""
+    drawing = txt2img(batch_size=2, seed=-1, steps=4, styles=[], width=None)
+    job = job_of(Running(), image(0), image(1), Completed(), n=2)
+    answer = answers.answer(job, drawing, ["text 0", "text 1"])
+    golden = (GOLDEN / "a1111_answer.json").read_bytes().removesuffix(b"\n")
+    assert answer == golden.replace(b"VERSION", __version__.encode())
+
+
+def test_answer() -> None:
+    """Images as bare base64, the request with what it left open, and info as a string."""
+    job = job_of(Running(), image(0), Completed())
+    body = json.loads(answers.answer(job, txt2img(steps=4), ["text 0"]))
+    assert [base64.b64decode(text) for text in body["images"]] == [b"image 0"]
+    assert body["parameters"] | {"seed": -1, "steps": 4, "width": 64} == body["parameters"]
+    assert body["parameters"]["sampler_name"] == "Euler a"
+    info = json.loads(body["info"])
+    assert (info["seed"], info["all_seeds"], info["infotexts"]) == (9, [9], ["text 0"])
+    assert body["warnings"] == ["careful"]
+
+
+def test_images_may_stay_away() -> None:
+    """send_images false answers the info alone."""
+    job = job_of(Running(), image(0), Completed())
+    body = json.loads(answers.answer(job, txt2img(send_images=False), ["text 0"]))
+    assert body["images"] == []
+    assert json.loads(body["info"])["all_seeds"] == [9]
+
+
+def test_an_interrupted_job_answers_what_it_has() -> None:
+    """And says how much is missing."""
+    job = job_of(Running(), image(0), step(2, 1), JobCancelled("stop"), n=3)
+    body = json.loads(answers.answer(job, txt2img(n_iter=3), ["text 0"]))
+    assert len(body["images"]) == 1
+    assert body["warnings"][-1] == "Interrupted after 1 of 3 images."
+
+
+def test_errors() -> None:
+    """A1111's keys beside this server's object."""
+    error = GenerationFailed("It died.", reason=Reason.WORKER_CRASHED)
+    body = answers.problem(error)
+    assert body["detail"] == body["errors"] == "It died."
+    assert body["body"] == ""
+    assert body["error"]["reason"] == "worker_crashed"
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def progress(job: Job | None, now: float = 200.0, **standing: bool) -> dict[str, Any]:
+    """A progress as the client reads it."""
+    answer: dict[str, Any] = json.loads(answers.progress(Standing(job, **standing), now))
+    return answer
+
+
+def test_golden_progress() -> None:
+    """The bytes of a progress are those of the golden file."""
+    job = job_of(Running(), image(0), step(1, 1), PreviewReady(1, 2, b"small"), step(2, 1), n=2)
+    answer = answers.progress(Standing(job, interrupted=True), 111.0)
+    assert answer == (GOLDEN / "a1111_progress.json").read_bytes().removesuffix(b"\n")
+
+
+def test_progress_of_nothing() -> None:
+    """webuiapi's util_wait_for_ready waits for progress 0 and job_count 0."""
+    idle = progress(None, skipped=True)
+    assert (idle["progress"], idle["eta_relative"], idle["current_image"]) == (0.0, 0.0, None)
+    assert idle["state"]["job_count"] == 0
+    assert idle["state"]["skipped"]
+    assert not idle["state"]["interrupted"]
+
+
+def test_progress_while_waiting() -> None:
+    """A job that does not run yet counts, and says what it waits for."""
+    queued = progress(job_of(Queued(2)))
+    assert (queued["progress"], queued["state"]["job_count"]) == (0.0, 1)
+    assert "2 jobs" in queued["textinfo"]
+    assert "model" in progress(job_of(Queued(0), Loading()))["textinfo"]
+
+
+def test_progress_grows_and_stays_below_one() -> None:
+    """Over steps and images; the time left follows from the time taken since the job ran."""
+    events = [
+        Queued(0), Running(), *map(step, range(5)), image(0), *(step(k, 1) for k in range(5)),
+    ]  # fmt: skip
+    reached = [progress(job_of(*events[:k], n=2))["progress"] for k in range(1, len(events) + 1)]
+    assert reached == sorted(reached)
+    assert reached[7] == 0.5
+    assert reached[-1] == 0.9
+    half = progress(job_of(*events[:8], n=2), now=122.0)
+    assert half["eta_relative"] == 20.0
+    assert half["state"] | {"job_no": 1, "sampling_step": 4, "sampling_steps": 4} == half["state"]
+
+
+def test_the_picture_is_the_newest() -> None:
+    """A preview until the image is there; none if it is not wanted."""
+    events = (Running(), PreviewReady(0, 1, b"small"), step(1))
+    job = job_of(*events)
+    assert base64.b64decode(progress(job)["current_image"]) == b"small"
+    assert (
+        json.loads(answers.progress(Standing(job), 1.0, with_image=False))["current_image"] is None
+    )
+    finished = job_of(*events, image(0), n=2)
+    assert base64.b64decode(progress(finished)["current_image"]) == b"image 0"
+
+
+def test_pictures_are_made_for_those_who_look() -> None:
+    """The first at once, later ones when a quarter of the steps went by; none outside sampling."""
+    assert not answers.wants_picture(job_of(Running()))
+    assert not answers.wants_picture(job_of(Running(), Progress("j", 0, Phase.DECODING, 4, 4)))
+    assert answers.wants_picture(job_of(Running(), step(0)))
+    seen = (Running(), PreviewReady(0, 2, b"small"))
+    assert not answers.wants_picture(job_of(*seen, step(2)))
+    assert answers.wants_picture(job_of(*seen, step(3)))
+    assert answers.wants_picture(job_of(*seen, step(2), image(0), step(0, 1), n=2))
+
+
+def test_png_info() -> None:
+    """The text, other texts of the file, and the text in pieces."""
+    body = json.loads(answers.png_info({"parameters": "a cat", "Software": "x"}))
+    assert body["info"] == "a cat"
+    assert body["items"] == {"Software": "x"}
+    assert body["parameters"]["Prompt"] == "a cat"
+    assert json.loads(answers.png_info({})) == {"info": "", "items": {}, "parameters": {}}

@@ -1,0 +1,365 @@
+"""Clients' JSON to a draft, and a finished job to JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.job import Completed, ImageReady, ImageResult, Job, Running
+from sdstream.core.pixels import SourceFile
+from sdstream.core.request import EVERY_STEP, GenerationRequest
+from sdstream.dialects.openai.request import (
+    ALIASES,
+    FOREIGN_FIELDS,
+    Foreign,
+    Told,
+    parse,
+    parse_form,
+    parse_generation_form,
+    parse_query,
+    plain_answer,
+)
+from sdstream.dialects.rendering import ImageForm, compact, error_body
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def refused(**body: Any) -> InvalidRequest:
+    """The error that a body meets."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse({"prompt": "a cat", **body})
+    return caught.value
+
+
+def finished_job(n: int = 1) -> Job:
+    """A job with images of the bytes ``image 0``, ``image 1`` …"""
+    request = GenerationRequest(
+        "m", "a cat", "", 64, 64, 4, "euler", "karras", 2.0, None, 9, n, warnings=("careful",)
+    )
+    job = Job("job_1", request, 100.0)
+    job.apply(Running(), 101.0)
+    for index in range(n):
+        data = f"image {index}".encode()
+        job.apply(
+            ImageReady(ImageResult(index, 9 + index, data, len(data), 4, 0.5, 2.0, 0.5, "id")),
+            103.0,
+        )
+    job.apply(Completed(), 103.0)
+    return job
+
+
+VALUES = {
+    "negative_prompt": "dark", "n": 2, "seed": 3, "sample_steps": 4, "sampler": "lcm",
+    "schedule": "simple", "cfg_scale": 5.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", [a for a, name in ALIASES.items() if name in VALUES])
+def test_every_spelling_reaches_its_option(spelling: str) -> None:
+    """An alias is the option, and errors will speak the alias."""
+    name = ALIASES[spelling]
+    draft = parse({"prompt": "a cat", spelling: VALUES[name]}).draft
+    assert getattr(draft, name) == VALUES[name]
+    assert draft.spelled(name) == spelling
+
+
+def test_nulls_are_not_given() -> None:
+    """Clients transmit null for every option that their user left out."""
+    every = dict.fromkeys((*ALIASES, *FOREIGN_FIELDS, "seed", "size", "quality"))
+    ask = parse({"prompt": "a cat", **every, "stream": None, "stream_options": None})
+    assert ask.draft == parse({"prompt": "a cat"}).draft
+    assert not ask.reply.stream
+
+
+@pytest.mark.parametrize("name", FOREIGN_FIELDS)
+def test_foreign_fields_are_never_silent(name: str) -> None:
+    """Harmless ones pass; all others are refused by name."""
+    fate = FOREIGN_FIELDS[name]
+    if fate is Foreign.IGNORED:
+        assert parse({"prompt": "a cat", name: "x"}).draft.prompt == "a cat"
+        return
+    error = refused(**{name: 1})
+    assert error.param == name
+    reasons = {Foreign.NOT_YET: Reason.NOT_SUPPORTED_YET, Foreign.UPLOADED: Reason.INVALID_VALUE}
+    assert error.reason is reasons.get(fate, Reason.NOT_SUPPORTED)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "reason"),
+    [
+        ({"sed": 1}, "sed", Reason.UNKNOWN_FIELD),
+        ({"previews": True}, "previews", Reason.UNKNOWN_FIELD),
+        ({"spelling": {}}, "spelling", Reason.UNKNOWN_FIELD),
+        ({"steps": 3, "sample_steps": 4}, "sample_steps", Reason.CONFLICTING_FIELDS),
+        ({"steps": "many"}, "steps", Reason.INVALID_VALUE),
+        ({"n": 11}, "n", Reason.INVALID_VALUE),
+        ({"samples": 0}, "samples", Reason.INVALID_VALUE),
+        ({"response_format": "png"}, "response_format", Reason.INVALID_VALUE),
+        ({"background": "transparent"}, "background", Reason.INVALID_VALUE),
+        ({"stream": "maybe"}, "stream", Reason.INVALID_VALUE),
+        ({"stream_options": {"chunk_size": 10}}, "stream_options.chunk_size", Reason.INVALID_VALUE),
+        ({"stream_options": {"chunks": 1}}, "stream_options.chunks", Reason.UNKNOWN_FIELD),
+        ({"stream_options": 3}, "stream_options", Reason.INVALID_VALUE),
+        ({"blank_flagged": True}, "blank_flagged", Reason.UNKNOWN_FIELD),
+        ({"prompt": None}, "prompt", Reason.MISSING_FIELD),
+        ({"prompt": ["a"]}, "prompt", Reason.INVALID_VALUE),
+    ],
+)
+def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reason) -> None:
+    """Every fault says which field, as the client wrote it."""
+    error = refused(**body)
+    assert (error.param, error.reason) == (param, reason)
+
+
+@pytest.mark.parametrize(
+    ("body", "told", "dialect"),
+    [
+        ({}, Told(), None),
+        ({}, Told(library="openai"), "openai"),
+        ({"partial_images": 0}, Told(), "openai"),
+        ({"stream_options": {"include_usage": True}}, Told(library="openai"), "image.chunk"),
+        ({"stream_options": {"preview": True}, "partial_images": 2}, Told(), "image.chunk"),
+        (
+            {"stream_options": {"dialect": "both"}, "partial_images": 2},
+            Told(library="openai"),
+            "both",
+        ),
+        ({"stream_options": {"include_usage": True}}, Told("openai"), "openai"),
+        ({"stream_options": {"dialect": "both"}}, Told("image.chunk"), "image.chunk"),
+        ({"partial_images": 2}, Told("image.chunk", "openai"), "image.chunk"),
+    ],
+)
+def test_who_gets_which_stream(body: dict[str, Any], told: Told, dialect: str | None) -> None:
+    """Named in the query or the body, else by what one kind of client sends, else its library."""
+    ask = parse({"prompt": "a", "stream": True, **body}, told)
+    assert ask.reply.stream_options.dialect == dialect
+
+
+@pytest.mark.parametrize(
+    ("body", "told", "name"),
+    [
+        ({"stream_options": {"chunk_result": True}}, Told("both"), "chunk_result"),
+        (
+            {"stream_options": {"chunk_result": True}, "response_format": "Url"},
+            Told(),
+            "chunk_result",
+        ),
+        ({"stream_options": {"include_usage": False}}, Told("openai"), "include_usage"),
+    ],
+)
+def test_options_that_a_stream_passes_over(body: dict[str, Any], told: Told, name: str) -> None:
+    """They are refused by name."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse({"prompt": "a", "stream": True, **body}, told)
+    assert caught.value.param == f"stream_options.{name}"
+
+
+def test_no_number_is_a_boolean() -> None:
+    """As in all other options."""
+    with pytest.raises(InvalidRequest, match="'partial_images': must not be a boolean"):
+        parse({"prompt": "a", "partial_images": True})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"clip_skip": "-1"}, {"control_canny": "0"}, {"cache_mode": "disabled"}]
+)
+def test_values_that_switch_off_in_forms(fields: dict[str, str]) -> None:
+    """The same as in JSON."""
+    draft = parse_generation_form({"prompt": "a", **fields}, ()).draft
+    assert draft == parse({"prompt": "a"}).draft
+
+
+def test_a_parameter_that_comes_twice() -> None:
+    """With one value it is one; with two it is neither."""
+    assert (
+        parse_query([("prompt", "a"), ("prompt", "a"), ("t", "1"), ("t", "2")]).draft.prompt == "a"
+    )
+    with pytest.raises(InvalidRequest, match="'prompt' is there twice"):
+        parse_query([("prompt", "a"), ("prompt", "b")])
+
+
+def upload(name: str = "image") -> SourceFile:
+    """A file of a form."""
+    return SourceFile(name, b"bytes")
+
+
+def test_forms_say_what_json_says() -> None:
+    """Fields are text, stream options are flattened in either way, empty fields were left out."""
+    ask = parse_form(
+        {
+            "prompt": "a cat",
+            "steps": "4",
+            "strength": "0.5",
+            "stream": "true",
+            "seed": "",
+            "stream_options_include_usage": "false",
+            "stream_options[preview]": "true",
+        },
+        [upload()],
+    )
+    assert (ask.draft.sample_steps, ask.draft.strength, ask.draft.seed) == (4, 0.5, None)
+    assert ask.reply.stream
+    assert not ask.reply.stream_options.include_usage
+    assert ask.draft.previews == EVERY_STEP
+    assert ask.operation == "edit"
+
+
+def test_files_by_their_fields() -> None:
+    """One image, or several as image[]; one mask under either name."""
+    files = [upload("image[]"), upload("image[]"), upload("mask_image")]
+    ask = parse_form({"prompt": "a"}, files, mask_mode="luminance")
+    assert ask.files is not None
+    assert (len(ask.files.images), ask.files.mask) == (2, files[2])
+    assert ask.draft.mask_mode == "luminance"
+
+
+def test_the_images_own_alpha_is_a_mask_on_request() -> None:
+    """mask_mode alpha without a mask means the image's transparency."""
+    ask = parse_form({"prompt": "a", "mask_mode": "alpha"}, [upload()])
+    assert ask.files is not None
+    assert ask.files.own_alpha
+
+
+def test_variations_need_no_prompt() -> None:
+    """Where the route says so, and a given one is kept."""
+    assert parse_form({}, [upload()], prompt="").draft.prompt == ""
+    assert parse_form({"prompt": "x"}, [upload()], prompt="").draft.prompt == "x"
+
+
+def test_kwargs_are_options() -> None:
+    """Xinference's client sends JSON in a string."""
+    ask = parse({"prompt": "a", "kwargs": '{"num_inference_steps": 5, "seed": null}'})
+    assert ask.draft.sample_steps == 5
+    assert refused(kwargs="[1]").param == "kwargs"
+    assert refused(kwargs="{").param == "kwargs"
+    assert refused(kwargs='{"unheard": 1}').param == "unheard"
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "param"),
+    [
+        ({"prompt": "a"}, [], "image"),
+        ({"prompt": "a", "image": "text"}, [], "image"),
+        ({"prompt": "a", "mask": "text"}, [upload()], "mask"),
+        ({"prompt": "a"}, [upload("picture")], "picture"),
+        ({"prompt": "a"}, [upload(), upload("control"), upload("control")], "control"),
+        ({"prompt": "a", "control": "text"}, [upload()], "control"),
+        ({"prompt": "a"}, [upload()] * 17, "image"),
+        ({"prompt": "a"}, [upload(), upload("mask"), upload("mask")], "mask"),
+        ({"prompt": "a", "strength": "2"}, [upload()], "strength"),
+        ({"prompt": "a", "stream": "maybe"}, [upload()], "stream"),
+        ({}, [upload()], "prompt"),
+    ],
+)
+def test_faulty_forms_name_the_field(
+    fields: dict[str, str], files: list[SourceFile], param: str
+) -> None:
+    """As clear as for JSON."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse_form(fields, files)
+    assert caught.value.param == param
+
+
+def test_agreeing_spellings_are_no_conflict() -> None:
+    """Some clients send both names of an option."""
+    assert parse({"prompt": "a", "steps": 4, "sample_steps": 4}).draft.sample_steps == 4
+
+
+def test_previews_only_where_they_are_seen() -> None:
+    """A stream gets as many as it can show; whoever watches the job gets one for each step."""
+    options = {"stream_options": {"preview": True}}
+    assert parse({"prompt": "a", "stream": True, **options}).draft.previews == EVERY_STEP
+    assert parse({"prompt": "a", "stream": True, "partial_images": 2}).draft.previews == 2
+    assert parse({"prompt": "a", **options}).draft.previews == EVERY_STEP
+    assert not parse({"prompt": "a", "partial_images": 2}).draft.previews
+
+
+@pytest.mark.parametrize(
+    ("literal", "as_url", "data_url"),
+    [
+        ("b64_json", False, False),
+        ("url", True, False),
+        ("Url", True, False),
+        ("B64Json", False, True),
+    ],
+)
+def test_response_formats(literal: str, as_url: bool, data_url: bool) -> None:
+    """OpenAI's words and mistral.rs' literals."""
+    form = parse({"prompt": "a", "response_format": literal}).form("http://h")
+    assert (form.as_url, form.data_url) == (as_url, data_url)
+
+
+def test_plain_answer() -> None:
+    """The images in order, what they were made with, what they cost."""
+    answer = json.loads(plain_answer(finished_job(2), ImageForm(), created=1234))
+    assert answer["created"] == 1234
+    assert [item["index"] for item in answer["data"]] == [0, 1]
+    assert [item["seed"] for item in answer["data"]] == [9, 10]
+    assert [base64.b64decode(item["b64_json"]) for item in answer["data"]] == [
+        b"image 0",
+        b"image 1",
+    ]
+    assert all(item["finish_reason"] == "stop" for item in answer["data"])
+    assert answer["parameters"]["schedule"] == "karras"
+    assert answer["warnings"] == ["careful"]
+    usage = answer["usage"]
+    assert usage["generation_per_second"] == 2.0
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+def test_links_and_data_urls() -> None:
+    """response_format chooses what an item ends with."""
+    link = json.loads(plain_answer(finished_job(), ImageForm(True, base_url="http://h"), 1))
+    assert link["data"][0]["url"] == "http://h/v1/images/id/content"
+    assert link["data"][0]["b64_json"] is None
+    data = json.loads(plain_answer(finished_job(), ImageForm(data_url=True), 1))
+    assert data["data"][0]["b64_json"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize("dialect", ["openai", "both"])
+def test_pieces_are_for_one_dialect_only(dialect: str) -> None:
+    """OpenAI's clients need whole pictures: chunk_result is refused rather than forgotten."""
+    error = refused(stream=True, stream_options={"dialect": dialect, "chunk_result": True})
+    assert (error.param, error.reason) == ("stream_options.chunk_result", Reason.NOT_SUPPORTED)
+
+
+def test_kwargs_may_not_contradict_the_body() -> None:
+    """An option that is in both must say the same."""
+    assert parse({"prompt": "a", "n": 2, "kwargs": '{"n": 2}'}).draft.n == 2
+    assert refused(n=2, kwargs='{"n": 3}').reason is Reason.CONFLICTING_FIELDS
+    assert refused(kwargs="[" * 100_000).param == "kwargs"
+
+
+@pytest.mark.parametrize("name", ["image", "image[]", "images", "images[]"])
+def test_the_names_that_clients_give_images(name: str) -> None:
+    """OpenAI's, and Xinference's for edits."""
+    ask = parse_form({"prompt": "a"}, [upload(name), upload(name)])
+    assert ask.files is not None
+    assert len(ask.files.images) == 2
+
+
+def test_golden_answer() -> None:
+    """The whole answer of a finished job, to the last byte."""
+    assert (
+        plain_answer(finished_job(2), ImageForm(), 1234)
+        == (GOLDEN / "openai_answer.json").read_bytes()
+    )
+
+
+def test_golden_error() -> None:
+    """The whole answer of a refused request."""
+    error = refused(steps="many")
+    assert compact(error_body(error)) == (GOLDEN / "openai_error.json").read_bytes()
+
+
+def test_golden_request() -> None:
+    """Every option of OpenAI's own client in one request, and what it comes to."""
+    body = json.loads((GOLDEN / "openai_request.json").read_text())
+    draft = parse(body).draft
+    assert (draft.prompt, draft.n, draft.size, draft.quality) == ("a cat", 2, "64x64", "high")
+    assert (draft.output_format, draft.output_compression) == ("webp", 80)

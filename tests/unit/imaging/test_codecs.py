@@ -1,0 +1,425 @@
+"""Image files to pixels, pixels to pixels, pixels to files."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sdstream.core.catalog import Size
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.pixels import Pixels
+from sdstream.core.request import Fit, MaskMode, OutputFormat
+from sdstream.imaging.codecs import (
+    composite,
+    decode,
+    encode,
+    fit,
+    mask_of,
+    pixels_of,
+    texts,
+)
+from sdstream.imaging.headers import size_of
+
+PIXELS = Pixels(8, 4, bytes(range(96)))
+LIMIT = 1_000_000
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """An image file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def colour(picture: Pixels, x: int, y: int) -> tuple[int, ...]:
+    """One pixel."""
+    start = (y * picture.width + x) * picture.channels
+    return tuple(picture.data[start : start + picture.channels])
+
+
+def opened(data: bytes) -> Image.Image:
+    """A decoded copy that keeps nothing open."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        return image
+
+
+# --- decoding
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_usual_formats(kind: str) -> None:
+    """Each opens at its size and, but for JPEG's rounding, in its colour."""
+    picture = decode(file_of(Image.new("RGB", (6, 4), (250, 10, 10)), kind), "image", LIMIT)
+    assert picture.size == (6, 4)
+    assert all(abs(a - b) < 8 for a, b in zip(colour(picture, 3, 2), (250, 10, 10), strict=False))
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 100, (100, 100, 100)),
+        ("LA", (100, 128), (100, 100, 100, 128)),
+        ("RGBA", (1, 2, 3, 4), (1, 2, 3, 4)),
+        ("I;16", 0x8040, (128, 128, 128)),
+    ],
+)
+def test_modes_of_png(mode: str, value: Any, expected: tuple[int, ...]) -> None:
+    """Grey, alpha and 16 bits become 8 bits a channel, alpha kept."""
+    picture = decode(file_of(Image.new(mode, (3, 3), value)), "image", LIMIT)
+    assert colour(picture, 1, 1) == expected
+
+
+def test_palettes_with_transparency() -> None:
+    """A GIF's transparent colour is alpha 0."""
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.putpixel((1, 0), 1)
+    picture = decode(file_of(image, "GIF", transparency=1), "image", LIMIT)
+    assert colour(picture, 0, 0) == (255, 0, 0, 255)
+    assert colour(picture, 1, 0)[3] == 0
+
+
+def test_cmyk() -> None:
+    """A printer's JPEG is a picture too."""
+    picture = decode(file_of(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"), "image", LIMIT)
+    assert colour(picture, 4, 4) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int) -> None:
+    """The red corner is where a viewer would show it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.new("RGB", (16, 8))
+    image.paste((255, 0, 0), (0, 0, 4, 4))
+    picture = decode(file_of(image, exif=exif), "image", LIMIT)
+    corners = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "tr", 7: "br", 8: "bl"}
+    where = corners[orientation]
+    x = 0 if where[1] == "l" else picture.width - 1
+    y = 0 if where[0] == "t" else picture.height - 1
+    assert picture.size == ((16, 8) if orientation < 5 else (8, 16))
+    assert colour(picture, x, y) == (255, 0, 0)
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    """is the picture."""
+    frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
+    data = file_of(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert colour(decode(data, "image", LIMIT), 0, 0)[:3] == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"garbage", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8 ", b"BM",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4", b"II*\0\x08\0\0\0\0\0",
+        file_of(Image.new("RGB", (50, 50), "red"))[:-30],
+        file_of(Image.new("RGB", (50, 50), "red"), "JPEG")[:300],
+        file_of(Image.new("RGB", (50, 50), "red"), "TIFF"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image(data: bytes) -> None:
+    """Damaged, cut short, or of a format that is not opened: GPUStack's words."""
+    with pytest.raises(InvalidRequest) as caught:
+        decode(data, "image[]", LIMIT)
+    error = caught.value
+    assert (error.message, error.param) == ("Invalid image", "image[]")
+    assert error.reason is Reason.INVALID_IMAGE
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM"]))
+def test_no_bytes_are_a_fault_of_the_server(data: bytes, head: bytes) -> None:
+    """Random bytes, with or without a true beginning, are an InvalidRequest."""
+    with suppress(InvalidRequest):
+        assert decode(head + data, "image", LIMIT).data
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+def test_too_large_pictures_are_refused_by_their_header(kind: str) -> None:
+    """Before a pixel is decoded."""
+    data = file_of(Image.new("RGB", (64, 64)), kind)
+    with pytest.raises(InvalidRequest, match=r"64x64 is more than 4095 pixels"):
+        decode(data[:-20] if kind != "WEBP" else data, "image", 4095)
+
+
+JPEG = file_of(Image.new("RGB", (8, 8)), "JPEG")
+PNG = file_of(Image.new("RGB", (8, 8)))
+GIF = file_of(Image.new("P", (8, 8)), "GIF")
+GIF_HEAD = b"GIF89a\x08\0\x08\0\0\0\0"
+FRAME = b"\xff\xc0\x00\x0b\x08\x00\x08\x00\x08\x01\x01\x11\x00"
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(JPEG[:2] + b"\xff\xe0\x00\x02" * 5000 + JPEG[2:], id="jpeg"),
+        pytest.param(JPEG[:2] + FRAME + b"\xff\xe0\x00\x02" * 5000 + JPEG[2:], id="jpeg-frame"),
+        pytest.param(JPEG[:2] + b"\xff\xd0" * 5000 + JPEG[2:], id="jpeg-bare"),
+        pytest.param(JPEG[:2] + FRAME + JPEG[2:], id="jpeg-two-frames"),
+        pytest.param(JPEG[:2] + b"\xff" * 70_000 + JPEG[2:], id="jpeg-padding"),
+        pytest.param(JPEG[:4] + JPEG[4:20] + b"\0" * 70_000 + JPEG[20:], id="jpeg-junk"),
+        pytest.param(
+            JPEG[:2] + (b"\xff" * 99 + b"\xff\xe0\x00\x02") * 3000 + JPEG[2:], id="jpeg-both"
+        ),
+        pytest.param(PNG[:33] + chunk(b"prIv") * 5000 + PNG[33:], id="png"),
+        pytest.param(PNG[:-12] + chunk(b"tEXt", b"a\0b") * 5000 + PNG[-12:], id="png-end"),
+        pytest.param(GIF_HEAD + b"!\xfe" + b"\x01a" * 5000 + b"\0" + GIF[13:], id="gif"),
+        pytest.param(GIF_HEAD + b"!\xfe\0" * 5000 + GIF[13:], id="gif-comments"),
+        pytest.param(GIF_HEAD + b"x" * 5000 + GIF[13:], id="gif-junk"),
+        pytest.param(GIF_HEAD + b"!\xf9\0" + b",abc" + GIF[13:], id="gif-empty-extension"),
+        pytest.param(b"P6\n8 8\n255\n" + bytes(192), id="pnm"),
+    ],
+)
+def test_files_that_only_keep_their_reader_busy(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused before Pillow, which keeps something of each part, sees them."""
+    asked = []
+    monkeypatch.setattr(Image, "open", lambda *_, **__: asked.append(1))
+    for read in (decode, texts):
+        with pytest.raises(InvalidRequest, match="Invalid image"):
+            read(data, "image", LIMIT)
+    assert pixels_of(data) == 0
+    assert not asked
+
+
+def test_pictures_with_much_beside_their_pixels() -> None:
+    """Hundreds of segments or chunks, padding and an editor's comments are nothing unusual."""
+    comment = b"\xff\xfe\x00\x05abc"
+    rich = [
+        JPEG[:2] + comment * 900 + JPEG[2:],
+        JPEG[:2] + (b"\xff" * 30 + comment) * 100 + JPEG[2:],
+        PNG[:33] + chunk(b"tEXt", b"a\0b") * 900 + PNG[33:],
+        GIF[:-1].replace(b",", b"!\xfe" + b"\xff" + b"a" * 255 + b"\0,", 1) + b";",
+    ]
+    for data in rich:
+        assert decode(data, "image", LIMIT).size == (8, 8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 200), (16_000, 1)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"exif": b"Exif\0\0"}),
+        ("GIF", {}),
+        ("GIF", {"comment": b"a" * 1000, "loop": 0}),
+        ("BMP", {}),
+    ],
+)
+def test_sizes_by_the_header(kind: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+    """They are those that Pillow finds."""
+    assert size_of(file_of(Image.new("RGB", size, "red"), kind, **options)) == size
+
+
+def test_sizes_of_rare_bitmaps() -> None:
+    """OS/2's have another header, and those from the top a negative height."""
+    os2 = b"BM" + struct.pack("<IHHI", 0, 0, 0, 26) + struct.pack("<IHHHH", 12, 6, 4, 1, 24)
+    top = b"BM" + struct.pack("<IHHI", 0, 0, 0, 54) + struct.pack("<Iii", 40, 6, -4)
+    assert size_of(os2) == size_of(top) == (6, 4)
+
+
+# --- fitting and masks
+
+
+HALVES = Pixels(80, 40, bytes([255, 0, 0] * 40 + [0, 0, 255] * 40) * 40)
+
+
+@pytest.mark.parametrize(
+    ("how", "left", "right"),
+    [
+        ("stretch", (255, 0, 0), (0, 0, 255)),
+        ("crop", (255, 0, 0), (0, 0, 255)),
+        ("pad", (255, 0, 0), (0, 0, 255)),
+    ],
+)
+def test_fit(how: Fit, left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    """A wide picture in a square: the left stays left; pad leaves black above."""
+    square = fit(HALVES, Size(64, 64), how)
+    assert square.size == (64, 64)
+    assert colour(square, 2, 32) == left
+    assert colour(square, 61, 32) == right
+    assert (colour(square, 2, 0) == (0, 0, 0)) == (how == "pad")
+
+
+def test_fitting_flattens_on_white() -> None:
+    """What was transparent is white; the same size changes nothing else."""
+    picture = fit(Pixels(2, 1, bytes([10, 20, 30, 255, 10, 20, 30, 0])), Size(2, 1), "crop")
+    assert picture.data == bytes([10, 20, 30, 255, 255, 255])
+
+
+@pytest.mark.parametrize(
+    ("mask", "mode", "painted"),
+    [
+        (Pixels(2, 1, bytes([0, 0, 0, 255, 255, 255])), "auto", [False, True]),
+        (Pixels(2, 1, bytes([0, 0, 0, 255, 0, 0, 0, 0])), "auto", [False, True]),
+        (Pixels(2, 1, bytes([0, 0, 0, 255, 255, 255, 255, 255])), "auto", [False, True]),
+        (Pixels(2, 1, bytes([255] * 4 + [255, 255, 255, 0])), "luminance", [True, True]),
+        (Pixels(2, 1, bytes([0, 0, 0, 255, 255, 255])), "alpha", [False, False]),
+        (Pixels(2, 1, bytes([127] * 3 + [128] * 3)), "luminance", [False, True]),
+    ],
+)
+def test_masks(mask: Pixels, mode: MaskMode, painted: list[bool]) -> None:
+    """OpenAI's transparent and llama-box's white mean: paint here."""
+    found = mask_of(mask, Size(2, 1), "crop", mode)
+    assert [value == 255 for value in found.data] == painted
+    assert set(found.data) <= {0, 255}
+
+
+def test_padding_is_painted() -> None:
+    """What pad adds to an image is the runtime's to fill."""
+    black = Pixels(4, 2, bytes(24))
+    mask = mask_of(black, Size(4, 4), "pad", "luminance")
+    assert [mask.data[row * 4] for row in range(4)] == [255, 0, 0, 255]
+
+
+@pytest.mark.parametrize("blur", [0.0, 2.0])
+def test_outside_the_mask_nothing_changes(blur: float) -> None:
+    """Bit for bit, with a soft edge too; inside, the drawn picture shows."""
+    original = Pixels(16, 16, bytes(range(256)) * 3)
+    drawn = Pixels(16, 16, bytes([7]) * 768)
+    mask = Pixels(16, 16, b"".join(bytes([0] * 8 + [255] * 8) for _ in range(16)))
+    result = composite(drawn, original, mask, blur)
+    for y in range(16):
+        for x in range(8):
+            assert colour(result, x, y) == colour(original, x, y)
+    assert colour(result, 15, 8) == (7, 7, 7)
+
+
+# --- encoding
+
+
+def test_png_is_lossless_and_carries_its_text() -> None:
+    """The pixels come back, and so does text outside Latin-1."""
+    image = opened(encode(PIXELS, "png", parameters="猫 — a cat"))
+    assert (image.mode, image.size, image.tobytes()) == ("RGB", (8, 4), PIXELS.data)
+    assert image.info["parameters"] == "猫 — a cat"
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_exif_comment(output_format: OutputFormat) -> None:
+    """JPEG and WebP carry the text as EXIF UserComment in UTF-16."""
+    image = opened(encode(PIXELS, output_format, 90, "猫"))
+    comment = image.getexif().get_ifd(0x8769)[0x9286]
+    assert comment == b"UNICODE\0" + "猫".encode("utf-16-be")
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_nothing_is_embedded_unasked(output_format: OutputFormat) -> None:
+    """Without parameters the file is only a picture."""
+    image = opened(encode(PIXELS, output_format))
+    assert "parameters" not in image.info
+    assert not image.getexif()
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_a_text_too_long_for_the_file(output_format: OutputFormat) -> None:
+    """A JPEG has 64 kB for it: the picture is there all the same."""
+    text = "ä" * 40_000
+    data = encode(Pixels(8, 8, bytes(192)), output_format, 100, text)
+    found = texts(data, "image", 64)
+    assert found.get("parameters", "") == (text if output_format == "png" else "")
+
+
+def test_pixels_by_the_header() -> None:
+    """What cannot be read has none; decoding says why."""
+    assert pixels_of(file_of(Image.new("L", (30, 20)))) == 600
+    cut = (b"", b"x", b"GIF89a", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8L", b"\x89PNG\r\n\x1a\n")
+    assert not any(pixels_of(data) for data in cut)
+
+
+def test_compression_is_quality() -> None:
+    """Less percent, fewer bytes."""
+    noise = Pixels(64, 64, bytes((i * 7919) % 256 for i in range(64 * 64 * 3)))
+    sizes = [len(encode(noise, "jpeg", percent)) for percent in (5, 50, 95)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+# --- AUTOMATIC1111: masks and texts
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize(
+    ("mask", "left_painted"),
+    [
+        (Pixels(2, 1, bytes((0, 0, 0, 255, 255, 255, 255, 0))), True),
+        (Pixels(2, 1, bytes((0, 0, 0, 255, 255, 255, 255, 255))), False),
+        (Pixels(2, 1, bytes((255, 255, 255, 0, 0, 0))), True),
+    ],
+)
+def test_opacity(mask: Pixels, left_painted: bool, inverted: bool) -> None:
+    """Opaque is painted whatever its colour; where all is opaque, white is; or the reverse."""
+    painted = mask_of(mask, Size(2, 1), "crop", "opacity", inverted=inverted)
+    expected = (255, 0) if left_painted != inverted else (0, 255)
+    assert tuple(painted.data) == expected
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_what_is_written_is_read_back(output_format: OutputFormat) -> None:
+    """The parameters of each kind of file, in any script."""
+    file = encode(PIXELS, output_format, 90, "猫\na cat")
+    assert texts(file, "image", LIMIT)["parameters"] == "猫\na cat"
+    assert texts(encode(PIXELS, output_format), "image", LIMIT) == {}
+
+
+@pytest.mark.parametrize(
+    ("comment", "text"),
+    [
+        (b"ASCII\0\0\0a cat", "a cat"),
+        (b"a cat", "a cat"),
+        (b"UNICODE\0\0a\xd8", "a\N{REPLACEMENT CHARACTER}"),
+        (b"ASCII\0\0\0\xff", "\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_comments_of_other_programs(comment: bytes, text: str) -> None:
+    """Other codings of the tag are read, and damaged ones cost only their characters."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    file = file_of(Image.new("RGB", (8, 8)), "JPEG", exif=exif)
+    assert texts(file, "image", LIMIT)["parameters"] == text
+
+
+@given(st.binary(max_size=200))
+def test_texts_of_anything(data: bytes) -> None:
+    """What is no image is a fault of the client."""
+    with suppress(InvalidRequest):
+        texts(data, "image", LIMIT)
+
+
+def test_texts_of_megabytes_are_cut() -> None:
+    """Of each a million characters are read: parameters have thousands at most."""
+    info = PngInfo()
+    info.add_text("parameters", "a" * 3_000_000)
+    info.add_text("Software", "b")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=info)
+    found = texts(file.getvalue(), "image", LIMIT)
+    assert found == {"parameters": "a" * 2**20, "Software": "b"}
+
+
+def test_texts_of_large_files_are_refused() -> None:
+    """The size is looked at first."""
+    with pytest.raises(InvalidRequest) as caught:
+        texts(file_of(Image.new("L", (100, 100))), "image", 9_999)
+    assert caught.value.reason is Reason.INVALID_IMAGE

@@ -1,0 +1,69 @@
+"""What is done to pixels before a job and after it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from sdstream.core.errors import InvalidRequest
+from sdstream.core.messages import Preview
+from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.core.request import OutputFormat
+from sdstream.imaging import codecs
+from sdstream.imaging.processor import Studio
+from tests.support.pictures import png
+
+
+class NoShelf:
+    """Keeps nothing."""
+
+    def put(self, data: bytes, output_format: OutputFormat) -> str:
+        """Never called here."""
+        raise NotImplementedError
+
+
+def a_studio() -> Studio:
+    """One that takes small pictures."""
+    return Studio(shelf=NoShelf(), checker=None, max_input_pixels=4096, embed_parameters=False)
+
+
+def test_pictures_that_are_too_much_together() -> None:
+    """Each is allowed alone; all of them are refused by their headers, before any is decoded."""
+    studio = a_studio()
+    one = SourceFile("image", png(64, 64))
+    three = asyncio.run(studio.decode(SourceFiles((one,) * 3), only_references=True))
+    assert len(three.references) == 3
+    with pytest.raises(InvalidRequest, match="16384 pixels together; at most 12288") as caught:
+        asyncio.run(studio.decode(SourceFiles((one,) * 3, control=one), only_references=True))
+    assert caught.value.param == "image"
+    studio.close()
+
+
+def test_uploads_hold_up_no_finished_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are being decoded, what was drawn is encoded."""
+    release = threading.Event()
+
+    def decode(*_: object) -> None:
+        release.wait()
+        raise InvalidRequest("no")
+
+    monkeypatch.setattr(codecs, "decode", decode)
+    studio = a_studio()
+
+    async def run() -> bytes:
+        files = SourceFiles((SourceFile("image", b""),))
+        uploads = [
+            asyncio.create_task(studio.decode(files, only_references=False)) for _ in range(16)
+        ]
+        try:
+            drawn = await studio.preview(Preview("job", 0, 1, 1, 1, bytes(3)))
+        finally:
+            release.set()
+        faults = await asyncio.gather(*uploads, return_exceptions=True)
+        assert all(isinstance(fault, InvalidRequest) for fault in faults)
+        return drawn
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)).startswith(b"\x89PNG")
+    studio.close()

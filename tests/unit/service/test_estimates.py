@@ -1,0 +1,67 @@
+"""What measured images say of those to come."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sdstream.core.messages import ImageDrawn
+from sdstream.core.request import GenerationRequest, Hires
+from sdstream.service.estimates import Speed
+
+
+def drawn(size: int, steps: int, sampling: float, other: float) -> ImageDrawn:
+    """An image that took so many seconds."""
+    return ImageDrawn("job", 0, 1, size, size, steps, other / 2, sampling, other / 2, b"")
+
+
+def asked(size: int, steps: int, **changes: Any) -> GenerationRequest:
+    """A request for one image."""
+    return GenerationRequest(
+        "m", "p", "", size, size, steps, "euler", "default", 1.0, None, 7, 1, **changes
+    )
+
+
+def test_nothing_is_known_of_a_model_that_never_drew() -> None:
+    """None, rather than a guess."""
+    assert Speed().image_seconds(asked(64, 10)) is None
+
+
+def test_steps_count() -> None:
+    """Twice the steps take twice the sampling; decoding stays."""
+    speed = Speed()
+    speed.note(asked(64, 10), drawn(64, 10, 5.0, 1.0))
+    assert speed.image_seconds(asked(64, 10)) == pytest.approx(6.0)
+    assert speed.image_seconds(asked(64, 20)) == pytest.approx(11.0)
+    assert speed.image_seconds(asked(64, 10, strength=0.5)) == pytest.approx(3.5)
+
+
+def test_sizes_never_seen_are_scaled() -> None:
+    """By their pixels, from the nearest size that was."""
+    speed = Speed()
+    speed.note(asked(64, 10), drawn(64, 10, 5.0, 1.0))
+    speed.note(asked(512, 10), drawn(512, 10, 500.0, 100.0))
+    assert speed.image_seconds(asked(128, 10)) == pytest.approx(24.0)
+    assert speed.image_seconds(asked(256, 10)) == pytest.approx(150.0)
+
+
+def test_the_newest_count_most() -> None:
+    """A machine that became busy is believed after a few images."""
+    speed = Speed()
+    speed.note(asked(64, 10), drawn(64, 10, 1.0, 0.0))
+    for _ in range(10):
+        speed.note(asked(64, 10), drawn(64, 10, 10.0, 0.0))
+    seconds = speed.image_seconds(asked(64, 10))
+    assert seconds is not None
+    assert 9.5 < seconds < 10.0
+
+
+def test_a_hires_fix() -> None:
+    """What it took is asked for again, and says what its parts take by themselves."""
+    hires = asked(64, 20, hires=Hires(128, 128, 15, 0.7, "latent"))
+    speed = Speed()
+    speed.note(hires, drawn(128, 36, 40.0, 2.0))  # twenty small steps are as good as five
+    assert speed.image_seconds(hires) == pytest.approx(42.0)
+    assert speed.image_seconds(asked(128, 10)) == pytest.approx(22.0)
+    assert speed.image_seconds(asked(64, 20)) == pytest.approx(10.5)

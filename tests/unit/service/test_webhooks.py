@@ -1,0 +1,369 @@
+"""Webhooks: which URLs, how signed, how often tried."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from sdstream.core.delivery import Delivery
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.service.webhooks import Webhooks, WebhookSettingsError, signature
+
+SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
+
+
+class Clock:
+    """Unix seconds that stand still until moved."""
+
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class MemoryOutbox:
+    """An outbox without a disk."""
+
+    def __init__(self, *deliveries: Delivery) -> None:
+        self.waiting = {delivery.id: delivery for delivery in deliveries}
+        self.settled: list[str] = []
+        self.put_offs: list[float] = []
+
+    async def deliveries(self, limit: int) -> list[Delivery]:
+        """As the store's."""
+        return sorted(self.waiting.values(), key=lambda d: d.next_at)[:limit]
+
+    async def put_off(self, delivery: Delivery, next_at: float) -> None:
+        """As the store's."""
+        self.put_offs.append(next_at)
+        attempts = delivery.attempts + 1
+        self.waiting[delivery.id] = Delivery(
+            delivery.id, delivery.url, delivery.payload, attempts, next_at
+        )
+
+    async def settle(self, delivery: Delivery) -> None:
+        """As the store's."""
+        del self.waiting[delivery.id]
+        self.settled.append(delivery.id)
+
+
+class Receiver:
+    """A server that answers what it is told to, and remembers what it was sent."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = list(answers)
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.port = 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Take requests on a free port."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        async with server:
+            yield
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {n.lower(): v for n, _, v in (line.partition(": ") for line in head[1:-2])}
+        body = await reader.readexactly(int(headers["content-length"]))
+        self.requests.append((headers, body))
+        answer = self.answers.pop(0) if self.answers else "200 OK"
+        writer.write(f"HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+
+def webhooks_of(outbox: MemoryOutbox, clock: Clock, **changes: Any) -> Webhooks:
+    """Webhooks to the loopback interface."""
+    settings = {"hosts": ["127.0.0.1:*"], "secret": SECRET, "private": True, **changes}
+    return Webhooks(outbox, clock=clock, **settings)
+
+
+def deliver(
+    receiver: Receiver,
+    until: Callable[[MemoryOutbox], bool],
+    *,
+    url: str = "http://127.0.0.1:{port}/hook?a=b",
+    **changes: Any,
+) -> tuple[MemoryOutbox, Clock]:
+    """Run webhooks with one delivery until the outbox looks as wanted; time flies."""
+    clock, outbox = Clock(), MemoryOutbox()
+
+    async def run() -> None:
+        async with receiver.listening():
+            host = f"127.0.0.1:{receiver.port}"
+            webhooks = webhooks_of(outbox, clock, **{"hosts": [host], **changes})
+            message = Delivery("msg_1", url.format(port=receiver.port), b'{"a":1}', 0, clock())
+            outbox.waiting["msg_1"] = message
+            task = asyncio.create_task(webhooks.run())
+            async with asyncio.timeout(20):
+                while not until(outbox):
+                    await asyncio.sleep(0.01)
+                    pending = [d.next_at for d in outbox.waiting.values()]
+                    if pending and min(pending) > clock.now:
+                        clock.now = min(pending)
+                        webhooks.notify()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+    return outbox, clock
+
+
+def test_the_signature_is_the_standards() -> None:
+    """The example that the specification's libraries test themselves with."""
+    key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    signed = signature(
+        key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
+    )  # fmt: skip
+    assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_delivery_that_is_taken() -> None:
+    """One POST with the standard's headers, then nothing is left to do."""
+    receiver = Receiver("204 No Content")
+    outbox, clock = deliver(receiver, lambda outbox: outbox.settled == ["msg_1"])
+    ((headers, body),) = receiver.requests
+    assert json.loads(body) == {"a": 1}
+    assert headers["content-type"] == "application/json"
+    assert headers["host"] == f"127.0.0.1:{receiver.port}"
+    assert (headers["webhook-id"], headers["webhook-timestamp"]) == ("msg_1", str(int(clock.now)))
+    assert headers["webhook-signature"] == signature(b"k" * 32, "msg_1", int(clock.now), body)
+    assert outbox.put_offs == []
+
+
+def test_a_receiver_that_is_busy_is_tried_again() -> None:
+    """Under the same id, later and later, and as late as it asks."""
+    receiver = Receiver(
+        "500 Oops", "429 Later\r\nRetry-After: 900", "408 Slow", "503 Down", "200 OK"
+    )
+    outbox, _ = deliver(receiver, lambda outbox: bool(outbox.settled))
+    assert len(receiver.requests) == 5
+    assert {headers["webhook-id"] for headers, _ in receiver.requests} == {"msg_1"}
+    starts = [1_000_000.0, *outbox.put_offs]
+    pauses = [later - earlier for earlier, later in pairwise(starts)]
+    for pause, least in zip(pauses, (5, 900, 120, 600), strict=True):
+        assert least <= pause <= least * 1.2 + 1
+
+
+@pytest.mark.parametrize("answer", ["400 No", "401 No", "404 No", "410 Gone", "302 Found"])
+def test_a_receiver_that_refuses_is_left_alone(answer: str) -> None:
+    """Redirects are not followed, and a refusal is final."""
+    receiver = Receiver(f"{answer}\r\nLocation: /elsewhere")
+    outbox, _ = deliver(receiver, lambda outbox: bool(outbox.settled))
+    assert len(receiver.requests) == 1
+    assert outbox.put_offs == []
+
+
+def test_a_receiver_that_never_takes_it_is_given_up() -> None:
+    """After seven tries over five hours."""
+    receiver = Receiver(*["500 Oops"] * 20)
+    outbox, clock = deliver(receiver, lambda outbox: bool(outbox.settled))
+    assert len(receiver.requests) == 7
+    assert 18_000 < clock.now - 1_000_000 < 25_000
+    assert len(outbox.put_offs) == 6
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "0" * 5000])
+def test_a_time_to_come_back_that_is_none(digits: str) -> None:
+    """A Retry-After of thousands of digits says nothing; the try counts as any other."""
+    receiver = Receiver(f"503 Down\r\nRetry-After: {digits}", "200 OK")
+    outbox, _ = deliver(receiver, lambda outbox: bool(outbox.settled))
+    assert len(receiver.requests) == 2
+    assert outbox.put_offs[0] - 1_000_000 < 10
+
+
+class NoSuchLookup(Webhooks):
+    """Takes every URL, as a version without a check would have."""
+
+    def check(self, url: str) -> None:
+        """Let it pass."""
+
+
+def test_a_fault_ends_one_try_and_nothing_else() -> None:
+    """A host that the look-up raises for is a failed try; the next delivery goes out."""
+    clock = Clock()
+
+    async def run() -> MemoryOutbox:
+        receiver = Receiver()
+        async with receiver.listening():
+            fine = f"http://127.0.0.1:{receiver.port}/"
+            outbox = MemoryOutbox(
+                Delivery("msg_bad", "http://a..example.test/", b"{}", 0, clock()),
+                Delivery("msg_fine", fine, b"{}", 0, clock()),
+            )
+            webhooks = NoSuchLookup(outbox, hosts=["*"], secret=SECRET, private=True, clock=clock)
+            task = asyncio.create_task(webhooks.run())
+            async with asyncio.timeout(20):
+                while not (outbox.settled and outbox.put_offs):
+                    await asyncio.sleep(0.01)
+            assert not task.done()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        return outbox
+
+    outbox = asyncio.run(run())
+    assert outbox.settled == ["msg_fine"]
+    assert outbox.waiting["msg_bad"].attempts == 1
+
+
+class FullDisk(MemoryOutbox):
+    """An outbox whose first notes cannot be written."""
+
+    faults = 0
+
+    async def deliveries(self, limit: int) -> list[Delivery]:
+        """Fails once."""
+        self._fail_until(1)
+        return await super().deliveries(limit)
+
+    async def settle(self, delivery: Delivery) -> None:
+        """Fails once."""
+        self._fail_until(2)
+        await super().settle(delivery)
+
+    def _fail_until(self, faults: int) -> None:
+        if self.faults < faults:
+            self.faults += 1
+            raise sqlite3.OperationalError("database or disk is full")
+
+
+def test_a_disk_that_takes_no_notes_delays_deliveries() -> None:
+    """They go on with the next look, under the same id."""
+    receiver, clock, outbox = Receiver(), Clock(), FullDisk()
+
+    async def run() -> None:
+        async with receiver.listening():
+            url = f"http://127.0.0.1:{receiver.port}/"
+            outbox.waiting["msg_1"] = Delivery("msg_1", url, b"{}", 0, clock())
+            webhooks = webhooks_of(outbox, clock)
+            task = asyncio.create_task(webhooks.run())
+            async with asyncio.timeout(20):
+                while not outbox.settled:
+                    await asyncio.sleep(0.01)
+                    webhooks.notify()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+    assert [headers["webhook-id"] for headers, _ in receiver.requests] == ["msg_1", "msg_1"]
+
+
+def test_a_slow_look_up_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop's own threads, of which there may be few, are left to what everybody needs."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(*_args: object, **_options: object) -> list[Any]:
+        began.set()
+        go_on.wait(60)
+        raise socket.gaierror("no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    clock, outbox = Clock(), MemoryOutbox()
+    outbox.waiting["msg_1"] = Delivery("msg_1", "http://slow.example/", b"{}", 0, clock())
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        task = asyncio.create_task(webhooks_of(outbox, clock, hosts=["slow.example"]).run())
+        try:
+            async with asyncio.timeout(20):
+                while not began.is_set():
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(int)
+        finally:
+            go_on.set()
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+
+
+def test_private_addresses_are_not_reached() -> None:
+    """Not by their number nor by a name that leads to one; nothing is sent."""
+    for host in ("127.0.0.1", "localhost"):
+        receiver = Receiver()
+        url = f"http://{host}:{{port}}/"
+        deliver(
+            receiver,
+            lambda outbox: len(outbox.put_offs) >= 1,
+            url=url,
+            hosts=["127.0.0.1:*", "localhost:*"],
+            private=False,
+        )
+        assert receiver.requests == []
+
+
+def test_a_host_that_is_allowed_no_more() -> None:
+    """Is not told, whatever was accepted under other settings."""
+    receiver = Receiver()
+    deliver(receiver, lambda outbox: bool(outbox.settled), hosts=["other.example"])
+    assert receiver.requests == []
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("https://ok.example/hook?a=1", None),
+        ("http://OK.example/", None),
+        ("https://a.b.wild.example/", None),
+        ("http://port.example:8080/", None),
+        ("http://any.example:1234/", None),
+        ("http://port.example/", Reason.WEBHOOK_NOT_ALLOWED),
+        ("https://ok.example:8443/", Reason.WEBHOOK_NOT_ALLOWED),
+        ("https://wild.example/", Reason.WEBHOOK_NOT_ALLOWED),
+        ("https://evilwild.example/", Reason.WEBHOOK_NOT_ALLOWED),
+        ("https://ok.example.evil.example/", Reason.WEBHOOK_NOT_ALLOWED),
+        ("https://user:pass@ok.example/", Reason.INVALID_VALUE),
+        ("ftp://ok.example/", Reason.INVALID_VALUE),
+        ("file:///etc/passwd", Reason.INVALID_VALUE),
+        ("ok.example", Reason.INVALID_VALUE),
+        ("https://", Reason.INVALID_VALUE),
+        ("https://ok.example/a b", Reason.INVALID_VALUE),
+        ("https://ok.example/\r\nX: y", Reason.INVALID_VALUE),
+        ("https://ök.example/", Reason.INVALID_VALUE),
+        ("https://ok.example:99999/", Reason.INVALID_VALUE),
+        ("https://[::1/", Reason.INVALID_VALUE),
+        ("https://a..wild.example/", Reason.INVALID_VALUE),
+        (f"https://{'a' * 64}.wild.example/", Reason.INVALID_VALUE),
+    ],
+)
+def test_urls_are_checked_when_they_come(url: str, reason: Reason | None) -> None:
+    """Exact hosts on their usual ports, named ports, any port, and names under a name."""
+    hosts = ["ok.example", "*.wild.example", "port.example:8080", "any.example:*"]
+    webhooks = webhooks_of(MemoryOutbox(), Clock(), hosts=hosts)
+    if reason is None:
+        webhooks.check(url)
+        return
+    with pytest.raises(InvalidRequest) as caught:
+        webhooks.check(url)
+    assert (caught.value.reason, caught.value.param) == (reason, "webhook_url")
+
+
+def test_without_hosts_they_are_off() -> None:
+    """Every URL is refused, and no secret is needed."""
+    webhooks = webhooks_of(MemoryOutbox(), Clock(), hosts=[], secret=None)
+    with pytest.raises(InvalidRequest, match="no webhooks"):
+        webhooks.check("https://ok.example/")
+
+
+@pytest.mark.parametrize("secret", [None, "", "k" * 40, "whsec_!!!", "whsec_aGFsbG8="])
+def test_secrets_that_are_none(secret: str | None) -> None:
+    """The operator is told at the start."""
+    with pytest.raises(WebhookSettingsError, match="webhook_secret"):
+        webhooks_of(MemoryOutbox(), Clock(), secret=secret)

@@ -1,0 +1,408 @@
+"""Jobs and images on disk: restarts, age, bytes, orphans, migrations."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdstream.core.errors import Reason, StorageFull
+from sdstream.core.job import (
+    Completed,
+    ImageReady,
+    ImageResult,
+    Job,
+    JobCancelled,
+    JobEvent,
+    JobFailed,
+    JobStatus,
+    Queued,
+    Requeued,
+    Running,
+    Terms,
+)
+from sdstream.core.pixels import Inputs, Pixels
+from sdstream.core.queue import Priority
+from sdstream.core.request import GenerationRequest
+from sdstream.service.webhooks import delivery_of
+from sdstream.storage.job_store import JobStore, StoreError
+
+Body = Callable[[JobStore], Awaitable[None]]
+
+REQUEST = GenerationRequest(
+    "m", "a red circle", "", 64, 32, 4, "euler", "default", 1.0, None, 2**62, 1,
+    warnings=("careful",),
+)  # fmt: skip
+BACKGROUND = Terms(background=True)
+NOTHING = Inputs()
+
+
+class Clock:
+    """Unix seconds that stand still until moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock of this test."""
+    return Clock()
+
+
+@asynccontextmanager
+async def opened(folder: Path, clock: Clock, **changes: Any) -> AsyncIterator[JobStore]:
+    """A store whose jobs live for 60 seconds and have room for 1,000 bytes."""
+    limits = {"ttl_seconds": 60, "max_bytes": 1000, "min_free_bytes": 0, **changes}
+    store = JobStore(folder, clock=clock, delivery_of=delivery_of, **limits)
+    store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def added(
+    store: JobStore, clock: Clock, name: str, terms: Terms = BACKGROUND, inputs: Inputs = NOTHING
+) -> Job:
+    """A job that was accepted."""
+    job = Job(name, REQUEST, clock(), terms)
+    await store.add(job, inputs)
+    job.apply(Queued(0), clock())
+    return job
+
+
+async def started(store: JobStore, clock: Clock, name: str, terms: Terms = BACKGROUND) -> Job:
+    """A job that the runtime has."""
+    job = await added(store, clock, name, terms)
+    job.apply(Running(), clock())
+    await store.update(job)
+    return job
+
+
+async def done(
+    store: JobStore, clock: Clock, name: str, data: bytes = b"png", terms: Terms = BACKGROUND
+) -> Job:
+    """A job that has its image."""
+    job = await started(store, clock, name, terms)
+    image = ImageResult(0, 7, data, len(data), 4, 1.0, 2.0, 3.0, store.put(data, "png"))
+    job.apply(ImageReady(image), clock())
+    store.note_image(job, image)
+    end(store, clock, job, Completed())
+    return job
+
+
+def end(store: JobStore, clock: Clock, job: Job, ending: JobEvent) -> None:
+    """End a job."""
+    assert job.apply(ending, clock())
+    store.note_end(job)
+
+
+def files(folder: Path) -> list[str]:
+    """What lies in the folder of images."""
+    return sorted(path.name for path in (folder / "images").iterdir())
+
+
+def run(folder: Path, clock: Clock, body: Body, **changes: Any) -> None:
+    """One life of a server: recover, then do what the test does."""
+
+    async def life() -> None:
+        async with opened(folder, clock, **changes) as store:
+            await store.recover()
+            await body(store)
+
+    asyncio.run(life())
+
+
+def test_an_ended_job_comes_back_whole(tmp_path: Path, clock: Clock) -> None:
+    """After a restart a completed job has every value it had, and its image's bytes."""
+    terms = Terms(
+        "edit", "me", Priority.LOW, True, True, False, "key", "print", "https://x.example"
+    )
+    kept: list[Job] = []
+
+    async def first(store: JobStore) -> None:
+        kept.append(await done(store, clock, "job_1", b"the picture", terms))
+
+    async def second(store: JobStore) -> None:
+        job = await store.get("job_1")
+        assert job is not None
+        before = kept[0]
+        assert (job.request, job.terms, job.status) == (REQUEST, terms, JobStatus.COMPLETED)
+        assert (job.created, job.started, job.ended) == (clock(), clock(), clock())
+        assert (job.attempts, job.last_event) == (1, before.last_event)
+        assert job.usage() == before.usage()
+        assert job.images == {0: dataclasses.replace(before.images[0], data=None)}
+        whole = await store.with_files(job)
+        assert whole.images[0].content == b"the picture"
+        assert await store.image(str(whole.images[0].id)) == (b"the picture", "png")
+        named = await store.named("me", "key")
+        assert named is not None
+        assert named.id == "job_1"
+        assert await store.named("you", "key") is None
+
+    run(tmp_path, clock, first)
+    run(tmp_path, clock, second)
+
+
+@pytest.mark.parametrize(
+    "ending", [JobFailed(Reason.WORKER_CRASHED, "It died."), JobCancelled("Enough.")]
+)
+def test_failures_come_back_too(tmp_path: Path, clock: Clock, ending: JobEvent) -> None:
+    """With their reason and sentence."""
+
+    async def first(store: JobStore) -> None:
+        end(store, clock, await started(store, clock, "job_1"), ending)
+
+    async def second(store: JobStore) -> None:
+        job = await store.get("job_1")
+        assert job is not None
+        assert job.ending == ending
+
+    run(tmp_path, clock, first)
+    run(tmp_path, clock, second)
+
+
+def test_what_the_next_life_does_with_unfinished_jobs(tmp_path: Path, clock: Clock) -> None:
+    """Background jobs are done again, in their order, unless they ran twice already; others end."""
+    inputs = Inputs(Pixels(2, 1, b"abcdef"), Pixels(2, 1, b"gh"))
+
+    async def first(store: JobStore) -> None:
+        await added(store, clock, "waiting", inputs=inputs)
+        await started(store, clock, "running")
+        await started(store, clock, "with a client", Terms())
+        again = await started(store, clock, "fatal")
+        again.apply(Requeued(), clock())
+        again.apply(Running(), clock())
+        await store.update(again)
+        patient = await started(store, clock, "laid aside")
+        patient.apply(Requeued(counts=False), clock())
+        await store.update(patient)
+
+    async def second(store: JobStore) -> None:
+        for name in ("with a client", "fatal"):
+            job = await store.get(name)
+            assert job is not None
+            assert isinstance(job.ending, JobFailed)
+            assert job.ending.reason is Reason.INTERRUPTED
+            # Beyond whatever a reader has seen: it is still to be told.
+            assert job.last_event > 1_000_000
+
+    run(tmp_path, clock, first)
+
+    async def third() -> None:
+        async with opened(tmp_path, clock) as store:
+            jobs = await store.recover()
+            assert [job.id for job in jobs] == ["waiting", "running", "laid aside"]
+            assert [job.attempts for job in jobs] == [0, 1, 0]
+            assert {job.status for job in jobs} == {JobStatus.QUEUED}
+            # Numbers of events only grow, also from life to life.
+            assert [job.first_event >= 1_000_000 for job in jobs] == [True] * 3
+            assert await store.inputs(jobs[0]) == inputs
+            assert await store.inputs(jobs[1]) == Inputs()
+            await second(store)
+
+    asyncio.run(third())
+
+
+def test_a_finished_image_of_an_unfinished_job_is_kept(tmp_path: Path, clock: Clock) -> None:
+    """The second try begins after it."""
+
+    async def first(store: JobStore) -> None:
+        job = await started(store, clock, "job_1")
+        image = ImageResult(0, 7, b"x", 1, 4, 1.0, 2.0, 3.0, store.put(b"x", "png"))
+        store.note_image(job, image)
+
+    run(tmp_path, clock, first)
+
+    async def second() -> None:
+        async with opened(tmp_path, clock) as store:
+            (job,) = await store.recover()
+            assert list(job.images) == [0]
+
+    asyncio.run(second())
+
+
+def test_pictures_that_are_gone_are_missed(tmp_path: Path, clock: Clock) -> None:
+    """A job that came with some is not drawn from nothing."""
+
+    async def body(store: JobStore) -> None:
+        edit = await added(store, clock, "edit", inputs=Inputs(Pixels(2, 1, b"abcdef")))
+        plain = await added(store, clock, "plain")
+        (tmp_path / "inputs" / "edit").unlink()
+        assert await store.inputs(plain) == NOTHING
+        with pytest.raises(FileNotFoundError):
+            await store.inputs(edit)
+
+    run(tmp_path, clock, body)
+
+
+def test_jobs_expire(tmp_path: Path, clock: Clock) -> None:
+    """Some time after their end, with their files; what has not ended stays."""
+
+    async def body(store: JobStore) -> None:
+        old = await done(store, clock, "old")
+        await started(store, clock, "endless")
+        clock.now += 50
+        await done(store, clock, "young")
+        clock.now += 20
+        await store.expire()
+        assert await store.get("old") is None
+        assert await store.image(str(old.images[0].id)) is None
+        assert await store.get("young") is not None
+        assert await store.get("endless") is not None
+        assert len(files(tmp_path)) == 1
+
+    run(tmp_path, clock, body)
+
+
+def test_the_oldest_make_room(tmp_path: Path, clock: Clock) -> None:
+    """The bytes on disk stay within the limit, and a job goes with all it has."""
+
+    async def body(store: JobStore) -> None:
+        for number in range(5):
+            clock.now += 1
+            await done(store, clock, f"job_{number}", b"x" * 400)
+        left = [n for n in range(5) if await store.get(f"job_{n}") is not None]
+        assert left == [3, 4]
+        assert sum(path.stat().st_size for path in (tmp_path / "images").iterdir()) == 800
+
+    run(tmp_path, clock, body)
+
+
+def test_a_crash_leaves_no_orphans(tmp_path: Path, clock: Clock) -> None:
+    """Files without rows, rows without files, and pictures of ended jobs go at the next start."""
+    kept: list[Job] = []
+
+    async def first(store: JobStore) -> None:
+        kept.append(await done(store, clock, "kept"))
+        gone = await done(store, clock, "its file is gone")
+        store.put(b"no row", "png")
+        await store.expire()  # the store's thread has done all of it
+        (tmp_path / "images" / f"{gone.images[0].id}.png").unlink()
+        (tmp_path / "images" / "half.part").write_bytes(b"ha")
+        (tmp_path / "inputs" / "kept").write_bytes(b"?")
+
+    async def second(store: JobStore) -> None:
+        assert files(tmp_path) == [f"{kept[0].images[0].id}.png"]
+        assert list((tmp_path / "inputs").iterdir()) == []
+        assert await store.get("its file is gone") is None
+
+    run(tmp_path, clock, first)
+    run(tmp_path, clock, second)
+
+
+def test_pages(tmp_path: Path, clock: Clock) -> None:
+    """Newest first, of one owner, by status, on from a job; `more` is right at the edge."""
+
+    async def body(store: JobStore) -> None:
+        for number in range(5):
+            await done(store, clock, f"job_{number}", b"", Terms(owner="me"))
+        await added(store, clock, "job_5", Terms(owner="me"))
+        await added(store, clock, "other", Terms(owner="you"))
+
+        async def ids(limit: int, after: str | None = None, *statuses: JobStatus) -> Any:
+            page = await store.page("me", statuses=statuses, limit=limit, after=after)
+            return [job.id for job in page.jobs], page.more
+
+        assert await ids(2) == (["job_5", "job_4"], True)
+        assert await ids(4, "job_4") == (["job_3", "job_2", "job_1", "job_0"], False)
+        assert await ids(3, "job_4") == (["job_3", "job_2", "job_1"], True)
+        assert await ids(9, None, JobStatus.QUEUED, JobStatus.FAILED) == (["job_5"], False)
+
+    run(tmp_path, clock, body)
+
+
+def test_ids_are_looked_up_and_never_paths(tmp_path: Path, clock: Clock) -> None:
+    """Whatever a client writes into the URL."""
+
+    async def body(store: JobStore) -> None:
+        (tmp_path / "secret.png").write_bytes(b"secret")
+        for name in ("../secret", "nobody", "", "%", "' OR 1=1 --"):
+            assert await store.image(name) is None
+            assert await store.get(name) is None
+
+    run(tmp_path, clock, body)
+
+
+def test_a_full_disk_takes_no_job(tmp_path: Path, clock: Clock) -> None:
+    """Neither by the free space nor by what the database says; finished jobs are not touched."""
+
+    async def body(store: JobStore) -> None:
+        await done(store, clock, "before")
+        database = store._db
+        database.execute(f"PRAGMA max_page_count = {_pages(database)}")
+
+        async def fill() -> None:
+            for number in range(200):
+                await added(store, clock, f"job_{number}")
+
+        with pytest.raises(StorageFull):
+            await fill()
+        assert await store.get("before") is not None
+
+    run(tmp_path / "a", clock, body)
+
+    async def full(store: JobStore) -> None:
+        with pytest.raises(StorageFull):
+            await added(store, clock, "job", inputs=Inputs(Pixels(1, 1, b"abc")))
+        assert list((tmp_path / "b" / "inputs").iterdir()) == []
+
+    run(tmp_path / "b", clock, full, min_free_bytes=2**60)
+
+
+def _pages(database: sqlite3.Connection) -> int:
+    (count,) = database.execute("PRAGMA page_count").fetchone()
+    return int(count)
+
+
+def test_one_folder_has_one_server(tmp_path: Path, clock: Clock) -> None:
+    """The second is told what to do instead."""
+
+    async def body(_store: JobStore) -> None:
+        with pytest.raises(StoreError, match=r"in use by another server.*--data-dir"):
+            async with opened(tmp_path, clock):
+                pass
+
+    run(tmp_path, clock, body)
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path, clock: Clock) -> None:
+    """A file in place of a folder, a database that is none, and one of a later release."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "jobs.sqlite").write_bytes(b"no database" * 100)
+    (tmp_path / "later").mkdir()
+    with sqlite3.connect(tmp_path / "later" / "jobs.sqlite") as later:
+        later.execute("PRAGMA user_version = 99")
+    for name, words in (("file", "cannot be used"), ("broken", "cannot"), ("later", "newer")):
+        store = JobStore(tmp_path / name, ttl_seconds=1, max_bytes=1, min_free_bytes=0, clock=clock)
+        with pytest.raises(StoreError, match=words):
+            store.open()
+
+
+def test_the_first_schema_is_still_read(tmp_path: Path, clock: Clock) -> None:
+    """A database written by version 1 is migrated and its jobs answer."""
+    (tmp_path / "images").mkdir(parents=True)
+    script = (Path(__file__).parents[2] / "golden" / "jobs_v1.sql").read_text()
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as old:
+        old.executescript(script)
+    (tmp_path / "images" / "image_1.png").write_bytes(b"png")
+
+    async def body(store: JobStore) -> None:
+        job = await store.get("job_1")
+        assert job is not None
+        assert job.status is JobStatus.COMPLETED
+        assert job.request.prompt == "a red circle"
+        assert await store.image("image_1") == (b"png", "png")
+
+    run(tmp_path, clock, body)

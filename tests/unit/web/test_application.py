@@ -1,0 +1,49 @@
+"""What the roof keeps running, and how it takes it down."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from sdstream.service.webhooks import Webhooks
+from sdstream.settings import Settings
+from sdstream.storage.job_store import JobStore
+from sdstream.web import application
+
+
+def test_faults_of_background_tasks_do_not_keep_the_store_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tidying goes on after a fault, and the folder is closed whatever a task ended by."""
+    looks: list[str] = []
+    closed: list[bool] = []
+    close = JobStore.close
+
+    async def expire(_store: JobStore) -> NoReturn:
+        looks.append("expire")
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def run(_webhooks: Webhooks) -> NoReturn:
+        raise ValueError("a fault")
+
+    async def noted_close(store: JobStore) -> None:
+        await close(store)
+        closed.append(True)
+
+    monkeypatch.setattr(application, "_TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(JobStore, "expire", expire)
+    monkeypatch.setattr(JobStore, "close", noted_close)
+    monkeypatch.setattr(Webhooks, "run", run)
+    app = application.build_app(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
+
+    async def live() -> None:
+        async with app.router.lifespan_context(app), asyncio.timeout(20):
+            while len(looks) < 3:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(live())
+    assert closed == [True]

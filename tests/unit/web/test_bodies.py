@@ -1,0 +1,278 @@
+"""Strict JSON, whole forms, Accept and keys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Message
+
+from sdstream.core.errors import (
+    InvalidRequest,
+    NotAcceptable,
+    PayloadTooLarge,
+    Reason,
+    UnsupportedMediaType,
+)
+from sdstream.web import bodies
+from sdstream.web.bodies import Form, parse_json, read_form, read_json
+from sdstream.web.credentials import offered_key
+from sdstream.web.negotiation import accepted_image
+
+
+def request_with(**headers: str) -> Request:
+    """A request with these headers, underscores for hyphens."""
+    raw = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in headers.items()]
+    return Request({"type": "http", "headers": raw})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"7", b'"x"', b"null", b'{"a": NaN}', b'{"a": Infinity}',
+        b'{"a": -Infinity}', b'{"a": 1, "a": 2}', b"\xff\xfe{}", b'{"a": \xff}', b"{'a': 1}",
+        b'{"a": 1,}', b'{"a": ' + b"9" * 5000 + b"}", b'{"a": ' + b"[" * 100_000, b"{}{}",
+        b'{"a": 1e999}', b'{"a": [-1e999]}', b'{"a": 0.' + b"9" * 5000 + b"}",
+    ],
+)  # fmt: skip
+def test_what_is_not_one_json_object(body: bytes) -> None:
+    """Each is a 400 of its own reason, whatever the parser would have raised."""
+    with pytest.raises(InvalidRequest) as caught:
+        parse_json(body)
+    assert caught.value.reason is Reason.INVALID_JSON
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_are_a_fault_of_the_server(body: bytes) -> None:
+    """Random bytes are an object or an InvalidRequest."""
+    with contextlib.suppress(InvalidRequest):
+        assert isinstance(parse_json(body), dict)
+
+
+def test_a_repeated_name_is_found_at_once() -> None:
+    """Among tens of thousands, where comparing each with each takes ten seconds."""
+    names = ",".join(f'"{number}": 0' for number in range(40_000))
+    began = time.monotonic()
+    with pytest.raises(InvalidRequest, match="'39999' is there twice"):
+        parse_json(f'{{{names}, "39999": 1}}'.encode())
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b"0,", b'"",', b"[" * 900 + b"]" * 900 + b","])
+def test_bodies_of_structure_alone(piece: bytes) -> None:
+    """Millions of values, each of which would be an object of its own, are not parsed at all."""
+    body = b'{"x": [' + piece * (3_000_000 // len(piece)) + b"0]}"
+    with pytest.raises(InvalidRequest, match="commas and brackets"):
+        parse_json(body)
+
+
+def test_prompts_of_commas_beside_a_picture() -> None:
+    """The two longest prompts and megabytes of base64 are no such bodies."""
+    body = {"prompt": "," * 32_000, "negative_prompt": "[" * 32_000, "image": "A" * 5_000_000}
+    assert parse_json(json.dumps(body).encode()) == body
+
+
+@pytest.mark.parametrize(("size", "beside"), [(1000, False), (3_000_000, True)])
+def test_large_bodies_are_parsed_beside_the_loop(
+    monkeypatch: pytest.MonkeyPatch, size: int, beside: bool
+) -> None:
+    """Those with pictures take a while; others are not worth a thread."""
+    threads = []
+
+    def noted(body: bytes) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return parse_json(body)
+
+    monkeypatch.setattr(bodies, "parse_json", noted)
+    body = json.dumps({"image": "A" * size}).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    request = Request({"type": "http", "headers": []}, receive)
+    assert len(asyncio.run(read_json(request, 2**26))["image"]) == size
+    assert [thread is not threading.main_thread() for thread in threads] == [beside]
+
+
+def test_objects_pass() -> None:
+    """A byte order mark is what some editors put before one."""
+    assert parse_json(b'\xef\xbb\xbf{"a": [1, {"b": "\\u732b"}]}') == {"a": [1, {"b": "猫"}]}
+
+
+@pytest.mark.parametrize(
+    ("accept", "found"),
+    [
+        (None, None),
+        ("", None),
+        ("*/*", None),
+        ("application/json", None),
+        ("text/event-stream", None),
+        ("image/png", "png"),
+        ("image/*", "png"),
+        ("IMAGE/JPEG", "jpeg"),
+        ("image/webp, */*;q=0.1", "webp"),
+        ("image/png;q=0.1, application/json", None),
+        ("text/html, image/webp;q=0.9", "webp"),
+        ("image/*, image/png;q=0", "jpeg"),
+        ("image/*;q=0, image/webp", "webp"),
+        ("image/png;q=nan, image/webp", "webp"),
+    ],
+)
+def test_accept(accept: str | None, found: str | None) -> None:
+    """The best of what is named and can be answered decides."""
+    request = request_with(accept=accept) if accept is not None else request_with()
+    assert accepted_image(request, 1) == found
+
+
+@pytest.mark.parametrize(
+    ("accept", "images", "found"),
+    [(None, 1, "png"), ("*/*", 1, "png"), ("*/*", 2, None), ("application/json, */*", 1, None)],
+)
+def test_what_anything_means(accept: str | None, images: int, found: str | None) -> None:
+    """A route may answer a single image as a file to whoever takes anything."""
+    request = request_with(accept=accept) if accept is not None else request_with()
+    assert accepted_image(request, images, anything="png") == found
+
+
+@pytest.mark.parametrize(
+    ("accept", "found"),
+    [
+        (None, None),
+        ("image/*", "jpeg"),
+        ("image/png, image/jpeg;q=0.1", "jpeg"),
+        ("image/png, application/json;q=0.1", None),
+        ("image/png, */*;q=0.1", None),
+    ],
+)
+def test_accept_beside_an_output_format(accept: str | None, found: str | None) -> None:
+    """The file is one that both of them name."""
+    request = request_with(accept=accept) if accept is not None else request_with()
+    assert accepted_image(request, 1, output_format="jpeg") == found
+
+
+@pytest.mark.parametrize("accept", ["image/png", "image/png, image/jpeg;q=0", "image/webp, a/b"])
+def test_accept_against_an_output_format(accept: str) -> None:
+    """No file is both: the error says which field to change."""
+    with pytest.raises(NotAcceptable, match="'output_format' is jpeg") as caught:
+        accepted_image(request_with(accept=accept), 1, output_format="jpeg")
+    assert caught.value.param == "output_format"
+
+
+def test_headers_on_several_lines() -> None:
+    """They are one list."""
+    lines = (b"text/html", b"image/webp")
+    request = Request({"type": "http", "headers": [(b"accept", line) for line in lines]})
+    assert accepted_image(request, 1) == "webp"
+
+
+@pytest.mark.parametrize(
+    ("accept", "images"),
+    [("text/html", 1), ("image/gif", 1), ("image/png", 2)],
+)
+def test_what_cannot_be_answered(accept: str, images: int) -> None:
+    """Another type, or several images as one file."""
+    with pytest.raises(NotAcceptable):
+        accepted_image(request_with(accept=accept), images)
+
+
+END = "--xyz--\r\n"
+
+
+def part(name: str, value: str, filename: str | None = None) -> str:
+    """One part of a form."""
+    more = f'; filename="{filename}"' if filename is not None else ""
+    return f'--xyz\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{value}\r\n'
+
+
+def read(body: str, content_type: str = "multipart/form-data; boundary=xyz") -> Form:
+    """Read a body as a form, in pieces, with a limit of a million bytes."""
+    data = body.encode()
+    step = 7 if len(data) < 10_000 else 65_536
+    pieces = [data[at : at + step] for at in range(0, len(data), step)] or [b""]
+
+    async def receive() -> Message:
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    scope = {"type": "http", "headers": [(b"content-type", content_type.encode())]}
+    return asyncio.run(read_form(Request(scope, receive), 1_000_000))
+
+
+def test_a_whole_form() -> None:
+    """Fields by name, files in order; a name may come twice with one value."""
+    form = read(
+        part("prompt", "a cat")
+        + part("image[]", "one", "a.png")
+        + part("image[]", "two", "upload")
+        + part("n", "2")
+        + part("n", "2")
+        + END
+    )
+    assert form.fields == {"prompt": "a cat", "n": "2"}
+    assert [(file.param, file.data) for file in form.files] == [
+        ("image[]", b"one"),
+        ("image[]", b"two"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "garbage",
+        part("prompt", "a cat"),
+        part("image", "data", "a.png").removesuffix("\r\n"),
+        "--xyz\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END,
+        part("prompt", "x" * 200_000) + END,
+        "".join(part(f"f{i}", "x") for i in range(65)) + END,
+        "".join(part(f"f{i}", "x", "a.png") for i in range(18)) + END,
+    ],
+)
+def test_broken_forms(body: str) -> None:
+    """Cut short, without names, too long or too many: 400, and nothing is silently left out."""
+    with pytest.raises(InvalidRequest) as caught:
+        read(body)
+    assert caught.value.reason is Reason.INVALID_FORM
+
+
+def test_a_field_with_two_values() -> None:
+    """Which one was meant nobody can know."""
+    with pytest.raises(InvalidRequest) as caught:
+        read(part("n", "1") + part("n", "2") + END)
+    assert caught.value.param == "n"
+
+
+def test_forms_that_are_none() -> None:
+    """JSON is told that a form is wanted, and too much that it is too much."""
+    with pytest.raises(UnsupportedMediaType):
+        read("{}", "application/json")
+    with pytest.raises(InvalidRequest):
+        read("--xyz--", "multipart/form-data")
+    with pytest.raises(PayloadTooLarge):
+        read(part("image", "x" * 1_000_001, "a") + END)
+
+
+@pytest.mark.parametrize(
+    ("headers", "valid"),
+    [
+        ({"authorization": "Bearer right"}, True),
+        ({"authorization": "bearer  right "}, True),
+        ({"x_api_key": "right"}, True),
+        ({"authorization": "Bearer wrong"}, False),
+        ({"authorization": "Basic right"}, False),
+        ({"authorization": "right"}, False),
+        ({"authorization": "Bearer r\u00efght"}, False),
+        ({}, False),
+    ],
+)
+def test_keys(headers: dict[str, Any], valid: bool) -> None:
+    """A key comes as a bearer token, as a password or in X-API-Key; anything else is none."""
+    assert (offered_key(request_with(**headers)) == "right") is valid

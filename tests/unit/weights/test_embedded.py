@@ -1,0 +1,58 @@
+"""The built-in model file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from sdstream.weights import embedded
+from sdstream.weights.embedded import MODELS, materialise
+
+FOLDER = Path(embedded.__file__).parent
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_card_fits_the_file(tmp_path: Path, name: str) -> None:
+    """Checksums and sizes are those of the files, and the packed one stays below 16 MB."""
+    files = json.loads((FOLDER / f"{name}.json").read_text())["files"]
+    packed = (FOLDER / f"{name}.gguf.xz").read_bytes()
+    unpacked = materialise(f"builtin:{name}", tmp_path).read_bytes()
+    for data, said in ((packed, files["model.gguf.xz"]), (unpacked, files["model.gguf"])):
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (said["bytes"], said["sha256"])
+    assert len(packed) <= 16_000_000
+
+
+def test_it_is_unpacked_once_even_by_rivals(tmp_path: Path) -> None:
+    """Several processes may start at once; nobody ever sees half a file."""
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(materialise("builtin:drawings", tmp_path)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert list(tmp_path.iterdir()) == [found[0]]
+    before = found[0].stat().st_mtime_ns
+    assert materialise("builtin:drawings", tmp_path).stat().st_mtime_ns == before
+
+
+def test_a_damaged_file_is_unpacked_again(tmp_path: Path) -> None:
+    """The cache is no place to lose a model in."""
+    path = materialise("builtin:drawings", tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert materialise("builtin:drawings", tmp_path).read_bytes() == whole
+
+
+def test_paths_pass_through(tmp_path: Path) -> None:
+    """Anything else in models.yaml is a file of the user's."""
+    assert materialise("/models/x.gguf", tmp_path) == Path("/models/x.gguf")
+    with pytest.raises(KeyError):
+        materialise("builtin:nothing", tmp_path)
