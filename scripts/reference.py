@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from sdstream.core.options import OPTIONS, ImageParams
 
 PACKAGE = Path(__file__).parents[1] / "app" / "sdstream"
 
@@ -24,3 +28,31 @@ def module_table(room: str) -> str:
         summary = " ".join(docstring.partition("\n\n")[0].split())
         rows.append(f"| {name} | {summary} |")
     return "\n".join(rows)
+
+
+def option_table() -> str:
+    """The options of a request: names, types and bounds, models, and the text in image files."""
+    schemas = ImageParams.model_json_schema()["properties"]
+    rows = ["| option | type | aliases | meaning | in image files |", "|-|-|-|-|-|"]
+    for name, option in OPTIONS.items():
+        schema = schemas[name]
+        aliases = ", ".join(f"`{alias}`" for alias in option.aliases)
+        needs = f" Needs `{option.needs}`." if option.needs else ""
+        meaning = schema["description"] + needs
+        rows.append(
+            f"| `{name}` | {_type(schema)} | {aliases} | {meaning} | {option.infotext or ''} |"
+        )
+    return "\n".join(rows)
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """A JSON Schema in a few words: "number 0 to 30"."""
+    (kind,) = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
+    if "enum" in kind:
+        return ", ".join(f"`{value}`" for value in kind["enum"])
+    low = kind.get("minimum", kind.get("exclusiveMinimum"))
+    high = kind.get("maximum")
+    bounds = (
+        "" if low is None else f" {low:g} to {high:g}" if high is not None else f" from {low:g}"
+    )
+    return f"{kind.get('type', 'object')}{bounds}"

@@ -302,8 +302,8 @@ class Upstream:
     def _body(self, work: Work) -> dict[str, Any]:
         request = resolved(work, self._catalog)
         guidance: dict[str, float] = {"txt_cfg": request.cfg_scale}
-        if request.guidance is not None:
-            guidance["distilled_guidance"] = request.guidance
+        if request.options.guidance is not None:
+            guidance["distilled_guidance"] = request.options.guidance
         options = {
             "seed": request.seed,
             "sample_params": {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog
 from sdstream.core.messages import Load
-from sdstream.core.request import Draft, GenerationRequest, Limits
+from sdstream.core.options import ImageParams
+from sdstream.core.request import GenerationRequest, Limits
 from sdstream.core.resolve import resolve
 from sdstream.settings import Settings
 from sdstream.web import application
@@ -30,8 +32,8 @@ class Work:
 
 def resolved(work: Work, catalog: Catalog) -> GenerationRequest:
     """The work as the server makes it of the same options, every default concrete."""
-    draft = Draft(prompt=PROMPT, size=work.size, sample_steps=work.steps, seed=work.seed)
-    return resolve(draft, catalog, random_seed=lambda: 0, limits=Limits())
+    params = ImageParams(prompt=PROMPT, size=work.size, sample_steps=work.steps, seed=work.seed)
+    return resolve(ParsedRequest(params), catalog, random_seed=lambda: 0, limits=Limits())
 
 
 def load_command(settings: Settings, catalog: Catalog) -> Load:

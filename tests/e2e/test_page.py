@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from sdstream.core.request import MAX_IMAGES, MAX_STEPS
+from sdstream.core.options import MAX_IMAGES, MAX_STEPS
 from tests.e2e.conftest import KEY
 from tests.support.browser import PATIENCE, SCREENSHOTS, Visitor, chromium, seen
 from tests.support.jobs import begin, wait_for

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sdstream.core.catalog import RuntimeOptions
+from sdstream.core.catalog import RuntimeOptions, Size
 from sdstream.core.errors import Reason, Unavailable
 from sdstream.core.messages import (
     Cancelled,
@@ -29,7 +29,7 @@ from sdstream.core.messages import (
     Progress,
 )
 from sdstream.core.pixels import Inputs, Pixels
-from sdstream.core.request import EVERY_STEP, GenerationRequest, Hires
+from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.engine.process import WorkerProcess
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
 from sdstream.settings import worker_environment
@@ -74,7 +74,6 @@ def a_request(prompt: str = "a circle", **changes: Any) -> GenerationRequest:
         "sampler": "euler",
         "schedule": "discrete",
         "cfg_scale": 1.0,
-        "guidance": None,
         "seed": 7,
         "n": 1,
     }
@@ -373,7 +372,7 @@ def test_the_second_pass_of_a_hires_fix_may_take_longer() -> None:
     pace.expect(a_request(width=64, height=64))
     pace.note(Phase.SAMPLING, 2.0)
     assert pace.limit(Phase.SAMPLING) == pytest.approx(20.0)
-    pace.expect(a_request(width=64, height=64, hires=Hires(128, 128, 4, 0.7, "latent")))
+    pace.expect(a_request(width=64, height=64, second_pass=Size(128, 128)))
     assert pace.limit(Phase.SAMPLING) == pytest.approx(320.0)
     pace.note(Phase.SAMPLING, 30.0)
     pace.expect(a_request(width=64, height=64))

@@ -11,17 +11,11 @@ from typing import get_origin
 import pytest
 from starlette.routing import Route
 
+from sdstream.core.ask import ReplyOptions, StreamOptions
 from sdstream.core.catalog import FAMILIES, Catalog
-from sdstream.core.request import Draft
+from sdstream.core.options import ALIASES, ImageParams
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
-from sdstream.dialects.openai.request import (
-    ALIASES,
-    FOREIGN_FIELDS,
-    INTERNAL_FIELDS,
-    Foreign,
-    ReplyOptions,
-    StreamOptions,
-)
+from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported
 from sdstream.settings import Settings
 from sdstream.web.application import build_app
 from sdstream.web.openapi import openapi_document
@@ -63,7 +57,7 @@ def test_settings_are_all_there() -> None:
     assert settings_table() in README
 
 
-@pytest.mark.parametrize("name", [n for n in Draft.model_fields if n not in INTERNAL_FIELDS])
+@pytest.mark.parametrize("name", ImageParams.model_fields)
 def test_options_are_all_there(name: str) -> None:
     """Every option of a generation has its mention, with all its spellings."""
     spellings = [name, *(alias for alias, target in ALIASES.items() if target == name)]
@@ -78,7 +72,7 @@ def test_reply_options_are_all_there() -> None:
 
 def test_fields_without_effect_are_named() -> None:
     """Nobody has to find out by trying."""
-    ignored = [name for name, fate in FOREIGN_FIELDS.items() if fate is Foreign.IGNORED]
+    ignored = [name for name, fate in UNSUPPORTED_FIELDS.items() if fate is Unsupported.IGNORED]
     assert [name for name in ignored if f"`{name}`" not in README] == []
 
 

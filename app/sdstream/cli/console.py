@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sdstream.client.http import NoServer, ServerSaysNo
 from sdstream.core.catalog import CatalogError
-from sdstream.core.request import MAX_IMAGES
+from sdstream.core.options import MAX_IMAGES
 from sdstream.imaging.safety import SafetyCheckerError
 from sdstream.service.webhooks import WebhookSettingsError
 from sdstream.settings import Settings

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
 
 from sdstream import __version__
+from sdstream.core.options import OPTIONS, ImageParams
 from sdstream.core.request import GenerationRequest
+from sdstream.core.samplers import DEFAULT_SCHEDULE, NO_SCHEDULE, sampler_named, schedule_named
 
 #: One "Name: value" of the last line of a parameters text; values with commas are quoted. The
 #: name is bounded, else a long line without a colon would take quadratic time.
@@ -22,62 +28,51 @@ _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
 
 def write(request: GenerationRequest, seed: int) -> str:
-    """The text of one image."""
+    """Return the parameters text of one image.
+
+    Args:
+        request: What the image was generated with.
+        seed: Of this image.
+    """
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
-    facts = {
-        "Steps": request.steps,
-        "Sampler": request.sampler,
-        "Schedule type": request.schedule,
-        "CFG scale": f"{request.cfg_scale:g}",
-        "Seed": seed,
-        "Size": request.size,
-        "Model": request.model,
+    first = {
+        "sample_steps": request.steps,
+        "sampler": request.sampler,
+        "schedule": request.schedule,
+        "cfg_scale": request.cfg_scale,
+        "seed": seed,
+        "size": request.size,
+        "model": request.model,
     }
-    if request.guidance is not None:
-        facts["Distilled CFG Scale"] = f"{request.guidance:g}"
-    if request.strength is not None:
-        facts["Denoising strength"] = f"{request.strength:g}"
-    facts |= _powers(request)
+    facts = {}
+    for name, value in {**first, **request.options.given()}.items():
+        option = OPTIONS[name]
+        if option.infotext and value is not False:
+            facts[option.infotext] = option.flag_text if value is True else _text(value)
     facts["Version"] = f"sdstream {__version__}"
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items()))
+    lines.append(", ".join(f"{name}: {_quoted(text)}" for name, text in facts.items()))
     return "\n".join(lines)
 
 
-def _powers(request: GenerationRequest) -> dict[str, object]:
-    """The further options of an image, by AUTOMATIC1111's names where it has one."""
-    facts: dict[str, object] = {
-        "Eta": request.eta,
-        "Clip skip": request.clip_skip,
-        "Mask blur": request.mask_blur or None,
-        "Shift": request.flow_shift,
-        "ControlNet weight": request.control_strength,
-        "ControlNet module": "canny" if request.control_canny else None,
-        "Sigmas": ", ".join(f"{level:g}" for level in request.sigmas) or None,
-        "LoRA": ", ".join(f"{name}:{scale:g}" for name, scale in request.loras) or None,
-    }
-    if request.slg is not None:
-        slg = request.slg
-        facts |= {"SLG scale": slg.scale, "SLG start": slg.start, "SLG end": slg.end}
-        facts["SLG layers"] = ", ".join(map(str, slg.layers))
-    if request.cache is not None:
-        numbers = ", ".join(f"{name}={value:g}" for name, value in request.cache.knobs.items())
-        facts |= {"Cache": request.cache.mode, "Cache options": numbers or None}
-    if request.hires is not None:
-        hires = request.hires
-        facts |= {"Hires upscale": hires.width / request.width, "Hires steps": hires.steps}
-        facts |= {"Hires upscaler": hires.upscaler, "Hires denoising strength": hires.strength}
-    if request.upscale is not None:
-        upscale, before = request.upscale, request.hires or request
-        facts["Postprocess upscaler"] = upscale.upscaler
-        facts["Postprocess upscale by"] = upscale.width / before.width
-    return {name: value for name, value in facts.items() if value is not None}
+def _text(value: object) -> str:
+    """A value as AUTOMATIC1111 writes it: lists with commas, LoRAs as name:scale."""
+    match value:
+        case float():
+            return f"{value:g}"
+        case {"id": name, "scale": scale}:
+            return f"{name}:{scale:g}"
+        case dict():
+            return ", ".join(f"{name}={number:g}" for name, number in value.items())
+        case list():
+            return ", ".join(map(_text, value))
+        case _:
+            return str(value)
 
 
-def _quoted(value: object) -> str:
-    """A value as AUTOMATIC1111 writes it: in quotes where it could be taken for two."""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+def _quoted(text: str) -> str:
+    """A text in quotes where it could be taken for two."""
     return json.dumps(text, ensure_ascii=False) if {",", ":", "\n"} & {*text} else text
 
 
@@ -105,3 +100,100 @@ def _unquoted(value: str) -> str:
         return str(json.loads(value)) if value.startswith('"') else value
     except ValueError:
         return value
+
+
+# --- as options -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """What a parameters text says, by the names of the API.
+
+    Attributes:
+        options: Canonical name -> value of its type.
+        unread: Names of the text that have no option here, or a value that it cannot have.
+    """
+
+    options: dict[str, Any]
+    unread: tuple[str, ...]
+
+
+def read_options(text: str) -> ReadOptions | None:
+    """Return the options of a parameters text; None for a text that has none.
+
+    Args:
+        text: Of an image file, written here or by AUTOMATIC1111 and its relatives.
+    """
+    facts = read(text)
+    if "Steps" not in facts:
+        return None
+    options: dict[str, Any] = {
+        "prompt": facts.pop("Prompt"),
+        "negative_prompt": facts.pop("Negative prompt"),
+    }
+    if {"Size-1", "Size-2"} <= facts.keys():
+        options["size"] = f"{facts.pop('Size-1')}x{facts.pop('Size-2')}"
+    unread = []
+    for fact, value in facts.items():
+        option = _option(fact, value)
+        if option is not None:
+            options |= option
+        elif not _ASIDE.search(fact):
+            unread.append(fact)
+    if "hires_scale" in options and "strength" in options:
+        # AUTOMATIC1111 has one name for both: an image with a second pass had no input image.
+        options.setdefault("hires_strength", options.pop("strength"))
+    return ReadOptions(options, tuple(unread))
+
+
+def _option(fact: str, text: str) -> dict[str, Any] | None:
+    """The option of one fact with its value; None when it has none."""
+    name = _BY_INFOTEXT.get(fact)
+    if name is None:
+        return None
+    value = _NORMALISED.get(name, _spelled)(text)
+    option = OPTIONS[name]
+    if option.flag_text != "True":
+        return {name: True} if text == option.flag_text else None
+    try:
+        params = ImageParams.model_validate({"prompt": "", name: value})
+    except ValidationError:
+        return None
+    return {name: params.model_dump(mode="json")[name]}
+
+
+def _spelled(text: str) -> str:
+    return text
+
+
+def _sampler(text: str) -> str:
+    found = sampler_named(text)
+    return found[0] if found else text
+
+
+def _schedule(text: str) -> str:
+    return DEFAULT_SCHEDULE if text.lower() in NO_SCHEDULE else schedule_named(text) or text
+
+
+def _hires_upscaler(text: str) -> str:
+    """AUTOMATIC1111 writes "Latent (nearest-exact)"."""
+    return re.sub(r"[ (]+", "-", text.lower()).replace(")", "")
+
+
+def _loras(text: str) -> list[dict[str, str]]:
+    pairs = (pair.strip().rpartition(":") for pair in text.split(","))
+    return [{"id": name, "scale": scale} for name, _, scale in pairs]
+
+
+#: Options whose text is not what the API takes -> how it becomes that.
+_NORMALISED: Final[Mapping[str, Callable[[str], Any]]] = {
+    "sampler": _sampler,
+    "schedule": _schedule,
+    "hires_upscaler": _hires_upscaler,
+    "lora": _loras,
+}
+_BY_INFOTEXT: Final = {
+    option.infotext: name for name, option in OPTIONS.items() if option.infotext is not None
+}
+#: Facts on the program and the files, which say nothing of the image.
+_ASIDE: Final = re.compile(r"^Version$|^Hashes$| hash(es)?$")

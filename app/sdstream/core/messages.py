@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from sdstream.core.enums import Word
 from sdstream.core.pixels import Inputs, Pixels
-from sdstream.core.request import Caching, GenerationRequest, Hires, SkipLayers, Upscale
+from sdstream.core.request import GenerationRequest, request_fields, request_of
 
 HEADER: Final = struct.Struct("<II")
 
@@ -221,15 +221,6 @@ _TYPES: Final = {
 }  # fmt: skip
 
 
-#: Fields of a request that are values of several fields themselves.
-_PARTS: Final[dict[str, Any]] = {
-    "slg": SkipLayers,
-    "cache": Caching,
-    "hires": Hires,
-    "upscale": Upscale,
-}
-
-
 def encode(message: Message) -> bytes:
     """One frame, ready for the socket."""
     # Not dataclasses.asdict: it deep-copies, and a blob may be megabytes.
@@ -237,7 +228,7 @@ def encode(message: Message) -> bytes:
     fields = {name: getattr(message, name) for name in names if name != "blob"}
     blobs: list[bytes] = [message.blob] if isinstance(message, Preview | ImageDrawn) else []
     if isinstance(message, Generate):
-        fields["request"] = dataclasses.asdict(message.request)
+        fields["request"] = request_fields(message.request)
         fields["inputs"], blobs = _pack(message.inputs)
     header = json.dumps({"type": type(message).__name__, **fields}).encode()
     size = sum(len(blob) for blob in blobs)
@@ -277,25 +268,6 @@ def unframe(frame: bytes) -> Message:
     if len(frame) != start + blob:
         raise ValueError("a frame that was cut off")
     return decode(frame[HEADER.size : start], frame[start:])
-
-
-def request_of(fields: dict[str, Any]) -> GenerationRequest:
-    """A request from its fields as JSON has them; raises TypeError, KeyError."""
-    known = dict(fields)
-    for name in ("warnings", "sigmas"):
-        known[name] = tuple(known.get(name, ()))
-    known["loras"] = tuple((name, scale) for name, scale in known.get("loras", ()))
-    cache = known.get("cache")
-    if cache is not None:
-        options = tuple((name, value) for name, value in cache.get("options", ()))
-        known["cache"] = {**cache, "options": options}
-    for name, kind in _PARTS.items():
-        part = known.get(name)
-        if part is not None:
-            known[name] = kind(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
-            )
-    return GenerationRequest(**known)
 
 
 def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:

@@ -10,95 +10,82 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-SAMPLERS: Final = {
-    "euler": "Euler",
-    "euler_a": "Euler ancestral",
-    "heun": "Heun, two model calls a step",
-    "dpm2": "DPM2, two model calls a step",
-    "dpm++2s_a": "DPM++ 2S ancestral, two model calls a step",
-    "dpm++2m": "DPM++ 2M",
-    "dpm++2mv2": "DPM++ 2M, modified",
-    "ipndm": "iPNDM",
-    "ipndm_v": "iPNDM with variable step sizes",
-    "lcm": "LCM, for latent consistency models",
-    "ddim_trailing": "DDIM with trailing timesteps",
-    "tcd": "TCD, for trajectory consistency models",
-    "res_multistep": "RES multistep",
-    "res_2s": "RES, two model calls a step",
-    "er_sde": "ER-SDE",
+
+class Sampler(NamedTuple):
+    """A sampling method of the runtime.
+
+    Attributes:
+        title: For people.
+        label: AUTOMATIC1111's name, which Xinference shares.
+        aliases: Other spellings: k-diffusion's, which Fireworks shares, and diffusers'.
+        noisy: It adds noise between the steps, and ``eta`` is how much; for others eta is nothing.
+    """
+
+    title: str
+    label: str
+    aliases: tuple[str, ...] = ()
+    noisy: bool = False
+
+
+class Schedule(NamedTuple):
+    """A noise schedule of the runtime.
+
+    Attributes:
+        title: For people.
+        label: AUTOMATIC1111's name, None where it has none.
+        aliases: Other spellings.
+    """
+
+    title: str
+    label: str | None
+    aliases: tuple[str, ...] = ()
+
+
+SAMPLERS: Final[Mapping[str, Sampler]] = {
+    "euler": Sampler("Euler", "Euler", ("k_euler",)),
+    "euler_a": Sampler(
+        "Euler ancestral",
+        "Euler a",
+        ("k_euler_a", "k_euler_ancestral", "euler_ancestral"),
+        noisy=True,
+    ),
+    "heun": Sampler("Heun, two model calls a step", "Heun", ("k_heun",)),
+    "dpm2": Sampler("DPM2, two model calls a step", "DPM2", ("k_dpm_2",)),
+    "dpm++2s_a": Sampler(
+        "DPM++ 2S ancestral, two model calls a step", "DPM++ 2S a", ("k_dpmpp_2s_a",), noisy=True
+    ),
+    "dpm++2m": Sampler("DPM++ 2M", "DPM++ 2M", ("k_dpmpp_2m",)),
+    "dpm++2mv2": Sampler("DPM++ 2M, modified", "DPM++ 2M v2"),
+    "ipndm": Sampler("iPNDM", "iPNDM"),
+    "ipndm_v": Sampler("iPNDM with variable step sizes", "iPNDM_v"),
+    "lcm": Sampler("LCM, for latent consistency models", "LCM", ("k_lcm",)),
+    "ddim_trailing": Sampler("DDIM with trailing timesteps", "DDIM", noisy=True),
+    "tcd": Sampler("TCD, for trajectory consistency models", "TCD", noisy=True),
+    "res_multistep": Sampler("RES multistep", "RES multistep", noisy=True),
+    "res_2s": Sampler("RES, two model calls a step", "RES 2s", noisy=True),
+    "er_sde": Sampler("ER-SDE", "ER-SDE"),
 }
 
 DEFAULT_SCHEDULE: Final = "default"
 
-SCHEDULES: Final = {
-    DEFAULT_SCHEDULE: "the runtime's choice for the model and sampler",
-    "discrete": "evenly spaced timesteps",
-    "karras": "Karras et al. 2022",
-    "exponential": "evenly spaced log sigmas",
-    "ays": "Align Your Steps tables for SD1, SDXL and SVD",
-    "gits": "GITS tables",
-    "sgm_uniform": "SGM uniform",
-    "simple": "simple",
-    "smoothstep": "smoothstep",
-    "kl_optimal": "KL optimal",
-    "lcm": "the timesteps of latent consistency models",
-    "bong_tangent": "bong tangent",
+SCHEDULES: Final[Mapping[str, Schedule]] = {
+    DEFAULT_SCHEDULE: Schedule("the runtime's choice for the model and sampler", None),
+    "discrete": Schedule("evenly spaced timesteps", "Uniform", ("normal",)),
+    "karras": Schedule("Karras et al. 2022", "Karras"),
+    "exponential": Schedule("evenly spaced log sigmas", "Exponential"),
+    "ays": Schedule("Align Your Steps tables for SD1, SDXL and SVD", "Align Your Steps"),
+    "gits": Schedule("GITS tables", "GITS"),
+    "sgm_uniform": Schedule("SGM uniform", "SGM Uniform"),
+    "simple": Schedule("simple", "Simple"),
+    "smoothstep": Schedule("smoothstep", "Smoothstep"),
+    "kl_optimal": Schedule("KL optimal", "KL Optimal"),
+    "lcm": Schedule("the timesteps of latent consistency models", "LCM"),
+    "bong_tangent": Schedule("bong tangent", "Bong Tangent"),
 }
-
-#: AUTOMATIC1111's name of each, which Xinference shares.
-SAMPLER_LABELS: Final = {
-    "euler_a": "Euler a",
-    "euler": "Euler",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "dpm++2s_a": "DPM++ 2S a",
-    "dpm++2m": "DPM++ 2M",
-    "dpm++2mv2": "DPM++ 2M v2",
-    "lcm": "LCM",
-    "ddim_trailing": "DDIM",
-    "ipndm": "iPNDM",
-    "ipndm_v": "iPNDM_v",
-    "tcd": "TCD",
-    "res_multistep": "RES multistep",
-    "res_2s": "RES 2s",
-    "er_sde": "ER-SDE",
-}
-SCHEDULE_LABELS: Final = {
-    "discrete": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "sgm_uniform": "SGM Uniform",
-    "kl_optimal": "KL Optimal",
-    "ays": "Align Your Steps",
-    "simple": "Simple",
-    "gits": "GITS",
-    "smoothstep": "Smoothstep",
-    "lcm": "LCM",
-    "bong_tangent": "Bong Tangent",
-}
-
-#: Further spellings that clients send: k-diffusion's, which Fireworks has too, and diffusers'.
-SAMPLER_ALIASES: Final = {
-    "k_euler": "euler",
-    "k_euler_a": "euler_a",
-    "k_euler_ancestral": "euler_a",
-    "euler_ancestral": "euler_a",
-    "k_heun": "heun",
-    "k_dpm_2": "dpm2",
-    "k_dpmpp_2s_a": "dpm++2s_a",
-    "k_dpmpp_2m": "dpm++2m",
-    "k_lcm": "lcm",
-}
-SCHEDULE_ALIASES: Final = {"normal": "discrete"}
 
 #: What clients send who choose none.
 NO_SAMPLER: Final = ("", "default", "automatic")
 NO_SCHEDULE: Final = ("", "automatic")
-
-#: Samplers that add noise between the steps; eta says how much of it, for the others it is nothing.
-NOISY_SAMPLERS: Final = (
-    "euler_a", "dpm++2s_a", "ddim_trailing", "tcd", "res_multistep", "res_2s",
-)  # fmt: skip
 
 #: Ways to leave out work between similar steps -> whether they are for U-Nets, for transformers.
 CACHE_MODES: Final = {
@@ -174,16 +161,19 @@ def _plain(name: str) -> str:
 
 
 _SEPARATORS: Final = str.maketrans("", "", " \t_-")
-_SAMPLERS_BY_NAME: Final = {
-    **{_plain(name): name for name in SAMPLERS},
-    **{_plain(label): name for name, label in SAMPLER_LABELS.items()},
-    **{_plain(alias): name for alias, name in SAMPLER_ALIASES.items()},
-}
-_SCHEDULES_BY_NAME: Final = {
-    **{_plain(name): name for name in SCHEDULES},
-    **{_plain(label): name for name, label in SCHEDULE_LABELS.items()},
-    **{_plain(alias): name for alias, name in SCHEDULE_ALIASES.items()},
-}
+
+
+def _by_name(known: Mapping[str, Sampler] | Mapping[str, Schedule]) -> dict[str, str]:
+    return {
+        _plain(spelling): name
+        for name, (_, label, aliases, *_) in known.items()
+        for spelling in (name, label, *aliases)
+        if spelling is not None
+    }
+
+
+_SAMPLERS_BY_NAME: Final = _by_name(SAMPLERS)
+_SCHEDULES_BY_NAME: Final = _by_name(SCHEDULES)
 
 
 def sampler_named(name: str) -> tuple[str, str | None] | None:

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import ImageResult, Job, Usage
@@ -28,6 +28,11 @@ class ImageForm:
     as_url: bool = False
     data_url: bool = False
     base_url: str = ""
+
+    @classmethod
+    def of(cls, response_format: str, base_url: str = "") -> Self:
+        """Return the form that a ``response_format`` asks for."""
+        return cls(response_format.lower() == "url", response_format == "B64Json", base_url)
 
 
 def compact(value: Any) -> bytes:
@@ -79,8 +84,8 @@ def usage_fields(usage: Usage) -> JsonObject:
 
 
 def parameters(request: GenerationRequest) -> JsonObject:
-    """Every effective value of a request."""
-    values: JsonObject = {
+    """Return every effective value of a request, by the names that ask for them."""
+    return {
         "model": request.model,
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
@@ -91,47 +96,8 @@ def parameters(request: GenerationRequest) -> JsonObject:
         "sampler": request.sampler,
         "schedule": request.schedule,
         "cfg_scale": request.cfg_scale,
+        **request.options.given(),
     }
-    if request.guidance is not None:
-        values["guidance"] = request.guidance
-    if request.strength is not None:
-        values |= {"strength": request.strength, "fit": request.fit}
-    if request.mask_blur:
-        values["mask_blur"] = request.mask_blur
-    return values | powers(request)
-
-
-def powers(request: GenerationRequest) -> JsonObject:
-    """The runtime's further options that a request uses, by the names that ask for them."""
-    values: JsonObject = {
-        "eta": request.eta,
-        "clip_skip": request.clip_skip,
-        "flow_shift": request.flow_shift,
-        "sigmas": list(request.sigmas) or None,
-        "vae_tiling": request.vae_tiling,
-    }
-    if request.loras:
-        values["lora"] = [{"id": name, "scale": scale} for name, scale in request.loras]
-    if request.slg is not None:
-        slg = request.slg
-        values |= {"slg_scale": slg.scale, "slg_start": slg.start, "slg_end": slg.end}
-        values["slg_layers"] = list(slg.layers)
-    if request.cache is not None:
-        cache = request.cache
-        values |= {"cache_mode": cache.mode, "cache_threshold": cache.threshold}
-        values |= {"cache_start": cache.start, "cache_end": cache.end}
-        values["cache_options"] = dict(cache.options) or None
-    if request.hires is not None:
-        hires = request.hires
-        values |= {"hires_scale": round(hires.width / request.width, 4), "hires_steps": hires.steps}
-        values |= {"hires_strength": hires.strength, "hires_upscaler": hires.upscaler}
-    if request.upscale is not None:
-        upscale, before = request.upscale, request.hires or request
-        values |= {"upscaler": upscale.upscaler, "upscale": round(upscale.width / before.width, 4)}
-    if request.control_strength is not None:
-        values["control_strength"] = request.control_strength
-        values["control_canny"] = request.control_canny
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def answer_fields(job: Job) -> JsonObject:

@@ -123,9 +123,9 @@ def _misbehave(cues: dict[str, float], step: int) -> None:
 def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:
     """The gradient, mixed with the input image by strength."""
     drawn = _gradient(request, index, *request.output_size)
-    if inputs.image is None or request.strength is None:
+    if inputs.image is None or request.options.strength is None:
         return drawn
-    share = request.strength
+    share = request.options.strength
     pairs = zip(drawn, inputs.image.data, strict=True)
     return bytes(round(new * share + old * (1 - share)) for new, old in pairs)
 

@@ -100,9 +100,9 @@ class _Pace:
         if request is None:
             return
         self._pixels = request.width * request.height
-        if request.hires is not None:
+        if request.second_pass is not None:
             # Attention takes the square of the pixels.
-            larger = request.hires.width * request.hires.height
+            larger = request.second_pass.width * request.second_pass.height
             self._stretch = (larger / self._pixels) ** 2
 
     def note(self, phase: Phase, seconds: float) -> None:

@@ -18,8 +18,9 @@ from sdstream.core import infotext
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import ImageResult, JobFailed
 from sdstream.core.messages import ImageDrawn, Preview
+from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs, Pixels, SourceFile, SourceFiles
-from sdstream.core.request import GenerationRequest, OutputFormat, Sources
+from sdstream.core.request import GenerationRequest, Sources
 from sdstream.imaging import codecs
 from sdstream.imaging.safety import SafetyChecker
 
@@ -211,7 +212,9 @@ class Studio:
         picture = Pixels(drawn.width, drawn.height, drawn.blob)
         if inputs.image is not None and inputs.mask is not None:
             # The runtime's kept pixels have been through the autoencoder: put the real ones back.
-            picture = codecs.composite(picture, inputs.image, inputs.mask, request.mask_blur)
+            picture = codecs.composite(
+                picture, inputs.image, inputs.mask, request.options.mask_blur or 0.0
+            )
         flagged = self._is_flagged(request, picture)
         if flagged:
             picture = codecs.blank(picture.size)
@@ -259,12 +262,13 @@ class Studio:
 
 
 def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:
-    size, how = request.size, request.fit
+    options = request.options
+    size, how = request.size, options.fit or "crop"
     image = codecs.fit(pictures.image, size, how) if pictures.image else None
     mask = None
     if pictures.mask is not None:
         mask = codecs.mask_of(
-            pictures.mask, size, how, request.mask_mode, inverted=pictures.inverted_mask
+            pictures.mask, size, how, options.mask_mode or "auto", inverted=pictures.inverted_mask
         )
     references = tuple(codecs.fit(p, p.size, how) for p in pictures.references)
     control = codecs.fit(pictures.control, size, how) if pictures.control else None

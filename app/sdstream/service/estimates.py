@@ -42,7 +42,7 @@ class Speed:
     def image_seconds(self, request: GenerationRequest) -> float | None:
         """What one image of the request takes; None when nothing like it was measured."""
         sizes = self._rates.get(request.model)
-        if not sizes or request.upscale is not None:
+        if not sizes or request.upscaled is not None:
             return None
         pixels = _pixels(request)
         nearest = min(sizes, key=lambda known: max(known, pixels) / min(known, pixels))
@@ -53,16 +53,17 @@ class Speed:
 
 def _pixels(request: GenerationRequest) -> int:
     """Of the largest picture that is sampled and decoded."""
-    size = (request.hires or request).size
-    return size.width * size.height
+    return request.generated_size.width * request.generated_size.height
 
 
 def _steps(request: GenerationRequest) -> float:
     """Sampling steps; those of a hires fix's first pass count as much less as they are smaller."""
     # An image drawn over another one leaves out the steps before its strength.
-    steps = request.steps * (1.0 if request.strength is None else request.strength)
-    if request.hires is not None:
-        steps = steps * request.width * request.height / _pixels(request) + request.hires.steps
+    strength = request.options.strength
+    steps = request.steps * (1.0 if strength is None else strength)
+    if request.second_pass is not None:
+        second = request.options.hires_steps or 0
+        steps = steps * request.width * request.height / _pixels(request) + second
     return max(1.0, steps)
 
 

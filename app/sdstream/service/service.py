@@ -41,6 +41,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakValueDictionary
 
+from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog, ModelSpec
 from sdstream.core.errors import (
     Forbidden,
@@ -78,9 +79,9 @@ from sdstream.core.messages import (
     Preview,
     Progress,
 )
-from sdstream.core.pixels import Inputs, SourceFiles
+from sdstream.core.pixels import Inputs
 from sdstream.core.queue import FairQueue, Priority
-from sdstream.core.request import NO_EXTRAS, Draft, Extras, Limits
+from sdstream.core.request import NO_EXTRAS, Extras, Limits
 from sdstream.core.resolve import check_count, model_of, resolve
 from sdstream.engine.pool import WorkerPool
 from sdstream.engine.worker import Worker, WorkerState
@@ -260,12 +261,11 @@ class ImageService:
         """Stop a model's workers, each as soon as its job is over."""
         self.pool.unload(spec.id)
 
-    async def submit(self, draft: Draft, files: SourceFiles | None, terms: Terms) -> LiveJob:
+    async def submit(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
         """Accept a request as a job, or find the one that its idempotency key names.
 
         Args:
-            draft: What was asked.
-            files: The input pictures as they came.
+            ask: What was asked, with the input images as they came.
             terms: For whom, and how the job is kept.
 
         Raises:
@@ -277,12 +277,12 @@ class ImageService:
             Unavailable: The server is going down, or the model cannot be loaded.
         """
         if terms.idempotency_key is None:
-            return await self._accept(draft, files, terms)
+            return await self._accept(ask, terms)
         # Two requests of one name at the same moment: the second finds what the first began.
         name = (terms.owner, terms.idempotency_key)
         async with self._names.setdefault(name, asyncio.Lock()):
             known = await self._named(terms)
-            return known or await self._accept(draft, files, terms)
+            return known or await self._accept(ask, terms)
 
     async def find(self, job_id: str, owner: str) -> LiveJob:
         """A job of this owner, whether it lives or ended in the past; raises NotFound."""
@@ -559,7 +559,7 @@ class ImageService:
 
     def _measure_image(self, job: Job, drawn: ImageDrawn) -> None:
         model = job.request.model
-        if job.request.upscale is None:  # which takes its own time
+        if job.request.upscaled is None:  # which takes its own time
             self._speed.note(job.request, drawn)
         self._metrics.images.labels(model).inc()
         self._metrics.steps.labels(model).inc(drawn.steps)
@@ -627,19 +627,19 @@ class ImageService:
 
     # --- admission ------------------------------------------------------------------------------
 
-    async def _accept(self, draft: Draft, files: SourceFiles | None, terms: Terms) -> LiveJob:
-        if self.catalog.find(draft.model) is None:
+    async def _accept(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
+        if self.catalog.find(ask.params.model) is None:
             await self.look_again()
         # Before the pictures are looked at, which costs more than a refusal.
-        spec = model_of(draft, self.catalog)
-        self._admit(spec.id, draft.n or 1, terms)
+        spec = model_of(ask, self.catalog)
+        self._admit(spec.id, ask.params.n or 1, terms)
         pictures = Pictures()
-        if files is not None:
-            looks = spec.traits.references and not draft.only_upscale
-            check_count(draft, spec, len(files.images))
-            pictures = await self.studio.decode(files, only_references=looks)
+        if ask.files is not None:
+            looks = spec.traits.references and not ask.only_upscale
+            check_count(ask, spec, len(ask.files.images))
+            pictures = await self.studio.decode(ask.files, only_references=looks)
         request = resolve(
-            draft,
+            ask,
             self.catalog,
             extras=await asyncio.to_thread(self.extras),
             random_seed=self._random_seed,
@@ -648,7 +648,7 @@ class ImageService:
             sources=pictures.sources,
         )
         inputs = Inputs()
-        if files is not None:
+        if ask.files is not None:
             inputs = await self.studio.fit(pictures, request)
         self._admit(request.model, request.n, terms)
         job = Job(self._new_id(), request, self._clock(), terms)
@@ -784,7 +784,7 @@ class ImageService:
             image = None if speed is None else current.steps / speed
         if image is None:
             return None
-        if job.request.hires is not None:
+        if job.request.second_pass is not None:
             speed = None  # of the first pass, as yet, and the second is a slower one
         now = steps_left / speed if speed else image * steps_left / max(1, current.steps)
         return now + image * (left - 1)

@@ -42,10 +42,11 @@ from sdstream.core.job import (
     JobStatus,
     Terms,
 )
-from sdstream.core.messages import Generate, encode, request_of, unframe
+from sdstream.core.messages import Generate, encode, unframe
+from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
 from sdstream.core.queue import Priority
-from sdstream.core.request import OutputFormat
+from sdstream.core.request import request_fields, request_of
 
 logger = logging.getLogger(__name__)
 
@@ -389,7 +390,7 @@ class JobStore:
         (self._bytes,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM images").fetchone()
 
     def _insert(self, job: Job, has_inputs: bool) -> None:
-        request, terms = dataclasses.asdict(job.request), dataclasses.asdict(job.terms)
+        request, terms = request_fields(job.request), dataclasses.asdict(job.terms)
         with self._db:
             self._db.execute(
                 "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"

@@ -8,7 +8,7 @@ from typing import Final
 from starlette.requests import Request
 
 from sdstream.core.errors import NotAcceptable, Reason
-from sdstream.core.request import OutputFormat
+from sdstream.core.options import OutputFormat
 
 #: Files by the media ranges that take them, the usual one first.
 _IMAGE_TYPES: Final[dict[str, tuple[OutputFormat, ...]]] = {

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any, Final
 
 from sdstream import __version__
+from sdstream.core.ask import ReplyOptions
 from sdstream.core.errors import (
     Forbidden,
     ImageServiceError,
@@ -23,15 +24,9 @@ from sdstream.core.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from sdstream.core.request import Draft
+from sdstream.core.options import ALIASES, ImageParams
 from sdstream.dialects.a1111 import controlnet
-from sdstream.dialects.openai.request import (
-    ALIASES,
-    FOREIGN_FIELDS,
-    INTERNAL_FIELDS,
-    Foreign,
-    ReplyOptions,
-)
+from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported
 
 #: The two in the middle are GPUStack's, the last one is OpenVINO Model Server's.
 GENERATION_PATHS: Final = (
@@ -124,7 +119,7 @@ _ENLARGING: Final = (
     "model", "upscaler", "upscale", "output_format", "output_compression", "safety_check",
     "response_format", "stream", "priority", "on_disconnect", "webhook_url",
 )  # fmt: skip
-_QUERY_OPTIONS: Final = Draft.model_fields.keys() - set(INTERNAL_FIELDS)
+_QUERY_OPTIONS: Final = ImageParams.model_fields.keys()
 _TEXT: Final = {"type": "string"}
 _JOB_HEADERS: Final = (
     {"name": "Prefer", "in": "header", "schema": {"enum": ["respond-async"]}},
@@ -219,7 +214,7 @@ def _jobs() -> dict[str, Any]:
     drawn["responses"]["200"]["content"] = stream
     drawn["responses"] |= _ALREADY_TOLD
     template = "#/components/schemas/Generation/$defs/{model}"
-    options = Draft.model_json_schema(ref_template=template)["properties"].items()
+    options = ImageParams.model_json_schema(ref_template=template)["properties"].items()
     drawn["parameters"] = [
         *(_parameter(name, "query", schema) for name, schema in options if name in _QUERY_OPTIONS),
         _parameter("priority", "query", {"enum": ["low", "normal", "high"]}),
@@ -332,14 +327,13 @@ def _upscale_schema() -> dict[str, Any]:
 
 def _options_schema(name: str) -> dict[str, Any]:
     template = f"#/components/schemas/{name}/$defs/{{model}}"
-    draft = Draft.model_json_schema(ref_template=template)
+    draft = ImageParams.model_json_schema(ref_template=template)
     reply = ReplyOptions.model_json_schema(ref_template=template)
     properties = {
         name: {**schema, "x-aliases": [a for a, target in ALIASES.items() if target == name]}
         for name, schema in {**draft["properties"], **reply["properties"]}.items()
-        if name not in INTERNAL_FIELDS
     }
-    ignored = [name for name, fate in FOREIGN_FIELDS.items() if fate is Foreign.IGNORED]
+    ignored = [name for name, fate in UNSUPPORTED_FIELDS.items() if fate is Unsupported.IGNORED]
     return {
         "type": "object",
         "required": ["prompt"],

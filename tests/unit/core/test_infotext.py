@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from sdstream.core import infotext
-from sdstream.core.request import Caching, GenerationRequest, Hires, SkipLayers, Upscale
+from sdstream.core.options import OPTIONS, LoraChoice, Options
+from sdstream.core.request import GenerationRequest
 
-REQUEST = GenerationRequest("m", "a cat", "dog", 8, 4, 20, "euler_a", "karras", 7.5, None, 1, 2)
+REQUEST = GenerationRequest("m", "a cat", "dog", 8, 4, 20, "euler_a", "karras", 7.5, 1, 2)
 
 
 def test_parameters_in_automatic1111s_form() -> None:
@@ -21,23 +22,35 @@ def test_parameters_in_automatic1111s_form() -> None:
     assert "CFG scale: 7.5, Seed: 2, Size: 8x4, Model: m" in lines[2]
 
 
-def test_every_power_is_in_the_text() -> None:
+def test_every_option_is_in_the_text() -> None:
     """By AUTOMATIC1111's names where it has one; a value that could be two is in quotes."""
     plain = infotext.write(REQUEST, seed=2)
     request = replace(
         REQUEST,
         model="sd15:Q8_0",
-        eta=0.5,
-        clip_skip=2,
-        mask_blur=4.0,
-        control_strength=0.9,
-        control_canny=True,
-        sigmas=(14.6, 1.0, 0.0),
-        loras=(("ink", 0.8), ("line", -1.0)),
-        slg=SkipLayers(2.5, (7, 8), 0.01, 0.2),
-        cache=Caching("easycache", 0.2, None, 0.9),
-        hires=Hires(12, 6, 10, 0.6, "latent"),
-        upscale=Upscale("x4plus", 24, 12),
+        options=Options(
+            eta=0.5,
+            clip_skip=2,
+            mask_blur=4.0,
+            control_strength=0.9,
+            control_canny=True,
+            sigmas=(14.6, 1.0, 0.0),
+            lora=(LoraChoice(id="ink", scale=0.8), LoraChoice(id="line", scale=-1.0)),
+            slg_scale=2.5,
+            slg_layers=(7, 8),
+            slg_start=0.01,
+            slg_end=0.2,
+            cache_mode="easycache",
+            cache_threshold=0.2,
+            cache_end=0.9,
+            cache_options={"decay": 0.5},
+            hires_scale=1.5,
+            hires_steps=10,
+            hires_strength=0.6,
+            hires_upscaler="latent",
+            upscaler="x4plus",
+            upscale=2.0,
+        ),
     )
     facts = infotext.read(infotext.write(request, seed=2))
     old = infotext.read(plain)
@@ -57,7 +70,9 @@ def test_every_power_is_in_the_text() -> None:
         "SLG end": "0.2",
         "SLG layers": "7, 8",
         "Cache": "easycache",
-        "Cache options": "threshold=0.2, end=0.9",
+        "Cache threshold": "0.2",
+        "Cache end": "0.9",
+        "Cache options": "decay=0.5",
         "Hires upscale": "1.5",
         "Hires steps": "10",
         "Hires upscaler": "latent",
@@ -105,3 +120,70 @@ def test_a_last_line_too_long_for_parameters() -> None:
 def test_long_texts_take_no_time(text: str) -> None:
     """A text from a stranger's file costs time in proportion to its length."""
     assert infotext.read(text)
+
+
+#: A value of every option that is in the text.
+VALUES = {
+    "sample_steps": 20, "sampler": "euler_a", "schedule": "karras", "cfg_scale": 7.5, "seed": 2,
+    "size": "8x4", "model": "sd15:Q8_0", "guidance": 3.5, "strength": 0.75, "mask_blur": 4.0,
+    "eta": 0.0, "clip_skip": 2, "flow_shift": 3.0, "sigmas": [14.5, 1.0, 0.0],
+    "lora": [{"id": "ink, wet", "scale": 0.5}, {"id": "line", "scale": -1.0}], "slg_scale": 2.5,
+    "slg_start": 0.0, "slg_end": 0.5, "slg_layers": [7, 8], "cache_mode": "easycache",
+    "cache_threshold": 0.25, "cache_start": 0.25, "cache_end": 0.5, "cache_options": {"decay": 0.5},
+    "hires_scale": 1.5, "hires_steps": 10, "hires_strength": 0.5, "hires_upscaler": "lanczos",
+    "upscaler": "x4plus", "upscale": 2.0, "control_strength": 0.5, "control_canny": True,
+}  # fmt: skip
+
+
+def test_every_option_is_read_back() -> None:
+    """What was written comes back by the names of the API, each value with its type."""
+    assert VALUES.keys() == {name for name, option in OPTIONS.items() if option.infotext}
+    values = {**VALUES, "lora": [{"id": "ink", "scale": 0.5}, {"id": "line", "scale": -1.0}]}
+    carried = {name: value for name, value in values.items() if name in Options.model_fields}
+    del carried["strength"]  # a second pass has none, see below
+    request = replace(REQUEST, model="sd15:Q8_0", options=Options.model_validate(carried))
+    found = infotext.read_options(infotext.write(request, seed=2))
+    assert found is not None
+    assert found.unread == ()
+    del values["strength"]
+    assert found.options == {**values, "prompt": "a cat", "negative_prompt": "dog"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "options", "unread"),
+    [
+        (
+            "Sampler: DPM++ 2M Karras, Schedule type: Karras",
+            {"sampler": "dpm++2m", "schedule": "karras"},
+            (),
+        ),
+        (
+            "Sampler: Euler a, Schedule type: Automatic",
+            {"sampler": "euler_a", "schedule": "default"},
+            (),
+        ),
+        ("Denoising strength: 0.5, Size: 8x4", {"strength": 0.5, "size": "8x4"}, ()),
+        (
+            "Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: Latent (nearest-exact)",
+            {"hires_scale": 2.0, "hires_strength": 0.5, "hires_upscaler": "latent-nearest-exact"},
+            (),
+        ),
+        ("Model hash: abc, Version: v1.10, RNG: CPU", {}, ("RNG",)),
+        (
+            "CFG scale: much, Clip skip: 99, ControlNet module: depth",
+            {},
+            ("CFG scale", "Clip skip", "ControlNet module"),
+        ),
+    ],
+)
+def test_texts_of_other_programs(facts: str, options: dict[str, object], unread: object) -> None:
+    """AUTOMATIC1111's names are read; facts without an option, or out of bounds, are listed."""
+    found = infotext.read_options(f"a cat\nSteps: 20, {facts}, Seed: 1")
+    assert found is not None
+    expected = {"prompt": "a cat", "negative_prompt": "", "sample_steps": 20, "seed": 1}
+    assert (found.options, found.unread) == ({**expected, **options}, unread)
+
+
+def test_texts_without_options() -> None:
+    """A text without steps says nothing of an image."""
+    assert infotext.read_options("a cat on a mat") is None

@@ -28,9 +28,7 @@ from sdstream.core.request import GenerationRequest
 
 def job_of(n: int = 1, steps: int = 4) -> Job:
     """A job that was just accepted, at second 100."""
-    request = GenerationRequest(
-        "m", "a b c", "", 64, 32, steps, "euler", "default", 1.0, None, 7, n
-    )
+    request = GenerationRequest("m", "a b c", "", 64, 32, steps, "euler", "default", 1.0, 7, n)
     return Job("job_1", request, 100.0)
 
 

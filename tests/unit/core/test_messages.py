@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdstream.core.catalog import Size
 from sdstream.core.messages import (
     HEADER,
     Cancel,
@@ -25,6 +26,7 @@ from sdstream.core.messages import (
     decode,
     encode,
 )
+from sdstream.core.options import LoraChoice, Options
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest
 
@@ -32,6 +34,15 @@ text = st.text(st.characters(exclude_categories=["Cs"]))
 number = st.integers(0, 2**63 - 1)
 seconds = st.floats(0, 1e6)
 blob = st.binary(max_size=100)
+options = st.builds(
+    Options,
+    guidance=st.none() | st.floats(0, 30),
+    sigmas=st.none() | st.tuples(st.floats(0, 1000), st.just(0.0)),
+    lora=st.none()
+    | st.tuples(st.builds(LoraChoice, id=st.text(max_size=9), scale=st.floats(-1, 1))),
+    cache_options=st.none() | st.dictionaries(st.text(max_size=9), st.floats(0, 9), max_size=2),
+)
+sizes = st.builds(Size, number, number)
 requests = st.builds(
     GenerationRequest,
     model=text,
@@ -41,8 +52,12 @@ requests = st.builds(
     schedule=text,
     seed=number,
     cfg_scale=seconds,
-    guidance=st.none() | seconds,
-    strength=st.none() | seconds,
+    width=number,
+    height=number,
+    steps=number,
+    n=number,
+    options=options,
+    second_pass=st.none() | sizes,
     warnings=st.tuples(text),
 )
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog, Size
 from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
-from sdstream.core.request import MAX_SEED, Draft, GenerationRequest, Limits, Sources
+from sdstream.core.options import MAX_SEED, ImageParams
+from sdstream.core.request import GenerationRequest, Limits, Sources
 from sdstream.core.resolve import check_count, resolve
 
 CATALOG = Catalog.parse(
@@ -36,11 +38,20 @@ MASKED = Sources(size=Size(700, 500), drawn_over=True, masked=True)
 LOOKED_AT = Sources(size=Size(700, 500), references=2)
 
 
-def ask(prompt: str = "a cat", sources: Sources = NOTHING, **options: Any) -> GenerationRequest:
+def ask(
+    prompt: str = "a cat",
+    sources: Sources = NOTHING,
+    client_names: dict[str, str] | None = None,
+    **options: Any,
+) -> GenerationRequest:
     """Resolve a draft against the catalogue above; a random seed is 77."""
-    draft = Draft(prompt=prompt, **options)
+    params = ImageParams(prompt=prompt, **options)
     return resolve(
-        draft, CATALOG, random_seed=lambda: 77, limits=Limits(1024 * 1024), sources=sources
+        ParsedRequest(params, client_names=client_names or {}),
+        CATALOG,
+        random_seed=lambda: 77,
+        limits=Limits(1024 * 1024),
+        sources=sources,
     )
 
 
@@ -57,7 +68,7 @@ def test_everything_is_concrete() -> None:
     assert (request.model, str(request.size), request.steps) == ("plain", "512x512", 20)
     assert (request.sampler, request.schedule, request.cfg_scale) == ("euler", "default", 7)
     assert (request.seed, request.n, request.output_format) == (77, 1, "png")
-    assert request.guidance is None
+    assert request.options.guidance is None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +126,7 @@ def test_refusals_name_the_field(options: dict[str, Any], param: str, reason: Re
 
 def test_errors_speak_the_clients_spelling() -> None:
     """Who sent num_inference_steps hears of num_inference_steps."""
-    error = refused(sampler="magic", spelling={"sampler": "sample_method"})
+    error = refused(sampler="magic", client_names={"sampler": "sample_method"})
     assert error.param == "sample_method"
     assert "'sample_method'" in error.message
 
@@ -134,23 +145,27 @@ def test_errors_speak_the_clients_spelling() -> None:
 def test_drafts_refuse_nonsense(options: dict[str, Any]) -> None:
     """Types and bounds are settled before anything is resolved."""
     with pytest.raises(ValidationError):
-        Draft(**{"prompt": "a cat", **options})
+        ImageParams(**{"prompt": "a cat", **options})
 
 
 def test_guidance_of_a_model_that_has_it() -> None:
     """Distilled guidance comes from the request, the model, or the usual 3.5."""
-    assert ask(model="flow").guidance == 4.0
-    assert ask(model="flow", guidance=2).guidance == 2
+    assert ask(model="flow").options.guidance == 4.0
+    assert ask(model="flow", guidance=2).options.guidance == 2
 
 
 def test_pictures_bring_size_and_strength() -> None:
     """Without a size the picture's own counts; strength keeps some of it, or none under a mask."""
     request = ask(sources=PICTURE)
-    assert (str(request.size), request.strength, request.fit) == ("704x512", 0.75, "crop")
-    assert ask(sources=MASKED).strength == 1.0
-    assert ask(sources=MASKED, strength=0.3).strength == 0.3
+    assert (str(request.size), request.options.strength, request.options.fit) == (
+        "704x512",
+        0.75,
+        "crop",
+    )
+    assert ask(sources=MASKED).options.strength == 1.0
+    assert ask(sources=MASKED, strength=0.3).options.strength == 0.3
     assert str(ask(sources=PICTURE, size="512x512").size) == "512x512"
-    assert ask().strength is None
+    assert ask().options.strength is None
 
 
 def test_a_picture_larger_than_what_may_be_drawn() -> None:
@@ -187,14 +202,14 @@ def test_powers_that_would_do_nothing_or_too_much(options: dict[str, Any], param
 def test_references_are_for_models_that_look() -> None:
     """Kontext takes several; it draws over none of them."""
     request = ask(model="looker", sources=LOOKED_AT)
-    assert (str(request.size), request.strength) == ("704x496", None)
+    assert (str(request.size), request.options.strength) == ("704x496", None)
     for name, count, fine in (("looker", 3, True), ("plain", 1, True), ("plain", 2, False)):
         spec = CATALOG.models[name]
         if fine:
-            check_count(Draft(prompt="a cat"), spec, count)
+            check_count(ParsedRequest(ImageParams(prompt="a cat")), spec, count)
             continue
         with pytest.raises(InvalidRequest) as caught:
-            check_count(Draft(prompt="a cat"), spec, count)
+            check_count(ParsedRequest(ImageParams(prompt="a cat")), spec, count)
         assert caught.value.param == "image"
 
 
@@ -291,7 +306,7 @@ def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -
     """Anything else would be noise in the picture, or a division by zero."""
     with pytest.raises(InvalidRequest) as caught:
         resolve(
-            Draft(prompt="a", sigmas=tuple(sigmas)),
+            ParsedRequest(ImageParams(prompt="a", sigmas=tuple(sigmas))),
             shipped_catalog,
             random_seed=lambda: 1,
             limits=Limits(2**22),

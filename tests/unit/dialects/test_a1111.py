@@ -71,8 +71,7 @@ def img2img(**body: Any) -> Drawing:
 def sampling(**body: Any) -> tuple[str, str]:
     """Sampler and schedule of a txt2img on a model whose own are heun and smoothstep."""
     catalog = Catalog.parse(CATALOG)
-    draft = txt2img(**body).draft
-    request = resolve(draft, catalog, random_seed=lambda: 1, limits=Limits())
+    request = resolve(txt2img(**body).ask, catalog, random_seed=lambda: 1, limits=Limits())
     return request.sampler, request.schedule
 
 
@@ -86,7 +85,7 @@ def refused(*, over_image: bool = False, **body: Any) -> InvalidRequest:
 def job_of(*events: JobEvent, n: int = 1) -> Job:
     """A job of 4 steps an image to which these events happened, a second apart."""
     request = GenerationRequest(
-        "m", "a cat", "a dog", 64, 48, 4, "euler_a", "karras", 7.0, None, 9, n,
+        "m", "a cat", "a dog", 64, 48, 4, "euler_a", "karras", 7.0, 9, n,
         warnings=("careful",),
     )  # fmt: skip
     job = Job("job_1", request, 100.0)
@@ -112,27 +111,27 @@ def step(number: int, index: int = 0) -> Progress:
 def test_what_webuiapi_always_sends_is_neutral() -> None:
     """Its defaults ask for nothing but a plain picture."""
     drawing = parse(TXT2IMG, over_image=False)
-    draft = drawing.draft
+    draft = drawing.ask.params
     assert (draft.prompt, draft.n, draft.seed, draft.sample_steps) == ("a cat", 1, -1, 20)
     assert (draft.width, draft.height, draft.cfg_scale) == (512, 512, 7.0)
     assert (draft.sampler, draft.schedule, draft.model) == ("Euler a", "automatic", None)
     assert draft.strength is None, "denoising_strength is for the hires pass here"
-    assert drawing.files is None
+    assert drawing.ask.files is None
     assert drawing.warnings == ()
 
 
 def test_webuiapis_img2img_with_a_mask() -> None:
     """Image and mask are decoded from data: URLs; the two options that do nothing are told."""
     drawing = parse(IMG2IMG, over_image=True)
-    draft = drawing.draft
+    draft = drawing.ask.params
     assert (draft.strength, draft.fit, draft.mask_mode, draft.mask_blur) == (
         0.75, "stretch", "opacity", 4.0,
     )  # fmt: skip
-    assert drawing.files is not None
-    assert drawing.files.images[0].data == b"an image"
-    assert drawing.files.mask is not None
-    assert drawing.files.mask.data == b"a mask"
-    assert not drawing.files.inverted_mask
+    assert drawing.ask.files is not None
+    assert drawing.ask.files.images[0].data == b"an image"
+    assert drawing.ask.files.mask is not None
+    assert drawing.ask.files.mask.data == b"a mask"
+    assert not drawing.ask.files.inverted_mask
     assert [text.split()[0] for text in drawing.warnings] == ["inpainting_fill", "inpaint_full_res"]
     assert drawing.echo["init_images"] is None
     assert drawing.echo["mask"] is None
@@ -140,13 +139,13 @@ def test_webuiapis_img2img_with_a_mask() -> None:
 
 def test_nothing_is_required() -> None:
     """A1111 draws even without a prompt; what is missing is the model's own."""
-    draft = parse({}, over_image=False).draft
+    draft = parse({}, over_image=False).ask.params
     assert (draft.prompt, draft.n, draft.width, draft.sample_steps) == ("", 1, None, None)
 
 
 def test_batches_times_iterations() -> None:
     """All images are one job."""
-    assert txt2img(batch_size=2, n_iter=3).draft.n == 6
+    assert txt2img(batch_size=2, n_iter=3).ask.params.n == 6
     assert refused(batch_size=4, n_iter=3).param == "batch_size"
     assert refused(n_iter=0).param == "n_iter"
 
@@ -267,7 +266,7 @@ def test_refusals_of_pictures(body: dict[str, Any], param: str, reason: Reason) 
 def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
     """Its neutral values pass; any other is refused by name."""
     for value in (*NEUTRAL[name], None):
-        assert txt2img(**{name: value}).draft == txt2img().draft
+        assert txt2img(**{name: value}).ask.params == txt2img().ask.params
     error = refused(**{name: "on"})
     assert (error.param, error.reason) == (name, Reason.NOT_SUPPORTED)
 
@@ -275,24 +274,24 @@ def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(IGNORED))
 def test_harmless_fields_pass(name: str) -> None:
     """They are about saving, or of a feature that is switched off."""
-    assert txt2img(**{name: "x"}).draft == txt2img().draft
+    assert txt2img(**{name: "x"}).ask.params == txt2img().ask.params
 
 
 def test_scripts_that_are_switched_off_pass() -> None:
     """webuiapi sends these for extensions that it believes to be there."""
     off = {"ADetailer": {"args": [False]}, "ControlNet": {"args": []}, "x": {}}
-    assert txt2img(alwayson_scripts=off).draft == txt2img().draft
+    assert txt2img(alwayson_scripts=off).ask.params == txt2img().ask.params
 
 
 def test_the_checkpoint() -> None:
     """The request's own wins over the one chosen earlier, and may be kept for later ones."""
     override = {"override_settings": {"sd_model_checkpoint": "b"}}
-    assert parse({}, over_image=False, earlier=Settings("a")).draft.model == "a"
+    assert parse({}, over_image=False, earlier=Settings("a")).ask.params.model == "a"
     own = parse(override, over_image=False, earlier=Settings("a"))
-    assert (own.draft.model, own.kept) == ("b", Settings())
+    assert (own.ask.params.model, own.kept) == ("b", Settings())
     kept = parse({**override, "override_settings_restore_afterwards": False}, over_image=False)
     assert kept.kept == Settings("b")
-    assert own.draft.spelled("model") == "sd_model_checkpoint"
+    assert own.ask.client_name("model") == "sd_model_checkpoint"
 
 
 def test_layers_of_clip() -> None:
@@ -300,13 +299,13 @@ def test_layers_of_clip() -> None:
     name = "CLIP_stop_at_last_layers"
     earlier = Settings(clip_skip=3)
     drawing = parse({"override_settings": {name: 2}}, over_image=False, earlier=earlier)
-    assert (drawing.draft.clip_skip, drawing.draft.spelled("clip_skip")) == (2, name)
-    assert parse({}, over_image=False, earlier=earlier).draft.clip_skip == 3
+    assert (drawing.ask.params.clip_skip, drawing.ask.client_name("clip_skip")) == (2, name)
+    assert parse({}, over_image=False, earlier=earlier).ask.params.clip_skip == 3
     none = parse({"override_settings": {name: 1}}, over_image=False, earlier=earlier)
-    assert none.draft.clip_skip is None
-    own = parse({"clip_skip": 4}, over_image=False, earlier=earlier).draft
-    assert (own.clip_skip, own.spelled("clip_skip")) == (4, "clip_skip")
-    assert txt2img(clip_skip=1).draft.clip_skip is None
+    assert none.ask.params.clip_skip is None
+    own = parse({"clip_skip": 4}, over_image=False, earlier=earlier).ask
+    assert (own.params.clip_skip, own.client_name("clip_skip")) == (4, "clip_skip")
+    assert txt2img(clip_skip=1).ask.params.clip_skip is None
     for wrong in (0, 13, "2", 1.5, True):
         assert refused(override_settings={name: wrong}).param == name
     assert refused(clip_skip=99).param == "clip_skip"
@@ -314,8 +313,8 @@ def test_layers_of_clip() -> None:
 
 def test_eta() -> None:
     """1 is what every client sends, with samplers too that add no noise."""
-    assert txt2img(eta=1.0).draft.eta is None
-    assert txt2img(eta=0.3).draft.eta == 0.3
+    assert txt2img(eta=1.0).ask.params.eta is None
+    assert txt2img(eta=0.3).ask.params.eta == 0.3
     assert refused(eta=2).param == "eta"
 
 
@@ -331,10 +330,10 @@ def test_settings_that_pass() -> None:
 def test_inverted_masks_and_resize_modes() -> None:
     """inpainting_mask_invert and resize_mode have counterparts."""
     drawing = img2img(mask=PICTURE, inpainting_mask_invert=1, resize_mode=1)
-    assert drawing.files is not None
-    assert drawing.files.inverted_mask
-    assert drawing.draft.fit == "crop"
-    assert img2img(resize_mode=2).draft.fit == "pad"
+    assert drawing.ask.files is not None
+    assert drawing.ask.files.inverted_mask
+    assert drawing.ask.params.fit == "crop"
+    assert img2img(resize_mode=2).ask.params.fit == "pad"
 
 
 def test_models_that_look_at_the_image() -> None:
@@ -342,10 +341,10 @@ def test_models_that_look_at_the_image() -> None:
     files = Files(model="m.gguf")
     looker = ModelSpec(id="looker", family="flux_kontext", files=files)
     drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker)
-    assert (drawing.draft.fit, drawing.draft.strength) == (None, None)
+    assert (drawing.ask.params.fit, drawing.ask.params.strength) == (None, None)
     assert drawing.warnings == ("The model 'looker' looks at the image and draws a new one.",)
     masked = fitted(img2img(mask=PICTURE, denoising_strength=0.5), looker)
-    assert (masked.draft.fit, masked.draft.strength) == ("stretch", 0.5)
+    assert (masked.ask.params.fit, masked.ask.params.strength) == ("stretch", 0.5)
     other = img2img(denoising_strength=0.5)
     assert fitted(other, ModelSpec(id="m", family="sd1", files=files)) == other
 
@@ -353,7 +352,7 @@ def test_models_that_look_at_the_image() -> None:
 def test_options_of_a_mask_need_one() -> None:
     """webuiapi sends mask_blur 4 and inpainting_fill 0 without a mask: there they mean nothing."""
     drawing = img2img(mask_blur=4, inpainting_fill=2, inpaint_full_res=True)
-    assert drawing.draft.mask_blur is None
+    assert drawing.ask.params.mask_blur is None
     assert drawing.warnings == ()
 
 

@@ -44,11 +44,11 @@ def test_a_unit() -> None:
     """Its picture, weight, way of resizing and module; and its model, without the checksum."""
     unit = {"image": PICTURE, "weight": 0.5, "resize_mode": 2, "module": "canny"}
     drawing = drawn({**unit, "model": "sd15-canny [d14c016b]"})
-    draft = drawing.draft
+    draft = drawing.ask.params
     assert (draft.control_strength, draft.control_canny, draft.fit) == (0.5, True, "pad")
-    assert drawing.files is not None
-    assert drawing.files.control is not None
-    assert (drawing.files.images, drawing.files.control.data) == ((), b"a picture")
+    assert drawing.ask.files is not None
+    assert drawing.ask.files.control is not None
+    assert (drawing.ask.files.images, drawing.ask.files.control.data) == ((), b"a picture")
     assert drawing.control is not None
     assert drawing.control.model == "sd15-canny"
     assert drawing.warnings == ()
@@ -59,7 +59,7 @@ def test_webuiapis_unit() -> None:
     """With its defaults; the thresholds of canny, which it always sends, are told of."""
     unit = webuiapi.ControlNetUnit(image=Image.new("RGB", (8, 8)), module="canny").to_dict()
     drawing = drawn(unit)
-    assert (drawing.draft.control_strength, drawing.draft.fit) == (1.0, "pad")
+    assert (drawing.ask.params.control_strength, drawing.ask.params.fit) == (1.0, "pad")
     assert [text.partition(":")[2] for text in drawing.warnings] == [
         " the thresholds of canny are the runtime's own."
     ]
@@ -69,21 +69,21 @@ def test_webuiapis_unit() -> None:
 def test_over_an_image() -> None:
     """The picture is the input image if the unit has none; resize_mode is the request's."""
     drawing = drawn({"weight": 1}, init_images=[PICTURE], resize_mode=1)
-    assert drawing.files is not None
-    assert drawing.files.control == drawing.files.images[0]
-    assert drawing.draft.fit == "crop"
+    assert drawing.ask.files is not None
+    assert drawing.ask.files.control == drawing.ask.files.images[0]
+    assert drawing.ask.params.fit == "crop"
     own = drawn({"input_image": {"image": OTHER}}, init_images=[PICTURE])
-    assert own.files is not None
-    assert own.files.control is not None
-    assert own.files.control.data == b"another"
+    assert own.ask.files is not None
+    assert own.ask.files.control is not None
+    assert own.ask.files.control.data == b"another"
 
 
 @pytest.mark.parametrize("unit", [{}, None, False, {"enabled": False, "what": "ever"}])
 def test_units_that_are_switched_off(unit: Any) -> None:
     """They come along with whatever they hold."""
     drawing = drawn(unit, {"enabled": False})
-    assert (drawing.control, drawing.files) == (None, None)
-    assert drawing.draft.control_strength is None
+    assert (drawing.control, drawing.ask.files) == (None, None)
+    assert drawing.ask.params.control_strength is None
 
 
 @pytest.mark.parametrize(

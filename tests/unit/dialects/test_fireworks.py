@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import Completed, ImageReady, ImageResult, Job, Running
 from sdstream.core.request import GenerationRequest
@@ -19,7 +20,6 @@ from sdstream.dialects.fireworks.codec import (
     with_headers,
     workflow_answer,
 )
-from sdstream.dialects.openai.request import Ask
 from sdstream.dialects.rendering import ImageForm, error_body
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -35,7 +35,7 @@ def finished_job(*images: ImageResult) -> Job:
     """A job with these images, which came in another order."""
     n = len(images)
     request = GenerationRequest(
-        "m", "a cat", "", 64, 64, 4, "euler", "karras", 2.0, None, 9, n, safety="blank"
+        "m", "a cat", "", 64, 64, 4, "euler", "karras", 2.0, 9, n, safety="blank"
     )
     job = Job("job_1", request, 100.0)
     job.apply(Running(), 101.0)
@@ -55,7 +55,8 @@ def refused(call: Callable[[], object]) -> InvalidRequest:
 def test_golden_request() -> None:
     """What fireworks-ai sends for text_to_image(samples=2, …), every null and constant of it."""
     body = json.loads((GOLDEN / "fireworks_request.json").read_text())
-    draft = read(body, "flux").draft
+    ask = read(body, "flux")
+    draft = ask.params
     given = draft.model_dump(exclude_none=True)
     assert given == {
         "model": "flux",
@@ -68,7 +69,7 @@ def test_golden_request() -> None:
         "cfg_scale": 2.0,
         "safety_check": False,
     }
-    assert draft.blank_flagged
+    assert ask.blank_flagged
 
 
 @pytest.mark.parametrize(
@@ -99,12 +100,12 @@ def test_finish_reasons() -> None:
 )
 def test_seeds(seed: object, drawn: int | None) -> None:
     """0 means random here, as none does everywhere."""
-    assert read({"prompt": "a", "seed": seed}, "m").draft.seed == drawn
+    assert read({"prompt": "a", "seed": seed}, "m").params.seed == drawn
 
 
 def test_the_model_of_the_path_counts() -> None:
     """Published clients send a constant in the body."""
-    assert read({"prompt": "a", "model": "another"}, "flux").draft.model == "flux"
+    assert read({"prompt": "a", "model": "another"}, "flux").params.model == "flux"
 
 
 @pytest.mark.parametrize(
@@ -133,13 +134,13 @@ def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reaso
 def test_harmless_constants_pass() -> None:
     """What clients send when their users ask for nothing."""
     asked = {"stream": False, "response_format": "b64_json", "clip_guidance_preset": "NONE"}
-    drafts = [read({"prompt": "a", **extra}, "m").draft for extra in (asked, {})]
+    drafts = [read({"prompt": "a", **extra}, "m").params for extra in (asked, {})]
     assert drafts[0].model_dump() == drafts[1].model_dump()
 
 
-def file_of(ask: Ask) -> tuple[str | None, int | None]:
+def file_of(ask: ParsedRequest) -> tuple[str | None, int | None]:
     """What a request says of its image files."""
-    return ask.draft.output_format, ask.draft.output_compression
+    return ask.params.output_format, ask.params.output_compression
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 def a_stream(n: int = 1, options: ChunkOptions | None = None) -> tuple[Job, ImageChunkStream]:
     """A new job of two steps an image, and its stream."""
-    request = GenerationRequest("m", "a cat", "", 64, 64, 2, "euler", "default", 3.0, None, 9, n)
+    request = GenerationRequest("m", "a cat", "", 64, 64, 2, "euler", "default", 3.0, 9, n)
     job = Job("job_1", request, 1000.0)
     return job, ImageChunkStream(job, options or ChunkOptions(ImageForm()))
 

@@ -9,21 +9,15 @@ from typing import Any
 
 import pytest
 
+from sdstream.core.ask import StreamHints
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import Completed, ImageReady, ImageResult, Job, Running
+from sdstream.core.options import ALIASES
 from sdstream.core.pixels import SourceFile
 from sdstream.core.request import EVERY_STEP, GenerationRequest
-from sdstream.dialects.openai.request import (
-    ALIASES,
-    FOREIGN_FIELDS,
-    Foreign,
-    Told,
-    parse,
-    parse_form,
-    parse_generation_form,
-    parse_query,
-    plain_answer,
-)
+from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported
+from sdstream.dialects.openai.answers import plain_answer
+from sdstream.dialects.openai.request import parse, parse_form, parse_generation_form, parse_query
 from sdstream.dialects.rendering import ImageForm, compact, error_body
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -39,7 +33,7 @@ def refused(**body: Any) -> InvalidRequest:
 def finished_job(n: int = 1) -> Job:
     """A job with images of the bytes ``image 0``, ``image 1`` …"""
     request = GenerationRequest(
-        "m", "a cat", "", 64, 64, 4, "euler", "karras", 2.0, None, 9, n, warnings=("careful",)
+        "m", "a cat", "", 64, 64, 4, "euler", "karras", 2.0, 9, n, warnings=("careful",)
     )
     job = Job("job_1", request, 100.0)
     job.apply(Running(), 101.0)
@@ -63,29 +57,32 @@ VALUES = {
 def test_every_spelling_reaches_its_option(spelling: str) -> None:
     """An alias is the option, and errors will speak the alias."""
     name = ALIASES[spelling]
-    draft = parse({"prompt": "a cat", spelling: VALUES[name]}).draft
-    assert getattr(draft, name) == VALUES[name]
-    assert draft.spelled(name) == spelling
+    ask = parse({"prompt": "a cat", spelling: VALUES[name]})
+    assert getattr(ask.params, name) == VALUES[name]
+    assert ask.client_name(name) == spelling
 
 
 def test_nulls_are_not_given() -> None:
     """Clients transmit null for every option that their user left out."""
-    every = dict.fromkeys((*ALIASES, *FOREIGN_FIELDS, "seed", "size", "quality"))
+    every = dict.fromkeys((*ALIASES, *UNSUPPORTED_FIELDS, "seed", "size", "quality"))
     ask = parse({"prompt": "a cat", **every, "stream": None, "stream_options": None})
-    assert ask.draft == parse({"prompt": "a cat"}).draft
+    assert ask.params == parse({"prompt": "a cat"}).params
     assert not ask.reply.stream
 
 
-@pytest.mark.parametrize("name", FOREIGN_FIELDS)
+@pytest.mark.parametrize("name", UNSUPPORTED_FIELDS)
 def test_foreign_fields_are_never_silent(name: str) -> None:
     """Harmless ones pass; all others are refused by name."""
-    fate = FOREIGN_FIELDS[name]
-    if fate is Foreign.IGNORED:
-        assert parse({"prompt": "a cat", name: "x"}).draft.prompt == "a cat"
+    fate = UNSUPPORTED_FIELDS[name]
+    if fate is Unsupported.IGNORED:
+        assert parse({"prompt": "a cat", name: "x"}).params.prompt == "a cat"
         return
     error = refused(**{name: 1})
     assert error.param == name
-    reasons = {Foreign.NOT_YET: Reason.NOT_SUPPORTED_YET, Foreign.UPLOADED: Reason.INVALID_VALUE}
+    reasons = {
+        Unsupported.NOT_YET: Reason.NOT_SUPPORTED_YET,
+        Unsupported.UPLOADED: Reason.INVALID_VALUE,
+    }
     assert error.reason is reasons.get(fate, Reason.NOT_SUPPORTED)
 
 
@@ -117,45 +114,49 @@ def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reaso
 
 
 @pytest.mark.parametrize(
-    ("body", "told", "dialect"),
+    ("body", "hints", "dialect"),
     [
-        ({}, Told(), None),
-        ({}, Told(library="openai"), "openai"),
-        ({"partial_images": 0}, Told(), "openai"),
-        ({"stream_options": {"include_usage": True}}, Told(library="openai"), "image.chunk"),
-        ({"stream_options": {"preview": True}, "partial_images": 2}, Told(), "image.chunk"),
+        ({}, StreamHints(), None),
+        ({}, StreamHints(library="openai"), "openai"),
+        ({"partial_images": 0}, StreamHints(), "openai"),
+        ({"stream_options": {"include_usage": True}}, StreamHints(library="openai"), "image.chunk"),
+        ({"stream_options": {"preview": True}, "partial_images": 2}, StreamHints(), "image.chunk"),
         (
             {"stream_options": {"dialect": "both"}, "partial_images": 2},
-            Told(library="openai"),
+            StreamHints(library="openai"),
             "both",
         ),
-        ({"stream_options": {"include_usage": True}}, Told("openai"), "openai"),
-        ({"stream_options": {"dialect": "both"}}, Told("image.chunk"), "image.chunk"),
-        ({"partial_images": 2}, Told("image.chunk", "openai"), "image.chunk"),
+        ({"stream_options": {"include_usage": True}}, StreamHints("openai"), "openai"),
+        ({"stream_options": {"dialect": "both"}}, StreamHints("image.chunk"), "image.chunk"),
+        ({"partial_images": 2}, StreamHints("image.chunk", "openai"), "image.chunk"),
     ],
 )
-def test_who_gets_which_stream(body: dict[str, Any], told: Told, dialect: str | None) -> None:
+def test_who_gets_which_stream(
+    body: dict[str, Any], hints: StreamHints, dialect: str | None
+) -> None:
     """Named in the query or the body, else by what one kind of client sends, else its library."""
-    ask = parse({"prompt": "a", "stream": True, **body}, told)
+    ask = parse({"prompt": "a", "stream": True, **body}, hints)
     assert ask.reply.stream_options.dialect == dialect
 
 
 @pytest.mark.parametrize(
-    ("body", "told", "name"),
+    ("body", "hints", "name"),
     [
-        ({"stream_options": {"chunk_result": True}}, Told("both"), "chunk_result"),
+        ({"stream_options": {"chunk_result": True}}, StreamHints("both"), "chunk_result"),
         (
             {"stream_options": {"chunk_result": True}, "response_format": "Url"},
-            Told(),
+            StreamHints(),
             "chunk_result",
         ),
-        ({"stream_options": {"include_usage": False}}, Told("openai"), "include_usage"),
+        ({"stream_options": {"include_usage": False}}, StreamHints("openai"), "include_usage"),
     ],
 )
-def test_options_that_a_stream_passes_over(body: dict[str, Any], told: Told, name: str) -> None:
+def test_options_that_a_stream_passes_over(
+    body: dict[str, Any], hints: StreamHints, name: str
+) -> None:
     """They are refused by name."""
     with pytest.raises(InvalidRequest) as caught:
-        parse({"prompt": "a", "stream": True, **body}, told)
+        parse({"prompt": "a", "stream": True, **body}, hints)
     assert caught.value.param == f"stream_options.{name}"
 
 
@@ -170,14 +171,14 @@ def test_no_number_is_a_boolean() -> None:
 )
 def test_values_that_switch_off_in_forms(fields: dict[str, str]) -> None:
     """The same as in JSON."""
-    draft = parse_generation_form({"prompt": "a", **fields}, ()).draft
-    assert draft == parse({"prompt": "a"}).draft
+    draft = parse_generation_form({"prompt": "a", **fields}, ()).params
+    assert draft == parse({"prompt": "a"}).params
 
 
 def test_a_parameter_that_comes_twice() -> None:
     """With one value it is one; with two it is neither."""
     assert (
-        parse_query([("prompt", "a"), ("prompt", "a"), ("t", "1"), ("t", "2")]).draft.prompt == "a"
+        parse_query([("prompt", "a"), ("prompt", "a"), ("t", "1"), ("t", "2")]).params.prompt == "a"
     )
     with pytest.raises(InvalidRequest, match="'prompt' is there twice"):
         parse_query([("prompt", "a"), ("prompt", "b")])
@@ -202,10 +203,10 @@ def test_forms_say_what_json_says() -> None:
         },
         [upload()],
     )
-    assert (ask.draft.sample_steps, ask.draft.strength, ask.draft.seed) == (4, 0.5, None)
+    assert (ask.params.sample_steps, ask.params.strength, ask.params.seed) == (4, 0.5, None)
     assert ask.reply.stream
     assert not ask.reply.stream_options.include_usage
-    assert ask.draft.previews == EVERY_STEP
+    assert ask.previews == EVERY_STEP
     assert ask.operation == "edit"
 
 
@@ -215,7 +216,7 @@ def test_files_by_their_fields() -> None:
     ask = parse_form({"prompt": "a"}, files, mask_mode="luminance")
     assert ask.files is not None
     assert (len(ask.files.images), ask.files.mask) == (2, files[2])
-    assert ask.draft.mask_mode == "luminance"
+    assert ask.params.mask_mode == "luminance"
 
 
 def test_the_images_own_alpha_is_a_mask_on_request() -> None:
@@ -227,14 +228,14 @@ def test_the_images_own_alpha_is_a_mask_on_request() -> None:
 
 def test_variations_need_no_prompt() -> None:
     """Where the route says so, and a given one is kept."""
-    assert parse_form({}, [upload()], prompt="").draft.prompt == ""
-    assert parse_form({"prompt": "x"}, [upload()], prompt="").draft.prompt == "x"
+    assert parse_form({}, [upload()], prompt="").params.prompt == ""
+    assert parse_form({"prompt": "x"}, [upload()], prompt="").params.prompt == "x"
 
 
 def test_kwargs_are_options() -> None:
     """Xinference's client sends JSON in a string."""
     ask = parse({"prompt": "a", "kwargs": '{"num_inference_steps": 5, "seed": null}'})
-    assert ask.draft.sample_steps == 5
+    assert ask.params.sample_steps == 5
     assert refused(kwargs="[1]").param == "kwargs"
     assert refused(kwargs="{").param == "kwargs"
     assert refused(kwargs='{"unheard": 1}').param == "unheard"
@@ -267,16 +268,16 @@ def test_faulty_forms_name_the_field(
 
 def test_agreeing_spellings_are_no_conflict() -> None:
     """Some clients send both names of an option."""
-    assert parse({"prompt": "a", "steps": 4, "sample_steps": 4}).draft.sample_steps == 4
+    assert parse({"prompt": "a", "steps": 4, "sample_steps": 4}).params.sample_steps == 4
 
 
 def test_previews_only_where_they_are_seen() -> None:
     """A stream gets as many as it can show; whoever watches the job gets one for each step."""
     options = {"stream_options": {"preview": True}}
-    assert parse({"prompt": "a", "stream": True, **options}).draft.previews == EVERY_STEP
-    assert parse({"prompt": "a", "stream": True, "partial_images": 2}).draft.previews == 2
-    assert parse({"prompt": "a", **options}).draft.previews == EVERY_STEP
-    assert not parse({"prompt": "a", "partial_images": 2}).draft.previews
+    assert parse({"prompt": "a", "stream": True, **options}).previews == EVERY_STEP
+    assert parse({"prompt": "a", "stream": True, "partial_images": 2}).previews == 2
+    assert parse({"prompt": "a", **options}).previews == EVERY_STEP
+    assert not parse({"prompt": "a", "partial_images": 2}).previews
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ def test_previews_only_where_they_are_seen() -> None:
 )
 def test_response_formats(literal: str, as_url: bool, data_url: bool) -> None:
     """OpenAI's words and mistral.rs' literals."""
-    form = parse({"prompt": "a", "response_format": literal}).form("http://h")
+    form = ImageForm.of(parse({"prompt": "a", "response_format": literal}).reply.response_format)
     assert (form.as_url, form.data_url) == (as_url, data_url)
 
 
@@ -330,7 +331,7 @@ def test_pieces_are_for_one_dialect_only(dialect: str) -> None:
 
 def test_kwargs_may_not_contradict_the_body() -> None:
     """An option that is in both must say the same."""
-    assert parse({"prompt": "a", "n": 2, "kwargs": '{"n": 2}'}).draft.n == 2
+    assert parse({"prompt": "a", "n": 2, "kwargs": '{"n": 2}'}).params.n == 2
     assert refused(n=2, kwargs='{"n": 3}').reason is Reason.CONFLICTING_FIELDS
     assert refused(kwargs="[" * 100_000).param == "kwargs"
 
@@ -360,6 +361,6 @@ def test_golden_error() -> None:
 def test_golden_request() -> None:
     """Every option of OpenAI's own client in one request, and what it comes to."""
     body = json.loads((GOLDEN / "openai_request.json").read_text())
-    draft = parse(body).draft
+    draft = parse(body).params
     assert (draft.prompt, draft.n, draft.size, draft.quality) == ("a cat", 2, "64x64", "high")
     assert (draft.output_format, draft.output_compression) == ("webp", 80)

@@ -34,7 +34,7 @@ DONE = b"data: [DONE]\n\n"
 
 def job_of(n: int = 1) -> Job:
     """A job that was just accepted."""
-    request = GenerationRequest("m", "a cat", "", 64, 64, 2, "euler", "default", 3.0, None, 9, n)
+    request = GenerationRequest("m", "a cat", "", 64, 64, 2, "euler", "default", 3.0, 9, n)
     return Job("job_1", request, 1000.0)
 
 

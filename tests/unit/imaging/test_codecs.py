@@ -16,8 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdstream.core.catalog import Size
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.options import Fit, MaskMode, OutputFormat
 from sdstream.core.pixels import Pixels
-from sdstream.core.request import Fit, MaskMode, OutputFormat
 from sdstream.imaging.codecs import (
     composite,
     decode,

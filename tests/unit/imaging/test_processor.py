@@ -9,8 +9,8 @@ import pytest
 
 from sdstream.core.errors import InvalidRequest
 from sdstream.core.messages import Preview
+from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import SourceFile, SourceFiles
-from sdstream.core.request import OutputFormat
 from sdstream.imaging import codecs
 from sdstream.imaging.processor import Studio
 from tests.support.pictures import png

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from sdstream.core.catalog import Size
 from sdstream.core.messages import ImageDrawn
-from sdstream.core.request import GenerationRequest, Hires
+from sdstream.core.options import Options
+from sdstream.core.request import GenerationRequest
 from sdstream.service.estimates import Speed
 
 
@@ -19,7 +21,7 @@ def drawn(size: int, steps: int, sampling: float, other: float) -> ImageDrawn:
 def asked(size: int, steps: int, **changes: Any) -> GenerationRequest:
     """A request for one image."""
     return GenerationRequest(
-        "m", "p", "", size, size, steps, "euler", "default", 1.0, None, 7, 1, **changes
+        "m", "p", "", size, size, steps, "euler", "default", 1.0, 7, 1, **changes
     )
 
 
@@ -34,7 +36,7 @@ def test_steps_count() -> None:
     speed.note(asked(64, 10), drawn(64, 10, 5.0, 1.0))
     assert speed.image_seconds(asked(64, 10)) == pytest.approx(6.0)
     assert speed.image_seconds(asked(64, 20)) == pytest.approx(11.0)
-    assert speed.image_seconds(asked(64, 10, strength=0.5)) == pytest.approx(3.5)
+    assert speed.image_seconds(asked(64, 10, options=Options(strength=0.5))) == pytest.approx(3.5)
 
 
 def test_sizes_never_seen_are_scaled() -> None:
@@ -59,7 +61,7 @@ def test_the_newest_count_most() -> None:
 
 def test_a_hires_fix() -> None:
     """What it took is asked for again, and says what its parts take by themselves."""
-    hires = asked(64, 20, hires=Hires(128, 128, 15, 0.7, "latent"))
+    hires = asked(64, 20, second_pass=Size(128, 128), options=Options(hires_steps=15))
     speed = Speed()
     speed.note(hires, drawn(128, 36, 40.0, 2.0))  # twenty small steps are as good as five
     assert speed.image_seconds(hires) == pytest.approx(42.0)

@@ -36,7 +36,7 @@ from sdstream.storage.job_store import JobStore, StoreError
 Body = Callable[[JobStore], Awaitable[None]]
 
 REQUEST = GenerationRequest(
-    "m", "a red circle", "", 64, 32, 4, "euler", "default", 1.0, None, 2**62, 1,
+    "m", "a red circle", "", 64, 32, 4, "euler", "default", 1.0, 2**62, 1,
     warnings=("careful",),
 )  # fmt: skip
 BACKGROUND = Terms(background=True)

@@ -22,12 +22,7 @@ from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import ImageReady, ImageResult, Job, JobStatus, PreviewReady, Running
 from sdstream.core.messages import Phase
 from sdstream.core.request import GenerationRequest
-from sdstream.core.samplers import (
-    SAMPLER_ALIASES,
-    SAMPLER_LABELS,
-    SCHEDULE_ALIASES,
-    SCHEDULE_LABELS,
-)
+from sdstream.core.samplers import SAMPLERS, SCHEDULES, Schedule
 from sdstream.dialects.a1111.generation import (
     CHECKPOINT,
     CLIP_SKIP,
@@ -89,13 +84,13 @@ def _effective(job: Job, drawing: Drawing) -> JsonObject:
         "cfg_scale": request.cfg_scale,
         "width": request.width,
         "height": request.height,
-        "sampler_name": SAMPLER_LABELS[request.sampler],
+        "sampler_name": SAMPLERS[request.sampler].label,
         "scheduler": _schedule_label(request),
         "batch_size": drawing.batch_size,
         "n_iter": request.n // drawing.batch_size,
     }
-    if request.strength is not None:
-        values["denoising_strength"] = request.strength
+    if request.options.strength is not None:
+        values["denoising_strength"] = request.options.strength
     return values
 
 
@@ -117,7 +112,7 @@ def _info(
         "subseed_strength": 0,
         "width": request.width,
         "height": request.height,
-        "sampler_name": SAMPLER_LABELS[request.sampler],
+        "sampler_name": SAMPLERS[request.sampler].label,
         "cfg_scale": request.cfg_scale,
         "steps": request.steps,
         "batch_size": drawing.batch_size,
@@ -129,20 +124,20 @@ def _info(
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": request.strength,
+        "denoising_strength": request.options.strength,
         "extra_generation_params": {"Schedule type": _schedule_label(request)},
         "index_of_first_image": 0,
         "infotexts": list(infotexts),
         "styles": [],
         "job_timestamp": _timestamp(job),
-        "clip_skip": request.clip_skip or 1,
+        "clip_skip": request.options.clip_skip or 1,
         "is_using_inpainting_conditioning": False,
         "version": f"sdstream {__version__}",
     }
 
 
 def _schedule_label(request: GenerationRequest) -> str:
-    return SCHEDULE_LABELS.get(request.schedule, _AUTOMATIC)
+    return SCHEDULES[request.schedule].label or _AUTOMATIC
 
 
 def _timestamp(job: Job) -> str:
@@ -263,31 +258,26 @@ def samplers() -> bytes:
     """GET samplers."""
     return compact(
         [
-            {"name": label, "aliases": [ours, *_others(SAMPLER_ALIASES, ours)], "options": {}}
-            for ours, label in SAMPLER_LABELS.items()
+            {"name": sampler.label, "aliases": [name, *sampler.aliases], "options": {}}
+            for name, sampler in SAMPLERS.items()
         ]
     )
 
 
 def schedulers() -> bytes:
     """GET schedulers."""
-    labels = {_AUTOMATIC.lower(): _AUTOMATIC, **SCHEDULE_LABELS}
-    return compact(
-        [
-            {
-                "name": label.lower().replace(" ", "_"),
-                "label": label,
-                "aliases": [ours, *_others(SCHEDULE_ALIASES, ours)],
-                "default_rho": -1,
-                "need_inner_model": False,
-            }
-            for ours, label in labels.items()
-        ]
-    )
+    return compact([_scheduler(name, schedule) for name, schedule in SCHEDULES.items()])
 
 
-def _others(aliases: Mapping[str, str], ours: str) -> list[str]:
-    return [alias for alias, name in aliases.items() if name == ours]
+def _scheduler(name: str, schedule: Schedule) -> JsonObject:
+    label = schedule.label or _AUTOMATIC
+    return {
+        "name": label.lower().replace(" ", "_"),
+        "label": label,
+        "aliases": [name if schedule.label else _AUTOMATIC.lower(), *schedule.aliases],
+        "default_rho": -1,
+        "need_inner_model": False,
+    }
 
 
 def models(ids: Iterable[str]) -> bytes:

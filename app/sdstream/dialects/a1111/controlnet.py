@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdstream.core.catalog import ModelSpec
 from sdstream.core.errors import InvalidRequest, Reason
-from sdstream.core.request import Fit
+from sdstream.core.options import Fit
+from sdstream.dialects import fields as request_fields
 from sdstream.dialects.a1111.fields import own_fields
-from sdstream.dialects.openai import request as openai
 from sdstream.dialects.rendering import compact
 
 SCRIPT: Final = "controlnet"
@@ -183,7 +183,7 @@ def _fields(given: Mapping[str, Any], where: str) -> _Unit:
     try:
         return _Unit.model_validate(found)
     except ValidationError as error:
-        raise openai.invalid(error, {name: prefix + name for name in own}) from None
+        raise request_fields.invalid(error, {name: prefix + name for name in own}) from None
 
 
 def _picture(fields: _Unit, where: str) -> str:

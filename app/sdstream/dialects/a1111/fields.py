@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sdstream.core.errors import InvalidRequest, Reason
-from sdstream.dialects.openai import request as openai
+from sdstream.dialects.fields import unknown
 from sdstream.dialects.rendering import JsonObject
 
 
@@ -37,7 +37,7 @@ def own_fields(
             if value not in neutral[name]:
                 raise _only(where + name, neutral[name][0])
         elif name not in own and name not in ignored:
-            raise openai.unknown(where + name)
+            raise unknown(where + name)
     return {name: value for name, value in found.items() if name in own}
 
 

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's requests (/sdapi/v1): its JSON to a draft.
+"""AUTOMATIC1111's requests (/sdapi/v1): its JSON to a ParsedRequest.
 
 Clients of this API send every option there is, most of them at values that do nothing. So a field
 is one of four: it says what to draw; it is harmless (``IGNORED``); it would change the picture in
@@ -22,18 +22,20 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import ModelSpec
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.model_options import supports
+from sdstream.core.options import MAX_IMAGES, Fit, ImageParams
 from sdstream.core.pixels import SourceFile, SourceFiles
-from sdstream.core.powers import takes
-from sdstream.core.request import MAX_IMAGES, Draft, Fit
 from sdstream.dialects.a1111 import controlnet
 from sdstream.dialects.a1111.controlnet import Control
 from sdstream.dialects.a1111.fields import own_fields
-from sdstream.dialects.openai import request as openai
+from sdstream.dialects.fields import invalid, unknown
+from sdstream.dialects.openai.request import parse as parse_openai
 from sdstream.dialects.rendering import JsonObject
 
-#: What to draw, spelled as openai.parse knows it.
+#: What to draw, spelled as openai.request.parse knows it.
 _DRAWN: Final = (
     "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "distilled_cfg_scale",
     "width", "height",
@@ -140,7 +142,7 @@ _DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},")
 
 
 class _Fields(BaseModel):
-    """The fields with a meaning of their own here; the others go to openai.parse or nowhere."""
+    """The fields with a meaning of their own here; parse of openai.request reads the others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -197,19 +199,17 @@ class Drawing:
     """A parsed txt2img or img2img.
 
     Attributes:
-        draft: What to draw.
-        files: The input pictures of an img2img, and the control picture.
+        ask: What to draw, with the input images of an img2img and the control image.
         control: The ControlNet's unit.
         echo: What the answer repeats as ``parameters``.
         batch_size: Images of one batch, for the answer.
         send_images: The answer has the images.
         kept: Settings that later requests use too.
-        recalled_clip_skip: The draft's clip_skip was chosen by an earlier request.
+        recalled_clip_skip: The request's clip_skip was chosen by an earlier request.
         warnings: Sentences on options that were taken and do nothing.
     """
 
-    draft: Draft
-    files: SourceFiles | None
+    ask: ParsedRequest
     control: Control | None
     echo: JsonObject
     batch_size: int
@@ -255,8 +255,7 @@ def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Sett
     if over_image:
         canonical |= _over_image(fields)
     return Drawing(
-        draft=_draft(canonical, own_clip_skip=fields.clip_skip is not None),
-        files=files,
+        ask=replace(_ask(canonical, own_clip_skip=fields.clip_skip is not None), files=files),
         control=control,
         echo=_echo(body, fields, has_control=control is not None),
         batch_size=fields.batch_size,
@@ -273,10 +272,10 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
     That is a setting that was chosen for another model; and with one that looks at its input image
     and draws a new one, what every client sends for those that draw over it.
     """
-    draft, files = drawing.draft, drawing.files
+    params, files = drawing.ask.params, drawing.ask.files
     left_out: dict[str, None] = {}
     words = []
-    if drawing.recalled_clip_skip and draft.clip_skip and not takes(spec, "clip_skip"):
+    if drawing.recalled_clip_skip and params.clip_skip and not supports(spec, "clip_skip"):
         left_out["clip_skip"] = None
         words.append(f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP.")
     if spec.traits.references and files is not None and files.images and files.mask is None:
@@ -284,7 +283,7 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
         words.append(f"The model '{spec.id}' looks at the image and draws a new one.")
     return replace(
         drawing,
-        draft=draft.model_copy(update=left_out),
+        ask=replace(drawing.ask, params=params.model_copy(update=left_out)),
         warnings=(*drawing.warnings, *words),
     )
 
@@ -322,7 +321,7 @@ def image_field(body: Mapping[str, Any]) -> SourceFile:
     """
     for name in body:
         if name != "image":
-            raise openai.unknown(name)
+            raise unknown(name)
     if not isinstance(body.get("image"), str):
         raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
     return _file("image", body["image"].strip())
@@ -334,7 +333,7 @@ def _fields(given: Mapping[str, Any]) -> _Fields:
     try:
         return _Fields.model_validate({k: v for k, v in found.items() if k not in _DRAWN})
     except ValidationError as error:
-        raise openai.invalid(error, {}) from None
+        raise invalid(error, {}) from None
 
 
 def _scripts(fields: _Fields) -> Control | None:
@@ -423,14 +422,14 @@ def _count(fields: _Fields) -> JsonObject:
     return {"batch_size": images}
 
 
-def _draft(canonical: Mapping[str, Any], *, own_clip_skip: bool) -> Draft:
+def _ask(canonical: Mapping[str, Any], *, own_clip_skip: bool) -> ParsedRequest:
     spelling = {"model": CHECKPOINT, "fit": "resize_mode"}
     if not own_clip_skip:
         spelling["clip_skip"] = CLIP_SKIP
     spelling |= {"hires_scale": "hr_scale", "hires_steps": "hr_second_pass_steps"}
     spelling["hires_strength"] = "denoising_strength"
     spelling["control"] = controlnet.PARAM
-    return openai.parse(canonical, spelling=spelling).draft
+    return parse_openai(canonical, client_names=spelling)
 
 
 # --- requests: input pictures ---------------------------------------------------------------------
@@ -542,7 +541,7 @@ def _echo(body: Mapping[str, Any], fields: _Fields, *, has_control: bool) -> Jso
 # --- enlarging ------------------------------------------------------------------------------------
 
 
-def parse_extra(body: Mapping[str, Any]) -> tuple[Draft, SourceFile]:
+def parse_extra(body: Mapping[str, Any]) -> ParsedRequest:
     """The JSON of an extra-single-image: how to enlarge which picture.
 
     Raises:
@@ -559,13 +558,9 @@ def parse_extra(body: Mapping[str, Any]) -> tuple[Draft, SourceFile]:
             param="upscaler_1",
         )
     try:
-        draft = Draft(
-            prompt="",
-            upscaler=chosen,
-            upscale=given.get("upscaling_resize", 2.0),
-            only_upscale=True,
-            spelling=_EXTRA_SPELLING,
-        )
+        params = ImageParams(prompt="", upscaler=chosen, upscale=given.get("upscaling_resize", 2.0))
     except ValidationError as error:
-        raise openai.invalid(error, _EXTRA_SPELLING) from None
-    return draft, file
+        raise invalid(error, _EXTRA_SPELLING) from None
+    return ParsedRequest(
+        params, files=SourceFiles((file,)), only_upscale=True, client_names=_EXTRA_SPELLING
+    )

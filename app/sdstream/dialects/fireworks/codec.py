@@ -1,4 +1,4 @@
-"""Fireworks' image API: its JSON to an Ask, and a finished job to its JSON.
+"""Fireworks' image API: its JSON to a ParsedRequest, and a finished job to its JSON.
 
 Two routes take the same request and differ in what they answer as application/json: workflows
 give one object with all images, the older image_generation gives a list with one object each, as
@@ -22,10 +22,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from sdstream.core.ask import ParsedRequest, ReplyOptions
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import ImageResult, Job
-from sdstream.core.request import OutputFormat
-from sdstream.dialects.openai.request import Ask, ReplyOptions, parse
+from sdstream.core.options import OutputFormat
+from sdstream.dialects.openai.request import parse
 from sdstream.dialects.rendering import ImageForm, compact, with_base64
 
 #: What fireworks-ai sends when its user asks for nothing; any other value is refused.
@@ -46,7 +47,7 @@ _NUMBER: Final = re.compile(r"\d{1,3}", re.ASCII)
 _JSON_IMAGES: Final[Mapping[str, OutputFormat]] = {"image/png": "png", "image/jpeg": "jpeg"}
 
 
-def read(body: Mapping[str, Any], model: str) -> Ask:
+def read(body: Mapping[str, Any], model: str) -> ParsedRequest:
     """Read a request.
 
     Args:
@@ -70,11 +71,12 @@ def read(body: Mapping[str, Any], model: str) -> Ask:
             )
     if str(asked.get("seed")) == "0":
         del asked["seed"]
-    ask = parse({**asked, "model": model})
-    return replace(ask, draft=ask.draft.model_copy(update={"blank_flagged": True}))
+    return replace(parse({**asked, "model": model}), blank_flagged=True)
 
 
-def with_headers(ask: Ask, wanted: OutputFormat | None, headers: Mapping[str, str]) -> Ask:
+def with_headers(
+    ask: ParsedRequest, wanted: OutputFormat | None, headers: Mapping[str, str]
+) -> ParsedRequest:
     """The request with what its headers say of the image files.
 
     Args:
@@ -87,18 +89,18 @@ def with_headers(ask: Ask, wanted: OutputFormat | None, headers: Mapping[str, st
     """
     found: dict[str, Any] = {"output_format": wanted or _in_json(headers)}
     quality = headers.get("jpeg-quality")
-    if quality is not None and "jpeg" in (found["output_format"], ask.draft.output_format):
+    if quality is not None and "jpeg" in (found["output_format"], ask.params.output_format):
         found["output_compression"] = _percent(quality)
     for name, value in found.items():
-        given = getattr(ask.draft, name)
+        given = getattr(ask.params, name)
         if None not in (given, value) and given != value:
             raise InvalidRequest(
-                f"'{ask.draft.spelled(name)}' and the headers name different things.",
+                f"'{ask.client_name(name)}' and the headers name different things.",
                 reason=Reason.CONFLICTING_FIELDS,
-                param=ask.draft.spelled(name),
+                param=ask.client_name(name),
             )
     told = {name: value for name, value in found.items() if value is not None}
-    return replace(ask, draft=ask.draft.model_copy(update=told))
+    return replace(ask, params=ask.params.model_copy(update=told))
 
 
 def _in_json(headers: Mapping[str, str]) -> OutputFormat | None:

@@ -47,7 +47,7 @@ DONE: Final = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
-    """What the client chose about its frames (see openai.StreamOptions).
+    """What the client chose about its frames (see StreamOptions).
 
     Attributes:
         form: How images are put in.

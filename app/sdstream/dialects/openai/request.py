@@ -1,253 +1,64 @@
-"""OpenAI's image API: the JSON and forms it takes, with all other spellings, and the JSON it gives.
-
-One vocabulary, many spellings: ``ALIASES`` maps what clients write to the canonical names of
-``core.request.Draft``. ``FOREIGN_FIELDS`` is the one table of fields that are known from some
-dialect and do nothing here, with what happens to each; whatever is in neither is refused by name.
-"""
+"""OpenAI's image API: the JSON, forms and queries that it takes, with all other spellings."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
-from sdstream.core.errors import InvalidRequest, NotSupportedYet, Reason
-from sdstream.core.job import Job
+from sdstream.core.ask import ParsedRequest, ReplyOptions, StreamHints, StreamOptions
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.options import ALIASES, OPTIONS, ImageParams, is_neutral
 from sdstream.core.pixels import SourceFile, SourceFiles
-from sdstream.core.request import EVERY_STEP, Draft, no_boolean
-from sdstream.dialects.rendering import (
-    ImageForm,
-    answer_fields,
-    compact,
-    image_item,
-    usage_fields,
-    with_data,
+from sdstream.dialects.fields import (
+    KNOWN,
+    UNSUPPORTED_FIELDS,
+    canonical_names,
+    check_unsupported,
+    invalid,
+    unknown,
 )
 
-#: A client's spelling -> the canonical name.
-ALIASES: Final = {
-    "negative_sampler": "negative_prompt",
-    "samples": "n",
-    "num_images": "n",
-    "batch_size": "n",
-    "rng_seed": "seed",
-    "steps": "sample_steps",
-    "num_inference_steps": "sample_steps",
-    "sampling_steps": "sample_steps",
-    "sample_method": "sampler",
-    "sampler_name": "sampler",
-    "scheduler": "schedule",
-    "schedule_method": "schedule",
-    "guidance_scale": "cfg_scale",
-    "distilled_cfg_scale": "guidance",
-    "denoising_strength": "strength",
-}
-
-
-class Foreign(StrEnum):
-    """What happens to a known field that does nothing here."""
-
-    IGNORED = "ignored"
-    NOT_YET = "not supported yet"
-    NEEDS_IMAGE = "needs an image"
-    UPLOADED = "is an uploaded file"
-    REFUSED = "refused"
-
-
-#: Harmless ones say something about the caller or ask for taste; the others would change the
-#: picture, and silence about them would be a lie.
-FOREIGN_FIELDS: Final[Mapping[str, Foreign]] = {
-    "user": Foreign.IGNORED,
-    "safety_identifier": Foreign.IGNORED,
-    "moderation": Foreign.IGNORED,
-    "style": Foreign.IGNORED,
-    "input_fidelity": Foreign.IGNORED,
-    "padding_image_to_multiple": Foreign.IGNORED,  # "fit" does
-    "image": Foreign.NEEDS_IMAGE,
-    "mask": Foreign.NEEDS_IMAGE,
-    "control": Foreign.UPLOADED,
-    "control_image": Foreign.UPLOADED,
-    "prompt_2": Foreign.REFUSED,
-    "prompt_3": Foreign.REFUSED,
-    "negative_prompt_2": Foreign.REFUSED,
-    "negative_prompt_3": Foreign.REFUSED,
-    "max_sequence_length": Foreign.REFUSED,
-    "markup": Foreign.REFUSED,
-    "complexity": Foreign.REFUSED,
-    "frame_count": Foreign.REFUSED,
-    "frame_duration_ms": Foreign.REFUSED,
-    "svg": Foreign.REFUSED,
-    "input_image": Foreign.NEEDS_IMAGE,
-    "lora_adapter_name": Foreign.NOT_YET,
-    "lora_weight_filename": Foreign.NOT_YET,
-    "style_preset": Foreign.REFUSED,
-    "clip_guidance_preset": Foreign.REFUSED,
-    "text_prompts": Foreign.REFUSED,
-    "apply_invisible_watermark": Foreign.REFUSED,
-    "return_latents": Foreign.REFUSED,
-}
-
-#: Fields of a Draft that are this program's own and no options of a client.
-INTERNAL_FIELDS: Final = ("previews", "blank_flagged", "only_upscale", "spelling")
-
 MAX_INPUT_IMAGES: Final = 16
+
+NO_HINTS: Final = StreamHints()
 
 #: OpenAI's clients send one image or a list of them; Xinference's says images for edits.
 _IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
 _MASK_PARTS: Final = ("mask", "mask_image")
 _CONTROL_PARTS: Final = ("control", "control_image")
 
-#: Values that switch an option off although they are not empty, as text.
-_NEUTRAL: Final[Mapping[str, tuple[str, ...]]] = {
-    "clip_skip": ("-1",),
-    "cache_mode": ("disabled",),
-    "control_canny": ("false", "0", "off", "no"),
-}
-
-_MIN_CHUNK: Final = 1024
-_DEFAULT_CHUNK: Final = 4096
-
-
-StreamDialect = Literal["image.chunk", "openai", "both"]
-
-
-class StreamOptions(BaseModel):
-    """``stream_options`` of llama-box and GPUStack."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    include_usage: bool = Field(True, description="Usage on the last image's frame.")
-    chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
-    chunk_size: int = Field(_DEFAULT_CHUNK, ge=_MIN_CHUNK, description="Characters a piece.")
-    preview: bool = Field(False, description="A small picture with every step.")
-    dialect: StreamDialect | None = Field(
-        None, description="Form of the stream: image.chunk, openai, or both in one."
-    )
-
-
-class ReplyOptions(BaseModel):
-    """How the answer is wanted, as opposed to what is drawn."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    response_format: Literal["b64_json", "url", "B64Json", "Url"] = Field(
-        "b64_json",
-        description="Base64 or a link; B64Json has a data: prefix and Url is url (mistral.rs).",
-    )
-    stream: bool = Field(False, description="Progress and images as server-sent events.")
-    partial_images: Annotated[int | None, BeforeValidator(no_boolean)] = Field(
-        None, ge=0, le=3, description="Pictures between the steps, in OpenAI's stream."
-    )
-    stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
-    background: Literal["auto", "opaque", "transparent"] = "auto"
-    priority: Literal["low", "normal", "high"] = Field(
-        "normal", description="Place in the queue: a better class always goes first."
-    )
-    on_disconnect: Literal["cancel", "continue"] | None = Field(
-        None, description="What becomes of the job when its client leaves before the answer."
-    )
-    webhook_url: str | None = Field(
-        None, max_length=2048, description="Where the job's end is posted to, if the server may."
-    )
-
-    @field_validator("background")
-    @classmethod
-    def _opaque_only(cls, value: str) -> str:
-        if value == "transparent":
-            raise ValueError("the runtime draws opaque pictures only")
-        return value
-
-
-_OPTIONS: Final = (
-    Draft.model_fields.keys() | ReplyOptions.model_fields.keys() | FOREIGN_FIELDS.keys()
-) - set(INTERNAL_FIELDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a request says of a stream's form beside its body.
-
-    Attributes:
-        dialect: Named in the query; it wins over whatever the body says.
-        library: The form that the client's library reads, where nothing else speaks.
-    """
-
-    dialect: StreamDialect | None = None
-    library: StreamDialect | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A parsed request.
-
-    Attributes:
-        draft: What to draw.
-        reply: How to answer.
-        files: The input pictures.
-        operation: What OpenAI's events are named for.
-    """
-
-    draft: Draft
-    reply: ReplyOptions
-    files: SourceFiles | None = None
-    operation: Literal["generation", "edit"] = "generation"
-
-    def form(self, base_url: str) -> ImageForm:
-        """How images are put into the answer."""
-        wanted = self.reply.response_format
-        return ImageForm(wanted.lower() == "url", wanted == "B64Json", base_url)
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest that is the same for the same request, however it was written."""
-        return fingerprint(self.draft, self.reply.model_dump(), self.files, self.operation)
-
-
-def fingerprint(
-    draft: Draft, reply: Mapping[str, Any], files: SourceFiles | None, operation: str
-) -> str:
-    """Digest of all that makes a request what it is."""
-    hidden = (draft.only_upscale, draft.blank_flagged)
-    words = json.dumps([draft.model_dump(mode="json"), hidden, reply, operation], sort_keys=True)
-    digest = hashlib.sha256(words.encode())
-    if files is not None:
-        others = tuple(file for file in (files.mask, files.control) if file)
-        marks = (files.own_alpha, files.inverted_mask, bool(files.mask), bool(files.control))
-        digest.update(repr(marks).encode())
-        for file in (*files.images, *others):
-            digest.update(hashlib.sha256(file.data).digest())
-    return digest.hexdigest()
+#: Canonical names of a query that are read; all others are a page's own.
+_QUERY: Final = KNOWN | UNSUPPORTED_FIELDS.keys()
 
 
 def parse(
     body: Mapping[str, Any],
-    told: Told = Told(),
+    hints: StreamHints = NO_HINTS,
     *,
-    spelling: Mapping[str, str] = MappingProxyType({}),
-) -> Ask:
+    client_names: Mapping[str, str] = MappingProxyType({}),
+) -> ParsedRequest:
     """Read the JSON of a generation.
 
     Args:
         body: The client's object.
-        told: What was said beside it.
-        spelling: The client's names of fields that another dialect has renamed.
+        hints: What was said beside it.
+        client_names: The client's names of fields that another dialect has renamed.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
     """
-    return _ask(body, told, spelling)
+    return _parsed(body, hints, client_names)
 
 
 def parse_generation_form(
-    fields: Mapping[str, str], files: Sequence[SourceFile], told: Told = Told()
-) -> Ask:
+    fields: Mapping[str, str], files: Sequence[SourceFile], hints: StreamHints = NO_HINTS
+) -> ParsedRequest:
     """Read a generation that comes as a form, which may bring a control picture.
 
     Raises:
@@ -256,10 +67,10 @@ def parse_generation_form(
     body = _unflattened(fields)
     for file in files:
         if file.param not in _CONTROL_PARTS:
-            _refuse_foreign({file.param: file})
+            check_unsupported({file.param: file})
             raise unknown(file.param)
     control = _control(files, body)
-    ask = _ask(body, told)
+    ask = _parsed(body, hints)
     return replace(ask, files=SourceFiles((), control=control) if control else None)
 
 
@@ -267,16 +78,16 @@ def parse_form(
     fields: Mapping[str, str],
     files: Sequence[SourceFile],
     *,
-    told: Told = Told(),
+    hints: StreamHints = NO_HINTS,
     mask_mode: str | None = None,
     prompt: str | None = None,
-) -> Ask:
+) -> ParsedRequest:
     """Read the form of an edit, a variation or an inpainting.
 
     Args:
         fields: Text fields; each may be given once.
         files: Uploaded files with the names of their fields.
-        told: As for ``parse``.
+        hints: As for ``parse``.
         mask_mode: The route's own reading of masks.
         prompt: The prompt of a form without one, where the route allows that.
 
@@ -289,11 +100,11 @@ def parse_form(
     sources = _sources(files, body)
     if mask_mode is not None and sources.mask is not None:
         body.setdefault("mask_mode", mask_mode)
-    ask = _ask(body, told)
+    ask = _parsed(body, hints)
     return replace(ask, files=sources, operation="edit")
 
 
-def parse_query(parameters: Sequence[tuple[str, str]]) -> Ask:
+def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
     """Read a generation from the query of its URL, as EventSource sends it.
 
     Names that no table knows are left unread: pages put all kinds of things into their links.
@@ -306,7 +117,7 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> Ask:
     """
     known: dict[str, str] = {}
     for name, value in parameters:
-        if not name.startswith("stream_options") and ALIASES.get(name, name) not in _OPTIONS:
+        if not name.startswith("stream_options") and ALIASES.get(name, name) not in _QUERY:
             continue
         if known.setdefault(name, value) != value:
             raise InvalidRequest(
@@ -325,36 +136,33 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> Ask:
             param="on_disconnect",
         )
     given = {"response_format": "url", "on_disconnect": "continue", "stream": "true"}
-    return _ask({**_unflattened(known), **given}, Told())
+    return _parsed({**_unflattened(known), **given}, NO_HINTS)
 
 
-def _ask(
-    body: Mapping[str, Any], told: Told, renamed: Mapping[str, str] = MappingProxyType({})
-) -> Ask:
-    # Clients transmit nulls for what was not given.
+def _parsed(
+    body: Mapping[str, Any], hints: StreamHints, renamed: Mapping[str, str] = MappingProxyType({})
+) -> ParsedRequest:
     given = {
         name: value
         for name, value in _with_kwargs(body).items()
-        if value is not None and str(value).lower() not in _NEUTRAL.get(name, ())
+        # Clients transmit nulls for what was not given.
+        if value is not None and not (name in OPTIONS and is_neutral(name, value))
     }
-    _refuse_foreign(given)
-    canonical, spelling = _canonical(
-        {name: value for name, value in given.items() if name not in FOREIGN_FIELDS}
+    check_unsupported(given)
+    canonical, client_names = canonical_names(
+        {name: value for name, value in given.items() if name not in UNSUPPORTED_FIELDS}
     )
-    spelling |= renamed
+    client_names |= renamed
     reply_fields = {k: canonical.pop(k) for k in list(canonical) if k in ReplyOptions.model_fields}
     options = reply_fields.get("stream_options")
     if isinstance(options, Mapping):
         reply_fields["stream_options"] = {k: v for k, v in options.items() if v is not None}
     try:
-        reply = ReplyOptions.model_validate(reply_fields)
-        reply = _with_dialect(reply, told)
-        draft = Draft.model_validate(
-            {**canonical, "previews": _previews(reply), "spelling": spelling}
-        )
+        reply = _with_dialect(ReplyOptions.model_validate(reply_fields), hints)
+        params = ImageParams.model_validate(canonical)
     except ValidationError as error:
-        raise invalid(error, spelling) from None
-    return Ask(draft, reply)
+        raise invalid(error, client_names) from None
+    return ParsedRequest(params, reply, client_names=client_names)
 
 
 def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -379,16 +187,16 @@ def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**extra, **rest}
 
 
-def _with_dialect(reply: ReplyOptions, told: Told) -> ReplyOptions:
+def _with_dialect(reply: ReplyOptions, hints: StreamHints) -> ReplyOptions:
     """Settle the form of a stream: named, else by what only one kind of client sends."""
     options = reply.stream_options
-    chosen = told.dialect or options.dialect
+    chosen = hints.dialect or options.dialect
     if chosen is None and options.model_fields_set:
         chosen = "image.chunk"
     elif chosen is None and reply.partial_images is not None:
         chosen = "openai"
     elif chosen is None:
-        chosen = told.library
+        chosen = hints.library
     _check_stream(options, chosen, reply.response_format)
     named = StreamOptions.model_validate({**options.model_dump(), "dialect": chosen})
     return reply.model_copy(update={"stream_options": named})
@@ -414,12 +222,6 @@ def _check_stream(options: StreamOptions, dialect: str | None, response_format: 
             reason=Reason.NOT_SUPPORTED,
             param="stream_options.include_usage",
         )
-
-
-def _previews(reply: ReplyOptions) -> int:
-    if reply.stream_options.preview:
-        return EVERY_STEP  # for whoever watches the job, streamed or not
-    return (reply.partial_images or 0) if reply.stream else 0
 
 
 def _unflattened(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -462,104 +264,8 @@ def _sources(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFile
 
 def _control(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFile | None:
     """The control picture of a form."""
-    _refuse_foreign({name: body[name] for name in _CONTROL_PARTS if name in body})
+    check_unsupported({name: body[name] for name in _CONTROL_PARTS if name in body})
     controls = [file for file in files if file.param in _CONTROL_PARTS]
     if len(controls) > 1:
         raise InvalidRequest("There is at most one control picture.", param=controls[1].param)
     return controls[0] if controls else None
-
-
-def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
-    """The JSON of a finished job.
-
-    Args:
-        job: Completed.
-        form: How images are put in.
-        created: Unix seconds.
-    """
-    images = [job.images[index] for index in sorted(job.images)]
-    items = [
-        image_item(
-            {
-                "index": image.index,
-                "seed": image.seed,
-                "revised_prompt": None,
-                "finish_reason": "stop",
-                # As Xinference answers; its clients look at both keys.
-                **({"b64_json": None} if form.as_url else {}),
-            },
-            job.request,
-            image,
-            form,
-        )
-        for image in images
-    ]
-    head = {"created": created}
-    tail = {"model": job.request.model, **answer_fields(job), "usage": usage_fields(job.usage())}
-    return with_data(head, items, compact(tail))
-
-
-def _refuse_foreign(given: Mapping[str, Any]) -> None:
-    for name, value in given.items():
-        if not value:  # some clients always send the fields of all that they know
-            continue
-        match FOREIGN_FIELDS.get(ALIASES.get(name, name)):
-            case Foreign.NOT_YET:
-                raise NotSupportedYet(name)
-            case Foreign.NEEDS_IMAGE:
-                raise InvalidRequest(
-                    f"'{name}' needs an input image, which this route does not take.",
-                    reason=Reason.NOT_SUPPORTED,
-                    param=name,
-                )
-            case Foreign.UPLOADED:
-                raise InvalidRequest(
-                    f"'{name}' must be an uploaded file, in a multipart form.", param=name
-                )
-            case Foreign.REFUSED:
-                raise InvalidRequest(
-                    f"'{name}' has no meaning for this server's models.",
-                    reason=Reason.NOT_SUPPORTED,
-                    param=name,
-                )
-
-
-def _canonical(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Canonical names for the client's; also which spelling was used for each."""
-    canonical: dict[str, Any] = {}
-    spelling: dict[str, str] = {}
-    for name, value in given.items():
-        target = ALIASES.get(name, name)
-        if target not in Draft.model_fields and target not in ReplyOptions.model_fields:
-            raise unknown(name)
-        if target in INTERNAL_FIELDS:  # the Draft's own, not options
-            raise unknown(name)
-        if target in canonical and canonical[target] != value:
-            raise InvalidRequest(
-                f"'{spelling[target]}' and '{name}' mean the same and differ.",
-                reason=Reason.CONFLICTING_FIELDS,
-                param=name,
-            )
-        canonical[target] = value
-        spelling[target] = name
-    return canonical, spelling
-
-
-def unknown(name: str) -> InvalidRequest:
-    """The refusal of a field that no table knows."""
-    return InvalidRequest(
-        f"Unknown field '{name[:64]}'.", reason=Reason.UNKNOWN_FIELD, param=name[:64]
-    )
-
-
-def invalid(error: ValidationError, spelling: Mapping[str, str]) -> InvalidRequest:
-    """The refusal for what pydantic found, with the field as the client spelled it."""
-    first = error.errors(include_url=False)[0]
-    name, *rest = (str(part) for part in first["loc"])
-    param = ".".join([spelling.get(name, name), *rest])
-    if first["type"] == "missing":
-        return InvalidRequest(f"'{param}' is required.", reason=Reason.MISSING_FIELD, param=param)
-    if first["type"] == "extra_forbidden":
-        return unknown(param)
-    what = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return InvalidRequest(f"'{param}': {what}.", param=param)

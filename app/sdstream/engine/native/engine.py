@@ -22,25 +22,19 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
 
-from sdstream.core.catalog import CPU, FAMILIES
+from sdstream.core.catalog import CPU, FAMILIES, Size
 from sdstream.core.errors import EngineError, Reason
 from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
+from sdstream.core.options import LoraChoice, Options
 from sdstream.core.pixels import Inputs, Pixels
-from sdstream.core.request import (
-    EVERY_STEP,
-    Caching,
-    GenerationRequest,
-    Hires,
-    SkipLayers,
-    Upscale,
-)
+from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.core.samplers import CACHE_KNOBS, DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from sdstream.engine.abort import AbortFlag
 from sdstream.engine.port import Emit
@@ -198,8 +192,8 @@ class NativeEngine:
         drawing = self._drawing = _Drawing(job, index, request, emit)
         try:
             picture = self._generated(request, inputs, seed) if request.draws else inputs.image
-            if picture is not None and request.upscale is not None:
-                picture = self._enlarged(picture, request.upscale)
+            if picture is not None and request.upscaled is not None:
+                picture = self._enlarged(picture, request)
         finally:
             self._drawing = None
         if picture is None:
@@ -287,20 +281,19 @@ class NativeEngine:
             )
         return picture
 
-    def _enlarged(self, picture: Pixels, wanted: Upscale) -> Pixels | None:
-        """What an upscaler makes of a picture, at the wanted size; None when it was aborted."""
-        path = _file_of(self._upscaler_dir, wanted.upscaler, "upscaler")
+    def _enlarged(self, picture: Pixels, request: GenerationRequest) -> Pixels | None:
+        """The picture enlarged by the request's upscaler; None when it was aborted."""
+        name = request.options.upscaler or ""
+        path = _file_of(self._upscaler_dir, name, "upscaler")
         if inspection.upscaler_factor(path) is None:
-            raise EngineError(
-                Reason.GENERATION_FAILED, f"The upscaler '{wanted.upscaler}' is none any more."
-            )
+            raise EngineError(Reason.GENERATION_FAILED, f"The upscaler '{name}' is none any more.")
         context = sd.new_upscaler_ctx(
             str(path).encode(), False, False, self._threads, _UPSCALER_TILE
         )
         if not context:
             raise EngineError(
                 Reason.GENERATION_FAILED,
-                f"The runtime could not load the upscaler '{wanted.upscaler}'.",
+                f"The runtime could not load the upscaler '{name}'.",
             )
         try:
             if self._can_abort and self._abort.attach_upscaler(context):
@@ -310,7 +303,7 @@ class NativeEngine:
             if not image.data:
                 self._expect_nothing("The upscaler gave no picture.")
                 return None
-            return _resized(_taken(image), wanted)
+            return _resized(_taken(image), request.output_size)
         finally:
             sd.free_upscaler_ctx(context)
 
@@ -334,6 +327,7 @@ class NativeEngine:
         sd.sd_set_preview_callback(self._callbacks[2], self._preview_mode, 1, wanted, False, None)
 
     def _generation_params(self, request: GenerationRequest, inputs: Inputs, seed: int) -> Any:
+        options = request.options
         params = sd.sd_img_gen_params_t()
         _lib.sd_img_gen_params_init(ctypes.byref(params))
         params.prompt = request.prompt.encode()
@@ -342,28 +336,28 @@ class NativeEngine:
         params.seed, params.batch_count = seed, 1
         if inputs.image is not None:
             params.init_image = _native_image(inputs.image)
-            params.strength = request.strength
+            params.strength = options.strength
         if inputs.mask is not None:
             params.mask_image = _native_image(inputs.mask)
         if inputs.control is not None:
-            params.control_image = _control_image(inputs.control, edges=request.control_canny)
-            params.control_strength = request.control_strength
+            params.control_image = _control_image(inputs.control, edges=bool(options.control_canny))
+            params.control_strength = options.control_strength
         if inputs.references:
             references = (sd.sd_image_t * len(inputs.references))()
             references[:] = [_native_image(picture) for picture in inputs.references]
             # Ctypes keeps the array alive through the pointer.
             params.ref_images = ctypes.cast(references, ctypes.POINTER(sd.sd_image_t))
             params.ref_images_count = len(references)
-        tiling = self._vae_tiling if request.vae_tiling is None else request.vae_tiling
+        tiling = self._vae_tiling if options.vae_tiling is None else options.vae_tiling
         params.vae_tiling_params.enabled = tiling
-        if request.clip_skip is not None:
-            params.clip_skip = request.clip_skip
-        if request.cache is not None:
-            _set_cache(params.cache, request.cache)
-        if request.hires is not None:
-            _set_hires(params.hires, request.hires)
-        if request.loras and self._lora_dir is not None:
-            _set_loras(params, self._lora_dir, request.loras)
+        if options.clip_skip is not None:
+            params.clip_skip = options.clip_skip
+        if options.cache_mode is not None:
+            _set_cache(params.cache, options.cache_mode, options.cache_numbers)
+        if request.second_pass is not None:
+            _set_hires(params.hires, options, request.second_pass)
+        if options.lora and self._lora_dir is not None:
+            _set_loras(params, self._lora_dir, options.lora)
         self._set_sampling(params.sample_params, request)
         return params
 
@@ -372,19 +366,20 @@ class NativeEngine:
         sample.sample_method = _lib.str_to_sample_method(request.sampler.encode())
         sample.scheduler = self._scheduler(request.schedule, sample.sample_method)
         sample.guidance.txt_cfg = request.cfg_scale
-        if request.guidance is not None:
-            sample.guidance.distilled_guidance = request.guidance
-        if request.eta is not None:
-            sample.eta = request.eta
-        if request.flow_shift is not None:
-            sample.flow_shift = request.flow_shift
-        if request.sigmas:
-            levels = (ctypes.c_float * len(request.sigmas))(*request.sigmas)
+        options = request.options
+        if options.guidance is not None:
+            sample.guidance.distilled_guidance = options.guidance
+        if options.eta is not None:
+            sample.eta = options.eta
+        if options.flow_shift is not None:
+            sample.flow_shift = options.flow_shift
+        if options.sigmas:
+            levels = (ctypes.c_float * len(options.sigmas))(*options.sigmas)
             # Ctypes keeps the array alive through the pointer.
             sample.custom_sigmas = ctypes.cast(levels, ctypes.POINTER(ctypes.c_float))
             sample.custom_sigmas_count = len(levels)
-        if request.slg is not None:
-            _set_skip_layers(sample.guidance.slg, request.slg)
+        if options.slg_scale is not None:
+            _set_skip_layers(sample.guidance.slg, options)
 
     def _scheduler(self, name: str, sample_method: int) -> int:
         if name == DEFAULT_SCHEDULE:
@@ -434,7 +429,7 @@ class _Drawing:
     def __init__(self, job: str, index: int, request: GenerationRequest, emit: Emit) -> None:
         self.phase = Phase.ENCODING
         #: Steps of a second pass, as the runtime will count them, and those of the pass before.
-        self._second = request.hires.steps + 1 if request.hires else 0
+        self._second = (request.options.hires_steps or 0) + 1 if request.second_pass else 0
         self._before = 0
         self._pass_steps = request.steps
         self._step = 0
@@ -504,12 +499,12 @@ class _LoadProgress:
             self._emit(Progress("", 0, Phase.LOADING, step, steps))
 
 
-def _set_loras(params: Any, folder: str, loras: tuple[tuple[str, float], ...]) -> None:
+def _set_loras(params: Any, folder: str, loras: Sequence[LoraChoice]) -> None:
     array = (sd.sd_lora_t * len(loras))()
-    for entry, (name, scale) in zip(array, loras, strict=True):
-        path = _file_of(folder, name, "LoRA")
-        inspection.check_lora(name, path)
-        entry.path, entry.multiplier = str(path).encode(), scale
+    for entry, lora in zip(array, loras, strict=True):
+        path = _file_of(folder, lora.id, "LoRA")
+        inspection.check_lora(lora.id, path)
+        entry.path, entry.multiplier = str(path).encode(), lora.scale
     # Ctypes keeps the array alive through the pointer.
     params.loras = ctypes.cast(array, ctypes.POINTER(sd.sd_lora_t))
     params.lora_count = len(array)
@@ -523,26 +518,27 @@ def _file_of(folder: str | None, name: str, what: str) -> Path:
     return path
 
 
-def _set_cache(params: Any, cache: Caching) -> None:
-    params.mode = _CACHE_MODES[cache.mode]
-    for name, value in cache.knobs.items():
-        knob = CACHE_KNOBS[cache.mode][name]
+def _set_cache(params: Any, mode: str, numbers: Mapping[str, float]) -> None:
+    params.mode = _CACHE_MODES[mode]
+    for name, value in numbers.items():
+        knob = CACHE_KNOBS[mode][name]
         setattr(params, knob.field, int(value) if knob.whole else value)
 
 
-def _set_hires(params: Any, hires: Hires) -> None:
+def _set_hires(params: Any, options: Options, size: Size) -> None:
     params.enabled = True
-    params.upscaler = _HIRES_UPSCALERS[hires.upscaler]
-    params.target_width, params.target_height = hires.width, hires.height
-    params.steps, params.denoising_strength = hires.steps, hires.strength
+    params.upscaler = _HIRES_UPSCALERS[options.hires_upscaler or "latent"]
+    params.target_width, params.target_height = size
+    params.steps, params.denoising_strength = options.hires_steps, options.hires_strength
 
 
-def _set_skip_layers(params: Any, slg: SkipLayers) -> None:
-    layers = (ctypes.c_int * len(slg.layers))(*slg.layers)
+def _set_skip_layers(params: Any, options: Options) -> None:
+    chosen = options.slg_layers or ()
+    layers = (ctypes.c_int * len(chosen))(*chosen)
     params.layers = ctypes.cast(layers, ctypes.POINTER(ctypes.c_int))
     params.layer_count = len(layers)
-    params.layer_start, params.layer_end = slg.start, slg.end
-    params.scale = slg.scale
+    params.layer_start, params.layer_end = options.slg_start, options.slg_end
+    params.scale = options.slg_scale
 
 
 def _embeddings(command: Load) -> dict[str, Path]:
@@ -631,12 +627,12 @@ def _taken(image: Any) -> Pixels:
         _free(image.data)
 
 
-def _resized(picture: Pixels, wanted: Upscale) -> Pixels:
+def _resized(picture: Pixels, wanted: Size) -> Pixels:
     """The picture at the wanted size, which is the upscaler's own or less."""
-    if picture.size == wanted.size:
+    if picture.size == wanted:
         return picture
     image = Image.frombytes("RGB", picture.size, picture.data)
-    smaller = image.resize(wanted.size, Image.Resampling.LANCZOS)
+    smaller = image.resize(wanted, Image.Resampling.LANCZOS)
     return Pixels(wanted.width, wanted.height, smaller.tobytes())
 
 

@@ -20,10 +20,8 @@ from starlette.routing import Route
 from sdstream.core import infotext
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import JobStatus
-from sdstream.core.pixels import SourceFiles
 from sdstream.dialects.a1111 import answers, controlnet, generation
 from sdstream.dialects.a1111.generation import Settings
-from sdstream.dialects.openai.request import Ask, ReplyOptions
 from sdstream.dialects.rendering import compact
 from sdstream.service.service import LiveJob
 from sdstream.web import bodies, respond
@@ -115,12 +113,12 @@ class A1111Routes:
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         user = self._user(request)
         drawing = generation.parse(body, over_image=over_image, earlier=user.chosen)
-        model = drawing.draft.model or self._service.catalog.default
+        model = drawing.ask.params.model or self._service.catalog.default
         spec = await self._service.named(model, "sd_model_checkpoint")
         drawing = generation.fitted(drawing, spec)
         if drawing.control is not None:
             controlnet.check_model(drawing.control, spec)
-        ask = Ask(drawing.draft, ReplyOptions.model_validate({}), drawing.files)
+        ask = drawing.ask
         live = await self._draw.submit(request, ask)
         user.chosen = drawing.kept.over(user.chosen)
         if wants_no_wait(request):
@@ -256,6 +254,5 @@ class A1111Routes:
     async def extra_single_image(self, request: Request) -> Response:
         """POST extra-single-image: enlarge a picture."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        draft, file = generation.parse_extra(body)
-        ask = Ask(draft, ReplyOptions.model_validate({}), SourceFiles((file,)))
+        ask = generation.parse_extra(body)
         return await self._draw.deliver(request, ask, None, answers.extra_answer)

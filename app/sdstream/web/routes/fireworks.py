@@ -33,7 +33,7 @@ class FireworksRoutes:
     async def _answer(self, request: Request, plain: PlainAnswer) -> Response:
         body = await bodies.read_json(request, MAX_JSON_BYTES)
         ask = codec.read(body, request.path_params["model"])
-        usual = ask.draft.output_format or _USUAL_FILE
-        wanted = negotiation.accepted_image(request, ask.draft.n or 1, anything=usual)
+        usual = ask.params.output_format or _USUAL_FILE
+        wanted = negotiation.accepted_image(request, ask.params.n or 1, anything=usual)
         ask = codec.with_headers(ask, wanted, request.headers)
         return await self.draw.deliver(request, ask, wanted, plain)

@@ -11,13 +11,15 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sdstream.core.ask import ParsedRequest, StreamDialect, StreamHints
 from sdstream.core.errors import ImageServiceError, InvalidRequest
 from sdstream.core.job import Entry, Job, JobStatus, Terms
+from sdstream.core.options import OutputFormat
 from sdstream.core.queue import Priority
-from sdstream.core.request import OutputFormat
 from sdstream.dialects.fireworks.codec import finish_reason
 from sdstream.dialects.jobs import job_fields
 from sdstream.dialects.openai import request as openai
+from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.openai.image_chunk import ChunkOptions, ImageChunkStream
 from sdstream.dialects.openai.stream import OpenAIStream
 from sdstream.dialects.rendering import ImageForm, compact
@@ -71,10 +73,10 @@ class ImageRoutes:
         """POST /v1/images/generations: JSON, or a form where a control picture comes along."""
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             form = await bodies.read_form(request, self.max_form_bytes)
-            ask = openai.parse_generation_form(form.fields, form.files, _told(request))
+            ask = openai.parse_generation_form(form.fields, form.files, _stream_hints(request))
         else:
             body = await bodies.read_json(request, MAX_JSON_BYTES)
-            ask = openai.parse(body, _told(request))
+            ask = openai.parse(body, _stream_hints(request))
         return await self.answer(request, ask)
 
     async def edits(self, request: Request) -> Response:
@@ -105,15 +107,14 @@ class ImageRoutes:
         ask = openai.parse_form(
             form.fields,
             form.files,
-            told=_told(request),
+            hints=_stream_hints(request),
             mask_mode=mask_mode,
             prompt=prompt,
         )
-        draft = ask.draft.model_copy(update={"only_upscale": only_upscale})
-        return await self.answer(request, replace(ask, draft=draft))
+        return await self.answer(request, replace(ask, only_upscale=only_upscale))
 
     async def answer(
-        self, request: Request, ask: openai.Ask, plain: PlainAnswer = openai.plain_answer
+        self, request: Request, ask: ParsedRequest, plain: PlainAnswer = plain_answer
     ) -> Response:
         """Run a parsed request and answer it in the form that its client wants.
 
@@ -124,14 +125,14 @@ class ImageRoutes:
         """
         wanted = None
         if not ask.reply.stream:
-            asked = ask.draft.output_format
-            wanted = negotiation.accepted_image(request, ask.draft.n or 1, output_format=asked)
-        if wanted is not None and ask.draft.output_format is None:
-            ask = replace(ask, draft=ask.draft.model_copy(update={"output_format": wanted}))
+            asked = ask.params.output_format
+            wanted = negotiation.accepted_image(request, ask.params.n or 1, output_format=asked)
+        if wanted is not None and ask.params.output_format is None:
+            ask = replace(ask, params=ask.params.model_copy(update={"output_format": wanted}))
         return await self.deliver(request, ask, wanted, plain)
 
     async def deliver(
-        self, request: Request, ask: openai.Ask, wanted: OutputFormat | None, plain: PlainAnswer
+        self, request: Request, ask: ParsedRequest, wanted: OutputFormat | None, plain: PlainAnswer
     ) -> Response:
         """Run a request whose answer's form is known.
 
@@ -141,7 +142,7 @@ class ImageRoutes:
             wanted: The kind of file that is the answer; None for JSON or a stream.
             plain: The dialect's JSON of a finished job.
         """
-        form = ask.form(self.base_url(request))
+        form = ImageForm.of(ask.reply.response_format, self.base_url(request))
         live = await self.submit(request, ask)
         if wants_no_wait(request):
             return self.accepted(request, live)
@@ -159,12 +160,12 @@ class ImageRoutes:
             return _bytes_answer(job, headers)
         return respond.json_bytes(plain(job, form, int(time.time())), headers)
 
-    async def submit(self, request: Request, ask: openai.Ask) -> LiveJob:
+    async def submit(self, request: Request, ask: ParsedRequest) -> LiveJob:
         """Make a job of a request; raises what ImageService.submit does."""
         if ask.reply.webhook_url is not None:
             self.check_webhook(ask.reply.webhook_url)
         terms = _terms(request, ask, self.base_url(request))
-        live = await self.service.submit(ask.draft, ask.files, terms)
+        live = await self.service.submit(ask, terms)
         request.state.job = live.job
         return live
 
@@ -222,7 +223,7 @@ def wants_no_wait(request: Request) -> bool:
     return any(wish.partition(";")[0].strip().lower() == "respond-async" for wish in wishes)
 
 
-def _terms(request: Request, ask: openai.Ask, base_url: str) -> Terms:
+def _terms(request: Request, ask: ParsedRequest, base_url: str) -> Terms:
     """For whom and how a job is kept; raises InvalidRequest for an unusable Idempotency-Key.
 
     A client that names its request means to come back for it, so the job goes on without it.
@@ -234,7 +235,7 @@ def _terms(request: Request, ask: openai.Ask, base_url: str) -> Terms:
         )
     reply = ask.reply
     leaving = reply.on_disconnect or ("cancel" if name is None else "continue")
-    form = ask.form("")
+    form = ImageForm.of(reply.response_format)
     return Terms(
         operation=ask.operation,
         owner=request.state.owner,
@@ -249,21 +250,21 @@ def _terms(request: Request, ask: openai.Ask, base_url: str) -> Terms:
     )
 
 
-def _told(request: Request) -> openai.Told:
+def _stream_hints(request: Request) -> StreamHints:
     """The form of streams that the query names, and the one that the client's library reads."""
     headers = request.headers
     is_openais = "x-stainless-lang" in headers or _OPENAI_AGENT.match(headers.get("user-agent", ""))
-    library: openai.StreamDialect | None = "openai" if is_openais else None
+    library: StreamDialect | None = "openai" if is_openais else None
     match request.query_params.get("dialect"):
         case None:
-            return openai.Told(library=library)
+            return StreamHints(library=library)
         case ("image.chunk" | "openai" | "both") as named:
-            return openai.Told(named, library)
+            return StreamHints(named, library)
         case _:
             raise InvalidRequest("'dialect' is image.chunk, openai or both.", param="dialect")
 
 
-def _rendering(ask: openai.Ask, job: Job, form: ImageForm) -> Frames:
+def _rendering(ask: ParsedRequest, job: Job, form: ImageForm) -> Frames:
     chosen = ask.reply.stream_options
     if chosen.dialect == "openai":
         return OpenAIStream(job, form, ask.operation)

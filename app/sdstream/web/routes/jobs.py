@@ -23,6 +23,7 @@ from sdstream.core.errors import InvalidRequest, NotFound, Reason
 from sdstream.core.job import Job, JobStatus
 from sdstream.dialects.jobs import PING, RETRY, JobEvents, job_fields
 from sdstream.dialects.openai import request as openai
+from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.rendering import ImageForm, JsonObject, compact
 from sdstream.service.service import LiveJob
 from sdstream.web import respond
@@ -121,7 +122,7 @@ class JobRoutes:
         if not form.as_url:
             job = await self.draw.service.with_files(job)
         created = int(job.ended or time.time())
-        return respond.json_bytes(openai.plain_answer(job, form, created), headers)
+        return respond.json_bytes(plain_answer(job, form, created), headers)
 
     async def events(self, request: Request) -> Response:
         """GET /v1/jobs/{id}/events."""

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from sdstream.core.catalog import ModelSpec
 from sdstream.core.errors import NotFound, Reason
-from sdstream.core.powers import defaults_of, options_of, schedules_of
+from sdstream.core.model_options import defaults_of, options_of, schedules_of
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
 from sdstream.engine.worker import Worker, WorkerState

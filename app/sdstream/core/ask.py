@@ -1,0 +1,152 @@
+"""A parsed request: the parameters of the image, and the envelope that says how to answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.options import ImageParams, no_boolean
+from sdstream.core.pixels import SourceFiles
+from sdstream.core.request import EVERY_STEP
+
+_MIN_CHUNK: Final = 1024
+_DEFAULT_CHUNK: Final = 4096
+
+StreamDialect = Literal["image.chunk", "openai", "both"]
+
+
+class StreamOptions(BaseModel):
+    """``stream_options`` of llama-box and GPUStack."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    include_usage: bool = Field(True, description="Usage on the last image's frame.")
+    chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
+    chunk_size: int = Field(_DEFAULT_CHUNK, ge=_MIN_CHUNK, description="Characters a piece.")
+    preview: bool = Field(False, description="A small preview with every step.")
+    dialect: StreamDialect | None = Field(
+        None, description="Form of the stream: image.chunk, openai, or both in one."
+    )
+
+
+class ReplyOptions(BaseModel):
+    """How the answer is wanted, as opposed to what is generated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    response_format: Literal["b64_json", "url", "B64Json", "Url"] = Field(
+        "b64_json",
+        description="Base64 or a link; B64Json has a data: prefix and Url is url (mistral.rs).",
+    )
+    stream: bool = Field(False, description="Progress and images as server-sent events.")
+    partial_images: Annotated[int | None, BeforeValidator(no_boolean)] = Field(
+        None, ge=0, le=3, description="Previews between the steps, in OpenAI's stream."
+    )
+    stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
+    background: Literal["auto", "opaque", "transparent"] = "auto"
+    priority: Literal["low", "normal", "high"] = Field(
+        "normal", description="Place in the queue: a better class always goes first."
+    )
+    on_disconnect: Literal["cancel", "continue"] | None = Field(
+        None, description="What becomes of the job when its client leaves before the answer."
+    )
+    webhook_url: str | None = Field(
+        None, max_length=2048, description="Where the job's end is posted to, if the server may."
+    )
+
+    @field_validator("background")
+    @classmethod
+    def _opaque_only(cls, value: str) -> str:
+        if value == "transparent":
+            raise ValueError("the runtime generates opaque images only")
+        return value
+
+    @property
+    def previews(self) -> int:
+        """Previews that the request asks for, of one image; EVERY_STEP for all."""
+        if self.stream_options.preview:
+            return EVERY_STEP  # for every reader of the job, streamed or not
+        return (self.partial_images or 0) if self.stream else 0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHints:
+    """What a request says of a stream's form beside its body.
+
+    Attributes:
+        dialect: Named in the query; it overrides the body.
+        library: The form that the client's library reads, where nothing else names one.
+    """
+
+    dialect: StreamDialect | None = None
+    library: StreamDialect | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """What a dialect made of a client's request.
+
+    Attributes:
+        params: What to generate.
+        reply: How to answer.
+        files: The input images.
+        operation: What OpenAI's events are named for.
+        only_upscale: Nothing is generated: the input image is enlarged.
+        blank_flagged: Flagged images are answered as blank ones (Fireworks) instead of failing
+            the job.
+        client_names: Canonical name -> the client's spelling, for error messages.
+    """
+
+    params: ImageParams
+    reply: ReplyOptions = field(default_factory=lambda: ReplyOptions.model_validate({}))
+    files: SourceFiles | None = None
+    operation: Literal["generation", "edit"] = "generation"
+    only_upscale: bool = False
+    blank_flagged: bool = False
+    client_names: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def previews(self) -> int:
+        """Previews of one image; none with a safety check, which they would get round."""
+        return 0 if self.params.safety_check else self.reply.previews
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest that is the same for the same request, however it was spelled."""
+        hidden = (self.only_upscale, self.blank_flagged)
+        parts = [self.params.model_dump(mode="json"), hidden, self.reply.model_dump()]
+        text = json.dumps([*parts, self.operation], sort_keys=True)
+        digest = hashlib.sha256(text.encode())
+        if self.files is not None:
+            self._digest_files(self.files, digest)
+        return digest.hexdigest()
+
+    def _digest_files(self, files: SourceFiles, digest: hashlib._Hash) -> None:
+        others = tuple(file for file in (files.mask, files.control) if file)
+        marks = (files.own_alpha, files.inverted_mask, bool(files.mask), bool(files.control))
+        digest.update(repr(marks).encode())
+        for file in (*files.images, *others):
+            digest.update(hashlib.sha256(file.data).digest())
+
+    def client_name(self, option: str) -> str:
+        """Return how the client spelled an option."""
+        return self.client_names.get(option, option)
+
+    def rejected(
+        self, option: str, problem: str, reason: Reason = Reason.INVALID_VALUE
+    ) -> InvalidRequest:
+        """Return the error for an option, named as the client spelled it.
+
+        Args:
+            option: Canonical name.
+            problem: What follows the quoted name: " needs a mask.", ": no such file.".
+            reason: Machine-readable.
+        """
+        name = self.client_name(option)
+        return InvalidRequest(f"'{name}'{problem}", reason=reason, param=name)

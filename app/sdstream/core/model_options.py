@@ -1,0 +1,230 @@
+"""Which options a model supports, as checks of a request and as JSON Schema.
+
+An option that would have no effect is rejected, and ``options_of`` leaves it out: a form shows what
+a request may contain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.catalog import ModelSpec
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.options import OPTIONS, ImageParams
+from sdstream.core.request import Extras
+from sdstream.core.samplers import (
+    CACHE_KNOBS,
+    CACHE_MODES,
+    DEFAULT_SCHEDULE,
+    HIRES_UPSCALERS,
+    SAMPLERS,
+    SCHEDULES,
+    refusal,
+)
+
+
+def check(ask: ParsedRequest, spec: ModelSpec, sampler: str) -> None:
+    """Reject options that this model or sampler would ignore, and names that do not exist.
+
+    Raises:
+        InvalidRequest: Names the option as the client spelled it.
+    """
+    for name, why in _without_effect(ask.params, spec, sampler):
+        if getattr(ask.params, name) is not None:
+            raise ask.rejected(name, f" would have no effect: {why}.", Reason.NOT_SUPPORTED)
+    _check_sigmas(ask)
+    _check_name(ask, "cache_mode", _cache_modes(spec))
+    _check_name(ask, "hires_upscaler", HIRES_UPSCALERS)
+    _check_cache(ask)
+
+
+def _without_effect(
+    params: ImageParams, spec: ModelSpec, sampler: str
+) -> Iterator[tuple[str, str]]:
+    for name, option in OPTIONS.items():
+        if why := option.unsupported(spec):
+            yield name, why
+        elif option.needs and getattr(params, option.needs) is None:
+            yield name, f"it needs '{option.needs}'"
+    if not SAMPLERS[sampler].noisy:
+        yield "eta", f"the sampler '{sampler}' adds no noise"
+
+
+def supports(spec: ModelSpec, option: str) -> bool:
+    """Return whether a model supports an option."""
+    return OPTIONS[option].unsupported(spec) is None
+
+
+def options_of(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
+    """Return the options of requests for a model: name -> JSON Schema, with its default.
+
+    Args:
+        spec: The model.
+        extras: The operator's LoRAs and upscalers.
+    """
+    schemas = ImageParams.model_json_schema()["properties"]
+    choices = _choices(spec, extras)
+    defaults = _defaults(spec)
+    return {
+        name: {**_plain(schemas[name]), **choices.get(name, {}), **defaults.get(name, {})}
+        for name, option in OPTIONS.items()
+        if option.listed and supports(spec, name) and not _lacks_files(option.needs or name, extras)
+    }
+
+
+def _lacks_files(option: str, extras: Extras) -> bool:
+    return (option == "lora" and not extras.loras) or (
+        option == "upscaler" and not extras.upscalers
+    )
+
+
+def schedules_of(spec: ModelSpec) -> list[str]:
+    """Return the schedules that a model can take."""
+    # Twenty steps are enough for each that it can take at all.
+    flow = spec.traits.flow
+    return [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
+
+
+def defaults_of(spec: ModelSpec) -> dict[str, Any]:
+    """Return what a request for a model gets where it does not say."""
+    own, family = spec.defaults, spec.traits
+    return {
+        "size": str(spec.default_size),
+        "sample_steps": own.steps or family.steps,
+        "sampler": own.sampler or family.sampler,
+        "schedule": own.schedule or DEFAULT_SCHEDULE,
+        "cfg_scale": family.cfg_scale if own.cfg_scale is None else own.cfg_scale,
+    }
+
+
+def default_guidance(spec: ModelSpec) -> float:
+    """Return the distilled guidance of a model whose family has one."""
+    return 3.5 if spec.defaults.guidance is None else spec.defaults.guidance
+
+
+def _choices(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
+    side = {"minimum": spec.size.min, "maximum": spec.size.max, "multipleOf": spec.traits.multiple}
+    return {
+        "sampler": {"enum": [*SAMPLERS]},
+        "schedule": {"enum": schedules_of(spec)},
+        "width": side,
+        "height": side,
+        "cache_mode": {"enum": [*_cache_modes(spec)]},
+        "hires_upscaler": {"enum": [*HIRES_UPSCALERS]},
+        "upscaler": {"enum": [*extras.upscalers]},
+    }
+
+
+def _defaults(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+    values = {
+        **defaults_of(spec),
+        "width": spec.default_size.width,
+        "height": spec.default_size.height,
+        "guidance": default_guidance(spec),
+        "n": 1,
+        "output_format": "png",
+        "output_compression": 100,
+    }
+    return {name: {"default": value} for name, value in values.items()}
+
+
+def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A field's schema without the null that stands for "not given"."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    plain = {**(kinds[0] if kinds else {}), **schema}
+    return {k: v for k, v in plain.items() if k not in ("anyOf", "title", "default")}
+
+
+def _cache_modes(spec: ModelSpec) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, (for_unets, for_transformers) in CACHE_MODES.items()
+        if (for_unets if spec.traits.unet else for_transformers)
+    )
+
+
+# --- one by one ---------------------------------------------------------------------------------
+
+
+def _check_name(ask: ParsedRequest, option: str, names: tuple[str, ...]) -> None:
+    given = getattr(ask.params, option)
+    if given is not None and given not in names:
+        raise ask.rejected(
+            option, f": there is no '{given[:64]}' for this model; there are {', '.join(names)}."
+        )
+
+
+def _check_sigmas(ask: ParsedRequest) -> None:
+    sigmas = ask.params.sigmas
+    if sigmas is None:
+        return
+    for other in ("sample_steps", "schedule"):
+        if getattr(ask.params, other) is not None:
+            raise ask.rejected(
+                "sigmas",
+                f" says what '{ask.client_name(other)}' would; send one.",
+                Reason.CONFLICTING_FIELDS,
+            )
+    if any(later >= earlier for earlier, later in pairwise(sigmas)) or sigmas[-1] != 0:
+        raise ask.rejected("sigmas", " must fall from value to value and end with 0.")
+
+
+def check_span(ask: ParsedRequest, option: str, start: float, end: float) -> None:
+    """Reject shares of the steps between which nothing would be done; ``option`` is the start."""
+    if start >= end:
+        raise ask.rejected(
+            option, f" {start:g} is not before the end at {end:g}: nothing would be done."
+        )
+
+
+def _check_cache(ask: ParsedRequest) -> None:
+    params = ask.params
+    if params.cache_mode is None:
+        return
+    for name in ("threshold", "start", "end"):
+        if name in (params.cache_options or {}) and getattr(params, f"cache_{name}") is not None:
+            raise ask.rejected(
+                "cache_options",
+                f" and 'cache_{name}' both say '{name}'.",
+                Reason.CONFLICTING_FIELDS,
+            )
+    for name, value in params.cache_numbers.items():
+        given = getattr(params, f"cache_{name}", None) is not None
+        problem = _knob_problem(params.cache_mode, name, value)
+        if problem is not None:
+            raise ask.rejected(f"cache_{name}" if given else "cache_options", *problem)
+    if params.cache_start is not None and params.cache_end is not None:
+        check_span(ask, "cache_start", params.cache_start, params.cache_end)
+
+
+def _knob_problem(mode: str, name: str, value: float) -> tuple[str, Reason] | None:
+    knobs = CACHE_KNOBS[mode]
+    knob = knobs.get(name)
+    if knob is None:
+        return (
+            f": the cache mode '{mode}' has no '{name[:64]}'; it has {', '.join(knobs)}.",
+            Reason.NOT_SUPPORTED,
+        )
+    if not knob.low <= value <= knob.high or (knob.whole and value != int(value)):
+        kind = "a whole number" if knob.whole else "a number"
+        return f": '{name}' is {kind} from {knob.low:g} to {knob.high:g}.", Reason.INVALID_VALUE
+    return None
+
+
+def unknown_name(
+    ask: ParsedRequest, option: str, what: str, name: str, known: list[str]
+) -> InvalidRequest:
+    """Return the error for a file name that does not exist.
+
+    Args:
+        ask: The request.
+        option: The option that names it.
+        what: Kind of file: "LoRA".
+        name: As the client sent it.
+        known: The names that exist.
+    """
+    there = f"there are {', '.join(sorted(known)[:20])}" if known else "there are none"
+    return ask.rejected(option, f": no {what} '{name[:64]}'; {there}.")

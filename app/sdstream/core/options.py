@@ -1,0 +1,421 @@
+"""Every option of a request, described once.
+
+A field of ``ImageParams`` is all that an option needs beside the line that hands it to the runtime:
+its type and bounds are pydantic's, and its ``Option`` has the rest. Derived from the two are the
+aliases and neutral values of every dialect, the checks of what a model supports, the JSON Schema
+of ``GET /v1/models/{id}``, the text inside image files, ``parameters`` of answers, the OpenAPI
+document and the tables of the documents.
+
+``Options`` are the fields that a request carries to the runtime as they were sent; the concrete
+request (core/request) holds them as one value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sdstream.core.catalog import ModelSpec
+from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
+
+MAX_IMAGES: Final = 10
+MAX_STEPS: Final = 150
+MAX_PROMPT_CHARACTERS: Final = 32_000
+#: Seeds are the runtime's int64; image i of n takes seed + i, which must fit too.
+MAX_SEED: Final = 2**63 - 1 - MAX_IMAGES
+MAX_LORA_SCALE: Final = 10.0
+
+Quality = Literal["standard", "hd", "low", "medium", "high", "auto"]
+OutputFormat = Literal["png", "jpeg", "webp"]
+MaskMode = Literal["auto", "alpha", "luminance", "opacity"]
+Fit = Literal["crop", "stretch", "pad"]
+
+#: What an option acts on beside the prompt; without it the option has no effect.
+Input = Literal["image", "image or control", "mask", "control"]
+
+#: A LoRA in the prompt, as AUTOMATIC1111 has it.
+LORA_TAG: Final = re.compile(r"<lora:([^:<>]{1,128})(?::([^:<>]*))?>")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What an option needs beside its type and bounds.
+
+    Attributes:
+        aliases: Other names that clients send.
+        infotext: Its name in the parameters text of image files; None leaves it out.
+        flag_text: What that text says for True.
+        neutral: Values that ask for nothing, as lower-case text.
+        needs: The option without which this one has no effect.
+        acts_on: The input without which this one has no effect.
+        unsupported: Returns why a model ignores the option; None when the model supports it.
+        listed: The option is in the lists of options: /v1/models/{id} and the page.
+    """
+
+    aliases: tuple[str, ...] = ()
+    infotext: str | None = None
+    flag_text: str = "True"
+    neutral: tuple[str, ...] = ()
+    needs: str | None = None
+    acts_on: Input | None = None
+    unsupported: Callable[[ModelSpec], str | None] = lambda _: None
+    listed: bool = True
+
+
+def _more_than_clip(spec: ModelSpec) -> str | None:
+    if "clip_l" not in spec.traits.needs or spec.traits.flow:
+        return f"the model '{spec.id}' reads more than CLIP"
+    return None
+
+
+def _no_flow(spec: ModelSpec) -> str | None:
+    return None if spec.traits.flow else f"the model '{spec.id}' is not a flow model"
+
+
+def _no_layers_to_skip(spec: ModelSpec) -> str | None:
+    return f"the model '{spec.id}' has no such layers" if spec.traits.unet else None
+
+
+def _no_control(spec: ModelSpec) -> str | None:
+    return None if spec.files.control_net else f"the model '{spec.id}' has no ControlNet"
+
+
+def _no_distilled_guidance(spec: ModelSpec) -> str | None:
+    if spec.traits.distilled_guidance:
+        return None
+    return f"the model '{spec.id}' has no distilled guidance; use cfg_scale"
+
+
+def _plain_text(value: str) -> str:
+    # NUL ends a C string and a lone surrogate has no UTF-8 form: the runtime would see another
+    # prompt than the client sent.
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must not contain unpaired surrogates")
+    return value
+
+
+def no_boolean(value: Any) -> Any:
+    """Return the value; reject a boolean, which Python takes for a number."""
+    if isinstance(value, bool):
+        raise ValueError("must not be a boolean")
+    return value
+
+
+class LoraChoice(BaseModel):
+    """One LoRA of the operator's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    id: str = Field(max_length=128, description="Name of the file without its ending.")
+    scale: float = Field(
+        1.0,
+        ge=-MAX_LORA_SCALE,
+        le=MAX_LORA_SCALE,
+        description="Strength; a negative one has the opposite effect.",
+    )
+
+
+class Options(BaseModel):
+    """The options that a request carries to the runtime; None means "not given".
+
+    In a concrete request (``GenerationRequest.options``) None leaves the choice to the runtime or
+    the model.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    guidance: Annotated[
+        float | None,
+        Option(
+            aliases=("distilled_cfg_scale",),
+            infotext="Distilled CFG Scale",
+            unsupported=_no_distilled_guidance,
+        ),
+    ] = Field(None, ge=0, le=30, description="Distilled guidance (FLUX-dev).")
+    strength: Annotated[
+        float | None,
+        Option(aliases=("denoising_strength",), infotext="Denoising strength", acts_on="image"),
+    ] = Field(
+        None, ge=0, le=1, description="How far from the input image: 0 keeps it, 1 ignores it."
+    )
+    fit: Annotated[Fit | None, Option(acts_on="image or control")] = Field(
+        None, description="How an input image of another shape becomes size: crop, stretch or pad."
+    )
+    mask_mode: Annotated[MaskMode | None, Option(acts_on="mask")] = Field(
+        None,
+        description="What is painted: where alpha is 0, where the mask is white, or (auto) alpha "
+        "if the mask has any; opacity is the reverse of alpha, and luminance if it has none.",
+    )
+    mask_blur: Annotated[float | None, Option(infotext="Mask blur", acts_on="mask")] = Field(
+        None, ge=0, le=64, description="Pixels over which the mask's edge fades."
+    )
+    eta: Annotated[float | None, Option(infotext="Eta")] = Field(
+        None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
+    )
+    clip_skip: Annotated[
+        int | None,
+        Option(infotext="Clip skip", neutral=("-1",), unsupported=_more_than_clip),
+    ] = Field(
+        None, ge=1, le=12, description="Layers of CLIP to leave out at its end, from 1 for none."
+    )
+    flow_shift: Annotated[float | None, Option(infotext="Shift", unsupported=_no_flow)] = Field(
+        None, gt=0, le=100, description="Shift of the noise levels of flow models."
+    )
+    sigmas: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None, Option(infotext="Sigmas")
+    ] = Field(
+        None,
+        min_length=2,
+        max_length=MAX_STEPS + 1,
+        description="Noise levels, falling to 0, in place of steps and schedule.",
+    )
+    vae_tiling: Annotated[bool | None, Option()] = Field(
+        None, description="Decode in tiles: less memory, slower."
+    )
+    lora: Annotated[tuple[LoraChoice, ...] | None, Option(infotext="LoRA")] = Field(
+        None, max_length=8, description="LoRAs of GET /v1/loras: [{id, scale}]."
+    )
+    slg_scale: Annotated[
+        float | None, Option(infotext="SLG scale", unsupported=_no_layers_to_skip)
+    ] = Field(
+        None, ge=0, le=30, description="Skip-layer guidance: away from what fewer layers generate."
+    )
+    slg_start: Annotated[
+        float | None,
+        Option(infotext="SLG start", needs="slg_scale", unsupported=_no_layers_to_skip),
+    ] = Field(None, ge=0, le=1, description="Share of the steps before it.")
+    slg_end: Annotated[
+        float | None, Option(infotext="SLG end", needs="slg_scale", unsupported=_no_layers_to_skip)
+    ] = Field(None, ge=0, le=1, description="Share of the steps at its end.")
+    slg_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=999)], ...] | None,
+        Option(infotext="SLG layers", needs="slg_scale", unsupported=_no_layers_to_skip),
+    ] = Field(
+        None, min_length=1, max_length=64, description="Layers that it leaves out: 7, 8 and 9."
+    )
+    cache_mode: Annotated[str | None, Option(infotext="Cache", neutral=("disabled",))] = Field(
+        None, description="Leaves out work between similar steps: " + ", ".join(CACHE_MODES) + "."
+    )
+    cache_threshold: Annotated[
+        float | None, Option(infotext="Cache threshold", needs="cache_mode")
+    ] = Field(
+        None, gt=0, le=10, description="How alike steps must be; more is quicker and coarser."
+    )
+    cache_start: Annotated[float | None, Option(infotext="Cache start", needs="cache_mode")] = (
+        Field(None, ge=0, le=1, description="Share of steps before it.")
+    )
+    cache_end: Annotated[float | None, Option(infotext="Cache end", needs="cache_mode")] = Field(
+        None, ge=0, le=1, description="Share of steps at its end."
+    )
+    cache_options: Annotated[
+        dict[str, float] | None, Option(infotext="Cache options", needs="cache_mode")
+    ] = Field(None, max_length=16, description='Other numbers of the cache mode: {"warmup": 4}.')
+    hires_scale: Annotated[float | None, Option(infotext="Hires upscale")] = Field(
+        None,
+        gt=1,
+        le=4,
+        description="Generate small first, then enlarge by this and generate again.",
+    )
+    hires_steps: Annotated[int | None, Option(infotext="Hires steps", needs="hires_scale")] = Field(
+        None, ge=1, le=MAX_STEPS, description="Steps of the second pass; as many as the first."
+    )
+    hires_strength: Annotated[
+        float | None, Option(infotext="Hires denoising strength", needs="hires_scale")
+    ] = Field(None, ge=0, le=1, description="How far the second pass may go: 0.7.")
+    hires_upscaler: Annotated[
+        str | None, Option(infotext="Hires upscaler", needs="hires_scale")
+    ] = Field(None, description="What enlarges: " + ", ".join(HIRES_UPSCALERS) + ".")
+    upscaler: Annotated[str | None, Option(infotext="Postprocess upscaler")] = Field(
+        None, description="Enlarges the finished image: one of GET /v1/upscalers."
+    )
+    upscale: Annotated[
+        float | None, Option(infotext="Postprocess upscale by", needs="upscaler")
+    ] = Field(
+        None, ge=1, le=8, description="How many times; as much as the upscaler does by itself."
+    )
+    control_strength: Annotated[
+        float | None,
+        Option(infotext="ControlNet weight", acts_on="control", unsupported=_no_control),
+    ] = Field(None, ge=0, le=2, description="How strictly the control image is followed: 0.9.")
+    control_canny: Annotated[
+        bool | None,
+        Option(
+            infotext="ControlNet module",
+            flag_text="canny",
+            neutral=("false", "0", "off", "no"),
+            acts_on="control",
+            unsupported=_no_control,
+        ),
+    ] = Field(None, description="Make the control image of the edges of the one that was sent.")
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _json_in_a_form(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError("must be a list of objects with id and scale") from None
+
+    @field_validator("cache_options", mode="before")
+    @classmethod
+    def _pairs_in_a_form(cls, value: Any) -> Any:
+        """Read ``warmup=4,Fn=2``, the form of the runtime's own program, or JSON."""
+        if not isinstance(value, str):
+            return value
+        try:
+            if value.lstrip().startswith("{"):
+                return json.loads(value)
+            return dict(pair.strip().split("=", 1) for pair in value.split(","))
+        except (ValueError, RecursionError):
+            raise ValueError("must be an object of numbers, or name=number,…") from None
+
+    @field_validator("sigmas", "slg_layers", mode="before")
+    @classmethod
+    def _list_in_a_form(cls, value: Any) -> Any:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_numbers_from_booleans(cls, value: Any, info: Any) -> Any:
+        return value if info.field_name in _flags(cls) else no_boolean(value)
+
+    @property
+    def cache_numbers(self) -> dict[str, float]:
+        """The numbers of the cache that were given, by their names in samplers.CACHE_KNOBS."""
+        own = {
+            "threshold": self.cache_threshold,
+            "start": self.cache_start,
+            "end": self.cache_end,
+        }
+        given = {name: value for name, value in own.items() if value is not None}
+        return {**given, **(self.cache_options or {})}
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are not None, as values of JSON."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class ImageParams(Options):
+    """The parameters of one request as the client gave them, by their canonical names.
+
+    None always means "not given".
+    """
+
+    prompt: Annotated[str, Option(listed=False)] = Field(
+        max_length=MAX_PROMPT_CHARACTERS, description="What to generate."
+    )
+    negative_prompt: Annotated[str | None, Option(aliases=("negative_sampler",), listed=False)] = (
+        Field(
+            None,
+            max_length=MAX_PROMPT_CHARACTERS,
+            description="What to keep out; needs cfg_scale > 1.",
+        )
+    )
+    model: Annotated[str | None, Option(infotext="Model", listed=False)] = Field(
+        None, description='A model id; "default" or none is the default.'
+    )
+    n: Annotated[int | None, Option(aliases=("samples", "num_images", "batch_size"))] = Field(
+        None, ge=1, le=MAX_IMAGES, description="Images; image i has seed + i."
+    )
+    size: Annotated[str | None, Option(infotext="Size")] = Field(
+        None, description='"WIDTHxHEIGHT" in pixels, or "auto".'
+    )
+    width: Annotated[int | None, Option()] = Field(
+        None, ge=1, description="Pixels; with height, in place of size."
+    )
+    height: Annotated[int | None, Option()] = Field(
+        None, ge=1, description="Pixels; with width, in place of size."
+    )
+    aspect_ratio: Annotated[str | None, Option()] = Field(
+        None, description='Shape like "16:9", in place of size: about as many pixels as usual.'
+    )
+    seed: Annotated[int | None, Option(aliases=("rng_seed",), infotext="Seed")] = Field(
+        None, ge=-1, le=MAX_SEED, description="-1 or none is random."
+    )
+    sample_steps: Annotated[
+        int | None,
+        Option(
+            aliases=("steps", "num_inference_steps", "sampling_steps"),
+            infotext="Steps",
+        ),
+    ] = Field(None, ge=1, le=MAX_STEPS, description="Sampling steps.")
+    sampler: Annotated[
+        str | None, Option(aliases=("sample_method", "sampler_name"), infotext="Sampler")
+    ] = Field(None, description="One of: " + ", ".join(SAMPLERS) + ".")
+    schedule: Annotated[
+        str | None, Option(aliases=("scheduler", "schedule_method"), infotext="Schedule type")
+    ] = Field(None, description="One of: " + ", ".join(SCHEDULES) + ".")
+    cfg_scale: Annotated[
+        float | None, Option(aliases=("guidance_scale",), infotext="CFG scale")
+    ] = Field(None, ge=0, le=30, description="Classifier-free guidance.")
+    quality: Annotated[Quality | None, Option()] = Field(
+        None, description="Steps when none are given: low 0.5x, high and hd 1.5x the model's own."
+    )
+    output_format: Annotated[OutputFormat | None, Option()] = Field(
+        None, description="The image file's format."
+    )
+    output_compression: Annotated[int | None, Option()] = Field(
+        None, ge=0, le=100, description="Quality of JPEG and WebP in percent."
+    )
+    safety_check: Annotated[bool, Option()] = Field(
+        False, description="Have each image checked; rejected where no checker is configured."
+    )
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _text(cls, value: str | None) -> str | None:
+        return value if value is None else _plain_text(value)
+
+    def options(self) -> Options:
+        """Return the options that the concrete request carries."""
+        return Options.model_construct(
+            **{name: getattr(self, name) for name in Options.model_fields}
+        )
+
+
+@cache
+def _flags(cls: type[BaseModel]) -> frozenset[str]:
+    """The fields of a model that are true or false."""
+    return frozenset(
+        name
+        for name, field in cls.model_fields.items()
+        if bool in (field.annotation, *get_args(field.annotation))
+    )
+
+
+def _option_of(metadata: list[Any]) -> Option:
+    (option,) = (item for item in metadata if isinstance(item, Option))
+    return option
+
+
+#: Canonical name -> what the option needs beside its type, in the order of the lists of options:
+#: what every request has, then what the runtime has besides.
+OPTIONS: Final[Mapping[str, Option]] = {
+    name: _option_of(ImageParams.model_fields[name].metadata)
+    for name in sorted(ImageParams.model_fields, key=lambda name: name in Options.model_fields)
+}
+
+#: A client's spelling -> the canonical name.
+ALIASES: Final[Mapping[str, str]] = {
+    alias: name for name, option in OPTIONS.items() for alias in option.aliases
+}
+
+
+def is_neutral(name: str, value: object) -> bool:
+    """Return whether a value of an option asks for nothing.
+
+    Args:
+        name: Canonical name.
+        value: What the client sent.
+    """
+    return value is None or str(value).lower() in OPTIONS[name].neutral

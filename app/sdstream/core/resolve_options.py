@@ -1,0 +1,134 @@
+"""The concrete values of a request's options, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.catalog import ModelSpec, Size
+from sdstream.core.errors import Reason
+from sdstream.core.model_options import check_span, default_guidance, unknown_name
+from sdstream.core.options import LORA_TAG, MAX_LORA_SCALE, LoraChoice
+from sdstream.core.request import Extras, Sources
+
+#: Skip-layer guidance, as the runtime's own program has it.
+_SLG_DEFAULTS = {"slg_start": 0.01, "slg_end": 0.2, "slg_layers": (7, 8, 9)}
+
+
+def concrete(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> dict[str, Any]:
+    """Return the defaults of options that have one beside the runtime's own: name -> value."""
+    params = ask.params
+    defaults: dict[str, Any] = {}
+    if spec.traits.distilled_guidance:
+        defaults["guidance"] = default_guidance(spec)
+    if sources.drawn_over:
+        # Under a mask there is nothing to keep; without one the picture should be recognised.
+        defaults |= {"strength": 1.0 if sources.masked else 0.75, "fit": "crop"}
+    if params.slg_scale is not None:
+        defaults |= _SLG_DEFAULTS
+    if sources.control:
+        defaults |= {"control_strength": 0.9, "control_canny": False}
+    values = {name: value for name, value in defaults.items() if getattr(params, name) is None}
+    if params.slg_scale is not None:
+        given = {**params.given(), **values}
+        check_span(ask, "slg_start", given["slg_start"], given["slg_end"])
+    return values
+
+
+def loras(ask: ParsedRequest, extras: Extras) -> tuple[str, tuple[LoraChoice, ...]]:
+    """Return the prompt without LoRA tags, and all LoRAs: the chosen ones and those of the tags."""
+    chosen = [(lora, "lora") for lora in ask.params.lora or ()]
+    prompt = ask.params.prompt
+    tags = LORA_TAG.findall(prompt)
+    if tags and not extras.lora_in_prompt:
+        raise ask.rejected(
+            "prompt",
+            " names a LoRA, which this server takes in 'lora' alone.",
+            Reason.NOT_SUPPORTED,
+        )
+    if tags:
+        chosen += [(LoraChoice(id=n, scale=_scale(ask, n, text)), "prompt") for n, text in tags]
+        # Text, name, scale, text …; the space before a tag goes with it.
+        texts = LORA_TAG.split(prompt)[::3]
+        prompt = "".join(text.rstrip() for text in texts).strip()
+    for lora, option in chosen:
+        if lora.id not in extras.loras:
+            raise unknown_name(ask, option, "LoRA", lora.id, [*extras.loras])
+    if len({lora.id for lora, _ in chosen}) < len(chosen):
+        raise ask.rejected(chosen[-1][1], " names one LoRA twice.", Reason.CONFLICTING_FIELDS)
+    return prompt, tuple(lora for lora, _ in chosen)
+
+
+def _scale(ask: ParsedRequest, name: str, text: str) -> float:
+    try:
+        scale = float(text or 1.0)
+    except ValueError:
+        scale = MAX_LORA_SCALE + 1
+    if not abs(scale) <= MAX_LORA_SCALE:
+        raise ask.rejected(
+            "prompt",
+            f": the scale of the LoRA '{name[:64]}' is between -{MAX_LORA_SCALE:g} and "
+            f"{MAX_LORA_SCALE:g}.",
+        )
+    return scale
+
+
+def second_pass(
+    ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int, sources: Sources
+) -> Size | None:
+    """Return the size of the second pass in pixels; None for no second pass."""
+    scale = ask.params.hires_scale
+    if scale is None:
+        return None
+    if sources.size is not None:
+        raise ask.rejected(
+            "hires_scale", " is for images that begin from nothing.", Reason.NOT_SUPPORTED
+        )
+    multiple = spec.traits.multiple
+    larger = Size(*(round(side * scale / multiple) * multiple for side in size))
+    problem = spec.size_problem(larger)
+    if larger == size:
+        problem = f"{size} stays as it is, for the next size is {multiple} pixels larger"
+    if problem:
+        raise ask.rejected("hires_scale", f": {problem}.")
+    _check_pixels(ask, "hires_scale", larger, max_pixels)
+    return larger
+
+
+def hires(ask: ParsedRequest, size: Size, larger: Size, steps: int) -> dict[str, Any]:
+    """Return the concrete options of a second pass: name -> value."""
+    params = ask.params
+    return {
+        "hires_scale": round(larger.width / size.width, 4),
+        "hires_steps": params.hires_steps or steps,
+        "hires_strength": 0.7 if params.hires_strength is None else params.hires_strength,
+        "hires_upscaler": params.hires_upscaler or "latent",
+    }
+
+
+def upscaled(ask: ParsedRequest, size: Size, extras: Extras, max_pixels: int) -> Size | None:
+    """Return the size after the upscaler in pixels; None for no upscaler.
+
+    Args:
+        ask: The request.
+        size: Of the image before.
+        extras: Has the upscalers.
+        max_pixels: Upper bound of width x height.
+    """
+    name = ask.params.upscaler
+    if name is None:
+        return None
+    if name not in extras.upscalers:
+        raise unknown_name(ask, "upscaler", "upscaler", name, [*extras.upscalers])
+    most = extras.upscalers[name]
+    factor = most if ask.params.upscale is None else ask.params.upscale
+    if factor > most:
+        raise ask.rejected("upscale", f": the upscaler '{name}' enlarges {most} times at most.")
+    larger = Size(*(round(side * factor) for side in size))
+    _check_pixels(ask, "upscale", larger, max_pixels)
+    return larger
+
+
+def _check_pixels(ask: ParsedRequest, option: str, size: Size, max_pixels: int) -> None:
+    if size.width * size.height > max_pixels:
+        raise ask.rejected(option, f": {size} is more than this server's {max_pixels} pixels.")

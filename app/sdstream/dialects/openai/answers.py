@@ -1,0 +1,43 @@
+"""OpenAI's JSON of a finished job, with the further keys that Xinference's clients read."""
+
+from __future__ import annotations
+
+from sdstream.core.job import Job
+from sdstream.dialects.rendering import (
+    ImageForm,
+    answer_fields,
+    compact,
+    image_item,
+    usage_fields,
+    with_data,
+)
+
+
+def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
+    """The JSON of a finished job.
+
+    Args:
+        job: Completed.
+        form: How images are put in.
+        created: Unix seconds.
+    """
+    images = [job.images[index] for index in sorted(job.images)]
+    items = [
+        image_item(
+            {
+                "index": image.index,
+                "seed": image.seed,
+                "revised_prompt": None,
+                "finish_reason": "stop",
+                # As Xinference answers; its clients look at both keys.
+                **({"b64_json": None} if form.as_url else {}),
+            },
+            job.request,
+            image,
+            form,
+        )
+        for image in images
+    ]
+    head = {"created": created}
+    tail = {"model": job.request.model, **answer_fields(job), "usage": usage_fields(job.usage())}
+    return with_data(head, items, compact(tail))

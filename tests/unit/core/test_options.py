@@ -1,0 +1,81 @@
+"""The table of options, LoRAs in prompts, and requests that were stored by earlier releases."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.catalog import Size
+from sdstream.core.options import OPTIONS, ImageParams
+from sdstream.core.request import NO_EXTRAS, Extras, request_fields, request_of
+from sdstream.core.resolve_options import loras
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+EXTRAS = Extras(loras=["x", "y"], lora_in_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "left", "chosen"),
+    [
+        ("a red circle <lora:x:1>", "a red circle", ["x"]),
+        ("<lora:x:0.5>a red circle", "a red circle", ["x"]),
+        ("a red <lora:x> circle", "a red circle", ["x"]),
+        ("a red \t<lora:x>  <lora:y:2>, circle", "a red, circle", ["x", "y"]),
+        ("a  red\n\ncircle ", "a  red\n\ncircle ", []),
+    ],
+)
+def test_loras_leave_the_prompt(prompt: str, left: str, chosen: list[str]) -> None:
+    """With the space before them; a prompt without any stays as it is."""
+    text, found = loras(ParsedRequest(ImageParams(prompt=prompt)), EXTRAS)
+    assert (text, [lora.id for lora in found]) == (left, chosen)
+
+
+@pytest.mark.parametrize("text", [" " * 32_000, "<lora:" * 5_000, "<lora:x:" * 4_000])
+def test_long_prompts_take_no_time(text: str) -> None:
+    """Every prompt is looked through for LoRAs, in time in proportion to its length."""
+    began = time.monotonic()
+    for _ in range(10):
+        assert loras(ParsedRequest(ImageParams(prompt=text)), NO_EXTRAS) == (text, ())
+    assert time.monotonic() - began < 2
+
+
+def test_the_table_is_consistent() -> None:
+    """Leaders exist, no two options share a spelling or a name in image files."""
+    spellings = [*OPTIONS, *(alias for option in OPTIONS.values() for alias in option.aliases)]
+    assert len(spellings) == len({*spellings})
+    texts = [option.infotext for option in OPTIONS.values() if option.infotext]
+    assert len(texts) == len({*texts})
+    assert {option.needs for option in OPTIONS.values() if option.needs} <= OPTIONS.keys()
+
+
+def test_a_stored_request_of_an_earlier_release() -> None:
+    """Jobs that wait in a data folder keep every option."""
+    fields = json.loads((GOLDEN / "request_nested_options.json").read_text())
+    request = request_of(fields)
+    assert request_of(json.loads(json.dumps(request_fields(request)))) == request
+    assert request.second_pass == Size(768, 768)
+    assert request.upscaled == Size(1536, 1536)
+    assert request.options.given() == {
+        "guidance": 3.5, "strength": 0.5, "fit": "pad", "mask_mode": "luminance", "mask_blur": 4.0,
+        "eta": 0.25, "clip_skip": 2, "flow_shift": 3.0, "sigmas": [14.5, 0.0], "vae_tiling": True,
+        "lora": [{"id": "ink", "scale": 0.5}],
+        "slg_scale": 2.5, "slg_start": 0.01, "slg_end": 0.2, "slg_layers": [7, 8],
+        "cache_mode": "easycache", "cache_threshold": 0.25, "cache_end": 0.5,
+        "cache_options": {"decay": 0.5},
+        "hires_scale": 1.5, "hires_steps": 10, "hires_strength": 0.5, "hires_upscaler": "latent",
+        "upscaler": "x2", "upscale": 2.0, "control_strength": 0.5, "control_canny": True,
+    }  # fmt: skip
+
+
+def test_a_stored_request_without_further_options() -> None:
+    """The defaults that earlier releases stored for images without inputs are left out."""
+    fields = json.loads((GOLDEN / "request_nested_options.json").read_text())
+    plain = {"strength": None, "fit": "crop", "mask_mode": "auto", "mask_blur": 0.0, "sigmas": []}
+    plain |= {"slg": None, "cache": None, "hires": None, "upscale": None, "loras": []}
+    plain |= dict.fromkeys(("guidance", "eta", "clip_skip", "flow_shift", "vae_tiling"))
+    request = request_of({**fields, **plain, "control_strength": None, "control_canny": False})
+    assert request.options.given() == {}
