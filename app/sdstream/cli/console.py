@@ -24,7 +24,7 @@ from sdstream.core.options import MAX_IMAGES
 from sdstream.imaging.safety import SafetyCheckerError
 from sdstream.service.webhooks import WebhookSettingsError
 from sdstream.settings import Settings
-from sdstream.storage.job_store import StoreError
+from sdstream.storage.schema import StoreError
 from sdstream.web.server import ServerError
 from sdstream.weights.discovery import ModelError
 from sdstream.weights.headers import printable

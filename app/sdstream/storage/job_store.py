@@ -18,10 +18,8 @@ import errno
 import fcntl
 import json
 import logging
-import secrets
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -32,88 +30,32 @@ from typing import Final, ParamSpec, TextIO, TypeVar
 
 from sdstream.core.delivery import Delivery
 from sdstream.core.errors import Reason, StorageFull
-from sdstream.core.job import (
-    MAX_ATTEMPTS,
-    Completed,
-    ImageResult,
-    Job,
-    JobCancelled,
-    JobFailed,
-    JobStatus,
-    Terms,
-)
-from sdstream.core.messages import Generate, encode, unframe
+from sdstream.core.job import MAX_ATTEMPTS, ImageResult, Job, JobFailed, JobStatus
+from sdstream.core.messages import Generate
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
-from sdstream.core.queue import Priority
-from sdstream.core.request import request_fields, request_of
+from sdstream.storage.files import JobFiles
+from sdstream.storage.rows import (
+    INSERT_IMAGE,
+    INSERT_JOB,
+    SET_STATE,
+    image_values,
+    job_of,
+    job_values,
+    state_of,
+)
+from sdstream.storage.schema import StoreError, migrate, open_database
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Each brings the database one version further; only ever appended to.
-_MIGRATIONS: Final = (
-    """
-    CREATE TABLE jobs (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        owner TEXT NOT NULL,
-        status TEXT NOT NULL,
-        request TEXT NOT NULL,
-        terms TEXT NOT NULL,
-        idempotency_key TEXT,
-        created REAL NOT NULL,
-        started REAL,
-        ended REAL,
-        attempts INTEGER NOT NULL,
-        last_event INTEGER NOT NULL,
-        reason TEXT,
-        message TEXT
-    ) STRICT;
-    CREATE UNIQUE INDEX jobs_by_key ON jobs (owner, idempotency_key)
-        WHERE idempotency_key IS NOT NULL;
-    CREATE INDEX jobs_by_end ON jobs (ended) WHERE ended IS NOT NULL;
-    CREATE TABLE images (
-        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-        number INTEGER NOT NULL,
-        id TEXT UNIQUE,
-        format TEXT NOT NULL,
-        seed INTEGER NOT NULL,
-        bytes INTEGER NOT NULL,
-        steps INTEGER NOT NULL,
-        encode_seconds REAL NOT NULL,
-        sample_seconds REAL NOT NULL,
-        decode_seconds REAL NOT NULL,
-        flagged INTEGER NOT NULL,
-        PRIMARY KEY (job, number)
-    ) STRICT;
-    CREATE TABLE deliveries (
-        id TEXT NOT NULL PRIMARY KEY,
-        url TEXT NOT NULL,
-        payload BLOB NOT NULL,
-        attempts INTEGER NOT NULL,
-        next_at REAL NOT NULL
-    ) STRICT;
-    """,
-    "ALTER TABLE jobs ADD COLUMN has_inputs INTEGER NOT NULL DEFAULT 0;",
-)
-
-_SET_STATE: Final = (
-    "UPDATE jobs SET status = :status, started = :started, ended = :ended, attempts = :attempts,"
-    " last_event = :last_event, reason = :reason, message = :message WHERE id = :id"
-)
-
 #: Room that events of a new life of the server leave for those of the one before: ids only grow.
 _EVENTS_A_LIFE: Final = 1_000_000
 
 #: SQLITE_FULL and SQLITE_IOERR.
 _NO_ROOM: Final = (13, 10)
-
-
-class StoreError(Exception):
-    """The data folder cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +90,7 @@ class JobStore:
         delivery_of: Callable[[Job], Delivery | None] = lambda _: None,
     ) -> None:
         self._folder = folder
-        self._images = folder / "images"
-        self._inputs = folder / "inputs"
+        self._files = JobFiles(folder)
         self._ttl = ttl_seconds
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
@@ -169,12 +110,11 @@ class JobStore:
         if hasattr(self, "_db"):
             return
         try:
-            for part in (self._images, self._inputs):
-                part.mkdir(parents=True, exist_ok=True)
+            self._files.make_folders()
             with ExitStack() as opening:
                 opening.enter_context(_locked(self._folder / "lock"))
-                db = opening.enter_context(closing(_opened(self._folder / "jobs.sqlite")))
-                _migrate(db)
+                db = opening.enter_context(closing(open_database(self._folder / "jobs.sqlite")))
+                migrate(db)
                 self._db, self._held = db, opening.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the data folder {self._folder} cannot be used: {error}") from None
@@ -200,18 +140,17 @@ class JobStore:
         Raises:
             StorageFull: The disk has no room.
         """
-        disk = await asyncio.to_thread(shutil.disk_usage, self._images)
+        disk = await asyncio.to_thread(shutil.disk_usage, self._files.images)
         if disk.free < self._min_free_bytes:
             raise _full()
         try:
             if inputs != Inputs():
                 order = Generate(job.id, job.request, inputs)
-                path = self._inputs / job.id
                 # Putting together a hundred megabytes takes its time too.
-                await asyncio.to_thread(lambda: _write(path, encode(order)))
+                await asyncio.to_thread(self._files.put_inputs, order)
             await self._run(self._insert, job, inputs != Inputs())
         except (OSError, sqlite3.Error) as error:
-            (self._inputs / job.id).unlink(missing_ok=True)
+            self._files.drop_inputs(job.id)
             if not _is_no_room(error):
                 raise
             logger.error("a job could not be kept: %s", error)
@@ -219,23 +158,19 @@ class JobStore:
 
     async def inputs(self, job: Job) -> Inputs:
         """The pictures that a job starts from; raises OSError and ValueError when they are gone."""
-        path = self._inputs / job.id
         # Rows from before the column was there say nothing of a file.
         known = await self._run(self._has_inputs, job.id)
-        if not known and not await asyncio.to_thread(path.exists):
+        if not known and not await asyncio.to_thread(self._files.has_inputs, job.id):
             return Inputs()
-        message = await asyncio.to_thread(lambda: unframe(path.read_bytes()))
-        if not isinstance(message, Generate):
-            raise ValueError(f"not the pictures of a job: {path.name}")
-        return message.inputs
+        return await asyncio.to_thread(self._files.get_inputs, job.id)
 
     async def update(self, job: Job) -> None:
         """Write down where a job is now."""
-        await self._run(self._update, _state(job))
+        await self._run(self._update, state_of(job))
 
     def note(self, job: Job) -> None:
         """As ``update``, without waiting; later reads see it."""
-        self._later(self._update, _state(job))
+        self._later(self._update, state_of(job))
 
     def note_image(self, job: Job, image: ImageResult) -> None:
         """Add a finished image, whose file is there, to its job, without waiting."""
@@ -243,7 +178,7 @@ class JobStore:
 
     def note_end(self, job: Job) -> None:
         """Write down a job's end and whom to tell of it, without waiting, and make room."""
-        self._later(self._finish, _state(job), self._delivery_of(job))
+        self._later(self._finish, state_of(job), self._delivery_of(job))
 
     # --- looking things up ----------------------------------------------------------------------
 
@@ -267,7 +202,7 @@ class JobStore:
 
     async def with_file(self, image: ImageResult, output_format: OutputFormat) -> ImageResult:
         """A finished image with its file; raises FileNotFoundError when that is gone."""
-        data = await asyncio.to_thread(self._file, image, output_format)
+        data = await asyncio.to_thread(self._files.file, image, output_format)
         return dataclasses.replace(image, data=data)
 
     async def page(
@@ -289,7 +224,7 @@ class JobStore:
         if row is None:
             return None
         try:
-            return await asyncio.to_thread(self._path(*row).read_bytes), row[1]
+            return await asyncio.to_thread(self._files.path(*row).read_bytes), row[1]
         except FileNotFoundError:
             return None
 
@@ -323,28 +258,18 @@ class JobStore:
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
         """Write an image; returns its unguessable id. Raises OSError. Called in any thread."""
-        image_id = secrets.token_urlsafe(16)
-        _write(self._path(image_id, output_format), data)
-        return image_id
+        return self._files.put(data, output_format)
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
         """Delete the file of an image that belongs to no job after all."""
-        self._later(self._path(image_id, output_format).unlink, missing_ok=True)
+        self._later(self._files.path(image_id, output_format).unlink, missing_ok=True)
 
     def _with_files(self, job: Job) -> Job:
         output_format = job.request.output_format
         return job.retold(
-            dataclasses.replace(image, data=self._file(image, output_format))
+            dataclasses.replace(image, data=self._files.file(image, output_format))
             for image in job.images.values()
         )
-
-    def _file(self, image: ImageResult, output_format: OutputFormat) -> bytes:
-        if image.id is None:
-            raise FileNotFoundError("the disk was full when this image was finished")
-        return self._path(image.id, output_format).read_bytes()
-
-    def _path(self, image_id: str, output_format: OutputFormat) -> Path:
-        return self._images / f"{image_id}.{output_format}"
 
     # --- in the store's thread ------------------------------------------------------------------
 
@@ -361,10 +286,10 @@ class JobStore:
             job.first_event += _EVENTS_A_LIFE
             if given_up := _given_up(job):
                 job.apply(given_up, self._clock())
-                self._end(_state(job), self._delivery_of(job))
+                self._end(state_of(job), self._delivery_of(job))
             else:
                 job.status = JobStatus.QUEUED
-                self._update(_state(job))
+                self._update(state_of(job))
         self._sweep()
         self._expire()
         return self._unfinished()
@@ -376,30 +301,16 @@ class JobStore:
     def _sweep(self) -> None:
         """Delete files that no row knows, and rows whose files are gone."""
         known = {
-            self._path(row["id"], row["format"]).name: row["job"]
+            self._files.path(row["id"], row["format"]).name: row["job"]
             for row in self._db.execute("SELECT * FROM images WHERE id IS NOT NULL")
         }
-        there = {path.name for path in self._images.iterdir()}
-        for name in there - known.keys():
-            (self._images / name).unlink(missing_ok=True)
+        there = self._files.sweep(known, {job.id for job in self._unfinished()})
         self._delete({known[name] for name in known.keys() - there})
-        unfinished = {job.id for job in self._unfinished()}
-        for path in self._inputs.iterdir():
-            if path.name not in unfinished:
-                path.unlink(missing_ok=True)
         (self._bytes,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM images").fetchone()
 
     def _insert(self, job: Job, has_inputs: bool) -> None:
-        request, terms = request_fields(job.request), dataclasses.asdict(job.terms)
         with self._db:
-            self._db.execute(
-                "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"
-                " attempts, last_event, has_inputs) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?)",
-                (
-                    job.id, job.terms.owner, job.status.value, json.dumps(request),
-                    json.dumps(terms), job.terms.idempotency_key, job.created, has_inputs,
-                ),
-            )  # fmt: skip
+            self._db.execute(INSERT_JOB, job_values(job, has_inputs=has_inputs))
 
     def _has_inputs(self, job_id: str) -> bool:
         row = self._db.execute("SELECT has_inputs FROM jobs WHERE id = ?", (job_id,)).fetchone()
@@ -407,24 +318,17 @@ class JobStore:
 
     def _update(self, state: dict[str, object]) -> None:
         with self._db:
-            self._db.execute(_SET_STATE, state)
+            self._db.execute(SET_STATE, state)
 
     def _insert_image(self, job: str, output_format: OutputFormat, image: ImageResult) -> None:
         with self._db:
-            self._db.execute(
-                "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    job, image.index, image.id, output_format, image.seed, image.size, image.steps,
-                    image.encode_seconds, image.sample_seconds, image.decode_seconds,
-                    image.flagged,
-                ),
-            )  # fmt: skip
+            self._db.execute(INSERT_IMAGE, image_values(job, output_format, image))
         self._bytes += image.size
 
     def _end(self, state: dict[str, object], message: Delivery | None) -> None:
         """The end and the message of it in one transaction: neither is there without the other."""
         with self._db:
-            self._db.execute(_SET_STATE, state)
+            self._db.execute(SET_STATE, state)
             if message is not None:
                 self._db.execute(
                     "INSERT INTO deliveries VALUES (:id, :url, :payload, :attempts, :next_at)",
@@ -433,7 +337,7 @@ class JobStore:
 
     def _finish(self, state: dict[str, object], message: Delivery | None) -> None:
         self._end(state, message)
-        (self._inputs / str(state["id"])).unlink(missing_ok=True)
+        self._files.drop_inputs(str(state["id"]))
         self._expire()
 
     def _delete(self, ids: Iterable[str]) -> None:
@@ -444,8 +348,8 @@ class JobStore:
             for row in rows:
                 self._bytes -= row["bytes"]
                 if row["id"] is not None:
-                    self._path(row["id"], row["format"]).unlink(missing_ok=True)
-            (self._inputs / job_id).unlink(missing_ok=True)
+                    self._files.path(row["id"], row["format"]).unlink(missing_ok=True)
+            self._files.drop_inputs(job_id)
 
     def _expire(self) -> None:
         oldest = self._clock() - self._ttl
@@ -501,20 +405,10 @@ class JobStore:
         return None if row is None else (row["id"], row["format"])
 
     def _job(self, row: sqlite3.Row) -> Job:
-        request = request_of(json.loads(row["request"]))
-        job = Job(row["id"], request, row["created"], _terms_of(json.loads(row["terms"])))
-        job.status = JobStatus(row["status"])
-        job.attempts, job.started, job.ended = row["attempts"], row["started"], row["ended"]
-        job.ending = _ending_of(row)
-        job.first_event = row["last_event"]
-        images = [
-            _image_of(image)
-            for image in self._db.execute(
-                "SELECT * FROM images WHERE job = ? ORDER BY number", (job.id,)
-            )
-        ]
-        job.images = {image.index: image for image in images}
-        return job.retold(images) if job.terminal else job
+        images = self._db.execute(
+            "SELECT * FROM images WHERE job = ? ORDER BY number", (row["id"],)
+        )
+        return job_of(row, images.fetchall())
 
 
 def _locked(path: Path) -> TextIO:
@@ -529,38 +423,6 @@ def _locked(path: Path) -> TextIO:
             "give this one its own with --data-dir"
         ) from None
     return file
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    # Made here and used in the store's thread, one after the other.
-    db = sqlite3.connect(path, check_same_thread=False)
-    db.row_factory = sqlite3.Row
-    return db
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    """Bring a database to the newest version; raises StoreError when it is beyond that."""
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("PRAGMA foreign_keys = ON")
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > len(_MIGRATIONS):
-        raise StoreError("the data folder was written by a newer release of this program")
-    for number, script in enumerate(_MIGRATIONS[version:], start=version + 1):
-        # One transaction with its version: a crash in the middle leaves the old one.
-        db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a whole file or none."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            part.write(data)
-            part.flush()
-            Path(part.name).replace(path)
-        except OSError:
-            Path(part.name).unlink(missing_ok=True)
-            raise
 
 
 def _full() -> StorageFull:
@@ -587,50 +449,3 @@ def _given_up(job: Job) -> JobFailed | None:
             Reason.INTERRUPTED, f"The server died in {MAX_ATTEMPTS} attempts at this job."
         )
     return None
-
-
-def _state(job: Job) -> dict[str, object]:
-    """What changes in a job's row; taken at once, since the job goes on."""
-    ending = job.ending
-    failed = ending if isinstance(ending, JobFailed | JobCancelled) else None
-    return {
-        "id": job.id,
-        "status": job.status.value,
-        "started": job.started,
-        "ended": job.ended,
-        "attempts": job.attempts,
-        "last_event": job.last_event,
-        "reason": failed.reason.value if isinstance(failed, JobFailed) else None,
-        "message": failed.message if failed else None,
-    }
-
-
-def _terms_of(fields: dict[str, object]) -> Terms:
-    return Terms(**{**fields, "priority": Priority(str(fields["priority"]))})  # type: ignore[arg-type]
-
-
-def _image_of(row: sqlite3.Row) -> ImageResult:
-    return ImageResult(
-        index=row["number"],
-        seed=row["seed"],
-        data=None,
-        size=row["bytes"],
-        steps=row["steps"],
-        encode_seconds=row["encode_seconds"],
-        sample_seconds=row["sample_seconds"],
-        decode_seconds=row["decode_seconds"],
-        id=row["id"],
-        flagged=bool(row["flagged"]),
-    )
-
-
-def _ending_of(row: sqlite3.Row) -> Completed | JobFailed | JobCancelled | None:
-    match JobStatus(row["status"]):
-        case JobStatus.COMPLETED:
-            return Completed()
-        case JobStatus.FAILED:
-            return JobFailed(Reason(row["reason"]), row["message"])
-        case JobStatus.CANCELLED:
-            return JobCancelled(row["message"])
-        case _:
-            return None

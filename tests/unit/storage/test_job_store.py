@@ -31,7 +31,8 @@ from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.queue import Priority
 from sdstream.core.request import GenerationRequest
 from sdstream.service.webhooks import delivery_of
-from sdstream.storage.job_store import JobStore, StoreError
+from sdstream.storage.job_store import JobStore
+from sdstream.storage.schema import StoreError
 
 Body = Callable[[JobStore], Awaitable[None]]
 

@@ -1,0 +1,110 @@
+"""Jobs and images as rows of the database, and rows as jobs and images."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from sdstream.core.errors import Reason
+from sdstream.core.job import (
+    Completed,
+    ImageResult,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobStatus,
+    Terms,
+)
+from sdstream.core.options import OutputFormat
+from sdstream.core.request import request_fields, request_of
+
+SET_STATE: Final = (
+    "UPDATE jobs SET status = :status, started = :started, ended = :ended, attempts = :attempts,"
+    " last_event = :last_event, reason = :reason, message = :message WHERE id = :id"
+)
+
+INSERT_JOB: Final = (
+    "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"
+    " attempts, last_event, has_inputs) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
+)
+
+_TERMS: Final = TypeAdapter(Terms)
+
+INSERT_IMAGE: Final = "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+def job_values(job: Job, *, has_inputs: bool) -> tuple[object, ...]:
+    """A new job's row, for INSERT_JOB."""
+    request, terms = request_fields(job.request), _TERMS.dump_python(job.terms, mode="json")
+    return (
+        job.id, job.terms.owner, job.status.value, json.dumps(request), json.dumps(terms),
+        job.terms.idempotency_key, job.created, has_inputs,
+    )  # fmt: skip
+
+
+def image_values(job: str, output_format: OutputFormat, image: ImageResult) -> tuple[object, ...]:
+    """A finished image's row, for INSERT_IMAGE."""
+    return (
+        job, image.index, image.id, output_format, image.seed, image.size, image.steps,
+        image.encode_seconds, image.sample_seconds, image.decode_seconds, image.flagged,
+    )  # fmt: skip
+
+
+def job_of(row: sqlite3.Row, image_rows: Iterable[sqlite3.Row]) -> Job:
+    """The job of a row and of the rows of its images, without the images' files."""
+    request = request_of(json.loads(row["request"]))
+    job = Job(row["id"], request, row["created"], _TERMS.validate_json(row["terms"]))
+    job.status = JobStatus(row["status"])
+    job.attempts, job.started, job.ended = row["attempts"], row["started"], row["ended"]
+    job.ending = _ending_of(row)
+    job.first_event = row["last_event"]
+    images = [_image_of(image) for image in image_rows]
+    job.images = {image.index: image for image in images}
+    return job.retold(images) if job.terminal else job
+
+
+def state_of(job: Job) -> dict[str, object]:
+    """What changes in a job's row; taken at once, since the job goes on."""
+    ending = job.ending
+    failed = ending if isinstance(ending, JobFailed | JobCancelled) else None
+    return {
+        "id": job.id,
+        "status": job.status.value,
+        "started": job.started,
+        "ended": job.ended,
+        "attempts": job.attempts,
+        "last_event": job.last_event,
+        "reason": failed.reason.value if isinstance(failed, JobFailed) else None,
+        "message": failed.message if failed else None,
+    }
+
+
+def _image_of(row: sqlite3.Row) -> ImageResult:
+    return ImageResult(
+        index=row["number"],
+        seed=row["seed"],
+        data=None,
+        size=row["bytes"],
+        steps=row["steps"],
+        encode_seconds=row["encode_seconds"],
+        sample_seconds=row["sample_seconds"],
+        decode_seconds=row["decode_seconds"],
+        id=row["id"],
+        flagged=bool(row["flagged"]),
+    )
+
+
+def _ending_of(row: sqlite3.Row) -> Completed | JobFailed | JobCancelled | None:
+    match JobStatus(row["status"]):
+        case JobStatus.COMPLETED:
+            return Completed()
+        case JobStatus.FAILED:
+            return JobFailed(Reason(row["reason"]), row["message"])
+        case JobStatus.CANCELLED:
+            return JobCancelled(row["message"])
+        case _:
+            return None
