@@ -100,6 +100,28 @@ def test_names_of_files_are_told_as_they_are(tmp_path: Path, fake_server: Server
     assert f"seed 5, {name}" in said(result)
 
 
+def test_generate_like_a_file(tmp_path: Path, fake_server: ServerProcess) -> None:
+    """The same image again from the file alone; a flag overrides what the file says."""
+    server = ("--server", fake_server.url)
+    first = sdstream("generate", "a red circle", *QUICK, *server, folder=tmp_path)
+    assert first.returncode == 0, said(first)
+    like = ("generate", "--like", "image.png", *server)
+    again = sdstream(*like, "-o", "again.png", folder=tmp_path)
+    assert again.returncode == 0, said(again)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "image.png").read_bytes()
+    other = sdstream(*like, "--seed", "6", "-o", "other.png", folder=tmp_path)
+    assert "seed 6" in said(other)
+
+
+def test_a_file_that_is_like_nothing(tmp_path: Path) -> None:
+    """Wrong usage, in a sentence that names the file."""
+    (tmp_path / "text.png").write_text("no image")
+    result = sdstream("generate", "--like", "text.png", folder=tmp_path)
+    assert (result.returncode, "text.png" in said(result)) == (2, True)
+    result = sdstream("generate", folder=tmp_path)
+    assert (result.returncode, "PROMPT is missing" in said(result)) == (2, True)
+
+
 def test_generate_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
     """-o - writes the file's bytes and nothing else to stdout; the progress is on stderr."""
     result = sdstream(

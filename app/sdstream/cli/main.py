@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,6 +32,7 @@ from sdstream.cli.console import (
 )
 from sdstream.cli.files import convert_command, inspect_command
 from sdstream.cli.jobs import cancel, jobs, watch
+from sdstream.cli.like import options_inside
 from sdstream.cli.models import models, pull_command, pull_default, rm_command
 from sdstream.client.http import Client, Step, understanding
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
@@ -98,7 +100,7 @@ def _finite(_context: click.Context, _option: click.Parameter, value: float | No
 
 
 @main.command()
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option(
     "-o",
     "--output",
@@ -118,6 +120,12 @@ def _finite(_context: click.Context, _option: click.Parameter, value: float | No
     "--schedule", type=click.Choice([*SCHEDULES]), metavar="NAME", help=", ".join(SCHEDULES)
 )
 @click.option("--cfg-scale", type=float, callback=_finite, help="Classifier-free guidance.")
+@click.option(
+    "--like",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="IMAGE",
+    help="Take prompt and options from the parameters inside this file; other flags override them.",
+)
 @click.option("--seed", type=int, help="For the same picture again; random when not given.")
 @click.option(
     "--async",
@@ -132,6 +140,7 @@ def generate(
     output: str,
     count: int,
     only_begin: bool,
+    like: Path | None,
     show: bool | None,
     server: str | None,
     api_key: str | None,
@@ -142,7 +151,10 @@ def generate(
     Without --server the engine is started for this one command, with the settings of the
     SDSTREAM_ variables. The progress goes to stderr, so that -o - can be piped.
     """
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    options = {**(options_inside(like) if like else {}), **given}
+    if "prompt" not in options:
+        raise click.UsageError("PROMPT is missing; give one, or --like with an image file.")
     if only_begin:
         if server is None:
             raise click.UsageError("--async needs a --server, which goes on with the job.")

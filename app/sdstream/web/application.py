@@ -54,6 +54,7 @@ from sdstream.web.routes.images import ImageRoutes
 from sdstream.web.routes.jobs import JobRoutes
 from sdstream.web.routes.models import OpsRoutes
 from sdstream.web.routes.ocr import OcrRoute
+from sdstream.web.routes.parameters import ParametersRoute
 from sdstream.web.tokens import Tokens
 from sdstream.weights.discovery import absolute, load_catalog, look_again
 from sdstream.weights.folders import weight_files
@@ -120,6 +121,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
     )
     fireworks = FireworksRoutes(draw)
     ocr = OcrRoute(TextReader(), settings.max_body_mb * 2**20, settings.max_input_pixels)
+    parameters = ParametersRoute(service.studio, settings.max_body_mb * 2**20)
     jobs = JobRoutes(draw, tokens)
     ops = OpsRoutes(service, store, metrics, has_keys=bool(settings.api_keys))
     app = Starlette(
@@ -134,6 +136,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             Route(f"{_FIREWORKS_WORKFLOW}/text_to_image", fireworks.workflow, methods=["POST"]),
             Route(_FIREWORKS_IMAGES, fireworks.image_generation, methods=["POST"]),
             Route("/v1/images/ocr", ocr.read, methods=["POST"]),
+            Route("/v1/images/parameters", parameters.read, methods=["POST"]),
             *A1111Routes(draw).routes(),
             Route("/v1/images/{image}/content", ops.image),
             *(Route(path, ops.models) for path in MODELS_PATHS),

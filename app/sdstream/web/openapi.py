@@ -148,6 +148,7 @@ def openapi_document() -> dict[str, Any]:
             "/v1/images/upscales": {"post": _drawing("Enlarge an image", _UPSCALE_BODY)},
             **{path: {"post": _fireworks()} for path in FIREWORKS_PATHS},
             "/v1/images/ocr": {"post": _ocr()},
+            "/v1/images/parameters": {"post": _parameters()},
             **_a1111(),
             "/v1/images/{image}/content": {"get": _get("An image", _images(), "image")},
             **{path: {"get": _get("The catalogue", _json())} for path in MODELS_PATHS},
@@ -290,6 +291,15 @@ def _ocr() -> dict[str, Any]:
             **{str(kind.status): _error(kind) for kind in kinds},
         },
     }
+
+
+def _parameters() -> dict[str, Any]:
+    operation = _ocr()
+    kinds = (InvalidRequest, Unauthorized, PayloadTooLarge)
+    errors = {str(kind.status): _error(kind) for kind in kinds}
+    answer = {"200": {"description": "Options by the names of the API", "content": _json()}}
+    summary = "Read the options out of an image file"
+    return {**operation, "summary": summary, "responses": {**answer, **errors}}
 
 
 def _a1111() -> dict[str, Any]:

@@ -168,7 +168,11 @@ def test_every_option_is_read_back() -> None:
             {"hires_scale": 2.0, "hires_strength": 0.5, "hires_upscaler": "latent-nearest-exact"},
             (),
         ),
-        ("Model hash: abc, Version: v1.10, RNG: CPU", {}, ("RNG",)),
+        (
+            'Model hash: abc, Lora hashes: "a: b, c: d", Version: v1.10, Model: "x, y", ENSD: 1',
+            {"model": "x, y"},
+            ("ENSD",),
+        ),
         (
             "CFG scale: much, Clip skip: 99, ControlNet module: depth",
             {},
@@ -182,6 +186,17 @@ def test_texts_of_other_programs(facts: str, options: dict[str, object], unread:
     assert found is not None
     expected = {"prompt": "a cat", "negative_prompt": "", "sample_steps": 20, "seed": 1}
     assert (found.options, found.unread) == ({**expected, **options}, unread)
+
+
+def test_prompts_that_look_like_facts() -> None:
+    """The last line alone has the facts."""
+    text = "a cat, Steps: none\nsecond line\nNegative prompt: dog\nSteps: 20, Seed: 1, CFG scale: 7"
+    found = infotext.read_options(text)
+    assert found is not None
+    assert found.options == {
+        "prompt": "a cat, Steps: none\nsecond line", "negative_prompt": "dog",
+        "sample_steps": 20, "seed": 1, "cfg_scale": 7.0,
+    }  # fmt: skip
 
 
 def test_texts_without_options() -> None:

@@ -11,7 +11,6 @@ import { asFields, IMAGE } from "./further.js";
 import { Gallery } from "./gallery.js";
 import { onKey, tell } from "./head.js";
 import { isOver, Jobs } from "./jobs.js";
-import { readSettings } from "./metadata.js";
 import { fileOf, settingsOf } from "./pictures.js";
 import { Queue } from "./queue.js";
 import { Stage } from "./stage.js";
@@ -23,6 +22,7 @@ import { listed } from "./words.js";
 
 const MODELS_AGAIN_MS = 3_000;
 const TOO_MANY = 429;
+const NO_SETTINGS = "There are no settings inside this file.";
 /** Form, stage and gallery are below each other, out of sight. */
 const NARROW = matchMedia("(max-width: 48rem)");
 
@@ -220,9 +220,16 @@ async function startFrom(file) {
 
 /** @param {Blob} file */
 async function readFrom(file) {
-  const found = await readSettings(file);
-  if (found) take(found.settings, "The settings inside the picture are in the form", found.unread);
-  else tell("There are no settings inside this file.");
+  const body = new FormData();
+  body.append("image", file);
+  try {
+    const { parameters, unread } = await api.post("v1/images/parameters", { body });
+    if (parameters) take(parameters, "The settings inside the picture are in the form", unread);
+    else tell(NO_SETTINGS);
+  } catch (error) {
+    const invalid = error instanceof ApiError && error.status === 400;
+    tell(invalid ? NO_SETTINGS : /** @type {Error} */ (error).message);
+  }
 }
 
 easel.addEventListener("change", () => {

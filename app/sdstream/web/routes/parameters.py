@@ -1,0 +1,52 @@
+"""Reads the options out of an image file, written here or by another program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sdstream.core import infotext
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.dialects.fields import unknown
+from sdstream.dialects.rendering import compact
+from sdstream.imaging.processor import Studio
+from sdstream.web import bodies, respond
+
+
+@dataclass(frozen=True)
+class ParametersRoute:
+    """POST /v1/images/parameters.
+
+    Attributes:
+        processor: Reads the texts of the file.
+        max_form_bytes: Largest body.
+    """
+
+    processor: Studio
+    max_form_bytes: int
+
+    async def read(self, request: Request) -> Response:
+        """Answer the options of the file by the names of the API.
+
+        ``parameters`` is null for a file without any. ``unread`` lists names of the text that have
+        no option here, and ``text`` is the text itself.
+        """
+        form = await bodies.read_form(request, self.max_form_bytes)
+        for name in form.fields:
+            raise unknown(name)
+        if len(form.files) != 1 or form.files[0].param != "image":
+            raise InvalidRequest(
+                "One file 'image' is required.", reason=Reason.MISSING_FIELD, param="image"
+            )
+        texts = await self.processor.texts(form.files[0])
+        text = texts.get("parameters")
+        found = infotext.read_options(text) if text is not None else None
+        answer = {
+            "object": "image.parameters",
+            "parameters": found.options if found else None,
+            "unread": list(found.unread) if found else [],
+            "text": text,
+        }
+        return respond.json_bytes(compact(answer))

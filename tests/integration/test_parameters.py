@@ -1,0 +1,57 @@
+"""POST /v1/images/parameters: an image file in, options out."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.support.servers import ServerProcess
+
+ROUTE = "/v1/images/parameters"
+BODY = {
+    "prompt": "a cat, Steps: none", "negative_prompt": "dull", "steps": 7, "cfg_scale": 4.5,
+    "sampler": "dpm++2m", "schedule": "karras", "seed": 2**62 + 1, "size": "80x64",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_what_was_written_is_read(fake_server: ServerProcess, kind: str) -> None:
+    """The options of a file generate the same image again."""
+    first = fake_server.post({**BODY, "output_format": kind}).json()["data"][0]["b64_json"]
+    files = {"image": ("x", base64.b64decode(first))}
+    answer = httpx2.post(fake_server.url + ROUTE, files=files).json()
+    assert answer["unread"] == []
+    assert answer["parameters"]["seed"] == 2**62 + 1
+    again = fake_server.post({**answer["parameters"], "output_format": kind}).json()
+    assert again["data"][0]["b64_json"] == first
+
+
+def test_an_image_without_parameters(fake_server: ServerProcess) -> None:
+    """``parameters`` is null."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    answer = httpx2.post(fake_server.url + ROUTE, files={"image": buffer.getvalue()})
+    assert answer.json() == {
+        "object": "image.parameters", "parameters": None, "unread": [], "text": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "param"),
+    [
+        ({"image": b"garbage"}, {}, "image"),
+        ({"picture": b"x"}, {}, "image"),
+        ({"image": b"x"}, {"prompt": "a"}, "prompt"),
+    ],
+)
+def test_rejections(
+    fake_server: ServerProcess, files: dict[str, bytes], data: dict[str, str], param: str
+) -> None:
+    """A 400 that names the field."""
+    answer = httpx2.post(fake_server.url + ROUTE, files=files, data=data)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
