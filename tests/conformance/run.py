@@ -29,7 +29,7 @@ import httpx2
 import yaml
 from PIL import Image
 
-from sdstream.core.catalog import FAMILIES
+from sdstream.core.model_families import FAMILIES
 from sdstream.weights.architectures import recognise
 from tests.conformance.shapes import Shape, lora
 from tests.conformance.subjects import SUBJECTS, Parts, Subject

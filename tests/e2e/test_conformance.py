@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sdstream.core.catalog import FAMILIES
+from sdstream.core.model_families import FAMILIES
 from sdstream.weights.inspection import check
 from tests.conformance.run import scratch, try_subject
 from tests.conformance.subjects import SUBJECTS, Subject

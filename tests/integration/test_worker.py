@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from sdstream.core.catalog import RuntimeOptions, Size
 from sdstream.core.errors import Reason, Unavailable
 from sdstream.core.messages import (
     Cancelled,
@@ -28,8 +27,10 @@ from sdstream.core.messages import (
     Preview,
     Progress,
 )
+from sdstream.core.model_spec import RuntimeOptions
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import EVERY_STEP, GenerationRequest
+from sdstream.core.size import Size
 from sdstream.engine.process import WorkerProcess
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
 from sdstream.settings import worker_environment

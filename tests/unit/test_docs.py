@@ -12,7 +12,8 @@ import pytest
 from starlette.routing import Route
 
 from sdstream.core.ask import ReplyOptions, StreamOptions
-from sdstream.core.catalog import FAMILIES, Catalog
+from sdstream.core.catalog import Catalog
+from sdstream.core.model_families import FAMILIES
 from sdstream.core.options import ALIASES, ImageParams
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
 from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sdstream.client.http import NoServer, ServerSaysNo
-from sdstream.core.catalog import CatalogError
+from sdstream.core.catalog_yaml import CatalogError
 from sdstream.core.options import MAX_IMAGES
 from sdstream.imaging.safety import SafetyCheckerError
 from sdstream.service.webhooks import WebhookSettingsError

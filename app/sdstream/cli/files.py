@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdstream.cli.console import table_console
-from sdstream.core.catalog import WTYPES
+from sdstream.core.model_spec import WTYPES
 from sdstream.weights.convert import ConversionError, Order, convert
 from sdstream.weights.headers import BadFile
 from sdstream.weights.inspection import Report, Share, inspect

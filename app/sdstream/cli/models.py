@@ -32,7 +32,9 @@ from sdstream.cli.console import (
     table_console,
 )
 from sdstream.client.http import Client, understanding
-from sdstream.core.catalog import Catalog, HubFile, ModelSpec, Variant
+from sdstream.core.catalog import Catalog
+from sdstream.core.locations import HubFile
+from sdstream.core.model_spec import ModelSpec, Variant
 from sdstream.settings import Settings
 from sdstream.weights.discovery import absolute, read_catalog
 from sdstream.weights.hub import Hub, HubError, Remote

@@ -44,10 +44,10 @@ class Load:
 
     Attributes:
         model: Id in the catalogue.
-        family: A key of catalog.FAMILIES.
+        family: A key of model_families.FAMILIES.
         files: Component to absolute path, or ``builtin:NAME``.
         cache_dir: Where built-in models are written.
-        runtime: The fields of catalog.RuntimeOptions.
+        runtime: The fields of model_spec.RuntimeOptions.
         lora_dir: Folder of the LoRAs, None for none.
         embedding_dir: Folder of the textual-inversion embeddings, None for none.
         upscaler_dir: Folder of the upscalers, None for none.

@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.catalog import ModelSpec
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import OPTIONS, ImageParams
 from sdstream.core.request import Extras
 from sdstream.core.samplers import (

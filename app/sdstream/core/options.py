@@ -21,7 +21,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from sdstream.core.catalog import ModelSpec
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
 
 MAX_IMAGES: Final = 10

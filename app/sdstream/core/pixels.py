@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sdstream.core.catalog import Size
+from sdstream.core.size import Size
 
 
 @dataclass(frozen=True, slots=True)

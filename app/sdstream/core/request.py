@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from sdstream.core.catalog import Size
 from sdstream.core.options import Options, OutputFormat
+from sdstream.core.size import Size
 
 #: As ``previews``: a preview after each step.
 EVERY_STEP: Final = -1

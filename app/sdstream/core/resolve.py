@@ -12,8 +12,9 @@ from typing import Final, NoReturn, TypeVar
 
 from sdstream.core import model_options, resolve_options
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.catalog import Catalog, ModelSpec, Size
+from sdstream.core.catalog import Catalog
 from sdstream.core.errors import InvalidRequest, NotFound, Reason
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import MAX_STEPS, OPTIONS, ImageParams, Options, Quality
 from sdstream.core.request import (
     LONGEST_SIDES,
@@ -35,6 +36,7 @@ from sdstream.core.samplers import (
     sampler_named,
     schedule_named,
 )
+from sdstream.core.size import Size
 
 T = TypeVar("T")
 

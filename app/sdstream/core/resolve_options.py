@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.catalog import ModelSpec, Size
 from sdstream.core.errors import Reason
 from sdstream.core.model_options import check_span, default_guidance, unknown_name
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import LORA_TAG, MAX_LORA_SCALE, LoraChoice
 from sdstream.core.request import Extras, Sources
+from sdstream.core.size import Size
 
 #: Skip-layer guidance, as the runtime's own program has it.
 _SLG_DEFAULTS = {"slg_start": 0.01, "slg_end": 0.2, "slg_layers": (7, 8, 9)}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from sdstream.core.catalog import ModelSpec
+from sdstream.core.model_spec import ModelSpec
 from sdstream.engine.worker import Worker, WorkerState
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from typing import Final
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from sdstream.core.catalog import Size
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import Fit, MaskMode, OutputFormat
 from sdstream.core.pixels import Pixels
+from sdstream.core.size import Size
 from sdstream.imaging.headers import TooManyParts, size_of
 
 MEDIA_TYPES: Final[dict[OutputFormat, str]] = {

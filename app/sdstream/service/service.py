@@ -42,7 +42,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.catalog import Catalog, ModelSpec
+from sdstream.core.catalog import Catalog
 from sdstream.core.errors import (
     Forbidden,
     KeyReused,
@@ -79,6 +79,7 @@ from sdstream.core.messages import (
     Preview,
     Progress,
 )
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.pixels import Inputs
 from sdstream.core.queue import FairQueue, Priority
 from sdstream.core.request import NO_EXTRAS, Extras, Limits

@@ -23,9 +23,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
-from sdstream.core.catalog import BUILTIN, Catalog, ModelSpec
+from sdstream.core.catalog import Catalog
 from sdstream.core.errors import ImageServiceError
+from sdstream.core.locations import BUILTIN
 from sdstream.core.messages import Load
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.request import Extras, Limits
 from sdstream.engine.pool import WorkerPool
 from sdstream.engine.worker import Worker, WorkerOptions

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from sdstream.core.catalog import FAMILIES
+from sdstream.core.model_families import FAMILIES
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

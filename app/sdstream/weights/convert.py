@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from sdstream.core.catalog import WTYPES
+from sdstream.core.model_spec import WTYPES
 from sdstream.weights import architectures, headers
 from sdstream.weights.headers import BLOCKS, BadFile, Tensor, WeightFile
 from sdstream.weights.inspection import inspect

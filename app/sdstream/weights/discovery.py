@@ -6,17 +6,11 @@ import re
 from pathlib import Path
 from typing import Final
 
-from sdstream.core.catalog import (
-    BUILTIN,
-    HUB,
-    Catalog,
-    CatalogError,
-    Files,
-    HubFile,
-    ModelSpec,
-    RuntimeOptions,
-)
+from sdstream.core.catalog import Catalog
+from sdstream.core.catalog_yaml import CatalogError
 from sdstream.core.errors import EngineError
+from sdstream.core.locations import BUILTIN, HUB, HubFile
+from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptions
 from sdstream.settings import Settings
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.headers import BadFile

@@ -57,7 +57,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: TID25
 from rich.filesize import decimal
 
 from sdstream import __version__
-from sdstream.core.catalog import HubFile
+from sdstream.core.locations import HubFile
 
 #: Seconds before each new try, as long as nothing comes.
 _PAUSES: Final = (1, 2, 4, 8)

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sdstream.core.catalog import FAMILIES, Size
 from sdstream.core.errors import EngineError, Reason
+from sdstream.core.model_families import FAMILIES
+from sdstream.core.size import Size
 from sdstream.weights import architectures, headers
 from sdstream.weights.architectures import Architecture, Contents, Shapes
 from sdstream.weights.headers import BadFile, Scalar, WeightFile, shown

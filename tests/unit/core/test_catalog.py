@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdstream.core.catalog import FAMILIES, Catalog, CatalogError, HubFile, Size
+from sdstream.core.catalog import Catalog
+from sdstream.core.catalog_yaml import CatalogError
+from sdstream.core.locations import HubFile
+from sdstream.core.model_families import FAMILIES
+from sdstream.core.size import Size
 
 HEAD = "models:\n - id: a\n   family: sd1\n"
 

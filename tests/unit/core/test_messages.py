@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdstream.core.catalog import Size
 from sdstream.core.messages import (
     HEADER,
     Cancel,
@@ -29,6 +28,7 @@ from sdstream.core.messages import (
 from sdstream.core.options import LoraChoice, Options
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest
+from sdstream.core.size import Size
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 number = st.integers(0, 2**63 - 1)

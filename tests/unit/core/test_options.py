@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.catalog import Size
 from sdstream.core.options import OPTIONS, ImageParams
 from sdstream.core.request import NO_EXTRAS, Extras, request_fields, request_of
 from sdstream.core.resolve_options import loras
+from sdstream.core.size import Size
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 EXTRAS = Extras(loras=["x", "y"], lora_in_prompt=True)

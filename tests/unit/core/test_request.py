@@ -8,11 +8,12 @@ import pytest
 from pydantic import ValidationError
 
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.catalog import Catalog, Size
+from sdstream.core.catalog import Catalog
 from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
 from sdstream.core.options import MAX_SEED, ImageParams
 from sdstream.core.request import GenerationRequest, Limits, Sources
 from sdstream.core.resolve import check_count, resolve
+from sdstream.core.size import Size
 
 CATALOG = Catalog.parse(
     """

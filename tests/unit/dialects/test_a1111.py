@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sdstream import __version__
-from sdstream.core.catalog import Catalog, Files, ModelSpec
+from sdstream.core.catalog import Catalog
 from sdstream.core.errors import GenerationFailed, InvalidRequest, Reason
 from sdstream.core.job import (
     Completed,
@@ -25,6 +25,7 @@ from sdstream.core.job import (
     Running,
 )
 from sdstream.core.messages import Phase, Progress
+from sdstream.core.model_spec import Files, ModelSpec
 from sdstream.core.request import GenerationRequest, Limits
 from sdstream.core.resolve import resolve
 from sdstream.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES

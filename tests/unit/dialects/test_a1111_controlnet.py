@@ -10,8 +10,8 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from sdstream.core.catalog import Files, ModelSpec
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.model_spec import Files, ModelSpec
 from sdstream.dialects.a1111 import controlnet
 from sdstream.dialects.a1111.controlnet import LISTS
 from sdstream.dialects.a1111.generation import Drawing, parse

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sdstream.core.catalog import Size
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import Fit, MaskMode, OutputFormat
 from sdstream.core.pixels import Pixels
+from sdstream.core.size import Size
 from sdstream.imaging.codecs import (
     composite,
     decode,

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sdstream.core.catalog import Size
 from sdstream.core.messages import ImageDrawn
 from sdstream.core.options import Options
 from sdstream.core.request import GenerationRequest
+from sdstream.core.size import Size
 from sdstream.service.estimates import Speed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdstream.core.catalog import FAMILIES
+from sdstream.core.model_families import FAMILIES
 from sdstream.weights.architectures import Contents, missing, recognise
 from tests.support.weight_files import ALONE, DIFFUSION, prefixed, vae
 

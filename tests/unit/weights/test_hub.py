@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from sdstream.core.catalog import HubFile
+from sdstream.core.locations import HubFile
 from sdstream.weights.hub import Hub, HubError, Remote
 from tests.support.hub_server import COMMIT, FakeHub, fake_hub
 

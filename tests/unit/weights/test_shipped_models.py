@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sdstream.core.catalog import FAMILIES, Size
+from sdstream.core.model_families import FAMILIES
+from sdstream.core.size import Size
 
 ROOT = Path(__file__).parents[3]
 HUB = "https://huggingface.co/"

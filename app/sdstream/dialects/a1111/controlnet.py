@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sdstream.core.catalog import ModelSpec
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import Fit
 from sdstream.dialects import fields as request_fields
 from sdstream.dialects.a1111.fields import own_fields

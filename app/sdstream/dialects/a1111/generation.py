@@ -23,9 +23,9 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.catalog import ModelSpec
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_options import supports
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import MAX_IMAGES, Fit, ImageParams
 from sdstream.core.pixels import SourceFile, SourceFiles
 from sdstream.dialects.a1111 import controlnet

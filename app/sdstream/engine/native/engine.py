@@ -29,13 +29,15 @@ from typing import Any, Final
 from PIL import Image
 from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
 
-from sdstream.core.catalog import CPU, FAMILIES, Size
 from sdstream.core.errors import EngineError, Reason
 from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
+from sdstream.core.model_families import FAMILIES
+from sdstream.core.model_spec import CPU
 from sdstream.core.options import LoraChoice, Options
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.core.samplers import CACHE_KNOBS, DEFAULT_SCHEDULE, HIRES_UPSCALERS
+from sdstream.core.size import Size
 from sdstream.engine.abort import AbortFlag
 from sdstream.engine.port import Emit
 from sdstream.weights import inspection

@@ -10,9 +10,9 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sdstream.core.catalog import ModelSpec
 from sdstream.core.errors import NotFound, Reason
 from sdstream.core.model_options import defaults_of, options_of, schedules_of
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
 from sdstream.engine.worker import Worker, WorkerState

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from sdstream.core.catalog import BUILTIN
+from sdstream.core.locations import BUILTIN
 
 #: Names after ``builtin:``; each is a packed file and a card in this folder.
 MODELS: Final = ("drawings",)

@@ -1,0 +1,303 @@
+"""One entry of the catalogue: its files, defaults, size bounds and runtime options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from sdstream.core.locations import HUB, QUANT, HubFile, Location
+from sdstream.core.model_families import FAMILIES, Family
+from sdstream.core.samplers import SAMPLERS, SCHEDULES
+from sdstream.core.size import Size
+
+#: As the device of a model.
+CPU: Final = "cpu"
+
+WTYPES: Final = (
+    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
+    "q2_K", "q3_K", "q4_K", "q5_K", "q6_K",
+)  # fmt: skip
+
+
+def _one_of(names: Mapping[str, object] | tuple[str, ...], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"unknown {what} '{value}'; there are {', '.join(names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _size_of(value: object) -> Size:
+    if isinstance(value, Size):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('must be "WIDTHxHEIGHT" in pixels')
+    return Size.parse(value)
+
+
+SizeField = Annotated[Size, BeforeValidator(_size_of)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Files(Part):
+    """The weights: one file with everything, or one per component.
+
+    A value is a path (relative ones count from the folder of models.yaml), ``builtin:NAME`` or
+    ``hf:OWNER/REPO/PATH`` (``hf:OWNER/REPO@REVISION/PATH``), in which ``{quant}`` stands for one of
+    the entry's quants.
+    """
+
+    model: Location | None = None
+    diffusion_model: Location | None = None
+    clip_l: Location | None = None
+    clip_g: Location | None = None
+    t5xxl: Location | None = None
+    llm: Location | None = None
+    llm_vision: Location | None = None
+    vae: Location | None = None
+    tae: Location | None = None
+    control_net: Location | None = None
+
+    @model_validator(mode="after")
+    def _something_to_draw_with(self) -> Self:
+        if self.model is None and self.diffusion_model is None:
+            raise ValueError("files needs 'model' or 'diffusion_model'")
+        return self
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """(component, location) of those that are named."""
+        return ((k, v) for k, v in self.__dict__.items() if v is not None)
+
+
+class Defaults(Part):
+    """What a request gets when it does not say; what is missing here comes from the family."""
+
+    size: SizeField | None = None
+    steps: int | None = Field(None, ge=1, le=150)
+    sampler: Annotated[str, _one_of(SAMPLERS, "sampler")] | None = None
+    schedule: Annotated[str, _one_of(SCHEDULES, "schedule")] | None = None
+    cfg_scale: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
+    guidance: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
+
+
+class SizeRule(Part):
+    """Bounds of width and height, each in pixels."""
+
+    min: int = Field(64, ge=16)
+    max: int = Field(2048, le=8192)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("size.min is larger than size.max")
+        return self
+
+
+class RuntimeOptions(Part):
+    """How the native library runs the model.
+
+    Attributes:
+        threads: CPU threads; 0 means the cores that this process may use.
+        flash_attn: Flash attention: faster on GPUs, 1.8-2x slower on the CPU.
+        conv_direct: Direct convolutions: less memory, no faster.
+        offload: Keep the weights in main memory and move them to the GPU as needed.
+        wtype: Re-quantise the weights to this type while loading.
+        tae: Decode with the tiny autoencoder that lies inside the model file.
+        vae_tiling: Decode in tiles: less memory, slower.
+        preview: How pictures between the steps are made: by a projection of the latent, nearly
+            free but known for the published autoencoders only; by the tiny autoencoder of the
+            files beside the VAE that decodes the result; or by whatever decodes the result.
+        zero_cond_t: As Qwen-Image-Edit 2511 was trained: reference pictures count as finished.
+        circular: Sides that join their opposite ones, for pictures to be laid side by side.
+    """
+
+    threads: int = Field(0, ge=0, le=1024)
+    flash_attn: bool = False
+    conv_direct: bool = False
+    offload: bool = False
+    wtype: Annotated[str, _one_of(WTYPES, "wtype")] | None = None
+    tae: bool = False
+    vae_tiling: bool = False
+    preview: Literal["projection", "tae", "decode"] = "projection"
+    zero_cond_t: bool = False
+    circular: Literal["none", "x", "y", "both"] = "none"
+
+
+_QuantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+
+
+class ModelSpec(Part):
+    """One entry of the catalogue.
+
+    Attributes:
+        page: Where its files are told of.
+        license: Under which they are given, by the hub's word for it.
+        gated: The hub wants a token of somebody who accepted the licence on ``page``.
+        quants: What ``{quant}`` in the files stands for -> gigabytes (10^9 bytes) that a pull
+            fetches in all, None when not known; the first is the usual one.
+        replicas: Workers of the model that may draw at once.
+        keep_alive: Seconds that an idle worker stays loaded, at least one; None is until others
+            need its room.
+        device: Where it computes: "cpu", or "cuda:1", "rocm:0", "vulkan:0" and so on for one of
+            several GPUs; None is wherever the runtime likes.
+    """
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
+    description: str = ""
+    family: Annotated[str, _one_of(FAMILIES, "family")]
+    page: str | None = Field(None, pattern=r"^https?://\S+$")
+    license: str | None = None
+    gated: bool = False
+    quants: dict[_QuantName, Annotated[float, Field(ge=0, allow_inf_nan=False)] | None] | None = (
+        Field(None, min_length=1)
+    )
+    files: Files
+    defaults: Defaults = Defaults()
+    size: SizeRule = SizeRule()
+    prompt_characters: int | None = Field(None, ge=1, le=32_000)
+    runtime: RuntimeOptions = RuntimeOptions()
+    replicas: int = Field(1, ge=1, le=64)
+    keep_alive: float | None = Field(None, ge=0, allow_inf_nan=False)
+    device: str | None = Field(None, pattern=r"^(cpu|(cuda|rocm|vulkan):\d{1,2})$")
+
+    @property
+    def traits(self) -> Family:
+        """The facts of the model's architecture."""
+        return FAMILIES[self.family]
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What can be pulled of the entry, the usual one first; none when it names no hub files."""
+        return tuple(Variant(self, quant) for quant in self.quants or ())
+
+    @field_validator("id")
+    @classmethod
+    def _not_reserved(cls, value: str) -> str:
+        if value == "default":
+            raise ValueError("'default' is what requests call the default model")
+        return value
+
+    @field_validator("quants")
+    @classmethod
+    def _told_apart(cls, value: Mapping[str, object] | None) -> Mapping[str, object] | None:
+        names = [name.casefold() for name in value or ()]
+        if len({*names}) < len(names):
+            raise ValueError("two quants differ in the case of their letters only")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.files.control_net is not None and not self.traits.unet:
+            raise ValueError(f"the runtime has no ControlNet for the family '{self.family}'")
+        if self.defaults.guidance is not None and not self.traits.distilled_guidance:
+            raise ValueError(f"the family '{self.family}' has no distilled guidance")
+        if self.runtime.preview == "tae" and self.files.tae is None:
+            raise ValueError("runtime.preview 'tae' needs files.tae")
+        return self
+
+    @model_validator(mode="after")
+    def _default_size_fits(self) -> Self:
+        problem = self.size_problem(self.default_size)
+        if problem:
+            raise ValueError(f"the default size {self.default_size} is not allowed: {problem}")
+        return self
+
+    @property
+    def longest_prompt(self) -> int:
+        """Characters of a prompt, and of a negative one."""
+        return self.prompt_characters or self.traits.prompt_characters
+
+    def size_near(self, source: Size, max_pixels: int) -> Size:
+        """The size for a picture like ``source``: its shape, within what may be drawn.
+
+        Args:
+            source: Of the picture.
+            max_pixels: Upper bound of width x height, kept as far as the smallest sides allow.
+        """
+        shrink = min(1.0, self.size.max / max(source))
+        scale = max(shrink, self.size.min / min(source))
+        near = self._scaled(source, scale, round)
+        if near.width * near.height > max_pixels:
+            most = math.sqrt(max_pixels / (source.width * source.height))
+            near = self._scaled(source, min(scale, most), math.floor)
+        return near
+
+    def _scaled(self, source: Size, scale: float, whole: Callable[[float], int]) -> Size:
+        multiple = self.traits.multiple
+        sides = (whole(side * scale / multiple) * multiple for side in source)
+        lowest = -(-self.size.min // multiple) * multiple
+        highest = self.size.max // multiple * multiple
+        width, height = (min(highest, max(lowest, side)) for side in sides)
+        return Size(width, height)
+
+    def size_of_shape(self, width: int, height: int) -> Size:
+        """The size of this shape with about as many pixels as the default one.
+
+        A shape that is too far from a square gives a size that ``size_problem`` refuses.
+        """
+        multiple = self.traits.multiple
+        unit = math.sqrt(self.default_size.width * self.default_size.height / (width * height))
+        return Size(*(round(side * unit / multiple) * multiple for side in (width, height)))
+
+    @property
+    def default_size(self) -> Size:
+        """Width and height of a picture whose request names none, in pixels."""
+        return self.defaults.size or self.traits.size
+
+    def size_problem(self, size: Size) -> str | None:
+        """Why the model cannot draw this size, or None when it can."""
+        multiple = self.traits.multiple
+        for name, value in (("width", size.width), ("height", size.height)):
+            if not self.size.min <= value <= self.size.max:
+                return f"{name} must be between {self.size.min} and {self.size.max}, not {value}"
+            if value % multiple:
+                return f"{name} must be a multiple of {multiple}, not {value}"
+        return None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One quant of an entry: what is pulled, served and removed as one model."""
+
+    entry: ModelSpec
+    quant: str
+
+    @property
+    def name(self) -> str:
+        """MODEL:QUANT, the id of the model once it is here."""
+        return f"{self.entry.id}:{self.quant}"
+
+    @property
+    def gigabytes(self) -> float | None:
+        """What a pull of everything fetches, in 10^9 bytes, as far as the catalogue knows."""
+        return (self.entry.quants or {})[self.quant]
+
+    @property
+    def hub_files(self) -> dict[str, HubFile]:
+        """Component -> file, of those that come from the hub."""
+        return {
+            component: HubFile.parse(location.replace(QUANT, self.quant))
+            for component, location in self.entry.files.items()
+            if location.startswith(HUB)
+        }
+
+    def at(self, paths: Mapping[str, str]) -> ModelSpec:
+        """The model that these files, component -> path, make with those that need no pull."""
+        files = Files(**{**dict(self.entry.files.items()), **paths})
+        return self.entry.model_copy(update={"id": self.name, "files": files, "quants": None})
