@@ -1,0 +1,85 @@
+"""The library's C functions that the binding leaves undeclared, and images in its structs."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from typing import Any, Final
+
+from PIL import Image
+from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
+
+from sdstream.core.errors import EngineError, Reason
+from sdstream.core.pixels import Pixels
+from sdstream.core.size import Size
+
+lib = sd._lib
+lib.sd_ctx_params_init.argtypes = [ctypes.POINTER(sd.sd_ctx_params_t)]
+lib.sd_ctx_params_init.restype = None
+lib.sd_img_gen_params_init.argtypes = [ctypes.POINTER(sd.sd_img_gen_params_t)]
+lib.sd_img_gen_params_init.restype = None
+for _name in ("str_to_sample_method", "str_to_scheduler", "str_to_sd_type"):
+    getattr(lib, _name).argtypes = [ctypes.c_char_p]
+    getattr(lib, _name).restype = ctypes.c_int
+
+free = ctypes.CDLL(None).free
+free.argtypes = [ctypes.c_void_p]
+free.restype = None
+
+LOG_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+
+#: Thresholds, weak and strong grey of the runtime's own program.
+_CANNY: Final = (0.08, 0.08, 0.8, 1.0)
+
+
+def has_fast_kernels() -> bool:
+    try:
+        return bool(lib.ggml_cpu_has_llamafile())
+    except AttributeError:
+        return False
+
+
+def native_image(picture: Pixels) -> Any:
+    """A sd_image_t over the picture's own bytes, which must outlive the call."""
+    pointer = ctypes.cast(ctypes.c_char_p(picture.data), ctypes.POINTER(ctypes.c_uint8))
+    return sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
+
+
+def control_image(picture: Pixels, *, edges: bool) -> Any:
+    """A sd_image_t of the picture, or of its edges."""
+    if not edges:
+        return native_image(picture)
+    # The library draws the edges over the pixels themselves.
+    own = ctypes.create_string_buffer(picture.data, len(picture.data))
+    pointer = ctypes.cast(own, ctypes.POINTER(ctypes.c_uint8))
+    image = sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
+    if not sd.preprocess_canny(image, *_CANNY, False):
+        raise EngineError(Reason.GENERATION_FAILED, "No edges could be made of the picture.")
+    return image
+
+
+def taken(image: Any) -> Pixels:
+    """Copy a result out as RGB and free the library's memory of its pixels."""
+    try:
+        return Pixels(image.width, image.height, rgb(image))
+    finally:
+        free(image.data)
+
+
+def resized(picture: Pixels, wanted: Size) -> Pixels:
+    """The picture at the wanted size, which is the upscaler's own or less."""
+    if picture.size == wanted:
+        return picture
+    image = Image.frombytes("RGB", picture.size, picture.data)
+    smaller = image.resize(wanted, Image.Resampling.LANCZOS)
+    return Pixels(wanted.width, wanted.height, smaller.tobytes())
+
+
+def rgb(image: Any) -> bytes:
+    """The pixels of a sd_image_t as RGB; inpainting models answer RGBA."""
+    size = (image.width, image.height)
+    pixels = ctypes.string_at(image.data, image.width * image.height * image.channel)
+    if image.channel == 3:
+        return pixels
+    mode = {1: "L", 4: "RGBA"}[image.channel]
+    return Image.frombytes(mode, size, pixels).convert("RGB").tobytes()

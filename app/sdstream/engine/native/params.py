@@ -1,0 +1,214 @@
+"""Requests and runtime options as the parameter structs of the runtime."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
+
+from sdstream.core.errors import EngineError, Reason
+from sdstream.core.options import LoraChoice, Options
+from sdstream.core.pixels import Inputs
+from sdstream.core.request import GenerationRequest
+from sdstream.core.samplers import CACHE_KNOBS, DEFAULT_SCHEDULE, HIRES_UPSCALERS
+from sdstream.core.size import Size
+from sdstream.engine.native.bindings import control_image, lib, native_image
+from sdstream.weights import inspection
+from sdstream.weights.folders import weight_files
+
+#: Component of models.yaml -> field of sd_ctx_params_t.
+_PATH_FIELDS: Final = {
+    "model": "model_path",
+    "diffusion_model": "diffusion_model_path",
+    "clip_l": "clip_l_path",
+    "clip_g": "clip_g_path",
+    "t5xxl": "t5xxl_path",
+    "llm": "llm_path",
+    "llm_vision": "llm_vision_path",
+    "vae": "vae_path",
+    "tae": "taesd_path",
+    "control_net": "control_net_path",
+}
+
+#: Any non-empty path makes the runtime use a tiny autoencoder that the model file itself holds,
+#: after a warning that there is no such file.
+TAE_INSIDE: Final = "inside-the-model-file"
+
+_CACHE_MODES: Final = {
+    "easycache": sd.SDCacheMode.SD_CACHE_EASYCACHE,
+    "ucache": sd.SDCacheMode.SD_CACHE_UCACHE,
+    "dbcache": sd.SDCacheMode.SD_CACHE_DBCACHE,
+    "taylorseer": sd.SDCacheMode.SD_CACHE_TAYLORSEER,
+    "cache-dit": sd.SDCacheMode.SD_CACHE_CACHE_DIT,
+    "spectrum": sd.SDCacheMode.SD_CACHE_SPECTRUM,
+}
+_HIRES_UPSCALERS: Final = {
+    name: getattr(sd.SDHiresUpscaler, "SD_HIRES_UPSCALER_" + name.upper().replace("-", "_"))
+    for name in HIRES_UPSCALERS
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What the parameters of an image need to know of the model.
+
+    Attributes:
+        context: ``sd_ctx_t``.
+        vae_tiling: Decode in tiles unless a request says otherwise.
+        lora_dir: Folder of the LoRAs, None for none.
+    """
+
+    context: Any
+    vae_tiling: bool
+    lora_dir: str | None
+
+
+def context_params(
+    files: dict[str, Path], runtime: dict[str, Any], threads: int, embeddings: dict[str, Path]
+) -> Any:
+    params = sd.sd_ctx_params_t()
+    lib.sd_ctx_params_init(ctypes.byref(params))
+    for component, path in files.items():
+        setattr(params, _PATH_FIELDS[component], str(path).encode())
+    if runtime["tae"] and "tae" not in files:
+        params.taesd_path = TAE_INSIDE.encode()
+    # The defaults free the weights after the first image and leave the encoder out.
+    params.free_params_immediately = False
+    params.vae_decode_only = False
+    params.n_threads = threads
+    params.flash_attn = params.diffusion_flash_attn = runtime["flash_attn"]
+    params.diffusion_conv_direct = params.vae_conv_direct = runtime["conv_direct"]
+    params.offload_params_to_cpu = runtime["offload"]
+    params.qwen_image_zero_cond_t = runtime["zero_cond_t"]
+    params.tae_preview_only = runtime["preview"] == "tae"
+    params.circular_x = runtime["circular"] in ("x", "both")
+    params.circular_y = runtime["circular"] in ("y", "both")
+    if embeddings:
+        array = (sd.sd_embedding_t * len(embeddings))()
+        for entry, (word, path) in zip(array, embeddings.items(), strict=True):
+            entry.name, entry.path = word.encode(), str(path).encode()
+        # Ctypes keeps the array alive through the pointer.
+        params.embeddings = ctypes.cast(array, ctypes.POINTER(sd.sd_embedding_t))
+        params.embedding_count = len(array)
+    if runtime["wtype"]:
+        params.wtype = lib.str_to_sd_type(runtime["wtype"].encode())
+    return params
+
+
+def generation_params(
+    request: GenerationRequest, inputs: Inputs, seed: int, model: LoadedModel
+) -> Any:
+    """Return the ``sd_img_gen_params_t`` of one image.
+
+    Args:
+        request: Every value concrete.
+        inputs: Fitted to the size; their bytes must outlive the call.
+        seed: Of this image.
+        model: What is loaded.
+    """
+    options = request.options
+    params = sd.sd_img_gen_params_t()
+    lib.sd_img_gen_params_init(ctypes.byref(params))
+    params.prompt = request.prompt.encode()
+    params.negative_prompt = request.negative_prompt.encode()
+    params.width, params.height = request.width, request.height
+    params.seed, params.batch_count = seed, 1
+    if inputs.image is not None:
+        params.init_image = native_image(inputs.image)
+        params.strength = options.strength
+    if inputs.mask is not None:
+        params.mask_image = native_image(inputs.mask)
+    if inputs.control is not None:
+        params.control_image = control_image(inputs.control, edges=bool(options.control_canny))
+        params.control_strength = options.control_strength
+    if inputs.references:
+        references = (sd.sd_image_t * len(inputs.references))()
+        references[:] = [native_image(picture) for picture in inputs.references]
+        # Ctypes keeps the array alive through the pointer.
+        params.ref_images = ctypes.cast(references, ctypes.POINTER(sd.sd_image_t))
+        params.ref_images_count = len(references)
+    tiling = model.vae_tiling if options.vae_tiling is None else options.vae_tiling
+    params.vae_tiling_params.enabled = tiling
+    if options.clip_skip is not None:
+        params.clip_skip = options.clip_skip
+    if options.cache_mode is not None:
+        _set_cache(params.cache, options.cache_mode, options.cache_numbers)
+    if request.second_pass is not None:
+        _set_hires(params.hires, options, request.second_pass)
+    if options.lora and model.lora_dir is not None:
+        _set_loras(params, model.lora_dir, options.lora)
+    _set_sampling(params.sample_params, request, model)
+    return params
+
+
+def _set_sampling(sample: Any, request: GenerationRequest, model: LoadedModel) -> None:
+    sample.sample_steps = request.steps
+    sample.sample_method = lib.str_to_sample_method(request.sampler.encode())
+    sample.scheduler = _scheduler(model, request.schedule, sample.sample_method)
+    sample.guidance.txt_cfg = request.cfg_scale
+    options = request.options
+    if options.guidance is not None:
+        sample.guidance.distilled_guidance = options.guidance
+    if options.eta is not None:
+        sample.eta = options.eta
+    if options.flow_shift is not None:
+        sample.flow_shift = options.flow_shift
+    if options.sigmas:
+        levels = (ctypes.c_float * len(options.sigmas))(*options.sigmas)
+        # Ctypes keeps the array alive through the pointer.
+        sample.custom_sigmas = ctypes.cast(levels, ctypes.POINTER(ctypes.c_float))
+        sample.custom_sigmas_count = len(levels)
+    if options.slg_scale is not None:
+        _set_skip_layers(sample.guidance.slg, options)
+
+
+def _scheduler(model: LoadedModel, name: str, sample_method: int) -> int:
+    if name == DEFAULT_SCHEDULE:
+        return int(sd.sd_get_default_scheduler(model.context, sample_method))
+    return int(lib.str_to_scheduler(name.encode()))
+
+
+def _set_loras(params: Any, folder: str, loras: Sequence[LoraChoice]) -> None:
+    array = (sd.sd_lora_t * len(loras))()
+    for entry, lora in zip(array, loras, strict=True):
+        path = file_of(folder, lora.id, "LoRA")
+        inspection.check_lora(lora.id, path)
+        entry.path, entry.multiplier = str(path).encode(), lora.scale
+    # Ctypes keeps the array alive through the pointer.
+    params.loras = ctypes.cast(array, ctypes.POINTER(sd.sd_lora_t))
+    params.lora_count = len(array)
+
+
+def _set_cache(params: Any, mode: str, numbers: Mapping[str, float]) -> None:
+    params.mode = _CACHE_MODES[mode]
+    for name, value in numbers.items():
+        knob = CACHE_KNOBS[mode][name]
+        setattr(params, knob.field, int(value) if knob.whole else value)
+
+
+def _set_hires(params: Any, options: Options, size: Size) -> None:
+    params.enabled = True
+    params.upscaler = _HIRES_UPSCALERS[options.hires_upscaler or "latent"]
+    params.target_width, params.target_height = size
+    params.steps, params.denoising_strength = options.hires_steps, options.hires_strength
+
+
+def _set_skip_layers(params: Any, options: Options) -> None:
+    chosen = options.slg_layers or ()
+    layers = (ctypes.c_int * len(chosen))(*chosen)
+    params.layers = ctypes.cast(layers, ctypes.POINTER(ctypes.c_int))
+    params.layer_count = len(layers)
+    params.layer_start, params.layer_end = options.slg_start, options.slg_end
+    params.scale = options.slg_scale
+
+
+def file_of(folder: str | None, name: str, what: str) -> Path:
+    """The file of that name in one of the operator's folders."""
+    path = weight_files(folder).get(name)
+    if path is None:
+        raise EngineError(Reason.GENERATION_FAILED, f"The {what} '{name}' is gone.")
+    return path

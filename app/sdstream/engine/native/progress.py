@@ -1,0 +1,93 @@
+"""How far the runtime is: phases told apart by its log lines, steps by its progress callback."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from sdstream.core.messages import Phase, Preview, Progress
+from sdstream.core.request import EVERY_STEP, GenerationRequest
+from sdstream.engine.port import Emit
+
+#: A part of the log line that begins a phase; generate_image itself begins with the encoding.
+_PHASE_LINES: Final = (
+    ("generating image: ", Phase.SAMPLING),
+    ("- decoding ", Phase.DECODING),
+    ("- upscaling from ", Phase.UPSCALING),
+)
+
+
+class ImageProgress:
+    """The image being drawn: tells its phases apart and times them."""
+
+    def __init__(self, job: str, index: int, request: GenerationRequest, emit: Emit) -> None:
+        self.phase = Phase.ENCODING
+        #: Steps of a second pass, as the runtime will count them, and those of the pass before.
+        self._second = (request.options.hires_steps or 0) + 1 if request.second_pass else 0
+        self._before = 0
+        self._pass_steps = request.steps
+        self._step = 0
+        self.steps = request.steps + self._second
+        self._draws = request.draws
+        self._job = job
+        self._index = index
+        self._previews = request.previews
+        self._emit = emit
+        self._began = {Phase.ENCODING: time.monotonic()}
+        self._report(0)
+
+    def heard(self, line: str) -> None:
+        """Take up a log line of the runtime: some of them begin a phase."""
+        for mark, phase in _PHASE_LINES:
+            if mark in line and phase not in self._began:
+                self.phase = phase
+                self._began[phase] = time.monotonic()
+                self._report(self.steps if phase is not Phase.SAMPLING else 0)
+
+    def progressed(self, step: int, steps: int) -> None:
+        """Take up the progress callback, which outside sampling counts LoRAs and tiles."""
+        if self.phase is Phase.SAMPLING:
+            if step < self._step:  # the second pass of a hires fix counts anew
+                self._before, self._second = self._before + self._pass_steps, 0
+            self._step, self._pass_steps = step, steps
+            self.steps = self._before + steps + self._second
+            self._report(self._before + step)
+        elif self.phase is Phase.UPSCALING and not self._draws:
+            self.steps = steps
+            self._report(step)
+        else:
+            self._report(0 if self.phase is Phase.ENCODING else self.steps)
+
+    def previewed(self, step: int, width: int, height: int, pixels: bytes) -> None:
+        """Send a preview; heun and its like number their inner steps negatively."""
+        self._emit(Preview(self._job, self._index, abs(step), width, height, pixels))
+
+    def wants_preview(self, step: int) -> bool:
+        """True when a picture is wanted after this step: each, or as many as asked, spread."""
+        if self._previews == EVERY_STEP:
+            return True
+        parts = self._previews + 1
+        return step in {round(self.steps * part / parts) for part in range(1, parts)}
+
+    def seconds(self, phase: Phase) -> float:
+        """How long the phase took, up to now for the last one."""
+        if phase not in self._began:
+            return 0.0
+        later = [at for at in self._began.values() if at > self._began[phase]]
+        return min(later, default=time.monotonic()) - self._began[phase]
+
+    def _report(self, step: int) -> None:
+        self._emit(Progress(self._job, self._index, self.phase, step, self.steps))
+
+
+class LoadProgress:
+    """Passes on that weights are being read, at most once a second."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._next = 0.0
+
+    def __call__(self, step: int, steps: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 1.0
+            self._emit(Progress("", 0, Phase.LOADING, step, steps))
