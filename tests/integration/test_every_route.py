@@ -8,15 +8,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from sdstream.web.openapi import openapi_document
+from tests.support.routes import document
 from tests.support.servers import ServerProcess
 
 POSTS = [
     re.sub(r"{\w+}", "default", path)
-    for path, operations in openapi_document()["paths"].items()
+    for path, operations in document()["paths"].items()
     if "post" in operations
 ]
-GETS = [path for path, operations in openapi_document()["paths"].items() if "get" in operations]
+GETS = [path for path, operations in document()["paths"].items() if "get" in operations]
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}

@@ -21,7 +21,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route
 
 from sdstream.core.catalog import Catalog
 from sdstream.core.errors import ImageServiceError
@@ -48,7 +47,6 @@ from sdstream.web.middleware import (
     SameOrigin,
     is_local_name,
 )
-from sdstream.web.openapi import EDIT_PATHS, GENERATION_PATHS, MODELS_PATHS
 from sdstream.web.routes import page
 from sdstream.web.routes.a1111 import A1111Routes
 from sdstream.web.routes.fireworks import FireworksRoutes
@@ -63,9 +61,6 @@ from sdstream.weights.folders import weight_files
 from sdstream.weights.inspection import upscaler_factor
 
 logger = logging.getLogger(__name__)
-
-_FIREWORKS_WORKFLOW = "/inference/v1/workflows/accounts/fireworks/models/{model:path}"
-_FIREWORKS_IMAGES = "/inference/v1/image_generation/accounts/fireworks/models/{model:path}"
 
 #: Seeds drawn by the server stay exact in every JSON reader, JavaScript's among them.
 _MAX_RANDOM_SEED = 2**53 - 1
@@ -113,47 +108,24 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         clock=time.time,
     )
     service = _service(settings, catalog, metrics, store, webhooks)
+    max_form_bytes = settings.max_body_mb * 2**20
     public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
     draw = ImageRoutes(
         service,
         public_url,
         settings.keepalive_seconds,
-        settings.max_body_mb * 2**20,
+        max_form_bytes,
         webhooks.check,
     )
-    fireworks = FireworksRoutes(draw)
-    ocr = OcrRoute(TextReader(), settings.max_body_mb * 2**20, settings.max_input_pixels)
-    parameters = ParametersRoute(service.studio, settings.max_body_mb * 2**20)
-    jobs = JobRoutes(draw, tokens)
-    ops = OpsRoutes(service, store, metrics, has_keys=bool(settings.api_keys))
     app = Starlette(
         routes=[
-            *(Route(path, draw.generations, methods=["POST"]) for path in GENERATION_PATHS),
-            *(Route(path, draw.edits, methods=["POST"]) for path in EDIT_PATHS),
-            Route(GENERATION_PATHS[0], jobs.generate, methods=["GET"]),
-            *jobs.routes(),
-            Route("/v1/images/variations", draw.variations, methods=["POST"]),
-            Route("/v1/images/inpainting", draw.inpainting, methods=["POST"]),
-            Route("/v1/images/upscales", draw.upscales, methods=["POST"]),
-            Route(f"{_FIREWORKS_WORKFLOW}/text_to_image", fireworks.workflow, methods=["POST"]),
-            Route(_FIREWORKS_IMAGES, fireworks.image_generation, methods=["POST"]),
-            Route("/v1/images/ocr", ocr.read, methods=["POST"]),
-            Route("/v1/images/parameters", parameters.read, methods=["POST"]),
+            *draw.routes(),
+            *JobRoutes(draw, tokens).routes(),
+            *FireworksRoutes(draw).routes(),
             *A1111Routes(draw).routes(),
-            Route("/v1/images/{image}/content", ops.image),
-            *(Route(path, ops.models) for path in MODELS_PATHS),
-            Route("/v1/models/{model:path}/load", ops.load, methods=["POST"]),
-            Route("/v1/models/{model:path}/unload", ops.unload, methods=["POST"]),
-            *(Route(path + "/{model:path}", ops.model) for path in MODELS_PATHS),
-            Route("/v1/loras", ops.loras),
-            Route("/v1/upscalers", ops.upscalers),
-            Route("/v1/config", ops.config),
-            Route("/v1/cluster/auth", ops.cluster_auth),
-            Route("/livez", ops.live),
-            Route("/readyz", ops.ready),
-            Route("/health", ops.ready),
-            Route("/metrics", ops.scrape),
-            Route("/openapi.json", ops.openapi),
+            *OcrRoute(TextReader(), max_form_bytes, settings.max_input_pixels).routes(),
+            *ParametersRoute(service.studio, max_form_bytes).routes(),
+            *OpsRoutes(service, store, metrics, has_keys=bool(settings.api_keys)).routes(),
             *page.routes(),
         ],
         middleware=_middleware(settings, metrics, tokens),

@@ -21,17 +21,10 @@ from sdstream.core.errors import Forbidden, ImageServiceError, Reason, Unauthori
 from sdstream.core.job import Job, JobStatus
 from sdstream.service.metrics import Metrics
 from sdstream.web import credentials, respond
-from sdstream.web.openapi import GENERATION_PATHS
+from sdstream.web.route import dialect_of, is_probe, makes_job, needs_key
 from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger("sdstream.requests")
-
-#: Probes of orchestrators carry no key, and neither does Xinference's client when it asks whether
-#: one is needed; the answers say nothing about users.
-_PROBES: Final = frozenset({"/health", "/livez", "/readyz", "/v1/cluster/auth"})
-#: The page asks its reader for the key.
-_OPEN_PATHS: Final = _PROBES | {"/"}
-_OPEN_FOLDER: Final = "/static/"
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -76,7 +69,7 @@ class RequestLog:
             # A GET only looks on: whoever leaves one ends nothing.
             left = scope["method"] == "POST" and (status == 499 or (status == 200 and not whole))
             seconds = time.monotonic() - began
-            level = logging.DEBUG if scope["path"] in _PROBES else logging.INFO
+            level = logging.DEBUG if is_probe(scope) else logging.INFO
             logger.log(
                 level,
                 "%s %s %d %.3fs request=%s%s",
@@ -106,7 +99,7 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         owner = self._owner(Request(scope)) if self._owners else ""
-        if owner is None and not _is_open(scope["path"]):
+        if owner is None and needs_key(scope):
             error = Unauthorized(
                 "This server asks for an API key: send 'Authorization: Bearer KEY'.",
                 reason=Reason.INVALID_API_KEY,
@@ -157,7 +150,7 @@ class SameOrigin:
 
     def _refuses(self, request: Request) -> bool:
         harmless = request.method in ("GET", "HEAD", "OPTIONS")
-        if harmless and request.url.path != GENERATION_PATHS[0]:
+        if harmless and not makes_job(request.scope):
             return False
         headers = request.headers
         origin = headers.get("origin")
@@ -204,7 +197,7 @@ class LocalNames:
     def _refuses(self, request: Request) -> bool:
         host = request.headers.get("host")
         # Every browser sends one; probes of HTTP/1.0 do not.
-        if host is None or request.scope["path"] in _PROBES:
+        if host is None or is_probe(request.scope):
             return False
         try:
             name = urlsplit(f"//{host}").hostname or ""
@@ -218,7 +211,7 @@ def _refusal(
 ) -> Response:
     """The answer to a request that goes no further; the log tells of it too."""
     scope.setdefault("state", {})["outcome"] = error.reason.value
-    return respond.failure(error, headers, scope["path"])
+    return respond.failure(error, headers, dialect_of(scope))
 
 
 def is_local_name(name: str) -> bool:
@@ -232,10 +225,6 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_open(path: str) -> bool:
-    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
 
 
 def _facts(state: dict[str, Any], *, left: bool) -> str:

@@ -23,7 +23,7 @@ from sse_starlette import EventSourceResponse  # noqa: TID251
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Route
 from starlette.types import Receive
 
 from sdstream.core.errors import (
@@ -33,9 +33,8 @@ from sdstream.core.errors import (
     NotFound,
     Reason,
 )
-from sdstream.dialects.a1111 import answers
-from sdstream.dialects.rendering import compact, error_body, error_headers
-from sdstream.web.openapi import A1111_PREFIX
+from sdstream.dialects.rendering import compact, error_headers
+from sdstream.web.route import DEFAULT, Dialect, dialect_of, route_of
 
 T = TypeVar("T")
 
@@ -74,10 +73,12 @@ def json_bytes(
 
 
 def failure(
-    error: ImageServiceError, headers: Mapping[str, str] | None = None, path: str = ""
+    error: ImageServiceError,
+    headers: Mapping[str, str] | None = None,
+    dialect: Dialect = DEFAULT,
 ) -> Response:
-    """The one shape of errors, with what AUTOMATIC1111's clients read added on their paths."""
-    body = answers.problem(error) if path.startswith(A1111_PREFIX) else error_body(error)
+    """Return an error in the form of its dialect."""
+    body = dialect.error_body(error)
     every = {**(headers or {}), **error_headers(error)}
     if error.status == 413:
         # Else the connection would go on swallowing what the client still sends.
@@ -114,7 +115,7 @@ async def on_service_error(request: Request, error: Exception) -> Response:
     """Handler for every ImageServiceError that a route raises."""
     assert isinstance(error, ImageServiceError)
     request.state.outcome = error.reason.value
-    return failure(error, path=request.url.path)
+    return failure(error, dialect=dialect_of(request.scope))
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -127,15 +128,16 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "GET, HEAD")
-    return failure(kind(message, reason=reason), headers, request.url.path)
+    return failure(kind(message, reason=reason), headers, dialect_of(request.scope))
 
 
 def _methods(request: Request) -> list[str]:
-    """What all routes of a path take, but the method that was refused."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods or set()
+    """The methods of the routes that share the path of the one that matched."""
+    matched = route_of(request.scope)
+    if not isinstance(matched, Route):
+        return []
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    found = {m for route in routes if route.path == matched.path for m in route.methods or ()}
     return sorted(found - {request.method})
 
 
@@ -150,4 +152,5 @@ async def on_fault(request: Request, error: Exception) -> Response:
     request.state.outcome = Reason.INTERNAL_ERROR.value
     fault = ImageServiceError("The server made a mistake.", reason=Reason.INTERNAL_ERROR)
     # This handler sits outside of the middleware that would add the id.
-    return failure(fault, {"X-Request-Id": request.state.request_id}, request.url.path)
+    headers = {"X-Request-Id": request.state.request_id}
+    return failure(fault, headers, dialect_of(request.scope))

@@ -11,24 +11,103 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from sdstream.core import infotext
-from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.errors import (
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    Reason,
+    UnsupportedMediaType,
+)
 from sdstream.core.job import JobStatus
 from sdstream.dialects.a1111 import answers, controlnet, generation
 from sdstream.dialects.a1111.generation import Settings
 from sdstream.dialects.rendering import compact
 from sdstream.service.service import LiveJob
 from sdstream.web import bodies, respond
-from sdstream.web.openapi import A1111_EMPTY, A1111_PREFIX, CONTROLNET_PREFIX
-from sdstream.web.routes.images import ImageRoutes, wants_no_wait
+from sdstream.web.route import ApiRoute, Content, Dialect, Operation, Schema
+from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes, wants_no_wait
+from sdstream.web.schemas import OBJECT, STRING, json_of, listing, record, ref
 
 _NULL: Final = b"null"
+
+
+_PREFIX: Final = "/sdapi/v1/"
+A1111: Final = Dialect(answers.problem, "A1111Error", _PREFIX)
+
+#: What AUTOMATIC1111's clients ask for and this server has none of -> what is answered.
+EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
+    "sd-vae": [],
+    "hypernetworks": [],
+    "face-restorers": [],
+    "realesrgan-models": [],
+    "prompt-styles": [],
+    "script-info": [],
+    "extensions": [],
+    "scripts": {"txt2img": [], "img2img": []},
+    "cmd-flags": {},
+}
+
+_NULL_ANSWER: Final = json_of({"type": "null"})
+_IMAGES: Final = json_of(record({"images": listing(STRING), "parameters": OBJECT, "info": STRING}))
+_BODY_ERRORS: Final = (InvalidRequest, NotFound, PayloadTooLarge, UnsupportedMediaType)
+
+
+def _image_operation(summary: str, answer: Content) -> Operation:
+    """An operation whose fields are described by AUTOMATIC1111's own documents."""
+    answers = {200: answer, 202: json_of(ref("Job"))}
+    return Operation(summary, answers, json_of(OBJECT), JOB_ERRORS, JOB_HEADERS)
+
+
+_POSTS: Final = {
+    "txt2img": _image_operation("Generate images from a prompt (AUTOMATIC1111)", _IMAGES),
+    "img2img": _image_operation("Edit an image (AUTOMATIC1111)", _IMAGES),
+    "extra-single-image": _image_operation(
+        "Upscale an image (AUTOMATIC1111)", json_of(record({"html_info": STRING, "image": STRING}))
+    ),
+    "interrupt": Operation("Cancel the running job; its answer has the finished images",
+                           {200: json_of(OBJECT)}),
+    "skip": Operation("Leave out the last image of the running job", {200: _NULL_ANSWER},
+                      errors=(InvalidRequest,)),
+    "options": Operation("Set the checkpoint and clip skip of later requests", {200: _NULL_ANSWER},
+                         json_of(OBJECT), _BODY_ERRORS),
+    "png-info": Operation("Read the texts of an image file",
+                          {200: json_of(record({"info": STRING, "items": OBJECT,
+                                                "parameters": OBJECT}))},
+                          json_of(record({"image": STRING})), _BODY_ERRORS),
+    "refresh-checkpoints": Operation("Do nothing: GET sd-models always looks for new models",
+                                     {200: _NULL_ANSWER}),
+}  # fmt: skip
+
+
+def _get(summary: str, schema: Schema) -> Operation:
+    return Operation(summary, {200: json_of(schema)})
+
+
+_GETS: Final = {
+    "progress": _get("Get the progress of the oldest unfinished job", OBJECT),
+    "samplers": _get("List samplers by AUTOMATIC1111's names", listing(OBJECT)),
+    "schedulers": _get("List schedules by AUTOMATIC1111's names", listing(OBJECT)),
+    "sd-models": _get("List the models", listing(OBJECT)),
+    "options": _get("Get the checkpoint, clip skip and fixed settings", OBJECT),
+    "upscalers": _get("List the upscalers", listing(OBJECT)),
+    "loras": _get("List the LoRAs", listing(OBJECT)),
+    "embeddings": _get("List the embeddings of the loaded checkpoint", OBJECT),
+    "latent-upscale-modes": _get("List the latent upscalers of a hires fix", listing(OBJECT)),
+    **{
+        name: _get(f"List {name}: none here", listing(OBJECT) if answer == [] else OBJECT)
+        for name, answer in EMPTY.items()
+    },
+}
+
+
+def _control_net(name: str) -> Operation:
+    return _get(f"Get {name} of AUTOMATIC1111's ControlNet extension", OBJECT)
 
 
 @dataclass
@@ -68,18 +147,8 @@ class A1111Routes:
         self._service = draw.service
         self._users: defaultdict[str, _User] = defaultdict(_User)
 
-    def routes(self) -> list[Route]:
-        """All of them."""
-        posts = {
-            "txt2img": self.txt2img,
-            "img2img": self.img2img,
-            "interrupt": self.interrupt,
-            "skip": self.skip,
-            "options": self.set_options,
-            "png-info": self.png_info,
-            "extra-single-image": self.extra_single_image,
-            "refresh-checkpoints": self.refresh_checkpoints,
-        }
+    def routes(self) -> list[ApiRoute]:
+        """Return the routes of this class."""
         gets = {
             "progress": self.progress,
             "samplers": self.samplers,
@@ -90,13 +159,31 @@ class A1111Routes:
             "loras": self.loras,
             "embeddings": self.embeddings,
             "latent-upscale-modes": self.latent_upscale_modes,
-            **dict.fromkeys(A1111_EMPTY, self.empty),
+            **dict.fromkeys(EMPTY, self.empty),
         }
-        lists = dict.fromkeys(controlnet.LISTS, self.control_net)
+        posts = {
+            "txt2img": self.txt2img,
+            "img2img": self.img2img,
+            "interrupt": self.interrupt,
+            "skip": self.skip,
+            "options": self.set_options,
+            "png-info": self.png_info,
+            "extra-single-image": self.extra_single_image,
+            "refresh-checkpoints": self.refresh_checkpoints,
+        }
         return [
-            *(Route(CONTROLNET_PREFIX + name, do, methods=["GET"]) for name, do in lists.items()),
-            *(Route(A1111_PREFIX + name, do, methods=["POST"]) for name, do in posts.items()),
-            *(Route(A1111_PREFIX + name, do, methods=["GET"]) for name, do in gets.items()),
+            *(
+                ApiRoute(f"/controlnet/{name}", self.control_net, _control_net(name), dialect=A1111)
+                for name in controlnet.LISTS
+            ),
+            *(
+                ApiRoute(_PREFIX + name, do, _POSTS[name], method="POST", dialect=A1111)
+                for name, do in posts.items()
+            ),
+            *(
+                ApiRoute(_PREFIX + name, do, _GETS[name], dialect=A1111)
+                for name, do in gets.items()
+            ),
         ]
 
     # --- drawing --------------------------------------------------------------------------------
@@ -136,7 +223,7 @@ class A1111Routes:
         error = job.error()
         stopped = job.status is JobStatus.CANCELLED and (run.interrupted or run.skipped)
         if error is not None and not stopped:
-            return respond.failure(error, headers, request.url.path)
+            return respond.failure(error, headers, A1111)
         texts = [infotext.write(job.request, job.images[i].seed) for i in sorted(job.images)]
         return respond.json_bytes(answers.answer(job, drawing, texts), headers)
 
@@ -223,7 +310,7 @@ class A1111Routes:
 
     async def empty(self, request: Request) -> Response:
         """GET of a list of things that this server has none of."""
-        return respond.json_bytes(compact(A1111_EMPTY[request.url.path.rpartition("/")[2]]))
+        return respond.json_bytes(compact(EMPTY[request.url.path.rpartition("/")[2]]))
 
     # --- options --------------------------------------------------------------------------------
 

@@ -10,10 +10,47 @@ from starlette.responses import Response
 
 from sdstream.dialects.fireworks import codec
 from sdstream.web import bodies, negotiation
-from sdstream.web.routes.images import MAX_JSON_BYTES, ImageRoutes, PlainAnswer
+from sdstream.web.route import ApiRoute, Operation, Schema
+from sdstream.web.routes.images import (
+    JOB_ERRORS,
+    JOB_HEADERS,
+    MAX_JSON_BYTES,
+    ImageRoutes,
+    PlainAnswer,
+)
+from sdstream.web.schemas import IMAGES, INTEGER, STRING, json_of, listing, parameter, record, ref
 
 #: What a client gets that takes anything: @ai-sdk/fireworks reads the file itself and sends */*.
 _USUAL_FILE: Final = "png"
+
+
+_WORKFLOW: Final = "/inference/v1/workflows/accounts/fireworks/models/{model:path}"
+_IMAGE_GENERATION: Final = "/inference/v1/image_generation/accounts/fireworks/models/{model:path}"
+
+_PARAMETERS: Final = (
+    parameter("Jpeg-Quality", "header", {"type": "integer", "minimum": 0, "maximum": 100}),
+    parameter(
+        "Json-Return-Image-Accept",
+        "header",
+        {"type": "string", "enum": ["image/png", "image/jpeg"]},
+    ),
+    *JOB_HEADERS,
+)
+
+
+def _operation(summary: str, answer: Schema) -> Operation:
+    answers = {200: {**json_of(answer), **IMAGES}, 202: json_of(ref("Job"))}
+    return Operation(summary, answers, json_of(ref("Generation")), JOB_ERRORS, _PARAMETERS)
+
+
+_OBJECT: Final = _operation(
+    "Generate images by a Fireworks workflow",
+    record({"id": STRING, "finishReason": STRING, "seed": INTEGER, "base64": listing(STRING)}),
+)
+_LIST: Final = _operation(
+    "Generate images by Fireworks' image_generation",
+    listing(record({"finishReason": STRING, "seed": INTEGER, "base64": STRING})),
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +58,13 @@ class FireworksRoutes:
     """POST …/text_to_image and its older form."""
 
     draw: ImageRoutes
+
+    def routes(self) -> list[ApiRoute]:
+        """Return the routes of this class."""
+        return [
+            ApiRoute(f"{_WORKFLOW}/text_to_image", self.workflow, _OBJECT, method="POST"),
+            ApiRoute(_IMAGE_GENERATION, self.image_generation, _LIST, method="POST"),
+        ]
 
     async def workflow(self, request: Request) -> Response:
         """POST /inference/v1/workflows/accounts/fireworks/models/{model}/text_to_image."""

@@ -12,7 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sdstream.core.ask import ParsedRequest, StreamDialect, StreamHints
-from sdstream.core.errors import ImageServiceError, InvalidRequest
+from sdstream.core.errors import (
+    ImageServiceError,
+    InvalidRequest,
+    KeyReused,
+    NotAcceptable,
+    NotFound,
+    PayloadTooLarge,
+    QueueFull,
+    StorageFull,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from sdstream.core.job import Entry, Job, JobStatus, Terms
 from sdstream.core.options import OutputFormat
 from sdstream.core.queue import Priority
@@ -26,6 +37,8 @@ from sdstream.dialects.rendering import ImageForm, compact
 from sdstream.imaging.codecs import MEDIA_TYPES
 from sdstream.service.service import ImageService, LiveJob, postponed
 from sdstream.web import bodies, negotiation, respond
+from sdstream.web.route import ApiRoute, Content, Operation, dialect_of
+from sdstream.web.schemas import EVENTS, IMAGES, STRING, form_of, json_of, parameter, ref
 
 #: Two prompts of 32,000 characters, escaped as \\uXXXX, are 400 kB.
 MAX_JSON_BYTES: Final = 2**20
@@ -51,6 +64,39 @@ class Frames(Protocol):
         """The end of a stream whose job will not end in time."""
 
 
+#: Errors of every route that makes a job.
+JOB_ERRORS: Final = (
+    InvalidRequest, NotFound, NotAcceptable, PayloadTooLarge, UnsupportedMediaType, KeyReused,
+    QueueFull, Unavailable, StorageFull,
+)  # fmt: skip
+JOB_HEADERS: Final = (
+    parameter("Prefer", "header", STRING),
+    parameter("Idempotency-Key", "header", {**STRING, "maxLength": MAX_KEY_CHARACTERS}),
+)
+_DIALECT: Final = parameter(
+    "dialect", "query", {"type": "string", "enum": ["image.chunk", "openai", "both"]}
+)
+
+#: The two in the middle are GPUStack's, the last one is OpenVINO Model Server's.
+GENERATION_PATHS: Final = (
+    "/v1/images/generations",
+    "/v1-openai/images/generations",
+    "/v1-openai/image/generate",
+    "/v3/images/generations",
+)
+_EDIT_PATHS: Final = (
+    "/v1/images/edits",
+    "/v1-openai/images/edits",
+    "/v1-openai/image/edit",
+    "/v3/images/edits",
+)
+
+
+def _operation(summary: str, body: Content) -> Operation:
+    answers = {200: {**json_of(ref("Images")), **EVENTS, **IMAGES}, 202: json_of(ref("Job"))}
+    return Operation(summary, answers, body, JOB_ERRORS, (_DIALECT, *JOB_HEADERS))
+
+
 @dataclass(frozen=True)
 class ImageRoutes:
     """The POST routes that draw.
@@ -68,6 +114,35 @@ class ImageRoutes:
     keepalive_seconds: float
     max_form_bytes: int
     check_webhook: Callable[[str], None]
+
+    def routes(self) -> list[ApiRoute]:
+        """Return the routes of this class."""
+        both = {**json_of(ref("Generation")), **form_of(ref("ControlledGeneration"))}
+        generate = _operation("Generate images from a prompt", both)
+        edit = form_of(ref("Edit"))
+        change = _operation("Edit an image", edit)
+        return [
+            *(ApiRoute(p, self.generations, generate, method="POST") for p in GENERATION_PATHS),
+            *(ApiRoute(p, self.edits, change, method="POST") for p in _EDIT_PATHS),
+            ApiRoute(
+                "/v1/images/variations",
+                self.variations,
+                _operation("Generate variations of an image", form_of(ref("Variation"))),
+                method="POST",
+            ),
+            ApiRoute(
+                "/v1/images/inpainting",
+                self.inpainting,
+                _operation("Paint where a mask is white", edit),
+                method="POST",
+            ),
+            ApiRoute(
+                "/v1/images/upscales",
+                self.upscales,
+                _operation("Upscale an image", form_of(ref("Upscale"))),
+                method="POST",
+            ),
+        ]
 
     async def generations(self, request: Request) -> Response:
         """POST /v1/images/generations: JSON, or a form where a control picture comes along."""
@@ -155,7 +230,7 @@ class ImageRoutes:
         headers = {"X-Job-Id": job.id}
         error = job.error()
         if error is not None:
-            return respond.failure(error, headers, request.url.path)
+            return respond.failure(error, headers, dialect_of(request.scope))
         if wanted is not None:
             return _bytes_answer(job, headers)
         return respond.json_bytes(plain(job, form, int(time.time())), headers)

@@ -17,17 +17,37 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from sdstream.core.errors import InvalidRequest, NotFound, Reason
+from sdstream.core.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    JobWasCancelled,
+    NotFound,
+    Reason,
+    StorageFull,
+    Unavailable,
+)
 from sdstream.core.job import Job, JobStatus
+from sdstream.core.options import ImageParams
 from sdstream.dialects.jobs import PING, RETRY, JobEvents, job_fields
 from sdstream.dialects.openai import request as openai
 from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.rendering import ImageForm, JsonObject, compact
 from sdstream.service.service import LiveJob
 from sdstream.web import respond
-from sdstream.web.routes.images import ImageRoutes
+from sdstream.web.route import ApiRoute, Operation
+from sdstream.web.routes.images import GENERATION_PATHS, JOB_ERRORS, ImageRoutes
+from sdstream.web.schemas import (
+    BOOLEAN,
+    EVENTS,
+    INTEGER,
+    STRING,
+    json_of,
+    option_schemas,
+    parameter,
+    record,
+    ref,
+)
 from sdstream.web.tokens import Tokens
 
 _MAX_PAGE: Final = 100
@@ -36,6 +56,65 @@ _USUAL_PAGE: Final = 20
 #: Of a number in a query; int() takes other scripts' digits too.
 _NUMBER: Final = re.compile(r"\d{1,3}", re.ASCII)
 _EVENT_ID: Final = re.compile(r"(?:(job_[\w-]{1,64}):)?(\d{1,15})", re.ASCII)
+
+
+_LAST_EVENT: Final = (
+    parameter("Last-Event-ID", "header", STRING),
+    parameter("last_event_id", "query", STRING),
+)
+_STREAM: Final = {200: EVENTS, 204: {}}
+_JOB: Final = {200: json_of(ref("Job"))}
+_QUERY: Final = (
+    *(
+        parameter(name, "query", schema, required=name == "prompt")
+        for name, schema in option_schemas().items()
+        if name in ImageParams.model_fields
+    ),
+    parameter("priority", "query", {"type": "string", "enum": ["low", "normal", "high"]}),
+    parameter("stream_options_preview", "query", BOOLEAN),
+    *_LAST_EVENT,
+)
+_GENERATE: Final = Operation(
+    "Generate images and send events (EventSource)",
+    _STREAM,
+    errors=JOB_ERRORS,
+    parameters=_QUERY,
+)
+_PAGE: Final = Operation(
+    "List jobs, newest first",
+    {200: json_of(ref("JobPage"))},
+    errors=(InvalidRequest, NotFound),
+    parameters=(
+        parameter("status", "query", STRING),
+        parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": _MAX_PAGE}),
+        parameter("after", "query", STRING),
+    ),
+)
+_ONE: Final = Operation("Get a job", _JOB, errors=(NotFound,))
+_DELETE: Final = Operation(
+    "Delete a job and its images",
+    {200: json_of(record({"id": STRING, "object": STRING, "deleted": BOOLEAN}))},
+    errors=(NotFound, Unavailable, StorageFull),
+)
+_EVENTS: Final = Operation(
+    "Follow a job as server-sent events",
+    _STREAM,
+    errors=(InvalidRequest, NotFound),
+    parameters=_LAST_EVENT,
+)
+_RESULT: Final = Operation(
+    "Get the answer of a job",
+    {200: json_of(ref("Images")), 202: json_of(ref("Job"))},
+    errors=(InvalidRequest, NotFound, JobWasCancelled, GenerationFailed, Unavailable, StorageFull),
+    parameters=(
+        parameter("response_format", "query", {"type": "string", "enum": ["b64_json", "url"]}),
+    ),
+)
+_CANCEL: Final = Operation("Cancel a job", _JOB, errors=(NotFound,))
+_TOKEN: Final = Operation(
+    "Get a token for URLs of clients that can send no header",
+    {200: json_of(record({"token": STRING, "expires": INTEGER}))},
+)
 
 
 @dataclass(frozen=True)
@@ -50,16 +129,17 @@ class JobRoutes:
     draw: ImageRoutes
     tokens: Tokens
 
-    def routes(self) -> list[Route]:
-        """All of them."""
+    def routes(self) -> list[ApiRoute]:
+        """Return the routes of this class."""
         return [
-            Route("/v1/jobs", self.page, methods=["GET"]),
-            Route("/v1/jobs/{job}", self.one, methods=["GET"]),
-            Route("/v1/jobs/{job}", self.delete, methods=["DELETE"]),
-            Route("/v1/jobs/{job}/events", self.events, methods=["GET"]),
-            Route("/v1/jobs/{job}/result", self.result, methods=["GET"]),
-            Route("/v1/jobs/{job}/cancel", self.cancel, methods=["POST"]),
-            Route("/v1/tokens", self.token, methods=["POST"]),
+            ApiRoute(GENERATION_PATHS[0], self.generate, _GENERATE, makes_job=True),
+            ApiRoute("/v1/jobs", self.page, _PAGE),
+            ApiRoute("/v1/jobs/{job}", self.one, _ONE),
+            ApiRoute("/v1/jobs/{job}", self.delete, _DELETE, method="DELETE"),
+            ApiRoute("/v1/jobs/{job}/events", self.events, _EVENTS),
+            ApiRoute("/v1/jobs/{job}/result", self.result, _RESULT),
+            ApiRoute("/v1/jobs/{job}/cancel", self.cancel, _CANCEL, method="POST"),
+            ApiRoute("/v1/tokens", self.token, _TOKEN, method="POST"),
         ]
 
     async def page(self, request: Request) -> Response:

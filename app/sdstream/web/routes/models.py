@@ -10,7 +10,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sdstream.core.errors import NotFound, Reason
+from sdstream.core.errors import NotFound, Reason, Unavailable
 from sdstream.core.model_options import defaults_of, options_of, schedules_of
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import SAMPLERS
@@ -22,12 +22,48 @@ from sdstream.service.service import ImageService
 from sdstream.storage.job_store import JobStore
 from sdstream.web import respond
 from sdstream.web.openapi import openapi_document
+from sdstream.web.route import ApiRoute, Operation
+from sdstream.web.schemas import (
+    BOOLEAN,
+    IMAGES,
+    INTEGER,
+    OBJECT,
+    STRING,
+    json_of,
+    page_of,
+    record,
+    ref,
+)
 
 #: Models have no birthday; OpenAI's clients want a number here.
 _CREATED = 0
 
 _LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
 _BEST_FIRST: Final = (*_LOADED, WorkerState.STARTING, WorkerState.FAILED)
+
+
+MODELS_PATHS: Final = ("/v1/models", "/v1-openai/models", "/v3/models")
+
+_NAMED: Final = {"id": STRING, "object": STRING}
+_MODEL: Final = {200: json_of(ref("Model"))}
+_STATUS: Final = json_of(record({"status": STRING}))
+_IMAGE: Final = Operation("Get a stored image", {200: IMAGES}, errors=(NotFound,))
+_MODELS: Final = Operation("List the models", {200: json_of(ref("Models"))})
+_ONE_MODEL: Final = Operation("Get a model with its options", _MODEL, errors=(NotFound,))
+_LOAD: Final = Operation("Load a model", _MODEL, errors=(NotFound, Unavailable))
+_UNLOAD: Final = Operation("Unload a model", _MODEL, errors=(NotFound,))
+_LORAS: Final = Operation("List the LoRAs", {200: json_of(page_of(record(_NAMED)))})
+_UPSCALERS: Final = Operation(
+    "List the upscalers", {200: json_of(page_of(record({**_NAMED, "factor": INTEGER})))}
+)
+_CONFIG: Final = Operation("Get states in OpenVINO Model Server's form", {200: json_of(OBJECT)})
+_AUTH: Final = Operation(
+    "Get whether clients need a key (Xinference)", {200: json_of(record({"auth": BOOLEAN}))}
+)
+_LIVE: Final = Operation("Check that the process answers", {200: _STATUS})
+_READY: Final = Operation("Check that the default model can generate", {200: _STATUS, 503: _STATUS})
+_METRICS: Final = Operation("Get metrics for Prometheus", {200: {"text/plain": STRING}})
+_OPENAPI: Final = Operation("Get this document", {200: json_of(OBJECT)})
 
 
 @dataclass(frozen=True)
@@ -43,6 +79,26 @@ class OpsRoutes:
     store: JobStore
     metrics: Metrics
     has_keys: bool
+
+    def routes(self) -> list[ApiRoute]:
+        """Return the routes of this class."""
+        every = {path: f"{path}/{{model:path}}" for path in MODELS_PATHS}
+        return [
+            ApiRoute("/v1/images/{image}/content", self.image, _IMAGE),
+            *(ApiRoute(path, self.models, _MODELS) for path in every),
+            ApiRoute("/v1/models/{model:path}/load", self.load, _LOAD, method="POST"),
+            ApiRoute("/v1/models/{model:path}/unload", self.unload, _UNLOAD, method="POST"),
+            *(ApiRoute(path, self.model, _ONE_MODEL) for path in every.values()),
+            ApiRoute("/v1/loras", self.loras, _LORAS),
+            ApiRoute("/v1/upscalers", self.upscalers, _UPSCALERS),
+            ApiRoute("/v1/config", self.config, _CONFIG),
+            ApiRoute("/v1/cluster/auth", self.cluster_auth, _AUTH, is_probe=True),
+            ApiRoute("/livez", self.live, _LIVE, is_probe=True),
+            ApiRoute("/readyz", self.ready, _READY, is_probe=True),
+            ApiRoute("/health", self.ready, _READY, is_probe=True),
+            ApiRoute("/metrics", self.scrape, _METRICS),
+            ApiRoute("/openapi.json", self.openapi, _OPENAPI),
+        ]
 
     async def models(self, _request: Request) -> Response:
         """GET /v1/models."""
@@ -137,9 +193,9 @@ class OpsRoutes:
         self.service.measure()
         return Response(self.metrics.render(), media_type=self.metrics.content_type)
 
-    async def openapi(self, _request: Request) -> Response:
+    async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
-        return respond.json_bytes(compact(openapi_document()))
+        return respond.json_bytes(compact(openapi_document(request.app.routes)))
 
     def _model(self, spec: ModelSpec) -> dict[str, Any]:
         workers = self.service.pool.workers(spec.id)

@@ -10,17 +10,35 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from sdstream.core.errors import InvalidRequest, NotFound, QueueFull, Reason
+from sdstream.core.errors import (
+    InvalidRequest,
+    NotFound,
+    NotInstalled,
+    PayloadTooLarge,
+    QueueFull,
+    Reason,
+    UnsupportedMediaType,
+)
 from sdstream.core.pixels import Pixels, SourceFile
 from sdstream.dialects.rendering import compact
 from sdstream.imaging import codecs, ocr
 from sdstream.web import bodies, negotiation, respond
+from sdstream.web.route import ApiRoute, Operation
+from sdstream.web.schemas import FILE, STRING, form_of, json_of, record
 
 #: kwargs chooses the task of other engines; this one reads plain text.
 _FIELDS: Final = ("model", "kwargs")
 #: Images that are read or wait for it.
 _MOST_AT_ONCE: Final = 8
 _SECONDS_EACH: Final = 3
+
+
+_OPERATION: Final = Operation(
+    "Read the text of an image",
+    {200: {**json_of(STRING), "text/plain": STRING}},
+    form_of(record({"image": FILE, "model": STRING}, ("image",))),
+    (InvalidRequest, NotFound, PayloadTooLarge, UnsupportedMediaType, QueueFull, NotInstalled),
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,10 @@ class OcrRoute:
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="ocr")
     )
     _busy: set[asyncio.Future[str]] = field(default_factory=set)
+
+    def routes(self) -> list[ApiRoute]:
+        """Return the route."""
+        return [ApiRoute("/v1/images/ocr", self.read, _OPERATION, method="POST")]
 
     async def read(self, request: Request) -> Response:
         """Answer the text as a JSON string, or as plain text where Accept prefers that."""

@@ -9,9 +9,11 @@ from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
+
+from sdstream.web.route import ApiRoute, Operation
 
 _STATIC: Final = Path(__file__).parents[1] / "static"
 
@@ -68,4 +70,5 @@ def routes() -> list[BaseRoute]:
         """GET /."""
         return await files.get_response("index.html", request.scope)
 
-    return [Route("/", index), Mount("/static", files, name="static")]
+    page = Operation("Get the web page", {200: {"text/html": {"type": "string"}}})
+    return [ApiRoute("/", index, page, is_open=True), Mount("/static", files, name="static")]

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sdstream.core import infotext
-from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.errors import InvalidRequest, PayloadTooLarge, Reason, UnsupportedMediaType
 from sdstream.dialects.fields import unknown
 from sdstream.dialects.rendering import compact
 from sdstream.imaging.processor import Studio
 from sdstream.web import bodies, respond
+from sdstream.web.route import ApiRoute, Operation
+from sdstream.web.schemas import FILE, OBJECT, STRING, form_of, json_of, listing, nullable, record
+
+_OPERATION: Final = Operation(
+    "Read the options out of an image file",
+    {
+        200: json_of(
+            record(
+                {
+                    "object": STRING,
+                    "parameters": nullable(OBJECT),
+                    "unread": listing(STRING),
+                    "text": nullable(STRING),
+                }
+            )
+        )
+    },
+    form_of(record({"image": FILE})),
+    (InvalidRequest, PayloadTooLarge, UnsupportedMediaType),
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +47,10 @@ class ParametersRoute:
 
     processor: Studio
     max_form_bytes: int
+
+    def routes(self) -> list[ApiRoute]:
+        """Return the route."""
+        return [ApiRoute("/v1/images/parameters", self.read, _OPERATION, method="POST")]
 
     async def read(self, request: Request) -> Response:
         """Answer the options of the file by the names of the API.

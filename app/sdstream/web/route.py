@@ -1,0 +1,154 @@
+"""Routes that carry their description, and the dialect of a request before it is routed.
+
+The OpenAPI document is made by walking the routes (web/openapi), and code that serves every dialect
+asks the route for what differs: never the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Mount, Route
+from starlette.types import Scope
+
+from sdstream.core.errors import Forbidden, ImageServiceError, Unauthorized
+from sdstream.dialects.rendering import JsonObject, error_body
+
+#: A JSON Schema.
+Schema = Mapping[str, Any]
+#: Media type -> its schema.
+Content = Mapping[str, Schema]
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_STATE: Final = "api_route"
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What differs between the APIs in code that serves all of them.
+
+    Attributes:
+        error_body: The whole JSON of an error.
+        error_schema: Component of the OpenAPI document that describes it.
+        prefix: What the paths of the API begin with, for requests that match no route; empty for
+            the API that has the rest.
+    """
+
+    error_body: Callable[[ImageServiceError], JsonObject]
+    error_schema: str
+    prefix: str = ""
+
+
+DEFAULT: Final = Dialect(error_body, "Error")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What the OpenAPI document says of one method of a route.
+
+    Attributes:
+        summary: One line.
+        answers: Status -> what is answered.
+        body: Request body, empty for none.
+        errors: Kinds of errors beside those of every route.
+        parameters: Of the query and the headers, in OpenAPI's form; path parameters are derived.
+    """
+
+    summary: str
+    answers: Mapping[int, Content]
+    body: Content | None = None
+    errors: Sequence[type[ImageServiceError]] = ()
+    parameters: Sequence[JsonObject] = ()
+
+
+#: A route may be refused for the key, the origin or the host of its request.
+COMMON_ERRORS: Final = (Unauthorized, Forbidden)
+
+
+class ApiRoute(Route):
+    """One method of one path.
+
+    Attributes:
+        operation: Its description.
+        dialect: Its API.
+        is_open: It needs no key.
+        is_probe: It is for orchestrators: any host name is served, and it is logged at debug.
+        makes_job: It is a GET that makes a job, so that pages of other origins may not send it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        endpoint: Endpoint,
+        operation: Operation,
+        *,
+        method: Literal["GET", "POST", "DELETE"] = "GET",
+        dialect: Dialect = DEFAULT,
+        is_open: bool = False,
+        is_probe: bool = False,
+        makes_job: bool = False,
+    ) -> None:
+        super().__init__(path, endpoint, methods=[method])
+        self.method = method
+        self.operation = operation
+        self.dialect = dialect
+        self.is_open = is_open or is_probe
+        self.is_probe = is_probe
+        self.makes_job = makes_job
+
+
+def route_of(scope: Scope) -> BaseRoute | None:
+    """Return the route that will serve a request; None when there is none.
+
+    It can be asked before the request is routed, as middleware does; the answer is kept.
+    """
+    state: dict[str, Any] = scope.setdefault("state", {})
+    if _STATE not in state:
+        state[_STATE] = _match(scope)
+    found: BaseRoute | None = state[_STATE]
+    return found
+
+
+def _match(scope: Scope) -> BaseRoute | None:
+    partial = None
+    for route in scope["app"].routes:
+        match, _ = route.matches(scope)
+        if match is Match.FULL:
+            matched: BaseRoute = route
+            return matched
+        if match is Match.PARTIAL and partial is None:
+            partial = route
+    return partial
+
+
+def dialect_of(scope: Scope) -> Dialect:
+    """Return the dialect that errors of a request are answered in."""
+    route = route_of(scope)
+    if isinstance(route, ApiRoute):
+        return route.dialect
+    every = (route.dialect for route in scope["app"].routes if isinstance(route, ApiRoute))
+    path: str = scope["path"]
+    return next((d for d in every if d.prefix and path.startswith(d.prefix)), DEFAULT)
+
+
+def needs_key(scope: Scope) -> bool:
+    """Return whether a request must carry a key; the page and the probes need none."""
+    route = route_of(scope)
+    return not (isinstance(route, Mount) or (isinstance(route, ApiRoute) and route.is_open))
+
+
+def is_probe(scope: Scope) -> bool:
+    """Return whether a request is an orchestrator's."""
+    route = route_of(scope)
+    return isinstance(route, ApiRoute) and route.is_probe
+
+
+def makes_job(scope: Scope) -> bool:
+    """Return whether a GET makes a job."""
+    route = route_of(scope)
+    return isinstance(route, ApiRoute) and route.makes_job

@@ -1,0 +1,254 @@
+"""JSON Schemas of bodies and answers: the components of the OpenAPI document.
+
+Requests are made from the models that validate them. Answers are written here and checked against
+the running server by the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sdstream.core.ask import ReplyOptions
+from sdstream.core.errors import Reason
+from sdstream.core.job import JobStatus
+from sdstream.core.options import ALIASES, ImageParams
+from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported
+from sdstream.web.route import Content, Schema
+
+STRING: Final[Schema] = {"type": "string"}
+NUMBER: Final[Schema] = {"type": "number"}
+INTEGER: Final[Schema] = {"type": "integer"}
+BOOLEAN: Final[Schema] = {"type": "boolean"}
+OBJECT: Final[Schema] = {"type": "object"}
+FILE: Final[Schema] = {"type": "string", "format": "binary"}
+
+IMAGES: Final[Content] = {f"image/{kind}": FILE for kind in ("png", "jpeg", "webp")}
+#: One event, since a stream has no schema of its own in OpenAPI 3.1.
+EVENTS: Final[Content] = {
+    "text/event-stream": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"event": STRING, "id": STRING, "data": STRING},
+    }
+}
+
+_TEMPLATE: Final = "#/components/schemas/{model}"
+_UPSCALE_OPTIONS: Final = (
+    "model", "upscaler", "upscale", "output_format", "output_compression", "safety_check",
+    "response_format", "stream", "priority", "on_disconnect", "webhook_url",
+)  # fmt: skip
+_CONTROL: Final = {"control": {**FILE, "description": "What the model's ControlNet follows."}}
+_INPUTS: Final = {
+    "image": {
+        "type": "array",
+        "items": FILE,
+        "minItems": 1,
+        "description": "The input image; several where the model takes references.",
+    },
+    "mask": {**FILE, "description": "Where to paint; also mask_image."},
+    **_CONTROL,
+}
+
+
+def ref(name: str) -> Schema:
+    """Return the schema that stands for a component."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def json_of(schema: Schema) -> Content:
+    """Return content of JSON."""
+    return {"application/json": schema}
+
+
+def form_of(schema: Schema) -> Content:
+    """Return content of a multipart form."""
+    return {"multipart/form-data": schema}
+
+
+def listing(item: Schema) -> Schema:
+    """Return the schema of an array."""
+    return {"type": "array", "items": item}
+
+
+def record(properties: dict[str, Schema], required: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return the schema of an object; all properties are required unless some are named."""
+    names = [*properties] if required is None else [*required]
+    return {"type": "object", "required": names, "properties": properties}
+
+
+def nullable(schema: Schema) -> Schema:
+    """Return a schema that null satisfies too."""
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def parameter(name: str, place: str, schema: Schema, *, required: bool = False) -> dict[str, Any]:
+    """Return a parameter of a query, a path or the headers."""
+    return {"name": name, "in": place, "schema": schema, "required": required}
+
+
+def option_schemas() -> dict[str, dict[str, Any]]:
+    """Return the schema of every field of a generation, with its aliases."""
+    params = ImageParams.model_json_schema(ref_template=_TEMPLATE)["properties"]
+    reply = ReplyOptions.model_json_schema(ref_template=_TEMPLATE)["properties"]
+    fields = {
+        name: {**schema, "x-aliases": [a for a, target in ALIASES.items() if target == name]}
+        for name, schema in {**params, **reply}.items()
+    }
+    # mistral.rs' spellings are accepted; in one enumeration, generators take them for one name.
+    fields["response_format"]["enum"] = ["b64_json", "url"]
+    return fields
+
+
+def _generation(
+    files: dict[str, Any], required: tuple[str, ...], names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    options = option_schemas()
+    ignored = [name for name, fate in UNSUPPORTED_FIELDS.items() if fate is Unsupported.IGNORED]
+    return {
+        "type": "object",
+        "required": [*required],
+        "properties": {**files, **{name: options[name] for name in names or options}},
+        "description": "null means not given. Accepted without effect: " + ", ".join(ignored),
+    }
+
+
+def _definitions() -> dict[str, Any]:
+    """What the schemas of the options refer to."""
+    found: dict[str, Any] = {}
+    for model in (ImageParams, ReplyOptions):
+        found |= model.model_json_schema(ref_template=_TEMPLATE).get("$defs", {})
+    return found
+
+
+def _error() -> dict[str, Any]:
+    reason = {
+        "type": "string",
+        "enum": [reason.value for reason in Reason],
+        "description": "; ".join(f"{r.value}: {r.meaning}" for r in Reason),
+    }
+    fields = {"code": INTEGER, "message": STRING, "type": STRING, "param": nullable(STRING)}
+    return record({"error": record({**fields, "reason": reason}), "detail": STRING})
+
+
+_IMAGE_ITEM: Final = record(
+    {
+        "index": INTEGER,
+        "seed": INTEGER,
+        "revised_prompt": nullable(STRING),
+        "finish_reason": STRING,
+        "b64_json": nullable(STRING),
+        "url": nullable(STRING),
+    },
+    ("index", "seed"),
+)
+_USAGE: Final = record(
+    {
+        "generation_per_second": NUMBER,
+        "time_per_generation_ms": NUMBER,
+        "time_to_process_ms": NUMBER,
+        "input_tokens": INTEGER,
+        "output_tokens": INTEGER,
+        "total_tokens": INTEGER,
+        "input_tokens_details": OBJECT,
+    }
+)
+_RESPONSE: Final = record(
+    {
+        "created": INTEGER,
+        "data": listing(_IMAGE_ITEM),
+        "model": STRING,
+        "size": STRING,
+        "quality": STRING,
+        "output_format": STRING,
+        "background": STRING,
+        "parameters": OBJECT,
+        "warnings": listing(STRING),
+        "usage": _USAGE,
+    },
+    ("created", "data", "model", "parameters", "usage"),
+)
+_JOB: Final = record(
+    {
+        "id": STRING,
+        "object": STRING,
+        "status": {"type": "string", "enum": [status.value for status in JobStatus]},
+        "operation": STRING,
+        "model": STRING,
+        "priority": STRING,
+        "background": BOOLEAN,
+        "queue_position": nullable(INTEGER),
+        "progress": NUMBER,
+        "index": INTEGER,
+        "step": INTEGER,
+        "steps": INTEGER,
+        "steps_per_second": nullable(NUMBER),
+        "eta_seconds": nullable(NUMBER),
+        "attempts": INTEGER,
+        "created": NUMBER,
+        "started": nullable(NUMBER),
+        "ended": nullable(NUMBER),
+        "output_format": STRING,
+        "parameters": OBJECT,
+        "warnings": listing(STRING),
+        "images": listing(OBJECT),
+        "usage": nullable(OBJECT),
+        "error": nullable(OBJECT),
+        "status_url": STRING,
+        "events_url": STRING,
+        "result_url": STRING,
+        "cancel_url": STRING,
+    }
+)
+_MODEL: Final = record(
+    {
+        "id": STRING,
+        "object": STRING,
+        "created": INTEGER,
+        "owned_by": STRING,
+        "description": STRING,
+        "family": STRING,
+        "default": BOOLEAN,
+        "state": STRING,
+        "defaults": OBJECT,
+        "size": OBJECT,
+        "capabilities": OBJECT,
+        "options": OBJECT,
+        "error": STRING,
+    },
+    ("id", "object", "created", "owned_by", "state"),
+)
+
+
+def page_of(item: Schema) -> Schema:
+    """Return the schema of OpenAI's lists."""
+    return record({"object": STRING, "data": listing(item)})
+
+
+def components() -> dict[str, Any]:
+    """Return the named schemas of the document."""
+    return {
+        **_definitions(),
+        "Generation": _generation({}, ("prompt",)),
+        "ControlledGeneration": _generation(_CONTROL, ("prompt",)),
+        "Edit": _generation(_INPUTS, ("image", "prompt")),
+        "Variation": _generation(_INPUTS, ("image",)),
+        "Upscale": _generation({"image": FILE}, ("image",), _UPSCALE_OPTIONS),
+        "Images": _RESPONSE,
+        "Job": _JOB,
+        "JobPage": record(
+            {
+                "object": STRING,
+                "data": listing(ref("Job")),
+                "has_more": BOOLEAN,
+                "first_id": nullable(STRING),
+                "last_id": nullable(STRING),
+            }
+        ),
+        "Model": _MODEL,
+        "Models": page_of(ref("Model")),
+        "Error": _error(),
+        "A1111Error": {
+            "allOf": [ref("Error"), record({"body": STRING, "errors": STRING})],
+        },
+    }

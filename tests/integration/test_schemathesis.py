@@ -1,0 +1,29 @@
+"""The OpenAPI document is true: schemathesis holds every answer against it."""
+
+from __future__ import annotations
+
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.support.servers import ServerProcess
+
+#: Whether a value is acceptable depends on the model that is loaded, which no schema says.
+DEPEND_ON_THE_MODEL = "positive_data_acceptance,negative_data_rejection"
+
+
+@pytest.mark.schemathesis
+@pytest.mark.timeout(600)
+def test_every_answer_is_as_described(fake_server: ServerProcess, tmp_path: Path) -> None:
+    """Statuses, content types, schemas, methods and Allow, for valid and for broken requests."""
+    tool = Path(sysconfig.get_path("scripts")) / "schemathesis"
+    command = [
+        *(tool, "run", f"{fake_server.url}/openapi.json"),
+        *("--exclude-checks", DEPEND_ON_THE_MODEL, "--phases", "coverage,fuzzing"),
+        *("--max-examples", "15", "--max-time", "180", "--request-timeout", "60"),
+        *("--continue-on-failure", "--no-shrink", "--suppress-health-check", "all"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout[-8000:]
