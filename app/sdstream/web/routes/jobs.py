@@ -64,9 +64,11 @@ _LAST_EVENT: Final = (
 )
 _STREAM: Final = {200: EVENTS, 204: {}}
 _JOB: Final = {200: json_of(ref("Job"))}
+#: A URL has 64 KiB at most, and a character 12 bytes of it.
+_IN_A_URL: Final = {name: {**STRING, "maxLength": 2_000} for name in ("prompt", "negative_prompt")}
 _QUERY: Final = (
     *(
-        parameter(name, "query", schema, required=name == "prompt")
+        parameter(name, "query", _IN_A_URL.get(name, schema), required=name == "prompt")
         for name, schema in option_schemas().items()
         if name in ImageParams.model_fields
     ),
