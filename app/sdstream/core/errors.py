@@ -72,6 +72,7 @@ class Reason(Word):
     )
     QUEUE_FULL = "queue_full", "As many images are waiting as this server, or this key, may have."
     STORAGE_FULL = "storage_full", "The disk has no room for another job."
+    STORAGE_UNAVAILABLE = "storage_unavailable", "The database cannot be written now."
     GENERATION_FAILED = "generation_failed", "The runtime gave no picture."
     WORKER_CRASHED = "worker_crashed", "The native process died of a signal."
     WORKER_KILLED = "worker_killed", "The native process was killed, as a rule for lack of memory."

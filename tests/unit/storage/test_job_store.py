@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import resource
+import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sdstream.core.errors import Reason, StorageFull
+from sdstream.core.errors import Reason, StorageFull, Unavailable
 from sdstream.core.job import (
     Completed,
     ImageReady,
@@ -353,12 +355,119 @@ def test_a_full_disk_takes_no_job(tmp_path: Path, clock: Clock) -> None:
 
     run(tmp_path / "a", clock, body)
 
-    async def full(store: JobStore) -> None:
+    async def refusing(store: JobStore) -> None:
         with pytest.raises(StorageFull):
             await added(store, clock, "job", inputs=Inputs(Pixels(1, 1, b"abc")))
         assert list((tmp_path / "b" / "inputs").iterdir()) == []
 
-    run(tmp_path / "b", clock, full, min_free_bytes=2**60)
+    run(tmp_path / "b", clock, refusing, min_free_bytes=2**60)
+
+
+def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, clock: Clock) -> None:
+    """Images, ends and webhooks are written in order when there is room; till then nothing lies."""
+    terms = Terms(background=True, owner="me", webhook_url="http://h.example/")
+
+    async def body(store: JobStore) -> None:
+        old = await done(store, clock, "old", terms=terms)
+        running = await started(store, clock, "running", terms)
+        client = await started(store, clock, "client", Terms(owner="me"))
+        with full():
+            image = ImageResult(0, 7, b"x", 1, 4, 1.0, 2.0, 3.0, store.put(b"x", "png"))
+            running.apply(ImageReady(image), clock())
+            store.note_image(running, image)
+            end(store, clock, running, Completed())
+            end(store, clock, client, Completed())
+            await store.written(client)  # whose client has the picture
+            for told in (
+                store.settled(running),
+                store.get("running"),
+                store.page("me", statuses=[], limit=9, after=None),
+                store.named("me", "key"),
+                store.delete("old"),
+                store.deliveries(9),
+                added(store, clock, "new"),
+            ):
+                with pytest.raises(StorageFull):
+                    await told
+            assert isinstance(await store.fault(), StorageFull)
+            assert not store.is_written("running")
+            assert await store.image(str(old.images[0].id)) == (b"png", "png")
+            assert await store.get("old") is not None
+        await asyncio.wait_for(store.written(running), 10)
+        assert [d.id for d in await store.deliveries(9)] == ["msg_old", "msg_running"]
+        assert await store.fault() is None
+        known = await store.get("running")
+        assert known is not None
+        assert (known.status, list(known.images)) == (JobStatus.COMPLETED, [0])
+        assert await store.get("new") is None
+        await store.delete("old")
+        assert await store.get("old") is None
+
+    run(tmp_path, clock, body, max_bytes=10_000)
+
+
+def test_what_waits_is_written_at_the_end(tmp_path: Path, clock: Clock) -> None:
+    """A server that stops tries once more."""
+
+    async def first() -> None:
+        async with opened(tmp_path, clock) as store:
+            job = await started(store, clock, "job", Terms())
+            with full():
+                end(store, clock, job, Completed())
+                await store.written(job)
+                assert not store.is_written("job")
+
+    async def second(store: JobStore) -> None:
+        job = await store.get("job")
+        assert job is not None
+        assert job.ended is not None
+
+    asyncio.run(first())
+    run(tmp_path, clock, second)
+
+
+def test_a_change_that_no_repetition_mends_holds_up_nothing(tmp_path: Path, clock: Clock) -> None:
+    """An image of a job that is gone is left out, and what comes behind it is written."""
+
+    async def body(store: JobStore) -> None:
+        gone = Job("gone", REQUEST, clock(), BACKGROUND)
+        store.note_image(gone, ImageResult(0, 7, b"x", 1, 4, 1.0, 2.0, 3.0, None))
+        await asyncio.wait_for(store.written(gone), 10)
+        job = await done(store, clock, "job")
+        await asyncio.wait_for(store.written(job), 10)
+
+    run(tmp_path, clock, body)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_gone(tmp_path: Path, clock: Clock, again: bool) -> None:
+    """SQLite would go on writing into what nobody can open any more."""
+    folder = tmp_path / "data"
+
+    async def body(store: JobStore) -> None:
+        job = await started(store, clock, "job", Terms())
+        folder.rename(tmp_path / "elsewhere")
+        if again:
+            shutil.copytree(tmp_path / "elsewhere", folder)
+        end(store, clock, job, Completed())
+        with pytest.raises(Unavailable):
+            await added(store, clock, "other")
+        assert isinstance(await store.fault(), Unavailable)
+        shutil.rmtree(folder, ignore_errors=True)
+        (tmp_path / "elsewhere").rename(folder)
+
+    run(folder, clock, body)
+
+
+@contextmanager
+def full() -> Iterator[None]:
+    """No file of this process may grow beyond a page, as on a disk without room."""
+    usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, most))
 
 
 def _pages(database: sqlite3.Connection) -> int:
