@@ -125,6 +125,21 @@ def test_every_route_says_that_the_database_is_locked(
     assert after.status_code == (404 if way == "image" else 200)
 
 
+def test_readiness_is_lost_with_the_store(tmp_path: Path, server: ServerProcess) -> None:
+    """While the database cannot be written, and while its folder is gone; it comes back."""
+    assert server.is_ready()
+    with locked(tmp_path):
+        wait_until(lambda: not server.is_ready(), 10, "ready with a locked database")
+    server.wait_ready(10)
+    data = tmp_path / "data"
+    data.rename(tmp_path / "elsewhere")
+    assert not server.is_ready()
+    answer = server.post(QUICK)
+    assert (answer.status_code, error_of(answer)["reason"]) == (503, "storage_unavailable")
+    (tmp_path / "elsewhere").rename(data)
+    server.wait_ready(10)
+
+
 def test_a_client_that_waits_for_its_picture_gets_it(tmp_path: Path, server: ServerProcess) -> None:
     """Nothing is done for it again, so that a store that cannot be written does not hold it up."""
     call = Call(server, {**LONG, "stream": True})

@@ -213,7 +213,8 @@ class ImageService:
     @property
     def ready(self) -> bool:
         """True when jobs are taken and those of the default model are drawn."""
-        return not self.draining and self.pool.is_ready(self.catalog.default)
+        default = self.catalog.models[self.catalog.default]
+        return not self.draining and self.pool.is_ready(default)
 
     @property
     def queued_images(self) -> int:

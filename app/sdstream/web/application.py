@@ -181,6 +181,7 @@ def _service(
                 _load_command(settings, spec), _on_device(options, spec.device), changed
             ),
             file_bytes=lambda spec: _file_bytes(settings, spec),
+            can_load=lambda spec: _are_there(settings, spec),
             budget_bytes=settings.memory_mb * 2**20 or _usual_memory(),
             on_change=on_change,
         )
@@ -217,6 +218,12 @@ def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
     """Size of a model's files, what built-in ones have aside; a model that never ran needs that."""
     paths = (absolute(settings, place) for _, place in spec.files.items())
     return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _are_there(settings: Settings, spec: ModelSpec) -> bool:
+    """True when a model's files are there; the fake engine and built-in models need none."""
+    places = [place for _, place in spec.files.items() if not place.startswith(BUILTIN)]
+    return settings.engine == "fake" or all(absolute(settings, p).is_file() for p in places)
 
 
 def _usual_memory() -> int:
