@@ -127,14 +127,15 @@ class Policy:
     Attributes:
         queue_images: Images that may wait.
         queue_images_per_key: Images of one API key that may wait.
-        high_priority_owners: Who may ask for high priority; empty is everybody.
+        high_priority_owners: Who may ask for high priority; empty is everybody. The store, whose
+            secret they depend on, must be open when this is called.
         limits: Of sizes.
         grace_seconds: Time for running jobs at shutdown.
     """
 
     queue_images: int
     queue_images_per_key: int
-    high_priority_owners: frozenset[str]
+    high_priority_owners: Callable[[], frozenset[str]]
     limits: Limits
     grace_seconds: float
 
@@ -731,7 +732,7 @@ class ImageService:
         """Raise what keeps a job of that model and size out now."""
         if self.draining:
             raise _going_down()
-        allowed = self._policy.high_priority_owners
+        allowed = self._policy.high_priority_owners()
         if terms.priority is Priority.HIGH and allowed and terms.owner not in allowed:
             raise Forbidden(
                 "This API key may not ask for high priority.",

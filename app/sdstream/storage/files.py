@@ -12,6 +12,7 @@ from sdstream.core.job import ImageResult
 from sdstream.core.messages import Generate, encode, unframe
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import OutputFormat
+from sdstream.storage.privacy import close_folder
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,9 @@ class JobFiles:
         self.inputs = folder / "inputs"
 
     def make_folders(self) -> None:
-        """Make both folders; raises OSError."""
+        """Make both folders, for the server's user alone; raises OSError."""
         for part in (self.images, self.inputs):
-            part.mkdir(parents=True, exist_ok=True)
+            close_folder(part, "*")
 
     def path(self, image_id: str, output_format: OutputFormat) -> Path:
         """Where an image is."""

@@ -35,6 +35,7 @@ from sdstream.core.pixels import Inputs
 from sdstream.core.request import OutputFormat
 from sdstream.storage.files import JobFiles
 from sdstream.storage.ledger import Ledger, fault_of, touch
+from sdstream.storage.privacy import close_folder, make_file, sealed, secret_of
 from sdstream.storage.rows import (
     INSERT_IMAGE,
     INSERT_JOB,
@@ -94,6 +95,7 @@ class JobStore:
         self._held = ExitStack()
         self._db: sqlite3.Connection
         self._ledger: Ledger
+        self._secret: bytes
 
     def open(self) -> None:
         """Take the folder, once.
@@ -104,17 +106,23 @@ class JobStore:
         if hasattr(self, "_db"):
             return
         try:
+            close_folder(self._folder, "jobs.sqlite*", "lock", "secret")
             self._files.make_folders()
             with ExitStack() as opening:
                 opening.enter_context(_locked(self._folder / "lock"))
                 db = opening.enter_context(closing(open_database(self._folder / "jobs.sqlite")))
-                migrate(db)
+                self._secret = secret_of(self._folder)
+                migrate(db, self._secret)
                 touch(db)  # one that is locked or read-only would fail with the first job
                 self._db, self._held = db, opening.pop_all()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, ValueError, sqlite3.Error) as error:
             raise StoreError(f"the data folder {self._folder} cannot be used: {error}") from None
         path = self._folder / "jobs.sqlite"
         self._ledger = Ledger(db, partial(_check_place, path, path.stat().st_ino))
+
+    def owner_of(self, digest: str) -> str:
+        """The owner that a digest of an API key stands for in this folder, which is open."""
+        return sealed(self._secret, digest)
 
     async def close(self) -> None:
         """Finish what is being written and give the folder up."""
@@ -451,6 +459,7 @@ class JobStore:
 
 def _locked(path: Path) -> TextIO:
     """The open lock file of a folder; raises StoreError when another process has it."""
+    make_file(path)
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

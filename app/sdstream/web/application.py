@@ -38,7 +38,7 @@ from sdstream.service.webhooks import Webhooks, delivery_of
 from sdstream.settings import Settings, worker_environment
 from sdstream.storage.job_store import JobStore
 from sdstream.web import respond
-from sdstream.web.credentials import owner_of
+from sdstream.web.credentials import digest_of
 from sdstream.web.middleware import (
     LocalNames,
     RequestLog,
@@ -151,7 +151,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             Route("/openapi.json", ops.openapi),
             *page.routes(),
         ],
-        middleware=_middleware(settings, metrics, tokens),
+        middleware=_middleware(settings, metrics, tokens, store),
         exception_handlers={
             ImageServiceError: respond.on_service_error,
             HTTPException: respond.on_http_error,
@@ -201,8 +201,9 @@ def _service(
         policy=Policy(
             queue_images=settings.queue_images,
             queue_images_per_key=settings.queue_images_per_key,
-            high_priority_owners=frozenset(
-                owner_of(key.get_secret_value()) for key in settings.high_priority_keys
+            high_priority_owners=lambda: frozenset(
+                store.owner_of(digest_of(key.get_secret_value()))
+                for key in settings.high_priority_keys
             ),
             limits=Limits(settings.max_pixels, settings.max_upscaled_pixels),
             grace_seconds=settings.grace_seconds,
@@ -280,7 +281,9 @@ def _extras(settings: Settings) -> Extras:
     )
 
 
-def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Middleware]:
+def _middleware(
+    settings: Settings, metrics: Metrics, tokens: Tokens, store: JobStore
+) -> list[Middleware]:
     layers = [Middleware(RequestLog, metrics=metrics)]
     if settings.cors_origins:
         layers.append(
@@ -297,7 +300,14 @@ def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Mi
         name = settings.public_url.host if settings.public_url else None
         layers.append(Middleware(LocalNames, allowed=[name] if name else []))
     layers.append(Middleware(SameOrigin, allowed=settings.cors_origins))
-    layers.append(Middleware(RequireKey, keys=keys, tokens=tokens))
+    layers.append(
+        Middleware(
+            RequireKey,
+            keys=keys,
+            tokens=tokens,
+            owner_of=lambda key: store.owner_of(digest_of(key)),
+        )
+    )
     return layers
 
 

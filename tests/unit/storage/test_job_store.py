@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
+import os
 import resource
 import shutil
 import sqlite3
@@ -473,6 +475,78 @@ def full() -> Iterator[None]:
 def _pages(database: sqlite3.Connection) -> int:
     (count,) = database.execute("PRAGMA page_count").fetchone()
     return int(count)
+
+
+def test_nobody_else_reads_a_data_folder(tmp_path: Path, clock: Clock) -> None:
+    """Folders and files are for the server's user, also those that were there before."""
+    folder = tmp_path / "data"
+    inputs = Inputs(Pixels(2, 1, b"abcdef"))
+
+    async def first(store: JobStore) -> None:
+        await done(store, clock, "job")
+        await added(store, clock, "waiting", inputs=inputs)
+
+    async def second(store: JobStore) -> None:
+        job = await done(store, clock, "another")
+        await store.written(job)
+        assert _modes(folder) == {"folder": {0o700}, "file": {0o600}}
+
+    before = os.umask(0o022)
+    try:
+        run(folder, clock, first)
+        assert _modes(folder) == {"folder": {0o700}, "file": {0o600}}
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        run(folder, clock, second)
+        (folder / "notes").write_text("somebody else's")
+        (folder / "notes").chmod(0o755)
+        asyncio.run(only_opened(folder, clock))
+        assert (folder / "notes").stat().st_mode & 0o777 == 0o755
+    finally:
+        os.umask(before)
+
+
+async def only_opened(folder: Path, clock: Clock) -> None:
+    """A life of a server in which nothing happens."""
+    async with opened(folder, clock):
+        pass
+
+
+def _modes(folder: Path) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {"folder": set(), "file": set()}
+    for path in {folder, *folder.rglob("*")} - {folder / "notes"}:
+        found["folder" if path.is_dir() else "file"].add(path.stat().st_mode & 0o777)
+    return found
+
+
+def test_owners_of_old_jobs_are_sealed(tmp_path: Path, clock: Clock) -> None:
+    """Digests of keys are in no database any more, and the jobs are still their owners'."""
+    digest = hashlib.sha256(b"key-a").hexdigest()[:32]
+    script = (Path(__file__).parents[2] / "golden" / "jobs_v1.sql").read_text()
+    mine = script.replace("'job_1',''", f"'job_1','{digest}'")
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as old:
+        old.executescript(mine.replace('"owner": ""', f'"owner": "{digest}"'))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "image_1.png").write_bytes(b"png")
+
+    async def body(store: JobStore) -> None:
+        owner = store.owner_of(digest)
+        page = await store.page(owner, statuses=[], limit=9, after=None)
+        assert [(job.id, job.terms.owner) for job in page.jobs] == [("job_1", owner)]
+        assert store.owner_of("") == ""
+
+    run(tmp_path, clock, body)
+    run(tmp_path, clock, body)
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("jobs.sqlite*"))
+    assert digest.encode() not in kept
+
+
+def test_a_secret_that_is_damaged(tmp_path: Path, clock: Clock) -> None:
+    """Another one would take every job from its owner: the server says so instead."""
+    (tmp_path / "secret").write_bytes(b"short")
+    store = JobStore(tmp_path, ttl_seconds=1, max_bytes=1, min_free_bytes=0, clock=clock)
+    with pytest.raises(StoreError, match="damaged"):
+        store.open()
 
 
 def test_one_folder_has_one_server(tmp_path: Path, clock: Clock) -> None:
