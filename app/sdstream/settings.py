@@ -195,7 +195,9 @@ def worker_environment() -> dict[str, str]:
 
     Waiting OpenMP threads sleep instead of spinning: with one busy neighbour on two cores that
     halves the time of an image. The library reads this before it is loaded, so it cannot be set
-    any later. Keys stay with the server.
+    any later. Without a backtrace a failed assertion aborts at once: ggml would fork to look at its
+    own stack, and several threads that assert together leave forks behind that end never. Keys stay
+    with the server.
     """
     environment = {key: value for key, value in os.environ.items() if key not in _SECRETS}  # noqa: TID251
-    return {"OMP_WAIT_POLICY": "passive", **environment}
+    return {"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1", **environment}

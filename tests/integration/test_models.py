@@ -240,6 +240,18 @@ def test_a_default_model_that_cannot_be_loaded(tmp_path: Path) -> None:
         assert "damaged" in answer.json()["message"]
 
 
+def test_a_default_model_that_crashes_again_and_again(tmp_path: Path) -> None:
+    """A worker that was started again after three crashes is loaded, and still not ready."""
+    with running_server(tmp_path, engine="fake") as server:
+        for _ in range(3):
+            assert server.post({**QUICK, "prompt": "crash=0"}).status_code == 500
+        url = f"{server.url}/v1/models/embedded"
+        wait_until(lambda: httpx2.get(url).json()["state"] == "ready", 20, "it is not loaded")
+        assert not server.is_ready()
+        assert server.post(QUICK).status_code == 200
+        assert server.is_ready()
+
+
 def test_a_name_outlives_no_failure_that_passes(tmp_path: Path) -> None:
     """What could not be drawn for want of its model is drawn when it comes again under its key."""
     models = catalogue(tmp_path, a="")

@@ -27,10 +27,11 @@ from sdstream.core.messages import (
     Preview,
     Progress,
 )
-from sdstream.core.model_spec import RuntimeOptions
+from sdstream.core.model_spec import ModelSpec, RuntimeOptions
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.core.size import Size
+from sdstream.engine.pool import WorkerPool
 from sdstream.engine.process import WorkerProcess
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
 from sdstream.settings import worker_environment
@@ -152,6 +153,58 @@ async def test_a_job_that_comes_between_a_death_and_its_autopsy(
         (ending,) = await drawn(worker)
     assert isinstance(ending, Failed)
     assert ending.reason == Reason.WORKER_CRASHED
+
+
+@driven
+@pytest.mark.parametrize("way", ["orphan", "escape"])
+async def test_a_fork_that_outlives_the_worker_holds_nobody_up(way: str) -> None:
+    """It has the socket and the log: the death is noticed, the next job runs, the end comes."""
+    began = asyncio.get_running_loop().time()
+    async with running_worker() as worker:
+        ending = (await drawn(worker, f"{way}=2"))[-1]
+        pid = worker.pid
+        assert isinstance(ending, Failed)
+        assert ending.reason == Reason.WORKER_CRASHED
+        assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.pid != pid
+        assert isinstance((await drawn(worker, f"{way}=2"))[-1], Failed)
+    assert asyncio.get_running_loop().time() - began < 15
+    assert way == "escape" or not _group(pid or 0)
+
+
+def _group(leader: int) -> list[str]:
+    """The processes of a group that live, as /proc has them."""
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    fields = [stat.rpartition(")")[2].split() for stat in stats]
+    return [field[0] for field in fields if int(field[2]) == leader and field[0] != "Z"]
+
+
+@driven
+async def test_a_model_is_ready_while_its_files_are_there() -> None:
+    """Unloaded on purpose it can be loaded again; without its files it cannot."""
+    there = [True]
+    spec = ModelSpec.model_validate({"id": "fake", "family": "sd1", "files": {"model": "fine"}})
+
+    def made(_spec: ModelSpec, changed: Callable[[], None]) -> Worker:
+        load = Load("fake", "sd1", {"model": "fine"}, "/nowhere", RuntimeOptions().model_dump())
+        return Worker(load, WorkerOptions("fake", worker_environment()), changed)
+
+    pool = WorkerPool(
+        made,
+        file_bytes=lambda _: 0,
+        can_load=lambda _: there[0],
+        budget_bytes=2**40,
+        on_change=lambda: None,
+    )
+    assert not pool.is_ready(spec)
+    assert pool.start(spec)
+    await pool.workers()[0].ready()
+    assert pool.is_ready(spec)
+    pool.unload("fake")
+    assert pool.is_ready(spec)
+    there[0] = False
+    assert not pool.is_ready(spec)
+    await pool.close()
 
 
 @driven

@@ -39,6 +39,7 @@ def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenMP's threads sleep while waiting, unless the user decided otherwise."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert worker_environment()["OMP_WAIT_POLICY"] == "passive"
+    assert worker_environment()["GGML_NO_BACKTRACE"] == "1"
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
     assert worker_environment()["OMP_WAIT_POLICY"] == "active"
 

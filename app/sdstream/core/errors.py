@@ -16,6 +16,7 @@
     ├── QueueFull             429  rate_limit_error      (with Retry-After)
     ├── JobWasCancelled       499  server_error          (never retried by clients)
     ├── GenerationFailed      500  server_error          (never retried by clients)
+    ├── CodingNotSupported    501  server_error          (never retried by clients)
     ├── NotInstalled          501  server_error          (an optional extra is missing)
     ├── Unavailable           503  unavailable_error     (as a rule with Retry-After)
     └── StorageFull           507  server_error          (never retried by clients)
@@ -36,6 +37,11 @@ class Reason(Word):
     INVALID_IMAGE = "invalid_image", "An image cannot be read, or has the wrong size."
     INVALID_FORM = "invalid_form", "The body is not one whole multipart form."
     INVALID_VALUE = "invalid_value", "A field has a value outside its type or bounds."
+    INVALID_HTTP = "invalid_http", "The head of the request breaks a rule of HTTP."
+    CODING_NOT_SUPPORTED = (
+        "coding_not_supported",
+        "The body has a Transfer-Encoding that the server does not read.",
+    )
     MISSING_FIELD = "missing_field", "A required field was not given."
     UNKNOWN_FIELD = "unknown_field", "The field is no option of this server."
     CONFLICTING_FIELDS = "conflicting_fields", "Two spellings of one option disagree."
@@ -72,6 +78,7 @@ class Reason(Word):
     )
     QUEUE_FULL = "queue_full", "As many images are waiting as this server, or this key, may have."
     STORAGE_FULL = "storage_full", "The disk has no room for another job."
+    STORAGE_UNAVAILABLE = "storage_unavailable", "The database cannot be written now."
     GENERATION_FAILED = "generation_failed", "The runtime gave no picture."
     WORKER_CRASHED = "worker_crashed", "The native process died of a signal."
     WORKER_KILLED = "worker_killed", "The native process was killed, as a rule for lack of memory."
@@ -212,6 +219,14 @@ class GenerationFailed(ImageServiceError):
     status = 500
     type = "server_error"
     # A client's automatic retry would double the work that just failed.
+    should_retry = False
+
+
+class CodingNotSupported(ImageServiceError):
+    """The body comes in a transfer coding that the server does not read."""
+
+    status = 501
+    type = "server_error"
     should_retry = False
 
 

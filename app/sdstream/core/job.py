@@ -69,7 +69,7 @@ class Terms:
 
     Attributes:
         operation: What the client called it.
-        owner: Whose job it is: a digest of the API key, empty without keys.
+        owner: Whose job it is: stands for an API key, empty without keys.
         priority: Its class in the queue.
         background: It goes on without its client and outlives the server.
         as_url, data_url: How a plain answer has the images (shapes.ImageForm).

@@ -197,6 +197,7 @@ def main(descriptor: str, engine: str, parent: str, log_level: str) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=log_level)
     logging.getLogger("gguf").setLevel(logging.WARNING)
     connection = socket.socket(fileno=int(descriptor))
+    connection.set_inheritable(False)  # of what it starts, none is to hold the server up
     Child(connection, _engine_named(engine)).run()
 
 

@@ -9,6 +9,8 @@ It draws a gradient whose colours come from the prompt, seed and size. Words of 
     hang=3        nothing more is heard from that step on, and a cancel has no effect
     fail=3        the runtime gives no picture at that step
     deaf=1        cancel has no effect, as on a GPU
+    orphan=3      the process aborts at that step, and a fork of it lives on with its files
+    escape=3      the same, and the fork has left the process group
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.engine.port import Emit
 
 _STEP_SECONDS = 0.001
+#: Longer than anybody may wait for a fork.
+_ORPHAN_SECONDS = 20
 
 
 class FakeEngine:
@@ -111,6 +115,14 @@ def _is_number(text: str) -> bool:
 def _misbehave(cues: dict[str, float], step: int) -> None:
     # Of this thread, at once: a signal sent to the process would be taken up some time later.
     if cues.get("crash") == step:
+        os.abort()
+    if step in (cues.get("orphan"), cues.get("escape")):
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if cues.get("escape") == step:
+                os.setsid()
+            time.sleep(_ORPHAN_SECONDS)
+            os._exit(0)
         os.abort()
     if cues.get("segv") == step:
         signal.raise_signal(signal.SIGSEGV)

@@ -62,6 +62,7 @@ class WorkerPool:
     Args:
         make_worker: A worker for a model, which calls back whenever its state changes.
         file_bytes: Size of a model's files.
+        can_load: True when a model's files are there.
         budget_bytes: Memory for all workers together; one model may always be there.
         on_change: Called when a worker may be free, loaded or gone.
     """
@@ -71,11 +72,13 @@ class WorkerPool:
         make_worker: Callable[[ModelSpec, Callable[[], None]], Worker],
         *,
         file_bytes: Callable[[ModelSpec], int],
+        can_load: Callable[[ModelSpec], bool] = lambda _: True,
         budget_bytes: int,
         on_change: Callable[[], None],
     ) -> None:
         self._make_worker = make_worker
         self._file_bytes = file_bytes
+        self._can_load = can_load
         self._budget = budget_bytes
         self._on_change = on_change
         self._seats: list[_Seat] = []
@@ -108,14 +111,17 @@ class WorkerPool:
         """True while a worker of the model is being started."""
         return any(worker.state is WorkerState.STARTING for worker in self.workers(model))
 
-    def is_ready(self, model: str) -> bool:
+    def is_ready(self, spec: ModelSpec) -> bool:
         """True when jobs of the model are drawn: it is loaded, or was, and went on purpose.
 
-        Then the next job has it loaded again. Who is being started again after a death is not.
+        Then the next job has it loaded again, if its files are still there. Who is being started
+        again after a death is not, and neither is who has crashed again and again.
         """
-        workers = self.workers(model)
+        workers = self.workers(spec.id)
+        if any(w.state in _LOADED for w in workers):
+            return not any(w.unsteady for w in workers)
         resting = all(w.starts <= 1 and w.state is WorkerState.STARTING for w in workers)
-        return any(w.state in _LOADED for w in workers) or (resting and model in self._sound)
+        return resting and spec.id in self._sound and self._can_load(spec)
 
     def failed(self, model: str) -> Worker | None:
         """The worker that shows why the model cannot be loaded."""

@@ -1,4 +1,9 @@
-"""One worker process as the server sees it: a socket with frames on it, a log, an exit code."""
+"""One worker process as the server sees it: a socket with frames on it, a log, an exit code.
+
+A child leads a process group of its own. Native code may fork, and a fork inherits the socket and
+the pipe of the log: whenever the child ends its group is killed, and nothing waits without limit
+for the end of a file that a fork may hold.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from sdstream.core.messages import HEADER, Command, Message, Stop, decode, encode
 
@@ -19,6 +24,8 @@ logger = logging.getLogger("sdstream.native")
 
 #: What a child is sent until it is gone, with the seconds it is given.
 _PERSUASION: Final = ((signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
+#: Descendants of a child that ended may hold its pipes open; its last lines come within this.
+_LAST_WORDS_SECONDS: Final = 1.0
 _LEVELS: Final = logging.getLevelNamesMapping()
 
 
@@ -34,23 +41,27 @@ class WorkerProcess:
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        log: _Pipe,
     ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
-        self._log = asyncio.create_task(self._relay_log())
+        self._pipe = log
+        self._log = asyncio.create_task(_relay(log.reader))
+        self._exit = asyncio.create_task(self._clear_up())
 
     @classmethod
     async def spawn(cls, engine: str, environment: Mapping[str, str]) -> WorkerProcess:
         """Start a child with an engine ("native" or "fake") in it."""
         ours, theirs = socket.socketpair()
         level = logging.getLevelName(logger.getEffectiveLevel())
-        with theirs:
+        log, output = await _Pipe.open()
+        with theirs, output:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "sdstream.engine.child"),
                 *(str(theirs.fileno()), engine, str(os.getpid()), level),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
                 env=environment,
@@ -62,10 +73,11 @@ class WorkerProcess:
         except BaseException:
             # Cancelled just now: the child has no owner yet who would end it.
             ours.close()
+            log.close()
             process.kill()
             await process.wait()
             raise
-        return cls(process, reader, writer)
+        return cls(process, reader, writer, log)
 
     @property
     def pid(self) -> int:
@@ -116,29 +128,65 @@ class WorkerProcess:
         # kernel or was stopped outlives them.
         for number, seconds in _PERSUASION:
             if self._process.returncode is None:
-                with suppress(ProcessLookupError):
-                    self._process.send_signal(number)
+                self._signal(number)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._process.wait(), seconds)
-        await self._log
+        self.kill()
+        await asyncio.wait((self._log,), timeout=_LAST_WORDS_SECONDS)
+        for task in (self._log, self._exit):
+            task.cancel()
+        self._pipe.close()
 
     def kill(self) -> None:
-        """SIGKILL, without waiting."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        """SIGKILL to the child and what it has forked, without waiting."""
+        self._signal(signal.SIGKILL)
 
-    async def _relay_log(self) -> None:
-        """Put the child's output, one record a line, into the server's log."""
-        assert self._process.stdout is not None
-        while True:
-            try:
-                raw = await self._process.stdout.readline()
-            except ValueError:  # a line longer than the reader's limit: it was dropped
-                continue
-            if not raw:
-                return
-            line = raw.decode("utf-8", "replace").rstrip()
-            word, _, rest = line.partition(" ")
-            # What carries no level came from C code or a traceback.
-            level, text = (_LEVELS[word], rest) if word in _LEVELS else (logging.WARNING, line)
-            logger.log(level, "%s", text)
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    async def _clear_up(self) -> None:
+        """When the child has ended, end what it forked, and with that its socket and its log."""
+        await self._process.wait()
+        self.kill()
+        await asyncio.sleep(_LAST_WORDS_SECONDS)
+        self._reader.feed_eof()  # somebody has left the group and holds the socket
+
+
+class _Pipe:
+    """The reading end of a child's output."""
+
+    def __init__(self, reader: asyncio.StreamReader, transport: asyncio.BaseTransport) -> None:
+        self.reader = reader
+        self._transport = transport
+
+    @classmethod
+    async def open(cls) -> tuple[_Pipe, IO[bytes]]:
+        """A new pipe, and its writing end."""
+        ours, theirs = os.pipe()
+        output = os.fdopen(theirs, "wb", 0)
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb", 0)
+        )
+        return cls(reader, transport), output
+
+    def close(self) -> None:
+        """Read no more."""
+        self._transport.close()
+
+
+async def _relay(output: asyncio.StreamReader) -> None:
+    """Put a child's output, one record a line, into the server's log."""
+    while True:
+        try:
+            raw = await output.readline()
+        except ValueError:  # a line longer than the reader's limit: it was dropped
+            continue
+        if not raw:
+            return
+        line = raw.decode("utf-8", "replace").rstrip()
+        word, _, rest = line.partition(" ")
+        # What carries no level came from C code or a traceback.
+        level, text = (_LEVELS[word], rest) if word in _LEVELS else (logging.WARNING, line)
+        logger.log(level, "%s", text)

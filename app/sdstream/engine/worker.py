@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILED_LOADS: Final = 3
 _MAX_BACKOFF_SECONDS: Final = 30.0
+#: So many crashes without a finished job between them make a model unsteady, for a while.
+_UNSTEADY_CRASHES: Final = 3
+_UNSTEADY_SECONDS: Final = 60.0
 #: A phase may take this many times what it usually takes before it counts as hung.
 _HANG_FACTOR: Final = 10.0
 
@@ -157,6 +160,7 @@ class Worker:
         self._phase = Phase.LOADING
         self._phase_began = 0.0
         self._crashes = 0
+        self._crashed_at = 0.0
         self._failed_loads = 0
 
     # --- for the owner --------------------------------------------------------------------------
@@ -170,6 +174,13 @@ class Worker:
     def resident_bytes(self) -> int:
         """Memory of the child process."""
         return self._process.resident_bytes if self._process else 0
+
+    @property
+    def unsteady(self) -> bool:
+        """True when it has crashed again and again, and a moment ago."""
+        now = asyncio.get_running_loop().time()
+        often = self._crashes >= _UNSTEADY_CRASHES
+        return often and now - self._crashed_at < _UNSTEADY_SECONDS
 
     async def run(self) -> None:
         """Start the child, and start it again whenever it ends, until cancelled."""
@@ -336,6 +347,7 @@ class Worker:
             self._load_failed(message)
         elif not self._cancelling:
             self._crashes += 1
+            self._crashed_at = asyncio.get_running_loop().time()
         if self.state is not WorkerState.FAILED:
             self._become(WorkerState.STARTING)
         self._end_job(reason, message)

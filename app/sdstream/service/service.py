@@ -100,6 +100,8 @@ _MAX_RETRY_AFTER: Final = 120
 _GUESSED_SECONDS: Final = 5.0
 #: Ended jobs whose history is kept for readers that come back, some kilobytes each.
 _REMEMBERED: Final = 256
+#: Events that a restart must not take back; they are told when they are on the disk.
+_KEPT: Final = (ImageReady, Completed, JobFailed, JobCancelled)
 #: A background job gets another try after these.
 _SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WORKER_HUNG)
 #: What passes: a request that came to this is made anew when it comes again under its name.
@@ -127,14 +129,15 @@ class Policy:
     Attributes:
         queue_images: Images that may wait.
         queue_images_per_key: Images of one API key that may wait.
-        high_priority_owners: Who may ask for high priority; empty is everybody.
+        high_priority_owners: Who may ask for high priority; empty is everybody. The store, whose
+            secret they depend on, must be open when this is called.
         limits: Of sizes.
         grace_seconds: Time for running jobs at shutdown.
     """
 
     queue_images: int
     queue_images_per_key: int
-    high_priority_owners: frozenset[str]
+    high_priority_owners: Callable[[], frozenset[str]]
     limits: Limits
     grace_seconds: float
 
@@ -213,7 +216,8 @@ class ImageService:
     @property
     def ready(self) -> bool:
         """True when jobs are taken and those of the default model are drawn."""
-        return not self.draining and self.pool.is_ready(self.catalog.default)
+        default = self.catalog.models[self.catalog.default]
+        return not self.draining and self.pool.is_ready(default)
 
     @property
     def queued_images(self) -> int:
@@ -288,6 +292,8 @@ class ImageService:
     async def find(self, job_id: str, owner: str) -> LiveJob:
         """A job of this owner, whether it lives or ended in the past; raises NotFound."""
         live = self._live.get(job_id)
+        if live is None and not self._store.is_written(job_id):
+            live = self._recent.get(job_id)  # its row is behind
         job = await self._store.get(job_id) if live is None else None
         if job is not None:  # what has expired there is not told of from memory
             live = self._recent.get(job_id) or (LiveJob(job) if job.terminal else None)
@@ -336,7 +342,7 @@ class ImageService:
         """Delete a job and its images, stopping it first."""
         if not live.over:
             self.cancel(live, "The job was deleted.")
-            await self.finished(live)
+            await self._end_of(live)
         self._recent.pop(live.job.id, None)
         await self._store.delete(live.job.id)
 
@@ -372,7 +378,11 @@ class ImageService:
         index = start
         while True:
             while index < len(live.job.entries):
-                yield live.job.entries[index]
+                entry = live.job.entries[index]
+                if isinstance(entry.event, _KEPT):
+                    async for silence in self.until_written(live, idle_seconds):
+                        yield silence
+                yield entry
                 index += 1
                 # A reader that never really waits would hold the loop after its client left.
                 await asyncio.sleep(0)
@@ -386,10 +396,36 @@ class ImageService:
                     yield None
 
     async def finished(self, live: LiveJob) -> Job:
-        """Wait until the job has ended, or is laid aside for the next start."""
+        """Wait until the job has ended, or is laid aside for the next start.
+
+        Raises:
+            StorageFull, Unavailable: It has ended, and its end cannot be written yet.
+        """
+        await self._end_of(live)
+        await self.settled(live)
+        return live.job
+
+    async def _end_of(self, live: LiveJob) -> None:
         while not live.over:
             await live.changed.wait()
-        return live.job
+
+    async def until_written(self, live: LiveJob, idle_seconds: float) -> AsyncIterator[None]:
+        """Wait until what is known of the job may be told; yields at each such silence."""
+        while not self._store.is_written(live.job.id):
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    await self._store.written(live.job)
+                return
+            except TimeoutError:
+                yield None
+
+    async def settled(self, live: LiveJob) -> None:
+        """Wait until what is known of the job may be told: a restart must not take it back.
+
+        Raises:
+            StorageFull, Unavailable: It cannot be written yet; see JobStore.settled.
+        """
+        await self._store.settled(live.job)
 
     def cancel(self, live: LiveJob, message: str) -> None:
         """Stop a job: at once when it waits, within a step when it runs."""
@@ -592,7 +628,7 @@ class ImageService:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._policy.grace_seconds):
                 for live in running:
-                    await self.finished(live)
+                    await self._end_of(live)
         for live in running:
             # Not by way of the worker, which has a grace time of its own.
             self._stop(live)
@@ -697,7 +733,7 @@ class ImageService:
         """Raise what keeps a job of that model and size out now."""
         if self.draining:
             raise _going_down()
-        allowed = self._policy.high_priority_owners
+        allowed = self._policy.high_priority_owners()
         if terms.priority is Priority.HIGH and allowed and terms.owner not in allowed:
             raise Forbidden(
                 "This API key may not ask for high priority.",

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import httpcore2
 
 from sdstream.core.delivery import Delivery
-from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
 from sdstream.core.job import Job
 from sdstream.dialects.jobs import ending_message
 from sdstream.notifier import Wakeup
@@ -49,7 +49,9 @@ _AT_ONCE: Final = 4
 _LOOKUPS: Final = 16
 #: A look at the outbox although nothing was said, in case a clock was set.
 _IDLE_SECONDS: Final = 300.0
-#: After a fault, which may be the disk's: what was taken could not be noted and is sent again.
+#: While the store cannot be written: the ends of jobs wait there too.
+_STORE_SECONDS: Final = 1.0
+#: After any other fault.
 _FAULT_SECONDS: Final = 60.0
 
 _SECRET_PREFIX: Final = "whsec_"  # noqa: S105  of secrets, and none itself
@@ -155,6 +157,8 @@ class Webhooks:
             try:
                 try:
                     seconds = await self._deliver(pool)
+                except ImageServiceError:
+                    seconds = _STORE_SECONDS
                 except Exception:
                     logger.exception("webhooks wait after a fault")
                     seconds = _FAULT_SECONDS

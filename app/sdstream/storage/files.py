@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import tempfile
 from collections.abc import Container
@@ -11,6 +12,9 @@ from sdstream.core.job import ImageResult
 from sdstream.core.messages import Generate, encode, unframe
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
+from sdstream.storage.privacy import close_folder
+
+logger = logging.getLogger(__name__)
 
 
 class JobFiles:
@@ -21,9 +25,9 @@ class JobFiles:
         self.inputs = folder / "inputs"
 
     def make_folders(self) -> None:
-        """Make both folders; raises OSError."""
+        """Make both folders, for the server's user alone; raises OSError."""
         for part in (self.images, self.inputs):
-            part.mkdir(parents=True, exist_ok=True)
+            close_folder(part, "*")
 
     def path(self, image_id: str, output_format: OutputFormat) -> Path:
         """Where an image is."""
@@ -56,9 +60,13 @@ class JobFiles:
             raise ValueError(f"not the pictures of a job: {job}")
         return message.inputs
 
+    def drop(self, image_id: str, output_format: OutputFormat) -> None:
+        """Delete an image, if it is there."""
+        _delete(self.path(image_id, output_format))
+
     def drop_inputs(self, job: str) -> None:
         """Delete the input pictures of a job, if there are any."""
-        (self.inputs / job).unlink(missing_ok=True)
+        _delete(self.inputs / job)
 
     def sweep(self, images: Container[str], jobs: Container[str]) -> set[str]:
         """Delete all files but these; returns the names of the images that are left.
@@ -70,10 +78,10 @@ class JobFiles:
         there = {path.name for path in self.images.iterdir()}
         gone = {name for name in there if name not in images}
         for name in gone:
-            (self.images / name).unlink(missing_ok=True)
+            _delete(self.images / name)
         for path in self.inputs.iterdir():
             if path.name not in jobs:
-                path.unlink(missing_ok=True)
+                _delete(path)
         return there - gone
 
 
@@ -87,3 +95,11 @@ def _write(path: Path, data: bytes) -> None:
         except OSError:
             Path(part.name).unlink(missing_ok=True)
             raise
+
+
+def _delete(path: Path) -> None:
+    """Delete a file that no row names any more; the next start does what fails now."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("a file could not be deleted: %s", error)

@@ -4,7 +4,8 @@ One folder holds a SQLite database, ``images/`` with the finished files and ``in
 pictures of jobs that wait. Rows are written and read by one thread; commits (WAL) survive the
 death of the process, and a power cut may cost the last moment. Order keeps the two in step: a
 file is there before its row, and goes after it, so a crash leaves files without rows at worst,
-which the next start deletes.
+which the next start deletes. A change that cannot be written is tried again until it succeeds
+(storage/ledger.py).
 
 Jobs go with all of their images: some time after their end, and the oldest first when there are
 too many bytes. A file that is being read stays readable to its end.
@@ -14,27 +15,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import errno
 import fcntl
 import json
 import logging
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, ParamSpec, TextIO, TypeVar
+from typing import Final, TextIO
 
 from sdstream.core.delivery import Delivery
-from sdstream.core.errors import Reason, StorageFull
+from sdstream.core.errors import ImageServiceError, Reason, StorageFull
 from sdstream.core.job import MAX_ATTEMPTS, ImageResult, Job, JobFailed, JobStatus
 from sdstream.core.messages import Generate
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
 from sdstream.storage.files import JobFiles
+from sdstream.storage.ledger import Ledger, fault_of, touch
+from sdstream.storage.privacy import close_folder, make_file, sealed, secret_of
 from sdstream.storage.rows import (
     INSERT_IMAGE,
     INSERT_JOB,
@@ -48,14 +49,8 @@ from sdstream.storage.schema import StoreError, migrate, open_database
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 #: Room that events of a new life of the server leave for those of the one before: ids only grow.
 _EVENTS_A_LIFE: Final = 1_000_000
-
-#: SQLITE_FULL and SQLITE_IOERR.
-_NO_ROOM: Final = (13, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +93,9 @@ class JobStore:
         self._delivery_of = delivery_of
         self._bytes = 0
         self._held = ExitStack()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._db: sqlite3.Connection
+        self._ledger: Ledger
+        self._secret: bytes
 
     def open(self) -> None:
         """Take the folder, once.
@@ -110,19 +106,27 @@ class JobStore:
         if hasattr(self, "_db"):
             return
         try:
+            close_folder(self._folder, "jobs.sqlite*", "lock", "secret")
             self._files.make_folders()
             with ExitStack() as opening:
                 opening.enter_context(_locked(self._folder / "lock"))
                 db = opening.enter_context(closing(open_database(self._folder / "jobs.sqlite")))
-                migrate(db)
+                self._secret = secret_of(self._folder)
+                migrate(db, self._secret)
+                touch(db)  # one that is locked or read-only would fail with the first job
                 self._db, self._held = db, opening.pop_all()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, ValueError, sqlite3.Error) as error:
             raise StoreError(f"the data folder {self._folder} cannot be used: {error}") from None
+        path = self._folder / "jobs.sqlite"
+        self._ledger = Ledger(db, partial(_check_place, path, path.stat().st_ino))
+
+    def owner_of(self, digest: str) -> str:
+        """The owner that a digest of an API key stands for in this folder, which is open."""
+        return sealed(self._secret, digest)
 
     async def close(self) -> None:
         """Finish what is being written and give the folder up."""
-        await self._run(self._held.close)
-        self._thread.shutdown()
+        await self._ledger.close(self._held.close)
 
     # --- a job's life ---------------------------------------------------------------------------
 
@@ -132,67 +136,109 @@ class JobStore:
         A job that was running twice when the server died is given up, and so is every job that
         had a client waiting: that client is gone.
         """
-        return await self._run(self._recover)
+        return await self._ledger.write(self._recover)
 
     async def add(self, job: Job, inputs: Inputs) -> None:
         """Keep an accepted job; once this returns it is not lost.
 
         Raises:
             StorageFull: The disk has no room.
+            Unavailable: The database is locked, or the folder is gone.
         """
-        disk = await asyncio.to_thread(shutil.disk_usage, self._files.images)
-        if disk.free < self._min_free_bytes:
-            raise _full()
+        has_inputs = inputs != Inputs()
         try:
-            if inputs != Inputs():
+            disk = await asyncio.to_thread(shutil.disk_usage, self._files.images)
+            if disk.free < self._min_free_bytes:
+                raise StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
+            if has_inputs:
                 order = Generate(job.id, job.request, inputs)
                 # Putting together a hundred megabytes takes its time too.
                 await asyncio.to_thread(self._files.put_inputs, order)
-            await self._run(self._insert, job, inputs != Inputs())
-        except (OSError, sqlite3.Error) as error:
-            self._files.drop_inputs(job.id)
-            if not _is_no_room(error):
-                raise
+        except OSError as error:
             logger.error("a job could not be kept: %s", error)
-            raise _full() from None
+            raise fault_of(error) from None
+        try:
+            await self._ledger.write(self._insert, job, has_inputs)
+        except ImageServiceError:
+            self._files.drop_inputs(job.id)
+            raise
 
     async def inputs(self, job: Job) -> Inputs:
         """The pictures that a job starts from; raises OSError and ValueError when they are gone."""
         # Rows from before the column was there say nothing of a file.
-        known = await self._run(self._has_inputs, job.id)
+        known = await self._ledger.look(self._has_inputs, job.id)
         if not known and not await asyncio.to_thread(self._files.has_inputs, job.id):
             return Inputs()
         return await asyncio.to_thread(self._files.get_inputs, job.id)
 
     async def update(self, job: Job) -> None:
-        """Write down where a job is now."""
-        await self._run(self._update, state_of(job))
+        """Write down where a job is now; see ``written`` for how long this waits."""
+        self.note(job)
+        await self.written(job)
 
     def note(self, job: Job) -> None:
-        """As ``update``, without waiting; later reads see it."""
-        self._later(self._update, state_of(job))
+        """Write down where a job is now, without waiting; later reads see it."""
+        self._ledger.later(job.id, self._update, state_of(job))
 
     def note_image(self, job: Job, image: ImageResult) -> None:
         """Add a finished image, whose file is there, to its job, without waiting."""
-        self._later(self._insert_image, job.id, job.request.output_format, image)
+        self._ledger.later(job.id, self._insert_image, job.id, job.request.output_format, image)
 
     def note_end(self, job: Job) -> None:
         """Write down a job's end and whom to tell of it, without waiting, and make room."""
-        self._later(self._finish, state_of(job), self._delivery_of(job))
+        self._ledger.later(job.id, self._finish, state_of(job), self._delivery_of(job))
+
+    async def written(self, job: Job) -> None:
+        """Wait until all that was noted of a job is on the disk.
+
+        A background job outlives the server, so this waits as long as it takes. Nobody comes back
+        for another one after a restart: this returns when writes fail.
+        """
+        if job.terms.background:
+            await self._ledger.written(job.id)
+        else:
+            with suppress(ImageServiceError):
+                await self._ledger.settled(job.id)
+
+    async def settled(self, job: Job) -> None:
+        """As ``written``, but raise when writes fail and the job is one that outlives the server.
+
+        Raises:
+            StorageFull: The disk has no room.
+            Unavailable: The database cannot be written for another reason.
+        """
+        if job.terms.background:
+            await self._ledger.settled(job.id)
+        else:
+            await self.written(job)
+
+    def is_written(self, job_id: str) -> bool:
+        """True when nothing that was noted of a job waits to be written."""
+        return self._ledger.is_written(job_id)
+
+    async def fault(self) -> ImageServiceError | None:
+        """Why nothing can be written now; None when a write was seen to succeed."""
+        try:
+            await self._ledger.write(touch, self._db)
+        except ImageServiceError as fault:
+            return fault
+        return None
 
     # --- looking things up ----------------------------------------------------------------------
 
     async def get(self, job_id: str) -> Job | None:
         """A job without the files of its images, None when there is none."""
-        return await self._run(self._one, job_id)
+        job = await self._ledger.look(self._one, job_id)
+        # What has ended is not changed any more; for all else the row may be behind.
+        return job if job and job.terminal else await self._ledger.read(self._one, job_id)
 
     async def named(self, owner: str, idempotency_key: str) -> Job | None:
         """The job that an owner gave this name."""
-        return await self._run(self._named, owner, idempotency_key)
+        return await self._ledger.read(self._named, owner, idempotency_key)
 
     async def unname(self, job_id: str) -> None:
         """Free the name of a job for another one."""
-        await self._run(
+        await self._ledger.write(
             self._change, "UPDATE jobs SET idempotency_key = NULL WHERE id = ?", (job_id,)
         )
 
@@ -216,11 +262,12 @@ class JobStore:
             limit: At most so many.
             after: Only what is older than this job.
         """
-        return await self._run(self._page, owner, [s.value for s in statuses], limit, after)
+        return await self._ledger.read(self._page, owner, [s.value for s in statuses], limit, after)
 
     async def image(self, image_id: str) -> tuple[bytes, OutputFormat] | None:
         """A file and its format, None when it never was here or has expired."""
-        row = await self._run(self._image_row, image_id)
+        row = await self._ledger.look(self._image_row, image_id)
+        row = row or await self._ledger.read(self._image_row, image_id)
         if row is None:
             return None
         try:
@@ -230,21 +277,22 @@ class JobStore:
 
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its images."""
-        await self._run(self._delete, [job_id])
+        await self._ledger.write(self._delete, [job_id])
 
     async def expire(self) -> None:
         """Delete what is too old or too much."""
-        await self._run(self._expire)
+        await self._ledger.write(self._expire)
 
     # --- webhooks -------------------------------------------------------------------------------
 
     async def deliveries(self, limit: int) -> list[Delivery]:
         """Webhooks that are next, the most urgent first."""
-        return await self._run(self._deliveries, limit)
+        return await self._ledger.read(self._deliveries, limit)
 
     async def put_off(self, delivery: Delivery, next_at: float) -> None:
         """Note a try that failed."""
-        await self._run(
+        self._ledger.later(
+            delivery.id,
             self._change,
             "UPDATE deliveries SET attempts = attempts + 1, next_at = ? WHERE id = ?",
             (next_at, delivery.id),
@@ -252,7 +300,8 @@ class JobStore:
 
     async def settle(self, delivery: Delivery) -> None:
         """Note that nothing more is to be done for a webhook."""
-        await self._run(self._change, "DELETE FROM deliveries WHERE id = ?", (delivery.id,))
+        statement = "DELETE FROM deliveries WHERE id = ?"
+        self._ledger.later(delivery.id, self._change, statement, (delivery.id,))
 
     # --- in other threads -----------------------------------------------------------------------
 
@@ -262,7 +311,8 @@ class JobStore:
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
         """Delete the file of an image that belongs to no job after all."""
-        self._later(self._files.path(image_id, output_format).unlink, missing_ok=True)
+        # After the row of its job, so that a sweep and this never differ.
+        self._ledger.later(image_id, self._files.drop, image_id, output_format)
 
     def _with_files(self, job: Job) -> Job:
         output_format = job.request.output_format
@@ -272,13 +322,6 @@ class JobStore:
         )
 
     # --- in the store's thread ------------------------------------------------------------------
-
-    async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, partial(work, *args, **kwargs))
-
-    def _later(self, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        self._thread.submit(work, *args, **kwargs).add_done_callback(_log_failure)
 
     def _recover(self) -> list[Job]:
         for job in self._unfinished():
@@ -338,7 +381,10 @@ class JobStore:
     def _finish(self, state: dict[str, object], message: Delivery | None) -> None:
         self._end(state, message)
         self._files.drop_inputs(str(state["id"]))
-        self._expire()
+        try:
+            self._expire()
+        except sqlite3.Error as error:  # the end is written; the next one makes room
+            logger.warning("expired jobs could not be deleted: %s", error)
 
     def _delete(self, ids: Iterable[str]) -> None:
         for job_id in ids:
@@ -348,7 +394,7 @@ class JobStore:
             for row in rows:
                 self._bytes -= row["bytes"]
                 if row["id"] is not None:
-                    self._files.path(row["id"], row["format"]).unlink(missing_ok=True)
+                    self._files.drop(row["id"], row["format"])
             self._files.drop_inputs(job_id)
 
     def _expire(self) -> None:
@@ -413,6 +459,7 @@ class JobStore:
 
 def _locked(path: Path) -> TextIO:
     """The open lock file of a folder; raises StoreError when another process has it."""
+    make_file(path)
     file = path.open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -425,19 +472,10 @@ def _locked(path: Path) -> TextIO:
     return file
 
 
-def _full() -> StorageFull:
-    return StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
-
-
-def _is_no_room(error: Exception) -> bool:
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _NO_ROOM
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _log_failure(future: Future[object]) -> None:
-    if not future.cancelled() and future.exception() is not None:
-        logger.error("the job store could not write", exc_info=future.exception())
+def _check_place(path: Path, inode: int) -> None:
+    """Raise OSError when another file, or none, is where the database was opened."""
+    if path.stat().st_ino != inode:
+        raise FileNotFoundError(f"{path} is another file now")
 
 
 def _given_up(job: Job) -> JobFailed | None:

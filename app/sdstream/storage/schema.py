@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 from typing import Final
+
+from sdstream.storage.privacy import make_file, sealed
 
 #: Each brings the database one version further; only ever appended to.
 MIGRATIONS: Final = (
@@ -51,6 +54,11 @@ MIGRATIONS: Final = (
     ) STRICT;
     """,
     "ALTER TABLE jobs ADD COLUMN has_inputs INTEGER NOT NULL DEFAULT 0;",
+    # Owners were digests of API keys before.
+    """
+    UPDATE jobs SET owner = sealed(owner), terms = json_set(terms, '$.owner', sealed(owner))
+        WHERE owner <> '';
+    """,
 )
 
 
@@ -59,14 +67,24 @@ class StoreError(Exception):
 
 
 def open_database(path: Path) -> sqlite3.Connection:
+    make_file(path)
     # Made here and used in the store's thread, one after the other.
     db = sqlite3.connect(path, check_same_thread=False)
     db.row_factory = sqlite3.Row
     return db
 
 
-def migrate(db: sqlite3.Connection) -> None:
-    """Bring a database to the newest version; raises StoreError when it is beyond that."""
+def migrate(db: sqlite3.Connection, secret: bytes) -> None:
+    """Bring a database to the newest version.
+
+    Args:
+        db: Any that this program wrote, or an empty one.
+        secret: What the owners of jobs are sealed with.
+
+    Raises:
+        StoreError: It is beyond the newest version.
+    """
+    db.create_function("sealed", 1, partial(sealed, secret), deterministic=True)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA foreign_keys = ON")

@@ -39,7 +39,7 @@ from sdstream.service.webhooks import Webhooks, delivery_of
 from sdstream.settings import Settings, worker_environment
 from sdstream.storage.job_store import JobStore
 from sdstream.web import respond
-from sdstream.web.credentials import owner_of
+from sdstream.web.credentials import digest_of
 from sdstream.web.middleware import (
     LocalNames,
     RequestLog,
@@ -128,7 +128,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             *OpsRoutes(service, store, metrics, has_keys=bool(settings.api_keys)).routes(),
             *page.routes(),
         ],
-        middleware=_middleware(settings, metrics, tokens),
+        middleware=_middleware(settings, metrics, tokens, store),
         exception_handlers={
             ImageServiceError: respond.on_service_error,
             HTTPException: respond.on_http_error,
@@ -158,6 +158,7 @@ def _service(
                 _load_command(settings, spec), _on_device(options, spec.device), changed
             ),
             file_bytes=lambda spec: _file_bytes(settings, spec),
+            can_load=lambda spec: _are_there(settings, spec),
             budget_bytes=settings.memory_mb * 2**20 or _usual_memory(),
             on_change=on_change,
         )
@@ -177,8 +178,9 @@ def _service(
         policy=Policy(
             queue_images=settings.queue_images,
             queue_images_per_key=settings.queue_images_per_key,
-            high_priority_owners=frozenset(
-                owner_of(key.get_secret_value()) for key in settings.high_priority_keys
+            high_priority_owners=lambda: frozenset(
+                store.owner_of(digest_of(key.get_secret_value()))
+                for key in settings.high_priority_keys
             ),
             limits=Limits(settings.max_pixels, settings.max_upscaled_pixels),
             grace_seconds=settings.grace_seconds,
@@ -194,6 +196,12 @@ def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
     """Size of a model's files, what built-in ones have aside; a model that never ran needs that."""
     paths = (absolute(settings, place) for _, place in spec.files.items())
     return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _are_there(settings: Settings, spec: ModelSpec) -> bool:
+    """True when a model's files are there; the fake engine and built-in models need none."""
+    places = [place for _, place in spec.files.items() if not place.startswith(BUILTIN)]
+    return settings.engine == "fake" or all(absolute(settings, p).is_file() for p in places)
 
 
 def _usual_memory() -> int:
@@ -250,7 +258,9 @@ def _extras(settings: Settings) -> Extras:
     )
 
 
-def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Middleware]:
+def _middleware(
+    settings: Settings, metrics: Metrics, tokens: Tokens, store: JobStore
+) -> list[Middleware]:
     layers = [Middleware(RequestLog, metrics=metrics)]
     if settings.cors_origins:
         layers.append(
@@ -267,7 +277,14 @@ def _middleware(settings: Settings, metrics: Metrics, tokens: Tokens) -> list[Mi
         name = settings.public_url.host if settings.public_url else None
         layers.append(Middleware(LocalNames, allowed=[name] if name else []))
     layers.append(Middleware(SameOrigin, allowed=settings.cors_origins))
-    layers.append(Middleware(RequireKey, keys=keys, tokens=tokens))
+    layers.append(
+        Middleware(
+            RequireKey,
+            keys=keys,
+            tokens=tokens,
+            owner_of=lambda key: store.owner_of(digest_of(key)),
+        )
+    )
     return layers
 
 

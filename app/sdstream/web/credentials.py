@@ -1,4 +1,4 @@
-"""The API key that a request carries, and the owner that its jobs are stored under."""
+"""The API key that a request carries, and its digest, of which the store makes an owner."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def _password(token: str) -> str:
         return ""
 
 
-def owner_of(key: str) -> str:
-    """What an API key's jobs are kept under: a digest, since the disk needs no keys."""
+def digest_of(key: str) -> str:
+    """What stands for an API key where the key itself is not needed."""
     return hashlib.sha256(key.encode()).hexdigest()[:32]

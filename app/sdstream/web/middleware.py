@@ -8,7 +8,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -88,10 +89,18 @@ class RequireKey:
     Without keys everybody may come in, and all are one owner. A GET may show a token instead.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], tokens: Tokens) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[str], tokens: Tokens, owner_of: Callable[[str], str]
+    ) -> None:
         self._app = app
-        self._owners = {credentials.owner_of(key): key.encode() for key in keys}
+        self._keys = keys
         self._tokens = tokens
+        self._owner_of = owner_of
+
+    @cached_property
+    def _owners(self) -> dict[str, bytes]:
+        # With the first request: the store, whose secret they depend on, is open by then.
+        return {self._owner_of(key): key.encode() for key in self._keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""

@@ -1,4 +1,4 @@
-"""Deadlines for connections, which uvicorn has none of: slow heads, slow bodies, stalled readers.
+"""What uvicorn leaves out of HTTP/1: deadlines for connections, and rules for heads of requests.
 
 A connection is cut when
 
@@ -9,16 +9,30 @@ A connection is cut when
 
 No time counts while the server itself does not read, or while a request that came before has no
 answer yet. uvicorn's own keep-alive timeout closes connections that are idle between requests.
+
+A request that breaks a rule of RFC 9112 whose breach lets two servers read one connection in two
+ways is rejected, and its connection is closed: no Host or two, codings beside chunked. An upgrade
+that is offered, such as h2c, is ignored: the request is served as if it had not been.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final, cast
+import re
+from collections.abc import Iterable
+from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from starlette.types import ASGIApp, Message
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from sdstream.core.errors import CodingNotSupported, ImageServiceError, InvalidRequest, Reason
+from sdstream.web import respond
 
 _KIB: Final = 1024
+
+#: A host of a URL, and perhaps a port.
+_HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -44,6 +58,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request must come soon."""
         super().connection_made(transport)
+        self.parser = cast(httptools.HttpRequestParser, _Parser(self))
         self._expect_by(self.loop.time() + self.head_seconds)
 
     def data_received(self, data: bytes) -> None:
@@ -63,20 +78,40 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """What follows is the body, if there is one."""
-        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            return  # the parser will come again, with a head that offers nothing
+        if self.transport.is_closing():
+            return  # its client was told that the answer before was the last
+        version = self.parser.get_http_version()
+        fault = _fault_of(self.headers, version)
+        self._begin_request(respond.failure(fault) if fault else self.app)
         self._in_body = True
         self._begin_body()
+        if fault is not None:
+            self.cycle.keep_alive = False
+        if version == "1.0":
+            self.cycle.send = _Unchunked(self.cycle).send  # type: ignore[assignment,method-assign]
         if not self.cycle.keep_alive:
             self.cycle.transport = cast(asyncio.Transport, _ClosesGently(self))
 
     def on_message_complete(self) -> None:
         """What follows is the next request, which may take its time until it begins."""
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._in_body = False
         self._head_bytes = 0
         self._expect_by(None)
         if self._closes_after_body:
             self.transport.close()
+
+    def _begin_request(self, app: ASGIApp) -> None:
+        """Have uvicorn serve the request whose head is complete by this application."""
+        usual, self.app = self.app, cast(Any, app)
+        try:
+            super().on_headers_complete()
+        finally:
+            self.app = usual
 
     def on_response_complete(self) -> None:
         """Reading goes on where it had to wait for the answer."""
@@ -142,6 +177,116 @@ class GuardedProtocol(HttpToolsProtocol):
     def _cut(self) -> None:
         # Also when it is closing: a reader that stalls would keep it closing for ever.
         self.transport.abort()
+
+
+class _Parser:
+    """httptools' parser as uvicorn sees it, which goes on where an upgrade is offered.
+
+    The parser ends at such a head, and gives what follows, the body too, back unread. A new one is
+    fed the same head without the offer, then what follows.
+    """
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        self._protocol = protocol
+        self._renew()
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse; the protocol is called back. Raises httptools.HttpParserError."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+            if self.get_method() == b"CONNECT":
+                raise httptools.HttpParserError("this server is no proxy")
+            line = (self.get_method(), self._protocol.url, self.get_http_version().encode())
+            head = _head_without_offer(line, self._protocol.headers)
+            self._renew()
+            self._parser.feed_data(head)
+
+    def should_upgrade(self) -> bool:
+        """True at a head that the parser ends at."""
+        return bool(self._parser.should_upgrade())
+
+    def should_keep_alive(self) -> bool:
+        """True when another request may follow."""
+        return bool(self._parser.should_keep_alive())
+
+    def get_http_version(self) -> str:
+        """Of the request."""
+        return str(self._parser.get_http_version())
+
+    def get_method(self) -> bytes:
+        """Of the request."""
+        return bytes(self._parser.get_method())
+
+    def _renew(self) -> None:
+        self._parser = httptools.HttpRequestParser(self._protocol)
+        # As uvicorn has it: what follows a last request is not parsed, and is no error.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+
+def _head_without_offer(
+    line: tuple[bytes, bytes, bytes], headers: Iterable[tuple[bytes, bytes]]
+) -> bytes:
+    kept = []
+    for name, value in headers:
+        if name == b"connection":
+            options = [option for option in _items(value) if option != b"upgrade"]
+            kept.append((name, b", ".join(options)))
+        elif name != b"upgrade":
+            kept.append((name, value))
+    lines = [b"%b %b HTTP/%b" % line, *(b"%b: %b" % header for header in kept), b"", b""]
+    return b"\r\n".join(lines)
+
+
+def _items(value: bytes) -> list[bytes]:
+    return [item.strip().lower() for item in value.split(b",")]
+
+
+def _fault_of(headers: Iterable[tuple[bytes, bytes]], version: str) -> ImageServiceError | None:
+    """Why a request is rejected by its head alone."""
+    hosts = [value for name, value in headers if name == b"host"]
+    codings = [item for name, value in headers if name == b"transfer-encoding"
+               for item in _items(value)]  # fmt: skip
+    if len(hosts) > 1 or (not hosts and version != "1.0"):
+        return _broken(f"A request has one Host header; this one has {len(hosts)}.")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        return _broken("The Host header is not a host and a port.")
+    if codings and version == "1.0":
+        return _broken("HTTP/1.0 has no Transfer-Encoding.")
+    if codings and codings != [b"chunked"]:
+        return CodingNotSupported(
+            "The server reads no Transfer-Encoding but chunked; send the body as it is.",
+            reason=Reason.CODING_NOT_SUPPORTED,
+        )
+    return None
+
+
+def _broken(message: str) -> InvalidRequest:
+    return InvalidRequest(message, reason=Reason.INVALID_HTTP)
+
+
+class _Unchunked:
+    """``send`` for a client of HTTP/1.0, which reads to the end of the connection instead."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._send = cycle.send
+        self._counted = True
+
+    async def send(self, message: Message) -> None:
+        """Send without chunks what has no length."""
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", [])}
+            self._counted = b"content-length" in names
+            if not self._counted:
+                self._cycle.chunked_encoding = False
+        elif not self._counted:
+            # uvicorn compares what is sent with what was announced, here always the next part.
+            self._cycle.expected_content_length = len(message.get("body", b""))
+        await self._send(cast(Any, message))
 
 
 class _ClosesGently:

@@ -55,7 +55,7 @@ class ClientLeft(Exception):
 
 def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response:
     """Server-sent events, each item of ``frames`` flushed by itself."""
-    return EventSourceResponse(
+    response = EventSourceResponse(
         frames,
         headers={**_STREAM_HEADERS, **headers},
         sep="\n",
@@ -63,6 +63,9 @@ def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response
         shutdown_event=anyio.Event(),
         shutdown_grace_period=math.inf,
     )
+    # The library promises keep-alive also to a client that asked for the connection's end.
+    del response.headers["Connection"]
+    return response
 
 
 def json_bytes(

@@ -22,13 +22,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 from sdstream.core.model_spec import WTYPES
+from sdstream.settings import worker_environment
 from sdstream.weights import architectures, headers
 from sdstream.weights.headers import BLOCKS, BadFile, Tensor, WeightFile
 from sdstream.weights.inspection import inspect
@@ -303,20 +305,30 @@ def _run(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            env=worker_environment(),
             # Ctrl-C reaches the parent alone, which ends the child.
             start_new_session=True,
         )
+        # A fork of the child would hold its pipe open: when it has ended, its group is killed.
+        watch = threading.Thread(target=_clear_up, args=(child,), daemon=True)
+        watch.start()
         try:
             failed = _follow(child, size, progress)
             code = child.wait()
         finally:
             child.kill()
-            child.wait()
+            watch.join()
             for pipe in (child.stdin, child.stdout):
                 assert pipe is not None
                 pipe.close()
         if failed or code:
             raise ConversionError(failed or _cause_of_death(code, log))
+
+
+def _clear_up(child: subprocess.Popen[bytes]) -> None:
+    child.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _all(order: Order, rules: Sequence[Rule]) -> list[Rule]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,19 @@ def test_two_writers(source: Path, tmp_path: Path) -> None:
         with pytest.raises(ConversionError, match="is being written already"):
             convert(Order(source, tmp_path / "x.gguf", "q8_0"), lambda _: None)
         assert part.exists()
+
+
+def test_a_fork_of_the_converter_holds_nobody_up(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that asserts may leave a process behind that has its pipe."""
+    converter = tmp_path / "converter"
+    converter.write_text("#!/bin/sh\nsleep 20 &\nkill -ABRT $$\n")
+    converter.chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(converter))
+    began = time.monotonic()
+    assert "SIGABRT" in refused(source, tmp_path / "x.gguf")
+    assert time.monotonic() - began < 15
 
 
 def test_sizes_of_types() -> None:

@@ -169,6 +169,7 @@ class JobRoutes:
     async def one(self, request: Request) -> Response:
         """GET /v1/jobs/{id}."""
         live = await self._named(request)
+        await self.draw.service.settled(live)
         return respond.json_bytes(compact(self._fields(request, live.job)))
 
     async def delete(self, request: Request) -> Response:
@@ -185,12 +186,14 @@ class JobRoutes:
         if not live.over:
             self.draw.service.cancel(live, "The job was cancelled.")
             done = "done" if live.over else "stopping"
+        await self.draw.service.settled(live)
         fields = {**self._fields(request, live.job), "cancel": done}
         return respond.json_bytes(compact(fields))
 
     async def result(self, request: Request) -> Response:
         """GET /v1/jobs/{id}/result: what the POST would have been answered."""
         live = await self._named(request)
+        await self.draw.service.settled(live)
         job = live.job
         headers = {"X-Job-Id": job.id}
         if not job.terminal:
@@ -247,6 +250,8 @@ class JobRoutes:
     ) -> AsyncIterator[bytes]:
         job = live.job
         yield RETRY
+        async for _ in self.draw.service.until_written(live, self.draw.keepalive_seconds):
+            yield PING
         if seen is None or not job.first_event <= seen <= job.last_event:
             # Nothing was seen yet, or all of it in an earlier life of the server.
             seen = job.last_event

@@ -178,10 +178,11 @@ class OpsRoutes:
     async def ready(self, _request: Request) -> Response:
         """GET /readyz and /health: a request for the default model would be drawn."""
         service = self.service
-        if service.ready:
+        fault = await self.store.fault()
+        if service.ready and fault is None:
             return respond.json_bytes(compact({"status": "ok"}))
         model = service.catalog.default
-        why = service.why_unavailable(model)
+        why = fault.message if fault else service.why_unavailable(model)
         status = "draining" if service.draining else "failed" if why else "loading"
         body: dict[str, Any] = {"status": status, "model": model}
         if why:

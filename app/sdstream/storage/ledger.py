@@ -1,0 +1,262 @@
+"""The order of writes: each is tried until it succeeds, and none overtakes another.
+
+One thread owns the database. A write that nobody waits for is queued; when it fails because the
+database is locked or the disk is full, it stays at the head of the queue and is tried again, and
+everything behind it waits. Reads see all writes that were queued before them, or raise: they never
+tell a state that is older than what was told already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import sqlite3
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Final, ParamSpec, TypeVar
+
+from sdstream.core.errors import ImageServiceError, Reason, StorageFull, Unavailable
+from sdstream.notifier import Wakeup
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: A write waits so long for another process' lock before it counts as failed.
+_PATIENCE_MS: Final = 2000
+#: The same while writes fail anyway: nobody is kept waiting by a fault that is known.
+_IMPATIENCE_MS: Final = 100
+#: Between two tries of a write that failed.
+_PAUSE_SECONDS: Final = 0.5
+#: Tries of what is left when the server stops.
+_LAST_TRIES: Final = 6
+
+#: SQLITE_FULL, and SQLITE_IOERR, which is how a full disk may show too.
+_FULL: Final = (13, 10)
+#: SQLITE_CONSTRAINT and SQLITE_MISMATCH, which no repetition mends.
+_HOPELESS: Final = (19, 20)
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+
+_Write = tuple[str, Callable[[], object]]
+
+
+class Ledger:
+    """Runs the work of a job store in one thread, in order.
+
+    Args:
+        database: The connection, which is used in the thread alone.
+        check: Raises OSError when the database is no longer where it was opened.
+    """
+
+    def __init__(self, database: sqlite3.Connection, check: Callable[[], None]) -> None:
+        self._db = database
+        self._check = check
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        # The event loop's side.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._unwritten: Counter[str] = Counter()
+        self._changed = Wakeup()
+        self._retry: asyncio.TimerHandle | None = None
+        self._closing = False
+        # The thread's side.
+        self._pending: deque[_Write] = deque()
+        self._next_try = 0.0
+        #: Why nothing can be written now; set by the thread, read by both.
+        self.fault: ImageServiceError | None = None
+        self._be_patient(_PATIENCE_MS)
+
+    # --- on the event loop ----------------------------------------------------------------------
+
+    async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``work`` after all writes so far; raise ``fault`` when one of these fails."""
+        return await self._run(partial(self._after_pending, partial(work, *args, **kwargs)))
+
+    async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``work``, which reads what no waiting write can change."""
+        return await self._run(partial(_reading, partial(work, *args, **kwargs)))
+
+    async def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``work`` after all writes so far, once; raise why it failed.
+
+        Raises:
+            StorageFull: The disk has no room.
+            Unavailable: The database is locked, or cannot be written for another reason.
+        """
+        return await self._run(partial(self._try_now, partial(work, *args, **kwargs)))
+
+    def later(self, key: str, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Queue a write, which ``key`` names for ``written``."""
+        self._loop = asyncio.get_running_loop()
+        self._unwritten[key] += 1
+        self._thread.submit(self._take, (key, partial(work, *args, **kwargs)))
+
+    def is_written(self, key: str) -> bool:
+        """True when no write of this name waits."""
+        return not self._unwritten[key]
+
+    async def written(self, key: str) -> None:
+        """Wait until the writes of this name are done, as long as it takes."""
+        while not self.is_written(key):
+            await self._changed.wait()
+
+    async def settled(self, key: str) -> None:
+        """As ``written``, but raise ``fault`` when writes fail."""
+        while not self.is_written(key):
+            if (fault := self.fault) is not None:
+                raise fault
+            await self._changed.wait()
+
+    async def close(self, last: Callable[[], None]) -> None:
+        """Try what is left for a few seconds, then run ``last`` and end the thread."""
+        self._closing = True
+        if self._retry is not None:
+            self._retry.cancel()
+        for _ in range(_LAST_TRIES):
+            await self._run(self._retry_now)
+            left = await self._run(lambda: len(self._pending))
+            if not left:
+                break
+            await asyncio.sleep(_PAUSE_SECONDS)
+        else:
+            logger.critical("%d changes of jobs could not be written and are lost", left)
+        await self._run(last)
+        self._thread.shutdown()
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        self._loop = asyncio.get_running_loop()
+        return await self._loop.run_in_executor(self._thread, work)
+
+    def _tell(self, done: list[str]) -> None:
+        """Take up what the thread has done, and have it try again if it must."""
+        for key in done:
+            self._unwritten[key] -= 1
+            if not self._unwritten[key]:
+                del self._unwritten[key]
+        self._changed.notify()
+        if self.fault is not None and self._retry is None and not self._closing:
+            assert self._loop is not None
+            self._retry = self._loop.call_later(_PAUSE_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._thread.submit(self._retry_now)
+
+    # --- in the thread --------------------------------------------------------------------------
+
+    def _take(self, write: _Write) -> None:
+        self._pending.append(write)
+        if time.monotonic() >= self._next_try:
+            self._flush()
+
+    def _retry_now(self) -> None:
+        """Try what waits; without anything, see whether a write would succeed."""
+        self._next_try = 0.0
+        self._flush()
+        if self.fault is not None and not self._pending:
+            with suppress(ImageServiceError):
+                self._attempt(partial(touch, self._db))
+        self._report([])
+
+    def _after_pending(self, work: Callable[[], T]) -> T:
+        if self._pending:
+            self._raise_early()
+            self._flush()
+        if self._pending and self.fault is not None:
+            raise self.fault
+        return _reading(work)
+
+    def _try_now(self, work: Callable[[], T]) -> T:
+        self._raise_early()
+        self._flush()
+        if self._pending and self.fault is not None:
+            raise self.fault
+        try:
+            return self._attempt(work)
+        finally:
+            self._report([])
+
+    def _raise_early(self) -> None:
+        if self.fault is not None and time.monotonic() < self._next_try:
+            raise self.fault
+
+    def _flush(self) -> None:
+        """Do what waits, in order, up to the first write that fails."""
+        done = []
+        while self._pending:
+            key, work = self._pending[0]
+            try:
+                self._attempt(work)
+            except ImageServiceError:
+                break
+            except Exception:
+                logger.exception("a change of a job can never be written and is left out")
+            self._pending.popleft()
+            done.append(key)
+        self._report(done)
+
+    def _attempt(self, work: Callable[[], T]) -> T:
+        """Run one write; raise ``fault`` when it may succeed later."""
+        try:
+            self._check()
+            result = work()
+        except (sqlite3.Error, OSError) as error:
+            if _code(error) in _HOPELESS:
+                raise
+            raise self._failed(error) from None
+        if self.fault is not None:
+            logger.warning("the job store can be written again")
+            self.fault = None
+            self._be_patient(_PATIENCE_MS)
+        return result
+
+    def _failed(self, error: sqlite3.Error | OSError) -> ImageServiceError:
+        if self.fault is None:
+            logger.error("the job store cannot be written, and tries again: %s", error)
+            self._be_patient(_IMPATIENCE_MS)
+        self.fault = fault_of(error)
+        self._next_try = time.monotonic() + _PAUSE_SECONDS
+        return self.fault
+
+    def _be_patient(self, milliseconds: int) -> None:
+        self._db.execute(f"PRAGMA busy_timeout = {milliseconds}")
+
+    def _report(self, done: list[str]) -> None:
+        if (done or self.fault is not None) and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._tell, done)
+
+
+def fault_of(error: Exception) -> ImageServiceError:
+    """What a client is told of an error of SQLite or of the file system."""
+    no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
+    if no_room or _code(error) in _FULL:
+        return StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
+    return Unavailable(
+        "The server cannot write its database now; try again.",
+        reason=Reason.STORAGE_UNAVAILABLE,
+        retry_after=1,
+    )
+
+
+def touch(db: sqlite3.Connection) -> None:
+    """Write the version that is there already: a whole transaction without any effect."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    db.execute(f"PRAGMA user_version = {version}")
+
+
+def _reading(work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except sqlite3.Error as error:
+        logger.exception("the job store cannot be read")
+        raise fault_of(error) from None
+
+
+def _code(error: Exception) -> int:
+    """SQLite's primary result code, 0 for other errors."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF if isinstance(error, sqlite3.Error) else 0

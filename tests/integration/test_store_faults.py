@@ -1,0 +1,159 @@
+"""A database that cannot be written: nothing is lost, and nothing told is taken back."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.integration.test_http import error_of
+from tests.support.jobs import ENDINGS, begin, events_of, look, wait_for
+from tests.support.servers import Call, ServerProcess, running_server, wait_until
+
+QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 3}
+#: One second.
+LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 10}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the write lock of a server's database, as a shell or a backup may."""
+    other = sqlite3.connect(folder / "data/jobs.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.rollback()
+        other.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server of this test, whose data folder is ``data`` of ``tmp_path``."""
+    with running_server(tmp_path, engine="fake") as running:
+        yield running
+
+
+def wait_for_end(server: ServerProcess, job: str) -> None:
+    """Wait until a job is told to have ended, through whatever 503 there is meanwhile."""
+    wait_until(lambda: status_of(server, job) in ENDINGS, 30, "the job has not ended")
+
+
+def status_of(server: ServerProcess, job: str) -> str:
+    """What GET /v1/jobs/{id} says, "busy" for a 503."""
+    answer = httpx2.get(f"{server.url}/v1/jobs/{job}", timeout=20)
+    return "busy" if answer.status_code == 503 else str(answer.json()["status"])
+
+
+def test_what_a_client_was_told_survives_a_lock_and_a_kill(
+    tmp_path: Path, server: ServerProcess
+) -> None:
+    """A job that ended during a lock is completed everywhere or nowhere, before and after."""
+    told = set()
+    job = begin(server, LONG)
+    wait_for(server, job["id"], "running")
+    with locked(tmp_path):
+        ending = time.monotonic() + 7
+        while time.monotonic() < ending:
+            told.add(status_of(server, job["id"]))
+            time.sleep(0.2)
+        listed = httpx2.get(f"{server.url}/v1/jobs", timeout=20)
+        assert "completed" not in told
+        assert listed.status_code == 503
+        server.stop(signal.SIGKILL)
+    with running_server(tmp_path, engine="fake") as again:
+        done = wait_for(again, job["id"], *ENDINGS)
+        assert (done["status"], done["attempts"]) == ("completed", 2)
+
+
+def test_a_write_that_failed_is_tried_again(tmp_path: Path, server: ServerProcess) -> None:
+    """After the lock the list and the result agree, and nothing is generated twice."""
+    job = begin(server, LONG)
+    with locked(tmp_path):
+        time.sleep(9)
+    events = events_of(server, job["id"])
+    assert events[-1].name == "completed"
+    (listed,) = httpx2.get(f"{server.url}/v1/jobs").json()["data"]
+    assert listed["status"] == "completed"
+    result = httpx2.get(job["result_url"]).json()
+    server.stop(signal.SIGKILL)
+    with running_server(tmp_path, engine="fake") as again:
+        done = look(again, job["id"])
+        assert (done["status"], done["attempts"]) == ("completed", 1)
+        assert (
+            httpx2.get(f"{again.url}/v1/jobs/{job['id']}/result").json()["data"] == result["data"]
+        )
+
+
+@pytest.mark.parametrize("way", ["post", "get", "list", "delete", "cancel", "result", "image"])
+def test_every_route_says_that_the_database_is_locked(
+    tmp_path: Path, server: ServerProcess, way: str
+) -> None:
+    """503 with Retry-After while a write waits; the same request works afterwards."""
+    old = begin(server, QUICK)
+    wait_for(server, old["id"], "completed")
+    job = begin(server, LONG)
+    waiting = begin(server, LONG)
+    jobs = f"{server.url}/v1/jobs"
+    asked = {
+        "post": ("POST", f"{server.url}/v1/images/generations", {"json": QUICK}),
+        "get": ("GET", f"{jobs}/{job['id']}", {}),
+        "list": ("GET", jobs, {}),
+        "delete": ("DELETE", f"{jobs}/{old['id']}", {}),
+        "cancel": ("POST", f"{jobs}/{waiting['id']}/cancel", {}),
+        "result": ("GET", f"{jobs}/{job['id']}/result", {}),
+        "image": ("GET", f"{server.url}/v1/images/unknown/content", {}),
+    }
+    method, url, more = asked[way]
+    with locked(tmp_path):
+        if way not in ("post", "delete", "cancel"):
+            time.sleep(4)
+        answer = httpx2.request(method, url, timeout=20, **more)
+        assert answer.status_code == 503, answer.text
+        assert error_of(answer)["reason"] == "storage_unavailable"
+        assert int(answer.headers["Retry-After"]) > 0
+    for one in (job, waiting):
+        wait_for_end(server, one["id"])
+    after = httpx2.request(method, url, timeout=20, **more)
+    assert after.status_code == (404 if way == "image" else 200)
+
+
+def test_readiness_is_lost_with_the_store(tmp_path: Path, server: ServerProcess) -> None:
+    """While the database cannot be written, and while its folder is gone; it comes back."""
+    assert server.is_ready()
+    with locked(tmp_path):
+        wait_until(lambda: not server.is_ready(), 10, "ready with a locked database")
+    server.wait_ready(10)
+    data = tmp_path / "data"
+    data.rename(tmp_path / "elsewhere")
+    assert not server.is_ready()
+    answer = server.post(QUICK)
+    assert (answer.status_code, error_of(answer)["reason"]) == (503, "storage_unavailable")
+    (tmp_path / "elsewhere").rename(data)
+    server.wait_ready(10)
+
+
+def test_a_client_that_waits_for_its_picture_gets_it(tmp_path: Path, server: ServerProcess) -> None:
+    """Nothing is done for it again, so that a store that cannot be written does not hold it up."""
+    call = Call(server, {**LONG, "stream": True})
+    call.wait_for("running")
+    with locked(tmp_path):
+        events = list(call.events())
+        assert events[-1]["data"][0]["b64_json"]
+
+
+def test_a_start_with_a_locked_database_ends_with_a_sentence(tmp_path: Path) -> None:
+    """No traceback, and the code for what another start will not mend by itself."""
+    with running_server(tmp_path, engine="fake"):
+        pass
+    with locked(tmp_path), running_server(tmp_path, engine="fake", wait=False) as late:
+        assert late.process.wait(30) == 78
+        assert "locked" in late.log.read_text()
+        assert "Traceback" not in late.log.read_text()
