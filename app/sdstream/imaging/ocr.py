@@ -1,11 +1,13 @@
 """Reading text off images, with the optional extra ``ocr`` (rapidocr on onnxruntime).
 
 The weights (PP-OCRv6, Apache-2.0) are in rapidocr's wheel and are named here by their paths, so
-that nothing is ever downloaded: by itself rapidocr fetches what it does not find.
+that nothing is ever downloaded: by itself rapidocr fetches what it does not find. onnxruntime sends
+telemetry unless told otherwise before it is imported.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from importlib import import_module, util
 from pathlib import Path
@@ -59,6 +61,8 @@ class TextReader:
 
 
 def _load() -> Any:
+    # Else it makes a device id in the home folder and looks up its vendor's host.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # noqa: TID251
     rapidocr = import_module("rapidocr")
     folder = Path(str(rapidocr.__file__)).parent / "models"
     weights = {key: str(next(folder.glob(pattern))) for key, pattern in _WEIGHTS.items()}

@@ -1,0 +1,58 @@
+"""The service is told of by nobody: no route looks up or connects to another machine."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from sdstream.web.openapi import openapi_document
+from tests.e2e.test_ocr import sign
+from tests.support.network import look_up, watched
+from tests.support.pictures import png
+from tests.support.servers import ServerProcess, running_server
+
+#: onnxruntime's telemetry looked its host up within ten seconds.
+_LOOKED_AT_SECONDS = 15.0
+_JSON: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_steps": 2, "steps": 2}
+
+
+def test_no_route_knows_another_machine(tmp_path: Path) -> None:
+    """Nor does a library behind one, in the server or its worker; the home folder stays empty."""
+    watch = watched(tmp_path)
+    if watch is None:
+        pytest.skip("there is no C compiler")
+    look_up(watch, "sentinel.invalid")
+    assert watch.foreign() == {"resolve sentinel.invalid"}
+    watch.log.unlink()
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {**watch.environment, "HOME": str(home)}
+    with running_server(tmp_path, environment=environment) as server:
+        began = time.monotonic()
+        read = httpx2.post(
+            f"{server.url}/v1/images/ocr", files={"image": sign("Hello 42")}, timeout=60
+        )
+        assert read.json() == "Hello 42"
+        for path, operations in openapi_document()["paths"].items():
+            for method in operations.keys() & {"get", "post"}:
+                _call(server, method, re.sub(r"{\w+}", "embedded", path))
+        time.sleep(max(0.0, began + _LOOKED_AT_SECONDS - time.monotonic()))
+        assert watch.foreign() == set()
+    assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def _call(server: ServerProcess, method: str, path: str) -> None:
+    """One call as JSON and one as a form: a route takes one of them and rejects the other."""
+    url = server.url + path
+    if method == "get":
+        # Server-sent events of a job have an end, and the others are short.
+        httpx2.get(url, params={"prompt": "a red circle", "size": "64x64"}, timeout=60)
+        return
+    httpx2.post(url, json=_JSON, timeout=60)
+    fields = {"prompt": "a red circle", "sample_steps": "2"}
+    httpx2.post(url, data=fields, files={"image": png(64, 64)}, timeout=60)
