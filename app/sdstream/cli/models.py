@@ -31,7 +31,7 @@ from sdstream.cli.console import (
     setting_flags,
     table_console,
 )
-from sdstream.client.http import Client, understanding
+from sdstream.client.http import AsyncClient, understanding
 from sdstream.core.catalog import Catalog, HubFile, ModelSpec, Variant
 from sdstream.settings import Settings
 from sdstream.weights.discovery import absolute, read_catalog
@@ -271,7 +271,7 @@ def models(server: str | None, api_key: str | None, *, show_all: bool, **flags: 
 
 
 async def _server_models(server: str, api_key: str | None) -> list[tuple[str, ...]]:
-    async with Client(server, api_key) as client:
+    async with AsyncClient(server, api_key) as client:
         found = await client.models()
     with understanding():
         return [

@@ -264,7 +264,7 @@ def parse_generation_form(
 
 
 def parse_form(
-    fields: Mapping[str, str],
+    fields: Mapping[str, Any],
     files: Sequence[SourceFile],
     *,
     told: Told = Told(),
@@ -422,10 +422,10 @@ def _previews(reply: ReplyOptions) -> int:
     return (reply.partial_images or 0) if reply.stream else 0
 
 
-def _unflattened(fields: Mapping[str, str]) -> dict[str, Any]:
+def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A form's fields as the JSON would have them; empty ones were left empty by a person."""
     body: dict[str, Any] = {}
-    options: dict[str, str] = {}
+    options: dict[str, Any] = {}
     for name, value in fields.items():
         if value == "" and name not in ("prompt", "negative_prompt"):
             continue
