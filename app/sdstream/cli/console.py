@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Final, get_origin
 
 import click
-import httpx2
 from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from sdstream.client.http import NoServer, ServerSaysNo
+from sdstream.client.http import APIError, ConnectionFailed
+from sdstream.client.results import FORMATS
 from sdstream.core.catalog_yaml import CatalogError
 from sdstream.core.options import MAX_IMAGES
 from sdstream.imaging.safety import SafetyCheckerError
@@ -34,8 +34,6 @@ EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
 EXIT_CONFIG: Final = 78
 EXIT_INTERRUPTED: Final = 130
-
-_FORMATS: Final = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 #: Widest picture in the terminal.
 _COLUMNS: Final = 48
@@ -143,9 +141,9 @@ def format_of(output: str) -> str:
         click.UsageError: It says none.
     """
     suffix = Path(output).suffix.lower()
-    if suffix not in _FORMATS:
-        raise click.UsageError(f"-o must end in one of {', '.join(_FORMATS)}.")
-    return _FORMATS[suffix]
+    if suffix not in FORMATS:
+        raise click.UsageError(f"-o must end in one of {', '.join(FORMATS)}.")
+    return FORMATS[suffix]
 
 
 class Saver:
@@ -186,7 +184,7 @@ class Saver:
         if self._path is None:
             return
         if kind != self.format:
-            ends = " or ".join(end for end, name in _FORMATS.items() if name == kind)
+            ends = " or ".join(end for end, name in FORMATS.items() if name == kind)
             raise click.UsageError(f"the images are {kind.upper()}: -o must end in {ends}.")
         self._count = count
         # More are refused by the server.
@@ -239,10 +237,8 @@ def plain_errors() -> Iterator[None]:
         *(ServerError, StoreError, WebhookSettingsError),
     ) as error:
         _end(str(error), EXIT_CONFIG)
-    except (HubError, NoServer, ServerSaysNo, OSError) as error:
+    except (HubError, ConnectionFailed, APIError, OSError) as error:
         _end(str(error), EXIT_FAILED)
-    except httpx2.HTTPError as error:
-        _end(f"the server cannot be reached: {error}", EXIT_FAILED)
 
 
 def _end(message: str, code: int) -> Any:

@@ -23,7 +23,8 @@ from sdstream.cli.console import (
     show_option,
     table_console,
 )
-from sdstream.client.http import ENDINGS, Client, JsonObject, understanding
+from sdstream.client.http import ENDINGS, AsyncClient, understanding
+from sdstream.client.results import JsonObject
 
 _USUAL_SERVER: Final = "http://localhost:8000"
 _STATUSES: Final = ("queued", "loading", "running", *ENDINGS)
@@ -103,21 +104,21 @@ def cancel(job: str, server: str | None, api_key: str | None) -> None:
 async def _jobs(
     server: str | None, api_key: str | None, status: str, limit: int
 ) -> list[JsonObject]:
-    async with Client(server or _USUAL_SERVER, api_key) as client:
-        return await client.jobs(status=status, limit=limit)
+    async with AsyncClient(server or _USUAL_SERVER, api_key) as client:
+        return await client.jobs.list(status=status, limit=limit)
 
 
 async def _cancel(job: str, server: str | None, api_key: str | None) -> JsonObject:
-    async with Client(server or _USUAL_SERVER, api_key) as client:
-        return await client.cancel(job)
+    async with AsyncClient(server or _USUAL_SERVER, api_key) as client:
+        return await client.jobs.cancel(job)
 
 
 async def _watch(job: str, saver: Saver, server: str | None, api_key: str | None) -> JsonObject:
-    async with Client(server or _USUAL_SERVER, api_key) as client:
+    async with AsyncClient(server or _USUAL_SERVER, api_key) as client:
         known: JsonObject = {}
         with progress_bar() as bar:
             row = bar.add_task("", total=100.0, what="waiting")
-            async for known in client.follow(job):
+            async for known in client.jobs.follow(job):
                 # The first event has all of them: what -o cannot take is told before the end.
                 saver.expect(known["parameters"]["n"], known["output_format"])
                 _update(bar, row, known)
@@ -126,7 +127,7 @@ async def _watch(job: str, saver: Saver, server: str | None, api_key: str | None
         return known
 
 
-async def _fetch(client: Client, images: list[JsonObject], saver: Saver) -> None:
+async def _fetch(client: AsyncClient, images: list[JsonObject], saver: Saver) -> None:
     for image in images:
         said = ", which the server had no room to keep"
         if image["url"] is not None:

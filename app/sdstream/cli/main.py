@@ -34,7 +34,8 @@ from sdstream.cli.files import convert_command, inspect_command
 from sdstream.cli.jobs import cancel, jobs, watch
 from sdstream.cli.like import options_inside
 from sdstream.cli.models import models, pull_command, pull_default, rm_command
-from sdstream.client.http import Client, Step, understanding
+from sdstream.client.http import AsyncClient, understanding
+from sdstream.client.results import Progress
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
 from sdstream.web.application import configure_logging
 from sdstream.web.server import Server, serving_privately
@@ -172,8 +173,8 @@ def generate(
 
 
 async def _begin(options: dict[str, Any], server: str, api_key: str | None) -> str:
-    async with Client(server, api_key) as client:
-        job = await client.begin(options)
+    async with AsyncClient(server, api_key) as client:
+        job = await client.jobs.create(**options)
         with understanding():
             return str(job["id"])
 
@@ -184,14 +185,14 @@ async def _generate(
     async with _connected(options, server, api_key) as client:
         with progress_bar() as bar:
             rows = [bar.add_task("", total=100.0, what="waiting") for _ in range(options["n"])]
-            async for event in client.generate(options):
-                if isinstance(event, Step):
+            async for event in client.stream(**options):
+                if isinstance(event, Progress):
                     what = event.status
-                    if event.done_steps:
-                        what = f"step {event.done_steps}/{event.all_steps}"
+                    if event.step:
+                        what = f"step {event.step}/{event.steps}"
                     bar.update(rows[event.index], completed=event.percent, what=what)
                 else:
-                    what = f"seed {event.seed}{saver.save(event.index, event.data)}"
+                    what = f"seed {event.seed}{saver.save(event.index, event.content)}"
                     bar.update(rows[event.index], completed=100.0, what=what)
     saver.show()
 
@@ -199,9 +200,9 @@ async def _generate(
 @asynccontextmanager
 async def _connected(
     options: dict[str, Any], server: str | None, api_key: str | None
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[AsyncClient]:
     if server:
-        async with Client(server, api_key) as client:
+        async with AsyncClient(server, api_key) as client:
             yield client
         return
     configure_logging("error")
@@ -212,6 +213,6 @@ async def _connected(
     settings = settings.model_copy(update={"api_keys": ()})
     async with (
         serving_privately(settings) as socket,
-        Client("http://localhost", uds=socket) as client,
+        AsyncClient("http://localhost", uds=socket) as client,
     ):
         yield client

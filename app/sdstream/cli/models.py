@@ -31,7 +31,7 @@ from sdstream.cli.console import (
     setting_flags,
     table_console,
 )
-from sdstream.client.http import Client, understanding
+from sdstream.client.http import AsyncClient, understanding
 from sdstream.core.catalog import Catalog
 from sdstream.core.locations import HubFile
 from sdstream.core.model_spec import ModelSpec, Variant
@@ -273,7 +273,7 @@ def models(server: str | None, api_key: str | None, *, show_all: bool, **flags: 
 
 
 async def _server_models(server: str, api_key: str | None) -> list[tuple[str, ...]]:
-    async with Client(server, api_key) as client:
+    async with AsyncClient(server, api_key) as client:
         found = await client.models()
     with understanding():
         return [

@@ -1,18 +1,28 @@
-"""The command line's side of the HTTP API: prompts in, progress, images and jobs out."""
+"""The asynchronous client of the HTTP API, which the command line uses too."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
 import httpx2
+
+from sdstream.client.results import (
+    Image,
+    ImageFile,
+    ImagesResponse,
+    JsonObject,
+    Progress,
+    ProgressCallback,
+    read_files,
+    reject_answer_options,
+)
 
 #: One event holds a whole image in base64, or a preview of one as PNG.
 _MAX_EVENT_BYTES: Final = 256 * 2**20
@@ -24,57 +34,55 @@ _AWAY: Final = (502, 503, 504)
 _MAX_PORT: Final = 65535
 _STRANGER: Final = "what answers at this address is no sdstream server."
 
-JsonObject = dict[str, Any]
-
+GENERATIONS: Final = "/v1/images/generations"
+EDITS: Final = "/v1/images/edits"
 
 ENDINGS: Final = ("completed", "failed", "cancelled")
 #: Those that change what is known of a job; previews do not.
 _JOB_EVENTS: Final = ("queued", "progress", *ENDINGS)
 
 
-class ServerSaysNo(Exception):
-    """The server answered with an error; the message is the server's own."""
+class APIError(Exception):
+    """The server answered with an error, or the job failed.
+
+    Attributes:
+        message: The server's own message.
+        status: HTTP status code; 200 if the answer began before the error.
+        reason: Stable machine word of the error, None if the answer contained none.
+        param: The option at fault, None if there is none.
+    """
+
+    def __init__(self, status: int, message: str, error: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        known = error or {}
+        self.message = message
+        self.status = status
+        self.reason: str | None = known.get("reason")
+        self.param: str | None = known.get("param")
 
 
-class NoServer(Exception):
-    """The address or the key cannot be used, or something else answers; the message says what."""
+class ConnectionFailed(Exception):
+    """The server cannot be reached, or the address or the API key cannot be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Progress of one image, 0..100 percent."""
-
-    index: int
-    percent: float
-    status: str
-    done_steps: int
-    all_steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One finished image as a file."""
-
-    index: int
-    seed: int
-    data: bytes
-
-
-class Client:
-    """Talks to one server. Use it as an async context manager.
+class AsyncClient:
+    """HTTP client of one sdstream server. Use it as an asynchronous context manager.
 
     Args:
-        base_url: Of the server, without /v1.
-        api_key: Sent as a bearer token when given.
+        base_url: Address of the server, without /v1.
+        api_key: Sent as a bearer token if given.
         uds: Path of a Unix socket to reach the server by.
 
+    Attributes:
+        jobs: The jobs of this API key.
+
     Raises:
-        NoServer: The address is none, or the key cannot be sent.
+        ConnectionFailed: The address is not valid, or the key cannot be sent.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, uds: Path | None = None) -> None:
         if api_key and not (api_key.isascii() and api_key.isprintable()):
-            raise NoServer("the API key may have printable ASCII characters only.")
+            raise ConnectionFailed("the API key may have printable ASCII characters only.")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx2.AsyncClient(
             base_url=_address(base_url),
@@ -84,48 +92,174 @@ class Client:
             # the server repeats itself when it has nothing to say.
             timeout=httpx2.Timeout(10.0, read=600.0),
         )
+        self.jobs = AsyncJobs(self._http)
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
         await self._http.aclose()
 
     async def models(self) -> list[JsonObject]:
-        """The server's catalogue."""
-        return await self._list("/v1/models")
-
-    async def begin(self, options: JsonObject) -> JsonObject:
-        """Start a job that goes on by itself; returns it."""
-        headers = {"Prefer": "respond-async"}
-        return await self._json("POST", "/v1/images/generations", json=options, headers=headers)
-
-    async def jobs(self, *, status: str, limit: int) -> list[JsonObject]:
-        """The newest jobs; ``status`` names one or several, empty is all."""
-        query = {"status": status, "limit": str(limit)}
-        return await self._list("/v1/jobs", params=query)
-
-    async def cancel(self, job: str) -> JsonObject:
-        """Stop a job; returns it as it is then."""
-        return await self._json("POST", f"{_path(job)}/cancel")
+        """List the models of the server; raises APIError and ConnectionFailed."""
+        return await _list(self._http, "/v1/models")
 
     async def image(self, url: str) -> bytes:
-        """The file of a job's image."""
+        """Download the file of a job's image; raises APIError and ConnectionFailed."""
         # By the address that this client was given; the server may know itself by another.
-        answer = await self._http.get(urlsplit(url).path)
+        with reaching():
+            answer = await self._http.get(urlsplit(url).path)
         _raise_for(answer.status_code, answer.content)
         return answer.content
 
-    async def follow(self, job: str) -> AsyncIterator[JsonObject]:
-        """A job as it is now and after each change, to its end.
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        on_progress: ProgressCallback | None = None,
+        previews: bool = False,
+        **options: Any,
+    ) -> ImagesResponse:
+        """Generate images and wait for them.
 
-        The connection may be lost, and the server restarted, in the middle.
+        Args:
+            prompt: Text that describes the image.
+            on_progress: Called after each sampling step; an exception cancels the job.
+            previews: Add a preview to the progress of each step.
+            options: Other options of the HTTP API: n, size, seed, sample_steps and so on.
 
         Raises:
-            ServerSaysNo: There is no such job.
-            NoServer: What answers is no sdstream server.
-            httpx2.HTTPError: The server is gone and does not come back.
+            APIError: The server rejected the request, or the job failed.
+            ConnectionFailed: The server cannot be reached.
         """
+        options = {"prompt": prompt, **options}
+        frames = self._frames(GENERATIONS, json=_streamed(options, previews))
+        return await _collected(frames, options, on_progress)
+
+    async def edit(
+        self,
+        image: ImageFile | Sequence[ImageFile],
+        prompt: str,
+        *,
+        mask: ImageFile | None = None,
+        on_progress: ProgressCallback | None = None,
+        previews: bool = False,
+        **options: Any,
+    ) -> ImagesResponse:
+        """Generate images from an input image and wait for them.
+
+        Args:
+            image: Path or bytes of the input image, or several of them.
+            prompt: Text that describes the result.
+            mask: Image file that marks the area to repaint; see the option mask_mode.
+            on_progress: Called after each sampling step; an exception cancels the job.
+            previews: Add a preview to the progress of each step.
+            options: Other options of the HTTP API: strength, size, seed and so on.
+
+        Raises:
+            APIError: The server rejected the request, or the job failed.
+            ConnectionFailed: The server cannot be reached.
+            OSError: An image file cannot be read.
+        """
+        options = {"prompt": prompt, **options}
+        frames = self._frames(EDITS, **await _form(options, previews, image, mask))
+        return await _collected(frames, options, on_progress)
+
+    async def stream(
+        self, prompt: str, *, previews: bool = False, **options: Any
+    ) -> AsyncGenerator[Progress | Image, None]:
+        """Generate images and yield progress and images as they come.
+
+        Closing the generator cancels the job. Arguments and errors are those of ``generate``.
+        """
+        options = {"prompt": prompt, **options}
+        frames = self._frames(GENERATIONS, json=_streamed(options, previews))
+        async with aclosing(frames):
+            async for frame in frames:
+                for item in _items(frame, options):
+                    yield item
+
+    async def _frames(self, path: str, **request: Any) -> AsyncGenerator[JsonObject, None]:
+        """Yield the frames of a streamed answer; raises APIError if a frame reports an error."""
+        with reaching():
+            async with self._http.stream("POST", path, **request) as answer:
+                async for event in await _events(answer):
+                    if event.data == "[DONE]":
+                        return
+                    if not event.data:
+                        continue  # the "error:" line for GPUStack's client; a data line follows
+                    with understanding():
+                        frame = dict(json.loads(event.data))
+                        error = frame.get("error")
+                        message = error["message"] if error else None
+                    if error:
+                        raise APIError(answer.status_code, str(message), error)
+                    yield frame
+        raise APIError(200, "The server closed the stream before all images were complete.")
+
+
+class AsyncJobs:
+    """The jobs of one server. Jobs are JSON objects, as documented in the HTTP API.
+
+    Every method raises APIError if the server answers with an error, for example because the job
+    does not exist, and ConnectionFailed if the server cannot be reached.
+    """
+
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http = http
+
+    async def create(self, prompt: str, **options: Any) -> JsonObject:
+        """Start a job that runs without its client and return it."""
+        headers = {"Prefer": "respond-async"}
+        body = {"prompt": prompt, **options}
+        return await _json(self._http, "POST", GENERATIONS, json=body, headers=headers)
+
+    async def list(self, *, status: str = "", limit: int = 20) -> _List[JsonObject]:
+        """List the newest jobs; ``status`` names one or several, empty means all."""
+        query = {"status": status, "limit": str(limit)}
+        return await _list(self._http, "/v1/jobs", params=query)
+
+    async def get(self, job: str) -> JsonObject:
+        """Return a job as it is now."""
+        return await _json(self._http, "GET", _path(job))
+
+    async def result(self, job: str) -> ImagesResponse:
+        """Return the images of a completed job; raises APIError with status 202 before its end."""
+        query = {"response_format": "b64_json"}
+        body = await _json(self._http, "GET", f"{_path(job)}/result", params=query)
+        if "data" not in body:
+            raise APIError(202, f"The job has not ended: its status is {body.get('status')}.")
+        with understanding():
+            images = [_image(item, body["output_format"]) for item in body["data"]]
+            return _response(images, body)
+
+    async def cancel(self, job: str) -> JsonObject:
+        """Stop a job and return it as it is then."""
+        return await _json(self._http, "POST", f"{_path(job)}/cancel")
+
+    async def delete(self, job: str) -> None:
+        """Delete a job and its images; an unfinished job is stopped first."""
+        await _json(self._http, "DELETE", _path(job))
+
+    async def follow(self, job: str) -> AsyncGenerator[JsonObject, None]:
+        """Yield a job as it is now and after each change, to its end.
+
+        Lost connections and restarts of the server do not end it.
+
+        Raises:
+            ConnectionFailed: The server is gone and does not come back.
+        """
+        changes = self._changes(job)
+        with reaching():
+            async with aclosing(changes):
+                async for known in changes:
+                    yield known
+
+    async def _changes(self, job: str) -> AsyncGenerator[JsonObject, None]:
         known: JsonObject = {}
         last_event = ""
         failures = 0
@@ -155,29 +289,91 @@ class Client:
                 return
             await asyncio.sleep(_RECONNECT_SECONDS)
 
-    async def _json(self, method: str, path: str, **options: Any) -> JsonObject:
-        answer = await self._http.request(method, path, **options)
-        _raise_for(answer.status_code, answer.content)
-        with understanding():
-            return dict(answer.json())
 
-    async def _list(self, path: str, **options: Any) -> list[JsonObject]:
-        body = await self._json("GET", path, **options)
-        with understanding():
-            return [dict(one) for one in body["data"]]
+# The method ``list`` hides the type inside AsyncJobs.
+_List = list
 
-    async def generate(self, options: JsonObject) -> AsyncIterator[Step | Picture]:
-        """Draw; raises ServerSaysNo when the server refuses or the job fails."""
-        body = {**options, "stream": True, "stream_options": {"dialect": "image.chunk"}}
-        async with self._http.stream("POST", "/v1/images/generations", json=body) as answer:
-            async for event in await _events(answer):
-                if event.data == "[DONE]":
-                    return
-                with understanding():
-                    items = _items(event.data)
-                for item in items:
-                    yield item
-        raise ServerSaysNo("The server closed the stream in the middle.")
+
+async def _json(http: httpx2.AsyncClient, method: str, path: str, **options: Any) -> JsonObject:
+    with reaching():
+        answer = await http.request(method, path, **options)
+    _raise_for(answer.status_code, answer.content)
+    with understanding():
+        return dict(answer.json())
+
+
+async def _list(http: httpx2.AsyncClient, path: str, **options: Any) -> list[JsonObject]:
+    body = await _json(http, "GET", path, **options)
+    with understanding():
+        return [dict(one) for one in body["data"]]
+
+
+def _streamed(options: JsonObject, previews: bool) -> JsonObject:
+    reject_answer_options(options)
+    form = {"dialect": "image.chunk", "preview": previews}
+    return {**options, "stream": True, "stream_options": form}
+
+
+async def _form(
+    options: JsonObject,
+    previews: bool,
+    image: ImageFile | Sequence[ImageFile],
+    mask: ImageFile | None,
+) -> JsonObject:
+    """Return the fields and files of a multipart form."""
+    files = await asyncio.to_thread(read_files, image, mask)
+    body = _streamed(options, previews)
+    chosen = body.pop("stream_options")
+    body |= {f"stream_options[{name}]": value for name, value in chosen.items()}
+    return {
+        "data": {name: _text(value) for name, value in body.items() if value is not None},
+        "files": [(file.param, (file.param, file.data)) for file in files],
+    }
+
+
+def _text(value: Any) -> str:
+    """Return an option as a form contains it."""
+    if isinstance(value, list | tuple) and not any(isinstance(part, dict) for part in value):
+        return ",".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+async def _collected(
+    frames: AsyncGenerator[JsonObject, None],
+    options: JsonObject,
+    on_progress: ProgressCallback | None,
+) -> ImagesResponse:
+    images: list[Image] = []
+    frame: JsonObject = {}
+    async with aclosing(frames):
+        async for frame in frames:
+            for item in _items(frame, options):
+                if isinstance(item, Image):
+                    images.append(item)
+                elif on_progress is not None:
+                    on_progress(item)
+    with understanding():
+        return _response(images, frame)
+
+
+def _response(images: list[Image], body: JsonObject) -> ImagesResponse:
+    """Return the whole response; ``body`` is a plain answer or the last frame of a stream."""
+    return ImagesResponse(
+        data=tuple(sorted(images, key=lambda image: image.index)),
+        model=body["model"],
+        parameters=body["parameters"],
+        usage=body["usage"],
+        warnings=tuple(body.get("warnings", ())),
+    )
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Turn the HTTP library's errors into ConnectionFailed."""
+    try:
+        yield
+    except httpx2.HTTPError as error:
+        raise ConnectionFailed(f"the server cannot be reached: {error}") from error
 
 
 @contextmanager
@@ -185,12 +381,12 @@ def understanding() -> Iterator[None]:
     """While an answer is read: one that lacks what sdstream sends is told in a sentence.
 
     Raises:
-        NoServer: Something else is at the address.
+        ConnectionFailed: Something else is at the address.
     """
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise NoServer(_STRANGER) from None
+        raise ConnectionFailed(_STRANGER) from None
 
 
 def _address(url: str) -> httpx2.URL:
@@ -200,7 +396,7 @@ def _address(url: str) -> httpx2.URL:
     except (httpx2.InvalidURL, UnicodeError):
         found = httpx2.URL("")
     if found.scheme not in ("http", "https") or not found.host or (found.port or 0) > _MAX_PORT:
-        raise NoServer(f"'{url}' is no address of a server; http://localhost:8000 is one.")
+        raise ConnectionFailed(f"'{url}' is no address of a server; http://localhost:8000 is one.")
     return found
 
 
@@ -209,25 +405,31 @@ async def _events(answer: httpx2.Response) -> httpx2.EventSource:
     if answer.status_code != 200:
         _raise_for(answer.status_code, await answer.aread())
     if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
-        raise NoServer(_STRANGER)
+        raise ConnectionFailed(_STRANGER)
     return httpx2.EventSource(answer, max_event_size=_MAX_EVENT_BYTES)
 
 
-def _items(data: str) -> list[Step | Picture]:
-    if not data:
-        return []  # the "error:" line for GPUStack's client: the next frame says it again
-    frame = json.loads(data)
-    if "error" in frame:
-        raise ServerSaysNo(frame["error"]["message"])
-    found: list[Step | Picture] = []
-    for item in frame["data"]:
-        if item["finish_reason"] == "stop":
-            image = base64.b64decode(item["b64_json"])
-            found.append(Picture(item["index"], item["seed"], image))
-        else:
-            done, steps = item["progressed_steps"], item["progress_steps"]
-            found.append(Step(item["index"], item["progress"], item["status"], done, steps))
-    return found
+def _items(frame: JsonObject, options: JsonObject) -> list[Progress | Image]:
+    with understanding():
+        return [_item(item, options) for item in frame["data"]]
+
+
+def _item(item: JsonObject, options: JsonObject) -> Progress | Image:
+    if item["finish_reason"] == "stop":
+        return _image(item, options.get("output_format") or "png")
+    return Progress(
+        item["index"],
+        item["progress"],
+        item["status"],
+        item["progressed_steps"],
+        item["progress_steps"],
+        base64.b64decode(item["b64_json"]) if item.get("preview") else None,
+    )
+
+
+def _image(item: JsonObject, output_format: str) -> Image:
+    content = base64.b64decode(item["b64_json"])
+    return Image(item["index"], item["seed"], content, output_format)
 
 
 def _path(job: str) -> str:
@@ -238,7 +440,8 @@ def _raise_for(status: int, body: bytes) -> None:
     if status in (200, 202):
         return
     try:
-        message = json.loads(body)["error"]["message"]
+        error = json.loads(body)["error"]
+        message = str(error["message"])
     except (ValueError, KeyError, TypeError):
-        message = f"The server answered with status {status}."
-    raise ServerSaysNo(message)
+        raise APIError(status, f"The server answered with status {status}.") from None
+    raise APIError(status, message, error)

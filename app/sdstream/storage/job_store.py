@@ -275,6 +275,11 @@ class JobStore:
         except FileNotFoundError:
             return None
 
+    def path(self, image: ImageResult, output_format: OutputFormat) -> Path:
+        """Return the path of a stored image's file, which exists until its job expires."""
+        assert image.id is not None
+        return self._files.path(image.id, output_format)
+
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its images."""
         await self._ledger.write(self._delete, [job_id])

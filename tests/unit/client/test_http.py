@@ -1,4 +1,4 @@
-"""The command line's side of the HTTP API."""
+"""The asynchronous HTTP client."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx2
 import pytest
 
 from sdstream.client import http
-from sdstream.client.http import Client, ServerSaysNo
+from sdstream.client.http import APIError, AsyncClient, ConnectionFailed
 
 
 def event(number: int, name: str, data: dict[str, Any]) -> bytes:
@@ -51,8 +50,8 @@ async def answering(*bodies: bytes | int) -> AsyncIterator[tuple[str, list[bytes
 
 async def statuses(*bodies: bytes | int) -> tuple[list[str], int]:
     """What following a job tells, and how many requests that took."""
-    async with answering(*bodies) as (url, heads), Client(url) as client:
-        told = [job["status"] async for job in client.follow("job_1")]
+    async with answering(*bodies) as (url, heads), AsyncClient(url) as client:
+        told = [job["status"] async for job in client.jobs.follow("job_1")]
         return told, len(heads)
 
 
@@ -64,7 +63,7 @@ def test_large_previews_are_passed_over() -> None:
 def test_events_without_measure_end_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once: a reconnect would meet the same event again, for ever."""
     monkeypatch.setattr(http, "_MAX_EVENT_BYTES", 1_000_000)
-    with pytest.raises(httpx2.SSEError, match="byte limit"):
+    with pytest.raises(ConnectionFailed, match="byte limit"):
         asyncio.run(statuses(EVENTS))
 
 
@@ -78,14 +77,14 @@ def test_a_proxy_without_its_server_is_waited_out(
     ended = event(2, "completed", {"status": "completed"})
     told = asyncio.run(statuses(began, status, status, ended))
     assert told == (["queued", "completed"], 4)
-    with pytest.raises(ServerSaysNo, match=str(status)):
+    with pytest.raises(APIError, match=str(status)):
         asyncio.run(statuses(status, EVENTS))
     monkeypatch.setattr(http, "_RECONNECTS", 2)
-    with pytest.raises(httpx2.TransportError, match=str(status)):
+    with pytest.raises(ConnectionFailed, match=str(status)):
         asyncio.run(statuses(began, status))
 
 
 def test_other_refusals_end_a_watch() -> None:
     """A job that was deleted in the middle does not come back."""
-    with pytest.raises(ServerSaysNo, match="404"):
+    with pytest.raises(APIError, match="404"):
         asyncio.run(statuses(event(1, "queued", {"status": "queued"}), 404))

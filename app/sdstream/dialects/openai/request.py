@@ -75,7 +75,7 @@ def parse_generation_form(
 
 
 def parse_form(
-    fields: Mapping[str, str],
+    fields: Mapping[str, Any],
     files: Sequence[SourceFile],
     *,
     hints: StreamHints = NO_HINTS,
@@ -224,10 +224,10 @@ def _check_stream(options: StreamOptions, dialect: str | None, response_format: 
         )
 
 
-def _unflattened(fields: Mapping[str, str]) -> dict[str, Any]:
+def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A form's fields as the JSON would have them; empty ones were left empty by a person."""
     body: dict[str, Any] = {}
-    options: dict[str, str] = {}
+    options: dict[str, Any] = {}
     for name, value in fields.items():
         if value == "" and name not in ("prompt", "negative_prompt"):
             continue

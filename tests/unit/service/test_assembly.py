@@ -1,4 +1,4 @@
-"""What the roof keeps running, and how it takes it down."""
+"""The tasks that a running service has, and how they end."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import pytest
 
+from sdstream.service import assembly
 from sdstream.service.webhooks import Webhooks
 from sdstream.settings import Settings
 from sdstream.storage.job_store import JobStore
-from sdstream.web import application
 
 
 def test_faults_of_background_tasks_do_not_keep_the_store_open(
@@ -34,14 +34,14 @@ def test_faults_of_background_tasks_do_not_keep_the_store_open(
         await close(store)
         closed.append(True)
 
-    monkeypatch.setattr(application, "_TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(assembly, "_TIDY_SECONDS", 0.01)
     monkeypatch.setattr(JobStore, "expire", expire)
     monkeypatch.setattr(JobStore, "close", noted_close)
     monkeypatch.setattr(Webhooks, "run", run)
-    app = application.build_app(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
+    parts = assembly.assemble(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
 
     async def live() -> None:
-        async with app.router.lifespan_context(app), asyncio.timeout(20):
+        async with parts.running(), asyncio.timeout(20):
             while len(looks) < 3:
                 await asyncio.sleep(0.01)
 

@@ -1,0 +1,322 @@
+"""Runs models from Python without an HTTP server: the library's ``Runner``.
+
+A runner starts the same service as ``sdstream serve``: a queue, and a worker process for each
+loaded model. A crash of the runtime ends the worker process, not the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Self
+
+from sdstream.blocking import BackgroundLoop
+from sdstream.client.results import (
+    Image,
+    ImageFile,
+    ImagesResponse,
+    JsonObject,
+    Progress,
+    ProgressCallback,
+    read_files,
+    reject_answer_options,
+)
+from sdstream.core import messages
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.job import (
+    Entry,
+    ImageResult,
+    Job,
+    JobStatus,
+    Loading,
+    PreviewReady,
+    Queued,
+    Running,
+    Terms,
+)
+from sdstream.core.queue import Priority
+from sdstream.dialects.openai.request import parse, parse_form
+from sdstream.dialects.rendering import parameters, usage_fields
+from sdstream.service.assembly import Assembly, assemble
+from sdstream.service.service import LiveJob
+from sdstream.settings import Settings
+
+#: Settings that act on an HTTP server only.
+_SERVER_SETTINGS: Final = (
+    *("host", "port", "api_keys", "high_priority_keys", "cors_origins", "public_url", "pull"),
+    *("max_body_mb", "keepalive_seconds", "grace_seconds", "log_level"),
+    *("webhook_hosts", "webhook_secret", "webhook_private"),
+)
+
+#: ``follow`` wakes up this often without an event.
+_IDLE_SECONDS: Final = 60.0
+
+
+class AsyncRunner:
+    """Runs models in worker processes of this program. Use it as an asynchronous context manager.
+
+    The default model is loaded when the context is entered. Requests wait in one queue.
+
+    Args:
+        model: Model of the catalogue, a weight file, or "default".
+        data_dir: Folder for the written images. By default a temporary folder, which is deleted
+            when the runner is closed. Each runner and each server needs a folder of its own.
+        settings: Other settings of ``sdstream serve``, for example models, lora_dir, memory_mb.
+            Variables SDSTREAM_* apply to settings that are not given.
+
+    Raises:
+        TypeError: A setting acts on an HTTP server only.
+        pydantic.ValidationError: A setting has an invalid value.
+    """
+
+    def __init__(
+        self, model: str = "default", *, data_dir: str | Path | None = None, **settings: Any
+    ) -> None:
+        for name in _SERVER_SETTINGS:
+            if name in settings:
+                raise TypeError(f"'{name}' is a setting of the HTTP server, not of a runner.")
+        if model != "default":
+            settings["model"] = model
+        self._data_dir = data_dir
+        self._settings = Settings(**settings)
+        self._open = AsyncExitStack()
+        self._assembly: Assembly | None = None
+        self._live: list[LiveJob] = []
+
+    async def __aenter__(self) -> Self:
+        """Start the service.
+
+        Raises:
+            CatalogError: models.yaml cannot be used.
+            ModelError: The default model is not on this machine.
+            StoreError: The data folder cannot be used.
+        """
+        async with AsyncExitStack() as opening:
+            folder = self._data_dir
+            if folder is None:
+                folder = opening.enter_context(TemporaryDirectory(prefix="sdstream-"))
+            settings = self._settings.model_copy(update={"data_dir": Path(folder)})
+            assembly = await asyncio.to_thread(assemble, settings)
+            await opening.enter_async_context(assembly.running())
+            self._assembly, self._open = assembly, opening.pop_all()
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop running requests, end the worker processes and delete a temporary data folder."""
+        self._assembly = None
+        await self._open.aclose()
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        on_progress: ProgressCallback | None = None,
+        previews: bool = False,
+        **options: Any,
+    ) -> ImagesResponse:
+        """Generate images and wait for them. Cancelling the task stops the worker within a step.
+
+        Args:
+            prompt: Text that describes the image.
+            on_progress: Called after each sampling step; an exception cancels the request.
+            previews: Add a preview to the progress of each step.
+            options: Other options of POST /v1/images/generations: n, size, seed and so on.
+
+        Returns:
+            The images; ``url`` of each is the path of its file in the data folder.
+
+        Raises:
+            InvalidRequest: An option is unknown or has an invalid value.
+            JobWasCancelled: ``cancel`` stopped the request.
+            ImageServiceError: The request failed; its subclasses name the cause.
+        """
+        ask = parse(_body(prompt, previews, options))
+        return await self._run(ask, on_progress)
+
+    async def edit(
+        self,
+        image: ImageFile | Sequence[ImageFile],
+        prompt: str,
+        *,
+        mask: ImageFile | None = None,
+        on_progress: ProgressCallback | None = None,
+        previews: bool = False,
+        **options: Any,
+    ) -> ImagesResponse:
+        """Generate images from an input image and wait for them.
+
+        Args:
+            image: Path or bytes of the input image, or several of them.
+            prompt: Text that describes the result.
+            mask: Image file that marks the area to repaint; see the option mask_mode.
+            on_progress: Called after each sampling step; an exception cancels the request.
+            previews: Add a preview to the progress of each step.
+            options: Other options of POST /v1/images/edits: strength, size, seed and so on.
+
+        Returns:
+            The images; ``url`` of each is the path of its file in the data folder.
+
+        Raises:
+            InvalidRequest: An option or an image is not valid.
+            JobWasCancelled: ``cancel`` stopped the request.
+            ImageServiceError: The request failed; its subclasses name the cause.
+            OSError: An image file cannot be read.
+        """
+        files = await asyncio.to_thread(read_files, image, mask)
+        ask = parse_form(_body(prompt, previews, options), files)
+        return await self._run(ask, on_progress)
+
+    def cancel(self) -> None:
+        """Stop all requests of this runner: waiting ones now, running ones within a step."""
+        for live in self._live:
+            self._parts().service.cancel(live, "The request was cancelled.")
+
+    async def _run(
+        self, ask: ParsedRequest, on_progress: ProgressCallback | None
+    ) -> ImagesResponse:
+        service = self._parts().service
+        terms = Terms(
+            operation=ask.operation,
+            priority=Priority(ask.reply.priority),
+            as_url=True,  # an image that cannot be stored fails the request
+        )
+        live = await service.submit(ask, terms)
+        self._live.append(live)
+        reader = _Reader(live.job)
+        try:
+            async for entry in service.follow(live, _IDLE_SECONDS):
+                progress = reader.progress(entry) if entry else None
+                if progress is not None and on_progress is not None:
+                    on_progress(progress)
+        finally:
+            self._live.remove(live)
+            if not live.over:
+                service.cancel(live, "The request was cancelled.")
+        error = live.job.error()
+        if error is not None:
+            raise error
+        return self._response(live.job)
+
+    def _parts(self) -> Assembly:
+        if self._assembly is None:
+            raise RuntimeError("The runner is not open. Use 'async with AsyncRunner(...)'.")
+        return self._assembly
+
+    def _response(self, job: Job) -> ImagesResponse:
+        return ImagesResponse(
+            data=tuple(self._image(job, image) for _, image in sorted(job.images.items())),
+            model=job.request.model,
+            parameters=parameters(job.request),
+            usage=usage_fields(job.usage()),
+            warnings=job.request.warnings,
+        )
+
+    def _image(self, job: Job, image: ImageResult) -> Image:
+        kind = job.request.output_format
+        path = self._parts().store.path(image, kind)
+        return Image(image.index, image.seed, image.content, kind, str(path))
+
+
+class Runner:
+    """Runs models in worker processes of this program, for code without an event loop.
+
+    The constructor starts the service in a background thread and begins to load the model. Use
+    the runner as a context manager, or call ``close``. Methods may be called from several threads;
+    requests wait in one queue. Callbacks run in the calling thread.
+
+    Arguments and errors are those of ``AsyncRunner``; the constructor also raises the errors of
+    entering it.
+    """
+
+    def __init__(
+        self, model: str = "default", *, data_dir: str | Path | None = None, **settings: Any
+    ) -> None:
+        self._loop = BackgroundLoop(AsyncRunner(model, data_dir=data_dir, **settings))
+        self._runner = self._loop.resource
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop running requests, end the worker processes and delete a temporary data folder."""
+        self._loop.close()
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        on_progress: ProgressCallback | None = None,
+        previews: bool = False,
+        **options: Any,
+    ) -> ImagesResponse:
+        """Generate images and wait for them; see ``AsyncRunner.generate``."""
+        work = partial(self._runner.generate, prompt, previews=previews, **options)
+        return self._loop.run_with_reports(lambda report: work(on_progress=report), on_progress)
+
+    def edit(
+        self,
+        image: ImageFile | Sequence[ImageFile],
+        prompt: str,
+        *,
+        mask: ImageFile | None = None,
+        on_progress: ProgressCallback | None = None,
+        previews: bool = False,
+        **options: Any,
+    ) -> ImagesResponse:
+        """Generate images from an input image and wait for them; see ``AsyncRunner.edit``."""
+        work = partial(self._runner.edit, image, prompt, mask=mask, previews=previews, **options)
+        return self._loop.run_with_reports(lambda report: work(on_progress=report), on_progress)
+
+    def cancel(self) -> None:
+        """Stop all requests of this runner; may be called in a callback and in any thread."""
+        self._loop.call_soon(self._runner.cancel)
+
+
+class _Reader:
+    """Turns the entries of a job into progress."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._counted = messages.counted_phase(job.request)
+        self._preview: PreviewReady | None = None
+
+    def progress(self, entry: Entry) -> Progress | None:
+        """Return the progress that an entry reports, None if it reports none."""
+        match entry.event:
+            case Queued():
+                return self._waiting(JobStatus.QUEUED)
+            case Loading():
+                return self._waiting(JobStatus.LOADING)
+            case Running():
+                return self._waiting(JobStatus.RUNNING)
+            case PreviewReady():
+                # The runtime reports the preview of a step just before the step.
+                self._preview = entry.event
+                return None
+            case messages.Progress(phase=self._counted, step=step) as at if step:
+                preview, self._preview = self._preview, None
+                shown = preview.data if preview and preview.index == at.index else b""
+                percent = round(100 * at.share, 2)
+                status = JobStatus.RUNNING.value
+                return Progress(at.index, percent, status, step, at.steps, shown or None)
+            case _:
+                return None
+
+    def _waiting(self, status: JobStatus) -> Progress:
+        return Progress(len(self._job.images), 0.0, status.value, 0, self._job.request.steps)
+
+
+def _body(prompt: str, previews: bool, options: JsonObject) -> JsonObject:
+    """Return a request as a client would send it; raises TypeError."""
+    reject_answer_options(options, "on_disconnect", "webhook_url")
+    return {"prompt": prompt, **options, "stream_options": {"preview": previews}}

@@ -1,0 +1,259 @@
+"""Assembles the service from settings: store, worker pool, webhooks and metrics.
+
+The HTTP application and the library's ``Runner`` both start here, so that both run jobs in the
+same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from sdstream.core.locations import BUILTIN
+from sdstream.core.messages import Load
+from sdstream.core.model_spec import ModelSpec
+from sdstream.core.request import Extras, Limits
+from sdstream.engine.pool import WorkerPool
+from sdstream.engine.worker import Worker, WorkerOptions
+from sdstream.imaging.processor import Studio
+from sdstream.imaging.safety import load_checker
+from sdstream.service.metrics import Metrics
+from sdstream.service.service import ImageService, Policy
+from sdstream.service.webhooks import Webhooks, delivery_of
+from sdstream.settings import Settings, worker_environment
+from sdstream.storage.job_store import JobStore
+from sdstream.weights.discovery import absolute, load_catalog, look_again
+from sdstream.weights.folders import weight_files
+from sdstream.weights.inspection import upscaler_factor
+
+logger = logging.getLogger(__name__)
+
+#: Seeds drawn by the server stay exact in every JSON reader, JavaScript's among them.
+_MAX_RANDOM_SEED = 2**53 - 1
+
+_TIDY_SECONDS = 60
+
+#: Variables that choose among GPUs -> the devices of models.yaml that they are for.
+_GPU_VARIABLES: Final = {
+    "CUDA_VISIBLE_DEVICES": ("cuda",),
+    "HIP_VISIBLE_DEVICES": ("rocm",),
+    "GGML_VK_VISIBLE_DEVICES": ("vulkan",),
+}
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of one service, not running yet.
+
+    Attributes:
+        service: Accepts and runs jobs.
+        store: Jobs and images on the disk.
+        webhooks: Posts the ends of jobs.
+        metrics: Counters of all parts.
+    """
+
+    service: ImageService
+    store: JobStore
+    webhooks: Webhooks
+    metrics: Metrics
+
+    @asynccontextmanager
+    async def running(self, on_death: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+        """Open the store and run the service's tasks; stop and close everything at the end.
+
+        Args:
+            on_death: Called when the service's own task ends by a fault.
+
+        Raises:
+            StoreError: The data folder cannot be used.
+        """
+        await asyncio.to_thread(self.store.open)
+        # Before the first request: a browser that reconnects must find its job.
+        await self.service.recover()
+        task = asyncio.create_task(self.service.run())
+        others = [asyncio.create_task(_tidy(self.store)), asyncio.create_task(self.webhooks.run())]
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                logger.critical("the service stopped by a fault", exc_info=task.exception())
+                on_death()
+
+        task.add_done_callback(ended)
+        try:
+            yield
+        finally:
+            for one in (task, *others):
+                one.cancel()
+                await asyncio.wait((one,))  # which raises nothing: whatever it ended by, close
+            await self.store.close()
+
+
+def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Assembly:
+    """Create the parts of a service and connect them.
+
+    Args:
+        settings: Frozen.
+        priority_digests: Of the API keys that may request high priority; empty allows everybody.
+
+    Raises:
+        CatalogError: models.yaml cannot be used.
+        ModelError: The default model is not on this machine.
+        SafetyCheckerError: The safety checker cannot be used.
+        WebhookSettingsError: The settings of webhooks do not go together.
+    """
+    metrics = Metrics()
+    store = JobStore(
+        settings.data_dir,
+        ttl_seconds=settings.job_ttl_seconds,
+        max_bytes=settings.image_store_mb * 2**20,
+        min_free_bytes=settings.min_free_mb * 2**20,
+        clock=time.time,
+        delivery_of=delivery_of,
+    )
+    secret = settings.webhook_secret
+    webhooks = Webhooks(
+        store,
+        hosts=settings.webhook_hosts,
+        secret=secret.get_secret_value() if secret else None,
+        private=settings.webhook_private,
+        clock=time.time,
+    )
+    service = _service(settings, metrics, store, webhooks, priority_digests)
+    return Assembly(service, store, webhooks, metrics)
+
+
+def _service(
+    settings: Settings,
+    metrics: Metrics,
+    store: JobStore,
+    webhooks: Webhooks,
+    priority_digests: Sequence[str],
+) -> ImageService:
+    catalog = load_catalog(settings)
+    options = WorkerOptions(
+        engine=settings.engine,
+        environment=worker_environment(),
+        hang_seconds=settings.hang_seconds,
+        cancel_seconds=settings.cancel_seconds,
+    )
+
+    def make_pool(on_change: Callable[[], None]) -> WorkerPool:
+        return WorkerPool(
+            lambda spec, changed: Worker(
+                _load_command(settings, spec), _on_device(options, spec.device), changed
+            ),
+            file_bytes=lambda spec: _file_bytes(settings, spec),
+            can_load=lambda spec: _are_there(settings, spec),
+            budget_bytes=settings.memory_mb * 2**20 or _usual_memory(),
+            on_change=on_change,
+        )
+
+    return ImageService(
+        catalog=catalog,
+        look_again=lambda: look_again(settings, catalog),
+        make_pool=make_pool,
+        studio=Studio(
+            shelf=store,
+            checker=load_checker(settings.safety_checker) if settings.safety_checker else None,
+            max_input_pixels=settings.max_input_pixels,
+            embed_parameters=settings.embed_parameters,
+        ),
+        store=store,
+        metrics=metrics,
+        policy=Policy(
+            queue_images=settings.queue_images,
+            queue_images_per_key=settings.queue_images_per_key,
+            high_priority_owners=lambda: frozenset(map(store.owner_of, priority_digests)),
+            limits=Limits(settings.max_pixels, settings.max_upscaled_pixels),
+            grace_seconds=settings.grace_seconds,
+        ),
+        new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
+        extras=lambda: _extras(settings),
+        on_end=webhooks.notify,
+        random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
+    )
+
+
+def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
+    """Size of a model's files, what built-in ones have aside; a model that never ran needs that."""
+    paths = (absolute(settings, place) for _, place in spec.files.items())
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _are_there(settings: Settings, spec: ModelSpec) -> bool:
+    """True when a model's files are there; the fake engine and built-in models need none."""
+    places = [place for _, place in spec.files.items() if not place.startswith(BUILTIN)]
+    return settings.engine == "fake" or all(absolute(settings, p).is_file() for p in places)
+
+
+def _usual_memory() -> int:
+    """Four fifths of the memory that this machine, or its container, has."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    with suppress(OSError, ValueError):
+        memory = min(memory, int(limit.read_text()))
+    return memory * 4 // 5
+
+
+def _load_command(settings: Settings, spec: ModelSpec) -> Load:
+    keep = settings.engine == "fake"
+    files = {
+        component: location
+        if keep or location.startswith(BUILTIN)
+        else str(absolute(settings, location))
+        for component, location in spec.files.items()
+    }
+    folders = {
+        name: str(folder.resolve())
+        for name in ("lora_dir", "embedding_dir", "upscaler_dir")
+        if (folder := getattr(settings, name)) is not None
+    }
+    return Load(
+        model=spec.id,
+        family=spec.family,
+        files=files,
+        cache_dir=str(settings.cache_dir),
+        runtime=spec.runtime.model_dump(),
+        device=spec.device or "",
+        **folders,
+    )
+
+
+def _on_device(options: WorkerOptions, device: str | None) -> WorkerOptions:
+    """Let a worker see one GPU alone, or none: the runtime takes the first that it sees."""
+    if device is None:
+        return options
+    kind, _, number = device.partition(":")
+    seen = {name: number if kind in kinds else "-1" for name, kinds in _GPU_VARIABLES.items()}
+    return replace(options, environment={**options.environment, **seen})
+
+
+def _extras(settings: Settings) -> Extras:
+    """What the operator's folders hold at this moment."""
+    factors = {
+        name: upscaler_factor(path) for name, path in weight_files(settings.upscaler_dir).items()
+    }
+    return Extras(
+        loras=[*weight_files(settings.lora_dir)],
+        lora_in_prompt=settings.lora_in_prompt,
+        upscalers={name: factor for name, factor in factors.items() if factor is not None},
+    )
+
+
+async def _tidy(store: JobStore) -> None:
+    """Delete expired jobs on a server that has no others whose end would do it."""
+    while True:
+        await asyncio.sleep(_TIDY_SECONDS)
+        try:
+            await store.expire()
+        except Exception:
+            logger.exception("expired jobs could not be deleted")

@@ -1,0 +1,215 @@
+"""The library's Runner, on the fake engine in a real worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+import sdstream
+from sdstream import AsyncRunner, Progress, Runner
+from sdstream.core.errors import GenerationFailed, InvalidRequest, JobWasCancelled, NotFound
+from sdstream.weights.discovery import ModelError
+
+#: Slow enough that a cancel comes before the last step.
+SLOW = "a cat step=0.2"
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    """A runner that all tests of this module share."""
+    with Runner(engine="fake", cache_dir=tmp_path_factory.mktemp("cache")) as runner:
+        yield runner
+
+
+def pixels(content: bytes) -> tuple[str | None, tuple[int, int]]:
+    """Format and size of an image file that opens."""
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return image.format, image.size
+
+
+def test_each_step_is_reported(runner: Runner) -> None:
+    """In order, for each image, and with a preview of each if they are requested."""
+    reports: list[Progress] = []
+    response = runner.generate(
+        "a cat", n=2, size="64x64", steps=3, previews=True, on_progress=reports.append
+    )
+    steps = [(one.index, one.step, one.steps) for one in reports if one.step]
+    assert steps == [(i, step, 3) for i in (0, 1) for step in (1, 2, 3)]
+    assert all(pixels(one.preview)[0] == "PNG" for one in reports if one.preview)
+    assert sum(one.preview is not None for one in reports) == 6
+    assert reports[0].status == "queued"
+    assert [image.index for image in response.data] == [0, 1]
+
+
+def test_a_response_has_files_seeds_and_parameters(runner: Runner) -> None:
+    """The url is the path of the file, whose content is b64_json."""
+    response = runner.generate("a cat", n=2, width=64, height=128, seed=7, steps=3)
+    assert response.seed == 7
+    assert [image.seed for image in response.data] == [7, 8]
+    assert response.parameters["size"] == "64x128"
+    assert response.parameters["sample_steps"] == 3
+    assert response.usage["output_tokens"] == 2 * 4 * 8
+    for image in response.data:
+        assert image.url is not None
+        assert Path(image.url).read_bytes() == base64.b64decode(image.b64_json) == image.content
+        assert pixels(image.content) == ("PNG", (64, 128))
+
+
+def test_saving(runner: Runner, tmp_path: Path) -> None:
+    """One image gets the name, several get numbers, and a suffix of another format is an error."""
+    one = runner.generate("a cat", size="64x64", output_format="jpeg")
+    assert one.save(tmp_path / "one.jpg") == [tmp_path / "one.jpg"]
+    assert pixels((tmp_path / "one.jpg").read_bytes()) == ("JPEG", (64, 64))
+    with pytest.raises(ValueError, match=r"'one.png' must end in .jpg or .jpeg"):
+        one.save(tmp_path / "one.png")
+    two = runner.generate("a cat", size="64x64", n=2)
+    assert two.save(str(tmp_path / "two.png")) == [tmp_path / "two-1.png", tmp_path / "two-2.png"]
+    assert (tmp_path / "two-2.png").read_bytes() == two.data[1].content
+
+
+def test_edits(runner: Runner, tmp_path: Path) -> None:
+    """An image is given as a path or as bytes, a mask too, and the kept area stays exact."""
+    source = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    source.save(tmp_path / "input.png")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    response = runner.edit(
+        tmp_path / "input.png", "a cat", mask=file.getvalue(), mask_mode="luminance", steps=2
+    )
+    with Image.open(io.BytesIO(response.data[0].content)) as result:
+        assert result.crop((0, 0, 32, 64)).tobytes() == source.crop((0, 0, 32, 64)).tobytes()
+        assert result.tobytes() != source.tobytes()
+    again = runner.edit([(tmp_path / "input.png").read_bytes()], "a cat", strength=0.5, steps=2)
+    assert again.parameters["strength"] == 0.5
+    with pytest.raises(InvalidRequest):
+        runner.edit(b"no image", "a cat")
+    with pytest.raises(FileNotFoundError):
+        runner.edit(tmp_path / "missing.png", "a cat")
+
+
+def test_a_callback_can_cancel(runner: Runner) -> None:
+    """The request ends with a typed error before its last step, and the runner goes on."""
+    steps: list[int] = []
+
+    def stop(progress: Progress) -> None:
+        steps.append(progress.step)
+        if progress.step == 2:
+            runner.cancel()
+
+    with pytest.raises(JobWasCancelled, match="The request was cancelled"):
+        runner.generate(SLOW, size="64x64", steps=50, on_progress=stop)
+    assert 2 <= max(steps) < 50
+    assert runner.generate("a cat", size="64x64", steps=2).data
+
+
+def test_an_exception_of_a_callback_cancels(runner: Runner) -> None:
+    """It comes out unchanged, and the worker is free for the next request."""
+
+    def fail(_progress: Progress) -> None:
+        raise KeyError("a mistake of the callback")
+
+    with pytest.raises(KeyError, match="a mistake of the callback"):
+        runner.generate(f"{SLOW} hang=1", size="64x64", steps=50, on_progress=fail)
+    assert runner.generate("a cat", size="64x64", steps=2).data
+
+
+def test_errors_are_typed(runner: Runner) -> None:
+    """Wrong options name the option; a failure of the engine and an unknown model are theirs."""
+    with pytest.raises(InvalidRequest) as caught:
+        runner.generate("a cat", size="64x64", stepz=3)
+    assert caught.value.param == "stepz"
+    with pytest.raises(GenerationFailed):
+        runner.generate("a cat fail=1", size="64x64")
+    with pytest.raises(NotFound):
+        runner.generate("a cat", model="unknown")
+    for option in ("stream", "response_format", "webhook_url"):
+        with pytest.raises(TypeError, match=option):
+            runner.generate("a cat", **{option: "x"})
+
+
+def test_a_runner_that_cannot_start(tmp_path: Path) -> None:
+    """The constructor raises; settings of the HTTP server are not accepted silently."""
+    with pytest.raises(ModelError, match="no file"):
+        Runner(str(tmp_path / "nothing-here.gguf"))
+    with pytest.raises(TypeError, match="'port' is a setting of the HTTP server"):
+        Runner(port=8000)
+    with pytest.raises(ValidationError):
+        Runner(memory_mb=-1)
+
+
+def test_the_data_folder(tmp_path: Path) -> None:
+    """A temporary one goes with the runner, a given one stays; a closed runner says so."""
+    with Runner(engine="fake") as temporary:
+        url = temporary.generate("a cat", size="64x64", steps=2).data[0].url
+        assert url is not None
+        assert Path(url).exists()
+    assert not Path(url).exists()
+    with pytest.raises(RuntimeError, match="closed"):
+        temporary.generate("a cat")
+    temporary.close()
+    with Runner(engine="fake", data_dir=tmp_path) as kept:
+        url = kept.generate("a cat", size="64x64", steps=2).data[0].url
+        assert url is not None
+    assert Path(url).is_relative_to(tmp_path)
+    assert Path(url).exists()
+
+
+def test_several_requests_at_once_and_cancelled_tasks() -> None:
+    """In an event loop, requests share the queue, and a cancelled task frees the worker."""
+
+    async def use() -> None:
+        async with AsyncRunner(engine="fake") as runner:
+            both = await asyncio.gather(
+                *(runner.generate(f"cat {i}", size="64x64", steps=2) for i in range(2))
+            )
+            assert both[0].data[0].content != both[1].data[0].content
+            begun = asyncio.Event()
+            task = asyncio.create_task(
+                runner.generate(
+                    SLOW,
+                    size="64x64",
+                    steps=140,
+                    on_progress=lambda progress: progress.step and begun.set(),
+                )
+            )
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await runner.generate("a cat", size="64x64", steps=2)).data
+        with pytest.raises(RuntimeError, match="not open"):
+            await runner.generate("a cat")
+
+    asyncio.run(asyncio.wait_for(use(), 25))
+
+
+def test_a_program_that_does_not_close_its_runner_ends(tmp_path: Path) -> None:
+    """Nothing of the runner keeps the program, its worker or its folder."""
+    program = (
+        "from sdstream import Runner\n"
+        "runner = Runner(engine='fake')\n"
+        "print(runner.generate('a cat', size='64x64', steps=2).data[0].url)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, timeout=60, check=True, cwd=tmp_path
+    )
+    assert not Path(done.stdout.decode().strip()).exists()
+    assert done.stderr == b""
+
+
+def test_public_errors_are_those_that_are_raised() -> None:
+    """A program needs no name of an inner module to catch what a runner raises."""
+    assert issubclass(JobWasCancelled, sdstream.ImageServiceError)
+    assert sdstream.InvalidRequest is InvalidRequest
