@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Wakeup:
+class Notifier:
     """``while not condition(): await wakeup.wait()`` on one side, ``notify()`` on the other.
 
     Both sides run on one event loop, so nothing can change between the check and the wait.

@@ -10,14 +10,14 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from sdstream.web.protocol import GuardedProtocol
+from sdstream.web.protocol import TimeoutProtocol
 from tests.support.servers import free_port
 
 BIG = 8 * 2**20
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 
 
-class Impatient(GuardedProtocol):
+class Impatient(TimeoutProtocol):
     """The guard with deadlines that a test can wait for."""
 
     head_seconds = 0.4

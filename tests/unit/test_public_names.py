@@ -19,8 +19,8 @@ def test_every_public_name_is_found(name: str) -> None:
 
 def test_other_names_are_not_found() -> None:
     """As of any module."""
-    with pytest.raises(AttributeError, match="no attribute 'Studio'"):
-        _ = sdstream.Studio
+    with pytest.raises(AttributeError, match="no attribute 'ImageProcessor'"):
+        _ = sdstream.ImageProcessor
 
 
 def test_importing_the_package_imports_nothing_else() -> None:

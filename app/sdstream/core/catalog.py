@@ -56,14 +56,14 @@ class Catalog:
             raise with_line(error, lines) from None
         entries: dict[str, ModelSpec] = {}
         for index, spec in enumerate(file.models):
-            if _named(spec.id, entries) is not None:
+            if _entry_of(spec.id, entries) is not None:
                 line = line_near(lines, ("models", index, "id"))
                 raise CatalogError(f"the id '{spec.id}' is there twice", line)
             _check_quants(spec, index, lines)
             entries[spec.id] = spec
         for index, spec in enumerate(file.models):
             name, _, quant = spec.id.rpartition(":")
-            entry = _named(name, entries)
+            entry = _entry_of(name, entries)
             if entry is not None and _quant(entry, quant):
                 line = line_near(lines, ("models", index, "id"))
                 raise CatalogError(f"the id '{spec.id}' is that of a quant of '{entry.id}'", line)
@@ -71,7 +71,7 @@ class Catalog:
         spellings = {name.casefold(): name for name in models}
         catalog = cls(entries, models, file.default or file.models[0].id, lines, spellings)
         default = catalog.default
-        if _named(default, entries) is None and catalog.variant(default) is None:
+        if _entry_of(default, entries) is None and catalog.variant(default) is None:
             message = f"no model has the id '{default}'"
             raise CatalogError(message, line_near(lines, ("default",)))
         return catalog.led_by(default)
@@ -124,11 +124,11 @@ class Catalog:
 
     def variant(self, name: str) -> Variant | None:
         """The quant that MODEL:QUANT names, or the usual one of MODEL; None when there is none."""
-        entry = _named(name, self.entries)
+        entry = _entry_of(name, self.entries)
         if entry is not None:
             return next(iter(entry.variants), None)
         model, _, quant = name.rpartition(":")
-        entry = _named(model, self.entries)
+        entry = _entry_of(model, self.entries)
         known = _quant(entry, quant) if entry else None
         return Variant(entry, known) if entry and known else None
 
@@ -142,7 +142,7 @@ class Catalog:
                 f"The model '{wanted}' is in the catalogue and not on this machine: "
                 f"'sdstream pull {wanted}' fetches it{size}."
             )
-        entry = _named(wanted.rpartition(":")[0], self.entries)
+        entry = _entry_of(wanted.rpartition(":")[0], self.entries)
         if entry is not None and entry.quants:
             return (
                 f"The model '{wanted[:128]}' is not in the catalogue: '{entry.id}' is there as "
@@ -156,7 +156,7 @@ class Catalog:
     def why_unknown(self, name: str) -> str:
         """Why neither ``find`` nor ``variant`` has this name, with the entries that are like it."""
         model = name.rpartition(":")[0] or name
-        if _named(model, self.entries) is not None:
+        if _entry_of(model, self.entries) is not None:
             return self.why_missing(name)
         ids = {entry.casefold(): entry for entry in self.entries}
         wanted = model.casefold()
@@ -175,7 +175,7 @@ def _quant(entry: ModelSpec, name: str) -> str | None:
     return next((q for q in entry.quants or () if q.casefold() == name.casefold()), None)
 
 
-def _named(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:
+def _entry_of(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:
     """The entry of that name, however its letters are written."""
     wanted = name.casefold()
     return next((entry for entry in entries.values() if entry.id.casefold() == wanted), None)

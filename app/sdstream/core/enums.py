@@ -6,13 +6,13 @@ from enum import StrEnum
 from typing import Self
 
 
-class Word(StrEnum):
+class DescribedEnum(StrEnum):
     """Members are written ``NAME = "word", "what it means"``."""
 
     meaning: str
 
     def __new__(cls, value: str, meaning: str = "") -> Self:
-        """Make the member; the default lets ``Word("word")`` look one up."""
+        """Make the member; the default lets ``DescribedEnum("word")`` look one up."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning

@@ -27,10 +27,10 @@ texts. Messages never hold a path of the server, a traceback or a key.
 
 from __future__ import annotations
 
-from sdstream.core.enums import Word
+from sdstream.core.enums import DescribedEnum
 
 
-class Reason(Word):
+class Reason(DescribedEnum):
     """The stable machine words of ``error.reason``, each with its one line of meaning."""
 
     INVALID_JSON = "invalid_json", "The body is not one JSON object."

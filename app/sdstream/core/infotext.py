@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from sdstream import __version__
 from sdstream.core.options import OPTIONS, ImageParams
 from sdstream.core.request import GenerationRequest
-from sdstream.core.samplers import DEFAULT_SCHEDULE, NO_SCHEDULE, sampler_named, schedule_named
+from sdstream.core.samplers import DEFAULT_SCHEDULE, NO_SCHEDULE, find_sampler, find_schedule
 
 #: One "Name: value" of the last line of a parameters text; values with commas are quoted. The
 #: name is bounded, else a long line without a colon would take quadratic time.
@@ -167,12 +167,12 @@ def _spelled(text: str) -> str:
 
 
 def _sampler(text: str) -> str:
-    found = sampler_named(text)
+    found = find_sampler(text)
     return found[0] if found else text
 
 
 def _schedule(text: str) -> str:
-    return DEFAULT_SCHEDULE if text.lower() in NO_SCHEDULE else schedule_named(text) or text
+    return DEFAULT_SCHEDULE if text.lower() in NO_SCHEDULE else find_schedule(text) or text
 
 
 def _hires_upscaler(text: str) -> str:

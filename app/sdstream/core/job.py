@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from sdstream.core.enums import Word
+from sdstream.core.enums import DescribedEnum
 from sdstream.core.errors import (
     GenerationFailed,
     ImageServiceError,
@@ -47,7 +47,7 @@ _KEPT_PREVIEWS: Final = 32
 MAX_ATTEMPTS: Final = 2
 
 
-class JobStatus(Word):
+class JobStatus(DescribedEnum):
     """Where a job is; each value with its one line of meaning."""
 
     QUEUED = "queued", "waits for its turn"
@@ -72,7 +72,7 @@ class Terms:
         owner: Whose job it is: stands for an API key, empty without keys.
         priority: Its class in the queue.
         background: It goes on without its client and outlives the server.
-        as_url, data_url: How a plain answer has the images (shapes.ImageForm).
+        as_url, data_url: How a plain answer has the images (shapes.ResponseFormat).
         idempotency_key: The client's name for this request, None without one.
         fingerprint: Digest of the request, to tell a repetition from another request.
         webhook_url: Where to tell of the end, None for nowhere.

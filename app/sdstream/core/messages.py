@@ -13,14 +13,14 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sdstream.core.enums import Word
+from sdstream.core.enums import DescribedEnum
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest, request_fields, request_of
 
 HEADER: Final = struct.Struct("<II")
 
 
-class Phase(Word):
+class Phase(DescribedEnum):
     """What the runtime is doing; the watchdog has one limit for each."""
 
     LOADING = "loading", "reading weights"
@@ -87,7 +87,7 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Peek:
+class RequestPreview:
     """Have the job's next step give a Preview; ignored when it is not the current one."""
 
     job: str
@@ -208,14 +208,14 @@ class Failed:
     message: str
 
 
-Command = Load | Generate | Cancel | Peek | Stop
+Command = Load | Generate | Cancel | RequestPreview | Stop
 Event = Loaded | Progress | Preview | ImageDrawn | Done | Cancelled | Failed
 Message = Command | Event
 
 _TYPES: Final = {
     cls.__name__: cls
     for cls in (
-        Load, Generate, Cancel, Peek, Stop,
+        Load, Generate, Cancel, RequestPreview, Stop,
         Loaded, Progress, Preview, ImageDrawn, Done, Cancelled, Failed,
     )
 }  # fmt: skip

@@ -14,7 +14,7 @@ from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import OPTIONS, ImageParams
-from sdstream.core.request import Extras
+from sdstream.core.request import Assets
 from sdstream.core.samplers import (
     CACHE_KNOBS,
     CACHE_MODES,
@@ -58,26 +58,26 @@ def supports(spec: ModelSpec, option: str) -> bool:
     return OPTIONS[option].unsupported(spec) is None
 
 
-def options_of(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
+def options_of(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
     """Return the options of requests for a model: name -> JSON Schema, with its default.
 
     Args:
         spec: The model.
-        extras: The operator's LoRAs and upscalers.
+        assets: The operator's LoRAs and upscalers.
     """
     schemas = ImageParams.model_json_schema()["properties"]
-    choices = _choices(spec, extras)
+    choices = _choices(spec, assets)
     defaults = _defaults(spec)
     return {
         name: {**_plain(schemas[name]), **choices.get(name, {}), **defaults.get(name, {})}
         for name, option in OPTIONS.items()
-        if option.listed and supports(spec, name) and not _lacks_files(option.needs or name, extras)
+        if option.listed and supports(spec, name) and not _lacks_files(option.needs or name, assets)
     }
 
 
-def _lacks_files(option: str, extras: Extras) -> bool:
-    return (option == "lora" and not extras.loras) or (
-        option == "upscaler" and not extras.upscalers
+def _lacks_files(option: str, assets: Assets) -> bool:
+    return (option == "lora" and not assets.loras) or (
+        option == "upscaler" and not assets.upscalers
     )
 
 
@@ -105,7 +105,7 @@ def default_guidance(spec: ModelSpec) -> float:
     return 3.5 if spec.defaults.guidance is None else spec.defaults.guidance
 
 
-def _choices(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
+def _choices(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
     side = {"minimum": spec.size.min, "maximum": spec.size.max, "multipleOf": spec.traits.multiple}
     return {
         "sampler": {"enum": [*SAMPLERS]},
@@ -114,7 +114,7 @@ def _choices(spec: ModelSpec, extras: Extras) -> dict[str, dict[str, Any]]:
         "height": side,
         "cache_mode": {"enum": [*_cache_modes(spec)]},
         "hires_upscaler": {"enum": [*HIRES_UPSCALERS]},
-        "upscaler": {"enum": [*extras.upscalers]},
+        "upscaler": {"enum": [*assets.upscalers]},
     }
 
 

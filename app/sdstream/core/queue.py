@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
-from sdstream.core.enums import Word
+from sdstream.core.enums import DescribedEnum
 
 T = TypeVar("T")
 
 
-class Priority(Word):
+class Priority(DescribedEnum):
     """Classes of jobs; a waiting job of a better class always goes first."""
 
     HIGH = "high", "before all others"

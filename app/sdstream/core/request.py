@@ -157,7 +157,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
-class Extras:
+class Assets:
     """What the operator's folders add to the models.
 
     Attributes:
@@ -172,7 +172,7 @@ class Extras:
 
 
 NO_SOURCES: Final = Sources()
-NO_EXTRAS: Final = Extras()
+NO_ASSETS: Final = Assets()
 
 
 @dataclass(frozen=True, slots=True)

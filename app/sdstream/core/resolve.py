@@ -18,9 +18,9 @@ from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import MAX_STEPS, OPTIONS, ImageParams, Options, Quality
 from sdstream.core.request import (
     LONGEST_SIDES,
-    NO_EXTRAS,
+    NO_ASSETS,
     NO_SOURCES,
-    Extras,
+    Assets,
     GenerationRequest,
     Limits,
     Safety,
@@ -32,9 +32,9 @@ from sdstream.core.samplers import (
     NO_SCHEDULE,
     SAMPLERS,
     SCHEDULES,
+    find_sampler,
+    find_schedule,
     refusal,
-    sampler_named,
-    schedule_named,
 )
 from sdstream.core.size import Size
 
@@ -90,7 +90,7 @@ def resolve(
     limits: Limits,
     has_checker: bool = False,
     sources: Sources = NO_SOURCES,
-    extras: Extras = NO_EXTRAS,
+    assets: Assets = NO_ASSETS,
 ) -> GenerationRequest:
     """Make every default, size and seed concrete.
 
@@ -101,7 +101,7 @@ def resolve(
         limits: Of sizes.
         has_checker: A safety checker is configured.
         sources: What is known of the input images.
-        extras: The operator's LoRAs and upscalers.
+        assets: The operator's LoRAs and upscalers.
 
     Raises:
         NotFound: The model is not in the catalogue.
@@ -110,7 +110,7 @@ def resolve(
     spec = model_of(ask, catalog)
     safety = _safety(ask, has_checker)
     if ask.only_upscale:
-        return _upscaling(ask, spec, sources, extras, limits, safety)
+        return _upscaling(ask, spec, sources, assets, limits, safety)
     params = ask.params
     _check_prompts(ask, spec)
     _check_sources(ask, spec, sources)
@@ -119,9 +119,9 @@ def resolve(
     sampler, schedule = _sampling(ask, spec, steps)
     model_options.check(ask, spec, sampler)
     cfg_scale = _first(params.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
-    prompt, loras = resolve_options.loras(ask, extras)
+    prompt, loras = resolve_options.loras(ask, assets)
     larger = resolve_options.second_pass(ask, spec, size, limits.drawn, sources)
-    upscaled = resolve_options.upscaled(ask, larger or size, extras, limits.enlarged)
+    upscaled = resolve_options.upscaled(ask, larger or size, assets, limits.enlarged)
     values = resolve_options.concrete(ask, spec, sources) | {"lora": loras or None}
     if larger is not None:
         values |= resolve_options.hires(ask, size, larger, steps)
@@ -157,7 +157,7 @@ def _upscaling(
     ask: ParsedRequest,
     spec: ModelSpec,
     sources: Sources,
-    extras: Extras,
+    assets: Assets,
     limits: Limits,
     safety: Safety,
 ) -> GenerationRequest:
@@ -172,14 +172,14 @@ def _upscaling(
             )
     if params.n not in (None, 1):
         raise ask.rejected("n", " is 1 where nothing is drawn.")
-    if params.upscaler is None and len(extras.upscalers) != 1:
-        there = ", ".join(extras.upscalers) or "none"
+    if params.upscaler is None and len(assets.upscalers) != 1:
+        there = ", ".join(assets.upscalers) or "none"
         raise ask.rejected("upscaler", f" is required; there are {there}.", Reason.MISSING_FIELD)
     size = sources.size
     assert size is not None
-    upscaler = params.upscaler or next(iter(extras.upscalers))
+    upscaler = params.upscaler or next(iter(assets.upscalers))
     chosen = replace(ask, params=params.model_copy(update={"upscaler": upscaler}))
-    upscaled = resolve_options.upscaled(chosen, size, extras, limits.enlarged)
+    upscaled = resolve_options.upscaled(chosen, size, assets, limits.enlarged)
     assert upscaled is not None
     request = GenerationRequest(
         model=spec.id,
@@ -349,14 +349,14 @@ def _sampler(ask: ParsedRequest) -> tuple[str | None, str | None]:
     given = (ask.params.sampler or "").strip()
     if given.lower() in NO_SAMPLER:
         return None, None
-    return sampler_named(given) or _unknown(ask, "sampler", SAMPLERS)
+    return find_sampler(given) or _unknown(ask, "sampler", SAMPLERS)
 
 
 def _schedule(ask: ParsedRequest) -> str | None:
     given = (ask.params.schedule or "").strip()
     if given.lower() in NO_SCHEDULE:
         return None
-    return schedule_named(given) or _unknown(ask, "schedule", SCHEDULES)
+    return find_schedule(given) or _unknown(ask, "schedule", SCHEDULES)
 
 
 def _unknown(ask: ParsedRequest, option: str, names: Iterable[str]) -> NoReturn:

@@ -9,7 +9,7 @@ from sdstream.core.errors import Reason
 from sdstream.core.model_options import check_span, default_guidance, unknown_name
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import LORA_TAG, MAX_LORA_SCALE, LoraChoice
-from sdstream.core.request import Extras, Sources
+from sdstream.core.request import Assets, Sources
 from sdstream.core.size import Size
 
 #: Skip-layer guidance, as the runtime's own program has it.
@@ -36,12 +36,12 @@ def concrete(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> dict[str,
     return values
 
 
-def loras(ask: ParsedRequest, extras: Extras) -> tuple[str, tuple[LoraChoice, ...]]:
+def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ...]]:
     """Return the prompt without LoRA tags, and all LoRAs: the chosen ones and those of the tags."""
     chosen = [(lora, "lora") for lora in ask.params.lora or ()]
     prompt = ask.params.prompt
     tags = LORA_TAG.findall(prompt)
-    if tags and not extras.lora_in_prompt:
+    if tags and not assets.lora_in_prompt:
         raise ask.rejected(
             "prompt",
             " names a LoRA, which this server takes in 'lora' alone.",
@@ -53,8 +53,8 @@ def loras(ask: ParsedRequest, extras: Extras) -> tuple[str, tuple[LoraChoice, ..
         texts = LORA_TAG.split(prompt)[::3]
         prompt = "".join(text.rstrip() for text in texts).strip()
     for lora, option in chosen:
-        if lora.id not in extras.loras:
-            raise unknown_name(ask, option, "LoRA", lora.id, [*extras.loras])
+        if lora.id not in assets.loras:
+            raise unknown_name(ask, option, "LoRA", lora.id, [*assets.loras])
     if len({lora.id for lora, _ in chosen}) < len(chosen):
         raise ask.rejected(chosen[-1][1], " names one LoRA twice.", Reason.CONFLICTING_FIELDS)
     return prompt, tuple(lora for lora, _ in chosen)
@@ -107,21 +107,21 @@ def hires(ask: ParsedRequest, size: Size, larger: Size, steps: int) -> dict[str,
     }
 
 
-def upscaled(ask: ParsedRequest, size: Size, extras: Extras, max_pixels: int) -> Size | None:
+def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) -> Size | None:
     """Return the size after the upscaler in pixels; None for no upscaler.
 
     Args:
         ask: The request.
         size: Of the image before.
-        extras: Has the upscalers.
+        assets: Has the upscalers.
         max_pixels: Upper bound of width x height.
     """
     name = ask.params.upscaler
     if name is None:
         return None
-    if name not in extras.upscalers:
-        raise unknown_name(ask, "upscaler", "upscaler", name, [*extras.upscalers])
-    most = extras.upscalers[name]
+    if name not in assets.upscalers:
+        raise unknown_name(ask, "upscaler", "upscaler", name, [*assets.upscalers])
+    most = assets.upscalers[name]
     factor = most if ask.params.upscale is None else ask.params.upscale
     if factor > most:
         raise ask.rejected("upscale", f": the upscaler '{name}' enlarges {most} times at most.")

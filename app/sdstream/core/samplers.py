@@ -176,7 +176,7 @@ _SAMPLERS_BY_NAME: Final = _by_name(SAMPLERS)
 _SCHEDULES_BY_NAME: Final = _by_name(SCHEDULES)
 
 
-def sampler_named(name: str) -> tuple[str, str | None] | None:
+def find_sampler(name: str) -> tuple[str, str | None] | None:
     """What a client's name of a sampler means to the runtime.
 
     Returns:
@@ -193,7 +193,7 @@ def sampler_named(name: str) -> tuple[str, str | None] | None:
     return None
 
 
-def schedule_named(name: str) -> str | None:
+def find_schedule(name: str) -> str | None:
     """The runtime's name for a client's spelling of a schedule, or None."""
     return _SCHEDULES_BY_NAME.get(_plain(name))
 

@@ -16,7 +16,7 @@ JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class ImageForm:
+class ResponseFormat:
     """How a finished image is put into an answer.
 
     Attributes:
@@ -51,7 +51,7 @@ def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes
 
 
 def image_item(
-    fields: JsonObject, request: GenerationRequest, image: ImageResult, form: ImageForm
+    fields: JsonObject, request: GenerationRequest, image: ImageResult, form: ResponseFormat
 ) -> bytes:
     """One entry of ``data``: the fields with the image's link or bytes at the end."""
     if form.as_url:

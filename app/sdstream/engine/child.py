@@ -33,7 +33,7 @@ from sdstream.core.messages import (
     Generate,
     Load,
     Message,
-    Peek,
+    RequestPreview,
     Stop,
     decode,
     encode,
@@ -74,7 +74,7 @@ class Child:
                     self._work.put(command)
                 case Cancel(job):
                     self._cancel(job)
-                case Peek(job):
+                case RequestPreview(job):
                     self._peek(job)
         # Native code may be in the middle of something: leave without running destructors.
         os._exit(0)

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from sdstream.core.enums import Word
+from sdstream.core.enums import DescribedEnum
 from sdstream.core.errors import Reason, Unavailable
 from sdstream.core.messages import (
     Cancel,
@@ -33,14 +33,14 @@ from sdstream.core.messages import (
     ImageDrawn,
     Load,
     Loaded,
-    Peek,
     Phase,
     Preview,
     Progress,
+    RequestPreview,
 )
 from sdstream.core.request import GenerationRequest
 from sdstream.engine.process import WorkerProcess
-from sdstream.notifier import Wakeup
+from sdstream.notifier import Notifier
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ _HANG_FACTOR: Final = 10.0
 _OF_PIXELS: Final = (Phase.SAMPLING, Phase.DECODING)
 
 
-class WorkerState(Word):
+class WorkerState(DescribedEnum):
     """What the worker is doing; each value with its one line of meaning."""
 
     STARTING = "starting", "the process starts and loads the model"
@@ -151,7 +151,7 @@ class Worker:
         self._options = options
         self._on_change = on_change
         self._pace = _Pace(options.hang_seconds)
-        self._changed = Wakeup()
+        self._changed = Notifier()
         self._process: WorkerProcess | None = None
         self._watch: asyncio.Timeout | None = None
         self._job: str | None = None
@@ -248,7 +248,7 @@ class Worker:
     def peek(self, job: str) -> None:
         """Have the next step of a job that runs here give a preview."""
         if job == self._job and self._process is not None:
-            self._process.send(Peek(job))
+            self._process.send(RequestPreview(job))
 
     # --- one life of the child ------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class ImageShelf(Protocol):
         """Keep an image; returns its id."""
 
 
-class Spoiled(Exception):
+class ImageRejected(Exception):
     """A drawn image cannot be handed out; ``ending`` is what its job ends with."""
 
     def __init__(self, reason: Reason, message: str) -> None:
@@ -85,7 +85,7 @@ class Pictures:
         )
 
 
-class Studio:
+class ImageProcessor:
     """Decodes, fits, composes, checks and encodes.
 
     Args:
@@ -140,7 +140,7 @@ class Studio:
     async def develop(
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, must_keep: bool
     ) -> ImageResult:
-        """Drawn pixels to a finished image; raises Spoiled when there will be none.
+        """Drawn pixels to a finished image; raises ImageRejected when there will be none.
 
         Args:
             request: Of the job.
@@ -242,11 +242,11 @@ class Studio:
         except Exception:
             # No verdict must never pass for a good one.
             logger.exception("the safety checker failed")
-            raise Spoiled(Reason.INTERNAL_ERROR, "The safety check failed.") from None
+            raise ImageRejected(Reason.INTERNAL_ERROR, "The safety check failed.") from None
         if verdict.flagged:
             logger.info("an image was flagged: %s", verdict.why)
             if request.safety == "refuse":
-                raise Spoiled(
+                raise ImageRejected(
                     Reason.CONTENT_POLICY_VIOLATION, "An image was flagged by the safety check."
                 )
         return verdict.flagged
@@ -258,7 +258,7 @@ class Studio:
             logger.error("an image could not be stored: %s", error)
             if not must_keep:
                 return None  # its client gets the bytes all the same
-            raise Spoiled(Reason.STORAGE_FULL, "The image could not be stored.") from None
+            raise ImageRejected(Reason.STORAGE_FULL, "The image could not be stored.") from None
 
 
 def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:

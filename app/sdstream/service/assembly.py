@@ -21,17 +21,17 @@ from typing import Final
 from sdstream.core.locations import BUILTIN
 from sdstream.core.messages import Load
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.request import Extras, Limits
+from sdstream.core.request import Assets, Limits
 from sdstream.engine.pool import WorkerPool
 from sdstream.engine.worker import Worker, WorkerOptions
-from sdstream.imaging.processor import Studio
+from sdstream.imaging.processor import ImageProcessor
 from sdstream.imaging.safety import load_checker
 from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService, Policy
 from sdstream.service.webhooks import Webhooks, delivery_of
 from sdstream.settings import Settings, worker_environment
 from sdstream.storage.job_store import JobStore
-from sdstream.weights.discovery import absolute, load_catalog, look_again
+from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
 from sdstream.weights.folders import weight_files
 from sdstream.weights.inspection import upscaler_factor
 
@@ -159,9 +159,9 @@ def _service(
 
     return ImageService(
         catalog=catalog,
-        look_again=lambda: look_again(settings, catalog),
+        refresh_catalog=lambda: refresh_catalog(settings, catalog),
         make_pool=make_pool,
-        studio=Studio(
+        processor=ImageProcessor(
             shelf=store,
             checker=load_checker(settings.safety_checker) if settings.safety_checker else None,
             max_input_pixels=settings.max_input_pixels,
@@ -177,7 +177,7 @@ def _service(
             grace_seconds=settings.grace_seconds,
         ),
         new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
-        extras=lambda: _extras(settings),
+        assets=lambda: _assets(settings),
         on_end=webhooks.notify,
         random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
     )
@@ -237,12 +237,12 @@ def _on_device(options: WorkerOptions, device: str | None) -> WorkerOptions:
     return replace(options, environment={**options.environment, **seen})
 
 
-def _extras(settings: Settings) -> Extras:
+def _assets(settings: Settings) -> Assets:
     """What the operator's folders hold at this moment."""
     factors = {
         name: upscaler_factor(path) for name, path in weight_files(settings.upscaler_dir).items()
     }
-    return Extras(
+    return Assets(
         loras=[*weight_files(settings.lora_dir)],
         lora_in_prompt=settings.lora_in_prompt,
         upscalers={name: factor for name, factor in factors.items() if factor is not None},

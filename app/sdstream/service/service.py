@@ -82,12 +82,12 @@ from sdstream.core.messages import (
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.pixels import Inputs
 from sdstream.core.queue import FairQueue, Priority
-from sdstream.core.request import NO_EXTRAS, Extras, Limits
+from sdstream.core.request import NO_ASSETS, Assets, Limits
 from sdstream.core.resolve import check_count, model_of, resolve
 from sdstream.engine.pool import WorkerPool
 from sdstream.engine.worker import Worker, WorkerState
-from sdstream.imaging.processor import Pictures, Spoiled, Studio
-from sdstream.notifier import Wakeup
+from sdstream.imaging.processor import ImageProcessor, ImageRejected, Pictures
+from sdstream.notifier import Notifier
 from sdstream.service.estimates import Speed
 from sdstream.service.metrics import Metrics
 from sdstream.storage.job_store import JobStore, Page
@@ -112,7 +112,7 @@ def _going_down() -> Unavailable:
     return Unavailable("The server is going down.", reason=Reason.SHUTTING_DOWN, retry_after=10)
 
 
-def postponed(job: Job) -> Unavailable:
+def deferred_error(job: Job) -> Unavailable:
     """What a client is told that waits for a job which is laid aside."""
     message = f"The server is going down; the job {job.id} is done after its next start."
     error = Unavailable(message, reason=Reason.SHUTTING_DOWN, retry_after=10)
@@ -150,13 +150,13 @@ class LiveJob:
         job: What is known of it.
         changed: Wakes its readers.
         wanted_ending: What a Cancelled of the worker means for it.
-        laid_aside: It waits for the next start of the server; readers are to leave.
+        deferred: It waits for the next start of the server; readers are to leave.
     """
 
     job: Job
-    changed: Wakeup = field(default_factory=Wakeup)
+    changed: Notifier = field(default_factory=Notifier)
     wanted_ending: JobCancelled | JobFailed | None = None
-    laid_aside: bool = False
+    deferred: bool = False
 
     #: Has the job while it runs.
     worker: Worker | None = None
@@ -165,7 +165,7 @@ class LiveJob:
     @property
     def over(self) -> bool:
         """True when nothing more will happen to it in this life of the server."""
-        return self.job.terminal or self.laid_aside
+        return self.job.terminal or self.deferred
 
 
 class ImageService:
@@ -176,20 +176,20 @@ class ImageService:
         *,
         catalog: Catalog,
         make_pool: Callable[[Callable[[], None]], WorkerPool],
-        studio: Studio,
+        processor: ImageProcessor,
         store: JobStore,
         metrics: Metrics,
         policy: Policy,
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
-        look_again: Callable[[], Catalog] | None = None,
-        extras: Callable[[], Extras] = lambda: NO_EXTRAS,
+        refresh_catalog: Callable[[], Catalog] | None = None,
+        assets: Callable[[], Assets] = lambda: NO_ASSETS,
         on_end: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.catalog = catalog
-        self._look_again = look_again
-        self.studio = studio
+        self._refresh_catalog = refresh_catalog
+        self.processor = processor
         self.draining = False
         self._store = store
         self._metrics = metrics
@@ -197,10 +197,10 @@ class ImageService:
         self._new_id = new_id
         self._random_seed = random_seed
         self._ended = on_end
-        self.extras = extras
+        self.assets = assets
         self._clock = clock
         self._queue: FairQueue[LiveJob] = FairQueue()
-        self._changed = Wakeup()
+        self._changed = Notifier()
         self.pool = make_pool(self._changed.notify)
         #: Accepted, and being written to the disk.
         self._entering: list[Job] = []
@@ -229,15 +229,15 @@ class ImageService:
         worker = self.pool.failed(model)
         return worker.unavailable().message if worker is not None else None
 
-    async def look_again(self) -> Catalog:
+    async def refresh_catalog(self) -> Catalog:
         """The catalogue with what was pulled or removed since the start."""
-        if self._look_again is not None:
-            self.catalog = await asyncio.to_thread(self._look_again)
+        if self._refresh_catalog is not None:
+            self.catalog = await asyncio.to_thread(self._refresh_catalog)
         return self.catalog
 
-    async def named(self, name: str, param: str = "model") -> ModelSpec:
+    async def get_model(self, name: str, param: str = "model") -> ModelSpec:
         """The model of that name, pulled lately perhaps; raises NotFound."""
-        spec = self.catalog.find(name) or (await self.look_again()).find(name)
+        spec = self.catalog.find(name) or (await self.refresh_catalog()).find(name)
         if spec is None:
             raise NotFound(
                 self.catalog.why_missing(name), reason=Reason.MODEL_NOT_FOUND, param=param
@@ -286,7 +286,7 @@ class ImageService:
         # Two requests of one name at the same moment: the second finds what the first began.
         name = (terms.owner, terms.idempotency_key)
         async with self._names.setdefault(name, asyncio.Lock()):
-            known = await self._named(terms)
+            known = await self._job_of_key(terms)
             return known or await self._accept(ask, terms)
 
     async def find(self, job_id: str, owner: str) -> LiveJob:
@@ -346,7 +346,7 @@ class ImageService:
         self._recent.pop(live.job.id, None)
         await self._store.delete(live.job.id)
 
-    def eta(self, job: Job) -> float | None:
+    def seconds_left(self, job: Job) -> float | None:
         """Seconds until an unfinished job ends, None while too little was measured."""
         if job.terminal:
             return None
@@ -468,7 +468,7 @@ class ImageService:
                 if live.task is not None:
                     live.task.cancel()
             await asyncio.shield(self.pool.close())
-            self.studio.close()
+            self.processor.close()
 
     def _dispatch(self) -> None:
         """Begin every waiting job that a worker is free for, and load models for the others."""
@@ -556,7 +556,7 @@ class ImageService:
             case Progress():
                 self._apply(live, event)
             case Preview(index=index, step=step):
-                self._apply(live, PreviewReady(index, step, await self.studio.preview(event)))
+                self._apply(live, PreviewReady(index, step, await self.processor.preview(event)))
             case ImageDrawn():
                 await self._finish_image(live, inputs, event)
             case Done():
@@ -577,10 +577,10 @@ class ImageService:
     async def _finish_image(self, live: LiveJob, inputs: Inputs, drawn: ImageDrawn) -> None:
         request, terms = live.job.request, live.job.terms
         try:
-            image = await self.studio.develop(
+            image = await self.processor.develop(
                 request, inputs, drawn, must_keep=terms.background or terms.as_url
             )
-        except Spoiled as spoiled:
+        except ImageRejected as spoiled:
             self._give_up(live, spoiled.ending)
             return
         except Exception:
@@ -639,12 +639,12 @@ class ImageService:
             self._apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is going down."))
         elif not live.over:
             self._apply(live, Requeued(counts=False))
-            live.laid_aside = True
+            live.deferred = True
             live.changed.notify()
 
     def _apply(self, live: LiveJob, event: JobEvent) -> bool:
         job = live.job
-        if live.laid_aside or not job.apply(event, self._clock()):
+        if live.deferred or not job.apply(event, self._clock()):
             return False
         match event:
             case ImageReady(image):
@@ -666,7 +666,7 @@ class ImageService:
 
     async def _accept(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
         if self.catalog.find(ask.params.model) is None:
-            await self.look_again()
+            await self.refresh_catalog()
         # Before the pictures are looked at, which costs more than a refusal.
         spec = model_of(ask, self.catalog)
         self._admit(spec.id, ask.params.n or 1, terms)
@@ -674,19 +674,19 @@ class ImageService:
         if ask.files is not None:
             looks = spec.traits.references and not ask.only_upscale
             check_count(ask, spec, len(ask.files.images))
-            pictures = await self.studio.decode(ask.files, only_references=looks)
+            pictures = await self.processor.decode(ask.files, only_references=looks)
         request = resolve(
             ask,
             self.catalog,
-            extras=await asyncio.to_thread(self.extras),
+            assets=await asyncio.to_thread(self.assets),
             random_seed=self._random_seed,
             limits=self._policy.limits,
-            has_checker=self.studio.can_check,
+            has_checker=self.processor.can_check,
             sources=pictures.sources,
         )
         inputs = Inputs()
         if ask.files is not None:
-            inputs = await self.studio.fit(pictures, request)
+            inputs = await self.processor.fit(pictures, request)
         self._admit(request.model, request.n, terms)
         job = Job(self._new_id(), request, self._clock(), terms)
         self._entering.append(job)
@@ -702,13 +702,13 @@ class ImageService:
         self._enqueue(live)
         return live
 
-    async def _named(self, terms: Terms) -> LiveJob | None:
+    async def _job_of_key(self, terms: Terms) -> LiveJob | None:
         """The job that the idempotency key of these terms names; raises KeyReused, Unavailable.
 
         One that ended by what passes has the name no more: its end would be told for ever.
         """
         assert terms.idempotency_key is not None
-        job = await self._store.named(terms.owner, terms.idempotency_key)
+        job = await self._store.job_by_idempotency_key(terms.owner, terms.idempotency_key)
         if job is None:
             return None
         if job.terms.fingerprint != terms.fingerprint:
@@ -719,8 +719,8 @@ class ImageService:
             )
         # It may have ended since it was read.
         live = self._live.get(job.id) or self._recent.get(job.id)
-        if live is not None and live.laid_aside:
-            raise postponed(live.job)
+        if live is not None and live.deferred:
+            raise deferred_error(live.job)
         if live is not None and not live.over:
             return live
         ended = (live.job if live is not None else await self._store.get(job.id)) or job

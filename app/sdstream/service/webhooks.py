@@ -33,7 +33,7 @@ from sdstream.core.delivery import Delivery
 from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
 from sdstream.core.job import Job
 from sdstream.dialects.jobs import ending_message
-from sdstream.notifier import Wakeup
+from sdstream.notifier import Notifier
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Webhooks:
         self._key = _key_of(secret) if hosts else b""
         self._private = private
         self._clock = clock
-        self._changed = Wakeup()
+        self._changed = Notifier()
 
     def check(self, url: str) -> None:
         """Raise InvalidRequest for a ``webhook_url`` that will never be posted to."""

@@ -232,9 +232,9 @@ class JobStore:
         # What has ended is not changed any more; for all else the row may be behind.
         return job if job and job.terminal else await self._ledger.read(self._one, job_id)
 
-    async def named(self, owner: str, idempotency_key: str) -> Job | None:
+    async def job_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
         """The job that an owner gave this name."""
-        return await self._ledger.read(self._named, owner, idempotency_key)
+        return await self._ledger.read(self._job_by_idempotency_key, owner, idempotency_key)
 
     async def unname(self, job_id: str) -> None:
         """Free the name of a job for another one."""
@@ -421,7 +421,7 @@ class JobStore:
         row = self._db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
         return None if row is None else self._job(row)
 
-    def _named(self, owner: str, idempotency_key: str) -> Job | None:
+    def _job_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
         row = self._db.execute(
             "SELECT * FROM jobs WHERE owner = ? AND idempotency_key = ?", (owner, idempotency_key)
         ).fetchone()

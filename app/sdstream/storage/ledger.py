@@ -21,7 +21,7 @@ from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
 from sdstream.core.errors import ImageServiceError, Reason, StorageFull, Unavailable
-from sdstream.notifier import Wakeup
+from sdstream.notifier import Notifier
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Ledger:
         # The event loop's side.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unwritten: Counter[str] = Counter()
-        self._changed = Wakeup()
+        self._changed = Notifier()
         self._retry: asyncio.TimerHandle | None = None
         self._closing = False
         # The thread's side.

@@ -36,7 +36,7 @@ from sdstream.web.routes.a1111 import A1111Routes
 from sdstream.web.routes.fireworks import FireworksRoutes
 from sdstream.web.routes.images import ImageRoutes
 from sdstream.web.routes.jobs import JobRoutes
-from sdstream.web.routes.models import OpsRoutes
+from sdstream.web.routes.models import ModelRoutes
 from sdstream.web.routes.ocr import OcrRoute
 from sdstream.web.routes.parameters import ParametersRoute
 from sdstream.web.tokens import Tokens
@@ -79,8 +79,8 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             *FireworksRoutes(draw).routes(),
             *A1111Routes(draw).routes(),
             *OcrRoute(TextReader(), max_form_bytes, settings.max_input_pixels).routes(),
-            *ParametersRoute(service.studio, max_form_bytes).routes(),
-            *OpsRoutes(service, store, metrics, has_keys=bool(settings.api_keys)).routes(),
+            *ParametersRoute(service.processor, max_form_bytes).routes(),
+            *ModelRoutes(service, store, metrics, has_keys=bool(settings.api_keys)).routes(),
             *page.routes(),
         ],
         middleware=_middleware(settings, metrics, tokens, store),

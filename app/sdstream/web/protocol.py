@@ -35,7 +35,7 @@ _KIB: Final = 1024
 _HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII)
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class TimeoutProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with deadlines. Seconds, bytes, bytes a second."""
 
     head_seconds = 10.0
@@ -186,7 +186,7 @@ class _Parser:
     fed the same head without the offer, then what follows.
     """
 
-    def __init__(self, protocol: GuardedProtocol) -> None:
+    def __init__(self, protocol: TimeoutProtocol) -> None:
         self._protocol = protocol
         self._renew()
 
@@ -292,7 +292,7 @@ class _Unchunked:
 class _ClosesGently:
     """The transport as uvicorn sees it of a client that asked for one answer only."""
 
-    def __init__(self, protocol: GuardedProtocol) -> None:
+    def __init__(self, protocol: TimeoutProtocol) -> None:
         self._protocol = protocol
 
     def write(self, data: bytes) -> None:

@@ -18,7 +18,7 @@ import uvicorn
 from sdstream.service.service import ImageService
 from sdstream.settings import Settings
 from sdstream.web.application import build_app
-from sdstream.web.protocol import GuardedProtocol
+from sdstream.web.protocol import TimeoutProtocol
 
 #: Beyond the grace time, for the last frames to be written.
 _FLUSH_SECONDS = 2
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="on",
-            http=GuardedProtocol,
+            http=TimeoutProtocol,
             ws="none",
             timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + _FLUSH_SECONDS,
         )

@@ -41,7 +41,7 @@ def load_catalog(settings: Settings) -> Catalog:
 def read_catalog(settings: Settings) -> Catalog:
     """The catalogue with what is here of it, be it the default or not; raises the same."""
     try:
-        catalog = look_again(settings, _parsed(settings))
+        catalog = refresh_catalog(settings, _parsed(settings))
     except CatalogError as error:
         raise CatalogError(error.message, error.line, str(settings.models)) from None
     return catalog if settings.model is None else _led_by(settings.model, catalog)
@@ -61,7 +61,7 @@ def _parsed(settings: Settings) -> Catalog:
     return catalog
 
 
-def look_again(settings: Settings, catalog: Catalog) -> Catalog:
+def refresh_catalog(settings: Settings, catalog: Catalog) -> Catalog:
     """The catalogue with what is here now of what it names on the hub."""
     hub = Hub(settings.model_dir)
 

@@ -44,7 +44,7 @@ def prepared_embeddings(files: Mapping[str, Path], family: str, folder: Path) ->
     """Copies of the embeddings that fit a family.
 
     Args:
-        files: Word of the prompt -> file.
+        files: DescribedEnum of the prompt -> file.
         family: One of those that read prompts by CLIP alone.
         folder: Where the copies are put; made if need be.
     """

@@ -10,12 +10,12 @@ import pytest
 
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.options import OPTIONS, ImageParams
-from sdstream.core.request import NO_EXTRAS, Extras, request_fields, request_of
+from sdstream.core.request import NO_ASSETS, Assets, request_fields, request_of
 from sdstream.core.resolve_options import loras
 from sdstream.core.size import Size
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-EXTRAS = Extras(loras=["x", "y"], lora_in_prompt=True)
+ASSETS = Assets(loras=["x", "y"], lora_in_prompt=True)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ EXTRAS = Extras(loras=["x", "y"], lora_in_prompt=True)
 )
 def test_loras_leave_the_prompt(prompt: str, left: str, chosen: list[str]) -> None:
     """With the space before them; a prompt without any stays as it is."""
-    text, found = loras(ParsedRequest(ImageParams(prompt=prompt)), EXTRAS)
+    text, found = loras(ParsedRequest(ImageParams(prompt=prompt)), ASSETS)
     assert (text, [lora.id for lora in found]) == (left, chosen)
 
 
@@ -39,7 +39,7 @@ def test_long_prompts_take_no_time(text: str) -> None:
     """Every prompt is looked through for LoRAs, in time in proportion to its length."""
     began = time.monotonic()
     for _ in range(10):
-        assert loras(ParsedRequest(ImageParams(prompt=text)), NO_EXTRAS) == (text, ())
+        assert loras(ParsedRequest(ImageParams(prompt=text)), NO_ASSETS) == (text, ())
     assert time.monotonic() - began < 2
 
 

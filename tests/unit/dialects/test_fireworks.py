@@ -20,7 +20,7 @@ from sdstream.dialects.fireworks.codec import (
     with_headers,
     workflow_answer,
 )
-from sdstream.dialects.rendering import ImageForm, error_body
+from sdstream.dialects.rendering import ResponseFormat, error_body
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -76,10 +76,10 @@ def test_golden_request() -> None:
     ("name", "answer"),
     [("fireworks_workflow", workflow_answer), ("fireworks_images", list_answer)],
 )
-def test_golden_answers(name: str, answer: Callable[[Job, ImageForm, int], bytes]) -> None:
+def test_golden_answers(name: str, answer: Callable[[Job, ResponseFormat, int], bytes]) -> None:
     """The JSON of each route, byte for byte, its images in order."""
     job = finished_job(image(0), image(1, flagged=True))
-    assert answer(job, ImageForm(), 1) == (GOLDEN / f"{name}.json").read_bytes().rstrip()
+    assert answer(job, ResponseFormat(), 1) == (GOLDEN / f"{name}.json").read_bytes().rstrip()
 
 
 def test_golden_error() -> None:

@@ -26,7 +26,7 @@ from sdstream.core.job import (
 from sdstream.core.messages import Phase, Progress
 from sdstream.core.request import GenerationRequest
 from sdstream.dialects.openai.image_chunk import ChunkOptions, ImageChunkStream
-from sdstream.dialects.rendering import ImageForm
+from sdstream.dialects.rendering import ResponseFormat
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -35,7 +35,7 @@ def a_stream(n: int = 1, options: ChunkOptions | None = None) -> tuple[Job, Imag
     """A new job of two steps an image, and its stream."""
     request = GenerationRequest("m", "a cat", "", 64, 64, 2, "euler", "default", 3.0, 9, n)
     job = Job("job_1", request, 1000.0)
-    return job, ImageChunkStream(job, options or ChunkOptions(ImageForm()))
+    return job, ImageChunkStream(job, options or ChunkOptions(ResponseFormat()))
 
 
 def play(*events: JobEvent, n: int = 1, options: ChunkOptions | None = None) -> list[bytes]:
@@ -104,7 +104,7 @@ def test_usage_comes_with_the_last_image() -> None:
 
 def test_usage_can_be_left_out() -> None:
     """include_usage false."""
-    frames = play(Running(), image(0), options=ChunkOptions(ImageForm(), include_usage=False))
+    frames = play(Running(), image(0), options=ChunkOptions(ResponseFormat(), include_usage=False))
     assert json.loads(frames[-1].removeprefix(b"data: "))["usage"] is None
 
 
@@ -150,8 +150,8 @@ def test_a_second_try_takes_no_image_back() -> None:
 def test_pieces_add_up_to_the_image(data_url: bool) -> None:
     """chunk_result: the client concatenates; only the last piece says 100."""
     picture = image(0, b"x" * 4000)
-    options = ChunkOptions(ImageForm(data_url=data_url), chunk_size=1024)
-    whole = play(Running(), picture, options=ChunkOptions(ImageForm(data_url=data_url)))
+    options = ChunkOptions(ResponseFormat(data_url=data_url), chunk_size=1024)
+    whole = play(Running(), picture, options=ChunkOptions(ResponseFormat(data_url=data_url)))
     pieces = items(play(Running(), picture, options=options))[1:]
     assert len(pieces) > 3
     assert "".join(piece["b64_json"] for piece in pieces) == items(whole)[-1]["b64_json"]

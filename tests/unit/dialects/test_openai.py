@@ -18,7 +18,7 @@ from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported
 from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.openai.request import parse, parse_form, parse_generation_form, parse_query
-from sdstream.dialects.rendering import ImageForm, compact, error_body
+from sdstream.dialects.rendering import ResponseFormat, compact, error_body
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -291,13 +291,15 @@ def test_previews_only_where_they_are_seen() -> None:
 )
 def test_response_formats(literal: str, as_url: bool, data_url: bool) -> None:
     """OpenAI's words and mistral.rs' literals."""
-    form = ImageForm.of(parse({"prompt": "a", "response_format": literal}).reply.response_format)
+    form = ResponseFormat.of(
+        parse({"prompt": "a", "response_format": literal}).reply.response_format
+    )
     assert (form.as_url, form.data_url) == (as_url, data_url)
 
 
 def test_plain_answer() -> None:
     """The images in order, what they were made with, what they cost."""
-    answer = json.loads(plain_answer(finished_job(2), ImageForm(), created=1234))
+    answer = json.loads(plain_answer(finished_job(2), ResponseFormat(), created=1234))
     assert answer["created"] == 1234
     assert [item["index"] for item in answer["data"]] == [0, 1]
     assert [item["seed"] for item in answer["data"]] == [9, 10]
@@ -315,10 +317,10 @@ def test_plain_answer() -> None:
 
 def test_links_and_data_urls() -> None:
     """response_format chooses what an item ends with."""
-    link = json.loads(plain_answer(finished_job(), ImageForm(True, base_url="http://h"), 1))
+    link = json.loads(plain_answer(finished_job(), ResponseFormat(True, base_url="http://h"), 1))
     assert link["data"][0]["url"] == "http://h/v1/images/id/content"
     assert link["data"][0]["b64_json"] is None
-    data = json.loads(plain_answer(finished_job(), ImageForm(data_url=True), 1))
+    data = json.loads(plain_answer(finished_job(), ResponseFormat(data_url=True), 1))
     assert data["data"][0]["b64_json"].startswith("data:image/png;base64,")
 
 
@@ -347,7 +349,7 @@ def test_the_names_that_clients_give_images(name: str) -> None:
 def test_golden_answer() -> None:
     """The whole answer of a finished job, to the last byte."""
     assert (
-        plain_answer(finished_job(2), ImageForm(), 1234)
+        plain_answer(finished_job(2), ResponseFormat(), 1234)
         == (GOLDEN / "openai_answer.json").read_bytes()
     )
 

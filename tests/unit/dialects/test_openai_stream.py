@@ -26,7 +26,7 @@ from sdstream.core.messages import Phase, Progress
 from sdstream.core.request import GenerationRequest
 from sdstream.dialects.openai.image_chunk import ChunkOptions, ImageChunkStream
 from sdstream.dialects.openai.stream import OpenAIStream
-from sdstream.dialects.rendering import ImageForm
+from sdstream.dialects.rendering import ResponseFormat
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 DONE = b"data: [DONE]\n\n"
@@ -48,7 +48,7 @@ def play(
 ) -> list[bytes]:
     """The frames of OpenAI's stream of a job to which these events happen."""
     job = job_of(n)
-    stream = OpenAIStream(job, ImageForm(), operation)
+    stream = OpenAIStream(job, ResponseFormat(), operation)
     frames: list[bytes] = []
     for at, event in enumerate(events, start=1001):
         assert job.apply(event, float(at))
@@ -111,7 +111,7 @@ def test_one_completed_event_an_image() -> None:
 def test_both_dialects_in_one_frame() -> None:
     """The last image.chunk frame is OpenAI's completed event as well."""
     job = job_of()
-    options = ChunkOptions(ImageForm(), completed_type="image_generation.completed")
+    options = ChunkOptions(ResponseFormat(), completed_type="image_generation.completed")
     stream = ImageChunkStream(job, options)
     frames: list[bytes] = []
     for event in (Running(), image(0), Completed()):

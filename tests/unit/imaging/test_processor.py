@@ -12,7 +12,7 @@ from sdstream.core.messages import Preview
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import SourceFile, SourceFiles
 from sdstream.imaging import codecs
-from sdstream.imaging.processor import Studio
+from sdstream.imaging.processor import ImageProcessor
 from tests.support.pictures import png
 
 
@@ -24,21 +24,23 @@ class NoShelf:
         raise NotImplementedError
 
 
-def a_studio() -> Studio:
+def a_processor() -> ImageProcessor:
     """One that takes small pictures."""
-    return Studio(shelf=NoShelf(), checker=None, max_input_pixels=4096, embed_parameters=False)
+    return ImageProcessor(
+        shelf=NoShelf(), checker=None, max_input_pixels=4096, embed_parameters=False
+    )
 
 
 def test_pictures_that_are_too_much_together() -> None:
     """Each is allowed alone; all of them are refused by their headers, before any is decoded."""
-    studio = a_studio()
+    processor = a_processor()
     one = SourceFile("image", png(64, 64))
-    three = asyncio.run(studio.decode(SourceFiles((one,) * 3), only_references=True))
+    three = asyncio.run(processor.decode(SourceFiles((one,) * 3), only_references=True))
     assert len(three.references) == 3
     with pytest.raises(InvalidRequest, match="16384 pixels together; at most 12288") as caught:
-        asyncio.run(studio.decode(SourceFiles((one,) * 3, control=one), only_references=True))
+        asyncio.run(processor.decode(SourceFiles((one,) * 3, control=one), only_references=True))
     assert caught.value.param == "image"
-    studio.close()
+    processor.close()
 
 
 def test_uploads_hold_up_no_finished_picture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,15 +52,15 @@ def test_uploads_hold_up_no_finished_picture(monkeypatch: pytest.MonkeyPatch) ->
         raise InvalidRequest("no")
 
     monkeypatch.setattr(codecs, "decode", decode)
-    studio = a_studio()
+    processor = a_processor()
 
     async def run() -> bytes:
         files = SourceFiles((SourceFile("image", b""),))
         uploads = [
-            asyncio.create_task(studio.decode(files, only_references=False)) for _ in range(16)
+            asyncio.create_task(processor.decode(files, only_references=False)) for _ in range(16)
         ]
         try:
-            drawn = await studio.preview(Preview("job", 0, 1, 1, 1, bytes(3)))
+            drawn = await processor.preview(Preview("job", 0, 1, 1, 1, bytes(3)))
         finally:
             release.set()
         faults = await asyncio.gather(*uploads, return_exceptions=True)
@@ -66,4 +68,4 @@ def test_uploads_hold_up_no_finished_picture(monkeypatch: pytest.MonkeyPatch) ->
         return drawn
 
     assert asyncio.run(asyncio.wait_for(run(), 60)).startswith(b"\x89PNG")
-    studio.close()
+    processor.close()

@@ -150,10 +150,10 @@ def test_an_ended_job_comes_back_whole(tmp_path: Path, clock: Clock) -> None:
         whole = await store.with_files(job)
         assert whole.images[0].content == b"the picture"
         assert await store.image(str(whole.images[0].id)) == (b"the picture", "png")
-        named = await store.named("me", "key")
+        named = await store.job_by_idempotency_key("me", "key")
         assert named is not None
         assert named.id == "job_1"
-        assert await store.named("you", "key") is None
+        assert await store.job_by_idempotency_key("you", "key") is None
 
     run(tmp_path, clock, first)
     run(tmp_path, clock, second)
@@ -384,7 +384,7 @@ def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, clock: Clock) -> N
                 store.settled(running),
                 store.get("running"),
                 store.page("me", statuses=[], limit=9, after=None),
-                store.named("me", "key"),
+                store.job_by_idempotency_key("me", "key"),
                 store.delete("old"),
                 store.deliveries(9),
                 added(store, clock, "new"),

@@ -12,7 +12,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from sdstream.web.protocol import GuardedProtocol
+from sdstream.web.protocol import TimeoutProtocol
 
 #: Overridden; uvicorn or the parser calls them.
 CALLED = {
@@ -45,7 +45,7 @@ def set_by(*functions: Callable[..., Any]) -> set[str]:
 def test_the_protocol_has_what_is_overridden_and_read() -> None:
     """A release that renames one of these must not be taken without a look."""
     assert {*dir(HttpToolsProtocol)} >= CALLED
-    assert {*vars(GuardedProtocol)} >= CALLED
+    assert {*vars(TimeoutProtocol)} >= CALLED
     assert set_by(HttpToolsProtocol.__init__, HttpToolsProtocol.on_message_begin) >= OF_PROTOCOL
     assert "read_paused" in set_by(FlowControl.__init__)
 

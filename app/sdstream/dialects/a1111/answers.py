@@ -31,7 +31,7 @@ from sdstream.dialects.a1111.generation import (
     Drawing,
     Settings,
 )
-from sdstream.dialects.rendering import ImageForm, JsonObject, compact, error_body, with_base64
+from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, error_body, with_base64
 
 #: Pictures between the steps of an image, at most, for ``current_image``. They are made when
 #: somebody asks: where a model has no cheap projection each is a decoding of the whole picture,
@@ -321,7 +321,7 @@ def upscalers(factors: Mapping[str, int]) -> bytes:
     return compact([none, *there])
 
 
-def extra_answer(job: Job, _form: ImageForm, _created: int) -> bytes:
+def extra_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
     """The JSON of a finished extra-single-image."""
     return with_base64({"html_info": ""}, "image", "", job.images[0].content)
 

@@ -27,7 +27,7 @@ from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import ImageResult, Job
 from sdstream.core.options import OutputFormat
 from sdstream.dialects.openai.request import parse
-from sdstream.dialects.rendering import ImageForm, compact, with_base64
+from sdstream.dialects.rendering import ResponseFormat, compact, with_base64
 
 #: What fireworks-ai sends when its user asks for nothing; any other value is refused.
 _NOTHING_ASKED: Final[Mapping[str, object]] = {
@@ -126,7 +126,7 @@ def finish_reason(images: Sequence[ImageResult]) -> str:
     return "CONTENT_FILTERED" if any(image.flagged for image in images) else "SUCCESS"
 
 
-def workflow_answer(job: Job, _form: ImageForm, _created: int) -> bytes:
+def workflow_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
     """The JSON of a workflow: one object, its seed that of the first image."""
     images = _images(job)
     head = {"id": job.id, "finishReason": finish_reason(images), "seed": job.request.seed}
@@ -134,7 +134,7 @@ def workflow_answer(job: Job, _form: ImageForm, _created: int) -> bytes:
     return b"".join((compact(head)[:-1], b',"base64":[', files, b"]}"))
 
 
-def list_answer(job: Job, _form: ImageForm, _created: int) -> bytes:
+def list_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
     """The JSON of image_generation: a list with one object for each image."""
     items = (
         with_base64(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdstream.core.job import Job
 from sdstream.dialects.rendering import (
-    ImageForm,
+    ResponseFormat,
     answer_fields,
     compact,
     image_item,
@@ -13,7 +13,7 @@ from sdstream.dialects.rendering import (
 )
 
 
-def plain_answer(job: Job, form: ImageForm, created: int) -> bytes:
+def plain_answer(job: Job, form: ResponseFormat, created: int) -> bytes:
     """The JSON of a finished job.
 
     Args:

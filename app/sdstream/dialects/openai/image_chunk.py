@@ -30,8 +30,8 @@ from sdstream.core.job import (
 )
 from sdstream.core.messages import Progress, counted_phase
 from sdstream.dialects.rendering import (
-    ImageForm,
     JsonObject,
+    ResponseFormat,
     answer_fields,
     compact,
     error_body,
@@ -56,7 +56,7 @@ class ChunkOptions:
         completed_type: Makes the frame of an image OpenAI's event of this type as well.
     """
 
-    form: ImageForm
+    form: ResponseFormat
     include_usage: bool = True
     chunk_size: int | None = None
     completed_type: str | None = None

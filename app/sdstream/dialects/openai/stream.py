@@ -24,8 +24,8 @@ from sdstream.core.job import (
 )
 from sdstream.dialects.openai.image_chunk import DONE
 from sdstream.dialects.rendering import (
-    ImageForm,
     JsonObject,
+    ResponseFormat,
     compact,
     error_body,
     image_item,
@@ -40,7 +40,9 @@ _KEEP_ALIVE: Final = b": keep-alive\n\n"
 class OpenAIStream:
     """Renders one job's entries as OpenAI's events, in order."""
 
-    def __init__(self, job: Job, form: ImageForm, operation: Literal["generation", "edit"]) -> None:
+    def __init__(
+        self, job: Job, form: ResponseFormat, operation: Literal["generation", "edit"]
+    ) -> None:
         self._job = job
         self._form = form
         self._type = f"image_{operation}"

@@ -286,7 +286,7 @@ class NativeEngine:
 
 
 def _embeddings(command: Load) -> dict[str, Path]:
-    """Word -> file of the embeddings that fit the model; only CLIP reads any."""
+    """DescribedEnum -> file of the embeddings that fit the model; only CLIP reads any."""
     traits = FAMILIES[command.family]
     if command.embedding_dir is None or not traits.unet:
         return {}

@@ -201,7 +201,7 @@ class A1111Routes:
         user = self._user(request)
         drawing = generation.parse(body, over_image=over_image, earlier=user.chosen)
         model = drawing.ask.params.model or self._service.catalog.default
-        spec = await self._service.named(model, "sd_model_checkpoint")
+        spec = await self._service.get_model(model, "sd_model_checkpoint")
         drawing = generation.fitted(drawing, spec)
         if drawing.control is not None:
             controlnet.check_model(drawing.control, spec)
@@ -275,7 +275,7 @@ class A1111Routes:
 
     async def sd_models(self, _request: Request) -> Response:
         """GET sd-models."""
-        catalog = await self._service.look_again()
+        catalog = await self._service.refresh_catalog()
         return respond.json_bytes(answers.models(catalog.models))
 
     async def refresh_checkpoints(self, _request: Request) -> Response:
@@ -284,13 +284,13 @@ class A1111Routes:
 
     async def upscalers(self, _request: Request) -> Response:
         """GET upscalers."""
-        extras = await asyncio.to_thread(self._service.extras)
-        return respond.json_bytes(answers.upscalers(extras.upscalers))
+        assets = await asyncio.to_thread(self._service.assets)
+        return respond.json_bytes(answers.upscalers(assets.upscalers))
 
     async def loras(self, _request: Request) -> Response:
         """GET loras."""
-        extras = await asyncio.to_thread(self._service.extras)
-        return respond.json_bytes(answers.loras(extras.loras))
+        assets = await asyncio.to_thread(self._service.assets)
+        return respond.json_bytes(answers.loras(assets.loras))
 
     async def embeddings(self, request: Request) -> Response:
         """GET embeddings."""
@@ -300,7 +300,7 @@ class A1111Routes:
 
     async def control_net(self, request: Request) -> Response:
         """GET of a list of the ControlNet extension's."""
-        catalog = await self._service.look_again()
+        catalog = await self._service.refresh_catalog()
         name = request.url.path.rpartition("/")[2]
         return respond.json_bytes(controlnet.listing(name, catalog.models.values()))
 
@@ -324,7 +324,7 @@ class A1111Routes:
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         chosen = generation.settings(body)
         if chosen.model is not None:
-            spec = await self._service.named(chosen.model, "sd_model_checkpoint")
+            spec = await self._service.get_model(chosen.model, "sd_model_checkpoint")
             chosen = replace(chosen, model=spec.id)
         user = self._user(request)
         user.chosen = chosen.over(user.chosen)
@@ -335,7 +335,7 @@ class A1111Routes:
     async def png_info(self, request: Request) -> Response:
         """POST png-info: what is written into an image file."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        texts = await self._service.studio.texts(generation.image_field(body))
+        texts = await self._service.processor.texts(generation.image_field(body))
         return respond.json_bytes(answers.png_info(texts))
 
     async def extra_single_image(self, request: Request) -> Response:

@@ -33,9 +33,9 @@ from sdstream.dialects.openai import request as openai
 from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.openai.image_chunk import ChunkOptions, ImageChunkStream
 from sdstream.dialects.openai.stream import OpenAIStream
-from sdstream.dialects.rendering import ImageForm, compact
+from sdstream.dialects.rendering import ResponseFormat, compact
 from sdstream.imaging.codecs import MEDIA_TYPES
-from sdstream.service.service import ImageService, LiveJob, postponed
+from sdstream.service.service import ImageService, LiveJob, deferred_error
 from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Content, Operation, dialect_of
 from sdstream.web.schemas import EVENTS, IMAGES, STRING, form_of, json_of, parameter, ref
@@ -48,7 +48,7 @@ MAX_KEY_CHARACTERS: Final = 255
 _OPENAI_AGENT: Final = re.compile(r"(Async)?OpenAI/")
 
 
-PlainAnswer = Callable[[Job, ImageForm, int], bytes]
+PlainAnswer = Callable[[Job, ResponseFormat, int], bytes]
 
 
 class Frames(Protocol):
@@ -217,7 +217,7 @@ class ImageRoutes:
             wanted: The kind of file that is the answer; None for JSON or a stream.
             plain: The dialect's JSON of a finished job.
         """
-        form = ImageForm.of(ask.reply.response_format, self.base_url(request))
+        form = ResponseFormat.of(ask.reply.response_format, self.base_url(request))
         live = await self.submit(request, ask)
         if wants_no_wait(request):
             return self.accepted(request, live)
@@ -250,7 +250,7 @@ class ImageRoutes:
 
     def accepted(self, request: Request, live: LiveJob) -> Response:
         """202 with the job, for a client that does not wait."""
-        fields = job_fields(live.job, self.base_url(request), self.service.eta(live.job))
+        fields = job_fields(live.job, self.base_url(request), self.service.seconds_left(live.job))
         headers = {
             "Location": fields["status_url"],
             "Preference-Applied": "respond-async",
@@ -267,8 +267,8 @@ class ImageRoutes:
                 frames = rendering.frames(entry) if entry else rendering.keep_alive()
                 for frame in frames:
                     yield frame
-            if live.laid_aside:
-                for frame in rendering.failure(postponed(live.job)):
+            if live.deferred:
+                for frame in rendering.failure(deferred_error(live.job)):
                     yield frame
         finally:
             if not live.over and not live.job.terms.background:
@@ -287,7 +287,7 @@ class ImageRoutes:
                 self.service.cancel(live, "The client left.")
             return None
         if not job.terminal:
-            raise postponed(job)
+            raise deferred_error(job)
         # Images of an earlier life of the server are on the disk alone.
         return await self.service.with_files(job)
 
@@ -310,7 +310,7 @@ def _terms(request: Request, ask: ParsedRequest, base_url: str) -> Terms:
         )
     reply = ask.reply
     leaving = reply.on_disconnect or ("cancel" if name is None else "continue")
-    form = ImageForm.of(reply.response_format)
+    form = ResponseFormat.of(reply.response_format)
     return Terms(
         operation=ask.operation,
         owner=request.state.owner,
@@ -339,7 +339,7 @@ def _stream_hints(request: Request) -> StreamHints:
             raise InvalidRequest("'dialect' is image.chunk, openai or both.", param="dialect")
 
 
-def _rendering(ask: ParsedRequest, job: Job, form: ImageForm) -> Frames:
+def _rendering(ask: ParsedRequest, job: Job, form: ResponseFormat) -> Frames:
     chosen = ask.reply.stream_options
     if chosen.dialect == "openai":
         return OpenAIStream(job, form, ask.operation)

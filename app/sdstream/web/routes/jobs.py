@@ -32,7 +32,7 @@ from sdstream.core.options import ImageParams
 from sdstream.dialects.jobs import PING, RETRY, JobEvents, job_fields
 from sdstream.dialects.openai import request as openai
 from sdstream.dialects.openai.answers import plain_answer
-from sdstream.dialects.rendering import ImageForm, JsonObject, compact
+from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact
 from sdstream.service.service import LiveJob
 from sdstream.web import respond
 from sdstream.web.route import ApiRoute, Operation
@@ -168,20 +168,20 @@ class JobRoutes:
 
     async def one(self, request: Request) -> Response:
         """GET /v1/jobs/{id}."""
-        live = await self._named(request)
+        live = await self._job_of(request)
         await self.draw.service.settled(live)
         return respond.json_bytes(compact(self._fields(request, live.job)))
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/jobs/{id}: with its images; an unfinished one is stopped first."""
-        live = await self._named(request)
+        live = await self._job_of(request)
         await self.draw.service.delete(live)
         body = {"id": live.job.id, "object": "image.job.deleted", "deleted": True}
         return respond.json_bytes(compact(body))
 
     async def cancel(self, request: Request) -> Response:
         """POST /v1/jobs/{id}/cancel: a waiting job ends at once, a running one within a step."""
-        live = await self._named(request)
+        live = await self._job_of(request)
         done = "already_ended"
         if not live.over:
             self.draw.service.cancel(live, "The job was cancelled.")
@@ -192,12 +192,12 @@ class JobRoutes:
 
     async def result(self, request: Request) -> Response:
         """GET /v1/jobs/{id}/result: what the POST would have been answered."""
-        live = await self._named(request)
+        live = await self._job_of(request)
         await self.draw.service.settled(live)
         job = live.job
         headers = {"X-Job-Id": job.id}
         if not job.terminal:
-            eta = self.draw.service.eta(job)
+            eta = self.draw.service.seconds_left(job)
             headers["Retry-After"] = str(max(1, min(120, round(eta or 1))))
             return respond.json_bytes(compact(self._fields(request, job)), headers, 202)
         error = job.error()
@@ -211,7 +211,7 @@ class JobRoutes:
 
     async def events(self, request: Request) -> Response:
         """GET /v1/jobs/{id}/events."""
-        return self._follow(request, await self._named(request), _last_event(request)[1])
+        return self._follow(request, await self._job_of(request), _last_event(request)[1])
 
     async def generate(self, request: Request) -> Response:
         """GET /v1/images/generations?prompt=…: makes a job and follows it."""
@@ -242,7 +242,7 @@ class JobRoutes:
         if request.method == "HEAD":
             return Response(headers=headers, media_type="text/event-stream")
         service, base_url = self.draw.service, self.draw.base_url(request)
-        rendering = JobEvents(job, base_url, lambda: service.eta(job), id_prefix)
+        rendering = JobEvents(job, base_url, lambda: service.seconds_left(job), id_prefix)
         return respond.stream(self._events(live, rendering, seen), headers)
 
     async def _events(
@@ -264,7 +264,7 @@ class JobRoutes:
             if event is not None:
                 yield event
 
-    async def _named(self, request: Request) -> LiveJob:
+    async def _job_of(self, request: Request) -> LiveJob:
         return await self._find(request, request.path_params["job"], None)
 
     async def _find(self, request: Request, job_id: str, param: str | None) -> LiveJob:
@@ -276,7 +276,7 @@ class JobRoutes:
         return live
 
     def _fields(self, request: Request, job: Job) -> JsonObject:
-        return job_fields(job, self.draw.base_url(request), self.draw.service.eta(job))
+        return job_fields(job, self.draw.base_url(request), self.draw.service.seconds_left(job))
 
 
 def _last_event(request: Request) -> tuple[str | None, int | None]:
@@ -305,9 +305,9 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _form(request: Request, job: Job, base_url: str) -> ImageForm:
+def _form(request: Request, job: Job, base_url: str) -> ResponseFormat:
     """How the result has its images: as the query says, else as the POST said."""
-    form = ImageForm(job.terms.as_url, job.terms.data_url, base_url)
+    form = ResponseFormat(job.terms.as_url, job.terms.data_url, base_url)
     match request.query_params.get("response_format"):
         case None:
             return form

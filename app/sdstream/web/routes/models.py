@@ -67,7 +67,7 @@ _OPENAPI: Final = Operation("Get this document", {200: json_of(OBJECT)})
 
 
 @dataclass(frozen=True)
-class OpsRoutes:
+class ModelRoutes:
     """The GET routes beside the generations.
 
     Attributes:
@@ -102,7 +102,7 @@ class OpsRoutes:
 
     async def models(self, _request: Request) -> Response:
         """GET /v1/models."""
-        catalog = await self.service.look_again()
+        catalog = await self.service.refresh_catalog()
         data = [self._model(spec) for spec in catalog.models.values()]
         return respond.json_bytes(compact({"object": "list", "data": data}))
 
@@ -110,35 +110,35 @@ class OpsRoutes:
         """GET /v1/models/{id}."""
         if not request.path_params["model"]:  # /v1/models/
             return await self.models(request)
-        spec = await self.service.named(request.path_params["model"])
-        extras = await asyncio.to_thread(self.service.extras)
-        fields = {**self._model(spec), "options": options_of(spec, extras)}
+        spec = await self.service.get_model(request.path_params["model"])
+        assets = await asyncio.to_thread(self.service.assets)
+        fields = {**self._model(spec), "options": options_of(spec, assets)}
         return respond.json_bytes(compact(fields))
 
     async def load(self, request: Request) -> Response:
         """POST /v1/models/{id}/load: answered when the model is there."""
-        spec = await self.service.named(request.path_params["model"])
+        spec = await self.service.get_model(request.path_params["model"])
         await self.service.load(spec)
         return respond.json_bytes(compact(self._model(spec)))
 
     async def unload(self, request: Request) -> Response:
         """POST /v1/models/{id}/unload: at once, or after the job that it draws."""
-        spec = await self.service.named(request.path_params["model"])
+        spec = await self.service.get_model(request.path_params["model"])
         self.service.unload(spec)
         return respond.json_bytes(compact(self._model(spec)))
 
     async def loras(self, _request: Request) -> Response:
         """GET /v1/loras: what a request may name in lora."""
-        extras = await asyncio.to_thread(self.service.extras)
-        data = [{"id": name, "object": "lora"} for name in extras.loras]
+        assets = await asyncio.to_thread(self.service.assets)
+        data = [{"id": name, "object": "lora"} for name in assets.loras]
         return respond.json_bytes(compact({"object": "list", "data": data}))
 
     async def upscalers(self, _request: Request) -> Response:
         """GET /v1/upscalers: what a request may name in upscaler."""
-        extras = await asyncio.to_thread(self.service.extras)
+        assets = await asyncio.to_thread(self.service.assets)
         data = [
             {"id": name, "object": "upscaler", "factor": factor}
-            for name, factor in extras.upscalers.items()
+            for name, factor in assets.upscalers.items()
         ]
         return respond.json_bytes(compact({"object": "list", "data": data}))
 

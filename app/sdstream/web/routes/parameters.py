@@ -12,7 +12,7 @@ from sdstream.core import infotext
 from sdstream.core.errors import InvalidRequest, PayloadTooLarge, Reason, UnsupportedMediaType
 from sdstream.dialects.fields import unknown
 from sdstream.dialects.rendering import compact
-from sdstream.imaging.processor import Studio
+from sdstream.imaging.processor import ImageProcessor
 from sdstream.web import bodies, respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.schemas import FILE, OBJECT, STRING, form_of, json_of, listing, nullable, record
@@ -45,7 +45,7 @@ class ParametersRoute:
         max_form_bytes: Largest body.
     """
 
-    processor: Studio
+    processor: ImageProcessor
     max_form_bytes: int
 
     def routes(self) -> list[ApiRoute]:

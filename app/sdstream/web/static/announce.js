@@ -1,7 +1,7 @@
 /** What screen readers are told, without chatter: a job's start, each quarter, and its end. */
 
 import { byId } from "./dom.js";
-import { shortened } from "./words.js";
+import { shortened } from "./format.js";
 
 /** @import {Job} from "./jobs.js" */
 

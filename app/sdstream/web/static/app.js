@@ -7,15 +7,15 @@ import { CodePanel } from "./code.js";
 import { byId, save } from "./dom.js";
 import { acceptFiles } from "./drop.js";
 import { Form } from "./form.js";
-import { asFields, IMAGE } from "./further.js";
+import { asFields, IMAGE } from "./extra-options.js";
 import { Gallery } from "./gallery.js";
-import { onKey, tell } from "./head.js";
+import { onKey, tell } from "./header.js";
 import { isOver, Jobs } from "./jobs.js";
 import { fileOf, settingsOf } from "./pictures.js";
 import { Queue } from "./queue.js";
 import { Stage } from "./stage.js";
 import { Viewer } from "./viewer.js";
-import { listed } from "./words.js";
+import { listed } from "./format.js";
 
 /** @import {Ask, Job, JobImage} from "./jobs.js" */
 /** @import {Settings} from "./form.js" */

@@ -1,12 +1,12 @@
 /** The form: its fields within the model's limits, what they say, and errors at their place. */
 
 import { byId, make } from "./dom.js";
-import { missingPictures, withPictures } from "./further.js";
+import { missingPictures, withPictures } from "./extra-options.js";
 import { keep, recallJson } from "./storage.js";
-import { said, sentence } from "./words.js";
+import { said, sentence } from "./format.js";
 
 /** @import {Model} from "./api.js" */
-/** @import {Source} from "./further.js" */
+/** @import {Source} from "./extra-options.js" */
 
 /**
  * What the fields say, as the API's options: seeds as text, since they may have 63 bits.

@@ -3,7 +3,7 @@
 import { api, ApiError, showPicture } from "./api.js";
 import { byId, make } from "./dom.js";
 import { nameOf } from "./pictures.js";
-import { shortened } from "./words.js";
+import { shortened } from "./format.js";
 
 /** @import {Job, JobImage} from "./jobs.js" */
 

@@ -1,7 +1,7 @@
 /** What stage and gallery share about finished pictures. */
 
 import { api, pathOf } from "./api.js";
-import { shortened } from "./words.js";
+import { shortened } from "./format.js";
 
 /** @import {Job, JobImage} from "./jobs.js" */
 /** @import {Settings} from "./form.js" */

@@ -2,7 +2,7 @@
 
 import { showPicture } from "./api.js";
 import { byId, focusStage, icon, make } from "./dom.js";
-import { progressLine, shortened } from "./words.js";
+import { progressLine, shortened } from "./format.js";
 
 /** @import {Job} from "./jobs.js" */
 

@@ -1,7 +1,7 @@
 /** The present settings as code: what the form would send, ready to be run elsewhere. */
 
 import { BASE } from "./api.js";
-import { asFields } from "./further.js";
+import { asFields } from "./extra-options.js";
 
 /** @import {Settings} from "./form.js" */
 

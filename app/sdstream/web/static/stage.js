@@ -4,7 +4,7 @@ import { showPicture } from "./api.js";
 import { byId, focusStage, make } from "./dom.js";
 import { isOver } from "./jobs.js";
 import { nameOf, wasDrawn } from "./pictures.js";
-import { counted, progressLine, shortened } from "./words.js";
+import { counted, progressLine, shortened } from "./format.js";
 
 /** @import {Job, JobImage} from "./jobs.js" */
 

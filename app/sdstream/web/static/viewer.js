@@ -3,7 +3,7 @@
 import { showPicture } from "./api.js";
 import { byId, make } from "./dom.js";
 import { nameOf, wasDrawn } from "./pictures.js";
-import { counted, facts } from "./words.js";
+import { counted, facts } from "./format.js";
 
 /** @import {Entry, Gallery} from "./gallery.js" */
 
