@@ -107,7 +107,7 @@ class ImageProcessor:
         self._checker = checker
         self._max_input_pixels = max_input_pixels
         self._embed_parameters = embed_parameters
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="studio")
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
         self._upload_threads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
 
     @property

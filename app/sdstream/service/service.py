@@ -7,7 +7,7 @@
 One task gives the waiting jobs to free workers, in the order of the queue, and a task for each
 running job sees it to its end. A job that waits for room in memory is overtaken by none, else it
 might wait for ever. Everything runs on one event loop; what is done to pixels is done in the
-studio's threads.
+image processor's threads.
 
 Who ends a job, the first of these to come wins (``Job.apply`` ignores the others):
 
