@@ -97,7 +97,7 @@ def resolve(
     Args:
         ask: What was asked.
         catalog: The models.
-        random_seed: Returns a seed of 0..MAX_SEED for requests without one.
+        random_seed: Returns a seed of 0..MAX_SEED.
         limits: Of sizes.
         has_checker: A safety checker is configured.
         sources: What is known of the input images.
@@ -110,7 +110,22 @@ def resolve(
     spec = model_of(ask, catalog)
     safety = _safety(ask, has_checker)
     if ask.only_upscale:
-        return _upscaling(ask, spec, sources, assets, limits, safety)
+        request = _upscaling(ask, spec, sources, assets, limits, safety)
+    else:
+        request = _generation(ask, spec, sources, assets, limits, safety, random_seed)
+    _check_sides(ask, request)
+    return request
+
+
+def _generation(
+    ask: ParsedRequest,
+    spec: ModelSpec,
+    sources: Sources,
+    assets: Assets,
+    limits: Limits,
+    safety: Safety,
+    random_seed: Callable[[], int],
+) -> GenerationRequest:
     params = ask.params
     _check_prompts(ask, spec)
     _check_sources(ask, spec, sources)
@@ -119,15 +134,17 @@ def resolve(
     sampler, schedule = _sampling(ask, spec, steps)
     model_options.check(ask, spec, sampler)
     cfg_scale = _first(params.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
-    prompt, loras = resolve_options.loras(ask, assets)
     larger = resolve_options.second_pass(ask, spec, size, limits.drawn, sources)
     upscaled = resolve_options.upscaled(ask, larger or size, assets, limits.enlarged)
-    values = resolve_options.concrete(ask, spec, sources) | {"lora": loras or None}
-    if larger is not None:
-        values |= resolve_options.hires(ask, size, larger, steps)
-    if upscaled is not None:
-        values["upscale"] = round(upscaled.width / (larger or size).width, 4)
-    request = GenerationRequest(
+    prompt, loras = resolve_options.loras(ask, assets)
+    options = params.options().model_copy(
+        update={
+            "lora": loras or None,
+            **resolve_options.concrete(ask, spec, sources),
+            **resolve_options.enlarging(ask, size, larger, upscaled, steps),
+        }
+    )
+    return GenerationRequest(
         model=spec.id,
         prompt=prompt,
         negative_prompt=params.negative_prompt or "",
@@ -145,12 +162,10 @@ def resolve(
         output_format=params.output_format or "png",
         output_compression=_compression(ask),
         warnings=_warnings(ask, cfg_scale),
-        options=params.options().model_copy(update=values),
+        options=options,
         second_pass=larger,
         upscaled=upscaled,
     )
-    _check_sides(ask, request)
-    return request
 
 
 def _upscaling(
@@ -181,7 +196,7 @@ def _upscaling(
     chosen = replace(ask, params=params.model_copy(update={"upscaler": upscaler}))
     upscaled = resolve_options.upscaled(chosen, size, assets, limits.enlarged)
     assert upscaled is not None
-    request = GenerationRequest(
+    return GenerationRequest(
         model=spec.id,
         prompt="",
         negative_prompt="",
@@ -199,8 +214,6 @@ def _upscaling(
         options=Options(upscaler=upscaler, upscale=round(upscaled.width / size.width, 4)),
         upscaled=upscaled,
     )
-    _check_sides(ask, request)
-    return request
 
 
 def _check_sides(ask: ParsedRequest, request: GenerationRequest) -> None:

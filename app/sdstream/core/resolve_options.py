@@ -96,15 +96,30 @@ def second_pass(
     return larger
 
 
-def hires(ask: ParsedRequest, size: Size, larger: Size, steps: int) -> dict[str, Any]:
-    """Return the concrete options of a second pass: name -> value."""
+def enlarging(
+    ask: ParsedRequest, size: Size, larger: Size | None, upscaled: Size | None, steps: int
+) -> dict[str, Any]:
+    """Return the concrete options of the second pass and the upscaler: name -> value.
+
+    Args:
+        ask: The request.
+        size: Of the first pass.
+        larger: Of the second pass, None without one.
+        upscaled: After the upscaler, None without one.
+        steps: Of the first pass.
+    """
     params = ask.params
-    return {
-        "hires_scale": round(larger.width / size.width, 4),
-        "hires_steps": params.hires_steps or steps,
-        "hires_strength": 0.7 if params.hires_strength is None else params.hires_strength,
-        "hires_upscaler": params.hires_upscaler or "latent",
-    }
+    values: dict[str, Any] = {}
+    if larger is not None:
+        values = {
+            "hires_scale": round(larger.width / size.width, 4),
+            "hires_steps": params.hires_steps or steps,
+            "hires_strength": 0.7 if params.hires_strength is None else params.hires_strength,
+            "hires_upscaler": params.hires_upscaler or "latent",
+        }
+    if upscaled is not None:
+        values["upscale"] = round(upscaled.width / (larger or size).width, 4)
+    return values
 
 
 def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) -> Size | None:

@@ -29,18 +29,10 @@ from sdstream.core.model_spec import Files, ModelSpec
 from sdstream.core.request import GenerationRequest, Limits
 from sdstream.core.resolve import resolve
 from sdstream.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES
-from sdstream.dialects.a1111 import answers, generation
+from sdstream.dialects.a1111 import answers, settings
 from sdstream.dialects.a1111.answers import Standing
-from sdstream.dialects.a1111.generation import (
-    IGNORED,
-    IGNORED_OPTIONS,
-    NEUTRAL,
-    NEUTRAL_OPTIONS,
-    Drawing,
-    Settings,
-    fitted,
-    parse,
-)
+from sdstream.dialects.a1111.generation import IGNORED, NEUTRAL, Drawing, fitted, parse
+from sdstream.dialects.a1111.settings import IGNORED_OPTIONS, NEUTRAL_OPTIONS, Settings
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PICTURE = base64.b64encode(b"a picture").decode()
@@ -322,9 +314,9 @@ def test_eta() -> None:
 def test_settings_that_pass() -> None:
     """What GET options tells may be posted back as it is."""
     told = json.loads(answers.options(Settings("m")))
-    assert generation.settings(told) == Settings("m", 1)
+    assert settings.settings(told) == Settings("m", 1)
     assert json.loads(answers.options(Settings("m", 2)))["CLIP_stop_at_last_layers"] == 2
-    assert generation.settings(dict.fromkeys(IGNORED_OPTIONS, 1)) == Settings()
+    assert settings.settings(dict.fromkeys(IGNORED_OPTIONS, 1)) == Settings()
     assert set(NEUTRAL_OPTIONS) <= set(told)
 
 

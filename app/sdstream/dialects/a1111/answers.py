@@ -23,14 +23,8 @@ from sdstream.core.job import ImageReady, ImageResult, Job, JobStatus, PreviewRe
 from sdstream.core.messages import Phase
 from sdstream.core.request import GenerationRequest
 from sdstream.core.samplers import SAMPLERS, SCHEDULES, Schedule
-from sdstream.dialects.a1111.generation import (
-    CHECKPOINT,
-    CLIP_SKIP,
-    LATENT_UPSCALERS,
-    NEUTRAL_OPTIONS,
-    Drawing,
-    Settings,
-)
+from sdstream.dialects.a1111.generation import LATENT_UPSCALERS, Drawing
+from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, NEUTRAL_OPTIONS, Settings
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, error_body, with_base64
 
 #: Pictures between the steps of an image, at most, for ``current_image``. They are made when

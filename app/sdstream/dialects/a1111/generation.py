@@ -14,7 +14,6 @@ Deliberate oddities:
 
 from __future__ import annotations
 
-import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +25,14 @@ from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_options import supports
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import MAX_IMAGES, Fit, ImageParams
-from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.core.options import MAX_IMAGES, Fit
+from sdstream.core.pixels import SourceFiles
 from sdstream.dialects.a1111 import controlnet
 from sdstream.dialects.a1111.controlnet import Control
 from sdstream.dialects.a1111.fields import own_fields
-from sdstream.dialects.fields import invalid, unknown
+from sdstream.dialects.a1111.pictures import file_of
+from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, NO_SETTINGS, Settings, settings
+from sdstream.dialects.fields import invalid
 from sdstream.dialects.openai.request import parse as parse_openai
 from sdstream.dialects.rendering import JsonObject
 
@@ -74,29 +75,6 @@ IGNORED: Final = frozenset(
     }
 )  # fmt: skip
 
-#: Settings of the whole server that would change pictures; the first value is the one told.
-NEUTRAL_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
-    "sd_vae": ("Automatic", "None", ""),
-    "eta_noise_seed_delta": (0,),
-    "initial_noise_multiplier": (1.0,),
-    "img2img_color_correction": (False,),
-    "samples_format": ("png",),
-    "forge_additional_modules": ([],),
-}
-
-#: Harmless settings: saving on the server's disk, and how often the original makes previews.
-IGNORED_OPTIONS: Final = frozenset(
-    {
-        "samples_save", "grid_save", "save_to_dirs", "return_grid", "jpeg_quality",
-        "live_previews_enable", "show_progress_every_n_steps", "show_progress_type",
-        "do_not_show_images",
-    }
-)  # fmt: skip
-
-CHECKPOINT: Final = "sd_model_checkpoint"
-CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
-_MAX_SKIP: Final = 12
-
 #: Fields of a second pass that would make it another picture.
 _SECOND_PASS_OF_ITS_OWN: Final = (
     "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt",
@@ -114,31 +92,12 @@ LATENT_UPSCALERS: Final = {
 }
 _HIRES_UPSCALERS: Final = {**LATENT_UPSCALERS, "Lanczos": "lanczos", "Nearest": "nearest"}
 
-#: How extra-single-image spells what it asks for.
-_EXTRA_SPELLING: Final = {"upscaler": "upscaler_1", "upscale": "upscaling_resize"}
-
-#: Would make another picture of it, so these values only.
-_EXTRA_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    "resize_mode": (0,),
-    "gfpgan_visibility": (0,),
-    "codeformer_visibility": (0,),
-    "upscaler_2": ("None", ""),
-    "extras_upscaler_2_visibility": (0,),
-}
-_EXTRA_IGNORED: Final = frozenset(
-    {
-        "show_extras_results", "codeformer_weight", "upscaling_resize_w", "upscaling_resize_h",
-        "upscaling_crop", "upscale_first",
-    }
-)  # fmt: skip
-
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
 
 #: What A1111 takes when an img2img says nothing.
 _STRENGTH: Final = 0.75
 
 _NETWORK_TAG: Final = re.compile(r"<(?:lyco|hypernet):", re.IGNORECASE)
-_DATA_URL: Final = re.compile(r"data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},")
 
 
 class _Fields(BaseModel):
@@ -177,24 +136,6 @@ class _Fields(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What options choose, of one request or of all later ones; None is what it was.
-
-    Attributes:
-        model: The checkpoint.
-        clip_skip: Layers of CLIP to leave out, from 1 for none.
-    """
-
-    model: str | None = None
-    clip_skip: int | None = None
-
-    def over(self, earlier: Settings) -> Settings:
-        """These where they say something, else the earlier ones."""
-        clip_skip = earlier.clip_skip if self.clip_skip is None else self.clip_skip
-        return Settings(self.model or earlier.model, clip_skip)
-
-
-@dataclass(frozen=True, slots=True)
 class Drawing:
     """A parsed txt2img or img2img.
 
@@ -214,12 +155,12 @@ class Drawing:
     echo: JsonObject
     batch_size: int
     send_images: bool
-    kept: Settings = Settings()
+    kept: Settings = NO_SETTINGS
     recalled_clip_skip: bool = False
     warnings: tuple[str, ...] = ()
 
 
-def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Settings()) -> Drawing:
+def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = NO_SETTINGS) -> Drawing:
     """Read a txt2img or an img2img.
 
     Args:
@@ -260,7 +201,7 @@ def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = Sett
         echo=_echo(body, fields, has_control=control is not None),
         batch_size=fields.batch_size,
         send_images=fields.send_images,
-        kept=Settings() if fields.override_settings_restore_afterwards else override,
+        kept=NO_SETTINGS if fields.override_settings_restore_afterwards else override,
         recalled_clip_skip=fields.clip_skip is None and override.clip_skip is None,
         warnings=(*_warnings(fields), *(control.warnings if control else ())),
     )
@@ -286,45 +227,6 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
         ask=replace(drawing.ask, params=params.model_copy(update=left_out)),
         warnings=(*drawing.warnings, *words),
     )
-
-
-def settings(options: Mapping[str, Any], where: str = "") -> Settings:
-    """What options choose.
-
-    Raises:
-        InvalidRequest: An option that would change pictures and cannot be had.
-    """
-    prefix = f"{where}." if where else ""
-    own = own_fields(
-        options,
-        (CHECKPOINT, CLIP_SKIP),
-        neutral=NEUTRAL_OPTIONS,
-        ignored=IGNORED_OPTIONS,
-        where=prefix,
-    )
-    model, clip_skip = own.get(CHECKPOINT), own.get(CLIP_SKIP)
-    if model is not None and not isinstance(model, str):
-        raise InvalidRequest(f"'{prefix}{CHECKPOINT}' must be a string.", param=CHECKPOINT)
-    if clip_skip is not None and (type(clip_skip) is not int or not 1 <= clip_skip <= _MAX_SKIP):
-        raise InvalidRequest(
-            f"'{prefix}{CLIP_SKIP}' must be a whole number from 1 to {_MAX_SKIP}.",
-            param=CLIP_SKIP,
-        )
-    return Settings(model, clip_skip)
-
-
-def image_field(body: Mapping[str, Any]) -> SourceFile:
-    """The file under ``image`` of a png-info.
-
-    Raises:
-        InvalidRequest: It is missing, or no base64.
-    """
-    for name in body:
-        if name != "image":
-            raise unknown(name)
-    if not isinstance(body.get("image"), str):
-        raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
-    return _file("image", body["image"].strip())
 
 
 def _fields(given: Mapping[str, Any]) -> _Fields:
@@ -447,8 +349,8 @@ def _files(fields: _Fields) -> SourceFiles:
             param="init_images",
         )
     return SourceFiles(
-        images=(_file("init_images", fields.init_images[0]),),
-        mask=_file("mask", fields.mask) if fields.mask else None,
+        images=(file_of("init_images", fields.init_images[0]),),
+        mask=file_of("mask", fields.mask) if fields.mask else None,
         inverted_mask=fields.inpainting_mask_invert,
     )
 
@@ -457,7 +359,7 @@ def _with_control(files: SourceFiles | None, control: Control) -> SourceFiles:
     """A unit without a picture of its own follows the input image."""
     param = controlnet.PARAM
     if control.image:
-        picture = _file(param, control.image)
+        picture = file_of(param, control.image)
     elif files is not None:
         picture = files.images[0]
     else:
@@ -467,20 +369,6 @@ def _with_control(files: SourceFiles | None, control: Control) -> SourceFiles:
             param=param,
         )
     return replace(files or SourceFiles(()), control=picture)
-
-
-def _file(param: str, text: str) -> SourceFile:
-    """A file from base64, with or without a data: prefix."""
-    prefix = _DATA_URL.match(text)
-    try:
-        data = binascii.a2b_base64(text[prefix.end() :] if prefix else text)
-    except (binascii.Error, ValueError):
-        data = b""
-    if not data:
-        raise InvalidRequest(
-            f"Invalid image: '{param}' is no base64.", reason=Reason.INVALID_IMAGE, param=param
-        )
-    return SourceFile(param, data)
 
 
 def _over_image(fields: _Fields) -> JsonObject:
@@ -536,31 +424,3 @@ def _echo(body: Mapping[str, Any], fields: _Fields, *, has_control: bool) -> Jso
         if has_control:
             del echo["alwayson_scripts"]
     return echo
-
-
-# --- enlarging ------------------------------------------------------------------------------------
-
-
-def parse_extra(body: Mapping[str, Any]) -> ParsedRequest:
-    """The JSON of an extra-single-image: how to enlarge which picture.
-
-    Raises:
-        InvalidRequest: Names the field.
-    """
-    file = image_field({name: value for name, value in body.items() if name == "image"})
-    own = ("image", *_EXTRA_SPELLING.values())
-    given = own_fields(body, own, neutral=_EXTRA_NEUTRAL, ignored=_EXTRA_IGNORED)
-    chosen = given.get("upscaler_1", "None")
-    if chosen == "None":
-        raise InvalidRequest(
-            "'upscaler_1' must name an upscaler: there is nothing else to do to the picture.",
-            reason=Reason.MISSING_FIELD,
-            param="upscaler_1",
-        )
-    try:
-        params = ImageParams(prompt="", upscaler=chosen, upscale=given.get("upscaling_resize", 2.0))
-    except ValidationError as error:
-        raise invalid(error, _EXTRA_SPELLING) from None
-    return ParsedRequest(
-        params, files=SourceFiles((file,)), only_upscale=True, client_names=_EXTRA_SPELLING
-    )

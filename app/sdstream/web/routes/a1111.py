@@ -25,8 +25,8 @@ from sdstream.core.errors import (
     UnsupportedMediaType,
 )
 from sdstream.core.job import JobStatus
-from sdstream.dialects.a1111 import answers, controlnet, generation
-from sdstream.dialects.a1111.generation import Settings
+from sdstream.dialects.a1111 import answers, controlnet, extras, generation, pictures, settings
+from sdstream.dialects.a1111.settings import Settings
 from sdstream.dialects.rendering import compact
 from sdstream.service.service import LiveJob
 from sdstream.web import bodies, respond
@@ -322,7 +322,7 @@ class A1111Routes:
     async def set_options(self, request: Request) -> Response:
         """POST options: checkpoint and layers of CLIP of later requests to these routes."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        chosen = generation.settings(body)
+        chosen = settings.settings(body)
         if chosen.model is not None:
             spec = await self._service.get_model(chosen.model, "sd_model_checkpoint")
             chosen = replace(chosen, model=spec.id)
@@ -335,11 +335,11 @@ class A1111Routes:
     async def png_info(self, request: Request) -> Response:
         """POST png-info: what is written into an image file."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        texts = await self._service.processor.texts(generation.image_field(body))
+        texts = await self._service.processor.texts(pictures.image_field(body))
         return respond.json_bytes(answers.png_info(texts))
 
     async def extra_single_image(self, request: Request) -> Response:
         """POST extra-single-image: enlarge a picture."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        ask = generation.parse_extra(body)
+        ask = extras.parse_extra(body)
         return await self._draw.deliver(request, ask, None, answers.extra_answer)

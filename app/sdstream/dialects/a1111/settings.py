@@ -1,0 +1,80 @@
+"""AUTOMATIC1111's settings (options, override_settings): which are read, ignored or fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sdstream.core.errors import InvalidRequest
+from sdstream.dialects.a1111.fields import own_fields
+
+#: Settings of the whole server that would change pictures; the first value is the one told.
+NEUTRAL_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
+    "sd_vae": ("Automatic", "None", ""),
+    "eta_noise_seed_delta": (0,),
+    "initial_noise_multiplier": (1.0,),
+    "img2img_color_correction": (False,),
+    "samples_format": ("png",),
+    "forge_additional_modules": ([],),
+}
+
+#: Harmless settings: saving on the server's disk, and how often the original makes previews.
+IGNORED_OPTIONS: Final = frozenset(
+    {
+        "samples_save", "grid_save", "save_to_dirs", "return_grid", "jpeg_quality",
+        "live_previews_enable", "show_progress_every_n_steps", "show_progress_type",
+        "do_not_show_images",
+    }
+)  # fmt: skip
+
+CHECKPOINT: Final = "sd_model_checkpoint"
+CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
+_MAX_SKIP: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What options choose, of one request or of all later ones; None is what it was.
+
+    Attributes:
+        model: The checkpoint.
+        clip_skip: Layers of CLIP to leave out, from 1 for none.
+    """
+
+    model: str | None = None
+    clip_skip: int | None = None
+
+    def over(self, earlier: Settings) -> Settings:
+        """These where they say something, else the earlier ones."""
+        clip_skip = earlier.clip_skip if self.clip_skip is None else self.clip_skip
+        return Settings(self.model or earlier.model, clip_skip)
+
+
+#: What options choose that say nothing.
+NO_SETTINGS: Final = Settings()
+
+
+def settings(options: Mapping[str, Any], where: str = "") -> Settings:
+    """What options choose.
+
+    Raises:
+        InvalidRequest: An option that would change pictures and cannot be had.
+    """
+    prefix = f"{where}." if where else ""
+    own = own_fields(
+        options,
+        (CHECKPOINT, CLIP_SKIP),
+        neutral=NEUTRAL_OPTIONS,
+        ignored=IGNORED_OPTIONS,
+        where=prefix,
+    )
+    model, clip_skip = own.get(CHECKPOINT), own.get(CLIP_SKIP)
+    if model is not None and not isinstance(model, str):
+        raise InvalidRequest(f"'{prefix}{CHECKPOINT}' must be a string.", param=CHECKPOINT)
+    if clip_skip is not None and (type(clip_skip) is not int or not 1 <= clip_skip <= _MAX_SKIP):
+        raise InvalidRequest(
+            f"'{prefix}{CLIP_SKIP}' must be a whole number from 1 to {_MAX_SKIP}.",
+            param=CLIP_SKIP,
+        )
+    return Settings(model, clip_skip)
