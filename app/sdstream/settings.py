@@ -170,7 +170,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_there(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
-            raise ValueError(f"there is no folder {value}")
+            raise ValueError(f"the folder {value} does not exist")
         return value
 
 
@@ -186,7 +186,7 @@ def _origin(text: str) -> str:
     except ValueError:
         scheme = place = ""
     if not (scheme and place) or any(rest) or "@" in place:
-        raise ValueError(f"'{text}' is no origin; http://localhost:3000 is one, and * is all")
+        raise ValueError(f"'{text}' is not an origin; write http://localhost:3000, or * for all")
     return f"{scheme}://{place}"
 
 

@@ -305,7 +305,7 @@ def test_a_place_that_takes_no_file_is_told_before_drawing(
         folder=tmp_path,
     )
     assert result.returncode == 2
-    assert "there is no folder no" in said(result)
+    assert "the folder no does not exist" in said(result)
     (tmp_path / "dd.png").mkdir()
     result = sdstream(
         *("generate", "a", *QUICK, "-o", "dd.png", "--server", fake_server.url), folder=tmp_path

@@ -74,7 +74,7 @@ def test_async_takes_nothing_that_it_would_ignore(
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        ("nodir/x.png", "there is no folder nodir."),
+        ("nodir/x.png", "the folder nodir does not exist."),
         ("w.txt", "-o must end in one of"),
         ("-", "-o - takes one image, not 2."),
         ("x.png", "x-2.png is a folder."),
@@ -183,7 +183,7 @@ def test_watch_tells_how_a_job_failed(tmp_path: Path, fake_server: ServerProcess
     job = begin(fake_server, {"prompt": "fail=1", "size": "64x64", "steps": 2})["id"]
     result = sdstream("watch", job, "--server", fake_server.url, folder=tmp_path)
     assert result.returncode == 1
-    assert said(result).endswith("Error: The fake engine was told to fail.")
+    assert said(result).endswith("Error: The fake engine failed as requested.")
     unknown = sdstream("watch", "job_nobody", "--server", fake_server.url, folder=tmp_path)
     assert unknown.returncode == 1
     assert "never was here" in said(unknown)

@@ -268,7 +268,7 @@ def test_a_server_that_is_down(tmp_path: Path, visit: Visit) -> None:
         page = person.open()
         expect(page.locator("#gallery-empty")).to_be_visible()
     draw(page, "nobody hears this")
-    expect(page.locator("#form-error")).to_have_text("The server does not answer.")
+    expect(page.locator("#form-error")).to_have_text("The server does not respond.")
     with running_server(tmp_path, **settings):
         expect(page.locator("#notice")).to_be_empty()
         expect(page.locator("#form-error")).to_be_empty()
@@ -282,7 +282,7 @@ def test_a_failure_in_words(own_server: ServerProcess, visit: Visit) -> None:
     page = visit(own_server).open()
     draw(page, "no luck fail=2")
     expect(page.locator("#trouble")).to_contain_text("could not be drawn")
-    expect(page.locator("#trouble-text")).to_have_text("The fake engine was told to fail.")
+    expect(page.locator("#trouble-text")).to_have_text("The fake engine failed as requested.")
     expect(page.locator("#tiles button").first).to_contain_text("Failed")
 
 

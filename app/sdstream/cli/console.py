@@ -163,7 +163,7 @@ class Saver:
         self._path = None if output in (None, "-") else Path(str(output))
         self.format = "png" if self._path is None else format_of(self._path.name)
         if self._path is not None and not self._path.parent.is_dir():
-            raise click.UsageError(f"there is no folder {self._path.parent}.")
+            raise click.UsageError(f"the folder {self._path.parent} does not exist.")
         self._count = 1
         self._shows = (self._path is not None and _is_terminal()) if show is None else show
         self._shown: list[bytes] = []
@@ -180,7 +180,7 @@ class Saver:
             click.UsageError: The output cannot take these.
         """
         if self._to_stdout and count > 1:
-            raise click.UsageError(f"-o - takes one image, not {count}.")
+            raise click.UsageError(f"-o - writes one image to stdout, not {count}.")
         if self._path is None:
             return
         if kind != self.format:

@@ -158,9 +158,11 @@ def generate(
         raise click.UsageError("PROMPT is missing; give one, or --like with an image file.")
     if only_begin:
         if server is None:
-            raise click.UsageError("--async needs a --server, which goes on with the job.")
+            raise click.UsageError("--async needs --server, which continues the job.")
         if output == "-" or show:
-            raise click.UsageError("--async has no images for -o - and --show; sdstream watch has.")
+            raise click.UsageError(
+                "--async cannot be combined with -o - or --show; use sdstream watch."
+            )
         options |= {"n": count, "output_format": format_of(output)}
         with plain_errors():
             click.echo(asyncio.run(_begin(options, server, api_key)))

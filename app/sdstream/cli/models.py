@@ -94,7 +94,7 @@ def _pulled_variant(catalog: Catalog, name: str) -> Variant:
     if variant is not None:
         return variant
     if catalog.find(name) is not None:
-        raise HubError(f"The model '{name}' has no files on the hub: there is nothing to pull.")
+        raise HubError(f"The model '{name}' has no files on the hub; nothing to download.")
     raise HubError(catalog.why_unknown(name))
 
 

@@ -58,7 +58,7 @@ class Catalog:
         for index, spec in enumerate(file.models):
             if _entry_of(spec.id, entries) is not None:
                 line = line_near(lines, ("models", index, "id"))
-                raise CatalogError(f"the id '{spec.id}' is there twice", line)
+                raise CatalogError(f"duplicate id '{spec.id}'", line)
             _check_quants(spec, index, lines)
             entries[spec.id] = spec
         for index, spec in enumerate(file.models):
@@ -66,7 +66,7 @@ class Catalog:
             entry = _entry_of(name, entries)
             if entry is not None and _quant(entry, quant):
                 line = line_near(lines, ("models", index, "id"))
-                raise CatalogError(f"the id '{spec.id}' is that of a quant of '{entry.id}'", line)
+                raise CatalogError(f"the id '{spec.id}' is also a quant of '{entry.id}'", line)
         models = {name: spec for name, spec in entries.items() if not spec.quants}
         spellings = {name.casefold(): name for name in models}
         catalog = cls(entries, models, file.default or file.models[0].id, lines, spellings)
@@ -188,12 +188,12 @@ def _check_quants(spec: ModelSpec, index: int, lines: Lines) -> None:
     if from_hub and not spec.quants:
         path = (*here, "files", next(iter(from_hub)))
         raise CatalogError(
-            "files of the hub need 'quants', which names one at least", line_near(lines, path)
+            "files on the hub require 'quants' with at least one name", line_near(lines, path)
         )
     if not spec.quants:
         return
     line = line_near(lines, (*here, "quants"))
     if not from_hub:
-        raise CatalogError("'quants' are those of files of the hub, and there are none", line)
+        raise CatalogError("'quants' requires files on the hub (hf:OWNER/REPO/PATH)", line)
     if len(spec.quants) > 1 and not any(QUANT in place for place in from_hub.values()):
-        raise CatalogError(f"with several quants {QUANT} must be part of some file", line)
+        raise CatalogError(f"with several quants, at least one file must contain {QUANT}", line)

@@ -44,7 +44,7 @@ def load(text: str) -> tuple[Lines, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise CatalogError(str(error), 1) from None
     except RecursionError:
-        raise CatalogError("it is nested too deep", 1) from None
+        raise CatalogError("the file is nested too deeply", 1) from None
 
 
 def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
@@ -58,7 +58,7 @@ def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
             here = (*path, str(key.value))
             line = key.start_mark.line + 1
             if here in lines:
-                raise CatalogError(f"the key '{key.value}' is there twice", line)
+                raise CatalogError(f"duplicate key '{key.value}'", line)
             lines[here] = line
             _index(value, here, lines)
 

@@ -66,9 +66,9 @@ class Reason(DescribedEnum):
     )
     WEBHOOK_NOT_ALLOWED = "webhook_not_allowed", "Webhooks are off, or not to this host."
     MODEL_NOT_FOUND = "model_not_found", "No model of that name is here."
-    ROUTE_NOT_FOUND = "route_not_found", "Nothing is served at this path."
+    ROUTE_NOT_FOUND = "route_not_found", "Route not found."
     JOB_NOT_FOUND = "job_not_found", "The job never was here, is another's, or has expired."
-    IMAGE_NOT_FOUND = "image_not_found", "The image never was here or has expired."
+    IMAGE_NOT_FOUND = "image_not_found", "Image not found; it may have expired."
     METHOD_NOT_ALLOWED = "method_not_allowed", "The route does not take this HTTP method."
     NOT_ACCEPTABLE = "not_acceptable", "The answer cannot have the form that Accept names."
     BODY_TOO_LARGE = "body_too_large", "The body is larger than this server takes."
@@ -83,11 +83,11 @@ class Reason(DescribedEnum):
     WORKER_CRASHED = "worker_crashed", "The native process died of a signal."
     WORKER_KILLED = "worker_killed", "The native process was killed, as a rule for lack of memory."
     WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
-    INTERRUPTED = "interrupted", "The server stopped in the middle of the job."
+    INTERRUPTED = "interrupted", "The server stopped while the job was running."
     CANCELLED = "cancelled", "The job was cancelled."
     MODEL_UNAVAILABLE = "model_unavailable", "The model could not be loaded."
     NOT_INSTALLED = "not_installed", "The route needs an optional extra that is not installed."
-    SHUTTING_DOWN = "shutting_down", "The server is going down."
+    SHUTTING_DOWN = "shutting_down", "The server is shutting down."
     INTERNAL_ERROR = "internal_error", "A fault of the server itself; its log has more."
 
 

@@ -324,7 +324,9 @@ class Job:
         """
         if isinstance(event, Completed) and len(self.images) < self.request.n:
             missing = self.request.n - len(self.images)
-            event = JobFailed(Reason.GENERATION_FAILED, f"The runtime left {missing} images out.")
+            event = JobFailed(
+                Reason.GENERATION_FAILED, f"The runtime returned {missing} images too few."
+            )
         status = TRANSITIONS[self.status].get(type(event))
         if status is None or self._is_stale(event):
             return False

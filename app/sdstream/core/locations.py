@@ -39,7 +39,7 @@ class HubFile(NamedTuple):
         match = _HUB_LOCATION.fullmatch(location)
         if match is None or {"", ".", ".."} & {*match["path"].split("/")}:
             raise ValueError(
-                f"'{location}' is no file of the hub, which is written hf:OWNER/REPO/PATH or "
+                f"'{location}' is not a file on the hub; write hf:OWNER/REPO/PATH or "
                 "hf:OWNER/REPO@REVISION/PATH"
             )
         return cls(match["repo"], match["path"], match["revision"] or "main")
@@ -55,9 +55,9 @@ def _a_location(value: str) -> str:
     if value.startswith(HUB):
         path = HubFile.parse(value).path
         if re.search(r"[{}]", path.replace(QUANT, "")):
-            raise ValueError(f"of the words in braces there is {QUANT} only")
+            raise ValueError(f"{QUANT} is the only placeholder")
     elif QUANT in value:
-        raise ValueError(f"{QUANT} stands in files of the hub only (hf:OWNER/REPO/PATH)")
+        raise ValueError(f"{QUANT} is allowed only in files on the hub (hf:OWNER/REPO/PATH)")
     return value
 
 

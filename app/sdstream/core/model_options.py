@@ -153,7 +153,8 @@ def _check_name(ask: ParsedRequest, option: str, names: tuple[str, ...]) -> None
     given = getattr(ask.params, option)
     if given is not None and given not in names:
         raise ask.rejected(
-            option, f": there is no '{given[:64]}' for this model; there are {', '.join(names)}."
+            option,
+            f": '{given[:64]}' is not available for this model; choose one of {', '.join(names)}.",
         )
 
 
@@ -165,19 +166,17 @@ def _check_sigmas(ask: ParsedRequest) -> None:
         if getattr(ask.params, other) is not None:
             raise ask.rejected(
                 "sigmas",
-                f" says what '{ask.client_name(other)}' would; send one.",
+                f" and '{ask.client_name(other)}' set the same thing; send one.",
                 Reason.CONFLICTING_FIELDS,
             )
     if any(later >= earlier for earlier, later in pairwise(sigmas)) or sigmas[-1] != 0:
-        raise ask.rejected("sigmas", " must fall from value to value and end with 0.")
+        raise ask.rejected("sigmas", " must decrease and end with 0.")
 
 
 def check_span(ask: ParsedRequest, option: str, start: float, end: float) -> None:
     """Reject shares of the steps between which nothing would be done; ``option`` is the start."""
     if start >= end:
-        raise ask.rejected(
-            option, f" {start:g} is not before the end at {end:g}: nothing would be done."
-        )
+        raise ask.rejected(option, f" {start:g} must be less than the end, {end:g}.")
 
 
 def _check_cache(ask: ParsedRequest) -> None:
@@ -188,7 +187,7 @@ def _check_cache(ask: ParsedRequest) -> None:
         if name in (params.cache_options or {}) and getattr(params, f"cache_{name}") is not None:
             raise ask.rejected(
                 "cache_options",
-                f" and 'cache_{name}' both say '{name}'.",
+                f" and 'cache_{name}' both set '{name}'.",
                 Reason.CONFLICTING_FIELDS,
             )
     for name, value in params.cache_numbers.items():

@@ -190,7 +190,7 @@ class ModelSpec(Part):
     @classmethod
     def _not_reserved(cls, value: str) -> str:
         if value == "default":
-            raise ValueError("'default' is what requests call the default model")
+            raise ValueError("'default' is reserved for the default model")
         return value
 
     @field_validator("quants")
@@ -198,13 +198,15 @@ class ModelSpec(Part):
     def _told_apart(cls, value: Mapping[str, object] | None) -> Mapping[str, object] | None:
         names = [name.casefold() for name in value or ()]
         if len({*names}) < len(names):
-            raise ValueError("two quants differ in the case of their letters only")
+            raise ValueError("two quants differ only in case")
         return value
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.files.control_net is not None and not self.traits.unet:
-            raise ValueError(f"the runtime has no ControlNet for the family '{self.family}'")
+            raise ValueError(
+                f"the runtime does not support ControlNet for the family '{self.family}'"
+            )
         if self.defaults.guidance is not None and not self.traits.distilled_guidance:
             raise ValueError(f"the family '{self.family}' has no distilled guidance")
         if self.runtime.preview == "tae" and self.files.tae is None:

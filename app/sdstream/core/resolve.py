@@ -50,10 +50,10 @@ _OF_UPSCALING: Final = {
 
 #: What an option acts on -> how errors name it.
 _INPUTS: Final = {
-    "image": "an input image to draw over",
-    "image or control": "an input image to draw over",
+    "image": "an input image",
+    "image or control": "an input image",
     "mask": "a mask",
-    "control": "a control picture",
+    "control": "a control image",
 }
 
 _STEP_FACTORS: Final[Mapping[Quality, float]] = {"low": 0.5, "high": 1.5, "hd": 1.5}
@@ -183,13 +183,13 @@ def _upscaling(
     for name, value in (*inputs, *options):
         if value is not None and value is not False and value != "":
             raise ask.rejected(
-                name, " has no meaning where nothing is drawn.", Reason.NOT_SUPPORTED
+                name, " is not supported on this route, which only upscales.", Reason.NOT_SUPPORTED
             )
     if params.n not in (None, 1):
-        raise ask.rejected("n", " is 1 where nothing is drawn.")
+        raise ask.rejected("n", " must be 1 on this route.")
     if params.upscaler is None and len(assets.upscalers) != 1:
         there = ", ".join(assets.upscalers) or "none"
-        raise ask.rejected("upscaler", f" is required; there are {there}.", Reason.MISSING_FIELD)
+        raise ask.rejected("upscaler", f" is required; available: {there}.", Reason.MISSING_FIELD)
     size = sources.size
     assert size is not None
     upscaler = params.upscaler or next(iter(assets.upscalers))
@@ -222,7 +222,8 @@ def _check_sides(ask: ParsedRequest, request: GenerationRequest) -> None:
     if side > longest:
         raise ask.rejected(
             "output_format",
-            f": a side of {side} pixels is more than the {longest} of {request.output_format}.",
+            f": {side} pixels on a side is more than the maximum of {longest} for "
+            f"{request.output_format}.",
         )
 
 
@@ -236,7 +237,8 @@ def _check_prompts(ask: ParsedRequest, spec: ModelSpec) -> None:
         if length > spec.longest_prompt:
             raise ask.rejected(
                 name,
-                f" has {length} characters; the model '{spec.id}' reads {spec.longest_prompt}.",
+                f" has {length} characters; the model '{spec.id}' accepts at most "
+                f"{spec.longest_prompt}.",
             )
 
 
@@ -263,7 +265,7 @@ def _check_sources(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> Non
         # What the mask keeps is kept exactly, which enlarging cannot.
         raise ask.rejected(
             "upscaler",
-            " cannot be had with a mask; enlarge the finished image afterwards.",
+            " cannot be combined with a mask; upscale the finished image afterwards.",
             Reason.NOT_SUPPORTED,
         )
 
@@ -284,7 +286,9 @@ def _size(ask: ParsedRequest, spec: ModelSpec, max_pixels: int, source: Size | N
             option = "height"
         raise ask.rejected(option, f": {problem}.")
     if size.width * size.height > max_pixels:
-        raise ask.rejected(option, f": {size} is more than this server's {max_pixels} pixels.")
+        raise ask.rejected(
+            option, f": {size} is more than the server's limit of {max_pixels} pixels."
+        )
     return size
 
 
@@ -305,7 +309,7 @@ def _shaped(ask: ParsedRequest, spec: ModelSpec) -> Size:
             )
     match = _RATIO.fullmatch(ask.params.aspect_ratio or "")
     if match is None:
-        raise ask.rejected("aspect_ratio", ": a shape is written WIDTH:HEIGHT, 16:9 for example.")
+        raise ask.rejected("aspect_ratio", ": write a ratio as WIDTH:HEIGHT, for example 16:9.")
     return spec.size_of_shape(int(match[1]), int(match[2]))
 
 
@@ -314,14 +318,14 @@ def _width_and_height(ask: ParsedRequest) -> Size:
     if params.width is None or params.height is None:
         given, missing = ("width", "height") if params.height is None else ("height", "width")
         raise InvalidRequest(
-            f"'{ask.client_name(given)}' needs '{missing}' beside it.",
+            f"'{ask.client_name(given)}' requires '{missing}'.",
             reason=Reason.MISSING_FIELD,
             param=missing,
         )
     size = Size(params.width, params.height)
     if params.size not in (None, "auto", "") and _parsed(ask) != size:
         raise ask.rejected(
-            "size", " and width and height name different sizes.", Reason.CONFLICTING_FIELDS
+            "size", " differs from width and height; send one of them.", Reason.CONFLICTING_FIELDS
         )
     return size
 
@@ -343,7 +347,8 @@ def _sampling(ask: ParsedRequest, spec: ModelSpec, steps: int) -> tuple[str, str
         params, sampler_param = ask.params, ask.client_name("sampler")
         schedule_param = ask.client_name("schedule")
         raise InvalidRequest(
-            f"'{sampler_param}' {params.sampler} and '{schedule_param}' {params.schedule} differ.",
+            f"'{sampler_param}' {params.sampler} and '{schedule_param}' "
+            f"{params.schedule} conflict; send one of them.",
             reason=Reason.CONFLICTING_FIELDS,
             param=schedule_param,
         )
@@ -383,7 +388,7 @@ def _safety(ask: ParsedRequest, has_checker: bool) -> Safety:
     if not has_checker:
         raise ask.rejected(
             "safety_check",
-            " needs a safety checker, and none is configured.",
+            " requires a safety checker, and none is configured.",
             Reason.SAFETY_CHECKER_UNAVAILABLE,
         )
     return "blank" if ask.blank_flagged else "refuse"
@@ -395,7 +400,7 @@ def _compression(ask: ParsedRequest) -> int:
         return 100
     if (ask.params.output_format or "png") == "png":
         raise ask.rejected(
-            "output_compression", " below 100 needs output_format jpeg or webp: PNG is lossless."
+            "output_compression", " below 100 requires output_format jpeg or webp; PNG is lossless."
         )
     return percent
 
@@ -405,5 +410,5 @@ def _warnings(ask: ParsedRequest, cfg_scale: float) -> tuple[str, ...]:
     if ask.params.negative_prompt and cfg_scale == 1.0:
         warnings.append(f"{ask.client_name('negative_prompt')} has no effect at cfg_scale 1.")
     if ask.params.safety_check and ask.reply.previews:
-        warnings.append("There are no previews with safety_check.")
+        warnings.append("safety_check disables previews.")
     return tuple(warnings)

@@ -44,7 +44,8 @@ def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ..
     if tags and not assets.lora_in_prompt:
         raise ask.rejected(
             "prompt",
-            " names a LoRA, which this server takes in 'lora' alone.",
+            " contains a LoRA tag; send LoRAs in 'lora', or start the server with "
+            "--lora-in-prompt.",
             Reason.NOT_SUPPORTED,
         )
     if tags:
@@ -56,7 +57,9 @@ def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ..
         if lora.id not in assets.loras:
             raise unknown_name(ask, option, "LoRA", lora.id, [*assets.loras])
     if len({lora.id for lora, _ in chosen}) < len(chosen):
-        raise ask.rejected(chosen[-1][1], " names one LoRA twice.", Reason.CONFLICTING_FIELDS)
+        raise ask.rejected(
+            chosen[-1][1], " contains the same LoRA twice.", Reason.CONFLICTING_FIELDS
+        )
     return prompt, tuple(lora for lora, _ in chosen)
 
 
@@ -83,7 +86,7 @@ def second_pass(
         return None
     if sources.size is not None:
         raise ask.rejected(
-            "hires_scale", " is for images that begin from nothing.", Reason.NOT_SUPPORTED
+            "hires_scale", " cannot be combined with an input image.", Reason.NOT_SUPPORTED
         )
     multiple = spec.traits.multiple
     larger = Size(*(round(side * scale / multiple) * multiple for side in size))
@@ -139,7 +142,7 @@ def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) ->
     most = assets.upscalers[name]
     factor = most if ask.params.upscale is None else ask.params.upscale
     if factor > most:
-        raise ask.rejected("upscale", f": the upscaler '{name}' enlarges {most} times at most.")
+        raise ask.rejected("upscale", f": the upscaler '{name}' enlarges at most {most} times.")
     larger = Size(*(round(side * factor) for side in size))
     _check_pixels(ask, "upscale", larger, max_pixels)
     return larger
@@ -147,4 +150,6 @@ def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) ->
 
 def _check_pixels(ask: ParsedRequest, option: str, size: Size, max_pixels: int) -> None:
     if size.width * size.height > max_pixels:
-        raise ask.rejected(option, f": {size} is more than this server's {max_pixels} pixels.")
+        raise ask.rejected(
+            option, f": {size} is more than the server's limit of {max_pixels} pixels."
+        )

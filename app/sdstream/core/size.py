@@ -20,5 +20,5 @@ class Size(NamedTuple):
         """Read "WxH" or "W*H"; raise ValueError on anything else."""
         match = re.fullmatch(r"\s*(\d{1,5})\s*[xX*×]\s*(\d{1,5})\s*", text)
         if match is None:
-            raise ValueError("a size is written WIDTHxHEIGHT, 512x512 for example")
+            raise ValueError("write a size as WIDTHxHEIGHT, for example 512x512")
         return cls(int(match[1]), int(match[2]))

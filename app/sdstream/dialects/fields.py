@@ -74,17 +74,17 @@ def check_unsupported(given: Mapping[str, Any]) -> None:
                 raise NotSupportedYet(name)
             case Unsupported.NEEDS_IMAGE:
                 raise InvalidRequest(
-                    f"'{name}' needs an input image, which this route does not take.",
+                    f"'{name}' requires an input image, which this route does not accept.",
                     reason=Reason.NOT_SUPPORTED,
                     param=name,
                 )
             case Unsupported.UPLOADED:
                 raise InvalidRequest(
-                    f"'{name}' must be an uploaded file, in a multipart form.", param=name
+                    f"'{name}' must be an uploaded file in a multipart form.", param=name
                 )
             case Unsupported.REFUSED:
                 raise InvalidRequest(
-                    f"'{name}' has no meaning for this server's models.",
+                    f"'{name}' is not supported by this server's models.",
                     reason=Reason.NOT_SUPPORTED,
                     param=name,
                 )
@@ -100,7 +100,7 @@ def canonical_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
             raise unknown(name)
         if target in canonical and canonical[target] != value:
             raise InvalidRequest(
-                f"'{client_names[target]}' and '{name}' mean the same and differ.",
+                f"'{client_names[target]}' and '{name}' are aliases with different values.",
                 reason=Reason.CONFLICTING_FIELDS,
                 param=name,
             )

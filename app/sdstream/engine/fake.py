@@ -129,7 +129,7 @@ def _misbehave(cues: dict[str, float], step: int) -> None:
     if cues.get("hang") == step:
         time.sleep(3600)
     if cues.get("fail") == step:
-        raise EngineError(Reason.GENERATION_FAILED, "The fake engine was told to fail.")
+        raise EngineError(Reason.GENERATION_FAILED, "The fake engine failed as requested.")
 
 
 def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:

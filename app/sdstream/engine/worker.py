@@ -195,7 +195,7 @@ class Worker:
         """Nobody runs it any more, or ever will: tell those who wait for it."""
         if self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
             self._become(WorkerState.STOPPED)
-        self._end_job(Reason.SHUTTING_DOWN, "The server is going down.")
+        self._end_job(Reason.SHUTTING_DOWN, "The server is shutting down.")
 
     async def ready(self) -> None:
         """Wait until a job can be given; raise Unavailable when that will never be."""

@@ -181,7 +181,7 @@ class ImageProcessor:
             if mask.size != image.size:
                 raise InvalidRequest(
                     f"The mask is {mask.size} and the image {image.size}; "
-                    "they must be of one size.",
+                    "they must have the same size.",
                     reason=Reason.INVALID_IMAGE,
                     param=files.mask.param,
                 )
@@ -197,8 +197,8 @@ class ImageProcessor:
         pixels = sum(sizes)
         if pixels > _PICTURES_AT_ONCE * self._max_input_pixels:
             raise InvalidRequest(
-                f"The pictures have {pixels} pixels together; at most "
-                f"{_PICTURES_AT_ONCE * self._max_input_pixels} are taken.",
+                f"The images have {pixels} pixels in total; the limit is "
+                f"{_PICTURES_AT_ONCE * self._max_input_pixels}.",
                 reason=Reason.INVALID_IMAGE,
                 param=every[0].param,
             )
@@ -247,7 +247,7 @@ class ImageProcessor:
             logger.info("an image was flagged: %s", verdict.why)
             if request.safety == "refuse":
                 raise ImageRejected(
-                    Reason.CONTENT_POLICY_VIOLATION, "An image was flagged by the safety check."
+                    Reason.CONTENT_POLICY_VIOLATION, "The safety check flagged an image."
                 )
         return verdict.flagged
 

@@ -109,7 +109,7 @@ _PASSING: Final = (Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERR
 
 
 def _going_down() -> Unavailable:
-    return Unavailable("The server is going down.", reason=Reason.SHUTTING_DOWN, retry_after=10)
+    return Unavailable("The server is shutting down.", reason=Reason.SHUTTING_DOWN, retry_after=10)
 
 
 def deferred_error(job: Job) -> Unavailable:
@@ -254,7 +254,7 @@ class ImageService:
             self.pool.unload(spec.id)
         if not self.pool.workers(spec.id) and not self.pool.start(spec):
             raise Unavailable(
-                f"There is no memory for '{spec.id}' while other models are busy.",
+                f"Not enough memory for '{spec.id}' while other models are busy; try again later.",
                 reason=Reason.MODEL_UNAVAILABLE,
                 retry_after=10,
             )
@@ -298,7 +298,7 @@ class ImageService:
         if job is not None:  # what has expired there is not told of from memory
             live = self._recent.get(job_id) or (LiveJob(job) if job.terminal else None)
         if live is None or live.job.terms.owner != owner:
-            raise NotFound("The job never was here or has expired.", reason=Reason.JOB_NOT_FOUND)
+            raise NotFound("Job not found; it may have expired.", reason=Reason.JOB_NOT_FOUND)
         return live
 
     async def earlier_images(self, live: LiveJob) -> list[Entry]:
@@ -511,7 +511,7 @@ class ImageService:
             await self._run(live, worker)
         except Exception:
             logger.exception("job %s failed inside the server", live.job.id)
-            self._apply(live, JobFailed(Reason.INTERNAL_ERROR, "The server made a mistake."))
+            self._apply(live, JobFailed(Reason.INTERNAL_ERROR, "Internal server error."))
         finally:
             self._running.remove(live)
             live.worker = live.task = None
@@ -528,7 +528,7 @@ class ImageService:
             inputs = await self._store.inputs(job)
         except (OSError, ValueError):
             logger.exception("the pictures of job %s cannot be read", job.id)
-            lost = JobFailed(Reason.INTERNAL_ERROR, "The job's input pictures were lost.")
+            lost = JobFailed(Reason.INTERNAL_ERROR, "The job's input images were lost.")
             self._apply(live, lost)
             return
         if not self._apply(live, Running()):
@@ -586,7 +586,7 @@ class ImageService:
         except Exception:
             # The worker is to hear of it, else it would be ended for leaving a job alone.
             logger.exception("an image of job %s could not be finished", live.job.id)
-            self._give_up(live, JobFailed(Reason.INTERNAL_ERROR, "The server made a mistake."))
+            self._give_up(live, JobFailed(Reason.INTERNAL_ERROR, "Internal server error."))
             return
         if not self._apply(live, ImageReady(image)):
             if image.id is not None:
@@ -636,7 +636,7 @@ class ImageService:
     def _stop(self, live: LiveJob) -> None:
         """At shutdown: a background job is laid aside, any other fails."""
         if not live.job.terms.background:
-            self._apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is going down."))
+            self._apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))
         elif not live.over:
             self._apply(live, Requeued(counts=False))
             live.deferred = True
@@ -697,7 +697,7 @@ class ImageService:
         live = self._remember(job)
         self._metrics.accepted_jobs.labels(job.request.model).inc()
         if self.draining:  # since it was admitted
-            self._apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is going down."))
+            self._apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))
             raise _going_down()
         self._enqueue(live)
         return live
@@ -713,7 +713,7 @@ class ImageService:
             return None
         if job.terms.fingerprint != terms.fingerprint:
             raise KeyReused(
-                "This Idempotency-Key came with another request before.",
+                "This Idempotency-Key was used for a different request.",
                 reason=Reason.IDEMPOTENCY_KEY_REUSED,
                 param="Idempotency-Key",
             )
@@ -736,7 +736,7 @@ class ImageService:
         allowed = self._policy.high_priority_owners()
         if terms.priority is Priority.HIGH and allowed and terms.owner not in allowed:
             raise Forbidden(
-                "This API key may not ask for high priority.",
+                "This API key is not allowed to request high priority.",
                 reason=Reason.PRIORITY_NOT_ALLOWED,
                 param="priority",
             )

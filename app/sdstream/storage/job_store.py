@@ -486,9 +486,9 @@ def _check_place(path: Path, inode: int) -> None:
 def _given_up(job: Job) -> JobFailed | None:
     """Why an unfinished job of the life before is not done again; None when it is."""
     if not job.terms.background:
-        return JobFailed(Reason.INTERRUPTED, "The server stopped in the middle of the job.")
+        return JobFailed(Reason.INTERRUPTED, "The server stopped while the job was running.")
     if job.attempts >= MAX_ATTEMPTS and job.status is JobStatus.RUNNING:
         return JobFailed(
-            Reason.INTERRUPTED, f"The server died in {MAX_ATTEMPTS} attempts at this job."
+            Reason.INTERRUPTED, f"The server died during {MAX_ATTEMPTS} attempts at this job."
         )
     return None

@@ -237,7 +237,7 @@ def fault_of(error: Exception) -> ImageServiceError:
     if no_room or _code(error) in _FULL:
         return StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
     return Unavailable(
-        "The server cannot write its database now; try again.",
+        "The server cannot write its database; try again.",
         reason=Reason.STORAGE_UNAVAILABLE,
         retry_after=1,
     )

@@ -53,7 +53,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     # curl -d says x-www-form-urlencoded unless told otherwise, and its body is JSON all the same.
     if declared.lower() not in ("application/json", "application/x-www-form-urlencoded", ""):
         raise UnsupportedMediaType(
-            f"This route reads application/json, not {declared[:64]}.",
+            f"Unsupported content type: this route accepts application/json, not {declared[:64]}.",
             reason=Reason.UNSUPPORTED_MEDIA_TYPE,
         )
     async with aclosing(_bounded_stream(request, max_bytes)) as stream:
@@ -76,7 +76,7 @@ async def _bounded_stream(request: Request, max_bytes: int) -> AsyncGenerator[by
             yield part
     if max(size, seen) > max_bytes:
         raise PayloadTooLarge(
-            f"The body is larger than {max_bytes} bytes.", reason=Reason.BODY_TOO_LARGE
+            f"The request body is larger than {max_bytes} bytes.", reason=Reason.BODY_TOO_LARGE
         )
 
 
@@ -125,7 +125,8 @@ async def read_form(request: Request, max_bytes: int) -> Form:
     declared, parameters = parse_options_header(request.headers.get("content-type", ""))
     if declared != b"multipart/form-data":
         raise UnsupportedMediaType(
-            f"This route reads multipart/form-data, not {declared.decode('latin-1')[:64]}.",
+            "Unsupported content type: this route accepts multipart/form-data, not "
+            f"{declared.decode('latin-1')[:64]}.",
             reason=Reason.UNSUPPORTED_MEDIA_TYPE,
         )
     mark = b"--" + parameters.get(b"boundary", b"") + b"--"
@@ -158,7 +159,7 @@ async def _collect(parsed: FormData) -> Form:
             form.files.append(SourceFile(name, await value.read()))
         elif form.fields.setdefault(name, value) != value:
             raise InvalidRequest(
-                f"The field '{name[:64]}' is there twice.",
+                f"The field Duplicate field '{name[:64]}' with different values.",
                 reason=Reason.CONFLICTING_FIELDS,
                 param=name[:64],
             )
@@ -208,9 +209,9 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key '{repeated[:64]}' is there twice")
+        raise ValueError(f"duplicate key '{repeated[:64]}'")
     return value
 
 
 def _not_json(why: str) -> InvalidRequest:
-    return InvalidRequest(f"The body is not valid JSON: {why}.", reason=Reason.INVALID_JSON)
+    return InvalidRequest(f"The request body is not valid JSON: {why}.", reason=Reason.INVALID_JSON)

@@ -110,7 +110,7 @@ class RequireKey:
         owner = self._owner(Request(scope)) if self._owners else ""
         if owner is None and needs_key(scope):
             error = Unauthorized(
-                "This server asks for an API key: send 'Authorization: Bearer KEY'.",
+                "API key missing or wrong; send 'Authorization: Bearer KEY'.",
                 reason=Reason.INVALID_API_KEY,
             )
             answer = _refusal(error, scope, {"WWW-Authenticate": "Bearer"})
@@ -150,7 +150,7 @@ class SameOrigin:
         """Serve one request, or refuse it."""
         if scope["type"] == "http" and self._refuses(Request(scope)):
             error = Forbidden(
-                "A page of another origin may not do this; --cors-origin allows it.",
+                "Request from another origin rejected; --cors-origin allows it.",
                 reason=Reason.CROSS_ORIGIN,
             )
             await _refusal(error, scope)(scope, receive, send)

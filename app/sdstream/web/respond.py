@@ -44,8 +44,8 @@ _STREAM_HEADERS: Final = {
 }
 
 _STATUS_ERRORS: Final = {
-    404: (NotFound, Reason.ROUTE_NOT_FOUND, "Nothing is served at this path."),
-    405: (MethodNotAllowed, Reason.METHOD_NOT_ALLOWED, "This route takes other HTTP methods."),
+    404: (NotFound, Reason.ROUTE_NOT_FOUND, "Route not found."),
+    405: (MethodNotAllowed, Reason.METHOD_NOT_ALLOWED, "Method not allowed on this route."),
 }
 
 
@@ -153,7 +153,7 @@ async def on_disconnect(request: Request, _error: Exception) -> Response:
 async def on_fault(request: Request, error: Exception) -> Response:
     """Handler for everything else: the log has the traceback, the client a sentence."""
     request.state.outcome = Reason.INTERNAL_ERROR.value
-    fault = ImageServiceError("The server made a mistake.", reason=Reason.INTERNAL_ERROR)
+    fault = ImageServiceError("Internal server error.", reason=Reason.INTERNAL_ERROR)
     # This handler sits outside of the middleware that would add the id.
     headers = {"X-Request-Id": request.state.request_id}
     return failure(fault, headers, dialect_of(request.scope))

@@ -135,11 +135,11 @@ def _check_target(order: Order) -> None:
     if target.suffix not in _SUFFIXES:
         raise ConversionError(f"{target.name} must end in {' or '.join(_SUFFIXES)}.")
     if not target.parent.is_dir():
-        raise ConversionError(f"There is no folder {target.parent}.")
+        raise ConversionError(f"The folder {target.parent} does not exist.")
     if target.is_dir():
         raise ConversionError(f"{target.name} is a folder.")
     if target.exists() and not order.force:
-        raise ConversionError(f"{target.name} is there already; --force replaces it.")
+        raise ConversionError(f"{target.name} already exists; --force replaces it.")
 
 
 def _tensors(order: Order) -> list[Tensor]:
@@ -149,10 +149,10 @@ def _tensors(order: Order) -> list[Tensor]:
     if order.vae is not None:
         contents = architectures.recognise(source.shapes)
         if contents.kind != "model" or "vae" in contents.parts:
-            raise ConversionError(f"{order.source.name} is no whole model without a VAE.")
+            raise ConversionError(f"{order.source.name} is not a complete model without a VAE.")
         vae = _read(order.vae)
         if architectures.recognise(vae.shapes).kind != "vae":
-            raise ConversionError(f"{order.vae.name} is no VAE.")
+            raise ConversionError(f"{order.vae.name} is not a VAE.")
         tensors += [t._replace(name=f"vae.{t.name.removeprefix('vae.')}") for t in vae.tensors]
     too_long = next((t.name for t in tensors if len(t.name) > _LONGEST_NAME), None)
     if too_long:

@@ -100,7 +100,7 @@ def _led_by(name: str, catalog: Catalog) -> Catalog:
     path = Path(name).expanduser()
     if not path.is_file():
         if path.suffix.lower() in _WEIGHTS or path.is_absolute():
-            raise ModelError(f"There is no file {path}.")
+            raise ModelError(f"The file {path} does not exist.")
         raise ModelError(catalog.why_unknown(name))
     return catalog.plus(_lone_model(path.absolute(), catalog))
 

@@ -180,7 +180,7 @@ def test_a_parameter_that_comes_twice() -> None:
     assert (
         parse_query([("prompt", "a"), ("prompt", "a"), ("t", "1"), ("t", "2")]).params.prompt == "a"
     )
-    with pytest.raises(InvalidRequest, match="'prompt' is there twice"):
+    with pytest.raises(InvalidRequest, match="Duplicate field 'prompt'"):
         parse_query([("prompt", "a"), ("prompt", "b")])
 
 

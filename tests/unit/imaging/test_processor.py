@@ -37,7 +37,7 @@ def test_pictures_that_are_too_much_together() -> None:
     one = SourceFile("image", png(64, 64))
     three = asyncio.run(processor.decode(SourceFiles((one,) * 3), only_references=True))
     assert len(three.references) == 3
-    with pytest.raises(InvalidRequest, match="16384 pixels together; at most 12288") as caught:
+    with pytest.raises(InvalidRequest, match="16384 pixels in total; the limit is 12288") as caught:
         asyncio.run(processor.decode(SourceFiles((one,) * 3, control=one), only_references=True))
     assert caught.value.param == "image"
     processor.close()

@@ -61,7 +61,7 @@ def test_a_repeated_name_is_found_at_once() -> None:
     """Among tens of thousands, where comparing each with each takes ten seconds."""
     names = ",".join(f'"{number}": 0' for number in range(40_000))
     began = time.monotonic()
-    with pytest.raises(InvalidRequest, match="'39999' is there twice"):
+    with pytest.raises(InvalidRequest, match="duplicate key '39999'"):
         parse_json(f'{{{names}, "39999": 1}}'.encode())
     assert time.monotonic() - began < 2
 

@@ -45,7 +45,7 @@ def test_targets_that_will_not_do(source: Path, tmp_path: Path) -> None:
     (tmp_path / "there.gguf").write_bytes(b"precious")
     (tmp_path / "folder.gguf").mkdir()
     assert "must end in" in refused(source, tmp_path / "x.bin")
-    assert "no folder" in refused(source, tmp_path / "no" / "x.gguf")
+    assert "does not exist" in refused(source, tmp_path / "no" / "x.gguf")
     assert "is a folder" in refused(source, tmp_path / "folder.gguf", force=True)
     assert "--force" in refused(source, tmp_path / "there.gguf")
 
@@ -105,9 +105,9 @@ def test_a_vae_for_what_takes_none(source: Path, tmp_path: Path) -> None:
     lacking = write_safetensors(tmp_path / "lacking", {**SHAPES, text: (768, 8)})
     full = {**SHAPES, **prefixed("first_stage_model.", vae(16))}
     complete = write_safetensors(tmp_path / "complete", full)
-    assert "no whole model" in refused(bare, tmp_path / "x.gguf", vae=good)
-    assert "no whole model" in refused(complete, tmp_path / "x.gguf", vae=good)
-    assert "lora is no VAE" in refused(lacking, tmp_path / "x.gguf", vae=lora)
+    assert "not a complete model" in refused(bare, tmp_path / "x.gguf", vae=good)
+    assert "not a complete model" in refused(complete, tmp_path / "x.gguf", vae=good)
+    assert "lora is not a VAE" in refused(lacking, tmp_path / "x.gguf", vae=lora)
 
 
 def test_no_room_on_the_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

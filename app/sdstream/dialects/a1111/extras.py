@@ -46,7 +46,7 @@ def parse_extra(body: Mapping[str, Any]) -> ParsedRequest:
     chosen = given.get("upscaler_1", "None")
     if chosen == "None":
         raise InvalidRequest(
-            "'upscaler_1' must name an upscaler: there is nothing else to do to the picture.",
+            "'upscaler_1' must name an upscaler; the route does nothing else.",
             reason=Reason.MISSING_FIELD,
             param="upscaler_1",
         )

@@ -43,7 +43,7 @@ def own_fields(
 
 def _only(name: str, value: object) -> InvalidRequest:
     return InvalidRequest(
-        f"'{name[:64]}' can only be {json.dumps(value)} here.",
+        f"'{name[:64]}' must be {json.dumps(value)}; other values are not supported.",
         reason=Reason.NOT_SUPPORTED,
         param=name[:64],
     )

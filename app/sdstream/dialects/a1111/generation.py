@@ -177,7 +177,7 @@ def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = NO_S
     _refuse_networks(given)
     if not over_image and (fields.init_images or fields.mask):
         raise InvalidRequest(
-            "Input images are for /sdapi/v1/img2img.",
+            "txt2img takes no input images; use /sdapi/v1/img2img.",
             reason=Reason.NOT_SUPPORTED,
             param="init_images" if fields.init_images else "mask",
         )
@@ -247,7 +247,7 @@ def _scripts(fields: _Fields) -> Control | None:
             control = controlnet.parse(arguments)
         elif arguments and (not isinstance(arguments, Sequence) or any(arguments)):
             raise InvalidRequest(
-                f"'alwayson_scripts': there is no script '{name[:64]}'.",
+                f"'alwayson_scripts': the script '{name[:64]}' is not supported.",
                 reason=Reason.NOT_SUPPORTED,
                 param="alwayson_scripts",
             )
@@ -278,7 +278,7 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
         if given.get(name) not in (None, "", 0, [], "Use same checkpoint", "Use same sampler",
                                    "Use same scheduler"):  # fmt: skip
             raise InvalidRequest(
-                f"'{name}' is not supported: the second pass differs in its size only.",
+                f"'{name}' is not supported; the second pass differs only in size.",
                 reason=Reason.NOT_SUPPORTED,
                 param=name,
             )
@@ -318,7 +318,7 @@ def _count(fields: _Fields) -> JsonObject:
     images = fields.batch_size * fields.n_iter
     if images > MAX_IMAGES:
         raise InvalidRequest(
-            f"'batch_size' times 'n_iter' can be {MAX_IMAGES} at most, not {images}.",
+            f"'batch_size' times 'n_iter' must be at most {MAX_IMAGES}, not {images}.",
             param="batch_size",
         )
     return {"batch_size": images}
@@ -344,7 +344,7 @@ def _files(fields: _Fields) -> SourceFiles:
         )
     if len(fields.init_images) > 1:
         raise InvalidRequest(
-            "'init_images' can hold one image here.",
+            "'init_images' must contain one image; several are not supported.",
             reason=Reason.NOT_SUPPORTED,
             param="init_images",
         )
@@ -364,7 +364,7 @@ def _with_control(files: SourceFiles | None, control: Control) -> SourceFiles:
         picture = files.images[0]
     else:
         raise InvalidRequest(
-            f"'{param}': the ControlNet's unit needs an 'image'.",
+            f"'{param}': the ControlNet unit requires 'image'.",
             reason=Reason.MISSING_FIELD,
             param=param,
         )
@@ -374,7 +374,7 @@ def _with_control(files: SourceFiles | None, control: Control) -> SourceFiles:
 def _over_image(fields: _Fields) -> JsonObject:
     if fields.resize_mode == len(_FITS):
         raise InvalidRequest(
-            "'resize_mode' 3 (latent upscale) cannot be had; there are 0, 1 and 2.",
+            "'resize_mode' 3 (latent upscale) is not supported; use 0, 1 or 2.",
             reason=Reason.NOT_SUPPORTED,
             param="resize_mode",
         )
@@ -386,7 +386,7 @@ def _over_image(fields: _Fields) -> JsonObject:
         chosen |= {"mask_mode": "opacity", "mask_blur": _blur(fields)}
         if fields.inpainting_fill in (2, 3):
             raise InvalidRequest(
-                "'inpainting_fill' can be 0 or 1 here: drawing starts from the image as it is.",
+                "'inpainting_fill' must be 0 or 1; generation starts from the input image.",
                 reason=Reason.NOT_SUPPORTED,
                 param="inpainting_fill",
             )
@@ -398,7 +398,7 @@ def _blur(fields: _Fields) -> float:
     given = {way for way in ways if way is not None}
     if len(given) > 1:
         raise InvalidRequest(
-            "'mask_blur', 'mask_blur_x' and 'mask_blur_y' must be the same here.",
+            "'mask_blur', 'mask_blur_x' and 'mask_blur_y' must have the same value.",
             reason=Reason.NOT_SUPPORTED,
             param="mask_blur_x" if fields.mask_blur_x is not None else "mask_blur_y",
         )

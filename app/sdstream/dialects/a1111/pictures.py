@@ -37,6 +37,6 @@ def file_of(param: str, text: str) -> SourceFile:
         data = b""
     if not data:
         raise InvalidRequest(
-            f"Invalid image: '{param}' is no base64.", reason=Reason.INVALID_IMAGE, param=param
+            f"Invalid image: '{param}' is not base64.", reason=Reason.INVALID_IMAGE, param=param
         )
     return SourceFile(param, data)

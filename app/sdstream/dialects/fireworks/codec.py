@@ -65,7 +65,8 @@ def read(body: Mapping[str, Any], model: str) -> ParsedRequest:
     for name, usual in _USUAL_REPLY.items():
         if asked.get(name, usual) != usual:
             raise InvalidRequest(
-                f"'{name}' has no meaning on this route; Accept chooses the answer's form.",
+                f"'{name}' is not supported on this route; the Accept header selects "
+                "the response format.",
                 reason=Reason.NOT_SUPPORTED,
                 param=name,
             )
@@ -95,7 +96,7 @@ def with_headers(
         given = getattr(ask.params, name)
         if None not in (given, value) and given != value:
             raise InvalidRequest(
-                f"'{ask.client_name(name)}' and the headers name different things.",
+                f"'{ask.client_name(name)}' conflicts with the headers.",
                 reason=Reason.CONFLICTING_FIELDS,
                 param=ask.client_name(name),
             )
@@ -109,7 +110,7 @@ def _in_json(headers: Mapping[str, str]) -> OutputFormat | None:
         return None
     if name.strip().lower() not in _JSON_IMAGES:
         raise InvalidRequest(
-            "'Json-Return-Image-Accept' is image/png or image/jpeg.",
+            "'Json-Return-Image-Accept' must be image/png or image/jpeg.",
             param="Json-Return-Image-Accept",
         )
     return _JSON_IMAGES[name.strip().lower()]
@@ -118,7 +119,7 @@ def _in_json(headers: Mapping[str, str]) -> OutputFormat | None:
 def _percent(text: str) -> int:
     if _NUMBER.fullmatch(text) and int(text) <= 100:
         return int(text)
-    raise InvalidRequest("'Jpeg-Quality' is a number from 0 to 100.", param="Jpeg-Quality")
+    raise InvalidRequest("'Jpeg-Quality' must be a number from 0 to 100.", param="Jpeg-Quality")
 
 
 def finish_reason(images: Sequence[ImageResult]) -> str:

@@ -121,17 +121,19 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
             continue
         if known.setdefault(name, value) != value:
             raise InvalidRequest(
-                f"'{name[:64]}' is there twice.", reason=Reason.CONFLICTING_FIELDS, param=name[:64]
+                f"Duplicate field '{name[:64]}' with different values.",
+                reason=Reason.CONFLICTING_FIELDS,
+                param=name[:64],
             )
     if known.get("response_format", "url").lower() != "url":
         raise InvalidRequest(
-            "'response_format' is url on this route.",
+            "'response_format' must be url on this route.",
             reason=Reason.NOT_SUPPORTED,
             param="response_format",
         )
     if known.get("on_disconnect", "continue") != "continue":
         raise InvalidRequest(
-            "'on_disconnect' is continue on this route.",
+            "'on_disconnect' must be continue on this route.",
             reason=Reason.NOT_SUPPORTED,
             param="on_disconnect",
         )
@@ -180,7 +182,7 @@ def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in rest.keys() & extra.keys():
         if extra[name] not in (None, rest[name]):
             raise InvalidRequest(
-                f"'{name}' is in 'kwargs' too, and differs there.",
+                f"'{name}' has a different value in 'kwargs'.",
                 reason=Reason.CONFLICTING_FIELDS,
                 param=name,
             )
@@ -206,13 +208,14 @@ def _check_stream(options: StreamOptions, dialect: str | None, response_format: 
     """Refuse options that the form of the stream would pass over."""
     if options.chunk_result and dialect in ("openai", "both"):
         raise InvalidRequest(
-            f"'chunk_result' cannot be had with the dialect '{dialect}', whose pictures are whole.",
+            f"'chunk_result' is not supported in the dialect '{dialect}', which sends "
+            "whole images.",
             reason=Reason.NOT_SUPPORTED,
             param="stream_options.chunk_result",
         )
     if options.chunk_result and response_format.lower() == "url":
         raise InvalidRequest(
-            "'chunk_result' splits base64, and the response_format is url.",
+            "'chunk_result' requires response_format b64_json, not url.",
             reason=Reason.NOT_SUPPORTED,
             param="stream_options.chunk_result",
         )
@@ -255,9 +258,7 @@ def _sources(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFile
         raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
     if len(pictures) > MAX_INPUT_IMAGES or len(masks) > 1:
         param = masks[0].param if len(masks) > 1 else "image"
-        raise InvalidRequest(
-            f"There are at most {MAX_INPUT_IMAGES} images and one mask.", param=param
-        )
+        raise InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images and one mask.", param=param)
     own_alpha = not masks and body.get("mask_mode") == "alpha"
     return SourceFiles(pictures, masks[0] if masks else None, own_alpha, control=control)
 
@@ -267,5 +268,5 @@ def _control(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFile
     check_unsupported({name: body[name] for name in _CONTROL_PARTS if name in body})
     controls = [file for file in files if file.param in _CONTROL_PARTS]
     if len(controls) > 1:
-        raise InvalidRequest("There is at most one control picture.", param=controls[1].param)
+        raise InvalidRequest("Send at most one control image.", param=controls[1].param)
     return controls[0] if controls else None

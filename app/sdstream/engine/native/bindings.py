@@ -54,7 +54,9 @@ def control_image(picture: Pixels, *, edges: bool) -> Any:
     pointer = ctypes.cast(own, ctypes.POINTER(ctypes.c_uint8))
     image = sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
     if not sd.preprocess_canny(image, *_CANNY, False):
-        raise EngineError(Reason.GENERATION_FAILED, "No edges could be made of the picture.")
+        raise EngineError(
+            Reason.GENERATION_FAILED, "The edges of the control image could not be computed."
+        )
     return image
 
 

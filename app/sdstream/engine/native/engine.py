@@ -130,7 +130,7 @@ class NativeEngine:
         if command.device not in ("", CPU) and self._abort.on_cpu:
             raise EngineError(
                 Reason.MODEL_UNAVAILABLE,
-                f"The model is to run on {command.device}, and the runtime found only the CPU.",
+                f"The model requires {command.device}, and the runtime found only the CPU.",
             )
         return Loaded(
             seconds=time.monotonic() - started,
@@ -244,7 +244,9 @@ class NativeEngine:
         name = request.options.upscaler or ""
         path = file_of(self._upscaler_dir, name, "upscaler")
         if inspection.upscaler_factor(path) is None:
-            raise EngineError(Reason.GENERATION_FAILED, f"The upscaler '{name}' is none any more.")
+            raise EngineError(
+                Reason.GENERATION_FAILED, f"The upscaler '{name}' is no longer an upscaler file."
+            )
         context = sd.new_upscaler_ctx(
             str(path).encode(), False, False, self._threads, _UPSCALER_TILE
         )

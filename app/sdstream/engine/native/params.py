@@ -210,5 +210,5 @@ def file_of(folder: str | None, name: str, what: str) -> Path:
     """The file of that name in one of the operator's folders."""
     path = weight_files(folder).get(name)
     if path is None:
-        raise EngineError(Reason.GENERATION_FAILED, f"The {what} '{name}' is gone.")
+        raise EngineError(Reason.GENERATION_FAILED, f"The {what} '{name}' no longer exists.")
     return path

@@ -253,7 +253,7 @@ class A1111Routes:
             job = run.live.job
             if job.request.n - len(job.images) > 1:
                 raise InvalidRequest(
-                    "skip can only leave out the last image of a job yet; interrupt ends all.",
+                    "skip is supported only for the last image of a job; interrupt ends all.",
                     reason=Reason.NOT_SUPPORTED_YET,
                 )
             run.skipped = True

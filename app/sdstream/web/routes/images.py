@@ -272,7 +272,7 @@ class ImageRoutes:
                     yield frame
         finally:
             if not live.over and not live.job.terms.background:
-                self.service.cancel(live, "The client left.")
+                self.service.cancel(live, "The client disconnected.")
 
     async def finished(self, request: Request, live: LiveJob) -> Job | None:
         """The ended job, None when its client left first.
@@ -284,7 +284,7 @@ class ImageRoutes:
             job = await respond.unless_client_leaves(self.service.finished(live), request.receive)
         except respond.ClientLeft:
             if not live.job.terms.background:
-                self.service.cancel(live, "The client left.")
+                self.service.cancel(live, "The client disconnected.")
             return None
         if not job.terminal:
             raise deferred_error(job)
@@ -306,7 +306,8 @@ def _terms(request: Request, ask: ParsedRequest, base_url: str) -> Terms:
     name = request.headers.get("idempotency-key")
     if name is not None and not 1 <= len(name) <= MAX_KEY_CHARACTERS:
         raise InvalidRequest(
-            f"'Idempotency-Key' has 1 to {MAX_KEY_CHARACTERS} characters.", param="Idempotency-Key"
+            f"'Idempotency-Key' must have 1 to {MAX_KEY_CHARACTERS} characters.",
+            param="Idempotency-Key",
         )
     reply = ask.reply
     leaving = reply.on_disconnect or ("cancel" if name is None else "continue")
@@ -336,7 +337,7 @@ def _stream_hints(request: Request) -> StreamHints:
         case ("image.chunk" | "openai" | "both") as named:
             return StreamHints(named, library)
         case _:
-            raise InvalidRequest("'dialect' is image.chunk, openai or both.", param="dialect")
+            raise InvalidRequest("'dialect' must be image.chunk, openai or both.", param="dialect")
 
 
 def _rendering(ask: ParsedRequest, job: Job, form: ResponseFormat) -> Frames:

@@ -286,7 +286,9 @@ def _last_event(request: Request) -> tuple[str | None, int | None]:
         return None, None
     match = _EVENT_ID.fullmatch(given)
     if match is None:
-        raise InvalidRequest("'Last-Event-ID' is none of this server's.", param="Last-Event-ID")
+        raise InvalidRequest(
+            "'Last-Event-ID' is not an event id of this server.", param="Last-Event-ID"
+        )
     return match[1], int(match[2])
 
 
@@ -296,12 +298,12 @@ def _statuses(text: str) -> list[JobStatus]:
         return [JobStatus(name) for name in names]
     except ValueError:
         known = ", ".join(JobStatus)
-        raise InvalidRequest(f"'status' is one or more of {known}.", param="status") from None
+        raise InvalidRequest(f"'status' must be one or more of {known}.", param="status") from None
 
 
 def _limit(text: str) -> int:
     if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= _MAX_PAGE):
-        raise InvalidRequest(f"'limit' is a number from 1 to {_MAX_PAGE}.", param="limit")
+        raise InvalidRequest(f"'limit' must be a number from 1 to {_MAX_PAGE}.", param="limit")
     return int(text)
 
 
@@ -317,7 +319,7 @@ def _form(request: Request, job: Job, base_url: str) -> ResponseFormat:
             return replace(form, as_url=False, data_url=False)
         case _:
             raise InvalidRequest(
-                "'response_format' is b64_json or url.",
+                "'response_format' must be b64_json or url.",
                 reason=Reason.INVALID_VALUE,
                 param="response_format",
             )

@@ -146,9 +146,7 @@ class ModelRoutes:
         """GET /v1/images/{id}/content."""
         found = await self.store.image(request.path_params["image"])
         if found is None:
-            raise NotFound(
-                "The image never was here or has expired.", reason=Reason.IMAGE_NOT_FOUND
-            )
+            raise NotFound("Image not found; it may have expired.", reason=Reason.IMAGE_NOT_FOUND)
         data, output_format = found
         # The id names these bytes for ever.
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}

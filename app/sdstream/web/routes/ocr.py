@@ -76,7 +76,7 @@ class OcrRoute:
     async def _turn(self, file: SourceFile) -> str:
         if len(self._busy) >= _MOST_AT_ONCE:
             raise QueueFull(
-                f"{len(self._busy)} images wait to be read.",
+                f"{len(self._busy)} images are waiting to be read; try again later.",
                 reason=Reason.QUEUE_FULL,
                 retry_after=_SECONDS_EACH * len(self._busy),
             )
@@ -100,13 +100,15 @@ def _image_of(form: bodies.Form) -> SourceFile:
     model = form.fields.get("model", ocr.MODEL)
     if model not in (ocr.MODEL, "default", ""):
         raise NotFound(
-            f"No model '{model[:64]}' reads text; there is '{ocr.MODEL}'.",
+            f"The model '{model[:64]}' cannot read text; use '{ocr.MODEL}'.",
             reason=Reason.MODEL_NOT_FOUND,
             param="model",
         )
     if form.fields.get("kwargs", "{}") not in ("", "{}", "null"):
         raise InvalidRequest(
-            "'kwargs' has no options here.", reason=Reason.NOT_SUPPORTED, param="kwargs"
+            "'kwargs' options are not supported on this route.",
+            reason=Reason.NOT_SUPPORTED,
+            param="kwargs",
         )
     if len(form.files) != 1 or form.files[0].param != "image":
         raise InvalidRequest(

@@ -19,7 +19,7 @@ import { forget, keep, recall } from "./storage.js";
 /** Where the API is: beside this page, also when a proxy puts both under a prefix. */
 export const BASE = new URL(".", document.baseURI);
 
-const UNREACHABLE = "The server does not answer.";
+const UNREACHABLE = "The server does not respond.";
 const TIMEOUT_MS = 30_000;
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 8_000;

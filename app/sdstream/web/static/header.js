@@ -46,7 +46,7 @@ function showTrouble() {
 }
 
 function trouble() {
-  if (!api.reachable) return "The server does not answer. Trying again…";
+  if (!api.reachable) return "The server does not respond. Trying again…";
   return api.locked ? "This server asks for an API key." : "";
 }
 
