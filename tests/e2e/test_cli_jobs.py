@@ -186,7 +186,7 @@ def test_watch_tells_how_a_job_failed(tmp_path: Path, fake_server: ServerProcess
     assert said(result).endswith("Error: The fake engine failed as requested.")
     unknown = sdstream("watch", "job_nobody", "--server", fake_server.url, folder=tmp_path)
     assert unknown.returncode == 1
-    assert "never was here" in said(unknown)
+    assert "Job not found" in said(unknown)
     assert "Traceback" not in said(unknown)
 
 

@@ -172,7 +172,7 @@ def test_generate_with_a_weight_file(builtin_file: Path, tmp_path: Path) -> None
         ("unet-apart", "UNet"),
         ("video", "makes videos"),
         ("lora-as-model", "LoRA"),
-        ("nowhere.gguf", "There is no file nowhere.gguf."),
+        ("nowhere.gguf", "The file nowhere.gguf does not exist."),
         ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' shows what is."),
     ],
 )

@@ -103,10 +103,10 @@ def test_less_than_the_upscalers_own_factor(server: ServerProcess) -> None:
         ({"upscaler": "../fourfold"}, "upscaler", "no upscaler"),
         ({"upscaler": "twice", "upscale": "4"}, "upscale", "enlarges 2 times at most"),
         ({"upscaler": "twice", "upscale": "0.5"}, "upscale", "greater than or equal to 1"),
-        ({"upscaler": "twice", "prompt": "a cat"}, "prompt", "nothing is drawn"),
-        ({"upscaler": "twice", "seed": "1"}, "seed", "nothing is drawn"),
-        ({"upscaler": "twice", "n": "2"}, "n", "nothing is drawn"),
-        ({"upscaler": "twice", "steps": "9"}, "steps", "nothing is drawn"),
+        ({"upscaler": "twice", "prompt": "a cat"}, "prompt", "only upscales"),
+        ({"upscaler": "twice", "seed": "1"}, "seed", "only upscales"),
+        ({"upscaler": "twice", "n": "2"}, "n", "must be 1"),
+        ({"upscaler": "twice", "steps": "9"}, "steps", "only upscales"),
     ],
 )
 def test_faults_name_the_field(
