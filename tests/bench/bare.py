@@ -19,8 +19,9 @@ from typing import Any, TextIO
 from work import Work, load_command, resolved
 
 from sdstream.core.pixels import Inputs
-from sdstream.engine.native.engine import NativeEngine, available_cores
+from sdstream.engine.native.engine import NativeEngine
 from sdstream.settings import Settings
+from sdstream.system import available_cores
 from sdstream.weights.discovery import load_catalog
 
 #: As in the worker (engine/child.py).

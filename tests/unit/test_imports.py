@@ -17,6 +17,7 @@ FLOORS = {
     "sdstream.core": 0,
     "sdstream.notifier": 0,
     "sdstream.settings": 0,
+    "sdstream.system": 0,
     "sdstream.client": 1,
     "sdstream.dialects": 1,
     "sdstream.imaging": 1,

@@ -11,15 +11,12 @@ checks that the parent had not died before that, and leaves when the socket clos
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 from typing import Final
 
 from sdstream.core.errors import EngineError, Reason
@@ -39,12 +36,12 @@ from sdstream.core.messages import (
     encode,
 )
 from sdstream.engine.port import Engine
+from sdstream.system import end_with_parent, prefer_for_oom_kill
 
 logger = logging.getLogger("sdstream.child")
 
 #: std::regex in the runtime recurses by the length of the prompt; this is virtual memory only.
 _STACK_BYTES: Final = 512 * 2**20
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Child:
@@ -155,22 +152,6 @@ class Child:
         return bytes(parts)
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process with the server, and notice if that is already gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
-def _be_the_first_to_go() -> None:
-    """When memory runs out, the kernel should take this process and not the server."""
-    try:
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    except OSError:
-        logger.debug("oom_score_adj could not be set")
-
-
 def _engine_named(name: str) -> Engine:
     # Only the engine that is asked for is imported: the fake one needs no native library.
     if name == "fake":
@@ -191,8 +172,8 @@ def main(descriptor: str, engine: str, parent: str, log_level: str) -> None:
         parent: Process id of the server.
         log_level: Name of the lowest level that the server wants to see.
     """
-    _die_with(int(parent))
-    _be_the_first_to_go()
+    end_with_parent(int(parent))
+    prefer_for_oom_kill()
     # One line per record, the level first: the server's log takes it from there.
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=log_level)
     logging.getLogger("gguf").setLevel(logging.WARNING)

@@ -15,10 +15,10 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Final
 
 from sdstream.core.messages import HEADER, Command, Message, Stop, decode, encode
+from sdstream.system import resident_bytes
 
 logger = logging.getLogger("sdstream.native")
 
@@ -87,10 +87,7 @@ class WorkerProcess:
     @property
     def resident_bytes(self) -> int:
         """Memory in use, 0 when the process is gone."""
-        with suppress(OSError, ValueError, IndexError):
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-            return pages * os.sysconf("SC_PAGESIZE")
-        return 0
+        return resident_bytes(self.pid)
 
     def send(self, command: Command) -> None:
         """Write a command, in the background; a dead child is noticed by ``receive``, not here.

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from sdstream.core.locations import BUILTIN
@@ -31,6 +29,7 @@ from sdstream.service.service import ImageService, Policy
 from sdstream.service.webhooks import Webhooks, delivery_of
 from sdstream.settings import Settings, worker_environment
 from sdstream.storage.job_store import JobStore
+from sdstream.system import total_memory
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
 from sdstream.weights.folders import weight_files
 from sdstream.weights.inspection import upscaler_factor
@@ -153,7 +152,7 @@ def _service(
             ),
             file_bytes=lambda spec: _file_bytes(settings, spec),
             can_load=lambda spec: _are_there(settings, spec),
-            budget_bytes=settings.memory_mb * 2**20 or _usual_memory(),
+            budget_bytes=settings.memory_mb * 2**20 or total_memory() * 4 // 5,
             on_change=on_change,
         )
 
@@ -193,15 +192,6 @@ def _are_there(settings: Settings, spec: ModelSpec) -> bool:
     """True when a model's files are there; the fake engine and built-in models need none."""
     places = [place for _, place in spec.files.items() if not place.startswith(BUILTIN)]
     return settings.engine == "fake" or all(absolute(settings, p).is_file() for p in places)
-
-
-def _usual_memory() -> int:
-    """Four fifths of the memory that this machine, or its container, has."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    with suppress(OSError, ValueError):
-        memory = min(memory, int(limit.read_text()))
-    return memory * 4 // 5
 
 
 def _load_command(settings: Settings, spec: ModelSpec) -> Load:

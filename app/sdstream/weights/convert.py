@@ -31,6 +31,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from sdstream.core.model_spec import WTYPES
 from sdstream.settings import worker_environment
+from sdstream.system import free_memory
 from sdstream.weights import architectures, headers
 from sdstream.weights.headers import BLOCKS, BadFile, Tensor, WeightFile
 from sdstream.weights.inspection import inspect
@@ -248,21 +249,11 @@ def _check_room(order: Order, plan: Sequence[Planned]) -> None:
     # The runtime holds all of the result, and a tensor as floats for each of its threads.
     largest = max(planned.tensor.elements for planned in plan)
     need = size + 8 * largest * (os.cpu_count() or 1)
-    memory = _free_memory()
+    memory = free_memory()
     if need > memory:
         raise ConversionError(
             f"Converting takes {_megabytes(need)} of memory and {_megabytes(memory)} are free."
         )
-
-
-def _free_memory() -> int:
-    """Bytes that a new program may take without swapping."""
-    line = next(
-        line
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable:")
-    )
-    return int(line.split()[1]) * 1024
 
 
 def _megabytes(size: int) -> str:

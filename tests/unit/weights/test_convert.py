@@ -120,7 +120,7 @@ def test_no_room_on_the_disk(source: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_no_room_in_memory(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runtime holds all of the result; rather a sentence than the kernel's choice."""
-    monkeypatch.setattr(module, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(module, "free_memory", lambda: 1000)
     assert "of memory" in refused(source, tmp_path / "x.gguf")
 
 

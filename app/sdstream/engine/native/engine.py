@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
@@ -54,6 +53,7 @@ from sdstream.engine.native.params import (
 )
 from sdstream.engine.native.progress import ImageProgress, LoadProgress
 from sdstream.engine.port import Emit
+from sdstream.system import available_cores
 from sdstream.weights import inspection
 from sdstream.weights.embedded import materialise
 from sdstream.weights.embeddings import prepared_embeddings
@@ -294,14 +294,3 @@ def _embeddings(command: Load) -> dict[str, Path]:
         return {}
     cache = Path(command.cache_dir) / "embeddings"
     return prepared_embeddings(weight_files(command.embedding_dir), command.family, cache)
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, or less where a control group caps it."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control group, or "max": no cap
-        pass
-    return cores
