@@ -10,10 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from sdstream.web.openapi import openapi_document
 from tests.e2e.test_ocr import sign
 from tests.support.network import look_up, watched
 from tests.support.pictures import png
+from tests.support.routes import document
 from tests.support.servers import ServerProcess, running_server
 
 #: onnxruntime's telemetry looked its host up within ten seconds.
@@ -38,7 +38,7 @@ def test_no_route_knows_another_machine(tmp_path: Path) -> None:
             f"{server.url}/v1/images/ocr", files={"image": sign("Hello 42")}, timeout=60
         )
         assert read.json() == "Hello 42"
-        for path, operations in openapi_document()["paths"].items():
+        for path, operations in document()["paths"].items():
             for method in operations.keys() & {"get", "post"}:
                 _call(server, method, re.sub(r"{\w+}", "embedded", path))
         time.sleep(max(0.0, began + _LOOKED_AT_SECONDS - time.monotonic()))

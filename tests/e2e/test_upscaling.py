@@ -98,10 +98,10 @@ def test_less_than_the_upscalers_own_factor(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "sentence"),
     [
-        ({}, "upscaler", "is required; there are fourfold, twice"),
+        ({}, "upscaler", "is required; available: fourfold, twice"),
         ({"upscaler": "vae"}, "upscaler", "no upscaler 'vae'"),
         ({"upscaler": "../fourfold"}, "upscaler", "no upscaler"),
-        ({"upscaler": "twice", "upscale": "4"}, "upscale", "enlarges 2 times at most"),
+        ({"upscaler": "twice", "upscale": "4"}, "upscale", "enlarges at most 2 times"),
         ({"upscaler": "twice", "upscale": "0.5"}, "upscale", "greater than or equal to 1"),
         ({"upscaler": "twice", "prompt": "a cat"}, "prompt", "only upscales"),
         ({"upscaler": "twice", "seed": "1"}, "seed", "only upscales"),
@@ -123,7 +123,7 @@ def test_too_large_a_result(server: ServerProcess) -> None:
     """The bound of enlarged pictures is one of its own."""
     answer = enlarged(server, noise(1500, 1400), upscaler="fourfold")
     assert answer.status_code == 400
-    assert "6000x5600 is more than this server's 16777216 pixels" in answer.text
+    assert "6000x5600 is more than the server's limit of 16777216 pixels" in answer.text
 
 
 def test_a_drawn_picture_is_enlarged(server: ServerProcess) -> None:
