@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import httpx2
+import psutil
 import pytest
 
 from tests.e2e.test_cli import environment, opened, said, sdstream
@@ -204,6 +205,11 @@ def test_cancel(tmp_path: Path, fake_server: ServerProcess) -> None:
     assert again.stdout == b"The job had ended already: cancelled.\n"
 
 
+def is_connected(pid: int) -> bool:
+    """The process has a connection, so that its handling of signals stands."""
+    return any(c.status == psutil.CONN_ESTABLISHED for c in psutil.Process(pid).net_connections())
+
+
 def test_ctrl_c_leaves_the_job_running(tmp_path: Path, fake_server: ServerProcess) -> None:
     """Only the watching ends."""
     job = begin(fake_server, {"prompt": "step=0.1", "size": "64x64", "steps": 30})["id"]
@@ -213,7 +219,7 @@ def test_ctrl_c_leaves_the_job_running(tmp_path: Path, fake_server: ServerProces
         env=environment(),
     )
     wait_for(fake_server, job, "running")
-    time.sleep(1.0)
+    wait_until(lambda: is_connected(process.pid), 20, "the command never reached the server")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130
@@ -234,7 +240,8 @@ def test_watching_over_a_restart(tmp_path: Path) -> None:
             cwd=tmp_path,
         )
         wait_for(server, job, "running")
-        time.sleep(3.0)
+        wait_until(lambda: is_connected(process.pid), 20, "the command never reached the server")
+        time.sleep(0.5)  # for an event or two
         server.stop(signal.SIGKILL)
     with running_server(tmp_path, engine="fake", port=port):
         _, errors = process.communicate(timeout=40)
