@@ -190,7 +190,7 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], word: str) -> None:
         (["generate", "a", "-s", "100x100"], "multiple of 16"),
         (["generate", "a", "-m", "none"], "not in the catalogue"),
         (["generate", "a", "--schedule", "ays"], "ays"),
-        (["generate", "fail=1"], "told to fail"),
+        (["generate", "fail=1"], "failed as requested"),
         (["generate", "crash=1"], "SIGABRT"),
     ],
 )

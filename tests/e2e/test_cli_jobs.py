@@ -77,7 +77,7 @@ def test_async_takes_nothing_that_it_would_ignore(
     [
         ("nodir/x.png", "the folder nodir does not exist."),
         ("w.txt", "-o must end in one of"),
-        ("-", "-o - takes one image, not 2."),
+        ("-", "-o - writes one image to stdout, not 2."),
         ("x.png", "x-2.png is a folder."),
     ],
 )

@@ -251,7 +251,7 @@ def test_a_restart_in_the_middle(
         draw(page, "patience step=0.4")
         expect(page.locator("#status")).to_contain_text(re.compile("Step [3-9] of 12"))
         server.stop(signal.SIGKILL)
-        expect(page.locator("#notice")).to_contain_text("does not answer")
+        expect(page.locator("#notice")).to_contain_text("does not respond")
     with running_server(tmp_path, **settings):
         expect(page.locator("#notice")).to_be_empty()
         finished(page)
