@@ -57,8 +57,8 @@ def test_the_end_of_the_file_chooses_the_format(tmp_path: Path, fake_server: Ser
     ("arguments", "words"),
     [
         (("-o", "x.txt"), "-o must end in one of"),
-        (("-o", "-"), "-o - and --show"),
-        (("--show",), "-o - and --show"),
+        (("-o", "-"), "-o - or --show"),
+        (("--show",), "-o - or --show"),
     ],
 )
 def test_async_takes_nothing_that_it_would_ignore(
