@@ -291,7 +291,7 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
     ),
     "alignment-in-words": (
         gguf(gguf_tensor(), entries=(gguf_entry("general.alignment", 8, gguf_string("32")),)),
-        "is damaged: its alignment is no 32-bit number",
+        "is damaged: its alignment is not a 32-bit number",
     ),
     "huge-shape": (
         gguf(gguf_tensor(shape=(2**32, 2**32, 2**32))),

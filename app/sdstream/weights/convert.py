@@ -234,8 +234,8 @@ def _check_plan(order: Order, plan: Sequence[Planned]) -> None:
     for planned in plan:
         if planned.type not in (*_FLOATS, "i32"):
             raise ConversionError(
-                f"safetensors cannot hold {planned.type}, which '{planned.tensor.name}' would be: "
-                "let the target end in .gguf."
+                f"safetensors cannot hold {planned.type}, the type of '{planned.tensor.name}'; "
+                "choose a target that ends in .gguf."
             )
 
 
@@ -313,7 +313,7 @@ def _run(
                 assert pipe is not None
                 pipe.close()
         if failed or code:
-            raise ConversionError(failed or _cause_of_death(code, log))
+            raise ConversionError(failed or _cause_of_death(code, log, has_rules=bool(order.rules)))
 
 
 def _clear_up(child: subprocess.Popen[bytes]) -> None:
@@ -357,10 +357,11 @@ def _follow(child: subprocess.Popen[bytes], size: int, progress: Progress) -> st
     return failed
 
 
-def _cause_of_death(code: int, log: IO[bytes]) -> str:
+def _cause_of_death(code: int, log: IO[bytes], *, has_rules: bool) -> str:
     log.seek(0)
     text = log.read().decode("utf-8", "replace")
-    if "regex_error" in text:
+    # When several threads meet the pattern at once, C++ says "terminate called recursively" alone.
+    if "regex_error" in text or (has_rules and "terminate called" in text):
         return "The runtime cannot read a pattern of the rules: they are ECMAScript's."
     asserted = [line.strip() for line in text.splitlines() if "GGML_ASSERT" in line]
     how = signal.Signals(-code).name if code < 0 else f"status {code}"
@@ -378,7 +379,7 @@ def _verified(part: Path, plan: Sequence[Planned]) -> WeightFile:
         if planned.get(tensor.name) != (tensor.type, tensor.elements):
             raise ConversionError(
                 f"What was written is not what was planned: '{tensor.name}' is {tensor.type} of "
-                f"{tensor.elements} headers."
+                f"{tensor.elements} weights."
             )
     # The runtime leaves out tensors that nothing needs, such as counters of a training.
     before = {item.tensor.name: item.tensor.shape for item in plan}

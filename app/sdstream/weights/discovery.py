@@ -115,7 +115,7 @@ def _lone_model(path: Path, catalog: Catalog) -> ModelSpec:
     component = "diffusion_model" if parts == {"diffusion_model"} else "model"
     tiny = "tae" in parts and "vae" not in parts
     if not report.families:
-        raise ModelError(f"{path.name} {report.what}: nothing can be drawn with it alone.")
+        raise ModelError(f"{path.name} {report.what}: it cannot generate images alone.")
     family = report.families[0]
     try:
         check({component: path}, family, tae=tiny)

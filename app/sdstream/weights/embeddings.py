@@ -61,7 +61,7 @@ def _copied(path: Path, widths: frozenset[int], folder: Path) -> Path:
     """A copy of one file as 32-bit floats; raises BadFile for one that does not fit."""
     header = headers.read(path)
     if architectures.recognise(header.shapes).kind != "embedding":
-        raise BadFile("is no embedding")
+        raise BadFile("is not an embedding")
     vectors = [tensor for tensor in header.tensors if len(tensor.shape) <= 2]
     found = {tensor.shape[0] for tensor in vectors}
     if found != widths:
@@ -94,7 +94,7 @@ def _floats(path: Path, tensor: Tensor) -> Floats:
     elif tensor.type in _TYPES:
         values = np.frombuffer(data, _TYPES[tensor.type]).astype("<f4")
     else:
-        raise BadFile(f"is of the type {tensor.type}, which is none of f32, f16 and bf16")
+        raise BadFile(f"is of the type {tensor.type}, not f32, f16 or bf16")
     return values.reshape(-1, tensor.shape[0])
 
 

@@ -351,7 +351,7 @@ def _value(header: _Header, key: str) -> Scalar | None:
     """The value of an entry; None for lists and long texts, which are passed over."""
     kind = header.number(_U32)
     if key == "general.alignment" and kind != GGUFValueType.UINT32:
-        raise BadFile("is damaged: its alignment is no 32-bit number")
+        raise BadFile("is damaged: its alignment is not a 32-bit number")
     if kind in _VALUE:
         value: Scalar = header.number(_VALUE[kind])
         return value
@@ -428,7 +428,7 @@ def _read_safetensors(file: BinaryIO, size: int) -> WeightFile:
     except (ValueError, RecursionError):
         raise BadFile("is damaged: its header is not JSON") from None
     if not isinstance(header, dict):
-        raise BadFile("is damaged: its header is no list of tensors")
+        raise BadFile("is damaged: its header is not a list of tensors")
     metadata = header.pop("__metadata__", None)
     if len(header) > _MAX_TENSORS:
         raise BadFile(f"is damaged: it claims to hold {len(header)} tensors")

@@ -164,9 +164,11 @@ class Hub:
                 watcher,
             )
         if found.etag is None or found.size is None or found.commit_hash is None:
-            raise HubError(f"{constants.ENDPOINT} is no hub: it tells no checksum of {file}.")
+            raise HubError(f"{constants.ENDPOINT} is not a hub: it sent no checksum of {file}.")
         if _algorithm(found.etag) is None:
-            raise HubError(f"{constants.ENDPOINT} tells no checksum of {file}, but '{found.etag}'.")
+            raise HubError(
+                f"{constants.ENDPOINT} sent '{found.etag}' in place of a checksum of {file}."
+            )
         if found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
             raise HubError(
                 f"{file} has {decimal(found.size)}, and the hub sends no more than "
@@ -444,7 +446,7 @@ def _sentences(file: HubFile, page: str) -> Iterator[None]:
         why = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise HubError(
             f"{file} cannot be written: {why or error}. What has been fetched is kept, and the "
-            "next pull goes on from there."
+            "next pull continues from there."
         ) from None
 
 
