@@ -287,8 +287,11 @@ def test_a_link_to_nowhere_among_the_images_hinders_nothing(tmp_path: Path) -> N
     images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
     (images / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "other").touch(mode=0o644)
+    (images / "other.png").symlink_to(tmp_path / "other")
     with running_server(tmp_path, engine="fake") as server:
         assert server.post(QUICK).status_code == 200
+    assert (tmp_path / "other").stat().st_mode & 0o777 == 0o644
 
 
 def test_words_that_no_worker_says_cost_the_worker_only(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def close_folder(folder: Path, *patterns: str) -> None:
     _set_mode(folder, _FOLDER_MODE)
     for pattern in patterns:
         for path in folder.glob(pattern):
-            _set_mode(path, _FILE_MODE)
+            if not path.is_symlink():  # what it leads to belongs to somebody else, or is gone
+                _set_mode(path, _FILE_MODE)
 
 
 def make_file(path: Path) -> None:
