@@ -186,7 +186,7 @@ WRONG = {
     "missing file": (HEAD + "    files:\n      model: nowhere.gguf\n", 5, "no such file"),
     "unknown builtin": (HEAD + "    files:\n      model: builtin:x\n", 5, "built-in"),
     "no files": (HEAD, 2, "files"),
-    "twice": (HEAD + "    family: flux\n", 4, "twice"),
+    "twice": (HEAD + "    family: flux\n", 4, "duplicate"),
     "no YAML": ("models: [\n", 2, ""),
     "empty": ("", 1, ""),
     "default unknown": ("default: b\n" + HEAD + "    files: {model: x}\n", 1, "b"),
