@@ -352,7 +352,7 @@ def test_bad_pictures(api: webuiapi.WebUIApi) -> None:
     assert refusal(api.img2img, images=[], prompt="a cat", **SMALL)[0] == 400
     other = Image.new("L", (32, 32))
     status, body = refusal(api.img2img, images=[picture], mask_image=other, prompt="a", **SMALL)
-    assert (status, "one size" in body) == (400, True)
+    assert (status, "same size" in body) == (400, True)
     status, body = refusal(png_info, api=api, file="AAAA")
     assert (status, "Invalid image" in body) == (400, True)
 
