@@ -260,7 +260,7 @@ def test_longer_prompts_are_refused(native_server: ServerProcess, name: str) -> 
     answer = native_server.post({**SMALL, "prompt": "a", name: "a" * 4001})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == name
-    assert "reads 4000" in answer.json()["error"]["message"]
+    assert "accepts at most 4000" in answer.json()["error"]["message"]
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def test_a_device_that_is_not_there(server: ServerProcess) -> None:
     """A build without CUDA says so; it does not draw on the processor in silence."""
     answer = server.post({**BODY, "model": "second-card"})
     assert answer.status_code == 503
-    sentence = "is to run on cuda:1, and the runtime found only the CPU"
+    sentence = "requires cuda:1, and the runtime found only the CPU"
     assert sentence in answer.json()["error"]["message"]
     assert sentence in httpx2.get(f"{server.url}/v1/models/second-card").json()["error"]
     assert (drawn(server, "plain") == drawn(server, "plain")).all()
