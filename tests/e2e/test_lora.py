@@ -153,7 +153,7 @@ def test_not_in_the_prompt_unless_allowed(native_server: ServerProcess) -> None:
     """Else it would be drawn as a word."""
     answer = native_server.post({**BODY, "prompt": "a circle <lora:bent:1>"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
-    assert "in 'lora' alone" in answer.json()["error"]["message"]
+    assert "send LoRAs in 'lora'" in answer.json()["error"]["message"]
 
 
 def test_in_a_form(lora_server: ServerProcess) -> None:
