@@ -114,6 +114,15 @@ class Form:
     files: list[SourceFile]
 
 
+def only_image(form: Form) -> SourceFile:
+    """Return the one file ``image`` of a form; raises InvalidRequest for any other files."""
+    if len(form.files) != 1 or form.files[0].param != "image":
+        raise InvalidRequest(
+            "One file 'image' is required.", reason=Reason.MISSING_FIELD, param="image"
+        )
+    return form.files[0]
+
+
 async def read_form(request: Request, max_bytes: int) -> Form:
     """The body as one whole multipart form.
 

@@ -20,6 +20,7 @@ from sdstream.core.errors import (
     UnsupportedMediaType,
 )
 from sdstream.core.pixels import Pixels, SourceFile
+from sdstream.dialects.fields import unknown
 from sdstream.dialects.rendering import compact
 from sdstream.imaging import codecs, ocr
 from sdstream.web import bodies, negotiation, respond
@@ -94,9 +95,7 @@ class OcrRoute:
 def _image_of(form: bodies.Form) -> SourceFile:
     for name in form.fields:
         if name not in _FIELDS:
-            raise InvalidRequest(
-                f"Unknown field '{name[:64]}'.", reason=Reason.UNKNOWN_FIELD, param=name[:64]
-            )
+            raise unknown(name)
     model = form.fields.get("model", ocr.MODEL)
     if model not in (ocr.MODEL, "default", ""):
         raise NotFound(
@@ -110,8 +109,4 @@ def _image_of(form: bodies.Form) -> SourceFile:
             reason=Reason.NOT_SUPPORTED,
             param="kwargs",
         )
-    if len(form.files) != 1 or form.files[0].param != "image":
-        raise InvalidRequest(
-            "One file 'image' is required.", reason=Reason.MISSING_FIELD, param="image"
-        )
-    return form.files[0]
+    return bodies.only_image(form)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sdstream.core import infotext
-from sdstream.core.errors import InvalidRequest, PayloadTooLarge, Reason, UnsupportedMediaType
+from sdstream.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from sdstream.dialects.fields import unknown
 from sdstream.dialects.rendering import compact
 from sdstream.imaging.processor import ImageProcessor
@@ -61,11 +61,7 @@ class ParametersRoute:
         form = await bodies.read_form(request, self.max_form_bytes)
         for name in form.fields:
             raise unknown(name)
-        if len(form.files) != 1 or form.files[0].param != "image":
-            raise InvalidRequest(
-                "One file 'image' is required.", reason=Reason.MISSING_FIELD, param="image"
-            )
-        texts = await self.processor.texts(form.files[0])
+        texts = await self.processor.texts(bodies.only_image(form))
         text = texts.get("parameters")
         found = infotext.read_options(text) if text is not None else None
         answer = {
