@@ -669,9 +669,11 @@ def test_a_long_prompt(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("#viewer-facts")).to_be_in_viewport()
     text.press("End")
     expect(text).to_have_js_property("tabIndex", 0)
-    page.wait_for_function(
-        "text => text.scrollTop + text.clientHeight > text.scrollHeight - 2",
-        arg=text.element_handle(),
+    # The page's policy forbids eval, which Playwright's own wait_for_function needs.
+    wait_until(
+        lambda: text.evaluate("text => text.scrollTop + text.clientHeight > text.scrollHeight - 2"),
+        10,
+        "the end of the prompt stayed out of view",
     )
     accessible(page)()
 
@@ -874,8 +876,12 @@ def test_the_javascript_runs(
     if edits:
         page.locator("#image-file").set_input_files(scene(tmp_path))
         expect(page.locator("#mask")).to_be_visible()
-        page.evaluate("document.querySelector('#mask').toBlob(blob => { window.imageFile = blob })")
-        page.wait_for_function("window.imageFile")
+        page.evaluate(
+            """() => new Promise((made) => {
+                const keep = (blob) => made((window.imageFile = blob) !== null);
+                document.querySelector('#mask').toBlob(keep);
+            })"""
+        )
     page.locator("#code summary").click()
     page.get_by_role("tab", name="JavaScript").click()
     program = str(page.locator("#snippet-text").text_content())
