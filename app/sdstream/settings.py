@@ -17,6 +17,8 @@ from platformdirs import user_cache_path, user_data_path
 from pydantic import Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from sdstream.core.ask import Handling
+
 #: Variables that stay with the server.
 _SECRETS: Final = (
     "SDSTREAM_API_KEYS",
@@ -53,6 +55,11 @@ class Settings(BaseSettings):
         description="The default model: MODEL or MODEL:QUANT of the catalogue, or a weight file.",
     )
     pull: bool = Field(False, description="Fetch the default model first if it is not here.")
+    aliases: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Other names of the default model, separated by commas, for clients with fixed "
+        "ones: gpt-image-1, dall-e-3.",
+    )
     model_dir: Path | None = Field(
         None, description="Folder of pulled models, as huggingface_hub lays it out."
     )
@@ -87,8 +94,16 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may call this server, separated by commas; * is all."
     )
+    default_response_format: Literal["both", "b64_json", "url"] = Field(
+        "both", description="How answers have images when a request names no response_format."
+    )
     public_url: HttpUrl | None = Field(
         None, description="Address that clients reach the server at; default: as they named it."
+    )
+    unknown_fields: Handling = Field(
+        Handling.SUGGEST,
+        description="Unknown fields of requests that are rejected: all (strict), near misses of "
+        "options (suggest), none (lenient); the others become warnings.",
     )
     queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
     queue_images_per_key: int = Field(
@@ -153,7 +168,7 @@ class Settings(BaseSettings):
     )
 
     @field_validator(
-        "api_keys", "high_priority_keys", "cors_origins", "webhook_hosts", mode="before"
+        "aliases", "api_keys", "high_priority_keys", "cors_origins", "webhook_hosts", mode="before"
     )
     @classmethod
     def _split(cls, value: Any) -> Any:

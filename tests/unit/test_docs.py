@@ -10,12 +10,13 @@ from typing import get_origin
 
 from starlette.routing import Route
 
+from sdstream.cli.console import singular
 from sdstream.core.ask import ReplyOptions, StreamOptions
 from sdstream.core.catalog import Catalog
 from sdstream.core.model_families import FAMILIES
 from sdstream.core.options import ALIASES, OPTIONS
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
-from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported
+from sdstream.dialects.fields import FOREIGN
 from sdstream.settings import Settings
 from tests.support.routes import document, routes
 
@@ -28,6 +29,7 @@ WORDED = {
     "data_dir": "the user's data folder",
     "cache_dir": "the user's cache folder",
     "public_url": "",
+    "aliases": "",
     "api_keys": "",
     "high_priority_keys": "",
     "webhook_hosts": "",
@@ -45,7 +47,7 @@ def settings_table() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         many = get_origin(field.annotation) is tuple
-        flag = (name[:-1] if many else name).replace("_", "-")
+        flag = (singular(name) if many else name).replace("_", "-")
         default = WORDED.get(name, f"`{field.default}`")
         rows.append(f"| `--{flag}` | `SDSTREAM_{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
@@ -71,8 +73,9 @@ def test_reply_options_are_all_there() -> None:
 
 def test_fields_without_effect_are_named() -> None:
     """Nobody has to find out by trying."""
-    ignored = [name for name, fate in UNSUPPORTED_FIELDS.items() if fate is Unsupported.IGNORED]
-    assert [name for name in ignored if f"`{name}`" not in README] == []
+    assert [
+        name for name, field in FOREIGN.items() if field.note and f"`{name}`" not in README
+    ] == []
 
 
 def test_samplers_schedules_and_families_are_all_there() -> None:

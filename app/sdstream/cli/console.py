@@ -55,7 +55,7 @@ def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 def _flag(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     field = Settings.model_fields[name]
     many = get_origin(field.annotation) is tuple
-    flag = (name[:-1] if many else name).replace("_", "-")
+    flag = (singular(name) if many else name).replace("_", "-")
     switch = field.annotation is bool
     default = None if field.default_factory or field.default in (None, ()) else field.default
     shown = f" [default: {default}]" if default is not None else ""
@@ -67,6 +67,14 @@ def _flag(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         metavar=None if switch else _metavar(field.annotation),
         help=f"{field.description}{shown} ({_variable(name)})",
     )
+
+
+def singular(name: str) -> str:
+    """Return the name of one of several: ``aliases`` are each an alias."""
+    for plural, singular in (("ies", "y"), ("ses", "s"), ("s", "")):
+        if name.endswith(plural):
+            return name.removesuffix(plural) + singular
+    return name
 
 
 def _variable(field: str) -> str:

@@ -422,7 +422,7 @@ def _item(item: JsonObject, options: JsonObject) -> Progress | Image:
         item["progress"],
         item["status"],
         item["progressed_steps"],
-        item["progress_steps"],
+        item["progress_steps"] - 1,  # the last one is the decoding
         base64.b64decode(item["b64_json"]) if item.get("preview") else None,
     )
 

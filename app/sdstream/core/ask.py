@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import ImageParams, no_boolean
@@ -21,6 +22,20 @@ _DEFAULT_CHUNK: Final = 4096
 StreamDialect = Literal["image.chunk", "openai", "both"]
 
 
+class Handling(StrEnum):
+    """What becomes of the unknown fields of a request.
+
+    Attributes:
+        STRICT: All are rejected.
+        SUGGEST: Near misses of options are rejected, with the suggestion; others become warnings.
+        LENIENT: All become warnings.
+    """
+
+    STRICT = "strict"
+    SUGGEST = "suggest"
+    LENIENT = "lenient"
+
+
 class StreamOptions(BaseModel):
     """``stream_options`` of llama-box and GPUStack."""
 
@@ -28,7 +43,9 @@ class StreamOptions(BaseModel):
 
     include_usage: bool = Field(True, description="Usage on the last image's frame.")
     chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
-    chunk_size: int = Field(_DEFAULT_CHUNK, ge=_MIN_CHUNK, description="Characters a piece.")
+    chunk_size: Annotated[int, AfterValidator(lambda size: max(size, _MIN_CHUNK))] = Field(
+        _DEFAULT_CHUNK, ge=1, description="Characters a piece, 1024 at least."
+    )
     preview: bool = Field(False, description="A small preview with every step.")
     dialect: StreamDialect | None = Field(
         None, description="Form of the stream: image.chunk, openai, or both in one."
@@ -40,9 +57,10 @@ class ReplyOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    response_format: Literal["b64_json", "url", "B64Json", "Url"] = Field(
-        "b64_json",
-        description="Base64 or a link; B64Json has a data: prefix and Url is url (mistral.rs).",
+    response_format: Literal["b64_json", "url", "both", "base64", "B64Json", "Url"] | None = Field(
+        None,
+        description="Base64 (b64_json, base64), a link (url, Url), or both; B64Json has a data: "
+        "prefix (mistral.rs). Default: as the server is set, both at first; streams have base64.",
     )
     stream: bool = Field(False, description="Progress and images as server-sent events.")
     partial_images: Annotated[int | None, BeforeValidator(no_boolean)] = Field(
@@ -76,16 +94,18 @@ class ReplyOptions(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class StreamHints:
-    """What a request says of a stream's form beside its body.
+class Hints:
+    """What a request says beside its body.
 
     Attributes:
-        dialect: Named in the query; it overrides the body.
-        library: The form that the client's library reads, where nothing else names one.
+        dialect: Form of the stream that the query names; it overrides the body.
+        library: Form of the stream that the client's library reads, where nothing else names one.
+        handling: What becomes of unknown fields.
     """
 
     dialect: StreamDialect | None = None
     library: StreamDialect | None = None
+    handling: Handling = Handling.SUGGEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +121,8 @@ class ParsedRequest:
         blank_flagged: Flagged images are answered as blank ones (Fireworks) instead of failing
             the job.
         client_names: Canonical name -> the client's spelling, for error messages.
+        warnings: A sentence for each field that was taken and has no effect.
+        unknown: Names of the unknown fields among them, as the client spelled them.
     """
 
     params: ImageParams
@@ -110,6 +132,8 @@ class ParsedRequest:
     only_upscale: bool = False
     blank_flagged: bool = False
     client_names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    warnings: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @property
     def previews(self) -> int:

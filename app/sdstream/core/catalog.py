@@ -7,7 +7,7 @@ of the hub lie on this machine is what ``Catalog.on_machine`` is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Self
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from sdstream.core.catalog_yaml import CatalogError, Lines, line_near, load, with_line
 from sdstream.core.locations import HUB, QUANT, HubFile
 from sdstream.core.model_spec import ModelSpec, Part, Variant
+from sdstream.core.similar import did_you_mean, most_similar
 
 
 class _File(Part):
@@ -33,6 +34,8 @@ class Catalog:
         models: What can be drawn with, by id: entries of plain files, and the quants of the others
             that are on this machine as MODEL:QUANT. ``parse`` alone knows of none of these.
         default: The model of requests that name none; an id of ``models`` if it is here.
+        default_aliases: Other names of the default model, in small letters, beside those of its
+            entry.
     """
 
     entries: Mapping[str, ModelSpec]
@@ -41,6 +44,7 @@ class Catalog:
     _lines: Mapping[tuple[str | int, ...], int]
     #: Names of ``models`` in small letters, those of entries among them, to their ids.
     _spellings: Mapping[str, str] = field(default_factory=dict)
+    default_aliases: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -67,6 +71,7 @@ class Catalog:
             if entry is not None and _quant(entry, quant):
                 line = line_near(lines, ("models", index, "id"))
                 raise CatalogError(f"the id '{spec.id}' is also a quant of '{entry.id}'", line)
+        _check_aliases(file.models, entries, lines)
         models = {name: spec for name, spec in entries.items() if not spec.quants}
         spellings = {name.casefold(): name for name in models}
         catalog = cls(entries, models, file.default or file.models[0].id, lines, spellings)
@@ -102,6 +107,28 @@ class Catalog:
         """The same catalogue with another default, which need not be here."""
         return replace(self, default=self._spellings.get(name.casefold(), name))
 
+    def with_default_aliases(self, names: Sequence[str]) -> Self:
+        """Return the same catalogue with more names for the default model.
+
+        Raises:
+            CatalogError: A name is an id of models.yaml already.
+        """
+        for name in names:
+            entry = _entry_of(name, self.entries)
+            if entry is not None:
+                raise CatalogError(f"the alias '{name}' is the id of a model", 1)
+        return replace(self, default_aliases=frozenset(name.casefold() for name in names))
+
+    def aliases(self) -> dict[str, str]:
+        """Return other names of the models that are here: alias -> id."""
+        own = {
+            alias: spec.id
+            for entry in self.entries.values()
+            for alias in entry.aliases
+            if (spec := self.find(entry.id)) is not None
+        }
+        return {**own, **dict.fromkeys(sorted(self.default_aliases), self.default)}
+
     def plus(self, spec: ModelSpec) -> Self:
         """The same catalogue with one more entry, of plain files, which is the default."""
         added = {spec.id: spec}
@@ -120,7 +147,14 @@ class Catalog:
         does not matter.
         """
         wanted = self.default if name in (None, "", "default") else str(name)
-        return self.models.get(self._spellings.get(wanted.casefold(), wanted))
+        found = self.models.get(self._spellings.get(wanted.casefold(), wanted))
+        if found is not None:
+            return found
+        if wanted.casefold() in self.default_aliases:
+            return self.find(None)
+        return next(
+            (self.find(e.id) for e in self.entries.values() if _is_among(wanted, e.aliases)), None
+        )
 
     def variant(self, name: str) -> Variant | None:
         """The quant that MODEL:QUANT names, or the usual one of MODEL; None when there is none."""
@@ -150,7 +184,7 @@ class Catalog:
             )
         return (
             f"The model '{wanted[:128]}' is not in the catalogue; there are "
-            f"{', '.join(self.models)}."
+            f"{', '.join(self.models)}.{did_you_mean(most_similar(wanted, self.models))}"
         )
 
     def why_unknown(self, name: str) -> str:
@@ -173,6 +207,24 @@ class Catalog:
 def _quant(entry: ModelSpec, name: str) -> str | None:
     """The entry's quant of that name, however its letters are written."""
     return next((q for q in entry.quants or () if q.casefold() == name.casefold()), None)
+
+
+def _is_among(name: str, names: Iterable[str]) -> bool:
+    return name.casefold() in map(str.casefold, names)
+
+
+def _check_aliases(
+    specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
+) -> None:
+    """An alias names one model only, and no entry's id."""
+    taken: dict[str, str] = {}
+    for index, spec in enumerate(specs):
+        for alias in spec.aliases:
+            line = line_near(lines, ("models", index, "aliases"))
+            if _entry_of(alias, entries) is not None:
+                raise CatalogError(f"the alias '{alias}' is the id of a model", line)
+            if taken.setdefault(alias.casefold(), spec.id) != spec.id:
+                raise CatalogError(f"the alias '{alias}' belongs to two models", line)
 
 
 def _entry_of(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:

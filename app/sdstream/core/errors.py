@@ -4,7 +4,6 @@
 
     ImageServiceError
     ├── InvalidRequest        400  invalid_request_error
-    │   └── NotSupportedYet   400  invalid_request_error
     ├── Unauthorized          401  authentication_error
     ├── Forbidden             403  permission_error
     ├── NotFound              404  not_found_error
@@ -131,15 +130,6 @@ class InvalidRequest(ImageServiceError):
         self, message: str, *, reason: Reason = Reason.INVALID_VALUE, param: str | None = None
     ) -> None:
         super().__init__(message, reason=reason, param=param)
-
-
-class NotSupportedYet(InvalidRequest):
-    """A known option that this version does not do: said aloud rather than ignored."""
-
-    def __init__(self, param: str) -> None:
-        super().__init__(
-            f"'{param}' is not supported yet.", reason=Reason.NOT_SUPPORTED_YET, param=param
-        )
 
 
 class Unauthorized(ImageServiceError):

@@ -16,7 +16,14 @@ from pydantic import ValidationError
 from sdstream import __version__
 from sdstream.core.options import OPTIONS, ImageParams
 from sdstream.core.request import GenerationRequest
-from sdstream.core.samplers import DEFAULT_SCHEDULE, NO_SCHEDULE, find_sampler, find_schedule
+from sdstream.core.samplers import (
+    DEFAULT_SCHEDULE,
+    NO_SCHEDULE,
+    SAMPLERS,
+    SCHEDULES,
+    find_sampler,
+    find_schedule,
+)
 
 #: One "Name: value" of the last line of a parameters text; values with commas are quoted. The
 #: name is bounded, else a long line without a colon would take quadratic time.
@@ -39,8 +46,8 @@ def write(request: GenerationRequest, seed: int) -> str:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     first = {
         "sample_steps": request.steps,
-        "sampler": request.sampler,
-        "schedule": request.schedule,
+        "sampler": SAMPLERS[request.sampler].label,
+        "schedule": SCHEDULES[request.schedule].label or "Automatic",
         "cfg_scale": request.cfg_scale,
         "seed": seed,
         "size": request.size,

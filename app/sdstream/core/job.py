@@ -72,7 +72,7 @@ class Terms:
         owner: Whose job it is: stands for an API key, empty without keys.
         priority: Its class in the queue.
         background: It goes on without its client and outlives the server.
-        as_url, data_url: How a plain answer has the images (shapes.ResponseFormat).
+        as_url, data_url, both: How a plain answer has the images (rendering.ResponseFormat).
         idempotency_key: The client's name for this request, None without one.
         fingerprint: Digest of the request, to tell a repetition from another request.
         webhook_url: Where to tell of the end, None for nowhere.
@@ -85,6 +85,7 @@ class Terms:
     background: bool = False
     as_url: bool = False
     data_url: bool = False
+    both: bool = False
     idempotency_key: str | None = None
     fingerprint: str = ""
     webhook_url: str | None = None
@@ -241,6 +242,7 @@ class Usage:
         time_to_process_ms: Milliseconds from acceptance to the first sampling step: the queue,
             the loading of the model and the reading of the prompt.
         text_tokens: Words of the prompt (the runtime does not tell its encoder's tokens).
+        image_tokens: Patches of 16 x 16 pixels in the input images, at the size of the output.
         output_tokens: Patches of 16 x 16 pixels in all images.
     """
 
@@ -248,6 +250,7 @@ class Usage:
     time_per_generation_ms: float
     time_to_process_ms: float
     text_tokens: int
+    image_tokens: int
     output_tokens: int
 
 
@@ -443,6 +446,7 @@ class Job:
             time_per_generation_ms=round(1000 * drawing / max(1, len(done)), 1),
             time_to_process_ms=round(1000 * (waited + (first.encode_seconds if first else 0.0)), 1),
             text_tokens=len(self.request.prompt.split()),
+            image_tokens=patches * self.request.input_images,
             output_tokens=patches * len(done),
         )
 

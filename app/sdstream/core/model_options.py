@@ -13,7 +13,7 @@ from typing import Any
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import OPTIONS, ImageParams
+from sdstream.core.options import OPTIONS, ImageParams, Options
 from sdstream.core.request import Assets
 from sdstream.core.samplers import (
     CACHE_KNOBS,
@@ -24,21 +24,27 @@ from sdstream.core.samplers import (
     SCHEDULES,
     refusal,
 )
+from sdstream.core.similar import did_you_mean, most_similar
 
 
-def check(ask: ParsedRequest, spec: ModelSpec, sampler: str) -> None:
+def check(ask: ParsedRequest, spec: ModelSpec, sampler: str) -> list[str]:
     """Reject options that this model or sampler would ignore, and names that do not exist.
+
+    Returns:
+        The options that it ignores and clients send all the same, at their usual values.
 
     Raises:
         InvalidRequest: Names the option as the client spelled it.
     """
-    for name, why in _without_effect(ask.params, spec, sampler):
-        if getattr(ask.params, name) is not None:
+    idle = dict(_without_effect(ask.params, spec, sampler))
+    for name, why in idle.items():
+        if getattr(ask.params, name) not in (None, *OPTIONS[name].usual):
             raise ask.rejected(name, f" would have no effect: {why}.", Reason.NOT_SUPPORTED)
     _check_sigmas(ask)
     _check_name(ask, "cache_mode", _cache_modes(spec))
     _check_name(ask, "hires_upscaler", HIRES_UPSCALERS)
     _check_cache(ask)
+    return [name for name in idle if name in Options.model_fields]
 
 
 def _without_effect(
@@ -226,4 +232,5 @@ def unknown_name(
         known: The names that exist.
     """
     there = f"there are {', '.join(sorted(known)[:20])}" if known else "there are none"
-    return ask.rejected(option, f": no {what} '{name[:64]}'; {there}.")
+    meant = did_you_mean(most_similar(name, known))
+    return ask.rejected(option, f": no {what} '{name[:64]}'; {there}.{meant}")

@@ -142,10 +142,14 @@ class RuntimeOptions(Part):
 _QuantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 
 
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+
+
 class ModelSpec(Part):
     """One entry of the catalogue.
 
     Attributes:
+        aliases: Other names that requests may use for it.
         page: Where its files are told of.
         license: Under which they are given, by the hub's word for it.
         gated: The hub wants a token of somebody who accepted the licence on ``page``.
@@ -158,7 +162,8 @@ class ModelSpec(Part):
             several GPUs; None is wherever the runtime likes.
     """
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
+    id: str = Field(pattern=_NAME)
+    aliases: tuple[Annotated[str, Field(pattern=_NAME)], ...] = ()
     description: str = ""
     family: Annotated[str, _one_of(FAMILIES, "family")]
     page: str | None = Field(None, pattern=r"^https?://\S+$")

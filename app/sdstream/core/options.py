@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
@@ -31,7 +31,7 @@ MAX_PROMPT_CHARACTERS: Final = 32_000
 MAX_SEED: Final = 2**63 - 1 - MAX_IMAGES
 MAX_LORA_SCALE: Final = 10.0
 
-Quality = Literal["standard", "hd", "low", "medium", "high", "auto"]
+Quality = Literal["low", "medium", "high", "xhigh", "max", "standard", "hd", "auto"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 MaskMode = Literal["auto", "alpha", "luminance", "opacity"]
 Fit = Literal["crop", "stretch", "pad"]
@@ -39,8 +39,11 @@ Fit = Literal["crop", "stretch", "pad"]
 #: What an option acts on beside the prompt; without it the option has no effect.
 Input = Literal["image", "image or control", "mask", "control"]
 
-#: A LoRA in the prompt, as AUTOMATIC1111 has it.
-LORA_TAG: Final = re.compile(r"<lora:([^:<>]{1,128})(?::([^:<>]*))?>")
+#: A LoRA in the prompt, as AUTOMATIC1111 has it; ``lyco`` is its older name for LyCORIS files.
+LORA_TAG: Final = re.compile(r"<(?:lora|lyco):([^:<>]{1,128})(?::([^:<>]*))?>")
+HYPERNETWORK_TAG: Final = re.compile(r"<hypernet:")
+#: Endings of weight files, which names in requests may have or leave out.
+_FILE_ENDING: Final = re.compile(r"\.(?:safetensors|gguf|ckpt|pth|pt|bin)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Option:
         infotext: Its name in the parameters text of image files; None leaves it out.
         flag_text: What that text says for True.
         neutral: Values that ask for nothing, as lower-case text.
+        usual: Values that clients send to every model; a model that has no such option ignores
+            them.
         needs: The option without which this one has no effect.
         acts_on: The input without which this one has no effect.
         unsupported: Returns why a model ignores the option; None when the model supports it.
@@ -62,6 +67,7 @@ class Option:
     infotext: str | None = None
     flag_text: str = "True"
     neutral: tuple[str, ...] = ()
+    usual: tuple[object, ...] = ()
     needs: str | None = None
     acts_on: Input | None = None
     unsupported: Callable[[ModelSpec], str | None] = lambda _: None
@@ -114,13 +120,23 @@ class LoraChoice(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    id: str = Field(max_length=128, description="Name of the file without its ending.")
+    id: str = Field(
+        max_length=128,
+        validation_alias=AliasChoices("id", "name", "path"),
+        description="Name of the file; its ending may be left out.",
+    )
     scale: float = Field(
         1.0,
         ge=-MAX_LORA_SCALE,
         le=MAX_LORA_SCALE,
+        validation_alias=AliasChoices("scale", "multiplier", "strength", "weight"),
         description="Strength; a negative one has the opposite effect.",
     )
+
+    @field_validator("id")
+    @classmethod
+    def _without_ending(cls, value: str) -> str:
+        return _FILE_ENDING.sub("", value)
 
 
 class Options(BaseModel):
@@ -137,6 +153,7 @@ class Options(BaseModel):
         Option(
             aliases=("distilled_cfg_scale",),
             infotext="Distilled CFG Scale",
+            usual=(3.5,),
             unsupported=_no_distilled_guidance,
         ),
     ] = Field(None, ge=0, le=30, description="Distilled guidance (FLUX-dev).")
@@ -157,12 +174,12 @@ class Options(BaseModel):
     mask_blur: Annotated[float | None, Option(infotext="Mask blur", acts_on="mask")] = Field(
         None, ge=0, le=64, description="Pixels over which the mask's edge fades."
     )
-    eta: Annotated[float | None, Option(infotext="Eta")] = Field(
+    eta: Annotated[float | None, Option(infotext="Eta", usual=(0.0,))] = Field(
         None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
     )
     clip_skip: Annotated[
         int | None,
-        Option(infotext="Clip skip", neutral=("-1",), unsupported=_more_than_clip),
+        Option(infotext="Clip skip", neutral=("-1",), usual=(1,), unsupported=_more_than_clip),
     ] = Field(
         None, ge=1, le=12, description="Layers of CLIP to leave out at its end, from 1 for none."
     )
@@ -216,7 +233,8 @@ class Options(BaseModel):
         None, ge=0, le=1, description="Share of steps at its end."
     )
     cache_options: Annotated[
-        dict[str, float] | None, Option(infotext="Cache options", needs="cache_mode")
+        dict[str, float] | None,
+        Option(aliases=("cache_option",), infotext="Cache options", needs="cache_mode"),
     ] = Field(None, max_length=16, description='Other numbers of the cache mode: {"warmup": 4}.')
     hires_scale: Annotated[float | None, Option(infotext="Hires upscale")] = Field(
         None,
@@ -259,12 +277,14 @@ class Options(BaseModel):
     @field_validator("lora", mode="before")
     @classmethod
     def _json_in_a_form(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
+        """Read JSON in a text, and ``{"NAME": SCALE}`` for a list of objects."""
         try:
-            return json.loads(value)
+            value = json.loads(value) if isinstance(value, str) else value
         except (ValueError, RecursionError):
             raise ValueError("must be a list of objects with id and scale") from None
+        if isinstance(value, Mapping):
+            return [{"id": name, "scale": scale} for name, scale in value.items()]
+        return value
 
     @field_validator("cache_options", mode="before")
     @classmethod
@@ -324,10 +344,10 @@ class ImageParams(Options):
     model: Annotated[str | None, Option(infotext="Model", listed=False)] = Field(
         None, description='A model id; "default" or none is the default.'
     )
-    n: Annotated[int | None, Option(aliases=("samples", "num_images", "batch_size"))] = Field(
-        None, ge=1, le=MAX_IMAGES, description="Images; image i has seed + i."
-    )
-    size: Annotated[str | None, Option(infotext="Size")] = Field(
+    n: Annotated[
+        int | None, Option(aliases=("samples", "num_images", "num_images_per_prompt", "batch_size"))
+    ] = Field(None, ge=1, le=MAX_IMAGES, description="Images; image i has seed + i.")
+    size: Annotated[str | None, Option(aliases=("image_size",), infotext="Size")] = Field(
         None, description='"WIDTHxHEIGHT" in pixels, or "auto".'
     )
     width: Annotated[int | None, Option()] = Field(
@@ -345,21 +365,30 @@ class ImageParams(Options):
     sample_steps: Annotated[
         int | None,
         Option(
-            aliases=("steps", "num_inference_steps", "sampling_steps"),
+            aliases=("steps", "step", "num_inference_steps", "sampling_steps"),
             infotext="Steps",
         ),
     ] = Field(None, ge=1, le=MAX_STEPS, description="Sampling steps.")
     sampler: Annotated[
-        str | None, Option(aliases=("sample_method", "sampler_name"), infotext="Sampler")
+        str | None,
+        Option(
+            aliases=("sample_method", "sampler_name"), infotext="Sampler", neutral=("n/a", "none")
+        ),
     ] = Field(None, description="One of: " + ", ".join(SAMPLERS) + ".")
     schedule: Annotated[
-        str | None, Option(aliases=("scheduler", "schedule_method"), infotext="Schedule type")
+        str | None,
+        Option(
+            aliases=("scheduler", "schedule_method"),
+            infotext="Schedule type",
+            neutral=("n/a", "none"),
+        ),
     ] = Field(None, description="One of: " + ", ".join(SCHEDULES) + ".")
     cfg_scale: Annotated[
         float | None, Option(aliases=("guidance_scale",), infotext="CFG scale")
     ] = Field(None, ge=0, le=30, description="Classifier-free guidance.")
     quality: Annotated[Quality | None, Option()] = Field(
-        None, description="Steps when none are given: low 0.5x, high and hd 1.5x the model's own."
+        None,
+        description="Steps when none are given: low 0.5x, high and above 1.5x the model's own.",
     )
     output_format: Annotated[OutputFormat | None, Option()] = Field(
         None, description="The image file's format."

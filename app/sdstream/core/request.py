@@ -44,6 +44,7 @@ class GenerationRequest:
         output_compression: Percent of quality for JPEG and WebP.
         warnings: Sentences on options that cannot act as given.
         options: The options of the runtime; None leaves one to the runtime or the model.
+        input_images: Images that came with the request, for the count of tokens.
         second_pass: Pixels of the second pass (``hires_*``), None without one.
         upscaled: Pixels after the upscaler (``upscaler``), None without one.
     """
@@ -66,6 +67,7 @@ class GenerationRequest:
     output_compression: int = 100
     warnings: tuple[str, ...] = ()
     options: Options = field(default_factory=Options)
+    input_images: int = 0
     second_pass: Size | None = None
     upscaled: Size | None = None
 

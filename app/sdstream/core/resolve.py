@@ -34,8 +34,10 @@ from sdstream.core.samplers import (
     SCHEDULES,
     find_sampler,
     find_schedule,
+    nearest_sampler,
     refusal,
 )
+from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.core.size import Size
 
 T = TypeVar("T")
@@ -56,7 +58,13 @@ _INPUTS: Final = {
     "control": "a control image",
 }
 
-_STEP_FACTORS: Final[Mapping[Quality, float]] = {"low": 0.5, "high": 1.5, "hd": 1.5}
+_STEP_FACTORS: Final[Mapping[Quality, float]] = {
+    "low": 0.5,
+    "high": 1.5,
+    "xhigh": 1.5,
+    "max": 1.5,
+    "hd": 1.5,
+}
 
 
 def model_of(ask: ParsedRequest, catalog: Catalog) -> ModelSpec:
@@ -114,7 +122,15 @@ def resolve(
     else:
         request = _generation(ask, spec, sources, assets, limits, safety, random_seed)
     _check_sides(ask, request)
-    return request
+    return replace(request, warnings=(*_alias(ask, spec, catalog), *request.warnings))
+
+
+def _alias(ask: ParsedRequest, spec: ModelSpec, catalog: Catalog) -> tuple[str, ...]:
+    """The warning of a request that names its model by an alias."""
+    name = ask.params.model or ""
+    if name.casefold() not in map(str.casefold, catalog.aliases()):
+        return ()
+    return (f"The model '{name}' is an alias of '{spec.id}'.",)
 
 
 def _generation(
@@ -132,13 +148,14 @@ def _generation(
     size = _size(ask, spec, limits.drawn, sources.size)
     steps = _steps(params, spec)
     sampler, schedule = _sampling(ask, spec, steps)
-    model_options.check(ask, spec, sampler)
+    idle = model_options.check(ask, spec, sampler)
     cfg_scale = _first(params.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
     larger = resolve_options.second_pass(ask, spec, size, limits.drawn, sources)
     upscaled = resolve_options.upscaled(ask, larger or size, assets, limits.enlarged)
     prompt, loras = resolve_options.loras(ask, assets)
     options = params.options().model_copy(
         update={
+            **dict.fromkeys(idle),
             "lora": loras or None,
             **resolve_options.concrete(ask, spec, sources),
             **resolve_options.enlarging(ask, size, larger, upscaled, steps),
@@ -163,6 +180,7 @@ def _generation(
         output_compression=_compression(ask),
         warnings=_warnings(ask, cfg_scale),
         options=options,
+        input_images=int(sources.drawn_over) + sources.references,
         second_pass=larger,
         upscaled=upscaled,
     )
@@ -211,6 +229,8 @@ def _upscaling(
         safety=safety,
         output_format=params.output_format or "png",
         output_compression=_compression(ask),
+        warnings=ask.warnings,
+        input_images=1,
         options=Options(upscaler=upscaler, upscale=round(upscaled.width / size.width, 4)),
         upscaled=upscaled,
     )
@@ -367,19 +387,24 @@ def _sampler(ask: ParsedRequest) -> tuple[str | None, str | None]:
     given = (ask.params.sampler or "").strip()
     if given.lower() in NO_SAMPLER:
         return None, None
-    return find_sampler(given) or _unknown(ask, "sampler", SAMPLERS)
+    return find_sampler(given) or _unknown(ask, "sampler", SAMPLERS, nearest_sampler(given))
 
 
 def _schedule(ask: ParsedRequest) -> str | None:
     given = (ask.params.schedule or "").strip()
     if given.lower() in NO_SCHEDULE:
         return None
-    return find_schedule(given) or _unknown(ask, "schedule", SCHEDULES)
+    return find_schedule(given) or _unknown(
+        ask, "schedule", SCHEDULES, most_similar(given, SCHEDULES)
+    )
 
 
-def _unknown(ask: ParsedRequest, option: str, names: Iterable[str]) -> NoReturn:
+def _unknown(
+    ask: ParsedRequest, option: str, names: Iterable[str], nearest: str | None
+) -> NoReturn:
     given = getattr(ask.params, option)
-    raise ask.rejected(option, f": unknown {option} '{given[:64]}'; there are {', '.join(names)}.")
+    problem = f": unknown {option} '{given[:64]}'; there are {', '.join(names)}."
+    raise ask.rejected(option, problem + did_you_mean(nearest))
 
 
 def _safety(ask: ParsedRequest, has_checker: bool) -> Safety:
@@ -406,7 +431,7 @@ def _compression(ask: ParsedRequest) -> int:
 
 
 def _warnings(ask: ParsedRequest, cfg_scale: float) -> tuple[str, ...]:
-    warnings = []
+    warnings = [*ask.warnings]
     if ask.params.negative_prompt and cfg_scale == 1.0:
         warnings.append(f"{ask.client_name('negative_prompt')} has no effect at cfg_scale 1.")
     if ask.params.safety_check and ask.reply.previews:

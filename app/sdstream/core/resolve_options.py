@@ -8,7 +8,7 @@ from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import Reason
 from sdstream.core.model_options import check_span, default_guidance, unknown_name
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import LORA_TAG, MAX_LORA_SCALE, LoraChoice
+from sdstream.core.options import HYPERNETWORK_TAG, LORA_TAG, MAX_LORA_SCALE, LoraChoice
 from sdstream.core.request import Assets, Sources
 from sdstream.core.size import Size
 
@@ -38,6 +38,10 @@ def concrete(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> dict[str,
 
 def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ...]]:
     """Return the prompt without LoRA tags, and all LoRAs: the chosen ones and those of the tags."""
+    if HYPERNETWORK_TAG.search(ask.params.prompt):
+        raise ask.rejected(
+            "prompt", " contains a hypernetwork tag; use a LoRA.", Reason.NOT_SUPPORTED
+        )
     chosen = [(lora, "lora") for lora in ask.params.lora or ()]
     prompt = ask.params.prompt
     tags = LORA_TAG.findall(prompt)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from sdstream.core.similar import most_similar
+
 
 class Sampler(NamedTuple):
     """A sampling method of the runtime.
@@ -191,6 +193,15 @@ def find_sampler(name: str) -> tuple[str, str | None] | None:
         if sampler:
             return sampler, schedule
     return None
+
+
+def nearest_sampler(name: str) -> str | None:
+    """Return the sampler whose name is most like an unknown one; None when none is alike."""
+    plain = _plain(name)
+    for ending in _SCHEDULES_BY_NAME:
+        plain = plain.removesuffix(ending)
+    spelling = most_similar(plain, _SAMPLERS_BY_NAME)
+    return None if spelling is None else _SAMPLERS_BY_NAME[spelling]
 
 
 def find_schedule(name: str) -> str | None:

@@ -1,103 +1,315 @@
 """What becomes of a field of a request: an option, a wish for the answer, or a field of others.
 
-``UNSUPPORTED_FIELDS`` is the one table of fields that are known from some system and do nothing
-here, with what happens to each; a field in no table is rejected by name.
+This is the one place of the rule, for JSON and forms of every API:
+
+1. A field that is known and asks for nothing (null, empty, a value that switches it off, or the
+   default of the system that it comes from) is taken silently.
+2. A field that is known, would change the image and is not supported is rejected. The error says
+   what can be done instead.
+3. An unknown field is taken and reported in ``warnings``. Two kinds are rejected: a near miss of an
+   option of this server, and a field that may hold an image.
+
+``Prefer: handling=strict`` rejects every unknown field; ``handling=lenient`` takes near misses too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from enum import StrEnum
+import base64
+import binascii
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from sdstream.core.ask import ReplyOptions
-from sdstream.core.errors import InvalidRequest, NotSupportedYet, Reason
+from sdstream.core.ask import Handling, ReplyOptions
+from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import ALIASES, OPTIONS
+from sdstream.core.similar import did_you_mean, near_miss
 
 
-class Unsupported(StrEnum):
-    """What happens to a known field that does nothing here."""
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A field of another system that has no effect here.
 
-    IGNORED = "ignored"
-    NOT_YET = "not supported yet"
-    NEEDS_IMAGE = "needs an image"
-    UPLOADED = "is an uploaded file"
-    REFUSED = "refused"
+    Attributes:
+        neutral: Values that ask for nothing, the usual one first; without any, those that switch
+            a field off do. Null and empty values always ask for nothing.
+        refusal: The sentence of the error for any other value; it follows the field's name.
+        note: The sentence of the warning for any other value; it follows the field's name.
+    """
+
+    neutral: tuple[object, ...] = ()
+    refusal: str | None = None
+    note: str | None = None
 
 
-#: Harmless ones say something about the caller or ask for taste; the others would change the
-#: picture, and silence about them would be a lie.
-UNSUPPORTED_FIELDS: Final[Mapping[str, Unsupported]] = {
-    "user": Unsupported.IGNORED,
-    "safety_identifier": Unsupported.IGNORED,
-    "moderation": Unsupported.IGNORED,
-    "style": Unsupported.IGNORED,
-    "input_fidelity": Unsupported.IGNORED,
-    "padding_image_to_multiple": Unsupported.IGNORED,  # "fit" does
-    "image": Unsupported.NEEDS_IMAGE,
-    "mask": Unsupported.NEEDS_IMAGE,
-    "control": Unsupported.UPLOADED,
-    "control_image": Unsupported.UPLOADED,
-    "prompt_2": Unsupported.REFUSED,
-    "prompt_3": Unsupported.REFUSED,
-    "negative_prompt_2": Unsupported.REFUSED,
-    "negative_prompt_3": Unsupported.REFUSED,
-    "max_sequence_length": Unsupported.REFUSED,
-    "markup": Unsupported.REFUSED,
-    "complexity": Unsupported.REFUSED,
-    "frame_count": Unsupported.REFUSED,
-    "frame_duration_ms": Unsupported.REFUSED,
-    "svg": Unsupported.REFUSED,
-    "input_image": Unsupported.NEEDS_IMAGE,
-    "lora_adapter_name": Unsupported.NOT_YET,
-    "lora_weight_filename": Unsupported.NOT_YET,
-    "style_preset": Unsupported.REFUSED,
-    "clip_guidance_preset": Unsupported.REFUSED,
-    "text_prompts": Unsupported.REFUSED,
-    "apply_invisible_watermark": Unsupported.REFUSED,
-    "return_latents": Unsupported.REFUSED,
+#: Says something about the caller or about files on the server's disk.
+IGNORED: Final = Foreign()
+
+_NOT_HERE: Final = Foreign(refusal=" is not supported by this server's models.")
+_NEEDS_IMAGE: Final = Foreign(
+    refusal=" requires an input image, which this route does not accept; use /v1/images/edits."
+)
+_UPLOADED: Final = Foreign(refusal=" must be an uploaded file in a multipart form.")
+_ONE_PROMPT: Final = Foreign(
+    refusal=" is not supported; all text encoders read 'prompt' and 'negative_prompt'."
+)
+_LORA: Final = Foreign(refusal=' is not supported; use \'lora\': [{"id": "NAME", "scale": 1}].')
+
+
+def only(*neutral: object) -> Foreign:
+    """Return a field that is taken at these values only, the usual one first."""
+    usual = json.dumps(neutral[0])
+    return Foreign(neutral, refusal=f" must be {usual}; other values are not supported.")
+
+
+#: Fields of OpenAI, Xinference, GPUStack, Fireworks and others, by their canonical names.
+FOREIGN: Final[Mapping[str, Foreign]] = {
+    **dict.fromkeys(
+        ("user", "safety_identifier", "moderation", "metadata", "store", "logit_bias"), IGNORED
+    ),
+    "style": Foreign(("natural", "auto"), note=" has no effect; describe the style in the prompt."),
+    "input_fidelity": Foreign(("low",), note=" has no effect; use 'strength'."),
+    "padding_image_to_multiple": Foreign(note=" has no effect; use 'fit'."),
+    "image": _NEEDS_IMAGE,
+    "images": _NEEDS_IMAGE,
+    "mask": _NEEDS_IMAGE,
+    "input_image": _NEEDS_IMAGE,
+    "control": _UPLOADED,
+    "control_image": _UPLOADED,
+    **dict.fromkeys(
+        ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"), _ONE_PROMPT
+    ),
+    "max_sequence_length": Foreign((256, 512), note=" has no effect; prompts are read whole."),
+    "ddim_discretize": only("uniform"),
+    "s_churn": only(0),
+    "s_noise": only(1, 0),
+    "s_tmin": IGNORED,
+    "s_tmax": IGNORED,
+    "styles": Foreign(note=" has no effect; describe the style in the prompt."),
+    **dict.fromkeys(
+        ("markup", "complexity", "frame_count", "frame_duration_ms", "svg", "style_preset"),
+        _NOT_HERE,
+    ),
+    "text_prompts": Foreign(refusal=" is not supported; use 'prompt' and 'negative_prompt'."),
+    "lora_adapter_name": _LORA,
+    "lora_weight_filename": _LORA,
+    "clip_guidance_preset": only("NONE"),
+    "apply_invisible_watermark": only(False),
+    "return_latents": only(False),
 }
 
 #: Canonical names of all fields that have an effect.
 KNOWN: Final = OPTIONS.keys() | ReplyOptions.model_fields.keys()
 
+#: Every spelling of them.
+SPELLINGS: Final = KNOWN | ALIASES.keys()
 
-def check_unsupported(given: Mapping[str, Any]) -> None:
-    """Reject fields of other systems that would change the picture; raises InvalidRequest."""
+#: Fields of other APIs that are spelled like an option of this one and mean something else.
+_LOOK_ALIKES: Final = frozenset(
+    {
+        "stop", "mode", "models", "guidance_rescale", "guidance_scale_2", "true_cfg_scale",
+        "cfg_rescale", "mask_blur_x", "mask_blur_y",
+    }
+)  # fmt: skip
+
+#: A field of such a name brings an image, or chooses what changes one.
+_PICTURE_NAME: Final = re.compile(r"image|mask|lora|control|adapter|reference", re.IGNORECASE)
+_PICTURE_ADDRESS: Final = re.compile(
+    r"\s*(?:data:image/|(?:https?|file|s3|gs)://\S+\.(?:png|jpe?g|webp|gif|bmp|avif|heic|tiff?)"
+    r"(?:[?#]\S*)?\s*\Z)",
+    re.IGNORECASE,
+)
+#: What image files begin with.
+_SIGNATURES: Final = (
+    b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF",
+    b"\0\0\0\x18ftyp", b"\0\0\0\x1cftyp", b"\0\0\0\x20ftyp",
+)  # fmt: skip
+#: Shorter text is no image file.
+_SHORTEST_PICTURE: Final = 64
+_DEEPEST: Final = 8
+
+_OFF: Final = ("0", "none", "null", "off", "disabled", "n/a")
+
+MAX_NAME: Final = 64
+_MOST_REPORTED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was kept of the fields that a client sent.
+
+    Attributes:
+        fields: Those that have an effect: the client's name -> value.
+        warnings: A sentence for each field that has none.
+        unknown: Names of those that no table knows.
+    """
+
+    fields: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+def take(
+    given: Mapping[str, Any],
+    own: Collection[str],
+    *,
+    foreign: Mapping[str, Foreign],
+    handling: Handling,
+    where: str = "",
+    by_name: bool = True,
+) -> Taken:
+    """Divide a client's fields by the rule of this module.
+
+    Args:
+        given: Name -> value; null is not given.
+        own: Names that have an effect.
+        foreign: Names that are known and have none.
+        handling: What becomes of unknown fields.
+        where: What stands before the names in messages.
+        by_name: An unknown field is taken for an image by its name too, not only by its value.
+
+    Raises:
+        InvalidRequest: A field is rejected; names it as the client spelled it.
+    """
+    found: dict[str, Any] = {}
+    warnings: list[str] = []
+    unknown_names: list[str] = []
     for name, value in given.items():
-        if not value:  # some clients always send the fields of all that they know
+        shown = where + name[:MAX_NAME]
+        entry = foreign.get(name)
+        if value is None:
             continue
-        match UNSUPPORTED_FIELDS.get(ALIASES.get(name, name)):
-            case Unsupported.NOT_YET:
-                raise NotSupportedYet(name)
-            case Unsupported.NEEDS_IMAGE:
-                raise InvalidRequest(
-                    f"'{name}' requires an input image, which this route does not accept.",
-                    reason=Reason.NOT_SUPPORTED,
-                    param=name,
-                )
-            case Unsupported.UPLOADED:
-                raise InvalidRequest(
-                    f"'{name}' must be an uploaded file in a multipart form.", param=name
-                )
-            case Unsupported.REFUSED:
-                raise InvalidRequest(
-                    f"'{name}' is not supported by this server's models.",
-                    reason=Reason.NOT_SUPPORTED,
-                    param=name,
-                )
+        if name in own:
+            found[name] = value
+        elif entry is not None:
+            if (note := _without_effect(entry, shown, value)) is not None:
+                warnings.append(note)
+        elif not _is_empty(value):
+            warnings.append(_unknown(name, value, own, handling, where, by_name=by_name))
+            unknown_names.append(shown)
+    return Taken(found, _at_most(warnings), tuple(unknown_names))
+
+
+def _without_effect(entry: Foreign, name: str, value: object) -> str | None:
+    """The warning on a known field without effect, None when it asks for nothing."""
+    if is_nothing(value, entry.neutral):
+        return None
+    if entry.refusal is not None:
+        raise InvalidRequest(f"'{name}'{entry.refusal}", reason=Reason.NOT_SUPPORTED, param=name)
+    return None if entry.note is None else f"'{name}'{entry.note}"
+
+
+def _unknown(
+    name: str,
+    value: object,
+    own: Collection[str],
+    handling: Handling,
+    where: str,
+    *,
+    by_name: bool,
+) -> str:
+    """The warning on an unknown field; raises InvalidRequest when it is rejected."""
+    shown = where + name[:MAX_NAME]
+    if holds_picture(value) or (by_name and _PICTURE_NAME.search(name) and not is_nothing(value)):
+        raise InvalidRequest(
+            f"Unknown field '{shown}' may hold an image or choose one; without it the result "
+            "would be another image. Leave it out, or see the fields of this route in "
+            "/openapi.json.",
+            reason=Reason.UNKNOWN_FIELD,
+            param=shown,
+        )
+    meant = meant_by(name, own)
+    if handling is Handling.STRICT or (meant and handling is Handling.SUGGEST):
+        raise unknown(shown, meant)
+    return f"Unknown field '{shown}' has no effect.{did_you_mean(meant)}"
+
+
+def meant_by(name: str, own: Iterable[str] = SPELLINGS) -> str | None:
+    """Return the field that an unknown name is a near miss of; None when it is another's field."""
+    return None if name.lower() in _LOOK_ALIKES else near_miss(name, own)
+
+
+def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
+    """Return whether a value asks for nothing.
+
+    Args:
+        value: What the client sent; text counts as the value that it spells.
+        neutral: Values that ask for nothing; without any, those that switch a field off.
+    """
+    if _is_empty(value):
+        return True
+    if isinstance(value, (list, tuple, Mapping)):
+        return any(value == other for other in neutral)
+    words = map(_plain, neutral) if neutral else _OFF
+    return _plain(value) in words
+
+
+def _is_empty(value: object) -> bool:
+    """True for null, empty text, and lists of nothing but those."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_empty(item) for item in value)
+    return value is None or value == "" or value == {}
+
+
+def _plain(value: object) -> str:
+    """A value as text that is the same for true, "True", 1, 1.0 and "1"."""
+    text = str(value).strip().lower()
+    text = {"true": "1", "false": "0"}.get(text, text)
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
+
+
+def holds_picture(value: object, depth: int = 0) -> bool:
+    """Return whether a value is an image, has one in it, or is the address of one.
+
+    Args:
+        value: Of JSON.
+        depth: How deep the value lies; a picture below 8 levels is not looked for.
+    """
+    if depth > _DEEPEST:
+        return False
+    match value:
+        case str():
+            return _is_picture(value)
+        case Mapping():
+            return any(holds_picture(item, depth + 1) for item in value.values())
+        case list() | tuple():
+            return any(holds_picture(item, depth + 1) for item in value)
+        case _:
+            return False
+
+
+def _is_picture(text: str) -> bool:
+    if _PICTURE_ADDRESS.match(text):
+        return True
+    if len(text) < _SHORTEST_PICTURE:
+        return False
+    try:
+        head = base64.b64decode(text.lstrip()[:16], validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    return head.startswith(_SIGNATURES)
+
+
+def _at_most(warnings: list[str]) -> tuple[str, ...]:
+    more = len(warnings) - _MOST_REPORTED
+    if more <= 0:
+        return tuple(warnings)
+    return (*warnings[:_MOST_REPORTED], f"{more} more fields have no effect.")
 
 
 def canonical_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the fields by their canonical names, and the client's name of each."""
+    """Return fields that have an effect by their canonical names, and the client's name of each."""
     canonical: dict[str, Any] = {}
     client_names: dict[str, str] = {}
     for name, value in given.items():
         target = ALIASES.get(name, name)
-        if target not in KNOWN:
-            raise unknown(name)
         if target in canonical and canonical[target] != value:
             raise InvalidRequest(
                 f"'{client_names[target]}' and '{name}' are aliases with different values.",
@@ -109,15 +321,30 @@ def canonical_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
     return canonical, client_names
 
 
-def unknown(name: str) -> InvalidRequest:
-    """The refusal of a field that no table knows."""
+def unknown(name: str, meant: str | None = None) -> InvalidRequest:
+    """Return the error for an unknown field, with the name that was meant."""
+    shown = name[:MAX_NAME]
     return InvalidRequest(
-        f"Unknown field '{name[:64]}'.", reason=Reason.UNKNOWN_FIELD, param=name[:64]
+        f"Unknown field '{shown}'.{did_you_mean(meant)}", reason=Reason.UNKNOWN_FIELD, param=shown
+    )
+
+
+def unknown_file(name: str, taken: Iterable[str]) -> InvalidRequest:
+    """Return the error for an uploaded file that the route has no field for.
+
+    Args:
+        name: Of the part.
+        taken: Names of the parts that the route accepts.
+    """
+    return InvalidRequest(
+        f"Unknown file '{name[:MAX_NAME]}'; this route accepts {', '.join(taken)}.",
+        reason=Reason.UNKNOWN_FIELD,
+        param=name[:MAX_NAME],
     )
 
 
 def invalid(error: ValidationError, client_names: Mapping[str, str]) -> InvalidRequest:
-    """The refusal for what pydantic found, with the field as the client spelled it."""
+    """Return the error for what pydantic found, with the field as the client spelled it."""
     first = error.errors(include_url=False)[0]
     name, *rest = (str(part) for part in first["loc"])
     param = ".".join([client_names.get(name, name), *rest])

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import ImageResult, Job, Usage
 from sdstream.core.request import GenerationRequest
 
 JsonObject = dict[str, Any]
+
+_QUALITY_WORDS: Final = {
+    "auto": "medium", "standard": "medium", "hd": "high", "xhigh": "high", "max": "high",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +27,25 @@ class ResponseFormat:
         as_url: A link in place of the bytes.
         data_url: Base64 with a ``data:`` prefix (mistral.rs' literal "B64Json").
         base_url: What links begin with, without a slash at the end.
+        both: A link beside the bytes, of images that were stored.
+        sign: Adds to the path of a link what opens it without a key.
     """
 
     as_url: bool = False
     data_url: bool = False
     base_url: str = ""
+    both: bool = False
+    sign: Callable[[str], str] = str
 
     @classmethod
-    def of(cls, response_format: str, base_url: str = "") -> Self:
+    def of(cls, response_format: str, base_url: str = "", sign: Callable[[str], str] = str) -> Self:
         """Return the form that a ``response_format`` asks for."""
-        return cls(response_format.lower() == "url", response_format == "B64Json", base_url)
+        wanted = response_format.lower()
+        return cls(wanted == "url", response_format == "B64Json", base_url, wanted == "both", sign)
+
+    def link(self, image: ImageResult) -> str | None:
+        """Return the link of an image for somebody without a key; None when it was not stored."""
+        return self.base_url + self.sign(image_path(image.id)) if image.id else None
 
 
 def compact(value: Any) -> bytes:
@@ -55,14 +68,21 @@ def image_item(
 ) -> bytes:
     """One entry of ``data``: the fields with the image's link or bytes at the end."""
     if form.as_url:
-        return compact({**fields, "url": image_url(form.base_url, image)})
+        return compact({**fields, "url": form.link(image)})
+    if form.both and image.id:
+        fields = {**fields, "url": form.link(image)}
     prefix = f"data:image/{request.output_format};base64," if form.data_url else ""
     return with_base64(fields, "b64_json", prefix, image.content)
 
 
 def image_url(base_url: str, image: ImageResult) -> str | None:
     """The link of a stored image, None when there was no room for it."""
-    return f"{base_url}/v1/images/{image.id}/content" if image.id else None
+    return base_url + image_path(image.id) if image.id else None
+
+
+def image_path(image_id: str) -> str:
+    """Return the path of a stored image."""
+    return f"/v1/images/{image_id}/content"
 
 
 def with_data(fields: JsonObject, items: list[bytes], tail: bytes) -> bytes:
@@ -76,10 +96,13 @@ def usage_fields(usage: Usage) -> JsonObject:
         "generation_per_second": usage.generation_per_second,
         "time_per_generation_ms": usage.time_per_generation_ms,
         "time_to_process_ms": usage.time_to_process_ms,
-        "input_tokens": usage.text_tokens,
+        "input_tokens": usage.text_tokens + usage.image_tokens,
         "output_tokens": usage.output_tokens,
-        "total_tokens": usage.text_tokens + usage.output_tokens,
-        "input_tokens_details": {"text_tokens": usage.text_tokens, "image_tokens": 0},
+        "total_tokens": usage.text_tokens + usage.image_tokens + usage.output_tokens,
+        "input_tokens_details": {
+            "text_tokens": usage.text_tokens,
+            "image_tokens": usage.image_tokens,
+        },
     }
 
 
@@ -100,12 +123,17 @@ def parameters(request: GenerationRequest) -> JsonObject:
     }
 
 
+def quality_word(quality: str) -> str:
+    """Return the quality of an answer: OpenAI's clients know low, medium and high only."""
+    return _QUALITY_WORDS.get(quality, quality)
+
+
 def answer_fields(job: Job) -> JsonObject:
     """What a whole answer says beside its images and its model."""
     request = job.request
     fields: JsonObject = {
         "size": str(request.output_size),
-        "quality": request.quality,
+        "quality": quality_word(request.quality),
         "output_format": request.output_format,
         "background": "opaque",
         "parameters": parameters(request),

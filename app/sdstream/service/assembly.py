@@ -36,8 +36,8 @@ from sdstream.weights.inspection import upscaler_factor
 
 logger = logging.getLogger(__name__)
 
-#: Seeds drawn by the server stay exact in every JSON reader, JavaScript's among them.
-_MAX_RANDOM_SEED = 2**53 - 1
+#: Seeds drawn by the server can be used again in AUTOMATIC1111, Forge and ComfyUI.
+_MAX_RANDOM_SEED = 2**32 - 1
 
 _TIDY_SECONDS = 60
 

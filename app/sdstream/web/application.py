@@ -71,6 +71,8 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         settings.keepalive_seconds,
         max_form_bytes,
         parts.webhooks.check,
+        settings.default_response_format,
+        tokens if settings.api_keys else None,
     )
     app = Starlette(
         routes=[
@@ -94,6 +96,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
     )
     app.state.service = service
     app.state.store = store
+    app.state.handling = settings.unknown_fields
     return app
 
 
@@ -108,7 +111,15 @@ def _middleware(
                 allow_origins=settings.cors_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=["X-Request-Id", "X-Job-Id", "Location", "Seed", "Finish-Reason"],
+                expose_headers=[
+                    "X-Request-Id",
+                    "X-Job-Id",
+                    "Location",
+                    "Seed",
+                    "Finish-Reason",
+                    "X-Ignored-Fields",
+                    "Preference-Applied",
+                ],
             )
         )
     keys = [key.get_secret_value() for key in settings.api_keys]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -26,6 +26,10 @@ from sdstream.web.route import dialect_of, is_probe, makes_job, needs_key
 from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger("sdstream.requests")
+
+#: Bounds of the list of fields without effect, in the log and in X-Ignored-Fields.
+_MOST_NAMES: Final = 20
+_MOST_CHARACTERS: Final = 1024
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -54,7 +58,7 @@ class RequestLog:
             nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                MutableHeaders(scope=message).update(_told(state, request_id))
             elif message["type"] == "http.response.body":
                 whole = not message.get("more_body", False)
             await send(message)
@@ -130,7 +134,7 @@ class RequireKey:
         token = request.query_params.get("token")
         if token is None or request.method not in ("GET", "HEAD"):
             return None
-        owner = self._tokens.owner(token)
+        owner = self._tokens.owner(token, request.url.path)
         return owner if owner in self._owners else None
 
 
@@ -236,6 +240,22 @@ def _is_address(name: str) -> bool:
     return True
 
 
+def _told(state: dict[str, Any], request_id: str) -> dict[str, str]:
+    """The headers of every answer: its id, preferences that were applied, fields without effect."""
+    headers = {"X-Request-Id": request_id}
+    if state.get("preferences"):
+        headers["Preference-Applied"] = ", ".join(state["preferences"])
+    if ignored := _ignored(state):
+        headers["X-Ignored-Fields"] = ignored
+    return headers
+
+
+def _ignored(state: dict[str, Any]) -> str:
+    """The names of unknown fields, percent-encoded; values may be prompts and are told nowhere."""
+    names = [quote(name, safe="") for name in state.get("ignored_fields", ())[:_MOST_NAMES]]
+    return ",".join(names)[:_MOST_CHARACTERS]
+
+
 def _facts(state: dict[str, Any], *, left: bool) -> str:
     """What the log says of the job, without its prompt.
 
@@ -243,9 +263,11 @@ def _facts(state: dict[str, Any], *, left: bool) -> str:
         state: Of the request.
         left: Its client went away before the answer was complete.
     """
+    ignored = _ignored(state)
+    fields = f" ignored_fields={ignored}" if ignored else ""
     job: Job | None = state.get("job")
     if job is None:
-        return f" outcome={state['outcome']}" if "outcome" in state else ""
+        return fields + (f" outcome={state['outcome']}" if "outcome" in state else "")
     request = job.request
     outcome = job.status
     if left and not job.terminal and not job.terms.background:
@@ -253,5 +275,5 @@ def _facts(state: dict[str, Any], *, left: bool) -> str:
         outcome = JobStatus.CANCELLED
     return (
         f" job={job.id} model={request.model} size={request.size} n={request.n}"
-        f" steps={request.steps} outcome={outcome.value}"
+        f" steps={request.steps} outcome={outcome.value}{fields}"
     )

@@ -7,6 +7,7 @@ from typing import Final
 
 from starlette.requests import Request
 
+from sdstream.core.ask import Handling
 from sdstream.core.errors import NotAcceptable, Reason
 from sdstream.core.options import OutputFormat
 
@@ -103,6 +104,35 @@ def _quality(parameters: Sequence[str]) -> float:
             except ValueError:
                 quality = 0.0
     return quality
+
+
+def prefers_no_wait(request: Request) -> bool:
+    """Return whether the client asks to be answered at once (RFC 7240)."""
+    return _wishes(request, "respond-async")
+
+
+def handling_of(request: Request) -> Handling:
+    """Return what becomes of a request's unknown fields: ``Prefer: handling``, or the setting."""
+    for handling in (Handling.STRICT, Handling.LENIENT):
+        if _wishes(request, f"handling={handling.value}"):
+            return handling
+    usual: Handling = request.app.state.handling
+    return usual
+
+
+def _wishes(request: Request, preference: str) -> bool:
+    """True when a preference stands in Prefer; it is told in Preference-Applied then."""
+    wishes = (wish.partition(";")[0] for wish in listed(request, "prefer"))
+    found = any("".join(wish.lower().replace('"', "").split()) == preference for wish in wishes)
+    applied: list[str] = request.scope["state"].setdefault("preferences", [])
+    if found and preference not in applied:
+        applied.append(preference)
+    return found
+
+
+def report(request: Request, unknown: Sequence[str]) -> None:
+    """Name a request's unknown fields in the log and in a header of its answer."""
+    request.state.ignored_fields = tuple(unknown)
 
 
 def listed(request: Request, name: str, usual: str = "") -> list[str]:

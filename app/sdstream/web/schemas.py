@@ -13,7 +13,7 @@ from sdstream.core.ask import ReplyOptions
 from sdstream.core.errors import Reason
 from sdstream.core.job import JobStatus
 from sdstream.core.options import ALIASES, ImageParams
-from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported
+from sdstream.dialects.fields import FOREIGN
 from sdstream.web.route import Content, Schema
 
 STRING: Final[Schema] = {"type": "string"}
@@ -104,7 +104,7 @@ def _generation(
     files: dict[str, Any], required: tuple[str, ...], names: Sequence[str] | None = None
 ) -> dict[str, Any]:
     options = option_schemas()
-    ignored = [name for name, fate in UNSUPPORTED_FIELDS.items() if fate is Unsupported.IGNORED]
+    ignored = [name for name, field in FOREIGN.items() if field.refusal is None]
     return {
         "type": "object",
         "required": [*required],

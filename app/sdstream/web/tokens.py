@@ -1,4 +1,4 @@
-"""Short-lived tokens for URLs.
+"""Short-lived tokens for URLs, of all that an owner may read or of one path.
 
 EventSource and <img> can send no Authorization header, and an API key in a URL ends up in logs and
 histories. A token is good for GETs only, for an hour, and until the server stops.
@@ -19,7 +19,7 @@ _DIGEST_BYTES: Final = 32
 
 
 class Tokens:
-    """Issues and reads tokens: ``base64url(expiry:owner | HMAC)``.
+    """Issues and reads tokens: ``base64url(expiry:path:owner | HMAC)``.
 
     Args:
         secret: Random bytes of this process.
@@ -30,21 +30,31 @@ class Tokens:
         self._secret = secret
         self._clock = clock
 
-    def issue(self, owner: str) -> tuple[str, int]:
-        """A token that stands for an owner, and the Unix second until which it does."""
+    def issue(self, owner: str, path: str = "") -> tuple[str, int]:
+        """Return a token that stands for an owner, and the Unix second until which it does.
+
+        Args:
+            owner: For whom.
+            path: The one path that it opens; empty for all.
+        """
         expires = int(self._clock()) + LIFETIME_SECONDS
-        words = f"{expires}:{owner}".encode()
+        words = f"{expires}:{path}:{owner}".encode()
         return base64.urlsafe_b64encode(self._sign(words) + words).decode().rstrip("="), expires
 
-    def owner(self, token: str) -> str | None:
-        """Whom a token stands for, None when it is not one of ours or is too old."""
+    def owner(self, token: str, path: str = "") -> str | None:
+        """Return whom a token stands for; None when it is not one of ours or is too old.
+
+        Args:
+            token: As it came.
+            path: That is asked for.
+        """
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
             signature, words = raw[:_DIGEST_BYTES], raw[_DIGEST_BYTES:]
             if not hmac.compare_digest(signature, self._sign(words)):
                 return None
-            expires, _, owner = words.decode().partition(":")
-            return owner if int(expires) >= self._clock() else None
+            expires, scope, owner = words.decode().split(":", 2)
+            return owner if int(expires) >= self._clock() and scope in ("", path) else None
         except ValueError:
             return None
 

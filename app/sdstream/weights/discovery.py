@@ -44,7 +44,12 @@ def read_catalog(settings: Settings) -> Catalog:
         catalog = refresh_catalog(settings, _parsed(settings))
     except CatalogError as error:
         raise CatalogError(error.message, error.line, str(settings.models)) from None
-    return catalog if settings.model is None else _led_by(settings.model, catalog)
+    if settings.model is not None:
+        catalog = _led_by(settings.model, catalog)
+    try:
+        return catalog.with_default_aliases(settings.aliases)
+    except CatalogError as error:
+        raise ModelError(f"--alias: {error.message}.") from None
 
 
 def _parsed(settings: Settings) -> Catalog:

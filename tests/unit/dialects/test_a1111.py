@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sdstream import __version__
+from sdstream.core.ask import Handling
 from sdstream.core.catalog import Catalog
 from sdstream.core.errors import GenerationFailed, InvalidRequest, Reason
 from sdstream.core.job import (
@@ -31,8 +32,8 @@ from sdstream.core.resolve import resolve
 from sdstream.core.samplers import DEFAULT_SCHEDULE, SAMPLERS, SCHEDULES
 from sdstream.dialects.a1111 import answers, settings
 from sdstream.dialects.a1111.answers import Standing
-from sdstream.dialects.a1111.generation import IGNORED, NEUTRAL, Drawing, fitted, parse
-from sdstream.dialects.a1111.settings import IGNORED_OPTIONS, NEUTRAL_OPTIONS, Settings
+from sdstream.dialects.a1111.generation import FOREIGN, Drawing, fitted, parse
+from sdstream.dialects.a1111.settings import FIXED, HARMLESS, Settings
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PICTURE = base64.b64encode(b"a picture").decode()
@@ -110,7 +111,7 @@ def test_what_webuiapi_always_sends_is_neutral() -> None:
     assert (draft.sampler, draft.schedule, draft.model) == ("Euler a", "automatic", None)
     assert draft.strength is None, "denoising_strength is for the hires pass here"
     assert drawing.ask.files is None
-    assert drawing.warnings == ()
+    assert drawing.ask.warnings == ()
 
 
 def test_webuiapis_img2img_with_a_mask() -> None:
@@ -125,7 +126,10 @@ def test_webuiapis_img2img_with_a_mask() -> None:
     assert drawing.ask.files.mask is not None
     assert drawing.ask.files.mask.data == b"a mask"
     assert not drawing.ask.files.inverted_mask
-    assert [text.split()[0] for text in drawing.warnings] == ["inpainting_fill", "inpaint_full_res"]
+    assert [text.split()[0] for text in drawing.ask.warnings] == [
+        "inpainting_fill",
+        "inpaint_full_res",
+    ]
     assert drawing.echo["init_images"] is None
     assert drawing.echo["mask"] is None
 
@@ -203,8 +207,6 @@ def test_refused_samplers_and_schedules(body: dict[str, str], param: str, reason
         ({"steps": "many"}, "steps", Reason.INVALID_VALUE),
         ({"seed": True}, "seed", Reason.INVALID_VALUE),
         ({"distilled_cfg_scale": 99}, "distilled_cfg_scale", Reason.INVALID_VALUE),
-        ({"prompt": "a <lyco:x:1>"}, "prompt", Reason.NOT_SUPPORTED),
-        ({"negative_prompt": "<LyCO:x>"}, "negative_prompt", Reason.NOT_SUPPORTED),
         ({"alwayson_scripts": {"x": {"args": [1]}}}, "alwayson_scripts", Reason.NOT_SUPPORTED),
         ({"alwayson_scripts": ["x"]}, "alwayson_scripts", Reason.INVALID_VALUE),
         ({"enable_hr": True, "hr_second_pass_steps": -3}, "hr_second_pass_steps", None),
@@ -216,7 +218,6 @@ def test_refused_samplers_and_schedules(body: dict[str, str], param: str, reason
             "override_settings.eta_noise_seed_delta",
             Reason.NOT_SUPPORTED,
         ),
-        ({"override_settings": {"x": 1}}, "override_settings.x", Reason.UNKNOWN_FIELD),
         ({"override_settings": {"sd_model_checkpoint": 1}}, "sd_model_checkpoint", None),
     ],
 )
@@ -255,16 +256,17 @@ def test_refusals_of_pictures(body: dict[str, Any], param: str, reason: Reason) 
     assert (error.param, error.reason) == (param, reason)
 
 
-@pytest.mark.parametrize("name", NEUTRAL)
+@pytest.mark.parametrize("name", [name for name, field in FOREIGN.items() if field.refusal])
 def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
-    """Its neutral values pass; any other is refused by name."""
-    for value in (*NEUTRAL[name], None):
-        assert txt2img(**{name: value}).ask.params == txt2img().ask.params
+    """Its neutral values pass, however they are spelled; any other is refused by name."""
+    for value in (*FOREIGN[name].neutral, *map(str, FOREIGN[name].neutral), None):
+        ask = txt2img(**{name: value}).ask
+        assert (ask.params, ask.warnings) == (txt2img().ask.params, ())
     error = refused(**{name: "on"})
     assert (error.param, error.reason) == (name, Reason.NOT_SUPPORTED)
 
 
-@pytest.mark.parametrize("name", sorted(IGNORED))
+@pytest.mark.parametrize("name", [name for name, field in FOREIGN.items() if not field.refusal])
 def test_harmless_fields_pass(name: str) -> None:
     """They are about saving, or of a feature that is switched off."""
     assert txt2img(**{name: "x"}).ask.params == txt2img().ask.params
@@ -314,10 +316,11 @@ def test_eta() -> None:
 def test_settings_that_pass() -> None:
     """What GET options tells may be posted back as it is."""
     told = json.loads(answers.options(Settings("m")))
-    assert settings.settings(told) == Settings("m", 1)
+    assert settings.settings(told, Handling.STRICT)[0] == Settings("m", 1)
     assert json.loads(answers.options(Settings("m", 2)))["CLIP_stop_at_last_layers"] == 2
-    assert settings.settings(dict.fromkeys(IGNORED_OPTIONS, 1)) == Settings()
-    assert set(NEUTRAL_OPTIONS) <= set(told)
+    chosen, taken = settings.settings(dict.fromkeys(HARMLESS, 1), Handling.SUGGEST)
+    assert (chosen, taken.warnings) == (Settings(), ())
+    assert set(FIXED) <= set(told)
 
 
 def test_inverted_masks_and_resize_modes() -> None:
@@ -335,7 +338,7 @@ def test_models_that_look_at_the_image() -> None:
     looker = ModelSpec(id="looker", family="flux_kontext", files=files)
     drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker)
     assert (drawing.ask.params.fit, drawing.ask.params.strength) == (None, None)
-    assert drawing.warnings == ("The model 'looker' looks at the image and draws a new one.",)
+    assert drawing.ask.warnings == ("The model 'looker' looks at the image and draws a new one.",)
     masked = fitted(img2img(mask=PICTURE, denoising_strength=0.5), looker)
     assert (masked.ask.params.fit, masked.ask.params.strength) == ("stretch", 0.5)
     other = img2img(denoising_strength=0.5)
@@ -346,7 +349,7 @@ def test_options_of_a_mask_need_one() -> None:
     """webuiapi sends mask_blur 4 and inpainting_fill 0 without a mask: there they mean nothing."""
     drawing = img2img(mask_blur=4, inpainting_fill=2, inpaint_full_res=True)
     assert drawing.ask.params.mask_blur is None
-    assert drawing.warnings == ()
+    assert drawing.ask.warnings == ()
 
 
 def test_pictures_are_echoed_on_request() -> None:

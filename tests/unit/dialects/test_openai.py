@@ -9,15 +9,21 @@ from typing import Any
 
 import pytest
 
-from sdstream.core.ask import StreamHints
+from sdstream.core.ask import Hints
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import Completed, ImageReady, ImageResult, Job, Running
 from sdstream.core.options import ALIASES
 from sdstream.core.pixels import SourceFile
 from sdstream.core.request import EVERY_STEP, GenerationRequest
-from sdstream.dialects.fields import UNSUPPORTED_FIELDS, Unsupported
+from sdstream.dialects.fields import FOREIGN
 from sdstream.dialects.openai.answers import plain_answer
-from sdstream.dialects.openai.request import parse, parse_form, parse_generation_form, parse_query
+from sdstream.dialects.openai.request import (
+    EditRoute,
+    parse,
+    parse_form,
+    parse_generation_form,
+    parse_query,
+)
 from sdstream.dialects.rendering import ResponseFormat, compact, error_body
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -64,34 +70,32 @@ def test_every_spelling_reaches_its_option(spelling: str) -> None:
 
 def test_nulls_are_not_given() -> None:
     """Clients transmit null for every option that their user left out."""
-    every = dict.fromkeys((*ALIASES, *UNSUPPORTED_FIELDS, "seed", "size", "quality"))
+    every = dict.fromkeys((*ALIASES, *FOREIGN, "seed", "size", "quality"))
     ask = parse({"prompt": "a cat", **every, "stream": None, "stream_options": None})
     assert ask.params == parse({"prompt": "a cat"}).params
     assert not ask.reply.stream
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED_FIELDS)
-def test_foreign_fields_are_never_silent(name: str) -> None:
-    """Harmless ones pass; all others are refused by name."""
-    fate = UNSUPPORTED_FIELDS[name]
-    if fate is Unsupported.IGNORED:
-        assert parse({"prompt": "a cat", name: "x"}).params.prompt == "a cat"
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_fields(name: str) -> None:
+    """Those that would change the image are rejected, harmless ones pass, others are reported."""
+    field = FOREIGN[name]
+    for value in ("", [], *field.neutral):
+        assert parse({"prompt": "a cat", name: value}).warnings == ()
+    if field.refusal:
+        error = refused(**{name: 7})
+        assert (error.param, error.reason) == (name, Reason.NOT_SUPPORTED)
+        assert error.message == f"'{name}'{field.refusal}"
         return
-    error = refused(**{name: 1})
-    assert error.param == name
-    reasons = {
-        Unsupported.NOT_YET: Reason.NOT_SUPPORTED_YET,
-        Unsupported.UPLOADED: Reason.INVALID_VALUE,
-    }
-    assert error.reason is reasons.get(fate, Reason.NOT_SUPPORTED)
+    ask = parse({"prompt": "a cat", name: 7})
+    assert ask.warnings == ((f"'{name}'{field.note}",) if field.note else ())
+    assert ask.unknown == ()
 
 
 @pytest.mark.parametrize(
     ("body", "param", "reason"),
     [
         ({"sed": 1}, "sed", Reason.UNKNOWN_FIELD),
-        ({"previews": True}, "previews", Reason.UNKNOWN_FIELD),
-        ({"spelling": {}}, "spelling", Reason.UNKNOWN_FIELD),
         ({"steps": 3, "sample_steps": 4}, "sample_steps", Reason.CONFLICTING_FIELDS),
         ({"steps": "many"}, "steps", Reason.INVALID_VALUE),
         ({"n": 11}, "n", Reason.INVALID_VALUE),
@@ -99,10 +103,8 @@ def test_foreign_fields_are_never_silent(name: str) -> None:
         ({"response_format": "png"}, "response_format", Reason.INVALID_VALUE),
         ({"background": "transparent"}, "background", Reason.INVALID_VALUE),
         ({"stream": "maybe"}, "stream", Reason.INVALID_VALUE),
-        ({"stream_options": {"chunk_size": 10}}, "stream_options.chunk_size", Reason.INVALID_VALUE),
-        ({"stream_options": {"chunks": 1}}, "stream_options.chunks", Reason.UNKNOWN_FIELD),
+        ({"stream_options": {"chunksize": 1}}, "stream_options.chunksize", Reason.UNKNOWN_FIELD),
         ({"stream_options": 3}, "stream_options", Reason.INVALID_VALUE),
-        ({"blank_flagged": True}, "blank_flagged", Reason.UNKNOWN_FIELD),
         ({"prompt": None}, "prompt", Reason.MISSING_FIELD),
         ({"prompt": ["a"]}, "prompt", Reason.INVALID_VALUE),
     ],
@@ -116,24 +118,22 @@ def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reaso
 @pytest.mark.parametrize(
     ("body", "hints", "dialect"),
     [
-        ({}, StreamHints(), None),
-        ({}, StreamHints(library="openai"), "openai"),
-        ({"partial_images": 0}, StreamHints(), "openai"),
-        ({"stream_options": {"include_usage": True}}, StreamHints(library="openai"), "image.chunk"),
-        ({"stream_options": {"preview": True}, "partial_images": 2}, StreamHints(), "image.chunk"),
+        ({}, Hints(), None),
+        ({}, Hints(library="openai"), "openai"),
+        ({"partial_images": 0}, Hints(), "openai"),
+        ({"stream_options": {"include_usage": True}}, Hints(library="openai"), "image.chunk"),
+        ({"stream_options": {"preview": True}, "partial_images": 2}, Hints(), "image.chunk"),
         (
             {"stream_options": {"dialect": "both"}, "partial_images": 2},
-            StreamHints(library="openai"),
+            Hints(library="openai"),
             "both",
         ),
-        ({"stream_options": {"include_usage": True}}, StreamHints("openai"), "openai"),
-        ({"stream_options": {"dialect": "both"}}, StreamHints("image.chunk"), "image.chunk"),
-        ({"partial_images": 2}, StreamHints("image.chunk", "openai"), "image.chunk"),
+        ({"stream_options": {"include_usage": True}}, Hints("openai"), "openai"),
+        ({"stream_options": {"dialect": "both"}}, Hints("image.chunk"), "image.chunk"),
+        ({"partial_images": 2}, Hints("image.chunk", "openai"), "image.chunk"),
     ],
 )
-def test_who_gets_which_stream(
-    body: dict[str, Any], hints: StreamHints, dialect: str | None
-) -> None:
+def test_who_gets_which_stream(body: dict[str, Any], hints: Hints, dialect: str | None) -> None:
     """Named in the query or the body, else by what one kind of client sends, else its library."""
     ask = parse({"prompt": "a", "stream": True, **body}, hints)
     assert ask.reply.stream_options.dialect == dialect
@@ -142,18 +142,16 @@ def test_who_gets_which_stream(
 @pytest.mark.parametrize(
     ("body", "hints", "name"),
     [
-        ({"stream_options": {"chunk_result": True}}, StreamHints("both"), "chunk_result"),
+        ({"stream_options": {"chunk_result": True}}, Hints("both"), "chunk_result"),
         (
             {"stream_options": {"chunk_result": True}, "response_format": "Url"},
-            StreamHints(),
+            Hints(),
             "chunk_result",
         ),
-        ({"stream_options": {"include_usage": False}}, StreamHints("openai"), "include_usage"),
+        ({"stream_options": {"include_usage": False}}, Hints("openai"), "include_usage"),
     ],
 )
-def test_options_that_a_stream_passes_over(
-    body: dict[str, Any], hints: StreamHints, name: str
-) -> None:
+def test_options_that_a_stream_passes_over(body: dict[str, Any], hints: Hints, name: str) -> None:
     """They are refused by name."""
     with pytest.raises(InvalidRequest) as caught:
         parse({"prompt": "a", "stream": True, **body}, hints)
@@ -213,7 +211,7 @@ def test_forms_say_what_json_says() -> None:
 def test_files_by_their_fields() -> None:
     """One image, or several as image[]; one mask under either name."""
     files = [upload("image[]"), upload("image[]"), upload("mask_image")]
-    ask = parse_form({"prompt": "a"}, files, mask_mode="luminance")
+    ask = parse_form({"prompt": "a"}, files, route=EditRoute("luminance"))
     assert ask.files is not None
     assert (len(ask.files.images), ask.files.mask) == (2, files[2])
     assert ask.params.mask_mode == "luminance"
@@ -228,8 +226,8 @@ def test_the_images_own_alpha_is_a_mask_on_request() -> None:
 
 def test_variations_need_no_prompt() -> None:
     """Where the route says so, and a given one is kept."""
-    assert parse_form({}, [upload()], prompt="").params.prompt == ""
-    assert parse_form({"prompt": "x"}, [upload()], prompt="").params.prompt == "x"
+    assert parse_form({}, [upload()], route=EditRoute(prompt="")).params.prompt == ""
+    assert parse_form({"prompt": "x"}, [upload()], route=EditRoute(prompt="")).params.prompt == "x"
 
 
 def test_kwargs_are_options() -> None:
@@ -238,7 +236,7 @@ def test_kwargs_are_options() -> None:
     assert ask.params.sample_steps == 5
     assert refused(kwargs="[1]").param == "kwargs"
     assert refused(kwargs="{").param == "kwargs"
-    assert refused(kwargs='{"unheard": 1}').param == "unheard"
+    assert parse({"prompt": "a", "kwargs": '{"unheard": 1}'}).unknown == ("unheard",)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def run(folder: Path, clock: Clock, body: Body, **changes: Any) -> None:
 def test_an_ended_job_comes_back_whole(tmp_path: Path, clock: Clock) -> None:
     """After a restart a completed job has every value it had, and its image's bytes."""
     terms = Terms(
-        "edit", "me", Priority.LOW, True, True, False, "key", "print", "https://x.example"
+        "edit", "me", Priority.LOW, True, True, False, False, "key", "print", "https://x.example"
     )
     kept: list[Job] = []
 

@@ -24,7 +24,7 @@ from sdstream.core.messages import Phase
 from sdstream.core.request import GenerationRequest
 from sdstream.core.samplers import SAMPLERS, SCHEDULES, Schedule
 from sdstream.dialects.a1111.generation import LATENT_UPSCALERS, Drawing
-from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, NEUTRAL_OPTIONS, Settings
+from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, FIXED, Settings
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, error_body, with_base64
 
 #: Pictures between the steps of an image, at most, for ``current_image``. They are made when
@@ -54,7 +54,7 @@ def answer(job: Job, drawing: Drawing, infotexts: Sequence[str]) -> bytes:
         "parameters": _effective(job, drawing) | _given(drawing.echo),
         "info": compact(_info(job, drawing, images, infotexts)).decode(),
     }
-    warnings = [*job.request.warnings, *drawing.warnings]
+    warnings = [*job.request.warnings]
     if len(images) < job.request.n:
         warnings.append(f"Interrupted after {len(images)} of {job.request.n} images.")
     if warnings:
@@ -322,9 +322,8 @@ def extra_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
 
 def options(chosen: Settings) -> bytes:
     """GET options: the ones that a POST knows."""
-    fixed = {name: values[0] for name, values in NEUTRAL_OPTIONS.items()}
     own = {CHECKPOINT: chosen.model, "sd_checkpoint_hash": None, CLIP_SKIP: chosen.clip_skip or 1}
-    return compact({**own, **fixed})
+    return compact({**own, **FIXED})
 
 
 def png_info(texts: Mapping[str, str]) -> bytes:

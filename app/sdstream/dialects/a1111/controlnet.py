@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import Fit
-from sdstream.dialects import fields as request_fields
-from sdstream.dialects.a1111.fields import own_fields
+from sdstream.dialects.fields import IGNORED, Foreign, Taken, invalid, only, take
 from sdstream.dialects.rendering import compact
 
 SCRIPT: Final = "controlnet"
@@ -38,28 +38,27 @@ _FITS: Final[Mapping[str, Fit]] = {
 #: webuiapi and others append the file's checksum: "canny [d14c016b]".
 _CHECKSUM: Final = re.compile(r" \[[0-9a-f]{4,16}\]$")
 
-#: Would make another picture, so these values only; all of them mean "off".
-_NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    "mask": ("",),
-    "mask_image": ("",),
-    "effective_region_mask": ("",),
-    "guidance_start": (0,),
-    "guidance_end": (1,),
-    "control_mode": (0, "Balanced"),
-    "guessmode": (False,),
-    "hr_option": ("Both", "HiResFixOption.BOTH"),
-    "inpaint_crop_input_image": (True, False),
-    "advanced_weighting": ([],),
-    "ipadapter_input": ([],),
-}
+_NO_IMAGE: Final = Foreign(refusal=" is not supported; the whole control image is followed.")
 #: About saving, speed and the picture that modules make of the one sent.
-_IGNORED: Final = frozenset(
+_HARMLESS: Final = frozenset(
     {
+        "inpaint_crop_input_image",
         "low_vram", "pixel_perfect", "processor_res", "save_detected_map", "is_ui", "input_mode",
         "batch_images", "output_dir", "loopback", "use_preview_as_input", "generated_image",
         "union_control_type", "pulid_mode",
     }
 )  # fmt: skip
+_FOREIGN: Final[Mapping[str, Foreign]] = {
+    **dict.fromkeys(("mask", "mask_image", "effective_region_mask"), _NO_IMAGE),
+    "guidance_start": only(0),
+    "guidance_end": only(1),
+    "control_mode": only("Balanced", 0),
+    "guessmode": only(False),
+    "hr_option": only("Both", "HiResFixOption.BOTH"),
+    "advanced_weighting": only([]),
+    "ipadapter_input": only([]),
+    **dict.fromkeys(_HARMLESS, IGNORED),
+}
 
 
 class _Unit(BaseModel):
@@ -88,7 +87,7 @@ class Control:
         fit: How the picture becomes the size of what is drawn.
         weight: How strictly it is followed.
         canny: It is to be made of the edges of the one sent.
-        warnings: Sentences on fields that were taken and do nothing.
+        taken: What became of the fields that have no effect.
     """
 
     image: str
@@ -96,17 +95,19 @@ class Control:
     fit: Fit
     weight: float
     canny: bool
-    warnings: tuple[str, ...] = ()
+    taken: Taken
 
 
-def parse(arguments: Sequence[Any]) -> Control | None:
+def parse(arguments: Sequence[Any], handling: Handling) -> Control | None:
     """Read the extension's arguments.
 
     Raises:
         InvalidRequest: Names the field of the unit.
     """
     controls = [
-        control for number, unit in enumerate(arguments) if (control := _control(unit, number))
+        control
+        for number, unit in enumerate(arguments)
+        if (control := _control(unit, number, handling))
     ]
     if len(controls) > 1:
         raise _refusal(PARAM, SCRIPT, "a model has one ControlNet, so there is one unit at most")
@@ -147,7 +148,7 @@ def listing(name: str, specs: Iterable[ModelSpec]) -> bytes:
             return compact({"version": 3})
 
 
-def _control(unit: Any, number: int) -> Control | None:
+def _control(unit: Any, number: int, handling: Handling) -> Control | None:
     """A unit that is switched on, else None."""
     where = f"{PARAM}.{SCRIPT}.args[{number}]"
     if not unit:
@@ -156,7 +157,7 @@ def _control(unit: Any, number: int) -> Control | None:
         raise InvalidRequest(f"'{where}' must be an object.", param=where)
     if unit.get("enabled") is False:
         return None
-    fields = _fields(unit, where)
+    fields, taken = _fields(unit, where, handling)
     canny = fields.module.lower() == "canny"
     if fields.module.lower() not in MODULES:
         raise _refusal(where, "module", f"there are {' and '.join(MODULES)}")
@@ -164,26 +165,26 @@ def _control(unit: Any, number: int) -> Control | None:
     if fit is None:
         raise _refusal(where, "resize_mode", f"there are {', '.join(_FITS)}")
     model = _CHECKSUM.sub("", fields.model.strip())
-    warnings: tuple[str, ...] = ()
     if canny and not fields.threshold_a == fields.threshold_b == -1:
-        warnings = (f"{where}: the thresholds of canny are the runtime's own.",)
+        note = f"{where}: the thresholds of canny are the runtime's own."
+        taken = replace(taken, warnings=(*taken.warnings, note))
     return Control(
         image=_picture(fields, where),
         model="" if model.lower() in _NO_MODEL else model,
         fit=fit,
         weight=fields.weight,
         canny=canny,
-        warnings=warnings,
+        taken=taken,
     )
 
 
-def _fields(given: Mapping[str, Any], where: str) -> _Unit:
+def _fields(given: Mapping[str, Any], where: str, handling: Handling) -> tuple[_Unit, Taken]:
     prefix, own = f"{where}.", _Unit.model_fields
-    found = own_fields(given, own, neutral=_NEUTRAL, ignored=_IGNORED, where=prefix)
+    taken = take(given, own, foreign=_FOREIGN, handling=handling, where=prefix)
     try:
-        return _Unit.model_validate(found)
+        return _Unit.model_validate(taken.fields), taken
     except ValidationError as error:
-        raise request_fields.invalid(error, {name: prefix + name for name in own}) from None
+        raise invalid(error, {name: prefix + name for name in own}) from None
 
 
 def _picture(fields: _Unit, where: str) -> str:

@@ -1,9 +1,7 @@
 """AUTOMATIC1111's requests (/sdapi/v1): its JSON to a ParsedRequest.
 
-Clients of this API send every option there is, most of them at values that do nothing. So a field
-is one of four: it says what to draw; it is harmless (``IGNORED``); it would change the picture in
-ways that are not built here and is taken at its neutral value only (``NEUTRAL``); or it is refused
-as unknown.
+Clients of this API send every option there is, most of them at values that do nothing. ``FOREIGN``
+has those that have no effect here; dialects/fields has the rule for them and for unknown ones.
 
 Deliberate oddities:
 
@@ -14,14 +12,14 @@ Deliberate oddities:
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sdstream.core.ask import ParsedRequest
+from sdstream.core.ask import Handling, ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_options import supports
 from sdstream.core.model_spec import ModelSpec
@@ -29,43 +27,23 @@ from sdstream.core.options import MAX_IMAGES, Fit
 from sdstream.core.pixels import SourceFiles
 from sdstream.dialects.a1111 import controlnet
 from sdstream.dialects.a1111.controlnet import Control
-from sdstream.dialects.a1111.fields import own_fields
-from sdstream.dialects.a1111.pictures import file_of
 from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, NO_SETTINGS, Settings, settings
-from sdstream.dialects.fields import invalid
+from sdstream.dialects.fields import IGNORED, Foreign, Taken, invalid, only, take
 from sdstream.dialects.openai.request import parse as parse_openai
+from sdstream.dialects.pictures import file_of
 from sdstream.dialects.rendering import JsonObject
 
 #: What to draw, spelled as openai.request.parse knows it.
 _DRAWN: Final = (
     "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "distilled_cfg_scale",
-    "width", "height",
+    "width", "height", "lora",
 )  # fmt: skip
 
-#: Would change the picture, so these values only; all of them mean "off".
-NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    "styles": ([],),
-    "subseed_strength": (0,),
-    "seed_resize_from_h": (0, -1),
-    "seed_resize_from_w": (0, -1),
-    "restore_faces": (False,),
-    "tiling": (False,),
-    "s_churn": (0,),
-    "s_noise": (1,),
-    "s_min_uncond": (0,),
-    "firstphase_width": (0,),
-    "firstphase_height": (0,),
-    "firstpass_image": ("",),
-    "refiner_checkpoint": ("", "None"),
-    "script_name": ("", "None"),
-    "infotext": ("",),
-    "initial_noise_multiplier": (1,),
-    "latent_mask": ("",),
-    "mask_round": (True,),
-}
+_OFF: Final = only(0)
+_NO_FILE: Final = only("", "None")
 
-#: Harmless: about saving and bookkeeping, or of a feature that NEUTRAL says is off.
-IGNORED: Final = frozenset(
+#: Harmless: about saving and bookkeeping, or of a feature that is off.
+_HARMLESS: Final = frozenset(
     {
         "do_not_save_samples", "do_not_save_grid", "save_images", "comments", "force_task_id",
         "subseed", "s_tmin", "s_tmax", "refiner_switch_at", "script_args", "image_cfg_scale",
@@ -74,6 +52,30 @@ IGNORED: Final = frozenset(
         "hr_negative_prompt", "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
     }
 )  # fmt: skip
+
+FOREIGN: Final[Mapping[str, Foreign]] = {
+    **dict.fromkeys(_HARMLESS, IGNORED),
+    "styles": Foreign(note=" has no effect: this server has no styles; write them in the prompt."),
+    "subseed_strength": _OFF,
+    "seed_resize_from_h": only(0, -1),
+    "seed_resize_from_w": only(0, -1),
+    "restore_faces": only(False),
+    "tiling": Foreign(
+        (False,), refusal=" is not supported; models of models.yaml have 'circular'."
+    ),
+    "s_churn": _OFF,
+    "s_noise": only(1, 0),
+    "s_min_uncond": _OFF,
+    "firstphase_width": _OFF,
+    "firstphase_height": _OFF,
+    "firstpass_image": _NO_FILE,
+    "refiner_checkpoint": _NO_FILE,
+    "script_name": _NO_FILE,
+    "infotext": Foreign(refusal=" is not supported; send its options as fields."),
+    "initial_noise_multiplier": only(1),
+    "latent_mask": _NO_FILE,
+    "mask_round": only(True),
+}
 
 #: Fields of a second pass that would make it another picture.
 _SECOND_PASS_OF_ITS_OWN: Final = (
@@ -90,14 +92,17 @@ LATENT_UPSCALERS: Final = {
     "Latent (nearest)": "latent-nearest",
     "Latent (nearest-exact)": "latent-nearest-exact",
 }
-_HIRES_UPSCALERS: Final = {**LATENT_UPSCALERS, "Lanczos": "lanczos", "Nearest": "nearest"}
+_HIRES_UPSCALERS: Final = {
+    **LATENT_UPSCALERS,
+    "None": "lanczos",  # the original resizes by Lanczos then
+    "Lanczos": "lanczos",
+    "Nearest": "nearest",
+}
 
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
 
 #: What A1111 takes when an img2img says nothing.
 _STRENGTH: Final = 0.75
-
-_NETWORK_TAG: Final = re.compile(r"<(?:lyco|hypernet):", re.IGNORECASE)
 
 
 class _Fields(BaseModel):
@@ -128,11 +133,12 @@ class _Fields(BaseModel):
     enable_hr: bool = False
     hr_scale: float = 2.0
     hr_upscaler: str = "Latent"
-    hr_second_pass_steps: int = 0
+    hr_second_pass_steps: float = 0
     hr_resize_x: int = 0
     hr_resize_y: int = 0
     eta: float | None = None
     clip_skip: int | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,6 @@ class Drawing:
         send_images: The answer has the images.
         kept: Settings that later requests use too.
         recalled_clip_skip: The request's clip_skip was chosen by an earlier request.
-        warnings: Sentences on options that were taken and do nothing.
     """
 
     ask: ParsedRequest
@@ -157,36 +162,38 @@ class Drawing:
     send_images: bool
     kept: Settings = NO_SETTINGS
     recalled_clip_skip: bool = False
-    warnings: tuple[str, ...] = ()
 
 
-def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = NO_SETTINGS) -> Drawing:
+def parse(
+    body: Mapping[str, Any],
+    *,
+    over_image: bool,
+    earlier: Settings = NO_SETTINGS,
+    handling: Handling = Handling.SUGGEST,
+) -> Drawing:
     """Read a txt2img or an img2img.
 
     Args:
         body: The client's object.
         over_image: It is an img2img.
         earlier: What earlier requests chose for later ones.
+        handling: What becomes of unknown fields.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    fields = _fields(given)
-    control = _scripts(fields)
-    _refuse_networks(given)
-    if not over_image and (fields.init_images or fields.mask):
-        raise InvalidRequest(
-            "txt2img takes no input images; use /sdapi/v1/img2img.",
-            reason=Reason.NOT_SUPPORTED,
-            param="init_images" if fields.init_images else "mask",
-        )
+    taken = _taken(given, handling)
+    fields = _fields(taken)
+    control = _scripts(fields, handling)
+    if not over_image:
+        _refuse_images(fields)
     canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
     canonical["prompt"] = canonical.get("prompt", "")
     canonical |= _sampling(fields) | _count(fields)
-    if fields.enable_hr:
+    if fields.enable_hr and fields.hr_scale != 1:
         canonical |= _second_pass(fields, given)
-    override = settings(fields.override_settings, "override_settings")
+    override, ignored = settings(fields.override_settings, handling, "override_settings")
     canonical |= _chosen(fields, override.over(earlier))
     files = _files(fields) if over_image else None
     if control is not None:
@@ -195,15 +202,21 @@ def parse(body: Mapping[str, Any], *, over_image: bool, earlier: Settings = NO_S
         files = _with_control(files, control)
     if over_image:
         canonical |= _over_image(fields)
+    ask = parse_openai(canonical, client_names=_spelling(fields))
+    parts = (taken, ignored, *((control.taken,) if control else ()))
     return Drawing(
-        ask=replace(_ask(canonical, own_clip_skip=fields.clip_skip is not None), files=files),
+        ask=replace(
+            ask,
+            files=files,
+            warnings=(*_warnings(fields), *(text for part in parts for text in part.warnings)),
+            unknown=tuple(name for part in parts for name in part.unknown),
+        ),
         control=control,
         echo=_echo(body, fields, has_control=control is not None),
         batch_size=fields.batch_size,
         send_images=fields.send_images,
         kept=NO_SETTINGS if fields.override_settings_restore_afterwards else override,
         recalled_clip_skip=fields.clip_skip is None and override.clip_skip is None,
-        warnings=(*_warnings(fields), *(control.warnings if control else ())),
     )
 
 
@@ -222,29 +235,33 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
     if spec.traits.references and files is not None and files.images and files.mask is None:
         left_out |= dict.fromkeys(("fit", "strength"))
         words.append(f"The model '{spec.id}' looks at the image and draws a new one.")
-    return replace(
-        drawing,
-        ask=replace(drawing.ask, params=params.model_copy(update=left_out)),
-        warnings=(*drawing.warnings, *words),
+    ask = replace(
+        drawing.ask,
+        params=params.model_copy(update=left_out),
+        warnings=(*drawing.ask.warnings, *words),
     )
+    return replace(drawing, ask=ask)
 
 
-def _fields(given: Mapping[str, Any]) -> _Fields:
+def _taken(given: Mapping[str, Any], handling: Handling) -> Taken:
     own = (*_Fields.model_fields, *_DRAWN)
-    found = own_fields(given, own, neutral=NEUTRAL, ignored=IGNORED)
+    return take(given, own, foreign=FOREIGN, handling=handling)
+
+
+def _fields(taken: Taken) -> _Fields:
     try:
-        return _Fields.model_validate({k: v for k, v in found.items() if k not in _DRAWN})
+        return _Fields.model_validate({k: v for k, v in taken.fields.items() if k not in _DRAWN})
     except ValidationError as error:
         raise invalid(error, {}) from None
 
 
-def _scripts(fields: _Fields) -> Control | None:
+def _scripts(fields: _Fields, handling: Handling) -> Control | None:
     """The ControlNet; others may come switched off: webuiapi sends [] or [False] for them."""
     control = None
     for name, script in fields.alwayson_scripts.items():
         arguments = script.get("args") if isinstance(script, Mapping) else script
         if name.lower() == controlnet.SCRIPT and isinstance(arguments, list):
-            control = controlnet.parse(arguments)
+            control = controlnet.parse(arguments, handling)
         elif arguments and (not isinstance(arguments, Sequence) or any(arguments)):
             raise InvalidRequest(
                 f"'alwayson_scripts': the script '{name[:64]}' is not supported.",
@@ -254,22 +271,20 @@ def _scripts(fields: _Fields) -> Control | None:
     return control
 
 
-def _refuse_networks(given: Mapping[str, Any]) -> None:
-    """Options in the guise of text; <lora:…> is read where the prompt is."""
-    for name in ("prompt", "negative_prompt"):
-        if isinstance(given.get(name), str) and _NETWORK_TAG.search(given[name]):
-            raise InvalidRequest(
-                f"'{name}': LyCORIS and hypernetworks are not supported.",
-                reason=Reason.NOT_SUPPORTED,
-                param=name,
-            )
+def _refuse_images(fields: _Fields) -> None:
+    if fields.init_images or fields.mask:
+        raise InvalidRequest(
+            "txt2img takes no input images; use /sdapi/v1/img2img.",
+            reason=Reason.NOT_SUPPORTED,
+            param="init_images" if fields.init_images else "mask",
+        )
 
 
 def _sampling(fields: _Fields) -> JsonObject:
     """Sampler and schedule."""
     # webuiapi fills the deprecated sampler_index with its default whatever sampler_name says.
     name = fields.sampler_name or fields.sampler_index
-    return {"sampler_name": name, "scheduler": fields.scheduler}
+    return {"sampler": name, "scheduler": fields.scheduler}
 
 
 def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
@@ -292,7 +307,7 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
         )
     found: JsonObject = {"hires_scale": fields.hr_scale, "hires_upscaler": upscaler}
     if fields.hr_second_pass_steps:
-        found["hires_steps"] = fields.hr_second_pass_steps
+        found["hires_steps"] = math.ceil(fields.hr_second_pass_steps)
     if fields.denoising_strength is not None:
         found["hires_strength"] = fields.denoising_strength
     return found
@@ -304,8 +319,9 @@ def _chosen(fields: _Fields, settings: Settings) -> JsonObject:
     1 is what every client sends for the two, with models and samplers too that have no such thing.
     """
     found: JsonObject = {}
-    if settings.model is not None:
-        found["model"] = settings.model
+    model = fields.model or settings.model
+    if model is not None:
+        found["model"] = model
     clip_skip = settings.clip_skip if fields.clip_skip is None else fields.clip_skip
     if clip_skip not in (None, 1):
         found["clip_skip"] = clip_skip
@@ -324,14 +340,18 @@ def _count(fields: _Fields) -> JsonObject:
     return {"batch_size": images}
 
 
-def _ask(canonical: Mapping[str, Any], *, own_clip_skip: bool) -> ParsedRequest:
-    spelling = {"model": CHECKPOINT, "fit": "resize_mode"}
-    if not own_clip_skip:
-        spelling["clip_skip"] = CLIP_SKIP
-    spelling |= {"hires_scale": "hr_scale", "hires_steps": "hr_second_pass_steps"}
-    spelling["hires_strength"] = "denoising_strength"
-    spelling["control"] = controlnet.PARAM
-    return parse_openai(canonical, client_names=spelling)
+def _spelling(fields: _Fields) -> dict[str, str]:
+    """The client's names of options, for errors."""
+    return {
+        "model": "model" if fields.model else CHECKPOINT,
+        "sampler": "sampler_name" if fields.sampler_name else "sampler_index",
+        "fit": "resize_mode",
+        "clip_skip": CLIP_SKIP if fields.clip_skip is None else "clip_skip",
+        "hires_scale": "hr_scale",
+        "hires_steps": "hr_second_pass_steps",
+        "hires_strength": "denoising_strength",
+        "control": controlnet.PARAM,
+    }
 
 
 # --- requests: input pictures ---------------------------------------------------------------------

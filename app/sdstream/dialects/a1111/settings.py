@@ -6,27 +6,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest
-from sdstream.dialects.a1111.fields import own_fields
+from sdstream.dialects.fields import IGNORED, Foreign, Taken, only, take
 
-#: Settings of the whole server that would change pictures; the first value is the one told.
-NEUTRAL_OPTIONS: Final[Mapping[str, tuple[object, ...]]] = {
-    "sd_vae": ("Automatic", "None", ""),
-    "eta_noise_seed_delta": (0,),
-    "initial_noise_multiplier": (1.0,),
-    "img2img_color_correction": (False,),
-    "samples_format": ("png",),
-    "forge_additional_modules": ([],),
+#: Settings of the whole server that would change pictures -> the value that is told.
+FIXED: Final[Mapping[str, object]] = {
+    "sd_vae": "Automatic",
+    "eta_noise_seed_delta": 0,
+    "initial_noise_multiplier": 1.0,
+    "img2img_color_correction": False,
+    "samples_format": "png",
+    "forge_additional_modules": [],
 }
 
 #: Harmless settings: saving on the server's disk, and how often the original makes previews.
-IGNORED_OPTIONS: Final = frozenset(
+HARMLESS: Final = frozenset(
     {
         "samples_save", "grid_save", "save_to_dirs", "return_grid", "jpeg_quality",
         "live_previews_enable", "show_progress_every_n_steps", "show_progress_type",
         "do_not_show_images",
     }
 )  # fmt: skip
+
+_FOREIGN: Final[Mapping[str, Foreign]] = {
+    **{name: only(value) for name, value in FIXED.items()},
+    "sd_vae": only("Automatic", "None"),
+    **dict.fromkeys(HARMLESS, IGNORED),
+}
 
 CHECKPOINT: Final = "sd_model_checkpoint"
 CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
@@ -55,21 +62,31 @@ class Settings:
 NO_SETTINGS: Final = Settings()
 
 
-def settings(options: Mapping[str, Any], where: str = "") -> Settings:
-    """What options choose.
+def settings(
+    options: Mapping[str, Any], handling: Handling, where: str = ""
+) -> tuple[Settings, Taken]:
+    """Return what options choose, and what became of the others.
+
+    Clients post all settings of AUTOMATIC1111, hundreds of them, so their names alone reject none.
+
+    Args:
+        options: Name -> value.
+        handling: What becomes of unknown ones.
+        where: The field that they came in.
 
     Raises:
         InvalidRequest: An option that would change pictures and cannot be had.
     """
     prefix = f"{where}." if where else ""
-    own = own_fields(
+    taken = take(
         options,
         (CHECKPOINT, CLIP_SKIP),
-        neutral=NEUTRAL_OPTIONS,
-        ignored=IGNORED_OPTIONS,
+        foreign=_FOREIGN,
+        handling=handling,
         where=prefix,
+        by_name=False,
     )
-    model, clip_skip = own.get(CHECKPOINT), own.get(CLIP_SKIP)
+    model, clip_skip = taken.fields.get(CHECKPOINT), taken.fields.get(CLIP_SKIP)
     if model is not None and not isinstance(model, str):
         raise InvalidRequest(f"'{prefix}{CHECKPOINT}' must be a string.", param=CHECKPOINT)
     if clip_skip is not None and (type(clip_skip) is not int or not 1 <= clip_skip <= _MAX_SKIP):
@@ -77,4 +94,4 @@ def settings(options: Mapping[str, Any], where: str = "") -> Settings:
             f"'{prefix}{CLIP_SKIP}' must be a whole number from 1 to {_MAX_SKIP}.",
             param=CLIP_SKIP,
         )
-    return Settings(model, clip_skip)
+    return Settings(model, clip_skip), taken

@@ -22,19 +22,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sdstream.core.ask import ParsedRequest, ReplyOptions
+from sdstream.core.ask import Hints, ParsedRequest, ReplyOptions
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import ImageResult, Job
 from sdstream.core.options import OutputFormat
-from sdstream.dialects.openai.request import parse
+from sdstream.dialects.openai.request import NO_HINTS, parse
 from sdstream.dialects.rendering import ResponseFormat, compact, with_base64
-
-#: What fireworks-ai sends when its user asks for nothing; any other value is refused.
-_NOTHING_ASKED: Final[Mapping[str, object]] = {
-    "clip_guidance_preset": "NONE",
-    "apply_invisible_watermark": False,
-    "return_latents": False,
-}
 
 #: The answer's form is chosen by Accept and the path alone.
 _USUAL_REPLY: Final[Mapping[str, object]] = {
@@ -47,21 +40,19 @@ _NUMBER: Final = re.compile(r"\d{1,3}", re.ASCII)
 _JSON_IMAGES: Final[Mapping[str, OutputFormat]] = {"image/png": "png", "image/jpeg": "jpeg"}
 
 
-def read(body: Mapping[str, Any], model: str) -> ParsedRequest:
+def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> ParsedRequest:
     """Read a request.
 
     Args:
         body: The client's object.
         model: From the path.
+        hints: What was said beside the body.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
     """
-    asked = {
-        name: value
-        for name, value in body.items()
-        if value is not None and _NOTHING_ASKED.get(name, ...) != value
-    }
+    usual_form = ("response_format", "b64_json")
+    asked = {k: v for k, v in body.items() if v is not None and (k, v) != usual_form}
     for name, usual in _USUAL_REPLY.items():
         if asked.get(name, usual) != usual:
             raise InvalidRequest(
@@ -72,7 +63,7 @@ def read(body: Mapping[str, Any], model: str) -> ParsedRequest:
             )
     if str(asked.get("seed")) == "0":
         del asked["seed"]
-    return replace(parse({**asked, "model": model}), blank_flagged=True)
+    return replace(parse({**asked, "model": model}, hints), blank_flagged=True)
 
 
 def with_headers(

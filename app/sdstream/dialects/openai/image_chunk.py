@@ -1,8 +1,9 @@
 """The stream of GPUStack and llama-box: ``image.chunk`` items in ``data:`` frames.
 
 Frames are LF-terminated single ``data:`` lines without ``event:``, ``id:``, ``retry:`` or comment
-lines; each of those breaks some client. Progress is 100·k/(N+1): one slot is kept for decoding,
-so that no frame says 100 before its image is attached. A silent stream repeats its last progress
+lines; each of those breaks some client. Decoding counts as a step, as in llama-box: progress is
+100·k/(N+1), so that no frame says 100 before its image is attached, and the image is step N+1 of
+N+1, a number that no preview has. A silent stream repeats its last progress
 frame. A failure is told twice, as the ``error:`` line that GPUStack's client reads and as the
 ``data: {"error": …}`` that OpenAI's do, and ends with ``[DONE]`` like a success.
 """
@@ -134,7 +135,7 @@ class ImageChunkStream:
         self._images_sent += 1
         self._standing(created, JobStatus.RUNNING, {})  # for keep-alive, until the next step
         final = {
-            **self._item(image.index, 100.0, image.steps, image.steps),
+            **self._item(image.index, 100.0, image.steps + 1, image.steps),
             "finish_reason": "stop",
             "seed": image.seed,
         }
@@ -181,12 +182,13 @@ class ImageChunkStream:
         return self._frame(created, item, compact(tail))
 
     def _item(self, index: int, percent: float, step: int, steps: int) -> JsonObject:
+        """The fields of a frame after ``step`` of so many sampling steps."""
         return {
             "index": index,
             "object": "image.chunk",
             "progress": percent,
             "progressed_steps": step,
-            "progress_steps": steps,
+            "progress_steps": steps + 1,
             "finish_reason": None,
         }
 

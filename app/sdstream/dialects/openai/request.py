@@ -4,42 +4,73 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import ValidationError
 
-from sdstream.core.ask import ParsedRequest, ReplyOptions, StreamHints, StreamOptions
+from sdstream.core.ask import Handling, Hints, ParsedRequest, ReplyOptions, StreamOptions
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import ALIASES, OPTIONS, ImageParams, is_neutral
 from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.core.similar import did_you_mean
 from sdstream.dialects.fields import (
-    KNOWN,
-    UNSUPPORTED_FIELDS,
+    FOREIGN,
+    IGNORED,
+    SPELLINGS,
+    Foreign,
+    Taken,
     canonical_names,
-    check_unsupported,
     invalid,
-    unknown,
+    meant_by,
+    take,
+    unknown_file,
 )
+from sdstream.dialects.pictures import file_of, text_of
 
 MAX_INPUT_IMAGES: Final = 16
 
-NO_HINTS: Final = StreamHints()
+NO_HINTS: Final = Hints()
 
 #: OpenAI's clients send one image or a list of them; Xinference's says images for edits.
 _IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
-_MASK_PARTS: Final = ("mask", "mask_image")
+_MASK_PARTS: Final = ("mask", "mask[]", "mask_image")
 _CONTROL_PARTS: Final = ("control", "control_image")
+_PARTS: Final = (*_IMAGE_PARTS, *_MASK_PARTS, *_CONTROL_PARTS)
 
-#: Canonical names of a query that are read; all others are a page's own.
-_QUERY: Final = KNOWN | UNSUPPORTED_FIELDS.keys()
+#: GPUStack's and llama-box's spelling of ``preview``.
+_PREVIEW_SPELLINGS: Final = ("preview_faster",)
+_STREAM_FOREIGN: Final[Mapping[str, Foreign]] = {
+    "chunk_results": IGNORED,  # GPUStack's page means chunk_result and reads whole images
+    "include_obfuscation": IGNORED,
+}
+
+#: Text that stands for "not given" in a form, which has no null.
+_NULLS: Final = ("null", "None", "undefined")
+_TEXTS: Final = ("prompt", "negative_prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class EditRoute:
+    """What a route that takes input images adds to a request.
+
+    Attributes:
+        mask_mode: The route's own reading of masks.
+        prompt: The prompt of a request without one, where the route allows that.
+    """
+
+    mask_mode: str | None = None
+    prompt: str | None = None
+
+
+EDITS: Final = EditRoute()
 
 
 def parse(
     body: Mapping[str, Any],
-    hints: StreamHints = NO_HINTS,
+    hints: Hints = NO_HINTS,
     *,
     client_names: Mapping[str, str] = MappingProxyType({}),
 ) -> ParsedRequest:
@@ -57,7 +88,7 @@ def parse(
 
 
 def parse_generation_form(
-    fields: Mapping[str, str], files: Sequence[SourceFile], hints: StreamHints = NO_HINTS
+    fields: Mapping[str, str], files: Sequence[SourceFile], hints: Hints = NO_HINTS
 ) -> ParsedRequest:
     """Read a generation that comes as a form, which may bring a control picture.
 
@@ -67,9 +98,9 @@ def parse_generation_form(
     body = _unflattened(fields)
     for file in files:
         if file.param not in _CONTROL_PARTS:
-            check_unsupported({file.param: file})
-            raise unknown(file.param)
-    control = _control(files, body)
+            take({file.param: "file"}, (), foreign=FOREIGN, handling=Handling.LENIENT)
+            raise unknown_file(file.param, _CONTROL_PARTS)
+    control = _only_one(files, _CONTROL_PARTS, "control image")
     ask = _parsed(body, hints)
     return replace(ask, files=SourceFiles((), control=control) if control else None)
 
@@ -78,9 +109,8 @@ def parse_form(
     fields: Mapping[str, Any],
     files: Sequence[SourceFile],
     *,
-    hints: StreamHints = NO_HINTS,
-    mask_mode: str | None = None,
-    prompt: str | None = None,
+    hints: Hints = NO_HINTS,
+    route: EditRoute = EDITS,
 ) -> ParsedRequest:
     """Read the form of an edit, a variation or an inpainting.
 
@@ -88,26 +118,72 @@ def parse_form(
         fields: Text fields; each may be given once.
         files: Uploaded files with the names of their fields.
         hints: As for ``parse``.
-        mask_mode: The route's own reading of masks.
-        prompt: The prompt of a form without one, where the route allows that.
+        route: What the route adds.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
     """
     body = _unflattened(fields)
-    if prompt is not None:
-        body.setdefault("prompt", prompt)
-    sources = _sources(files, body)
-    if mask_mode is not None and sources.mask is not None:
-        body.setdefault("mask_mode", mask_mode)
-    ask = _parsed(body, hints)
-    return replace(ask, files=sources, operation="edit")
+    for file in files:
+        if file.param not in _PARTS:
+            raise unknown_file(file.param, _PARTS)
+    for name in _PARTS:
+        if name in body:
+            raise InvalidRequest(f"'{name}' must be an uploaded file.", param=name)
+    return _edit(body, files, hints, route)
+
+
+def parse_edit(
+    body: Mapping[str, Any], hints: Hints = NO_HINTS, route: EditRoute = EDITS
+) -> ParsedRequest:
+    """Read the JSON of an edit, a variation or an inpainting, whose images are text.
+
+    Args:
+        body: The client's object.
+        hints: As for ``parse``.
+        route: What the route adds.
+
+    Raises:
+        InvalidRequest: Names the field as the client spelled it.
+    """
+    given = {name: value for name, value in body.items() if value not in (None, "", [])}
+    files = [
+        file_of(param, text_of(param, value))
+        for name in _PARTS
+        if name in given
+        for param, value in _items(name, given[name])
+    ]
+    rest = {name: value for name, value in given.items() if name not in _PARTS}
+    return _edit(rest, files, hints, route)
+
+
+def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each image of a field, one or a list, with its name in errors."""
+    if not isinstance(value, list):
+        yield name, value
+        return
+    if len(value) > MAX_INPUT_IMAGES:
+        raise _too_many(name)
+    for number, item in enumerate(value):
+        yield f"{name}[{number}]", item
+
+
+def _edit(
+    body: dict[str, Any], files: Sequence[SourceFile], hints: Hints, route: EditRoute
+) -> ParsedRequest:
+    if route.prompt is not None:
+        body.setdefault("prompt", route.prompt)
+    sources = _sources(files, own_alpha=body.get("mask_mode") == "alpha")
+    if route.mask_mode is not None and sources.mask is not None:
+        body.setdefault("mask_mode", route.mask_mode)
+    return replace(_parsed(body, hints), files=sources, operation="edit")
 
 
 def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
     """Read a generation from the query of its URL, as EventSource sends it.
 
-    Names that no table knows are left unread: pages put all kinds of things into their links.
+    Names that no table knows are left unread: pages put all kinds of things into their links. Only
+    near misses are reported.
 
     Args:
         parameters: Names with their values, in the query's order.
@@ -116,8 +192,11 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
         InvalidRequest: Names the parameter.
     """
     known: dict[str, str] = {}
+    warnings = []
     for name, value in parameters:
-        if not name.startswith("stream_options") and ALIASES.get(name, name) not in _QUERY:
+        if not (name.startswith("stream_options") or name in SPELLINGS or name in FOREIGN):
+            if (meant := meant_by(name)) is not None:
+                warnings.append(f"Unknown field '{name[:64]}' has no effect.{did_you_mean(meant)}")
             continue
         if known.setdefault(name, value) != value:
             raise InvalidRequest(
@@ -125,46 +204,67 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
                 reason=Reason.CONFLICTING_FIELDS,
                 param=name[:64],
             )
-    if known.get("response_format", "url").lower() != "url":
-        raise InvalidRequest(
-            "'response_format' must be url on this route.",
-            reason=Reason.NOT_SUPPORTED,
-            param="response_format",
-        )
-    if known.get("on_disconnect", "continue") != "continue":
-        raise InvalidRequest(
-            "'on_disconnect' must be continue on this route.",
-            reason=Reason.NOT_SUPPORTED,
-            param="on_disconnect",
-        )
+    for name, only in (("response_format", "url"), ("on_disconnect", "continue")):
+        if known.get(name, only).lower() != only:
+            raise InvalidRequest(
+                f"'{name}' must be {only} on this route.", reason=Reason.NOT_SUPPORTED, param=name
+            )
     given = {"response_format": "url", "on_disconnect": "continue", "stream": "true"}
-    return _parsed({**_unflattened(known), **given}, NO_HINTS)
+    ask = _parsed({**_unflattened(known), **given}, Hints(handling=Handling.LENIENT))
+    return replace(ask, warnings=(*ask.warnings, *warnings))
 
 
 def _parsed(
-    body: Mapping[str, Any], hints: StreamHints, renamed: Mapping[str, str] = MappingProxyType({})
+    body: Mapping[str, Any], hints: Hints, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> ParsedRequest:
-    given = {
-        name: value
-        for name, value in _with_kwargs(body).items()
-        # Clients transmit nulls for what was not given.
-        if value is not None and not (name in OPTIONS and is_neutral(name, value))
-    }
-    check_unsupported(given)
-    canonical, client_names = canonical_names(
-        {name: value for name, value in given.items() if name not in UNSUPPORTED_FIELDS}
+    taken = take(
+        {
+            name: value
+            for name, value in _with_kwargs(body).items()
+            if not _says_nothing(name, value)
+        },
+        SPELLINGS,
+        foreign=FOREIGN,
+        handling=hints.handling,
     )
+    canonical, client_names = canonical_names(taken.fields)
     client_names |= renamed
     reply_fields = {k: canonical.pop(k) for k in list(canonical) if k in ReplyOptions.model_fields}
-    options = reply_fields.get("stream_options")
-    if isinstance(options, Mapping):
-        reply_fields["stream_options"] = {k: v for k, v in options.items() if v is not None}
+    nested = _stream_options(reply_fields, hints.handling)
     try:
         reply = _with_dialect(ReplyOptions.model_validate(reply_fields), hints)
         params = ImageParams.model_validate(canonical)
     except ValidationError as error:
         raise invalid(error, client_names) from None
-    return ParsedRequest(params, reply, client_names=client_names)
+    return ParsedRequest(
+        params,
+        reply,
+        client_names=client_names,
+        warnings=(*taken.warnings, *nested.warnings),
+        unknown=(*taken.unknown, *nested.unknown),
+    )
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    """True for null, which clients transmit for what was not given, and for neutral values."""
+    option = ALIASES.get(name, name)
+    return value is None or (option in OPTIONS and is_neutral(option, value))
+
+
+def _stream_options(reply_fields: dict[str, Any], handling: Handling) -> Taken:
+    """Divide the fields of ``stream_options``, in place."""
+    options = reply_fields.get("stream_options")
+    if not isinstance(options, Mapping):
+        return Taken({})
+    own = (*StreamOptions.model_fields, *_PREVIEW_SPELLINGS)
+    where = "stream_options."
+    taken = take(options, own, foreign=_STREAM_FOREIGN, handling=handling, where=where)
+    found = dict(taken.fields)
+    for name in _PREVIEW_SPELLINGS:
+        if name in found:
+            found.setdefault("preview", found.pop(name))
+    reply_fields["stream_options"] = found
+    return taken
 
 
 def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -189,7 +289,7 @@ def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**extra, **rest}
 
 
-def _with_dialect(reply: ReplyOptions, hints: StreamHints) -> ReplyOptions:
+def _with_dialect(reply: ReplyOptions, hints: Hints) -> ReplyOptions:
     """Settle the form of a stream: named, else by what only one kind of client sends."""
     options = reply.stream_options
     chosen = hints.dialect or options.dialect
@@ -204,7 +304,7 @@ def _with_dialect(reply: ReplyOptions, hints: StreamHints) -> ReplyOptions:
     return reply.model_copy(update={"stream_options": named})
 
 
-def _check_stream(options: StreamOptions, dialect: str | None, response_format: str) -> None:
+def _check_stream(options: StreamOptions, dialect: str | None, response_format: str | None) -> None:
     """Refuse options that the form of the stream would pass over."""
     if options.chunk_result and dialect in ("openai", "both"):
         raise InvalidRequest(
@@ -213,7 +313,7 @@ def _check_stream(options: StreamOptions, dialect: str | None, response_format: 
             reason=Reason.NOT_SUPPORTED,
             param="stream_options.chunk_result",
         )
-    if options.chunk_result and response_format.lower() == "url":
+    if options.chunk_result and (response_format or "").lower() == "url":
         raise InvalidRequest(
             "'chunk_result' requires response_format b64_json, not url.",
             reason=Reason.NOT_SUPPORTED,
@@ -232,7 +332,7 @@ def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
     body: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for name, value in fields.items():
-        if value == "" and name not in ("prompt", "negative_prompt"):
+        if name not in _TEXTS and (value == "" or value in _NULLS):
             continue
         nested = re.fullmatch(r"stream_options(?:_(\w+)|\[(\w+)\])", name)
         if nested:
@@ -244,29 +344,34 @@ def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _sources(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFiles:
-    pictures = tuple(file for file in files if file.param in _IMAGE_PARTS)
-    masks = [file for file in files if file.param in _MASK_PARTS]
-    for file in files:
-        if file.param not in (*_IMAGE_PARTS, *_MASK_PARTS, *_CONTROL_PARTS):
-            raise unknown(file.param)
-    control = _control(files, body)
-    for name in (*_IMAGE_PARTS, *_MASK_PARTS):
-        if name in body:
-            raise InvalidRequest(f"'{name}' must be an uploaded file.", param=name)
+def _sources(files: Sequence[SourceFile], *, own_alpha: bool) -> SourceFiles:
+    """The input images of an edit.
+
+    Args:
+        files: With the names of their fields, which may have an index: ``images[0]``.
+        own_alpha: Without a mask, the image's own transparency is one.
+    """
+    pictures = tuple(file for file in files if _field(file) in _IMAGE_PARTS)
+    mask = _only_one(files, _MASK_PARTS, "mask")
+    control = _only_one(files, _CONTROL_PARTS, "control image")
     if not pictures:
         raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
-    if len(pictures) > MAX_INPUT_IMAGES or len(masks) > 1:
-        param = masks[0].param if len(masks) > 1 else "image"
-        raise InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images and one mask.", param=param)
-    own_alpha = not masks and body.get("mask_mode") == "alpha"
-    return SourceFiles(pictures, masks[0] if masks else None, own_alpha, control=control)
+    if len(pictures) > MAX_INPUT_IMAGES:
+        raise _too_many("image")
+    return SourceFiles(pictures, mask, own_alpha and mask is None, control=control)
 
 
-def _control(files: Sequence[SourceFile], body: Mapping[str, Any]) -> SourceFile | None:
-    """The control picture of a form."""
-    check_unsupported({name: body[name] for name in _CONTROL_PARTS if name in body})
-    controls = [file for file in files if file.param in _CONTROL_PARTS]
-    if len(controls) > 1:
-        raise InvalidRequest("Send at most one control image.", param=controls[1].param)
-    return controls[0] if controls else None
+def _only_one(files: Sequence[SourceFile], names: Sequence[str], what: str) -> SourceFile | None:
+    found = [file for file in files if _field(file) in names]
+    if len(found) > 1:
+        raise InvalidRequest(f"Send at most one {what}.", param=found[1].param)
+    return found[0] if found else None
+
+
+def _field(file: SourceFile) -> str:
+    """The field of a file: "image_url" of ``images[0].image_url`` lies in "images"."""
+    return file.param if file.param in _PARTS else re.split(r"[.\[]", file.param, maxsplit=1)[0]
+
+
+def _too_many(param: str) -> InvalidRequest:
+    return InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images.", param=param)

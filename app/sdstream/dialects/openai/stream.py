@@ -29,6 +29,7 @@ from sdstream.dialects.rendering import (
     compact,
     error_body,
     image_item,
+    quality_word,
     usage_fields,
     with_base64,
 )
@@ -93,7 +94,7 @@ class OpenAIStream:
             "created_at": created,
             "index": index,
             "size": str(request.output_size),
-            "quality": request.quality,
+            "quality": quality_word(request.quality),
             "background": "opaque",
             "output_format": request.output_format,
         }

@@ -25,13 +25,15 @@ from sdstream.core.errors import (
     UnsupportedMediaType,
 )
 from sdstream.core.job import JobStatus
-from sdstream.dialects.a1111 import answers, controlnet, extras, generation, pictures, settings
+from sdstream.dialects import pictures
+from sdstream.dialects.a1111 import answers, controlnet, extras, generation, settings
 from sdstream.dialects.a1111.settings import Settings
+from sdstream.dialects.fields import take
 from sdstream.dialects.rendering import compact
 from sdstream.service.service import LiveJob
-from sdstream.web import bodies, respond
+from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Content, Dialect, Operation, Schema
-from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes, wants_no_wait
+from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes
 from sdstream.web.schemas import OBJECT, STRING, json_of, listing, record, ref
 
 _NULL: Final = b"null"
@@ -199,7 +201,12 @@ class A1111Routes:
     async def _answer(self, request: Request, *, over_image: bool) -> Response:
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         user = self._user(request)
-        drawing = generation.parse(body, over_image=over_image, earlier=user.chosen)
+        drawing = generation.parse(
+            body,
+            over_image=over_image,
+            earlier=user.chosen,
+            handling=negotiation.handling_of(request),
+        )
         model = drawing.ask.params.model or self._service.catalog.default
         spec = await self._service.get_model(model, "sd_model_checkpoint")
         drawing = generation.fitted(drawing, spec)
@@ -208,7 +215,7 @@ class A1111Routes:
         ask = drawing.ask
         live = await self._draw.submit(request, ask)
         user.chosen = drawing.kept.over(user.chosen)
-        if wants_no_wait(request):
+        if negotiation.prefers_no_wait(request):
             return self._draw.accepted(request, live)
         run = _Run(live)
         user.runs.append(run)
@@ -322,7 +329,8 @@ class A1111Routes:
     async def set_options(self, request: Request) -> Response:
         """POST options: checkpoint and layers of CLIP of later requests to these routes."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        chosen = settings.settings(body)
+        chosen, taken = settings.settings(body, negotiation.handling_of(request))
+        negotiation.report(request, taken.unknown)
         if chosen.model is not None:
             spec = await self._service.get_model(chosen.model, "sd_model_checkpoint")
             chosen = replace(chosen, model=spec.id)
@@ -335,11 +343,16 @@ class A1111Routes:
     async def png_info(self, request: Request) -> Response:
         """POST png-info: what is written into an image file."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        texts = await self._service.processor.texts(pictures.image_field(body))
+        taken = take(body, ("image",), foreign={}, handling=negotiation.handling_of(request))
+        negotiation.report(request, taken.unknown)
+        image = taken.fields.get("image")
+        if not isinstance(image, str):
+            raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
+        texts = await self._service.processor.texts(pictures.file_of("image", image))
         return respond.json_bytes(answers.png_info(texts))
 
     async def extra_single_image(self, request: Request) -> Response:
         """POST extra-single-image: enlarge a picture."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        ask = extras.parse_extra(body)
+        ask = extras.parse_extra(body, negotiation.handling_of(request))
         return await self._draw.deliver(request, ask, None, answers.extra_answer)

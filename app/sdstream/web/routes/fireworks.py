@@ -17,6 +17,7 @@ from sdstream.web.routes.images import (
     MAX_JSON_BYTES,
     ImageRoutes,
     PlainAnswer,
+    hints_of,
 )
 from sdstream.web.schemas import IMAGES, INTEGER, STRING, json_of, listing, parameter, record, ref
 
@@ -76,7 +77,7 @@ class FireworksRoutes:
 
     async def _answer(self, request: Request, plain: PlainAnswer) -> Response:
         body = await bodies.read_json(request, MAX_JSON_BYTES)
-        ask = codec.read(body, request.path_params["model"])
+        ask = codec.read(body, request.path_params["model"], hints_of(request))
         usual = ask.params.output_format or _USUAL_FILE
         wanted = negotiation.accepted_image(request, ask.params.n or 1, anything=usual)
         ask = codec.with_headers(ask, wanted, request.headers)

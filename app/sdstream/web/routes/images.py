@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +12,7 @@ from typing import Final, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sdstream.core.ask import ParsedRequest, StreamDialect, StreamHints
+from sdstream.core.ask import Hints, ParsedRequest, StreamDialect
 from sdstream.core.errors import (
     ImageServiceError,
     InvalidRequest,
@@ -32,6 +33,7 @@ from sdstream.dialects.jobs import job_fields
 from sdstream.dialects.openai import request as openai
 from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.openai.image_chunk import ChunkOptions, ImageChunkStream
+from sdstream.dialects.openai.request import EDITS, EditRoute
 from sdstream.dialects.openai.stream import OpenAIStream
 from sdstream.dialects.rendering import ResponseFormat, compact
 from sdstream.imaging.codecs import MEDIA_TYPES
@@ -39,6 +41,7 @@ from sdstream.service.service import ImageService, LiveJob, deferred_error
 from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Content, Operation, dialect_of
 from sdstream.web.schemas import EVENTS, IMAGES, STRING, form_of, json_of, parameter, ref
+from sdstream.web.tokens import Tokens
 
 #: Two prompts of 32,000 characters, escaped as \\uXXXX, are 400 kB.
 MAX_JSON_BYTES: Final = 2**20
@@ -77,17 +80,19 @@ _DIALECT: Final = parameter(
     "dialect", "query", {"type": "string", "enum": ["image.chunk", "openai", "both"]}
 )
 
-#: The two in the middle are GPUStack's, the last one is OpenVINO Model Server's.
+#: The three in the middle are GPUStack's, the last one is OpenVINO Model Server's.
 GENERATION_PATHS: Final = (
     "/v1/images/generations",
     "/v1-openai/images/generations",
     "/v1-openai/image/generate",
+    "/v1/image/generate",
     "/v3/images/generations",
 )
 _EDIT_PATHS: Final = (
     "/v1/images/edits",
     "/v1-openai/images/edits",
     "/v1-openai/image/edit",
+    "/v1/image/edit",
     "/v3/images/edits",
 )
 
@@ -107,6 +112,8 @@ class ImageRoutes:
         keepalive_seconds: A silent stream says something after this.
         max_form_bytes: Largest body with pictures.
         check_webhook: Raises InvalidRequest for a URL that is never posted to.
+        usual_form: response_format of requests that name none.
+        tokens: Open links of images without a key; None where no key is asked for.
     """
 
     service: ImageService
@@ -114,6 +121,8 @@ class ImageRoutes:
     keepalive_seconds: float
     max_form_bytes: int
     check_webhook: Callable[[str], None]
+    usual_form: str = "both"
+    tokens: Tokens | None = None
 
     def routes(self) -> list[ApiRoute]:
         """Return the routes of this class."""
@@ -148,44 +157,39 @@ class ImageRoutes:
         """POST /v1/images/generations: JSON, or a form where a control picture comes along."""
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             form = await bodies.read_form(request, self.max_form_bytes)
-            ask = openai.parse_generation_form(form.fields, form.files, _stream_hints(request))
+            ask = openai.parse_generation_form(form.fields, form.files, hints_of(request))
         else:
             body = await bodies.read_json(request, MAX_JSON_BYTES)
-            ask = openai.parse(body, _stream_hints(request))
+            ask = openai.parse(body, hints_of(request))
         return await self.answer(request, ask)
 
     async def edits(self, request: Request) -> Response:
-        """POST /v1/images/edits: a form with image and perhaps mask."""
-        return await self._form_answer(request)
+        """POST /v1/images/edits: a form or JSON with image and perhaps mask."""
+        return await self._edit_answer(request)
 
     async def variations(self, request: Request) -> Response:
-        """POST /v1/images/variations: a form with image and perhaps prompt."""
-        return await self._form_answer(request, prompt="")
+        """POST /v1/images/variations: a form or JSON with image and perhaps prompt."""
+        return await self._edit_answer(request, EditRoute(prompt=""))
 
     async def inpainting(self, request: Request) -> Response:
         """POST /v1/images/inpainting: Xinference's form with image and mask_image."""
-        return await self._form_answer(request, mask_mode="luminance")
+        return await self._edit_answer(request, EditRoute(mask_mode="luminance"))
 
     async def upscales(self, request: Request) -> Response:
-        """POST /v1/images/upscales: a form with image and perhaps upscaler and upscale."""
-        return await self._form_answer(request, prompt="", only_upscale=True)
+        """POST /v1/images/upscales: a form or JSON with image and perhaps upscaler and upscale."""
+        return await self._edit_answer(request, EditRoute(prompt=""), only_upscale=True)
 
-    async def _form_answer(
-        self,
-        request: Request,
-        *,
-        prompt: str | None = None,
-        mask_mode: str | None = None,
-        only_upscale: bool = False,
+    async def _edit_answer(
+        self, request: Request, route: EditRoute = EDITS, *, only_upscale: bool = False
     ) -> Response:
-        form = await bodies.read_form(request, self.max_form_bytes)
-        ask = openai.parse_form(
-            form.fields,
-            form.files,
-            hints=_stream_hints(request),
-            mask_mode=mask_mode,
-            prompt=prompt,
-        )
+        hints = hints_of(request)
+        if request.headers.get("content-type", "").lower().startswith("application/json"):
+            body = await bodies.read_json(request, self.max_form_bytes)
+            # Decoding base64 of many megabytes would hold up everybody's events.
+            ask = await asyncio.to_thread(openai.parse_edit, body, hints, route)
+        else:
+            form = await bodies.read_form(request, self.max_form_bytes)
+            ask = openai.parse_form(form.fields, form.files, hints=hints, route=route)
         return await self.answer(request, replace(ask, only_upscale=only_upscale))
 
     async def answer(
@@ -217,9 +221,9 @@ class ImageRoutes:
             wanted: The kind of file that is the answer; None for JSON or a stream.
             plain: The dialect's JSON of a finished job.
         """
-        form = ResponseFormat.of(ask.reply.response_format, self.base_url(request))
-        live = await self.submit(request, ask)
-        if wants_no_wait(request):
+        form = self._form(request, ask)
+        live = await self.submit(request, ask, form)
+        if negotiation.prefers_no_wait(request):
             return self.accepted(request, live)
         if ask.reply.stream:
             frames = self._frames(live, _rendering(ask, live.job, form))
@@ -235,11 +239,35 @@ class ImageRoutes:
             return _bytes_answer(job, headers)
         return respond.json_bytes(plain(job, form, int(time.time())), headers)
 
-    async def submit(self, request: Request, ask: ParsedRequest) -> LiveJob:
-        """Make a job of a request; raises what ImageService.submit does."""
+    def _form(self, request: Request, ask: ParsedRequest) -> ResponseFormat:
+        wanted: str | None = ask.reply.response_format
+        if wanted is None:
+            # OpenAI's own models of this name give base64 alone; a frame has no room for both.
+            only_data = ask.reply.stream or (ask.params.model or "").startswith("gpt-image")
+            wanted = "b64_json" if only_data else self.usual_form
+        return ResponseFormat.of(wanted, self.base_url(request), self.signer(request))
+
+    def signer(self, request: Request) -> Callable[[str], str]:
+        """Return what adds to the path of a link what opens it without a key."""
+        tokens, owner = self.tokens, request.state.owner
+        if tokens is None:
+            return str
+        return lambda path: f"{path}?token={tokens.issue(owner, path)[0]}"
+
+    async def submit(
+        self, request: Request, ask: ParsedRequest, form: ResponseFormat | None = None
+    ) -> LiveJob:
+        """Make a job of a request; raises what ImageService.submit does.
+
+        Args:
+            request: Of the client.
+            ask: What its dialect made of it.
+            form: How its result will have the images; as the request says.
+        """
+        negotiation.report(request, ask.unknown)
         if ask.reply.webhook_url is not None:
             self.check_webhook(ask.reply.webhook_url)
-        terms = _terms(request, ask, self.base_url(request))
+        terms = _terms(request, ask, form or self._form(request, ask))
         live = await self.service.submit(ask, terms)
         request.state.job = live.job
         return live
@@ -253,7 +281,6 @@ class ImageRoutes:
         fields = job_fields(live.job, self.base_url(request), self.service.seconds_left(live.job))
         headers = {
             "Location": fields["status_url"],
-            "Preference-Applied": "respond-async",
             "X-Job-Id": live.job.id,
         }
         return respond.json_bytes(compact(fields), headers, 202)
@@ -292,13 +319,7 @@ class ImageRoutes:
         return await self.service.with_files(job)
 
 
-def wants_no_wait(request: Request) -> bool:
-    """True when the client asks to be answered at once (RFC 7240)."""
-    wishes = negotiation.listed(request, "prefer")
-    return any(wish.partition(";")[0].strip().lower() == "respond-async" for wish in wishes)
-
-
-def _terms(request: Request, ask: ParsedRequest, base_url: str) -> Terms:
+def _terms(request: Request, ask: ParsedRequest, form: ResponseFormat) -> Terms:
     """For whom and how a job is kept; raises InvalidRequest for an unusable Idempotency-Key.
 
     A client that names its request means to come back for it, so the job goes on without it.
@@ -311,31 +332,32 @@ def _terms(request: Request, ask: ParsedRequest, base_url: str) -> Terms:
         )
     reply = ask.reply
     leaving = reply.on_disconnect or ("cancel" if name is None else "continue")
-    form = ResponseFormat.of(reply.response_format)
     return Terms(
         operation=ask.operation,
         owner=request.state.owner,
         priority=Priority(reply.priority),
-        background=wants_no_wait(request) or leaving == "continue",
+        background=negotiation.prefers_no_wait(request) or leaving == "continue",
         as_url=form.as_url,
         data_url=form.data_url,
+        both=form.both,
         idempotency_key=name,
         fingerprint=ask.fingerprint if name is not None else "",
         webhook_url=reply.webhook_url,
-        base_url=base_url,
+        base_url=form.base_url,
     )
 
 
-def _stream_hints(request: Request) -> StreamHints:
-    """The form of streams that the query names, and the one that the client's library reads."""
+def hints_of(request: Request) -> Hints:
+    """Return what a request says beside its body: the form of streams, and of unknown fields."""
     headers = request.headers
     is_openais = "x-stainless-lang" in headers or _OPENAI_AGENT.match(headers.get("user-agent", ""))
     library: StreamDialect | None = "openai" if is_openais else None
+    handling = negotiation.handling_of(request)
     match request.query_params.get("dialect"):
         case None:
-            return StreamHints(library=library)
+            return Hints(None, library, handling)
         case ("image.chunk" | "openai" | "both") as named:
-            return StreamHints(named, library)
+            return Hints(named, library, handling)
         case _:
             raise InvalidRequest("'dialect' must be image.chunk, openai or both.", param="dialect")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -203,7 +203,7 @@ class JobRoutes:
         error = job.error()
         if error is not None:
             return respond.failure(error, headers)
-        form = _form(request, job, self.draw.base_url(request))
+        form = _form(request, job, self.draw.base_url(request), self.draw.signer(request))
         if not form.as_url:
             job = await self.draw.service.with_files(job)
         created = int(job.ended or time.time())
@@ -307,16 +307,17 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _form(request: Request, job: Job, base_url: str) -> ResponseFormat:
+def _form(request: Request, job: Job, base_url: str, sign: Callable[[str], str]) -> ResponseFormat:
     """How the result has its images: as the query says, else as the POST said."""
-    form = ResponseFormat(job.terms.as_url, job.terms.data_url, base_url)
+    terms = job.terms
+    form = ResponseFormat(terms.as_url, terms.data_url, base_url, terms.both, sign)
     match request.query_params.get("response_format"):
         case None:
             return form
         case "url":
             return replace(form, as_url=True)
         case "b64_json":
-            return replace(form, as_url=False, data_url=False)
+            return replace(form, as_url=False, data_url=False, both=False)
         case _:
             raise InvalidRequest(
                 "'response_format' must be b64_json or url.",

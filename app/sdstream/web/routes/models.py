@@ -104,6 +104,11 @@ class ModelRoutes:
         """GET /v1/models."""
         catalog = await self.service.refresh_catalog()
         data = [self._model(spec) for spec in catalog.models.values()]
+        own = {fields["id"]: fields for fields in data}
+        data += [
+            {**own[spec], "id": alias, "alias_of": spec, "default": False}
+            for alias, spec in catalog.aliases().items()
+        ]
         return respond.json_bytes(compact({"object": "list", "data": data}))
 
     async def model(self, request: Request) -> Response:

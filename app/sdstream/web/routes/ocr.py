@@ -20,7 +20,7 @@ from sdstream.core.errors import (
     UnsupportedMediaType,
 )
 from sdstream.core.pixels import Pixels, SourceFile
-from sdstream.dialects.fields import unknown
+from sdstream.dialects.fields import take
 from sdstream.dialects.rendering import compact
 from sdstream.imaging import codecs, ocr
 from sdstream.web import bodies, negotiation, respond
@@ -68,6 +68,9 @@ class OcrRoute:
     async def read(self, request: Request) -> Response:
         """Answer the text as a JSON string, or as plain text where Accept prefers that."""
         form = await bodies.read_form(request, self.max_form_bytes)
+        handling = negotiation.handling_of(request)
+        taken = take(form.fields, _FIELDS, foreign={}, handling=handling)
+        negotiation.report(request, taken.unknown)
         file = _image_of(form)
         text = await self._turn(file)
         if negotiation.prefers(request, "text/plain", "application/json"):
@@ -93,9 +96,6 @@ class OcrRoute:
 
 
 def _image_of(form: bodies.Form) -> SourceFile:
-    for name in form.fields:
-        if name not in _FIELDS:
-            raise unknown(name)
     model = form.fields.get("model", ocr.MODEL)
     if model not in (ocr.MODEL, "default", ""):
         raise NotFound(

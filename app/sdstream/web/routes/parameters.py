@@ -10,10 +10,10 @@ from starlette.responses import Response
 
 from sdstream.core import infotext
 from sdstream.core.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
-from sdstream.dialects.fields import unknown
+from sdstream.dialects.fields import take
 from sdstream.dialects.rendering import compact
 from sdstream.imaging.processor import ImageProcessor
-from sdstream.web import bodies, respond
+from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.schemas import FILE, OBJECT, STRING, form_of, json_of, listing, nullable, record
 
@@ -27,6 +27,7 @@ _OPERATION: Final = Operation(
                     "parameters": nullable(OBJECT),
                     "unread": listing(STRING),
                     "text": nullable(STRING),
+                    "warnings": listing(STRING),
                 }
             )
         )
@@ -59,8 +60,9 @@ class ParametersRoute:
         no option here, and ``text`` is the text itself.
         """
         form = await bodies.read_form(request, self.max_form_bytes)
-        for name in form.fields:
-            raise unknown(name)
+        handling = negotiation.handling_of(request)
+        taken = take(form.fields, (), foreign={}, handling=handling)
+        negotiation.report(request, taken.unknown)
         texts = await self.processor.texts(bodies.only_image(form))
         text = texts.get("parameters")
         found = infotext.read_options(text) if text is not None else None
@@ -69,5 +71,6 @@ class ParametersRoute:
             "parameters": found.options if found else None,
             "unread": list(found.unread) if found else [],
             "text": text,
+            "warnings": list(taken.warnings),
         }
         return respond.json_bytes(compact(answer))

@@ -7,6 +7,7 @@ import { forget, keep, recall } from "./storage.js";
  * @typedef {object} Model
  * @property {string} id
  * @property {boolean} default
+ * @property {string} [alias_of]
  * @property {string} state
  * @property {string} [description]
  * @property {string} [error]

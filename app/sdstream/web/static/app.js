@@ -294,7 +294,7 @@ api.addEventListener("key", showCode);
 async function loadModels() {
   try {
     const { data } = await api.get("v1/models");
-    form.setModels(data);
+    form.setModels(data.filter((model) => !model.alias_of));
   } catch (error) {
     if (error instanceof ApiError && error.status !== 401) {
       form.showError("model", error.message);

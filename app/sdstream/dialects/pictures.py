@@ -1,0 +1,79 @@
+"""Image files in JSON: data URLs and base64, as the clients of several APIs write them."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.pixels import SourceFile
+
+_DATA_URL: Final = re.compile(r"\s*data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},", re.IGNORECASE)
+_ADDRESS: Final = re.compile(r"\s*[a-z][a-z0-9+.-]{1,15}://", re.IGNORECASE)
+#: base64url to base64, without what stands between and after the digits.
+_DIGITS: Final = str.maketrans("-_", "+/", " \t\r\n=")
+
+#: Keys under which clients put the text of an image into an object.
+_HOLDERS: Final = ("image_url", "url", "b64_json", "image", "data")
+
+
+def file_of(param: str, text: str) -> SourceFile:
+    """Decode an image file from text.
+
+    Args:
+        param: The field that it came in.
+        text: Base64 or base64url, with or without padding, line breaks and a ``data:`` prefix.
+
+    Raises:
+        InvalidRequest: It is an address, or no base64.
+    """
+    if _ADDRESS.match(text):
+        raise InvalidRequest(
+            f"'{param}': this server does not fetch addresses; send the image itself as base64, as "
+            "a data: URL or as a file of a form.",
+            reason=Reason.NOT_SUPPORTED,
+            param=param,
+        )
+    prefix = _DATA_URL.match(text)
+    digits = (text[prefix.end() :] if prefix else text).translate(_DIGITS)
+    try:
+        data = binascii.a2b_base64(digits + "=" * (-len(digits) % 4), strict_mode=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        raise InvalidRequest(
+            f"Invalid image: '{param}' is not base64.", reason=Reason.INVALID_IMAGE, param=param
+        )
+    return SourceFile(param, data)
+
+
+def text_of(param: str, value: Any) -> str:
+    """Return the text of an image from a string or from an object that holds one.
+
+    Args:
+        param: The field that it came in.
+        value: A string, ``{"image_url": "data:…"}``, ``{"image_url": {"url": "data:…"}}`` or
+            ``{"url": "data:…", "type": …}``.
+
+    Raises:
+        InvalidRequest: There is no text of an image in it.
+    """
+    if isinstance(value, Mapping):
+        if value.get("file_id") is not None:
+            raise InvalidRequest(
+                f"'{param}.file_id' is not supported; send the image itself as a data: URL.",
+                reason=Reason.NOT_SUPPORTED,
+                param=f"{param}.file_id",
+            )
+        name = next((name for name in _HOLDERS if value.get(name)), None)
+        if name is not None:
+            return text_of(f"{param}.{name}", value[name])
+    if not isinstance(value, str):
+        raise InvalidRequest(
+            f"Invalid image: '{param}' must be base64 or a data: URL.",
+            reason=Reason.INVALID_IMAGE,
+            param=param,
+        )
+    return value
