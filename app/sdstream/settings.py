@@ -9,6 +9,8 @@ table is tested against this class.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -18,6 +20,7 @@ from pydantic import Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sdstream.core.ask import Handling
+from sdstream.core.similar import did_you_mean, most_similar, near_miss
 
 #: Variables that stay with the server.
 _SECRETS: Final = (
@@ -30,6 +33,15 @@ _SECRETS: Final = (
 
 #: Which browsers leave out of an origin.
 _USUAL_PORTS: Final = {"http": 80, "https": 443}
+
+#: Variables of the command line's clients.
+_OF_CLIENTS: Final = ("SDSTREAM_CLIENT_KEY", "SDSTREAM_SERVER")
+
+#: What Kubernetes sets in every pod for a service "sdstream" or "sdstream-…".
+_KUBERNETES: Final = re.compile(
+    r"SDSTREAM_(?:\w+_)?(?:SERVICE_(?:HOST|PORT)(?:_\w+)?=.*|PORT(?:_\d+_(?:TCP|UDP)\w*)?=(?:tcp|udp):.*"
+    r"|PORT_\d+_(?:TCP|UDP)_(?:PROTO|PORT|ADDR)=.*)"
+)
 
 _PACKAGE: Final = Path(__file__).parent
 
@@ -167,6 +179,13 @@ class Settings(BaseSettings):
         "info", description="Lowest level of the log; prompts appear at debug only."
     )
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def _not_of_kubernetes(cls, value: Any) -> Any:
+        # SDSTREAM_PORT=tcp://10.0.0.1:8000 is the address of a service called "sdstream".
+        is_address = isinstance(value, str) and value.startswith("tcp:")
+        return cls.model_fields["port"].default if is_address else value
+
     @field_validator(
         "aliases", "api_keys", "high_priority_keys", "cors_origins", "webhook_hosts", mode="before"
     )
@@ -203,6 +222,42 @@ def _origin(text: str) -> str:
     if not (scheme and place) or any(rest) or "@" in place:
         raise ValueError(f"'{text}' is not an origin; write http://localhost:3000, or * for all")
     return f"{scheme}://{place}"
+
+
+class UnknownVariable(ValueError):
+    """A variable that was probably meant to be another one, of which the server knows nothing."""
+
+
+def check_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a warning for each ``SDSTREAM_`` variable that no setting reads.
+
+    Args:
+        environment: Of the process.
+
+    Raises:
+        UnknownVariable: One is a near miss of a setting, or seems to hold a key: a server must not
+            be open because of a typing error.
+    """
+    known = [*(f"SDSTREAM_{name.upper()}" for name in Settings.model_fields), *_OF_CLIENTS]
+    warnings = []
+    for name in sorted(environment):
+        if not name.startswith("SDSTREAM_"):
+            continue
+        if _KUBERNETES.fullmatch(f"{name}={environment[name]}"):
+            warnings.append(f"{name} is ignored: Kubernetes sets it for a service of that name.")
+            continue
+        if name in known:
+            continue
+        meant = near_miss(name, known) or most_similar(name, known)
+        if "KEY" in name or near_miss(name, known):
+            raise UnknownVariable(f"Unknown variable {name}.{did_you_mean(meant)}")
+        warnings.append(f"Unknown variable {name} has no effect.{did_you_mean(meant)}")
+    return warnings
+
+
+def variable_warnings() -> list[str]:
+    """Return the warnings of ``check_variables`` on this process's environment; raises the same."""
+    return check_variables(os.environ)  # noqa: TID251
 
 
 def worker_environment() -> dict[str, str]:

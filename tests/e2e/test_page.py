@@ -757,7 +757,7 @@ def test_the_key(keyed_server: ServerProcess, visit: Visit) -> None:
     draw(page, "with a key")
     picture = finished(page)
     assert picture.evaluate("image => image.naturalWidth") == SIDE
-    expect(page.locator("#snippet-text")).to_contain_text("$SDSTREAM_KEY")
+    expect(page.locator("#snippet-text")).to_contain_text("$SDSTREAM_CLIENT_KEY")
     assert KEY not in str(page.locator("#snippet-text").text_content())
     page.reload()
     expect(page.locator("#tiles img").first).to_be_visible()

@@ -19,6 +19,7 @@ POSTS = [
 GETS = [path for path, operations in document()["paths"].items() if "get" in operations]
 
 JSON = {"Content-Type": "application/json"}
+STRICT = {**JSON, "Prefer": "handling=strict"}
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
 #: What is wrong -> how it is sent. Each is bad for JSON routes and for form routes alike.
@@ -30,9 +31,12 @@ BAD: dict[str, dict[str, Any]] = {
     "no UTF-8": {"content": b'{"prompt": "\xff"}', "headers": JSON},
     "deep": {"content": b'{"prompt": ' + b"[" * 50_000, "headers": JSON},
     "twice": {"content": b'{"prompt": "a", "prompt": "b"}', "headers": JSON},
-    "half a character": {"content": b'{"\\ud800": "\\ud800"}', "headers": JSON},
-    "unknown field": {"json": {"prompt": "a", "unheard_of": 1}},
-    "wrong types": {"json": {"prompt": 7, "image": 7, "steps": "x", "init_images": 7}},
+    "half a character": {"content": b'{"\\ud800": "\\ud800"}', "headers": STRICT},
+    "unknown field": {"json": {"prompt": "a", "unheard_of": 1}, "headers": STRICT},
+    "wrong types": {
+        "json": {"prompt": 7, "image": 7, "steps": "x", "init_images": 7, "messages": 7},
+        "headers": STRICT,
+    },
     "another type of body": {"content": b"<a/>", "headers": {"Content-Type": "text/xml"}},
     "a form cut short": {
         "content": b'--x\r\nContent-Disposition: form-data; name="image"',
@@ -53,7 +57,12 @@ BODILESS = {
     "/v1/models/default/unload",
     "/sdapi/v1/interrupt",
     "/sdapi/v1/skip",
-    "/sdapi/v1/refresh-checkpoints",
+    "/sdapi/v1/unload-checkpoint",
+    "/sdapi/v1/reload-checkpoint",
+    *(path for path in POSTS if path.startswith("/sdapi/v1/refresh-")),
+    # What these would read, no model here can do.
+    "/sdapi/v1/interrogate",
+    "/controlnet/detect",
 }
 
 

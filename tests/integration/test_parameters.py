@@ -37,6 +37,7 @@ def test_an_image_without_parameters(fake_server: ServerProcess) -> None:
     answer = httpx2.post(fake_server.url + ROUTE, files={"image": buffer.getvalue()})
     assert answer.json() == {
         "object": "image.parameters", "parameters": None, "unread": [], "text": None,
+        "warnings": [],
     }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_an_image_without_parameters(fake_server: ServerProcess) -> None:
     [
         ({"image": b"garbage"}, {}, "image"),
         ({"picture": b"x"}, {}, "image"),
-        ({"image": b"x"}, {"prompt": "a"}, "prompt"),
+        ({"image": b"x"}, {"image_url": "a"}, "image_url"),
     ],
 )
 def test_rejections(

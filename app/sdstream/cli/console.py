@@ -23,7 +23,7 @@ from sdstream.core.catalog_yaml import CatalogError
 from sdstream.core.options import MAX_IMAGES
 from sdstream.imaging.safety import SafetyCheckerError
 from sdstream.service.webhooks import WebhookSettingsError
-from sdstream.settings import Settings
+from sdstream.settings import Settings, UnknownVariable, variable_warnings
 from sdstream.storage.schema import StoreError
 from sdstream.web.server import ServerError
 from sdstream.weights.discovery import ModelError
@@ -89,6 +89,12 @@ def _metavar(annotation: Any) -> str:
 def read_settings(**given: Any) -> Settings:
     """Settings from flags and environment; a wrong one ends the program."""
     flags = {name: value for name, value in given.items() if value not in (None, ())}
+    try:
+        for warning in variable_warnings():
+            click.echo(f"Warning: {warning}", err=True)
+    except UnknownVariable as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
     try:
         return Settings(**flags)
     except ValidationError as error:

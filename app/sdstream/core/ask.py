@@ -118,6 +118,7 @@ class ParsedRequest:
         files: The input images.
         operation: What OpenAI's events are named for.
         only_upscale: Nothing is generated: the input image is enlarged.
+        any_size: A size that the model cannot generate is generated larger and cut.
         blank_flagged: Flagged images are answered as blank ones (Fireworks) instead of failing
             the job.
         client_names: Canonical name -> the client's spelling, for error messages.
@@ -130,6 +131,7 @@ class ParsedRequest:
     files: SourceFiles | None = None
     operation: Literal["generation", "edit"] = "generation"
     only_upscale: bool = False
+    any_size: bool = False
     blank_flagged: bool = False
     client_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
@@ -143,7 +145,7 @@ class ParsedRequest:
     @property
     def fingerprint(self) -> str:
         """Digest that is the same for the same request, however it was spelled."""
-        hidden = (self.only_upscale, self.blank_flagged)
+        hidden = (self.only_upscale, self.blank_flagged, self.any_size)
         parts = [self.params.model_dump(mode="json"), hidden, self.reply.model_dump()]
         text = json.dumps([*parts, self.operation], sort_keys=True)
         digest = hashlib.sha256(text.encode())

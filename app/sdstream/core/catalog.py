@@ -57,7 +57,8 @@ class Catalog:
         try:
             file = _File.model_validate(data)
         except ValidationError as error:
-            raise with_line(error, lines) from None
+            keys = {name for part in Part.__subclasses__() for name in part.model_fields}
+            raise with_line(error, lines, sorted(keys)) from None
         entries: dict[str, ModelSpec] = {}
         for index, spec in enumerate(file.models):
             if _entry_of(spec.id, entries) is not None:

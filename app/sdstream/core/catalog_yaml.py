@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
+
+from sdstream.core.similar import most_similar
 
 
 class CatalogError(Exception):
@@ -81,12 +83,20 @@ _PLAIN_WORDS: Final = {
 }
 
 
-def with_line(error: ValidationError, lines: Lines) -> CatalogError:
+def with_line(error: ValidationError, lines: Lines, keys: Iterable[str] = ()) -> CatalogError:
+    """Return the error for what pydantic found.
+
+    Args:
+        error: Of the file's content.
+        lines: Of its keys.
+        keys: All keys that the file may have, for suggestions.
+    """
     first = error.errors()[0]
     path = tuple(first["loc"])
     where = ".".join(str(part) for part in path) or "the file"
     if first["type"] == "extra_forbidden":
-        message = f"unknown key '{where}'"
+        meant = most_similar(str(path[-1]), keys)
+        message = f"unknown key '{where}'" + (f"; did you mean '{meant}'?" if meant else "")
     elif first["type"] == "missing":
         message = f"the key '{where}' is missing"
     else:

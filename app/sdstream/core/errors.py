@@ -16,6 +16,7 @@
     ├── JobWasCancelled       499  server_error          (never retried by clients)
     ├── GenerationFailed      500  server_error          (never retried by clients)
     ├── CodingNotSupported    501  server_error          (never retried by clients)
+    ├── NotAvailable          501  server_error          (no model here does that)
     ├── NotInstalled          501  server_error          (an optional extra is missing)
     ├── Unavailable           503  unavailable_error     (as a rule with Retry-After)
     └── StorageFull           507  server_error          (never retried by clients)
@@ -214,6 +215,14 @@ class GenerationFailed(ImageServiceError):
 
 class CodingNotSupported(ImageServiceError):
     """The body comes in a transfer coding that the server does not read."""
+
+    status = 501
+    type = "server_error"
+    should_retry = False
+
+
+class NotAvailable(ImageServiceError):
+    """The route belongs to another system's API, and this server has nothing to answer it with."""
 
     status = 501
     type = "server_error"

@@ -267,6 +267,12 @@ class ModelSpec(Part):
         """Width and height of a picture whose request names none, in pixels."""
         return self.defaults.size or self.traits.size
 
+    def size_over(self, size: Size) -> Size:
+        """Return the smallest size that the model can generate and that has ``size`` inside."""
+        multiple = self.traits.multiple
+        sides = (max(side, self.size.min) for side in size)
+        return Size(*(-(-side // multiple) * multiple for side in sides))
+
     def size_problem(self, size: Size) -> str | None:
         """Why the model cannot draw this size, or None when it can."""
         multiple = self.traits.multiple

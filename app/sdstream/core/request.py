@@ -47,6 +47,7 @@ class GenerationRequest:
         input_images: Images that came with the request, for the count of tokens.
         second_pass: Pixels of the second pass (``hires_*``), None without one.
         upscaled: Pixels after the upscaler (``upscaler``), None without one.
+        cut: Pixels of the finished image, when it is the middle of what the runtime makes.
     """
 
     model: str
@@ -70,6 +71,7 @@ class GenerationRequest:
     input_images: int = 0
     second_pass: Size | None = None
     upscaled: Size | None = None
+    cut: Size | None = None
 
     @property
     def size(self) -> Size:
@@ -87,9 +89,14 @@ class GenerationRequest:
         return self.second_pass or self.size
 
     @property
+    def runtime_size(self) -> Size:
+        """Width and height of the images that the runtime makes, after an upscaler."""
+        return self.upscaled or self.generated_size
+
+    @property
     def output_size(self) -> Size:
         """Width and height of the finished images."""
-        return self.upscaled or self.generated_size
+        return self.cut or self.runtime_size
 
 
 _ADAPTER: Final = TypeAdapter(GenerationRequest)

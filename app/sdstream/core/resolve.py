@@ -122,7 +122,18 @@ def resolve(
     else:
         request = _generation(ask, spec, sources, assets, limits, safety, random_seed)
     _check_sides(ask, request)
-    return replace(request, warnings=(*_alias(ask, spec, catalog), *request.warnings))
+    warnings = (*_alias(ask, spec, catalog), *_cut(request, spec), *request.warnings)
+    return replace(request, warnings=warnings)
+
+
+def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
+    """The warning of an image that was generated larger than asked for."""
+    if request.cut is None:
+        return ()
+    return (
+        f"The model '{spec.id}' cannot generate {request.cut}: the image is the middle of one of "
+        f"{request.runtime_size}.",
+    )
 
 
 def _alias(ask: ParsedRequest, spec: ModelSpec, catalog: Catalog) -> tuple[str, ...]:
@@ -145,7 +156,10 @@ def _generation(
     params = ask.params
     _check_prompts(ask, spec)
     _check_sources(ask, spec, sources)
-    size = _size(ask, spec, limits.drawn, sources.size)
+    asked = _asked_size(ask, spec, limits.drawn, sources.size)
+    # Under a mask every pixel has its place.
+    size = spec.size_over(asked) if ask.any_size and not sources.masked else asked
+    _check_size(ask, spec, size, limits.drawn)
     steps = _steps(params, spec)
     sampler, schedule = _sampling(ask, spec, steps)
     idle = model_options.check(ask, spec, sampler)
@@ -183,6 +197,15 @@ def _generation(
         input_images=int(sources.drawn_over) + sources.references,
         second_pass=larger,
         upscaled=upscaled,
+        cut=None if size == asked else _scaled(asked, size, upscaled or larger or size),
+    )
+
+
+def _scaled(asked: Size, size: Size, result: Size) -> Size:
+    """The asked size, enlarged as the runtime enlarges ``size`` to ``result``."""
+    return Size(
+        round(asked.width * result.width / size.width),
+        round(asked.height * result.height / size.height),
     )
 
 
@@ -290,16 +313,23 @@ def _check_sources(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> Non
         )
 
 
-def _size(ask: ParsedRequest, spec: ModelSpec, max_pixels: int, source: Size | None) -> Size:
+def _asked_size(ask: ParsedRequest, spec: ModelSpec, max_pixels: int, source: Size | None) -> Size:
+    params = ask.params
+    if params.aspect_ratio is not None:
+        return _shaped(ask, spec)
+    if params.width is not None or params.height is not None:
+        return _width_and_height(ask)
+    if params.size in (None, "auto", ""):
+        return spec.default_size if source is None else spec.size_near(source, max_pixels)
+    return _parsed(ask)
+
+
+def _check_size(ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int) -> None:
     params, option = ask.params, "size"
     if params.aspect_ratio is not None:
-        size, option = _shaped(ask, spec), "aspect_ratio"
-    elif params.width is not None or params.height is not None:
-        size, option = _width_and_height(ask), "width"
-    elif params.size in (None, "auto", ""):
-        size = spec.default_size if source is None else spec.size_near(source, max_pixels)
-    else:
-        size = _parsed(ask)
+        option = "aspect_ratio"
+    elif params.width is not None:
+        option = "width"
     problem = spec.size_problem(size)
     if problem:
         if params.width is not None and problem.startswith("height"):
@@ -309,7 +339,6 @@ def _size(ask: ParsedRequest, spec: ModelSpec, max_pixels: int, source: Size | N
         raise ask.rejected(
             option, f": {size} is more than the server's limit of {max_pixels} pixels."
         )
-    return size
 
 
 def _parsed(ask: ParsedRequest) -> Size:

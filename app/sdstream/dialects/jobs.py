@@ -160,7 +160,11 @@ class JobEvents:
         """
         match entry.event:
             case Queued(position):
-                return self._moving(number, JobStatus.QUEUED, {"queue_position": position})
+                # The first event of a job, which has no answer beside its events.
+                noted = (
+                    {"warnings": [*self.job.request.warnings]} if self.job.request.warnings else {}
+                )
+                return self._moving(number, JobStatus.QUEUED, {"queue_position": position, **noted})
             case Requeued():
                 return self._moving(number, JobStatus.QUEUED, {"queue_position": 0})
             case Loading():

@@ -70,8 +70,8 @@ class FakeEngine:
             job=job,
             index=index,
             seed=request.seed + index,
-            width=request.output_size.width,
-            height=request.output_size.height,
+            width=request.runtime_size.width,
+            height=request.runtime_size.height,
             steps=request.steps,
             encode_seconds=pause,
             sample_seconds=pause * request.steps,
@@ -134,7 +134,7 @@ def _misbehave(cues: dict[str, float], step: int) -> None:
 
 def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:
     """The gradient, mixed with the input image by strength."""
-    drawn = _gradient(request, index, *request.output_size)
+    drawn = _gradient(request, index, *request.runtime_size)
     if inputs.image is None or request.options.strength is None:
         return drawn
     share = request.options.strength

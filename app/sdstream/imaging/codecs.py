@@ -146,10 +146,21 @@ def _comment_text(comment: bytes) -> str:
     """An EXIF UserComment: eight bytes name its coding."""
     mark, text = comment[:8], comment[8:]
     if mark == _UNICODE:
-        return text.decode("utf-16-be", "replace")
+        return _utf16(text)
     if mark == _ASCII:
         return text.decode("ascii", "replace")
     return comment.decode("utf-8", "replace")
+
+
+def _utf16(text: bytes) -> str:
+    """UTF-16 by its byte order mark, else in the order that gives more ASCII.
+
+    The standard leaves the order to the file's, and programs write either.
+    """
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return text.decode("utf-16", "replace")
+    readings = [text.decode(order, "replace") for order in ("utf-16-be", "utf-16-le")]
+    return max(readings, key=lambda reading: sum(map(str.isascii, reading)))
 
 
 # --- between pixels -------------------------------------------------------------------------------
@@ -162,6 +173,18 @@ def fit(picture: Pixels, size: Size, how: Fit) -> Pixels:
     everything and fills up with black.
     """
     return _pixels(_fitted(_flat(_image(picture)), size, how, Image.Resampling.LANCZOS))
+
+
+def cut(picture: Pixels, size: Size) -> Pixels:
+    """Return the middle of a picture; ``size`` is no larger than it."""
+    left, top = (picture.width - size.width) // 2, (picture.height - size.height) // 2
+    return _pixels(_image(picture).crop((left, top, left + size.width, top + size.height)))
+
+
+def resized(picture: Pixels, size: Size, *, nearest: bool = False) -> Pixels:
+    """Return a picture at another size, by Lanczos or by the nearest pixel."""
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+    return _pixels(_image(picture).resize(size, how))
 
 
 def mask_of(

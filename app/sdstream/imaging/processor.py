@@ -21,6 +21,7 @@ from sdstream.core.messages import ImageDrawn, Preview
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs, Pixels, SourceFile, SourceFiles
 from sdstream.core.request import GenerationRequest, Sources
+from sdstream.core.size import Size
 from sdstream.imaging import codecs
 from sdstream.imaging.safety import SafetyChecker
 
@@ -150,6 +151,24 @@ class ImageProcessor:
         """
         return await self._run(self._threads, self._develop, request, inputs, drawn, must_keep)
 
+    async def enlarge(
+        self, file: SourceFile, factor: float, max_pixels: int, *, nearest: bool
+    ) -> bytes:
+        """Return an image file enlarged by plain resizing, as PNG.
+
+        Args:
+            file: As it came.
+            factor: How many times.
+            max_pixels: Largest width x height of the result.
+            nearest: By the nearest pixel instead of Lanczos.
+
+        Raises:
+            InvalidRequest: The file is no image, or the result would be too large.
+        """
+        return await self._run(
+            self._upload_threads, self._enlarge, file, factor, max_pixels, nearest
+        )
+
     async def texts(self, file: SourceFile) -> dict[str, str]:
         """What is written into an image file; raises InvalidRequest when it is none."""
         return await self._run(
@@ -203,6 +222,16 @@ class ImageProcessor:
                 param=every[0].param,
             )
 
+    def _enlarge(self, file: SourceFile, factor: float, max_pixels: int, nearest: bool) -> bytes:
+        picture = self._read(file)
+        size = Size(*(max(1, round(side * factor)) for side in picture.size))
+        if size.width * size.height > max_pixels:
+            raise InvalidRequest(
+                f"{size} is more than the server's limit of {max_pixels} pixels.",
+                param="upscaling_resize",
+            )
+        return codecs.encode(codecs.resized(picture, size, nearest=nearest), "png")
+
     def _read(self, file: SourceFile) -> Pixels:
         return codecs.decode(file.data, file.param, self._max_input_pixels)
 
@@ -215,6 +244,8 @@ class ImageProcessor:
             picture = codecs.composite(
                 picture, inputs.image, inputs.mask, request.options.mask_blur or 0.0
             )
+        if request.cut is not None:
+            picture = codecs.cut(picture, request.cut)
         flagged = self._is_flagged(request, picture)
         if flagged:
             picture = codecs.blank(picture.size)

@@ -220,6 +220,11 @@ class ImageService:
         return not self.draining and self.pool.is_ready(default)
 
     @property
+    def limits(self) -> Limits:
+        """Upper bounds of sizes."""
+        return self._policy.limits
+
+    @property
     def queued_images(self) -> int:
         """Images that wait, without those of the running jobs."""
         return self._queue.images()

@@ -33,6 +33,7 @@ from sdstream.web.middleware import (
 )
 from sdstream.web.routes import page
 from sdstream.web.routes.a1111 import A1111Routes
+from sdstream.web.routes.chat import ChatRoutes
 from sdstream.web.routes.fireworks import FireworksRoutes
 from sdstream.web.routes.images import ImageRoutes
 from sdstream.web.routes.jobs import JobRoutes
@@ -78,6 +79,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         routes=[
             *draw.routes(),
             *JobRoutes(draw, tokens).routes(),
+            *ChatRoutes(draw).routes(),
             *FireworksRoutes(draw).routes(),
             *A1111Routes(draw).routes(),
             *OcrRoute(TextReader(), max_form_bytes, settings.max_input_pixels).routes(),

@@ -252,7 +252,8 @@ def _told(state: dict[str, Any], request_id: str) -> dict[str, str]:
 
 def _ignored(state: dict[str, Any]) -> str:
     """The names of unknown fields, percent-encoded; values may be prompts and are told nowhere."""
-    names = [quote(name, safe="") for name in state.get("ignored_fields", ())[:_MOST_NAMES]]
+    given: Sequence[str] = state.get("ignored_fields", ())[:_MOST_NAMES]
+    names = [quote(name, safe="", errors="replace") for name in given]
     return ",".join(names)[:_MOST_CHARACTERS]
 
 

@@ -49,6 +49,14 @@ _INPUTS: Final = {
     "mask": {**FILE, "description": "Where to paint; also mask_image."},
     **_CONTROL,
 }
+_TEXT_IMAGE: Final = {
+    "description": "An image as data: URL or base64, or an object that has one under image_url.",
+}
+_TEXT_INPUTS: Final = {
+    "image": {**_TEXT_IMAGE, "description": "The input image, or a list of them."},
+    "mask": _TEXT_IMAGE,
+    "control": _TEXT_IMAGE,
+}
 
 
 def ref(name: str) -> Schema:
@@ -96,7 +104,10 @@ def option_schemas() -> dict[str, dict[str, Any]]:
         for name, schema in {**params, **reply}.items()
     }
     # mistral.rs' spellings are accepted; in one enumeration, generators take them for one name.
-    fields["response_format"]["enum"] = ["b64_json", "url"]
+    fields["response_format"]["anyOf"] = [
+        {"type": "string", "enum": ["b64_json", "url", "both"]},
+        {"type": "null"},
+    ]
     return fields
 
 
@@ -234,6 +245,9 @@ def components() -> dict[str, Any]:
         "Edit": _generation(_INPUTS, ("image", "prompt")),
         "Variation": _generation(_INPUTS, ("image",)),
         "Upscale": _generation({"image": FILE}, ("image",), _UPSCALE_OPTIONS),
+        "JsonEdit": _generation(_TEXT_INPUTS, ("image", "prompt")),
+        "JsonVariation": _generation(_TEXT_INPUTS, ("image",)),
+        "JsonUpscale": _generation({"image": _TEXT_IMAGE}, ("image",), _UPSCALE_OPTIONS),
         "Images": _RESPONSE,
         "Job": _JOB,
         "JobPage": record(

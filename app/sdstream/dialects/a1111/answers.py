@@ -23,6 +23,7 @@ from sdstream.core.job import ImageReady, ImageResult, Job, JobStatus, PreviewRe
 from sdstream.core.messages import Phase
 from sdstream.core.request import GenerationRequest
 from sdstream.core.samplers import SAMPLERS, SCHEDULES, Schedule
+from sdstream.dialects.a1111.extras import PLAIN
 from sdstream.dialects.a1111.generation import LATENT_UPSCALERS, Drawing
 from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, FIXED, Settings
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, error_body, with_base64
@@ -34,6 +35,8 @@ PICTURES: Final = 4
 
 #: The schedule that is the model's own.
 _AUTOMATIC: Final = "Automatic"
+#: What is told of upscalers that enlarge by any factor.
+_PLAIN_SCALE: Final = 4
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -76,8 +79,8 @@ def _effective(job: Job, drawing: Drawing) -> JsonObject:
         "seed": -1,
         "steps": request.steps,
         "cfg_scale": request.cfg_scale,
-        "width": request.width,
-        "height": request.height,
+        "width": request.output_size.width,
+        "height": request.output_size.height,
         "sampler_name": SAMPLERS[request.sampler].label,
         "scheduler": _schedule_label(request),
         "batch_size": drawing.batch_size,
@@ -104,8 +107,8 @@ def _info(
         "subseed": -1,
         "all_subseeds": subseeds,
         "subseed_strength": 0,
-        "width": request.width,
-        "height": request.height,
+        "width": request.output_size.width,
+        "height": request.output_size.height,
         "sampler_name": SAMPLERS[request.sampler].label,
         "cfg_scale": request.cfg_scale,
         "steps": request.steps,
@@ -118,7 +121,7 @@ def _info(
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": request.options.strength,
+        "denoising_strength": request.options.strength or request.options.hires_strength,
         "extra_generation_params": {"Schedule type": _schedule_label(request)},
         "index_of_first_image": 0,
         "infotexts": list(infotexts),
@@ -308,16 +311,38 @@ def embeddings(words: Iterable[str]) -> bytes:
 
 
 def upscalers(factors: Mapping[str, int]) -> bytes:
-    """GET upscalers: name -> how many times each enlarges; the first one does nothing."""
+    """GET upscalers: name -> how many times each enlarges; the first ones need no file."""
     empty = {"model_path": None, "model_url": None}
-    none = {"name": "None", "model_name": None, **empty, "scale": 1}
+    plain = [{"name": n, "model_name": None, **empty, "scale": _PLAIN_SCALE} for n in PLAIN]
     there = [{"name": n, "model_name": n, **empty, "scale": f} for n, f in factors.items()]
-    return compact([none, *there])
+    return compact([*plain, *there])
 
 
 def extra_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
     """The JSON of a finished extra-single-image."""
-    return with_base64({"html_info": ""}, "image", "", job.images[0].content)
+    return extra_file(job.images[0].content)
+
+
+def extra_file(data: bytes) -> bytes:
+    """The JSON of an extra-single-image from the file itself."""
+    return with_base64({"html_info": ""}, "image", "", data)
+
+
+def extra_files(files: Iterable[bytes]) -> bytes:
+    """The JSON of an extra-batch-images."""
+    images = b",".join(b'"%b"' % base64.b64encode(data) for data in files)
+    return b'{"html_info":"","images":[%b]}' % images
+
+
+def memory(total: int, free: int) -> bytes:
+    """GET memory.
+
+    Args:
+        total: Bytes of the machine, or of the container.
+        free: Bytes of them that can be had.
+    """
+    ram = {"free": free, "used": total - free, "total": total}
+    return compact({"ram": ram, "cuda": {"error": "not measured by this server"}})
 
 
 def options(chosen: Settings) -> bytes:

@@ -1,8 +1,9 @@
-"""AUTOMATIC1111's extra-single-image: its JSON to a request that upscales."""
+"""AUTOMATIC1111's extra-single-image and extra-batch-images: JSON to requests that upscale."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -10,9 +11,9 @@ from pydantic import ValidationError
 from sdstream.core.ask import Handling, ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import ImageParams
-from sdstream.core.pixels import SourceFiles
+from sdstream.core.pixels import SourceFile, SourceFiles
 from sdstream.dialects.fields import IGNORED, Foreign, invalid, only, take
-from sdstream.dialects.pictures import file_of
+from sdstream.dialects.pictures import file_of, text_of
 
 #: How extra-single-image spells what it asks for.
 _EXTRA_SPELLING: Final = {"upscaler": "upscaler_1", "upscale": "upscaling_resize"}
@@ -34,6 +35,56 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 }
 
 
+#: Upscalers that need no file -> by the nearest pixel. None leaves the picture as it is.
+PLAIN: Final[Mapping[str, bool]] = {"None": False, "Lanczos": False, "Nearest": True}
+
+MAX_BATCH: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PlainResize:
+    """A picture that is enlarged without a model.
+
+    Attributes:
+        file: The picture.
+        factor: How many times.
+        nearest: By the nearest pixel instead of Lanczos.
+    """
+
+    file: SourceFile
+    factor: float
+    nearest: bool
+
+
+def plain_resize(ask: ParsedRequest) -> PlainResize | None:
+    """Return what a request asks for that needs no upscaler file; None when it needs one."""
+    name = next((n for n in PLAIN if n.lower() == (ask.params.upscaler or "").lower()), None)
+    if name is None or ask.files is None:
+        return None
+    factor = 1.0 if name == "None" else ask.params.upscale or 1.0
+    return PlainResize(ask.files.images[0], factor, PLAIN[name])
+
+
+def parse_batch(
+    body: Mapping[str, Any], handling: Handling = Handling.SUGGEST
+) -> list[ParsedRequest]:
+    """Read an extra-batch-images: how to enlarge which pictures.
+
+    Raises:
+        InvalidRequest: Names the field.
+    """
+    rest = {name: value for name, value in body.items() if name != "imageList"}
+    images = body.get("imageList")
+    if not isinstance(images, list) or not 1 <= len(images) <= MAX_BATCH:
+        raise InvalidRequest(
+            f"'imageList' must be a list of 1 to {MAX_BATCH} images.", param="imageList"
+        )
+    return [
+        parse_extra({**rest, "image": text_of(f"imageList[{number}]", image)}, handling)
+        for number, image in enumerate(images)
+    ]
+
+
 def parse_extra(body: Mapping[str, Any], handling: Handling = Handling.SUGGEST) -> ParsedRequest:
     """The JSON of an extra-single-image: how to enlarge which picture.
 
@@ -46,14 +97,8 @@ def parse_extra(body: Mapping[str, Any], handling: Handling = Handling.SUGGEST) 
     if not isinstance(given.get("image"), str):
         raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
     file = file_of("image", given["image"])
-    chosen = given.get("upscaler_1", "None")
-    if chosen == "None":
-        raise InvalidRequest(
-            "'upscaler_1' must name an upscaler; the route does nothing else.",
-            reason=Reason.MISSING_FIELD,
-            param="upscaler_1",
-        )
     try:
+        chosen = given.get("upscaler_1") or "None"
         params = ImageParams(prompt="", upscaler=chosen, upscale=given.get("upscaling_resize", 2.0))
     except ValidationError as error:
         raise invalid(error, _EXTRA_SPELLING) from None

@@ -208,6 +208,7 @@ def parse(
         ask=replace(
             ask,
             files=files,
+            any_size=True,
             warnings=(*_warnings(fields), *(text for part in parts for text in part.warnings)),
             unknown=tuple(name for part in parts for name in part.unknown),
         ),

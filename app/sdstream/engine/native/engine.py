@@ -263,7 +263,7 @@ class NativeEngine:
             if not image.data:
                 self._expect_nothing("The upscaler gave no picture.")
                 return None
-            return resized(taken(image), request.output_size)
+            return resized(taken(image), request.runtime_size)
         finally:
             sd.free_upscaler_ctx(context)
 

@@ -19,18 +19,22 @@ from starlette.responses import Response
 from sdstream.core import infotext
 from sdstream.core.errors import (
     InvalidRequest,
+    NotAvailable,
     NotFound,
     PayloadTooLarge,
     Reason,
+    Unavailable,
     UnsupportedMediaType,
 )
 from sdstream.core.job import JobStatus
+from sdstream.core.model_spec import ModelSpec
 from sdstream.dialects import pictures
 from sdstream.dialects.a1111 import answers, controlnet, extras, generation, settings
 from sdstream.dialects.a1111.settings import Settings
 from sdstream.dialects.fields import take
 from sdstream.dialects.rendering import compact
 from sdstream.service.service import LiveJob
+from sdstream.system import free_memory, total_memory
 from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Content, Dialect, Operation, Schema
 from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes
@@ -55,6 +59,11 @@ EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
     "cmd-flags": {},
 }
 
+#: POSTs after which the lists have new files; here they always look.
+REFRESHES: Final = (
+    "refresh-checkpoints", "refresh-loras", "refresh-vae", "refresh-embeddings",
+)  # fmt: skip
+
 _NULL_ANSWER: Final = json_of({"type": "null"})
 _IMAGES: Final = json_of(record({"images": listing(STRING), "parameters": OBJECT, "info": STRING}))
 _BODY_ERRORS: Final = (InvalidRequest, NotFound, PayloadTooLarge, UnsupportedMediaType)
@@ -72,6 +81,20 @@ _POSTS: Final = {
     "extra-single-image": _image_operation(
         "Upscale an image (AUTOMATIC1111)", json_of(record({"html_info": STRING, "image": STRING}))
     ),
+    "extra-batch-images": _image_operation(
+        "Upscale images (AUTOMATIC1111)",
+        json_of(record({"html_info": STRING, "images": listing(STRING)})),
+    ),
+    "unload-checkpoint": Operation("Unload the chosen checkpoint", {200: json_of(OBJECT)}),
+    "reload-checkpoint": Operation("Load the chosen checkpoint", {200: json_of(OBJECT)},
+                                   errors=(Unavailable,)),
+    "interrogate": Operation("Not available: no model here describes images", {},
+                             json_of(OBJECT), (NotAvailable,)),
+    **{
+        name: Operation(f"{name}: nothing to do, lists always look for new files",
+                        {200: _NULL_ANSWER})
+        for name in REFRESHES
+    },
     "interrupt": Operation("Cancel the running job; its answer has the finished images",
                            {200: json_of(OBJECT)}),
     "skip": Operation("Leave out the last image of the running job", {200: _NULL_ANSWER},
@@ -82,8 +105,6 @@ _POSTS: Final = {
                           {200: json_of(record({"info": STRING, "items": OBJECT,
                                                 "parameters": OBJECT}))},
                           json_of(record({"image": STRING})), _BODY_ERRORS),
-    "refresh-checkpoints": Operation("Do nothing: GET sd-models always looks for new models",
-                                     {200: _NULL_ANSWER}),
 }  # fmt: skip
 
 
@@ -101,11 +122,20 @@ _GETS: Final = {
     "loras": _get("List the LoRAs", listing(OBJECT)),
     "embeddings": _get("List the embeddings of the loaded checkpoint", OBJECT),
     "latent-upscale-modes": _get("List the latent upscalers of a hires fix", listing(OBJECT)),
+    "memory": _get("Get the memory of the machine", OBJECT),
     **{
         name: _get(f"List {name}: none here", listing(OBJECT) if answer == [] else OBJECT)
         for name, answer in EMPTY.items()
     },
 }
+
+
+_DETECT: Final = Operation(
+    "Not available: control images are made by control_canny alone",
+    {},
+    json_of(OBJECT),
+    (NotAvailable,),
+)
 
 
 def _control_net(name: str) -> Operation:
@@ -161,6 +191,7 @@ class A1111Routes:
             "loras": self.loras,
             "embeddings": self.embeddings,
             "latent-upscale-modes": self.latent_upscale_modes,
+            "memory": self.memory,
             **dict.fromkeys(EMPTY, self.empty),
         }
         posts = {
@@ -171,13 +202,18 @@ class A1111Routes:
             "options": self.set_options,
             "png-info": self.png_info,
             "extra-single-image": self.extra_single_image,
-            "refresh-checkpoints": self.refresh_checkpoints,
+            "extra-batch-images": self.extra_batch_images,
+            "unload-checkpoint": self.unload_checkpoint,
+            "reload-checkpoint": self.reload_checkpoint,
+            "interrogate": self.interrogate,
+            **dict.fromkeys(REFRESHES, self.refresh),
         }
         return [
             *(
                 ApiRoute(f"/controlnet/{name}", self.control_net, _control_net(name), dialect=A1111)
                 for name in controlnet.LISTS
             ),
+            ApiRoute("/controlnet/detect", self.interrogate, _DETECT, method="POST", dialect=A1111),
             *(
                 ApiRoute(_PREFIX + name, do, _POSTS[name], method="POST", dialect=A1111)
                 for name, do in posts.items()
@@ -285,9 +321,32 @@ class A1111Routes:
         catalog = await self._service.refresh_catalog()
         return respond.json_bytes(answers.models(catalog.models))
 
-    async def refresh_checkpoints(self, _request: Request) -> Response:
-        """POST refresh-checkpoints: whoever asks for the list gets what is here then."""
+    async def refresh(self, _request: Request) -> Response:
+        """POST refresh-…: whoever asks for the list gets what is here then."""
         return respond.json_bytes(_NULL)
+
+    async def unload_checkpoint(self, request: Request) -> Response:
+        """POST unload-checkpoint."""
+        self._service.unload(await self._checkpoint(request))
+        return respond.json_bytes(b"{}")
+
+    async def reload_checkpoint(self, request: Request) -> Response:
+        """POST reload-checkpoint: answered when the model is there."""
+        await self._service.load(await self._checkpoint(request))
+        return respond.json_bytes(b"{}")
+
+    async def _checkpoint(self, request: Request) -> ModelSpec:
+        chosen = self._user(request).chosen.model or self._service.catalog.default
+        return await self._service.get_model(chosen, "sd_model_checkpoint")
+
+    async def memory(self, _request: Request) -> Response:
+        """GET memory."""
+        return respond.json_bytes(answers.memory(total_memory(), free_memory()))
+
+    async def interrogate(self, request: Request) -> Response:
+        """POST interrogate and detect: this server has no such model."""
+        name = request.url.path.rpartition("/")[2]
+        raise NotAvailable(f"This server has no model for '{name}'.", reason=Reason.NOT_SUPPORTED)
 
     async def upscalers(self, _request: Request) -> Response:
         """GET upscalers."""
@@ -355,4 +414,33 @@ class A1111Routes:
         """POST extra-single-image: enlarge a picture."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         ask = extras.parse_extra(body, negotiation.handling_of(request))
+        if (resize := extras.plain_resize(ask)) is not None:
+            negotiation.report(request, ask.unknown)
+            return respond.json_bytes(answers.extra_file(await self._resized(resize)))
         return await self._draw.deliver(request, ask, None, answers.extra_answer)
+
+    async def extra_batch_images(self, request: Request) -> Response:
+        """POST extra-batch-images: enlarge several pictures, one job after the other."""
+        body = await bodies.read_json(request, self._draw.max_form_bytes)
+        asks = extras.parse_batch(body, negotiation.handling_of(request))
+        files = []
+        for ask in asks:
+            if (resize := extras.plain_resize(ask)) is not None:
+                files.append(await self._resized(resize))
+                continue
+            job = await self._draw.finished(request, await self._draw.submit(request, ask))
+            if job is None:
+                return Response(status_code=499)
+            error = job.error()
+            if error is not None:
+                raise error
+            files.append(job.images[0].content)
+        return respond.json_bytes(answers.extra_files(files))
+
+    async def _resized(self, resize: extras.PlainResize) -> bytes:
+        return await self._service.processor.enlarge(
+            resize.file,
+            resize.factor,
+            self._service.limits.enlarged,
+            nearest=resize.nearest,
+        )

@@ -67,6 +67,8 @@ class Frames(Protocol):
         """The end of a stream whose job will not end in time."""
 
 
+Renderer = Callable[[Job, ResponseFormat], Frames]
+
 #: Errors of every route that makes a job.
 JOB_ERRORS: Final = (
     InvalidRequest, NotFound, NotAcceptable, PayloadTooLarge, UnsupportedMediaType, KeyReused,
@@ -128,7 +130,9 @@ class ImageRoutes:
         """Return the routes of this class."""
         both = {**json_of(ref("Generation")), **form_of(ref("ControlledGeneration"))}
         generate = _operation("Generate images from a prompt", both)
-        edit = form_of(ref("Edit"))
+        edit = {**form_of(ref("Edit")), **json_of(ref("JsonEdit"))}
+        variation = {**form_of(ref("Variation")), **json_of(ref("JsonVariation"))}
+        upscale = {**form_of(ref("Upscale")), **json_of(ref("JsonUpscale"))}
         change = _operation("Edit an image", edit)
         return [
             *(ApiRoute(p, self.generations, generate, method="POST") for p in GENERATION_PATHS),
@@ -136,7 +140,7 @@ class ImageRoutes:
             ApiRoute(
                 "/v1/images/variations",
                 self.variations,
-                _operation("Generate variations of an image", form_of(ref("Variation"))),
+                _operation("Generate variations of an image", variation),
                 method="POST",
             ),
             ApiRoute(
@@ -148,7 +152,7 @@ class ImageRoutes:
             ApiRoute(
                 "/v1/images/upscales",
                 self.upscales,
-                _operation("Upscale an image", form_of(ref("Upscale"))),
+                _operation("Upscale an image", upscale),
                 method="POST",
             ),
         ]
@@ -211,7 +215,12 @@ class ImageRoutes:
         return await self.deliver(request, ask, wanted, plain)
 
     async def deliver(
-        self, request: Request, ask: ParsedRequest, wanted: OutputFormat | None, plain: PlainAnswer
+        self,
+        request: Request,
+        ask: ParsedRequest,
+        wanted: OutputFormat | None,
+        plain: PlainAnswer,
+        render: Renderer | None = None,
     ) -> Response:
         """Run a request whose answer's form is known.
 
@@ -220,13 +229,15 @@ class ImageRoutes:
             ask: What its dialect made of it.
             wanted: The kind of file that is the answer; None for JSON or a stream.
             plain: The dialect's JSON of a finished job.
+            render: The dialect's stream; as ``stream_options`` says.
         """
         form = self._form(request, ask)
         live = await self.submit(request, ask, form)
         if negotiation.prefers_no_wait(request):
             return self.accepted(request, live)
         if ask.reply.stream:
-            frames = self._frames(live, _rendering(ask, live.job, form))
+            rendering = render(live.job, form) if render else _rendering(ask, live.job, form)
+            frames = self._frames(live, rendering)
             return respond.stream(frames, {"X-Job-Id": live.job.id})
         job = await self.finished(request, live)
         if job is None:

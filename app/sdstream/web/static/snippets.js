@@ -24,7 +24,7 @@ export const SNIPPETS = { curl, python, javascript };
 function curl({ settings, image, mask, key }) {
   const one = (settings.n ?? 1) === 1;
   const lines = [`curl -s ${quoted(at(image ? "v1/images/edits" : "v1/images/generations"))}`];
-  if (key) lines.push('-H "Authorization: Bearer $SDSTREAM_KEY"');
+  if (key) lines.push('-H "Authorization: Bearer $SDSTREAM_CLIENT_KEY"');
   if (one) lines.push('-H "Accept: image/png"');
   if (image) {
     lines.push("-F image=@image.png");
@@ -59,7 +59,7 @@ function python({ settings, image, mask, key }) {
     "",
     "from openai import OpenAI",
     "",
-    `client = OpenAI(base_url=${JSON.stringify(at("v1"))}, api_key=${key ? 'os.environ["SDSTREAM_KEY"]' : '"unused"'})`,
+    `client = OpenAI(base_url=${JSON.stringify(at("v1"))}, api_key=${key ? 'os.environ["SDSTREAM_CLIENT_KEY"]' : '"unused"'})`,
     `answer = client.images.${image ? "edit" : "generate"}(`,
     ...call.map((line) => `    ${line}`),
     ")",

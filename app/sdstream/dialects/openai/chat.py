@@ -1,0 +1,352 @@
+"""OpenAI's chat completions for image models: the last message is the prompt, the answer an image.
+
+Chat programs send more than conversations: they ask the chosen model for titles, tags and follow-up
+questions. Those get a short text, and no image.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from sdstream.core.ask import Handling, Hints, ParsedRequest
+from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
+from sdstream.core.job import (
+    Completed,
+    Entry,
+    ImageReady,
+    ImageResult,
+    Job,
+    JobCancelled,
+    JobFailed,
+)
+from sdstream.core.messages import Progress, counted_phase
+from sdstream.core.options import MAX_PROMPT_CHARACTERS
+from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.dialects.openai.image_chunk import DONE
+from sdstream.dialects.openai.request import MAX_INPUT_IMAGES, parse
+from sdstream.dialects.pictures import file_of, text_of
+from sdstream.dialects.rendering import (
+    JsonObject,
+    ResponseFormat,
+    answer_fields,
+    compact,
+    error_body,
+    with_base64,
+)
+
+#: Fields of a chat completion that say nothing of an image.
+_OF_CHATS: Final = frozenset(
+    {
+        "audio", "chat_id", "frequency_penalty", "function_call", "functions", "id", "image_config",
+        "logit_bias", "logprobs", "max_completion_tokens", "max_tokens", "messages", "metadata",
+        "min_p", "modalities", "parallel_tool_calls", "prediction", "presence_penalty",
+        "prompt_cache_key", "prompt_cache_retention", "reasoning", "reasoning_effort",
+        "repetition_penalty", "response_format", "safety_identifier", "service_tier", "session_id",
+        "stop", "store", "stream", "stream_options", "temperature", "tool_choice", "tools", "top_k",
+        "top_logprobs", "top_p", "user", "verbosity", "web_search_options",
+    }
+)  # fmt: skip
+
+#: How the tasks of Open WebUI, LibreChat and LobeChat begin.
+_TASK: Final = re.compile(
+    r"\s*(?:#+\s*Task:|Provide a concise"
+    r"|Please (?:generate|provide|write) a (?:concise|short|brief)"
+    r"|Detect user language and write|Generate a concise|You are a (?:conversation|title|session)"
+    r"|Summarize (?:the|this) conversation|Based on the chat history, give this conversation)",
+    re.IGNORECASE,
+)
+#: The first message of the conversation inside such a task.
+_FIRST_MESSAGE: Final = re.compile(
+    r"^\s*(?:USER|User|user|Human)\s*:\s*(.+)$|<chat_history>\s*(?:USER:\s*)?(.+)", re.MULTILINE
+)
+_TITLE_WORDS: Final = 5
+#: Keys of the JSON that Open WebUI reads, with the answer to each.
+_TASK_LISTS: Final = ("tags", "follow_ups", "queries")
+
+#: Progress is told each time so many percent more are done.
+_STRIDE: Final = 20
+
+_KEEP_ALIVE: Final = b": keep-alive\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A parsed chat completion.
+
+    Attributes:
+        ask: What to generate; None for a task that gets a text.
+        text: The answer to a task.
+        stream: The answer is a stream.
+        include_usage: A stream ends with a frame of usage.
+        model: As the client named it.
+    """
+
+    ask: ParsedRequest | None
+    text: str
+    stream: bool
+    include_usage: bool
+    model: str
+
+
+def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
+    """Read a chat completion.
+
+    Raises:
+        InvalidRequest: Names the field.
+    """
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest(
+            "'messages' must be a list with at least one message.", param="messages"
+        )
+    stream_options = body.get("stream_options")
+    usage = isinstance(stream_options, Mapping) and stream_options.get("include_usage") is True
+    number, message = _last_of_user(messages)
+    prompt, files = _content(f"messages[{number}].content", message.get("content"))
+    text = _task_answer(body, prompt)
+    ask = None
+    if text is None:
+        ask = _ask(body, prompt, files)
+    model = body.get("model")
+    return ChatRequest(
+        ask,
+        text or "",
+        bool(body.get("stream")),
+        usage,
+        model if isinstance(model, str) else "",
+    )
+
+
+def _ask(body: Mapping[str, Any], prompt: str, files: tuple[SourceFile, ...]) -> ParsedRequest:
+    if not prompt:
+        raise InvalidRequest(
+            "The last message of the user has no text to use as prompt.",
+            reason=Reason.MISSING_FIELD,
+            param="messages",
+        )
+    options = {name: value for name, value in body.items() if name not in _OF_CHATS}
+    config = body.get("image_config")  # OpenRouter's; its sizes are 1K, 2K and 4K
+    if isinstance(config, Mapping):
+        options |= {k: v for k, v in config.items() if k == "aspect_ratio" and v}
+    # The link is for the Markdown picture, the bytes are for the message's images.
+    options |= {"prompt": prompt, "response_format": "both", "stream": bool(body.get("stream"))}
+    ask = parse(options, Hints(handling=Handling.LENIENT))
+    if not files:
+        return ask
+    return replace(ask, files=SourceFiles(files), operation="edit")
+
+
+def _last_of_user(messages: list[Any]) -> tuple[int, Mapping[str, Any]]:
+    for number in range(len(messages) - 1, -1, -1):
+        message = messages[number]
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            return number, message
+    raise InvalidRequest("'messages' has no message of the user.", param="messages")
+
+
+def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
+    """The text of a message and its images."""
+    if isinstance(content, str):
+        return content.strip(), ()
+    if not isinstance(content, list):
+        raise InvalidRequest(f"'{param}' must be a text or a list of parts.", param=param)
+    texts, files = [], []
+    for number, part in enumerate(content):
+        where = f"{param}[{number}]"
+        match part:
+            case {"type": "text" | "input_text", "text": str(text)}:
+                texts.append(text)
+            case {"type": "image_url" | "input_image", "image_url": image}:
+                files.append(file_of(where, text_of(where, image)))
+            case _:
+                raise InvalidRequest(
+                    f"'{where}' must be a part of type text or image_url.",
+                    reason=Reason.NOT_SUPPORTED,
+                    param=where,
+                )
+    if len(files) > MAX_INPUT_IMAGES:
+        raise InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images.", param=param)
+    return "\n".join(texts).strip(), tuple(files)
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def _task_answer(body: Mapping[str, Any], prompt: str) -> str | None:
+    """The answer to a task of a chat program; None for a message that wants an image."""
+    wanted = body.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    is_json = kind in ("json_object", "json_schema")
+    if not is_json and not _TASK.match(prompt):
+        return None
+    title = _title(prompt)
+    lowered = prompt.lower()
+    for name in _TASK_LISTS:
+        if f'"{name}"' in lowered:
+            return json.dumps({name: []})
+    if is_json or '"title"' in lowered:
+        return json.dumps({"title": title}, ensure_ascii=False)
+    return title
+
+
+def _title(prompt: str) -> str:
+    """A few words of the conversation's first message."""
+    found = _FIRST_MESSAGE.search(prompt[:MAX_PROMPT_CHARACTERS])
+    words = (found[1] or found[2]).split() if found else []
+    return " ".join(words[:_TITLE_WORDS]).strip("\"'.,:;!?") or "Image"
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def completion(job: Job, form: ResponseFormat, created: int) -> bytes:
+    """The JSON of a finished job: a choice for each image."""
+    choices = []
+    for index in sorted(job.images):
+        image = job.images[index]
+        message = {"role": "assistant", "content": _markdown(job, image, form), "refusal": None}
+        choices.append(
+            b'{"index":%d,"finish_reason":"stop","logprobs":null,"message":%b}'
+            % (index, _with_image(message, job, image))
+        )
+    head = compact(_head(job.id, job.request.model, created, "chat.completion"))
+    tail = compact({"usage": _usage(job), **_aside(job)})
+    return b"".join((head[:-1], b',"choices":[', b",".join(choices), b"],", tail[1:]))
+
+
+def text_completion(chat: ChatRequest, created: int) -> bytes:
+    """The JSON of a task's answer."""
+    message = {"role": "assistant", "content": chat.text, "refusal": None}
+    choice = {"index": 0, "finish_reason": "stop", "logprobs": None, "message": message}
+    head = _head("task", chat.model, created, "chat.completion")
+    return compact({**head, "choices": [choice], "usage": _no_usage(chat)})
+
+
+def text_frames(chat: ChatRequest, created: int) -> Iterator[bytes]:
+    """The stream of a task's answer."""
+    head = _head("task", chat.model, created, "chat.completion.chunk")
+    yield _frame(head, {"role": "assistant", "content": chat.text}, None)
+    yield _frame(head, {}, "stop")
+    if chat.include_usage:
+        yield b"data: " + compact({**head, "choices": [], "usage": _no_usage(chat)}) + b"\n\n"
+    yield DONE
+
+
+class ChatStream:
+    """Renders one job's entries as chunks of a chat completion.
+
+    The text of the message grows by the percents that are done, then by the image.
+    """
+
+    def __init__(self, job: Job, form: ResponseFormat, *, include_usage: bool) -> None:
+        self._job = job
+        self._form = form
+        self._include_usage = include_usage
+        self._head = _head(job.id, job.request.model, int(job.created), "chat.completion.chunk")
+        self._counted = counted_phase(job.request)
+        self._begun = False
+        self._told = 0
+
+    def frames(self, entry: Entry) -> list[bytes]:
+        """The frames of one entry, each to be flushed by itself."""
+        first = [] if self._begun else [self._delta({"role": "assistant", "content": ""})]
+        self._begun = True
+        return [*first, *self._frames(entry)]
+
+    def _frames(self, entry: Entry) -> list[bytes]:
+        match entry.event:
+            case Progress(phase=self._counted) as progress if progress.step:
+                return self._progress(progress)
+            case ImageReady(image):
+                return [self._image(image)]
+            case Completed():
+                return self._end()
+            case JobFailed() | JobCancelled():
+                error = self._job.error()
+                assert error is not None
+                return self.failure(error)
+            case _:
+                return []
+
+    def keep_alive(self) -> list[bytes]:
+        """What a silent stream sends."""
+        return [_KEEP_ALIVE]
+
+    def failure(self, error: ImageServiceError) -> list[bytes]:
+        """The end of a stream that has not all of its images."""
+        return [b"data: " + compact(error_body(error)) + b"\n\n", DONE]
+
+    def _progress(self, progress: Progress) -> list[bytes]:
+        done = (progress.index + progress.share) / self._job.request.n
+        percent = int(100 * done) // _STRIDE * _STRIDE
+        if percent <= self._told:
+            return []
+        self._told = percent
+        return [self._delta({"content": f"{percent} % "})]
+
+    def _image(self, image: ImageResult) -> bytes:
+        delta = {"content": f"\n\n{_markdown(self._job, image, self._form)}"}
+        choice = b'{"index":0,"finish_reason":null,"delta":%b}' % _with_image(
+            delta, self._job, image
+        )
+        return b'data: %b,"choices":[%b]}\n\n' % (compact(self._head)[:-1], choice)
+
+    def _end(self) -> list[bytes]:
+        head = {**self._head, **_aside(self._job)}
+        frames = [_frame(head, {}, "stop")]
+        if self._include_usage:
+            usage = {**self._head, "choices": [], "usage": _usage(self._job)}
+            frames.append(b"data: " + compact(usage) + b"\n\n")
+        return [*frames, DONE]
+
+    def _delta(self, delta: JsonObject) -> bytes:
+        return _frame(self._head, delta, None)
+
+
+def _head(name: str, model: str, created: int, kind: str) -> JsonObject:
+    return {"id": f"chatcmpl-{name}", "object": kind, "created": created, "model": model}
+
+
+def _frame(head: JsonObject, delta: JsonObject, finish_reason: str | None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+    return b"data: " + compact({**head, "choices": [choice]}) + b"\n\n"
+
+
+def _markdown(job: Job, image: ImageResult, form: ResponseFormat) -> str:
+    """A Markdown picture: a link, since chats send their texts back with every message."""
+    words = re.sub(r"[\[\]\s]+", " ", job.request.prompt[:80]).strip()
+    return f"![{words}]({form.link(image)})" if image.id else ""
+
+
+def _with_image(fields: JsonObject, job: Job, image: ImageResult) -> bytes:
+    """Fields of a message as JSON, with the image as data URL under ``images`` at their end."""
+    prefix = f"data:image/{job.request.output_format};base64,"
+    url = with_base64({}, "url", prefix, image.content)
+    item = b'{"type":"image_url","index":0,"image_url":%b}' % url
+    return b'%b,"images":[%b]}' % (compact(fields)[:-1], item)
+
+
+def _usage(job: Job) -> JsonObject:
+    usage = job.usage()
+    prompt = usage.text_tokens + usage.image_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": prompt + usage.output_tokens,
+        "generation_per_second": usage.generation_per_second,
+    }
+
+
+def _no_usage(chat: ChatRequest) -> JsonObject:
+    words = len(chat.text.split())
+    return {"prompt_tokens": 0, "completion_tokens": words, "total_tokens": words}
+
+
+def _aside(job: Job) -> JsonObject:
+    """What a chat's answer says beside OpenAI's fields."""
+    fields = answer_fields(job)
+    return {name: fields[name] for name in ("parameters", "warnings") if name in fields}

@@ -1,0 +1,190 @@
+"""Chat completions for image models, by openai-python and by what chat pages send."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from tests.support.pictures import from_base64, png
+from tests.support.servers import ServerProcess
+
+PATH = "/v1/chat/completions"
+OPTIONS = {"size": "64x64", "sample_steps": 2}
+PICTURE = "data:image/png;base64," + base64.b64encode(png(64, 64, "red")).decode()
+
+
+@pytest.fixture
+def client(fake_server: ServerProcess) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client."""
+    with openai.OpenAI(base_url=f"{fake_server.url}/v1", api_key="-", max_retries=0) as found:
+        yield found
+
+
+def test_an_image_in_a_chat(client: openai.OpenAI) -> None:
+    """As a link in Markdown, and as data URL under images."""
+    messages: Any = [
+        {"role": "system", "content": "You draw."},
+        {"role": "user", "content": "a cat"},
+        {"role": "assistant", "content": "![a cat](http://x.example/1)"},
+        {"role": "user", "content": "a [red] circle"},
+    ]
+    answer = client.chat.completions.create(
+        model="default", messages=messages, temperature=0.5, max_tokens=5, extra_body=OPTIONS
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    assert choice.message.content is not None
+    assert choice.message.content.startswith("![a red circle](http://127.0.0.1:")
+    link = choice.message.content.partition("](")[2].removesuffix(")")
+    (image,) = choice.message.images  # type: ignore[attr-defined]
+    kind, _, text = image["image_url"]["url"].partition(";base64,")
+    assert kind == "data:image/png"
+    assert httpx2.get(link).content == base64.b64decode(text)
+    assert from_base64(text).size == (64, 64)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 16
+    assert answer.parameters["prompt"] == "a [red] circle"  # type: ignore[attr-defined]
+
+
+def test_streamed(client: openai.OpenAI) -> None:
+    """Percents that grow, the image, usage when it is asked for."""
+    chunks = list(
+        client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": "a circle"}],
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={**OPTIONS, "sample_steps": 9},
+        )
+    )
+    texts = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+    whole = "".join(texts)
+    assert whole.startswith("20 % 40 % 60 % 80 % \n\n![a circle](http://")
+    images = [
+        c.choices[0].delta.images  # type: ignore[attr-defined]
+        for c in chunks
+        if c.choices and hasattr(c.choices[0].delta, "images")
+    ]
+    assert len(images) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 16
+
+
+def test_an_image_in_the_message_is_edited(client: openai.OpenAI) -> None:
+    """Parts of type image_url are inputs."""
+    parts: Any = [
+        {"type": "text", "text": "make it blue"},
+        {"type": "image_url", "image_url": {"url": PICTURE, "detail": "high"}},
+    ]
+    messages: Any = [{"role": "user", "content": parts}]
+    answer = client.chat.completions.create(
+        model="default", messages=messages, extra_body={"sample_steps": 2, "strength": 0.4}
+    )
+    assert answer.parameters["strength"] == 0.4  # type: ignore[attr-defined]
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 3 + 16
+
+
+#: What chat programs ask beside the conversation -> what is in the answer.
+TASKS: dict[str, tuple[dict[str, Any], str]] = {
+    "Open WebUI's title": (
+        {
+            "content": "### Task:\nGenerate a concise, 3-5 word title with an emoji summarizing "
+            'the chat history.\n### Output:\nJSON format: { "title": "your concise title here" }\n'
+            "### Chat History:\n<chat_history>\nUSER: a red circle on a blue sea at night\n"
+            "ASSISTANT: ![a](http://x)\n</chat_history>"
+        },
+        '{"title": "a red circle on a"}',
+    ),
+    "Open WebUI's tags": (
+        {"content": '### Task:\nGenerate 1-3 broad tags … { "tags": ["tag1"] }'},
+        '{"tags": []}',
+    ),
+    "Open WebUI's follow-ups": (
+        {"content": '### Task:\nSuggest 3-5 relevant follow-ups … { "follow_ups": ["Q"] }'},
+        '{"follow_ups": []}',
+    ),
+    "LibreChat's title": (
+        {
+            "content": "Provide a concise, 5-word-or-less title for the conversation, using title "
+            "case conventions. Only return the title itself.\n\nConversation:\nUser: a cat\nAI: x"
+        },
+        "a cat",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_tasks_get_a_text(client: openai.OpenAI, name: str, stream: bool) -> None:
+    """And no image is drawn for them."""
+    message, expected = TASKS[name]
+    messages: Any = [{"role": "user", **message}]
+    answer: Any = client.chat.completions.create(model="m", messages=messages, stream=stream)
+    if stream:
+        text = "".join(c.choices[0].delta.content or "" for c in answer if c.choices)
+    else:
+        text = answer.choices[0].message.content
+    assert text == expected
+
+
+def test_json_mode_gets_json(client: openai.OpenAI) -> None:
+    """A program that asks for JSON wants no image."""
+    answer = client.chat.completions.create(
+        model="m",
+        messages=[{"role": "user", "content": "Name this chat"}],
+        response_format={"type": "json_object"},
+    )
+    assert json.loads(answer.choices[0].message.content or "") == {"title": "Image"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+            "messages[0].content[0]",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url":
+                {"url": "https://x.example/a.png"}}]}]},
+            "messages[0].content[0]",
+        ),
+        ({"messages": [{"role": "user", "content": "a"}], "sample_steps": 0}, "sample_steps"),
+        ({"messages": [{"role": "user", "content": "a"}], "model": "gpt-4"}, "model"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+def test_rejections(
+    fake_server: ServerProcess, body: dict[str, Any], param: str, stream: bool
+) -> None:
+    """A 4xx that names the place, before a stream begins."""
+    answer = httpx2.post(fake_server.url + PATH, json={**body, "stream": stream})
+    assert answer.status_code in (400, 404)
+    assert answer.json()["error"]["param"] == param
+
+
+def test_unknown_fields_are_warned_of(fake_server: ServerProcess, tmp_path: Path) -> None:
+    """Chats are lenient, but a picture is never dropped."""
+    messages = [{"role": "user", "content": "a"}]
+    body = {"messages": messages, **OPTIONS, "sampel_steps": 1, "chat_id": "x"}
+    answer = httpx2.post(fake_server.url + PATH, json=body).json()
+    assert answer["warnings"] == [
+        "Unknown field 'sampel_steps' has no effect. Did you mean 'sample_steps'?"
+    ]
+    body = {"messages": messages, "reference": PICTURE}
+    assert httpx2.post(fake_server.url + PATH, json=body).status_code == 400
