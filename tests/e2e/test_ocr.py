@@ -43,7 +43,7 @@ def test_text_as_json_and_as_text(fake_server: ServerProcess) -> None:
         ({"image": b"no image"}, {}, 400, "image"),
         ({"picture": sign("x")}, {}, 400, "image"),
         ({"image": sign("x")}, {"model": "GOT-OCR"}, 404, "model"),
-        ({"image": sign("x")}, {"language": "en"}, 400, "language"),
+        ({"image": sign("x")}, {"image_url": "en"}, 400, "image_url"),
         ({"image": sign("x")}, {"kwargs": '{"ocr_type": "format"}'}, 400, "kwargs"),
     ],
 )

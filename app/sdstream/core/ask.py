@@ -74,6 +74,9 @@ class ReplyOptions(BaseModel):
     on_disconnect: Literal["cancel", "continue"] | None = Field(
         None, description="What becomes of the job when its client leaves before the answer."
     )
+    request_id: str | None = Field(
+        None, max_length=128, description="The client's name of the request (Xinference)."
+    )
     webhook_url: str | None = Field(
         None, max_length=2048, description="Where the job's end is posted to, if the server may."
     )

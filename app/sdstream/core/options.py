@@ -179,7 +179,7 @@ class Options(BaseModel):
     )
     clip_skip: Annotated[
         int | None,
-        Option(infotext="Clip skip", neutral=("-1",), usual=(1,), unsupported=_more_than_clip),
+        Option(infotext="Clip skip", neutral=("-1", "0"), usual=(1,), unsupported=_more_than_clip),
     ] = Field(
         None, ge=1, le=12, description="Layers of CLIP to leave out at its end, from 1 for none."
     )

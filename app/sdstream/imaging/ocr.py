@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from importlib import import_module, util
 from pathlib import Path
 from typing import Any, Final
@@ -57,7 +58,27 @@ class TextReader:
             if self._engine is None:
                 self._engine = _load()
             found = self._engine(image)
-        return "\n".join(found.txts or ())
+        return _in_rows(found.txts or (), found.boxes if found.boxes is not None else ())
+
+
+def _in_rows(texts: Sequence[str], boxes: Sequence[Any]) -> str:
+    """The texts from top to bottom, those of one row from left to right and joined by spaces.
+
+    Args:
+        texts: What was read.
+        boxes: The four corners of each, in pixels.
+    """
+    rows: list[tuple[float, float, list[tuple[float, str]]]] = []
+    for box, text in sorted(zip(boxes, texts, strict=True), key=lambda pair: float(pair[0][0][1])):
+        top, bottom = (pick(float(y) for _, y in box) for pick in (min, max))
+        middle = (top + bottom) / 2
+        for above, below, row in rows:
+            if above < middle < below:
+                row.append((float(box[0][0]), text))
+                break
+        else:
+            rows.append((top, bottom, [(float(box[0][0]), text)]))
+    return "\n".join(" ".join(text for _, text in sorted(row)) for _, _, row in rows)
 
 
 def _load() -> Any:

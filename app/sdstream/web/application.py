@@ -35,11 +35,13 @@ from sdstream.web.routes import page
 from sdstream.web.routes.a1111 import A1111Routes
 from sdstream.web.routes.chat import ChatRoutes
 from sdstream.web.routes.fireworks import FireworksRoutes
+from sdstream.web.routes.huggingface import HuggingFaceRoutes
 from sdstream.web.routes.images import ImageRoutes
 from sdstream.web.routes.jobs import JobRoutes
 from sdstream.web.routes.models import ModelRoutes
 from sdstream.web.routes.ocr import OcrRoute
 from sdstream.web.routes.parameters import ParametersRoute
+from sdstream.web.routes.xinference import XinferenceRoutes
 from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,10 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             *A1111Routes(draw).routes(),
             *OcrRoute(TextReader(), max_form_bytes, settings.max_input_pixels).routes(),
             *ParametersRoute(service.processor, max_form_bytes).routes(),
+            *XinferenceRoutes(draw).routes(),
             *ModelRoutes(service, store, metrics, has_keys=bool(settings.api_keys)).routes(),
+            # Their paths end in any model: after those that say more.
+            *HuggingFaceRoutes(draw).routes(),
             *page.routes(),
         ],
         middleware=_middleware(settings, metrics, tokens, store),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from starlette.requests import Request
 
-from sdstream.core.ask import Handling
+from sdstream.core.ask import Handling, ParsedRequest
 from sdstream.core.errors import NotAcceptable, Reason
 from sdstream.core.options import OutputFormat
 
@@ -57,6 +58,13 @@ def accepted_image(
     if ranked:
         raise _not_acceptable(taken, images, output_format)
     return None
+
+
+def with_format(ask: ParsedRequest, wanted: OutputFormat | None) -> ParsedRequest:
+    """Return a request for files of the format that Accept names, where it names none itself."""
+    if wanted is None or ask.params.output_format is not None:
+        return ask
+    return replace(ask, params=ask.params.model_copy(update={"output_format": wanted}))
 
 
 def _not_acceptable(

@@ -324,7 +324,7 @@ def _chosen(fields: _Fields, settings: Settings) -> JsonObject:
     if model is not None:
         found["model"] = model
     clip_skip = settings.clip_skip if fields.clip_skip is None else fields.clip_skip
-    if clip_skip not in (None, 1):
+    if clip_skip not in (None, -1, 0, 1):
         found["clip_skip"] = clip_skip
     if fields.eta not in (None, 1):
         found["eta"] = fields.eta

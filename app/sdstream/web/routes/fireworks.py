@@ -8,6 +8,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sdstream.core.errors import NotFound, Reason
 from sdstream.dialects.fireworks import codec
 from sdstream.web import bodies, negotiation
 from sdstream.web.route import ApiRoute, Operation, Schema
@@ -52,6 +53,9 @@ _LIST: Final = _operation(
     "Generate images by Fireworks' image_generation",
     listing(record({"finishReason": STRING, "seed": INTEGER, "base64": STRING})),
 )
+_UNKNOWN: Final = Operation(
+    "Not found: workflows of Fireworks that this server does not have", {}, errors=(NotFound,)
+)
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,21 @@ class FireworksRoutes:
         return [
             ApiRoute(f"{_WORKFLOW}/text_to_image", self.workflow, _OBJECT, method="POST"),
             ApiRoute(_IMAGE_GENERATION, self.image_generation, _LIST, method="POST"),
+            ApiRoute(_WORKFLOW, self.unknown_workflow, _UNKNOWN, method="POST"),
         ]
 
     async def workflow(self, request: Request) -> Response:
         """POST /inference/v1/workflows/accounts/fireworks/models/{model}/text_to_image."""
         return await self._answer(request, codec.workflow_answer)
+
+    async def unknown_workflow(self, request: Request) -> Response:
+        """POST to another workflow of Fireworks: a 404 that names what is served."""
+        models = ", ".join(self.draw.service.catalog.models)
+        raise NotFound(
+            f"Unknown workflow '{request.path_params['model'][:128]}'; this server has "
+            f"text_to_image of {models}.",
+            reason=Reason.ROUTE_NOT_FOUND,
+        )
 
     async def image_generation(self, request: Request) -> Response:
         """POST /inference/v1/image_generation/accounts/fireworks/models/{model}."""

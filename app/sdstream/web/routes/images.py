@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from starlette.requests import Request
@@ -47,6 +47,9 @@ from sdstream.web.tokens import Tokens
 MAX_JSON_BYTES: Final = 2**20
 
 MAX_KEY_CHARACTERS: Final = 255
+
+#: Jobs that are remembered by the names that their clients gave them.
+_MOST_NAMED: Final = 256
 
 _OPENAI_AGENT: Final = re.compile(r"(Async)?OpenAI/")
 
@@ -116,6 +119,7 @@ class ImageRoutes:
         check_webhook: Raises InvalidRequest for a URL that is never posted to.
         usual_form: response_format of requests that name none.
         tokens: Open links of images without a key; None where no key is asked for.
+        by_request_id: The newest jobs whose clients named them: (owner, request_id) -> job.
     """
 
     service: ImageService
@@ -125,6 +129,7 @@ class ImageRoutes:
     check_webhook: Callable[[str], None]
     usual_form: str = "both"
     tokens: Tokens | None = None
+    by_request_id: dict[tuple[str, str], LiveJob] = field(default_factory=dict)
 
     def routes(self) -> list[ApiRoute]:
         """Return the routes of this class."""
@@ -210,8 +215,7 @@ class ImageRoutes:
         if not ask.reply.stream:
             asked = ask.params.output_format
             wanted = negotiation.accepted_image(request, ask.params.n or 1, output_format=asked)
-        if wanted is not None and ask.params.output_format is None:
-            ask = replace(ask, params=ask.params.model_copy(update={"output_format": wanted}))
+        ask = negotiation.with_format(ask, wanted)
         return await self.deliver(request, ask, wanted, plain)
 
     async def deliver(
@@ -281,6 +285,10 @@ class ImageRoutes:
         terms = _terms(request, ask, form or self._form(request, ask))
         live = await self.service.submit(ask, terms)
         request.state.job = live.job
+        if ask.reply.request_id is not None:
+            self.by_request_id[request.state.owner, ask.reply.request_id] = live
+            if len(self.by_request_id) > _MOST_NAMED:
+                del self.by_request_id[next(iter(self.by_request_id))]
         return live
 
     def base_url(self, request: Request) -> str:

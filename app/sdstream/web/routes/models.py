@@ -16,6 +16,7 @@ from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
 from sdstream.engine.worker import Worker, WorkerState
+from sdstream.imaging import ocr
 from sdstream.imaging.codecs import MEDIA_TYPES
 from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService
@@ -115,6 +116,8 @@ class ModelRoutes:
         """GET /v1/models/{id}."""
         if not request.path_params["model"]:  # /v1/models/
             return await self.models(request)
+        if request.path_params["model"] == ocr.MODEL and ocr.installed():
+            return respond.json_bytes(compact(_TEXT_READER))
         spec = await self.service.get_model(request.path_params["model"])
         assets = await asyncio.to_thread(self.service.assets)
         fields = {**self._model(spec), "options": options_of(spec, assets)}
@@ -228,6 +231,19 @@ class ModelRoutes:
         if why:
             fields["error"] = why
         return fields
+
+
+#: What Xinference's client asks for before it sends images to be read.
+_TEXT_READER: Final = {
+    "id": ocr.MODEL,
+    "object": "model",
+    "created": _CREATED,
+    "owned_by": "sdstream",
+    "description": "Reads text off images: POST /v1/images/ocr.",
+    "model_type": "image",
+    "model_ability": ["ocr"],
+    "state": "ready",
+}
 
 
 def _state(workers: Sequence[Worker]) -> str:

@@ -1,0 +1,44 @@
+"""Hugging Face's inference API: ``{"inputs": …, "parameters": {…}}`` to a ParsedRequest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdstream.core.ask import Hints, ParsedRequest
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.dialects.openai.request import NO_HINTS, parse, parse_edit
+
+
+def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> ParsedRequest:
+    """Read a text-to-image or an image-to-image.
+
+    ``inputs`` is the prompt, or base64 of the input image where ``parameters`` have a prompt.
+
+    Args:
+        body: The client's object.
+        model: From the path.
+        hints: What was said beside the body.
+
+    Raises:
+        InvalidRequest: Names the field as the client spelled it.
+    """
+    inputs, parameters = body.get("inputs"), body.get("parameters") or {}
+    if not isinstance(inputs, str):
+        raise InvalidRequest("'inputs' is required.", reason=Reason.MISSING_FIELD, param="inputs")
+    if not isinstance(parameters, Mapping):
+        raise InvalidRequest("'parameters' must be an object.", param="parameters")
+    rest = {k: v for k, v in body.items() if k not in ("inputs", "parameters", "options")}
+    given = {**rest, **_flat(parameters), "model": model}
+    if given.get("prompt") is None:
+        return parse({**given, "prompt": inputs}, hints)
+    return parse_edit({**given, "image": inputs}, hints)
+
+
+def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with ``target_size`` as width and height."""
+    found = {name: value for name, value in parameters.items() if value is not None}
+    target = found.pop("target_size", None)
+    if isinstance(target, Mapping):
+        found |= {side: target[side] for side in ("width", "height") if side in target}
+    return found

@@ -1,0 +1,50 @@
+"""Hugging Face's inference API on the address of a model."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sdstream.dialects import huggingface
+from sdstream.dialects.openai.answers import plain_answer
+from sdstream.web import bodies, negotiation
+from sdstream.web.route import ApiRoute, Operation
+from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes, hints_of
+from sdstream.web.schemas import IMAGES, OBJECT, STRING, json_of, record, ref
+
+#: The second one is that of the hub's own service, for clients whose base address is changed.
+PATHS: Final = ("/v1/models/{model:path}", "/models/{model:path}")
+
+_OPERATION: Final = Operation(
+    "Generate or edit an image (Hugging Face's InferenceClient)",
+    {200: {**IMAGES, **json_of(ref("Images"))}, 202: json_of(ref("Job"))},
+    json_of(record({"inputs": STRING, "parameters": OBJECT}, ("inputs",))),
+    JOB_ERRORS,
+    JOB_HEADERS,
+)
+
+
+@dataclass(frozen=True)
+class HuggingFaceRoutes:
+    """POST to a model: text-to-image and image-to-image."""
+
+    draw: ImageRoutes
+
+    def routes(self) -> list[ApiRoute]:
+        """Return the routes of this class."""
+        return [ApiRoute(path, self.infer, _OPERATION, method="POST") for path in PATHS]
+
+    async def infer(self, request: Request) -> Response:
+        """POST /v1/models/{id}: the image's bytes, or JSON where Accept names it."""
+        body = await bodies.read_json(request, self.draw.max_form_bytes)
+        model = request.path_params["model"]
+        # Decoding base64 of many megabytes would hold up everybody's events.
+        ask = await asyncio.to_thread(huggingface.read, body, model, hints_of(request))
+        usual = ask.params.output_format or "png"
+        wanted = negotiation.accepted_image(request, ask.params.n or 1, anything=usual)
+        ask = negotiation.with_format(ask, wanted)
+        return await self.draw.deliver(request, ask, wanted, plain_answer)

@@ -1,0 +1,333 @@
+"""Requests of programs that people use, as they send them: each gets its image.
+
+The bodies are written from what the programs send; they are not run here.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+
+from tests.support.pictures import from_base64, opened, png
+from tests.support.servers import ServerProcess, running_server
+
+PICTURE = base64.b64encode(png(64, 64, "red")).decode()
+MASK = base64.b64encode(png(64, 64, "white")).decode()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that has the names that some programs cannot change."""
+    folder = tmp_path_factory.mktemp("programs")
+    names = "gpt-image-1,dall-e-2,dall-e-3,flux-schnell"
+    with running_server(folder, engine="fake", aliases=names) as found:
+        yield found
+
+
+def post(server: ServerProcess, path: str, **request: Any) -> httpx2.Response:
+    """The answer, which must be a success."""
+    answer = httpx2.post(server.url + path, timeout=60, **request)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+# --- GPUStack and llama-box -----------------------------------------------------------------------
+
+#: What GPUStack's page sends for an image: its plain form and its form with further options.
+GPUSTACK: dict[str, Any] = {
+    "model": "embedded", "prompt": "a cat", "n": 1, "size": "64x64", "seed": None,
+    "random_seed": True, "quality": "standard", "style": None, "stream": True,
+    "stream_options": {"chunk_size": 16384, "chunk_results": True}, "preview": None,
+}  # fmt: skip
+GPUSTACK_MORE: dict[str, Any] = {
+    **GPUSTACK, "sampler": "euler", "schedule": "discrete", "sample_steps": 2, "cfg_scale": 4.5,
+    "guidance": 3.5, "negative_prompt": "blurred", "strength": None,
+    "stream_options": {"preview_faster": True},
+}  # fmt: skip
+
+
+def items(answer: httpx2.Response) -> list[dict[str, Any]]:
+    """The items of a stream's frames, in order."""
+    lines = [line for line in answer.text.splitlines() if line]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: "))["data"][0] for line in lines[:-1]]
+
+
+@pytest.mark.parametrize("body", [GPUSTACK, GPUSTACK_MORE])
+def test_gpustacks_page_generates(server: ServerProcess, body: dict[str, Any]) -> None:
+    """Its own spelling of options, a guidance that the model has not, a random seed."""
+    last = items(post(server, "/v1-openai/images/generations", json=body))[-1]
+    assert (last["progress"], last["finish_reason"]) == (100, "stop")
+    assert from_base64(last["b64_json"]).size == (64, 64)
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_gpustacks_page_edits(server: ServerProcess, more: bool) -> None:
+    """Forms: nulls are text, stream options are flat, an empty mask is no mask."""
+    fields = {
+        "model": "embedded", "prompt": "a cat", "n": "1", "size": "64x64", "seed": "null",
+        "quality": "standard", "stream": "true", "stream_options_chunk_size": "16384",
+        "stream_options_chunk_results": "true",
+    }  # fmt: skip
+    if more:
+        fields |= {"stream_options_preview_faster": "true", "guidance": "3.5", "cfg_scale": "4.5"}
+    files = {"image": ("image.png", png(64, 64)), "mask": ("mask.png", png(64, 64))}
+    answer = post(server, "/v1-openai/images/edits", data=fields, files=files)
+    assert items(answer)[-1]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/image/generate"])
+def test_llama_boxs_script_saves_the_image(server: ServerProcess, path: str) -> None:
+    """It keys files by index and step: the last file under a key must be the image."""
+    body = {
+        "model": "embedded", "prompt": "a cat", "n": 2, "size": "64x64", "stream": True,
+        "stream_options": {"include_usage": True, "preview": True}, "sample_steps": 3,
+    }  # fmt: skip
+    files: dict[tuple[int, int], dict[str, Any]] = {}
+    for item in items(post(server, path, json=body)):
+        if item.get("b64_json"):
+            key = (item["index"], item["progressed_steps"])
+            assert key not in files
+            files[key] = item
+    for index in (0, 1):
+        number, last = max((n, item) for (i, n), item in files.items() if i == index)
+        assert number == last["progress_steps"] == 4
+        assert last["finish_reason"] == "stop"
+
+
+# --- AUTOMATIC1111's clients ----------------------------------------------------------------------
+
+A1111: dict[str, dict[str, Any]] = {
+    "SillyTavern": {
+        "url": "http://127.0.0.1:7860", "auth": "", "prompt": "a cat", "negative_prompt": "bad",
+        "sampler_name": "Euler a", "scheduler": "Karras", "steps": 2, "cfg_scale": 7, "width": 64,
+        "height": 64, "restore_faces": False, "enable_hr": False, "hr_upscaler": "Latent",
+        "hr_scale": 1, "hr_additional_modules": [], "denoising_strength": 0.7,
+        "hr_second_pass_steps": 0, "seed": -1, "override_settings": {"CLIP_stop_at_last_layers": 1},
+        "override_settings_restore_afterwards": True, "clip_skip": 1, "save_images": True,
+        "send_images": True, "do_not_save_grid": False, "do_not_save_samples": False,
+    },
+    "KoboldAI Lite": {
+        "prompt": "a cat", "negative_prompt": "ugly", "cfg_scale": 5, "steps": 2, "width": 64,
+        "height": 64, "seed": -1, "sampler_name": "Euler a", "clip_skip": 0, "model": "embedded",
+    },
+    "AIYA": {
+        "prompt": "a cat", "negative_prompt": "", "steps": 2, "width": 64, "height": 64,
+        "cfg_scale": 7.0, "sampler_index": "Euler a", "seed": 5, "seed_resize_from_h": -1,
+        "seed_resize_from_w": -1, "denoising_strength": None, "n_iter": 1, "styles": ["None", ""],
+        "override_settings": {"sd_model_checkpoint": "embedded"},
+    },
+    "Auto-Photoshop": {
+        "prompt": "a cat", "steps": 2, "n_iter": 1, "sampler_index": "Euler a", "width": 64,
+        "height": 64, "denoising_strength": 0.5, "batch_size": 1, "cfg_scale": 7, "seed": "-1",
+        "negative_prompt": "", "script_args": [], "restore_faces": False, "tiling": False,
+        "s_noise": 0, "s_churn": 0, "eta": 0, "alwayson_scripts": {}, "subseed": -1,
+        "subseed_strength": 0, "enable_hr": True, "hr_scale": 1, "hr_upscaler": "None",
+        "hr_second_pass_steps": 0.5,
+    },
+    "text-generation-webui": {
+        "prompt": "a cat", "seed": -1, "sampler_name": "DPM++ 2M", "enable_hr": False,
+        "hr_scale": 1.5, "hr_upscaler": "ESRGAN_4x", "denoising_strength": 0.6, "steps": 2,
+        "cfg_scale": 7, "width": 64, "height": 64, "restore_faces": False,
+        "override_settings_restore_afterwards": True, "negative_prompt": "",
+    },
+    "Dify": {
+        "prompt": "a cat", "negative_prompt": "", "seed": 1, "sampler_name": "Euler", "steps": 2,
+        "cfg_scale": 7, "width": 64, "height": 64, "restore_faces": False, "tiling": False,
+        "override_settings": {"sd_model_checkpoint": "embedded"}, "styles": [""],
+    },
+    "Krita's plug-in": {
+        "prompt": "a cat", "width": 136, "height": 72, "steps": 2, "sampler_name": "Euler",
+        "batch_size": 2, "script_name": None, "subseed": -1, "subseed_strength": 0.0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", A1111)
+def test_clients_of_automatic1111(server: ServerProcess, program: str) -> None:
+    """Whatever else they send, the image has the size that they asked for."""
+    body = A1111[program]
+    answer = post(server, "/sdapi/v1/txt2img", json=body).json()
+    assert len(answer["images"]) == body.get("batch_size", 1)
+    for image in answer["images"]:
+        assert from_base64(image).size == (body["width"], body["height"])
+    info = json.loads(answer["info"])
+    assert (info["width"], info["height"]) == (body["width"], body["height"])
+    assert info["seed"] < 2**32
+
+
+def test_sillytavern_from_ping_to_picture(server: ServerProcess) -> None:
+    """The calls of its AUTOMATIC1111 source before the first image."""
+    for path in ("options", "sd-models", "samplers", "schedulers", "upscalers", "sd-vae",
+                 "latent-upscale-modes", "progress"):  # fmt: skip
+        assert httpx2.get(f"{server.url}/sdapi/v1/{path}").status_code == 200, path
+    options = httpx2.get(f"{server.url}/sdapi/v1/options").json()
+    # It posts what it read, with the model chosen.
+    post(server, "/sdapi/v1/options", json={**options, "sd_model_checkpoint": "embedded"})
+    upscalers = [u["name"] for u in httpx2.get(f"{server.url}/sdapi/v1/upscalers").json()]
+    assert upscalers[:3] == ["None", "Lanczos", "Nearest"]
+
+
+def test_a_whole_settings_object(server: ServerProcess) -> None:
+    """Settings of the original that this server never heard of change nothing."""
+    body = {"samples_format": "png", "grid_only_if_multiple": True, "control_net_unit_count": 3,
+            "lora_functional": False, "CLIP_stop_at_last_layers": 1}  # fmt: skip
+    answer = post(server, "/sdapi/v1/options", json=body)
+    assert answer.headers["X-Ignored-Fields"] == (
+        "grid_only_if_multiple,control_net_unit_count,lora_functional"
+    )
+
+
+def test_sizes_that_the_model_cannot_draw(server: ServerProcess) -> None:
+    """Drawn larger and cut from the middle here, rejected elsewhere and with a mask."""
+    body = {"prompt": "a cat", "width": 130, "height": 70, "steps": 1}
+    answer = post(server, "/sdapi/v1/txt2img", json=body).json()
+    assert from_base64(answer["images"][0]).size == (130, 70)
+    assert answer["parameters"]["width"] == 130
+    (warning,) = answer["warnings"]
+    assert "cannot generate 130x70" in warning
+    masked = {**body, "init_images": [PICTURE], "mask": MASK}
+    url = f"{server.url}/sdapi/v1/img2img"
+    assert httpx2.post(url, json=masked).json()["error"]["reason"] == "invalid_value"
+    native = {"prompt": "a cat", "size": "130x70"}
+    assert httpx2.post(f"{server.url}/v1/images/generations", json=native).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("upscaler", "size"), [("None", (64, 64)), ("Lanczos", (128, 128)), ("nearest", (128, 128))]
+)
+def test_upscalers_that_need_no_file(
+    server: ServerProcess, upscaler: str, size: tuple[int, int]
+) -> None:
+    """One picture or several, without a job."""
+    body = {"image": PICTURE, "upscaler_1": upscaler, "upscaling_resize": 2}
+    answer = post(server, "/sdapi/v1/extra-single-image", json=body).json()
+    assert from_base64(answer["image"]).size == size
+    batch = {**body, "imageList": [{"data": PICTURE, "name": "a"}] * 2}
+    del batch["image"]
+    answer = post(server, "/sdapi/v1/extra-batch-images", json=batch).json()
+    assert [from_base64(image).size for image in answer["images"]] == [size] * 2
+
+
+def test_routes_that_have_nothing_to_do(server: ServerProcess) -> None:
+    """Lists are always fresh; what no model here can do is a 501 that says so."""
+    for name in ("checkpoints", "loras", "vae", "embeddings"):
+        assert post(server, f"/sdapi/v1/refresh-{name}").json() is None
+    post(server, "/sdapi/v1/unload-checkpoint")
+    post(server, "/sdapi/v1/reload-checkpoint")
+    memory = httpx2.get(f"{server.url}/sdapi/v1/memory").json()
+    assert 0 < memory["ram"]["free"] < memory["ram"]["total"]
+    for path in ("/sdapi/v1/interrogate", "/controlnet/detect"):
+        answer = httpx2.post(server.url + path, json={"image": PICTURE})
+        assert answer.status_code == 501
+        assert "no model" in answer.json()["error"]["message"]
+
+
+def test_the_wrong_sampler_is_named_as_it_was_sent(server: ServerProcess) -> None:
+    """With the nearest that there is."""
+    body = {"prompt": "a", "sampler_index": "DPM++ SDE Karras"}
+    error = httpx2.post(f"{server.url}/sdapi/v1/txt2img", json=body).json()["error"]
+    assert error["param"] == "sampler_index"
+    assert error["message"].endswith("Did you mean 'dpm++2s_a'?")
+
+
+# --- OpenAI's clients -----------------------------------------------------------------------------
+
+OPENAI: dict[str, tuple[str, dict[str, Any]]] = {
+    "LangChain": ("url", {"prompt": "a cat", "model": "dall-e-3", "n": 1, "size": "64x64",
+                          "quality": "standard"}),
+    "LibreChat": ("url", {"prompt": "a cat", "model": "dall-e-3", "quality": "hd",
+                          "style": "vivid", "size": "64x64", "n": 1}),
+    "Haystack": ("b64_json", {"prompt": "a cat", "model": "embedded", "size": "64x64",
+                              "quality": "standard", "n": 1, "response_format": "b64_json"}),
+    "pydantic-ai": ("b64_json", {"prompt": "a cat", "model": "gpt-image-1", "moderation": "low",
+                                 "background": "auto", "quality": "auto", "size": "64x64",
+                                 "output_format": "png", "output_compression": 100}),
+    "Open WebUI": ("b64_json", {"model": "dall-e-2", "prompt": "a cat", "n": 1, "size": "64x64",
+                                "response_format": "b64_json"}),
+    "together": ("b64_json", {"prompt": "a cat", "model": "flux-schnell", "steps": 2, "n": 1,
+                              "width": 64, "height": 64, "response_format": "base64"}),
+    "mistral.rs": ("url", {"prompt": "a cat", "model": "default", "n": 1, "height": 64,
+                           "width": 64}),
+    "llama-swap": ("b64_json", {"prompt": "a cat", "model": "embedded", "n": 1, "size": "64x64"}),
+    "OpenVINO Model Server": ("b64_json", {"prompt": "a cat", "model": "embedded", "rng_seed": 9,
+                                           "num_inference_steps": 2, "size": "64x64",
+                                           "num_images_per_prompt": 1, "strength": None,
+                                           "max_sequence_length": 256}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", OPENAI)
+def test_clients_of_openai(server: ServerProcess, program: str) -> None:
+    """Each finds the image under the key that it reads, and a quality that OpenAI has."""
+    key, body = OPENAI[program]
+    answer = post(server, "/v1/images/generations", json=body).json()
+    (item,) = answer["data"]
+    image = from_base64(item[key]) if key == "b64_json" else opened(httpx2.get(item[key]).content)
+    assert image.size == (64, 64)
+    assert answer["quality"] in ("low", "medium", "high")
+
+
+def test_a_base_address_with_a_slash(server: ServerProcess) -> None:
+    """Open WebUI joins its address and the path as they are."""
+    path = "/v1//images/generations"
+    if httpx2.post(server.url + path, json={"prompt": "a"}).status_code == 404:
+        pytest.skip("slashes are not joined yet")
+
+
+# --- others ---------------------------------------------------------------------------------------
+
+
+def test_requests_by_name(server: ServerProcess) -> None:
+    """Xinference's progress and abort."""
+    kwargs = json.dumps({"request_id": "mine", "num_inference_steps": 2})
+    body = {"model": "embedded", "prompt": "a", "size": "64*64", "kwargs": kwargs}
+    post(server, "/v1/images/generations", json=body)
+    progress = httpx2.get(f"{server.url}/v1/requests/mine/progress")
+    assert progress.json() == {"progress": 1.0}
+    assert httpx2.get(f"{server.url}/v1/requests/other/progress").status_code == 404
+    slow = {"prompt": "step=0.3", "size": "64x64", "request_id": "slow"}
+    headers = {"Prefer": "respond-async"}
+    job = httpx2.post(f"{server.url}/v1/images/generations", json=slow, headers=headers).json()
+    for name, said in (("slow", "DONE"), ("mine", "NO_OP"), ("other", "NOT_FOUND")):
+        path = f"/v1/models/embedded/requests/{name}/abort"
+        assert post(server, path, json={"block_duration": 30}).json() == {"msg": said}
+    assert httpx2.get(f"{server.url}/v1/jobs/{job['id']}").json()["status"] == "cancelled"
+
+
+def test_hugging_faces_client(server: ServerProcess, tmp_path: Path) -> None:
+    """Its own InferenceClient, on the address of a model."""
+    hub = pytest.importorskip("huggingface_hub")
+    client = hub.InferenceClient(model=f"{server.url}/v1/models/embedded")
+    image = client.text_to_image("a cat", width=64, height=64, num_inference_steps=2, seed=4)
+    assert image.size == (64, 64)
+    file = tmp_path / "input.png"
+    file.write_bytes(png(64, 64))
+    edited = client.image_to_image(file, prompt="blue", num_inference_steps=2)
+    assert edited.size == (64, 64)
+
+
+def test_unknown_workflows_of_fireworks(server: ServerProcess) -> None:
+    """A 404 that says what there is."""
+    path = "/inference/v1/workflows/accounts/fireworks/models/flux-kontext-pro/get_result"
+    answer = httpx2.post(server.url + path, json={"id": "x"})
+    assert answer.status_code == 404
+    assert "text_to_image of embedded" in answer.json()["error"]["message"]
+
+
+def test_an_odd_file_is_rejected_by_its_format(server: ServerProcess) -> None:
+    """A picture that Pillow could read and nobody expects."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PPM")
+    answer = httpx2.post(
+        f"{server.url}/v1/images/edits", data={"prompt": "a"}, files={"image": file.getvalue()}
+    )
+    assert answer.status_code == 400
