@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     lora_in_prompt: bool = Field(
         False, description="A prompt may choose a LoRA by <lora:name:scale>."
     )
+    options_in_prompt: bool = Field(
+        False,
+        description="A prompt may choose options by <sd_cpp_extra_args>{…}</sd_cpp_extra_args>, as "
+        "in sd-server; AUTOMATIC1111's routes always take them.",
+    )
     embedding_dir: Path | None = Field(
         None,
         description="Folder of textual-inversion embeddings; their names are words of prompts.",

@@ -149,7 +149,7 @@ def test_a_stream_of_an_edit(native_server: ServerProcess) -> None:
     assert frames[-1] == "[DONE]"
     items = [json.loads(frame)["data"][0] for frame in frames[:-1]]
     previews = [item for item in items if item.get("preview")]
-    assert len(previews) == items[-1]["progress_steps"]
+    assert len(previews) == items[-1]["progress_steps"] - 1
     with Image.open(io.BytesIO(base64.b64decode(previews[0]["b64_json"]))) as preview:
         assert preview.size == (SIDE, SIDE)
     assert items[-1]["progress"] == 100.0

@@ -157,8 +157,8 @@ def test_tiles_are_streamed_as_steps(server: ServerProcess) -> None:
     assert lines.pop() == "[DONE]"
     items = [json.loads(line)["data"][0] for line in lines]
     steps = [item["progressed_steps"] for item in items if item["progressed_steps"]]
-    assert steps == [1, 2, 3]
-    assert {item["progress_steps"] for item in items if item["progressed_steps"]} == {3}
+    assert steps == [1, 2, 3, 4]
+    assert {item["progress_steps"] for item in items if item["progressed_steps"]} == {4}
     assert items[-1]["finish_reason"] == "stop"
 
 

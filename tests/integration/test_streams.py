@@ -89,7 +89,7 @@ def test_progress_grows_and_is_below_100_until_the_image_is_there(
         assert steps == {k: 20.0 * k for k in range(0 if index == 0 else 1, 5)}
         assert [i["progress"] for i in mine if "b64_json" in i] == [100]
         assert [i["finish_reason"] for i in mine if i["progress"] == 100] == ["stop"]
-        assert mine[-1]["progressed_steps"] == mine[-1]["progress_steps"] == 4
+        assert mine[-1]["progressed_steps"] == mine[-1]["progress_steps"] == 5
         assert decoded(mine[-1]).size == (64, 64)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
@@ -104,11 +104,13 @@ class Hints:
         dialect: Form of the stream that the query names; it overrides the body.
         library: Form of the stream that the client's library reads, where nothing else names one.
         handling: What becomes of unknown fields.
+        options_in_prompt: ``<sd_cpp_extra_args>`` in a prompt counts.
     """
 
     dialect: StreamDialect | None = None
     library: StreamDialect | None = None
     handling: Handling = Handling.SUGGEST
+    options_in_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,14 @@ class ParsedRequest:
         digest.update(repr(marks).encode())
         for file in (*files.images, *others):
             digest.update(hashlib.sha256(file.data).digest())
+
+    def noting(self, warnings: Iterable[str], unknown: Iterable[str] = ()) -> ParsedRequest:
+        """Return the same request with more warnings and names of unknown fields."""
+        return replace(
+            self,
+            warnings=(*self.warnings, *warnings),
+            unknown=(*self.unknown, *unknown),
+        )
 
     def client_name(self, option: str) -> str:
         """Return how the client spelled an option."""

@@ -174,7 +174,7 @@ class Options(BaseModel):
     mask_blur: Annotated[float | None, Option(infotext="Mask blur", acts_on="mask")] = Field(
         None, ge=0, le=64, description="Pixels over which the mask's edge fades."
     )
-    eta: Annotated[float | None, Option(infotext="Eta", usual=(0.0,))] = Field(
+    eta: Annotated[float | None, Option(infotext="Eta", usual=(0.0, 1.0))] = Field(
         None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
     )
     clip_skip: Annotated[

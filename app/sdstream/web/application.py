@@ -41,6 +41,7 @@ from sdstream.web.routes.jobs import JobRoutes
 from sdstream.web.routes.models import ModelRoutes
 from sdstream.web.routes.ocr import OcrRoute
 from sdstream.web.routes.parameters import ParametersRoute
+from sdstream.web.routes.sdcpp import SdcppRoutes
 from sdstream.web.routes.xinference import XinferenceRoutes
 from sdstream.web.tokens import Tokens
 
@@ -84,6 +85,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             *ChatRoutes(draw).routes(),
             *FireworksRoutes(draw).routes(),
             *A1111Routes(draw).routes(),
+            *SdcppRoutes(draw, settings.queue_images).routes(),
             *OcrRoute(TextReader(), max_form_bytes, settings.max_input_pixels).routes(),
             *ParametersRoute(service.processor, max_form_bytes).routes(),
             *XinferenceRoutes(draw).routes(),
@@ -104,6 +106,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
     app.state.service = service
     app.state.store = store
     app.state.handling = settings.unknown_fields
+    app.state.options_in_prompt = settings.options_in_prompt
     return app
 
 

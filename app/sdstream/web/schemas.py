@@ -262,6 +262,9 @@ def components() -> dict[str, Any]:
         "Model": _MODEL,
         "Models": page_of(ref("Model")),
         "Error": _error(),
+        "SdcppError": record(
+            {"error": STRING, "message": STRING, "code": INTEGER, "reason": STRING}
+        ),
         "A1111Error": {
             "allOf": [ref("Error"), record({"body": STRING, "errors": STRING})],
         },

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sdstream.core.ask import Handling, ParsedRequest
+from sdstream.core.ask import Handling, Hints, ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_options import supports
 from sdstream.core.model_spec import ModelSpec
@@ -32,6 +32,7 @@ from sdstream.dialects.fields import IGNORED, Foreign, Taken, invalid, only, tak
 from sdstream.dialects.openai.request import parse as parse_openai
 from sdstream.dialects.pictures import file_of
 from sdstream.dialects.rendering import JsonObject
+from sdstream.dialects.sdcpp.options import HIRES_UPSCALERS
 
 #: What to draw, spelled as openai.request.parse knows it.
 _DRAWN: Final = (
@@ -83,21 +84,8 @@ _SECOND_PASS_OF_ITS_OWN: Final = (
     "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
 )  # fmt: skip
 
-#: AUTOMATIC1111's name -> the runtime's.
-LATENT_UPSCALERS: Final = {
-    "Latent": "latent",
-    "Latent (antialiased)": "latent-antialiased",
-    "Latent (bicubic)": "latent-bicubic",
-    "Latent (bicubic antialiased)": "latent-bicubic-antialiased",
-    "Latent (nearest)": "latent-nearest",
-    "Latent (nearest-exact)": "latent-nearest-exact",
-}
-_HIRES_UPSCALERS: Final = {
-    **LATENT_UPSCALERS,
-    "None": "lanczos",  # the original resizes by Lanczos then
-    "Lanczos": "lanczos",
-    "Nearest": "nearest",
-}
+#: Hires upscalers that work on the latent image.
+LATENT_UPSCALERS: Final = [name for name in HIRES_UPSCALERS if name.startswith("Latent")]
 
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
 
@@ -202,16 +190,13 @@ def parse(
         files = _with_control(files, control)
     if over_image:
         canonical |= _over_image(fields)
-    ask = parse_openai(canonical, client_names=_spelling(fields))
-    parts = (taken, ignored, *((control.taken,) if control else ()))
+    # sd-server's clients put options into prompts of this API.
+    hints = Hints(handling=handling, options_in_prompt=True)
+    ask = parse_openai(canonical, hints, client_names=_spelling(fields))
+    for part in (taken, ignored, *((control.taken,) if control else ())):
+        ask = ask.noting(part.warnings, part.unknown)
     return Drawing(
-        ask=replace(
-            ask,
-            files=files,
-            any_size=True,
-            warnings=(*_warnings(fields), *(text for part in parts for text in part.warnings)),
-            unknown=tuple(name for part in parts for name in part.unknown),
-        ),
+        ask=replace(ask.noting(_warnings(fields)), files=files, any_size=True),
         control=control,
         echo=_echo(body, fields, has_control=control is not None),
         batch_size=fields.batch_size,
@@ -236,12 +221,8 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
     if spec.traits.references and files is not None and files.images and files.mask is None:
         left_out |= dict.fromkeys(("fit", "strength"))
         words.append(f"The model '{spec.id}' looks at the image and draws a new one.")
-    ask = replace(
-        drawing.ask,
-        params=params.model_copy(update=left_out),
-        warnings=(*drawing.ask.warnings, *words),
-    )
-    return replace(drawing, ask=ask)
+    ask = replace(drawing.ask, params=params.model_copy(update=left_out))
+    return replace(drawing, ask=ask.noting(words))
 
 
 def _taken(given: Mapping[str, Any], handling: Handling) -> Taken:
@@ -299,11 +280,11 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
                 param=name,
             )
     wanted = fields.hr_upscaler.strip().lower()
-    upscaler = next((ours for name, ours in _HIRES_UPSCALERS.items() if name.lower() == wanted), "")
+    upscaler = next((ours for name, ours in HIRES_UPSCALERS.items() if name.lower() == wanted), "")
     if not upscaler:
         raise InvalidRequest(
             f"'hr_upscaler': unknown upscaler '{fields.hr_upscaler[:64]}'; there are "
-            f"{', '.join(_HIRES_UPSCALERS)}.",
+            f"{', '.join(HIRES_UPSCALERS)}.",
             param="hr_upscaler",
         )
     found: JsonObject = {"hires_scale": fields.hr_scale, "hires_upscaler": upscaler}

@@ -72,6 +72,8 @@ class ImageChunkStream:
         self._counted = counted_phase(job.request)
         self._preview: PreviewReady | None = None
         self._images_sent = 0
+        #: Tiles of an image that is only enlarged, which has no sampling steps.
+        self._enlarging_steps = 0
         self._last = b""
 
     def frames(self, entry: Entry) -> list[bytes]:
@@ -121,6 +123,8 @@ class ImageChunkStream:
         return [self._last]
 
     def _progress(self, created: int, progress: Progress) -> bytes:
+        if not self._job.request.draws:
+            self._enlarging_steps = progress.steps
         percent = round(100 * progress.share, 2)
         item = self._item(progress.index, percent, progress.step, progress.steps)
         item["status"] = JobStatus.RUNNING.value
@@ -134,8 +138,9 @@ class ImageChunkStream:
     def _image(self, created: int, image: ImageResult) -> list[bytes]:
         self._images_sent += 1
         self._standing(created, JobStatus.RUNNING, {})  # for keep-alive, until the next step
+        steps = image.steps or self._enlarging_steps
         final = {
-            **self._item(image.index, 100.0, image.steps + 1, image.steps),
+            **self._item(image.index, 100.0, steps + 1, steps),
             "finish_reason": "stop",
             "seed": image.seed,
         }

@@ -29,6 +29,7 @@ from sdstream.dialects.fields import (
     unknown_file,
 )
 from sdstream.dialects.pictures import file_of, text_of
+from sdstream.dialects.sdcpp.options import TAG, Flat, extra_args
 
 MAX_INPUT_IMAGES: Final = 16
 
@@ -163,7 +164,7 @@ def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
         return
     if len(value) > MAX_INPUT_IMAGES:
-        raise _too_many(name)
+        raise too_many(name)
     for number, item in enumerate(value):
         yield f"{name}[{number}]", item
 
@@ -211,12 +212,14 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
             )
     given = {"response_format": "url", "on_disconnect": "continue", "stream": "true"}
     ask = _parsed({**_unflattened(known), **given}, Hints(handling=Handling.LENIENT))
-    return replace(ask, warnings=(*ask.warnings, *warnings))
+    return ask.noting(warnings)
 
 
 def _parsed(
     body: Mapping[str, Any], hints: Hints, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> ParsedRequest:
+    body, extra = _without_extra_args(body, hints)
+    renamed = {**renamed, **extra.names}
     taken = take(
         {
             name: value
@@ -240,9 +243,27 @@ def _parsed(
         params,
         reply,
         client_names=client_names,
-        warnings=(*taken.warnings, *nested.warnings),
-        unknown=(*taken.unknown, *nested.unknown),
+        warnings=(*extra.warnings, *taken.warnings, *nested.warnings),
+        unknown=(*extra.unknown, *taken.unknown, *nested.unknown),
     )
+
+
+def _without_extra_args(body: Mapping[str, Any], hints: Hints) -> tuple[Mapping[str, Any], Flat]:
+    """The fields with the options that the prompt holds in ``<sd_cpp_extra_args>``."""
+    prompt = body.get("prompt")
+    if not isinstance(prompt, str) or TAG not in prompt:
+        return body, Flat()
+    if not hints.options_in_prompt:
+        raise InvalidRequest(
+            f"'prompt' contains {TAG}; send its options as fields, or start the server with "
+            "--options-in-prompt.",
+            reason=Reason.NOT_SUPPORTED,
+            param="prompt",
+        )
+    prompt, extra = extra_args(prompt, hints.handling)
+    ours = {ALIASES.get(name, name) for name in extra.fields}
+    rest = {k: v for k, v in body.items() if ALIASES.get(k, k) not in ours}
+    return {**rest, **extra.fields, "prompt": prompt}, extra
 
 
 def _says_nothing(name: str, value: Any) -> bool:
@@ -357,7 +378,7 @@ def _sources(files: Sequence[SourceFile], *, own_alpha: bool) -> SourceFiles:
     if not pictures:
         raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
     if len(pictures) > MAX_INPUT_IMAGES:
-        raise _too_many("image")
+        raise too_many("image")
     return SourceFiles(pictures, mask, own_alpha and mask is None, control=control)
 
 
@@ -373,5 +394,6 @@ def _field(file: SourceFile) -> str:
     return file.param if file.param in _PARTS else re.split(r"[.\[]", file.param, maxsplit=1)[0]
 
 
-def _too_many(param: str) -> InvalidRequest:
+def too_many(param: str) -> InvalidRequest:
+    """Return the error for more input images than any model reads."""
     return InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images.", param=param)

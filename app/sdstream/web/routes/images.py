@@ -372,11 +372,12 @@ def hints_of(request: Request) -> Hints:
     is_openais = "x-stainless-lang" in headers or _OPENAI_AGENT.match(headers.get("user-agent", ""))
     library: StreamDialect | None = "openai" if is_openais else None
     handling = negotiation.handling_of(request)
+    in_prompt: bool = request.app.state.options_in_prompt
     match request.query_params.get("dialect"):
         case None:
-            return Hints(None, library, handling)
+            return Hints(None, library, handling, in_prompt)
         case ("image.chunk" | "openai" | "both") as named:
-            return Hints(named, library, handling)
+            return Hints(named, library, handling, in_prompt)
         case _:
             raise InvalidRequest("'dialect' must be image.chunk, openai or both.", param="dialect")
 

@@ -1,0 +1,271 @@
+"""The option schema of stable-diffusion.cpp's server, and ``<sd_cpp_extra_args>`` in prompts.
+
+The schema is nested: sampler and schedule under ``sample_params``, guidance under that. Its clients
+send all of it, most at values that do nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sdstream.core.ask import Handling
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.dialects.fields import IGNORED, Foreign, is_nothing, only, take
+
+#: Options of the whole request: their name -> the canonical one.
+_TOP: Final[Mapping[str, str]] = {
+    "prompt": "prompt", "negative_prompt": "negative_prompt", "clip_skip": "clip_skip",
+    "width": "width", "height": "height", "strength": "strength", "seed": "seed",
+    "batch_count": "n", "control_strength": "control_strength", "output_format": "output_format",
+    "output_compression": "output_compression", "lora": "lora", "cache_mode": "cache_mode",
+    "cache_option": "cache_options",
+}  # fmt: skip
+_SAMPLE: Final[Mapping[str, str]] = {
+    "scheduler": "schedule", "sample_method": "sampler", "sample_steps": "sample_steps",
+    "eta": "eta", "custom_sigmas": "sigmas", "flow_shift": "flow_shift",
+}  # fmt: skip
+_GUIDANCE: Final[Mapping[str, str]] = {"txt_cfg": "cfg_scale", "distilled_guidance": "guidance"}
+_SLG: Final[Mapping[str, str]] = {
+    "scale": "slg_scale", "layers": "slg_layers", "layer_start": "slg_start",
+    "layer_end": "slg_end",
+}  # fmt: skip
+_HIRES: Final[Mapping[str, str]] = {
+    "upscaler": "hires_upscaler", "scale": "hires_scale", "steps": "hires_steps",
+    "denoising_strength": "hires_strength",
+}  # fmt: skip
+_TILING: Final[Mapping[str, str]] = {"enabled": "vae_tiling"}
+
+#: Fields that bring images.
+IMAGES: Final = ("init_image", "mask_image", "control_image", "ref_images")
+
+_NESTED: Final = ("sample_params", "hires", "vae_tiling_params")
+
+_TOP_FOREIGN: Final[Mapping[str, Foreign]] = {
+    "auto_resize_ref_image": only(True),
+    "increase_ref_index": only(False),
+    "embed_image_metadata": IGNORED,
+    "ip_adapter_image": Foreign(refusal=" is not supported; the runtime's models here have none."),
+    "ip_adapter_strength": IGNORED,
+    "scm_mask": Foreign(refusal=" has no effect in this release of the runtime; leave it empty."),
+    "scm_policy_dynamic": IGNORED,
+    "video_frames": only(1),
+    "fps": IGNORED,
+    "moe_boundary": IGNORED,
+    "vace_strength": IGNORED,
+    "upscale_repeats": only(1, 0),
+    "high_noise_sample_params": IGNORED,
+}
+_SAMPLE_FOREIGN: Final = {"shifted_timestep": only(0)}
+_GUIDANCE_FOREIGN: Final = {
+    "img_cfg": IGNORED,  # compared with txt_cfg
+    "slg": IGNORED,  # read by itself
+}
+_HIRES_FOREIGN: Final = {
+    "enabled": IGNORED,
+    "target_width": only(0),
+    "target_height": only(0),
+    "custom_sigmas": Foreign(refusal=" is not supported; the schedule of the first pass is used."),
+    "upscale_tile_size": IGNORED,
+}
+_TILING_FOREIGN: Final = {
+    "temporal_tiling": IGNORED,
+    "tile_size_x": only(0),
+    "tile_size_y": only(0),
+    "target_overlap": only(0.5),
+    "rel_size_x": only(0),
+    "rel_size_y": only(0),
+    "extra_tiling_args": Foreign(refusal=" is not supported; leave it empty."),
+}
+
+#: AUTOMATIC1111's names of what enlarges between two passes, which this API shares.
+HIRES_UPSCALERS: Final = {
+    "Latent": "latent",
+    "Latent (antialiased)": "latent-antialiased",
+    "Latent (bicubic)": "latent-bicubic",
+    "Latent (bicubic antialiased)": "latent-bicubic-antialiased",
+    "Latent (nearest)": "latent-nearest",
+    "Latent (nearest-exact)": "latent-nearest-exact",
+    "None": "lanczos",  # resized by Lanczos, without a model
+    "Lanczos": "lanczos",
+    "Nearest": "nearest",
+}
+
+_TAG: Final = re.compile(r"\s*<sd_cpp_extra_args>(.*?)</sd_cpp_extra_args>\s*", re.DOTALL)
+TAG: Final = "<sd_cpp_extra_args>"
+
+
+@dataclass
+class Flat:
+    """Options by their canonical names.
+
+    Attributes:
+        fields: Canonical name -> value.
+        names: Canonical name -> the client's, for errors.
+        warnings: A sentence for each field without effect.
+        unknown: Names of those that no table knows.
+    """
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def read(  # one level of the schema
+        self,
+        given: Any,
+        own: Mapping[str, str],
+        foreign: Mapping[str, Foreign],
+        handling: Handling,
+        where: str,
+    ) -> None:
+        """Take over the fields of one object.
+
+        Args:
+            given: As the client sent it; null is an empty one.
+            own: Names that have an effect -> their canonical names.
+            foreign: Names that are known and have none.
+            handling: What becomes of unknown ones.
+            where: What stands before their names.
+
+        Raises:
+            InvalidRequest: A field is rejected.
+        """
+        if given is None:
+            return
+        if not isinstance(given, Mapping):
+            name = where.rstrip(".")
+            raise InvalidRequest(f"'{name}' must be an object.", param=name)
+        taken = take(given, own, foreign=foreign, handling=handling, where=where)
+        for name, value in taken.fields.items():
+            self.fields[own[name]] = value
+            self.names[own[name]] = where + name
+        self.warnings += taken.warnings
+        self.unknown += taken.unknown
+
+
+def flatten(body: Mapping[str, Any], handling: Handling, where: str = "") -> Flat:
+    """Read the options of a request, without its images.
+
+    Args:
+        body: The client's object.
+        handling: What becomes of unknown fields.
+        where: What stands before their names in errors.
+
+    Raises:
+        InvalidRequest: A field is rejected; names it as the client spelled it.
+    """
+    flat = Flat()
+    top = {k: v for k, v in body.items() if k not in (*_NESTED, *IMAGES)}
+    flat.read(top, _TOP, _TOP_FOREIGN, handling, where)
+    sample = body.get("sample_params")
+    guidance = sample.get("guidance") if isinstance(sample, Mapping) else None
+    if isinstance(sample, Mapping):
+        sample = {name: value for name, value in sample.items() if name != "guidance"}
+    inside = f"{where}sample_params."
+    flat.read(sample, _SAMPLE, _SAMPLE_FOREIGN, handling, inside)
+    flat.read(guidance, _GUIDANCE, _GUIDANCE_FOREIGN, handling, f"{inside}guidance.")
+    if isinstance(guidance, Mapping):
+        _check_img_cfg(guidance, f"{inside}guidance.")
+        _read_slg(flat, guidance.get("slg"), handling, f"{inside}guidance.slg.")
+    _read_hires(flat, body.get("hires"), handling, f"{where}hires.")
+    tiling = body.get("vae_tiling_params")
+    flat.read(tiling, _TILING, _TILING_FOREIGN, handling, f"{where}vae_tiling_params.")
+    _leave_out_nothings(flat)
+    return flat
+
+
+def _check_img_cfg(guidance: Mapping[str, Any], where: str) -> None:
+    """A guidance of the image of its own is not in the runtime's binding."""
+    image, text = guidance.get("img_cfg"), guidance.get("txt_cfg")
+    if image not in (None, text, 1, 1.0):
+        raise InvalidRequest(
+            f"'{where}img_cfg' is not supported; leave it out, or send the value of txt_cfg.",
+            reason=Reason.NOT_SUPPORTED,
+            param=f"{where}img_cfg",
+        )
+
+
+def _read_slg(flat: Flat, slg: Any, handling: Handling, where: str) -> None:
+    if isinstance(slg, Mapping) and is_nothing(slg.get("scale", 0)):
+        return
+    flat.read(slg, _SLG, {}, handling, where)
+
+
+def _read_hires(flat: Flat, hires: Any, handling: Handling, where: str) -> None:
+    if not isinstance(hires, Mapping) or is_nothing(hires.get("enabled", False)):
+        return
+    flat.read(hires, _HIRES, _HIRES_FOREIGN, handling, where)
+    name = str(flat.fields.get("hires_upscaler") or "Latent").strip().lower()
+    known = {spelling.lower(): ours for spelling, ours in HIRES_UPSCALERS.items()}
+    if name not in known:
+        raise InvalidRequest(
+            f"'{where}upscaler': unknown upscaler '{name[:64]}'; there are "
+            f"{', '.join(HIRES_UPSCALERS)}.",
+            param=f"{where}upscaler",
+        )
+    flat.fields["hires_upscaler"] = known[name]
+    if is_nothing(flat.fields.get("hires_steps")):
+        flat.fields.pop("hires_steps", None)
+    flat.fields.setdefault("hires_scale", 2.0)
+
+
+def _leave_out_nothings(flat: Flat) -> None:
+    """Drop what this API's clients send for "nothing asked"."""
+    fields = flat.fields
+    for name in ("sigmas", "lora", "cache_options", "vae_tiling"):
+        if is_nothing(fields.get(name)):
+            fields.pop(name, None)
+    if is_nothing(fields.get("flow_shift")):
+        fields.pop("flow_shift", None)
+    if "sigmas" in fields:  # the page sends the steps and the schedule beside them
+        for name in ("sample_steps", "schedule"):
+            fields.pop(name, None)
+    if fields.get("output_format", "png") == "png":
+        fields.pop("output_compression", None)
+    if isinstance(fields.get("lora"), list):
+        where = flat.names["lora"]
+        fields["lora"] = [_lora(where, number, item) for number, item in enumerate(fields["lora"])]
+
+
+def _lora(where: str, number: int, item: Any) -> Any:
+    """An entry without ``is_high_noise``, which says something of video models only."""
+    if not isinstance(item, Mapping):
+        return item
+    if item.get("is_high_noise"):
+        name = f"{where}[{number}].is_high_noise"
+        raise InvalidRequest(
+            f"'{name}' must be false; it is for video models.",
+            reason=Reason.NOT_SUPPORTED,
+            param=name,
+        )
+    return {name: value for name, value in item.items() if name != "is_high_noise"}
+
+
+def extra_args(prompt: str, handling: Handling) -> tuple[str, Flat]:
+    """Return a prompt without ``<sd_cpp_extra_args>``, and the options in it.
+
+    Raises:
+        InvalidRequest: It holds no JSON object, an image, or an option that is rejected.
+    """
+    found = _TAG.search(prompt)
+    if found is None:
+        return prompt, Flat()
+    try:
+        body = json.loads(found[1])
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, Mapping):
+        raise _in_prompt(f"{TAG} must hold a JSON object")
+    for name in (*IMAGES, "prompt"):
+        if not is_nothing(body.get(name)):
+            raise _in_prompt(f"'{name}' is not supported inside {TAG}; send it as a field")
+    rest = _TAG.sub(" ", prompt).strip()
+    return rest, flatten(body, handling, "prompt.")
+
+
+def _in_prompt(why: str) -> InvalidRequest:
+    return InvalidRequest(f"'prompt': {why}.", reason=Reason.NOT_SUPPORTED, param="prompt")
