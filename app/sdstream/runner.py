@@ -176,12 +176,12 @@ class AsyncRunner:
     def cancel(self) -> None:
         """Stop all requests of this runner: waiting ones now, running ones within a step."""
         for live in self._live:
-            self._parts().service.cancel(live, "The request was cancelled.")
+            self.assembly.service.cancel(live, "The request was cancelled.")
 
     async def _run(
         self, ask: ParsedRequest, on_progress: ProgressCallback | None
     ) -> ImagesResponse:
-        service = self._parts().service
+        service = self.assembly.service
         terms = Terms(
             operation=ask.operation,
             priority=Priority(ask.reply.priority),
@@ -204,7 +204,9 @@ class AsyncRunner:
             raise error
         return self._response(live.job)
 
-    def _parts(self) -> Assembly:
+    @property
+    def assembly(self) -> Assembly:
+        """The service that runs the requests; raises RuntimeError if the runner is not open."""
         if self._assembly is None:
             raise RuntimeError("The runner is not open. Use 'async with AsyncRunner(...)'.")
         return self._assembly
@@ -220,7 +222,7 @@ class AsyncRunner:
 
     def _image(self, job: Job, image: ImageResult) -> Image:
         kind = job.request.output_format
-        path = self._parts().store.path(image, kind)
+        path = self.assembly.store.path(image, kind)
         return Image(image.index, image.seed, image.content, kind, str(path))
 
 

@@ -12,7 +12,7 @@ APP = Path(__file__).parents[2] / "app/sdstream"
 #: and rooms of one floor do not import from each other.
 FLOORS = {
     # The public names of the package, each imported on its first use.
-    "sdstream": 6,
+    "sdstream": 7,
     "sdstream.blocking": 0,
     "sdstream.core": 0,
     "sdstream.notifier": 0,
@@ -25,10 +25,11 @@ FLOORS = {
     "sdstream.weights": 1,
     "sdstream.engine": 2,
     "sdstream.service": 3,
-    "sdstream.runner": 4,
-    "sdstream.web": 4,
-    "sdstream.cli": 5,
-    "sdstream.__main__": 6,
+    "sdstream.tools": 4,
+    "sdstream.runner": 5,
+    "sdstream.web": 5,
+    "sdstream.cli": 6,
+    "sdstream.__main__": 7,
 }
 
 #: Parts of a room that a module above must not touch, and vice versa.

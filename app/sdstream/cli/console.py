@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sdstream.client.http import APIError, ConnectionFailed
 from sdstream.client.results import FORMATS
 from sdstream.core.catalog_yaml import CatalogError
+from sdstream.core.errors import NotInstalled
 from sdstream.core.options import MAX_IMAGES
 from sdstream.imaging.safety import SafetyCheckerError
 from sdstream.service.webhooks import WebhookSettingsError
@@ -251,7 +252,7 @@ def plain_errors() -> Iterator[None]:
         *(ServerError, StoreError, WebhookSettingsError),
     ) as error:
         _end(str(error), EXIT_CONFIG)
-    except (HubError, ConnectionFailed, APIError, OSError) as error:
+    except (HubError, ConnectionFailed, APIError, NotInstalled, OSError) as error:
         _end(str(error), EXIT_FAILED)
 
 

@@ -33,6 +33,7 @@ from sdstream.cli.console import (
 from sdstream.cli.files import convert_command, inspect_command
 from sdstream.cli.jobs import cancel, jobs, watch
 from sdstream.cli.like import options_inside
+from sdstream.cli.mcp import mcp_command
 from sdstream.cli.models import models, pull_command, pull_default, rm_command
 from sdstream.client.http import AsyncClient, understanding
 from sdstream.client.results import Progress
@@ -73,6 +74,7 @@ for _command in (
     *(jobs, watch, cancel),
     *(models, pull_command, rm_command),
     *(inspect_command, convert_command),
+    mcp_command,
 ):
     main.add_command(_command)
 

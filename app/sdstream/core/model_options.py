@@ -6,14 +6,14 @@ a request may contain.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import OPTIONS, ImageParams, Options
+from sdstream.core.options import OPTIONS, ImageParams, Options, params_schema
 from sdstream.core.request import Assets
 from sdstream.core.samplers import (
     CACHE_KNOBS,
@@ -71,7 +71,7 @@ def options_of(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
         spec: The model.
         assets: The operator's LoRAs and upscalers.
     """
-    schemas = ImageParams.model_json_schema()["properties"]
+    schemas = params_schema()["properties"]
     choices = _choices(spec, assets)
     defaults = _defaults(spec)
     return {
@@ -79,6 +79,26 @@ def options_of(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
         for name, option in OPTIONS.items()
         if option.listed and supports(spec, name) and not _lacks_files(option.needs or name, assets)
     }
+
+
+def shared_options(specs: Sequence[ModelSpec], assets: Assets) -> dict[str, dict[str, Any]]:
+    """Return the options that one of several models supports: name -> JSON Schema.
+
+    Bounds, choices and defaults that differ between the models are left out.
+
+    Args:
+        specs: The models.
+        assets: The operator's LoRAs and upscalers.
+    """
+    schemas = params_schema()["properties"]
+    every = [options_of(spec, assets) for spec in specs]
+    shared: dict[str, dict[str, Any]] = {}
+    for name in OPTIONS:
+        variants = [options[name] for options in every if name in options]
+        if variants:
+            same = all(variant == variants[0] for variant in variants)
+            shared[name] = variants[0] if same else _plain(schemas[name])
+    return shared
 
 
 def _lacks_files(option: str, assets: Assets) -> bool:

@@ -413,6 +413,12 @@ class ImageParams(Options):
 
 
 @cache
+def params_schema() -> Mapping[str, Any]:
+    """Return the JSON Schema of ``ImageParams``, which takes a while to make."""
+    return ImageParams.model_json_schema()
+
+
+@cache
 def _flags(cls: type[BaseModel]) -> frozenset[str]:
     """The fields of a model that are true or false."""
     return frozenset(

@@ -169,6 +169,10 @@ class ImageProcessor:
             self._upload_threads, self._enlarge, file, factor, max_pixels, nearest
         )
 
+    async def reduced(self, data: bytes, max_bytes: int) -> bytes:
+        """Return a finished image as WebP of at most so many bytes; see codecs.reduced."""
+        return await self._run(self._threads, codecs.reduced, data, max_bytes)
+
     async def texts(self, file: SourceFile) -> dict[str, str]:
         """What is written into an image file; raises InvalidRequest when it is none."""
         return await self._run(

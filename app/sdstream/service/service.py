@@ -102,6 +102,13 @@ _GUESSED_SECONDS: Final = 5.0
 _REMEMBERED: Final = 256
 #: Events that a restart must not take back; they are told when they are on the disk.
 _KEPT: Final = (ImageReady, Completed, JobFailed, JobCancelled)
+#: States of workers, the most useful first.
+_BEST_FIRST: Final = (
+    WorkerState.READY,
+    WorkerState.BUSY,
+    WorkerState.STARTING,
+    WorkerState.FAILED,
+)
 #: A background job gets another try after these.
 _SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WORKER_HUNG)
 #: What passes: a request that came to this is made anew when it comes again under its name.
@@ -190,7 +197,7 @@ class ImageService:
         self.catalog = catalog
         self._refresh_catalog = refresh_catalog
         self.processor = processor
-        self.draining = False
+        self.drain_began = asyncio.Event()
         self._store = store
         self._metrics = metrics
         self._policy = policy
@@ -214,6 +221,11 @@ class ImageService:
     # --- for the doors --------------------------------------------------------------------------
 
     @property
+    def draining(self) -> bool:
+        """True when the service takes no more work, since ``drain_began`` was set."""
+        return self.drain_began.is_set()
+
+    @property
     def ready(self) -> bool:
         """True when jobs are taken and those of the default model are drawn."""
         default = self.catalog.models[self.catalog.default]
@@ -233,6 +245,12 @@ class ImageService:
         """Why the model cannot be loaded, None when nothing is known against it."""
         worker = self.pool.failed(model)
         return worker.unavailable().message if worker is not None else None
+
+    def model_state(self, model: str) -> str:
+        """Return the state of the model's best worker, "unloaded" if it has none."""
+        states = [worker.state for worker in self.pool.workers(model)]
+        best = next((state for state in _BEST_FIRST if state in states), None)
+        return best.value if best else "unloaded"
 
     async def refresh_catalog(self) -> Catalog:
         """The catalogue with what was pulled or removed since the start."""
@@ -450,7 +468,7 @@ class ImageService:
         """Take no more work, and give running jobs the grace time; callable repeatedly."""
         if self.draining:
             return
-        self.draining = True
+        self.drain_began.set()
         while self._queue:
             self._stop(self._queue.pop())
         self._drain_task = asyncio.create_task(self._end_running())

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +23,7 @@ from sdstream.service.assembly import Assembly, assemble
 from sdstream.service.metrics import Metrics
 from sdstream.settings import Settings
 from sdstream.storage.job_store import JobStore
+from sdstream.tools.toolbox import Toolbox
 from sdstream.web import respond
 from sdstream.web.credentials import digest_of
 from sdstream.web.middleware import (
@@ -38,6 +40,7 @@ from sdstream.web.routes.fireworks import FireworksRoutes
 from sdstream.web.routes.huggingface import HuggingFaceRoutes
 from sdstream.web.routes.images import ImageRoutes
 from sdstream.web.routes.jobs import JobRoutes
+from sdstream.web.routes.mcp import McpRoute
 from sdstream.web.routes.models import ModelRoutes
 from sdstream.web.routes.ocr import OcrRoute
 from sdstream.web.routes.parameters import ParametersRoute
@@ -46,6 +49,12 @@ from sdstream.web.routes.xinference import XinferenceRoutes
 from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger(__name__)
+
+#: Headers of answers that pages of --cors-origin may read.
+_EXPOSED: Final = (
+    *("X-Request-Id", "X-Job-Id", "Location", "Seed", "Finish-Reason"),
+    *("X-Ignored-Fields", "Preference-Applied", "Mcp-Session-Id"),
+)
 
 
 def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None) -> Starlette:
@@ -78,6 +87,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         settings.default_response_format,
         tokens if settings.api_keys else None,
     )
+    mcp = McpRoute(draw, Toolbox(service, store, settings.keepalive_seconds))
     app = Starlette(
         routes=[
             *draw.routes(),
@@ -90,6 +100,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             *ParametersRoute(service.processor, max_form_bytes).routes(),
             *XinferenceRoutes(draw).routes(),
             *ModelRoutes(service, store, metrics, has_keys=bool(settings.api_keys)).routes(),
+            *mcp.routes(),
             # Their paths end in any model: after those that say more.
             *HuggingFaceRoutes(draw).routes(),
             *page.routes(),
@@ -101,7 +112,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
             ClientDisconnect: respond.on_disconnect,
             Exception: respond.on_fault,
         },
-        lifespan=_lifespan(parts, on_death),
+        lifespan=_lifespan(parts, mcp, on_death),
     )
     app.state.service = service
     app.state.store = store
@@ -121,15 +132,7 @@ def _middleware(
                 allow_origins=settings.cors_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
-                expose_headers=[
-                    "X-Request-Id",
-                    "X-Job-Id",
-                    "Location",
-                    "Seed",
-                    "Finish-Reason",
-                    "X-Ignored-Fields",
-                    "Preference-Applied",
-                ],
+                expose_headers=[*_EXPOSED],
             )
         )
     keys = [key.get_secret_value() for key in settings.api_keys]
@@ -156,11 +159,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _lifespan(
-    parts: Assembly, on_death: Callable[[], None]
+    parts: Assembly, mcp: McpRoute, on_death: Callable[[], None]
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with parts.running(on_death):
+        async with parts.running(on_death), mcp.running():
             yield
 
     return lifespan
@@ -176,6 +179,8 @@ def configure_logging(level: str) -> None:
     )
     # It logs whole addresses, and those of the hub's contents are signed.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
+    # It logs the ids of sessions, which are as good as a key where no key is asked for.
+    logging.getLogger("mcp").setLevel(logging.WARNING)
     if level == "debug":
         # This one would log every frame, base64 and all.
         logging.getLogger("sse_starlette").setLevel(logging.INFO)

@@ -49,6 +49,11 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
         InvalidRequest: It is no JSON object, holds what JSON has no place for (NaN), or more
             values than any request has.
     """
+    return (await read_raw_json(request, max_bytes))[1]
+
+
+async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
+    """Return the body and its JSON object; errors are those of ``read_json``."""
     declared = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     # curl -d says x-www-form-urlencoded unless told otherwise, and its body is JSON all the same.
     if declared.lower() not in ("application/json", "application/x-www-form-urlencoded", ""):
@@ -59,8 +64,8 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     async with aclosing(_bounded_stream(request, max_bytes)) as stream:
         body = b"".join([part async for part in stream])
     if len(body) <= _MAX_BYTES_AT_ONCE:
-        return parse_json(body)
-    return await asyncio.to_thread(parse_json, body)
+        return body, parse_json(body)
+    return body, await asyncio.to_thread(parse_json, body)
 
 
 async def _bounded_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:

@@ -22,7 +22,7 @@ from sdstream.core.errors import Forbidden, ImageServiceError, Reason, Unauthori
 from sdstream.core.job import Job, JobStatus
 from sdstream.service.metrics import Metrics
 from sdstream.web import credentials, respond
-from sdstream.web.route import dialect_of, is_probe, makes_job, needs_key
+from sdstream.web.route import dialect_of, is_probe, is_same_origin, needs_key
 from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger("sdstream.requests")
@@ -163,7 +163,7 @@ class SameOrigin:
 
     def _refuses(self, request: Request) -> bool:
         harmless = request.method in ("GET", "HEAD", "OPTIONS")
-        if harmless and not makes_job(request.scope):
+        if harmless and not is_same_origin(request.scope):
             return False
         headers = request.headers
         origin = headers.get("origin")

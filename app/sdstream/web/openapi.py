@@ -19,7 +19,7 @@ _CONVERTOR: Final = re.compile(r":\w+}")
 
 _DESCRIPTIONS: Final = {
     200: "Done",
-    202: "The job, which has not ended yet",
+    202: "Accepted; the job, if there is one, has not ended yet",
     204: "The job's end was sent before: do not reconnect",
     503: "Not ready",
 }

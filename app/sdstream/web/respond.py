@@ -6,20 +6,20 @@ Deliberate oddities:
    which the library passes through as they are.
 2. Its pings are off: they are comment lines, which break clients of POST streams. Keep-alive is a
    frame of the dialect.
-3. At shutdown the library would cut every stream at once. The service ends every job by itself
-   within the grace time, and with the job its stream, so the library is told to wait longer.
+3. At shutdown the library would cut every stream at once, also those of the package ``mcp``, which
+   uses it too. The service ends every job by itself within the grace time, and with the job its
+   stream, so the library is told to leave them alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import suppress
 from typing import Final, TypeVar
 
-import anyio
 from sse_starlette import EventSourceResponse  # noqa: TID251
+from sse_starlette.sse import AppStatus  # noqa: TID251
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,6 +37,8 @@ from sdstream.dialects.rendering import compact, error_headers
 from sdstream.web.route import DEFAULT, Dialect, dialect_of, route_of
 
 T = TypeVar("T")
+
+AppStatus.enable_automatic_graceful_drain = False
 
 _STREAM_HEADERS: Final = {
     "Cache-Control": "no-cache, no-transform",
@@ -60,8 +62,6 @@ def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response
         headers={**_STREAM_HEADERS, **headers},
         sep="\n",
         ping=0,
-        shutdown_event=anyio.Event(),
-        shutdown_grace_period=math.inf,
     )
     # The library promises keep-alive also to a client that asked for the connection's end.
     del response.headers["Connection"]

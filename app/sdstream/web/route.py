@@ -78,7 +78,8 @@ class ApiRoute(Route):
         dialect: Its API.
         is_open: It needs no key.
         is_probe: It is for orchestrators: any host name is served, and it is logged at debug.
-        makes_job: It is a GET that makes a job, so that pages of other origins may not send it.
+        same_origin: It is a GET that pages of other origins may not send: it makes a job, or
+            opens a session.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class ApiRoute(Route):
         dialect: Dialect = DEFAULT,
         is_open: bool = False,
         is_probe: bool = False,
-        makes_job: bool = False,
+        same_origin: bool = False,
     ) -> None:
         super().__init__(path, endpoint, methods=[method])
         self.method = method
@@ -99,7 +100,7 @@ class ApiRoute(Route):
         self.dialect = dialect
         self.is_open = is_open or is_probe
         self.is_probe = is_probe
-        self.makes_job = makes_job
+        self.same_origin = same_origin
 
 
 def route_of(scope: Scope) -> BaseRoute | None:
@@ -148,7 +149,7 @@ def is_probe(scope: Scope) -> bool:
     return isinstance(route, ApiRoute) and route.is_probe
 
 
-def makes_job(scope: Scope) -> bool:
-    """Return whether a GET makes a job."""
+def is_same_origin(scope: Scope) -> bool:
+    """Return whether a GET may not be sent by pages of other origins."""
     route = route_of(scope)
-    return isinstance(route, ApiRoute) and route.makes_job
+    return isinstance(route, ApiRoute) and route.same_origin

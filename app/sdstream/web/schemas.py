@@ -230,6 +230,25 @@ _MODEL: Final = record(
     ("id", "object", "created", "owned_by", "state"),
 )
 
+_MCP_MESSAGE: Final = record(
+    {
+        "jsonrpc": {"const": "2.0"},
+        "id": {"type": ["string", "integer"]},
+        "method": STRING,
+        "params": OBJECT,
+        "result": OBJECT,
+        "error": OBJECT,
+    },
+    ("jsonrpc",),
+)
+_MCP_ERROR: Final = record(
+    {
+        "jsonrpc": {"const": "2.0"},
+        "id": {"type": ["string", "integer", "null"]},
+        "error": record({"code": INTEGER, "message": STRING}),
+    }
+)
+
 
 def page_of(item: Schema) -> Schema:
     """Return the schema of OpenAI's lists."""
@@ -268,4 +287,6 @@ def components() -> dict[str, Any]:
         "A1111Error": {
             "allOf": [ref("Error"), record({"body": STRING, "errors": STRING})],
         },
+        "McpMessage": _MCP_MESSAGE,
+        "McpError": _MCP_ERROR,
     }

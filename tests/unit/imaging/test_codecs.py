@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
 import zlib
 from contextlib import suppress
@@ -25,6 +26,7 @@ from sdstream.imaging.codecs import (
     fit,
     mask_of,
     pixels_of,
+    reduced,
     texts,
 )
 from sdstream.imaging.headers import size_of
@@ -423,3 +425,15 @@ def test_texts_of_large_files_are_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         texts(file_of(Image.new("L", (100, 100))), "image", 9_999)
     assert caught.value.reason is Reason.INVALID_IMAGE
+
+
+# --- reduced images
+
+
+@pytest.mark.parametrize(("max_bytes", "size"), [(1_000_000, (256, 128)), (2_000, (64, 32))])
+def test_reduced_images(max_bytes: int, size: tuple[int, int]) -> None:
+    """Coarser first, and smaller where that is not enough."""
+    noise = Image.frombytes("RGB", (256, 128), random.Random(7).randbytes(3 * 256 * 128))
+    view = reduced(file_of(noise), max_bytes)
+    assert len(view) <= max_bytes
+    assert (opened(view).format, opened(view).size) == ("WEBP", size)

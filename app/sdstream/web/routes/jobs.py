@@ -134,7 +134,7 @@ class JobRoutes:
     def routes(self) -> list[ApiRoute]:
         """Return the routes of this class."""
         return [
-            ApiRoute(GENERATION_PATHS[0], self.generate, _GENERATE, makes_job=True),
+            ApiRoute(GENERATION_PATHS[0], self.generate, _GENERATE, same_origin=True),
             ApiRoute("/v1/jobs", self.page, _PAGE),
             ApiRoute("/v1/jobs/{job}", self.one, _ONE),
             ApiRoute("/v1/jobs/{job}", self.delete, _DELETE, method="DELETE"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from sdstream.core.model_options import defaults_of, options_of, schedules_of
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
-from sdstream.engine.worker import Worker, WorkerState
+from sdstream.engine.worker import WorkerState
 from sdstream.imaging import ocr
 from sdstream.imaging.codecs import MEDIA_TYPES
 from sdstream.service.metrics import Metrics
@@ -40,7 +39,6 @@ from sdstream.web.schemas import (
 _CREATED = 0
 
 _LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
-_BEST_FIRST: Final = (*_LOADED, WorkerState.STARTING, WorkerState.FAILED)
 
 
 MODELS_PATHS: Final = ("/v1/models", "/v1-openai/models", "/v3/models")
@@ -217,7 +215,7 @@ class ModelRoutes:
             "model_ability": ["text2image", "image2image", "inpainting"],
             "family": spec.family,
             "default": spec.id == self.service.catalog.default,
-            "state": _state(workers),
+            "state": self.service.model_state(spec.id),
             "workers": len(workers),
             "replicas": spec.replicas,
             "keep_alive": spec.keep_alive,
@@ -244,13 +242,6 @@ _TEXT_READER: Final = {
     "model_ability": ["ocr"],
     "state": "ready",
 }
-
-
-def _state(workers: Sequence[Worker]) -> str:
-    """What the best of a model's workers does."""
-    states = [worker.state for worker in workers]
-    best = next((state for state in _BEST_FIRST if state in states), None)
-    return best.value if best else "unloaded"
 
 
 def _capabilities(spec: ModelSpec) -> dict[str, Any]:

@@ -1,0 +1,220 @@
+"""Jobs and models to results of MCP tools, and entries of a job to progress notifications."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from sdstream.core.errors import ImageServiceError
+from sdstream.core.job import Entry, ImageResult, Job, JobStatus, Loading, Queued, Requeued, Running
+from sdstream.core.messages import Progress
+from sdstream.core.model_options import defaults_of
+from sdstream.core.model_spec import ModelSpec
+from sdstream.dialects.jobs import job_fields
+from sdstream.dialects.mcp.arguments import Content
+from sdstream.dialects.rendering import JsonObject, compact, error_fields
+
+#: What a result says of a job, beside its images.
+_JOB_KEYS: Final = (
+    *("status", "model", "queue_position", "progress", "step", "steps", "eta_seconds"),
+    *("parameters", "warnings", "error"),
+)
+#: Bytes of the images of one result. As base64 with the rest of the result, that is a little less
+#: than a mebibyte, which is the most that common clients read.
+_MAX_CONTENT: Final = 700_000
+#: A job that waits for long says something before its first step.
+_NUDGE: Final = 0.01
+
+#: Returns the address of an image, None when it was not stored.
+Link = Callable[[Job, ImageResult], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The result of a tool.
+
+    Attributes:
+        content: Content blocks, in MCP's JSON.
+        structured: The same as an object; None for results with images, of which some clients
+            would then show the object alone.
+        is_error: The tool failed.
+    """
+
+    content: list[JsonObject]
+    structured: JsonObject | None = None
+    is_error: bool = False
+
+
+def view_bytes(job: Job, content: Content) -> int | None:
+    """Return the size to which each image is reduced in a result, None for the images themselves.
+
+    Args:
+        job: A completed job.
+        content: How the images are returned.
+    """
+    total = sum(image.size for image in job.images.values())
+    reduces = content == "auto" and total > _MAX_CONTENT
+    return _MAX_CONTENT // len(job.images) if reduces else None
+
+
+def job_answer(
+    job: Job,
+    seconds_left: float | None,
+    link: Link,
+    content: Content = "auto",
+    views: Mapping[int, bytes] = MappingProxyType({}),
+) -> Answer:
+    """Return a job with its images if it is complete.
+
+    Args:
+        job: The job; a completed one has the files of its images unless only links are wanted.
+        seconds_left: Seconds until its end, None when unknown.
+        link: Returns the address of an image.
+        content: How the images are returned.
+        views: Index -> a reduced image, as WebP, in place of the image.
+    """
+    fields = job_fields(job, "", seconds_left)
+    known = {name: fields[name] for name in _JOB_KEYS if fields[name] not in (None, [])}
+    images = [image for _, image in sorted(job.images.items())]
+    complete = job.status is JobStatus.COMPLETED
+    if not complete:
+        return Answer([_text({"job": job.id, **known})])
+    described = [_described(job, image, link) for image in images]
+    blocks = [_text({"job": job.id, **known, "images": described, **_note(views)})]
+    for image in images:
+        address = link(job, image)
+        if content != "url":
+            blocks.append(_image(job, image, views.get(image.index)))
+        if content != "b64_json" and address is not None:
+            blocks.append(_link(job, image, address))
+    return Answer(blocks)
+
+
+def cancel_answer(job: Job, outcome: str) -> Answer:
+    """Return what became of a cancel: "done", "stopping" or "already_ended"."""
+    return _object({"job": job.id, "status": job.status.value, "cancel": outcome})
+
+
+def models_answer(models: list[tuple[ModelSpec, str]], default: str) -> Answer:
+    """Return the models.
+
+    Args:
+        models: Each with its state.
+        default: Id of the default model.
+    """
+    return _object({"models": [_model(spec, state, default) for spec, state in models]})
+
+
+def error_answer(error: ImageServiceError) -> Answer:
+    """Return an error of the service as the failure of a tool."""
+    block = {"type": "text", "text": error.message}
+    return Answer([block], {"error": error_fields(error)}, is_error=True)
+
+
+@dataclass(slots=True)
+class ProgressReports:
+    """Turns the entries of a job into progress notifications, whose numbers only grow.
+
+    Attributes:
+        job: The job.
+    """
+
+    job: Job
+    _percent: float = field(default=-_NUDGE, init=False)
+    _message: str = field(default="", init=False)
+
+    def report(self, entry: Entry | None) -> tuple[float, str] | None:
+        """Return percent and message for an entry; None when there is nothing to report.
+
+        Args:
+            entry: What happened; None repeats the last message after a silence.
+        """
+        message, percent = self._message, 0.0
+        match entry.event if entry else None:
+            case None:
+                pass
+            case Queued(position):
+                message = f"Queued, {position} before it"
+            case Requeued():
+                message = "Queued again"
+            case Loading():
+                message = "Loading the model"
+            case Running():
+                message = "Running"
+            case Progress(index=index, step=step, steps=steps) as at if step:
+                percent = 100 * (index + at.share) / self.job.request.n
+                which = f"Image {index + 1} of {self.job.request.n}, s" if self._several else "S"
+                message = f"{which}tep {step} of {steps}"
+            case _:
+                return None
+        if entry is not None and message == self._message:
+            return None
+        self._message = message
+        self._percent = min(99.99, max(round(percent, 2), round(self._percent + _NUDGE, 2)))
+        return self._percent, message
+
+    @property
+    def _several(self) -> bool:
+        return self.job.request.n > 1
+
+
+def _described(job: Job, image: ImageResult, link: Link) -> JsonObject:
+    size = job.request.output_size
+    fields: JsonObject = {
+        "id": f"{job.id}/{image.index}",
+        "seed": image.seed,
+        "width": size.width,
+        "height": size.height,
+        "format": job.request.output_format,
+        "bytes": image.size,
+        "url": link(job, image),
+    }
+    return {**fields, "flagged": True} if image.flagged else fields
+
+
+def _model(spec: ModelSpec, state: str, default: str) -> JsonObject:
+    return {
+        "id": spec.id,
+        "description": spec.description,
+        "family": spec.family,
+        "default": spec.id == default,
+        "state": state,
+        "defaults": defaults_of(spec),
+        "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
+        "reference_images": spec.traits.references,
+        "control": spec.files.control_net is not None,
+    }
+
+
+def _object(fields: JsonObject) -> Answer:
+    return Answer([_text(fields)], fields)
+
+
+def _text(fields: JsonObject) -> JsonObject:
+    return {"type": "text", "text": compact(fields).decode()}
+
+
+def _note(views: Mapping[int, bytes]) -> JsonObject:
+    """What a result says of reduced images."""
+    if not views:
+        return {}
+    return {"note": "The image content is reduced to fit; ids and links name the originals."}
+
+
+def _image(job: Job, image: ImageResult, view: bytes | None) -> JsonObject:
+    kind = job.request.output_format if view is None else "webp"
+    data = base64.b64encode(view or image.content).decode()
+    return {"type": "image", "data": data, "mimeType": f"image/{kind}"}
+
+
+def _link(job: Job, image: ImageResult, address: str) -> JsonObject:
+    return {
+        "type": "resource_link",
+        "uri": address,
+        "name": f"{job.id}/{image.index}",
+        "mimeType": f"image/{job.request.output_format}",
+        "size": image.size,
+    }

@@ -1,0 +1,84 @@
+"""MCP calls that a running server answers, by the client of the official package ``mcp``.
+
+Needs the extra ``mcp``; import it by ``tools/extra.load``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import httpx2
+from mcp import Client, MCPError
+from mcp import types as mcp
+from mcp.client.streamable_http import streamable_http_client
+
+from sdstream.dialects.rendering import JsonObject
+from sdstream.tools.server import Context
+
+#: The server says something at least every 15 seconds.
+_TIMEOUT: Final = httpx2.Timeout(10.0, read=120.0, write=60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteBackend:
+    """A running server.
+
+    Each call has a connection of its own, so that the server may be restarted between two calls.
+    Cancelling a call closes its connection, which cancels its job.
+
+    Attributes:
+        address: Of the server, without /mcp.
+        api_key: Sent as a bearer token if given.
+    """
+
+    address: str
+    api_key: str | None = field(repr=False)
+
+    async def tools(self) -> list[mcp.Tool]:
+        """Return the tools."""
+        async with self._connected() as client:
+            return (await client.list_tools()).tools
+
+    async def call(self, name: str, arguments: JsonObject, context: Context) -> mcp.CallToolResult:
+        """Call a tool."""
+        try:
+            async with self._connected() as client:
+                return await client.call_tool(
+                    name, arguments, progress_callback=context.session.report_progress
+                )
+        except MCPError as error:
+            if error.code == mcp.INVALID_PARAMS:
+                raise
+            # A person or a model can act on the sentence; clients hide errors of the protocol.
+            text = mcp.TextContent(text=error.message)
+            return mcp.CallToolResult(content=[text], is_error=True)
+
+    async def read(self, uri: str) -> mcp.ReadResourceResult:
+        """Return the image of a link."""
+        async with self._connected() as client:
+            return await client.read_resource(uri)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Client]:
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        try:
+            async with httpx2.AsyncClient(headers=headers, timeout=_TIMEOUT) as http:
+                transport = streamable_http_client(
+                    f"{self.address.rstrip('/')}/mcp", http_client=http, max_sse_event_size=None
+                )
+                async with Client(transport, cache=None) as client:
+                    yield client
+        except (MCPError, httpx2.HTTPError, ExceptionGroup) as error:
+            raise _plain(error) from error
+
+
+def _plain(error: Exception) -> Exception:
+    """Return the cause of a group of errors, as an error of the protocol with a sentence."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, httpx2.HTTPError):
+        return MCPError(mcp.INTERNAL_ERROR, f"The server cannot be reached: {error}")
+    return error
