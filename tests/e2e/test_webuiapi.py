@@ -145,7 +145,7 @@ def test_a_mask_keeps_what_it_hides(api: webuiapi.WebUIApi) -> None:
     drawn = api.img2img([picture], mask_image=mask, prompt="a cat", seed=1, **size)
     assert changed(picture, drawn.image, "right")
     assert not changed(picture, drawn.image, "left")
-    assert len(drawn.json["warnings"]) == 2
+    assert len(drawn.json["warnings"]) == 1
     other = api.img2img(
         [picture], mask_image=mask, inpainting_mask_invert=1, prompt="a cat", seed=1, **size
     )
@@ -259,7 +259,8 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
     assert len(api.get_samplers()) == len(SAMPLERS)
     assert {"automatic", "karras", "sgm_uniform"} <= set(api.util_get_scheduler_names())
     assert api.util_get_model_names() == ["embedded"]
-    assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["None"]
+    names = [upscaler["name"] for upscaler in api.get_upscalers()]
+    assert names == ["None", "Lanczos", "Nearest"]
     for empty in (
         api.get_loras, api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers,
         api.get_realesrgan_models, api.get_prompt_styles,
@@ -342,8 +343,11 @@ def test_refusals(api: webuiapi.WebUIApi) -> None:
         status, body = refusal(api.txt2img, prompt="a cat", **{**SMALL, **option})
         assert status == 400
         assert next(iter(option)) in body
-    status, body = refusal(api.extra_single_image, image=Image.new("RGB", (8, 8)))
+    picture = Image.new("RGB", (8, 8))
+    status, body = refusal(api.extra_single_image, image=picture, upscaler_1="ESRGAN_4x")
     assert (status, "upscaler_1" in body) == (400, True)
+    # Without an upscaler the original gives the picture back.
+    assert api.extra_single_image(image=picture).image.size == (8, 8)
 
 
 def test_bad_pictures(api: webuiapi.WebUIApi) -> None:
@@ -365,7 +369,8 @@ def test_bad_pictures(api: webuiapi.WebUIApi) -> None:
         ("POST", "options", 400),
         ("POST", "png-info", 400),
         ("GET", "txt2img", 405),
-        ("GET", "interrogate", 404),
+        ("GET", "interrogate", 405),
+        ("GET", "nothing", 404),
     ],
 )
 def test_every_error_has_one_shape(
@@ -386,7 +391,7 @@ def test_every_error_has_one_shape(
 
 def test_half_a_character_in_a_name(native_server: ServerProcess) -> None:
     """JSON can hold what UTF-8 cannot: the refusal is told all the same."""
-    answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", content=b'{"\\ud800": 1}')
+    answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", content=b'{"image\\ud800": 1}')
     assert answer.status_code == 400
     assert answer.json()["error"]["reason"] == "unknown_field"
 

@@ -13,15 +13,16 @@ request (core/request) holds them as one value.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sdstream.core.lora import LoraChoice
 from sdstream.core.model_spec import ModelSpec
+from sdstream.core.pixels import Border
 from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
 
 MAX_IMAGES: Final = 10
@@ -29,21 +30,17 @@ MAX_STEPS: Final = 150
 MAX_PROMPT_CHARACTERS: Final = 32_000
 #: Seeds are the runtime's int64; image i of n takes seed + i, which must fit too.
 MAX_SEED: Final = 2**63 - 1 - MAX_IMAGES
-MAX_LORA_SCALE: Final = 10.0
+#: Pixels that outpainting adds to a side.
+MAX_BORDER: Final = 2048
 
 Quality = Literal["low", "medium", "high", "xhigh", "max", "standard", "hd", "auto"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 MaskMode = Literal["auto", "alpha", "luminance", "opacity"]
-Fit = Literal["crop", "stretch", "pad"]
+Fit = Literal["crop", "stretch", "pad", "fill"]
+ReferenceSize = Literal["auto", "original"]
 
 #: What an option acts on beside the prompt; without it the option has no effect.
-Input = Literal["image", "image or control", "mask", "control"]
-
-#: A LoRA in the prompt, as AUTOMATIC1111 has it; ``lyco`` is its older name for LyCORIS files.
-LORA_TAG: Final = re.compile(r"<(?:lora|lyco):([^:<>]{1,128})(?::([^:<>]*))?>")
-HYPERNETWORK_TAG: Final = re.compile(r"<hypernet:")
-#: Endings of weight files, which names in requests may have or leave out.
-_FILE_ENDING: Final = re.compile(r"\.(?:safetensors|gguf|ckpt|pth|pt|bin)$")
+Input = Literal["image", "image or control", "mask", "control", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +112,6 @@ def no_boolean(value: Any) -> Any:
     return value
 
 
-class LoraChoice(BaseModel):
-    """One LoRA of the operator's folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    id: str = Field(
-        max_length=128,
-        validation_alias=AliasChoices("id", "name", "path"),
-        description="Name of the file; its ending may be left out.",
-    )
-    scale: float = Field(
-        1.0,
-        ge=-MAX_LORA_SCALE,
-        le=MAX_LORA_SCALE,
-        validation_alias=AliasChoices("scale", "multiplier", "strength", "weight"),
-        description="Strength; a negative one has the opposite effect.",
-    )
-
-    @field_validator("id")
-    @classmethod
-    def _without_ending(cls, value: str) -> str:
-        return _FILE_ENDING.sub("", value)
-
-
 class Options(BaseModel):
     """The options that a request carries to the runtime; None means "not given".
 
@@ -164,7 +137,9 @@ class Options(BaseModel):
         None, ge=0, le=1, description="How far from the input image: 0 keeps it, 1 ignores it."
     )
     fit: Annotated[Fit | None, Option(acts_on="image or control")] = Field(
-        None, description="How an input image of another shape becomes size: crop, stretch or pad."
+        None,
+        description="How an input image of another shape becomes size: crop it, stretch it, pad it "
+        "and paint only the border (without a mask), or fill the border and draw over everything.",
     )
     mask_mode: Annotated[MaskMode | None, Option(acts_on="mask")] = Field(
         None,
@@ -173,6 +148,40 @@ class Options(BaseModel):
     )
     mask_blur: Annotated[float | None, Option(infotext="Mask blur", acts_on="mask")] = Field(
         None, ge=0, le=64, description="Pixels over which the mask's edge fades."
+    )
+    only_masked: Annotated[
+        bool | None,
+        Option(
+            infotext="Inpaint area",
+            flag_text="Only masked",
+            neutral=("false", "0", "off", "no"),
+            acts_on="mask",
+        ),
+    ] = Field(
+        None,
+        description="Draw the part around the mask at the full size of the request, then put it "
+        "back: the image keeps the input's size and every pixel outside the mask.",
+    )
+    only_masked_padding: Annotated[
+        int | None,
+        Option(infotext="Masked area padding", needs="only_masked", acts_on="mask"),
+    ] = Field(
+        None, ge=0, le=512, description="Pixels around the mask that only_masked draws too: 32."
+    )
+    expand: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=MAX_BORDER)], ...] | None,
+        Option(infotext="Outpainting", acts_on="image"),
+    ] = Field(
+        None,
+        min_length=1,
+        max_length=4,
+        description="Pixels to add to the input image and to paint (outpainting): one number for "
+        "every side, or left, top, right and bottom.",
+    )
+    reference_size: Annotated[ReferenceSize | None, Option(acts_on="reference")] = Field(
+        None,
+        description="auto (the default) makes reference images as large as the model's own size; "
+        "original keeps their size, which costs time and memory.",
     )
     eta: Annotated[float | None, Option(infotext="Eta", usual=(0.0, 1.0))] = Field(
         None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
@@ -299,10 +308,26 @@ class Options(BaseModel):
         except (ValueError, RecursionError):
             raise ValueError("must be an object of numbers, or name=number,…") from None
 
-    @field_validator("sigmas", "slg_layers", mode="before")
+    @field_validator("sigmas", "slg_layers", "expand", mode="before")
     @classmethod
     def _list_in_a_form(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            return [value]
         return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("expand")
+    @classmethod
+    def _one_or_four(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is None or not any(value):
+            return None
+        if len(value) not in (1, 4):
+            raise ValueError("must be one number, or four: left, top, right and bottom")
+        return value * 4 if len(value) == 1 else value
+
+    @property
+    def border(self) -> Border | None:
+        """The border that is added to the input image; None for no border."""
+        return None if self.expand is None else Border(*self.expand)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -47,6 +47,8 @@ class GenerationRequest:
         input_images: Images that came with the request, for the count of tokens.
         second_pass: Pixels of the second pass (``hires_*``), None without one.
         upscaled: Pixels after the upscaler (``upscaler``), None without one.
+        canvas: Pixels of the finished image, when what is generated is a part of it.
+        reference_pixels: Largest width x height of reference images; 0 keeps their size.
         cut: Pixels of the finished image, when it is the middle of what the runtime makes.
     """
 
@@ -72,6 +74,8 @@ class GenerationRequest:
     second_pass: Size | None = None
     upscaled: Size | None = None
     cut: Size | None = None
+    canvas: Size | None = None
+    reference_pixels: int = 0
 
     @property
     def size(self) -> Size:
@@ -96,7 +100,7 @@ class GenerationRequest:
     @property
     def output_size(self) -> Size:
         """Width and height of the finished images."""
-        return self.cut or self.runtime_size
+        return self.canvas or self.cut or self.runtime_size
 
 
 _ADAPTER: Final = TypeAdapter(GenerationRequest)
@@ -153,7 +157,7 @@ class Sources:
     Attributes:
         size: Of the first one, None without any.
         drawn_over: The first one is the starting point, not only a reference.
-        masked: A mask came with it.
+        masked: A mask came with it, or it has a border that is painted.
         references: Number of reference images.
         control: A control image came.
     """

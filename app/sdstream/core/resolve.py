@@ -56,6 +56,7 @@ _INPUTS: Final = {
     "image or control": "an input image",
     "mask": "a mask",
     "control": "a control image",
+    "reference": "a reference image",
 }
 
 _STEP_FACTORS: Final[Mapping[Quality, float]] = {
@@ -156,7 +157,10 @@ def _generation(
     params = ask.params
     _check_prompts(ask, spec)
     _check_sources(ask, spec, sources)
-    asked = _asked_size(ask, spec, limits.drawn, sources.size)
+    # What is put back into its picture is drawn at the model's own size, not at the picture's.
+    source = None if params.only_masked else sources.size
+    asked = _asked_size(ask, spec, limits.drawn, source)
+    sources = _with_border(ask, asked, sources)
     # Under a mask every pixel has its place.
     size = spec.size_over(asked) if ask.any_size and not sources.masked else asked
     _check_size(ask, spec, size, limits.drawn)
@@ -197,8 +201,26 @@ def _generation(
         input_images=int(sources.drawn_over) + sources.references,
         second_pass=larger,
         upscaled=upscaled,
+        canvas=sources.size if params.only_masked or params.expand else None,
+        reference_pixels=_reference_pixels(params, spec) if sources.references else 0,
         cut=None if size == asked else _scaled(asked, size, upscaled or larger or size),
     )
+
+
+def _with_border(ask: ParsedRequest, size: Size, sources: Sources) -> Sources:
+    """The input images with the knowledge that padding one leaves a border to paint."""
+    source = sources.size
+    if ask.params.fit != "pad" or not sources.drawn_over or sources.masked or source is None:
+        return sources
+    same_shape = source.width * size.height == source.height * size.width
+    return sources if same_shape else replace(sources, masked=True)
+
+
+def _reference_pixels(params: ImageParams, spec: ModelSpec) -> int:
+    """Largest width x height of reference images: the model's own size."""
+    if params.reference_size == "original":
+        return 0
+    return spec.default_size.width * spec.default_size.height
 
 
 def _scaled(asked: Size, size: Size, result: Size) -> Size:
@@ -293,6 +315,7 @@ def _check_sources(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> Non
         "image or control": sources.drawn_over or sources.control,
         "mask": sources.masked,
         "control": sources.control,
+        "reference": sources.references > 0,
     }
     for name, option in OPTIONS.items():
         acts_on = option.acts_on

@@ -6,9 +6,9 @@ from typing import Any
 
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import Reason
+from sdstream.core.lora import HYPERNETWORK_TAG, LORA_TAG, MAX_LORA_SCALE, LoraChoice
 from sdstream.core.model_options import check_span, default_guidance, unknown_name
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import HYPERNETWORK_TAG, LORA_TAG, MAX_LORA_SCALE, LoraChoice
 from sdstream.core.request import Assets, Sources
 from sdstream.core.size import Size
 

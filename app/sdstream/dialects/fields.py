@@ -60,6 +60,12 @@ _ONE_PROMPT: Final = Foreign(
 _LORA: Final = Foreign(refusal=' is not supported; use \'lora\': [{"id": "NAME", "scale": 1}].')
 
 
+#: AUTOMATIC1111's styles are texts that are added to the prompt.
+STYLES: Final = Foreign(
+    refusal=" is not supported: this server has no styles; write their text in the prompt."
+)
+
+
 def only(*neutral: object) -> Foreign:
     """Return a field that is taken at these values only, the usual one first."""
     usual = json.dumps(neutral[0])
@@ -89,7 +95,7 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
     "s_noise": only(1, 0),
     "s_tmin": IGNORED,
     "s_tmax": IGNORED,
-    "styles": Foreign(note=" has no effect; describe the style in the prompt."),
+    "styles": STYLES,
     **dict.fromkeys(
         ("markup", "complexity", "frame_count", "frame_duration_ms", "svg", "style_preset"),
         _NOT_HERE,
@@ -243,7 +249,10 @@ def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
     if _is_empty(value):
         return True
     if isinstance(value, (list, tuple, Mapping)):
-        return any(value == other for other in neutral)
+        items = value if isinstance(value, (list, tuple)) else ()
+        return any(value == other for other in neutral) or (
+            bool(items) and not neutral and all(map(is_nothing, items))
+        )
     words = map(_plain, neutral) if neutral else _OFF
     return _plain(value) in words
 

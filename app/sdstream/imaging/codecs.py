@@ -7,6 +7,7 @@ Pillow sees the file (image_headers.py), and only the first frame of an animatio
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -16,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import Fit, MaskMode, OutputFormat
-from sdstream.core.pixels import Pixels
+from sdstream.core.pixels import Border, Canvas, Pixels
 from sdstream.core.size import Size
 from sdstream.imaging.headers import TooManyParts, size_of
 
@@ -172,8 +173,8 @@ def _utf16(text: bytes) -> str:
 def fit(picture: Pixels, size: Size, how: Fit) -> Pixels:
     """The picture at another size, as RGB: transparency becomes white.
 
-    crop keeps the shape and the middle; stretch keeps everything but the shape; pad keeps
-    everything and fills up with black.
+    crop keeps the shape and the middle; stretch keeps everything but the shape; pad and fill keep
+    everything and continue the edges.
     """
     return _pixels(_fitted(_flat(_image(picture)), size, how, Image.Resampling.LANCZOS))
 
@@ -236,6 +237,96 @@ def composite(drawn: Pixels, original: Pixels, mask: Pixels, blur: float) -> Pix
     return _pixels(Image.composite(_image(drawn), _image(original), grey))
 
 
+def extended(picture: Pixels, size: Size, border: Border) -> Pixels:
+    """Return a picture with a border that repeats its outermost pixels, as RGB.
+
+    Args:
+        picture: RGB or RGBA; transparency becomes white.
+        size: With the border.
+        border: Pixels on each side.
+    """
+    return _pixels(_extended(_flat(_image(picture)), size, border))
+
+
+def with_border(mask: Pixels | None, size: Size, border: Border) -> Pixels:
+    """Return a mask with a border that is painted.
+
+    Args:
+        mask: Of the picture without its border, of 0 and 255; None paints nothing of it.
+        size: With the border.
+        border: Pixels on each side.
+    """
+    inner = (size.width - border.left - border.right, size.height - border.top - border.bottom)
+    image = Image.new("L", inner, 0) if mask is None else _image(mask)
+    return _pixels(ImageOps.expand(image, border, 255))
+
+
+def border_of(picture: Size, size: Size) -> Pixels | None:
+    """Return the mask of the border that padding a picture of this size adds; None for none."""
+    inner = Size(*ImageOps.contain(Image.new("L", picture), size).size)
+    if inner == size:
+        return None
+    return _pixels(ImageOps.expand(Image.new("L", inner, 0), _border(inner, size), 255))
+
+
+def fit_mask(mask: Pixels, size: Size) -> Pixels:
+    """Return a mask of 0 and 255 at another size."""
+    return _pixels(_image(mask).resize(size, Image.Resampling.NEAREST))
+
+
+def box_of(mask: Pixels, padding: int | None, size: Size) -> tuple[int, int, int, int] | None:
+    """Return the part of a picture that is drawn: left, top, width and height in pixels.
+
+    Args:
+        mask: One channel, 255 where the picture changes.
+        padding: Pixels around it that are drawn too; None is the whole picture.
+        size: That the part is drawn at; the part gets its shape as far as the picture allows.
+
+    Returns:
+        None for a mask that is empty.
+    """
+    found = _image(mask).getbbox()
+    if found is None:
+        return None
+    if padding is None:
+        return 0, 0, mask.width, mask.height
+    left, top, right, bottom = found
+    left, top = max(0, left - padding), max(0, top - padding)
+    right, bottom = min(mask.width, right + padding), min(mask.height, bottom + padding)
+    width, height = right - left, bottom - top
+    wider = max(width, math.ceil(height * size.width / size.height))
+    higher = max(height, math.ceil(width * size.height / size.width))
+    left, width = _widened(left, width, min(wider, mask.width), mask.width)
+    top, height = _widened(top, height, min(higher, mask.height), mask.height)
+    return left, top, width, height
+
+
+def _widened(start: int, length: int, wanted: int, room: int) -> tuple[int, int]:
+    """A stretch of this length around the one given, inside of the room."""
+    begin = start - (wanted - length) // 2
+    return max(0, min(begin, room - wanted)), wanted
+
+
+def part_of(picture: Pixels, canvas: Canvas) -> Pixels:
+    """Return the canvas's part of a picture of the canvas's size."""
+    right, bottom = canvas.left + canvas.width, canvas.top + canvas.height
+    return _pixels(_image(picture).crop((canvas.left, canvas.top, right, bottom)))
+
+
+def put_back(drawn: Pixels, canvas: Canvas, blur: float) -> Pixels:
+    """Return the canvas's picture with the drawn part where its mask is white.
+
+    Args:
+        drawn: The part, at the size that it was drawn at.
+        canvas: The picture.
+        blur: Pixels over which the mask's edge fades, inwards.
+    """
+    whole = _image(canvas.picture)
+    part = _image(drawn).resize((canvas.width, canvas.height), Image.Resampling.LANCZOS)
+    whole.paste(part, (canvas.left, canvas.top))
+    return composite(_pixels(whole), canvas.picture, canvas.mask, blur)
+
+
 def _darkest(channel: Image.Image) -> int:
     return next(value for value, count in enumerate(channel.histogram()) if count)
 
@@ -252,10 +343,40 @@ def _fitted(
         return image
     if how == "stretch":
         return image.resize(size, resampling)
-    if how == "pad":
-        colour = fill if image.mode == "L" else (fill, fill, fill)
-        return ImageOps.pad(image, size, resampling, color=colour)
-    return ImageOps.fit(image, size, resampling)
+    if how == "crop":
+        return ImageOps.fit(image, size, resampling)
+    inner = ImageOps.contain(image, size, resampling)
+    border = _border(Size(*inner.size), size)
+    if image.mode == "L":
+        return ImageOps.expand(inner, border, fill)
+    return _extended(inner, size, border)
+
+
+def _border(inner: Size, outer: Size) -> Border:
+    """The border that has a picture in its middle."""
+    left, top = (outer.width - inner.width) // 2, (outer.height - inner.height) // 2
+    return Border(left, top, outer.width - inner.width - left, outer.height - inner.height - top)
+
+
+def _extended(image: Image.Image, size: Size, border: Border) -> Image.Image:
+    """A picture with a border that repeats its outermost pixels."""
+    canvas = Image.new(image.mode, size)
+    width, height = image.size
+    canvas.paste(image, (border.left, border.top))
+    for strip, at, room in (
+        ((0, 0, 1, height), (0, border.top), (border.left, height)),
+        ((width - 1, 0, width, height), (border.left + width, border.top), (border.right, height)),
+    ):
+        if room[0]:
+            canvas.paste(image.crop(strip).resize(room), at)
+    for row, beginning, rows in (
+        (border.top, 0, border.top),
+        (border.top + height - 1, border.top + height, border.bottom),
+    ):
+        if rows:
+            line = canvas.crop((0, row, size.width, row + 1))
+            canvas.paste(line.resize((size.width, rows)), (0, beginning))
+    return canvas
 
 
 def _flat(image: Image.Image) -> Image.Image:

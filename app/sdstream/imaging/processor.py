@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
@@ -19,7 +20,7 @@ from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import ImageResult, JobFailed
 from sdstream.core.messages import ImageDrawn, Preview
 from sdstream.core.options import OutputFormat
-from sdstream.core.pixels import Inputs, Pixels, SourceFile, SourceFiles
+from sdstream.core.pixels import Border, Canvas, Inputs, Pixels, SourceFile, SourceFiles
 from sdstream.core.request import GenerationRequest, Sources
 from sdstream.core.size import Size
 from sdstream.imaging import codecs
@@ -65,6 +66,7 @@ class Pictures:
         inverted_mask: It opens what it seems to close.
         references: To look at.
         control: For the ControlNet.
+        border: Was added to the image, beyond the mask, and is painted.
     """
 
     image: Pixels | None = None
@@ -72,6 +74,7 @@ class Pictures:
     inverted_mask: bool = False
     references: tuple[Pixels, ...] = ()
     control: Pixels | None = None
+    border: Border | None = None
 
     @property
     def sources(self) -> Sources:
@@ -80,7 +83,7 @@ class Pictures:
         return Sources(
             size=first.size if first else None,
             drawn_over=self.image is not None,
-            masked=self.mask is not None,
+            masked=self.mask is not None or self.border is not None,
             references=len(self.references),
             control=self.control is not None,
         )
@@ -121,13 +124,20 @@ class ImageProcessor:
         for threads in (self._threads, self._upload_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def decode(self, files: SourceFiles, *, only_references: bool) -> Pictures:
+    async def decode(
+        self, files: SourceFiles, *, only_references: bool, border: Border | None = None
+    ) -> Pictures:
         """The files as pictures, the first to be drawn over unless the model only looks.
+
+        Args:
+            files: As they came.
+            only_references: The model looks at images and draws over none without a mask.
+            border: Is added to the first one, to be painted.
 
         Raises:
             InvalidRequest: A file is no image, or the mask has another size than its image.
         """
-        return await self._run(self._upload_threads, self._decode, files, only_references)
+        return await self._run(self._upload_threads, self._decode, files, only_references, border)
 
     async def fit(self, pictures: Pictures, request: GenerationRequest) -> Inputs:
         """The pictures at the size of the request."""
@@ -191,11 +201,12 @@ class ImageProcessor:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(threads, partial(work, *args, **kwargs))
 
-    def _decode(self, files: SourceFiles, only_references: bool) -> Pictures:
+    def _decode(self, files: SourceFiles, only_references: bool, border: Border | None) -> Pictures:
         self._check_all(files)
         pictures = tuple(self._read(file) for file in files.images)
         control = self._read(files.control) if files.control else None
-        if not pictures or (only_references and files.mask is None and not files.own_alpha):
+        masked = files.mask is not None or files.own_alpha or border is not None
+        if not pictures or (only_references and not masked):
             return Pictures(references=pictures, control=control)
         image, *references = pictures
         mask = image if files.own_alpha else None
@@ -208,7 +219,23 @@ class ImageProcessor:
                     reason=Reason.INVALID_IMAGE,
                     param=files.mask.param,
                 )
-        return Pictures(image, mask, files.inverted_mask, tuple(references), control)
+        found = Pictures(image, mask, files.inverted_mask, tuple(references), control)
+        return found if border is None else self._expanded(found, border)
+
+    def _expanded(self, pictures: Pictures, border: Border) -> Pictures:
+        """The image with a border that continues its edges."""
+        image = pictures.image
+        assert image is not None
+        size = Size(
+            image.width + border.left + border.right, image.height + border.top + border.bottom
+        )
+        if size.width * size.height > self._max_input_pixels:
+            raise InvalidRequest(
+                f"'expand': {size} is more than the server's limit of {self._max_input_pixels} "
+                "pixels.",
+                param="expand",
+            )
+        return replace(pictures, image=codecs.extended(image, size, border), border=border)
 
     def _check_all(self, files: SourceFiles) -> None:
         """Refuse pictures that are too much alone or together, by their headers."""
@@ -243,7 +270,10 @@ class ImageProcessor:
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, must_keep: bool
     ) -> ImageResult:
         picture = Pixels(drawn.width, drawn.height, drawn.blob)
-        if inputs.image is not None and inputs.mask is not None:
+        if inputs.canvas is not None:
+            blur = request.options.mask_blur or 0.0
+            picture = codecs.put_back(picture, inputs.canvas, blur)
+        elif inputs.image is not None and inputs.mask is not None:
             # The runtime's kept pixels have been through the autoencoder: put the real ones back.
             picture = codecs.composite(
                 picture, inputs.image, inputs.mask, request.options.mask_blur or 0.0
@@ -299,12 +329,54 @@ class ImageProcessor:
 def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:
     options = request.options
     size, how = request.size, options.fit or "crop"
+    references = tuple(_reference(p, request.reference_pixels) for p in pictures.references)
+    control = codecs.fit(pictures.control, size, how) if pictures.control else None
+    if request.canvas is not None:
+        canvas = _canvas(pictures, request)
+        part = codecs.part_of(canvas.picture, canvas)
+        masked = codecs.part_of(canvas.mask, canvas)
+        return Inputs(
+            codecs.fit(part, size, "stretch"),
+            codecs.fit_mask(masked, size),
+            references,
+            control,
+            canvas,
+        )
     image = codecs.fit(pictures.image, size, how) if pictures.image else None
-    mask = None
+    mask: Pixels | None = None
     if pictures.mask is not None:
         mask = codecs.mask_of(
             pictures.mask, size, how, options.mask_mode or "auto", inverted=pictures.inverted_mask
         )
-    references = tuple(codecs.fit(p, p.size, how) for p in pictures.references)
-    control = codecs.fit(pictures.control, size, how) if pictures.control else None
+    elif image is not None and pictures.image is not None and how == "pad":
+        mask = codecs.border_of(pictures.image.size, size)
     return Inputs(image, mask, references, control)
+
+
+def _reference(picture: Pixels, most_pixels: int) -> Pixels:
+    """A reference image of at most so many pixels, its sides multiples of 16; 0 keeps it."""
+    size = picture.size
+    pixels = size.width * size.height
+    if most_pixels and pixels > most_pixels:
+        share = math.sqrt(most_pixels / pixels)
+        size = Size(*(max(16, round(side * share / 16) * 16) for side in size))
+    return codecs.fit(picture, size, "stretch")
+
+
+def _canvas(pictures: Pictures, request: GenerationRequest) -> Canvas:
+    """The input image with its mask at its own size, and the part of it that is drawn."""
+    image, options = pictures.image, request.options
+    assert image is not None
+    mask, border = None, pictures.border or Border(0, 0, 0, 0)
+    if pictures.mask is not None:
+        mode = options.mask_mode or "auto"
+        own = pictures.mask
+        mask = codecs.mask_of(own, own.size, "stretch", mode, inverted=pictures.inverted_mask)
+    mask = codecs.with_border(mask, image.size, border)
+    padding = options.only_masked_padding if options.only_masked else None
+    box = codecs.box_of(mask, padding, request.size)
+    if box is None:
+        raise InvalidRequest(
+            "The mask is empty; paint what is to change.", reason=Reason.INVALID_IMAGE, param="mask"
+        )
+    return Canvas(codecs.fit(image, image.size, "crop"), mask, *box)

@@ -37,7 +37,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -561,7 +561,7 @@ class ImageService:
         if not await self._is_ready(live, worker):  # it may have died since
             return
         self._observe(job, "queue", self._clock() - job.created)
-        order = Generate(job.id, job.request, inputs, first=len(job.images))
+        order = Generate(job.id, job.request, replace(inputs, canvas=None), first=len(job.images))
         async for event in worker.generate(order):
             await self._take(live, inputs, event)
 
@@ -697,7 +697,9 @@ class ImageService:
         if ask.files is not None:
             looks = spec.traits.references and not ask.only_upscale
             check_count(ask, spec, len(ask.files.images))
-            pictures = await self.processor.decode(ask.files, only_references=looks)
+            pictures = await self.processor.decode(
+                ask.files, only_references=looks, border=ask.params.border
+            )
         request = resolve(
             ask,
             self.catalog,

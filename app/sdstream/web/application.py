@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute
 
 from sdstream.core.errors import ImageServiceError
 from sdstream.imaging.ocr import TextReader
@@ -74,38 +75,13 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         settings,
         priority_digests=[digest_of(key.get_secret_value()) for key in settings.high_priority_keys],
     )
-    service, store, metrics = parts.service, parts.store, parts.metrics
     tokens = Tokens(secrets.token_bytes(32), time.time)
-    max_form_bytes = settings.max_body_mb * 2**20
-    public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
-    draw = ImageRoutes(
-        service,
-        public_url,
-        settings.keepalive_seconds,
-        max_form_bytes,
-        parts.webhooks.check,
-        settings.default_response_format,
-        tokens if settings.api_keys else None,
-    )
-    mcp = McpRoute(draw, Toolbox(service, store, settings.keepalive_seconds))
+    draw = _image_routes(settings, parts, tokens)
+    toolbox = Toolbox(parts.service, parts.store, settings.keepalive_seconds)
+    mcp = McpRoute(draw, toolbox)
     app = Starlette(
-        routes=[
-            *draw.routes(),
-            *JobRoutes(draw, tokens).routes(),
-            *ChatRoutes(draw).routes(),
-            *FireworksRoutes(draw).routes(),
-            *A1111Routes(draw).routes(),
-            *SdcppRoutes(draw, settings.queue_images).routes(),
-            *OcrRoute(TextReader(), max_form_bytes, settings.max_input_pixels).routes(),
-            *ParametersRoute(service.processor, max_form_bytes).routes(),
-            *XinferenceRoutes(draw).routes(),
-            *ModelRoutes(service, store, metrics, has_keys=bool(settings.api_keys)).routes(),
-            *mcp.routes(),
-            # Their paths end in any model: after those that say more.
-            *HuggingFaceRoutes(draw).routes(),
-            *page.routes(),
-        ],
-        middleware=_middleware(settings, metrics, tokens, store),
+        routes=_routes(settings, parts, draw, tokens, mcp),
+        middleware=_middleware(settings, parts.metrics, tokens, parts.store),
         exception_handlers={
             ImageServiceError: respond.on_service_error,
             HTTPException: respond.on_http_error,
@@ -114,11 +90,46 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         },
         lifespan=_lifespan(parts, mcp, on_death),
     )
-    app.state.service = service
-    app.state.store = store
+    app.state.service = parts.service
+    app.state.store = parts.store
     app.state.handling = settings.unknown_fields
     app.state.options_in_prompt = settings.options_in_prompt
     return app
+
+
+def _image_routes(settings: Settings, parts: Assembly, tokens: Tokens) -> ImageRoutes:
+    return ImageRoutes(
+        parts.service,
+        str(settings.public_url).rstrip("/") if settings.public_url else None,
+        settings.keepalive_seconds,
+        settings.max_body_mb * 2**20,
+        parts.webhooks.check,
+        settings.default_response_format,
+        tokens if settings.api_keys else None,
+    )
+
+
+def _routes(
+    settings: Settings, parts: Assembly, draw: ImageRoutes, tokens: Tokens, mcp: McpRoute
+) -> list[BaseRoute]:
+    service, max_form_bytes = parts.service, draw.max_form_bytes
+    has_keys = bool(settings.api_keys)
+    return [
+        *draw.routes(),
+        *JobRoutes(draw, tokens).routes(),
+        *ChatRoutes(draw).routes(),
+        *FireworksRoutes(draw).routes(),
+        *A1111Routes(draw).routes(),
+        *SdcppRoutes(draw, settings.queue_images).routes(),
+        *OcrRoute(TextReader(), max_form_bytes, settings.max_input_pixels).routes(),
+        *ParametersRoute(service.processor, max_form_bytes).routes(),
+        *XinferenceRoutes(draw).routes(),
+        *ModelRoutes(service, parts.store, parts.metrics, has_keys=has_keys).routes(),
+        *mcp.routes(),
+        # Their paths end in any model: after those that say more.
+        *HuggingFaceRoutes(draw).routes(),
+        *page.routes(),
+    ]
 
 
 def _middleware(

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdstream.core.lora import LoraChoice
 from sdstream.core.messages import (
     HEADER,
     Cancel,
@@ -25,7 +26,7 @@ from sdstream.core.messages import (
     decode,
     encode,
 )
-from sdstream.core.options import LoraChoice, Options
+from sdstream.core.options import Options
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest
 from sdstream.core.size import Size

@@ -126,10 +126,8 @@ def test_webuiapis_img2img_with_a_mask() -> None:
     assert drawing.ask.files.mask is not None
     assert drawing.ask.files.mask.data == b"a mask"
     assert not drawing.ask.files.inverted_mask
-    assert [text.split()[0] for text in drawing.ask.warnings] == [
-        "inpainting_fill",
-        "inpaint_full_res",
-    ]
+    assert (draft.only_masked, draft.only_masked_padding) == (True, 0)
+    assert [text.split()[0] for text in drawing.ask.warnings] == ["inpainting_fill"]
     assert drawing.echo["init_images"] is None
     assert drawing.echo["mask"] is None
 
@@ -329,7 +327,7 @@ def test_inverted_masks_and_resize_modes() -> None:
     assert drawing.ask.files is not None
     assert drawing.ask.files.inverted_mask
     assert drawing.ask.params.fit == "crop"
-    assert img2img(resize_mode=2).ask.params.fit == "pad"
+    assert img2img(resize_mode=2).ask.params.fit == "fill"
 
 
 def test_models_that_look_at_the_image() -> None:
@@ -349,6 +347,7 @@ def test_options_of_a_mask_need_one() -> None:
     """webuiapi sends mask_blur 4 and inpainting_fill 0 without a mask: there they mean nothing."""
     drawing = img2img(mask_blur=4, inpainting_fill=2, inpaint_full_res=True)
     assert drawing.ask.params.mask_blur is None
+    assert drawing.ask.params.only_masked is None
     assert drawing.ask.warnings == ()
 
 

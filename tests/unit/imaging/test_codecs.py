@@ -253,15 +253,17 @@ HALVES = Pixels(80, 40, bytes([255, 0, 0] * 40 + [0, 0, 255] * 40) * 40)
         ("stretch", (255, 0, 0), (0, 0, 255)),
         ("crop", (255, 0, 0), (0, 0, 255)),
         ("pad", (255, 0, 0), (0, 0, 255)),
+        ("fill", (255, 0, 0), (0, 0, 255)),
     ],
 )
 def test_fit(how: Fit, left: tuple[int, ...], right: tuple[int, ...]) -> None:
-    """A wide picture in a square: the left stays left; pad leaves black above."""
+    """A wide picture in a square: the left stays left; pad and fill continue the edges."""
     square = fit(HALVES, Size(64, 64), how)
     assert square.size == (64, 64)
     assert colour(square, 2, 32) == left
     assert colour(square, 61, 32) == right
-    assert (colour(square, 2, 0) == (0, 0, 0)) == (how == "pad")
+    assert colour(square, 2, 0) == left
+    assert colour(square, 61, 63) == right
 
 
 def test_fitting_flattens_on_white() -> None:

@@ -5,8 +5,8 @@ has those that have no effect here; dialects/fields has the rule for them and fo
 
 Deliberate oddities:
 
-1. ``inpaint_full_res`` and ``inpainting_fill`` 0 are what every client sends with a mask, and have
-   no counterpart: they are taken, and the answer's ``warnings`` say that they did nothing.
+1. ``inpainting_fill`` 0 is what every client sends with a mask, and has no counterpart: it is
+   taken, and the answer's ``warnings`` say that it did nothing.
 2. An opaque part of a mask with transparency is what is painted, the reverse of OpenAI's masks.
 """
 
@@ -28,7 +28,7 @@ from sdstream.core.pixels import SourceFiles
 from sdstream.dialects.a1111 import controlnet
 from sdstream.dialects.a1111.controlnet import Control
 from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, NO_SETTINGS, Settings, settings
-from sdstream.dialects.fields import IGNORED, Foreign, Taken, invalid, only, take
+from sdstream.dialects.fields import IGNORED, STYLES, Foreign, Taken, invalid, only, take
 from sdstream.dialects.openai.request import parse as parse_openai
 from sdstream.dialects.pictures import file_of
 from sdstream.dialects.rendering import JsonObject
@@ -48,7 +48,7 @@ _HARMLESS: Final = frozenset(
     {
         "do_not_save_samples", "do_not_save_grid", "save_images", "comments", "force_task_id",
         "subseed", "s_tmin", "s_tmax", "refiner_switch_at", "script_args", "image_cfg_scale",
-        "disable_extra_networks", "inpaint_full_res_padding",
+        "disable_extra_networks",
         "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt",
         "hr_negative_prompt", "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
     }
@@ -56,7 +56,7 @@ _HARMLESS: Final = frozenset(
 
 FOREIGN: Final[Mapping[str, Foreign]] = {
     **dict.fromkeys(_HARMLESS, IGNORED),
-    "styles": Foreign(note=" has no effect: this server has no styles; write them in the prompt."),
+    "styles": STYLES,
     "subseed_strength": _OFF,
     "seed_resize_from_h": only(0, -1),
     "seed_resize_from_w": only(0, -1),
@@ -87,7 +87,8 @@ _SECOND_PASS_OF_ITS_OWN: Final = (
 #: Hires upscalers that work on the latent image.
 LATENT_UPSCALERS: Final = [name for name in HIRES_UPSCALERS if name.startswith("Latent")]
 
-_FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "pad")
+#: By resize_mode; the original fills the border with the edges too, and draws over everything.
+_FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "fill")
 
 #: What A1111 takes when an img2img says nothing.
 _STRENGTH: Final = 0.75
@@ -117,6 +118,7 @@ class _Fields(BaseModel):
     mask_blur_y: float | None = None
     inpainting_fill: int | None = Field(None, ge=0, le=3)
     inpaint_full_res: bool = False
+    inpaint_full_res_padding: int = 0
     inpainting_mask_invert: bool = False
     enable_hr: bool = False
     hr_scale: float = 2.0
@@ -332,6 +334,7 @@ def _spelling(fields: _Fields) -> dict[str, str]:
         "hires_scale": "hr_scale",
         "hires_steps": "hr_second_pass_steps",
         "hires_strength": "denoising_strength",
+        "only_masked_padding": "inpaint_full_res_padding",
         "control": controlnet.PARAM,
     }
 
@@ -386,6 +389,9 @@ def _over_image(fields: _Fields) -> JsonObject:
     if fields.mask:
         chosen.setdefault("denoising_strength", _STRENGTH)
         chosen |= {"mask_mode": "opacity", "mask_blur": _blur(fields)}
+        if fields.inpaint_full_res:
+            padding = fields.inpaint_full_res_padding
+            chosen |= {"only_masked": True, "only_masked_padding": padding}
         if fields.inpainting_fill in (2, 3):
             raise InvalidRequest(
                 "'inpainting_fill' must be 0 or 1; generation starts from the input image.",
@@ -413,8 +419,6 @@ def _warnings(fields: _Fields) -> tuple[str, ...]:
     warnings = []
     if fields.inpainting_fill == 0:
         warnings.append("inpainting_fill 0 acts as 1: drawing starts from the image as it is.")
-    if fields.inpaint_full_res:
-        warnings.append("inpaint_full_res has no effect: the whole picture is drawn, then masked.")
     return tuple(warnings)
 
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
 
 from sdstream.core.errors import EngineError, Reason
-from sdstream.core.options import LoraChoice, Options
+from sdstream.core.lora import LoraChoice
+from sdstream.core.options import Options
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import GenerationRequest
 from sdstream.core.samplers import CACHE_KNOBS, DEFAULT_SCHEDULE, HIRES_UPSCALERS

@@ -1,0 +1,40 @@
+"""LoRAs of a request: as an option, and as tags in a prompt."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+
+MAX_LORA_SCALE: Final = 10.0
+
+#: A LoRA in the prompt, as AUTOMATIC1111 has it; ``lyco`` is its older name for LyCORIS files.
+LORA_TAG: Final = re.compile(r"<(?:lora|lyco):([^:<>]{1,128})(?::([^:<>]*))?>")
+HYPERNETWORK_TAG: Final = re.compile(r"<hypernet:")
+#: Endings of weight files, which names in requests may have or leave out.
+_FILE_ENDING: Final = re.compile(r"\.(?:safetensors|gguf|ckpt|pth|pt|bin)$")
+
+
+class LoraChoice(BaseModel):
+    """One LoRA of the operator's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    id: str = Field(
+        max_length=128,
+        validation_alias=AliasChoices("id", "name", "path"),
+        description="Name of the file; its ending may be left out.",
+    )
+    scale: float = Field(
+        1.0,
+        ge=-MAX_LORA_SCALE,
+        le=MAX_LORA_SCALE,
+        validation_alias=AliasChoices("scale", "multiplier", "strength", "weight"),
+        description="Strength; a negative one has the opposite effect.",
+    )
+
+    @field_validator("id")
+    @classmethod
+    def _without_ending(cls, value: str) -> str:
+        return _FILE_ENDING.sub("", value)
