@@ -2,8 +2,8 @@
 
 A field ``queue_images`` is the flag ``--queue-images`` of ``sdstream serve`` and the variable
 ``SDSTREAM_QUEUE_IMAGES``; a flag wins over its variable. A field that holds several values is a
-flag that may be repeated, named for one of them: ``api_keys`` is ``--api-key``. The README's
-table is tested against this class.
+flag that may be repeated, named for one of them: ``api_keys`` is ``--api-key``, ``trusted_proxies``
+is ``--trusted-proxy``. The README's table is tested against this class.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -122,6 +123,11 @@ class Settings(BaseSettings):
         description="Unknown fields of requests that are rejected: all (strict), near misses of "
         "options (suggest), none (lenient); the others become warnings.",
     )
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks of proxies, separated by commas, whose "
+        "X-Forwarded-Proto, -Host, -Prefix and Forwarded are read for links; none: not read.",
+    )
     queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
     queue_images_per_key: int = Field(
         32, ge=1, description="Images that may wait for one API key, where keys are asked for."
@@ -191,8 +197,16 @@ class Settings(BaseSettings):
         is_address = isinstance(value, str) and value.startswith("tcp:")
         return cls.model_fields["port"].default if is_address else value
 
+    # Before the next one, which pydantic calls first.
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _as_networks(cls, value: Any) -> Any:
+        return tuple(_network(item) for item in value)
+
     @field_validator(
-        "aliases", "api_keys", "high_priority_keys", "cors_origins", "webhook_hosts", mode="before"
+        *("aliases", "api_keys", "high_priority_keys", "cors_origins", "trusted_proxies"),
+        "webhook_hosts",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -211,6 +225,24 @@ class Settings(BaseSettings):
         if value is not None and not value.is_dir():
             raise ValueError(f"the folder {value} does not exist")
         return value
+
+
+def origin_of(url: HttpUrl) -> str:
+    """Return the origin of an address, as browsers send it."""
+    port = "" if url.port in (None, _USUAL_PORTS[url.scheme]) else f":{url.port}"
+    return f"{url.scheme}://{url.host}{port}"
+
+
+def _network(item: object) -> IPv4Network | IPv6Network:
+    """A network, or an address as the network of that address alone."""
+    if isinstance(item, IPv4Network | IPv6Network):
+        return item
+    try:
+        return ip_network(str(item))
+    except ValueError:
+        raise ValueError(
+            f"'{item}' is not an address or a network; write 127.0.0.1, ::1 or 10.0.0.0/8"
+        ) from None
 
 
 def _origin(text: str) -> str:

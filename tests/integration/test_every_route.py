@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from typing import Any
 
@@ -69,15 +70,19 @@ BODILESS = {
 }
 
 
-def check_shape(answer: httpx2.Response) -> None:
-    """The object under ``error`` with its five members, its status as code, and ``detail``."""
+def check_shape(answer: httpx2.Response) -> dict[str, Any]:
+    """The object under ``error`` with its five members, its status as code, and ``detail``.
+
+    Returns it.
+    """
     body = answer.json()
     # sd-server's API has the message under "error", and ours beside it.
-    error = body["error"] if isinstance(body["error"], dict) else body
+    error: dict[str, Any] = body["error"] if isinstance(body["error"], dict) else body
     assert {"code", "message", "type", "param", "reason"} <= set(error)
     assert error["code"] == answer.status_code
     assert error["message"]
     assert body["detail"]
+    return error
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -105,3 +110,52 @@ def test_what_is_not_there(fake_server: ServerProcess, path: str) -> None:
     answer = httpx2.get(fake_server.url + re.sub(r"{\w+}", "nobody", path))
     assert answer.status_code == 404
     check_shape(answer)
+
+
+#: Path of each route that reads a body -> the types of bodies.
+READERS = {
+    re.sub(r"{\w+}", "default", path): {*operations["post"]["requestBody"]["content"]}
+    for path, operations in document()["paths"].items()
+    if "requestBody" in operations.get("post", {})
+    and re.sub(r"{\w+}", "default", path) not in BODILESS
+}
+
+
+@pytest.mark.parametrize("path", READERS)
+def test_packed_bodies_are_read(fake_server: ServerProcess, path: str) -> None:
+    """A body in gzip is answered as it is without, on routes of JSON and of forms."""
+    for what in ("unknown field", "a form of garbage"):
+        with httpx2.Client() as client:
+            request = client.build_request("POST", fake_server.url + path, **BAD[what])
+        headers = {"Content-Type": request.headers["Content-Type"], "Prefer": "handling=strict"}
+        plain = httpx2.post(fake_server.url + path, content=request.read(), headers=headers)
+        packed = httpx2.post(
+            fake_server.url + path,
+            content=gzip.compress(request.read()),
+            headers={**headers, "Content-Encoding": "gzip"},
+        )
+        assert (packed.status_code, packed.json()) == (plain.status_code, plain.json())
+
+
+@pytest.mark.parametrize("path", READERS)
+def test_bodies_in_other_codings(fake_server: ServerProcess, path: str) -> None:
+    """415 names the coding; gzip that is none is a 400, and a bomb a 413."""
+    headers, begin = JSON, b""
+    if READERS[path] == {"multipart/form-data"}:
+        headers, begin = (
+            FORM,
+            b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\n",
+        )
+    bomb = gzip.compress(begin + bytes(2**27))
+    for coding, body, status, reason in (
+        ("br", b"x", 415, "unsupported_media_type"),
+        ("gzip", b"x", 400, "invalid_coding"),
+        ("gzip", bomb, 413, "body_too_large"),
+    ):
+        answer = httpx2.post(
+            fake_server.url + path,
+            content=body,
+            headers={**headers, "Content-Encoding": coding},
+            timeout=60,
+        )
+        assert (answer.status_code, check_shape(answer)["reason"]) == (status, reason)

@@ -323,7 +323,8 @@ def test_openapi(fake_server: ServerProcess) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             assert operation["summary"]
-            assert {"200", "501"} & {*operation["responses"]}
+            succeeds = any(status.startswith("2") for status in operation["responses"])
+            assert succeeds or operation["summary"].startswith("Not ")
             names = {p["name"] for p in operation.get("parameters", ()) if p["in"] == "path"}
             assert names == {*re.findall(r"\{(\w+)\}", path)}
     for reference in re.findall(r'"\$ref": ?"#/([^"]+)"', json.dumps(document)):

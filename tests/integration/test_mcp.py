@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -291,6 +293,17 @@ def test_a_cancelled_request_cancels_its_job(fake_server: ServerProcess, mode: s
         assert fields(await client.call_tool("list_models", {}))
 
     run_session(session, fake_server.url, mode=mode)
+
+
+def test_a_message_in_gzip(fake_server: ServerProcess) -> None:
+    """The package reads what was inflated."""
+    answer = httpx2.post(
+        f"{fake_server.url}/mcp",
+        content=gzip.compress(json.dumps(INITIALIZE).encode()),
+        headers={**ACCEPT, "Content-Type": "application/json", "Content-Encoding": "gzip"},
+    )
+    assert answer.status_code == 200
+    assert "protocolVersion" in answer.text
 
 
 def test_a_client_that_leaves_cancels_its_job(fake_server: ServerProcess) -> None:

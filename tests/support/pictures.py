@@ -27,8 +27,10 @@ def changed_box(drawn: Image.Image, folder: Path) -> tuple[int, int, int, int] |
         return ImageChops.difference(drawn.convert("RGB"), original).getbbox()
 
 
-def png(width: int, height: int, colour: str = "white") -> bytes:
-    """A PNG file of one colour."""
+def png(width: int, height: int, colour: str = "white", *, noise: bool = False) -> bytes:
+    """A PNG file of one colour, or of noise, which takes a byte for each pixel."""
     file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    plain = Image.new("RGB", (width, height), colour)
+    image = Image.effect_noise((width, height), 80) if noise else plain
+    image.save(file, "PNG")
     return file.getvalue()

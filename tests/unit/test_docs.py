@@ -30,6 +30,7 @@ WORDED = {
     "cache_dir": "the user's cache folder",
     "public_url": "",
     "aliases": "",
+    "trusted_proxies": "",
     "api_keys": "",
     "high_priority_keys": "",
     "webhook_hosts": "",

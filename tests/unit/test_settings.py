@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import HttpUrl, ValidationError
 
-from sdstream.settings import Settings, worker_environment
+from sdstream.settings import Settings, origin_of, worker_environment
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +56,9 @@ def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LORA_DIR", "/nowhere"),
         ("EMBEDDING_DIR", "/nowhere"),
         ("UPSCALER_DIR", __file__),
+        ("TRUSTED_PROXIES", "localhost"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("TRUSTED_PROXIES", "*"),
         ("CORS_ORIGINS", "localhost:4000"),
         ("CORS_ORIGINS", "example.com"),
         ("CORS_ORIGINS", "http://localhost:3000/page"),
@@ -95,6 +99,29 @@ def test_origins_are_what_browsers_send(
     """However they were written: they are compared letter by letter."""
     monkeypatch.setenv("SDSTREAM_CORS_ORIGINS", written)
     assert Settings().cors_origins == (sent,)
+
+
+def test_proxies_are_addresses_or_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both kinds, in a list or one by one."""
+    monkeypatch.setenv("SDSTREAM_TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8,::1")
+    assert [str(network) for network in Settings().trusted_proxies] == [
+        "127.0.0.1/32", "10.0.0.0/8", "::1/128"
+    ]  # fmt: skip
+    assert Settings(trusted_proxies=("fd00::/8",)).trusted_proxies == (ip_network("fd00::/8"),)
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("https://Images.example/sub/", "https://images.example"),
+        ("http://images.example:80/", "http://images.example"),
+        ("http://images.example:8080/", "http://images.example:8080"),
+        ("http://[::1]:8000/", "http://[::1]:8000"),
+    ],
+)
+def test_the_origin_of_an_address(written: str, sent: str) -> None:
+    """It is what the pages of that address send."""
+    assert origin_of(HttpUrl(written)) == sent
 
 
 def test_the_shipped_catalogue_is_found() -> None:

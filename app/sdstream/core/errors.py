@@ -42,6 +42,7 @@ class Reason(DescribedEnum):
         "coding_not_supported",
         "The body has a Transfer-Encoding that the server does not read.",
     )
+    INVALID_CODING = "invalid_coding", "The body is not one whole gzip member, as it says."
     MISSING_FIELD = "missing_field", "A required field was not given."
     UNKNOWN_FIELD = "unknown_field", "The field is no option of this server."
     CONFLICTING_FIELDS = "conflicting_fields", "Two spellings of one option disagree."

@@ -1,7 +1,7 @@
 """Pixels from image files and to image files: decoding, fitting, masks, encoding, metadata.
 
 Input comes from strangers: only the formats listed here are opened, the header is looked at before
-Pillow sees the file (image_headers.py), and only the first frame of an animation is read.
+Pillow sees the file (headers.py), and only the first frame of an animation, or page, is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import Fit, MaskMode, OutputFormat
 from sdstream.core.pixels import Border, Canvas, Pixels
 from sdstream.core.size import Size
-from sdstream.imaging.headers import TooManyParts, size_of
+from sdstream.imaging.avif import as_still, is_avif
+from sdstream.imaging.headers import size_of
+from sdstream.imaging.parts import UnreadableFile
+from sdstream.imaging.tiff import check_exif
 
 MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
     "png": "image/png",
@@ -27,7 +30,7 @@ MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
     "webp": "image/webp",
 }
 
-_INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 
 _EXIF_IFD: Final = 0x8769
 _USER_COMMENT: Final = 0x9286
@@ -68,6 +71,7 @@ def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
     with _faults_of(param):
         image = _opened(data, param, max_pixels)
         image.load()
+        _check_exif(image)
         return _pixels(_eight_bits(ImageOps.exif_transpose(image)))
 
 
@@ -87,7 +91,7 @@ def _faults_of(param: str) -> Iterator[None]:
         yield
     except InvalidRequest:
         raise
-    except TooManyParts as error:
+    except UnreadableFile as error:
         raise _invalid(param, str(error)) from None
     # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, ValueError,
     # struct.error, IndexError, zlib.error, DecompressionBombError …
@@ -99,9 +103,18 @@ def _opened(data: bytes, param: str, max_pixels: int) -> Image.Image:
     """The file with its size looked at and nothing decoded."""
     # Before Pillow opens it: for an animated WebP opening alone takes memory for two frames.
     _check_size(size_of(data), param, max_pixels)
+    if is_avif(data):
+        data = as_still(data)
     image = Image.open(io.BytesIO(data), formats=_INPUT_FORMATS)
     _check_size(image.size, param, max_pixels)
     return image
+
+
+def _check_exif(image: Image.Image) -> None:
+    """Look at the EXIF of PNG and WebP before its values are, which a JPEG has no room for."""
+    exif = image.info.get("exif")
+    if isinstance(exif, bytes):
+        check_exif(exif)
 
 
 def _check_size(size: tuple[int, int], param: str, max_pixels: int) -> None:
@@ -111,7 +124,9 @@ def _check_size(size: tuple[int, int], param: str, max_pixels: int) -> None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """RGB or RGBA of any of Pillow's modes."""
+    """RGB or RGBA of any of Pillow's modes but floating point, which has no usual white."""
+    if image.mode == "F":
+        raise UnreadableFile("floating-point pixels are not supported")
     if image.mode.startswith("I"):  # 16 or 32 bits of grey: the high byte is the picture
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
@@ -139,7 +154,8 @@ def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
     with _faults_of(param):
         image = _opened(data, param, max_pixels)
         found = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
-        if image.format in ("JPEG", "WEBP"):
+        _check_exif(image)
+        if image.format in ("JPEG", "WEBP", "AVIF", "TIFF"):
             comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
             if isinstance(comment, bytes):
                 found["parameters"] = _comment_text(comment)

@@ -12,8 +12,12 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-#: Segments, chunks or blocks beside the pixels; pictures have tens, those of some editors hundreds.
-MOST_PARTS: Final = 4_000
+from sdstream.imaging.avif import brands_of, is_avif, size_of_avif
+from sdstream.imaging.parts import MOST_PARTS, TooManyParts, UnreadableFile
+from sdstream.imaging.tiff import size_of_tiff
+
+#: For errors.
+FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, AVIF or TIFF"
 
 #: Bytes of a JPEG between its segments, which Pillow passes one by one.
 _MOST_STRAY: Final = 2**16
@@ -33,27 +37,71 @@ _GIF_BLOCKS: Final = {0xFE: 0, 0xFF: 2}
 _PNG_PIXELS: Final = (b"IDAT", b"fdAT", b"fcTL")
 
 
-class TooManyParts(ValueError):
-    """No picture has as many; a file that is made to keep its reader busy."""
-
-    def __init__(self) -> None:
-        super().__init__("it has too many parts beside its pixels")
+#: Files that people and programs send in place of an image: how they begin -> what they are.
+_OTHERS: Final = {
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\x00\x00\x01\x00": "ICO",
+    b"8BPS": "Photoshop (PSD)",
+    b"gimp xcf": "GIMP (XCF)",
+    b"%PDF": "PDF",
+    b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"qoif": "QOI",
+    b"DDS ": "DDS",
+    b"P5\n": "PGM",
+    b"P6\n": "PPM",
+    b"MM\0+": "BigTIFF with the big end first",
+    b"\x1aE\xdf\xa3": "a WebM video",
+}
+_TEXTS: Final = {
+    b"<svg": "SVG",
+    b"<?xml": "SVG or other XML",
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"http://": "an address",
+    b"https://": "an address",
+}
+#: Of files of boxes (ISO 14496-12): the format that they name -> what they are.
+_BRANDS: Final = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC"),
+    **dict.fromkeys((b"mif1", b"msf1"), "HEIF"),
+    b"crx ": "Canon raw (CR3)",
+    b"qt  ": "a QuickTime video",
+}
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of a PNG, JPEG, WebP, GIF or BMP.
+    """Width and height of a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.
 
     Raises:
         TooManyParts: Opening it would take time and memory out of all proportion.
-        ValueError: It is of no such format, or damaged.
+        UnreadableFile: It is of another format, which is named.
+        ValueError: It is of no format that is known, or damaged.
     """
     read = next((read for magic, read in _READERS.items() if data.startswith(magic)), None)
+    if read is None and is_avif(data):
+        read = size_of_avif
     if read is None:
-        raise ValueError("no format that is read here")
+        raise _not_read(data)
     try:
         return read(data)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, KeyError):
         raise ValueError("it is cut short") from None
+
+
+def _not_read(data: bytes) -> ValueError:
+    text = data[:32].lstrip().lower()
+    found = next((name for magic, name in _OTHERS.items() if data.startswith(magic)), None)
+    found = found or next((name for tag, name in _TEXTS.items() if text.startswith(tag)), None)
+    brands = brands_of(data)
+    if found is None and brands:
+        found = next((name for brand, name in _BRANDS.items() if brand in brands), "a video")
+    if found is None:
+        return ValueError("no format that is known here")
+    return UnreadableFile(f"{found} is not supported; send {FORMATS}")
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
@@ -148,4 +196,6 @@ _READERS: Final[dict[bytes, Callable[[bytes], tuple[int, int]]]] = {
     b"GIF87a": _gif_size,
     b"GIF89a": _gif_size,
     b"BM": _bmp_size,
+    # Little and big end first; BigTIFF, of which Pillow reads the one.
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0"), size_of_tiff),
 }

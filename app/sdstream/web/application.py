@@ -7,27 +7,29 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
+from starlette.types import ExceptionHandler
 
 from sdstream.core.errors import ImageServiceError
 from sdstream.imaging.ocr import TextReader
 from sdstream.service.assembly import Assembly, assemble
 from sdstream.service.metrics import Metrics
-from sdstream.settings import Settings
+from sdstream.settings import Settings, origin_of
 from sdstream.storage.job_store import JobStore
 from sdstream.tools.toolbox import Toolbox
 from sdstream.web import respond
+from sdstream.web.addresses import Links, PlainSlashes
 from sdstream.web.credentials import digest_of
 from sdstream.web.middleware import (
+    CrossOrigin,
     LocalNames,
     RequestLog,
     RequireKey,
@@ -51,11 +53,12 @@ from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
-#: Headers of answers that pages of --cors-origin may read.
-_EXPOSED: Final = (
-    *("X-Request-Id", "X-Job-Id", "Location", "Seed", "Finish-Reason"),
-    *("X-Ignored-Fields", "Preference-Applied", "Mcp-Session-Id"),
-)
+_HANDLERS: Final[Mapping[Any, ExceptionHandler]] = {
+    ImageServiceError: respond.on_service_error,
+    HTTPException: respond.on_http_error,
+    ClientDisconnect: respond.on_disconnect,
+    Exception: respond.on_fault,
+}
 
 
 def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None) -> Starlette:
@@ -82,14 +85,11 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
     app = Starlette(
         routes=_routes(settings, parts, draw, tokens, mcp),
         middleware=_middleware(settings, parts.metrics, tokens, parts.store),
-        exception_handlers={
-            ImageServiceError: respond.on_service_error,
-            HTTPException: respond.on_http_error,
-            ClientDisconnect: respond.on_disconnect,
-            Exception: respond.on_fault,
-        },
+        exception_handlers=_HANDLERS,
         lifespan=_lifespan(parts, mcp, on_death),
     )
+    # PlainSlashes answers what Starlette would redirect.
+    app.router.redirect_slashes = False
     app.state.service = parts.service
     app.state.store = parts.store
     app.state.handling = settings.unknown_fields
@@ -98,9 +98,10 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
 
 
 def _image_routes(settings: Settings, parts: Assembly, tokens: Tokens) -> ImageRoutes:
+    public_url = str(settings.public_url).rstrip("/") if settings.public_url else None
     return ImageRoutes(
         parts.service,
-        str(settings.public_url).rstrip("/") if settings.public_url else None,
+        Links(public_url, settings.trusted_proxies),
         settings.keepalive_seconds,
         settings.max_body_mb * 2**20,
         parts.webhooks.check,
@@ -135,22 +136,16 @@ def _routes(
 def _middleware(
     settings: Settings, metrics: Metrics, tokens: Tokens, store: JobStore
 ) -> list[Middleware]:
-    layers = [Middleware(RequestLog, metrics=metrics)]
+    layers = [Middleware(PlainSlashes), Middleware(RequestLog, metrics=metrics)]
     if settings.cors_origins:
-        layers.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["*"],
-                allow_headers=["*"],
-                expose_headers=[*_EXPOSED],
-            )
-        )
+        layers.append(Middleware(CrossOrigin, allow_origins=settings.cors_origins))
     keys = [key.get_secret_value() for key in settings.api_keys]
     if not keys and _is_loopback(settings.host):
         name = settings.public_url.host if settings.public_url else None
         layers.append(Middleware(LocalNames, allowed=[name] if name else []))
-    layers.append(Middleware(SameOrigin, allowed=settings.cors_origins))
+    # A proxy may send its own address as Host: the page's origin is the public one.
+    own = [origin_of(settings.public_url)] if settings.public_url else []
+    layers.append(Middleware(SameOrigin, allowed=[*settings.cors_origins, *own]))
     layers.append(
         Middleware(
             RequireKey,

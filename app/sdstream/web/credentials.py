@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from typing import Final
 
 from starlette.requests import Request
+
+#: The second is Azure's.
+_KEY_HEADERS: Final = ("x-api-key", "api-key")
 
 
 def offered_key(request: Request) -> str:
@@ -14,7 +18,8 @@ def offered_key(request: Request) -> str:
     offered = token.strip() if scheme.lower() == "bearer" else ""
     if scheme.lower() == "basic":
         offered = _password(token)
-    return offered or request.headers.get("x-api-key", "")
+    every = (offered, *(request.headers.get(name, "") for name in _KEY_HEADERS))
+    return next(filter(None, every), "")
 
 
 def _password(token: str) -> str:

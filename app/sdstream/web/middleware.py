@@ -8,12 +8,13 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +31,12 @@ logger = logging.getLogger("sdstream.requests")
 #: Bounds of the list of fields without effect, in the log and in X-Ignored-Fields.
 _MOST_NAMES: Final = 20
 _MOST_CHARACTERS: Final = 1024
+#: Headers that pages of other origins may read beside those that any may.
+_EXPOSED: Final = (
+    *("X-Request-Id", "X-Job-Id", "Location", "Seed", "Finish-Reason"),
+    *("X-Ignored-Fields", "Preference-Applied", "Mcp-Session-Id"),
+    *("Retry-After", "x-should-retry"),
+)
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -136,6 +143,31 @@ class RequireKey:
             return None
         owner = self._tokens.owner(token, request.url.path)
         return owner if owner in self._owners else None
+
+
+class CrossOrigin(CORSMiddleware):
+    """Lets pages of other origins call the server and read its answers.
+
+    Browsers ask further whether a page of the internet may call a private address; an origin that
+    is allowed may.
+    """
+
+    def __init__(self, app: ASGIApp, allow_origins: Collection[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=allow_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=_EXPOSED,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight; one of another origin is told nothing of private networks."""
+        response = super().preflight_response(request_headers)
+        if not self.is_allowed_origin(request_headers["origin"]):
+            del response.headers["Access-Control-Allow-Private-Network"]
+        return response
 
 
 class SameOrigin:

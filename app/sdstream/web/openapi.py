@@ -11,11 +11,8 @@ from starlette.routing import BaseRoute
 from sdstream import __version__
 from sdstream.core.errors import ImageServiceError
 from sdstream.dialects.rendering import JsonObject
-from sdstream.web.route import COMMON_ERRORS, ApiRoute, Content
+from sdstream.web.route import COMMON_ERRORS, ApiRoute, Content, plain_path
 from sdstream.web.schemas import STRING, components, json_of, parameter, ref
-
-#: "{model:path}" of a route -> "{model}" of the document.
-_CONVERTOR: Final = re.compile(r":\w+}")
 
 _DESCRIPTIONS: Final = {
     200: "Done",
@@ -34,7 +31,7 @@ def openapi_document(routes: Iterable[BaseRoute]) -> JsonObject:
     paths: dict[str, JsonObject] = {}
     for route in routes:
         if isinstance(route, ApiRoute) and route.path != "/":
-            path = _CONVERTOR.sub("}", route.path)
+            path = plain_path(route)
             paths.setdefault(path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
@@ -67,7 +64,7 @@ def _operation(route: ApiRoute) -> JsonObject:
 
 
 def _operation_id(route: ApiRoute) -> str:
-    words = re.findall(r"[A-Za-z0-9]+", _CONVERTOR.sub("}", route.path))
+    words = re.findall(r"[A-Za-z0-9]+", plain_path(route))
     return "_".join([route.method.lower(), *words])
 
 

@@ -34,7 +34,7 @@ from sdstream.core.errors import (
     Reason,
 )
 from sdstream.dialects.rendering import compact, error_headers
-from sdstream.web.route import DEFAULT, Dialect, dialect_of, route_of
+from sdstream.web.route import DEFAULT, Dialect, dialect_of, nearest_route, plain_path, route_of
 
 T = TypeVar("T")
 
@@ -49,6 +49,10 @@ _STATUS_ERRORS: Final = {
     404: (NotFound, Reason.ROUTE_NOT_FOUND, "Route not found."),
     405: (MethodNotAllowed, Reason.METHOD_NOT_ALLOWED, "Method not allowed on this route."),
 }
+
+
+#: Characters of a path in an error.
+_LONGEST_PATH: Final = 200
 
 
 class ClientLeft(Exception):
@@ -128,10 +132,22 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         error.status_code, (InvalidRequest, Reason.INVALID_VALUE, error.detail)
     )
     request.state.outcome = reason.value
+    if error.status_code == 404:
+        message = _unrouted(request)
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "GET, HEAD")
     return failure(kind(message, reason=reason), headers, dialect_of(request.scope))
+
+
+def _unrouted(request: Request) -> str:
+    path = request.scope["raw_path"].decode("ascii")
+    found = nearest_route(request.scope)
+    what = f"Route not found: {request.method} {path[:_LONGEST_PATH]}."
+    if found is None:
+        return what
+    method = "" if found.method == request.method else f"{found.method} "
+    return f"{what} Did you mean {method}{plain_path(found)}?"
 
 
 def _methods(request: Request) -> list[str]:

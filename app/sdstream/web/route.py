@@ -6,10 +6,12 @@ asks the route for what differs: never the path.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from rapidfuzz.distance import OSA
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Mount, Route
@@ -26,6 +28,12 @@ Content = Mapping[str, Schema]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 _STATE: Final = "api_route"
+_CONVERTOR: Final = re.compile(r":\w+}")
+
+#: Share of a path that a near one has in common with it.
+_NEAR: Final = 0.75
+#: Of a path that is compared with others.
+_LONGEST_PATH: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,11 @@ class ApiRoute(Route):
         self.same_origin = same_origin
 
 
+def plain_path(route: ApiRoute) -> str:
+    """Return the path of a route as documents have it: ``{model}`` for ``{model:path}``."""
+    return _CONVERTOR.sub("}", route.path)
+
+
 def route_of(scope: Scope) -> BaseRoute | None:
     """Return the route that will serve a request; None when there is none.
 
@@ -153,3 +166,31 @@ def is_same_origin(scope: Scope) -> bool:
     """Return whether a GET may not be sent by pages of other origins."""
     route = route_of(scope)
     return isinstance(route, ApiRoute) and route.same_origin
+
+
+def nearest_route(scope: Scope) -> ApiRoute | None:
+    """Return the route that a client of an unknown path may have meant; None when none is near."""
+    path: str = scope["path"]
+    if len(path) > _LONGEST_PATH:
+        return None
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    near = [
+        (*_likeness(path, route.path), route.method == method, -number, route)
+        for number, route in enumerate(scope["app"].routes)
+        if isinstance(route, ApiRoute)
+    ]
+    likeness, *_, nearest = max(near)
+    return nearest if likeness >= _NEAR else None
+
+
+def _likeness(path: str, template: str) -> tuple[float, bool]:
+    """How alike the words of two paths are, from 0 to 1, and whether they have as many parts.
+
+    Parameters are not compared.
+    """
+    given, parts = path.split("/"), template.split("/")
+    as_many = len(given) == len(parts)
+    if as_many:
+        given = [word for word, part in zip(given, parts, strict=True) if part[:1] != "{"]
+    words = [part for part in parts if part[:1] != "{"]
+    return float(OSA.normalized_similarity("/".join(given), "/".join(words))), as_many

@@ -58,6 +58,8 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            # Its trust would reach further than links: see web/addresses.py.
+            proxy_headers=False,
             lifespan="on",
             http=TimeoutProtocol,
             ws="none",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import threading
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -183,6 +185,85 @@ def test_what_cannot_be_answered(accept: str, images: int) -> None:
         accepted_image(request_with(accept=accept), images)
 
 
+def read_packed(data: bytes, coding: str = "gzip", limit: int = 1_000_000) -> dict[str, Any]:
+    """Read a coded body as JSON, in pieces."""
+    pieces = [data[at : at + 1000] for at in range(0, len(data), 1000)] or [b""]
+
+    async def receive() -> Message:
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    headers = [(b"content-encoding", line.encode()) for line in coding.split(";")]
+    return asyncio.run(read_json(Request({"type": "http", "headers": headers}, receive), limit))
+
+
+CAT = gzip.compress(b'{"prompt": "a cat"}')
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "identity, gzip", "gzip;identity"])
+def test_packed_bodies(coding: str) -> None:
+    """One gzip member, however it is spelled and in whatever pieces it comes."""
+    assert read_packed(CAT, coding) == {"prompt": "a cat"}
+    long = {"prompt": "".join(map(str, range(100_000)))}
+    assert read_packed(gzip.compress(json.dumps(long).encode()), coding) == long
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "Identity, identity"])
+def test_bodies_that_are_as_they_are(coding: str) -> None:
+    """The one coding that is none."""
+    assert read_packed(b'{"prompt": "a cat"}', coding) == {"prompt": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("coding", "named"),
+    [("br", "br"), ("zstd", "zstd"), ("deflate", "deflate"), ("gzip, gzip", "gzip, gzip"),
+     ("gzip;br", "gzip, br"), ("compress", "compress")],
+)  # fmt: skip
+def test_other_codings(coding: str, named: str) -> None:
+    """The error names them."""
+    with pytest.raises(UnsupportedMediaType, match=f"content encoding: {named};") as caught:
+        read_packed(CAT, coding)
+    assert caught.value.param == "Content-Encoding"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b'{"prompt": "a cat"}', CAT[:-1], CAT[:12], CAT + b"x", CAT + CAT, CAT + bytes(1),
+        CAT[:-5] + b"\0" + CAT[-4:], CAT[:15] + b"\xff" + CAT[16:],
+        CAT + bytes(1000 - len(CAT)) + b"x",
+    ],
+)  # fmt: skip
+def test_damaged_gzip(data: bytes) -> None:
+    """Cut short, changed, or followed by something: 400, and never half a body."""
+    with pytest.raises(InvalidRequest) as caught:
+        read_packed(data)
+    assert caught.value.reason is Reason.INVALID_CODING
+
+
+def test_bodies_that_inflate_to_more_than_the_limit() -> None:
+    """A megabyte of nothing is a gigabyte: it is refused as soon as it is over the limit."""
+    bomb = gzip.compress(bytes(2**28))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge, match="larger than 100000 bytes"):
+            read_packed(bomb, limit=100_000)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(bomb) + 2**21
+    finally:
+        tracemalloc.stop()
+    blocks = gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * 40_000  # each empty
+    with pytest.raises(PayloadTooLarge):
+        read_packed(blocks, limit=100_000)
+
+
+def test_packed_bodies_up_to_the_limit() -> None:
+    """The limit is of the inflated bytes."""
+    body = json.dumps({"prompt": "a" * 5_000}).encode()
+    assert read_packed(gzip.compress(body), limit=len(body))["prompt"] == "a" * 5_000
+    with pytest.raises(PayloadTooLarge):
+        read_packed(gzip.compress(body), limit=len(body) - 1)
+
+
 END = "--xyz--\r\n"
 
 
@@ -220,6 +301,17 @@ def test_a_whole_form() -> None:
     assert [(file.param, file.data) for file in form.files] == [
         ("image[]", b"one"),
         ("image[]", b"two"),
+    ]
+
+
+def test_file_fields_that_were_left_empty() -> None:
+    """A browser sends them without a name and without bytes; other files may lack either."""
+    form = read(
+        part("mask", "", "") + part("image", "", "a.png") + part("control", "data", "") + END
+    )
+    assert [(file.param, file.data) for file in form.files] == [
+        ("image", b""),
+        ("control", b"data"),
     ]
 
 
@@ -266,6 +358,9 @@ def test_forms_that_are_none() -> None:
         ({"authorization": "Bearer right"}, True),
         ({"authorization": "bearer  right "}, True),
         ({"x_api_key": "right"}, True),
+        ({"api_key": "right"}, True),
+        ({"x_api_key": "", "api_key": "right"}, True),
+        ({"api_key": "wrong"}, False),
         ({"authorization": "Bearer wrong"}, False),
         ({"authorization": "Basic right"}, False),
         ({"authorization": "right"}, False),
@@ -274,5 +369,5 @@ def test_forms_that_are_none() -> None:
     ],
 )
 def test_keys(headers: dict[str, Any], valid: bool) -> None:
-    """A key comes as a bearer token, as a password or in X-API-Key; anything else is none."""
+    """A key comes as a bearer token, in X-API-Key or in Azure's header; anything else is none."""
     assert (offered_key(request_with(**headers)) == "right") is valid

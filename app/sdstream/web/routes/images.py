@@ -39,6 +39,7 @@ from sdstream.dialects.rendering import ResponseFormat, compact
 from sdstream.imaging.codecs import MEDIA_TYPES
 from sdstream.service.service import ImageService, LiveJob, deferred_error
 from sdstream.web import bodies, negotiation, respond
+from sdstream.web.addresses import Links
 from sdstream.web.route import ApiRoute, Content, Operation, dialect_of
 from sdstream.web.schemas import EVENTS, IMAGES, STRING, form_of, json_of, parameter, ref
 from sdstream.web.tokens import Tokens
@@ -113,7 +114,7 @@ class ImageRoutes:
 
     Attributes:
         service: Takes the jobs.
-        public_url: What links begin with; None means as the client addressed the server.
+        links: To this server.
         keepalive_seconds: A silent stream says something after this.
         max_form_bytes: Largest body with pictures.
         check_webhook: Raises InvalidRequest for a URL that is never posted to.
@@ -123,7 +124,7 @@ class ImageRoutes:
     """
 
     service: ImageService
-    public_url: str | None
+    links: Links
     keepalive_seconds: float
     max_form_bytes: int
     check_webhook: Callable[[str], None]
@@ -293,7 +294,7 @@ class ImageRoutes:
 
     def base_url(self, request: Request) -> str:
         """What links to this server begin with, without a slash at the end."""
-        return self.public_url or str(request.base_url).rstrip("/")
+        return self.links.base(request)
 
     def accepted(self, request: Request, live: LiveJob) -> Response:
         """202 with the job, for a client that does not wait."""

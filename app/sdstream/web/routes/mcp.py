@@ -42,6 +42,9 @@ from sdstream.web.schemas import EVENTS, STRING, json_of, parameter, ref
 
 PATH: Final = "/mcp"
 
+#: Headers of the body as it was sent, which is not the one that the package reads.
+_OF_BODIES: Final = (b"content-type", b"content-encoding", b"content-length")
+
 
 def _error_body(error: ImageServiceError) -> JsonObject:
     """An error as JSON-RPC has it, which MCP clients read, with the keys of every other route."""
@@ -196,9 +199,9 @@ class _Forwarded(Response):
         """Answer one request."""
         state = scope["state"]
         left = state["mcp_left"] = asyncio.Event()
-        headers = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+        headers = [pair for pair in scope["headers"] if pair[0] not in _OF_BODIES]
         if self._body is not None:
-            # The body is JSON, whatever curl says of it.
+            # The body is JSON, whatever curl says of it, and no longer in gzip.
             headers.append((b"content-type", b"application/json"))
             receive = _replayed(self._body, receive)
         scope = {**scope, "headers": headers}

@@ -21,6 +21,8 @@ import { forget, keep, recall } from "./storage.js";
 export const BASE = new URL(".", document.baseURI);
 
 const UNREACHABLE = "The server does not respond.";
+/** Of a proxy before the server, which has no words of the server's. */
+const TOO_LARGE = "The upload is larger than the server, or a proxy before it, takes.";
 const TIMEOUT_MS = 30_000;
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 8_000;
@@ -34,7 +36,7 @@ export class ApiError extends Error {
    * @param {{message?: string, param?: string | null, reason?: string | null}} error
    */
   constructor(status, error) {
-    super(error.message ?? `The server answered ${status}.`);
+    super(error.message ?? (status === 413 ? TOO_LARGE : `The server answered ${status}.`));
     this.status = status;
     this.param = error.param ?? null;
     this.reason = error.reason ?? null;
@@ -250,11 +252,11 @@ async function problem(response) {
 export const api = new Api();
 
 /**
- * The API's part of an absolute address: the page may know the server by another name.
+ * The API's part of an absolute address: the page may know the server by another name and path.
  * @param {string} url
  */
 export function pathOf(url) {
-  return url.slice(url.indexOf("/v1/") + 1);
+  return url.slice(url.lastIndexOf("/v1/") + 1);
 }
 
 /** The picture that each <img> is to show. @type {WeakMap<HTMLImageElement, string>} */

@@ -12,7 +12,7 @@ import { byId } from "./dom.js";
 
 /** How a stroke looks. @typedef {{paint: string | CanvasPattern, erase: string | null}} Look */
 
-const IMAGE_TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"];
+const IMAGE_TYPES = ["png", "jpeg", "webp", "gif", "bmp", "avif"].map((kind) => `image/${kind}`);
 const PEN_ERASER = 32;
 const SMALL_MOVE = 0.02;
 const LARGE_MOVE = 0.1;

@@ -1,0 +1,20 @@
+"""What the readers of image files' headers share."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Segments, chunks, blocks, tags or boxes beside the pixels; pictures have tens, those of some
+#: editors hundreds.
+MOST_PARTS: Final = 4_000
+
+
+class UnreadableFile(ValueError):
+    """An image file that is refused for a reason that its sender should hear."""
+
+
+class TooManyParts(UnreadableFile):
+    """No picture has as many; a file that is made to keep its reader busy."""
+
+    def __init__(self) -> None:
+        super().__init__("it has too many parts beside its pixels")

@@ -1,0 +1,312 @@
+"""Addresses of real clients: slashes, near names, proxies, pages of other origins, keys."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import io
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+
+from sdstream.web.route import ApiRoute
+from tests.support.jobs import ASYNC, begin
+from tests.support.routes import routes
+from tests.support.servers import GENERATIONS, ServerProcess, running_server, wait_until
+
+QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 2}
+KEY = {"Authorization": "Bearer the-key"}
+
+#: Method and path of each route, and whether it needs no key.
+EVERY = [
+    (route.method, re.sub(r"{[\w:]+}", "nobody", route.path), route.is_open)
+    for route in routes()
+    if isinstance(route, ApiRoute)
+]
+STATIC = ("GET", "/static/app.js", True)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with a key, an origin, and a proxy on this machine that it trusts."""
+    with running_server(
+        tmp_path_factory.mktemp("guarded"),
+        engine="fake",
+        api_keys="the-key",
+        cors_origins="https://page.example",
+        trusted_proxies="127.0.0.1",
+    ) as server:
+        yield server
+
+
+def ask(
+    server: ServerProcess, method: str, path: str, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an answer; the path is sent as it stands."""
+    connection = http.client.HTTPConnection(*server.address, timeout=30)
+    body = b"<a/>" if method == "POST" else None
+    given = {"Content-Type": "text/xml", **(headers or {})}
+    connection.request(method, path, body, given)
+    answer = connection.getresponse()
+    data = answer.read()
+    connection.close()
+    return answer.status, dict(answer.getheaders()), data
+
+
+def spellings(path: str) -> list[str]:
+    """Other spellings of a path that mean the same."""
+    doubled = path.replace("/", "//")
+    return [doubled, f"/{path}", f"{path}/", f"{path}//", f"//{path.lstrip('/')}/?x=1"]
+
+
+@pytest.mark.parametrize(("method", "path", "is_open"), [*EVERY, STATIC])
+def test_slashes_of_every_route(
+    guarded: ServerProcess, method: str, path: str, is_open: bool
+) -> None:
+    """Doubled slashes and one at the end: the same answer, at once, and not without the key."""
+    status, headers, _ = ask(guarded, method, path, KEY)
+    assert status not in (301, 302, 307, 308)
+    for other in spellings(path):
+        again, told, _ = ask(guarded, method, other, KEY)
+        assert (again, told.get("content-type")) == (status, headers.get("content-type")), other
+        if not is_open:
+            assert ask(guarded, method, other)[0] == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/%2Fmodels", "/static/../v1/models", "/static/%2e%2e/v1/models",
+     "//static//..//v1/models", "/%2Fv1/models", "/static/..%2f..%2fv1/models"],
+)  # fmt: skip
+def test_no_way_around_the_key(guarded: ServerProcess, path: str) -> None:
+    """Escaped slashes and dots are names: nothing of the API is there."""
+    status, _, body = ask(guarded, "GET", path)
+    assert status in (401, 404)
+    assert b"embedded" not in body
+    assert ask(guarded, "GET", path, KEY)[0] == 404
+
+
+def test_slashes_of_guards(fake_server: ServerProcess) -> None:
+    """A page of another origin makes no job by another spelling, and the log has the plain path."""
+    evil = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+    for path in spellings(GENERATIONS):
+        assert ask(fake_server, "POST", path, evil)[0] == 403
+        query = "" if "?" in path else "?prompt=a"
+        assert ask(fake_server, "GET", path + query, evil)[0] == 403
+    ask(fake_server, "GET", "//v1//jobs//job_slashes/")
+    wait_until(lambda: fake_server.log_lines("/v1/jobs/job_slashes 404"), 5, "no plain path")
+
+
+def test_a_job_by_way_of_slashes(fake_server: ServerProcess) -> None:
+    """A base with a slash at its end and a path with one in front."""
+    answer = httpx2.post(f"{fake_server.url}//v1/images/generations/", json=QUICK)
+    assert answer.status_code == 200
+    assert answer.json()["data"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "message"),
+    [
+        ("POST", "/v1/image/generation", "Did you mean /v1/images/generations?"),
+        ("POST", "/v1/model", "Did you mean GET /v1/models?"),
+        ("GET", "/sdapi/v1/sd-model", "Did you mean /sdapi/v1/sd-models?"),
+        ("GET", "/wholly/unheard%0Aof", ""),
+    ],
+)
+def test_near_names(fake_server: ServerProcess, method: str, path: str, message: str) -> None:
+    """A 404 names the path as it came, and the nearest route."""
+    status, _, body = ask(fake_server, method, path)
+    told = f"Route not found: {method} {path}. {message}".strip()
+    assert (status, json.loads(body)["error"]["message"]) == (404, told)
+
+
+# --- proxies ------------------------------------------------------------------------------------
+
+FORWARDED = {
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "images.example",
+    "X-Forwarded-Prefix": "/images",
+}
+
+
+def links(server: ServerProcess, headers: dict[str, str]) -> set[str]:
+    """What all links of a job begin with: in the 202, its events and its images."""
+    headers = {**KEY, **headers}
+    job = begin(server, QUICK, headers)
+    answer = server.post({**QUICK, "response_format": "url"}, headers=headers)
+    found = httpx2.get(f"{server.url}/v1/jobs?limit=1", headers=headers).json()["data"][0]
+    urls = [job["status_url"], job["events_url"], answer.json()["data"][0]["url"]]
+    urls += [found["status_url"], found["images"][0]["url"]]
+    assert all("/v1/" in url for url in urls)
+    return {url[: url.index("/v1/")] for url in urls}
+
+
+def test_links_behind_a_trusted_proxy(guarded: ServerProcess) -> None:
+    """They are those that the proxy's client can use."""
+    assert links(guarded, FORWARDED) == {"https://images.example/images"}
+    assert links(guarded, {"Forwarded": "proto=https;host=a.example"}) == {"https://a.example"}
+    assert links(guarded, {}) == {guarded.url}
+
+
+def test_links_without_a_trusted_proxy(fake_server: ServerProcess) -> None:
+    """Nobody is believed by default, uvicorn's own trust in this machine included."""
+    assert links(fake_server, FORWARDED) == {fake_server.url}
+
+
+def test_forwarded_headers_open_nothing(guarded: ServerProcess, tmp_path: Path) -> None:
+    """The checks of Host and Origin, and the key, look at the real headers."""
+    assert guarded.post(QUICK, headers=FORWARDED).status_code == 401
+    page = {"Host": "evil.example", "Origin": "http://evil.example"}
+    local = {**FORWARDED, "X-Forwarded-Host": "localhost", "Forwarded": "host=localhost"}
+    with running_server(tmp_path, engine="fake", trusted_proxies="127.0.0.0/8,::1") as server:
+        refused = server.post(QUICK, headers={**page, **local})
+        assert refused.json()["error"]["reason"] == "host_not_allowed"
+        claimed = {"Origin": "http://images.example", **FORWARDED}
+        refused = server.post(QUICK, headers=claimed)
+        assert refused.json()["error"]["reason"] == "cross_origin"
+
+
+def test_a_page_of_the_public_url(tmp_path: Path) -> None:
+    """It may draw, whether its proxy passes the page's Host on or sends its own."""
+    url = "https://images.example/sub/"
+    with running_server(tmp_path, engine="fake", public_url=url) as server:
+        for host in ("images.example", "127.0.0.1:8000"):
+            page = {"Host": host, "Origin": "https://images.example"}
+            answer = server.post(QUICK, headers={**page, **ASYNC})
+            assert answer.status_code == 202
+            assert answer.headers["Location"].startswith("https://images.example/sub/v1/jobs/")
+        evil = {"Host": "127.0.0.1:8000", "Origin": "https://evil.example"}
+        assert server.post(QUICK, headers=evil).status_code == 403
+
+
+# --- pages of other origins, keys ----------------------------------------------------------------
+
+
+def preflight(origin: str) -> dict[str, str]:
+    """What a browser asks before a page of the internet calls a private address."""
+    return {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Private-Network": "true",
+    }
+
+
+def test_private_networks(guarded: ServerProcess) -> None:
+    """A page of an allowed origin may call; another is told nothing of it."""
+    status, headers, _ = ask(guarded, "OPTIONS", GENERATIONS, preflight("https://page.example"))
+    assert status == 200
+    assert headers["access-control-allow-private-network"] == "true"
+    status, headers, _ = ask(guarded, "OPTIONS", GENERATIONS, preflight("https://evil.example"))
+    assert status == 400
+    assert "access-control-allow-private-network" not in headers
+    assert "access-control-allow-origin" not in headers
+
+
+def test_exposed_headers(guarded: ServerProcess) -> None:
+    """A page may read when to try again."""
+    _, headers, _ = ask(guarded, "GET", "/v1/models", {**KEY, "Origin": "https://page.example"})
+    exposed = headers["access-control-expose-headers"].split(", ")
+    assert {"Retry-After", "x-should-retry", "X-Job-Id"} <= {*exposed}
+
+
+def test_the_key_in_azures_header(guarded: ServerProcess) -> None:
+    """It counts as the others do."""
+    assert guarded.post(QUICK, headers={"api-key": "the-key"}).status_code == 200
+    assert guarded.post(QUICK, headers={"api-key": "another"}).status_code == 401
+
+
+# --- bodies -------------------------------------------------------------------------------------
+
+
+def test_packed_requests_draw(fake_server: ServerProcess) -> None:
+    """JSON in gzip, by one length or in chunks."""
+    packed = gzip.compress(json.dumps(QUICK).encode())
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    pieces = (packed[at : at + 5] for at in range(0, len(packed), 5))
+    for content in (packed, pieces):
+        answer = httpx2.post(fake_server.url + GENERATIONS, content=content, headers=headers)
+        assert answer.status_code == 200
+        assert answer.json()["data"][0]["b64_json"]
+
+
+def test_a_bomb_holds_nobody_up(fake_server: ServerProcess) -> None:
+    """While one is inflated up to the limit of forms, others are served."""
+    body = b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\n"
+    bomb = gzip.compress(body + bytes(2**29))
+    head = (
+        f"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: gzip\r\n"
+        f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(bomb)}\r\n\r\n"
+    )
+    with socket.create_connection(fake_server.address, timeout=30) as connection:
+        connection.sendall(head.encode() + bomb)
+        assert httpx2.get(f"{fake_server.url}/livez", timeout=5).status_code == 200
+        assert b"413" in connection.recv(100)
+
+
+# --- uploads ------------------------------------------------------------------------------------
+
+
+def file_of(kind: str, **options: Any) -> bytes:
+    """A picture of 96 x 64 that is red on its left."""
+    image = Image.new("RGB", (96, 64), "blue")
+    image.paste((255, 0, 0), (0, 0, 48, 64))
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def edited(server: ServerProcess, **files: Any) -> httpx2.Response:
+    """The answer to an edit that keeps the size of its image."""
+    data = {"prompt": "a circle", "sample_steps": 2}
+    return httpx2.post(f"{server.url}/v1/images/edits", files=files, data=data, timeout=30)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "TIFF"])
+def test_further_formats(fake_server: ServerProcess, kind: str) -> None:
+    """They are images as the others are, and as masks too."""
+    answer = edited(fake_server, image=file_of(kind))
+    assert answer.json()["parameters"]["size"] == "96x64"
+    assert edited(fake_server, image=file_of("PNG"), mask=file_of(kind)).status_code == 200
+
+
+def test_pages_of_a_tiff_that_is_turned(fake_server: ServerProcess) -> None:
+    """The first page, upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pages = file_of("TIFF", exif=exif, save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    assert edited(fake_server, image=pages).json()["parameters"]["size"] == "64x96"
+
+
+def test_formats_that_are_not_read(fake_server: ServerProcess) -> None:
+    """A 400 that says which it is and which are read."""
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    error = edited(fake_server, image=heic).json()["error"]
+    assert error["message"] == (
+        "Invalid image: HEIC is not supported; send PNG, JPEG, WebP, GIF, BMP, AVIF or TIFF."
+    )
+    assert (error["reason"], error["param"]) == ("invalid_image", "image")
+
+
+def test_file_fields_that_were_left_empty(fake_server: ServerProcess) -> None:
+    """A mask and a control picture were not given; an image is missing."""
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na circle\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="mask"; filename=""\r\n'
+        b"Content-Type: application/octet-stream\r\n\r\n\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="control"; filename=""\r\n\r\n\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    url = f"{fake_server.url}/v1/images/edits"
+    whole = body + file_of("PNG") + b"\r\n--x--\r\n"
+    assert httpx2.post(url, content=whole, headers=headers, timeout=30).status_code == 200
+    empty = body.replace(b"a.png", b"") + b"\r\n--x--\r\n"
+    error = httpx2.post(url, content=empty, headers=headers).json()["error"]
+    assert (error["reason"], error["param"]) == ("missing_field", "image")
