@@ -424,6 +424,63 @@ def test_a_mask_by_keys(own_server: ServerProcess, visit: Visit, tmp_path: Path)
     assert 54 <= columns.min() < columns.max() <= 86
 
 
+def test_only_masked(native_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """A switch beside the mask, which needs one; the code to copy says it too."""
+    original = tmp_path / "large.png"
+    with Image.open(scene(tmp_path)) as image:
+        image.resize((300, 260)).save(original)
+    page = visit(native_server).open()
+    page.locator("#image-file").set_input_files(original)
+    switch = page.get_by_role("checkbox", name="Only masked")
+    expect(switch).to_be_disabled()
+    stroke(page, (0.7, 0.5), (0.8, 0.5))
+    switch.check()
+    page.locator("#code summary").click()
+    page.get_by_role("tab", name="curl").click()
+    expect(page.locator("#snippet-text")).to_contain_text("only_masked=true")
+    field(page, "Prompt").fill("a yellow star")
+    page.get_by_role("button", name="Redraw").click()
+    different = changed(page, original)
+    assert different.shape == (260, 300)
+    assert different[120:140, 215:235].any()
+    assert not different[:, :180].any()
+
+
+def test_a_border_to_drag(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """By mouse and by keys; the image stays in the middle of what is painted."""
+    original = scene(tmp_path)
+    page = visit(own_server).open()
+    page.locator("#image-file").set_input_files(original)
+    expect(page.locator("#mask")).to_be_visible()
+    right = page.get_by_role("slider", name="Border on the right")
+    box, mask = right.bounding_box(), page.locator("#mask").bounding_box()
+    assert box is not None
+    assert mask is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + mask["width"] / 2, box["y"] + 9, steps=8)
+    page.mouse.up()
+    expect(right).to_have_attribute("aria-valuenow", "64")
+    expect(field(page, "Strength")).to_have_value("1")
+    bottom = page.get_by_role("slider", name="Border at the bottom")
+    bottom.press("ArrowDown")
+    bottom.press("Shift+ArrowDown")
+    bottom.press("ArrowUp")
+    expect(bottom).to_have_attribute("aria-valuetext", "64 pixels")
+    expect(page.locator("#source-note")).to_have_text("128 × 128 · with a border")
+    page.screenshot(path=SCREENSHOTS / "border.png")
+    accessible(page)()
+    field(page, "Prompt").fill("a sunset over the sea")
+    page.get_by_role("button", name="Redraw").click()
+    drawn = opened(bytes_of(page, finished(page))).convert("RGB")
+    assert drawn.size == (192, 192)
+    with Image.open(original) as image:
+        assert drawn.crop((0, 0, SIDE, SIDE)).tobytes() == image.tobytes()
+    page.get_by_role("button", name="Canvas").click()
+    bottom.press("Home")
+    expect(bottom).to_have_attribute("aria-valuenow", "0")
+
+
 # --- finished pictures ----------------------------------------------------------------------------
 
 

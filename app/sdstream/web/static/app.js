@@ -50,14 +50,12 @@ async function currentAsk() {
     return { path: "v1/images/generations", body };
   }
   const body = new FormData();
-  for (const [name, text] of asFields(settings)) body.append(name, text);
+  const options = { ...settings, ...easel.options };
+  for (const [name, text] of asFields(options)) body.append(name, text);
   body.append("stream_options_preview", "true");
   body.append("image", easel.file);
   const mask = await easel.mask();
-  if (mask) {
-    body.append("mask_mode", "luminance");
-    body.append("mask", mask);
-  }
+  if (mask) body.append("mask", mask);
   return { path: "v1/images/edits", body };
 }
 
@@ -240,10 +238,11 @@ easel.addEventListener("change", () => {
     byId("source-thumb", HTMLImageElement).src = easel.url;
     byId("source-name", HTMLElement).textContent = file.name;
     const { width, height } = easel.size;
-    const masked = easel.hasMask ? " · with a mask" : "";
+    const { expand } = easel.options;
+    const masked = (easel.hasMask ? " · with a mask" : "") + (expand ? " · with a border" : "");
     byId("source-note", HTMLElement).textContent = `${width} × ${height}${masked}`;
   }
-  form.setSource(!file ? "none" : easel.hasMask ? "mask" : "image");
+  form.setSource(!file ? "none" : easel.paints ? "mask" : "image");
   showCode();
 });
 byId("remove-image", HTMLButtonElement).addEventListener("click", () => {
@@ -275,7 +274,7 @@ acceptFiles({ edit: startFrom, read: readFrom });
 
 function showCode() {
   code.show({
-    settings: form.read(),
+    settings: { ...form.read(), ...(easel.file ? easel.options : {}) },
     image: easel.file !== null,
     mask: easel.hasMask,
     key: api.hasKey || api.locked,

@@ -11,6 +11,11 @@ const PICTURES = {
   strength: IMAGE,
   fit: IMAGE,
   mask_blur: MASK,
+  mask_mode: MASK,
+  only_masked: MASK,
+  only_masked_padding: MASK,
+  expand: IMAGE,
+  reference_size: IMAGE,
   control_strength: CONTROL,
   control_canny: CONTROL,
 };
