@@ -201,3 +201,40 @@ def test_keys_and_a_full_queue(tmp_path_factory: pytest.TempPathFactory) -> None
             assert server.metric("sdstream_http_requests_total", headers=key, status="429") == 2
             running.leave()
             assert client.images.generate(prompt="a").data
+
+
+#: Every documented parameter that the three calls share.
+SHARED: dict[str, Any] = {
+    "model": "embedded", "n": 2, "size": "256x256", "user": "somebody",
+}  # fmt: skip
+EVERYTHING: dict[str, Any] = {
+    **SHARED, "prompt": "a red circle", "quality": "high", "output_format": "webp",
+    "output_compression": 80, "background": "auto",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # variations are OpenAI's oldest call
+def test_all_documented_parameters_in_strict_validation(fake_server: ServerProcess) -> None:
+    """The client raises on every word of an answer that OpenAI does not have."""
+    image = io.BytesIO()
+    Image.new("RGB", (256, 256)).save(image, "PNG")
+    file = ("image.png", image.getvalue(), "image/png")
+    with OpenAI(
+        base_url=f"{fake_server.url}/v1",
+        api_key="any",
+        max_retries=0,
+        _strict_response_validation=True,
+    ) as client:
+        answers = [
+            client.images.generate(**EVERYTHING, moderation="low", style="natural"),
+            client.images.edit(**EVERYTHING, image=[file], mask=file, input_fidelity="high"),
+            client.images.create_variation(**SHARED, image=file, response_format="b64_json"),
+        ]
+    for answer in answers:
+        assert answer.data is not None
+        assert [picture(item).size for item in answer.data] == [(256, 256)] * 2
+        assert answer.quality in ("low", "medium", "high")
+        assert answer.usage is not None
+        details = answer.usage.input_tokens_details
+        assert answer.usage.input_tokens == details.text_tokens + details.image_tokens
+    assert [answer.usage.input_tokens_details.image_tokens for answer in answers] == [0, 256, 256]  # type: ignore[union-attr]

@@ -282,6 +282,17 @@ def test_a_base_address_with_a_slash(server: ServerProcess) -> None:
     post(server, "/v1/images/generations/", json={"prompt": "a", "size": "64x64"})
 
 
+@pytest.mark.parametrize(
+    "path", ["/sdapi/v1/txt2img", "/v1/images/generations", "/sdcpp/v1/img_gen"]
+)
+def test_options_tells_the_methods(server: ServerProcess, path: str) -> None:
+    """Asked outside of a browser's preflight, as SillyTavern does to see what a server is."""
+    answer = httpx2.request("OPTIONS", server.url + path)
+    assert answer.status_code == 204
+    assert "POST" in answer.headers["Allow"]
+    assert httpx2.request("OPTIONS", f"{server.url}/nothing").status_code == 404
+
+
 # --- others ---------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 from pydantic import HttpUrl, ValidationError
 
-from sdstream.settings import Settings, origin_of, worker_environment
+from sdstream.settings import (
+    Settings,
+    UnknownVariable,
+    check_variables,
+    origin_of,
+    worker_environment,
+)
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,3 +135,43 @@ def test_the_shipped_catalogue_is_found() -> None:
     """Without a flag the project's own models.yaml is used."""
     assert Settings().models.name == "models.yaml"
     assert Path(Settings().models).is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("SDSTREAM_API_KEY", "Did you mean 'SDSTREAM_API_KEYS'?"),
+        ("SDSTREAM_KEY", "Unknown variable SDSTREAM_KEY."),
+        ("SDSTREAM_MASTER_KEYS", "Unknown variable"),
+        ("SDSTREAM_QUEUE_IMAGE", "Did you mean 'SDSTREAM_QUEUE_IMAGES'?"),
+    ],
+)
+def test_variables_that_were_meant_to_be_others(name: str, words: str) -> None:
+    """A server must not be open because of a typing error."""
+    with pytest.raises(UnknownVariable, match=re.escape(words)):
+        check_variables({name: "x"})
+
+
+def test_variables_that_say_nothing() -> None:
+    """Others are told of, and those of Kubernetes are not ours."""
+    given = {
+        "SDSTREAM_HOST": "::1", "SDSTREAM_CLIENT_KEY": "x", "PATH": "/bin",
+        "SDSTREAM_COLOUR_OF_THE_PAGE": "red", "SDSTREAM_PORT": "tcp://10.0.0.1:8000",
+        "SDSTREAM_SERVICE_HOST": "10.0.0.1", "SDSTREAM_PORT_8000_TCP_ADDR": "10.0.0.1",
+        "SDSTREAM_WEB_SERVICE_PORT_HTTP": "80",
+    }  # fmt: skip
+    ignored, told = [], []
+    for warning in check_variables(given):
+        name = warning.removeprefix("Unknown variable ").split()[0]
+        (ignored if "Kubernetes" in warning else told).append(name)
+    assert told == ["SDSTREAM_COLOUR_OF_THE_PAGE"]
+    assert ignored == [
+        "SDSTREAM_PORT", "SDSTREAM_PORT_8000_TCP_ADDR", "SDSTREAM_SERVICE_HOST",
+        "SDSTREAM_WEB_SERVICE_PORT_HTTP",
+    ]  # fmt: skip
+
+
+def test_the_address_of_a_kubernetes_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port stays what it is without the variable."""
+    monkeypatch.setenv("SDSTREAM_PORT", "tcp://10.0.0.1:8000")
+    assert Settings().port == 8000

@@ -119,7 +119,8 @@ class RequireKey:
             await self._app(scope, receive, send)
             return
         owner = self._owner(Request(scope)) if self._owners else ""
-        if owner is None and needs_key(scope):
+        # OPTIONS tells methods, which /openapi.json of every server does.
+        if owner is None and needs_key(scope) and scope["method"] != "OPTIONS":
             error = Unauthorized(
                 "API key missing or wrong; send 'Authorization: Bearer KEY'.",
                 reason=Reason.INVALID_API_KEY,

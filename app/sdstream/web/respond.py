@@ -137,6 +137,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "GET, HEAD")
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": f"{headers['Allow']}, OPTIONS"})
     return failure(kind(message, reason=reason), headers, dialect_of(request.scope))
 
 

@@ -36,6 +36,22 @@ def test_the_first_model_is_the_default() -> None:
     assert catalog.find("two") is None
 
 
+def test_aliases() -> None:
+    """Other names of an entry, and of the default model, find it in any case of letters."""
+    catalog = Catalog.parse(MINIMAL + "    aliases: [dall-e-3]").with_default_aliases(
+        ["GPT-Image-1"]
+    )
+    one = catalog.models["one"]
+    assert [catalog.find(name) for name in ("DALL-E-3", "gpt-image-1", "dall-e-2")] == [
+        one,
+        one,
+        None,
+    ]
+    assert catalog.aliases() == {"dall-e-3": "one", "gpt-image-1": "one"}
+    with pytest.raises(CatalogError, match="the alias 'ONE' is the id of a model"):
+        catalog.with_default_aliases(["ONE"])
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -51,6 +67,10 @@ def test_the_first_model_is_the_default() -> None:
         (MINIMAL + "  - id: one\n    family: sd1\n    files: {model: m}", 6, "duplicate"),
         ("models:\n - id: a\n   id: b", 3, "duplicate"),
         ("default: two\n" + MINIMAL, 1, "no model has the id 'two'"),
+        (HEAD + "   files: {model: m}\n   defaults:\n     step: 4", 6, "did you mean 'steps'"),
+        (HEAD + "   files: {model: m}\n   aliases: [A]", 5, "is the id of a model"),
+        (MINIMAL + "    aliases: [x]\n  - {id: two, family: sd1, files: {model: m}, aliases: [X]}",
+         7, "belongs to two models"),
         ("models: []", 1, "must have one item at least"),
         ("models: 3", 1, "must be a list"),
         (HEAD + "   files: {model: m}\n   defaults: 3", 5, "must be keys with values"),

@@ -444,6 +444,9 @@ def test_what_is_written_is_read_back(output_format: OutputFormat) -> None:
         (b"ASCII\0\0\0a cat", "a cat"),
         (b"a cat", "a cat"),
         (b"UNICODE\0\0a\xd8", "a\N{REPLACEMENT CHARACTER}"),
+        (b"UNICODE\0" + "a cat, 猫".encode("utf-16-le"), "a cat, 猫"),
+        (b"UNICODE\0\xff\xfe" + "猫".encode("utf-16-le"), "猫"),
+        (b"UNICODE\0\xfe\xff" + "猫".encode("utf-16-be"), "猫"),
         (b"ASCII\0\0\0\xff", "\N{REPLACEMENT CHARACTER}"),
     ],
 )
