@@ -196,6 +196,9 @@ def test_sizes_that_the_model_cannot_draw(server: ServerProcess) -> None:
     assert "cannot generate 130x70" in warning
     masked = {**body, "init_images": [PICTURE], "mask": MASK}
     url = f"{server.url}/sdapi/v1/img2img"
+    only = post(server, "/sdapi/v1/img2img", json=masked).json()
+    assert from_base64(only["images"][0]).size == (64, 64), "the part is drawn, the image is kept"
+    masked["inpaint_full_res"] = False
     assert httpx2.post(url, json=masked).json()["error"]["reason"] == "invalid_value"
     native = {"prompt": "a cat", "size": "130x70"}
     assert httpx2.post(f"{server.url}/v1/images/generations", json=native).status_code == 400

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sdstream.core.enums import DescribedEnum
-from sdstream.core.pixels import Canvas, Inputs, Pixels
+from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest, request_fields, request_of
 
 HEADER: Final = struct.Struct("<II")
@@ -272,13 +272,12 @@ def unframe(frame: bytes) -> Message:
 
 def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:
     """The shapes of the pictures for the header, and their pixels for the blob."""
-    canvas = inputs.canvas
     pictures = [inputs.image, inputs.mask, *inputs.references, inputs.control]
-    fields: dict[str, Any] = {"controlled": True}
-    if canvas is not None:
-        pictures += [canvas.picture, canvas.mask]
-        fields["part"] = (canvas.left, canvas.top, canvas.width, canvas.height)
-    fields["shapes"] = [(p.width, p.height, len(p.data)) if p else None for p in pictures]
+    canvas = [inputs.canvas, inputs.canvas_mask]
+    if any(canvas):
+        pictures += canvas
+    shapes = [(p.width, p.height, len(p.data)) if p else None for p in pictures]
+    fields = {"shapes": shapes, "controlled": True, "placed": any(canvas)}
     return fields, [p.data for p in pictures if p]
 
 
@@ -292,12 +291,10 @@ def _unpack(fields: dict[str, Any], blob: bytes) -> Inputs:
         width, height, length = shape
         pictures.append(Pixels(width, height, blob[start : start + length]))
         start += length
-    canvas = None
-    if "part" in fields:
-        mask, picture = pictures.pop(), pictures.pop()
-        if mask and picture:
-            canvas = Canvas(picture, mask, *fields["part"])
+    canvas_mask = pictures.pop() if fields.get("placed") else None
+    canvas = pictures.pop() if fields.get("placed") else None
     # Jobs that wait from before there were control pictures have none.
     control = pictures.pop() if fields.get("controlled") else None
     image, mask, *references = pictures
-    return Inputs(image, mask, tuple(p for p in references if p), control, canvas)
+    seen = tuple(p for p in references if p)
+    return Inputs(image, mask, seen, control, canvas, canvas_mask)

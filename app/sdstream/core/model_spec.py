@@ -262,6 +262,18 @@ class ModelSpec(Part):
         unit = math.sqrt(self.default_size.width * self.default_size.height / (width * height))
         return Size(*(round(side * unit / multiple) * multiple for side in (width, height)))
 
+    def reference_size(self, source: Size) -> Size:
+        """Return the size at which the model gets a reference image: its shape, and about as many
+        pixels as the model generates.
+
+        Args:
+            source: Of the image as it came.
+        """
+        multiple, most = self.traits.multiple, self.size.max // self.traits.multiple
+        area = self.default_size.width * self.default_size.height
+        scale = math.sqrt(area / (source.width * source.height)) / multiple
+        return Size(*(min(most, max(1, round(side * scale))) * multiple for side in source))
+
     @property
     def default_size(self) -> Size:
         """Width and height of a picture whose request names none, in pixels."""

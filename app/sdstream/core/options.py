@@ -20,9 +20,9 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from sdstream.core import unsupported
 from sdstream.core.lora import LoraChoice
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.pixels import Border
 from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
 
 MAX_IMAGES: Final = 10
@@ -30,8 +30,8 @@ MAX_STEPS: Final = 150
 MAX_PROMPT_CHARACTERS: Final = 32_000
 #: Seeds are the runtime's int64; image i of n takes seed + i, which must fit too.
 MAX_SEED: Final = 2**63 - 1 - MAX_IMAGES
-#: Pixels that outpainting adds to a side.
-MAX_BORDER: Final = 2048
+#: Pixels, of a border and of the padding around a mask.
+MAX_BORDER: Final = 4096
 
 Quality = Literal["low", "medium", "high", "xhigh", "max", "standard", "hd", "auto"]
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -40,7 +40,7 @@ Fit = Literal["crop", "stretch", "pad", "fill"]
 ReferenceSize = Literal["auto", "original"]
 
 #: What an option acts on beside the prompt; without it the option has no effect.
-Input = Literal["image", "image or control", "mask", "control", "reference"]
+Input = Literal["image", "image or control", "mask", "mask or border", "reference", "control"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +69,6 @@ class Option:
     acts_on: Input | None = None
     unsupported: Callable[[ModelSpec], str | None] = lambda _: None
     listed: bool = True
-
-
-def _more_than_clip(spec: ModelSpec) -> str | None:
-    if "clip_l" not in spec.traits.needs or spec.traits.flow:
-        return f"the model '{spec.id}' reads more than CLIP"
-    return None
-
-
-def _no_flow(spec: ModelSpec) -> str | None:
-    return None if spec.traits.flow else f"the model '{spec.id}' is not a flow model"
-
-
-def _no_layers_to_skip(spec: ModelSpec) -> str | None:
-    return f"the model '{spec.id}' has no such layers" if spec.traits.unet else None
-
-
-def _no_control(spec: ModelSpec) -> str | None:
-    return None if spec.files.control_net else f"the model '{spec.id}' has no ControlNet"
-
-
-def _no_distilled_guidance(spec: ModelSpec) -> str | None:
-    if spec.traits.distilled_guidance:
-        return None
-    return f"the model '{spec.id}' has no distilled guidance; use cfg_scale"
 
 
 def _plain_text(value: str) -> str:
@@ -127,7 +103,7 @@ class Options(BaseModel):
             aliases=("distilled_cfg_scale",),
             infotext="Distilled CFG Scale",
             usual=(3.5,),
-            unsupported=_no_distilled_guidance,
+            unsupported=unsupported.no_distilled_guidance,
         ),
     ] = Field(None, ge=0, le=30, description="Distilled guidance (FLUX-dev).")
     strength: Annotated[
@@ -146,55 +122,56 @@ class Options(BaseModel):
         description="What is painted: where alpha is 0, where the mask is white, or (auto) alpha "
         "if the mask has any; opacity is the reverse of alpha, and luminance if it has none.",
     )
-    mask_blur: Annotated[float | None, Option(infotext="Mask blur", acts_on="mask")] = Field(
-        None, ge=0, le=64, description="Pixels over which the mask's edge fades."
+    mask_blur: Annotated[float | None, Option(infotext="Mask blur", acts_on="mask or border")] = (
+        Field(None, ge=0, le=64, description="Pixels over which the mask's edge fades.")
     )
     only_masked: Annotated[
         bool | None,
-        Option(
-            infotext="Inpaint area",
-            flag_text="Only masked",
-            neutral=("false", "0", "off", "no"),
-            acts_on="mask",
-        ),
+        Option(infotext="Inpaint area", flag_text="Only masked", acts_on="mask or border"),
     ] = Field(
         None,
-        description="Draw the part around the mask at the full size of the request, then put it "
-        "back: the image keeps the input's size and every pixel outside the mask.",
+        description="Generate only the part around the mask, at size, and put it back into the "
+        "image, which keeps its own size.",
     )
     only_masked_padding: Annotated[
-        int | None,
-        Option(infotext="Masked area padding", needs="only_masked", acts_on="mask"),
+        int | None, Option(infotext="Masked area padding", needs="only_masked")
     ] = Field(
-        None, ge=0, le=512, description="Pixels around the mask that only_masked draws too: 32."
+        None, ge=0, le=MAX_BORDER, description="Pixels of the image around the mask to include: 32."
     )
     expand: Annotated[
         tuple[Annotated[int, Field(ge=0, le=MAX_BORDER)], ...] | None,
         Option(infotext="Outpainting", acts_on="image"),
     ] = Field(
         None,
-        min_length=1,
+        min_length=4,
         max_length=4,
-        description="Pixels to add to the input image and to paint (outpainting): one number for "
-        "every side, or left, top, right and bottom.",
+        description="Pixels of border to paint around the image, which is kept: left, top, right, "
+        "bottom, or one number for all sides.",
     )
-    reference_size: Annotated[ReferenceSize | None, Option(acts_on="reference")] = Field(
+    reference_size: Annotated[
+        ReferenceSize | None, Option(acts_on="reference", unsupported=unsupported.no_references)
+    ] = Field(
         None,
-        description="auto (the default) makes reference images as large as the model's own size; "
-        "original keeps their size, which costs time and memory.",
+        description="Size of reference images for the model: about as many pixels as it "
+        "generates (auto), or their own.",
     )
     eta: Annotated[float | None, Option(infotext="Eta", usual=(0.0, 1.0))] = Field(
         None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
     )
     clip_skip: Annotated[
         int | None,
-        Option(infotext="Clip skip", neutral=("-1", "0"), usual=(1,), unsupported=_more_than_clip),
+        Option(
+            infotext="Clip skip",
+            neutral=("-1", "0"),
+            usual=(1,),
+            unsupported=unsupported.more_than_clip,
+        ),
     ] = Field(
         None, ge=1, le=12, description="Layers of CLIP to leave out at its end, from 1 for none."
     )
-    flow_shift: Annotated[float | None, Option(infotext="Shift", unsupported=_no_flow)] = Field(
-        None, gt=0, le=100, description="Shift of the noise levels of flow models."
-    )
+    flow_shift: Annotated[
+        float | None, Option(infotext="Shift", unsupported=unsupported.no_flow)
+    ] = Field(None, gt=0, le=100, description="Shift of the noise levels of flow models.")
     sigmas: Annotated[
         tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None, Option(infotext="Sigmas")
     ] = Field(
@@ -210,20 +187,21 @@ class Options(BaseModel):
         None, max_length=8, description="LoRAs of GET /v1/loras: [{id, scale}]."
     )
     slg_scale: Annotated[
-        float | None, Option(infotext="SLG scale", unsupported=_no_layers_to_skip)
+        float | None, Option(infotext="SLG scale", unsupported=unsupported.no_layers_to_skip)
     ] = Field(
         None, ge=0, le=30, description="Skip-layer guidance: away from what fewer layers generate."
     )
     slg_start: Annotated[
         float | None,
-        Option(infotext="SLG start", needs="slg_scale", unsupported=_no_layers_to_skip),
+        Option(infotext="SLG start", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
     ] = Field(None, ge=0, le=1, description="Share of the steps before it.")
     slg_end: Annotated[
-        float | None, Option(infotext="SLG end", needs="slg_scale", unsupported=_no_layers_to_skip)
+        float | None,
+        Option(infotext="SLG end", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
     ] = Field(None, ge=0, le=1, description="Share of the steps at its end.")
     slg_layers: Annotated[
         tuple[Annotated[int, Field(ge=0, le=999)], ...] | None,
-        Option(infotext="SLG layers", needs="slg_scale", unsupported=_no_layers_to_skip),
+        Option(infotext="SLG layers", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
     ] = Field(
         None, min_length=1, max_length=64, description="Layers that it leaves out: 7, 8 and 9."
     )
@@ -270,7 +248,7 @@ class Options(BaseModel):
     )
     control_strength: Annotated[
         float | None,
-        Option(infotext="ControlNet weight", acts_on="control", unsupported=_no_control),
+        Option(infotext="ControlNet weight", acts_on="control", unsupported=unsupported.no_control),
     ] = Field(None, ge=0, le=2, description="How strictly the control image is followed: 0.9.")
     control_canny: Annotated[
         bool | None,
@@ -279,7 +257,7 @@ class Options(BaseModel):
             flag_text="canny",
             neutral=("false", "0", "off", "no"),
             acts_on="control",
-            unsupported=_no_control,
+            unsupported=unsupported.no_control,
         ),
     ] = Field(None, description="Make the control image of the edges of the one that was sent.")
 
@@ -308,26 +286,29 @@ class Options(BaseModel):
         except (ValueError, RecursionError):
             raise ValueError("must be an object of numbers, or name=number,…") from None
 
-    @field_validator("sigmas", "slg_layers", "expand", mode="before")
+    @field_validator("sigmas", "slg_layers", mode="before")
     @classmethod
     def _list_in_a_form(cls, value: Any) -> Any:
-        if isinstance(value, int | float):
-            return [value]
         return value.split(",") if isinstance(value, str) else value
 
-    @field_validator("expand")
+    @field_validator("expand", mode="before")
     @classmethod
-    def _one_or_four(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if value is None or not any(value):
-            return None
-        if len(value) not in (1, 4):
+    def _four_sides(cls, value: Any) -> Any:
+        """Read one number for all sides, and ``left,top,right,bottom`` in a text."""
+        sides = value.split(",") if isinstance(value, str) else value
+        if isinstance(sides, int) and not isinstance(sides, bool):
+            sides = [sides]
+        if not isinstance(sides, list | tuple):
+            return sides
+        if len(sides) not in (1, 4):
             raise ValueError("must be one number, or four: left, top, right and bottom")
-        return value * 4 if len(value) == 1 else value
+        return sides * (4 // len(sides))
 
-    @property
-    def border(self) -> Border | None:
-        """The border that is added to the input image; None for no border."""
-        return None if self.expand is None else Border(*self.expand)
+    @field_validator("expand", "only_masked", mode="after")
+    @classmethod
+    def _nothing_asked(cls, value: Any) -> Any:
+        """No border and no restriction are the same as none given."""
+        return value if value is True or (value and any(value)) else None
 
     @field_validator("*", mode="before")
     @classmethod

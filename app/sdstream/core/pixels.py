@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 from sdstream.core.size import Size
 
@@ -32,33 +31,6 @@ class Pixels:
         return Size(self.width, self.height)
 
 
-class Border(NamedTuple):
-    """Pixels that are added to the sides of a picture."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
-@dataclass(frozen=True, slots=True)
-class Canvas:
-    """A picture of which a part is generated, and then put back into it.
-
-    Attributes:
-        picture: RGB, at its own size.
-        mask: One channel of that size, 255 where the picture changes.
-        left, top, width, height: The part, in pixels of the picture.
-    """
-
-    picture: Pixels
-    mask: Pixels
-    left: int
-    top: int
-    width: int
-    height: int
-
-
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """The pictures that a job starts from, fitted to its size.
@@ -68,14 +40,22 @@ class Inputs:
         mask: One channel, 255 where the runtime paints and 0 where the image stays.
         references: RGB of any size; looked at, not drawn over.
         control: RGB that a ControlNet follows.
-        canvas: What the image is a part of; the worker does not need it.
+        canvas: RGB of the size of the finished image, where that is not the generated one; the
+            runtime does not see it.
+        canvas_mask: Where the finished image is painted, as ``mask``.
     """
 
     image: Pixels | None = None
     mask: Pixels | None = None
     references: tuple[Pixels, ...] = ()
     control: Pixels | None = None
-    canvas: Canvas | None = None
+    canvas: Pixels | None = None
+    canvas_mask: Pixels | None = None
+
+    @property
+    def of_runtime(self) -> Inputs:
+        """Those that the runtime needs."""
+        return replace(self, canvas=None, canvas_mask=None)
 
 
 @dataclass(frozen=True, slots=True)

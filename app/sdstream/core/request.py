@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import TypeAdapter
 
 from sdstream.core.options import Options, OutputFormat
+from sdstream.core.placement import Box, Placement
 from sdstream.core.size import Size
 
 #: As ``previews``: a preview after each step.
@@ -47,9 +48,9 @@ class GenerationRequest:
         input_images: Images that came with the request, for the count of tokens.
         second_pass: Pixels of the second pass (``hires_*``), None without one.
         upscaled: Pixels after the upscaler (``upscaler``), None without one.
-        canvas: Pixels of the finished image, when what is generated is a part of it.
-        reference_pixels: Largest width x height of reference images; 0 keeps their size.
         cut: Pixels of the finished image, when it is the middle of what the runtime makes.
+        placement: Where the generated image lies in the finished one; None when it is that.
+        references: Pixels of each reference image, as the model gets it.
     """
 
     model: str
@@ -74,8 +75,8 @@ class GenerationRequest:
     second_pass: Size | None = None
     upscaled: Size | None = None
     cut: Size | None = None
-    canvas: Size | None = None
-    reference_pixels: int = 0
+    placement: Placement | None = None
+    references: tuple[Size, ...] = ()
 
     @property
     def size(self) -> Size:
@@ -100,7 +101,9 @@ class GenerationRequest:
     @property
     def output_size(self) -> Size:
         """Width and height of the finished images."""
-        return self.canvas or self.cut or self.runtime_size
+        if self.placement is not None:
+            return self.placement.canvas
+        return self.cut or self.runtime_size
 
 
 _ADAPTER: Final = TypeAdapter(GenerationRequest)
@@ -157,15 +160,17 @@ class Sources:
     Attributes:
         size: Of the first one, None without any.
         drawn_over: The first one is the starting point, not only a reference.
-        masked: A mask came with it, or it has a border that is painted.
-        references: Number of reference images.
+        masked: A mask came with it.
+        painted: The smallest rectangle around what the mask opens, None when that is nothing.
+        references: Sizes of the reference images.
         control: A control image came.
     """
 
     size: Size | None = None
     drawn_over: bool = False
     masked: bool = False
-    references: int = 0
+    painted: Box | None = None
+    references: tuple[Size, ...] = ()
     control: bool = False
 
 

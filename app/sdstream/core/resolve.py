@@ -5,17 +5,16 @@ Nothing past ``resolve`` checks values again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final, NoReturn, TypeVar
 
-from sdstream.core import model_options, resolve_options
+from sdstream.core import model_options, resolve_edits, resolve_options
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog
 from sdstream.core.errors import InvalidRequest, NotFound, Reason
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import MAX_STEPS, OPTIONS, ImageParams, Options, Quality
+from sdstream.core.options import MAX_STEPS, ImageParams, Options, Quality
 from sdstream.core.request import (
     LONGEST_SIDES,
     NO_ASSETS,
@@ -38,26 +37,13 @@ from sdstream.core.samplers import (
     refusal,
 )
 from sdstream.core.similar import did_you_mean, most_similar
-from sdstream.core.size import Size
 
 T = TypeVar("T")
-
-#: Neither side is 0.
-_RATIO: Final = re.compile(r"\s*([1-9]\d{0,3})\s*:\s*([1-9]\d{0,3})\s*")
 
 #: Parameters that mean something where nothing is generated.
 _OF_UPSCALING: Final = {
     "model", "upscaler", "upscale", "output_format", "output_compression", "safety_check", "n",
 }  # fmt: skip
-
-#: What an option acts on -> how errors name it.
-_INPUTS: Final = {
-    "image": "an input image",
-    "image or control": "an input image",
-    "mask": "a mask",
-    "control": "a control image",
-    "reference": "a reference image",
-}
 
 _STEP_FACTORS: Final[Mapping[Quality, float]] = {
     "low": 0.5,
@@ -156,14 +142,9 @@ def _generation(
 ) -> GenerationRequest:
     params = ask.params
     _check_prompts(ask, spec)
-    _check_sources(ask, spec, sources)
-    # What is put back into its picture is drawn at the model's own size, not at the picture's.
-    source = None if params.only_masked else sources.size
-    asked = _asked_size(ask, spec, limits.drawn, source)
-    sources = _with_border(ask, asked, sources)
-    # Under a mask every pixel has its place.
-    size = spec.size_over(asked) if ask.any_size and not sources.masked else asked
-    _check_size(ask, spec, size, limits.drawn)
+    plan = resolve_edits.layout(ask, spec, sources, limits)
+    resolve_edits.check_sources(ask, spec, sources, plan.placement)
+    size = plan.size
     steps = _steps(params, spec)
     sampler, schedule = _sampling(ask, spec, steps)
     idle = model_options.check(ask, spec, sampler)
@@ -175,7 +156,7 @@ def _generation(
         update={
             **dict.fromkeys(idle),
             "lora": loras or None,
-            **resolve_options.concrete(ask, spec, sources),
+            **resolve_options.concrete(ask, spec, sources, plan.placement),
             **resolve_options.enlarging(ask, size, larger, upscaled, steps),
         }
     )
@@ -198,36 +179,12 @@ def _generation(
         output_compression=_compression(ask),
         warnings=_warnings(ask, cfg_scale),
         options=options,
-        input_images=int(sources.drawn_over) + sources.references,
+        input_images=int(sources.drawn_over) + len(sources.references),
         second_pass=larger,
         upscaled=upscaled,
-        canvas=sources.size if params.only_masked or params.expand else None,
-        reference_pixels=_reference_pixels(params, spec) if sources.references else 0,
-        cut=None if size == asked else _scaled(asked, size, upscaled or larger or size),
-    )
-
-
-def _with_border(ask: ParsedRequest, size: Size, sources: Sources) -> Sources:
-    """The input images with the knowledge that padding one leaves a border to paint."""
-    source = sources.size
-    if ask.params.fit != "pad" or not sources.drawn_over or sources.masked or source is None:
-        return sources
-    same_shape = source.width * size.height == source.height * size.width
-    return sources if same_shape else replace(sources, masked=True)
-
-
-def _reference_pixels(params: ImageParams, spec: ModelSpec) -> int:
-    """Largest width x height of reference images: the model's own size."""
-    if params.reference_size == "original":
-        return 0
-    return spec.default_size.width * spec.default_size.height
-
-
-def _scaled(asked: Size, size: Size, result: Size) -> Size:
-    """The asked size, enlarged as the runtime enlarges ``size`` to ``result``."""
-    return Size(
-        round(asked.width * result.width / size.width),
-        round(asked.height * result.height / size.height),
+        cut=plan.cut_of(upscaled or larger or size),
+        placement=plan.placement,
+        references=resolve_edits.reference_sizes(ask, spec, sources),
     )
 
 
@@ -305,101 +262,6 @@ def _check_prompts(ask: ParsedRequest, spec: ModelSpec) -> None:
                 f" has {length} characters; the model '{spec.id}' accepts at most "
                 f"{spec.longest_prompt}.",
             )
-
-
-def _check_sources(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> None:
-    """Reject what would have no effect: options of images that did not come."""
-    # References are looked at as they are.
-    present = {
-        "image": sources.drawn_over,
-        "image or control": sources.drawn_over or sources.control,
-        "mask": sources.masked,
-        "control": sources.control,
-        "reference": sources.references > 0,
-    }
-    for name, option in OPTIONS.items():
-        acts_on = option.acts_on
-        if acts_on and not present[acts_on] and getattr(ask.params, name) is not None:
-            raise ask.rejected(name, f" needs {_INPUTS[acts_on]}.", Reason.NOT_SUPPORTED)
-    if sources.control and spec.files.control_net is None:
-        raise InvalidRequest(
-            f"The model '{spec.id}' has no ControlNet.",
-            reason=Reason.NOT_SUPPORTED,
-            param=ask.client_name("control"),
-        )
-    if sources.masked and ask.params.upscaler is not None:
-        # What the mask keeps is kept exactly, which enlarging cannot.
-        raise ask.rejected(
-            "upscaler",
-            " cannot be combined with a mask; upscale the finished image afterwards.",
-            Reason.NOT_SUPPORTED,
-        )
-
-
-def _asked_size(ask: ParsedRequest, spec: ModelSpec, max_pixels: int, source: Size | None) -> Size:
-    params = ask.params
-    if params.aspect_ratio is not None:
-        return _shaped(ask, spec)
-    if params.width is not None or params.height is not None:
-        return _width_and_height(ask)
-    if params.size in (None, "auto", ""):
-        return spec.default_size if source is None else spec.size_near(source, max_pixels)
-    return _parsed(ask)
-
-
-def _check_size(ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int) -> None:
-    params, option = ask.params, "size"
-    if params.aspect_ratio is not None:
-        option = "aspect_ratio"
-    elif params.width is not None:
-        option = "width"
-    problem = spec.size_problem(size)
-    if problem:
-        if params.width is not None and problem.startswith("height"):
-            option = "height"
-        raise ask.rejected(option, f": {problem}.")
-    if size.width * size.height > max_pixels:
-        raise ask.rejected(
-            option, f": {size} is more than the server's limit of {max_pixels} pixels."
-        )
-
-
-def _parsed(ask: ParsedRequest) -> Size:
-    try:
-        return Size.parse(str(ask.params.size))
-    except ValueError as error:
-        raise ask.rejected("size", f": {error}.") from None
-
-
-def _shaped(ask: ParsedRequest, spec: ModelSpec) -> Size:
-    for other in ("size", "width", "height"):
-        if getattr(ask.params, other) not in (None, "auto", ""):
-            raise ask.rejected(
-                "aspect_ratio",
-                f" and '{ask.client_name(other)}' both choose the size; send one.",
-                Reason.CONFLICTING_FIELDS,
-            )
-    match = _RATIO.fullmatch(ask.params.aspect_ratio or "")
-    if match is None:
-        raise ask.rejected("aspect_ratio", ": write a ratio as WIDTH:HEIGHT, for example 16:9.")
-    return spec.size_of_shape(int(match[1]), int(match[2]))
-
-
-def _width_and_height(ask: ParsedRequest) -> Size:
-    params = ask.params
-    if params.width is None or params.height is None:
-        given, missing = ("width", "height") if params.height is None else ("height", "width")
-        raise InvalidRequest(
-            f"'{ask.client_name(given)}' requires '{missing}'.",
-            reason=Reason.MISSING_FIELD,
-            param=missing,
-        )
-    size = Size(params.width, params.height)
-    if params.size not in (None, "auto", "") and _parsed(ask) != size:
-        raise ask.rejected(
-            "size", " differs from width and height; send one of them.", Reason.CONFLICTING_FIELDS
-        )
-    return size
 
 
 def _steps(params: ImageParams, spec: ModelSpec) -> int:

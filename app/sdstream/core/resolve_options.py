@@ -9,14 +9,19 @@ from sdstream.core.errors import Reason
 from sdstream.core.lora import HYPERNETWORK_TAG, LORA_TAG, MAX_LORA_SCALE, LoraChoice
 from sdstream.core.model_options import check_span, default_guidance, unknown_name
 from sdstream.core.model_spec import ModelSpec
+from sdstream.core.placement import Placement
 from sdstream.core.request import Assets, Sources
+from sdstream.core.resolve_edits import PADDING
+from sdstream.core.resolve_size import check_pixels
 from sdstream.core.size import Size
 
 #: Skip-layer guidance, as the runtime's own program has it.
 _SLG_DEFAULTS = {"slg_start": 0.01, "slg_end": 0.2, "slg_layers": (7, 8, 9)}
 
 
-def concrete(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> dict[str, Any]:
+def concrete(
+    ask: ParsedRequest, spec: ModelSpec, sources: Sources, placement: Placement | None
+) -> dict[str, Any]:
     """Return the defaults of options that have one beside the runtime's own: name -> value."""
     params = ask.params
     defaults: dict[str, Any] = {}
@@ -24,7 +29,14 @@ def concrete(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> dict[str,
         defaults["guidance"] = default_guidance(spec)
     if sources.drawn_over:
         # Under a mask there is nothing to keep; without one the picture should be recognised.
-        defaults |= {"strength": 1.0 if sources.masked else 0.75, "fit": "crop"}
+        bordered = placement is not None and placement.kept is not None
+        defaults["strength"] = 1.0 if sources.masked or bordered else 0.75
+        if placement is None:
+            defaults["fit"] = "crop"
+    if params.only_masked:
+        defaults["only_masked_padding"] = PADDING
+    if sources.references:
+        defaults["reference_size"] = "auto"
     if params.slg_scale is not None:
         defaults |= _SLG_DEFAULTS
     if sources.control:
@@ -99,7 +111,7 @@ def second_pass(
         problem = f"{size} stays as it is, for the next size is {multiple} pixels larger"
     if problem:
         raise ask.rejected("hires_scale", f": {problem}.")
-    _check_pixels(ask, "hires_scale", larger, max_pixels)
+    check_pixels(ask, "hires_scale", larger, max_pixels)
     return larger
 
 
@@ -148,12 +160,5 @@ def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) ->
     if factor > most:
         raise ask.rejected("upscale", f": the upscaler '{name}' enlarges at most {most} times.")
     larger = Size(*(round(side * factor) for side in size))
-    _check_pixels(ask, "upscale", larger, max_pixels)
+    check_pixels(ask, "upscale", larger, max_pixels)
     return larger
-
-
-def _check_pixels(ask: ParsedRequest, option: str, size: Size, max_pixels: int) -> None:
-    if size.width * size.height > max_pixels:
-        raise ask.rejected(
-            option, f": {size} is more than the server's limit of {max_pixels} pixels."
-        )

@@ -8,6 +8,7 @@ It draws a gradient whose colours come from the prompt, seed and size. Words of 
     segv=3        the process dies of SIGSEGV at that step
     hang=3        nothing more is heard from that step on, and a cancel has no effect
     fail=3        the runtime gives no picture at that step
+    inputs=1      the runtime gives no picture, and says which input pictures it got
     deaf=1        cancel has no effect, as on a GPU
     orphan=3      the process aborts at that step, and a fork of it lives on with its files
     escape=3      the same, and the fork has left the process group
@@ -55,6 +56,8 @@ class FakeEngine:
         cues = _cues(request.prompt)
         pause = cues.get("step", _STEP_SECONDS)
         self._peeked = False
+        if "inputs" in cues:
+            raise EngineError(Reason.GENERATION_FAILED, _told(inputs))
         emit(Progress(job, index, Phase.ENCODING, 0, request.steps))
         for step in range(request.steps + 1):
             every = request.previews == EVERY_STEP or self._peeked
@@ -97,6 +100,15 @@ class FakeEngine:
             time.sleep(seconds)
             return False
         return self._aborted.wait(seconds)
+
+
+def _told(inputs: Inputs) -> str:
+    """Names and sizes of the input pictures."""
+    references = ((f"reference {i}", p) for i, p in enumerate(inputs.references))
+    named = {"image": inputs.image, "mask": inputs.mask, **dict(references)}
+    named |= {"control": inputs.control, "canvas": inputs.canvas}
+    sizes = ", ".join(f"{name} {picture.size}" for name, picture in named.items() if picture)
+    return f"The fake engine got {sizes or 'no pictures'}."
 
 
 def _cues(prompt: str) -> dict[str, float]:

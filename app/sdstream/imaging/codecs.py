@@ -7,7 +7,6 @@ Pillow sees the file (headers.py), and only the first frame of an animation, or 
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -17,7 +16,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import Fit, MaskMode, OutputFormat
-from sdstream.core.pixels import Border, Canvas, Pixels
+from sdstream.core.pixels import Pixels
+from sdstream.core.placement import Box, contained
 from sdstream.core.size import Size
 from sdstream.imaging.avif import as_still, is_avif
 from sdstream.imaging.headers import size_of
@@ -72,7 +72,7 @@ def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
         image = _opened(data, param, max_pixels)
         image.load()
         _check_exif(image)
-        return _pixels(_eight_bits(ImageOps.exif_transpose(image)))
+        return as_pixels(_eight_bits(ImageOps.exif_transpose(image)))
 
 
 def pixels_of(data: bytes) -> int:
@@ -192,36 +192,33 @@ def fit(picture: Pixels, size: Size, how: Fit) -> Pixels:
     crop keeps the shape and the middle; stretch keeps everything but the shape; pad and fill keep
     everything and continue the edges.
     """
-    return _pixels(_fitted(_flat(_image(picture)), size, how, Image.Resampling.LANCZOS))
+    return as_pixels(_fitted(flat(as_image(picture)), size, how, Image.Resampling.LANCZOS))
 
 
 def cut(picture: Pixels, size: Size) -> Pixels:
     """Return the middle of a picture; ``size`` is no larger than it."""
     left, top = (picture.width - size.width) // 2, (picture.height - size.height) // 2
-    return _pixels(_image(picture).crop((left, top, left + size.width, top + size.height)))
+    return as_pixels(as_image(picture).crop((left, top, left + size.width, top + size.height)))
 
 
 def resized(picture: Pixels, size: Size, *, nearest: bool = False) -> Pixels:
     """Return a picture at another size, by Lanczos or by the nearest pixel."""
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-    return _pixels(_image(picture).resize(size, how))
+    return as_pixels(as_image(picture).resize(size, how))
 
 
-def mask_of(
-    picture: Pixels, size: Size, how: Fit, mode: MaskMode, *, inverted: bool = False
-) -> Pixels:
+def mask_of(picture: Pixels, mode: MaskMode, *, inverted: bool = False) -> Pixels:
     """Where to paint, as one channel of 0 (keep) and 255 (paint).
 
     Args:
-        picture: The mask as it came; fitted like the image it belongs to.
-        size, how: As for ``fit``; what ``pad`` adds is painted.
+        picture: The mask as it came.
         mode: ``alpha`` paints where the mask is transparent (OpenAI), ``luminance`` where it is
             white (llama-box, Xinference), ``opacity`` where it is opaque (AUTOMATIC1111).
             ``auto`` is alpha if any of it is transparent at all, and luminance if not; so is
             opacity luminance then.
         inverted: Paint the rest instead.
     """
-    image = _image(picture)
+    image = as_image(picture)
     transparent = image.mode == "RGBA" and _darkest(image.getchannel("A")) < 255
     if mode == "auto":
         mode = "alpha" if transparent else "luminance"
@@ -231,11 +228,15 @@ def mask_of(
     elif mode == "opacity" and transparent:
         grey = image.getchannel("A")
     else:
-        grey = _flat(image).convert("L")
+        grey = flat(image).convert("L")
     if inverted:
         grey = ImageChops.invert(grey)
-    whole = _fitted(grey, size, how, Image.Resampling.NEAREST, fill=255)
-    return _pixels(whole.point(lambda value: 255 if value >= 128 else 0))
+    return as_pixels(grey.point(lambda value: 255 if value >= 128 else 0))
+
+
+def fit_mask(mask: Pixels, size: Size, how: Fit) -> Pixels:
+    """A mask of 0 and 255 at another size, fitted like its image; borders are painted."""
+    return as_pixels(_fitted(as_image(mask), size, how, Image.Resampling.NEAREST, fill=255))
 
 
 def composite(drawn: Pixels, original: Pixels, mask: Pixels, blur: float) -> Pixels:
@@ -246,101 +247,11 @@ def composite(drawn: Pixels, original: Pixels, mask: Pixels, blur: float) -> Pix
         mask: One channel of 0 and 255, of that size.
         blur: Pixels over which the edge fades, inwards: outside the mask nothing ever changes.
     """
-    grey = _image(mask)
+    grey = as_image(mask)
     if blur:
         soft = grey.filter(ImageFilter.GaussianBlur(blur))
         grey = ImageChops.darker(grey, soft)
-    return _pixels(Image.composite(_image(drawn), _image(original), grey))
-
-
-def extended(picture: Pixels, size: Size, border: Border) -> Pixels:
-    """Return a picture with a border that repeats its outermost pixels, as RGB.
-
-    Args:
-        picture: RGB or RGBA; transparency becomes white.
-        size: With the border.
-        border: Pixels on each side.
-    """
-    return _pixels(_extended(_flat(_image(picture)), size, border))
-
-
-def with_border(mask: Pixels | None, size: Size, border: Border) -> Pixels:
-    """Return a mask with a border that is painted.
-
-    Args:
-        mask: Of the picture without its border, of 0 and 255; None paints nothing of it.
-        size: With the border.
-        border: Pixels on each side.
-    """
-    inner = (size.width - border.left - border.right, size.height - border.top - border.bottom)
-    image = Image.new("L", inner, 0) if mask is None else _image(mask)
-    return _pixels(ImageOps.expand(image, border, 255))
-
-
-def border_of(picture: Size, size: Size) -> Pixels | None:
-    """Return the mask of the border that padding a picture of this size adds; None for none."""
-    inner = Size(*ImageOps.contain(Image.new("L", picture), size).size)
-    if inner == size:
-        return None
-    return _pixels(ImageOps.expand(Image.new("L", inner, 0), _border(inner, size), 255))
-
-
-def fit_mask(mask: Pixels, size: Size) -> Pixels:
-    """Return a mask of 0 and 255 at another size."""
-    return _pixels(_image(mask).resize(size, Image.Resampling.NEAREST))
-
-
-def box_of(mask: Pixels, padding: int | None, size: Size) -> tuple[int, int, int, int] | None:
-    """Return the part of a picture that is drawn: left, top, width and height in pixels.
-
-    Args:
-        mask: One channel, 255 where the picture changes.
-        padding: Pixels around it that are drawn too; None is the whole picture.
-        size: That the part is drawn at; the part gets its shape as far as the picture allows.
-
-    Returns:
-        None for a mask that is empty.
-    """
-    found = _image(mask).getbbox()
-    if found is None:
-        return None
-    if padding is None:
-        return 0, 0, mask.width, mask.height
-    left, top, right, bottom = found
-    left, top = max(0, left - padding), max(0, top - padding)
-    right, bottom = min(mask.width, right + padding), min(mask.height, bottom + padding)
-    width, height = right - left, bottom - top
-    wider = max(width, math.ceil(height * size.width / size.height))
-    higher = max(height, math.ceil(width * size.height / size.width))
-    left, width = _widened(left, width, min(wider, mask.width), mask.width)
-    top, height = _widened(top, height, min(higher, mask.height), mask.height)
-    return left, top, width, height
-
-
-def _widened(start: int, length: int, wanted: int, room: int) -> tuple[int, int]:
-    """A stretch of this length around the one given, inside of the room."""
-    begin = start - (wanted - length) // 2
-    return max(0, min(begin, room - wanted)), wanted
-
-
-def part_of(picture: Pixels, canvas: Canvas) -> Pixels:
-    """Return the canvas's part of a picture of the canvas's size."""
-    right, bottom = canvas.left + canvas.width, canvas.top + canvas.height
-    return _pixels(_image(picture).crop((canvas.left, canvas.top, right, bottom)))
-
-
-def put_back(drawn: Pixels, canvas: Canvas, blur: float) -> Pixels:
-    """Return the canvas's picture with the drawn part where its mask is white.
-
-    Args:
-        drawn: The part, at the size that it was drawn at.
-        canvas: The picture.
-        blur: Pixels over which the mask's edge fades, inwards.
-    """
-    whole = _image(canvas.picture)
-    part = _image(drawn).resize((canvas.width, canvas.height), Image.Resampling.LANCZOS)
-    whole.paste(part, (canvas.left, canvas.top))
-    return composite(_pixels(whole), canvas.picture, canvas.mask, blur)
+    return as_pixels(Image.composite(as_image(drawn), as_image(original), grey))
 
 
 def _darkest(channel: Image.Image) -> int:
@@ -361,52 +272,55 @@ def _fitted(
         return image.resize(size, resampling)
     if how == "crop":
         return ImageOps.fit(image, size, resampling)
-    inner = ImageOps.contain(image, size, resampling)
-    border = _border(Size(*inner.size), size)
-    if image.mode == "L":
-        return ImageOps.expand(inner, border, fill)
-    return _extended(inner, size, border)
+    box = contained(Size(*image.size), size)
+    inner = image.resize(box.size, resampling)
+    if image.mode != "L":
+        return extended(inner, size, box)
+    sheet = Image.new("L", size, fill)
+    sheet.paste(inner, box)
+    return sheet
 
 
-def _border(inner: Size, outer: Size) -> Border:
-    """The border that has a picture in its middle."""
-    left, top = (outer.width - inner.width) // 2, (outer.height - inner.height) // 2
-    return Border(left, top, outer.width - inner.width - left, outer.height - inner.height - top)
+def extended(image: Image.Image, size: Size, at: Box) -> Image.Image:
+    """Return an image at its place in a larger one; its outermost pixels are repeated outwards.
+
+    Args:
+        image: RGB or grey.
+        size: Of the larger one.
+        at: The place, of the image's size.
+    """
+    if image.size == size:
+        return image
+    sheet = Image.new(image.mode, size)
+    sheet.paste(image, at)
+    width, height = at.size
+    left, right = image.crop((0, 0, 1, height)), image.crop((width - 1, 0, width, height))
+    for edge, begin, end in ((left, 0, at.left), (right, at.right, size.width)):
+        if end > begin:
+            sheet.paste(edge.resize((end - begin, height)), (begin, at.top))
+    rows = (at.top, 0, at.top), (at.bottom - 1, at.bottom, size.height)
+    for row, begin, end in rows:
+        if end > begin:
+            edge = sheet.crop((0, row, size.width, row + 1))
+            sheet.paste(edge.resize((size.width, end - begin)), (0, begin))
+    return sheet
 
 
-def _extended(image: Image.Image, size: Size, border: Border) -> Image.Image:
-    """A picture with a border that repeats its outermost pixels."""
-    canvas = Image.new(image.mode, size)
-    width, height = image.size
-    canvas.paste(image, (border.left, border.top))
-    for strip, at, room in (
-        ((0, 0, 1, height), (0, border.top), (border.left, height)),
-        ((width - 1, 0, width, height), (border.left + width, border.top), (border.right, height)),
-    ):
-        if room[0]:
-            canvas.paste(image.crop(strip).resize(room), at)
-    for row, beginning, rows in (
-        (border.top, 0, border.top),
-        (border.top + height - 1, border.top + height, border.bottom),
-    ):
-        if rows:
-            line = canvas.crop((0, row, size.width, row + 1))
-            canvas.paste(line.resize((size.width, rows)), (0, beginning))
-    return canvas
-
-
-def _flat(image: Image.Image) -> Image.Image:
+def flat(image: Image.Image) -> Image.Image:
+    """Return an image as RGB: transparency becomes white."""
     if image.mode != "RGBA":
         return image
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _image(picture: Pixels) -> Image.Image:
+def as_image(picture: Pixels) -> Image.Image:
+    """Return pixels as an image of Pillow."""
     return Image.frombytes(_MODES[picture.channels], picture.size, picture.data)
 
 
-def _pixels(image: Image.Image) -> Pixels:
+def as_pixels(image: Image.Image) -> Pixels:
+    """Return an image of Pillow, grey, RGB or RGBA, as pixels."""
     return Pixels(image.width, image.height, image.tobytes())
 
 
@@ -427,7 +341,7 @@ def encode(
         compression: Quality of JPEG and WebP in percent.
         parameters: Text to embed: as PNG text chunk ``parameters`` or EXIF UserComment.
     """
-    image = _image(picture)
+    image = as_image(picture)
     file = io.BytesIO()
     if output_format == "png":
         info = PngInfo()

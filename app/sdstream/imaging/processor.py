@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, ParamSpec, Protocol, TypeVar
 
@@ -19,11 +18,12 @@ from sdstream.core import infotext
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import ImageResult, JobFailed
 from sdstream.core.messages import ImageDrawn, Preview
-from sdstream.core.options import OutputFormat
-from sdstream.core.pixels import Border, Canvas, Inputs, Pixels, SourceFile, SourceFiles
+from sdstream.core.options import MaskMode, OutputFormat
+from sdstream.core.pixels import Inputs, Pixels, SourceFile, SourceFiles
+from sdstream.core.placement import Box, Placement
 from sdstream.core.request import GenerationRequest, Sources
 from sdstream.core.size import Size
-from sdstream.imaging import codecs
+from sdstream.imaging import canvas, codecs
 from sdstream.imaging.safety import SafetyChecker
 
 logger = logging.getLogger(__name__)
@@ -62,19 +62,17 @@ class Pictures:
 
     Attributes:
         image: The one to draw over.
-        mask: Where, as it came.
-        inverted_mask: It opens what it seems to close.
+        mask: Where, as one channel of 0 and 255.
+        painted: The smallest rectangle around what the mask opens.
         references: To look at.
         control: For the ControlNet.
-        border: Was added to the image, beyond the mask, and is painted.
     """
 
     image: Pixels | None = None
     mask: Pixels | None = None
-    inverted_mask: bool = False
+    painted: Box | None = None
     references: tuple[Pixels, ...] = ()
     control: Pixels | None = None
-    border: Border | None = None
 
     @property
     def sources(self) -> Sources:
@@ -83,8 +81,9 @@ class Pictures:
         return Sources(
             size=first.size if first else None,
             drawn_over=self.image is not None,
-            masked=self.mask is not None or self.border is not None,
-            references=len(self.references),
+            masked=self.mask is not None,
+            painted=self.painted,
+            references=tuple(picture.size for picture in self.references),
             control=self.control is not None,
         )
 
@@ -125,28 +124,35 @@ class ImageProcessor:
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def decode(
-        self, files: SourceFiles, *, only_references: bool, border: Border | None = None
+        self, files: SourceFiles, *, only_references: bool, mask_mode: MaskMode = "auto"
     ) -> Pictures:
         """The files as pictures, the first to be drawn over unless the model only looks.
 
         Args:
             files: As they came.
-            only_references: The model looks at images and draws over none without a mask.
-            border: Is added to the first one, to be painted.
+            only_references: The model looks at images that have no mask.
+            mask_mode: What of a mask is painted.
 
         Raises:
             InvalidRequest: A file is no image, or the mask has another size than its image.
         """
-        return await self._run(self._upload_threads, self._decode, files, only_references, border)
+        return await self._run(
+            self._upload_threads, self._decode, files, only_references, mask_mode
+        )
 
     async def fit(self, pictures: Pictures, request: GenerationRequest) -> Inputs:
         """The pictures at the size of the request."""
         return await self._run(self._upload_threads, _fit, pictures, request)
 
-    async def preview(self, preview: Preview) -> bytes:
-        """A picture of the state between two steps, as PNG."""
-        pixels = Pixels(preview.width, preview.height, preview.blob)
-        return await self._run(self._threads, codecs.encode, pixels, "png")
+    async def preview(self, request: GenerationRequest, inputs: Inputs, preview: Preview) -> bytes:
+        """A picture of the state between two steps, as PNG.
+
+        Args:
+            request: Of the job.
+            inputs: What the job started from.
+            preview: What the runtime drew.
+        """
+        return await self._run(self._threads, _preview, request, inputs, preview)
 
     async def develop(
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, must_keep: bool
@@ -201,12 +207,11 @@ class ImageProcessor:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(threads, partial(work, *args, **kwargs))
 
-    def _decode(self, files: SourceFiles, only_references: bool, border: Border | None) -> Pictures:
+    def _decode(self, files: SourceFiles, only_references: bool, mask_mode: MaskMode) -> Pictures:
         self._check_all(files)
         pictures = tuple(self._read(file) for file in files.images)
         control = self._read(files.control) if files.control else None
-        masked = files.mask is not None or files.own_alpha or border is not None
-        if not pictures or (only_references and not masked):
+        if not pictures or (only_references and files.mask is None and not files.own_alpha):
             return Pictures(references=pictures, control=control)
         image, *references = pictures
         mask = image if files.own_alpha else None
@@ -219,23 +224,10 @@ class ImageProcessor:
                     reason=Reason.INVALID_IMAGE,
                     param=files.mask.param,
                 )
-        found = Pictures(image, mask, files.inverted_mask, tuple(references), control)
-        return found if border is None else self._expanded(found, border)
-
-    def _expanded(self, pictures: Pictures, border: Border) -> Pictures:
-        """The image with a border that continues its edges."""
-        image = pictures.image
-        assert image is not None
-        size = Size(
-            image.width + border.left + border.right, image.height + border.top + border.bottom
-        )
-        if size.width * size.height > self._max_input_pixels:
-            raise InvalidRequest(
-                f"'expand': {size} is more than the server's limit of {self._max_input_pixels} "
-                "pixels.",
-                param="expand",
-            )
-        return replace(pictures, image=codecs.extended(image, size, border), border=border)
+        if mask is None:
+            return Pictures(image, references=tuple(references), control=control)
+        opened = codecs.mask_of(mask, mask_mode, inverted=files.inverted_mask)
+        return Pictures(image, opened, canvas.painted(opened), tuple(references), control)
 
     def _check_all(self, files: SourceFiles) -> None:
         """Refuse pictures that are too much alone or together, by their headers."""
@@ -270,14 +262,13 @@ class ImageProcessor:
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, must_keep: bool
     ) -> ImageResult:
         picture = Pixels(drawn.width, drawn.height, drawn.blob)
-        if inputs.canvas is not None:
-            blur = request.options.mask_blur or 0.0
-            picture = codecs.put_back(picture, inputs.canvas, blur)
-        elif inputs.image is not None and inputs.mask is not None:
+        original, mask = inputs.image, inputs.mask
+        if request.placement is not None and inputs.canvas is not None:
+            original, mask = inputs.canvas, inputs.canvas_mask
+            picture = canvas.put_back(picture, original, request.placement)
+        if original is not None and mask is not None:
             # The runtime's kept pixels have been through the autoencoder: put the real ones back.
-            picture = codecs.composite(
-                picture, inputs.image, inputs.mask, request.options.mask_blur or 0.0
-            )
+            picture = codecs.composite(picture, original, mask, request.options.mask_blur or 0.0)
         if request.cut is not None:
             picture = codecs.cut(picture, request.cut)
         flagged = self._is_flagged(request, picture)
@@ -326,57 +317,45 @@ class ImageProcessor:
             raise ImageRejected(Reason.STORAGE_FULL, "The image could not be stored.") from None
 
 
+def _preview(request: GenerationRequest, inputs: Inputs, preview: Preview) -> bytes:
+    pixels = Pixels(preview.width, preview.height, preview.blob)
+    if request.placement is not None and inputs.canvas is not None:
+        pixels = canvas.preview_in_place(pixels, inputs, request.placement, request.size)
+    return codecs.encode(pixels, "png")
+
+
 def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:
-    options = request.options
-    size, how = request.size, options.fit or "crop"
-    references = tuple(_reference(p, request.reference_pixels) for p in pictures.references)
-    control = codecs.fit(pictures.control, size, how) if pictures.control else None
-    if request.canvas is not None:
-        canvas = _canvas(pictures, request)
-        part = codecs.part_of(canvas.picture, canvas)
-        masked = codecs.part_of(canvas.mask, canvas)
-        return Inputs(
-            codecs.fit(part, size, "stretch"),
-            codecs.fit_mask(masked, size),
-            references,
-            control,
-            canvas,
-        )
+    size, how = request.size, request.options.fit or "crop"
+    references = tuple(
+        codecs.fit(picture, wanted, "stretch")
+        for picture, wanted in zip(pictures.references, request.references, strict=True)
+    )
+    if pictures.image is not None and request.placement is not None:
+        return _placed(pictures.image, pictures, request, request.placement, references)
     image = codecs.fit(pictures.image, size, how) if pictures.image else None
-    mask: Pixels | None = None
-    if pictures.mask is not None:
-        mask = codecs.mask_of(
-            pictures.mask, size, how, options.mask_mode or "auto", inverted=pictures.inverted_mask
-        )
-    elif image is not None and pictures.image is not None and how == "pad":
-        mask = codecs.border_of(pictures.image.size, size)
+    mask = codecs.fit_mask(pictures.mask, size, how) if pictures.mask else None
+    control = codecs.fit(pictures.control, size, how) if pictures.control else None
     return Inputs(image, mask, references, control)
 
 
-def _reference(picture: Pixels, most_pixels: int) -> Pixels:
-    """A reference image of at most so many pixels, its sides multiples of 16; 0 keeps it."""
-    size = picture.size
-    pixels = size.width * size.height
-    if most_pixels and pixels > most_pixels:
-        share = math.sqrt(most_pixels / pixels)
-        size = Size(*(max(16, round(side * share / 16) * 16) for side in size))
-    return codecs.fit(picture, size, "stretch")
-
-
-def _canvas(pictures: Pictures, request: GenerationRequest) -> Canvas:
-    """The input image with its mask at its own size, and the part of it that is drawn."""
-    image, options = pictures.image, request.options
-    assert image is not None
-    mask, border = None, pictures.border or Border(0, 0, 0, 0)
-    if pictures.mask is not None:
-        mode = options.mask_mode or "auto"
-        own = pictures.mask
-        mask = codecs.mask_of(own, own.size, "stretch", mode, inverted=pictures.inverted_mask)
-    mask = codecs.with_border(mask, image.size, border)
-    padding = options.only_masked_padding if options.only_masked else None
-    box = codecs.box_of(mask, padding, request.size)
-    if box is None:
-        raise InvalidRequest(
-            "The mask is empty; paint what is to change.", reason=Reason.INVALID_IMAGE, param="mask"
-        )
-    return Canvas(codecs.fit(image, image.size, "crop"), mask, *box)
+def _placed(
+    image: Pixels,
+    pictures: Pictures,
+    request: GenerationRequest,
+    placement: Placement,
+    references: tuple[Pixels, ...],
+) -> Inputs:
+    """What the runtime generates in part, with the whole that the part is put back into."""
+    whole, mask = canvas.canvas_of(image, pictures.mask, placement)
+    control = None
+    if pictures.control is not None:
+        followed = codecs.fit(pictures.control, placement.canvas, request.options.fit or "crop")
+        control = canvas.part_of(followed, placement, request.size)
+    return Inputs(
+        image=canvas.part_of(whole, placement, request.size),
+        mask=canvas.mask_part_of(mask, placement, request.size),
+        references=references,
+        control=control,
+        canvas=whole,
+        canvas_mask=mask,
+    )

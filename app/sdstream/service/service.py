@@ -37,7 +37,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -561,7 +561,7 @@ class ImageService:
         if not await self._is_ready(live, worker):  # it may have died since
             return
         self._observe(job, "queue", self._clock() - job.created)
-        order = Generate(job.id, job.request, replace(inputs, canvas=None), first=len(job.images))
+        order = Generate(job.id, job.request, inputs.of_runtime, first=len(job.images))
         async for event in worker.generate(order):
             await self._take(live, inputs, event)
 
@@ -579,7 +579,8 @@ class ImageService:
             case Progress():
                 self._apply(live, event)
             case Preview(index=index, step=step):
-                self._apply(live, PreviewReady(index, step, await self.processor.preview(event)))
+                shown = await self.processor.preview(live.job.request, inputs, event)
+                self._apply(live, PreviewReady(index, step, shown))
             case ImageDrawn():
                 await self._finish_image(live, inputs, event)
             case Done():
@@ -695,10 +696,11 @@ class ImageService:
         self._admit(spec.id, ask.params.n or 1, terms)
         pictures = Pictures()
         if ask.files is not None:
-            looks = spec.traits.references and not ask.only_upscale
+            # A border is painted around an image that is kept, not looked at.
+            looks = spec.traits.references and not (ask.only_upscale or ask.params.expand)
             check_count(ask, spec, len(ask.files.images))
             pictures = await self.processor.decode(
-                ask.files, only_references=looks, border=ask.params.border
+                ask.files, only_references=looks, mask_mode=ask.params.mask_mode or "auto"
             )
         request = resolve(
             ask,

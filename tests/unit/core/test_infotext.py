@@ -127,7 +127,7 @@ def test_long_texts_take_no_time(text: str) -> None:
 VALUES = {
     "sample_steps": 20, "sampler": "euler_a", "schedule": "karras", "cfg_scale": 7.5, "seed": 2,
     "size": "8x4", "model": "sd15:Q8_0", "guidance": 3.5, "strength": 0.75, "mask_blur": 4.0,
-    "only_masked": True, "only_masked_padding": 16, "expand": [8, 0, 0, 64],
+    "only_masked": True, "only_masked_padding": 16, "expand": [64, 0, 32, 0],
     "eta": 0.0, "clip_skip": 2, "flow_shift": 3.0, "sigmas": [14.5, 1.0, 0.0],
     "lora": [{"id": "ink, wet", "scale": 0.5}, {"id": "line", "scale": -1.0}], "slg_scale": 2.5,
     "slg_start": 0.0, "slg_end": 0.5, "slg_layers": [7, 8], "cache_mode": "easycache",

@@ -11,6 +11,7 @@ from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog
 from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
 from sdstream.core.options import MAX_SEED, ImageParams
+from sdstream.core.placement import Box
 from sdstream.core.request import GenerationRequest, Limits, Sources
 from sdstream.core.resolve import check_count, resolve
 from sdstream.core.size import Size
@@ -35,8 +36,8 @@ models:
 
 NOTHING = Sources()
 PICTURE = Sources(size=Size(700, 500), drawn_over=True)
-MASKED = Sources(size=Size(700, 500), drawn_over=True, masked=True)
-LOOKED_AT = Sources(size=Size(700, 500), references=2)
+MASKED = Sources(size=Size(700, 500), drawn_over=True, masked=True, painted=Box(100, 100, 200, 150))
+LOOKED_AT = Sources(size=Size(700, 500), references=(Size(700, 500), Size(4000, 3000)))
 
 
 def ask(
@@ -221,6 +222,13 @@ def test_references_are_for_models_that_look() -> None:
         ({"fit": "pad"}, NOTHING),
         ({"mask_mode": "alpha"}, PICTURE),
         ({"mask_blur": 2}, PICTURE),
+        ({"mask_blur": 2, "fit": "pad"}, PICTURE),
+        ({"only_masked": True}, PICTURE),
+        ({"only_masked_padding": 8}, MASKED),
+        ({"expand": 8}, NOTHING),
+        ({"expand": 8, "model": "looker"}, LOOKED_AT),
+        ({"reference_size": "original"}, PICTURE),
+        ({"reference_size": "original", "model": "looker"}, PICTURE),
         ({"strength": 0.5, "model": "looker"}, LOOKED_AT),
         ({"fit": "pad", "model": "looker"}, LOOKED_AT),
     ],

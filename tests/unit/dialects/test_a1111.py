@@ -115,18 +115,18 @@ def test_what_webuiapi_always_sends_is_neutral() -> None:
 
 
 def test_webuiapis_img2img_with_a_mask() -> None:
-    """Image and mask are decoded from data: URLs; the two options that do nothing are told."""
+    """Image and mask are decoded from data: URLs; the option that does nothing is told."""
     drawing = parse(IMG2IMG, over_image=True)
     draft = drawing.ask.params
     assert (draft.strength, draft.fit, draft.mask_mode, draft.mask_blur) == (
-        0.75, "stretch", "opacity", 4.0,
+        0.75, None, "opacity", 4.0,
     )  # fmt: skip
+    assert (draft.only_masked, draft.only_masked_padding) == (True, 0)
     assert drawing.ask.files is not None
     assert drawing.ask.files.images[0].data == b"an image"
     assert drawing.ask.files.mask is not None
     assert drawing.ask.files.mask.data == b"a mask"
     assert not drawing.ask.files.inverted_mask
-    assert (draft.only_masked, draft.only_masked_padding) == (True, 0)
     assert [text.split()[0] for text in drawing.ask.warnings] == ["inpainting_fill"]
     assert drawing.echo["init_images"] is None
     assert drawing.echo["mask"] is None
@@ -323,7 +323,7 @@ def test_settings_that_pass() -> None:
 
 def test_inverted_masks_and_resize_modes() -> None:
     """inpainting_mask_invert and resize_mode have counterparts."""
-    drawing = img2img(mask=PICTURE, inpainting_mask_invert=1, resize_mode=1)
+    drawing = img2img(mask=PICTURE, inpainting_mask_invert=1, resize_mode=1, inpaint_full_res=False)
     assert drawing.ask.files is not None
     assert drawing.ask.files.inverted_mask
     assert drawing.ask.params.fit == "crop"
@@ -337,17 +337,29 @@ def test_models_that_look_at_the_image() -> None:
     drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker)
     assert (drawing.ask.params.fit, drawing.ask.params.strength) == (None, None)
     assert drawing.ask.warnings == ("The model 'looker' looks at the image and draws a new one.",)
-    masked = fitted(img2img(mask=PICTURE, denoising_strength=0.5), looker)
+    masked = fitted(img2img(mask=PICTURE, denoising_strength=0.5, inpaint_full_res=False), looker)
     assert (masked.ask.params.fit, masked.ask.params.strength) == ("stretch", 0.5)
     other = img2img(denoising_strength=0.5)
     assert fitted(other, ModelSpec(id="m", family="sd1", files=files)) == other
+
+
+def test_only_masked_is_the_originals_default() -> None:
+    """A mask alone means "Only masked" without padding; False means the whole picture."""
+    params = img2img(mask=PICTURE, resize_mode=1).ask.params
+    assert (params.only_masked, params.only_masked_padding, params.fit) == (True, 0, None)
+    params = img2img(mask=PICTURE, inpaint_full_res=1, inpaint_full_res_padding=48).ask.params
+    assert (params.only_masked, params.only_masked_padding) == (True, 48)
+    params = img2img(mask=PICTURE, inpaint_full_res=False, resize_mode=1).ask.params
+    assert (params.only_masked, params.only_masked_padding, params.fit) == (None, None, "crop")
+    with pytest.raises(InvalidRequest) as caught:
+        img2img(mask=PICTURE, inpaint_full_res_padding=-1)
+    assert caught.value.param == "inpaint_full_res_padding"
 
 
 def test_options_of_a_mask_need_one() -> None:
     """webuiapi sends mask_blur 4 and inpainting_fill 0 without a mask: there they mean nothing."""
     drawing = img2img(mask_blur=4, inpainting_fill=2, inpaint_full_res=True)
     assert drawing.ask.params.mask_blur is None
-    assert drawing.ask.params.only_masked is None
     assert drawing.ask.warnings == ()
 
 

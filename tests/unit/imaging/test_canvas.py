@@ -1,108 +1,277 @@
-"""The part of a picture that is drawn and put back, and borders that are painted."""
+"""Parts of images to the model and back: what must stay stays, byte for byte."""
 
 from __future__ import annotations
 
-import random
+import asyncio
+import io
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from sdstream.core.pixels import Border, Canvas, Pixels
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.catalog import Catalog
+from sdstream.core.messages import Generate, ImageDrawn, Preview, encode, unframe
+from sdstream.core.options import ImageParams, OutputFormat
+from sdstream.core.pixels import Inputs, SourceFile, SourceFiles
+from sdstream.core.placement import Box
+from sdstream.core.request import GenerationRequest, Limits
+from sdstream.core.resolve import resolve
 from sdstream.core.size import Size
-from sdstream.imaging.codecs import (
-    border_of,
-    box_of,
-    extended,
-    fit,
-    part_of,
-    put_back,
-    with_border,
+from sdstream.imaging.processor import ImageProcessor
+
+Array = np.ndarray[Any, np.dtype[np.uint8]]
+
+CATALOG = Catalog.parse(
+    """
+models:
+  - {id: plain, family: sd1, files: {model: m}, defaults: {size: 64x64}}
+  - {id: looker, family: flux_kontext, files: {model: m}, defaults: {size: 64x64}}
+"""
 )
-
-RED = (255, 0, 0)
-
-
-def noise(width: int, height: int) -> Pixels:
-    """A picture in which every pixel is its own."""
-    return Pixels(width, height, random.Random(1).randbytes(width * height * 3))
+NOISE: Array = np.random.default_rng(7).integers(0, 256, (93, 151, 3), dtype=np.uint8)
+HOLE = Box(101, 10, 124, 31)
+GREEN = (0, 255, 0)
 
 
-def mask(width: int, height: int, box: tuple[int, int, int, int]) -> Pixels:
-    """White inside of left, top, right and bottom."""
-    image = Image.new("L", (width, height), 0)
-    image.paste(255, box)
-    return Pixels(width, height, image.tobytes())
+class Shelf:
+    """Keeps the last file."""
+
+    data = b""
+
+    def put(self, data: bytes, output_format: OutputFormat) -> str:
+        """Keep it."""
+        self.data = data
+        return "image_1"
 
 
-def pixel(picture: Pixels, x: int, y: int) -> tuple[int, ...]:
-    """One pixel."""
-    at = (y * picture.width + x) * picture.channels
-    return tuple(picture.data[at : at + picture.channels])
+def file_of(image: Image.Image) -> bytes:
+    """A PNG."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("painted", "padding", "size", "box"),
-    [
-        ((40, 40, 60, 60), 0, Size(64, 64), (40, 40, 20, 20)),
-        ((40, 40, 60, 60), 10, Size(64, 64), (30, 30, 40, 40)),
-        ((40, 40, 60, 60), 0, Size(128, 64), (30, 40, 40, 20)),
-        ((40, 40, 60, 60), 0, Size(64, 128), (40, 30, 20, 40)),
-        ((0, 0, 10, 20), 4, Size(64, 64), (0, 0, 24, 24)),
-        ((190, 90, 200, 100), 0, Size(128, 64), (180, 90, 20, 10)),
-        ((0, 40, 200, 50), 0, Size(64, 64), (0, 0, 200, 100)),
-        ((40, 40, 60, 60), None, Size(64, 64), (0, 0, 200, 100)),
-        ((0, 0, 0, 0), 4, Size(64, 64), None),
-    ],
-)
-def test_the_part(
-    painted: tuple[int, int, int, int],
-    padding: int | None,
-    size: Size,
-    box: tuple[int, int, int, int] | None,
-) -> None:
-    """The mask with its padding, in the shape that is drawn, inside of the picture."""
-    assert box_of(mask(200, 100, painted), padding, size) == box
+def mask_file(kind: str = "luminance") -> bytes:
+    """A file that opens the hole."""
+    mask = Image.new("L", (151, 93), 0)
+    mask.paste(255, HOLE)
+    if kind == "luminance":
+        return file_of(mask)
+    alpha = Image.new("RGBA", mask.size, (9, 9, 9, 255))
+    alpha.putalpha(mask if kind == "opacity" else mask.point(lambda value: 255 - value))
+    return file_of(alpha)
 
 
-@pytest.mark.parametrize("blur", [0.0, 3.0])
-def test_nothing_changes_outside_of_the_mask(blur: float) -> None:
-    """Every pixel but the painted ones is the picture's own, and those are the drawn ones."""
-    picture, painted = noise(200, 100), mask(200, 100, (40, 40, 60, 60))
-    canvas = Canvas(picture, painted, 30, 30, 40, 40)
-    assert part_of(picture, canvas).size == Size(40, 40)
-    red = Pixels(64, 64, bytes(RED) * 64 * 64)
-    found = put_back(red, canvas, blur)
-    assert found.size == picture.size
-    for y in range(100):
-        for x in range(200):
-            if not (40 <= x < 60 and 40 <= y < 60):
-                assert pixel(found, x, y) == pixel(picture, x, y)
-    assert pixel(found, 50, 50) == RED
+def run(
+    *, mask: bytes | None = None, inverted: bool = False, model: str = "plain", **options: Any
+) -> tuple[GenerationRequest, Inputs, Array, Array]:
+    """What an edit of the noise gives when the model draws plain green: the request, the inputs,
+    the finished image and a preview."""
+    shelf = Shelf()
+    processor = ImageProcessor(
+        shelf=shelf, checker=None, max_input_pixels=10**6, embed_parameters=False
+    )
+    params = ImageParams(prompt="a cat", model=model, **options)
+    files = SourceFiles(
+        (SourceFile("image", file_of(Image.fromarray(NOISE))),),
+        SourceFile("mask", mask) if mask else None,
+        inverted_mask=inverted,
+    )
+
+    async def work() -> tuple[GenerationRequest, Inputs, bytes]:
+        pictures = await processor.decode(
+            files, only_references=False, mask_mode=params.mask_mode or "auto"
+        )
+        request = resolve(
+            ParsedRequest(params, files=files),
+            CATALOG,
+            random_seed=lambda: 1,
+            limits=Limits(),
+            sources=pictures.sources,
+        )
+        fitted = await processor.fit(pictures, request)
+        order = unframe(encode(Generate("job", request, fitted)))
+        assert isinstance(order, Generate)
+        inputs = order.inputs
+        width, height = request.size
+        drawn = ImageDrawn(
+            "job", 0, 1, width, height, 4, 0.0, 0.0, 0.0, bytes(GREEN) * width * height
+        )
+        await processor.develop(request, inputs, drawn, must_keep=True)
+        preview = Preview(
+            "job", 0, 1, width // 8, height // 8, bytes(GREEN) * (width * height // 64)
+        )
+        return request, inputs, await processor.preview(request, inputs, preview)
+
+    request, inputs, preview = asyncio.run(work())
+    processor.close()
+    finished, small = (
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (shelf.data, preview)
+    )
+    return request, inputs, finished, small
 
 
-def test_an_expanded_picture() -> None:
-    """The picture stands where the border says, and its edges go on."""
-    picture, border = noise(30, 20), Border(5, 0, 7, 9)
-    whole = extended(picture, Size(42, 29), border)
-    assert whole.size == Size(42, 29)
-    for x, y in ((0, 0), (29, 19), (13, 7)):
-        assert pixel(whole, x + 5, y) == pixel(picture, x, y)
-    assert pixel(whole, 0, 7) == pixel(picture, 0, 7)
-    assert pixel(whole, 41, 7) == pixel(picture, 29, 7)
-    assert pixel(whole, 10, 28) == pixel(picture, 5, 19)
-    assert pixel(whole, 41, 28) == pixel(picture, 29, 19)
-    painted = with_border(None, Size(42, 29), border)
-    assert [pixel(painted, x, 7)[0] for x in (4, 5, 34, 35)] == [255, 0, 0, 255]
-    both = with_border(mask(30, 20, (0, 0, 2, 2)), Size(42, 29), border)
-    assert [pixel(both, x, 0)[0] for x in (4, 5, 6, 7)] == [255, 255, 255, 0]
+def outside(box: Box) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """True outside of a box of the noise."""
+    mask = np.ones(NOISE.shape[:2], bool)
+    mask[box.top : box.bottom, box.left : box.right] = False
+    return mask
 
 
-def test_the_border_of_padding() -> None:
-    """It is exactly where the padded picture is not, and none where nothing is added."""
-    painted = border_of(Size(80, 40), Size(64, 64))
-    assert painted is not None
-    assert [pixel(painted, 32, y)[0] for y in (0, 15, 16, 47, 48, 63)] == [255, 255, 0, 0, 255, 255]
-    assert border_of(Size(128, 128), Size(64, 64)) is None
-    whole = fit(noise(64, 32), Size(64, 64), "pad")
-    assert pixel(whole, 3, 16) == pixel(noise(64, 32), 3, 0)
-    assert pixel(whole, 3, 0) == pixel(whole, 3, 16)
+@pytest.mark.parametrize("kind", ["luminance", "alpha", "opacity"])
+@pytest.mark.parametrize("size", ["64x64", "128x64", "64x192"])
+def test_only_the_hole_changes(kind: str, size: str) -> None:
+    """For all kinds of masks and shapes of the part: outside every byte is the input's."""
+    mode = {"opacity": "opacity"}.get(kind, "auto")
+    request, inputs, finished, _ = run(
+        mask=mask_file(kind), only_masked=True, mask_mode=mode, size=size
+    )
+    assert finished.shape == NOISE.shape
+    kept = outside(HOLE)
+    assert (finished[kept] == NOISE[kept]).all()
+    assert (finished[~kept] == GREEN).all()
+    assert inputs.image is not None
+    assert inputs.mask is not None
+    assert inputs.image.size == inputs.mask.size == request.size == Size.parse(size)
+
+
+def test_the_part_is_the_inputs_own() -> None:
+    """It is cut out at the input's own resolution, before it is brought to the model's size."""
+    request, inputs, _, _ = run(mask=mask_file(), only_masked=True, only_masked_padding=0)
+    assert request.placement is not None
+    assert request.placement.region == Box(101, 9, 124, 32)
+    part = Image.fromarray(NOISE).crop(request.placement.region)
+    expected = part.resize((64, 64), Image.Resampling.LANCZOS)
+    assert inputs.image is not None
+    assert inputs.image.data == expected.tobytes()
+    assert inputs.mask is not None
+    rows = np.frombuffer(inputs.mask.data, np.uint8).reshape(64, 64)
+    assert {*rows[0]} == {0}
+    assert {*rows[32]} == {255}
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_a_soft_edge_stays_inside(padding: int) -> None:
+    """mask_blur fades inwards, in pixels of the image."""
+    _, _, finished, _ = run(
+        mask=mask_file(), only_masked=True, mask_blur=3, only_masked_padding=padding
+    )
+    kept = outside(HOLE)
+    assert (finished[kept] == NOISE[kept]).all()
+    inner = finished[HOLE.top : HOLE.bottom, HOLE.left : HOLE.right]
+    assert (inner[10, 11] == GREEN).all()
+    assert not (inner[0] == GREEN).all()
+
+
+def test_an_inverted_mask() -> None:
+    """Everything but the hole: the part is the whole image, which has another shape."""
+    request, inputs, finished, _ = run(mask=mask_file(), inverted=True, only_masked=True)
+    kept = ~outside(HOLE)
+    assert (finished[kept] == NOISE[kept]).all()
+    assert (finished[~kept] == GREEN).all()
+    assert request.placement is not None
+    assert request.placement.region == Box(0, 0, 151, 93)
+    assert request.placement.inner == Box(0, 12, 64, 51)
+    assert inputs.image is not None
+    rows = np.frombuffer(inputs.image.data, np.uint8).reshape(64, 64, 3)
+    assert (rows[:12] == rows[12]).all(), "the edge is drawn out"
+
+
+@pytest.mark.parametrize("painted", [[(0, 0)], [(150, 92)], [(0, 0), (150, 92)]])
+def test_single_pixels(painted: list[tuple[int, int]]) -> None:
+    """At the corners of the image; none is lost on the way to the model and back."""
+    mask = Image.new("L", (151, 93), 0)
+    for place in painted:
+        mask.putpixel(place, 255)
+    _, inputs, finished, _ = run(mask=file_of(mask), only_masked=True)
+    changed = np.argwhere((finished != NOISE).any(axis=2)).tolist()
+    assert changed == [[y, x] for x, y in painted]
+    assert inputs.mask is not None
+    assert 255 in inputs.mask.data
+
+
+@pytest.mark.parametrize("expand", ["7,0,0,0", "0,9,0,0", "11,5,3,40", "1,1,1,1", "64,64,64,64"])
+def test_expand_keeps_every_pixel(expand: str) -> None:
+    """The answer is the image with a border of exactly that many pixels, painted by the model."""
+    left, top, right, bottom = map(int, expand.split(","))
+    request, inputs, finished, _ = run(expand=expand)
+    assert finished.shape == (93 + top + bottom, 151 + left + right, 3)
+    inner = finished[top : top + 93, left : left + 151]
+    assert (inner == NOISE).all()
+    border = finished.copy()
+    border[top : top + 93, left : left + 151] = GREEN
+    assert (border == GREEN).all()
+    assert inputs.image is not None
+    assert inputs.image.size == request.size
+    sheet = np.frombuffer(inputs.image.data, np.uint8).reshape(*request.size[::-1], 3)
+    assert request.placement is not None
+    at = request.placement.inner
+    part = sheet[at.top + top : at.top + top + 93, at.left + left : at.left + left + 151]
+    assert (part == NOISE).all(), "the model sees the image at its own scale"
+
+
+@pytest.mark.parametrize("only", [True, None])
+def test_a_border_beside_a_mask(only: bool | None) -> None:
+    """Both are painted, and nothing else is."""
+    _, _, finished, _ = run(mask=mask_file(), expand="5,0,0,9", only_masked=only)
+    assert finished.shape == (102, 156, 3)
+    inner = finished[:93, 5:]
+    kept = outside(HOLE)
+    assert (inner[kept] == NOISE[kept]).all()
+    assert (inner[~kept] == GREEN).all()
+    assert (finished[:, :5] == GREEN).all()
+    assert (finished[93:] == GREEN).all()
+
+
+def test_pad_keeps_the_fitted_image() -> None:
+    """The image is scaled to fit; the border is drawn out of its edges for the model to paint."""
+    request, inputs, finished, _ = run(fit="pad", size="128x128")
+    assert request.placement is not None
+    kept = request.placement.kept
+    assert kept == Box(0, 24, 128, 103)
+    fitted = Image.fromarray(NOISE).resize(kept.size, Image.Resampling.LANCZOS)
+    assert (finished[24:103] == np.asarray(fitted)).all()
+    assert (finished[:24] == GREEN).all()
+    assert (finished[103:] == GREEN).all()
+    assert inputs.image is not None
+    sheet = np.frombuffer(inputs.image.data, np.uint8).reshape(128, 128, 3)
+    assert (sheet[0] == sheet[24]).all()
+    assert (sheet[127] == sheet[102]).all()
+
+
+def test_previews_are_of_the_whole_image() -> None:
+    """Small, with the part in its place."""
+    _, _, _, small = run(mask=mask_file(), only_masked=True, size="192x192")
+    assert small.shape == (15, 24, 3)
+    assert (small[3, 18] == GREEN).all()
+    assert not (small == GREEN).all(axis=2)[:, :15].any()
+    _, _, _, border = run(expand="0,0,151,0")
+    assert border.shape[1] > 30
+    assert (border[:, -2:] == GREEN).all()
+
+
+def test_references_at_the_models_area() -> None:
+    """About as many pixels as the model generates, or as they came."""
+    processor = ImageProcessor(
+        shelf=Shelf(), checker=None, max_input_pixels=10**6, embed_parameters=False
+    )
+    files = SourceFiles((SourceFile("image", file_of(Image.fromarray(NOISE))),))
+
+    async def sizes(**options: Any) -> list[Size]:
+        params = ImageParams(prompt="a cat", model="looker", **options)
+        pictures = await processor.decode(files, only_references=True)
+        request = resolve(
+            ParsedRequest(params, files=files),
+            CATALOG,
+            random_seed=lambda: 1,
+            limits=Limits(),
+            sources=pictures.sources,
+        )
+        inputs = await processor.fit(pictures, request)
+        return [picture.size for picture in inputs.references]
+
+    assert asyncio.run(sizes()) == [Size(80, 48)]
+    assert asyncio.run(sizes(reference_size="original")) == [Size(151, 93)]
+    processor.close()

@@ -24,6 +24,7 @@ from sdstream.imaging.codecs import (
     decode,
     encode,
     fit,
+    fit_mask,
     mask_of,
     pixels_of,
     reduced,
@@ -327,7 +328,7 @@ def test_fitting_flattens_on_white() -> None:
 )
 def test_masks(mask: Pixels, mode: MaskMode, painted: list[bool]) -> None:
     """OpenAI's transparent and llama-box's white mean: paint here."""
-    found = mask_of(mask, Size(2, 1), "crop", mode)
+    found = mask_of(mask, mode)
     assert [value == 255 for value in found.data] == painted
     assert set(found.data) <= {0, 255}
 
@@ -335,7 +336,7 @@ def test_masks(mask: Pixels, mode: MaskMode, painted: list[bool]) -> None:
 def test_padding_is_painted() -> None:
     """What pad adds to an image is the runtime's to fill."""
     black = Pixels(4, 2, bytes(24))
-    mask = mask_of(black, Size(4, 4), "pad", "luminance")
+    mask = fit_mask(mask_of(black, "luminance"), Size(4, 4), "pad")
     assert [mask.data[row * 4] for row in range(4)] == [255, 0, 0, 255]
 
 
@@ -416,7 +417,7 @@ def test_compression_is_quality() -> None:
 )
 def test_opacity(mask: Pixels, left_painted: bool, inverted: bool) -> None:
     """Opaque is painted whatever its colour; where all is opaque, white is; or the reverse."""
-    painted = mask_of(mask, Size(2, 1), "crop", "opacity", inverted=inverted)
+    painted = mask_of(mask, "opacity", inverted=inverted)
     expected = (255, 0) if left_painted != inverted else (0, 255)
     assert tuple(painted.data) == expected
 

@@ -10,10 +10,13 @@ import pytest
 from sdstream.core.errors import InvalidRequest
 from sdstream.core.messages import Preview
 from sdstream.core.options import OutputFormat
-from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.core.pixels import Inputs, SourceFile, SourceFiles
+from sdstream.core.request import GenerationRequest
 from sdstream.imaging import codecs
 from sdstream.imaging.processor import ImageProcessor
 from tests.support.pictures import png
+
+A_REQUEST = GenerationRequest("m", "a cat", "", 8, 8, 4, "euler", "default", 7.0, 1, 1)
 
 
 class NoShelf:
@@ -60,7 +63,8 @@ def test_uploads_hold_up_no_finished_picture(monkeypatch: pytest.MonkeyPatch) ->
             asyncio.create_task(processor.decode(files, only_references=False)) for _ in range(16)
         ]
         try:
-            drawn = await processor.preview(Preview("job", 0, 1, 1, 1, bytes(3)))
+            preview = Preview("job", 0, 1, 1, 1, bytes(3))
+            drawn = await processor.preview(A_REQUEST, Inputs(), preview)
         finally:
             release.set()
         faults = await asyncio.gather(*uploads, return_exceptions=True)

@@ -8,6 +8,7 @@ Deliberate oddities:
 1. ``inpainting_fill`` 0 is what every client sends with a mask, and has no counterpart: it is
    taken, and the answer's ``warnings`` say that it did nothing.
 2. An opaque part of a mask with transparency is what is painted, the reverse of OpenAI's masks.
+3. A mask without ``inpaint_full_res`` means "Only masked", without padding, as in the original.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class _Fields(BaseModel):
     mask_blur_x: float | None = None
     mask_blur_y: float | None = None
     inpainting_fill: int | None = Field(None, ge=0, le=3)
-    inpaint_full_res: bool = False
+    inpaint_full_res: bool = True
     inpaint_full_res_padding: int = 0
     inpainting_mask_invert: bool = False
     enable_hr: bool = False
@@ -331,10 +332,11 @@ def _spelling(fields: _Fields) -> dict[str, str]:
         "sampler": "sampler_name" if fields.sampler_name else "sampler_index",
         "fit": "resize_mode",
         "clip_skip": CLIP_SKIP if fields.clip_skip is None else "clip_skip",
+        "only_masked": "inpaint_full_res",
+        "only_masked_padding": "inpaint_full_res_padding",
         "hires_scale": "hr_scale",
         "hires_steps": "hr_second_pass_steps",
         "hires_strength": "denoising_strength",
-        "only_masked_padding": "inpaint_full_res_padding",
         "control": controlnet.PARAM,
     }
 
@@ -383,15 +385,17 @@ def _over_image(fields: _Fields) -> JsonObject:
             reason=Reason.NOT_SUPPORTED,
             param="resize_mode",
         )
-    chosen: JsonObject = {"fit": _FITS[fields.resize_mode]}
+    chosen: JsonObject = {}
+    if not (fields.mask and fields.inpaint_full_res):
+        chosen["fit"] = _FITS[fields.resize_mode]
     if fields.denoising_strength is not None:
         chosen["denoising_strength"] = fields.denoising_strength
     if fields.mask:
         chosen.setdefault("denoising_strength", _STRENGTH)
         chosen |= {"mask_mode": "opacity", "mask_blur": _blur(fields)}
         if fields.inpaint_full_res:
-            padding = fields.inpaint_full_res_padding
-            chosen |= {"only_masked": True, "only_masked_padding": padding}
+            chosen["only_masked"] = True
+            chosen["only_masked_padding"] = fields.inpaint_full_res_padding
         if fields.inpainting_fill in (2, 3):
             raise InvalidRequest(
                 "'inpainting_fill' must be 0 or 1; generation starts from the input image.",
@@ -414,12 +418,9 @@ def _blur(fields: _Fields) -> float:
 
 
 def _warnings(fields: _Fields) -> tuple[str, ...]:
-    if not fields.mask:
-        return ()
-    warnings = []
-    if fields.inpainting_fill == 0:
-        warnings.append("inpainting_fill 0 acts as 1: drawing starts from the image as it is.")
-    return tuple(warnings)
+    if fields.mask and fields.inpainting_fill == 0:
+        return ("inpainting_fill 0 acts as 1: drawing starts from the image as it is.",)
+    return ()
 
 
 def _echo(body: Mapping[str, Any], fields: _Fields, *, has_control: bool) -> JsonObject:

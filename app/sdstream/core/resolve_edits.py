@@ -1,0 +1,197 @@
+"""What an edit generates: the whole image, the part around its mask, or a border around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.model_spec import ModelSpec
+from sdstream.core.options import OPTIONS
+from sdstream.core.placement import Box, Placement, around, contained, inside
+from sdstream.core.request import Limits, Sources
+from sdstream.core.resolve_size import asked_size, check_pixels, check_size, names_size
+from sdstream.core.size import Size
+
+#: Pixels around a mask that ``only_masked`` includes when a request does not say.
+PADDING: Final = 32
+
+#: What an option acts on -> how errors name it.
+_INPUTS: Final = {
+    "image": "an input image",
+    "image or control": "an input image",
+    "mask": "a mask",
+    "mask or border": "a mask or a border",
+    "reference": "a reference image",
+    "control": "a control image",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What size is generated, and what becomes of it.
+
+    Attributes:
+        size: To be generated.
+        asked: What the client asked for; larger sizes are cut to it.
+        placement: Where the generated image lies in the finished one; None when it is that.
+    """
+
+    size: Size
+    asked: Size
+    placement: Placement | None = None
+
+    def cut_of(self, result: Size) -> Size | None:
+        """Return the size to cut from what ``size`` was enlarged to; None to cut nothing."""
+        if self.placement is not None or self.size == self.asked:
+            return None
+        return Size(
+            round(self.asked.width * result.width / self.size.width),
+            round(self.asked.height * result.height / self.size.height),
+        )
+
+
+def layout(ask: ParsedRequest, spec: ModelSpec, sources: Sources, limits: Limits) -> Layout:
+    """Return what is generated for a request.
+
+    Args:
+        ask: The request.
+        spec: The model.
+        sources: What is known of the input images.
+        limits: Of sizes.
+
+    Raises:
+        InvalidRequest: Names the option that asks for something impossible.
+    """
+    params = ask.params
+    _check_conflicts(ask, sources)
+    source = sources.size if sources.drawn_over else None
+    if source is not None and params.only_masked and (sources.masked or params.expand):
+        return _only_masked(ask, spec, sources, source, limits)
+    if source is not None and params.expand is not None:
+        return _expanded(ask, spec, source, limits)
+    seen = sources.size
+    own = spec.default_size if seen is None else spec.size_near(seen, limits.drawn)
+    asked = asked_size(ask, spec, own)
+    # Under a mask every pixel has its place.
+    size = spec.size_over(asked) if ask.any_size and not sources.masked else asked
+    check_size(ask, spec, size, limits.drawn)
+    if source is None or sources.masked or params.fit != "pad" or not names_size(ask):
+        return Layout(size, asked)
+    canvas, kept = Box.whole(asked), contained(source, asked)
+    if kept == canvas:
+        return Layout(size, asked)
+    return Layout(size, asked, Placement(asked, canvas, Box.middle(asked, size), kept))
+
+
+def _check_conflicts(ask: ParsedRequest, sources: Sources) -> None:
+    params = ask.params
+    other = "only_masked" if params.only_masked else "expand" if params.expand else None
+    if other is not None and params.fit is not None and not sources.control:
+        raise ask.rejected(
+            "fit",
+            f" has no effect with '{ask.client_name(other)}', which keeps the image's size.",
+            Reason.CONFLICTING_FIELDS,
+        )
+
+
+def _only_masked(
+    ask: ParsedRequest, spec: ModelSpec, sources: Sources, source: Size, limits: Limits
+) -> Layout:
+    """The part around what is painted, at the size that is asked for."""
+    canvas, kept = _with_border(ask, source, limits)
+    painted = sources.painted
+    if kept is not None:
+        painted = _painted(canvas, kept, painted)
+    if painted is None:
+        raise ask.rejected(
+            "mask",
+            f" is empty: mark the part to generate, or leave out "
+            f"'{ask.client_name('only_masked')}'.",
+            Reason.INVALID_IMAGE,
+        )
+    asked = asked_size(ask, spec, spec.default_size)
+    size = spec.size_over(asked) if ask.any_size else asked
+    check_size(ask, spec, size, limits.drawn)
+    padding = ask.params.only_masked_padding
+    region = around(painted, PADDING if padding is None else padding, canvas, size)
+    return Layout(size, asked, Placement(canvas, region, inside(region.size, size), kept))
+
+
+def _expanded(ask: ParsedRequest, spec: ModelSpec, source: Size, limits: Limits) -> Layout:
+    """The image with its border: at its own scale where the model can, else smaller."""
+    canvas, kept = _with_border(ask, source, limits)
+    over = spec.size_over(canvas)
+    fits = spec.size_problem(over) is None and over.width * over.height <= limits.drawn
+    asked = asked_size(ask, spec, over if fits else spec.size_near(canvas, limits.drawn))
+    size = spec.size_over(asked) if ask.any_size else asked
+    check_size(ask, spec, size, limits.drawn)
+    inner = inside(canvas, size, enlarge=size != over)
+    return Layout(size, asked, Placement(canvas, Box.whole(canvas), inner, kept))
+
+
+def _with_border(ask: ParsedRequest, source: Size, limits: Limits) -> tuple[Size, Box | None]:
+    """The size of the image with its border, and where the image lies in it."""
+    if ask.params.expand is None:
+        return source, None
+    left, top, right, bottom = ask.params.expand
+    canvas = Size(left + source.width + right, top + source.height + bottom)
+    check_pixels(ask, "expand", canvas, limits.enlarged)
+    return canvas, Box.at(left, top, source)
+
+
+def _painted(canvas: Size, kept: Box, mask: Box | None) -> Box:
+    """The smallest rectangle around a border and what a mask of the image opens."""
+    whole = Box.whole(canvas)
+    sides = [
+        whole._replace(right=kept.left),
+        whole._replace(bottom=kept.top),
+        whole._replace(left=kept.right),
+        whole._replace(top=kept.bottom),
+    ]
+    if mask is not None:
+        sides.append(Box.at(kept.left + mask.left, kept.top + mask.top, mask.size))
+    boxes = [box for box in sides if min(box.size) > 0]
+    lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+    return Box(min(lefts), min(tops), max(rights), max(bottoms))
+
+
+def reference_sizes(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> tuple[Size, ...]:
+    """Return the size of each reference image for the model."""
+    if ask.params.reference_size == "original":
+        return sources.references
+    return tuple(map(spec.reference_size, sources.references))
+
+
+def check_sources(
+    ask: ParsedRequest, spec: ModelSpec, sources: Sources, placement: Placement | None
+) -> None:
+    """Reject what would have no effect: options of images that did not come."""
+    bordered = placement is not None and placement.kept is not None
+    present = {
+        "image": sources.drawn_over,
+        "image or control": sources.drawn_over or sources.control,
+        "mask": sources.masked,
+        "mask or border": sources.masked or bordered,
+        "reference": bool(sources.references),
+        "control": sources.control,
+    }
+    for name, option in OPTIONS.items():
+        acts_on = option.acts_on
+        if acts_on and not present[acts_on] and getattr(ask.params, name) is not None:
+            raise ask.rejected(name, f" needs {_INPUTS[acts_on]}.", Reason.NOT_SUPPORTED)
+    if sources.control and spec.files.control_net is None:
+        raise InvalidRequest(
+            f"The model '{spec.id}' has no ControlNet.",
+            reason=Reason.NOT_SUPPORTED,
+            param=ask.client_name("control"),
+        )
+    if (sources.masked or bordered) and ask.params.upscaler is not None:
+        # What is kept is kept exactly, which enlarging cannot.
+        raise ask.rejected(
+            "upscaler",
+            f" cannot be combined with {'a mask' if sources.masked else 'a painted border'}; "
+            "upscale the finished image afterwards.",
+            Reason.NOT_SUPPORTED,
+        )

@@ -1,0 +1,108 @@
+"""The size that a request asks for, in one of four ways."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.model_spec import ModelSpec
+from sdstream.core.size import Size
+
+#: Neither side is 0.
+_RATIO: Final = re.compile(r"\s*([1-9]\d{0,3})\s*:\s*([1-9]\d{0,3})\s*")
+
+
+def asked_size(ask: ParsedRequest, spec: ModelSpec, own: Size) -> Size:
+    """Return the size that a request asks for; ``own`` when it leaves that to the server."""
+    params = ask.params
+    if params.aspect_ratio is not None:
+        return _shaped(ask, spec)
+    if params.width is not None or params.height is not None:
+        return _width_and_height(ask)
+    if params.size in (None, "auto", ""):
+        return own
+    return _parsed(ask)
+
+
+def names_size(ask: ParsedRequest) -> bool:
+    """Return whether a request asks for a size or a shape."""
+    params = ask.params
+    chosen = (params.aspect_ratio, params.width, params.height)
+    return params.size not in (None, "auto", "") or any(value is not None for value in chosen)
+
+
+def check_size(ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int) -> None:
+    """Reject a size that the model or the server does not allow.
+
+    Args:
+        ask: The request, for the name of the option.
+        spec: The model.
+        size: To be generated.
+        max_pixels: Upper bound of width x height.
+    """
+    params, option = ask.params, "size"
+    if params.aspect_ratio is not None:
+        option = "aspect_ratio"
+    elif params.width is not None:
+        option = "width"
+    problem = spec.size_problem(size)
+    if problem:
+        if params.width is not None and problem.startswith("height"):
+            option = "height"
+        raise ask.rejected(option, f": {problem}.")
+    check_pixels(ask, option, size, max_pixels)
+
+
+def check_pixels(ask: ParsedRequest, option: str, size: Size, max_pixels: int) -> None:
+    """Reject a size of more pixels than the server allows.
+
+    Args:
+        ask: The request.
+        option: The option that leads to the size.
+        size: Width and height.
+        max_pixels: Upper bound of width x height.
+    """
+    if size.width * size.height > max_pixels:
+        raise ask.rejected(
+            option, f": {size} is more than the server's limit of {max_pixels} pixels."
+        )
+
+
+def _parsed(ask: ParsedRequest) -> Size:
+    try:
+        return Size.parse(str(ask.params.size))
+    except ValueError as error:
+        raise ask.rejected("size", f": {error}.") from None
+
+
+def _shaped(ask: ParsedRequest, spec: ModelSpec) -> Size:
+    for other in ("size", "width", "height"):
+        if getattr(ask.params, other) not in (None, "auto", ""):
+            raise ask.rejected(
+                "aspect_ratio",
+                f" and '{ask.client_name(other)}' both choose the size; send one.",
+                Reason.CONFLICTING_FIELDS,
+            )
+    match = _RATIO.fullmatch(ask.params.aspect_ratio or "")
+    if match is None:
+        raise ask.rejected("aspect_ratio", ": write a ratio as WIDTH:HEIGHT, for example 16:9.")
+    return spec.size_of_shape(int(match[1]), int(match[2]))
+
+
+def _width_and_height(ask: ParsedRequest) -> Size:
+    params = ask.params
+    if params.width is None or params.height is None:
+        given, missing = ("width", "height") if params.height is None else ("height", "width")
+        raise InvalidRequest(
+            f"'{ask.client_name(given)}' requires '{missing}'.",
+            reason=Reason.MISSING_FIELD,
+            param=missing,
+        )
+    size = Size(params.width, params.height)
+    if params.size not in (None, "auto", "") and _parsed(ask) != size:
+        raise ask.rejected(
+            "size", " differs from width and height; send one of them.", Reason.CONFLICTING_FIELDS
+        )
+    return size

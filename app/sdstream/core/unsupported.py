@@ -1,0 +1,41 @@
+"""Why a model ignores an option: a sentence for each kind of model, None where it acts."""
+
+from __future__ import annotations
+
+from sdstream.core.model_spec import ModelSpec
+
+
+def more_than_clip(spec: ModelSpec) -> str | None:
+    """For layers of CLIP: a model with other text encoders ignores them."""
+    if "clip_l" not in spec.traits.needs or spec.traits.flow:
+        return f"the model '{spec.id}' reads more than CLIP"
+    return None
+
+
+def no_flow(spec: ModelSpec) -> str | None:
+    """For noise levels of flow models."""
+    return None if spec.traits.flow else f"the model '{spec.id}' is not a flow model"
+
+
+def no_layers_to_skip(spec: ModelSpec) -> str | None:
+    """For layers of transformers: a U-Net has none of them."""
+    return f"the model '{spec.id}' has no such layers" if spec.traits.unet else None
+
+
+def no_references(spec: ModelSpec) -> str | None:
+    """For reference images."""
+    if spec.traits.references:
+        return None
+    return f"the model '{spec.id}' takes no reference images"
+
+
+def no_control(spec: ModelSpec) -> str | None:
+    """For control images."""
+    return None if spec.files.control_net else f"the model '{spec.id}' has no ControlNet"
+
+
+def no_distilled_guidance(spec: ModelSpec) -> str | None:
+    """For distilled guidance."""
+    if spec.traits.distilled_guidance:
+        return None
+    return f"the model '{spec.id}' has no distilled guidance; use cfg_scale"
