@@ -424,61 +424,148 @@ def test_a_mask_by_keys(own_server: ServerProcess, visit: Visit, tmp_path: Path)
     assert 54 <= columns.min() < columns.max() <= 86
 
 
-def test_only_masked(native_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """A switch beside the mask, which needs one; the code to copy says it too."""
-    original = tmp_path / "large.png"
-    with Image.open(scene(tmp_path)) as image:
-        image.resize((300, 260)).save(original)
-    page = visit(native_server).open()
-    page.locator("#image-file").set_input_files(original)
-    switch = page.get_by_role("checkbox", name="Only masked")
-    expect(switch).to_be_disabled()
-    stroke(page, (0.7, 0.5), (0.8, 0.5))
-    switch.check()
-    page.locator("#code summary").click()
-    page.get_by_role("tab", name="curl").click()
-    expect(page.locator("#snippet-text")).to_contain_text("only_masked=true")
-    field(page, "Prompt").fill("a yellow star")
-    page.get_by_role("button", name="Redraw").click()
-    different = changed(page, original)
-    assert different.shape == (260, 300)
-    assert different[120:140, 215:235].any()
-    assert not different[:, :180].any()
+def photo(folder: Path) -> Path:
+    """A picture to edit of a size that no model generates."""
+    image = Image.linear_gradient("L").resize((250, 170)).convert("RGB")
+    ImageDraw.Draw(image).ellipse((60, 30, 160, 130), fill=(220, 30, 30))
+    path = folder / "photo.png"
+    image.save(path)
+    return path
 
 
-def test_a_border_to_drag(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """By mouse and by keys; the image stays in the middle of what is painted."""
-    original = scene(tmp_path)
+def test_only_the_masked_part(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """The switch beside the mask: the picture keeps its size, and the code has the two options."""
+    original = photo(tmp_path)
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(original)
-    expect(page.locator("#mask")).to_be_visible()
-    right = page.get_by_role("slider", name="Border on the right")
-    box, mask = right.bounding_box(), page.locator("#mask").bounding_box()
+    switch, padding = field(page, "Only masked"), field(page, "Padding")
+    expect(switch).to_be_disabled()
+    stroke(page, (0.4, 0.5), (0.6, 0.5))
+    expect(padding).to_be_disabled()
+    switch.check()
+    expect(page.locator("#size-hint")).to_contain_text("The part")
+    padding.fill("9999")
+    field(page, "Prompt").fill("a yellow star")
+    page.get_by_role("button", name="Redraw").click()
+    expect(page.locator("#form-error")).to_have_text("A number from 0 to 4096.")
+    padding.fill("16")
+    SCREENSHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / "only-masked.png")
+    expect(page.locator("#snippet-text")).to_contain_text("only_masked_padding=16")
+    page.get_by_role("button", name="Redraw").click()
+    different = changed(page, original)
+    assert different.shape == (170, 250)
+    assert different[78:92, 100:150].mean() > 0.5
+    outside = np.ones_like(different)
+    outside[72:98, 87:163] = False
+    assert not different[outside].any()
+    job = newest(own_server)["parameters"]
+    assert (job["only_masked"], job["only_masked_padding"], job["size"]) == (True, 16, "128x128")
+    # The settings of the picture bring the two back.
+    page.get_by_role("button", name="Canvas").click()
+    switch.uncheck()
+    page.get_by_role("button", name="Picture", exact=True).click()
+    page.get_by_role("button", name="Use these settings").click()
+    page.get_by_role("button", name="Canvas").click()
+    expect(switch).to_be_checked()
+    page.get_by_role("button", name="Redraw").click()
+    assert changed(page, original).shape == (170, 250)
+
+
+def drag(page: Page, handle: str, dx: float, dy: float) -> None:
+    """Draw a handle of the border with the mouse, in pixels of the screen."""
+    box = page.get_by_role("slider", name=handle).bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + dx, y + dy, steps=8)
+    page.mouse.up()
+
+
+def test_a_border_by_mouse_and_keys(
+    own_server: ServerProcess, visit: Visit, tmp_path: Path
+) -> None:
+    """Drawn out at the edges; the picture gets larger and keeps what it had, to the pixel."""
+    original = photo(tmp_path)
+    page = visit(own_server).open()
+    page.locator("#image-file").set_input_files(original)
+    right, top = (page.get_by_role("slider", name=f"{side} border") for side in ("Right", "Top"))
+    scale = float(page.locator("#mask").evaluate("mask => mask.clientWidth")) / 250
+    drag(page, "Right border", 48 * scale, 0)
+    expect(right).to_have_attribute("aria-valuenow", "48")
+    top.focus()
+    for key in ("Shift+ArrowUp", "ArrowDown", "ArrowUp", "ArrowDown", "PageUp", "PageDown"):
+        page.keyboard.press(key)
+    expect(top).to_have_attribute("aria-valuetext", "56 pixels")
+    expect(page.locator("#border-size")).to_have_text("298 × 226")
+    expect(page.locator("#source-note")).to_have_text("250 × 170 → 298 × 226")
+    expect(field(page, "Strength")).to_have_value("1")
+    expect(page.locator("#snippet-text")).to_contain_text("expand=0,56,48,0")
+    box, mask = page.locator("#border").bounding_box(), page.locator("#mask").bounding_box()
     assert box is not None
     assert mask is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2 + mask["width"] / 2, box["y"] + 9, steps=8)
-    page.mouse.up()
-    expect(right).to_have_attribute("aria-valuenow", "64")
-    expect(field(page, "Strength")).to_have_value("1")
-    bottom = page.get_by_role("slider", name="Border at the bottom")
-    bottom.press("ArrowDown")
-    bottom.press("Shift+ArrowDown")
-    bottom.press("ArrowUp")
-    expect(bottom).to_have_attribute("aria-valuetext", "64 pixels")
-    expect(page.locator("#source-note")).to_have_text("128 × 128 · with a border")
+    assert box["width"] / mask["width"] == pytest.approx(298 / 250, abs=0.02)
     page.screenshot(path=SCREENSHOTS / "border.png")
     accessible(page)()
-    field(page, "Prompt").fill("a sunset over the sea")
-    page.get_by_role("button", name="Redraw").click()
-    drawn = opened(bytes_of(page, finished(page))).convert("RGB")
-    assert drawn.size == (192, 192)
+    field(page, "Prompt").fill("a sunset")
+    page.get_by_role("button", name="Expand").click()
+    drawn = np.asarray(opened(bytes_of(page, finished(page))).convert("RGB"))
+    assert drawn.shape == (226, 298, 3)
     with Image.open(original) as image:
-        assert drawn.crop((0, 0, SIDE, SIDE)).tobytes() == image.tobytes()
+        assert (drawn[56:, :250] == np.asarray(image.convert("RGB"))).all()
+    page.screenshot(path=SCREENSHOTS / "border-drawn.png")
+    # Taken away, brought back by the settings of the picture, and gone with another image.
     page.get_by_role("button", name="Canvas").click()
-    bottom.press("Home")
-    expect(bottom).to_have_attribute("aria-valuenow", "0")
+    page.get_by_role("button", name="No border").click()
+    expect(page.locator("#border-size")).to_have_text("none")
+    expect(page.get_by_role("button", name="Redraw")).to_be_visible()
+    page.get_by_role("button", name="Picture", exact=True).click()
+    page.get_by_role("button", name="Use these settings").click()
+    page.get_by_role("button", name="Canvas").click()
+    expect(page.locator("#border-size")).to_have_text("298 × 226")
+    page.locator("#image-file").set_input_files(original)
+    expect(page.locator("#border-size")).to_have_text("none")
+    # With a mask both are painted, and nothing else.
+    top.focus()
+    page.keyboard.press("ArrowUp")
+    stroke(page, (0.4, 0.5), (0.6, 0.5))
+    page.get_by_role("button", name="Redraw").click()
+    drawn = np.asarray(opened(bytes_of(page, finished(page))).convert("RGB"))
+    assert drawn.shape == (178, 250, 3)
+    with Image.open(original) as image:
+        different = (drawn[8:] != np.asarray(image.convert("RGB"))).any(axis=2)
+    assert different[80:90, 105:145].mean() > 0.5
+    assert not different[:70].any()
+    assert not different[100:].any()
+
+
+def test_a_border_by_touch(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """A finger draws it out, and the page does not scroll meanwhile; nothing is cut off."""
+    phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+    page = visit(own_server, **phone).open()
+    page.locator("#image-file").set_input_files(photo(tmp_path))
+    handle = page.get_by_role("slider", name="Bottom border")
+    handle.scroll_into_view_if_needed()
+    scale = float(page.locator("#mask").evaluate("mask => mask.clientWidth")) / 250
+    box = handle.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    finger = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        places = [{"x": at[0], "y": at[1]} for at in points]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+
+    scrolled = page.evaluate("scrollY")
+    touch("touchStart", (x, y))
+    for part in range(1, 9):
+        touch("touchMove", (x, y + 40 * scale * part / 8))
+    touch("touchEnd")
+    expect(handle).to_have_attribute("aria-valuenow", "40")
+    assert page.evaluate("scrollY") == scrolled
+    page.screenshot(path=SCREENSHOTS / "border-narrow.png")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 # --- finished pictures ----------------------------------------------------------------------------

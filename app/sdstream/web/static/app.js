@@ -2,6 +2,7 @@
 
 import { announceJob } from "./announce.js";
 import { api, ApiError } from "./api.js";
+import { Border } from "./border.js";
 import { Easel } from "./canvas.js";
 import { CodePanel } from "./code.js";
 import { byId, save } from "./dom.js";
@@ -28,6 +29,7 @@ const NARROW = matchMedia("(max-width: 48rem)");
 
 const form = new Form();
 const easel = new Easel();
+const border = new Border();
 const jobs = new Jobs();
 const stage = new Stage();
 const queue = new Queue();
@@ -50,12 +52,14 @@ async function currentAsk() {
     return { path: "v1/images/generations", body };
   }
   const body = new FormData();
-  const options = { ...settings, ...easel.options };
-  for (const [name, text] of asFields(options)) body.append(name, text);
+  for (const [name, text] of asFields(settings)) body.append(name, text);
   body.append("stream_options_preview", "true");
   body.append("image", easel.file);
   const mask = await easel.mask();
-  if (mask) body.append("mask", mask);
+  if (mask) {
+    body.append("mask_mode", "luminance");
+    body.append("mask", mask);
+  }
   return { path: "v1/images/edits", body };
 }
 
@@ -187,6 +191,8 @@ function reuse({ job, image }) {
  */
 function take(settings, what, lacking = []) {
   form.clearErrors();
+  // First, for the settings are those of an image with that border.
+  if (easel.file) border.expand = settings.expand ?? null;
   const left = [...new Set([...form.apply(settings), ...lacking])];
   tell(left.length ? `${what}, but not ${listed(left)}.` : `${what}.`);
   if (NARROW.matches) scrollTo({ top: 0 });
@@ -230,7 +236,7 @@ async function readFrom(file) {
   }
 }
 
-easel.addEventListener("change", () => {
+function onEasel() {
   const { file } = easel;
   byId("source", HTMLElement).hidden = !file;
   byId("source-empty", HTMLElement).hidden = Boolean(file);
@@ -238,13 +244,26 @@ easel.addEventListener("change", () => {
     byId("source-thumb", HTMLImageElement).src = easel.url;
     byId("source-name", HTMLElement).textContent = file.name;
     const { width, height } = easel.size;
-    const { expand } = easel.options;
-    const masked = (easel.hasMask ? " · with a mask" : "") + (expand ? " · with a border" : "");
-    byId("source-note", HTMLElement).textContent = `${width} × ${height}${masked}`;
+    const { canvas } = border;
+    const size = border.isThere ? ` → ${canvas.width} × ${canvas.height}` : "";
+    const more = easel.hasMask ? `${size} · with a mask` : size;
+    byId("source-note", HTMLElement).textContent = `${width} × ${height}${more}`;
   }
-  form.setSource(!file ? "none" : easel.paints ? "mask" : "image");
+  form.setSource(sourceNow(), file ? border.expand : null);
   showCode();
+}
+
+function sourceNow() {
+  if (!easel.file) return "none";
+  if (easel.hasMask) return "mask";
+  return border.isThere ? "border" : "image";
+}
+
+easel.addEventListener("change", () => {
+  border.setImage(easel.size);
+  onEasel();
 });
+border.addEventListener("change", onEasel);
 byId("remove-image", HTMLButtonElement).addEventListener("click", () => {
   easel.unload();
   stage.setImage(false);
@@ -274,7 +293,7 @@ acceptFiles({ edit: startFrom, read: readFrom });
 
 function showCode() {
   code.show({
-    settings: { ...form.read(), ...(easel.file ? easel.options : {}) },
+    settings: form.read(),
     image: easel.file !== null,
     mask: easel.hasMask,
     key: api.hasKey || api.locked,

@@ -1,79 +1,134 @@
 /**
- * The border around the image on the easel, which is painted anew: its four edges are dragged outwards
- * by mouse, pen or finger, or moved by the arrow keys.
+ * The border that is to be painted around the image: four handles, by mouse, pen, finger or keys.
+ *
+ * The image shrinks on the screen as its border grows; while a handle is held it stays as it is, so
+ * that nothing moves under the pointer.
  */
 
 import { byId } from "./dom.js";
 
 /** @typedef {"left" | "top" | "right" | "bottom"} Side */
-/** Pixels of the image. @typedef {Record<Side, number>} Sides */
 
-const SIDES = /** @type {Side[]} */ (["left", "top", "right", "bottom"]);
-const LARGEST = 2048;
-/** Pixels that the border grows by. */
+/** Pixels of border. @typedef {Record<Side, number>} Sides */
+
+/** @type {Side[]} */
+const SIDES = ["left", "top", "right", "bottom"];
+/** @type {Sides} */
+const NONE = { left: 0, top: 0, right: 0, bottom: 0 };
 const STEP = 8;
-const LARGE_STEP = 64;
+const FAR = 64;
+/** The server takes no more. */
+const MOST = 4096;
+
+/** The keys that move a handle outwards and inwards. @type {Record<Side, [string, string]>} */
+const KEYS = {
+  left: ["ArrowLeft", "ArrowRight"],
+  top: ["ArrowUp", "ArrowDown"],
+  right: ["ArrowRight", "ArrowLeft"],
+  bottom: ["ArrowDown", "ArrowUp"],
+};
 
 const frame = byId("easel-frame", HTMLElement);
-const inner = byId("easel-inner", HTMLElement);
+const sheet = byId("easel-sheet", HTMLElement);
+const border = byId("border", HTMLElement);
+const size = byId("border-size", HTMLElement);
+const clear = byId("clear-border", HTMLButtonElement);
 
-/** Fires "change" when it is another one. */
+/** Fires "change" when the border is another. */
 export class Border extends EventTarget {
-  /** @type {Sides} */
-  #sides = { left: 0, top: 0, right: 0, bottom: 0 };
   /** Of the image, in pixels. */
-  #size = { width: 1, height: 1 };
+  #image = { width: 1, height: 1 };
+  /** What the screen is laid out for. @type {Sides} */
+  #laid = NONE;
+  /** @type {Sides} */
+  #sides = NONE;
+  /** @type {{side: Side, from: number, before: number} | null} */
+  #held = null;
 
   constructor() {
     super();
     for (const side of SIDES) {
-      const edge = byId(`edge-${side}`, HTMLElement);
-      edge.addEventListener("pointerdown", (event) => this.#drag(edge, side, event));
-      edge.addEventListener("keydown", (event) => this.#key(side, event));
+      const handle = handleOf(side);
+      handle.addEventListener("pointerdown", (event) => this.#grab(side, event));
+      handle.addEventListener("pointermove", (event) => this.#drag(event));
+      for (const end of ["pointerup", "pointercancel"]) {
+        handle.addEventListener(end, () => this.#release());
+      }
+      handle.addEventListener("keydown", (event) => this.#key(side, event));
     }
+    clear.addEventListener("click", () => {
+      this.sides = NONE;
+      handleOf("left").focus();
+    });
   }
 
-  /** Pixels on each side, as the API has them; null for no border. */
-  get value() {
-    const sides = SIDES.map((side) => this.#sides[side]);
-    return sides.some(Boolean) ? sides : null;
+  /** There is a border. */
+  get isThere() {
+    return SIDES.some((side) => this.#sides[side] > 0);
+  }
+
+  get sides() {
+    return this.#sides;
+  }
+
+  /** @param {Sides} sides */
+  set sides(sides) {
+    this.#sides = sides;
+    this.#settle();
+  }
+
+  /** Pixels of left, top, right and bottom, as the API has them; null for no border. */
+  get expand() {
+    return this.isThere ? SIDES.map((side) => this.#sides[side]) : null;
+  }
+
+  /** @param {number[] | null} expand */
+  set expand(expand) {
+    const [left, top, right, bottom] = expand ?? [0, 0, 0, 0];
+    this.sides = { left, top, right, bottom };
+  }
+
+  /** The image with its border, in pixels. */
+  get canvas() {
+    return canvasOf(this.#image, this.#sides);
   }
 
   /**
-   * Begin anew around an image.
-   * @param {{width: number, height: number}} size
+   * Take another image, which has no border yet.
+   * @param {{width: number, height: number}} image Its size in pixels.
    */
-  surround(size) {
-    this.#size = size;
-    this.#sides = { left: 0, top: 0, right: 0, bottom: 0 };
-    this.#show();
+  setImage(image) {
+    if (image === this.#image) return;
+    this.#image = image;
+    this.sides = NONE;
   }
 
   /**
-   * @param {HTMLElement} edge
    * @param {Side} side
    * @param {PointerEvent} event
    */
-  #drag(edge, side, event) {
+  #grab(side, event) {
     if (event.button > 0) return;
     event.preventDefault();
-    edge.focus({ preventScroll: true });
-    edge.setPointerCapture(event.pointerId);
-    const across = side === "left" || side === "right";
-    const outwards = side === "left" || side === "top" ? -1 : 1;
-    // As at the beginning: the frame shrinks while the border grows.
-    const scale = this.#whole.width / frame.clientWidth;
-    const [begun, start] = [this.#sides[side], across ? event.clientX : event.clientY];
-    /** @param {PointerEvent} moved */
-    const move = (moved) => {
-      const way = (across ? moved.clientX : moved.clientY) - start;
-      this.#set(side, begun + outwards * way * scale);
-    };
-    const end = new AbortController();
-    edge.addEventListener("pointermove", move, { signal: end.signal });
-    for (const name of ["pointerup", "pointercancel"]) {
-      edge.addEventListener(name, () => end.abort(), { signal: end.signal });
-    }
+    const handle = handleOf(side);
+    handle.focus({ preventScroll: true });
+    handle.setPointerCapture(event.pointerId);
+    this.#held = { side, from: placeOf(side, event), before: this.#sides[side] };
+  }
+
+  /** @param {PointerEvent} event */
+  #drag(event) {
+    if (!this.#held) return;
+    const { side, from, before } = this.#held;
+    const scale = this.#image.width / sheet.getBoundingClientRect().width;
+    this.#set(side, before + (placeOf(side, event) - from) * scale);
+    this.#draw();
+  }
+
+  #release() {
+    if (!this.#held) return;
+    this.#held = null;
+    this.#settle();
   }
 
   /**
@@ -81,13 +136,18 @@ export class Border extends EventTarget {
    * @param {KeyboardEvent} event
    */
   #key(side, event) {
-    const outwards = side === "left" || side === "top" ? ["ArrowLeft", "ArrowUp"] : ["ArrowRight", "ArrowDown"];
-    const step = event.shiftKey ? LARGE_STEP : STEP;
-    if (event.key === "Home") this.#set(side, 0);
-    else if (outwards.includes(event.key)) this.#set(side, this.#sides[side] + step);
-    else if (event.key.startsWith("Arrow")) this.#set(side, this.#sides[side] - step);
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const way = event.shiftKey ? FAR : STEP;
+    const [outwards, inwards] = KEYS[side];
+    const now = this.#sides[side];
+    if (event.key === outwards) this.#set(side, now + way);
+    else if (event.key === inwards) this.#set(side, now - way);
+    else if (event.key === "PageUp") this.#set(side, now + FAR);
+    else if (event.key === "PageDown") this.#set(side, now - FAR);
+    else if (event.key === "Home") this.#set(side, 0);
     else return;
     event.preventDefault();
+    this.#settle();
   }
 
   /**
@@ -95,32 +155,70 @@ export class Border extends EventTarget {
    * @param {number} pixels
    */
   #set(side, pixels) {
-    const whole = Math.min(LARGEST, Math.max(0, Math.round(pixels / STEP) * STEP));
-    if (whole === this.#sides[side]) return;
-    this.#sides[side] = whole;
-    this.#show();
+    const whole = Math.round(pixels / STEP) * STEP;
+    this.#sides = { ...this.#sides, [side]: Math.min(Math.max(whole, 0), MOST) };
+  }
+
+  /** Lay the screen out for the border as it is now. */
+  #settle() {
+    this.#laid = this.#sides;
+    const { width, height } = this.canvas;
+    frame.style.setProperty("--ratio", String(width / height));
+    sheet.style.left = percent(this.#laid.left, width);
+    sheet.style.top = percent(this.#laid.top, height);
+    sheet.style.width = percent(this.#image.width, width);
+    sheet.style.height = percent(this.#image.height, height);
+    this.#draw();
     this.dispatchEvent(new Event("change"));
   }
 
-  /** The image with its border, in pixels. */
-  get #whole() {
-    const { left, top, right, bottom } = this.#sides;
-    const { width, height } = this.#size;
-    return { width: left + width + right, height: top + height + bottom };
-  }
-
-  #show() {
-    const { width, height } = this.#whole;
-    const { left, top } = this.#sides;
-    frame.style.setProperty("--ratio", String(width / height));
-    inner.style.left = `${(100 * left) / width}%`;
-    inner.style.top = `${(100 * top) / height}%`;
-    inner.style.width = `${(100 * this.#size.width) / width}%`;
-    inner.style.height = `${(100 * this.#size.height) / height}%`;
+  /** Show how far the border goes, also beyond what the screen is laid out for. */
+  #draw() {
+    const { width, height } = canvasOf(this.#image, this.#laid);
     for (const side of SIDES) {
-      const edge = byId(`edge-${side}`, HTMLElement);
-      edge.setAttribute("aria-valuenow", String(this.#sides[side]));
-      edge.setAttribute("aria-valuetext", `${this.#sides[side]} pixels`);
+      const whole = side === "left" || side === "right" ? width : height;
+      border.style[side] = percent(this.#laid[side] - this.#sides[side], whole);
+      const handle = handleOf(side);
+      handle.setAttribute("aria-valuenow", String(this.#sides[side]));
+      handle.setAttribute("aria-valuetext", `${this.#sides[side]} pixels`);
     }
+    const now = this.canvas;
+    size.textContent = this.isThere ? `${now.width} × ${now.height}` : "none";
+    clear.disabled = !this.isThere;
+    border.classList.toggle("there", this.isThere);
   }
+}
+
+/** @param {Side} side */
+function handleOf(side) {
+  return byId(`border-${side}`, HTMLElement);
+}
+
+/**
+ * How far out a pointer is, in pixels of the screen.
+ * @param {Side} side
+ * @param {PointerEvent} event
+ */
+function placeOf(side, event) {
+  const { clientX: x, clientY: y } = event;
+  return { left: -x, top: -y, right: x, bottom: y }[side];
+}
+
+/**
+ * @param {{width: number, height: number}} image
+ * @param {Sides} sides
+ */
+function canvasOf(image, sides) {
+  return {
+    width: sides.left + image.width + sides.right,
+    height: sides.top + image.height + sides.bottom,
+  };
+}
+
+/**
+ * @param {number} part
+ * @param {number} whole
+ */
+function percent(part, whole) {
+  return `${(100 * part) / whole}%`;
 }

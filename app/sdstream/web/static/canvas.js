@@ -6,7 +6,6 @@
  */
 
 import { say } from "./announce.js";
-import { Border } from "./border.js";
 import { byId } from "./dom.js";
 
 /** @typedef {{erase: boolean, radius: number, points: [number, number][]}} Stroke */
@@ -28,7 +27,6 @@ const brushButton = byId("brush", HTMLButtonElement);
 const eraserButton = byId("eraser", HTMLButtonElement);
 const undoButton = byId("undo", HTMLButtonElement);
 const clearButton = byId("clear-mask", HTMLButtonElement);
-const onlyMasked = byId("only-masked", HTMLInputElement);
 
 /** Fires "change" when the image or the mask is another. */
 export class Easel extends EventTarget {
@@ -42,7 +40,6 @@ export class Easel extends EventTarget {
   /** The stroke that is being drawn. @type {Stroke | null} */
   #stroke = null;
   #erasing = false;
-  #border = new Border();
   /** Where the keys have moved the brush, in pixels of the image. @type {[number, number]} */
   #place = [0, 0];
 
@@ -72,28 +69,11 @@ export class Easel extends EventTarget {
       keysHelp.hidden = false;
     });
     new ResizeObserver(() => this.#fit()).observe(canvas);
-    onlyMasked.addEventListener("change", () => this.#changed());
-    this.#border.addEventListener("change", () => this.#changed());
   }
 
   /** Something is painted, and not everything of it erased by whole strokes. */
   get hasMask() {
     return this.#strokes.some((stroke) => !stroke.erase);
-  }
-
-  /** Something of the image, or around it, is painted. */
-  get paints() {
-    return this.hasMask || this.#border.value !== null;
-  }
-
-  /** What the request says of the mask and the border. @returns {Record<string, unknown>} */
-  get options() {
-    const border = this.#border.value;
-    return {
-      ...(this.hasMask ? { mask_mode: "luminance" } : {}),
-      ...(this.hasMask && onlyMasked.checked ? { only_masked: true } : {}),
-      ...(border ? { expand: border } : {}),
-    };
   }
 
   /** An address of the image, for showing it small. */
@@ -120,7 +100,6 @@ export class Easel extends EventTarget {
     image.src = url;
     const { naturalWidth: width, naturalHeight: height } = probe;
     this.size = { width, height };
-    this.#border.surround(this.size);
     this.file = IMAGE_TYPES.includes(file.type) ? file : await asPng(probe, file.name);
     this.#place = [width / 2, height / 2];
     this.#choose(false);
@@ -319,7 +298,6 @@ export class Easel extends EventTarget {
 
   #changed() {
     undoButton.disabled = clearButton.disabled = this.#strokes.length === 0;
-    onlyMasked.disabled = !this.hasMask;
     this.dispatchEvent(new Event("change"));
   }
 

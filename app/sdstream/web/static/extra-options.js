@@ -1,26 +1,34 @@
 /** Options that the form has no field for: kept with it, and sent along as they came. */
 
-/** @typedef {"none" | "image" | "mask"} Source What the form's picture is drawn over. */
+/**
+ * What is drawn over: nothing, a whole image, what a mask opens, or a border around an image.
+ * @typedef {"none" | "image" | "mask" | "border"} Source
+ */
 
 export const IMAGE = "the image that it was made from";
 const MASK = "its mask";
 const CONTROL = "its control picture";
+const REFERENCES = "its reference images";
 
 /** Options of pictures, which settings do not hold. @type {Record<string, string>} */
 const PICTURES = {
   strength: IMAGE,
   fit: IMAGE,
   mask_blur: MASK,
-  mask_mode: MASK,
   only_masked: MASK,
   only_masked_padding: MASK,
   expand: IMAGE,
-  reference_size: IMAGE,
+  reference_size: REFERENCES,
   control_strength: CONTROL,
   control_canny: CONTROL,
 };
 /** @type {Record<Source, string[]>} */
-const AT_HAND = { none: [], image: [IMAGE], mask: [IMAGE, MASK] };
+const AT_HAND = {
+  none: [],
+  image: [IMAGE, REFERENCES],
+  mask: [IMAGE, MASK],
+  border: [IMAGE, MASK],
+};
 
 /**
  * The pictures that options would need, in words.

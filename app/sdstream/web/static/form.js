@@ -23,6 +23,9 @@ import { said, sentence } from "./format.js";
  * @property {number} [cfg_scale]
  * @property {number} [guidance]
  * @property {number} [strength]
+ * @property {boolean} [only_masked]
+ * @property {number} [only_masked_padding]
+ * @property {number[]} [expand] Pixels of left, top, right and bottom.
  * @property {string} [priority]
  */
 
@@ -32,8 +35,9 @@ import { said, sentence } from "./format.js";
  */
 
 const WIDE = 3 / 2;
-/** Without a mask the picture should be recognised; under one there is nothing to keep. */
-const STRENGTH = { image: 0.75, mask: 1 };
+/** A whole picture should be recognised; under a mask or in a border there is nothing to keep. */
+const STRENGTH = { image: 0.75, mask: 1, border: 1 };
+const LABELS = { none: "Generate", image: "Redraw", mask: "Redraw", border: "Expand" };
 
 const form = byId("form", HTMLFormElement);
 const prompt = byId("prompt", HTMLTextAreaElement);
@@ -49,6 +53,8 @@ const schedule = byId("schedule", HTMLSelectElement);
 const cfg = byId("cfg_scale", HTMLInputElement);
 const guidance = byId("guidance", HTMLInputElement);
 const strength = byId("strength", HTMLInputElement);
+const onlyMasked = byId("only_masked", HTMLInputElement);
+const padding = byId("only_masked_padding", HTMLInputElement);
 const priority = byId("priority", HTMLSelectElement);
 const more = byId("more", HTMLDetailsElement);
 const furtherLine = byId("further", HTMLElement);
@@ -69,6 +75,8 @@ export class Form extends EventTarget {
   #lastSeed = "";
   /** What was chosen before there was an image. */
   #shape = "square";
+  /** Pixels of border to paint around the image. @type {number[] | null} */
+  #expand = null;
 
   constructor() {
     super();
@@ -77,6 +85,10 @@ export class Form extends EventTarget {
     more.open = recallJson("more") ?? false;
     more.addEventListener("toggle", () => keep("more", JSON.stringify(more.open)));
     form.addEventListener("input", (event) => this.#edited(/** @type {Element} */ (event.target)));
+    // They stand beside the mask, out of the form.
+    for (const field of [onlyMasked, padding]) {
+      field.addEventListener("input", () => this.#edited(field));
+    }
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.generate();
@@ -119,9 +131,11 @@ export class Form extends EventTarget {
   /**
    * Say which picture is drawn over, if any.
    * @param {Source} source
+   * @param {number[] | null} expand Pixels of border around it: left, top, right, bottom.
    */
-  setSource(source) {
-    if (source === this.#source) return;
+  setSource(source, expand) {
+    if (source === this.#source && String(expand) === String(this.#expand)) return;
+    this.#expand = expand;
     const fresh = (source === "none") !== (this.#source === "none");
     this.#source = source;
     byId("strength-field", HTMLElement).hidden = source === "none";
@@ -132,7 +146,8 @@ export class Form extends EventTarget {
       setShape(source === "none" ? this.#shape : "own");
     }
     if (source !== "none" && !this.#ownStrength) putValue(strength, STRENGTH[source]);
-    byId("generate-label", HTMLElement).textContent = source === "none" ? "Generate" : "Redraw";
+    onlyMasked.disabled = source === "none" || source === "image";
+    byId("generate-label", HTMLElement).textContent = LABELS[source];
     this.#changed();
   }
 
@@ -152,6 +167,7 @@ export class Form extends EventTarget {
   read() {
     const edits = this.#source !== "none";
     const further = this.#furtherNow;
+    const part = this.#onlyMasked;
     // The noise levels say both.
     const leveled = "sigmas" in further;
     /** @type {Settings} */
@@ -168,6 +184,9 @@ export class Form extends EventTarget {
       cfg_scale: numberOf(cfg),
       guidance: this.model?.capabilities.guidance ? numberOf(guidance) : undefined,
       strength: edits ? numberOf(strength) : undefined,
+      only_masked: part || undefined,
+      only_masked_padding: part ? numberOf(padding) : undefined,
+      expand: this.#expand ?? undefined,
       priority: priority.value === "normal" ? undefined : priority.value,
       ...further,
     };
@@ -186,7 +205,8 @@ export class Form extends EventTarget {
       if (this.#choose(model, settings.model)) this.#takeModel();
       else unfit.push(`the model ${settings.model}`);
     }
-    for (const field of [prompt, negative, count, seed, steps, cfg, guidance]) {
+    if (settings.only_masked !== undefined) onlyMasked.checked = settings.only_masked;
+    for (const field of [prompt, negative, count, seed, steps, cfg, guidance, padding]) {
       const value = settings[/** @type {keyof Settings} */ (field.name)];
       if (value !== undefined && value !== null) putValue(field, value);
     }
@@ -260,11 +280,19 @@ export class Form extends EventTarget {
   #fieldFor(param) {
     const name = param?.split(".")[0] ?? "";
     if (Object.hasOwn(this.#further, name)) return "further";
-    return { width: "size", height: "size", mask: "image" }[name] ?? name;
+    const image = { mask: "image", only_masked: "image", expand: "image" };
+    return { width: "size", height: "size", ...image }[name] ?? name;
+  }
+
+  get #onlyMasked() {
+    return !onlyMasked.disabled && onlyMasked.checked;
   }
 
   get #furtherNow() {
-    return withPictures(this.#further, this.#source);
+    const further = withPictures(this.#further, this.#source);
+    // What keeps the image's size has nothing to fit.
+    if (this.#onlyMasked || this.#expand) delete further.fit;
+    return further;
   }
 
   /** @param {Element} target */
@@ -286,6 +314,7 @@ export class Form extends EventTarget {
   }
 
   #changed() {
+    padding.disabled = !this.#onlyMasked;
     this.#describe();
     if (this.model) keep("settings", JSON.stringify(this.read()));
     this.dispatchEvent(new Event("change"));
@@ -328,6 +357,13 @@ export class Form extends EventTarget {
     setShape(known ?? "free");
   }
 
+  #ownSize() {
+    if (this.#onlyMasked) return "The part at the model’s own size.";
+    return this.#expand
+      ? "The image with its border, or as near as can be."
+      : "The image’s size, or as near as can be.";
+  }
+
   /** @returns {string | undefined} */
   #size() {
     const shape = chosenShape();
@@ -365,7 +401,7 @@ export class Form extends EventTarget {
     const { multiple } = chosen.size;
     byId("size-hint", HTMLElement).textContent = free
       ? `${width.min} to ${width.max} pixels, in steps of ${multiple}.`
-      : (this.#size()?.replace("x", " × ") ?? "The image’s size, or as near as can be.");
+      : (this.#size()?.replace("x", " × ") ?? this.#ownSize());
     const further = Object.entries(this.#furtherNow);
     furtherField.hidden = further.length === 0;
     furtherLine.textContent = further.map(([name, value]) => `${name} ${said(value)}`).join(" · ");
@@ -473,7 +509,7 @@ function fault(field) {
 
 /** @param {string} name Of an option. */
 function hasField(name) {
-  return name === "size" || form.elements.namedItem(name) !== null;
+  return ["size", "expand", "mask_mode"].includes(name) || form.elements.namedItem(name) !== null;
 }
 
 /**

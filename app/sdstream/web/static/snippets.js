@@ -29,7 +29,7 @@ function curl({ settings, image, mask, key }) {
   if (image) {
     lines.push("-F image=@image.png");
     if (mask) lines.push("-F mask=@mask.png");
-    for (const [name, value] of asFields(settings)) {
+    for (const [name, value] of fields(settings, mask)) {
       lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
     }
   } else {
@@ -51,7 +51,7 @@ function python({ settings, image, mask, key }) {
     `prompt=${JSON.stringify(prompt)},`,
     ...(size ? [`size=${JSON.stringify(size)},`] : []),
     ...(n === undefined ? [] : [`n=${n},`]),
-    `extra_body=${image ? textual(extra) : json(extra, inPython)},`,
+    `extra_body=${image ? textual(extra, mask) : json(extra, inPython)},`,
   ];
   return [
     "import base64",
@@ -102,7 +102,7 @@ function javascript({ settings, image, mask, key }) {
  * @param {boolean} key
  */
 function drawing(settings, key) {
-  const query = textual(settings).replace(/^{/, key ? "{token, " : "{");
+  const query = textual(settings, false).replace(/^{/, key ? "{token, " : "{");
   return [
     `const query = new URLSearchParams(${query});`,
     "const events = new EventSource(`${server}v1/images/generations?${query}`);",
@@ -118,7 +118,7 @@ function editing(settings, mask, key) {
   const headers = `{ ${key ? "...headers, " : ""}Prefer: "respond-async" }`;
   return [
     "const body = new FormData();",
-    `for (const [name, value] of Object.entries(${textual(settings)})) body.append(name, value);`,
+    `for (const [name, value] of Object.entries(${textual(settings, mask)})) body.append(name, value);`,
     'body.append("image", imageFile); // a File or Blob',
     ...(mask ? ['body.append("mask", maskFile);'] : []),
     "const answer = await fetch(`${server}v1/images/edits`, {",
@@ -130,11 +130,20 @@ function editing(settings, mask, key) {
 }
 
 /**
+ * @param {Settings} settings
+ * @param {boolean} mask
+ */
+function fields(settings, mask) {
+  return asFields(mask ? { ...settings, mask_mode: "luminance" } : settings);
+}
+
+/**
  * The fields of a form or a query, as an object of texts.
  * @param {Settings} settings
+ * @param {boolean} mask
  */
-function textual(settings) {
-  return json(Object.fromEntries(asFields(settings)), (text) => JSON.stringify(text));
+function textual(settings, mask) {
+  return json(Object.fromEntries(fields(settings, mask)), (text) => JSON.stringify(text));
 }
 
 /**
