@@ -45,7 +45,7 @@ IMAGES: Final = ("init_image", "mask_image", "control_image", "ref_images")
 _NESTED: Final = ("sample_params", "hires", "vae_tiling_params")
 
 _TOP_FOREIGN: Final[Mapping[str, Foreign]] = {
-    "auto_resize_ref_image": only(True),
+    "auto_resize_ref_image": IGNORED,  # read with the images
     "increase_ref_index": only(False),
     "embed_image_metadata": IGNORED,
     "ip_adapter_image": Foreign(refusal=" is not supported; the runtime's models here have none."),

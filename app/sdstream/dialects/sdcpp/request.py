@@ -37,6 +37,8 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
         fields.pop("strength", None)  # always sent, and means nothing without one
     if control is None:
         fields.pop("control_strength", None)
+    if references and body.get("auto_resize_ref_image") is False:
+        fields["reference_size"] = "original"
     if mask is not None:
         fields["mask_mode"] = "luminance"
     # The job outlives its client, who comes back for the result.
