@@ -332,7 +332,7 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
     "no-entries": (_safetensors({}), "holds no tensors"),
     "half-an-entry": (
         _safetensors({"a": {"dtype": "F32"}}),
-        "is damaged: its entry of tensor 'a' is incomplete",
+        "is damaged: its entry of tensor 'a' is incomplete or wrong",
     ),
     "unread-type": (
         _safetensors(_one(dtype="I8")),
@@ -346,6 +346,19 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
         _safetensors(_one(shape=[2**40, 2**40]), 8),
         "is damaged: tensor 'a' has the shape [1099511627776, 1099511627776]",
     ),
+    "long-offsets": (
+        _safetensors(_one(data_offsets=[0, 10**4299]), 8),
+        "is damaged: its entry of tensor 'a' is incomplete or wrong",
+    ),
+    "boolean-offsets": (
+        _safetensors(_one(data_offsets=[False, 8]), 8),
+        "is damaged: its entry of tensor 'a' is incomplete or wrong",
+    ),
+    "long-shape": (
+        _safetensors(_one(shape=[10**4299]), 8),
+        "is damaged: tensor 'a' has the shape [1000",
+    ),
+    "empty-shape": (_safetensors(_one(shape=[2, 0]), 8), "is damaged: tensor 'a' has the shape"),
     "negative-shape": (_safetensors(_one(shape=[-2]), 8), "is damaged: tensor 'a' has the shape"),
     "many-sides": (_safetensors(_one(shape=[1] * 99), 8), "is damaged: tensor 'a' has 99 dim"),
     "lying-header": (

@@ -448,10 +448,14 @@ def _texts(metadata: object) -> dict[str, Scalar]:
 
 def _safetensors_tensor(name: str, entry: object, data: int) -> Tensor:
     match entry:
-        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if all(
+            # A number of thousands of digits can be read and not be told; True is an int.
+            type(offset) is int and abs(offset) < _NO_LENGTH
+            for offset in (begin, end)
+        ):
             pass
         case _:
-            raise BadFile(f"is damaged: its entry of tensor '{shown(name)}' is incomplete")
+            raise BadFile(f"is damaged: its entry of tensor '{shown(name)}' is incomplete or wrong")
     if kind not in _SAFETENSORS_TYPES:
         raise BadFile(
             f"has tensor '{shown(name)}' in type {shown(kind)}, which the runtime does not read"
@@ -459,7 +463,7 @@ def _safetensors_tensor(name: str, entry: object, data: int) -> Tensor:
     label, octets, loaded = _SAFETENSORS_TYPES[kind]
     if len(shape) > _MAX_DIMENSIONS:
         raise BadFile(f"is damaged: tensor '{shown(name)}' has {len(shape)} dimensions")
-    whole = all(type(side) is int and side >= 0 for side in shape)
+    whole = all(type(side) is int and 0 < side < _MAX_ELEMENTS for side in shape)
     elements = math.prod(shape) if whole else -1
     if not 0 <= elements < _MAX_ELEMENTS:
         raise BadFile(f"is damaged: tensor '{shown(name)}' has the shape {shown(str(shape))}")

@@ -59,6 +59,8 @@ from rich.filesize import decimal
 from sdstream import __version__
 from sdstream.core.locations import HubFile
 
+#: What names a version of a repository.
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 #: Seconds before each new try, as long as nothing comes.
 _PAUSES: Final = (1, 2, 4, 8)
 #: A hub that asks for more patience than this is believed and left alone.
@@ -168,6 +170,11 @@ class Hub:
         if _algorithm(found.etag) is None:
             raise HubError(
                 f"{constants.ENDPOINT} sent '{found.etag}' in place of a checksum of {file}."
+            )
+        if not _COMMIT.fullmatch(found.commit_hash) or found.size < 0:
+            raise HubError(
+                f"{constants.ENDPOINT} sent the commit '{found.commit_hash[:64]}' and the size "
+                f"{found.size} of {file}; a hub sends 40 hexadecimal digits and a size from 0."
             )
         if found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
             raise HubError(

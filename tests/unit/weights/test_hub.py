@@ -151,6 +151,10 @@ def test_parts_of_older_versions_go(server: FakeHub, tmp_path: Path) -> None:
     [
         ({"X-Linked-Etag": '"W-17"'}, "sent '.*W-17.*' in place of a checksum"),
         ({"X-Linked-Etag": '"' + "0" * 64 + '"', "X-Linked-Size": str(10**11)}, "hf download them"),
+        (
+            {"X-Linked-Etag": '"' + "0" * 64 + '"', "X-Repo-Commit": "x" * 40},
+            "sent the commit 'xxx",
+        ),
     ],
 )
 def test_what_the_hub_must_tell(
