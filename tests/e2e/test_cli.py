@@ -154,7 +154,7 @@ def test_generate_with_every_option(tmp_path: Path, fake_server: ServerProcess) 
     assert result.returncode == 0
     text = opened(tmp_path / "x.png").info["parameters"]
     assert text.startswith(
-        "a red circle\nNegative prompt: blue\nSteps: 3, Sampler: heun, Schedule type: karras, "
+        "a red circle\nNegative prompt: blue\nSteps: 3, Sampler: Heun, Schedule type: Karras, "
         "CFG scale: 2.5, Seed: 9, Size: 80x64, Model: embedded"
     )
 
