@@ -246,6 +246,6 @@ def test_ai_sdk(fireworks_server: ServerProcess) -> None:
     assert opened(base64.b64decode(image["base64"])).size == (336, 192)
     (image,) = run_node("fireworks.mjs", url, "size")["images"]
     assert from_base64(image["base64"]).size == (128, 64)
-    assert "Steps: 3, Sampler: dpm++2m," in from_base64(image["base64"]).info["parameters"]
+    assert "Steps: 3, Sampler: DPM++ 2M," in from_base64(image["base64"]).info["parameters"]
     assert len(run_node("fireworks.mjs", url, "several")["images"]) == 2
     assert run_node("fireworks.mjs", url, "unknown") == {"known": True, "status": 404}

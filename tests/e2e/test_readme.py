@@ -145,7 +145,7 @@ def test_coming_from_automatic1111(native_server: ServerProcess, tmp_path: Path)
     """webuiapi draws a picture and reads back how it was made."""
     output = run(PYTHON[2], native_server, tmp_path, sys.executable, "-c")
     assert picture(tmp_path / "circle.png") == ("PNG", (128, 128))
-    assert output.startswith("a red circle\nSteps: 4, Sampler: euler")
+    assert output.startswith("a red circle\nSteps: 4, Sampler: Euler")
 
 
 def test_the_error_of_the_readme(native_server: ServerProcess, tmp_path: Path) -> None:
