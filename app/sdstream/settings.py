@@ -35,6 +35,9 @@ _SECRETS: Final = (
 #: Which browsers leave out of an origin.
 _USUAL_PORTS: Final = {"http": 80, "https": 443}
 
+#: Most of the grace time that is kept for what follows the jobs' ends.
+_FLUSH_SECONDS: Final = 2.0
+
 #: Variables of the command line's clients.
 _OF_CLIENTS: Final = ("SDSTREAM_CLIENT_KEY", "SDSTREAM_SERVER")
 
@@ -157,7 +160,10 @@ class Settings(BaseSettings):
         5.0, gt=0, description="A cancelled job that goes on after this costs its worker process."
     )
     grace_seconds: float = Field(
-        30.0, ge=0, description="Time that running jobs have to finish when the server stops."
+        20.0,
+        ge=0,
+        description="Time that the server takes to stop: running jobs have it, but for the last "
+        "tenth, to finish. What ends the process must wait longer.",
     )
     job_ttl_seconds: int = Field(
         604_800, ge=1, description="Ended jobs and their images are deleted after this."
@@ -189,6 +195,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level of the log; prompts appear at debug only."
     )
+
+    @property
+    def job_grace_seconds(self) -> float:
+        """Of the grace time, what running jobs have; the rest is for the last frames and writes."""
+        return self.grace_seconds - min(_FLUSH_SECONDS, self.grace_seconds / 10)
 
     @field_validator("port", mode="before")
     @classmethod

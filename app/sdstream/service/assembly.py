@@ -173,7 +173,7 @@ def _service(
             queue_images_per_key=settings.queue_images_per_key,
             high_priority_owners=lambda: frozenset(map(store.owner_of, priority_digests)),
             limits=Limits(settings.max_pixels, settings.max_upscaled_pixels),
-            grace_seconds=settings.grace_seconds,
+            grace_seconds=settings.job_grace_seconds,
         ),
         new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
         assets=lambda: _assets(settings),

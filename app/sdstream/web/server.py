@@ -20,8 +20,8 @@ from sdstream.settings import Settings
 from sdstream.web.application import build_app
 from sdstream.web.protocol import TimeoutProtocol
 
-#: Beyond the grace time, for the last frames to be written.
-_FLUSH_SECONDS = 2
+#: For the last frames to be written, whatever the grace time.
+_LEAST_SECONDS = 2
 
 #: Of the path of a Unix socket, in bytes; what the kernel has room for.
 _LONGEST_SOCKET = 107
@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
             lifespan="on",
             http=TimeoutProtocol,
             ws="none",
-            timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + _FLUSH_SECONDS,
+            timeout_graceful_shutdown=max(_LEAST_SECONDS, math.ceil(settings.grace_seconds)),
         )
         super().__init__(config)
         self.service: ImageService = app.state.service

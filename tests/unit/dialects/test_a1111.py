@@ -254,7 +254,7 @@ def test_refusals_of_pictures(body: dict[str, Any], param: str, reason: Reason) 
     assert (error.param, error.reason) == (param, reason)
 
 
-@pytest.mark.parametrize("name", [name for name, field in FOREIGN.items() if field.refusal])
+@pytest.mark.parametrize("name", sorted(n for n, field in FOREIGN.items() if field.refusal))
 def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
     """Its neutral values pass, however they are spelled; any other is refused by name."""
     for value in (*FOREIGN[name].neutral, *map(str, FOREIGN[name].neutral), None):
@@ -264,7 +264,7 @@ def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
     assert (error.param, error.reason) == (name, Reason.NOT_SUPPORTED)
 
 
-@pytest.mark.parametrize("name", [name for name, field in FOREIGN.items() if not field.refusal])
+@pytest.mark.parametrize("name", sorted(n for n, field in FOREIGN.items() if not field.refusal))
 def test_harmless_fields_pass(name: str) -> None:
     """They are about saving, or of a feature that is switched off."""
     assert txt2img(**{name: "x"}).ask.params == txt2img().ask.params
