@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     options_in_prompt: bool = Field(
         False,
         description="A prompt may choose options by <sd_cpp_extra_args>{…}</sd_cpp_extra_args>, as "
-        "in sd-server; AUTOMATIC1111's routes always take them.",
+        "in sd-server; its routes and AUTOMATIC1111's always take them.",
     )
     embedding_dir: Path | None = Field(
         None,
@@ -288,10 +288,11 @@ def check_variables(environment: Mapping[str, str]) -> list[str]:
     """
     known = [*(f"SDSTREAM_{name.upper()}" for name in Settings.model_fields), *_OF_CLIENTS]
     warnings = []
-    for name in sorted(environment):
+    values = {name.upper(): value for name, value in environment.items()}  # as they are read
+    for name in sorted(values):
         if not name.startswith("SDSTREAM_"):
             continue
-        if _KUBERNETES.fullmatch(f"{name}={environment[name]}"):
+        if _KUBERNETES.fullmatch(f"{name}={values[name]}"):
             warnings.append(f"{name} is ignored: Kubernetes sets it for a service of that name.")
             continue
         if name in known:
@@ -317,5 +318,5 @@ def worker_environment() -> dict[str, str]:
     own stack, and several threads that assert together leave forks behind that end never. Keys stay
     with the server.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in _SECRETS}  # noqa: TID251
+    environment = {key: value for key, value in os.environ.items() if key.upper() not in _SECRETS}  # noqa: TID251
     return {"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1", **environment}

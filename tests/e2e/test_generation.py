@@ -20,6 +20,7 @@ SMALL: dict[str, Any] = {
     "size": "64x64",
     "sample_steps": 3,
     "seed": 1,
+    "response_format": "b64_json",
     "cfg_scale": 1,
 }
 
@@ -218,7 +219,7 @@ PROMPTS = {
     "brackets": "((((a)) [[b] (c:1.5) (d:) (:2) :1) (e:nan) (f:1e9)",
     "open brackets": "(" * 500,
     "escapes": r"\(a\) \\ %s %n {} <b>&amp;",
-    "angles": "<lyco:x:1> <a:b> <lora> a",
+    "angles": "<lyc:x:1> <a:b> <lora> a",
     "lines": "a\nb\r\nc\td\x01\x7f",
     "break": "a BREAK b AND c",
 }

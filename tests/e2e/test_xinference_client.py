@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.e2e.conftest import KEY
 from tests.support.pictures import changed_box, from_base64, opened
-from tests.support.servers import ServerProcess
+from tests.support.servers import ServerProcess, wait_until
 
 xinference_client = pytest.importorskip("xinference_client")
 
@@ -138,3 +139,39 @@ def test_keys(fake_server: ServerProcess, keyed_server: ServerProcess) -> None:
     assert client.get_model("embedded").text_to_image("a", size="64*64")["data"]
     with pytest.raises(RuntimeError, match="API key"):
         xinference_client.RESTfulClient(keyed_server.url, api_key="wrong").list_models()
+
+
+def test_requests_by_name(fake_server: ServerProcess) -> None:
+    """The progress of a request and its end, by the id that its user chose."""
+    client = xinference_client.RESTfulClient(fake_server.url)
+    handle = client.get_model("embedded")
+    handle.text_to_image("an apple", size="64*64", request_id="mine", **FEW_STEPS)
+    assert client.get_progress("mine")["progress"] == 1.0
+    assert client.abort_request("embedded", "mine")["msg"] == "NO_OP"
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(
+            handle.text_to_image, "step=0.2", size="64*64", request_id="slow",
+            num_inference_steps=100,
+        )  # fmt: skip
+        wait_until(lambda: _begun(client, "slow"), 20, "it does not run")
+        assert client.abort_request("embedded", "slow")["msg"] == "DONE"
+        with pytest.raises(RuntimeError, match="aborted"):
+            slow.result(20)
+
+
+def _begun(client: Any, name: str) -> bool:
+    try:
+        return bool(client.get_progress(name)["progress"] > 0)
+    except RuntimeError:
+        return False  # it is not known yet
+
+
+def test_the_model_that_reads_text(fake_server: ServerProcess) -> None:
+    """Words of one row are joined by spaces, rows by line breaks."""
+    image = Image.new("RGB", (640, 200), "white")
+    pen = ImageDraw.Draw(image)
+    for words, at in (("Hello", (10, 20)), ("there", (400, 22)), ("below", (10, 120))):
+        pen.text(at, words, fill="black", font_size=40)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    assert model(fake_server, "rapidocr").ocr(file.getvalue()) == "Hello there\nbelow"

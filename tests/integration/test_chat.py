@@ -188,3 +188,13 @@ def test_unknown_fields_are_warned_of(fake_server: ServerProcess, tmp_path: Path
     ]
     body = {"messages": messages, "reference": PICTURE}
     assert httpx2.post(fake_server.url + PATH, json=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "prompt", ["Please generate a short-haired cat", "Please write a short word on a wall"]
+)
+def test_prompts_that_begin_like_tasks(fake_server: ServerProcess, prompt: str) -> None:
+    """They get their image."""
+    body = {"messages": [{"role": "user", "content": prompt}], **OPTIONS, "stream": "false"}
+    answer = httpx2.post(fake_server.url + PATH, json=body).json()
+    assert answer["choices"][0]["message"]["images"]

@@ -78,7 +78,8 @@ def test_tools(fake_server: ServerProcess, mode: str) -> None:
         generate = tools["generate_image"].input_schema
         assert generate["required"] == ["prompt"]
         assert edit.keys() - generate["properties"].keys() == {
-            "image", "mask", "strength", "fit", "mask_mode", "mask_blur",
+            "image", "mask", "strength", "fit", "mask_mode", "mask_blur", "only_masked",
+            "only_masked_padding", "expand",
         }  # fmt: skip
         assert generate["properties"]["model"]["enum"] == ["embedded"]
 

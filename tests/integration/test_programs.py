@@ -103,6 +103,21 @@ def test_llama_boxs_script_saves_the_image(server: ServerProcess, path: str) -> 
         assert last["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/image/edit"])
+def test_llama_boxs_script_saves_the_edit(server: ServerProcess, path: str) -> None:
+    """The same for its form, whose stream options are flat."""
+    fields = {
+        "model": "embedded", "prompt": "a cat", "n": "1", "size": "64x64", "sample_steps": "3",
+        "stream": "true", "stream_options_include_usage": "true", "stream_options_preview": "true",
+    }  # fmt: skip
+    answer = post(server, path, data=fields, files={"image": png(64, 64)})
+    pictures = [item for item in items(answer) if item.get("b64_json")]
+    keys = [item["progressed_steps"] for item in pictures]
+    assert keys == sorted({*keys})
+    assert pictures[-1]["progressed_steps"] == pictures[-1]["progress_steps"] == 4
+    assert pictures[-1]["finish_reason"] == "stop"
+
+
 # --- AUTOMATIC1111's clients ----------------------------------------------------------------------
 
 A1111: dict[str, dict[str, Any]] = {

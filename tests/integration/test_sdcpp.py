@@ -137,6 +137,10 @@ def test_cancel(fake_server: ServerProcess) -> None:
         ({"lora": [{"path": "x", "multiplier": 1, "is_high_noise": True}]},
          "lora[0].is_high_noise"),
         ({"init_image": "https://x.example/a.png"}, "init_image"),
+        ({"mask_image": PICTURE}, "init_image"),
+        ({"ref_images": [PICTURE]}, "ref_images"),
+        ({"ref_images": PICTURE}, "ref_images"),
+        ({"hires": True}, "hires"),
         ({"ip_adapter_image": PICTURE}, "ip_adapter_image"),
         ({"end_image": PICTURE}, "end_image"),
     ],
@@ -182,6 +186,9 @@ def test_options_in_a_prompt(fake_server: ServerProcess, tmp_path: Path) -> None
     info = json.loads(answer["info"])
     assert (info["prompt"], info["steps"], info["seed"]) == ("a cat on a chair", 7, 5)
     assert info["sampler_name"] == "Heun"
+    own = submit(fake_server, {"prompt": TAGGED, "width": 64, "height": 64})
+    asked = httpx2.get(f"{fake_server.url}/v1/jobs/{own['id']}").json()["parameters"]
+    assert (asked["prompt"], asked["sample_steps"]) == ("a cat on a chair", 7)
     native = {"prompt": TAGGED, "size": "64x64"}
     refused = fake_server.post(native)
     assert refused.status_code == 400
@@ -195,6 +202,7 @@ def test_options_in_a_prompt(fake_server: ServerProcess, tmp_path: Path) -> None
     ("args", "word"),
     [
         ("{", "JSON object"),
+        ('{"seed": 1}</sd_cpp_extra_args> and <sd_cpp_extra_args>{}', "send one"),
         ("[1]", "JSON object"),
         ('{"init_image": "x"}', "'init_image'"),
         ('{"webhook_url": "http://x.example"}', "webhook_url"),

@@ -142,6 +142,7 @@ def test_the_shipped_catalogue_is_found() -> None:
     [
         ("SDSTREAM_API_KEY", "Did you mean 'SDSTREAM_API_KEYS'?"),
         ("SDSTREAM_KEY", "Unknown variable SDSTREAM_KEY."),
+        ("sdstream_api_key", "Did you mean 'SDSTREAM_API_KEYS'?"),
         ("SDSTREAM_MASTER_KEYS", "Unknown variable"),
         ("SDSTREAM_QUEUE_IMAGE", "Did you mean 'SDSTREAM_QUEUE_IMAGES'?"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sdstream.core.ask import ParsedRequest
@@ -14,6 +15,8 @@ from sdstream.core.request import Assets, Sources
 from sdstream.core.resolve_edits import PADDING
 from sdstream.core.resolve_size import check_pixels
 from sdstream.core.size import Size
+
+_LORA_BEGINS = re.compile(r"<(?:lora|lyco):")
 
 #: Skip-layer guidance, as the runtime's own program has it.
 _SLG_DEFAULTS = {"slg_start": 0.01, "slg_end": 0.2, "slg_layers": (7, 8, 9)}
@@ -69,6 +72,12 @@ def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ..
         # Text, name, scale, text …; the space before a tag goes with it.
         texts = LORA_TAG.split(prompt)[::3]
         prompt = "".join(text.rstrip() for text in texts).strip()
+    if _LORA_BEGINS.search(prompt):
+        raise ask.rejected(
+            "prompt",
+            " contains a LoRA tag that cannot be read; write <lora:NAME:SCALE>.",
+            Reason.NOT_SUPPORTED,
+        )
     for lora, option in chosen:
         if lora.id not in assets.loras:
             raise unknown_name(ask, option, "LoRA", lora.id, [*assets.loras])

@@ -30,14 +30,11 @@ def near_miss(name: str, known: Iterable[str]) -> str | None:
     allowed = 2 if len(name) >= _LONG else 1
     if len(name) < _SHORTEST - 1:
         return None
+    candidates = [candidate for candidate in known if len(candidate) >= _SHORTEST]
     found = process.extractOne(
-        _plain(name),
-        [candidate for candidate in known if len(candidate) >= _SHORTEST],
-        scorer=OSA.distance,
-        processor=_plain,
-        score_cutoff=allowed,
+        _plain(name), map(_plain, candidates), scorer=OSA.distance, score_cutoff=allowed
     )
-    return None if found is None else str(found[0])
+    return None if found is None else candidates[found[2]]
 
 
 def most_similar(name: str, known: Iterable[str]) -> str | None:

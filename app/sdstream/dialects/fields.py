@@ -75,7 +75,16 @@ def only(*neutral: object) -> Foreign:
 #: Fields of OpenAI, Xinference, GPUStack, Fireworks and others, by their canonical names.
 FOREIGN: Final[Mapping[str, Foreign]] = {
     **dict.fromkeys(
-        ("user", "safety_identifier", "moderation", "metadata", "store", "logit_bias"), IGNORED
+        (
+            "user",
+            "safety_identifier",
+            "moderation",
+            "metadata",
+            "store",
+            "logit_bias",
+            "cache_control",
+        ),
+        IGNORED,
     ),
     "style": Foreign(("natural", "auto"), note=" has no effect; describe the style in the prompt."),
     "input_fidelity": Foreign(("low",), note=" has no effect; use 'strength'."),
@@ -123,12 +132,17 @@ _LOOK_ALIKES: Final = frozenset(
 )  # fmt: skip
 
 #: A field of such a name brings an image, or chooses what changes one.
-_PICTURE_NAME: Final = re.compile(r"image|mask|lora|control|adapter|reference", re.IGNORECASE)
-_PICTURE_ADDRESS: Final = re.compile(
-    r"\s*(?:data:image/|(?:https?|file|s3|gs)://\S+\.(?:png|jpe?g|webp|gif|bmp|avif|heic|tiff?)"
-    r"(?:[?#]\S*)?\s*\Z)",
-    re.IGNORECASE,
+_PICTURE_NAME: Final = re.compile(
+    r"(?:^|[^a-z])(?:image|mask|lora|control|controlnet|adapter|reference)s?(?:$|[^a-z])"
 )
+#: Where one word of a name like ``referenceImage`` ends.
+_CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_SCHEMES: Final = ("http://", "https://", "file://", "s3://", "gs://")
+_ENDINGS: Final = (
+    ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic", ".tif", ".tiff",
+)  # fmt: skip
+#: Characters; nothing longer is an address.
+_LONGEST_ADDRESS: Final = 4096
 #: What image files begin with.
 _SIGNATURES: Final = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF",
@@ -141,6 +155,8 @@ _DEEPEST: Final = 8
 _OFF: Final = ("0", "none", "null", "off", "disabled", "n/a")
 
 MAX_NAME: Final = 64
+#: Fields of one object; each unknown one is compared with every option.
+_MOST_FIELDS: Final = 1024
 _MOST_REPORTED: Final = 20
 
 
@@ -181,6 +197,11 @@ def take(
     Raises:
         InvalidRequest: A field is rejected; names it as the client spelled it.
     """
+    if len(given) > _MOST_FIELDS:
+        raise InvalidRequest(
+            f"The request has {len(given)} fields; the limit is {_MOST_FIELDS}.",
+            reason=Reason.UNKNOWN_FIELD,
+        )
     found: dict[str, Any] = {}
     warnings: list[str] = []
     unknown_names: list[str] = []
@@ -220,18 +241,23 @@ def _unknown(
 ) -> str:
     """The warning on an unknown field; raises InvalidRequest when it is rejected."""
     shown = where + name[:MAX_NAME]
-    if holds_picture(value) or (by_name and _PICTURE_NAME.search(name) and not is_nothing(value)):
+    meant = meant_by(name, own)
+    if holds_picture(value) or (by_name and _names_picture(name) and not is_nothing(value)):
         raise InvalidRequest(
             f"Unknown field '{shown}' may hold an image or choose one; without it the result "
             "would be another image. Leave it out, or see the fields of this route in "
-            "/openapi.json.",
+            f"/openapi.json.{did_you_mean(meant)}",
             reason=Reason.UNKNOWN_FIELD,
             param=shown,
         )
-    meant = meant_by(name, own)
     if handling is Handling.STRICT or (meant and handling is Handling.SUGGEST):
         raise unknown(shown, meant)
     return f"Unknown field '{shown}' has no effect.{did_you_mean(meant)}"
+
+
+def _names_picture(name: str) -> bool:
+    """True for a name that has the word for an image, or for what changes one, in it."""
+    return _PICTURE_NAME.search(_CAMEL.sub("_", name[:MAX_NAME]).lower()) is not None
 
 
 def meant_by(name: str, own: Iterable[str] = SPELLINGS) -> str | None:
@@ -249,10 +275,9 @@ def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
     if _is_empty(value):
         return True
     if isinstance(value, (list, tuple, Mapping)):
-        items = value if isinstance(value, (list, tuple)) else ()
-        return any(value == other for other in neutral) or (
-            bool(items) and not neutral and all(map(is_nothing, items))
-        )
+        if neutral or isinstance(value, Mapping):
+            return any(value == other for other in neutral)
+        return all(_is_empty_item(item) or _plain(item) in _OFF for item in value)
     words = map(_plain, neutral) if neutral else _OFF
     return _plain(value) in words
 
@@ -260,8 +285,12 @@ def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
 def _is_empty(value: object) -> bool:
     """True for null, empty text, and lists of nothing but those."""
     if isinstance(value, (list, tuple)):
-        return all(_is_empty(item) for item in value)
-    return value is None or value == "" or value == {}
+        return all(map(_is_empty_item, value))
+    return _is_empty_item(value)
+
+
+def _is_empty_item(value: object) -> bool:
+    return value in (None, "", [], {})
 
 
 def _plain(value: object) -> str:
@@ -295,15 +324,18 @@ def holds_picture(value: object, depth: int = 0) -> bool:
 
 
 def _is_picture(text: str) -> bool:
-    if _PICTURE_ADDRESS.match(text):
+    head = text[:_LONGEST_ADDRESS].strip().lower()
+    if head.startswith("data:image/"):
         return True
+    if len(text) < _LONGEST_ADDRESS and head.startswith(_SCHEMES) and not head.split()[1:]:
+        return head.partition("?")[0].partition("#")[0].endswith(_ENDINGS)
     if len(text) < _SHORTEST_PICTURE:
         return False
     try:
-        head = base64.b64decode(text.lstrip()[:16], validate=True)
+        begin = base64.b64decode(text.lstrip()[:16], validate=True)
     except (binascii.Error, ValueError):
         return False
-    return head.startswith(_SIGNATURES)
+    return begin.startswith(_SIGNATURES)
 
 
 def _at_most(warnings: list[str]) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ _DIGITS: Final = str.maketrans("-_", "+/", " \t\r\n=")
 
 #: Keys under which clients put the text of an image into an object.
 _HOLDERS: Final = ("image_url", "url", "b64_json", "image", "data")
+#: Objects around the text; OpenAI has two.
+_DEEPEST: Final = 4
 
 
 def file_of(param: str, text: str) -> SourceFile:
@@ -60,7 +62,9 @@ def text_of(param: str, value: Any) -> str:
     Raises:
         InvalidRequest: There is no text of an image in it.
     """
-    if isinstance(value, Mapping):
+    for _ in range(_DEEPEST):
+        if not isinstance(value, Mapping):
+            break
         if value.get("file_id") is not None:
             raise InvalidRequest(
                 f"'{param}.file_id' is not supported; send the image itself as a data: URL.",
@@ -68,8 +72,9 @@ def text_of(param: str, value: Any) -> str:
                 param=f"{param}.file_id",
             )
         name = next((name for name in _HOLDERS if value.get(name)), None)
-        if name is not None:
-            return text_of(f"{param}.{name}", value[name])
+        if name is None:
+            break
+        param, value = f"{param}.{name}", value[name]
     if not isinstance(value, str):
         raise InvalidRequest(
             f"Invalid image: '{param}' must be base64 or a data: URL.",

@@ -243,7 +243,7 @@ async def _collect(parsed: FormData) -> Form:
                 form.files.append(SourceFile(name, data))
         elif form.fields.setdefault(name, value) != value:
             raise InvalidRequest(
-                f"The field Duplicate field '{name[:64]}' with different values.",
+                f"Duplicate field '{name[:64]}' with different values.",
                 reason=Reason.CONFLICTING_FIELDS,
                 param=name[:64],
             )

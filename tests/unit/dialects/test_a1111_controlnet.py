@@ -78,7 +78,10 @@ def test_over_an_image() -> None:
     assert own.ask.files.control.data == b"another"
 
 
-@pytest.mark.parametrize("unit", [{}, None, False, {"enabled": False, "what": "ever"}])
+@pytest.mark.parametrize(
+    "unit",
+    [{}, None, False, {"enabled": False, "what": "ever"}, {"enabled": "False", "image": "x"}],
+)
 def test_units_that_are_switched_off(unit: Any) -> None:
     """They come along with whatever they hold."""
     drawing = drawn(unit, {"enabled": False})

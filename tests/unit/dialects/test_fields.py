@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from sdstream.dialects.fields import (
     only,
     take,
 )
+from sdstream.dialects.openai.chat import parse_chat
 from sdstream.dialects.openai.request import parse, parse_edit, parse_form, parse_query
 from tests.support.client_fields import CLIENT_FIELDS
 from tests.support.pictures import png
@@ -199,3 +201,30 @@ def test_edits_in_json_that_cannot_be_read(body: dict[str, Any], param: str, wor
         parse_edit({"prompt": "a", **body})
     assert caught.value.param == param
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["preferences", "exploration", "cache_control", "unmasked"])
+def test_words_inside_of_other_words_are_no_pictures(name: str) -> None:
+    """Only whole words of a name say that it brings an image."""
+    assert parse({"prompt": "a cat", name: {"x": 1}}).params.prompt == "a cat"
+
+
+@pytest.mark.parametrize("name", ["loras", "referenceImage", "ip-adapter", "control_net_mask"])
+def test_words_of_a_name(name: str) -> None:
+    """In plural, in camel case and with hyphens too."""
+    assert rejected(**{name: ["x"]}).param == name
+
+
+def test_values_that_are_meant_to_take_long() -> None:
+    """Deep lists, thousands of fields, long texts: each is over in a moment."""
+    deep: Any = []
+    for _ in range(900):
+        deep = [deep]
+    began = time.process_time()
+    parse({"prompt": "a", "foo": deep, "styles": None})
+    assert "limit is 1024" in rejected(**{f"field{n}": 1 for n in range(20_000)}).message
+    parse({"prompt": "a", "foo": "http://" + ".png?" * 100_000 + " x"})
+    with pytest.raises(InvalidRequest):
+        parse({"prompt": "<sd_cpp_extra_args>" * 20_000}, Hints(options_in_prompt=True))
+    parse_chat({"messages": [{"role": "user", "content": "### Task:" + "\n" * 200_000}]})
+    assert time.process_time() - began < 10

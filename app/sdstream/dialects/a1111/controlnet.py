@@ -17,7 +17,7 @@ from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import Fit
-from sdstream.dialects.fields import IGNORED, Foreign, Taken, invalid, only, take
+from sdstream.dialects.fields import IGNORED, Foreign, Taken, invalid, is_nothing, only, take
 from sdstream.dialects.rendering import compact
 
 SCRIPT: Final = "controlnet"
@@ -155,7 +155,7 @@ def _control(unit: Any, number: int, handling: Handling) -> Control | None:
         return None
     if not isinstance(unit, Mapping):
         raise InvalidRequest(f"'{where}' must be an object.", param=where)
-    if unit.get("enabled") is False:
+    if unit.get("enabled") is not None and is_nothing(unit["enabled"]):
         return None
     fields, taken = _fields(unit, where, handling)
     canny = fields.module.lower() == "canny"

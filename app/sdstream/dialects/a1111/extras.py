@@ -80,13 +80,20 @@ def parse_batch(
             f"'imageList' must be a list of 1 to {MAX_BATCH} images.", param="imageList"
         )
     return [
-        parse_extra({**rest, "image": text_of(f"imageList[{number}]", image)}, handling)
-        for number, image in enumerate(images)
+        parse_extra({**rest, "image": text_of(name, image)}, handling, name)
+        for name, image in ((f"imageList[{i}]", image) for i, image in enumerate(images))
     ]
 
 
-def parse_extra(body: Mapping[str, Any], handling: Handling = Handling.SUGGEST) -> ParsedRequest:
+def parse_extra(
+    body: Mapping[str, Any], handling: Handling = Handling.SUGGEST, param: str = "image"
+) -> ParsedRequest:
     """The JSON of an extra-single-image: how to enlarge which picture.
+
+    Args:
+        body: The client's object.
+        handling: What becomes of unknown fields.
+        param: Name of the image in errors.
 
     Raises:
         InvalidRequest: Names the field.
@@ -96,7 +103,7 @@ def parse_extra(body: Mapping[str, Any], handling: Handling = Handling.SUGGEST) 
     given = taken.fields
     if not isinstance(given.get("image"), str):
         raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
-    file = file_of("image", given["image"])
+    file = file_of(param, given["image"])
     try:
         chosen = given.get("upscaler_1") or "None"
         params = ImageParams(prompt="", upscaler=chosen, upscale=given.get("upscaling_resize", 2.0))

@@ -26,6 +26,7 @@ from sdstream.core.job import (
 from sdstream.core.messages import Progress, counted_phase
 from sdstream.core.options import MAX_PROMPT_CHARACTERS
 from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.dialects.fields import is_nothing
 from sdstream.dialects.openai.image_chunk import DONE
 from sdstream.dialects.openai.request import MAX_INPUT_IMAGES, parse
 from sdstream.dialects.pictures import file_of, text_of
@@ -51,18 +52,19 @@ _OF_CHATS: Final = frozenset(
     }
 )  # fmt: skip
 
+#: Characters of a task that say what it is.
+_TASK_BEGINS: Final = 400
+
 #: How the tasks of Open WebUI, LibreChat and LobeChat begin.
 _TASK: Final = re.compile(
-    r"\s*(?:#+\s*Task:|Provide a concise"
-    r"|Please (?:generate|provide|write) a (?:concise|short|brief)"
-    r"|Detect user language and write|Generate a concise|You are a (?:conversation|title|session)"
+    r"(?:#+ *Task:|(?:Provide|(?:Please )?(?:generate|provide|write)) a (?:concise|short|brief)"
+    r".{0,60}\b(?:title|summary|name|phrase|topic)\b.{0,80}\b(?:conversation|chat|discussion)\b"
+    r"|Detect user language and write .{0,80}\btitle\b"
     r"|Summarize (?:the|this) conversation|Based on the chat history, give this conversation)",
     re.IGNORECASE,
 )
-#: The first message of the conversation inside such a task.
-_FIRST_MESSAGE: Final = re.compile(
-    r"^\s*(?:USER|User|user|Human)\s*:\s*(.+)$|<chat_history>\s*(?:USER:\s*)?(.+)", re.MULTILINE
-)
+#: What stands before the first message of the conversation inside such a task.
+_SPEAKER: Final = re.compile(r"(?:<chat_history>)? *(?:USER|Human) *: *", re.IGNORECASE)
 _TITLE_WORDS: Final = 5
 #: Keys of the JSON that Open WebUI reads, with the answer to each.
 _TASK_LISTS: Final = ("tags", "follow_ups", "queries")
@@ -107,7 +109,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     usage = isinstance(stream_options, Mapping) and stream_options.get("include_usage") is True
     number, message = _last_of_user(messages)
     prompt, files = _content(f"messages[{number}].content", message.get("content"))
-    text = _task_answer(body, prompt)
+    text = None if files else _task_answer(body, prompt)
     ask = None
     if text is None:
         ask = _ask(body, prompt, files)
@@ -115,7 +117,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     return ChatRequest(
         ask,
         text or "",
-        bool(body.get("stream")),
+        not is_nothing(body.get("stream")),
         usage,
         model if isinstance(model, str) else "",
     )
@@ -133,7 +135,11 @@ def _ask(body: Mapping[str, Any], prompt: str, files: tuple[SourceFile, ...]) ->
     if isinstance(config, Mapping):
         options |= {k: v for k, v in config.items() if k == "aspect_ratio" and v}
     # The link is for the Markdown picture, the bytes are for the message's images.
-    options |= {"prompt": prompt, "response_format": "both", "stream": bool(body.get("stream"))}
+    options |= {
+        "prompt": prompt,
+        "response_format": "both",
+        "stream": not is_nothing(body.get("stream")),
+    }
     ask = parse(options, Hints(handling=Handling.LENIENT))
     if not files:
         return ask
@@ -181,7 +187,7 @@ def _task_answer(body: Mapping[str, Any], prompt: str) -> str | None:
     wanted = body.get("response_format")
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     is_json = kind in ("json_object", "json_schema")
-    if not is_json and not _TASK.match(prompt):
+    if not is_json and not _TASK.match(prompt.lstrip()[:_TASK_BEGINS]):
         return None
     title = _title(prompt)
     lowered = prompt.lower()
@@ -195,9 +201,12 @@ def _task_answer(body: Mapping[str, Any], prompt: str) -> str | None:
 
 def _title(prompt: str) -> str:
     """A few words of the conversation's first message."""
-    found = _FIRST_MESSAGE.search(prompt[:MAX_PROMPT_CHARACTERS])
-    words = (found[1] or found[2]).split() if found else []
-    return " ".join(words[:_TITLE_WORDS]).strip("\"'.,:;!?") or "Image"
+    for line in prompt[:MAX_PROMPT_CHARACTERS].splitlines():
+        found = _SPEAKER.match(line)
+        if found and found.end() < len(line):
+            words = line[found.end() :].split()[:_TITLE_WORDS]
+            return " ".join(words).strip("\"'.,:;!?") or "Image"
+    return "Image"
 
 
 # --- answers --------------------------------------------------------------------------------------

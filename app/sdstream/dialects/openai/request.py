@@ -13,7 +13,13 @@ from pydantic import ValidationError
 
 from sdstream.core.ask import Handling, Hints, ParsedRequest, ReplyOptions, StreamOptions
 from sdstream.core.errors import InvalidRequest, Reason
-from sdstream.core.options import ALIASES, OPTIONS, ImageParams, is_neutral
+from sdstream.core.options import (
+    ALIASES,
+    MAX_PROMPT_CHARACTERS,
+    OPTIONS,
+    ImageParams,
+    is_neutral,
+)
 from sdstream.core.pixels import SourceFile, SourceFiles
 from sdstream.core.similar import did_you_mean
 from sdstream.dialects.fields import (
@@ -218,14 +224,10 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
 def _parsed(
     body: Mapping[str, Any], hints: Hints, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> ParsedRequest:
-    body, extra = _without_extra_args(body, hints)
+    body, extra = _without_extra_args(_with_kwargs(body), hints)
     renamed = {**renamed, **extra.names}
     taken = take(
-        {
-            name: value
-            for name, value in _with_kwargs(body).items()
-            if not _says_nothing(name, value)
-        },
+        {name: value for name, value in body.items() if not _says_nothing(name, value)},
         SPELLINGS,
         foreign=FOREIGN,
         handling=hints.handling,
@@ -251,8 +253,8 @@ def _parsed(
 def _without_extra_args(body: Mapping[str, Any], hints: Hints) -> tuple[Mapping[str, Any], Flat]:
     """The fields with the options that the prompt holds in ``<sd_cpp_extra_args>``."""
     prompt = body.get("prompt")
-    if not isinstance(prompt, str) or TAG not in prompt:
-        return body, Flat()
+    if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT_CHARACTERS or TAG not in prompt:
+        return body, Flat()  # one that is too long is rejected with the other fields
     if not hints.options_in_prompt:
         raise InvalidRequest(
             f"'prompt' contains {TAG}; send its options as fields, or start the server with "
@@ -269,7 +271,8 @@ def _without_extra_args(body: Mapping[str, Any], hints: Hints) -> tuple[Mapping[
 def _says_nothing(name: str, value: Any) -> bool:
     """True for null, which clients transmit for what was not given, and for neutral values."""
     option = ALIASES.get(name, name)
-    return value is None or (option in OPTIONS and is_neutral(option, value))
+    empty = value is None or (value == "" and option not in _TEXTS)
+    return empty or (option in OPTIONS and is_neutral(option, value))
 
 
 def _stream_options(reply_fields: dict[str, Any], handling: Handling) -> Taken:

@@ -7,7 +7,6 @@ send all of it, most at values that do nothing.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -94,8 +93,8 @@ HIRES_UPSCALERS: Final = {
     "Nearest": "nearest",
 }
 
-_TAG: Final = re.compile(r"\s*<sd_cpp_extra_args>(.*?)</sd_cpp_extra_args>\s*", re.DOTALL)
 TAG: Final = "<sd_cpp_extra_args>"
+_END: Final = "</sd_cpp_extra_args>"
 
 
 @dataclass
@@ -196,9 +195,11 @@ def _read_slg(flat: Flat, slg: Any, handling: Handling, where: str) -> None:
 
 
 def _read_hires(flat: Flat, hires: Any, handling: Handling, where: str) -> None:
-    if not isinstance(hires, Mapping) or is_nothing(hires.get("enabled", False)):
+    if isinstance(hires, Mapping) and is_nothing(hires.get("enabled", False)):
         return
     flat.read(hires, _HIRES, _HIRES_FOREIGN, handling, where)
+    if hires is None:
+        return
     name = str(flat.fields.get("hires_upscaler") or "Latent").strip().lower()
     known = {spelling.lower(): ours for spelling, ours in HIRES_UPSCALERS.items()}
     if name not in known:
@@ -249,13 +250,15 @@ def extra_args(prompt: str, handling: Handling) -> tuple[str, Flat]:
     """Return a prompt without ``<sd_cpp_extra_args>``, and the options in it.
 
     Raises:
-        InvalidRequest: It holds no JSON object, an image, or an option that is rejected.
+        InvalidRequest: There are two of them or the end of one is missing, or it holds no JSON
+            object, an image, or an option that is rejected.
     """
-    found = _TAG.search(prompt)
-    if found is None:
-        return prompt, Flat()
+    before, _, rest = prompt.partition(TAG)
+    text, end, after = rest.partition(_END)
+    if not end or TAG in after:
+        raise _in_prompt(f"send one {TAG} that ends with {_END}")
     try:
-        body = json.loads(found[1])
+        body = json.loads(text)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, Mapping):
@@ -263,8 +266,8 @@ def extra_args(prompt: str, handling: Handling) -> tuple[str, Flat]:
     for name in (*IMAGES, "prompt"):
         if not is_nothing(body.get(name)):
             raise _in_prompt(f"'{name}' is not supported inside {TAG}; send it as a field")
-    rest = _TAG.sub(" ", prompt).strip()
-    return rest, flatten(body, handling, "prompt.")
+    parts = (part.strip() for part in (before, after))
+    return " ".join(filter(None, parts)), flatten(body, handling, "prompt.")
 
 
 def _in_prompt(why: str) -> InvalidRequest:

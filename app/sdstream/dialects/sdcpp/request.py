@@ -7,7 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from sdstream.core.ask import Hints, ParsedRequest
+from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.pixels import SourceFile, SourceFiles
+from sdstream.dialects.fields import is_nothing
 from sdstream.dialects.openai.request import MAX_INPUT_IMAGES, NO_HINTS, parse, too_many
 from sdstream.dialects.pictures import file_of, text_of
 from sdstream.dialects.sdcpp.options import flatten
@@ -27,7 +30,9 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
     fields = flat.fields
     init, mask, control = (_image(body, n) for n in ("init_image", "mask_image", "control_image"))
     references = body.get("ref_images") or []
-    if not isinstance(references, list) or len(references) > MAX_INPUT_IMAGES:
+    if not isinstance(references, list):
+        raise InvalidRequest("'ref_images' must be a list.", param="ref_images")
+    if len(references) > MAX_INPUT_IMAGES:
         raise too_many("ref_images")
     pictures = [
         *([init] if init else []),
@@ -37,7 +42,11 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
         fields.pop("strength", None)  # always sent, and means nothing without one
     if control is None:
         fields.pop("control_strength", None)
-    if references and body.get("auto_resize_ref_image") is False:
+    if mask is not None and init is None:
+        raise InvalidRequest(
+            "'mask_image' needs 'init_image'.", reason=Reason.MISSING_FIELD, param="init_image"
+        )
+    if references and is_nothing(body.get("auto_resize_ref_image", True)):
         fields["reference_size"] = "original"
     if mask is not None:
         fields["mask_mode"] = "luminance"
@@ -52,6 +61,29 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
         files=files,
         operation="edit" if pictures else "generation",
     )
+
+
+def fitted(ask: ParsedRequest, spec: ModelSpec) -> ParsedRequest:
+    """Return a request as its model takes it.
+
+    Clients of this API send a strength with every input image, also to models that look at it.
+
+    Raises:
+        InvalidRequest: It has reference images, and the model looks at none.
+    """
+    files = ask.files
+    if files is None or not files.images:
+        return ask
+    if spec.traits.references:
+        if files.mask is None:
+            return replace(ask, params=ask.params.model_copy(update={"strength": None}))
+    elif files.images[-1].param.startswith("ref_images"):
+        raise InvalidRequest(
+            f"'ref_images': the model '{spec.id}' looks at no images; send 'init_image'.",
+            reason=Reason.NOT_SUPPORTED,
+            param="ref_images",
+        )
+    return ask
 
 
 def _numbered(name: str, values: list[Any]) -> list[tuple[str, Any]]:

@@ -237,7 +237,9 @@ class A1111Routes:
     async def _answer(self, request: Request, *, over_image: bool) -> Response:
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         user = self._user(request)
-        drawing = generation.parse(
+        # Decoding base64 of many megabytes would hold up everybody's events.
+        drawing = await asyncio.to_thread(
+            generation.parse,
             body,
             over_image=over_image,
             earlier=user.chosen,
@@ -407,13 +409,15 @@ class A1111Routes:
         image = taken.fields.get("image")
         if not isinstance(image, str):
             raise InvalidRequest("'image' is required.", reason=Reason.MISSING_FIELD, param="image")
-        texts = await self._service.processor.texts(pictures.file_of("image", image))
+        file = await asyncio.to_thread(pictures.file_of, "image", image)
+        texts = await self._service.processor.texts(file)
         return respond.json_bytes(answers.png_info(texts))
 
     async def extra_single_image(self, request: Request) -> Response:
         """POST extra-single-image: enlarge a picture."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        ask = extras.parse_extra(body, negotiation.handling_of(request))
+        handling = negotiation.handling_of(request)
+        ask = await asyncio.to_thread(extras.parse_extra, body, handling)
         if (resize := extras.plain_resize(ask)) is not None:
             negotiation.report(request, ask.unknown)
             return respond.json_bytes(answers.extra_file(await self._resized(resize)))
@@ -422,7 +426,14 @@ class A1111Routes:
     async def extra_batch_images(self, request: Request) -> Response:
         """POST extra-batch-images: enlarge several pictures, one job after the other."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        asks = extras.parse_batch(body, negotiation.handling_of(request))
+        if "idempotency-key" in request.headers:
+            raise InvalidRequest(
+                "'Idempotency-Key' is not supported on this route, which makes several jobs.",
+                reason=Reason.NOT_SUPPORTED,
+                param="Idempotency-Key",
+            )
+        handling = negotiation.handling_of(request)
+        asks = await asyncio.to_thread(extras.parse_batch, body, handling)
         files = []
         for ask in asks:
             if (resize := extras.plain_resize(ask)) is not None:

@@ -45,6 +45,8 @@ class HuggingFaceRoutes:
         # Decoding base64 of many megabytes would hold up everybody's events.
         ask = await asyncio.to_thread(huggingface.read, body, model, hints_of(request))
         usual = ask.params.output_format or "png"
-        wanted = negotiation.accepted_image(request, ask.params.n or 1, anything=usual)
+        wanted = negotiation.accepted_image(
+            request, ask.params.n or 1, output_format=ask.params.output_format, anything=usual
+        )
         ask = negotiation.with_format(ask, wanted)
         return await self.draw.deliver(request, ask, wanted, plain_answer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
@@ -49,7 +50,7 @@ MAX_JSON_BYTES: Final = 2**20
 
 MAX_KEY_CHARACTERS: Final = 255
 
-#: Jobs that are remembered by the names that their clients gave them.
+#: Jobs of an owner that are remembered by the names that their clients gave them.
 _MOST_NAMED: Final = 256
 
 _OPENAI_AGENT: Final = re.compile(r"(Async)?OpenAI/")
@@ -120,7 +121,7 @@ class ImageRoutes:
         check_webhook: Raises InvalidRequest for a URL that is never posted to.
         usual_form: response_format of requests that name none.
         tokens: Open links of images without a key; None where no key is asked for.
-        by_request_id: The newest jobs whose clients named them: (owner, request_id) -> job.
+        by_request_id: Owner -> the newest jobs whose clients named them: request_id -> job id.
     """
 
     service: ImageService
@@ -130,7 +131,9 @@ class ImageRoutes:
     check_webhook: Callable[[str], None]
     usual_form: str = "both"
     tokens: Tokens | None = None
-    by_request_id: dict[tuple[str, str], LiveJob] = field(default_factory=dict)
+    by_request_id: defaultdict[str, OrderedDict[str, str]] = field(
+        default_factory=lambda: defaultdict(OrderedDict)
+    )
 
     def routes(self) -> list[ApiRoute]:
         """Return the routes of this class."""
@@ -287,9 +290,11 @@ class ImageRoutes:
         live = await self.service.submit(ask, terms)
         request.state.job = live.job
         if ask.reply.request_id is not None:
-            self.by_request_id[request.state.owner, ask.reply.request_id] = live
-            if len(self.by_request_id) > _MOST_NAMED:
-                del self.by_request_id[next(iter(self.by_request_id))]
+            named = self.by_request_id[request.state.owner]
+            named[ask.reply.request_id] = live.job.id
+            named.move_to_end(ask.reply.request_id)
+            if len(named) > _MOST_NAMED:
+                named.popitem(last=False)
         return live
 
     def base_url(self, request: Request) -> str:

@@ -7,7 +7,7 @@ job that is generating can be cancelled here, where that server answers 409.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from sdstream.core.errors import InvalidRequest, NotFound, Reason
 from sdstream.core.job import JobStatus
 from sdstream.dialects.sdcpp import answers
-from sdstream.dialects.sdcpp.request import parse_img_gen
+from sdstream.dialects.sdcpp.request import fitted, parse_img_gen
 from sdstream.service.service import LiveJob
 from sdstream.web import bodies, respond
 from sdstream.web.route import ApiRoute, Dialect, Operation
@@ -97,7 +97,9 @@ class SdcppRoutes:
         """POST img_gen: answered at once with the job."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
         # Decoding base64 of many megabytes would hold up everybody's events.
-        ask = await asyncio.to_thread(parse_img_gen, body, hints_of(request))
+        hints = replace(hints_of(request), options_in_prompt=True)
+        ask = await asyncio.to_thread(parse_img_gen, body, hints)
+        ask = fitted(ask, await self.draw.service.get_model(ask.params.model or "default"))
         live = await self.draw.submit(request, ask)
         headers = {"X-Job-Id": live.job.id, "Location": f"{_PREFIX}jobs/{live.job.id}"}
         return respond.json_bytes(answers.submitted(live.job), headers, 202)

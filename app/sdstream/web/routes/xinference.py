@@ -43,7 +43,7 @@ class XinferenceRoutes:
 
     async def abort(self, request: Request) -> Response:
         """POST …/abort: DONE, NO_OP for a request that is over, or NOT_FOUND."""
-        live = self._named(request)
+        live = await self._named(request)
         if live is None:
             outcome = "NOT_FOUND"
         elif live.over:
@@ -55,11 +55,17 @@ class XinferenceRoutes:
 
     async def progress(self, request: Request) -> Response:
         """GET …/progress: 0 to 1."""
-        live = self._named(request)
+        live = await self._named(request)
         if live is None:
             raise NotFound("Request not found.", reason=Reason.JOB_NOT_FOUND, param="request_id")
         return respond.json_bytes(compact({"progress": round(live.job.percent / 100, 4)}))
 
-    def _named(self, request: Request) -> LiveJob | None:
-        name = (request.state.owner, request.path_params["request_id"])
-        return self.draw.by_request_id.get(name)
+    async def _named(self, request: Request) -> LiveJob | None:
+        owner, name = request.state.owner, request.path_params["request_id"]
+        job = self.draw.by_request_id[owner].get(name)
+        if job is None:
+            return None
+        try:
+            return await self.draw.service.find(job, owner)
+        except NotFound:
+            return None  # it was deleted, or has expired
