@@ -168,7 +168,7 @@ def test_sizes_may_be_strings(fake_server: ServerProcess) -> None:
         ({"style_preset": "anime"}, 400, "style_preset", "not_supported"),
         ({"stream": True}, 400, "stream", "not_supported"),
         ({"width": 1000}, 400, "width", "invalid_value"),
-        ({"unheard_of": 1}, 400, "unheard_of", "unknown_field"),
+        ({"sampel_steps": 1}, 400, "sampel_steps", "unknown_field"),
     ],
 )
 def test_refusals(

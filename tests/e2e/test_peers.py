@@ -124,7 +124,7 @@ def test_ovms_edit(native_server: ServerProcess, pictures: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3", "max_sequence_length"],
+    ["prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"],
 )
 def test_ovms_second_encoders(fake_server: ServerProcess, name: str) -> None:
     """Prompts for encoders that the models do not have are refused by name."""
@@ -241,7 +241,7 @@ def test_xinference_curl(native_server: ServerProcess) -> None:
         ("{", "kwargs", "invalid_value"),
         ("[" * 90_000, "kwargs", "invalid_value"),
         ('{"prompt": "a dog"}', "prompt", "conflicting_fields"),
-        ('{"unheard_of": 1}', "unheard_of", "unknown_field"),
+        ('{"sampel_steps": 1}', "sampel_steps", "unknown_field"),
     ],
 )
 def test_xinference_faulty_kwargs(
