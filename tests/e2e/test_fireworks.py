@@ -128,7 +128,7 @@ def test_jpeg_quality(fake_server: ServerProcess) -> None:
 def test_samplers(native_server: ServerProcess, sampler: str | None) -> None:
     """Fireworks' names are drawn with; the file tells by what."""
     answer = post(native_server, WORKFLOW, {"sampler": sampler})
-    expected = {None: "euler", "K_EULER": "euler", "K_DPMPP_2M": "dpm++2m"}[sampler]
+    expected = {None: "Euler", "K_EULER": "Euler", "K_DPMPP_2M": "DPM++ 2M"}[sampler]
     assert f"Sampler: {expected}," in opened(answer.content).info["parameters"]
 
 

@@ -105,7 +105,7 @@ def test_a_lora_that_does_not_fit_is_said_so(
     [
         [{"id": "nobody"}],
         [{"id": "../loras/bent"}],
-        [{"id": "bent.safetensors"}],
+        [{"id": "bent.txt"}],
         [{"id": ""}],
         [{"id": "bent"}, {"id": "bent"}],
         [{"id": "bent", "scale": 11}],

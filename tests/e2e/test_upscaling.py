@@ -188,6 +188,6 @@ def test_automatic1111s_extras(server: ServerProcess) -> None:
     answer = api.extra_single_image(image=picture, upscaler_1="twice", upscaling_resize=2)
     assert difference(answer.image, picture.resize((48, 32), Image.Resampling.NEAREST)) == 0
     names = [one["name"] for one in api.get_upscalers()]
-    assert names == ["None", "fourfold", "twice"]
+    assert names == ["None", "Lanczos", "Nearest", "fourfold", "twice"]
     with pytest.raises(RuntimeError, match="gfpgan_visibility"):
         api.extra_single_image(image=picture, upscaler_1="twice", gfpgan_visibility=0.5)

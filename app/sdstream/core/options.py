@@ -134,7 +134,8 @@ class Options(BaseModel):
         "image, which keeps its own size.",
     )
     only_masked_padding: Annotated[
-        int | None, Option(infotext="Masked area padding", needs="only_masked")
+        int | None,
+        Option(infotext="Masked area padding", needs="only_masked", acts_on="mask or border"),
     ] = Field(
         None, ge=0, le=MAX_BORDER, description="Pixels of the image around the mask to include: 32."
     )
