@@ -297,8 +297,9 @@ def check_variables(environment: Mapping[str, str]) -> list[str]:
             continue
         if name in known:
             continue
-        meant = near_miss(name, known) or most_similar(name, known)
-        if "KEY" in name or near_miss(name, known):
+        near = near_miss(name, known)
+        meant = near or most_similar(name, known)
+        if "KEY" in name or near:
             raise UnknownVariable(f"Unknown variable {name}.{did_you_mean(meant)}")
         warnings.append(f"Unknown variable {name} has no effect.{did_you_mean(meant)}")
     return warnings

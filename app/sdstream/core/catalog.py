@@ -120,6 +120,10 @@ class Catalog:
                 raise CatalogError(f"the alias '{name}' is the id of a model", 1)
         return replace(self, default_aliases=frozenset(name.casefold() for name in names))
 
+    def is_alias(self, name: str) -> bool:
+        """Return whether a name that ``find`` knows is another name of its model."""
+        return name != "default" and name.casefold() not in self._spellings
+
     def aliases(self) -> dict[str, str]:
         """Return other names of the models that are here: alias -> id."""
         own = {

@@ -14,6 +14,7 @@ from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import OPTIONS, ImageParams, Options, params_schema
+from sdstream.core.pixels import SourceFiles
 from sdstream.core.request import Assets
 from sdstream.core.samplers import (
     CACHE_KNOBS,
@@ -62,6 +63,11 @@ def _without_effect(
 def supports(spec: ModelSpec, option: str) -> bool:
     """Return whether a model supports an option."""
     return OPTIONS[option].unsupported(spec) is None
+
+
+def only_looks(spec: ModelSpec, files: SourceFiles) -> bool:
+    """Return whether a model looks at the input images and draws over none of them."""
+    return spec.traits.references and bool(files.images) and files.mask is None
 
 
 def options_of(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:

@@ -125,8 +125,8 @@ def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
 
 def _alias(ask: ParsedRequest, spec: ModelSpec, catalog: Catalog) -> tuple[str, ...]:
     """The warning of a request that names its model by an alias."""
-    name = ask.params.model or ""
-    if name.casefold() not in map(str.casefold, catalog.aliases()):
+    name = ask.params.model
+    if not name or not catalog.is_alias(name):
         return ()
     return (f"The model '{name}' is an alias of '{spec.id}'.",)
 

@@ -252,7 +252,12 @@ def _unknown(
         )
     if handling is Handling.STRICT or (meant and handling is Handling.SUGGEST):
         raise unknown(shown, meant)
-    return f"Unknown field '{shown}' has no effect.{did_you_mean(meant)}"
+    return no_effect(shown, meant)
+
+
+def no_effect(name: str, meant: str | None) -> str:
+    """Return the warning on an unknown field, with the name that was meant."""
+    return f"Unknown field '{name[:MAX_NAME]}' has no effect.{did_you_mean(meant)}"
 
 
 def _names_picture(name: str) -> bool:

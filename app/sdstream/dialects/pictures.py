@@ -10,6 +10,8 @@ from typing import Any, Final
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.pixels import SourceFile
 
+MAX_INPUT_IMAGES: Final = 16
+
 _DATA_URL: Final = re.compile(r"\s*data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},", re.IGNORECASE)
 _ADDRESS: Final = re.compile(r"\s*[a-z][a-z0-9+.-]{1,15}://", re.IGNORECASE)
 #: base64url to base64, without what stands between and after the digits.
@@ -49,6 +51,29 @@ def file_of(param: str, text: str) -> SourceFile:
             f"Invalid image: '{param}' is not base64.", reason=Reason.INVALID_IMAGE, param=param
         )
     return SourceFile(param, data)
+
+
+def image_of(param: str, value: Any) -> SourceFile:
+    """Decode an image file from what text_of reads; raises what file_of and text_of do."""
+    return file_of(param, text_of(param, value))
+
+
+def numbered(param: str, value: Any) -> list[tuple[str, Any]]:
+    """Return each image of a field, one or a list, with its name in errors.
+
+    Raises:
+        InvalidRequest: There are more than any model reads.
+    """
+    if not isinstance(value, list):
+        return [(param, value)]
+    if len(value) > MAX_INPUT_IMAGES:
+        raise too_many(param)
+    return [(f"{param}[{number}]", item) for number, item in enumerate(value)]
+
+
+def too_many(param: str) -> InvalidRequest:
+    """Return the error for more input images than any model reads."""
+    return InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images.", param=param)
 
 
 def text_of(param: str, value: Any) -> str:

@@ -14,6 +14,11 @@ from sdstream.core.request import GenerationRequest
 
 JsonObject = dict[str, Any]
 
+#: The end of every stream of OpenAI's API and its relatives.
+DONE: Final = b"data: [DONE]\n\n"
+#: A comment is the only thing that neither a loop over the events nor a proxy takes amiss.
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+
 _QUALITY_WORDS: Final = {
     "auto": "medium", "standard": "medium", "hd": "high", "xhigh": "high", "max": "high",
 }  # fmt: skip
@@ -157,6 +162,11 @@ def error_fields(error: ImageServiceError) -> JsonObject:
 def error_body(error: ImageServiceError) -> JsonObject:
     """A whole error answer; ``detail`` is where Xinference's client looks."""
     return {"error": error_fields(error), "detail": error.message}
+
+
+def failure_frames(error: ImageServiceError) -> list[bytes]:
+    """Return the end of a stream that has not all of its images, as OpenAI's clients read it."""
+    return [b"data: " + compact(error_body(error)) + b"\n\n", DONE]
 
 
 def error_headers(error: ImageServiceError) -> Mapping[str, str]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sdstream.core.ask import Handling, Hints, ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
-from sdstream.core.model_options import supports
+from sdstream.core.model_options import only_looks, supports
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import MAX_IMAGES, Fit
 from sdstream.core.pixels import SourceFiles
@@ -33,7 +33,7 @@ from sdstream.dialects.fields import IGNORED, STYLES, Foreign, Taken, invalid, o
 from sdstream.dialects.openai.request import parse as parse_openai
 from sdstream.dialects.pictures import file_of
 from sdstream.dialects.rendering import JsonObject
-from sdstream.dialects.sdcpp.options import HIRES_UPSCALERS
+from sdstream.dialects.sdcpp.options import HIRES_UPSCALERS, find_hires_upscaler
 
 #: What to draw, spelled as openai.request.parse knows it.
 _DRAWN: Final = (
@@ -221,7 +221,7 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
     if drawing.recalled_clip_skip and params.clip_skip and not supports(spec, "clip_skip"):
         left_out["clip_skip"] = None
         words.append(f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP.")
-    if spec.traits.references and files is not None and files.images and files.mask is None:
+    if files is not None and only_looks(spec, files):
         left_out |= dict.fromkeys(("fit", "strength"))
         words.append(f"The model '{spec.id}' looks at the image and draws a new one.")
     ask = replace(drawing.ask, params=params.model_copy(update=left_out))
@@ -282,14 +282,7 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
                 reason=Reason.NOT_SUPPORTED,
                 param=name,
             )
-    wanted = fields.hr_upscaler.strip().lower()
-    upscaler = next((ours for name, ours in HIRES_UPSCALERS.items() if name.lower() == wanted), "")
-    if not upscaler:
-        raise InvalidRequest(
-            f"'hr_upscaler': unknown upscaler '{fields.hr_upscaler[:64]}'; there are "
-            f"{', '.join(HIRES_UPSCALERS)}.",
-            param="hr_upscaler",
-        )
+    upscaler = find_hires_upscaler("hr_upscaler", fields.hr_upscaler)
     found: JsonObject = {"hires_scale": fields.hr_scale, "hires_upscaler": upscaler}
     if fields.hr_second_pass_steps:
         found["hires_steps"] = math.ceil(fields.hr_second_pass_steps)
@@ -308,7 +301,7 @@ def _chosen(fields: _Fields, settings: Settings) -> JsonObject:
     if model is not None:
         found["model"] = model
     clip_skip = settings.clip_skip if fields.clip_skip is None else fields.clip_skip
-    if clip_skip not in (None, -1, 0, 1):
+    if clip_skip not in (None, 1):
         found["clip_skip"] = clip_skip
     if fields.eta not in (None, 1):
         found["eta"] = fields.eta

@@ -14,7 +14,7 @@ from sdstream.core.catalog import Catalog
 from sdstream.core.model_options import shared_options, supports
 from sdstream.core.options import OPTIONS, params_schema
 from sdstream.core.request import Assets
-from sdstream.dialects.openai.request import MAX_INPUT_IMAGES
+from sdstream.dialects.pictures import MAX_INPUT_IMAGES
 from sdstream.dialects.rendering import JsonObject
 
 GENERATE: Final = "generate_image"

@@ -27,15 +27,16 @@ from sdstream.core.messages import Progress, counted_phase
 from sdstream.core.options import MAX_PROMPT_CHARACTERS
 from sdstream.core.pixels import SourceFile, SourceFiles
 from sdstream.dialects.fields import is_nothing
-from sdstream.dialects.openai.image_chunk import DONE
-from sdstream.dialects.openai.request import MAX_INPUT_IMAGES, parse
-from sdstream.dialects.pictures import file_of, text_of
+from sdstream.dialects.openai.request import parse
+from sdstream.dialects.pictures import MAX_INPUT_IMAGES, image_of, too_many
 from sdstream.dialects.rendering import (
+    DONE,
+    KEEP_ALIVE,
     JsonObject,
     ResponseFormat,
     answer_fields,
     compact,
-    error_body,
+    failure_frames,
     with_base64,
 )
 
@@ -72,8 +73,6 @@ _TASK_LISTS: Final = ("tags", "follow_ups", "queries")
 #: Progress is told each time so many percent more are done.
 _STRIDE: Final = 20
 
-_KEEP_ALIVE: Final = b": keep-alive\n\n"
-
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
@@ -109,21 +108,22 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     usage = isinstance(stream_options, Mapping) and stream_options.get("include_usage") is True
     number, message = _last_of_user(messages)
     prompt, files = _content(f"messages[{number}].content", message.get("content"))
+    stream = not is_nothing(body.get("stream"))
     text = None if files else _task_answer(body, prompt)
-    ask = None
-    if text is None:
-        ask = _ask(body, prompt, files)
+    ask = _ask(body, prompt, files, stream=stream) if text is None else None
     model = body.get("model")
     return ChatRequest(
         ask,
         text or "",
-        not is_nothing(body.get("stream")),
+        stream,
         usage,
         model if isinstance(model, str) else "",
     )
 
 
-def _ask(body: Mapping[str, Any], prompt: str, files: tuple[SourceFile, ...]) -> ParsedRequest:
+def _ask(
+    body: Mapping[str, Any], prompt: str, files: tuple[SourceFile, ...], *, stream: bool
+) -> ParsedRequest:
     if not prompt:
         raise InvalidRequest(
             "The last message of the user has no text to use as prompt.",
@@ -135,11 +135,7 @@ def _ask(body: Mapping[str, Any], prompt: str, files: tuple[SourceFile, ...]) ->
     if isinstance(config, Mapping):
         options |= {k: v for k, v in config.items() if k == "aspect_ratio" and v}
     # The link is for the Markdown picture, the bytes are for the message's images.
-    options |= {
-        "prompt": prompt,
-        "response_format": "both",
-        "stream": not is_nothing(body.get("stream")),
-    }
+    options |= {"prompt": prompt, "response_format": "both", "stream": stream}
     ask = parse(options, Hints(handling=Handling.LENIENT))
     if not files:
         return ask
@@ -167,7 +163,7 @@ def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
             case {"type": "text" | "input_text", "text": str(text)}:
                 texts.append(text)
             case {"type": "image_url" | "input_image", "image_url": image}:
-                files.append(file_of(where, text_of(where, image)))
+                files.append(image_of(where, image))
             case _:
                 raise InvalidRequest(
                     f"'{where}' must be a part of type text or image_url.",
@@ -175,7 +171,7 @@ def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
                     param=where,
                 )
     if len(files) > MAX_INPUT_IMAGES:
-        raise InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images.", param=param)
+        raise too_many(param)
     return "\n".join(texts).strip(), tuple(files)
 
 
@@ -283,11 +279,11 @@ class ChatStream:
 
     def keep_alive(self) -> list[bytes]:
         """What a silent stream sends."""
-        return [_KEEP_ALIVE]
+        return [KEEP_ALIVE]
 
     def failure(self, error: ImageServiceError) -> list[bytes]:
         """The end of a stream that has not all of its images."""
-        return [b"data: " + compact(error_body(error)) + b"\n\n", DONE]
+        return failure_frames(error)
 
     def _progress(self, progress: Progress) -> list[bytes]:
         done = (progress.index + progress.share) / self._job.request.n

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Final
 
 from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import (
@@ -31,19 +30,18 @@ from sdstream.core.job import (
 )
 from sdstream.core.messages import Progress, counted_phase
 from sdstream.dialects.rendering import (
+    DONE,
     JsonObject,
     ResponseFormat,
     answer_fields,
     compact,
-    error_body,
     error_fields,
+    failure_frames,
     image_item,
     usage_fields,
     with_base64,
     with_data,
 )
-
-DONE: Final = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ class ImageChunkStream:
     def failure(self, error: ImageServiceError) -> list[bytes]:
         """The end of a stream that has not all of its images."""
         line = b"error: " + compact(error_fields(error)) + b"\n\n"
-        return [line, b"data: " + compact(error_body(error)) + b"\n\n", DONE]
+        return [line, *failure_frames(error)]
 
     def keep_alive(self) -> list[bytes]:
         """What a silent stream sends."""

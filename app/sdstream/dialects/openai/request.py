@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -21,7 +21,6 @@ from sdstream.core.options import (
     is_neutral,
 )
 from sdstream.core.pixels import SourceFile, SourceFiles
-from sdstream.core.similar import did_you_mean
 from sdstream.dialects.fields import (
     FOREIGN,
     IGNORED,
@@ -31,13 +30,12 @@ from sdstream.dialects.fields import (
     canonical_names,
     invalid,
     meant_by,
+    no_effect,
     take,
     unknown_file,
 )
-from sdstream.dialects.pictures import file_of, text_of
+from sdstream.dialects.pictures import MAX_INPUT_IMAGES, image_of, numbered, too_many
 from sdstream.dialects.sdcpp.options import TAG, Flat, extra_args
-
-MAX_INPUT_IMAGES: Final = 16
 
 NO_HINTS: Final = Hints()
 
@@ -155,24 +153,13 @@ def parse_edit(
     """
     given = {name: value for name, value in body.items() if value not in (None, "", [])}
     files = [
-        file_of(param, text_of(param, value))
+        image_of(param, value)
         for name in _PARTS
         if name in given
-        for param, value in _items(name, given[name])
+        for param, value in numbered(name, given[name])
     ]
     rest = {name: value for name, value in given.items() if name not in _PARTS}
     return _edit(rest, files, hints, route)
-
-
-def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Each image of a field, one or a list, with its name in errors."""
-    if not isinstance(value, list):
-        yield name, value
-        return
-    if len(value) > MAX_INPUT_IMAGES:
-        raise too_many(name)
-    for number, item in enumerate(value):
-        yield f"{name}[{number}]", item
 
 
 def _edit(
@@ -203,7 +190,7 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
     for name, value in parameters:
         if not (name.startswith("stream_options") or name in SPELLINGS or name in FOREIGN):
             if (meant := meant_by(name)) is not None:
-                warnings.append(f"Unknown field '{name[:64]}' has no effect.{did_you_mean(meant)}")
+                warnings.append(no_effect(name, meant))
             continue
         if known.setdefault(name, value) != value:
             raise InvalidRequest(
@@ -395,8 +382,3 @@ def _only_one(files: Sequence[SourceFile], names: Sequence[str], what: str) -> S
 def _field(file: SourceFile) -> str:
     """The field of a file: "image_url" of ``images[0].image_url`` lies in "images"."""
     return file.param if file.param in _PARTS else re.split(r"[.\[]", file.param, maxsplit=1)[0]
-
-
-def too_many(param: str) -> InvalidRequest:
-    """Return the error for more input images than any model reads."""
-    return InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images.", param=param)

@@ -9,7 +9,7 @@ every event for a picture.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import (
@@ -22,20 +22,17 @@ from sdstream.core.job import (
     JobFailed,
     PreviewReady,
 )
-from sdstream.dialects.openai.image_chunk import DONE
 from sdstream.dialects.rendering import (
+    DONE,
+    KEEP_ALIVE,
     JsonObject,
     ResponseFormat,
-    compact,
-    error_body,
+    failure_frames,
     image_item,
     quality_word,
     usage_fields,
     with_base64,
 )
-
-#: A comment is the only thing that neither a loop over the events nor a proxy takes amiss.
-_KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 
 class OpenAIStream:
@@ -67,11 +64,11 @@ class OpenAIStream:
 
     def failure(self, error: ImageServiceError) -> list[bytes]:
         """The end of a stream that has not all of its images."""
-        return [b"data: " + compact(error_body(error)) + b"\n\n", DONE]
+        return failure_frames(error)
 
     def keep_alive(self) -> list[bytes]:
         """What a silent stream sends."""
-        return [_KEEP_ALIVE]
+        return [KEEP_ALIVE]
 
     def completed(self, created: int, image: ImageResult) -> bytes:
         """The event of a finished image, as JSON."""

@@ -93,6 +93,27 @@ HIRES_UPSCALERS: Final = {
     "Nearest": "nearest",
 }
 
+
+def find_hires_upscaler(param: str, name: str) -> str:
+    """Return the runtime's name of what enlarges between two passes.
+
+    Args:
+        param: The client's name of the field.
+        name: AUTOMATIC1111's, in any case of letters.
+
+    Raises:
+        InvalidRequest: There is none of that name.
+    """
+    wanted = name.strip().lower()
+    for spelling, ours in HIRES_UPSCALERS.items():
+        if spelling.lower() == wanted:
+            return ours
+    raise InvalidRequest(
+        f"'{param}': unknown upscaler '{name[:64]}'; there are {', '.join(HIRES_UPSCALERS)}.",
+        param=param,
+    )
+
+
 TAG: Final = "<sd_cpp_extra_args>"
 _END: Final = "</sd_cpp_extra_args>"
 
@@ -200,15 +221,8 @@ def _read_hires(flat: Flat, hires: Any, handling: Handling, where: str) -> None:
     flat.read(hires, _HIRES, _HIRES_FOREIGN, handling, where)
     if hires is None:
         return
-    name = str(flat.fields.get("hires_upscaler") or "Latent").strip().lower()
-    known = {spelling.lower(): ours for spelling, ours in HIRES_UPSCALERS.items()}
-    if name not in known:
-        raise InvalidRequest(
-            f"'{where}upscaler': unknown upscaler '{name[:64]}'; there are "
-            f"{', '.join(HIRES_UPSCALERS)}.",
-            param=f"{where}upscaler",
-        )
-    flat.fields["hires_upscaler"] = known[name]
+    name = str(flat.fields.get("hires_upscaler") or "Latent")
+    flat.fields["hires_upscaler"] = find_hires_upscaler(f"{where}upscaler", name)
     if is_nothing(flat.fields.get("hires_steps")):
         flat.fields.pop("hires_steps", None)
     flat.fields.setdefault("hires_scale", 2.0)

@@ -8,11 +8,12 @@ from typing import Any
 
 from sdstream.core.ask import Hints, ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.model_options import only_looks
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.pixels import SourceFile, SourceFiles
 from sdstream.dialects.fields import is_nothing
-from sdstream.dialects.openai.request import MAX_INPUT_IMAGES, NO_HINTS, parse, too_many
-from sdstream.dialects.pictures import file_of, text_of
+from sdstream.dialects.openai.request import NO_HINTS, parse
+from sdstream.dialects.pictures import image_of, numbered
 from sdstream.dialects.sdcpp.options import flatten
 
 
@@ -32,11 +33,9 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
     references = body.get("ref_images") or []
     if not isinstance(references, list):
         raise InvalidRequest("'ref_images' must be a list.", param="ref_images")
-    if len(references) > MAX_INPUT_IMAGES:
-        raise too_many("ref_images")
     pictures = [
         *([init] if init else []),
-        *(file_of(n, text_of(n, v)) for n, v in _numbered("ref_images", references)),
+        *(image_of(name, value) for name, value in numbered("ref_images", references)),
     ]
     if init is None:
         fields.pop("strength", None)  # always sent, and means nothing without one
@@ -74,10 +73,9 @@ def fitted(ask: ParsedRequest, spec: ModelSpec) -> ParsedRequest:
     files = ask.files
     if files is None or not files.images:
         return ask
-    if spec.traits.references:
-        if files.mask is None:
-            return replace(ask, params=ask.params.model_copy(update={"strength": None}))
-    elif files.images[-1].param.startswith("ref_images"):
+    if only_looks(spec, files):
+        return replace(ask, params=ask.params.model_copy(update={"strength": None}))
+    if not spec.traits.references and files.images[-1].param.startswith("ref_images"):
         raise InvalidRequest(
             f"'ref_images': the model '{spec.id}' looks at no images; send 'init_image'.",
             reason=Reason.NOT_SUPPORTED,
@@ -86,10 +84,6 @@ def fitted(ask: ParsedRequest, spec: ModelSpec) -> ParsedRequest:
     return ask
 
 
-def _numbered(name: str, values: list[Any]) -> list[tuple[str, Any]]:
-    return [(f"{name}[{number}]", value) for number, value in enumerate(values)]
-
-
 def _image(body: Mapping[str, Any], name: str) -> SourceFile | None:
     value = body.get(name)
-    return file_of(name, text_of(name, value)) if value else None
+    return image_of(name, value) if value else None
