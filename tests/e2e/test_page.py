@@ -19,7 +19,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from sdstream.core.options import MAX_IMAGES, MAX_STEPS
 from tests.e2e.conftest import KEY
@@ -125,6 +125,23 @@ def test_from_prompt_to_picture(native_server: ServerProcess, visit: Visit) -> N
 
 
 HEARD = ["Waiting", "Drawing", "25 percent", "50 percent", "75 percent", "Finished"]
+
+
+def test_asking_before_the_models_are_known(own_server: ServerProcess, visit: Visit) -> None:
+    """A prompt that is sent while the page still loads is drawn, not the prompt of last time."""
+    person = visit(own_server)
+    page = person.open()
+    draw(page, "the picture of yesterday")
+    finished(page)
+    held: list[Route] = []
+    page.route("**/v1/models", lambda route: held.append(route), times=2)
+    page.reload()
+    draw(page, "the picture of today")
+    for route in held:
+        route.continue_()
+    expect(page.locator("#stage")).to_contain_text("the picture of today")
+    expect(field(page, "Prompt")).to_have_value("the picture of today")
+    expect(page.locator("#form")).not_to_contain_text("A number from")
 
 
 def test_an_example_is_a_beginning(own_server: ServerProcess, visit: Visit) -> None:

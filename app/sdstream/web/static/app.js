@@ -129,6 +129,10 @@ async function cancel(job) {
 }
 
 form.addEventListener("generate", generate);
+form.addEventListener("lack", () => {
+  api.locked = false;
+  loadModels();
+});
 jobs.addEventListener("change", (event) => onChange(detailOf(event)));
 jobs.addEventListener("gone", (event) => {
   const id = detailOf(event);

@@ -62,7 +62,7 @@ const furtherField = byId("further-field", HTMLElement);
 const formError = byId("form-error", HTMLElement);
 const seedAgain = byId("seed-again", HTMLButtonElement);
 
-/** Fires "change" when anything is another, and "generate". */
+/** Fires "change" when anything is another, "generate", and "lack" when that needs the models. */
 export class Form extends EventTarget {
   /** @type {Model[]} */
   #models = [];
@@ -77,6 +77,8 @@ export class Form extends EventTarget {
   #shape = "square";
   /** Pixels of border to paint around the image. @type {number[] | null} */
   #expand = null;
+  /** A picture was asked for before the models were known. */
+  #wanted = false;
 
   constructor() {
     super();
@@ -112,7 +114,8 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Take the catalogue; the first call brings back what was set in an earlier visit.
+   * Take the catalogue; the first call brings back what was set in an earlier visit, but for what
+   * was typed already, and asks for the picture that was wanted meanwhile.
    * @param {Model[]} models
    */
   setModels(models) {
@@ -124,8 +127,9 @@ export class Form extends EventTarget {
     const taken = chosen ?? models.find((candidate) => candidate.default) ?? models[0];
     if (taken) model.value = taken.id;
     if (!chosen) this.#takeModel();
-    if (first) this.apply(recallJson("settings") ?? {});
+    if (first) this.apply({ ...recallJson("settings"), ...typed() });
     this.#changed();
+    if (this.#wanted) this.generate();
   }
 
   /**
@@ -234,11 +238,19 @@ export class Form extends EventTarget {
   /** Ask for the picture, if everything can be sent. */
   generate() {
     this.clearErrors();
+    if (!prompt.value.trim()) {
+      this.showError("prompt", "Say what the picture should show.");
+      return;
+    }
+    this.#wanted = !this.model;
+    if (this.#wanted) {
+      this.dispatchEvent(new Event("lack"));
+      return;
+    }
     const wrong = [...form.elements].find(
       (element) => element instanceof HTMLInputElement && element.offsetParent && fault(element),
     );
-    if (!prompt.value.trim()) this.showError("prompt", "Say what the picture should show.");
-    else if (wrong instanceof HTMLInputElement) this.showError(fieldOf(wrong), fault(wrong), wrong);
+    if (wrong instanceof HTMLInputElement) this.showError(fieldOf(wrong), fault(wrong), wrong);
     else this.dispatchEvent(new Event("generate"));
   }
 
@@ -249,6 +261,7 @@ export class Form extends EventTarget {
    * @param {HTMLElement} [culprit] The control at fault, in a field with several.
    */
   showError(param, message, culprit) {
+    this.#wanted = false;
     const name = this.#fieldFor(param);
     const field = name && form.querySelector(`.field[data-field="${CSS.escape(name)}"]`);
     if (!(field instanceof HTMLElement) || field.hidden) {
@@ -427,6 +440,12 @@ export class Form extends EventTarget {
     putValue(field, value);
     this.#edited(field);
   }
+}
+
+/** What was typed while the models were on their way. @returns {FieldSettings} */
+function typed() {
+  const filled = [prompt, negative].filter((field) => field.value);
+  return Object.fromEntries(filled.map((field) => [field.name, field.value]));
 }
 
 /** @returns {string} */
