@@ -134,7 +134,11 @@ def test_asking_before_the_models_are_known(own_server: ServerProcess, visit: Vi
     draw(page, "the picture of yesterday")
     finished(page)
     held: list[Route] = []
-    page.route("**/v1/models", lambda route: held.append(route), times=2)
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/models", hold, times=2)
     page.reload()
     draw(page, "the picture of today")
     for route in held:
