@@ -42,7 +42,7 @@ from sdstream.core.queue import Priority
 from sdstream.dialects.openai.request import parse, parse_form
 from sdstream.dialects.rendering import parameters, usage_fields
 from sdstream.service.assembly import Assembly, assemble
-from sdstream.service.service import LiveJob
+from sdstream.service.live_jobs import LiveJob
 from sdstream.settings import Settings
 
 #: Settings that act on an HTTP server only.

@@ -460,15 +460,16 @@ def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:
 
 _FAULTY = """
 from sdstream.cli.main import main
+from sdstream.service.dispatch import Dispatcher
 from sdstream.service.service import ImageService
 def fail(self):
     raise RuntimeError("a fault of its own")
-ImageService.METHOD = fail
+METHOD = fail
 main(["serve"])
 """
 
 
-@pytest.mark.parametrize("method", ["_dispatch", "recover"])
+@pytest.mark.parametrize("method", ["Dispatcher._dispatch", "ImageService.recover"])
 def test_a_service_that_stops_by_a_fault_takes_the_server_down(tmp_path: Path, method: str) -> None:
     """It tells why and ends with 70, for a supervisor to start it again; also while it starts."""
     settings = environment(data_dir=tmp_path, engine="fake", port=free_port())

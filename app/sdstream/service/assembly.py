@@ -24,8 +24,9 @@ from sdstream.engine.pool import WorkerPool
 from sdstream.engine.worker import Worker, WorkerOptions
 from sdstream.imaging.processor import ImageProcessor
 from sdstream.imaging.safety import load_checker
+from sdstream.service.admission import Policy
 from sdstream.service.metrics import Metrics
-from sdstream.service.service import ImageService, Policy
+from sdstream.service.service import ImageService
 from sdstream.service.webhooks import Webhooks, delivery_of
 from sdstream.settings import Settings, worker_environment
 from sdstream.storage.job_store import JobStore

@@ -26,7 +26,8 @@ from sdstream.dialects.mcp.answers import (
 from sdstream.dialects.mcp.arguments import Content, ImageCall, Picture
 from sdstream.dialects.rendering import JsonObject
 from sdstream.imaging.codecs import MEDIA_TYPES
-from sdstream.service.service import ImageService, LiveJob, deferred_error
+from sdstream.service.live_jobs import LiveJob, deferred_error
+from sdstream.service.service import ImageService
 from sdstream.storage.job_store import JobStore
 
 #: The end of an image's address: of the HTTP API, or of a file.

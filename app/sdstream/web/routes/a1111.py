@@ -33,7 +33,7 @@ from sdstream.dialects.a1111 import answers, controlnet, extras, generation, set
 from sdstream.dialects.a1111.settings import Settings
 from sdstream.dialects.fields import take
 from sdstream.dialects.rendering import compact
-from sdstream.service.service import LiveJob
+from sdstream.service.live_jobs import LiveJob
 from sdstream.system import free_memory, total_memory
 from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Content, Dialect, Operation, Schema

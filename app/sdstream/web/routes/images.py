@@ -38,7 +38,8 @@ from sdstream.dialects.openai.request import EDITS, EditRoute
 from sdstream.dialects.openai.stream import OpenAIStream
 from sdstream.dialects.rendering import ResponseFormat, compact
 from sdstream.imaging.codecs import MEDIA_TYPES
-from sdstream.service.service import ImageService, LiveJob, deferred_error
+from sdstream.service.live_jobs import LiveJob, deferred_error
+from sdstream.service.service import ImageService
 from sdstream.web import bodies, negotiation, respond
 from sdstream.web.addresses import Links
 from sdstream.web.route import ApiRoute, Content, Operation, dialect_of

@@ -33,7 +33,7 @@ from sdstream.dialects.jobs import PING, RETRY, JobEvents, job_fields
 from sdstream.dialects.openai import request as openai
 from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact
-from sdstream.service.service import LiveJob
+from sdstream.service.live_jobs import LiveJob
 from sdstream.web import respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.routes.images import GENERATION_PATHS, JOB_ERRORS, ImageRoutes

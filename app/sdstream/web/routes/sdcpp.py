@@ -17,7 +17,7 @@ from sdstream.core.errors import InvalidRequest, NotFound, Reason
 from sdstream.core.job import JobStatus
 from sdstream.dialects.sdcpp import answers
 from sdstream.dialects.sdcpp.request import fitted, parse_img_gen
-from sdstream.service.service import LiveJob
+from sdstream.service.live_jobs import LiveJob
 from sdstream.web import bodies, respond
 from sdstream.web.route import ApiRoute, Dialect, Operation
 from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes, hints_of

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from sdstream.core.errors import NotFound, Reason
 from sdstream.dialects.rendering import compact
-from sdstream.service.service import LiveJob
+from sdstream.service.live_jobs import LiveJob
 from sdstream.web import respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.routes.images import ImageRoutes

@@ -1,0 +1,220 @@
+"""From a request to a job in the queue, or to the reason why there is no room for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from weakref import WeakValueDictionary
+
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.errors import Forbidden, KeyReused, QueueFull, Reason
+from sdstream.core.job import Job, JobFailed, Terms
+from sdstream.core.pixels import Inputs
+from sdstream.core.queue import Priority
+from sdstream.core.request import Assets, Limits
+from sdstream.core.resolve import check_count, model_of, resolve
+from sdstream.imaging.processor import ImageProcessor, Pictures
+from sdstream.service.job_queue import JobQueue
+from sdstream.service.live_jobs import LiveJob, LiveJobs, deferred_error, going_down
+from sdstream.service.metrics import Metrics
+from sdstream.service.models import Models
+from sdstream.storage.job_store import JobStore
+
+#: What passes: a request that came to this is made anew when it comes again under its name.
+_PASSING: Final = (Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The numbers the service decides by.
+
+    Attributes:
+        queue_images: Images that may wait.
+        queue_images_per_key: Images of one API key that may wait.
+        high_priority_owners: Who may ask for high priority; empty is everybody. The store, whose
+            secret they depend on, must be open when this is called.
+        limits: Of sizes.
+        grace_seconds: Time for running jobs at shutdown.
+    """
+
+    queue_images: int
+    queue_images_per_key: int
+    high_priority_owners: Callable[[], frozenset[str]]
+    limits: Limits
+    grace_seconds: float
+
+
+class Admission:
+    """Accepts requests as jobs.
+
+    Args:
+        models: Which there are.
+        queue: Takes the jobs.
+        jobs: Those that are known.
+        drain_began: Set when no more work is taken.
+        processor: Of input images.
+        store: Keeps jobs.
+        metrics: Counts jobs.
+        policy: The numbers that decide.
+        new_id: An unguessable id.
+        random_seed: A seed for requests that name none.
+        assets: What the operator's folders hold.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        queue: JobQueue,
+        jobs: LiveJobs,
+        drain_began: asyncio.Event,
+        *,
+        processor: ImageProcessor,
+        store: JobStore,
+        metrics: Metrics,
+        policy: Policy,
+        new_id: Callable[[], str],
+        random_seed: Callable[[], int],
+        assets: Callable[[], Assets],
+        clock: Callable[[], float],
+    ) -> None:
+        self._models = models
+        self._queue = queue
+        self._jobs = jobs
+        self._drain_began = drain_began
+        self._processor = processor
+        self._store = store
+        self._metrics = metrics
+        self._policy = policy
+        self._new_id = new_id
+        self._random_seed = random_seed
+        self._assets = assets
+        self._clock = clock
+        #: Accepted, and being written to the disk.
+        self._entering: list[Job] = []
+        self._names: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def submit(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
+        """Accept a request as a job, or find the one that its idempotency key names.
+
+        Args:
+            ask: What was asked, with the input images as they came.
+            terms: For whom, and how the job is kept.
+
+        Raises:
+            InvalidRequest, NotFound: The request can never work.
+            Forbidden: This owner may not ask for that priority.
+            KeyReused: The idempotency key names another request.
+            QueueFull: Too many images wait.
+            StorageFull: The disk has no room.
+            Unavailable: The server is going down, or the model cannot be loaded.
+        """
+        if terms.idempotency_key is None:
+            return await self._accept(ask, terms)
+        # Two requests of one name at the same moment: the second finds what the first began.
+        name = (terms.owner, terms.idempotency_key)
+        async with self._names.setdefault(name, asyncio.Lock()):
+            known = await self._job_of_key(terms)
+            return known or await self._accept(ask, terms)
+
+    async def _accept(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
+        if self._models.catalog.find(ask.params.model) is None:
+            await self._models.refresh()
+        # Before the pictures are looked at, which costs more than a refusal.
+        spec = model_of(ask, self._models.catalog)
+        self._admit(spec.id, ask.params.n or 1, terms)
+        pictures = Pictures()
+        if ask.files is not None:
+            # A border is painted around an image that is kept, not looked at.
+            looks = spec.traits.references and not (ask.only_upscale or ask.params.expand)
+            check_count(ask, spec, len(ask.files.images))
+            pictures = await self._processor.decode(
+                ask.files, only_references=looks, mask_mode=ask.params.mask_mode or "auto"
+            )
+        request = resolve(
+            ask,
+            self._models.catalog,
+            assets=await asyncio.to_thread(self._assets),
+            random_seed=self._random_seed,
+            limits=self._policy.limits,
+            has_checker=self._processor.can_check,
+            sources=pictures.sources,
+        )
+        inputs = Inputs()
+        if ask.files is not None:
+            inputs = await self._processor.fit(pictures, request)
+        self._admit(request.model, request.n, terms)
+        job = Job(self._new_id(), request, self._clock(), terms)
+        self._entering.append(job)
+        try:
+            await self._store.add(job, inputs)
+        finally:
+            self._entering.remove(job)
+        live = self._jobs.add(job)
+        self._metrics.accepted_jobs.labels(job.request.model).inc()
+        if self._drain_began.is_set():  # since it was admitted
+            self._jobs.apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))
+            raise going_down()
+        self._queue.enqueue(live)
+        return live
+
+    async def _job_of_key(self, terms: Terms) -> LiveJob | None:
+        """The job that the idempotency key of these terms names; raises KeyReused, Unavailable.
+
+        One that ended by what passes has the name no more: its end would be told for ever.
+        """
+        assert terms.idempotency_key is not None
+        job = await self._store.job_by_idempotency_key(terms.owner, terms.idempotency_key)
+        if job is None:
+            return None
+        if job.terms.fingerprint != terms.fingerprint:
+            raise KeyReused(
+                "This Idempotency-Key was used for a different request.",
+                reason=Reason.IDEMPOTENCY_KEY_REUSED,
+                param="Idempotency-Key",
+            )
+        # It may have ended since it was read.
+        live = self._jobs.known(job.id)
+        if live is not None and live.deferred:
+            raise deferred_error(live.job)
+        if live is not None and not live.over:
+            return live
+        ended = (live.job if live is not None else await self._store.get(job.id)) or job
+        if isinstance(ended.ending, JobFailed) and ended.ending.reason in _PASSING:
+            await self._store.unname(job.id)
+            return None
+        return LiveJob(await self._jobs.with_files(ended))
+
+    def _admit(self, model: str, images: int, terms: Terms) -> None:
+        """Raise what keeps a job of that model and size out now."""
+        if self._drain_began.is_set():
+            raise going_down()
+        allowed = self._policy.high_priority_owners()
+        if terms.priority is Priority.HIGH and allowed and terms.owner not in allowed:
+            raise Forbidden(
+                "This API key is not allowed to request high priority.",
+                reason=Reason.PRIORITY_NOT_ALLOWED,
+                param="priority",
+            )
+        failed = self._models.pool.failed(model)
+        if failed is not None:
+            raise failed.unavailable()
+        self._admit_to_queue(images, terms.owner)
+
+    def _admit_to_queue(self, images: int, owner: str) -> None:
+        entering = sum(job.request.n for job in self._entering)
+        queue, policy = self._queue.waiting, self._policy
+        waiting, most = queue.images() + entering, policy.queue_images
+        whose, counted = "this server holds", None
+        if owner and not (waiting and waiting + images > most):
+            entering = sum(job.request.n for job in self._entering if job.terms.owner == owner)
+            waiting, most = queue.images(owner) + entering, policy.queue_images_per_key
+            whose, counted = "an API key may have", owner
+        if waiting and waiting + images > most:
+            raise QueueFull(
+                f"{waiting} images are waiting and {whose} {most}.",
+                reason=Reason.QUEUE_FULL,
+                retry_after=self._queue.retry_after(waiting + images - most, counted),
+            )

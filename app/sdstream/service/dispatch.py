@@ -1,0 +1,323 @@
+"""Which job runs when, and how it ends.
+
+One task gives the waiting jobs to free workers, in the order of the queue, and a task for each
+running job sees it to its end. A job that waits for room in memory is overtaken by none, else it
+might wait for ever. Everything runs on one event loop; what is done to pixels is done in the
+image processor's threads.
+
+Who ends a job, the first of these to come wins (``Job.apply`` ignores the others):
+
+    what happens                  status     told to the client
+    all images drawn              completed  the images
+    cancel while queued           cancelled  499; the runtime never hears of the job
+    cancel while loading          cancelled  499; the model goes on loading for the next job
+    cancel while running          cancelled  499; the worker stops within a step
+    the client leaves             cancelled  nobody is there
+    the worker dies or hangs      failed     500 worker_crashed | worker_killed | worker_hung
+    the model cannot be loaded    failed     503 model_unavailable
+    shutdown while queued         failed     503 shutting_down, at once
+    shutdown while running        failed     503 shutting_down, when the grace time is over
+
+A background job needs no client that waits for its end: whoever leaves, leaves it running; the
+death of its worker or of the server puts it back into the queue, once; and at shutdown it is laid
+aside for the next start, however often that happens. Who waits for it then is told 503
+shutting_down too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from sdstream.core.errors import Reason, Unavailable
+from sdstream.core.job import (
+    MAX_ATTEMPTS,
+    Completed,
+    ImageReady,
+    Job,
+    JobCancelled,
+    JobFailed,
+    JobStatus,
+    Loading,
+    PreviewReady,
+    Requeued,
+    Running,
+)
+from sdstream.core.messages import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    Generate,
+    ImageDrawn,
+    Phase,
+    Preview,
+    Progress,
+)
+from sdstream.core.pixels import Inputs
+from sdstream.engine.worker import Worker
+from sdstream.imaging.processor import ImageProcessor, ImageRejected
+from sdstream.notifier import Notifier
+from sdstream.service.job_queue import JobQueue
+from sdstream.service.live_jobs import LiveJob, LiveJobs
+from sdstream.service.metrics import Metrics
+from sdstream.service.models import Models
+from sdstream.storage.job_store import JobStore
+
+logger = logging.getLogger(__name__)
+
+#: A background job gets another try after these.
+_SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WORKER_HUNG)
+
+
+class Dispatcher:
+    """Gives waiting jobs to workers and sees each to its end. ``run`` is a task of the owner.
+
+    Args:
+        models: Which there are, and their workers.
+        queue: Of jobs.
+        jobs: Whose events it makes.
+        changed: Notified when a job may begin.
+        processor: Of pixels.
+        store: Of jobs.
+        metrics: Of what was drawn.
+        grace_seconds: Time for running jobs at shutdown.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        queue: JobQueue,
+        jobs: LiveJobs,
+        changed: Notifier,
+        *,
+        processor: ImageProcessor,
+        store: JobStore,
+        metrics: Metrics,
+        grace_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.drain_began = asyncio.Event()
+        self._models = models
+        self._pool = models.pool
+        self._queue = queue
+        self._jobs = jobs
+        self._changed = changed
+        self._processor = processor
+        self._store = store
+        self._metrics = metrics
+        self._grace_seconds = grace_seconds
+        self._clock = clock
+        self._drain_task: asyncio.Task[None] | None = None
+
+    @property
+    def draining(self) -> bool:
+        """True when no more work is taken, since ``drain_began`` was set."""
+        return self.drain_began.is_set()
+
+    def begin_drain(self) -> None:
+        """Take no more work, and give running jobs the grace time; callable repeatedly."""
+        if self.draining:
+            return
+        self.drain_began.set()
+        while self._queue.waiting:
+            self._stop(self._queue.waiting.pop())
+        self._drain_task = asyncio.create_task(self._end_running())
+
+    async def run(self) -> None:
+        """Load the default model, then give jobs to workers until cancelled."""
+        try:
+            self._pool.start(self._models.catalog.models[self._models.catalog.default])
+            while True:
+                self._dispatch()
+                await self._changed.wait()
+        finally:
+            self.begin_drain()
+            if self._drain_task is not None:
+                self._drain_task.cancel()
+            for live in list(self._queue.running):
+                self._stop(live)
+                if live.task is not None:
+                    live.task.cancel()
+            await asyncio.shield(self._pool.close())
+            self._processor.close()
+
+    def _dispatch(self) -> None:
+        """Begin every waiting job that a worker is free for, and load models for the others."""
+        announced = set[str]()
+        for live in list(self._queue.waiting):
+            spec = self._models.catalog.find(live.job.request.model)
+            if spec is None:
+                # It was taken up from an earlier life of the server, or removed since.
+                self._queue.waiting.remove(live)
+                why = self._models.catalog.why_missing(live.job.request.model)
+                self._jobs.apply(live, JobFailed(Reason.MODEL_UNAVAILABLE, why))
+                continue
+            failed = self._pool.failed(spec.id)
+            if failed is not None:
+                error = failed.unavailable()
+                self._queue.waiting.remove(live)
+                self._jobs.apply(live, JobFailed(error.reason, error.message))
+                continue
+            worker = self._pool.free(spec.id)
+            if worker is not None:
+                self._begin(live, worker)
+            elif self._pool.start(spec) or self._pool.is_coming(spec.id):
+                if spec.id not in announced:
+                    announced.add(spec.id)
+                    self._jobs.apply(live, Loading())
+            elif not self._pool.workers(spec.id):
+                break  # no room yet
+        self._queue.renumber()
+
+    def _begin(self, live: LiveJob, worker: Worker) -> None:
+        self._queue.waiting.take(live)
+        self._pool.take(worker)
+        live.worker = worker
+        self._queue.running.append(live)
+        live.task = asyncio.create_task(self._see_to(live, worker))
+
+    async def _see_to(self, live: LiveJob, worker: Worker) -> None:
+        """A running job's task."""
+        try:
+            await self._run(live, worker)
+        except Exception:
+            logger.exception("job %s failed inside the server", live.job.id)
+            self._jobs.apply(live, JobFailed(Reason.INTERNAL_ERROR, "Internal server error."))
+        finally:
+            self._queue.running.remove(live)
+            live.worker = live.task = None
+            self._pool.give_back(worker)
+        if live.job.status is JobStatus.QUEUED and not live.over:
+            if self.draining:
+                self._stop(live)
+            else:
+                self._queue.enqueue(live, first=True)
+
+    async def _run(self, live: LiveJob, worker: Worker) -> None:
+        job = live.job
+        try:
+            inputs = await self._store.inputs(job)
+        except (OSError, ValueError):
+            logger.exception("the pictures of job %s cannot be read", job.id)
+            lost = JobFailed(Reason.INTERNAL_ERROR, "The job's input images were lost.")
+            self._jobs.apply(live, lost)
+            return
+        if not self._jobs.apply(live, Running()):
+            return  # cancelled meanwhile
+        # Before the runtime sees the job: if it takes the server with it, the try has counted.
+        await self._store.update(job)
+        if not await self._is_ready(live, worker):  # it may have died since
+            return
+        self._observe(job, "queue", self._clock() - job.created)
+        order = Generate(job.id, job.request, inputs.of_runtime, first=len(job.images))
+        async for event in worker.generate(order):
+            await self._take(live, inputs, event)
+
+    async def _is_ready(self, live: LiveJob, worker: Worker) -> bool:
+        """Wait for the worker; False when the job has ended without it."""
+        try:
+            await worker.ready()
+        except Unavailable as error:
+            self._jobs.apply(live, JobFailed(error.reason, error.message))
+        return not live.over
+
+    async def _take(self, live: LiveJob, inputs: Inputs, event: Event) -> None:
+        """Translate an event of the worker into one of the job."""
+        match event:
+            case Progress():
+                self._jobs.apply(live, event)
+            case Preview(index=index, step=step):
+                shown = await self._processor.preview(live.job.request, inputs, event)
+                self._jobs.apply(live, PreviewReady(index, step, shown))
+            case ImageDrawn():
+                await self._finish_image(live, inputs, event)
+            case Done():
+                self._jobs.apply(live, Completed())
+            case Cancelled():
+                self._jobs.apply(live, live.wanted_ending or JobCancelled("The job was cancelled."))
+            case Failed(reason=reason, message=message):
+                self._fail(live, JobFailed(Reason(reason), message))
+
+    def _fail(self, live: LiveJob, ending: JobFailed) -> None:
+        job = live.job
+        again = job.terms.background and job.attempts < MAX_ATTEMPTS
+        if again and ending.reason in _SECOND_CHANCE and self._jobs.apply(live, Requeued()):
+            logger.warning("job %s gets a second try: %s", job.id, ending.message)
+            return
+        self._jobs.apply(live, ending)
+
+    async def _finish_image(self, live: LiveJob, inputs: Inputs, drawn: ImageDrawn) -> None:
+        request, terms = live.job.request, live.job.terms
+        try:
+            image = await self._processor.develop(
+                request, inputs, drawn, must_keep=terms.background or terms.as_url
+            )
+        except ImageRejected as spoiled:
+            self._give_up(live, spoiled.ending)
+            return
+        except Exception:
+            # The worker is to hear of it, else it would be ended for leaving a job alone.
+            logger.exception("an image of job %s could not be finished", live.job.id)
+            self._give_up(live, JobFailed(Reason.INTERNAL_ERROR, "Internal server error."))
+            return
+        if not self._jobs.apply(live, ImageReady(image)):
+            if image.id is not None:
+                self._store.drop(image.id, request.output_format)
+            return
+        self._measure_image(live.job, drawn)
+
+    def _measure_image(self, job: Job, drawn: ImageDrawn) -> None:
+        model = job.request.model
+        if job.request.upscaled is None:  # which takes its own time
+            self._queue.speed.note(job.request, drawn)
+        self._metrics.images.labels(model).inc()
+        self._metrics.steps.labels(model).inc(drawn.steps)
+        self._observe(job, Phase.ENCODING, drawn.encode_seconds)
+        self._observe(job, Phase.SAMPLING, drawn.sample_seconds)
+        self._observe(job, Phase.DECODING, drawn.decode_seconds)
+
+    def _observe(self, job: Job, phase: str, seconds: float) -> None:
+        self._metrics.phase_seconds.labels(job.request.model, phase).observe(seconds)
+
+    # --- endings --------------------------------------------------------------------------------
+
+    def end_early(self, live: LiveJob, ending: JobCancelled | JobFailed) -> None:
+        """Stop a job: at once when it waits, within a step when it runs."""
+        worker = live.worker
+        if worker is not None and worker.has(live.job.id):
+            live.wanted_ending = live.wanted_ending or ending
+            worker.cancel(live.job.id)
+            return
+        self._queue.remove(live)
+        self._jobs.apply(live, ending)
+
+    def _give_up(self, live: LiveJob, ending: JobFailed) -> None:
+        """End a running job that the server itself cannot finish, and spare the worker the rest."""
+        self._jobs.apply(live, ending)
+        if live.worker is not None:
+            live.worker.cancel(live.job.id)
+
+    async def _end_running(self) -> None:
+        """Let running jobs end by themselves within the grace time, and stop them then."""
+        running = list(self._queue.running)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._grace_seconds):
+                for live in running:
+                    await self._jobs.end_of(live)
+        for live in running:
+            # Not by way of the worker, which has a grace time of its own.
+            self._stop(live)
+
+    def _stop(self, live: LiveJob) -> None:
+        """At shutdown: a background job is laid aside, any other fails."""
+        if not live.job.terms.background:
+            self._jobs.apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))
+        elif not live.over:
+            self._jobs.apply(live, Requeued(counts=False))
+            live.deferred = True
+            live.changed.notify()
