@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +11,91 @@ import numpy as np
 import pytest
 
 from tests.support.servers import ServerProcess, running_server
+from tests.support.upscalers import write_tensors
 from tests.support.weight_files import ALONE, BROKEN, write_safetensors
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 4}
 LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"
 
 
-def write_lora(path: Path, layer: str) -> None:
-    """A LoRA of rank 4 for one layer of 256 to 768, drawn from a seed."""
+def write_lora(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A file with these tensors, whose values come from a seed."""
     random = np.random.default_rng(1)
-    tensors = {
-        f"{layer}.lora_A.weight": random.normal(size=(4, 256)) * 0.3,
-        f"{layer}.lora_B.weight": random.normal(size=(768, 4)) * 0.3,
-    }
-    header, data = {}, b""
-    for name, values in tensors.items():
-        raw = values.astype("<f4").tobytes()
-        place = [len(data), len(data) + len(raw)]
-        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": place}
-        data += raw
-    head = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(head)) + head + data)
+    tensors = {name: random.normal(size=shape) * 0.3 for name, shape in shapes.items()}
+    write_tensors(path, {name: values.astype("<f4") for name, values in tensors.items()})
+
+
+def pair(layer: str, inner: int = 256, outer: int = 768) -> dict[str, tuple[int, ...]]:
+    """The matrices of a LoRA of rank 4 for one layer."""
+    return {f"{layer}.lora_A.weight": (4, inner), f"{layer}.lora_B.weight": (outer, 4)}
+
+
+#: Files whose names or shapes differ from those of the built-in model, which has q8_0 weights ->
+#: the end of the sentence of the error.
+UNFIT: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
+    "foreign": (
+        pair("diffusion_model.no_such_block.7.attn"),
+        "does not fit this model: none of its 2 tensors has the name of a weight of the model.",
+    ),
+    "other-sides": (
+        pair(LAYER, inner=320),
+        "is for another model: its matrix for "
+        "'model.diffusion_model.double_blocks.0.img_attn.qkv.weight' has 245760 elements, and the "
+        "model's has 196608.",
+    ),
+    "loha": (
+        {
+            f"{LAYER}.{part}": (768, 4) if part.endswith("a") else (4, 256)
+            for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+        },
+        "contains a LoHa, which the runtime cannot apply to quantised weights "
+        "('model.diffusion_model.double_blocks.0.img_attn.qkv.weight'); use this LoRA with the "
+        "f16 file of the model.",
+    ),
+    "difference": (
+        {f"{LAYER}.diff": (768, 256)},
+        "contains a difference ('.diff'), which the runtime cannot apply to quantised weights "
+        "('model.diffusion_model.double_blocks.0.img_attn.qkv.weight'); use this LoRA with the "
+        "f16 file of the model.",
+    ),
+    "peft": (
+        pair("base_model.model.transformer.double_blocks.0.img_attn.qkv"),
+        "does not fit this model: the runtime does not read names that begin with "
+        "'base_model.model.', as PEFT saves them; remove that beginning from the names in the "
+        "file.",
+    ),
+}
+
+
+#: Files that are no LoRAs -> why.
+UNUSABLE = {
+    "garbage": "is text, not a model",
+    "vae": "is a VAE with 16 latent channels, not a LoRA",
+    "no-shape": "is damaged: tensor 'a.weight' has the shape [32, 0, 4]",
+    "old": "is a Python pickle, which is a program: only safetensors and GGUF are read",
+}
 
 
 @pytest.fixture(scope="module")
 def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with one LoRA that fits, one that does not, and some that are none."""
+    """A server with LoRAs that fit, that fit in part, that do not, and files that are none."""
     folder = tmp_path_factory.mktemp("lora")
     loras = folder / "loras"
     loras.mkdir()
-    write_lora(loras / "bent.safetensors", LAYER)
-    write_lora(loras / "foreign.safetensors", "diffusion_model.no_such_block.7.attn")
+    write_lora(loras / "bent.safetensors", pair(LAYER))
+    strange = pair("diffusion_model.no_such_block.7.attn")
+    write_lora(loras / "in-part.safetensors", {**pair(LAYER), **strange})
+    write_lora(loras / "dora.safetensors", {**pair(LAYER), f"{LAYER}.dora_scale": (768, 1)})
+    for name, (shapes, _) in UNFIT.items():
+        write_lora(loras / f"{name}.safetensors", shapes)
     (loras / "garbage.safetensors").write_bytes(b"garbage" * 100)
     write_safetensors(loras / "vae.safetensors", ALONE["vae"])
     (loras / "no-shape.gguf").write_bytes(BROKEN["no-shape"][0])
+    (loras / "old.pt").write_bytes(b"\x80\x02pickle")
     (loras / "notes.txt").write_text("no LoRA")
+    (loras / "styles").mkdir()
+    write_lora(loras / "styles" / "ink.safetensors", pair(LAYER))
+    (loras / "styles" / "loop").symlink_to(loras)
     with running_server(folder, lora_dir=loras, lora_in_prompt=True) as server:
         yield server
 
@@ -73,8 +121,16 @@ def test_a_lora_acts_by_its_scale_and_leaves_nothing_behind(lora_server: ServerP
 
 def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProcess) -> None:
     """Names without paths; without a folder there are none."""
-    data = httpx2.get(f"{lora_server.url}/v1/loras").json()["data"]
-    assert [lora["id"] for lora in data] == ["bent", "foreign", "garbage", "no-shape", "vae"]
+    answer = httpx2.get(f"{lora_server.url}/v1/loras").json()
+    data = answer["data"]
+    fitting = ["bent", "dora", "in-part", "styles/ink"]
+    assert [lora["id"] for lora in data] == sorted([*fitting, *UNFIT])
+    assert answer["unusable"] == [
+        {"file": "garbage.safetensors", "error": UNUSABLE["garbage"]},
+        {"file": "no-shape.gguf", "error": UNUSABLE["no-shape"]},
+        {"file": "old.pt", "error": UNUSABLE["old"]},
+        {"file": "vae.safetensors", "error": UNUSABLE["vae"]},
+    ]
     assert httpx2.get(f"{native_server.url}/v1/loras").json()["data"] == []
     listed = httpx2.get(f"{lora_server.url}/sdapi/v1/loras").json()
     assert [lora["name"] for lora in listed] == [lora["id"] for lora in data]
@@ -83,12 +139,7 @@ def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProc
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [
-        ("foreign", "A LoRA of the request does not fit this model."),
-        ("garbage", "The LoRA 'garbage' is text, not a model."),
-        ("vae", "The LoRA 'vae' is a VAE with 16 latent channels, not a LoRA."),
-        ("no-shape", "The LoRA 'no-shape' is damaged: tensor 'a.weight' has the shape [32, 0, 4]."),
-    ],
+    [(name, f"The LoRA '{name}' {end}") for name, (_, end) in UNFIT.items()],
 )
 def test_a_lora_that_does_not_fit_is_said_so(
     lora_server: ServerProcess, name: str, sentence: str
@@ -98,6 +149,39 @@ def test_a_lora_that_does_not_fit_is_said_so(
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == sentence
     assert lora_server.post(BODY).status_code == 200
+
+
+def test_a_lora_that_fits_in_part(lora_server: ServerProcess) -> None:
+    """What is left out is told in the answer, in the stream's last frame and in the job."""
+    whole = drawn(lora_server, {"id": "bent"} | {"scale": 1.0})
+    for name, sentence in {
+        "in-part": "was applied in part: 2 of its 4 tensors fit this model.",
+        "dora": "was applied without its 1 DoRA scales, which the runtime does not read.",
+    }.items():
+        answer = lora_server.post({**BODY, "n": 2, "lora": [{"id": name}]}).json()
+        assert answer["warnings"] == [f"The LoRA '{name}' {sentence}"]
+        assert len(answer["data"]) == 2
+    assert lora_server.post({**BODY, "lora": [{"id": "bent"}]}).json().get("warnings") is None
+    assert drawn(lora_server, {"id": "bent", "scale": 1.0}) == whole
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_file_that_is_no_lora(lora_server: ServerProcess, name: str) -> None:
+    """The request is rejected with the reason."""
+    answer = lora_server.post({**BODY, "lora": [{"id": name}]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == (
+        f"'lora': the LoRA '{name}' cannot be used; its file {UNUSABLE[name]}."
+    )
+
+
+def test_a_lora_in_a_subfolder(lora_server: ServerProcess) -> None:
+    """Its name begins with the folder, which a request may leave out; answers have it whole."""
+    whole = lora_server.post({**BODY, "lora": [{"id": "styles/ink"}]}).json()
+    short = lora_server.post({**BODY, "lora": [{"id": "ink"}]}).json()
+    assert whole["parameters"]["lora"] == [{"id": "styles/ink", "scale": 1.0}]
+    assert short["parameters"] == whole["parameters"]
+    assert short["data"][0]["b64_json"] == whole["data"][0]["b64_json"]
 
 
 @pytest.mark.parametrize(

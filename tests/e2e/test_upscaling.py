@@ -31,6 +31,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     write_upscaler(upscalers / "fourfold.safetensors", 4)
     write_safetensors(upscalers / "vae.safetensors", ALONE["vae"])
     (upscalers / "garbage.gguf").write_bytes(b"garbage" * 100)
+    (upscalers / "x4plus.pth").write_bytes(b"PK\x03\x04")
+    write_safetensors(
+        upscalers / "compact.safetensors",
+        {"body.0.weight": (3, 3, 3, 64), "body.1.weight": (64,), "body.2.weight": (3, 3, 64, 64)},
+    )
+    write_safetensors(
+        upscalers / "x2plus.safetensors",
+        {"conv_first.weight": (3, 3, 12, 64), "body.0.rdb1.conv1.weight": (3, 3, 64, 32)},
+    )
+    (upscalers / "more").mkdir()
+    write_upscaler(upscalers / "more" / "plain.safetensors", 1)
     with running_server(folder, upscaler_dir=upscalers) as running:
         yield running
 
@@ -72,8 +83,13 @@ def difference(left: Image.Image, right: Image.Image) -> int:
 
 def test_the_list_of_upscalers(server: ServerProcess, native_server: ServerProcess) -> None:
     """Names with factors, of the files that are upscalers; without a folder there are none."""
-    data = httpx2.get(f"{server.url}/v1/upscalers").json()["data"]
-    assert [(one["id"], one["factor"]) for one in data] == [("fourfold", 4), ("twice", 2)]
+    answer = httpx2.get(f"{server.url}/v1/upscalers").json()
+    found = [(one["id"], one["factor"]) for one in answer["data"]]
+    assert found == [("fourfold", 4), ("more/plain", 1), ("twice", 2)]
+    assert [one["file"] for one in answer["unusable"]] == [
+        "compact.safetensors", "garbage.gguf", "vae.safetensors", "x2plus.safetensors",
+        "x4plus.pth",
+    ]  # fmt: skip
     assert httpx2.get(f"{native_server.url}/v1/upscalers").json()["data"] == []
 
 
@@ -98,8 +114,11 @@ def test_less_than_the_upscalers_own_factor(server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "sentence"),
     [
-        ({}, "upscaler", "is required; available: fourfold, twice"),
-        ({"upscaler": "vae"}, "upscaler", "no upscaler 'vae'"),
+        ({}, "upscaler", "is required; available: fourfold, more/plain, twice"),
+        ({"upscaler": "vae"}, "upscaler", "'vae' cannot be used; its file is a VAE with 16"),
+        ({"upscaler": "x2plus"}, "upscaler", "folds pixels into channels"),
+        ({"upscaler": "compact"}, "upscaler", "is a compact upscaler (SRVGGNet)"),
+        ({"upscaler": "x4plus.pth"}, "upscaler", "is a PyTorch checkpoint"),
         ({"upscaler": "../fourfold"}, "upscaler", "no upscaler"),
         ({"upscaler": "twice", "upscale": "4"}, "upscale", "enlarges at most 2 times"),
         ({"upscaler": "twice", "upscale": "0.5"}, "upscale", "greater than or equal to 1"),
@@ -188,6 +207,6 @@ def test_automatic1111s_extras(server: ServerProcess) -> None:
     answer = api.extra_single_image(image=picture, upscaler_1="twice", upscaling_resize=2)
     assert difference(answer.image, picture.resize((48, 32), Image.Resampling.NEAREST)) == 0
     names = [one["name"] for one in api.get_upscalers()]
-    assert names == ["None", "Lanczos", "Nearest", "fourfold", "twice"]
+    assert names == ["None", "Lanczos", "Nearest", "fourfold", "more/plain", "twice"]
     with pytest.raises(RuntimeError, match="gfpgan_visibility"):
         api.extra_single_image(image=picture, upscaler_1="twice", gfpgan_visibility=0.5)

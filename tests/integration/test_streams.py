@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.support.jobs import begin, wait_for
 from tests.support.servers import DONE, Call, ServerProcess, running_server
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "stream": True, "size": "64x64", "sample_steps": 4}
@@ -285,3 +286,19 @@ def test_a_fault_before_the_stream_is_plain_http(fake_server: ServerProcess) -> 
     assert call.answer.status == 400
     assert call.answer.headers["Content-Type"] == "application/json"
     assert json.loads(call.answer.read())["error"]["param"] == "n"
+
+
+def test_what_the_engine_found_is_told(tmp_path: Path) -> None:
+    """A warning that comes with an image is in the plain answer, in the last frame of a stream, in
+    the job and its events, once for all images; and after a restart."""
+    body = {"prompt": "warn=1", "size": "64x64", "sample_steps": 2, "n": 2}
+    warnings = ["The fake engine warns as requested."]
+    with running_server(tmp_path, engine="fake") as server:
+        assert server.post(body).json()["warnings"] == warnings
+        *_, last = Call(server, {**body, "stream": True}).events()
+        assert last["warnings"] == warnings
+        job = begin(server, body)["id"]
+        assert wait_for(server, job, "completed")["warnings"] == warnings
+        assert "warnings" not in server.post({**body, "prompt": "a circle"}).json()
+    with running_server(tmp_path, engine="fake") as server:
+        assert wait_for(server, job, "completed")["warnings"] == warnings

@@ -472,7 +472,12 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
                 ),
             }
         ),
-        "'t5xxl' is in scaled FP8, whose scales the runtime leaves out",
+        "'t5xxl' has scales beside its weights ('encoder.block.0.layer.0.SelfAttention.q.scale_",
+    ),
+    "scales-left-over": (
+        "sdxl",
+        _files(model={**_XL, "model.diffusion_model.out.2.weight_scale_inv": ()}),
+        "'model' has scales beside its weights ('model.diffusion_model.out.2.weight_scale_inv')",
     ),
     "nf4": (
         "flux",

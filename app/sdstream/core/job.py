@@ -273,6 +273,7 @@ class Job:
         images: Finished images by index.
         progress: The newest progress of the image being drawn.
         ending: The event that ended it, None before.
+        has_findings: The engine added to the request's warnings.
     """
 
     def __init__(
@@ -292,6 +293,7 @@ class Job:
         self.images: dict[int, ImageResult] = {}
         self.progress: Progress | None = None
         self.ending: Completed | JobFailed | JobCancelled | None = None
+        self.has_findings = False
         self._previews: deque[int] = deque()
         self._first_step: tuple[int, float] | None = None
         self._newest_step: tuple[int, float] | None = None
@@ -339,6 +341,14 @@ class Job:
         if isinstance(event, PreviewReady):
             self._forget_previews()
         return True
+
+    def warn(self, sentences: Iterable[str]) -> None:
+        """Add what the engine found to the request's warnings; each sentence once."""
+        known = self.request.warnings
+        found = tuple(sentence for sentence in sentences if sentence not in known)
+        if found:
+            self.request = replace(self.request, warnings=(*known, *found))
+            self.has_findings = True
 
     def _forget_previews(self) -> None:
         """Keep the pictures of the newest previews alone: a job may have 1,500 of them."""

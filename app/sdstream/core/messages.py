@@ -166,6 +166,7 @@ class ImageDrawn:
         seed: The seed this image was drawn with.
         encode_seconds, sample_seconds, decode_seconds: Time in each phase; enlarging counts as
             decoding.
+        warnings: Sentences on what did not act as the request says, or on the image itself.
     """
 
     job: str
@@ -178,6 +179,7 @@ class ImageDrawn:
     sample_seconds: float
     decode_seconds: float
     blob: bytes = field(repr=False)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,8 @@ def decode(header: bytes, blob: bytes) -> Message:
             fields["phase"] = Phase(fields["phase"])
         elif cls in (Preview, ImageDrawn):
             fields["blob"] = blob
+            if cls is ImageDrawn:
+                fields["warnings"] = tuple(fields["warnings"])
         message: Message = cls(**fields)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a message: {header[:200]!r}") from error

@@ -179,14 +179,16 @@ class Assets:
     """What the operator's folders add to the models.
 
     Attributes:
-        loras: Names.
+        loras: Names; those of files in subfolders begin with the folder.
         lora_in_prompt: ``<lora:name:scale>`` in a prompt counts.
         upscalers: Name -> how many times it enlarges.
+        unusable: "lora", "embedding" or "upscaler" -> file -> why it cannot be used, a predicate.
     """
 
     loras: Collection[str] = ()
     lora_in_prompt: bool = False
     upscalers: Mapping[str, int] = field(default_factory=dict)
+    unusable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 NO_SOURCES: Final = Sources()

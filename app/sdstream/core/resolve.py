@@ -104,6 +104,7 @@ def resolve(
     """
     spec = model_of(ask, catalog)
     safety = _safety(ask, has_checker)
+    ask = resolve_options.with_upscaler(ask, assets)
     if ask.only_upscale:
         request = _upscaling(ask, spec, sources, assets, limits, safety)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from sdstream.core.ask import ParsedRequest
@@ -78,14 +79,33 @@ def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ..
             " contains a LoRA tag that cannot be read; write <lora:NAME:SCALE>.",
             Reason.NOT_SUPPORTED,
         )
-    for lora, option in chosen:
-        if lora.id not in assets.loras:
-            raise unknown_name(ask, option, "LoRA", lora.id, [*assets.loras])
+    chosen = [
+        (lora.model_copy(update={"id": _file(ask, option, "lora", lora.id, assets)}), option)
+        for lora, option in chosen
+    ]
     if len({lora.id for lora, _ in chosen}) < len(chosen):
         raise ask.rejected(
             chosen[-1][1], " contains the same LoRA twice.", Reason.CONFLICTING_FIELDS
         )
     return prompt, tuple(lora for lora, _ in chosen)
+
+
+def _file(ask: ParsedRequest, option: str, kind: str, name: str, assets: Assets) -> str:
+    """Return the whole name of one of the operator's files, which may lack its folder."""
+    what, known = {"lora": ("LoRA", assets.loras), "upscaler": ("upscaler", assets.upscalers)}[kind]
+    if name in known:
+        return name
+    same = [whole for whole in known if whole.rpartition("/")[2] == name]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        raise ask.rejected(
+            option, f": the {what} '{name}' is in several folders: {', '.join(sorted(same))}."
+        )
+    for file, problem in assets.unusable.get(kind, {}).items():
+        if name in (file, file.rpartition(".")[0]):
+            raise ask.rejected(option, f": the {what} '{name}' cannot be used; its file {problem}.")
+    raise unknown_name(ask, option, what, name, [*known])
 
 
 def _scale(ask: ParsedRequest, name: str, text: str) -> float:
@@ -150,6 +170,14 @@ def enlarging(
     return values
 
 
+def with_upscaler(ask: ParsedRequest, assets: Assets) -> ParsedRequest:
+    """Return the request with the whole name of its upscaler."""
+    if ask.params.upscaler is None:
+        return ask
+    name = _file(ask, "upscaler", "upscaler", ask.params.upscaler, assets)
+    return replace(ask, params=ask.params.model_copy(update={"upscaler": name}))
+
+
 def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) -> Size | None:
     """Return the size after the upscaler in pixels; None for no upscaler.
 
@@ -162,8 +190,6 @@ def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) ->
     name = ask.params.upscaler
     if name is None:
         return None
-    if name not in assets.upscalers:
-        raise unknown_name(ask, "upscaler", "upscaler", name, [*assets.upscalers])
     most = assets.upscalers[name]
     factor = most if ask.params.upscale is None else ask.params.upscale
     if factor > most:

@@ -8,6 +8,7 @@ It draws a gradient whose colours come from the prompt, seed and size. Words of 
     segv=3        the process dies of SIGSEGV at that step
     hang=3        nothing more is heard from that step on, and a cancel has no effect
     fail=3        the runtime gives no picture at that step
+    warn=1        the image comes with a warning
     inputs=1      the runtime gives no picture, and says which input pictures it got
     deaf=1        cancel has no effect, as on a GPU
     orphan=3      the process aborts at that step, and a fork of it lives on with its files
@@ -80,6 +81,7 @@ class FakeEngine:
             sample_seconds=pause * request.steps,
             decode_seconds=pause,
             blob=_picture(request, inputs, index),
+            warnings=("The fake engine warns as requested.",) if "warn" in cues else (),
         )
 
     def clear_abort(self) -> None:

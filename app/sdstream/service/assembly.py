@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from sdstream.core.locations import BUILTIN
@@ -32,8 +33,8 @@ from sdstream.settings import Settings, worker_environment
 from sdstream.storage.job_store import JobStore
 from sdstream.system import total_memory
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
-from sdstream.weights.folders import weight_files
-from sdstream.weights.inspection import upscaler_factor
+from sdstream.weights.folders import pickle_files, weight_files
+from sdstream.weights.inspection import problem_of, upscaler_factor
 
 logger = logging.getLogger(__name__)
 
@@ -230,14 +231,36 @@ def _on_device(options: WorkerOptions, device: str | None) -> WorkerOptions:
 
 def _assets(settings: Settings) -> Assets:
     """What the operator's folders hold at this moment."""
+    folders = {
+        "lora": settings.lora_dir,
+        "embedding": settings.embedding_dir,
+        "upscaler": settings.upscaler_dir,
+    }
+    unusable = {kind: _unusable(settings, kind, folder) for kind, folder in folders.items()}
+    loras = [
+        name
+        for name, path in weight_files(settings.lora_dir).items()
+        if f"{name}{path.suffix}" not in unusable["lora"]
+    ]
     factors = {
         name: upscaler_factor(path) for name, path in weight_files(settings.upscaler_dir).items()
     }
     return Assets(
-        loras=[*weight_files(settings.lora_dir)],
+        loras=loras,
         lora_in_prompt=settings.lora_in_prompt,
         upscalers={name: factor for name, factor in factors.items() if factor is not None},
+        unusable=unusable,
     )
+
+
+def _unusable(settings: Settings, kind: str, folder: Path | None) -> dict[str, str]:
+    """File of a folder -> why it cannot be used."""
+    files = {f"{name}{path.suffix}": path for name, path in weight_files(folder).items()}
+    if settings.engine == "fake" and kind == "lora":  # which reads none
+        files = {}
+    files |= pickle_files(folder)
+    found = {file: problem_of(path, kind) for file, path in files.items()}
+    return {file: why for file, why in sorted(found.items()) if why is not None}
 
 
 async def _tidy(store: JobStore) -> None:

@@ -252,6 +252,7 @@ class Dispatcher:
         self._jobs.apply(live, ending)
 
     async def _finish_image(self, live: LiveJob, inputs: Inputs, drawn: ImageDrawn) -> None:
+        live.job.warn(drawn.warnings)
         request, terms = live.job.request, live.job.terms
         try:
             image = await self._processor.develop(

@@ -24,7 +24,8 @@ from sdstream.core.request import request_fields, request_of
 
 SET_STATE: Final = (
     "UPDATE jobs SET status = :status, started = :started, ended = :ended, attempts = :attempts,"
-    " last_event = :last_event, reason = :reason, message = :message WHERE id = :id"
+    " last_event = :last_event, reason = :reason, message = :message,"
+    " request = COALESCE(:request, request) WHERE id = :id"
 )
 
 INSERT_JOB: Final = (
@@ -73,6 +74,7 @@ def state_of(job: Job) -> dict[str, object]:
     failed = ending if isinstance(ending, JobFailed | JobCancelled) else None
     return {
         "id": job.id,
+        "request": json.dumps(request_fields(job.request)) if job.has_findings else None,
         "status": job.status.value,
         "started": job.started,
         "ended": job.ended,

@@ -250,9 +250,9 @@ _MCP_ERROR: Final = record(
 )
 
 
-def page_of(item: Schema) -> Schema:
-    """Return the schema of OpenAI's lists."""
-    return record({"object": STRING, "data": listing(item)})
+def page_of(item: Schema, **beside: Schema) -> Schema:
+    """Return the schema of OpenAI's lists, with fields beside the list."""
+    return record({"object": STRING, "data": listing(item), **beside})
 
 
 def components() -> dict[str, Any]:

@@ -225,7 +225,7 @@ _ADAPTERS: Final = (
         "lora",
         (
             ".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".lora.down.", "_lora.down.",
-            ".hada_w1_a", ".lokr_w1", "\nlora_unet_", "\nlora_te",
+            ".hada_w1_a", ".lokr_w1", ".diff\n", ".diff_b\n", "\nlora_unet_", "\nlora_te",
         ),
     ),
     (
@@ -238,7 +238,7 @@ _ADAPTERS: Final = (
     ("ip_adapter", ("\nip_adapter.", "\nimage_proj.")),
     ("motion", (".motion_modules.",)),
     ("embedding", ("\nemb_params\n", "\nstring_to_param.")),
-    ("upscaler", ("\nmodel.1.sub.0.RDB1.", "\nbody.0.rdb1.")),
+    ("upscaler", ("\nmodel.1.sub.0.RDB1.", "\nbody.0.rdb1.", "\nbody.0.weight\nbody.1.weight\n")),
 )  # fmt: skip
 
 #: Components whose tensors have no prefix when they lie alone in a file.
@@ -388,6 +388,26 @@ def upscaler_factor(shapes: Shapes) -> int | None:
         first, grown = "conv_first.weight", "body.0.rdb1.conv1.weight"
     fits = shapes.get(first) == (3, 3, 3, 64) and shapes.get(grown) == (3, 3, 64, 32)
     return factor if fits else None
+
+
+def upscaler_problem(shapes: Shapes) -> str:
+    """Return why the runtime cannot use an upscaler; a predicate."""
+    if any(name.startswith("upsampler.") for name in shapes) or _is_compact(shapes):
+        return (
+            "is a compact upscaler (SRVGGNet), and the runtime reads only ESRGAN networks with "
+            "RRDB blocks, for example RealESRGAN_x4plus"
+        )
+    first = shapes.get("model.0.weight") or shapes.get("conv_first.weight") or (0, 0, 0, 0)
+    if first[2] in (12, 48):
+        return (
+            "is an ESRGAN that folds pixels into channels (x2plus, x1), and the runtime reads only "
+            "those that take three channels, for example RealESRGAN_x4plus"
+        )
+    return "is an ESRGAN of other sides than 64 features with 32 more a convolution"
+
+
+def _is_compact(shapes: Shapes) -> bool:
+    return "body.0.weight" in shapes and "body.1.weight" in shapes
 
 
 # --- what parts must have in common ---------------------------------------------------------------

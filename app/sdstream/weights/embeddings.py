@@ -44,16 +44,19 @@ def prepared_embeddings(files: Mapping[str, Path], family: str, folder: Path) ->
     """Copies of the embeddings that fit a family.
 
     Args:
-        files: DescribedEnum of the prompt -> file.
+        files: Name -> file; the word of the prompt is the name without its folder.
         family: One of those that read prompts by CLIP alone.
         folder: Where the copies are put; made if need be.
     """
-    found = {}
-    for word, path in files.items():
+    found: dict[str, Path] = {}
+    for name, path in files.items():
+        word = name.rpartition("/")[2].lower()
         try:
-            found[word.lower()] = _copied(path, _WIDTHS[family], folder)
+            if word in found:
+                raise BadFile("has the name of another one")
+            found[word] = _copied(path, _WIDTHS[family], folder)
         except (BadFile, OSError) as error:
-            logger.warning("the embedding '%s' is left out: it %s", word, error)
+            logger.warning("the embedding '%s' is left out: it %s", name, error)
     return found
 
 

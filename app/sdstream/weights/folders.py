@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
 _ENDINGS: Final = (".safetensors", ".gguf")
+#: Endings of weights in forms that are programs; the files are listed and never read.
+_PICKLES: Final = (".pth", ".pt", ".ckpt", ".bin")
+#: Folders below the operator's own.
+_MAX_DEPTH: Final = 8
 
 
 def weight_files(folder: Path | str | None) -> dict[str, Path]:
-    """Name -> file of all weights right in the folder; empty when there is no such folder.
+    """Return name -> file of all weights in the folder; empty when there is no such folder.
 
-    Requests choose by these names alone: what a client sends never becomes a path.
+    The name of a file in a subfolder begins with it: "styles/ink". Requests choose by these names
+    alone: what a client sends never becomes a path.
     """
-    try:
-        files = sorted(Path(folder).iterdir()) if folder is not None else []
-    except OSError:
-        return {}
-    return {path.stem: path for path in files if path.suffix in _ENDINGS and path.is_file()}
+    files = _files(folder, _ENDINGS)
+    return {name.removesuffix(path.suffix): path for name, path in files.items()}
+
+
+def pickle_files(folder: Path | str | None) -> dict[str, Path]:
+    """Return name with ending -> file of what may be weights in a form that is not read."""
+    return _files(folder, _PICKLES)
+
+
+def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Path]:
+    """Return the path below the folder -> file, in the order of the names."""
+    found: dict[str, Path] = {}
+    if folder is None:
+        return found
+    seen = set()
+    # Folders may be links to disks with more room; one that leads back is visited once.
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = Path(place)
+        depth = len(here.relative_to(folder).parts)
+        folders[:] = [n for n in folders if not n.startswith(".") and depth < _MAX_DEPTH]
+        real = here.resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            path = here / name
+            if path.suffix in endings and path.is_file():
+                found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ from sdstream.weights.headers import BadFile, Scalar, WeightFile, shown
 _DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
 
 _WHOLE: Final = "the runtime reads it only with its text encoders in the same file, as 'model'"
+#: Ends of the names of tensors that multiply other tensors, as FP8 files have them.
+_SCALES: Final = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".scale_inv")
 _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
 _METADATA: Final[Mapping[str, tuple[str, ...]]] = {
     "name": ("general.name", "modelspec.title", "ss_output_name"),
@@ -204,9 +207,12 @@ def _unreadable(found: WeightFile, name: str) -> str | None:
     names = [tensor.name for tensor in found.tensors]
     if any(".quant_state.bitsandbytes__" in name for name in names):
         return "is quantised by bitsandbytes (NF4), which the runtime does not read"
-    eight_bits = any(tensor.type.startswith("f8_") for tensor in found.tensors)
-    if eight_bits and any(name.endswith((".scale_weight", ".weight_scale")) for name in names):
-        return "is in scaled FP8, whose scales the runtime leaves out: its pictures would be white"
+    scale = next((name for name in names if name.endswith(_SCALES)), None)
+    if scale is not None:
+        return (
+            f"has scales beside its weights ('{shown(scale)}'), which the runtime does not apply, "
+            "so that its images would be grey or white; use a file whose weights are not scaled"
+        )
     return None
 
 
@@ -249,32 +255,60 @@ def check(files: Mapping[str, Path], family: str, *, tae: bool = False) -> None:
     _check_widths(architecture, parts, tae=tae)
 
 
-def check_lora(name: str, path: Path) -> None:
-    """Verify that a file can be given to the runtime as a LoRA; whether it fits is seen later.
+def read_lora(name: str, path: Path) -> WeightFile:
+    """Return the header of a LoRA; whether it fits a model is not looked at.
 
     Raises:
         EngineError: With a sentence that names the LoRA.
     """
     try:
         found = headers.read(path)
+        _expect(found, "lora")
     except BadFile as error:
         raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' {error}.") from None
+    return found
+
+
+def problem_of(path: Path, kind: str) -> str | None:
+    """Return why a file cannot be used as what its folder is for; None when it can.
+
+    Args:
+        path: The file.
+        kind: "lora", "embedding" or "upscaler".
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return _problem(path, kind, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _problem(path: Path, kind: str, _modified: int, _size: int) -> str | None:
+    # Cached, since folders with hundreds of files are listed with each request.
+    try:
+        _expect(headers.read(path), kind)
+    except BadFile as error:
+        return str(error)
+    return None
+
+
+def _expect(found: WeightFile, kind: str) -> None:
+    """Raise BadFile when a file is something else, or of a form that the runtime cannot use."""
     contents = architectures.recognise(found.shapes)
     # Some LoRAs hold nothing but differences, under the names of what they change.
-    if contents.kind not in ("lora", "unknown"):
-        what = f"The LoRA '{name}' {_what(contents, found)}, not a LoRA."
-        raise EngineError(Reason.GENERATION_FAILED, what)
+    kinds = ("lora", "unknown") if kind == "lora" else (kind,)
+    if contents.kind not in kinds:
+        raise BadFile(f"{_what(contents, found)}, not {architectures.TITLES[kind]}")
+    if kind == "upscaler" and architectures.upscaler_factor(found.shapes) is None:
+        raise BadFile(architectures.upscaler_problem(found.shapes))
 
 
 def upscaler_factor(path: Path) -> int | None:
-    """How many times the upscaler in a file enlarges; None when the file is none."""
-    try:
-        found = headers.read(path)
-    except BadFile:
+    """Return how many times the upscaler in a file enlarges; None when it cannot be used."""
+    if problem_of(path, "upscaler") is not None:
         return None
-    if architectures.recognise(found.shapes).kind != "upscaler":
-        return None
-    return architectures.upscaler_factor(found.shapes)
+    return architectures.upscaler_factor(headers.read(path).shapes)
 
 
 def _known(component: str, path: Path) -> Contents:

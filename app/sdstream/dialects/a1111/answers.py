@@ -304,10 +304,11 @@ def latent_upscale_modes() -> bytes:
     return compact([{"name": name} for name in LATENT_UPSCALERS])
 
 
-def embeddings(words: Iterable[str]) -> bytes:
-    """GET embeddings: those that the loaded model reads; of the others nothing is known."""
-    facts = ("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors")
-    return compact({"loaded": {w: dict.fromkeys(facts) for w in words}, "skipped": {}})
+def embeddings(words: Iterable[str], unusable: Mapping[str, str]) -> bytes:
+    """GET embeddings: words that the loaded model reads, and file -> why it cannot be used."""
+    facts = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors"))
+    skipped = {file: {**facts, "error": problem} for file, problem in unusable.items()}
+    return compact({"loaded": dict.fromkeys(words, facts), "skipped": skipped})
 
 
 def upscalers(factors: Mapping[str, int]) -> bytes:

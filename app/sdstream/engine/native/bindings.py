@@ -25,6 +25,9 @@ for _name in ("str_to_sample_method", "str_to_scheduler", "str_to_sd_type"):
 free = ctypes.CDLL(None).free
 free.argtypes = [ctypes.c_void_p]
 free.restype = None
+malloc = ctypes.CDLL(None).malloc
+malloc.argtypes = [ctypes.c_size_t]
+malloc.restype = ctypes.c_void_p
 
 LOG_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
@@ -75,6 +78,12 @@ def resized(picture: Pixels, wanted: Size) -> Pixels:
     image = Image.frombytes("RGB", picture.size, picture.data)
     smaller = image.resize(wanted, Image.Resampling.LANCZOS)
     return Pixels(wanted.width, wanted.height, smaller.tobytes())
+
+
+def is_uniform(picture: Pixels) -> bool:
+    """Return whether all pixels of an image have the same colour."""
+    pixel = picture.data[: picture.channels]
+    return picture.data == pixel * (picture.width * picture.height)
 
 
 def rgb(image: Any) -> bytes:

@@ -21,7 +21,6 @@ import ctypes
 import logging
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,12 +37,14 @@ from sdstream.engine.native.bindings import (
     LOG_LEVELS,
     free,
     has_fast_kernels,
+    is_uniform,
     lib,
     native_image,
     resized,
     rgb,
     taken,
 )
+from sdstream.engine.native.loras import LoraCheck
 from sdstream.engine.native.params import (
     TAE_INSIDE,
     LoadedModel,
@@ -61,9 +62,12 @@ from sdstream.weights.folders import weight_files
 
 logger = logging.getLogger("sdstream.native")
 
-#: What the log says of a LoRA that changes nothing: of no tensor of it, or of its file.
-_LORA_UNFIT: Final = re.compile(
-    r"\(0 / \d+\) LoRA tensors have been applied|load lora tensors from .* failed"
+#: What the log says of a LoRA whose file could not be loaded; the runtime generates without it.
+_LORA_LOST: Final = re.compile(r"load lora tensors from .* failed")
+
+_ONE_COLOUR: Final = (
+    "All pixels of the image have the same colour: weights that are damaged or not numbers, or "
+    "an option far from the model's default, do that."
 )
 
 _PREVIEW_MODES: Final = {
@@ -84,13 +88,14 @@ class NativeEngine:
         self._can_abort = False
         self._upscaler_dir: str | None = None
         self._threads = 0
-        self._unfit_lora = False
+        self._lost_lora = False
+        self._loras: LoraCheck
         self._secrets: dict[str, str] = {}
         self._first_error = ""
         self._preview_mode = sd.Preview.PREVIEW_PROJ
         self._peeked = False
         self._drawing: ImageProgress | None = None
-        self._loading: Callable[[int, int], None] | None = None
+        self._loading: LoadProgress | None = None
         # Bound to the object for its whole life: see oddity 2.
         self._callbacks = (
             sd.sd_log_callback(self._on_log),
@@ -115,7 +120,7 @@ class NativeEngine:
         inspection.check(files, command.family, tae=command.runtime["tae"])
         embeddings = _embeddings(command)
         params = context_params(files, command.runtime, self._threads, embeddings)
-        self._loading = LoadProgress(emit)
+        loading = self._loading = LoadProgress(emit)
         context = sd.new_sd_ctx(ctypes.byref(params))
         self._loading = None
         # A NULL context must be neither used nor freed.
@@ -125,6 +130,12 @@ class NativeEngine:
                 Reason.MODEL_UNAVAILABLE, f"The runtime could not load the model{detail}."
             )
         self._model = LoadedModel(context, command.runtime["vae_tiling"], command.lora_dir)
+        self._loras = LoraCheck(
+            files,
+            unet=FAMILIES[command.family].unet,
+            wtype=command.runtime["wtype"] or "",
+            version=loading.version,
+        )
         self._preview_mode = _PREVIEW_MODES[command.runtime["preview"]]
         self._can_abort = self._abort.attach(context)
         if command.device not in ("", CPU) and self._abort.on_cpu:
@@ -145,7 +156,8 @@ class NativeEngine:
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
         """Draw one image; blocks until it is there, failed or aborted."""
-        self._first_error, self._peeked, self._unfit_lora = "", False, False
+        self._first_error, self._peeked, self._lost_lora = "", False, False
+        self._warnings: list[str] = []
         seed = request.seed + index
         drawing = self._drawing = ImageProgress(job, index, request, emit)
         try:
@@ -166,6 +178,7 @@ class NativeEngine:
             encode_seconds=drawing.seconds(Phase.ENCODING),
             sample_seconds=drawing.seconds(Phase.SAMPLING),
             decode_seconds=drawing.seconds(Phase.DECODING) + drawing.seconds(Phase.UPSCALING),
+            warnings=tuple(self._warnings),
             blob=picture.data,
         )
 
@@ -195,10 +208,12 @@ class NativeEngine:
         if severity >= logging.ERROR and not self._first_error:
             # "[ERROR] file.cpp:123 - what happened"; those that follow say that it did
             self._first_error = line.rpartition(" - ")[2][:200]
-        if _LORA_UNFIT.search(line):
-            self._unfit_lora = True
+        if _LORA_LOST.search(line):
+            self._lost_lora = True
         if self._drawing is not None:
             self._drawing.heard(line)
+        elif self._loading is not None:
+            self._loading.heard(line)
 
     def _on_progress(self, step: int, steps: int, _seconds: float, _data: Any) -> None:
         if self._drawing is not None:
@@ -208,7 +223,7 @@ class NativeEngine:
             if self._drawing.phase is Phase.SAMPLING:
                 self._want_preview(self._peeked or self._drawing.wants_preview(step + 1))
         elif self._loading is not None:
-            self._loading(step, steps)
+            self._loading.progressed(step, steps)
 
     def _on_preview(self, step: int, count: int, frames: Any, _noisy: bool, _data: Any) -> None:
         if self._drawing is not None and count > 0 and frames[0].data:
@@ -223,6 +238,9 @@ class NativeEngine:
         """What the model draws; None when it was aborted."""
         assert self._drawing is not None
         self._want_preview(self._drawing.wants_preview(1))
+        for lora in request.options.lora or ():
+            path = file_of(self._model.lora_dir, lora.id, "LoRA")
+            self._warnings += self._loras.check(lora.id, path)
         params = generation_params(request, inputs, seed, self._model)
         images = sd.generate_image(self._model.context, ctypes.byref(params))
         if not images or not images[0].data:
@@ -232,10 +250,12 @@ class NativeEngine:
             return None
         picture = taken(images[0])
         free(images)
-        if self._unfit_lora:
-            # The runtime draws without it, and says so in its log alone.
+        if is_uniform(picture):
+            self._warnings.append(_ONE_COLOUR)
+        if self._lost_lora:
+            # The runtime generates without it, and reports that in its log alone.
             raise EngineError(
-                Reason.GENERATION_FAILED, "A LoRA of the request does not fit this model."
+                Reason.GENERATION_FAILED, "The runtime could not load a LoRA of the request."
             )
         return picture
 
@@ -243,10 +263,9 @@ class NativeEngine:
         """The picture enlarged by the request's upscaler; None when it was aborted."""
         name = request.options.upscaler or ""
         path = file_of(self._upscaler_dir, name, "upscaler")
-        if inspection.upscaler_factor(path) is None:
-            raise EngineError(
-                Reason.GENERATION_FAILED, f"The upscaler '{name}' is no longer an upscaler file."
-            )
+        problem = inspection.problem_of(path, "upscaler")
+        if problem is not None:
+            raise EngineError(Reason.GENERATION_FAILED, f"The upscaler '{name}' {problem}.")
         context = sd.new_upscaler_ctx(
             str(path).encode(), False, False, self._threads, _UPSCALER_TILE
         )
@@ -288,7 +307,7 @@ class NativeEngine:
 
 
 def _embeddings(command: Load) -> dict[str, Path]:
-    """DescribedEnum -> file of the embeddings that fit the model; only CLIP reads any."""
+    """Return word -> file of the embeddings that fit the model; only CLIP reads any."""
     traits = FAMILIES[command.family]
     if command.embedding_dir is None or not traits.unet:
         return {}

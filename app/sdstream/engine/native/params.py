@@ -18,7 +18,6 @@ from sdstream.core.request import GenerationRequest
 from sdstream.core.samplers import CACHE_KNOBS, DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from sdstream.core.size import Size
 from sdstream.engine.native.bindings import control_image, lib, native_image
-from sdstream.weights import inspection
 from sdstream.weights.folders import weight_files
 
 #: Component of models.yaml -> field of sd_ctx_params_t.
@@ -177,7 +176,6 @@ def _set_loras(params: Any, folder: str, loras: Sequence[LoraChoice]) -> None:
     array = (sd.sd_lora_t * len(loras))()
     for entry, lora in zip(array, loras, strict=True):
         path = file_of(folder, lora.id, "LoRA")
-        inspection.check_lora(lora.id, path)
         entry.path, entry.multiplier = str(path).encode(), lora.scale
     # Ctypes keeps the array alive through the pointer.
     params.loras = ctypes.cast(array, ctypes.POINTER(sd.sd_lora_t))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Final
 
@@ -15,6 +16,8 @@ _PHASE_LINES: Final = (
     ("- decoding ", Phase.DECODING),
     ("- upscaling from ", Phase.UPSCALING),
 )
+
+_VERSION_LINE: Final = re.compile(r" - Version: (.+)$")
 
 
 class ImageProgress:
@@ -81,13 +84,25 @@ class ImageProgress:
 
 
 class LoadProgress:
-    """Passes on that weights are being read, at most once a second."""
+    """Passes on that weights are being read, at most once a second.
+
+    Attributes:
+        version: What the runtime calls the kind of model; empty before it knows.
+    """
 
     def __init__(self, emit: Emit) -> None:
+        self.version = ""
         self._emit = emit
         self._next = 0.0
 
-    def __call__(self, step: int, steps: int) -> None:
+    def heard(self, line: str) -> None:
+        """Take up a log line of the runtime."""
+        found = _VERSION_LINE.search(line)
+        if found is not None:
+            self.version = found[1]
+
+    def progressed(self, step: int, steps: int) -> None:
+        """Take up the progress callback."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + 1.0
             self._emit(Progress("", 0, Phase.LOADING, step, steps))

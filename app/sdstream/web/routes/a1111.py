@@ -364,7 +364,8 @@ class A1111Routes:
         """GET embeddings."""
         model = self._user(request).chosen.model or self._service.catalog.default
         words = self._service.pool.embeddings(model)
-        return respond.json_bytes(answers.embeddings(words))
+        assets = await asyncio.to_thread(self._service.assets)
+        return respond.json_bytes(answers.embeddings(words, assets.unusable.get("embedding", {})))
 
     async def control_net(self, request: Request) -> Response:
         """GET of a list of the ControlNet extension's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from sdstream.web.schemas import (
     OBJECT,
     STRING,
     json_of,
+    listing,
     page_of,
     record,
     ref,
@@ -51,9 +53,14 @@ _MODELS: Final = Operation("List the models", {200: json_of(ref("Models"))})
 _ONE_MODEL: Final = Operation("Get a model with its options", _MODEL, errors=(NotFound,))
 _LOAD: Final = Operation("Load a model", _MODEL, errors=(NotFound, Unavailable))
 _UNLOAD: Final = Operation("Unload a model", _MODEL, errors=(NotFound,))
-_LORAS: Final = Operation("List the LoRAs", {200: json_of(page_of(record(_NAMED)))})
+_UNUSABLE: Final = {"unusable": listing(record({"file": STRING, "error": STRING}))}
+_LORAS: Final = Operation(
+    "List the LoRAs, and the files that cannot be used",
+    {200: json_of(page_of(record(_NAMED), **_UNUSABLE))},
+)
 _UPSCALERS: Final = Operation(
-    "List the upscalers", {200: json_of(page_of(record({**_NAMED, "factor": INTEGER})))}
+    "List the upscalers, and the files that cannot be used",
+    {200: json_of(page_of(record({**_NAMED, "factor": INTEGER}), **_UNUSABLE))},
 )
 _CONFIG: Final = Operation("Get states in OpenVINO Model Server's form", {200: json_of(OBJECT)})
 _AUTH: Final = Operation(
@@ -137,7 +144,7 @@ class ModelRoutes:
         """GET /v1/loras: what a request may name in lora."""
         assets = await asyncio.to_thread(self.service.assets)
         data = [{"id": name, "object": "lora"} for name in assets.loras]
-        return respond.json_bytes(compact({"object": "list", "data": data}))
+        return _listed(data, assets.unusable.get("lora", {}))
 
     async def upscalers(self, _request: Request) -> Response:
         """GET /v1/upscalers: what a request may name in upscaler."""
@@ -146,7 +153,7 @@ class ModelRoutes:
             {"id": name, "object": "upscaler", "factor": factor}
             for name, factor in assets.upscalers.items()
         ]
-        return respond.json_bytes(compact({"object": "list", "data": data}))
+        return _listed(data, assets.unusable.get("upscaler", {}))
 
     async def image(self, request: Request) -> Response:
         """GET /v1/images/{id}/content."""
@@ -229,6 +236,11 @@ class ModelRoutes:
         if why:
             fields["error"] = why
         return fields
+
+
+def _listed(data: list[dict[str, Any]], unusable: Mapping[str, str]) -> Response:
+    files = [{"file": file, "error": problem} for file, problem in unusable.items()]
+    return respond.json_bytes(compact({"object": "list", "data": data, "unusable": files}))
 
 
 #: What Xinference's client asks for before it sends images to be read.

@@ -1,0 +1,79 @@
+"""LoRAs of a request, checked against the model that is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from sdstream.core.errors import EngineError, Reason
+from sdstream.engine.native.names import runtime_name, version_number
+from sdstream.weights import headers, inspection
+from sdstream.weights.loras import LoraUnfit, Weight, check_fit, is_quantised
+
+#: Component -> what the runtime puts before its tensors' names, in a UNet's model and in others
+#: (new_sd_ctx in src/stable-diffusion.cpp). A LoRA changes nothing in the other components.
+_PREFIXES: Final = {
+    "model": ("", ""),
+    "diffusion_model": ("model.diffusion_model.", "model.diffusion_model."),
+    "clip_l": ("cond_stage_model.transformer.", "text_encoders.clip_l.transformer."),
+    "clip_g": ("cond_stage_model.1.transformer.", "text_encoders.clip_g.transformer."),
+    "t5xxl": ("text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.transformer."),
+    "llm": ("text_encoders.llm.", "text_encoders.llm."),
+    "vae": ("vae.", "vae."),
+}
+
+
+class LoraCheck:
+    """Says before an image whether its LoRAs can be applied, and what of them."""
+
+    def __init__(self, files: Mapping[str, Path], *, unet: bool, wtype: str, version: str) -> None:
+        """Remember what is loaded; its headers are read with the first LoRA.
+
+        Args:
+            files: Component of models.yaml to file.
+            unet: The model is a UNet.
+            wtype: Type that the weights were converted to; empty for their own.
+            version: What the runtime's log calls the kind of model.
+        """
+        self._files = files
+        self._unet = unet
+        self._wtype = wtype
+        self._version = version_number(version)
+        self._model: dict[str, Weight] | None = None
+
+    def check(self, name: str, path: Path) -> tuple[str, ...]:
+        """Return a sentence for everything of a LoRA that is left out.
+
+        Raises:
+            EngineError: The runtime would end, or change nothing.
+        """
+        found = inspection.read_lora(name, path)
+        if runtime_name is None or self._version is None:
+            return (f"The LoRA '{name}' was not checked against the model on this system.",)
+        if self._model is None:
+            self._model = self._weights(self._version)
+        tensors = {
+            runtime_name(f"lora.{tensor}", self._version): shape
+            for tensor, shape in found.shapes.items()
+        }
+        try:
+            left_out = check_fit(tensors, found.shapes, self._model)
+        except LoraUnfit as error:
+            message = f"The LoRA '{name}' {error}."
+            raise EngineError(Reason.GENERATION_FAILED, message) from None
+        return tuple(f"The LoRA '{name}' {predicate}." for predicate in left_out)
+
+    def _weights(self, version: int) -> dict[str, Weight]:
+        assert runtime_name is not None
+        weights = {}
+        for component, path in self._files.items():
+            if component not in _PREFIXES:
+                continue
+            prefix = _PREFIXES[component][0 if self._unet else 1]
+            for tensor in headers.read(path).tensors:
+                whole = tensor.name if tensor.name.startswith(prefix) else prefix + tensor.name
+                kept = self._wtype if self._wtype and len(tensor.shape) > 1 else tensor.type
+                weight = Weight(tensor.shape, is_quantised(kept))
+                weights[runtime_name(whole, version)] = weight
+        return weights

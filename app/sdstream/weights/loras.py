@@ -1,0 +1,224 @@
+"""Whether a LoRA fits a model, before the runtime applies it.
+
+The runtime ends its process on a LoRA whose sides differ from the model's, on LoHa and ``.diff``
+files over quantised weights, and generates without a word when no name matches. All of that follows
+from names and shapes. The rules are those of stable-diffusion.cpp's src/lora.hpp, on tensors that
+have its own names already: ``lora.WEIGHT[.INDEX].PART``. Some model weights hold several matrices
+one after the other (query, key and value), which a file has singly as INDEX 0, 1, 2.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+Shape = tuple[int, ...]
+#: Part of a LoRA ("lora_up") -> its shape.
+Parts = Mapping[str, Shape]
+
+_PARTS: Final = (
+    "lora_down", "lora_mid", "lora_up", "alpha", "scale", "diff",
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
+)  # fmt: skip
+_NAME: Final = re.compile(rf"lora\.(?P<key>.+)\.(?P<part>{'|'.join(_PARTS)})")
+_INDEX: Final = re.compile(r"(?P<weight>.+)\.(?P<index>\d)")
+#: Weight-decomposed LoRAs have these beside ordinary ones; the runtime reads neither.
+_DORA: Final = (".dora_scale", ".lora_magnitude_vector")
+_PEFT: Final = "base_model.model."
+#: Layers of a UNet in diffusers; the runtime knows them behind the name of the part alone.
+_LAYERS: Final = ("down_blocks.", "mid_block.", "up_blocks.")
+
+#: Types whose weights the runtime cannot add a difference to.
+_PLAIN: Final = frozenset({"f32", "f16", "bf16", "f64", "f8_e4m3", "f8_e5m2", "i32", "i64"})
+#: The second text encoder of SDXL keeps query, key and value in one matrix.
+_JOINED: Final = (
+    "cond_stage_model.1.transformer.text_model.encoder.layers.0.self_attn.in_proj.weight"
+)
+_JOINED_LAYERS: Final = "cond_stage_model.1.transformer.text_model.encoder.layers"
+_JOINED_ORDER: Final = {"q_proj": "", "k_proj": ".1", "v_proj": ".2"}
+_SINGLE: Final = re.compile(r"self_attn\.(q_proj|k_proj|v_proj)\.(weight|bias)")
+
+
+class LoraUnfit(Exception):
+    """The LoRA cannot be applied; the text is a predicate ("does not fit ...") without subject."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight of a model.
+
+    Attributes:
+        shape: The innermost dimension first.
+        quantised: The runtime keeps it in a quantised type.
+    """
+
+    shape: Shape
+    quantised: bool = False
+
+
+def is_quantised(type_name: str) -> bool:
+    """Return whether a type of ggml packs several weights in a block."""
+    return type_name not in _PLAIN
+
+
+def check_fit(
+    tensors: Mapping[str, Shape], names: Collection[str], model: Mapping[str, Weight]
+) -> tuple[str, ...]:
+    """Check that the runtime can apply a LoRA to a model.
+
+    Args:
+        tensors: The LoRA's tensors by the runtime's names.
+        names: The same tensors as the file names them.
+        model: The model's weights by the runtime's names.
+
+    Returns:
+        What is left out, one predicate each.
+
+    Raises:
+        LoraUnfit: The runtime would end, or change nothing.
+    """
+    at_runtime = any(weight.quantised for weight in model.values())
+    applied = 0
+    for name, found in _by_weight(tensors, model).items():
+        weight = model[name]
+        for parts in _complete(found):
+            _check_form(name, parts, weight)
+            applied += len(parts)
+        _check_size(name, [*_complete(found)], weight, pads=not at_runtime)
+    count = len(tensors)
+    if not applied:
+        raise LoraUnfit(f"does not fit this model: {_why_none(names, count)}")
+    left_out = []
+    dora = sum(name.endswith(_DORA) for name in names)
+    if applied + dora < count:
+        left_out.append(f"was applied in part: {applied} of its {count} tensors fit this model")
+    if dora:
+        left_out.append(
+            f"was applied without its {dora} DoRA scales, which the runtime does not read"
+        )
+    return tuple(left_out)
+
+
+def _why_none(names: Collection[str], count: int) -> str:
+    if any(name.startswith(_PEFT) for name in names):
+        return (
+            f"the runtime does not read names that begin with '{_PEFT}', as PEFT saves them; "
+            "remove that beginning from the names in the file"
+        )
+    if any(name.startswith(_LAYERS) for name in names):
+        return (
+            "the runtime reads the names of a UNet's layers only with 'unet.' before them; add "
+            "that to the names in the file"
+        )
+    return f"none of its {count} tensors has the name of a weight of the model"
+
+
+def _by_weight(
+    tensors: Mapping[str, Shape], model: Mapping[str, Weight]
+) -> dict[str, dict[int, dict[str, Shape]]]:
+    """Weight of the model -> index -> parts, for the tensors that name a weight of the model."""
+    found: dict[str, dict[int, dict[str, Shape]]] = defaultdict(lambda: defaultdict(dict))
+    for name, shape in tensors.items():
+        match = _NAME.fullmatch(_joined(name) if _JOINED in model else name)
+        if match is None:
+            continue
+        weight, index = match["key"], 0
+        numbered = _INDEX.fullmatch(weight)
+        if weight not in model and numbered is not None:
+            weight, index = numbered["weight"], int(numbered["index"])
+        if weight in model:
+            found[weight][index][match["part"]] = shape
+    return found
+
+
+def _joined(name: str) -> str:
+    if _JOINED_LAYERS not in name:
+        return name
+    return _SINGLE.sub(lambda m: f"self_attn.in_proj.{m[2]}{_JOINED_ORDER[m[1]]}", name)
+
+
+def _complete(found: Mapping[int, Parts]) -> Iterable[Parts]:
+    """Yield the parts of index 0, 1, ... as long as they make a matrix: the rest is not read."""
+    index = 0
+    while index in found and _elements(found[index]) is not None:
+        yield found[index]
+        index += 1
+
+
+def _elements(parts: Parts) -> int | None:
+    """Return the number of weights that the parts change; None when one of them is missing."""
+    if {"lora_up", "lora_down"} <= parts.keys():
+        return math.prod(parts["lora_up"]) // _rank(parts["lora_down"]) * _inner(parts)
+    if "diff" in parts:
+        return math.prod(parts["diff"])
+    if {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
+        if "hada_t1" in parts:  # Tucker: the core has the kernel's sides
+            kernel = math.prod(parts["hada_t1"]) // _rank(parts["hada_w1_b"]) ** 2
+            return _outer(parts["hada_w1_a"], parts["hada_w1_b"]) * kernel
+        return _outer(parts["hada_w1_a"], parts["hada_w1_b"])
+    sides = [_kronecker(parts, f"lokr_w{number}") for number in (1, 2)]
+    return None if None in sides else math.prod(side for side in sides if side is not None)
+
+
+def _kronecker(parts: Parts, name: str) -> int | None:
+    if name in parts:
+        return math.prod(parts[name])
+    if {f"{name}_a", f"{name}_b"} <= parts.keys():
+        return _outer(parts[f"{name}_a"], parts[f"{name}_b"])
+    return None
+
+
+def _rank(down: Shape) -> int:
+    return down[-1]
+
+
+def _outer(up: Shape, down: Shape) -> int:
+    return math.prod(up) * math.prod(down) // _rank(down) ** 2
+
+
+def _check_form(name: str, parts: Parts, weight: Weight) -> None:
+    """Raise for what the runtime computes on the weight itself, where that is quantised."""
+    forms = {"hada_w1_a": "a LoHa", "diff": "a difference ('.diff')"}
+    form = next((form for part, form in forms.items() if part in parts), None)
+    if weight.quantised and form is not None and "lora_up" not in parts:
+        raise LoraUnfit(
+            f"contains {form}, which the runtime cannot apply to quantised weights ('{name}'); "
+            "use this LoRA with the f16 file of the model"
+        )
+
+
+def _check_size(name: str, found: list[Parts], weight: Weight, *, pads: bool) -> None:
+    """Raise when the LoRA's matrices are not those of the weight.
+
+    Args:
+        name: Of the weight.
+        found: Complete parts, in the order of their index.
+        weight: Of the model.
+        pads: The runtime adds rows of zeros where the last ones are missing.
+    """
+    if not found:
+        return
+    elements = sum(_elements(parts) or 0 for parts in found)
+    wanted = math.prod(weight.shape)
+    sides = [_inner(parts) for parts in found if "lora_down" in parts]
+    inner = wanted // weight.shape[-1] if len(weight.shape) > 1 else None
+    same = all(side == inner for side in sides) if inner else True
+    short = pads and len(weight.shape) == 2 and elements < wanted and same
+    if (elements == wanted and same) or short:
+        return
+    raise LoraUnfit(
+        f"is for another model: its matrix for '{name}' has {elements} elements, and the model's "
+        f"has {wanted}"
+    )
+
+
+def _inner(parts: Parts) -> int:
+    """Return the number of inputs of a LoRA's first matrix, the kernel's sides included."""
+    down = parts["lora_down"]
+    kernel = math.prod(parts["lora_mid"]) // _rank(down) ** 2 if "lora_mid" in parts else 1
+    return math.prod(down) // _rank(down) * kernel

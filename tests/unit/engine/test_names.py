@@ -1,0 +1,50 @@
+"""The runtime's names of tensors, asked of the library itself."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+
+from sdstream.engine.native.names import runtime_name, version_number
+
+pytestmark = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="x86-64 alone has the calling convention"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "wanted"),
+    [
+        (
+            "lora.transformer.transformer_blocks.0.attn.to_k.lora_A.weight",
+            "Flux",
+            "lora.model.diffusion_model.double_blocks.0.img_attn.qkv.weight.1.lora_down",
+        ),
+        (
+            "lora.lora_te2_text_model_encoder_layers_0_self_attn_k_proj.lora_up.weight",
+            "SDXL",
+            "lora.cond_stage_model.1.transformer.text_model.encoder.layers.0.self_attn.k_proj"
+            ".weight.lora_up",
+        ),
+        (
+            "lora.diffusion_model.single_blocks.3.linear1.diff_b",
+            "Ovis Image",
+            "lora.model.diffusion_model.single_blocks.3.linear1.bias.diff",
+        ),
+        ("lora.nothing.known", "SD 1.x", "lora.nothing.known"),
+        ("a", "SD 1.x", "a"),
+    ],
+)
+def test_names(name: str, version: str, wanted: str) -> None:
+    """Short and long ones, of several kinds of models; again and again."""
+    number = version_number(version)
+    assert runtime_name is not None
+    assert number is not None
+    for _ in range(1000):
+        assert runtime_name(name, number) == wanted
+
+
+def test_a_kind_that_is_not_known() -> None:
+    """A newer runtime may have more kinds than this module."""
+    assert version_number("Flux.9") is None

@@ -1,0 +1,135 @@
+"""Whether a LoRA fits a model, by names and shapes alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdstream.weights.loras import LoraUnfit, Shape, Weight, check_fit
+
+QKV = "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"
+CONV = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight"
+BIAS = "model.diffusion_model.input_blocks.1.0.in_layers.2.bias"
+JOINED = "cond_stage_model.1.transformer.text_model.encoder.layers.0.self_attn"
+F16 = {
+    QKV: Weight((256, 768)),
+    CONV: Weight((3, 3, 64, 32)),
+    BIAS: Weight((32,)),
+    f"{JOINED}.in_proj.weight": Weight((1280, 3840)),
+}
+Q8 = {name: Weight(weight.shape, quantised=len(weight.shape) == 2) for name, weight in F16.items()}
+
+
+def lora(weight: str, inner: Shape, outer: Shape) -> dict[str, Shape]:
+    """The two matrices of a LoRA with its alpha."""
+    return {
+        f"lora.{weight}.lora_down": inner,
+        f"lora.{weight}.lora_up": outer,
+        f"lora.{weight}.alpha": (1,),
+    }
+
+
+def check(tensors: dict[str, Shape], model: dict[str, Weight] = Q8) -> tuple[str, ...]:
+    """The fit of a file whose names are the runtime's."""
+    return check_fit(tensors, tensors, model)
+
+
+@pytest.mark.parametrize("model", [F16, Q8], ids=["f16", "q8_0"])
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        lora(QKV, (256, 4), (4, 768)),
+        lora(CONV, (3, 3, 64, 4), (1, 1, 4, 32)),
+        {**lora(CONV, (1, 1, 64, 4), (1, 1, 4, 32)), f"lora.{CONV}.lora_mid": (3, 3, 4, 4)},
+        {
+            **lora(QKV, (256, 4), (4, 256)),
+            **lora(f"{QKV}.1", (256, 8), (8, 256)),
+            **lora(f"{QKV}.2", (256, 4), (4, 256)),
+        },
+        {
+            **lora(f"{JOINED}.q_proj.weight", (1280, 4), (4, 1280)),
+            **lora(f"{JOINED}.k_proj.weight", (1280, 4), (4, 1280)),
+            **lora(f"{JOINED}.v_proj.weight", (1280, 4), (4, 1280)),
+        },
+        {f"lora.{BIAS}.diff": (32,)},
+        {f"lora.{QKV}.lokr_w1": (16, 16), f"lora.{QKV}.lokr_w2": (16, 48)},
+        {
+            f"lora.{QKV}.lokr_w1": (16, 16),
+            f"lora.{QKV}.lokr_w2_a": (2, 48),
+            f"lora.{QKV}.lokr_w2_b": (16, 2),
+        },
+    ],
+    ids=["linear", "conv", "tucker", "three-in-one", "clip-g", "bias", "lokr", "lokr-of-four"],
+)
+def test_what_fits(tensors: dict[str, Shape], model: dict[str, Weight]) -> None:
+    """Nothing is left out."""
+    assert check(tensors, model) == ()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (lora(QKV, (320, 4), (4, 768)), "is for another model: its matrix for"),
+        (lora(QKV, (256, 4), (4, 1024)), "has 262144 elements, and the model's has 196608"),
+        (lora(QKV, (256, 4), (4, 256)), "is for another model"),
+        (lora(CONV, (1, 1, 64, 4), (1, 1, 4, 32)), "is for another model"),
+        (lora("model.diffusion_model.none.weight", (4, 4), (4, 4)), "none of its 3 tensors"),
+        (
+            {
+                "lora.base_model.model.unet.to_q.weight.lora_down": (4, 4),
+                "lora.base_model.model.unet.to_q.weight.lora_up": (4, 4),
+            },
+            "none of its 2 tensors",
+        ),
+        (
+            {f"lora.{QKV}.{part}": (4, 768) if part.endswith("a") else (256, 4)
+             for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+            "contains a LoHa, which the runtime cannot apply to quantised weights",
+        ),
+        ({f"lora.{QKV}.diff": (256, 768)}, "contains a difference ('.diff')"),
+        ({f"lora.{QKV}.lora_down": (256, 4)}, "none of its 1 tensors"),
+        ({"anything": (3,)}, "none of its 1 tensors"),
+    ],
+)  # fmt: skip
+def test_what_does_not(tensors: dict[str, Shape], words: str) -> None:
+    """The runtime would end its process, or generate as if there were no LoRA."""
+    with pytest.raises(LoraUnfit) as caught:
+        check(tensors)
+    assert words in str(caught.value)
+
+
+def test_differences_over_plain_weights() -> None:
+    """Only quantised weights cannot have them; rows that are missing are taken as zeros."""
+    loha = {
+        f"lora.{QKV}.{part}": (4, 768) if part.endswith("a") else (256, 4)
+        for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    }
+    assert check(loha, F16) == ()
+    assert check({f"lora.{QKV}.diff": (256, 768)}, F16) == ()
+    assert check(lora(QKV, (256, 4), (4, 256)), F16) == ()
+
+
+def test_parts() -> None:
+    """Both numbers are told, and what is known of the rest."""
+    fits = lora(QKV, (256, 4), (4, 768))
+    strange = lora("model.diffusion_model.none.weight", (4, 4), (4, 4))
+    assert check(fits | strange) == ("was applied in part: 3 of its 6 tensors fit this model",)
+    second = lora(f"{QKV}.2", (256, 4), (4, 256))
+    assert check(fits | second) == ("was applied in part: 3 of its 6 tensors fit this model",)
+    dora = {**fits, f"lora.{QKV}.dora_scale": (768,)}
+    assert check(dora) == (
+        "was applied without its 1 DoRA scales, which the runtime does not read",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("base_model.model.unet.a.lora_A.weight", "begin with 'base_model.model.'"),
+        ("down_blocks.0.a.lora_A.weight", "with 'unet.' before them"),
+    ],
+)
+def test_names_that_can_be_mended(name: str, words: str) -> None:
+    """The remedy is in the sentence."""
+    with pytest.raises(LoraUnfit) as caught:
+        check_fit({f"lora.{name}": (4, 4)}, [name], Q8)
+    assert words in str(caught.value)
