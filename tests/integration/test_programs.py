@@ -343,6 +343,21 @@ def test_hugging_faces_client(server: ServerProcess, tmp_path: Path) -> None:
     assert edited.size == (64, 64)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": "a" * 20_001},
+        {"inputs": "%%%", "parameters": {"prompt": "blue"}},
+        {"inputs": 3},
+    ],
+)
+def test_hugging_faces_names_in_errors(server: ServerProcess, body: dict[str, Any]) -> None:
+    """A fault of the prompt or of the image is told of 'inputs', as the client knows it."""
+    answer = httpx2.post(f"{server.url}/v1/models/embedded", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "inputs"
+
+
 def test_unknown_workflows_of_fireworks(server: ServerProcess) -> None:
     """A 404 that says what there is."""
     path = "/inference/v1/workflows/accounts/fireworks/models/flux-kontext-pro/get_result"

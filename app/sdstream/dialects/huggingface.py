@@ -31,8 +31,8 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
     rest = {k: v for k, v in body.items() if k not in ("inputs", "parameters", "options")}
     given = {**rest, **_flat(parameters), "model": model}
     if given.get("prompt") is None:
-        return parse({**given, "prompt": inputs}, hints)
-    return parse_edit({**given, "image": inputs}, hints)
+        return parse({**given, "prompt": inputs}, hints, client_names={"prompt": "inputs"})
+    return parse_edit({**given, "image": inputs}, hints, client_names={"image": "inputs"})
 
 
 def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:

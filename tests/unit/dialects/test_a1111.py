@@ -226,6 +226,42 @@ def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reaso
     assert error.reason is (reason or Reason.INVALID_VALUE)
 
 
+SECOND: dict[str, Any] = {
+    "enable_hr": True, "width": 64, "height": 96, "prompt": "a cat", "cfg_scale": 5, "steps": 4,
+    "sampler_name": "Euler",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "scale"),
+    [
+        ({"hr_cfg": 5, "hr_prompt": "a cat", "hr_sampler_name": "Euler"}, 2.0),
+        ({"hr_additional_modules": ["Use same choices"]}, 2.0),
+        ({"hr_checkpoint_name": "Use same checkpoint"}, 2.0),
+        ({"hr_resize_x": 96, "hr_resize_y": 144}, 1.5),
+        ({"hr_resize_y": 240, "hr_scale": 1}, 2.5),
+    ],
+)
+def test_second_passes_that_differ_in_size_only(fields: dict[str, Any], scale: float) -> None:
+    """Values that repeat those of the first pass, and sizes in place of a factor."""
+    assert txt2img(**SECOND, **fields).ask.params.hires_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"hr_cfg": 1.0}, "hr_cfg"),
+        ({"hr_prompt": "a dog"}, "hr_prompt"),
+        ({"hr_checkpoint_name": "other"}, "hr_checkpoint_name"),
+        ({"hr_resize_x": 128, "hr_resize_y": 128}, "hr_resize_x"),
+        ({"hr_resize_x": 128, "width": None}, "hr_resize_x"),
+    ],
+)
+def test_second_passes_of_another_picture(fields: dict[str, Any], param: str) -> None:
+    """The runtime's second pass has the first one's values, and its proportions."""
+    assert refused(**{**SECOND, **fields}).param == param
+
+
 @pytest.mark.parametrize(
     ("body", "param", "reason"),
     [

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -79,10 +80,21 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
     "mask_round": only(True),
 }
 
-#: Fields of a second pass that would make it another picture.
-_SECOND_PASS_OF_ITS_OWN: Final = (
-    "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt",
-    "hr_cfg", "hr_distilled_cfg", "hr_additional_modules",
+#: Field of a second pass -> the first pass's field, which it must agree with.
+_SECOND_PASS: Final[Mapping[str, str]] = {
+    "hr_checkpoint_name": "model",
+    "hr_sampler_name": "sampler_name",
+    "hr_scheduler": "scheduler",
+    "hr_prompt": "prompt",
+    "hr_negative_prompt": "negative_prompt",
+    "hr_cfg": "cfg_scale",
+    "hr_distilled_cfg": "distilled_cfg_scale",
+    "hr_additional_modules": "",
+}
+#: Values of these fields that leave the second pass as the first.
+_SAME: Final[tuple[object, ...]] = (
+    None, "", 0, [], "Use same checkpoint", "Use same sampler", "Use same scheduler",
+    ["Use same choices"],
 )  # fmt: skip
 
 #: Hires upscalers that work on the latent image.
@@ -182,7 +194,7 @@ def parse(
     canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
     canonical["prompt"] = canonical.get("prompt", "")
     canonical |= _sampling(fields) | _count(fields)
-    if fields.enable_hr and fields.hr_scale != 1:
+    if fields.enable_hr and (fields.hr_scale != 1 or fields.hr_resize_x or fields.hr_resize_y):
         canonical |= _second_pass(fields, given)
     override, ignored = settings(fields.override_settings, handling, "override_settings")
     canonical |= _chosen(fields, override.over(earlier))
@@ -274,21 +286,43 @@ def _sampling(fields: _Fields) -> JsonObject:
 
 def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
     """The hires fix: its scale, and not a size; the same model, sampler and prompt."""
-    for name in (*_SECOND_PASS_OF_ITS_OWN, "hr_resize_x", "hr_resize_y"):
-        if given.get(name) not in (None, "", 0, [], "Use same checkpoint", "Use same sampler",
-                                   "Use same scheduler"):  # fmt: skip
+    for name, first in _SECOND_PASS.items():
+        value = given.get(name)
+        if value not in _SAME and value != given.get(first):
             raise InvalidRequest(
-                f"'{name}' is not supported; the second pass differs only in size.",
+                f"'{name}' differs from the first pass; the second pass differs only in size.",
                 reason=Reason.NOT_SUPPORTED,
                 param=name,
             )
     upscaler = find_hires_upscaler("hr_upscaler", fields.hr_upscaler)
-    found: JsonObject = {"hires_scale": fields.hr_scale, "hires_upscaler": upscaler}
+    found: JsonObject = {"hires_scale": _hires_scale(fields, given), "hires_upscaler": upscaler}
     if fields.hr_second_pass_steps:
         found["hires_steps"] = math.ceil(fields.hr_second_pass_steps)
     if fields.denoising_strength is not None:
         found["hires_strength"] = fields.denoising_strength
     return found
+
+
+def _hires_scale(fields: _Fields, given: Mapping[str, Any]) -> float:
+    """Return how many times the second pass is larger; A1111's sizes of it win over its factor."""
+    x, y = fields.hr_resize_x, fields.hr_resize_y
+    if not (x or y):
+        return fields.hr_scale
+    name = "hr_resize_x" if x else "hr_resize_y"
+    width, height = given.get("width"), given.get("height")
+    if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
+        raise InvalidRequest(
+            f"'{name}' requires 'width' and 'height'.", reason=Reason.MISSING_FIELD, param=name
+        )
+    scales = {Fraction(new, old) for new, old in ((x, width), (y, height)) if new}
+    if len(scales) > 1:
+        raise InvalidRequest(
+            f"'hr_resize_x' and 'hr_resize_y' ({x} x {y}) must keep the proportions of "
+            f"{width} x {height}.",
+            reason=Reason.NOT_SUPPORTED,
+            param=name,
+        )
+    return float(scales.pop())
 
 
 def _chosen(fields: _Fields, settings: Settings) -> JsonObject:

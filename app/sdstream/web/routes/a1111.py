@@ -427,11 +427,15 @@ class A1111Routes:
     async def extra_batch_images(self, request: Request) -> Response:
         """POST extra-batch-images: enlarge several pictures, one job after the other."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
-        if "idempotency-key" in request.headers:
+        given = {
+            "Idempotency-Key": "idempotency-key" in request.headers,
+            "Prefer: respond-async": negotiation.prefers_no_wait(request),
+        }
+        for header in (name for name, is_given in given.items() if is_given):
             raise InvalidRequest(
-                "'Idempotency-Key' is not supported on this route, which makes several jobs.",
+                f"'{header}' is not supported on this route, which makes several jobs.",
                 reason=Reason.NOT_SUPPORTED,
-                param="Idempotency-Key",
+                param=header.partition(":")[0],
             )
         handling = negotiation.handling_of(request)
         asks = await asyncio.to_thread(extras.parse_batch, body, handling)
