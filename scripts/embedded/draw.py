@@ -11,6 +11,7 @@ learns shapes, not the noise of where they are; a small share of single objects 
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -126,6 +127,15 @@ def draw(seed: int, width: int = 128, height: int = 128) -> Picture:
     if rng.random() < 0.08:
         caption = ""  # the empty prompt is what guidance steers away from
     return Picture(canvas.finish(), caption, plan)
+
+
+def caption_words(count: int = 15_000) -> list[str]:
+    """Return the words in the captions of that many pictures, in lower case.
+
+    They are all that a model trained on these pictures was shown.
+    """
+    captions = " ".join(draw(seed, 16, 16).caption for seed in range(count)).lower()
+    return sorted(set(re.findall(r"[^\W\d_]+", captions)))
 
 
 def render(plan: Plan, seed: int = 0, width: int = 128, height: int = 128) -> NDArray[np.uint8]:

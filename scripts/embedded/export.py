@@ -97,6 +97,7 @@ def card(model: Path, packed: Path, kind: str, notes: dict[str, str]) -> dict[st
         "data": "pictures and captions drawn by scripts/embedded/draw.py; nothing was downloaded",
         "objects": list(SHAPES),
         "colours": list(draw.COLOURS),
+        "words": draw.caption_words(),
         "recipe": "flow matching, Muon and AdamW, moving average; see scripts/embedded/README.md",
         "pictures_seen": int(notes.get("pictures", 0)),
         "quantisation": kind,

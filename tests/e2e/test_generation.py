@@ -142,6 +142,15 @@ def test_a_negative_prompt_at_cfg_1_is_warned_of(native_server: ServerProcess) -
     assert pixels(native_server, negative_prompt="blue") == pixels(native_server)
 
 
+def test_words_that_the_built_in_model_does_not_know(native_server: ServerProcess) -> None:
+    """They are named with what it knows, and the image is generated from the others."""
+    answer = native_server.post({**SMALL, "prompt": "an astronaut on a horse, a red circle"}).json()
+    (warning,) = answer["warnings"]
+    assert warning.startswith("The model 'embedded' does not know 'astronaut', 'horse'. It knows:")
+    assert len(answer["data"]) == 1
+    assert "warnings" not in native_server.post({**SMALL, "prompt": "a red circle"}).json()
+
+
 def test_n_pictures_are_n_single_ones(native_server: ServerProcess) -> None:
     """Picture i of n is that of seed + i, pixel for pixel."""
     together = [picture.tobytes() for picture in drawn(native_server, n=3, seed=50)]

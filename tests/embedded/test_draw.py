@@ -5,9 +5,20 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from scripts.embedded.draw import COLOURS, KINDS, PLACES, Picture, Plan, Thing, draw, render
+from scripts.embedded.draw import (
+    COLOURS,
+    KINDS,
+    PLACES,
+    Picture,
+    Plan,
+    Thing,
+    caption_words,
+    draw,
+    render,
+)
 from scripts.embedded.shapes import NATURAL, PALETTE, SHAPES
 from scripts.embedded.wording import COLOUR_WORDS
+from sdstream.weights.embedded import vocabularies
 
 SIZES = [(64, 64), (96, 96), (128, 128), (192, 128), (128, 192), (256, 256), (256, 64), (80, 176)]
 
@@ -132,3 +143,10 @@ def test_render_draws_the_plan() -> None:
     pixels = render(plan, 3, 128, 64).astype(int)
     assert np.abs(pixels[32, 32] - PALETTE["red"]).max() < 12
     assert np.abs(pixels[2, 120] - PALETTE["blue"]).max() < 12
+
+
+def test_the_words_of_the_captions_are_those_of_the_card() -> None:
+    """The service warns of words in prompts that the built-in model was never shown."""
+    (known,) = vocabularies().values()
+    assert sorted(known.words) == caption_words()
+    assert known.unknown("three yellow stars next to a house") == []

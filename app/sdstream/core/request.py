@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from sdstream.core.options import Options, OutputFormat
 from sdstream.core.placement import Box, Placement
 from sdstream.core.size import Size
+from sdstream.core.vocabulary import Vocabulary
 
 #: As ``previews``: a preview after each step.
 EVERY_STEP: Final = -1
@@ -176,18 +177,20 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """What the operator's folders add to the models.
+    """What the operator's folders add to the models, and what small models know.
 
     Attributes:
         loras: Names; those of files in subfolders begin with the folder.
         lora_in_prompt: ``<lora:name:scale>`` in a prompt counts.
         upscalers: Name -> how many times it enlarges.
+        vocabularies: Location of a model's file -> the words that it was taught, for small models.
         unusable: "lora", "embedding" or "upscaler" -> file -> why it cannot be used, a predicate.
     """
 
     loras: Collection[str] = ()
     lora_in_prompt: bool = False
     upscalers: Mapping[str, int] = field(default_factory=dict)
+    vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
     unusable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 

@@ -110,7 +110,12 @@ def resolve(
     else:
         request = _generation(ask, spec, sources, assets, limits, safety, random_seed)
     _check_sides(ask, request)
-    warnings = (*_alias(ask, spec, catalog), *_cut(request, spec), *request.warnings)
+    warnings = (
+        *_alias(ask, spec, catalog),
+        *_cut(request, spec),
+        *_unknown_words(request, spec, assets),
+        *request.warnings,
+    )
     return replace(request, warnings=warnings)
 
 
@@ -122,6 +127,13 @@ def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
         f"The model '{spec.id}' cannot generate {request.cut}: the image is the middle of one of "
         f"{request.runtime_size}.",
     )
+
+
+def _unknown_words(request: GenerationRequest, spec: ModelSpec, assets: Assets) -> tuple[str, ...]:
+    """The warning of words that a small model was never shown."""
+    vocabulary = assets.vocabularies.get(spec.files.model or "")
+    warning = vocabulary.warning(spec.id, request.prompt) if vocabulary else None
+    return (warning,) if warning else ()
 
 
 def _alias(ask: ParsedRequest, spec: ModelSpec, catalog: Catalog) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from sdstream.settings import Settings, worker_environment
 from sdstream.storage.job_store import JobStore
 from sdstream.system import total_memory
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
+from sdstream.weights.embedded import vocabularies
 from sdstream.weights.folders import pickle_files, weight_files
 from sdstream.weights.inspection import problem_of, upscaler_factor
 
@@ -249,6 +250,7 @@ def _assets(settings: Settings) -> Assets:
         loras=loras,
         lora_in_prompt=settings.lora_in_prompt,
         upscalers={name: factor for name, factor in factors.items() if factor is not None},
+        vocabularies={} if settings.engine == "fake" else vocabularies(),
         unusable=unusable,
     )
 

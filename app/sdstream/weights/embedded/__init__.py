@@ -11,10 +11,12 @@ import json
 import lzma
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sdstream.core.locations import BUILTIN
+from sdstream.core.vocabulary import Vocabulary
 
 #: Names after ``builtin:``; each is a packed file and a card in this folder.
 MODELS: Final = ("drawings",)
@@ -50,10 +52,24 @@ def materialise(location: str, cache_dir: Path) -> Path:
     return target
 
 
+@cache
+def vocabularies() -> dict[str, Vocabulary]:
+    """Return the location of each built-in model -> the words that it was taught."""
+    cards = {name: _card(name) for name in MODELS}
+    return {
+        f"{BUILTIN}{name}": Vocabulary(frozenset(card["words"]), (*card["objects"], "landscapes"))
+        for name, card in cards.items()
+    }
+
+
 def _checksum(name: str) -> str:
-    card = json.loads((_FOLDER / f"{name}.json").read_text())
-    checksum: str = card["files"]["model.gguf"]["sha256"]
+    checksum: str = _card(name)["files"]["model.gguf"]["sha256"]
     return checksum
+
+
+def _card(name: str) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text())
+    return card
 
 
 def _sha256(data: bytes) -> str:
