@@ -335,7 +335,7 @@ def test_a_signal_ends_a_private_server(tmp_path: Path, number: int, code: int) 
     time.sleep(1)
     engines = children.read_text().split()
     process.send_signal(number)
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=90)
     assert process.returncode == code
     assert b"Traceback" not in error
     assert b"Aborted" not in error
@@ -354,7 +354,7 @@ def test_ctrl_c_while_a_server_draws(tmp_path: Path, fake_server: ServerProcess)
     )
     wait_until(lambda: fake_server.metric("sdstream_running_jobs") == 1, 20, "it does not begin")
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=10)
+    _, error = process.communicate(timeout=90)
     assert process.returncode == 130
     assert b"Aborted" not in error
     wait_until(

@@ -351,14 +351,16 @@ def test_a_cancel_leaves_the_model_loaded(native_server: ServerProcess, step: in
     before = native_server.post(SMALL).json()["data"]
     worker = native_server.worker_pid()
     cancelled = native_server.metric("sdstream_jobs_total", outcome="cancelled")
-    call = Call(native_server, {**SMALL, "size": "256x256", "sample_steps": 150, "stream": True})
+    call = Call(
+        native_server, {**SMALL, "size": "256x256", "sample_steps": 150, "n": 4, "stream": True}
+    )
     call.wait_for("running")
     if step:
         call.wait_for_step(step)
     call.leave()
     left = time.monotonic()
     after = native_server.post(SMALL).json()["data"]
-    assert time.monotonic() - left < 5
+    assert time.monotonic() - left < 20
     assert after == before
     assert native_server.worker_pid() == worker
     assert native_server.metric("sdstream_jobs_total", outcome="cancelled") == cancelled + 1

@@ -306,7 +306,7 @@ def test_signals(tmp_path: Path, number: signal.Signals) -> None:
         assert json.loads(process.stdout.readline())["id"] == 1
         assert len([*temporary.iterdir()]) == 1
         process.send_signal(number)
-        assert process.wait(10) == -number
+        assert process.wait(90) == -number
     assert [*temporary.iterdir()] == []
 
 

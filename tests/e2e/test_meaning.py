@@ -14,6 +14,9 @@ from PIL import Image, ImageDraw
 from scripts.embedded.score import Table, cases, score
 from tests.support.servers import ServerProcess
 
+#: Dozens of images in one test, on a machine that may have other things to do.
+pytestmark = pytest.mark.timeout(1200)
+
 Pixels = np.ndarray[Any, np.dtype[np.int16]]
 
 #: What the training pictures call by these names, more or less.

@@ -203,7 +203,7 @@ def test_bars_in_a_terminal(hub: FakeHub, tmp_path: Path) -> None:
         while block := os.read(master, 65_536):
             shown += block.decode(errors="replace")
     os.close(master)
-    assert process.wait(20) == 0
+    assert process.wait(90) == 0
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     for words in ("flat-Q8_0.gguf ━", "ae.safetensors ━", "all            ━", "400.0/400.0 kB"):
         assert words in shown
@@ -402,7 +402,7 @@ def test_two_at_once(hub: FakeHub, tmp_path: Path) -> None:
     time.sleep(1)
     hub.gate.set()
     for process in both:
-        _, error = process.communicate(timeout=30)
+        _, error = process.communicate(timeout=90)
         assert process.returncode == 0, error
         told.append(error)
     assert sum("another process is fetching it" in error for error in told) == 1

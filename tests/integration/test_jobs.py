@@ -702,7 +702,7 @@ def test_jobs_expire_with_their_images(tmp_path: Path) -> None:
 def test_two_servers_cannot_share_a_folder(fake_server: ServerProcess) -> None:
     """The second ends at once with a sentence."""
     with running_server(fake_server.log.parent, wait=False, engine="fake") as second:
-        assert second.process.wait(20) == 78
+        assert second.process.wait(90) == 78
         assert "in use by another server" in second.log.read_text()
 
 
@@ -763,7 +763,7 @@ def test_a_restart_lays_background_jobs_aside(tmp_path: Path) -> None:
             seen += events
         assert call.answer.status == 503
         assert seen[-1].name == "queued"
-        assert server.process.wait(20) == 143 or server.process.returncode == -15
+        assert server.process.wait(90) == 143 or server.process.returncode == -15
     for _ in range(2):
         with running_server(tmp_path, engine="fake", grace_seconds=0) as server:
             wait_for(server, running, "running")

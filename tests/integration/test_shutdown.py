@@ -25,7 +25,7 @@ LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 1
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 2}
 
 #: What a busy machine may add to a limit.
-PATIENCE = 2.0
+PATIENCE = 8.0
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def test_a_running_job_gets_its_image(tmp_path: Path) -> None:
         server.process.send_signal(signal.SIGTERM)
         told = time.monotonic()
         error = error_in(list(waiting.frames()))
-        assert time.monotonic() - told < 1
+        assert time.monotonic() - told < 1 + PATIENCE
         assert (error["code"], error["reason"]) == (503, "shutting_down")
         assert plain.answer.status == 503
         assert int(plain.answer.headers["Retry-After"]) > 0
@@ -104,7 +104,7 @@ def test_a_running_job_gets_its_image(tmp_path: Path) -> None:
         assert done == DONE
         assert json.loads(final.removeprefix(b"data: "))["data"][0]["finish_reason"] == "stop"
         ended = time.monotonic()
-        assert server.process.wait(10) in (0, -signal.SIGTERM)
+        assert server.process.wait(60) in (0, -signal.SIGTERM)
         assert time.monotonic() - ended < 1 + PATIENCE
 
 
@@ -124,11 +124,11 @@ def test_a_job_that_takes_longer_is_told(tmp_path: Path, prompt: str) -> None:
         server.process.send_signal(signal.SIGTERM)
         told = time.monotonic()
         error = error_in(list(rest))
-        assert time.monotonic() - told < grace + 1
+        assert time.monotonic() - told < grace + 1 + PATIENCE
         assert (error["code"], error["reason"]) == (503, "shutting_down")
         # A process that was stopped is asked for two seconds before it is killed.
         stubborn = 2 if prompt == "stopped" else 0
-        assert server.process.wait(10) in (0, -signal.SIGTERM)
+        assert server.process.wait(60) in (0, -signal.SIGTERM)
         assert time.monotonic() - told < grace + 1 + stubborn + PATIENCE
         assert not is_alive(worker)
 

@@ -153,6 +153,6 @@ def test_a_start_with_a_locked_database_ends_with_a_sentence(tmp_path: Path) -> 
     with running_server(tmp_path, engine="fake"):
         pass
     with locked(tmp_path), running_server(tmp_path, engine="fake", wait=False) as late:
-        assert late.process.wait(30) == 78
+        assert late.process.wait(90) == 78
         assert "locked" in late.log.read_text()
         assert "Traceback" not in late.log.read_text()

@@ -105,5 +105,5 @@ def test_webhooks_are_off_until_somebody_turns_them_on(
     assert (answer.status_code, error_of(answer)["reason"]) == (400, "webhook_not_allowed")
     assert error_of(answer)["param"] == "webhook_url"
     with running_server(tmp_path, wait=False, engine="fake", webhook_hosts="a.example") as server:
-        assert server.process.wait(20) == 78
+        assert server.process.wait(90) == 78
         assert "webhook_secret" in server.log.read_text()

@@ -52,7 +52,7 @@ def look(
 
 
 def wait_for(
-    server: ServerProcess, job: str, *statuses: str, seconds: float = 30
+    server: ServerProcess, job: str, *statuses: str, seconds: float = 120
 ) -> dict[str, Any]:
     """Poll a job until it has one of these statuses."""
     deadline = time.monotonic() + seconds

@@ -170,9 +170,19 @@ def _runs_child(pid: int) -> bool:
         return False
 
 
+#: A machine that runs other things as well may take so many times as long as a quiet one.
+BUSY: Final = 8
+
+
 def wait_until(condition: Any, seconds: float, message: str) -> None:
-    """Poll a condition; fail with the message when it stays false."""
-    deadline = time.monotonic() + seconds
+    """Poll a condition; fail with the message when it stays false.
+
+    Args:
+        condition: Called until it is true.
+        seconds: What it may take on a quiet machine.
+        message: Of the failure.
+    """
+    deadline = time.monotonic() + BUSY * seconds
     while not condition():
         assert time.monotonic() < deadline, message
         time.sleep(0.02)

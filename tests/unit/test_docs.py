@@ -10,7 +10,7 @@ from typing import get_origin
 
 from starlette.routing import Route
 
-from sdstream.cli.console import singular
+from sdstream.cli.flags import singular
 from sdstream.core.ask import ReplyOptions, StreamOptions
 from sdstream.core.catalog import Catalog
 from sdstream.core.model_families import FAMILIES

@@ -1,4 +1,8 @@
-"""What commands share: settings, a server's flags, progress, files, pictures, errors."""
+"""What commands share: a server's flags, progress, files, pictures, errors.
+
+Commands that use a running server import this module and the client alone: the service and the
+runtime's tables take a second to import.
+"""
 
 from __future__ import annotations
 
@@ -9,101 +13,28 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, get_origin
+from typing import Any, Final
 
 import click
 from PIL import Image
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sdstream.client.http import APIError, ConnectionFailed
 from sdstream.client.results import FORMATS
-from sdstream.core.catalog_yaml import CatalogError
-from sdstream.core.errors import NotInstalled
-from sdstream.core.options import MAX_IMAGES
-from sdstream.imaging.safety import SafetyCheckerError
-from sdstream.service.webhooks import WebhookSettingsError
-from sdstream.settings import Settings, UnknownVariable, variable_warnings
-from sdstream.storage.schema import StoreError
-from sdstream.web.server import ServerError
-from sdstream.weights.discovery import ModelError
-from sdstream.weights.headers import printable
-from sdstream.weights.hub import HubError
+from sdstream.core.errors import NotInstalled, OperatorError
+from sdstream.core.text import printable
 
 EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
-EXIT_CONFIG: Final = 78
 EXIT_INTERRUPTED: Final = 130
 
 #: Widest picture in the terminal.
 _COLUMNS: Final = 48
+#: More than any server generates for one request.
+_MOST_FILES: Final = 1000
 #: Of a table that no terminal shows.
 _WIDE: Final = 1000
-
-
-def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """One flag for each of these fields of Settings, or for all."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for name in reversed(names or tuple(Settings.model_fields)):
-            command = _flag(name)(command)
-        return command
-
-    return decorate
-
-
-def _flag(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    field = Settings.model_fields[name]
-    many = get_origin(field.annotation) is tuple
-    flag = (singular(name) if many else name).replace("_", "-")
-    switch = field.annotation is bool
-    default = None if field.default_factory or field.default in (None, ()) else field.default
-    shown = f" [default: {default}]" if default is not None else ""
-    return click.option(
-        f"--{flag}/--no-{flag}" if switch else f"--{flag}",
-        name,
-        multiple=many,
-        default=None,
-        metavar=None if switch else _metavar(field.annotation),
-        help=f"{field.description}{shown} ({_variable(name)})",
-    )
-
-
-def singular(name: str) -> str:
-    """Return the name of one of several: ``aliases`` are each an alias."""
-    for plural, singular in (("ies", "y"), ("ses", "s"), ("s", "")):
-        if name.endswith(plural):
-            return name.removesuffix(plural) + singular
-    return name
-
-
-def _variable(field: str) -> str:
-    return f"SDSTREAM_{field.upper()}"
-
-
-def _metavar(annotation: Any) -> str:
-    names = {int: "N", float: "SECONDS", Path: "PATH", Path | None: "PATH"}
-    return names.get(annotation, "VALUE")
-
-
-def read_settings(**given: Any) -> Settings:
-    """Settings from flags and environment; a wrong one ends the program."""
-    flags = {name: value for name, value in given.items() if value not in (None, ())}
-    try:
-        for warning in variable_warnings():
-            click.echo(f"Warning: {warning}", err=True)
-    except UnknownVariable as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(EXIT_CONFIG)
-    try:
-        return Settings(**flags)
-    except ValidationError as error:
-        for problem in error.errors():
-            field = str(problem["loc"][0]) if problem["loc"] else "settings"
-            message = problem["msg"].removeprefix("Value error, ")
-            click.echo(f"Error: {field} ({_variable(field)}): {message}.", err=True)
-        sys.exit(EXIT_CONFIG)
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -202,8 +133,7 @@ class Saver:
             ends = " or ".join(end for end, name in FORMATS.items() if name == kind)
             raise click.UsageError(f"the images are {kind.upper()}: -o must end in {ends}.")
         self._count = count
-        # More are refused by the server.
-        for path in (self._place(self._path, index) for index in range(min(count, MAX_IMAGES))):
+        for path in (self._place(self._path, index) for index in range(min(count, _MOST_FILES))):
             if path.is_dir():
                 raise click.UsageError(f"{path} is a folder.")
 
@@ -247,12 +177,9 @@ def plain_errors() -> Iterator[None]:
     """Turn expected failures into one line and an exit code."""
     try:
         yield
-    except (
-        *(CatalogError, ModelError, SafetyCheckerError),
-        *(ServerError, StoreError, WebhookSettingsError),
-    ) as error:
-        _end(str(error), EXIT_CONFIG)
-    except (HubError, ConnectionFailed, APIError, NotInstalled, OSError) as error:
+    except OperatorError as error:
+        _end(str(error), error.exit_code)
+    except (ConnectionFailed, APIError, NotInstalled, OSError) as error:
         _end(str(error), EXIT_FAILED)
 
 

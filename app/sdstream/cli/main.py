@@ -7,43 +7,42 @@ and 143 SIGTERM, as the shell tells them.
 
 from __future__ import annotations
 
-import asyncio
-import math
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+import importlib
+from typing import Any, Final
 
 import click
 
 from sdstream import __version__
-from sdstream.cli.console import (
-    EXIT_FAULT,
-    EXIT_INTERRUPTED,
-    Saver,
-    format_of,
-    plain_errors,
-    progress_bar,
-    read_settings,
-    server_options,
-    setting_flags,
-    show_option,
-)
-from sdstream.cli.files import convert_command, inspect_command
-from sdstream.cli.jobs import cancel, jobs, watch
-from sdstream.cli.like import options_inside
-from sdstream.cli.mcp import mcp_command
-from sdstream.cli.models import models, pull_command, pull_default, rm_command
-from sdstream.client.http import AsyncClient, understanding
-from sdstream.client.results import Progress
-from sdstream.core.samplers import SAMPLERS, SCHEDULES
-from sdstream.web.application import configure_logging
-from sdstream.web.server import Server, serving_privately
+from sdstream.cli.console import EXIT_INTERRUPTED
+
+#: Name of a command -> its module and its name there. A command is imported when it is used.
+_COMMANDS: Final = {
+    "cancel": ("sdstream.cli.jobs", "cancel"),
+    "convert": ("sdstream.cli.files", "convert_command"),
+    "generate": ("sdstream.cli.generate", "generate"),
+    "inspect": ("sdstream.cli.files", "inspect_command"),
+    "jobs": ("sdstream.cli.jobs", "jobs"),
+    "mcp": ("sdstream.cli.mcp", "mcp_command"),
+    "models": ("sdstream.cli.models", "models"),
+    "pull": ("sdstream.cli.models", "pull_command"),
+    "rm": ("sdstream.cli.models", "rm_command"),
+    "serve": ("sdstream.cli.serve", "serve"),
+    "watch": ("sdstream.cli.jobs", "watch"),
+}
 
 
 class _Commands(click.Group):
     """Commands that Ctrl-C ends with the code that shells give it, and no word."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return [*_COMMANDS]
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -68,155 +67,3 @@ def main() -> None:
     Or draw one picture without a server:
         sdstream generate "a red circle" -o circle.png
     """
-
-
-for _command in (
-    *(jobs, watch, cancel),
-    *(models, pull_command, rm_command),
-    *(inspect_command, convert_command),
-    mcp_command,
-):
-    main.add_command(_command)
-
-
-@main.command()
-@setting_flags()
-def serve(**flags: Any) -> None:
-    """Serve the image APIs over HTTP.
-
-    Every flag has an environment variable, named in brackets; the flag wins. /readyz answers 200
-    once the default model is loaded.
-    """
-    settings = read_settings(**flags)
-    configure_logging(settings.log_level)
-    with plain_errors():
-        pull_default(settings)
-        server = Server(settings)
-        server.run()
-    sys.exit(EXIT_FAULT if server.died else 0)
-
-
-def _finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):  # which JSON cannot say
-        raise click.BadParameter(f"{value} is no number to draw with.")
-    return value
-
-
-@main.command()
-@click.argument("prompt", required=False)
-@click.option(
-    "-o",
-    "--output",
-    default="image.png",
-    show_default=True,
-    help="File; its end chooses PNG, JPEG or WebP. - is stdout.",
-)
-@click.option("-N", "--negative-prompt", help="What to keep out (needs a cfg scale above 1).")
-@click.option(
-    "-m", "--model", help="A model of the catalogue; without --server also a weight file."
-)
-@click.option("-n", "count", default=1, show_default=True, help="Images; files are numbered.")
-@click.option("-s", "--size", metavar="WxH", help="Pixels.")
-@click.option("--steps", "sample_steps", type=int, help="Sampling steps.")
-@click.option("--sampler", type=click.Choice([*SAMPLERS]), metavar="NAME", help=", ".join(SAMPLERS))
-@click.option(
-    "--schedule", type=click.Choice([*SCHEDULES]), metavar="NAME", help=", ".join(SCHEDULES)
-)
-@click.option("--cfg-scale", type=float, callback=_finite, help="Classifier-free guidance.")
-@click.option(
-    "--like",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="IMAGE",
-    help="Take prompt and options from the parameters inside this file; other flags override them.",
-)
-@click.option("--seed", type=int, help="For the same picture again; random when not given.")
-@click.option(
-    "--async",
-    "only_begin",
-    is_flag=True,
-    help="Have --server begin, print the job's id and leave; of -o only the end counts, which "
-    "chooses the format. sdstream watch ID -o FILE fetches the images.",
-)
-@show_option
-@server_options
-def generate(
-    output: str,
-    count: int,
-    only_begin: bool,
-    like: Path | None,
-    show: bool | None,
-    server: str | None,
-    api_key: str | None,
-    **options: Any,
-) -> None:
-    """Draw PROMPT into a file.
-
-    Without --server the engine is started for this one command, with the settings of the
-    SDSTREAM_ variables. The progress goes to stderr, so that -o - can be piped.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    options = {**(options_inside(like) if like else {}), **given}
-    if "prompt" not in options:
-        raise click.UsageError("PROMPT is missing; give one, or --like with an image file.")
-    if only_begin:
-        if server is None:
-            raise click.UsageError("--async needs --server, which continues the job.")
-        if output == "-" or show:
-            raise click.UsageError(
-                "--async cannot be combined with -o - or --show; use sdstream watch."
-            )
-        options |= {"n": count, "output_format": format_of(output)}
-        with plain_errors():
-            click.echo(asyncio.run(_begin(options, server, api_key)))
-        return
-    saver = Saver(output, show)
-    saver.expect(count, saver.format)
-    options |= {"n": count, "output_format": saver.format}
-    with plain_errors():
-        asyncio.run(_generate(options, saver, server, api_key))
-
-
-async def _begin(options: dict[str, Any], server: str, api_key: str | None) -> str:
-    async with AsyncClient(server, api_key) as client:
-        job = await client.jobs.create(**options)
-        with understanding():
-            return str(job["id"])
-
-
-async def _generate(
-    options: dict[str, Any], saver: Saver, server: str | None, api_key: str | None
-) -> None:
-    async with _connected(options, server, api_key) as client:
-        with progress_bar() as bar:
-            rows = [bar.add_task("", total=100.0, what="waiting") for _ in range(options["n"])]
-            async for event in client.stream(**options):
-                if isinstance(event, Progress):
-                    what = event.status
-                    if event.step:
-                        what = f"step {event.step}/{event.steps}"
-                    bar.update(rows[event.index], completed=event.percent, what=what)
-                else:
-                    what = f"seed {event.seed}{saver.save(event.index, event.content)}"
-                    bar.update(rows[event.index], completed=100.0, what=what)
-    saver.show()
-
-
-@asynccontextmanager
-async def _connected(
-    options: dict[str, Any], server: str | None, api_key: str | None
-) -> AsyncIterator[AsyncClient]:
-    if server:
-        async with AsyncClient(server, api_key) as client:
-            yield client
-        return
-    configure_logging("error")
-    # The one model that is asked for is all that a private server has to load.
-    settings = read_settings(grace_seconds=0.0, model=options.pop("model", None))
-    pull_default(settings)
-    # It lives as long as its one picture, and asks nobody for a key.
-    settings = settings.model_copy(update={"api_keys": ()})
-    async with (
-        serving_privately(settings) as socket,
-        AsyncClient("http://localhost", uds=socket) as client,
-    ):
-        yield client

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import click
 
-from sdstream.cli.console import plain_errors, read_settings, server_options
+from sdstream.cli.console import plain_errors, server_options
+from sdstream.cli.flags import read_settings
 from sdstream.cli.models import pull_default
 from sdstream.client.http import AsyncClient
 from sdstream.runner import AsyncRunner

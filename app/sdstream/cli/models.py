@@ -26,11 +26,10 @@ from rich.table import Table
 from sdstream.cli.console import (
     one_line,
     plain_errors,
-    read_settings,
     server_options,
-    setting_flags,
     table_console,
 )
+from sdstream.cli.flags import read_settings, setting_flags
 from sdstream.client.http import AsyncClient, understanding
 from sdstream.core.catalog import Catalog
 from sdstream.core.locations import HubFile

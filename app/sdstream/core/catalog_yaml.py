@@ -8,10 +8,11 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
+from sdstream.core.errors import ConfigurationError
 from sdstream.core.similar import most_similar
 
 
-class CatalogError(Exception):
+class CatalogError(ConfigurationError):
     """models.yaml, or the ``file`` in its place, cannot be used; ``line`` counts from 1."""
 
     def __init__(self, message: str, line: int, file: str = "models.yaml") -> None:

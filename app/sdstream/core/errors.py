@@ -21,6 +21,8 @@
     ├── Unavailable           503  unavailable_error     (as a rule with Retry-After)
     └── StorageFull           507  server_error          (never retried by clients)
 
+Faults outside requests are an OperatorError, which ends the program with a sentence.
+
 An error carries its HTTP status and a stable machine word (``reason``): nobody matches message
 texts. Messages never hold a path of the server, a traceback or a key.
 """
@@ -251,6 +253,22 @@ class StorageFull(ImageServiceError):
     status = 507
     type = "server_error"
     should_retry = False
+
+
+class OperatorError(Exception):
+    """A fault outside requests, which the operator can mend; the text is one sentence or more.
+
+    Attributes:
+        exit_code: The command line ends with it.
+    """
+
+    exit_code = 1
+
+
+class ConfigurationError(OperatorError):
+    """A setting, a file or an address of the operator cannot be used."""
+
+    exit_code = 78
 
 
 class EngineError(Exception):

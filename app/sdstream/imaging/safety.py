@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Final, Protocol, cast
 
+from sdstream.core.errors import ConfigurationError
 from sdstream.core.pixels import Pixels
 
 GROUP: Final = "sdstream.safety_checkers"
 
 
-class SafetyCheckerError(Exception):
+class SafetyCheckerError(ConfigurationError):
     """The checker that the settings name cannot be used."""
 
 

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import httpcore2
 
 from sdstream.core.delivery import Delivery
-from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
+from sdstream.core.errors import ConfigurationError, ImageServiceError, InvalidRequest, Reason
 from sdstream.core.job import Job
 from sdstream.dialects.jobs import ending_message
 from sdstream.notifier import Notifier
@@ -59,7 +59,7 @@ _SECRET_PREFIX: Final = "whsec_"  # noqa: S105  of secrets, and none itself
 _TRY_AGAIN: Final = frozenset({408, 425, 429})
 
 
-class WebhookSettingsError(Exception):
+class WebhookSettingsError(ConfigurationError):
     """The webhook settings cannot be used; the message says why."""
 
 

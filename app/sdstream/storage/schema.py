@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from sdstream.core.errors import ConfigurationError
 from sdstream.storage.privacy import make_file, sealed
 
 #: Each brings the database one version further; only ever appended to.
@@ -62,7 +63,7 @@ MIGRATIONS: Final = (
 )
 
 
-class StoreError(Exception):
+class StoreError(ConfigurationError):
     """The data folder cannot be used; the message says why."""
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 
 import uvicorn
 
+from sdstream.core.errors import ConfigurationError
 from sdstream.service.service import ImageService
 from sdstream.settings import Settings
 from sdstream.web.application import build_app
@@ -27,7 +28,7 @@ _LEAST_SECONDS = 2
 _LONGEST_SOCKET = 107
 
 
-class ServerError(Exception):
+class ServerError(ConfigurationError):
     """The server cannot listen; the message says where and why."""
 
 

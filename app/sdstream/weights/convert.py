@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
 from sdstream.core.model_spec import WTYPES
+from sdstream.core.text import shown
 from sdstream.settings import worker_environment
 from sdstream.system import free_memory
 from sdstream.weights import architectures, headers
@@ -157,7 +158,7 @@ def _tensors(order: Order) -> list[Tensor]:
         tensors += [t._replace(name=f"vae.{t.name.removeprefix('vae.')}") for t in vae.tensors]
     too_long = next((t.name for t in tensors if len(t.name) > _LONGEST_NAME), None)
     if too_long:
-        raise ConversionError(f"The runtime would cut the name '{headers.shown(too_long)}' short.")
+        raise ConversionError(f"The runtime would cut the name '{shown(too_long)}' short.")
     return [tensor for tensor in tensors if tensor.type != "u8"]  # which the runtime passes over
 
 

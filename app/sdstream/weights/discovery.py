@@ -8,7 +8,7 @@ from typing import Final
 
 from sdstream.core.catalog import Catalog
 from sdstream.core.catalog_yaml import CatalogError
-from sdstream.core.errors import EngineError
+from sdstream.core.errors import ConfigurationError, EngineError
 from sdstream.core.locations import BUILTIN, HUB, HubFile
 from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptions
 from sdstream.settings import Settings
@@ -21,7 +21,7 @@ _WEIGHTS: Final = (".gguf", ".safetensors")
 _LONGEST_ID: Final = 64
 
 
-class ModelError(Exception):
+class ModelError(ConfigurationError):
     """The default model cannot be served; the message is a sentence with the remedy."""
 
 

@@ -25,6 +25,8 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from sdstream.core.text import shown
+
 Scalar = str | int | float | bool
 
 _MIB: Final = 2**20
@@ -221,17 +223,6 @@ def _is_text(start: bytes) -> bool:
     """True for UTF-8 without control characters; the end may be in the middle of a character."""
     text = start.decode("utf-8", "replace").rstrip("\N{REPLACEMENT CHARACTER}")
     return all(c != "\N{REPLACEMENT CHARACTER}" and (c.isprintable() or c.isspace()) for c in text)
-
-
-def shown(name: str) -> str:
-    """A name from a file as it may stand in a message: printable and not too long."""
-    clean = printable(name)
-    return clean if len(clean) <= 80 else f"{clean[:77]}..."
-
-
-def printable(words: str) -> str:
-    """Words of others as a terminal may have them: control characters become "?"."""
-    return "".join(c if c.isprintable() else "?" for c in words)
 
 
 # --- GGUF ---------------------------------------------------------------------------------------

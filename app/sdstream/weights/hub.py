@@ -57,6 +57,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: TID25
 from rich.filesize import decimal
 
 from sdstream import __version__
+from sdstream.core.errors import OperatorError
 from sdstream.core.locations import HubFile
 
 #: What names a version of a repository.
@@ -76,7 +77,7 @@ _T = TypeVar("_T")
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-class HubError(Exception):
+class HubError(OperatorError):
     """A file cannot be had; the message is one sentence or more, with the remedy."""
 
 

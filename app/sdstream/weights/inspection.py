@@ -18,9 +18,10 @@ from typing import Any, Final
 from sdstream.core.errors import EngineError, Reason
 from sdstream.core.model_families import FAMILIES
 from sdstream.core.size import Size
+from sdstream.core.text import shown
 from sdstream.weights import architectures, headers
 from sdstream.weights.architectures import Architecture, Contents, Shapes
-from sdstream.weights.headers import BadFile, Scalar, WeightFile, shown
+from sdstream.weights.headers import BadFile, Scalar, WeightFile
 
 #: Memory of decoding a picture, in bytes per pixel, which is the most that drawing takes beside
 #: the weights: measured on the CPU with the autoencoder of SD, SDXL and FLUX, and with a tiny one.

@@ -1,0 +1,79 @@
+"""Settings as flags of a command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, get_origin
+
+import click
+from pydantic import ValidationError
+
+from sdstream.settings import Settings, UnknownVariable, variable_warnings
+
+EXIT_CONFIG: Final = 78
+
+
+def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """One flag for each of these fields of Settings, or for all."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for name in reversed(names or tuple(Settings.model_fields)):
+            command = _flag(name)(command)
+        return command
+
+    return decorate
+
+
+def _flag(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    field = Settings.model_fields[name]
+    many = get_origin(field.annotation) is tuple
+    flag = (singular(name) if many else name).replace("_", "-")
+    switch = field.annotation is bool
+    default = None if field.default_factory or field.default in (None, ()) else field.default
+    shown = f" [default: {default}]" if default is not None else ""
+    return click.option(
+        f"--{flag}/--no-{flag}" if switch else f"--{flag}",
+        name,
+        multiple=many,
+        default=None,
+        metavar=None if switch else _metavar(field.annotation),
+        help=f"{field.description}{shown} ({_variable(name)})",
+    )
+
+
+def singular(name: str) -> str:
+    """Return the name of one of several: ``aliases`` are each an alias."""
+    for plural, singular in (("ies", "y"), ("ses", "s"), ("s", "")):
+        if name.endswith(plural):
+            return name.removesuffix(plural) + singular
+    return name
+
+
+def _variable(field: str) -> str:
+    return f"SDSTREAM_{field.upper()}"
+
+
+def _metavar(annotation: Any) -> str:
+    names = {int: "N", float: "SECONDS", Path: "PATH", Path | None: "PATH"}
+    return names.get(annotation, "VALUE")
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from flags and environment; a wrong one ends the program."""
+    flags = {name: value for name, value in given.items() if value not in (None, ())}
+    try:
+        for warning in variable_warnings():
+            click.echo(f"Warning: {warning}", err=True)
+    except UnknownVariable as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(EXIT_CONFIG)
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        for problem in error.errors():
+            field = str(problem["loc"][0]) if problem["loc"] else "settings"
+            message = problem["msg"].removeprefix("Value error, ")
+            click.echo(f"Error: {field} ({_variable(field)}): {message}.", err=True)
+        sys.exit(EXIT_CONFIG)
