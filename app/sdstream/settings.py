@@ -21,6 +21,7 @@ from pydantic import Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sdstream.core.ask import Handling
+from sdstream.core.hosts import HostPattern
 from sdstream.core.similar import did_you_mean, most_similar, near_miss
 
 #: Variables that stay with the server.
@@ -115,6 +116,12 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may call this server, separated by commas; * is all."
     )
+    allowed_hosts: Annotated[tuple[HostPattern, ...], NoDecode] = Field(
+        (),
+        description="Names of this server, separated by commas: host, host:port, *.domain, an "
+        "address or *. Requests with another Host are rejected. None: any name; on loopback "
+        "without keys, localhost and addresses.",
+    )
     default_response_format: Literal["both", "b64_json", "url"] = Field(
         "both", description="How answers have images when a request names no response_format."
     )
@@ -129,7 +136,8 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (),
         description="Addresses or networks of proxies, separated by commas, whose "
-        "X-Forwarded-Proto, -Host, -Prefix and Forwarded are read for links; none: not read.",
+        "X-Forwarded-Proto, -Host, -Prefix and Forwarded are read for links, and for "
+        "--allowed-host; none: not read.",
     )
     queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
     queue_images_per_key: int = Field(
@@ -208,15 +216,22 @@ class Settings(BaseSettings):
         is_address = isinstance(value, str) and value.startswith("tcp:")
         return cls.model_fields["port"].default if is_address else value
 
-    # Before the next one, which pydantic calls first.
+    # Before the one that splits, which pydantic calls first.
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _as_networks(cls, value: Any) -> Any:
         return tuple(_network(item) for item in value)
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _as_patterns(cls, value: Any) -> Any:
+        return tuple(
+            item if isinstance(item, HostPattern) else HostPattern.parse(item) for item in value
+        )
+
     @field_validator(
         *("aliases", "api_keys", "high_priority_keys", "cors_origins", "trusted_proxies"),
-        "webhook_hosts",
+        *("allowed_hosts", "webhook_hosts"),
         mode="before",
     )
     @classmethod

@@ -186,6 +186,80 @@ def test_a_page_of_the_public_url(tmp_path: Path) -> None:
         assert server.post(QUICK, headers=evil).status_code == 403
 
 
+# --- names in Host ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server without keys that has a few names, and trusts a proxy on this machine."""
+    with running_server(
+        tmp_path_factory.mktemp("known"),
+        engine="fake",
+        allowed_hosts="images.example, *.example.org:8000,[::1]",
+        public_url="https://public.example/sub",
+        trusted_proxies="127.0.0.1",
+    ) as server:
+        yield server
+
+
+PROBES = {"/livez", "/readyz", "/health", "/v1/cluster/auth"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [*((method, path) for method, path, _ in EVERY), STATIC[:2]]
+)
+def test_other_names_on_every_route(known: ServerProcess, method: str, path: str) -> None:
+    """Only probes are served by any name: a page could have its own resolved to this server."""
+    for host in ("evil.example", "127.0.0.1", "localhost", "images.example.evil.example", "[::2]"):
+        status, _, body = ask(known, method, path, {"Host": host})
+        if path in PROBES:
+            assert status != 403
+        else:
+            assert status == 403
+            assert b"host_not_allowed" in body
+            assert host.encode() in body
+            assert b"--allowed-host" in body
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["images.example", "IMAGES.example:1", "a.b.example.org:8000", "[::1]:9", "public.example"],
+)
+def test_names_of_this_server(known: ServerProcess, host: str) -> None:
+    """Those that were given, and that of the public URL."""
+    page = {"Host": host, "Origin": f"http://{host}"}
+    assert ask(known, "GET", "/v1/models", page)[0] == 200
+    assert known.post(QUICK, headers=page).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"X-Forwarded-Host": "images.example"}, 200),
+        ({"X-Forwarded-Host": "evil.example"}, 403),
+        ({"X-Forwarded-Host": "images.example, evil.example"}, 403),
+        ({"X-Forwarded-Host": "evil.example, images.example"}, 200),
+        ({"X-Forwarded-Host": "a b"}, 403),
+        ({"Forwarded": "host=evil.example"}, 403),
+        ({"Forwarded": 'host="images.example:443"'}, 200),
+    ],
+)
+def test_the_host_that_a_proxy_reports(
+    known: ServerProcess, headers: dict[str, str], status: int
+) -> None:
+    """It must be allowed, and the proxy's own Host too."""
+    assert ask(known, "GET", "/v1/models", {"Host": "images.example", **headers})[0] == status
+    assert ask(known, "GET", "/v1/models", {"Host": "evil.example", **headers})[0] == 403
+
+
+def test_requests_without_a_host(known: ServerProcess) -> None:
+    """HTTP/1.0 does not need one; a list of names does."""
+    for path, status in (("/v1/models", b"403"), ("/livez", b"200")):
+        with socket.create_connection(known.address, timeout=30) as connection:
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            assert connection.recv(12).split()[1] == status
+
+
 # --- pages of other origins, keys ----------------------------------------------------------------
 
 

@@ -667,6 +667,9 @@ def test_other_names_are_allowed(tmp_path: Path, settings: dict[str, str]) -> No
     with running_server(tmp_path, engine="fake", **settings) as server:
         headers = {"Host": "pictures.example:8000", **KEY_A}
         assert httpx2.get(f"{server.url}/v1/jobs", headers=headers).status_code == 200
+        # Every machine may come in by 0.0.0.0: the log warns of that.
+        warned = server.log_lines("WARNING sdstream.web.server No API key is set")
+        assert len(warned) == ("host" in settings)
 
 
 # --- disks --------------------------------------------------------------------------------------

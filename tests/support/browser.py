@@ -43,11 +43,14 @@ addEventListener("DOMContentLoaded", () => {
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(*arguments: str) -> Iterator[Browser]:
     """A browser without a window.
 
     Playwright keeps an event loop in the thread as long as it runs: other tests of the session
     could start none of their own, so nobody keeps a browser beyond one module.
+
+    Args:
+        arguments: Of its command line.
     """
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
@@ -57,7 +60,9 @@ def chromium() -> Iterator[Browser]:
         pytest.skip(why)
     # Root, as in containers, has no sandbox; the pages are our own.
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, chromium_sandbox=False)
+        browser = playwright.chromium.launch(
+            executable_path=path, chromium_sandbox=False, args=arguments
+        )
         yield browser
         browser.close()
 

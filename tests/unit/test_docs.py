@@ -31,6 +31,7 @@ WORDED = {
     "public_url": "",
     "aliases": "",
     "trusted_proxies": "",
+    "allowed_hosts": "",
     "api_keys": "",
     "high_priority_keys": "",
     "webhook_hosts": "",

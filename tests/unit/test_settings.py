@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import HttpUrl, ValidationError
 
+from sdstream.core.hosts import HostPattern
 from sdstream.settings import (
     Settings,
     UnknownVariable,
@@ -66,6 +67,19 @@ def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TRUSTED_PROXIES", "localhost"),
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
         ("TRUSTED_PROXIES", "*"),
+        *(
+            ("ALLOWED_HOSTS", host)
+            for host in (
+                "http://a.example",
+                "a.example/b",
+                "a b",
+                "[::1",
+                "*.",
+                "a.*",
+                "a:",
+                "a..b:x",
+            )
+        ),
         ("CORS_ORIGINS", "localhost:4000"),
         ("CORS_ORIGINS", "example.com"),
         ("CORS_ORIGINS", "http://localhost:3000/page"),
@@ -129,6 +143,16 @@ def test_proxies_are_addresses_or_networks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_origin_of_an_address(written: str, sent: str) -> None:
     """It is what the pages of that address send."""
     assert origin_of(HttpUrl(written)) == sent
+
+
+def test_allowed_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of names, addresses and patterns, or one by one."""
+    monkeypatch.setenv("SDSTREAM_ALLOWED_HOSTS", "A.example, *.b.example:8000 ,::1")
+    assert Settings().allowed_hosts == (
+        HostPattern("a.example"), HostPattern("*.b.example", 8000), HostPattern("::1")
+    )  # fmt: skip
+    given = Settings(allowed_hosts=("[::1]:80", HostPattern("*"))).allowed_hosts
+    assert given == (HostPattern("::1", 80), HostPattern("*"))
 
 
 def test_the_shipped_catalogue_is_found() -> None:

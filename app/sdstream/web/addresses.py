@@ -12,10 +12,10 @@ from urllib.parse import unquote
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sdstream.core.hosts import HOST
+
 _SLASHES: Final = re.compile(rb"/{2,}")
 
-#: A name or an address, and perhaps a port.
-_HOST: Final = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 #: Characters of a path that need no quotes in HTML or shells; a comma would end the header's value.
 _PREFIX: Final = re.compile(r"(/[\w.~!$&()*+;=:@%-]+)+", re.ASCII)
 _MOST_PREFIX: Final = 256
@@ -59,8 +59,8 @@ class Links:
     Attributes:
         public_url: Fixed by the operator, without a slash at the end; None means as the client
             addressed the server.
-        trusted: Proxies whose headers say how the client addressed the server. Nothing but links
-            depends on these headers: any page can send them to a server on its own machine.
+        trusted: Proxies whose headers say how the client addressed the server. They open
+            nothing: any page can send these headers to a server on its own machine.
     """
 
     public_url: str | None = None
@@ -71,25 +71,39 @@ class Links:
         if self.public_url is not None:
             return self.public_url
         own = request.base_url
-        if not self._is_from_proxy(request):
+        if not _is_from(self.trusted, request):
             return str(own).rstrip("/")
         proto = _told(request, "x-forwarded-proto", "proto").lower()
         host = _told(request, "x-forwarded-host", "host")
         prefix = _told(request, "x-forwarded-prefix")
         scheme = proto if proto in ("http", "https") else own.scheme
-        place = host if _HOST.fullmatch(host) else own.netloc
+        place = host if HOST.fullmatch(host) else own.netloc
         return f"{scheme}://{place}{_plain_prefix(prefix)}"
 
-    def _is_from_proxy(self, request: Request) -> bool:
-        if not self.trusted or request.client is None:
-            return False
-        try:
-            peer = ip_address(request.client.host)
-        except ValueError:
-            return False
-        if isinstance(peer, IPv6Address) and peer.ipv4_mapped:  # on a socket for both
-            peer = peer.ipv4_mapped
-        return any(peer in network for network in self.trusted)
+
+def forwarded_host(request: Request, trusted: Sequence[IPv4Network | IPv6Network]) -> str | None:
+    """Return the host that a client named to a trusted proxy; None when no such proxy reports it.
+
+    Args:
+        request: Of the client, or of the proxy.
+        trusted: Proxies whose headers are read.
+    """
+    return (
+        (_told(request, "x-forwarded-host", "host") or None) if _is_from(trusted, request) else None
+    )
+
+
+def _is_from(trusted: Sequence[IPv4Network | IPv6Network], request: Request) -> bool:
+    """True for a request whose other end is one of these."""
+    if not trusted or request.client is None:
+        return False
+    try:
+        peer = ip_address(request.client.host)
+    except ValueError:
+        return False
+    if isinstance(peer, IPv6Address) and peer.ipv4_mapped:  # on a socket for both
+        peer = peer.ipv4_mapped
+    return any(peer in network for network in trusted)
 
 
 def _told(request: Request, header: str, parameter: str = "") -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import secrets
 import sys
@@ -28,13 +27,12 @@ from sdstream.tools.toolbox import Toolbox
 from sdstream.web import respond
 from sdstream.web.addresses import Links, PlainSlashes
 from sdstream.web.credentials import digest_of
+from sdstream.web.hosts import host_layers
 from sdstream.web.middleware import (
     CrossOrigin,
-    LocalNames,
     RequestLog,
     RequireKey,
     SameOrigin,
-    is_local_name,
 )
 from sdstream.web.routes import page
 from sdstream.web.routes.a1111 import A1111Routes
@@ -140,9 +138,7 @@ def _middleware(
     if settings.cors_origins:
         layers.append(Middleware(CrossOrigin, allow_origins=settings.cors_origins))
     keys = [key.get_secret_value() for key in settings.api_keys]
-    if not keys and _is_loopback(settings.host):
-        name = settings.public_url.host if settings.public_url else None
-        layers.append(Middleware(LocalNames, allowed=[name] if name else []))
+    layers += host_layers(settings)
     # A proxy may send its own address as Host: the page's origin is the public one.
     own = [origin_of(settings.public_url)] if settings.public_url else []
     layers.append(Middleware(SameOrigin, allowed=[*settings.cors_origins, *own]))
@@ -155,13 +151,6 @@ def _middleware(
         )
     )
     return layers
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return is_local_name(host)
 
 
 def _lifespan(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import logging
 import re
 import secrets
@@ -37,6 +36,9 @@ _EXPOSED: Final = (
     *("X-Ignored-Fields", "Preference-Applied", "Mcp-Session-Id"),
     *("Retry-After", "x-should-retry"),
 )
+
+#: Of Sec-Fetch-Site: a page of this server, and what a person opens without any page.
+_OWN_SITES: Final = ("same-origin", "none")
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -125,7 +127,7 @@ class RequireKey:
                 "API key missing or wrong; send 'Authorization: Bearer KEY'.",
                 reason=Reason.INVALID_API_KEY,
             )
-            answer = _refusal(error, scope, {"WWW-Authenticate": "Bearer"})
+            answer = refusal(error, scope, {"WWW-Authenticate": "Bearer"})
             await answer(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner or ""
@@ -172,11 +174,14 @@ class CrossOrigin(CORSMiddleware):
 
 
 class SameOrigin:
-    """Refuses what pages of other origins send, unless CORS lets them.
+    """Rejects requests that pages of other origins send, unless CORS allows them.
 
-    A browser carries out a page's POST, and its EventSource, before CORS has a say; on a server
-    without keys any page in the world could draw. Browsers tell in Sec-Fetch-Site where a request
-    comes from; older ones only in Origin. Clients that are no browsers send neither.
+    A browser sends a page's POST, and its EventSource, before CORS has a say; on a server without
+    keys any page in the world could generate images. Browsers report the origin of a request in
+    Sec-Fetch-Site, but only to servers with HTTPS or on localhost. To others they report it in
+    Origin, which a GET has in CORS mode only: an image, a script, a form or a fetch in no-cors
+    mode, whose Accept the page chooses, has none. Such a GET must have a Referer of this server; a
+    page can leave Referer out, but not forge it. Clients that are not browsers send none of these.
     """
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
@@ -184,93 +189,53 @@ class SameOrigin:
         self._allowed = frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or refuse it."""
-        if scope["type"] == "http" and self._refuses(Request(scope)):
-            error = Forbidden(
-                "Request from another origin rejected; --cors-origin allows it.",
-                reason=Reason.CROSS_ORIGIN,
-            )
-            await _refusal(error, scope)(scope, receive, send)
+        """Serve one request, or reject it."""
+        message = self._fault(Request(scope)) if scope["type"] == "http" else ""
+        if message:
+            error = Forbidden(message, reason=Reason.CROSS_ORIGIN)
+            await refusal(error, scope)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _refuses(self, request: Request) -> bool:
+    def _fault(self, request: Request) -> str:
+        """Why a request is rejected; empty for one that is served."""
         harmless = request.method in ("GET", "HEAD", "OPTIONS")
-        if harmless and not is_same_origin(request.scope):
-            return False
+        if "*" in self._allowed or (harmless and not is_same_origin(request.scope)):
+            return ""
         headers = request.headers
-        origin = headers.get("origin")
-        if "*" in self._allowed or (origin is not None and origin in self._allowed):
-            return False
-        site = headers.get("sec-fetch-site")
-        if site is not None:
-            return site not in ("same-origin", "none")
-        return origin is not None and not _is_at(origin, headers.get("host"))
-
-
-def _is_at(origin: str, host: str | None) -> bool:
-    """True for the origin of what this host serves; what is no URL is of none."""
-    try:
-        return urlsplit(origin).netloc == host
-    except ValueError:
-        return False
-
-
-class LocalNames:
-    """Refuses requests that name this machine as no program on it would.
-
-    For a server on the loopback interface without keys: a page can have its own name resolved to
-    127.0.0.1 after it was loaded, and is then of the same origin as the server, whatever browsers
-    tell of that. An address cannot be resolved to another one, and neither can ``localhost``.
-    """
-
-    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
-        self._app = app
-        self._allowed = frozenset(allowed)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or refuse it."""
-        if scope["type"] == "http" and self._refuses(Request(scope)):
-            error = Forbidden(
-                "This server is for programs on its own machine, by the name localhost or an "
-                "address; --public-url allows another name, and --api-key any.",
-                reason=Reason.HOST_NOT_ALLOWED,
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if origin is not None and origin in self._allowed:
+            return ""
+        if site is not None or origin is not None:
+            ours = site in _OWN_SITES if site is not None else self._is_ours(request, origin)
+            return "" if ours else "Request from another origin rejected; --cors-origin allows it."
+        if harmless and _is_browser(request) and not self._is_ours(request, headers.get("referer")):
+            return (
+                "GET of a browser rejected: no Sec-Fetch-Site, Origin or Referer shows that a page "
+                "of this server sent it. Send a POST, or serve the page over HTTPS."
             )
-            await _refusal(error, scope)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        return ""
 
-    def _refuses(self, request: Request) -> bool:
-        host = request.headers.get("host")
-        # Every browser sends one; probes of HTTP/1.0 do not.
-        if host is None or is_probe(request.scope):
-            return False
+    def _is_ours(self, request: Request, address: str | None) -> bool:
+        """True for an address, or an origin, of this server or an allowed one."""
         try:
-            name = urlsplit(f"//{host}").hostname or ""
+            scheme, place = urlsplit(address or "")[:2]
         except ValueError:
-            return True
-        return not (name in self._allowed or is_local_name(name) or _is_address(name))
+            return False
+        return place == request.headers.get("host") or f"{scheme}://{place}" in self._allowed
 
 
-def _refusal(
+def _is_browser(request: Request) -> bool:
+    """True for a User-Agent of browsers, which a page cannot change in no-cors mode."""
+    return request.headers.get("user-agent", "").startswith("Mozilla/")
+
+
+def refusal(
     error: ImageServiceError, scope: Scope, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer to a request that goes no further; the log tells of it too."""
     scope.setdefault("state", {})["outcome"] = error.reason.value
     return respond.failure(error, headers, dialect_of(scope))
-
-
-def is_local_name(name: str) -> bool:
-    """True for ``localhost`` and what is under it, which no name server is asked for."""
-    return f".{name}".removesuffix(".").endswith(".localhost")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _told(state: dict[str, Any], request_id: str) -> dict[str, str]:

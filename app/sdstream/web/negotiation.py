@@ -20,6 +20,10 @@ _IMAGE_TYPES: Final[dict[str, tuple[OutputFormat, ...]]] = {
     "image/jpg": ("jpeg",),
     "image/webp": ("webp",),
 }
+#: What browsers put first in Accept for a page, and for what a page embeds.
+_OF_PAGES: Final = (
+    "text/html", "application/xhtml+xml", "text/css", "image/", "audio/", "video/", "font/",
+)  # fmt: skip
 #: A client that streams may name the stream's type; a plain answer to it is JSON.
 _JSON_TYPES: Final = ("application/json", "application/*", "text/event-stream")
 
@@ -58,6 +62,22 @@ def accepted_image(
     if ranked:
         raise _not_acceptable(taken, images, output_format)
     return None
+
+
+def check_takes_events(request: Request) -> None:
+    """Reject a request for server-sent events that browsers send for a page or a part of one.
+
+    Raises:
+        NotAcceptable: Accept prefers a page, a style sheet, a font, an image, sound or video.
+    """
+    ranked, _ = _accepted(request)
+    if ranked and ranked[0].startswith(_OF_PAGES):
+        raise NotAcceptable(
+            f"This route returns text/event-stream, and Accept prefers {ranked[0][:64]}; "
+            "send 'Accept: text/event-stream', or a POST to the same path.",
+            reason=Reason.NOT_ACCEPTABLE,
+            param="Accept",
+        )
 
 
 def with_format(ask: ParsedRequest, wanted: OutputFormat | None) -> ParsedRequest:

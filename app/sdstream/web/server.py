@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -19,7 +20,10 @@ from sdstream.core.errors import ConfigurationError
 from sdstream.service.service import ImageService
 from sdstream.settings import Settings
 from sdstream.web.application import build_app
+from sdstream.web.hosts import exposure_warnings
 from sdstream.web.protocol import TimeoutProtocol
+
+logger = logging.getLogger(__name__)
 
 #: For the last frames to be written, whatever the grace time.
 _LEAST_SECONDS = 2
@@ -48,6 +52,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, settings: Settings, *, uds: Path | None = None) -> None:
+        for warning in exposure_warnings(settings) if uds is None else ():
+            logger.warning(warning)
         app = build_app(settings, on_death=self._die)
         # Before anything listens: a folder that cannot be used ends the program with a sentence.
         app.state.store.open()

@@ -34,7 +34,7 @@ from sdstream.dialects.openai import request as openai
 from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact
 from sdstream.service.live_jobs import LiveJob
-from sdstream.web import respond
+from sdstream.web import negotiation, respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.routes.images import GENERATION_PATHS, JOB_ERRORS, ImageRoutes
 from sdstream.web.schemas import (
@@ -217,6 +217,7 @@ class JobRoutes:
         """GET /v1/images/generations?prompt=…: makes a job and follows it."""
         if request.method == "HEAD":  # which asks about an answer and must not make a job
             raise HTTPException(405)
+        negotiation.check_takes_events(request)
         job_id, number = _last_event(request)
         if job_id is not None:
             live = await self._find(request, job_id, "Last-Event-ID")
