@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sdstream.core.ask import Handling
 from sdstream.core.hosts import HostPattern
+from sdstream.core.model_spec import Kernels
 from sdstream.core.similar import did_you_mean, most_similar, near_miss
 
 #: Variables that stay with the server.
@@ -196,6 +197,11 @@ class Settings(BaseSettings):
     embed_parameters: bool = Field(True, description="Write prompt and options into image files.")
     safety_checker: str | None = Field(
         None, description="Checker for safety_check: module:attribute, or an entry point."
+    )
+    kernels: Kernels = Field(
+        "auto",
+        description="CPU kernels: auto (the quickest), exact (f32) or off (the runtime's own); a "
+        "model's runtime options in models.yaml win.",
     )
     engine: Literal["native", "fake"] = Field(
         "native", description="fake draws gradients without a model, for trying clients."

@@ -27,7 +27,7 @@ from sdstream.core.messages import (
     Preview,
     Progress,
 )
-from sdstream.core.model_spec import ModelSpec, RuntimeOptions
+from sdstream.core.model_spec import Kernels, ModelSpec, RuntimeOptions
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.core.size import Size
@@ -53,10 +53,15 @@ def driven(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
 
 @asynccontextmanager
 async def running_worker(
-    file: str = "fine", *, hang_seconds: float = 60.0, cancel_seconds: float = 5.0
+    file: str = "fine",
+    *,
+    hang_seconds: float = 60.0,
+    cancel_seconds: float = 5.0,
+    kernels: Kernels = "off",
 ) -> AsyncIterator[Worker]:
     """A worker on the fake engine whose task runs; the file's name may make the load fail."""
-    load = Load("fake", "ovis_image", {"model": file}, "/nowhere", RuntimeOptions().model_dump())
+    runtime = RuntimeOptions(kernels=kernels).model_dump()
+    load = Load("fake", "ovis_image", {"model": file}, "/nowhere", runtime)
     options = WorkerOptions("fake", worker_environment(), hang_seconds, cancel_seconds)
     worker = Worker(load, options)
     task = asyncio.create_task(worker.run())
@@ -444,6 +449,32 @@ def test_a_crash_loop_starts_at_most_five_times_in_15_seconds() -> None:
     assert len([at for at in starts[1:] if at < 15]) <= 5
     assert waits == sorted(waits)
     assert waits[-1] == 30
+
+
+@driven
+async def test_two_crashes_with_kernels_turn_them_off(caplog: pytest.LogCaptureFixture) -> None:
+    """The third process of a model is loaded without CPU kernels, and the log says why."""
+    async with running_worker(kernels="auto") as worker:
+        for crashes in range(2):
+            await drawn(worker, "crash=1")
+            await worker.ready()
+            assert worker.loaded is not None
+            assert worker.loaded.kernels == ("auto" if crashes == 0 else "off")
+        assert "crashed 2 times with CPU kernels and is loaded without them" in caplog.text
+        assert isinstance((await drawn(worker))[-1], Done)
+
+
+@driven
+async def test_kernels_stay_when_the_system_kills_the_worker() -> None:
+    """Memory that runs out is no fault of theirs, and nor is a cancel that had no effect."""
+    async with running_worker(kernels="auto") as worker:
+        for _ in range(3):
+            await worker.ready()
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            await drawn(worker)
+        assert worker.loaded is not None
+        assert worker.loaded.kernels == "auto"
 
 
 @driven

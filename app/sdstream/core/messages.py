@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sdstream.core.enums import DescribedEnum
+from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest, request_fields, request_of
 
@@ -47,7 +48,7 @@ class Load:
         family: A key of model_families.FAMILIES.
         files: Component to absolute path, or ``builtin:NAME``.
         cache_dir: Where built-in models are written.
-        runtime: The fields of model_spec.RuntimeOptions.
+        runtime: The fields of model_spec.RuntimeOptions; ``kernels`` is never None.
         lora_dir: Folder of the LoRAs, None for none.
         embedding_dir: Folder of the textual-inversion embeddings, None for none.
         upscaler_dir: Folder of the upscalers, None for none.
@@ -112,6 +113,8 @@ class Loaded:
         on_cpu: The runtime computes on the CPU.
         system: The runtime's own line on the processor's features.
         embeddings: Words that stand for embeddings in prompts.
+        kernels: CPU kernels in use, as in "avx512 f32 int8"; "off" is the runtime's own alone.
+        kernels_problem: Why none are in use although they were wanted; a sentence, or empty.
     """
 
     seconds: float
@@ -120,6 +123,8 @@ class Loaded:
     on_cpu: bool
     system: str
     embeddings: tuple[str, ...] = ()
+    kernels: str = KERNELS_OFF
+    kernels_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,10 @@ from sdstream.core.size import Size
 #: As the device of a model.
 CPU: Final = "cpu"
 
+#: CPU kernels of a worker: the quickest, those that compute in f32, or the runtime's own alone.
+Kernels = Literal["auto", "exact", "off"]
+KERNELS_OFF: Final = "off"
+
 WTYPES: Final = (
     "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
     "q2_K", "q3_K", "q4_K", "q5_K", "q6_K",
@@ -125,6 +129,8 @@ class RuntimeOptions(Part):
             files beside the VAE that decodes the result; or by whatever decodes the result.
         zero_cond_t: As Qwen-Image-Edit 2511 was trained: reference pictures count as finished.
         circular: Sides that join their opposite ones, for pictures to be laid side by side.
+        kernels: CPU kernels: the quickest (bf16 and 8-bit products where the CPU is good at them),
+            those that compute in f32, or the runtime's own alone; None is the server's setting.
     """
 
     threads: int = Field(0, ge=0, le=1024)
@@ -137,6 +143,7 @@ class RuntimeOptions(Part):
     preview: Literal["projection", "tae", "decode"] = "projection"
     zero_cond_t: bool = False
     circular: Literal["none", "x", "y", "both"] = "none"
+    kernels: Kernels | None = None
 
 
 _QuantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]

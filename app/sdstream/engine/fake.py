@@ -25,6 +25,7 @@ import time
 
 from sdstream.core.errors import EngineError, Reason
 from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
+from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.engine.port import Emit
@@ -48,7 +49,10 @@ class FakeEngine:
             raise EngineError(Reason.MODEL_UNAVAILABLE, "The file of 'model' is damaged.")
         if "crash" in command.files.values():
             os.abort()
-        return Loaded(0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake")
+        kernels = command.runtime["kernels"] or KERNELS_OFF
+        return Loaded(
+            0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake", kernels=kernels
+        )
 
     def draw(
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit

@@ -98,6 +98,10 @@ class WorkerPool:
         """Words that a model reads as embeddings; none is known before it is loaded."""
         return next((w.loaded.embeddings for w in self.workers(model) if w.loaded), ())
 
+    def kernels(self, model: str) -> str | None:
+        """CPU kernels that a model's workers use; None before it is loaded."""
+        return next((w.loaded.kernels for w in self.workers(model) if w.loaded), None)
+
     def free(self, model: str) -> Worker | None:
         """A loaded worker of the model that no job has; of several the one that rested longest."""
         free = [

@@ -17,8 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sdstream.core.enums import DescribedEnum
@@ -38,6 +39,7 @@ from sdstream.core.messages import (
     Progress,
     RequestPreview,
 )
+from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.request import GenerationRequest
 from sdstream.engine.process import WorkerProcess
 from sdstream.notifier import Notifier
@@ -49,6 +51,8 @@ _MAX_BACKOFF_SECONDS: Final = 30.0
 #: So many crashes without a finished job between them make a model unsteady, for a while.
 _UNSTEADY_CRASHES: Final = 3
 _UNSTEADY_SECONDS: Final = 60.0
+#: So many with CPU kernels in use, and the model goes on without them.
+_MAX_KERNEL_CRASHES: Final = 2
 #: A phase may take this many times what it usually takes before it counts as hung.
 _HANG_FACTOR: Final = 10.0
 
@@ -76,12 +80,14 @@ class WorkerOptions:
         environment: Of the child process.
         hang_seconds: Floor of every phase's limit; ten times this for a phase never seen yet.
         cancel_seconds: A cancelled job that has not stopped after this costs the process.
+        kernel_crashes: Model -> crashes with CPU kernels in use; all workers share it.
     """
 
     engine: str
     environment: Mapping[str, str]
     hang_seconds: float = 60.0
     cancel_seconds: float = 5.0
+    kernel_crashes: Counter[str] = field(default_factory=Counter)
 
 
 class _Pace:
@@ -280,7 +286,7 @@ class Worker:
         """Take up events until the child is gone (True) or its load has failed (False)."""
         self._pace.expect(None)
         self._await(Phase.LOADING)
-        process.send(self._load)
+        process.send(self._order())
         while (event := await process.receive()) is not None:
             match event:
                 case Loaded():
@@ -292,6 +298,16 @@ class Worker:
                     self._hear(event)
         return True
 
+    def _order(self) -> Load:
+        """The command that loads the model, without CPU kernels after too many crashes."""
+        if self._options.kernel_crashes[self.model] < _MAX_KERNEL_CRASHES:
+            return self._load
+        logger.warning(
+            "model %s crashed %d times with CPU kernels and is loaded without them",
+            self.model, self._options.kernel_crashes[self.model],
+        )  # fmt: skip
+        return replace(self._load, runtime={**self._load.runtime, "kernels": KERNELS_OFF})
+
     def _welcome(self, event: Loaded) -> None:
         self._pace.note(Phase.LOADING, event.seconds)
         self._failed_loads = 0
@@ -301,8 +317,12 @@ class Worker:
                 "The native library was built without its matrix kernels and runs at less than "
                 "half its speed; scripts/install builds it with -DGGML_LLAMAFILE=ON."
             )
+        if self.loaded is None and event.kernels_problem:
+            logger.warning("%s The runtime's own are used.", event.kernels_problem)
         self.loaded, self.error = event, ""
-        logger.info("model %s loaded in %.2f s", self.model, event.seconds)
+        logger.info(
+            "model %s loaded in %.2f s, kernels: %s", self.model, event.seconds, event.kernels
+        )
         self._become(WorkerState.READY)
 
     def _load_failed(self, message: str) -> None:
@@ -343,6 +363,8 @@ class Worker:
 
     def _bury(self, reason: Reason, message: str) -> None:
         """End the job of a child that is gone or as good as gone."""
+        if reason is not Reason.WORKER_KILLED and not self._cancelling and self._has_kernels:
+            self._options.kernel_crashes[self.model] += 1
         if self.state is WorkerState.STARTING:
             self._load_failed(message)
         elif not self._cancelling:
@@ -351,6 +373,12 @@ class Worker:
         if self.state is not WorkerState.FAILED:
             self._become(WorkerState.STARTING)
         self._end_job(reason, message)
+
+    @property
+    def _has_kernels(self) -> bool:
+        """True unless the child has none of our CPU kernels; one that never loaded may have."""
+        wanted = self._load.runtime["kernels"] not in (None, KERNELS_OFF)
+        return wanted and (self.loaded is None or self.loaded.kernels != KERNELS_OFF)
 
     def _end_job(self, reason: Reason, message: str) -> None:
         job, self._job = self._job, None

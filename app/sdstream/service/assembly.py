@@ -151,7 +151,7 @@ def _service(
     def make_pool(on_change: Callable[[], None]) -> WorkerPool:
         return WorkerPool(
             lambda spec, changed: Worker(
-                _load_command(settings, spec), _on_device(options, spec.device), changed
+                load_command(settings, spec), _on_device(options, spec.device), changed
             ),
             file_bytes=lambda spec: _file_bytes(settings, spec),
             can_load=lambda spec: _are_there(settings, spec),
@@ -197,7 +197,8 @@ def _are_there(settings: Settings, spec: ModelSpec) -> bool:
     return settings.engine == "fake" or all(absolute(settings, p).is_file() for p in places)
 
 
-def _load_command(settings: Settings, spec: ModelSpec) -> Load:
+def load_command(settings: Settings, spec: ModelSpec) -> Load:
+    """Return the command that loads a model in its worker."""
     keep = settings.engine == "fake"
     files = {
         component: location
@@ -215,7 +216,10 @@ def _load_command(settings: Settings, spec: ModelSpec) -> Load:
         family=spec.family,
         files=files,
         cache_dir=str(settings.cache_dir),
-        runtime=spec.runtime.model_dump(),
+        runtime={
+            **spec.runtime.model_dump(),
+            "kernels": spec.runtime.kernels or settings.kernels,
+        },
         device=spec.device or "",
         **folders,
     )

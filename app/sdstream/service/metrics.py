@@ -72,6 +72,12 @@ class Metrics:
             ("model",),
             registry=self._registry,
         )
+        self.worker_kernels = Gauge(
+            "sdstream_worker_kernels",
+            "Loaded workers of the model by the CPU kernels that they use.",
+            ("model", "kernels"),
+            registry=self._registry,
+        )
         self.evictions = Gauge(
             "sdstream_worker_evictions",
             "Workers that made room for another model.",
@@ -81,13 +87,16 @@ class Metrics:
     def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
         """Bring the gauges of workers up to date."""
         self.evictions.set(evictions)
-        for gauge in (self.worker_up, self.worker_memory, self.worker_starts):
+        gauges = (self.worker_up, self.worker_memory, self.worker_starts, self.worker_kernels)
+        for gauge in gauges:
             gauge.clear()
         for worker in workers:
             up = worker.state in (WorkerState.READY, WorkerState.BUSY)
             self.worker_up.labels(worker.model).inc(int(up))
             self.worker_memory.labels(worker.model).inc(worker.resident_bytes)
             self.worker_starts.labels(worker.model).inc(worker.starts)
+            if up and worker.loaded is not None:
+                self.worker_kernels.labels(worker.model, worker.loaded.kernels).inc()
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

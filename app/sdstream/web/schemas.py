@@ -225,6 +225,7 @@ _MODEL: Final = record(
         "size": OBJECT,
         "capabilities": OBJECT,
         "options": OBJECT,
+        "kernels": nullable(STRING),
         "error": STRING,
     },
     ("id", "object", "created", "owned_by", "state"),

@@ -124,6 +124,16 @@ class AbortFlag:
                 self._flag[0] = b"\1"
 
     @property
+    def address(self) -> int:
+        """Of a byte that is not zero while computations are to stop."""
+        return ctypes.addressof(self._flag)
+
+    @property
+    def stopped(self) -> bool:
+        """True when computations were told to stop: what they gave may be incomplete."""
+        return self._armed and self._requested
+
+    @property
     def requested(self) -> bool:
         """True when this image was asked to stop."""
         return self._requested

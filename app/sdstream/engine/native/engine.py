@@ -32,6 +32,7 @@ from sdstream.core.model_families import FAMILIES
 from sdstream.core.model_spec import CPU
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest
+from sdstream.engine.native import kernels
 from sdstream.engine.native.abort import AbortFlag
 from sdstream.engine.native.bindings import (
     LOG_LEVELS,
@@ -119,7 +120,10 @@ class NativeEngine:
         self._secrets = {str(path): component for component, path in files.items()}
         inspection.check(files, command.family, tae=command.runtime["tae"])
         embeddings = _embeddings(command)
-        params = context_params(files, command.runtime, self._threads, embeddings)
+        in_use = kernels.install(command.runtime["kernels"], self._abort.address)
+        params = context_params(
+            files, command.runtime, self._threads, embeddings, whole_convolutions=bool(in_use)
+        )
         loading = self._loading = LoadProgress(emit)
         context = sd.new_sd_ctx(ctypes.byref(params))
         self._loading = None
@@ -150,6 +154,8 @@ class NativeEngine:
             on_cpu=self._abort.on_cpu,
             system=sd.sd_get_system_info().decode("utf-8", "replace").strip(),
             embeddings=tuple(embeddings),
+            kernels=in_use.name,
+            kernels_problem=in_use.problem,
         )
 
     def draw(
@@ -226,7 +232,8 @@ class NativeEngine:
             self._loading.progressed(step, steps)
 
     def _on_preview(self, step: int, count: int, frames: Any, _noisy: bool, _data: Any) -> None:
-        if self._drawing is not None and count > 0 and frames[0].data:
+        stopped = self._abort.stopped  # then the frame may be incomplete
+        if self._drawing is not None and count > 0 and frames[0].data and not stopped:
             self._peeked = False
             frame = frames[0]
             pixels = rgb(frame)
@@ -250,6 +257,8 @@ class NativeEngine:
             return None
         picture = taken(images[0])
         free(images)
+        if self._abort.stopped:
+            return None  # the last operations may have stopped half-way
         if is_uniform(picture):
             self._warnings.append(_ONE_COLOUR)
         if self._lost_lora:
@@ -282,7 +291,8 @@ class NativeEngine:
             if not image.data:
                 self._expect_nothing("The upscaler gave no picture.")
                 return None
-            return resized(taken(image), request.runtime_size)
+            enlarged = taken(image)
+            return None if self._abort.stopped else resized(enlarged, request.runtime_size)
         finally:
             sd.free_upscaler_ctx(context)
 

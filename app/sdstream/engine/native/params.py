@@ -68,8 +68,23 @@ class LoadedModel:
 
 
 def context_params(
-    files: dict[str, Path], runtime: dict[str, Any], threads: int, embeddings: dict[str, Path]
+    files: dict[str, Path],
+    runtime: dict[str, Any],
+    threads: int,
+    embeddings: dict[str, Path],
+    *,
+    whole_convolutions: bool = False,
 ) -> Any:
+    """Return the ``sd_ctx_params_t`` of a model.
+
+    Args:
+        files: Component -> its file.
+        runtime: The fields of RuntimeOptions.
+        threads: CPU threads.
+        embeddings: Word -> file.
+        whole_convolutions: The kernels in use take convolutions, but not the copies of pixels
+            that the runtime makes of them otherwise.
+    """
     params = sd.sd_ctx_params_t()
     lib.sd_ctx_params_init(ctypes.byref(params))
     for component, path in files.items():
@@ -81,7 +96,9 @@ def context_params(
     params.vae_decode_only = False
     params.n_threads = threads
     params.flash_attn = params.diffusion_flash_attn = runtime["flash_attn"]
-    params.diffusion_conv_direct = params.vae_conv_direct = runtime["conv_direct"]
+    params.diffusion_conv_direct = params.vae_conv_direct = (
+        runtime["conv_direct"] or whole_convolutions
+    )
     params.offload_params_to_cpu = runtime["offload"]
     params.qwen_image_zero_cond_t = runtime["zero_cond_t"]
     params.tae_preview_only = runtime["preview"] == "tae"

@@ -232,6 +232,7 @@ class ModelRoutes:
             "capabilities": _capabilities(spec),
             "embeddings": [*self.service.pool.embeddings(spec.id)],
             "device": spec.device,
+            "kernels": self.service.pool.kernels(spec.id),
         }
         if why:
             fields["error"] = why

@@ -1,0 +1,65 @@
+"""Which CPU kernels a processor is given."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sdstream.core.model_spec import Kernels
+
+_AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"})
+_AVX2: Final = frozenset({"avx2", "fma", "f16c"})
+
+#: Vendors whose CPUs multiply pairs of bf16 at the full rate. Intel's do so at half the rate of
+#: f32, as far as they have no other way than AVX-512.
+_QUICK_BF16: Final = frozenset({"AuthenticAMD"})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a processor is given.
+
+    Attributes:
+        isa: Names the library.
+        bf16: Products of bf16 pairs; else f32.
+        int8: Weights of q8_0 and q4_0 are multiplied in whole numbers.
+    """
+
+    isa: str
+    bf16: bool
+    int8: bool
+
+    @property
+    def name(self) -> str:
+        """As in "avx512 bf16 int8"."""
+        return f"{self.isa} {'bf16' if self.bf16 else 'f32'}{' int8' if self.int8 else ''}"
+
+
+def choose(features: frozenset[str], vendor: str, wanted: Kernels) -> Choice | None:
+    """Return the kernels for a processor, None when there are none.
+
+    Args:
+        features: Flags of the processor, as Linux spells them.
+        vendor: The processor's word for its maker.
+        wanted: "auto" or "exact".
+    """
+    auto = wanted == "auto"
+    if features >= _AVX512:
+        bf16 = auto and "avx512_bf16" in features and vendor in _QUICK_BF16
+        return Choice("avx512", bf16, auto and "avx512_vnni" in features)
+    if features >= _AVX2:
+        return Choice("avx2", False, auto and "avx_vnni" in features)
+    return None
+
+
+def processor() -> tuple[frozenset[str], str]:
+    """Return the flags and the vendor of this machine's processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset(), ""
+    flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    vendor = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.MULTILINE)
+    return frozenset(flags[1].split() if flags else ()), vendor[1] if vendor else ""

@@ -1,0 +1,107 @@
+// Which operations the kernels take over, and how ggml comes to ask them.
+//
+// ggml's CPU backend asks every "extra buffer type" for each operation whether it computes it
+// (ggml_cpu_extra_compute_forward). The list of them is a std::vector behind an exported function:
+// a library that is loaded after the runtime appends an entry, and nothing of the runtime changes.
+#include <atomic>
+#include "dispatch.h"
+
+namespace sdk {
+
+Config config;
+const volatile char * abort_flag;
+
+namespace {
+
+bool enabled;
+std::atomic<int64_t> calls;
+
+enum : int { OBJECT_BYTES = 32 };     // ggml_object of ggml.c
+
+struct Operation {
+    ggml_op op;
+    bool (*takes)(const ggml_tensor *);
+    void (*run)(const ggml_compute_params *, ggml_tensor *);
+    size_t (*work_bytes)(const ggml_tensor *);
+};
+
+// The first row that takes an operation computes it.
+const Operation operations[] = {
+    { GGML_OP_MUL_MAT,        takes_product_int8, run_product_int8, nullptr },
+    { GGML_OP_MUL_MAT,        takes_product,      run_product,      nullptr },
+    { GGML_OP_CONV_2D,        takes_winograd,     run_winograd,     winograd_bytes },
+    { GGML_OP_CONV_2D,        takes_convolution,  run_convolution,  nullptr },
+    { GGML_OP_FLASH_ATTN_EXT, takes_attention,    run_attention,    nullptr },
+    { GGML_OP_ADD,            takes_binary,       run_add,          nullptr },
+    { GGML_OP_MUL,            takes_binary,       run_multiply,     nullptr },
+    { GGML_OP_REPEAT,         takes_repeat,       run_repeat,       nullptr },
+    { GGML_OP_CONT,           takes_copy,         run_copy,         nullptr },
+    { GGML_OP_UNARY,          takes_activation,   run_activation,   nullptr },
+    { GGML_OP_SOFT_MAX,       takes_soft_max,     run_soft_max,     nullptr },
+    { GGML_OP_GROUP_NORM,     takes_group_norm,   run_group_norm,   nullptr },
+};
+
+const Operation * operation_of(const ggml_tensor * op) {
+    if (!enabled) return nullptr;
+    for (const Operation & one : operations)
+        if (one.op == op->op && one.takes(op)) return &one;
+    return nullptr;
+}
+
+// The two classes have the virtual functions of ggml/src/ggml-cpu/traits.h, in their order.
+struct Traits {
+    virtual ~Traits() = default;
+    virtual bool work_size(int, const ggml_tensor * op, size_t & size) {
+        const Operation * found = operation_of(op);
+        size = found && found->work_bytes ? found->work_bytes(op) : 0;
+        return found != nullptr;
+    }
+    virtual bool compute_forward(ggml_compute_params * params, ggml_tensor * op) {
+        const Operation * found = operation_of(op);
+        if (!found) return false;
+        found->run(params, op);
+        if (params->ith == 0) calls++;
+        return true;
+    }
+};
+
+struct Extra {
+    Traits traits;
+    virtual ~Extra() = default;
+    virtual bool supports_op(ggml_backend_dev_t, const ggml_tensor *) { return false; }
+    virtual Traits * get_tensor_traits(const ggml_tensor * op) { return operation_of(op) ? &traits : nullptr; }
+};
+
+}  // namespace
+
+void enable(bool wanted) { enabled = wanted; }
+int64_t taken() { return calls; }
+
+}  // namespace sdk
+
+extern "C" {
+
+// Release of the runtime whose headers this was compiled with.
+SDK_EXPORT const char * sdk_release(void) { return SDK_RELEASE; }
+
+// Take over the runtime's operations. `abort_flag` is a byte that stays, or null. Returns 0, or 1
+// if the runtime has tensors of another size: they belong to another release or to other flags.
+SDK_EXPORT int sdk_install(int bf16, int int8, const char * abort_flag) {
+    static sdk::Extra extra;
+    static ggml_backend_buffer_type type = {};
+    if (ggml_tensor_overhead() != sdk::OBJECT_BYTES + sizeof(ggml_tensor)) return 1;
+    sdk::config.bf16 = bf16 != 0;
+    sdk::config.int8 = int8 != 0;
+    sdk::abort_flag = abort_flag;
+    if (!type.context) {
+        type.context = &extra;
+        ggml_backend_cpu_get_extra_buffer_types().push_back(&type);
+    }
+    sdk::enable(true);
+    return 0;
+}
+
+// Leave everything to ggml again.
+SDK_EXPORT void sdk_disable(void) { sdk::enable(false); }
+
+}

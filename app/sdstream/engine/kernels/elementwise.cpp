@@ -1,0 +1,140 @@
+// ADD and MUL with broadcasts, REPEAT, CONT, GELU and SiLU.
+//
+// ggml walks rows one by one, and an operand of one element a row (a bias over pixels) element by
+// element; here the tensors are runs of memory.
+#include "simd.h"
+
+namespace sdk {
+
+// --- ADD and MUL --------------------------------------------------------------------------------
+
+// The second operand as [repeats][length][times]: each of `length` elements `times` times in a row,
+// and the whole over again.
+struct Pattern { int64_t times, length; };
+
+static bool pattern_of(const ggml_tensor * op, const ggml_tensor * b, Pattern & p) {
+    p = { 1, 1 };
+    int i = 0;
+    while (i < 4 && b->ne[i] == 1) p.times *= op->ne[i++];
+    while (i < 4 && b->ne[i] == op->ne[i]) p.length *= op->ne[i++];
+    while (i < 4) if (b->ne[i++] != 1) return false;
+    return true;
+}
+
+template <class F>
+static void binary(const ggml_compute_params * params, ggml_tensor * op, F f) {
+    const float * a = (const float *) op->src[0]->data, * b = (const float *) op->src[1]->data;
+    float * c = (float *) op->data;
+    Pattern p;
+    pattern_of(op, op->src[1], p);
+    const Range mine = share(params, elements(op), 64);
+    for (int64_t i = mine.first; i < mine.last;) {
+        if (p.times > 1) {
+            const int64_t unit = i/p.times, run = std::min(mine.last, (unit + 1)*p.times) - i;
+            const vf one = set(b[unit % p.length]);
+            for (int64_t j = 0; j < run; j += LANES) store(c + i + j, f(load(a + i + j, run - j), one), run - j);
+            i += run;
+        } else {
+            const int64_t at = i % p.length, run = std::min(mine.last - i, p.length - at);
+            for (int64_t j = 0; j < run; j += LANES)
+                store(c + i + j, f(load(a + i + j, run - j), load(b + at + j, run - j)), run - j);
+            i += run;
+        }
+    }
+}
+
+void run_add(const ggml_compute_params * params, ggml_tensor * op) { binary(params, op, add); }
+void run_multiply(const ggml_compute_params * params, ggml_tensor * op) { binary(params, op, mul); }
+
+bool takes_binary(const ggml_tensor * op) {
+    const ggml_tensor * a = op->src[0], * b = op->src[1];
+    Pattern p;
+    // Runs shorter than 16 are no quicker than ggml's.
+    return packed(a) && packed(b) && packed(op) && elements(a) == elements(op) && pattern_of(op, b, p)
+        && (p.times > 1 ? p.times >= 16 : p.length >= 16);
+}
+
+// --- REPEAT and CONT ----------------------------------------------------------------------------
+
+// Each element `times` times in a row, as rotary embeddings need it.
+void run_repeat(const ggml_compute_params * params, ggml_tensor * op) {
+    const float * a = (const float *) op->src[0]->data;
+    float * c = (float *) op->data;
+    const int64_t times = op->ne[0];
+    const Range mine = share(params, elements(op->src[0]));
+    for (int64_t i = mine.first; i < mine.last; i++)
+        for (int64_t j = 0; j < times; j++) c[i*times + j] = a[i];
+}
+
+bool takes_repeat(const ggml_tensor * op) {
+    const ggml_tensor * a = op->src[0];
+    return packed(a) && packed(op) && a->ne[0] == 1 && a->ne[1] == op->ne[1] && a->ne[2] == op->ne[2] && a->ne[3] == op->ne[3];
+}
+
+// The first two dimensions change places: tiles of LANES by LANES.
+static void transpose_copy(const ggml_compute_params * params, const ggml_tensor * a, float * to) {
+    const int64_t n0 = a->ne[0], n1 = a->ne[1], n2 = a->ne[2], across = (n1 + LANES - 1)/LANES;
+    const Range mine = share(params, across*n2*a->ne[3]);
+    for (int64_t t = mine.first; t < mine.last; t++) {
+        const int64_t i1 = t % across*LANES, i2 = t/across % n2, i3 = t/across/n2, width = std::min<int64_t>(LANES, n1 - i1);
+        const char * p = (const char *) a->data + i1*sizeof(float) + i2*a->nb[2] + i3*a->nb[3];
+        float * q = to + ((i3*n2 + i2)*n1 + i1)*n0;
+        for (int64_t i = 0; i < n0; i += LANES) {
+            const int64_t height = std::min<int64_t>(LANES, n0 - i);
+            vi r[LANES];
+            for (int64_t j = 0; j < LANES; j++) r[j] = j < height ? as_int(load((const float *) (p + (i + j)*a->nb[0]), width)) : izero();
+            transpose(r);
+            for (int64_t j = 0; j < width; j++) store(q + j*n0 + i, as_float(r[j]), height);
+        }
+    }
+}
+
+// Any strides -> side by side.
+void run_copy(const ggml_compute_params * params, ggml_tensor * op) {
+    const ggml_tensor * a = op->src[0];
+    float * to = (float *) op->data;
+    if (a->nb[0] != sizeof(float) && a->nb[1] == sizeof(float)) return transpose_copy(params, a, to);
+    const int64_t n0 = a->ne[0], n1 = a->ne[1], n2 = a->ne[2];
+    const Range mine = share(params, n1*n2*a->ne[3]);
+    for (int64_t r = mine.first; r < mine.last; r++) {
+        const char * p = (const char *) a->data + r % n1*a->nb[1] + r/n1 % n2*a->nb[2] + r/n1/n2*a->nb[3];
+        float * q = to + r*n0;
+        if (a->nb[0] != sizeof(float)) for (int64_t i = 0; i < n0; i++) memcpy(q + i, p + i*a->nb[0], sizeof(float));
+        else for (int64_t i = 0; i < n0; i += LANES) store(q + i, load((const float *) p + i, n0 - i), n0 - i);
+    }
+}
+
+bool takes_copy(const ggml_tensor * op) { return op->src[0]->type == GGML_TYPE_F32 && packed(op); }
+
+// --- activations --------------------------------------------------------------------------------
+
+static vf silu(vf x) { return div(x, add(set(1.f), exponential(sub(zero(), x)))); }
+
+// The tanh form: x*sigmoid(2*sqrt(2/pi)*(x + 0.044715*x^3)).
+static vf gelu(vf x) {
+    const vf t = mul(mul(set(1.5957691216f), x), fma(mul(set(0.044715f), x), x, set(1.f)));
+    return div(x, add(set(1.f), exponential(sub(zero(), t))));
+}
+
+template <class F>
+static void activation(const ggml_compute_params * params, ggml_tensor * op, F f) {
+    const float * a = (const float *) op->src[0]->data;
+    float * c = (float *) op->data;
+    const Range mine = share(params, elements(op), 64);
+    for (int64_t i = mine.first; i < mine.last; i += LANES) {
+        // Below -1e4 both are zero, and minus infinity would give NaN.
+        const vf x = most(set(-1e4f), load(a + i, mine.last - i));
+        store(c + i, f(x), mine.last - i);
+    }
+}
+
+void run_activation(const ggml_compute_params * params, ggml_tensor * op) {
+    if (ggml_unary_op(op->op_params[0]) == GGML_UNARY_OP_GELU) activation(params, op, gelu);
+    else                                                       activation(params, op, silu);
+}
+
+bool takes_activation(const ggml_tensor * op) {
+    return (op->op_params[0] == GGML_UNARY_OP_GELU || op->op_params[0] == GGML_UNARY_OP_SILU) && packed(op) && packed(op->src[0]);
+}
+
+}  // namespace sdk

@@ -1,0 +1,133 @@
+// What the kernels know of ggml beyond its public headers, and what every operation needs.
+//
+// The three structs below are private to ggml (src/ggml-cpu/ggml-cpu-impl.h, src/ggml-cpu/traits.h,
+// src/ggml-backend-impl.h). They are declared again here because a wheel of the runtime contains
+// the public headers only. Their layout belongs to one release: dispatch.cpp compares the size of
+// a tensor before it registers anything, the adapter compares the release, and check.cpp proves
+// the rest. The library is linked to the runtime's and calls ggml's functions as they are.
+#pragma once
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <algorithm>
+#include <vector>
+#include "ggml.h"
+#include "ggml-backend.h"
+
+// What a thread of a graph is told: it is thread `ith` of `nth`.
+struct ggml_compute_params {
+    int ith, nth;
+    size_t wsize;
+    void * wdata;
+    struct ggml_threadpool * threadpool;
+    bool use_ref;
+};
+
+struct ggml_backend_buffer_type {
+    void * interface[6];
+    ggml_backend_dev_t device;
+    void * context;
+};
+
+// Exported by the runtime's library. The first waits for all threads of the operation.
+extern "C" void ggml_barrier(struct ggml_threadpool * threadpool);
+std::vector<ggml_backend_buffer_type_t> & ggml_backend_cpu_get_extra_buffer_types();
+
+namespace sdk {
+
+// What the CPU can do and the operator wants.
+struct Config {
+    bool bf16 = false;      // products of bf16 pairs with f32 sums, else f32
+    bool int8 = false;      // q8_0 and q4_0 in whole numbers, else as the others
+};
+extern Config config;
+
+// Not zero: the image is no longer wanted. Operations then return early, and leave garbage behind.
+extern const volatile char * abort_flag;
+inline bool aborted() { return abort_flag && *abort_flag; }
+
+// Memory of one thread that is kept from operation to operation.
+class Scratch {
+  public:
+    Scratch() = default;
+    Scratch(const Scratch &) = delete;
+    Scratch & operator=(const Scratch &) = delete;
+    ~Scratch() { free(data_); }
+    template <class T> T * get(size_t count) {
+        const size_t bytes = (count*sizeof(T) + 4095)/4096*4096;
+        if (bytes > size_) {
+            free(data_);
+            data_ = aligned_alloc(4096, bytes);
+            size_ = data_ ? bytes : 0;
+            if (!data_) abort();    // as ggml does
+        }
+        return (T *) data_;
+    }
+  private:
+    void * data_ = nullptr;
+    size_t size_ = 0;
+};
+
+struct Buffers { Scratch panels, rows, floats, sums, values, weights; };
+inline Buffers & buffers() { static thread_local Buffers own; return own; }
+
+// --- tensors ------------------------------------------------------------------------------------
+
+inline int64_t elements(const ggml_tensor * t) { return t->ne[0]*t->ne[1]*t->ne[2]*t->ne[3]; }
+
+// Neighbours of a row lie side by side.
+inline bool dense(const ggml_tensor * t) { return t->nb[0] == ggml_type_size(t->type); }
+
+// All elements are f32 and lie side by side.
+inline bool packed(const ggml_tensor * t) {
+    if (t->type != GGML_TYPE_F32) return false;
+    size_t bytes = sizeof(float);
+    for (int i = 0; i < 4; i++) {
+        if (t->nb[i] != bytes && t->ne[i] != 1) return false;
+        bytes *= t->ne[i];
+    }
+    return true;
+}
+
+inline float float_param(const ggml_tensor * t, int index) {
+    float value;
+    memcpy(&value, t->op_params + index, sizeof value);
+    return value;
+}
+
+struct Range { int64_t first, last; };
+
+// The share of a thread of `count` things, in whole multiples of `grain`.
+inline Range share(const ggml_compute_params * params, int64_t count, int64_t grain = 1) {
+    const int64_t grains = (count + grain - 1)/grain, each = (grains + params->nth - 1)/params->nth*grain;
+    return { std::min(count, params->ith*each), std::min(count, (params->ith + 1)*each) };
+}
+
+// --- operations: `takes` decides by the shapes, `run` computes one thread's part -----------------
+
+bool takes_product(const ggml_tensor * op);
+void run_product(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_product_int8(const ggml_tensor * op);
+void run_product_int8(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_convolution(const ggml_tensor * op);
+void run_convolution(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_winograd(const ggml_tensor * op);
+size_t winograd_bytes(const ggml_tensor * op);
+void run_winograd(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_attention(const ggml_tensor * op);
+void run_attention(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_binary(const ggml_tensor * op);
+void run_add(const ggml_compute_params * params, ggml_tensor * op);
+void run_multiply(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_repeat(const ggml_tensor * op);
+void run_repeat(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_copy(const ggml_tensor * op);
+void run_copy(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_activation(const ggml_tensor * op);
+void run_activation(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_soft_max(const ggml_tensor * op);
+void run_soft_max(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_group_norm(const ggml_tensor * op);
+void run_group_norm(const ggml_compute_params * params, ggml_tensor * op);
+
+}  // namespace sdk

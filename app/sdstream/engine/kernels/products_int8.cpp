@@ -1,0 +1,187 @@
+// MUL_MAT with weights of q8_0 and q4_0, in whole numbers.
+//
+// Weights are unsigned bytes (q + 128, or the nibble), activations are int8 with one scale for 32
+// of them, as ggml quantises them too. The offset of the weights is taken off through the sums of
+// the activations. The loop nest is that of micro.h; a "unit" is four bytes of neighbouring k.
+#include "pack.h"
+
+namespace sdk {
+
+#if defined(__AVX512F__)
+enum : int { ROWS8 = 6 };      // 12 sums of the block, 12 of all, 2 of A and 1 of B
+#else
+enum : int { ROWS8 = 2 };      // 4 and 4: more would spill
+#endif
+enum : int { HEIGHT8 = 512 };  // rows of weights at a time: their panels stay in the level 2 cache
+enum : int { UNITS = 8 };      // of a block of 32
+
+// The panels and rows of one block of k.
+struct Operands {
+    const char * panel;          // [block][unit][V][lane] of 4 bytes
+    const float * panel_scales;  // [block][V][lane]
+    const uint32_t * rows;
+    const float * row_scales;
+    const int32_t * row_offsets;
+    int64_t ldb, lds, blocks;
+};
+
+template <int N, int V>
+static void micro8(const Operands & o, float * c, int64_t ldc, int64_t m, bool onto) {
+    vf sums[N][V];
+    for (int j = 0; j < N; j++) {
+        __builtin_prefetch(c + j*ldc, 1);
+        for (int v = 0; v < V; v++) sums[j][v] = zero();
+    }
+    for (int64_t p = 0; p < o.blocks; p++) {
+        vi block[N][V];
+        for (int j = 0; j < N; j++) for (int v = 0; v < V; v++) block[j][v] = iset((uint32_t) o.row_offsets[j*o.lds + p]);
+#pragma GCC unroll 8
+        for (int g = 0; g < UNITS; g++) {
+            vi va[V];
+            for (int v = 0; v < V; v++) va[v] = iload(o.panel + ((p*UNITS + g)*V + v)*4*LANES);
+#pragma GCC unroll 6
+            for (int j = 0; j < N; j++) {
+                const vi vb = iset(o.rows[j*o.ldb + p*UNITS + g]);
+                for (int v = 0; v < V; v++) block[j][v] = dot4(block[j][v], va[v], vb);
+            }
+        }
+        for (int v = 0; v < V; v++) {
+            const vf s = load(o.panel_scales + (p*V + v)*LANES);
+            for (int j = 0; j < N; j++)
+                sums[j][v] = fma(to_float(block[j][v]), mul(s, set(o.row_scales + j*o.lds + p)), sums[j][v]);
+        }
+    }
+    for (int v = 0; v < V; v++)
+        for (int j = 0; j < N; j++) {
+            float * at = c + j*ldc + v*LANES;
+            if (onto) sums[j][v] = add(sums[j][v], load(at, m - v*LANES));
+            store(at, sums[j][v], m - v*LANES);
+        }
+}
+
+static void micro8_panel(int n, const Operands & o, float * c, int64_t ldc, int64_t m, bool onto) {
+    switch (n) {
+#define CASE(N) case N: return m > LANES ? micro8<N, 2>(o, c, ldc, m, onto) : micro8<N, 1>(o, c, ldc, m, onto);
+        CASE(1) CASE(2)
+#if defined(__AVX512F__)
+        CASE(3) CASE(4) CASE(5) CASE(6)
+#endif
+#undef CASE
+    }
+}
+
+static int64_t block_bytes(ggml_type type) { return type == GGML_TYPE_Q8_0 ? 34 : 18; }
+static int offset_of(ggml_type type) { return type == GGML_TYPE_Q8_0 ? 128 : 8; }
+
+// 32 unsigned bytes of a block.
+static __m256i unsigned_bytes(ggml_type type, const char * block) {
+    if (type == GGML_TYPE_Q8_0)
+        return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) (block + 2)), _mm256_set1_epi8((char) 0x80));
+    const __m128i q = _mm_loadu_si128((const __m128i *) (block + 2));
+    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(q, 4), q), _mm256_set1_epi8(15));
+}
+
+// One block of up to LANES rows -> [unit][V][lane] and the scales.
+static void pack_block8(const Rows & of, int64_t row, int64_t rows, int V, int64_t block, char * to, float * scales) {
+    alignas(64) uint32_t bytes[LANES][UNITS] = {};
+    alignas(64) uint16_t halves[LANES] = {};
+    for (int64_t j = 0; j < rows; j++) {
+        const char * b = of.data + (row + j)*of.stride + block*block_bytes(of.type);
+        _mm256_store_si256((__m256i *) bytes[j], unsigned_bytes(of.type, b));
+        memcpy(halves + j, b, sizeof(uint16_t));
+    }
+    for (int half = 0; half < LANES/8; half++) {       // 8 rows of 8 units each
+        __m256i r[8], t[8];
+        for (int j = 0; j < 8; j++) r[j] = _mm256_load_si256((const __m256i *) bytes[half*8 + j]);
+        for (int i = 0; i < 4; i++) {
+            t[2*i]     = _mm256_unpacklo_epi32(r[2*i], r[2*i + 1]);
+            t[2*i + 1] = _mm256_unpackhi_epi32(r[2*i], r[2*i + 1]);
+        }
+        for (int i = 0; i < 2; i++) {
+            r[4*i]     = _mm256_unpacklo_epi64(t[4*i],     t[4*i + 2]);
+            r[4*i + 1] = _mm256_unpackhi_epi64(t[4*i],     t[4*i + 2]);
+            r[4*i + 2] = _mm256_unpacklo_epi64(t[4*i + 1], t[4*i + 3]);
+            r[4*i + 3] = _mm256_unpackhi_epi64(t[4*i + 1], t[4*i + 3]);
+        }
+        for (int i = 0; i < 4; i++) {
+            char * at = to + (int64_t) i*V*4*LANES + half*32;
+            _mm256_store_si256((__m256i *) at, _mm256_permute2x128_si256(r[i], r[i + 4], 0x20));
+            _mm256_store_si256((__m256i *) (at + (int64_t) 4*V*4*LANES), _mm256_permute2x128_si256(r[i], r[i + 4], 0x31));
+        }
+    }
+    store(scales, widen_f16(halves));
+}
+
+static void pack_panel8(const Rows & of, int64_t row, int64_t m, int V, int64_t first, int64_t blocks, char * to, float * scales) {
+    for (int64_t p = 0; p < blocks; p++)
+        for (int v = 0; v < V; v++)
+            pack_block8(of, row + v*LANES, std::min<int64_t>(LANES, m - v*LANES), V, first + p,
+                        to + (p*UNITS*V + v)*4*LANES, scales + (p*V + v)*LANES);
+}
+
+// A block that contains NaN or an infinity has NaN as its scale.
+static void pack_row8(const float * x, int64_t blocks, int offset, uint32_t * to, float * scales, int32_t * offsets) {
+    for (int64_t p = 0; p < blocks; p++, x += 32) {
+        vf values[32/LANES], top = zero(), nothing = zero();
+        for (int i = 0; i < 32/LANES; i++) {
+            values[i] = load(x + i*LANES);
+            top = most(top, absolute(values[i]));
+            nothing = fma(values[i], zero(), nothing);
+        }
+        const float amount = largest(top);
+        const vf inverse = set(amount > 0 ? 127.f/amount : 0.f);
+        vi total = izero();
+        for (int i = 0; i < 32/LANES; i++) {
+            const vi q = rounded(mul(values[i], inverse));
+            narrow_int8((char *) (to + p*UNITS) + i*LANES, q);
+            total = iadd(total, q);
+        }
+        scales[p] = amount/127.f + sum(nothing);
+        offsets[p] = -offset*isum(total);
+    }
+}
+
+void run_product_int8(const ggml_compute_params * params, ggml_tensor * op) {
+    const ggml_tensor * w = op->src[0], * x = op->src[1];
+    const int64_t r2 = x->ne[2]/w->ne[2], r3 = x->ne[3]/w->ne[3], planes = x->ne[2]*x->ne[3];
+    const Part part = part_of(w->ne[1], x->ne[1], params->ith, params->nth);
+    if (part.m0 >= part.m1 || part.n0 >= part.n1) return;
+    const int64_t all = w->ne[0]/32, parts = (all + DEPTH/32 - 1)/(DEPTH/32), each = (all + parts - 1)/parts;
+    const int64_t height = std::min<int64_t>(HEIGHT8, (part.m1 - part.m0 + PANEL - 1)/PANEL*PANEL), ldb = each*UNITS + 16, lds = each + 16;
+    char     * a         = buffers().panels.get<char>(height*each*32);
+    float    * a_scales  = buffers().floats.get<float>(height*each);
+    uint32_t * b         = buffers().rows.get<uint32_t>(ROWS8*ldb);
+    float    * b_scales  = buffers().sums.get<float>(ROWS8*lds);
+    int32_t  * b_offsets = buffers().values.get<int32_t>(ROWS8*lds);
+    for (int64_t i = 0; i < planes; i++) {
+        const int64_t i3 = i/x->ne[2], i2 = i % x->ne[2], ldc = op->nb[1]/sizeof(float);
+        const Rows of = { (const char *) w->data + i3/r3*w->nb[3] + i2/r2*w->nb[2], (int64_t) w->nb[1], w->type };
+        const char * from = (const char *) x->data + i3*x->nb[3] + i2*x->nb[2];
+        float * c = (float *) ((char *) op->data + i3*op->nb[3] + i2*op->nb[2]);
+        for (int64_t top = part.m0; top < part.m1; top += height) {
+            const int64_t end = std::min(top + height, part.m1);
+            for (int64_t first = 0; first < all; first += each) {
+                const int64_t blocks = std::min(each, all - first);
+                for (int64_t m = top; m < end; m += PANEL)
+                    pack_panel8(of, m, std::min<int64_t>(PANEL, end - m), end - m > LANES ? 2 : 1, first, blocks, a + (m - top)*each*32, a_scales + (m - top)*each);
+                for (int64_t n = part.n0; n < part.n1; n += ROWS8) {
+                    if (aborted()) return;
+                    const int rows = (int) std::min<int64_t>(ROWS8, part.n1 - n);
+                    for (int j = 0; j < rows; j++)
+                        pack_row8((const float *) (from + (n + j)*x->nb[1]) + first*32, blocks, offset_of(w->type), b + j*ldb, b_scales + j*lds, b_offsets + j*lds);
+                    for (int64_t m = top; m < end; m += PANEL) {
+                        const Operands o = { a + (m - top)*each*32, a_scales + (m - top)*each, b, b_scales, b_offsets, ldb, lds, blocks };
+                        micro8_panel(rows, o, c + n*ldc + m, ldc, end - m, first > 0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+bool takes_product_int8(const ggml_tensor * op) {
+    const ggml_tensor * w = op->src[0], * x = op->src[1];
+    return config.int8 && (w->type == GGML_TYPE_Q8_0 || w->type == GGML_TYPE_Q4_0) && x->type == GGML_TYPE_F32 && takes_product(op);
+}
+
+}  // namespace sdk

@@ -1,0 +1,160 @@
+// CONV_2D of 3x3 as Winograd's F(2x2, 3x3): 4 instead of 9 products for each output.
+//
+// A lane is a tile of 2x2 outputs, and each of the 16 positions of a tile is a product of its own.
+// Worth it where one transformed kernel serves many tiles: autoencoders, upper levels of a UNet.
+// The kernels are transformed once by all threads together, into ggml's work buffer.
+// Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015.
+#include "image.h"
+
+namespace sdk {
+
+enum : int { POSITIONS = 16 };
+
+// Units of one row of transformed kernels: padded, so that rows do not share cache sets.
+template <class E>
+static int64_t row_units(int64_t channels) { return (channels + LANES*E::PER - 1)/(LANES*E::PER)*LANES + 16; }
+
+// Kernels [out][in][9] -> [position][out][in/PER] units, for outputs `first` to `last`.
+template <class E>
+static void transform_kernels(const Rows & of, int64_t channels, int64_t outputs, Range range, uint32_t * to, int64_t ldu) {
+    const int64_t row = (channels + 2*LANES - 1)/(2*LANES)*2*LANES + 2*LANES;
+    float * g = buffers().floats.get<float>(9*channels + 4*LANES + POSITIONS*row);
+    float * t = g + (9*channels + 2*LANES)/LANES*LANES;
+    const vi at = multiples(9);
+    const vf half = set(0.5f);
+    for (int64_t o = range.first; o < range.last; o++) {
+        const char * p = of.data + o*of.stride;
+        for (int64_t i = 0; i < 9*channels; i += LANES) store(g + i, row_load(of.type, p, i, 9*channels - i));
+        for (int64_t i = 0; i < channels; i += LANES) {
+            const vm wanted = low(channels - i);
+            vf k[3][3], h[4][3];
+            for (int j = 0; j < 9; j++) k[j/3][j % 3] = gather_if(g + 9*i + j, at, wanted);
+            for (int j = 0; j < 3; j++) {
+                const vf outer = mul(half, add(k[0][j], k[2][j])), inner = mul(half, k[1][j]);
+                h[0][j] = k[0][j]; h[1][j] = add(outer, inner); h[2][j] = sub(outer, inner); h[3][j] = k[2][j];
+            }
+            for (int r = 0; r < 4; r++) {
+                const vf outer = mul(half, add(h[r][0], h[r][2])), inner = mul(half, h[r][1]);
+                float * d = t + 4*r*row + i;
+                store(d, h[r][0]);
+                store(d + row, add(outer, inner));
+                store(d + 2*row, sub(outer, inner));
+                store(d + 3*row, h[r][2]);
+            }
+        }
+        for (int q = 0; q < POSITIONS; q++)
+            for (int64_t i = 0; i < channels; i += LANES*E::PER)
+                istore(to + (q*outputs + o)*ldu + i/E::PER, E::row([&](int more) { return load(t + q*row + i + more, channels - i - more); }));
+    }
+}
+
+// Four pixels apart by one of LANES tiles in a row: x[j] has pixel j of each tile.
+static void load_tiles(const float * p, const vm * mask, vf x[4]) {
+    deinterleave(load_if(p, mask[0]), load_if(p + LANES, mask[1]), x[0], x[1]);
+    deinterleave(load_if(p + 2, mask[2]), load_if(p + LANES + 2, mask[3]), x[2], x[3]);
+}
+
+// PANEL tiles in a row, from (ty, tx) on -> [position][channel/PER][2][lane] units.
+template <class E>
+static void transform_image(const Convolution & c, int64_t ty, int64_t tx, uint32_t * to) {
+    const int64_t units = c.channels/E::PER;
+    for (int v = 0; v < VECTORS; v++) {
+        const int64_t x = 2*(tx + v*LANES) - 1, y = 2*ty - 1;    // of the upper left input
+        vm mask[4][4];
+        for (int r = 0; r < 4; r++)
+            for (int h = 0; h < 4; h++) {                          // loads at x, x + LANES, x + 2, x + LANES + 2
+                const int64_t first = x + (h & 1)*LANES + (h >> 1)*2;
+                const bool inside = y + r >= 0 && y + r < c.height;
+                mask[r][h] = inside ? range((int) std::clamp<int64_t>(-first, 0, LANES), (int) std::clamp<int64_t>(c.width - first, 0, LANES)) : low(0);
+            }
+        for (int64_t u = 0; u < units; u++) {
+            vf d[E::PER][4][4];
+            for (int e = 0; e < E::PER; e++) {
+                const float * p = c.image + (E::PER*u + e)*c.plane + y*c.row + x;
+                for (int r = 0; r < 4; r++, p += c.row) {
+                    vf i[4];
+                    _mm_prefetch((const char *) (p + 2*PANEL), _MM_HINT_T0);
+                    load_tiles(p, mask[r], i);
+                    d[e][r][0] = sub(i[0], i[2]); d[e][r][1] = add(i[1], i[2]);
+                    d[e][r][2] = sub(i[2], i[1]); d[e][r][3] = sub(i[1], i[3]);
+                }
+            }
+            for (int q = 0; q < 4; q++) {
+                vf o[E::PER][4];
+                for (int e = 0; e < E::PER; e++) {
+                    o[e][0] = sub(d[e][0][q], d[e][2][q]); o[e][1] = add(d[e][1][q], d[e][2][q]);
+                    o[e][2] = sub(d[e][2][q], d[e][1][q]); o[e][3] = sub(d[e][1][q], d[e][3][q]);
+                }
+                for (int r = 0; r < 4; r++)
+                    istore(to + (((r*4 + q)*units + u)*VECTORS + v)*LANES, E::zip(o[0][r], o[E::PER - 1][r]));
+            }
+        }
+    }
+}
+
+// Sums [position][ROWS][PANEL] -> two output rows of each of `rows` channels.
+static void transform_sums(const float * s, int rows, float * to, int64_t ldc, int64_t width, int64_t tiles) {
+    for (int j = 0; j < rows; j++)
+        for (int v = 0; v < VECTORS; v++) {
+            const int64_t left = 2*(tiles - v*LANES);
+            if (left <= 0) continue;
+            vf m[4][4], h[2][4];
+            for (int q = 0; q < POSITIONS; q++) m[q/4][q % 4] = load(s + (q*ROWS + j)*PANEL + v*LANES);
+            for (int q = 0; q < 4; q++) {
+                h[0][q] = add(m[0][q], add(m[1][q], m[2][q]));
+                h[1][q] = sub(m[1][q], add(m[2][q], m[3][q]));
+            }
+            for (int r = 0; r < 2; r++) {
+                vf first, second;
+                interleave(add(h[r][0], add(h[r][1], h[r][2])), sub(h[r][1], add(h[r][2], h[r][3])), first, second);
+                float * p = to + j*ldc + r*width + v*2*LANES;
+                store(p, first, left);
+                store(p + LANES, second, left - LANES);
+            }
+        }
+}
+
+template <class E>
+static void winograd(const ggml_compute_params * params, ggml_tensor * op) {
+    const ggml_tensor * w = op->src[0];
+    const int64_t channels = w->ne[2], outputs = w->ne[3], units = channels/E::PER, ldu = row_units<E>(channels);
+    const int64_t across = op->ne[0]/2, blocks = (across + PANEL - 1)/PANEL, ldc = op->nb[2]/sizeof(float);
+    uint32_t * kernels = (uint32_t *) (((uintptr_t) params->wdata + 63)/64*64);
+    transform_kernels<E>({ (const char *) w->data, (int64_t) w->nb[3], w->type }, channels, outputs, share(params, outputs), kernels, ldu);
+    ggml_barrier(params->threadpool);       // all threads, aborted or not
+    uint32_t * tiles = buffers().panels.get<uint32_t>(POSITIONS*units*PANEL);
+    float    * sums  = buffers().sums.get<float>(POSITIONS*ROWS*PANEL);
+    const Range mine = share(params, blocks*(op->ne[1]/2)*op->ne[3]);
+    for (int64_t b = mine.first; b < mine.last; b++) {
+        const int64_t tx = b % blocks*PANEL, ty = b/blocks % (op->ne[1]/2), i = b/blocks/(op->ne[1]/2);
+        const Convolution c = convolution_of(op, i);
+        float * out = (float *) ((char *) op->data + i*op->nb[3]) + 2*ty*op->ne[0] + 2*tx;
+        transform_image<E>(c, ty, tx, tiles);
+        for (int64_t o = 0; o < outputs; o += ROWS) {
+            if (aborted()) return;
+            const int rows = (int) std::min<int64_t>(ROWS, outputs - o);
+            for (int q = 0; q < POSITIONS; q++)
+                micro_rows<E, VECTORS>(rows, tiles + q*units*PANEL, kernels + (q*outputs + o)*ldu, ldu, units, sums + q*ROWS*PANEL, PANEL, PANEL, false);
+            transform_sums(sums, rows, out + o*ldc, ldc, op->ne[0], across - tx);
+        }
+    }
+}
+
+void run_winograd(const ggml_compute_params * params, ggml_tensor * op) { SDK_CALL(winograd, params, op); }
+
+size_t winograd_bytes(const ggml_tensor * op) {
+    const int64_t channels = op->src[0]->ne[2], outputs = op->src[0]->ne[3];
+    return 64 + POSITIONS*outputs*(SDK_CALL(row_units, channels))*sizeof(uint32_t);
+}
+
+bool takes_winograd(const ggml_tensor * op) {
+    const ggml_tensor * w = op->src[0], * x = op->src[1];
+    const int32_t * p = op->op_params;
+    for (int i = 0; i < 6; i++) if (p[i] != 1) return false;      // step, padding and gap
+    return w->ne[0] == 3 && w->ne[1] == 3 && x->ne[0] % 2 == 0 && x->ne[1] % 2 == 0
+        && x->ne[0] >= 32 && x->ne[0]*x->ne[1] >= 4096              // enough tiles
+        && w->ne[2] % 16 == 0 && w->ne[2] <= 640                    // tiles that stay in the cache
+        && w->ne[3] >= 32 && takes_convolution(op);
+}
+
+}  // namespace sdk

@@ -1,0 +1,103 @@
+"""The CPU kernels of engine/kernels: chosen for the processor, installed and checked.
+
+They take over operations of the runtime's CPU backend. Whatever speaks against them (another
+processor, no library, another release, a failed check) leaves the runtime as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sdstream.core.model_spec import KERNELS_OFF, Kernels
+from sdstream.engine.kernels.build import library_name, supported
+from sdstream.engine.kernels.choice import Choice, choose, processor
+from sdstream.engine.native.bindings import has_gpu, lib
+
+logger = logging.getLogger("sdstream.native")
+
+_REPORT_BYTES: Final = 2000
+_CHECK_THREADS: Final = 2
+
+_BUILD_HINT: Final = "python -m sdstream.engine.kernels.build builds them"
+
+
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """The kernels of a worker.
+
+    Attributes:
+        name: What is in use, "off" when nothing is.
+        problem: Why they are not in use although they were wanted; a sentence, or empty.
+    """
+
+    name: str = KERNELS_OFF
+    problem: str = ""
+
+    def __bool__(self) -> bool:
+        return self.name != KERNELS_OFF
+
+
+def install(wanted: Kernels, abort_flag: int, choice: Choice | None = None) -> InUse:
+    """Take over the runtime's operations, if everything speaks for it; never raises.
+
+    Args:
+        wanted: "off" leaves everything to the runtime.
+        abort_flag: Address of a byte that stops operations while it is not zero.
+        choice: Instead of what fits this processor.
+    """
+    if wanted == KERNELS_OFF or has_gpu():
+        return InUse()
+    choice = choice or choose(*processor(), wanted)
+    if not supported() or choice is None:
+        return InUse(problem="There are no CPU kernels for this processor.")
+    try:
+        library = load(choice, Path(lib._name).parent)
+    except (OSError, AttributeError) as error:
+        return InUse(problem=f"The CPU kernels cannot be loaded ({error}); {_BUILD_HINT}.")
+    release = importlib.metadata.version("stable-diffusion-cpp-python")
+    built_for = library.sdk_release().decode()
+    if built_for != release:
+        return InUse(
+            problem=f"The CPU kernels are of runtime {built_for}, not {release}; {_BUILD_HINT}."
+        )
+    if library.sdk_install(choice.bf16, choice.int8, abort_flag):
+        return InUse(problem=f"The CPU kernels do not fit this runtime; {_BUILD_HINT}.")
+    began = time.monotonic()
+    failures = check(library)
+    if failures:
+        library.sdk_disable()
+        logger.error("the CPU kernels failed their check: %s", "; ".join(failures))
+        return InUse(problem=f"The CPU kernels failed their check ({failures[0]}).")
+    logger.debug("kernels %s checked in %.3f s", choice.name, time.monotonic() - began)
+    return InUse(choice.name)
+
+
+def check(library: Any, *, thorough: bool = False) -> list[str]:
+    """Compare installed kernels with ggml's own; return a line for each case that failed."""
+    report = ctypes.create_string_buffer(_REPORT_BYTES)
+    failed = library.sdk_check(thorough, _CHECK_THREADS, report, len(report))
+    lines = report.value.decode("utf-8", "replace").splitlines()
+    return (lines or ["no case is named"]) if failed else []
+
+
+def load(choice: Choice, folder: Path) -> Any:
+    """Load the library of a choice from a folder.
+
+    Raises:
+        OSError: It is not there, or needs what the runtime does not export.
+        AttributeError: It is not a library of kernels.
+    """
+    path = folder / library_name(choice.isa)
+    if not path.exists():
+        raise OSError(f"{path.name} was not found in {folder}")
+    library = ctypes.CDLL(str(path))
+    library.sdk_release.restype = ctypes.c_char_p
+    library.sdk_install.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
+    library.sdk_check.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]
+    return library

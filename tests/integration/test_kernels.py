@@ -1,0 +1,77 @@
+"""The CPU kernels against ggml's own, in a process of their own for each way to use them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdstream.core.model_spec import KERNELS_OFF
+from sdstream.engine.kernels.build import library_name, runtime_folder, supported
+from sdstream.engine.kernels.choice import Choice, processor
+from sdstream.settings import worker_environment
+from tests.support.kernel_check import NEEDS
+
+ROOT = Path(__file__).parents[2]
+FEATURES, _ = processor()
+
+
+def _python(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT,
+        env=worker_environment(), capture_output=True, text=True, check=False, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(not supported(), reason="there are no kernels for this machine")
+@pytest.mark.parametrize("choice", NEEDS, ids=lambda choice: choice.name)
+def test_every_operation_agrees_with_ggml(choice: Choice) -> None:
+    """All shapes and types, NaN and infinities, and the same bytes for any number of threads."""
+    missing = NEEDS[choice] - FEATURES
+    if missing:
+        pytest.skip(f"this processor has no {', '.join(sorted(missing))}")
+    said = _python("-m", "tests.support.kernel_check", str(runtime_folder()), choice.name)
+    assert said == f"{choice.name}: all cases agree"
+
+
+INSTALL = """
+from sdstream.engine.native import kernels
+{change}
+in_use = kernels.install({wanted!r}, 0)
+print(in_use.name, in_use.problem)
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "change", "problem"),
+    [
+        ("off", "", ""),
+        ("auto", "kernels.processor = lambda: (frozenset({'sse2'}), '')", "for this processor"),
+        ("auto", "kernels.library_name = lambda isa: 'gone.so'", "was not found in"),
+        ("auto", "kernels.has_gpu = lambda: True", ""),
+        (
+            "auto",
+            "kernels.importlib.metadata.version = lambda name: '9.9'",
+            "not 9.9; python -m sdstream.engine.kernels.build builds them",
+        ),
+        ("auto", "kernels.check = lambda library: ['product: wrong']", "failed their check"),
+    ],
+    ids=["off", "other processor", "not built", "gpu", "other release", "failed check"],
+)
+def test_without_kernels_the_runtime_goes_on(wanted: str, change: str, problem: str) -> None:
+    """Whatever speaks against them is said in one sentence, and nothing is raised."""
+    name, _, said = _python("-c", INSTALL.format(wanted=wanted, change=change)).partition(" ")
+    assert name == KERNELS_OFF
+    assert problem in said
+    assert bool(problem) == bool(said)
+
+
+@pytest.mark.skipif(not supported(), reason="there are no kernels for this machine")
+def test_they_are_built_beside_the_runtime() -> None:
+    """scripts/install compiles one library for each instruction set."""
+    found = {path.name for path in Path(runtime_folder()).glob("libsdstream-kernels-*.so")}
+    assert found == {library_name("avx512"), library_name("avx2")}

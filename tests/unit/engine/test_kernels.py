@@ -1,0 +1,61 @@
+"""Which CPU kernels a processor is given, and who decides it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdstream.core.model_spec import ModelSpec
+from sdstream.engine.kernels.choice import choose, processor
+from sdstream.service.assembly import load_command
+from sdstream.settings import Settings
+
+AVX2 = "avx2 fma f16c"
+AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("features", "vendor", "wanted", "name"),
+    [
+        ("sse4_2 avx", "GenuineIntel", "auto", None),
+        ("avx2 f16c", "GenuineIntel", "auto", None),
+        (AVX2, "GenuineIntel", "auto", "avx2 f32"),
+        (f"{AVX2} avx_vnni", "GenuineIntel", "auto", "avx2 f32 int8"),
+        (f"{AVX2} avx_vnni", "GenuineIntel", "exact", "avx2 f32"),
+        (f"{AVX2} avx512f", "GenuineIntel", "auto", "avx2 f32"),
+        (AVX512, "GenuineIntel", "auto", "avx512 f32"),
+        (f"{AVX512} avx512_vnni", "GenuineIntel", "auto", "avx512 f32 int8"),
+        (f"{AVX512} avx512_vnni avx512_bf16", "GenuineIntel", "auto", "avx512 f32 int8"),
+        (f"{AVX512} avx512_vnni avx512_bf16", "AuthenticAMD", "auto", "avx512 bf16 int8"),
+        (f"{AVX512} avx512_vnni avx512_bf16", "AuthenticAMD", "exact", "avx512 f32"),
+    ],
+)
+def test_a_processor_is_given_what_it_has(
+    features: str, vendor: str, wanted: str, name: str | None
+) -> None:
+    """The widest vectors; bf16 where it is quick; nothing but f32 in exact mode."""
+    choice = choose(frozenset(features.split()), vendor, wanted)  # type: ignore[arg-type]
+    assert (choice.name if choice else None) == name
+
+
+def test_this_processor_is_read() -> None:
+    """Flags and vendor of /proc/cpuinfo, or nothing where there is none."""
+    features, vendor = processor()
+    assert bool(features) == bool(vendor)
+
+
+@pytest.mark.parametrize(
+    ("model", "server", "used"),
+    [
+        (None, "auto", "auto"),
+        (None, "off", "off"),
+        ("exact", "off", "exact"),
+        ("off", "auto", "off"),
+    ],
+)
+def test_a_models_word_wins(model: str | None, server: str, used: str) -> None:
+    """models.yaml decides for its model, the server's setting for the others."""
+    spec = ModelSpec.model_validate(
+        {"id": "a", "family": "sd1", "files": {"model": "a.gguf"}, "runtime": {"kernels": model}}
+    )
+    settings = Settings(kernels=server)  # type: ignore[arg-type]
+    assert load_command(settings, spec).runtime["kernels"] == used
