@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -88,7 +89,7 @@ def test_every_sampler_and_schedule_draws_or_says_why_not(
 
 def test_samplers_and_schedules_differ(gallery: Gallery) -> None:
     """Of the ten by six, pictures are the same only where the runtime does the same: default is
-    one of the other schedules, and with exponential the two DPM++ 2M agree."""
+    one of the other schedules. With exponential the two DPM++ 2M agree up to rounding."""
     if len(gallery) < len(TEN):
         pytest.skip("needs the pictures of the tests before it")
     groups: dict[Pixels, set[tuple[str, str]]] = defaultdict(set)
@@ -101,8 +102,11 @@ def test_samplers_and_schedules_differ(gallery: Gallery) -> None:
         for sampler in TEN
         if sampler != "lcm"
     }
-    expected.add(frozenset({("dpm++2m", "exponential"), ("dpm++2mv2", "exponential")}))
-    assert same == expected
+    twins = frozenset({("dpm++2m", "exponential"), ("dpm++2mv2", "exponential")})
+    assert same - {twins} == expected
+    if twins <= gallery.keys():
+        first, second = (np.frombuffer(gallery[name], np.uint8).astype(int) for name in twins)
+        assert np.abs(first - second).mean() < 1
 
 
 # --- what changes a picture ---------------------------------------------------------------------
