@@ -10,6 +10,7 @@ import click
 from sdstream.cli.console import EXIT_FAULT, plain_errors
 from sdstream.cli.flags import read_settings, setting_flags
 from sdstream.cli.models import pull_default
+from sdstream.system import return_large_blocks
 from sdstream.web.application import configure_logging
 from sdstream.web.server import Server
 
@@ -24,6 +25,7 @@ def serve(**flags: Any) -> None:
     """
     settings = read_settings(**flags)
     configure_logging(settings.log_level)
+    return_large_blocks()
     with plain_errors():
         pull_default(settings)
         server = Server(settings)
