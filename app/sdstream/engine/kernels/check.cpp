@@ -216,6 +216,14 @@ void add_elementwise(Cases & to) {
         const int a = x[0], b = x[1], d = x[2], e = x[3];
         to.add("copy" + words({ a, b, d, e }), 0, [=](ggml_context * c) { return ggml_cont(c, ggml_permute(c, tensor(c, GGML_TYPE_F32, 37, 20, 5, 3), a, b, d, e)); }, true);
     }
+    for (int axis = 0; axis < 4; axis++)
+        to.add("concat" + words({ axis }), 0, [=](ggml_context * c) {
+            int64_t n[4] = { 21, 5, 4, 3 };
+            ggml_tensor * a = tensor(c, GGML_TYPE_F32, n[0], n[1], n[2], n[3]);
+            n[axis] = 2;
+            return ggml_concat(c, a, tensor(c, GGML_TYPE_F32, n[0], n[1], n[2], n[3]), axis);
+        }, true);
+    to.add("copy of pairs", 0, [](ggml_context * c) { return ggml_cont(c, ggml_permute(c, tensor(c, GGML_TYPE_F32, 2, 20, 5, 3), 0, 2, 1, 3)); }, true);
     to.add("repeat", 0, [](ggml_context * c) { return ggml_repeat(c, tensor(c, GGML_TYPE_F32, 1, 77, 3), ggml_new_tensor_3d(c, GGML_TYPE_F32, 2, 77, 3)); }, true);
     // ggml takes gelu from a table of f16; it makes NaN of minus infinity.
     to.add("silu", 1e-5, [](ggml_context * c) { return ggml_silu(c, tensor(c, GGML_TYPE_F32, 77, 9, 2, 1, 5)); });

@@ -92,7 +92,7 @@ static void convolution(const ggml_compute_params * params, ggml_tensor * op) {
     const int64_t step = taps == 9 ? 18 : 32;
     for (int64_t i = 0; i < op->ne[3]; i++) {
         const Convolution c = convolution_of(op, i);
-        nest<E>(part, k, depth_of(k, pixels, step), (float *) ((char *) op->data + i*op->nb[3]), op->nb[2]/sizeof(float),
+        nest<E>(part, k, depth_of<E>(k, pixels, step), (float *) ((char *) op->data + i*op->nb[3]), op->nb[2]/sizeof(float),
             [&](int64_t m, int64_t rows, int V, int64_t k0, int64_t count, uint32_t * to) { pack_pixels<E>(c, m, rows, V, k0, count, to); },
             [&](int64_t n, int rows, int64_t k0, int64_t count, uint32_t * to, int64_t ldb) { pack_rows<E>(b, n, rows, k0, count, to, ldb); });
     }

@@ -27,7 +27,7 @@ struct Operation {
 
 // The first row that takes an operation computes it.
 const Operation operations[] = {
-    { GGML_OP_MUL_MAT,        takes_product_int8, run_product_int8, nullptr },
+    { GGML_OP_MUL_MAT,        takes_product_int8, run_product_int8, product_int8_bytes },
     { GGML_OP_MUL_MAT,        takes_product,      run_product,      nullptr },
     { GGML_OP_CONV_2D,        takes_winograd,     run_winograd,     winograd_bytes },
     { GGML_OP_CONV_2D,        takes_convolution,  run_convolution,  nullptr },
@@ -36,6 +36,7 @@ const Operation operations[] = {
     { GGML_OP_MUL,            takes_binary,       run_multiply,     nullptr },
     { GGML_OP_REPEAT,         takes_repeat,       run_repeat,       nullptr },
     { GGML_OP_CONT,           takes_copy,         run_copy,         nullptr },
+    { GGML_OP_CONCAT,         takes_concat,       run_concat,       nullptr },
     { GGML_OP_UNARY,          takes_activation,   run_activation,   nullptr },
     { GGML_OP_SOFT_MAX,       takes_soft_max,     run_soft_max,     nullptr },
     { GGML_OP_GROUP_NORM,     takes_group_norm,   run_group_norm,   nullptr },

@@ -62,6 +62,16 @@ void run_repeat(const ggml_compute_params * params, ggml_tensor * op) {
     float * c = (float *) op->data;
     const int64_t times = op->ne[0];
     const Range mine = share(params, elements(op->src[0]));
+    if (times == 2) {
+        for (int64_t i = mine.first; i < mine.last; i += LANES) {
+            const int64_t left = 2*(mine.last - i);
+            vf first, second;
+            interleave(load(a + i, mine.last - i), load(a + i, mine.last - i), first, second);
+            store(c + 2*i, first, left);
+            store(c + 2*i + LANES, second, left - LANES);
+        }
+        return;
+    }
     for (int64_t i = mine.first; i < mine.last; i++)
         for (int64_t j = 0; j < times; j++) c[i*times + j] = a[i];
 }
@@ -89,6 +99,15 @@ static void transpose_copy(const ggml_compute_params * params, const ggml_tensor
     }
 }
 
+// `rows` rows of n floats that lie `stride` bytes apart, their elements `step` bytes, -> side by side.
+static void copy_rows(const char * p, size_t step, size_t stride, int64_t n, int64_t rows, float * q) {
+    for (int64_t r = 0; r < rows; r++, p += stride, q += n) {
+        if (step != sizeof(float)) for (int64_t i = 0; i < n; i++) memcpy(q + i, p + i*step, sizeof(float));
+        else if (n == 2) memcpy(q, p, 2*sizeof(float));
+        else for (int64_t i = 0; i < n; i += LANES) store(q + i, load((const float *) p + i, n - i), n - i);
+    }
+}
+
 // Any strides -> side by side.
 void run_copy(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * a = op->src[0];
@@ -96,12 +115,33 @@ void run_copy(const ggml_compute_params * params, ggml_tensor * op) {
     if (a->nb[0] != sizeof(float) && a->nb[1] == sizeof(float)) return transpose_copy(params, a, to);
     const int64_t n0 = a->ne[0], n1 = a->ne[1], n2 = a->ne[2];
     const Range mine = share(params, n1*n2*a->ne[3]);
-    for (int64_t r = mine.first; r < mine.last; r++) {
-        const char * p = (const char *) a->data + r % n1*a->nb[1] + r/n1 % n2*a->nb[2] + r/n1/n2*a->nb[3];
-        float * q = to + r*n0;
-        if (a->nb[0] != sizeof(float)) for (int64_t i = 0; i < n0; i++) memcpy(q + i, p + i*a->nb[0], sizeof(float));
-        else for (int64_t i = 0; i < n0; i += LANES) store(q + i, load((const float *) p + i, n0 - i), n0 - i);
+    for (int64_t r = mine.first; r < mine.last;) {
+        const int64_t i1 = r % n1, run = std::min(n1 - i1, mine.last - r);     // rows that follow each other
+        const char * p = (const char *) a->data + i1*a->nb[1] + r/n1 % n2*a->nb[2] + r/n1/n2*a->nb[3];
+        copy_rows(p, a->nb[0], a->nb[1], n0, run, to + r*n0);
+        r += run;
     }
+}
+
+// Rows side by side to rows in a larger tensor.
+void run_concat(const ggml_compute_params * params, ggml_tensor * op) {
+    const int axis = op->op_params[0];
+    int64_t before = 0;                 // where the second one begins, in elements of op
+    for (int s = 0; s < 2; s++) {
+        const ggml_tensor * a = op->src[s];
+        const Range mine = share(params, a->ne[1]*a->ne[2]*a->ne[3]);
+        for (int64_t r = mine.first; r < mine.last; r++) {
+            const int64_t i1 = r % a->ne[1], i2 = r/a->ne[1] % a->ne[2], i3 = r/a->ne[1]/a->ne[2];
+            const char * p = (const char *) a->data + i1*a->nb[1] + i2*a->nb[2] + i3*a->nb[3];
+            char * q = (char *) op->data + i1*op->nb[1] + i2*op->nb[2] + i3*op->nb[3] + before*op->nb[axis];
+            copy_rows(p, a->nb[0], 0, a->ne[0], 1, (float *) q);
+        }
+        before += a->ne[axis];
+    }
+}
+
+bool takes_concat(const ggml_tensor * op) {
+    return packed(op) && op->src[0]->type == GGML_TYPE_F32 && op->src[1]->type == GGML_TYPE_F32;
 }
 
 bool takes_copy(const ggml_tensor * op) { return op->src[0]->type == GGML_TYPE_F32 && packed(op); }

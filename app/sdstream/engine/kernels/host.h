@@ -108,6 +108,7 @@ inline Range share(const ggml_compute_params * params, int64_t count, int64_t gr
 bool takes_product(const ggml_tensor * op);
 void run_product(const ggml_compute_params * params, ggml_tensor * op);
 bool takes_product_int8(const ggml_tensor * op);
+size_t product_int8_bytes(const ggml_tensor * op);
 void run_product_int8(const ggml_compute_params * params, ggml_tensor * op);
 bool takes_convolution(const ggml_tensor * op);
 void run_convolution(const ggml_compute_params * params, ggml_tensor * op);
@@ -123,6 +124,8 @@ bool takes_repeat(const ggml_tensor * op);
 void run_repeat(const ggml_compute_params * params, ggml_tensor * op);
 bool takes_copy(const ggml_tensor * op);
 void run_copy(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_concat(const ggml_tensor * op);
+void run_concat(const ggml_compute_params * params, ggml_tensor * op);
 bool takes_activation(const ggml_tensor * op);
 void run_activation(const ggml_compute_params * params, ggml_tensor * op);
 bool takes_soft_max(const ggml_tensor * op);

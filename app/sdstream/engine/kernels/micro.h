@@ -12,7 +12,7 @@ enum : int { ROWS = 12, VECTORS = 2 };    // 24 sums, 2 of A and 1 of B in 32 re
 enum : int { ROWS = 6, VECTORS = 2 };     // 12 sums, 2 of A and 1 of B in 16 registers
 #endif
 enum : int { PANEL = VECTORS*LANES };
-enum : int { DEPTH = 1152 };              // of k at a time: rows of B stay in the level 1 cache
+enum : int { DEPTH = 576 };               // units of k at a time: rows of B stay in the level 1 cache
 enum : int { CACHE_BYTES = 640 << 10 };   // of panels at a time: they stay in the level 2 cache
 
 // A unit is what one 32-bit lane holds: one float, or two bf16 of neighbouring k.
@@ -97,8 +97,9 @@ void micro_panel(int n, const uint32_t * a, const uint32_t * b, int64_t ldb, int
 // Blocks of k of one length, a multiple of `step`; longer where few lanes are wanted, so that the
 // larger matrix is read in long runs. They depend on the shape alone: so do the results, for any
 // number of threads.
-inline int64_t depth_of(int64_t k, int64_t m, int64_t step) {
-    const int64_t longest = (m <= 32 ? 4*DEPTH : m <= 128 ? 2*DEPTH : DEPTH)/step*step;
+template <class E>
+int64_t depth_of(int64_t k, int64_t m, int64_t step) {
+    const int64_t longest = (m <= 32 ? 4 : m <= 128 ? 2 : 1)*DEPTH*E::PER/step*step;
     const int64_t blocks = (k + longest - 1)/longest;
     return std::min(longest, ((k + blocks - 1)/blocks + step - 1)/step*step);
 }

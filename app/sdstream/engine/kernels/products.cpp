@@ -17,7 +17,7 @@ static void product(const ggml_compute_params * params, ggml_tensor * op) {
         const Rows a = { (const char *) w->data + i3/r3*w->nb[3] + i2/r2*w->nb[2], (int64_t) w->nb[1], w->type };
         const Rows b = { (const char *) x->data + i3*x->nb[3] + i2*x->nb[2], (int64_t) x->nb[1], x->type };
         float * c = (float *) ((char *) op->data + i3*op->nb[3] + i2*op->nb[2]);
-        nest<E>(part, w->ne[0], depth_of(w->ne[0], w->ne[1], 256), c, op->nb[1]/sizeof(float),
+        nest<E>(part, w->ne[0], depth_of<E>(w->ne[0], w->ne[1], 256), c, op->nb[1]/sizeof(float),
             [&](int64_t m, int64_t rows, int V, int64_t k, int64_t count, uint32_t * to) { pack_panel<E>(a, m, rows, V, k, count, to); },
             [&](int64_t n, int rows, int64_t k, int64_t count, uint32_t * to, int64_t ldb) { pack_rows<E>(b, n, rows, k, count, to, ldb); });
     }

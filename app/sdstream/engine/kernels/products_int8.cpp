@@ -13,6 +13,7 @@ enum : int { ROWS8 = 6 };      // 12 sums of the block, 12 of all, 2 of A and 1 
 enum : int { ROWS8 = 2 };      // 4 and 4: more would spill
 #endif
 enum : int { HEIGHT8 = 512 };  // rows of weights at a time: their panels stay in the level 2 cache
+enum : int { DEPTH8 = 36 };     // blocks of k at a time
 enum : int { UNITS = 8 };      // of a block of 32
 
 // The panels and rows of one block of k.
@@ -141,36 +142,64 @@ static void pack_row8(const float * x, int64_t blocks, int offset, uint32_t * to
     }
 }
 
+// All activations of an operation, quantised once by all threads together into the work buffer.
+struct Activations {
+    int64_t rows, blocks;          // rows of all planes, blocks of a row
+    uint32_t * bytes;              // [row][block][unit]
+    float * scales;                // [row][block]
+    int32_t * offsets;             // [row][block]
+};
+
+static Activations activations_of(const ggml_tensor * op, void * work) {
+    const ggml_tensor * x = op->src[1];
+    const int64_t rows = x->ne[1]*x->ne[2]*x->ne[3], blocks = x->ne[0]/32;
+    uint32_t * bytes = (uint32_t *) (((uintptr_t) work + 63)/64*64);
+    float * scales = (float *) (bytes + rows*blocks*UNITS);
+    return { rows, blocks, bytes, scales, (int32_t *) (scales + rows*blocks) };
+}
+
+size_t product_int8_bytes(const ggml_tensor * op) {
+    const ggml_tensor * x = op->src[1];
+    return 64 + elements(x)/32*(32 + sizeof(float) + sizeof(int32_t));
+}
+
+static void quantise(const ggml_compute_params * params, const ggml_tensor * x, int offset, const Activations & to) {
+    const Range mine = share(params, to.rows);
+    for (int64_t r = mine.first; r < mine.last; r++) {
+        const int64_t i1 = r % x->ne[1], i2 = r/x->ne[1] % x->ne[2], i3 = r/x->ne[1]/x->ne[2];
+        const char * from = (const char *) x->data + i1*x->nb[1] + i2*x->nb[2] + i3*x->nb[3];
+        pack_row8((const float *) from, to.blocks, offset, to.bytes + r*to.blocks*UNITS, to.scales + r*to.blocks, to.offsets + r*to.blocks);
+    }
+}
+
 void run_product_int8(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * w = op->src[0], * x = op->src[1];
     const int64_t r2 = x->ne[2]/w->ne[2], r3 = x->ne[3]/w->ne[3], planes = x->ne[2]*x->ne[3];
+    const Activations b = activations_of(op, params->wdata);
+    quantise(params, x, offset_of(w->type), b);
+    ggml_barrier(params->threadpool);       // all threads, aborted or not
     const Part part = part_of(w->ne[1], x->ne[1], params->ith, params->nth);
     if (part.m0 >= part.m1 || part.n0 >= part.n1) return;
-    const int64_t all = w->ne[0]/32, parts = (all + DEPTH/32 - 1)/(DEPTH/32), each = (all + parts - 1)/parts;
-    const int64_t height = std::min<int64_t>(HEIGHT8, (part.m1 - part.m0 + PANEL - 1)/PANEL*PANEL), ldb = each*UNITS + 16, lds = each + 16;
-    char     * a         = buffers().panels.get<char>(height*each*32);
-    float    * a_scales  = buffers().floats.get<float>(height*each);
-    uint32_t * b         = buffers().rows.get<uint32_t>(ROWS8*ldb);
-    float    * b_scales  = buffers().sums.get<float>(ROWS8*lds);
-    int32_t  * b_offsets = buffers().values.get<int32_t>(ROWS8*lds);
+    const int64_t parts = (b.blocks + DEPTH8 - 1)/DEPTH8, each = (b.blocks + parts - 1)/parts;
+    const int64_t height = std::min<int64_t>(HEIGHT8, (part.m1 - part.m0 + PANEL - 1)/PANEL*PANEL);
+    char  * a        = buffers().panels.get<char>(height*each*32);
+    float * a_scales = buffers().floats.get<float>(height*each);
     for (int64_t i = 0; i < planes; i++) {
         const int64_t i3 = i/x->ne[2], i2 = i % x->ne[2], ldc = op->nb[1]/sizeof(float);
         const Rows of = { (const char *) w->data + i3/r3*w->nb[3] + i2/r2*w->nb[2], (int64_t) w->nb[1], w->type };
-        const char * from = (const char *) x->data + i3*x->nb[3] + i2*x->nb[2];
         float * c = (float *) ((char *) op->data + i3*op->nb[3] + i2*op->nb[2]);
         for (int64_t top = part.m0; top < part.m1; top += height) {
             const int64_t end = std::min(top + height, part.m1);
-            for (int64_t first = 0; first < all; first += each) {
-                const int64_t blocks = std::min(each, all - first);
+            for (int64_t first = 0; first < b.blocks; first += each) {
+                const int64_t blocks = std::min(each, b.blocks - first);
                 for (int64_t m = top; m < end; m += PANEL)
                     pack_panel8(of, m, std::min<int64_t>(PANEL, end - m), end - m > LANES ? 2 : 1, first, blocks, a + (m - top)*each*32, a_scales + (m - top)*each);
                 for (int64_t n = part.n0; n < part.n1; n += ROWS8) {
                     if (aborted()) return;
+                    const int64_t at = (i*x->ne[1] + n)*b.blocks + first;
                     const int rows = (int) std::min<int64_t>(ROWS8, part.n1 - n);
-                    for (int j = 0; j < rows; j++)
-                        pack_row8((const float *) (from + (n + j)*x->nb[1]) + first*32, blocks, offset_of(w->type), b + j*ldb, b_scales + j*lds, b_offsets + j*lds);
                     for (int64_t m = top; m < end; m += PANEL) {
-                        const Operands o = { a + (m - top)*each*32, a_scales + (m - top)*each, b, b_scales, b_offsets, ldb, lds, blocks };
+                        const Operands o = { a + (m - top)*each*32, a_scales + (m - top)*each, b.bytes + at*UNITS, b.scales + at, b.offsets + at, b.blocks*UNITS, b.blocks, blocks };
                         micro8_panel(rows, o, c + n*ldc + m, ldc, end - m, first > 0);
                     }
                 }

@@ -54,88 +54,96 @@ static void load_tiles(const float * p, const vm * mask, vf x[4]) {
     deinterleave(load_if(p + 2, mask[2]), load_if(p + LANES + 2, mask[3]), x[2], x[3]);
 }
 
-// PANEL tiles in a row, from (ty, tx) on -> [position][channel/PER][2][lane] units.
+// LANES tiles in a row, and where they are.
+struct Tiles { int64_t image, ty, tx; };
+
+// Number `number` of an operation; past the last it is the last again.
+static Tiles tiles_of(const ggml_tensor * op, int64_t number) {
+    const int64_t across = (op->ne[0]/2 + LANES - 1)/LANES, down = op->ne[1]/2;
+    const int64_t n = std::min(number, across*down*op->ne[3] - 1);
+    return { n/across/down, n/across % down, n % across*LANES };
+}
+
+// -> vector `v` of [position][channel/PER][VECTORS][lane] units.
 template <class E>
-static void transform_image(const Convolution & c, int64_t ty, int64_t tx, uint32_t * to) {
-    const int64_t units = c.channels/E::PER;
-    for (int v = 0; v < VECTORS; v++) {
-        const int64_t x = 2*(tx + v*LANES) - 1, y = 2*ty - 1;    // of the upper left input
-        vm mask[4][4];
-        for (int r = 0; r < 4; r++)
-            for (int h = 0; h < 4; h++) {                          // loads at x, x + LANES, x + 2, x + LANES + 2
-                const int64_t first = x + (h & 1)*LANES + (h >> 1)*2;
-                const bool inside = y + r >= 0 && y + r < c.height;
-                mask[r][h] = inside ? range((int) std::clamp<int64_t>(-first, 0, LANES), (int) std::clamp<int64_t>(c.width - first, 0, LANES)) : low(0);
+static void transform_image(const Convolution & c, const Tiles & at, int v, uint32_t * to) {
+    const int64_t units = c.channels/E::PER, x = 2*at.tx - 1, y = 2*at.ty - 1;    // of the upper left input
+    vm mask[4][4];
+    for (int r = 0; r < 4; r++)
+        for (int h = 0; h < 4; h++) {                              // loads at x, x + LANES, x + 2, x + LANES + 2
+            const int64_t first = x + (h & 1)*LANES + (h >> 1)*2;
+            const bool inside = y + r >= 0 && y + r < c.height;
+            mask[r][h] = inside ? range((int) std::clamp<int64_t>(-first, 0, LANES), (int) std::clamp<int64_t>(c.width - first, 0, LANES)) : low(0);
+        }
+    for (int64_t u = 0; u < units; u++) {
+        vf d[E::PER][4][4];
+        for (int e = 0; e < E::PER; e++) {
+            const float * p = c.image + (E::PER*u + e)*c.plane + y*c.row + x;
+            for (int r = 0; r < 4; r++, p += c.row) {
+                vf i[4];
+                _mm_prefetch((const char *) (p + 2*LANES), _MM_HINT_T0);
+                load_tiles(p, mask[r], i);
+                d[e][r][0] = sub(i[0], i[2]); d[e][r][1] = add(i[1], i[2]);
+                d[e][r][2] = sub(i[2], i[1]); d[e][r][3] = sub(i[1], i[3]);
             }
-        for (int64_t u = 0; u < units; u++) {
-            vf d[E::PER][4][4];
+        }
+        for (int q = 0; q < 4; q++) {
+            vf o[E::PER][4];
             for (int e = 0; e < E::PER; e++) {
-                const float * p = c.image + (E::PER*u + e)*c.plane + y*c.row + x;
-                for (int r = 0; r < 4; r++, p += c.row) {
-                    vf i[4];
-                    _mm_prefetch((const char *) (p + 2*PANEL), _MM_HINT_T0);
-                    load_tiles(p, mask[r], i);
-                    d[e][r][0] = sub(i[0], i[2]); d[e][r][1] = add(i[1], i[2]);
-                    d[e][r][2] = sub(i[2], i[1]); d[e][r][3] = sub(i[1], i[3]);
-                }
+                o[e][0] = sub(d[e][0][q], d[e][2][q]); o[e][1] = add(d[e][1][q], d[e][2][q]);
+                o[e][2] = sub(d[e][2][q], d[e][1][q]); o[e][3] = sub(d[e][1][q], d[e][3][q]);
             }
-            for (int q = 0; q < 4; q++) {
-                vf o[E::PER][4];
-                for (int e = 0; e < E::PER; e++) {
-                    o[e][0] = sub(d[e][0][q], d[e][2][q]); o[e][1] = add(d[e][1][q], d[e][2][q]);
-                    o[e][2] = sub(d[e][2][q], d[e][1][q]); o[e][3] = sub(d[e][1][q], d[e][3][q]);
-                }
-                for (int r = 0; r < 4; r++)
-                    istore(to + (((r*4 + q)*units + u)*VECTORS + v)*LANES, E::zip(o[0][r], o[E::PER - 1][r]));
-            }
+            for (int r = 0; r < 4; r++)
+                istore(to + (((r*4 + q)*units + u)*VECTORS + v)*LANES, E::zip(o[0][r], o[E::PER - 1][r]));
         }
     }
 }
 
-// Sums [position][ROWS][PANEL] -> two output rows of each of `rows` channels.
-static void transform_sums(const float * s, int rows, float * to, int64_t ldc, int64_t width, int64_t tiles) {
-    for (int j = 0; j < rows; j++)
-        for (int v = 0; v < VECTORS; v++) {
-            const int64_t left = 2*(tiles - v*LANES);
-            if (left <= 0) continue;
-            vf m[4][4], h[2][4];
-            for (int q = 0; q < POSITIONS; q++) m[q/4][q % 4] = load(s + (q*ROWS + j)*PANEL + v*LANES);
-            for (int q = 0; q < 4; q++) {
-                h[0][q] = add(m[0][q], add(m[1][q], m[2][q]));
-                h[1][q] = sub(m[1][q], add(m[2][q], m[3][q]));
-            }
-            for (int r = 0; r < 2; r++) {
-                vf first, second;
-                interleave(add(h[r][0], add(h[r][1], h[r][2])), sub(h[r][1], add(h[r][2], h[r][3])), first, second);
-                float * p = to + j*ldc + r*width + v*2*LANES;
-                store(p, first, left);
-                store(p + LANES, second, left - LANES);
-            }
+// Vector `v` of the sums [position][ROWS][PANEL] -> two output rows of each of `rows` channels.
+static void transform_sums(const float * s, int v, int rows, float * to, int64_t ldc, int64_t width, int64_t tiles) {
+    for (int j = 0; j < rows; j++) {
+        vf m[4][4], h[2][4];
+        for (int q = 0; q < POSITIONS; q++) m[q/4][q % 4] = load(s + (q*ROWS + j)*PANEL + v*LANES);
+        for (int q = 0; q < 4; q++) {
+            h[0][q] = add(m[0][q], add(m[1][q], m[2][q]));
+            h[1][q] = sub(m[1][q], add(m[2][q], m[3][q]));
         }
+        for (int r = 0; r < 2; r++) {
+            vf first, second;
+            interleave(add(h[r][0], add(h[r][1], h[r][2])), sub(h[r][1], add(h[r][2], h[r][3])), first, second);
+            float * p = to + j*ldc + r*width;
+            store(p, first, 2*tiles);
+            store(p + LANES, second, 2*tiles - LANES);
+        }
+    }
 }
 
 template <class E>
 static void winograd(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * w = op->src[0];
     const int64_t channels = w->ne[2], outputs = w->ne[3], units = channels/E::PER, ldu = row_units<E>(channels);
-    const int64_t across = op->ne[0]/2, blocks = (across + PANEL - 1)/PANEL, ldc = op->nb[2]/sizeof(float);
+    const int64_t ldc = op->nb[2]/sizeof(float), all = (op->ne[0]/2 + LANES - 1)/LANES*(op->ne[1]/2)*op->ne[3];
     uint32_t * kernels = (uint32_t *) (((uintptr_t) params->wdata + 63)/64*64);
     transform_kernels<E>({ (const char *) w->data, (int64_t) w->nb[3], w->type }, channels, outputs, share(params, outputs), kernels, ldu);
     ggml_barrier(params->threadpool);       // all threads, aborted or not
     uint32_t * tiles = buffers().panels.get<uint32_t>(POSITIONS*units*PANEL);
     float    * sums  = buffers().sums.get<float>(POSITIONS*ROWS*PANEL);
-    const Range mine = share(params, blocks*(op->ne[1]/2)*op->ne[3]);
-    for (int64_t b = mine.first; b < mine.last; b++) {
-        const int64_t tx = b % blocks*PANEL, ty = b/blocks % (op->ne[1]/2), i = b/blocks/(op->ne[1]/2);
-        const Convolution c = convolution_of(op, i);
-        float * out = (float *) ((char *) op->data + i*op->nb[3]) + 2*ty*op->ne[0] + 2*tx;
-        transform_image<E>(c, ty, tx, tiles);
+    const Range mine = share(params, all, VECTORS);
+    for (int64_t b = mine.first; b < mine.last; b += VECTORS) {
+        Tiles at[VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            at[v] = tiles_of(op, b + v);
+            transform_image<E>(convolution_of(op, at[v].image), at[v], v, tiles);
+        }
         for (int64_t o = 0; o < outputs; o += ROWS) {
             if (aborted()) return;
             const int rows = (int) std::min<int64_t>(ROWS, outputs - o);
             for (int q = 0; q < POSITIONS; q++)
                 micro_rows<E, VECTORS>(rows, tiles + q*units*PANEL, kernels + (q*outputs + o)*ldu, ldu, units, sums + q*ROWS*PANEL, PANEL, PANEL, false);
-            transform_sums(sums, rows, out + o*ldc, ldc, op->ne[0], across - tx);
+            for (int v = 0; v < VECTORS && b + v < mine.last; v++) {
+                float * out = (float *) ((char *) op->data + at[v].image*op->nb[3]) + o*ldc + 2*at[v].ty*op->ne[0] + 2*at[v].tx;
+                transform_sums(sums, v, rows, out, ldc, op->ne[0], op->ne[0]/2 - at[v].tx);
+            }
         }
     }
 }
@@ -152,7 +160,7 @@ bool takes_winograd(const ggml_tensor * op) {
     const int32_t * p = op->op_params;
     for (int i = 0; i < 6; i++) if (p[i] != 1) return false;      // step, padding and gap
     return w->ne[0] == 3 && w->ne[1] == 3 && x->ne[0] % 2 == 0 && x->ne[1] % 2 == 0
-        && x->ne[0] >= 32 && x->ne[0]*x->ne[1] >= 4096              // enough tiles
+        && x->ne[0] >= 2*LANES && x->ne[0]*x->ne[1] >= 1024         // enough tiles
         && w->ne[2] % 16 == 0 && w->ne[2] <= 640                    // tiles that stay in the cache
         && w->ne[3] >= 32 && takes_convolution(op);
 }
