@@ -326,6 +326,11 @@ def check_variables(environment: Mapping[str, str]) -> list[str]:
     return warnings
 
 
+def variable(name: str) -> str | None:
+    """Return a variable that models.yaml names; None when it is not set."""
+    return os.environ.get(name)  # noqa: TID251
+
+
 def variable_warnings() -> list[str]:
     """Return the warnings of ``check_variables`` on this process's environment; raises the same."""
     return check_variables(os.environ)  # noqa: TID251

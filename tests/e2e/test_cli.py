@@ -390,8 +390,8 @@ def test_a_damaged_model_is_told(tmp_path: Path) -> None:
     models = tmp_path / "models.yaml"
     models.write_text("models: [{id: bad, family: ovis_image, files: {model: bad.gguf}}]")
     result = sdstream("generate", "a", folder=tmp_path, models=models)
-    assert result.returncode == 1
-    assert "'model' is empty" in said(result)
+    assert result.returncode == 78
+    assert "The default model 'bad' cannot be used. The file of 'model' is empty." in said(result)
 
 
 # --- models, settings, help ---------------------------------------------------------------------
@@ -430,7 +430,12 @@ def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
     models.write_text("models:\n  - id: a\n    colour: red\n")
     result = sdstream(*command, folder=tmp_path, models=models)
     assert result.returncode == 78
-    assert f"{models}, line 2: the key 'models.0.family' is missing" in said(result)
+    assert result.stderr.decode().splitlines() == [
+        f"Error: {models} has 3 problems:",
+        "  line 2: the key 'models.a.family' is missing",
+        "  line 2: the key 'models.a.files' is missing",
+        "  line 3: unknown key 'models.a.colour'",
+    ]
 
 
 @pytest.mark.parametrize(

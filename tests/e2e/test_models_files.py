@@ -96,12 +96,13 @@ def catalogue(folder: Path, models: list[dict[str, Any]], default: str) -> Path:
 def damaged_server(
     tmp_path_factory: pytest.TempPathFactory, builtin_file: Path
 ) -> Iterator[ServerProcess]:
-    """A server whose catalogue is full of damaged files; the default one is empty."""
+    """A server whose catalogue is full of damaged files; the default one lacks a layer, which only
+    loading it shows."""
     folder = tmp_path_factory.mktemp("damaged")
     found = [*entries(folder, builtin_file), entry("good", model=builtin_file)]
-    models = catalogue(folder, [*found, entry("late", model=folder / "empty")], "empty")
+    models = catalogue(folder, [*found, entry("late", model=folder / "empty")], "no-layer")
     with running_server(folder, models=models, wait=False) as server:
-        wait_until(lambda: _state(server, "empty") == "failed", 30, "it goes on trying")
+        wait_until(lambda: _state(server, "no-layer") == "failed", 30, "it goes on trying")
         yield server
 
 
@@ -117,10 +118,41 @@ def test_a_damaged_default_model_is_told(damaged_server: ServerProcess) -> None:
     assert httpx2.get(f"{damaged_server.url}/livez").status_code == 200
     answer = httpx2.get(f"{damaged_server.url}/readyz")
     assert answer.status_code == 503
-    assert (answer.json()["status"], answer.json()["model"]) == ("failed", "empty")
-    assert BROKEN["empty"][1] in answer.json()["message"]
-    model = httpx2.get(f"{damaged_server.url}/v1/models/empty").json()
-    assert BROKEN["empty"][1] in model["error"]
+    assert (answer.json()["status"], answer.json()["model"]) == ("failed", "no-layer")
+    assert DAMAGES["no-layer"] in answer.json()["message"]
+    model = httpx2.get(f"{damaged_server.url}/v1/models/no-layer").json()
+    assert DAMAGES["no-layer"] in model["error"]
+
+
+@pytest.mark.parametrize(
+    ("location", "sentence"),
+    [
+        ("empty.gguf", "The default model 'mine' cannot be used. The file of 'model' is empty."),
+        ("${NO_SUCH_FOLDER}/m.gguf", "the environment variable NO_SUCH_FOLDER is not set"),
+        ("~/no-such-file.gguf", "no such file: /"),
+    ],
+)
+def test_a_default_model_that_cannot_be_used_ends_the_start(
+    tmp_path: Path, location: str, sentence: str
+) -> None:
+    """With code 78 and a sentence, where headers and paths tell."""
+    (tmp_path / "empty.gguf").touch()
+    models = catalogue(tmp_path, [entry("mine", model=Path(location))], "mine")
+    command = [sys.executable, "-m", "sdstream", "serve", "--models", str(models), "--port", "0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=100, check=False)
+    assert done.returncode == 78
+    assert sentence in done.stderr.decode()
+
+
+def test_variables_in_locations(
+    tmp_path: Path, builtin_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """${NAME} is expanded."""
+    monkeypatch.setenv("WEIGHTS", str(builtin_file.parent))
+    location = Path("${WEIGHTS}") / builtin_file.name
+    models = catalogue(tmp_path, [entry("mine", model=location)], "mine")
+    with running_server(tmp_path, models=models) as server:
+        assert server.post(QUICK).status_code == 200
 
 
 @pytest.mark.parametrize("model", [*DAMAGES, *BROKEN_HERE, *UNFIT_HERE])

@@ -184,5 +184,8 @@ def plain_errors() -> Iterator[None]:
 
 
 def _end(message: str, code: int) -> Any:
-    click.echo(f"Error: {one_line(message)}", err=True)
+    first, *rest = (one_line(line) for line in message.splitlines() or [""])
+    click.echo(f"Error: {first}", err=True)
+    for line in rest:
+        click.echo(f"  {line}", err=True)
     sys.exit(code)

@@ -7,14 +7,21 @@ of the hub lie on this machine is what ``Catalog.on_machine`` is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Self
 
 from pydantic import Field, ValidationError
 
-from sdstream.core.catalog_yaml import CatalogError, Lines, line_near, load, with_line
+from sdstream.core.catalog_yaml import (
+    CatalogError,
+    Lines,
+    Problem,
+    line_near,
+    load,
+    with_lines,
+)
 from sdstream.core.locations import HUB, QUANT, HubFile
 from sdstream.core.model_spec import ModelSpec, Part, Variant
 from sdstream.core.similar import did_you_mean, most_similar
@@ -51,35 +58,28 @@ class Catalog:
         """Read models.yaml.
 
         Raises:
-            CatalogError: With the line of the key at fault.
+            CatalogError: With the lines of all keys at fault.
         """
         lines, data = load(text)
         try:
             file = _File.model_validate(data)
         except ValidationError as error:
             keys = {name for part in Part.__subclasses__() for name in part.model_fields}
-            raise with_line(error, lines, sorted(keys)) from None
-        entries: dict[str, ModelSpec] = {}
-        for index, spec in enumerate(file.models):
-            if _entry_of(spec.id, entries) is not None:
-                line = line_near(lines, ("models", index, "id"))
-                raise CatalogError(f"duplicate id '{spec.id}'", line)
-            _check_quants(spec, index, lines)
-            entries[spec.id] = spec
-        for index, spec in enumerate(file.models):
-            name, _, quant = spec.id.rpartition(":")
-            entry = _entry_of(name, entries)
-            if entry is not None and _quant(entry, quant):
-                line = line_near(lines, ("models", index, "id"))
-                raise CatalogError(f"the id '{spec.id}' is also a quant of '{entry.id}'", line)
-        _check_aliases(file.models, entries, lines)
+            raise with_lines(error, lines, data, sorted(keys)) from None
+        entries = {spec.id: spec for spec in file.models}
+        problems = [*_problems(file.models, entries, lines)]
         models = {name: spec for name, spec in entries.items() if not spec.quants}
         spellings = {name.casefold(): name for name in models}
         catalog = cls(entries, models, file.default or file.models[0].id, lines, spellings)
         default = catalog.default
         if _entry_of(default, entries) is None and catalog.variant(default) is None:
-            message = f"no model has the id '{default}'"
-            raise CatalogError(message, line_near(lines, ("default",)))
+            meant = most_similar(default, entries)
+            message = f"no model has the id '{default}'" + (
+                f"; did you mean '{meant}'?" if meant else ""
+            )
+            problems.append(Problem(line_near(lines, ("default",)), message))
+        if problems:
+            raise CatalogError(*problems)
         return catalog.led_by(default)
 
     def on_machine(self, find: Callable[[HubFile], str | None]) -> Self:
@@ -117,7 +117,7 @@ class Catalog:
         for name in names:
             entry = _entry_of(name, self.entries)
             if entry is not None:
-                raise CatalogError(f"the alias '{name}' is the id of a model", 1)
+                raise CatalogError(Problem(1, f"the alias '{name}' is the id of a model"))
         return replace(self, default_aliases=frozenset(name.casefold() for name in names))
 
     def is_alias(self, name: str) -> bool:
@@ -218,18 +218,36 @@ def _is_among(name: str, names: Iterable[str]) -> bool:
     return name.casefold() in map(str.casefold, names)
 
 
-def _check_aliases(
+def _problems(
     specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
-) -> None:
+) -> Iterator[Problem]:
+    """Yield the faults that no entry has by itself."""
+    seen: dict[str, ModelSpec] = {}
+    for index, spec in enumerate(specs):
+        line = line_near(lines, ("models", index, "id"))
+        if _entry_of(spec.id, seen) is not None:
+            yield Problem(line, f"duplicate id '{spec.id}'")
+        seen[spec.id] = spec
+        yield from _quant_problems(spec, index, lines)
+        name, _, quant = spec.id.rpartition(":")
+        entry = _entry_of(name, entries)
+        if entry is not None and _quant(entry, quant):
+            yield Problem(line, f"the id '{spec.id}' is also a quant of '{entry.id}'")
+    yield from _alias_problems(specs, entries, lines)
+
+
+def _alias_problems(
+    specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
+) -> Iterator[Problem]:
     """An alias names one model only, and no entry's id."""
     taken: dict[str, str] = {}
     for index, spec in enumerate(specs):
         for alias in spec.aliases:
             line = line_near(lines, ("models", index, "aliases"))
             if _entry_of(alias, entries) is not None:
-                raise CatalogError(f"the alias '{alias}' is the id of a model", line)
+                yield Problem(line, f"the alias '{alias}' is the id of a model")
             if taken.setdefault(alias.casefold(), spec.id) != spec.id:
-                raise CatalogError(f"the alias '{alias}' belongs to two models", line)
+                yield Problem(line, f"the alias '{alias}' belongs to two models")
 
 
 def _entry_of(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:
@@ -238,19 +256,23 @@ def _entry_of(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:
     return next((entry for entry in entries.values() if entry.id.casefold() == wanted), None)
 
 
-def _check_quants(spec: ModelSpec, index: int, lines: Lines) -> None:
+def _quant_problems(spec: ModelSpec, index: int, lines: Lines) -> Iterator[Problem]:
     """Hub files and quants go together, which no field can know alone."""
     here = ("models", index)
     from_hub = {name: place for name, place in spec.files.items() if place.startswith(HUB)}
     if from_hub and not spec.quants:
-        path = (*here, "files", next(iter(from_hub)))
-        raise CatalogError(
-            "files on the hub require 'quants' with at least one name", line_near(lines, path)
+        line = line_near(lines, (*here, "files", next(iter(from_hub))))
+        yield Problem(
+            line, f"models.{spec.id}: files on the hub require 'quants' with at least one name"
         )
     if not spec.quants:
         return
     line = line_near(lines, (*here, "quants"))
     if not from_hub:
-        raise CatalogError("'quants' requires files on the hub (hf:OWNER/REPO/PATH)", line)
-    if len(spec.quants) > 1 and not any(QUANT in place for place in from_hub.values()):
-        raise CatalogError(f"with several quants, at least one file must contain {QUANT}", line)
+        yield Problem(
+            line, f"models.{spec.id}: 'quants' requires files on the hub (hf:OWNER/REPO/PATH)"
+        )
+    elif len(spec.quants) > 1 and not any(QUANT in place for place in from_hub.values()):
+        yield Problem(
+            line, f"models.{spec.id}: with several quants, at least one file must contain {QUANT}"
+        )

@@ -3,22 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from sdstream.core.errors import ConfigurationError
 from sdstream.core.similar import most_similar
 
 
-class CatalogError(ConfigurationError):
-    """models.yaml, or the ``file`` in its place, cannot be used; ``line`` counts from 1."""
+class Problem(NamedTuple):
+    """One fault of a catalogue.
 
-    def __init__(self, message: str, line: int, file: str = "models.yaml") -> None:
-        super().__init__(f"{file}, line {line}: {message}")
-        self.message = message
-        self.line = line
+    Attributes:
+        line: Of the file, from 1.
+        message: What is wrong, with the key and the remedy.
+    """
+
+    line: int
+    message: str
+
+
+class CatalogError(ConfigurationError):
+    """A catalogue cannot be used; the text has all of its problems, a line each.
+
+    Attributes:
+        problems: In the order of their lines.
+    """
+
+    def __init__(self, *problems: Problem, file: str = "models.yaml") -> None:
+        self.problems = tuple(sorted(problems))
+        if len(self.problems) == 1:
+            text = f"{file}, line {self.line}: {self.message}"
+        else:
+            listed = (f"  line {line}: {message}" for line, message in self.problems)
+            text = "\n".join((f"{file} has {len(self.problems)} problems:", *listed))
+        super().__init__(text)
+
+    @property
+    def line(self) -> int:
+        """Of the first problem."""
+        return self.problems[0].line
+
+    @property
+    def message(self) -> str:
+        """Of the first problem."""
+        return self.problems[0].message
+
+    def of_file(self, file: str) -> CatalogError:
+        """Return the same error with the file's name."""
+        return CatalogError(*self.problems, file=file)
 
 
 Lines = dict[tuple[str | int, ...], int]
@@ -43,11 +78,13 @@ def load(text: str) -> tuple[Lines, Any]:
         return lines, yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise CatalogError(str(error.problem), mark.line + 1 if mark else 1) from None
+        line = mark.line + 1 if mark else 1
+        tab = "indent by spaces: YAML does not take tabs" if "'\\t'" in str(error.problem) else None
+        raise CatalogError(Problem(line, tab or str(error.problem))) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise CatalogError(str(error), 1) from None
+        raise CatalogError(Problem(1, str(error))) from None
     except RecursionError:
-        raise CatalogError("the file is nested too deeply", 1) from None
+        raise CatalogError(Problem(1, "the file is nested too deeply")) from None
 
 
 def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
@@ -61,7 +98,7 @@ def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
             here = (*path, str(key.value))
             line = key.start_mark.line + 1
             if here in lines:
-                raise CatalogError(f"duplicate key '{key.value}'", line)
+                raise CatalogError(Problem(line, f"duplicate key '{key.value}'"))
             lines[here] = line
             _index(value, here, lines)
 
@@ -84,23 +121,44 @@ _PLAIN_WORDS: Final = {
 }
 
 
-def with_line(error: ValidationError, lines: Lines, keys: Iterable[str] = ()) -> CatalogError:
-    """Return the error for what pydantic found.
+def with_lines(
+    error: ValidationError, lines: Lines, content: Any, keys: Iterable[str] = ()
+) -> CatalogError:
+    """Return the error for all that pydantic found.
 
     Args:
         error: Of the file's content.
         lines: Of its keys.
+        content: Of the file, for the ids of its entries.
         keys: All keys that the file may have, for suggestions.
     """
-    first = error.errors()[0]
-    path = tuple(first["loc"])
-    where = ".".join(str(part) for part in path) or "the file"
-    if first["type"] == "extra_forbidden":
-        meant = most_similar(str(path[-1]), keys)
+    found = error.errors()
+    # A list with a faulty item counts as too short as well.
+    roots = {one["loc"][:depth] for one in found for depth in range(len(one["loc"]))}
+    faults = [one for one in found if one["loc"] not in roots]
+    return CatalogError(*(_problem(one, lines, content, keys) for one in faults))
+
+
+def _problem(found: ErrorDetails, lines: Lines, content: Any, keys: Iterable[str]) -> Problem:
+    path = tuple(found["loc"])
+    where = _named(path, content)
+    if found["type"] == "extra_forbidden":
+        # A key of one place may be unknown in another.
+        meant = most_similar(str(path[-1]), [key for key in keys if key != path[-1]])
         message = f"unknown key '{where}'" + (f"; did you mean '{meant}'?" if meant else "")
-    elif first["type"] == "missing":
+    elif found["type"] == "missing":
         message = f"the key '{where}' is missing"
     else:
-        said = _PLAIN_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+        said = _PLAIN_WORDS.get(found["type"]) or found["msg"].removeprefix("Value error, ")
         message = f"{where}: {said}"
-    return CatalogError(message, line_near(lines, path))
+    return Problem(line_near(lines, path), message)
+
+
+def _named(path: tuple[str | int, ...], content: Any) -> str:
+    """A path of keys as a person reads it: an entry by its id, and by its number without one."""
+    match path:
+        case ("models", int(index), *rest):
+            entry = content["models"][index]
+            name = entry.get("id") if isinstance(entry, dict) else None
+            path = ("models", name if isinstance(name, str) else index, *rest)
+    return ".".join(str(part) for part in path) or "the file"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from sdstream.core.catalog import Catalog
-from sdstream.core.catalog_yaml import CatalogError
+from sdstream.core.catalog_yaml import CatalogError, Problem
 from sdstream.core.errors import ConfigurationError, EngineError
 from sdstream.core.locations import BUILTIN, HUB, HubFile
 from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptions
-from sdstream.settings import Settings
+from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.headers import BadFile
 from sdstream.weights.hub import Hub
@@ -19,6 +19,7 @@ from sdstream.weights.inspection import check, inspect
 
 _WEIGHTS: Final = (".gguf", ".safetensors")
 _LONGEST_ID: Final = 64
+_VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
 
 
 class ModelError(ConfigurationError):
@@ -30,12 +31,26 @@ def load_catalog(settings: Settings) -> Catalog:
 
     Raises:
         CatalogError: models.yaml cannot be used, or a file that it names by its path is not there.
-        ModelError: The default model is not here, or is no model.
+        ModelError: The default model is not here, or the runtime cannot load it.
     """
     catalog = read_catalog(settings)
-    if catalog.find(None) is None:
+    default = catalog.find(None)
+    if default is None:
         raise ModelError(catalog.why_missing(None))
+    _check_files(settings, default)
     return catalog
+
+
+def _check_files(settings: Settings, spec: ModelSpec) -> None:
+    """Raise ModelError when the runtime cannot load a model, as far as headers tell."""
+    places = dict(spec.files.items())
+    if settings.engine == "fake" or any(place.startswith(BUILTIN) for place in places.values()):
+        return
+    files = {component: absolute(settings, place) for component, place in places.items()}
+    try:
+        check(files, spec.family, tae=spec.runtime.tae)
+    except EngineError as error:
+        raise ModelError(f"The default model '{spec.id}' cannot be used. {error.message}") from None
 
 
 def read_catalog(settings: Settings) -> Catalog:
@@ -43,7 +58,7 @@ def read_catalog(settings: Settings) -> Catalog:
     try:
         catalog = refresh_catalog(settings, _parsed(settings))
     except CatalogError as error:
-        raise CatalogError(error.message, error.line, str(settings.models)) from None
+        raise error.of_file(str(settings.models)) from None
     if settings.model is not None:
         catalog = _led_by(settings.model, catalog)
     try:
@@ -56,13 +71,15 @@ def _parsed(settings: Settings) -> Catalog:
     try:
         catalog = Catalog.parse(settings.models.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise CatalogError(f"the file cannot be read: {error}", 1) from None
-    for spec in catalog.entries.values():
-        for component, location in spec.files.items():
-            problem = _missing(settings, location)
-            if problem:
-                line = catalog.line_of(spec.id, component)
-                raise CatalogError(f"models.{spec.id}.files.{component}: {problem}", line)
+        raise CatalogError(Problem(1, f"the file cannot be read: {error}")) from None
+    missing = [
+        Problem(catalog.line_of(spec.id, component), f"models.{spec.id}.files.{component}: {why}")
+        for spec in catalog.entries.values()
+        for component, location in spec.files.items()
+        if (why := _missing(settings, location))
+    ]
+    if missing:
+        raise CatalogError(*missing)
     return catalog
 
 
@@ -78,11 +95,13 @@ def refresh_catalog(settings: Settings, catalog: Catalog) -> Catalog:
 
 
 def absolute(settings: Settings, location: str) -> Path:
-    """Relative paths count from the folder of models.yaml.
+    """Return the path of a location: relative ones count from the folder of models.yaml.
 
-    Links stay what they are: behind one of the hub's cache there is a name that says nothing.
+    ``~`` and ``${VARIABLE}`` are expanded. Links stay what they are: behind one of the hub's cache
+    there is a name that says nothing.
     """
-    return (settings.models.resolve().parent / Path(location).expanduser()).absolute()
+    expanded = _VARIABLE.sub(lambda match: variable(match[1]) or match[0], location)
+    return (settings.models.resolve().parent / Path(expanded).expanduser()).absolute()
 
 
 def _missing(settings: Settings, location: str) -> str | None:
@@ -92,6 +111,9 @@ def _missing(settings: Settings, location: str) -> str | None:
         name = location.removeprefix(BUILTIN)
         known = ", ".join(BUILTIN + name for name in BUILTIN_MODELS)
         return None if name in BUILTIN_MODELS else f"no such built-in model; there are {known}"
+    unset = [name for name in _VARIABLE.findall(location) if variable(name) is None]
+    if unset:
+        return f"the environment variable {unset[0]} is not set"
     path = absolute(settings, location)
     return None if path.is_file() else f"no such file: {path}"
 

@@ -57,7 +57,8 @@ def test_aliases() -> None:
     [
         (HEAD + "   files: {model: m}\n   colour: 1", 5, "unknown key"),
         ("models:\n - id: a\n   family: sd9\n   files: {model: m}", 3, "unknown family 'sd9'"),
-        (HEAD, 2, "'models.0.files' is missing"),
+        (HEAD, 2, "'models.a.files' is missing"),
+        ("models:\n - family: sd1", 2, "'models.0.id' is missing"),
         (HEAD + "   files: {vae: m}", 4, "'model' or 'diffusion"),
         (HEAD + "   files: {model: m}\n   runtime:\n     threads: x", 6, "integer"),
         (HEAD + "   files: {model: m}\n   defaults:\n     size: 10x10", 2, "multiple|between"),
@@ -83,7 +84,9 @@ def test_aliases() -> None:
         ("? [a]", 1, "unhashable key"),
         ("[" * 3000, 1, "nested too deep"),
         ("models: [", 1, "expected"),
-        ("models:\n\t- id: a", 2, "tab|token"),
+        ("models:\n\t- id: a", 2, "indent by spaces"),
+        ("default: on\n" + MINIMAL, 1, "default: must be text"),
+        ("default: onee\n" + MINIMAL, 1, "no model has the id 'onee'; did you mean 'one'"),
         ("", 1, "keys with values"),
         ("7", 1, "keys with values"),
         ("models:\n - id: ../a\n   family: sd1\n   files: {model: m}", 2, "pattern"),
@@ -94,6 +97,36 @@ def test_a_fault_names_its_line(text: str, line: int, words: str) -> None:
     with pytest.raises(CatalogError, match=words) as caught:
         Catalog.parse(text)
     assert caught.value.line == line
+
+
+def test_all_faults_at_once() -> None:
+    """Each with the entry's id and its line, in the order of the lines."""
+    text = """\
+models:
+  - id: first
+    family: sd1
+    files: {model: m}
+    default: {steps: 4}
+  - id: second
+    family: sd9
+    files: {model: m}
+    runtime: {threads: many}
+"""
+    with pytest.raises(CatalogError) as caught:
+        Catalog.parse(text)
+    assert str(caught.value).splitlines() == [
+        "models.yaml has 3 problems:",
+        "  line 5: unknown key 'models.first.default'; did you mean 'defaults'?",
+        *(f"  line {line}: {words}" for line, words in caught.value.problems[1:]),
+    ]
+    assert [line for line, _ in caught.value.problems] == [5, 7, 9]
+    assert "models.second.runtime.threads" in caught.value.problems[2].message
+    twice = MINIMAL + MINIMAL.replace("models:", "").replace("files", "aliases: [one]\n    files")
+    with pytest.raises(CatalogError, match="has 2 problems") as caught:
+        Catalog.parse(twice)
+    assert [words for _, words in caught.value.problems] == [
+        "duplicate id 'one'", "the alias 'one' is the id of a model",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
