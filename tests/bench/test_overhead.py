@@ -28,3 +28,17 @@ def test_the_quick_benchmark(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "same pixels as bare: plain yes, streamed yes" in done.stdout
     assert json.loads(figures.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_benchmark_of_waiting_streams(tmp_path: Path) -> None:
+    """A crowd comes, leaves, and comes again to be served."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(Path(__file__).with_name("crowd.py")), "--streams", "20"]
+    done = subprocess.run(
+        [*command, "--json", str(figures)], capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    phases = [row["phase"] for row in json.loads(figures.read_text())]
+    assert phases == ["come", "first leaves", "leave", "finish"]

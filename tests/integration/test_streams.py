@@ -163,8 +163,10 @@ def test_the_first_frame_comes_at_once_while_another_job_runs(fake_server: Serve
     """A queued client sees headers, its status and its place in the queue without waiting."""
     running = Call(fake_server, {**QUICK, "prompt": "step=0.05", "sample_steps": 150})
     running.wait_for("running")
-    second, third = Call(fake_server, QUICK), Call(fake_server, QUICK)
-    first_of_second, first_of_third = next(second.events()), next(third.events())
+    second = Call(fake_server, QUICK)
+    first_of_second = next(second.events())
+    third = Call(fake_server, QUICK)
+    first_of_third = next(third.events())
     assert fake_server.metric("sdstream_running_jobs") == 1
     assert fake_server.metric("sdstream_queued_images") == 2
     running.leave()

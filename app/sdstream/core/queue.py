@@ -4,18 +4,24 @@ Fair means start-time fair queueing: each owner has a clock of its own that ever
 its images, and the job whose clock stood lowest goes first. Who waits with one image is drawn
 before the second of somebody who brought fifty. An owner who comes back after a while gets no
 credit for the time away. A job that leaves without its turn costs none.
+
+The jobs of one owner and class form a lane. Only the clock of the first is stored; that of a later
+one is the sum of the turns before it, so a job that leaves moves all behind it at once. A heap of
+lanes finds the next job. Adding, removing and counting cost O(log lanes), except that a job that is
+taken out of order costs the jobs of its owner before it.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Final, Generic, TypeVar
 
 from sdstream.core.enums import DescribedEnum
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 
 class Priority(DescribedEnum):
@@ -33,45 +39,111 @@ class Priority(DescribedEnum):
 _RANKS: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class _Place:
-    """Sorts first what goes first.
+#: The clock of jobs that had their turn already: before all others.
+_HAD_THEIR_TURN: Final = -1.0
+#: Lanes and heads of which nobody needs to be cleaned up.
+_FEW: Final = 64
+
+
+@dataclass(eq=False, slots=True)
+class _Ticket(Generic[T]):
+    """A turn of a lane.
 
     Attributes:
-        rank: Of the priority.
-        start: The owner's clock when the job came.
-        arrival: Counts what ever came; keeps the order total.
+        lane: Where it stands.
+        arrival: Counts all tickets.
+        turn: How far it moves the owner's clock.
+        item: What waits; None for a turn that was used out of order, or by nobody.
+        owner: Whose item it is.
+        images: Of the item.
+    """
+
+    lane: _Lane[T]
+    arrival: int
+    turn: float
+    item: T | None
+    owner: str = ""
+    images: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class _Lane(Generic[T]):
+    """The jobs of one owner and class in order of arrival.
+
+    Attributes:
+        rank: Of the class.
+        start: The owner's clock at the turn of the first ticket.
+        end: The owner's clock after the turn of the last ticket.
+        tickets: By arrival; the first one has an item.
     """
 
     rank: int
     start: float
-    arrival: int
+    end: float
+    tickets: OrderedDict[int, _Ticket[T]] = field(default_factory=OrderedDict)
+
+    @property
+    def first(self) -> _Ticket[T]:
+        return next(iter(self.tickets.values()))
+
+    def add(self, ticket: _Ticket[T]) -> None:
+        self.tickets[ticket.arrival] = ticket
+        self.end += ticket.turn
+
+    def drop_spent(self) -> None:
+        """Pass the turns at the front that have no item."""
+        while self.tickets and (first := self.first).item is None:
+            self.start += first.turn
+            del self.tickets[first.arrival]
+
+    def turns(self) -> Iterator[tuple[float, _Ticket[T]]]:
+        """Tickets with items, each with the owner's clock at its turn."""
+        start = self.start
+        for ticket in self.tickets.values():
+            if ticket.item is not None:
+                yield start, ticket
+            start += ticket.turn
+
+    def start_of(self, wanted: _Ticket[T], until: float = float("inf")) -> float:
+        """The clock at the turn of a ticket; ``until`` if it is not before that."""
+        for start, ticket in self.turns():
+            if ticket is wanted or start >= until:
+                return min(start, until)
+        raise KeyError(wanted.item)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ticket(Generic[T]):
-    place: _Place
-    owner: str
-    images: int
-    item: T
+#: A lane with the clock and the arrival of its first ticket. Both only grow, so that a head that
+#: is out of date comes before the right one.
+_Head = tuple[float, int, _Lane[T]]
 
 
 class FairQueue(Generic[T]):
-    """Waiting items in the order in which they will go."""
+    """Waiting items in the order in which they will go; an item is in it once at most."""
 
     def __init__(self) -> None:
-        self._tickets: list[_Ticket[T]] = []
+        self._tickets: dict[T, _Ticket[T]] = {}
         self._arrivals = 0
-        #: Of the item that went last; no owner's clock is behind it.
+        #: Clock of the item that went last, by rank; no owner's clock is behind it.
         self._now = dict.fromkeys(_RANKS.values(), 0.0)
-        self._clocks: dict[tuple[int, str], float] = {}
+        #: By rank and owner; None has those who had their turn already.
+        self._lanes: dict[tuple[int, str | None], _Lane[T]] = {}
+        #: Heaps by rank.
+        self._heads: dict[int, list[_Head[T]]] = {rank: [] for rank in self._now}
+        self._images: Counter[str] = Counter()
+        self._all_images = 0
+        self._jobs = Counter(dict.fromkeys(self._now, 0))
+        self._most_lanes = self._most_heads = _FEW
 
     def __len__(self) -> int:
         return len(self._tickets)
 
+    def __contains__(self, item: T) -> bool:
+        return item in self._tickets
+
     def __iter__(self) -> Iterator[T]:
-        """First to go first."""
-        return (ticket.item for ticket in self._tickets)
+        """First to go first. Each step costs O(log lanes); nothing may change meanwhile."""
+        for heads in self._heads.values():
+            yield from _in_order(heads.copy())
 
     def push(
         self, item: T, *, owner: str, images: int, priority: Priority, first: bool = False
@@ -85,56 +157,143 @@ class FairQueue(Generic[T]):
             priority: Its class.
             first: It had its turn already and goes before the others of its class.
         """
+        assert item not in self._tickets
         rank = _RANKS[priority]
-        start = -1.0
-        if not first:
-            start = max(self._now[rank], self._clocks.get((rank, owner), 0.0))
-            self._clocks[rank, owner] = start + images
+        lane = self._lane_of(rank, None if first else owner)
+        ticket = _Ticket(lane, self._next(), 0.0 if first else images, item, owner, images)
+        lane.add(ticket)
+        if lane.first is ticket:
+            self._head(lane)
+        self._tickets[item] = ticket
+        self._images[owner] += images
+        self._all_images += images
+        self._jobs[rank] += 1
+
+    def _lane_of(self, rank: int, owner: str | None) -> _Lane[T]:
+        """The lane, whose end is the clock of who comes now."""
+        lane = self._lanes.get((rank, owner))
+        if lane is None:
+            self._forget_lanes()
+            clock = _HAD_THEIR_TURN if owner is None else self._now[rank]
+            lane = self._lanes[rank, owner] = _Lane(rank, clock, clock)
+        elif owner is not None and lane.end < self._now[rank]:
+            if lane.tickets:  # others were taken out of order meanwhile
+                lane.add(_Ticket(lane, self._next(), self._now[rank] - lane.end, None))
+            else:
+                lane.start = lane.end = self._now[rank]
+        return lane
+
+    def _next(self) -> int:
         self._arrivals += 1
-        ticket = _Ticket(_Place(rank, start, self._arrivals), owner, images, item)
-        insort(self._tickets, ticket, key=lambda ticket: ticket.place)
+        return self._arrivals
 
     def pop(self) -> T:
         """Take out what goes next; raises IndexError when nothing waits."""
-        return self._take(0)
+        item = next(iter(self), None)
+        if item is None:
+            raise IndexError("nothing waits")
+        self.take(item)
+        return item
 
     def take(self, item: T) -> None:
         """Take out an item whose turn it is although others stand before it."""
-        self._take(next(i for i, ticket in enumerate(self._tickets) if ticket.item is item))
-
-    def _take(self, index: int) -> T:
-        ticket = self._tickets.pop(index)
-        rank, start = ticket.place.rank, ticket.place.start
-        now = self._now[rank] = max(self._now[rank], start)
-        self._clocks = {
-            key: clock for key, clock in self._clocks.items() if key[0] != rank or clock > now
-        }
-        return ticket.item
+        ticket = self._forget(item)
+        lane, rank = ticket.lane, ticket.lane.rank
+        self._now[rank] = max(self._now[rank], lane.start_of(ticket))
+        self._spend(ticket)
 
     def remove(self, item: T) -> bool:
         """Take an item out without its turn; False when it does not wait here."""
-        for index, ticket in enumerate(self._tickets):
-            if ticket.item is item:
-                del self._tickets[index]
-                self._refund(ticket)
-                return True
-        return False
+        if item not in self._tickets:
+            return False
+        ticket = self._forget(item)
+        lane, now = ticket.lane, self._now[ticket.lane.rank]
+        # What the others have had meanwhile is not given back.
+        used = min(ticket.turn, now - lane.start_of(ticket, until=now)) if lane.start < now else 0.0
+        lane.end -= ticket.turn - used
+        ticket.turn = used
+        self._spend(ticket)
+        return True
 
-    def _refund(self, gone: _Ticket[T]) -> None:
-        """Move the owner's clock and later items back by what is still to come of a turn."""
-        rank, start = gone.place.rank, gone.place.start
-        turn = start + gone.images - max(start, self._now[rank])
-        if start < 0 or turn <= 0:
-            return
-        self._clocks[rank, gone.owner] -= turn
-        for index, ticket in enumerate(self._tickets):
-            place = ticket.place
-            if (place.rank, ticket.owner) == (rank, gone.owner) and place.start > start:
-                self._tickets[index] = replace(
-                    ticket, place=replace(place, start=place.start - turn)
-                )
-        self._tickets.sort(key=lambda ticket: ticket.place)
+    def _forget(self, item: T) -> _Ticket[T]:
+        ticket = self._tickets.pop(item)
+        self._all_images -= ticket.images
+        self._images[ticket.owner] -= ticket.images
+        if not self._images[ticket.owner]:
+            del self._images[ticket.owner]
+        self._jobs[ticket.lane.rank] -= 1
+        return ticket
+
+    def _spend(self, ticket: _Ticket[T]) -> None:
+        """Leave of a ticket no more than its turn."""
+        lane = ticket.lane
+        was_first = lane.first is ticket
+        ticket.item = None
+        if not ticket.turn:
+            del lane.tickets[ticket.arrival]
+        lane.drop_spent()
+        if was_first and lane.tickets:
+            self._head(lane)
+
+    def _head(self, lane: _Lane[T]) -> None:
+        heads = self._heads[lane.rank]
+        heappush(heads, (lane.start, lane.first.arrival, lane))
+        if sum(map(len, self._heads.values())) > self._most_heads:
+            for heads in self._heads.values():
+                heads[:] = [head for head in heads if _is_current(head)]
+                heapify(heads)
+            self._most_heads = 2 * sum(map(len, self._heads.values())) + _FEW
+
+    def _forget_lanes(self) -> None:
+        """Forget the owners without jobs whose clocks are behind, now and then."""
+        if len(self._lanes) > self._most_lanes:
+            self._lanes = {
+                key: lane
+                for key, lane in self._lanes.items()
+                if lane.tickets or lane.end > self._now[lane.rank]
+            }
+            self._most_lanes = 2 * len(self._lanes) + _FEW
 
     def images(self, owner: str | None = None) -> int:
         """Images that wait, of one owner or in all."""
-        return sum(t.images for t in self._tickets if owner in (None, t.owner))
+        return self._all_images if owner is None else self._images[owner]
+
+    def jobs(self, priority: Priority) -> int:
+        """Items of this class and of better ones: a newcomer has no more before it."""
+        return sum(self._jobs[rank] for rank in self._jobs if rank <= _RANKS[priority])
+
+    def of_owner(self, owner: str) -> Iterator[T]:
+        """The items of an owner, first to go first."""
+        for rank in self._now:
+            for key in (None, owner):
+                lane = self._lanes.get((rank, key))
+                for _, ticket in lane.turns() if lane is not None else ():
+                    if ticket.owner == owner and ticket.item is not None:
+                        yield ticket.item
+
+
+def _is_current(head: _Head[T]) -> bool:
+    start, arrival, lane = head
+    return bool(lane.tickets) and (start, arrival) == (lane.start, lane.first.arrival)
+
+
+def _in_order(heads: list[_Head[T]]) -> Iterator[T]:
+    """The items of lanes, merged by the clocks of their turns; uses up the heap."""
+    begun: dict[int, Iterator[tuple[float, _Ticket[T]]]] = {}
+    while heads:
+        _, arrival, lane = heads[0]
+        turns = begun.get(id(lane))
+        if turns is None:
+            if not _is_current(heads[0]):
+                heappop(heads)
+                continue
+            turns = begun[id(lane)] = lane.turns()
+            next(turns)
+        item = lane.tickets[arrival].item
+        following = next(turns, None)
+        if following is None:
+            heappop(heads)
+        else:
+            heapreplace(heads, (following[0], following[1].arrival, lane))
+        if item is not None:
+            yield item

@@ -72,6 +72,9 @@ logger = logging.getLogger(__name__)
 #: A background job gets another try after these.
 _SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WORKER_HUNG)
 
+#: Waiting jobs of a failed model that end before others on the event loop go on.
+_FAILED_AT_ONCE: Final = 16
+
 
 class Dispatcher:
     """Gives waiting jobs to workers and sees each to its end. ``run`` is a task of the owner.
@@ -125,17 +128,24 @@ class Dispatcher:
             return
         self.drain_began.set()
         while self._queue.waiting:
-            self._stop(self._queue.waiting.pop())
+            self._stop(self._queue.pop())
         self._drain_task = asyncio.create_task(self._end_running())
 
     async def run(self) -> None:
         """Load the default model, then give jobs to workers until cancelled."""
+        places = asyncio.create_task(self._queue.tell_places())
+        places.add_done_callback(lambda _: self._changed.notify())
         try:
             self._pool.start(self._models.catalog.models[self._models.catalog.default])
             while True:
-                self._dispatch()
-                await self._changed.wait()
+                if self._dispatch():
+                    await self._changed.wait()
+                else:
+                    await asyncio.sleep(0)
+                if places.done():
+                    await places  # which raises its fault
         finally:
+            places.cancel()
             self.begin_drain()
             if self._drain_task is not None:
                 self._drain_task.cancel()
@@ -146,39 +156,62 @@ class Dispatcher:
             await asyncio.shield(self._pool.close())
             self._processor.close()
 
-    def _dispatch(self) -> None:
-        """Begin every waiting job that a worker is free for, and load models for the others."""
-        announced = set[str]()
-        for live in list(self._queue.waiting):
-            spec = self._models.catalog.find(live.job.request.model)
-            if spec is None:
-                # It was taken up from an earlier life of the server, or removed since.
-                self._queue.waiting.remove(live)
-                why = self._models.catalog.why_missing(live.job.request.model)
-                self._jobs.apply(live, JobFailed(Reason.MODEL_UNAVAILABLE, why))
+    def _dispatch(self) -> bool:
+        """Begin every waiting job that a worker is free for, and load models for the others.
+
+        Looks no further when all models that jobs wait for are busy. Returns False when there is
+        more to do after others on the event loop had their turn.
+        """
+        beginning: list[tuple[LiveJob, Worker]] = []
+        failing: list[tuple[LiveJob, JobFailed]] = []
+        busy = set[str]()
+        for live in self._queue.waiting:
+            model = live.job.request.model
+            if model in busy:
                 continue
-            failed = self._pool.failed(spec.id)
-            if failed is not None:
-                error = failed.unavailable()
-                self._queue.waiting.remove(live)
-                self._jobs.apply(live, JobFailed(error.reason, error.message))
-                continue
-            worker = self._pool.free(spec.id)
-            if worker is not None:
-                self._begin(live, worker)
-            elif self._pool.start(spec) or self._pool.is_coming(spec.id):
-                if spec.id not in announced:
-                    announced.add(spec.id)
-                    self._jobs.apply(live, Loading())
-            elif not self._pool.workers(spec.id):
-                break  # no room yet
-        self._queue.renumber()
+            failure = self._why_never(model)
+            if failure is not None:
+                failing.append((live, failure))
+            elif (worker := self._pool.free(model)) is not None:
+                self._pool.take(worker)
+                beginning.append((live, worker))
+            else:
+                busy.add(model)
+                if not self._load_for(live):
+                    break  # no room yet
+            if len(busy) == len(self._queue.models) or len(failing) == _FAILED_AT_ONCE:
+                break
+        for live, worker in beginning:
+            self._begin(live, worker)
+        for live, failure in failing:
+            self._queue.remove(live)
+            self._jobs.apply(live, failure)
+        return len(failing) < _FAILED_AT_ONCE
+
+    def _why_never(self, model: str) -> JobFailed | None:
+        """Why a waiting job of the model will not be generated, None when it will."""
+        if self._models.catalog.find(model) is None:
+            # It was taken up from an earlier life of the server, or removed since.
+            why = self._models.catalog.why_missing(model)
+            return JobFailed(Reason.MODEL_UNAVAILABLE, why)
+        failed = self._pool.failed(model)
+        if failed is None:
+            return None
+        error = failed.unavailable()
+        return JobFailed(error.reason, error.message)
+
+    def _load_for(self, live: LiveJob) -> bool:
+        """Have the model of a job loaded; False when there is no room for it yet."""
+        spec = self._models.catalog.find(live.job.request.model)
+        assert spec is not None
+        if self._pool.start(spec) or self._pool.is_coming(spec.id):
+            self._jobs.apply(live, Loading())
+            return True
+        return bool(self._pool.workers(spec.id))
 
     def _begin(self, live: LiveJob, worker: Worker) -> None:
-        self._queue.waiting.take(live)
-        self._pool.take(worker)
+        self._queue.begin(live)
         live.worker = worker
-        self._queue.running.append(live)
         live.task = asyncio.create_task(self._see_to(live, worker))
 
     async def _see_to(self, live: LiveJob, worker: Worker) -> None:

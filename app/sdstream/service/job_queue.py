@@ -1,33 +1,48 @@
-"""The jobs that wait and those that run: their places, and when each will be done."""
+"""The jobs that wait and those that run: their places, and when each will be done.
+
+Telling every waiting job its place at every change would cost the square of their number. One task
+goes through the queue when something has changed, a few jobs at a time, and then rests for longer
+than that took: however many wait and however fast they change, places take a fixed share of the
+processor. A job is told its place exactly when few are before it, and in coarser steps when many
+are.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Sequence
+from collections import Counter
 from typing import Final
 
-from sdstream.core.job import Job, Queued
-from sdstream.core.queue import FairQueue
+from sdstream.core.job import Job, JobStatus, Queued
+from sdstream.core.queue import FairQueue, Priority
 from sdstream.notifier import Notifier
 from sdstream.service.estimates import Speed
-from sdstream.service.live_jobs import LiveJob, LiveJobs
+from sdstream.service.live_jobs import NO_WORK, LiveJob, LiveJobs, Work
 
 #: The clients that honour Retry-After give up on anything longer.
 _MAX_RETRY_AFTER: Final = 120
 #: What an image takes when none was ever measured.
 _GUESSED_SECONDS: Final = 5.0
 
+#: A place is told when it is another one by more than this part of it: exactly up to twice this.
+_COARSENESS: Final = 16
+#: Jobs that are told their places, or only looked at, before others on the event loop go on.
+_TOLD_AT_ONCE: Final = 8
+_SEEN_AT_ONCE: Final = 256
+#: Rest after each time through the queue, in parts of how long that took.
+_REST: Final = 4
+
 
 class JobQueue:
-    """The one queue.
+    """The one queue. ``tell_places`` is a task of the owner.
 
     Args:
         jobs: Whose events tell of places.
         changed: Notified when a job may begin.
 
     Attributes:
-        waiting: In the order in which they will go.
-        running: Those that have a worker.
+        running: Jobs that have a worker.
         speed: How fast models draw here.
     """
 
@@ -35,8 +50,16 @@ class JobQueue:
         self._jobs = jobs
         self._changed = changed
         self.waiting: FairQueue[LiveJob] = FairQueue()
+        self.models: Counter[str] = Counter()
         self.running: list[LiveJob] = []
         self.speed = Speed()
+        #: Of all that wait, as far as is known.
+        self._all_waiting = NO_WORK
+        self._moved = asyncio.Event()
+        #: The best class of those who came since places were told.
+        self._best_newcomer: Priority | None = None
+
+    # --- changes --------------------------------------------------------------------------------
 
     def enqueue(self, live: LiveJob, *, first: bool = False) -> None:
         """Put a job in; ``first`` before all others of its class."""
@@ -48,62 +71,122 @@ class JobQueue:
             priority=job.terms.priority,
             first=first,
         )
-        position = len(self.running) + list(self.waiting).index(live)
-        self._jobs.apply(live, Queued(position))
-        self.renumber(newcomer=job)
+        self.models[job.request.model] += 1
+        live.ahead = self._all_waiting
+        self._all_waiting = live.ahead.plus(self._work_of(live))
+        self._jobs.apply(live, Queued(len(self.running) + self._first_place(live)))
+        best = self._best_newcomer
+        if best is None or job.terms.priority.outranks(best):
+            self._best_newcomer = job.terms.priority
+        self._moved.set()
         self._changed.notify()
+
+    def begin(self, live: LiveJob) -> None:
+        """A job that waits has its turn."""
+        self.waiting.take(live)
+        self._left(live)
+        self.running.append(live)
 
     def remove(self, live: LiveJob) -> None:
         """Take out a job without its turn, if it waits."""
         if self.waiting.remove(live):
-            self.renumber()
+            self._left(live)
 
-    def renumber(self, newcomer: Job | None = None) -> None:
-        """Tell the waiting jobs their places.
+    def pop(self) -> LiveJob:
+        """Take out the next job; raises IndexError when none waits."""
+        live = self.waiting.pop()
+        self._left(live)
+        return live
+
+    def _left(self, live: LiveJob) -> None:
+        model = live.job.request.model
+        self.models[model] -= 1
+        if not self.models[model]:
+            del self.models[model]
+        self._moved.set()
+
+    # --- places ---------------------------------------------------------------------------------
+
+    def _first_place(self, live: LiveJob) -> int:
+        """Jobs before one that has just come; of a long queue the most that there can be."""
+        if len(self.waiting) > _SEEN_AT_ONCE:
+            return self.waiting.jobs(live.job.terms.priority) - 1
+        return next(place for place, other in enumerate(self.waiting) if other is live)
+
+    async def tell_places(self) -> None:
+        """Tell the waiting jobs their places whenever these change, until cancelled."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            began = clock()
+            newcomer, self._best_newcomer = self._best_newcomer, None
+            await self._go_through(newcomer)
+            await asyncio.sleep(_REST * (clock() - began))
+
+    async def _go_through(self, newcomer: Priority | None) -> None:
+        told = 0
+        ahead = NO_WORK
+        for seen, live in enumerate(list(self.waiting)):
+            if told == _TOLD_AT_ONCE or seen % _SEEN_AT_ONCE == _SEEN_AT_ONCE - 1:
+                told = 0
+                await asyncio.sleep(0)
+            if live not in self.waiting:
+                continue  # it left meanwhile
+            live.ahead = ahead
+            ahead = ahead.plus(self._work_of(live))
+            told += self._tell(live, len(self.running) + seen, newcomer)
+        self._all_waiting = ahead
+
+    def _tell(self, live: LiveJob, position: int, newcomer: Priority | None) -> bool:
+        """Tell a waiting job its place if that is news; returns whether it was.
 
         What a job was told once grows only when one of a better class came: a fair turn of
         somebody else may delay it, and then its place stays what it was until it is true again.
         """
-        for position, live in enumerate(self.waiting, start=len(self.running)):
-            known, terms = live.job.queue_position, live.job.terms
-            if newcomer is not None and newcomer.terms.priority.outranks(terms.priority):
-                known = position
-            self._jobs.apply(live, Queued(min(known, position)))
+        job = live.job
+        if job.status is not JobStatus.QUEUED:
+            return False  # it is next, and told so
+        known = job.queue_position
+        may_grow = newcomer is not None and newcomer.outranks(job.terms.priority)
+        change = position - known if may_grow else min(0, position - known)
+        if abs(change) < max(1, known // _COARSENESS):
+            return False
+        return self._jobs.apply(live, Queued(known + change))
+
+    # --- times ----------------------------------------------------------------------------------
 
     def seconds_left(self, job: Job) -> float | None:
         """Seconds until an unfinished job ends, None while too little was measured."""
         if job.terminal:
             return None
-        own = self._remaining(job)
-        running = [live.job for live in self.running]
-        if job in running or own is None:
+        own, live = self._remaining(job), self._jobs.known(job.id)
+        if own is None or live is None or live not in self.waiting:
             return own
-        ahead = running
-        for live in self.waiting:
-            if live.job is job:
-                break
-            ahead.append(live.job)
-        seconds = self._seconds_of(ahead)
-        return None if seconds is None else own + seconds / max(1, len(self.running))
+        ahead = self._running_work().plus(live.ahead)
+        return None if ahead.seconds is None else own + ahead.seconds / max(1, len(self.running))
 
     def retry_after(self, images: int, owner: str | None) -> int:
         """Seconds until so many images, of one owner or of all, have left the queue."""
-        going = [live.job for live in self.running]
-        for live in self.waiting:
-            if owner in (None, live.job.terms.owner):
-                images -= live.job.request.n
+        ahead = self._all_waiting
+        for live in self.waiting if owner is None else self.waiting.of_owner(owner):
+            images -= live.job.request.n
             if images <= 0:
-                break  # it leaves the queue when its turn comes, not when it is done
-            going.append(live.job)
-        guess = _GUESSED_SECONDS * sum(job.request.n for job in going)
-        seconds = self._seconds_of(going)
-        seconds = (guess if seconds is None else seconds) / max(1, len(self.running))
+                ahead = live.ahead  # it leaves the queue when its turn comes, not when it is done
+                break
+        work = self._running_work().plus(ahead)
+        seconds = _GUESSED_SECONDS * work.images if work.seconds is None else work.seconds
+        seconds /= max(1, len(self.running))
         return min(_MAX_RETRY_AFTER, max(1, math.ceil(seconds)))
 
-    def _seconds_of(self, jobs: Sequence[Job]) -> float | None:
-        """Work that is left of all of these, None when that of one is unknown."""
-        times = [self._remaining(job) for job in jobs]
-        return None if None in times else sum(time for time in times if time is not None)
+    def _running_work(self) -> Work:
+        work = NO_WORK
+        for live in self.running:
+            work = work.plus(self._work_of(live))
+        return work
+
+    def _work_of(self, live: LiveJob) -> Work:
+        return Work(live.job.request.n, self._remaining(live.job))
 
     def _remaining(self, job: Job) -> float | None:
         """Seconds of work that are left of a job; None when nothing like it was ever measured."""

@@ -52,7 +52,24 @@ def deferred_error(job: Job) -> Unavailable:
     return error
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What several jobs still take: their images, and seconds of a worker if these are known."""
+
+    images: int
+    seconds: float | None
+
+    def plus(self, other: Work) -> Work:
+        """Both together."""
+        known = self.seconds is not None and other.seconds is not None
+        seconds = (self.seconds or 0.0) + (other.seconds or 0.0)
+        return Work(self.images + other.images, seconds if known else None)
+
+
+NO_WORK: Final = Work(0, 0.0)
+
+
+@dataclass(eq=False)
 class LiveJob:
     """A job with what its readers and its end need beside it.
 
@@ -61,12 +78,14 @@ class LiveJob:
         changed: Wakes its readers.
         wanted_ending: What a Cancelled of the worker means for it.
         deferred: It waits for the next start of the server; readers are to leave.
+        ahead: Of the waiting jobs before it, as it was found last.
     """
 
     job: Job
     changed: Notifier = field(default_factory=Notifier)
     wanted_ending: JobCancelled | JobFailed | None = None
     deferred: bool = False
+    ahead: Work = NO_WORK
 
     #: Has the job while it runs.
     worker: Worker | None = None

@@ -13,10 +13,11 @@ import errno
 import logging
 import sqlite3
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
@@ -46,6 +47,14 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _Write = tuple[str, Callable[[], object]]
 
 
+@dataclass(slots=True)
+class _Unwritten:
+    """Writes of one name that wait, and those who wait for them or for a fault."""
+
+    writes: int = 0
+    changed: Notifier = field(default_factory=Notifier)
+
+
 class Ledger:
     """Runs the work of a job store in one thread, in order.
 
@@ -60,8 +69,7 @@ class Ledger:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         # The event loop's side.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._unwritten: Counter[str] = Counter()
-        self._changed = Notifier()
+        self._unwritten: dict[str, _Unwritten] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._closing = False
         # The thread's side.
@@ -93,24 +101,24 @@ class Ledger:
     def later(self, key: str, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Queue a write, which ``key`` names for ``written``."""
         self._loop = asyncio.get_running_loop()
-        self._unwritten[key] += 1
+        self._unwritten.setdefault(key, _Unwritten()).writes += 1
         self._thread.submit(self._take, (key, partial(work, *args, **kwargs)))
 
     def is_written(self, key: str) -> bool:
         """True when no write of this name waits."""
-        return not self._unwritten[key]
+        return key not in self._unwritten
 
     async def written(self, key: str) -> None:
         """Wait until the writes of this name are done, as long as it takes."""
-        while not self.is_written(key):
-            await self._changed.wait()
+        while (unwritten := self._unwritten.get(key)) is not None:
+            await unwritten.changed.wait()
 
     async def settled(self, key: str) -> None:
         """As ``written``, but raise ``fault`` when writes fail."""
-        while not self.is_written(key):
+        while (unwritten := self._unwritten.get(key)) is not None:
             if (fault := self.fault) is not None:
                 raise fault
-            await self._changed.wait()
+            await unwritten.changed.wait()
 
     async def close(self, last: Callable[[], None]) -> None:
         """Try what is left for a few seconds, then run ``last`` and end the thread."""
@@ -135,10 +143,13 @@ class Ledger:
     def _tell(self, done: list[str]) -> None:
         """Take up what the thread has done, and have it try again if it must."""
         for key in done:
-            self._unwritten[key] -= 1
-            if not self._unwritten[key]:
-                del self._unwritten[key]
-        self._changed.notify()
+            unwritten = self._unwritten[key]
+            unwritten.writes -= 1
+            if not unwritten.writes:
+                self._unwritten.pop(key).changed.notify()
+        if self.fault is not None:
+            for unwritten in self._unwritten.values():
+                unwritten.changed.notify()
         if self.fault is not None and self._retry is None and not self._closing:
             assert self._loop is not None
             self._retry = self._loop.call_later(_PAUSE_SECONDS, self._try_again)

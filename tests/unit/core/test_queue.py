@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
+from types import FrameType
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,3 +167,141 @@ def test_nothing_is_lost_and_each_owner_keeps_its_order(
         for priority in Priority:
             waits = [number for o, p, number in rest if (o, p) == (owner, priority)]
             assert waits == sorted(waits)
+
+
+@dataclass
+class Waiting:
+    """An item of PlainQueue: its key sorts first what goes first."""
+
+    name: str
+    owner: str
+    rank: int
+    start: float
+    arrival: int
+    images: int
+
+    @property
+    def key(self) -> tuple[int, float, int]:
+        """Class, clock of the owner at the turn, arrival."""
+        return self.rank, self.start, self.arrival
+
+
+class PlainQueue:
+    """The rule of the queue in its simplest form: every start is stored, every change sorts."""
+
+    def __init__(self) -> None:
+        self.items: list[Waiting] = []
+        self.now = [0.0] * len(Priority)
+        self.clocks: dict[tuple[int, str], float] = {}
+        self.arrivals = 0
+
+    def push(self, name: str, owner: str, images: int, rank: int, *, first: bool) -> None:
+        """Put an item in."""
+        start = -1.0
+        if not first:
+            start = max(self.now[rank], self.clocks.get((rank, owner), 0.0))
+            self.clocks[rank, owner] = start + images
+        self.arrivals += 1
+        self.items.append(Waiting(name, owner, rank, start, self.arrivals, images))
+        self.items.sort(key=lambda item: item.key)
+
+    def take(self, index: int) -> str:
+        """An item has its turn."""
+        item = self.items.pop(index)
+        self.now[item.rank] = max(self.now[item.rank], item.start)
+        return item.name
+
+    def remove(self, index: int) -> str:
+        """An item leaves: what is still to come of its turn moves its owner's others back."""
+        gone = self.items.pop(index)
+        turn = gone.start + gone.images - max(gone.start, self.now[gone.rank])
+        if gone.start >= 0 and turn > 0:
+            self.clocks[gone.rank, gone.owner] -= turn
+            for item in self.items:
+                same = (item.rank, item.owner) == (gone.rank, gone.owner)
+                if same and item.start > gone.start:
+                    item.start -= turn
+            self.items.sort(key=lambda item: item.key)
+        return gone.name
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.just("push"), st.sampled_from("abc"), st.integers(1, 9),
+            st.sampled_from([1, 1, 1, 0]), st.sampled_from([False, False, False, True]),
+        )
+        | st.tuples(st.sampled_from(["pop", "take", "remove"]), st.integers(0, 30)),
+        max_size=80,
+    )
+)  # fmt: skip
+def test_the_order_is_that_of_the_plain_rule(calls: list[tuple[object, ...]]) -> None:
+    """Lanes and heaps change the cost of a call and nothing else, whatever comes."""
+    queue: FairQueue[str] = FairQueue()
+    plain = PlainQueue()
+    for number, call in enumerate(calls):
+        match call:
+            case ("push", str(owner), int(images), int(rank), bool(first)):
+                name = f"{owner}{number}"
+                plain.push(name, owner, images, rank, first=first)
+                queue.push(
+                    name, owner=owner, images=images, priority=list(Priority)[rank], first=first
+                )
+            case ("pop", _) if plain.items:
+                assert queue.pop() == plain.take(0)
+            case ("take", int(where)) if plain.items:
+                queue.take(plain.take(where % len(plain.items)))
+            case ("remove", int(where)) if plain.items:
+                assert queue.remove(plain.remove(where % len(plain.items)))
+        assert list(queue) == [item.name for item in plain.items]
+        assert (len(queue), bool(queue)) == (len(plain.items), bool(plain.items))
+        for owner in "abc":
+            own = [item for item in plain.items if item.owner == owner]
+            assert list(queue.of_owner(owner)) == [item.name for item in own]
+            assert queue.images(owner) == sum(item.images for item in own)
+        for rank, priority in enumerate(Priority):
+            assert queue.jobs(priority) == sum(item.rank <= rank for item in plain.items)
+    assert queue.images() == sum(item.images for item in plain.items)
+
+
+class Steps:
+    """Counts the lines of Python that run: a measure that no busy machine changes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> Steps:
+        self._before = sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def _trace(self, frame: FrameType, event: str, _argument: object) -> object:
+        self.count += event == "line"
+        return self._trace
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+
+@pytest.mark.parametrize("owners", [1, 40, 3000])
+def test_a_change_costs_the_same_in_a_long_queue(owners: int) -> None:
+    """Arriving, leaving in the middle, having the next turn: a hundred times as many wait."""
+
+    def steps_of_changes(waiting: int) -> int:
+        queue: FairQueue[int] = FairQueue()
+
+        def push(item: int) -> None:
+            queue.push(item, owner=str(item % owners), images=1, priority=Priority.NORMAL)
+
+        for item in range(waiting):
+            push(item)
+        with Steps() as steps:
+            for change in range(20):
+                push(waiting + change)
+                assert queue.remove(waiting // 2 + change)
+                queue.pop()
+                assert next(iter(queue)) in queue
+                queue.images(), queue.jobs(Priority.LOW)
+        return steps.count
+
+    assert steps_of_changes(10_000) < 2 * steps_of_changes(100)
