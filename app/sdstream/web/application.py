@@ -48,6 +48,7 @@ from sdstream.web.routes.parameters import ParametersRoute
 from sdstream.web.routes.sdcpp import SdcppRoutes
 from sdstream.web.routes.xinference import XinferenceRoutes
 from sdstream.web.tokens import Tokens
+from sdstream.web.turns import OneByOne
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,11 @@ def _routes(
 def _middleware(
     settings: Settings, metrics: Metrics, tokens: Tokens, store: JobStore
 ) -> list[Middleware]:
-    layers = [Middleware(PlainSlashes), Middleware(RequestLog, metrics=metrics)]
+    layers = [
+        Middleware(PlainSlashes),
+        Middleware(OneByOne),
+        Middleware(RequestLog, metrics=metrics),
+    ]
     if settings.cors_origins:
         layers.append(Middleware(CrossOrigin, allow_origins=settings.cors_origins))
     keys = [key.get_secret_value() for key in settings.api_keys]
