@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -92,6 +93,8 @@ class JobStore:
         self._clock = clock
         self._delivery_of = delivery_of
         self._bytes = 0
+        #: Jobs whose rows cannot be read, of which the log was told.
+        self._set_aside: set[str] = set()
         self._held = ExitStack()
         self._db: sqlite3.Connection
         self._ledger: Ledger
@@ -105,19 +108,19 @@ class JobStore:
         """
         if hasattr(self, "_db"):
             return
+        path = self._folder / "jobs.sqlite"
         try:
             close_folder(self._folder, "jobs.sqlite*", "lock", "secret")
             self._files.make_folders()
             with ExitStack() as opening:
                 opening.enter_context(_locked(self._folder / "lock"))
-                db = opening.enter_context(closing(open_database(self._folder / "jobs.sqlite")))
+                db = opening.enter_context(closing(open_database(path, self._files.images)))
                 self._secret = secret_of(self._folder)
                 migrate(db, self._secret)
                 touch(db)  # one that is locked or read-only would fail with the first job
                 self._db, self._held = db, opening.pop_all()
         except (OSError, ValueError, sqlite3.Error) as error:
             raise StoreError(f"the data folder {self._folder} cannot be used: {error}") from None
-        path = self._folder / "jobs.sqlite"
         self._ledger = Ledger(db, partial(_check_place, path, path.stat().st_ino))
 
     def owner_of(self, digest: str) -> str:
@@ -344,7 +347,7 @@ class JobStore:
 
     def _unfinished(self) -> list[Job]:
         rows = self._db.execute("SELECT * FROM jobs WHERE ended IS NULL ORDER BY number")
-        return [self._job(row) for row in rows.fetchall()]
+        return [job for row in rows.fetchall() if (job := self._job(row))]
 
     def _sweep(self) -> None:
         """Delete files that no row knows, and rows whose files are gone."""
@@ -352,7 +355,9 @@ class JobStore:
             self._files.path(row["id"], row["format"]).name: row["job"]
             for row in self._db.execute("SELECT * FROM images WHERE id IS NOT NULL")
         }
-        there = self._files.sweep(known, {job.id for job in self._unfinished()})
+        # Also of rows that cannot be read: another release may.
+        unfinished = self._db.execute("SELECT id FROM jobs WHERE ended IS NULL").fetchall()
+        there = self._files.sweep(known, {row["id"] for row in unfinished})
         self._delete({known[name] for name in known.keys() - there})
         (self._bytes,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM images").fetchone()
 
@@ -425,23 +430,29 @@ class JobStore:
         row = self._db.execute(
             "SELECT * FROM jobs WHERE owner = ? AND idempotency_key = ?", (owner, idempotency_key)
         ).fetchone()
-        return None if row is None else self._job(row)
+        if row is None:
+            return None
+        job = self._job(row)
+        if job is None:  # else no job could ever have this name
+            self._change("UPDATE jobs SET idempotency_key = NULL WHERE id = ?", (row["id"],))
+        return job
 
     def _page(self, owner: str, statuses: list[str], limit: int, after: str | None) -> Page:
         rows = self._db.execute(
             "SELECT * FROM jobs WHERE owner = :owner"
             " AND (:any OR status IN (SELECT value FROM json_each(:statuses)))"
             " AND (:after IS NULL OR number < (SELECT number FROM jobs WHERE id = :after))"
-            " ORDER BY number DESC LIMIT :limit",
+            " ORDER BY number DESC",
             {
                 "owner": owner,
                 "any": not statuses,
                 "statuses": json.dumps(statuses),
                 "after": after,
-                "limit": limit + 1,
             },
-        ).fetchall()
-        return Page([self._job(row) for row in rows[:limit]], len(rows) > limit)
+        )
+        # Rows are read as they are needed: those that are set aside count for nothing.
+        jobs = [*islice((job for row in rows if (job := self._job(row))), limit + 1)]
+        return Page(jobs[:limit], len(jobs) > limit)
 
     def _deliveries(self, limit: int) -> list[Delivery]:
         rows = self._db.execute("SELECT * FROM deliveries ORDER BY next_at LIMIT ?", (limit,))
@@ -455,11 +466,19 @@ class JobStore:
         row = self._db.execute("SELECT id, format FROM images WHERE id = ?", (image_id,)).fetchone()
         return None if row is None else (row["id"], row["format"])
 
-    def _job(self, row: sqlite3.Row) -> Job:
+    def _job(self, row: sqlite3.Row) -> Job | None:
+        """The job of a row; None for a row that is damaged or of another release, which stays."""
         images = self._db.execute(
             "SELECT * FROM images WHERE job = ? ORDER BY number", (row["id"],)
-        )
-        return job_of(row, images.fetchall())
+        ).fetchall()
+        try:
+            return job_of(row, images)
+        except Exception as error:  # whatever a value raises that this release never wrote
+            if row["id"] not in self._set_aside:
+                self._set_aside.add(row["id"])
+                told = f"{type(error).__name__}: {error}".splitlines()[0]
+                logger.warning("job %s cannot be read and is set aside: %s", row["id"], told)
+            return None
 
 
 def _locked(path: Path) -> TextIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -63,15 +64,44 @@ MIGRATIONS: Final = (
 )
 
 
+#: SQLITE_CORRUPT and SQLITE_NOTADB.
+_DAMAGED: Final = (11, 26)
+
+_REMEDY: Final = "restore the data folder from a backup, or move it away to start without its jobs"
+
+
 class StoreError(ConfigurationError):
     """The data folder cannot be used; the message says why."""
 
 
-def open_database(path: Path) -> sqlite3.Connection:
+def open_database(path: Path, images: Path) -> sqlite3.Connection:
+    """Open the database of a data folder, or make it.
+
+    Args:
+        path: Of the database.
+        images: The folder of finished images.
+
+    Raises:
+        StoreError: It is damaged.
+        OSError, sqlite3.Error: It cannot be opened.
+    """
+    if path.is_file() and not path.stat().st_size and any(images.iterdir()):
+        # A start without rows deletes the files that no row names.
+        raise StoreError(f"{path} is empty but {images} is not; {_REMEDY}")
     make_file(path)
     # Made here and used in the store's thread, one after the other.
     db = sqlite3.connect(path, check_same_thread=False)
     db.row_factory = sqlite3.Row
+    # One damaged text must not make a query fail that finds other rows too.
+    db.text_factory = partial(str, encoding="utf-8", errors="replace")
+    try:
+        (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        verdict = str(error) if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED else "ok"
+    if verdict != "ok":
+        db.close()
+        found = " ".join(verdict.split())
+        raise StoreError(f"the database {path} is damaged ({found}); {_REMEDY}")
     return db
 
 
@@ -83,7 +113,7 @@ def migrate(db: sqlite3.Connection, secret: bytes) -> None:
         secret: What the owners of jobs are sealed with.
 
     Raises:
-        StoreError: It is beyond the newest version.
+        StoreError: It is beyond the newest version, or another program's.
     """
     db.create_function("sealed", 1, partial(sealed, secret), deterministic=True)
     db.execute("PRAGMA journal_mode = WAL")
@@ -95,3 +125,23 @@ def migrate(db: sqlite3.Connection, secret: bytes) -> None:
     for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
         # One transaction with its version: a crash in the middle leaves the old one.
         db.executescript(f"BEGIN; {script} PRAGMA user_version = {number}; COMMIT;")
+    _check_columns(db)
+
+
+def _check_columns(db: sqlite3.Connection) -> None:
+    """Raise StoreError when a table or a column of the newest version is missing."""
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.create_function("sealed", 1, str)
+        fresh.executescript("".join(MIGRATIONS))
+        missing = sorted(_columns(fresh) - _columns(db))
+    if missing:
+        names = ", ".join(f"{table}.{column}" for table, column in missing)
+        raise StoreError(f"the database lacks {names}; {_REMEDY}")
+
+
+def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    query = (
+        "SELECT tables.name, columns.name FROM sqlite_master AS tables,"
+        " pragma_table_info(tables.name) AS columns WHERE tables.type = 'table'"
+    )
+    return {(table, column) for table, column in db.execute(query)}
