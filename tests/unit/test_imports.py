@@ -14,6 +14,7 @@ FLOORS = {
     # The public names of the package, each imported on its first use.
     "sdstream": 7,
     "sdstream.blocking": 0,
+    "sdstream.clocks": 0,
     "sdstream.core": 0,
     "sdstream.notifier": 0,
     "sdstream.settings": 0,

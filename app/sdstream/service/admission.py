@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 
+from sdstream.clocks import SteadyClock
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import Forbidden, KeyReused, QueueFull, Reason
 from sdstream.core.job import Job, JobFailed, Terms
@@ -66,7 +68,6 @@ class Admission:
         new_id: An unguessable id.
         random_seed: A seed for requests that name none.
         assets: What the operator's folders hold.
-        clock: Unix seconds.
     """
 
     def __init__(
@@ -83,7 +84,6 @@ class Admission:
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
         assets: Callable[[], Assets],
-        clock: Callable[[], float],
     ) -> None:
         self._models = models
         self._queue = queue
@@ -96,7 +96,6 @@ class Admission:
         self._new_id = new_id
         self._random_seed = random_seed
         self._assets = assets
-        self._clock = clock
         #: Images of jobs that are accepted and being written to the disk, by owner.
         self._entering: Counter[str] = Counter()
         #: A crowd is taken in a few at a time, so that others on the event loop go on.
@@ -156,7 +155,8 @@ class Admission:
         if ask.files is not None:
             inputs = await self._processor.fit(pictures, request)
         self._admit(request.model, request.n, terms)
-        job = Job(self._new_id(), request, self._clock(), terms)
+        clock = SteadyClock(time.time())
+        job = Job(self._new_id(), request, clock(), terms)
         self._entering[terms.owner] += request.n
         try:
             await self._store.add(job, inputs)
@@ -164,7 +164,7 @@ class Admission:
             self._entering[terms.owner] -= request.n
             if not self._entering[terms.owner]:
                 del self._entering[terms.owner]
-        live = self._jobs.add(job)
+        live = self._jobs.add(job, clock)
         self._metrics.accepted_jobs.labels(job.request.model).inc()
         if self._drain_began.is_set():  # since it was admitted
             self._jobs.apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from sdstream.clocks import SteadyClock
 from sdstream.core.locations import BUILTIN
 from sdstream.core.messages import Load
 from sdstream.core.model_spec import ModelSpec
@@ -113,12 +114,14 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
         WebhookSettingsError: The settings of webhooks do not go together.
     """
     metrics = Metrics()
+    # What expires does so by the time that passes here, not by a clock that somebody sets.
+    steady = SteadyClock(time.time())
     store = JobStore(
         settings.data_dir,
         ttl_seconds=settings.job_ttl_seconds,
         max_bytes=settings.image_store_mb * 2**20,
         min_free_bytes=settings.min_free_mb * 2**20,
-        clock=time.time,
+        clock=steady,
         delivery_of=delivery_of,
     )
     secret = settings.webhook_secret
@@ -128,6 +131,7 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
         secret=secret.get_secret_value() if secret else None,
         private=settings.webhook_private,
         clock=time.time,
+        steady=steady,
     )
     service = _service(settings, metrics, store, webhooks, priority_digests)
     return Assembly(service, store, webhooks, metrics)

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -88,7 +87,6 @@ class Dispatcher:
         store: Of jobs.
         metrics: Of what was drawn.
         grace_seconds: Time for running jobs at shutdown.
-        clock: Unix seconds.
     """
 
     def __init__(
@@ -102,7 +100,6 @@ class Dispatcher:
         store: JobStore,
         metrics: Metrics,
         grace_seconds: float,
-        clock: Callable[[], float],
     ) -> None:
         self.drain_began = asyncio.Event()
         self._models = models
@@ -114,7 +111,6 @@ class Dispatcher:
         self._store = store
         self._metrics = metrics
         self._grace_seconds = grace_seconds
-        self._clock = clock
         self._drain_task: asyncio.Task[None] | None = None
 
     @property
@@ -246,7 +242,7 @@ class Dispatcher:
         await self._store.update(job)
         if not await self._is_ready(live, worker):  # it may have died since
             return
-        self._observe(job, "queue", self._clock() - job.created)
+        self._observe(job, "queue", live.clock() - job.created)
         order = Generate(job.id, job.request, inputs.of_runtime, first=len(job.images))
         async for event in worker.generate(order):
             await self._take(live, inputs, event)

@@ -7,11 +7,13 @@ take it back.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from sdstream.clocks import SteadyClock
 from sdstream.core.errors import NotFound, Reason, Unavailable
 from sdstream.core.job import (
     Completed,
@@ -79,9 +81,12 @@ class LiveJob:
         wanted_ending: What a Cancelled of the worker means for it.
         deferred: It waits for the next start of the server; readers are to leave.
         ahead: Of the waiting jobs before it, as it was found last.
+        clock: Unix seconds of its events; a clock that is set in the middle of a job does not make
+            its times wrong.
     """
 
     job: Job
+    clock: SteadyClock = field(default_factory=lambda: SteadyClock(time.time()))
     changed: Notifier = field(default_factory=Notifier)
     wanted_ending: JobCancelled | JobFailed | None = None
     deferred: bool = False
@@ -104,28 +109,23 @@ class LiveJobs:
         store: Where they are kept.
         metrics: Counts how they end.
         on_end: Called when one has ended.
-        clock: Unix seconds.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        metrics: Metrics,
-        *,
-        on_end: Callable[[], None],
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, store: JobStore, metrics: Metrics, on_end: Callable[[], None]) -> None:
         self._store = store
         self._metrics = metrics
         self._ended = on_end
-        self._clock = clock
         self._live: dict[str, LiveJob] = {}
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
 
-    def add(self, job: Job) -> LiveJob:
+    def add(self, job: Job, clock: SteadyClock) -> LiveJob:
         """Take up a job that is stored."""
-        live = self._live[job.id] = LiveJob(job)
+        live = self._live[job.id] = LiveJob(job, clock)
         return live
+
+    def add_earlier(self, job: Job) -> LiveJob:
+        """Take up a job of an earlier life of the server, whose clock may have been ahead."""
+        return self.add(job, SteadyClock(max(time.time(), job.created, job.started or 0.0)))
 
     def known(self, job_id: str) -> LiveJob | None:
         """A job that lives or ended lately."""
@@ -134,7 +134,7 @@ class LiveJobs:
     def apply(self, live: LiveJob, event: JobEvent) -> bool:
         """Take up what happened to a job, store it and wake the readers; False if it is ignored."""
         job = live.job
-        if live.deferred or not job.apply(event, self._clock()):
+        if live.deferred or not job.apply(event, live.clock()):
             return False
         match event:
             case ImageReady(image):

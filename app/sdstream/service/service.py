@@ -13,7 +13,6 @@ processor's threads.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from sdstream.core.ask import ParsedRequest
@@ -50,7 +49,6 @@ class ImageService:
         refresh_catalog: Callable[[], Catalog] | None = None,
         assets: Callable[[], Assets] = lambda: NO_ASSETS,
         on_end: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.processor = processor
         self.assets = assets
@@ -60,7 +58,7 @@ class ImageService:
         changed = Notifier()
         self.pool = make_pool(changed.notify)
         self._models = Models(catalog, refresh_catalog, self.pool)
-        self._jobs = LiveJobs(store, metrics, on_end=on_end, clock=clock)
+        self._jobs = LiveJobs(store, metrics, on_end)
         self._queue = JobQueue(self._jobs, changed)
         self._dispatcher = Dispatcher(
             self._models,
@@ -71,7 +69,6 @@ class ImageService:
             store=store,
             metrics=metrics,
             grace_seconds=policy.grace_seconds,
-            clock=clock,
         )
         self._admission = Admission(
             self._models,
@@ -85,7 +82,6 @@ class ImageService:
             new_id=new_id,
             random_seed=random_seed,
             assets=assets,
-            clock=clock,
         )
 
     # --- its state ------------------------------------------------------------------------------
@@ -221,7 +217,7 @@ class ImageService:
     async def recover(self) -> None:
         """Take up the background jobs that an earlier life of the server left."""
         for job in await self._store.recover():
-            self._queue.enqueue(self._jobs.add(job))
+            self._queue.enqueue(self._jobs.add_earlier(job))
 
     def begin_drain(self) -> None:
         """Take no more work, and give running jobs the grace time; callable repeatedly."""

@@ -91,7 +91,8 @@ class Webhooks:
         hosts: Which may be told: ``host``, ``host:port``, ``host:*`` or ``*.host``; none is off.
         secret: ``whsec_`` and base64, of which receivers know.
         private: Loopback and private addresses are no obstacle.
-        clock: Unix seconds.
+        clock: Unix seconds, by which receivers judge how old a message is.
+        steady: Unix seconds by which tries are put off, which nobody sets.
 
     Raises:
         WebhookSettingsError: Hosts without a secret, or a secret of another form.
@@ -105,12 +106,14 @@ class Webhooks:
         secret: str | None,
         private: bool,
         clock: Callable[[], float],
+        steady: Callable[[], float],
     ) -> None:
         self._outbox = outbox
         self._hosts = tuple(host.lower() for host in hosts)
         self._key = _key_of(secret) if hosts else b""
         self._private = private
         self._clock = clock
+        self._steady = steady
         self._changed = Notifier()
 
     def check(self, url: str) -> None:
@@ -172,10 +175,12 @@ class Webhooks:
         """Try what is due; returns the seconds until something else is."""
         while True:
             waiting = await self._outbox.deliveries(_AT_ONCE)
-            due = [delivery for delivery in waiting if delivery.next_at <= self._clock()]
+            now = self._steady()
+            # One that waits longer than any does was put off by a clock that was ahead.
+            due = [one for one in waiting if not now < one.next_at <= now + _LONGEST_RETRY_AFTER]
             if not due:
                 first = min((delivery.next_at for delivery in waiting), default=None)
-                wait = _IDLE_SECONDS if first is None else first - self._clock()
+                wait = _IDLE_SECONDS if first is None else first - now
                 return min(_IDLE_SECONDS, max(0.0, wait))
             tries = (self._try(pool, delivery) for delivery in due)
             # All are waited for: one that went on alone would be begun a second time.
@@ -210,7 +215,7 @@ class Webhooks:
         else:
             pause = _PAUSES[delivery.attempts] * random.uniform(1, 1 + _JITTER)  # noqa: S311
             pause = max(pause, retry_after or 0)
-            await self._outbox.put_off(delivery, self._clock() + pause)
+            await self._outbox.put_off(delivery, self._steady() + pause)
 
     async def _post(
         self, pool: httpcore2.AsyncConnectionPool, delivery: Delivery

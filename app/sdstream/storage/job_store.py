@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import fcntl
 import json
 import logging
 import shutil
@@ -24,9 +23,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 from sdstream.core.delivery import Delivery
 from sdstream.core.errors import ImageServiceError, Reason, StorageFull
@@ -35,8 +34,8 @@ from sdstream.core.messages import Generate
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
 from sdstream.storage.files import JobFiles
-from sdstream.storage.ledger import Ledger, fault_of, touch
-from sdstream.storage.privacy import close_folder, make_file, sealed, secret_of
+from sdstream.storage.ledger import Ledger, check_place, fault_of, touch
+from sdstream.storage.privacy import close_folder, sealed, secret_of
 from sdstream.storage.rows import (
     INSERT_IMAGE,
     INSERT_JOB,
@@ -46,7 +45,7 @@ from sdstream.storage.rows import (
     job_values,
     state_of,
 )
-from sdstream.storage.schema import StoreError, migrate, open_database
+from sdstream.storage.schema import StoreError, locked, migrate, open_database
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class JobStore:
         ttl_seconds: Ended jobs go after this.
         max_bytes: Room for images; the oldest ended jobs go until the rest fits.
         min_free_bytes: With less free space on the disk no job is taken.
-        clock: Unix seconds.
+        clock: Unix seconds that pass evenly, whatever is done to the system's clock.
         delivery_of: Builds the webhook message of a job that has ended, None for no webhook; it is
             stored in the transaction that stores the end.
     """
@@ -93,6 +92,9 @@ class JobStore:
         self._clock = clock
         self._delivery_of = delivery_of
         self._bytes = 0
+        #: When jobs ended, by ``clock``, the oldest first: their rows have the time of a clock
+        #: that may have been set since.
+        self._ends: dict[str, float] = {}
         #: Jobs whose rows cannot be read, of which the log was told.
         self._set_aside: set[str] = set()
         self._held = ExitStack()
@@ -113,7 +115,7 @@ class JobStore:
             close_folder(self._folder, "jobs.sqlite*", "lock", "secret")
             self._files.make_folders()
             with ExitStack() as opening:
-                opening.enter_context(_locked(self._folder / "lock"))
+                opening.enter_context(locked(self._folder / "lock"))
                 db = opening.enter_context(closing(open_database(path, self._files.images)))
                 self._secret = secret_of(self._folder)
                 migrate(db, self._secret)
@@ -121,7 +123,7 @@ class JobStore:
                 self._db, self._held = db, opening.pop_all()
         except (OSError, ValueError, sqlite3.Error) as error:
             raise StoreError(f"the data folder {self._folder} cannot be used: {error}") from None
-        self._ledger = Ledger(db, partial(_check_place, path, path.stat().st_ino))
+        self._ledger = Ledger(db, partial(check_place, path, path.stat().st_ino))
 
     def owner_of(self, digest: str) -> str:
         """The owner that a digest of an API key stands for in this folder, which is open."""
@@ -341,6 +343,11 @@ class JobStore:
             else:
                 job.status = JobStatus.QUEUED
                 self._update(state_of(job))
+        now = self._clock()
+        ended = self._db.execute(
+            "SELECT id, ended FROM jobs WHERE ended IS NOT NULL ORDER BY ended, number"
+        )
+        self._ends = {row["id"]: min(row["ended"], now) for row in ended}
         self._sweep()
         self._expire()
         return self._unfinished()
@@ -390,6 +397,7 @@ class JobStore:
 
     def _finish(self, state: dict[str, object], message: Delivery | None) -> None:
         self._end(state, message)
+        self._ends[str(state["id"])] = self._clock()
         self._files.drop_inputs(str(state["id"]))
         try:
             self._expire()
@@ -401,6 +409,7 @@ class JobStore:
             rows = self._db.execute("SELECT * FROM images WHERE job = ?", (job_id,)).fetchall()
             with self._db:
                 self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+            self._ends.pop(job_id, None)
             for row in rows:
                 self._bytes -= row["bytes"]
                 if row["id"] is not None:
@@ -409,18 +418,15 @@ class JobStore:
 
     def _expire(self) -> None:
         oldest = self._clock() - self._ttl
-        self._delete(
-            row["id"]
-            for row in self._db.execute("SELECT id FROM jobs WHERE ended < ?", (oldest,)).fetchall()
-        )
-        while self._bytes > self._max_bytes:
-            row = self._db.execute(
-                "SELECT jobs.id FROM jobs JOIN images ON job = jobs.id"
-                " WHERE ended IS NOT NULL ORDER BY ended, jobs.number LIMIT 1"
-            ).fetchone()
-            if row is None:
+        self._delete(list(takewhile(lambda job: self._ends[job] < oldest, self._ends)))
+        if self._bytes <= self._max_bytes:
+            return
+        for job in list(self._ends):
+            query = "SELECT 1 FROM images WHERE job = ? LIMIT 1"
+            if self._db.execute(query, (job,)).fetchone() is not None:
+                self._delete([job])
+            if self._bytes <= self._max_bytes:
                 return
-            self._delete([row["id"]])
 
     def _one(self, job_id: str) -> Job | None:
         row = self._db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
@@ -479,27 +485,6 @@ class JobStore:
                 told = f"{type(error).__name__}: {error}".splitlines()[0]
                 logger.warning("job %s cannot be read and is set aside: %s", row["id"], told)
             return None
-
-
-def _locked(path: Path) -> TextIO:
-    """The open lock file of a folder; raises StoreError when another process has it."""
-    make_file(path)
-    file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise StoreError(
-            f"the data folder {path.parent} is in use by another server; "
-            "give this one its own with --data-dir"
-        ) from None
-    return file
-
-
-def _check_place(path: Path, inode: int) -> None:
-    """Raise OSError when another file, or none, is where the database was opened."""
-    if path.stat().st_ino != inode:
-        raise FileNotFoundError(f"{path} is another file now")
 
 
 def _given_up(job: Job) -> JobFailed | None:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from sdstream.core.errors import ImageServiceError, Reason, StorageFull, Unavailable
@@ -252,6 +253,12 @@ def fault_of(error: Exception) -> ImageServiceError:
         reason=Reason.STORAGE_UNAVAILABLE,
         retry_after=1,
     )
+
+
+def check_place(path: Path, inode: int) -> None:
+    """Raise OSError when another file, or none, is where the database was opened."""
+    if path.stat().st_ino != inode:
+        raise FileNotFoundError(f"{path} is another file now")
 
 
 def touch(db: sqlite3.Connection) -> None:

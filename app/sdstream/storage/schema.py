@@ -1,12 +1,13 @@
-"""The database's tables: opening a database and bringing it to the newest version."""
+"""The database's tables: locking a folder, opening its database, and bringing it up to date."""
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from sdstream.core.errors import ConfigurationError
 from sdstream.storage.privacy import make_file, sealed
@@ -72,6 +73,21 @@ _REMEDY: Final = "restore the data folder from a backup, or move it away to star
 
 class StoreError(ConfigurationError):
     """The data folder cannot be used; the message says why."""
+
+
+def locked(path: Path) -> TextIO:
+    """The open lock file of a folder; raises StoreError when another process has it."""
+    make_file(path)
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise StoreError(
+            f"the data folder {path.parent} is in use by another server; "
+            "give this one its own with --data-dir"
+        ) from None
+    return file
 
 
 def open_database(path: Path, images: Path) -> sqlite3.Connection:

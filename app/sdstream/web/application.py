@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute
 from starlette.types import ExceptionHandler
 
+from sdstream.clocks import SteadyClock
 from sdstream.core.errors import ImageServiceError
 from sdstream.imaging.ocr import TextReader
 from sdstream.service.assembly import Assembly, assemble
@@ -77,7 +78,7 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         settings,
         priority_digests=[digest_of(key.get_secret_value()) for key in settings.high_priority_keys],
     )
-    tokens = Tokens(secrets.token_bytes(32), time.time)
+    tokens = Tokens(secrets.token_bytes(32), SteadyClock(time.time()))
     draw = _image_routes(settings, parts, tokens)
     toolbox = Toolbox(parts.service, parts.store, settings.keepalive_seconds)
     mcp = McpRoute(draw, toolbox)

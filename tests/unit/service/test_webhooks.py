@@ -88,7 +88,7 @@ class Receiver:
 def webhooks_of(outbox: MemoryOutbox, clock: Clock, **changes: Any) -> Webhooks:
     """Webhooks to the loopback interface."""
     settings = {"hosts": ["127.0.0.1:*"], "secret": SECRET, "private": True, **changes}
-    return Webhooks(outbox, clock=clock, **settings)
+    return Webhooks(outbox, clock=clock, steady=clock, **settings)
 
 
 def deliver(
@@ -186,6 +186,25 @@ def test_a_time_to_come_back_that_is_none(digits: str) -> None:
     assert outbox.put_offs[0] - 1_000_000 < 10
 
 
+def test_a_try_put_off_by_a_clock_that_was_ahead() -> None:
+    """It is due: no pause is that long."""
+
+    async def run() -> None:
+        receiver, clock, outbox = Receiver("200 OK"), Clock(), MemoryOutbox()
+        async with receiver.listening():
+            url = f"http://127.0.0.1:{receiver.port}/"
+            outbox.waiting["msg_1"] = Delivery("msg_1", url, b"{}", 1, clock() + 259_200)
+            task = asyncio.create_task(webhooks_of(outbox, clock).run())
+            async with asyncio.timeout(20):
+                while outbox.waiting:
+                    await asyncio.sleep(0.01)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+
+
 class NoSuchLookup(Webhooks):
     """Takes every URL, as a version without a check would have."""
 
@@ -205,7 +224,9 @@ def test_a_fault_ends_one_try_and_nothing_else() -> None:
                 Delivery("msg_bad", "http://a..example.test/", b"{}", 0, clock()),
                 Delivery("msg_fine", fine, b"{}", 0, clock()),
             )
-            webhooks = NoSuchLookup(outbox, hosts=["*"], secret=SECRET, private=True, clock=clock)
+            webhooks = NoSuchLookup(
+                outbox, hosts=["*"], secret=SECRET, private=True, clock=clock, steady=clock
+            )
             task = asyncio.create_task(webhooks.run())
             async with asyncio.timeout(20):
                 while not (outbox.settled and outbox.put_offs):

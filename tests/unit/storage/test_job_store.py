@@ -270,6 +270,52 @@ def test_jobs_expire(tmp_path: Path, clock: Clock) -> None:
     run(tmp_path, clock, body)
 
 
+@pytest.mark.parametrize("jump", [-259_200, 259_200])
+def test_a_clock_that_was_set_expires_nothing(tmp_path: Path, clock: Clock, jump: float) -> None:
+    """Jobs are accepted by a clock three days off: they live as long as others, in their order."""
+
+    async def body(store: JobStore) -> None:
+        other = Clock()
+        other.now = clock.now
+        await done(store, other, "before", b"x" * 400)
+        other.now += jump
+        await done(store, other, "after", b"x" * 400)
+        await store.expire()
+        clock.now += 50
+        await store.expire()
+        assert await store.get("before") is not None
+        assert await store.get("after") is not None
+        await done(store, clock, "last", b"x" * 400)
+        await store.expire()
+        assert await store.get("before") is None  # made room
+        assert await store.get("after") is not None
+        clock.now += 20
+        await store.expire()
+        assert await store.get("after") is None
+        assert await store.get("last") is not None
+
+    run(tmp_path, clock, body)
+
+
+def test_ends_that_an_earlier_life_had_in_the_future_expire(tmp_path: Path, clock: Clock) -> None:
+    """Once the clock has been put right, they live as long as a job that ended at the start."""
+
+    async def ahead(store: JobStore) -> None:
+        clock.now += 259_200
+        await done(store, clock, "ahead")
+        clock.now -= 259_200
+
+    async def body(store: JobStore) -> None:
+        await store.expire()
+        assert await store.get("ahead") is not None
+        clock.now += 61
+        await store.expire()
+        assert await store.get("ahead") is None
+
+    run(tmp_path, clock, ahead)
+    run(tmp_path, clock, body)
+
+
 def test_the_oldest_make_room(tmp_path: Path, clock: Clock) -> None:
     """The bytes on disk stay within the limit, and a job goes with all it has."""
 

@@ -276,12 +276,13 @@ class A1111Routes:
         """GET progress; without skip_current_image the next one has a newer picture."""
         wanted = request.query_params.get("skip_current_image", "").lower() not in ("true", "1")
         user = self._user(request)
-        run, standing = user.current, user.idle
+        run, standing, now = user.current, user.idle, time.time()
         if run is not None:
             standing = answers.Standing(run.live.job, run.interrupted, run.skipped)
+            now = run.live.clock()
             if wanted and answers.wants_picture(run.live.job):
                 self._service.peek(run.live)
-        return respond.json_bytes(answers.progress(standing, time.time(), with_image=wanted))
+        return respond.json_bytes(answers.progress(standing, now, with_image=wanted))
 
     async def interrupt(self, request: Request) -> Response:
         """POST interrupt: the job's answer has what was finished."""
