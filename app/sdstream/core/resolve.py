@@ -104,8 +104,8 @@ def resolve(
     """
     spec = model_of(ask, catalog)
     safety = _safety(ask, has_checker)
-    ask = resolve_options.with_upscaler(ask, assets)
     if ask.only_upscale:
+        ask = resolve_options.with_upscaler(ask, assets)
         request = _upscaling(ask, spec, sources, assets, limits, safety)
     else:
         request = _generation(ask, spec, sources, assets, limits, safety, random_seed)
@@ -153,10 +153,11 @@ def _generation(
     safety: Safety,
     random_seed: Callable[[], int],
 ) -> GenerationRequest:
-    params = ask.params
     _check_prompts(ask, spec)
     plan = resolve_edits.layout(ask, spec, sources, limits)
     resolve_edits.check_sources(ask, spec, sources, plan.placement)
+    ask = resolve_options.with_upscaler(ask, assets)
+    params = ask.params
     size = plan.size
     steps = _steps(params, spec)
     sampler, schedule = _sampling(ask, spec, steps)

@@ -20,27 +20,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "sdstream_http_requests",
-            "Answered HTTP requests.",
-            ("method", "route", "status"),
-            registry=self._registry,
+        self.requests = self._counter(
+            "http_requests", "Answered HTTP requests.", "method", "route", "status"
         )
-        self.accepted_jobs = Counter(
-            "sdstream_accepted_jobs", "Accepted jobs.", ("model",), registry=self._registry
-        )
-        self.jobs = Counter(
-            "sdstream_jobs", "Ended jobs.", ("model", "outcome"), registry=self._registry
-        )
-        self.images = Counter(
-            "sdstream_images", "Finished images.", ("model",), registry=self._registry
-        )
-        self.steps = Counter(
-            "sdstream_steps",
-            "Sampling steps of finished images.",
-            ("model",),
-            registry=self._registry,
-        )
+        self.accepted_jobs = self._counter("accepted_jobs", "Accepted jobs.", "model")
+        self.jobs = self._counter("jobs", "Ended jobs.", "model", "outcome")
+        self.images = self._counter("images", "Finished images.", "model")
+        self.steps = self._counter("steps", "Sampling steps of finished images.", "model")
         self.phase_seconds = Histogram(
             "sdstream_phase_seconds",
             "Seconds of a job in the queue, and of an image in each phase of the runtime.",
@@ -48,41 +34,32 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self.queued_images = Gauge(
-            "sdstream_queued_images", "Images waiting.", registry=self._registry
-        )
-        self.running_jobs = Gauge(
-            "sdstream_running_jobs", "Jobs being drawn.", registry=self._registry
-        )
-        self.worker_starts = Gauge(
-            "sdstream_worker_starts",
+        self.queued_images = self._gauge("queued_images", "Images waiting.")
+        self.running_jobs = self._gauge("running_jobs", "Jobs being drawn.")
+        self.worker_starts = self._gauge(
+            "worker_starts",
             "Starts of the model's worker processes; more than it has replicas means restarts.",
-            ("model",),
-            registry=self._registry,
+            "model",
         )
-        self.worker_up = Gauge(
-            "sdstream_worker_up",
-            "Loaded workers of the model.",
-            ("model",),
-            registry=self._registry,
+        self.worker_up = self._gauge("worker_up", "Loaded workers of the model.", "model")
+        self.worker_memory = self._gauge(
+            "worker_resident_bytes", "Memory of the model's worker processes.", "model"
         )
-        self.worker_memory = Gauge(
-            "sdstream_worker_resident_bytes",
-            "Memory of the model's worker processes.",
-            ("model",),
-            registry=self._registry,
-        )
-        self.worker_kernels = Gauge(
-            "sdstream_worker_kernels",
+        self.worker_kernels = self._gauge(
+            "worker_kernels",
             "Loaded workers of the model by the CPU kernels that they use.",
-            ("model", "kernels"),
-            registry=self._registry,
+            "model",
+            "kernels",
         )
-        self.evictions = Gauge(
-            "sdstream_worker_evictions",
-            "Workers that made room for another model.",
-            registry=self._registry,
+        self.evictions = self._gauge(
+            "worker_evictions", "Workers that made room for another model."
         )
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        return Counter(f"sdstream_{name}", meaning, labels, registry=self._registry)
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(f"sdstream_{name}", meaning, labels, registry=self._registry)
 
     def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
         """Bring the gauges of workers up to date."""
