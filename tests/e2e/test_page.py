@@ -445,6 +445,36 @@ def test_a_mask_by_keys(own_server: ServerProcess, visit: Visit, tmp_path: Path)
     assert 54 <= columns.min() < columns.max() <= 86
 
 
+def test_undo_and_redo_of_a_mask(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """Strokes and Clear are undone and redone by keys and buttons; a new stroke ends the redoing."""
+    page = visit(own_server).open()
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    undo, redo = (page.get_by_role("button", name=name) for name in ("Undo", "Redo"))
+    note = page.locator("#source-note")
+    masked = re.compile("with a mask")
+    stroke(page, (0.2, 0.2), (0.4, 0.2))
+    stroke(page, (0.2, 0.6), (0.4, 0.6))
+    expect(redo).to_be_disabled()
+    for key in ("Control+z", "Control+z"):
+        page.keyboard.press(key)
+    expect(note).not_to_contain_text(masked)
+    expect(undo).to_be_disabled()
+    page.keyboard.press("Control+Shift+z")
+    expect(note).to_contain_text(masked)
+    page.keyboard.press("Control+y")
+    expect(redo).to_be_disabled()
+    page.get_by_role("button", name="Clear").click()
+    expect(note).not_to_contain_text(masked)
+    undo.click()
+    expect(note).to_contain_text(masked)
+    expect(redo).to_be_enabled()
+    stroke(page, (0.5, 0.5), (0.6, 0.6))
+    expect(redo).to_be_disabled()
+    page.locator("#remove-image").click()
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    expect(undo).to_be_disabled()
+
+
 def photo(folder: Path) -> Path:
     """A picture to edit of a size that no model generates."""
     image = Image.linear_gradient("L").resize((250, 170)).convert("RGB")

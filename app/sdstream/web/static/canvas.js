@@ -26,6 +26,7 @@ const brushSize = byId("brush-size", HTMLInputElement);
 const brushButton = byId("brush", HTMLButtonElement);
 const eraserButton = byId("eraser", HTMLButtonElement);
 const undoButton = byId("undo", HTMLButtonElement);
+const redoButton = byId("redo", HTMLButtonElement);
 const clearButton = byId("clear-mask", HTMLButtonElement);
 
 /** Fires "change" when the image or the mask is another. */
@@ -35,8 +36,12 @@ export class Easel extends EventTarget {
   /** Of the image, in pixels. */
   size = { width: 1, height: 1 };
 
-  /** @type {Stroke[]} */
+  /** @type {readonly Stroke[]} */
   #strokes = [];
+  /** What the strokes were before each change. @type {(readonly Stroke[])[]} */
+  #past = [];
+  /** What the strokes were before each undo. @type {(readonly Stroke[])[]} */
+  #future = [];
   /** The stroke that is being drawn. @type {Stroke | null} */
   #stroke = null;
   #erasing = false;
@@ -48,6 +53,7 @@ export class Easel extends EventTarget {
     brushButton.addEventListener("click", () => this.#choose(false));
     eraserButton.addEventListener("click", () => this.#choose(true));
     undoButton.addEventListener("click", () => this.#undo());
+    redoButton.addEventListener("click", () => this.#redo());
     clearButton.addEventListener("click", () => this.#clear());
     brushSize.addEventListener("input", () => this.#showNib(this.#place));
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
@@ -103,14 +109,14 @@ export class Easel extends EventTarget {
     this.file = IMAGE_TYPES.includes(file.type) ? file : await asPng(probe, file.name);
     this.#place = [width / 2, height / 2];
     this.#choose(false);
-    this.#clear();
+    this.#reset();
   }
 
   /** Put the image away. */
   unload() {
     this.#release();
     this.file = null;
-    this.#clear();
+    this.#reset();
   }
 
   /**
@@ -162,7 +168,7 @@ export class Easel extends EventTarget {
    */
   #begin(place, erase) {
     this.#stroke = { erase, radius: this.#radius, points: [place] };
-    this.#strokes.push(this.#stroke);
+    this.#commit([...this.#strokes, this.#stroke]);
     this.#showNib(place);
     draw(this.#pen(), this.#stroke, this.#look());
   }
@@ -184,8 +190,9 @@ export class Easel extends EventTarget {
 
   /** @param {KeyboardEvent} event */
   #key(event) {
-    const undoing = event.key.toLowerCase() === "z" && (event.ctrlKey || event.metaKey);
-    if (undoing) this.#undo();
+    const key = event.ctrlKey || event.metaKey ? event.key.toLowerCase() : "";
+    if (key === "y" || (key === "z" && event.shiftKey)) this.#redo();
+    else if (key === "z") this.#undo();
     else if (event.ctrlKey || event.metaKey || event.altKey) return;
     else if (event.key.startsWith("Arrow")) this.#step(event.key, event.shiftKey);
     else if (event.key === " ") this.#toggle();
@@ -235,16 +242,52 @@ export class Easel extends EventTarget {
     eraserButton.setAttribute("aria-pressed", String(erasing));
   }
 
+  /**
+   * Make a change that can be undone.
+   * @param {readonly Stroke[]} strokes
+   */
+  #commit(strokes) {
+    this.#past.push(this.#strokes);
+    this.#future = [];
+    this.#strokes = strokes;
+  }
+
   #undo() {
-    this.#stroke = null;
-    this.#strokes.pop();
-    this.#redraw();
-    this.#changed();
+    this.#go(this.#past, this.#future);
+  }
+
+  #redo() {
+    this.#go(this.#future, this.#past);
+  }
+
+  /**
+   * Take the newest state off one list, and put the present one on the other.
+   * @param {(readonly Stroke[])[]} from
+   * @param {(readonly Stroke[])[]} to
+   */
+  #go(from, to) {
+    const strokes = from.pop();
+    if (!strokes) return;
+    to.push(this.#strokes);
+    this.#show(strokes);
   }
 
   #clear() {
+    this.#commit([]);
+    this.#show([]);
+  }
+
+  /** Begin again with another image. */
+  #reset() {
+    this.#past = [];
+    this.#future = [];
+    this.#show([]);
+  }
+
+  /** @param {readonly Stroke[]} strokes */
+  #show(strokes) {
     this.#stroke = null;
-    this.#strokes = [];
+    this.#strokes = strokes;
     this.#redraw();
     this.#changed();
   }
@@ -297,7 +340,9 @@ export class Easel extends EventTarget {
   }
 
   #changed() {
-    undoButton.disabled = clearButton.disabled = this.#strokes.length === 0;
+    undoButton.disabled = this.#past.length === 0;
+    redoButton.disabled = this.#future.length === 0;
+    clearButton.disabled = this.#strokes.length === 0;
     this.dispatchEvent(new Event("change"));
   }
 
