@@ -423,6 +423,23 @@ def test_models_of_a_server(tmp_path: Path, fake_server: ServerProcess) -> None:
     assert re.search(rb"embedded\s+ovis_image\s+\d+x\d+\s+ready", result.stdout)
 
 
+def test_models_of_a_server_are_reloaded(tmp_path: Path) -> None:
+    """What changed is listed; a wrong file is a sentence and code 1."""
+    models = tmp_path / "models.yaml"
+    entry = "  - {id: NAME, family: sd3, files: {model: x}}\n"
+    models.write_text("models:\n" + entry.replace("NAME", "a"))
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        reload = ("models", "--reload", "--server", server.url)
+        assert sdstream(*reload, folder=tmp_path).stdout == b"No entry changed.\n"
+        models.write_text("models:\n" + entry.replace("NAME", "b") + entry.replace("NAME", "c"))
+        told = sdstream(*reload, folder=tmp_path)
+        assert told.stdout == b"added: b, c\nremoved: a\n"
+        models.write_text("models: 7")
+        wrong = sdstream(*reload, folder=tmp_path)
+        assert wrong.returncode == 1
+        assert "models.yaml was not reloaded: line 1" in said(wrong)
+
+
 @pytest.mark.parametrize("command", [["generate", "a"], ["models"], ["serve"]])
 def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
     """Every command that reads the catalogue ends with 78 and names the file and the line."""

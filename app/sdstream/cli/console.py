@@ -25,6 +25,9 @@ from sdstream.client.results import FORMATS
 from sdstream.core.errors import NotInstalled, OperatorError
 from sdstream.core.text import printable
 
+#: The server of commands that name none.
+USUAL_SERVER: Final = "http://localhost:8000"
+
 EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
 EXIT_INTERRUPTED: Final = 130

@@ -15,6 +15,7 @@ from rich.table import Table
 from sdstream.cli.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
+    USUAL_SERVER,
     Saver,
     one_line,
     plain_errors,
@@ -26,7 +27,6 @@ from sdstream.cli.console import (
 from sdstream.client.http import ENDINGS, AsyncClient, understanding
 from sdstream.client.results import JsonObject
 
-_USUAL_SERVER: Final = "http://localhost:8000"
 _STATUSES: Final = ("queued", "loading", "running", *ENDINGS)
 _PROMPT_COLUMNS: Final = 40
 
@@ -104,17 +104,17 @@ def cancel(job: str, server: str | None, api_key: str | None) -> None:
 async def _jobs(
     server: str | None, api_key: str | None, status: str, limit: int
 ) -> list[JsonObject]:
-    async with AsyncClient(server or _USUAL_SERVER, api_key) as client:
+    async with AsyncClient(server or USUAL_SERVER, api_key) as client:
         return await client.jobs.list(status=status, limit=limit)
 
 
 async def _cancel(job: str, server: str | None, api_key: str | None) -> JsonObject:
-    async with AsyncClient(server or _USUAL_SERVER, api_key) as client:
+    async with AsyncClient(server or USUAL_SERVER, api_key) as client:
         return await client.jobs.cancel(job)
 
 
 async def _watch(job: str, saver: Saver, server: str | None, api_key: str | None) -> JsonObject:
-    async with AsyncClient(server or _USUAL_SERVER, api_key) as client:
+    async with AsyncClient(server or USUAL_SERVER, api_key) as client:
         known: JsonObject = {}
         with progress_bar() as bar:
             row = bar.add_task("", total=100.0, what="waiting")

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from sdstream.cli.console import (
+    USUAL_SERVER,
     one_line,
     plain_errors,
     server_options,
@@ -251,11 +252,23 @@ def _why_nothing(model: str, needing: list[str]) -> str:
 
 @click.command()
 @click.option("--all", "show_all", is_flag=True, help="Also those that can be pulled.")
+@click.option(
+    "--reload",
+    "reloads",
+    is_flag=True,
+    help=f"Have the server (default {USUAL_SERVER}) read its models.yaml again.",
+)
 @_catalogue_flags
 @server_options
-def models(server: str | None, api_key: str | None, *, show_all: bool, **flags: Any) -> None:
+def models(
+    server: str | None, api_key: str | None, *, show_all: bool, reloads: bool, **flags: Any
+) -> None:
     """List the models that are here, or those of a running server."""
     with plain_errors():
+        if reloads:
+            for line in asyncio.run(_reload(server or USUAL_SERVER, api_key)):
+                click.echo(one_line(line))
+            return
         if server:
             rows, more = asyncio.run(_server_models(server, api_key)), 0
         else:
@@ -269,6 +282,15 @@ def models(server: str | None, api_key: str | None, *, show_all: bool, **flags: 
     table_console().print(table)
     if more:
         click.echo(f"\n{more} more can be pulled; 'sdstream models --all' shows them.")
+
+
+async def _reload(server: str, api_key: str | None) -> list[str]:
+    async with AsyncClient(server, api_key) as client:
+        told = await client.reload_models()
+    with understanding():
+        kinds = [(kind, told[kind]) for kind in ("added", "removed", "changed")]
+        lines = [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
+    return lines or ["No entry changed."]
 
 
 async def _server_models(server: str, api_key: str | None) -> list[tuple[str, ...]]:

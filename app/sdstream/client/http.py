@@ -108,6 +108,15 @@ class AsyncClient:
         """List the models of the server; raises APIError and ConnectionFailed."""
         return await _list(self._http, "/v1/models")
 
+    async def reload_models(self) -> JsonObject:
+        """Have the server read its models.yaml again; returns what changed.
+
+        Raises:
+            APIError: The file cannot be used, and the models are those from before.
+            ConnectionFailed: The server does not answer.
+        """
+        return await _json(self._http, "POST", "/v1/models/reload")
+
     async def image(self, url: str) -> bytes:
         """Download the file of a job's image; raises APIError and ConnectionFailed."""
         # By the address that this client was given; the server may know itself by another.

@@ -54,6 +54,10 @@ class Client:
         """List the models of the server."""
         return self._loop.run(self._client.models())
 
+    def reload_models(self) -> JsonObject:
+        """Have the server read its models.yaml again; returns what changed."""
+        return self._loop.run(self._client.reload_models())
+
     def image(self, url: str) -> bytes:
         """Download the file of a job's image."""
         return self._loop.run(self._client.image(url))

@@ -32,6 +32,27 @@ class _File(Part):
     models: tuple[ModelSpec, ...] = Field(min_length=1)
 
 
+@dataclass(frozen=True, slots=True)
+class CatalogChange:
+    """How one catalogue differs from another.
+
+    Attributes:
+        added, removed, changed: Ids of entries.
+        default: The default model of the newer one.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    default: str
+
+    def __str__(self) -> str:
+        """Return it for a log."""
+        parts = ("added", self.added), ("removed", self.removed), ("changed", self.changed)
+        told = [f"{what} {', '.join(ids)}" for what, ids in parts if ids]
+        return "; ".join(told) or "no entry changed"
+
+
 @dataclass(frozen=True)
 class Catalog:
     """What models.yaml has, and what of it can be drawn with.
@@ -119,6 +140,16 @@ class Catalog:
             if entry is not None:
                 raise CatalogError(Problem(1, f"the alias '{name}' is the id of a model"))
         return replace(self, default_aliases=frozenset(name.casefold() for name in names))
+
+    def change_from(self, older: Catalog) -> CatalogChange:
+        """Return what is new in this catalogue."""
+        both = [name for name in self.entries if name in older.entries]
+        return CatalogChange(
+            added=tuple(name for name in self.entries if name not in older.entries),
+            removed=tuple(name for name in older.entries if name not in self.entries),
+            changed=tuple(n for n in both if self.entries[n] != older.entries[n]),
+            default=self.default,
+        )
 
     def is_alias(self, name: str) -> bool:
         """Return whether a name that ``find`` knows is another name of its model."""

@@ -12,6 +12,7 @@
     ├── PayloadTooLarge       413  invalid_request_error
     ├── UnsupportedMediaType  415  invalid_request_error
     ├── KeyReused             422  invalid_request_error
+    ├── CatalogRejected       422  invalid_request_error
     ├── QueueFull             429  rate_limit_error      (with Retry-After)
     ├── JobWasCancelled       499  server_error          (never retried by clients)
     ├── GenerationFailed      500  server_error          (never retried by clients)
@@ -69,6 +70,7 @@ class Reason(DescribedEnum):
     )
     WEBHOOK_NOT_ALLOWED = "webhook_not_allowed", "Webhooks are off, or not to this host."
     MODEL_NOT_FOUND = "model_not_found", "No model of that name is here."
+    CATALOG_INVALID = "catalog_invalid", "models.yaml cannot be used; the server keeps what it has."
     ROUTE_NOT_FOUND = "route_not_found", "Route not found."
     JOB_NOT_FOUND = "job_not_found", "The job never was here, is another's, or has expired."
     IMAGE_NOT_FOUND = "image_not_found", "Image not found; it may have expired."
@@ -187,6 +189,13 @@ class UnsupportedMediaType(ImageServiceError):
 
 class KeyReused(ImageServiceError):
     """The Idempotency-Key belongs to another request."""
+
+    status = 422
+    type = "invalid_request_error"
+
+
+class CatalogRejected(ImageServiceError):
+    """models.yaml was read again and cannot be used."""
 
     status = 422
     type = "invalid_request_error"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -38,6 +38,7 @@ class _Seat:
         task: Runs it.
         taken: A job has it.
         leaving: It goes as soon as no job has it.
+        successor: The entry of its model that is to be loaded in its place.
         used: When a job had it last, on the loop's clock.
         going: Ends it for having been idle too long.
     """
@@ -48,6 +49,7 @@ class _Seat:
     used: float
     taken: bool = False
     leaving: bool = False
+    successor: ModelSpec | None = None
     going: asyncio.TimerHandle | None = field(default=None, repr=False)
 
     @property
@@ -135,10 +137,14 @@ class WorkerPool:
 
     # --- lending --------------------------------------------------------------------------------
 
-    def start(self, spec: ModelSpec) -> bool:
+    def start(self, spec: ModelSpec, after: asyncio.Task[None] | None = None) -> bool:
         """Begin to load one more worker of a model; False when it has enough or there is no room.
 
         Others make room for the first worker of a model, but not for another one of it.
+
+        Args:
+            spec: The model.
+            after: A worker that is ending, whose memory this one takes.
         """
         count = len(self.workers(spec.id))
         if count >= spec.replicas:
@@ -149,7 +155,7 @@ class WorkerPool:
         for seat in victims:
             logger.info("model %s makes room for %s", seat.spec.id, spec.id)
             self.evictions += 1
-        gone = [self._end(seat) for seat in victims]
+        gone = [*(self._end(seat) for seat in victims), *([after] if after else [])]
         worker = self._make_worker(spec, self._changed)
         task = asyncio.create_task(_run_after(gone, worker))
         task.add_done_callback(_log_fault)
@@ -187,16 +193,41 @@ class WorkerPool:
         seat.taken, seat.used = False, self._now()
         self._note(seat)
         if seat.leaving:
-            self._end(seat)
+            self._leave(seat)
         self._changed()
 
     def unload(self, model: str) -> None:
         """Stop a model's workers, each as soon as no job has it."""
         for seat in [seat for seat in self._seats if seat.spec.id == model]:
-            seat.leaving = True
+            seat.leaving, seat.successor = True, None
             if not seat.taken:
                 self._end(seat)
         self._on_change()
+
+    def adopt(self, models: Mapping[str, ModelSpec]) -> None:
+        """Stop the workers of models that are gone or changed, each as soon as no job has it.
+
+        Args:
+            models: Those that there are now; one that changed is loaded again.
+        """
+        for seat in list(self._seats):
+            spec = models.get(seat.spec.id)
+            if seat.leaving and seat.successor is None:
+                continue  # it was unloaded, or its model was removed
+            failed = seat.worker.state is WorkerState.FAILED  # its files may be right now
+            if spec == (seat.successor or seat.spec) and not failed:
+                continue
+            self._seen_bytes.pop(seat.spec.id, None)
+            self._sound.discard(seat.spec.id)
+            seat.leaving, seat.successor = True, spec
+            if not seat.taken:
+                self._leave(seat)
+        self._on_change()
+
+    def _leave(self, seat: _Seat) -> None:
+        ended = self._end(seat)
+        if seat.successor is not None:
+            self.start(seat.successor, after=ended)
 
     async def close(self) -> None:
         """Stop all."""

@@ -165,7 +165,8 @@ def _service(
 
     return ImageService(
         catalog=catalog,
-        refresh_catalog=lambda: refresh_catalog(settings, catalog),
+        read_catalog=lambda: load_catalog(settings),
+        refresh_catalog=lambda known: refresh_catalog(settings, known),
         make_pool=make_pool,
         processor=ImageProcessor(
             shelf=store,

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from collections.abc import Callable
 from typing import Final
 
-from sdstream.core.catalog import Catalog
-from sdstream.core.errors import NotFound, Reason, Unavailable
+from sdstream.core.catalog import Catalog, CatalogChange
+from sdstream.core.catalog_yaml import CatalogError
+from sdstream.core.errors import CatalogRejected, NotFound, Reason, Unavailable
 from sdstream.core.model_spec import ModelSpec
 from sdstream.engine.pool import WorkerPool
 from sdstream.engine.worker import WorkerState
+from sdstream.weights.discovery import ModelError
+
+logger = logging.getLogger(__name__)
+
+#: Errors that clients see hold no path of the server.
+_FOLDERS: Final = re.compile(r"(?<![\w.])/(?:[^/\s:]+/)+")
 
 #: States of workers, the most useful first.
 _BEST_FIRST: Final = (
@@ -26,16 +35,27 @@ class Models:
 
     Args:
         catalog: Of the start.
-        refresh: The catalogue with what is on this machine now.
+        refresh: A catalogue with what is on this machine now.
+        read: Reads models.yaml; raises CatalogError and ModelError.
         pool: Of workers.
+        on_change: Called when waiting jobs may have another model, or none.
     """
 
     def __init__(
-        self, catalog: Catalog, refresh: Callable[[], Catalog] | None, pool: WorkerPool
+        self,
+        catalog: Catalog,
+        *,
+        refresh: Callable[[Catalog], Catalog],
+        read: Callable[[], Catalog],
+        pool: WorkerPool,
+        on_change: Callable[[], None],
     ) -> None:
         self.catalog = catalog
         self._refresh = refresh
+        self._read = read
         self.pool = pool
+        self._changed = on_change
+        self._reloading = asyncio.Lock()
 
     @property
     def ready(self) -> bool:
@@ -55,9 +75,41 @@ class Models:
 
     async def refresh(self) -> Catalog:
         """The catalogue with what was pulled or removed since the start."""
-        if self._refresh is not None:
-            self.catalog = await asyncio.to_thread(self._refresh)
+        known = self.catalog
+        fresh = await asyncio.to_thread(self._refresh, known)
+        if self.catalog is known:  # else it was reloaded meanwhile
+            self.catalog = fresh
         return self.catalog
+
+    async def reload(self) -> CatalogChange:
+        """Read models.yaml again, and restart the workers of models that changed.
+
+        A worker that generates an image finishes its job first. Waiting jobs of models that were
+        removed fail.
+
+        Raises:
+            CatalogRejected: It cannot be used; the catalogue stays as it was.
+        """
+        async with self._reloading:
+            try:
+                fresh = await asyncio.to_thread(self._read)
+            except (CatalogError, ModelError) as error:
+                logger.error("models.yaml was not reloaded: %s", error)
+                where = f"line {error.line}: " if isinstance(error, CatalogError) else ""
+                what = error.message if isinstance(error, CatalogError) else str(error)
+                raise CatalogRejected(
+                    f"models.yaml was not reloaded: {where}{_FOLDERS.sub('', what)}",
+                    reason=Reason.CATALOG_INVALID,
+                ) from None
+            change = fresh.change_from(self.catalog)
+            self.catalog = fresh
+        logger.info("models.yaml was reloaded: %s", change)
+        self.pool.adopt(fresh.models)
+        default = fresh.models[fresh.default]
+        if not self.pool.workers(default.id):
+            self.pool.start(default)
+        self._changed()
+        return change
 
     async def get(self, name: str, param: str = "model") -> ModelSpec:
         """The model of that name, pulled lately perhaps; raises NotFound."""

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from sdstream.core.ask import ParsedRequest
-from sdstream.core.catalog import Catalog
+from sdstream.core.catalog import Catalog, CatalogChange
 from sdstream.core.job import Entry, Job, JobCancelled, JobStatus, Terms
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.request import NO_ASSETS, Assets, Limits
@@ -46,7 +46,8 @@ class ImageService:
         policy: Policy,
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
-        refresh_catalog: Callable[[], Catalog] | None = None,
+        read_catalog: Callable[[], Catalog],
+        refresh_catalog: Callable[[Catalog], Catalog],
         assets: Callable[[], Assets] = lambda: NO_ASSETS,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
@@ -57,7 +58,13 @@ class ImageService:
         self._policy = policy
         changed = Notifier()
         self.pool = make_pool(changed.notify)
-        self._models = Models(catalog, refresh_catalog, self.pool)
+        self._models = Models(
+            catalog,
+            refresh=refresh_catalog,
+            read=read_catalog,
+            pool=self.pool,
+            on_change=changed.notify,
+        )
         self._jobs = LiveJobs(store, metrics, on_end)
         self._queue = JobQueue(self._jobs, changed)
         self._dispatcher = Dispatcher(
@@ -135,6 +142,10 @@ class ImageService:
     async def refresh_catalog(self) -> Catalog:
         """The catalogue with what was pulled or removed since the start."""
         return await self._models.refresh()
+
+    async def reload_catalog(self) -> CatalogChange:
+        """Read models.yaml again; raises CatalogRejected, see Models."""
+        return await self._models.reload()
 
     async def get_model(self, name: str, param: str = "model") -> ModelSpec:
         """The model of that name, pulled lately perhaps; raises NotFound."""

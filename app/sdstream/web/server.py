@@ -10,14 +10,14 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
 import uvicorn
 
-from sdstream.core.errors import ConfigurationError
+from sdstream.core.errors import CatalogRejected, ConfigurationError
 from sdstream.service.service import ImageService
 from sdstream.settings import Settings
 from sdstream.web.application import build_app
@@ -91,6 +91,7 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         except SystemExit:  # uvicorn's way with a start that fails, after it logged why
             self._die()
+        self._reload_on_hangup()
         # What modules hold stays for good. Looking through it for garbage, again with every crowd
         # of requests, would hold up the event loop for a tenth of a second each time.
         gc.collect()
@@ -111,6 +112,20 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.service.begin_drain)
         super().handle_exit(sig, frame)
 
+    def _reload_on_hangup(self) -> None:
+        """Have SIGHUP reload models.yaml, where it does not say that the terminal is gone."""
+        usual = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        if self.config.uds is None and usual and not _has_terminal():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
+
+    def _begin_reload(self) -> None:
+        self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        with suppress(CatalogRejected):  # the log has why
+            await self.service.reload_catalog()
+
     def _die(self) -> None:
         self.died = True
         self.should_exit = True
@@ -127,6 +142,15 @@ async def _try_address(host: str, port: int) -> None:
             f"{_why(error)}."
         ) from None
     probe.close()
+
+
+def _has_terminal() -> bool:
+    """True when the process has a controlling terminal, whose end is told by SIGHUP."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _why(error: OSError | UnicodeError) -> str:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from sdstream.core import infotext
 from sdstream.core.errors import (
+    CatalogRejected,
     InvalidRequest,
     NotAvailable,
     NotFound,
@@ -60,9 +61,7 @@ EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
 }
 
 #: POSTs after which the lists have new files; here they always look.
-REFRESHES: Final = (
-    "refresh-checkpoints", "refresh-loras", "refresh-vae", "refresh-embeddings",
-)  # fmt: skip
+REFRESHES: Final = ("refresh-loras", "refresh-vae", "refresh-embeddings")
 
 _NULL_ANSWER: Final = json_of({"type": "null"})
 _IMAGES: Final = json_of(record({"images": listing(STRING), "parameters": OBJECT, "info": STRING}))
@@ -90,6 +89,9 @@ _POSTS: Final = {
                                    errors=(Unavailable,)),
     "interrogate": Operation("Not available: no model here describes images", {},
                              json_of(OBJECT), (NotAvailable,)),
+    "refresh-checkpoints": Operation(
+        "Read models.yaml again", {200: _NULL_ANSWER}, errors=(CatalogRejected,)
+    ),
     **{
         name: Operation(f"{name}: nothing to do, lists always look for new files",
                         {200: _NULL_ANSWER})
@@ -206,6 +208,7 @@ class A1111Routes:
             "unload-checkpoint": self.unload_checkpoint,
             "reload-checkpoint": self.reload_checkpoint,
             "interrogate": self.interrogate,
+            "refresh-checkpoints": self.refresh_checkpoints,
             **dict.fromkeys(REFRESHES, self.refresh),
         }
         return [
@@ -323,6 +326,11 @@ class A1111Routes:
         """GET sd-models."""
         catalog = await self._service.refresh_catalog()
         return respond.json_bytes(answers.models(catalog.models))
+
+    async def refresh_checkpoints(self, _request: Request) -> Response:
+        """POST refresh-checkpoints: models.yaml is read again."""
+        await self._service.reload_catalog()
+        return respond.json_bytes(_NULL)
 
     async def refresh(self, _request: Request) -> Response:
         """POST refresh-…: whoever asks for the list gets what is here then."""

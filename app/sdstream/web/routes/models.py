@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sdstream.core.errors import NotFound, Reason, Unavailable
+from sdstream.core.errors import CatalogRejected, NotFound, Reason, Unavailable
 from sdstream.core.model_options import defaults_of, options_of, schedules_of
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import SAMPLERS
@@ -52,6 +52,19 @@ _IMAGE: Final = Operation("Get a stored image", {200: IMAGES}, errors=(NotFound,
 _MODELS: Final = Operation("List the models", {200: json_of(ref("Models"))})
 _ONE_MODEL: Final = Operation("Get a model with its options", _MODEL, errors=(NotFound,))
 _LOAD: Final = Operation("Load a model", _MODEL, errors=(NotFound, Unavailable))
+_IDS: Final = {"type": "array", "items": STRING}
+_RELOAD: Final = Operation(
+    "Read models.yaml again",
+    {
+        200: json_of(
+            record(
+                {"object": STRING, "added": _IDS, "removed": _IDS, "changed": _IDS}
+                | {"default": STRING}
+            )
+        )
+    },
+    errors=(CatalogRejected,),
+)
 _UNLOAD: Final = Operation("Unload a model", _MODEL, errors=(NotFound,))
 _UNUSABLE: Final = {"unusable": listing(record({"file": STRING, "error": STRING}))}
 _LORAS: Final = Operation(
@@ -92,6 +105,7 @@ class ModelRoutes:
         return [
             ApiRoute("/v1/images/{image}/content", self.image, _IMAGE),
             *(ApiRoute(path, self.models, _MODELS) for path in every),
+            ApiRoute("/v1/models/reload", self.reload, _RELOAD, method="POST"),
             ApiRoute("/v1/models/{model:path}/load", self.load, _LOAD, method="POST"),
             ApiRoute("/v1/models/{model:path}/unload", self.unload, _UNLOAD, method="POST"),
             *(ApiRoute(path, self.model, _ONE_MODEL) for path in every.values()),
@@ -127,6 +141,11 @@ class ModelRoutes:
         assets = await asyncio.to_thread(self.service.assets)
         fields = {**self._model(spec), "options": options_of(spec, assets)}
         return respond.json_bytes(compact(fields))
+
+    async def reload(self, _request: Request) -> Response:
+        """POST /v1/models/reload: read models.yaml again."""
+        change = await self.service.reload_catalog()
+        return respond.json_bytes(compact({"object": "models.reload", **asdict(change)}))
 
     async def load(self, request: Request) -> Response:
         """POST /v1/models/{id}/load: answered when the model is there."""
