@@ -60,7 +60,8 @@ class Models:
     @property
     def ready(self) -> bool:
         """True when jobs of the default model are drawn."""
-        return self.pool.is_ready(self.catalog.models[self.catalog.default])
+        default = self.catalog.find(None)  # none when its files were removed meanwhile
+        return default is not None and self.pool.is_ready(default)
 
     def why_unavailable(self, model: str) -> str | None:
         """Why the model cannot be loaded, None when nothing is known against it."""

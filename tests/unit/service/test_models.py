@@ -1,0 +1,77 @@
+"""The catalogue while the server runs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import cast
+
+from sdstream.core.catalog import Catalog
+from sdstream.engine.pool import WorkerPool
+from sdstream.service.models import Models
+
+ONE = "models: [{id: a, family: sd3, files: {model: x}}]"
+TWO = "models: [{id: a, family: sd3, files: {model: x}}, {id: b, family: sd3, files: {model: x}}]"
+ON_HUB = "models: [{id: a, family: sd3, files: {model: hf:o/r/x-{quant}.gguf}, quants: [Q8_0]}]"
+
+
+class NoPool:
+    """Has no workers and starts none."""
+
+    def is_ready(self, _spec: object) -> bool:
+        """Whatever it is asked for."""
+        return True
+
+    def workers(self, _model: str) -> list[object]:
+        """None."""
+        return []
+
+    def start(self, _spec: object) -> bool:
+        """No room."""
+        return False
+
+    def adopt(self, _models: object) -> None:
+        """Nothing to do."""
+
+
+def test_a_default_model_that_was_removed_is_not_ready() -> None:
+    """Its files are gone since the start: /readyz is 503, not a fault."""
+    here = Catalog.parse(ON_HUB).on_machine(lambda _: "/x.gguf")
+    models = Models(
+        here,
+        refresh=lambda known: known.on_machine(lambda _: None),
+        read=lambda: here,
+        pool=cast(WorkerPool, NoPool()),
+        on_change=lambda: None,
+    )
+    assert models.ready
+    asyncio.run(models.refresh())
+    assert not models.ready
+
+
+def test_a_look_at_the_hub_takes_no_reload_back() -> None:
+    """It began before and ends after it."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def refresh(known: Catalog) -> Catalog:
+        began.set()
+        go_on.wait(10)
+        return known
+
+    models = Models(
+        Catalog.parse(ONE),
+        refresh=refresh,
+        read=lambda: Catalog.parse(TWO),
+        pool=cast(WorkerPool, NoPool()),
+        on_change=lambda: None,
+    )
+
+    async def both() -> None:
+        looking = asyncio.create_task(models.refresh())
+        await asyncio.to_thread(began.wait, 10)
+        assert (await models.reload()).added == ("b",)
+        go_on.set()
+        assert [*(await looking).models] == ["a", "b"]
+
+    asyncio.run(both())
+    assert [*models.catalog.models] == ["a", "b"]
