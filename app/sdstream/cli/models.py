@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import click
 from rich.console import Console
@@ -33,11 +33,12 @@ from sdstream.cli.console import (
 from sdstream.cli.flags import read_settings, setting_flags
 from sdstream.client.http import AsyncClient, understanding
 from sdstream.core.catalog import Catalog
-from sdstream.core.locations import HubFile
+from sdstream.core.locations import HubFile, is_address
 from sdstream.core.model_spec import ModelSpec, Variant
 from sdstream.settings import Settings
 from sdstream.weights.discovery import absolute, read_catalog
-from sdstream.weights.hub import Hub, HubError, Remote
+from sdstream.weights.hub import Hub, Remote
+from sdstream.weights.hub_errors import HubError
 
 _catalogue_flags: Final = setting_flags("models", "model_dir")
 
@@ -53,40 +54,79 @@ _catalogue_flags: Final = setting_flags("models", "model_dir")
 )
 @_catalogue_flags
 def pull_command(model: str, *, verify: bool, offline: bool, **flags: Any) -> None:
-    """Fetch the files of a model of the catalogue from the Hugging Face hub.
+    """Download the files of a model from the Hugging Face hub.
 
-    Without a QUANT the usual one is fetched, the first that 'sdstream models --all' shows. The
-    files go into the hub's own cache, so that what other tools have fetched is found, and are
-    compared with the hub's checksums; what was cut is taken up by the next pull. HF_TOKEN,
+    MODEL is a model of the catalogue, or a single file: hf:OWNER/REPO/PATH, or its address in a
+    browser. Without a QUANT the usual one is downloaded, the first that 'sdstream models --all'
+    shows. The files go into the hub's own cache, so that files of other tools are found, and are
+    compared with the hub's checksums; the next pull resumes a download that was cut. HF_TOKEN,
     HF_ENDPOINT, HF_HOME and the proxies' variables work as in the hub's own tools.
     """
     with plain_errors():
         settings = read_settings(**flags)
         hub = Hub(settings.model_dir)
-        variant = _pulled_variant(read_catalog(settings), model)
+        wanted = _wanted(settings, model)
         if verify:
-            _drop_damaged(hub, variant)
+            _drop_damaged(hub, wanted)
         if offline or hub.offline:
-            _say_whether_here(hub, variant)
+            _say_whether_here(hub, wanted)
         else:
-            _pull(hub, variant)
-            size = decimal(sum(path.stat().st_size for path in _found(hub, variant)))
-            serving = f"'sdstream serve --model {variant.name}' serves it"
-            click.echo(f"{variant.name} is here, {size}; {serving}.")
+            _pull(hub, wanted)
+            size = decimal(sum(path.stat().st_size for path in _found(hub, wanted)))
+            serving = f"'sdstream serve --model {wanted.name}' serves it"
+            click.echo(f"{wanted.name} is here, {size}; {serving}.")
 
 
 def pull_default(settings: Settings) -> None:
-    """Fetch the default model if ``--pull`` asks for it and it is not here.
+    """Download the default model if ``--pull`` asks for it and it is missing.
 
     Raises:
         CatalogError, ModelError: There is no such model.
-        HubError: It cannot be fetched.
+        HubError: It cannot be downloaded.
     """
     if not settings.pull:
         return
+    hub = Hub(settings.model_dir)
+    if settings.model is not None and is_address(settings.model):
+        _pull(hub, _wanted(settings, settings.model))
+        return
     catalog = read_catalog(settings)
     if catalog.find(None) is None:
-        _pull(Hub(settings.model_dir), _pulled_variant(catalog, catalog.default))
+        _pull(hub, _Wanted.variant(_pulled_variant(catalog, catalog.default)))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a pull downloads.
+
+    Attributes:
+        name: By which the commands know it.
+        files: Each once: one file may be several components of a model.
+        page: Where the licence is accepted; None is the repository's own page.
+    """
+
+    name: str
+    files: Sequence[HubFile]
+    page: str | None = None
+
+    @classmethod
+    def variant(cls, variant: Variant) -> Self:
+        """The files of a model of the catalogue."""
+        return cls(variant.name, _files(variant), variant.entry.page)
+
+
+def _wanted(settings: Settings, model: str) -> _Wanted:
+    if not is_address(model):
+        return _Wanted.variant(_pulled_variant(read_catalog(settings), model))
+    file = _file_at(model)
+    return _Wanted(file.location, [file])
+
+
+def _file_at(address: str) -> HubFile:
+    try:
+        return HubFile.parse(address)
+    except ValueError as error:
+        raise HubError(f"{error}.") from None
 
 
 def _pulled_variant(catalog: Catalog, name: str) -> Variant:
@@ -95,28 +135,28 @@ def _pulled_variant(catalog: Catalog, name: str) -> Variant:
         return variant
     if catalog.find(name) is not None:
         raise HubError(f"The model '{name}' has no files on the hub; nothing to download.")
-    raise HubError(catalog.why_unknown(name))
+    hint = " A single file of the hub is written hf:OWNER/REPO/PATH." if "/" in name else ""
+    raise HubError(catalog.why_unknown(name) + hint)
 
 
-def _drop_damaged(hub: Hub, variant: Variant) -> None:
-    for file in _files(variant):
+def _drop_damaged(hub: Hub, wanted: _Wanted) -> None:
+    for file in wanted.files:
         if hub.is_damaged(file):
             click.echo(f"{file} is damaged and was deleted.", err=True)
             hub.remove(file)
 
 
-def _say_whether_here(hub: Hub, variant: Variant) -> None:
-    missing = [str(file) for file in _files(variant) if hub.find(file) is None]
+def _say_whether_here(hub: Hub, wanted: _Wanted) -> None:
+    missing = [str(file) for file in wanted.files if hub.find(file) is None]
     if missing:
-        raise HubError(f"Of '{variant.name}' there is missing: {', '.join(missing)}.")
-    click.echo(f"{variant.name} is here.")
+        raise HubError(f"Of '{wanted.name}' there is missing: {', '.join(missing)}.")
+    click.echo(f"{wanted.name} is here.")
 
 
-def _pull(hub: Hub, variant: Variant) -> None:
-    missing = [file for file in _files(variant) if hub.find(file) is None]
-    page = variant.entry.page
+def _pull(hub: Hub, wanted: _Wanted) -> None:
+    missing = [file for file in wanted.files if hub.find(file) is None]
     with _bars() as bars:
-        remotes = [hub.look_up(file, page, bars.row(file)) for file in missing]
+        remotes = [hub.look_up(file, wanted.page, bars.row(file)) for file in missing]
         hub.check_room(remotes)
         for remote in remotes:
             bars.expect(remote, hub.fetched(remote))
@@ -130,8 +170,8 @@ def _files(variant: Variant) -> list[HubFile]:
     return [*dict.fromkeys(variant.hub_files.values())]
 
 
-def _found(hub: Hub, variant: Variant) -> list[Path]:
-    return [path for file in _files(variant) if (path := hub.find(file)) is not None]
+def _found(hub: Hub, wanted: _Wanted) -> list[Path]:
+    return [path for file in wanted.files if (path := hub.find(file)) is not None]
 
 
 class _Bars:
@@ -223,8 +263,7 @@ def rm_command(model: str, **flags: Any) -> None:
     with plain_errors():
         settings = read_settings(**flags)
         catalog, hub = read_catalog(settings), Hub(settings.model_dir)
-        usual = _pulled_variant(catalog, model)
-        gone = usual.entry.variants if model.casefold() == usual.entry.id.casefold() else (usual,)
+        gone = () if is_address(model) else _variants(catalog, model)
         needed = {
             file: variant.name
             for entry in catalog.entries.values()
@@ -232,12 +271,19 @@ def rm_command(model: str, **flags: Any) -> None:
             if variant not in gone and variant.name in catalog.models
             for file in _files(variant)
         }
-        found = [*dict.fromkeys(f for v in gone for f in _files(v) if hub.has_any(f))]
+        asked = [f for v in gone for f in _files(v)] if gone else [_file_at(model)]
+        found = [file for file in dict.fromkeys(asked) if hub.has_any(file)]
         mine = [file for file in found if file not in needed]
         if not mine:
             raise HubError(_why_nothing(model, [needed[file] for file in found]))
         freed = sum(hub.remove(file) for file in mine)
         click.echo(f"{model} is gone: {decimal(freed)} are free again.")
+
+
+def _variants(catalog: Catalog, model: str) -> Sequence[Variant]:
+    """All quants of a model, or the one that is named."""
+    usual = _pulled_variant(catalog, model)
+    return usual.entry.variants if model.casefold() == usual.entry.id.casefold() else (usual,)
 
 
 def _why_nothing(model: str, needing: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from sdstream.core.catalog import Catalog
 from sdstream.core.catalog_yaml import CatalogError, Problem
 from sdstream.core.errors import ConfigurationError, EngineError
-from sdstream.core.locations import BUILTIN, HUB, HubFile
+from sdstream.core.locations import BUILTIN, HUB, HubFile, is_address
 from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptions
 from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
@@ -60,7 +60,7 @@ def read_catalog(settings: Settings) -> Catalog:
     except CatalogError as error:
         raise error.of_file(str(settings.models)) from None
     if settings.model is not None:
-        catalog = _led_by(settings.model, catalog)
+        catalog = _led_by(settings.model, catalog, Hub(settings.model_dir))
     try:
         return catalog.with_default_aliases(settings.aliases)
     except CatalogError as error:
@@ -121,15 +121,32 @@ def _missing(settings: Settings, location: str) -> str | None:
 # --- the model that the settings name -------------------------------------------------------------
 
 
-def _led_by(name: str, catalog: Catalog) -> Catalog:
+def _led_by(name: str, catalog: Catalog, hub: Hub) -> Catalog:
     if catalog.find(name) is not None or catalog.variant(name) is not None:
         return catalog.led_by(name)
+    if is_address(name):
+        return catalog.plus(_lone_model(_pulled(name, hub), catalog))
     path = Path(name).expanduser()
     if not path.is_file():
         if path.suffix.lower() in _WEIGHTS or path.is_absolute():
             raise ModelError(f"The file {path} does not exist.")
         raise ModelError(catalog.why_unknown(name))
     return catalog.plus(_lone_model(path.absolute(), catalog))
+
+
+def _pulled(address: str, hub: Hub) -> Path:
+    """Where a file of the hub lies."""
+    try:
+        file = HubFile.parse(address)
+    except ValueError as error:
+        raise ModelError(f"{error}.") from None
+    path = hub.find(file)
+    if path is None:
+        raise ModelError(
+            f"{file} is not downloaded; 'sdstream pull {file.location}' downloads it, and so does "
+            "--pull."
+        )
+    return path
 
 
 def _lone_model(path: Path, catalog: Catalog) -> ModelSpec:

@@ -17,7 +17,6 @@ cut. Both take the same lock, so that nothing is fetched twice at the same time.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import re
@@ -39,16 +38,7 @@ from huggingface_hub import (  # noqa: TID251
     hf_raise_for_status,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import (  # noqa: TID251
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: TID251
 from huggingface_hub.file_download import repo_folder_name  # noqa: TID251
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: TID251
     WeakFileLock,
@@ -57,16 +47,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: TID25
 from rich.filesize import decimal
 
 from sdstream import __version__
-from sdstream.core.errors import OperatorError
 from sdstream.core.locations import HubFile
+from sdstream.weights.hub_errors import HubError, cause_of, endpoint, pause_after, sentences, short
 
 #: What names a version of a repository.
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 #: Seconds before each new try, as long as nothing comes.
 _PAUSES: Final = (1, 2, 4, 8)
-#: A hub that asks for more patience than this is believed and left alone.
-_LONGEST_PAUSE: Final = 120
-_TRY_AGAIN: Final = (408, 429, 500, 502, 503, 504)
 #: How long a lock is waited for before that is told.
 _SHORTLY: Final = 0.2
 _PARTIAL: Final = ".incomplete"
@@ -75,10 +62,6 @@ _T = TypeVar("_T")
 
 # The library warns of each new try on stderr by itself; here the watcher is told.
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-
-
-class HubError(OperatorError):
-    """A file cannot be had; the message is one sentence or more, with the remedy."""
 
 
 class Watcher(Protocol):
@@ -158,7 +141,7 @@ class Hub:
             HubError: It cannot be had.
         """
         page = page or f"{constants.ENDPOINT}/{file.repo}"
-        with _sentences(file, page):
+        with sentences(file, page):
             url = hf_hub_url(file.repo, file.path, revision=file.revision)
             found = self._patiently(
                 lambda: get_hf_file_metadata(
@@ -167,14 +150,12 @@ class Hub:
                 watcher,
             )
         if found.etag is None or found.size is None or found.commit_hash is None:
-            raise HubError(f"{constants.ENDPOINT} is not a hub: it sent no checksum of {file}.")
+            raise HubError(f"{endpoint()} is not a hub: it sent no checksum of {file}.")
         if _algorithm(found.etag) is None:
-            raise HubError(
-                f"{constants.ENDPOINT} sent '{found.etag}' in place of a checksum of {file}."
-            )
+            raise HubError(f"{endpoint()} sent '{found.etag}' in place of a checksum of {file}.")
         if not _COMMIT.fullmatch(found.commit_hash) or found.size < 0:
             raise HubError(
-                f"{constants.ENDPOINT} sent the commit '{found.commit_hash[:64]}' and the size "
+                f"{endpoint()} sent the commit '{found.commit_hash[:64]}' and the size "
                 f"{found.size} of {file}; a hub sends 40 hexadecimal digits and a size from 0."
             )
         if found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
@@ -215,7 +196,7 @@ class Hub:
                 unless it was wrong.
         """
         blob = self._repository(remote.file) / "blobs" / remote.checksum
-        with _sentences(remote.file, remote.page), self._lock(remote, watcher):
+        with sentences(remote.file, remote.page), self._lock(remote, watcher):
             # Another process may have brought it while this one waited.
             if not blob.exists():
                 partial = self._partial(remote)
@@ -236,7 +217,7 @@ class Hub:
     def _link(self, remote: Remote, watcher: Watcher) -> Path:
         """Have the library enter a blob that is here under the file's name and revision."""
         file = remote.file
-        with _sentences(file, remote.page):
+        with sentences(file, remote.page):
             pointer = self._patiently(
                 lambda: hf_hub_download(
                     file.repo,
@@ -288,10 +269,10 @@ class Hub:
             except (httpx2.TransportError, HfHubHTTPError, LocalEntryNotFoundError) as error:
                 if measure() > before:
                     pauses, before = list(_PAUSES), measure()
-                pause = _pause(_cause(error), pauses)
+                pause = pause_after(cause_of(error), pauses)
                 if pause is None:
                     raise
-                watcher.says(f"{_short(_cause(error))}; again in {pause} s")
+                watcher.says(f"{short(cause_of(error))}; again in {pause} s")
                 self._sleep(pause)
 
     # --- removing -------------------------------------------------------------------------------
@@ -399,95 +380,3 @@ def _checksum(path: Path, like: str) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-# --- faults -------------------------------------------------------------------------------------
-
-
-def _cause(error: Exception) -> Exception:
-    """hf_hub_download hides what went wrong behind a file that it did not find in the cache."""
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return error.__cause__
-    return error
-
-
-def _pause(error: Exception, pauses: list[int]) -> int | None:
-    """Seconds until the next try; None when there shall be none."""
-    if isinstance(error, HfHubHTTPError):
-        if error.response.status_code not in _TRY_AGAIN:
-            return None
-    elif not isinstance(error, httpx2.TransportError) or isinstance(
-        error, httpx2.UnsupportedProtocol
-    ):
-        return None
-    if not pauses:
-        return None
-    pause = max(pauses.pop(0), _wished_pause(error))
-    return pause if pause <= _LONGEST_PAUSE else None
-
-
-def _wished_pause(error: Exception) -> int:
-    """Seconds that a refusal asks to wait, 0 when it does not say."""
-    headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
-    wish = str(headers.get("Retry-After", ""))
-    return int(wish) if wish.isdecimal() else 0
-
-
-def _short(error: Exception) -> str:
-    if isinstance(error, HfHubHTTPError):
-        return f"the hub answers {error.response.status_code}"
-    return str(error).rstrip(".") or type(error).__name__
-
-
-@contextmanager
-def _sentences(file: HubFile, page: str) -> Iterator[None]:
-    """Turn what can go wrong into HubError."""
-    try:
-        yield
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
-        raise HubError(_sentence(_cause(error), file, page)) from None
-    except OfflineModeIsEnabled:
-        raise HubError(f"{file} is not here, and HF_HUB_OFFLINE forbids to fetch it.") from None
-    except (HFValidationError, httpx2.InvalidURL) as error:
-        raise HubError(f"{file} cannot be asked for: {error}.") from None
-    except OSError as error:
-        why = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise HubError(
-            f"{file} cannot be written: {why or error}. What has been fetched is kept, and the "
-            "next pull continues from there."
-        ) from None
-
-
-def _sentence(error: Exception, file: HubFile, page: str) -> str:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    match error:
-        case GatedRepoError():
-            return _licence(file, page)
-        case RevisionNotFoundError():
-            return f"The repository {file.repo} has no revision '{file.revision}'."
-        case EntryNotFoundError():
-            return f"The repository {file.repo} has no file {file.path}."
-        case RepositoryNotFoundError() if status in (401, 404):
-            return (
-                f"The hub has no repository {file.repo}, or shows it only to those who may see it: "
-                f"look at {page}, and set HF_TOKEN to a token of somebody who may."
-            )
-    if status in (401, 403):
-        return _licence(file, page)
-    if status == 404:
-        return f"{constants.ENDPOINT} has no file {file}."
-    if status == 429:
-        wait = _wished_pause(error)
-        when = f"in {wait} s" if wait else "later"
-        return f"The hub has had too many requests (429): pull again {when}."
-    what = f"the hub answers {status}" if status else f"{constants.ENDPOINT}: {_short(error)}"
-    return (
-        f"{file} cannot be fetched now ({what}). Pull again later; what has been fetched is kept."
-    )
-
-
-def _licence(file: HubFile, page: str) -> str:
-    return (
-        f"{file.repo} gives its files to those only who accepted its licence: accept it at {page}, "
-        "and set HF_TOKEN to a token of that account (https://huggingface.co/settings/tokens)."
-    )

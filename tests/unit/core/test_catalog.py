@@ -238,6 +238,25 @@ def test_the_quants_of_an_entry() -> None:
     assert [catalog.variant(name) for name in ("one", "two:Q2", "three", "two:")] == [None] * 4
 
 
+def test_files_by_their_address() -> None:
+    """An address of a browser stands for the file as well, also with the quant in it."""
+    text = HUB.replace("hf:them/two-GGUF/", "https://huggingface.co/them/two-GGUF/resolve/main/")
+    text = text.replace("hf:them/vae@v1/", "https://hf.co/them/vae/blob/v1/")
+    assert text.count("https://h") == 2
+    assert Catalog.parse(text).entries == Catalog.parse(HUB).entries
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://example.org/x.gguf", "https://huggingface.co/them/two-GGUF/tree/main", "http://"],
+)
+def test_addresses_of_no_file(address: str) -> None:
+    """They were taken for paths; the error has the line and the remedy."""
+    with pytest.raises(CatalogError, match="hf:OWNER/REPO/PATH") as caught:
+        Catalog.parse(HUB.replace("one.gguf", f'"{address}"'))
+    assert caught.value.line == 5
+
+
 def test_what_is_not_here_is_no_model() -> None:
     """An entry whose files are not all here is not served, and the sentence says what to do."""
     for catalog in (Catalog.parse(HUB), here(), here(Q8), here(VAE)):

@@ -11,7 +11,8 @@ import huggingface_hub
 import pytest
 
 from sdstream.core.locations import HubFile
-from sdstream.weights.hub import Hub, HubError, Remote
+from sdstream.weights.hub import Hub, Remote
+from sdstream.weights.hub_errors import HubError
 from tests.support.hub_server import COMMIT, FakeHub, fake_hub
 
 FILE = HubFile("them/it", "deep/it.gguf", "main")
@@ -95,7 +96,7 @@ def test_nobody_there(tmp_path: Path, server: FakeHub, monkeypatch: pytest.Monke
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-    with pytest.raises(HubError, match=r"http://127\.0\.0\.1:9: .*refused"):
+    with pytest.raises(HubError, match=r"http://127\.0\.0\.1:9 \(HF_ENDPOINT\): .*refused"):
         fetched(Hub(tmp_path, lambda _: None), Heard())
 
 

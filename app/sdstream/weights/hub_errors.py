@@ -1,0 +1,207 @@
+"""What can go wrong with the hub, as sentences with the remedy, and what is tried again."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+from urllib.request import getproxies, proxy_bypass
+
+import httpx2
+from huggingface_hub import constants  # noqa: TID251
+from huggingface_hub.errors import (  # noqa: TID251
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from sdstream.core.errors import OperatorError
+from sdstream.core.locations import HubFile
+
+#: Unless HF_ENDPOINT says otherwise.
+_HUB: Final = "https://huggingface.co"
+#: A hub that asks for more patience than this is believed and left alone.
+_LONGEST_PAUSE: Final = 120
+_TRY_AGAIN: Final = (408, 429, 500, 502, 503, 504)
+
+
+class HubError(OperatorError):
+    """A file cannot be had; the message is one sentence or more, with the remedy."""
+
+
+def cause_of(error: Exception) -> Exception:
+    """hf_hub_download hides what went wrong behind a file that it did not find in the cache."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return error.__cause__
+    return error
+
+
+def pause_after(error: Exception, pauses: list[int]) -> int | None:
+    """Seconds until the next try; None when there shall be none."""
+    if isinstance(error, HfHubHTTPError):
+        if error.response.status_code not in _TRY_AGAIN:
+            return None
+    elif not isinstance(error, httpx2.TransportError) or _is_for_good(error):
+        return None
+    if not pauses:
+        return None
+    pause = max(pauses.pop(0), _wished_pause(error))
+    return pause if pause <= _LONGEST_PAUSE else None
+
+
+def _is_for_good(error: Exception) -> bool:
+    """True for an address that is none, and for a proxy that answers as 403 and 407."""
+    if isinstance(error, httpx2.ProxyError):
+        return str(error).startswith("4")
+    return isinstance(error, httpx2.UnsupportedProtocol)
+
+
+def _wished_pause(error: Exception) -> int:
+    """Seconds that a refusal asks to wait, 0 when it does not say."""
+    headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
+    wish = str(headers.get("Retry-After", ""))
+    return int(wish) if wish.isdecimal() else 0
+
+
+def short(error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError):
+        return f"the hub answers {error.response.status_code}"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def sentences(file: HubFile, page: str) -> Iterator[None]:
+    """Turn what can go wrong into HubError."""
+    try:
+        yield
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
+        raise HubError(_sentence(cause_of(error), file, page)) from None
+    except OfflineModeIsEnabled:
+        raise HubError(f"{file} is not here, and HF_HUB_OFFLINE forbids to fetch it.") from None
+    except httpx2.InvalidURL:
+        raise HubError(_not_an_address()) from None
+    except (HFValidationError, ImportError, ValueError) as error:
+        # Without the package for SOCKS, or with a proxy's address of no known kind.
+        raise HubError(f"{file} cannot be asked for: {str(error).rstrip('.')}.") from None
+    except OSError as error:
+        why = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise HubError(
+            f"{file} cannot be written: {why or error}. What has been fetched is kept, and the "
+            "next pull continues from there."
+        ) from None
+
+
+def _sentence(error: Exception, file: HubFile, page: str) -> str:
+    match error:
+        case GatedRepoError():
+            return _licence(file, page)
+        case RevisionNotFoundError():
+            return f"The repository {file.repo} has no revision '{file.revision}'."
+        case EntryNotFoundError():
+            return f"The repository {file.repo} has no file {file.path}."
+        case RepositoryNotFoundError() if error.response.status_code in (401, 404):
+            return (
+                f"The hub has no repository {file.repo}, or shows it only to those who may see it: "
+                f"look at {page}, and set HF_TOKEN to a token of somebody who may."
+            )
+        case httpx2.UnsupportedProtocol():
+            return _not_an_address()
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
+    refusal = _refusal_of_proxy(error, status) or _refusal_of_hub(error, status, file, page)
+    if refusal:
+        return refusal
+    what = f"the hub answers {status}" if status else f"{_place(error)}: {short(error)}"
+    return (
+        f"{file} cannot be fetched now ({what}). Pull again later; what has been fetched is kept."
+    )
+
+
+def _refusal_of_hub(error: Exception, status: int, file: HubFile, page: str) -> str:
+    """Why the hub, or what HF_ENDPOINT names, does not send a file; empty for other statuses."""
+    if status == 404:
+        return f"{endpoint()} has no file {file}."
+    if status == 429:
+        wait = _wished_pause(error)
+        when = f"in {wait} s" if wait else "later"
+        return f"The hub has had too many requests (429): pull again {when}."
+    if status in (401, 403) and _is_the_hub(error):
+        return _licence(file, page)
+    if 400 <= status < 500 and constants.ENDPOINT != _HUB:
+        return f"{endpoint()} answers {status} to the request for {file}: it may not be a hub."
+    return ""
+
+
+def _is_the_hub(error: Exception) -> bool:
+    """True for an answer of the hub itself, or of a mirror that sends the hub's headers."""
+    if constants.ENDPOINT == _HUB:
+        return True
+    return isinstance(error, HfHubHTTPError) and "x-error-code" in error.response.headers
+
+
+def endpoint() -> str:
+    """The hub's address, and where it comes from."""
+    return _HUB if constants.ENDPOINT == _HUB else f"{constants.ENDPOINT} (HF_ENDPOINT)"
+
+
+def _not_an_address() -> str:
+    return (
+        f"HF_ENDPOINT is '{constants.ENDPOINT}', which is not an address; write "
+        "https://hub.example, or leave it out for the Hugging Face hub."
+    )
+
+
+def _url(error: Exception) -> httpx2.URL:
+    """What was asked for; the hub itself where that is not known."""
+    with suppress(RuntimeError, AttributeError):
+        url: httpx2.URL = error.request.url  # type: ignore[attr-defined]
+        return url
+    return httpx2.URL(constants.ENDPOINT)
+
+
+def _place(error: Exception) -> str:
+    """The origin of what was asked for: the hub, or a server that it sends its clients to."""
+    url = _url(error)
+    origin = f"{url.scheme}://{url.netloc.decode()}"
+    return endpoint() if constants.ENDPOINT.startswith(origin) else origin
+
+
+def _refusal_of_proxy(error: Exception, status: int) -> str:
+    """What a proxy refused, with the variable that names it; empty when no proxy is at fault."""
+    url = _url(error)
+    if proxy_bypass(url.host):
+        return ""
+    proxies = getproxies()
+    name = next((name for name in (url.scheme, "all") if proxies.get(name)), None)
+    if name is None:
+        return ""
+    variable = f"{name.upper()}_PROXY"
+    # Without its password.
+    proxy = f"The proxy {httpx2.URL(proxies[name]).copy_with(userinfo=b'')} ({variable})"
+    around = f"list {url.host} in NO_PROXY"
+    said = str(error) if isinstance(error, httpx2.ProxyError) else ""
+    if status == 407 or said.startswith("407"):
+        return (
+            f"{proxy} wants a name and a password (407): set {variable} to "
+            f"http://NAME:PASSWORD@HOST:PORT, or {around}."
+        )
+    if said or (status == 403 and url.scheme == "http" and not _is_the_hub(error)):
+        return (
+            f"{proxy} refused the connection to {url.host} ({said or status}): have it allow that "
+            f"host, or {around}."
+        )
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) and "SSL" not in str(error):
+        return f"{proxy} cannot be reached ({short(error)}): correct {variable}, or {around}."
+    return ""
+
+
+def _licence(file: HubFile, page: str) -> str:
+    return (
+        f"{file.repo} gives its files to those only who accepted its licence: accept it at {page}, "
+        "and set HF_TOKEN to a token of that account (https://huggingface.co/settings/tokens)."
+    )
