@@ -446,7 +446,7 @@ def test_a_mask_by_keys(own_server: ServerProcess, visit: Visit, tmp_path: Path)
 
 
 def test_undo_and_redo_of_a_mask(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """Strokes and Clear are undone and redone by keys and buttons; a new stroke ends the redoing."""
+    """Strokes and Clear are undone and redone by keys and buttons, up to the next stroke."""
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(scene(tmp_path))
     undo, redo = (page.get_by_role("button", name=name) for name in ("Undo", "Redo"))
