@@ -3,7 +3,9 @@
 It is set up as the worker process is: the same load command, the same environment, a thread with
 a large stack. Its first line says ``threads``, once the model is loaded. From then on it reads a
 JSON object a line from stdin, the fields of work.Work, draws, and answers with a line: ``seconds``
-of the draw and ``sha256`` of the pixels. Started by contestants.py.
+of the draw, CPU seconds of the process in all (``cpu``) and by phase (``phases``), and ``sha256``
+of the pixels, which are written to the file BENCH_PIXELS if there is such a variable. Started by
+contestants.py and speed.py.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
 from work import Work, load_command, resolved
 
+from sdstream.core.messages import Event, Phase, Progress
 from sdstream.core.pixels import Inputs
 from sdstream.engine.native.engine import NativeEngine
 from sdstream.settings import Settings
@@ -33,15 +37,45 @@ def _serve(answers: TextIO) -> None:
     catalog = load_catalog(settings)
     load = load_command(settings, catalog)
     engine = NativeEngine()
-    engine.load(load, lambda _event: None)
-    _answer(answers, {"threads": load.runtime["threads"] or available_cores()})
+    pixels = os.environ.get("BENCH_PIXELS")
+    loaded = engine.load(load, lambda _event: None)
+    threads = load.runtime["threads"] or available_cores()
+    _answer(answers, {"threads": threads, "kernels": loaded.kernels})
     for line in sys.stdin:
         request = resolved(Work(**json.loads(line)), catalog)
-        began = time.monotonic()
-        image = engine.draw("bare", request, Inputs(), 0, lambda _event: None)
-        seconds = time.monotonic() - began
+        clock = _PhaseClock()
+        began, cpu = time.monotonic(), time.process_time()
+        image = engine.draw("bare", request, Inputs(), 0, clock.heard)
+        seconds, cpu = time.monotonic() - began, time.process_time() - cpu
         assert image is not None
-        _answer(answers, {"seconds": seconds, "sha256": hashlib.sha256(image.blob).hexdigest()})
+        if pixels:
+            Path(pixels).write_bytes(image.blob)
+        fields = {"seconds": seconds, "cpu": cpu, "phases": clock.ended()}
+        _answer(answers, {**fields, "sha256": hashlib.sha256(image.blob).hexdigest()})
+
+
+class _PhaseClock:
+    """CPU seconds of the process in each phase of one image."""
+
+    def __init__(self) -> None:
+        self._phase, self._began = Phase.ENCODING, time.process_time()
+        self._seconds: dict[str, float] = {}
+
+    def heard(self, event: Event) -> None:
+        """Take up an event of the engine."""
+        if isinstance(event, Progress) and event.phase is not self._phase:
+            self._close()
+            self._phase = event.phase
+
+    def ended(self) -> dict[str, float]:
+        """Return phase -> CPU seconds."""
+        self._close()
+        return self._seconds
+
+    def _close(self) -> None:
+        now = time.process_time()
+        self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._began
+        self._began = now
 
 
 def _answer(answers: TextIO, fields: dict[str, Any]) -> None:

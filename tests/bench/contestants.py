@@ -137,11 +137,15 @@ class Bare:
         self.threads = int(self._read()["threads"])
         self.ready_seconds = time.monotonic() - self._process.began
 
-    def draw(self, work: Work) -> Sample:
-        """Have it draw."""
+    def answer(self, work: Work) -> dict[str, Any]:
+        """Have it draw, and return its answer."""
         assert self._process.popen.stdin is not None
         print(json.dumps(asdict(work)), file=self._process.popen.stdin, flush=True)
-        answer = self._read()
+        return self._read()
+
+    def draw(self, work: Work) -> Sample:
+        """Have it draw."""
+        answer = self.answer(work)
         return Sample(answer["seconds"], answer["seconds"], answer["sha256"])
 
     def resident(self) -> dict[str, int]:

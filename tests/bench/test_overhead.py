@@ -42,3 +42,21 @@ def test_the_benchmark_of_waiting_streams(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     phases = [row["phase"] for row in json.loads(figures.read_text())]
     assert phases == ["come", "first leaves", "leave", "finish"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_quick_benchmark_of_the_kernels(tmp_path: Path) -> None:
+    """All contestants draw, and the table has their rows."""
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(Path(__file__).with_name("speed.py")), "--quick", "--rounds=1"]
+    done = subprocess.run(
+        [*command, "--json", str(figures)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "autoencoder" in done.stdout
+    assert {*json.loads(figures.read_text())["built-in model"]} == {"llamafile", "exact", "auto"}

@@ -10,8 +10,8 @@ from sdstream.core.messages import Load
 from sdstream.core.options import ImageParams
 from sdstream.core.request import GenerationRequest, Limits
 from sdstream.core.resolve import resolve
+from sdstream.service import assembly
 from sdstream.settings import Settings
-from sdstream.web import application
 
 PROMPT = "a red circle on a white table"
 
@@ -37,5 +37,5 @@ def resolved(work: Work, catalog: Catalog) -> GenerationRequest:
 
 
 def load_command(settings: Settings, catalog: Catalog) -> Load:
-    """The server's own word to its worker: same files, same threads, same options."""
-    return application._load_command(settings, catalog.models[catalog.default])
+    """Return the server's own command to its worker: same files, same threads, same options."""
+    return assembly.load_command(settings, catalog.models[catalog.default])

@@ -118,8 +118,10 @@ class RuntimeOptions(Part):
 
     Attributes:
         threads: CPU threads; 0 means the cores that this process may use.
-        flash_attn: Flash attention: faster on GPUs, 1.8-2x slower on the CPU.
-        conv_direct: Direct convolutions: less memory, no faster.
+        flash_attn: Flash attention. Faster on GPUs and with the CPU kernels, 1.8-2x slower with the
+            runtime's own on the CPU; None is on in the diffusion model when the kernels "auto" are
+            in use.
+        conv_direct: Direct convolutions: less memory; the CPU kernels turn them on.
         offload: Keep the weights in main memory and move them to the GPU as needed.
         wtype: Re-quantise the weights to this type while loading.
         tae: Decode with the tiny autoencoder that lies inside the model file.
@@ -134,7 +136,7 @@ class RuntimeOptions(Part):
     """
 
     threads: int = Field(0, ge=0, le=1024)
-    flash_attn: bool = False
+    flash_attn: bool | None = None
     conv_direct: bool = False
     offload: bool = False
     wtype: Annotated[str, _one_of(WTYPES, "wtype")] | None = None

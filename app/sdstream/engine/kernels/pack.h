@@ -62,7 +62,13 @@ template <class E>
 void pack_rows(const Rows & of, int64_t row, int n, int64_t k, int64_t count, uint32_t * to, int64_t ldb) {
     for (int j = 0; j < n; j++) {
         const char * p = of.data + (row + j)*of.stride;
-        for (int64_t i = 0; i < count; i += LANES*E::PER)
+        int64_t i = 0;
+        if (of.type == GGML_TYPE_F16)        // weights of convolutions: each is read once, from memory
+            for (const uint16_t * h = (const uint16_t *) p + k; i + LANES*E::PER <= count; i += LANES*E::PER) {
+                _mm_prefetch((const char *) (h + i) + ROWS*of.stride, _MM_HINT_T1);
+                istore(to + j*ldb + i/E::PER, E::row([&](int at) { return widen_f16(h + i + at); }));
+            }
+        for (; i < count; i += LANES*E::PER)
             istore(to + j*ldb + i/E::PER, E::row([&](int at) { return row_load(of.type, p, k + i + at, count - i - at); }));
     }
 }
@@ -70,6 +76,7 @@ void pack_rows(const Rows & of, int64_t row, int n, int64_t k, int64_t count, ui
 // `m` rows -> a panel [unit][V][lane]; lanes past `m` are zero.
 template <class E>
 void pack_panel(const Rows & of, int64_t row, int64_t m, int V, int64_t k, int64_t count, uint32_t * to) {
+    const int64_t block = ggml_blck_size(of.type), bytes = ggml_type_size(of.type);
     for (int v = 0; v < V; v++) {
         const int64_t rows = std::min<int64_t>(LANES, m - v*LANES);
         Rows from = of;
@@ -86,6 +93,7 @@ void pack_panel(const Rows & of, int64_t row, int64_t m, int V, int64_t k, int64
             for (int j = 0; j < LANES; j++) {
                 if (j >= rows) { r[j] = izero(); continue; }
                 const char * p = from.data + (first + j)*from.stride;
+                _mm_prefetch(p + V*LANES*from.stride + (start + i)/block*bytes, _MM_HINT_T1);    // of the next panel
                 r[j] = E::row([&](int at) { return row_load(from.type, p, start + i + at, count - i - at); });
             }
             transpose(r);

@@ -88,6 +88,7 @@ static void pack_block8(const Rows & of, int64_t row, int64_t rows, int V, int64
     alignas(64) uint16_t halves[LANES] = {};
     for (int64_t j = 0; j < rows; j++) {
         const char * b = of.data + (row + j)*of.stride + block*block_bytes(of.type);
+        _mm_prefetch(b + V*LANES*of.stride, _MM_HINT_T1);
         _mm256_store_si256((__m256i *) bytes[j], unsigned_bytes(of.type, b));
         memcpy(halves + j, b, sizeof(uint16_t));
     }

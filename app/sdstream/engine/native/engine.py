@@ -122,7 +122,7 @@ class NativeEngine:
         embeddings = _embeddings(command)
         in_use = kernels.install(command.runtime["kernels"], self._abort.address)
         params = context_params(
-            files, command.runtime, self._threads, embeddings, whole_convolutions=bool(in_use)
+            files, command.runtime, self._threads, embeddings, kernels=bool(in_use)
         )
         loading = self._loading = LoadProgress(emit)
         context = sd.new_sd_ctx(ctypes.byref(params))

@@ -73,7 +73,7 @@ def context_params(
     threads: int,
     embeddings: dict[str, Path],
     *,
-    whole_convolutions: bool = False,
+    kernels: bool = False,
 ) -> Any:
     """Return the ``sd_ctx_params_t`` of a model.
 
@@ -82,8 +82,9 @@ def context_params(
         runtime: The fields of RuntimeOptions.
         threads: CPU threads.
         embeddings: Word -> file.
-        whole_convolutions: The kernels in use take convolutions, but not the copies of pixels
-            that the runtime makes of them otherwise.
+        kernels: CPU kernels are in use. They take whole convolutions, not the copies of pixels that
+            the runtime makes of them otherwise; and they are quicker when attention is fused, which
+            rounds keys and values to f16, so that the mode "exact" does without.
     """
     params = sd.sd_ctx_params_t()
     lib.sd_ctx_params_init(ctypes.byref(params))
@@ -95,10 +96,12 @@ def context_params(
     params.free_params_immediately = False
     params.vae_decode_only = False
     params.n_threads = threads
-    params.flash_attn = params.diffusion_flash_attn = runtime["flash_attn"]
-    params.diffusion_conv_direct = params.vae_conv_direct = (
-        runtime["conv_direct"] or whole_convolutions
-    )
+    params.flash_attn = bool(runtime["flash_attn"])
+    if runtime["flash_attn"] is None:
+        params.diffusion_flash_attn = kernels and runtime["kernels"] == "auto"
+    else:
+        params.diffusion_flash_attn = runtime["flash_attn"]
+    params.diffusion_conv_direct = params.vae_conv_direct = runtime["conv_direct"] or kernels
     params.offload_params_to_cpu = runtime["offload"]
     params.qwen_image_zero_cond_t = runtime["zero_cond_t"]
     params.tae_preview_only = runtime["preview"] == "tae"
