@@ -393,7 +393,7 @@ def _shapes_and_type(part: tuple[Shapes, str] | Shapes) -> tuple[Shapes, str]:
     return part if isinstance(part, tuple) else (part, "F16")
 
 
-_FLUX_PARTS: Final = {
+_FLUX_PARTS: Final[dict[str, tuple[Shapes, str] | Shapes]] = {
     "diffusion_model": DIFFUSION["FLUX.1 schnell"],
     "clip_l": ALONE["clip_l"],
     "t5xxl": ALONE["t5xxl"],

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -135,8 +136,9 @@ def test_errors_are_typed(runner: Runner) -> None:
     with pytest.raises(NotFound):
         runner.generate("a cat", model="unknown")
     for option in ("stream", "response_format", "webhook_url"):
+        unknown: dict[str, Any] = {option: "x"}
         with pytest.raises(TypeError, match=option):
-            runner.generate("a cat", **{option: "x"})
+            runner.generate("a cat", **unknown)
 
 
 def test_a_runner_that_cannot_start(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_several_requests_at_once_and_cancelled_tasks() -> None:
                     SLOW,
                     size="64x64",
                     steps=140,
-                    on_progress=lambda progress: progress.step and begun.set(),
+                    on_progress=lambda progress: begun.set() if progress.step else None,
                 )
             )
             await begun.wait()

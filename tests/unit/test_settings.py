@@ -185,7 +185,8 @@ def test_variables_that_say_nothing() -> None:
         "SDSTREAM_SERVICE_HOST": "10.0.0.1", "SDSTREAM_PORT_8000_TCP_ADDR": "10.0.0.1",
         "SDSTREAM_WEB_SERVICE_PORT_HTTP": "80",
     }  # fmt: skip
-    ignored, told = [], []
+    ignored: list[str] = []
+    told: list[str] = []
     for warning in check_variables(given):
         name = warning.removeprefix("Unknown variable ").split()[0]
         (ignored if "Kubernetes" in warning else told).append(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,9 +129,14 @@ def test_free_memory(cgroups: Path, files: dict[str, str], free: int) -> None:
 
 def test_large_blocks_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the C library has no such function nothing happens."""
-    asked: list[tuple[int, int]] = []
-    given = {None: SimpleNamespace(mallopt=lambda *values: asked.append(values) or 1)}
-    monkeypatch.setattr(system.ctypes, "CDLL", given.__getitem__)
+    asked: list[tuple[int, ...]] = []
+
+    def accept(*values: int) -> int:
+        asked.append(values)
+        return 1
+
+    given = {None: SimpleNamespace(mallopt=accept)}
+    monkeypatch.setattr(ctypes, "CDLL", given.__getitem__)
     system.return_large_blocks()
     assert asked == [(-3, 2**20)]
     given[None] = SimpleNamespace()
@@ -141,8 +148,8 @@ def test_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(system, "_CGROUPS", Path("/nowhere"))
     monkeypatch.setattr(system, "_OWN_CGROUPS", Path("/nowhere"))
-    monkeypatch.setattr(system.sys, "platform", "darwin")
-    monkeypatch.setattr(system.ctypes, "CDLL", lambda _: SimpleNamespace())
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     system.return_large_blocks()
     assert system.available_cores() == os.cpu_count()
     assert 0 < system.free_memory() <= system.total_memory()

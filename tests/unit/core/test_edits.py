@@ -168,8 +168,9 @@ def test_pad_paints_the_border() -> None:
     )
     assert (request.options.strength, request.options.fit) == (1.0, "pad")
     assert ask(IMAGE, fit="pad", size="512x512", mask_blur=4).options.mask_blur == 4
-    for options in ({}, {"size": "1024x768"}, {"size": "512x512", "fit": "crop"}):
-        plain = ask(IMAGE, **{"fit": "pad", **options})
+    others: list[dict[str, Any]] = [{}, {"size": "1024x768"}, {"size": "512x512", "fit": "crop"}]
+    for options in others:
+        plain = ask(IMAGE, **{"fit": "pad"} | options)
         assert (plain.placement, plain.options.strength) == (None, 0.75)
     assert ask(MASKED, fit="pad", size="512x512").placement is None
 

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sdstream.core.errors import GenerationFailed, JobWasCancelled, Reason, Unavailable
+from sdstream.core.errors import (
+    GenerationFailed,
+    ImageServiceError,
+    JobWasCancelled,
+    Reason,
+    Unavailable,
+)
 from sdstream.core.job import (
     TRANSITIONS,
     Completed,
@@ -99,7 +105,7 @@ def test_progress_never_goes_back() -> None:
 
 def test_errors_of_endings() -> None:
     """Each ending has its status for the client."""
-    endings = {
+    endings: dict[JobFailed | JobCancelled, tuple[type[ImageServiceError], int]] = {
         JobFailed(Reason.WORKER_CRASHED, "x"): (GenerationFailed, 500),
         JobFailed(Reason.SHUTTING_DOWN, "x"): (Unavailable, 503),
         JobFailed(Reason.MODEL_UNAVAILABLE, "x"): (Unavailable, 503),

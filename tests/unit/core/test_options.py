@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,7 +78,13 @@ def test_a_stored_request_of_an_earlier_release() -> None:
 def test_a_stored_request_without_further_options() -> None:
     """The defaults that earlier releases stored for images without inputs are left out."""
     fields = json.loads((GOLDEN / "request_nested_options.json").read_text())
-    plain = {"strength": None, "fit": "crop", "mask_mode": "auto", "mask_blur": 0.0, "sigmas": []}
+    plain: dict[str, Any] = {
+        "strength": None,
+        "fit": "crop",
+        "mask_mode": "auto",
+        "mask_blur": 0.0,
+        "sigmas": [],
+    }
     plain |= {"slg": None, "cache": None, "hires": None, "upscale": None, "loras": []}
     plain |= dict.fromkeys(("guidance", "eta", "clip_skip", "flow_shift", "vae_tiling"))
     request = request_of({**fields, **plain, "control_strength": None, "control_canny": False})

@@ -296,7 +296,8 @@ def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
     for value in (*FOREIGN[name].neutral, *map(str, FOREIGN[name].neutral), None):
         ask = txt2img(**{name: value}).ask
         assert (ask.params, ask.warnings) == (txt2img().ask.params, ())
-    error = refused(**{name: "on"})
+    switched_on: dict[str, Any] = {name: "on"}
+    error = refused(**switched_on)
     assert (error.param, error.reason) == (name, Reason.NOT_SUPPORTED)
 
 
@@ -512,7 +513,7 @@ def test_progress_while_waiting() -> None:
 
 def test_progress_grows_and_stays_below_one() -> None:
     """Over steps and images; the time left follows from the time taken since the job ran."""
-    events = [
+    events: list[JobEvent] = [
         Queued(0), Running(), *map(step, range(5)), image(0), *(step(k, 1) for k in range(5)),
     ]  # fmt: skip
     reached = [progress(job_of(*events[:k], n=2))["progress"] for k in range(1, len(events) + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from tests.support.pictures import png
 DATA_URL = "data:image/png;base64,iVBORw0KGgo="
 
 
-def rejected(handling: Handling = Handling.SUGGEST, **fields: Any) -> InvalidRequest:
+def rejected(fields: Mapping[str, Any], handling: Handling = Handling.SUGGEST) -> InvalidRequest:
     """The error that a body meets."""
     with pytest.raises(InvalidRequest) as caught:
         parse({"prompt": "a cat", **fields}, Hints(handling=handling))
@@ -64,7 +65,7 @@ def test_no_more_than_twenty_are_named() -> None:
 )
 def test_near_misses_are_rejected_with_the_suggestion(name: str, meant: str) -> None:
     """A client that misspells an option would get another image than it asked for."""
-    error = rejected(**{name: 7})
+    error = rejected({name: 7})
     assert (error.reason, error.param) == (Reason.UNKNOWN_FIELD, name)
     assert error.message == f"Unknown field '{name}'. Did you mean '{meant}'?"
     lenient = parse({"prompt": "a cat", name: 7}, Hints(handling=Handling.LENIENT))
@@ -73,10 +74,10 @@ def test_near_misses_are_rejected_with_the_suggestion(name: str, meant: str) -> 
 
 def test_strict_handling_rejects_every_unknown_field() -> None:
     """Known fields without effect pass as before."""
-    assert rejected(Handling.STRICT, keep_alive="5m").param == "keep_alive"
+    assert rejected({"keep_alive": "5m"}, Handling.STRICT).param == "keep_alive"
     strict = Hints(handling=Handling.STRICT)
     assert parse({"prompt": "a cat", "user": "me"}, strict).warnings == ()
-    assert rejected(Handling.STRICT, stream_options={"x": 1}).param == "stream_options.x"
+    assert rejected({"stream_options": {"x": 1}}, Handling.STRICT).param == "stream_options.x"
 
 
 @pytest.mark.parametrize("handling", Handling)
@@ -94,7 +95,7 @@ def test_strict_handling_rejects_every_unknown_field() -> None:
 )
 def test_a_picture_is_never_dropped(fields: dict[str, Any], handling: Handling) -> None:
     """Without it the result would be another image than was asked for."""
-    error = rejected(handling, **fields)
+    error = rejected(fields, handling)
     assert error.param == next(iter(fields))
     assert "may hold an image" in error.message or handling is Handling.STRICT
 
@@ -212,7 +213,7 @@ def test_words_inside_of_other_words_are_no_pictures(name: str) -> None:
 @pytest.mark.parametrize("name", ["loras", "referenceImage", "ip-adapter", "control_net_mask"])
 def test_words_of_a_name(name: str) -> None:
     """In plural, in camel case and with hyphens too."""
-    assert rejected(**{name: ["x"]}).param == name
+    assert rejected({name: ["x"]}).param == name
 
 
 def test_values_that_are_meant_to_take_long() -> None:
@@ -222,7 +223,7 @@ def test_values_that_are_meant_to_take_long() -> None:
         deep = [deep]
     began = time.process_time()
     parse({"prompt": "a", "foo": deep, "styles": None})
-    assert "limit is 1024" in rejected(**{f"field{n}": 1 for n in range(20_000)}).message
+    assert "limit is 1024" in rejected({f"field{n}": 1 for n in range(20_000)}).message
     parse({"prompt": "a", "foo": "http://" + ".png?" * 100_000 + " x"})
     with pytest.raises(InvalidRequest):
         parse({"prompt": "<sd_cpp_extra_args>" * 20_000}, Hints(options_in_prompt=True))

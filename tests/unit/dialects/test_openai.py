@@ -289,9 +289,9 @@ def test_previews_only_where_they_are_seen() -> None:
 )
 def test_response_formats(literal: str, as_url: bool, data_url: bool) -> None:
     """OpenAI's words and mistral.rs' literals."""
-    form = ResponseFormat.of(
-        parse({"prompt": "a", "response_format": literal}).reply.response_format
-    )
+    chosen = parse({"prompt": "a", "response_format": literal}).reply.response_format
+    assert chosen is not None
+    form = ResponseFormat.of(chosen)
     assert (form.as_url, form.data_url) == (as_url, data_url)
 
 

@@ -157,7 +157,7 @@ def near(method: str, path: str) -> str | None:
     """The path of the route that a request is told of."""
     app = Starlette(routes=routes())
     found = nearest_route({"type": "http", "app": app, "method": method, "path": path})
-    return found and f"{found.method} {found.path}"
+    return f"{found.method} {found.path}" if found else None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -112,9 +114,7 @@ def test_a_vae_for_what_takes_none(source: Path, tmp_path: Path) -> None:
 
 def test_no_room_on_the_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The need is known to the byte, so a full disk is told before the work."""
-    monkeypatch.setattr(
-        module.shutil, "disk_usage", lambda _: module.shutil._ntuple_diskusage(1, 1, 1000)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
     assert "x.gguf takes 1 MB and the disk has 1 MB" in refused(source, tmp_path / "x.gguf")
 
 
@@ -141,7 +141,7 @@ def test_a_fork_of_the_converter_holds_nobody_up(
     converter = tmp_path / "converter"
     converter.write_text("#!/bin/sh\nsleep 20 &\nkill -ABRT $$\n")
     converter.chmod(0o755)
-    monkeypatch.setattr(module.sys, "executable", str(converter))
+    monkeypatch.setattr(sys, "executable", str(converter))
     began = time.monotonic()
     assert "SIGABRT" in refused(source, tmp_path / "x.gguf")
     assert time.monotonic() - began < 15
