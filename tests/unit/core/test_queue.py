@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -275,7 +276,7 @@ class Steps:
         sys.settrace(self._trace)
         return self
 
-    def _trace(self, frame: FrameType, event: str, _argument: object) -> object:
+    def _trace(self, _frame: FrameType, event: str, _argument: object) -> Any:
         self.count += event == "line"
         return self._trace
 

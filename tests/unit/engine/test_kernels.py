@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdstream.core.model_spec import ModelSpec
+from sdstream.core.model_spec import Kernels, ModelSpec
 from sdstream.engine.kernels.choice import choose, processor
 from sdstream.service.assembly import load_command
 from sdstream.settings import Settings
@@ -30,10 +30,10 @@ AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
     ],
 )
 def test_a_processor_is_given_what_it_has(
-    features: str, vendor: str, wanted: str, name: str | None
+    features: str, vendor: str, wanted: Kernels, name: str | None
 ) -> None:
     """The widest vectors; bf16 where it is quick; nothing but f32 in exact mode."""
-    choice = choose(frozenset(features.split()), vendor, wanted)  # type: ignore[arg-type]
+    choice = choose(frozenset(features.split()), vendor, wanted)
     assert (choice.name if choice else None) == name
 
 
@@ -52,10 +52,10 @@ def test_this_processor_is_read() -> None:
         ("off", "auto", "off"),
     ],
 )
-def test_a_models_word_wins(model: str | None, server: str, used: str) -> None:
+def test_a_models_word_wins(model: str | None, server: Kernels, used: str) -> None:
     """models.yaml decides for its model, the server's setting for the others."""
     spec = ModelSpec.model_validate(
         {"id": "a", "family": "sd1", "files": {"model": "a.gguf"}, "runtime": {"kernels": model}}
     )
-    settings = Settings(kernels=server)  # type: ignore[arg-type]
+    settings = Settings(kernels=server)
     assert load_command(settings, spec).runtime["kernels"] == used

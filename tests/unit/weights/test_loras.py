@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from sdstream.weights.loras import LoraUnfit, Shape, Weight, check_fit
@@ -28,7 +30,7 @@ def lora(weight: str, inner: Shape, outer: Shape) -> dict[str, Shape]:
     }
 
 
-def check(tensors: dict[str, Shape], model: dict[str, Weight] = Q8) -> tuple[str, ...]:
+def check(tensors: Mapping[str, Shape], model: dict[str, Weight] = Q8) -> tuple[str, ...]:
     """The fit of a file whose names are the runtime's."""
     return check_fit(tensors, tensors, model)
 
