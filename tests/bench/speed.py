@@ -44,7 +44,8 @@ from tests.conformance.write import write_gguf  # noqa: E402
 CONTESTANTS = {"plain": "off", "llamafile": "off", "exact": "exact", "auto": "auto"}
 
 EMBEDDED = (Work("128x128", 12), Work("256x256", 12))
-SD15 = (Work("256x256", 2), Work("512x512", 1))
+SD15 = (Work("256x256", 2),)
+SD15_LONG = (*SD15, Work("512x512", 2))
 
 #: Phase -> how the table calls its row; the one of sampling is divided by the steps.
 _PHASES = {"encoding": "text encoder", "sampling": "step", "decoding": "autoencoder"}
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each work")
     parser.add_argument("--only", default="", help="part of a model's name")
     parser.add_argument("--quick", action="store_true", help="one round of the smallest work")
+    parser.add_argument("--long", action="store_true", help="SD1.5 at 512x512 too: minutes a round")
     parser.add_argument("--json", type=Path, help="write the answers, without pixels")
     options = parser.parse_args()
     names = [name for name in CONTESTANTS if name != "plain" or options.plain]
@@ -150,7 +152,8 @@ def main() -> None:
         if options.quick:
             models = [Model("built-in model", {}, (Work("64x64", 2),))]
         elif options.only in "SD1.5":
-            models.append(Model("SD1.5", _random_sd15(folder), SD15))
+            works = SD15_LONG if options.long else SD15
+            models.append(Model("SD1.5", _random_sd15(folder), works))
         for model in (one for one in models if options.only in one.title):
             results = _measure(model, names, options.plain, options.rounds, folder)
             for row in _rows(model, results):

@@ -97,6 +97,7 @@ bool takes_attention(const ggml_tensor * op) {
     const auto fits = [](const ggml_tensor * t) { return (t->type == GGML_TYPE_F16 || t->type == GGML_TYPE_F32) && dense(t); };
     // Neither ALiBi, nor a soft cap, nor sinks.
     return float_param(op, 1) == 0 && float_param(op, 2) == 0 && !op->src[4]
+        && v->ne[2] == k->ne[2] && v->ne[3] == k->ne[3]
         && q->type == GGML_TYPE_F32 && op->type == GGML_TYPE_F32 && dense(q) && fits(k) && fits(v) && (!mask || mask->type == GGML_TYPE_F16);
 }
 

@@ -1,5 +1,5 @@
 // Every operation against ggml's own kernels: odd shapes, unaligned tails, NaN and infinities, and
-// the same bytes for another number of threads. A worker runs the short list when it starts; tests
+// the same bytes for other numbers of threads. A worker runs the short list when it starts; tests
 // run the long one. Nothing here knows how the kernels work.
 #include <math.h>
 #include <stdio.h>
@@ -86,7 +86,7 @@ std::string compare(const Case & one, const std::vector<float> & expected, const
     return "relative error " + std::to_string(relative) + ", at most " + std::to_string(one.tolerance);
 }
 
-std::string problem(const Case & one, int threads, uint32_t number) {
+std::string problem(const Case & one, bool thorough, int threads, uint32_t number) {
     enable(false);
     const std::vector<float> expected = run(one, one.reference ? one.reference : one.make, threads, number);
     enable(true);
@@ -95,8 +95,11 @@ std::string problem(const Case & one, int threads, uint32_t number) {
     if (taken() == before) return "the kernels did not take it";
     const std::string difference = compare(one, expected, got);
     if (!difference.empty()) return difference;
-    const std::vector<float> other = run(one, one.make, threads == 1 ? 2 : 1, number);
-    return memcmp(got.data(), other.data(), got.size()*sizeof(float)) ? "other bytes with another number of threads" : "";
+    for (int count : thorough ? std::vector<int>{ 1, 2, 3, 5 } : std::vector<int>{ threads == 1 ? 2 : 1 }) {
+        const std::vector<float> other = run(one, one.make, count, number);
+        if (memcmp(got.data(), other.data(), got.size()*sizeof(float))) return "other bytes with " + std::to_string(count) + " threads";
+    }
+    return "";
 }
 
 // --- cases --------------------------------------------------------------------------------------
@@ -255,7 +258,7 @@ extern "C" SDK_EXPORT int sdk_check(int thorough, int threads, char * report, si
     int failed = 0;
     std::string text;
     for (size_t i = 0; i < cases.size(); i++) {
-        const std::string problem = sdk::problem(cases[i], threads, (uint32_t) i + 1);
+        const std::string problem = sdk::problem(cases[i], thorough, threads, (uint32_t) i + 1);
         if (problem.empty()) continue;
         failed++;
         text += cases[i].name + ": " + problem + "\n";
