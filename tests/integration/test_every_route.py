@@ -54,6 +54,7 @@ BAD: dict[str, dict[str, Any]] = {
 #: Routes that take no body, or any.
 BODILESS = {
     "/v1/tokens",
+    "/v1/models/reload",
     "/v1/models/default/load",
     "/v1/models/default/unload",
     "/v1/models/default/requests/default/abort",
