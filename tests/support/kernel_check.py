@@ -17,7 +17,9 @@ NEEDS = {
     Choice("avx512", bf16=False, int8=False): {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     Choice("avx512", bf16=False, int8=True): {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
     Choice("avx512", bf16=True, int8=True): {"avx512f", "avx512_vnni", "avx512_bf16"},
-    Choice("avx2", bf16=False, int8=False): {"avx2", "fma", "f16c"},
+    Choice("avx512", bf16=False, int4=True): {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    Choice("avx2", bf16=False): {"avx2", "fma", "f16c"},
+    Choice("avx2", bf16=False, int4=True): {"avx2", "fma", "f16c"},
     Choice("avx2", bf16=False, int8=True): {"avx2", "fma", "f16c", "avx_vnni"},
 }
 
@@ -27,7 +29,7 @@ def _check(folder: Path, choice: Choice) -> int:
     from sdstream.engine.native import kernels
 
     library = kernels.load(choice, folder)
-    assert library.sdk_install(choice.bf16, choice.int8, None) == 0
+    assert library.sdk_install(choice.bf16, choice.whole_numbers, None) == 0
     failures = kernels.check(library, thorough=True)
     print(f"{choice.name}: {chr(10).join(failures) or 'all cases agree'}")
     return bool(failures)

@@ -25,16 +25,24 @@ class Choice:
         isa: Names the library.
         bf16: Products of bf16 pairs; else f32.
         int8: Weights of q8_0 and q4_0 are multiplied in whole numbers.
+        int4: Those of q4_0 alone are.
     """
 
     isa: str
     bf16: bool
-    int8: bool
+    int8: bool = False
+    int4: bool = False
+
+    @property
+    def whole_numbers(self) -> int:
+        """The value of the kernels' ``Int8``."""
+        return 1 if self.int8 else 2 if self.int4 else 0
 
     @property
     def name(self) -> str:
         """As in "avx512 bf16 int8"."""
-        return f"{self.isa} {'bf16' if self.bf16 else 'f32'}{' int8' if self.int8 else ''}"
+        kind = "int8" if self.int8 else "int4" if self.int4 else ""
+        return f"{self.isa} {'bf16' if self.bf16 else 'f32'} {kind}".rstrip()
 
 
 def choose(features: frozenset[str], vendor: str, wanted: Kernels) -> Choice | None:
@@ -48,9 +56,11 @@ def choose(features: frozenset[str], vendor: str, wanted: Kernels) -> Choice | N
     auto = wanted == "auto"
     if features >= _AVX512:
         bf16 = auto and "avx512_bf16" in features and vendor in _QUICK_BF16
-        return Choice("avx512", bf16, auto and "avx512_vnni" in features)
+        dot = "avx512_vnni" in features
+        return Choice("avx512", bf16, int8=auto and dot, int4=auto and not dot)
     if features >= _AVX2:
-        return Choice("avx2", False, auto and "avx_vnni" in features)
+        dot = "avx_vnni" in features
+        return Choice("avx2", False, int8=auto and dot, int4=auto and not dot)
     return None
 
 

@@ -92,7 +92,7 @@ SDK_EXPORT int sdk_install(int bf16, int int8, const char * abort_flag) {
     static ggml_backend_buffer_type type = {};
     if (ggml_tensor_overhead() != sdk::OBJECT_BYTES + sizeof(ggml_tensor)) return 1;
     sdk::config.bf16 = bf16 != 0;
-    sdk::config.int8 = int8 != 0;
+    sdk::config.int8 = (sdk::Int8) int8;
     sdk::abort_flag = abort_flag;
     if (!type.context) {
         type.context = &extra;

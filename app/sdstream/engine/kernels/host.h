@@ -35,10 +35,14 @@ std::vector<ggml_backend_buffer_type_t> & ggml_backend_cpu_get_extra_buffer_type
 
 namespace sdk {
 
+// Weights in whole numbers: none; q4_0 and q8_0, by the CPU's sums of four products; or q4_0 alone,
+// by its sums of two.
+enum class Int8 { NONE = 0, DOT = 1, PAIRS = 2 };
+
 // What the CPU can do and the operator wants.
 struct Config {
     bool bf16 = false;      // products of bf16 pairs with f32 sums, else f32
-    bool int8 = false;      // q8_0 and q4_0 in whole numbers, else as the others
+    Int8 int8 = Int8::NONE;
 };
 extern Config config;
 

@@ -26,7 +26,9 @@ struct Operands {
     int64_t ldb, lds, blocks;
 };
 
-template <int N, int V>
+// Without DOT the sums of a block are of 16 bits, which the 32 products of a nibble and an int8 fit
+// into (8 times 2*15*127), and those of q8_0 do not.
+template <int N, int V, bool DOT>
 static void micro8(const Operands & o, float * c, int64_t ldc, int64_t m, bool onto) {
     vf sums[N][V];
     for (int j = 0; j < N; j++) {
@@ -35,7 +37,7 @@ static void micro8(const Operands & o, float * c, int64_t ldc, int64_t m, bool o
     }
     for (int64_t p = 0; p < o.blocks; p++) {
         vi block[N][V];
-        for (int j = 0; j < N; j++) for (int v = 0; v < V; v++) block[j][v] = iset((uint32_t) o.row_offsets[j*o.lds + p]);
+        for (int j = 0; j < N; j++) for (int v = 0; v < V; v++) block[j][v] = DOT ? iset((uint32_t) o.row_offsets[j*o.lds + p]) : izero();
 #pragma GCC unroll 8
         for (int g = 0; g < UNITS; g++) {
             vi va[V];
@@ -43,9 +45,11 @@ static void micro8(const Operands & o, float * c, int64_t ldc, int64_t m, bool o
 #pragma GCC unroll 6
             for (int j = 0; j < N; j++) {
                 const vi vb = iset(o.rows[j*o.ldb + p*UNITS + g]);
-                for (int v = 0; v < V; v++) block[j][v] = dot4(block[j][v], va[v], vb);
+                for (int v = 0; v < V; v++) block[j][v] = DOT ? dot4(block[j][v], va[v], vb) : dot2(block[j][v], va[v], vb);
             }
         }
+        if (!DOT)
+            for (int j = 0; j < N; j++) for (int v = 0; v < V; v++) block[j][v] = add_pairs(iset((uint32_t) o.row_offsets[j*o.lds + p]), block[j][v]);
         for (int v = 0; v < V; v++) {
             const vf s = load(o.panel_scales + (p*V + v)*LANES);
             for (int j = 0; j < N; j++)
@@ -60,9 +64,10 @@ static void micro8(const Operands & o, float * c, int64_t ldc, int64_t m, bool o
         }
 }
 
+template <bool DOT>
 static void micro8_panel(int n, const Operands & o, float * c, int64_t ldc, int64_t m, bool onto) {
     switch (n) {
-#define CASE(N) case N: return m > LANES ? micro8<N, 2>(o, c, ldc, m, onto) : micro8<N, 1>(o, c, ldc, m, onto);
+#define CASE(N) case N: return m > LANES ? micro8<N, 2, DOT>(o, c, ldc, m, onto) : micro8<N, 1, DOT>(o, c, ldc, m, onto);
         CASE(1) CASE(2)
 #if defined(__AVX512F__)
         CASE(3) CASE(4) CASE(5) CASE(6)
@@ -201,7 +206,8 @@ void run_product_int8(const ggml_compute_params * params, ggml_tensor * op) {
                     const int rows = (int) std::min<int64_t>(ROWS8, part.n1 - n);
                     for (int64_t m = top; m < end; m += PANEL) {
                         const Operands o = { a + (m - top)*each*32, a_scales + (m - top)*each, b.bytes + at*UNITS, b.scales + at, b.offsets + at, b.blocks*UNITS, b.blocks, blocks };
-                        micro8_panel(rows, o, c + n*ldc + m, ldc, end - m, first > 0);
+                        if (config.int8 == Int8::DOT) micro8_panel<true>(rows, o, c + n*ldc + m, ldc, end - m, first > 0);
+                        else                          micro8_panel<false>(rows, o, c + n*ldc + m, ldc, end - m, first > 0);
                     }
                 }
             }
@@ -211,7 +217,7 @@ void run_product_int8(const ggml_compute_params * params, ggml_tensor * op) {
 
 bool takes_product_int8(const ggml_tensor * op) {
     const ggml_tensor * w = op->src[0], * x = op->src[1];
-    return config.int8 && (w->type == GGML_TYPE_Q8_0 || w->type == GGML_TYPE_Q4_0) && x->type == GGML_TYPE_F32 && takes_product(op);
+    return (w->type == GGML_TYPE_Q4_0 ? config.int8 != Int8::NONE : w->type == GGML_TYPE_Q8_0 && config.int8 == Int8::DOT) && x->type == GGML_TYPE_F32 && takes_product(op);
 }
 
 }  // namespace sdk

@@ -116,6 +116,9 @@ inline void deinterleave(vf first, vf second, vf & evens, vf & odds) {
 
 // Sums of four products of unsigned bytes of `u` with signed bytes of `s`, added to each lane of c.
 inline vi dot4(vi c, vi u, vi s) { return _mm512_dpbusd_epi32(c, u, s); }
+// The same in two steps, where the CPU lacks it: sums of two in 16 bits, then of two of these.
+inline vi dot2(vi c, vi u, vi s) { return _mm512_add_epi16(c, _mm512_maddubs_epi16(u, s)); }
+inline vi add_pairs(vi c, vi x) { return iadd(c, _mm512_madd_epi16(x, _mm512_set1_epi16(1))); }
 
 #elif defined(__AVX2__)
 
@@ -245,6 +248,8 @@ inline void deinterleave(vf first, vf second, vf & evens, vf & odds) {
 }
 
 inline vi dot4(vi c, vi u, vi s) { return _mm256_dpbusd_avx_epi32(c, u, s); }
+inline vi dot2(vi c, vi u, vi s) { return _mm256_add_epi16(c, _mm256_maddubs_epi16(u, s)); }
+inline vi add_pairs(vi c, vi x) { return iadd(c, _mm256_madd_epi16(x, _mm256_set1_epi16(1))); }
 
 #else
 #error "compile with the flags of build.py: AVX-512 or AVX2"

@@ -66,7 +66,7 @@ def install(wanted: Kernels, abort_flag: int, choice: Choice | None = None) -> I
         return InUse(
             problem=f"The CPU kernels are of runtime {built_for}, not {release}; {_BUILD_HINT}."
         )
-    if library.sdk_install(choice.bf16, choice.int8, abort_flag):
+    if library.sdk_install(choice.bf16, choice.whole_numbers, abort_flag):
         return InUse(problem=f"The CPU kernels do not fit this runtime; {_BUILD_HINT}.")
     began = time.monotonic()
     failures = check(library)
