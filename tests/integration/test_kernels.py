@@ -55,7 +55,7 @@ print(in_use.name, in_use.problem)
         ("auto", "kernels.has_gpu = lambda: True", ""),
         (
             "auto",
-            "kernels.importlib.metadata.version = lambda name: '9.9'",
+            "kernels.identity = lambda: '9.9'",
             "not 9.9; python -m sdstream.engine.kernels.build builds them",
         ),
         ("auto", "kernels.check = lambda library: ['product: wrong']", "failed their check"),

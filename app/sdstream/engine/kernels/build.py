@@ -9,6 +9,7 @@ worker chooses among them.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -66,6 +67,14 @@ def runtime_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "lib"
 
 
+def identity() -> str:
+    """Return what a library must be built from: the runtime's release and these sources."""
+    release = importlib.metadata.version("stable-diffusion-cpp-python")
+    sources = sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")])
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
+    return f"{release}-{digest.hexdigest()[:12]}"
+
+
 def build(folder: Path, *, sanitize: bool = False) -> list[Path]:
     """Compile one library for each instruction set into a folder.
 
@@ -83,7 +92,6 @@ def build(folder: Path, *, sanitize: bool = False) -> list[Path]:
     headers = runtime.parents[1] / "include"
     if not (headers / "ggml.h").exists():
         raise BuildError(f"The runtime's headers are not in {headers}.")
-    release = importlib.metadata.version("stable-diffusion-cpp-python")
     folder.mkdir(parents=True, exist_ok=True)
     built = []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -95,7 +103,7 @@ def build(folder: Path, *, sanitize: bool = False) -> list[Path]:
         for isa, flags in FLAGS.items():
             command = [
                 *(compiler, *_COMMON, *(_SANITIZE if sanitize else ()), *flags),
-                *(f'-DSDK_RELEASE="{release}"', f"-I{headers}", f"-I{SOURCES}"),
+                *(f'-DSDK_IDENTITY="{identity()}"', f"-I{headers}", f"-I{SOURCES}"),
                 *(str(unit), "-shared", "-o", str(Path(scratch, library_name(isa)))),
                 # The loader finds the runtime by its name: it is loaded already.
                 *(f"-L{runtime}", "-l:libstable-diffusion.so", "-Wl,-rpath,$ORIGIN"),

@@ -82,8 +82,8 @@ int64_t taken() { return calls; }
 
 extern "C" {
 
-// Release of the runtime whose headers this was compiled with.
-SDK_EXPORT const char * sdk_release(void) { return SDK_RELEASE; }
+// Release of the runtime whose headers this was compiled with, and a digest of the sources.
+SDK_EXPORT const char * sdk_identity(void) { return SDK_IDENTITY; }
 
 // Take over the runtime's operations. `abort_flag` is a byte that stays, or null. Returns 0, or 1
 // if the runtime has tensors of another size: they belong to another release or to other flags.

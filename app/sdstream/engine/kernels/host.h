@@ -3,8 +3,8 @@
 // The three structs below are private to ggml (src/ggml-cpu/ggml-cpu-impl.h, src/ggml-cpu/traits.h,
 // src/ggml-backend-impl.h). They are declared again here because a wheel of the runtime contains
 // the public headers only. Their layout belongs to one release: dispatch.cpp compares the size of
-// a tensor before it registers anything, the adapter compares the release, and check.cpp proves
-// the rest. The library is linked to the runtime's and calls ggml's functions as they are.
+// a tensor before it registers anything, the adapter compares the release and the sources, and
+// check.cpp proves the rest. The library is linked to the runtime's and calls ggml's functions.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>

@@ -7,7 +7,6 @@ processor, no library, another release, a failed check) leaves the runtime as it
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import logging
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sdstream.core.model_spec import KERNELS_OFF, Kernels
-from sdstream.engine.kernels.build import library_name, supported
+from sdstream.engine.kernels.build import identity, library_name, supported
 from sdstream.engine.kernels.choice import Choice, choose, processor
 from sdstream.engine.native.bindings import has_gpu, lib
 
@@ -60,12 +59,9 @@ def install(wanted: Kernels, abort_flag: int, choice: Choice | None = None) -> I
         library = load(choice, Path(lib._name).parent)
     except (OSError, AttributeError) as error:
         return InUse(problem=f"The CPU kernels cannot be loaded ({error}); {_BUILD_HINT}.")
-    release = importlib.metadata.version("stable-diffusion-cpp-python")
-    built_for = library.sdk_release().decode()
-    if built_for != release:
-        return InUse(
-            problem=f"The CPU kernels are of runtime {built_for}, not {release}; {_BUILD_HINT}."
-        )
+    built = library.sdk_identity().decode()
+    if built != identity():
+        return InUse(problem=f"The CPU kernels are {built}, not {identity()}; {_BUILD_HINT}.")
     if library.sdk_install(choice.bf16, choice.whole_numbers, abort_flag):
         return InUse(problem=f"The CPU kernels do not fit this runtime; {_BUILD_HINT}.")
     began = time.monotonic()
@@ -97,7 +93,7 @@ def load(choice: Choice, folder: Path) -> Any:
     if not path.exists():
         raise OSError(f"{path.name} was not found in {folder}")
     library = ctypes.CDLL(str(path))
-    library.sdk_release.restype = ctypes.c_char_p
+    library.sdk_identity.restype = ctypes.c_char_p
     library.sdk_install.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     library.sdk_check.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]
     return library
