@@ -1,14 +1,19 @@
-"""What the tests of clients share."""
+"""What the tests of clients and of the web page share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
+from playwright.sync_api import Browser
 
+from tests.support.browser import Visitor, chromium
+from tests.support.page import Visit
 from tests.support.servers import ServerProcess, running_server
+from tests.support.upscalers import write_upscaler
 
 KEY = "the-right-key"
 
@@ -31,3 +36,41 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask.paste((0, 0, 0, 0), (16, 16, 48, 48))
     mask.save(folder / "mask.png")
     return folder
+
+
+# --- the web page ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One browser for this module."""
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Makes visitors; at the end none of their browsers may have complained."""
+    visitors: list[Visitor] = []
+
+    def come(server: ServerProcess, **options: Any) -> Visitor:
+        wide = {"viewport": {"width": 1440, "height": 900}}
+        visitors.append(Visitor(browser, server.url, {**wide, **options}))
+        return visitors[-1]
+
+    yield come
+    for visitor in visitors:
+        visitor.leave()
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server on the fake engine whose gallery is this module's, with a LoRA and an upscaler."""
+    folder = tmp_path_factory.mktemp("page")
+    for name in ("loras", "upscalers"):
+        (folder / name).mkdir()
+    (folder / "loras" / "shapes.safetensors").write_bytes(b"not read by the fake engine")
+    write_upscaler(folder / "upscalers" / "twice.safetensors", 2)
+    dirs: dict[str, Any] = {"lora_dir": folder / "loras", "upscaler_dir": folder / "upscalers"}
+    with running_server(folder, engine="fake", **dirs) as server:
+        yield server

@@ -110,9 +110,9 @@ def test_texts_that_are_no_parameters() -> None:
 def test_a_last_line_too_long_for_parameters() -> None:
     """It is a part of the prompt: names and values of megabytes are nobody's parameters."""
     line = "a: b, c: d, e: f, " * 10_000
-    began = time.monotonic()
+    began = time.process_time()
     found = infotext.read("a cat\n" + line * 100)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     assert {*found} == {"Prompt", "Negative prompt"}
     assert found["Prompt"].startswith("a cat\na: b")
 

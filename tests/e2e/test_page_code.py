@@ -1,0 +1,121 @@
+"""The web page in a real browser. The settings of the form as programs, which run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from playwright.sync_api import expect
+
+from tests.support.page import (
+    FURTHER,
+    OF_ALL_PICTURES,
+    Visit,
+    field,
+    newest,
+    scene,
+    stroke,
+)
+from tests.support.pictures import opened
+from tests.support.servers import ServerProcess
+
+
+def run_snippet(command: list[str], folder: Path) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["generation", "edit"])
+def test_the_code_runs(
+    own_server: ServerProcess, visit: Visit, tmp_path: Path, edits: bool
+) -> None:
+    """The curl line and the Python program draw what the form would, quotes and all, with options
+    that have no field, without a number of pictures, and by a seed with more digits than a number
+    of JavaScript has."""
+    page = visit(own_server).open()
+    options: dict[str, Any] = {name: FURTHER[name] for name in OF_ALL_PICTURES}
+    page.evaluate("options => localStorage.setItem('sdstream.settings', options)", dumps(options))
+    page.reload()
+    expect(page.locator("#further")).to_contain_text("lora shapes 0.8")
+    field(page, "Pictures").fill("")
+    field(page, "Seed").fill("09007199254740993")
+    field(page, "Prompt").fill('it\'s "quoted" @here\n$HOME `x` 猫')
+    page.locator("#code summary").click()
+    if edits:
+        image = scene(tmp_path).rename(tmp_path / "image.png")
+        page.locator("#image-file").set_input_files(image)
+        stroke(page, (0.3, 0.5), (0.7, 0.5))
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save mask.png").click()
+        download.value.save_as(tmp_path / "mask.png")
+    run_snippet(["sh", "-c", str(page.locator("#snippet-text").text_content())], tmp_path)
+    page.get_by_role("tab", name="curl").press("ArrowRight")
+    run_snippet([sys.executable, "-c", str(page.locator("#snippet-text").text_content())], tmp_path)
+    first, second = ((tmp_path / name).read_bytes() for name in ("picture.png", "picture-0.png"))
+    assert opened(first).tobytes() == opened(second).tobytes()
+    listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=2").json()["data"]
+    for job in listed:
+        assert job["parameters"]["prompt"] == 'it\'s "quoted" @here\n$HOME `x` 猫'
+        assert job["parameters"]["seed"] == 9007199254740993
+        assert job["parameters"]["n"] == 1
+        assert {name: job["parameters"][name] for name in options} == options
+
+
+@pytest.mark.parametrize("edits", [False, True], ids=["generation", "edit"])
+def test_the_javascript_runs(
+    own_server: ServerProcess, visit: Visit, tmp_path: Path, edits: bool
+) -> None:
+    """The EventSource program, in a browser."""
+    page = visit(own_server).open()
+    options: dict[str, Any] = {name: FURTHER[name] for name in OF_ALL_PICTURES}
+    page.evaluate("options => localStorage.setItem('sdstream.settings', options)", dumps(options))
+    page.reload()
+    field(page, "Prompt").fill("in JavaScript")
+    field(page, "Seed").fill("9007199254740993")
+    if edits:
+        page.locator("#image-file").set_input_files(scene(tmp_path))
+        expect(page.locator("#mask")).to_be_visible()
+        page.evaluate(
+            """() => new Promise((made) => {
+                const keep = (blob) => made((window.imageFile = blob) !== null);
+                document.querySelector('#mask').toBlob(keep);
+            })"""
+        )
+    page.locator("#code summary").click()
+    page.get_by_role("tab", name="JavaScript").click()
+    program = str(page.locator("#snippet-text").text_content())
+    page.evaluate(f"(async () => {{ {program} }})()")
+    picture = page.locator("body > img")
+    expect(picture).to_be_attached()
+    expect(picture).not_to_have_js_property("naturalWidth", 0)
+    drawn = newest(own_server)["parameters"]
+    assert drawn["seed"] == 9007199254740993
+    assert {name: drawn[name] for name in options} == options
+
+
+def test_one_line_in_the_console(own_server: ServerProcess, visit: Visit) -> None:
+    """An EventSource shows progress to the end, makes one job, and then stays quiet."""
+    page = visit(own_server).open()
+    before = own_server.metric("sdstream_accepted_jobs_total")
+    heard = page.evaluate(
+        """() => new Promise((resolve) => {
+            const path = '/v1/images/generations?prompt=step%3D0.05+a+red+circle';
+            const events = new EventSource(path);
+            const heard = [];
+            for (const name of ['queued', 'progress', 'image', 'completed', 'failed'])
+                events.addEventListener(name, (e) => heard.push([name, JSON.parse(e.data)]));
+            events.onerror = () => { if (events.readyState === 2) resolve(heard); };
+        })"""
+    )
+    names = [name for name, _ in heard]
+    assert names[-2:] == ["image", "completed"]
+    assert names.count("progress") > 3
+    shares = [data["progress"] for name, data in heard if "progress" in data]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert own_server.metric("sdstream_accepted_jobs_total") == before + 1
