@@ -10,10 +10,10 @@ from typing import Any
 import httpx2
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, ImageDraw
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Error, Locator, Page, Response, expect
 
 from tests.support.browser import PATIENCE, Visitor
-from tests.support.servers import ServerProcess, wait_until
+from tests.support.servers import ServerProcess
 
 Visit = Callable[..., Visitor]
 
@@ -85,12 +85,25 @@ def newest(server: ServerProcess) -> dict[str, Any]:
 
 
 def redrawn(server: ServerProcess, page: Page) -> dict[str, Any]:
-    """The parameters of the picture that the form asks for now."""
-    before = newest(server)["id"]
-    page.get_by_role("button", name=re.compile("Generate|Redraw")).click()
-    wait_until(lambda: newest(server)["id"] != before, 30, "no job came")
-    found: dict[str, Any] = newest(server)["parameters"]
-    return found
+    """The parameters of the picture that the form asks for now.
+
+    The request is waited for, and then its job: a press that sends nothing fails as one, with what
+    the form says, and an answer that is no job with its status.
+    """
+
+    def asks(answer: Response) -> bool:
+        return answer.url.endswith(("/v1/images/generations", "/v1/images/edits"))
+
+    try:
+        with page.expect_response(asks) as answer:
+            page.get_by_role("button", name=re.compile("Generate|Redraw")).click()
+    except Error as error:
+        said = " ".join(page.locator('[role="alert"]').all_text_contents()).strip()
+        raise AssertionError(f"no request was sent; the form says: {said!r}") from error
+    assert answer.value.status == 202, answer.value.text()
+    job = httpx2.get(f"{server.url}/v1/jobs/{answer.value.json()['id']}").json()
+    parameters: dict[str, Any] = job["parameters"]
+    return parameters
 
 
 def hand_over(page: Page, how: str, target: str, data: bytes, name: str) -> None:
