@@ -1,4 +1,4 @@
-"""Waking everybody who waits for a change, without queues and without lost wake-ups."""
+"""Waking every task that waits for a change, without queues and without lost wake-ups."""
 
 from __future__ import annotations
 

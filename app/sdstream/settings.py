@@ -140,18 +140,18 @@ class Settings(BaseSettings):
         "X-Forwarded-Proto, -Host, -Prefix and Forwarded are read for links, and for "
         "--allowed-host; none: not read.",
     )
-    queue_images: int = Field(64, ge=1, description="Images that may wait; more are refused (429).")
+    queue_images: int = Field(64, ge=1, description="Images that may wait; more get a 429.")
     queue_images_per_key: int = Field(
         32, ge=1, description="Images that may wait for one API key, where keys are asked for."
     )
     memory_mb: int = Field(
         0,
         ge=0,
-        description="Memory for all loaded models, in MiB; 0 is four fifths of what is there.",
+        description="Memory for all loaded models, in MiB; 0 is four fifths of the machine's.",
     )
-    max_body_mb: int = Field(64, ge=1, description="Largest request with pictures, in MiB.")
+    max_body_mb: int = Field(64, ge=1, description="Largest request with images, in MiB.")
     max_input_pixels: int = Field(
-        16_777_216, ge=4096, description="Largest width x height of an input picture, in pixels."
+        16_777_216, ge=4096, description="Largest width x height of an input image, in pixels."
     )
     max_pixels: int = Field(
         4_194_304, ge=4096, description="Largest width x height of an image, in pixels."
@@ -166,7 +166,7 @@ class Settings(BaseSettings):
         60.0, gt=0, description="Least time without progress before the runtime counts as hung."
     )
     cancel_seconds: float = Field(
-        5.0, gt=0, description="A cancelled job that goes on after this costs its worker process."
+        5.0, gt=0, description="A cancelled job that continues after this costs its worker process."
     )
     grace_seconds: float = Field(
         20.0,
@@ -181,7 +181,7 @@ class Settings(BaseSettings):
         1024, ge=1, description="Room for images, in MiB; the oldest jobs go first."
     )
     min_free_mb: int = Field(
-        64, ge=0, description="With less free disk space, in MiB, new jobs are refused (507)."
+        64, ge=0, description="With less free disk space, in MiB, new jobs are rejected (507)."
     )
     webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         "model's runtime options in models.yaml win.",
     )
     engine: Literal["native", "fake"] = Field(
-        "native", description="fake draws gradients without a model, for trying clients."
+        "native", description="fake generates gradients without a model, for trying clients."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level of the log; prompts appear at debug only."

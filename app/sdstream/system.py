@@ -50,7 +50,7 @@ def return_large_blocks() -> None:
 
     glibc takes a large block from the system and returns it, but after the first such block is
     freed, it cuts blocks up to that size, 32 MiB at most, from its heaps, which do not shrink while
-    anything lives above. The pictures of 36 uploads of up to 4096x4096 left 980 MB behind; with a
+    anything lives above. The images of 36 uploads of up to 4096x4096 left 980 MB behind; with a
     fixed threshold they left 8 MB. Without glibc nothing happens: musl and macOS return such blocks
     anyway.
     """

@@ -291,7 +291,7 @@ def test_something_else_at_the_address(tmp_path: Path, body: bytes, kind: str) -
             if command == ["generate", "a", "--async"] and b"id" in body:
                 continue
             assert result.returncode == 1, command
-            assert said(result).endswith("what answers at this address is no sdstream server.")
+            assert said(result).endswith("the server at this address is not sdstream.")
             assert "Traceback" not in said(result)
 
 

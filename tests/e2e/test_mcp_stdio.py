@@ -258,7 +258,7 @@ def test_a_server_that_is_not_there(keyed_server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--server", "nowhere"), 1, "'nowhere' is no address of a server"),
+        (("--server", "nowhere"), 1, "'nowhere' is not an address of a server"),
         (("--server", "http://localhost:1", "--model", "x"), 2, "cannot be combined with --server"),
         (("--root", "/nonexistent"), 2, "does not exist"),
         (("--model", "nobody"), 78, "nobody"),

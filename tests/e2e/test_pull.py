@@ -135,7 +135,7 @@ def test_a_model_is_pulled(hub: FakeHub, sdstream: Callable[..., Result], tmp_pa
     token is sent to the hub and not to where the contents lie."""
     result = sdstream("pull", "flat", HF_TOKEN=TOKEN)
     assert result.returncode == 0, said(result)
-    assert "flat:Q8_0 is here, 400.0 kB" in result.stdout
+    assert "flat:Q8_0 is downloaded, 400.0 kB" in result.stdout
     assert snapshot(tmp_path, Q8).read_bytes() == hub.files[Q8]
     assert snapshot(tmp_path, VAE).read_bytes() == hub.files[VAE]
     assert snapshot(tmp_path, Q8).readlink().name == hub.checksum(Q8)
@@ -362,7 +362,7 @@ def test_offline(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
     assert sdstream("pull", "flat").returncode == 0
     hub.asked.clear()
     result = sdstream("pull", "flat", "--offline")
-    assert (result.returncode, result.stdout) == (0, "flat:Q8_0 is here.\n")
+    assert (result.returncode, result.stdout) == (0, "flat:Q8_0 is downloaded.\n")
     assert hub.asked == []
 
 
@@ -434,7 +434,7 @@ def test_rm(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> No
     assert again.returncode == 1
     assert "Of 'flat' there is nothing here that others (flatter:F16) do not need." in said(again)
     assert "100.5 kB are free again" in sdstream("rm", "flatter").stdout
-    assert "Nothing of 'flatter' is here." in said(sdstream("rm", "flatter"))
+    assert "No file of 'flatter' is downloaded." in said(sdstream("rm", "flatter"))
     assert alien.exists()
     assert [p for p in (tmp_path / "hf" / "hub").glob("models--*") if "alien" not in p.name] == []
 

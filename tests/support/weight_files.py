@@ -235,7 +235,7 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
         "is a Git LFS pointer",
     ),
-    "picture": (_picture(), "is a PNG picture"),
+    "picture": (_picture(), "is a PNG image"),
     "gzip": (gzip.compress(b"x" * 100), "is a gzip archive: unpack it first"),
     "torch": (_zipped(), "is a PyTorch checkpoint"),
     "pickle": (pickle.dumps({"state_dict": {}}), "is a Python pickle"),
@@ -534,7 +534,7 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
     "video": (
         "flux",
         _files(diffusion_model=DIFFUSION["Wan"]),
-        "'diffusion_model' is Wan: it makes videos, and this service draws pictures.",
+        "'diffusion_model' is Wan: it makes videos, and this service generates images.",
     ),
     "diffusers": (
         "flux",

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from email.message import Message
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts/licences.py"
+from tests.support.scripts import script
 
 
 @pytest.fixture(scope="module")
 def licences() -> Any:
     """The script as a module."""
-    spec = spec_from_file_location("licences", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("licences")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What commands share: a server's flags, progress, files, pictures, errors.
+"""What commands share: a server's flags, progress, files, images, errors.
 
 Commands that use a running server import this module and the client alone: the service and the
 runtime's tables take a second to import.
@@ -32,7 +32,7 @@ EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
 EXIT_INTERRUPTED: Final = 130
 
-#: Widest picture in the terminal.
+#: Widest image in the terminal.
 _COLUMNS: Final = 48
 #: More than any server generates for one request.
 _MOST_FILES: Final = 1000
@@ -84,10 +84,10 @@ def progress_bar() -> Progress:
 
 
 def format_of(output: str) -> str:
-    """The format of images that the end of a file's name says.
+    """Return the image format that the end of a file's name chooses.
 
     Raises:
-        click.UsageError: It says none.
+        click.UsageError: It chooses none.
     """
     suffix = Path(output).suffix.lower()
     if suffix not in FORMATS:
@@ -157,7 +157,7 @@ class Saver:
         return path if self._count == 1 else path.with_stem(f"{path.stem}-{index + 1}")
 
     def show(self) -> None:
-        """Draw what was saved into the terminal: by its graphics, else in half blocks."""
+        """Show what was saved in the terminal: by its graphics, else in half blocks."""
         if not self._shown:
             return
         # Importing it asks the terminal what it can, which only a command that shows should do.
@@ -169,7 +169,7 @@ class Saver:
 
 
 def _is_terminal() -> bool:
-    """True when somebody sees the output and the terminal can be asked what it can."""
+    """True when the output is a terminal that can be asked for its abilities."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
     return os.get_terminal_size(sys.stdout.fileno()).columns > 0  # a bare pseudo-terminal has none

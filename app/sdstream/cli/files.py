@@ -68,7 +68,7 @@ def _facts(report: Report) -> dict[str, str]:
     if report.memory:
         facts["memory"] = (
             f"{decimal(report.memory.weights)} for these weights, and about "
-            f"{decimal(report.memory.drawing)} while drawing {report.memory.size}"
+            f"{decimal(report.memory.drawing)} while generating {report.memory.size}"
         )
     return facts | {word: str(value) for word, value in report.metadata.items()}
 
@@ -113,7 +113,7 @@ def _thousands(count: int) -> str:
 @click.option(
     "--vae", type=click.Path(path_type=Path), help="Put this VAE into a model that has none."
 )
-@click.option("--force", is_flag=True, help="Replace TARGET if it is there.")
+@click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
 def convert_command(**options: Any) -> None:
     """Write the weights of SOURCE into TARGET in another type.
 

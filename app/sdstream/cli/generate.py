@@ -27,7 +27,7 @@ from sdstream.core.samplers import SAMPLERS, SCHEDULES
 
 def _finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):  # which JSON cannot say
-        raise click.BadParameter(f"{value} is no number to draw with.")
+        raise click.BadParameter(f"{value} is not a finite number.")
     return value
 
 
@@ -58,7 +58,7 @@ def _finite(_context: click.Context, _option: click.Parameter, value: float | No
     metavar="IMAGE",
     help="Take prompt and options from the parameters inside this file; other flags override them.",
 )
-@click.option("--seed", type=int, help="For the same picture again; random when not given.")
+@click.option("--seed", type=int, help="For the same image again; random when not given.")
 @click.option(
     "--async",
     "only_begin",
@@ -78,7 +78,7 @@ def generate(
     api_key: str | None,
     **options: Any,
 ) -> None:
-    """Draw PROMPT into a file.
+    """Generate an image from PROMPT and save it.
 
     Without --server the engine is started for this one command, with the settings of the
     SDSTREAM_ variables. The progress goes to stderr, so that -o - can be piped.

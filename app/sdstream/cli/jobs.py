@@ -39,7 +39,7 @@ _PROMPT_COLUMNS: Final = 40
     help="Only these; may be repeated.",
 )
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100))
-@click.option("--json", "as_json", is_flag=True, help="As the server tells them.")
+@click.option("--json", "as_json", is_flag=True, help="Print them as the server returns them.")
 @server_options
 def jobs(
     status: tuple[str, ...], limit: int, as_json: bool, server: str | None, api_key: str | None
@@ -78,7 +78,7 @@ def watch(
         try:
             ended = asyncio.run(_watch(job, saver, server, api_key))
         except KeyboardInterrupt:
-            click.echo(f"The job goes on; sdstream watch {job} finds it again.", err=True)
+            click.echo(f"The job continues; sdstream watch {job} finds it again.", err=True)
             sys.exit(EXIT_INTERRUPTED)
     if ended["status"] != "completed":
         click.echo(f"Error: {one_line(ended['error']['message'])}", err=True)
@@ -89,7 +89,7 @@ def watch(
 @click.argument("job")
 @server_options
 def cancel(job: str, server: str | None, api_key: str | None) -> None:
-    """Stop JOB: at once while it waits, within a step while it is drawn."""
+    """Stop JOB: at once while it waits, within a step while it runs."""
     with plain_errors():
         found = asyncio.run(_cancel(job, server, api_key))
         with understanding():

@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 the server or the job failed; 2 wrong usage; 70 the service stopped by a
 fault of its own; 78 models.yaml, a setting or the address to serve at cannot be used; 130 Ctrl-C,
-and 143 SIGTERM, as the shell tells them.
+and 143 SIGTERM, as in shells.
 """
 
 from __future__ import annotations
@@ -64,6 +64,6 @@ def main() -> None:
         sdstream serve
         curl -N localhost:8000/v1/images/generations -d '{"prompt": "a red circle", "stream": true}'
     \b
-    Or draw one picture without a server:
+    Or generate one image without a server:
         sdstream generate "a red circle" -o circle.png
     """

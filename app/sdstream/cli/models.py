@@ -48,7 +48,7 @@ _catalogue_flags: Final = setting_flags("models", "model_dir")
 
 @click.command("pull")
 @click.argument("model", metavar="MODEL[:QUANT]")
-@click.option("--verify", is_flag=True, help="Read what is here too, and fetch damaged files anew.")
+@click.option("--verify", is_flag=True, help="Read downloaded files too, and replace damaged ones.")
 @click.option(
     "--offline", is_flag=True, help="Fetch nothing, only say whether all is here (HF_HUB_OFFLINE)."
 )
@@ -74,7 +74,7 @@ def pull_command(model: str, *, verify: bool, offline: bool, **flags: Any) -> No
             _pull(hub, wanted)
             size = decimal(sum(path.stat().st_size for path in _found(hub, wanted)))
             serving = f"'sdstream serve --model {wanted.name}' serves it"
-            click.echo(f"{wanted.name} is here, {size}; {serving}.")
+            click.echo(f"{wanted.name} is downloaded, {size}; {serving}.")
 
 
 def pull_default(settings: Settings) -> None:
@@ -150,7 +150,7 @@ def _say_whether_here(hub: Hub, wanted: _Wanted) -> None:
     missing = [str(file) for file in wanted.files if hub.find(file) is None]
     if missing:
         raise HubError(f"Of '{wanted.name}' there is missing: {', '.join(missing)}.")
-    click.echo(f"{wanted.name} is here.")
+    click.echo(f"{wanted.name} is downloaded.")
 
 
 def _pull(hub: Hub, wanted: _Wanted) -> None:
@@ -190,13 +190,13 @@ class _Bars:
         return self._rows[file]
 
     def expect(self, remote: Remote, fetched: int) -> None:
-        """A file has this size, and some of it is here."""
+        """A file has this size, and a part of it is downloaded."""
         row = self.row(remote.file)
         self.progress.update(row.task, total=float(remote.size), completed=float(fetched))
         self.tally()
 
     def done(self, remote: Remote) -> None:
-        """A file is here."""
+        """A file is downloaded."""
         if not self.progress.console.is_terminal:
             self.line(f"{remote.file}: {decimal(remote.size)}, {remote.checksum[:12]}…")
 
@@ -290,7 +290,7 @@ def _why_nothing(model: str, needing: list[str]) -> str:
     if needing:
         others = ", ".join(dict.fromkeys(needing))
         return f"Of '{model}' there is nothing here that others ({others}) do not need."
-    return f"Nothing of '{model}' is here."
+    return f"No file of '{model}' is downloaded."
 
 
 # --- models -------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def _why_nothing(model: str, needing: list[str]) -> str:
 def models(
     server: str | None, api_key: str | None, *, show_all: bool, reloads: bool, **flags: Any
 ) -> None:
-    """List the models that are here, or those of a running server."""
+    """List the downloaded models, or those of a running server."""
     with plain_errors():
         if reloads:
             for line in asyncio.run(_reload(server or USUAL_SERVER, api_key)):

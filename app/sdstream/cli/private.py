@@ -23,7 +23,7 @@ async def serving(model: str | None) -> AsyncIterator[AsyncClient]:
     # The one model that is asked for is all that a private server has to load.
     settings = read_settings(grace_seconds=0.0, model=model)
     pull_default(settings)
-    # It lives as long as its one picture, and asks nobody for a key.
+    # It runs for one image, and asks no client for a key.
     settings = settings.model_copy(update={"api_keys": ()})
     async with (
         serving_privately(settings) as socket,

@@ -32,7 +32,7 @@ _RECONNECT_SECONDS: Final = 2.0
 #: What a proxy, or the server itself, answers while the server is restarted.
 _AWAY: Final = (502, 503, 504)
 _MAX_PORT: Final = 65535
-_STRANGER: Final = "what answers at this address is no sdstream server."
+_STRANGER: Final = "the server at this address is not sdstream."
 
 GENERATIONS: Final = "/v1/images/generations"
 EDITS: Final = "/v1/images/edits"
@@ -49,7 +49,7 @@ class APIError(Exception):
         message: The server's own message.
         status: HTTP status code; 200 if the answer began before the error.
         reason: Stable machine word of the error, None if the answer contained none.
-        param: The option at fault, None if there is none.
+        param: The option at fault, or None.
     """
 
     def __init__(self, status: int, message: str, error: Mapping[str, Any] | None = None) -> None:
@@ -405,12 +405,14 @@ def _address(url: str) -> httpx2.URL:
     except (httpx2.InvalidURL, UnicodeError):
         found = httpx2.URL("")
     if found.scheme not in ("http", "https") or not found.host or (found.port or 0) > _MAX_PORT:
-        raise ConnectionFailed(f"'{url}' is no address of a server; http://localhost:8000 is one.")
+        raise ConnectionFailed(
+            f"'{url}' is not an address of a server; write http://localhost:8000."
+        )
     return found
 
 
 async def _events(answer: httpx2.Response) -> httpx2.EventSource:
-    """The events of a streamed answer, or what it says instead."""
+    """The events of a streamed answer, or the error that it contains."""
     if answer.status_code != 200:
         _raise_for(answer.status_code, await answer.aread())
     if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):

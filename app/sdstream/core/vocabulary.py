@@ -1,4 +1,4 @@
-"""The words that a small model was taught, and those of a prompt that are none of them."""
+"""The words that a small model was taught, and the words of a prompt that it was not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WITHOUT_PICTURE: Final = (
     "me my we us our you your he him his she her they them their who which what there here very "
     "really just also too only more most much many"
 )
-#: Words that no model has a picture of; they are never reported.
+#: Words that change no image by themselves; they are never reported.
 _FUNCTION_WORDS: Final = frozenset(_WITHOUT_PICTURE.split())
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 #: Words named in one warning.
@@ -38,7 +38,7 @@ class Vocabulary:
         return [*dict.fromkeys(word for word in found if not self._knows(word))]
 
     def warning(self, model: str, prompt: str) -> str | None:
-        """Return the sentences about unknown words of a prompt; None when there are none."""
+        """Return the sentences about unknown words of a prompt; None if it has none."""
         unknown = self.unknown(prompt)
         if not unknown:
             return None

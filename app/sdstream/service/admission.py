@@ -25,7 +25,7 @@ from sdstream.service.metrics import Metrics
 from sdstream.service.models import Models
 from sdstream.storage.job_store import JobStore
 
-#: What passes: a request that came to this is made anew when it comes again under its name.
+#: Transient ends: a request that comes again under its name starts a new job after one of these.
 _PASSING: Final = (Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED)
 
 
@@ -40,7 +40,7 @@ class Policy:
     Attributes:
         queue_images: Images that may wait.
         queue_images_per_key: Images of one API key that may wait.
-        high_priority_owners: Who may ask for high priority; empty is everybody. The store, whose
+        high_priority_owners: Who may ask for high priority; if empty, every owner. The store, whose
             secret they depend on, must be open when this is called.
         limits: Of sizes.
         grace_seconds: Time for running jobs at shutdown.
@@ -131,7 +131,7 @@ class Admission:
     async def _accept(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
         if self._models.catalog.find(ask.params.model) is None:
             await self._models.refresh()
-        # Before the pictures are looked at, which costs more than a refusal.
+        # Before the images are decoded, which costs more than a rejection.
         spec = model_of(ask, self._models.catalog)
         self._admit(spec.id, ask.params.n or 1, terms)
         pictures = Pictures()

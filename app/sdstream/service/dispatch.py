@@ -5,23 +5,22 @@ running job sees it to its end. A job that waits for room in memory is overtaken
 might wait for ever. Everything runs on one event loop; what is done to pixels is done in the
 image processor's threads.
 
-Who ends a job, the first of these to come wins (``Job.apply`` ignores the others):
+How a job ends; the first event wins (``Job.apply`` ignores the others):
 
     what happens                  status     told to the client
-    all images drawn              completed  the images
-    cancel while queued           cancelled  499; the runtime never hears of the job
-    cancel while loading          cancelled  499; the model goes on loading for the next job
+    all images generated          completed  the images
+    cancel while queued           cancelled  499; the runtime is never given the job
+    cancel while loading          cancelled  499; the model is loaded for the next job
     cancel while running          cancelled  499; the worker stops within a step
-    the client leaves             cancelled  nobody is there
+    the client leaves             cancelled  the connection is closed
     the worker dies or hangs      failed     500 worker_crashed | worker_killed | worker_hung
     the model cannot be loaded    failed     503 model_unavailable
     shutdown while queued         failed     503 shutting_down, at once
     shutdown while running        failed     503 shutting_down, when the grace time is over
 
-A background job needs no client that waits for its end: whoever leaves, leaves it running; the
-death of its worker or of the server puts it back into the queue, once; and at shutdown it is laid
-aside for the next start, however often that happens. Who waits for it then is told 503
-shutting_down too.
+A background job runs without a client. The death of its worker or of the server puts it back into
+the queue, once. At shutdown it is deferred to the next start, however often that happens; a client
+that waits for it gets 503 shutting_down too.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Dispatcher:
         changed: Notified when a job may begin.
         processor: Of pixels.
         store: Of jobs.
-        metrics: Of what was drawn.
+        metrics: Of generated images.
         grace_seconds: Time for running jobs at shutdown.
     """
 
@@ -187,7 +186,7 @@ class Dispatcher:
     def _why_never(self, model: str) -> JobFailed | None:
         """Why a waiting job of the model will not be generated, None when it will."""
         if self._models.catalog.find(model) is None:
-            # It was taken up from an earlier life of the server, or removed since.
+            # It is from an earlier run of the server, or was removed since.
             why = self._models.catalog.why_missing(model)
             return JobFailed(Reason.MODEL_UNAVAILABLE, why)
         failed = self._pool.failed(model)
@@ -232,7 +231,7 @@ class Dispatcher:
         try:
             inputs = await self._store.inputs(job)
         except (OSError, ValueError):
-            logger.exception("the pictures of job %s cannot be read", job.id)
+            logger.exception("the input images of job %s cannot be read", job.id)
             lost = JobFailed(Reason.INTERNAL_ERROR, "The job's input images were lost.")
             self._jobs.apply(live, lost)
             return
@@ -291,7 +290,7 @@ class Dispatcher:
             self._give_up(live, spoiled.ending)
             return
         except Exception:
-            # The worker is to hear of it, else it would be ended for leaving a job alone.
+            # The worker must be told, else it would be ended for leaving a job alone.
             logger.exception("an image of job %s could not be finished", live.job.id)
             self._give_up(live, JobFailed(Reason.INTERNAL_ERROR, "Internal server error."))
             return
@@ -344,7 +343,7 @@ class Dispatcher:
             self._stop(live)
 
     def _stop(self, live: LiveJob) -> None:
-        """At shutdown: a background job is laid aside, any other fails."""
+        """At shutdown: a background job is deferred, any other fails."""
         if not live.job.terms.background:
             self._jobs.apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))
         elif not live.over:

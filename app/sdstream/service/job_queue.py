@@ -43,7 +43,7 @@ class JobQueue:
 
     Attributes:
         running: Jobs that have a worker.
-        speed: How fast models draw here.
+        speed: How fast models generate here.
     """
 
     def __init__(self, jobs: LiveJobs, changed: Notifier) -> None:
@@ -142,7 +142,7 @@ class JobQueue:
         """Tell a waiting job its place if that is news; returns whether it was.
 
         What a job was told once grows only when one of a better class came: a fair turn of
-        somebody else may delay it, and then its place stays what it was until it is true again.
+        another job may delay it, and then its place stays what it was until it is true again.
         """
         job = live.job
         if job.status is not JobStatus.QUEUED:

@@ -45,7 +45,7 @@ def going_down() -> Unavailable:
 
 
 def deferred_error(job: Job) -> Unavailable:
-    """What a client is told that waits for a job which is laid aside."""
+    """Return the error for a client that waits for a deferred job."""
     message = f"The server is going down; the job {job.id} is done after its next start."
     error = Unavailable(message, reason=Reason.SHUTTING_DOWN, retry_after=10)
     if job.terms.idempotency_key is None:
@@ -124,7 +124,7 @@ class LiveJobs:
         return live
 
     def add_earlier(self, job: Job) -> LiveJob:
-        """Take up a job of an earlier life of the server, whose clock may have been ahead."""
+        """Take up a job of an earlier run of the server, whose clock may have been ahead."""
         return self.add(job, SteadyClock(max(time.time(), job.created, job.started or 0.0)))
 
     def known(self, job_id: str) -> LiveJob | None:
@@ -176,7 +176,7 @@ class LiveJobs:
         return Page(jobs, page.more)
 
     async def earlier_images(self, live: LiveJob) -> list[Entry]:
-        """Images of an unfinished job from an earlier life of the server, with their files.
+        """Images of an unfinished job from an earlier run of the server, with their files.
 
         They are no entries of this life.
         """
@@ -237,7 +237,7 @@ class LiveJobs:
                     yield None
 
     async def finished(self, live: LiveJob) -> Job:
-        """Wait until the job has ended, or is laid aside for the next start.
+        """Wait until the job has ended, or is deferred to the next start.
 
         Raises:
             StorageFull, Unavailable: It has ended, and its end cannot be written yet.

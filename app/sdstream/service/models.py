@@ -59,7 +59,7 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """True when jobs of the default model are drawn."""
+        """True when jobs of the default model can run."""
         default = self.catalog.find(None)  # none when its files were removed meanwhile
         return default is not None and self.pool.is_ready(default)
 

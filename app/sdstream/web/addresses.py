@@ -107,7 +107,7 @@ def _is_from(trusted: Sequence[IPv4Network | IPv6Network], request: Request) -> 
 
 
 def _told(request: Request, header: str, parameter: str = "") -> str:
-    """What the nearest proxy says: the last value, for those before it are the client's own."""
+    """Return what the nearest proxy reports: the last value; the client wrote those before it."""
     values = [value for line in request.headers.getlist(header) for value in line.split(",")]
     if values or not parameter:
         return values[-1].strip() if values else ""
@@ -121,7 +121,7 @@ def _told(request: Request, header: str, parameter: str = "") -> str:
 
 
 def _plain_prefix(prefix: str) -> str:
-    """The path that a proxy serves this server under; empty for what is none."""
+    """The path that a proxy serves this server under; empty for anything else."""
     prefix = prefix.removesuffix("/")
     if len(prefix) > _MOST_PREFIX or not _PREFIX.fullmatch(prefix):
         return ""

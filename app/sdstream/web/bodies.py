@@ -33,7 +33,7 @@ _MAX_FIELDS: Final = 64
 _MAX_FIELD_BYTES: Final = 131_072
 #: Digits of a number; no option has more than 19, and parsing integers is quadratic.
 _MAX_DIGITS: Final = 64
-#: Larger bodies are parsed beside the event loop; only those with pictures are.
+#: Larger bodies are parsed beside the event loop; only those with images are.
 _MAX_BYTES_AT_ONCE: Final = 2**20
 #: What a value begins with or follows: each may become an object of 60 bytes or more, and parsing
 #: holds the interpreter. Base64 has none of these, two prompts of commas alone have 64,000.
@@ -51,7 +51,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
 
     Raises:
         PayloadTooLarge: The body has more than ``max_bytes``, inflated or as it was sent.
-        UnsupportedMediaType: The body says that it is something else, or in another coding.
+        UnsupportedMediaType: The headers name another type, or another coding.
         InvalidRequest: It is damaged gzip, no JSON object, holds what JSON has no place for (NaN),
             or more values than any request has.
     """
@@ -61,7 +61,7 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
 async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
     """Return the body and its JSON object; errors are those of ``read_json``."""
     declared = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    # curl -d says x-www-form-urlencoded unless told otherwise, and its body is JSON all the same.
+    # curl -d sends x-www-form-urlencoded by default, and its body is JSON all the same.
     if declared.lower() not in ("application/json", "application/x-www-form-urlencoded", ""):
         raise UnsupportedMediaType(
             f"Unsupported content type: this route accepts application/json, not {declared[:64]}.",
@@ -200,7 +200,7 @@ async def read_form(request: Request, max_bytes: int) -> Form:
 
     Raises:
         PayloadTooLarge: The body has more than ``max_bytes``, inflated or as it was sent.
-        UnsupportedMediaType: The body says that it is something else, or in another coding.
+        UnsupportedMediaType: The headers name another type, or another coding.
         InvalidRequest: The gzip or the form is damaged or cut short, or the form has too many
             parts or repeats a field.
     """

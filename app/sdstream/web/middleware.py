@@ -80,7 +80,7 @@ class RequestLog:
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.requests.labels(scope["method"], route, status).inc()
-            # A GET only looks on: whoever leaves one ends nothing.
+            # A GET only looks on: a client that leaves one ends nothing.
             left = scope["method"] == "POST" and (status == 499 or (status == 200 and not whole))
             seconds = time.monotonic() - began
             level = logging.DEBUG if is_probe(scope) else logging.INFO
@@ -97,9 +97,9 @@ class RequestLog:
 
 
 class RequireKey:
-    """Tells whose request it is (``state.owner``), or answers 401.
+    """Find the owner of a request (``state.owner``), or answer 401.
 
-    Without keys everybody may come in, and all are one owner. A GET may show a token instead.
+    Without keys every client may come in, and all are one owner. A GET may show a token instead.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class RequireKey:
         return {self._owner_of(key): key.encode() for key in self._keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or refuse it."""
+        """Serve one request, or reject it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         owner = self._owner(Request(scope)) if self._owners else ""
-        # OPTIONS tells methods, which /openapi.json of every server does.
+        # OPTIONS returns methods, which /openapi.json of every server does.
         if owner is None and needs_key(scope) and scope["method"] != "OPTIONS":
             error = Unauthorized(
                 "API key missing or wrong; send 'Authorization: Bearer KEY'.",
@@ -233,7 +233,7 @@ def _is_browser(request: Request) -> bool:
 def refusal(
     error: ImageServiceError, scope: Scope, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer to a request that goes no further; the log tells of it too."""
+    """The answer to a request that goes no further; the log has it too."""
     scope.setdefault("state", {})["outcome"] = error.reason.value
     return respond.failure(error, headers, dialect_of(scope))
 
@@ -256,7 +256,7 @@ def _ignored(state: dict[str, Any]) -> str:
 
 
 def _facts(state: dict[str, Any], *, left: bool) -> str:
-    """What the log says of the job, without its prompt.
+    """Return what the log has of the job, without its prompt.
 
     Args:
         state: Of the request.

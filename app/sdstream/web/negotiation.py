@@ -108,7 +108,7 @@ def prefers(request: Request, media_type: str, other: str) -> bool:
 
 
 def _accepted(request: Request) -> tuple[list[str], set[str]]:
-    """The media ranges of Accept, best first, and those that it refuses by q=0."""
+    """The media ranges of Accept, best first, and those that it rejects by q=0."""
     ranked: list[tuple[float, str]] = []
     refused = set()
     for part in listed(request, "accept", "*/*"):
@@ -122,7 +122,7 @@ def _accepted(request: Request) -> tuple[list[str], set[str]]:
 
 
 def _quality(parameters: Sequence[str]) -> float:
-    """What ``q`` among the parameters of a media range says; 0 when it is no number."""
+    """Return ``q`` of the parameters of a media range; 0 when it is not a number."""
     quality = 1.0
     for parameter in parameters:
         name, _, value = parameter.partition("=")

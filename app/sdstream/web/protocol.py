@@ -114,7 +114,7 @@ class TimeoutProtocol(HttpToolsProtocol):
             self.app = usual
 
     def on_response_complete(self) -> None:
-        """Reading goes on where it had to wait for the answer."""
+        """Reading continues where it had to wait for the answer."""
         super().on_response_complete()
         if self._in_body:
             self._begin_body()
@@ -180,7 +180,7 @@ class TimeoutProtocol(HttpToolsProtocol):
 
 
 class _Parser:
-    """httptools' parser as uvicorn sees it, which goes on where an upgrade is offered.
+    """httptools' parser as uvicorn sees it, which continues where an upgrade is offered.
 
     The parser ends at such a head, and gives what follows, the body too, back unread. A new one is
     fed the same head without the offer, then what follows.
@@ -199,7 +199,7 @@ class _Parser:
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
             if self.get_method() == b"CONNECT":
-                raise httptools.HttpParserError("this server is no proxy")
+                raise httptools.HttpParserError("this server is not a proxy")
             line = (self.get_method(), self._protocol.url, self.get_http_version().encode())
             head = _head_without_offer(line, self._protocol.headers)
             self._renew()
@@ -223,7 +223,7 @@ class _Parser:
 
     def _renew(self) -> None:
         self._parser = httptools.HttpRequestParser(self._protocol)
-        # As uvicorn has it: what follows a last request is not parsed, and is no error.
+        # As uvicorn has it: what follows a last request is not parsed, and is not an error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
 

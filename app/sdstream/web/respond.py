@@ -56,7 +56,7 @@ _LONGEST_PATH: Final = 200
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before its answer was there."""
+    """The client closed the connection before its answer was ready."""
 
 
 def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response:
@@ -126,7 +126,7 @@ async def on_service_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Handler for what Starlette itself refuses: no route, wrong method."""
+    """Handler for what Starlette itself rejects: no route, wrong method."""
     assert isinstance(error, HTTPException)
     kind, reason, message = _STATUS_ERRORS.get(
         error.status_code, (InvalidRequest, Reason.INVALID_VALUE, error.detail)
@@ -163,7 +163,7 @@ def _methods(request: Request) -> list[str]:
 
 
 async def on_disconnect(request: Request, _error: Exception) -> Response:
-    """Handler for clients that leave in the middle of their body: nobody reads this."""
+    """Handler for clients that leave in the middle of their body; the answer is not read."""
     request.state.outcome = "client_left"
     return Response(status_code=499)
 

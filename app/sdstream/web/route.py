@@ -57,7 +57,7 @@ DEFAULT: Final = Dialect(error_body, "Error")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What the OpenAPI document says of one method of a route.
+    """The description of one method of a route in the OpenAPI document.
 
     Attributes:
         summary: One line.
@@ -74,7 +74,7 @@ class Operation:
     parameters: Sequence[JsonObject] = ()
 
 
-#: A route may be refused for the key, the origin or the host of its request.
+#: A route may be rejected for the key, the origin or the host of its request.
 COMMON_ERRORS: Final = (Unauthorized, Forbidden)
 
 
@@ -117,7 +117,7 @@ def plain_path(route: ApiRoute) -> str:
 
 
 def route_of(scope: Scope) -> BaseRoute | None:
-    """Return the route that will serve a request; None when there is none.
+    """Return the route that will serve a request; None without one.
 
     It can be asked before the request is routed, as middleware does; the answer is kept.
     """

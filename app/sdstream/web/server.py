@@ -34,7 +34,7 @@ _LONGEST_SOCKET = 107
 
 
 class ServerError(ConfigurationError):
-    """The server cannot listen; the message says where and why."""
+    """The server cannot listen; the message has the address and the reason."""
 
 
 class Server(uvicorn.Server):
@@ -169,18 +169,18 @@ async def serving_privately(settings: Settings) -> AsyncIterator[Path]:
         The path of the socket; the server is ready to take requests.
 
     Raises:
-        ServerError: The folder of temporary files is no place for a socket.
+        ServerError: The folder of temporary files has too long a path for a socket.
     """
     with _ending_by_signals(), TemporaryDirectory(prefix="sdstream-") as folder:
         path = Path(folder) / "socket"
         if len(os.fsencode(path)) > _LONGEST_SOCKET:
             raise ServerError(f"TMPDIR is too long a path for a socket: {path.parent.parent}.")
-        # Its jobs are nobody else's: the usual data folder may be a running server's.
+        # Its jobs are for this command alone: the usual data folder may be a running server's.
         alone = settings.model_copy(update={"data_dir": Path(folder) / "data"})
         server = Server(alone, uds=path)
         task = asyncio.create_task(server.serve())
         try:
-            # uvicorn tells of its start by an attribute only.
+            # uvicorn reports its start by an attribute only.
             while not server.started and not task.done():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             yield path

@@ -1,8 +1,8 @@
 """Crowds take turns: requests that come or go at the same moment do not hold up the event loop.
 
 asyncio runs all that is ready before it looks at its sockets again. When a thousand clients come or
-leave at once, everybody else waits for the work of a thousand. Here each turn of the loop lets one
-of them go on; the others stand in line, first come, first served. Probes do not.
+leave at once, every other client waits for the work of a thousand. Here each turn of the loop lets
+one of them continue; the others wait in the order in which they came. Probes do not wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sdstream.web.route import is_probe
 
 
 class Turns:
-    """``await turn()`` returns at once when nobody else did so in this turn of the event loop."""
+    """``await turn()`` returns at once if no other caller did so in this turn of the event loop."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()

@@ -27,8 +27,8 @@ class Architecture:
 
     Attributes:
         title: The name that people use, with the variant where the tensors tell it.
-        families: Families of models.yaml that draw with it.
-        refused: Why the service cannot draw with it; empty where ``families`` are not.
+        families: Families of models.yaml that generate with it.
+        refused: Why the service cannot generate with it; empty where ``families`` are not.
         whole: The runtime finds UNet and text encoders only when they lie in one file.
         latents: Channels that the autoencoder must have; 0 when unknown.
         text_width: Tensor whose innermost dimension takes in the language model's states.
@@ -71,7 +71,7 @@ class _Rule:
 
 
 def _width(shapes: Shapes, ending: str, dimension: int) -> int:
-    """A side of the first tensor whose name ends so, 0 when there is none."""
+    """A side of the first tensor whose name ends so, or 0."""
     for name, shape in shapes.items():
         if name.endswith(ending):
             return shape[dimension] if dimension < len(shape) else 1
@@ -79,7 +79,7 @@ def _width(shapes: Shapes, ending: str, dimension: int) -> int:
 
 
 def _video(title: str) -> Architecture:
-    return Architecture(title, refused="it makes videos, and this service draws pictures")
+    return Architecture(title, refused="it makes videos, and this service generates images")
 
 
 def _unet(title: str, family: str) -> Architecture:
@@ -219,7 +219,7 @@ _PREFIXES: Final = (
 #: though some conversions of SD3 and FLUX have them under these names.
 _TEXT_OF_UNETS: Final = ("cond_stage_model.", "conditioner.embedders.")
 
-#: What a file is that is no part of a model by itself: any of these is part of a name.
+#: Files that are not part of a model: any of these is part of a tensor's name.
 _ADAPTERS: Final = (
     (
         "lora",
@@ -292,8 +292,8 @@ class Contents:
     Attributes:
         kind: A key of TITLES; "model" or "parts" when there are several.
         parts: Component -> its tensors, without prefix.
-        bare: The names have no prefix that says what they belong to.
-        architecture: Of the diffusion model, None where there is none or none that is known.
+        bare: The names have no prefix of the part that they belong to.
+        architecture: Of the diffusion model, None where it is missing or unknown.
     """
 
     kind: str

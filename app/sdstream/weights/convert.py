@@ -159,7 +159,7 @@ def _tensors(order: Order) -> list[Tensor]:
     too_long = next((t.name for t in tensors if len(t.name) > _LONGEST_NAME), None)
     if too_long:
         raise ConversionError(f"The runtime would cut the name '{shown(too_long)}' short.")
-    return [tensor for tensor in tensors if tensor.type != "u8"]  # which the runtime passes over
+    return [tensor for tensor in tensors if tensor.type != "u8"]  # which the runtime ignores
 
 
 def _read(path: Path) -> WeightFile:
@@ -266,7 +266,7 @@ def _megabytes(size: int) -> str:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A name beside the target that nobody else writes to, and that is gone afterwards."""
+    """A name beside the target that no other process writes to, and that is gone afterwards."""
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     with part.open("ab") as file:
         try:
@@ -361,7 +361,7 @@ def _follow(child: subprocess.Popen[bytes], size: int, progress: Progress) -> st
 def _cause_of_death(code: int, log: IO[bytes], *, has_rules: bool) -> str:
     log.seek(0)
     text = log.read().decode("utf-8", "replace")
-    # When several threads meet the pattern at once, C++ says "terminate called recursively" alone.
+    # When several threads meet the pattern at once, C++ prints "terminate called recursively".
     if "regex_error" in text or (has_rules and "terminate called" in text):
         return "The runtime cannot read a pattern of the rules: they are ECMAScript's."
     asserted = [line.strip() for line in text.splitlines() if "GGML_ASSERT" in line]

@@ -27,7 +27,7 @@ class ModelError(ConfigurationError):
 
 
 def load_catalog(settings: Settings) -> Catalog:
-    """What can be drawn with, the default model at least.
+    """Return the models that can be used, the default model at least.
 
     Raises:
         CatalogError: models.yaml cannot be used, or a file that it names by its path is not there.
@@ -98,7 +98,7 @@ def absolute(settings: Settings, location: str) -> Path:
     """Return the path of a location: relative ones count from the folder of models.yaml.
 
     ``~`` and ``${VARIABLE}`` are expanded. Links stay what they are: behind one of the hub's cache
-    there is a name that says nothing.
+    there is a name without a meaning.
     """
     expanded = _VARIABLE.sub(lambda match: variable(match[1]) or match[0], location)
     return (settings.models.resolve().parent / Path(expanded).expanduser()).absolute()

@@ -7,9 +7,9 @@ oddities:
 1. GGUF is not read by the gguf package's reader: that maps the file, which is a SIGBUS when it
    shrinks meanwhile, builds every token of a language model's vocabulary (seconds), and meets
    damage as an IndexError. Its tables of types are used.
-2. What the runtime would die of is refused here: a dimension of 0 divides by zero in ggml, and an
-   alignment that is no u32 is a failed assertion.
-3. Pickles (.ckpt, .pt) are refused although the runtime has a reader for them: they are programs.
+2. What the runtime would die of is rejected here: a dimension of 0 divides by zero in ggml, and an
+   alignment that is not a u32 is a failed assertion.
+3. Pickles (.ckpt, .pt) are rejected although the runtime has a reader for them: they are programs.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ _SAFETENSORS_TYPES: Final[Mapping[str, tuple[str, int, int]]] = {
 #: Beginnings of files that are no models, and what to say of them.
 _STRANGERS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the model itself: run 'git lfs pull'"),
-    (b"\x89PNG", "is a PNG picture, not a model"),
-    (b"\xff\xd8\xff", "is a JPEG picture, not a model"),
+    (b"\x89PNG", "is a PNG image, not a model"),
+    (b"\xff\xd8\xff", "is a JPEG image, not a model"),
     (b"\x1f\x8b", "is a gzip archive: unpack it first"),
     (b"\xfd7zXZ", "is an xz archive: unpack it first"),
     (b"7z\xbc\xaf", "is a 7z archive: unpack it first"),
@@ -142,7 +142,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What a header says, verified against the file's length."""
+    """The contents of a header, verified against the file's length."""
 
     format: str
     size: int
@@ -159,7 +159,7 @@ def read(path: Path) -> WeightFile:
     """Read a header.
 
     Raises:
-        BadFile: The file is no model, is damaged, or ends before its last tensor does.
+        BadFile: The file is not a model, is damaged, or ends before its last tensor does.
     """
     try:
         status = path.stat()
@@ -260,7 +260,7 @@ class _Header:
         return form.unpack(self.take(form.size))[0]
 
     def skip(self, count: int) -> None:
-        """Pass over bytes, without reading them when they are many."""
+        """Skip bytes, without reading them when they are many."""
         if self._at + count <= len(self._block):
             self._at += count
             return
@@ -269,7 +269,7 @@ class _Header:
         self._file.seek(self._base)
 
     def skip_strings(self, count: int) -> None:
-        """Pass over strings, of which a vocabulary has some hundred thousand."""
+        """Skip strings, of which a vocabulary has some hundred thousand."""
         for _ in range(count):
             if self._at + 8 > len(self._block):
                 self._fill(8)
@@ -339,7 +339,7 @@ def _entries(header: _Header, count: int) -> list[tuple[str, Any]]:
 
 
 def _value(header: _Header, key: str) -> Scalar | None:
-    """The value of an entry; None for lists and long texts, which are passed over."""
+    """The value of an entry; None for lists and long texts, which are ignored."""
     kind = header.number(_U32)
     if key == "general.alignment" and kind != GGUFValueType.UINT32:
         raise BadFile("is damaged: its alignment is not a 32-bit number")

@@ -5,7 +5,7 @@ find what was fetched here: blobs named by their checksum, and snapshots that li
 library names the files, asks the hub about them, signs requests and makes the links; the bytes are
 moved here, because of what it does not do (huggingface_hub 2.4):
 
-1. It goes on with a file that was cut only while it runs: what a killed or failed download has got
+1. It resumes a file that was cut only while it runs: what a killed or failed download has got
    it deletes. Here that stays, under a name made of path and checksum, until the next pull.
 2. It checks the size and no checksum. Here a file gets the blob's name when it has that checksum.
 3. It tries again after a timeout, a 408 and a 429, however long Retry-After is, and not after a
@@ -68,7 +68,7 @@ class Watcher(Protocol):
     """Sees a file come."""
 
     def has(self, octets: int) -> None:
-        """So many bytes of the file are here."""
+        """Note how many bytes of the file are downloaded."""
 
     def says(self, words: str) -> None:
         """Why nothing comes for a while."""
@@ -76,7 +76,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Remote:
-    """What the hub says of a file.
+    """The hub's facts about a file.
 
     Attributes:
         page: Where its licence is accepted.
@@ -112,14 +112,14 @@ class Hub:
     # --- what is here ---------------------------------------------------------------------------
 
     def find(self, file: HubFile) -> Path | None:
-        """Where a file lies, None when it is not here. Asks nobody."""
+        """Return the path of a downloaded file, or None. Sends no request."""
         found = try_to_load_from_cache(file.repo, file.path, self.folder, file.revision)
         return Path(found) if isinstance(found, str) else None
 
     def is_damaged(self, file: HubFile) -> bool:
         """Read a file that is here and compare it with its checksum.
 
-        Where the cache has copies in place of links there is none to compare with: False.
+        Where the cache has copies in place of links there is no checksum: False.
         """
         pointer = self.find(file)
         if pointer is None or not pointer.is_symlink():
@@ -135,10 +135,10 @@ class Hub:
         Args:
             file: It.
             page: Where its licence is accepted; None is the repository's own page.
-            watcher: Hears of new tries.
+            watcher: Is notified of retries.
 
         Raises:
-            HubError: It cannot be had.
+            HubError: It cannot be downloaded.
         """
         page = page or f"{constants.ENDPOINT}/{file.repo}"
         with sentences(file, page):
@@ -301,7 +301,7 @@ class Hub:
         return freed
 
     def has_any(self, file: HubFile) -> bool:
-        """True when a file, or what came of it, is here."""
+        """True when a file, or a part of it, is downloaded."""
         return self.find(file) is not None or bool(self._partials(file))
 
     def _repository(self, file: HubFile) -> Path:
@@ -343,7 +343,7 @@ def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
     if 0 < done < remote.size:
         headers["Range"] = f"bytes={done}-"
     # By commit, so that both halves are of one version. The address behind the redirect is asked
-    # for anew each time, since it is signed for an hour.
+    # requested each time, since it is signed for an hour.
     url = hf_hub_url(remote.file.repo, remote.file.path, revision=remote.commit)
     session, patience = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
     with session.stream("GET", url, headers=headers, timeout=patience) as answer:

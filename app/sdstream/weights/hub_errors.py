@@ -24,7 +24,7 @@ from huggingface_hub.errors import (  # noqa: TID251
 from sdstream.core.errors import OperatorError
 from sdstream.core.locations import HubFile
 
-#: Unless HF_ENDPOINT says otherwise.
+#: Unless HF_ENDPOINT names another.
 _HUB: Final = "https://huggingface.co"
 #: A hub that asks for more patience than this is believed and left alone.
 _LONGEST_PAUSE: Final = 120
@@ -32,7 +32,7 @@ _TRY_AGAIN: Final = (408, 429, 500, 502, 503, 504)
 
 
 class HubError(OperatorError):
-    """A file cannot be had; the message is one sentence or more, with the remedy."""
+    """A file is not available; the message is one sentence or more, with the remedy."""
 
 
 def cause_of(error: Exception) -> Exception:
@@ -56,7 +56,7 @@ def pause_after(error: Exception, pauses: list[int]) -> int | None:
 
 
 def _is_for_good(error: Exception) -> bool:
-    """True for an address that is none, and for a proxy that answers as 403 and 407."""
+    """True for an address without a scheme, and for a proxy's 4xx."""
     if isinstance(error, httpx2.ProxyError):
         return str(error).startswith("4")
     return isinstance(error, httpx2.UnsupportedProtocol)
@@ -107,8 +107,8 @@ def _sentence(error: Exception, file: HubFile, page: str) -> str:
             return f"The repository {file.repo} has no file {file.path}."
         case RepositoryNotFoundError() if error.response.status_code in (401, 404):
             return (
-                f"The hub has no repository {file.repo}, or shows it only to those who may see it: "
-                f"look at {page}, and set HF_TOKEN to a token of somebody who may."
+                f"The hub has no repository {file.repo}, or it is private: "
+                f"look at {page}, and set HF_TOKEN to a token of an account that may read it."
             )
         case httpx2.UnsupportedProtocol():
             return _not_an_address()
@@ -172,7 +172,7 @@ def _place(error: Exception) -> str:
 
 
 def _refusal_of_proxy(error: Exception, status: int) -> str:
-    """What a proxy refused, with the variable that names it; empty when no proxy is at fault."""
+    """A proxy's rejection, with the variable that names it; empty when no proxy is at fault."""
     url = _url(error)
     if proxy_bypass(url.host):
         return ""

@@ -1,6 +1,6 @@
-"""What weight files are and whether the runtime can draw with them, before it loads them.
+"""What weight files are and whether the runtime can generate with them, before it loads them.
 
-One road for both: ``inspect`` says what a lone file is, ``check`` whether the files of a model go
+One road for both: ``inspect`` finds what a lone file is, ``check`` whether the files of a model go
 together. The runtime takes a missing text encoder with a warning and dies of SIGSEGV on the first
 prompt, so that has to be known before.
 """
@@ -23,7 +23,7 @@ from sdstream.weights import architectures, headers
 from sdstream.weights.architectures import Architecture, Contents, Shapes
 from sdstream.weights.headers import BadFile, Scalar, WeightFile
 
-#: Memory of decoding a picture, in bytes per pixel, which is the most that drawing takes beside
+#: Memory of decoding an image, in bytes per pixel, which is the most that generating takes beside
 #: the weights: measured on the CPU with the autoencoder of SD, SDXL and FLUX, and with a tiny one.
 _DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
 
@@ -59,7 +59,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes: of the weights once loaded, and at most beside them while drawing."""
+    """Estimated bytes: of the weights once loaded, and at most beside them while generating."""
 
     weights: int
     drawing: int
@@ -71,9 +71,9 @@ class Report:
     """What a file is.
 
     Attributes:
-        kind: "model" or a component of models.yaml, or what is no part of a model ("lora").
+        kind: "model" or a component of models.yaml, or a file beside models ("lora").
         what: One sentence without a subject: "is a VAE".
-        families: Families of models.yaml that it can be drawn with.
+        families: Families of models.yaml that can use it.
         needs: Components that it needs beside itself.
         parts: Its components.
         types: Its types, the one with most bytes first.
@@ -226,7 +226,7 @@ def _pieces(name: str) -> int:
 
 
 def check(files: Mapping[str, Path], family: str, *, tae: bool = False) -> None:
-    """Verify that the runtime can load the files of one model and draw with them.
+    """Verify that the runtime can load the files of one model and generate with them.
 
     Args:
         files: Component of models.yaml to file.
@@ -391,7 +391,7 @@ def _check_complete(
             f"{_listed(lacking)}."
         )
     hint = (
-        " ('runtime: {tae: true}' draws with its tae)"
+        " ('runtime: {tae: true}' generates with its tae)"
         if lacking == ("vae",) and "tae" in parts
         else ""
     )
@@ -416,7 +416,7 @@ def _check_control(architecture: Architecture, parts: Mapping[str, Shapes]) -> N
 
 
 def _check_widths(architecture: Architecture, parts: Mapping[str, Shapes], *, tae: bool) -> None:
-    """The runtime would meet these in the middle of the first picture, and die."""
+    """The runtime would meet these in the middle of the first image, and die."""
     wanted = architectures.wanted_text_width(architecture, parts["diffusion_model"])
     width = architectures.text_width(parts.get("llm", {}))
     if wanted and width != wanted:

@@ -53,7 +53,7 @@ def test_the_builtin_model_goes(builtin_file: Path) -> None:
     with pytest.raises(EngineError) as caught:
         check({"model": builtin_file}, "ovis_image")
     assert caught.value.message == (
-        "Ovis-Image needs vae, which no file holds ('runtime: {tae: true}' draws with its tae)."
+        "Ovis-Image needs vae, which no file holds ('runtime: {tae: true}' generates with its tae)."
     )
 
 

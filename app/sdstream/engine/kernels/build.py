@@ -42,7 +42,7 @@ _SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undef
 
 
 class BuildError(Exception):
-    """The kernels cannot be compiled here; the message says why."""
+    """The kernels cannot be compiled here; the message contains the reason."""
 
 
 def library_name(isa: str) -> str:

@@ -46,7 +46,7 @@ class Choice:
 
 
 def choose(features: frozenset[str], vendor: str, wanted: Kernels) -> Choice | None:
-    """Return the kernels for a processor, None when there are none.
+    """Return the kernels for a processor; None if it has none.
 
     Args:
         features: Flags of the processor, as Linux spells them.

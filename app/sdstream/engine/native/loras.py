@@ -25,7 +25,7 @@ _PREFIXES: Final = {
 
 
 class LoraCheck:
-    """Says before an image whether its LoRAs can be applied, and what of them."""
+    """Checks before an image that its LoRAs can be applied, and finds what of them is left out."""
 
     def __init__(self, files: Mapping[str, Path], *, unet: bool, wtype: str, version: str) -> None:
         """Remember what is loaded; its headers are read with the first LoRA.

@@ -6,8 +6,8 @@ library exports it: ``std::string convert_tensor_name(std::string name, SDVersio
 
 It is called here by the C++ calling convention of x86-64 with libstdc++: an argument of a class
 type is passed as a pointer to the caller's copy, and the result is written where the first
-argument points. A call with a known result checks that. ``runtime_name`` is None on other
-processors and where the library does not export the function.
+argument points. A call with a known result checks that. On other processors, and where the library
+does not export the function, ``runtime_name`` is missing (None).
 """
 
 from __future__ import annotations

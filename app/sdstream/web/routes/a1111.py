@@ -1,7 +1,7 @@
 """AUTOMATIC1111's routes, /sdapi/v1/….
 
 That API knows one user and one job: progress, interrupt and skip name none. Here they mean the
-oldest unfinished job that came by these routes, so that nobody stops a job of another API, and
+oldest unfinished job that came by these routes, so that no client stops a job of another API, and
 the checkpoint that options choose holds for these routes only. Each API key is a user of its own.
 """
 
@@ -159,7 +159,7 @@ class _User:
 
     Attributes:
         runs: Jobs whose clients wait, oldest first.
-        idle: What a progress tells when there is none.
+        idle: What a progress reports without a job.
         chosen: The settings of later requests.
     """
 
@@ -227,7 +227,7 @@ class A1111Routes:
             ),
         ]
 
-    # --- drawing --------------------------------------------------------------------------------
+    # --- generating -----------------------------------------------------------------------------
 
     async def txt2img(self, request: Request) -> Response:
         """POST txt2img."""
@@ -240,7 +240,7 @@ class A1111Routes:
     async def _answer(self, request: Request, *, over_image: bool) -> Response:
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         user = self._user(request)
-        # Decoding base64 of many megabytes would hold up everybody's events.
+        # Decoding base64 of many megabytes would hold up the events of all clients.
         drawing = await asyncio.to_thread(
             generation.parse,
             body,
@@ -276,7 +276,7 @@ class A1111Routes:
         return respond.json_bytes(answers.answer(job, drawing, texts), headers)
 
     async def progress(self, request: Request) -> Response:
-        """GET progress; without skip_current_image the next one has a newer picture."""
+        """GET progress; without skip_current_image the next one has a newer image."""
         wanted = request.query_params.get("skip_current_image", "").lower() not in ("true", "1")
         user = self._user(request)
         run, standing, now = user.current, user.idle, time.time()
@@ -296,7 +296,7 @@ class A1111Routes:
         return respond.json_bytes(b"{}")
 
     async def skip(self, request: Request) -> Response:
-        """POST skip: leave the image out that is being drawn, if it is the last one."""
+        """POST skip: leave the image out that is being generated, if it is the last one."""
         run = self._user(request).current
         if run is not None:
             job = run.live.job
@@ -333,7 +333,7 @@ class A1111Routes:
         return respond.json_bytes(_NULL)
 
     async def refresh(self, _request: Request) -> Response:
-        """POST refresh-…: whoever asks for the list gets what is here then."""
+        """POST refresh-…: the lists are always read again."""
         return respond.json_bytes(_NULL)
 
     async def unload_checkpoint(self, request: Request) -> Response:
@@ -342,7 +342,7 @@ class A1111Routes:
         return respond.json_bytes(b"{}")
 
     async def reload_checkpoint(self, request: Request) -> Response:
-        """POST reload-checkpoint: answered when the model is there."""
+        """POST reload-checkpoint: answered when the model is loaded."""
         await self._service.load(await self._checkpoint(request))
         return respond.json_bytes(b"{}")
 
@@ -409,7 +409,7 @@ class A1111Routes:
         user.chosen = chosen.over(user.chosen)
         return respond.json_bytes(_NULL)
 
-    # --- pictures -------------------------------------------------------------------------------
+    # --- images ---------------------------------------------------------------------------------
 
     async def png_info(self, request: Request) -> Response:
         """POST png-info: what is written into an image file."""
@@ -424,7 +424,7 @@ class A1111Routes:
         return respond.json_bytes(answers.png_info(texts))
 
     async def extra_single_image(self, request: Request) -> Response:
-        """POST extra-single-image: enlarge a picture."""
+        """POST extra-single-image: enlarge an image."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         handling = negotiation.handling_of(request)
         ask = await asyncio.to_thread(extras.parse_extra, body, handling)
@@ -434,7 +434,7 @@ class A1111Routes:
         return await self._draw.deliver(request, ask, None, answers.extra_answer)
 
     async def extra_batch_images(self, request: Request) -> Response:
-        """POST extra-batch-images: enlarge several pictures, one job after the other."""
+        """POST extra-batch-images: enlarge several images, one job after the other."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         given = {
             "Idempotency-Key": "idempotency-key" in request.headers,

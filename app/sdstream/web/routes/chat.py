@@ -53,7 +53,7 @@ class ChatRoutes:
     async def complete(self, request: Request) -> Response:
         """POST /v1/chat/completions: an image, or the short text for a chat program's task."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
-        # Decoding base64 of many megabytes would hold up everybody's events.
+        # Decoding base64 of many megabytes would hold up the events of all clients.
         asked = await asyncio.to_thread(chat.parse_chat, body)
         if asked.ask is not None:
             render = partial(chat.ChatStream, include_usage=asked.include_usage)

@@ -42,7 +42,7 @@ class HuggingFaceRoutes:
         """POST /v1/models/{id}: the image's bytes, or JSON where Accept names it."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
         model = request.path_params["model"]
-        # Decoding base64 of many megabytes would hold up everybody's events.
+        # Decoding base64 of many megabytes would hold up the events of all clients.
         ask = await asyncio.to_thread(huggingface.read, body, model, hints_of(request))
         usual = ask.params.output_format or "png"
         wanted = negotiation.accepted_image(

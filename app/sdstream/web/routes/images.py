@@ -112,13 +112,13 @@ def _operation(summary: str, body: Content) -> Operation:
 
 @dataclass(frozen=True)
 class ImageRoutes:
-    """The POST routes that draw.
+    """The POST routes that generate images.
 
     Attributes:
         service: Takes the jobs.
         links: To this server.
         keepalive_seconds: A silent stream says something after this.
-        max_form_bytes: Largest body with pictures.
+        max_form_bytes: Largest body with images.
         check_webhook: Raises InvalidRequest for a URL that is never posted to.
         usual_form: response_format of requests that name none.
         tokens: Open links of images without a key; None where no key is asked for.
@@ -168,7 +168,7 @@ class ImageRoutes:
         ]
 
     async def generations(self, request: Request) -> Response:
-        """POST /v1/images/generations: JSON, or a form where a control picture comes along."""
+        """POST /v1/images/generations: JSON, or a form where a control image comes along."""
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             form = await bodies.read_form(request, self.max_form_bytes)
             ask = openai.parse_generation_form(form.fields, form.files, hints_of(request))
@@ -199,7 +199,7 @@ class ImageRoutes:
         hints = hints_of(request)
         if request.headers.get("content-type", "").lower().startswith("application/json"):
             body = await bodies.read_json(request, self.max_form_bytes)
-            # Decoding base64 of many megabytes would hold up everybody's events.
+            # Decoding base64 of many megabytes would hold up the events of all clients.
             ask = await asyncio.to_thread(openai.parse_edit, body, hints, route)
         else:
             form = await bodies.read_form(request, self.max_form_bytes)
@@ -238,7 +238,7 @@ class ImageRoutes:
             ask: What its dialect made of it.
             wanted: The kind of file that is the answer; None for JSON or a stream.
             plain: The dialect's JSON of a finished job.
-            render: The dialect's stream; as ``stream_options`` says.
+            render: The dialect's stream; None for the one of ``stream_options``.
         """
         form = self._form(request, ask)
         live = await self.submit(request, ask, form)
@@ -282,7 +282,7 @@ class ImageRoutes:
         Args:
             request: Of the client.
             ask: What its dialect made of it.
-            form: How its result will have the images; as the request says.
+            form: How its result will have the images; None for the request's own choice.
         """
         negotiation.report(request, ask.unknown)
         if ask.reply.webhook_url is not None:
@@ -341,14 +341,14 @@ class ImageRoutes:
             return None
         if not job.terminal:
             raise deferred_error(job)
-        # Images of an earlier life of the server are on the disk alone.
+        # Images of an earlier run of the server are on the disk alone.
         return await self.service.with_files(job)
 
 
 def _terms(request: Request, ask: ParsedRequest, form: ResponseFormat) -> Terms:
     """For whom and how a job is kept; raises InvalidRequest for an unusable Idempotency-Key.
 
-    A client that names its request means to come back for it, so the job goes on without it.
+    A client that names its request means to come back for it, so the job continues without it.
     """
     name = request.headers.get("idempotency-key")
     if name is not None and not 1 <= len(name) <= MAX_KEY_CHARACTERS:
@@ -374,7 +374,7 @@ def _terms(request: Request, ask: ParsedRequest, form: ResponseFormat) -> Terms:
 
 
 def hints_of(request: Request) -> Hints:
-    """Return what a request says beside its body: the form of streams, and of unknown fields."""
+    """Return what the headers and the query ask for: the form of streams, unknown fields."""
     headers = request.headers
     is_openais = "x-stainless-lang" in headers or _OPENAI_AGENT.match(headers.get("user-agent", ""))
     library: StreamDialect | None = "openai" if is_openais else None

@@ -1,9 +1,9 @@
 """Jobs as resources, and progress for EventSource.
 
 EventSource can only GET, sends no headers of its own, and reconnects even after a clean end; 204
-is what stops it. Its Last-Event-ID says where it was, here as ``NUMBER`` on a job's own route and
-as ``JOB:NUMBER`` on the route that makes the job, so that a reconnect finds the job it made
-instead of making another.
+is what stops it. Its Last-Event-ID is the last event that it got, here as ``NUMBER`` on a job's
+own route and as ``JOB:NUMBER`` on the route that makes the job, so that a reconnect finds the job
+it made instead of making another.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class JobRoutes:
         async for _ in self.draw.service.until_written(live, self.draw.keepalive_seconds):
             yield PING
         if seen is None or not job.first_event <= seen <= job.last_event:
-            # Nothing was seen yet, or all of it in an earlier life of the server.
+            # Nothing was seen yet, or all of it in an earlier run of the server.
             seen = job.last_event
             yield rendering.snapshot()
         start = seen - job.first_event
@@ -309,7 +309,7 @@ def _limit(text: str) -> int:
 
 
 def _form(request: Request, job: Job, base_url: str, sign: Callable[[str], str]) -> ResponseFormat:
-    """How the result has its images: as the query says, else as the POST said."""
+    """How the result has its images: by the query, or else by the POST."""
     terms = job.terms
     form = ResponseFormat(terms.as_url, terms.data_url, base_url, terms.both, sign)
     match request.query_params.get("response_format"):

@@ -201,7 +201,7 @@ class _Forwarded(Response):
         left = state["mcp_left"] = asyncio.Event()
         headers = [pair for pair in scope["headers"] if pair[0] not in _OF_BODIES]
         if self._body is not None:
-            # The body is JSON, whatever curl says of it, and no longer in gzip.
+            # The body is JSON, whatever type curl sends, and no longer in gzip.
             headers.append((b"content-type", b"application/json"))
             receive = _replayed(self._body, receive)
         scope = {**scope, "headers": headers}

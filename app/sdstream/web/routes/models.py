@@ -148,13 +148,13 @@ class ModelRoutes:
         return respond.json_bytes(compact({"object": "models.reload", **asdict(change)}))
 
     async def load(self, request: Request) -> Response:
-        """POST /v1/models/{id}/load: answered when the model is there."""
+        """POST /v1/models/{id}/load: answered when the model is loaded."""
         spec = await self.service.get_model(request.path_params["model"])
         await self.service.load(spec)
         return respond.json_bytes(compact(self._model(spec)))
 
     async def unload(self, request: Request) -> Response:
-        """POST /v1/models/{id}/unload: at once, or after the job that it draws."""
+        """POST /v1/models/{id}/unload: at once, or after its running job."""
         spec = await self.service.get_model(request.path_params["model"])
         self.service.unload(spec)
         return respond.json_bytes(compact(self._model(spec)))
@@ -206,7 +206,7 @@ class ModelRoutes:
         return respond.json_bytes(compact({"status": "ok"}))
 
     async def ready(self, _request: Request) -> Response:
-        """GET /readyz and /health: a request for the default model would be drawn."""
+        """GET /readyz and /health: a request for the default model would be served."""
         service = self.service
         fault = await self.store.fault()
         if service.ready and fault is None:

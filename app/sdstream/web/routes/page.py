@@ -18,7 +18,7 @@ from sdstream.web.route import ApiRoute, Operation
 _STATIC: Final = Path(__file__).parents[1] / "static"
 
 #: Scripts and styles come from files of this server and nothing comes from anywhere else. data: is
-#: for previews, blob: for pictures that the person chose.
+#: for previews, blob: for images that the person chose.
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",

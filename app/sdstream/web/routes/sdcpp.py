@@ -1,6 +1,6 @@
 """The routes of stable-diffusion.cpp's own server, /sdcpp/v1/….
 
-A job of theirs is a job of ours that goes on without its client. One difference is deliberate: a
+A job of theirs is a job of ours that continues without its client. One difference is deliberate: a
 job that is generating can be cancelled here, where that server answers 409.
 """
 
@@ -96,7 +96,7 @@ class SdcppRoutes:
     async def img_gen(self, request: Request) -> Response:
         """POST img_gen: answered at once with the job."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
-        # Decoding base64 of many megabytes would hold up everybody's events.
+        # Decoding base64 of many megabytes would hold up the events of all clients.
         hints = replace(hints_of(request), options_in_prompt=True)
         ask = await asyncio.to_thread(parse_img_gen, body, hints)
         ask = fitted(ask, await self.draw.service.get_model(ask.params.model or "default"))

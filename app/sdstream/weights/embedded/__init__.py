@@ -1,7 +1,7 @@
-"""The model that comes with the package: nothing needs a download to draw a first picture.
+"""The model that comes with the package: nothing needs a download to generate a first image.
 
-It is packed beside this file with a card that tells what it is, how it was made and how well it
-draws; scripts/embedded made both.
+It is packed beside this file with a card that describes what it is, how it was made and how well it
+generates; scripts/embedded made both.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def materialise(location: str, cache_dir: Path) -> Path:
     if not target.exists() or _sha256(target.read_bytes()) != checksum:
         data = lzma.decompress((_FOLDER / f"{name}.gguf.xz").read_bytes())
         if _sha256(data) != checksum:
-            raise ValueError(f"the packed model '{name}' is not what its card says")
+            raise ValueError(f"the packed model '{name}' differs from its card")
         _write_atomically(target, data)
     return target
 

@@ -1,0 +1,209 @@
+"""Find words and constructions that the project's English does without; needs no network.
+
+Comments, docstrings and messages of the package, its documents and the texts of the page are plain
+technical English with the field's own words. Each pattern has the remedy beside it. Code blocks,
+text in backticks and names are left out. scripts/check runs this.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[1]
+
+#: What is looked for -> what to write.
+PATTERNS: Final = {
+    r"draw(?:s|n|ing)?|drew": "generate",
+    r"pictures?": "image",
+    r"refus(?:e|es|ed|ing)(?! (?:the|a) connection)": "reject",
+    r"pass(?:es|ed)? over": "ignore",
+    r"anew": "again",
+    r"laid aside|put off": "deferred",
+    r"(?:is|are|be|was|were|been|can|cannot) had": "available, found",
+    r"hears? of": "is notified of",
+    r"whoever|somebody|nobody|everybody": "name the client, worker, caller or key",
+    r"is none|are none|(?<!there )is no (?!longer|more|less|such)\w+": "is not a …",
+    r"(?:is|are|was|were) (?:here|there)(?= ?[.,;:)]|$)": "exists, found, downloaded",
+    r"tells|(?<!as it )says(?! so)": "returns, reports, contains",
+    r"is said again": "is resent",
+    r"of its own(?= process)|in a process of its own": "in a separate process",
+    r"goes on": "continues",
+    r"by hand": "manually",
+    r"earlier life|next life": "earlier run, next run",
+}  # fmt: skip
+_FOUND: Final = re.compile("|".join(rf"(\b(?:{text})\b)" for text in PATTERNS), re.IGNORECASE)
+_REMEDIES: Final = tuple(PATTERNS.values())
+
+#: Files whose language is older than this list. Rewrite one, and remove it here; add none.
+DEFERRED: Final = frozenset(
+    {
+        "README.md",
+        "app/sdstream/core/ask.py",
+        "app/sdstream/core/catalog.py",
+        "app/sdstream/core/catalog_yaml.py",
+        "app/sdstream/core/errors.py",
+        "app/sdstream/core/hosts.py",
+        "app/sdstream/core/infotext.py",
+        "app/sdstream/core/job.py",
+        "app/sdstream/core/locations.py",
+        "app/sdstream/core/messages.py",
+        "app/sdstream/core/model_families.py",
+        "app/sdstream/core/model_options.py",
+        "app/sdstream/core/model_spec.py",
+        "app/sdstream/core/options.py",
+        "app/sdstream/core/pixels.py",
+        "app/sdstream/core/placement.py",
+        "app/sdstream/core/queue.py",
+        "app/sdstream/core/request.py",
+        "app/sdstream/core/resolve_options.py",
+        "app/sdstream/core/samplers.py",
+        "app/sdstream/core/similar.py",
+        "app/sdstream/dialects/a1111/answers.py",
+        "app/sdstream/dialects/a1111/controlnet.py",
+        "app/sdstream/dialects/a1111/extras.py",
+        "app/sdstream/dialects/a1111/generation.py",
+        "app/sdstream/dialects/a1111/settings.py",
+        "app/sdstream/dialects/fields.py",
+        "app/sdstream/dialects/mcp/answers.py",
+        "app/sdstream/dialects/openai/chat.py",
+        "app/sdstream/dialects/openai/image_chunk.py",
+        "app/sdstream/dialects/openai/request.py",
+        "app/sdstream/dialects/openai/stream.py",
+        "app/sdstream/dialects/rendering.py",
+        "app/sdstream/dialects/sdcpp/options.py",
+        "app/sdstream/engine/child.py",
+        "app/sdstream/engine/fake.py",
+        "app/sdstream/engine/native/abort.py",
+        "app/sdstream/engine/native/bindings.py",
+        "app/sdstream/engine/native/convert.py",
+        "app/sdstream/engine/native/engine.py",
+        "app/sdstream/engine/native/params.py",
+        "app/sdstream/engine/native/progress.py",
+        "app/sdstream/engine/pool.py",
+        "app/sdstream/engine/port.py",
+        "app/sdstream/engine/process.py",
+        "app/sdstream/engine/worker.py",
+        "app/sdstream/imaging/avif.py",
+        "app/sdstream/imaging/canvas.py",
+        "app/sdstream/imaging/codecs.py",
+        "app/sdstream/imaging/headers.py",
+        "app/sdstream/imaging/ocr.py",
+        "app/sdstream/imaging/parts.py",
+        "app/sdstream/imaging/processor.py",
+        "app/sdstream/imaging/safety.py",
+        "app/sdstream/imaging/tiff.py",
+        "app/sdstream/service/assembly.py",
+        "app/sdstream/service/estimates.py",
+        "app/sdstream/service/metrics.py",
+        "app/sdstream/service/service.py",
+        "app/sdstream/service/webhooks.py",
+        "app/sdstream/storage/files.py",
+        "app/sdstream/storage/job_store.py",
+        "app/sdstream/storage/ledger.py",
+        "app/sdstream/storage/privacy.py",
+        "app/sdstream/storage/rows.py",
+        "app/sdstream/storage/schema.py",
+        "app/sdstream/web/static/announce.js",
+        "app/sdstream/web/static/api.js",
+        "app/sdstream/web/static/app.js",
+        "app/sdstream/web/static/canvas.js",
+        "app/sdstream/web/static/extra-options.js",
+        "app/sdstream/web/static/feed.js",
+        "app/sdstream/web/static/form.js",
+        "app/sdstream/web/static/format.js",
+        "app/sdstream/web/static/gallery.js",
+        "app/sdstream/web/static/index.html",
+        "app/sdstream/web/static/jobs.js",
+        "app/sdstream/web/static/key.js",
+        "app/sdstream/web/static/pictures.js",
+        "app/sdstream/web/static/snippets.js",
+        "app/sdstream/web/static/stage.js",
+        "app/sdstream/web/static/storage.js",
+        "app/sdstream/web/static/viewer.js",
+        "docs/architecture/conformance.md",
+        "docs/architecture/decisions.md",
+        "docs/architecture/jobs.md",
+        "docs/architecture/overview.md",
+        "docs/models/catalog.md",
+        "docs/reference/options.md",
+    }
+)
+
+#: Names of code and addresses: ``x``, `x`, <x>, https://x, and "x:" in a list of arguments.
+_NAMES: Final = re.compile(
+    r"^\s+\w+: |``.*?``|`[^`]*`|<[^>]*>|https?://\S+|[\w/.-]+\.(?:md|py|js|yaml)\b"
+)
+
+
+def texts_of_python(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of each comment, docstring and string that has the look of a sentence."""
+    source = path.read_text()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and not token.string.startswith("# noqa"):
+            yield token.start[0], token.string.lstrip("#: ")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            for number, line in enumerate(node.value.splitlines()):
+                yield node.lineno + number, line
+
+
+def texts_of_markdown(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text outside of code blocks."""
+    fenced = False
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif not fenced:
+            yield number, line
+
+
+def texts_of_page(path: Path) -> Iterator[tuple[int, str]]:
+    """Comments and quoted texts of a script; lines of HTML without tags."""
+    quoted = re.compile(r"//.*|^\s*/?\*.*|\"[^\"]* [^\"]*\"|`[^`]* [^`]*`")
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if path.suffix == ".html":
+            yield number, re.sub(r"<[^>]*>?|^[^<]*>", " ", line)
+        else:
+            yield number, " ".join(quoted.findall(line)).replace("`", " ")
+
+
+def faults(path: Path) -> Iterator[str]:
+    """Yield one line for each word to replace in a file."""
+    reader = {".py": texts_of_python, ".md": texts_of_markdown}.get(path.suffix, texts_of_page)
+    for number, text in sorted(set(reader(path))):
+        for match in _FOUND.finditer(_NAMES.sub(" ", text)):
+            remedy = _REMEDIES[(match.lastindex or 1) - 1]
+            yield f"{path.relative_to(ROOT)}:{number}: '{match[0]}': write {remedy}"
+
+
+def files() -> list[Path]:
+    """Return every file whose language is looked at."""
+    package = ROOT / "app/sdstream"
+    found = [path for end in ("py", "js", "html") for path in package.rglob(f"*.{end}")]
+    found += [ROOT / "README.md", *(ROOT / ".github").glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    return sorted(found)
+
+
+def main() -> int:
+    """Print the faults of every file that is not deferred; return the exit code."""
+    deferred = {ROOT / name for name in DEFERRED}
+    found = [fault for path in files() if path not in deferred for fault in faults(path)]
+    for fault in found:
+        print(fault, file=sys.stderr)
+    clean = sorted(path for path in deferred if path.exists() and not [*faults(path)])
+    for path in clean:
+        print(f"{path.relative_to(ROOT)} is clean: remove it from DEFERRED in scripts/language.py")
+    if not found:
+        print(f"the language of {len(files()) - len(deferred)} files has no fault")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
