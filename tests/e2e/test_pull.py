@@ -318,7 +318,7 @@ def test_a_gated_model(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
     ("model", "words"),
     [
         ("lost", f"The repository {REPO} has no file lost.gguf."),
-        ("elsewhere", "The hub has no repository nobody/nothing, or shows it only"),
+        ("elsewhere", "The hub has no repository nobody/nothing, or it is private"),
         ("old", f"The repository {REPO} has no revision 'v1'."),
         ("plain", "The model 'plain' has no files on the hub"),
         ("flat:Q2_K", "'flat' is there as Q8_0, Q4_0."),
