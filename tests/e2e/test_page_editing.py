@@ -80,6 +80,7 @@ def test_a_mask_by_keys(own_server: ServerProcess, visit: Visit, tmp_path: Path)
     original = scene(tmp_path)
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(original)
+    expect(page.locator("#mask")).to_be_visible()
     page.locator("#mask").focus()
     for key in ("Shift+ArrowUp", "Shift+ArrowUp", "Space", "Shift+ArrowRight", "Space"):
         page.keyboard.press(key)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sdstream.core.ask import Hints, ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.pixels import SourceFiles
 from sdstream.dialects.openai.request import NO_HINTS, parse, parse_edit
+from sdstream.dialects.pictures import image_of
 
 
 def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> ParsedRequest:
@@ -32,7 +35,11 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
     given = {**rest, **_flat(parameters), "model": model}
     if given.get("prompt") is None:
         return parse({**given, "prompt": inputs}, hints, client_names={"prompt": "inputs"})
-    return parse_edit({**given, "image": inputs}, hints, client_names={"image": "inputs"})
+    # Under the client's name of it, which later errors have as well.
+    image = image_of("inputs", inputs)
+    ask = parse_edit({**given, "image": inputs}, hints)
+    files = ask.files or SourceFiles(())
+    return replace(ask, files=replace(files, images=(image,)))
 
 
 def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:

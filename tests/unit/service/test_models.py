@@ -12,7 +12,9 @@ from sdstream.service.models import Models
 
 ONE = "models: [{id: a, family: sd3, files: {model: x}}]"
 TWO = "models: [{id: a, family: sd3, files: {model: x}}, {id: b, family: sd3, files: {model: x}}]"
-ON_HUB = "models: [{id: a, family: sd3, files: {model: hf:o/r/x-{quant}.gguf}, quants: [Q8_0]}]"
+ON_HUB = """
+models: [{id: a, family: sd3, files: {model: 'hf:o/r/x-{quant}.gguf'}, quants: {Q8_0: 1}}]
+"""
 
 
 class NoPool:

@@ -139,11 +139,7 @@ def parse_form(
 
 
 def parse_edit(
-    body: Mapping[str, Any],
-    hints: Hints = NO_HINTS,
-    route: EditRoute = EDITS,
-    *,
-    client_names: Mapping[str, str] = MappingProxyType({}),
+    body: Mapping[str, Any], hints: Hints = NO_HINTS, route: EditRoute = EDITS
 ) -> ParsedRequest:
     """Read the JSON of an edit, a variation or an inpainting, whose images are text.
 
@@ -151,14 +147,13 @@ def parse_edit(
         body: The client's object.
         hints: As for ``parse``.
         route: What the route adds.
-        client_names: As for ``parse``, of images.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
     """
     given = {name: value for name, value in body.items() if value not in (None, "", [])}
     files = [
-        image_of(client_names.get(param, param), value)
+        image_of(param, value)
         for name in _PARTS
         if name in given
         for param, value in numbered(name, given[name])
