@@ -98,6 +98,18 @@ def test_a_wrong_catalogue_changes_nothing(tmp_path: Path, text: str) -> None:
         assert server.post({**QUICK, "model": "b"}).status_code == 200
 
 
+def test_all_problems_of_a_wrong_catalogue_are_told(tmp_path: Path) -> None:
+    """As at the start: each with its line."""
+    models = catalogue(tmp_path, a="")
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        models.write_text("models:\n - id: a\n   colour: red\n   files: {model: x}\n")
+        message = error_of(reload(server))["message"]
+        assert message == (
+            "models.yaml was not reloaded: line 2: the key 'models.a.family' is missing; "
+            "line 3: unknown key 'models.a.colour'"
+        )
+
+
 @pytest.fixture
 def without_terminal(tmp_path: Path) -> Path:
     """A Python in a session of its own, as a supervisor starts it."""

@@ -96,10 +96,10 @@ class Models:
                 fresh = await asyncio.to_thread(self._read)
             except (CatalogError, ModelError) as error:
                 logger.error("models.yaml was not reloaded: %s", error)
-                where = f"line {error.line}: " if isinstance(error, CatalogError) else ""
-                what = error.message if isinstance(error, CatalogError) else str(error)
+                problems = error.problems if isinstance(error, CatalogError) else ()
+                listed = "; ".join(f"line {line}: {message}" for line, message in problems)
                 raise CatalogRejected(
-                    f"models.yaml was not reloaded: {where}{_FOLDERS.sub('', what)}",
+                    f"models.yaml was not reloaded: {_FOLDERS.sub('', listed or str(error))}",
                     reason=Reason.CATALOG_INVALID,
                 ) from None
             change = fresh.change_from(self.catalog)
