@@ -35,8 +35,8 @@ from sdstream.storage.job_store import JobStore
 from sdstream.system import total_memory
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
 from sdstream.weights.embedded import vocabularies
-from sdstream.weights.folders import pickle_files, weight_files
-from sdstream.weights.inspection import problem_of, upscaler_factor
+from sdstream.weights.folders import PICKLES, candidate_files, name_of
+from sdstream.weights.inspection import Asset, examine
 
 logger = logging.getLogger(__name__)
 
@@ -241,37 +241,33 @@ def _on_device(options: WorkerOptions, device: str | None) -> WorkerOptions:
 
 def _assets(settings: Settings) -> Assets:
     """What the operator's folders hold at this moment."""
-    folders = {
-        "lora": settings.lora_dir,
-        "embedding": settings.embedding_dir,
-        "upscaler": settings.upscaler_dir,
-    }
-    unusable = {kind: _unusable(settings, kind, folder) for kind, folder in folders.items()}
-    loras = [
-        name
-        for name, path in weight_files(settings.lora_dir).items()
-        if f"{name}{path.suffix}" not in unusable["lora"]
-    ]
-    factors = {
-        name: upscaler_factor(path) for name, path in weight_files(settings.upscaler_dir).items()
-    }
+    loras, bad_loras = _examined(settings.lora_dir, "lora", settings)
+    _, bad_embeddings = _examined(settings.embedding_dir, "embedding", settings)
+    upscalers, bad_upscalers = _examined(settings.upscaler_dir, "upscaler", settings)
     return Assets(
-        loras=loras,
+        loras=[*loras],
         lora_in_prompt=settings.lora_in_prompt,
-        upscalers={name: factor for name, factor in factors.items() if factor is not None},
+        upscalers={name: factor for name, factor in upscalers.items() if factor is not None},
         vocabularies={} if settings.engine == "fake" else vocabularies(),
-        unusable=unusable,
+        unusable={"lora": bad_loras, "embedding": bad_embeddings, "upscaler": bad_upscalers},
     )
 
 
-def _unusable(settings: Settings, kind: str, folder: Path | None) -> dict[str, str]:
-    """File of a folder -> why it cannot be used."""
-    files = {f"{name}{path.suffix}": path for name, path in weight_files(folder).items()}
-    if settings.engine == "fake" and kind == "lora":  # which reads none
-        files = {}
-    files |= pickle_files(folder)
-    found = {file: problem_of(path, kind) for file, path in files.items()}
-    return {file: why for file, why in sorted(found.items()) if why is not None}
+def _examined(
+    folder: Path | None, kind: str, settings: Settings
+) -> tuple[dict[str, int | None], dict[str, str]]:
+    """Name -> factor of the files that can be used, and file -> why not of the others."""
+    usable: dict[str, int | None] = {}
+    unusable: dict[str, str] = {}
+    for file, path in candidate_files(folder).items():
+        # The fake engine takes any file of weights for a LoRA.
+        unread = settings.engine == "fake" and kind == "lora" and path.suffix not in PICKLES
+        asset = Asset() if unread else examine(path, kind)
+        if asset.problem is None:
+            usable[name_of(file)] = asset.factor
+        else:
+            unusable[file] = asset.problem
+    return usable, unusable
 
 
 async def _tidy(store: JobStore) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 _ENDINGS: Final = (".safetensors", ".gguf")
 #: Endings of weights in forms that are programs; the files are listed and never read.
-_PICKLES: Final = (".pth", ".pt", ".ckpt", ".bin")
+PICKLES: Final = (".pth", ".pt", ".ckpt", ".bin")
 #: Folders below the operator's own.
 _MAX_DEPTH: Final = 8
 
@@ -19,17 +19,21 @@ def weight_files(folder: Path | str | None) -> dict[str, Path]:
     The name of a file in a subfolder begins with it: "styles/ink". Requests choose by these names
     alone: what a client sends never becomes a path.
     """
-    files = _files(folder, _ENDINGS)
-    return {name.removesuffix(path.suffix): path for name, path in files.items()}
+    return {name_of(file): path for file, path in _files(folder, _ENDINGS).items()}
 
 
-def pickle_files(folder: Path | str | None) -> dict[str, Path]:
-    """Return name with ending -> file of what may be weights in a form that is not read."""
-    return _files(folder, _PICKLES)
+def candidate_files(folder: Path | str | None) -> dict[str, Path]:
+    """Return path below the folder -> file of weights, and of pickles that may be weights."""
+    return _files(folder, _ENDINGS + PICKLES)
+
+
+def name_of(file: str) -> str:
+    """Return the name of a file of ``candidate_files``: its path without the ending."""
+    return str(PurePosixPath(file).with_suffix(""))
 
 
 def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Return the path below the folder -> file, in the order of the names."""
+    """Return the path below the folder -> file, in the order of the paths."""
     found: dict[str, Path] = {}
     if folder is None:
         return found

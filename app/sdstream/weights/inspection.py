@@ -270,8 +270,21 @@ def read_lora(name: str, path: Path) -> WeightFile:
     return found
 
 
-def problem_of(path: Path, kind: str) -> str | None:
-    """Return why a file cannot be used as what its folder is for; None when it can.
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """What a file of one of the operator's folders is good for.
+
+    Attributes:
+        problem: Why it cannot be used, a predicate; None when it can.
+        factor: How many times an upscaler enlarges; None for other files.
+    """
+
+    problem: str | None = None
+    factor: int | None = None
+
+
+def examine(path: Path, kind: str) -> Asset:
+    """Look at a file as what its folder is for.
 
     Args:
         path: The file.
@@ -280,18 +293,20 @@ def problem_of(path: Path, kind: str) -> str | None:
     try:
         status = path.stat()
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    return _problem(path, kind, status.st_mtime_ns, status.st_size)
+        return Asset(f"cannot be read ({error.strerror})")
+    return _examined(path, kind, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=4096)
-def _problem(path: Path, kind: str, _modified: int, _size: int) -> str | None:
+def _examined(path: Path, kind: str, _modified: int, _size: int) -> Asset:
     # Cached, since folders with hundreds of files are listed with each request.
     try:
-        _expect(headers.read(path), kind)
+        found = headers.read(path)
+        _expect(found, kind)
     except BadFile as error:
-        return str(error)
-    return None
+        return Asset(str(error))
+    factor = architectures.upscaler_factor(found.shapes) if kind == "upscaler" else None
+    return Asset(factor=factor)
 
 
 def _expect(found: WeightFile, kind: str) -> None:
@@ -303,13 +318,6 @@ def _expect(found: WeightFile, kind: str) -> None:
         raise BadFile(f"{_what(contents, found)}, not {architectures.TITLES[kind]}")
     if kind == "upscaler" and architectures.upscaler_factor(found.shapes) is None:
         raise BadFile(architectures.upscaler_problem(found.shapes))
-
-
-def upscaler_factor(path: Path) -> int | None:
-    """Return how many times the upscaler in a file enlarges; None when it cannot be used."""
-    if problem_of(path, "upscaler") is not None:
-        return None
-    return architectures.upscaler_factor(headers.read(path).shapes)
 
 
 def _known(component: str, path: Path) -> Contents:

@@ -272,7 +272,7 @@ class NativeEngine:
         """The picture enlarged by the request's upscaler; None when it was aborted."""
         name = request.options.upscaler or ""
         path = file_of(self._upscaler_dir, name, "upscaler")
-        problem = inspection.problem_of(path, "upscaler")
+        problem = inspection.examine(path, "upscaler").problem
         if problem is not None:
             raise EngineError(Reason.GENERATION_FAILED, f"The upscaler '{name}' {problem}.")
         context = sd.new_upscaler_ctx(
