@@ -79,7 +79,7 @@ def load(text: str) -> tuple[Lines, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        tab = "indent by spaces: YAML does not take tabs" if "'\\t'" in str(error.problem) else None
+        tab = "a tab cannot indent YAML; use spaces" if "'\\t'" in str(error.problem) else None
         raise CatalogError(Problem(line, tab or str(error.problem))) from None
     except (yaml.YAMLError, ValueError) as error:
         raise CatalogError(Problem(1, str(error))) from None

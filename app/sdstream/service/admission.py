@@ -26,10 +26,8 @@ from sdstream.service.models import Models
 from sdstream.storage.job_store import JobStore
 
 #: Transient ends: a request that comes again under its name starts a new job after one of these.
-_PASSING: Final = (Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED)
-
-
-#: Requests without images that are made jobs side by side; more would not make it faster.
+_TRANSIENT: Final = (Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED)
+#: Requests without images that become jobs at the same time; more would not be faster.
 _ACCEPTED_AT_ONCE: Final = 2
 
 
@@ -98,7 +96,7 @@ class Admission:
         self._assets = assets
         #: Images of jobs that are accepted and being written to the disk, by owner.
         self._entering: Counter[str] = Counter()
-        #: A crowd is taken in a few at a time, so that others on the event loop go on.
+        #: Limits a crowd to a few at a time, so that other tasks on the event loop continue.
         self._desk = asyncio.Semaphore(_ACCEPTED_AT_ONCE)
         self._names: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
@@ -173,9 +171,9 @@ class Admission:
         return live
 
     async def _job_of_key(self, terms: Terms) -> LiveJob | None:
-        """The job that the idempotency key of these terms names; raises KeyReused, Unavailable.
+        """Return the job that an idempotency key names; raises KeyReused, Unavailable.
 
-        One that ended by what passes has the name no more: its end would be told for ever.
+        A job with a transient end loses the name, so that the request can succeed later.
         """
         assert terms.idempotency_key is not None
         job = await self._store.job_by_idempotency_key(terms.owner, terms.idempotency_key)
@@ -194,13 +192,13 @@ class Admission:
         if live is not None and not live.over:
             return live
         ended = (live.job if live is not None else await self._store.get(job.id)) or job
-        if isinstance(ended.ending, JobFailed) and ended.ending.reason in _PASSING:
+        if isinstance(ended.ending, JobFailed) and ended.ending.reason in _TRANSIENT:
             await self._store.unname(job.id)
             return None
         return LiveJob(await self._jobs.with_files(ended))
 
     def _admit(self, model: str, images: int, terms: Terms) -> None:
-        """Raise what keeps a job of that model and size out now."""
+        """Raise the error of a job that cannot be accepted now."""
         if self._drain_began.is_set():
             raise going_down()
         allowed = self._policy.high_priority_owners()

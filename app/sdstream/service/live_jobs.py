@@ -1,4 +1,4 @@
-"""The jobs of this life of the server: their events, their readers, and what is stored of them.
+"""The jobs since the start of the server: their events, their readers, and what is stored of them.
 
 An event that ends a job, or an image, is told to readers when it is written: a restart must not
 take it back.
@@ -98,7 +98,7 @@ class LiveJob:
 
     @property
     def over(self) -> bool:
-        """True when nothing more will happen to it in this life of the server."""
+        """True when nothing more will happen to it before the next start of the server."""
         return self.job.terminal or self.deferred
 
 
@@ -247,7 +247,7 @@ class LiveJobs:
         return live.job
 
     async def end_of(self, live: LiveJob) -> None:
-        """Wait until nothing more will happen to the job in this life of the server."""
+        """Wait until nothing more will happen to the job before the next start of the server."""
         while not live.over:
             await live.changed.wait()
 

@@ -84,7 +84,7 @@ def test_aliases() -> None:
         ("? [a]", 1, "unhashable key"),
         ("[" * 3000, 1, "nested too deep"),
         ("models: [", 1, "expected"),
-        ("models:\n\t- id: a", 2, "indent by spaces"),
+        ("models:\n\t- id: a", 2, "a tab cannot indent YAML; use spaces"),
         ("default: on\n" + MINIMAL, 1, "default: must be text"),
         ("default: onee\n" + MINIMAL, 1, "no model has the id 'onee'; did you mean 'one'"),
         ("", 1, "keys with values"),

@@ -67,8 +67,8 @@ logger = logging.getLogger("sdstream.native")
 _LORA_LOST: Final = re.compile(r"load lora tensors from .* failed")
 
 _ONE_COLOUR: Final = (
-    "All pixels of the image have the same colour: weights that are damaged or not numbers, or "
-    "an option far from the model's default, do that."
+    "All pixels of the image have the same colour. Causes are weights that are damaged or NaN, and "
+    "options far from the model's defaults."
 )
 
 _PREVIEW_MODES: Final = {
