@@ -172,6 +172,8 @@ class ImageDrawn:
         encode_seconds, sample_seconds, decode_seconds: Time in each phase; enlarging counts as
             decoding.
         warnings: Sentences on what did not act as the request says, or on the image itself.
+        conditions_computed, conditions_reused: Prompts that were encoded for the image, and
+            prompts whose encoding an earlier image left; 0 where the runtime does not count.
     """
 
     job: str
@@ -185,6 +187,8 @@ class ImageDrawn:
     decode_seconds: float
     blob: bytes = field(repr=False)
     warnings: tuple[str, ...] = ()
+    conditions_computed: int = 0
+    conditions_reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

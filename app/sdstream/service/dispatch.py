@@ -306,6 +306,8 @@ class Dispatcher:
             self._queue.speed.note(job.request, drawn)
         self._metrics.images.labels(model).inc()
         self._metrics.steps.labels(model).inc(drawn.steps)
+        self._metrics.conditions.labels(model, "computed").inc(drawn.conditions_computed)
+        self._metrics.conditions.labels(model, "reused").inc(drawn.conditions_reused)
         self._observe(job, Phase.ENCODING, drawn.encode_seconds)
         self._observe(job, Phase.SAMPLING, drawn.sample_seconds)
         self._observe(job, Phase.DECODING, drawn.decode_seconds)

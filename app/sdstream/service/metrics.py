@@ -34,6 +34,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.conditions = self._counter(
+            "conditions",
+            "Prompts of finished images that were encoded, or reused from an earlier image.",
+            "model",
+            "source",
+        )
         self.queued_images = self._gauge("queued_images", "Images waiting.")
         self.running_jobs = self._gauge("running_jobs", "Jobs being drawn.")
         self.worker_starts = self._gauge(

@@ -53,6 +53,7 @@ from sdstream.engine.native.params import (
     file_of,
     generation_params,
 )
+from sdstream.engine.native.patched import Patches
 from sdstream.engine.native.progress import ImageProgress, LoadProgress
 from sdstream.engine.port import Emit
 from sdstream.system import available_cores
@@ -76,6 +77,8 @@ _PREVIEW_MODES: Final = {
     "tae": sd.Preview.PREVIEW_TAE,
     "decode": sd.Preview.PREVIEW_VAE,
 }
+#: Bytes of the conditions of earlier prompts that a worker keeps; one of T5-XXL has 4 MB.
+_CONDITION_CACHE: Final = 64 << 20
 #: Pixels to a side of what an upscaler takes at once: its memory, and how often it is heard of.
 _UPSCALER_TILE: Final = 128
 
@@ -86,6 +89,7 @@ class NativeEngine:
     def __init__(self) -> None:
         self._model: LoadedModel
         self._abort = AbortFlag(lib)
+        self._patches = Patches(lib)
         self._can_abort = False
         self._upscaler_dir: str | None = None
         self._threads = 0
@@ -141,7 +145,8 @@ class NativeEngine:
             version=loading.version,
         )
         self._preview_mode = _PREVIEW_MODES[command.runtime["preview"]]
-        self._can_abort = self._abort.attach(context)
+        self._can_abort = self._abort.attach(context) or self._patches.present
+        self._patches.keep_conditions(context, _CONDITION_CACHE)
         if command.device not in ("", CPU) and self._abort.on_cpu:
             raise EngineError(
                 Reason.MODEL_UNAVAILABLE,
@@ -166,6 +171,7 @@ class NativeEngine:
         self._warnings: list[str] = []
         seed = request.seed + index
         drawing = self._drawing = ImageProgress(job, index, request, emit)
+        computed, reused = self._patches.condition_counts(self._model.context)
         try:
             picture = self._generated(request, inputs, seed) if request.draws else inputs.image
             if picture is not None and request.upscaled is not None:
@@ -174,6 +180,7 @@ class NativeEngine:
             self._drawing = None
         if picture is None:
             return None
+        now_computed, now_reused = self._patches.condition_counts(self._model.context)
         return ImageDrawn(
             job=job,
             index=index,
@@ -185,17 +192,21 @@ class NativeEngine:
             sample_seconds=drawing.seconds(Phase.SAMPLING),
             decode_seconds=drawing.seconds(Phase.DECODING) + drawing.seconds(Phase.UPSCALING),
             warnings=tuple(self._warnings),
+            conditions_computed=now_computed - computed,
+            conditions_reused=now_reused - reused,
             blob=picture.data,
         )
 
     def clear_abort(self) -> None:
         """Forget an earlier abort."""
         self._abort.reset()
+        self._patches.cancel(self._model.context, cancelled=False)
 
     def abort(self) -> None:
-        """Stop the image being drawn, where the backend can."""
+        """Stop the image being drawn: at once on the CPU, else before the next step."""
         if self._can_abort:
             self._abort.request()
+            self._patches.cancel(self._model.context, cancelled=True)
 
     def peek(self) -> None:
         """Make a preview with the step after the one that runs."""

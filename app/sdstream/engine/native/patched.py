@@ -1,0 +1,45 @@
+"""What the runtime can do when it was compiled with the project's patches (engine/patches)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+
+class Patches:
+    """The functions that the patches add to the library; each does nothing where it lacks them."""
+
+    def __init__(self, lib: Any) -> None:
+        pointer, integer = ctypes.c_void_p, ctypes.c_uint64
+        counts = [pointer, ctypes.POINTER(integer), ctypes.POINTER(integer)]
+        signatures = {
+            "sdstream_cancel": [pointer, ctypes.c_int],
+            "sdstream_set_condition_cache": [pointer, integer],
+            "sdstream_condition_counts": counts,
+        }
+        #: False for a library that was compiled without the patches.
+        self.present = all(hasattr(lib, name) for name in signatures)
+        if self.present:
+            self._lib = lib
+            for name, arguments in signatures.items():
+                function = getattr(lib, name)
+                function.restype, function.argtypes = None, arguments
+
+    def cancel(self, context: Any, *, cancelled: bool) -> None:
+        """Stop sampling before its next step, or allow it again; any thread may call it."""
+        if self.present:
+            self._lib.sdstream_cancel(context, int(cancelled))
+
+    def keep_conditions(self, context: Any, limit: int) -> None:
+        """Keep the conditions of the last prompts, at most that many bytes."""
+        if self.present:
+            self._lib.sdstream_set_condition_cache(context, limit)
+
+    def condition_counts(self, context: Any) -> tuple[int, int]:
+        """Return how many conditions were computed and reused since the model was loaded."""
+        computed, reused = ctypes.c_uint64(), ctypes.c_uint64()
+        if self.present:
+            self._lib.sdstream_condition_counts(
+                context, ctypes.byref(computed), ctypes.byref(reused)
+            )
+        return computed.value, reused.value
