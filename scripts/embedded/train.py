@@ -1,10 +1,11 @@
-"""Train the embedded model: `python -m scripts.embedded.train network|decoder|keep`.
+"""Train the embedded model: `python -m scripts.embedded.train network|decoder|enlarger|keep`.
 
 A run is a checkpoint file: the same command continues it. It stops cleanly at --limit, at --until
 or on SIGTERM, after writing the checkpoint; it may be paused (SIGSTOP) as long as one likes.
 
   network  the image network and the text encoder, by flow matching on drawn pictures
   decoder  the autoencoder's decoder, on crops of drawn pictures
+  enlarger the upscaler, on crops of what the decoder makes of drawn pictures
   keep     write what both have learnt (the moving average) as one bfloat16 safetensors file
 
 On the CPU several processes share the work (gloo). With a GPU there is one process, and
@@ -43,6 +44,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scripts.embedded import codec, text
 from scripts.embedded.draw import draw
+from scripts.embedded.enlarger import FACTOR, Enlarger
 from scripts.embedded.optimiser import Muon, views_like
 from scripts.embedded.twin import Decoder, ImageNetwork, Shape, TextEncoder
 
@@ -58,9 +60,10 @@ TEXT_LENGTH = 30
 WARM_UP_STEPS = 100
 LAST_RATE = 0.03
 """Share of the learning rate that is left at the end of the annealing."""
-EMA_PICTURES = 12_000
-"""Pictures over which the moving average forgets to 1 / e."""
 STATUS_SECONDS = 30
+MARGIN = 8
+"""Pixels around an upscaler's crop whose decoding lacks what lies beyond the crop."""
+INNER = slice(MARGIN, -MARGIN)
 CLIP_NORM = 1.0
 
 Batch = dict[str, Tensor]
@@ -193,6 +196,52 @@ class DecoderBatches(Dataset[Batch]):
         }
 
 
+@dataclass
+class EnlargerBatches(Dataset[Batch]):
+    """Item k is the batch of step k: latents of crops, and the same crops painted larger."""
+
+    matrix: codec.Floats
+    options: Options
+    rank: int
+    crop: int = 48
+    """Side of a crop in pixels, with the margin that the loss leaves out."""
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.default_rng((17, step, self.rank))
+        width, height = choose_size(self.options.sizes, step)
+        seed = first_seed(self.options, step, self.rank)
+        small, large = [], []
+        for k in range(self.options.batch):
+            picture = draw(seed + k, width, height).pixels
+            painted = draw(seed + k, width * FACTOR, height * FACTOR).pixels
+            top, left = self._choose(rng, picture)
+            small.append(picture[top : top + self.crop, left : left + self.crop])
+            inner = np.s_[
+                FACTOR * (top + MARGIN) : FACTOR * (top + self.crop - MARGIN),
+                FACTOR * (left + MARGIN) : FACTOR * (left + self.crop - MARGIN),
+            ]
+            large.append(painted[inner])
+        pictures = np.stack(small)
+        return {
+            "latents": torch.from_numpy(codec.encode(self.matrix, pictures)),
+            "small": torch.from_numpy(pictures),
+            "pixels": torch.from_numpy(np.stack(large)),
+        }
+
+    def _choose(self, rng: np.random.Generator, picture: NDArray[np.uint8]) -> tuple[int, int]:
+        """Choose the busiest of four places: most of a picture is one colour."""
+        height, width = picture.shape[:2]
+        places = [
+            (8 * int(rng.integers(0, (height - self.crop) // 8 + 1)),
+             8 * int(rng.integers(0, (width - self.crop) // 8 + 1)))
+            for _ in range(4)
+        ]  # fmt: skip
+        return max(
+            places,
+            key=lambda at: picture[at[0] : at[0] + self.crop, at[1] : at[1] + self.crop].std(),
+        )
+
+
 # --- what is trained -----------------------------------------------------------------------------
 
 
@@ -202,6 +251,8 @@ class Task(Protocol):
     module: nn.ModuleDict
     """All parameters; names are those of the weights file with a dot for each level."""
     dataset: Dataset[Batch]
+    memory: int
+    """Pictures over which the moving average forgets to 1 / e."""
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         """Return the mean loss; noise is like the latents, levels [B] are uniform in 0..1."""
@@ -217,6 +268,8 @@ def stratified(count: int, generator: torch.Generator, device: torch.device) -> 
 
 class NetworkTask:
     """Flow matching: the network says where noise and picture lie apart."""
+
+    memory = 12_000
 
     def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
         vocabulary = text.Vocabulary.load()
@@ -259,6 +312,8 @@ def _widen_embeddings(state: dict[str, Tensor], tokens: int) -> None:
 class DecoderTask:
     """From latents, a little noisy, back to pixels."""
 
+    memory = 12_000
+
     def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
         self.module = nn.ModuleDict({"tae": nn.ModuleDict({"decoder": Decoder()})})
         self.module.load_state_dict({k: v.float() for k, v in weights.items() if k[:4] == "tae."})
@@ -274,9 +329,41 @@ class DecoderTask:
         return off.abs().mean() + 2 * off.square().mean()
 
 
-TASKS: dict[str, type[NetworkTask] | type[DecoderTask]] = {
+class EnlargerTask:
+    """From what the decoder makes of a drawing to the same drawing, painted larger."""
+
+    memory = 1_500
+
+    def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
+        torch.manual_seed(0)
+        self.module = nn.ModuleDict({"enlarger": Enlarger()})
+        self.decoder = Decoder().requires_grad_(False)
+        state = {k: v.float() for k, v in weights.items() if k.startswith("tae.decoder.")}
+        self.decoder.load_state_dict({k.removeprefix("tae.decoder."): v for k, v in state.items()})
+        self.dataset = EnlargerBatches(weights["codec.matrix"].float().numpy(), options, rank)
+
+    def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
+        """Return the difference of pixels and of edges; latents are noisy, as a network's are."""
+        level = levels[:, None, None, None]
+        with torch.no_grad():
+            latents = batch["latents"] + 0.15 * level * noise
+            decoded = self.decoder.to(latents.device)(latents).clamp(0, 1)
+            # A quarter are clean drawings: the upscaler may be used on any image.
+            clean = batch["small"].permute(0, 3, 1, 2).float() / 255
+            small = torch.where(level < 0.25, clean, decoded)[..., INNER, INNER]
+        with torch.autocast(small.device.type, torch.bfloat16):
+            small = small.contiguous(memory_format=torch.channels_last)
+            drawn = self.module["enlarger"](small)
+        drawn, wanted = drawn.float(), batch["pixels"].permute(0, 3, 1, 2).float() / 255
+        across = (drawn.diff(dim=3) - wanted.diff(dim=3)).abs().mean()
+        down = (drawn.diff(dim=2) - wanted.diff(dim=2)).abs().mean()
+        return (drawn - wanted).abs().mean() + across + down
+
+
+TASKS: dict[str, type[NetworkTask] | type[DecoderTask] | type[EnlargerTask]] = {
     "network": NetworkTask,
     "decoder": DecoderTask,
+    "enlarger": EnlargerTask,
 }
 
 
@@ -442,7 +529,7 @@ class Trainer:
     @torch.no_grad()
     def follow(self, pictures: int) -> None:
         """Move the average towards the weights."""
-        share = 1 - math.exp(-pictures / min(EMA_PICTURES, 1000 + self.seen))
+        share = 1 - math.exp(-pictures / min(self.task.memory, 100 + self.seen))
         torch._foreach_lerp_(list(self.average.parameters()), self.parameters_in_order(), share)
 
     def parameters_in_order(self) -> list[Tensor]:
@@ -577,6 +664,7 @@ def parse_options() -> argparse.Namespace:
             "128x128:8,96x96:1,64x64:1,192x128:1,128x192:1,192x192:1,256x256:1",
         ),
         ("decoder", 256 if gpu else 8, "128x128:4,64x64:1,256x256:1,192x128:1"),
+        ("enlarger", 64 if gpu else 4, "128x128:3,256x256:1,192x128:1,128x192:1,64x64:1"),
     ):
         add = commands.add_parser(task).add_argument
         add("checkpoint", type=Path, help="the run's file; made, or continued")

@@ -84,6 +84,15 @@ def _inside(nets: Mapping[str, Net]) -> dict[str, Shape]:
     }
 
 
+def _as_llama_box(model: Net, *texts: Net) -> Callable[[], Parts]:
+    """All parts in one file, the text encoders numbered, as in GPUStack's repositories."""
+    prefixes = ("cond_stage_model.", "cond_stage_model.1.", "cond_stage_model.2.")
+    names = [f"{prefix}transformer." for prefix in prefixes]
+    nets = {"model.diffusion_model.": model, "first_stage_model.": vae(16)}
+    nets |= dict(zip(names, texts, strict=False))
+    return lambda: {"model": _inside(nets)}
+
+
 def _apart(**nets: Net) -> Callable[[], Parts]:
     return lambda: {component: net.tensors for component, net in nets.items()}
 
@@ -134,6 +143,17 @@ SUBJECTS: Final = (
         "flux",
         _apart(diffusion_model=flux(2, 2, guidance=True), vae=vae(16), **_TEXT),
         "2 + 2 of 19 + 38 blocks",
+    ),
+    Subject(
+        "FLUX.1 schnell in one file of llama-box",
+        "flux",
+        _as_llama_box(flux(2, 2), clip(768), t5()),
+        "2 + 2 of 19 + 38 blocks",
+    ),
+    Subject(
+        "Stable Diffusion 3 Medium in one file of llama-box",
+        "sd3",
+        _as_llama_box(mmdit(24, qk_norm=False), clip(768), clip(1280), t5()),
     ),
     Subject(
         "FLUX.1 Fill",

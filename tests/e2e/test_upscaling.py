@@ -82,15 +82,16 @@ def difference(left: Image.Image, right: Image.Image) -> int:
 
 
 def test_the_list_of_upscalers(server: ServerProcess, native_server: ServerProcess) -> None:
-    """Names with factors, of the files that are upscalers; without a folder there are none."""
+    """Names with factors, of the files that are upscalers and of the built-in one."""
     answer = httpx2.get(f"{server.url}/v1/upscalers").json()
     found = [(one["id"], one["factor"]) for one in answer["data"]]
-    assert found == [("fourfold", 4), ("more/plain", 1), ("twice", 2)]
+    assert found == [("fourfold", 4), ("more/plain", 1), ("twice", 2), ("drawings-4x", 4)]
     assert [one["file"] for one in answer["unusable"]] == [
         "compact.safetensors", "garbage.gguf", "vae.safetensors", "x2plus.safetensors",
         "x4plus.pth",
     ]  # fmt: skip
-    assert httpx2.get(f"{native_server.url}/v1/upscalers").json()["data"] == []
+    (built_in,) = httpx2.get(f"{native_server.url}/v1/upscalers").json()["data"]
+    assert built_in == {"id": "drawings-4x", "object": "upscaler", "factor": 4}
 
 
 @pytest.mark.parametrize(("name", "factor"), [("twice", 2), ("fourfold", 4)])
@@ -121,7 +122,7 @@ def test_less_than_the_upscalers_own_factor(server: ServerProcess) -> None:
         ({"upscaler": "x4plus.pth"}, "upscaler", "is a PyTorch checkpoint"),
         ({"upscaler": "../fourfold"}, "upscaler", "no upscaler"),
         ({"upscaler": "twice", "upscale": "4"}, "upscale", "enlarges at most 2 times"),
-        ({"upscaler": "twice", "upscale": "0.5"}, "upscale", "greater than or equal to 1"),
+        ({"upscaler": "twice", "upscale": "0.01"}, "upscale", "greater than or equal to 0.05"),
         ({"upscaler": "twice", "prompt": "a cat"}, "prompt", "only upscales"),
         ({"upscaler": "twice", "seed": "1"}, "seed", "only upscales"),
         ({"upscaler": "twice", "n": "2"}, "n", "must be 1"),
@@ -207,6 +208,7 @@ def test_automatic1111s_extras(server: ServerProcess) -> None:
     answer = api.extra_single_image(image=picture, upscaler_1="twice", upscaling_resize=2)
     assert difference(answer.image, picture.resize((48, 32), Image.Resampling.NEAREST)) == 0
     names = [one["name"] for one in api.get_upscalers()]
-    assert names == ["None", "Lanczos", "Nearest", "fourfold", "more/plain", "twice"]
+    own = ["fourfold", "more/plain", "twice", "drawings-4x"]
+    assert names == ["None", "Lanczos", "Nearest", *own]
     with pytest.raises(RuntimeError, match="gfpgan_visibility"):
         api.extra_single_image(image=picture, upscaler_1="twice", gfpgan_visibility=0.5)

@@ -202,21 +202,22 @@ def test_a_whole_settings_object(server: ServerProcess) -> None:
 
 
 def test_sizes_that_the_model_cannot_draw(server: ServerProcess) -> None:
-    """Drawn larger and cut from the middle here, rejected elsewhere and with a mask."""
+    """Enlarged from one that it can, here and elsewhere, with a mask and without."""
     body = {"prompt": "a cat", "width": 130, "height": 70, "steps": 1}
     answer = post(server, "/sdapi/v1/txt2img", json=body).json()
     assert from_base64(answer["images"][0]).size == (130, 70)
     assert answer["parameters"]["width"] == 130
-    (warning,) = answer["warnings"]
-    assert "cannot generate 130x70" in warning
     masked = {**body, "init_images": [PICTURE], "mask": MASK}
     url = f"{server.url}/sdapi/v1/img2img"
     only = post(server, "/sdapi/v1/img2img", json=masked).json()
     assert from_base64(only["images"][0]).size == (64, 64), "the part is drawn, the image is kept"
     masked["inpaint_full_res"] = False
-    assert httpx2.post(url, json=masked).json()["error"]["reason"] == "invalid_value"
+    whole = httpx2.post(url, json=masked).json()
+    assert from_base64(whole["images"][0]).size == (130, 70)
     native = {"prompt": "a cat", "size": "130x70"}
-    assert httpx2.post(f"{server.url}/v1/images/generations", json=native).status_code == 400
+    answer = httpx2.post(f"{server.url}/v1/images/generations", json=native).json()
+    assert answer["size"] == "130x70"
+    assert answer["parameters"]["generated_size"] == "192x128"
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_cancel(fake_server: ServerProcess) -> None:
         ({"sample_params": {"guidance": {"img_cfg": 3, "txt_cfg": 7}}},
          "sample_params.guidance.img_cfg"),
         ({"sample_params": {"shifted_timestep": 250}}, "sample_params.shifted_timestep"),
-        ({"width": 65, "height": 64}, "width"),
+        ({"width": 15, "height": 64}, "width"),
         ({"hires": {"enabled": True, "upscaler": "ESRGAN"}}, "hires.upscaler"),
         ({"hires": {"enabled": True, "target_width": 640}}, "hires.target_width"),
         ({"vae_tiling_params": {"enabled": True, "tile_size_x": 64}},

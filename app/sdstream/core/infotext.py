@@ -31,6 +31,8 @@ _PARAMETER: Final = re.compile(r'([^\s:,"][^:,"]{0,63}):\s*("(?:[^"\\]|\\.)*"|[^
 #: Characters of that line; a longer one holds no parameters.
 _MAX_FACTS: Final = 65_536
 _NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
+#: Says what the model generated of an image that was enlarged to its size.
+_GENERATED: Final = "Generated size"
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
 
@@ -50,7 +52,7 @@ def write(request: GenerationRequest, seed: int) -> str:
         "schedule": SCHEDULES[request.schedule].label or "Automatic",
         "cfg_scale": request.cfg_scale,
         "seed": seed,
-        "size": request.size,
+        "size": request.asked_size,
         "model": request.model,
     }
     facts = {}
@@ -58,6 +60,8 @@ def write(request: GenerationRequest, seed: int) -> str:
         option = OPTIONS[name]
         if option.infotext and value is not False:
             facts[option.infotext] = option.flag_text if value is True else _text(value)
+    if request.enlarged:
+        facts[_GENERATED] = str(request.size)
     facts["Version"] = f"sdstream {__version__}"
     lines.append(", ".join(f"{name}: {_quoted(text)}" for name, text in facts.items()))
     return "\n".join(lines)
@@ -140,6 +144,8 @@ def read_options(text: str) -> ReadOptions | None:
     }
     if {"Size-1", "Size-2"} <= facts.keys():
         options["size"] = f"{facts.pop('Size-1')}x{facts.pop('Size-2')}"
+    for side in "12":
+        facts.pop(f"{_GENERATED}-{side}", None)  # the size and the model lead to it
     unread = []
     for fact, value in facts.items():
         option = _option(fact, value)

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from sdstream.core.ask import ParsedRequest
+from sdstream.core.enlargement import SHORTEST_SIDE
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import OPTIONS, ImageParams, Options, params_schema
@@ -137,8 +138,22 @@ def default_guidance(spec: ModelSpec) -> float:
     return 3.5 if spec.defaults.guidance is None else spec.defaults.guidance
 
 
+def sizes_of(spec: ModelSpec) -> dict[str, Any]:
+    """Return the bounds of a model's sizes in pixels, and the multiple that sides must be of."""
+    larger = spec.size.enlarge
+    if larger is None:
+        return {"min": spec.size.min, "max": spec.size.max, "multiple": spec.traits.multiple}
+    bounds = {"min": SHORTEST_SIDE, "max": larger.max, "multiple": 1}
+    return {**bounds, "max_pixels": larger.max_pixels, "generated": [str(s) for s in larger.sizes]}
+
+
 def _choices(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
-    side = {"minimum": spec.size.min, "maximum": spec.size.max, "multipleOf": spec.traits.multiple}
+    bounds = sizes_of(spec)
+    side = {
+        "minimum": bounds["min"],
+        "maximum": bounds["max"],
+        "multipleOf": bounds["multiple"],
+    }
     return {
         "sampler": {"enum": [*SAMPLERS]},
         "schedule": {"enum": schedules_of(spec)},

@@ -100,11 +100,35 @@ class Defaults(Part):
     guidance: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
 
 
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+
+
+class EnlargeRule(Part):
+    """How a model that knows few sizes gets all others.
+
+    Attributes:
+        sizes: What the model generates; other sizes are enlarged from one of them.
+        upscaler: Name of an upscaler: a built-in one, or a file of the upscaler folder.
+        max: Longest side of the enlarged image in pixels.
+        max_pixels: Largest width x height of it.
+    """
+
+    sizes: tuple[SizeField, ...] = Field(min_length=1)
+    upscaler: str = Field(pattern=_NAME)
+    max: int = Field(2048, ge=64, le=8192)
+    max_pixels: int = Field(4_194_304, ge=4096)
+
+
 class SizeRule(Part):
-    """Bounds of width and height, each in pixels."""
+    """Bounds of width and height of what the model generates, each in pixels.
+
+    Attributes:
+        enlarge: What happens to other sizes; None rejects them.
+    """
 
     min: int = Field(64, ge=16)
     max: int = Field(2048, le=8192)
+    enlarge: EnlargeRule | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -149,9 +173,6 @@ class RuntimeOptions(Part):
 
 
 _QuantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
-
-
-_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 
 
 class ModelSpec(Part):
@@ -229,10 +250,18 @@ class ModelSpec(Part):
 
     @model_validator(mode="after")
     def _default_size_fits(self) -> Self:
-        problem = self.size_problem(self.default_size)
-        if problem:
-            raise ValueError(f"the default size {self.default_size} is not allowed: {problem}")
+        known = self.size.enlarge.sizes if self.size.enlarge else ()
+        for what, size in (("default size", self.default_size), *(("size", s) for s in known)):
+            problem = self.size_problem(size)
+            if problem:
+                raise ValueError(f"the {what} {size} is not allowed: {problem}")
         return self
+
+    def generates(self, size: Size) -> bool:
+        """Return whether the model generates a size itself."""
+        if self.size.enlarge is not None:
+            return size in self.size.enlarge.sizes
+        return self.size_problem(size) is None
 
     @property
     def longest_prompt(self) -> int:

@@ -245,7 +245,10 @@ class Options(BaseModel):
     upscale: Annotated[
         float | None, Option(infotext="Postprocess upscale by", needs="upscaler")
     ] = Field(
-        None, ge=1, le=8, description="How many times; as much as the upscaler does by itself."
+        None,
+        ge=0.05,
+        le=100,
+        description="How many times; as much as the upscaler does by itself.",
     )
     control_strength: Annotated[
         float | None,

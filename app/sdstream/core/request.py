@@ -49,6 +49,7 @@ class GenerationRequest:
         input_images: Images that came with the request, for the count of tokens.
         second_pass: Pixels of the second pass (``hires_*``), None without one.
         upscaled: Pixels after the upscaler (``upscaler``), None without one.
+        enlarged: The upscaler is there because the model does not generate the asked size.
         cut: Pixels of the finished image, when it is the middle of what the runtime makes.
         placement: Where the generated image lies in the finished one; None when it is that.
         references: Pixels of each reference image, as the model gets it.
@@ -75,6 +76,7 @@ class GenerationRequest:
     input_images: int = 0
     second_pass: Size | None = None
     upscaled: Size | None = None
+    enlarged: bool = False
     cut: Size | None = None
     placement: Placement | None = None
     references: tuple[Size, ...] = ()
@@ -93,6 +95,11 @@ class GenerationRequest:
     def generated_size(self) -> Size:
         """Width and height of what the model generates, before an upscaler."""
         return self.second_pass or self.size
+
+    @property
+    def asked_size(self) -> Size:
+        """Width and height that ask for this image again."""
+        return self.output_size if self.enlarged else self.size
 
     @property
     def runtime_size(self) -> Size:
@@ -183,6 +190,7 @@ class Assets:
         loras: Names; those of files in subfolders begin with the folder.
         lora_in_prompt: ``<lora:name:scale>`` in a prompt counts.
         upscalers: Name -> how many times it enlarges.
+        built_in: Those of them that come with the package.
         vocabularies: Location of a model's file -> the words that it was taught, for small models.
         unusable: "lora", "embedding" or "upscaler" -> file -> why it cannot be used, a predicate.
     """
@@ -190,8 +198,16 @@ class Assets:
     loras: Collection[str] = ()
     lora_in_prompt: bool = False
     upscalers: Mapping[str, int] = field(default_factory=dict)
+    built_in: Collection[str] = ()
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
     unusable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def only_upscaler(self) -> str | None:
+        """The operator's only upscaler; without any, the only one of the package."""
+        own = [name for name in self.upscalers if name not in self.built_in]
+        names = own or [*self.upscalers]
+        return names[0] if len(names) == 1 else None
 
 
 NO_SOURCES: Final = Sources()

@@ -37,6 +37,7 @@ from sdstream.core.samplers import (
     refusal,
 )
 from sdstream.core.similar import did_you_mean, most_similar
+from sdstream.core.size import Size
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ def resolve(
 
 def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     """The warning of an image that was generated larger than asked for."""
-    if request.cut is None:
+    if request.cut is None or spec.size.enlarge is not None:
         return ()
     return (
         f"The model '{spec.id}' cannot generate {request.cut}: the image is the middle of one of "
@@ -164,7 +165,13 @@ def _generation(
     idle = model_options.check(ask, spec, sampler)
     cfg_scale = _first(params.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
     larger = resolve_options.second_pass(ask, spec, size, limits.drawn, sources)
-    upscaled = resolve_options.upscaled(ask, larger or size, assets, limits.enlarged)
+    upscaled: Size | None
+    if plan.enlargement is not None:
+        upscaled = plan.enlargement.enlarged
+        ask = resolve_options.with_own_upscaler(ask, spec, plan.enlargement, assets)
+    else:
+        upscaled = resolve_options.upscaled(ask, larger or size, assets, limits.enlarged)
+    params = ask.params
     prompt, loras = resolve_options.loras(ask, assets)
     options = params.options().model_copy(
         update={
@@ -196,6 +203,7 @@ def _generation(
         input_images=int(sources.drawn_over) + len(sources.references),
         second_pass=larger,
         upscaled=upscaled,
+        enlarged=plan.enlargement is not None,
         cut=plan.cut_of(upscaled or larger or size),
         placement=plan.placement,
         references=resolve_edits.reference_sizes(ask, spec, sources),
@@ -221,12 +229,12 @@ def _upscaling(
             )
     if params.n not in (None, 1):
         raise ask.rejected("n", " must be 1 on this route.")
-    if params.upscaler is None and len(assets.upscalers) != 1:
+    upscaler = params.upscaler or assets.only_upscaler
+    if upscaler is None:
         there = ", ".join(assets.upscalers) or "none"
         raise ask.rejected("upscaler", f" is required; available: {there}.", Reason.MISSING_FIELD)
     size = sources.size
     assert size is not None
-    upscaler = params.upscaler or next(iter(assets.upscalers))
     chosen = replace(ask, params=params.model_copy(update={"upscaler": upscaler}))
     upscaled = resolve_options.upscaled(chosen, size, assets, limits.enlarged)
     assert upscaled is not None

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from sdstream.core import enlargement
 from sdstream.core.ask import ParsedRequest
+from sdstream.core.enlargement import Enlargement
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import OPTIONS
 from sdstream.core.placement import Box, Placement, around, contained, inside
 from sdstream.core.request import Limits, Sources
-from sdstream.core.resolve_size import asked_size, check_pixels, check_size, names_size
+from sdstream.core.resolve_size import (
+    asked_size,
+    check_pixels,
+    check_size,
+    enlarged,
+    names_size,
+)
 from sdstream.core.size import Size
 
 #: Pixels around a mask that ``only_masked`` includes when a request does not say.
@@ -36,14 +44,18 @@ class Layout:
         size: To be generated.
         asked: What the client asked for; larger sizes are cut to it.
         placement: Where the generated image lies in the finished one; None when it is that.
+        enlargement: How the generated image gets the size; None when it has it.
     """
 
     size: Size
     asked: Size
     placement: Placement | None = None
+    enlargement: Enlargement | None = None
 
     def cut_of(self, result: Size) -> Size | None:
         """Return the size to cut from what ``size`` was enlarged to; None to cut nothing."""
+        if self.enlargement is not None:
+            return None if result == self.asked else self.asked
         if self.placement is not None or self.size == self.asked:
             return None
         return Size(
@@ -72,17 +84,24 @@ def layout(ask: ParsedRequest, spec: ModelSpec, sources: Sources, limits: Limits
     if source is not None and params.expand is not None:
         return _expanded(ask, spec, source, limits)
     seen = sources.size
-    own = spec.default_size if seen is None else spec.size_near(seen, limits.drawn)
+    own = spec.default_size
+    if seen is not None:
+        own = enlargement.own_size(spec, seen, limits.drawn)
     asked = asked_size(ask, spec, own)
+    larger = enlarged(ask, spec, asked, limits.enlarged)
     # Under a mask every pixel has its place.
-    size = spec.size_over(asked) if ask.any_size and not sources.masked else asked
+    if larger is not None and sources.masked:
+        larger = replace(larger, enlarged=asked)
+    over = spec.size_over(asked) if ask.any_size and not sources.masked else asked
+    size = larger.generated if larger else over
     check_size(ask, spec, size, limits.drawn)
     if source is None or sources.masked or params.fit != "pad" or not names_size(ask):
-        return Layout(size, asked)
+        return Layout(size, asked, enlargement=larger)
     canvas, kept = Box.whole(asked), contained(source, asked)
     if kept == canvas:
-        return Layout(size, asked)
-    return Layout(size, asked, Placement(asked, canvas, Box.middle(asked, size), kept))
+        return Layout(size, asked, enlargement=larger)
+    inner = inside(asked, size) if larger else Box.middle(asked, size)
+    return Layout(size, asked, Placement(asked, canvas, inner, kept))
 
 
 def _check_conflicts(ask: ParsedRequest, sources: Sources) -> None:
@@ -112,8 +131,7 @@ def _only_masked(
             Reason.INVALID_IMAGE,
         )
     asked = asked_size(ask, spec, spec.default_size)
-    size = spec.size_over(asked) if ask.any_size else asked
-    check_size(ask, spec, size, limits.drawn)
+    size = _size_of_part(ask, spec, asked, limits)
     padding = ask.params.only_masked_padding
     region = around(painted, PADDING if padding is None else padding, canvas, size)
     return Layout(size, asked, Placement(canvas, region, inside(region.size, size), kept))
@@ -125,10 +143,18 @@ def _expanded(ask: ParsedRequest, spec: ModelSpec, source: Size, limits: Limits)
     over = spec.size_over(canvas)
     fits = spec.size_problem(over) is None and over.width * over.height <= limits.drawn
     asked = asked_size(ask, spec, over if fits else spec.size_near(canvas, limits.drawn))
-    size = spec.size_over(asked) if ask.any_size else asked
-    check_size(ask, spec, size, limits.drawn)
+    size = _size_of_part(ask, spec, asked, limits)
     inner = inside(canvas, size, enlarge=size != over)
     return Layout(size, asked, Placement(canvas, Box.whole(canvas), inner, kept))
+
+
+def _size_of_part(ask: ParsedRequest, spec: ModelSpec, asked: Size, limits: Limits) -> Size:
+    """The size that is generated for what is then scaled into the finished image."""
+    larger = enlarged(ask, spec, asked, limits.enlarged)
+    over = spec.size_over(asked) if ask.any_size else asked
+    size = larger.generated if larger else over
+    check_size(ask, spec, size, limits.drawn)
+    return size
 
 
 def _with_border(ask: ParsedRequest, source: Size, limits: Limits) -> tuple[Size, Box | None]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdstream.core.ask import ParsedRequest
+from sdstream.core.enlargement import Enlargement
 from sdstream.core.errors import Reason
 from sdstream.core.lora import HYPERNETWORK_TAG, LORA_TAG, MAX_LORA_SCALE, LoraChoice
 from sdstream.core.model_options import check_span, default_guidance, unknown_name
@@ -176,6 +177,34 @@ def with_upscaler(ask: ParsedRequest, assets: Assets) -> ParsedRequest:
         return ask
     name = _file(ask, "upscaler", "upscaler", ask.params.upscaler, assets)
     return replace(ask, params=ask.params.model_copy(update={"upscaler": name}))
+
+
+def with_own_upscaler(
+    ask: ParsedRequest, spec: ModelSpec, enlargement: Enlargement, assets: Assets
+) -> ParsedRequest:
+    """Return the request with the upscaler of its model's entry.
+
+    Raises:
+        InvalidRequest: The server does not have it, or the request enlarges by another factor.
+    """
+    upscaler = enlargement.upscaler
+    factor = ask.params.upscale
+    if factor is not None and abs(factor - enlargement.factor) > 0.001:
+        raise ask.rejected(
+            "upscale",
+            f": the size is reached by {enlargement.factor:g} times already; enlarge the finished "
+            "image afterwards.",
+            Reason.CONFLICTING_FIELDS,
+        )
+    if upscaler not in assets.upscalers:
+        there = ", ".join(assets.upscalers) or "none"
+        raise ask.rejected(
+            "size",
+            f": the model '{spec.id}' gets it by the upscaler '{upscaler}', which the server does "
+            f"not have; available: {there}.",
+            Reason.NOT_SUPPORTED,
+        )
+    return replace(ask, params=ask.params.model_copy(update={"upscaler": upscaler}))
 
 
 def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) -> Size | None:

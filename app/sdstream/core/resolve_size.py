@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from sdstream.core import enlargement
 from sdstream.core.ask import ParsedRequest
+from sdstream.core.enlargement import Enlargement
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.size import Size
@@ -42,17 +44,46 @@ def check_size(ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int)
         size: To be generated.
         max_pixels: Upper bound of width x height.
     """
-    params, option = ask.params, "size"
-    if params.aspect_ratio is not None:
-        option = "aspect_ratio"
-    elif params.width is not None:
-        option = "width"
     problem = spec.size_problem(size)
     if problem:
-        if params.width is not None and problem.startswith("height"):
-            option = "height"
-        raise ask.rejected(option, f": {problem}.")
-    check_pixels(ask, option, size, max_pixels)
+        raise _rejected(ask, problem)
+    check_pixels(ask, _option(ask), size, max_pixels)
+
+
+def enlarged(
+    ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int
+) -> Enlargement | None:
+    """Return how the model's images get a size that it does not generate; None when it does.
+
+    Args:
+        ask: The request; one that names another upscaler gets no second one.
+        spec: The model.
+        size: Of the finished image.
+        max_pixels: Upper bound of width x height of an enlarged image.
+
+    Raises:
+        InvalidRequest: The model's entry does not allow the size.
+    """
+    rule = spec.size.enlarge
+    if rule is None or spec.generates(size) or ask.params.upscaler not in (None, rule.upscaler):
+        return None
+    check_pixels(ask, _option(ask), size, max_pixels)
+    try:
+        return enlargement.plan(spec, size)
+    except ValueError as error:
+        raise _rejected(ask, str(error)) from None
+
+
+def _rejected(ask: ParsedRequest, problem: str) -> InvalidRequest:
+    by_height = ask.params.width is not None and problem.startswith("height")
+    return ask.rejected("height" if by_height else _option(ask), f": {problem}.")
+
+
+def _option(ask: ParsedRequest) -> str:
+    """Return the option that chose the size."""
+    if ask.params.aspect_ratio is not None:
+        return "aspect_ratio"
+    return "width" if ask.params.width is not None else "size"
 
 
 def check_pixels(ask: ParsedRequest, option: str, size: Size, max_pixels: int) -> None:

@@ -151,9 +151,9 @@ def _misbehave(cues: dict[str, float], step: int) -> None:
 
 
 def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:
-    """The gradient, mixed with the input image by strength."""
+    """The gradient, mixed with the input image by strength unless it was enlarged."""
     drawn = _gradient(request, index, *request.runtime_size)
-    if inputs.image is None or request.options.strength is None:
+    if inputs.image is None or request.options.strength is None or request.upscaled:
         return drawn
     share = request.options.strength
     pairs = zip(drawn, inputs.image.data, strict=True)

@@ -263,9 +263,10 @@ class ImageProcessor:
     ) -> ImageResult:
         picture = Pixels(drawn.width, drawn.height, drawn.blob)
         original, mask = inputs.image, inputs.mask
-        if request.placement is not None and inputs.canvas is not None:
+        if inputs.canvas is not None:
             original, mask = inputs.canvas, inputs.canvas_mask
-            picture = canvas.put_back(picture, original, request.placement)
+            if request.placement is not None:
+                picture = canvas.put_back(picture, inputs.canvas, request.placement)
         if original is not None and mask is not None:
             # The runtime's kept pixels have been through the autoencoder: put the real ones back.
             picture = codecs.composite(picture, original, mask, request.options.mask_blur or 0.0)
@@ -332,9 +333,21 @@ def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:
     )
     if pictures.image is not None and request.placement is not None:
         return _placed(pictures.image, pictures, request, request.placement, references)
+    control = codecs.fit(pictures.control, size, how) if pictures.control else None
+    if pictures.image is not None and pictures.mask is not None and request.upscaled is not None:
+        # What is kept comes from the input image itself, not from what the upscaler makes of it.
+        whole = codecs.fit(pictures.image, request.upscaled, how)
+        opened = codecs.fit_mask(pictures.mask, request.upscaled, how)
+        return Inputs(
+            image=codecs.fit(whole, size, "stretch"),
+            mask=codecs.fit_mask(opened, size, "stretch"),
+            references=references,
+            control=control,
+            canvas=whole,
+            canvas_mask=opened,
+        )
     image = codecs.fit(pictures.image, size, how) if pictures.image else None
     mask = codecs.fit_mask(pictures.mask, size, how) if pictures.mask else None
-    control = codecs.fit(pictures.control, size, how) if pictures.control else None
     return Inputs(image, mask, references, control)
 
 

@@ -34,7 +34,7 @@ from sdstream.settings import Settings, worker_environment
 from sdstream.storage.job_store import JobStore
 from sdstream.system import total_memory
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
-from sdstream.weights.embedded import vocabularies
+from sdstream.weights.embedded import UPSCALERS, vocabularies
 from sdstream.weights.folders import PICKLES, candidate_files, name_of
 from sdstream.weights.inspection import Asset, examine
 
@@ -244,10 +244,12 @@ def _assets(settings: Settings) -> Assets:
     loras, bad_loras = _examined(settings.lora_dir, "lora", settings)
     _, bad_embeddings = _examined(settings.embedding_dir, "embedding", settings)
     upscalers, bad_upscalers = _examined(settings.upscaler_dir, "upscaler", settings)
+    own = {name: factor for name, factor in upscalers.items() if factor is not None}
     return Assets(
         loras=[*loras],
         lora_in_prompt=settings.lora_in_prompt,
-        upscalers={name: factor for name, factor in upscalers.items() if factor is not None},
+        upscalers={**own, **UPSCALERS},
+        built_in=[*UPSCALERS],
         vocabularies={} if settings.engine == "fake" else vocabularies(),
         unusable={"lora": bad_loras, "embedding": bad_embeddings, "upscaler": bad_upscalers},
     )

@@ -302,8 +302,7 @@ class Dispatcher:
 
     def _measure_image(self, job: Job, drawn: ImageDrawn) -> None:
         model = job.request.model
-        if job.request.upscaled is None:  # which takes its own time
-            self._queue.speed.note(job.request, drawn)
+        self._queue.speed.note(job.request, drawn)
         self._metrics.images.labels(model).inc()
         self._metrics.steps.labels(model).inc(drawn.steps)
         self._metrics.conditions.labels(model, "computed").inc(drawn.conditions_computed)

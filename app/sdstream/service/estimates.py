@@ -1,4 +1,4 @@
-"""How fast a model draws here, as measured, and what that means for who waits."""
+"""How fast a model generates here, as measured, and what that means for waiting clients."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ class _Rates:
 
 
 class Speed:
-    """Remembers each model's seconds by size; sizes never seen are scaled from the nearest."""
+    """Remembers each model's seconds by size; sizes never seen are scaled from the nearest.
+
+    Images that an upscaler enlarges are kept apart from those that none does.
+    """
 
     def __init__(self) -> None:
-        self._rates: dict[str, dict[int, _Rates]] = {}
+        self._rates: dict[tuple[object, ...], dict[int, _Rates]] = {}
 
     def note(self, request: GenerationRequest, drawn: ImageDrawn) -> None:
-        """Take in what an image of the request took; it was not enlarged by an upscaler."""
+        """Take in what an image of the request took."""
         fresh = _Rates(
             drawn.sample_seconds / _steps(request), drawn.encode_seconds + drawn.decode_seconds
         )
-        sizes = self._rates.setdefault(request.model, {})
+        sizes = self._rates.setdefault(_kind(request), {})
         pixels = _pixels(request)
         known = sizes.get(pixels, fresh)
         sizes[pixels] = _Rates(
@@ -41,14 +44,19 @@ class Speed:
 
     def image_seconds(self, request: GenerationRequest) -> float | None:
         """What one image of the request takes; None when nothing like it was measured."""
-        sizes = self._rates.get(request.model)
-        if not sizes or request.upscaled is not None:
+        sizes = self._rates.get(_kind(request))
+        if not sizes:
             return None
         pixels = _pixels(request)
         nearest = min(sizes, key=lambda known: max(known, pixels) / min(known, pixels))
         rates = sizes[nearest]
         seconds = rates.step_seconds * _steps(request) + rates.other_seconds
         return seconds * pixels / nearest
+
+
+def _kind(request: GenerationRequest) -> tuple[object, ...]:
+    """Requests that differ in it say nothing about each other."""
+    return request.model, request.options.upscaler, request.draws
 
 
 def _pixels(request: GenerationRequest) -> int:

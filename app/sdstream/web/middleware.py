@@ -273,6 +273,6 @@ def _facts(state: dict[str, Any], *, left: bool) -> str:
         # Who leaves is logged at once; the worker stops within a step after that.
         outcome = JobStatus.CANCELLED
     return (
-        f" job={job.id} model={request.model} size={request.size} n={request.n}"
+        f" job={job.id} model={request.model} size={request.asked_size} n={request.n}"
         f" steps={request.steps} outcome={outcome.value}{fields}"
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sdstream.core.model_families import FAMILIES
@@ -215,9 +215,23 @@ _PREFIXES: Final = (
     ("te.", "clip_l"),
 )
 
-#: Where the text encoders of U-Nets lie; the runtime does not look for those of others there,
-#: though some conversions of SD3 and FLUX have them under these names.
+#: Where the text encoders of U-Nets lie; the runtime does not look for those of others there.
 _TEXT_OF_UNETS: Final = ("cond_stage_model.", "conditioner.embedders.")
+
+#: Family -> the names of text encoders in whole models that llama-box wrote, as GPUStack publishes
+#: them -> the runtime's own. A runtime with the project's patches renames them in the same way
+#: (engine/patches).
+_LLAMA_BOX_NAMES: Final[Mapping[str, Mapping[str, str]]] = {
+    "sd3": {
+        "cond_stage_model.transformer.": "text_encoders.clip_l.transformer.",
+        "cond_stage_model.1.transformer.": "text_encoders.clip_g.transformer.",
+        "cond_stage_model.2.transformer.": "text_encoders.t5xxl.transformer.",
+    },
+    "flux": {
+        "cond_stage_model.transformer.": "text_encoders.clip_l.transformer.",
+        "cond_stage_model.1.transformer.": "text_encoders.t5xxl.transformer.",
+    },
+}
 
 #: Files that are not part of a model: any of these is part of a tensor's name.
 _ADAPTERS: Final = (
@@ -293,6 +307,7 @@ class Contents:
         kind: A key of TITLES; "model" or "parts" when there are several.
         parts: Component -> its tensors, without prefix.
         bare: The names have no prefix of the part that they belong to.
+        renamed: Text encoders have the names of llama-box.
         architecture: Of the diffusion model, None where it is missing or unknown.
     """
 
@@ -300,6 +315,7 @@ class Contents:
     parts: Mapping[str, Shapes] = field(default_factory=dict)
     architecture: Architecture | None = None
     bare: bool = True
+    renamed: bool = False
 
     @property
     def title(self) -> str:
@@ -318,9 +334,11 @@ def recognise(shapes: Shapes) -> Contents:
     parts = _prefixed(shapes)
     if parts:
         contents = _model(parts)
-        of_no_unet = contents.architecture is not None and not contents.architecture.whole
-        lost = {name for name in shapes if name.startswith(_TEXT_OF_UNETS)} if of_no_unet else set()
-        return _model(_prefixed({n: s for n, s in shapes.items() if n not in lost}))
+        if contents.architecture is None or contents.architecture.whole:
+            return contents
+        own = {own_name(name, contents.architecture): shape for name, shape in shapes.items()}
+        found = {n: s for n, s in own.items() if not n.startswith(_TEXT_OF_UNETS)}
+        return replace(_model(_prefixed(found)), renamed=not own.keys() <= shapes.keys())
     architecture = _architecture(shapes)
     if architecture is not None:
         return Contents("diffusion_model", {"diffusion_model": shapes}, architecture)
@@ -328,6 +346,16 @@ def recognise(shapes: Shapes) -> Contents:
     if kind == "clip":
         kind = _CLIP_WIDTHS.get(_width(shapes, "token_embedding.weight", 0), "unknown")
     return Contents(kind, {kind: shapes})
+
+
+def own_name(name: str, architecture: Architecture | None) -> str:
+    """Return the runtime's name of a tensor that llama-box may have named; others stay."""
+    families = architecture.families if architecture else ()
+    names = _LLAMA_BOX_NAMES.get(families[0], {}) if families else {}
+    for prefix, own in names.items():
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
+    return name
 
 
 def _model(parts: Mapping[str, Shapes]) -> Contents:

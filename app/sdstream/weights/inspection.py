@@ -28,6 +28,10 @@ from sdstream.weights.headers import BadFile, Scalar, WeightFile
 _DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
 
 _WHOLE: Final = "the runtime reads it only with its text encoders in the same file, as 'model'"
+_LLAMA_BOX: Final = (
+    "has the text encoders under the names of llama-box, which the installed runtime does not "
+    "read; it was compiled without the patches that scripts/install applies"
+)
 #: Ends of the names of tensors that multiply other tensors, as FP8 files have them.
 _SCALES: Final = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".scale_inv")
 _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
@@ -163,7 +167,8 @@ def _needs(contents: Contents) -> tuple[str, ...]:
 def _part_names(contents: Contents, found: WeightFile) -> list[str]:
     if contents.bare:
         return [contents.kind] * len(found.tensors)
-    return [architectures.part_of(tensor.name)[0] or "other" for tensor in found.tensors]
+    names = [architectures.own_name(t.name, contents.architecture) for t in found.tensors]
+    return [architectures.part_of(name)[0] or "other" for name in names]
 
 
 def _shares(found: WeightFile, names: list[str]) -> tuple[Share, ...]:
@@ -225,13 +230,16 @@ def _pieces(name: str) -> int:
 # --- the files of a model -------------------------------------------------------------------------
 
 
-def check(files: Mapping[str, Path], family: str, *, tae: bool = False) -> None:
+def check(
+    files: Mapping[str, Path], family: str, *, tae: bool = False, renames: bool = True
+) -> None:
     """Verify that the runtime can load the files of one model and generate with them.
 
     Args:
         files: Component of models.yaml to file.
         family: Of models.yaml.
         tae: The model file's own tiny autoencoder is to be used.
+        renames: The runtime reads the names that llama-box gives to text encoders.
 
     Raises:
         EngineError: With a sentence that names the component at fault, and no path.
@@ -248,6 +256,9 @@ def check(files: Mapping[str, Path], family: str, *, tae: bool = False) -> None:
             f"The weights are those of {architecture.title} and the catalogue calls the family "
             f"'{family}': it should be '{architecture.families[0]}'."
         )
+    for component, contents in known.items():
+        if contents.renamed and not renames:
+            raise _bad(component, _LLAMA_BOX)
     parts = _together(known)
     if architectures.is_mangled(parts["diffusion_model"]):
         raise _bad(base, "lacks the norms of its first blocks")

@@ -62,8 +62,8 @@ def test_a_whole_checkpoint() -> None:
 
 
 def test_text_encoders_where_the_runtime_does_not_look() -> None:
-    """Some conversions of SD3 have them under the names of those of U-Nets."""
-    elsewhere = ("cond_stage_model.", "cond_stage_model.1.")
+    """Under the names of SDXL's, for one."""
+    elsewhere = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.transformer.")
     contents = whole("Stable Diffusion 3 Medium", elsewhere, 16)
     assert {*contents.parts} == {"diffusion_model", "vae"}
     assert contents.architecture is not None
@@ -71,6 +71,27 @@ def test_text_encoders_where_the_runtime_does_not_look() -> None:
     known = ("text_encoders.clip_l.", "text_encoders.clip_g.")
     contents = whole("Stable Diffusion 3 Medium", known, 16)
     assert {*contents.parts} == {"diffusion_model", "vae", "clip_l", "clip_g"}
+
+
+@pytest.mark.parametrize(
+    ("title", "encoders"),
+    [
+        ("Stable Diffusion 3 Medium", ("clip_l", "clip_g", "t5xxl")),
+        ("Stable Diffusion 3.5 Large", ("clip_l", "clip_g", "t5xxl")),
+        ("FLUX.1 dev or Kontext", ("clip_l", "t5xxl")),
+        ("FLUX.1 schnell", ("clip_l", "t5xxl")),
+    ],
+)
+def test_text_encoders_under_the_names_of_llama_box(title: str, encoders: tuple[str, ...]) -> None:
+    """GPUStack's whole models number them in the order of the family."""
+    prefixes = ("cond_stage_model.", "cond_stage_model.1.", "cond_stage_model.2.")
+    named = [f"{prefix}transformer." for prefix in prefixes[: len(encoders)]]
+    contents = whole(title, tuple(named), 16)
+    assert {*contents.parts} == {"diffusion_model", "vae", *encoders}
+    assert contents.renamed
+    assert contents.architecture is not None
+    assert missing(contents.architecture.needs, contents.parts) == ()
+    assert not whole(title, ("text_encoders.clip_l.transformer.",), 16).renamed
 
 
 def test_what_a_checkpoint_lacks() -> None:

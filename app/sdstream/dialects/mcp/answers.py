@@ -11,7 +11,7 @@ from typing import Final
 from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import Entry, ImageResult, Job, JobStatus, Loading, Queued, Requeued, Running
 from sdstream.core.messages import Progress
-from sdstream.core.model_options import defaults_of
+from sdstream.core.model_options import defaults_of, sizes_of
 from sdstream.core.model_spec import ModelSpec
 from sdstream.dialects.jobs import job_fields
 from sdstream.dialects.mcp.arguments import Content
@@ -183,7 +183,7 @@ def _model(spec: ModelSpec, state: str, default: str) -> JsonObject:
         "default": spec.id == default,
         "state": state,
         "defaults": defaults_of(spec),
-        "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
+        "size": sizes_of(spec),
         "reference_images": spec.traits.references,
         "control": spec.files.control_net is not None,
     }

@@ -113,6 +113,8 @@ def capabilities(
     references = spec.traits.references
     features = {**_FEATURES, "control_image": control, "ref_images": references}
     longest = min(spec.size.max, max_pixels // spec.size.min)
+    if spec.size.enlarge is not None:
+        longest = spec.size.enlarge.max
     body = {
         "model": {"name": spec.id, "stem": spec.id, "path": spec.id},
         "current_mode": "img_gen",

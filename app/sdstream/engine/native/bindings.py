@@ -90,12 +90,12 @@ def taken(image: Any) -> Pixels:
 
 
 def resized(picture: Pixels, wanted: Size) -> Pixels:
-    """The picture at the wanted size, which is the upscaler's own or less."""
+    """Return an enlarged image at the wanted size, which may be another than the upscaler's."""
     if picture.size == wanted:
         return picture
     image = Image.frombytes("RGB", picture.size, picture.data)
-    smaller = image.resize(wanted, Image.Resampling.LANCZOS)
-    return Pixels(wanted.width, wanted.height, smaller.tobytes())
+    other = image.resize(wanted, Image.Resampling.LANCZOS)
+    return Pixels(wanted.width, wanted.height, other.tobytes())
 
 
 def is_uniform(picture: Pixels) -> bool:

@@ -58,7 +58,7 @@ from sdstream.engine.native.progress import ImageProgress, LoadProgress
 from sdstream.engine.port import Emit
 from sdstream.system import available_cores
 from sdstream.weights import inspection
-from sdstream.weights.embedded import materialise
+from sdstream.weights.embedded import materialise, upscaler_file
 from sdstream.weights.embeddings import prepared_embeddings
 from sdstream.weights.folders import weight_files
 
@@ -93,6 +93,7 @@ class NativeEngine:
         self._can_abort = False
         self._upscaler_dir: str | None = None
         self._threads = 0
+        self._direct = False
         self._lost_lora = False
         self._loras: LoraCheck
         self._secrets: dict[str, str] = {}
@@ -122,7 +123,12 @@ class NativeEngine:
         self._upscaler_dir = command.upscaler_dir
         self._threads = command.runtime["threads"] or available_cores()
         self._secrets = {str(path): component for component, path in files.items()}
-        inspection.check(files, command.family, tae=command.runtime["tae"])
+        inspection.check(
+            files,
+            command.family,
+            tae=command.runtime["tae"],
+            renames=self._patches.present,
+        )
         embeddings = _embeddings(command)
         in_use = kernels.install(command.runtime["kernels"], self._abort.address)
         params = context_params(
@@ -144,6 +150,8 @@ class NativeEngine:
             wtype=command.runtime["wtype"] or "",
             version=loading.version,
         )
+        # The kernels take whole convolutions only; ggml's own are no quicker than im2col.
+        self._direct = bool(in_use) or command.runtime["conv_direct"]
         self._preview_mode = _PREVIEW_MODES[command.runtime["preview"]]
         self._can_abort = self._abort.attach(context) or self._patches.present
         self._patches.keep_conditions(context, _CONDITION_CACHE)
@@ -282,12 +290,12 @@ class NativeEngine:
     def _enlarged(self, picture: Pixels, request: GenerationRequest) -> Pixels | None:
         """The picture enlarged by the request's upscaler; None when it was aborted."""
         name = request.options.upscaler or ""
-        path = file_of(self._upscaler_dir, name, "upscaler")
+        path = upscaler_file(name) or file_of(self._upscaler_dir, name, "upscaler")
         problem = inspection.examine(path, "upscaler").problem
         if problem is not None:
             raise EngineError(Reason.GENERATION_FAILED, f"The upscaler '{name}' {problem}.")
         context = sd.new_upscaler_ctx(
-            str(path).encode(), False, False, self._threads, _UPSCALER_TILE
+            str(path).encode(), False, self._direct, self._threads, _UPSCALER_TILE
         )
         if not context:
             raise EngineError(

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sdstream.core.errors import CatalogRejected, NotFound, Reason, Unavailable
-from sdstream.core.model_options import defaults_of, options_of, schedules_of
+from sdstream.core.model_options import defaults_of, options_of, schedules_of, sizes_of
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
@@ -247,7 +247,7 @@ class ModelRoutes:
             "keep_alive": spec.keep_alive,
             "resident_bytes": sum(worker.resident_bytes for worker in workers),
             "defaults": defaults_of(spec),
-            "size": {**spec.size.model_dump(), "multiple": spec.traits.multiple},
+            "size": sizes_of(spec),
             "capabilities": _capabilities(spec),
             "embeddings": [*self.service.pool.embeddings(spec.id)],
             "device": spec.device,

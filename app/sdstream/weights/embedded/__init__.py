@@ -1,7 +1,7 @@
-"""The model that comes with the package: nothing needs a download to generate a first image.
+"""What comes with the package: a model and its upscaler, so that a first image needs no download.
 
-It is packed beside this file with a card that describes what it is, how it was made and how well it
-generates; scripts/embedded made both.
+The model is packed beside this file with a card that describes what it is, how it was made and how
+well it generates; scripts/embedded made all of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from sdstream.core.vocabulary import Vocabulary
 #: Names after ``builtin:``; each is a packed file and a card in this folder.
 MODELS: Final = ("drawings",)
 
+#: Name -> how many times it enlarges; each is a file of safetensors in this folder.
+UPSCALERS: Final = {"drawings-4x": 4}
+
 _FOLDER: Final = Path(__file__).parent
+
+
+def upscaler_file(name: str) -> Path | None:
+    """Return the file of an upscaler of the package; None for other names."""
+    return _FOLDER / f"{name}.safetensors" if name in UPSCALERS else None
 
 
 def materialise(location: str, cache_dir: Path) -> Path:

@@ -1,0 +1,71 @@
+"""Sizes that the built-in model does not generate, enlarged by its upscaler."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.pictures import from_base64
+from tests.support.servers import ServerProcess
+
+BODY: dict[str, Any] = {"prompt": "a red circle on a blue background", "seed": 7}
+GREEN = (10, 200, 30)
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """The file of a picture."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def drawn(server: ServerProcess, **changes: Any) -> tuple[Image.Image, dict[str, Any]]:
+    """An image and the parameters of its answer."""
+    answer = server.post({**BODY, **changes})
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    return from_base64(body["data"][0]["b64_json"]), body["parameters"]
+
+
+@pytest.mark.parametrize("size", ["512x512", "500x300", "72x72"])
+def test_an_image_of_another_size(native_server: ServerProcess, size: str) -> None:
+    """It shows what was asked for, at the size, and its parameters ask for it again."""
+    image, parameters = drawn(native_server, size=size)
+    assert f"{image.width}x{image.height}" == size == parameters["size"]
+    assert parameters["upscaler"] == "drawings-4x"
+    middle = np.asarray(image)[image.height // 2, image.width // 2]
+    corner = np.asarray(image)[image.height // 12, image.width // 12]
+    assert middle[0] > middle[2] + 60, "red in the middle"
+    assert corner[2] > corner[0] + 60, "blue around it"
+    asked = {k: v for k, v in parameters.items() if k != "generated_size"}
+    again, _ = drawn(native_server, **asked)
+    assert again == image
+
+
+def test_an_edit_keeps_what_the_mask_closes(native_server: ServerProcess) -> None:
+    """Byte for byte, though the rest was generated smaller and enlarged."""
+    picture = Image.new("RGB", (300, 220), GREEN)
+    mask = Image.new("L", picture.size, 0)
+    mask.paste(255, (100, 60, 200, 160))
+    files = {"image": ("i.png", as_png(picture)), "mask": ("m.png", as_png(mask))}
+    url = f"{native_server.url}/v1/images/edits"
+    answer = httpx2.post(url, data={**BODY, "size": "300x220"}, files=files, timeout=120)
+    assert answer.status_code == 200, answer.text
+    edited = np.asarray(from_base64(answer.json()["data"][0]["b64_json"]), int)
+    closed = np.asarray(mask) == 0
+    assert (edited[closed] == GREEN).all()
+    assert (edited[~closed] != GREEN).any()
+
+
+def test_the_built_in_upscaler_by_name(native_server: ServerProcess) -> None:
+    """On its own route it needs no name: there is no other."""
+    picture = Image.new("RGB", (32, 24), GREEN)
+    url = f"{native_server.url}/v1/images/upscales"
+    answer = httpx2.post(url, files={"image": ("i.png", as_png(picture))}, timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert from_base64(answer.json()["data"][0]["b64_json"]).size == (128, 96)

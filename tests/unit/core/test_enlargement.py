@@ -1,0 +1,163 @@
+"""Sizes that a model gets by enlarging what it generates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sdstream.core.ask import ParsedRequest
+from sdstream.core.catalog import Catalog
+from sdstream.core.catalog_yaml import CatalogError
+from sdstream.core.errors import ImageServiceError
+from sdstream.core.options import ImageParams
+from sdstream.core.placement import Box
+from sdstream.core.request import Assets, GenerationRequest, Limits, Sources
+from sdstream.core.resolve import resolve
+from sdstream.core.size import Size
+
+ENTRY = """
+models:
+  - id: small
+    family: ovis_image
+    files: {model: m}
+    defaults: {size: 128x128}
+    size:
+      min: 64
+      max: 512
+      enlarge: {sizes: [128x128, 192x128, 128x192, 192x192], upscaler: four, max: 1536,
+                max_pixels: 1600000}
+"""
+CATALOG = Catalog.parse(ENTRY)
+ASSETS = Assets(upscalers={"four": 4, "mine": 2})
+EDIT = Sources(size=Size(500, 300), drawn_over=True)
+
+
+def ask(
+    sources: Sources | None = None,
+    assets: Assets = ASSETS,
+    *,
+    any_size: bool = False,
+    **options: Any,
+) -> GenerationRequest:
+    """Resolve a request."""
+    params = ImageParams(prompt="a cat", **options)
+    return resolve(
+        ParsedRequest(params, any_size=any_size),
+        CATALOG,
+        random_seed=lambda: 1,
+        limits=Limits(),
+        sources=sources or Sources(),
+        assets=assets,
+    )
+
+
+def refused(sources: Sources | None = None, assets: Assets = ASSETS, **options: Any) -> str:
+    """The message that a request gets."""
+    with pytest.raises(ImageServiceError) as caught:
+        ask(sources, assets, **options)
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "generated", "enlarged"),
+    [
+        ("512x512", "128x128", "512x512"),
+        ("1024x1024", "192x192", "1024x1024"),
+        ("1280x720", "192x128", "1280x853"),
+        ("720x1280", "128x192", "853x1280"),
+        ("333x517", "128x192", "345x517"),
+        ("1536x1024", "192x128", "1536x1024"),
+        ("100x100", "128x128", "100x100"),
+        ("16x16", "128x128", "16x16"),
+    ],
+)
+def test_other_sizes_are_enlarged(asked: str, generated: str, enlarged: str) -> None:
+    """From the nearest shape that is known; what stands over is cut off in the middle."""
+    request = ask(size=asked)
+    assert str(request.size) == generated
+    assert str(request.upscaled) == enlarged
+    assert str(request.output_size) == asked
+    assert request.options.upscaler == "four"
+    assert request.options.upscale == round(Size.parse(enlarged).width / request.width, 4)
+    assert request.warnings == ()
+
+
+@pytest.mark.parametrize("size", ["128x128", "192x128", "192x192"])
+def test_known_sizes_are_generated(size: str) -> None:
+    """Without an upscaler."""
+    request = ask(size=size)
+    assert str(request.size) == size
+    assert request.upscaled is None
+    assert request.options.upscaler is None
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("2000x100", "width must be between 16 and 1536, not 2000"),
+        ("100x8", "height must be between 16 and 1536, not 8"),
+        ("1536x1536", "1536x1536 is more than the model's limit of 1600000 pixels"),
+        ("600x128", "600x128 is too far from the shapes that the model generates"),
+    ],
+)
+def test_sizes_out_of_bounds(size: str, message: str) -> None:
+    """The bounds are those of the finished image."""
+    assert message in refused(size=size)
+
+
+def test_a_request_with_an_upscaler_gets_no_second_one() -> None:
+    """The size is then what is generated."""
+    request = ask(size="256x256", upscaler="mine")
+    assert (str(request.size), str(request.upscaled)) == ("256x256", "512x512")
+    assert "width must be between 64 and 512" in refused(size="1024x1024", upscaler="mine")
+
+
+def test_the_upscaler_of_the_entry_is_missing() -> None:
+    """The message names it and what there is."""
+    message = refused(assets=Assets(upscalers={"mine": 2}), size="512x512")
+    assert "by the upscaler 'four', which the server does not have; available: mine" in message
+
+
+def test_an_edit_keeps_the_size_of_its_image() -> None:
+    """Within the bounds of the entry."""
+    assert str(ask(EDIT).output_size) == "500x300"
+    large = replace(EDIT, size=Size(3000, 1500))
+    assert str(ask(large).output_size) == "1536x768"
+
+
+def test_under_a_mask_nothing_is_cut_off() -> None:
+    """Every pixel of the input image has its place in the finished one."""
+    request = ask(replace(EDIT, masked=True, painted=Box(1, 1, 9, 9)), size="500x300")
+    assert request.size == Size(192, 128)
+    assert request.upscaled == Size(500, 300)
+    assert request.cut is None
+
+
+def test_padding_and_parts_are_generated_at_a_known_size() -> None:
+    """They are scaled into the finished image without the upscaler."""
+    padded = ask(EDIT, size="512x512", fit="pad")
+    assert padded.size == Size(128, 128)
+    assert padded.upscaled is None
+    assert padded.output_size == Size(512, 512)
+    masked = replace(EDIT, masked=True, painted=Box(1, 1, 9, 9))
+    part = ask(masked, size="512x512", only_masked=True)
+    assert (part.size, part.upscaled, part.output_size) == (Size(128, 128), None, Size(500, 300))
+
+
+def test_routes_that_take_any_size() -> None:
+    """Enlarging gives the exact size, so that nothing is rounded up first."""
+    request = ask(size="500x500", any_size=True)
+    assert (str(request.size), str(request.output_size)) == ("128x128", "500x500")
+
+
+def test_an_aspect_ratio() -> None:
+    """The size that it leads to is enlarged when the model does not know it."""
+    assert ask(aspect_ratio="16:9").output_size == Size(176, 96)
+
+
+def test_an_entry_with_a_size_that_its_family_cannot_generate() -> None:
+    """It is found when the catalogue is read."""
+    with pytest.raises(CatalogError, match="the size 130x130 is not allowed"):
+        Catalog.parse(ENTRY.replace("[128x128,", "[130x130,"))
