@@ -6,13 +6,36 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, get_origin
 
+import click
+
+from sdstream.cli.flags import singular
+from sdstream.cli.main import main
+from sdstream.core.ask import ReplyOptions, StreamOptions
+from sdstream.core.errors import ImageServiceError, Reason
+from sdstream.core.model_families import FAMILIES
 from sdstream.core.options import OPTIONS, ImageParams
+from sdstream.core.samplers import SAMPLERS, SCHEDULES
+from sdstream.dialects.fields import FOREIGN
+from sdstream.service.metrics import Metrics
+from sdstream.settings import Settings
+from sdstream.web.application import build_app
+from sdstream.web.openapi import openapi_document
 
 PACKAGE = Path(__file__).parents[1] / "app" / "sdstream"
+
+#: Defaults that depend on the machine.
+_MACHINE_DEFAULTS: Final = {
+    "models": "the project's",
+    "model_dir": "the hub's own",
+    "data_dir": "the user's data folder",
+    "cache_dir": "the user's cache folder",
+}
 
 
 def module_table(room: str) -> str:
@@ -56,3 +79,128 @@ def _type(schema: Mapping[str, Any]) -> str:
         "" if low is None else f" {low:g} to {high:g}" if high is not None else f" from {low:g}"
     )
     return f"{kind.get('type', 'object')}{bounds}"
+
+
+def reply_table() -> str:
+    """The options of the answer, with those of ``stream_options``."""
+    rows = ["| option | type | default | meaning |", "|-|-|-|-|"]
+    for prefix, model in (("", ReplyOptions), ("stream_options.", StreamOptions)):
+        for name, schema in model.model_json_schema()["properties"].items():
+            if name == "stream_options":
+                continue
+            default = schema.get("default")
+            shown = "" if default is None else f"`{json.dumps(default).strip(chr(34))}`"
+            meaning = schema.get("description", "")
+            rows.append(f"| `{prefix}{name}` | {_type(schema)} | {shown} | {meaning} |")
+    return "\n".join(rows)
+
+
+def sampler_table() -> str:
+    """Samplers and schedules with the other names that requests may use."""
+    rows = ["| option | value | meaning | also accepted as |", "|-|-|-|-|"]
+    for option, table in (("sampler", SAMPLERS), ("schedule", SCHEDULES)):
+        for name, one in table.items():
+            names = ", ".join(f"`{alias}`" for alias in (one.label, *one.aliases) if alias)
+            rows.append(f"| {option} | `{name}` | {one.title} | {names} |")
+    return "\n".join(rows)
+
+
+def foreign_table() -> str:
+    """The fields of other systems that have no effect, with what ``warnings`` reports."""
+    rows = ["| field | warning |", "|-|-|"]
+    for name, field in FOREIGN.items():
+        if field.note:
+            rows.append(f"| `{name}` | '{name}'{field.note} |")
+    return "\n".join(rows)
+
+
+def settings_table() -> str:
+    """Flag, variable, default and meaning of every setting."""
+    rows = ["| flag | variable | default | meaning |", "|-|-|-|-|"]
+    for name, field in Settings.model_fields.items():
+        many = get_origin(field.annotation) is tuple
+        flag = (singular(name) if many else name).replace("_", "-")
+        default = _MACHINE_DEFAULTS.get(name)
+        if default is None and field.default not in (None, ()):
+            value = field.default
+            default = f"`{'off' if value is False else 'on' if value is True else value}`"
+        meaning = (field.description or "").replace("<", "\\<")
+        rows.append(f"| `--{flag}` | `SDSTREAM_{name.upper()}` | {default or ''} | {meaning} |")
+    return "\n".join(rows)
+
+
+def command_texts() -> str:
+    """The help of every command."""
+    parts = []
+    context = click.Context(main, info_name="sdstream", terminal_width=100, max_content_width=100)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        if name == "serve":
+            continue  # its flags are the settings
+        inner = click.Context(
+            command, context, info_name=name, terminal_width=100, max_content_width=100
+        )
+        parts.append(f"## sdstream {name}\n\n```text\n{command.get_help(inner)}\n```\n")
+    return "\n".join(parts).rstrip()
+
+
+def reason_table() -> str:
+    """Every ``reason`` of an error."""
+    rows = ["| reason | meaning |", "|-|-|"]
+    rows += [f"| `{reason}` | {reason.meaning} |" for reason in Reason]
+    return "\n".join(rows)
+
+
+def status_table() -> str:
+    """Statuses of errors with their ``type`` and whether clients should retry."""
+    rows = ["| status | type | meaning |", "|-|-|-|"]
+    kinds: dict[int, list[type[ImageServiceError]]] = {}
+    for kind in _subclasses(ImageServiceError):
+        kinds.setdefault(kind.status, []).append(kind)
+    for status, found in sorted(kinds.items()):
+        meanings = " ".join((kind.__doc__ or "").partition("\n")[0] for kind in found)
+        shown = meanings.replace("``", "`")
+        rows.append(f"| {status} | `{found[0].type}` | {shown} |")
+    return "\n".join(rows)
+
+
+def _subclasses(kind: type[ImageServiceError]) -> Iterator[type[ImageServiceError]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _subclasses(one)
+
+
+def route_table() -> str:
+    """Every described route: method, path and summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(data_dir=Path(folder), cache_dir=Path(folder), engine="fake")
+        paths = openapi_document(build_app(settings).routes)["paths"]
+    rows = ["| method | path | purpose |", "|-|-|-|"]
+    for path, methods in paths.items():
+        for method, operation in methods.items():
+            rows.append(f"| {method.upper()} | `{path}` | {operation['summary']} |")
+    return "\n".join(rows)
+
+
+def metric_table() -> str:
+    """Every metric: name, type, labels and meaning."""
+    rows = ["| metric | type | labels | meaning |", "|-|-|-|-|"]
+    for name, kind, labels, meaning in Metrics().described:
+        shown = ", ".join(f"`{label}`" for label in labels)
+        rows.append(f"| `{name}` | {kind} | {shown} | {meaning} |")
+    return "\n".join(rows)
+
+
+def family_table() -> str:
+    """The families of models."""
+    rows = ["| family | models | size | steps | guidance | takes references | needs |"]
+    rows += ["|-|-|-|-|-|-|-|"]
+    for name, family in FAMILIES.items():
+        needs = ", ".join(f"`{one}`" for one in family.needs)
+        references = "yes" if family.references else "no"
+        rows.append(
+            f"| `{name}` | {family.title} | {family.size} | {family.steps} | {family.cfg_scale:g} "
+            f"| {references} | {needs} |"
+        )
+    return "\n".join(rows)

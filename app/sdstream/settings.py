@@ -3,7 +3,7 @@
 A field ``queue_images`` is the flag ``--queue-images`` of ``sdstream serve`` and the variable
 ``SDSTREAM_QUEUE_IMAGES``; a flag wins over its variable. A field that holds several values is a
 flag that may be repeated, named for one of them: ``api_keys`` is ``--api-key``, ``trusted_proxies``
-is ``--trusted-proxy``. The README's table is tested against this class.
+is ``--trusted-proxy``. docs/reference/settings.md is generated from this class.
 """
 
 from __future__ import annotations

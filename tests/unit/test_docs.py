@@ -1,4 +1,4 @@
-"""The README says what the code does: settings, options, routes."""
+"""The documents say what the code does: generated tables, links, names of tests and files."""
 
 from __future__ import annotations
 
@@ -6,104 +6,86 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_origin
 
 from starlette.routing import Route
 
-from sdstream.cli.flags import singular
-from sdstream.core.ask import ReplyOptions, StreamOptions
 from sdstream.core.catalog import Catalog
-from sdstream.core.model_families import FAMILIES
-from sdstream.core.options import ALIASES, OPTIONS
-from sdstream.core.samplers import SAMPLERS, SCHEDULES
-from sdstream.dialects.fields import FOREIGN
-from sdstream.settings import Settings
+from tests.support.documents import ROOT, Page, pages
 from tests.support.routes import document, routes
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-
-#: Defaults that depend on the machine, as the README words them.
-WORDED = {
-    "models": "the project's",
-    "data_dir": "the user's data folder",
-    "cache_dir": "the user's cache folder",
-    "public_url": "",
-    "aliases": "",
-    "trusted_proxies": "",
-    "allowed_hosts": "",
-    "api_keys": "",
-    "high_priority_keys": "",
-    "webhook_hosts": "",
-    "lora_dir": "",
-    "model": "",
-    "model_dir": "the hub's own",
-    "webhook_secret": "",
-    "cors_origins": "",
-    "safety_checker": "",
-}
-
-
-def settings_table() -> str:
-    """The README's table, as the code would write it."""
-    rows = []
-    for name, field in Settings.model_fields.items():
-        many = get_origin(field.annotation) is tuple
-        flag = (singular(name) if many else name).replace("_", "-")
-        default = WORDED.get(name, f"`{field.default}`")
-        rows.append(f"| `--{flag}` | `SDSTREAM_{name.upper()}` | {default} | {field.description} |")
-    return "\n".join(rows)
-
-
-def test_settings_are_all_there() -> None:
-    """Flag, variable, default and meaning of every setting, word for word."""
-    assert settings_table() in README
-
-
-def test_options_are_listed() -> None:
-    """The README leads to the generated table, which has every option with all its spellings."""
-    table = (ROOT / "docs/reference/options.md").read_text()
-    assert "(docs/reference/options.md)" in README
-    assert [name for name in (*OPTIONS, *ALIASES) if f"`{name}`" not in table] == []
-
-
-def test_reply_options_are_all_there() -> None:
-    """So have those of the answer."""
-    names = [*ReplyOptions.model_fields, *StreamOptions.model_fields]
-    assert [name for name in names if f"`{name}`" not in README] == []
-
-
-def test_fields_without_effect_are_named() -> None:
-    """Nobody has to find out by trying."""
-    assert [
-        name for name, field in FOREIGN.items() if field.note and f"`{name}`" not in README
-    ] == []
-
-
-def test_samplers_schedules_and_families_are_all_there() -> None:
-    """Each by its name."""
-    names = [*SAMPLERS, *SCHEDULES, *FAMILIES]
-    assert [name for name in names if f"`{name}`" not in README] == []
-
-
-def test_routes_are_described() -> None:
-    """Every route but the page's is in the OpenAPI document, and all are in the README."""
-    paths = {re.sub(r":\w+}", "}", route.path) for route in routes() if isinstance(route, Route)}
-    paths.remove("/")  # the page is for people
-    assert paths == set(document()["paths"])
-    readme_paths = {re.sub(r"{\w+}", "{id}", path) for path in paths}
-    assert [path for path in readme_paths if path not in README] == []
+PAGES = pages()
+_LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[\w-]+\]: (\S+)|src=\"([^\"]+)\"", re.MULTILINE)
 
 
 def test_generated_tables_are_fresh() -> None:
     """What cog writes into the documents is what the code says now."""
-    documents = [str(path) for path in (ROOT / "docs").rglob("*.md")]
+    documents = [str(page.path) for page in PAGES]
     command = [sys.executable, "-m", "cogapp", "--check", "-I", str(ROOT), *documents]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
 
 
-def test_families_of_the_readme_catalogue_parse() -> None:
+def test_routes_are_described() -> None:
+    """Every route but the page's is in the OpenAPI document, from which the table is made."""
+    paths = {re.sub(r":\w+}", "}", route.path) for route in routes() if isinstance(route, Route)}
+    paths.remove("/")  # the page is for people
+    assert paths == set(document()["paths"])
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {text.replace(" ", "-") for text in plain}
+
+
+def broken(page: Page) -> list[str]:
+    """Links of a page to files or headings that do not exist."""
+    found = []
+    text = re.sub(r"^```.*?^```", "", page.text, flags=re.MULTILINE | re.DOTALL)
+    for parts in _LINK.findall(text):
+        link = "".join(parts)
+        if re.match(r"https?://|mailto:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.path.parent / name).resolve() if name else page.path
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            found.append(f"{page.name}: {link}")
+    return found
+
+
+def test_links_lead_somewhere() -> None:
+    """Every link within the repository has a file, and its heading where it names one."""
+    assert [link for page in PAGES for link in broken(page)] == []
+
+
+def test_every_page_is_linked() -> None:
+    """A reader finds each page from another one."""
+    linked = {
+        (page.path.parent / link.partition("#")[0]).resolve()
+        for page in PAGES
+        for parts in _LINK.findall(page.text)
+        if not (link := "".join(parts)).startswith(("http", "#"))
+    }
+    entry = {ROOT / "README.md", ROOT / "docs/index.md"}
+    assert [page.name for page in PAGES if page.path not in linked | entry] == []
+
+
+def test_named_tests_exist() -> None:
+    """The pages about other systems name tests that show each row."""
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    named = {(page.name, name) for page in PAGES for name in re.findall(r"test_\w+\.py", page.text)}
+    assert [(page, name) for page, name in sorted(named) if name not in tests] == []
+    assert len(named) > 20
+
+
+def test_families_of_the_example_catalogue_parse() -> None:
     """The example of models.yaml is a catalogue."""
-    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    page = Page(ROOT / "docs/models/catalog.md")
+    (example,) = [text for language, text in page.fences() if language == "yaml"]
     assert Catalog.parse(example).default == "my-flux"
+
+
+def test_the_readme_is_short() -> None:
+    """Details belong to the documents."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

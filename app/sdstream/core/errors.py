@@ -47,11 +47,14 @@ class Reason(DescribedEnum):
     )
     INVALID_CODING = "invalid_coding", "The body is not one whole gzip member, as it says."
     MISSING_FIELD = "missing_field", "A required field was not given."
-    UNKNOWN_FIELD = "unknown_field", "The field is no option of this server."
+    UNKNOWN_FIELD = "unknown_field", "The server does not know this field."
     CONFLICTING_FIELDS = "conflicting_fields", "Two spellings of one option disagree."
     NOT_SUPPORTED = "not_supported", "The option has no meaning for this model or route."
-    NOT_SUPPORTED_YET = "not_supported_yet", "The option is known but not built yet."
-    UNSAFE_COMBINATION = "unsafe_combination", "The runtime crashes or draws black with these."
+    NOT_SUPPORTED_YET = "not_supported_yet", "The option is known but not supported yet."
+    UNSAFE_COMBINATION = (
+        "unsafe_combination",
+        "The runtime crashes or generates black images with these.",
+    )
     SAFETY_CHECKER_UNAVAILABLE = (
         "safety_checker_unavailable",
         "A safety check was asked for and no checker is configured.",
@@ -61,39 +64,42 @@ class Reason(DescribedEnum):
         "The safety check that was asked for flagged an image.",
     )
     INVALID_API_KEY = "invalid_api_key", "The API key or the token is missing or wrong."
-    CROSS_ORIGIN = "cross_origin", "A page of another origin sent this, and may not."
-    HOST_NOT_ALLOWED = "host_not_allowed", "The server is not known by the name in Host."
+    CROSS_ORIGIN = "cross_origin", "The request came from a page of an origin that is not allowed."
+    HOST_NOT_ALLOWED = "host_not_allowed", "The name in Host is not a name of this server."
     PRIORITY_NOT_ALLOWED = "priority_not_allowed", "This API key may not ask for that priority."
     IDEMPOTENCY_KEY_REUSED = (
         "idempotency_key_reused",
-        "Another request came with the same Idempotency-Key.",
+        "Another request has the same Idempotency-Key.",
     )
-    WEBHOOK_NOT_ALLOWED = "webhook_not_allowed", "Webhooks are off, or not to this host."
-    MODEL_NOT_FOUND = "model_not_found", "No model of that name is here."
-    CATALOG_INVALID = "catalog_invalid", "models.yaml cannot be used; the server keeps what it has."
+    WEBHOOK_NOT_ALLOWED = "webhook_not_allowed", "Webhooks are off, or not allowed to this host."
+    MODEL_NOT_FOUND = "model_not_found", "Model not found."
+    CATALOG_INVALID = (
+        "catalog_invalid",
+        "models.yaml cannot be used; the server keeps the old catalogue.",
+    )
     ROUTE_NOT_FOUND = "route_not_found", "Route not found."
-    JOB_NOT_FOUND = "job_not_found", "The job never was here, is another's, or has expired."
+    JOB_NOT_FOUND = "job_not_found", "Job not found; it may have expired or belong to another key."
     IMAGE_NOT_FOUND = "image_not_found", "Image not found; it may have expired."
     METHOD_NOT_ALLOWED = "method_not_allowed", "The route does not take this HTTP method."
-    NOT_ACCEPTABLE = "not_acceptable", "The answer cannot have the form that Accept names."
+    NOT_ACCEPTABLE = "not_acceptable", "The answer cannot have a type that Accept names."
     BODY_TOO_LARGE = "body_too_large", "The body is larger than this server takes."
     UNSUPPORTED_MEDIA_TYPE = (
         "unsupported_media_type",
         "The route does not read bodies of this type.",
     )
-    QUEUE_FULL = "queue_full", "As many images are waiting as this server, or this key, may have."
+    QUEUE_FULL = "queue_full", "The queue is full for this server or this key."
     STORAGE_FULL = "storage_full", "The disk has no room for another job."
     STORAGE_UNAVAILABLE = "storage_unavailable", "The database cannot be written now."
-    GENERATION_FAILED = "generation_failed", "The runtime gave no picture."
-    WORKER_CRASHED = "worker_crashed", "The native process died of a signal."
-    WORKER_KILLED = "worker_killed", "The native process was killed, as a rule for lack of memory."
+    GENERATION_FAILED = "generation_failed", "The runtime returned no image."
+    WORKER_CRASHED = "worker_crashed", "The native process crashed."
+    WORKER_KILLED = "worker_killed", "The native process was killed, usually for lack of memory."
     WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
     INTERRUPTED = "interrupted", "The server stopped while the job was running."
     CANCELLED = "cancelled", "The job was cancelled."
     MODEL_UNAVAILABLE = "model_unavailable", "The model could not be loaded."
     NOT_INSTALLED = "not_installed", "The route needs an optional extra that is not installed."
     SHUTTING_DOWN = "shutting_down", "The server is shutting down."
-    INTERNAL_ERROR = "internal_error", "A fault of the server itself; its log has more."
+    INTERNAL_ERROR = "internal_error", "Internal server error; the log has details."
 
 
 class ImageServiceError(Exception):
@@ -127,7 +133,7 @@ class ImageServiceError(Exception):
 
 
 class InvalidRequest(ImageServiceError):
-    """The client sent something that can never work; ``param`` names the field."""
+    """The request cannot work; ``param`` names the field."""
 
     status = 400
     type = "invalid_request_error"
@@ -139,14 +145,14 @@ class InvalidRequest(ImageServiceError):
 
 
 class Unauthorized(ImageServiceError):
-    """No key, or a wrong one."""
+    """The API key is missing or wrong."""
 
     status = 401
     type = "authentication_error"
 
 
 class Forbidden(ImageServiceError):
-    """Known who asks, and not allowed."""
+    """The key or the page is not allowed to do this."""
 
     status = 403
     type = "permission_error"
@@ -209,7 +215,7 @@ class QueueFull(ImageServiceError):
 
 
 class JobWasCancelled(ImageServiceError):
-    """Somebody stopped the job; 499 is what proxies log for a request that its client left."""
+    """The job was cancelled by another request; proxies log 499 for clients that disconnected."""
 
     status = 499
     type = "server_error"
@@ -217,7 +223,7 @@ class JobWasCancelled(ImageServiceError):
 
 
 class GenerationFailed(ImageServiceError):
-    """The job was accepted and ended without its pictures."""
+    """The job was accepted and failed before its images were finished."""
 
     status = 500
     type = "server_error"
@@ -226,7 +232,7 @@ class GenerationFailed(ImageServiceError):
 
 
 class CodingNotSupported(ImageServiceError):
-    """The body comes in a transfer coding that the server does not read."""
+    """The body has a transfer coding that the server does not support."""
 
     status = 501
     type = "server_error"
@@ -234,7 +240,7 @@ class CodingNotSupported(ImageServiceError):
 
 
 class NotAvailable(ImageServiceError):
-    """The route belongs to another system's API, and this server has nothing to answer it with."""
+    """The route belongs to another system's API and is not supported here."""
 
     status = 501
     type = "server_error"
@@ -242,7 +248,7 @@ class NotAvailable(ImageServiceError):
 
 
 class NotInstalled(ImageServiceError):
-    """The route needs an optional extra; the message says how to install it."""
+    """The route needs an optional extra; the message contains the command that installs it."""
 
     status = 501
     type = "server_error"

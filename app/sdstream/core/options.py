@@ -115,7 +115,7 @@ class Options(BaseModel):
     fit: Annotated[Fit | None, Option(acts_on="image or control")] = Field(
         None,
         description="How an input image of another shape becomes size: crop it, stretch it, pad it "
-        "and paint only the border (without a mask), or fill the border and draw over everything.",
+        "and paint only the border (without a mask), or fill the border and generate everything.",
     )
     mask_mode: Annotated[MaskMode | None, Option(acts_on="mask")] = Field(
         None,

@@ -20,6 +20,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        #: Name, type, labels and meaning of every metric, for the documents.
+        self.described: list[tuple[str, str, tuple[str, ...], str]] = []
         self.requests = self._counter(
             "http_requests", "Answered HTTP requests.", "method", "route", "status"
         )
@@ -27,12 +29,11 @@ class Metrics:
         self.jobs = self._counter("jobs", "Ended jobs.", "model", "outcome")
         self.images = self._counter("images", "Finished images.", "model")
         self.steps = self._counter("steps", "Sampling steps of finished images.", "model")
-        self.phase_seconds = Histogram(
-            "sdstream_phase_seconds",
+        self.phase_seconds = self._histogram(
+            "phase_seconds",
             "Seconds of a job in the queue, and of an image in each phase of the runtime.",
-            ("model", "phase"),
-            buckets=_SECONDS,
-            registry=self._registry,
+            "model",
+            "phase",
         )
         self.conditions = self._counter(
             "conditions",
@@ -41,7 +42,7 @@ class Metrics:
             "source",
         )
         self.queued_images = self._gauge("queued_images", "Images waiting.")
-        self.running_jobs = self._gauge("running_jobs", "Jobs being drawn.")
+        self.running_jobs = self._gauge("running_jobs", "Running jobs.")
         self.worker_starts = self._gauge(
             "worker_starts",
             "Starts of the model's worker processes; more than it has replicas means restarts.",
@@ -62,10 +63,18 @@ class Metrics:
         )
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        self.described.append((f"sdstream_{name}_total", "counter", labels, meaning))
         return Counter(f"sdstream_{name}", meaning, labels, registry=self._registry)
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        self.described.append((f"sdstream_{name}", "gauge", labels, meaning))
         return Gauge(f"sdstream_{name}", meaning, labels, registry=self._registry)
+
+    def _histogram(self, name: str, meaning: str, *labels: str) -> Histogram:
+        self.described.append((f"sdstream_{name}", "histogram", labels, meaning))
+        return Histogram(
+            f"sdstream_{name}", meaning, labels, buckets=_SECONDS, registry=self._registry
+        )
 
     def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
         """Bring the gauges of workers up to date."""
