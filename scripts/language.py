@@ -183,6 +183,7 @@ def files() -> list[Path]:
     """Return every file whose language is looked at."""
     package = ROOT / "app/sdstream"
     found = [path for end in ("py", "js", "html") for path in package.rglob(f"*.{end}")]
+    found = [path for path in found if "vendor" not in path.parts]
     found += [ROOT / "README.md", *(ROOT / ".github").glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     return sorted(found)
 

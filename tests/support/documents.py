@@ -51,6 +51,7 @@ class Block:
         if language == "json":
             assert _matches(json.loads(expected), json.loads(printed)), printed
             return
+        printed = re.sub(r" +$", "", printed, flags=re.MULTILINE)
         lines = [re.escape(line).replace("…", ".*") for line in expected.splitlines()]
         pattern = r"^" + r"$(?:\n.*)*?\n".join(lines) + r"$"
         assert re.search(pattern, printed, re.MULTILINE), printed

@@ -22,6 +22,10 @@ _DESCRIPTIONS: Final = {
 }
 
 
+#: Routes for people, which no client calls.
+_PAGES: Final = frozenset({"/", "/docs"})
+
+
 def openapi_document(routes: Iterable[BaseRoute]) -> JsonObject:
     """Return the document of all described routes.
 
@@ -30,7 +34,7 @@ def openapi_document(routes: Iterable[BaseRoute]) -> JsonObject:
     """
     paths: dict[str, JsonObject] = {}
     for route in routes:
-        if isinstance(route, ApiRoute) and route.path != "/":
+        if isinstance(route, ApiRoute) and route.path not in _PAGES:
             path = plain_path(route)
             paths.setdefault(path, {})[route.method.lower()] = _operation(route)
     return {

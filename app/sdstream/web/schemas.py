@@ -256,11 +256,15 @@ def page_of(item: Schema, **beside: Schema) -> Schema:
     return record({"object": STRING, "data": listing(item), **beside})
 
 
+#: A request that works on every server, since it names no model.
+_EXAMPLE: Final = {"prompt": "a red circle", "sample_steps": 4, "seed": 7}
+
+
 def components() -> dict[str, Any]:
     """Return the named schemas of the document."""
     return {
         **_definitions(),
-        "Generation": _generation({}, ("prompt",)),
+        "Generation": {**_generation({}, ("prompt",)), "example": _EXAMPLE},
         "ControlledGeneration": _generation(_CONTROL, ("prompt",)),
         "Edit": _generation(_INPUTS, ("image", "prompt")),
         "Variation": _generation(_INPUTS, ("image",)),

@@ -16,6 +16,7 @@ from starlette.types import Scope
 from sdstream.web.route import ApiRoute, Operation
 
 _STATIC: Final = Path(__file__).parents[1] / "static"
+_VENDOR: Final = Path(__file__).parents[1] / "vendor"
 
 #: Scripts and styles come from files of this server and nothing comes from anywhere else. data: is
 #: for previews, blob: for images that the person chose.
@@ -30,6 +31,20 @@ _POLICY: Final = "; ".join(
         "form-action 'none'",
         "frame-ancestors 'none'",
         "require-trusted-types-for 'script'",
+    )
+)
+
+#: Swagger UI sets texts as HTML, which it cleans before, and shows images that answers contain.
+_REFERENCE_POLICY: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
     )
 )
 
@@ -60,16 +75,29 @@ class _PageFiles(StaticFiles):
 
 
 def routes() -> list[BaseRoute]:
-    """The page at / and its parts under /static; none of them needs a key.
+    """The page at /, the API reference at /docs, and their parts under /static, without a key.
 
     Raises:
         RuntimeError: The files are not in the package.
     """
     files = _PageFiles(directory=_STATIC)
+    vendor = _PageFiles(directory=_VENDOR)
 
     async def index(request: Request) -> Response:
         """GET /."""
         return await files.get_response("index.html", request.scope)
 
+    async def reference(request: Request) -> Response:
+        """GET /docs."""
+        response = await files.get_response("docs.html", request.scope)
+        response.headers["Content-Security-Policy"] = _REFERENCE_POLICY
+        return response
+
     page = Operation("Get the web page", {200: {"text/html": {"type": "string"}}})
-    return [ApiRoute("/", index, page, is_open=True), Mount("/static", files, name="static")]
+    described = Operation("Get the API reference", {200: {"text/html": {"type": "string"}}})
+    return [
+        ApiRoute("/", index, page, is_open=True),
+        ApiRoute("/docs", reference, described, is_open=True),
+        Mount("/static/vendor", vendor, name="vendor"),
+        Mount("/static", files, name="static"),
+    ]
