@@ -204,3 +204,9 @@ def family_table() -> str:
             f"| {references} | {needs} |"
         )
     return "\n".join(rows)
+
+
+def file_block(name: str, language: str) -> str:
+    """A file of the repository as a code block."""
+    text = (PACKAGE.parents[1] / name).read_text(encoding="utf-8").rstrip()
+    return f"```{language}\n{text}\n```"

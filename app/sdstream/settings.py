@@ -209,6 +209,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level of the log; prompts appear at debug only."
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines of the log: text, or json with a field for each value."
+    )
 
     @property
     def job_grace_seconds(self) -> float:
@@ -327,7 +330,7 @@ def check_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def variable(name: str) -> str | None:
-    """Return a variable that models.yaml names; None when it is not set."""
+    """Return a variable that models.yaml or systemd names; None when it is not set."""
     return os.environ.get(name)  # noqa: TID251
 
 

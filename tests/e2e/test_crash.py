@@ -100,7 +100,7 @@ def test_a_crash_loop_is_slowed_down(tmp_path: Path) -> None:
     with running_server(tmp_path, engine="fake") as server:
         calls = [Call(server, body) for _ in range(8)]
         time.sleep(3.5)  # starts at 0, 0, 1, 3 and 7 seconds
-        assert server.metric("sdstream_worker_starts") <= 4
+        assert server.metric("sdstream_worker_starts_total") <= 4
         assert httpx2.get(f"{server.url}/livez").status_code == 200
         assert httpx2.get(f"{server.url}/readyz").status_code == 503
         assert calls[0].answer.status == 500
@@ -114,7 +114,7 @@ def test_a_model_that_crashes_on_loading_is_given_up(tmp_path: Path) -> None:
     )
     with running_server(tmp_path, engine="fake", models=models, wait=False) as server:
         wait_until(lambda: _readiness(server).get("status") == "failed", 15, "it goes on trying")
-        assert server.metric("sdstream_worker_starts") == 3
+        assert server.metric("sdstream_worker_starts_total") == 3
         assert "SIGABRT" in _readiness(server)["message"]
         assert httpx2.get(f"{server.url}/livez").status_code == 200
         answer = server.post(QUICK)

@@ -138,5 +138,18 @@ def test_console_blocks_mark_their_commands() -> None:
 def test_no_block_has_a_language_that_nobody_runs() -> None:
     """Blocks of shells and Python are run; others are data, or transcripts."""
     languages = {language for page in PAGES for language, _ in page.fences()}
-    data = {"bat", "json", "mermaid", "nginx", "powershell", "text", "yaml", "js", "py"}
+    data = {
+        "bat",
+        "dockerfile",
+        "ini",
+        "json",
+        "mermaid",
+        "nginx",
+        "caddy",
+        "powershell",
+        "text",
+        "yaml",
+        "js",
+        "py",
+    }
     assert languages - data == {"sh", "python", "console"}

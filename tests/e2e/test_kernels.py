@@ -90,7 +90,7 @@ def test_what_is_in_use_is_reported(server: ServerProcess) -> None:
 def test_a_cancel_takes_effect_inside_an_operation(server: ServerProcess) -> None:
     """A job of large pictures ends, its worker stays, and the next picture is right."""
     before = drawn(server, "auto")
-    starts = server.metric("sdstream_worker_starts")
+    starts = server.metric("sdstream_worker_starts_total")
     large = {**BODY, "model": "auto", "size": "1024x1024", "seed": 1}
     for pause in (0.3, 1.0, 2.0):
         job = httpx2.post(
@@ -106,4 +106,4 @@ def test_a_cancel_takes_effect_inside_an_operation(server: ServerProcess) -> Non
             time.sleep(0.02)
         assert ending["status"] == "cancelled", ending
     assert (drawn(server, "auto") == before).all()
-    assert server.metric("sdstream_worker_starts") == starts
+    assert server.metric("sdstream_worker_starts_total") == starts

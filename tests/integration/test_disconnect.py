@@ -91,7 +91,7 @@ def test_the_log_tells_that_a_job_goes_on(fake_server: ServerProcess) -> None:
 @pytest.mark.parametrize("way", ["fin", "rst"])
 def test_a_job_that_waits_never_runs(fake_server: ServerProcess, way: Way, stream: bool) -> None:
     """Who leaves the queue costs no step: this prompt would have ended the worker at its first."""
-    starts = fake_server.metric("sdstream_worker_starts")
+    starts = fake_server.metric("sdstream_worker_starts_total")
     cancelled = ended(fake_server, "cancelled")
     running = Call(fake_server, {**LONG, "stream": True})
     running.wait_for("running")
@@ -103,7 +103,7 @@ def test_a_job_that_waits_never_runs(fake_server: ServerProcess, way: Way, strea
     assert fake_server.metric("sdstream_running_jobs") == 1
     running.leave()
     assert fake_server.post(QUICK).status_code == 200
-    assert fake_server.metric("sdstream_worker_starts") == starts
+    assert fake_server.metric("sdstream_worker_starts_total") == starts
 
 
 def test_who_waits_moves_up(fake_server: ServerProcess) -> None:

@@ -370,7 +370,7 @@ def test_metrics_after_a_job(fake_server: ServerProcess) -> None:
     grown = [after - old for after, old in zip(counted(), before, strict=True)]
     assert grown == [1, 1, 2, 6, 1, 2, 2, 2]
     assert fake_server.metric("sdstream_worker_up", **labels) == 1
-    assert fake_server.metric("sdstream_worker_starts", **labels) >= 1
+    assert fake_server.metric("sdstream_worker_starts_total", **labels) >= 1
     assert fake_server.metric("sdstream_worker_resident_bytes", **labels) > 2**20
     assert fake_server.metric("sdstream_queued_images") == 0
     assert fake_server.metric("sdstream_running_jobs") == 0

@@ -72,7 +72,7 @@ def test_three_models_in_room_for_two(tmp_path: Path, worker_mb: float) -> None:
             assert answer.json()["model"] == body["model"]
             assert answer.json()["data"][0]["seed"] == body["seed"]
         assert highest <= budget * 2**20
-        evictions = server.metric("sdstream_worker_evictions")
+        evictions = server.metric("sdstream_worker_evictions_total")
         assert 1 <= evictions < 60
         loads = len(server.log_lines(" loaded in "))
         assert loads == evictions + len(
@@ -129,13 +129,13 @@ def test_replicas(tmp_path: Path) -> None:
         assert server.metric("sdstream_running_jobs") == 2
         model = state_of(server, "a")
         assert (model["workers"], model["replicas"], model["state"]) == (2, 2, "busy")
-        assert server.metric("sdstream_worker_starts") == 2
+        assert server.metric("sdstream_worker_starts_total") == 2
         pid = server.worker_pid()
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         tries = sorted(wait_for(server, job, "completed")["attempts"] for job in jobs)
         assert tries == [1, 2]
-        assert server.metric("sdstream_worker_starts") == 3
+        assert server.metric("sdstream_worker_starts_total") == 3
 
 
 def test_keep_alive(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def serve(**flags: Any) -> None:
     once the default model is loaded.
     """
     settings = read_settings(**flags)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     return_large_blocks()
     with plain_errors():
         pull_default(settings)

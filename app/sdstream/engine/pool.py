@@ -236,6 +236,11 @@ class WorkerPool:
         while self._ending:
             await asyncio.wait(self._ending)
 
+    @property
+    def budget_bytes(self) -> int:
+        """Memory for all workers together."""
+        return self._budget
+
     # --- memory ---------------------------------------------------------------------------------
 
     def need(self, spec: ModelSpec) -> int:

@@ -59,6 +59,10 @@ class JobQueue:
         #: The best class of those who came since places were told.
         self._best_newcomer: Priority | None = None
 
+    def oldest_seconds(self) -> float:
+        """Return how long the oldest waiting job has waited, 0 when none waits."""
+        return max((live.clock() - live.job.created for live in self.waiting), default=0.0)
+
     # --- changes --------------------------------------------------------------------------------
 
     def enqueue(self, live: LiveJob, *, first: bool = False) -> None:

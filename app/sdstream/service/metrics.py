@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
+from sdstream import __version__
 from sdstream.engine.worker import Worker, WorkerState
 
 _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+
+
+# Start times as samples of their own double the samples and are read by no one.
+disable_created_metrics()
+
+
+class _Totals(Collector):
+    """Counts that other parts keep, as counters.
+
+    Args:
+        name: Without ``_total``.
+        meaning: One sentence.
+        label: Name of the one label, empty for none.
+    """
+
+    def __init__(self, name: str, meaning: str, label: str = "") -> None:
+        self._about = (name, meaning)
+        self._labels = [label] if label else []
+        self.values: Mapping[str, float] = {}
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the counter with the values of now."""
+        family = CounterMetricFamily(*self._about, labels=self._labels)
+        for value_of, value in self.values.items():
+            family.add_metric([value_of] if self._labels else [], value)
+        yield family
 
 
 class Metrics:
@@ -22,8 +59,20 @@ class Metrics:
         self._registry = CollectorRegistry()
         #: Name, type, labels and meaning of every metric, for the documents.
         self.described: list[tuple[str, str, tuple[str, ...], str]] = []
+        ProcessCollector(registry=self._registry)  # type: ignore[no-untyped-call]
+        build = self._gauge("build_info", "1, with the version of the server.", "version")
+        build.labels(__version__).set(1)
+        self.ready = self._gauge(
+            "ready", "1 if the default model can generate, as /readyz reports."
+        )
         self.requests = self._counter(
             "http_requests", "Answered HTTP requests.", "method", "route", "status"
+        )
+        self.request_seconds = self._histogram(
+            "http_request_seconds", "Seconds until an answer was complete.", "method", "route"
+        )
+        self.rejected = self._counter(
+            "http_errors", "Answers with an error, by the reason in it.", "reason"
         )
         self.accepted_jobs = self._counter("accepted_jobs", "Accepted jobs.", "model")
         self.jobs = self._counter("jobs", "Ended jobs.", "model", "outcome")
@@ -42,8 +91,12 @@ class Metrics:
             "source",
         )
         self.queued_images = self._gauge("queued_images", "Images waiting.")
+        self.queue_limit = self._gauge("queue_limit_images", "Images that may wait.")
+        self.queue_age = self._gauge(
+            "queue_oldest_seconds", "Seconds that the oldest waiting job has waited."
+        )
         self.running_jobs = self._gauge("running_jobs", "Running jobs.")
-        self.worker_starts = self._gauge(
+        self.worker_starts = self._totals(
             "worker_starts",
             "Starts of the model's worker processes; more than it has replicas means restarts.",
             "model",
@@ -58,9 +111,21 @@ class Metrics:
             "model",
             "kernels",
         )
-        self.evictions = self._gauge(
+        self.evictions = self._totals(
             "worker_evictions", "Workers that made room for another model."
         )
+        self.memory_budget = self._gauge(
+            "memory_budget_bytes", "Memory that all loaded models may use."
+        )
+        self.store_bytes = self._gauge("store_bytes", "Size of the stored images.")
+        self.store_limit = self._gauge("store_limit_bytes", "Size that stored images may have.")
+        self.disk_free = self._gauge("disk_free_bytes", "Free space of the data folder's disk.")
+
+    def _totals(self, name: str, meaning: str, *labels: str) -> _Totals:
+        self.described.append((f"sdstream_{name}_total", "counter", labels, meaning))
+        totals = _Totals(f"sdstream_{name}", meaning, *labels)
+        self._registry.register(totals)
+        return totals
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         self.described.append((f"sdstream_{name}_total", "counter", labels, meaning))
@@ -78,17 +143,19 @@ class Metrics:
 
     def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
         """Bring the gauges of workers up to date."""
-        self.evictions.set(evictions)
-        gauges = (self.worker_up, self.worker_memory, self.worker_starts, self.worker_kernels)
+        self.evictions.values = {"": evictions}
+        starts: dict[str, float] = {}
+        gauges = (self.worker_up, self.worker_memory, self.worker_kernels)
         for gauge in gauges:
             gauge.clear()
         for worker in workers:
             up = worker.state in (WorkerState.READY, WorkerState.BUSY)
             self.worker_up.labels(worker.model).inc(int(up))
             self.worker_memory.labels(worker.model).inc(worker.resident_bytes)
-            self.worker_starts.labels(worker.model).inc(worker.starts)
+            starts[worker.model] = starts.get(worker.model, 0) + worker.starts
             if up and worker.loaded is not None:
                 self.worker_kernels.labels(worker.model, worker.loaded.kernels).inc()
+        self.worker_starts.values = starts
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -120,9 +120,14 @@ class ImageService:
 
     def measure(self) -> None:
         """Bring the gauges up to date; called when somebody looks."""
-        self._metrics.queued_images.set(self.queued_images)
-        self._metrics.running_jobs.set(len(self._queue.running))
-        self._metrics.measure_workers(self.pool.workers(), self.pool.evictions)
+        metrics = self._metrics
+        metrics.ready.set(int(self.ready))
+        metrics.queued_images.set(self.queued_images)
+        metrics.queue_limit.set(self._policy.queue_images)
+        metrics.queue_age.set(self._queue.oldest_seconds())
+        metrics.running_jobs.set(len(self._queue.running))
+        metrics.memory_budget.set(self.pool.budget_bytes)
+        metrics.measure_workers(self.pool.workers(), self.pool.evictions)
 
     # --- models ---------------------------------------------------------------------------------
 

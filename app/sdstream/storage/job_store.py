@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from sdstream.core.delivery import Delivery
 from sdstream.core.errors import ImageServiceError, Reason, StorageFull
@@ -59,6 +59,20 @@ class Page:
 
     jobs: list[Job]
     more: bool
+
+
+class Room(NamedTuple):
+    """Room for images, in bytes.
+
+    Attributes:
+        used: Size of the stored images.
+        limit: Size that they may have.
+        free: Free space on the disk.
+    """
+
+    used: int
+    limit: int
+    free: int
 
 
 class JobStore:
@@ -294,6 +308,11 @@ class JobStore:
         await self._ledger.write(self._expire)
 
     # --- webhooks -------------------------------------------------------------------------------
+
+    async def room(self) -> Room:
+        """Return the room for images: used, allowed, and free on the disk."""
+        disk = await asyncio.to_thread(shutil.disk_usage, self._files.images)
+        return Room(self._bytes, self._max_bytes, disk.free)
 
     async def deliveries(self, limit: int) -> list[Delivery]:
         """Webhooks that are next, the most urgent first."""

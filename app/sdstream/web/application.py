@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -170,14 +172,30 @@ def _lifespan(
     return lifespan
 
 
-def configure_logging(level: str) -> None:
+class JsonLines(logging.Formatter):
+    """One JSON object per record: time, level, logger, message, and the fields of a request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line."""
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields: dict[str, Any] = {
+            "time": moment,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+def configure_logging(level: str, form: Literal["text", "json"] = "text") -> None:
     """One line per record on stderr, for the server's own loggers and uvicorn's."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        force=True,
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else plain)
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # It logs whole addresses, and those of the hub's contents are signed.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     # It logs the ids of sessions, which are as good as a key where no key is asked for.

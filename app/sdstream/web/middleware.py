@@ -22,7 +22,7 @@ from sdstream.core.errors import Forbidden, ImageServiceError, Reason, Unauthori
 from sdstream.core.job import Job, JobStatus
 from sdstream.service.metrics import Metrics
 from sdstream.web import credentials, respond
-from sdstream.web.route import dialect_of, is_probe, is_same_origin, needs_key
+from sdstream.web.route import dialect_of, is_quiet, is_same_origin, needs_key
 from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger("sdstream.requests")
@@ -41,6 +41,12 @@ _EXPOSED: Final = (
 _OWN_SITES: Final = ("same-origin", "none")
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+#: https://www.w3.org/TR/trace-context/: version, trace id, span id and flags; zeros are no ids.
+_TRACE_PARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})"
+)
+#: Of an owner, in the log: enough to tell keys apart.
+_LABEL_CHARACTERS: Final = 8
 
 
 class RequestLog:
@@ -55,10 +61,13 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Request(scope).headers.get("x-request-id", "")
-        request_id = given if _SANE_ID.fullmatch(given) else secrets.token_hex(12)
+        headers = Request(scope).headers
+        given = headers.get("x-request-id", "")
         state: dict[str, Any] = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        state["request_id"] = given if _SANE_ID.fullmatch(given) else secrets.token_hex(12)
+        if trace := _TRACE_PARENT.fullmatch(headers.get("traceparent", "")):
+            state["trace"] = trace["trace"]
+            state["traceparent"] = f"00-{trace['trace']}-{secrets.token_hex(8)}-{trace['flags']}"
         began = time.monotonic()
         status = 499  # nothing was sent: the client left
         whole = False
@@ -67,7 +76,7 @@ class RequestLog:
             nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message).update(_told(state, request_id))
+                MutableHeaders(scope=message).update(_told(state))
             elif message["type"] == "http.response.body":
                 whole = not message.get("more_body", False)
             await send(message)
@@ -78,22 +87,31 @@ class RequestLog:
             status = 500
             raise
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.requests.labels(scope["method"], route, status).inc()
             # A GET only looks on: a client that leaves one ends nothing.
             left = scope["method"] == "POST" and (status == 499 or (status == 200 and not whole))
-            seconds = time.monotonic() - began
-            level = logging.DEBUG if is_probe(scope) else logging.INFO
-            logger.log(
-                level,
-                "%s %s %d %.3fs request=%s%s",
-                scope["method"],
-                scope["path"],
-                status,
-                seconds,
-                request_id,
-                _facts(state, left=left),
-            )
+            self._record(scope, state, status, time.monotonic() - began, left=left)
+
+    def _record(
+        self, scope: Scope, state: dict[str, Any], status: int, seconds: float, *, left: bool
+    ) -> None:
+        method, path = scope["method"], scope["path"]
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(method, route, status).inc()
+        self._metrics.request_seconds.labels(method, route).observe(seconds)
+        if status >= 400:
+            self._metrics.rejected.labels(state.get("outcome", "other")).inc()
+        facts = {
+            "request": state["request_id"],
+            **_caller(scope, state),
+            **_facts(state, left=left),
+        }
+        told = " ".join(f"{name}={value}" for name, value in facts.items())
+        fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3)}
+        logger.log(
+            logging.DEBUG if is_quiet(scope) else logging.INFO,
+            *("%s %s %d %.3fs %s", method, path, status, seconds, told),
+            extra={"fields": {**fields, **facts}},
+        )
 
 
 class RequireKey:
@@ -238,9 +256,11 @@ def refusal(
     return respond.failure(error, headers, dialect_of(scope))
 
 
-def _told(state: dict[str, Any], request_id: str) -> dict[str, str]:
-    """The headers of every answer: its id, preferences that were applied, fields without effect."""
-    headers = {"X-Request-Id": request_id}
+def _told(state: dict[str, Any]) -> dict[str, str]:
+    """The headers of every answer: ids, applied preferences, fields without effect."""
+    headers = {"X-Request-Id": state["request_id"]}
+    if "traceparent" in state:
+        headers["traceparent"] = state["traceparent"]
     if state.get("preferences"):
         headers["Preference-Applied"] = ", ".join(state["preferences"])
     if ignored := _ignored(state):
@@ -255,7 +275,18 @@ def _ignored(state: dict[str, Any]) -> str:
     return ",".join(names)[:_MOST_CHARACTERS]
 
 
-def _facts(state: dict[str, Any], *, left: bool) -> str:
+def _caller(scope: Scope, state: dict[str, Any]) -> dict[str, str]:
+    """Return what the log has of the client: its address, a label of its key, its trace."""
+    client = scope.get("client")
+    found = {"client": client[0]} if client else {}
+    if state.get("owner"):
+        found["key"] = str(state["owner"])[:_LABEL_CHARACTERS]
+    if "trace" in state:
+        found["trace"] = state["trace"]
+    return found
+
+
+def _facts(state: dict[str, Any], *, left: bool) -> dict[str, object]:
     """Return what the log has of the job, without its prompt.
 
     Args:
@@ -263,16 +294,21 @@ def _facts(state: dict[str, Any], *, left: bool) -> str:
         left: Its client went away before the answer was complete.
     """
     ignored = _ignored(state)
-    fields = f" ignored_fields={ignored}" if ignored else ""
+    fields = {"ignored_fields": ignored} if ignored else {}
     job: Job | None = state.get("job")
     if job is None:
-        return fields + (f" outcome={state['outcome']}" if "outcome" in state else "")
+        return {**fields, **({"outcome": state["outcome"]} if "outcome" in state else {})}
     request = job.request
     outcome = job.status
     if left and not job.terminal and not job.terms.background:
         # Who leaves is logged at once; the worker stops within a step after that.
         outcome = JobStatus.CANCELLED
-    return (
-        f" job={job.id} model={request.model} size={request.asked_size} n={request.n}"
-        f" steps={request.steps} outcome={outcome.value}{fields}"
-    )
+    return {
+        "job": job.id,
+        "model": request.model,
+        "size": str(request.asked_size),
+        "n": request.n,
+        "steps": request.steps,
+        "outcome": outcome.value,
+        **fields,
+    }

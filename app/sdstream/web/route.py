@@ -162,6 +162,11 @@ def is_probe(scope: Scope) -> bool:
     return isinstance(route, ApiRoute) and route.is_probe
 
 
+def is_quiet(scope: Scope) -> bool:
+    """Return whether a request is logged at debug only: an orchestrator's, or for a static file."""
+    return isinstance(route_of(scope), Mount) or is_probe(scope)
+
+
 def is_same_origin(scope: Scope) -> bool:
     """Return whether a GET may not be sent by pages of other origins."""
     route = route_of(scope)

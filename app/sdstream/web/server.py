@@ -19,10 +19,11 @@ import uvicorn
 
 from sdstream.core.errors import CatalogRejected, ConfigurationError
 from sdstream.service.service import ImageService
-from sdstream.settings import Settings
+from sdstream.settings import Settings, variable
 from sdstream.web.application import build_app
 from sdstream.web.hosts import exposure_warnings
 from sdstream.web.protocol import TimeoutProtocol
+from sdstream.web.systemd import Notifications
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class Server(uvicorn.Server):
         self.service: ImageService = app.state.service
         self.died = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        address = variable("NOTIFY_SOCKET") if uds is None else None
+        self._systemd = Notifications(address, variable("WATCHDOG_USEC"))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen; remember the loop for the signal handler.
@@ -96,6 +99,8 @@ class Server(uvicorn.Server):
         # of requests, would hold up the event loop for a tenth of a second each time.
         gc.collect()
         gc.freeze()
+        if self.started:
+            self._systemd.ready()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -110,6 +115,7 @@ class Server(uvicorn.Server):
         """SIGTERM or SIGINT: take no more work, then let uvicorn close."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.service.begin_drain)
+        self._systemd.stopping()
         super().handle_exit(sig, frame)
 
     def _reload_on_hangup(self) -> None:

@@ -222,6 +222,10 @@ class ModelRoutes:
     async def scrape(self, _request: Request) -> Response:
         """GET /metrics."""
         self.service.measure()
+        room = await self.store.room()
+        self.metrics.store_bytes.set(room.used)
+        self.metrics.store_limit.set(room.limit)
+        self.metrics.disk_free.set(room.free)
         return Response(self.metrics.render(), media_type=self.metrics.content_type)
 
     async def openapi(self, request: Request) -> Response:

@@ -1,0 +1,187 @@
+"""The recipes of docs/deploy: proxies are run, other files are checked against the settings."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from sdstream.service.metrics import Metrics
+from sdstream.settings import Settings
+from tests.support.documents import ROOT, Page
+from tests.support.nginx import nginx
+from tests.support.servers import (
+    GENERATIONS,
+    ServerProcess,
+    free_port,
+    running_server,
+    wait_until,
+)
+
+PAGE = Page(ROOT / "docs/deploy/nginx.md")
+BODY = {"prompt": "a", "steps": 3, "stream": True}
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of the page about proxies in one language."""
+    return [text for found, text in PAGE.fences() if found == language]
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program, or skip the test."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    if path is None:
+        pytest.skip(f"{name} is not installed (Debian: apt install {package})")
+    return path
+
+
+def check_proxy(address: str) -> None:
+    """A stream, its end, and a link that begins with the proxy's address."""
+    with httpx2.stream("POST", address + GENERATIONS, json=BODY, timeout=60) as answer:
+        assert answer.status_code == 200
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+    plain = httpx2.post(address + GENERATIONS, json={"prompt": "a", "steps": 1}, timeout=60)
+    assert httpx2.get(plain.json()["data"][0]["url"], timeout=10).status_code == 200
+
+
+def test_nginx(fake_server: ServerProcess, tmp_path: Path) -> None:
+    """The block of the page, on plain HTTP."""
+    (block,) = blocks("nginx")
+    block = re.sub(r"\n *ssl_certificate[^;]*;", "", block).replace("listen 443 ssl;", "listen 80;")
+    with nginx(tmp_path, block, fake_server) as address:
+        check_proxy(address)
+
+
+@pytest.mark.parametrize(("number", "prefix"), [(0, ""), (1, "/images")])
+def test_caddy(fake_server: ServerProcess, tmp_path: Path, number: int, prefix: str) -> None:
+    """The blocks of the page, on plain HTTP."""
+    path = program("caddy", "caddy")
+    port = free_port()
+    block = blocks("caddy")[number]
+    name = block.split(" ")[0]
+    block = block.replace(f"{name} {{", f"http://127.0.0.1:{port} {{")
+    assert block.count("127.0.0.1:8000") == 1
+    block = block.replace("127.0.0.1:8000", fake_server.url.removeprefix("http://"))
+    (tmp_path / "Caddyfile").write_text(f"{{\n\tadmin off\n}}\n{block}")
+    command = [path, "run", "--config", str(tmp_path / "Caddyfile"), "--adapter", "caddyfile"]
+    environment = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    with (tmp_path / "caddy.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        address = f"http://127.0.0.1:{port}{prefix}"
+        wait_until(lambda: answers(f"{address}/livez"), 20, (tmp_path / "caddy.log").read_text())
+        with httpx2.stream("POST", address + GENERATIONS, json=BODY, timeout=60) as answer:
+            assert answer.read().endswith(b"data: [DONE]\n\n")
+        page = httpx2.get(f"{address}/", timeout=10)
+        assert (page.status_code, "sdstream" in page.text) == (200, True)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def answers(url: str) -> bool:
+    """True when a request gets 200."""
+    try:
+        return httpx2.get(url, timeout=5).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def known_variable(name: str) -> bool:
+    """True for a variable of a setting."""
+    return name.removeprefix("SDSTREAM_").lower() in Settings.model_fields
+
+
+def grace_seconds() -> float:
+    """The default grace time."""
+    return float(Settings.model_fields["grace_seconds"].default)
+
+
+def test_kubernetes() -> None:
+    """Variables are settings, routes are probes, and the pod ends after its server."""
+    documents = list(yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text()))
+    assert [one["kind"] for one in documents] == ["Deployment", "Service", "PersistentVolumeClaim"]
+    pod: dict[str, Any] = documents[0]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > grace_seconds()
+    assert pod["enableServiceLinks"] is False
+    (container,) = pod["containers"]
+    assert [one["name"] for one in container["env"] if not known_variable(one["name"])] == []
+    probes = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("liveness", "readiness")}
+    assert probes == {"/livez", "/readyz"}
+
+
+def test_compose() -> None:
+    """Variables are settings, and the container ends after its server."""
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["sdstream"]
+    assert [name for name in service["environment"] if not known_variable(name)] == []
+    assert float(service["stop_grace_period"].removesuffix("s")) > grace_seconds()
+
+
+def test_variables_of_the_image() -> None:
+    """They are settings."""
+    names = re.findall(r"\b(SDSTREAM_\w+)=", (ROOT / "Dockerfile").read_text())
+    assert names
+    assert [name for name in names if not known_variable(name)] == []
+
+
+def test_alerts_name_metrics() -> None:
+    """Each metric of the rules is one of the server's."""
+    text = (ROOT / "deploy/alerts.yaml").read_text()
+    known = {name for name, *_ in Metrics().described}
+    assert [name for name in re.findall(r"\bsdstream_\w+", text) if name not in known] == []
+
+
+@pytest.mark.parametrize("what", [["rules", "alerts.yaml"], ["config", "prometheus.yaml"]])
+def test_promtool(what: list[str]) -> None:
+    """Prometheus' own check accepts the files."""
+    kind, name = what
+    command = [program("promtool", "prometheus"), "check", kind, str(ROOT / "deploy" / name)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_metrics_follow_the_conventions(fake_server: ServerProcess) -> None:
+    """``promtool check metrics`` has nothing to say; no ``_created`` samples are sent."""
+    fake_server.post({"prompt": "a", "steps": 1})
+    text = httpx2.get(f"{fake_server.url}/metrics", timeout=10).text
+    assert "_created" not in text
+    command = [program("promtool", "prometheus"), "check", "metrics"]
+    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+def test_json_lines_and_traces(tmp_path: Path) -> None:
+    """A line of the log is an object with the fields of the request; traceparent is answered."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "Authorization": "Bearer one"}
+    settings = {"engine": "fake", "log_format": "json", "api_keys": "one"}
+    with running_server(tmp_path, **settings) as server:
+        answer = server.post({"prompt": "a", "steps": 1}, headers=headers)
+        assert answer.headers["traceparent"].startswith(f"00-{trace}-")
+        assert not answer.headers["traceparent"].endswith("00f067aa0ba902b7-01")
+        httpx2.get(f"{server.url}/static/style.css", timeout=10)
+        bad = server.post({"prompt": "a"}, headers={**headers, "traceparent": "00-0-0-01"})
+        assert "traceparent" not in bad.headers
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    requests = [line for line in lines if line["logger"] == "sdstream.requests"]
+    first = requests[0]
+    assert (first["trace"], first["status"], first["client"]) == (trace, 200, "127.0.0.1")
+    assert first["model"] == "embedded"
+    assert len(first["key"]) == 8
+    assert not [line for line in requests if line["path"] in ("/readyz", "/static/style.css")]
+    assert "one" not in first["key"]
+
+
+def test_errors_are_counted_by_reason(fake_server: ServerProcess) -> None:
+    """The reason of the answer is the label."""
+    before = fake_server.metric("sdstream_http_errors_total", reason="missing_field")
+    fake_server.post({})
+    after = fake_server.metric("sdstream_http_errors_total", reason="missing_field")
+    assert after == before + 1
