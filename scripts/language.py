@@ -107,7 +107,6 @@ DEFERRED: Final = frozenset(
         "app/sdstream/storage/ledger.py",
         "app/sdstream/storage/privacy.py",
         "app/sdstream/storage/rows.py",
-        "app/sdstream/storage/schema.py",
         "app/sdstream/web/static/announce.js",
         "app/sdstream/web/static/api.js",
         "app/sdstream/web/static/app.js",

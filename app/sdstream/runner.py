@@ -223,8 +223,8 @@ class AsyncRunner:
 
     def _image(self, job: Job, image: ImageResult) -> Image:
         kind = job.request.output_format
-        path = self.assembly.store.path(image, kind)
-        return Image(image.index, image.seed, image.content, kind, str(path))
+        path = self.assembly.store.location(image, kind)
+        return Image(image.index, image.seed, image.content, kind, path)
 
 
 class Runner:

@@ -31,6 +31,7 @@ from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService
 from sdstream.service.webhooks import Webhooks, delivery_of
 from sdstream.settings import Settings, worker_environment
+from sdstream.storage.choice import database_of, images_of
 from sdstream.storage.job_store import JobStore
 from sdstream.system import total_memory
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
@@ -117,7 +118,8 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
     # What expires does so by the time that passes here, not by a clock that somebody sets.
     steady = SteadyClock(time.time())
     store = JobStore(
-        settings.data_dir,
+        database_of(settings),
+        images_of(settings),
         ttl_seconds=settings.job_ttl_seconds,
         max_bytes=settings.image_store_mb * 2**20,
         min_free_bytes=settings.min_free_mb * 2**20,

@@ -1,88 +1,105 @@
-"""The files of jobs: finished images, and the input pictures of jobs that wait."""
+"""The files of jobs in a folder: finished images, and the input images of waiting jobs."""
 
 from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import tempfile
 from collections.abc import Container
 from pathlib import Path
 
-from sdstream.core.job import ImageResult
 from sdstream.core.messages import Generate, encode, unframe
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
+from sdstream.storage.ports import image_name
 from sdstream.storage.privacy import close_folder
 
 logger = logging.getLogger(__name__)
 
 
-class JobFiles:
-    """The folders ``images/`` and ``inputs/``. Every method may be called in any thread."""
+class ImageFolder:
+    """An ImageStore in ``images/`` and ``inputs/`` of a folder.
+
+    Args:
+        folder: Made when it does not exist.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.images = folder / "images"
-        self.inputs = folder / "inputs"
+        self._images = folder / "images"
+        self._inputs = folder / "inputs"
 
-    def make_folders(self) -> None:
+    def open(self) -> None:
         """Make both folders, for the server's user alone; raises OSError."""
-        for part in (self.images, self.inputs):
+        for part in (self._images, self._inputs):
             close_folder(part, "*")
 
-    def path(self, image_id: str, output_format: OutputFormat) -> Path:
-        """Where an image is."""
-        return self.images / f"{image_id}.{output_format}"
+    def close(self) -> None:
+        """Do nothing: what was written is written."""
+
+    def is_empty(self) -> bool:
+        """Return whether no finished image exists."""
+        return not any(self._images.iterdir())
+
+    def free_bytes(self) -> float:
+        """Return the free space of the folder's disk."""
+        return shutil.disk_usage(self._images).free
+
+    def location(self, image_id: str, output_format: OutputFormat) -> str:
+        """Return the path of an image."""
+        return str(self._path(image_id, output_format))
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
         """Write an image; returns its unguessable id. Raises OSError."""
         image_id = secrets.token_urlsafe(16)
-        _write(self.path(image_id, output_format), data)
+        _write(self._path(image_id, output_format), data)
         return image_id
 
-    def file(self, image: ImageResult, output_format: OutputFormat) -> bytes:
-        """The bytes of an image; raises FileNotFoundError when they are gone."""
-        if image.id is None:
-            raise FileNotFoundError("the disk was full when this image was finished")
-        return self.path(image.id, output_format).read_bytes()
+    def get(self, image_id: str, output_format: OutputFormat) -> bytes:
+        """Return the bytes of an image; raises FileNotFoundError when they are gone."""
+        return self._path(image_id, output_format).read_bytes()
 
     def put_inputs(self, order: Generate) -> None:
-        """Write the input pictures of a job. Raises OSError."""
-        _write(self.inputs / order.job, encode(order))
+        """Write the input images of a job. Raises OSError."""
+        _write(self._inputs / order.job, encode(order))
 
     def has_inputs(self, job: str) -> bool:
-        """True when a job's input pictures are there."""
-        return (self.inputs / job).exists()
+        """Return whether the input images of a job exist."""
+        return (self._inputs / job).exists()
 
     def get_inputs(self, job: str) -> Inputs:
-        """The input pictures of a job; raises OSError and ValueError when they are gone."""
-        message = unframe((self.inputs / job).read_bytes())
+        """The input images of a job; raises OSError and ValueError when they are gone."""
+        message = unframe((self._inputs / job).read_bytes())
         if not isinstance(message, Generate):
             raise ValueError(f"not the pictures of a job: {job}")
         return message.inputs
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
         """Delete an image, if it is there."""
-        _delete(self.path(image_id, output_format))
+        _delete(self._path(image_id, output_format))
 
     def drop_inputs(self, job: str) -> None:
-        """Delete the input pictures of a job, if there are any."""
-        _delete(self.inputs / job)
+        """Delete the input images of a job, if there are any."""
+        _delete(self._inputs / job)
 
     def sweep(self, images: Container[str], jobs: Container[str]) -> set[str]:
         """Delete all files but these; returns the names of the images that are left.
 
         Args:
             images: Names of files to keep.
-            jobs: Whose input pictures to keep.
+            jobs: Whose input images to keep.
         """
-        there = {path.name for path in self.images.iterdir()}
+        there = {path.name for path in self._images.iterdir()}
         gone = {name for name in there if name not in images}
         for name in gone:
-            _delete(self.images / name)
-        for path in self.inputs.iterdir():
+            _delete(self._images / name)
+        for path in self._inputs.iterdir():
             if path.name not in jobs:
                 _delete(path)
         return there - gone
+
+    def _path(self, image_id: str, output_format: OutputFormat) -> Path:
+        return self._images / image_name(image_id, output_format)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,11 +1,10 @@
-"""Jobs and their images on disk: what was accepted outlives the server.
+"""Jobs and their images: what was accepted outlives the server.
 
-One folder holds a SQLite database, ``images/`` with the finished files and ``inputs/`` with the
-pictures of jobs that wait. Rows are written and read by one thread; commits (WAL) survive the
-death of the process, and a power cut may cost the last moment. Order keeps the two in step: a
-file is there before its row, and goes after it, so a crash leaves files without rows at worst,
-which the next start deletes. A change that cannot be written is tried again until it succeeds
-(storage/ledger.py).
+A database (storage/ports.py) holds the rows, an image store the finished images and the input
+images of waiting jobs. One thread writes and reads the rows; commits survive the death of the
+process. Order keeps the two in step: a file is written before its row and deleted after it, so a
+crash leaves files without rows at worst, which the next start deletes. A change that cannot be
+written is tried again until it succeeds (storage/ledger.py).
 
 Jobs go with all of their images: some time after their end, and the oldest first when there are
 too many bytes. A file that is being read stays readable to its end.
@@ -17,14 +16,10 @@ import asyncio
 import dataclasses
 import json
 import logging
-import shutil
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice, takewhile
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from sdstream.core.delivery import Delivery
@@ -33,24 +28,18 @@ from sdstream.core.job import MAX_ATTEMPTS, ImageResult, Job, JobFailed, JobStat
 from sdstream.core.messages import Generate
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
-from sdstream.storage.files import JobFiles
-from sdstream.storage.ledger import Ledger, check_place, fault_of, touch
-from sdstream.storage.privacy import close_folder, sealed, secret_of
-from sdstream.storage.rows import (
-    INSERT_IMAGE,
-    INSERT_JOB,
-    SET_STATE,
-    image_values,
-    job_of,
-    job_values,
-    state_of,
-)
-from sdstream.storage.schema import StoreError, locked, migrate, open_database
+from sdstream.storage.ledger import Ledger, fault_of
+from sdstream.storage.ports import Change, Database, ImageStore, Row, StoreError, image_name
+from sdstream.storage.privacy import sealed
+from sdstream.storage.rows import image_values, job_of, job_values, state_of
 
 logger = logging.getLogger(__name__)
 
 #: Room that events of a new life of the server leave for those of the one before: ids only grow.
 _EVENTS_A_LIFE: Final = 1_000_000
+
+#: Beyond the number of every job.
+_NEWEST: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +56,23 @@ class Room(NamedTuple):
     Attributes:
         used: Size of the stored images.
         limit: Size that they may have.
-        free: Free space on the disk.
+        free: Free space where they lie; infinite where that is not known.
     """
 
     used: int
     limit: int
-    free: int
+    free: float
 
 
 class JobStore:
-    """Keeps jobs and images in one folder, which belongs to one server at a time.
+    """Keeps jobs and images, which belong to one server at a time.
 
     Args:
-        folder: Made when it is not there.
+        database: Of the rows.
+        images: Of the files.
         ttl_seconds: Ended jobs go after this.
         max_bytes: Room for images; the oldest ended jobs go until the rest fits.
-        min_free_bytes: With less free space on the disk no job is taken.
+        min_free_bytes: With less free space no job is taken.
         clock: Unix seconds that pass evenly, whatever is done to the system's clock.
         delivery_of: Builds the webhook message of a job that has ended, None for no webhook; it is
             stored in the transaction that stores the end.
@@ -90,7 +80,8 @@ class JobStore:
 
     def __init__(
         self,
-        folder: Path,
+        database: Database,
+        images: ImageStore,
         *,
         ttl_seconds: float,
         max_bytes: int,
@@ -98,8 +89,9 @@ class JobStore:
         clock: Callable[[], float],
         delivery_of: Callable[[Job], Delivery | None] = lambda _: None,
     ) -> None:
-        self._folder = folder
-        self._files = JobFiles(folder)
+        self._db = database
+        self._sql = database.statements
+        self._images = images
         self._ttl = ttl_seconds
         self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
@@ -111,41 +103,33 @@ class JobStore:
         self._ends: dict[str, float] = {}
         #: Jobs whose rows cannot be read, of which the log was told.
         self._set_aside: set[str] = set()
-        self._held = ExitStack()
-        self._db: sqlite3.Connection
         self._ledger: Ledger
         self._secret: bytes
 
     def open(self) -> None:
-        """Take the folder, once.
+        """Take the database, once.
 
         Raises:
-            StoreError: Another server has it, or it cannot be read or written.
+            StoreInUse: Another server has it.
+            StoreError: It cannot be read or written.
         """
-        if hasattr(self, "_db"):
+        if hasattr(self, "_secret"):
             return
-        path = self._folder / "jobs.sqlite"
         try:
-            close_folder(self._folder, "jobs.sqlite*", "lock", "secret")
-            self._files.make_folders()
-            with ExitStack() as opening:
-                opening.enter_context(locked(self._folder / "lock"))
-                db = opening.enter_context(closing(open_database(path, self._files.images)))
-                self._secret = secret_of(self._folder)
-                migrate(db, self._secret)
-                touch(db)  # one that is locked or read-only would fail with the first job
-                self._db, self._held = db, opening.pop_all()
-        except (OSError, ValueError, sqlite3.Error) as error:
-            raise StoreError(f"the data folder {self._folder} cannot be used: {error}") from None
-        self._ledger = Ledger(db, partial(check_place, path, path.stat().st_ino))
+            self._images.open()
+            secret = self._db.open(self._images)
+        except OSError as error:
+            raise StoreError(f"the image store cannot be used: {error}") from None
+        self._ledger = Ledger(self._db)
+        self._secret = secret
 
     def owner_of(self, digest: str) -> str:
-        """The owner that a digest of an API key stands for in this folder, which is open."""
+        """Return the owner that a digest of an API key stands for; the store is open."""
         return sealed(self._secret, digest)
 
     async def close(self) -> None:
-        """Finish what is being written and give the folder up."""
-        await self._ledger.close(self._held.close)
+        """Finish what is being written and give the database up."""
+        await self._ledger.close(self._close)
 
     # --- a job's life ---------------------------------------------------------------------------
 
@@ -166,29 +150,28 @@ class JobStore:
         """
         has_inputs = inputs != Inputs()
         try:
-            disk = await asyncio.to_thread(shutil.disk_usage, self._files.images)
-            if disk.free < self._min_free_bytes:
+            if await asyncio.to_thread(self._free_bytes) < self._min_free_bytes:
                 raise StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
             if has_inputs:
                 order = Generate(job.id, job.request, inputs)
                 # Putting together a hundred megabytes takes its time too.
-                await asyncio.to_thread(self._files.put_inputs, order)
+                await asyncio.to_thread(self._images.put_inputs, order)
         except OSError as error:
             logger.error("a job could not be kept: %s", error)
-            raise fault_of(error) from None
+            raise fault_of(error, self._db) from None
         try:
             await self._ledger.write(self._insert, job, has_inputs)
         except ImageServiceError:
-            self._files.drop_inputs(job.id)
+            self._images.drop_inputs(job.id)
             raise
 
     async def inputs(self, job: Job) -> Inputs:
         """The pictures that a job starts from; raises OSError and ValueError when they are gone."""
         # Rows from before the column was there say nothing of a file.
         known = await self._ledger.look(self._has_inputs, job.id)
-        if not known and not await asyncio.to_thread(self._files.has_inputs, job.id):
+        if not known and not await asyncio.to_thread(self._images.has_inputs, job.id):
             return Inputs()
-        return await asyncio.to_thread(self._files.get_inputs, job.id)
+        return await asyncio.to_thread(self._images.get_inputs, job.id)
 
     async def update(self, job: Job) -> None:
         """Write down where a job is now; see ``written`` for how long this waits."""
@@ -238,7 +221,7 @@ class JobStore:
     async def fault(self) -> ImageServiceError | None:
         """Why nothing can be written now; None when a write was seen to succeed."""
         try:
-            await self._ledger.write(touch, self._db)
+            await self._ledger.write(self._db.touch)
         except ImageServiceError as fault:
             return fault
         return None
@@ -257,9 +240,7 @@ class JobStore:
 
     async def unname(self, job_id: str) -> None:
         """Free the name of a job for another one."""
-        await self._ledger.write(
-            self._change, "UPDATE jobs SET idempotency_key = NULL WHERE id = ?", (job_id,)
-        )
+        await self._ledger.write(self._change, (self._sql.unname, {"id": job_id}))
 
     async def with_files(self, job: Job) -> Job:
         """An ended job with its images' files; raises FileNotFoundError when they are gone."""
@@ -267,7 +248,7 @@ class JobStore:
 
     async def with_file(self, image: ImageResult, output_format: OutputFormat) -> ImageResult:
         """A finished image with its file; raises FileNotFoundError when that is gone."""
-        data = await asyncio.to_thread(self._files.file, image, output_format)
+        data = await asyncio.to_thread(self._file, image, output_format)
         return dataclasses.replace(image, data=data)
 
     async def page(
@@ -290,14 +271,14 @@ class JobStore:
         if row is None:
             return None
         try:
-            return await asyncio.to_thread(self._files.path(*row).read_bytes), row[1]
+            return await asyncio.to_thread(self._images.get, *row), row[1]
         except FileNotFoundError:
             return None
 
-    def path(self, image: ImageResult, output_format: OutputFormat) -> Path:
-        """Return the path of a stored image's file, which exists until its job expires."""
+    def location(self, image: ImageResult, output_format: OutputFormat) -> str:
+        """Return where a stored image is until its job expires: a path or an address."""
         assert image.id is not None
-        return self._files.path(image.id, output_format)
+        return self._images.location(image.id, output_format)
 
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its images."""
@@ -311,8 +292,8 @@ class JobStore:
 
     async def room(self) -> Room:
         """Return the room for images: used, allowed, and free on the disk."""
-        disk = await asyncio.to_thread(shutil.disk_usage, self._files.images)
-        return Room(self._bytes, self._max_bytes, disk.free)
+        free = await asyncio.to_thread(self._images.free_bytes)
+        return Room(self._bytes, self._max_bytes, free)
 
     async def deliveries(self, limit: int) -> list[Delivery]:
         """Webhooks that are next, the most urgent first."""
@@ -320,35 +301,39 @@ class JobStore:
 
     async def put_off(self, delivery: Delivery, next_at: float) -> None:
         """Note a try that failed."""
-        self._ledger.later(
-            delivery.id,
-            self._change,
-            "UPDATE deliveries SET attempts = attempts + 1, next_at = ? WHERE id = ?",
-            (next_at, delivery.id),
-        )
+        values = {"id": delivery.id, "attempts": delivery.attempts + 1, "next_at": next_at}
+        self._ledger.later(delivery.id, self._change, (self._sql.defer_delivery, values))
 
     async def settle(self, delivery: Delivery) -> None:
         """Note that nothing more is to be done for a webhook."""
-        statement = "DELETE FROM deliveries WHERE id = ?"
-        self._ledger.later(delivery.id, self._change, statement, (delivery.id,))
+        change = (self._sql.delete_delivery, {"id": delivery.id})
+        self._ledger.later(delivery.id, self._change, change)
 
     # --- in other threads -----------------------------------------------------------------------
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
         """Write an image; returns its unguessable id. Raises OSError. Called in any thread."""
-        return self._files.put(data, output_format)
+        return self._images.put(data, output_format)
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
         """Delete the file of an image that belongs to no job after all."""
         # After the row of its job, so that a sweep and this never differ.
-        self._ledger.later(image_id, self._files.drop, image_id, output_format)
+        self._ledger.later(image_id, self._images.drop, image_id, output_format)
 
     def _with_files(self, job: Job) -> Job:
         output_format = job.request.output_format
         return job.retold(
-            dataclasses.replace(image, data=self._files.file(image, output_format))
+            dataclasses.replace(image, data=self._file(image, output_format))
             for image in job.images.values()
         )
+
+    def _file(self, image: ImageResult, output_format: OutputFormat) -> bytes:
+        if image.id is None:
+            raise FileNotFoundError("the disk was full when this image was finished")
+        return self._images.get(image.id, output_format)
+
+    def _free_bytes(self) -> float:
+        return min(self._db.free_bytes(), self._images.free_bytes())
 
     # --- in the store's thread ------------------------------------------------------------------
 
@@ -363,77 +348,69 @@ class JobStore:
                 job.status = JobStatus.QUEUED
                 self._update(state_of(job))
         now = self._clock()
-        ended = self._db.execute(
-            "SELECT id, ended FROM jobs WHERE ended IS NOT NULL ORDER BY ended, number"
-        )
+        ended = self._db.rows(self._sql.ends)
         self._ends = {row["id"]: min(row["ended"], now) for row in ended}
         self._sweep()
         self._expire()
         return self._unfinished()
 
     def _unfinished(self) -> list[Job]:
-        rows = self._db.execute("SELECT * FROM jobs WHERE ended IS NULL ORDER BY number")
-        return [job for row in rows.fetchall() if (job := self._job(row))]
+        rows = self._db.rows(self._sql.unfinished)
+        return [job for row in rows if (job := self._job(row))]
 
     def _sweep(self) -> None:
         """Delete files that no row knows, and rows whose files are gone."""
         known = {
-            self._files.path(row["id"], row["format"]).name: row["job"]
-            for row in self._db.execute("SELECT * FROM images WHERE id IS NOT NULL")
+            image_name(row["id"], row["format"]): row["job"]
+            for row in self._db.rows(self._sql.image_files)
         }
         # Also of rows that cannot be read: another release may.
-        unfinished = self._db.execute("SELECT id FROM jobs WHERE ended IS NULL").fetchall()
-        there = self._files.sweep(known, {row["id"] for row in unfinished})
+        unfinished = self._db.rows(self._sql.unfinished_ids)
+        there = self._images.sweep(known, {row["id"] for row in unfinished})
         self._delete({known[name] for name in known.keys() - there})
-        (self._bytes,) = self._db.execute("SELECT coalesce(sum(bytes), 0) FROM images").fetchone()
+        (total,) = self._db.rows(self._sql.image_bytes)
+        self._bytes = total["bytes"]
 
     def _insert(self, job: Job, has_inputs: bool) -> None:
-        with self._db:
-            self._db.execute(INSERT_JOB, job_values(job, has_inputs=has_inputs))
+        self._change((self._sql.insert_job, job_values(job, has_inputs=has_inputs)))
 
     def _has_inputs(self, job_id: str) -> bool:
-        row = self._db.execute("SELECT has_inputs FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return row is not None and bool(row["has_inputs"])
+        return any(row["has_inputs"] for row in self._db.rows(self._sql.job, {"id": job_id}))
 
     def _update(self, state: dict[str, object]) -> None:
-        with self._db:
-            self._db.execute(SET_STATE, state)
+        self._change((self._sql.set_state, state))
 
     def _insert_image(self, job: str, output_format: OutputFormat, image: ImageResult) -> None:
-        with self._db:
-            self._db.execute(INSERT_IMAGE, image_values(job, output_format, image))
+        self._change((self._sql.insert_image, image_values(job, output_format, image)))
         self._bytes += image.size
 
     def _end(self, state: dict[str, object], message: Delivery | None) -> None:
         """The end and the message of it in one transaction: neither is there without the other."""
-        with self._db:
-            self._db.execute(SET_STATE, state)
-            if message is not None:
-                self._db.execute(
-                    "INSERT INTO deliveries VALUES (:id, :url, :payload, :attempts, :next_at)",
-                    dataclasses.asdict(message),
-                )
+        told = [] if message is None else [dataclasses.asdict(message)]
+        self._change(
+            (self._sql.set_state, state),
+            *((self._sql.insert_delivery, values) for values in told),
+        )
 
     def _finish(self, state: dict[str, object], message: Delivery | None) -> None:
         self._end(state, message)
         self._ends[str(state["id"])] = self._clock()
-        self._files.drop_inputs(str(state["id"]))
+        self._images.drop_inputs(str(state["id"]))
         try:
             self._expire()
-        except sqlite3.Error as error:  # the end is written; the next one makes room
+        except self._db.errors as error:  # the end is written; the next one makes room
             logger.warning("expired jobs could not be deleted: %s", error)
 
     def _delete(self, ids: Iterable[str]) -> None:
         for job_id in ids:
-            rows = self._db.execute("SELECT * FROM images WHERE job = ?", (job_id,)).fetchall()
-            with self._db:
-                self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+            rows = self._db.rows(self._sql.images, {"job": job_id})
+            self._change((self._sql.delete_job, {"id": job_id}))
             self._ends.pop(job_id, None)
             for row in rows:
                 self._bytes -= row["bytes"]
                 if row["id"] is not None:
-                    self._files.drop(row["id"], row["format"])
-            self._files.drop_inputs(job_id)
+                    self._images.drop(row["id"], row["format"])
+            self._images.drop_inputs(job_id)
 
     def _expire(self) -> None:
         oldest = self._clock() - self._ttl
@@ -441,61 +418,56 @@ class JobStore:
         if self._bytes <= self._max_bytes:
             return
         for job in list(self._ends):
-            query = "SELECT 1 FROM images WHERE job = ? LIMIT 1"
-            if self._db.execute(query, (job,)).fetchone() is not None:
+            if self._db.rows(self._sql.images, {"job": job}):
                 self._delete([job])
             if self._bytes <= self._max_bytes:
                 return
 
     def _one(self, job_id: str) -> Job | None:
-        row = self._db.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
-        return None if row is None else self._job(row)
+        return next(map(self._job, self._db.rows(self._sql.job, {"id": job_id})), None)
 
     def _job_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
-        row = self._db.execute(
-            "SELECT * FROM jobs WHERE owner = ? AND idempotency_key = ?", (owner, idempotency_key)
-        ).fetchone()
-        if row is None:
-            return None
-        job = self._job(row)
-        if job is None:  # else no job could ever have this name
-            self._change("UPDATE jobs SET idempotency_key = NULL WHERE id = ?", (row["id"],))
-        return job
+        named = {"owner": owner, "idempotency_key": idempotency_key}
+        for row in self._db.rows(self._sql.job_of_key, named):
+            job = self._job(row)
+            if job is None:  # else no job could ever have this name
+                self._change((self._sql.unname, {"id": row["id"]}))
+            return job
+        return None
 
     def _page(self, owner: str, statuses: list[str], limit: int, after: str | None) -> Page:
-        rows = self._db.execute(
-            "SELECT * FROM jobs WHERE owner = :owner"
-            " AND (:any OR status IN (SELECT value FROM json_each(:statuses)))"
-            " AND (:after IS NULL OR number < (SELECT number FROM jobs WHERE id = :after))"
-            " ORDER BY number DESC",
-            {
-                "owner": owner,
-                "any": not statuses,
-                "statuses": json.dumps(statuses),
-                "after": after,
-            },
-        )
-        # Rows are read as they are needed: those that are set aside count for nothing.
-        jobs = [*islice((job for row in rows if (job := self._job(row))), limit + 1)]
+        values = {"owner": owner, "any": not statuses, "statuses": json.dumps(statuses)}
+        before = _NEWEST
+        if after is not None:
+            before = next((r["number"] for r in self._db.rows(self._sql.job, {"id": after})), 0)
+        jobs: list[Job] = []
+        while len(jobs) <= limit:
+            # Rows that are set aside count for nothing: others take their place.
+            wanted = limit + 1 - len(jobs)
+            rows = self._db.rows(self._sql.page, {**values, "before": before, "limit": wanted})
+            jobs += [job for row in rows if (job := self._job(row))]
+            if len(rows) < wanted:
+                break
+            before = rows[-1]["number"]
         return Page(jobs[:limit], len(jobs) > limit)
 
     def _deliveries(self, limit: int) -> list[Delivery]:
-        rows = self._db.execute("SELECT * FROM deliveries ORDER BY next_at LIMIT ?", (limit,))
-        return [Delivery(**dict(row)) for row in rows.fetchall()]
+        return [Delivery(**row) for row in self._db.rows(self._sql.deliveries, {"limit": limit})]
 
-    def _change(self, statement: str, values: tuple[object, ...]) -> None:
-        with self._db:
-            self._db.execute(statement, values)
+    def _change(self, *changes: Change) -> None:
+        self._db.change(*changes)
 
     def _image_row(self, image_id: str) -> tuple[str, OutputFormat] | None:
-        row = self._db.execute("SELECT id, format FROM images WHERE id = ?", (image_id,)).fetchone()
-        return None if row is None else (row["id"], row["format"])
+        rows = self._db.rows(self._sql.image, {"id": image_id})
+        return next(((row["id"], row["format"]) for row in rows), None)
 
-    def _job(self, row: sqlite3.Row) -> Job | None:
+    def _close(self) -> None:
+        self._db.close()
+        self._images.close()
+
+    def _job(self, row: Row) -> Job | None:
         """The job of a row; None for a row that is damaged or of another release, which stays."""
-        images = self._db.execute(
-            "SELECT * FROM images WHERE job = ? ORDER BY number", (row["id"],)
-        ).fetchall()
+        images = self._db.rows(self._sql.images, {"job": row["id"]})
         try:
             return job_of(row, images)
         except Exception as error:  # whatever a value raises that this release never wrote

@@ -9,9 +9,7 @@ tell a state that is older than what was told already.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,31 +17,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from sdstream.core.errors import ImageServiceError, Reason, StorageFull, Unavailable
 from sdstream.notifier import Notifier
+from sdstream.storage.ports import Database
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: A write waits so long for another process' lock before it counts as failed.
-_PATIENCE_MS: Final = 2000
-#: The same while writes fail anyway: nobody is kept waiting by a fault that is known.
-_IMPATIENCE_MS: Final = 100
 #: Between two tries of a write that failed.
 _PAUSE_SECONDS: Final = 0.5
 #: Tries of what is left when the server stops.
 _LAST_TRIES: Final = 6
-
-#: SQLITE_FULL, and SQLITE_IOERR, which is how a full disk may show too.
-_FULL: Final = (13, 10)
-#: SQLITE_CONSTRAINT and SQLITE_MISMATCH, which no repetition mends.
-_HOPELESS: Final = (19, 20)
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 _Write = tuple[str, Callable[[], object]]
 
@@ -60,13 +48,12 @@ class Ledger:
     """Runs the work of a job store in one thread, in order.
 
     Args:
-        database: The connection, which is used in the thread alone.
-        check: Raises OSError when the database is no longer where it was opened.
+        database: It is open, and used in the thread alone.
     """
 
-    def __init__(self, database: sqlite3.Connection, check: Callable[[], None]) -> None:
+    def __init__(self, database: Database) -> None:
         self._db = database
-        self._check = check
+        self._errors: tuple[type[Exception], ...] = (*database.errors, OSError)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         # The event loop's side.
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -78,7 +65,6 @@ class Ledger:
         self._next_try = 0.0
         #: Why nothing can be written now; set by the thread, read by both.
         self.fault: ImageServiceError | None = None
-        self._be_patient(_PATIENCE_MS)
 
     # --- on the event loop ----------------------------------------------------------------------
 
@@ -88,7 +74,7 @@ class Ledger:
 
     async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work``, which reads what no waiting write can change."""
-        return await self._run(partial(_reading, partial(work, *args, **kwargs)))
+        return await self._run(partial(self._reading, partial(work, *args, **kwargs)))
 
     async def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work`` after all writes so far, once; raise why it failed.
@@ -172,7 +158,7 @@ class Ledger:
         self._flush()
         if self.fault is not None and not self._pending:
             with suppress(ImageServiceError):
-                self._attempt(partial(touch, self._db))
+                self._attempt(self._db.touch)
         self._report([])
 
     def _after_pending(self, work: Callable[[], T]) -> T:
@@ -181,7 +167,7 @@ class Ledger:
             self._flush()
         if self._pending and self.fault is not None:
             raise self.fault
-        return _reading(work)
+        return self._reading(work)
 
     def _try_now(self, work: Callable[[], T]) -> T:
         self._raise_early()
@@ -215,66 +201,44 @@ class Ledger:
     def _attempt(self, work: Callable[[], T]) -> T:
         """Run one write; raise ``fault`` when it may succeed later."""
         try:
-            self._check()
+            self._db.check()
             result = work()
-        except (sqlite3.Error, OSError) as error:
-            if _code(error) in _HOPELESS:
+        except self._errors as error:
+            if self._db.is_hopeless(error):
                 raise
             raise self._failed(error) from None
         if self.fault is not None:
             logger.warning("the job store can be written again")
             self.fault = None
-            self._be_patient(_PATIENCE_MS)
+            self._db.hurry(hurried=False)
         return result
 
-    def _failed(self, error: sqlite3.Error | OSError) -> ImageServiceError:
+    def _failed(self, error: Exception) -> ImageServiceError:
         if self.fault is None:
             logger.error("the job store cannot be written, and tries again: %s", error)
-            self._be_patient(_IMPATIENCE_MS)
-        self.fault = fault_of(error)
+            self._db.hurry(hurried=True)
+        self.fault = fault_of(error, self._db)
         self._next_try = time.monotonic() + _PAUSE_SECONDS
         return self.fault
 
-    def _be_patient(self, milliseconds: int) -> None:
-        self._db.execute(f"PRAGMA busy_timeout = {milliseconds}")
+    def _reading(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except self._db.errors as error:
+            logger.exception("the job store cannot be read")
+            raise fault_of(error, self._db) from None
 
     def _report(self, done: list[str]) -> None:
         if (done or self.fault is not None) and self._loop is not None:
             self._loop.call_soon_threadsafe(self._tell, done)
 
 
-def fault_of(error: Exception) -> ImageServiceError:
-    """What a client is told of an error of SQLite or of the file system."""
-    no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
-    if no_room or _code(error) in _FULL:
+def fault_of(error: Exception, database: Database) -> ImageServiceError:
+    """Return what a client is told of an error of the database or of the file system."""
+    if database.is_full(error):
         return StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
     return Unavailable(
         "The server cannot write its database; try again.",
         reason=Reason.STORAGE_UNAVAILABLE,
         retry_after=1,
     )
-
-
-def check_place(path: Path, inode: int) -> None:
-    """Raise OSError when another file, or none, is where the database was opened."""
-    if path.stat().st_ino != inode:
-        raise FileNotFoundError(f"{path} is another file now")
-
-
-def touch(db: sqlite3.Connection) -> None:
-    """Write the version that is there already: a whole transaction without any effect."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    db.execute(f"PRAGMA user_version = {version}")
-
-
-def _reading(work: Callable[[], T]) -> T:
-    try:
-        return work()
-    except sqlite3.Error as error:
-        logger.exception("the job store cannot be read")
-        raise fault_of(error) from None
-
-
-def _code(error: Exception) -> int:
-    """SQLite's primary result code, 0 for other errors."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF if isinstance(error, sqlite3.Error) else 0

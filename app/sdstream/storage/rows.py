@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
@@ -21,41 +20,43 @@ from sdstream.core.job import (
 )
 from sdstream.core.options import OutputFormat
 from sdstream.core.request import request_fields, request_of
-
-SET_STATE: Final = (
-    "UPDATE jobs SET status = :status, started = :started, ended = :ended, attempts = :attempts,"
-    " last_event = :last_event, reason = :reason, message = :message,"
-    " request = COALESCE(:request, request) WHERE id = :id"
-)
-
-INSERT_JOB: Final = (
-    "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"
-    " attempts, last_event, has_inputs) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?)"
-)
+from sdstream.storage.ports import Row
 
 _TERMS: Final = TypeAdapter(Terms)
 
-INSERT_IMAGE: Final = "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+def job_values(job: Job, *, has_inputs: bool) -> dict[str, object]:
+    """Return a new job's row, for insert_job."""
+    return {
+        "id": job.id,
+        "owner": job.terms.owner,
+        "status": job.status.value,
+        "request": json.dumps(request_fields(job.request)),
+        "terms": json.dumps(_TERMS.dump_python(job.terms, mode="json")),
+        "idempotency_key": job.terms.idempotency_key,
+        "created": job.created,
+        "has_inputs": has_inputs,
+    }
 
 
-def job_values(job: Job, *, has_inputs: bool) -> tuple[object, ...]:
-    """A new job's row, for INSERT_JOB."""
-    request, terms = request_fields(job.request), _TERMS.dump_python(job.terms, mode="json")
-    return (
-        job.id, job.terms.owner, job.status.value, json.dumps(request), json.dumps(terms),
-        job.terms.idempotency_key, job.created, has_inputs,
-    )  # fmt: skip
+def image_values(job: str, output_format: OutputFormat, image: ImageResult) -> dict[str, object]:
+    """Return a finished image's row, for insert_image."""
+    return {
+        "job": job,
+        "number": image.index,
+        "id": image.id,
+        "format": output_format,
+        "seed": image.seed,
+        "bytes": image.size,
+        "steps": image.steps,
+        "encode_seconds": image.encode_seconds,
+        "sample_seconds": image.sample_seconds,
+        "decode_seconds": image.decode_seconds,
+        "flagged": image.flagged,
+    }
 
 
-def image_values(job: str, output_format: OutputFormat, image: ImageResult) -> tuple[object, ...]:
-    """A finished image's row, for INSERT_IMAGE."""
-    return (
-        job, image.index, image.id, output_format, image.seed, image.size, image.steps,
-        image.encode_seconds, image.sample_seconds, image.decode_seconds, image.flagged,
-    )  # fmt: skip
-
-
-def job_of(row: sqlite3.Row, image_rows: Iterable[sqlite3.Row]) -> Job:
+def job_of(row: Row, image_rows: Iterable[Row]) -> Job:
     """The job of a row and of the rows of its images, without the images' files."""
     request = request_of(json.loads(row["request"]))
     job = Job(row["id"], request, row["created"], _TERMS.validate_json(row["terms"]))
@@ -85,7 +86,7 @@ def state_of(job: Job) -> dict[str, object]:
     }
 
 
-def _image_of(row: sqlite3.Row) -> ImageResult:
+def _image_of(row: Row) -> ImageResult:
     return ImageResult(
         index=row["number"],
         seed=row["seed"],
@@ -100,7 +101,7 @@ def _image_of(row: sqlite3.Row) -> ImageResult:
     )
 
 
-def _ending_of(row: sqlite3.Row) -> Completed | JobFailed | JobCancelled | None:
+def _ending_of(row: Row) -> Completed | JobFailed | JobCancelled | None:
     match JobStatus(row["status"]):
         case JobStatus.COMPLETED:
             return Completed()

@@ -65,7 +65,7 @@ def embedded(toolbox: Toolbox) -> LocalBackend:
     def link(job: Job, image: ImageResult) -> str | None:
         if image.id is None:
             return None
-        return toolbox.store.path(image, job.request.output_format).as_uri()
+        return Path(toolbox.store.location(image, job.request.output_format)).as_uri()
 
     def caller_of(context: Context) -> Caller:
         async def report(percent: float, message: str) -> None:

@@ -14,14 +14,15 @@ from sdstream.core.job import Completed, Job, JobStatus, Running, Terms
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import GenerationRequest
 from sdstream.storage.job_store import JobStore
-from sdstream.storage.schema import StoreError
+from sdstream.storage.ports import StoreError
+from tests.support.stores import local_store
 
 REQUEST = GenerationRequest("m", "a cat", "", 64, 64, 4, "euler", "default", 1.0, 7, 1)
 
 
 def store_of(folder: Path) -> JobStore:
     """A store that nothing expires from."""
-    return JobStore(
+    return local_store(
         folder, ttl_seconds=1e9, max_bytes=2**30, min_free_bytes=0, clock=lambda: 1000.0
     )
 

@@ -1,0 +1,121 @@
+"""The steps by which databases of both kinds came to their tables; only ever appended to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step, in the SQL of each database; a database has the number of its newest step.
+
+    Attributes:
+        sqlite: May call ``sealed(digest)``, the owner that a digest of an API key stands for.
+        postgres: Empty where there is nothing to do.
+    """
+
+    sqlite: str
+    postgres: str
+
+
+MIGRATIONS: Final = (
+    Migration(
+        sqlite="""
+        CREATE TABLE jobs (
+            number INTEGER PRIMARY KEY AUTOINCREMENT,
+            id TEXT NOT NULL UNIQUE,
+            owner TEXT NOT NULL,
+            status TEXT NOT NULL,
+            request TEXT NOT NULL,
+            terms TEXT NOT NULL,
+            idempotency_key TEXT,
+            created REAL NOT NULL,
+            started REAL,
+            ended REAL,
+            attempts INTEGER NOT NULL,
+            last_event INTEGER NOT NULL,
+            reason TEXT,
+            message TEXT
+        ) STRICT;
+        CREATE UNIQUE INDEX jobs_by_key ON jobs (owner, idempotency_key)
+            WHERE idempotency_key IS NOT NULL;
+        CREATE INDEX jobs_by_end ON jobs (ended) WHERE ended IS NOT NULL;
+        CREATE TABLE images (
+            job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+            number INTEGER NOT NULL,
+            id TEXT UNIQUE,
+            format TEXT NOT NULL,
+            seed INTEGER NOT NULL,
+            bytes INTEGER NOT NULL,
+            steps INTEGER NOT NULL,
+            encode_seconds REAL NOT NULL,
+            sample_seconds REAL NOT NULL,
+            decode_seconds REAL NOT NULL,
+            flagged INTEGER NOT NULL,
+            PRIMARY KEY (job, number)
+        ) STRICT;
+        CREATE TABLE deliveries (
+            id TEXT NOT NULL PRIMARY KEY,
+            url TEXT NOT NULL,
+            payload BLOB NOT NULL,
+            attempts INTEGER NOT NULL,
+            next_at REAL NOT NULL
+        ) STRICT;
+        """,
+        postgres="""
+        CREATE TABLE jobs (
+            number BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            owner TEXT NOT NULL,
+            status TEXT NOT NULL,
+            request TEXT NOT NULL,
+            terms TEXT NOT NULL,
+            idempotency_key TEXT,
+            created DOUBLE PRECISION NOT NULL,
+            started DOUBLE PRECISION,
+            ended DOUBLE PRECISION,
+            attempts INTEGER NOT NULL,
+            last_event BIGINT NOT NULL,
+            reason TEXT,
+            message TEXT
+        );
+        CREATE UNIQUE INDEX jobs_by_key ON jobs (owner, idempotency_key)
+            WHERE idempotency_key IS NOT NULL;
+        CREATE INDEX jobs_by_end ON jobs (ended) WHERE ended IS NOT NULL;
+        CREATE TABLE images (
+            job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+            number INTEGER NOT NULL,
+            id TEXT UNIQUE,
+            format TEXT NOT NULL,
+            seed BIGINT NOT NULL,
+            bytes BIGINT NOT NULL,
+            steps INTEGER NOT NULL,
+            encode_seconds DOUBLE PRECISION NOT NULL,
+            sample_seconds DOUBLE PRECISION NOT NULL,
+            decode_seconds DOUBLE PRECISION NOT NULL,
+            flagged BOOLEAN NOT NULL,
+            PRIMARY KEY (job, number)
+        );
+        CREATE TABLE deliveries (
+            id TEXT NOT NULL PRIMARY KEY,
+            url TEXT NOT NULL,
+            payload BYTEA NOT NULL,
+            attempts INTEGER NOT NULL,
+            next_at DOUBLE PRECISION NOT NULL
+        );
+        """,
+    ),
+    Migration(
+        sqlite="ALTER TABLE jobs ADD COLUMN has_inputs INTEGER NOT NULL DEFAULT 0;",
+        postgres="ALTER TABLE jobs ADD COLUMN has_inputs BOOLEAN NOT NULL DEFAULT FALSE;",
+    ),
+    Migration(
+        # Owners were digests of API keys before. PostgreSQL never stored those.
+        sqlite="""
+        UPDATE jobs SET owner = sealed(owner), terms = json_set(terms, '$.owner', sealed(owner))
+            WHERE owner <> '';
+        """,
+        postgres="",
+    ),
+)

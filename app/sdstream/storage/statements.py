@@ -1,0 +1,65 @@
+"""The statements of the job store, in the SQL of each database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """Every statement that the job store runs. The defaults are SQLite's.
+
+    Parameters are named by their columns, but for those of ``page``: ``any`` is true for every
+    status, ``statuses`` is a JSON list, ``before`` and ``limit`` are numbers.
+    """
+
+    insert_job: str = (
+        "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"
+        " attempts, last_event, has_inputs) VALUES (:id, :owner, :status, :request, :terms,"
+        " :idempotency_key, :created, 0, 0, :has_inputs)"
+    )
+    set_state: str = (
+        "UPDATE jobs SET status = :status, started = :started, ended = :ended,"
+        " attempts = :attempts, last_event = :last_event, reason = :reason, message = :message,"
+        " request = COALESCE(:request, request) WHERE id = :id"
+    )
+    unname: str = "UPDATE jobs SET idempotency_key = NULL WHERE id = :id"
+    delete_job: str = "DELETE FROM jobs WHERE id = :id"
+    job: str = "SELECT * FROM jobs WHERE id = :id"
+    job_of_key: str = (
+        "SELECT * FROM jobs WHERE owner = :owner AND idempotency_key = :idempotency_key"
+    )
+    unfinished: str = "SELECT * FROM jobs WHERE ended IS NULL ORDER BY number"
+    unfinished_ids: str = "SELECT id FROM jobs WHERE ended IS NULL"
+    ends: str = "SELECT id, ended FROM jobs WHERE ended IS NOT NULL ORDER BY ended, number"
+    page: str = (
+        "SELECT * FROM jobs WHERE owner = :owner"
+        " AND (:any OR status IN (SELECT value FROM json_each(:statuses)))"
+        " AND number < :before ORDER BY number DESC LIMIT :limit"
+    )
+    # A write is repeated when the connection broke before its success was known.
+    insert_image: str = (
+        "INSERT INTO images (job, number, id, format, seed, bytes, steps, encode_seconds,"
+        " sample_seconds, decode_seconds, flagged) VALUES (:job, :number, :id, :format, :seed,"
+        " :bytes, :steps, :encode_seconds, :sample_seconds, :decode_seconds, :flagged)"
+        " ON CONFLICT (job, number) DO NOTHING"
+    )
+    images: str = "SELECT * FROM images WHERE job = :job ORDER BY number"
+    image: str = "SELECT id, format FROM images WHERE id = :id"
+    image_files: str = "SELECT id, format, job FROM images WHERE id IS NOT NULL"
+    image_bytes: str = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM images"
+    insert_delivery: str = (
+        "INSERT INTO deliveries (id, url, payload, attempts, next_at)"
+        " VALUES (:id, :url, :payload, :attempts, :next_at) ON CONFLICT (id) DO NOTHING"
+    )
+    deliveries: str = (
+        "SELECT id, url, payload, attempts, next_at FROM deliveries ORDER BY next_at LIMIT :limit"
+    )
+    defer_delivery: str = (
+        "UPDATE deliveries SET attempts = :attempts, next_at = :next_at WHERE id = :id"
+    )
+    delete_delivery: str = "DELETE FROM deliveries WHERE id = :id"
+
+
+SQLITE: Final = Statements()

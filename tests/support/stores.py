@@ -1,0 +1,164 @@
+"""Job stores for tests, on each kind of database and image store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from sdstream.core.job import (
+    Completed,
+    ImageReady,
+    ImageResult,
+    Job,
+    JobEvent,
+    Queued,
+    Running,
+    Terms,
+)
+from sdstream.core.pixels import Inputs
+from sdstream.core.request import GenerationRequest
+from sdstream.service.webhooks import delivery_of
+from sdstream.storage.files import ImageFolder
+from sdstream.storage.job_store import JobStore
+from sdstream.storage.ports import Database, ImageStore
+from sdstream.storage.sqlite import SqliteDatabase
+
+REQUEST: Final = GenerationRequest(
+    "m", "a red circle", "", 64, 32, 4, "euler", "default", 1.0, 2**62, 1,
+    warnings=("careful",),
+)  # fmt: skip
+BACKGROUND: Final = Terms(background=True)
+NOTHING: Final = Inputs()
+
+
+class Place(Protocol):
+    """Where one service keeps its jobs and images, from one run of its server to the next."""
+
+    def database(self) -> Database:
+        """Return the database, not open."""
+
+    def images(self) -> ImageStore:
+        """Return the image store, not open."""
+
+    def files(self, part: str) -> list[str]:
+        """Return the names of the files in ``images`` or ``inputs``, sorted."""
+
+    def write(self, part: str, name: str, data: bytes) -> None:
+        """Put a file there that no row names."""
+
+
+class LocalPlace:
+    """SQLite and a folder.
+
+    Args:
+        folder: For both.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def database(self) -> Database:
+        """Return SQLite."""
+        return SqliteDatabase(self.folder)
+
+    def images(self) -> ImageStore:
+        """Return the folder."""
+        return ImageFolder(self.folder)
+
+    def files(self, part: str) -> list[str]:
+        """Return the names of files."""
+        return sorted(path.name for path in (self.folder / part).iterdir())
+
+    def write(self, part: str, name: str, data: bytes) -> None:
+        """Write a file."""
+        (self.folder / part / name).write_bytes(data)
+
+
+#: Every combination that the rules of the job store are tested on -> a new place in a folder.
+PLACES: Final[dict[str, Callable[[Path], AbstractContextManager[Place]]]] = {
+    "sqlite-folder": lambda folder: nullcontext(LocalPlace(folder)),
+}
+
+
+def store_at(place: Place, **settings: Any) -> JobStore:
+    """Return the job store of a place, not open."""
+    return JobStore(place.database(), place.images(), **settings)
+
+
+def local_store(folder: Path, **settings: Any) -> JobStore:
+    """Return a job store on SQLite and a folder, not open."""
+    return store_at(LocalPlace(folder), **settings)
+
+
+class Clock:
+    """Unix seconds that stand still until moved."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def opened(place: Place, clock: Clock, **changes: Any) -> AsyncIterator[JobStore]:
+    """A store whose jobs live for 60 seconds and have room for 1,000 bytes."""
+    limits = {"ttl_seconds": 60, "max_bytes": 1000, "min_free_bytes": 0, **changes}
+    store = store_at(place, clock=clock, delivery_of=delivery_of, **limits)
+    store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def added(
+    store: JobStore, clock: Clock, name: str, terms: Terms = BACKGROUND, inputs: Inputs = NOTHING
+) -> Job:
+    """A job that was accepted."""
+    job = Job(name, REQUEST, clock(), terms)
+    await store.add(job, inputs)
+    job.apply(Queued(0), clock())
+    return job
+
+
+async def started(store: JobStore, clock: Clock, name: str, terms: Terms = BACKGROUND) -> Job:
+    """A job that the runtime has."""
+    job = await added(store, clock, name, terms)
+    job.apply(Running(), clock())
+    await store.update(job)
+    return job
+
+
+async def done(
+    store: JobStore, clock: Clock, name: str, data: bytes = b"png", terms: Terms = BACKGROUND
+) -> Job:
+    """A job that has its image."""
+    job = await started(store, clock, name, terms)
+    image = ImageResult(0, 7, data, len(data), 4, 1.0, 2.0, 3.0, store.put(data, "png"))
+    job.apply(ImageReady(image), clock())
+    store.note_image(job, image)
+    end(store, clock, job, Completed())
+    return job
+
+
+def end(store: JobStore, clock: Clock, job: Job, ending: JobEvent) -> None:
+    """End a job."""
+    assert job.apply(ending, clock())
+    store.note_end(job)
+
+
+def run(
+    place: Place, clock: Clock, body: Callable[[JobStore], Awaitable[None]], **changes: Any
+) -> None:
+    """One life of a server: recover, then do what the test does."""
+
+    async def life() -> None:
+        async with opened(place, clock, **changes) as store:
+            await store.recover()
+            await body(store)
+
+    asyncio.run(life())

@@ -1,0 +1,308 @@
+"""The rules of the job store, on every kind of database and image store."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import pytest
+
+from sdstream.core.errors import Reason
+from sdstream.core.job import (
+    ImageResult,
+    Job,
+    JobCancelled,
+    JobEvent,
+    JobFailed,
+    JobStatus,
+    Requeued,
+    Running,
+    Terms,
+)
+from sdstream.core.pixels import Inputs, Pixels
+from sdstream.core.queue import Priority
+from sdstream.storage.job_store import JobStore
+from tests.support.stores import (
+    BACKGROUND,
+    NOTHING,
+    REQUEST,
+    Clock,
+    Place,
+    added,
+    done,
+    end,
+    opened,
+    run,
+    started,
+)
+
+
+def test_an_ended_job_comes_back_whole(place: Place, clock: Clock) -> None:
+    """After a restart a completed job has every value it had, and its image's bytes."""
+    terms = Terms(
+        "edit", "me", Priority.LOW, True, True, False, False, "key", "print", "https://x.example"
+    )
+    kept: list[Job] = []
+
+    async def first(store: JobStore) -> None:
+        kept.append(await done(store, clock, "job_1", b"the picture", terms))
+
+    async def second(store: JobStore) -> None:
+        job = await store.get("job_1")
+        assert job is not None
+        before = kept[0]
+        assert (job.request, job.terms, job.status) == (REQUEST, terms, JobStatus.COMPLETED)
+        assert (job.created, job.started, job.ended) == (clock(), clock(), clock())
+        assert (job.attempts, job.last_event) == (1, before.last_event)
+        assert job.usage() == before.usage()
+        assert job.images == {0: dataclasses.replace(before.images[0], data=None)}
+        whole = await store.with_files(job)
+        assert whole.images[0].content == b"the picture"
+        assert await store.image(str(whole.images[0].id)) == (b"the picture", "png")
+        named = await store.job_by_idempotency_key("me", "key")
+        assert named is not None
+        assert named.id == "job_1"
+        assert await store.job_by_idempotency_key("you", "key") is None
+
+    run(place, clock, first)
+    run(place, clock, second)
+
+
+@pytest.mark.parametrize(
+    "ending", [JobFailed(Reason.WORKER_CRASHED, "It died."), JobCancelled("Enough.")]
+)
+def test_failures_come_back_too(place: Place, clock: Clock, ending: JobEvent) -> None:
+    """With their reason and sentence."""
+
+    async def first(store: JobStore) -> None:
+        end(store, clock, await started(store, clock, "job_1"), ending)
+
+    async def second(store: JobStore) -> None:
+        job = await store.get("job_1")
+        assert job is not None
+        assert job.ending == ending
+
+    run(place, clock, first)
+    run(place, clock, second)
+
+
+def test_what_the_next_life_does_with_unfinished_jobs(place: Place, clock: Clock) -> None:
+    """Background jobs are done again, in their order, unless they ran twice already; others end."""
+    inputs = Inputs(Pixels(2, 1, b"abcdef"), Pixels(2, 1, b"gh"))
+
+    async def first(store: JobStore) -> None:
+        await added(store, clock, "waiting", inputs=inputs)
+        await started(store, clock, "running")
+        await started(store, clock, "with a client", Terms())
+        again = await started(store, clock, "fatal")
+        again.apply(Requeued(), clock())
+        again.apply(Running(), clock())
+        await store.update(again)
+        patient = await started(store, clock, "laid aside")
+        patient.apply(Requeued(counts=False), clock())
+        await store.update(patient)
+
+    async def second(store: JobStore) -> None:
+        for name in ("with a client", "fatal"):
+            job = await store.get(name)
+            assert job is not None
+            assert isinstance(job.ending, JobFailed)
+            assert job.ending.reason is Reason.INTERRUPTED
+            # Beyond whatever a reader has seen: it is still to be told.
+            assert job.last_event > 1_000_000
+
+    run(place, clock, first)
+
+    async def third() -> None:
+        async with opened(place, clock) as store:
+            jobs = await store.recover()
+            assert [job.id for job in jobs] == ["waiting", "running", "laid aside"]
+            assert [job.attempts for job in jobs] == [0, 1, 0]
+            assert {job.status for job in jobs} == {JobStatus.QUEUED}
+            # Numbers of events only grow, also from life to life.
+            assert [job.first_event >= 1_000_000 for job in jobs] == [True] * 3
+            assert await store.inputs(jobs[0]) == inputs
+            assert await store.inputs(jobs[1]) == Inputs()
+            await second(store)
+
+    asyncio.run(third())
+
+
+def test_a_finished_image_of_an_unfinished_job_is_kept(place: Place, clock: Clock) -> None:
+    """The second try begins after it."""
+
+    async def first(store: JobStore) -> None:
+        job = await started(store, clock, "job_1")
+        image = ImageResult(0, 7, b"x", 1, 4, 1.0, 2.0, 3.0, store.put(b"x", "png"))
+        store.note_image(job, image)
+
+    run(place, clock, first)
+
+    async def second() -> None:
+        async with opened(place, clock) as store:
+            (job,) = await store.recover()
+            assert list(job.images) == [0]
+
+    asyncio.run(second())
+
+
+def test_pictures_that_are_gone_are_missed(place: Place, clock: Clock) -> None:
+    """A job that came with some is not drawn from nothing."""
+
+    async def body(store: JobStore) -> None:
+        edit = await added(store, clock, "edit", inputs=Inputs(Pixels(2, 1, b"abcdef")))
+        plain = await added(store, clock, "plain")
+        place.images().drop_inputs("edit")
+        assert await store.inputs(plain) == NOTHING
+        with pytest.raises(FileNotFoundError):
+            await store.inputs(edit)
+
+    run(place, clock, body)
+
+
+def test_jobs_expire(place: Place, clock: Clock) -> None:
+    """Some time after their end, with their files; what has not ended stays."""
+
+    async def body(store: JobStore) -> None:
+        old = await done(store, clock, "old")
+        await started(store, clock, "endless")
+        clock.now += 50
+        await done(store, clock, "young")
+        clock.now += 20
+        await store.expire()
+        assert await store.get("old") is None
+        assert await store.image(str(old.images[0].id)) is None
+        assert await store.get("young") is not None
+        assert await store.get("endless") is not None
+        assert len(place.files("images")) == 1
+
+    run(place, clock, body)
+
+
+@pytest.mark.parametrize("jump", [-259_200, 259_200])
+def test_a_clock_that_was_set_expires_nothing(place: Place, clock: Clock, jump: float) -> None:
+    """Jobs are accepted by a clock three days off: they live as long as others, in their order."""
+
+    async def body(store: JobStore) -> None:
+        other = Clock()
+        other.now = clock.now
+        await done(store, other, "before", b"x" * 400)
+        other.now += jump
+        await done(store, other, "after", b"x" * 400)
+        await store.expire()
+        clock.now += 50
+        await store.expire()
+        assert await store.get("before") is not None
+        assert await store.get("after") is not None
+        await done(store, clock, "last", b"x" * 400)
+        await store.expire()
+        assert await store.get("before") is None  # made room
+        assert await store.get("after") is not None
+        clock.now += 20
+        await store.expire()
+        assert await store.get("after") is None
+        assert await store.get("last") is not None
+
+    run(place, clock, body)
+
+
+def test_ends_that_an_earlier_life_had_in_the_future_expire(place: Place, clock: Clock) -> None:
+    """Once the clock has been put right, they live as long as a job that ended at the start."""
+
+    async def ahead(store: JobStore) -> None:
+        clock.now += 259_200
+        await done(store, clock, "ahead")
+        clock.now -= 259_200
+
+    async def body(store: JobStore) -> None:
+        await store.expire()
+        assert await store.get("ahead") is not None
+        clock.now += 61
+        await store.expire()
+        assert await store.get("ahead") is None
+
+    run(place, clock, ahead)
+    run(place, clock, body)
+
+
+def test_the_oldest_make_room(place: Place, clock: Clock) -> None:
+    """The bytes on disk stay within the limit, and a job goes with all it has."""
+
+    async def body(store: JobStore) -> None:
+        for number in range(5):
+            clock.now += 1
+            await done(store, clock, f"job_{number}", b"x" * 400)
+        left = [n for n in range(5) if await store.get(f"job_{n}") is not None]
+        assert left == [3, 4]
+        assert len(place.files("images")) == 2
+
+    run(place, clock, body)
+
+
+def test_a_crash_leaves_no_orphans(place: Place, clock: Clock) -> None:
+    """Files without rows, rows without files, and pictures of ended jobs go at the next start."""
+    kept: list[Job] = []
+
+    async def first(store: JobStore) -> None:
+        kept.append(await done(store, clock, "kept"))
+        gone = await done(store, clock, "its file is gone")
+        store.put(b"no row", "png")
+        await store.expire()  # the store's thread has done all of it
+        place.images().drop(str(gone.images[0].id), "png")
+        place.write("images", "half.part", b"ha")
+        place.write("inputs", "kept", b"?")
+
+    async def second(store: JobStore) -> None:
+        assert place.files("images") == [f"{kept[0].images[0].id}.png"]
+        assert place.files("inputs") == []
+        assert await store.get("its file is gone") is None
+
+    run(place, clock, first)
+    run(place, clock, second)
+
+
+def test_pages(place: Place, clock: Clock) -> None:
+    """Newest first, of one owner, by status, on from a job; `more` is right at the edge."""
+
+    async def body(store: JobStore) -> None:
+        for number in range(5):
+            await done(store, clock, f"job_{number}", b"", Terms(owner="me"))
+        await added(store, clock, "job_5", Terms(owner="me"))
+        await added(store, clock, "other", Terms(owner="you"))
+
+        async def ids(limit: int, after: str | None = None, *statuses: JobStatus) -> Any:
+            page = await store.page("me", statuses=statuses, limit=limit, after=after)
+            return [job.id for job in page.jobs], page.more
+
+        assert await ids(2) == (["job_5", "job_4"], True)
+        assert await ids(4, "job_4") == (["job_3", "job_2", "job_1", "job_0"], False)
+        assert await ids(3, "job_4") == (["job_3", "job_2", "job_1"], True)
+        assert await ids(9, None, JobStatus.QUEUED, JobStatus.FAILED) == (["job_5"], False)
+
+    run(place, clock, body)
+
+
+def test_ids_are_looked_up_and_never_paths(place: Place, clock: Clock) -> None:
+    """Whatever a client writes into the URL."""
+
+    async def body(store: JobStore) -> None:
+        place.write("inputs", "secret.png", b"secret")
+        for name in ("../inputs/secret", "nobody", "", "%", "' OR 1=1 --", "\0"):
+            assert await store.image(name) is None
+            assert await store.get(name) is None
+
+    run(place, clock, body)
+
+
+def test_a_change_that_no_repetition_mends_holds_up_nothing(place: Place, clock: Clock) -> None:
+    """An image of a job that is gone is left out, and what comes behind it is written."""
+
+    async def body(store: JobStore) -> None:
+        gone = Job("gone", REQUEST, clock(), BACKGROUND)
+        store.note_image(gone, ImageResult(0, 7, b"x", 1, 4, 1.0, 2.0, 3.0, None))
+        await asyncio.wait_for(store.written(gone), 10)
+        job = await done(store, clock, "job")
+        await asyncio.wait_for(store.written(job), 10)
+
+    run(place, clock, body)
