@@ -17,7 +17,7 @@ ALLOWED: Final = frozenset(
     {
         *("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "HPND", "ISC", "MIT"),
         *("MIT-0", "MIT-CMU", "PSF-2.0", "Python-2.0", "Unlicense", "Zlib"),
-        *("LGPL-3.0-or-later", "MPL-2.0"),
+        *("LGPL-3.0-only", "LGPL-3.0-or-later", "MPL-2.0"),
     }
 )
 

@@ -10,6 +10,7 @@ import pytest
 
 from sdstream.core.catalog import Catalog
 from sdstream.weights.embedded import materialise
+from tests.support.postgres import Postgres, started_postgres
 from tests.support.servers import ServerProcess, running_server
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,13 @@ def builtin_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server on the fake engine that all tests may share: none may leave it changed."""
     with running_server(tmp_path_factory.mktemp("fake"), engine="fake") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL of this session; each test makes databases of its own."""
+    with started_postgres() as server:
         yield server
 
 

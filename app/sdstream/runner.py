@@ -48,7 +48,7 @@ from sdstream.settings import Settings
 #: Settings that act on an HTTP server only.
 _SERVER_SETTINGS: Final = (
     *("host", "port", "api_keys", "high_priority_keys", "cors_origins", "public_url", "pull"),
-    "trusted_proxies",
+    *("trusted_proxies", "database", "standby"),
     *("max_body_mb", "keepalive_seconds", "grace_seconds", "log_level"),
     *("webhook_hosts", "webhook_secret", "webhook_private"),
 )
@@ -100,7 +100,7 @@ class AsyncRunner:
             folder = self._data_dir
             if folder is None:
                 folder = opening.enter_context(TemporaryDirectory(prefix="sdstream-"))
-            settings = self._settings.model_copy(update={"data_dir": Path(folder)})
+            settings = self._settings.private(Path(folder))
             assembly = await asyncio.to_thread(assemble, settings)
             await opening.enter_async_context(assembly.running())
             self._assembly, self._open = assembly, opening.pop_all()

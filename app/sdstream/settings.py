@@ -30,6 +30,8 @@ _SECRETS: Final = (
     "SDSTREAM_API_KEYS",
     "SDSTREAM_HIGH_PRIORITY_KEYS",
     "SDSTREAM_WEBHOOK_SECRET",
+    "SDSTREAM_DATABASE",
+    "PGPASSWORD",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
 )
@@ -84,6 +86,15 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("sdstream"),
         description="Folder for jobs and their images; each server needs its own.",
+    )
+    database: SecretStr | None = Field(
+        None,
+        description="PostgreSQL for jobs in place of the data folder's database, as "
+        "postgresql://user@host:5432/name (extra postgres).",
+    )
+    standby: bool = Field(
+        False,
+        description="Wait while another server has the jobs, and take over when it ends.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("sdstream"),
@@ -218,6 +229,14 @@ class Settings(BaseSettings):
         """Of the grace time, what running jobs have; the rest is for the last frames and writes."""
         return self.grace_seconds - min(_FLUSH_SECONDS, self.grace_seconds / 10)
 
+    def private(self, data_dir: Path) -> Settings:
+        """Return these settings for a service of this process alone, which shares no store.
+
+        Args:
+            data_dir: Folder for its jobs and images.
+        """
+        return self.model_copy(update={"data_dir": data_dir, "database": None, "standby": False})
+
     @field_validator("port", mode="before")
     @classmethod
     def _not_of_kubernetes(cls, value: Any) -> Any:
@@ -253,6 +272,14 @@ class Settings(BaseSettings):
     @classmethod
     def _as_browsers_send_them(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_origin(text) for text in value)
+
+    @field_validator("database")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        schemes = ("postgresql://", "postgres://")
+        if value is not None and not value.get_secret_value().startswith(schemes):
+            raise ValueError("a database is an address; write postgresql://user@host:5432/name")
+        return value
 
     @field_validator("lora_dir", "embedding_dir", "upscaler_dir")
     @classmethod

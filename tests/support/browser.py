@@ -6,7 +6,6 @@ well. Without one the test is skipped, except where CI is set: there it must run
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, sync_playwright
+
+from tests.support.programs import missing
 
 SCREENSHOTS: Final = Path(__file__).parents[1] / "screenshots"
 
@@ -56,10 +56,7 @@ def chromium(*arguments: str) -> Iterator[Browser]:
     """
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
-        why = "no Chromium here (Debian: apt install chromium)"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+        missing("Chromium is not installed", "chromium")
     # Root, as in containers, has no sandbox; the pages are our own.
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
-import pytest
 
+from tests.support.programs import needed
 from tests.support.servers import ServerProcess, free_port, wait_until
 
 _GUIDE = Path(__file__).parents[2] / "docs/guide/proxies.md"
@@ -50,19 +49,14 @@ def nginx(folder: Path, block: str, server: ServerProcess) -> Iterator[str]:
     Yields:
         Its base address.
     """
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if program is None:
-        why = "nginx is not installed (Debian: apt install nginx)"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
+    program = needed("nginx", "nginx", "usr/sbin")
     port = free_port()
     assert block.count("listen 80;") == block.count("http://127.0.0.1:8000") == 1
     block = block.replace("listen 80;", f"listen 127.0.0.1:{port};")
     block = block.replace("http://127.0.0.1:8000", server.url)
     user = "user root;" if os.geteuid() == 0 else ""  # else its workers could not use the folder
     (folder / "nginx.conf").write_text(_AROUND.format(user=user, block=block))
-    command = [program, "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
+    command = [str(program), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
     with (folder / "nginx.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -24,6 +24,7 @@ from sdstream.service.webhooks import delivery_of
 from sdstream.storage.files import ImageFolder
 from sdstream.storage.job_store import JobStore
 from sdstream.storage.ports import Database, ImageStore
+from sdstream.storage.postgres import PostgresDatabase
 from sdstream.storage.sqlite import SqliteDatabase
 
 REQUEST: Final = GenerationRequest(
@@ -32,6 +33,10 @@ REQUEST: Final = GenerationRequest(
 )  # fmt: skip
 BACKGROUND: Final = Terms(background=True)
 NOTHING: Final = Inputs()
+
+
+#: Returns a fixture by its name.
+Given = Callable[[str], Any]
 
 
 class Place(Protocol):
@@ -77,9 +82,28 @@ class LocalPlace:
         (self.folder / part / name).write_bytes(data)
 
 
-#: Every combination that the rules of the job store are tested on -> a new place in a folder.
-PLACES: Final[dict[str, Callable[[Path], AbstractContextManager[Place]]]] = {
-    "sqlite-folder": lambda folder: nullcontext(LocalPlace(folder)),
+class PostgresPlace(LocalPlace):
+    """PostgreSQL and a folder.
+
+    Args:
+        folder: Of the images.
+        url: Of the database.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        super().__init__(folder)
+        self.url = url
+
+    def database(self) -> Database:
+        """Return PostgreSQL."""
+        return PostgresDatabase(self.url)
+
+
+#: Every combination that the rules of the job store are tested on -> makes a new place, with
+#: a folder and the fixtures.
+PLACES: Final[dict[str, Callable[[Path, Given], Place]]] = {
+    "sqlite-folder": lambda folder, _: LocalPlace(folder),
+    "postgres-folder": lambda folder, given: PostgresPlace(folder, given("postgres").new()),
 }
 
 
@@ -108,8 +132,8 @@ async def opened(place: Place, clock: Clock, **changes: Any) -> AsyncIterator[Jo
     """A store whose jobs live for 60 seconds and have room for 1,000 bytes."""
     limits = {"ttl_seconds": 60, "max_bytes": 1000, "min_free_bytes": 0, **changes}
     store = store_at(place, clock=clock, delivery_of=delivery_of, **limits)
-    store.open()
     try:
+        store.open()
         yield store
     finally:
         await store.close()

@@ -98,6 +98,7 @@ class Reason(DescribedEnum):
     CANCELLED = "cancelled", "The job was cancelled."
     MODEL_UNAVAILABLE = "model_unavailable", "The model could not be loaded."
     NOT_INSTALLED = "not_installed", "The route needs an optional extra that is not installed."
+    STANDBY = "standby", "The server waits until it can take over from another one."
     SHUTTING_DOWN = "shutting_down", "The server is shutting down."
     INTERNAL_ERROR = "internal_error", "Internal server error; the log has details."
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from sdstream.clocks import SteadyClock
+from sdstream.core.errors import ImageServiceError
 from sdstream.core.locations import BUILTIN
 from sdstream.core.messages import Load
 from sdstream.core.model_spec import ModelSpec
@@ -33,6 +34,7 @@ from sdstream.service.webhooks import Webhooks, delivery_of
 from sdstream.settings import Settings, worker_environment
 from sdstream.storage.choice import database_of, images_of
 from sdstream.storage.job_store import JobStore
+from sdstream.storage.ports import StoreError, StoreInUse
 from sdstream.system import total_memory
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
 from sdstream.weights.embedded import UPSCALERS, vocabularies
@@ -45,6 +47,10 @@ logger = logging.getLogger(__name__)
 _MAX_RANDOM_SEED = 2**32 - 1
 
 _TIDY_SECONDS = 60
+#: Between two looks of a server that stands by.
+_STANDBY_SECONDS = 0.3
+#: Between two signs of life to a database that another server may take over.
+_WATCH_SECONDS = 1.0
 
 #: Variables that choose among GPUs -> the devices of models.yaml that they are for.
 _GPU_VARIABLES: Final = {
@@ -63,42 +69,96 @@ class Assembly:
         store: Jobs and images on the disk.
         webhooks: Posts the ends of jobs.
         metrics: Counters of all parts.
+        standby: Wait while another server has the store.
     """
 
     service: ImageService
     store: JobStore
     webhooks: Webhooks
     metrics: Metrics
+    standby: bool = False
 
     @asynccontextmanager
-    async def running(self, on_death: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    async def running(
+        self,
+        on_death: Callable[[], None] = lambda: None,
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> AsyncIterator[None]:
         """Open the store and run the service's tasks; stop and close everything at the end.
+
+        A service that stands by does all of this once the store is free.
 
         Args:
             on_death: Called when the service's own task ends by a fault.
+            on_loss: Called when another server has taken over the store.
 
         Raises:
-            StoreError: The data folder cannot be used.
+            StoreError: The data folder or the database cannot be used.
         """
-        await asyncio.to_thread(self.store.open)
-        # Before the first request: a browser that reconnects must find its job.
-        await self.service.recover()
-        task = asyncio.create_task(self.service.run())
-        others = [asyncio.create_task(_tidy(self.store)), asyncio.create_task(self.webhooks.run())]
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled():
-                logger.critical("the service stopped by a fault", exc_info=task.exception())
-                on_death()
-
-        task.add_done_callback(ended)
+        if self.store.is_open or not self.standby:
+            await asyncio.to_thread(self.store.open)
+            async with self._serving(on_death, on_loss):
+                yield
+            return
+        task = asyncio.create_task(self._stand_by(on_death, on_loss))
         try:
             yield
         finally:
-            for one in (task, *others):
+            task.cancel()
+            await asyncio.wait((task,))
+            await self.store.close()
+
+    async def _stand_by(self, on_death: Callable[[], None], on_loss: Callable[[], None]) -> None:
+        """Wait for the store, then serve until cancelled."""
+        try:
+            await _open_when_free(self.store)
+            logger.warning("the store is free: this server takes over")
+            async with self._serving(on_death, on_loss):
+                await asyncio.Event().wait()
+        except Exception:
+            logger.critical("the service could not take over", exc_info=True)
+            on_death()
+
+    @asynccontextmanager
+    async def _serving(
+        self, on_death: Callable[[], None], on_loss: Callable[[], None]
+    ) -> AsyncIterator[None]:
+        """Run the tasks of a service whose store is open, and close it at the end."""
+        tasks = []
+        try:
+            if self.store.takeover:
+                tasks.append(asyncio.create_task(_watch(self.store, on_loss)))
+            # Before the first request: a browser that reconnects must find its job.
+            await self._recover()
+            task = asyncio.create_task(self.service.run())
+            tasks.insert(0, task)
+            tasks += [asyncio.create_task(_tidy(self.store))]
+            tasks += [asyncio.create_task(self.webhooks.run())]
+
+            def ended(task: asyncio.Task[None]) -> None:
+                if not task.cancelled():
+                    logger.critical("the service stopped by a fault", exc_info=task.exception())
+                    on_death()
+
+            task.add_done_callback(ended)
+            yield
+        finally:
+            for one in tasks:
                 one.cancel()
                 await asyncio.wait((one,))  # which raises nothing: whatever it ended by, close
             await self.store.close()
+
+    async def _recover(self) -> None:
+        """Take up the jobs; again where the session was lost meanwhile and can be regained."""
+        while True:
+            try:
+                await self.service.recover()
+            except ImageServiceError:
+                if not self.store.takeover or self.store.lost is not None:
+                    raise
+                await asyncio.sleep(_STANDBY_SECONDS)
+            else:
+                return
 
 
 def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Assembly:
@@ -136,7 +196,7 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
         steady=steady,
     )
     service = _service(settings, metrics, store, webhooks, priority_digests)
-    return Assembly(service, store, webhooks, metrics)
+    return Assembly(service, store, webhooks, metrics, settings.standby)
 
 
 def _service(
@@ -282,3 +342,31 @@ async def _tidy(store: JobStore) -> None:
             await store.expire()
         except Exception:
             logger.exception("expired jobs could not be deleted")
+
+
+async def _open_when_free(store: JobStore) -> None:
+    """Open a store as soon as no other server has it; faults are logged and tried again."""
+    known = ""
+    while True:
+        try:
+            await asyncio.to_thread(store.open)
+            return
+        except StoreInUse:
+            known = ""
+        except StoreError as error:
+            if str(error) != known:
+                known = str(error)
+                logger.warning("standing by: %s", error)
+        await asyncio.sleep(_STANDBY_SECONDS)
+
+
+async def _watch(store: JobStore, on_loss: Callable[[], None]) -> None:
+    """Notice a lost session although there is nothing to write, until another server took over."""
+    while store.lost is None:
+        try:
+            await store.fault()
+        except Exception:
+            logger.exception("the store could not be looked at")
+        await asyncio.sleep(_WATCH_SECONDS)
+    logger.critical("%s", store.lost)
+    on_loss()

@@ -30,7 +30,8 @@ from sdstream.core.job import (
 from sdstream.engine.worker import Worker
 from sdstream.notifier import Notifier
 from sdstream.service.metrics import Metrics
-from sdstream.storage.job_store import JobStore, Page
+from sdstream.storage.job_rows import Page
+from sdstream.storage.job_store import JobStore
 
 #: Ended jobs whose history is kept for readers that come back, some kilobytes each.
 _REMEMBERED: Final = 256
@@ -42,6 +43,13 @@ _KEPT: Final = (ImageReady, Completed, JobFailed, JobCancelled)
 def going_down() -> Unavailable:
     """What a client is told that asks for a new job during the shutdown."""
     return Unavailable("The server is shutting down.", reason=Reason.SHUTTING_DOWN, retry_after=10)
+
+
+def standing_by() -> Unavailable:
+    """Return what a client of a server is told whose jobs another server has."""
+    return Unavailable(
+        "This server stands by: another one has the jobs.", reason=Reason.STANDBY, retry_after=1
+    )
 
 
 def deferred_error(job: Job) -> Unavailable:

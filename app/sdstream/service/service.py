@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog, CatalogChange
+from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import Entry, Job, JobCancelled, JobStatus, Terms
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.request import NO_ASSETS, Assets, Limits
@@ -26,10 +27,11 @@ from sdstream.notifier import Notifier
 from sdstream.service.admission import Admission, Policy
 from sdstream.service.dispatch import Dispatcher
 from sdstream.service.job_queue import JobQueue
-from sdstream.service.live_jobs import LiveJob, LiveJobs
+from sdstream.service.live_jobs import LiveJob, LiveJobs, standing_by
 from sdstream.service.metrics import Metrics
 from sdstream.service.models import Models
-from sdstream.storage.job_store import JobStore, Page
+from sdstream.storage.job_rows import Page
+from sdstream.storage.job_store import JobStore
 
 
 class ImageService:
@@ -53,6 +55,8 @@ class ImageService:
     ) -> None:
         self.processor = processor
         self.assets = assets
+        #: The store is this server's and its jobs are taken up; false while it stands by.
+        self.took_over = False
         self._store = store
         self._metrics = metrics
         self._policy = policy
@@ -107,6 +111,10 @@ class ImageService:
     def ready(self) -> bool:
         """True when jobs are taken and those of the default model are drawn."""
         return not self.draining and self._models.ready
+
+    def why_no_request(self) -> ImageServiceError | None:
+        """Return why no request is served now: another server has the jobs, or may have them."""
+        return self._store.cut_off if self.took_over else standing_by()
 
     @property
     def limits(self) -> Limits:
@@ -231,9 +239,10 @@ class ImageService:
     # --- for the owner --------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Take up the background jobs that an earlier life of the server left."""
+        """Take up the background jobs that an earlier run of the server, or another one, left."""
         for job in await self._store.recover():
             self._queue.enqueue(self._jobs.add_earlier(job))
+        self.took_over = True
 
     def begin_drain(self) -> None:
         """Take no more work, and give running jobs the grace time; callable repeatedly."""

@@ -14,40 +14,31 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from sdstream.core.delivery import Delivery
-from sdstream.core.errors import ImageServiceError, Reason, StorageFull
-from sdstream.core.job import MAX_ATTEMPTS, ImageResult, Job, JobFailed, JobStatus
+from sdstream.core.errors import ImageServiceError, Reason, StorageFull, Unavailable
+from sdstream.core.job import ImageResult, Job, JobStatus
 from sdstream.core.messages import Generate
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
+from sdstream.storage.job_rows import JobRows, Page
 from sdstream.storage.ledger import Ledger, fault_of
-from sdstream.storage.ports import Change, Database, ImageStore, Row, StoreError, image_name
-from sdstream.storage.privacy import sealed
-from sdstream.storage.rows import image_values, job_of, job_values, state_of
+from sdstream.storage.ports import Database, ImageStore, StoreError
+from sdstream.storage.privacy import sealed, token_secret
+from sdstream.storage.rows import state_of
 
 logger = logging.getLogger(__name__)
 
-#: Room that events of a new life of the server leave for those of the one before: ids only grow.
-_EVENTS_A_LIFE: Final = 1_000_000
+#: A database that answers later than this counts as one that does not.
+_ANSWER_SECONDS: Final = 5.0
 
-#: Beyond the number of every job.
-_NEWEST: Final = 2**62
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Part of a list of jobs, newest first; ``more`` tells whether older ones follow."""
-
-    jobs: list[Job]
-    more: bool
+#: Between two looks at a database that cannot be read.
+_PAUSE_SECONDS: Final = 0.5
 
 
 class Room(NamedTuple):
@@ -90,19 +81,17 @@ class JobStore:
         delivery_of: Callable[[Job], Delivery | None] = lambda _: None,
     ) -> None:
         self._db = database
-        self._sql = database.statements
         self._images = images
-        self._ttl = ttl_seconds
-        self._max_bytes = max_bytes
         self._min_free_bytes = min_free_bytes
-        self._clock = clock
         self._delivery_of = delivery_of
-        self._bytes = 0
-        #: When jobs ended, by ``clock``, the oldest first: their rows have the time of a clock
-        #: that may have been set since.
-        self._ends: dict[str, float] = {}
-        #: Jobs whose rows cannot be read, of which the log was told.
-        self._set_aside: set[str] = set()
+        self._rows = JobRows(
+            database,
+            images,
+            ttl_seconds=ttl_seconds,
+            max_bytes=max_bytes,
+            clock=clock,
+            delivery_of=delivery_of,
+        )
         self._ledger: Ledger
         self._secret: bytes
 
@@ -113,7 +102,7 @@ class JobStore:
             StoreInUse: Another server has it.
             StoreError: It cannot be read or written.
         """
-        if hasattr(self, "_secret"):
+        if self.is_open:
             return
         try:
             self._images.open()
@@ -127,9 +116,36 @@ class JobStore:
         """Return the owner that a digest of an API key stands for; the store is open."""
         return sealed(self._secret, digest)
 
+    @property
+    def is_open(self) -> bool:
+        """True from ``open`` on."""
+        return hasattr(self, "_secret")
+
+    def token_secret(self) -> bytes:
+        """Return the secret that tokens of URLs are signed with; the store is open."""
+        return token_secret(self._secret)
+
+    @property
+    def takeover(self) -> bool:
+        """True when another server may take over while this one runs."""
+        return self._db.takeover
+
+    @property
+    def cut_off(self) -> ImageServiceError | None:
+        """Why another server may have the rows at this moment; None while this one has them."""
+        return self._ledger.fault if self._db.takeover else None
+
+    @property
+    def lost(self) -> str | None:
+        """Why this server must end: another one has taken over. None as a rule."""
+        return self._db.lost
+
     async def close(self) -> None:
         """Finish what is being written and give the database up."""
-        await self._ledger.close(self._close)
+        if self.is_open:
+            await self._ledger.close(self._close)
+        else:
+            await asyncio.to_thread(self._close)
 
     # --- a job's life ---------------------------------------------------------------------------
 
@@ -139,7 +155,16 @@ class JobStore:
         A job that was running twice when the server died is given up, and so is every job that
         had a client waiting: that client is gone.
         """
-        return await self._ledger.write(self._recover)
+        await self._ledger.write(self._rows.take_up)
+        named, unfinished = await self._ledger.read(self._rows.named_files)
+        try:
+            # Not in the ledger's thread, whose session must not be silent for long.
+            left = await asyncio.to_thread(self._images.sweep, named, unfinished)
+        except OSError as error:
+            logger.error("the image store cannot be read: %s", error)
+            raise fault_of(error, self._db) from None
+        gone = {named[name] for name in named.keys() - left}
+        return await self._ledger.write(self._rows.clear_up, gone)
 
     async def add(self, job: Job, inputs: Inputs) -> None:
         """Keep an accepted job; once this returns it is not lost.
@@ -160,15 +185,26 @@ class JobStore:
             logger.error("a job could not be kept: %s", error)
             raise fault_of(error, self._db) from None
         try:
-            await self._ledger.write(self._insert, job, has_inputs)
+            await self._ledger.write(self._rows.insert, job, has_inputs)
         except ImageServiceError:
-            self._images.drop_inputs(job.id)
+            await asyncio.to_thread(self._images.drop_inputs, job.id)
+            if job.id in self._rows.unsure:
+                self._rows.unsure.remove(job.id)
+                self._ledger.later(job.id, self._rows.delete, [job.id])
             raise
 
     async def inputs(self, job: Job) -> Inputs:
         """The pictures that a job starts from; raises OSError and ValueError when they are gone."""
+        while True:
+            try:
+                known = await self._ledger.look(self._rows.has_inputs, job.id)
+                break
+            except ImageServiceError:
+                if not self._db.takeover:
+                    raise
+                # The job does not begin before this server has the rows again.
+                await asyncio.sleep(_PAUSE_SECONDS)
         # Rows from before the column was there say nothing of a file.
-        known = await self._ledger.look(self._has_inputs, job.id)
         if not known and not await asyncio.to_thread(self._images.has_inputs, job.id):
             return Inputs()
         return await asyncio.to_thread(self._images.get_inputs, job.id)
@@ -180,23 +216,26 @@ class JobStore:
 
     def note(self, job: Job) -> None:
         """Write down where a job is now, without waiting; later reads see it."""
-        self._ledger.later(job.id, self._update, state_of(job))
+        self._ledger.later(job.id, self._rows.update, state_of(job))
 
     def note_image(self, job: Job, image: ImageResult) -> None:
         """Add a finished image, whose file is there, to its job, without waiting."""
-        self._ledger.later(job.id, self._insert_image, job.id, job.request.output_format, image)
+        self._ledger.later(
+            job.id, self._rows.insert_image, job.id, job.request.output_format, image
+        )
 
     def note_end(self, job: Job) -> None:
         """Write down a job's end and whom to tell of it, without waiting, and make room."""
-        self._ledger.later(job.id, self._finish, state_of(job), self._delivery_of(job))
+        self._ledger.later(job.id, self._rows.finish, state_of(job), self._delivery_of(job))
 
     async def written(self, job: Job) -> None:
         """Wait until all that was noted of a job is on the disk.
 
-        A background job outlives the server, so this waits as long as it takes. Nobody comes back
-        for another one after a restart: this returns when writes fail.
+        A background job outlives the server, so this waits as long as it takes. No client comes
+        back for another one after a restart: this returns when writes fail, unless another server
+        may be about to take over, which would end the job in another way.
         """
-        if job.terms.background:
+        if job.terms.background or self._db.takeover:
             await self._ledger.written(job.id)
         else:
             with suppress(ImageServiceError):
@@ -221,26 +260,33 @@ class JobStore:
     async def fault(self) -> ImageServiceError | None:
         """Why nothing can be written now; None when a write was seen to succeed."""
         try:
-            await self._ledger.write(self._db.touch)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self._ledger.write(self._db.touch)
         except ImageServiceError as fault:
             return fault
+        except TimeoutError:
+            return Unavailable(
+                "The database does not answer; try again.",
+                reason=Reason.STORAGE_UNAVAILABLE,
+                retry_after=1,
+            )
         return None
 
     # --- looking things up ----------------------------------------------------------------------
 
     async def get(self, job_id: str) -> Job | None:
         """A job without the files of its images, None when there is none."""
-        job = await self._ledger.look(self._one, job_id)
+        job = await self._ledger.look(self._rows.one, job_id)
         # What has ended is not changed any more; for all else the row may be behind.
-        return job if job and job.terminal else await self._ledger.read(self._one, job_id)
+        return job if job and job.terminal else await self._ledger.read(self._rows.one, job_id)
 
     async def job_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
         """The job that an owner gave this name."""
-        return await self._ledger.read(self._job_by_idempotency_key, owner, idempotency_key)
+        return await self._ledger.read(self._rows.job_by_idempotency_key, owner, idempotency_key)
 
     async def unname(self, job_id: str) -> None:
         """Free the name of a job for another one."""
-        await self._ledger.write(self._change, (self._sql.unname, {"id": job_id}))
+        await self._ledger.write(self._rows.change, (self._rows.sql.unname, {"id": job_id}))
 
     async def with_files(self, job: Job) -> Job:
         """An ended job with its images' files; raises FileNotFoundError when they are gone."""
@@ -262,12 +308,14 @@ class JobStore:
             limit: At most so many.
             after: Only what is older than this job.
         """
-        return await self._ledger.read(self._page, owner, [s.value for s in statuses], limit, after)
+        return await self._ledger.read(
+            self._rows.page, owner, [s.value for s in statuses], limit, after
+        )
 
     async def image(self, image_id: str) -> tuple[bytes, OutputFormat] | None:
         """A file and its format, None when it never was here or has expired."""
-        row = await self._ledger.look(self._image_row, image_id)
-        row = row or await self._ledger.read(self._image_row, image_id)
+        row = await self._ledger.look(self._rows.image_row, image_id)
+        row = row or await self._ledger.read(self._rows.image_row, image_id)
         if row is None:
             return None
         try:
@@ -282,11 +330,11 @@ class JobStore:
 
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its images."""
-        await self._ledger.write(self._delete, [job_id])
+        await self._ledger.write(self._rows.delete, [job_id])
 
     async def expire(self) -> None:
         """Delete what is too old or too much."""
-        await self._ledger.write(self._expire)
+        await self._ledger.write(self._rows.expire)
 
     # --- webhooks -------------------------------------------------------------------------------
 
@@ -297,17 +345,17 @@ class JobStore:
 
     async def deliveries(self, limit: int) -> list[Delivery]:
         """Webhooks that are next, the most urgent first."""
-        return await self._ledger.read(self._deliveries, limit)
+        return await self._ledger.read(self._rows.deliveries, limit)
 
     async def put_off(self, delivery: Delivery, next_at: float) -> None:
         """Note a try that failed."""
         values = {"id": delivery.id, "attempts": delivery.attempts + 1, "next_at": next_at}
-        self._ledger.later(delivery.id, self._change, (self._sql.defer_delivery, values))
+        self._ledger.later(delivery.id, self._rows.change, (self._rows.sql.defer_delivery, values))
 
     async def settle(self, delivery: Delivery) -> None:
         """Note that nothing more is to be done for a webhook."""
-        change = (self._sql.delete_delivery, {"id": delivery.id})
-        self._ledger.later(delivery.id, self._change, change)
+        change = (self._rows.sql.delete_delivery, {"id": delivery.id})
+        self._ledger.later(delivery.id, self._rows.change, change)
 
     # --- in other threads -----------------------------------------------------------------------
 
@@ -335,155 +383,6 @@ class JobStore:
     def _free_bytes(self) -> float:
         return min(self._db.free_bytes(), self._images.free_bytes())
 
-    # --- in the store's thread ------------------------------------------------------------------
-
-    def _recover(self) -> list[Job]:
-        for job in self._unfinished():
-            # Readers have seen more than was written down.
-            job.first_event += _EVENTS_A_LIFE
-            if given_up := _given_up(job):
-                job.apply(given_up, self._clock())
-                self._end(state_of(job), self._delivery_of(job))
-            else:
-                job.status = JobStatus.QUEUED
-                self._update(state_of(job))
-        now = self._clock()
-        ended = self._db.rows(self._sql.ends)
-        self._ends = {row["id"]: min(row["ended"], now) for row in ended}
-        self._sweep()
-        self._expire()
-        return self._unfinished()
-
-    def _unfinished(self) -> list[Job]:
-        rows = self._db.rows(self._sql.unfinished)
-        return [job for row in rows if (job := self._job(row))]
-
-    def _sweep(self) -> None:
-        """Delete files that no row knows, and rows whose files are gone."""
-        known = {
-            image_name(row["id"], row["format"]): row["job"]
-            for row in self._db.rows(self._sql.image_files)
-        }
-        # Also of rows that cannot be read: another release may.
-        unfinished = self._db.rows(self._sql.unfinished_ids)
-        there = self._images.sweep(known, {row["id"] for row in unfinished})
-        self._delete({known[name] for name in known.keys() - there})
-        (total,) = self._db.rows(self._sql.image_bytes)
-        self._bytes = total["bytes"]
-
-    def _insert(self, job: Job, has_inputs: bool) -> None:
-        self._change((self._sql.insert_job, job_values(job, has_inputs=has_inputs)))
-
-    def _has_inputs(self, job_id: str) -> bool:
-        return any(row["has_inputs"] for row in self._db.rows(self._sql.job, {"id": job_id}))
-
-    def _update(self, state: dict[str, object]) -> None:
-        self._change((self._sql.set_state, state))
-
-    def _insert_image(self, job: str, output_format: OutputFormat, image: ImageResult) -> None:
-        self._change((self._sql.insert_image, image_values(job, output_format, image)))
-        self._bytes += image.size
-
-    def _end(self, state: dict[str, object], message: Delivery | None) -> None:
-        """The end and the message of it in one transaction: neither is there without the other."""
-        told = [] if message is None else [dataclasses.asdict(message)]
-        self._change(
-            (self._sql.set_state, state),
-            *((self._sql.insert_delivery, values) for values in told),
-        )
-
-    def _finish(self, state: dict[str, object], message: Delivery | None) -> None:
-        self._end(state, message)
-        self._ends[str(state["id"])] = self._clock()
-        self._images.drop_inputs(str(state["id"]))
-        try:
-            self._expire()
-        except self._db.errors as error:  # the end is written; the next one makes room
-            logger.warning("expired jobs could not be deleted: %s", error)
-
-    def _delete(self, ids: Iterable[str]) -> None:
-        for job_id in ids:
-            rows = self._db.rows(self._sql.images, {"job": job_id})
-            self._change((self._sql.delete_job, {"id": job_id}))
-            self._ends.pop(job_id, None)
-            for row in rows:
-                self._bytes -= row["bytes"]
-                if row["id"] is not None:
-                    self._images.drop(row["id"], row["format"])
-            self._images.drop_inputs(job_id)
-
-    def _expire(self) -> None:
-        oldest = self._clock() - self._ttl
-        self._delete(list(takewhile(lambda job: self._ends[job] < oldest, self._ends)))
-        if self._bytes <= self._max_bytes:
-            return
-        for job in list(self._ends):
-            if self._db.rows(self._sql.images, {"job": job}):
-                self._delete([job])
-            if self._bytes <= self._max_bytes:
-                return
-
-    def _one(self, job_id: str) -> Job | None:
-        return next(map(self._job, self._db.rows(self._sql.job, {"id": job_id})), None)
-
-    def _job_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
-        named = {"owner": owner, "idempotency_key": idempotency_key}
-        for row in self._db.rows(self._sql.job_of_key, named):
-            job = self._job(row)
-            if job is None:  # else no job could ever have this name
-                self._change((self._sql.unname, {"id": row["id"]}))
-            return job
-        return None
-
-    def _page(self, owner: str, statuses: list[str], limit: int, after: str | None) -> Page:
-        values = {"owner": owner, "any": not statuses, "statuses": json.dumps(statuses)}
-        before = _NEWEST
-        if after is not None:
-            before = next((r["number"] for r in self._db.rows(self._sql.job, {"id": after})), 0)
-        jobs: list[Job] = []
-        while len(jobs) <= limit:
-            # Rows that are set aside count for nothing: others take their place.
-            wanted = limit + 1 - len(jobs)
-            rows = self._db.rows(self._sql.page, {**values, "before": before, "limit": wanted})
-            jobs += [job for row in rows if (job := self._job(row))]
-            if len(rows) < wanted:
-                break
-            before = rows[-1]["number"]
-        return Page(jobs[:limit], len(jobs) > limit)
-
-    def _deliveries(self, limit: int) -> list[Delivery]:
-        return [Delivery(**row) for row in self._db.rows(self._sql.deliveries, {"limit": limit})]
-
-    def _change(self, *changes: Change) -> None:
-        self._db.change(*changes)
-
-    def _image_row(self, image_id: str) -> tuple[str, OutputFormat] | None:
-        rows = self._db.rows(self._sql.image, {"id": image_id})
-        return next(((row["id"], row["format"]) for row in rows), None)
-
     def _close(self) -> None:
         self._db.close()
         self._images.close()
-
-    def _job(self, row: Row) -> Job | None:
-        """The job of a row; None for a row that is damaged or of another release, which stays."""
-        images = self._db.rows(self._sql.images, {"job": row["id"]})
-        try:
-            return job_of(row, images)
-        except Exception as error:  # whatever a value raises that this release never wrote
-            if row["id"] not in self._set_aside:
-                self._set_aside.add(row["id"])
-                told = f"{type(error).__name__}: {error}".splitlines()[0]
-                logger.warning("job %s cannot be read and is set aside: %s", row["id"], told)
-            return None
-
-
-def _given_up(job: Job) -> JobFailed | None:
-    """Why an unfinished job of the life before is not done again; None when it is."""
-    if not job.terms.background:
-        return JobFailed(Reason.INTERRUPTED, "The server stopped while the job was running.")
-    if job.attempts >= MAX_ATTEMPTS and job.status is JobStatus.RUNNING:
-        return JobFailed(
-            Reason.INTERRUPTED, f"The server died during {MAX_ATTEMPTS} attempts at this job."
-        )
-    return None

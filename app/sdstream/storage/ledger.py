@@ -9,6 +9,7 @@ tell a state that is older than what was told already.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import time
 from collections import deque
@@ -32,6 +33,8 @@ T = TypeVar("T")
 _PAUSE_SECONDS: Final = 0.5
 #: Tries of what is left when the server stops.
 _LAST_TRIES: Final = 6
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 _Write = tuple[str, Callable[[], object]]
 
@@ -115,7 +118,7 @@ class Ledger:
         for _ in range(_LAST_TRIES):
             await self._run(self._retry_now)
             left = await self._run(lambda: len(self._pending))
-            if not left:
+            if not left or self._db.lost is not None:
                 break
             await asyncio.sleep(_PAUSE_SECONDS)
         else:
@@ -215,7 +218,8 @@ class Ledger:
 
     def _failed(self, error: Exception) -> ImageServiceError:
         if self.fault is None:
-            logger.error("the job store cannot be written, and tries again: %s", error)
+            words = " ".join(str(error).split())
+            logger.error("the job store cannot be written, and tries again: %s", words)
             self._db.hurry(hurried=True)
         self.fault = fault_of(error, self._db)
         self._next_try = time.monotonic() + _PAUSE_SECONDS
@@ -225,6 +229,11 @@ class Ledger:
         try:
             return work()
         except self._db.errors as error:
+            if self._db.takeover:
+                # The session is lost as a rule, and the next write takes it up again.
+                fault = self._failed(error)
+                self._report([])
+                raise fault from None
             logger.exception("the job store cannot be read")
             raise fault_of(error, self._db) from None
 
@@ -235,7 +244,8 @@ class Ledger:
 
 def fault_of(error: Exception, database: Database) -> ImageServiceError:
     """Return what a client is told of an error of the database or of the file system."""
-    if database.is_full(error):
+    no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
+    if no_room or database.is_full(error):
         return StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
     return Unavailable(
         "The server cannot write its database; try again.",

@@ -83,7 +83,7 @@ class Database(Protocol):
         """Return whether a write that failed will fail again."""
 
     def is_full(self, error: Exception) -> bool:
-        """Return whether a write failed because the disk has no room."""
+        """Return whether a write failed because the database's disk has no room."""
 
     def free_bytes(self) -> float:
         """Return the free space on its disk, infinity when that is not this machine's."""

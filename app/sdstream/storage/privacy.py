@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
-_SECRET_BYTES: Final = 32
+#: Of the secret that owners and tokens depend on.
+SECRET_BYTES: Final = 32
 
 
 def close_folder(folder: Path, *patterns: str) -> None:
@@ -58,13 +59,13 @@ def secret_of(folder: Path) -> bytes:
         part.unlink(missing_ok=True)
         make_file(part)
         with part.open("wb") as file:
-            file.write(secrets.token_bytes(_SECRET_BYTES))
+            file.write(secrets.token_bytes(SECRET_BYTES))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     secret = path.read_bytes()
-    if len(secret) != _SECRET_BYTES:
-        raise ValueError(f"{path} is damaged: it has {len(secret)} bytes, not {_SECRET_BYTES}")
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"{path} is damaged: it has {len(secret)} bytes, not {SECRET_BYTES}")
     return secret
 
 
@@ -73,6 +74,11 @@ def sealed(secret: bytes, digest: str) -> str:
     if not digest:
         return ""
     return hmac.digest(secret, digest.encode(), hashlib.sha256).hex()[: len(digest)]
+
+
+def token_secret(secret: bytes) -> bytes:
+    """Return the secret that tokens of URLs are signed with, 32 bytes."""
+    return hmac.digest(secret, b"tokens", hashlib.sha256)
 
 
 def _set_mode(path: Path, mode: int) -> None:

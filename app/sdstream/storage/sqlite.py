@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import shutil
 import sqlite3
@@ -28,7 +27,6 @@ _DAMAGED: Final = (11, 26)
 _FULL: Final = (13, 10)
 #: SQLITE_CONSTRAINT and SQLITE_MISMATCH, which no repetition mends.
 _HOPELESS: Final = (19, 20)
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 _REMEDY: Final = "restore the data folder from a backup, or move it away to start without its jobs"
 
@@ -104,8 +102,7 @@ class SqliteDatabase:
 
     def is_full(self, error: Exception) -> bool:
         """Return whether a write failed because the disk has no room."""
-        no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
-        return no_room or _code(error) in _FULL
+        return _code(error) in _FULL
 
     def free_bytes(self) -> float:
         """Return the free space of the folder's disk."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,9 +22,7 @@ from sdstream.clocks import SteadyClock
 from sdstream.core.errors import ImageServiceError
 from sdstream.imaging.ocr import TextReader
 from sdstream.service.assembly import Assembly, assemble
-from sdstream.service.metrics import Metrics
 from sdstream.settings import Settings, origin_of
-from sdstream.storage.job_store import JobStore
 from sdstream.tools.toolbox import Toolbox
 from sdstream.web import respond
 from sdstream.web.addresses import Links, PlainSlashes
@@ -36,6 +33,7 @@ from sdstream.web.middleware import (
     RequestLog,
     RequireKey,
     SameOrigin,
+    StoreGate,
 )
 from sdstream.web.routes import page
 from sdstream.web.routes.a1111 import A1111Routes
@@ -63,12 +61,18 @@ _HANDLERS: Final[Mapping[Any, ExceptionHandler]] = {
 }
 
 
-def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None) -> Starlette:
+def build_app(
+    settings: Settings,
+    *,
+    on_death: Callable[[], None] = lambda: None,
+    on_loss: Callable[[], None] = lambda: None,
+) -> Starlette:
     """Put the parts together.
 
     Args:
         settings: Frozen.
         on_death: Called when the service's own task ends by a fault: the server must go down.
+        on_loss: Called when another server has taken over: the server must end at once.
 
     Raises:
         CatalogError: models.yaml cannot be used.
@@ -80,15 +84,15 @@ def build_app(settings: Settings, *, on_death: Callable[[], None] = lambda: None
         settings,
         priority_digests=[digest_of(key.get_secret_value()) for key in settings.high_priority_keys],
     )
-    tokens = Tokens(secrets.token_bytes(32), SteadyClock(time.time()))
+    tokens = Tokens(parts.store.token_secret, SteadyClock(time.time()))
     draw = _image_routes(settings, parts, tokens)
     toolbox = Toolbox(parts.service, parts.store, settings.keepalive_seconds)
     mcp = McpRoute(draw, toolbox)
     app = Starlette(
         routes=_routes(settings, parts, draw, tokens, mcp),
-        middleware=_middleware(settings, parts.metrics, tokens, parts.store),
+        middleware=_middleware(settings, parts, tokens),
         exception_handlers=_HANDLERS,
-        lifespan=_lifespan(parts, mcp, on_death),
+        lifespan=_lifespan(parts, mcp, on_death, on_loss),
     )
     # PlainSlashes answers what Starlette would redirect.
     app.router.redirect_slashes = False
@@ -135,14 +139,15 @@ def _routes(
     ]
 
 
-def _middleware(
-    settings: Settings, metrics: Metrics, tokens: Tokens, store: JobStore
-) -> list[Middleware]:
+def _middleware(settings: Settings, parts: Assembly, tokens: Tokens) -> list[Middleware]:
+    store = parts.store
     layers = [
         Middleware(PlainSlashes),
         Middleware(OneByOne),
-        Middleware(RequestLog, metrics=metrics),
+        Middleware(RequestLog, metrics=parts.metrics),
     ]
+    if settings.standby or parts.store.takeover:
+        layers.append(Middleware(StoreGate, service=parts.service))
     if settings.cors_origins:
         layers.append(Middleware(CrossOrigin, allow_origins=settings.cors_origins))
     keys = [key.get_secret_value() for key in settings.api_keys]
@@ -162,11 +167,14 @@ def _middleware(
 
 
 def _lifespan(
-    parts: Assembly, mcp: McpRoute, on_death: Callable[[], None]
+    parts: Assembly,
+    mcp: McpRoute,
+    on_death: Callable[[], None],
+    on_loss: Callable[[], None],
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        async with parts.running(on_death), mcp.running():
+        async with parts.running(on_death, on_loss), mcp.running():
             yield
 
     return lifespan

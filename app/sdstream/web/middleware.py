@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sdstream.core.errors import Forbidden, ImageServiceError, Reason, Unauthorized
 from sdstream.core.job import Job, JobStatus
 from sdstream.service.metrics import Metrics
+from sdstream.service.service import ImageService
 from sdstream.web import credentials, respond
 from sdstream.web.route import dialect_of, is_quiet, is_same_origin, needs_key
 from sdstream.web.tokens import Tokens
@@ -114,6 +115,22 @@ class RequestLog:
         )
 
 
+class StoreGate:
+    """Answers 503 to requests while another server has the jobs, or may have; probes continue."""
+
+    def __init__(self, app: ASGIApp, service: ImageService) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or reject it."""
+        error = self._service.why_no_request() if scope["type"] == "http" else None
+        if error is None or is_probe(scope):
+            await self._app(scope, receive, send)
+            return
+        await refusal(error, scope)(scope, receive, send)
+
+
 class RequireKey:
     """Find the owner of a request (``state.owner``), or answer 401.
 
@@ -135,7 +152,8 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or reject it."""
-        if scope["type"] != "http":
+        # Probes have no owner, and a server that stands by has no secret to find one with.
+        if scope["type"] != "http" or is_probe(scope):
             await self._app(scope, receive, send)
             return
         owner = self._owner(Request(scope)) if self._owners else ""

@@ -20,6 +20,7 @@ import uvicorn
 from sdstream.core.errors import CatalogRejected, ConfigurationError
 from sdstream.service.service import ImageService
 from sdstream.settings import Settings, variable
+from sdstream.storage.ports import StoreInUse
 from sdstream.web.application import build_app
 from sdstream.web.hosts import exposure_warnings
 from sdstream.web.protocol import TimeoutProtocol
@@ -56,9 +57,14 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings, *, uds: Path | None = None) -> None:
         for warning in exposure_warnings(settings) if uds is None else ():
             logger.warning(warning)
-        app = build_app(settings, on_death=self._die)
+        app = build_app(settings, on_death=self._die, on_loss=self._leave)
         # Before anything listens: a folder that cannot be used ends the program with a sentence.
-        app.state.store.open()
+        try:
+            app.state.store.open()
+        except StoreInUse as error:
+            if not settings.standby:
+                raise
+            logger.warning("standing by: %s", error)
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -136,6 +142,11 @@ class Server(uvicorn.Server):
         self.died = True
         self.should_exit = True
 
+    def _leave(self) -> None:
+        """End at once: the clients of this server are to come to the one that took over."""
+        self.config.timeout_graceful_shutdown = _LEAST_SECONDS
+        self._die()
+
 
 async def _try_address(host: str, port: int) -> None:
     """See whether the address is free, before anything starts; uvicorn would only log it, later."""
@@ -182,7 +193,7 @@ async def serving_privately(settings: Settings) -> AsyncIterator[Path]:
         if len(os.fsencode(path)) > _LONGEST_SOCKET:
             raise ServerError(f"TMPDIR is too long a path for a socket: {path.parent.parent}.")
         # Its jobs are for this command alone: the usual data folder may be a running server's.
-        alone = settings.model_copy(update={"data_dir": Path(folder) / "data"})
+        alone = settings.private(Path(folder) / "data")
         server = Server(alone, uds=path)
         task = asyncio.create_task(server.serve())
         try:

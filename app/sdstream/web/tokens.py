@@ -1,7 +1,7 @@
 """Short-lived tokens for URLs, of all that an owner may read or of one path.
 
 EventSource and <img> can send no Authorization header, and an API key in a URL ends up in logs and
-histories. A token is good for GETs only, for an hour, and until the server stops.
+histories. A token is good for GETs only, and for an hour.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Tokens:
     """Issues and reads tokens: ``base64url(expiry:path:owner | HMAC)``.
 
     Args:
-        secret: Random bytes of this process.
+        secret: Returns random bytes, the same for each server of the service.
         clock: Unix seconds.
     """
 
-    def __init__(self, secret: bytes, clock: Callable[[], float]) -> None:
+    def __init__(self, secret: Callable[[], bytes], clock: Callable[[], float]) -> None:
         self._secret = secret
         self._clock = clock
 
@@ -59,4 +59,4 @@ class Tokens:
             return None
 
     def _sign(self, words: bytes) -> bytes:
-        return hmac.digest(self._secret, words, _DIGEST)
+        return hmac.digest(self._secret(), words, _DIGEST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ def clock() -> Clock:
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty place of every kind, one after the other."""
-    with PLACES[request.param](tmp_path) as made:
-        yield made
+    return PLACES[request.param](tmp_path, request.getfixturevalue)

@@ -19,11 +19,11 @@ class Clock:
 def test_a_token_stands_for_its_owner_for_an_hour() -> None:
     """And not a second longer."""
     clock = Clock()
-    tokens = Tokens(b"secret", clock)
+    tokens = Tokens(lambda: b"secret", clock)
     token, expires = tokens.issue("me")
     assert expires == clock.now + LIFETIME_SECONDS
     assert tokens.owner(token) == "me"
-    assert Tokens(b"secret", clock).issue("")[0] != token
+    assert Tokens(lambda: b"secret", clock).issue("")[0] != token
     clock.now = expires
     assert tokens.owner(token) == "me"
     clock.now += 1
@@ -32,19 +32,19 @@ def test_a_token_stands_for_its_owner_for_an_hour() -> None:
 
 def test_another_life_of_the_server_knows_none() -> None:
     """The secret is drawn at its start."""
-    token, _ = Tokens(b"one", Clock()).issue("me")
-    assert Tokens(b"two", Clock()).owner(token) is None
+    token, _ = Tokens(lambda: b"one", Clock()).issue("me")
+    assert Tokens(lambda: b"two", Clock()).owner(token) is None
 
 
 @pytest.mark.parametrize("text", ["", "a", "!!!!", "ä", "A" * 44, "A" * 4000, "-_-_"])
 def test_what_is_no_token(text: str) -> None:
     """Is nobody's."""
-    assert Tokens(b"secret", Clock()).owner(text) is None
+    assert Tokens(lambda: b"secret", Clock()).owner(text) is None
 
 
 def test_every_character_counts() -> None:
     """A changed token is none."""
-    tokens = Tokens(b"secret", Clock())
+    tokens = Tokens(lambda: b"secret", Clock())
     token, _ = tokens.issue("me")
     for place in range(len(token) - 1):
         other = "A" if token[place] != "A" else "B"

@@ -18,6 +18,7 @@ from sdstream.dialects.rendering import compact
 from sdstream.engine.worker import WorkerState
 from sdstream.imaging import ocr
 from sdstream.imaging.codecs import MEDIA_TYPES
+from sdstream.service.live_jobs import standing_by
 from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService
 from sdstream.storage.job_store import JobStore
@@ -208,13 +209,16 @@ class ModelRoutes:
     async def ready(self, _request: Request) -> Response:
         """GET /readyz and /health: a request for the default model would be served."""
         service = self.service
+        if not service.took_over:
+            body = {"status": "standby", "message": standing_by().message}
+            return respond.json_bytes(compact(body), {"Retry-After": "1"}, 503)
         fault = await self.store.fault()
         if service.ready and fault is None:
             return respond.json_bytes(compact({"status": "ok"}))
         model = service.catalog.default
         why = fault.message if fault else service.why_unavailable(model)
         status = "draining" if service.draining else "failed" if why else "loading"
-        body: dict[str, Any] = {"status": status, "model": model}
+        body = {"status": status, "model": model}
         if why:
             body["message"] = why
         return respond.json_bytes(compact(body), {"Retry-After": "1"}, 503)

@@ -1,0 +1,241 @@
+"""The rows of jobs and images, and when they go: the side of the job store in its one thread.
+
+Every method runs in the ledger's thread, and raises the database's errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Final
+
+from sdstream.core.delivery import Delivery
+from sdstream.core.errors import Reason
+from sdstream.core.job import MAX_ATTEMPTS, ImageResult, Job, JobFailed, JobStatus
+from sdstream.core.options import OutputFormat
+from sdstream.storage.ports import Change, Database, ImageStore, Row, image_name
+from sdstream.storage.rows import image_values, job_of, job_values, state_of
+
+logger = logging.getLogger(__name__)
+
+#: Room that events of a new run of the server leave for those of the one before: ids only grow.
+_EVENTS_A_RUN: Final = 1_000_000
+
+#: Beyond the number of every job.
+_NEWEST: Final = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of a list of jobs, newest first; ``more`` is true when older ones follow."""
+
+    jobs: list[Job]
+    more: bool
+
+
+class JobRows:
+    """Reads and writes the rows of one database, and deletes the files of those that go.
+
+    Args:
+        database: It is open before the first call.
+        images: Of the files.
+        ttl_seconds, max_bytes, clock, delivery_of: See JobStore.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        images: ImageStore,
+        *,
+        ttl_seconds: float,
+        max_bytes: int,
+        clock: Callable[[], float],
+        delivery_of: Callable[[Job], Delivery | None],
+    ) -> None:
+        self._db = database
+        self.sql = database.statements
+        self._images = images
+        self._ttl = ttl_seconds
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._delivery_of = delivery_of
+        self._bytes = 0
+        #: When jobs ended, by ``clock``, the oldest first: their rows have the time of a clock
+        #: that may have been set since.
+        self._ends: dict[str, float] = {}
+        #: Jobs whose rows cannot be read, of which the log was told.
+        self._set_aside: set[str] = set()
+        #: Jobs that were rejected because their row could not be written, and that may have one.
+        self.unsure: set[str] = set()
+
+    def take_up(self) -> None:
+        """End the unfinished jobs that are not done again, and put the others into the queue."""
+        for job in self._unfinished():
+            # Readers have seen more than was written down.
+            job.first_event += _EVENTS_A_RUN
+            if given_up := _given_up(job):
+                job.apply(given_up, self._clock())
+                self._end(state_of(job), self._delivery_of(job))
+            else:
+                job.status = JobStatus.QUEUED
+                self.update(state_of(job))
+
+    def named_files(self) -> tuple[dict[str, str], set[str]]:
+        """Names of images' files with their jobs, and jobs whose input images are needed."""
+        named = {
+            image_name(row["id"], row["format"]): row["job"]
+            for row in self._db.rows(self.sql.image_files)
+        }
+        # Also of rows that cannot be read: another release may.
+        return named, {row["id"] for row in self._db.rows(self.sql.unfinished_ids)}
+
+    def clear_up(self, gone: set[str]) -> list[Job]:
+        """Delete jobs whose files are gone, and expired ones; return those that are unfinished."""
+        now = self._clock()
+        ended = self._db.rows(self.sql.ends)
+        self._ends = {row["id"]: min(row["ended"], now) for row in ended}
+        self.delete(gone)
+        (total,) = self._db.rows(self.sql.image_bytes)
+        self._bytes = total["bytes"]
+        self.expire()
+        return self._unfinished()
+
+    def _unfinished(self) -> list[Job]:
+        rows = self._db.rows(self.sql.unfinished)
+        return [job for row in rows if (job := self._job(row))]
+
+    def _sweep(self) -> None:
+        """Delete files that no row knows, and rows whose files are gone."""
+        known = {
+            image_name(row["id"], row["format"]): row["job"]
+            for row in self._db.rows(self.sql.image_files)
+        }
+        # Also of rows that cannot be read: another release may.
+        unfinished = self._db.rows(self.sql.unfinished_ids)
+        there = self._images.sweep(known, {row["id"] for row in unfinished})
+        self.delete({known[name] for name in known.keys() - there})
+        (total,) = self._db.rows(self.sql.image_bytes)
+        self._bytes = total["bytes"]
+
+    def insert(self, job: Job, has_inputs: bool) -> None:
+        try:
+            self.change((self.sql.insert_job, job_values(job, has_inputs=has_inputs)))
+        except self._db.errors:
+            if self._db.takeover:
+                # The session may have ended between the commit and its confirmation.
+                self.unsure.add(job.id)
+            raise
+
+    def has_inputs(self, job_id: str) -> bool:
+        return any(row["has_inputs"] for row in self._db.rows(self.sql.job, {"id": job_id}))
+
+    def update(self, state: dict[str, object]) -> None:
+        self.change((self.sql.set_state, state))
+
+    def insert_image(self, job: str, output_format: OutputFormat, image: ImageResult) -> None:
+        self.change((self.sql.insert_image, image_values(job, output_format, image)))
+        self._bytes += image.size
+
+    def _end(self, state: dict[str, object], message: Delivery | None) -> None:
+        """The end and the message of it in one transaction: neither is there without the other."""
+        told = [] if message is None else [dataclasses.asdict(message)]
+        self.change(
+            (self.sql.set_state, state),
+            *((self.sql.insert_delivery, values) for values in told),
+        )
+
+    def finish(self, state: dict[str, object], message: Delivery | None) -> None:
+        self._end(state, message)
+        self._ends[str(state["id"])] = self._clock()
+        self._images.drop_inputs(str(state["id"]))
+        try:
+            self.expire()
+        except self._db.errors as error:  # the end is written; the next one makes room
+            logger.warning("expired jobs could not be deleted: %s", error)
+
+    def delete(self, ids: Iterable[str]) -> None:
+        for job_id in ids:
+            rows = self._db.rows(self.sql.images, {"job": job_id})
+            self.change((self.sql.delete_job, {"id": job_id}))
+            self._ends.pop(job_id, None)
+            for row in rows:
+                self._bytes -= row["bytes"]
+                if row["id"] is not None:
+                    self._images.drop(row["id"], row["format"])
+            self._images.drop_inputs(job_id)
+
+    def expire(self) -> None:
+        oldest = self._clock() - self._ttl
+        self.delete(list(takewhile(lambda job: self._ends[job] < oldest, self._ends)))
+        if self._bytes <= self._max_bytes:
+            return
+        for job in list(self._ends):
+            if self._db.rows(self.sql.images, {"job": job}):
+                self.delete([job])
+            if self._bytes <= self._max_bytes:
+                return
+
+    def one(self, job_id: str) -> Job | None:
+        return next(map(self._job, self._db.rows(self.sql.job, {"id": job_id})), None)
+
+    def job_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
+        named = {"owner": owner, "idempotency_key": idempotency_key}
+        for row in self._db.rows(self.sql.job_of_key, named):
+            job = self._job(row)
+            if job is None:  # else no job could ever have this name
+                self.change((self.sql.unname, {"id": row["id"]}))
+            return job
+        return None
+
+    def page(self, owner: str, statuses: list[str], limit: int, after: str | None) -> Page:
+        values = {"owner": owner, "any": not statuses, "statuses": json.dumps(statuses)}
+        before = _NEWEST
+        if after is not None:
+            before = next((r["number"] for r in self._db.rows(self.sql.job, {"id": after})), 0)
+        jobs: list[Job] = []
+        while len(jobs) <= limit:
+            # Rows that are set aside count for nothing: others take their place.
+            wanted = limit + 1 - len(jobs)
+            rows = self._db.rows(self.sql.page, {**values, "before": before, "limit": wanted})
+            jobs += [job for row in rows if (job := self._job(row))]
+            if len(rows) < wanted:
+                break
+            before = rows[-1]["number"]
+        return Page(jobs[:limit], len(jobs) > limit)
+
+    def deliveries(self, limit: int) -> list[Delivery]:
+        return [Delivery(**row) for row in self._db.rows(self.sql.deliveries, {"limit": limit})]
+
+    def change(self, *changes: Change) -> None:
+        self._db.change(*changes)
+
+    def image_row(self, image_id: str) -> tuple[str, OutputFormat] | None:
+        rows = self._db.rows(self.sql.image, {"id": image_id})
+        return next(((row["id"], row["format"]) for row in rows), None)
+
+    def _job(self, row: Row) -> Job | None:
+        """The job of a row; None for a row that is damaged or of another release, which stays."""
+        images = self._db.rows(self.sql.images, {"job": row["id"]})
+        try:
+            return job_of(row, images)
+        except Exception as error:  # whatever a value raises that this release never wrote
+            if row["id"] not in self._set_aside:
+                self._set_aside.add(row["id"])
+                told = f"{type(error).__name__}: {error}".splitlines()[0]
+                logger.warning("job %s cannot be read and is set aside: %s", row["id"], told)
+            return None
+
+
+def _given_up(job: Job) -> JobFailed | None:
+    """Why an unfinished job of the life before is not done again; None when it is."""
+    if not job.terms.background:
+        return JobFailed(Reason.INTERRUPTED, "The server stopped while the job was running.")
+    if job.attempts >= MAX_ATTEMPTS and job.status is JobStatus.RUNNING:
+        return JobFailed(
+            Reason.INTERRUPTED, f"The server died during {MAX_ATTEMPTS} attempts at this job."
+        )
+    return None

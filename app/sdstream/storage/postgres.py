@@ -1,0 +1,267 @@
+"""PostgreSQL, for servers on several machines of which one serves and others stand by.
+
+A server has the rows as long as it holds an advisory lock, and it writes on the very session that
+holds the lock: a server that lost its session cannot write. A number, the generation, is raised by
+each server that takes the rows. A server that lost its session connects again and tries the lock:
+with the same generation no other server had the rows meanwhile, and it continues.
+
+Needs the extra ``postgres`` (psycopg 3); storage/choice.py imports this module when it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.errors import DiskFull
+from psycopg.rows import DictRow, dict_row
+
+from sdstream.storage.migrations import MIGRATIONS
+from sdstream.storage.ports import Change, ImageStore, Row, StoreError, StoreInUse
+from sdstream.storage.privacy import SECRET_BYTES
+from sdstream.storage.statements import SQLITE, Statements
+
+logger = logging.getLogger(__name__)
+
+#: What the address does not say: a machine that vanished is noticed within seconds.
+_CONNECTION: Final = {
+    "application_name": "sdstream",
+    "connect_timeout": "3",
+    "keepalives_idle": "3",
+    "keepalives_interval": "1",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+    "target_session_attrs": "read-write",
+}
+
+#: The same on the side of PostgreSQL, which gives the lock of a vanished or stopped server away.
+#: A server that lives says something every second.
+SESSION: Final = (
+    "SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3;"
+    " SET tcp_user_timeout = 5000; SET idle_session_timeout = '{seconds}s'"
+)
+_IDLE_SECONDS: Final = 15
+
+#: One service to a schema.
+_LOCK: Final = (
+    "SELECT pg_backend_pid() AS process,"
+    " pg_try_advisory_lock(hashtext('sdstream'), hashtext(current_schema())) AS locked"
+)
+
+_LOCK_TRIES: Final = 10
+_LOCK_PAUSE_SECONDS: Final = 0.1
+
+_SERVICE: Final = """
+    CREATE TABLE IF NOT EXISTS service (
+        single BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (single),
+        version INTEGER NOT NULL,
+        generation BIGINT NOT NULL,
+        secret BYTEA NOT NULL
+    )
+"""
+
+
+def _own(statement: str) -> str:
+    """A statement of SQLite with psycopg's parameters."""
+    return re.sub(r":(\w+)", r"%(\1)s", statement)
+
+
+STATEMENTS: Final = Statements(
+    **{field.name: _own(getattr(SQLITE, field.name)) for field in fields(Statements)}
+    | {
+        "page": (
+            "SELECT * FROM jobs WHERE owner = %(owner)s AND (%(any)s OR status IN"
+            " (SELECT jsonb_array_elements_text(CAST(%(statuses)s AS jsonb))))"
+            " AND number < %(before)s ORDER BY number DESC LIMIT %(limit)s"
+        )
+    }
+)
+
+
+class PostgresDatabase:
+    """A Database in a schema of PostgreSQL 14 or newer.
+
+    Args:
+        url: ``postgresql://user@host:port/database``; what it leaves out is read from libpq's
+            variables (PGPASSWORD, PGSSLMODE …) and files.
+        idle_seconds: PostgreSQL ends a session that is silent for so long.
+
+    Raises:
+        StoreError: The URL cannot be read.
+    """
+
+    statements = STATEMENTS
+    errors: tuple[type[Exception], ...] = (psycopg.Error,)
+    takeover = True
+
+    def __init__(self, url: str, *, idle_seconds: int = _IDLE_SECONDS) -> None:
+        try:
+            given = conninfo_to_dict(url)
+        except psycopg.Error:
+            # Its own words would have the password.
+            raise StoreError(
+                "--database cannot be read; write postgresql://user@host:5432/database"
+            ) from None
+        self._address = make_conninfo("", **{**_CONNECTION, **given})
+        self._name = f"{given.get('host') or 'localhost'}/{given.get('dbname') or ''}"
+        self._session = SESSION.format(seconds=idle_seconds)
+        self._db: psycopg.Connection[DictRow] | None = None
+        self._generation = 0
+        self.lost: str | None = None
+
+    def open(self, images: ImageStore) -> bytes:
+        """Take the lock, bring the tables up to date and raise the generation; see the port."""
+        try:
+            if not self._lock_soon():
+                # The session is kept for the next look.
+                raise StoreInUse(
+                    f"the database {self._name} is in use by another server; start this one with "
+                    "--standby to have it take over, or give it a database of its own"
+                )
+            return self._take(self._connected(), images)
+        except StoreInUse:
+            raise
+        except StoreError:
+            self.close()
+            raise
+        except psycopg.Error as error:
+            self.close()
+            words = " ".join(str(error).split())
+            raise StoreError(f"the database {self._name} cannot be used: {words}") from None
+
+    def close(self) -> None:
+        """End the session, and with it the lock."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def rows(self, statement: str, values: Mapping[str, object] = {}) -> Sequence[Row]:
+        """Return the rows that a statement selects."""
+        return self._connected().execute(statement, _storable(values)).fetchall()
+
+    def change(self, *changes: Change) -> None:
+        """Run statements in one transaction."""
+        db = self._connected()
+        if len(changes) == 1:
+            ((statement, values),) = changes
+            db.execute(statement, _storable(values))
+            return
+        with db.transaction():
+            for statement, values in changes:
+                db.execute(statement, _storable(values))
+
+    def check(self) -> None:
+        """Connect and take the lock again if the session is lost.
+
+        Raises:
+            psycopg.Error: PostgreSQL cannot be reached.
+            ConnectionError: Another server has the lock, or had it meanwhile (``lost``).
+        """
+        if self.lost is not None:
+            raise ConnectionError(self.lost)
+        if self._db is not None and not self._db.closed:
+            return
+        locked = self._lock()
+        (service,) = self.rows("SELECT generation FROM service")
+        if service["generation"] != self._generation:
+            self.close()
+            self.lost = (
+                f"another server took over the database {self._name} while this one had no "
+                "connection to it; this one ends"
+            )
+            raise ConnectionError(self.lost)
+        if not locked:  # its owner may be this server's own lost session
+            self.close()
+            raise ConnectionError("another session has the lock of the database")
+        logger.warning("the lock of the database is regained; no other server had it")
+
+    def touch(self) -> None:
+        """Write the version that is there already."""
+        self._connected().execute("UPDATE service SET version = version")
+
+    def hurry(self, *, hurried: bool) -> None:
+        """Do nothing: no other process locks the rows."""
+
+    def is_hopeless(self, error: Exception) -> bool:
+        """Return whether a write that failed will fail again."""
+        return isinstance(error, psycopg.IntegrityError | psycopg.DataError)
+
+    def is_full(self, error: Exception) -> bool:
+        """Return whether PostgreSQL's disk has no room."""
+        return isinstance(error, DiskFull)
+
+    def free_bytes(self) -> float:
+        """Return infinity: PostgreSQL reports a full disk by itself."""
+        return float("inf")
+
+    def _connected(self) -> psycopg.Connection[DictRow]:
+        if self._db is None:
+            raise psycopg.OperationalError("the connection is closed")
+        return self._db
+
+    def _lock_soon(self) -> bool:
+        """Try the lock for a second: PostgreSQL needs a moment to end a session that was closed."""
+        for _ in range(_LOCK_TRIES):
+            if self._lock():
+                return True
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        return False
+
+    def _lock(self) -> bool:
+        """Connect if need be and try the lock; True when this session has it."""
+        if self._db is None or self._db.closed:
+            self._db = psycopg.connect(self._address, autocommit=True, row_factory=dict_row)
+            self._db.execute(self._session)
+        row = self._db.execute(_LOCK).fetchone()
+        assert row is not None
+        if row["process"] != self._db.info.backend_pid:
+            self.close()
+            raise StoreError(
+                f"the database {self._name} is behind a connection pooler, which does not keep "
+                "locks; give --database the address of PostgreSQL itself"
+            )
+        return bool(row["locked"])
+
+    def _take(self, db: psycopg.Connection[DictRow], images: ImageStore) -> bytes:
+        """Bring the tables up to date and raise the generation; return the secret."""
+        with db.transaction():
+            db.execute(_SERVICE)
+            db.execute(
+                "INSERT INTO service (version, generation, secret) VALUES (0, 0, %s)"
+                " ON CONFLICT DO NOTHING",
+                (secrets.token_bytes(SECRET_BYTES),),
+            )
+            (found,) = self.rows("SELECT version FROM service")
+            if not found["version"] and not images.is_empty():
+                # A start without rows deletes the files that no row names.
+                raise StoreError(
+                    f"the database {self._name} is new but the image store is not empty; restore "
+                    "the database, or choose another --data-dir or --images"
+                )
+            if found["version"] > len(MIGRATIONS):
+                raise StoreError("the database was written by a newer release of this program")
+            for step in MIGRATIONS[found["version"] :]:
+                if step.postgres:
+                    db.execute(step.postgres)
+            (service,) = self.rows(
+                "UPDATE service SET version = %(version)s, generation = generation + 1"
+                " RETURNING generation, secret",
+                {"version": len(MIGRATIONS)},
+            )
+        self._generation = service["generation"]
+        return bytes(service["secret"])
+
+
+def _storable(values: Mapping[str, object]) -> dict[str, Any]:
+    """Values without NUL characters, which PostgreSQL has no room for."""
+    return {
+        name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,243 @@
+"""Two servers on one PostgreSQL: one serves, the other stands by and takes over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.integration.test_http import error_of
+from tests.integration.test_webhooks import SETTINGS as WEBHOOKS
+from tests.integration.test_webhooks import receiver
+from tests.support.jobs import ASYNC, ENDINGS, EventStream, begin, look, wait_for
+from tests.support.postgres import Postgres
+from tests.support.servers import (
+    BUSY,
+    GENERATIONS,
+    Call,
+    ServerProcess,
+    running_server,
+    wait_until,
+)
+
+QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 3}
+#: Two seconds.
+LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 20}
+
+#: What a takeover may take on a quiet machine; seen are 1 to 2 s.
+TAKEOVER_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Fronts:
+    """Two servers that share a database and a folder of images.
+
+    Attributes:
+        url: Of the database.
+        folder: Of logs, data and so on.
+        settings: Of both.
+        stack: Ends them.
+    """
+
+    url: str
+    folder: Path
+    settings: dict[str, Any]
+    stack: ExitStack
+
+    def start(self, **changes: Any) -> ServerProcess:
+        """Start one, which serves if no other does, and stands by else."""
+        settings = {"engine": "fake", "standby": True, "database": self.url, **self.settings}
+        server = running_server(self.folder, wait=False, **{**settings, **changes})
+        return self.stack.enter_context(server)
+
+    def pair(self) -> tuple[ServerProcess, ServerProcess]:
+        """Start one that serves and one that stands by."""
+        return in_order(self.start(), self.start())
+
+
+@contextmanager
+def fronts(postgres: Postgres, folder: Path, **settings: Any) -> Iterator[Fronts]:
+    """A new database, a folder, and the servers that a test starts on them."""
+    with ExitStack() as stack:
+        yield Fronts(postgres.new(), folder, settings, stack)
+
+
+def in_order(one: ServerProcess, other: ServerProcess) -> tuple[ServerProcess, ServerProcess]:
+    """Wait until one of two servers serves and the other stands by; return them in this order."""
+    wait_until(lambda: {state_of(one), state_of(other)} == {"ok", "standby"}, 20, "none serves")
+    return (one, other) if state_of(one) == "ok" else (other, one)
+
+
+def state_of(server: ServerProcess) -> str:
+    """The status that /readyz reports, "gone" without an answer."""
+    try:
+        return str(httpx2.get(f"{server.url}/readyz", timeout=20).json()["status"])
+    except httpx2.HTTPError:
+        return "gone"
+
+
+def seconds_until_ready(server: ServerProcess) -> float:
+    """Wait until a server is ready; return how long that took."""
+    began = time.monotonic()
+    server.wait_ready(TAKEOVER_SECONDS)
+    return time.monotonic() - began
+
+
+def test_a_server_that_stands_by(postgres: Postgres, tmp_path: Path) -> None:
+    """It is alive and not ready, and rejects requests with a reason; a third is no different."""
+    with fronts(postgres, tmp_path, api_keys="the-key") as pair:
+        _, second = pair.pair()
+        assert httpx2.get(f"{second.url}/livez").status_code == 200
+        ready = httpx2.get(f"{second.url}/readyz")
+        assert (ready.status_code, ready.headers["Retry-After"]) == (503, "1")
+        assert "another one has the jobs" in ready.json()["message"]
+        for method, path in (("POST", GENERATIONS), ("GET", "/v1/jobs"), ("GET", "/")):
+            answer = httpx2.request(method, second.url + path, json=QUICK)
+            assert (answer.status_code, error_of(answer)["reason"]) == (503, "standby")
+            assert answer.headers["Retry-After"] == "1"
+        alone = pair.start(standby=False)
+        assert alone.process.wait(60) == 78
+        (sentence,) = alone.log_lines("Error:")
+        assert "in use by another server; start this one with --standby" in sentence
+        assert second.stop() in (0, -signal.SIGTERM)
+
+
+def test_the_death_of_the_server(postgres: Postgres, tmp_path: Path) -> None:
+    """The other one is ready within seconds; jobs, names, links and tokens are what they were."""
+    with (
+        receiver() as (port, told),
+        fronts(
+            postgres, tmp_path, **WEBHOOKS, webhook_hosts=f"127.0.0.1:{port}", api_keys="k"
+        ) as pair,
+    ):
+        first, second = pair.pair()
+        key = {"Authorization": "Bearer k"}
+        hook = {"webhook_url": f"http://127.0.0.1:{port}/hook"}
+        named = {**key, "Idempotency-Key": "mine"}
+        done = begin(first, {**QUICK, **hook, "response_format": "url"}, named)
+        token = httpx2.post(f"{first.url}/v1/tokens", headers=key).json()["token"]
+        wait_until(lambda: look(first, done["id"], key)["status"] == "completed", 10, "not done")
+        running = begin(first, {**LONG, **hook}, key)
+        waiting = begin(first, {**QUICK, **hook}, key)
+        client = Call(first, {**LONG, "stream": True, **hook}, key)
+        wait_until(
+            lambda: look(first, running["id"], key)["status"] == "running", 10, "not running"
+        )
+        path = f"/v1/jobs/{running['id']}/events?token={token}"
+        with EventStream(first, path) as stream:
+            seen = [next(stream.events()) for _ in range(3)]
+            first.process.send_signal(signal.SIGKILL)
+        print(f"ready after {seconds_until_ready(second):.2f} s")
+        with EventStream(second, path, {"Last-Event-ID": seen[-1].id}) as stream:
+            later = list(stream.events())
+        assert later[-1].name == "completed"
+        assert all(event.number > seen[-1].number for event in later)
+        ids = [job["id"] for job in (done, running, waiting)]
+        for job in ids:
+            wait_until(lambda job=job: look(second, job, key)["status"] in ENDINGS, 20, job)
+        attempts = [look(second, job, key)["attempts"] for job in ids]
+        assert attempts == [1, 2, 1]
+        again = httpx2.post(
+            second.url + GENERATIONS, json=done_body(hook), headers={**named, **ASYNC}
+        )
+        assert again.json()["id"] == done["id"]
+        image = httpx2.get(f"{second.url}/v1/jobs/{done['id']}/result", headers=key).json()
+        link = image["data"][0]["url"].replace(first.url, second.url)
+        assert httpx2.get(link).status_code == 200
+        lost = httpx2.get(f"{second.url}/v1/jobs", params={"status": "failed"}, headers=key).json()
+        assert [job["error"]["reason"] for job in lost["data"]] == ["interrupted"]
+        wait_until(lambda: len(told) >= 4, 20, "not all ends were posted")
+        assert Counter(message["id"] for message in told).most_common(1)[0][1] == 1
+        assert {message["data"]["id"] for message in told} >= set(ids)
+        client.leave()
+
+
+def done_body(hook: dict[str, str]) -> dict[str, Any]:
+    """The request of the job that is done."""
+    return {**QUICK, **hook, "response_format": "url"}
+
+
+def test_postgres_restarts(postgres: Postgres, tmp_path: Path) -> None:
+    """503 meanwhile, no job is lost, and none runs twice; the server that stands by stays."""
+    with fronts(postgres, tmp_path) as pair:
+        first, second = pair.pair()
+        jobs = [begin(first, LONG), begin(first, QUICK)]
+        wait_for(first, jobs[0]["id"], "running")
+        try:
+            postgres.stop(signal.SIGQUIT)
+            assert state_of(first) != "ok"
+            assert first.post(QUICK).status_code == 503
+            asked = httpx2.get(f"{first.url}/v1/jobs/{jobs[0]['id']}", timeout=20)
+            assert (asked.status_code, error_of(asked)["reason"]) == (503, "storage_unavailable")
+            time.sleep(3)  # the job ends meanwhile, and no other begins
+        finally:
+            postgres.start()
+        wait_until(lambda: "ok" in (state_of(first), state_of(second)), 10, "none is ready")
+        ready = first if state_of(first) == "ok" else second
+        for job in jobs:
+            wait_until(lambda job=job: ended(ready, job["id"]), 20, "it has not ended")
+        ends = [look(ready, job["id"]) for job in jobs]
+        assert [end["status"] for end in ends] == ["completed"] * 2
+        if ready is first:
+            assert [end["attempts"] for end in ends] == [1, 1]
+
+
+def ended(server: ServerProcess, job: str) -> bool:
+    """True when a job is told to have ended, through whatever 503 there is meanwhile."""
+    answer = httpx2.get(f"{server.url}/v1/jobs/{job}", timeout=20)
+    return answer.status_code == 200 and answer.json()["status"] in ENDINGS
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_two_servers_never_both_write(postgres: Postgres, tmp_path: Path, stopped: bool) -> None:
+    """One whose session was ended takes it up again, or ends because the other was quicker."""
+    with (
+        receiver() as (port, told),
+        fronts(postgres, tmp_path, **WEBHOOKS, webhook_hosts=f"127.0.0.1:{port}") as pair,
+    ):
+        first, second = pair.pair()
+        hook = {"webhook_url": f"http://127.0.0.1:{port}/hook"}
+        jobs = [begin(first, {**LONG, **hook}), begin(first, {**QUICK, **hook})]
+        wait_for(first, jobs[0]["id"], "running")
+        if stopped:  # it cannot take the session up: the other one takes over
+            first.process.send_signal(signal.SIGSTOP)
+        postgres.terminate_lock(pair.url)
+        if stopped:
+            second.wait_ready(TAKEOVER_SECONDS)
+            first.process.send_signal(signal.SIGCONT)
+            assert first.process.wait(20 * BUSY) == 70
+            (sentence,) = first.log_lines("took over")
+            assert "this one ends" in sentence
+            assert "Traceback" not in first.log.read_text()
+        wait_until(lambda: "ok" in (state_of(first), state_of(second)), 10, "none is ready")
+        assert (state_of(first), state_of(second)).count("ok") == 1
+        ready = first if state_of(first) == "ok" else second
+        for job in jobs:
+            wait_until(lambda job=job: ended(ready, job["id"]), 20, "it has not ended")
+        wait_until(lambda: len(told) == 2, 20, "not both ends were posted")
+        time.sleep(1)
+        assert Counter(message["data"]["id"] for message in told) == {j["id"]: 1 for j in jobs}
+
+
+def test_one_folder_on_one_machine(tmp_path: Path) -> None:
+    """SQLite needs no more than the lock of the folder."""
+    settings = {"engine": "fake", "standby": True, "wait": False}
+    with (
+        running_server(tmp_path, **settings) as one,
+        running_server(tmp_path, **settings) as other,
+    ):
+        first, second = in_order(one, other)
+        job = begin(first, LONG)
+        wait_for(first, job["id"], "running")
+        os.kill(first.process.pid, signal.SIGKILL)
+        second.wait_ready(TAKEOVER_SECONDS)
+        assert wait_for(second, job["id"], *ENDINGS)["status"] == "completed"
