@@ -11,6 +11,7 @@ import pytest
 from sdstream.core.catalog import Catalog
 from sdstream.weights.embedded import materialise
 from tests.support.postgres import Postgres, started_postgres
+from tests.support.s3 import S3, started_s3
 from tests.support.servers import ServerProcess, running_server
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,21 @@ def postgres() -> Iterator[Postgres]:
     """PostgreSQL of this session; each test makes databases of its own."""
     with started_postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A server of S3 of this session; each test makes buckets of its own."""
+    with started_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The server, which the variables of this process lead to."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture(scope="session")

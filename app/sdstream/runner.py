@@ -48,7 +48,7 @@ from sdstream.settings import Settings
 #: Settings that act on an HTTP server only.
 _SERVER_SETTINGS: Final = (
     *("host", "port", "api_keys", "high_priority_keys", "cors_origins", "public_url", "pull"),
-    *("trusted_proxies", "database", "standby"),
+    *("trusted_proxies", "database", "images", "standby"),
     *("max_body_mb", "keepalive_seconds", "grace_seconds", "log_level"),
     *("webhook_hosts", "webhook_secret", "webhook_private"),
 )

@@ -32,6 +32,8 @@ _SECRETS: Final = (
     "SDSTREAM_WEBHOOK_SECRET",
     "SDSTREAM_DATABASE",
     "PGPASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
 )
@@ -91,6 +93,11 @@ class Settings(BaseSettings):
         None,
         description="PostgreSQL for jobs in place of the data folder's database, as "
         "postgresql://user@host:5432/name (extra postgres).",
+    )
+    images: str | None = Field(
+        None,
+        description="Bucket for images in place of the data folder, as s3://bucket/prefix (extra "
+        "s3); the AWS_ variables name its server and keys.",
     )
     standby: bool = Field(
         False,
@@ -235,7 +242,8 @@ class Settings(BaseSettings):
         Args:
             data_dir: Folder for its jobs and images.
         """
-        return self.model_copy(update={"data_dir": data_dir, "database": None, "standby": False})
+        alone = {"database": None, "images": None, "standby": False}
+        return self.model_copy(update={"data_dir": data_dir, **alone})
 
     @field_validator("port", mode="before")
     @classmethod
@@ -279,6 +287,15 @@ class Settings(BaseSettings):
         schemes = ("postgresql://", "postgres://")
         if value is not None and not value.get_secret_value().startswith(schemes):
             raise ValueError("a database is an address; write postgresql://user@host:5432/name")
+        return value
+
+    @field_validator("images")
+    @classmethod
+    def _is_bucket(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]+(?:/.*)?", value):
+            raise ValueError(
+                f"'{value}' is not a bucket; write s3://bucket/prefix (a folder is --data-dir)"
+            )
         return value
 
     @field_validator("lora_dir", "embedding_dir", "upscaler_dir")

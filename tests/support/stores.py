@@ -25,7 +25,9 @@ from sdstream.storage.files import ImageFolder
 from sdstream.storage.job_store import JobStore
 from sdstream.storage.ports import Database, ImageStore
 from sdstream.storage.postgres import PostgresDatabase
+from sdstream.storage.s3 import ImageBucket
 from sdstream.storage.sqlite import SqliteDatabase
+from tests.support.s3 import S3
 
 REQUEST: Final = GenerationRequest(
     "m", "a red circle", "", 64, 32, 4, "euler", "default", 1.0, 2**62, 1,
@@ -99,11 +101,44 @@ class PostgresPlace(LocalPlace):
         return PostgresDatabase(self.url)
 
 
+class BucketPlace(LocalPlace):
+    """SQLite and a bucket.
+
+    Args:
+        folder: Of the database.
+        server: Has the bucket.
+    """
+
+    def __init__(self, folder: Path, server: S3) -> None:
+        super().__init__(folder)
+        self.server = server
+        self.bucket = server.new()
+
+    def images(self) -> ImageStore:
+        """Return the bucket, below a prefix."""
+        return ImageBucket(f"s3://{self.bucket}/some/prefix")
+
+    def files(self, part: str) -> list[str]:
+        """Return the names of objects."""
+        start = f"some/prefix/{part}/"
+        client = self.server.client()
+        found = client.list_objects_v2(Bucket=self.bucket, Prefix=start)
+        client.close()
+        return sorted(item["Key"].removeprefix(start) for item in found.get("Contents", ()))
+
+    def write(self, part: str, name: str, data: bytes) -> None:
+        """Write an object."""
+        client = self.server.client()
+        client.put_object(Bucket=self.bucket, Key=f"some/prefix/{part}/{name}", Body=data)
+        client.close()
+
+
 #: Every combination that the rules of the job store are tested on -> makes a new place, with
 #: a folder and the fixtures.
 PLACES: Final[dict[str, Callable[[Path, Given], Place]]] = {
     "sqlite-folder": lambda folder, _: LocalPlace(folder),
     "postgres-folder": lambda folder, given: PostgresPlace(folder, given("postgres").new()),
+    "sqlite-s3": lambda folder, given: BucketPlace(folder, given("s3")),
 }
 
 

@@ -40,6 +40,8 @@ def test_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in a printed Settings nor in the workers' environment."""
     monkeypatch.setenv("SDSTREAM_API_KEYS", "hush")
     monkeypatch.setenv("HF_TOKEN", "hf_hush")
+    monkeypatch.setenv("SDSTREAM_DATABASE", "postgresql://me:hush@localhost/jobs")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     assert "hush" not in repr(Settings())
     assert "hush" not in str(worker_environment())
 
@@ -64,6 +66,11 @@ def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LORA_DIR", "/nowhere"),
         ("EMBEDDING_DIR", "/nowhere"),
         ("UPSCALER_DIR", __file__),
+        ("DATABASE", "jobs.sqlite"),
+        ("DATABASE", "mysql://localhost/jobs"),
+        ("IMAGES", "/mnt/images"),
+        ("IMAGES", "s3://"),
+        ("IMAGES", "https://bucket.example/"),
         ("TRUSTED_PROXIES", "localhost"),
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
         ("TRUSTED_PROXIES", "*"),

@@ -25,8 +25,16 @@ def database_of(settings: Settings) -> Database:
 
 
 def images_of(settings: Settings) -> ImageStore:
-    """Return the image store of the settings, which is not open yet."""
-    return ImageFolder(settings.data_dir)
+    """Return the image store of the settings, which is not open yet.
+
+    Raises:
+        StoreError: It needs an extra that is not installed.
+    """
+    if settings.images is None:
+        return ImageFolder(settings.data_dir)
+    _check_extra("s3", "boto3", "--images")
+    images: ImageStore = import_module("sdstream.storage.s3").ImageBucket(settings.images)
+    return images
 
 
 def _check_extra(extra: str, package: str, flag: str) -> None:

@@ -17,7 +17,6 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import takewhile
 from typing import Final, NamedTuple
 
 from sdstream.core.delivery import Delivery
@@ -319,7 +318,7 @@ class JobStore:
         if row is None:
             return None
         try:
-            return await asyncio.to_thread(self._images.get, *row), row[1]
+            return await asyncio.to_thread(self._read, *row), row[1]
         except FileNotFoundError:
             return None
 
@@ -378,7 +377,20 @@ class JobStore:
     def _file(self, image: ImageResult, output_format: OutputFormat) -> bytes:
         if image.id is None:
             raise FileNotFoundError("the disk was full when this image was finished")
-        return self._images.get(image.id, output_format)
+        return self._read(image.id, output_format)
+
+    def _read(self, image_id: str, output_format: OutputFormat) -> bytes:
+        try:
+            return self._images.get(image_id, output_format)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            logger.error("an image cannot be read: %s", error)
+            raise Unavailable(
+                "The server cannot read its images; try again.",
+                reason=Reason.STORAGE_UNAVAILABLE,
+                retry_after=1,
+            ) from None
 
     def _free_bytes(self) -> float:
         return min(self._db.free_bytes(), self._images.free_bytes())

@@ -58,6 +58,9 @@ _LOCK: Final = (
 _LOCK_TRIES: Final = 10
 _LOCK_PAUSE_SECONDS: Final = 0.1
 
+#: A server that stands by waits so long after PostgreSQL was away.
+_COURTESY_SECONDS: Final = 2.0
+
 _SERVICE: Final = """
     CREATE TABLE IF NOT EXISTS service (
         single BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (single),
@@ -114,13 +117,19 @@ class PostgresDatabase:
         self._session = SESSION.format(seconds=idle_seconds)
         self._db: psycopg.Connection[DictRow] | None = None
         self._generation = 0
+        self._stands_by = False
         self.lost: str | None = None
 
     def open(self, images: ImageStore) -> bytes:
         """Take the lock, bring the tables up to date and raise the generation; see the port."""
         try:
+            if self._stands_by and not self._is_connected:
+                # PostgreSQL was away: the server that had the lock is to take it up again.
+                self._connect()
+                time.sleep(_COURTESY_SECONDS)
             if not self._lock_soon():
                 # The session is kept for the next look.
+                self._stands_by = True
                 raise StoreInUse(
                     f"the database {self._name} is in use by another server; start this one with "
                     "--standby to have it take over, or give it a database of its own"
@@ -166,7 +175,7 @@ class PostgresDatabase:
         """
         if self.lost is not None:
             raise ConnectionError(self.lost)
-        if self._db is not None and not self._db.closed:
+        if self._is_connected:
             return
         locked = self._lock()
         (service,) = self.rows("SELECT generation FROM service")
@@ -201,6 +210,14 @@ class PostgresDatabase:
         """Return infinity: PostgreSQL reports a full disk by itself."""
         return float("inf")
 
+    @property
+    def _is_connected(self) -> bool:
+        return self._db is not None and not self._db.closed
+
+    def _connect(self) -> None:
+        self._db = psycopg.connect(self._address, autocommit=True, row_factory=dict_row)
+        self._db.execute(self._session)
+
     def _connected(self) -> psycopg.Connection[DictRow]:
         if self._db is None:
             raise psycopg.OperationalError("the connection is closed")
@@ -216,12 +233,12 @@ class PostgresDatabase:
 
     def _lock(self) -> bool:
         """Connect if need be and try the lock; True when this session has it."""
-        if self._db is None or self._db.closed:
-            self._db = psycopg.connect(self._address, autocommit=True, row_factory=dict_row)
-            self._db.execute(self._session)
-        row = self._db.execute(_LOCK).fetchone()
+        if not self._is_connected:
+            self._connect()
+        db = self._connected()
+        row = db.execute(_LOCK).fetchone()
         assert row is not None
-        if row["process"] != self._db.info.backend_pid:
+        if row["process"] != db.info.backend_pid:
             self.close()
             raise StoreError(
                 f"the database {self._name} is behind a connection pooler, which does not keep "

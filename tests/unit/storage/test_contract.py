@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from sdstream.core.errors import Reason
+from sdstream.core.errors import Reason, Unavailable
 from sdstream.core.job import (
     ImageResult,
     Job,
@@ -23,6 +24,7 @@ from sdstream.core.job import (
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.queue import Priority
 from sdstream.storage.job_store import JobStore
+from sdstream.storage.ports import ImageStore
 from tests.support.stores import (
     BACKGROUND,
     NOTHING,
@@ -36,6 +38,21 @@ from tests.support.stores import (
     run,
     started,
 )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what is done in the background."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def dropped(place: Place, drop: Callable[[ImageStore], None]) -> None:
+    """Delete something of a place, as if it were lost."""
+    images = place.images()
+    images.open()
+    drop(images)
+    images.close()
 
 
 def test_an_ended_job_comes_back_whole(place: Place, clock: Clock) -> None:
@@ -153,10 +170,35 @@ def test_pictures_that_are_gone_are_missed(place: Place, clock: Clock) -> None:
     async def body(store: JobStore) -> None:
         edit = await added(store, clock, "edit", inputs=Inputs(Pixels(2, 1, b"abcdef")))
         plain = await added(store, clock, "plain")
-        place.images().drop_inputs("edit")
+        dropped(place, lambda images: images.drop_inputs("edit"))
         assert await store.inputs(plain) == NOTHING
         with pytest.raises(FileNotFoundError):
             await store.inputs(edit)
+
+    run(place, clock, body)
+
+
+def test_images_that_cannot_be_read(
+    place: Place, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk or a bucket that does not answer: 503, and not that they are gone."""
+
+    def unreadable(*_arguments: object) -> bytes:
+        raise OSError("no answer")
+
+    async def body(store: JobStore) -> None:
+        job = await done(store, clock, "job_1")
+        await store.written(job)
+        monkeypatch.setattr(type(place.images()), "get", unreadable)
+        kept = dataclasses.replace(job.images[0], data=None)
+        for asked in (
+            store.image(str(kept.id)),
+            store.with_file(kept, "png"),
+            store.with_files(job),
+        ):
+            with pytest.raises(Unavailable):
+                await asked
+        monkeypatch.undo()
 
     run(place, clock, body)
 
@@ -175,7 +217,7 @@ def test_jobs_expire(place: Place, clock: Clock) -> None:
         assert await store.image(str(old.images[0].id)) is None
         assert await store.get("young") is not None
         assert await store.get("endless") is not None
-        assert len(place.files("images")) == 1
+        await until(lambda: len(place.files("images")) == 1)
 
     run(place, clock, body)
 
@@ -235,7 +277,7 @@ def test_the_oldest_make_room(place: Place, clock: Clock) -> None:
             await done(store, clock, f"job_{number}", b"x" * 400)
         left = [n for n in range(5) if await store.get(f"job_{n}") is not None]
         assert left == [3, 4]
-        assert len(place.files("images")) == 2
+        await until(lambda: len(place.files("images")) == 2)
 
     run(place, clock, body)
 
@@ -249,7 +291,7 @@ def test_a_crash_leaves_no_orphans(place: Place, clock: Clock) -> None:
         gone = await done(store, clock, "its file is gone")
         store.put(b"no row", "png")
         await store.expire()  # the store's thread has done all of it
-        place.images().drop(str(gone.images[0].id), "png")
+        dropped(place, lambda images: images.drop(str(gone.images[0].id), "png"))
         place.write("images", "half.part", b"ha")
         place.write("inputs", "kept", b"?")
 

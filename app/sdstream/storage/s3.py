@@ -1,0 +1,196 @@
+"""Images in a bucket of S3, or of any service with its API.
+
+Needs the extra ``s3`` (boto3, which reads addresses, keys and regions as every program of AWS does:
+AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, profiles, roles of machines); storage/choice.py imports this
+module when it is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from sdstream.core.messages import Generate, encode, unframe
+from sdstream.core.options import OutputFormat
+from sdstream.core.pixels import Inputs
+from sdstream.storage.ports import image_name
+
+logger = logging.getLogger(__name__)
+
+#: A service that cannot be reached is given up after a few seconds and tries. Checksums that only
+#: AWS knows are left out.
+_CONFIG: Final = Config(
+    connect_timeout=3,
+    read_timeout=20,
+    retries={"mode": "standard", "total_max_attempts": 3},
+    max_pool_connections=16,
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+
+#: What is still to be deleted at the end has so long.
+_CLOSE_SECONDS: Final = 3
+
+#: Of one request that deletes objects.
+_MOST_KEYS: Final = 1000
+
+_GONE: Final = ("NoSuchKey", "404")
+
+
+class ImageBucket:
+    """An ImageStore below a prefix of a bucket.
+
+    Args:
+        url: ``s3://bucket`` or ``s3://bucket/prefix``.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._bucket = parts.netloc
+        prefix = parts.path.strip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._s3: Any = None
+        # Deleting must not hold up the thread of the rows.
+        self._deleting = ThreadPoolExecutor(1, thread_name_prefix="delete")
+
+    def open(self) -> None:
+        """Connect, and look into the bucket; raises OSError."""
+        with _as_os_errors():
+            # A client of its own session: the default one is not safe in threads.
+            self._s3 = boto3.session.Session().client("s3", config=_CONFIG)
+        self.is_empty()
+
+    def close(self) -> None:
+        """Finish what is being deleted; the next start deletes the rest."""
+        wait([self._deleting.submit(lambda: None)], _CLOSE_SECONDS)
+        self._deleting.shutdown(cancel_futures=True)
+        if self._s3 is not None:
+            self._s3.close()
+
+    def is_empty(self) -> bool:
+        """Return whether no finished image exists."""
+        with _as_os_errors():
+            found = self._s3.list_objects_v2(
+                Bucket=self._bucket, Prefix=self._key("images", ""), MaxKeys=1
+            )
+        return not found.get("KeyCount")
+
+    def free_bytes(self) -> float:
+        """Return infinity: a bucket has no end."""
+        return float("inf")
+
+    def location(self, image_id: str, output_format: OutputFormat) -> str:
+        """Return the address of an image."""
+        key = self._key("images", image_name(image_id, output_format))
+        return f"s3://{self._bucket}/{key}"
+
+    def put(self, data: bytes, output_format: OutputFormat) -> str:
+        """Write an image; return its unguessable id."""
+        image_id = secrets.token_urlsafe(16)
+        self._put("images", image_name(image_id, output_format), data, f"image/{output_format}")
+        return image_id
+
+    def get(self, image_id: str, output_format: OutputFormat) -> bytes:
+        """Return the bytes of an image; raises FileNotFoundError when they are gone."""
+        return self._get("images", image_name(image_id, output_format))
+
+    def drop(self, image_id: str, output_format: OutputFormat) -> None:
+        """Delete an image in the background."""
+        self._deleting.submit(
+            self._delete, [self._key("images", image_name(image_id, output_format))]
+        )
+
+    def put_inputs(self, order: Generate) -> None:
+        """Write the input images of a job."""
+        self._put("inputs", order.job, encode(order), "application/octet-stream")
+
+    def has_inputs(self, job: str) -> bool:
+        """Return whether the input images of a job exist."""
+        try:
+            with _as_os_errors():
+                self._s3.head_object(Bucket=self._bucket, Key=self._key("inputs", job))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def get_inputs(self, job: str) -> Inputs:
+        """Return the input images of a job; raises FileNotFoundError, ValueError if damaged."""
+        message = unframe(self._get("inputs", job))
+        if not isinstance(message, Generate):
+            raise ValueError(f"not the input images of a job: {job}")
+        return message.inputs
+
+    def drop_inputs(self, job: str) -> None:
+        """Delete the input images of a job in the background."""
+        self._deleting.submit(self._delete, [self._key("inputs", job)])
+
+    def sweep(self, images: Container[str], jobs: Container[str]) -> set[str]:
+        """Delete all other objects; return the names of the images that are left."""
+        found = set(self._names("images"))
+        gone = {name for name in found if name not in images}
+        keys = [self._key("images", name) for name in gone]
+        keys += [self._key("inputs", name) for name in self._names("inputs") if name not in jobs]
+        self._delete(keys)
+        return found - gone
+
+    def _key(self, part: str, name: str) -> str:
+        return f"{self._prefix}{part}/{name}"
+
+    def _names(self, part: str) -> Iterator[str]:
+        start = self._key(part, "")
+        with _as_os_errors():
+            pages = self._s3.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=start
+            )
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield item["Key"].removeprefix(start)
+
+    def _put(self, part: str, name: str, data: bytes, media_type: str) -> None:
+        with _as_os_errors():
+            self._s3.put_object(
+                Bucket=self._bucket, Key=self._key(part, name), Body=data, ContentType=media_type
+            )
+
+    def _get(self, part: str, name: str) -> bytes:
+        with _as_os_errors():
+            answer = self._s3.get_object(Bucket=self._bucket, Key=self._key(part, name))
+            data: bytes = answer["Body"].read()
+        return data
+
+    def _delete(self, keys: list[str]) -> None:
+        """Delete objects that no row names any more; the next start does what fails now."""
+        try:
+            for start in range(0, len(keys), _MOST_KEYS):
+                named = [{"Key": key} for key in keys[start : start + _MOST_KEYS]]
+                with _as_os_errors():
+                    answer = self._s3.delete_objects(
+                        Bucket=self._bucket, Delete={"Objects": named, "Quiet": True}
+                    )
+                for error in answer.get("Errors", ()):
+                    logger.warning("%s could not be deleted: %s", error["Key"], error["Code"])
+        except OSError as error:
+            logger.warning("objects could not be deleted: %s", error)
+
+
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Raise errors of the library as those of files."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in _GONE:
+            raise FileNotFoundError(errno.ENOENT, "the object does not exist") from None
+        raise OSError(errno.EIO, str(error)) from None
+    except BotoCoreError as error:
+        raise OSError(errno.EIO, str(error)) from None

@@ -1,0 +1,80 @@
+"""Images in S3: addresses, keys and faults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sdstream.storage import s3 as s3_store
+from sdstream.storage.s3 import ImageBucket
+from tests.support.s3 import S3
+from tests.support.servers import free_port
+
+
+@pytest.fixture
+def bucket(s3: S3) -> Iterator[ImageBucket]:
+    """An open bucket without a prefix."""
+    made = ImageBucket(f"s3://{s3.new()}")
+    made.open()
+    yield made
+    made.close()
+
+
+def test_objects_have_types_and_addresses(s3: S3, bucket: ImageBucket) -> None:
+    """So that other programs can use them."""
+    assert bucket.is_empty()
+    image = bucket.put(b"webp", "webp")
+    assert not bucket.is_empty()
+    name, _, key = bucket.location(image, "webp").removeprefix("s3://").partition("/")
+    assert key == f"images/{image}.webp"
+    client = s3.client()
+    assert client.head_object(Bucket=name, Key=key)["ContentType"] == "image/webp"
+    client.close()
+
+
+def test_more_objects_than_one_request_names(
+    bucket: ImageBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are deleted by several."""
+    monkeypatch.setattr(s3_store, "_MOST_KEYS", 2)
+    kept = bucket.put(b"x", "png")
+    for _ in range(5):
+        bucket.put(b"x", "png")
+    assert bucket.sweep({f"{kept}.png"}, ()) == {f"{kept}.png"}
+    assert bucket.get(kept, "png") == b"x"
+
+
+def test_a_bucket_that_does_not_exist(s3: S3) -> None:
+    """It is an error of files, as for a folder."""
+    missing = ImageBucket("s3://no-such-bucket")
+    with pytest.raises(OSError, match="NoSuchBucket"):
+        missing.open()
+    missing.close()
+
+
+def test_a_server_that_does_not_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, and deletions are only logged."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    gone = ImageBucket("s3://bucket")
+    with pytest.raises(OSError, match="Could not connect"):
+        gone.open()
+    with pytest.raises(OSError, match="Could not connect"):
+        gone.put(b"x", "png")
+    gone.drop("x", "png")
+    gone.close()
+
+
+def test_no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A sentence, and no traceback of the library."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    keyless = ImageBucket("s3://bucket")
+    with pytest.raises(OSError, match="credentials"):
+        keyless.open()
+    keyless.close()
