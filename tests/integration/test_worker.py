@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,26 +28,17 @@ from sdstream.core.messages import (
 )
 from sdstream.core.model_spec import Kernels, ModelSpec, RuntimeOptions
 from sdstream.core.pixels import Inputs, Pixels
-from sdstream.core.request import EVERY_STEP, GenerationRequest
+from sdstream.core.request import EVERY_STEP
 from sdstream.core.size import Size
 from sdstream.engine import worker as worker_module
-from sdstream.engine.pool import WorkerPool
+from sdstream.engine.pool import Place, WorkerPool
 from sdstream.engine.process import WorkerProcess
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
 from sdstream.settings import worker_environment
+from tests.support.processes import a_request, driven
 
 LIMIT = 2.0
 """Seconds that a phase may take where one hangs: far more than one takes on a busy machine."""
-
-
-def driven(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test on a loop of its own, for a minute at most."""
-
-    @functools.wraps(scenario)
-    def test(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(scenario(*args, **kwargs), 60))
-
-    return test
 
 
 @asynccontextmanager
@@ -71,24 +61,6 @@ async def running_worker(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-def a_request(prompt: str = "a circle", **changes: Any) -> GenerationRequest:
-    """A small job."""
-    fields: dict[str, Any] = {
-        "model": "fake",
-        "prompt": prompt,
-        "negative_prompt": "",
-        "width": 64,
-        "height": 48,
-        "steps": 4,
-        "sampler": "euler",
-        "schedule": "discrete",
-        "cfg_scale": 1.0,
-        "seed": 7,
-        "n": 1,
-    }
-    return GenerationRequest(**{**fields, **changes})
 
 
 async def drawn(worker: Worker, prompt: str = "a circle", **changes: Any) -> list[Event]:
@@ -194,7 +166,7 @@ async def test_a_model_is_ready_while_its_files_are_there() -> None:
     there = [True]
     spec = ModelSpec.model_validate({"id": "fake", "family": "sd1", "files": {"model": "fine"}})
 
-    def made(_spec: ModelSpec, changed: Callable[[], None]) -> Worker:
+    def made(_spec: ModelSpec, changed: Callable[[], None], _place: str) -> Worker:
         load = Load("fake", "sd1", {"model": "fine"}, "/nowhere", RuntimeOptions().model_dump())
         return Worker(load, WorkerOptions("fake", worker_environment()), changed)
 
@@ -202,7 +174,7 @@ async def test_a_model_is_ready_while_its_files_are_there() -> None:
         made,
         file_bytes=lambda _: 0,
         can_load=lambda _: there[0],
-        budget_bytes=2**40,
+        places=lambda: [Place("", 2**40)],
         on_change=lambda: None,
     )
     assert not pool.is_ready(spec)

@@ -93,6 +93,7 @@ class Reason(DescribedEnum):
     GENERATION_FAILED = "generation_failed", "The runtime returned no image."
     WORKER_CRASHED = "worker_crashed", "The native process crashed."
     WORKER_KILLED = "worker_killed", "The native process was killed, usually for lack of memory."
+    WORKER_LOST = "worker_lost", "The machine of the native process went out of reach, twice."
     WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
     INTERRUPTED = "interrupted", "The server stopped while the job was running."
     CANCELLED = "cancelled", "The job was cancelled."

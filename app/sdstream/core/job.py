@@ -9,7 +9,7 @@ event wins; nothing follows it.
 
     queued ──> loading ──> running ──> completed
      │  ^         │         │  │
-     │  └─────────│─────────┘  │       (a second try of a background job)
+     │  └─────────│─────────┘  │       (another try: see service/dispatch.py)
      └────────────┴────────────┴─────> failed | cancelled
 
 A job keeps an append-only list of what happened; a reader holds an index into it. There are no
@@ -140,7 +140,8 @@ class Requeued:
     """The job waits again; finished images stay.
 
     Attributes:
-        counts: The try was one: the worker died. Else the server was told to stop.
+        counts: The try was one: the worker died. Else the server was told to stop, or the worker's
+            machine went out of reach.
     """
 
     counts: bool = True
@@ -428,7 +429,10 @@ class Job:
     def error(self) -> ImageServiceError | None:
         """What to tell a client whose job ended without all of its images."""
         match self.ending:
-            case JobFailed(Reason.SHUTTING_DOWN | Reason.MODEL_UNAVAILABLE as reason, message):
+            case JobFailed(
+                Reason.SHUTTING_DOWN | Reason.MODEL_UNAVAILABLE | Reason.WORKER_LOST as reason,
+                message,
+            ):
                 return Unavailable(message, reason=reason, retry_after=10)
             case JobFailed(Reason.CONTENT_POLICY_VIOLATION as reason, message):
                 return InvalidRequest(message, reason=reason)

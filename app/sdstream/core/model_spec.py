@@ -185,7 +185,8 @@ class ModelSpec(Part):
         gated: The hub wants a token of somebody who accepted the licence on ``page``.
         quants: What ``{quant}`` in the files stands for -> gigabytes (10^9 bytes) that a pull
             fetches in all, None when not known; the first is the usual one.
-        replicas: Workers of the model that may draw at once.
+        replicas: Workers of the model that may generate at once; "auto" is one for each GPU of a
+            cluster, and one on this machine.
         keep_alive: Seconds that an idle worker stays loaded, at least one; None is until others
             need its room.
         device: Where it computes: "cpu", or "cuda:1", "rocm:0", "vulkan:0" and so on for one of
@@ -207,7 +208,7 @@ class ModelSpec(Part):
     size: SizeRule = SizeRule()
     prompt_characters: int | None = Field(None, ge=1, le=32_000)
     runtime: RuntimeOptions = RuntimeOptions()
-    replicas: int = Field(1, ge=1, le=64)
+    replicas: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
     keep_alive: float | None = Field(None, ge=0, allow_inf_nan=False)
     device: str | None = Field(None, pattern=r"^(cpu|(cuda|rocm|vulkan):\d{1,2})$")
 

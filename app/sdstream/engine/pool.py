@@ -1,19 +1,21 @@
-"""Workers of several models side by side, within a budget of memory.
+"""Workers of several models side by side, on one machine or several, within budgets of memory.
 
-A model is loaded when a job needs it, once however many wait for it. Where there is no room the
-models make it that were idle the longest, never one that draws or is being loaded. What a model
-needs is what its process was seen to take; before it ever ran, the size of its files.
+A model is loaded when a job needs it, once however many wait for it, in the place with the fewest
+workers. Where no place has room, the models of one place make it that were idle the longest, never
+one that generates or is being loaded. What a model needs is what its process was seen to take;
+before it ever ran, the size of its files.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sdstream.core.model_spec import ModelSpec
+from sdstream.core.model_spec import CPU, ModelSpec
 from sdstream.engine.worker import Worker, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,27 @@ _PROCESS_BYTES: Final = 150 * 2**20
 _LEAST_IDLE_SECONDS: Final = 1.0
 
 _LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine where workers run.
+
+    Attributes:
+        name: Empty for this machine.
+        budget: Memory for all workers there, in bytes; one model may always be there.
+        slots: Workers that may be there at once, as there are GPUs; None is any number.
+        gpu_bytes: Memory of each of its GPUs; None without GPUs, or when it is unknown.
+        is_open: Workers may be started there, and jobs given to them.
+        is_leaving: Its workers stop as soon as their jobs are over.
+    """
+
+    name: str
+    budget: int
+    slots: int | None = None
+    gpu_bytes: int | None = None
+    is_open: bool = True
+    is_leaving: bool = False
 
 
 @dataclass(eq=False)
@@ -62,26 +85,32 @@ class WorkerPool:
     """Starts, lends and stops workers. Everything happens on one event loop.
 
     Args:
-        make_worker: A worker for a model, which calls back whenever its state changes.
+        make_worker: A worker for a model in a place of that name, which calls back whenever its
+            state changes.
         file_bytes: Size of a model's files.
         can_load: True when a model's files are there.
-        budget_bytes: Memory for all workers together; one model may always be there.
+        places: The places that there are now; ``places_changed`` is to be called when these are
+            others.
+        keep_alive: Seconds that an idle worker stays loaded whose model does not say; None is until
+            others need its room.
         on_change: Called when a worker may be free, loaded or gone.
     """
 
     def __init__(
         self,
-        make_worker: Callable[[ModelSpec, Callable[[], None]], Worker],
+        make_worker: Callable[[ModelSpec, Callable[[], None], str], Worker],
         *,
         file_bytes: Callable[[ModelSpec], int],
         can_load: Callable[[ModelSpec], bool] = lambda _: True,
-        budget_bytes: int,
+        places: Callable[[], Sequence[Place]],
+        keep_alive: float | None = None,
         on_change: Callable[[], None],
     ) -> None:
         self._make_worker = make_worker
         self._file_bytes = file_bytes
         self._can_load = can_load
-        self._budget = budget_bytes
+        self._places = places
+        self._keep_alive = keep_alive
         self._on_change = on_change
         self._seats: list[_Seat] = []
         self._seen_bytes: dict[str, int] = {}
@@ -106,10 +135,14 @@ class WorkerPool:
 
     def free(self, model: str) -> Worker | None:
         """A loaded worker of the model that no job has; of several the one that rested longest."""
+        shut = {place.name for place in self._places() if not place.is_open}
         free = [
             seat
             for seat in self._seats
-            if seat.spec.id == model and seat.idle and seat.worker.state is WorkerState.READY
+            if seat.spec.id == model
+            and seat.idle
+            and seat.worker.state is WorkerState.READY
+            and seat.worker.place not in shut
         ]
         return min(free, key=lambda seat: seat.used).worker if free else None
 
@@ -127,7 +160,18 @@ class WorkerPool:
         if any(w.state in _LOADED for w in workers):
             return not any(w.unsteady for w in workers)
         resting = all(w.starts <= 1 and w.state is WorkerState.STARTING for w in workers)
-        return resting and spec.id in self._sound and self._can_load(spec)
+        return resting and spec.id in self._sound and self._can_load(spec) and self.has_places
+
+    @property
+    def has_places(self) -> bool:
+        """True when there is a place where workers can be started."""
+        return any(place.is_open for place in self._places())
+
+    def most_workers(self, spec: ModelSpec) -> int:
+        """Workers that the model may have at once; "auto" is one for each slot that there is."""
+        if spec.replicas != "auto":
+            return spec.replicas
+        return sum(1 if p.slots is None else p.slots for p in self._places() if p.is_open)
 
     def failed(self, model: str) -> Worker | None:
         """The worker that shows why the model cannot be loaded."""
@@ -147,34 +191,55 @@ class WorkerPool:
             after: A worker that is ending, whose memory this one takes.
         """
         count = len(self.workers(spec.id))
-        if count >= spec.replicas:
+        if count >= self.most_workers(spec):
             return False
-        victims = self._victims(spec) if count == 0 else []
-        if victims is None or (count and self._used_bytes() + self.need(spec) > self._budget):
+        chosen = self._choose(spec, may_evict=count == 0)
+        if chosen is None:
             return False
+        place, victims = chosen
         for seat in victims:
             logger.info("model %s makes room for %s", seat.spec.id, spec.id)
             self.evictions += 1
         gone = [*(self._end(seat) for seat in victims), *([after] if after else [])]
-        worker = self._make_worker(spec, self._changed)
+        worker = self._make_worker(spec, self._changed, place.name)
         task = asyncio.create_task(_run_after(gone, worker))
         task.add_done_callback(_log_fault)
         self._seats.append(_Seat(spec, worker, task, self._now()))
         return True
 
+    def places_changed(self) -> None:
+        """Give up the workers of places that are gone, and those of places that leave when free."""
+        there = {place.name: place for place in self._places()}
+        for seat in list(self._seats):
+            place = there.get(seat.worker.place)
+            if place is None:
+                seat.worker.lose()  # which takes it out
+            elif place.is_leaving and not seat.leaving:
+                seat.leaving = True
+                if not seat.taken:
+                    self._end(seat)
+        self._on_change()
+
     def _changed(self) -> None:
         """A worker's state is another one: who is idle from now on may have to go some time."""
+        for seat in [s for s in self._seats if s.worker.state is WorkerState.STOPPED]:
+            self._end(seat)  # its machine is out of reach
         for seat in self._seats:
             if seat.worker.state in _LOADED:
                 self._sound.add(seat.spec.id)
             elif seat.worker.state is WorkerState.FAILED:
                 self._sound.discard(seat.spec.id)
             ready = seat.worker.state is WorkerState.READY and not seat.taken
-            if ready and seat.going is None and seat.spec.keep_alive is not None:
-                seconds = max(seat.spec.keep_alive, _LEAST_IDLE_SECONDS)
+            keep_alive = self.keep_alive(seat.spec)
+            if ready and seat.going is None and keep_alive is not None:
+                seconds = max(keep_alive, _LEAST_IDLE_SECONDS)
                 loop = asyncio.get_running_loop()
                 seat.going = loop.call_later(seconds, self._end_idle, seat)
         self._on_change()
+
+    def keep_alive(self, spec: ModelSpec) -> float | None:
+        """Seconds that an idle worker of the model stays loaded; None is until others need it."""
+        return self._keep_alive if spec.keep_alive is None else spec.keep_alive
 
     def take(self, worker: Worker) -> None:
         """Lend a free worker to a job."""
@@ -247,8 +312,7 @@ class WorkerPool:
         """Bytes that a worker of the model takes, as far as is known."""
         return self._seen_bytes.get(spec.id) or self._file_bytes(spec) + _PROCESS_BYTES
 
-    def _used_bytes(self) -> int:
-        seats = [seat for seat in self._seats if seat.worker.state is not WorkerState.FAILED]
+    def _used_bytes(self, seats: Sequence[_Seat]) -> int:
         return sum(max(self._note(seat), self.need(seat.spec)) for seat in seats)
 
     def _note(self, seat: _Seat) -> int:
@@ -258,26 +322,53 @@ class WorkerPool:
             self._seen_bytes[seat.spec.id] = max(now, self._seen_bytes.get(seat.spec.id, 0))
         return now
 
-    def _victims(self, spec: ModelSpec) -> list[_Seat] | None:
-        """Whom to stop so that the model fits; None when that would not be enough."""
-        used, wanted = self._used_bytes(), self.need(spec)
+    def _choose(self, spec: ModelSpec, *, may_evict: bool) -> tuple[Place, list[_Seat]] | None:
+        """The place for one more worker, and those who make room there; None without one.
+
+        The best place has a GPU that is large enough, then asks nobody to go, then has the fewest
+        workers.
+        """
+        seats: defaultdict[str, list[_Seat]] = defaultdict(list)
+        for seat in self._seats:
+            if seat.worker.state is not WorkerState.FAILED:
+                seats[seat.worker.place].append(seat)
+        best: tuple[tuple[bool, int, int], Place, list[_Seat]] | None = None
+        for place in self._places():
+            here = seats[place.name]
+            victims = self._victims(spec, place, here) if place.is_open else None
+            if victims is None or (victims and not may_evict):
+                continue
+            rank = (not self._fits_gpu(spec, place), len(victims), len(here))
+            if best is None or rank < best[0]:
+                best = rank, place, victims
+        return None if best is None else best[1:]
+
+    def _fits_gpu(self, spec: ModelSpec, place: Place) -> bool:
+        """False when the weights alone are larger than the GPU that they would be loaded to."""
+        if place.gpu_bytes is None or spec.device == CPU or spec.runtime.offload:
+            return True
+        return self._file_bytes(spec) <= place.gpu_bytes
+
+    def _victims(self, spec: ModelSpec, place: Place, here: Sequence[_Seat]) -> list[_Seat] | None:
+        """Whom to stop so that the model fits there; None when that would not be enough."""
+        used, wanted, count = self._used_bytes(here), self.need(spec), len(here)
+        slots = count + 1 if place.slots is None else place.slots
         victims: list[_Seat] = []
-        for seat in sorted((s for s in self._seats if s.idle), key=lambda s: s.used):
-            if used + wanted <= self._budget:
+        for seat in sorted((s for s in here if s.idle), key=lambda s: s.used):
+            if used + wanted <= place.budget and count < slots:
                 break
-            if seat.worker.state is WorkerState.READY:
-                victims.append(seat)
-                used -= max(seat.worker.resident_bytes, self.need(seat.spec))
-        others = len([s for s in self._seats if s.worker.state is not WorkerState.FAILED])
-        alone = len(victims) == others
-        return victims if alone or used + wanted <= self._budget else None
+            victims.append(seat)
+            used -= max(seat.worker.resident_bytes, self.need(seat.spec))
+            count -= 1
+        has_room = used + wanted <= place.budget or count == 0
+        return victims if has_room and count < slots else None
 
     # --- parts ----------------------------------------------------------------------------------
 
     def _end_idle(self, seat: _Seat) -> None:
         seat.going = None
         if seat in self._seats and seat.idle:
-            logger.info("model %s was idle for %g s", seat.spec.id, seat.spec.keep_alive)
+            logger.info("model %s was idle for %g s", seat.spec.id, self.keep_alive(seat.spec))
             self._end(seat)
             self._on_change()
 

@@ -1,4 +1,7 @@
-"""One worker process as the server sees it: a socket with frames on it, a log, an exit code.
+"""A worker process as the server sees it, and one on this machine: a socket, a log, an exit code.
+
+``Process`` is what a worker needs of its process, wherever that runs. ``WorkerProcess`` is a child
+of the server; sdstream.cluster has another one.
 
 A child leads a process group of its own. Native code may fork, and a fork inherits the socket and
 the pipe of the log: whenever the child ends its group is killed, and nothing waits without limit
@@ -13,9 +16,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 from sdstream.core.messages import HEADER, Command, Message, Stop, decode, encode
 from sdstream.system import resident_bytes
@@ -29,8 +32,52 @@ _LAST_WORDS_SECONDS: Final = 1.0
 _LEVELS: Final = logging.getLevelNamesMapping()
 
 
+class PlaceGone(OSError):
+    """The machine of a worker process cannot be reached, or takes none: no fault of the model."""
+
+
+class Process(Protocol):
+    """A process that loads one model and generates with it.
+
+    Commands reach it in the order in which they were sent. Once ``receive`` returned None, it
+    returns None for ever.
+    """
+
+    @property
+    def pid(self) -> int:
+        """Process id on its machine."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory in use in bytes, as far as it is known; 0 when the process is gone."""
+
+    def send(self, command: Command) -> None:
+        """Send a command without waiting; the death of a process is noticed by ``receive``."""
+
+    async def receive(self) -> Message | None:
+        """Return the next event, or None when the process or its machine is gone."""
+
+    async def exit_code(self) -> int:
+        """Wait for the end: 0 or more is an exit status, less is minus the signal.
+
+        Raises:
+            PlaceGone: The machine is out of reach, so that nobody knows.
+        """
+
+    async def end(self) -> None:
+        """Make sure that it is gone; callable in every state."""
+
+    def kill(self) -> None:
+        """End it at once, without waiting."""
+
+
+#: Starts a process with an engine ("native" or "fake") and an environment. It raises PlaceGone when
+#: its machine cannot be used, and any other exception when no process can be started there.
+Spawn = Callable[[str, Mapping[str, str]], Awaitable[Process]]
+
+
 class WorkerProcess:
-    """A running child. Made by ``spawn``; whoever made it calls ``end``.
+    """A running child of the server. Made by ``spawn``; whoever made it calls ``end``.
 
     The kernel ends the child with the *thread* that spawned it (PR_SET_PDEATHSIG), so ``spawn``
     belongs on the event loop's thread, which lives as long as the server.

@@ -4,6 +4,7 @@ Who decides how a job on a worker ends, first come first served:
 
     the child says Done, Cancelled or Failed      that
     the child's process ends                      Failed, with the reason read off its exit code
+    the child's machine is out of reach           Failed(worker_lost), and the worker stops
     no sign of life for the phase's limit         Failed(worker_hung), and the child is ended
     a cancel had no effect for the grace time     Cancelled, and the child is ended
 
@@ -41,7 +42,7 @@ from sdstream.core.messages import (
 )
 from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.request import GenerationRequest
-from sdstream.engine.process import WorkerProcess
+from sdstream.engine.process import PlaceGone, Process, Spawn, WorkerProcess
 from sdstream.notifier import Notifier
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ _MAX_KERNEL_CRASHES: Final = 2
 #: A phase may take this many times what it usually takes before it counts as hung.
 _HANG_FACTOR: Final = 10.0
 
+
+_LOST: Final = "The machine of the worker went out of reach."
 
 #: Phases that take longer for a larger picture; tiles of an upscaler are all of one size.
 _OF_PIXELS: Final = (Phase.SAMPLING, Phase.DECODING)
@@ -143,22 +146,32 @@ class Worker:
         load: What the process loads.
         options: How it is started and watched.
         on_change: Called whenever ``state`` changes.
+        spawn: Starts its processes.
+        place: Name of the machine that they run on; empty is this one.
     """
 
     def __init__(
-        self, load: Load, options: WorkerOptions, on_change: Callable[[], None] = lambda: None
+        self,
+        load: Load,
+        options: WorkerOptions,
+        on_change: Callable[[], None] = lambda: None,
+        *,
+        spawn: Spawn = WorkerProcess.spawn,
+        place: str = "",
     ) -> None:
         self.model = load.model
+        self.place = place
         self.state = WorkerState.STARTING
         self.loaded: Loaded | None = None
         self.error = ""
         self.starts = 0
         self._load = load
         self._options = options
+        self._spawn = spawn
         self._on_change = on_change
         self._pace = _Pace(options.hang_seconds)
         self._changed = Notifier()
-        self._process: WorkerProcess | None = None
+        self._process: Process | None = None
         self._watch: asyncio.Timeout | None = None
         self._job: str | None = None
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
@@ -168,6 +181,7 @@ class Worker:
         self._crashes = 0
         self._crashed_at = 0.0
         self._failed_loads = 0
+        self._is_lost = False
 
     # --- for the owner --------------------------------------------------------------------------
 
@@ -191,7 +205,7 @@ class Worker:
     async def run(self) -> None:
         """Start the child, and start it again whenever it ends, until cancelled."""
         try:
-            while self.state is not WorkerState.FAILED:
+            while self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
                 await asyncio.sleep(_backoff(max(self._crashes, self._failed_loads)))
                 await self._live()
         finally:
@@ -203,6 +217,14 @@ class Worker:
             self._become(WorkerState.STOPPED)
         self._end_job(Reason.SHUTTING_DOWN, "The server is shutting down.")
 
+    def lose(self) -> None:
+        """Give it up: its machine is out of reach. Its job can be generated on another one."""
+        if self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
+            logger.warning("the worker of model %s on %s is lost", self.model, self.place)
+            self._is_lost = True
+            self._end_job(Reason.WORKER_LOST, _LOST)
+            self._become(WorkerState.STOPPED)
+
     async def ready(self) -> None:
         """Wait until a job can be given; raise Unavailable when that will never be."""
         while self.state is not WorkerState.READY:
@@ -211,7 +233,9 @@ class Worker:
             await self._changed.wait()
 
     def unavailable(self) -> Unavailable:
-        """Why no job can be given to a worker that failed or was stopped."""
+        """Why no job can be given to a worker that failed, was lost or was stopped."""
+        if self._is_lost:
+            return Unavailable(_LOST, reason=Reason.WORKER_LOST, retry_after=10)
         message = f"The model '{self.model}' is not available. {self.error}".rstrip()
         return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
 
@@ -262,9 +286,16 @@ class Worker:
         self._become(WorkerState.STARTING)
         self.starts += 1
         try:
-            process = await WorkerProcess.spawn(self._options.engine, self._options.environment)
-        except OSError as error:
-            self._load_failed(f"No worker process could be started: {error.strerror}.")
+            process = await self._spawn(self._options.engine, self._options.environment)
+        except PlaceGone as error:
+            logger.warning("no worker of model %s on %s: %s", self.model, self.place, error)
+            self.lose()
+            return
+        except Exception as error:
+            # Whatever it is, it must end neither the supervisor nor the server.
+            logger.exception("the start of a worker process failed")
+            why = error.strerror if isinstance(error, OSError) else None
+            self._load_failed(f"No worker process could be started: {why or error}.")
             return
         self._process = process
         try:
@@ -274,6 +305,8 @@ class Worker:
             self._watch = None
             if gone:
                 self._bury(*await self._autopsy(process))
+        except PlaceGone:
+            self.lose()
         except TimeoutError:
             logger.error("worker %d of model %s hung: no sign of life", process.pid, self.model)
             self._bury(Reason.WORKER_HUNG, f"The runtime hung while {self._phase.meaning}.")
@@ -282,7 +315,7 @@ class Worker:
             await _to_the_end(process.end())
             self._process = None
 
-    async def _serve(self, process: WorkerProcess) -> bool:
+    async def _serve(self, process: Process) -> bool:
         """Take up events until the child is gone (True) or its load has failed (False)."""
         self._pace.expect(None)
         self._await(Phase.LOADING)
@@ -351,8 +384,8 @@ class Worker:
                 self._become(WorkerState.READY)
         self._mailbox.put_nowait(event)
 
-    async def _autopsy(self, process: WorkerProcess) -> tuple[Reason, str]:
-        """Why the child went by itself."""
+    async def _autopsy(self, process: Process) -> tuple[Reason, str]:
+        """Why the child went by itself; raises PlaceGone when its machine went."""
         try:
             code = await asyncio.wait_for(process.exit_code(), 2.0)
         except TimeoutError:  # it closed its socket and lives on: no use either

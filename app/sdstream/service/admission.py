@@ -26,7 +26,9 @@ from sdstream.service.models import Models
 from sdstream.storage.job_store import JobStore
 
 #: Transient ends: a request that comes again under its name starts a new job after one of these.
-_TRANSIENT: Final = (Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED)
+_TRANSIENT: Final = (
+    *(Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED, Reason.WORKER_LOST),
+)
 #: Requests without images that become jobs at the same time; more would not be faster.
 _ACCEPTED_AT_ONCE: Final = 2
 

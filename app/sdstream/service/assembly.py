@@ -23,7 +23,7 @@ from sdstream.core.locations import BUILTIN
 from sdstream.core.messages import Load
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.request import Assets, Limits
-from sdstream.engine.pool import WorkerPool
+from sdstream.engine.pool import Place, WorkerPool
 from sdstream.engine.worker import Worker, WorkerOptions
 from sdstream.imaging.processor import ImageProcessor
 from sdstream.imaging.safety import load_checker
@@ -214,14 +214,16 @@ def _service(
         cancel_seconds=settings.cancel_seconds,
     )
 
+    here = (Place("", settings.memory_mb * 2**20 or total_memory() * 4 // 5),)
+
     def make_pool(on_change: Callable[[], None]) -> WorkerPool:
         return WorkerPool(
-            lambda spec, changed: Worker(
+            lambda spec, changed, _place: Worker(
                 load_command(settings, spec), _on_device(options, spec.device), changed
             ),
             file_bytes=lambda spec: _file_bytes(settings, spec),
             can_load=lambda spec: _are_there(settings, spec),
-            budget_bytes=settings.memory_mb * 2**20 or total_memory() * 4 // 5,
+            places=lambda: here,
             on_change=on_change,
         )
 

@@ -14,6 +14,7 @@ How a job ends; the first event wins (``Job.apply`` ignores the others):
     cancel while running          cancelled  499; the worker stops within a step
     the client leaves             cancelled  the connection is closed
     the worker dies or hangs      failed     500 worker_crashed | worker_killed | worker_hung
+    its machine is lost, twice    failed     503 worker_lost
     the model cannot be loaded    failed     503 model_unavailable
     shutdown while queued         failed     503 shutting_down, at once
     shutdown while running        failed     503 shutting_down, when the grace time is over
@@ -21,6 +22,9 @@ How a job ends; the first event wins (``Job.apply`` ignores the others):
 A background job runs without a client. The death of its worker or of the server puts it back into
 the queue, once. At shutdown it is deferred to the next start, however often that happens; a client
 that waits for it gets 503 shutting_down too.
+
+A job whose worker is lost with its machine goes back into the queue once, whether it is in the
+background or not. That counts as no attempt: the job is not to blame.
 """
 
 from __future__ import annotations
@@ -111,6 +115,7 @@ class Dispatcher:
         self._metrics = metrics
         self._grace_seconds = grace_seconds
         self._drain_task: asyncio.Task[None] | None = None
+        self._has_default = False
 
     @property
     def draining(self) -> bool:
@@ -131,8 +136,8 @@ class Dispatcher:
         places = asyncio.create_task(self._queue.tell_places())
         places.add_done_callback(lambda _: self._changed.notify())
         try:
-            self._pool.start(self._models.catalog.models[self._models.catalog.default])
             while True:
+                self._load_default()
                 if self._dispatch():
                     await self._changed.wait()
                 else:
@@ -150,6 +155,12 @@ class Dispatcher:
                     live.task.cancel()
             await asyncio.shield(self._pool.close())
             self._processor.close()
+
+    def _load_default(self) -> None:
+        """Begin to load the default model, once: as soon as there is a place for it."""
+        default = self._models.catalog.find(None)
+        if not self._has_default and default is not None:
+            self._has_default = self._pool.start(default)
 
     def _dispatch(self) -> bool:
         """Begin every waiting job that a worker is free for, and load models for the others.
@@ -247,11 +258,12 @@ class Dispatcher:
             await self._take(live, inputs, event)
 
     async def _is_ready(self, live: LiveJob, worker: Worker) -> bool:
-        """Wait for the worker; False when the job has ended without it."""
+        """Wait for the worker; False when the job has ended or waits again without it."""
         try:
             await worker.ready()
         except Unavailable as error:
-            self._jobs.apply(live, JobFailed(error.reason, error.message))
+            self._fail(live, JobFailed(error.reason, error.message))
+            return False
         return not live.over
 
     async def _take(self, live: LiveJob, inputs: Inputs, event: Event) -> None:
@@ -273,6 +285,11 @@ class Dispatcher:
 
     def _fail(self, live: LiveJob, ending: JobFailed) -> None:
         job = live.job
+        if ending.reason is Reason.WORKER_LOST and not live.was_lost:
+            live.was_lost = True
+            if self._jobs.apply(live, Requeued(counts=False)):
+                logger.warning("job %s is generated again: %s", job.id, ending.message)
+                return
         again = job.terms.background and job.attempts < MAX_ATTEMPTS
         if again and ending.reason in _SECOND_CHANCE and self._jobs.apply(live, Requeued()):
             logger.warning("job %s gets a second try: %s", job.id, ending.message)

@@ -88,6 +88,7 @@ class LiveJob:
         changed: Wakes its readers.
         wanted_ending: What a Cancelled of the worker means for it.
         deferred: It waits for the next start of the server; readers are to leave.
+        was_lost: A worker that had it was lost with its machine.
         ahead: Of the waiting jobs before it, as it was found last.
         clock: Unix seconds of its events; a clock that is set in the middle of a job does not make
             its times wrong.
@@ -98,6 +99,7 @@ class LiveJob:
     changed: Notifier = field(default_factory=Notifier)
     wanted_ending: JobCancelled | JobFailed | None = None
     deferred: bool = False
+    was_lost: bool = False
     ahead: Work = NO_WORK
 
     #: Has the job while it runs.

@@ -252,7 +252,7 @@ class ModelRoutes:
             "state": self.service.model_state(spec.id),
             "workers": len(workers),
             "replicas": spec.replicas,
-            "keep_alive": spec.keep_alive,
+            "keep_alive": self.service.pool.keep_alive(spec),
             "resident_bytes": sum(worker.resident_bytes for worker in workers),
             "defaults": defaults_of(spec),
             "size": sizes_of(spec),

@@ -1,0 +1,257 @@
+"""Workers on several machines: which one is chosen, who makes room, and what a lost one leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sdstream.core.errors import Reason
+from sdstream.core.messages import Done, Event, Failed, Generate, Load
+from sdstream.core.model_spec import ModelSpec, RuntimeOptions
+from sdstream.engine.pool import Place, WorkerPool
+from sdstream.engine.process import PlaceGone
+from sdstream.engine.worker import Worker, WorkerOptions, WorkerState
+from tests.support.processes import FakeProcess, a_request, driven
+
+MIB = 2**20
+
+
+class Machines:
+    """A pool on places that a test changes, with fake processes.
+
+    Attributes:
+        places: Those that there are now.
+        processes: What runs, by the name of its place.
+        gone: Names of places that start nothing.
+        starts: Names of the places that were asked to start a process.
+    """
+
+    def __init__(self, *places: Place, file_mb: int = 100, keep_alive: float | None = None) -> None:
+        self.places = list(places)
+        self.processes: dict[str, FakeProcess] = {}
+        self.gone: set[str] = set()
+        self.starts: list[str] = []
+        self.changes = 0
+        self._bytes = file_mb * MIB
+        self.pool = WorkerPool(
+            self._made,
+            file_bytes=lambda _: file_mb * MIB - 150 * MIB,
+            places=lambda: self.places,
+            keep_alive=keep_alive,
+            on_change=self._noted,
+        )
+
+    def _noted(self) -> None:
+        self.changes += 1
+
+    def _made(self, spec: ModelSpec, changed: Callable[[], None], place: str) -> Worker:
+        async def spawn(*_: object) -> FakeProcess:
+            self.starts.append(place)
+            if place in self.gone:
+                raise PlaceGone("out of reach")
+            self.processes[place] = FakeProcess(resident_bytes=self._bytes)
+            return self.processes[place]
+
+        load = Load(spec.id, "sd1", {"model": "x"}, "/nowhere", RuntimeOptions().model_dump())
+        return Worker(load, WorkerOptions("fake", {}), changed, spawn=spawn, place=place)
+
+    def there(self) -> list[tuple[str, str]]:
+        """(model, place) of all workers, in the order of the places."""
+        return sorted((w.model, w.place) for w in self.pool.workers())
+
+    async def started(self, spec: ModelSpec) -> bool:
+        """Start one more worker and wait until it is loaded."""
+        before = self.pool.workers(spec.id)
+        started = self.pool.start(spec)
+        for worker in self.pool.workers(spec.id):
+            if worker not in before:
+                await worker.ready()
+        return started
+
+
+def a_model(name: str = "a", **more: Any) -> ModelSpec:
+    """An entry of the catalogue."""
+    fields = {"id": name, "family": "sd1", "files": {"model": "x"}, **more}
+    return ModelSpec.model_validate(fields)
+
+
+@driven
+async def test_a_worker_goes_where_the_fewest_are() -> None:
+    """Replicas and models spread over the machines, and beyond their slots none is started."""
+    machines = Machines(Place("one", 1000 * MIB, 2), Place("two", 1000 * MIB, 2))
+    both = a_model("a", replicas=2)
+    assert await machines.started(both)
+    assert await machines.started(both)
+    assert machines.there() == [("a", "one"), ("a", "two")]
+    assert not machines.pool.start(both)
+    assert await machines.started(a_model("b", replicas=3))
+    assert await machines.started(a_model("b", replicas=3))
+    assert not machines.pool.start(a_model("b", replicas=3))
+    assert machines.there() == [("a", "one"), ("a", "two"), ("b", "one"), ("b", "two")]
+    await machines.pool.close()
+
+
+@driven
+async def test_room_is_made_within_one_place() -> None:
+    """The memory of two machines is not that of one, and as few workers go as are needed."""
+    machines = Machines(Place("one", 220 * MIB), Place("two", 120 * MIB), file_mb=100)
+    for name in "abc":
+        assert await machines.started(a_model(name))
+    assert machines.there() == [("a", "one"), ("b", "two"), ("c", "one")]
+    assert await machines.started(a_model("d"))
+    assert len(machines.there()) == 3
+    assert machines.pool.evictions == 1
+    busy = machines.pool.workers()
+    for worker in busy:
+        machines.pool.take(worker)
+    assert not machines.pool.start(a_model("e"))
+    await machines.pool.close()
+
+
+@driven
+async def test_auto_is_one_worker_for_each_slot() -> None:
+    """On machines that take workers; a place without slots counts as one."""
+    machines = Machines(Place("one", 1000 * MIB, 2), Place("two", 1000 * MIB, 1, is_open=False))
+    auto = a_model(replicas="auto")
+    assert machines.pool.most_workers(auto) == 2
+    machines.places.append(Place("three", 1000 * MIB, None))
+    assert machines.pool.most_workers(auto) == 3
+    assert [await machines.started(auto) for _ in range(4)] == [True, True, True, False]
+    await machines.pool.close()
+
+
+@driven
+async def test_a_gpu_that_is_too_small_is_the_last_choice() -> None:
+    """Weights that are larger than its memory go elsewhere; on a CPU it does not matter."""
+    small, large = Place("small", 1000 * MIB, 1, 10 * MIB), Place("large", 1000 * MIB, 1, 80 * MIB)
+    machines = Machines(small, large, file_mb=200)
+    assert await machines.started(a_model())
+    assert machines.there() == [("a", "large")]
+    machines.places.remove(large)
+    machines.pool.places_changed()
+    assert await machines.started(a_model())
+    assert machines.there() == [("a", "small")]
+    await machines.pool.close()
+    machines = Machines(small, large, file_mb=200)
+    assert await machines.started(a_model(device="cpu"))
+    assert machines.there() == [("a", "small")]
+    await machines.pool.close()
+
+
+async def drawn(worker: Worker) -> list[Event]:
+    """Every event of one job."""
+    order = Generate("job", a_request(steps=3))
+    return [event async for event in worker.generate(order)]
+
+
+@driven
+async def test_the_workers_of_a_lost_place_end_and_their_jobs_say_why() -> None:
+    """The job fails with worker_lost, and the model is loaded again elsewhere."""
+    machines = Machines(Place("one", 1000 * MIB, 1))
+    assert await machines.started(a_model())
+    (worker,) = machines.pool.workers()
+    machines.processes["one"].step_seconds = 60
+    machines.pool.take(worker)
+    job = asyncio.create_task(drawn(worker))
+    while worker.state is not WorkerState.BUSY:
+        await asyncio.sleep(0)
+    machines.places[:] = [Place("two", 1000 * MIB, 1)]
+    machines.pool.places_changed()
+    ending = (await job)[-1]
+    assert isinstance(ending, Failed)
+    assert ending.reason == Reason.WORKER_LOST
+    machines.pool.give_back(worker)
+    assert machines.there() == []
+    assert await machines.started(a_model())
+    assert machines.there() == [("a", "two")]
+    await machines.pool.close()
+
+
+@driven
+async def test_a_process_whose_machine_is_lost_is_not_started_again_there() -> None:
+    """Its worker stops, and neither crashes nor failed loads are counted."""
+    machines = Machines(Place("one", 1000 * MIB, 1), Place("two", 1000 * MIB, 1))
+    assert await machines.started(a_model())
+    (worker,) = machines.pool.workers()
+    machines.processes["one"].lose()
+    while machines.pool.workers():
+        await asyncio.sleep(0)
+    assert worker.state is WorkerState.STOPPED
+    assert machines.pool.is_ready(a_model())
+    machines.places[0] = Place("one", 1000 * MIB, 1, is_open=False)
+    assert await machines.started(a_model())
+    assert machines.there() == [("a", "two")]
+    assert machines.starts == ["one", "two"]
+    await machines.pool.close()
+
+
+@driven
+async def test_starts_on_a_machine_out_of_reach_never_fail_a_model() -> None:
+    """However often it is tried: the machine is to blame."""
+    machines = Machines(Place("one", 1000 * MIB, 1))
+    machines.gone.add("one")
+    for _ in range(5):
+        assert machines.pool.start(a_model())
+        while machines.pool.workers():
+            await asyncio.sleep(0)
+    assert machines.pool.failed("a") is None
+    machines.gone.clear()
+    assert await machines.started(a_model())
+    await machines.pool.close()
+
+
+@driven
+async def test_a_leaving_place_finishes_its_jobs() -> None:
+    """Idle workers stop at once, a busy one after its job, and none is started there."""
+    machines = Machines(Place("one", 1000 * MIB, 2))
+    for name in "ab":
+        assert await machines.started(a_model(name))
+    busy = machines.pool.workers("a")[0]
+    machines.pool.take(busy)
+    machines.places[:] = [Place("one", 1000 * MIB, 2, is_open=False, is_leaving=True)]
+    machines.pool.places_changed()
+    assert machines.there() == [("a", "one")]
+    assert not machines.pool.start(a_model("b"))
+    assert isinstance((await drawn(busy))[-1], Done)
+    machines.pool.give_back(busy)
+    assert machines.there() == []
+    await machines.pool.close()
+
+
+@driven
+async def test_jobs_go_to_open_places_only() -> None:
+    """A worker on a machine that may be lost is not given a job."""
+    machines = Machines(Place("one", 1000 * MIB, 1))
+    assert await machines.started(a_model())
+    assert machines.pool.free("a") is not None
+    machines.places[:] = [Place("one", 1000 * MIB, 1, is_open=False)]
+    assert machines.pool.free("a") is None
+    await machines.pool.close()
+
+
+@driven
+async def test_keep_alive_of_the_pool_is_for_models_without_their_own() -> None:
+    """A cluster frees its GPUs after a while; an entry of the catalogue may say otherwise."""
+    machines = Machines(Place("one", 1000 * MIB, 2), keep_alive=300)
+    assert machines.pool.keep_alive(a_model()) == 300
+    assert machines.pool.keep_alive(a_model(keep_alive=5)) == 5
+    await machines.pool.close()
+
+
+@pytest.mark.parametrize("error", [OSError(12, "Cannot allocate memory"), RuntimeError("odd")])
+@driven
+async def test_any_error_at_the_start_is_a_failed_load(error: Exception) -> None:
+    """It neither ends the supervisor nor goes on for ever."""
+
+    async def spawn(*_: object) -> FakeProcess:
+        raise error
+
+    load = Load("a", "sd1", {"model": "x"}, "/nowhere", RuntimeOptions().model_dump())
+    worker = Worker(load, WorkerOptions("fake", {}), spawn=spawn)
+    await asyncio.wait_for(worker.run(), 30)
+    assert worker.state is WorkerState.FAILED
+    assert worker.starts == 3
+    assert ("Cannot allocate memory" in worker.error) or ("odd" in worker.error)
