@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from platformdirs import user_cache_path, user_data_path
+from platformdirs import user_cache_path, user_config_path, user_data_path
 from pydantic import Field, HttpUrl, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -161,6 +161,20 @@ class Settings(BaseSettings):
     queue_images: int = Field(64, ge=1, description="Images that may wait; more get a 429.")
     queue_images_per_key: int = Field(
         32, ge=1, description="Images that may wait for one API key, where keys are asked for."
+    )
+    cluster: str | None = Field(
+        None,
+        description="Head of a Ray cluster whose machines generate, HOST:PORT; none: this machine.",
+    )
+    cluster_token_file: Path = Field(
+        default_factory=lambda: user_config_path("sdstream") / "cluster-token",
+        description="File with the token of the cluster, readable by its owner only.",
+    )
+    cluster_keep_alive: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds that an idle worker of a cluster stays loaded, for models without a "
+        "keep_alive of their own.",
     )
     memory_mb: int = Field(
         0,

@@ -52,12 +52,16 @@ def look(
 
 
 def wait_for(
-    server: ServerProcess, job: str, *statuses: str, seconds: float = 120
+    server: ServerProcess,
+    job: str,
+    *statuses: str,
+    seconds: float = 120,
+    headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Poll a job until it has one of these statuses."""
     deadline = time.monotonic() + seconds
     while True:
-        found = look(server, job)
+        found = look(server, job, headers)
         if found["status"] in statuses:
             return found
         assert time.monotonic() < deadline, f"{found['status']} after {seconds} s"

@@ -18,6 +18,7 @@ from sdstream.cli.console import EXIT_INTERRUPTED
 #: Name of a command -> its module and its name there. A command is imported when it is used.
 _COMMANDS: Final = {
     "cancel": ("sdstream.cli.jobs", "cancel"),
+    "cluster": ("sdstream.cli.cluster", "cluster"),
     "convert": ("sdstream.cli.files", "convert_command"),
     "generate": ("sdstream.cli.generate", "generate"),
     "inspect": ("sdstream.cli.files", "inspect_command"),

@@ -118,12 +118,26 @@ class WorkerPool:
         self._sound: set[str] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self.evictions = 0
+        #: Workers that went with their machine, or are to be tried again on another one.
+        self.losses = 0
 
     # --- looking --------------------------------------------------------------------------------
 
-    def workers(self, model: str | None = None) -> list[Worker]:
-        """The workers of a model, or all."""
-        return [seat.worker for seat in self._seats if model in (None, seat.spec.id)]
+    def workers(self, model: str | None = None, place: str | None = None) -> list[Worker]:
+        """The workers of a model, or all; in the place of that name, or in all."""
+        return [
+            seat.worker
+            for seat in self._seats
+            if model in (None, seat.spec.id) and place in (None, seat.worker.place)
+        ]
+
+    def places(self) -> Sequence[Place]:
+        """The places that there are now."""
+        return self._places()
+
+    def used_bytes(self, place: str) -> int:
+        """Memory that the workers of a place need, in bytes."""
+        return self._used_bytes([seat for seat in self._seats if seat.worker.place == place])
 
     def embeddings(self, model: str) -> tuple[str, ...]:
         """Words that a model reads as embeddings; none is known before it is loaded."""
@@ -212,7 +226,10 @@ class WorkerPool:
         there = {place.name: place for place in self._places()}
         for seat in list(self._seats):
             place = there.get(seat.worker.place)
-            if place is None:
+            if seat.worker.is_refused:  # another machine, or this one by now, may have its files
+                self.losses += 1
+                self._end(seat)
+            elif place is None:
                 seat.worker.lose()  # which takes it out
             elif place.is_leaving and not seat.leaving:
                 seat.leaving = True
@@ -223,6 +240,7 @@ class WorkerPool:
     def _changed(self) -> None:
         """A worker's state is another one: who is idle from now on may have to go some time."""
         for seat in [s for s in self._seats if s.worker.state is WorkerState.STOPPED]:
+            self.losses += 1
             self._end(seat)  # its machine is out of reach
         for seat in self._seats:
             if seat.worker.state in _LOADED:

@@ -36,6 +36,10 @@ class PlaceGone(OSError):
     """The machine of a worker process cannot be reached, or takes none: no fault of the model."""
 
 
+class LoadRefused(Exception):
+    """No machine has what the model needs; the message names what is missing."""
+
+
 class Process(Protocol):
     """A process that loads one model and generates with it.
 
@@ -72,7 +76,8 @@ class Process(Protocol):
 
 
 #: Starts a process with an engine ("native" or "fake") and an environment. It raises PlaceGone when
-#: its machine cannot be used, and any other exception when no process can be started there.
+#: its machine cannot be used, LoadRefused when no machine can, and any other exception when no
+#: process can be started there.
 Spawn = Callable[[str, Mapping[str, str]], Awaitable[Process]]
 
 
@@ -142,7 +147,19 @@ class WorkerProcess:
         Nobody waits until it is read: a child that was stopped would never read it, and only one
         job's command is under way at a time.
         """
-        self._writer.write(encode(command))
+        self.send_frame(encode(command))
+
+    def send_frame(self, frame: bytes) -> None:
+        """Write a command that is encoded already; see ``send``."""
+        self._writer.write(frame)
+
+    async def receive_frame(self) -> bytes | None:
+        """Return the next event as it came, with its header; None when the child is gone."""
+        try:
+            head = await self._reader.readexactly(HEADER.size)
+            return head + await self._reader.readexactly(sum(HEADER.unpack(head)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
 
     async def receive(self) -> Message | None:
         """The next event, or None when the child is gone."""

@@ -42,7 +42,7 @@ from sdstream.core.messages import (
 )
 from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.request import GenerationRequest
-from sdstream.engine.process import PlaceGone, Process, Spawn, WorkerProcess
+from sdstream.engine.process import LoadRefused, PlaceGone, Process, Spawn, WorkerProcess
 from sdstream.notifier import Notifier
 
 logger = logging.getLogger(__name__)
@@ -165,6 +165,7 @@ class Worker:
         self.loaded: Loaded | None = None
         self.error = ""
         self.starts = 0
+        self.is_refused = False
         self._load = load
         self._options = options
         self._spawn = spawn
@@ -290,6 +291,11 @@ class Worker:
         except PlaceGone as error:
             logger.warning("no worker of model %s on %s: %s", self.model, self.place, error)
             self.lose()
+            return
+        except LoadRefused as error:
+            self.is_refused = True
+            self._failed_loads = _MAX_FAILED_LOADS
+            self._load_failed(str(error))
             return
         except Exception as error:
             # Whatever it is, it must end neither the supervisor nor the server.

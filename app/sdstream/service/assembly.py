@@ -1,4 +1,4 @@
-"""Assembles the service from settings: store, worker pool, webhooks and metrics.
+"""Assembles the service from settings: store, worker pool, cluster, webhooks and metrics.
 
 The HTTP application and the library's ``Runner`` both start here, so that both run jobs in the
 same way.
@@ -14,14 +14,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from sdstream.clocks import SteadyClock
+from sdstream.cluster import extra
+from sdstream.cluster.port import Cluster
+from sdstream.core.catalog import Catalog
 from sdstream.core.errors import ImageServiceError
 from sdstream.core.locations import BUILTIN
 from sdstream.core.messages import Load
-from sdstream.core.model_spec import ModelSpec
+from sdstream.core.model_spec import CPU, ModelSpec
 from sdstream.core.request import Assets, Limits
 from sdstream.engine.pool import Place, WorkerPool
 from sdstream.engine.worker import Worker, WorkerOptions
@@ -70,6 +74,7 @@ class Assembly:
         webhooks: Posts the ends of jobs.
         metrics: Counters of all parts.
         standby: Wait while another server has the store.
+        cluster: Machines that generate; None is this one.
     """
 
     service: ImageService
@@ -77,6 +82,7 @@ class Assembly:
     webhooks: Webhooks
     metrics: Metrics
     standby: bool = False
+    cluster: Cluster | None = None
 
     @asynccontextmanager
     async def running(
@@ -134,6 +140,10 @@ class Assembly:
             tasks.insert(0, task)
             tasks += [asyncio.create_task(_tidy(self.store))]
             tasks += [asyncio.create_task(self.webhooks.run())]
+            if self.cluster is not None:
+                pool = self.service.pool
+                watching = self.cluster.watch(pool.places_changed, self.service.wanted_workers)
+                tasks.append(asyncio.create_task(watching))
 
             def ended(task: asyncio.Task[None]) -> None:
                 if not task.cancelled():
@@ -147,6 +157,8 @@ class Assembly:
                 one.cancel()
                 await asyncio.wait((one,))  # which raises nothing: whatever it ended by, close
             await self.store.close()
+            if self.cluster is not None:
+                await asyncio.to_thread(self.cluster.leave)
 
     async def _recover(self) -> None:
         """Take up the jobs; again where the session was lost meanwhile and can be regained."""
@@ -173,6 +185,7 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
         ModelError: The default model is not on this machine.
         SafetyCheckerError: The safety checker cannot be used.
         WebhookSettingsError: The settings of webhooks do not go together.
+        ConfigurationError: The cluster cannot be joined.
     """
     metrics = Metrics()
     # What expires does so by the time that passes here, not by a clock that somebody sets.
@@ -195,8 +208,11 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
         clock=time.time,
         steady=steady,
     )
-    service = _service(settings, metrics, store, webhooks, priority_digests)
-    return Assembly(service, store, webhooks, metrics, settings.standby)
+    catalog = load_catalog(settings)
+    cluster = extra.join(settings)
+    pool = partial(_pool, settings, cluster)
+    service = _service(settings, metrics, store, webhooks, priority_digests, catalog, pool)
+    return Assembly(service, store, webhooks, metrics, settings.standby, cluster)
 
 
 def _service(
@@ -205,28 +221,9 @@ def _service(
     store: JobStore,
     webhooks: Webhooks,
     priority_digests: Sequence[str],
+    catalog: Catalog,
+    make_pool: Callable[[Callable[[], None]], WorkerPool],
 ) -> ImageService:
-    catalog = load_catalog(settings)
-    options = WorkerOptions(
-        engine=settings.engine,
-        environment=worker_environment(),
-        hang_seconds=settings.hang_seconds,
-        cancel_seconds=settings.cancel_seconds,
-    )
-
-    here = (Place("", settings.memory_mb * 2**20 or total_memory() * 4 // 5),)
-
-    def make_pool(on_change: Callable[[], None]) -> WorkerPool:
-        return WorkerPool(
-            lambda spec, changed, _place: Worker(
-                load_command(settings, spec), _on_device(options, spec.device), changed
-            ),
-            file_bytes=lambda spec: _file_bytes(settings, spec),
-            can_load=lambda spec: _are_there(settings, spec),
-            places=lambda: here,
-            on_change=on_change,
-        )
-
     return ImageService(
         catalog=catalog,
         read_catalog=lambda: load_catalog(settings),
@@ -251,6 +248,41 @@ def _service(
         assets=lambda: _assets(settings),
         on_end=webhooks.notify,
         random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
+    )
+
+
+def _pool(settings: Settings, cluster: Cluster | None, on_change: Callable[[], None]) -> WorkerPool:
+    """Workers on this machine, or on those of a cluster."""
+    options = WorkerOptions(
+        engine=settings.engine,
+        environment=worker_environment(),
+        hang_seconds=settings.hang_seconds,
+        cancel_seconds=settings.cancel_seconds,
+    )
+    here = (Place("", settings.memory_mb * 2**20 or total_memory() * 4 // 5),)
+
+    def worker_here(spec: ModelSpec, changed: Callable[[], None], _place: str) -> Worker:
+        load = load_command(settings, spec)
+        return Worker(load, _on_device(options, spec.device), changed)
+
+    def worker_there(spec: ModelSpec, changed: Callable[[], None], place: str) -> Worker:
+        assert cluster is not None
+        if spec.device not in (None, CPU):
+            # Ray gives each worker a GPU of its own machine.
+            logger.warning("model %s: device %s has no effect in a cluster", spec.id, spec.device)
+        device = CPU if spec.device == CPU else None
+        load = load_command(settings, spec.model_copy(update={"device": device}))
+        variables = _gpu_variables(device)
+        spawn = cluster.spawner(place, load, variables)
+        return Worker(load, options, changed, spawn=spawn, place=place)
+
+    return WorkerPool(
+        worker_here if cluster is None else worker_there,
+        file_bytes=lambda spec: _file_bytes(settings, spec),
+        can_load=lambda spec: cluster is not None or _are_there(settings, spec),
+        places=cluster.places if cluster is not None else lambda: here,
+        keep_alive=settings.cluster_keep_alive if cluster is not None else None,
+        on_change=on_change,
     )
 
 
@@ -296,11 +328,15 @@ def load_command(settings: Settings, spec: ModelSpec) -> Load:
 
 def _on_device(options: WorkerOptions, device: str | None) -> WorkerOptions:
     """Let a worker see one GPU alone, or none: the runtime takes the first that it sees."""
+    return replace(options, environment={**options.environment, **_gpu_variables(device)})
+
+
+def _gpu_variables(device: str | None) -> dict[str, str]:
+    """Variables that show a worker one GPU alone, or none; empty for any device."""
     if device is None:
-        return options
+        return {}
     kind, _, number = device.partition(":")
-    seen = {name: number if kind in kinds else "-1" for name, kinds in _GPU_VARIABLES.items()}
-    return replace(options, environment={**options.environment, **seen})
+    return {name: number if kind in kinds else "-1" for name, kinds in _GPU_VARIABLES.items()}
 
 
 def _assets(settings: Settings) -> Assets:

@@ -115,7 +115,7 @@ class Dispatcher:
         self._metrics = metrics
         self._grace_seconds = grace_seconds
         self._drain_task: asyncio.Task[None] | None = None
-        self._has_default = False
+        self._losses_seen = -1
 
     @property
     def draining(self) -> bool:
@@ -157,10 +157,16 @@ class Dispatcher:
             self._processor.close()
 
     def _load_default(self) -> None:
-        """Begin to load the default model, once: as soon as there is a place for it."""
+        """Load the default model at the start, and when its worker was lost before it was ready.
+
+        There may be no place for it yet: the next change of the places is another occasion.
+        """
         default = self._models.catalog.find(None)
-        if not self._has_default and default is not None:
-            self._has_default = self._pool.start(default)
+        if default is None or self._losses_seen == self._pool.losses:
+            return
+        losses, has_it = self._pool.losses, self._pool.workers(default.id)
+        if has_it or self._pool.is_ready(default) or self._pool.start(default):
+            self._losses_seen = losses
 
     def _dispatch(self) -> bool:
         """Begin every waiting job that a worker is free for, and load models for the others.

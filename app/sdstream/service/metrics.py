@@ -21,6 +21,8 @@ from prometheus_client.registry import Collector
 from sdstream import __version__
 from sdstream.engine.worker import Worker, WorkerState
 
+#: Labels of workers; the machine is empty without a cluster.
+_WHERE: Final = ("model", "machine")
 _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
@@ -34,19 +36,22 @@ class _Totals(Collector):
     Args:
         name: Without ``_total``.
         meaning: One sentence.
-        label: Name of the one label, empty for none.
+        labels: Their names.
+
+    Attributes:
+        values: Values of the labels -> count.
     """
 
-    def __init__(self, name: str, meaning: str, label: str = "") -> None:
+    def __init__(self, name: str, meaning: str, *labels: str) -> None:
         self._about = (name, meaning)
-        self._labels = [label] if label else []
-        self.values: Mapping[str, float] = {}
+        self._labels = labels
+        self.values: Mapping[tuple[str, ...], float] = {}
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         """Yield the counter with the values of now."""
         family = CounterMetricFamily(*self._about, labels=self._labels)
-        for value_of, value in self.values.items():
-            family.add_metric([value_of] if self._labels else [], value)
+        for labels, value in self.values.items():
+            family.add_metric(labels, value)
         yield family
 
 
@@ -99,18 +104,19 @@ class Metrics:
         self.worker_starts = self._totals(
             "worker_starts",
             "Starts of the model's worker processes; more than it has replicas means restarts.",
-            "model",
+            *_WHERE,
         )
-        self.worker_up = self._gauge("worker_up", "Loaded workers of the model.", "model")
+        self.worker_up = self._gauge("worker_up", "Loaded workers of the model.", *_WHERE)
         self.worker_memory = self._gauge(
-            "worker_resident_bytes", "Memory of the model's worker processes.", "model"
+            "worker_resident_bytes", "Memory of the model's worker processes.", *_WHERE
         )
         self.worker_kernels = self._gauge(
             "worker_kernels",
             "Loaded workers of the model by the CPU kernels that they use.",
-            "model",
+            *_WHERE,
             "kernels",
         )
+        self.machines = self._gauge("machines", "Machines of the cluster by state.", "state")
         self.evictions = self._totals(
             "worker_evictions", "Workers that made room for another model."
         )
@@ -143,19 +149,25 @@ class Metrics:
 
     def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
         """Bring the gauges of workers up to date."""
-        self.evictions.values = {"": evictions}
-        starts: dict[str, float] = {}
+        self.evictions.values = {(): evictions}
+        starts: dict[tuple[str, ...], float] = {}
         gauges = (self.worker_up, self.worker_memory, self.worker_kernels)
         for gauge in gauges:
             gauge.clear()
         for worker in workers:
             up = worker.state in (WorkerState.READY, WorkerState.BUSY)
-            self.worker_up.labels(worker.model).inc(int(up))
-            self.worker_memory.labels(worker.model).inc(worker.resident_bytes)
-            starts[worker.model] = starts.get(worker.model, 0) + worker.starts
+            where = (worker.model, worker.place)
+            self.worker_up.labels(*where).inc(int(up))
+            self.worker_memory.labels(*where).inc(worker.resident_bytes)
+            starts[where] = starts.get(where, 0) + worker.starts
             if up and worker.loaded is not None:
-                self.worker_kernels.labels(worker.model, worker.loaded.kernels).inc()
+                self.worker_kernels.labels(*where, worker.loaded.kernels).inc()
         self.worker_starts.values = starts
+
+    def measure_machines(self, states: Mapping[str, int]) -> None:
+        """Bring the gauge of machines up to date: state -> how many are in it."""
+        for state, count in states.items():
+            self.machines.labels(state).set(count)
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -13,6 +13,7 @@ processor's threads.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from sdstream.core.ask import ParsedRequest
@@ -125,6 +126,18 @@ class ImageService:
     def queued_images(self) -> int:
         """Images that wait, without those of the running jobs."""
         return self._queue.waiting.images()
+
+    def wanted_workers(self) -> int:
+        """Workers that would have all jobs generated at once, as far as models may have them."""
+        wanted = self._queue.models + Counter(
+            live.job.request.model for live in self._queue.running
+        )
+        found = {name: self.catalog.find(name) for name in wanted}
+        most = {name: spec.replicas for name, spec in found.items() if spec is not None}
+        return sum(
+            wanted[name] if replicas == "auto" else min(replicas, wanted[name])
+            for name, replicas in most.items()
+        )
 
     def measure(self) -> None:
         """Bring the gauges up to date; called when somebody looks."""

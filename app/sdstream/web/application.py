@@ -38,6 +38,7 @@ from sdstream.web.middleware import (
 from sdstream.web.routes import page
 from sdstream.web.routes.a1111 import A1111Routes
 from sdstream.web.routes.chat import ChatRoutes
+from sdstream.web.routes.cluster import ClusterRoute
 from sdstream.web.routes.fireworks import FireworksRoutes
 from sdstream.web.routes.huggingface import HuggingFaceRoutes
 from sdstream.web.routes.images import ImageRoutes
@@ -131,7 +132,10 @@ def _routes(
         *OcrRoute(TextReader(), max_form_bytes, settings.max_input_pixels).routes(),
         *ParametersRoute(service.processor, max_form_bytes).routes(),
         *XinferenceRoutes(draw).routes(),
-        *ModelRoutes(service, parts.store, parts.metrics, has_keys=has_keys).routes(),
+        *ModelRoutes(
+            service, parts.store, parts.metrics, has_keys=has_keys, cluster=parts.cluster
+        ).routes(),
+        *ClusterRoute(service.pool, parts.cluster, time.time()).routes(),
         *mcp.routes(),
         # Their paths end in any model: after those that say more.
         *HuggingFaceRoutes(draw).routes(),

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sdstream.core.errors import Reason
+from sdstream.core.errors import Reason, Unavailable
 from sdstream.core.messages import Done, Event, Failed, Generate, Load
 from sdstream.core.model_spec import ModelSpec, RuntimeOptions
 from sdstream.engine.pool import Place, WorkerPool
-from sdstream.engine.process import PlaceGone
+from sdstream.engine.process import LoadRefused, PlaceGone
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState
 from tests.support.processes import FakeProcess, a_request, driven
 
@@ -26,6 +26,7 @@ class Machines:
         places: Those that there are now.
         processes: What runs, by the name of its place.
         gone: Names of places that start nothing.
+        refusing: Names of places that lack the model's files.
         starts: Names of the places that were asked to start a process.
     """
 
@@ -33,6 +34,7 @@ class Machines:
         self.places = list(places)
         self.processes: dict[str, FakeProcess] = {}
         self.gone: set[str] = set()
+        self.refusing: set[str] = set()
         self.starts: list[str] = []
         self.changes = 0
         self._bytes = file_mb * MIB
@@ -52,6 +54,8 @@ class Machines:
             self.starts.append(place)
             if place in self.gone:
                 raise PlaceGone("out of reach")
+            if place in self.refusing:
+                raise LoadRefused("The machine lacks x.gguf.")
             self.processes[place] = FakeProcess(resident_bytes=self._bytes)
             return self.processes[place]
 
@@ -200,6 +204,26 @@ async def test_starts_on_a_machine_out_of_reach_never_fail_a_model() -> None:
     assert machines.pool.failed("a") is None
     machines.gone.clear()
     assert await machines.started(a_model())
+    await machines.pool.close()
+
+
+@driven
+async def test_a_model_that_no_machine_has_is_told_of_and_tried_again() -> None:
+    """It fails at once with the reason; another machine, or the same one later, is another try."""
+    machines = Machines(Place("one", 1000 * MIB, 1))
+    machines.refusing.add("one")
+    assert machines.pool.start(a_model())
+    (worker,) = machines.pool.workers()
+    with pytest.raises(Unavailable, match=r"lacks x\.gguf"):
+        await worker.ready()
+    assert machines.pool.failed("a") is worker
+    assert machines.starts == ["one"]
+    machines.places.append(Place("two", 1000 * MIB, 1))
+    machines.pool.places_changed()
+    assert machines.pool.failed("a") is None
+    machines.places.pop(0)
+    assert await machines.started(a_model())
+    assert machines.there() == [("a", "two")]
     await machines.pool.close()
 
 

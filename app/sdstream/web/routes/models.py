@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sdstream.cluster.port import Cluster, MachineState
 from sdstream.core.errors import CatalogRejected, NotFound, Reason, Unavailable
 from sdstream.core.model_options import defaults_of, options_of, schedules_of, sizes_of
 from sdstream.core.model_spec import ModelSpec
@@ -93,12 +95,14 @@ class ModelRoutes:
     Attributes:
         service, store, metrics: What they tell of.
         has_keys: Clients must send a key.
+        cluster: Of machines that generate; None without one.
     """
 
     service: ImageService
     store: JobStore
     metrics: Metrics
     has_keys: bool
+    cluster: Cluster | None
 
     def routes(self) -> list[ApiRoute]:
         """Return the routes of this class."""
@@ -230,6 +234,9 @@ class ModelRoutes:
         self.metrics.store_bytes.set(room.used)
         self.metrics.store_limit.set(room.limit)
         self.metrics.disk_free.set(room.free)
+        if self.cluster is not None:
+            states = Counter(machine.state for machine in self.cluster.machines())
+            self.metrics.measure_machines({s.value: states[s] for s in MachineState})
         return Response(self.metrics.render(), media_type=self.metrics.content_type)
 
     async def openapi(self, request: Request) -> Response:

@@ -1,0 +1,247 @@
+"""The commands ``sdstream cluster``: Ray's processes of the head and of machines that generate."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from sdstream.cli.console import plain_errors
+from sdstream.cli.flags import read_settings, setting_flags
+from sdstream.cluster import extra
+from sdstream.cluster.node import GPU_LABEL, SLOTS, command, gpu_mib
+from sdstream.cluster.setup import (
+    check_token,
+    make_token,
+    own_address,
+    ray_variables,
+    split_address,
+    store_token,
+    with_variables,
+)
+from sdstream.settings import Settings
+from sdstream.web.application import configure_logging
+
+logger = logging.getLogger("sdstream.cluster")
+
+#: Between attempts to join.
+_RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
+#: An attempt that held for this long was no failed one.
+_HELD_SECONDS: Final = 60.0
+#: Of Ray's store of frames on their way; it uses shared memory.
+_STORE_BYTES: Final = 200_000_000
+#: What Ray's processes are given to end, beyond the time of the jobs.
+_END_SECONDS: Final = 30.0
+
+_FOLDERS: Final = ("model_dir", "cache_dir", "lora_dir", "embedding_dir", "upscaler_dir")
+
+
+@click.group()
+def cluster() -> None:
+    """Generate on several machines, which form a Ray cluster (extra: cluster).
+
+    \b
+    On the server's machine, in two terminals or services:
+        sdstream cluster head
+        sdstream serve --cluster HOST:6379
+    On each machine that generates:
+        sdstream cluster join HOST:6379
+    """
+
+
+def _node_options(function: Callable[..., None]) -> Callable[..., None]:
+    options: list[Callable[[Callable[..., None]], Callable[..., None]]] = [
+        click.option(
+            "--ip",
+            metavar="ADDRESS",
+            help="Address of this machine for the others [default: of the route outwards].",
+        ),
+        click.option(
+            "--temp-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder for Ray's sockets and logs; its path must be short [default: /tmp/ray].",
+        ),
+        setting_flags("cluster_token_file", "log_level"),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@cluster.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=6379, show_default=True)
+@_node_options
+def head(port: int, ip: str | None, temp_dir: Path | None, **flags: Any) -> None:
+    """Run the head of the cluster, which knows the machines and generates nothing.
+
+    The first start makes the token of the cluster and shows it. A program with the token can
+    run code on all of its machines.
+    """
+    settings = read_settings(**flags)
+    configure_logging(settings.log_level)
+    with plain_errors():
+        extra.check()
+        path = settings.cluster_token_file
+        address = ip or own_address()
+        if not path.exists():
+            token = make_token(path)
+            click.echo(f"The token of the cluster, kept in {path} and shown this once:\n{token}")
+        check_token(path)
+        click.echo(f"Machines join with: sdstream cluster join {address}:{port}")
+        arguments = [
+            *("--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0"),
+            "--include-dashboard=false",
+        ]
+        node = _Node(settings, address, temp_dir, arguments, 0.0)
+    sys.exit(node.run(once=True))
+
+
+@cluster.command()
+@click.argument("address")
+@click.option("--gpus", type=click.IntRange(0), help="GPUs to use [default: all].")
+@click.option(
+    "--slots",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Workers of a machine without GPUs; 0 is for a front on a machine of its own.",
+)
+@click.option(
+    "--grace-seconds",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    help="Time for running jobs at SIGTERM, before the machine leaves.",
+)
+@setting_flags("memory_mb", *_FOLDERS)
+@_node_options
+def join(
+    address: str,
+    gpus: int | None,
+    slots: int,
+    grace_seconds: float,
+    ip: str | None,
+    temp_dir: Path | None,
+    **flags: Any,
+) -> None:
+    """Join the cluster of the head at ADDRESS (HOST:PORT) and generate for its server.
+
+    It retries until it is in, and joins again when the head was restarted. At SIGTERM it takes no
+    more jobs, finishes those that run, and leaves. Without a file with the cluster's token, it
+    reads the token from the terminal or stdin.
+    """
+    settings = read_settings(**flags)
+    configure_logging(settings.log_level)
+    with plain_errors():
+        extra.check()
+        split_address(address)
+        _get_token(settings.cluster_token_file)
+        memory = gpu_mib()
+        arguments = [f"--address={address}", f'--resources={{"{SLOTS}": {slots}}}']
+        if gpus is not None or memory:
+            arguments.append(f"--num-gpus={len(memory) if gpus is None else gpus}")
+        if memory:
+            arguments.append(f"--labels={GPU_LABEL}={min(memory)}")
+        if settings.memory_mb:
+            arguments.append(f"--memory={settings.memory_mb * 2**20}")
+        node = _Node(settings, ip or own_address(), temp_dir, arguments, grace_seconds)
+    sys.exit(node.run(once=False))
+
+
+def _get_token(path: Path) -> None:
+    """Have a file with the token, which may be typed in; raises ConfigurationError."""
+    if not path.exists():
+        typed = click.prompt("Token of the cluster", hide_input=sys.stdin.isatty(), err=True)
+        store_token(path, typed.strip())
+    check_token(path)
+
+
+class _Node:
+    """Ray's processes on this machine, started again when they end.
+
+    Args:
+        settings: Folders and the token's file.
+        ip: Of this machine.
+        temp_dir: For Ray.
+        arguments: Of ``ray start``.
+        grace_seconds: For running jobs at SIGTERM.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        ip: str,
+        temp_dir: Path | None,
+        arguments: Sequence[str],
+        grace_seconds: float,
+    ) -> None:
+        own = [f"--node-ip-address={ip}", f"--object-store-memory={_STORE_BYTES}"]
+        if temp_dir is not None:
+            own.append(f"--temp-dir={temp_dir.absolute()}")
+        own.append("--include-log-monitor=false")
+        self._command = command(os.getpid(), [*arguments, *own])
+        folders = {name: getattr(settings, name) for name in _FOLDERS}
+        self._variables = {
+            **ray_variables(check_token(settings.cluster_token_file)),
+            **{f"SDSTREAM_{n.upper()}": str(f.absolute()) for n, f in folders.items() if f},
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(int(grace_seconds)),
+        }
+        self._limit = grace_seconds + _END_SECONDS
+        self._stopping = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, *, once: bool) -> int:
+        """Run Ray's processes until a signal; return the exit code.
+
+        Args:
+            once: End with them, in place of starting them again.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        failures = 0
+        while not self._stopping:
+            began = time.monotonic()
+            code = self._run_once()
+            if self._stopping or once:
+                break
+            failures = 0 if time.monotonic() - began > _HELD_SECONDS else failures + 1
+            pause = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]
+            logger.warning("not in the cluster (exit code %d); next attempt in %g s", code, pause)
+            self._rest(pause)
+        return 0 if self._stopping else code
+
+    def _run_once(self) -> int:
+        self._process = subprocess.Popen(
+            self._command,
+            env=with_variables(self._variables),
+            stdin=subprocess.DEVNULL,
+            # Ctrl-C reaches the whole group; this process decides what it means.
+            start_new_session=True,
+        )
+        if self._stopping:  # told to while the process was started
+            self._process.terminate()
+        while True:
+            try:
+                return self._process.wait(self._limit if self._stopping else 1.0)
+            except subprocess.TimeoutExpired:
+                if self._stopping:
+                    self._process.kill()
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < until:
+            time.sleep(0.1)
+
+    def _stop(self, *_: object) -> None:
+        if not self._stopping and self._process is not None and self._process.poll() is None:
+            logger.info("leaving the cluster when the running jobs are over")
+            self._process.terminate()
+        self._stopping = True

@@ -1,0 +1,361 @@
+"""A Ray cluster whose machines run worker processes.
+
+The server is a driver of Ray. Each worker process is the child of one actor (host.Host), pinned to
+the machine that the pool chose. Frames of core.messages pass through it untouched. Ray knows which
+machines there are, starts the actors, notices the death of processes and machines, and moves the
+bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+import ray
+from ray._private.state import state as ray_state
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import ActorUnavailableError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sdstream import __version__
+from sdstream.cluster.extra import ClusterError
+from sdstream.cluster.files import needs_of
+from sdstream.cluster.host import Host
+from sdstream.cluster.node import GPU_LABEL, SLOTS
+from sdstream.cluster.port import Machine, MachineState
+from sdstream.cluster.setup import is_own, split_address
+from sdstream.core.messages import Command, Load, Message, encode, unframe
+from sdstream.engine.pool import Place
+from sdstream.engine.process import LoadRefused, PlaceGone, Spawn
+from sdstream.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: A head that does not even take a connection is told of after this.
+_CONNECT_SECONDS: Final = 5.0
+#: By itself Ray tries for minutes to reach a head.
+_JOIN_SECONDS: Final = 20.0
+#: Between looks at which machines there are.
+_LOOK_SECONDS: Final = 1.0
+#: A machine that could not be used is left alone for this long. Ray takes five to bury one.
+_SHUN_SECONDS: Final = 20.0
+#: A lost machine is told of for this long.
+_LOST_SECONDS: Final = 3600.0
+#: A machine starts an actor in four seconds, and in more when all its cores are busy.
+_START_SECONDS: Final = 60.0
+#: What a child is given to end, beyond the time that its own machine gives it.
+_END_SECONDS: Final = 15.0
+_KILLED: Final = -9
+
+_RemoteHost: Final[Any] = ray.remote(max_restarts=0)(Host)
+
+
+class RayProcess:
+    """A child on another machine (engine.process.Process).
+
+    Args:
+        host: The actor that it is a child of.
+        pid: On that machine.
+        out_of_reach: Called when the machine does not answer.
+    """
+
+    def __init__(self, host: Any, pid: int, out_of_reach: Callable[[], None]) -> None:
+        self._host = host
+        self._pid = pid
+        self._out_of_reach = out_of_reach
+        self._memory = 0
+        self._frames = host.frames.options(num_returns="streaming").remote()
+        self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def pid(self) -> int:
+        """Process id on its machine."""
+        return self._pid
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory as of its last event; 0 when it is gone."""
+        return self._memory
+
+    def send(self, command: Command) -> None:
+        """Have a command passed on; an actor begins its calls in their order."""
+        if not self._code.done():
+            self._host.send.remote(encode(command))
+
+    async def receive(self) -> Message | None:
+        """Return the next event, or None when the child or its machine is gone."""
+        if self._code.done():
+            return None
+        try:
+            frame, number = await (await anext(self._frames))
+        except (RayError, StopAsyncIteration) as error:
+            # An actor that is out of reach for now counts as a dead one: its job is not to wait,
+            # and what it still generates is not to be sent twice.
+            if isinstance(error, ActorUnavailableError):
+                self._out_of_reach()
+            self._end_with(PlaceGone(f"worker {self._pid} is out of reach: {_name(error)}"))
+            return None
+        if not frame:
+            self._end_with(number)
+            return None
+        self._memory = number
+        try:
+            return unframe(frame)
+        except ValueError:
+            logger.exception("worker %d wrote a frame that is not a message", self._pid)
+            return None
+
+    async def exit_code(self) -> int:
+        """Wait for the end; raises PlaceGone."""
+        return await asyncio.shield(self._code)
+
+    async def end(self) -> None:
+        """Have its machine end the child, then end the actor, with which the child goes in any
+        case."""
+        if not self._code.done():
+            with suppress(RayError, TimeoutError):
+                await asyncio.wait_for(_result(self._host.stop.remote()), _END_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the actor; the kernel of its machine ends the child."""
+        ray.kill(self._host)
+        self._end_with(_KILLED)
+
+    def _end_with(self, outcome: int | PlaceGone) -> None:
+        self._memory = 0
+        if self._code.done():
+            return
+        if isinstance(outcome, int):
+            self._code.set_result(outcome)
+        else:
+            self._code.set_exception(outcome)
+            self._code.exception()  # it may never be asked for
+
+
+def _look() -> tuple[list[Mapping[str, Any]], Mapping[str, int]]:
+    """The nodes that live, and the ids of those that leave."""
+    return [node for node in ray.nodes() if node["Alive"]], ray_state.get_draining_nodes()
+
+
+async def _result(reference: Any) -> Any:
+    return await reference
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+class RayCluster:
+    """The machines that there are (port.Cluster).
+
+    Args:
+        settings: Of the front; ``cluster`` is the address of the head.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.cluster is not None
+        self._settings = settings
+        self._address = settings.cluster
+        self._nodes: dict[str, str] = {}
+        self._machines: dict[str, Machine] = {}
+        self._shunned: dict[str, tuple[float, str]] = {}
+        self._gpu_machines: set[str] = set()
+        self._on_change: Callable[[], None] = lambda: None
+
+    # --- membership -----------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Become a driver; raises ClusterError when the head does not answer in time."""
+        host, port = split_address(self._address)
+        try:
+            socket.create_connection((host, port), _CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ClusterError(
+                f"No Ray head answers at {self._address} ({error.strerror or 'timeout'}). Start "
+                "one with 'sdstream cluster head'."
+            ) from None
+        failure: list[BaseException] = []
+
+        def connect() -> None:
+            try:
+                ray.init(
+                    address=self._address,
+                    # Several nodes may run on this machine: take the head's if it is one of them.
+                    _node_ip_address=host if is_own(host) else None,
+                    namespace="sdstream",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except BaseException as error:
+                failure.append(error)
+
+        # Ray's own attempts take minutes and cannot be bounded.
+        thread = threading.Thread(target=connect, name="ray.init", daemon=True)
+        thread.start()
+        thread.join(_JOIN_SECONDS)
+        if thread.is_alive():
+            raise ClusterError(
+                f"The Ray head at {self._address} took a connection and did not answer within "
+                f"{_JOIN_SECONDS:g} s. Restart it, and check that both have the same token."
+            )
+        if failure:
+            why = " ".join(str(failure[0]).split())[:300]
+            raise ClusterError(f"The Ray head at {self._address} cannot be used: {why}")
+        self._take_up(*_look())
+
+    def leave(self) -> None:
+        """Disconnect; Ray ends the actors of this driver."""
+        ray.shutdown()
+
+    def places(self) -> Sequence[Place]:
+        """The machines that can be reached."""
+        return [m.place for m in self._machines.values() if m.state is not MachineState.LOST]
+
+    def machines(self) -> Sequence[Machine]:
+        """All machines, with those that were lost within the hour."""
+        return [*self._machines.values()]
+
+    async def watch(self, on_change: Callable[[], None], demand: Callable[[], int]) -> None:
+        """Look at the machines each second, and tell Ray's autoscaler what is wanted."""
+        self._on_change = on_change
+        asked = 0
+        while True:
+            before = self.places()
+            try:
+                self._take_up(*await asyncio.to_thread(_look))
+                wanted = demand()
+                if wanted != asked:
+                    await asyncio.to_thread(self._ask_for, wanted)
+                    asked = wanted
+            except (RayError, OSError, RuntimeError) as error:
+                logger.warning("the head of the cluster does not answer: %s", _name(error))
+            if self.places() != before:
+                on_change()
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _ask_for(self, workers: int) -> None:
+        resource = "GPU" if self._gpu_machines or not self._machines else SLOTS
+        request_resources(bundles=[{resource: 1}] * workers)
+
+    def _take_up(self, nodes: Sequence[Mapping[str, Any]], leaving: Mapping[str, int]) -> None:
+        """Take up which machines there are."""
+        now = time.time()
+        self._shunned = {n: shun for n, shun in self._shunned.items() if shun[0] > now}
+        found: dict[str, Machine] = {}
+        self._gpu_machines = {n["NodeManagerAddress"] for n in nodes if n["Resources"].get("GPU")}
+        for node in nodes:
+            machine = self._machine(node, now, is_leaving=node["NodeID"] in leaving)
+            if machine is not None:
+                found[machine.name] = machine
+                self._nodes[machine.name] = node["NodeID"]
+        for name, machine in self._machines.items():
+            if name not in found and now - machine.since < _LOST_SECONDS:
+                found[name] = self._lost(machine, now)
+        for name in found.keys() - self._machines.keys():
+            logger.info("machine %s has joined", name)
+        self._machines = found
+
+    def _machine(self, node: Mapping[str, Any], now: float, *, is_leaving: bool) -> Machine | None:
+        """A node as a machine; None when it takes no workers at all."""
+        name, resources = node["NodeManagerAddress"], node["Resources"]
+        slots = int(resources.get("GPU", 0)) or int(resources.get(SLOTS, 0))
+        if not slots:
+            return None
+        state, reason = MachineState.READY, ""
+        if is_leaving:
+            state, reason = MachineState.LEAVING, "It was told to stop."
+        elif name in self._shunned:
+            state, reason = MachineState.SHUNNED, self._shunned[name][1]
+        place = Place(
+            name,
+            budget=int(resources.get("memory", 0)),
+            slots=slots,
+            gpu_bytes=int(node["Labels"].get(GPU_LABEL, 0)) * 2**20 or None,
+            is_open=state is MachineState.READY,
+            is_leaving=is_leaving,
+        )
+        before = self._machines.get(name)
+        since = before.since if before is not None and before.state is state else now
+        return Machine(name, node["NodeManagerHostname"], state, reason, since, place)
+
+    def _lost(self, machine: Machine, now: float) -> Machine:
+        if machine.state is MachineState.LOST:
+            return machine
+        left = machine.state is MachineState.LEAVING
+        logger.log(logging.INFO if left else logging.WARNING, "machine %s is gone", machine.name)
+        reason = "It left." if left else "It went out of reach."
+        place = replace(machine.place, is_open=False)
+        return replace(machine, state=MachineState.LOST, reason=reason, since=now, place=place)
+
+    def _shun(self, name: str, reason: str) -> None:
+        """Start nothing on a machine until Ray had the time to see whether it lives."""
+        logger.warning("machine %s is left alone for %g s: %s", name, _SHUN_SECONDS, reason)
+        now = time.time()
+        self._shunned[name] = now + _SHUN_SECONDS, reason
+        machine = self._machines.get(name)
+        if machine is not None and machine.state is MachineState.READY:
+            self._machines[name] = replace(
+                machine,
+                state=MachineState.SHUNNED,
+                reason=reason,
+                since=now,
+                place=replace(machine.place, is_open=False),
+            )
+            self._on_change()
+
+    # --- processes ------------------------------------------------------------------------------
+
+    def spawner(self, place: str, load: Load, variables: Mapping[str, str]) -> Spawn:
+        """What starts processes on a machine."""
+
+        async def spawn(engine: str, _environment: Mapping[str, str]) -> RayProcess:
+            machine = self._machines.get(place)
+            if machine is None or machine.state is not MachineState.READY:
+                raise PlaceGone(f"the machine {place} takes no workers")
+            needs = await asyncio.to_thread(needs_of, self._settings, load)
+            return await self._spawn(machine, engine, needs, variables)
+
+        return spawn
+
+    async def _spawn(
+        self, machine: Machine, engine: str, needs: Mapping[str, Any], variables: Mapping[str, str]
+    ) -> RayProcess:
+        name = machine.name
+        has_gpu = name in self._gpu_machines
+        host = _RemoteHost.options(
+            num_cpus=0,
+            num_gpus=1 if has_gpu else 0,
+            resources={} if has_gpu else {SLOTS: 1},
+            scheduling_strategy=NodeAffinitySchedulingStrategy(self._nodes[name], soft=False),
+        ).remote()
+        try:
+            started = _result(host.start.remote(__version__, engine, needs, variables))
+            pid, problems = await asyncio.wait_for(started, _START_SECONDS)
+        except (RayError, TimeoutError) as error:
+            ray.kill(host)
+            self._shun(name, f"It started no worker ({_name(error)}).")
+            raise PlaceGone(f"the machine {name} started no worker") from error
+        except BaseException:
+            ray.kill(host)
+            raise
+        if problems:
+            ray.kill(host)
+            self._refuse(name, problems)
+        return RayProcess(host, pid, lambda: self._shun(name, "It does not answer."))
+
+    def _refuse(self, name: str, problems: Sequence[str]) -> None:
+        """Raise what a start means on a machine that does not have what the front has."""
+        words = f"The machine {name} cannot load the model: {'; '.join(problems)}."
+        self._shun(name, words)
+        if any(machine.state is MachineState.READY for machine in self._machines.values()):
+            raise PlaceGone(words)
+        # There is no other one: clients are to be told, in place of waiting for ever.
+        raise LoadRefused(words)

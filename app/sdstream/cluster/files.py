@@ -1,0 +1,126 @@
+"""Weight files across machines: what the front names, and where a machine has it.
+
+The front's paths mean nothing elsewhere. Files of the hub travel by repository, commit and path,
+and a machine downloads those that it lacks. Other files must lie at the same path with the same
+size. Folders of LoRAs, embeddings and upscalers must hold the same files; each machine has its own
+path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from sdstream.core.locations import BUILTIN, HUB, HubFile
+from sdstream.core.messages import Load
+from sdstream.settings import Settings
+from sdstream.weights.folders import candidate_files
+from sdstream.weights.hub import Hub
+
+#: Settings of folders whose files requests name.
+FOLDERS: Final = ("lora_dir", "embedding_dir", "upscaler_dir")
+
+#: Names in a list of differences.
+_NAMED: Final = 3
+
+_SNAPSHOT: Final = re.compile(
+    r"models--(?P<owner>.+?)--(?P<name>.+?)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<path>.+)"
+)
+
+
+def needs_of(settings: Settings, load: Load) -> dict[str, Any]:
+    """Return what a machine must have in order to load a model, as plain values.
+
+    Args:
+        settings: Of the front.
+        load: With the front's paths.
+
+    Returns:
+        ``files``: component -> location; ``sizes``: component -> bytes, of those given by path;
+        ``folders``: setting -> {path below the folder: bytes}, of folders that the front has.
+    """
+    hub = Hub(settings.model_dir).folder
+    files = {component: _portable(hub, place) for component, place in load.files.items()}
+    sizes = {
+        component: Path(place).stat().st_size
+        for component, place in files.items()
+        if not place.startswith((HUB, BUILTIN)) and Path(place).is_file()
+    }
+    folders = {
+        name: _listing(folder)
+        for name in FOLDERS
+        if (folder := getattr(settings, name)) is not None
+    }
+    return {"files": files, "sizes": sizes, "folders": folders}
+
+
+def _portable(hub: Path, place: str) -> str:
+    """The location of a file of the hub's cache as hf:OWNER/REPO@COMMIT/PATH; else the path."""
+    path = Path(place)
+    if path.is_absolute() and path.is_relative_to(hub.absolute()):
+        found = _SNAPSHOT.fullmatch(path.relative_to(hub.absolute()).as_posix())
+        if found is not None:
+            repo = f"{found['owner']}/{found['name']}"
+            return HubFile(repo, found["path"], found["commit"]).location
+    return place
+
+
+def _listing(folder: Path) -> dict[str, int]:
+    return {file: path.stat().st_size for file, path in candidate_files(folder).items()}
+
+
+def problems(settings: Settings, needs: Mapping[str, Any]) -> list[str]:
+    """Return why a machine cannot load what the front wants; files of the hub can be downloaded.
+
+    Args:
+        settings: Of the machine.
+        needs: Of the front, see ``needs_of``.
+    """
+    found = []
+    for component, size in needs["sizes"].items():
+        path = Path(needs["files"][component])
+        if not path.is_file():
+            found.append(f"{path} does not exist")
+        elif path.stat().st_size != size:
+            found.append(f"{path} has {path.stat().st_size} bytes in place of {size}")
+    for name, wanted in needs["folders"].items():
+        folder: Path | None = getattr(settings, name)
+        flag = f"--{name.replace('_', '-')}"
+        if folder is None:
+            found.append(f"{flag} is not set")
+        else:
+            found += _differences(flag, wanted, _listing(folder))
+    return found
+
+
+def _differences(flag: str, wanted: Mapping[str, int], here: Mapping[str, int]) -> list[str]:
+    kinds = {
+        "lacks": sorted(wanted.keys() - here.keys()),
+        "has in addition": sorted(here.keys() - wanted.keys()),
+        "has other sizes of": sorted(n for n in wanted.keys() & here if wanted[n] != here[n]),
+    }
+    return [f"{flag} {kind} {_some(names)}" for kind, names in kinds.items() if names]
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def missing(settings: Settings, needs: Mapping[str, Any]) -> list[HubFile]:
+    """Return the files of the hub that a machine has to download."""
+    hub = Hub(settings.model_dir)
+    wanted = [HubFile.parse(p) for p in needs["files"].values() if p.startswith(HUB)]
+    return [file for file in dict.fromkeys(wanted) if hub.find(file) is None]
+
+
+def located(settings: Settings, needs: Mapping[str, Any]) -> dict[str, str]:
+    """Return component -> path on this machine, once nothing is missing."""
+    hub = Hub(settings.model_dir)
+    found = {}
+    for component, place in needs["files"].items():
+        path = hub.find(HubFile.parse(place)) if place.startswith(HUB) else None
+        found[component] = place if path is None else str(path)
+    return found

@@ -1,0 +1,162 @@
+"""What runs on each machine of a cluster: one worker process, and the relay of its frames.
+
+Undecorated and in a module of its own. Ray pickles a decorated class by value, with every global
+that it names, of which some cannot be pickled; this one is imported on each machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+from sdstream import __version__
+from sdstream.cluster import files
+from sdstream.core.errors import Reason
+from sdstream.core.messages import Event, Failed, Load, Phase, Progress, encode, unframe
+from sdstream.engine.process import WorkerProcess
+from sdstream.settings import Settings, worker_environment
+from sdstream.weights.hub import Hub
+from sdstream.weights.hub_errors import HubError
+
+logger = logging.getLogger(__name__)
+
+#: A child's memory is measured this often, while it sends events.
+_MEASURE_SECONDS: Final = 0.5
+#: Between signs of life of a download.
+_TELL_SECONDS: Final = 1.0
+#: Variables of Ray that a child has no use for: among them the token, and one thread for OpenMP.
+_OF_RAY: Final = ("RAY_", "OMP_NUM_")
+
+
+class Host:
+    """Starts one child on its machine and relays its frames."""
+
+    def __init__(self) -> None:
+        logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        self._settings = Settings()
+        self._needs: Mapping[str, Any] = {}
+        self._child: WorkerProcess | None = None
+        self._told: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(
+        self, version: str, engine: str, needs: Mapping[str, Any], variables: Mapping[str, str]
+    ) -> tuple[int, list[str]]:
+        """Start the child, unless this machine cannot load what it would be told to.
+
+        Returns:
+            Its process id, and the reasons against it, of which one is enough for no child.
+        """
+        if version != __version__:
+            return 0, [f"it has sdstream {__version__}, and the front {version}"]
+        found = await asyncio.to_thread(files.problems, self._settings, needs)
+        if found:
+            return 0, found
+        self._needs = needs
+        own = {
+            name: value
+            for name, value in worker_environment().items()
+            if not name.startswith(_OF_RAY)
+        }
+        self._child = await WorkerProcess.spawn(engine, {**own, **variables})
+        self._begin(self._relay(self._child))
+        return self._child.pid, []
+
+    async def send(self, frame: bytes) -> None:
+        """Pass a command on; a Load first gets this machine's paths."""
+        assert self._child is not None
+        message = unframe(frame) if self._needs else None
+        if isinstance(message, Load):
+            self._begin(self._load(self._child, message))
+        else:
+            self._child.send_frame(frame)
+
+    async def frames(self) -> AsyncIterator[tuple[bytes, int]]:
+        """Yield events as frames, each with the child's memory in bytes; at last its exit code."""
+        assert self._child is not None
+        measured, memory = 0.0, 0
+        while (frame := await self._told.get()) is not None:
+            now = time.monotonic()
+            if now - measured > _MEASURE_SECONDS:
+                measured, memory = now, self._child.resident_bytes
+            yield frame, memory
+        yield b"", await self._child.exit_code()
+
+    async def stop(self) -> None:
+        """End the child; returns when it is gone."""
+        if self._child is not None:
+            await self._child.end()
+
+    async def _relay(self, child: WorkerProcess) -> None:
+        while (frame := await child.receive_frame()) is not None:
+            self._told.put_nowait(frame)
+        self._told.put_nowait(None)
+
+    async def _load(self, child: WorkerProcess, load: Load) -> None:
+        """Download what is missing, then have the child load the model."""
+        needs, self._needs = self._needs, {}
+        settings = self._settings
+        try:
+            for file in await asyncio.to_thread(files.missing, settings, needs):
+                await asyncio.to_thread(_fetch, settings, file, _Teller(self._tell))
+        except HubError as error:
+            self._tell(Failed(None, Reason.MODEL_UNAVAILABLE, str(error)))
+            return
+        folders: dict[str, Any] = {
+            name: None if folder is None else str(folder.resolve())
+            for name in files.FOLDERS
+            for folder in [getattr(settings, name)]
+        }
+        own = replace(
+            load,
+            files=await asyncio.to_thread(files.located, settings, needs),
+            cache_dir=str(settings.cache_dir),
+            **folders,
+        )
+        with suppress(ConnectionError):
+            child.send(own)
+
+    def _tell(self, event: Event) -> None:
+        self._told.put_nowait(encode(event))
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Teller:
+    """Makes a download's progress signs of life of the loading model (weights.hub.Watcher)."""
+
+    def __init__(self, tell: Any) -> None:
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._told = 0.0
+
+    def has(self, _octets: int) -> None:
+        """Note that bytes came."""
+        self._alive()
+
+    def says(self, words: str) -> None:
+        """Note why nothing comes for a while."""
+        logger.warning("the download waits: %s", words)
+        self._alive()
+
+    def _alive(self) -> None:
+        now = time.monotonic()
+        if now - self._told > _TELL_SECONDS:
+            self._told = now
+            self._loop.call_soon_threadsafe(self._tell, Progress("", 0, Phase.LOADING, 0, 1))
+
+
+def _fetch(settings: Settings, file: Any, watcher: _Teller) -> None:
+    hub = Hub(settings.model_dir)
+    remote = hub.look_up(file, None, watcher)
+    hub.check_room([remote])
+    logger.info("downloading %s", file)
+    hub.fetch(remote, watcher)

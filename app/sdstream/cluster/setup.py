@@ -1,0 +1,122 @@
+"""The cluster's token, and the variables that Ray's processes are started with."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from sdstream.core.errors import ConfigurationError
+
+#: A machine that falls silent is given up after about five seconds; by Ray's defaults that takes a
+#: minute. Connections are probed by all, machines by the head.
+_HEALTH: Final = {
+    "RAY_grpc_client_keepalive_time_ms": "3000",
+    "RAY_grpc_client_keepalive_timeout_ms": "3000",
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+def ray_variables(token_file: Path) -> dict[str, str]:
+    """Return the variables of every process of Ray: token, health checks, no statistics."""
+    return {
+        **_HEALTH,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def use_token(token_file: Path) -> None:
+    """Set the variables in this process, for the Ray that it imports."""
+    os.environ.update(ray_variables(token_file))  # noqa: TID251
+
+
+def with_variables(more: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with more variables, for a child."""
+    return {**os.environ, **more}  # noqa: TID251
+
+
+def check_token(path: Path) -> Path:
+    """Return the path of the token; a cluster without one would run the code of any caller.
+
+    Raises:
+        ConfigurationError: It is missing, empty, or others may read it.
+    """
+    try:
+        text = path.read_text().strip()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigurationError(
+            f"The cluster's token cannot be read: {path}: {error.strerror}. 'sdstream cluster "
+            "head' makes it; copy it from there, or set --cluster-token-file."
+        ) from None
+    if len(text) < 32:
+        raise ConfigurationError(
+            f"{path} holds no token of a cluster: it has {len(text)} characters."
+        )
+    if mode & 0o077:
+        raise ConfigurationError(
+            f"Others can read the cluster's token in {path}. Run: chmod 600 {path}"
+        )
+    return path.absolute()
+
+
+def make_token(path: Path) -> str:
+    """Write a new token that only this user can read, and return it.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
+    return store_token(path, secrets.token_hex(32))
+
+
+def store_token(path: Path, token: str) -> str:
+    """Write a token that only this user can read; raises as ``make_token``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The cluster's token cannot be written to {path}: {error.strerror}."
+        ) from None
+    return token
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT; raises ConfigurationError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigurationError(
+            f"'{address}' is not the address of a head; write HOST:PORT, for example "
+            f"{address.partition(':')[0] or '192.168.1.10'}:6379"
+        )
+    return host, int(port)
+
+
+def is_own(host: str) -> bool:
+    """Return whether an address is one of this machine's."""
+    try:
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+    except OSError:
+        return False
+    return True
+
+
+def own_address() -> str:
+    """Return the address by which other machines reach this one, as far as routes tell."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            return "127.0.0.1"
+        address: str = probe.getsockname()[0]
+        return address

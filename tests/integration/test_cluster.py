@@ -1,0 +1,319 @@
+"""Workers on a Ray cluster: machines that come, go, die and hang, on the fake engine.
+
+The tests of this file build on each other's machines, in their order: to start one takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import httpx2
+import psutil
+import pytest
+
+from tests.support.jobs import begin, wait_for
+from tests.support.machines import RayMachines, RayNode, ray_machines
+from tests.support.servers import Call, ServerProcess, free_port, running_server, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+
+FIRST: Final = {"Authorization": "Bearer one"}
+SECOND: Final = {"Authorization": "Bearer two"}
+QUICK: Final[dict[str, Any]] = {"prompt": "a", "size": "64x64", "sample_steps": 3}
+LONG: Final[dict[str, Any]] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 40}
+
+ONE, TWO, THREE = "127.0.0.3", "127.0.0.4", "127.0.0.5"
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[RayMachines]:
+    """A head, and the first machine with two slots."""
+    with ray_machines() as found:
+        found.join(ONE, "--slots", "2")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def front(
+    machines: RayMachines, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """A server on the cluster, whose model has a worker in each slot."""
+    folder = tmp_path_factory.mktemp("front")
+    models = folder / "models.yaml"
+    models.write_text(
+        "models:\n  - {id: a, family: sd3, files: {model: x}, size: {min: 64}, replicas: auto}\n"
+    )
+    with running_server(
+        folder,
+        engine="fake",
+        models=models,
+        cluster=machines.address,
+        cluster_token_file=machines.token,
+        api_keys="one,two",
+        environment=machines.environment(),
+    ) as server:
+        yield server
+
+
+def cluster_of(front: ServerProcess) -> dict[str, dict[str, Any]]:
+    """The machines by name, as the server tells of them."""
+    answer = httpx2.get(f"{front.url}/v1/cluster", headers=FIRST, timeout=10)
+    assert answer.status_code == 200
+    return {machine["name"]: machine for machine in answer.json()["machines"]}
+
+
+def loaded(front: ServerProcess, machine: str) -> int:
+    """Workers of a machine that are loaded."""
+    workers = cluster_of(front).get(machine, {"workers": []})["workers"]
+    return len([worker for worker in workers if worker["state"] in ("ready", "busy")])
+
+
+def busy(front: ServerProcess, machine: str) -> int:
+    """Workers of a machine that generate."""
+    workers = cluster_of(front).get(machine, {"workers": []})["workers"]
+    return len([worker for worker in workers if worker["state"] == "busy"])
+
+
+def until_loaded(front: ServerProcess, machine: str, count: int) -> None:
+    """Have jobs come until a machine has so many workers."""
+    deadline = time.monotonic() + 100
+    while loaded(front, machine) < count:
+        assert time.monotonic() < deadline, cluster_of(front)
+        jobs = [begin(front, {**QUICK, "prompt": "step=0.1"}, FIRST)["id"] for _ in range(6)]
+        for job in jobs:
+            wait_for(front, job, "completed", headers=FIRST)
+
+
+def running_on(front: ServerProcess, machine: str, jobs: int) -> list[str]:
+    """Begin jobs until a machine generates so many of them; returns all."""
+    total = sum(m["slots"] for m in cluster_of(front).values() if m["state"] == "ready")
+    begun = [begin(front, LONG, FIRST)["id"] for _ in range(total)]
+    wait_until(lambda: busy(front, machine) == jobs, 20, "the machine does not generate")
+    return begun
+
+
+def test_nothing_of_ray_is_imported_without_a_cluster(fake_server: ServerProcess) -> None:
+    """And the route of the cluster has one machine, which is this one."""
+    (machine,) = httpx2.get(f"{fake_server.url}/v1/cluster", timeout=10).json()["machines"]
+    assert (machine["name"], machine["state"], machine["slots"]) == ("", "ready", None)
+    assert machine["workers"]
+    assert machine["free_bytes"] <= machine["memory_bytes"]
+    maps = Path(f"/proc/{fake_server.process.pid}/maps").read_text()
+    assert "_raylet" not in maps
+
+
+#: Ray stays in a process of its own: it is never quite gone from one that had it.
+_CONTRACT: Final = """
+import asyncio
+from functools import partial
+from sdstream.cluster.extra import join
+from sdstream.core.messages import Load
+from sdstream.settings import Settings
+from tests.integration import test_process_port as port
+
+cluster = join(Settings())
+spawn = cluster.spawner("127.0.0.3", Load("fake", "sd1", {"model": "x"}, "", {}), {})
+start = partial(spawn, "fake", {})
+for scenario in (
+    port.test_commands_are_obeyed_in_order,
+    port.test_a_cancel_ends_a_job_and_not_the_process,
+    partial(port.test_a_kill_is_the_end, busy=False),
+    partial(port.test_a_kill_is_the_end, busy=True),
+    port.test_stop_is_an_orderly_end,
+):
+    scenario(start=start)
+cluster.leave()
+print("kept")
+"""
+
+
+def test_a_process_on_a_machine_keeps_the_contract(machines: RayMachines) -> None:
+    """That of test_process_port.py, which a child of the server keeps too."""
+    variables = {
+        "SDSTREAM_CLUSTER": machines.address,
+        "SDSTREAM_CLUSTER_TOKEN_FILE": str(machines.token),
+        "PYTHONPATH": os.pathsep.join(["app", "."]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _CONTRACT],
+        cwd=Path(__file__).parents[2],
+        env={**machines.environment(), **variables},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.stdout.endswith("kept\n"), done.stderr[-3000:]
+
+
+def test_a_front_that_cannot_join_ends_with_a_sentence(
+    machines: RayMachines, tmp_path: Path
+) -> None:
+    """With another token; at a head that takes connections and is silent; and at none."""
+    token = tmp_path / "token"
+    token.write_text("0" * 64)
+    token.chmod(0o600)
+    with socket.create_server(("127.0.0.2", 0)) as silent, ExitStack() as stack:
+        addresses = {
+            machines.address: "The Ray head at",
+            f"127.0.0.2:{silent.getsockname()[1]}": "The Ray head at",
+            f"127.0.0.2:{free_port()}": "No Ray head answers at",
+        }
+        servers = []
+        for number, address in enumerate(addresses):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            settings = {"cluster": address, "cluster_token_file": token, "engine": "fake"}
+            running = running_server(folder, wait=False, **settings)
+            servers.append(stack.enter_context(running))
+        for server, (address, words) in zip(servers, addresses.items(), strict=True):
+            assert server.process.wait(200) == 78
+            assert f"{words} {address}" in server.log.read_text()
+
+
+def test_a_machine_generates(front: ServerProcess) -> None:
+    """A request is answered as on one machine, and the machine is listed with what it has."""
+    answer = front.post(QUICK, headers=FIRST)
+    assert answer.status_code == 200, answer.text
+    machine = cluster_of(front)[ONE]
+    assert (machine["state"], machine["slots"], machine["reason"]) == ("ready", 2, "")
+    assert machine["memory_bytes"] > 0
+    assert {worker["model"] for worker in machine["workers"]} == {"a"}
+    assert front.metric("sdstream_worker_up", headers=FIRST, machine=ONE) >= 1
+    assert front.metric("sdstream_machines", headers=FIRST, state="ready") == 1
+
+
+def test_cancel_takes_effect_within_a_step(front: ServerProcess) -> None:
+    """The same worker generates the next image."""
+    starts = front.metric("sdstream_worker_starts", headers=FIRST)
+    job = begin(front, {**LONG, "prompt": "step=0.2", "sample_steps": 100}, FIRST)["id"]
+    wait_for(front, job, "running", headers=FIRST)
+    time.sleep(0.5)
+    began = time.monotonic()
+    httpx2.post(f"{front.url}/v1/jobs/{job}/cancel", headers=FIRST, timeout=10)
+    wait_for(front, job, "cancelled", headers=FIRST)
+    assert time.monotonic() - began < 5
+    assert front.post(QUICK, headers=FIRST).status_code == 200
+    assert front.metric("sdstream_worker_starts", headers=FIRST) <= starts + 1
+
+
+def test_a_machine_joins_and_generates(machines: RayMachines, front: ServerProcess) -> None:
+    """While the server runs, and the model is loaded there as often as it has slots."""
+    machines.join(TWO, "--slots", "2")
+    wait_until(lambda: TWO in cluster_of(front), 15, "the machine is not seen")
+    until_loaded(front, ONE, 2)
+    until_loaded(front, TWO, 2)
+    assert cluster_of(front)[TWO]["free_slots"] == 0
+
+
+def test_two_keys_share_all_workers(front: ServerProcess) -> None:
+    """The second key's two jobs do not wait for the first one's sixteen."""
+    body = {**QUICK, "prompt": "step=0.1", "sample_steps": 5}
+    first = [begin(front, body, FIRST)["id"] for _ in range(16)]
+    second = [begin(front, body, SECOND)["id"] for _ in range(2)]
+    ended = [wait_for(front, job, "completed", headers=SECOND)["ended"] for job in second]
+    others = [wait_for(front, job, "completed", headers=FIRST)["ended"] for job in first]
+    assert len([at for at in others if at > max(ended)]) >= 6
+
+
+def test_a_killed_machine_loses_no_job(machines: RayMachines, front: ServerProcess) -> None:
+    """Its jobs, and that of a client that waits, are generated elsewhere, as first tries."""
+    begun = running_on(front, TWO, 2)
+    waiting = Call(front, {**QUICK, "stream": True}, FIRST)
+    node_at(machines, TWO).kill()
+    began = time.monotonic()
+    wait_until(lambda: cluster_of(front)[TWO]["state"] != "ready", 10, "it is not noticed")
+    assert time.monotonic() - began < 50
+    ends = [wait_for(front, job, "completed", headers=FIRST) for job in begun]
+    assert [end["attempts"] for end in ends] == [1] * len(begun)
+    assert list(waiting.frames())[-1] == b"data: [DONE]\n\n"
+    wait_until(lambda: cluster_of(front)[TWO]["state"] == "lost", 20, "it is not given up")
+    assert not cluster_of(front)[TWO]["workers"]
+    assert len(front.log_lines("is generated again")) >= 2
+
+
+def test_a_stopped_machine_loses_no_job(machines: RayMachines, front: ServerProcess) -> None:
+    """A machine that falls silent is as good as a dead one; when it wakes up, it joins again."""
+    node = machines.join(THREE, "--slots", "2")
+    wait_until(lambda: THREE in cluster_of(front), 15, "the machine is not seen")
+    until_loaded(front, THREE, 2)
+    begun = running_on(front, THREE, 2)
+    stopped = node.signal_all(signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        wait_until(lambda: busy(front, THREE) == 0, 10, "it is not noticed")
+        assert time.monotonic() - began < 50
+        ends = [wait_for(front, job, "completed", headers=FIRST) for job in begun]
+        assert [end["attempts"] for end in ends] == [1] * len(begun)
+    finally:
+        for process in stopped:
+            if process.is_running():
+                process.send_signal(signal.SIGCONT)
+    wait_until(lambda: cluster_of(front)[THREE]["state"] == "ready", 60, "it does not come back")
+
+
+def test_a_machine_leaves_in_order(machines: RayMachines, front: ServerProcess) -> None:
+    """At SIGTERM its jobs are finished there, none comes, and then it goes."""
+    until_loaded(front, THREE, 2)
+    lost = len(front.log_lines("is generated again"))
+    begun = running_on(front, THREE, 2)
+    node = node_at(machines, THREE)
+    node.process.terminate()
+    wait_until(lambda: cluster_of(front)[THREE]["state"] == "leaving", 20, "it does not leave")
+    assert busy(front, THREE) == 2
+    later = begin(front, QUICK, FIRST)["id"]
+    ends = [wait_for(front, job, "completed", headers=FIRST) for job in (*begun, later)]
+    assert [end["attempts"] for end in ends] == [1] * len(ends)
+    assert len(front.log_lines("is generated again")) == lost
+    assert node.process.wait(120) == 0
+    wait_until(lambda: cluster_of(front)[THREE]["state"] == "lost", 20, "it is still there")
+    assert cluster_of(front)[THREE]["reason"] == "It left."
+
+
+def node_at(machines: RayMachines, ip: str) -> RayNode:
+    """The newest machine of an address."""
+    return next(node for node in reversed(machines.nodes) if node.ip == ip)
+
+
+def test_the_front_leaves_no_worker_behind(machines: RayMachines, front: ServerProcess) -> None:
+    """After kill -9: Ray ends the actors of a front that is gone, the kernel their children."""
+    begun = running_on(front, ONE, 2)
+    assert len(begun) == 2
+    front.process.kill()
+    wait_until(lambda: not _children(node_at(machines, ONE)), 15, "workers live on")
+
+
+def _children(node: RayNode) -> list[psutil.Process]:
+    return [p for p in node.processes() if p.is_running() and "engine.child" in str(p.cmdline())]
+
+
+def test_the_same_bytes_as_on_one_machine(
+    machines: RayMachines, native_server: ServerProcess, tmp_path: Path
+) -> None:
+    """The built-in model on the real runtime, here and on a machine of the cluster."""
+    body = {"prompt": "a red circle", "seed": 5, "sample_steps": 4, "response_format": "b64_json"}
+    with running_server(
+        tmp_path,
+        cluster=machines.address,
+        cluster_token_file=machines.token,
+        environment=machines.environment(),
+    ) as server:
+        there = server.post(body).json()["data"][0]["b64_json"]
+        assert server.metric("sdstream_worker_up", machine=ONE) == 1
+    assert there == native_server.post(body).json()["data"][0]["b64_json"]
+
+
+def test_nothing_is_left(machines: RayMachines) -> None:
+    """After all of this, and an orderly end of what still runs: no process at all."""
+    for node in reversed(machines.nodes):
+        node.stop()
+    wait_until(lambda: not machines.alive(), 10, f"these live on: {machines.alive()}")

@@ -1,0 +1,63 @@
+"""The cluster's token and addresses: without a token nothing starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sdstream.cli.main import main
+from sdstream.cluster.setup import check_token, make_token, ray_variables, split_address
+from sdstream.core.errors import ConfigurationError
+
+
+def test_a_token_is_made_for_this_user_alone(tmp_path: Path) -> None:
+    """A second one never takes its place."""
+    path = tmp_path / "below" / "token"
+    token = make_token(path)
+    assert len(token) == 64
+    assert path.read_text() == token
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert check_token(path) == path
+    with pytest.raises(ConfigurationError, match="File exists"):
+        make_token(path)
+
+
+def test_a_token_must_be_one(tmp_path: Path) -> None:
+    """Missing, too short, or readable by others."""
+    path = tmp_path / "token"
+    with pytest.raises(ConfigurationError, match="sdstream cluster head"):
+        check_token(path)
+    path.write_text("short")
+    with pytest.raises(ConfigurationError, match="5 characters"):
+        check_token(path)
+    path.write_text("x" * 64)
+    path.chmod(0o640)
+    with pytest.raises(ConfigurationError, match=r"chmod 600"):
+        check_token(path)
+
+
+def test_every_process_of_ray_demands_the_token(tmp_path: Path) -> None:
+    """And sends no statistics."""
+    variables = ray_variables(tmp_path / "token")
+    assert variables["RAY_AUTH_MODE"] == "token"
+    assert variables["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
+    assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.parametrize("address", ["host", "host:", ":6379", "host:port", "host:0", "host:70000"])
+def test_an_address_has_a_port(address: str) -> None:
+    """The message says how to write one."""
+    with pytest.raises(ConfigurationError, match="HOST:PORT"):
+        split_address(address)
+    assert split_address("192.0.2.1:6379") == ("192.0.2.1", 6379)
+
+
+def test_a_server_does_not_start_without_a_token(tmp_path: Path) -> None:
+    """It ends with the remedy before it asks anybody."""
+    token = tmp_path / "token"
+    command = ["serve", "--cluster", "127.0.0.1:1", "--cluster-token-file", str(token)]
+    result = CliRunner().invoke(main, [*command, "--data-dir", str(tmp_path), "--engine", "fake"])
+    assert result.exit_code == 78, result.output
+    assert "token" in result.output
