@@ -65,7 +65,7 @@ async def stream(
     """The progress items of one streamed request, on a connection of its own."""
     reader, writer = await asyncio.open_connection(*server.address)
     content = json.dumps({**body, "stream": True, "size": "64x64"}).encode()
-    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     try:
         while line := await reader.readline():

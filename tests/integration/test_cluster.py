@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -293,7 +293,12 @@ def test_the_front_leaves_no_worker_behind(machines: RayMachines, front: ServerP
 
 
 def _children(node: RayNode) -> list[psutil.Process]:
-    return [p for p in node.processes() if p.is_running() and "engine.child" in str(p.cmdline())]
+    found = []
+    for process in node.processes():
+        with suppress(psutil.Error):
+            if "sdstream.engine.child" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def test_the_same_bytes_as_on_one_machine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -196,6 +197,7 @@ class _Node:
         }
         self._limit = grace_seconds + _END_SECONDS
         self._stopping = False
+        self._deadline = math.inf
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, *, once: bool) -> int:
@@ -227,12 +229,13 @@ class _Node:
             start_new_session=True,
         )
         if self._stopping:  # told to while the process was started
-            self._process.terminate()
+            self._process.kill()
         while True:
             try:
-                return self._process.wait(self._limit if self._stopping else 1.0)
+                return self._process.wait(1.0)
             except subprocess.TimeoutExpired:
-                if self._stopping:
+                if time.monotonic() > self._deadline:
+                    logger.warning("Ray did not end in time and is killed")
                     self._process.kill()
 
     def _rest(self, seconds: float) -> None:
@@ -244,4 +247,5 @@ class _Node:
         if not self._stopping and self._process is not None and self._process.poll() is None:
             logger.info("leaving the cluster when the running jobs are over")
             self._process.terminate()
+            self._deadline = time.monotonic() + self._limit
         self._stopping = True

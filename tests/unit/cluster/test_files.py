@@ -74,16 +74,16 @@ def test_folders_must_hold_the_same_files(tmp_path: Path, name: str) -> None:
     for folder in (ours, theirs):
         folder.mkdir()
         (folder / "a.safetensors").write_bytes(b"1")
-    needs = needs_of(Settings(**{name: ours}), a_load())
-    assert problems(Settings(**{name: theirs}), needs) == []
+    needs = needs_of(machine(tmp_path, **{name: ours}), a_load())
+    assert problems(machine(tmp_path, **{name: theirs}), needs) == []
     flag = f"--{name.replace('_', '-')}"
-    assert problems(Settings(), needs) == [f"{flag} is not set"]
+    assert problems(machine(tmp_path), needs) == [f"{flag} is not set"]
     (theirs / "a.safetensors").write_bytes(b"12")
     (theirs / "more.safetensors").write_bytes(b"1")
     for number in range(5):
         (ours / f"n{number}.gguf").write_bytes(b"1")
-    needs = needs_of(Settings(**{name: ours}), a_load())
-    assert problems(Settings(**{name: theirs}), needs) == [
+    needs = needs_of(machine(tmp_path, **{name: ours}), a_load())
+    assert problems(machine(tmp_path, **{name: theirs}), needs) == [
         f"{flag} lacks n0.gguf, n1.gguf, n2.gguf and 2 more",
         f"{flag} has in addition more.safetensors",
         f"{flag} has other sizes of a.safetensors",
