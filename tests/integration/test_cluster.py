@@ -20,8 +20,9 @@ import httpx2
 import psutil
 import pytest
 
+from sdstream.cluster.setup import make_token
 from tests.support.jobs import begin, wait_for
-from tests.support.machines import RayMachines, RayNode, ray_machines
+from tests.support.machines import RayMachines, RayNode, need_ray, ray_machines
 from tests.support.servers import Call, ServerProcess, free_port, running_server, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -178,6 +179,21 @@ def test_a_front_that_cannot_join_ends_with_a_sentence(
         for server, (address, words) in zip(servers, addresses.items(), strict=True):
             assert server.process.wait(200) == 78
             assert f"{words} {address}" in server.log.read_text()
+
+
+def test_a_machine_waits_for_its_head(tmp_path: Path) -> None:
+    """It retries until one answers, and leaves at SIGTERM all the same."""
+    need_ray()
+    waiting = RayMachines(tmp_path)
+    make_token(waiting.token)
+    node = waiting.join(ONE, wait=False)
+    wait_until(
+        lambda: node.log.read_text().count("no head answers; next attempt") >= 2,
+        10,
+        "it does not retry",
+    )
+    assert node.stop() == 0
+    assert not waiting.alive()
 
 
 def test_a_machine_generates(front: ServerProcess) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ logger = logging.getLogger("sdstream.cluster")
 
 #: Between attempts to join.
 _RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
+_CONNECT_SECONDS: Final = 5.0
 #: An attempt that held for this long was no failed one.
 _HELD_SECONDS: Final = 60.0
 #: Of Ray's store of frames on their way; it uses shared memory.
@@ -101,8 +103,8 @@ def head(port: int, ip: str | None, temp_dir: Path | None, **flags: Any) -> None
             *("--head", f"--port={port}", "--num-cpus=0", "--num-gpus=0"),
             "--include-dashboard=false",
         ]
-        node = _Node(settings, address, temp_dir, arguments, 0.0)
-    sys.exit(node.run(once=True))
+        node = _Node(settings, address, temp_dir, arguments)
+    sys.exit(node.run())
 
 
 @cluster.command()
@@ -143,7 +145,7 @@ def join(
     configure_logging(settings.log_level)
     with plain_errors():
         extra.check()
-        split_address(address)
+        to_join = split_address(address)
         _get_token(settings.cluster_token_file)
         memory = gpu_mib()
         arguments = [f"--address={address}", f'--resources={{"{SLOTS}": {slots}}}']
@@ -153,8 +155,9 @@ def join(
             arguments.append(f"--labels={GPU_LABEL}={min(memory)}")
         if settings.memory_mb:
             arguments.append(f"--memory={settings.memory_mb * 2**20}")
-        node = _Node(settings, ip or own_address(), temp_dir, arguments, grace_seconds)
-    sys.exit(node.run(once=False))
+        own = ip or own_address()
+        node = _Node(settings, own, temp_dir, arguments, grace_seconds, to_join)
+    sys.exit(node.run())
 
 
 def _get_token(path: Path) -> None:
@@ -163,6 +166,15 @@ def _get_token(path: Path) -> None:
         typed = click.prompt("Token of the cluster", hide_input=sys.stdin.isatty(), err=True)
         store_token(path, typed.strip())
     check_token(path)
+
+
+def _answers(head: tuple[str, int]) -> bool:
+    """True when a head takes connections; Ray itself waits for minutes for one that does not."""
+    try:
+        socket.create_connection(head, _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 class _Node:
@@ -174,6 +186,7 @@ class _Node:
         temp_dir: For Ray.
         arguments: Of ``ray start``.
         grace_seconds: For running jobs at SIGTERM.
+        head: Host and port of the head to join; None runs the head.
     """
 
     def __init__(
@@ -182,8 +195,10 @@ class _Node:
         ip: str,
         temp_dir: Path | None,
         arguments: Sequence[str],
-        grace_seconds: float,
+        grace_seconds: float = 0.0,
+        head: tuple[str, int] | None = None,
     ) -> None:
+        self._head = head
         own = [f"--node-ip-address={ip}", f"--object-store-memory={_STORE_BYTES}"]
         if temp_dir is not None:
             own.append(f"--temp-dir={temp_dir.absolute()}")
@@ -200,23 +215,22 @@ class _Node:
         self._deadline = math.inf
         self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self, *, once: bool) -> int:
-        """Run Ray's processes until a signal; return the exit code.
-
-        Args:
-            once: End with them, in place of starting them again.
-        """
+    def run(self) -> int:
+        """Run Ray's processes until a signal, and those of a head once; return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         failures = 0
+        code = 1
         while not self._stopping:
-            began = time.monotonic()
-            code = self._run_once()
-            if self._stopping or once:
+            began, why = time.monotonic(), "no head answers"
+            if self._head is None or _answers(self._head):
+                code = self._run_once()
+                why = f"Ray ended with code {code}"
+            if self._stopping or self._head is None:
                 break
             failures = 0 if time.monotonic() - began > _HELD_SECONDS else failures + 1
-            pause = _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS)) - 1]
-            logger.warning("not in the cluster (exit code %d); next attempt in %g s", code, pause)
+            pause = _RETRY_SECONDS[max(0, min(failures, len(_RETRY_SECONDS)) - 1)]
+            logger.warning("not in the cluster: %s; next attempt in %g s", why, pause)
             self._rest(pause)
         return 0 if self._stopping else code
 
