@@ -10,14 +10,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -26,12 +29,12 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.support.machines import ray_machines
+from tests.support.machines import RayMachines, ray_machines
 from tests.support.servers import GENERATIONS, ServerProcess, running_server
 
 PLACES = (1, 2, 4, 8)
 STEPS, STEP_SECONDS = 20, 0.1
-_SAMPLES = 20
+_SAMPLES = 12
 
 
 @dataclass
@@ -83,7 +86,14 @@ def cpu_of(server: ServerProcess) -> float:
     return times.user + times.system
 
 
-async def throughput(server: ServerProcess, model: str, places: int, jobs: int) -> Run:
+async def throughput(
+    server: ServerProcess,
+    model: str,
+    places: int,
+    jobs: int,
+    steps: int = STEPS,
+    step_seconds: float = STEP_SECONDS,
+) -> Run:
     """Have twice as many clients as places ask one job after the other."""
     left, run = iter(range(jobs * places)), Run()
 
@@ -91,10 +101,11 @@ async def throughput(server: ServerProcess, model: str, places: int, jobs: int) 
         for number in left:
             body = {
                 "model": model,
-                "prompt": f"step={STEP_SECONDS} {number}",
-                "sample_steps": STEPS,
+                "prompt": f"step={step_seconds} {number}",
+                "sample_steps": steps,
             }
-            run.frames += len([frame async for frame in stream(server, body)])
+            frames = len([frame async for frame in stream(server, body)])
+            run.frames += frames  # not in one: others add theirs meanwhile
             run.images += 1
 
     cpu, began = cpu_of(server), time.perf_counter()
@@ -123,7 +134,7 @@ async def delays(server: ServerProcess, model: str) -> Delays:
                 GENERATIONS, json={**body, "sample_steps": 100}, headers={"Prefer": "respond-async"}
             )
             path = f"/v1/jobs/{job.json()['id']}"
-            while (await client.get(path)).json()["percent"] < 1:
+            while (await client.get(path)).json()["progress"] < 1:
                 await asyncio.sleep(0.02)
             began = time.perf_counter()
             await client.post(f"{path}/cancel")
@@ -166,6 +177,12 @@ def measured(server: ServerProcess, form: str, jobs: int, rows: Table, late: Tab
             *(f"{run.frames / run.seconds:.0f}", f"{1000 * run.cpu / run.frames:.2f}"),
             f"{100 * run.cpu / run.seconds:.0f} %",
         )
+    run = asyncio.run(throughput(server, f"m{PLACES[-1]}", PLACES[-1], jobs, 100, 0.002))
+    rows.add_row(
+        *(form, f"{PLACES[-1]}, steps of 2 ms", f"{run.images / run.seconds:.2f}", ""),
+        *(f"{run.frames / run.seconds:.0f}", f"{1000 * run.cpu / run.frames:.2f}"),
+        f"{100 * run.cpu / run.seconds:.0f} %",
+    )
     load_all(server, "m1", 1)
     found = asyncio.run(delays(server, "m1"))
     late.add_row(
@@ -175,10 +192,66 @@ def measured(server: ServerProcess, form: str, jobs: int, rows: Table, late: Tab
     )
 
 
+def machine(server: ServerProcess, name: str) -> dict[str, Any]:
+    """A machine as the server lists it."""
+    listed = httpx2.get(f"{server.url}/v1/cluster", timeout=30).json()["machines"]
+    return next((m for m in listed if m["name"] == name), {"state": "", "workers": []})
+
+
+def busy(server: ServerProcess, name: str) -> int:
+    """Workers of a machine that generate."""
+    return len([w for w in machine(server, name)["workers"] if w["state"] == "busy"])
+
+
+def timed(condition: Callable[[], bool]) -> float:
+    """Seconds until a condition holds."""
+    began = time.perf_counter()
+    while not condition():
+        if time.perf_counter() - began > 180:
+            raise RuntimeError("it took more than three minutes")
+        time.sleep(0.05)
+    return time.perf_counter() - began
+
+
+def losses(server: ServerProcess, machines: RayMachines, rows: Table) -> None:
+    """Let a machine join, and lose it with two jobs, by SIGKILL and by silence."""
+    for address, number in (("127.0.0.5", signal.SIGKILL), ("127.0.0.6", signal.SIGSTOP)):
+        began = time.perf_counter()
+        node = machines.join(address, "--slots", "2", wait=False)
+        timed(lambda name=address: machine(server, name)["state"] == "ready")
+        joined = time.perf_counter() - began
+        body = {"model": "auto", "prompt": "step=0.1", "size": "64x64", "sample_steps": 60}
+        jobs = [
+            httpx2.post(
+                server.url + GENERATIONS, json=body, headers={"Prefer": "respond-async"}, timeout=30
+            ).json()["id"]
+            for _ in range(10)
+        ]
+        timed(lambda name=address: busy(server, name) == 2)
+        first = time.perf_counter() - began
+        if number is signal.SIGKILL:
+            node.kill()
+        else:
+            node.signal_all(number)
+        noticed = timed(lambda name=address: busy(server, name) == 0)
+        paths = [f"{server.url}/v1/jobs/{job}" for job in jobs]
+        timed(lambda paths=paths: all(_ended(path) for path in paths))
+        ends = Counter(httpx2.get(path, timeout=30).json()["status"] for path in paths)
+        rows.add_row(
+            *(number.name, f"{joined:.1f}", f"{first:.1f}", f"{noticed:.1f}", str(dict(ends)))
+        )
+        node.kill()
+
+
+def _ended(path: str) -> bool:
+    return httpx2.get(path, timeout=30).json()["status"] in ("completed", "failed")
+
+
 def main() -> None:
     """Measure both forms and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=6, help="images for each place [default: 6]")
+    parser.add_argument("--losses", action="store_true", help="machines that join and die, alone")
     options = parser.parse_args()
     rows = Table(title=f"{STEPS} steps of {STEP_SECONDS:g} s, every frame streamed", box=None)
     for name in ("form", "places", "images/s", "linear", "frames/s", "CPU ms/frame", "front's CPU"):
@@ -192,8 +265,12 @@ def main() -> None:
         entry = (
             "  - {{id: m{0}, family: sd3, files: {{model: x}}, size: {{min: 64}}, replicas: {0}}}\n"
         )
-        models.write_text("models:\n" + "".join(entry.format(count) for count in PLACES))
+        counts = ("auto",) if options.losses else PLACES
+        models.write_text("models:\n" + "".join(entry.format(count) for count in counts))
         machines = stack.enter_context(ray_machines())
+        if options.losses:
+            _measure_losses(folder, models, machines)
+            return
         for address in ("127.0.0.3", "127.0.0.4"):
             machines.join(address, "--slots", "4")
         forms = {
@@ -208,6 +285,18 @@ def main() -> None:
     console = Console(width=120)
     console.print(rows)
     console.print(late)
+
+
+def _measure_losses(folder: Path, models: Path, machines: RayMachines) -> None:
+    rows = Table(title="Machines that join and are lost with two jobs, in seconds", box=None)
+    for name in ("end", "start to ready", "to its first jobs", "end noticed after", "jobs"):
+        rows.add_column(name, justify="right")
+    machines.join("127.0.0.3", "--slots", "4")
+    where: dict[str, Any] = {"cluster": machines.address, "cluster_token_file": machines.token}
+    models.write_text(models.read_text().replace("id: mauto", "id: auto"))
+    with running_server(folder, engine="fake", models=models, **where) as server:
+        losses(server, machines, rows)
+    Console(width=120).print(rows)
 
 
 if __name__ == "__main__":

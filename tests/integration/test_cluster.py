@@ -132,13 +132,27 @@ for scenario in (
     port.test_stop_is_an_orderly_end,
 ):
     scenario(start=start)
+
+
+async def watched(seconds):
+    watching = cluster.watch(lambda: None, lambda: 3)
+    await asyncio.wait((asyncio.ensure_future(watching),), timeout=seconds)
+
+
+asyncio.run(watched(2))
+# Not before: Ray reads the token's variables when it is imported.
+from ray.experimental.internal_kv import _internal_kv_get
+print(_internal_kv_get("autoscaler_resource_request"))
 cluster.leave()
 print("kept")
 """
 
 
 def test_a_process_on_a_machine_keeps_the_contract(machines: RayMachines) -> None:
-    """That of test_process_port.py, which a child of the server keeps too."""
+    """That of test_process_port.py, which a child of the server keeps too.
+
+    And the number of workers that the jobs would need gets to Ray's autoscaler.
+    """
     variables = {
         "SDSTREAM_CLUSTER": machines.address,
         "SDSTREAM_CLUSTER_TOKEN_FILE": str(machines.token),
@@ -154,6 +168,7 @@ def test_a_process_on_a_machine_keeps_the_contract(machines: RayMachines) -> Non
         check=False,
     )
     assert done.stdout.endswith("kept\n"), done.stderr[-3000:]
+    assert done.stdout.count('{"sdstream_slots": 1}') == 3
 
 
 def test_a_front_that_cannot_join_ends_with_a_sentence(
