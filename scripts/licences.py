@@ -24,6 +24,7 @@ ALLOWED: Final = frozenset(
 #: Classifiers and free texts -> the SPDX identifier.
 SPELLINGS: Final = {
     "3-Clause BSD License": "BSD-3-Clause",
+    "Apache 2.0": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD-3-Clause",

@@ -189,7 +189,7 @@ class RayCluster:
                 ray.init(
                     address=self._address,
                     # Several nodes may run on this machine: take the head's if it is one of them.
-                    _node_ip_address=host if is_own(host) else None,
+                    _node_ip_address=socket.gethostbyname(host) if is_own(host) else None,
                     namespace="sdstream",
                     log_to_driver=False,
                     logging_level=logging.ERROR,
@@ -235,7 +235,7 @@ class RayCluster:
                 if wanted != asked:
                     await asyncio.to_thread(self._ask_for, wanted)
                     asked = wanted
-            except (RayError, OSError, RuntimeError) as error:
+            except Exception as error:  # of Ray or gRPC; to stop looking would be worse
                 logger.warning("the head of the cluster does not answer: %s", _name(error))
             if self.places() != before:
                 on_change()
@@ -257,10 +257,13 @@ class RayCluster:
                 found[machine.name] = machine
                 self._nodes[machine.name] = node["NodeID"]
         for name, machine in self._machines.items():
-            if name not in found and now - machine.since < _LOST_SECONDS:
+            was_lost = machine.state is MachineState.LOST
+            if name not in found and not (was_lost and now - machine.since > _LOST_SECONDS):
                 found[name] = self._lost(machine, now)
-        for name in found.keys() - self._machines.keys():
-            logger.info("machine %s has joined", name)
+        known = {m.name for m in self._machines.values() if m.state is not MachineState.LOST}
+        for machine in found.values():
+            if machine.name not in known and machine.state is not MachineState.LOST:
+                logger.info("machine %s has joined", machine.name)
         self._machines = found
 
     def _machine(self, node: Mapping[str, Any], now: float, *, is_leaving: bool) -> Machine | None:

@@ -14,8 +14,8 @@ from sdstream.core.errors import ConfigurationError
 #: A machine that falls silent is given up after about five seconds; by Ray's defaults that takes a
 #: minute. Connections are probed by all, machines by the head.
 _HEALTH: Final = {
-    "RAY_grpc_client_keepalive_time_ms": "3000",
-    "RAY_grpc_client_keepalive_timeout_ms": "3000",
+    "RAY_grpc_client_keepalive_time_ms": "2000",
+    "RAY_grpc_client_keepalive_timeout_ms": "2500",
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
