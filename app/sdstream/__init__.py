@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdstream.client.http import APIError, AsyncClient, ConnectionFailed
+    from sdstream.client.answers import APIError, ConnectionFailed
+    from sdstream.client.http import AsyncClient
     from sdstream.client.results import Image, ImagesResponse, Progress
     from sdstream.client.sync import Client
     from sdstream.core.errors import ImageServiceError, InvalidRequest, JobWasCancelled
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "sdstream.client.http": ("APIError", "AsyncClient", "ConnectionFailed"),
+    "sdstream.client.answers": ("APIError", "ConnectionFailed"),
+    "sdstream.client.http": ("AsyncClient",),
     "sdstream.client.results": ("Image", "ImagesResponse", "Progress"),
     "sdstream.client.sync": ("Client",),
     "sdstream.core.errors": ("ImageServiceError", "InvalidRequest", "JobWasCancelled"),

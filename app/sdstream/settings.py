@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         None,
         description="The default model: MODEL or MODEL:QUANT of the catalogue, or a weight file.",
     )
+    runtime_options: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Runtime options of the default model, separated by commas, in place of those "
+        "in models.yaml: offload=true, wtype=q4_0.",
+    )
     pull: bool = Field(False, description="Fetch the default model first if it is not here.")
     aliases: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -280,7 +285,14 @@ class Settings(BaseSettings):
         )
 
     @field_validator(
-        *("aliases", "api_keys", "high_priority_keys", "cors_origins", "trusted_proxies"),
+        *(
+            "runtime_options",
+            "aliases",
+            "api_keys",
+            "high_priority_keys",
+            "cors_origins",
+            "trusted_proxies",
+        ),
         *("allowed_hosts", "webhook_hosts"),
         mode="before",
     )
@@ -288,6 +300,14 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("runtime_options")
+    @classmethod
+    def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in value:
+            if not all(pair.partition("=")):
+                raise ValueError(f"'{pair}' is not NAME=VALUE; write offload=true")
         return value
 
     @field_validator("cors_origins")

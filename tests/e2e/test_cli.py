@@ -463,6 +463,7 @@ def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
         (["serve"], "queue_images", "0"),
         (["serve"], "lora_dir", "/nowhere"),
         (["serve"], "cors_origins", "localhost:4000"),
+        (["serve"], "runtime_options", "offload"),
     ],
 )
 def test_a_wrong_setting(tmp_path: Path, command: list[str], variable: str, value: str) -> None:
@@ -471,6 +472,21 @@ def test_a_wrong_setting(tmp_path: Path, command: list[str], variable: str, valu
     assert result.returncode == 78
     assert f"SDSTREAM_{variable.upper()}" in said(result)
     assert "Value error" not in said(result)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("ofload=true", "unknown runtime option 'ofload'; there are threads, "),
+        ("ofload=true", "Did you mean 'offload'?"),
+        ("wtype=q4", "wtype: unknown wtype 'q4'; there are f32"),
+    ],
+)
+def test_a_wrong_runtime_option(tmp_path: Path, option: str, words: str) -> None:
+    """`serve -O` checks names and values before the server starts."""
+    result = sdstream("serve", "-O", "threads=1", "-O", option, folder=tmp_path)
+    assert result.returncode == 78
+    assert words in said(result)
 
 
 def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:

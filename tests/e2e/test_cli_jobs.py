@@ -260,7 +260,7 @@ def test_pictures_in_the_terminal(
     tmp_path: Path, fake_server: ServerProcess, answers: dict[bytes, bytes], sign: str
 ) -> None:
     """A terminal gets the picture as it can show it; --no-show and pipes get none."""
-    command = ("generate", "a", *QUICK, "-o", "x.png", "--server", fake_server.url)
+    command = ("generate", "a", *QUICK, "-o", "x.png", "--force", "--server", fake_server.url)
     assert sign in in_a_terminal(tmp_path, answers, *command)
     assert sign not in in_a_terminal(tmp_path, answers, *command, "--no-show")
     assert sdstream(*command, folder=tmp_path).stdout == b""

@@ -88,3 +88,57 @@ def test_a_device_that_is_not_there(server: ServerProcess) -> None:
     assert sentence in answer.json()["error"]["message"]
     assert sentence in httpx2.get(f"{server.url}/v1/models/second-card").json()["error"]
     assert (drawn(server, "plain") == drawn(server, "plain")).all()
+
+
+def test_a_load_chooses_runtime_options(server: ServerProcess) -> None:
+    """The options of the body are those of the worker, until a load names others."""
+    load = f"{server.url}/v1/models/plain/load"
+    before = drawn(server, "plain")
+    assert not (before == drawn(server, "across")).all()
+    answer = httpx2.post(load, json={"circular": "x"}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["runtime"]["circular"] == "x"
+    assert answer.json()["runtime"]["tae"] is True
+    assert (drawn(server, "plain") == drawn(server, "across")).all()
+    assert httpx2.post(load, timeout=60).json()["runtime"]["circular"] == "x"
+    assert httpx2.post(load, json={}, timeout=60).json()["runtime"]["circular"] == "none"
+    assert (drawn(server, "plain") == before).all()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "param", "words"),
+    [
+        ({"ofload": True}, "unknown_field", "ofload", "Did you mean 'offload'?"),
+        ({"wtype": "q4_7"}, "invalid_value", "wtype", "unknown wtype 'q4_7'; there are f32, f16"),
+        ({"threads": -1}, "invalid_value", "threads", "greater than or equal to 0"),
+        ({"preview": "tae"}, "invalid_value", None, "needs files.tae"),
+        ([1], "invalid_json", None, ""),
+    ],
+)
+def test_runtime_options_that_do_not_exist(
+    server: ServerProcess, body: object, reason: str, param: str | None, words: str
+) -> None:
+    """The model keeps its options."""
+    answer = httpx2.post(f"{server.url}/v1/models/plain/load", json=body, timeout=60)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["reason"], error["param"]) == (reason, param)
+    assert words in error["message"]
+    found = httpx2.get(f"{server.url}/v1/models/plain").json()["runtime"]
+    assert (found["offload"], found["wtype"], found["threads"]) == (False, None, 0)
+
+
+def test_options_of_the_served_model(server: ServerProcess, tmp_path: Path) -> None:
+    """-O of serve acts on the default model alone, and a reload of models.yaml keeps it."""
+    models = server.log.parent / "models.yaml"
+    with running_server(tmp_path, models=models, runtime_options="circular=x,threads=1") as own:
+        runtimes = {
+            model["id"]: model["runtime"]
+            for model in httpx2.get(f"{own.url}/v1/models").json()["data"]
+        }
+        assert (runtimes["plain"]["circular"], runtimes["plain"]["threads"]) == ("x", 1)
+        assert runtimes["processor"]["circular"] == "none"
+        assert (drawn(own, "plain") == drawn(server, "across")).all()
+        assert httpx2.post(f"{own.url}/v1/models/reload", timeout=60).status_code == 200
+        found = httpx2.get(f"{own.url}/v1/models/plain").json()["runtime"]
+        assert found["circular"] == "x"

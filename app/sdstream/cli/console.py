@@ -1,4 +1,4 @@
-"""What commands share: a server's flags, progress, files, images, errors.
+"""What commands share: a server's flags, progress, tables and errors.
 
 Commands that use a running server import this module and the client alone: the service and the
 runtime's tables take a second to import.
@@ -6,22 +6,18 @@ runtime's tables take a second to import.
 
 from __future__ import annotations
 
-import importlib
-import io
-import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import click
-from PIL import Image
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from sdstream.client.http import APIError, ConnectionFailed
-from sdstream.client.results import FORMATS
+from sdstream.client.answers import APIError, ConnectionFailed
+from sdstream.client.results import ImagesResponse
 from sdstream.core.errors import NotInstalled, OperatorError
 from sdstream.core.text import printable
 
@@ -32,12 +28,10 @@ EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
 EXIT_INTERRUPTED: Final = 130
 
-#: Widest image in the terminal.
-_COLUMNS: Final = 48
-#: More than any server generates for one request.
-_MOST_FILES: Final = 1000
-#: Of a table that no terminal shows.
-_WIDE: Final = 1000
+#: Columns of a table that goes to a file or a pipe.
+_WIDE: Final = 100_000
+#: Columns that the last cell of a table has, before others are left out.
+_LEAST_COLUMNS: Final = 24
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -47,25 +41,50 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
     return click.option(
         "--server",
-        metavar="URL",
+        metavar="ADDRESS",
         envvar="SDSTREAM_SERVER",
-        help="A running server, for example http://localhost:8000 (SDSTREAM_SERVER).",
+        help="A running server: http://localhost:8000 or host:port (SDSTREAM_SERVER).",
     )(command)
 
 
-def show_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--show and --no-show."""
-    return click.option(
-        "--show/--no-show",
-        default=None,
-        help="Show the images in the terminal [default: if it is one, and -o is given a file].",
-    )(command)
+def print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, spare: Sequence[str] = ()
+) -> None:
+    """Print rows, each on one line, and nothing of an empty column.
+
+    In a terminal that is too narrow, columns are left out and the last one is cut; a pipe gets
+    everything.
+
+    Args:
+        headings: Names of the columns.
+        rows: Cells by column.
+        spare: Columns to leave out where there is no room, the first one first.
+    """
+    columns = [*zip(*rows, strict=True)]
+    if not columns:
+        click.echo("Nothing to list.", err=True)
+        return
+    cells = {name: [*map(one_line, column)] for name, column in zip(headings, columns, strict=True)}
+    cells = {heading: column for heading, column in cells.items() if any(column)}
+    widths = {heading: max(map(cell_len, (heading, *cells[heading]))) + 2 for heading in cells}
+    width = Console().width if sys.stdout.isatty() else _WIDE
+    last = headings[-1]
+    for heading in spare:
+        if sum(widths.values()) - widths.get(last, 0) + _LEAST_COLUMNS > width:
+            widths.pop(heading, None)
+    room = width - sum(needed for name, needed in widths.items() if name != last)
+    click.echo(click.style(_line({name: name for name in widths}, widths, room), bold=True))
+    for row in range(len(columns[0])):
+        click.echo(_line({name: cells[name][row] for name in widths}, widths, room))
 
 
-def table_console() -> Console:
-    """The console of tables: words stay what they are, and for a pipe a row is a line."""
-    width = None if sys.stdout.isatty() else _WIDE
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+def _line(cells: dict[str, str], widths: dict[str, int], room: int) -> str:
+    *fixed, last = cells
+    text = "".join(set_cell_size(cells[name], widths[name]) for name in fixed)
+    end = cells[last]
+    if cell_len(end) > room:
+        end = set_cell_size(end, max(1, room - 1)).rstrip() + "…"
+    return text + end
 
 
 def one_line(words: str) -> str:
@@ -73,106 +92,36 @@ def one_line(words: str) -> str:
     return printable(" ".join(words.split()))
 
 
-def progress_bar() -> Progress:
-    """A bar on stderr, with a word on what is going on."""
-    return Progress(
-        BarColumn(),
-        TextColumn("{task.fields[what]}", markup=False),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
+def report_warnings(response: ImagesResponse) -> None:
+    """Report options without effect, and other warnings of the server."""
+    for warning in response.warnings:
+        click.echo(f"Warning: {one_line(warning)}", err=True)
 
 
-def format_of(output: str) -> str:
-    """Return the image format that the end of a file's name chooses.
+class LateBars:
+    """Bars on stderr with a few words each; nothing is written before the first one."""
 
-    Raises:
-        click.UsageError: It chooses none.
-    """
-    suffix = Path(output).suffix.lower()
-    if suffix not in FORMATS:
-        raise click.UsageError(f"-o must end in one of {', '.join(FORMATS)}.")
-    return FORMATS[suffix]
+    def __init__(self) -> None:
+        self._progress = Progress(
+            BarColumn(),
+            TextColumn("{task.fields[what]}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
 
+    def add(self) -> TaskID:
+        """Add a bar."""
+        self._progress.start()
+        return self._progress.add_task("", total=100.0, what="waiting")
 
-class Saver:
-    """Writes the images of one job, and shows them.
+    def update(self, bar: TaskID, percent: float, what: str) -> None:
+        """Move a bar to a share of 100, and say what happens."""
+        self._progress.update(bar, completed=percent, what=what)
 
-    Args:
-        output: A file's name, numbered when there are several images; ``-`` is stdout, and None
-            writes nothing.
-        show: In the terminal as well; None is when that makes sense.
-
-    Raises:
-        click.UsageError: The output can take no images.
-    """
-
-    def __init__(self, output: str | None, show: bool | None) -> None:
-        self._to_stdout = output == "-"
-        self._path = None if output in (None, "-") else Path(str(output))
-        self.format = "png" if self._path is None else format_of(self._path.name)
-        if self._path is not None and not self._path.parent.is_dir():
-            raise click.UsageError(f"the folder {self._path.parent} does not exist.")
-        self._count = 1
-        self._shows = (self._path is not None and _is_terminal()) if show is None else show
-        self._shown: list[bytes] = []
-
-    @property
-    def wants_images(self) -> bool:
-        """False when there is nothing to do with them."""
-        return self._to_stdout or self._path is not None or self._shows
-
-    def expect(self, count: int, kind: str) -> None:
-        """So many images of this format will come.
-
-        Raises:
-            click.UsageError: The output cannot take these.
-        """
-        if self._to_stdout and count > 1:
-            raise click.UsageError(f"-o - writes one image to stdout, not {count}.")
-        if self._path is None:
-            return
-        if kind != self.format:
-            ends = " or ".join(end for end, name in FORMATS.items() if name == kind)
-            raise click.UsageError(f"the images are {kind.upper()}: -o must end in {ends}.")
-        self._count = count
-        for path in (self._place(self._path, index) for index in range(min(count, _MOST_FILES))):
-            if path.is_dir():
-                raise click.UsageError(f"{path} is a folder.")
-
-    def save(self, index: int, data: bytes) -> str:
-        """Write one image; returns what to say of it after its seed."""
-        if self._shows:
-            self._shown.append(data)
-        if self._to_stdout:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        if self._path is None:
-            return ""
-        path = self._place(self._path, index)
-        path.write_bytes(data)
-        return f", {path}"
-
-    def _place(self, path: Path, index: int) -> Path:
-        return path if self._count == 1 else path.with_stem(f"{path.stem}-{index + 1}")
-
-    def show(self) -> None:
-        """Show what was saved in the terminal: by its graphics, else in half blocks."""
-        if not self._shown:
-            return
-        # Importing it asks the terminal what it can, which only a command that shows should do.
-        terminal = importlib.import_module("textual_image.renderable")
-        console = Console()
-        for data in self._shown:
-            with Image.open(io.BytesIO(data)) as image:
-                console.print(terminal.Image(image, width=min(_COLUMNS, console.width)))
-
-
-def _is_terminal() -> bool:
-    """True when the output is a terminal that can be asked for its abilities."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return False
-    return os.get_terminal_size(sys.stdout.fileno()).columns > 0  # a bare pseudo-terminal has none
+    def stop(self) -> None:
+        """Leave the bars as they are."""
+        if self._progress.tasks:
+            self._progress.stop()
 
 
 @contextmanager

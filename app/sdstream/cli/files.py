@@ -14,23 +14,25 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from sdstream.cli.console import table_console
 from sdstream.core.model_spec import WTYPES
 from sdstream.weights.convert import ConversionError, Order, convert
 from sdstream.weights.headers import BadFile
 from sdstream.weights.inspection import Report, Share, inspect
 
 EXIT_FAILED: Final = 1
+#: Columns of a table that goes to a file or a pipe.
+_WIDE: Final = 1000
 
 
 @click.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For programs; sizes are in bytes.")
 def inspect_command(file: Path, *, as_json: bool) -> None:
-    """Say what FILE is, which parts it holds and what it needs beside itself.
+    """Report what a model file contains.
 
-    Reads the header of a GGUF or safetensors file and no weights. The exit code is 1 for a file
-    that cannot be used, with the reason.
+    Prints what FILE is, its parts and the files that it needs beside itself. It reads the header of
+    a GGUF or safetensors file and no weights. A file that cannot be used is an error with the
+    reason, and the exit code is 1.
     """
     try:
         report = inspect(file)
@@ -44,7 +46,8 @@ def inspect_command(file: Path, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.as_json()))
     else:
-        _show(report, table_console())
+        width = None if sys.stdout.isatty() else _WIDE
+        _show(report, Console(width=width, markup=False, emoji=False, highlight=False))
 
 
 def _show(report: Report, console: Console) -> None:
@@ -115,11 +118,11 @@ def _thousands(count: int) -> str:
 )
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
 def convert_command(**options: Any) -> None:
-    """Write the weights of SOURCE into TARGET in another type.
+    """Convert a model file to another type.
 
-    SOURCE is GGUF or safetensors; TARGET is GGUF, or safetensors with f32, f16 or bf16. Norms and
-    other weights of one dimension stay f32 unless a rule names them. TARGET gets its name only
-    when it is whole.
+    Writes the weights of SOURCE into TARGET. SOURCE is GGUF or safetensors; TARGET is GGUF, or
+    safetensors with f32, f16 or bf16. Norms and other weights of one dimension stay f32 unless a
+    rule names them. TARGET gets its name only when it is whole.
     """
     order = Order(**options)
     console = Console(stderr=True)

@@ -14,6 +14,9 @@ from sdstream.settings import Settings, UnknownVariable, variable_warnings
 
 EXIT_CONFIG: Final = 78
 
+#: Settings with a short flag too.
+_SHORT: Final = {"runtime_options": ("-O",)}
+
 
 def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """One flag for each of these fields of Settings, or for all."""
@@ -34,6 +37,7 @@ def _flag(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     default = None if field.default_factory or field.default in (None, ()) else field.default
     shown = f" [default: {default}]" if default is not None else ""
     return click.option(
+        *_SHORT.get(name, ()),
         f"--{flag}/--no-{flag}" if switch else f"--{flag}",
         name,
         multiple=many,

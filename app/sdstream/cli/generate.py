@@ -1,145 +1,392 @@
-"""The command ``sdstream generate``."""
+"""The commands ``sdstream generate``, ``sdstream edit`` and ``sdstream upscale``."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
-import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import click
+from rich.progress import TaskID
 
 from sdstream.cli.console import (
-    Saver,
-    format_of,
+    LateBars,
     plain_errors,
-    progress_bar,
+    report_warnings,
     server_options,
-    show_option,
 )
-from sdstream.client.http import AsyncClient, understanding
-from sdstream.client.results import Progress
-from sdstream.core.samplers import SAMPLERS, SCHEDULES
+from sdstream.cli.inputs import (
+    SAMPLER,
+    SCHEDULE,
+    ImageInput,
+    LoraInput,
+    Pair,
+    finite,
+    prompt_text,
+)
+from sdstream.cli.saver import USUAL_NAME, Saver, force_option, format_of, show_option
+from sdstream.client.answers import understanding
+from sdstream.client.calls import Call
+from sdstream.client.http import AsyncClient
+from sdstream.client.results import Image, ImageFile, Progress
+
+_UPSCALER_HELP = "Enlarge the finished image with one of the server's upscalers."
 
 
-def _finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):  # which JSON cannot say
-        raise click.BadParameter(f"{value} is not a finite number.")
-    return value
+def output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """-o, --force and --show."""
+    command = force_option(show_option(command))
+    return click.option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="PNG, JPEG or WebP by its end; - is stdout [default: image.png, or the next free "
+        "name].",
+    )(command)
+
+
+def model_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--model."""
+    return click.option(
+        "-m", "--model", help="A model of the catalogue; without --server also a weight file."
+    )(command)
+
+
+def pairs_option(command: Callable[..., None]) -> Callable[..., None]:
+    """-O."""
+    return click.option(
+        "-O",
+        "--option",
+        "pairs",
+        type=Pair(),
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any other option of the API; may be repeated.",
+    )(command)
+
+
+def common_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of what is generated, where it is written, and who generates."""
+    options = (
+        click.option("-N", "--negative-prompt", help="What to keep out (cfg scale above 1)."),
+        model_option,
+        click.option("-s", "--size", metavar="WxH", help="Pixels."),
+        click.option("--steps", "sample_steps", type=int, help="Sampling steps."),
+        click.option("--sampler", type=SAMPLER, metavar="NAME", help=SAMPLER.choices()),
+        click.option("--schedule", type=SCHEDULE, metavar="NAME", help=SCHEDULE.choices()),
+        click.option("--cfg-scale", type=float, callback=finite, help="Classifier-free guidance."),
+        click.option("--seed", type=int, help="For the same image again; random when not given."),
+        click.option(
+            "--strength",
+            type=float,
+            callback=finite,
+            help="How far from the input image: 0 keeps it, 1 ignores it.",
+        ),
+        click.option(
+            "--control", type=ImageInput(), metavar="FILE", help="Image for the model's ControlNet."
+        ),
+        click.option(
+            "--lora",
+            "loras",
+            type=LoraInput(),
+            multiple=True,
+            metavar="NAME[:SCALE]",
+            help="A LoRA of the server; may be repeated.",
+        ),
+        click.option("--upscaler", metavar="NAME", help=_UPSCALER_HELP),
+        pairs_option,
+        output_options,
+        server_options,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of a command that sends one request."""
+    options = (
+        click.option(
+            "-n", "count", default=1, show_default=True, help="Images; files are numbered."
+        ),
+        click.option(
+            "--like",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Take prompt and options from the parameters inside this image; others win.",
+        ),
+        click.option(
+            "--async",
+            "only_begin",
+            is_flag=True,
+            help="Have --server begin, print the job's id and leave. Only the end of -o counts: it "
+            "chooses the format. 'sdstream watch ID -o FILE' fetches the images.",
+        ),
+        common_options,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
-@click.argument("prompt", required=False)
+@click.argument("prompt", required=False, callback=prompt_text)
 @click.option(
-    "-o",
-    "--output",
-    default="image.png",
-    show_default=True,
-    help="File; its end chooses PNG, JPEG or WebP. - is stdout.",
+    "-i",
+    "--image",
+    "images",
+    type=ImageInput(),
+    multiple=True,
+    metavar="FILE",
+    help="Input image; may be repeated for models that take references. - is stdin.",
 )
-@click.option("-N", "--negative-prompt", help="What to keep out (needs a cfg scale above 1).")
-@click.option(
-    "-m", "--model", help="A model of the catalogue; without --server also a weight file."
-)
-@click.option("-n", "count", default=1, show_default=True, help="Images; files are numbered.")
-@click.option("-s", "--size", metavar="WxH", help="Pixels.")
-@click.option("--steps", "sample_steps", type=int, help="Sampling steps.")
-@click.option("--sampler", type=click.Choice([*SAMPLERS]), metavar="NAME", help=", ".join(SAMPLERS))
-@click.option(
-    "--schedule", type=click.Choice([*SCHEDULES]), metavar="NAME", help=", ".join(SCHEDULES)
-)
-@click.option("--cfg-scale", type=float, callback=_finite, help="Classifier-free guidance.")
-@click.option(
-    "--like",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="IMAGE",
-    help="Take prompt and options from the parameters inside this file; other flags override them.",
-)
-@click.option("--seed", type=int, help="For the same image again; random when not given.")
-@click.option(
-    "--async",
-    "only_begin",
-    is_flag=True,
-    help="Have --server begin, print the job's id and leave; of -o only the end counts, which "
-    "chooses the format. sdstream watch ID -o FILE fetches the images.",
-)
-@show_option
-@server_options
-def generate(
-    output: str,
-    count: int,
-    only_begin: bool,
-    like: Path | None,
-    show: bool | None,
-    server: str | None,
-    api_key: str | None,
-    **options: Any,
-) -> None:
+@click.option("--mask", type=ImageInput(), metavar="FILE", help="What to paint of --image.")
+@request_options
+def generate(**given: Any) -> None:
     """Generate an image from PROMPT and save it.
 
-    Without --server the engine is started for this one command, with the settings of the
-    SDSTREAM_ variables. The progress goes to stderr, so that -o - can be piped.
+    PROMPT - is read from stdin. Without --server the engine is started for this one command, with
+    the settings of the SDSTREAM_ variables. Progress goes to stderr, so that -o - can be piped.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    options = {**(_options_inside(like) if like else {}), **given}
-    if "prompt" not in options:
-        raise click.UsageError("PROMPT is missing; give one, or --like with an image file.")
-    if only_begin:
-        if server is None:
-            raise click.UsageError("--async needs --server, which continues the job.")
-        if output == "-" or show:
-            raise click.UsageError(
-                "--async cannot be combined with -o - or --show; use sdstream watch."
-            )
-        options |= {"n": count, "output_format": format_of(output)}
-        with plain_errors():
-            click.echo(asyncio.run(_begin(options, server, api_key)))
-        return
-    saver = Saver(output, show)
-    saver.expect(count, saver.format)
-    options |= {"n": count, "output_format": saver.format}
+    _run(_Order.read(given))
+
+
+@click.command()
+@click.argument("image", type=ImageInput())
+@click.argument("prompt", required=False, callback=prompt_text)
+@click.option(
+    "-i",
+    "--image",
+    "images",
+    type=ImageInput(),
+    multiple=True,
+    metavar="FILE",
+    help="Further image, for models that take references.",
+)
+@click.option(
+    "--mask",
+    type=ImageInput(),
+    metavar="FILE",
+    help="Paint only where this image is white, or transparent if it has alpha.",
+)
+@request_options
+def edit(image: ImageFile, images: tuple[ImageFile, ...], **given: Any) -> None:
+    """Generate a changed version of IMAGE by PROMPT.
+
+    IMAGE or PROMPT may be - for stdin. -O only_masked=true generates only the part around the mask;
+    -O expand=64 paints a border.
+    """
+    _run(_Order.read({**given, "images": (image, *images)}))
+
+
+@click.command()
+@click.argument("image", type=ImageInput())
+@click.option("--upscaler", metavar="NAME", help="One of the server's upscalers.")
+@click.option("--upscale", type=float, callback=finite, help="How many times [default: most].")
+@model_option
+@pairs_option
+@output_options
+@server_options
+def upscale(
+    image: ImageFile,
+    output: str | None,
+    show: bool | None,
+    pairs: tuple[tuple[str, str], ...],
+    server: str | None,
+    api_key: str | None,
+    *,
+    force: bool,
+    **flags: Any,
+) -> None:
+    """Enlarge IMAGE with an upscaler.
+
+    IMAGE may be - for stdin. Upscalers are ESRGAN files in the folder of the server's setting
+    --upscaler-dir.
+    """
+    options = {name: value for name, value in flags.items() if value is not None}
+    options |= chosen_options(pairs, options, output)
+    saver = saver_of(output, show, options, force=force)
     with plain_errors():
-        asyncio.run(_generate(options, saver, server, api_key))
+        asyncio.run(_upscale(image, options, saver, server, api_key))
 
 
-def _options_inside(image: Path) -> dict[str, Any]:
-    # It reads image files and the table of all options, which few calls need.
-    found: dict[str, Any] = importlib.import_module("sdstream.cli.like").options_inside(image)
+@dataclass(frozen=True)
+class _Order:
+    """What a command was asked to generate.
+
+    Attributes:
+        options: Options of the HTTP API.
+        images, mask, control: Input images.
+        output, show, force: Where the images go.
+        server, api_key: Who generates; None is this process.
+        only_begin: Leave when the job has begun.
+    """
+
+    options: dict[str, Any]
+    images: tuple[ImageFile, ...]
+    mask: ImageFile | None
+    control: ImageFile | None
+    output: str | None
+    show: bool | None
+    force: bool
+    server: str | None
+    api_key: str | None
+    only_begin: bool
+
+    @classmethod
+    def read(cls, given: dict[str, Any]) -> Self:
+        """Return the order that arguments of a command make; raises click.UsageError."""
+        own = {name: given.pop(name) for name in cls.__annotations__.keys() & given.keys()}
+        pairs, like = given.pop("pairs"), given.pop("like")
+        loras, count = given.pop("loras"), given.pop("count")
+        flags = {name: value for name, value in given.items() if value is not None}
+        if loras:
+            flags["lora"] = list(loras)
+        flags |= chosen_options(pairs, flags, own["output"])
+        inputs = {"image": own["images"], "mask": own["mask"], "control": own["control"]}
+        if like is not None:
+            there = [name for name, files in inputs.items() if files]
+            flags = {**_options_module().inside(like, flags.keys(), there), **flags}
+        if "prompt" not in flags:
+            raise click.UsageError("PROMPT is missing; give one, or --like with an image file.")
+        if own["mask"] is not None and not own["images"]:
+            raise click.UsageError("--mask needs --image, the image to paint on.")
+        return cls(options={**flags, "n": count}, **own)
+
+    def call(self) -> Call:
+        """Return the request."""
+        return Call.generation(
+            self.options, images=self.images, mask=self.mask, control=self.control
+        )
+
+
+def chosen_options(
+    pairs: tuple[tuple[str, str], ...], flags: dict[str, Any], output: str | None
+) -> dict[str, Any]:
+    """Return the options of -O; raises click.UsageError."""
+    if not pairs:
+        return {}
+    if len({*dict(pairs)}) < len(pairs):
+        raise click.UsageError("-O sets the same option twice.")
+    free = ("output_format",) if output == "-" else ()
+    found: dict[str, Any] = _options_module().chosen(dict(pairs), flags, free=free)
     return found
 
 
-async def _begin(options: dict[str, Any], server: str, api_key: str | None) -> str:
+def _options_module() -> Any:
+    # It imports the table of all options, which few calls need.
+    return importlib.import_module("sdstream.cli.options")
+
+
+def saver_of(
+    output: str | None, show: bool | None, options: dict[str, Any], *, force: bool
+) -> Saver:
+    """Return what writes the images, and add their format to the options."""
+    saver = Saver(output or USUAL_NAME, show, force=force, numbered=output is None)
+    saver.format = options.setdefault("output_format", saver.format)
+    saver.expect(options.get("n", 1), saver.format)
+    return saver
+
+
+def _run(order: _Order) -> None:
+    if order.only_begin:
+        if order.server is None:
+            raise click.UsageError("--async needs --server, which continues the job.")
+        if order.output == "-" or order.show or order.force:
+            raise click.UsageError(
+                "--async cannot be combined with -o -, --show or --force; use sdstream watch."
+            )
+        order.options["output_format"] = format_of(order.output or USUAL_NAME)
+        with plain_errors():
+            click.echo(asyncio.run(_begin(order.call(), order.server, order.api_key)))
+        return
+    saver = saver_of(order.output, order.show, order.options, force=order.force)
+    with plain_errors():
+        asyncio.run(_generate(order, saver))
+
+
+async def _begin(call: Call, server: str, api_key: str | None) -> str:
     async with AsyncClient(server, api_key) as client:
-        job = await client.jobs.create(**options)
+        job = await client.jobs.begin(call)
         with understanding():
             return str(job["id"])
 
 
-async def _generate(
-    options: dict[str, Any], saver: Saver, server: str | None, api_key: str | None
-) -> None:
-    async with _connected(options, server, api_key) as client:
-        with progress_bar() as bar:
-            rows = [bar.add_task("", total=100.0, what="waiting") for _ in range(options["n"])]
-            async for event in client.stream(**options):
-                if isinstance(event, Progress):
-                    what = event.status
-                    if event.step:
-                        what = f"step {event.step}/{event.steps}"
-                    bar.update(rows[event.index], completed=event.percent, what=what)
-                else:
-                    what = f"seed {event.seed}{saver.save(event.index, event.content)}"
-                    bar.update(rows[event.index], completed=100.0, what=what)
+async def _generate(order: _Order, saver: Saver) -> None:
+    async with connected(order.options, order.server, order.api_key) as client:
+        await _finish(client, order.call(), Rows(saver, order.options["n"]))
     saver.show()
 
 
+async def _upscale(
+    image: ImageFile,
+    options: dict[str, Any],
+    saver: Saver,
+    server: str | None,
+    api_key: str | None,
+) -> None:
+    async with connected(options, server, api_key) as client:
+        await _finish(client, Call.upscale(options, image), Rows(saver, 1, seeds=False))
+    saver.show()
+
+
+async def _finish(client: AsyncClient, call: Call, rows: Rows) -> None:
+    with rows:
+        response = await client.run(call, on_progress=rows.update, on_image=rows.finish)
+    report_warnings(response)
+
+
+class Rows:
+    """A row of progress for each image; a context manager.
+
+    The rows appear with the first news of the job, so that an error stands alone.
+
+    Args:
+        saver: Writes finished images.
+        count: Images of the job.
+        seeds: Report the seed of each image.
+    """
+
+    def __init__(self, saver: Saver, count: int, *, seeds: bool = True) -> None:
+        self._bars = LateBars()
+        self._saver = saver
+        self._count = count
+        self._seeds = seeds
+        self._rows: list[TaskID] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._bars.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Show the progress of an image."""
+        what = progress.status
+        if progress.step:
+            what = f"step {progress.step}/{progress.steps}"
+        self._show(progress.index, progress.percent, what)
+
+    def finish(self, image: Image) -> None:
+        """Write an image, and show that it is finished."""
+        seed = f"seed {image.seed}" if self._seeds else "done"
+        self._show(image.index, 100.0, f"{seed}{self._saver.save(image.index, image.content)}")
+
+    def _show(self, index: int, percent: float, what: str) -> None:
+        if not self._rows:
+            self._rows = [self._bars.add() for _ in range(self._count)]
+        self._bars.update(self._rows[index], percent, what)
+
+
 @asynccontextmanager
-async def _connected(
+async def connected(
     options: dict[str, Any], server: str | None, api_key: str | None
 ) -> AsyncIterator[AsyncClient]:
+    """Yield a client of ``--server``, or of a server in this process for the options' model."""
     if server:
         async with AsyncClient(server, api_key) as client:
             yield client

@@ -1,4 +1,4 @@
-"""The commands for jobs of a running server: jobs, watch, cancel."""
+"""The commands for jobs of a running server: jobs, watch, cancel, delete."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from datetime import datetime
 from typing import Final
 
 import click
-from rich.progress import Progress, TaskID
-from rich.table import Table
 
 from sdstream.cli.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     USUAL_SERVER,
-    Saver,
+    LateBars,
     one_line,
     plain_errors,
-    progress_bar,
+    print_table,
     server_options,
-    show_option,
-    table_console,
 )
-from sdstream.client.http import ENDINGS, AsyncClient, understanding
+from sdstream.cli.saver import Saver, force_option, show_option
+from sdstream.client.answers import APIError, understanding
+from sdstream.client.http import ENDINGS, AsyncClient
 from sdstream.client.results import JsonObject
 
 _STATUSES: Final = ("queued", "loading", "running", *ENDINGS)
-_PROMPT_COLUMNS: Final = 40
+_HEADINGS: Final = ("job", "status", "progress", "begun", "prompt")
+_NOT_FOUND: Final = 404
 
 
 @click.command()
@@ -40,19 +39,34 @@ _PROMPT_COLUMNS: Final = 40
 )
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100))
 @click.option("--json", "as_json", is_flag=True, help="Print them as the server returns them.")
+@click.option("--ids", "only_ids", is_flag=True, help="Print their ids only, one a line.")
 @server_options
 def jobs(
-    status: tuple[str, ...], limit: int, as_json: bool, server: str | None, api_key: str | None
+    status: tuple[str, ...],
+    limit: int,
+    server: str | None,
+    api_key: str | None,
+    *,
+    as_json: bool,
+    only_ids: bool,
 ) -> None:
-    """List jobs of --server (default http://localhost:8000), newest first."""
+    """List jobs of a server, newest first.
+
+    The server is --server, or http://localhost:8000.
+    """
     with plain_errors():
         found = asyncio.run(_jobs(server, api_key, ",".join(status), limit))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
+    if only_ids:
+        with plain_errors(), understanding():
+            ids = [job["id"] for job in found]
+        click.echo("".join(f"{one_line(job)}\n" for job in ids), nl=False)
+        return
     with plain_errors(), understanding():
-        table = _table(found)
-    table_console().print(table)
+        rows = [_row(job) for job in found]
+    print_table(_HEADINGS, rows, spare=("progress",))
 
 
 @click.command()
@@ -63,17 +77,25 @@ def jobs(
     help="Write the images into this file, numbered if several; it must end as their format does. "
     "- is stdout.",
 )
+@force_option
 @show_option
 @server_options
 def watch(
-    job: str, output: str | None, show: bool | None, server: str | None, api_key: str | None
+    job: str,
+    output: str | None,
+    show: bool | None,
+    server: str | None,
+    api_key: str | None,
+    *,
+    force: bool,
 ) -> None:
-    """Follow JOB to its end, over lost connections and restarts of the server.
+    """Follow JOB to its end and fetch its images.
 
-    Of a job that fails or is cancelled the images that it finished are fetched as well. Ctrl-C
-    leaves the job running. Exit codes: 0 it completed, 1 it failed or was cancelled.
+    Lost connections and restarts of the server do not end it. Images that a failed or cancelled job
+    had finished are fetched too. Ctrl-C leaves the job running. Exit codes: 0 it completed, 1 it
+    failed or was cancelled.
     """
-    saver = Saver(output, show)
+    saver = Saver(output, show, force=force)
     with plain_errors():
         try:
             ended = asyncio.run(_watch(job, saver, server, api_key))
@@ -89,7 +111,10 @@ def watch(
 @click.argument("job")
 @server_options
 def cancel(job: str, server: str | None, api_key: str | None) -> None:
-    """Stop JOB: at once while it waits, within a step while it runs."""
+    """Stop JOB.
+
+    A waiting job ends at once, and a running one within a step.
+    """
     with plain_errors():
         found = asyncio.run(_cancel(job, server, api_key))
         with understanding():
@@ -99,6 +124,27 @@ def cancel(job: str, server: str | None, api_key: str | None) -> None:
                 "already_ended": f"The job had ended already: {found['status']}.",
             }[found["cancel"]]
     click.echo(words)
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@server_options
+def delete(jobs: tuple[str, ...], server: str | None, api_key: str | None) -> None:
+    """Delete jobs with their images.
+
+    It does not ask, and stops unfinished jobs first. JOB - reads ids from stdin, as 'sdstream jobs
+    --ids' prints them. A job that does not exist is
+    reported, the others are deleted, and the exit code is 1.
+    """
+    named = [sys.stdin.read().split() if name == "-" else [name] for name in jobs]
+    ids = [*dict.fromkeys(job for names in named for job in names)]
+    with plain_errors():
+        missing = asyncio.run(_delete(ids, server, api_key))
+    click.echo(f"{len(ids) - len(missing)} deleted.")
+    for job in missing:
+        click.echo(f"Error: the job {one_line(job)} does not exist.", err=True)
+    if missing:
+        sys.exit(EXIT_FAILED)
 
 
 async def _jobs(
@@ -113,15 +159,32 @@ async def _cancel(job: str, server: str | None, api_key: str | None) -> JsonObje
         return await client.jobs.cancel(job)
 
 
+async def _delete(jobs: list[str], server: str | None, api_key: str | None) -> list[str]:
+    """Delete jobs; return the ids of those that do not exist."""
+    missing = []
+    async with AsyncClient(server or USUAL_SERVER, api_key) as client:
+        for job in jobs:
+            try:
+                await client.jobs.delete(job)
+            except APIError as error:
+                if error.status != _NOT_FOUND:
+                    raise
+                missing.append(job)
+    return missing
+
+
 async def _watch(job: str, saver: Saver, server: str | None, api_key: str | None) -> JsonObject:
     async with AsyncClient(server or USUAL_SERVER, api_key) as client:
         known: JsonObject = {}
-        with progress_bar() as bar:
-            row = bar.add_task("", total=100.0, what="waiting")
+        bars, bar = LateBars(), None
+        try:
             async for known in client.jobs.follow(job):
-                # The first event has all of them: what -o cannot take is told before the end.
+                # The first event has all of them: what -o cannot take is reported before the end.
                 saver.expect(known["parameters"]["n"], known["output_format"])
-                _update(bar, row, known)
+                bar = bars.add() if bar is None else bar
+                bars.update(bar, known["progress"], _news(known))
+        finally:
+            bars.stop()
         if saver.wants_images:
             await _fetch(client, known["images"], saver)
         return known
@@ -136,8 +199,8 @@ async def _fetch(client: AsyncClient, images: list[JsonObject], saver: Saver) ->
     saver.show()
 
 
-def _update(bar: Progress, row: TaskID, job: JsonObject) -> None:
-    what = job["status"]
+def _news(job: JsonObject) -> str:
+    what = str(job["status"])
     if what == "queued":
         what = f"queued, {job['queue_position']} before it"
     elif what == "running" and job["step"]:
@@ -146,17 +209,12 @@ def _update(bar: Progress, row: TaskID, job: JsonObject) -> None:
             what = f"image {job['index'] + 1}, {what}"
         if job["eta_seconds"] is not None:
             what += f", {job['eta_seconds']:.0f} s left"
-    bar.update(row, completed=job["progress"], what=what)
+    return what
 
 
-def _table(jobs: list[JsonObject]) -> Table:
-    table = Table(box=None)
-    for heading in ("job", "status", "progress", "begun"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("prompt")
-    for job in jobs:
-        table.add_row(job["id"], job["status"], _standing(job), _time(job), _prompt(job))
-    return table
+def _row(job: JsonObject) -> tuple[str, ...]:
+    prompt = job["parameters"]["prompt"]
+    return (job["id"], job["status"], _standing(job), _time(job), prompt)
 
 
 def _standing(job: JsonObject) -> str:
@@ -166,9 +224,4 @@ def _standing(job: JsonObject) -> str:
 
 
 def _time(job: JsonObject) -> str:
-    return datetime.fromtimestamp(job["created"]).astimezone().strftime("%d %b %H:%M:%S")
-
-
-def _prompt(job: JsonObject) -> str:
-    prompt = one_line(job["parameters"]["prompt"])
-    return prompt if len(prompt) <= _PROMPT_COLUMNS else prompt[: _PROMPT_COLUMNS - 1] + "…"
+    return datetime.fromtimestamp(job["created"]).astimezone().strftime("%d %b %H:%M")

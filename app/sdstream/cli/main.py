@@ -8,42 +8,95 @@ and 143 SIGTERM, as in shells.
 from __future__ import annotations
 
 import importlib
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from sdstream import __version__
 from sdstream.cli.console import EXIT_INTERRUPTED
+from sdstream.core.similar import did_you_mean, most_similar
 
-#: Name of a command -> its module and its name there. A command is imported when it is used.
-_COMMANDS: Final = {
-    "cancel": ("sdstream.cli.jobs", "cancel"),
-    "cluster": ("sdstream.cli.cluster", "cluster"),
-    "convert": ("sdstream.cli.files", "convert_command"),
-    "generate": ("sdstream.cli.generate", "generate"),
-    "inspect": ("sdstream.cli.files", "inspect_command"),
-    "jobs": ("sdstream.cli.jobs", "jobs"),
-    "mcp": ("sdstream.cli.mcp", "mcp_command"),
-    "models": ("sdstream.cli.models", "models"),
-    "pull": ("sdstream.cli.models", "pull_command"),
-    "rm": ("sdstream.cli.models", "rm_command"),
-    "serve": ("sdstream.cli.serve", "serve"),
-    "watch": ("sdstream.cli.jobs", "watch"),
+
+class _Command(NamedTuple):
+    """A command, which is imported when it is used.
+
+    Attributes:
+        module: Module under sdstream.cli.
+        name: Name in the module.
+        help: First sentence of its help, for the list of commands and for completion.
+    """
+
+    module: str
+    name: str
+    help: str
+
+
+_GROUPS: Final = {
+    "Images": {
+        "generate": _Command("generate", "generate", "Generate an image from PROMPT and save it."),
+        "edit": _Command("generate", "edit", "Generate a changed version of IMAGE by PROMPT."),
+        "upscale": _Command("generate", "upscale", "Enlarge IMAGE with an upscaler."),
+        "grid": _Command("grid", "grid", "Compare settings on one labelled sheet."),
+    },
+    "Jobs of a server": {
+        "jobs": _Command("jobs", "jobs", "List jobs of a server, newest first."),
+        "watch": _Command("jobs", "watch", "Follow JOB to its end and fetch its images."),
+        "cancel": _Command("jobs", "cancel", "Stop JOB."),
+        "delete": _Command("jobs", "delete", "Delete jobs with their images."),
+    },
+    "Models": {
+        "models": _Command("models", "models", "List the models."),
+        "pull": _Command("models", "pull_command", "Download a model."),
+        "rm": _Command("models", "rm_command", "Delete the files of a downloaded model."),
+        "inspect": _Command("files", "inspect_command", "Report what a model file contains."),
+        "convert": _Command("files", "convert_command", "Convert a model file to another type."),
+    },
+    "Servers": {
+        "serve": _Command("serve", "serve", "Serve the image APIs over HTTP."),
+        "cluster": _Command("cluster", "cluster", "Join machines into a cluster."),
+        "mcp": _Command("mcp", "mcp_command", "Serve MCP tools over stdin and stdout."),
+    },
 }
+COMMANDS: Final = {name: command for group in _GROUPS.values() for name, command in group.items()}
 
 
 class _Commands(click.Group):
-    """Commands that Ctrl-C ends with the code that shells give it, and no word."""
+    """Commands that Ctrl-C ends with the code that shells give it, and no word.
+
+    The list of commands and the completion of their names import none of them.
+    """
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return [*_COMMANDS]
+        return [*COMMANDS]
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, name = _COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), name)
+        module, name, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"sdstream.cli.{module}"), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command '{name}'.{did_you_mean(most_similar(name, COMMANDS))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, command.help) for name, command in commands.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [
+            CompletionItem(name, help=command.help)
+            for name, command in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -13,6 +13,7 @@ import click
 from sdstream.cli.console import plain_errors, server_options
 from sdstream.cli.flags import read_settings
 from sdstream.cli.models import pull_default
+from sdstream.client.answers import address
 from sdstream.client.http import AsyncClient
 from sdstream.runner import AsyncRunner
 from sdstream.tools import extra
@@ -45,10 +46,11 @@ def mcp_command(
     server: str | None,
     api_key: str | None,
 ) -> None:
-    """Serve MCP tools over stdin and stdout, for clients that start this command.
+    """Serve MCP tools over stdin and stdout.
 
-    The tools run on --server. Without it, they run in this process, with the settings of the
-    SDSTREAM_ variables. A running server has the same tools at /mcp.
+    It is for clients that start this command. The tools run on --server. Without it, they run in
+    this process, with the settings of the SDSTREAM_ variables. A running server has the same tools
+    at /mcp.
     """
     if server and (model or data_dir):
         raise click.UsageError("--model and --data-dir cannot be combined with --server.")
@@ -65,7 +67,7 @@ def mcp_command(
 async def _remote(stdio: Any, server: str, api_key: str | None, root: Path | None) -> None:
     # The client checks the address and the key before a connection is needed.
     async with AsyncClient(server, api_key):
-        backend = extra.load("remote").RemoteBackend(server, api_key)
+        backend = extra.load("remote").RemoteBackend(str(address(server)), api_key)
         received = await _until_signal(stdio.serve(backend, root))
     _end_by(received)
 

@@ -21,17 +21,17 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from sdstream.cli.console import (
     USUAL_SERVER,
     one_line,
     plain_errors,
+    print_table,
     server_options,
-    table_console,
 )
 from sdstream.cli.flags import read_settings, setting_flags
-from sdstream.client.http import AsyncClient, understanding
+from sdstream.client.answers import understanding
+from sdstream.client.http import AsyncClient
 from sdstream.core.catalog import Catalog
 from sdstream.core.locations import HubFile, is_address
 from sdstream.core.model_spec import ModelSpec, Variant
@@ -39,6 +39,10 @@ from sdstream.settings import Settings
 from sdstream.weights.discovery import absolute, read_catalog
 from sdstream.weights.hub import Hub, Remote
 from sdstream.weights.hub_errors import HubError
+
+_HEADINGS: Final = ("model", "family", "size", "files", "state", "description")
+#: Columns that a narrow terminal does without.
+_SPARE: Final = ("family", "size")
 
 _catalogue_flags: Final = setting_flags("models", "model_dir")
 
@@ -54,13 +58,15 @@ _catalogue_flags: Final = setting_flags("models", "model_dir")
 )
 @_catalogue_flags
 def pull_command(model: str, *, verify: bool, offline: bool, **flags: Any) -> None:
-    """Download the files of a model from the Hugging Face hub.
+    """Download a model.
 
-    MODEL is a model of the catalogue, or a single file: hf:OWNER/REPO/PATH, or its address in a
-    browser. Without a QUANT the usual one is downloaded, the first that 'sdstream models --all'
-    shows. The files go into the hub's own cache, so that files of other tools are found, and are
-    compared with the hub's checksums; the next pull resumes a download that was cut. HF_TOKEN,
-    HF_ENDPOINT, HF_HOME and the proxies' variables work as in the hub's own tools.
+    The files come from the Hugging Face hub. MODEL is a model of the catalogue, or a single file:
+    hf:OWNER/REPO/PATH, or its address in a browser. Without a QUANT the usual one is downloaded,
+    the first that 'sdstream models --all' shows.
+
+    The files go into the hub's own cache, so that files of other tools are found, and are compared
+    with the hub's checksums. The next pull resumes a download that was cut. HF_TOKEN, HF_ENDPOINT,
+    HF_HOME and the proxies' variables work as in the hub's own tools.
     """
     with plain_errors():
         settings = read_settings(**flags)
@@ -255,10 +261,11 @@ def _bars() -> Iterator[_Bars]:
 @click.argument("model", metavar="MODEL[:QUANT]")
 @_catalogue_flags
 def rm_command(model: str, **flags: Any) -> None:
-    """Delete the files of a pulled model, without asking.
+    """Delete the files of a downloaded model.
 
-    Without a QUANT all of the model's go. Files that another pulled model needs stay, and so does
-    everything in the hub's cache that the catalogue does not name.
+    It does not ask. Without a QUANT all files of the model are deleted. Files that another
+    downloaded model needs stay, and so does everything in the hub's cache that the catalogue does
+    not name.
     """
     with plain_errors():
         settings = read_settings(**flags)
@@ -309,7 +316,10 @@ def _why_nothing(model: str, needing: list[str]) -> str:
 def models(
     server: str | None, api_key: str | None, *, show_all: bool, reloads: bool, **flags: Any
 ) -> None:
-    """List the downloaded models, or those of a running server."""
+    """List the models.
+
+    Without --server, those that are downloaded, and with --all those that can be.
+    """
     with plain_errors():
         if reloads:
             for line in asyncio.run(_reload(server or USUAL_SERVER, api_key)):
@@ -319,13 +329,7 @@ def models(
             rows, more = asyncio.run(_server_models(server, api_key)), 0
         else:
             rows, more = _local_models(read_settings(**flags), show_all=show_all)
-    table = Table(box=None)
-    for heading in ("model", "family", "default size", "files", "state"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("description")
-    for row in rows:
-        table.add_row(*map(one_line, row))
-    table_console().print(table)
+    print_table(_HEADINGS, rows, spare=_SPARE)
     if more:
         click.echo(f"\n{more} more can be pulled; 'sdstream models --all' shows them.")
 

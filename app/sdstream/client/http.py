@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from sdstream.client.answers import (
+    APIError,
+    ConnectionFailed,
+    address,
+    events,
+    image,
+    items,
+    raise_for,
+    reaching,
+    response,
+    understanding,
+)
+from sdstream.client.calls import Call
 from sdstream.client.results import (
     Image,
     ImageFile,
@@ -20,49 +32,17 @@ from sdstream.client.results import (
     JsonObject,
     Progress,
     ProgressCallback,
-    read_files,
-    reject_answer_options,
 )
 
-#: One event holds a whole image in base64, or a preview of one as PNG.
-_MAX_EVENT_BYTES: Final = 256 * 2**20
 #: Tries to reach a server again that was lost while a job was watched, and the pause before each.
 _RECONNECTS: Final = 150
 _RECONNECT_SECONDS: Final = 2.0
 #: What a proxy, or the server itself, answers while the server is restarted.
 _AWAY: Final = (502, 503, 504)
-_MAX_PORT: Final = 65535
-_STRANGER: Final = "the server at this address is not sdstream."
-
-GENERATIONS: Final = "/v1/images/generations"
-EDITS: Final = "/v1/images/edits"
 
 ENDINGS: Final = ("completed", "failed", "cancelled")
 #: Those that change what is known of a job; previews do not.
 _JOB_EVENTS: Final = ("queued", "progress", *ENDINGS)
-
-
-class APIError(Exception):
-    """The server answered with an error, or the job failed.
-
-    Attributes:
-        message: The server's own message.
-        status: HTTP status code; 200 if the answer began before the error.
-        reason: Stable machine word of the error, None if the answer contained none.
-        param: The option at fault, or None.
-    """
-
-    def __init__(self, status: int, message: str, error: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        known = error or {}
-        self.message = message
-        self.status = status
-        self.reason: str | None = known.get("reason")
-        self.param: str | None = known.get("param")
-
-
-class ConnectionFailed(Exception):
-    """The server cannot be reached, or the address or the API key cannot be used."""
 
 
 class AsyncClient:
@@ -85,7 +65,7 @@ class AsyncClient:
             raise ConnectionFailed("the API key may have printable ASCII characters only.")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx2.AsyncClient(
-            base_url=_address(base_url),
+            base_url=address(base_url),
             headers=headers,
             transport=httpx2.AsyncHTTPTransport(uds=str(uds)) if uds else None,
             # Between two frames there may be one long sampling step, but no more than that:
@@ -122,7 +102,7 @@ class AsyncClient:
         # By the address that this client was given; the server may know itself by another.
         with reaching():
             answer = await self._http.get(urlsplit(url).path)
-        _raise_for(answer.status_code, answer.content)
+        raise_for(answer.status_code, answer.content)
         return answer.content
 
     async def generate(
@@ -145,9 +125,8 @@ class AsyncClient:
             APIError: The server rejected the request, or the job failed.
             ConnectionFailed: The server cannot be reached.
         """
-        options = {"prompt": prompt, **options}
-        frames = self._frames(GENERATIONS, json=_streamed(options, previews))
-        return await _collected(frames, options, on_progress)
+        call = Call.generation({"prompt": prompt, **options})
+        return await self.run(call, on_progress=on_progress, previews=previews)
 
     async def edit(
         self,
@@ -174,9 +153,9 @@ class AsyncClient:
             ConnectionFailed: The server cannot be reached.
             OSError: An image file cannot be read.
         """
-        options = {"prompt": prompt, **options}
-        frames = self._frames(EDITS, **await _form(options, previews, image, mask))
-        return await _collected(frames, options, on_progress)
+        images = [image] if isinstance(image, ImageFile) else image
+        call = Call.generation({"prompt": prompt, **options}, images=images, mask=mask)
+        return await self.run(call, on_progress=on_progress, previews=previews)
 
     async def stream(
         self, prompt: str, *, previews: bool = False, **options: Any
@@ -185,18 +164,55 @@ class AsyncClient:
 
         Closing the generator cancels the job. Arguments and errors are those of ``generate``.
         """
-        options = {"prompt": prompt, **options}
-        frames = self._frames(GENERATIONS, json=_streamed(options, previews))
+        call = Call.generation({"prompt": prompt, **options})
+        frames = self._frames(call, previews=previews)
         async with aclosing(frames):
             async for frame in frames:
-                for item in _items(frame, options):
+                for item in items(frame, call.output_format):
                     yield item
 
-    async def _frames(self, path: str, **request: Any) -> AsyncGenerator[JsonObject, None]:
+    async def run(
+        self,
+        call: Call,
+        *,
+        on_progress: ProgressCallback | None = None,
+        on_image: Callable[[Image], object] | None = None,
+        previews: bool = False,
+    ) -> ImagesResponse:
+        """Send a request and wait for its images.
+
+        Args:
+            call: The request.
+            on_progress: Called after each sampling step; an exception cancels the job.
+            on_image: Called with each image when it is finished.
+            previews: Add a preview to the progress of each step.
+
+        Raises:
+            APIError: The server rejected the request, or the job failed.
+            ConnectionFailed: The server cannot be reached.
+            OSError: An image file cannot be read.
+        """
+        images: list[Image] = []
+        frame: JsonObject = {}
+        frames = self._frames(call, previews=previews)
+        async with aclosing(frames):
+            async for frame in frames:
+                for item in items(frame, call.output_format):
+                    if isinstance(item, Image):
+                        images.append(item)
+                        if on_image is not None:
+                            on_image(item)
+                    elif on_progress is not None:
+                        on_progress(item)
+        with understanding():
+            return response(images, frame)
+
+    async def _frames(self, call: Call, *, previews: bool) -> AsyncGenerator[JsonObject, None]:
         """Yield the frames of a streamed answer; raises APIError if a frame reports an error."""
+        body = await call.streamed(previews=previews)
         with reaching():
-            async with self._http.stream("POST", path, **request) as answer:
-                async for event in await _events(answer):
+            async with self._http.stream("POST", call.path, **body) as answer:
+                async for event in await events(answer):
                     if event.data == "[DONE]":
                         return
                     if not event.data:
@@ -223,9 +239,13 @@ class AsyncJobs:
 
     async def create(self, prompt: str, **options: Any) -> JsonObject:
         """Start a job that runs without its client and return it."""
+        return await self.begin(Call.generation({"prompt": prompt, **options}))
+
+    async def begin(self, call: Call) -> JsonObject:
+        """Start a job for any request; raises OSError for an image file that cannot be read."""
         headers = {"Prefer": "respond-async"}
-        body = {"prompt": prompt, **options}
-        return await _json(self._http, "POST", GENERATIONS, json=body, headers=headers)
+        body = await call.plain()
+        return await _json(self._http, "POST", call.path, headers=headers, **body)
 
     async def list(self, *, status: str = "", limit: int = 20) -> _List[JsonObject]:
         """List the newest jobs; ``status`` names one or several, empty means all."""
@@ -243,8 +263,8 @@ class AsyncJobs:
         if "data" not in body:
             raise APIError(202, f"The job has not ended: its status is {body.get('status')}.")
         with understanding():
-            images = [_image(item, body["output_format"]) for item in body["data"]]
-            return _response(images, body)
+            images = [image(item, body["output_format"]) for item in body["data"]]
+            return response(images, body)
 
     async def cancel(self, job: str) -> JsonObject:
         """Stop a job and return it as it is then."""
@@ -282,7 +302,7 @@ class AsyncJobs:
                         return
                     if known and answer.status_code in _AWAY:
                         raise httpx2.TransportError(f"it answers with {answer.status_code}")
-                    async for event in await _events(answer):
+                    async for event in await events(answer):
                         last_event, failures = event.id or last_event, 0
                         if event.event in _JOB_EVENTS:
                             with understanding():
@@ -306,7 +326,7 @@ _List = list
 async def _json(http: httpx2.AsyncClient, method: str, path: str, **options: Any) -> JsonObject:
     with reaching():
         answer = await http.request(method, path, **options)
-    _raise_for(answer.status_code, answer.content)
+    raise_for(answer.status_code, answer.content)
     with understanding():
         return dict(answer.json())
 
@@ -317,142 +337,5 @@ async def _list(http: httpx2.AsyncClient, path: str, **options: Any) -> list[Jso
         return [dict(one) for one in body["data"]]
 
 
-def _streamed(options: JsonObject, previews: bool) -> JsonObject:
-    reject_answer_options(options)
-    form = {"dialect": "image.chunk", "preview": previews}
-    return {**options, "stream": True, "stream_options": form}
-
-
-async def _form(
-    options: JsonObject,
-    previews: bool,
-    image: ImageFile | Sequence[ImageFile],
-    mask: ImageFile | None,
-) -> JsonObject:
-    """Return the fields and files of a multipart form."""
-    files = await asyncio.to_thread(read_files, image, mask)
-    body = _streamed(options, previews)
-    chosen = body.pop("stream_options")
-    body |= {f"stream_options[{name}]": value for name, value in chosen.items()}
-    return {
-        "data": {name: _text(value) for name, value in body.items() if value is not None},
-        "files": [(file.param, (file.param, file.data)) for file in files],
-    }
-
-
-def _text(value: Any) -> str:
-    """Return an option as a form contains it."""
-    if isinstance(value, list | tuple) and not any(isinstance(part, dict) for part in value):
-        return ",".join(map(str, value))
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-async def _collected(
-    frames: AsyncGenerator[JsonObject, None],
-    options: JsonObject,
-    on_progress: ProgressCallback | None,
-) -> ImagesResponse:
-    images: list[Image] = []
-    frame: JsonObject = {}
-    async with aclosing(frames):
-        async for frame in frames:
-            for item in _items(frame, options):
-                if isinstance(item, Image):
-                    images.append(item)
-                elif on_progress is not None:
-                    on_progress(item)
-    with understanding():
-        return _response(images, frame)
-
-
-def _response(images: list[Image], body: JsonObject) -> ImagesResponse:
-    """Return the whole response; ``body`` is a plain answer or the last frame of a stream."""
-    return ImagesResponse(
-        data=tuple(sorted(images, key=lambda image: image.index)),
-        model=body["model"],
-        parameters=body["parameters"],
-        usage=body["usage"],
-        warnings=tuple(body.get("warnings", ())),
-    )
-
-
-@contextmanager
-def reaching() -> Iterator[None]:
-    """Turn the HTTP library's errors into ConnectionFailed."""
-    try:
-        yield
-    except httpx2.HTTPError as error:
-        raise ConnectionFailed(f"the server cannot be reached: {error}") from error
-
-
-@contextmanager
-def understanding() -> Iterator[None]:
-    """While an answer is read: one that lacks what sdstream sends is told in a sentence.
-
-    Raises:
-        ConnectionFailed: Something else is at the address.
-    """
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError):
-        raise ConnectionFailed(_STRANGER) from None
-
-
-def _address(url: str) -> httpx2.URL:
-    try:
-        found = httpx2.URL(url)
-        found.host.encode("idna")  # as the socket will, which raises no error of the client's
-    except (httpx2.InvalidURL, UnicodeError):
-        found = httpx2.URL("")
-    if found.scheme not in ("http", "https") or not found.host or (found.port or 0) > _MAX_PORT:
-        raise ConnectionFailed(
-            f"'{url}' is not an address of a server; write http://localhost:8000."
-        )
-    return found
-
-
-async def _events(answer: httpx2.Response) -> httpx2.EventSource:
-    """The events of a streamed answer, or the error that it contains."""
-    if answer.status_code != 200:
-        _raise_for(answer.status_code, await answer.aread())
-    if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
-        raise ConnectionFailed(_STRANGER)
-    return httpx2.EventSource(answer, max_event_size=_MAX_EVENT_BYTES)
-
-
-def _items(frame: JsonObject, options: JsonObject) -> list[Progress | Image]:
-    with understanding():
-        return [_item(item, options) for item in frame["data"]]
-
-
-def _item(item: JsonObject, options: JsonObject) -> Progress | Image:
-    if item["finish_reason"] == "stop":
-        return _image(item, options.get("output_format") or "png")
-    return Progress(
-        item["index"],
-        item["progress"],
-        item["status"],
-        item["progressed_steps"],
-        item["progress_steps"] - 1,  # the last one is the decoding
-        base64.b64decode(item["b64_json"]) if item.get("preview") else None,
-    )
-
-
-def _image(item: JsonObject, output_format: str) -> Image:
-    content = base64.b64decode(item["b64_json"])
-    return Image(item["index"], item["seed"], content, output_format)
-
-
 def _path(job: str) -> str:
     return f"/v1/jobs/{quote(job, safe='')}"
-
-
-def _raise_for(status: int, body: bytes) -> None:
-    if status in (200, 202):
-        return
-    try:
-        error = json.loads(body)["error"]
-        message = str(error["message"])
-    except (ValueError, KeyError, TypeError):
-        raise APIError(status, f"The server answered with status {status}.") from None
-    raise APIError(status, message, error)

@@ -55,13 +55,13 @@ class CatalogChange:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What models.yaml has, and what of it can be drawn with.
+    """The entries of models.yaml, and the models that can generate.
 
     Attributes:
         entries: All of models.yaml, by id.
-        models: What can be drawn with, by id: entries of plain files, and the quants of the others
-            that are on this machine as MODEL:QUANT. ``parse`` alone knows of none of these.
-        default: The model of requests that name none; an id of ``models`` if it is here.
+        models: Models that can generate, by id: entries of plain files, and downloaded quants of
+            the others as MODEL:QUANT, which ``parse`` leaves out.
+        default: The model of requests that name none; an id of ``models`` if it is downloaded.
         default_aliases: Other names of the default model, in small letters, beside those of its
             entry.
     """
@@ -104,7 +104,7 @@ class Catalog:
         return catalog.led_by(default)
 
     def on_machine(self, find: Callable[[HubFile], str | None]) -> Self:
-        """The same catalogue with the quants that are here.
+        """Return the same catalogue with the downloaded quants.
 
         Args:
             find: The path of a file of the hub, None when it is not here.
@@ -156,7 +156,7 @@ class Catalog:
         return name != "default" and name.casefold() not in self._spellings
 
     def aliases(self) -> dict[str, str]:
-        """Return other names of the models that are here: alias -> id."""
+        """Return other names of the downloaded models: alias -> id."""
         own = {
             alias: spec.id
             for entry in self.entries.values()
@@ -176,10 +176,23 @@ class Catalog:
             default=spec.id,
         )
 
+    def with_runtime(self, model: str, values: Mapping[str, object]) -> Self:
+        """Return the same catalogue with other runtime options of a model; raises as the model's
+        ``with_runtime``.
+
+        Args:
+            model: Id of ``models``; one that is not downloaded changes nothing.
+            values: Name of a runtime option -> value.
+        """
+        spec = self.models.get(model)
+        if spec is None or not values:
+            return self
+        return replace(self, models={**self.models, model: spec.with_runtime(values)})
+
     def find(self, name: str | None) -> ModelSpec | None:
         """The model of that name; None and "default" stand for the default one.
 
-        The name of an entry stands for the first of its quants that is here. The case of letters
+        The name of an entry stands for its first downloaded quant. The case of letters
         does not matter.
         """
         wanted = self.default if name in (None, "", "default") else str(name)
@@ -193,7 +206,7 @@ class Catalog:
         )
 
     def variant(self, name: str) -> Variant | None:
-        """The quant that MODEL:QUANT names, or the usual one of MODEL; None when there is none."""
+        """Return the quant that MODEL:QUANT names, or the usual one of MODEL; None for others."""
         entry = _entry_of(name, self.entries)
         if entry is not None:
             return next(iter(entry.variants), None)

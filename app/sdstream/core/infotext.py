@@ -67,6 +67,12 @@ def write(request: GenerationRequest, seed: int) -> str:
     return "\n".join(lines)
 
 
+def extended(text: str, facts: Mapping[str, str]) -> str:
+    """Return a parameters text with further facts in its last line."""
+    added = ", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items())
+    return f"{text}, {added}" if text else added
+
+
 def _text(value: object) -> str:
     """A value as AUTOMATIC1111 writes it: lists with commas, LoRAs as name:scale."""
     match value:
@@ -118,7 +124,7 @@ def _unquoted(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What a parameters text says, by the names of the API.
+    """The options in a parameters text, by the names of the API.
 
     Attributes:
         options: Canonical name -> value of its type.

@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -20,6 +21,7 @@ from pydantic import (
 from sdstream.core.locations import HUB, QUANT, HubFile, Location
 from sdstream.core.model_families import FAMILIES, Family
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
+from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.core.size import Size
 
 #: As the device of a model.
@@ -150,11 +152,11 @@ class RuntimeOptions(Part):
         wtype: Re-quantise the weights to this type while loading.
         tae: Decode with the tiny autoencoder that lies inside the model file.
         vae_tiling: Decode in tiles: less memory, slower.
-        preview: How pictures between the steps are made: by a projection of the latent, nearly
+        preview: How previews between the steps are made: by a projection of the latent, nearly
             free but known for the published autoencoders only; by the tiny autoencoder of the
             files beside the VAE that decodes the result; or by whatever decodes the result.
-        zero_cond_t: As Qwen-Image-Edit 2511 was trained: reference pictures count as finished.
-        circular: Sides that join their opposite ones, for pictures to be laid side by side.
+        zero_cond_t: As Qwen-Image-Edit 2511 was trained: reference images count as finished.
+        circular: Sides that join their opposite ones, for images to be laid side by side.
         kernels: CPU kernels: the quickest (bf16 and 8-bit products where the CPU is good at them),
             those that compute in f32, or the runtime's own alone; None is the server's setting.
     """
@@ -172,6 +174,18 @@ class RuntimeOptions(Part):
     kernels: Kernels | None = None
 
 
+class RuntimeOptionError(ValueError):
+    """A model cannot run with an option.
+
+    Attributes:
+        name: Name of the option, empty if several do not fit together.
+    """
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 _QuantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 
 
@@ -182,7 +196,7 @@ class ModelSpec(Part):
         aliases: Other names that requests may use for it.
         page: Where its files are told of.
         license: Under which they are given, by the hub's word for it.
-        gated: The hub wants a token of somebody who accepted the licence on ``page``.
+        gated: The hub requires the token of an account that accepted the licence on ``page``.
         quants: What ``{quant}`` in the files stands for -> gigabytes (10^9 bytes) that a pull
             fetches in all, None when not known; the first is the usual one.
         replicas: Workers of the model that may generate at once; "auto" is one for each GPU of a
@@ -211,6 +225,32 @@ class ModelSpec(Part):
     replicas: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
     keep_alive: float | None = Field(None, ge=0, allow_inf_nan=False)
     device: str | None = Field(None, pattern=r"^(cpu|(cuda|rocm|vulkan):\d{1,2})$")
+
+    def with_runtime(self, values: Mapping[str, object]) -> Self:
+        """Return the model with some runtime options changed.
+
+        Args:
+            values: Field of RuntimeOptions -> value, or its text. Others keep their values.
+
+        Raises:
+            RuntimeOptionError: A name does not exist, or the model cannot have the value.
+        """
+        known = RuntimeOptions.model_fields
+        for name in values:
+            if name not in known:
+                meant = did_you_mean(most_similar(name, known))
+                message = (
+                    f"unknown runtime option '{name[:64]}'; there are {', '.join(known)}.{meant}"
+                )
+                raise RuntimeOptionError(message, name)
+        try:
+            runtime = {**dict(self.runtime), **values}
+            return type(self).model_validate({**dict(self), "runtime": runtime})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][-1]) if first["loc"] else ""
+            what = first["msg"].removeprefix("Value error, ")
+            raise RuntimeOptionError(f"{name}: {what}.".removeprefix(": "), name) from None
 
     @property
     def traits(self) -> Family:
@@ -270,10 +310,10 @@ class ModelSpec(Part):
         return self.prompt_characters or self.traits.prompt_characters
 
     def size_near(self, source: Size, max_pixels: int) -> Size:
-        """The size for a picture like ``source``: its shape, within what may be drawn.
+        """Return the size for an image like ``source``: its shape, within the bounds.
 
         Args:
-            source: Of the picture.
+            source: Size of the image.
             max_pixels: Upper bound of width x height, kept as far as the smallest sides allow.
         """
         shrink = min(1.0, self.size.max / max(source))
@@ -295,7 +335,7 @@ class ModelSpec(Part):
     def size_of_shape(self, width: int, height: int) -> Size:
         """The size of this shape with about as many pixels as the default one.
 
-        A shape that is too far from a square gives a size that ``size_problem`` refuses.
+        A shape that is too far from a square gives a size that ``size_problem`` rejects.
         """
         multiple = self.traits.multiple
         unit = math.sqrt(self.default_size.width * self.default_size.height / (width * height))
@@ -315,7 +355,7 @@ class ModelSpec(Part):
 
     @property
     def default_size(self) -> Size:
-        """Width and height of a picture whose request names none, in pixels."""
+        """Width and height of an image whose request names none, in pixels."""
         return self.defaults.size or self.traits.size
 
     def size_over(self, size: Size) -> Size:
@@ -325,7 +365,7 @@ class ModelSpec(Part):
         return Size(*(-(-side // multiple) * multiple for side in sides))
 
     def size_problem(self, size: Size) -> str | None:
-        """Why the model cannot draw this size, or None when it can."""
+        """Return why the model cannot generate this size, None if it can."""
         multiple = self.traits.multiple
         for name, value in (("width", size.width), ("height", size.height)):
             if not self.size.min <= value <= self.size.max:
@@ -344,7 +384,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """MODEL:QUANT, the id of the model once it is here."""
+        """MODEL:QUANT, the id of the model after its download."""
         return f"{self.entry.id}:{self.quant}"
 
     @property

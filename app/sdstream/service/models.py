@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from sdstream.core.catalog import Catalog, CatalogChange
@@ -56,6 +56,8 @@ class Models:
         self.pool = pool
         self._changed = on_change
         self._reloading = asyncio.Lock()
+        #: Runtime options that requests chose, by model.
+        self._runtime: dict[str, Mapping[str, object]] = {}
 
     @property
     def ready(self) -> bool:
@@ -75,9 +77,11 @@ class Models:
         return best.value if best else "unloaded"
 
     async def refresh(self) -> Catalog:
-        """The catalogue with what was pulled or removed since the start."""
+        """Return the catalogue with what was downloaded or removed since the start."""
         known = self.catalog
         fresh = await asyncio.to_thread(self._refresh, known)
+        for model, values in self._runtime.items():
+            fresh = fresh.with_runtime(model, values)
         if self.catalog is known:  # else it was reloaded meanwhile
             self.catalog = fresh
         return self.catalog
@@ -104,6 +108,7 @@ class Models:
                 ) from None
             change = fresh.change_from(self.catalog)
             self.catalog = fresh
+            self._runtime.clear()
         logger.info("models.yaml was reloaded: %s", change)
         self.pool.adopt(fresh.models)
         default = fresh.models[fresh.default]
@@ -121,12 +126,24 @@ class Models:
             )
         return spec
 
-    async def load(self, spec: ModelSpec) -> None:
-        """Load a model ahead of its first job, also one that could not be loaded before.
+    async def load(self, spec: ModelSpec, runtime: Mapping[str, object] | None = None) -> None:
+        """Load a model before its first job, also one that could not be loaded before.
+
+        Args:
+            spec: The model.
+            runtime: Runtime options in place of those in models.yaml, until a load names others or
+                models.yaml is reloaded. A loaded model is loaded again if they differ, after its
+                running job. None keeps the options.
 
         Raises:
+            RuntimeOptionError: The model cannot have an option.
             Unavailable: There is no room now, or it cannot be loaded.
         """
+        if runtime is not None:
+            spec.with_runtime(runtime)
+            self._runtime[spec.id] = runtime
+            self.pool.adopt((await self.refresh()).models)
+            spec = self.catalog.models.get(spec.id, spec)
         if self.pool.failed(spec.id) is not None:
             self.pool.unload(spec.id)
         if not self.pool.workers(spec.id) and not self.pool.start(spec):

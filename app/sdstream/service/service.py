@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog, CatalogChange
@@ -177,9 +177,9 @@ class ImageService:
         """The model of that name, pulled lately perhaps; raises NotFound."""
         return await self._models.get(name, param)
 
-    async def load(self, spec: ModelSpec) -> None:
-        """Load a model ahead of its first job; raises Unavailable, see Models."""
-        await self._models.load(spec)
+    async def load(self, spec: ModelSpec, runtime: Mapping[str, object] | None = None) -> None:
+        """Load a model before its first job; see Models."""
+        await self._models.load(spec, runtime)
 
     def unload(self, spec: ModelSpec) -> None:
         """Stop a model's workers, each as soon as its job is over."""

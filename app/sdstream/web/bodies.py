@@ -58,6 +58,14 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     return (await read_raw_json(request, max_bytes))[1]
 
 
+async def read_optional_json(request: Request, max_bytes: int) -> dict[str, Any] | None:
+    """Return the body as one JSON object, None for no body; errors are those of ``read_json``."""
+    length = request.headers.get("content-length", "0").strip("0")
+    if not length and "transfer-encoding" not in request.headers:
+        return None
+    return await read_json(request, max_bytes)
+
+
 async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
     """Return the body and its JSON object; errors are those of ``read_json``."""
     declared = request.headers.get("content-type", "application/json").partition(";")[0].strip()

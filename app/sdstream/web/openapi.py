@@ -60,7 +60,10 @@ def _operation(route: ApiRoute) -> JsonObject:
     if own or operation.parameters:
         described["parameters"] = [*own, *operation.parameters]
     if operation.body is not None:
-        described["requestBody"] = {"required": True, "content": _content(operation.body)}
+        described["requestBody"] = {
+            "required": operation.body_required,
+            "content": _content(operation.body),
+        }
     described["responses"] = _responses(route)
     if route.is_open:
         described["security"] = [{}]

@@ -64,6 +64,7 @@ class Operation:
         answers: Status -> what is answered.
         body: Request body, empty for none.
         errors: Kinds of errors beside those of every route.
+        body_required: A request without a body is rejected.
         parameters: Of the query and the headers, in OpenAPI's form; path parameters are derived.
     """
 
@@ -72,6 +73,7 @@ class Operation:
     body: Content | None = None
     errors: Sequence[type[ImageServiceError]] = ()
     parameters: Sequence[JsonObject] = ()
+    body_required: bool = True
 
 
 #: A route may be rejected for the key, the origin or the host of its request.

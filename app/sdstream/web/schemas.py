@@ -226,6 +226,7 @@ _MODEL: Final = record(
         "capabilities": OBJECT,
         "options": OBJECT,
         "kernels": nullable(STRING),
+        "runtime": OBJECT,
         "error": STRING,
     },
     ("id", "object", "created", "owned_by", "state"),

@@ -10,7 +10,7 @@ from sdstream.core.catalog import Catalog
 from sdstream.core.catalog_yaml import CatalogError, Problem
 from sdstream.core.errors import ConfigurationError, EngineError
 from sdstream.core.locations import BUILTIN, HUB, HubFile, is_address
-from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptions
+from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptionError, RuntimeOptions
 from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.headers import BadFile
@@ -56,11 +56,15 @@ def _check_files(settings: Settings, spec: ModelSpec) -> None:
 def read_catalog(settings: Settings) -> Catalog:
     """The catalogue with what is here of it, be it the default or not; raises the same."""
     try:
-        catalog = refresh_catalog(settings, _parsed(settings))
+        catalog = _on_machine(settings, _parsed(settings))
     except CatalogError as error:
         raise error.of_file(str(settings.models)) from None
     if settings.model is not None:
         catalog = _led_by(settings.model, catalog, Hub(settings.model_dir))
+    try:
+        catalog = _as_started(settings, catalog)
+    except RuntimeOptionError as error:
+        raise ModelError(f"--runtime-option: {error}") from None
     try:
         return catalog.with_default_aliases(settings.aliases)
     except CatalogError as error:
@@ -84,7 +88,17 @@ def _parsed(settings: Settings) -> Catalog:
 
 
 def refresh_catalog(settings: Settings, catalog: Catalog) -> Catalog:
-    """The catalogue with what is here now of what it names on the hub."""
+    """Return the catalogue with the models that are downloaded now."""
+    return _as_started(settings, _on_machine(settings, catalog))
+
+
+def _as_started(settings: Settings, catalog: Catalog) -> Catalog:
+    """The catalogue with the runtime options that the settings give to the default model."""
+    values = dict(pair.split("=", 1) for pair in settings.runtime_options)
+    return catalog.with_runtime(catalog.default, values)
+
+
+def _on_machine(settings: Settings, catalog: Catalog) -> Catalog:
     hub = Hub(settings.model_dir)
 
     def find(file: HubFile) -> str | None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from sdstream.client import http
-from sdstream.client.http import APIError, AsyncClient, ConnectionFailed
+from sdstream.client import answers, http
+from sdstream.client.answers import APIError, ConnectionFailed
+from sdstream.client.http import AsyncClient
 
 
 def event(number: int, name: str, data: dict[str, Any]) -> bytes:
@@ -62,7 +63,7 @@ def test_large_previews_are_passed_over() -> None:
 
 def test_events_without_measure_end_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once: a reconnect would meet the same event again, for ever."""
-    monkeypatch.setattr(http, "_MAX_EVENT_BYTES", 1_000_000)
+    monkeypatch.setattr(answers, "_MAX_EVENT_BYTES", 1_000_000)
     with pytest.raises(ConnectionFailed, match="byte limit"):
         asyncio.run(statuses(EVENTS))
 

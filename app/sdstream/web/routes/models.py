@@ -12,9 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sdstream.cluster.port import Cluster, MachineState
-from sdstream.core.errors import CatalogRejected, NotFound, Reason, Unavailable
+from sdstream.core.errors import (
+    CatalogRejected,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    Reason,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from sdstream.core.model_options import defaults_of, options_of, schedules_of, sizes_of
-from sdstream.core.model_spec import ModelSpec
+from sdstream.core.model_spec import ModelSpec, RuntimeOptionError, RuntimeOptions
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
 from sdstream.engine.worker import WorkerState
@@ -24,7 +32,7 @@ from sdstream.service.live_jobs import standing_by
 from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService
 from sdstream.storage.job_store import JobStore
-from sdstream.web import respond
+from sdstream.web import bodies, respond
 from sdstream.web.openapi import openapi_document
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.schemas import (
@@ -43,6 +51,9 @@ from sdstream.web.schemas import (
 #: Models have no birthday; OpenAI's clients want a number here.
 _CREATED = 0
 
+#: Largest body with runtime options.
+_MAX_OPTIONS_BYTES: Final = 2**16
+
 _LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
 
 
@@ -54,7 +65,19 @@ _STATUS: Final = json_of(record({"status": STRING}))
 _IMAGE: Final = Operation("Get a stored image", {200: IMAGES}, errors=(NotFound,))
 _MODELS: Final = Operation("List the models", {200: json_of(ref("Models"))})
 _ONE_MODEL: Final = Operation("Get a model with its options", _MODEL, errors=(NotFound,))
-_LOAD: Final = Operation("Load a model", _MODEL, errors=(NotFound, Unavailable))
+_LOAD: Final = Operation(
+    "Load a model, with the runtime options of the body if there is one",
+    _MODEL,
+    json_of(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": RuntimeOptions.model_json_schema()["properties"],
+        }
+    ),
+    (NotFound, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unavailable),
+    body_required=False,
+)
 _IDS: Final = {"type": "array", "items": STRING}
 _RELOAD: Final = Operation(
     "Read models.yaml again",
@@ -155,7 +178,14 @@ class ModelRoutes:
     async def load(self, request: Request) -> Response:
         """POST /v1/models/{id}/load: answered when the model is loaded."""
         spec = await self.service.get_model(request.path_params["model"])
-        await self.service.load(spec)
+        runtime = await bodies.read_optional_json(request, _MAX_OPTIONS_BYTES)
+        try:
+            await self.service.load(spec, runtime)
+        except RuntimeOptionError as error:
+            unknown = error.name and error.name not in RuntimeOptions.model_fields
+            reason = Reason.UNKNOWN_FIELD if unknown else Reason.INVALID_VALUE
+            raise InvalidRequest(str(error), reason=reason, param=error.name or None) from None
+        spec = await self.service.get_model(spec.id)
         return respond.json_bytes(compact(self._model(spec)))
 
     async def unload(self, request: Request) -> Response:
@@ -266,6 +296,7 @@ class ModelRoutes:
             "capabilities": _capabilities(spec),
             "embeddings": [*self.service.pool.embeddings(spec.id)],
             "device": spec.device,
+            "runtime": spec.runtime.model_dump(),
             "kernels": self.service.pool.kernels(spec.id),
         }
         if why:

@@ -1,0 +1,176 @@
+"""Types of arguments: images, prompts, names with suggestions, LoRAs and ``KEY=VALUE``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from sdstream.core.samplers import (
+    SAMPLERS,
+    SCHEDULES,
+    find_sampler,
+    find_schedule,
+    nearest_sampler,
+)
+from sdstream.core.similar import did_you_mean, most_similar
+
+_STDIN: Final = "-"
+#: Marks in a context that one of its arguments has read stdin.
+_READ: Final = "sdstream.stdin"
+
+
+def _from_stdin(ctx: click.Context | None, param: click.Parameter | None) -> bytes:
+    """Return all of stdin, for the one argument that may be ``-``."""
+    meta = ctx.meta if ctx is not None else {}
+    if meta.get(_READ):
+        raise click.BadParameter("only one argument can be - (stdin).", ctx, param)
+    meta[_READ] = True
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise click.BadParameter("stdin is empty.", ctx, param)
+    return data
+
+
+class ImageInput(click.ParamType[Path | bytes]):
+    """An image file, or ``-`` for the one on stdin."""
+
+    name = "file"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | bytes:
+        """Return the path, or the contents of stdin."""
+        if isinstance(value, Path | bytes):
+            return value
+        if value == _STDIN:
+            return _from_stdin(ctx, param)
+        path = Path(value)
+        if not path.is_file():
+            self.fail(f"the file {value} does not exist.", param, ctx)
+        return path
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Have the shell complete names of files."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class Named(click.ParamType[str]):
+    """A name of a list; other spellings are understood, and near misses get a suggestion.
+
+    Args:
+        name: What it is: "sampler".
+        names: The names.
+        find: Returns the name that a spelling means, None if it means none.
+        nearest: Returns the name that is most like an unknown one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        names: Collection[str],
+        find: Callable[[str], str | None],
+        nearest: Callable[[str], str | None],
+    ) -> None:
+        self.name = name
+        self._names = names
+        self._find = find
+        self._nearest = nearest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name of the list."""
+        found = self._find(str(value))
+        if found is None:
+            meant = did_you_mean(self._nearest(str(value)))
+            self.fail(f"unknown {self.name} '{value}'.{meant or f' {self.choices()}'}", param, ctx)
+        return found
+
+    def choices(self) -> str:
+        """Return a sentence with the names."""
+        return f"Choose one of {', '.join(self._names)}."
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the names that begin so."""
+        return [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
+
+
+def _sampler(name: str) -> str | None:
+    found = find_sampler(name)
+    return found[0] if found and found[1] is None else None
+
+
+SAMPLER: Final = Named("sampler", SAMPLERS, _sampler, nearest_sampler)
+SCHEDULE: Final = Named(
+    "schedule", SCHEDULES, find_schedule, lambda name: most_similar(name, SCHEDULES)
+)
+
+
+class LoraInput(click.ParamType[dict[str, Any]]):
+    """``NAME`` or ``NAME:SCALE``."""
+
+    name = "lora"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        """Return the LoRA as the API takes it."""
+        if isinstance(value, dict):
+            return value
+        name, colon, scale = str(value).rpartition(":")
+        if not colon:
+            return {"id": value, "scale": 1.0}
+        number = _number(scale)
+        if number is None or not name:
+            self.fail(f"'{value}' is not NAME or NAME:SCALE, as in ink:0.8.", param, ctx)
+        return {"id": name, "scale": number}
+
+
+class Pair(click.ParamType[tuple[str, str]]):
+    """``KEY=VALUE``."""
+
+    name = "key=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Return the key and the value."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key:
+            self.fail(f"'{value}' is not KEY=VALUE, as in clip_skip=2.", param, ctx)
+        return key.strip().replace("-", "_"), text
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """Return the number; JSON has no infinity and no NaN."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
+    return value
+
+
+def prompt_text(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Return the prompt; ``-`` is the text on stdin."""
+    if value != _STDIN:
+        return value
+    try:
+        return _from_stdin(ctx, param).decode().rstrip("\n")
+    except UnicodeDecodeError:
+        raise click.BadParameter("stdin is not UTF-8 text.", ctx, param) from None

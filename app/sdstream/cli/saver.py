@@ -1,0 +1,164 @@
+"""Image files that a command writes, and images in the terminal."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import click
+from PIL import Image
+from rich.console import Console
+
+from sdstream.client.results import FORMATS
+
+#: Name of a file when the command names none.
+USUAL_NAME: Final = "image.png"
+
+#: Widest image in the terminal.
+_COLUMNS: Final = 48
+#: More than any server generates for one request.
+_MOST_FILES: Final = 1000
+
+
+def show_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--show and --no-show."""
+    return click.option(
+        "--show/--no-show",
+        default=None,
+        help="Show the images in the terminal [default: if it is one, and -o is not -].",
+    )(command)
+
+
+def force_option(command: Callable[..., None]) -> Callable[..., None]:
+    """--force."""
+    return click.option("--force", is_flag=True, help="Replace files that exist.")(command)
+
+
+def format_of(output: str) -> str:
+    """Return the image format that the end of a file's name chooses.
+
+    Raises:
+        click.UsageError: It chooses none.
+    """
+    suffix = Path(output).suffix.lower()
+    if suffix not in FORMATS:
+        raise click.UsageError(f"-o must end in one of {', '.join(FORMATS)}.")
+    return FORMATS[suffix]
+
+
+class Saver:
+    """Writes the images of one job, and shows them.
+
+    Args:
+        output: A file's name, numbered if there are several images; ``-`` is stdout, and None
+            writes no file.
+        show: Show them in the terminal too; None shows them if stdout is a terminal.
+        force: Replace files that exist.
+        numbered: Choose the next free name instead of an error if the file exists.
+
+    Raises:
+        click.UsageError: The output can take no images.
+    """
+
+    def __init__(
+        self, output: str | None, show: bool | None, *, force: bool = False, numbered: bool = False
+    ) -> None:
+        self._to_stdout = output == "-"
+        self._path = None if output in (None, "-") else Path(str(output))
+        self.format = "png" if self._path is None else format_of(self._path.name)
+        if self._path is not None and not self._path.parent.is_dir():
+            raise click.UsageError(f"the folder {self._path.parent} does not exist.")
+        self._force = force
+        self._numbered = numbered
+        self._count = 1
+        self._shows = (self._path is not None and _is_terminal()) if show is None else show
+        self._shown: list[bytes] = []
+
+    @property
+    def wants_images(self) -> bool:
+        """False if images are neither written nor shown."""
+        return self._to_stdout or self._path is not None or self._shows
+
+    def expect(self, images: int, kind: str) -> None:
+        """Check that the output can take so many images of a format.
+
+        Raises:
+            click.UsageError: It cannot.
+        """
+        if self._to_stdout and images > 1:
+            raise click.UsageError(f"-o - writes one image to stdout, not {images}.")
+        if self._path is None:
+            return
+        if kind != self.format:
+            ends = " or ".join(end for end, name in FORMATS.items() if name == kind)
+            raise click.UsageError(f"the images are {kind.upper()}: -o must end in {ends}.")
+        self._count = images
+        if self._numbered and not self._force:
+            self._path = next(p for p in _free_names(self._path) if not self._taken(p))
+        for path in self._places(self._path):
+            if path.is_dir():
+                raise click.UsageError(f"{path} is a folder.")
+            if path.exists() and not self._force:
+                raise click.UsageError(f"{path} exists; --force replaces it.")
+
+    def save(self, index: int, data: bytes) -> str:
+        """Write one image and return the words for its line of progress."""
+        if self._shows:
+            self._shown.append(data)
+        if self._to_stdout:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        if self._path is None:
+            return ""
+        path = self._place(self._path, index)
+        if self._force:
+            path.write_bytes(data)
+            return f", {path}"
+        for free in _free_names(path):  # the first one, unless another process was quicker
+            try:
+                with free.open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                continue
+            path = free
+            break
+        return f", {path}"
+
+    def show(self) -> None:
+        """Show what was saved in the terminal: by its graphics, else in half blocks."""
+        if not self._shown:
+            return
+        # Importing it asks the terminal what it can, which only a command that shows should do.
+        terminal = importlib.import_module("textual_image.renderable")
+        console = Console()
+        for data in self._shown:
+            with Image.open(io.BytesIO(data)) as image:
+                console.print(terminal.Image(image, width=min(_COLUMNS, console.width)))
+
+    def _place(self, path: Path, index: int) -> Path:
+        return path if self._count == 1 else path.with_stem(f"{path.stem}-{index + 1}")
+
+    def _places(self, path: Path) -> Iterator[Path]:
+        return (self._place(path, index) for index in range(min(self._count, _MOST_FILES)))
+
+    def _taken(self, path: Path) -> bool:
+        return any(place.exists() for place in self._places(path))
+
+
+def _free_names(path: Path) -> Iterator[Path]:
+    """Yield a name and then its numbered ones: image.png, image-2.png, image-3.png."""
+    yield path
+    yield from (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+
+
+def _is_terminal() -> bool:
+    """True when the output is a terminal that can be asked for its abilities."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    return os.get_terminal_size(sys.stdout.fileno()).columns > 0  # a bare pseudo-terminal has none

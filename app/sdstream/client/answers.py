@@ -1,0 +1,156 @@
+"""Answers of the HTTP API as values: JSON, streams of events, and errors in sentences."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import httpx2
+
+from sdstream.client.results import Image, ImagesResponse, JsonObject, Progress
+
+#: One event holds a whole image in base64, or a preview of one as PNG.
+_MAX_EVENT_BYTES: Final = 256 * 2**20
+_MAX_PORT: Final = 65535
+#: Port of a server whose settings name none.
+_USUAL_PORT: Final = 8000
+_STRANGER: Final = "the server at this address is not sdstream."
+
+
+class APIError(Exception):
+    """The server answered with an error, or the job failed.
+
+    Attributes:
+        message: The server's own message.
+        status: HTTP status code; 200 if the answer began before the error.
+        reason: Stable machine word of the error, None if the answer contained none.
+        param: The option at fault, or None.
+    """
+
+    def __init__(self, status: int, message: str, error: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        known = error or {}
+        self.message = message
+        self.status = status
+        self.reason: str | None = known.get("reason")
+        self.param: str | None = known.get("param")
+
+
+class ConnectionFailed(Exception):
+    """The server cannot be reached, or the address or the API key cannot be used."""
+
+
+def response(images: list[Image], body: JsonObject) -> ImagesResponse:
+    """Return the whole response; ``body`` is a plain answer or the last frame of a stream."""
+    return ImagesResponse(
+        data=tuple(sorted(images, key=lambda image: image.index)),
+        model=body["model"],
+        parameters=body["parameters"],
+        usage=body["usage"],
+        warnings=tuple(body.get("warnings", ())),
+    )
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Turn the HTTP library's errors into ConnectionFailed."""
+    try:
+        yield
+    except httpx2.HTTPError as error:
+        raise ConnectionFailed(_why_lost(error)) from error
+
+
+def _why_lost(error: httpx2.HTTPError) -> str:
+    """Return a sentence with the address, and what starts a server where none answers."""
+    try:
+        url = error.request.url
+    except RuntimeError:  # it was raised without a request
+        return f"the server cannot be reached: {error}."
+    place = f"{url.scheme}://{url.netloc.decode()}"
+    if not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return f"the connection to {place} was lost: {str(error) or type(error).__name__}."
+    if url.port in (None, _USUAL_PORT):
+        remedy = "'sdstream serve' starts one" + (" on port 8000" if url.port is None else "")
+    else:
+        remedy = f"'sdstream serve --port {url.port}' starts one"
+    return f"no server answers at {place} ({str(error) or 'timeout'}). {remedy}."
+
+
+@contextmanager
+def understanding() -> Iterator[None]:
+    """Turn errors of reading an answer into ConnectionFailed.
+
+    Raises:
+        ConnectionFailed: The answer lacks what sdstream sends: another program answered.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise ConnectionFailed(_STRANGER) from None
+
+
+def address(url: str) -> httpx2.URL:
+    """Return the address of a server; ``host:port`` alone is taken for http.
+
+    Raises:
+        ConnectionFailed: It is not an address.
+    """
+    try:
+        found = httpx2.URL(url if "://" in url else f"http://{url}")
+        found.host.encode("idna")  # as the socket will, which raises no error of the client's
+    except (httpx2.InvalidURL, UnicodeError):
+        found = httpx2.URL("")
+    if found.scheme not in ("http", "https") or not found.host or (found.port or 0) > _MAX_PORT:
+        raise ConnectionFailed(
+            f"'{url}' is not an address of a server; write http://localhost:8000."
+        )
+    return found
+
+
+async def events(answer: httpx2.Response) -> httpx2.EventSource:
+    """Return the events of a streamed answer; raises APIError for one that is an error."""
+    if answer.status_code != 200:
+        raise_for(answer.status_code, await answer.aread())
+    if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
+        raise ConnectionFailed(_STRANGER)
+    return httpx2.EventSource(answer, max_event_size=_MAX_EVENT_BYTES)
+
+
+def items(frame: JsonObject, output_format: str) -> list[Progress | Image]:
+    """Return the progress and the images that one frame of a stream contains."""
+    with understanding():
+        return [_item(item, output_format) for item in frame["data"]]
+
+
+def _item(item: JsonObject, output_format: str) -> Progress | Image:
+    if item["finish_reason"] == "stop":
+        return image(item, output_format)
+    return Progress(
+        item["index"],
+        item["progress"],
+        item["status"],
+        item["progressed_steps"],
+        item["progress_steps"] - 1,  # the last one is the decoding
+        base64.b64decode(item["b64_json"]) if item.get("preview") else None,
+    )
+
+
+def image(item: JsonObject, output_format: str) -> Image:
+    """Return an image of an answer that has it in base64."""
+    content = base64.b64decode(item["b64_json"])
+    return Image(item["index"], item["seed"], content, output_format)
+
+
+def raise_for(status: int, body: bytes) -> None:
+    """Raise APIError for the answer of a request that failed."""
+    if status in (200, 202):
+        return
+    try:
+        error = json.loads(body)["error"]
+        message = str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        raise APIError(status, f"The server answered with status {status}.") from None
+    raise APIError(status, message, error)

@@ -1,0 +1,97 @@
+"""Requests for images as values: the route, the options and the uploaded files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from sdstream.client.results import ImageFile, JsonObject, reject_answer_options
+
+GENERATIONS: Final = "/v1/images/generations"
+EDITS: Final = "/v1/images/edits"
+UPSCALES: Final = "/v1/images/upscales"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request for images.
+
+    Attributes:
+        path: Route of the request.
+        options: Options of the HTTP API.
+        files: Name of a form field and an image file, in the order of the upload.
+    """
+
+    path: str
+    options: Mapping[str, Any]
+    files: Sequence[tuple[str, ImageFile]] = field(default=(), repr=False)
+
+    @classmethod
+    def generation(
+        cls,
+        options: Mapping[str, Any],
+        *,
+        images: Sequence[ImageFile] = (),
+        mask: ImageFile | None = None,
+        control: ImageFile | None = None,
+    ) -> Self:
+        """Return a request that generates images, or edits ``images`` if there are any.
+
+        Args:
+            options: Options of the HTTP API; ``prompt`` is one of them.
+            images: Input images of an edit.
+            mask: Image file that marks the area to repaint.
+            control: Image file that the model's ControlNet follows.
+        """
+        named = [("mask", mask), ("control", control)]
+        files = [("image", image) for image in images]
+        files += [(name, file) for name, file in named if file is not None]
+        return cls(EDITS if images else GENERATIONS, options, files)
+
+    @classmethod
+    def upscale(cls, options: Mapping[str, Any], image: ImageFile) -> Self:
+        """Return a request that upscales an image and generates nothing."""
+        return cls(UPSCALES, options, [("image", image)])
+
+    @property
+    def output_format(self) -> str:
+        """Format of the image files that the server returns."""
+        return str(self.options.get("output_format") or "png")
+
+    async def plain(self) -> JsonObject:
+        """Return the body as arguments of the HTTP library; raises OSError."""
+        return await self._body(dict(self.options))
+
+    async def streamed(self, *, previews: bool) -> JsonObject:
+        """Return the body of a streamed answer; raises OSError."""
+        reject_answer_options(dict(self.options))
+        form = {"dialect": "image.chunk", "preview": previews}
+        options = {**self.options, "stream": True, "stream_options": form}
+        return await self._body(options)
+
+    async def _body(self, options: JsonObject) -> JsonObject:
+        if not self.files:
+            return {"json": options}
+        files = await asyncio.to_thread(self._read)
+        for name, value in options.pop("stream_options", {}).items():
+            options[f"stream_options[{name}]"] = value
+        data = {name: _text(value) for name, value in options.items() if value is not None}
+        return {"data": data, "files": files}
+
+    def _read(self) -> list[tuple[str, tuple[str, bytes]]]:
+        return [(name, (name, _content(file))) for name, file in self.files]
+
+
+def _content(file: ImageFile) -> bytes:
+    return file if isinstance(file, bytes) else Path(file).read_bytes()
+
+
+def _text(value: Any) -> str:
+    """Return an option as a form contains it."""
+    if isinstance(value, list | tuple) and not any(isinstance(part, dict) for part in value):
+        return ",".join(map(str, value))
+    return value if isinstance(value, str) else json.dumps(value)
