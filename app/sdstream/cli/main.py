@@ -54,7 +54,7 @@ _GROUPS: Final = {
     },
     "Servers": {
         "serve": _Command("serve", "serve", "Serve the image APIs over HTTP."),
-        "cluster": _Command("cluster", "cluster", "Join machines into a cluster."),
+        "cluster": _Command("cluster", "cluster", "Generate on several machines, which form a Ray cluster (extra: cluster)."),
         "mcp": _Command("mcp", "mcp_command", "Serve MCP tools over stdin and stdout."),
     },
 }

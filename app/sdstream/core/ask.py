@@ -1,4 +1,4 @@
-"""A parsed request: the parameters of the image, and the envelope that says how to answer."""
+"""A parsed request: the parameters of the image, and the form of its answer."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class ReplyOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a request says beside its body.
+    """Wishes of a request that are not in its body.
 
     Attributes:
         dialect: Form of the stream that the query names; it overrides the body.

@@ -88,7 +88,7 @@ def load(text: str) -> tuple[Lines, Any]:
 
 
 def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
-    """Note the line of every key and item, and refuse keys that YAML would silently override."""
+    """Note the line of every key and item, and reject keys that YAML would silently override."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):

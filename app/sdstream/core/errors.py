@@ -24,7 +24,7 @@
 
 Faults outside requests are an OperatorError, which ends the program with a sentence.
 
-An error carries its HTTP status and a stable machine word (``reason``): nobody matches message
+An error carries its HTTP status and a stable machine word (``reason``): no client matches message
 texts. Messages never hold a path of the server, a traceback or a key.
 """
 
@@ -116,7 +116,7 @@ class ImageServiceError(Exception):
 
     status = 500
     type = "server_error"
-    #: False tells clients not to retry by themselves; None leaves it to the status code.
+    #: False means that clients must not retry by themselves; None leaves it to the status code.
     should_retry: bool | None = None
 
     def __init__(

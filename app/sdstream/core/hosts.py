@@ -53,7 +53,7 @@ class HostPattern:
         """Read ``name``, ``name:port``, ``*.name``, an address, ``[::1]:port`` or ``*``.
 
         Raises:
-            ValueError: It is none of these.
+            ValueError: It has another form.
         """
         text = text.strip()
         if text == "*":

@@ -1,6 +1,6 @@
-"""The life of one job, from its place in the queue to its pictures.
+"""The life of one job, from its place in the queue to its images.
 
-Rule: TRANSITIONS is the only place that says which event may follow which status. ``Job.apply``
+Rule: TRANSITIONS alone defines which event may follow which status. ``Job.apply``
 is total: an event that the table does not allow changes nothing and returns False, so that late
 or repeated events (a worker's last frame, a second cancel) are harmless. The first terminal
 event wins; nothing follows it.
@@ -13,7 +13,7 @@ event wins; nothing follows it.
      └────────────┴────────────┴─────> failed | cancelled
 
 A job keeps an append-only list of what happened; a reader holds an index into it. There are no
-queues per client: a late reader replays, a slow one blocks nobody.
+queues per client: a late reader replays, a slow one blocks no other reader.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class JobStatus(DescribedEnum):
     QUEUED = "queued", "waits for its turn"
     LOADING = "loading", "is next, its model is being loaded"
     RUNNING = "running", "the runtime works on it"
-    COMPLETED = "completed", "all images are there"
+    COMPLETED = "completed", "all images are finished"
     FAILED = "failed", "ended without all of its images"
     CANCELLED = "cancelled", "was stopped on request"
 
@@ -71,7 +71,7 @@ class Terms:
         operation: What the client called it.
         owner: Whose job it is: stands for an API key, empty without keys.
         priority: Its class in the queue.
-        background: It goes on without its client and outlives the server.
+        background: It continues without its client and outlives the server.
         as_url, data_url, both: How a plain answer has the images (rendering.ResponseFormat).
         idempotency_key: The client's name for this request, None without one.
         fingerprint: Digest of the request, to tell a repetition from another request.
@@ -98,7 +98,7 @@ class ImageResult:
 
     Attributes:
         index: Image of the job, from 0.
-        seed: What it was drawn with.
+        seed: Seed of the image.
         data: The encoded file, None where only the store has it.
         size: Its bytes.
         steps: Sampling steps that the runtime took.
@@ -175,7 +175,7 @@ class ImageReady:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """The runtime says that it has drawn all."""
+    """The runtime reports that all images are generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,7 @@ class Job:
 
     Attributes:
         id: Unguessable.
-        request: What is drawn.
+        request: What is generated.
         created: Unix seconds of acceptance.
         terms: For whom, and how it is kept.
         status: Where it is.
@@ -268,11 +268,11 @@ class Job:
         attempts: Times it was handed to the runtime.
         started, ended: Unix seconds of the newest start and of the end, None before.
         entries: What happened, oldest first; only ever appended to, and all but the newest previews
-            lose their pictures.
-        first_event: Number of what happened before ``entries`` begins, in an earlier life of
+            lose their pixels.
+        first_event: Number of events before ``entries`` begins, in an earlier run of
             the server; entry i is event ``first_event + i + 1``.
         images: Finished images by index.
-        progress: The newest progress of the image being drawn.
+        progress: The newest progress of the image being generated.
         ending: The event that ended it, None before.
         has_findings: The engine added to the request's warnings.
     """
@@ -322,7 +322,7 @@ class Job:
         return self.status.terminal
 
     def apply(self, event: JobEvent, at: float) -> bool:
-        """Take up an event; False when it is not allowed now or says nothing new.
+        """Apply an event; return False if it is not allowed now or changes nothing.
 
         Args:
             event: What happened.
@@ -352,7 +352,7 @@ class Job:
             self.has_findings = True
 
     def _forget_previews(self) -> None:
-        """Keep the pictures of the newest previews alone: a job may have 1,500 of them."""
+        """Keep the pixels of the newest previews only, since a job may have 1,500 of them."""
         self._previews.append(len(self.entries) - 1)
         if len(self._previews) > _KEPT_PREVIEWS:
             oldest = self._previews.popleft()
@@ -401,7 +401,7 @@ class Job:
 
     @property
     def steps_per_second(self) -> float | None:
-        """Speed of the image being drawn; None before its second step."""
+        """Speed of the image being generated; None before its second step."""
         if self._first_step is None or self._newest_step is None:
             return None
         (first, began), (newest, now) = self._first_step, self._newest_step

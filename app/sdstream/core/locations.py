@@ -43,7 +43,7 @@ class HubFile(NamedTuple):
                 (``/resolve/``).
 
         Raises:
-            ValueError: It is anything else; the message says how to write it.
+            ValueError: It has another form; the message contains an example.
         """
         if _WEB.match(location):
             return cls._of_web(location)

@@ -28,7 +28,7 @@ class Phase(DescribedEnum):
     ENCODING = "encoding", "the text encoder reads the prompt"
     SAMPLING = "sampling", "denoising, step by step"
     DECODING = "decoding", "the autoencoder turns the latent into pixels"
-    UPSCALING = "upscaling", "an upscaler enlarges the picture"
+    UPSCALING = "upscaling", "an upscaler enlarges the image"
 
 
 def counted_phase(request: GenerationRequest) -> Phase:
@@ -68,7 +68,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Draw; answered by events of the job that end with Done, Cancelled or Failed.
+    """Generate; answered by events of the job that end with Done, Cancelled or Failed.
 
     Attributes:
         first: Image to begin with; those before it are there from an earlier try.
@@ -168,10 +168,10 @@ class ImageDrawn:
     """One image is ready as RGB pixels, width x height x 3 bytes, rows from the top.
 
     Attributes:
-        seed: The seed this image was drawn with.
+        seed: Seed of this image.
         encode_seconds, sample_seconds, decode_seconds: Time in each phase; enlarging counts as
             decoding.
-        warnings: Sentences on what did not act as the request says, or on the image itself.
+        warnings: Sentences about options that had no effect, or about the image itself.
         conditions_computed, conditions_reused: Prompts that were encoded for the image, and
             prompts whose encoding an earlier image left; 0 where the runtime does not count.
     """
@@ -193,7 +193,7 @@ class ImageDrawn:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """All images of the job are drawn."""
+    """All images of the job are generated."""
 
     job: str
 
@@ -207,7 +207,7 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The job (or the load, when ``job`` is None) ended without its result.
+    """The job (or the load, if it has no ``job``) ended without its result.
 
     Attributes:
         reason: A value of errors.Reason.
@@ -250,7 +250,7 @@ def decode(header: bytes, blob: bytes) -> Message:
     """The message of one frame.
 
     Raises:
-        ValueError: The header is no message of this protocol.
+        ValueError: The header is not a message of this protocol.
     """
     try:
         fields = json.loads(header)
@@ -284,7 +284,7 @@ def unframe(frame: bytes) -> Message:
 
 
 def _pack(inputs: Inputs) -> tuple[dict[str, Any], list[bytes]]:
-    """The shapes of the pictures for the header, and their pixels for the blob."""
+    """Return the shapes of the images for the header, and their pixels for the blob."""
     pictures = [inputs.image, inputs.mask, *inputs.references, inputs.control]
     canvas = [inputs.canvas, inputs.canvas_mask]
     if any(canvas):
@@ -306,7 +306,7 @@ def _unpack(fields: dict[str, Any], blob: bytes) -> Inputs:
         start += length
     canvas_mask = pictures.pop() if fields.get("placed") else None
     canvas = pictures.pop() if fields.get("placed") else None
-    # Jobs that wait from before there were control pictures have none.
+    # Jobs stored before control images existed have none.
     control = pictures.pop() if fields.get("controlled") else None
     image, mask, *references = pictures
     seen = tuple(p for p in references if p)

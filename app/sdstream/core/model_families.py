@@ -18,7 +18,7 @@ class Family:
         multiple: Width and height must be multiples of this many pixels.
         flow: Trained by flow matching rather than noise prediction.
         distilled_guidance: Takes ``guidance`` (FLUX-dev and its like).
-        references: Takes reference images beside, or in place of, an image to draw over.
+        references: Takes reference images beside, or in place of, an image to edit.
         needs: Components beside the diffusion model whose weights must be there: the runtime dies
             without its text encoders.
         size, steps, cfg_scale, sampler: What the architecture is usually run with.
@@ -50,7 +50,7 @@ class Family:
         return 4_000 if "llm" in self.needs else 32_000
 
 
-# A U-Net halves the latent three times, and the latent is an eighth of the picture: 64. The
+# A U-Net halves the latent three times, and the latent is an eighth of the image: 64. The
 # transformers cut the latent into patches of two: 16.
 FAMILIES: Final[Mapping[str, Family]] = {
     "sd1": Family("Stable Diffusion 1", 64, False, ("clip_l", "vae"), Size(512, 512), 20, 7.0),

@@ -67,7 +67,7 @@ def supports(spec: ModelSpec, option: str) -> bool:
 
 
 def only_looks(spec: ModelSpec, files: SourceFiles) -> bool:
-    """Return whether a model looks at the input images and draws over none of them."""
+    """Return whether a model takes the input images as references and edits none of them."""
     return spec.traits.references and bool(files.images) and files.mask is None
 
 
@@ -272,6 +272,6 @@ def unknown_name(
         name: As the client sent it.
         known: The names that exist.
     """
-    there = f"there are {', '.join(sorted(known)[:20])}" if known else "there are none"
+    there = f"there are {', '.join(sorted(known)[:20])}" if known else "none exists"
     meant = did_you_mean(most_similar(name, known))
     return ask.rejected(option, f": no {what} '{name[:64]}'; {there}.{meant}")

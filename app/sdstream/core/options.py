@@ -50,7 +50,7 @@ class Option:
     Attributes:
         aliases: Other names that clients send.
         infotext: Its name in the parameters text of image files; None leaves it out.
-        flag_text: What that text says for True.
+        flag_text: Text that stands for True there.
         neutral: Values that ask for nothing, as lower-case text.
         usual: Values that clients send to every model; a model that has no such option ignores
             them.

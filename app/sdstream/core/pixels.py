@@ -1,4 +1,4 @@
-"""Pictures as plain values, between the codecs and the runtime."""
+"""Images as plain values, between the codecs and the runtime."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdstream.core.size import Size
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A picture of 8 bits a channel, rows from the top.
+    """An image of 8 bits a channel, rows from the top.
 
     Attributes:
         width, height: Pixels.
@@ -33,12 +33,12 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The pictures that a job starts from, fitted to its size.
+    """The input images of a job, fitted to its size.
 
     Attributes:
-        image: RGB; drawn over, or None for a picture from nothing.
+        image: RGB; the image to edit, or None to generate from the prompt alone.
         mask: One channel, 255 where the runtime paints and 0 where the image stays.
-        references: RGB of any size; looked at, not drawn over.
+        references: RGB of any size; images to look at, which are not edited.
         control: RGB that a ControlNet follows.
         canvas: RGB of the size of the finished image, where that is not the generated one; the
             runtime does not see it.
@@ -68,11 +68,11 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class SourceFiles:
-    """The input pictures of a request, as they came.
+    """The input images of a request, as they were uploaded.
 
     Attributes:
-        images: To draw over or to look at; none when only a control picture came.
-        mask: Where to draw; None is everywhere.
+        images: To edit or to look at; empty if only a control image was uploaded.
+        mask: Where to paint; None is everywhere.
         own_alpha: The first image's own transparency is the mask.
         inverted_mask: The mask shows what to keep.
         control: For the model's ControlNet.

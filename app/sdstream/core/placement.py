@@ -101,7 +101,7 @@ def inside(region: Size, generated: Size, *, enlarge: bool = True) -> Box:
     if not enlarge:
         scale = min(1.0, scale)
     sides = (
-        # What is missing is less than one pixel of the part: stretching it is no distortion.
+        # What is missing is less than one pixel of the part: stretching it does not distort it.
         whole if whole - side * scale < scale else max(1, round(side * scale))
         for side, whole in zip(region, generated, strict=True)
     )

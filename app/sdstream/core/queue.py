@@ -1,8 +1,8 @@
 """Who is next: by priority, then fairly between owners, then by arrival.
 
 Fair means start-time fair queueing: each owner has a clock of its own that every job moves on by
-its images, and the job whose clock stood lowest goes first. Who waits with one image is drawn
-before the second of somebody who brought fifty. An owner who comes back after a while gets no
+its images, and the job whose clock stood lowest goes first. An owner with one waiting image
+goes before the second image of an owner with fifty. An owner who comes back after a while gets no
 credit for the time away. A job that leaves without its turn costs none.
 
 The jobs of one owner and class form a lane. Only the clock of the first is stored; that of a later
@@ -41,7 +41,7 @@ _RANKS: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
 #: The clock of jobs that had their turn already: before all others.
 _HAD_THEIR_TURN: Final = -1.0
-#: Lanes and heads of which nobody needs to be cleaned up.
+#: Lanes and heads that may stay without being cleaned up.
 _FEW: Final = 64
 
 
@@ -53,7 +53,7 @@ class _Ticket(Generic[T]):
         lane: Where it stands.
         arrival: Counts all tickets.
         turn: How far it moves the owner's clock.
-        item: What waits; None for a turn that was used out of order, or by nobody.
+        item: What waits; None for a turn that was used out of order, or not at all.
         owner: Whose item it is.
         images: Of the item.
     """

@@ -219,7 +219,7 @@ class Limits:
     """Upper bounds of width x height.
 
     Attributes:
-        drawn: Of what the model draws.
+        drawn: Size that the model generates.
         enlarged: Of what an upscaler makes of it.
     """
 

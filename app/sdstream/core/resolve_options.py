@@ -33,7 +33,7 @@ def concrete(
     if spec.traits.distilled_guidance:
         defaults["guidance"] = default_guidance(spec)
     if sources.drawn_over:
-        # Under a mask there is nothing to keep; without one the picture should be recognised.
+        # Under a mask there is nothing to keep; without one the image should be recognised.
         bordered = placement is not None and placement.kept is not None
         defaults["strength"] = 1.0 if sources.masked or bordered else 0.75
         if placement is None:

@@ -1,4 +1,4 @@
-"""The runtime's samplers and schedules by name, and the combinations it cannot draw.
+"""The runtime's samplers and schedules by name, and the combinations that it cannot use.
 
 Names are those of ``str_to_sample_method`` and ``str_to_scheduler`` of stable-diffusion.cpp as
 vendored by stable-diffusion-cpp-python 0.4.7. "default" is not a schedule of the runtime: it
@@ -210,9 +210,9 @@ def find_schedule(name: str) -> str | None:
 
 
 def refusal(*, schedule: str, steps: int, flow: bool) -> str | None:
-    """Why the runtime cannot draw with this schedule, or None when it can.
+    """Return why the runtime cannot use this schedule, None if it can.
 
-    Each rule is a crash or a black picture that was measured with 0.4.7.
+    Each rule is a crash or a black image that was measured with 0.4.7.
 
     Args:
         schedule: A name of SCHEDULES.
@@ -222,11 +222,11 @@ def refusal(*, schedule: str, steps: int, flow: bool) -> str | None:
     if schedule == "gits" and steps < 2:
         return "The schedule 'gits' needs at least 2 steps."
     if schedule in ("karras", "exponential") and steps < 2:
-        return f"The schedule '{schedule}' needs at least 2 steps: with one it draws black."
+        return f"The schedule '{schedule}' needs at least 2 steps: with one the image is black."
     if schedule in ("ays", "gits") and flow:
         # Their tables are of noise levels up to 14 and more; a flow model knows them up to 1.
         return (
             f"The schedule '{schedule}' has tables for older models (SD1, SDXL, SVD) only: "
-            "with this model it draws a blank picture."
+            "with this model it generates a blank image."
         )
     return None

@@ -17,7 +17,7 @@ _ALIKE: Final = 0.6
 
 
 def near_miss(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that a misspelled one was meant to be; None when there is none.
+    """Return the known name that a misspelled one was meant to be; None if none is near.
 
     A near miss is one insertion, deletion, substitution or swap of neighbours away, or two from
     eight letters on. Case and hyphens do not count: ``negativePrompt`` is one away from

@@ -4,7 +4,7 @@ This is the one place of the rule, for JSON and forms of every API:
 
 1. A field that is known and asks for nothing (null, empty, a value that switches it off, or the
    default of the system that it comes from) is taken silently.
-2. A field that is known, would change the image and is not supported is rejected. The error says
+2. A field that is known, would change the image and is not supported is rejected. The error names
    what can be done instead.
 3. An unknown field is taken and reported in ``warnings``. Two kinds are rejected: a near miss of an
    option of this server, and a field that may hold an image.
@@ -148,7 +148,7 @@ _SIGNATURES: Final = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF",
     b"\0\0\0\x18ftyp", b"\0\0\0\x1cftyp", b"\0\0\0\x20ftyp",
 )  # fmt: skip
-#: Shorter text is no image file.
+#: Shorter text cannot be an image file.
 _SHORTEST_PICTURE: Final = 64
 _DEEPEST: Final = 8
 
@@ -313,7 +313,7 @@ def holds_picture(value: object, depth: int = 0) -> bool:
 
     Args:
         value: Of JSON.
-        depth: How deep the value lies; a picture below 8 levels is not looked for.
+        depth: Nesting level of the value; images below 8 levels are not looked for.
     """
     if depth > _DEEPEST:
         return False

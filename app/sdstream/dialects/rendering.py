@@ -49,7 +49,7 @@ class ResponseFormat:
         return cls(wanted == "url", response_format == "B64Json", base_url, wanted == "both", sign)
 
     def link(self, image: ImageResult) -> str | None:
-        """Return the link of an image for somebody without a key; None when it was not stored."""
+        """Return the link of an image for a client without a key; None if it was not stored."""
         return self.base_url + self.sign(image_path(image.id)) if image.id else None
 
 
@@ -61,7 +61,7 @@ def compact(value: Any) -> bytes:
 def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes:
     """``fields`` as JSON with base64 of ``data`` under ``key`` at its end.
 
-    The base64 is joined in as bytes: it needs no escaping, and through json.dumps a picture of
+    The base64 is joined in as bytes: it needs no escaping, and through json.dumps an image of
     4 MB would take four times as long.
     """
     head = compact({**fields, key: prefix})
@@ -135,7 +135,7 @@ def quality_word(quality: str) -> str:
 
 
 def answer_fields(job: Job) -> JsonObject:
-    """What a whole answer says beside its images and its model."""
+    """Return the fields of a whole answer beside its images and its model."""
     request = job.request
     fields: JsonObject = {
         "size": str(request.output_size),
@@ -171,7 +171,7 @@ def failure_frames(error: ImageServiceError) -> list[bytes]:
 
 
 def error_headers(error: ImageServiceError) -> Mapping[str, str]:
-    """What tells a client whether and when to try again."""
+    """Return the headers for whether and when to retry."""
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)

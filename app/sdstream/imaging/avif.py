@@ -28,12 +28,12 @@ _SEQUENCE_HEADER: Final = 1
 #: Frame header, frame, frame header again.
 _FRAME_HEADERS: Final = (3, 6, 7)
 _KEY_FRAME, _SWITCH_FRAME = 0, 3
-#: The frame says itself what the sequence header else says for all.
+#: The frame contains a value that the sequence header otherwise has for all frames.
 _EACH_FRAME: Final = 2
 
 
 def brands_of(data: bytes) -> list[bytes]:
-    """Return the formats that a file of boxes (ISO 14496-12) says it is, the first one its own."""
+    """Return the formats that a file of boxes (ISO 14496-12) names, its own first."""
     if data[4:8] != b"ftyp":
         return []
     (size,) = struct.unpack_from(">I", data)
@@ -42,24 +42,24 @@ def brands_of(data: bytes) -> list[bytes]:
 
 
 def is_avif(data: bytes) -> bool:
-    """Return whether a file is an AVIF, of a picture or of an animation."""
+    """Return whether a file is an AVIF, of an image or of an animation."""
     own, *others = brands_of(data) or [b""]
     named = (own, *others) if own in _CONTAINERS else (own,)
     return _STILL in named or _SEQUENCE in named
 
 
 def as_still(data: bytes) -> bytes:
-    """Return the file as one whose picture is decoded, not the frames of its animation."""
+    """Return the file as one whose image is decoded, not the frames of its animation."""
     return data if data[8:12] == _STILL else b"".join((data[:8], _STILL, data[12:]))
 
 
 def size_of_avif(data: bytes) -> tuple[int, int]:
-    """Width and height of the largest picture or frame of an AVIF.
+    """Width and height of the largest image or frame of an AVIF.
 
     Raises:
         TooManyParts: Decoding it would take time and memory out of all proportion.
-        ValueError, KeyError, struct.error, IndexError: It is damaged, or has frames alone and no
-            picture.
+        ValueError, KeyError, struct.error, IndexError: It is damaged, or contains frames and no
+            image.
     """
     (start, end) = _named(data, 0, len(data))[b"meta"]
     boxes = _named(data, start + 4, end)
@@ -191,7 +191,7 @@ class _Bits:
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """What a sequence header says, as far as it decides the size of frames."""
+    """The fields of a sequence header that decide the size of frames."""
 
     size: tuple[int, int]
     #: What a frame may say in place of it.
@@ -242,7 +242,7 @@ def _leb128(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _sequence(bits: _Bits) -> _Sequence:
-    bits.take(4)  # profile, still picture
+    bits.take(4)  # profile, still_picture
     is_reduced = bits.take() == 1
     time_bits = 0
     if is_reduced:

@@ -1,6 +1,6 @@
 """Images that are generated in part: the part for the model, and the part back in the image.
 
-Core's ``Placement`` says where things lie; here it is done to pixels.
+Core's ``Placement`` contains the positions; this module applies them to pixels.
 """
 
 from __future__ import annotations

@@ -60,13 +60,13 @@ def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
     Args:
         data: The file.
         param: The field it came in, for errors.
-        max_pixels: Larger pictures are refused before they are decoded.
+        max_pixels: Larger images are rejected before they are decoded.
 
     Returns:
         RGB, or RGBA when the file has transparency; upright by its EXIF orientation.
 
     Raises:
-        InvalidRequest: It is no image, damaged, or too large.
+        InvalidRequest: It is not an image, damaged, or too large.
     """
     with _faults_of(param):
         image = _opened(data, param, max_pixels)
@@ -76,10 +76,10 @@ def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
 
 
 def pixels_of(data: bytes) -> int:
-    """Width x height by the header alone; 0 where there is none that can be read."""
+    """Return width x height by the header alone; 0 if the header cannot be read."""
     try:
         width, height = size_of(data)
-    except ValueError:  # decode says what is wrong
+    except ValueError:  # decode reports the reason
         return 0
     return width * height
 
@@ -127,7 +127,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """RGB or RGBA of any of Pillow's modes but floating point, which has no usual white."""
     if image.mode == "F":
         raise UnreadableFile("floating-point pixels are not supported")
-    if image.mode.startswith("I"):  # 16 or 32 bits of grey: the high byte is the picture
+    if image.mode.startswith("I"):  # 16 or 32 bits of grey: the high byte is the image
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     return image.convert("RGBA" if has_alpha else "RGB")
@@ -149,7 +149,7 @@ def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
         param, max_pixels: As for ``decode``.
 
     Raises:
-        InvalidRequest: It is no image, damaged, or too large.
+        InvalidRequest: It is not an image, damaged, or too large.
     """
     with _faults_of(param):
         image = _opened(data, param, max_pixels)
@@ -187,7 +187,7 @@ def _utf16(text: bytes) -> str:
 
 
 def fit(picture: Pixels, size: Size, how: Fit) -> Pixels:
-    """The picture at another size, as RGB: transparency becomes white.
+    """Return the image at another size, as RGB: transparency becomes white.
 
     crop keeps the shape and the middle; stretch keeps everything but the shape; pad and fill keep
     everything and continue the edges.
@@ -196,13 +196,13 @@ def fit(picture: Pixels, size: Size, how: Fit) -> Pixels:
 
 
 def cut(picture: Pixels, size: Size) -> Pixels:
-    """Return the middle of a picture; ``size`` is no larger than it."""
+    """Return the middle of an image; ``size`` is not larger than the image."""
     left, top = (picture.width - size.width) // 2, (picture.height - size.height) // 2
     return as_pixels(as_image(picture).crop((left, top, left + size.width, top + size.height)))
 
 
 def resized(picture: Pixels, size: Size, *, nearest: bool = False) -> Pixels:
-    """Return a picture at another size, by Lanczos or by the nearest pixel."""
+    """Return an image at another size, by Lanczos or by the nearest pixel."""
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
     return as_pixels(as_image(picture).resize(size, how))
 
@@ -239,11 +239,11 @@ def fit_mask(mask: Pixels, size: Size, how: Fit) -> Pixels:
     return as_pixels(_fitted(as_image(mask), size, how, Image.Resampling.NEAREST, fill=255))
 
 
-def composite(drawn: Pixels, original: Pixels, mask: Pixels, blur: float) -> Pixels:
-    """The drawn picture where the mask is white, the original's very pixels elsewhere.
+def composite(generated: Pixels, original: Pixels, mask: Pixels, blur: float) -> Pixels:
+    """Return the generated image where the mask is white, the original pixels elsewhere.
 
     Args:
-        drawn, original: RGB of one size.
+        generated, original: The generated image and the original, RGB of one size.
         mask: One channel of 0 and 255, of that size.
         blur: Pixels over which the edge fades, inwards: outside the mask nothing ever changes.
     """
@@ -251,7 +251,7 @@ def composite(drawn: Pixels, original: Pixels, mask: Pixels, blur: float) -> Pix
     if blur:
         soft = grey.filter(ImageFilter.GaussianBlur(blur))
         grey = ImageChops.darker(grey, soft)
-    return as_pixels(Image.composite(as_image(drawn), as_image(original), grey))
+    return as_pixels(Image.composite(as_image(generated), as_image(original), grey))
 
 
 def _darkest(channel: Image.Image) -> int:
@@ -259,7 +259,7 @@ def _darkest(channel: Image.Image) -> int:
 
 
 def blank(size: Size) -> Pixels:
-    """A black picture."""
+    """Return a black image."""
     return Pixels(size.width, size.height, bytes(size.width * size.height * 3))
 
 

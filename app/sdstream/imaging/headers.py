@@ -1,4 +1,4 @@
-"""What an image file says of itself, read before Pillow opens it: its format, size and parts.
+"""The headers of image files, read before Pillow opens it: its format, size and parts.
 
 Pillow keeps something for every part of a file that it passes on its way to the pixels, a hundred
 bytes for the four of an empty segment: a file that is nothing but parts would take gigabytes, and
@@ -33,7 +33,7 @@ _GIF_EXTENSION, _GIF_IMAGE, _GIF_END = b"!,;"
 #: Blocks that an extension of a kind has at least, comments none and a program's own two.
 _GIF_BLOCKS: Final = {0xFE: 0, 0xFF: 2}
 
-#: Chunks that a long picture or animation has many of, and of which nothing is kept.
+#: Chunks that a large image or animation has many of, and of which nothing is kept.
 _PNG_PIXELS: Final = (b"IDAT", b"fdAT", b"fcTL")
 
 

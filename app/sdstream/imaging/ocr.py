@@ -32,7 +32,7 @@ _WEIGHTS: Final = {
 
 
 def installed() -> bool:
-    """True when the extra is there."""
+    """Return whether the extra is installed."""
     return util.find_spec("rapidocr") is not None and util.find_spec("onnxruntime") is not None
 
 
@@ -44,10 +44,10 @@ class TextReader:
         self._engine: Any = None
 
     def read(self, picture: Pixels) -> str:
-        """The text of an RGB picture, a line for each that was found; blocks for seconds.
+        """Return the text of an RGB image, a line for each that was found; blocks for seconds.
 
         Raises:
-            NotInstalled: The extra is missing; says how to get it.
+            NotInstalled: The extra is missing; the message contains the command that installs it.
         """
         if not installed():
             raise NotInstalled(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-#: Segments, chunks, blocks, tags or boxes beside the pixels; pictures have tens, those of some
+#: Segments, chunks, blocks, tags or boxes beside the pixels; images have tens, those of some
 #: editors hundreds.
 MOST_PARTS: Final = 4_000
 
 
 class UnreadableFile(ValueError):
-    """An image file that is refused for a reason that its sender should hear."""
+    """An image file that is rejected; the message is for the client."""
 
 
 class TooManyParts(UnreadableFile):
-    """No picture has as many; a file that is made to keep its reader busy."""
+    """The file has more parts than any image; it was made to keep its reader busy."""
 
     def __init__(self) -> None:
         super().__init__("it has too many parts beside its pixels")

@@ -1,6 +1,6 @@
 """Everything that is done to pixels, in two bounded pools of threads: uploads and results.
 
-Before a job its input pictures are decoded and fitted; after it the drawn pixels are composed with
+Before a job its input images are decoded and fitted; after it the new pixels are composed with
 what a mask keeps, checked, written into a file and stored.
 """
 
@@ -31,10 +31,10 @@ logger = logging.getLogger(__name__)
 #: Enough for what two cores encode; more would only take memory.
 _THREADS: Final = 4
 
-#: Of their own for what is uploaded, so that no upload holds up a finished picture.
+#: Uploads have separate threads, so that no upload delays a finished image.
 _UPLOAD_THREADS: Final = 2
 
-#: Pictures of the largest size that a request may have; more of smaller ones.
+#: Images of the largest size that a request may have; more of smaller ones.
 _PICTURES_AT_ONCE: Final = 3
 
 P = ParamSpec("P")
@@ -49,7 +49,7 @@ class ImageShelf(Protocol):
 
 
 class ImageRejected(Exception):
-    """A drawn image cannot be handed out; ``ending`` is what its job ends with."""
+    """A generated image cannot be delivered; ``ending`` is the end of its job."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -58,10 +58,10 @@ class ImageRejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Decoded input pictures, not fitted yet.
+    """Decoded input images, not fitted yet.
 
     Attributes:
-        image: The one to draw over.
+        image: The image to edit.
         mask: Where, as one channel of 0 and 255.
         painted: The smallest rectangle around what the mask opens.
         references: To look at.
@@ -94,7 +94,7 @@ class ImageProcessor:
     Args:
         shelf: Keeps finished images.
         checker: Looks at finished images of requests that ask for it.
-        max_input_pixels: Largest width x height of an input picture.
+        max_input_pixels: Largest width x height of an input image.
         embed_parameters: Write prompt and options into image files.
     """
 
@@ -115,7 +115,7 @@ class ImageProcessor:
 
     @property
     def can_check(self) -> bool:
-        """True when a safety checker is there."""
+        """Return whether a safety checker is configured."""
         return self._checker is not None
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class ImageProcessor:
     async def decode(
         self, files: SourceFiles, *, only_references: bool, mask_mode: MaskMode = "auto"
     ) -> Pictures:
-        """The files as pictures, the first to be drawn over unless the model only looks.
+        """Decode the files; the first is edited unless the model only takes references.
 
         Args:
             files: As they came.
@@ -134,36 +134,36 @@ class ImageProcessor:
             mask_mode: What of a mask is painted.
 
         Raises:
-            InvalidRequest: A file is no image, or the mask has another size than its image.
+            InvalidRequest: A file is not an image, or the mask has another size than its image.
         """
         return await self._run(
             self._upload_threads, self._decode, files, only_references, mask_mode
         )
 
     async def fit(self, pictures: Pictures, request: GenerationRequest) -> Inputs:
-        """The pictures at the size of the request."""
+        """Return the images at the size of the request."""
         return await self._run(self._upload_threads, _fit, pictures, request)
 
     async def preview(self, request: GenerationRequest, inputs: Inputs, preview: Preview) -> bytes:
-        """A picture of the state between two steps, as PNG.
+        """Return a preview of the state between two steps, as PNG.
 
         Args:
             request: Of the job.
             inputs: What the job started from.
-            preview: What the runtime drew.
+            preview: Pixels from the runtime.
         """
         return await self._run(self._threads, _preview, request, inputs, preview)
 
     async def develop(
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, must_keep: bool
     ) -> ImageResult:
-        """Drawn pixels to a finished image; raises ImageRejected when there will be none.
+        """Make the finished image of generated pixels; raises ImageRejected.
 
         Args:
             request: Of the job.
             inputs: What the job started from.
-            drawn: What the runtime drew.
-            must_keep: Nobody waits for the file itself, so without the store it is lost.
+            drawn: Pixels from the runtime.
+            must_keep: No client waits for the file itself, so without the store it is lost.
         """
         return await self._run(self._threads, self._develop, request, inputs, drawn, must_keep)
 
@@ -179,7 +179,7 @@ class ImageProcessor:
             nearest: By the nearest pixel instead of Lanczos.
 
         Raises:
-            InvalidRequest: The file is no image, or the result would be too large.
+            InvalidRequest: The file is not an image, or the result would be too large.
         """
         return await self._run(
             self._upload_threads, self._enlarge, file, factor, max_pixels, nearest
@@ -190,7 +190,7 @@ class ImageProcessor:
         return await self._run(self._threads, codecs.reduced, data, max_bytes)
 
     async def texts(self, file: SourceFile) -> dict[str, str]:
-        """What is written into an image file; raises InvalidRequest when it is none."""
+        """Return the texts in an image file; raises InvalidRequest for another file."""
         return await self._run(
             self._upload_threads, codecs.texts, file.data, file.param, self._max_input_pixels
         )
@@ -230,7 +230,7 @@ class ImageProcessor:
         return Pictures(image, opened, canvas.painted(opened), tuple(references), control)
 
     def _check_all(self, files: SourceFiles) -> None:
-        """Refuse pictures that are too much alone or together, by their headers."""
+        """Reject images that are too large alone or together, by their headers."""
         every = [*files.images, *(file for file in (files.mask, files.control) if file)]
         sizes = [codecs.pixels_of(file.data) for file in every]
         for file, size in zip(every, sizes, strict=True):

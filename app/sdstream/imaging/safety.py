@@ -23,7 +23,7 @@ class SafetyCheckerError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a checker says of one image.
+    """The result of a checker for one image.
 
     Attributes:
         flagged: The image must not be handed out.
@@ -38,7 +38,7 @@ class SafetyChecker(Protocol):
     """Looks at finished images. Called from threads, one image at a time or several."""
 
     def check(self, picture: Pixels) -> Verdict:
-        """Judge an RGB picture; an exception fails the job, it never passes the image."""
+        """Check an RGB image; an exception fails the job, it never lets the image through."""
 
 
 def load_checker(name: str) -> SafetyChecker:
@@ -48,7 +48,7 @@ def load_checker(name: str) -> SafetyChecker:
         name: ``module:attribute``, or an entry point of GROUP.
 
     Raises:
-        SafetyCheckerError: There is none, or it cannot be made.
+        SafetyCheckerError: It does not exist, or cannot be made.
     """
     module, colon, attribute = name.partition(":")
     try:

@@ -1,7 +1,7 @@
 """The directories of a TIFF, which EXIF is too, read before Pillow and libtiff see them.
 
 Pillow makes a number, or a fraction of some hundred bytes, of every value of a tag, and a step of
-its decoder of every strip; libtiff takes memory for a whole tile, however small the picture is.
+its decoder of every strip; libtiff takes memory for a whole tile, however small the image is.
 Where a tag comes twice the two do not agree which one counts.
 """
 
@@ -19,7 +19,7 @@ from sdstream.imaging.parts import MOST_PARTS, TooManyParts, UnreadableFile
 _MOST_VALUES: Final = 200_000
 _MOST_DIRECTORIES: Final = 8
 _MOST_SAMPLES: Final = 8
-#: Pixels of a tile, which may be larger than its picture.
+#: Pixels of a tile, which may be larger than its image.
 _LARGE_TILE: Final = 2**20
 
 _WIDTH, _HEIGHT, _COMPRESSION = 256, 257, 259
@@ -80,7 +80,7 @@ class _Form:
 
 
 def size_of_tiff(data: bytes) -> tuple[int, int]:
-    """Width and height of the first picture of a TIFF, as they are stored.
+    """Width and height of the first image of a TIFF, as they are stored.
 
     Raises:
         TooManyParts: Decoding it would take time and memory out of all proportion.
@@ -133,7 +133,7 @@ def _first_directory(data: bytes, *, strict: bool) -> dict[int, _Tag]:
         strict: The first directory must be whole, and have each tag once.
     """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
-    form = _Form(order, data[2:3] == _BIG)  # as Pillow tells them apart
+    form = _Form(order, data[2:3] == _BIG)  # as Pillow distinguishes them
     (at,) = struct.unpack_from(form.offset, data, form.first)
     first, values = _directory(data, at, form, strict=strict)
     waiting, seen = [first], 1

@@ -2,8 +2,8 @@
 
 Deliberate oddities:
 
-1. A batch is drawn image by image, so ``job_count`` counts images where A1111 counts batches.
-2. An interrupted job is no error here: its answer has the images that were finished.
+1. A batch is generated image by image, so ``job_count`` counts images where A1111 counts batches.
+2. An interrupted job is not an error: its answer contains the finished images.
 3. ``error`` in the body of errors is this server's object and not a word; ``detail``, ``body`` and
    ``errors`` are A1111's.
 """
@@ -28,9 +28,9 @@ from sdstream.dialects.a1111.generation import LATENT_UPSCALERS, Drawing
 from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, FIXED, Settings
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, error_body, with_base64
 
-#: Pictures between the steps of an image, at most, for ``current_image``. They are made when
-#: somebody asks: where a model has no cheap projection each is a decoding of the whole picture,
-#: which for small models takes as long as all of the steps.
+#: Most previews of one image for ``current_image``. They are made when a client asks: without a
+#: cheap projection each one decodes the whole image, which for small models takes as long as all
+#: of the steps.
 PICTURES: Final = 4
 
 #: The schedule that is the model's own.
@@ -71,7 +71,7 @@ def _given(echo: JsonObject) -> JsonObject:
 
 
 def _effective(job: Job, drawing: Drawing) -> JsonObject:
-    """What a client that left these out would have sent for the same picture."""
+    """Return what a client that left these out would have sent for the same image."""
     request = job.request
     values: JsonObject = {
         "prompt": request.prompt,
@@ -95,7 +95,7 @@ def _info(
     job: Job, drawing: Drawing, images: Sequence[ImageResult], infotexts: Sequence[str]
 ) -> JsonObject:
     request = job.request
-    # Variation seeds are off; the original draws some all the same and nobody uses them.
+    # Variation seeds are off; the original returns unused random ones.
     subseeds = [-1] * len(images)
     return {
         "prompt": request.prompt,
@@ -151,11 +151,11 @@ def problem(error: ImageServiceError) -> JsonObject:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a progress tells of.
+    """The job that a progress reports.
 
     Attributes:
-        job: The one that runs or is next, None when there is none.
-        interrupted, skipped: Somebody stopped it, or the last one when there is none.
+        job: The one that runs or is next; None without one.
+        interrupted, skipped: A client stopped it, or the last one if no job is left.
     """
 
     job: Job | None = None
@@ -169,7 +169,7 @@ def progress(standing: Standing, now: float, *, with_image: bool = True) -> byte
     Args:
         standing: Of this dialect's jobs.
         now: Unix seconds.
-        with_image: The newest picture is wanted too.
+        with_image: Add the newest preview.
     """
     job = standing.job
     reached = job.percent / 100 if job else 0.0
@@ -189,7 +189,7 @@ def progress(standing: Standing, now: float, *, with_image: bool = True) -> byte
 
 
 def wants_picture(job: Job) -> bool:
-    """True when the newest picture is so old that one who looks should get another."""
+    """Return whether the newest preview is so old that a client should get another one."""
     now = job.progress
     if now is None or now.phase is not Phase.SAMPLING:
         return False
@@ -340,7 +340,7 @@ def memory(total: int, free: int) -> bytes:
 
     Args:
         total: Bytes of the machine, or of the container.
-        free: Bytes of them that can be had.
+        free: Bytes of them that are available.
     """
     ram = {"free": free, "used": total - free, "total": total}
     return compact({"ram": ram, "cuda": {"error": "not measured by this server"}})

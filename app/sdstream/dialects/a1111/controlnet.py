@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's ControlNet extension: units under ``alwayson_scripts`` to a control picture.
+"""AUTOMATIC1111's ControlNet extension: units under ``alwayson_scripts`` to a control image.
 
 A ControlNet belongs to a model of the catalogue here, so there is one unit at most, and its
 ``model`` names the ControlNet that the checkpoint has, or none in particular.
@@ -39,7 +39,7 @@ _FITS: Final[Mapping[str, Fit]] = {
 _CHECKSUM: Final = re.compile(r" \[[0-9a-f]{4,16}\]$")
 
 _NO_IMAGE: Final = Foreign(refusal=" is not supported; the whole control image is followed.")
-#: About saving, speed and the picture that modules make of the one sent.
+#: About saving, speed and the image that modules make of the uploaded one.
 _HARMLESS: Final = frozenset(
     {
         "inpaint_crop_input_image",
@@ -82,9 +82,9 @@ class Control:
     """A unit that is switched on.
 
     Attributes:
-        image: Base64 of the control picture; empty means the input image.
+        image: Base64 of the control image; empty means the input image.
         model: The ControlNet that the client expects, empty for the checkpoint's.
-        fit: How the picture becomes the size of what is drawn.
+        fit: How the control image becomes the size of the generated one.
         weight: How strictly it is followed.
         canny: It is to be made of the edges of the one sent.
         taken: What became of the fields that have no effect.
@@ -115,10 +115,10 @@ def parse(arguments: Sequence[Any], handling: Handling) -> Control | None:
 
 
 def check_model(control: Control, spec: ModelSpec) -> None:
-    """Refuse a ControlNet that is not the checkpoint's.
+    """Reject a ControlNet that is not the checkpoint's.
 
     Raises:
-        InvalidRequest: It is another one; a checkpoint without any is refused where it is drawn.
+        InvalidRequest: It is another one. A checkpoint without any is rejected later.
     """
     own = name_of(spec)
     if control.model and own and control.model != own:
@@ -192,7 +192,7 @@ def _picture(fields: _Unit, where: str) -> str:
     picture = fields.image or fields.input_image
     if isinstance(picture, Mapping):
         if picture.get("mask"):
-            raise _refusal(where, "image", "a control picture has no mask here")
+            raise _refusal(where, "image", "a control image has no mask here")
         picture = picture.get("image") or ""
     if not isinstance(picture, str):
         raise _refusal(where, "image", "it must be base64")

@@ -35,7 +35,7 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 }
 
 
-#: Upscalers that need no file -> by the nearest pixel. None leaves the picture as it is.
+#: Upscalers that need no file -> by the nearest pixel. None leaves the image as it is.
 PLAIN: Final[Mapping[str, bool]] = {"None": False, "Lanczos": False, "Nearest": True}
 
 MAX_BATCH: Final = 16
@@ -43,10 +43,10 @@ MAX_BATCH: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class PlainResize:
-    """A picture that is enlarged without a model.
+    """An image that is enlarged without a model.
 
     Attributes:
-        file: The picture.
+        file: The image file.
         factor: How many times.
         nearest: By the nearest pixel instead of Lanczos.
     """
@@ -68,7 +68,7 @@ def plain_resize(ask: ParsedRequest) -> PlainResize | None:
 def parse_batch(
     body: Mapping[str, Any], handling: Handling = Handling.SUGGEST
 ) -> list[ParsedRequest]:
-    """Read an extra-batch-images: how to enlarge which pictures.
+    """Read an extra-batch-images: how to enlarge which images.
 
     Raises:
         InvalidRequest: Names the field.
@@ -88,7 +88,7 @@ def parse_batch(
 def parse_extra(
     body: Mapping[str, Any], handling: Handling = Handling.SUGGEST, param: str = "image"
 ) -> ParsedRequest:
-    """The JSON of an extra-single-image: how to enlarge which picture.
+    """The JSON of an extra-single-image: how to enlarge which image.
 
     Args:
         body: The client's object.

@@ -36,7 +36,7 @@ from sdstream.dialects.pictures import file_of
 from sdstream.dialects.rendering import JsonObject
 from sdstream.dialects.sdcpp.options import HIRES_UPSCALERS, find_hires_upscaler
 
-#: What to draw, spelled as openai.request.parse knows it.
+#: Options of the image, by the names of openai.request.parse.
 _DRAWN: Final = (
     "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "distilled_cfg_scale",
     "width", "height", "lora",
@@ -100,10 +100,10 @@ _SAME: Final[tuple[object, ...]] = (
 #: Hires upscalers that work on the latent image.
 LATENT_UPSCALERS: Final = [name for name in HIRES_UPSCALERS if name.startswith("Latent")]
 
-#: By resize_mode; the original fills the border with the edges too, and draws over everything.
+#: By resize_mode; the original too fills the border with the edges, and repaints everything.
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "fill")
 
-#: What A1111 takes when an img2img says nothing.
+#: A1111's value for an img2img that names none.
 _STRENGTH: Final = 0.75
 
 
@@ -149,7 +149,7 @@ class Drawing:
     """A parsed txt2img or img2img.
 
     Attributes:
-        ask: What to draw, with the input images of an img2img and the control image.
+        ask: The request, with the input images of an img2img and the control image.
         control: The ControlNet's unit.
         echo: What the answer repeats as ``parameters``.
         batch_size: Images of one batch, for the answer.
@@ -222,10 +222,10 @@ def parse(
 
 
 def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
-    """A drawing without what its client did not mean for this model, and with a word on it.
+    """Return a request without what its client did not mean for this model, with warnings.
 
-    That is a setting that was chosen for another model; and with one that looks at its input image
-    and draws a new one, what every client sends for those that draw over it.
+    That is a setting that was chosen for another model. For a model that only looks at its input
+    image, it is also what every client sends to models that edit the image.
     """
     params, files = drawing.ask.params, drawing.ask.files
     left_out: dict[str, None] = {}
@@ -235,7 +235,7 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
         words.append(f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP.")
     if files is not None and only_looks(spec, files):
         left_out |= dict.fromkeys(("fit", "strength"))
-        words.append(f"The model '{spec.id}' looks at the image and draws a new one.")
+        words.append(f"The model '{spec.id}' looks at the image and generates a new one.")
     ask = replace(drawing.ask, params=params.model_copy(update=left_out))
     return replace(drawing, ask=ask.noting(words))
 
@@ -279,7 +279,7 @@ def _refuse_images(fields: _Fields) -> None:
 
 def _sampling(fields: _Fields) -> JsonObject:
     """Sampler and schedule."""
-    # webuiapi fills the deprecated sampler_index with its default whatever sampler_name says.
+    # webuiapi fills the deprecated sampler_index with its default, whatever sampler_name is.
     name = fields.sampler_name or fields.sampler_index
     return {"sampler": name, "scheduler": fields.scheduler}
 
@@ -368,7 +368,7 @@ def _spelling(fields: _Fields) -> dict[str, str]:
     }
 
 
-# --- requests: input pictures ---------------------------------------------------------------------
+# --- requests: input images -----------------------------------------------------------------------
 
 
 def _files(fields: _Fields) -> SourceFiles:
@@ -390,7 +390,7 @@ def _files(fields: _Fields) -> SourceFiles:
 
 
 def _with_control(files: SourceFiles | None, control: Control) -> SourceFiles:
-    """A unit without a picture of its own follows the input image."""
+    """A unit without its own image follows the input image."""
     param = controlnet.PARAM
     if control.image:
         picture = file_of(param, control.image)
@@ -446,12 +446,12 @@ def _blur(fields: _Fields) -> float:
 
 def _warnings(fields: _Fields) -> tuple[str, ...]:
     if fields.mask and fields.inpainting_fill == 0:
-        return ("inpainting_fill 0 acts as 1: drawing starts from the image as it is.",)
+        return ("inpainting_fill 0 acts as 1: generation starts from the image as it is.",)
     return ()
 
 
 def _echo(body: Mapping[str, Any], fields: _Fields, *, has_control: bool) -> JsonObject:
-    """The request, with its pictures only if the client wants them back."""
+    """Return the request, with its images only if the client wants them back."""
     echo = dict(body)
     if not fields.include_init_images:
         echo |= {name: None for name in ("init_images", "mask") if name in body}

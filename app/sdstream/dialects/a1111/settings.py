@@ -10,7 +10,7 @@ from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest
 from sdstream.dialects.fields import IGNORED, Foreign, Taken, only, take
 
-#: Settings of the whole server that would change pictures -> the value that is told.
+#: Settings of the whole server that would change images -> the value that is reported.
 FIXED: Final[Mapping[str, object]] = {
     "sd_vae": "Automatic",
     "eta_noise_seed_delta": 0,
@@ -75,7 +75,7 @@ def settings(
         where: The field that they came in.
 
     Raises:
-        InvalidRequest: An option that would change pictures and cannot be had.
+        InvalidRequest: An option that would change images and is not supported.
     """
     prefix = f"{where}." if where else ""
     taken = take(

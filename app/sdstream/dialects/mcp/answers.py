@@ -17,7 +17,7 @@ from sdstream.dialects.jobs import job_fields
 from sdstream.dialects.mcp.arguments import Content
 from sdstream.dialects.rendering import JsonObject, compact, error_fields
 
-#: What a result says of a job, beside its images.
+#: Fields of a job in a result, beside its images.
 _JOB_KEYS: Final = (
     *("status", "model", "queue_position", "progress", "step", "steps", "eta_seconds"),
     *("parameters", "warnings", "error"),
@@ -198,7 +198,7 @@ def _text(fields: JsonObject) -> JsonObject:
 
 
 def _note(views: Mapping[int, bytes]) -> JsonObject:
-    """What a result says of reduced images."""
+    """Return the sentence of a result about reduced images."""
     if not views:
         return {}
     return {"note": "The image content is reduced to fit; ids and links name the originals."}

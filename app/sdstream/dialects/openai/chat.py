@@ -134,7 +134,7 @@ def _ask(
     config = body.get("image_config")  # OpenRouter's; its sizes are 1K, 2K and 4K
     if isinstance(config, Mapping):
         options |= {k: v for k, v in config.items() if k == "aspect_ratio" and v}
-    # The link is for the Markdown picture, the bytes are for the message's images.
+    # The link is for the Markdown image, the bytes are for the message's images.
     options |= {"prompt": prompt, "response_format": "both", "stream": stream}
     ask = parse(options, Hints(handling=Handling.LENIENT))
     if not files:
@@ -322,7 +322,7 @@ def _frame(head: JsonObject, delta: JsonObject, finish_reason: str | None) -> by
 
 
 def _markdown(job: Job, image: ImageResult, form: ResponseFormat) -> str:
-    """A Markdown picture: a link, since chats send their texts back with every message."""
+    """Return a Markdown image: a link, since chats send their texts back with every message."""
     words = re.sub(r"[\[\]\s]+", " ", job.request.prompt[:80]).strip()
     return f"![{words}]({form.link(image)})" if image.id else ""
 
@@ -352,6 +352,6 @@ def _no_usage(chat: ChatRequest) -> JsonObject:
 
 
 def _aside(job: Job) -> JsonObject:
-    """What a chat's answer says beside OpenAI's fields."""
+    """Return the fields of a chat's answer beside OpenAI's."""
     fields = answer_fields(job)
     return {name: fields[name] for name in ("parameters", "warnings") if name in fields}

@@ -2,7 +2,7 @@
 
 Frames are LF-terminated single ``data:`` lines without ``event:``, ``id:``, ``retry:`` or comment
 lines; each of those breaks some client. Decoding counts as a step, as in llama-box: progress is
-100·k/(N+1), so that no frame says 100 before its image is attached, and the image is step N+1 of
+100·k/(N+1), so that no frame has 100 before its image is attached, and the image is step N+1 of
 N+1, a number that no preview has. A silent stream repeats its last progress
 frame. A failure is told twice, as the ``error:`` line that GPUStack's client reads and as the
 ``data: {"error": …}`` that OpenAI's do, and ends with ``[DONE]`` like a success.
@@ -113,7 +113,7 @@ class ImageChunkStream:
     def _standing(self, created: int, status: JobStatus, extra: JsonObject) -> list[bytes]:
         """Where the next image is: of a second try, the first one that is not there yet."""
         if self._images_sent == self._job.request.n:
-            # What keep-alive says must not take the last image back.
+            # A keep-alive must not report less than the last image.
             self._last = b""
             return []
         item = self._item(self._images_sent, 0.0, 0, self._job.request.steps)

@@ -39,7 +39,7 @@ from sdstream.dialects.sdcpp.options import TAG, Flat, extra_args
 
 NO_HINTS: Final = Hints()
 
-#: OpenAI's clients send one image or a list of them; Xinference's says images for edits.
+#: OpenAI's clients send one image or a list of them; Xinference's sends images for edits.
 _IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
 _MASK_PARTS: Final = ("mask", "mask[]", "mask_image")
 _CONTROL_PARTS: Final = ("control", "control_image")
@@ -95,7 +95,7 @@ def parse(
 def parse_generation_form(
     fields: Mapping[str, str], files: Sequence[SourceFile], hints: Hints = NO_HINTS
 ) -> ParsedRequest:
-    """Read a generation that comes as a form, which may bring a control picture.
+    """Read a generation that comes as a form, which may contain a control image.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
@@ -316,7 +316,7 @@ def _with_dialect(reply: ReplyOptions, hints: Hints) -> ReplyOptions:
 
 
 def _check_stream(options: StreamOptions, dialect: str | None, response_format: str | None) -> None:
-    """Refuse options that the form of the stream would pass over."""
+    """Reject options that the form of the stream would ignore."""
     if options.chunk_result and dialect in ("openai", "both"):
         raise InvalidRequest(
             f"'chunk_result' is not supported in the dialect '{dialect}', which sends "

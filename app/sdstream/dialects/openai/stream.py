@@ -1,10 +1,10 @@
 """OpenAI's own stream of images.
 
-``image_generation.partial_image`` for each picture between the steps and
+``image_generation.partial_image`` for each preview between the steps and
 ``image_generation.completed`` for each finished one (``image_edit.`` for edits), with the index of
 the image added, since OpenAI has no n > 1 here. The events carry no ``event:`` line: their type is
 in the data, where OpenAI's clients look. Progress is left out, because loops over this stream take
-every event for a picture.
+every event for an image.
 """
 
 from __future__ import annotations

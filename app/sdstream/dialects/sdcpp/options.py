@@ -102,7 +102,7 @@ def find_hires_upscaler(param: str, name: str) -> str:
         name: AUTOMATIC1111's, in any case of letters.
 
     Raises:
-        InvalidRequest: There is none of that name.
+        InvalidRequest: No option has that name.
     """
     wanted = name.strip().lower()
     for spelling, ours in HIRES_UPSCALERS.items():
