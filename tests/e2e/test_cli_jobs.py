@@ -56,8 +56,8 @@ def test_the_end_of_the_file_chooses_the_format(tmp_path: Path, fake_server: Ser
     ("arguments", "words"),
     [
         (("-o", "x.txt"), "-o must end in one of"),
-        (("-o", "-"), "-o - or --show"),
-        (("--show",), "-o - or --show"),
+        (("-o", "-"), "-o -, --show or --force"),
+        (("--show",), "-o -, --show or --force"),
     ],
 )
 def test_async_takes_nothing_that_it_would_ignore(
