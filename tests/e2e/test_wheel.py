@@ -16,6 +16,8 @@ import httpx2
 import pytest
 from PIL import Image
 
+from sdstream.engine.kernels.build import supported
+from sdstream.engine.runtime import release
 from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +102,39 @@ def test_an_installed_wheel_generates_beside_a_foreign_app(
         assert page.status_code == 200
         assert "<title>" in page.text
         assert httpx2.get(f"{server.url}/static/app.js").status_code == 200
+
+
+def test_setup_gives_a_wheel_the_quick_runtime(tmp_path: Path) -> None:
+    """The runtime that scripts/install has kept is installed with its kernels, and is used."""
+    wheel = _build(ROOT, tmp_path / "dist", "--wheel")
+    python = _fresh_python(tmp_path / "venv", wheel)
+    done = subprocess.run(
+        [python, "-m", "sdstream", "setup"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"The runtime {release()} is installed in ")
+    (library,) = (tmp_path / "venv").glob("lib/python*/site-packages/stable_diffusion_cpp/lib")
+    if supported():
+        assert [*library.glob("libsdstream-kernels-*.so")]
+    used = {}
+    for name, interpreter in (("wheel", python), ("checkout", Path(sys.executable))):
+        folder = tmp_path / name
+        folder.mkdir()
+        with running_server(folder, python=interpreter, cwd=folder) as server:
+            used[name] = httpx2.get(f"{server.url}/v1/models/embedded").json()["kernels"]
+            assert "several times slower" not in server.log.read_text()
+            assert "without its matrix kernels" not in server.log.read_text()
+    assert used["wheel"] == used["checkout"]
+
+
+def test_setup_reports_what_it_lacks(tmp_path: Path) -> None:
+    """A sentence and exit code 1 where nothing is kept and there is no compiler."""
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "sdstream", "setup"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: stable-diffusion-cpp-python needs a C++ compiler (Debian: apt install g++).\n"
+    )

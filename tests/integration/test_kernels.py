@@ -56,7 +56,7 @@ print(in_use.name, in_use.problem)
         (
             "auto",
             "kernels.identity = lambda: '9.9'",
-            "not 9.9; python -m sdstream.engine.kernels.build builds them",
+            "not 9.9; 'sdstream setup' builds them",
         ),
         ("auto", "kernels.check = lambda library: ['product: wrong']", "failed their check"),
     ],

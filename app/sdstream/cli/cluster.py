@@ -49,7 +49,8 @@ _FOLDERS: Final = ("model_dir", "cache_dir", "lora_dir", "embedding_dir", "upsca
 
 @click.group()
 def cluster() -> None:
-    """Generate on several machines, which form a Ray cluster (extra: cluster).
+    """Generate on several machines by Ray.
+
 
     \b
     On the server's machine, in two terminals or services:

@@ -54,7 +54,8 @@ _GROUPS: Final = {
     },
     "Servers": {
         "serve": _Command("serve", "serve", "Serve the image APIs over HTTP."),
-        "cluster": _Command("cluster", "cluster", "Generate on several machines, which form a Ray cluster (extra: cluster)."),
+        "cluster": _Command("cluster", "cluster", "Generate on several machines by Ray."),
+        "setup": _Command("setup", "setup", "Install the quick runtime for this Python."),
         "mcp": _Command("mcp", "mcp_command", "Serve MCP tools over stdin and stdout."),
     },
 }

@@ -1,8 +1,8 @@
-"""Keeps one model alive in a process of its own: starts it, watches it, starts it again.
+"""Keeps one model loaded in a worker process: starts it, watches it and restarts it.
 
-Who decides how a job on a worker ends, first come first served:
+How a job on a worker ends; the first event wins:
 
-    the child says Done, Cancelled or Failed      that
+    the child sends Done, Cancelled or Failed     that
     the child's process ends                      Failed, with the reason read off its exit code
     the child's machine is out of reach           Failed(worker_lost), and the worker stops
     no sign of life for the phase's limit         Failed(worker_hung), and the child is ended
@@ -52,7 +52,7 @@ _MAX_BACKOFF_SECONDS: Final = 30.0
 #: So many crashes without a finished job between them make a model unsteady, for a while.
 _UNSTEADY_CRASHES: Final = 3
 _UNSTEADY_SECONDS: Final = 60.0
-#: So many with CPU kernels in use, and the model goes on without them.
+#: After so many with CPU kernels in use, the model continues without them.
 _MAX_KERNEL_CRASHES: Final = 2
 #: A phase may take this many times what it usually takes before it counts as hung.
 _HANG_FACTOR: Final = 10.0
@@ -60,7 +60,7 @@ _HANG_FACTOR: Final = 10.0
 
 _LOST: Final = "The machine of the worker went out of reach."
 
-#: Phases that take longer for a larger picture; tiles of an upscaler are all of one size.
+#: Phases that take longer for a larger image; tiles of an upscaler are all of one size.
 _OF_PIXELS: Final = (Phase.SAMPLING, Phase.DECODING)
 
 
@@ -69,8 +69,8 @@ class WorkerState(DescribedEnum):
 
     STARTING = "starting", "the process starts and loads the model"
     READY = "ready", "the model is loaded and idle"
-    BUSY = "busy", "a job is being drawn"
-    FAILED = "failed", "the model could not be loaded; nobody tries any more"
+    BUSY = "busy", "a job is running"
+    FAILED = "failed", "the model could not be loaded, and is not tried again"
     STOPPED = "stopped", "the process was told to leave"
 
 
@@ -96,9 +96,9 @@ class WorkerOptions:
 class _Pace:
     """What each phase usually takes: in seconds per pixel where it works on pixels.
 
-    Phases of jobs with reference pictures are others: to look at these may take minutes where a
-    prompt takes a moment. In a hires fix the second pass is the slow one, and nobody tells which of
-    the two runs: such jobs are given what the larger size would take, and are not measured.
+    Jobs with reference images have separate phases: encoding the images may take minutes where a
+    prompt takes a moment. In a hires fix the second pass is the slow one, and the runtime does not
+    report which of the two runs. Such jobs have the time of the larger size, and are not measured.
     """
 
     def __init__(self, floor: float) -> None:
@@ -188,7 +188,7 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child, None while there is none."""
+        """Process id of the child, None while no child runs."""
         return self._process.pid if self._process else None
 
     @property
@@ -213,7 +213,7 @@ class Worker:
             self.retire()
 
     def retire(self) -> None:
-        """Nobody runs it any more, or ever will: tell those who wait for it."""
+        """Mark the worker as stopped for good, and notify those who wait for it."""
         if self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
             self._become(WorkerState.STOPPED)
         self._end_job(Reason.SHUTTING_DOWN, "The server is shutting down.")
@@ -241,7 +241,7 @@ class Worker:
         return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
 
     async def generate(self, order: Generate) -> AsyncIterator[Event]:
-        """Draw; the last event is Done, Cancelled or Failed. The worker must be ready."""
+        """Generate; the last event is Done, Cancelled or Failed. The worker must be ready."""
         job, request = order.job, order.request
         assert self.state is WorkerState.READY
         assert self._process is not None
@@ -257,7 +257,7 @@ class Worker:
                 if isinstance(event, Done | Cancelled | Failed):
                     return
         finally:
-            # Left before the end: whatever is still being drawn is wanted by nobody.
+            # The caller left before the end: no one wants what is still being generated.
             if self._job == job and self._process is not None:
                 self._process.kill()
 
@@ -354,7 +354,7 @@ class Worker:
         if self.loaded is None and event.on_cpu and not event.fast_kernels:
             logger.warning(
                 "The native library was built without its matrix kernels and runs at less than "
-                "half its speed; scripts/install builds it with -DGGML_LLAMAFILE=ON."
+                "half its speed; 'sdstream setup' installs it with them."
             )
         if self.loaded is None and event.kernels_problem:
             logger.warning("%s The runtime's own are used.", event.kernels_problem)
@@ -429,7 +429,7 @@ class Worker:
     # --- watchdog -------------------------------------------------------------------------------
 
     def _enter(self, phase: Phase) -> None:
-        """The job goes on to a phase or to the next step of one: the one before is measured."""
+        """Enter a phase or its next step, and measure the one before."""
         now = asyncio.get_running_loop().time()
         if phase is not self._phase or phase is Phase.SAMPLING:
             self._pace.note(self._phase, now - self._phase_began)

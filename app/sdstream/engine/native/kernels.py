@@ -23,7 +23,7 @@ logger = logging.getLogger("sdstream.native")
 _REPORT_BYTES: Final = 2000
 _CHECK_THREADS: Final = 2
 
-_BUILD_HINT: Final = "python -m sdstream.engine.kernels.build builds them"
+_BUILD_HINT: Final = "'sdstream setup' builds them"
 
 
 @dataclass(frozen=True, slots=True)

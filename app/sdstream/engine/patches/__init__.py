@@ -1,1 +1,1 @@
-"""Changes to the runtime's sources, applied before scripts/install compiles it; see README.md."""
+"""Changes to the runtime's sources, applied before engine/runtime.py compiles it; see README.md."""
