@@ -44,18 +44,6 @@ _REMEDIES: Final = tuple(PATTERNS.values())
 #: Files whose language is older than this list. Rewrite one, and remove it here; add none.
 DEFERRED: Final = frozenset(
     {
-        "app/sdstream/engine/child.py",
-        "app/sdstream/engine/fake.py",
-        "app/sdstream/engine/native/abort.py",
-        "app/sdstream/engine/native/bindings.py",
-        "app/sdstream/engine/native/convert.py",
-        "app/sdstream/engine/native/engine.py",
-        "app/sdstream/engine/native/params.py",
-        "app/sdstream/engine/native/progress.py",
-        "app/sdstream/engine/pool.py",
-        "app/sdstream/engine/port.py",
-        "app/sdstream/engine/process.py",
-        "app/sdstream/engine/worker.py",
         "app/sdstream/service/assembly.py",
         "app/sdstream/service/estimates.py",
         "app/sdstream/service/service.py",

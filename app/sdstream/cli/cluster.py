@@ -51,7 +51,6 @@ _FOLDERS: Final = ("model_dir", "cache_dir", "lora_dir", "embedding_dir", "upsca
 def cluster() -> None:
     """Generate on several machines by Ray.
 
-
     \b
     On the server's machine, in two terminals or services:
         sdstream cluster head

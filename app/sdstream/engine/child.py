@@ -2,7 +2,7 @@
 
 ``python -m sdstream.engine.child SOCKET_FD ENGINE PARENT_PID LOG_LEVEL`` is started by
 engine/process.py and by nothing else. Two threads: the main one reads commands, the other loads
-and draws. Events are written by the thread that has them, so that a step's event leaves before
+and generates. Events are written by the thread that has them, so that a step's event leaves before
 the next step begins.
 
 The process must not outlive the server: it asks the kernel for SIGKILL at the parent's death,
@@ -52,13 +52,13 @@ class Child:
         self._engine = engine
         self._sending = threading.Lock()
         self._work: queue.SimpleQueue[Load | Generate] = queue.SimpleQueue()
-        # The job whose images are being drawn or are next; touched under the lock only.
+        # The job whose images are being generated or are next; used under the lock only.
         self._job: str | None = None
         self._cancelled = False
         self._state = threading.Lock()
 
     def run(self) -> None:
-        """Serve until the server says Stop or is gone."""
+        """Serve until the server sends Stop or ends."""
         threading.stack_size(_STACK_BYTES)
         threading.Thread(target=self._draw_forever, daemon=True).start()
         while (command := self._receive()) is not None and not isinstance(command, Stop):
@@ -125,8 +125,8 @@ class Child:
         except EngineError as error:
             return Failed(job, error.reason, error.message)
         except Exception:
-            logger.exception("drawing failed")
-            return Failed(job, Reason.GENERATION_FAILED, "The runtime gave no picture.")
+            logger.exception("generation failed")
+            return Failed(job, Reason.GENERATION_FAILED, "The runtime returned no image.")
         return Done(job)
 
     def _emit(self, event: Event) -> None:

@@ -1,15 +1,15 @@
 """A deterministic engine without a model, for tests and for trying clients.
 
-It draws a gradient whose colours come from the prompt, seed and size. Words of the form
+It generates a gradient whose colours come from the prompt, seed and size. Words of the form
 ``key=value`` in the prompt make it misbehave on cue, in the real worker process:
 
     step=0.05     each sampling step takes that many seconds (default 0.001)
     crash=3       the process aborts (SIGABRT) at that step
     segv=3        the process dies of SIGSEGV at that step
     hang=3        nothing more is heard from that step on, and a cancel has no effect
-    fail=3        the runtime gives no picture at that step
+    fail=3        the runtime returns no image at that step
     warn=1        the image comes with a warning
-    inputs=1      the runtime gives no picture, and says which input pictures it got
+    inputs=1      the runtime returns no image, and the error lists the input images
     deaf=1        cancel has no effect, as on a GPU
     orphan=3      the process aborts at that step, and a fork of it lives on with its files
     escape=3      the same, and the fork has left the process group
@@ -36,7 +36,7 @@ _ORPHAN_SECONDS = 20
 
 
 class FakeEngine:
-    """Draws gradients; see the module for the words it obeys."""
+    """Generates gradients; the module's docstring lists the words that control it."""
 
     def __init__(self) -> None:
         self._aborted = threading.Event()
@@ -109,12 +109,12 @@ class FakeEngine:
 
 
 def _told(inputs: Inputs) -> str:
-    """Names and sizes of the input pictures."""
+    """Return a sentence with names and sizes of the input images."""
     references = ((f"reference {i}", p) for i, p in enumerate(inputs.references))
     named = {"image": inputs.image, "mask": inputs.mask, **dict(references)}
     named |= {"control": inputs.control, "canvas": inputs.canvas}
     sizes = ", ".join(f"{name} {picture.size}" for name, picture in named.items() if picture)
-    return f"The fake engine got {sizes or 'no pictures'}."
+    return f"The fake engine got {sizes or 'no images'}."
 
 
 def _cues(prompt: str) -> dict[str, float]:

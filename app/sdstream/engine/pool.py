@@ -1,9 +1,9 @@
 """Workers of several models side by side, on one machine or several, within budgets of memory.
 
 A model is loaded when a job needs it, once however many wait for it, in the place with the fewest
-workers. Where no place has room, the models of one place make it that were idle the longest, never
-one that generates or is being loaded. What a model needs is what its process was seen to take;
-before it ever ran, the size of its files.
+workers. Where no place has room, the models of one place that were idle the longest are unloaded,
+never one that generates or is being loaded. The memory that a model needs is measured on its process;
+before its first run, it is the size of its files.
 """
 
 from __future__ import annotations
@@ -88,9 +88,8 @@ class WorkerPool:
         make_worker: A worker for a model in a place of that name, which calls back whenever its
             state changes.
         file_bytes: Size of a model's files.
-        can_load: True when a model's files are there.
-        places: The places that there are now; ``places_changed`` is to be called when these are
-            others.
+        can_load: Returns whether a model's files exist.
+        places: Returns the places; the caller calls ``places_changed`` when they change.
         keep_alive: Seconds that an idle worker stays loaded whose model does not say; None is until
             others need its room.
         on_change: Called when a worker may be free, loaded or gone.
@@ -165,7 +164,7 @@ class WorkerPool:
         return any(worker.state is WorkerState.STARTING for worker in self.workers(model))
 
     def is_ready(self, spec: ModelSpec) -> bool:
-        """True when jobs of the model are drawn: it is loaded, or was, and went on purpose.
+        """Return whether jobs of the model can run: it is loaded, or was unloaded on purpose.
 
         Then the next job has it loaded again, if its files are still there. Who is being started
         again after a death is not, and neither is who has crashed again and again.

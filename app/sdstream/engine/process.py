@@ -82,7 +82,7 @@ Spawn = Callable[[str, Mapping[str, str]], Awaitable[Process]]
 
 
 class WorkerProcess:
-    """A running child of the server. Made by ``spawn``; whoever made it calls ``end``.
+    """A running child of the server, made by ``spawn``, whose caller calls ``end``.
 
     The kernel ends the child with the *thread* that spawned it (PR_SET_PDEATHSIG), so ``spawn``
     belongs on the event loop's thread, which lives as long as the server.
@@ -144,8 +144,8 @@ class WorkerProcess:
     def send(self, command: Command) -> None:
         """Write a command, in the background; a dead child is noticed by ``receive``, not here.
 
-        Nobody waits until it is read: a child that was stopped would never read it, and only one
-        job's command is under way at a time.
+        It does not wait until the child reads it: a stopped child never would, and only one job's
+        command is under way at a time.
         """
         self.send_frame(encode(command))
 
@@ -172,7 +172,7 @@ class WorkerProcess:
             return None
         except ValueError:
             # Nothing that follows on this socket can be understood either.
-            logger.exception("worker %d wrote what is no message", self.pid)
+            logger.exception("worker %d wrote something that is not a message", self.pid)
             return None
 
     async def exit_code(self) -> int:
@@ -211,7 +211,7 @@ class WorkerProcess:
         await self._process.wait()
         self.kill()
         await asyncio.sleep(_LAST_WORDS_SECONDS)
-        self._reader.feed_eof()  # somebody has left the group and holds the socket
+        self._reader.feed_eof()  # a fork has left the group and holds the socket
 
 
 class _Pipe:

@@ -1,8 +1,8 @@
 """Cancelling inside the native CPU backend, without Python and without the GIL.
 
 ggml asks an abort callback before every node of a graph. The callback given here is libc's
-``strlen`` and its data is a buffer of two bytes: an empty string says "go on", a string of one
-character says "stop". No Python code runs on the compute threads.
+``strlen`` and its data is a buffer of two bytes: an empty string means "continue", a string of one
+character means "stop". No Python code runs on the compute threads.
 
 Deliberate oddities:
 
@@ -63,7 +63,7 @@ class AbortFlag:
     """A flag that stops the computation of one native context on the CPU.
 
     ``request`` may be called from any thread; ``reset`` before an image, and ``arm`` at its first
-    sampling step, by the thread that draws.
+    sampling step, by the thread that generates.
     """
 
     def __init__(self, lib: Any) -> None:

@@ -61,16 +61,16 @@ def has_gpu() -> bool:
 
 
 def native_image(picture: Pixels) -> Any:
-    """A sd_image_t over the picture's own bytes, which must outlive the call."""
+    """Return a sd_image_t over the image's own bytes, which must outlive the call."""
     pointer = ctypes.cast(ctypes.c_char_p(picture.data), ctypes.POINTER(ctypes.c_uint8))
     return sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
 
 
 def control_image(picture: Pixels, *, edges: bool) -> Any:
-    """A sd_image_t of the picture, or of its edges."""
+    """Return a sd_image_t of the image, or of its edges."""
     if not edges:
         return native_image(picture)
-    # The library draws the edges over the pixels themselves.
+    # The library writes the edges into the pixels themselves.
     own = ctypes.create_string_buffer(picture.data, len(picture.data))
     pointer = ctypes.cast(own, ctypes.POINTER(ctypes.c_uint8))
     image = sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)

@@ -61,7 +61,7 @@ def convert(
 
 
 class _Conversion(threading.Thread):
-    """The runtime at work; what it says is read by the main thread."""
+    """Run the converter; the main thread reads its log."""
 
     def __init__(self, order: dict[str, str]) -> None:
         super().__init__(daemon=True)

@@ -4,7 +4,7 @@ Deliberate oddities, each of them measured:
 
 1. The binding's class ``StableDiffusion`` is not used: it drops its callbacks while the library
    still holds them, reports failed loads as success, never frees result images, forces eta to 0
-   and draws seeds from 0..10000.
+   and takes random seeds from 0..10000.
 2. The log and progress callbacks are installed once and live as long as the process, since the
    library keeps one global pointer to each.
 3. The progress callback does not say what progresses: weights, LoRAs, sampling and VAE tiles all
@@ -64,7 +64,7 @@ from sdstream.weights.folders import weight_files
 
 logger = logging.getLogger("sdstream.native")
 
-#: What the log says of a LoRA whose file could not be loaded; the runtime generates without it.
+#: Log line of a LoRA whose file could not be loaded; the runtime generates without it.
 _LORA_LOST: Final = re.compile(r"load lora tensors from .* failed")
 
 _ONE_COLOUR: Final = (
@@ -174,7 +174,7 @@ class NativeEngine:
     def draw(
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
-        """Draw one image; blocks until it is there, failed or aborted."""
+        """Generate one image; blocks until it is finished, failed or aborted."""
         self._first_error, self._peeked, self._lost_lora = "", False, False
         self._warnings: list[str] = []
         seed = request.seed + index
@@ -211,7 +211,7 @@ class NativeEngine:
         self._patches.cancel(self._model.context, cancelled=False)
 
     def abort(self) -> None:
-        """Stop the image being drawn: at once on the CPU, else before the next step."""
+        """Stop the image being generated: at once on the CPU, else before the next step."""
         if self._can_abort:
             self._abort.request()
             self._patches.cancel(self._model.context, cancelled=True)
@@ -220,13 +220,13 @@ class NativeEngine:
         """Make a preview with the step after the one that runs."""
         self._peeked = True
 
-    # --- callbacks, on the drawing thread ---------------------------------------------------------
+    # --- callbacks, on the generating thread ------------------------------------------------------
 
     def _on_log(self, level: int, text: bytes, _data: Any) -> None:
         line = self._redact(text.decode("utf-8", "replace").strip()).replace("\n", "\\n")
         severity = LOG_LEVELS[level] if 0 <= level < len(LOG_LEVELS) else logging.INFO
         if self._abort.requested or TAE_INSIDE in line:
-            severity = logging.DEBUG  # what was asked for is no fault
+            severity = logging.DEBUG  # a requested cancel is not a fault
         elif self._drawing is not None and severity == logging.INFO:
             severity = logging.DEBUG  # a dozen lines an image; the server logs one a request
         logger.log(severity, "%s", line)
@@ -261,7 +261,7 @@ class NativeEngine:
     # --- details --------------------------------------------------------------------------------
 
     def _generated(self, request: GenerationRequest, inputs: Inputs, seed: int) -> Pixels | None:
-        """What the model draws; None when it was aborted."""
+        """Return what the model generates; None if it was aborted."""
         assert self._drawing is not None
         self._want_preview(self._drawing.wants_preview(1))
         for lora in request.options.lora or ():
@@ -272,7 +272,7 @@ class NativeEngine:
         if not images or not images[0].data:
             if images:
                 free(images)
-            self._expect_nothing("The runtime gave no picture.")
+            self._expect_nothing("The runtime returned no image.")
             return None
         picture = taken(images[0])
         free(images)
@@ -288,7 +288,7 @@ class NativeEngine:
         return picture
 
     def _enlarged(self, picture: Pixels, request: GenerationRequest) -> Pixels | None:
-        """The picture enlarged by the request's upscaler; None when it was aborted."""
+        """Return the image after the request's upscaler; None if it was aborted."""
         name = request.options.upscaler or ""
         path = upscaler_file(name) or file_of(self._upscaler_dir, name, "upscaler")
         problem = inspection.examine(path, "upscaler").problem
@@ -308,7 +308,7 @@ class NativeEngine:
             # It takes the factor from its weights; this one is for the log of others.
             image = sd.upscale(context, native_image(picture), 0)
             if not image.data:
-                self._expect_nothing("The upscaler gave no picture.")
+                self._expect_nothing("The upscaler returned no image.")
                 return None
             enlarged = taken(image)
             return None if self._abort.stopped else resized(enlarged, request.runtime_size)
@@ -316,7 +316,7 @@ class NativeEngine:
             sd.free_upscaler_ctx(context)
 
     def _expect_nothing(self, message: str) -> None:
-        """Raise why no picture came, as far as that was heard, unless it was aborted."""
+        """Raise why no image was returned, by the log, unless it was aborted."""
         if not self._abort.requested:
             raise EngineError(Reason.GENERATION_FAILED, self._first_error or message)
 

@@ -58,7 +58,7 @@ class LoadedModel:
 
     Attributes:
         context: ``sd_ctx_t``.
-        vae_tiling: Decode in tiles unless a request says otherwise.
+        vae_tiling: Decode in tiles unless a request turns that off.
         lora_dir: Folder of the LoRAs, None for none.
     """
 

@@ -21,7 +21,7 @@ _VERSION_LINE: Final = re.compile(r" - Version: (.+)$")
 
 
 class ImageProgress:
-    """The image being drawn: tells its phases apart and times them."""
+    """The phases of the image being generated, and their times."""
 
     def __init__(self, job: str, index: int, request: GenerationRequest, emit: Emit) -> None:
         self.phase = Phase.ENCODING
@@ -50,7 +50,7 @@ class ImageProgress:
     def progressed(self, step: int, steps: int) -> None:
         """Take up the progress callback, which outside sampling counts LoRAs and tiles."""
         if self.phase is Phase.SAMPLING:
-            if step < self._step:  # the second pass of a hires fix counts anew
+            if step < self._step:  # the second pass of a hires fix counts from 1
                 self._before, self._second = self._before + self._pass_steps, 0
             self._step, self._pass_steps = step, steps
             self.steps = self._before + steps + self._second
@@ -66,7 +66,7 @@ class ImageProgress:
         self._emit(Preview(self._job, self._index, abs(step), width, height, pixels))
 
     def wants_preview(self, step: int) -> bool:
-        """True when a picture is wanted after this step: each, or as many as asked, spread."""
+        """Return whether a preview is wanted after this step: all, or as many as asked, spread."""
         if self._previews == EVERY_STEP:
             return True
         parts = self._previews + 1
