@@ -45,9 +45,7 @@ _REMEDIES: Final = tuple(PATTERNS.values())
 DEFERRED: Final = frozenset(
     {
         "app/sdstream/service/assembly.py",
-        "app/sdstream/service/estimates.py",
         "app/sdstream/service/service.py",
-        "app/sdstream/service/webhooks.py",
         "app/sdstream/storage/files.py",
         "app/sdstream/storage/job_store.py",
         "app/sdstream/storage/ledger.py",

@@ -1,4 +1,4 @@
-"""How fast a model generates here, as measured, and what that means for waiting clients."""
+"""How fast a model generates here, as measured, and the waiting times that follow."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def _kind(request: GenerationRequest) -> tuple[object, ...]:
 
 
 def _pixels(request: GenerationRequest) -> int:
-    """Of the largest picture that is sampled and decoded."""
+    """Return the pixels of the largest image that is sampled and decoded."""
     return request.generated_size.width * request.generated_size.height
 
 
 def _steps(request: GenerationRequest) -> float:
     """Sampling steps; those of a hires fix's first pass count as much less as they are smaller."""
-    # An image drawn over another one leaves out the steps before its strength.
+    # An edit leaves out the steps before its strength.
     strength = request.options.strength
     steps = request.steps * (1.0 if strength is None else strength)
     if request.second_pass is not None:

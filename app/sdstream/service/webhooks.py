@@ -6,7 +6,7 @@ the connection is made, so that a name cannot be resolved to one thing for the c
 for the call; redirects are not followed, for the same reason.
 
 A delivery is a row of the store, written together with the end of its job, and tried until the
-other side takes it, refuses it for good, or was tried often enough.
+other side accepts it, rejects it for good, or was tried often enough.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ _TRY_AGAIN: Final = frozenset({408, 425, 429})
 
 
 class WebhookSettingsError(ConfigurationError):
-    """The webhook settings cannot be used; the message says why."""
+    """The webhook settings cannot be used; the message contains the reason."""
 
 
 def delivery_of(job: Job) -> Delivery | None:
-    """The message of a job's end, due at once; None when nobody asked for one."""
+    """The message of a job's end, due at once; None for a job without a webhook."""
     if job.terms.webhook_url is None:
         return None
     return Delivery(f"msg_{job.id}", job.terms.webhook_url, ending_message(job), 0, 0.0)
@@ -92,7 +92,7 @@ class Webhooks:
         secret: ``whsec_`` and base64, of which receivers know.
         private: Loopback and private addresses are no obstacle.
         clock: Unix seconds, by which receivers judge how old a message is.
-        steady: Unix seconds by which tries are put off, which nobody sets.
+        steady: Unix seconds by which tries are deferred; setting the clock does not change it.
 
     Raises:
         WebhookSettingsError: Hosts without a secret, or a secret of another form.
@@ -176,7 +176,7 @@ class Webhooks:
         while True:
             waiting = await self._outbox.deliveries(_AT_ONCE)
             now = self._steady()
-            # One that waits longer than any does was put off by a clock that was ahead.
+            # One that waits longer than any does was deferred by a clock that was ahead.
             due = [one for one in waiting if not now < one.next_at <= now + _LONGEST_RETRY_AFTER]
             if not due:
                 first = min((delivery.next_at for delivery in waiting), default=None)
