@@ -247,9 +247,16 @@ class AsyncJobs:
         body = await call.plain()
         return await _json(self._http, "POST", call.path, headers=headers, **body)
 
-    async def list(self, *, status: str = "", limit: int = 20) -> _List[JsonObject]:
-        """List the newest jobs; ``status`` names one or several, empty means all."""
-        query = {"status": status, "limit": str(limit)}
+    async def list(self, *, status: str = "", limit: int = 20, **filters: str) -> _List[JsonObject]:
+        """List the newest jobs.
+
+        Args:
+            status: Names of one or several states; empty means all.
+            limit: Jobs at most, from 1 to 100.
+            filters: ``q``, ``model``, ``group``, ``favorite``, ``since`` and ``until`` of the
+                HTTP API.
+        """
+        query = {"status": status, "limit": str(limit), **filters}
         return await _list(self._http, "/v1/jobs", params=query)
 
     async def get(self, job: str) -> JsonObject:
@@ -269,6 +276,13 @@ class AsyncJobs:
     async def cancel(self, job: str) -> JsonObject:
         """Stop a job and return it as it is then."""
         return await _json(self._http, "POST", f"{_path(job)}/cancel")
+
+    async def cancel_group(self, group: str) -> _List[str]:
+        """Stop the jobs of a group that have not ended and return their ids."""
+        body = {"group": group}
+        answer = await _json(self._http, "POST", "/v1/jobs/cancel", json=body)
+        with understanding():
+            return [str(job) for job in answer["ids"]]
 
     async def delete(self, job: str) -> None:
         """Delete a job and its images; an unfinished job is stopped first."""

@@ -106,9 +106,9 @@ class Jobs:
         """Start a job that runs without its client and return it."""
         return self._loop.run(self._jobs.create(prompt, **options))
 
-    def list(self, *, status: str = "", limit: int = 20) -> _List[JsonObject]:
-        """List the newest jobs; ``status`` names one or several, empty means all."""
-        return self._loop.run(self._jobs.list(status=status, limit=limit))
+    def list(self, *, status: str = "", limit: int = 20, **filters: str) -> _List[JsonObject]:
+        """List the newest jobs that meet the conditions."""
+        return self._loop.run(self._jobs.list(status=status, limit=limit, **filters))
 
     def get(self, job: str) -> JsonObject:
         """Return a job as it is now."""
@@ -121,6 +121,10 @@ class Jobs:
     def cancel(self, job: str) -> JsonObject:
         """Stop a job and return it as it is then."""
         return self._loop.run(self._jobs.cancel(job))
+
+    def cancel_group(self, group: str) -> _List[str]:
+        """Stop the jobs of a group that have not ended and return their ids."""
+        return self._loop.run(self._jobs.cancel_group(group))
 
     def delete(self, job: str) -> None:
         """Delete a job and its images; an unfinished job is stopped first."""

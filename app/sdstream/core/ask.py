@@ -77,6 +77,12 @@ class ReplyOptions(BaseModel):
     request_id: str | None = Field(
         None, max_length=128, description="The client's name of the request (Xinference)."
     )
+    group: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="Name of jobs that belong together; they are listed and cancelled by it.",
+    )
     webhook_url: str | None = Field(
         None, max_length=2048, description="Where the job's end is posted to, if the server may."
     )

@@ -76,6 +76,7 @@ class Terms:
         idempotency_key: The client's name for this request, None without one.
         fingerprint: Digest of the request, to tell a repetition from another request.
         webhook_url: Where to tell of the end, None for nowhere.
+        group: The client's name for jobs that belong together, None without one.
         base_url: What links begin with there.
     """
 
@@ -89,6 +90,7 @@ class Terms:
     idempotency_key: str | None = None
     fingerprint: str = ""
     webhook_url: str | None = None
+    group: str | None = None
     base_url: str = ""
 
 
@@ -275,6 +277,7 @@ class Job:
         progress: The newest progress of the image being generated.
         ending: The event that ended it, None before.
         has_findings: The engine added to the request's warnings.
+        favorite: The owner marked it, and it does not expire.
     """
 
     def __init__(
@@ -295,6 +298,7 @@ class Job:
         self.progress: Progress | None = None
         self.ending: Completed | JobFailed | JobCancelled | None = None
         self.has_findings = False
+        self.favorite = False
         self._previews: deque[int] = deque()
         self._first_step: tuple[int, float] | None = None
         self._newest_step: tuple[int, float] | None = None
@@ -304,7 +308,7 @@ class Job:
         assert self.ending is not None
         assert self.ended is not None
         job = Job(self.id, self.request, self.created, self.terms)
-        job.attempts, job.started = self.attempts, self.started
+        job.attempts, job.started, job.favorite = self.attempts, self.started, self.favorite
         job.status = JobStatus.RUNNING
         for event in (*map(ImageReady, images), self.ending):
             job.apply(event, self.ended)

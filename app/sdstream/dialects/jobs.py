@@ -72,6 +72,8 @@ def job_fields(job: Job, base_url: str, eta: float | None) -> JsonObject:
         "model": job.request.model,
         "priority": job.terms.priority.value,
         "background": job.terms.background,
+        "group": job.terms.group,
+        "favorite": job.favorite,
         "queue_position": job.queue_position if job.status is JobStatus.QUEUED else None,
         **_standing(job, eta),
         "attempts": job.attempts,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,10 +23,10 @@ from sdstream.core.job import (
     JobCancelled,
     JobEvent,
     JobFailed,
-    JobStatus,
     Loading,
     Requeued,
 )
+from sdstream.core.job_filter import JobFilter
 from sdstream.engine.worker import Worker
 from sdstream.notifier import Notifier
 from sdstream.service.metrics import Metrics
@@ -176,11 +176,9 @@ class LiveJobs:
             raise NotFound("Job not found; it may have expired.", reason=Reason.JOB_NOT_FOUND)
         return live
 
-    async def page(
-        self, owner: str, *, statuses: Sequence[JobStatus], limit: int, after: str | None
-    ) -> Page:
+    async def page(self, owner: str, which: JobFilter, *, limit: int, after: str | None) -> Page:
         """An owner's jobs, newest first; see JobStore.page."""
-        page = await self._store.page(owner, statuses=statuses, limit=limit, after=after)
+        page = await self._store.page(owner, which, limit=limit, after=after)
         known = (self._live.get(job.id) for job in page.jobs)
         jobs = [live.job if live else job for live, job in zip(known, page.jobs, strict=True)]
         return Page(jobs, page.more)
@@ -278,6 +276,14 @@ class LiveJobs:
             StorageFull, Unavailable: It cannot be written yet; see JobStore.settled.
         """
         await self._store.settled(live.job)
+
+    async def mark(self, live: LiveJob, *, favorite: bool) -> None:
+        """Make a job a favorite or an ordinary one; raises StorageFull, see JobStore.mark."""
+        await self._store.mark(live.job.id, favorite=favorite)
+        # A job that ended meanwhile has been replaced by a copy.
+        for known in (live, self.known(live.job.id)):
+            if known is not None:
+                known.job.favorite = favorite
 
     async def delete(self, live: LiveJob) -> None:
         """Delete an ended job and its images."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog, CatalogChange
 from sdstream.core.errors import ImageServiceError
-from sdstream.core.job import Entry, Job, JobCancelled, JobStatus, Terms
+from sdstream.core.job import Entry, Job, JobCancelled, Terms
+from sdstream.core.job_filter import JobFilter
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.request import NO_ASSETS, Assets, Limits
 from sdstream.engine.pool import WorkerPool
@@ -200,6 +201,10 @@ class ImageService:
         if live.worker is not None:
             live.worker.peek(live.job.id)
 
+    async def mark(self, live: LiveJob, *, favorite: bool) -> None:
+        """Make a job a favorite or an ordinary one; raises StorageFull, see JobStore.mark."""
+        await self._jobs.mark(live, favorite=favorite)
+
     async def delete(self, live: LiveJob) -> None:
         """Delete a job and its images, stopping it first."""
         if not live.over:
@@ -217,11 +222,9 @@ class ImageService:
         """A job of this owner, whether it lives or ended in the past; raises NotFound."""
         return await self._jobs.find(job_id, owner)
 
-    async def page(
-        self, owner: str, *, statuses: Sequence[JobStatus], limit: int, after: str | None
-    ) -> Page:
+    async def page(self, owner: str, which: JobFilter, *, limit: int, after: str | None) -> Page:
         """An owner's jobs, newest first; see JobStore.page."""
-        return await self._jobs.page(owner, statuses=statuses, limit=limit, after=after)
+        return await self._jobs.page(owner, which, limit=limit, after=after)
 
     async def earlier_images(self, live: LiveJob) -> list[Entry]:
         """Images of an unfinished job from an earlier life of the server, with their files."""

@@ -6,7 +6,6 @@ Every method runs in the ledger's thread, and raises the database's errors.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from itertools import takewhile
 from typing import Final
 
 from sdstream.core.delivery import Delivery
-from sdstream.core.errors import Reason
+from sdstream.core.errors import Reason, StorageFull
 from sdstream.core.job import MAX_ATTEMPTS, ImageResult, Job, JobFailed, JobStatus
+from sdstream.core.job_filter import JobFilter
 from sdstream.core.options import OutputFormat
 from sdstream.storage.ports import Change, Database, ImageStore, Row, image_name
-from sdstream.storage.rows import image_values, job_of, job_values, state_of
+from sdstream.storage.rows import filter_values, image_values, job_of, job_values, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +150,10 @@ class JobRows:
 
     def finish(self, state: dict[str, object], message: Delivery | None) -> None:
         self._end(state, message)
-        self._ends[str(state["id"])] = self._clock()
-        self._images.drop_inputs(str(state["id"]))
+        job = str(state["id"])
+        if not self._is_favorite(job):
+            self._ends[job] = self._clock()
+        self._images.drop_inputs(job)
         try:
             self.expire()
         except self._db.errors as error:  # the end is written; the next one makes room
@@ -167,6 +169,32 @@ class JobRows:
                 if row["id"] is not None:
                     self._images.drop(row["id"], row["format"])
             self._images.drop_inputs(job_id)
+
+    def mark(self, job_id: str, favorite: bool) -> None:
+        """Make a job a favorite, which does not expire, or an ordinary one.
+
+        Raises:
+            StorageFull: Favorites would take more than half of the room for images: they would
+                leave none for the images that are generated next.
+        """
+        if self._is_favorite(job_id) == favorite:
+            return
+        if favorite:
+            (total,) = self._db.rows(self.sql.favorite_bytes, {"id": job_id})
+            if total["bytes"] > self._max_bytes / 2:
+                raise StorageFull(
+                    f"Favorites would take {total['bytes']} of {self._max_bytes} bytes for images; "
+                    "the limit is half. Unmark a favorite, or raise the server's limit.",
+                    reason=Reason.STORAGE_FULL,
+                )
+        self.change((self.sql.mark, {"id": job_id, "favorite": favorite}))
+        if favorite:
+            self._ends.pop(job_id, None)
+        elif any(row["ended"] is not None for row in self._db.rows(self.sql.job, {"id": job_id})):
+            self._ends[job_id] = self._clock()  # its age begins again
+
+    def _is_favorite(self, job_id: str) -> bool:
+        return any(row["favorite"] for row in self._db.rows(self.sql.job, {"id": job_id}))
 
     def expire(self) -> None:
         oldest = self._clock() - self._ttl
@@ -191,8 +219,8 @@ class JobRows:
             return job
         return None
 
-    def page(self, owner: str, statuses: list[str], limit: int, after: str | None) -> Page:
-        values = {"owner": owner, "any": not statuses, "statuses": json.dumps(statuses)}
+    def page(self, owner: str, which: JobFilter, limit: int, after: str | None) -> Page:
+        values = {"owner": owner, **filter_values(which)}
         before = _NEWEST
         if after is not None:
             before = next((r["number"] for r in self._db.rows(self.sql.job, {"id": after})), 0)

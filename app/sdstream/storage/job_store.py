@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from sdstream.core.delivery import Delivery
 from sdstream.core.errors import ImageServiceError, Reason, StorageFull, Unavailable
-from sdstream.core.job import ImageResult, Job, JobStatus
+from sdstream.core.job import ImageResult, Job
+from sdstream.core.job_filter import JobFilter
 from sdstream.core.messages import Generate
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
@@ -296,20 +297,16 @@ class JobStore:
         data = await asyncio.to_thread(self._file, image, output_format)
         return dataclasses.replace(image, data=data)
 
-    async def page(
-        self, owner: str, *, statuses: Sequence[JobStatus], limit: int, after: str | None
-    ) -> Page:
+    async def page(self, owner: str, which: JobFilter, *, limit: int, after: str | None) -> Page:
         """An owner's jobs, newest first.
 
         Args:
             owner: Whose.
-            statuses: Only these; none are all.
+            which: Only these.
             limit: At most so many.
             after: Only what is older than this job.
         """
-        return await self._ledger.read(
-            self._rows.page, owner, [s.value for s in statuses], limit, after
-        )
+        return await self._ledger.read(self._rows.page, owner, which, limit, after)
 
     async def image(self, image_id: str) -> tuple[bytes, OutputFormat] | None:
         """A file and its format, None when it never was here or has expired."""
@@ -330,6 +327,14 @@ class JobStore:
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its images."""
         await self._ledger.write(self._rows.delete, [job_id])
+
+    async def mark(self, job_id: str, *, favorite: bool) -> None:
+        """Make a job a favorite, which does not expire, or an ordinary job again.
+
+        Raises:
+            StorageFull: Favorites would take more than half of the room for images.
+        """
+        await self._ledger.write(self._rows.mark, job_id, favorite)
 
     async def expire(self) -> None:
         """Delete what is too old or too much."""

@@ -118,4 +118,15 @@ MIGRATIONS: Final = (
         """,
         postgres="",
     ),
+    # A group is called batch here, since GROUP is a word of SQL.
+    Migration(
+        sqlite="""
+        ALTER TABLE jobs ADD COLUMN batch TEXT;
+        ALTER TABLE jobs ADD COLUMN favorite INTEGER NOT NULL DEFAULT 0;
+        """,
+        postgres="""
+        ALTER TABLE jobs ADD COLUMN batch TEXT;
+        ALTER TABLE jobs ADD COLUMN favorite BOOLEAN NOT NULL DEFAULT FALSE;
+        """,
+    ),
 )

@@ -79,11 +79,23 @@ def _own(statement: str) -> str:
 STATEMENTS: Final = Statements(
     **{field.name: _own(getattr(SQLITE, field.name)) for field in fields(Statements)}
     | {
-        "page": (
-            "SELECT * FROM jobs WHERE owner = %(owner)s AND (%(any)s OR status IN"
-            " (SELECT jsonb_array_elements_text(CAST(%(statuses)s AS jsonb))))"
-            " AND number < %(before)s ORDER BY number DESC LIMIT %(limit)s"
-        )
+        # A parameter that may be NULL needs its type.
+        "page": """
+            SELECT * FROM jobs WHERE owner = %(owner)s AND number < %(before)s
+            AND (CAST(%(statuses)s AS jsonb) IS NULL OR status IN
+                (SELECT jsonb_array_elements_text(CAST(%(statuses)s AS jsonb))))
+            AND (CAST(%(batch)s AS text) IS NULL OR batch = %(batch)s)
+            AND (CAST(%(favorite)s AS boolean) IS NULL OR favorite = %(favorite)s)
+            AND (CAST(%(since)s AS float) IS NULL OR created >= %(since)s)
+            AND (CAST(%(until)s AS float) IS NULL OR created < %(until)s)
+            AND (CAST(%(model)s AS text) IS NULL
+                OR CAST(request AS jsonb) ->> 'model' = %(model)s)
+            AND (CAST(%(words)s AS jsonb) IS NULL OR NOT EXISTS (
+                SELECT 1 FROM jsonb_array_elements_text(CAST(%(words)s AS jsonb)) AS word
+                WHERE position(word IN lower(CAST(request AS jsonb) ->> 'prompt')) = 0
+            ))
+            ORDER BY number DESC LIMIT %(limit)s
+        """
     }
 )
 

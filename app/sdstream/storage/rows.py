@@ -18,6 +18,7 @@ from sdstream.core.job import (
     JobStatus,
     Terms,
 )
+from sdstream.core.job_filter import JobFilter
 from sdstream.core.options import OutputFormat
 from sdstream.core.request import request_fields, request_of
 from sdstream.storage.ports import Row
@@ -36,6 +37,20 @@ def job_values(job: Job, *, has_inputs: bool) -> dict[str, object]:
         "idempotency_key": job.terms.idempotency_key,
         "created": job.created,
         "has_inputs": has_inputs,
+        "batch": job.terms.group,
+    }
+
+
+def filter_values(which: JobFilter) -> dict[str, object]:
+    """Return the values of a filter, for page."""
+    return {
+        "statuses": json.dumps([s.value for s in which.statuses]) if which.statuses else None,
+        "batch": which.group,
+        "favorite": which.favorite,
+        "since": which.since,
+        "until": which.until,
+        "model": which.model,
+        "words": json.dumps([word.casefold() for word in which.words]) if which.words else None,
     }
 
 
@@ -63,6 +78,7 @@ def job_of(row: Row, image_rows: Iterable[Row]) -> Job:
     job.status = JobStatus(row["status"])
     job.attempts, job.started, job.ended = row["attempts"], row["started"], row["ended"]
     job.ending = _ending_of(row)
+    job.favorite = bool(row["favorite"])
     job.first_event = row["last_event"]
     images = [_image_of(image) for image in image_rows]
     job.images = {image.index: image for image in images}

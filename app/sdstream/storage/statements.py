@@ -10,14 +10,14 @@ from typing import Final
 class Statements:
     """Every statement that the job store runs. The defaults are SQLite's.
 
-    Parameters are named by their columns, but for those of ``page``: ``any`` is true for every
-    status, ``statuses`` is a JSON list, ``before`` and ``limit`` are numbers.
+    Parameters are named by their columns, but for those of ``page``, which rows.filter_values
+    returns; ``before`` and ``limit`` are numbers.
     """
 
     insert_job: str = (
         "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"
-        " attempts, last_event, has_inputs) VALUES (:id, :owner, :status, :request, :terms,"
-        " :idempotency_key, :created, 0, 0, :has_inputs)"
+        " attempts, last_event, has_inputs, batch) VALUES (:id, :owner, :status, :request, :terms,"
+        " :idempotency_key, :created, 0, 0, :has_inputs, :batch)"
     )
     set_state: str = (
         "UPDATE jobs SET status = :status, started = :started, ended = :ended,"
@@ -32,12 +32,33 @@ class Statements:
     )
     unfinished: str = "SELECT * FROM jobs WHERE ended IS NULL ORDER BY number"
     unfinished_ids: str = "SELECT id FROM jobs WHERE ended IS NULL"
-    ends: str = "SELECT id, ended FROM jobs WHERE ended IS NOT NULL ORDER BY ended, number"
-    page: str = (
-        "SELECT * FROM jobs WHERE owner = :owner"
-        " AND (:any OR status IN (SELECT value FROM json_each(:statuses)))"
-        " AND number < :before ORDER BY number DESC LIMIT :limit"
+    ends: str = (
+        "SELECT id, ended FROM jobs WHERE ended IS NOT NULL AND NOT favorite ORDER BY ended, number"
     )
+    mark: str = "UPDATE jobs SET favorite = :favorite WHERE id = :id"
+    # What the images of all favorites take, with those of one more job.
+    favorite_bytes: str = (
+        "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM images"
+        " JOIN jobs ON jobs.id = images.job WHERE jobs.favorite OR jobs.id = :id"
+    )
+    # A damaged request must not make the whole query fail. ``folded`` is a function of sqlite.py.
+    page: str = """
+        WITH asked AS (
+            SELECT *, iif(json_valid(request), request, '{}') AS readable FROM jobs
+            WHERE owner = :owner AND number < :before
+            AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))
+            AND (:batch IS NULL OR batch = :batch)
+            AND (:favorite IS NULL OR favorite = :favorite)
+            AND (:since IS NULL OR created >= :since)
+            AND (:until IS NULL OR created < :until)
+        )
+        SELECT * FROM asked
+        WHERE (:model IS NULL OR readable ->> '$.model' = :model)
+        AND (:words IS NULL OR NOT EXISTS (
+            SELECT 1 FROM json_each(:words) WHERE NOT instr(folded(readable ->> '$.prompt'), value)
+        ))
+        ORDER BY number DESC LIMIT :limit
+    """
     # A write is repeated when the connection broke before its success was known.
     insert_image: str = (
         "INSERT INTO images (job, number, id, format, seed, bytes, steps, encode_seconds,"

@@ -42,6 +42,7 @@ from sdstream.web.routes.cluster import ClusterRoute
 from sdstream.web.routes.fireworks import FireworksRoutes
 from sdstream.web.routes.huggingface import HuggingFaceRoutes
 from sdstream.web.routes.images import ImageRoutes
+from sdstream.web.routes.job_sets import JobSetRoutes
 from sdstream.web.routes.jobs import JobRoutes
 from sdstream.web.routes.mcp import McpRoute
 from sdstream.web.routes.models import ModelRoutes
@@ -124,6 +125,7 @@ def _routes(
     has_keys = bool(settings.api_keys)
     return [
         *draw.routes(),
+        *JobSetRoutes(draw).routes(),
         *JobRoutes(draw, tokens).routes(),
         *ChatRoutes(draw).routes(),
         *FireworksRoutes(draw).routes(),

@@ -188,6 +188,8 @@ _JOB: Final = record(
         "model": STRING,
         "priority": STRING,
         "background": BOOLEAN,
+        "group": nullable(STRING),
+        "favorite": BOOLEAN,
         "queue_position": nullable(INTEGER),
         "progress": NUMBER,
         "index": INTEGER,
@@ -282,6 +284,7 @@ def components() -> dict[str, Any]:
                 "has_more": BOOLEAN,
                 "first_id": nullable(STRING),
                 "last_id": nullable(STRING),
+                "warnings": listing(STRING),
             }
         ),
         "Model": _MODEL,

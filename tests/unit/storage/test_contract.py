@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from sdstream.core.errors import Reason, Unavailable
+from sdstream.core.errors import Reason, StorageFull, Unavailable
 from sdstream.core.job import (
+    Completed,
     ImageResult,
     Job,
     JobCancelled,
@@ -21,6 +22,7 @@ from sdstream.core.job import (
     Running,
     Terms,
 )
+from sdstream.core.job_filter import JobFilter
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.queue import Priority
 from sdstream.storage.job_store import JobStore
@@ -314,7 +316,7 @@ def test_pages(place: Place, clock: Clock) -> None:
         await added(store, clock, "other", Terms(owner="you"))
 
         async def ids(limit: int, after: str | None = None, *statuses: JobStatus) -> Any:
-            page = await store.page("me", statuses=statuses, limit=limit, after=after)
+            page = await store.page("me", JobFilter(tuple(statuses)), limit=limit, after=after)
             return [job.id for job in page.jobs], page.more
 
         assert await ids(2) == (["job_5", "job_4"], True)
@@ -346,5 +348,91 @@ def test_a_change_that_no_repetition_mends_holds_up_nothing(place: Place, clock:
         await asyncio.wait_for(store.written(gone), 10)
         job = await done(store, clock, "job")
         await asyncio.wait_for(store.written(job), 10)
+
+    run(place, clock, body)
+
+
+async def listed(store: JobStore, which: JobFilter) -> list[str]:
+    """Ids of an owner's jobs that meet the conditions."""
+    page = await store.page("me", which, limit=50, after=None)
+    return [job.id for job in page.jobs]
+
+
+def test_conditions_of_lists(place: Place, clock: Clock) -> None:
+    """Words of the prompt in any case, model, group, favorites and times; all hold at once."""
+
+    async def body(store: JobStore) -> None:
+        for number, prompt in enumerate(("A Red circle", "red STRASSE", "größe ÄPFEL", "blue")):
+            clock.now += 100
+            request = dataclasses.replace(REQUEST, prompt=prompt, model=f"m{number % 2}")
+            group = "pair" if number < 2 else None
+            terms = Terms(owner="me", background=True, group=group)
+            await store.add(Job(f"job_{number}", request, clock(), terms), NOTHING)
+        await store.mark("job_2", favorite=True)
+        for which, found in {
+            JobFilter(words=("RED",)): ["job_1", "job_0"],
+            JobFilter(words=("red", "straße")): ["job_1"],
+            JobFilter(words=("äpfel",)): ["job_2"],
+            JobFilter(words=("%",)): [],
+            JobFilter(model="m1"): ["job_3", "job_1"],
+            JobFilter(group="pair"): ["job_1", "job_0"],
+            JobFilter(group="pair", words=("circle",)): ["job_0"],
+            JobFilter(favorite=True): ["job_2"],
+            JobFilter(favorite=False): ["job_3", "job_1", "job_0"],
+            JobFilter(since=clock() - 100): ["job_3", "job_2"],
+            JobFilter(until=clock() - 100): ["job_1", "job_0"],
+        }.items():
+            assert await listed(store, which) == found, which
+
+    run(place, clock, body)
+
+
+def test_favorites_do_not_expire(place: Place, clock: Clock) -> None:
+    """Neither by age nor for room, over a restart too; without the mark their age begins again."""
+
+    async def first(store: JobStore) -> None:
+        await done(store, clock, "favorite", b"x" * 400)
+        running = await started(store, clock, "marked while it ran")
+        await store.mark("favorite", favorite=True)
+        await store.mark("marked while it ran", favorite=True)
+        end(store, clock, running, Completed())
+        await done(store, clock, "other", b"x" * 400)
+        await store.expire()  # the ends are written
+        clock.now += 61
+        await store.expire()
+        assert await store.get("other") is None
+
+    async def second(store: JobStore) -> None:
+        for number in range(3):
+            await done(store, clock, f"more_{number}", b"x" * 400)
+        kept = await store.get("favorite")
+        assert kept is not None
+        assert kept.favorite
+        assert await store.get("marked while it ran") is not None
+        assert await store.get("more_1") is None  # made room
+        await store.mark("favorite", favorite=False)
+        clock.now += 30
+        await store.expire()
+        assert await store.get("favorite") is not None
+        clock.now += 31
+        await store.expire()
+        assert await store.get("favorite") is None
+
+    run(place, clock, first)
+    run(place, clock, second)
+
+
+def test_favorites_leave_room(place: Place, clock: Clock) -> None:
+    """They get half of the bytes, so that the next image is not deleted at once."""
+
+    async def body(store: JobStore) -> None:
+        await done(store, clock, "first", b"x" * 400)
+        await done(store, clock, "second", b"x" * 400)
+        await store.mark("first", favorite=True)
+        with pytest.raises(StorageFull, match="800 of 1000 bytes"):
+            await store.mark("second", favorite=True)
+        job = await store.get("second")
+        assert job is not None
+        assert not job.favorite
 
     run(place, clock, body)

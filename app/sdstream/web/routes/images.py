@@ -369,6 +369,7 @@ def _terms(request: Request, ask: ParsedRequest, form: ResponseFormat) -> Terms:
         idempotency_key=name,
         fingerprint=ask.fingerprint if name is not None else "",
         webhook_url=reply.webhook_url,
+        group=reply.group,
         base_url=form.base_url,
     )
 

@@ -27,7 +27,7 @@ from sdstream.core.errors import (
     StorageFull,
     Unavailable,
 )
-from sdstream.core.job import Job, JobStatus
+from sdstream.core.job import Job
 from sdstream.core.options import ImageParams
 from sdstream.dialects.jobs import PING, RETRY, JobEvents, job_fields
 from sdstream.dialects.openai import request as openai
@@ -50,11 +50,6 @@ from sdstream.web.schemas import (
 )
 from sdstream.web.tokens import Tokens
 
-_MAX_PAGE: Final = 100
-_USUAL_PAGE: Final = 20
-
-#: Of a number in a query; int() takes other scripts' digits too.
-_NUMBER: Final = re.compile(r"\d{1,3}", re.ASCII)
 _EVENT_ID: Final = re.compile(r"(?:(job_[\w-]{1,64}):)?(\d{1,15})", re.ASCII)
 
 
@@ -81,16 +76,6 @@ _GENERATE: Final = Operation(
     _STREAM,
     errors=JOB_ERRORS,
     parameters=_QUERY,
-)
-_PAGE: Final = Operation(
-    "List jobs, newest first",
-    {200: json_of(ref("JobPage"))},
-    errors=(InvalidRequest, NotFound),
-    parameters=(
-        parameter("status", "query", STRING),
-        parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": _MAX_PAGE}),
-        parameter("after", "query", STRING),
-    ),
 )
 _ONE: Final = Operation("Get a job", _JOB, errors=(NotFound,))
 _DELETE: Final = Operation(
@@ -135,7 +120,6 @@ class JobRoutes:
         """Return the routes of this class."""
         return [
             ApiRoute(GENERATION_PATHS[0], self.generate, _GENERATE, same_origin=True),
-            ApiRoute("/v1/jobs", self.page, _PAGE),
             ApiRoute("/v1/jobs/{job}", self.one, _ONE),
             ApiRoute("/v1/jobs/{job}", self.delete, _DELETE, method="DELETE"),
             ApiRoute("/v1/jobs/{job}/events", self.events, _EVENTS),
@@ -143,28 +127,6 @@ class JobRoutes:
             ApiRoute("/v1/jobs/{job}/cancel", self.cancel, _CANCEL, method="POST"),
             ApiRoute("/v1/tokens", self.token, _TOKEN, method="POST"),
         ]
-
-    async def page(self, request: Request) -> Response:
-        """GET /v1/jobs: newest first."""
-        query = request.query_params
-        after = query.get("after")
-        if after is not None:
-            await self._find(request, after, "after")
-        page = await self.draw.service.page(
-            request.state.owner,
-            statuses=_statuses(query.get("status", "")),
-            limit=_limit(query.get("limit", str(_USUAL_PAGE))),
-            after=after,
-        )
-        data = [self._fields(request, job) for job in page.jobs]
-        body = {
-            "object": "list",
-            "data": data,
-            "has_more": page.more,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-        }
-        return respond.json_bytes(compact(body))
 
     async def one(self, request: Request) -> Response:
         """GET /v1/jobs/{id}."""
@@ -291,21 +253,6 @@ def _last_event(request: Request) -> tuple[str | None, int | None]:
             "'Last-Event-ID' is not an event id of this server.", param="Last-Event-ID"
         )
     return match[1], int(match[2])
-
-
-def _statuses(text: str) -> list[JobStatus]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    try:
-        return [JobStatus(name) for name in names]
-    except ValueError:
-        known = ", ".join(JobStatus)
-        raise InvalidRequest(f"'status' must be one or more of {known}.", param="status") from None
-
-
-def _limit(text: str) -> int:
-    if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= _MAX_PAGE):
-        raise InvalidRequest(f"'limit' must be a number from 1 to {_MAX_PAGE}.", param="limit")
-    return int(text)
 
 
 def _form(request: Request, job: Job, base_url: str, sign: Callable[[str], str]) -> ResponseFormat:
