@@ -14,6 +14,7 @@ import pytest
 from sdstream import Client
 from tests.integration.test_http import error_of
 from tests.support.jobs import ASYNC, begin, look, wait_for
+from tests.support.pictures import png
 from tests.support.servers import GENERATIONS, ServerProcess, running_server
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 3}
@@ -116,6 +117,27 @@ def test_favorites(server: ServerProcess) -> None:
         assert error_of(httpx2.post(url, json=body))["param"] == "favorite"
     missing = httpx2.post(f"{server.url}/v1/jobs/job_x", json={"favorite": True})
     assert error_of(missing)["reason"] == "job_not_found"
+
+
+def test_inputs_of_an_edit(server: ServerProcess) -> None:
+    """What was uploaded comes back to the byte, as an image and nothing else, until the delete."""
+    files = {"image": ("a.png", png(64, 64, "red")), "mask": ("m.png", png(64, 64))}
+    answer = httpx2.post(f"{server.url}/v1/images/edits", files=files, data={"prompt": "a cat"})
+    assert answer.status_code == 200, answer.text
+    job = httpx2.get(f"{server.url}/v1/jobs").json()["data"][0]
+    assert [(one["name"], one["bytes"]) for one in job["inputs"]] == [
+        (name, len(data)) for name, (_, data) in files.items()
+    ]
+    for one in job["inputs"]:
+        file = httpx2.get(one["url"])
+        assert file.content == files[one["name"]][1]
+        assert file.headers["content-type"] == "image/png"
+        assert file.headers["x-content-type-options"] == "nosniff"
+    assert error_of(httpx2.get(f"{job['status_url']}/inputs/other"))["code"] == 404
+    httpx2.delete(job["status_url"])
+    assert httpx2.get(job["inputs"][0]["url"]).status_code == 404
+    plain = wait_for(server, begin(server, QUICK)["id"], "completed")
+    assert plain["inputs"] == []
 
 
 def test_several_are_deleted(server: ServerProcess) -> None:

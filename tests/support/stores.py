@@ -51,7 +51,7 @@ class Place(Protocol):
         """Return the image store, not open."""
 
     def files(self, part: str) -> list[str]:
-        """Return the names of the files in ``images`` or ``inputs``, sorted."""
+        """Return the names of the files in ``images``, ``uploads`` or ``inputs``, sorted."""
 
     def write(self, part: str, name: str, data: bytes) -> None:
         """Put a file there that no row names."""
@@ -77,11 +77,14 @@ class LocalPlace:
 
     def files(self, part: str) -> list[str]:
         """Return the names of files."""
-        return sorted(path.name for path in (self.folder / part).iterdir())
+        top = self.folder / part
+        return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
 
     def write(self, part: str, name: str, data: bytes) -> None:
         """Write a file."""
-        (self.folder / part / name).write_bytes(data)
+        path = self.folder / part / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
 
 
 class PostgresPlace(LocalPlace):

@@ -278,6 +278,7 @@ class Job:
         ending: The event that ended it, None before.
         has_findings: The engine added to the request's warnings.
         favorite: The owner marked it, and it does not expire.
+        uploads: Files that came with the request and are kept: name -> bytes.
     """
 
     def __init__(
@@ -299,6 +300,7 @@ class Job:
         self.ending: Completed | JobFailed | JobCancelled | None = None
         self.has_findings = False
         self.favorite = False
+        self.uploads: dict[str, int] = {}
         self._previews: deque[int] = deque()
         self._first_step: tuple[int, float] | None = None
         self._newest_step: tuple[int, float] | None = None
@@ -308,7 +310,8 @@ class Job:
         assert self.ending is not None
         assert self.ended is not None
         job = Job(self.id, self.request, self.created, self.terms)
-        job.attempts, job.started, job.favorite = self.attempts, self.started, self.favorite
+        job.attempts, job.started = self.attempts, self.started
+        job.favorite, job.uploads = self.favorite, self.uploads
         job.status = JobStatus.RUNNING
         for event in (*map(ImageReady, images), self.ending):
             job.apply(event, self.ended)

@@ -83,3 +83,18 @@ class SourceFiles:
     own_alpha: bool = False
     inverted_mask: bool = False
     control: SourceFile | None = None
+
+    def named(self) -> dict[str, bytes]:
+        """Return the files by their names: image, image-2 and on, mask or kept, and control.
+
+        ``kept`` is a mask that shows what to keep.
+        """
+        files = {
+            "image" if number == 1 else f"image-{number}": file.data
+            for number, file in enumerate(self.images, start=1)
+        }
+        if self.mask is not None:
+            files["kept" if self.inverted_mask else "mask"] = self.mask.data
+        if self.control is not None:
+            files["control"] = self.control.data
+        return files

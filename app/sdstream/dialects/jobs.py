@@ -83,6 +83,10 @@ def job_fields(job: Job, base_url: str, eta: float | None) -> JsonObject:
         "output_format": job.request.output_format,
         "parameters": parameters(job.request),
         "warnings": list(job.request.warnings),
+        "inputs": [
+            {"name": name, "url": f"{own}/inputs/{name}", "bytes": size}
+            for name, size in job.uploads.items()
+        ],
         "images": [_image(job, image, base_url) for _, image in sorted(job.images.items())],
         "usage": usage_fields(job.usage()) if job.status is JobStatus.COMPLETED else None,
         "error": error_fields(error) if error else None,

@@ -2,8 +2,8 @@
 
 A model is loaded when a job needs it, once however many wait for it, in the place with the fewest
 workers. Where no place has room, the models of one place that were idle the longest are unloaded,
-never one that generates or is being loaded. The memory that a model needs is measured on its process;
-before its first run, it is the size of its files.
+never one that generates or is being loaded. The memory that a model needs is measured on its
+process; before its first run, it is the size of its files.
 """
 
 from __future__ import annotations

@@ -30,6 +30,12 @@ MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
     "webp": "image/webp",
 }
 
+#: Media types of uploads by how they begin; the server reads no others.
+_UPLOAD_TYPES: Final = {
+    b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp",
+    b"GIF8": "image/gif", b"BM": "image/bmp", b"II*\0": "image/tiff", b"MM\0*": "image/tiff",
+}  # fmt: skip
+
 _INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 
 _EXIF_IFD: Final = 0x8769
@@ -52,6 +58,12 @@ _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 # --- from files -----------------------------------------------------------------------------------
+
+
+def upload_type(data: bytes) -> str:
+    """Return the media type of an uploaded image file."""
+    begins = (kind for start, kind in _UPLOAD_TYPES.items() if data.startswith(start))
+    return next(begins, "image/avif" if is_avif(data) else "application/octet-stream")
 
 
 def decode(data: bytes, param: str, max_pixels: int) -> Pixels:

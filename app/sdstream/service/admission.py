@@ -159,7 +159,7 @@ class Admission:
         job = Job(self._new_id(), request, clock(), terms)
         self._entering[terms.owner] += request.n
         try:
-            await self._store.add(job, inputs)
+            await self._store.add(job, inputs, ask.files.named() if ask.files else {})
         finally:
             self._entering[terms.owner] -= request.n
             if not self._entering[terms.owner]:

@@ -230,6 +230,10 @@ class ImageService:
         """Images of an unfinished job from an earlier life of the server, with their files."""
         return await self._jobs.earlier_images(live)
 
+    async def upload(self, job: Job, name: str) -> bytes | None:
+        """A file that was uploaded with a job, None when there is none."""
+        return await self._store.upload(job, name)
+
     async def with_files(self, job: Job) -> Job:
         """An ended job with the files of its images; raises NotFound when they are gone."""
         return await self._jobs.with_files(job)

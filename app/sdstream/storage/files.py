@@ -1,4 +1,4 @@
-"""The files of jobs in a folder: finished images, and the input images of waiting jobs."""
+"""The files of jobs in a folder: finished images, uploads, and the inputs of waiting jobs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from sdstream.core.messages import Generate, encode, unframe
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImageFolder:
-    """An ImageStore in ``images/`` and ``inputs/`` of a folder.
+    """An ImageStore in ``images/``, ``uploads/`` and ``inputs/`` of a folder.
 
     Args:
         folder: Made when it does not exist.
@@ -28,10 +28,11 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         self._images = folder / "images"
         self._inputs = folder / "inputs"
+        self._uploads = folder / "uploads"
 
     def open(self) -> None:
-        """Make both folders, for the server's user alone; raises OSError."""
-        for part in (self._images, self._inputs):
+        """Make the folders, for the server's user alone; raises OSError."""
+        for part in (self._images, self._inputs, self._uploads):
             close_folder(part, "*")
 
     def close(self) -> None:
@@ -82,12 +83,30 @@ class ImageFolder:
         """Delete the input images of a job, if there are any."""
         _delete(self._inputs / job)
 
-    def sweep(self, images: Container[str], jobs: Container[str]) -> set[str]:
+    def put_uploads(self, job: str, uploads: Mapping[str, bytes]) -> None:
+        """Write the files that were uploaded with a job, by their names. Raises OSError."""
+        folder = self._uploads / job
+        close_folder(folder)
+        for name, data in uploads.items():
+            _write(folder / name, data)
+
+    def get_upload(self, job: str, name: str) -> bytes:
+        """Return an uploaded file; raises FileNotFoundError when it is gone."""
+        return (self._uploads / job / name).read_bytes()
+
+    def drop_uploads(self, job: str) -> None:
+        """Delete the uploaded files of a job, if there are any."""
+        shutil.rmtree(self._uploads / job, ignore_errors=True)
+
+    def sweep(
+        self, images: Container[str], jobs: Container[str], uploads: Container[str]
+    ) -> set[str]:
         """Delete all files but these; returns the names of the images that are left.
 
         Args:
             images: Names of files to keep.
             jobs: Whose input images to keep.
+            uploads: Jobs whose uploaded files to keep.
         """
         there = {path.name for path in self._images.iterdir()}
         gone = {name for name in there if name not in images}
@@ -96,6 +115,9 @@ class ImageFolder:
         for path in self._inputs.iterdir():
             if path.name not in jobs:
                 _delete(path)
+        for path in self._uploads.iterdir():
+            if path.name not in uploads:
+                self.drop_uploads(path.name)
         return there - gone
 
     def _path(self, image_id: str, output_format: OutputFormat) -> Path:

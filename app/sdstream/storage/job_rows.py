@@ -84,14 +84,17 @@ class JobRows:
                 job.status = JobStatus.QUEUED
                 self.update(state_of(job))
 
-    def named_files(self) -> tuple[dict[str, str], set[str]]:
-        """Names of images' files with their jobs, and jobs whose input images are needed."""
+    def named_files(self) -> tuple[dict[str, str], set[str], set[str]]:
+        """Names of images' files with their jobs, jobs whose input images are needed, and jobs
+        with uploads.
+        """
         named = {
             image_name(row["id"], row["format"]): row["job"]
             for row in self._db.rows(self.sql.image_files)
         }
         # Also of rows that cannot be read: another release may.
-        return named, {row["id"] for row in self._db.rows(self.sql.unfinished_ids)}
+        unfinished = {row["id"] for row in self._db.rows(self.sql.unfinished_ids)}
+        return named, unfinished, {row["id"] for row in self._db.rows(self.sql.with_uploads)}
 
     def clear_up(self, gone: set[str]) -> list[Job]:
         """Delete jobs whose files are gone, and expired ones; return those that are unfinished."""
@@ -99,7 +102,7 @@ class JobRows:
         ended = self._db.rows(self.sql.ends)
         self._ends = {row["id"]: min(row["ended"], now) for row in ended}
         self.delete(gone)
-        (total,) = self._db.rows(self.sql.image_bytes)
+        (total,) = self._db.rows(self.sql.all_bytes)
         self._bytes = total["bytes"]
         self.expire()
         return self._unfinished()
@@ -108,22 +111,10 @@ class JobRows:
         rows = self._db.rows(self.sql.unfinished)
         return [job for row in rows if (job := self._job(row))]
 
-    def _sweep(self) -> None:
-        """Delete files that no row knows, and rows whose files are gone."""
-        known = {
-            image_name(row["id"], row["format"]): row["job"]
-            for row in self._db.rows(self.sql.image_files)
-        }
-        # Also of rows that cannot be read: another release may.
-        unfinished = self._db.rows(self.sql.unfinished_ids)
-        there = self._images.sweep(known, {row["id"] for row in unfinished})
-        self.delete({known[name] for name in known.keys() - there})
-        (total,) = self._db.rows(self.sql.image_bytes)
-        self._bytes = total["bytes"]
-
     def insert(self, job: Job, has_inputs: bool) -> None:
         try:
             self.change((self.sql.insert_job, job_values(job, has_inputs=has_inputs)))
+            self._bytes += sum(job.uploads.values())
         except self._db.errors:
             if self._db.takeover:
                 # The session may have ended between the commit and its confirmation.
@@ -162,13 +153,18 @@ class JobRows:
     def delete(self, ids: Iterable[str]) -> None:
         for job_id in ids:
             rows = self._db.rows(self.sql.images, {"job": job_id})
+            self._bytes -= self._bytes_of(job_id)
             self.change((self.sql.delete_job, {"id": job_id}))
             self._ends.pop(job_id, None)
             for row in rows:
-                self._bytes -= row["bytes"]
                 if row["id"] is not None:
                     self._images.drop(row["id"], row["format"])
             self._images.drop_inputs(job_id)
+            self._images.drop_uploads(job_id)
+
+    def _bytes_of(self, job_id: str) -> int:
+        """Return the bytes of a job's images and uploads."""
+        return sum(row["bytes"] for row in self._db.rows(self.sql.job_bytes, {"id": job_id}))
 
     def mark(self, job_id: str, favorite: bool) -> None:
         """Make a job a favorite, which does not expire, or an ordinary one.
@@ -202,7 +198,7 @@ class JobRows:
         if self._bytes <= self._max_bytes:
             return
         for job in list(self._ends):
-            if self._db.rows(self.sql.images, {"job": job}):
+            if self._bytes_of(job):
                 self.delete([job])
             if self._bytes <= self._max_bytes:
                 return

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from sdstream.core.delivery import Delivery
@@ -39,6 +40,9 @@ _ANSWER_SECONDS: Final = 5.0
 
 #: Between two looks at a database that cannot be read.
 _PAUSE_SECONDS: Final = 0.5
+
+
+NO_UPLOADS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
 class Room(NamedTuple):
@@ -156,18 +160,25 @@ class JobStore:
         had a client waiting: that client is gone.
         """
         await self._ledger.write(self._rows.take_up)
-        named, unfinished = await self._ledger.read(self._rows.named_files)
+        named, unfinished, uploads = await self._ledger.read(self._rows.named_files)
         try:
             # Not in the ledger's thread, whose session must not be silent for long.
-            left = await asyncio.to_thread(self._images.sweep, named, unfinished)
+            left = await asyncio.to_thread(self._images.sweep, named, unfinished, uploads)
         except OSError as error:
             logger.error("the image store cannot be read: %s", error)
             raise fault_of(error, self._db) from None
         gone = {named[name] for name in named.keys() - left}
         return await self._ledger.write(self._rows.clear_up, gone)
 
-    async def add(self, job: Job, inputs: Inputs) -> None:
+    async def add(
+        self, job: Job, inputs: Inputs, uploads: Mapping[str, bytes] = NO_UPLOADS
+    ) -> None:
         """Keep an accepted job; once this returns it is not lost.
+
+        Args:
+            job: Its ``uploads`` are set.
+            inputs: The images for the runtime.
+            uploads: Name -> the file as it was uploaded.
 
         Raises:
             StorageFull: The disk has no room.
@@ -181,17 +192,25 @@ class JobStore:
                 order = Generate(job.id, job.request, inputs)
                 # Putting together a hundred megabytes takes its time too.
                 await asyncio.to_thread(self._images.put_inputs, order)
+            if uploads:
+                await asyncio.to_thread(self._images.put_uploads, job.id, uploads)
+                job.uploads = {name: len(data) for name, data in uploads.items()}
         except OSError as error:
             logger.error("a job could not be kept: %s", error)
+            await asyncio.to_thread(self._drop_files, job.id)
             raise fault_of(error, self._db) from None
         try:
             await self._ledger.write(self._rows.insert, job, has_inputs)
         except ImageServiceError:
-            await asyncio.to_thread(self._images.drop_inputs, job.id)
+            await asyncio.to_thread(self._drop_files, job.id)
             if job.id in self._rows.unsure:
                 self._rows.unsure.remove(job.id)
                 self._ledger.later(job.id, self._rows.delete, [job.id])
             raise
+
+    def _drop_files(self, job_id: str) -> None:
+        self._images.drop_inputs(job_id)
+        self._images.drop_uploads(job_id)
 
     async def inputs(self, job: Job) -> Inputs:
         """The pictures that a job starts from; raises OSError and ValueError when they are gone."""
@@ -323,6 +342,15 @@ class JobStore:
         """Return where a stored image is until its job expires: a path or an address."""
         assert image.id is not None
         return self._images.location(image.id, output_format)
+
+    async def upload(self, job: Job, name: str) -> bytes | None:
+        """Return a file that was uploaded with a job, None when there is none."""
+        if name not in job.uploads:
+            return None
+        try:
+            return await asyncio.to_thread(self._images.get_upload, job.id, name)
+        except FileNotFoundError:
+            return None
 
     async def delete(self, job_id: str) -> None:
         """Delete an ended job and its images."""

@@ -123,10 +123,14 @@ MIGRATIONS: Final = (
         sqlite="""
         ALTER TABLE jobs ADD COLUMN batch TEXT;
         ALTER TABLE jobs ADD COLUMN favorite INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE jobs ADD COLUMN uploads TEXT NOT NULL DEFAULT '{}';
+        ALTER TABLE jobs ADD COLUMN upload_bytes INTEGER NOT NULL DEFAULT 0;
         """,
         postgres="""
         ALTER TABLE jobs ADD COLUMN batch TEXT;
         ALTER TABLE jobs ADD COLUMN favorite BOOLEAN NOT NULL DEFAULT FALSE;
+        ALTER TABLE jobs ADD COLUMN uploads TEXT NOT NULL DEFAULT '{}';
+        ALTER TABLE jobs ADD COLUMN upload_bytes BIGINT NOT NULL DEFAULT 0;
         """,
     ),
 )

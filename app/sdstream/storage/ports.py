@@ -90,7 +90,7 @@ class Database(Protocol):
 
 
 class ImageStore(Protocol):
-    """The files of jobs: finished images, and the input images of waiting jobs.
+    """The files of jobs: finished images, uploads, and the input images of waiting jobs.
 
     Every method may be called in any thread, and raises OSError when the files cannot be reached.
     """
@@ -131,12 +131,24 @@ class ImageStore(Protocol):
     def drop_inputs(self, job: str) -> None:
         """Delete the input images of a job if they exist; a failure is logged."""
 
-    def sweep(self, images: Container[str], jobs: Container[str]) -> set[str]:
+    def put_uploads(self, job: str, uploads: Mapping[str, bytes]) -> None:
+        """Write the files that were uploaded with a job, by their names."""
+
+    def get_upload(self, job: str, name: str) -> bytes:
+        """Return an uploaded file; raises FileNotFoundError when it is gone."""
+
+    def drop_uploads(self, job: str) -> None:
+        """Delete the uploaded files of a job if they exist; a failure is logged."""
+
+    def sweep(
+        self, images: Container[str], jobs: Container[str], uploads: Container[str]
+    ) -> set[str]:
         """Delete all other files; return the names of the images that are left.
 
         Args:
             images: Names of images to keep: the id, a dot, and the format.
             jobs: Whose input images to keep.
+            uploads: Jobs whose uploaded files to keep.
         """
 
 

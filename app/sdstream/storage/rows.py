@@ -24,6 +24,7 @@ from sdstream.core.request import request_fields, request_of
 from sdstream.storage.ports import Row
 
 _TERMS: Final = TypeAdapter(Terms)
+_UPLOADS: Final = TypeAdapter(dict[str, int])
 
 
 def job_values(job: Job, *, has_inputs: bool) -> dict[str, object]:
@@ -38,6 +39,8 @@ def job_values(job: Job, *, has_inputs: bool) -> dict[str, object]:
         "created": job.created,
         "has_inputs": has_inputs,
         "batch": job.terms.group,
+        "uploads": json.dumps(job.uploads),
+        "upload_bytes": sum(job.uploads.values()),
     }
 
 
@@ -79,6 +82,7 @@ def job_of(row: Row, image_rows: Iterable[Row]) -> Job:
     job.attempts, job.started, job.ended = row["attempts"], row["started"], row["ended"]
     job.ending = _ending_of(row)
     job.favorite = bool(row["favorite"])
+    job.uploads = _UPLOADS.validate_json(row["uploads"])
     job.first_event = row["last_event"]
     images = [_image_of(image) for image in image_rows]
     job.images = {image.index: image for image in images}

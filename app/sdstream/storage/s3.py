@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import secrets
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Final
@@ -134,14 +134,40 @@ class ImageBucket:
         """Delete the input images of a job in the background."""
         self._deleting.submit(self._delete, [self._key("inputs", job)])
 
-    def sweep(self, images: Container[str], jobs: Container[str]) -> set[str]:
+    def put_uploads(self, job: str, uploads: Mapping[str, bytes]) -> None:
+        """Write the files that were uploaded with a job, by their names."""
+        for name, data in uploads.items():
+            self._put("uploads", f"{job}/{name}", data, "application/octet-stream")
+
+    def get_upload(self, job: str, name: str) -> bytes:
+        """Return an uploaded file; raises FileNotFoundError when it is gone."""
+        return self._get("uploads", f"{job}/{name}")
+
+    def drop_uploads(self, job: str) -> None:
+        """Delete the uploaded files of a job in the background."""
+        self._deleting.submit(self._delete_uploads, job)
+
+    def sweep(
+        self, images: Container[str], jobs: Container[str], uploads: Container[str]
+    ) -> set[str]:
         """Delete all other objects; return the names of the images that are left."""
         found = set(self._names("images"))
         gone = {name for name in found if name not in images}
         keys = [self._key("images", name) for name in gone]
         keys += [self._key("inputs", name) for name in self._names("inputs") if name not in jobs]
+        orphans = (n for n in self._names("uploads") if n.partition("/")[0] not in uploads)
+        keys += [self._key("uploads", name) for name in orphans]
         self._delete(keys)
         return found - gone
+
+    def _delete_uploads(self, job: str) -> None:
+        start = f"uploads/{job}"
+        try:
+            keys = [self._key(start, name) for name in self._names(start)]
+        except OSError as error:
+            logger.warning("uploads could not be listed: %s", error)
+            return
+        self._delete(keys)
 
     def _key(self, part: str, name: str) -> str:
         return f"{self._prefix}{part}/{name}"

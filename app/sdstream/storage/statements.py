@@ -16,8 +16,9 @@ class Statements:
 
     insert_job: str = (
         "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"
-        " attempts, last_event, has_inputs, batch) VALUES (:id, :owner, :status, :request, :terms,"
-        " :idempotency_key, :created, 0, 0, :has_inputs, :batch)"
+        " attempts, last_event, has_inputs, batch, uploads, upload_bytes) VALUES (:id, :owner,"
+        " :status, :request, :terms, :idempotency_key, :created, 0, 0, :has_inputs, :batch,"
+        " :uploads, :upload_bytes)"
     )
     set_state: str = (
         "UPDATE jobs SET status = :status, started = :started, ended = :ended,"
@@ -36,11 +37,16 @@ class Statements:
         "SELECT id, ended FROM jobs WHERE ended IS NOT NULL AND NOT favorite ORDER BY ended, number"
     )
     mark: str = "UPDATE jobs SET favorite = :favorite WHERE id = :id"
-    # What the images of all favorites take, with those of one more job.
+    # Bytes of images and uploads: of all favorites with those of one more job, and of one job.
     favorite_bytes: str = (
-        "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM images"
-        " JOIN jobs ON jobs.id = images.job WHERE jobs.favorite OR jobs.id = :id"
+        "SELECT CAST(COALESCE(SUM(upload_bytes + (SELECT COALESCE(SUM(bytes), 0) FROM images"
+        " WHERE job = jobs.id)), 0) AS BIGINT) AS bytes FROM jobs WHERE favorite OR id = :id"
     )
+    job_bytes: str = (
+        "SELECT CAST(upload_bytes + (SELECT COALESCE(SUM(bytes), 0) FROM images"
+        " WHERE job = jobs.id) AS BIGINT) AS bytes FROM jobs WHERE id = :id"
+    )
+    with_uploads: str = "SELECT id FROM jobs WHERE upload_bytes > 0"
     # A damaged request must not make the whole query fail. ``folded`` is a function of sqlite.py.
     page: str = """
         WITH asked AS (
@@ -69,7 +75,10 @@ class Statements:
     images: str = "SELECT * FROM images WHERE job = :job ORDER BY number"
     image: str = "SELECT id, format FROM images WHERE id = :id"
     image_files: str = "SELECT id, format, job FROM images WHERE id IS NOT NULL"
-    image_bytes: str = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM images"
+    all_bytes: str = (
+        "SELECT CAST(COALESCE(SUM(bytes), 0) + (SELECT COALESCE(SUM(upload_bytes), 0) FROM jobs)"
+        " AS BIGINT) AS bytes FROM images"
+    )
     insert_delivery: str = (
         "INSERT INTO deliveries (id, url, payload, attempts, next_at)"
         " VALUES (:id, :url, :payload, :attempts, :next_at) ON CONFLICT (id) DO NOTHING"

@@ -23,7 +23,7 @@ from sdstream.core.job import Job, JobStatus
 from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService
 from sdstream.web import credentials, respond
-from sdstream.web.route import dialect_of, is_quiet, is_same_origin, needs_key
+from sdstream.web.route import dialect_of, is_probe, is_quiet, is_same_origin, needs_key
 from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger("sdstream.requests")

@@ -204,6 +204,7 @@ _JOB: Final = record(
         "output_format": STRING,
         "parameters": OBJECT,
         "warnings": listing(STRING),
+        "inputs": listing(OBJECT),
         "images": listing(OBJECT),
         "usage": nullable(OBJECT),
         "error": nullable(OBJECT),

@@ -436,3 +436,40 @@ def test_favorites_leave_room(place: Place, clock: Clock) -> None:
         assert not job.favorite
 
     run(place, clock, body)
+
+
+def test_uploads_are_kept_with_their_job(place: Place, clock: Clock) -> None:
+    """Over a restart, until the job goes; they count as bytes, and orphans go at the start."""
+    uploads = {"image": b"i" * 300, "mask": b"m" * 200}
+
+    async def edit(store: JobStore, name: str) -> None:
+        job = Job(name, REQUEST, clock(), BACKGROUND)
+        await store.add(job, Inputs(Pixels(2, 1, b"abcdef")), uploads)
+        job.apply(Running(), clock())
+        end(store, clock, job, JobCancelled("enough"))
+        await store.expire()
+
+    async def first(store: JobStore) -> None:
+        await edit(store, "job_1")
+        place.write("uploads", "orphan/image", b"?")
+
+    async def second(store: JobStore) -> None:
+        assert place.files("uploads") == ["job_1/image", "job_1/mask"]
+        job = await store.get("job_1")
+        assert job is not None
+        assert job.uploads == {"image": 300, "mask": 200}
+        assert await store.upload(job, "mask") == uploads["mask"]
+        assert await store.upload(job, "../../secret") is None
+        await edit(store, "job_2")
+        assert await store.get("job_1") is not None
+        await edit(store, "job_3")  # 1,500 bytes
+        assert await store.get("job_1") is None
+        await until(lambda: "job_1/mask" not in place.files("uploads"))
+        kept = {name.partition("/")[0] for name in place.files("uploads")}
+        assert kept >= {"job_2", "job_3"}
+        await store.mark("job_2", favorite=True)
+        with pytest.raises(StorageFull, match="1000 of 1000"):
+            await store.mark("job_3", favorite=True)
+
+    run(place, clock, first)
+    run(place, clock, second)

@@ -33,6 +33,7 @@ from sdstream.dialects.jobs import PING, RETRY, JobEvents, job_fields
 from sdstream.dialects.openai import request as openai
 from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact
+from sdstream.imaging.codecs import upload_type
 from sdstream.service.live_jobs import LiveJob
 from sdstream.web import negotiation, respond
 from sdstream.web.route import ApiRoute, Operation
@@ -40,6 +41,7 @@ from sdstream.web.routes.images import GENERATION_PATHS, JOB_ERRORS, ImageRoutes
 from sdstream.web.schemas import (
     BOOLEAN,
     EVENTS,
+    IMAGES,
     INTEGER,
     STRING,
     json_of,
@@ -97,6 +99,9 @@ _RESULT: Final = Operation(
         parameter("response_format", "query", {"type": "string", "enum": ["b64_json", "url"]}),
     ),
 )
+_INPUT: Final = Operation(
+    "Get an image that was uploaded with a job", {200: IMAGES}, errors=(NotFound,)
+)
 _CANCEL: Final = Operation("Cancel a job", _JOB, errors=(NotFound,))
 _TOKEN: Final = Operation(
     "Get a token for URLs of clients that can send no header",
@@ -124,6 +129,7 @@ class JobRoutes:
             ApiRoute("/v1/jobs/{job}", self.delete, _DELETE, method="DELETE"),
             ApiRoute("/v1/jobs/{job}/events", self.events, _EVENTS),
             ApiRoute("/v1/jobs/{job}/result", self.result, _RESULT),
+            ApiRoute("/v1/jobs/{job}/inputs/{name}", self.input, _INPUT),
             ApiRoute("/v1/jobs/{job}/cancel", self.cancel, _CANCEL, method="POST"),
             ApiRoute("/v1/tokens", self.token, _TOKEN, method="POST"),
         ]
@@ -170,6 +176,19 @@ class JobRoutes:
             job = await self.draw.service.with_files(job)
         created = int(job.ended or time.time())
         return respond.json_bytes(plain_answer(job, form, created), headers)
+
+    async def input(self, request: Request) -> Response:
+        """GET /v1/jobs/{id}/inputs/{name}: a file that was uploaded with the request."""
+        live = await self._job_of(request)
+        data = await self.draw.service.upload(live.job, request.path_params["name"])
+        if data is None:
+            raise NotFound("Input not found.", reason=Reason.IMAGE_NOT_FOUND)
+        # A file of a client is never shown as anything but an image.
+        headers = {
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "X-Content-Type-Options": "nosniff",
+        }
+        return Response(data, 200, headers, media_type=upload_type(data))
 
     async def events(self, request: Request) -> Response:
         """GET /v1/jobs/{id}/events."""
