@@ -20,7 +20,7 @@ import { forget, keep, recall } from "./storage.js";
 /** Where the API is: beside this page, also when a proxy puts both under a prefix. */
 export const BASE = new URL(".", document.baseURI);
 
-const UNREACHABLE = "The server does not respond.";
+const UNREACHABLE = "The server does not respond. Generate again when it is back.";
 /** Of a proxy before the server, which has no words of the server's. */
 const TOO_LARGE = "The upload is larger than the server, or a proxy before it, takes.";
 const TIMEOUT_MS = 30_000;

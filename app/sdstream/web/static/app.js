@@ -16,12 +16,13 @@ import { fileOf, settingsOf } from "./pictures.js";
 import { Queue } from "./queue.js";
 import { Stage } from "./stage.js";
 import { Viewer } from "./viewer.js";
-import { listed } from "./format.js";
+import { listed, remedy } from "./format.js";
 
 /** @import {Ask, Job, JobImage} from "./jobs.js" */
 /** @import {Settings} from "./form.js" */
 
 const MODELS_AGAIN_MS = 3_000;
+const HEARTBEAT_MS = 10_000;
 const TOO_MANY = 429;
 const NO_SETTINGS = "There are no settings inside this file.";
 /** Form, stage and gallery are below each other, out of sight. */
@@ -73,7 +74,9 @@ async function generate() {
     if (NARROW.matches) byId("stage", HTMLElement).scrollIntoView();
   } catch (error) {
     const refused = error instanceof ApiError ? error : null;
-    form.showError(refused?.param ?? null, /** @type {Error} */ (error).message);
+    const next = remedy(refused?.reason);
+    const { message } = /** @type {Error} */ (error);
+    form.showError(refused?.param ?? null, next ? `${message} ${next}` : message);
     crowded = refused?.status === TOO_MANY;
   }
 }
@@ -142,9 +145,27 @@ jobs.addEventListener("gone", (event) => {
 });
 stage.addEventListener("cancel", (event) => cancel(detailOf(event)));
 queue.addEventListener("cancel", (event) => cancel(detailOf(event)));
+queue.addEventListener("cancelall", async (event) => {
+  try {
+    await jobs.cancelAll(detailOf(event));
+  } catch (error) {
+    tell(`They could not be cancelled. ${/** @type {Error} */ (error).message}`);
+  }
+});
 queue.addEventListener("open", (event) => {
   present(detailOf(event));
   stage.showPicture();
+});
+stage.addEventListener("again", (event) => {
+  form.apply(settingsOf(detailOf(event), undefined));
+  form.generate();
+});
+stage.addEventListener("model", (event) => {
+  const { job, model } = detailOf(event);
+  // Its own settings suit another model better than those of the small one.
+  const { prompt, negative_prompt } = job.parameters;
+  form.apply({ model, prompt, negative_prompt });
+  form.generate();
 });
 stage.addEventListener("example", (event) => {
   form.apply({ ...form.read(), prompt: detailOf(event) });
@@ -220,7 +241,8 @@ async function startFrom(file) {
     await easel.load(file);
     stage.setImage(true);
     if (chooser) byId("mask", HTMLElement).focus();
-    byId("stage", HTMLElement).scrollIntoView({ block: "nearest" });
+    // The tools first; the button to generate with stays at the bottom of the screen.
+    byId("stage", HTMLElement).scrollIntoView({ block: NARROW.matches ? "start" : "nearest" });
   } catch (error) {
     form.showError("image", /** @type {Error} */ (error).message);
   }
@@ -316,7 +338,9 @@ api.addEventListener("key", showCode);
 async function loadModels() {
   try {
     const { data } = await api.get("v1/models");
-    form.setModels(data.filter((model) => !model.alias_of));
+    const models = data.filter((model) => !model.alias_of);
+    form.setModels(models);
+    stage.setModels(models.map((model) => model.id));
   } catch (error) {
     if (error instanceof ApiError && error.status !== 401) {
       form.showError("model", error.message);
@@ -349,7 +373,12 @@ function detailOf(event) {
   return /** @type {CustomEvent} */ (event).detail;
 }
 
-api.addEventListener("connection", () => api.reachable && begin());
+api.addEventListener("connection", () => {
+  stage.setReachable(api.reachable);
+  if (api.reachable) begin();
+});
+// A page that asks for nothing would not notice that the server is gone.
+setInterval(() => !document.hidden && api.reachable && api.look(), HEARTBEAT_MS);
 onKey(async () => {
   // Another key may have other jobs.
   await gallery.load();

@@ -57,6 +57,31 @@ export function said(value) {
   return value.map((one) => (typeof one === "object" ? Object.values(one).join(" ") : one)).join(", ");
 }
 
+/** What to do about an error, by its reason. @type {Record<string, string>} */
+const REMEDIES = {
+  interrupted: "The server recovered; generate again.",
+  shutting_down: "The server restarts; generate again in a moment.",
+  worker_crashed: "The model was restarted; generate again, or choose a smaller size.",
+  worker_killed: "The model ran out of memory; choose a smaller size.",
+  worker_hung: "The model was restarted; generate again.",
+  model_unavailable: "Choose another model, or ask the server’s operator.",
+  storage_full: "Delete images from the gallery, then generate again.",
+  storage_unavailable: "Generate again in a moment.",
+  content_policy_violation: "Change the prompt.",
+  generation_failed: "Generate again, or change the settings.",
+  internal_error: "Generate again; the server’s log has the cause.",
+  queue_full: "Wait for an image to finish, or cancel jobs in the queue.",
+  model_not_found: "Choose another model.",
+};
+
+/**
+ * A sentence on what to do next; empty when the message says all.
+ * @param {string | null | undefined} reason
+ */
+export function remedy(reason) {
+  return (reason && REMEDIES[reason]) || "";
+}
+
 /**
  * Where a job is, in one line.
  * @param {Job} job

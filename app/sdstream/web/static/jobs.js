@@ -35,7 +35,7 @@ import { keep, recallJson } from "./storage.js";
  *   guidance?: number, strength?: number} & Record<string, unknown>} parameters
  * @property {string[]} warnings
  * @property {JobImage[]} images
- * @property {{message: string, param: string | null} | null} error
+ * @property {{message: string, param: string | null, reason: string | null} | null} error
  * @property {{index: number, step: number, url: string} | null} [preview]
  * @property {number} heard When, by performance.now().
  */
@@ -46,9 +46,13 @@ import { keep, recallJson } from "./storage.js";
  */
 
 const UNFINISHED = "queued,loading,running";
+/** Ids of one request. */
+const AT_ONCE = 1000;
 const POLL_MS = 2_000;
 const REOPEN_MS = 1_000;
 const REMEMBERED = 200;
+/** Pages of unfinished jobs that are read at once. */
+const MOST_PAGES = 20;
 
 /** @param {Job} job */
 export function isOver(job) {
@@ -110,12 +114,17 @@ export class Jobs extends EventTarget {
 
   /** Learn of all unfinished jobs, and how those ended that are so no more. */
   async refresh() {
-    const list = await api.get(`v1/jobs?status=${UNFINISHED}&limit=100`);
     const open = new Set();
-    for (const job of list.data) {
-      open.add(job.id);
-      // Its events are newer than any list.
-      if (!this.#feed || job.id !== this.#watched) this.#take(job);
+    let after = "";
+    for (let page = 0; page < MOST_PAGES; page += 1) {
+      const list = await api.get(`v1/jobs?status=${UNFINISHED}&limit=100${after}`);
+      for (const job of list.data) {
+        open.add(job.id);
+        // Its events are newer than any list.
+        if (!this.#feed || job.id !== this.#watched) this.#take(job);
+      }
+      if (!list.has_more) break;
+      after = `&after=${list.last_id}`;
     }
     for (const job of this.unfinished) if (!open.has(job.id)) await this.#reload(job.id);
     this.#plan();
@@ -137,6 +146,18 @@ export class Jobs extends EventTarget {
   /** @param {Job} job */
   async cancel(job) {
     this.#take(await api.post(`v1/jobs/${job.id}/cancel`));
+  }
+
+  /**
+   * Cancel several jobs at once.
+   * @param {Job[]} jobs
+   */
+  async cancelAll(jobs) {
+    for (let start = 0; start < jobs.length; start += AT_ONCE) {
+      const ids = jobs.slice(start, start + AT_ONCE).map((job) => job.id);
+      await api.post("v1/jobs/cancel", { body: { ids } });
+    }
+    await this.refresh();
   }
 
   /** @param {string} id */

@@ -6,16 +6,29 @@ import { progressLine, shortened } from "./format.js";
 
 /** @import {Job} from "./jobs.js" */
 
-/** Fires "open" and "cancel" with a Job as detail. */
+/** Fires "open" and "cancel" with a Job as detail, and "cancelall" with all Jobs shown. */
 export class Queue extends EventTarget {
   #section = byId("queue", HTMLElement);
   #list = byId("queue-list", HTMLElement);
   /** @type {Map<string, QueueRow>} */
   #rows = new Map();
+  /** @type {Job[]} */
+  #jobs = [];
+
+  constructor() {
+    super();
+    byId("queue-cancel", HTMLButtonElement).addEventListener("click", () => {
+      this.dispatchEvent(new CustomEvent("cancelall", { detail: this.#jobs }));
+    });
+  }
 
   /** @param {Job[]} jobs In the order they came. */
   show(jobs) {
+    this.#jobs = jobs;
+    if (jobs.length === 0 && this.#section.contains(document.activeElement)) focusStage();
     this.#section.hidden = jobs.length === 0;
+    byId("queue-title", HTMLElement).textContent = `Queue (${jobs.length})`;
+    byId("queue-cancel", HTMLElement).hidden = jobs.length < 2;
     const ids = new Set(jobs.map((job) => job.id));
     for (const [id, row] of this.#rows) {
       if (!ids.has(id)) {

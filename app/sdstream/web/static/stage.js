@@ -1,10 +1,10 @@
 /** The stage: the picture in the making, its progress, and what can be done with it. */
 
-import { showPicture } from "./api.js";
+import { api, showPicture } from "./api.js";
 import { byId, focusStage, make } from "./dom.js";
 import { isOver } from "./jobs.js";
 import { nameOf, wasDrawn } from "./pictures.js";
-import { counted, progressLine, shortened } from "./format.js";
+import { counted, progressLine, remedy, shortened } from "./format.js";
 
 /** @import {Job, JobImage} from "./jobs.js" */
 
@@ -35,12 +35,18 @@ const status = byId("status", HTMLElement);
 const cancel = byId("cancel", HTMLButtonElement);
 const caption = byId("caption", HTMLElement);
 const details = byId("details", HTMLElement);
+const notes = byId("notes", HTMLElement);
 const warnings = byId("warnings", HTMLElement);
+const otherModels = byId("other-models-list", HTMLElement);
 const actions = byId("actions", HTMLElement);
 
+/** What the server says of words that a small model was not taught. */
+const UNKNOWN_WORDS = / does not know '/;
+const MOST_MODELS = 4;
+
 /**
- * Fires "example" with a prompt; "cancel" with a Job; "open", "edit", "reuse" and "download"
- * with {job, image}, as details.
+ * Fires "example" with a prompt; "cancel" and "again" with a Job; "model" with {job, model}; "open",
+ * "edit", "reuse" and "download" with {job, image}, as details.
  */
 export class Stage extends EventTarget {
   /** @type {Job | null} */
@@ -50,6 +56,8 @@ export class Stage extends EventTarget {
   #picked = -1;
   #hasImage = false;
   #onCanvas = false;
+  /** Ids of the server's models. @type {string[]} */
+  #models = [];
 
   constructor() {
     super();
@@ -62,6 +70,10 @@ export class Stage extends EventTarget {
     viewPicture.addEventListener("click", () => this.showPicture());
     cancel.addEventListener("click", () => this.#fire("cancel", this.job));
     enlarge.addEventListener("click", () => this.#fireImage("open"));
+    byId("again", HTMLButtonElement).addEventListener("click", () => {
+      focusStage();
+      this.#fire("again", this.job);
+    });
     byId("edit-this", HTMLButtonElement).addEventListener("click", () => this.#fireImage("edit"));
     byId("reuse", HTMLButtonElement).addEventListener("click", () => this.#fireImage("reuse"));
     byId("download", HTMLButtonElement).addEventListener("click", () => this.#fireImage("download"));
@@ -101,6 +113,19 @@ export class Stage extends EventTarget {
     this.#turn(there);
   }
 
+  /** @param {boolean} reachable The server responds. */
+  setReachable(reachable) {
+    byId("offline", HTMLElement).hidden = reachable;
+    work.classList.toggle("stale", !reachable);
+    if (this.job) this.#tellProgress(this.job);
+  }
+
+  /** @param {string[]} ids Of the models that the server has. */
+  setModels(ids) {
+    this.#models = ids;
+    if (this.job) this.#showNotes(this.job);
+  }
+
   /** The job has changed. */
   update() {
     const { job } = this;
@@ -119,7 +144,7 @@ export class Stage extends EventTarget {
     this.#tellProgress(job);
     caption.textContent = shortened(job.parameters.prompt, 300);
     details.textContent = shown ? detailsOf(job, shown) : "";
-    warnings.replaceChildren(...job.warnings.map((text) => make("li", {}, text)));
+    this.#showNotes(job);
     actions.hidden = !shown && !over;
     for (const id of ["edit-this", "download"]) byId(id, HTMLElement).hidden = !shown;
     byId("reuse", HTMLElement).hidden = !wasDrawn(job);
@@ -180,6 +205,31 @@ export class Stage extends EventTarget {
       ? "This picture could not be drawn."
       : "There is no picture of this job.";
     byId("trouble-text", HTMLElement).textContent = job.error?.message ?? "";
+    byId("trouble-next", HTMLElement).textContent = failed ? remedy(job.error?.reason) : "";
+    byId("again", HTMLElement).hidden = !wasDrawn(job);
+  }
+
+  /**
+   * What the server notes about a job, and for words that its model does not know the way to
+   * others.
+   * @param {Job} job
+   */
+  #showNotes(job) {
+    const others = job.warnings.some((text) => UNKNOWN_WORDS.test(text))
+      ? this.#models.filter((id) => id !== job.parameters.model).slice(0, MOST_MODELS)
+      : [];
+    const told = JSON.stringify([job.id, job.warnings, others]);
+    if (notes.dataset.told === told) return;
+    // A button that is replaced would lose the focus.
+    notes.dataset.told = told;
+    notes.hidden = job.warnings.length === 0;
+    warnings.replaceChildren(...job.warnings.map((text) => make("li", {}, text)));
+    byId("other-models", HTMLElement).hidden = others.length === 0;
+    otherModels.replaceChildren(
+      ...others.map((model) =>
+        make("button", { type: "button", class: "link", click: () => this.#fire("model", { job, model }) }, model),
+      ),
+    );
   }
 
   /**
@@ -224,9 +274,11 @@ export class Stage extends EventTarget {
 
   /** @param {Job} job */
   #tellProgress(job) {
-    const line = progressLine(job);
+    const lost = !api.reachable && !isOver(job);
+    const line = lost ? "Waiting for the server" : progressLine(job);
     if (status.textContent !== line) status.textContent = line;
-    if (job.status === "running" || job.status === "loading") bar.value = job.progress;
+    const moving = job.status === "running" || job.status === "loading";
+    if (moving && !lost) bar.value = job.progress;
     // A bar without a value shows that nothing can be said yet.
     else bar.removeAttribute("value");
   }

@@ -76,6 +76,9 @@ export class Viewer extends EventTarget {
     dialog.setAttribute("aria-label", nameOf(job));
     prompt.textContent = job.parameters.prompt.trim() || nameOf(job);
     prompt.scrollTop = 0;
+    byId("viewer-warnings", HTMLElement).replaceChildren(
+      ...job.warnings.map((text) => make("li", {}, text)),
+    );
     const pairs = facts(job, image);
     pairs.push(["Drawn", dateAndTime(job.created)]);
     byId("viewer-facts", HTMLElement).replaceChildren(

@@ -1,0 +1,171 @@
+"""The web page in a real browser. Faults, the queue, and what to do next."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.support.browser import SCREENSHOTS
+from tests.support.jobs import begin, wait_for
+from tests.support.page import SLOW, Visit, accessible, draw, field, finished, scene
+from tests.support.servers import ServerProcess, free_port, running_server
+
+PHONE: dict[str, Any] = {
+    "viewport": {"width": 360, "height": 740},
+    "is_mobile": True,
+    "has_touch": True,
+}
+
+#: The longest value of each number field.
+LONGEST = {
+    "strength": "0.75", "sample_steps": "150", "cfg_scale": "12.75", "n": "10", "width": "4096",
+    "height": "4096", "only_masked_padding": "4096", "seed": str(2**53 - 1),
+}  # fmt: skip
+
+MODELS = """
+default: embedded
+models:
+  - id: embedded
+    family: ovis_image
+    files: {model: "builtin:drawings"}
+    size: {min: 64, max: 512}
+    defaults: {size: 128x128, steps: 4}
+  - id: larger
+    family: ovis_image
+    files: {model: "builtin:drawings"}
+    size: {min: 64, max: 512}
+    defaults: {size: 128x128, steps: 4}
+"""
+
+
+def clipped(page: Page, name: str) -> float:
+    """Pixels by which a field is too narrow for its value; negative when there is room."""
+    over: float = page.locator(f"#{name}").evaluate(
+        """field => {
+            const style = getComputedStyle(field);
+            const pen = document.createElement("canvas").getContext("2d");
+            pen.font = style.font;
+            const room = field.clientWidth
+                - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+            return pen.measureText(field.value).width - room;
+        }"""
+    )
+    return over
+
+
+@pytest.mark.parametrize("width", [360, 800, 1024, 1440])
+def test_fields_show_all_digits(
+    own_server: ServerProcess, visit: Visit, tmp_path: Path, width: int
+) -> None:
+    """Every number can be read whole, at every width of the window."""
+    page = visit(own_server, viewport={"width": width, "height": 800}).open()
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    page.locator("#more summary").click()
+    field(page, "Free").check()
+    for name, value in LONGEST.items():
+        page.locator(f"#{name}").evaluate("(field, value) => { field.value = value; }", value)
+        assert clipped(page, name) < 0, name
+
+
+def test_a_dead_server_is_seen_at_once(tmp_path: Path, visit: Visit) -> None:
+    """The stage says so where the image would come; later it goes on by itself."""
+    settings: dict[str, Any] = {"engine": "fake", "port": free_port()}
+    with running_server(tmp_path, **settings) as server:
+        person = visit(server)
+        person.excuse("ERR_", "status of 503")
+        page = person.open()
+        draw(page, "patience step=0.4")
+        expect(page.locator("#status")).to_contain_text(re.compile("Step [2-9] of 12"))
+        server.stop(signal.SIGKILL)
+        expect(page.locator("#offline")).to_be_visible(timeout=5_000)
+        expect(page.locator("#status")).to_have_text("Waiting for the server")
+        accessible(page)()
+        page.screenshot(path=SCREENSHOTS / "offline.png")
+    with running_server(tmp_path, **settings):
+        expect(page.locator("#offline")).to_be_hidden()
+        finished(page)
+        page.close()
+
+
+def test_an_idle_page_notices_too(tmp_path: Path, visit: Visit) -> None:
+    """Without a job the page looks now and then whether the server is there."""
+    with running_server(tmp_path, engine="fake") as server:
+        person = visit(server)
+        person.excuse("ERR_")
+        page = person.open()
+        server.stop(signal.SIGKILL)
+        expect(page.locator("#offline")).to_be_visible(timeout=30_000)
+        page.close()
+
+
+def test_what_to_do_next(own_server: ServerProcess, visit: Visit) -> None:
+    """A failure names the next step, and one press takes it."""
+    page = visit(own_server).open()
+    draw(page, "no luck crash=1")
+    expect(page.locator("#trouble-text")).not_to_be_empty()
+    expect(page.locator("#trouble-next")).to_contain_text("generate again")
+    before = httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["first_id"]
+    page.get_by_role("button", name="Generate again").click()
+    expect(page.locator("#stage")).to_be_focused()
+    expect(page.locator("#work")).to_be_visible()
+    wait_for(
+        own_server, httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["first_id"], "failed"
+    )
+    assert httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["first_id"] != before
+
+
+def test_the_whole_queue(own_server: ServerProcess, visit: Visit) -> None:
+    """All waiting jobs are listed with their number, and all are cancelled by one press."""
+    page = visit(own_server).open()
+    draw(page, f"first {SLOW}")
+    for number in range(24):
+        begin(own_server, {"prompt": f"waiting {number} {SLOW}"})
+    page.reload()
+    expect(page.locator("#queue-title")).to_have_text("Queue (24)")
+    expect(page.locator("#queue-list li")).to_have_count(24)
+    page.screenshot(path=SCREENSHOTS / "queue.png")
+    accessible(page)()
+    page.get_by_role("button", name="Cancel all").click()
+    expect(page.locator("#queue")).to_be_hidden()
+    listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=100&q=waiting").json()["data"]
+    assert {job["status"] for job in listed} == {"cancelled"}
+
+
+def test_words_that_the_model_does_not_know(tmp_path: Path, visit: Visit) -> None:
+    """They stand beside the image, with the models that may know them."""
+    (tmp_path / "models.yaml").write_text(MODELS)
+    with running_server(tmp_path, models=tmp_path / "models.yaml") as server:
+        page = visit(server).open()
+        draw(page, "a xylophone")
+        finished(page)
+        notes = page.locator("#notes")
+        expect(notes).to_contain_text("does not know 'xylophone'")
+        expect(notes).to_contain_text("sdstream pull")
+        page.screenshot(path=SCREENSHOTS / "unknown-words.png")
+        accessible(page)()
+        notes.get_by_role("button", name="larger").click()
+        expect(field(page, "Model")).to_have_value("larger")
+        page.locator("#tiles button").first.click()
+        expect(page.locator("#viewer-warnings")).to_contain_text("does not know")
+        accessible(page)()
+
+
+def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
+    """After "Edit this image" the tools and the button to generate with are in view."""
+    page = visit(own_server, **PHONE).open()
+    draw(page, "pocket")
+    finished(page)
+    page.get_by_role("button", name="Edit this image").click()
+    expect(page.locator("#mask")).to_be_visible()
+    for name in ("Brush", "Eraser", "Undo", "Redraw"):
+        button = page.get_by_role("button", name=name).first
+        expect(button).to_be_in_viewport(ratio=1)
+    page.screenshot(path=SCREENSHOTS / "narrow-after-edit.png")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    accessible(page)()
