@@ -320,8 +320,8 @@ class WorkerPool:
 
     @property
     def budget_bytes(self) -> int:
-        """Memory for all workers together."""
-        return self._budget
+        """Memory for the workers of all places together."""
+        return sum(place.budget for place in self._places())
 
     # --- memory ---------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
 # Start times as samples of their own double the samples and are read by no one.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class _Totals(Collector):
@@ -64,7 +64,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         #: Name, type, labels and meaning of every metric, for the documents.
         self.described: list[tuple[str, str, tuple[str, ...], str]] = []
-        ProcessCollector(registry=self._registry)  # type: ignore[no-untyped-call]
+        ProcessCollector(registry=self._registry)
         build = self._gauge("build_info", "1, with the version of the server.", "version")
         build.labels(__version__).set(1)
         self.ready = self._gauge(

@@ -84,6 +84,11 @@ class JobRows:
                 job.status = JobStatus.QUEUED
                 self.update(state_of(job))
 
+    @property
+    def room(self) -> tuple[int, int]:
+        """Bytes of all images and uploads, and their limit."""
+        return self._bytes, self._max_bytes
+
     def named_files(self) -> tuple[dict[str, str], set[str], set[str]]:
         """Names of images' files with their jobs, jobs whose input images are needed, and jobs
         with uploads.

@@ -373,7 +373,7 @@ class JobStore:
     async def room(self) -> Room:
         """Return the room for images: used, allowed, and free on the disk."""
         free = await asyncio.to_thread(self._images.free_bytes)
-        return Room(self._bytes, self._max_bytes, free)
+        return Room(*self._rows.room, free)
 
     async def deliveries(self, limit: int) -> list[Delivery]:
         """Webhooks that are next, the most urgent first."""

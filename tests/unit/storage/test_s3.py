@@ -42,7 +42,7 @@ def test_more_objects_than_one_request_names(
     kept = bucket.put(b"x", "png")
     for _ in range(5):
         bucket.put(b"x", "png")
-    assert bucket.sweep({f"{kept}.png"}, ()) == {f"{kept}.png"}
+    assert bucket.sweep({f"{kept}.png"}, (), ()) == {f"{kept}.png"}
     assert bucket.get(kept, "png") == b"x"
 
 
