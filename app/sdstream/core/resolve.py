@@ -37,7 +37,6 @@ from sdstream.core.samplers import (
     refusal,
 )
 from sdstream.core.similar import did_you_mean, most_similar
-from sdstream.core.size import Size
 
 T = TypeVar("T")
 
@@ -158,20 +157,17 @@ def _generation(
     plan = resolve_edits.layout(ask, spec, sources, limits)
     resolve_edits.check_sources(ask, spec, sources, plan.placement)
     ask = resolve_options.with_upscaler(ask, assets)
-    params = ask.params
-    size = plan.size
+    if plan.enlargement is not None:
+        ask = resolve_options.with_own_upscaler(ask, spec, plan.enlargement, assets)
+    params, size = ask.params, plan.size
     steps = _steps(params, spec)
     sampler, schedule = _sampling(ask, spec, steps)
     idle = model_options.check(ask, spec, sampler)
     cfg_scale = _first(params.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
     larger = resolve_options.second_pass(ask, spec, size, limits.drawn, sources)
-    upscaled: Size | None
-    if plan.enlargement is not None:
-        upscaled = plan.enlargement.enlarged
-        ask = resolve_options.with_own_upscaler(ask, spec, plan.enlargement, assets)
-    else:
-        upscaled = resolve_options.upscaled(ask, larger or size, assets, limits.enlarged)
-    params = ask.params
+    upscaled = plan.enlarged or resolve_options.upscaled(
+        ask, larger or size, assets, limits.enlarged
+    )
     prompt, loras = resolve_options.loras(ask, assets)
     options = params.options().model_copy(
         update={

@@ -52,6 +52,11 @@ class Layout:
     placement: Placement | None = None
     enlargement: Enlargement | None = None
 
+    @property
+    def enlarged(self) -> Size | None:
+        """Pixels after the upscaler of the model's entry; None without it."""
+        return self.enlargement.enlarged if self.enlargement else None
+
     def cut_of(self, result: Size) -> Size | None:
         """Return the size to cut from what ``size`` was enlarged to; None to cut nothing."""
         if self.enlargement is not None:

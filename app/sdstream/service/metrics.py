@@ -65,6 +65,12 @@ class Metrics:
         #: Name, type, labels and meaning of every metric, for the documents.
         self.described: list[tuple[str, str, tuple[str, ...], str]] = []
         ProcessCollector(registry=self._registry)
+        self._add_requests()
+        self._add_jobs()
+        self._add_workers()
+        self._add_store()
+
+    def _add_requests(self) -> None:
         build = self._gauge("build_info", "1, with the version of the server.", "version")
         build.labels(__version__).set(1)
         self.ready = self._gauge(
@@ -79,6 +85,8 @@ class Metrics:
         self.rejected = self._counter(
             "http_errors", "Answers with an error, by the reason in it.", "reason"
         )
+
+    def _add_jobs(self) -> None:
         self.accepted_jobs = self._counter("accepted_jobs", "Accepted jobs.", "model")
         self.jobs = self._counter("jobs", "Ended jobs.", "model", "outcome")
         self.images = self._counter("images", "Finished images.", "model")
@@ -101,6 +109,8 @@ class Metrics:
             "queue_oldest_seconds", "Seconds that the oldest waiting job has waited."
         )
         self.running_jobs = self._gauge("running_jobs", "Running jobs.")
+
+    def _add_workers(self) -> None:
         self.worker_starts = self._totals(
             "worker_starts",
             "Starts of the model's worker processes; more than it has replicas means restarts.",
@@ -123,6 +133,8 @@ class Metrics:
         self.memory_budget = self._gauge(
             "memory_budget_bytes", "Memory that all loaded models may use."
         )
+
+    def _add_store(self) -> None:
         self.store_bytes = self._gauge("store_bytes", "Size of the stored images.")
         self.store_limit = self._gauge("store_limit_bytes", "Size that stored images may have.")
         self.disk_free = self._gauge("disk_free_bytes", "Free space of the data folder's disk.")

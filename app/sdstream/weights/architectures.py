@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sdstream.core.model_families import FAMILIES
+from sdstream.weights.llama_box import own_name
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -218,21 +219,6 @@ _PREFIXES: Final = (
 #: Where the text encoders of U-Nets lie; the runtime does not look for those of others there.
 _TEXT_OF_UNETS: Final = ("cond_stage_model.", "conditioner.embedders.")
 
-#: Family -> the names of text encoders in whole models that llama-box wrote, as GPUStack publishes
-#: them -> the runtime's own. A runtime with the project's patches renames them in the same way
-#: (engine/patches).
-_LLAMA_BOX_NAMES: Final[Mapping[str, Mapping[str, str]]] = {
-    "sd3": {
-        "cond_stage_model.transformer.": "text_encoders.clip_l.transformer.",
-        "cond_stage_model.1.transformer.": "text_encoders.clip_g.transformer.",
-        "cond_stage_model.2.transformer.": "text_encoders.t5xxl.transformer.",
-    },
-    "flux": {
-        "cond_stage_model.transformer.": "text_encoders.clip_l.transformer.",
-        "cond_stage_model.1.transformer.": "text_encoders.t5xxl.transformer.",
-    },
-}
-
 #: Files that are not part of a model: any of these is part of a tensor's name.
 _ADAPTERS: Final = (
     (
@@ -336,7 +322,8 @@ def recognise(shapes: Shapes) -> Contents:
         contents = _model(parts)
         if contents.architecture is None or contents.architecture.whole:
             return contents
-        own = {own_name(name, contents.architecture): shape for name, shape in shapes.items()}
+        families = contents.architecture.families
+        own = {own_name(name, families): shape for name, shape in shapes.items()}
         found = {n: s for n, s in own.items() if not n.startswith(_TEXT_OF_UNETS)}
         return replace(_model(_prefixed(found)), renamed=not own.keys() <= shapes.keys())
     architecture = _architecture(shapes)
@@ -346,16 +333,6 @@ def recognise(shapes: Shapes) -> Contents:
     if kind == "clip":
         kind = _CLIP_WIDTHS.get(_width(shapes, "token_embedding.weight", 0), "unknown")
     return Contents(kind, {kind: shapes})
-
-
-def own_name(name: str, architecture: Architecture | None) -> str:
-    """Return the runtime's name of a tensor that llama-box may have named; others stay."""
-    families = architecture.families if architecture else ()
-    names = _LLAMA_BOX_NAMES.get(families[0], {}) if families else {}
-    for prefix, own in names.items():
-        if name.startswith(prefix):
-            return own + name.removeprefix(prefix)
-    return name
 
 
 def _model(parts: Mapping[str, Shapes]) -> Contents:

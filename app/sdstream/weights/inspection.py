@@ -22,6 +22,7 @@ from sdstream.core.text import shown
 from sdstream.weights import architectures, headers
 from sdstream.weights.architectures import Architecture, Contents, Shapes
 from sdstream.weights.headers import BadFile, Scalar, WeightFile
+from sdstream.weights.llama_box import own_name
 
 #: Memory of decoding an image, in bytes per pixel, which is the most that generating takes beside
 #: the weights: measured on the CPU with the autoencoder of SD, SDXL and FLUX, and with a tiny one.
@@ -167,7 +168,8 @@ def _needs(contents: Contents) -> tuple[str, ...]:
 def _part_names(contents: Contents, found: WeightFile) -> list[str]:
     if contents.bare:
         return [contents.kind] * len(found.tensors)
-    names = [architectures.own_name(t.name, contents.architecture) for t in found.tensors]
+    families = contents.architecture.families if contents.architecture else ()
+    names = [own_name(tensor.name, families) for tensor in found.tensors]
     return [architectures.part_of(name)[0] or "other" for name in names]
 
 
