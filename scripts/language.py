@@ -71,7 +71,6 @@ DEFERRED: Final = frozenset(
         "docs/architecture/conformance.md",
         "docs/architecture/decisions.md",
         "docs/architecture/jobs.md",
-        "docs/architecture/overview.md",
     }
 )
 

@@ -65,7 +65,7 @@ class Process(Protocol):
         """Wait for the end: 0 or more is an exit status, less is minus the signal.
 
         Raises:
-            PlaceGone: The machine is out of reach, so that nobody knows.
+            PlaceGone: The machine is out of reach, so that its exit code is unknown.
         """
 
     async def end(self) -> None:
