@@ -17,6 +17,7 @@ from typing import Any, Final
 from sdstream import __version__
 from sdstream.cluster import files
 from sdstream.core.errors import Reason
+from sdstream.core.locations import HubFile
 from sdstream.core.messages import Event, Failed, Load, Phase, Progress, encode, unframe
 from sdstream.engine.process import WorkerProcess
 from sdstream.settings import Settings, worker_environment
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 #: A child's memory is measured this often, while it sends events.
 _MEASURE_SECONDS: Final = 0.5
-#: Between signs of life of a download.
+#: Between signs of life while files are downloaded.
 _TELL_SECONDS: Final = 1.0
 #: Variables of Ray that a child has no use for: among them the token, and one thread for OpenMP.
 _OF_RAY: Final = ("RAY_", "OMP_NUM_")
@@ -101,12 +102,16 @@ class Host:
         """Download what is missing, then have the child load the model."""
         needs, self._needs = self._needs, {}
         settings = self._settings
+        # Downloads have limits of their own, and one may wait for another process's.
+        alive = asyncio.create_task(self._tell_of_life())
         try:
             for file in await asyncio.to_thread(files.missing, settings, needs):
-                await asyncio.to_thread(_fetch, settings, file, _Teller(self._tell))
+                await asyncio.to_thread(_fetch, settings, file)
         except HubError as error:
             self._tell(Failed(None, Reason.MODEL_UNAVAILABLE, str(error)))
             return
+        finally:
+            alive.cancel()
         folders: dict[str, Any] = {
             name: None if folder is None else str(folder.resolve())
             for name in files.FOLDERS
@@ -121,6 +126,11 @@ class Host:
         with suppress(ConnectionError):
             child.send(own)
 
+    async def _tell_of_life(self) -> None:
+        while True:
+            self._tell(Progress("", 0, Phase.LOADING, 0, 1))
+            await asyncio.sleep(_TELL_SECONDS)
+
     def _tell(self, event: Event) -> None:
         self._told.put_nowait(encode(event))
 
@@ -130,32 +140,19 @@ class Host:
         task.add_done_callback(self._tasks.discard)
 
 
-class _Teller:
-    """Makes a download's progress signs of life of the loading model (weights.hub.Watcher)."""
-
-    def __init__(self, tell: Any) -> None:
-        self._tell = tell
-        self._loop = asyncio.get_running_loop()
-        self._told = 0.0
+class _Log:
+    """Logs why a download waits (weights.hub.Watcher)."""
 
     def has(self, _octets: int) -> None:
         """Note that bytes came."""
-        self._alive()
 
     def says(self, words: str) -> None:
         """Note why nothing comes for a while."""
         logger.warning("the download waits: %s", words)
-        self._alive()
-
-    def _alive(self) -> None:
-        now = time.monotonic()
-        if now - self._told > _TELL_SECONDS:
-            self._told = now
-            self._loop.call_soon_threadsafe(self._tell, Progress("", 0, Phase.LOADING, 0, 1))
 
 
-def _fetch(settings: Settings, file: Any, watcher: _Teller) -> None:
-    hub = Hub(settings.model_dir)
+def _fetch(settings: Settings, file: HubFile) -> None:
+    hub, watcher = Hub(settings.model_dir), _Log()
     remote = hub.look_up(file, None, watcher)
     hub.check_room([remote])
     logger.info("downloading %s", file)
