@@ -144,6 +144,7 @@ def test_no_block_has_a_language_that_nobody_runs() -> None:
     data = {
         "bat",
         "dockerfile",
+        "haproxy",
         "ini",
         "json",
         "mermaid",

@@ -342,8 +342,8 @@ class WorkerPool:
     def _choose(self, spec: ModelSpec, *, may_evict: bool) -> tuple[Place, list[_Seat]] | None:
         """The place for one more worker, and those who make room there; None without one.
 
-        The best place has a GPU that is large enough, then asks no client to go, then has the fewest
-        workers.
+        The best place has a GPU that is large enough, then needs no worker to stop, then has the
+        fewest workers.
         """
         seats: defaultdict[str, list[_Seat]] = defaultdict(list)
         for seat in self._seats:
