@@ -68,9 +68,7 @@ DEFERRED: Final = frozenset(
         "app/sdstream/web/static/stage.js",
         "app/sdstream/web/static/storage.js",
         "app/sdstream/web/static/viewer.js",
-        "docs/architecture/conformance.md",
-        "docs/architecture/decisions.md",
-        "docs/architecture/jobs.md",
+        "docs/architecture/overview.md",
     }
 )
 
