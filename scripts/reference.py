@@ -37,6 +37,22 @@ _MACHINE_DEFAULTS: Final = {
     "cache_dir": "the user's cache folder",
 }
 
+#: Modules of routes -> headings of the reference.
+_GROUPS: Final = {
+    "a1111": "AUTOMATIC1111",
+    "chat": "Chats",
+    "fireworks": "Fireworks",
+    "huggingface": "Hugging Face",
+    "images": "Images",
+    "jobs": "Jobs and tokens",
+    "mcp": "Model Context Protocol",
+    "models": "Models, stored images and operation",
+    "ocr": "Reading text",
+    "parameters": "Parameters of files",
+    "sdcpp": "sd-server",
+    "xinference": "Xinference",
+}
+
 
 def module_table(room: str) -> str:
     """The modules of one folder of the package, each with the first sentence of its docstring."""
@@ -172,15 +188,18 @@ def _subclasses(kind: type[ImageServiceError]) -> Iterator[type[ImageServiceErro
 
 
 def route_table() -> str:
-    """Every described route: method, path and summary."""
+    """Every described route by its group: method, path and summary."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder), cache_dir=Path(folder), engine="fake")
         paths = openapi_document(build_app(settings).routes)["paths"]
-    rows = ["| method | path | purpose |", "|-|-|-|"]
+    groups: dict[str, list[str]] = {}
     for path, methods in paths.items():
         for method, operation in methods.items():
-            rows.append(f"| {method.upper()} | `{path}` | {operation['summary']} |")
-    return "\n".join(rows)
+            row = f"| {method.upper()} | `{path}` | {operation['summary']} |"
+            groups.setdefault(operation["tags"][0], []).append(row)
+    head = "| method | path | purpose |\n|-|-|-|\n"
+    titles = {name: _GROUPS[name] for name in groups}  # a new module of routes needs a title
+    return "\n\n".join(f"## {titles[name]}\n\n{head}" + "\n".join(groups[name]) for name in groups)
 
 
 def metric_table() -> str:

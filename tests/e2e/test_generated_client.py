@@ -15,7 +15,8 @@ PROGRAM = """
 import io, sys
 from PIL import Image
 from made_client import Client
-from made_client.api.default import get_v1_models, post_v1_images_edits, post_v1_images_generations
+from made_client.api.images import post_v1_images_edits, post_v1_images_generations
+from made_client.api.models import get_v1_models
 from made_client.models import Edit, Generation, Images
 from made_client.types import File
 
@@ -51,7 +52,7 @@ def test_a_generated_client(fake_server: ServerProcess, tmp_path: Path) -> None:
     assert "not be generated" not in made.stdout + made.stderr
     assert "Unable to process" not in made.stdout + made.stderr
     operations = sum(len(methods) for methods in document()["paths"].values())
-    functions = [*(tmp_path / "made_client/api/default").glob("*_*.py")]
+    functions = [*(tmp_path / "made_client/api").glob("*/*_*.py")]
     assert len([path for path in functions if path.stem != "__init__"]) == operations
     used = subprocess.run(
         [sys.executable, "-c", PROGRAM, fake_server.url],

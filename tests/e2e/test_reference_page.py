@@ -11,7 +11,7 @@ from tests.support.servers import ServerProcess
 
 def run_example(page: Page) -> None:
     """Send the example of the first route and wait for its answer."""
-    page.locator("#operations-default-post_v1_images_generations button").first.click()
+    page.locator("#operations-images-post_v1_images_generations button").first.click()
     page.get_by_role("button", name="Try it out").click()
     page.get_by_role("button", name="Execute").click()
     live = page.locator(".live-responses-table .response .response-col_status").first

@@ -55,7 +55,12 @@ def openapi_document(routes: Iterable[BaseRoute]) -> JsonObject:
 
 def _operation(route: ApiRoute) -> JsonObject:
     operation = route.operation
-    described: JsonObject = {"summary": operation.summary, "operationId": _operation_id(route)}
+    described: JsonObject = {
+        "summary": operation.summary,
+        "operationId": _operation_id(route),
+        # Generators and readers group by it: the module that has the route.
+        "tags": [route.endpoint.__module__.rpartition(".")[2]],
+    }
     own = [parameter(name, "path", STRING, required=True) for name in route.param_convertors]
     if own or operation.parameters:
         described["parameters"] = [*own, *operation.parameters]
