@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import pytest
 
 from tests.support.pictures import png
-from tests.support.servers import GENERATIONS, ServerProcess
+from tests.support.servers import GENERATIONS, ServerProcess, running_server
 
 Row = tuple[dict[str, Any], dict[str, Any]]
 
@@ -17,8 +18,7 @@ GPUSTACK_SAMPLERS = [
     *("euler_a", "euler", "heun", "dpm2", "dpm++2s_a"),
     *("dpm++2m", "dpm++2mv2", "ipndm", "ipndm_v", "lcm"),
 ]
-#: ays and gits are tables for Stable Diffusion, which the built-in model is not.
-GPUSTACK_SCHEDULES = ["default", "discrete", "karras", "exponential"]
+GPUSTACK_SCHEDULES = ["default", "discrete", "karras", "exponential", "ays", "gits"]
 
 #: Fields of a request -> what the job's parameters have.
 ROWS: dict[str, list[Row]] = {
@@ -45,7 +45,7 @@ ROWS: dict[str, list[Row]] = {
         ({"max_sequence_length": 128}, {}),
     ],
     "Xinference": [
-        ({"size": "128*64"}, {"size": "128x64"}),
+        ({"size": "1024*1024"}, {"size": "1024x1024"}),
         ({"kwargs": json.dumps({"num_inference_steps": 2})}, {"sample_steps": 2}),
         ({"padding_image_to_multiple": 8}, {}),
     ],
@@ -84,9 +84,20 @@ REJECTED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose model is of the family SDXL, which those systems have, on the fake engine."""
+    folder = tmp_path_factory.mktemp("rows")
+    entry = "{id: embedded, family: sdxl, files: {model: x}, size: {min: 64}}"
+    (folder / "models.yaml").write_text(f"models:\n  - {entry}\n")
+    (folder / "x").write_bytes(b"")
+    with running_server(folder, engine="fake", models=folder / "models.yaml") as found:
+        yield found
+
+
 def parameters(server: ServerProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """The effective parameters of a request, as its job has them."""
-    every = {"prompt": "a", "sample_steps": 1, **body}
+    every = {"prompt": "a", "sample_steps": 2, **body}  # some schedules need two
     if {"num_inference_steps", "steps", "sampling_steps", "kwargs"} & body.keys():
         del every["sample_steps"]
     headers = {"Accept": "application/json"}
@@ -102,62 +113,62 @@ def parameters(server: ServerProcess, path: str, body: dict[str, Any]) -> dict[s
     [(system, row) for system, rows in ROWS.items() for row in rows],
     ids=lambda value: value if isinstance(value, str) else str(value[0]),
 )
-def test_a_row(fake_server: ServerProcess, system: str, row: Row) -> None:
+def test_a_row(server: ServerProcess, system: str, row: Row) -> None:
     """The field is accepted and has its effect."""
     given, expected = row
-    assert expected.items() <= parameters(fake_server, GENERATIONS, given).items()
+    assert expected.items() <= parameters(server, GENERATIONS, given).items()
 
 
 @pytest.mark.parametrize("row", FIREWORKS_ROWS, ids=lambda row: str(row[0]))
-def test_a_row_of_fireworks(fake_server: ServerProcess, row: Row) -> None:
+def test_a_row_of_fireworks(server: ServerProcess, row: Row) -> None:
     """Also on Fireworks' own route."""
     given, expected = row
-    assert expected.items() <= parameters(fake_server, FIREWORKS, given).items()
+    assert expected.items() <= parameters(server, FIREWORKS, given).items()
 
 
-def test_a_seed_of_zero_is_random_on_fireworks(fake_server: ServerProcess) -> None:
+def test_a_seed_of_zero_is_random_on_fireworks(server: ServerProcess) -> None:
     """As its documentation says."""
-    assert parameters(fake_server, FIREWORKS, {"seed": 0})["seed"] != 0
+    assert parameters(server, FIREWORKS, {"seed": 0})["seed"] != 0
 
 
 @pytest.mark.parametrize(("path", "body"), REJECTED, ids=str)
-def test_what_is_rejected(fake_server: ServerProcess, path: str, body: dict[str, Any]) -> None:
+def test_what_is_rejected(server: ServerProcess, path: str, body: dict[str, Any]) -> None:
     """The error names the field."""
-    answer = httpx2.post(fake_server.url + path, json={"prompt": "a", **body}, timeout=60)
+    answer = httpx2.post(server.url + path, json={"prompt": "a", **body}, timeout=60)
     assert answer.status_code == 400
     assert next(iter(body)) in answer.text
 
 
 @pytest.mark.parametrize("field", ["max_sequence_length", "padding_image_to_multiple"])
-def test_what_has_no_effect(fake_server: ServerProcess, field: str) -> None:
+def test_what_has_no_effect(server: ServerProcess, field: str) -> None:
     """``warnings`` report it."""
-    answer = fake_server.post({"prompt": "a", "sample_steps": 1, field: 64})
+    answer = server.post({"prompt": "a", "sample_steps": 1, field: 64})
     assert any(field in warning for warning in answer.json()["warnings"])
 
 
-def test_preview_faster_is_preview(fake_server: ServerProcess) -> None:
+def test_preview_faster_is_preview(server: ServerProcess) -> None:
     """A stream with it has images between the steps."""
     body = {"prompt": "a", "sample_steps": 4, "stream": True}
     options = {"preview_faster": True, "include_usage": True}
-    answer = fake_server.post({**body, "stream_options": options})
+    answer = server.post({**body, "stream_options": options})
     frames = [json.loads(line[6:]) for line in answer.text.splitlines() if line[:7] == "data: {"]
     assert [one for one in frames if one["data"][0].get("b64_json")][:-1]
     assert frames[-1]["usage"]["generation_per_second"] > 0
 
 
 @pytest.mark.parametrize("path", ["/v3/images/edits", "/v1/images/inpainting"])
-def test_a_mask_in_a_form(fake_server: ServerProcess, path: str) -> None:
+def test_a_mask_in_a_form(server: ServerProcess, path: str) -> None:
     """OpenVINO Model Server's edits and Xinference's inpainting."""
     name = "mask_image" if "inpainting" in path else "mask"
     files = {"image": png(64, 64, "red"), name: png(64, 64, "white")}
     data = {"prompt": "a", "model": "embedded", "strength": "0.5", "num_inference_steps": "4"}
-    answer = httpx2.post(fake_server.url + path, data=data, files=files, timeout=60)
+    answer = httpx2.post(server.url + path, data=data, files=files, timeout=60)
     assert answer.status_code == 200, answer.text
 
 
-def test_links_alone_have_null(fake_server: ServerProcess) -> None:
+def test_links_alone_have_null(server: ServerProcess) -> None:
     """As Xinference documents it."""
-    answer = fake_server.post({"prompt": "a", "sample_steps": 1, "response_format": "url"})
+    answer = server.post({"prompt": "a", "sample_steps": 1, "response_format": "url"})
     item = answer.json()["data"][0]
     assert item["b64_json"] is None
     assert item["url"].startswith("http")
