@@ -68,7 +68,6 @@ DEFERRED: Final = frozenset(
         "app/sdstream/web/static/stage.js",
         "app/sdstream/web/static/storage.js",
         "app/sdstream/web/static/viewer.js",
-        "docs/architecture/overview.md",
     }
 )
 

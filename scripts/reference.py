@@ -41,9 +41,11 @@ _MACHINE_DEFAULTS: Final = {
 _GROUPS: Final = {
     "a1111": "AUTOMATIC1111",
     "chat": "Chats",
+    "cluster": "Machines of a cluster",
     "fireworks": "Fireworks",
     "huggingface": "Hugging Face",
     "images": "Images",
+    "job_sets": "Groups of jobs",
     "jobs": "Jobs and tokens",
     "mcp": "Model Context Protocol",
     "models": "Models, stored images and operation",

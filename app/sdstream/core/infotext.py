@@ -31,7 +31,7 @@ _PARAMETER: Final = re.compile(r'([^\s:,"][^:,"]{0,63}):\s*("(?:[^"\\]|\\.)*"|[^
 #: Characters of that line; a longer one holds no parameters.
 _MAX_FACTS: Final = 65_536
 _NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
-#: Names what the model generated of an image that was enlarged to its size.
+#: Size that the model generated, of an image that was enlarged to its own size.
 _GENERATED: Final = "Generated size"
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
