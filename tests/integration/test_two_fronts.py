@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +20,10 @@ import pytest
 from tests.integration.test_http import error_of
 from tests.integration.test_webhooks import SETTINGS as WEBHOOKS
 from tests.integration.test_webhooks import receiver
-from tests.support.jobs import ASYNC, ENDINGS, EventStream, begin, look, wait_for
+from tests.support.haproxy import haproxy
+from tests.support.jobs import ASYNC, ENDINGS, EventStream, Told, begin, look, wait_for
 from tests.support.postgres import Postgres
+from tests.support.s3 import S3
 from tests.support.servers import (
     BUSY,
     GENERATIONS,
@@ -166,12 +170,70 @@ def done_body(hook: dict[str, str]) -> dict[str, Any]:
     return {**QUICK, **hook, "response_format": "url"}
 
 
+def read_to_the_end(server: ServerProcess, path: str) -> list[Told]:
+    """Read events as an EventSource does: a closed connection is opened again, a status ends it."""
+    seen: list[Told] = []
+    while not seen or seen[-1].name not in ENDINGS:
+        last = {"Last-Event-ID": seen[-1].id} if seen else {}
+        try:
+            with EventStream(server, path, {"Accept": "text/event-stream", **last}) as stream:
+                assert stream.answer.status == 200
+                seen.extend(stream.events())
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.2)  # a browser waits for two seconds
+    return seen
+
+
+def test_behind_haproxy(postgres: Postgres, s3_server: S3, tmp_path: Path) -> None:
+    """One address, images in a bucket: clients see closed connections and 503 for some seconds."""
+    settings = {
+        "images": f"s3://{s3_server.new()}/images",
+        "environment": {**os.environ, **s3_server.environment},
+    }
+    with fronts(postgres, tmp_path, **settings) as pair:
+        first, second = pair.pair()
+        with haproxy(tmp_path, first, second) as url, ThreadPoolExecutor(1) as readers:
+            proxy = ServerProcess(first.process, url, first.log)
+            named = {"Idempotency-Key": "mine"}
+            body = {**QUICK, "response_format": "url"}
+            done = begin(proxy, body, named)
+            link = wait_for(proxy, done["id"], "completed")["images"][0]["url"]
+            assert link.startswith(url)
+            job = begin(proxy, LONG)
+            reading = readers.submit(read_to_the_end, proxy, f"/v1/jobs/{job['id']}/events")
+            wait_for(proxy, job["id"], "running")
+            time.sleep(0.5)
+            first.process.send_signal(signal.SIGKILL)
+            began = time.monotonic()
+            wait_until(lambda: accepts(proxy), TAKEOVER_SECONDS, "requests are not served again")
+            print(f"served again after {time.monotonic() - began:.2f} s")
+            seen = reading.result(60)
+            assert seen[-1].name == "completed"
+            numbers = [event.number for event in seen]
+            assert numbers == sorted(set(numbers))
+            assert numbers[-1] - numbers[0] > 1_000_000  # read from both servers
+            assert httpx2.get(link).content.startswith(b"\x89PNG")
+            assert begin(proxy, body, named)["id"] == done["id"]
+        data = tmp_path / "data"
+        assert not data.exists() or not any(data.rglob("*.png"))
+
+
+def accepts(server: ServerProcess) -> bool:
+    """True when a request is served."""
+    try:
+        return server.post(QUICK).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
 def test_postgres_restarts(postgres: Postgres, tmp_path: Path) -> None:
     """503 meanwhile, no job is lost, and none runs twice; the server that stands by stays."""
     with fronts(postgres, tmp_path) as pair:
         first, second = pair.pair()
         jobs = [begin(first, LONG), begin(first, QUICK)]
         wait_for(first, jobs[0]["id"], "running")
+        client = Call(first, {**QUICK, "stream": True})
+        client.wait_for("queued")
         try:
             postgres.stop(signal.SIGQUIT)
             assert state_of(first) != "ok"
@@ -187,8 +249,10 @@ def test_postgres_restarts(postgres: Postgres, tmp_path: Path) -> None:
             wait_until(lambda job=job: ended(ready, job["id"]), 20, "it has not ended")
         ends = [look(ready, job["id"]) for job in jobs]
         assert [end["status"] for end in ends] == ["completed"] * 2
-        if ready is first:
+        if ready is first:  # which the other one waits for, but not for ever
             assert [end["attempts"] for end in ends] == [1, 1]
+            assert state_of(second) == "standby"
+            assert [*client.events()][-1]["data"][0]["b64_json"]
 
 
 def ended(server: ServerProcess, job: str) -> bool:

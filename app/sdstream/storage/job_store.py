@@ -96,6 +96,7 @@ class JobStore:
             clock=clock,
             delivery_of=delivery_of,
         )
+        self._has_images = False
         self._ledger: Ledger
         self._secret: bytes
 
@@ -109,7 +110,9 @@ class JobStore:
         if self.is_open:
             return
         try:
-            self._images.open()
+            if not self._has_images:  # a server that stands by comes here again and again
+                self._images.open()
+                self._has_images = True
             secret = self._db.open(self._images)
         except OSError as error:
             raise StoreError(f"the image store cannot be used: {error}") from None
