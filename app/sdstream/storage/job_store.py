@@ -140,7 +140,9 @@ class JobStore:
     @property
     def cut_off(self) -> ImageServiceError | None:
         """Why another server may have the rows at this moment; None while this one has them."""
-        return self._ledger.fault if self._db.takeover else None
+        fault = self._ledger.fault
+        # With a full disk this server has the rows, and reads them.
+        return fault if self._db.takeover and isinstance(fault, Unavailable) else None
 
     @property
     def lost(self) -> str | None:

@@ -30,6 +30,12 @@ class StoreInUse(StoreError):
     """Another server has the database."""
 
 
+class StoreUnreachable(StoreError):
+    """The database does not answer: a later start may succeed, so a supervisor may try it."""
+
+    exit_code = 1
+
+
 class Database(Protocol):
     """The rows of jobs, which belong to one server at a time. One thread uses it.
 

@@ -24,7 +24,14 @@ from psycopg.errors import DiskFull
 from psycopg.rows import DictRow, dict_row
 
 from sdstream.storage.migrations import MIGRATIONS
-from sdstream.storage.ports import Change, ImageStore, Row, StoreError, StoreInUse
+from sdstream.storage.ports import (
+    Change,
+    ImageStore,
+    Row,
+    StoreError,
+    StoreInUse,
+    StoreUnreachable,
+)
 from sdstream.storage.privacy import SECRET_BYTES
 from sdstream.storage.statements import SQLITE, Statements
 
@@ -155,7 +162,8 @@ class PostgresDatabase:
         except psycopg.Error as error:
             self.close()
             words = " ".join(str(error).split())
-            raise StoreError(f"the database {self._name} cannot be used: {words}") from None
+            kind = StoreUnreachable if isinstance(error, psycopg.OperationalError) else StoreError
+            raise kind(f"the database {self._name} cannot be used: {words}") from None
 
     def close(self) -> None:
         """End the session, and with it the lock."""

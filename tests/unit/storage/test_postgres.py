@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from sdstream.core.errors import ImageServiceError, Unavailable
+from sdstream.core.errors import ImageServiceError, StorageFull, Unavailable
 from sdstream.core.job import Job, JobCancelled, JobStatus, Terms
 from sdstream.core.job_filter import ALL_JOBS
 from sdstream.storage.job_store import JobStore
@@ -154,6 +154,26 @@ def test_postgres_restarts(postgres: Postgres, place: PostgresPlace, clock: Cloc
         postgres.start()
 
 
+def test_a_full_disk_cuts_nobody_off(
+    place: PostgresPlace, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This server still has the rows, and requests that read them are served."""
+
+    def full(_database: PostgresDatabase, *_changes: object) -> None:
+        raise psycopg.errors.DiskFull("no space left on device")
+
+    async def body(store: JobStore) -> None:
+        await store.written(await done(store, clock, "job_1"))
+        with monkeypatch.context() as patch:
+            patch.setattr(PostgresDatabase, "change", full)
+            with pytest.raises(StorageFull):
+                await added(store, clock, "job_2")
+            assert store.cut_off is None
+            assert await store.get("job_1") is not None
+
+    run(place, clock, body)
+
+
 def test_a_commit_without_a_confirmation(
     place: PostgresPlace, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,16 +261,17 @@ def test_a_newer_release(postgres: Postgres, place: PostgresPlace, clock: Clock)
 
 
 @pytest.mark.parametrize(
-    ("url", "words"),
+    ("url", "words", "code"),
     [
-        ("postgresql://me:hush@127.0.0.1:1/jobs", "127.0.0.1/jobs cannot be used"),
-        ("postgresql://me:hush@127.0.0.1:1/jobs?colour=red", "cannot be read"),
+        ("postgresql://me:hush@127.0.0.1:1/jobs", "127.0.0.1/jobs cannot be used", 1),
+        ("postgresql://me:hush@127.0.0.1:1/jobs?colour=red", "cannot be read", 78),
     ],
 )
-def test_addresses_that_lead_nowhere(tmp_path: Path, url: str, words: str) -> None:
-    """A sentence on one line, without the password."""
+def test_addresses_that_lead_nowhere(tmp_path: Path, url: str, words: str, code: int) -> None:
+    """A sentence on one line, without the password; another start helps or does not."""
     images = PostgresPlace(tmp_path, url).images()
     with pytest.raises(StoreError, match=words) as caught:
         PostgresDatabase(url).open(images)
+    assert caught.value.exit_code == code
     assert "hush" not in str(caught.value)
     assert "\n" not in str(caught.value)
