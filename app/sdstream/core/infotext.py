@@ -152,6 +152,10 @@ def read_options(text: str) -> ReadOptions | None:
         options["size"] = f"{facts.pop('Size-1')}x{facts.pop('Size-2')}"
     for side in "12":
         facts.pop(f"{_GENERATED}-{side}", None)  # the size and the model lead to it
+    # Older releases of AUTOMATIC1111 write one name for both: "DPM++ 2M Karras".
+    both = find_sampler(facts.get("Sampler", ""))
+    if both is not None and both[1] is not None:
+        facts.setdefault("Schedule type", both[1])
     unread = []
     for fact, value in facts.items():
         option = _option(fact, value)

@@ -204,3 +204,18 @@ def test_prompts_that_look_like_facts() -> None:
 def test_texts_without_options() -> None:
     """A text without steps says nothing of an image."""
     assert infotext.read_options("a cat on a mat") is None
+
+
+def test_older_names_of_samplers() -> None:
+    """One name had the sampler and the schedule; a schedule of its own goes before."""
+    for name, schedule, options in (
+        ("DPM++ 2M Karras", "", ("dpm++2m", "karras")),
+        ("Euler a", "", ("euler_a", None)),
+        ("DPM++ 2M Karras", ", Schedule type: Exponential", ("dpm++2m", "exponential")),
+    ):
+        found = infotext.read_options(
+            f"a cat\nSteps: 20, Sampler: {name}{schedule}, CFG scale: 7, Seed: 1"
+        )
+        assert found is not None
+        assert (found.options["sampler"], found.options.get("schedule")) == options
+        assert found.unread == ()
