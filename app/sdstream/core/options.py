@@ -78,7 +78,8 @@ def _plain_text(value: str) -> str:
         raise ValueError("must not contain a NUL character")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError("must not contain unpaired surrogates")
-    return value
+    # Multipart forms end lines with CRLF; the same prompt in JSON must give the same image.
+    return value.replace("\r\n", "\n")
 
 
 def no_boolean(value: Any) -> Any:

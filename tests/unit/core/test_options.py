@@ -96,3 +96,9 @@ def test_tags_that_cannot_be_read(tag: str) -> None:
     """They would be drawn as text, without the LoRA."""
     with pytest.raises(InvalidRequest, match="cannot be read"):
         loras(ParsedRequest(ImageParams(prompt=f"a cat {tag}")), ASSETS)
+
+
+def test_line_ends_of_prompts() -> None:
+    """A form's are those of JSON, so that both give the same image."""
+    params = ImageParams(prompt="one\r\ntwo", negative_prompt="three\r\n\nfour")
+    assert (params.prompt, params.negative_prompt) == ("one\ntwo", "three\n\nfour")
