@@ -34,9 +34,11 @@ def run_snippet(command: list[str], folder: Path) -> None:
 def test_the_code_runs(
     own_server: ServerProcess, visit: Visit, tmp_path: Path, edits: bool
 ) -> None:
-    """The curl line and the Python program draw what the form would, quotes and all, with options
-    that have no field, without a number of pictures, and by a seed with more digits than a number
-    of JavaScript has."""
+    """The curl line and the programs for Python and Node generate what the form would.
+
+    With quotes, options that have no field, no number of images, and a seed of more digits than a
+    number of JavaScript has.
+    """
     page = visit(own_server).open()
     options: dict[str, Any] = {name: FURTHER[name] for name in OF_ALL_PICTURES}
     page.evaluate("options => localStorage.setItem('sdstream.settings', options)", dumps(options))
@@ -47,7 +49,7 @@ def test_the_code_runs(
     field(page, "Prompt").fill('it\'s "quoted" @here\n$HOME `x` 猫')
     page.locator("#code summary").click()
     if edits:
-        image = scene(tmp_path).rename(tmp_path / "image.png")
+        image = scene(tmp_path).rename(tmp_path / 'it\'s a "scene", mine.png')
         page.locator("#image-file").set_input_files(image)
         stroke(page, (0.3, 0.5), (0.7, 0.5))
         with page.expect_download() as download:
@@ -58,12 +60,34 @@ def test_the_code_runs(
     run_snippet([sys.executable, "-c", str(page.locator("#snippet-text").text_content())], tmp_path)
     first, second = ((tmp_path / name).read_bytes() for name in ("picture.png", "picture-0.png"))
     assert opened(first).tobytes() == opened(second).tobytes()
-    listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=2").json()["data"]
+    (tmp_path / "picture-0.png").unlink()
+    page.get_by_role("tab", name="Node").click()
+    (tmp_path / "generate.mjs").write_text(str(page.locator("#snippet-text").text_content()))
+    run_snippet(["node", "generate.mjs"], tmp_path)
+    third = (tmp_path / "picture-0.png").read_bytes()
+    assert opened(first).tobytes() == opened(third).tobytes()
+    listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=3").json()["data"]
     for job in listed:
         assert job["parameters"]["prompt"] == 'it\'s "quoted" @here\n$HOME `x` 猫'
         assert job["parameters"]["seed"] == 9007199254740993
         assert job["parameters"]["n"] == 1
         assert {name: job["parameters"][name] for name in options} == options
+
+
+def test_code_that_fails_says_so(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """curl ends with an error, and the file has the server's message; formats have their names."""
+    page = visit(own_server).open()
+    field(page, "Prompt").fill("a cat")
+    page.locator("#extras summary").click()
+    field(page, "Output format").select_option("webp")
+    page.locator("#code summary").click()
+    code = str(page.locator("#snippet-text").text_content())
+    run_snippet(["sh", "-c", code], tmp_path)
+    assert opened((tmp_path / "picture.webp").read_bytes()).format == "WEBP"
+    wrong = code.replace('"cfg_scale": ', '"cfg_scale": -')
+    done = subprocess.run(["sh", "-c", wrong], cwd=tmp_path, check=False)
+    assert done.returncode == 22
+    assert b"cfg_scale" in (tmp_path / "picture.webp").read_bytes()
 
 
 @pytest.mark.parametrize("edits", [False, True], ids=["generation", "edit"])
@@ -80,16 +104,12 @@ def test_the_javascript_runs(
     if edits:
         page.locator("#image-file").set_input_files(scene(tmp_path))
         expect(page.locator("#mask")).to_be_visible()
-        page.evaluate(
-            """() => new Promise((made) => {
-                const keep = (blob) => made((window.imageFile = blob) !== null);
-                document.querySelector('#mask').toBlob(keep);
-            })"""
-        )
     page.locator("#code summary").click()
     page.get_by_role("tab", name="JavaScript").click()
     program = str(page.locator("#snippet-text").text_content())
-    page.evaluate(f"(async () => {{ {program} }})()")
+    page.evaluate(f"void (async () => {{ {program} }})()")
+    if edits:
+        page.locator("body > label input").set_input_files(scene(tmp_path))
     picture = page.locator("body > img")
     expect(picture).to_be_attached()
     expect(picture).not_to_have_js_property("naturalWidth", 0)

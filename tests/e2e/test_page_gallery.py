@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.support.jobs import begin, wait_for
 from tests.support.page import (
@@ -37,10 +38,7 @@ def test_the_gallery(stocked_server: ServerProcess, visit: Visit) -> None:
     """Newest first, more on demand; a picture is opened, leafed on from, used and deleted."""
     page = visit(stocked_server).open()
     tiles = page.locator("#tiles button")
-    expect(tiles).to_have_count(24)
-    page.get_by_role("button", name="Show more").click()
-    expect(tiles).to_have_count(27)
-    expect(page.get_by_role("button", name="Show more")).to_be_hidden()
+    expect(page.locator("#gallery-count")).to_have_text("27")
     tiles.nth(1).click()
     viewer = page.get_by_role("dialog")
     expect(viewer).to_contain_text("picture 25")
@@ -121,3 +119,135 @@ def test_a_long_prompt(own_server: ServerProcess, visit: Visit) -> None:
         "the end of the prompt stayed out of view",
     )
     accessible(page)()
+
+
+def test_searching(stocked_server: ServerProcess, visit: Visit) -> None:
+    """By words, state and day; what is finished meanwhile shows up only if it matches."""
+    page = visit(stocked_server).open()
+    count, tiles = page.locator("#gallery-count"), page.locator("#tiles button")
+    expect(count).not_to_be_empty()
+    field(page, "Search prompts").fill("PICTURE 13")
+    expect(tiles).to_have_count(1)
+    expect(tiles.first).to_have_attribute("title", "picture 13")
+    page.locator("#filters summary").click()
+    page.locator("#filter-status").select_option("failed")
+    expect(page.locator("#gallery-empty")).to_have_text("No image matches.")
+    wait_for(
+        stocked_server, begin(stocked_server, {"prompt": "picture 13 again"})["id"], "completed"
+    )
+    expect(tiles).to_have_count(0)
+    page.locator("#filter-status").select_option("")
+    page.locator("#filter-since").fill("2020-01-01")
+    page.locator("#filter-until").fill("2020-01-02")
+    expect(tiles).to_have_count(0)
+    page.locator("#filter-until").fill("")
+    expect(tiles).to_have_count(2)
+    accessible(page)()
+    page.get_by_role("button", name="Clear filters").click()
+    expect(field(page, "Search prompts")).to_be_focused()
+    expect(tiles.nth(3)).to_be_visible()
+
+
+def test_favorites(stocked_server: ServerProcess, visit: Visit) -> None:
+    """Marked in the large view, and found again after a reload."""
+    page = visit(stocked_server).open()
+    page.locator("#tiles button").nth(1).click()
+    mark = page.get_by_role("dialog").get_by_role("button", name="Favorite")
+    mark.click()
+    expect(mark).to_have_attribute("aria-pressed", "true")
+    page.keyboard.press("Escape")
+    expect(page.locator("#tiles li.favorite")).to_have_count(1)
+    page.reload()
+    page.locator("#filters summary").click()
+    field(page, "Favorites only").check()
+    expect(page.locator("#tiles li")).to_have_count(1)
+    expect(page.locator("#tiles li.favorite")).to_have_count(1)
+
+
+def test_several_are_selected(stocked_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """Downloaded as one archive that Python reads, and deleted after a question, by hand and by
+    keys."""
+    page = visit(stocked_server).open()
+    tiles = page.locator("#tiles button")
+    expect(tiles.nth(8)).to_be_visible()
+    names = [str(tiles.nth(place).get_attribute("title")) for place in range(9)]
+    page.get_by_role("button", name="Select", exact=True).click()
+    tiles.nth(0).click()
+    tiles.nth(5).click(modifiers=["Shift"])
+    tiles.nth(4).click()
+    expect(page.locator("#selection-count")).to_have_text("5 images selected")
+    accessible(page)()
+    with page.expect_download() as download:
+        page.locator("#selection-download").click()
+    download.value.save_as(tmp_path / "images.zip")
+    with zipfile.ZipFile(tmp_path / "images.zip") as archive:
+        assert archive.testzip() is None
+        found = archive.namelist()
+        assert opened(archive.read(found[0])).size[0] > 0
+    assert len(set(found)) == 5
+    page.locator("#selection-delete").click()
+    expect(page.locator("#selection-question")).to_have_text("Delete 5 images for good?")
+    page.locator("#selection-sure").get_by_role("button", name="Delete for good").click()
+    expect(tiles.nth(0)).to_have_attribute("title", names[4])
+    expect(tiles.nth(0)).to_be_focused()
+    # By keys: two to the right is the next row's first, in two columns.
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    expect(tiles.nth(3)).to_be_focused()
+    page.keyboard.press("ArrowUp")
+    expect(tiles.nth(1)).to_be_focused()
+    page.keyboard.press("Delete")
+    expect(page.locator("#selection-question")).to_have_text("Delete 1 image for good?")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(tiles.nth(1)).to_have_attribute("title", names[7])
+    expect(tiles.nth(1)).to_be_focused()
+    page.keyboard.press("End")
+    expect(page.locator("#tiles button:focus")).to_be_in_viewport()
+
+
+def test_five_thousand_images(tmp_path: Path, visit: Visit) -> None:
+    """Scrolled from top to bottom, the page has few elements and is never still for long."""
+    with running_server(tmp_path, engine="fake") as server:
+        job = wait_for(server, begin(server, {"prompt": "one", "n": 1})["id"], "completed")
+        image = job["images"][0]
+        jobs = [
+            {**job, "id": f"job_{n}", "images": [{**image, "index": 0, "seed": n}]}
+            for n in range(5000)
+        ]
+
+        def answer(route: Route) -> None:
+            after = re.search(r"after=job_(\d+)", route.request.url)
+            start = int(after[1]) + 1 if after else 0
+            part = jobs[start : start + 100]
+            page_of = {
+                "data": part, "has_more": start + 100 < len(jobs), "last_id": part[-1]["id"],
+            }  # fmt: skip
+            route.fulfill(json=page_of)
+
+        page = visit(server).tab()
+        page.route(re.compile(r"/v1/jobs\?status=completed"), answer)
+        page.goto(f"{server.url}/")
+        expect(page.locator("#tiles li").first).to_be_visible()
+        seen = page.evaluate(
+            """async () => {
+                const side = document.querySelector(".side");
+                let most = 0, longest = 0, before = performance.now();
+                for (let still = 0; still < 60; ) {
+                    const top = side.scrollTop;
+                    side.scrollTop += 1500;
+                    await new Promise(requestAnimationFrame);
+                    const now = performance.now();
+                    longest = Math.max(longest, now - before);
+                    before = now;
+                    most = Math.max(most, document.querySelectorAll("#tiles li").length);
+                    still = side.scrollTop === top ? still + 1 : 0;
+                }
+                return {most, longest, count: document.querySelector("#gallery-count").textContent};
+            }"""
+        )
+        print(seen)
+        assert seen["count"] == "5000"
+        assert seen["most"] < 150
+        assert seen["longest"] < 2_000  # milliseconds between two frames
+        page.close()

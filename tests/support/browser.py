@@ -93,9 +93,13 @@ class Visitor:
         self._context.on("console", self._heard)
         self._context.on("weberror", lambda error: self.problems.append(str(error.error)))
 
+    def tab(self) -> Page:
+        """A new tab."""
+        return self._context.new_page()
+
     def open(self) -> Page:
         """The page in a new tab, once it knows the models or asks for the key."""
-        page = self._context.new_page()
+        page = self.tab()
         page.goto(f"{self.url}/")
         page.locator("#model option, dialog[open]").first.wait_for(state="attached")
         return page

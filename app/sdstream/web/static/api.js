@@ -14,7 +14,8 @@ import { forget, keep, recall } from "./storage.js";
  * @property {{size: string, sample_steps: number, sampler: string, schedule: string,
  *   cfg_scale: number}} defaults
  * @property {{min: number, max: number, multiple: number}} size
- * @property {{samplers: string[], schedules: string[], guidance: boolean}} capabilities
+ * @property {{samplers: string[], schedules: string[], guidance: boolean, control: boolean,
+ *   reference_images: boolean}} capabilities
  */
 
 /** Where the API is: beside this page, also when a proxy puts both under a prefix. */

@@ -5,15 +5,22 @@ import { api, ApiError } from "./api.js";
 import { Border } from "./border.js";
 import { Easel } from "./canvas.js";
 import { CodePanel } from "./code.js";
+import { Compare } from "./compare.js";
 import { byId, save } from "./dom.js";
 import { acceptFiles } from "./drop.js";
 import { Form } from "./form.js";
+import { ExtraImages } from "./extra-images.js";
 import { asFields, IMAGE } from "./extra-options.js";
 import { Gallery } from "./gallery.js";
+import { setFilterModels } from "./gallery-filter.js";
 import { onKey, tell } from "./header.js";
+import { inputsOf, putOnEasel } from "./inputs.js";
 import { isOver, Jobs } from "./jobs.js";
 import { fileOf, settingsOf } from "./pictures.js";
 import { Queue } from "./queue.js";
+import { Selection } from "./selection.js";
+import { LoraTags } from "./lora-tags.js";
+import { Options } from "./options.js";
 import { Stage } from "./stage.js";
 import { Viewer } from "./viewer.js";
 import { listed, remedy } from "./format.js";
@@ -36,38 +43,52 @@ const stage = new Stage();
 const queue = new Queue();
 const gallery = new Gallery();
 const code = new CodePanel();
+const options = new Options();
+const extraImages = new ExtraImages();
+const loraTags = new LoraTags();
 const viewer = new Viewer(gallery, (id) => jobs.remove(id));
+new Selection(gallery, jobs);
+const compare = new Compare(form, jobs, stage, askFor);
 
 /** A job, and which of its pictures is seen. @typedef {{job: Job, image?: JobImage}} Shown */
 
 /** The form says that there was no room in the queue. */
 let crowded = false;
+/** Names of the server's upscalers. @type {string[]} */
+let upscalers = [];
 
 // --- asking for pictures --------------------------------------------------------------------------
 
-/** @returns {Promise<Ask>} */
-async function currentAsk() {
-  const settings = form.read();
-  if (!easel.file) {
+/**
+ * @param {Settings} settings
+ * @returns {Promise<Ask>}
+ */
+async function askFor(settings) {
+  const { capabilities } = form.model ?? {};
+  const references = capabilities?.reference_images ? extraImages.references : [];
+  const control = capabilities?.control ? extraImages.control : null;
+  const images = easel.file ? [easel.file, ...references] : references;
+  if (!images.length && !control) {
     const body = { ...settings, stream_options: { preview: true } };
     return { path: "v1/images/generations", body };
   }
   const body = new FormData();
   for (const [name, text] of asFields(settings)) body.append(name, text);
   body.append("stream_options_preview", "true");
-  body.append("image", easel.file);
+  for (const image of images) body.append("image", image);
+  if (control) body.append("control", control);
   const mask = await easel.mask();
   if (mask) {
     body.append("mask_mode", "luminance");
     body.append("mask", mask);
   }
-  return { path: "v1/images/edits", body };
+  return { path: images.length ? "v1/images/edits" : "v1/images/generations", body };
 }
 
 async function generate() {
   api.locked = false;
   try {
-    const job = await jobs.submit(await currentAsk());
+    const job = await jobs.submit(await askFor(form.read()));
     if (stage.free) present(job);
     if (stage.job === job) stage.showPicture();
     showQueue();
@@ -108,6 +129,7 @@ function onChange(job) {
   if (isOver(job)) {
     if (crowded) form.clearTrouble();
     gallery.add(job);
+    gallery.update(job);
     if (jobs.isMine(job.id) && job.images.length) form.setLastSeed(job.parameters.seed);
   }
   showQueue();
@@ -156,8 +178,10 @@ queue.addEventListener("open", (event) => {
   present(detailOf(event));
   stage.showPicture();
 });
-stage.addEventListener("again", (event) => {
-  form.apply(settingsOf(detailOf(event), undefined));
+stage.addEventListener("again", async (event) => {
+  const job = detailOf(event);
+  await reuse({ job });
+  stage.showPicture();
   form.generate();
 });
 stage.addEventListener("model", (event) => {
@@ -202,10 +226,44 @@ async function download({ job, image }) {
   }
 }
 
-/** @param {Shown} shown */
-function reuse({ job, image }) {
-  const lacking = job.operation === "edit" && !easel.file ? [IMAGE] : [];
+/**
+ * Put the settings of an image into the form, and the images that it was made from beside them.
+ * @param {Shown} shown
+ */
+async function reuse({ job, image }) {
+  const lacking = [];
+  try {
+    await putInputs(job);
+  } catch {
+    lacking.push(IMAGE);
+  }
+  if (job.operation === "edit" && !easel.file) lacking.push(IMAGE);
   take(settingsOf(job, image), "The settings of this picture are in the form", lacking);
+}
+
+/** @param {Job} job */
+async function putInputs(job) {
+  const files = await inputsOf(job);
+  if (await putOnEasel(easel, job, files)) stage.setImage(true);
+  const references = [...files].filter(([name]) => name.startsWith("image-"));
+  extraImages.set(
+    references.map(([, file]) => file),
+    files.get("control") ?? null,
+  );
+}
+
+/** @param {Shown} shown */
+async function upscale({ job, image }) {
+  if (!image) return;
+  const body = new FormData();
+  try {
+    body.append("image", await fileOf(job, image));
+    body.append("upscaler", String(form.further.upscaler ?? upscalers[0]));
+    present(await jobs.submit({ path: "v1/images/upscales", body }));
+    stage.showPicture();
+  } catch (error) {
+    tell(`It could not be upscaled. ${/** @type {Error} */ (error).message}`);
+  }
 }
 
 /**
@@ -219,16 +277,32 @@ function take(settings, what, lacking = []) {
   // First, for the settings are those of an image with that border.
   if (easel.file) border.expand = settings.expand ?? null;
   const left = [...new Set([...form.apply(settings), ...lacking])];
-  tell(left.length ? `${what}, but not ${listed(left)}.` : `${what}.`);
+  const line = left.length ? `${what}, but not ${listed(left)}.` : `${what}.`;
+  tell([line, ...form.adjusted].join(" "));
   if (NARROW.matches) scrollTo({ top: 0 });
 }
 
+compare.addEventListener("open", (event) => {
+  const job = detailOf(event);
+  viewer.open({ job, image: job.images[0] });
+});
 stage.addEventListener("open", (event) => viewer.open(detailOf(event)));
 gallery.addEventListener("open", (event) => viewer.open(detailOf(event)));
+viewer.addEventListener("favorite", async (event) => {
+  const { job } = detailOf(event);
+  try {
+    await jobs.mark(job, !job.favorite);
+    gallery.update(job);
+    viewer.showMark();
+  } catch (error) {
+    viewer.showError(/** @type {Error} */ (error).message);
+  }
+});
 for (const source of [stage, viewer]) {
   source.addEventListener("edit", (event) => editPicture(detailOf(event)));
   source.addEventListener("download", (event) => download(detailOf(event)));
   source.addEventListener("reuse", (event) => reuse(detailOf(event)));
+  source.addEventListener("upscale", (event) => upscale(detailOf(event)));
 }
 
 // --- the image to start from ----------------------------------------------------------------------
@@ -275,6 +349,7 @@ function onEasel() {
     const more = easel.hasMask ? `${size} · with a mask` : size;
     byId("source-note", HTMLElement).textContent = `${width} × ${height}${more}`;
   }
+  byId("keep-mask", HTMLButtonElement).disabled = !easel.hasMask;
   form.setSource(sourceNow(), file ? border.expand : null);
   showCode();
 }
@@ -313,6 +388,14 @@ function joinFileButton(button, input, use) {
 
 joinFileButton("choose-image", "image-file", startFrom);
 joinFileButton("read-settings", "settings-file", readFrom);
+joinFileButton("load-mask", "mask-file", async (file) => {
+  form.clearErrors();
+  try {
+    await easel.loadMask(file);
+  } catch (error) {
+    form.showError("image", /** @type {Error} */ (error).message);
+  }
+});
 acceptFiles({ edit: startFrom, read: readFrom });
 
 // --- the settings as code -------------------------------------------------------------------------
@@ -320,17 +403,48 @@ acceptFiles({ edit: startFrom, read: readFrom });
 function showCode() {
   code.show({
     settings: form.read(),
-    image: easel.file !== null,
+    images: [easel.file, ...extraImages.references].filter((file) => file !== null).map(({ name }) => name),
     mask: easel.hasMask,
+    control: extraImages.control?.name ?? null,
     key: api.hasKey || api.locked,
   });
 }
 
-code.addEventListener("save", async () => {
+async function saveMask() {
   const mask = await easel.mask();
   if (mask) save(mask);
+}
+
+code.addEventListener("save", saveMask);
+byId("keep-mask", HTMLButtonElement).addEventListener("click", saveMask);
+form.addEventListener("change", () => {
+  showCode();
+  showOptions();
 });
-form.addEventListener("change", showCode);
+
+// --- options without a field ----------------------------------------------------------------------
+
+async function showOptions() {
+  await options.show(form.model, form.further);
+  loraTags.show(options.loras);
+  compare.form.show(form.model, easel.file !== null);
+}
+
+options.addEventListener("set", (event) => {
+  const { name, value } = detailOf(event);
+  form.setFurther(name, value);
+});
+loraTags.addEventListener("use", (event) => {
+  const chosen = /** @type {object[]} */ (form.further.lora ?? []);
+  form.setFurther("lora", [...chosen, ...detailOf(event)]);
+  options.open();
+});
+extraImages.addEventListener("change", () => {
+  form.setExtra({
+    control: extraImages.control !== null,
+    references: extraImages.references.length > 0,
+  });
+});
 api.addEventListener("key", showCode);
 
 // --- the beginning --------------------------------------------------------------------------------
@@ -338,9 +452,14 @@ api.addEventListener("key", showCode);
 async function loadModels() {
   try {
     const { data } = await api.get("v1/models");
+    options.forget();
+    upscalers = (await api.get("v1/upscalers")).data.map((/** @type {{id: string}} */ one) => one.id);
+    stage.canUpscale = viewer.canUpscale = upscalers.length > 0;
     const models = data.filter((model) => !model.alias_of);
+    compare.form.models = models;
     form.setModels(models);
     stage.setModels(models.map((model) => model.id));
+    setFilterModels(models.map((model) => model.id));
   } catch (error) {
     if (error instanceof ApiError && error.status !== 401) {
       form.showError("model", error.message);
@@ -354,6 +473,7 @@ async function start() {
   await loadModels();
   await jobs.refresh();
   if (!gallery.entries.length) await gallery.load();
+  await compare.restore();
   const mine = jobs.unfinished.filter((job) => jobs.isMine(job.id));
   const running = mine.find((job) => job.status !== "queued") ?? mine[0];
   const latest = gallery.entries.find((entry) => entry.image && jobs.isMine(entry.job.id))?.job;

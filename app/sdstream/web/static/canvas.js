@@ -7,8 +7,16 @@
 
 import { say } from "./announce.js";
 import { byId } from "./dom.js";
+import { readMask } from "./mask-file.js";
+import { Zoom } from "./zoom.js";
 
-/** @typedef {{erase: boolean, radius: number, points: [number, number][]}} Stroke */
+/** @import {MaskMode} from "./mask-file.js" */
+
+/**
+ * A line of the brush or the eraser, or a mask out of a file.
+ * @typedef {{erase: boolean, radius: number, points: [number, number][], sheet?: OffscreenCanvas}}
+ *   Stroke
+ */
 
 /** How a stroke looks. @typedef {{paint: string | CanvasPattern, erase: string | null}} Look */
 
@@ -17,6 +25,8 @@ const PEN_ERASER = 32;
 const SMALL_MOVE = 0.02;
 const LARGE_MOVE = 0.1;
 const STRIPE = 5;
+/** Pixels of the canvas on the screen at most, to a side. */
+const FINEST = 4096;
 
 const image = byId("easel-image", HTMLImageElement);
 const canvas = byId("mask", HTMLCanvasElement);
@@ -47,9 +57,12 @@ export class Easel extends EventTarget {
   #erasing = false;
   /** Where the keys have moved the brush, in pixels of the image. @type {[number, number]} */
   #place = [0, 0];
+  #zoom = new Zoom();
 
   constructor() {
     super();
+    this.#zoom.addEventListener("change", () => this.#fit());
+    this.#zoom.addEventListener("pinch", () => this.#drop());
     brushButton.addEventListener("click", () => this.#choose(false));
     eraserButton.addEventListener("click", () => this.#choose(true));
     undoButton.addEventListener("click", () => this.#undo());
@@ -112,6 +125,18 @@ export class Easel extends EventTarget {
     this.#reset();
   }
 
+  /**
+   * Take a mask in place of what is painted.
+   * @param {Blob} file
+   * @param {{mode?: MaskMode, inverted?: boolean}} [reading]
+   * @returns {Promise<void>} Rejected if it is no image.
+   */
+  async loadMask(file, reading) {
+    const sheet = await readMask(file, this.size, reading);
+    this.#commit([{ erase: false, radius: 0, points: [], sheet }]);
+    this.#show(this.#strokes);
+  }
+
   /** Put the image away. */
   unload() {
     this.#release();
@@ -147,7 +172,7 @@ export class Easel extends EventTarget {
 
   /** @param {PointerEvent} event */
   #down(event) {
-    if (event.button > 0 && !(event.buttons & PEN_ERASER)) return;
+    if ((event.button > 0 && !(event.buttons & PEN_ERASER)) || this.#zoom.pinching) return;
     event.preventDefault();
     canvas.focus({ preventScroll: true });
     canvas.setPointerCapture(event.pointerId);
@@ -157,7 +182,7 @@ export class Easel extends EventTarget {
   /** @param {PointerEvent} event */
   #move(event) {
     this.#showNib(this.#placeOf(event));
-    if (!this.#stroke || !event.buttons) return;
+    if (!this.#stroke || !event.buttons || this.#zoom.pinching) return;
     // A fast hand moves further between two frames than its brush is wide.
     for (const part of event.getCoalescedEvents?.() ?? [event]) this.#extend(this.#placeOf(part));
   }
@@ -180,6 +205,14 @@ export class Easel extends EventTarget {
     const last = stroke.points[stroke.points.length - 1];
     stroke.points.push(place);
     draw(this.#pen(), { ...stroke, points: [last, place] }, this.#look());
+  }
+
+  /** Forget the stroke that a finger has begun: a second one came, and they mean to zoom. */
+  #drop() {
+    const stroke = this.#stroke;
+    if (!stroke) return;
+    this.#past.pop();
+    this.#show(this.#strokes.filter((one) => one !== stroke));
   }
 
   #lift() {
@@ -214,6 +247,8 @@ export class Easel extends EventTarget {
     this.#place = [within(this.#place[0] + dx, width), within(this.#place[1] + dy, height)];
     this.#showNib(this.#place);
     this.#extend(this.#place);
+    const box = nib.getBoundingClientRect();
+    this.#zoom.reveal(box.left + box.width / 2, box.top + box.height / 2);
   }
 
   #toggle() {
@@ -281,6 +316,7 @@ export class Easel extends EventTarget {
   #reset() {
     this.#past = [];
     this.#future = [];
+    this.#zoom.reset();
     this.#show([]);
   }
 
@@ -295,8 +331,11 @@ export class Easel extends EventTarget {
   /** The canvas has another size on the screen. */
   #fit() {
     if (!canvas.clientWidth) return;
-    canvas.width = Math.round(canvas.clientWidth * devicePixelRatio);
-    canvas.height = Math.round(canvas.clientHeight * devicePixelRatio);
+    const { clientWidth: width, clientHeight: height } = canvas;
+    const finest = FINEST / Math.max(width, height);
+    const fine = Math.min(devicePixelRatio * this.#zoom.scale, finest);
+    canvas.width = Math.round(width * fine);
+    canvas.height = Math.round(height * fine);
     this.#redraw();
   }
 
@@ -321,7 +360,7 @@ export class Easel extends EventTarget {
    */
   #look() {
     const stripes = /** @type {CanvasPattern} */ (this.#pen().createPattern(tile(), "repeat"));
-    const scale = (this.size.width / canvas.width) * devicePixelRatio;
+    const scale = (this.size.width / canvas.clientWidth) / this.#zoom.scale;
     stripes.setTransform(new DOMMatrix().scale(scale));
     return { paint: stripes, erase: null };
   }
@@ -363,6 +402,10 @@ export class Easel extends EventTarget {
  * @param {Look} look Erasing makes transparent when it has no colour.
  */
 function draw(target, stroke, look) {
+  if (stroke.sheet) {
+    drawSheet(target, stroke.sheet, look.paint);
+    return;
+  }
   const [first, ...rest] = stroke.points;
   target.save();
   if (stroke.erase && look.erase === null) target.globalCompositeOperation = "destination-out";
@@ -374,6 +417,27 @@ function draw(target, stroke, look) {
   // A line to where it begins is a dot.
   for (const point of rest.length ? rest : [first]) target.lineTo(...point);
   target.stroke();
+  target.restore();
+}
+
+/**
+ * A mask out of a file, in a paint.
+ * @param {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} target
+ * @param {OffscreenCanvas} mask
+ * @param {string | CanvasPattern} paint
+ */
+function drawSheet(target, mask, paint) {
+  const sheet = new OffscreenCanvas(target.canvas.width, target.canvas.height);
+  const pen = /** @type {OffscreenCanvasRenderingContext2D} */ (sheet.getContext("2d"));
+  pen.setTransform(target.getTransform());
+  pen.imageSmoothingEnabled = false;
+  pen.drawImage(mask, 0, 0);
+  pen.globalCompositeOperation = "source-in";
+  pen.fillStyle = paint;
+  pen.fillRect(0, 0, mask.width, mask.height);
+  target.save();
+  target.resetTransform();
+  target.drawImage(sheet, 0, 0);
   target.restore();
 }
 

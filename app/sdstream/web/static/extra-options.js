@@ -34,20 +34,27 @@ const AT_HAND = {
  * The pictures that options would need, in words.
  * @param {object} options
  * @param {Source} source
+ * @param {{control: boolean, references: boolean}} extra Which further images there are.
  */
-export function missingPictures(options, source) {
+export function missingPictures(options, source, extra) {
+  const there = [...AT_HAND[source]];
+  if (extra.control) there.push(CONTROL);
+  if (extra.references) there.push(REFERENCES);
   const needed = Object.keys(options).map((name) => PICTURES[name]);
-  return [...new Set(needed)].filter((picture) => picture && !AT_HAND[source].includes(picture));
+  return [...new Set(needed)].filter((picture) => picture && !there.includes(picture));
 }
 
 /**
  * The options that mean something with the pictures at hand.
  * @param {Record<string, unknown>} options
  * @param {Source} source
+ * @param {{control: boolean, references: boolean}} extra
  */
-export function withPictures(options, source) {
+export function withPictures(options, source, extra) {
   return Object.fromEntries(
-    Object.entries(options).filter(([name]) => !missingPictures({ [name]: true }, source).length),
+    Object.entries(options).filter(
+      ([name]) => !missingPictures({ [name]: true }, source, extra).length,
+    ),
   );
 }
 

@@ -1,6 +1,6 @@
 /** The form: its fields within the model's limits, what they say, and errors at their place. */
 
-import { byId, make } from "./dom.js";
+import { byId, icon, make } from "./dom.js";
 import { missingPictures, withPictures } from "./extra-options.js";
 import { keep, recallJson } from "./storage.js";
 import { said, sentence } from "./format.js";
@@ -77,6 +77,10 @@ export class Form extends EventTarget {
   #shape = "square";
   /** Pixels of border to paint around the image. @type {number[] | null} */
   #expand = null;
+  /** Further images that there are. */
+  #extra = { control: false, references: false };
+  /** What was set to the nearest value that can be had, in words. @type {string[]} */
+  #adjusted = [];
   /** A picture was asked for before the models were known. */
   #wanted = false;
 
@@ -101,6 +105,9 @@ export class Form extends EventTarget {
       this.#takeDefaults();
       this.#changed();
     });
+    for (const side of [width, height]) {
+      side.addEventListener("change", () => this.#put(side, nearest(side, side.value)));
+    }
     byId("drop-further", HTMLButtonElement).addEventListener("click", () => {
       this.#further = {};
       this.#edited(furtherLine);
@@ -155,6 +162,33 @@ export class Form extends EventTarget {
     this.#changed();
   }
 
+  /** Options without a field. */
+  get further() {
+    return this.#further;
+  }
+
+  /** What the last settings had that could not be had as it was, in words. */
+  get adjusted() {
+    return this.#adjusted;
+  }
+
+  /**
+   * Set an option that has no field, or take it away.
+   * @param {string} name
+   * @param {unknown} value
+   */
+  setFurther(name, value) {
+    const { [name]: _, ...others } = this.#further;
+    this.#further = value === undefined ? others : { ...others, [name]: value };
+    this.#edited(furtherLine);
+  }
+
+  /** @param {{control: boolean, references: boolean}} extra Which further images there are. */
+  setExtra(extra) {
+    this.#extra = extra;
+    this.#changed();
+  }
+
   /**
    * The seed that the button brings back.
    * @param {string} last
@@ -205,6 +239,7 @@ export class Form extends EventTarget {
    */
   apply(settings) {
     const unfit = [];
+    this.#adjusted = [];
     if (settings.model && settings.model !== model.value) {
       if (this.#choose(model, settings.model)) this.#takeModel();
       else unfit.push(`the model ${settings.model}`);
@@ -232,7 +267,7 @@ export class Form extends EventTarget {
       Object.entries(settings).filter(([name]) => !hasField(name)),
     );
     this.#changed();
-    return [...unfit, ...missingPictures(settings, this.#source)];
+    return [...unfit, ...missingPictures(settings, this.#source, this.#extra)];
   }
 
   /** Ask for the picture, if everything can be sent. */
@@ -302,7 +337,7 @@ export class Form extends EventTarget {
   }
 
   get #furtherNow() {
-    const further = withPictures(this.#further, this.#source);
+    const further = withPictures(this.#further, this.#source, this.#extra);
     // What keeps the image's size has nothing to fit.
     if (this.#onlyMasked || this.#expand) delete further.fit;
     return further;
@@ -363,8 +398,14 @@ export class Form extends EventTarget {
     this.#takeSize(defaults.size);
   }
 
-  /** @param {string} size */
-  #takeSize(size) {
+  /** @param {string} wanted "128x128". */
+  #takeSize(wanted) {
+    const sides = wanted.split("x");
+    const size = `${nearest(width, sides[0])}x${nearest(height, sides[1])}`;
+    if (size !== wanted) {
+      const [from, to] = [wanted, size].map((text) => text.replace("x", " × "));
+      this.#adjusted.push(`The size ${from} became ${to}, the nearest that this model generates.`);
+    }
     const known = ["square", "wide", "tall"].find((shape) => this.#presetSize(shape) === size);
     [width.value, height.value] = size.split("x");
     setShape(known ?? "free");
@@ -417,9 +458,30 @@ export class Form extends EventTarget {
       : (this.#size()?.replace("x", " × ") ?? this.#ownSize());
     const further = Object.entries(this.#furtherNow);
     furtherField.hidden = further.length === 0;
-    furtherLine.textContent = further.map(([name, value]) => `${name} ${said(value)}`).join(" · ");
+    this.#showChips(further);
     byId("digest", HTMLElement).textContent =
       `${steps.value} steps · ${sampler.value} · ${schedule.value} · cfg ${cfg.value}`;
+  }
+
+  /** @param {[string, unknown][]} further */
+  #showChips(further) {
+    furtherLine.replaceChildren(
+      ...further.map(([name, value]) => {
+        const text = `${name} ${said(value)}`;
+        const drop = () => {
+          this.setFurther(name, undefined);
+          const rest = furtherLine.querySelector("button") ?? more.querySelector("summary");
+          rest?.focus();
+        };
+        return make(
+          "li",
+          {},
+          make("span", {}, text),
+          make("button", { type: "button", click: drop, title: `Drop ${name}` },
+            icon("close"), make("span", { class: "unseen" }, `Drop ${name}`)),
+        );
+      }),
+    );
   }
 
   /**
@@ -524,6 +586,18 @@ function fault(field) {
   if (field === seed) return "A seed is a whole number.";
   const steps = step && step !== "any" && step !== "1" ? `, in steps of ${step}` : "";
   return `A number from ${min} to ${max}${steps}.`;
+}
+
+/**
+ * The nearest side that the model generates.
+ * @param {HTMLInputElement} side
+ * @param {string} text
+ */
+function nearest(side, text) {
+  const value = Number(text);
+  const [min, max, step] = [side.min, side.max, side.step].map(Number);
+  if (!text || !Number.isFinite(value) || !step) return text;
+  return String(Math.min(Math.max(Math.round(value / step) * step, min), max));
 }
 
 /** @param {string} name Of an option. */

@@ -158,8 +158,11 @@ export function facts(job, image) {
     .map(([name, value]) => [name, said(value)]);
 }
 
-/** @param {string} name */
-function labelOf(name) {
+/**
+ * An option's name for people.
+ * @param {string} name
+ */
+export function labelOf(name) {
   const words = name.replaceAll("_", " ").replace(/^(cfg|clip|slg|vae)\b/, (word) => word.toUpperCase());
   return LABELS[name] ?? words.charAt(0).toUpperCase() + words.slice(1);
 }

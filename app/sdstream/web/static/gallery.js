@@ -1,58 +1,126 @@
-/** Past pictures of the server's store. */
+/**
+ * Past images of the server's store: searched, selected, and leafed through by keys.
+ *
+ * There may be thousands. Only the tiles near the window are elements; the list has the height of
+ * all of them, and each tile is moved to its place.
+ */
 
 import { api, ApiError, showPicture } from "./api.js";
-import { byId, make } from "./dom.js";
-import { nameOf } from "./pictures.js";
+import { byId, icon, make } from "./dom.js";
 import { shortened } from "./format.js";
+import { filterQuery, filtersSet, matches, onFilter } from "./gallery-filter.js";
+import { nameOf } from "./pictures.js";
 
 /** @import {Job, JobImage} from "./jobs.js" */
 
-/** A picture, or a job that came to none. @typedef {{job: Job, image: JobImage | null}} Entry */
+/** An image, or a job that came to none. @typedef {{job: Job, image: JobImage | null}} Entry */
 
-const PAGE = 24;
-const ENDED = "completed,failed,cancelled";
+const PAGE = 100;
+/** Pixels: least width of a tile, and the gap between two. */
+const TILE = 104;
+const GAP = 8;
+/** Rows of tiles that are elements above and below the window. */
+const SPARE_ROWS = 4;
 
 const tiles = byId("tiles", HTMLElement);
 const more = byId("gallery-more", HTMLButtonElement);
 const empty = byId("gallery-empty", HTMLElement);
 const problem = byId("gallery-error", HTMLElement);
+const count = byId("gallery-count", HTMLElement);
 
-/** Fires "open" with an Entry as detail. */
+/**
+ * Fires "open" with an Entry, "delete" with Entries for whom the person pressed Delete, and
+ * "select" when other entries are selected.
+ */
 export class Gallery extends EventTarget {
   /** Newest first. @type {Entry[]} */
   entries = [];
+  /** Clicks select instead of opening. */
+  #selecting = false;
+  /** @type {Set<string>} */
+  #selected = new Set();
+  /** The tile that the keys are at. */
+  #current = 0;
+  /** Where a range of selected tiles begins. */
+  #anchor = 0;
   #last = "";
+  #hasMore = false;
+  /** @type {Promise<void> | null} */
+  #loading = null;
+  /** Goes up with each fresh list: answers to earlier questions are dropped. */
+  #generation = 0;
+  /** Tiles that are elements, by key. @type {Map<string, HTMLElement>} */
+  #shown = new Map();
+  #columns = 1;
+  #side = TILE;
 
   constructor() {
     super();
     more.addEventListener("click", () => this.#loadMore());
+    tiles.addEventListener("keydown", (event) => this.#key(event));
+    // Whatever scrolls: the column, the page or the window.
+    addEventListener("scroll", () => this.#render(), { capture: true, passive: true });
+    addEventListener("resize", () => this.#render());
+    new ResizeObserver(() => this.#render()).observe(tiles);
+    onFilter(() => this.load());
+  }
+
+  get selecting() {
+    return this.#selecting;
+  }
+
+  set selecting(selecting) {
+    this.#selecting = selecting;
+    if (!selecting) this.#selected.clear();
+    this.#selectionChanged();
+  }
+
+  /** The selected entries, newest first. */
+  get selected() {
+    return this.entries.filter((entry) => this.#selected.has(keyOf(entry)));
   }
 
   /** Get the newest anew. */
   async load() {
+    this.#generation += 1;
+    this.#loading = null;
     this.entries = [];
     this.#last = "";
-    tiles.replaceChildren();
+    this.#current = this.#anchor = 0;
+    this.#selected.clear();
     await this.#loadMore();
+    this.#selectionChanged();
   }
 
   /**
-   * Put a job that has just ended in front.
+   * Put a job that has just ended in front, if it is one of those that are looked for.
    * @param {Job} job
    */
   add(job) {
-    if (this.entries.some((entry) => entry.job.id === job.id)) return;
+    if (this.entries.some((entry) => entry.job.id === job.id) || !matches(job)) return;
     const fresh = entriesOf(job);
     this.entries.unshift(...fresh);
-    tiles.prepend(...fresh.map((entry) => this.#tile(entry)));
-    empty.hidden = this.entries.length > 0;
+    this.#current += document.activeElement?.closest("#tiles") ? fresh.length : 0;
+    this.#tell();
   }
 
   /** @param {string} id */
   remove(id) {
     this.entries = this.entries.filter((entry) => entry.job.id !== id);
-    for (const tile of tiles.querySelectorAll(`[data-job="${CSS.escape(id)}"]`)) tile.remove();
-    empty.hidden = this.entries.length > 0;
+    this.#current = Math.max(0, Math.min(this.#current, this.entries.length - 1));
+    for (const key of this.#selected) if (key.startsWith(`${id} `)) this.#selected.delete(key);
+    this.#selectionChanged();
+  }
+
+  /**
+   * A job has changed: its mark may be another.
+   * @param {Job} job
+   */
+  update(job) {
+    for (const entry of this.entries) if (entry.job.id === job.id) entry.job = job;
+    for (const [key, tile] of this.#shown) {
+      if (key.startsWith(`${job.id} `)) tile.classList.toggle("favorite", job.favorite);
+    }
   }
 
   /**
@@ -60,55 +128,247 @@ export class Gallery extends EventTarget {
    * @param {number} place
    */
   focus(place) {
-    const buttons = tiles.querySelectorAll("button");
-    buttons[Math.min(place, buttons.length - 1)]?.focus();
+    if (!this.entries.length) return;
+    this.#current = Math.max(0, Math.min(place, this.entries.length - 1));
+    this.#reveal();
+    this.#render();
+    this.#buttonAt(this.#current)?.focus({ preventScroll: true });
+  }
+
+  /** Select every entry that is loaded. */
+  selectAll() {
+    this.#selected = new Set(this.entries.map(keyOf));
+    this.#selectionChanged();
+  }
+
+  /**
+   * Load older entries when a place is near the end of the list.
+   * @param {number} place
+   */
+  near(place) {
+    if (this.#hasMore && !this.#loading && place > this.entries.length - PAGE / 2) this.#loadMore();
   }
 
   async #loadMore() {
+    this.#loading ??= this.#loadPage().finally(() => {
+      this.#loading = null;
+    });
+    await this.#loading;
+  }
+
+  async #loadPage() {
     problem.textContent = "";
-    more.disabled = true;
+    more.hidden = true;
+    const generation = this.#generation;
     try {
       const after = this.#last ? `&after=${this.#last}` : "";
-      const page = await api.get(`v1/jobs?status=${ENDED}&limit=${PAGE}${after}`);
+      const page = await api.get(`v1/jobs?${filterQuery()}&limit=${PAGE}${after}`);
+      if (generation !== this.#generation) return;
       this.#last = page.last_id ?? this.#last;
-      more.hidden = !page.has_more;
-      for (const job of page.data) this.#append(job);
-      empty.hidden = this.entries.length > 0;
+      this.#hasMore = page.has_more;
+      const known = new Set(this.entries.map((entry) => entry.job.id));
+      const fresh = page.data.filter((/** @type {Job} */ job) => !known.has(job.id));
+      this.entries.push(...fresh.flatMap(entriesOf));
     } catch (error) {
+      if (generation !== this.#generation) return;
+      this.#hasMore = false;
       // A page that begins after a job which is gone by now.
-      if (error instanceof ApiError && error.status === 404 && this.#last) return this.load();
+      if (error instanceof ApiError && error.status === 404 && this.#last) {
+        setTimeout(() => this.load());
+        return;
+      }
       problem.textContent = `The gallery could not be read. ${/** @type {Error} */ (error).message}`;
       more.hidden = false;
-    } finally {
-      more.disabled = false;
     }
+    this.#tell();
   }
 
-  /** @param {Job} job */
-  #append(job) {
-    if (this.entries.some((entry) => entry.job.id === job.id)) return;
-    const entries = entriesOf(job);
-    this.entries.push(...entries);
-    tiles.append(...entries.map((entry) => this.#tile(entry)));
+  #tell() {
+    const number = this.entries.length;
+    const lacking = number === 0 && !this.#hasMore && !problem.textContent;
+    empty.hidden = !lacking;
+    empty.textContent = filtersSet() ? "No image matches." : "Finished pictures gather here.";
+    count.textContent = number ? `${number}${this.#hasMore ? "+" : ""}` : "";
+    this.#render();
   }
 
-  /** @param {Entry} entry */
-  #tile(entry) {
+  #selectionChanged() {
+    this.#tell();
+    for (const [key, tile] of this.#shown) this.#mark(tile, key);
+    tiles.classList.toggle("selecting", this.#selecting);
+    this.dispatchEvent(new Event("select"));
+  }
+
+  // --- elements -----------------------------------------------------------------------------------
+
+  #measure() {
+    const width = tiles.clientWidth;
+    this.#columns = Math.max(1, Math.floor((width + GAP) / (TILE + GAP)));
+    this.#side = (width - GAP * (this.#columns - 1)) / this.#columns;
+    const rows = Math.ceil(this.entries.length / this.#columns);
+    tiles.style.height = `${Math.max(0, rows * (this.#side + GAP) - GAP)}px`;
+  }
+
+  #render() {
+    if (!tiles.clientWidth) return;
+    this.#measure();
+    const row = this.#side + GAP;
+    const { top } = tiles.getBoundingClientRect();
+    const first = Math.max(0, Math.floor(-top / row) - SPARE_ROWS) * this.#columns;
+    const last = (Math.ceil((innerHeight - top) / row) + SPARE_ROWS) * this.#columns;
+    const wanted = new Set();
+    /** @type {HTMLElement | null} */
+    let before = null;
+    for (let place = 0; place < this.entries.length; place += 1) {
+      // The tile that the keys are at stays, wherever the page is scrolled to.
+      if ((place < first || place >= last) && place !== this.#current) continue;
+      const key = keyOf(this.entries[place]);
+      wanted.add(key);
+      const tile = this.#shown.get(key) ?? this.#tile(this.entries[place], key);
+      this.#shown.set(key, tile);
+      this.#put(tile, place);
+      const follows = before ? before.nextElementSibling : tiles.firstElementChild;
+      // Moving an element would take the focus from it.
+      if (tile !== follows && !tile.contains(document.activeElement)) {
+        tiles.insertBefore(tile, follows);
+      }
+      before = tile;
+    }
+    for (const [key, tile] of this.#shown) {
+      if (wanted.has(key)) continue;
+      tile.remove();
+      this.#shown.delete(key);
+    }
+    this.near(last);
+  }
+
+  /**
+   * @param {HTMLElement} tile
+   * @param {number} place
+   */
+  #put(tile, place) {
+    const x = (place % this.#columns) * (this.#side + GAP);
+    const y = Math.floor(place / this.#columns) * (this.#side + GAP);
+    tile.style.width = tile.style.height = `${this.#side}px`;
+    tile.style.translate = `${x}px ${y}px`;
+    tile.dataset.place = String(place);
+    tile.setAttribute("aria-posinset", String(place + 1));
+    tile.setAttribute("aria-setsize", String(this.#hasMore ? -1 : this.entries.length));
+    const button = /** @type {HTMLElement} */ (tile.firstElementChild);
+    button.tabIndex = place === this.#current ? 0 : -1;
+  }
+
+  /**
+   * @param {Entry} entry
+   * @param {string} key
+   */
+  #tile(entry, key) {
     const { job, image } = entry;
-    const open = () => this.dispatchEvent(new CustomEvent("open", { detail: entry }));
-    const button = make("button", { type: "button", click: open, title: shortened(nameOf(job), 120) });
+    const button = make("button", {
+      type: "button",
+      title: shortened(nameOf(job), 120),
+      click: (/** @type {MouseEvent} */ event) => this.#click(event, entry),
+    });
     if (image) {
       const { width, height } = image;
       const thumb = /** @type {HTMLImageElement} */ (
-        make("img", { alt: nameOf(job), loading: "lazy", width, height })
+        make("img", { alt: nameOf(job), loading: "lazy", decoding: "async", width, height })
       );
       showPicture(thumb, image.url, () => button.replaceChildren(make("span", {}, "no longer there")));
       button.append(thumb);
     } else {
-      button.append(make("span", {}, "Failed"), make("small", {}, shortened(nameOf(job), 60)));
+      const what = job.status === "cancelled" ? "Cancelled" : "Failed";
+      button.append(make("span", {}, what), make("small", {}, shortened(nameOf(job), 60)));
     }
-    return make("li", { "data-job": job.id }, button);
+    const tile = make("li", { "data-job": job.id }, button, icon("star"));
+    tile.classList.toggle("favorite", job.favorite);
+    this.#mark(tile, key);
+    return tile;
   }
+
+  /**
+   * @param {HTMLElement} tile
+   * @param {string} key
+   */
+  #mark(tile, key) {
+    const button = /** @type {HTMLElement} */ (tile.firstElementChild);
+    if (this.#selecting) button.setAttribute("aria-pressed", String(this.#selected.has(key)));
+    else button.removeAttribute("aria-pressed");
+  }
+
+  /** @param {number} place */
+  #buttonAt(place) {
+    const entry = this.entries[place];
+    const button = entry && this.#shown.get(keyOf(entry))?.firstElementChild;
+    return button instanceof HTMLElement ? button : null;
+  }
+
+  /** Scroll the current tile into view. */
+  #reveal() {
+    this.#measure();
+    const row = this.#side + GAP;
+    const marker = byId("tiles-marker", HTMLElement);
+    marker.style.height = `${this.#side}px`;
+    marker.style.translate = `0 ${Math.floor(this.#current / this.#columns) * row}px`;
+    marker.scrollIntoView({ block: "nearest", behavior: "instant" });
+  }
+
+  // --- hand and keys ------------------------------------------------------------------------------
+
+  /**
+   * @param {MouseEvent} event
+   * @param {Entry} entry
+   */
+  #click(event, entry) {
+    const place = this.entries.indexOf(entry);
+    this.#current = place;
+    const together = event.ctrlKey || event.metaKey;
+    if (!this.#selecting && !together && !event.shiftKey) {
+      this.#anchor = place;
+      this.#render();
+      this.dispatchEvent(new CustomEvent("open", { detail: entry }));
+      return;
+    }
+    this.#selecting = true;
+    if (event.shiftKey) {
+      const [from, to] = [Math.min(this.#anchor, place), Math.max(this.#anchor, place)];
+      for (const one of this.entries.slice(from, to + 1)) this.#selected.add(keyOf(one));
+    } else {
+      this.#toggle(entry);
+      this.#anchor = place;
+    }
+    this.#selectionChanged();
+  }
+
+  /** @param {Entry} entry */
+  #toggle(entry) {
+    const key = keyOf(entry);
+    if (!this.#selected.delete(key)) this.#selected.add(key);
+  }
+
+  /** @param {KeyboardEvent} event */
+  #key(event) {
+    if (event.altKey || ((event.ctrlKey || event.metaKey) && event.key !== "a")) return;
+    const moves = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -this.#columns, ArrowDown: this.#columns };
+    const ends = { Home: 0, End: this.entries.length - 1 };
+    const entry = this.entries[this.#current];
+    if (event.key in moves) this.focus(this.#current + moves[/** @type {"ArrowUp"} */ (event.key)]);
+    else if (event.key in ends) this.focus(ends[/** @type {"End"} */ (event.key)]);
+    else if (event.key === "Escape" && this.#selecting) this.selecting = false;
+    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) {
+      this.#selecting = true;
+      this.selectAll();
+    } else if (event.key === "Delete" && entry) {
+      const detail = this.selected.length ? this.selected : [entry];
+      this.dispatchEvent(new CustomEvent("delete", { detail }));
+    } else return;
+    event.preventDefault();
+  }
+}
+
+/** @param {Entry} entry */
+function keyOf({ job, image }) {
+  return `${job.id} ${image?.index ?? ""}`;
 }
 
 /**
@@ -117,5 +377,6 @@ export class Gallery extends EventTarget {
  */
 function entriesOf(job) {
   if (job.images.length) return job.images.map((image) => ({ job, image }));
-  return job.status === "failed" ? [{ job, image: null }] : [];
+  const shown = job.status === "failed" || (job.status === "cancelled" && filtersSet());
+  return shown ? [{ job, image: null }] : [];
 }

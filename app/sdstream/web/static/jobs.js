@@ -37,6 +37,8 @@ import { keep, recallJson } from "./storage.js";
  * @property {JobImage[]} images
  * @property {{message: string, param: string | null, reason: string | null} | null} error
  * @property {{index: number, step: number, url: string} | null} [preview]
+ * @property {boolean} favorite It does not expire.
+ * @property {{name: string, url: string, bytes: number}[]} inputs What was uploaded with it.
  * @property {number} heard When, by performance.now().
  */
 
@@ -158,6 +160,29 @@ export class Jobs extends EventTarget {
       await api.post("v1/jobs/cancel", { body: { ids } });
     }
     await this.refresh();
+  }
+
+  /**
+   * Delete several jobs with their images.
+   * @param {string[]} ids
+   */
+  async removeAll(ids) {
+    for (let start = 0; start < ids.length; start += AT_ONCE) {
+      const part = ids.slice(start, start + AT_ONCE);
+      await api.post("v1/jobs/delete", { body: { ids: part } });
+      for (const id of part) this.#gone(id);
+    }
+  }
+
+  /**
+   * Make a job a favorite, or an ordinary one.
+   * @param {Job} job
+   * @param {boolean} favorite
+   */
+  async mark(job, favorite) {
+    const news = await api.post(`v1/jobs/${job.id}`, { body: { favorite } });
+    job.favorite = news.favorite;
+    this.#take(news);
   }
 
   /** @param {string} id */

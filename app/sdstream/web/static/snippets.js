@@ -9,49 +9,84 @@ import { asFields } from "./extra-options.js";
  * What the snippets are made of.
  * @typedef {object} Facts
  * @property {Settings} settings
- * @property {boolean} image There is an image to start from.
- * @property {boolean} mask There is a mask over it.
+ * @property {string[]} images Names of the files to start from.
+ * @property {boolean} mask There is a mask over the first one.
+ * @property {string | null} control Name of the control image's file.
  * @property {boolean} key The server asks for a key.
  */
 
 /** @type {Record<string, (facts: Facts) => string>} */
-export const SNIPPETS = { curl, python, javascript };
+export const SNIPPETS = { curl, python, javascript, node };
+
+const MASK = "mask.png";
 
 /**
+ * The fields of a request that are files: name -> file.
  * @param {Facts} facts
- * @returns {string}
+ * @returns {[string, string][]}
  */
-function curl({ settings, image, mask, key }) {
-  const one = (settings.n ?? 1) === 1;
-  const lines = [`curl -s ${quoted(at(image ? "v1/images/edits" : "v1/images/generations"))}`];
-  if (key) lines.push('-H "Authorization: Bearer $SDSTREAM_CLIENT_KEY"');
-  if (one) lines.push('-H "Accept: image/png"');
-  if (image) {
-    lines.push("-F image=@image.png");
-    if (mask) lines.push("-F mask=@mask.png");
-    for (const [name, value] of fields(settings, mask)) {
-      lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
-    }
-  } else {
-    lines.push('-H "Content-Type: application/json"', `-d ${quoted(json(settings))}`);
-  }
-  return `${lines.join(" \\\n  ")} > ${one ? "picture.png" : "pictures.json"}`;
+function filesOf({ images, mask, control }) {
+  return [
+    ...images.map((name) => /** @type {[string, string]} */ (["image", name])),
+    ...(mask ? [/** @type {[string, string]} */ (["mask", MASK])] : []),
+    ...(control ? [/** @type {[string, string]} */ (["control", control])] : []),
+  ];
+}
+
+/** @param {Facts} facts */
+function pathOf({ images }) {
+  return images.length ? "v1/images/edits" : "v1/images/generations";
+}
+
+/** @param {Settings} settings */
+function endingOf(settings) {
+  return String(settings.output_format ?? "png");
 }
 
 /**
  * @param {Facts} facts
  * @returns {string}
  */
-function python({ settings, image, mask, key }) {
+function curl(facts) {
+  const { settings, mask, key } = facts;
+  const one = (settings.n ?? 1) === 1;
+  const files = filesOf(facts);
+  const lines = [`curl -sS --fail-with-body ${quoted(at(pathOf(facts)))}`];
+  if (key) lines.push('-H "Authorization: Bearer $SDSTREAM_CLIENT_KEY"');
+  if (one) lines.push(`-H "Accept: image/${endingOf(settings)}"`);
+  for (const [field, name] of files) {
+    lines.push(`-F ${quoted(`${field}=@"${name.replace(/[\\"]/g, "\\$&")}"`)}`);
+  }
+  if (files.length) {
+    for (const [name, value] of fields(settings, mask)) {
+      lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
+    }
+  } else {
+    lines.push('-H "Content-Type: application/json"', `-d ${quoted(json(settings))}`);
+  }
+  lines.push(`-o ${one ? `picture.${endingOf(settings)}` : "pictures.json"}`);
+  return lines.join(" \\\n  ");
+}
+
+/**
+ * @param {Facts} facts
+ * @returns {string}
+ */
+function python(facts) {
+  const { settings, images, mask, key, control } = facts;
+  if (control) return plainPython(facts);
   const { model, prompt, size, n, ...extra } = settings;
+  const opened = images.map((name) => `open(${JSON.stringify(name)}, "rb")`);
   const call = [
     `model=${JSON.stringify(model)},`,
-    ...(image ? ['image=open("image.png", "rb"),'] : []),
-    ...(mask ? ['mask=open("mask.png", "rb"),'] : []),
+    ...(opened.length === 1 ? [`image=${opened[0]},`] : []),
+    ...(opened.length > 1 ? [`image=[${opened.join(", ")}],`] : []),
+    ...(mask ? [`mask=open("${MASK}", "rb"),`] : []),
     `prompt=${JSON.stringify(prompt)},`,
     ...(size ? [`size=${JSON.stringify(size)},`] : []),
     ...(n === undefined ? [] : [`n=${n},`]),
-    `extra_body=${image ? textual(extra, mask) : json(extra, inPython)},`,
+    'response_format="b64_json",',
+    `extra_body=${images.length ? textual(extra, mask) : json(extra, inPython)},`,
   ];
   return [
     "import base64",
@@ -60,31 +95,66 @@ function python({ settings, image, mask, key }) {
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url=${JSON.stringify(at("v1"))}, api_key=${key ? 'os.environ["SDSTREAM_CLIENT_KEY"]' : '"unused"'})`,
-    `answer = client.images.${image ? "edit" : "generate"}(`,
+    `answer = client.images.${images.length ? "edit" : "generate"}(`,
     ...call.map((line) => `    ${line}`),
     ")",
     "for number, image in enumerate(answer.data):",
-    '    with open(f"picture-{number}.png", "wb") as file:',
+    `    with open(f"picture-{number}.${endingOf(settings)}", "wb") as file:`,
     "        file.write(base64.b64decode(image.b64_json))",
   ].join("\n");
 }
 
 /**
+ * OpenAI's library sends no control image.
+ * @param {Facts} facts
+ */
+function plainPython(facts) {
+  const { settings, mask, key } = facts;
+  const files = filesOf(facts).map(
+    ([field, name]) => `("${field}", open(${JSON.stringify(name)}, "rb"))`,
+  );
+  return [
+    "import base64",
+    ...(key ? ["import os"] : []),
+    "",
+    "import requests",
+    "",
+    "answer = requests.post(",
+    `    ${JSON.stringify(at(pathOf(facts)))},`,
+    ...(key ? ['    headers={"Authorization": "Bearer " + os.environ["SDSTREAM_CLIENT_KEY"]},'] : []),
+    `    data=${textual(settings, mask)},`,
+    `    files=[${files.join(", ")}],`,
+    ")",
+    "answer.raise_for_status()",
+    'for number, image in enumerate(answer.json()["data"]):',
+    `    with open(f"picture-{number}.${endingOf(settings)}", "wb") as file:`,
+    '        file.write(base64.b64decode(image["b64_json"]))',
+  ].join("\n");
+}
+
+/**
+ * For a page: progress, and the images at its end.
  * @param {Facts} facts
  * @returns {string}
  */
-function javascript({ settings, image, mask, key }) {
+function javascript(facts) {
+  const { settings, key } = facts;
+  const files = filesOf(facts);
   const lines = [`const server = ${JSON.stringify(BASE.href)};`];
   if (key) {
     lines.push(
-      "const headers = { Authorization: `Bearer ${key}` }; // your key",
+      'const headers = { Authorization: `Bearer ${prompt("API key")}` };',
       'const post = { method: "POST", headers };',
       "const { token } = await (await fetch(`${server}v1/tokens`, post)).json();",
     );
   }
-  lines.push(...(image ? editing(settings, mask, key) : drawing(settings, key)));
+  lines.push(...(files.length ? uploading(facts, files) : drawing(settings, key)));
   lines.push(
     'events.addEventListener("progress", ({ data }) => console.log(JSON.parse(data).progress));',
+    'events.addEventListener("failed", ({ data }) => {',
+    "  events.close();",
+    "  console.error(JSON.parse(data).error.message);",
+    "});",
     'events.addEventListener("completed", ({ data }) => {',
     "  events.close();",
     "  for (const { url } of JSON.parse(data).images) {",
@@ -110,23 +180,68 @@ function drawing(settings, key) {
 }
 
 /**
- * @param {Settings} settings
- * @param {boolean} mask
- * @param {boolean} key
+ * @param {Facts} facts
+ * @param {[string, string][]} files
  */
-function editing(settings, mask, key) {
+function uploading(facts, files) {
+  const { settings, mask, key } = facts;
   const headers = `{ ${key ? "...headers, " : ""}Prefer: "respond-async" }`;
   return [
+    "// A page may read no file by its name: the person chooses it.",
+    "const chosen = (name) => new Promise((resolve) => {",
+    '  const input = Object.assign(document.createElement("input"), { type: "file" });',
+    '  const label = document.createElement("label");',
+    "  label.append(`${name} `, input);",
+    "  input.onchange = () => { label.remove(); resolve(input.files[0]); };",
+    "  document.body.prepend(label);",
+    "});",
     "const body = new FormData();",
     `for (const [name, value] of Object.entries(${textual(settings, mask)})) body.append(name, value);`,
-    'body.append("image", imageFile); // a File or Blob',
-    ...(mask ? ['body.append("mask", maskFile);'] : []),
-    "const answer = await fetch(`${server}v1/images/edits`, {",
+    ...files.map(([field, name]) => `body.append("${field}", await chosen(${JSON.stringify(name)}));`),
+    `const answer = await fetch(\`\${server}${pathOf(facts)}\`, {`,
     `  method: "POST", headers: ${headers}, body,`,
     "});",
     "const job = await answer.json();",
+    "if (job.error) throw new Error(job.error.message);",
     `const events = new EventSource(job.events_url${key ? " + `?token=${token}`" : ""});`,
   ];
+}
+
+/**
+ * For Node.js 18 and later, as a module (.mjs).
+ * @param {Facts} facts
+ * @returns {string}
+ */
+function node(facts) {
+  const { settings, mask, key } = facts;
+  const files = filesOf(facts);
+  const head = [
+    ...(key ? ["Authorization: `Bearer ${process.env.SDSTREAM_CLIENT_KEY}`"] : []),
+    ...(files.length ? [] : ['"Content-Type": "application/json"']),
+  ];
+  const body = files.length
+    ? [
+        "const body = new FormData();",
+        `for (const [name, value] of Object.entries(${textual(settings, mask)})) body.append(name, value);`,
+        ...files.map(([field, name]) => {
+          const text = JSON.stringify(name);
+          return `body.append("${field}", new Blob([await readFile(${text})]), ${text});`;
+        }),
+      ]
+    : [`const body = ${JSON.stringify(json(settings))};`];
+  return [
+    `import { ${files.length ? "readFile, " : ""}writeFile } from "node:fs/promises";`,
+    "",
+    ...body,
+    `const answer = await fetch(${JSON.stringify(at(pathOf(facts)))}, {`,
+    `  method: "POST", headers: { ${head.join(", ")} }, body,`,
+    "});",
+    "const { data, error } = await answer.json();",
+    "if (error) throw new Error(error.message);",
+    "for (const [number, image] of data.entries()) {",
+    `  await writeFile(\`picture-\${number}.${endingOf(settings)}\`, Buffer.from(image.b64_json, "base64"));`,
+    "}",
+  ].join("\n");
 }
 
 /**

@@ -23,6 +23,7 @@ const easel = byId("easel", HTMLElement);
 const work = byId("work", HTMLElement);
 const views = byId("views", HTMLElement);
 const viewCanvas = byId("view-canvas", HTMLButtonElement);
+const viewGrid = byId("view-grid", HTMLButtonElement);
 const viewPicture = byId("view-picture", HTMLButtonElement);
 const frame = byId("frame", HTMLElement);
 const picture = byId("picture", HTMLImageElement);
@@ -46,16 +47,21 @@ const MOST_MODELS = 4;
 
 /**
  * Fires "example" with a prompt; "cancel" and "again" with a Job; "model" with {job, model}; "open",
- * "edit", "reuse" and "download" with {job, image}, as details.
+ * "edit", "reuse", "upscale" and "download" with {job, image}, as details.
  */
 export class Stage extends EventTarget {
   /** @type {Job | null} */
   job = null;
 
+  /** The server has an upscaler. */
+  canUpscale = false;
+
   /** The picture that was picked from the strip; else the newest is shown. */
   #picked = -1;
   #hasImage = false;
   #onCanvas = false;
+  #hasGrid = false;
+  #onGrid = false;
   /** Ids of the server's models. @type {string[]} */
   #models = [];
 
@@ -68,6 +74,7 @@ export class Stage extends EventTarget {
     );
     viewCanvas.addEventListener("click", () => this.showCanvas());
     viewPicture.addEventListener("click", () => this.showPicture());
+    viewGrid.addEventListener("click", () => this.showGrid());
     cancel.addEventListener("click", () => this.#fire("cancel", this.job));
     enlarge.addEventListener("click", () => this.#fireImage("open"));
     byId("again", HTMLButtonElement).addEventListener("click", () => {
@@ -76,6 +83,10 @@ export class Stage extends EventTarget {
     });
     byId("edit-this", HTMLButtonElement).addEventListener("click", () => this.#fireImage("edit"));
     byId("reuse", HTMLButtonElement).addEventListener("click", () => this.#fireImage("reuse"));
+    byId("upscale-this", HTMLButtonElement).addEventListener("click", () => {
+      focusStage();
+      this.#fireImage("upscale");
+    });
     byId("download", HTMLButtonElement).addEventListener("click", () => this.#fireImage("download"));
     setInterval(() => this.job && !isOver(this.job) && this.#tellProgress(this.job), TICK_MS);
   }
@@ -97,10 +108,23 @@ export class Stage extends EventTarget {
   }
 
   showCanvas() {
+    this.#onGrid = false;
     this.#turn(true);
   }
 
   showPicture() {
+    this.#onGrid = false;
+    this.#turn(false);
+  }
+
+  /** There is a comparison from now on. */
+  addGrid() {
+    this.#hasGrid = true;
+    this.#turn(this.#onCanvas);
+  }
+
+  showGrid() {
+    this.#hasGrid = this.#onGrid = true;
     this.#turn(false);
   }
 
@@ -110,6 +134,7 @@ export class Stage extends EventTarget {
    */
   setImage(there) {
     this.#hasImage = there;
+    if (there) this.#onGrid = false;
     this.#turn(there);
   }
 
@@ -147,6 +172,7 @@ export class Stage extends EventTarget {
     this.#showNotes(job);
     actions.hidden = !shown && !over;
     for (const id of ["edit-this", "download"]) byId(id, HTMLElement).hidden = !shown;
+    byId("upscale-this", HTMLElement).hidden = !shown || !this.canUpscale;
     byId("reuse", HTMLElement).hidden = !wasDrawn(job);
   }
 
@@ -159,12 +185,18 @@ export class Stage extends EventTarget {
   /** @param {boolean} canvas */
   #turn(canvas) {
     this.#onCanvas = canvas && this.#hasImage;
-    welcome.hidden = this.#onCanvas || this.job !== null;
+    const other = this.#onCanvas || this.#onGrid;
+    welcome.hidden = other || this.job !== null;
     easel.hidden = !this.#onCanvas;
-    work.hidden = this.#onCanvas || this.job === null;
-    views.hidden = !this.#hasImage || !this.job;
+    work.hidden = other || this.job === null;
+    byId("grid", HTMLElement).hidden = !this.#onGrid;
+    views.hidden = [this.#hasImage, this.job, this.#hasGrid].filter(Boolean).length < 2;
+    viewCanvas.hidden = !this.#hasImage;
+    viewPicture.hidden = !this.job;
+    viewGrid.hidden = !this.#hasGrid;
+    viewGrid.setAttribute("aria-pressed", String(this.#onGrid));
     viewCanvas.setAttribute("aria-pressed", String(this.#onCanvas));
-    viewPicture.setAttribute("aria-pressed", String(!this.#onCanvas));
+    viewPicture.setAttribute("aria-pressed", String(!other));
   }
 
   /** @returns {JobImage | undefined} */

@@ -17,10 +17,12 @@ const sure = byId("viewer-sure", HTMLElement);
 const viewerError = byId("viewer-error", HTMLElement);
 const deleteButton = byId("viewer-delete", HTMLButtonElement);
 
-/** Fires "reuse", "edit" and "download" with an Entry as detail. */
+/** Fires "reuse", "edit", "favorite", "upscale" and "download" with an Entry as detail. */
 export class Viewer extends EventTarget {
   /** @type {Entry | null} */
   #entry = null;
+  /** The server has an upscaler. */
+  canUpscale = false;
   #gallery;
   #remove;
 
@@ -37,12 +39,15 @@ export class Viewer extends EventTarget {
     dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowLeft") this.#turn(-1);
       if (event.key === "ArrowRight") this.#turn(1);
+      if (event.key === "Delete") this.#ask();
     });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     on("viewer-close", () => dialog.close());
     on("viewer-reuse", () => this.#leave("reuse"));
     on("viewer-edit", () => this.#leave("edit"));
     on("viewer-download", () => this.#fire("download"));
+    on("viewer-upscale", () => this.#leave("upscale"));
+    on("viewer-favorite", () => this.#fire("favorite"));
     on("viewer-delete", () => this.#ask());
     on("viewer-keep", () => this.#unask());
     on("viewer-delete-now", () => this.#delete());
@@ -85,10 +90,26 @@ export class Viewer extends EventTarget {
       ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
     );
     for (const id of ["viewer-edit", "viewer-download"]) byId(id, HTMLElement).hidden = !image;
+    byId("viewer-upscale", HTMLElement).hidden = !image || !this.canUpscale;
     byId("viewer-reuse", HTMLElement).hidden = !wasDrawn(job);
+    this.showMark();
     const place = this.#place();
+    this.#gallery.near(place);
     previous.disabled = place <= 0;
     next.disabled = place < 0 || place >= this.#gallery.entries.length - 1;
+  }
+
+  /** @param {string} text */
+  showError(text) {
+    viewerError.textContent = text;
+  }
+
+  /** The job is a favorite, or is none any more. */
+  showMark() {
+    byId("viewer-favorite", HTMLElement).setAttribute(
+      "aria-pressed",
+      String(this.#entry?.job.favorite ?? false),
+    );
   }
 
   #place() {

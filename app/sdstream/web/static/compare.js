@@ -1,0 +1,145 @@
+/** Comparisons: from the form of two axes to a group of jobs, and the grid that they fill. */
+
+import { api, ApiError } from "./api.js";
+import { byId, save } from "./dom.js";
+import { cellOf, GridForm } from "./grid-form.js";
+import { Grid } from "./grid.js";
+import { sheetOf } from "./grid-sheet.js";
+import { tell } from "./header.js";
+import { forget, keep, recallJson } from "./storage.js";
+
+/** @import {Form, Settings} from "./form.js" */
+/** @import {Ask, Job, Jobs} from "./jobs.js" */
+/** @import {Plan} from "./grid.js" */
+/** @import {Stage} from "./stage.js" */
+
+const QUEUE_FULL_MS = 1_000;
+const TOO_MANY = 429;
+const SEEDS = 2 ** 32;
+
+/** Fires "open" with a Job as detail. */
+export class Compare extends EventTarget {
+  grid = new Grid();
+  form = new GridForm();
+  #form;
+  #jobs;
+  #stage;
+  #ask;
+  /** The group whose jobs are still being sent. @type {string | null} */
+  #sending = null;
+
+  /**
+   * @param {Form} form The settings that all cells share.
+   * @param {Jobs} jobs
+   * @param {Stage} stage
+   * @param {(settings: Settings) => Promise<Ask>} ask
+   */
+  constructor(form, jobs, stage, ask) {
+    super();
+    this.#form = form;
+    this.#jobs = jobs;
+    this.#stage = stage;
+    this.#ask = ask;
+    this.form.addEventListener("compare", () => this.#begin());
+    jobs.addEventListener("change", (event) => this.grid.update(/** @type {CustomEvent} */ (event).detail));
+    this.grid.addEventListener("cancel", () => this.#cancel());
+    this.grid.addEventListener("sheet", () => this.#download());
+    this.grid.addEventListener("open", (event) => {
+      this.dispatchEvent(new CustomEvent("open", { detail: /** @type {CustomEvent} */ (event).detail }));
+    });
+  }
+
+  /** Bring back the comparison of an earlier visit, if the server still has its jobs. */
+  async restore() {
+    const plan = /** @type {Plan | null} */ (recallJson("grid"));
+    if (!plan || this.grid.plan) return;
+    const page = await api.get(`v1/jobs?limit=100&group=${encodeURIComponent(plan.group)}`);
+    if (!page.data.length) return forget("grid");
+    this.grid.show(plan);
+    for (const job of page.data) this.grid.update(job);
+    this.#stage.addGrid();
+  }
+
+  async #begin() {
+    const shared = { ...this.#form.read(), n: 1 };
+    // Else every image would differ by its seed too.
+    shared.seed ??= String(Math.floor(Math.random() * SEEDS));
+    if (!shared.prompt?.trim()) return this.form.showError("Enter a prompt.");
+    let axes;
+    try {
+      axes = this.form.read(shared);
+    } catch (error) {
+      return this.form.showError(/** @type {Error} */ (error).message);
+    }
+    const { across, down } = axes;
+    const group = `grid-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
+    const cells = across.values.length * (down?.values.length ?? 1);
+    /** @type {Plan} */
+    const plan = { group, settings: shared, across, down, ids: Array(cells).fill(null) };
+    this.grid.show(plan);
+    this.#stage.showGrid();
+    byId("stage", HTMLElement).scrollIntoView({ block: "nearest" });
+    this.#sending = group;
+    try {
+      await this.#send(plan);
+    } catch (error) {
+      this.form.showError(/** @type {Error} */ (error).message);
+      await this.#cancel();
+    }
+    keep("grid", JSON.stringify(plan));
+  }
+
+  /** @param {Plan} plan */
+  async #send(plan) {
+    const { across, down, settings, group, ids } = plan;
+    for (let index = 0; index < ids.length; index += 1) {
+      const column = index % across.values.length;
+      const row = Math.floor(index / across.values.length);
+      const chosen = [{ axis: across, value: across.values[column] }];
+      if (down) chosen.push({ axis: down, value: down.values[row] });
+      const job = await this.#submit(await this.#ask({ ...cellOf(settings, chosen), group }));
+      if (!job) return;
+      ids[index] = job.id;
+      this.grid.update(job);
+    }
+  }
+
+  /**
+   * @param {Ask} ask
+   * @returns {Promise<Job | null>} Null when the comparison was cancelled meanwhile.
+   */
+  async #submit(ask) {
+    const group = this.#sending;
+    for (;;) {
+      if (!group || group !== this.#sending) return null;
+      try {
+        return await this.#jobs.submit(ask);
+      } catch (error) {
+        if (!(error instanceof ApiError) || error.status !== TOO_MANY) throw error;
+        await new Promise((resolve) => setTimeout(resolve, QUEUE_FULL_MS));
+      }
+    }
+  }
+
+  async #cancel() {
+    this.#sending = null;
+    const { plan } = this.grid;
+    if (!plan) return;
+    try {
+      await api.post("v1/jobs/cancel", { body: { group: plan.group } });
+      await this.#jobs.refresh();
+    } catch (error) {
+      tell(`They could not be cancelled. ${/** @type {Error} */ (error).message}`);
+    }
+  }
+
+  async #download() {
+    const { plan, jobs } = this.grid;
+    if (!plan) return;
+    try {
+      save(await sheetOf(plan, jobs));
+    } catch (error) {
+      tell(`The sheet could not be made. ${/** @type {Error} */ (error).message}`);
+    }
+  }
+}

@@ -1,0 +1,90 @@
+"""The web page in a real browser. Comparisons: a grid of images of two axes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import httpx2
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.support.browser import SCREENSHOTS
+from tests.support.page import Visit, accessible, field
+from tests.support.servers import ServerProcess
+
+
+def test_a_grid(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """The cells fill with one seed, the sheet has the settings in its text, and a reload keeps
+    it."""
+    page = visit(own_server).open()
+    field(page, "Prompt").fill("a cat, step=0.05")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("sample_steps")
+    field(page, "Values of the columns").fill("3, 5, 7")
+    field(page, "Rows").select_option("word")
+    field(page, "Values of the rows").fill("cat, dog")
+    page.get_by_role("button", name="Compare 6 images").click()
+    expect(page.locator("#grid-status")).to_contain_text("of 6 finished")
+    expect(page.locator("#grid-table img")).to_have_count(6)
+    expect(page.locator("#grid-status")).to_contain_text("6 images, seed")
+    page.screenshot(path=SCREENSHOTS / "grid.png")
+    accessible(page)()
+    group = httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["data"][0]["group"]
+    jobs = httpx2.get(f"{own_server.url}/v1/jobs?group={group}").json()["data"]
+    made = {(job["parameters"]["sample_steps"], job["parameters"]["prompt"]) for job in jobs}
+    assert made == {(s, f"a {word}, step=0.05") for s in (3, 5, 7) for word in ("cat", "dog")}
+    assert len({job["parameters"]["seed"] for job in jobs}) == 1
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the sheet").click()
+    download.value.save_as(tmp_path / "grid.png")
+    data = (tmp_path / "grid.png").read_bytes()
+    with Image.open(io.BytesIO(data)) as sheet:
+        sheet.load()
+        assert sheet.width >= 3 * 128
+        assert sheet.height >= 2 * 128
+        text = str(sheet.text["parameters"])  # type: ignore[attr-defined]
+    assert 'X axis: "sample_steps 3, 5, 7"' in text
+    read = httpx2.post(
+        f"{own_server.url}/v1/images/parameters", files={"image": ("grid.png", data)}
+    ).json()
+    assert read["parameters"]["prompt"] == "a cat, step=0.05"
+    page.reload()
+    page.get_by_role("button", name="Grid").click()
+    expect(page.locator("#grid-table img")).to_have_count(6)
+    page.locator("#grid-table button").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("Steps3")
+
+
+def test_a_grid_is_cancelled(own_server: ServerProcess, visit: Visit) -> None:
+    """All of its jobs, and no others."""
+    page = visit(own_server).open()
+    field(page, "Prompt").fill("slowly step=0.3")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("seed")
+    page.get_by_role("button", name="Compare 4 images").click()
+    expect(page.locator("#grid-status")).to_have_text("0 of 4 finished")
+    page.locator("#grid").get_by_role("button", name="Cancel all").click()
+    expect(page.locator("#grid-table")).to_contain_text("Cancelled")
+    expect(page.locator("#grid-status")).to_contain_text("4 images")
+    expect(page.locator("#queue")).to_be_hidden()
+
+
+def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:
+    """Each fault is said in words, and nothing is sent."""
+    page = visit(own_server).open()
+    page.locator("#compare summary").click()
+    go, error = page.locator("#compare-go"), page.locator("#compare-error")
+    go.click()
+    expect(error).to_have_text("Enter a prompt.")
+    field(page, "Prompt").fill("a cat")
+    for axis, values, message in (
+        ("cfg_scale", "1, much", "CFG scale: 'much' is not a number."),
+        ("seed", "", "Seed: enter values, with commas between them."),
+        ("word", "dog, cat", "The prompt does not contain 'dog'"),
+        ("seed", ",".join(map(str, range(65))), "A grid has at most 64 images"),
+    ):
+        field(page, "Columns").select_option(axis)
+        field(page, "Values of the columns").fill(values)
+        go.click()
+        expect(error).to_contain_text(message)

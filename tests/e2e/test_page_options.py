@@ -1,0 +1,133 @@
+"""The web page in a real browser. Options of the model, further images, and upscaling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import expect
+
+from tests.e2e.test_page_settings import with_parameters
+from tests.support.browser import SCREENSHOTS
+from tests.support.page import (
+    Visit,
+    accessible,
+    draw,
+    field,
+    finished,
+    hand_over,
+    newest,
+    redrawn,
+    scene,
+)
+from tests.support.servers import ServerProcess, running_server
+
+MODELS = """
+default: edits
+models:
+  - id: edits
+    family: flux_kontext
+    files: {model: "builtin:drawings"}
+  - id: plain
+    family: ovis_image
+    files: {model: "builtin:drawings"}
+    size: {min: 64, max: 512}
+    defaults: {size: 128x128, steps: 4}
+"""
+
+
+def test_options_of_the_model(own_server: ServerProcess, visit: Visit) -> None:
+    """Fields of every kind set options, which are dropped one by one, and belong to the model."""
+    page = visit(own_server).open()
+    field(page, "Prompt").fill("with options")
+    page.locator("#extras summary").click()
+    field(page, "LoRA").select_option("shapes")
+    scale = field(page, "Scale of shapes")
+    scale.fill("0.5")
+    scale.press("Enter")
+    field(page, "Hires scale").fill("2")
+    field(page, "Hires upscaler").select_option("lanczos")
+    field(page, "SLG scale").fill("2.5")
+    field(page, "SLG layers").fill("1, 2")
+    field(page, "Cache mode").select_option("easycache")
+    field(page, "Cache options").fill("threshold=0.3")
+    field(page, "VAE tiling").check()
+    field(page, "Output format").select_option("webp")
+    page.screenshot(path=SCREENSHOTS / "options.png")
+    accessible(page)()
+    drawn = redrawn(own_server, page)
+    wanted = {
+        "lora": [{"id": "shapes", "scale": 0.5}], "hires_scale": 2, "hires_upscaler": "lanczos",
+        "slg_scale": 2.5, "slg_layers": [1, 2], "cache_mode": "easycache", "vae_tiling": True,
+        "cache_options": {"threshold": 0.3},
+    }  # fmt: skip
+    assert {name: drawn.get(name) for name in wanted} == wanted
+    assert newest(own_server)["output_format"] == "webp"
+    page.get_by_role("button", name="Drop hires_upscaler").click()
+    page.get_by_role("button", name="Drop hires_scale").click()
+    expect(field(page, "Hires scale")).to_have_value("")
+    page.get_by_role("button", name="Drop shapes").click()
+    drawn = redrawn(own_server, page)
+    assert "hires_scale" not in drawn
+    assert "lora" not in drawn
+    assert drawn["slg_scale"] == 2.5
+    page.get_by_role("button", name="Drop all further options").click()
+    expect(field(page, "Cache mode")).to_have_value("")
+
+
+def test_lora_tags(own_server: ServerProcess, visit: Visit) -> None:
+    """They are explained, and become options by one press; unknown ones are named."""
+    page = visit(own_server).open()
+    prompt, hint = field(page, "Prompt"), page.locator("#prompt-hint")
+    prompt.fill("a cat <lora:nobody:1>")
+    expect(hint).to_contain_text("no LoRA nobody")
+    prompt.fill("a <lora:shapes:0.5> cat")
+    page.get_by_role("button", name="Choose it as an option").click()
+    expect(prompt).to_have_value("a cat")
+    expect(hint).to_be_hidden()
+    expect(page.locator("#further")).to_contain_text("lora shapes 0.5")
+
+
+def test_sizes_become_the_nearest(own_server: ServerProcess, visit: Visit) -> None:
+    """Of a file, with a notice, and of what is typed."""
+    page = visit(own_server).open()
+    text = "a cat\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 3, Seed: 1, Size: 1000x77"
+    hand_over(page, "drop", "#drop-read", with_parameters(text), "theirs.png")
+    expect(page.locator("#notice")).to_contain_text("The size 1000 × 77 became 512 × 80")
+    expect(page.locator("#sampler")).to_have_value("dpm++2m")
+    expect(page.locator("#schedule")).to_have_value("karras")
+    field(page, "Free").check()
+    field(page, "Width").fill("101")
+    field(page, "Width").blur()
+    expect(field(page, "Width")).to_have_value("96")
+
+
+def test_upscaling_an_image(own_server: ServerProcess, visit: Visit) -> None:
+    """One press enlarges the image on the stage."""
+    page = visit(own_server).open()
+    draw(page, "small")
+    finished(page)
+    page.locator("#actions").get_by_role("button", name="Upscale").click()
+    expect(page.locator("#details")).to_contain_text("256 × 256")
+    assert newest(own_server)["parameters"]["upscaler"] == "twice"
+
+
+def test_reference_images(tmp_path: Path, visit: Visit) -> None:
+    """A model that looks at images gets several; another model is offered none."""
+    (tmp_path / "models.yaml").write_text(MODELS)
+    models = tmp_path / "models.yaml"
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        page = visit(server).open()
+        page.locator("#extras summary").click()
+        page.locator("#reference-file").set_input_files([scene(tmp_path)] * 2)
+        expect(page.locator("#references li")).to_have_count(2)
+        accessible(page)()
+        field(page, "Prompt").fill("like these")
+        redrawn(server, page)
+        assert [one["name"] for one in newest(server)["inputs"]] == ["image", "image-2"]
+        page.locator("#references button").first.click()
+        expect(page.locator("#references li")).to_have_count(1)
+        field(page, "Model").select_option("plain")
+        expect(page.locator("#references-field")).to_be_hidden()
+        field(page, "Prompt").fill("without")
+        redrawn(server, page)
+        assert newest(server)["inputs"] == []
