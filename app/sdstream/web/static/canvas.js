@@ -409,13 +409,16 @@ function draw(target, stroke, look) {
   const [first, ...rest] = stroke.points;
   target.save();
   if (stroke.erase && look.erase === null) target.globalCompositeOperation = "destination-out";
-  target.strokeStyle = (stroke.erase && look.erase) || look.paint;
+  target.fillStyle = target.strokeStyle = (stroke.erase && look.erase) || look.paint;
   target.lineWidth = stroke.radius * 2;
   target.lineCap = target.lineJoin = "round";
+  // Browsers draw no line without a length, and so no dot of a single press.
+  target.beginPath();
+  target.arc(...first, stroke.radius, 0, 2 * Math.PI);
+  target.fill();
   target.beginPath();
   target.moveTo(...first);
-  // A line to where it begins is a dot.
-  for (const point of rest.length ? rest : [first]) target.lineTo(...point);
+  for (const point of rest) target.lineTo(...point);
   target.stroke();
   target.restore();
 }

@@ -78,7 +78,7 @@ export class Compare extends EventTarget {
     const plan = { group, settings: shared, across, down, ids: Array(cells).fill(null) };
     this.grid.show(plan);
     this.#stage.showGrid();
-    byId("stage", HTMLElement).scrollIntoView({ block: "nearest" });
+    byId("stage", HTMLElement).scrollIntoView({ block: "start" });
     this.#sending = group;
     try {
       await this.#send(plan);
