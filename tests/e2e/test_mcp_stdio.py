@@ -69,7 +69,7 @@ def test_embedded(tmp_path: Path, root: Path) -> None:
         assert str(root) in tools["edit_image"]["properties"]["image"]["description"]
         messages: list[str] = []
 
-        async def report(_percent: float, _total: float | None, message: str | None) -> None:
+        async def report(progress: float, total: float | None, message: str | None) -> None:
             messages.append(message or "")
 
         arguments = {"prompt": "a cat", "size": "64x128", "seed": 7, "steps": 3}
@@ -154,7 +154,7 @@ def test_cancel(tmp_path: Path) -> None:
 
         started = asyncio.Event()
 
-        async def report(_percent: float, _total: float | None, message: str | None) -> None:
+        async def report(progress: float, total: float | None, message: str | None) -> None:
             if message and message.startswith("Step"):
                 started.set()
 
@@ -180,7 +180,7 @@ def test_a_running_server(keyed_server: ServerProcess, root: Path) -> None:
         assert str(root) in tools["edit_image"]["properties"]["image"]["description"]
         messages: list[str] = []
 
-        async def report(_percent: float, _total: float | None, message: str | None) -> None:
+        async def report(progress: float, total: float | None, message: str | None) -> None:
             messages.append(message or "")
 
         arguments = {"prompt": "a dog", "image": "cat.png", "steps": 3, "strength": 1}
@@ -209,7 +209,7 @@ def test_a_cancelled_request_of_a_running_server(fake_server: ServerProcess) -> 
     async def begin(client: Client) -> asyncio.Task[object]:
         started = asyncio.Event()
 
-        async def report(_percent: float, _total: float | None, message: str | None) -> None:
+        async def report(progress: float, total: float | None, message: str | None) -> None:
             if message and message.startswith("Step"):
                 started.set()
 
@@ -242,7 +242,8 @@ def test_a_server_that_is_not_there(keyed_server: ServerProcess) -> None:
 
     async def nobody(client: Client) -> None:
         told = await error_of(client, "generate_image", prompt="a")
-        assert told.startswith("The server cannot be reached: ")
+        assert told.startswith("no server answers at http://127.0.0.1:")
+        assert "starts one." in told
 
     async def stranger(client: Client) -> None:
         told = await error_of(client, "generate_image", prompt="a")
@@ -258,7 +259,7 @@ def test_a_server_that_is_not_there(keyed_server: ServerProcess) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("--server", "nowhere"), 1, "'nowhere' is not an address of a server"),
+        (("--server", "ftp://nowhere"), 1, "'ftp://nowhere' is not an address of a server"),
         (("--server", "http://localhost:1", "--model", "x"), 2, "cannot be combined with --server"),
         (("--root", "/nonexistent"), 2, "does not exist"),
         (("--model", "nobody"), 78, "nobody"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from PIL import Image as PillowImage
 from sdstream import APIError, AsyncClient, Client, ConnectionFailed, Image, Progress
 from tests.support.servers import ServerProcess, free_port, running_server, wait_until
 
+#: A dictionary without any key.
+NOTHING: dict[str, int] = {}
 SLOW = "a cat step=0.2"
 KEY = "the-right-key"
 
@@ -55,6 +57,7 @@ def test_streaming(client: Client) -> None:
     assert image.format == "webp"
     stream = client.stream(SLOW, size="64x64", steps=100)
     next(one for one in stream if isinstance(one, Progress) and one.step)
+    assert isinstance(stream, Generator)
     stream.close()
     wait_until(lambda: client.jobs.list(limit=1)[0]["status"] == "cancelled", 20, "the job goes on")
 
@@ -115,20 +118,24 @@ def test_errors(client: Client) -> None:
     with pytest.raises(TypeError, match="response_format"):
         client.generate("a cat", response_format="url")
     with pytest.raises(KeyError):
-        client.generate(SLOW, size="64x64", steps=50, on_progress=lambda _: {}["missing"])
+        client.generate(SLOW, size="64x64", steps=50, on_progress=lambda _: NOTHING["missing"])
 
 
 def test_servers_that_cannot_be_reached() -> None:
     """No server, no address."""
+    port = free_port()
+    remedy = (
+        f"no server answers at http://127.0.0.1:{port} .* 'sdstream serve --port {port}' starts"
+    )
     with (
-        Client(f"http://127.0.0.1:{free_port()}") as client,
-        pytest.raises(ConnectionFailed, match="cannot be reached"),
+        Client(f"127.0.0.1:{port}") as client,
+        pytest.raises(ConnectionFailed, match=remedy),
     ):
         client.generate("a cat")
     with pytest.raises(RuntimeError, match="closed"):
         client.models()
-    with pytest.raises(ConnectionFailed, match="nowhere"):
-        Client("nowhere")
+    with pytest.raises(ConnectionFailed, match="'ftp://nowhere' is not an address"):
+        Client("ftp://nowhere")
 
 
 def test_keys(tmp_path: Path) -> None:

@@ -60,10 +60,10 @@ def reaching() -> Iterator[None]:
     try:
         yield
     except httpx2.HTTPError as error:
-        raise ConnectionFailed(_why_lost(error)) from error
+        raise ConnectionFailed(why_lost(error)) from error
 
 
-def _why_lost(error: httpx2.HTTPError) -> str:
+def why_lost(error: httpx2.HTTPError) -> str:
     """Return a sentence with the address, and what starts a server where none answers."""
     try:
         url = error.request.url

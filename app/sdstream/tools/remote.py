@@ -15,6 +15,7 @@ from mcp import Client, MCPError
 from mcp import types as mcp
 from mcp.client.streamable_http import streamable_http_client
 
+from sdstream.client.answers import why_lost
 from sdstream.dialects.rendering import JsonObject
 from sdstream.tools.server import Context
 
@@ -80,5 +81,5 @@ def _plain(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, httpx2.HTTPError):
-        return MCPError(mcp.INTERNAL_ERROR, f"The server cannot be reached: {error}")
+        return MCPError(mcp.INTERNAL_ERROR, why_lost(error))
     return error
