@@ -127,7 +127,8 @@ class Arena:
     def resident(self) -> dict[str, int]:
         """Bytes of memory by process."""
         upstream = self.upstream.resident() if self.upstream else {}
-        return self.bare.resident() | self.service.resident() | upstream
+        own: dict[str, int] = self.bare.resident() | self.service.resident()
+        return own | upstream
 
     def ready_seconds(self) -> dict[str, float]:
         """Seconds from the start of a process to its first possible picture."""

@@ -170,7 +170,7 @@ def drawn(folder: Path, model: Path) -> Image.Image:
         "SDSTREAM_DATA_DIR": str(folder),
     }
     # The prompt leaves nothing open that a rounding could decide.
-    words = ["a red circle on a blue background", "--seed", "7", "-o", picture]
+    words = ["a red circle on a blue background", "--seed", "7", "-o", str(picture)]
     subprocess.run(
         [sys.executable, "-m", "sdstream", "generate", *words],
         env=environment,
@@ -279,7 +279,8 @@ def test_killed_in_the_middle(
 def test_the_converter_is_killed(long_work: tuple[subprocess.Popen[str], Path]) -> None:
     """As the kernel does it when memory runs out: one sentence, and nothing is left."""
     work, target = long_work
-    os.kill(*children(work.pid), signal.SIGKILL)
+    (converter,) = children(work.pid)
+    os.kill(converter, signal.SIGKILL)
     assert work.wait(20) == 1
     assert work.stderr is not None
     assert "Error: The converter ended with SIGKILL." in work.stderr.read()

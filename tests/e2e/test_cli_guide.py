@@ -20,8 +20,9 @@ BASH = ("bash", "-euo", "pipefail", "-c")
 
 def block(word: str) -> str:
     """The block of the guide that contains a word."""
-    (found,) = (text for text in SHELL if word in text)
-    return found
+    found: list[str] = [text for text in SHELL if word in text]
+    assert len(found) == 1
+    return found[0]
 
 
 def test_the_blocks_are_known() -> None:

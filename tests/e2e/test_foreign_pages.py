@@ -184,8 +184,8 @@ def test_a_browser_that_shows_no_page(named: tuple[ServerProcess, str]) -> None:
     before = made(server)
     browser = {"User-Agent": "Mozilla/5.0", "Accept": "text/event-stream"}
     url = server.url + GENERATIONS + _QUERY
-    for referer in ({}, {"Referer": "http://evil.test/"}, {"Referer": "http://["}):
-        answer = httpx2.get(url, headers={**browser, **referer})
+    for more in ({}, {"Referer": "http://evil.test/"}, {"Referer": "http://["}):
+        answer = httpx2.get(url, headers={**browser, **more})
         assert (answer.status_code, answer.json()["error"]["reason"]) == (403, "cross_origin")
         assert "POST" in answer.json()["error"]["message"]
     assert made(server) == before

@@ -49,7 +49,9 @@ def test_several_images_where_the_model_takes_one(
 def test_a_mask_keeps_the_rest(native_server: ServerProcess, pictures: Path) -> None:
     """Outside of the transparent part of the mask not one pixel changes."""
     answer = openai(native_server, pictures, "edit_mask")
-    left, top, right, bottom = changed_box(from_base64(answer["data"][0]["b64_json"]), pictures)
+    box = changed_box(from_base64(answer["data"][0]["b64_json"]), pictures)
+    assert box is not None
+    left, top, right, bottom = box
     assert (left, top) >= MASKED[:2]
     assert right <= MASKED[2]
     assert bottom <= MASKED[3]

@@ -32,7 +32,8 @@ def changed(page: Page, original: Path) -> np.ndarray[Any, Any]:
     """Which pixels of the finished picture differ from the image it was made from."""
     drawn = np.asarray(opened(bytes_of(page, finished(page))).convert("RGB"), dtype=int)
     with Image.open(original) as image:
-        return np.abs(drawn - np.asarray(image.convert("RGB"), dtype=int)).max(axis=2) > 0
+        before = np.asarray(image.convert("RGB"), dtype=int)
+    return np.asarray(np.abs(drawn - before).max(axis=2) > 0)
 
 
 def test_a_painted_mask(native_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from scripts.embedded import text, train, twin  # noqa: E402
-from scripts.embedded.optimiser import orthogonalise  # noqa: E402
+from scripts.embedded import text, train, twin
+from scripts.embedded.optimiser import orthogonalise
 
 SMALL = twin.Shape(hidden=128, double_blocks=1, single_blocks=1, text_width=64)
 CPU = torch.device("cpu")
@@ -25,7 +27,11 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train.Options:
     vocabulary = text.Vocabulary.load()
     torch.manual_seed(0)
     encoder = twin.TextEncoder(SMALL, len(vocabulary.tokens) - 5, vocabulary.head_rows())
-    parts = {"dit": twin.ImageNetwork(SMALL), "llm": encoder, "tae.decoder": twin.Decoder()}
+    parts: dict[str, Any] = {
+        "dit": twin.ImageNetwork(SMALL),
+        "llm": encoder,
+        "tae.decoder": twin.Decoder(),
+    }
     weights = {
         f"{prefix}.{name}": value
         for prefix, module in parts.items()

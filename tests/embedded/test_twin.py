@@ -3,15 +3,18 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("stable_diffusion_cpp")
 
-from scripts.embedded import codec, export, native, text, twin  # noqa: E402
-from scripts.embedded.philox import latent_noise  # noqa: E402
+import torch
+
+from scripts.embedded import codec, export, native, text, twin
+from scripts.embedded.philox import latent_noise
 
 SMALL = twin.Shape(hidden=128, double_blocks=1, single_blocks=1, text_width=64)
 PROMPT, NEGATIVE = "a red circle on a blue background", "green"
@@ -21,7 +24,11 @@ def random_weights(vocabulary: text.Vocabulary) -> dict[str, torch.Tensor]:
     """Small random weights, rounded as the GGUF rounds them, and a codec of block means."""
     torch.manual_seed(0)
     encoder = twin.TextEncoder(SMALL, len(vocabulary.tokens), vocabulary.head_rows())
-    parts = {"dit": twin.ImageNetwork(SMALL), "llm": encoder, "tae.decoder": twin.Decoder()}
+    parts: dict[str, Any] = {
+        "dit": twin.ImageNetwork(SMALL),
+        "llm": encoder,
+        "tae.decoder": twin.Decoder(),
+    }
     weights = {}
     for prefix, module in parts.items():
         for name, value in module.state_dict().items():
@@ -100,9 +107,12 @@ class Twin:
         bias = torch.from_numpy(batch.pad_bias)
         return self.network(x, torch.tensor([sigma]), words, positions, bias)
 
-    @torch.no_grad()
     def draw(self, seed: int, settings: native.Settings, negative: str) -> np.ndarray:
-        """Draw PROMPT with Euler's method."""
+        """Generate PROMPT with Euler's method."""
+        with torch.no_grad():
+            return np.asarray(self._pixels(seed, settings, negative))
+
+    def _pixels(self, seed: int, settings: native.Settings, negative: str) -> Any:
         noise = latent_noise(seed, settings.height // 8, settings.width // 8)
         x = torch.from_numpy(noise)[None]
         sigmas = schedule(settings.steps)
@@ -149,7 +159,7 @@ def test_twin_draws_what_the_runtime_draws(
 def test_encoder_layers_are_the_matrix() -> None:
     """The hand-placed convolutions compute exactly the linear map of 8x8 blocks."""
     rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(16, 192)).astype(np.float32) / 14
+    matrix = rng.normal(size=(16, 192)).astype(np.float32) / np.float32(14)
     pictures = rng.integers(0, 256, (2, 32, 48, 3), np.uint8)
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     state = {k: torch.from_numpy(v) for k, v in codec.encoder_state(matrix).items()}

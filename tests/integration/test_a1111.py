@@ -34,7 +34,7 @@ def call(
 def test_keys_know_nothing_of_each_other(tmp_path: Path) -> None:
     """One's job is neither shown to the other nor stopped, and neither is the checkpoint shared."""
     models = catalogue(tmp_path, a="", b="")
-    settings = {"engine": "fake", "models": models, "api_keys": "key-a,key-b"}
+    settings: dict[str, Any] = {"engine": "fake", "models": models, "api_keys": "key-a,key-b"}
     with running_server(tmp_path, **settings) as server, ThreadPoolExecutor(1) as pool:
         drawing = pool.submit(call, server, "txt2img", KEY_A, LONG)
         try:

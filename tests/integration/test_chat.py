@@ -68,7 +68,7 @@ def test_streamed(client: openai.OpenAI) -> None:
     whole = "".join(texts)
     assert whole.startswith("20 % 40 % 60 % 80 % \n\n![a circle](http://")
     images = [
-        c.choices[0].delta.images  # type: ignore[attr-defined]
+        c.choices[0].delta.images
         for c in chunks
         if c.choices and hasattr(c.choices[0].delta, "images")
     ]

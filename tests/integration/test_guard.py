@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeAlias
 
 import pytest
 import uvicorn
@@ -14,7 +15,8 @@ from sdstream.web.protocol import TimeoutProtocol
 from tests.support.servers import free_port
 
 BIG = 8 * 2**20
-Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
 
 
 class Impatient(TimeoutProtocol):

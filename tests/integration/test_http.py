@@ -230,7 +230,7 @@ def test_a_sane_request_id_is_echoed(fake_server: ServerProcess, given: str) -> 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 129, "a/b", "naïve", '"quoted"'])
 def test_an_insane_request_id_is_replaced(fake_server: ServerProcess, given: str) -> None:
     """What would not look well in a log gets an id of the server's own."""
-    headers = {"X-Request-Id": given.encode()}
+    headers = {b"X-Request-Id": given.encode()}
     answer = httpx2.get(f"{fake_server.url}/livez", headers=headers)
     assert re.fullmatch(r"[0-9a-f]{24}", answer.headers["X-Request-Id"])
 
@@ -349,7 +349,7 @@ def test_openapi(fake_server: ServerProcess) -> None:
 
 def test_metrics_after_a_job(fake_server: ServerProcess) -> None:
     """A job counts as a request, a job, its images, its steps and its seconds by phase."""
-    labels = {"model": "embedded"}
+    labels: dict[str, Any] = {"model": "embedded"}
 
     def counted() -> list[float]:
         return [
@@ -662,7 +662,7 @@ def test_a_bad_field_is_named(
     assert error["param"] == param
 
 
-ODD_TEXT = {
+ODD_TEXT: dict[str, dict[str, Any]] = {
     "name": {f"image{LONE}": 1},
     "model": {"model": LONE},
     "sampler": {"sampler": LONE},

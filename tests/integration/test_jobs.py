@@ -581,7 +581,7 @@ def test_the_queue_is_fair_and_bounded_by_key(keyed_server: ServerProcess) -> No
 
 def test_a_full_share_waits_for_its_own_images(tmp_path: Path) -> None:
     """Another key's many images leave the queue first, and make no room for this one's."""
-    settings = {"api_keys": "key-a,key-b", "queue_images_per_key": 8}
+    settings: dict[str, Any] = {"api_keys": "key-a,key-b", "queue_images_per_key": 8}
     body = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 30}
     with running_server(tmp_path, engine="fake", **settings) as server:
         assert server.post({**body, "sample_steps": 3}, headers=KEY_A).status_code == 200
@@ -662,7 +662,7 @@ def test_names_of_this_machine(fake_server: ServerProcess, host: str) -> None:
     "settings",
     [{"public_url": "http://Pictures.example/"}, {"host": "0.0.0.0"}, {"api_keys": "key-a"}],
 )
-def test_other_names_are_allowed(tmp_path: Path, settings: dict[str, str]) -> None:
+def test_other_names_are_allowed(tmp_path: Path, settings: dict[str, Any]) -> None:
     """By the operator, and where keys or other machines' names are to be expected."""
     with running_server(tmp_path, engine="fake", **settings) as server:
         headers = {"Host": "pictures.example:8000", **KEY_A}
@@ -788,7 +788,7 @@ def test_a_job_whose_model_is_gone(tmp_path: Path) -> None:
     entry = "  - {id: ID, family: ovis_image, files: {model: x}, defaults: {size: 64x64}}\n"
     models = tmp_path / "models.yaml"
     models.write_text("models:\n" + entry.replace("ID", "stays") + entry.replace("ID", "goes"))
-    settings = {"engine": "fake", "grace_seconds": 0, "models": models}
+    settings: dict[str, Any] = {"engine": "fake", "grace_seconds": 0, "models": models}
     with running_server(tmp_path, **settings) as server:
         begin(server, {**LONG, "model": "stays"})
         lost = begin(server, {**QUICK, "model": "goes"})["id"]

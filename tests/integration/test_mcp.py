@@ -93,8 +93,8 @@ def test_generate_with_progress(fake_server: ServerProcess, mode: str) -> None:
     async def session(client: Client) -> None:
         reports: list[tuple[float, float | None, str | None]] = []
 
-        async def report(*values: Any) -> None:
-            reports.append(values)
+        async def report(progress: float, total: float | None, message: str | None) -> None:
+            reports.append((progress, total, message))
 
         arguments = {"prompt": "a cat", "n": 2, "size": "64x128", "seed": 7, "steps": 3}
         result = await client.call_tool("generate_image", arguments, progress_callback=report)
@@ -278,7 +278,7 @@ def test_a_cancelled_request_cancels_its_job(fake_server: ServerProcess, mode: s
     async def session(client: Client) -> None:
         started = asyncio.Event()
 
-        async def report(_percent: float, _total: float | None, message: str | None) -> None:
+        async def report(progress: float, total: float | None, message: str | None) -> None:
             if message and message.startswith("Step"):
                 started.set()
 
@@ -494,13 +494,13 @@ def test_a_large_image(fake_server: ServerProcess) -> None:
 
 def test_shutdown(tmp_path: Path) -> None:
     """A call gets the grace time; an open stream without a call does not delay the end."""
-    settings = {"engine": "fake", "grace_seconds": 10.0}
+    settings: dict[str, Any] = {"engine": "fake", "grace_seconds": 10.0}
     with running_server(tmp_path, **settings) as server:
 
         async def session(client: Client) -> None:
             started = asyncio.Event()
 
-            async def report(_percent: float, _total: float | None, message: str | None) -> None:
+            async def report(progress: float, total: float | None, message: str | None) -> None:
                 if message and message.startswith("Step"):
                     started.set()
 

@@ -26,7 +26,7 @@ OWN_NAME, SUB_PATH, DEFAULTS = BLOCKS
 @pytest.fixture(scope="module")
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with a key that trusts the proxy."""
-    settings = {"api_keys": "the-key", "trusted_proxies": "127.0.0.1"}
+    settings: dict[str, Any] = {"api_keys": "the-key", "trusted_proxies": "127.0.0.1"}
     with running_server(tmp_path_factory.mktemp("keyed"), engine="fake", **settings) as server:
         yield server
 

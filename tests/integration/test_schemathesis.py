@@ -20,7 +20,7 @@ def test_every_answer_is_as_described(fake_server: ServerProcess, tmp_path: Path
     """Statuses, content types, schemas, methods and Allow, for valid and for broken requests."""
     tool = Path(sysconfig.get_path("scripts")) / "schemathesis"
     command = [
-        *(tool, "run", f"{fake_server.url}/openapi.json"),
+        *(str(tool), "run", f"{fake_server.url}/openapi.json"),
         *("--exclude-checks", DEPEND_ON_THE_MODEL, "--phases", "coverage,fuzzing"),
         *("--max-examples", "15", "--max-time", "180", "--request-timeout", "60"),
         *("--continue-on-failure", "--no-shrink", "--suppress-health-check", "all"),

@@ -101,7 +101,7 @@ def test_every_route_says_that_the_database_is_locked(
     job = begin(server, LONG)
     waiting = begin(server, LONG)
     jobs = f"{server.url}/v1/jobs"
-    asked = {
+    asked: dict[str, tuple[str, str, dict[str, Any]]] = {
         "post": ("POST", f"{server.url}/v1/images/generations", {"json": QUICK}),
         "get": ("GET", f"{jobs}/{job['id']}", {}),
         "list": ("GET", jobs, {}),

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -378,6 +378,7 @@ async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
         await worker.ready()
         jobs = worker.generate(Generate("first", a_request("step=0.05 deaf=1", steps=50)))
         await anext(jobs)
+        assert isinstance(jobs, AsyncGenerator)
         await jobs.aclose()
         await worker.ready()
         request = a_request("second")

@@ -24,6 +24,11 @@ NODE = Path(__file__).parents[1] / "e2e" / "node"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdstream" / "clients"
 
 
+def extra(answer: object, name: str) -> Any:
+    """A field of an answer that the client's types do not have."""
+    return getattr(answer, name)
+
+
 def run_node(script: str, *arguments: str) -> Any:
     """Run a script of tests/e2e/node with its npm packages; returns the JSON that it printed."""
     for tool in ("node", "npm"):

@@ -6,7 +6,7 @@ import base64
 import io
 from pathlib import Path
 
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageStat
 
 
 def opened(data: bytes) -> Image.Image:
@@ -25,6 +25,11 @@ def changed_box(drawn: Image.Image, folder: Path) -> tuple[int, int, int, int] |
     """The smallest box around all pixels that differ from the folder's input.png."""
     with Image.open(folder / "input.png") as original:
         return ImageChops.difference(drawn.convert("RGB"), original).getbbox()
+
+
+def extremes(image: Image.Image) -> list[tuple[float, float]]:
+    """The lowest and the highest value of each channel of an RGB image."""
+    return [*ImageStat.Stat(image).extrema]
 
 
 def png(width: int, height: int, colour: str = "white", *, noise: bool = False) -> bytes:
