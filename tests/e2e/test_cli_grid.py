@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,12 @@ def test_words_of_the_prompt(tmp_path: Path, fake_server: ServerProcess) -> None
     text = opened(tmp_path / "g.png").info["parameters"]
     assert 'X Type: circle, X Values: "circle, star"' in text
     assert "Y Type" not in text
-    jobs = sdstream("jobs", "--limit", "2", "--server", fake_server.url, folder=tmp_path)
-    assert b"a red star" in jobs.stdout
+    jobs = sdstream("jobs", "--limit", "2", "--json", "--server", fake_server.url, folder=tmp_path)
+    found = json.loads(jobs.stdout)
+    assert {job["parameters"]["prompt"] for job in found} == {"a red circle", "a red star"}
+    assert {job["parameters"]["seed"] for job in found} == {found[0]["parameters"]["seed"]}
+    (group,) = {job["group"] for job in found}
+    assert group.startswith("grid-")
 
 
 def test_a_cell_that_cannot_be_generated(tmp_path: Path, fake_server: ServerProcess) -> None:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,37 @@ def test_lists_fit_into_80_columns(tmp_path: Path, server: ServerProcess) -> Non
         assert max(map(len, lines)) <= 80
         if command == ("models", "--all"):
             assert any(line.startswith("stable-diffusion-v1-4:Q8_0  ") for line in lines)
+
+
+def test_jobs_are_found(tmp_path: Path, server: ServerProcess) -> None:
+    """By words, model, group and time, which are local or an age."""
+    where = ("--server", server.url)
+    draw = ("generate", "a purple hen", *QUICK, "-O", "group=hens", "--async")
+    job = sdstream(*draw, *where, folder=tmp_path).stdout.decode().strip()
+
+    def found(*conditions: str) -> list[str]:
+        result = sdstream("jobs", "--ids", *conditions, *where, folder=tmp_path)
+        assert result.returncode == 0, said(result)
+        return result.stdout.decode().split()
+
+    now = datetime.now()  # noqa: DTZ005  local, as a person writes it
+    before, after = ((now + timedelta(minutes=m)).isoformat() for m in (-5, 5))
+    for conditions in (
+        ("-q", "HEN purple"),
+        ("--group", "hens", "--model", "plain", "--no-favorite"),
+        ("--group", "hens", "--since", "1h"),
+        ("--group", "hens", "--since", before, "--until", after),
+    ):
+        assert found(*conditions) == [job], conditions
+    for conditions in (
+        ("--group", "hens", "--until", "1h"),
+        ("--group", "hens", "--since", after),
+        ("--group", "hens", "--favorite"),
+        ("--group", "hens", "--model", "controlled"),
+    ):
+        assert found(*conditions) == [], conditions
+    wrong = sdstream("jobs", "--since", "yesterday", *where, folder=tmp_path)
+    assert (wrong.returncode, "'yesterday' is not a time" in said(wrong)) == (2, True)
 
 
 def test_jobs_are_deleted(tmp_path: Path, server: ServerProcess) -> None:

@@ -147,6 +147,7 @@ def grid(
     axes = _axes(prompt, across, down, options)
     if (mask is not None or "strength" in (axis.name for axis in axes)) and image is None:
         raise click.UsageError("--mask and the axis strength need --image.")
+    options.setdefault("group", f"grid-{secrets.token_hex(4)}")
     options.setdefault("seed", secrets.randbelow(_LARGEST_SEED))
     saver = Saver(output or USUAL_SHEET, show, force=force, numbered=output is None)
     if Path(output or USUAL_SHEET).suffix.lower() != ".png":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
+import time
 from collections.abc import Callable, Collection
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +24,8 @@ from sdstream.core.samplers import (
 from sdstream.core.similar import did_you_mean, most_similar
 
 _STDIN: Final = "-"
+_AGE: Final = re.compile(r"(\d{1,6})([mhdw])", re.ASCII)
+_SECONDS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 #: Marks in a context that one of its arguments has read stdin.
 _READ: Final = "sdstream.stdin"
 
@@ -149,6 +154,26 @@ class Pair(click.ParamType[tuple[str, str]]):
         if not equals or not key:
             self.fail(f"'{value}' is not KEY=VALUE, as in clip_skip=2.", param, ctx)
         return key.strip().replace("-", "_"), text
+
+
+class Moment(click.ParamType[float]):
+    """A date, a date with a time, or an age: 2026-01-31, 2026-01-31T12:00, 7d, 12h, 30m."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return Unix seconds of it; times without a zone are local."""
+        if isinstance(value, float):
+            return value
+        age = _AGE.fullmatch(str(value).strip())
+        if age is not None:
+            return time.time() - int(age[1]) * _SECONDS[age[2]]
+        try:
+            return datetime.fromisoformat(str(value)).astimezone().timestamp()
+        except (ValueError, OverflowError, OSError):
+            self.fail(f"'{value}' is not a time, as in 2026-01-31, 7d or 12h.", param, ctx)
 
 
 def _number(text: str) -> float | None:

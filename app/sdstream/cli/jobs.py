@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -20,6 +20,7 @@ from sdstream.cli.console import (
     print_table,
     server_options,
 )
+from sdstream.cli.inputs import Moment
 from sdstream.cli.saver import Saver, force_option, show_option
 from sdstream.client.answers import APIError, understanding
 from sdstream.client.http import ENDINGS, AsyncClient
@@ -37,6 +38,17 @@ _NOT_FOUND: Final = 404
     type=click.Choice(_STATUSES),
     help="Only these; may be repeated.",
 )
+@click.option("-q", "--query", metavar="WORDS", help="Jobs whose prompt contains all words.")
+@click.option("-m", "--model", help="Jobs of this model.")
+@click.option("--group", help="Jobs of this group.")
+@click.option("--favorite/--no-favorite", default=None, help="Only favorites, or only others.")
+@click.option(
+    "--since",
+    type=Moment(),
+    metavar="TIME",
+    help="Begun then or later: 2026-01-31, 2026-01-31T12:00, or an age as 7d, 12h, 30m.",
+)
+@click.option("--until", type=Moment(), metavar="TIME", help="Begun before that.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100))
 @click.option("--json", "as_json", is_flag=True, help="Print them as the server returns them.")
 @click.option("--ids", "only_ids", is_flag=True, help="Print their ids only, one a line.")
@@ -49,13 +61,16 @@ def jobs(
     *,
     as_json: bool,
     only_ids: bool,
+    **given: Any,
 ) -> None:
     """List jobs of a server, newest first.
 
     The server is --server, or http://localhost:8000.
     """
+    given["q"] = given.pop("query")
+    filters = {name: _text(value) for name, value in given.items() if value is not None}
     with plain_errors():
-        found = asyncio.run(_jobs(server, api_key, ",".join(status), limit))
+        found = asyncio.run(_jobs(server, api_key, ",".join(status), limit, filters))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -148,10 +163,19 @@ def delete(jobs: tuple[str, ...], server: str | None, api_key: str | None) -> No
 
 
 async def _jobs(
-    server: str | None, api_key: str | None, status: str, limit: int
+    server: str | None,
+    api_key: str | None,
+    status: str,
+    limit: int,
+    filters: dict[str, str],
 ) -> list[JsonObject]:
     async with AsyncClient(server or USUAL_SERVER, api_key) as client:
-        return await client.jobs.list(status=status, limit=limit)
+        return await client.jobs.list(status=status, limit=limit, **filters)
+
+
+def _text(value: object) -> str:
+    """A value as a query has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 async def _cancel(job: str, server: str | None, api_key: str | None) -> JsonObject:

@@ -22,7 +22,7 @@ from sdstream.imaging import codecs
 _MAX_PIXELS: Final = 2**31 - 1
 
 #: Wishes for the job, which are not options of the image.
-_OF_JOBS: Final = ("priority", "webhook_url")
+_OF_JOBS: Final = ("priority", "group", "webhook_url")
 #: Options with a flag that decides more than the option.
 _BY_FLAG: Final = {"prompt": "the argument PROMPT", "n": "-n", "output_format": "-o"}
 #: Options that set the size.
