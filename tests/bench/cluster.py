@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +214,24 @@ def timed(condition: Callable[[], bool]) -> float:
     return time.perf_counter() - began
 
 
+def _is_ready(server: ServerProcess, name: str) -> bool:
+    return bool(machine(server, name)["state"] == "ready")
+
+
+def _is_busy(server: ServerProcess, name: str, count: int) -> bool:
+    return busy(server, name) == count
+
+
+def _have_ended(paths: list[str]) -> bool:
+    return all(_ended(path) for path in paths)
+
+
 def losses(server: ServerProcess, machines: RayMachines, rows: Table) -> None:
     """Let a machine join, and lose it with two jobs, by SIGKILL and by silence."""
     for address, number in (("127.0.0.5", signal.SIGKILL), ("127.0.0.6", signal.SIGSTOP)):
         began = time.perf_counter()
         node = machines.join(address, "--slots", "2", wait=False)
-        timed(lambda name=address: machine(server, name)["state"] == "ready")
+        timed(partial(_is_ready, server, address))
         joined = time.perf_counter() - began
         body = {"model": "auto", "prompt": "step=0.1", "size": "64x64", "sample_steps": 60}
         jobs = [
@@ -227,15 +240,15 @@ def losses(server: ServerProcess, machines: RayMachines, rows: Table) -> None:
             ).json()["id"]
             for _ in range(10)
         ]
-        timed(lambda name=address: busy(server, name) == 2)
+        timed(partial(_is_busy, server, address, 2))
         first = time.perf_counter() - began
         if number is signal.SIGKILL:
             node.kill()
         else:
             node.signal_all(number)
-        noticed = timed(lambda name=address: busy(server, name) == 0)
+        noticed = timed(partial(_is_busy, server, address, 0))
         paths = [f"{server.url}/v1/jobs/{job}" for job in jobs]
-        timed(lambda paths=paths: all(_ended(path) for path in paths))
+        timed(partial(_have_ended, paths))
         ends = Counter(httpx2.get(path, timeout=30).json()["status"] for path in paths)
         rows.add_row(
             *(number.name, f"{joined:.1f}", f"{first:.1f}", f"{noticed:.1f}", str(dict(ends)))
@@ -273,7 +286,7 @@ def main() -> None:
             return
         for address in ("127.0.0.3", "127.0.0.4"):
             machines.join(address, "--slots", "4")
-        forms = {
+        forms: dict[str, dict[str, Any]] = {
             "cluster": {"cluster": machines.address, "cluster_token_file": machines.token},
             "single": {},
         }

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_readme import picture, run
+from tests.support.blocks import BASH, picture, run
 from tests.support.servers import ServerProcess
 
 GUIDE = (Path(__file__).parents[2] / "docs/guide/cli.md").read_text()
 SHELL = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
-BASH = ("bash", "-euo", "pipefail", "-c")
 
 
 def block(word: str) -> str:

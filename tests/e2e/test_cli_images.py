@@ -317,13 +317,14 @@ def test_jobs_are_found(tmp_path: Path, server: ServerProcess) -> None:
         ("--group", "hens", "--since", before, "--until", after),
     ):
         assert found(*conditions) == [job], conditions
-    for conditions in (
+    others: list[tuple[str, ...]] = [
         ("--group", "hens", "--until", "1h"),
         ("--group", "hens", "--since", after),
         ("--group", "hens", "--favorite"),
         ("--group", "hens", "--model", "controlled"),
-    ):
-        assert found(*conditions) == [], conditions
+    ]
+    for other in others:
+        assert found(*other) == [], other
     wrong = sdstream("jobs", "--since", "yesterday", *where, folder=tmp_path)
     assert (wrong.returncode, "'yesterday' is not a time" in said(wrong)) == (2, True)
 

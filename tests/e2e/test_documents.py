@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +15,9 @@ import pytest
 from PIL import Image
 
 from sdstream.cli.main import main
+from tests.support.blocks import ADDRESS, BASH, run
 from tests.support.documents import Block, Page, pages
 from tests.support.servers import ServerProcess, running_server
-
-ADDRESS = "http://localhost:8000"
 
 PAGES = pages()
 #: Pages whose commands a test of their own runs.
@@ -29,30 +25,10 @@ ELSEWHERE = {"docs/guide/cli.md": "test_cli_guide.py"}
 RUN = [page for page in PAGES if page.blocks() and page.name not in ELSEWHERE]
 
 
-def run(block: Block, server: ServerProcess, folder: Path) -> str:
+def run_block(block: Block, server: ServerProcess, folder: Path) -> str:
     """Run a block in a folder, on this server; return what it printed."""
-    for tool in ("curl", "jq"):
-        if re.search(rf"\b{tool}\b", block.code) and shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
-    command = (
-        ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
-    )
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "SDSTREAM_CACHE_DIR": str(folder / "cache"),
-        "SDSTREAM_DATA_DIR": str(folder / "data"),
-    }
-    done = subprocess.run(
-        [*command, block.code.replace(ADDRESS, server.url)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, f"{block.code}\n{done.stderr.decode()}"
-    return done.stdout.decode(errors="replace")
+    command = BASH if block.language == "sh" else (sys.executable, "-c")
+    return run(block.code, server, folder, *command)
 
 
 def check_images(block: Block, folder: Path) -> None:
@@ -87,7 +63,7 @@ def test_a_page(page: Page, native_server: ServerProcess, tmp_path: Path) -> Non
     """Its blocks succeed, print what the page shows, and write the images that they name."""
     with server_of(page, native_server, tmp_path) as server:
         for block in page.blocks():
-            printed = run(block, server, tmp_path).replace(server.url, ADDRESS)
+            printed = run_block(block, server, tmp_path).replace(server.url, ADDRESS)
             block.check_output(printed)
             check_images(block, tmp_path)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.test_readme import picture, run
 from tests.support.jobs import wait_for
 from tests.support.pictures import opened, png
 from tests.support.servers import ServerProcess, running_server
@@ -263,17 +261,6 @@ def test_an_empty_mask_of_automatic1111(native_server: ServerProcess) -> None:
     answer = a1111(native_server, files)
     assert answer.status_code == 400
     assert "'inpaint_full_res'" in answer.text
-
-
-def test_the_guide(native_server: ServerProcess, tmp_path: Path) -> None:
-    """Its commands, as they stand there."""
-    guide = (Path(__file__).parents[2] / "docs" / "guide" / "edit.md").read_text()
-    blocks = re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        run(block, native_server, tmp_path, "bash", "-euo", "pipefail", "-c")
-    assert picture(tmp_path / "star.png") == ("PNG", (192, 128))
-    assert picture(tmp_path / "larger.png") == ("PNG", (224, 192))
 
 
 # --- on the fake engine ---------------------------------------------------------------------------

@@ -188,7 +188,11 @@ def test_a_front_that_cannot_join_ends_with_a_sentence(
         for number, address in enumerate(addresses):
             folder = tmp_path / str(number)
             folder.mkdir()
-            settings = {"cluster": address, "cluster_token_file": token, "engine": "fake"}
+            settings: dict[str, Any] = {
+                "cluster": address,
+                "cluster_token_file": token,
+                "engine": "fake",
+            }
             running = running_server(folder, wait=False, **settings)
             servers.append(stack.enter_context(running))
         for server, (address, words) in zip(servers, addresses.items(), strict=True):

@@ -161,7 +161,7 @@ def test_json_lines_and_traces(tmp_path: Path) -> None:
     """A line of the log is an object with the fields of the request; traceparent is answered."""
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "Authorization": "Bearer one"}
-    settings = {"engine": "fake", "log_format": "json", "api_keys": "one"}
+    settings: dict[str, Any] = {"engine": "fake", "log_format": "json", "api_keys": "one"}
     with running_server(tmp_path, **settings) as server:
         answer = server.post({"prompt": "a", "steps": 1}, headers=headers)
         assert answer.headers["traceparent"].startswith(f"00-{trace}-")

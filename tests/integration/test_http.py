@@ -267,7 +267,7 @@ def test_an_unknown_route_is_404(fake_server: ServerProcess) -> None:
     [
         ("DELETE", GENERATIONS, "GET, HEAD, POST"),
         ("HEAD", GENERATIONS, "GET, POST"),
-        ("PUT", "/v1/jobs/x", "DELETE, GET, HEAD"),
+        ("PUT", "/v1/jobs/x", "DELETE, GET, HEAD, POST"),
         ("GET", "/v1/jobs/x/cancel", "POST"),
         ("POST", "/v1/models", "GET, HEAD"),
         ("DELETE", "/readyz", "GET, HEAD"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from tests.support.servers import GENERATIONS, ServerProcess, running_server
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 3}
 SLOW: dict[str, Any] = {**QUICK, "prompt": "step=0.1", "sample_steps": 150}
-GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "jobs.md"
 
 
 @pytest.fixture
@@ -171,17 +169,6 @@ def test_jobs_of_another_key(tmp_path: Path) -> None:
         mark = httpx2.post(f"{server.url}/v1/jobs/{job}", json={"favorite": True}, headers=second)
         assert mark.status_code == 404
         assert look(server, job, first)["status"] in ("queued", "loading", "running")
-
-
-def test_the_guide(server: ServerProcess) -> None:
-    """Its commands run as they stand."""
-    (code,) = (part.partition("```")[0] for part in GUIDE.read_text().split("```sh\n")[1:])
-    code = code.replace("localhost:8000", server.url.removeprefix("http://"))
-    done = subprocess.run(
-        ["sh", "-ec", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert '"group":"steps"' in done.stdout
-    assert '"object":"image.jobs.cancelled"' in done.stdout
 
 
 @pytest.mark.parametrize("count", [400])

@@ -354,7 +354,7 @@ def test_a_page_may_ask_for_events_by_what_it_wants(fake_server: ServerProcess) 
     ("options", "param"),
     [
         ({}, "prompt"),
-        ({"prompt": "a", "size": "63x64"}, "size"),
+        ({"prompt": "a", "size": "9x64"}, "size"),
         ({"prompt": "a", "steps": "many"}, "steps"),
         ({"prompt": "a", "response_format": "b64_json"}, "response_format"),
         ({"prompt": "a", "on_disconnect": "cancel"}, "on_disconnect"),

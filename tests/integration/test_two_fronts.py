@@ -294,7 +294,7 @@ def test_two_servers_never_both_write(postgres: Postgres, tmp_path: Path, stoppe
 
 def test_one_folder_on_one_machine(tmp_path: Path) -> None:
     """SQLite needs no more than the lock of the folder."""
-    settings = {"engine": "fake", "standby": True, "wait": False}
+    settings: dict[str, Any] = {"engine": "fake", "standby": True, "wait": False}
     with (
         running_server(tmp_path, **settings) as one,
         running_server(tmp_path, **settings) as other,
