@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 SHORTEST_SIDE: Final = 16
 #: How many times upscalers enlarge each side as a rule; what is larger is resized.
 _FACTOR: Final = 4
-#: Largest share of the enlarged image that may be cut off to get the shape.
+#: Largest share of the enlarged image that may be cut off to get the shape, from 3:2 to 2:1 say;
+#: beyond a quarter, sides are rounded to whole pixels.
+_QUARTER: Final = 0.25
 _MOST_CUT: Final = 0.26
 #: Cutting off a share counts as much as that many times its logarithm in pixels.
 _WEIGHT_OF_CUT: Final = 10.0
@@ -64,9 +66,14 @@ def plan(spec: ModelSpec, asked: Size) -> Enlargement:
             )
     if math.prod(asked) > bounds.max_pixels:
         raise ValueError(f"{asked} is more than the model's limit of {bounds.max_pixels} pixels")
-    best = min(bounds.sizes, key=lambda size: _cost(spec, size, asked))
-    if _cut(best, asked) > _MOST_CUT:
-        raise ValueError(f"{asked} is too far from the shapes that the model generates")
+    possible = [size for size in bounds.sizes if _cut(size, asked) <= _MOST_CUT]
+    if not possible:
+        best = min(bounds.sizes, key=lambda size: _cut(size, asked))
+        raise ValueError(
+            f"{asked} is too far from the shapes that the model generates; the nearest size is "
+            f"{_nearest(best, asked)}"
+        )
+    best = min(possible, key=lambda size: _cost(spec, size, asked))
     return Enlargement(best, _cover(best, asked), bounds.upscaler)
 
 
@@ -88,6 +95,14 @@ def own_size(spec: ModelSpec, source: Size, max_pixels: int) -> Size:
     except ValueError:
         return spec.size_near(source, max_pixels)
     return wanted
+
+
+def _nearest(size: Size, asked: Size) -> Size:
+    """Return the asked size with its longer side cut so far that little of the image is lost."""
+    shape = size.width / size.height
+    if asked.width > asked.height * shape:
+        return Size(math.floor(asked.height * shape / (1 - _QUARTER)), asked.height)
+    return Size(asked.width, math.floor(asked.width / shape / (1 - _QUARTER)))
 
 
 def _cover(size: Size, asked: Size) -> Size:

@@ -99,12 +99,23 @@ def test_known_sizes_are_generated(size: str) -> None:
         ("2000x100", "width must be between 16 and 1536, not 2000"),
         ("100x8", "height must be between 16 and 1536, not 8"),
         ("1536x1536", "1536x1536 is more than the model's limit of 1600000 pixels"),
-        ("600x128", "600x128 is too far from the shapes that the model generates"),
+        (
+            "600x128",
+            "600x128 is too far from the shapes that the model generates; the nearest "
+            "size is 256x128",
+        ),
+        ("300x1500", "the nearest size is 300x600"),
     ],
 )
 def test_sizes_out_of_bounds(size: str, message: str) -> None:
     """The bounds are those of the finished image."""
     assert message in refused(size=size)
+
+
+def test_the_nearest_size_is_accepted() -> None:
+    """So that the message is a remedy."""
+    for size in ("256x128", "300x600"):
+        assert str(ask(size=size).output_size) == size
 
 
 def test_a_request_with_an_upscaler_gets_no_second_one() -> None:
