@@ -1,0 +1,75 @@
+"""The model tables of other systems' documents, row by row."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sdstream.core.catalog import Catalog
+from sdstream.core.model_spec import WTYPES
+
+ROOT = Path(__file__).parents[3]
+CATALOG = Catalog.parse((ROOT / "models.yaml").read_text())
+DOCUMENT = (ROOT / "docs/models/catalog.md").read_text()
+
+#: Xinference: model -> the values of gguf_quantization.
+XINFERENCE = {
+    "FLUX.1-dev": "F16 Q2_K Q3_K_S Q4_0 Q4_1 Q4_K_S Q5_0 Q5_1 Q5_K_S Q6_K Q8_0",
+    "FLUX.1-schnell": "F16 Q2_K Q3_K_S Q4_0 Q4_1 Q4_K_S Q5_0 Q5_1 Q5_K_S Q6_K Q8_0",
+    "sd3.5-medium": "F16 Q3_K_M Q3_K_S Q4_0 Q4_1 Q4_K_M Q4_K_S Q5_0 Q5_1 Q5_K_M Q5_K_S Q6_K Q8_0",
+    "sd3.5-large": "F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0",
+    "sd3.5-large-turbo": "F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0",
+}
+#: GPUStack's list of models -> the entry of the catalogue; None for what the runtime lacks.
+GPUSTACK = {
+    "stable-diffusion-3.5-large-turbo": "sd3.5-large-turbo",
+    "stable-diffusion-3.5-large": "sd3.5-large",
+    "stable-diffusion-3.5-medium": "sd3.5-medium",
+    "stable-diffusion-3-medium": "sd3-medium",
+    "FLUX.1-mini": "FLUX.1-mini",
+    "FLUX.1-lite": "FLUX.1-lite",
+    "FLUX.1-dev": "FLUX.1-dev",
+    "FLUX.1-schnell": "FLUX.1-schnell",
+    "sdxl-turbo": "sdxl-turbo",
+    "stable-diffusion-xl-refiner-1.0": None,
+    "stable-diffusion-xl-base-1.0": "sdxl-base-1.0",
+    "sd-turbo": "sd-turbo",
+    "stable-diffusion-2-1": "stable-diffusion-2-1",
+    "stable-diffusion-v1-5": "stable-diffusion-v1-5",
+    "stable-diffusion-v1-4": "stable-diffusion-v1-4",
+}
+
+
+def described(model: str) -> dict[str, str]:
+    """Quantisations that the document lists as missing of a model -> the type to convert to."""
+    rows = re.findall(r"^\| (`sd3.*?) \| (.*?) \| (.*?) \|$", DOCUMENT, re.MULTILINE)
+    return {
+        quant: how
+        for models, quants, how in rows
+        if f"`{model}`" in models and "`Q8_0` " not in quants
+        for quant in re.findall(r"`(\w+)`", quants)
+    }
+
+
+@pytest.mark.parametrize("model", XINFERENCE)
+def test_quantisations_of_xinference(model: str) -> None:
+    """Each is in the catalogue, or the document says how to make it."""
+    have = {quant.upper() for quant in CATALOG.entries[model].quants or ()}
+    lacking = {*XINFERENCE[model].split()} - have
+    assert lacking == {*described(model)} - have
+    for how in (described(model)[quant] for quant in lacking):
+        assert how.startswith("–") or how.strip("`") in WTYPES
+
+
+@pytest.mark.parametrize("title", GPUSTACK)
+def test_models_of_gpustack(title: str) -> None:
+    """Each is an entry, or the document says why not."""
+    row = next(line for line in DOCUMENT.splitlines() if line.startswith("|") and title in line)
+    entry = GPUSTACK[title]
+    if entry is None:
+        assert "the runtime does not support" in row
+    else:
+        assert f"`{entry}`" in row
+        assert entry in CATALOG.entries
