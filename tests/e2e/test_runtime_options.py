@@ -22,12 +22,13 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "around": {"runtime": {"circular": "both"}},
     "processor": {"device": "cpu"},
     "second-card": {"device": "cuda:1"},
+    "other-noise": {"runtime": {"rng": "cpu"}},
 }
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One model, five ways."""
+    """One model, several ways."""
     folder = tmp_path_factory.mktemp("options")
     models = []
     for name, options in ENTRIES.items():
@@ -60,6 +61,12 @@ def test_circular_joins_the_sides(server: ServerProcess) -> None:
     print(seams)
     assert seams["across"] < seams["plain"]
     assert seams["around, below"] < seams["plain, below"]
+
+
+def test_the_generator_of_noise(server: ServerProcess) -> None:
+    """Another one gives another image of the same seed, and the same again."""
+    assert (drawn(server, "other-noise") != drawn(server, "plain")).any()
+    assert (drawn(server, "other-noise") == drawn(server, "other-noise")).all()
 
 
 def test_a_device_of_its_own(server: ServerProcess) -> None:

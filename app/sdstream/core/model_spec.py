@@ -139,6 +139,10 @@ class SizeRule(Part):
         return self
 
 
+#: Families that take the options of Chroma.
+_CHROMA: Final = ("chroma", "chroma_radiance")
+
+
 class RuntimeOptions(Part):
     """How the native library runs the model.
 
@@ -159,6 +163,21 @@ class RuntimeOptions(Part):
         circular: Sides that join their opposite ones, for images to be laid side by side.
         kernels: CPU kernels: the quickest (bf16 and 8-bit products where the CPU is good at them),
             those that compute in f32, or the runtime's own alone; None is the server's setting.
+        diffusion_flash_attn: Flash attention in the diffusion model alone; None is as
+            ``flash_attn``.
+        clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU, beside a GPU.
+        max_vram: Gigabytes (2^30 bytes) of GPU memory for one computation, which is cut into parts
+            to fit; 0 is no bound.
+        lora_mode: Merge LoRAs into the weights, which is quicker for each step, or apply them
+            beside the weights, which quantised weights need; "auto" chooses by the weights.
+        prediction: What a U-Net was trained to predict: noise, velocity, or velocity as in EDM;
+            None is read from the weights.
+        rng: Where starting noise comes from: numbers of CUDA's generator, as in AUTOMATIC1111 on a
+            GPU, or those of the CPU's, as in diffusers and ComfyUI.
+        sdxl_vae_scale: Scale the convolutions of SDXL's VAE, whose own weights overflow in f16.
+        chroma_dit_mask, chroma_t5_mask: Mask padding in Chroma's diffusion model, and in its text
+            encoder; None is as Chroma was trained.
+        chroma_t5_mask_pad: Tokens of padding that are not masked.
     """
 
     threads: int = Field(0, ge=0, le=1024)
@@ -172,6 +191,31 @@ class RuntimeOptions(Part):
     zero_cond_t: bool = False
     circular: Literal["none", "x", "y", "both"] = "none"
     kernels: Kernels | None = None
+    diffusion_flash_attn: bool | None = None
+    clip_on_cpu: bool = False
+    vae_on_cpu: bool = False
+    control_net_on_cpu: bool = False
+    max_vram: float = Field(0.0, ge=0, le=4096, allow_inf_nan=False)
+    lora_mode: Literal["auto", "immediately", "at_runtime"] = "auto"
+    prediction: Literal["eps", "v", "edm_v"] | None = None
+    rng: Literal["cuda", "cpu"] = "cuda"
+    sdxl_vae_scale: bool = False
+    chroma_dit_mask: bool | None = None
+    chroma_t5_mask: bool | None = None
+    chroma_t5_mask_pad: int | None = Field(None, ge=0, le=512)
+
+    def problem(self, family: str) -> tuple[str, str] | None:
+        """Return the option that has no effect on a family, and why; None when all have one."""
+        unet = FAMILIES[family].unet
+        checks = (
+            ("prediction", self.prediction is None or unet, "is for models with a U-Net"),
+            ("sdxl_vae_scale", not self.sdxl_vae_scale or family == "sdxl", "is for SDXL"),
+            *(
+                (name, getattr(self, name) is None or family in _CHROMA, "is for Chroma")
+                for name in ("chroma_dit_mask", "chroma_t5_mask", "chroma_t5_mask_pad")
+            ),
+        )
+        return next(((name, why) for name, fits, why in checks if not fits), None)
 
 
 class RuntimeOptionError(ValueError):
@@ -287,6 +331,9 @@ class ModelSpec(Part):
             raise ValueError(f"the family '{self.family}' has no distilled guidance")
         if self.runtime.preview == "tae" and self.files.tae is None:
             raise ValueError("runtime.preview 'tae' needs files.tae")
+        if problem := self.runtime.problem(self.family):
+            option, why = problem
+            raise ValueError(f"runtime.{option} {why}, not for the family '{self.family}'")
         return self
 
     @model_validator(mode="after")

@@ -52,6 +52,26 @@ _HIRES_UPSCALERS: Final = {
 }
 
 
+#: Values of RuntimeOptions -> the runtime's.
+_LORA_MODES: Final = {
+    "auto": sd.LoraApplyMode.LORA_APPLY_AUTO,
+    "immediately": sd.LoraApplyMode.LORA_APPLY_IMMEDIATELY,
+    "at_runtime": sd.LoraApplyMode.LORA_APPLY_AT_RUNTIME,
+}
+_RNGS: Final = {"cuda": sd.RNGType.CUDA_RNG, "cpu": sd.RNGType.CPU_RNG}
+_PREDICTIONS: Final = {
+    "eps": sd.Prediction.EPS_PRED,
+    "v": sd.Prediction.V_PRED,
+    "edm_v": sd.Prediction.EDM_V_PRED,
+}
+#: Fields of the runtime -> RuntimeOptions.
+_CHROMA_FIELDS: Final = {
+    "chroma_use_dit_mask": "chroma_dit_mask",
+    "chroma_use_t5_mask": "chroma_t5_mask",
+    "chroma_t5_mask_pad": "chroma_t5_mask_pad",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """What the parameters of an image need to know of the model.
@@ -97,10 +117,12 @@ def context_params(
     params.vae_decode_only = False
     params.n_threads = threads
     params.flash_attn = bool(runtime["flash_attn"])
-    if runtime["flash_attn"] is None:
-        params.diffusion_flash_attn = kernels and runtime["kernels"] == "auto"
-    else:
-        params.diffusion_flash_attn = runtime["flash_attn"]
+    chosen = runtime["diffusion_flash_attn"]
+    if chosen is None:
+        chosen = runtime["flash_attn"]
+    params.diffusion_flash_attn = (
+        kernels and runtime["kernels"] == "auto" if chosen is None else chosen
+    )
     params.diffusion_conv_direct = params.vae_conv_direct = runtime["conv_direct"] or kernels
     params.offload_params_to_cpu = runtime["offload"]
     params.qwen_image_zero_cond_t = runtime["zero_cond_t"]
@@ -116,7 +138,24 @@ def context_params(
         params.embedding_count = len(array)
     if runtime["wtype"]:
         params.wtype = lib.str_to_sd_type(runtime["wtype"].encode())
+    _set_parts(params, runtime)
     return params
+
+
+def _set_parts(params: Any, runtime: dict[str, Any]) -> None:
+    """Set the options of single parts; those that are None stay as the library has them."""
+    params.keep_clip_on_cpu = runtime["clip_on_cpu"]
+    params.keep_vae_on_cpu = runtime["vae_on_cpu"]
+    params.keep_control_net_on_cpu = runtime["control_net_on_cpu"]
+    params.max_vram = runtime["max_vram"]
+    params.lora_apply_mode = _LORA_MODES[runtime["lora_mode"]]
+    params.rng_type = _RNGS[runtime["rng"]]
+    params.force_sdxl_vae_conv_scale = runtime["sdxl_vae_scale"]
+    if runtime["prediction"] is not None:
+        params.prediction = _PREDICTIONS[runtime["prediction"]]
+    for field, option in _CHROMA_FIELDS.items():
+        if runtime[option] is not None:
+            setattr(params, field, runtime[option])
 
 
 def generation_params(
