@@ -187,7 +187,7 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], word: str) -> None:
     [
         (["generate", "a", "--steps", "0"], "sample_steps"),
         (["generate", "a", "-n", "0"], "'n'"),
-        (["generate", "a", "-s", "100x100"], "multiple of 16"),
+        (["generate", "a", "-s", "2000x100"], "width must be between"),
         (["generate", "a", "-m", "none"], "not in the catalogue"),
         (["generate", "a", "--schedule", "ays"], "ays"),
         (["generate", "fail=1"], "failed as requested"),

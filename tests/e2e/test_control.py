@@ -225,14 +225,14 @@ def test_the_options_of_a_model(server: ServerProcess, native_server: ServerProc
     assert only <= unet.keys()
     assert not only & transformer.keys()
     assert {"flow_shift", "slg_scale", "slg_layers"} <= transformer.keys() - unet.keys()
-    assert not {"lora", "upscaler", "upscale", "guidance", "prompt", "previews"} & unet.keys()
+    assert not {"lora", "guidance", "prompt", "previews"} & unet.keys()
     assert unet["width"]["multipleOf"] == 64
     assert transformer["width"] == {
         "type": "integer",
         "description": "Pixels; with height, in place of size.",
-        "minimum": 64,
-        "maximum": 512,
-        "multipleOf": 16,
+        "minimum": 16,
+        "maximum": 1536,
+        "multipleOf": 1,
         "default": 128,
     }
     assert "ays" in unet["schedule"]["enum"]

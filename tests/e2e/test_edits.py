@@ -125,12 +125,12 @@ def test_usual_files(native_server: ServerProcess, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("source", "size", "found"),
-    [((100, 70), "", (96, 64)), ((100, 70), "128x64", (128, 64)), ((30, 30), "", (64, 64))],
+    [((100, 70), "", (100, 70)), ((100, 70), "128x64", (128, 64)), ((30, 30), "", (30, 30))],
 )
 def test_sizes(
     native_server: ServerProcess, source: tuple[int, int], size: str, found: tuple[int, int]
 ) -> None:
-    """The picture's own shape, as the model can draw it, unless another is asked for."""
+    """The picture's own, unless another is asked for."""
     image = file_of(scene().resize(source))
     height, width, _ = drawn(post(native_server, {"image": image}, size=size)).shape
     assert (width, height) == found

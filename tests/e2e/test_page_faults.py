@@ -34,11 +34,13 @@ models:
   - id: embedded
     family: ovis_image
     files: {model: "builtin:drawings"}
+    runtime: {tae: true, preview: decode}
     size: {min: 64, max: 512}
     defaults: {size: 128x128, steps: 4}
   - id: larger
     family: ovis_image
     files: {model: "builtin:drawings"}
+    runtime: {tae: true, preview: decode}
     size: {min: 64, max: 512}
     defaults: {size: 128x128, steps: 4}
 """

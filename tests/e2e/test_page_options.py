@@ -90,15 +90,15 @@ def test_lora_tags(own_server: ServerProcess, visit: Visit) -> None:
 def test_sizes_become_the_nearest(own_server: ServerProcess, visit: Visit) -> None:
     """Of a file, with a notice, and of what is typed."""
     page = visit(own_server).open()
-    text = "a cat\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 3, Seed: 1, Size: 1000x77"
+    text = "a cat\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 3, Seed: 1, Size: 2000x900"
     hand_over(page, "drop", "#drop-read", with_parameters(text), "theirs.png")
-    expect(page.locator("#notice")).to_contain_text("The size 1000 × 77 became 512 × 80")
+    expect(page.locator("#notice")).to_contain_text("The size 2000 × 900 became 1536 × 900")
     expect(page.locator("#sampler")).to_have_value("dpm++2m")
     expect(page.locator("#schedule")).to_have_value("karras")
     field(page, "Free").check()
-    field(page, "Width").fill("101")
+    field(page, "Width").fill("9")
     field(page, "Width").blur()
-    expect(field(page, "Width")).to_have_value("96")
+    expect(field(page, "Width")).to_have_value("16")
 
 
 def test_upscaling_an_image(own_server: ServerProcess, visit: Visit) -> None:

@@ -260,7 +260,7 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
     assert {"automatic", "karras", "sgm_uniform"} <= set(api.util_get_scheduler_names())
     assert api.util_get_model_names() == ["embedded"]
     names = [upscaler["name"] for upscaler in api.get_upscalers()]
-    assert names == ["None", "Lanczos", "Nearest"]
+    assert names == ["None", "Lanczos", "Nearest", "drawings-4x"]
     for empty in (
         api.get_loras, api.get_sd_vae, api.get_hypernetworks, api.get_face_restorers,
         api.get_realesrgan_models, api.get_prompt_styles,

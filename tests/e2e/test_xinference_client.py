@@ -81,8 +81,12 @@ def test_options_that_cannot_be_had(fake_server: ServerProcess) -> None:
     handle = model(fake_server)
     with pytest.raises(RuntimeError, match="Unknown field 'padding_mask_crop'"):
         handle.text_to_image("an apple", size="64*64", padding_mask_crop=8)
-    with pytest.raises(RuntimeError, match="'size': width must be between"):
-        handle.text_to_image("an apple")  # its own default is 1024*1024
+
+
+def test_its_own_default_size(fake_server: ServerProcess) -> None:
+    """It sends 1024*1024, which the built-in model gets by its upscaler."""
+    told = model(fake_server).text_to_image("an apple")["parameters"]
+    assert told["size"] == "1024x1024"
 
 
 def test_image_to_image(native_server: ServerProcess, pictures: Path) -> None:

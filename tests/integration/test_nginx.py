@@ -115,7 +115,7 @@ def test_the_page_on_a_sub_path(sub_path: str) -> None:
         answer = httpx2.get(address)
         assert answer.status_code == 200, address
         names = re.findall(
-            r'(?:src|href)="([^"#]+)"|(?:from|import) "(\./[^"]+)"|url\("?(\w[^")]*)', answer.text
+            r'(?:src|href)="([^"#]+)"|(?:from|import) "(\./[^"]+)"|\burl\("?(\w[^")]*)', answer.text
         )
         for name in filter(None, (part for group in names for part in group)):
             if name.startswith(("http", "data:")):

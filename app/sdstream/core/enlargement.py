@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 SHORTEST_SIDE: Final = 16
 #: How many times upscalers enlarge each side as a rule; what is larger is resized.
 _FACTOR: Final = 4
-#: Largest share of the enlarged image that may be cut off to get the shape, from 3:2 to 2:1 say;
-#: beyond a quarter, sides are rounded to whole pixels.
-_QUARTER: Final = 0.25
+#: Longest side to shortest side of a finished image.
+_LONGEST_SHAPE: Final = 3
+#: Largest share of the enlarged image that may be cut off to get the shape from a known size, and
+#: from any size.
 _MOST_CUT: Final = 0.26
+_LITTLE_CUT: Final = 0.1
 #: Cutting off a share counts as much as that many times its logarithm in pixels.
 _WEIGHT_OF_CUT: Final = 10.0
 
@@ -66,13 +68,11 @@ def plan(spec: ModelSpec, asked: Size) -> Enlargement:
             )
     if math.prod(asked) > bounds.max_pixels:
         raise ValueError(f"{asked} is more than the model's limit of {bounds.max_pixels} pixels")
-    possible = [size for size in bounds.sizes if _cut(size, asked) <= _MOST_CUT]
-    if not possible:
-        best = min(bounds.sizes, key=lambda size: _cut(size, asked))
-        raise ValueError(
-            f"{asked} is too far from the shapes that the model generates; the nearest size is "
-            f"{_nearest(best, asked)}"
-        )
+    if max(asked) > _LONGEST_SHAPE * min(asked):
+        raise ValueError(f"{asked} is too far from a square; the nearest size is {_nearest(asked)}")
+    known = [size for size in bounds.sizes if _cut(size, asked) <= _MOST_CUT]
+    # A shape that was not trained is generated as well as the model can.
+    possible = known or [size for size in _sizes(spec) if _cut(size, asked) <= _LITTLE_CUT]
     best = min(possible, key=lambda size: _cost(spec, size, asked))
     return Enlargement(best, _cover(best, asked), bounds.upscaler)
 
@@ -97,12 +97,18 @@ def own_size(spec: ModelSpec, source: Size, max_pixels: int) -> Size:
     return wanted
 
 
-def _nearest(size: Size, asked: Size) -> Size:
-    """Return the asked size with its longer side cut so far that little of the image is lost."""
-    shape = size.width / size.height
-    if asked.width > asked.height * shape:
-        return Size(math.floor(asked.height * shape / (1 - _QUARTER)), asked.height)
-    return Size(asked.width, math.floor(asked.width / shape / (1 - _QUARTER)))
+def _nearest(asked: Size) -> Size:
+    """Return the asked size with its longer side shortened to the longest shape."""
+    most = _LONGEST_SHAPE * min(asked)
+    return Size(min(asked.width, most), min(asked.height, most))
+
+
+def _sizes(spec: ModelSpec) -> list[Size]:
+    """Return the sizes that the model can be asked for, none much larger than its default."""
+    multiple = spec.traits.multiple
+    sides = [s for s in range(multiple, spec.size.max + 1, multiple) if s >= spec.size.min]
+    most = 1.25 * math.prod(spec.default_size)
+    return [Size(w, h) for w in sides for h in sides if w * h <= most]
 
 
 def _cover(size: Size, asked: Size) -> Size:

@@ -113,6 +113,7 @@ def resolve(
     warnings = (
         *_alias(ask, spec, catalog),
         *_cut(request, spec),
+        *_shape(request, spec),
         *_unknown_words(request, spec, assets),
         *request.warnings,
     )
@@ -126,6 +127,17 @@ def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     return (
         f"The model '{spec.id}' cannot generate {request.cut}: the image is the middle of one of "
         f"{request.runtime_size}.",
+    )
+
+
+def _shape(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
+    """The warning of a shape that the model was not trained for."""
+    rule = spec.size.enlarge
+    if rule is None or not request.enlarged or request.size in rule.sizes:
+        return ()
+    return (
+        f"The model '{spec.id}' was not trained for this shape: its image of {request.size}, which "
+        "is enlarged, may differ from the prompt.",
     )
 
 

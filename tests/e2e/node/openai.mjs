@@ -55,7 +55,7 @@ const checks = {
   stream_both: () =>
     events(client.images.generate({ ...small, stream: true, stream_options: { dialect: "both" } })),
   errors: async () => ({
-    value: await failure(() => client.images.generate({ ...small, size: "65x64" })),
+    value: await failure(() => client.images.generate({ ...small, size: "9x64" })),
     image: await failure(async () =>
       client.images.edit({ ...small, image: await toFile(Buffer.from("text"), "a.png") }),
     ),

@@ -101,10 +101,9 @@ def test_known_sizes_are_generated(size: str) -> None:
         ("1536x1536", "1536x1536 is more than the model's limit of 1600000 pixels"),
         (
             "600x128",
-            "600x128 is too far from the shapes that the model generates; the nearest "
-            "size is 256x128",
+            "600x128 is too far from a square; the nearest size is 384x128",
         ),
-        ("300x1500", "the nearest size is 300x600"),
+        ("300x1500", "the nearest size is 300x900"),
     ],
 )
 def test_sizes_out_of_bounds(size: str, message: str) -> None:
@@ -114,8 +113,16 @@ def test_sizes_out_of_bounds(size: str, message: str) -> None:
 
 def test_the_nearest_size_is_accepted() -> None:
     """So that the message is a remedy."""
-    for size in ("256x128", "300x600"):
+    for size in ("384x128", "300x900"):
         assert str(ask(size=size).output_size) == size
+
+
+def test_a_shape_that_was_not_trained() -> None:
+    """It is generated nearly in that shape, and a warning says so."""
+    request = ask(size="1536x640")
+    assert (str(request.size), str(request.output_size)) == ("192x80", "1536x640")
+    (warning,) = request.warnings
+    assert "was not trained for this shape: its image of 192x80" in warning
 
 
 def test_a_request_with_an_upscaler_gets_no_second_one() -> None:
