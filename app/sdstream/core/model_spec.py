@@ -167,7 +167,7 @@ class RuntimeOptions(Part):
             ``flash_attn``.
         clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU, beside a GPU.
         max_vram: Gigabytes (2^30 bytes) of GPU memory for one computation, which is cut into parts
-            to fit; 0 is no bound.
+            to fit; 0 means no bound.
         lora_mode: Merge LoRAs into the weights, which is quicker for each step, or apply them
             beside the weights, which quantised weights need; "auto" chooses by the weights.
         prediction: What a U-Net was trained to predict: noise, velocity, or velocity as in EDM;

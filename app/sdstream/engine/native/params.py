@@ -143,7 +143,7 @@ def context_params(
 
 
 def _set_parts(params: Any, runtime: dict[str, Any]) -> None:
-    """Set the options of single parts; those that are None stay as the library has them."""
+    """Set the options of single parts; None leaves one as the library has it."""
     params.keep_clip_on_cpu = runtime["clip_on_cpu"]
     params.keep_vae_on_cpu = runtime["vae_on_cpu"]
     params.keep_control_net_on_cpu = runtime["control_net_on_cpu"]
