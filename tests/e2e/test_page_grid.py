@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import httpx2
 from PIL import Image
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.support.browser import SCREENSHOTS
 from tests.support.page import Visit, accessible, field
@@ -68,6 +69,27 @@ def test_a_grid_is_cancelled(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("#grid-table")).to_contain_text("Cancelled")
     expect(page.locator("#grid-status")).to_contain_text("4 images")
     expect(page.locator("#queue")).to_be_hidden()
+
+
+def test_a_grid_is_cancelled_while_it_is_sent(own_server: ServerProcess, visit: Visit) -> None:
+    """The request that is on its way is cancelled too, and those after it are not sent."""
+
+    def slowly(route: Route) -> None:
+        time.sleep(0.7)
+        route.continue_()
+
+    page = visit(own_server).open()
+    page.route("**/v1/images/generations", slowly)
+    field(page, "Prompt").fill("early step=0.3")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("seed")
+    page.get_by_role("button", name="Compare 4 images").click()
+    page.locator("#grid").get_by_role("button", name="Cancel all").click()
+    expect(page.locator("#grid-status")).to_contain_text("4 images")
+    expect(page.locator("#grid-table")).to_contain_text("Cancelled")
+    listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=100&q=early").json()["data"]
+    assert len(listed) < 4
+    assert {job["status"] for job in listed} <= {"cancelled"}
 
 
 def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:

@@ -101,6 +101,8 @@ export class Compare extends EventTarget {
       if (!job) return;
       ids[index] = job.id;
       this.grid.update(job);
+      // It was on its way when the others were cancelled.
+      if (plan.cancelled) await api.post("v1/jobs/cancel", { body: { ids: [job.id] } });
     }
   }
 
@@ -125,6 +127,7 @@ export class Compare extends EventTarget {
     this.#sending = null;
     const { plan } = this.grid;
     if (!plan) return;
+    this.grid.cancelled();
     try {
       await api.post("v1/jobs/cancel", { body: { group: plan.group } });
       await this.#jobs.refresh();

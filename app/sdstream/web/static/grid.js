@@ -18,6 +18,7 @@ import { nameOf } from "./pictures.js";
  * @property {Axis} across
  * @property {Axis | null} down
  * @property {(string | null)[]} ids Jobs of the cells, row by row; null for those to come.
+ * @property {boolean} [cancelled] No more jobs come.
  */
 
 const table = byId("grid-table", HTMLElement);
@@ -77,9 +78,21 @@ export class Grid extends EventTarget {
     this.#tell();
   }
 
+  /** No more jobs come: the cells without one stay empty. */
+  cancelled() {
+    if (!this.plan) return;
+    this.plan.cancelled = true;
+    this.#cells.forEach((_, index) => this.#fill(index));
+    this.#tell();
+  }
+
   /** All cells have ended. */
   get over() {
-    return Boolean(this.plan?.ids.every((id) => id && isOver(this.jobs.get(id) ?? /** @type {any} */ ({}))));
+    const { plan } = this;
+    if (!plan) return false;
+    return plan.ids.every((id) =>
+      id ? isOver(this.jobs.get(id) ?? /** @type {any} */ ({})) : Boolean(plan.cancelled),
+    );
   }
 
   /** @param {number} index */
@@ -90,7 +103,7 @@ export class Grid extends EventTarget {
     const image = job?.images[0];
     if (!job || !image) {
       const failed = job?.status === "failed" ? (job.error?.message ?? "") : "";
-      const text = failed || (job ? progressLine(job) : "Waiting");
+      const text = failed || (job ? progressLine(job) : this.plan?.cancelled ? "Cancelled" : "Waiting");
       cell.replaceChildren(make("span", { class: failed ? "error" : "" }, text));
       return;
     }
