@@ -38,6 +38,9 @@ _SECRETS: Final = (
     "HUGGING_FACE_HUB_TOKEN",
 )
 
+#: Settings of the folders whose files requests name.
+ASSET_FOLDERS: Final = ("lora_dir", "embedding_dir", "upscaler_dir")
+
 #: Which browsers leave out of an origin.
 _USUAL_PORTS: Final = {"http": 80, "https": 443}
 
@@ -332,7 +335,12 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("lora_dir", "embedding_dir", "upscaler_dir")
+    def asset_folders(self) -> dict[str, Path]:
+        """Return setting -> folder, of ASSET_FOLDERS that are set."""
+        folders = {name: getattr(self, name) for name in ASSET_FOLDERS}
+        return {name: folder for name, folder in folders.items() if folder is not None}
+
+    @field_validator(*ASSET_FOLDERS)
     @classmethod
     def _is_there(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():

@@ -29,7 +29,7 @@ from sdstream.cluster.setup import (
     store_token,
     with_variables,
 )
-from sdstream.settings import Settings
+from sdstream.settings import ASSET_FOLDERS, Settings
 from sdstream.web.application import configure_logging
 
 logger = logging.getLogger("sdstream.cluster")
@@ -44,7 +44,7 @@ _STORE_BYTES: Final = 200_000_000
 #: What Ray's processes are given to end, beyond the time of the jobs.
 _END_SECONDS: Final = 30.0
 
-_FOLDERS: Final = ("model_dir", "cache_dir", "lora_dir", "embedding_dir", "upscaler_dir")
+_FOLDERS: Final = ("model_dir", "cache_dir", *ASSET_FOLDERS)
 
 
 @click.group()

@@ -19,9 +19,6 @@ from sdstream.settings import Settings
 from sdstream.weights.folders import candidate_files
 from sdstream.weights.hub import Hub
 
-#: Settings of folders whose files requests name.
-FOLDERS: Final = ("lora_dir", "embedding_dir", "upscaler_dir")
-
 #: Names in a list of differences.
 _NAMED: Final = 3
 
@@ -48,11 +45,7 @@ def needs_of(settings: Settings, load: Load) -> dict[str, Any]:
         for component, place in files.items()
         if not place.startswith((HUB, BUILTIN)) and Path(place).is_file()
     }
-    folders = {
-        name: _listing(folder)
-        for name in FOLDERS
-        if (folder := getattr(settings, name)) is not None
-    }
+    folders = {name: _listing(folder) for name, folder in settings.asset_folders().items()}
     return {"files": files, "sizes": sizes, "folders": folders}
 
 

@@ -20,7 +20,7 @@ from sdstream.core.errors import Reason
 from sdstream.core.locations import HubFile
 from sdstream.core.messages import Event, Failed, Load, Phase, Progress, encode, unframe
 from sdstream.engine.process import WorkerProcess
-from sdstream.settings import Settings, worker_environment
+from sdstream.settings import ASSET_FOLDERS, Settings, worker_environment
 from sdstream.weights.hub import Hub
 from sdstream.weights.hub_errors import HubError
 
@@ -112,11 +112,8 @@ class Host:
             return
         finally:
             alive.cancel()
-        folders: dict[str, Any] = {
-            name: None if folder is None else str(folder.resolve())
-            for name in files.FOLDERS
-            for folder in [getattr(settings, name)]
-        }
+        folders: dict[str, Any] = dict.fromkeys(ASSET_FOLDERS)
+        folders |= {name: str(path.resolve()) for name, path in settings.asset_folders().items()}
         own = replace(
             load,
             files=await asyncio.to_thread(files.located, settings, needs),

@@ -307,11 +307,7 @@ def load_command(settings: Settings, spec: ModelSpec) -> Load:
         else str(absolute(settings, location))
         for component, location in spec.files.items()
     }
-    folders = {
-        name: str(folder.resolve())
-        for name in ("lora_dir", "embedding_dir", "upscaler_dir")
-        if (folder := getattr(settings, name)) is not None
-    }
+    folders = {name: str(folder.resolve()) for name, folder in settings.asset_folders().items()}
     return Load(
         model=spec.id,
         family=spec.family,
