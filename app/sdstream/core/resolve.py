@@ -122,7 +122,7 @@ def resolve(
 
 def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     """The warning of an image that was generated larger than asked for."""
-    if request.cut is None or spec.size.enlarge is not None:
+    if request.cut is None or request.enlarged:
         return ()
     return (
         f"The model '{spec.id}' cannot generate {request.cut}: the image is the middle of one of "

@@ -373,12 +373,12 @@ class JobStore:
         """Delete what is too old or too much."""
         await self._ledger.write(self._rows.expire)
 
-    # --- webhooks -------------------------------------------------------------------------------
-
     async def room(self) -> Room:
         """Return the room for images: used, allowed, and free on the disk."""
         free = await asyncio.to_thread(self._images.free_bytes)
         return Room(*self._rows.room, free)
+
+    # --- webhooks -------------------------------------------------------------------------------
 
     async def deliveries(self, limit: int) -> list[Delivery]:
         """Webhooks that are next, the most urgent first."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import Job, JobStatus
-from sdstream.core.model_options import default_guidance, defaults_of, schedules_of
+from sdstream.core.model_options import default_guidance, defaults_of, schedules_of, sizes_of
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import MAX_IMAGES
 from sdstream.core.samplers import SAMPLERS
@@ -112,9 +112,8 @@ def capabilities(
     control = spec.files.control_net is not None
     references = spec.traits.references
     features = {**_FEATURES, "control_image": control, "ref_images": references}
-    longest = min(spec.size.max, max_pixels // spec.size.min)
-    if spec.size.enlarge is not None:
-        longest = spec.size.enlarge.max
+    sides = sizes_of(spec)
+    longest = min(sides["max"], max_pixels // sides["min"])
     body = {
         "model": {"name": spec.id, "stem": spec.id, "path": spec.id},
         "current_mode": "img_gen",
@@ -130,9 +129,9 @@ def capabilities(
         "loras": [{"name": name, "path": name} for name in loras],
         "upscalers": [{"name": name} for name in (*HIRES_UPSCALERS, *upscalers)],
         "limits": {
-            "min_width": spec.size.min,
+            "min_width": sides["min"],
             "max_width": longest,
-            "min_height": spec.size.min,
+            "min_height": sides["min"],
             "max_height": longest,
             "max_batch_count": MAX_IMAGES,
             "max_queue_size": queue_images,

@@ -150,8 +150,7 @@ class NativeEngine:
             wtype=command.runtime["wtype"] or "",
             version=loading.version,
         )
-        # The kernels take whole convolutions only; ggml's own are no quicker than im2col.
-        self._direct = bool(in_use) or command.runtime["conv_direct"]
+        self._direct = bool(params.vae_conv_direct)
         self._preview_mode = _PREVIEW_MODES[command.runtime["preview"]]
         self._can_abort = self._abort.attach(context) or self._patches.present
         self._patches.keep_conditions(context, _CONDITION_CACHE)
