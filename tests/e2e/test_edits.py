@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.support.pictures import file_of
 from tests.support.servers import ServerProcess
 
 SIDE = 64
@@ -37,13 +38,6 @@ def alpha_mask() -> Image.Image:
     mask = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), BOX)
     return mask
-
-
-def file_of(image: Image.Image, kind: str = "PNG") -> bytes:
-    """An image file."""
-    file = io.BytesIO()
-    image.save(file, kind)
-    return file.getvalue()
 
 
 def post(

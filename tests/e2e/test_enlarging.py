@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import httpx2
@@ -10,18 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.pictures import from_base64
+from tests.support.pictures import file_of, from_base64
 from tests.support.servers import ServerProcess
 
 BODY: dict[str, Any] = {"prompt": "a red circle on a blue background", "seed": 7}
 GREEN = (10, 200, 30)
-
-
-def as_png(picture: Image.Image) -> bytes:
-    """The file of a picture."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
 
 
 def drawn(server: ServerProcess, **changes: Any) -> tuple[Image.Image, dict[str, Any]]:
@@ -52,7 +44,7 @@ def test_an_edit_keeps_what_the_mask_closes(native_server: ServerProcess) -> Non
     picture = Image.new("RGB", (300, 220), GREEN)
     mask = Image.new("L", picture.size, 0)
     mask.paste(255, (100, 60, 200, 160))
-    files = {"image": ("i.png", as_png(picture)), "mask": ("m.png", as_png(mask))}
+    files = {"image": ("i.png", file_of(picture)), "mask": ("m.png", file_of(mask))}
     url = f"{native_server.url}/v1/images/edits"
     answer = httpx2.post(url, data={**BODY, "size": "300x220"}, files=files, timeout=120)
     assert answer.status_code == 200, answer.text
@@ -66,6 +58,6 @@ def test_the_built_in_upscaler_by_name(native_server: ServerProcess) -> None:
     """On its own route it needs no name: there is no other."""
     picture = Image.new("RGB", (32, 24), GREEN)
     url = f"{native_server.url}/v1/images/upscales"
-    answer = httpx2.post(url, files={"image": ("i.png", as_png(picture))}, timeout=120)
+    answer = httpx2.post(url, files={"image": ("i.png", file_of(picture))}, timeout=120)
     assert answer.status_code == 200, answer.text
     assert from_base64(answer.json()["data"][0]["b64_json"]).size == (128, 96)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import random
 from typing import Any
 
@@ -11,7 +10,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from tests.support.pictures import from_base64, opened
+from tests.support.pictures import file_of, from_base64, opened
 from tests.support.servers import ServerProcess
 
 #: A size that the model cannot draw.
@@ -31,16 +30,9 @@ def mask() -> Image.Image:
     return image
 
 
-def file(image: Image.Image) -> bytes:
-    """A PNG."""
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
 def text(image: Image.Image) -> str:
     """A PNG in base64."""
-    return base64.b64encode(file(image)).decode()
+    return base64.b64encode(file_of(image)).decode()
 
 
 FIELDS: dict[str, Any] = {"prompt": "a red circle", "sample_steps": 4, "seed": 3}
@@ -59,7 +51,7 @@ def drawn(server: ServerProcess, way: str, **more: Any) -> httpx2.Response:
         return httpx2.post(f"{server.url}/v1/images/edits", json=body, timeout=60)
     path = "inpainting" if way == "inpainting" else "edits"
     form = {**options, "mask_mode": "luminance"}
-    files = {"image": file(picture()), "mask": file(mask())}
+    files = {"image": file_of(picture()), "mask": file_of(mask())}
     return httpx2.post(f"{server.url}/v1/images/{path}", data=form, files=files, timeout=60)
 
 
@@ -108,10 +100,10 @@ def test_what_is_told_of_it(native_server: ServerProcess) -> None:
 def test_a_mask_is_needed_and_paints_something(native_server: ServerProcess) -> None:
     """Both are told by name."""
     url = f"{native_server.url}/v1/images/edits"
-    files = {"image": file(picture())}
+    files = {"image": file_of(picture())}
     none = httpx2.post(url, data={**FIELDS, "only_masked": "true"}, files=files)
     assert none.json()["error"]["param"] == "only_masked"
-    black = {**files, "mask": file(Image.new("L", SIZE, 0))}
+    black = {**files, "mask": file_of(Image.new("L", SIZE, 0))}
     empty = httpx2.post(
         url, data={**FIELDS, "only_masked": "true", "mask_mode": "luminance"}, files=black
     )
@@ -126,7 +118,7 @@ def test_outpainting(native_server: ServerProcess, expand: str) -> None:
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
         data={**FIELDS, "expand": expand},
-        files={"image": file(picture())},
+        files={"image": file_of(picture())},
         timeout=60,
     )
     found = image_of(answer).convert("RGB")
@@ -143,7 +135,7 @@ def test_outpainting_beside_a_mask(native_server: ServerProcess) -> None:
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
         data={**FIELDS, "expand": "0,0,32,0", "mask_mode": "luminance"},
-        files={"image": file(picture()), "mask": file(mask())},
+        files={"image": file_of(picture()), "mask": file_of(mask())},
         timeout=60,
     )
     found = image_of(answer)
@@ -159,7 +151,7 @@ def test_padding_paints_the_border_alone(native_server: ServerProcess) -> None:
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
         data={**FIELDS, "fit": "pad", "size": "128x128"},
-        files={"image": file(wide)},
+        files={"image": file_of(wide)},
         timeout=60,
     )
     found = image_of(answer).convert("RGB")
@@ -172,7 +164,7 @@ def test_a_job_that_waits_keeps_its_picture(native_server: ServerProcess) -> Non
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
         data={**FIELDS, "only_masked": "true", "mask_mode": "luminance"},
-        files={"image": file(picture()), "mask": file(mask())},
+        files={"image": file_of(picture()), "mask": file_of(mask())},
         headers={"Prefer": "respond-async"},
     )
     job = answer.json()

@@ -6,7 +6,6 @@ On the real runtime, by every route that edits; what must stay stays, byte for b
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.support.jobs import wait_for
-from tests.support.pictures import opened, png
+from tests.support.pictures import file_of, opened, png
 from tests.support.servers import ServerProcess, running_server
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]
@@ -26,13 +25,6 @@ Array = np.ndarray[Any, np.dtype[np.uint8]]
 NOISE: Array = np.random.default_rng(3).integers(0, 256, (131, 203, 3), dtype=np.uint8)
 HOLE = (120, 40, 150, 70)
 OPTIONS = {"prompt": "a red circle", "seed": 5, "steps": 3}
-
-
-def file_of(image: Image.Image) -> bytes:
-    """A PNG file."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 IMAGE = file_of(Image.fromarray(NOISE))

@@ -14,6 +14,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from tests.support.pictures import file_of
 from tests.support.servers import ServerProcess, running_server, wait_until
 from tests.support.upscalers import write_upscaler
 from tests.support.weight_files import ALONE, write_safetensors
@@ -52,18 +53,11 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(values)
 
 
-def png(picture: Image.Image) -> bytes:
-    """The file of a picture."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
 def enlarged(server: ServerProcess, picture: Image.Image, **fields: str) -> httpx2.Response:
     """The answer of POST /v1/images/upscales."""
     return httpx2.post(
         f"{server.url}/v1/images/upscales",
-        files={"image": ("input.png", png(picture), "image/png")},
+        files={"image": ("input.png", file_of(picture), "image/png")},
         data=fields,
         timeout=100,
     )
@@ -158,7 +152,7 @@ def test_a_drawn_picture_is_enlarged(server: ServerProcess) -> None:
 
 def test_not_under_a_mask(server: ServerProcess) -> None:
     """What the mask keeps is kept exactly, which an enlarged picture cannot."""
-    files = {"image": ("a.png", png(noise(64, 64))), "mask": ("m.png", png(noise(64, 64)))}
+    files = {"image": ("a.png", file_of(noise(64, 64))), "mask": ("m.png", file_of(noise(64, 64)))}
     form = {"prompt": "a cat", "upscaler": "twice"}
     answer = httpx2.post(f"{server.url}/v1/images/edits", files=files, data=form, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "upscaler")
@@ -169,7 +163,7 @@ def test_tiles_are_streamed_as_steps(server: ServerProcess) -> None:
     with httpx2.stream(
         "POST",
         f"{server.url}/v1/images/upscales",
-        files={"image": ("a.png", png(noise(300, 40)))},
+        files={"image": ("a.png", file_of(noise(300, 40)))},
         data={"upscaler": "twice", "stream": "true"},
         timeout=100,
     ) as answer:
@@ -188,7 +182,7 @@ def test_a_cancel_stops_it_between_two_nodes(server: ServerProcess) -> None:
     with httpx2.stream(
         "POST",
         f"{server.url}/v1/images/upscales",
-        files={"image": ("a.png", png(noise(600, 600)))},
+        files={"image": ("a.png", file_of(noise(600, 600)))},
         data={"upscaler": "fourfold", "stream": "true"},
         timeout=100,
     ) as answer:

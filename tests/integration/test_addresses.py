@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import http.client
-import io
 import json
 import re
 import socket
@@ -18,6 +17,7 @@ from PIL import Image
 
 from sdstream.web.route import ApiRoute
 from tests.support.jobs import ASYNC, begin
+from tests.support.pictures import file_of
 from tests.support.routes import routes
 from tests.support.servers import GENERATIONS, ServerProcess, running_server, wait_until
 
@@ -327,13 +327,11 @@ def test_a_bomb_holds_nobody_up(fake_server: ServerProcess) -> None:
 # --- uploads ------------------------------------------------------------------------------------
 
 
-def file_of(kind: str, **options: Any) -> bytes:
+def red_and_blue(kind: str, **options: Any) -> bytes:
     """A picture of 96 x 64 that is red on its left."""
     image = Image.new("RGB", (96, 64), "blue")
     image.paste((255, 0, 0), (0, 0, 48, 64))
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+    return file_of(image, kind, **options)
 
 
 def edited(server: ServerProcess, **files: Any) -> httpx2.Response:
@@ -345,16 +343,18 @@ def edited(server: ServerProcess, **files: Any) -> httpx2.Response:
 @pytest.mark.parametrize("kind", ["AVIF", "TIFF"])
 def test_further_formats(fake_server: ServerProcess, kind: str) -> None:
     """They are images as the others are, and as masks too."""
-    answer = edited(fake_server, image=file_of(kind))
+    answer = edited(fake_server, image=red_and_blue(kind))
     assert answer.json()["parameters"]["size"] == "96x64"
-    assert edited(fake_server, image=file_of("PNG"), mask=file_of(kind)).status_code == 200
+    assert (
+        edited(fake_server, image=red_and_blue("PNG"), mask=red_and_blue(kind)).status_code == 200
+    )
 
 
 def test_pages_of_a_tiff_that_is_turned(fake_server: ServerProcess) -> None:
     """The first page, upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    pages = file_of("TIFF", exif=exif, save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    pages = red_and_blue("TIFF", exif=exif, save_all=True, append_images=[Image.new("RGB", (8, 8))])
     assert edited(fake_server, image=pages).json()["parameters"]["size"] == "64x96"
 
 
@@ -379,7 +379,7 @@ def test_file_fields_that_were_left_empty(fake_server: ServerProcess) -> None:
     )
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     url = f"{fake_server.url}/v1/images/edits"
-    whole = body + file_of("PNG") + b"\r\n--x--\r\n"
+    whole = body + red_and_blue("PNG") + b"\r\n--x--\r\n"
     assert httpx2.post(url, content=whole, headers=headers, timeout=30).status_code == 200
     empty = body.replace(b"a.png", b"") + b"\r\n--x--\r\n"
     error = httpx2.post(url, content=empty, headers=headers).json()["error"]

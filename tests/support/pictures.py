@@ -1,10 +1,11 @@
-"""Looking at pictures that servers answered."""
+"""Image files for requests, and looking at those that servers answered."""
 
 from __future__ import annotations
 
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageChops, ImageStat
 
@@ -32,10 +33,14 @@ def extremes(image: Image.Image) -> list[tuple[float, float]]:
     return [*ImageStat.Stat(image).extrema]
 
 
+def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """An image as a file of a kind that Pillow writes."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
 def png(width: int, height: int, colour: str = "white", *, noise: bool = False) -> bytes:
     """A PNG file of one colour, or of noise, which takes a byte for each pixel."""
-    file = io.BytesIO()
     plain = Image.new("RGB", (width, height), colour)
-    image = Image.effect_noise((width, height), 80) if noise else plain
-    image.save(file, "PNG")
-    return file.getvalue()
+    return file_of(Image.effect_noise((width, height), 80) if noise else plain)

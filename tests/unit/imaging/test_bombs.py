@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import product
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,15 +18,9 @@ from sdstream.imaging import avif, tiff
 from sdstream.imaging.codecs import decode, texts
 from sdstream.imaging.headers import size_of
 from sdstream.imaging.parts import TooManyParts, UnreadableFile
+from tests.support.pictures import file_of
 
 LIMIT = 1_000_000
-
-
-def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """An image file."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 SHORT, LONG, RATIONAL = 3, 4, 5

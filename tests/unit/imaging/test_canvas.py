@@ -20,6 +20,7 @@ from sdstream.core.request import GenerationRequest, Limits
 from sdstream.core.resolve import resolve
 from sdstream.core.size import Size
 from sdstream.imaging.processor import ImageProcessor
+from tests.support.pictures import file_of
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -44,13 +45,6 @@ class Shelf:
         """Keep it."""
         self.data = data
         return "image_1"
-
-
-def file_of(image: Image.Image) -> bytes:
-    """A PNG."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def mask_file(kind: str = "luminance") -> bytes:

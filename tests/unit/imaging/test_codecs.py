@@ -31,16 +31,10 @@ from sdstream.imaging.codecs import (
     texts,
 )
 from sdstream.imaging.headers import size_of
+from tests.support.pictures import file_of
 
 PIXELS = Pixels(8, 4, bytes(range(96)))
 LIMIT = 1_000_000
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """An image file."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def colour(picture: Pixels, x: int, y: int) -> tuple[int, ...]:
