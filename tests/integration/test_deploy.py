@@ -9,10 +9,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx2
 import pytest
 import yaml
 
+from sdstream.cli import cluster as node
+from sdstream.cli.main import main
 from sdstream.service.metrics import Metrics
 from sdstream.settings import Settings
 from tests.support.documents import ROOT, Page
@@ -115,6 +118,58 @@ def test_kubernetes() -> None:
     assert [one["name"] for one in container["env"] if not known_variable(one["name"])] == []
     probes = {container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("liveness", "readiness")}
     assert probes == {"/livez", "/readyz"}
+
+
+def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command that arguments of ``sdstream`` name, and its parameters; raises UsageError."""
+    command: click.Command = main
+    context = click.Context(command)
+    while isinstance(command, click.Group):
+        _, found, arguments = command.resolve_command(context, arguments)
+        assert found is not None
+        command = found
+    return str(command.name), command.make_context(command.name, [*arguments]).params
+
+
+def test_kubernetes_cluster() -> None:
+    """Arguments are flags, variables are settings, and each pod ends after what it runs."""
+    text = (ROOT / "deploy/kubernetes-cluster.yaml").read_text()
+    cluster, fronts, service = yaml.safe_load(text)["items"]
+    assert [one["kind"] for one in (cluster, fronts, service)] == [
+        "RayCluster",
+        "Deployment",
+        "Service",
+    ]
+    (group,) = cluster["spec"]["workerGroupSpecs"]
+    pods = {
+        "head": cluster["spec"]["headGroupSpec"]["template"]["spec"],
+        "join": group["template"]["spec"],
+        "serve": fronts["spec"]["template"]["spec"],
+    }
+    assert service["spec"]["selector"] == fronts["spec"]["selector"]["matchLabels"]
+    ends: dict[str, float] = {}
+    for name, pod in pods.items():
+        assert pod["enableServiceLinks"] is False
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in (*pod["initContainers"], *pod["containers"]):
+            assert {one["name"] for one in container["volumeMounts"]} <= volumes
+            names = [one["name"] for one in container.get("env", [])]
+            assert [one for one in names if not known_variable(one)] == []
+            if container["name"] == "token":
+                continue
+            command, values = parsed(container["args"])
+            assert command in (name, "join")
+            if command == "join":
+                assert values["address"] == f"{cluster['metadata']['name']}-head-svc:6379"
+            grace = grace_seconds() if command == "serve" else values.get("grace_seconds", 0)
+            # The sidecar of a front is told to stop after the front.
+            ends[name] = ends.get(name, 0) + grace + (command != "serve") * node._END_SECONDS
+        assert pod["terminationGracePeriodSeconds"] > ends[name]
+    assert ends == {"head": 30, "join": 330, "serve": 50}
+    (front,) = pods["serve"]["containers"]
+    assert parsed(front["args"])[1]["standby"] is True
+    probes = {kind: front[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness")}
+    assert probes == {"startup": "/livez", "readiness": "/readyz"}
 
 
 def test_compose() -> None:
