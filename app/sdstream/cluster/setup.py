@@ -11,11 +11,16 @@ from typing import Final
 
 from sdstream.core.errors import ConfigurationError
 
-#: A machine that falls silent is given up after about five seconds; by Ray's defaults that takes a
-#: minute. Connections are probed by all, machines by the head.
+#: A machine with workers that falls silent is noticed within 4.7 s, the sum of the first four; by
+#: Ray's defaults that takes a minute. Every second there is a ping on each connection, whose answer
+#: may take 2.5 s: so long may a busy machine be silent. Then Ray waits one second for the head to
+#: report the worker's death, and looks every 0.2 s whether that is over (by default every second).
+#: A machine without workers is probed by the head alone, which gives it up after ten seconds.
 _HEALTH: Final = {
-    "RAY_grpc_client_keepalive_time_ms": "2000",
+    "RAY_grpc_client_keepalive_time_ms": "1000",
     "RAY_grpc_client_keepalive_timeout_ms": "2500",
+    "RAY_timeout_ms_task_wait_for_death_info": "1000",
+    "RAY_core_worker_internal_heartbeat_ms": "200",
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",

@@ -46,6 +46,19 @@ def test_every_process_of_ray_demands_the_token(tmp_path: Path) -> None:
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
+def test_a_silent_machine_is_noticed_within_five_seconds(tmp_path: Path) -> None:
+    """By the sum of all waits; a busy machine may be silent for two seconds and more."""
+    variables = ray_variables(tmp_path / "token")
+    answer = int(variables["RAY_grpc_client_keepalive_timeout_ms"])
+    names = (
+        "RAY_grpc_client_keepalive_time_ms",
+        "RAY_timeout_ms_task_wait_for_death_info",
+        "RAY_core_worker_internal_heartbeat_ms",
+    )
+    assert answer > 2000
+    assert answer + sum(int(variables[name]) for name in names) < 5000
+
+
 @pytest.mark.parametrize("address", ["host", "host:", ":6379", "host:port", "host:0", "host:70000"])
 def test_an_address_has_a_port(address: str) -> None:
     """The message says how to write one."""
