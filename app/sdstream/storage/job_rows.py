@@ -18,12 +18,22 @@ from sdstream.core.job import MAX_ATTEMPTS, ImageResult, Job, JobFailed, JobStat
 from sdstream.core.job_filter import JobFilter
 from sdstream.core.options import OutputFormat
 from sdstream.storage.ports import Change, Database, ImageStore, Row, image_name
-from sdstream.storage.rows import filter_values, image_values, job_of, job_values, state_of
+from sdstream.storage.rows import (
+    filter_values,
+    image_values,
+    job_of,
+    job_values,
+    search_values,
+    state_of,
+)
 
 logger = logging.getLogger(__name__)
 
 #: Room that events of a new run of the server leave for those of the one before: ids only grow.
 _EVENTS_A_RUN: Final = 1_000_000
+
+#: Rows of an earlier release that are brought up to date in one transaction.
+_ROWS_AT_ONCE: Final = 500
 
 #: Beyond the number of every job.
 _NEWEST: Final = 2**62
@@ -73,7 +83,12 @@ class JobRows:
         self.unsure: set[str] = set()
 
     def take_up(self) -> None:
-        """End the unfinished jobs that are not done again, and put the others into the queue."""
+        """End the unfinished jobs that are not done again, and put the others into the queue.
+
+        Rows of earlier releases get what lists search by.
+        """
+        while rows := self._db.rows(self.sql.unsearchable, {"limit": _ROWS_AT_ONCE}):
+            self.change(*((self.sql.set_search, search_values(row)) for row in rows))
         for job in self._unfinished():
             # Readers have seen more than was written down.
             job.first_event += _EVENTS_A_RUN
@@ -157,15 +172,19 @@ class JobRows:
 
     def delete(self, ids: Iterable[str]) -> None:
         for job_id in ids:
-            rows = self._db.rows(self.sql.images, {"job": job_id})
-            self._bytes -= self._bytes_of(job_id)
-            self.change((self.sql.delete_job, {"id": job_id}))
-            self._ends.pop(job_id, None)
-            for row in rows:
-                if row["id"] is not None:
-                    self._images.drop(row["id"], row["format"])
-            self._images.drop_inputs(job_id)
-            self._images.drop_uploads(job_id)
+            self._delete(job_id, self._bytes_of(job_id))
+
+    def _delete(self, job_id: str, size: int) -> None:
+        """Delete a job and its files, which have so many bytes."""
+        rows = self._db.rows(self.sql.images, {"job": job_id})
+        self.change((self.sql.delete_job, {"id": job_id}))
+        self._bytes -= size
+        self._ends.pop(job_id, None)
+        for row in rows:
+            if row["id"] is not None:
+                self._images.drop(row["id"], row["format"])
+        self._images.drop_inputs(job_id)
+        self._images.drop_uploads(job_id)
 
     def _bytes_of(self, job_id: str) -> int:
         """Return the bytes of a job's images and uploads."""
@@ -203,8 +222,8 @@ class JobRows:
         if self._bytes <= self._max_bytes:
             return
         for job in list(self._ends):
-            if self._bytes_of(job):
-                self.delete([job])
+            if size := self._bytes_of(job):
+                self._delete(job, size)
             if self._bytes <= self._max_bytes:
                 return
 

@@ -133,4 +133,15 @@ MIGRATIONS: Final = (
         ALTER TABLE jobs ADD COLUMN upload_bytes BIGINT NOT NULL DEFAULT 0;
         """,
     ),
+    # NULL until a start has read them from the request (job_rows.py): SQL does not fold as we do.
+    Migration(
+        sqlite="""
+        ALTER TABLE jobs ADD COLUMN model TEXT;
+        ALTER TABLE jobs ADD COLUMN folded_prompt TEXT;
+        """,
+        postgres="""
+        ALTER TABLE jobs ADD COLUMN model TEXT;
+        ALTER TABLE jobs ADD COLUMN folded_prompt TEXT;
+        """,
+    ),
 )

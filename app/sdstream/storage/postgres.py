@@ -95,11 +95,10 @@ STATEMENTS: Final = Statements(
             AND (CAST(%(favorite)s AS boolean) IS NULL OR favorite = %(favorite)s)
             AND (CAST(%(since)s AS float) IS NULL OR created >= %(since)s)
             AND (CAST(%(until)s AS float) IS NULL OR created < %(until)s)
-            AND (CAST(%(model)s AS text) IS NULL
-                OR CAST(request AS jsonb) ->> 'model' = %(model)s)
+            AND (CAST(%(model)s AS text) IS NULL OR model = %(model)s)
             AND (CAST(%(words)s AS jsonb) IS NULL OR NOT EXISTS (
                 SELECT 1 FROM jsonb_array_elements_text(CAST(%(words)s AS jsonb)) AS word
-                WHERE position(word IN lower(CAST(request AS jsonb) ->> 'prompt')) = 0
+                WHERE position(word IN folded_prompt) = 0
             ))
             ORDER BY number DESC LIMIT %(limit)s
         """

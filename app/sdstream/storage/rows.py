@@ -41,7 +41,31 @@ def job_values(job: Job, *, has_inputs: bool) -> dict[str, object]:
         "batch": job.terms.group,
         "uploads": json.dumps(job.uploads),
         "upload_bytes": sum(job.uploads.values()),
+        "model": job.request.model,
+        "folded_prompt": _folded(job.request.prompt),
     }
+
+
+def search_values(row: Row) -> dict[str, object]:
+    """Return what lists search by, for set_search.
+
+    Args:
+        row: Id and request of a job; a request that is damaged is found by no word.
+    """
+    try:
+        request = json.loads(row["request"])
+        model, prompt = str(request["model"]), str(request["prompt"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        model, prompt = "", ""
+    return {"id": row["id"], "model": model, "folded_prompt": _folded(prompt)}
+
+
+def _folded(text: str) -> str:
+    """Return a text that is the same for upper and lower case, by Unicode's rules: ß is ss.
+
+    PostgreSQL stores no NUL characters, and no database unpaired surrogates.
+    """
+    return text.casefold().replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def filter_values(which: JobFilter) -> dict[str, object]:
@@ -53,7 +77,7 @@ def filter_values(which: JobFilter) -> dict[str, object]:
         "since": which.since,
         "until": which.until,
         "model": which.model,
-        "words": json.dumps([word.casefold() for word in which.words]) if which.words else None,
+        "words": json.dumps([_folded(word) for word in which.words]) if which.words else None,
     }
 
 

@@ -166,7 +166,6 @@ def _migrate(db: sqlite3.Connection, secret: bytes) -> None:
         StoreError: It is beyond the newest version, or another program's.
     """
     db.create_function("sealed", 1, partial(sealed, secret), deterministic=True)
-    db.create_function("folded", 1, _folded, deterministic=True)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA foreign_keys = ON")
@@ -201,8 +200,3 @@ def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
 def _code(error: Exception) -> int:
     """SQLite's primary result code, 0 for other errors."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF if isinstance(error, sqlite3.Error) else 0
-
-
-def _folded(text: str | None) -> str:
-    """Return a text whose letters are the same in upper and lower case."""
-    return (text or "").casefold()

@@ -16,9 +16,9 @@ class Statements:
 
     insert_job: str = (
         "INSERT INTO jobs (id, owner, status, request, terms, idempotency_key, created,"
-        " attempts, last_event, has_inputs, batch, uploads, upload_bytes) VALUES (:id, :owner,"
-        " :status, :request, :terms, :idempotency_key, :created, 0, 0, :has_inputs, :batch,"
-        " :uploads, :upload_bytes)"
+        " attempts, last_event, has_inputs, batch, uploads, upload_bytes, model, folded_prompt)"
+        " VALUES (:id, :owner, :status, :request, :terms, :idempotency_key, :created, 0, 0,"
+        " :has_inputs, :batch, :uploads, :upload_bytes, :model, :folded_prompt)"
     )
     set_state: str = (
         "UPDATE jobs SET status = :status, started = :started, ended = :ended,"
@@ -47,21 +47,21 @@ class Statements:
         " WHERE job = jobs.id) AS BIGINT) AS bytes FROM jobs WHERE id = :id"
     )
     with_uploads: str = "SELECT id FROM jobs WHERE upload_bytes > 0"
-    # A damaged request must not make the whole query fail. ``folded`` is a function of sqlite.py.
+    # Rows of releases that did not store what lists search by.
+    unsearchable: str = "SELECT id, request FROM jobs WHERE folded_prompt IS NULL LIMIT :limit"
+    set_search: str = (
+        "UPDATE jobs SET model = :model, folded_prompt = :folded_prompt WHERE id = :id"
+    )
     page: str = """
-        WITH asked AS (
-            SELECT *, iif(json_valid(request), request, '{}') AS readable FROM jobs
-            WHERE owner = :owner AND number < :before
-            AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))
-            AND (:batch IS NULL OR batch = :batch)
-            AND (:favorite IS NULL OR favorite = :favorite)
-            AND (:since IS NULL OR created >= :since)
-            AND (:until IS NULL OR created < :until)
-        )
-        SELECT * FROM asked
-        WHERE (:model IS NULL OR readable ->> '$.model' = :model)
+        SELECT * FROM jobs WHERE owner = :owner AND number < :before
+        AND (:statuses IS NULL OR status IN (SELECT value FROM json_each(:statuses)))
+        AND (:batch IS NULL OR batch = :batch)
+        AND (:favorite IS NULL OR favorite = :favorite)
+        AND (:since IS NULL OR created >= :since)
+        AND (:until IS NULL OR created < :until)
+        AND (:model IS NULL OR model = :model)
         AND (:words IS NULL OR NOT EXISTS (
-            SELECT 1 FROM json_each(:words) WHERE NOT instr(folded(readable ->> '$.prompt'), value)
+            SELECT 1 FROM json_each(:words) WHERE NOT instr(folded_prompt, value)
         ))
         ORDER BY number DESC LIMIT :limit
     """

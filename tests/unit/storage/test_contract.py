@@ -362,7 +362,8 @@ def test_conditions_of_lists(place: Place, clock: Clock) -> None:
     """Words of the prompt in any case, model, group, favorites and times; all hold at once."""
 
     async def body(store: JobStore) -> None:
-        for number, prompt in enumerate(("A Red circle", "red STRASSE", "größe ÄPFEL", "blue")):
+        prompts = ("A Red circle", "red STRASSE", "größe ÄPFEL", "blue Straße İSTANBUL")
+        for number, prompt in enumerate(prompts):
             clock.now += 100
             request = dataclasses.replace(REQUEST, prompt=prompt, model=f"m{number % 2}")
             group = "pair" if number < 2 else None
@@ -372,8 +373,11 @@ def test_conditions_of_lists(place: Place, clock: Clock) -> None:
         for which, found in {
             JobFilter(words=("RED",)): ["job_1", "job_0"],
             JobFilter(words=("red", "straße")): ["job_1"],
-            JobFilter(words=("äpfel",)): ["job_2"],
+            JobFilter(words=("STRASSE",)): ["job_3", "job_1"],
+            JobFilter(words=("äpfel", "GRÖSSE")): ["job_2"],
+            JobFilter(words=("i̇stanbul",)): ["job_3"],
             JobFilter(words=("%",)): [],
+            JobFilter(words=("\0",)): [],
             JobFilter(model="m1"): ["job_3", "job_1"],
             JobFilter(group="pair"): ["job_1", "job_0"],
             JobFilter(group="pair", words=("circle",)): ["job_0"],

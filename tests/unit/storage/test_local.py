@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -17,10 +17,10 @@ import pytest
 
 from sdstream.core.errors import StorageFull, Unavailable
 from sdstream.core.job import Completed, ImageReady, ImageResult, JobStatus, Terms
-from sdstream.core.job_filter import ALL_JOBS
+from sdstream.core.job_filter import ALL_JOBS, JobFilter
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.storage.job_store import JobStore
-from sdstream.storage.ports import StoreError
+from sdstream.storage.ports import Row, StoreError
 from sdstream.storage.sqlite import SqliteDatabase
 from tests.support.stores import (
     Clock,
@@ -268,5 +268,35 @@ def test_the_first_schema_is_still_read(tmp_path: Path, clock: Clock) -> None:
         assert job.status is JobStatus.COMPLETED
         assert job.request.prompt == "a red circle"
         assert await store.image("image_1") == (b"png", "png")
+        which = JobFilter(words=("RED",), model=job.request.model)
+        page = await store.page(job.terms.owner, which, limit=1, after=None)
+        assert [found.id for found in page.jobs] == ["job_1"]
+
+    run(LocalPlace(tmp_path), clock, body)
+
+
+def test_the_size_of_a_job_is_queried_once(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is deleted to make room for others."""
+    queried: list[object] = []
+    rows = SqliteDatabase.rows
+
+    def counted(
+        self: SqliteDatabase, statement: str, values: Mapping[str, object] = {}
+    ) -> Sequence[Row]:
+        if statement == self.statements.job_bytes:
+            queried.append(values["id"])
+        return rows(self, statement, values)
+
+    monkeypatch.setattr(SqliteDatabase, "rows", counted)
+
+    async def body(store: JobStore) -> None:
+        for number in range(4):
+            await done(store, clock, f"job_{number}", b"x" * 400)
+        await store.expire()
+        assert await store.get("job_1") is None
+        assert await store.get("job_2") is not None
+        assert queried == ["job_0", "job_1"]
 
     run(LocalPlace(tmp_path), clock, body)

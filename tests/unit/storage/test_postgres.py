@@ -12,7 +12,7 @@ import pytest
 
 from sdstream.core.errors import ImageServiceError, StorageFull, Unavailable
 from sdstream.core.job import Job, JobCancelled, JobStatus, Terms
-from sdstream.core.job_filter import ALL_JOBS
+from sdstream.core.job_filter import ALL_JOBS, JobFilter
 from sdstream.storage.job_store import JobStore
 from sdstream.storage.migrations import MIGRATIONS
 from sdstream.storage.ports import StoreError, StoreInUse
@@ -246,6 +246,30 @@ def test_a_new_database_beside_old_images(place: PostgresPlace) -> None:
     with pytest.raises(StoreError, match="is new but the image store is not empty"):
         PostgresDatabase(place.url).open(images)
     assert len(place.files("images")) == 1
+
+
+def test_rows_of_an_earlier_release_are_found(
+    postgres: Postgres, place: PostgresPlace, clock: Clock
+) -> None:
+    """Lists search by columns that version 4 did not have; a damaged request is not found."""
+
+    async def first(store: JobStore) -> None:
+        for number in range(3):
+            await added(store, clock, f"job_{number}", FOREGROUND)
+
+    async def second(store: JobStore) -> None:
+        which = JobFilter(words=("RED",), model="m")
+        page = await store.page("me", which, limit=9, after=None)
+        assert [job.id for job in page.jobs] == ["job_2", "job_0"]
+
+    run(place, clock, first)
+    for statement in (
+        "ALTER TABLE jobs DROP COLUMN model, DROP COLUMN folded_prompt",
+        "UPDATE service SET version = 4",
+        "UPDATE jobs SET request = '{\"prompt\": \"red' WHERE id = 'job_1'",
+    ):
+        postgres.run(place.url, statement)
+    run(place, clock, second)
 
 
 def test_a_newer_release(postgres: Postgres, place: PostgresPlace, clock: Clock) -> None:
