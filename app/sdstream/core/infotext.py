@@ -37,26 +37,30 @@ _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
 
 def write(request: GenerationRequest, seed: int) -> str:
-    """Return the parameters text of one image.
+    """Return the parameters text of one image; of an upscale, how it was enlarged.
 
     Args:
         request: What the image was generated with.
         seed: Of this image.
     """
-    lines = [request.prompt]
-    if request.negative_prompt:
-        lines.append(f"Negative prompt: {request.negative_prompt}")
-    first = {
-        "sample_steps": request.steps,
-        "sampler": SAMPLERS[request.sampler].label,
-        "schedule": SCHEDULES[request.schedule].label or "Automatic",
-        "cfg_scale": request.cfg_scale,
-        "seed": seed,
-        "size": request.asked_size,
-        "model": request.model,
-    }
+    lines: list[str] = []
+    values = request.options.given()
+    if request.draws:
+        lines.append(request.prompt)
+        if request.negative_prompt:
+            lines.append(f"Negative prompt: {request.negative_prompt}")
+        values = {
+            "sample_steps": request.steps,
+            "sampler": SAMPLERS[request.sampler].label,
+            "schedule": SCHEDULES[request.schedule].label or "Automatic",
+            "cfg_scale": request.cfg_scale,
+            "seed": seed,
+            "size": request.asked_size,
+            "model": request.model,
+            **values,
+        }
     facts = {}
-    for name, value in {**first, **request.options.given()}.items():
+    for name, value in values.items():
         option = OPTIONS[name]
         if option.infotext and value is not False:
             facts[option.infotext] = option.flag_text if value is True else _text(value)

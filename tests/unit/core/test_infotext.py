@@ -83,6 +83,16 @@ def test_every_option_is_in_the_text() -> None:
     }
 
 
+def test_an_upscale_has_no_values_of_a_generation() -> None:
+    """Its text names the upscaler alone, so no steps, sampler or seed are read from it."""
+    options = Options(upscaler="x4plus", upscale=2.0)
+    request = replace(REQUEST, prompt="", negative_prompt="", steps=0, options=options)
+    text = infotext.write(request, seed=0)
+    assert text.startswith("Postprocess upscaler: x4plus, Postprocess upscale by: 2, Version: ")
+    assert infotext.read(text)["Postprocess upscaler"] == "x4plus"
+    assert infotext.read_options(text) is None
+
+
 def test_parameters_texts() -> None:
     """Prompt and negative prompt may have lines; values may be quoted; a size has two numbers."""
     text = (
