@@ -25,6 +25,9 @@ from tests.support.page import (
 )
 from tests.support.servers import ServerProcess, free_port, running_server
 
+#: What browsers send for a page.
+HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
 
 @pytest.mark.parametrize("key", ["", KEY], ids=["open", "keyed"])
 def test_a_restart_in_the_middle(
@@ -124,7 +127,7 @@ def test_remembering_and_forgetting_the_key(keyed_server: ServerProcess, visit: 
 def test_how_the_page_is_served(keyed_server: ServerProcess) -> None:
     """To anybody, with headers that bind the browser, fresh after an upgrade, and nothing else of
     the package."""
-    page = httpx2.get(f"{keyed_server.url}/")
+    page = httpx2.get(f"{keyed_server.url}/", headers=HTML)
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
@@ -132,7 +135,8 @@ def test_how_the_page_is_served(keyed_server: ServerProcess) -> None:
     assert "unsafe" not in policy
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["cache-control"] == "no-cache"
-    same = {"If-None-Match": page.headers["etag"]}
+    assert page.headers["vary"] == "Accept"
+    same = {**HTML, "If-None-Match": page.headers["etag"]}
     assert httpx2.get(f"{keyed_server.url}/", headers=same).status_code == 304
     for name in re.findall(r'(?:src|href)="(static/[^"]+)"', page.text):
         part = httpx2.get(f"{keyed_server.url}/{name}")

@@ -98,7 +98,7 @@ def test_an_installed_wheel_generates_beside_a_foreign_app(
         answer = server.post({"prompt": "a red circle", "size": "64x64", "steps": 2})
         file = base64.b64decode(answer.json()["data"][0]["b64_json"])
         assert Image.open(io.BytesIO(file)).size == (64, 64)
-        page = httpx2.get(f"{server.url}/")
+        page = httpx2.get(f"{server.url}/", headers={"Accept": "text/html"})
         assert page.status_code == 200
         assert "<title>" in page.text
         assert httpx2.get(f"{server.url}/static/app.js").status_code == 200

@@ -130,6 +130,12 @@ A1111: dict[str, dict[str, Any]] = {
         "override_settings_restore_afterwards": True, "clip_skip": 1, "save_images": True,
         "send_images": True, "do_not_save_grid": False, "do_not_save_samples": False,
     },
+    "SillyTavern's DrawThings source": {
+        "url": "http://127.0.0.1:7860", "auth": "", "prompt": "a cat", "negative_prompt": "bad",
+        "sampler_name": "DPM++ 2M Karras", "steps": 2, "cfg_scale": 7, "width": 64, "height": 64,
+        "restore_faces": False, "enable_hr": False, "denoising_strength": 0.7, "clip_skip": 1,
+        "upscaler_scale": 2,
+    },
     "KoboldAI Lite": {
         "prompt": "a cat", "negative_prompt": "ugly", "cfg_scale": 5, "steps": 2, "width": 64,
         "height": 64, "seed": -1, "sampler_name": "Euler a", "clip_skip": 0, "model": "embedded",
@@ -189,6 +195,28 @@ def test_sillytavern_from_ping_to_picture(server: ServerProcess) -> None:
     post(server, "/sdapi/v1/options", json={**options, "sd_model_checkpoint": "embedded"})
     upscalers = [u["name"] for u in httpx2.get(f"{server.url}/sdapi/v1/upscalers").json()]
     assert upscalers[:3] == ["None", "Lanczos", "Nearest"]
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", ""])
+def test_sillytavern_finds_a_draw_things(server: ServerProcess, accept: str) -> None:
+    """It pings /, then reads its model and its upscaler, without a key; browsers get the page."""
+    headers = {"Accept": accept}
+    assert httpx2.head(server.url, headers=headers).status_code == 200
+    answer = httpx2.get(server.url, headers=headers)
+    assert answer.json() == {"name": "sdstream", "model": "embedded", "upscaler": None}
+    assert answer.headers["Vary"] == "Accept"
+    page = httpx2.get(server.url, headers={"Accept": "text/html,application/xml;q=0.9,*/*;q=0.8"})
+    assert page.headers["Content-Type"].startswith("text/html")
+
+
+def test_the_second_pass_of_draw_things(server: ServerProcess) -> None:
+    """Its clients name the factor 'upscaler_scale'."""
+    hires = {"enable_hr": True, "upscaler_scale": 1.5, "denoising_strength": 0.5}
+    body = {**A1111["SillyTavern's DrawThings source"], **hires, "width": 128, "height": 128}
+    answer = post(server, "/sdapi/v1/txt2img", json=body)
+    assert from_base64(answer.json()["images"][0]).size == (192, 192)
+    refused = httpx2.post(f"{server.url}/sdapi/v1/txt2img", json={**body, "upscaler_scale": 99})
+    assert refused.json()["error"]["param"] == "upscaler_scale"
 
 
 def test_a_whole_settings_object(server: ServerProcess) -> None:

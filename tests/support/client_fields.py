@@ -73,8 +73,8 @@ _BY_API: Final = {
     """,
     "SillyTavern and KoboldAI Lite": """
         adetailer_face auth auto_url clip_skip enable_hr hr_scale hr_second_pass_steps hr_upscaler
-        model negative_prompt prompt restore_faces sampler sampler_name scheduler seed steps url
-        vae workflow
+        model negative_prompt prompt restore_faces sampler sampler_name scheduler seed steps
+        upscaler_scale url vae workflow
     """,
     "sd-server": """
         auto_resize_ref_image batch_count cache_mode cache_option clip_skip control_image

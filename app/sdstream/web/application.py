@@ -141,7 +141,7 @@ def _routes(
         *mcp.routes(),
         # Their paths end in any model: after those that say more.
         *HuggingFaceRoutes(draw).routes(),
-        *page.routes(),
+        *page.routes(lambda: service.catalog.default),
     ]
 
 

@@ -103,8 +103,9 @@ LATENT_UPSCALERS: Final = [name for name in HIRES_UPSCALERS if name.startswith("
 #: By resize_mode; the original too fills the border with the edges, and repaints everything.
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "fill")
 
-#: A1111's value for an img2img that names none.
+#: A1111's values for an img2img and for a second pass that name none.
 _STRENGTH: Final = 0.75
+_HIRES_SCALE: Final = 2.0
 
 
 class _Fields(BaseModel):
@@ -134,7 +135,8 @@ class _Fields(BaseModel):
     inpaint_full_res_padding: int = 0
     inpainting_mask_invert: bool = False
     enable_hr: bool = False
-    hr_scale: float = 2.0
+    hr_scale: float | None = None
+    upscaler_scale: float | None = None
     hr_upscaler: str = "Latent"
     hr_second_pass_steps: float = 0
     hr_resize_x: int = 0
@@ -142,6 +144,11 @@ class _Fields(BaseModel):
     eta: float | None = None
     clip_skip: int | None = None
     model: str = ""
+
+    @property
+    def scale(self) -> float:
+        """How many times the second pass is larger; clients of DrawThings have their own name."""
+        return next(s for s in (self.hr_scale, self.upscaler_scale, _HIRES_SCALE) if s is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +201,7 @@ def parse(
     canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
     canonical["prompt"] = canonical.get("prompt", "")
     canonical |= _sampling(fields) | _count(fields)
-    if fields.enable_hr and (fields.hr_scale != 1 or fields.hr_resize_x or fields.hr_resize_y):
+    if fields.enable_hr and (fields.scale != 1 or fields.hr_resize_x or fields.hr_resize_y):
         canonical |= _second_pass(fields, given)
     override, ignored = settings(fields.override_settings, handling, "override_settings")
     canonical |= _chosen(fields, override.over(earlier))
@@ -307,7 +314,7 @@ def _hires_scale(fields: _Fields, given: Mapping[str, Any]) -> float:
     """Return how many times the second pass is larger; A1111's sizes of it win over its factor."""
     x, y = fields.hr_resize_x, fields.hr_resize_y
     if not (x or y):
-        return fields.hr_scale
+        return fields.scale
     name = "hr_resize_x" if x else "hr_resize_y"
     width, height = given.get("width"), given.get("height")
     if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
@@ -354,6 +361,7 @@ def _count(fields: _Fields) -> JsonObject:
 
 def _spelling(fields: _Fields) -> dict[str, str]:
     """The client's names of options, for errors."""
+    is_draw_things = fields.hr_scale is None and fields.upscaler_scale is not None
     return {
         "model": "model" if fields.model else CHECKPOINT,
         "sampler": "sampler_name" if fields.sampler_name else "sampler_index",
@@ -361,7 +369,7 @@ def _spelling(fields: _Fields) -> dict[str, str]:
         "clip_skip": CLIP_SKIP if fields.clip_skip is None else "clip_skip",
         "only_masked": "inpaint_full_res",
         "only_masked_padding": "inpaint_full_res_padding",
-        "hires_scale": "hr_scale",
+        "hires_scale": "upscaler_scale" if is_draw_things else "hr_scale",
         "hires_steps": "hr_second_pass_steps",
         "hires_strength": "denoising_strength",
         "control": controlnet.PARAM,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike, stat_result
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,8 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from sdstream.dialects.rendering import compact
+from sdstream.web import negotiation, respond
 from sdstream.web.route import ApiRoute, Operation
 
 _STATIC: Final = Path(__file__).parents[1] / "static"
@@ -74,8 +76,11 @@ class _PageFiles(StaticFiles):
         return response
 
 
-def routes() -> list[BaseRoute]:
+def routes(default_model: Callable[[], str]) -> list[BaseRoute]:
     """The page at /, the API reference at /docs, and their parts under /static, without a key.
+
+    Args:
+        default_model: Returns the id of the default model.
 
     Raises:
         RuntimeError: The files are not in the package.
@@ -84,8 +89,17 @@ def routes() -> list[BaseRoute]:
     vendor = _PageFiles(directory=_VENDOR)
 
     async def index(request: Request) -> Response:
-        """GET /."""
-        return await files.get_response("index.html", request.scope)
+        """GET /: the page for browsers, which name HTML in Accept; JSON for programs.
+
+        SillyTavern reads ``model`` and ``upscaler`` here, as of DrawThings' server.
+        """
+        if negotiation.prefers(request, "text/html", "application/json"):
+            response = await files.get_response("index.html", request.scope)
+        else:
+            fields = {"name": "sdstream", "model": default_model(), "upscaler": None}
+            response = respond.json_bytes(compact(fields))
+        response.headers["Vary"] = "Accept"
+        return response
 
     async def reference(request: Request) -> Response:
         """GET /docs."""
