@@ -10,19 +10,23 @@ import httpx2
 import numpy as np
 import pytest
 
+from tests.support.pictures import from_base64
 from tests.support.servers import ServerProcess, running_server
 from tests.support.upscalers import write_tensors
 from tests.support.weight_files import ALONE, BROKEN, write_safetensors
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 4}
 LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"
+#: As kohya-ss' scripts write it.
+CHECKSUM = "0123456789abcdef" * 4
 
 
-def write_lora(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """A file with these tensors, whose values come from a seed."""
+def write_lora(path: Path, shapes: Mapping[str, tuple[int, ...]], checksum: str = "") -> None:
+    """A file with these tensors, whose values come from a seed, and a trainer's checksum."""
     random = np.random.default_rng(1)
     tensors = {name: random.normal(size=shape) * 0.3 for name, shape in shapes.items()}
-    write_tensors(path, {name: values.astype("<f4") for name, values in tensors.items()})
+    metadata = {"sshs_model_hash": checksum} if checksum else None
+    write_tensors(path, {name: values.astype("<f4") for name, values in tensors.items()}, metadata)
 
 
 def pair(layer: str, inner: int = 256, outer: int = 768) -> dict[str, tuple[int, ...]]:
@@ -82,7 +86,7 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     folder = tmp_path_factory.mktemp("lora")
     loras = folder / "loras"
     loras.mkdir()
-    write_lora(loras / "bent.safetensors", pair(LAYER))
+    write_lora(loras / "bent.safetensors", pair(LAYER), CHECKSUM)
     strange = pair("diffusion_model.no_such_block.7.attn")
     write_lora(loras / "in-part.safetensors", {**pair(LAYER), **strange})
     write_lora(loras / "dora.safetensors", {**pair(LAYER), f"{LAYER}.dora_scale": (768, 1)})
@@ -98,6 +102,17 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     (loras / "styles" / "loop").symlink_to(loras)
     with running_server(folder, lora_dir=loras, lora_in_prompt=True) as server:
         yield server
+
+
+def test_civitai_finds_a_lora_by_its_hash(lora_server: ServerProcess) -> None:
+    """The text in the file has the start of the trainer's checksum, and the list has all of it."""
+    answer = lora_server.post({**BODY, "lora": [{"id": "bent"}, {"id": "dora"}]})
+    text = from_base64(answer.json()["data"][0]["b64_json"]).info["parameters"]
+    assert f'Lora hashes: "bent: {CHECKSUM[:12]}"' in text
+    listed = httpx2.get(f"{lora_server.url}/sdapi/v1/loras").json()
+    known = {lora["name"]: lora["metadata"] for lora in listed}
+    assert known["bent"] == {"sshs_model_hash": CHECKSUM}
+    assert known["dora"] == {}
 
 
 def drawn(server: ServerProcess, *loras: dict[str, Any]) -> str:

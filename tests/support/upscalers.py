@@ -40,10 +40,13 @@ def write_upscaler(path: Path, factor: int = 4) -> Path:
     return path
 
 
-def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
     """Tensors as a safetensors file; 32- and 16-bit floats."""
     kinds = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
-    header, start = {}, 0
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    start = 0
     for name, array in tensors.items():
         end = start + array.nbytes
         header[name] = {

@@ -33,6 +33,8 @@ _MAX_FACTS: Final = 65_536
 _NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
 #: Size that the model generated, of an image that was enlarged to its own size.
 _GENERATED: Final = "Generated size"
+#: Of a LoRA's hash; AUTOMATIC1111 writes as many, and Civitai finds the LoRA by them.
+_HASH_CHARACTERS: Final = 12
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
 
@@ -64,6 +66,9 @@ def write(request: GenerationRequest, seed: int) -> str:
         option = OPTIONS[name]
         if option.infotext and value is not False:
             facts[option.infotext] = option.flag_text if value is True else _text(value)
+    if request.lora_hashes:
+        hashes = (f"{n}: {h[:_HASH_CHARACTERS]}" for n, h in request.lora_hashes.items())
+        facts["Lora hashes"] = ", ".join(hashes)
     if request.enlarged:
         facts[_GENERATED] = str(request.size)
     facts["Version"] = f"sdstream {__version__}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -53,6 +53,7 @@ class GenerationRequest:
         cut: Pixels of the finished image, when it is the middle of what the runtime makes.
         placement: Where the generated image lies in the finished one; None when it is that.
         references: Pixels of each reference image, as the model gets it.
+        lora_hashes: Name of a LoRA -> SHA-256 of its weights, of those that have one.
     """
 
     model: str
@@ -80,6 +81,7 @@ class GenerationRequest:
     cut: Size | None = None
     placement: Placement | None = None
     references: tuple[Size, ...] = ()
+    lora_hashes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> Size:
@@ -188,6 +190,7 @@ class Assets:
 
     Attributes:
         loras: Names; those of files in subfolders begin with the folder.
+        lora_hashes: Name -> SHA-256 of the weights, of those that have one.
         lora_in_prompt: ``<lora:name:scale>`` in a prompt counts.
         upscalers: Name -> how many times it enlarges.
         built_in: Those of them that come with the package.
@@ -196,11 +199,16 @@ class Assets:
     """
 
     loras: Collection[str] = ()
+    lora_hashes: Mapping[str, str] = field(default_factory=dict)
     lora_in_prompt: bool = False
     upscalers: Mapping[str, int] = field(default_factory=dict)
     built_in: Collection[str] = ()
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
     unusable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def hashes_of(self, loras: Iterable[str]) -> dict[str, str]:
+        """Return name -> SHA-256 of those of some LoRAs that have one."""
+        return {name: self.lora_hashes[name] for name in loras if name in self.lora_hashes}
 
     @property
     def only_upscaler(self) -> str | None:

@@ -181,14 +181,6 @@ def _generation(
         ask, larger or size, assets, limits.enlarged
     )
     prompt, loras = resolve_options.loras(ask, assets)
-    options = params.options().model_copy(
-        update={
-            **dict.fromkeys(idle),
-            "lora": loras or None,
-            **resolve_options.concrete(ask, spec, sources, plan.placement),
-            **resolve_options.enlarging(ask, size, larger, upscaled, steps),
-        }
-    )
     return GenerationRequest(
         model=spec.id,
         prompt=prompt,
@@ -207,7 +199,14 @@ def _generation(
         output_format=params.output_format or "png",
         output_compression=_compression(ask),
         warnings=_warnings(ask, cfg_scale),
-        options=options,
+        options=params.options().model_copy(
+            update={
+                **dict.fromkeys(idle),
+                "lora": loras or None,
+                **resolve_options.concrete(ask, spec, sources, plan.placement),
+                **resolve_options.enlarging(ask, size, larger, upscaled, steps),
+            }
+        ),
         input_images=int(sources.drawn_over) + len(sources.references),
         second_pass=larger,
         upscaled=upscaled,
@@ -215,6 +214,7 @@ def _generation(
         cut=plan.cut_of(upscaled or larger or size),
         placement=plan.placement,
         references=resolve_edits.reference_sizes(ask, spec, sources),
+        lora_hashes=assets.hashes_of(lora.id for lora in loras),
     )
 
 

@@ -340,9 +340,10 @@ def _assets(settings: Settings) -> Assets:
     loras, bad_loras = _examined(settings.lora_dir, "lora", settings)
     _, bad_embeddings = _examined(settings.embedding_dir, "embedding", settings)
     upscalers, bad_upscalers = _examined(settings.upscaler_dir, "upscaler", settings)
-    own = {name: factor for name, factor in upscalers.items() if factor is not None}
+    own = {name: file.factor for name, file in upscalers.items() if file.factor is not None}
     return Assets(
         loras=[*loras],
+        lora_hashes={name: file.checksum for name, file in loras.items() if file.checksum},
         lora_in_prompt=settings.lora_in_prompt,
         upscalers={**own, **UPSCALERS},
         built_in=[*UPSCALERS],
@@ -353,16 +354,16 @@ def _assets(settings: Settings) -> Assets:
 
 def _examined(
     folder: Path | None, kind: str, settings: Settings
-) -> tuple[dict[str, int | None], dict[str, str]]:
-    """Name -> factor of the files that can be used, and file -> why not of the others."""
-    usable: dict[str, int | None] = {}
+) -> tuple[dict[str, Asset], dict[str, str]]:
+    """Return the usable files by name, and why the others cannot be used by file."""
+    usable: dict[str, Asset] = {}
     unusable: dict[str, str] = {}
     for file, path in candidate_files(folder).items():
         # The fake engine takes any file of weights for a LoRA.
         unread = settings.engine == "fake" and kind == "lora" and path.suffix not in PICKLES
         asset = Asset() if unread else examine(path, kind)
         if asset.problem is None:
-            usable[name_of(file)] = asset.factor
+            usable[name_of(file)] = asset
         else:
             unusable[file] = asset.problem
     return usable, unusable

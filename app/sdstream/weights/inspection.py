@@ -283,6 +283,11 @@ def read_lora(name: str, path: Path) -> WeightFile:
     return found
 
 
+#: Metadata of a LoRA that holds a SHA-256 of its weights; kohya-ss' scripts named it.
+_TRAINERS_CHECKSUM: Final = "sshs_model_hash"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
 @dataclass(frozen=True, slots=True)
 class Asset:
     """What a file of one of the operator's folders is good for.
@@ -290,10 +295,12 @@ class Asset:
     Attributes:
         problem: Why it cannot be used, a predicate; None when it can.
         factor: How many times an upscaler enlarges; None for other files.
+        checksum: SHA-256 of a LoRA's weights in hex, if its trainer wrote it into the file.
     """
 
     problem: str | None = None
     factor: int | None = None
+    checksum: str | None = None
 
 
 def examine(path: Path, kind: str) -> Asset:
@@ -319,7 +326,8 @@ def _examined(path: Path, kind: str, _modified: int, _size: int) -> Asset:
     except BadFile as error:
         return Asset(str(error))
     factor = architectures.upscaler_factor(found.shapes) if kind == "upscaler" else None
-    return Asset(factor=factor)
+    checksum = str(found.metadata.get(_TRAINERS_CHECKSUM, ""))
+    return Asset(factor=factor, checksum=checksum if _SHA256.fullmatch(checksum) else None)
 
 
 def _expect(found: WeightFile, kind: str) -> None:

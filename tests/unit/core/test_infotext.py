@@ -93,6 +93,14 @@ def test_an_upscale_has_no_values_of_a_generation() -> None:
     assert infotext.read_options(text) is None
 
 
+def test_hashes_of_loras() -> None:
+    """Twelve characters of each, in quotes, as AUTOMATIC1111 writes them; they are no options."""
+    hashes = {"styles/ink": "a" * 64, "line": "0123456789abcdef" * 4}
+    text = infotext.write(replace(REQUEST, lora_hashes=hashes), seed=0)
+    assert ', Lora hashes: "styles/ink: aaaaaaaaaaaa, line: 0123456789ab", Version: ' in text
+    assert infotext.read_options(text) == infotext.read_options(infotext.write(REQUEST, seed=0))
+
+
 def test_parameters_texts() -> None:
     """Prompt and negative prompt may have lines; values may be quoted; a size has two numbers."""
     text = (

@@ -294,9 +294,24 @@ def models(ids: Iterable[str]) -> bytes:
     )
 
 
-def loras(names: Iterable[str]) -> bytes:
-    """GET loras; the path is the name, since no client needs the server's."""
-    return compact([{"name": n, "alias": n, "path": n, "metadata": {}} for n in names])
+def loras(names: Iterable[str], hashes: Mapping[str, str]) -> bytes:
+    """GET loras; the path is the name, since no client needs the server's.
+
+    Args:
+        names: Of the files.
+        hashes: Name -> SHA-256 of the weights, of those that have one.
+    """
+    return compact(
+        [
+            {
+                "name": name,
+                "alias": name,
+                "path": name,
+                "metadata": {"sshs_model_hash": hashes[name]} if name in hashes else {},
+            }
+            for name in names
+        ]
+    )
 
 
 def latent_upscale_modes() -> bytes:

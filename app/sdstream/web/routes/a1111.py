@@ -367,7 +367,7 @@ class A1111Routes:
     async def loras(self, _request: Request) -> Response:
         """GET loras."""
         assets = await asyncio.to_thread(self._service.assets)
-        return respond.json_bytes(answers.loras(assets.loras))
+        return respond.json_bytes(answers.loras(assets.loras, assets.lora_hashes))
 
     async def embeddings(self, request: Request) -> Response:
         """GET embeddings."""
