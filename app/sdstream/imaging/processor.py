@@ -1,4 +1,4 @@
-"""Everything that is done to pixels, in two bounded pools of threads: uploads and results.
+"""Everything that is done to pixels, in bounded pools of threads: uploads, results, resizing.
 
 Before a job its input images are decoded and fitted; after it the new pixels are composed with
 what a mask keeps, checked, written into a file and stored.
@@ -24,6 +24,7 @@ from sdstream.core.placement import Box, Placement
 from sdstream.core.request import GenerationRequest, Sources
 from sdstream.core.size import Size
 from sdstream.imaging import canvas, codecs
+from sdstream.imaging.one_thread import OneThread
 from sdstream.imaging.safety import SafetyChecker
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ _THREADS: Final = 4
 
 #: Uploads have separate threads, so that no upload delays a finished image.
 _UPLOAD_THREADS: Final = 2
+
+#: To resize and write an image of the default limit, on a slow core.
+_RESIZING_SECONDS: Final = 6
 
 #: Images of the largest size that a request may have; more of smaller ones.
 _PICTURES_AT_ONCE: Final = 3
@@ -112,6 +116,7 @@ class ImageProcessor:
         self._embed_parameters = embed_parameters
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
         self._upload_threads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
+        self._resizing = OneThread("resize", "resized", _RESIZING_SECONDS)
 
     @property
     def can_check(self) -> bool:
@@ -122,6 +127,7 @@ class ImageProcessor:
         """Take no more work."""
         for threads in (self._threads, self._upload_threads):
             threads.shutdown(wait=False, cancel_futures=True)
+        self._resizing.close()
 
     async def decode(
         self, files: SourceFiles, *, only_references: bool, mask_mode: MaskMode = "auto"
@@ -180,10 +186,9 @@ class ImageProcessor:
 
         Raises:
             InvalidRequest: The file is not an image, or the result would be too large.
+            QueueFull: Too many images wait to be resized.
         """
-        return await self._run(
-            self._upload_threads, self._enlarge, file, factor, max_pixels, nearest
-        )
+        return await self._resizing.run(self._enlarge, file, factor, max_pixels, nearest)
 
     async def reduced(self, data: bytes, max_bytes: int) -> bytes:
         """Return a finished image as WebP of at most so many bytes; see codecs.reduced."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,14 +21,13 @@ from sdstream.core.pixels import Pixels, SourceFile
 from sdstream.dialects.fields import take
 from sdstream.dialects.rendering import compact
 from sdstream.imaging import codecs, ocr
+from sdstream.imaging.one_thread import OneThread
 from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.schemas import FILE, STRING, form_of, json_of, record
 
 #: kwargs chooses the task of other engines; this one reads plain text.
 _FIELDS: Final = ("model", "kwargs")
-#: Images that are read or wait for it.
-_MOST_AT_ONCE: Final = 8
 _SECONDS_EACH: Final = 3
 
 
@@ -55,11 +52,7 @@ class OcrRoute:
     reader: ocr.TextReader
     max_form_bytes: int
     max_input_pixels: int
-    #: Reading takes seconds: one thread of its own, so that nothing else waits for it.
-    _thread: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="ocr")
-    )
-    _busy: set[asyncio.Future[str]] = field(default_factory=set)
+    _thread: OneThread = field(default_factory=lambda: OneThread("ocr", "read", _SECONDS_EACH))
 
     def routes(self) -> list[ApiRoute]:
         """Return the route."""
@@ -72,22 +65,10 @@ class OcrRoute:
         taken = take(form.fields, _FIELDS, foreign={}, handling=handling)
         negotiation.report(request, taken.unknown)
         file = _image_of(form)
-        text = await self._turn(file)
+        text = await self._thread.run(self._read, file)
         if negotiation.prefers(request, "text/plain", "application/json"):
             return PlainTextResponse(text)
         return respond.json_bytes(compact(text))
-
-    async def _turn(self, file: SourceFile) -> str:
-        if len(self._busy) >= _MOST_AT_ONCE:
-            raise QueueFull(
-                f"{len(self._busy)} images are waiting to be read; try again later.",
-                reason=Reason.QUEUE_FULL,
-                retry_after=_SECONDS_EACH * len(self._busy),
-            )
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._read, file)
-        self._busy.add(work)
-        work.add_done_callback(self._busy.discard)
-        return await work
 
     def _read(self, file: SourceFile) -> str:
         picture = codecs.decode(file.data, file.param, self.max_input_pixels)
