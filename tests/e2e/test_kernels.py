@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -13,6 +14,7 @@ import yaml
 
 from sdstream.engine.kernels.build import supported
 from sdstream.engine.kernels.choice import choose, processor
+from sdstream.system import available_cores
 from tests.support.pictures import from_base64
 from tests.support.servers import ServerProcess, running_server
 
@@ -45,6 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("kernels")
     kinds = {name: entry(name, kernels=name) for name in ("auto", "exact", "off")}
     others = [entry("one-thread", threads=1), entry("attention", flash_attn=True)]
+    others.append({**entry("several"), "replicas": "auto"})
     models = {"models": [*kinds.values(), *others]}
     (folder / "models.yaml").write_text(yaml.safe_dump(models))
     with running_server(folder, models=folder / "models.yaml", memory_mb=4000) as running:
@@ -70,6 +73,17 @@ def test_pictures_are_those_of_the_runtime(server: ServerProcess, model: str, se
 def test_threads_do_not_change_a_byte(server: ServerProcess) -> None:
     """One thread and all of them give the same picture."""
     assert (drawn(server, "one-thread") == drawn(server, "auto")).all()
+
+
+def test_several_workers_generate_the_same_images(server: ServerProcess) -> None:
+    """As one alone, while their number of threads changes with the jobs that come and go."""
+    alone = [drawn(server, "auto", seed) for seed in range(6)]
+    drawn(server, "several")
+    with ThreadPoolExecutor(6) as pool:
+        together = [*pool.map(lambda seed: drawn(server, "several", seed), range(6))]
+    assert all((one == other).all() for one, other in zip(alone, together, strict=True))
+    workers = server.metric("sdstream_worker_up", model="several")
+    assert workers == min(available_cores(), 8)
 
 
 def test_what_is_in_use_is_reported(server: ServerProcess) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from sdstream.system import available_cores
 from tests.integration.test_http import error_of
 from tests.support.jobs import begin, look, wait_for
 from tests.support.servers import ServerProcess, running_server, wait_until
@@ -136,6 +137,25 @@ def test_replicas(tmp_path: Path) -> None:
         tries = sorted(wait_for(server, job, "completed")["attempts"] for job in jobs)
         assert tries == [1, 2]
         assert server.metric("sdstream_worker_starts_total") == 3
+
+
+def test_automatic_replicas(tmp_path: Path) -> None:
+    """A small model has as many workers as jobs at once, up to one for each core."""
+    models = catalogue(tmp_path, a=", replicas: auto")
+    models.write_text(models.read_text().replace("model: x", "model: sharing"))
+    most = min(available_cores(), 8)
+    with running_server(tmp_path, engine="fake", models=models) as server:
+        for _ in range(3):
+            assert server.post({**QUICK, "model": "a"}).status_code == 200
+        assert state_of(server, "a")["workers"] == 1
+        jobs = [begin(server, {**LONG, "seed": n})["id"] for n in range(most + 1)]
+        wait_until(
+            lambda: server.metric("sdstream_running_jobs") == most, 20, "jobs wait for a worker"
+        )
+        model = state_of(server, "a")
+        assert (model["workers"], model["replicas"]) == (most, "auto")
+        assert server.metric("sdstream_worker_up", model="a") == most
+        assert look(server, jobs[-1])["status"] == "queued"
 
 
 def test_keep_alive(tmp_path: Path) -> None:

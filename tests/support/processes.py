@@ -20,6 +20,7 @@ from sdstream.core.messages import (
     Loaded,
     Phase,
     Progress,
+    Share,
     Stop,
 )
 from sdstream.core.request import GenerationRequest
@@ -64,12 +65,14 @@ class FakeProcess:
         step_seconds: Of each sampling step.
         pid: Of no process.
         resident_bytes: What it says that it takes.
+        shares: Those of the CPU that it was told, oldest first.
     """
 
     def __init__(self, step_seconds: float = 0.0, resident_bytes: int = 1) -> None:
         self.step_seconds = step_seconds
         self.pid = next(_PIDS)
         self.resident_bytes = resident_bytes
+        self.shares: list[Share] = []
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._drawing: asyncio.Task[None] | None = None
@@ -92,14 +95,19 @@ class FakeProcess:
         match command:
             case Load():
                 self._events.put_nowait(
-                    Loaded(0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="none")
-                )
+                    Loaded(
+                        0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="none",
+                        can_share=True,
+                    )
+                )  # fmt: skip
             case Generate():
                 self._drawing = asyncio.create_task(self._draw(command))
             case Cancel(job) if job == self._job and self._drawing is not None:
                 self._drawing.cancel()
                 self._job = None
                 self._events.put_nowait(Cancelled(job))
+            case Share():
+                self.shares.append(command)
             case Stop():
                 self._die(0)
 

@@ -95,6 +95,23 @@ class RequestPreview:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Divide the CPU threads among the workers of a machine that have a job, from the next step on.
+
+    Attributes:
+        index: This worker among them, from 0.
+        workers: How many there are.
+    """
+
+    index: int
+    workers: int
+
+    def threads(self, cores: int) -> int:
+        """Return the threads of this worker, at least one; the first ones have those left over."""
+        return max(1, -(-(cores - self.index) // self.workers))
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave the process."""
 
@@ -115,6 +132,7 @@ class Loaded:
         embeddings: Words that stand for embeddings in prompts.
         kernels: CPU kernels in use, as in "avx512 f32 int8"; "off" is the runtime's own alone.
         kernels_problem: Why none are in use although they were wanted; a sentence, or empty.
+        can_share: It obeys Share.
     """
 
     seconds: float
@@ -125,6 +143,7 @@ class Loaded:
     embeddings: tuple[str, ...] = ()
     kernels: str = KERNELS_OFF
     kernels_problem: str = ""
+    can_share: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,14 +238,14 @@ class Failed:
     message: str
 
 
-Command = Load | Generate | Cancel | RequestPreview | Stop
+Command = Load | Generate | Cancel | RequestPreview | Share | Stop
 Event = Loaded | Progress | Preview | ImageDrawn | Done | Cancelled | Failed
 Message = Command | Event
 
 _TYPES: Final = {
     cls.__name__: cls
     for cls in (
-        Load, Generate, Cancel, RequestPreview, Stop,
+        Load, Generate, Cancel, RequestPreview, Share, Stop,
         Loaded, Progress, Preview, ImageDrawn, Done, Cancelled, Failed,
     )
 }  # fmt: skip

@@ -244,7 +244,8 @@ class ModelSpec(Part):
         quants: What ``{quant}`` in the files stands for -> gigabytes (10^9 bytes) that a pull
             fetches in all, None when not known; the first is the usual one.
         replicas: Workers of the model that may generate at once; "auto" is one for each GPU of a
-            cluster, and one on this machine.
+            cluster; on one machine it is one for each core, at most 8, if the model computes on the
+            CPU and its files have at most 256 MiB, and otherwise one.
         keep_alive: Seconds that an idle worker stays loaded, at least one; None is until others
             need its room.
         device: Where it computes: "cpu", or "cuda:1", "rocm:0", "vulkan:0" and so on for one of

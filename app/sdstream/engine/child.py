@@ -31,6 +31,7 @@ from sdstream.core.messages import (
     Load,
     Message,
     RequestPreview,
+    Share,
     Stop,
     decode,
     encode,
@@ -73,6 +74,8 @@ class Child:
                     self._cancel(job)
                 case RequestPreview(job):
                     self._peek(job)
+                case Share():
+                    self._engine.share(command)
         # Native code may be in the middle of something: leave without running destructors.
         os._exit(0)
 

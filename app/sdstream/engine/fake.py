@@ -24,7 +24,7 @@ import threading
 import time
 
 from sdstream.core.errors import EngineError, Reason
-from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress
+from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress, Share
 from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import EVERY_STEP, GenerationRequest
@@ -43,7 +43,7 @@ class FakeEngine:
         self._peeked = False
 
     def load(self, command: Load, emit: Emit) -> Loaded:
-        """Answer at once; a model file named ``broken`` cannot be loaded."""
+        """Answer at once: a file named ``broken`` is damaged, ``sharing`` can share the CPU."""
         emit(Progress("", 0, Phase.LOADING, 1, 1))
         if "broken" in command.files.values():
             raise EngineError(Reason.MODEL_UNAVAILABLE, "The file of 'model' is damaged.")
@@ -51,8 +51,9 @@ class FakeEngine:
             os.abort()
         kernels = command.runtime["kernels"] or KERNELS_OFF
         return Loaded(
-            0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake", kernels=kernels
-        )
+            0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake", kernels=kernels,
+            can_share="sharing" in command.files.values(),
+        )  # fmt: skip
 
     def draw(
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
@@ -99,6 +100,9 @@ class FakeEngine:
     def peek(self) -> None:
         """Give a preview with the next step."""
         self._peeked = True
+
+    def share(self, share: Share) -> None:
+        """Do nothing: no step of it needs a CPU."""
 
     def _pause(self, seconds: float, *, deaf: bool) -> bool:
         """Sleep; True when the image was aborted meanwhile."""

@@ -4,6 +4,9 @@ A model is loaded when a job needs it, once however many wait for it, in the pla
 workers. Where no place has room, the models of one place that were idle the longest are unloaded,
 never one that generates or is being loaded. The memory that a model needs is measured on its
 process; before its first run, it is the size of its files.
+
+A small model gains little from many threads, and a machine without slots may have several workers
+of it (``replicas: auto``). The workers of a machine that have a job divide its cores among them.
 """
 
 from __future__ import annotations
@@ -27,6 +30,13 @@ _PROCESS_BYTES: Final = 150 * 2**20
 #: behind the last one, to be given to it.
 _LEAST_IDLE_SECONDS: Final = 1.0
 
+#: A model with larger files gains less by another worker than its memory is worth.
+_SMALL_BYTES: Final = 256 * 2**20
+#: Most workers of a small model on one machine.
+_MOST_WORKERS: Final = 8
+#: Seconds that such a worker beside another one stays idle, unless its model has a time of its own.
+_SPARE_SECONDS: Final = 300.0
+
 _LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
 
 
@@ -39,6 +49,7 @@ class Place:
         budget: Memory for all workers there, in bytes; one model may always be there.
         slots: Workers that may be there at once, as there are GPUs; None is any number.
         gpu_bytes: Memory of each of its GPUs; None without GPUs, or when it is unknown.
+        cores: CPU cores, each of which may have a worker of a small model where there are no slots.
         is_open: Workers may be started there, and jobs given to them.
         is_leaving: Its workers stop as soon as their jobs are over.
     """
@@ -47,6 +58,7 @@ class Place:
     budget: int
     slots: int | None = None
     gpu_bytes: int | None = None
+    cores: int = 1
     is_open: bool = True
     is_leaving: bool = False
 
@@ -147,7 +159,10 @@ class WorkerPool:
         return next((w.loaded.kernels for w in self.workers(model) if w.loaded), None)
 
     def free(self, model: str) -> Worker | None:
-        """A loaded worker of the model that no job has; of several the one that rested longest."""
+        """A loaded worker of the model that no job has.
+
+        Of several the one that was used last: it remembers prompts, and the others may go.
+        """
         shut = {place.name for place in self._places() if not place.is_open}
         free = [
             seat
@@ -157,11 +172,11 @@ class WorkerPool:
             and seat.worker.state is WorkerState.READY
             and seat.worker.place not in shut
         ]
-        return min(free, key=lambda seat: seat.used).worker if free else None
+        return max(free, key=lambda seat: seat.used).worker if free else None
 
-    def is_coming(self, model: str) -> bool:
-        """True while a worker of the model is being started."""
-        return any(worker.state is WorkerState.STARTING for worker in self.workers(model))
+    def coming(self, model: str) -> int:
+        """Workers of the model that are being started."""
+        return sum(worker.state is WorkerState.STARTING for worker in self.workers(model))
 
     def is_ready(self, spec: ModelSpec) -> bool:
         """Return whether jobs of the model can run: it is loaded, or was unloaded on purpose.
@@ -181,10 +196,24 @@ class WorkerPool:
         return any(place.is_open for place in self._places())
 
     def most_workers(self, spec: ModelSpec) -> int:
-        """Workers that the model may have at once; "auto" is one for each slot that there is."""
+        """Workers that the model may have at once.
+
+        "auto" is one for each slot; a place without slots has one for each core if the model is
+        small and its first worker, once loaded, divides the CPU with others.
+        """
         if spec.replicas != "auto":
             return spec.replicas
-        return sum(1 if p.slots is None else p.slots for p in self._places() if p.is_open)
+        return sum(
+            (self._most_by_cores(spec, place) if place.slots is None else place.slots)
+            for place in self._places()
+            if place.is_open
+        )
+
+    def _most_by_cores(self, spec: ModelSpec, place: Place) -> int:
+        loaded = [w.loaded for w in self.workers(spec.id, place.name) if w.loaded]
+        divides = any(one.can_share and one.on_cpu for one in loaded)
+        is_small = self._file_bytes(spec) <= _SMALL_BYTES
+        return min(place.cores, _MOST_WORKERS) if divides and is_small else 1
 
     def failed(self, model: str) -> Worker | None:
         """The worker that shows why the model cannot be loaded."""
@@ -247,7 +276,7 @@ class WorkerPool:
             elif seat.worker.state is WorkerState.FAILED:
                 self._sound.discard(seat.spec.id)
             ready = seat.worker.state is WorkerState.READY and not seat.taken
-            keep_alive = self.keep_alive(seat.spec)
+            keep_alive = self._idle_seconds(seat)
             if ready and seat.going is None and keep_alive is not None:
                 seconds = max(keep_alive, _LEAST_IDLE_SECONDS)
                 loop = asyncio.get_running_loop()
@@ -258,6 +287,12 @@ class WorkerPool:
         """Seconds that an idle worker of the model stays loaded; None is until others need it."""
         return self._keep_alive if spec.keep_alive is None else spec.keep_alive
 
+    def _idle_seconds(self, seat: _Seat) -> float | None:
+        """Seconds that a worker may be idle; None is until others need its room."""
+        seconds = self.keep_alive(seat.spec)
+        is_spare = seat.spec.replicas == "auto" and len(self.workers(seat.spec.id)) > 1
+        return _SPARE_SECONDS if seconds is None and is_spare else seconds
+
     def take(self, worker: Worker) -> None:
         """Lend a free worker to a job."""
         seat = next(seat for seat in self._seats if seat.worker is worker)
@@ -266,6 +301,7 @@ class WorkerPool:
         if seat.going is not None:
             seat.going.cancel()
             seat.going = None
+        self._divide_cpu(worker.place)
 
     def give_back(self, worker: Worker) -> None:
         """The job is over."""
@@ -274,9 +310,17 @@ class WorkerPool:
             return  # all were stopped meanwhile
         seat.taken, seat.used = False, self._now()
         self._note(seat)
+        self._divide_cpu(worker.place)
         if seat.leaving:
             self._leave(seat)
         self._changed()
+
+    def _divide_cpu(self, place: str) -> None:
+        """Tell the workers of a place that have a job how many they are."""
+        taken = [seat.worker for seat in self._seats if seat.taken and seat.worker.place == place]
+        computing = [worker for worker in taken if worker.loaded and worker.loaded.on_cpu]
+        for index, worker in enumerate(computing):
+            worker.share(index, len(computing))
 
     def unload(self, model: str) -> None:
         """Stop a model's workers, each as soon as no job has it."""
@@ -384,8 +428,9 @@ class WorkerPool:
 
     def _end_idle(self, seat: _Seat) -> None:
         seat.going = None
-        if seat in self._seats and seat.idle:
-            logger.info("model %s was idle for %g s", seat.spec.id, self.keep_alive(seat.spec))
+        seconds = self._idle_seconds(seat)
+        if seat in self._seats and seat.idle and seconds is not None:
+            logger.info("model %s was idle for %g s", seat.spec.id, seconds)
             self._end(seat)
             self._on_change()
 

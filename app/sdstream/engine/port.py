@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from sdstream.core.messages import Event, ImageDrawn, Load, Loaded
+from sdstream.core.messages import Event, ImageDrawn, Load, Loaded, Share
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import GenerationRequest
 
@@ -13,7 +13,7 @@ Emit = Callable[[Event], None]
 
 
 class Engine(Protocol):
-    """Generates one image at a time. All calls but the last two come from one thread."""
+    """Generates one image at a time. All calls but the last three come from one thread."""
 
     def load(self, command: Load, emit: Emit) -> Loaded:
         """Load the model of the command; raise EngineError when that fails."""
@@ -31,3 +31,6 @@ class Engine(Protocol):
 
     def peek(self) -> None:
         """Have the image's next step give a preview; from any thread, as ``abort``."""
+
+    def share(self, share: Share) -> None:
+        """Use a share of the cores from the next step on; from any thread, as ``abort``."""

@@ -39,6 +39,7 @@ from sdstream.core.messages import (
     Preview,
     Progress,
     RequestPreview,
+    Share,
 )
 from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.request import GenerationRequest
@@ -177,6 +178,7 @@ class Worker:
         self._job: str | None = None
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
         self._cancelling = False
+        self._share = Share(0, 1)
         self._phase = Phase.LOADING
         self._phase_began = 0.0
         self._crashes = 0
@@ -249,6 +251,7 @@ class Worker:
         self._pace.expect(request, len(order.inputs.references))
         self._become(WorkerState.BUSY)
         self._await(Phase.ENCODING)
+        self._process.send(self._share)
         self._process.send(order)
         try:
             while True:
@@ -280,6 +283,13 @@ class Worker:
         """Have the next step of a job that runs here give a preview."""
         if job == self._job and self._process is not None:
             self._process.send(RequestPreview(job))
+
+    def share(self, index: int, workers: int) -> None:
+        """Have its job, or its next one, use the CPU threads of one of so many workers."""
+        share = Share(index, workers)
+        if share != self._share and self._job is not None and self._process is not None:
+            self._process.send(share)
+        self._share = share
 
     # --- one life of the child ------------------------------------------------------------------
 

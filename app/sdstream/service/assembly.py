@@ -39,7 +39,7 @@ from sdstream.settings import Settings, worker_environment
 from sdstream.storage.choice import database_of, images_of
 from sdstream.storage.job_store import JobStore
 from sdstream.storage.ports import StoreError, StoreInUse
-from sdstream.system import total_memory
+from sdstream.system import available_cores, total_memory
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
 from sdstream.weights.embedded import UPSCALERS, vocabularies
 from sdstream.weights.folders import PICKLES, candidate_files, name_of
@@ -259,7 +259,8 @@ def _pool(settings: Settings, cluster: Cluster | None, on_change: Callable[[], N
         hang_seconds=settings.hang_seconds,
         cancel_seconds=settings.cancel_seconds,
     )
-    here = (Place("", settings.memory_mb * 2**20 or total_memory() * 4 // 5),)
+    budget = settings.memory_mb * 2**20 or total_memory() * 4 // 5
+    here = (Place("", budget, cores=available_cores()),)
 
     def worker_here(spec: ModelSpec, changed: Callable[[], None], _place: str) -> Worker:
         load = load_command(settings, spec)

@@ -216,7 +216,9 @@ class Dispatcher:
         """Have the model of a job loaded; False when there is no room for it yet."""
         spec = self._models.catalog.find(live.job.request.model)
         assert spec is not None
-        if self._pool.start(spec) or self._pool.is_coming(spec.id):
+        coming = self._pool.coming(spec.id)
+        # Not more than there are jobs that wait for one.
+        if (coming < self._queue.models[spec.id] and self._pool.start(spec)) or coming:
             self._jobs.apply(live, Loading())
             return True
         return bool(self._pool.workers(spec.id))

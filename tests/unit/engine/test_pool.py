@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sdstream.core.errors import Reason, Unavailable
-from sdstream.core.messages import Done, Event, Failed, Generate, Load
+from sdstream.core.messages import Done, Event, Failed, Generate, Load, Share
 from sdstream.core.model_spec import ModelSpec, RuntimeOptions
+from sdstream.engine import pool
 from sdstream.engine.pool import Place, WorkerPool
 from sdstream.engine.process import LoadRefused, PlaceGone
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState
@@ -25,6 +27,7 @@ class Machines:
     Attributes:
         places: Those that there are now.
         processes: What runs, by the name of its place.
+        every: All that were started, oldest first.
         gone: Names of places that start nothing.
         refusing: Names of places that lack the model's files.
         starts: Names of the places that were asked to start a process.
@@ -33,6 +36,7 @@ class Machines:
     def __init__(self, *places: Place, file_mb: int = 100, keep_alive: float | None = None) -> None:
         self.places = list(places)
         self.processes: dict[str, FakeProcess] = {}
+        self.every: list[FakeProcess] = []
         self.gone: set[str] = set()
         self.refusing: set[str] = set()
         self.starts: list[str] = []
@@ -57,6 +61,7 @@ class Machines:
             if place in self.refusing:
                 raise LoadRefused("The machine lacks x.gguf.")
             self.processes[place] = FakeProcess(resident_bytes=self._bytes)
+            self.every.append(self.processes[place])
             return self.processes[place]
 
         load = Load(spec.id, "sd1", {"model": "x"}, "/nowhere", RuntimeOptions().model_dump())
@@ -124,6 +129,87 @@ async def test_auto_is_one_worker_for_each_slot() -> None:
     machines.places.append(Place("three", 1000 * MIB, None))
     assert machines.pool.most_workers(auto) == 3
     assert [await machines.started(auto) for _ in range(4)] == [True, True, True, False]
+    await machines.pool.close()
+
+
+@driven
+async def test_auto_is_one_worker_for_each_core_of_a_machine_without_slots() -> None:
+    """Of a small model, as soon as the first one reports that it divides the CPU; at most 8."""
+    auto = a_model(replicas="auto")
+    for file_mb, cores, count in ((200, 4, 4), (200, 20, 8), (500, 4, 1)):
+        machines = Machines(Place("", 10_000 * MIB, cores=cores), file_mb=file_mb)
+        assert machines.pool.most_workers(auto) == 1
+        assert await machines.started(auto)
+        assert machines.pool.most_workers(auto) == count
+        assert machines.pool.most_workers(a_model()) == 1
+        await machines.pool.close()
+
+
+@driven
+async def test_another_worker_of_a_model_stops_nobody() -> None:
+    """Beyond the budget there is none, whatever the cores."""
+    machines = Machines(Place("", 250 * MIB, cores=8))
+    auto = a_model(replicas="auto")
+    assert [await machines.started(auto) for _ in range(3)] == [True, True, False]
+    await machines.pool.close()
+
+
+@driven
+async def test_workers_with_a_job_divide_the_cpu() -> None:
+    """A job alone has all of it, also what it is told while it runs; a job on a GPU counts not."""
+    machines = Machines(Place("", 1000 * MIB, cores=8))
+    auto = a_model(replicas="auto")
+    assert await machines.started(auto)
+    assert await machines.started(auto)
+    first, second = machines.pool.workers()
+    machines.every[0].step_seconds = 0.02
+    machines.pool.take(first)
+    job = asyncio.create_task(drawn(first))
+    while first.state is not WorkerState.BUSY:
+        await asyncio.sleep(0)
+    machines.pool.take(second)
+    assert isinstance((await drawn(second))[-1], Done)
+    machines.pool.give_back(second)
+    assert isinstance((await job)[-1], Done)
+    machines.pool.give_back(first)
+    assert machines.every[0].shares == [Share(0, 1), Share(0, 2), Share(0, 1)]
+    assert machines.every[1].shares == [Share(1, 2)]
+    assert second.loaded is not None
+    second.loaded = replace(second.loaded, on_cpu=False)
+    for worker in (second, first):
+        machines.pool.take(worker)
+    assert isinstance((await drawn(first))[-1], Done)
+    assert machines.every[0].shares[-1] == Share(0, 1)
+    await machines.pool.close()
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(8, [3, 3, 2]), (2, [1, 1, 1])])
+def test_every_core_has_a_worker(cores: int, threads: list[int]) -> None:
+    """And every worker has a thread."""
+    assert [Share(index, 3).threads(cores) for index in range(3)] == threads
+
+
+@driven
+async def test_a_second_worker_goes_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was used last stays, and is given the next job."""
+    monkeypatch.setattr(pool, "_SPARE_SECONDS", 0.05)
+    monkeypatch.setattr(pool, "_LEAST_IDLE_SECONDS", 0.0)
+    machines = Machines(Place("", 1000 * MIB, cores=2))
+    auto = a_model(replicas="auto")
+    assert await machines.started(auto)
+    assert await machines.started(auto)
+    first, second = machines.pool.workers()
+    for worker in (first, second):
+        machines.pool.take(worker)
+    for worker in (second, first):
+        machines.pool.give_back(worker)
+    assert machines.pool.free("a") is first
+    machines.pool.take(first)
+    while len(machines.pool.workers()) > 1:
+        await asyncio.sleep(0.01)
+    machines.pool.give_back(first)
+    await asyncio.sleep(0.1)
+    assert machines.pool.workers() == [first]
     await machines.pool.close()
 
 

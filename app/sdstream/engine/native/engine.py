@@ -27,7 +27,7 @@ from typing import Any, Final
 from stable_diffusion_cpp import stable_diffusion_cpp as sd  # noqa: TID251
 
 from sdstream.core.errors import EngineError, Reason
-from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase
+from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Share
 from sdstream.core.model_families import FAMILIES
 from sdstream.core.model_spec import CPU
 from sdstream.core.pixels import Inputs, Pixels
@@ -84,7 +84,7 @@ _UPSCALER_TILE: Final = 128
 
 
 class NativeEngine:
-    """One loaded model. All but ``abort`` and ``peek`` belongs to one thread with a large stack."""
+    """One loaded model. All but abort, peek and share belongs to one thread with a large stack."""
 
     def __init__(self) -> None:
         self._model: LoadedModel
@@ -92,7 +92,9 @@ class NativeEngine:
         self._patches = Patches(lib)
         self._can_abort = False
         self._upscaler_dir: str | None = None
+        self._cores = 0
         self._threads = 0
+        self._can_share = False
         self._direct = False
         self._lost_lora = False
         self._loras: LoraCheck
@@ -121,7 +123,8 @@ class NativeEngine:
             for component, location in command.files.items()
         }
         self._upscaler_dir = command.upscaler_dir
-        self._threads = command.runtime["threads"] or available_cores()
+        self._cores = available_cores()
+        self._threads = command.runtime["threads"] or self._cores
         self._secrets = {str(path): component for component, path in files.items()}
         inspection.check(
             files,
@@ -153,6 +156,7 @@ class NativeEngine:
         self._direct = bool(params.vae_conv_direct)
         self._preview_mode = _PREVIEW_MODES[command.runtime["preview"]]
         self._can_abort = self._abort.attach(context) or self._patches.present
+        self._can_share = self._patches.present and not command.runtime["threads"]
         self._patches.keep_conditions(context, _CONDITION_CACHE)
         if command.device not in ("", CPU) and self._abort.on_cpu:
             raise EngineError(
@@ -168,6 +172,7 @@ class NativeEngine:
             embeddings=tuple(embeddings),
             kernels=in_use.name,
             kernels_problem=in_use.problem,
+            can_share=self._can_share,
         )
 
     def draw(
@@ -218,6 +223,12 @@ class NativeEngine:
     def peek(self) -> None:
         """Make a preview with the step after the one that runs."""
         self._peeked = True
+
+    def share(self, share: Share) -> None:
+        """Compute with a share of the cores from the next step on."""
+        if self._can_share:
+            self._threads = share.threads(self._cores)
+            self._patches.set_threads(self._model.context, self._threads)
 
     # --- callbacks, on the generating thread ------------------------------------------------------
 

@@ -16,6 +16,7 @@ class Patches:
             "sdstream_cancel": [pointer, ctypes.c_int],
             "sdstream_set_condition_cache": [pointer, integer],
             "sdstream_condition_counts": counts,
+            "sdstream_set_threads": [pointer, ctypes.c_int],
         }
         #: False for a library that was compiled without the patches.
         self.present = all(hasattr(lib, name) for name in signatures)
@@ -29,6 +30,11 @@ class Patches:
         """Stop sampling before its next step, or allow it again; any thread may call it."""
         if self.present:
             self._lib.sdstream_cancel(context, int(cancelled))
+
+    def set_threads(self, context: Any, threads: int) -> None:
+        """Use so many CPU threads from the next computation on; any thread may call it."""
+        if self.present:
+            self._lib.sdstream_set_threads(context, threads)
 
     def keep_conditions(self, context: Any, limit: int) -> None:
         """Keep the conditions of the last prompts, at most that many bytes."""
