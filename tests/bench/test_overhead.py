@@ -47,6 +47,17 @@ def test_the_benchmark_of_waiting_streams(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_quick_benchmark_of_throughput(tmp_path: Path) -> None:
+    """Every number of clients has its images, and four images encode their prompt once."""
+    _, figures = measured(tmp_path, "throughput.py", "--rounds=1", "--seconds=0.5", seconds=170)
+    assert {row["clients"] for row in figures["rates"]} == {1, 4, 16}
+    assert all(row["images_per_second"] > 0 for row in figures["rates"])
+    one, four = figures["prompts"]
+    assert one["computed"] == four["computed"]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_quick_benchmark_of_the_kernels(tmp_path: Path) -> None:
     """All contestants draw, and the table has their rows."""
