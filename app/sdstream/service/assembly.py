@@ -47,16 +47,17 @@ from sdstream.weights.inspection import Asset, examine
 
 logger = logging.getLogger(__name__)
 
-#: Seeds drawn by the server can be used again in AUTOMATIC1111, Forge and ComfyUI.
+#: Highest random seed; AUTOMATIC1111, Forge and ComfyUI accept no higher one.
 _MAX_RANDOM_SEED = 2**32 - 1
 
+#: Seconds between two deletions of expired jobs.
 _TIDY_SECONDS = 60
-#: Between two looks of a server that stands by.
+#: Seconds between two attempts of a standby server to open the store.
 _STANDBY_SECONDS = 0.3
-#: Between two signs of life to a database that another server may take over.
+#: Seconds between two heartbeats to a database that another server may take over.
 _WATCH_SECONDS = 1.0
 
-#: Variables that choose among GPUs -> the devices of models.yaml that they are for.
+#: Environment variable that selects GPUs -> the devices of models.yaml that it applies to.
 _GPU_VARIABLES: Final = {
     "CUDA_VISIBLE_DEVICES": ("cuda",),
     "HIP_VISIBLE_DEVICES": ("rocm",),
@@ -66,15 +67,15 @@ _GPU_VARIABLES: Final = {
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of one service, not running yet.
+    """The parts of one service, before it runs.
 
     Attributes:
         service: Accepts and runs jobs.
         store: Jobs and images on the disk.
-        webhooks: Posts the ends of jobs.
-        metrics: Counters of all parts.
-        standby: Wait while another server has the store.
-        cluster: Machines that generate; None is this one.
+        webhooks: Posts a message when a job ends.
+        metrics: Counters and gauges of all parts.
+        standby: Wait while another server holds the store.
+        cluster: Machines that generate; None means this machine only.
     """
 
     service: ImageService
@@ -92,10 +93,10 @@ class Assembly:
     ) -> AsyncIterator[None]:
         """Open the store and run the service's tasks; stop and close everything at the end.
 
-        A service that stands by does all of this once the store is free.
+        A standby service does this when the other server releases the store.
 
         Args:
-            on_death: Called when the service's own task ends by a fault.
+            on_death: Called when the service's main task fails.
             on_loss: Called when another server has taken over the store.
 
         Raises:
@@ -155,13 +156,13 @@ class Assembly:
         finally:
             for one in tasks:
                 one.cancel()
-                await asyncio.wait((one,))  # which raises nothing: whatever it ended by, close
+                await asyncio.wait((one,))  # wait() never raises, so the store is always closed
             await self.store.close()
             if self.cluster is not None:
                 await asyncio.to_thread(self.cluster.leave)
 
     async def _recover(self) -> None:
-        """Take up the jobs; again where the session was lost meanwhile and can be regained."""
+        """Recover the stored jobs; retry if the database session is lost and can be regained."""
         while True:
             try:
                 await self.service.recover()
@@ -177,18 +178,19 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
     """Create the parts of a service and connect them.
 
     Args:
-        settings: Frozen.
-        priority_digests: Of the API keys that may request high priority; empty allows everybody.
+        settings: Settings of the server.
+        priority_digests: Digests of the API keys that may request high priority; if empty, every
+            client may.
 
     Raises:
         CatalogError: models.yaml cannot be used.
         ModelError: The default model is not on this machine.
         SafetyCheckerError: The safety checker cannot be used.
-        WebhookSettingsError: The settings of webhooks do not go together.
-        ConfigurationError: The cluster cannot be joined.
+        WebhookSettingsError: The webhook settings contradict each other.
+        ConfigurationError: This machine cannot join the cluster.
     """
     metrics = Metrics()
-    # What expires does so by the time that passes here, not by a clock that somebody sets.
+    # Expiry uses a monotonic clock, so that a change of the system's clock deletes nothing.
     steady = SteadyClock(time.time())
     store = JobStore(
         database_of(settings),
@@ -252,7 +254,7 @@ def _service(
 
 
 def _pool(settings: Settings, cluster: Cluster | None, on_change: Callable[[], None]) -> WorkerPool:
-    """Workers on this machine, or on those of a cluster."""
+    """Return a pool of workers on this machine, or on the machines of a cluster."""
     options = WorkerOptions(
         engine=settings.engine,
         environment=worker_environment(),
@@ -288,19 +290,22 @@ def _pool(settings: Settings, cluster: Cluster | None, on_change: Callable[[], N
 
 
 def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
-    """Size of a model's files, what built-in ones have aside; a model that never ran needs that."""
+    """Return the size of a model's files in bytes, without built-in ones.
+
+    The pool takes it as the memory of a model that has not run yet.
+    """
     paths = (absolute(settings, place) for _, place in spec.files.items())
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _are_there(settings: Settings, spec: ModelSpec) -> bool:
-    """True when a model's files are there; the fake engine and built-in models need none."""
+    """Return whether a model's files exist; the fake engine and built-in models need none."""
     places = [place for _, place in spec.files.items() if not place.startswith(BUILTIN)]
     return settings.engine == "fake" or all(absolute(settings, p).is_file() for p in places)
 
 
 def load_command(settings: Settings, spec: ModelSpec) -> Load:
-    """Return the command that loads a model in its worker."""
+    """Return the command that loads a model in a worker."""
     keep = settings.engine == "fake"
     files = {
         component: location
@@ -324,12 +329,12 @@ def load_command(settings: Settings, spec: ModelSpec) -> Load:
 
 
 def _on_device(options: WorkerOptions, device: str | None) -> WorkerOptions:
-    """Let a worker see one GPU alone, or none: the runtime takes the first that it sees."""
+    """Make one GPU visible to a worker, or none: the runtime uses the first visible one."""
     return replace(options, environment={**options.environment, **_gpu_variables(device)})
 
 
 def _gpu_variables(device: str | None) -> dict[str, str]:
-    """Variables that show a worker one GPU alone, or none; empty for any device."""
+    """Return the variables that make one GPU or none visible; empty if any device will do."""
     if device is None:
         return {}
     kind, _, number = device.partition(":")
@@ -337,7 +342,7 @@ def _gpu_variables(device: str | None) -> dict[str, str]:
 
 
 def _assets(settings: Settings) -> Assets:
-    """What the operator's folders hold at this moment."""
+    """Return the LoRAs, embeddings and upscalers in the operator's folders now."""
     loras, bad_loras = _examined(settings.lora_dir, "lora", settings)
     _, bad_embeddings = _examined(settings.embedding_dir, "embedding", settings)
     upscalers, bad_upscalers = _examined(settings.upscaler_dir, "upscaler", settings)
@@ -356,11 +361,11 @@ def _assets(settings: Settings) -> Assets:
 def _examined(
     folder: Path | None, kind: str, settings: Settings
 ) -> tuple[dict[str, Asset], dict[str, str]]:
-    """Return the usable files by name, and why the others cannot be used by file."""
+    """Return file name -> details of the usable files, and file name -> fault of the others."""
     usable: dict[str, Asset] = {}
     unusable: dict[str, str] = {}
     for file, path in candidate_files(folder).items():
-        # The fake engine takes any file of weights for a LoRA.
+        # The fake engine accepts any weight file as a LoRA.
         unread = settings.engine == "fake" and kind == "lora" and path.suffix not in PICKLES
         asset = Asset() if unread else examine(path, kind)
         if asset.problem is None:
@@ -371,7 +376,7 @@ def _examined(
 
 
 async def _tidy(store: JobStore) -> None:
-    """Delete expired jobs on a server that has no others whose end would do it."""
+    """Delete expired jobs regularly; the end of a job does it too, but jobs may be rare."""
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
         try:
@@ -381,7 +386,7 @@ async def _tidy(store: JobStore) -> None:
 
 
 async def _open_when_free(store: JobStore) -> None:
-    """Open a store as soon as no other server has it; faults are logged and tried again."""
+    """Open a store when no other server holds it; log other faults and retry."""
     known = ""
     while True:
         try:
@@ -397,12 +402,12 @@ async def _open_when_free(store: JobStore) -> None:
 
 
 async def _watch(store: JobStore, on_loss: Callable[[], None]) -> None:
-    """Notice a lost session although there is nothing to write, until another server took over."""
+    """Write to the database regularly, so that an idle server notices that it lost the store."""
     while store.lost is None:
         try:
             await store.fault()
         except Exception:
-            logger.exception("the store could not be looked at")
+            logger.exception("the state of the store could not be read")
         await asyncio.sleep(_WATCH_SECONDS)
     logger.critical("%s", store.lost)
     on_loss()

@@ -1,13 +1,13 @@
-"""The service: every route, plain or streamed, comes through here.
+"""The service behind every route, streamed or not.
 
 ::
 
     submit ──> queue ──> worker ──> events ──> Job.apply ──> readers (follow)
 
-Each part has its module: admission.py takes requests, job_queue.py keeps their order, dispatch.py
-runs them and decides how they end, live_jobs.py has their events and readers, models.py what they
-can be drawn with. All of it runs on one event loop; what is done to pixels is done in the image
-processor's threads.
+Each part has its module: admission.py accepts requests, job_queue.py orders the jobs, dispatch.py
+runs them and decides how they end, live_jobs.py holds their events and readers, models.py the
+models and their workers. All of them run on one event loop. The image processor's threads do the
+work on pixels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sdstream.storage.job_store import JobStore
 
 
 class ImageService:
-    """Submits, runs, cancels and drains jobs. ``run`` is a task of the owner."""
+    """Submits, runs, cancels and drains jobs. Its owner runs ``run`` as a task."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ImageService:
     ) -> None:
         self.processor = processor
         self.assets = assets
-        #: The store is this server's and its jobs are taken up; false while it stands by.
+        #: This server holds the store and has recovered its jobs; false on standby.
         self.took_over = False
         self._store = store
         self._metrics = metrics
@@ -97,39 +97,39 @@ class ImageService:
             assets=assets,
         )
 
-    # --- its state ------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------
 
     @property
     def drain_began(self) -> asyncio.Event:
-        """Set when the service takes no more work."""
+        """Event that is set when the service stops accepting jobs."""
         return self._dispatcher.drain_began
 
     @property
     def draining(self) -> bool:
-        """True when the service takes no more work, since ``drain_began`` was set."""
+        """True from ``drain_began`` on."""
         return self._dispatcher.draining
 
     @property
     def ready(self) -> bool:
-        """True when jobs are taken and those of the default model are drawn."""
+        """True when the service accepts jobs and the default model can generate."""
         return not self.draining and self._models.ready
 
     def why_no_request(self) -> ImageServiceError | None:
-        """Return why no request is served now: another server has the jobs, or may have them."""
+        """Return why requests cannot be served (another server may hold the jobs), or None."""
         return self._store.cut_off if self.took_over else standing_by()
 
     @property
     def limits(self) -> Limits:
-        """Upper bounds of sizes."""
+        """Upper bounds of image sizes."""
         return self._policy.limits
 
     @property
     def queued_images(self) -> int:
-        """Images that wait, without those of the running jobs."""
+        """Number of images of the waiting jobs."""
         return self._queue.waiting.images()
 
     def wanted_workers(self) -> int:
-        """Workers that would have all jobs generated at once, as far as models may have them."""
+        """Return how many workers all jobs could use at once, within each model's ``replicas``."""
         wanted = self._queue.models + Counter(
             live.job.request.model for live in self._queue.running
         )
@@ -141,7 +141,7 @@ class ImageService:
         )
 
     def measure(self) -> None:
-        """Bring the gauges up to date; called when somebody looks."""
+        """Update the gauges; called when they are read."""
         metrics = self._metrics
         metrics.ready.set(int(self.ready))
         metrics.queued_images.set(self.queued_images)
@@ -155,11 +155,11 @@ class ImageService:
 
     @property
     def catalog(self) -> Catalog:
-        """Which models there are."""
+        """The catalogue of models."""
         return self._models.catalog
 
     def why_unavailable(self, model: str) -> str | None:
-        """Why the model cannot be loaded; see Models."""
+        """Return why a model cannot be loaded, None if it can; see Models."""
         return self._models.why_unavailable(model)
 
     def model_state(self, model: str) -> str:
@@ -167,7 +167,7 @@ class ImageService:
         return self._models.state(model)
 
     async def refresh_catalog(self) -> Catalog:
-        """The catalogue with what was pulled or removed since the start."""
+        """Return the catalogue, with the models that were pulled or removed since the start."""
         return await self._models.refresh()
 
     async def reload_catalog(self) -> CatalogChange:
@@ -175,7 +175,7 @@ class ImageService:
         return await self._models.reload()
 
     async def get_model(self, name: str, param: str = "model") -> ModelSpec:
-        """The model of that name, pulled lately perhaps; raises NotFound."""
+        """Return a model by its name, also if it was just pulled; raises NotFound."""
         return await self._models.get(name, param)
 
     async def load(self, spec: ModelSpec, runtime: Mapping[str, object] | None = None) -> None:
@@ -183,91 +183,91 @@ class ImageService:
         await self._models.load(spec, runtime)
 
     def unload(self, spec: ModelSpec) -> None:
-        """Stop a model's workers, each as soon as its job is over."""
+        """Stop a model's workers, each at the end of its job."""
         self._models.unload(spec)
 
     # --- jobs -----------------------------------------------------------------------------------
 
     async def submit(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
-        """Accept a request as a job; raises why it is not one, see Admission."""
+        """Accept a request as a job; raises the reason if it cannot, see Admission."""
         return await self._admission.submit(ask, terms)
 
     def cancel(self, live: LiveJob, message: str) -> None:
-        """Stop a job: at once when it waits, within a step when it runs."""
+        """Cancel a job: at once if it waits, within one step if it runs."""
         self._dispatcher.end_early(live, JobCancelled(message))
 
     def peek(self, live: LiveJob) -> None:
-        """Have a running job give a preview with its next step."""
+        """Ask the worker of a running job for a preview with its next step."""
         if live.worker is not None:
             live.worker.peek(live.job.id)
 
     async def mark(self, live: LiveJob, *, favorite: bool) -> None:
-        """Make a job a favorite or an ordinary one; raises StorageFull, see JobStore.mark."""
+        """Mark a job as a favorite, or remove the mark; raises StorageFull, see JobStore.mark."""
         await self._jobs.mark(live, favorite=favorite)
 
     async def delete(self, live: LiveJob) -> None:
-        """Delete a job and its images, stopping it first."""
+        """Delete a job and its images; cancel it first if it has not ended."""
         if not live.over:
             self.cancel(live, "The job was deleted.")
             await self._jobs.end_of(live)
         await self._jobs.delete(live)
 
     def seconds_left(self, job: Job) -> float | None:
-        """Seconds until an unfinished job ends, None while too little was measured."""
+        """Return the estimated seconds until a job ends, None without enough measurements."""
         return self._queue.seconds_left(job)
 
     # --- readers of jobs, see LiveJobs ----------------------------------------------------------
 
     async def find(self, job_id: str, owner: str) -> LiveJob:
-        """A job of this owner, whether it lives or ended in the past; raises NotFound."""
+        """Return a job of this owner, unfinished or ended; raises NotFound."""
         return await self._jobs.find(job_id, owner)
 
     async def page(self, owner: str, which: JobFilter, *, limit: int, after: str | None) -> Page:
-        """An owner's jobs, newest first; see JobStore.page."""
+        """Return an owner's jobs, newest first; see JobStore.page."""
         return await self._jobs.page(owner, which, limit=limit, after=after)
 
     async def earlier_images(self, live: LiveJob) -> list[Entry]:
-        """Images of an unfinished job from an earlier life of the server, with their files."""
+        """Return the images that an unfinished job had before the server restarted, with files."""
         return await self._jobs.earlier_images(live)
 
     async def upload(self, job: Job, name: str) -> bytes | None:
-        """A file that was uploaded with a job, None when there is none."""
+        """Return a file that was uploaded with a job, None if it does not exist."""
         return await self._store.upload(job, name)
 
     async def with_files(self, job: Job) -> Job:
-        """An ended job with the files of its images; raises NotFound when they are gone."""
+        """Return an ended job with its image files; raises NotFound if they were deleted."""
         return await self._jobs.with_files(job)
 
     def follow(
         self, live: LiveJob, idle_seconds: float, start: int = 0
     ) -> AsyncIterator[Entry | None]:
-        """Everything that happened to a job and happens until its end."""
+        """Yield the events of a job, past and coming, until its end; see LiveJobs.follow."""
         return self._jobs.follow(live, idle_seconds, start)
 
     async def finished(self, live: LiveJob) -> Job:
-        """Wait until the job has ended, or is laid aside for the next start."""
+        """Wait until the job has ended, or is deferred to the next start of the server."""
         return await self._jobs.finished(live)
 
     def until_written(self, live: LiveJob, idle_seconds: float) -> AsyncIterator[None]:
-        """Wait until what is known of the job may be told; yields at each such silence."""
+        """Wait until the job's state is stored; yields after each ``idle_seconds`` of waiting."""
         return self._jobs.until_written(live, idle_seconds)
 
     async def settled(self, live: LiveJob) -> None:
-        """Wait until what is known of the job may be told; raises StorageFull, Unavailable."""
+        """Wait until the job's state is stored; raises StorageFull, Unavailable."""
         await self._jobs.settled(live)
 
     # --- for the owner --------------------------------------------------------------------------
 
     async def recover(self) -> None:
-        """Take up the background jobs that an earlier run of the server, or another one, left."""
+        """Queue the unfinished background jobs of an earlier run, of this server or another."""
         for job in await self._store.recover():
             self._queue.enqueue(self._jobs.add_earlier(job))
         self.took_over = True
 
     def begin_drain(self) -> None:
-        """Take no more work, and give running jobs the grace time; callable repeatedly."""
+        """Stop accepting jobs and give running ones the grace time; may be called repeatedly."""
         self._dispatcher.begin_drain()
 
     async def run(self) -> None:
-        """Load the default model, then give jobs to workers until cancelled."""
+        """Load the default model, then dispatch jobs to workers until cancelled."""
         await self._dispatcher.run()

@@ -22,7 +22,7 @@ class ImageFolder:
     """An ImageStore in ``images/``, ``uploads/`` and ``inputs/`` of a folder.
 
     Args:
-        folder: Made when it does not exist.
+        folder: Created if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,12 +31,12 @@ class ImageFolder:
         self._uploads = folder / "uploads"
 
     def open(self) -> None:
-        """Make the folders, for the server's user alone; raises OSError."""
+        """Create the folders, readable by the server's user only; raises OSError."""
         for part in (self._images, self._inputs, self._uploads):
             close_folder(part, "*")
 
     def close(self) -> None:
-        """Do nothing: what was written is written."""
+        """Do nothing: every write is complete when it returns."""
 
     def is_empty(self) -> bool:
         """Return whether no finished image exists."""
@@ -57,7 +57,7 @@ class ImageFolder:
         return image_id
 
     def get(self, image_id: str, output_format: OutputFormat) -> bytes:
-        """Return the bytes of an image; raises FileNotFoundError when they are gone."""
+        """Return the bytes of an image; raises FileNotFoundError if it was deleted."""
         return self._path(image_id, output_format).read_bytes()
 
     def put_inputs(self, order: Generate) -> None:
@@ -69,14 +69,19 @@ class ImageFolder:
         return (self._inputs / job).exists()
 
     def get_inputs(self, job: str) -> Inputs:
-        """The input images of a job; raises OSError and ValueError when they are gone."""
+        """Return the input images of a job.
+
+        Raises:
+            OSError: The file does not exist or cannot be read.
+            ValueError: It is not a file of input images.
+        """
         message = unframe((self._inputs / job).read_bytes())
         if not isinstance(message, Generate):
-            raise ValueError(f"not the pictures of a job: {job}")
+            raise ValueError(f"the stored inputs of {job} are a {type(message).__name__} message")
         return message.inputs
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
-        """Delete an image, if it is there."""
+        """Delete an image, if it exists."""
         _delete(self._path(image_id, output_format))
 
     def drop_inputs(self, job: str) -> None:
@@ -91,7 +96,7 @@ class ImageFolder:
             _write(folder / name, data)
 
     def get_upload(self, job: str, name: str) -> bytes:
-        """Return an uploaded file; raises FileNotFoundError when it is gone."""
+        """Return an uploaded file; raises FileNotFoundError if it was deleted."""
         return (self._uploads / job / name).read_bytes()
 
     def drop_uploads(self, job: str) -> None:
@@ -101,16 +106,16 @@ class ImageFolder:
     def sweep(
         self, images: Container[str], jobs: Container[str], uploads: Container[str]
     ) -> set[str]:
-        """Delete all files but these; returns the names of the images that are left.
+        """Delete all other files; returns the names of the kept images that exist.
 
         Args:
-            images: Names of files to keep.
-            jobs: Whose input images to keep.
-            uploads: Jobs whose uploaded files to keep.
+            images: File names of the images to keep.
+            jobs: Ids of the jobs whose input images to keep.
+            uploads: Ids of the jobs whose uploaded files to keep.
         """
-        there = {path.name for path in self._images.iterdir()}
-        gone = {name for name in there if name not in images}
-        for name in gone:
+        found = {path.name for path in self._images.iterdir()}
+        unknown = {name for name in found if name not in images}
+        for name in unknown:
             _delete(self._images / name)
         for path in self._inputs.iterdir():
             if path.name not in jobs:
@@ -118,14 +123,14 @@ class ImageFolder:
         for path in self._uploads.iterdir():
             if path.name not in uploads:
                 self.drop_uploads(path.name)
-        return there - gone
+        return found - unknown
 
     def _path(self, image_id: str, output_format: OutputFormat) -> Path:
         return self._images / image_name(image_id, output_format)
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a whole file or none."""
+    """Write a file atomically."""
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
         try:
             part.write(data)
@@ -137,7 +142,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file that no row names any more; the next start does what fails now."""
+    """Delete a file that no row names; if it fails, the next start of the server does it."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -1,13 +1,13 @@
-"""Jobs and their images: what was accepted outlives the server.
+"""Jobs and their images: an accepted job survives a restart of the server.
 
 A database (storage/ports.py) holds the rows, an image store the finished images and the input
-images of waiting jobs. One thread writes and reads the rows; commits survive the death of the
-process. Order keeps the two in step: a file is written before its row and deleted after it, so a
-crash leaves files without rows at worst, which the next start deletes. A change that cannot be
-written is tried again until it succeeds (storage/ledger.py).
+images of waiting jobs. One thread reads and writes the rows; a commit survives a crash of the
+process. A file is written before its row and deleted after it: a crash can only leave files without
+rows, and the next start deletes these. A write that fails is retried until it succeeds
+(storage/ledger.py).
 
-Jobs go with all of their images: some time after their end, and the oldest first when there are
-too many bytes. A file that is being read stays readable to its end.
+A job is deleted with all of its images: some time after its end, or earlier if the images exceed
+their limit, the oldest job first. A file that is being read stays readable to its end.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from sdstream.storage.rows import state_of
 
 logger = logging.getLogger(__name__)
 
-#: A database that answers later than this counts as one that does not.
+#: Seconds after which a database counts as one that does not answer.
 _ANSWER_SECONDS: Final = 5.0
 
-#: Between two looks at a database that cannot be read.
+#: Seconds between two reads of a database that cannot be read.
 _PAUSE_SECONDS: Final = 0.5
 
 
@@ -50,8 +50,8 @@ class Room(NamedTuple):
 
     Attributes:
         used: Size of the stored images.
-        limit: Size that they may have.
-        free: Free space where they lie; infinite where that is not known.
+        limit: Upper bound of that size.
+        free: Free space of the disk; infinite if it is unknown.
     """
 
     used: int
@@ -60,15 +60,15 @@ class Room(NamedTuple):
 
 
 class JobStore:
-    """Keeps jobs and images, which belong to one server at a time.
+    """Stores jobs and images; one server uses it at a time.
 
     Args:
-        database: Of the rows.
-        images: Of the files.
-        ttl_seconds: Ended jobs go after this.
-        max_bytes: Room for images; the oldest ended jobs go until the rest fits.
-        min_free_bytes: With less free space no job is taken.
-        clock: Unix seconds that pass evenly, whatever is done to the system's clock.
+        database: Stores the rows.
+        images: Stores the files.
+        ttl_seconds: Ended jobs are deleted after this time.
+        max_bytes: Limit of the stored images; above it the oldest ended jobs are deleted.
+        min_free_bytes: With less free space, new jobs are rejected.
+        clock: Unix seconds, unaffected by changes of the system's clock.
         delivery_of: Builds the webhook message of a job that has ended, None for no webhook; it is
             stored in the transaction that stores the end.
     """
@@ -101,16 +101,16 @@ class JobStore:
         self._secret: bytes
 
     def open(self) -> None:
-        """Take the database, once.
+        """Open the database; does nothing if it is open.
 
         Raises:
-            StoreInUse: Another server has it.
+            StoreInUse: Another server uses it.
             StoreError: It cannot be read or written.
         """
         if self.is_open:
             return
         try:
-            if not self._has_images:  # a server that stands by comes here again and again
+            if not self._has_images:  # a standby server calls this repeatedly
                 self._images.open()
                 self._has_images = True
             secret = self._db.open(self._images)
@@ -120,7 +120,7 @@ class JobStore:
         self._secret = secret
 
     def owner_of(self, digest: str) -> str:
-        """Return the owner that a digest of an API key stands for; the store is open."""
+        """Return the owner for the digest of an API key; the store must be open."""
         return sealed(self._secret, digest)
 
     @property
@@ -129,7 +129,7 @@ class JobStore:
         return hasattr(self, "_secret")
 
     def token_secret(self) -> bytes:
-        """Return the secret that tokens of URLs are signed with; the store is open."""
+        """Return the secret that signs tokens of URLs; the store must be open."""
         return token_secret(self._secret)
 
     @property
@@ -139,35 +139,35 @@ class JobStore:
 
     @property
     def cut_off(self) -> ImageServiceError | None:
-        """Why another server may have the rows at this moment; None while this one has them."""
+        """Why another server may hold the rows now; None while this server holds them."""
         fault = self._ledger.fault
-        # With a full disk this server has the rows, and reads them.
+        # With a full disk this server still holds the rows and can read them.
         return fault if self._db.takeover and isinstance(fault, Unavailable) else None
 
     @property
     def lost(self) -> str | None:
-        """Why this server must end: another one has taken over. None as a rule."""
+        """Why this server must stop, if another one has taken over; None otherwise."""
         return self._db.lost
 
     async def close(self) -> None:
-        """Finish what is being written and give the database up."""
+        """Finish the waiting writes and close the database."""
         if self.is_open:
             await self._ledger.close(self._close)
         else:
             await asyncio.to_thread(self._close)
 
-    # --- a job's life ---------------------------------------------------------------------------
+    # --- from the start of a job to its end -----------------------------------------------------
 
     async def recover(self) -> list[Job]:
-        """Clear up after the life before; returns the jobs that are to be done, oldest first.
+        """Clean up after the previous run; returns the jobs to run, oldest first.
 
-        A job that was running twice when the server died is given up, and so is every job that
-        had a client waiting: that client is gone.
+        A job fails if the server crashed twice while it ran. A job with a waiting client fails as
+        well, because the connection to that client is lost.
         """
         await self._ledger.write(self._rows.take_up)
         named, unfinished, uploads = await self._ledger.read(self._rows.named_files)
         try:
-            # Not in the ledger's thread, whose session must not be silent for long.
+            # Not in the ledger's thread: its database session must not be idle for long.
             left = await asyncio.to_thread(self._images.sweep, named, unfinished, uploads)
         except OSError as error:
             logger.error("the image store cannot be read: %s", error)
@@ -178,16 +178,16 @@ class JobStore:
     async def add(
         self, job: Job, inputs: Inputs, uploads: Mapping[str, bytes] = NO_UPLOADS
     ) -> None:
-        """Keep an accepted job; once this returns it is not lost.
+        """Store an accepted job, which is durable when this returns.
 
         Args:
-            job: Its ``uploads`` are set.
+            job: The job; this sets its ``uploads``.
             inputs: The images for the runtime.
-            uploads: Name -> the file as it was uploaded.
+            uploads: Name -> the file as uploaded.
 
         Raises:
             StorageFull: The disk has no room.
-            Unavailable: The database is locked, or the folder is gone.
+            Unavailable: The database is locked, or the folder does not exist.
         """
         has_inputs = inputs != Inputs()
         try:
@@ -195,13 +195,13 @@ class JobStore:
                 raise StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
             if has_inputs:
                 order = Generate(job.id, job.request, inputs)
-                # Putting together a hundred megabytes takes its time too.
+                # In a thread too, because inputs may have a hundred megabytes.
                 await asyncio.to_thread(self._images.put_inputs, order)
             if uploads:
                 await asyncio.to_thread(self._images.put_uploads, job.id, uploads)
                 job.uploads = {name: len(data) for name, data in uploads.items()}
         except OSError as error:
-            logger.error("a job could not be kept: %s", error)
+            logger.error("a job could not be stored: %s", error)
             await asyncio.to_thread(self._drop_files, job.id)
             raise fault_of(error, self._db) from None
         try:
@@ -218,7 +218,7 @@ class JobStore:
         self._images.drop_uploads(job_id)
 
     async def inputs(self, job: Job) -> Inputs:
-        """The pictures that a job starts from; raises OSError and ValueError when they are gone."""
+        """Return the input images of a job; raises OSError or ValueError if they cannot be read."""
         while True:
             try:
                 known = await self._ledger.look(self._rows.has_inputs, job.id)
@@ -226,38 +226,38 @@ class JobStore:
             except ImageServiceError:
                 if not self._db.takeover:
                     raise
-                # The job does not begin before this server has the rows again.
+                # The job waits until this server can read the rows again.
                 await asyncio.sleep(_PAUSE_SECONDS)
-        # Rows from before the column was there say nothing of a file.
+        # Rows of older releases do not record whether there is a file.
         if not known and not await asyncio.to_thread(self._images.has_inputs, job.id):
             return Inputs()
         return await asyncio.to_thread(self._images.get_inputs, job.id)
 
     async def update(self, job: Job) -> None:
-        """Write down where a job is now; see ``written`` for how long this waits."""
+        """Store the state of a job; waits as ``written`` does."""
         self.note(job)
         await self.written(job)
 
     def note(self, job: Job) -> None:
-        """Write down where a job is now, without waiting; later reads see it."""
+        """Queue a write of the state of a job; later reads see it."""
         self._ledger.later(job.id, self._rows.update, state_of(job))
 
     def note_image(self, job: Job, image: ImageResult) -> None:
-        """Add a finished image, whose file is there, to its job, without waiting."""
+        """Queue a write that adds a finished image to its job; the file exists."""
         self._ledger.later(
             job.id, self._rows.insert_image, job.id, job.request.output_format, image
         )
 
     def note_end(self, job: Job) -> None:
-        """Write down a job's end and whom to tell of it, without waiting, and make room."""
+        """Queue a write of a job's end and of its webhook; it also deletes expired jobs."""
         self._ledger.later(job.id, self._rows.finish, state_of(job), self._delivery_of(job))
 
     async def written(self, job: Job) -> None:
-        """Wait until all that was noted of a job is on the disk.
+        """Wait until the queued writes of a job are on the disk.
 
-        A background job outlives the server, so this waits as long as it takes. No client comes
-        back for another one after a restart: this returns when writes fail, unless another server
-        may be about to take over, which would end the job in another way.
+        For a background job, which survives a restart, this waits until they succeed. For another
+        job it returns when writes fail, because no client asks for it after a restart. If another
+        server may take over, it waits for every job: that server would end the job differently.
         """
         if job.terms.background or self._db.takeover:
             await self._ledger.written(job.id)
@@ -266,7 +266,7 @@ class JobStore:
                 await self._ledger.settled(job.id)
 
     async def settled(self, job: Job) -> None:
-        """As ``written``, but raise when writes fail and the job is one that outlives the server.
+        """Wait as ``written`` does, but raise when writes of a background job fail.
 
         Raises:
             StorageFull: The disk has no room.
@@ -278,11 +278,11 @@ class JobStore:
             await self.written(job)
 
     def is_written(self, job_id: str) -> bool:
-        """True when nothing that was noted of a job waits to be written."""
+        """Return whether no write of a job waits."""
         return self._ledger.is_written(job_id)
 
     async def fault(self) -> ImageServiceError | None:
-        """Why nothing can be written now; None when a write was seen to succeed."""
+        """Try a write; return why it failed, None if it succeeded."""
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 await self._ledger.write(self._db.touch)
@@ -296,44 +296,44 @@ class JobStore:
             )
         return None
 
-    # --- looking things up ----------------------------------------------------------------------
+    # --- reads ----------------------------------------------------------------------------------
 
     async def get(self, job_id: str) -> Job | None:
-        """A job without the files of its images, None when there is none."""
+        """Return a job without its image files, None if it does not exist."""
         job = await self._ledger.look(self._rows.one, job_id)
-        # What has ended is not changed any more; for all else the row may be behind.
+        # The row of an ended job is final; that of another job may lack queued writes.
         return job if job and job.terminal else await self._ledger.read(self._rows.one, job_id)
 
     async def job_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
-        """The job that an owner gave this name."""
+        """Return the job that an owner submitted with this key, None if it does not exist."""
         return await self._ledger.read(self._rows.job_by_idempotency_key, owner, idempotency_key)
 
     async def unname(self, job_id: str) -> None:
-        """Free the name of a job for another one."""
+        """Remove the idempotency key of a job, so that another job can have it."""
         await self._ledger.write(self._rows.change, (self._rows.sql.unname, {"id": job_id}))
 
     async def with_files(self, job: Job) -> Job:
-        """An ended job with its images' files; raises FileNotFoundError when they are gone."""
+        """Return an ended job with its image files; raises FileNotFoundError if one is deleted."""
         return await asyncio.to_thread(self._with_files, job)
 
     async def with_file(self, image: ImageResult, output_format: OutputFormat) -> ImageResult:
-        """A finished image with its file; raises FileNotFoundError when that is gone."""
+        """Return a finished image with its file; raises FileNotFoundError if it is deleted."""
         data = await asyncio.to_thread(self._file, image, output_format)
         return dataclasses.replace(image, data=data)
 
     async def page(self, owner: str, which: JobFilter, *, limit: int, after: str | None) -> Page:
-        """An owner's jobs, newest first.
+        """Return a page of an owner's jobs, newest first.
 
         Args:
-            owner: Whose.
-            which: Only these.
-            limit: At most so many.
-            after: Only what is older than this job.
+            owner: The owner of the jobs.
+            which: The filter.
+            limit: Most jobs of a page.
+            after: Id of a job; the page begins with the next older one.
         """
         return await self._ledger.read(self._rows.page, owner, which, limit, after)
 
     async def image(self, image_id: str) -> tuple[bytes, OutputFormat] | None:
-        """A file and its format, None when it never was here or has expired."""
+        """Return the bytes and the format of an image, None if it does not exist or expired."""
         row = await self._ledger.look(self._rows.image_row, image_id)
         row = row or await self._ledger.read(self._rows.image_row, image_id)
         if row is None:
@@ -344,12 +344,12 @@ class JobStore:
             return None
 
     def location(self, image: ImageResult, output_format: OutputFormat) -> str:
-        """Return where a stored image is until its job expires: a path or an address."""
+        """Return the path or address of a stored image, valid until its job expires."""
         assert image.id is not None
         return self._images.location(image.id, output_format)
 
     async def upload(self, job: Job, name: str) -> bytes | None:
-        """Return a file that was uploaded with a job, None when there is none."""
+        """Return a file that was uploaded with a job, None if it does not exist."""
         if name not in job.uploads:
             return None
         try:
@@ -362,35 +362,35 @@ class JobStore:
         await self._ledger.write(self._rows.delete, [job_id])
 
     async def mark(self, job_id: str, *, favorite: bool) -> None:
-        """Make a job a favorite, which does not expire, or an ordinary job again.
+        """Mark a job as a favorite, which does not expire, or remove the mark.
 
         Raises:
-            StorageFull: Favorites would take more than half of the room for images.
+            StorageFull: Favorites would exceed half of the limit of stored images.
         """
         await self._ledger.write(self._rows.mark, job_id, favorite)
 
     async def expire(self) -> None:
-        """Delete what is too old or too much."""
+        """Delete jobs that are too old, and the oldest jobs above the limit."""
         await self._ledger.write(self._rows.expire)
 
     async def room(self) -> Room:
-        """Return the room for images: used, allowed, and free on the disk."""
+        """Return the room for images, in bytes."""
         free = await asyncio.to_thread(self._images.free_bytes)
         return Room(*self._rows.room, free)
 
     # --- webhooks -------------------------------------------------------------------------------
 
     async def deliveries(self, limit: int) -> list[Delivery]:
-        """Webhooks that are next, the most urgent first."""
+        """Return the webhook messages to post next, the earliest first."""
         return await self._ledger.read(self._rows.deliveries, limit)
 
     async def put_off(self, delivery: Delivery, next_at: float) -> None:
-        """Note a try that failed."""
+        """Queue a write that defers a message after a failed attempt."""
         values = {"id": delivery.id, "attempts": delivery.attempts + 1, "next_at": next_at}
         self._ledger.later(delivery.id, self._rows.change, (self._rows.sql.defer_delivery, values))
 
     async def settle(self, delivery: Delivery) -> None:
-        """Note that nothing more is to be done for a webhook."""
+        """Queue a write that deletes a message: it was posted or given up."""
         change = (self._rows.sql.delete_delivery, {"id": delivery.id})
         self._ledger.later(delivery.id, self._rows.change, change)
 
@@ -401,8 +401,8 @@ class JobStore:
         return self._images.put(data, output_format)
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
-        """Delete the file of an image that belongs to no job after all."""
-        # After the row of its job, so that a sweep and this never differ.
+        """Queue the deletion of an image that no job contains."""
+        # In the ledger's order, so that it comes after the row of its job.
         self._ledger.later(image_id, self._images.drop, image_id, output_format)
 
     def _with_files(self, job: Job) -> Job:

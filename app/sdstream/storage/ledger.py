@@ -1,9 +1,9 @@
-"""The order of writes: each is tried until it succeeds, and none overtakes another.
+"""The order of writes: each one is retried until it succeeds, and none overtakes another.
 
-One thread owns the database. A write that nobody waits for is queued; when it fails because the
-database is locked or the disk is full, it stays at the head of the queue and is tried again, and
-everything behind it waits. Reads see all writes that were queued before them, or raise: they never
-tell a state that is older than what was told already.
+One thread owns the database. Writes without a waiting caller are queued. A write that fails because
+the database is locked or the disk is full stays at the head of the queue and is retried; the writes
+behind it wait. A read sees all writes that were queued before it, or raises: it never returns a
+state older than one that was returned before.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Between two tries of a write that failed.
+#: Seconds between two attempts of a write that failed.
 _PAUSE_SECONDS: Final = 0.5
-#: Tries of what is left when the server stops.
+#: Attempts to write the rest when the server stops.
 _LAST_TRIES: Final = 6
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -41,29 +41,29 @@ _Write = tuple[str, Callable[[], object]]
 
 @dataclass(slots=True)
 class _Unwritten:
-    """Writes of one name that wait, and those who wait for them or for a fault."""
+    """Number of waiting writes of one key, and the notifier of their end or of a fault."""
 
     writes: int = 0
     changed: Notifier = field(default_factory=Notifier)
 
 
 class Ledger:
-    """Runs the work of a job store in one thread, in order.
+    """Runs the reads and writes of a job store in one thread, in order.
 
     Args:
-        database: It is open, and used in the thread alone.
+        database: An open database; only the thread uses it.
     """
 
     def __init__(self, database: Database) -> None:
         self._db = database
         self._errors: tuple[type[Exception], ...] = (*database.errors, OSError)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        # The event loop's side.
+        # Used on the event loop only.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unwritten: dict[str, _Unwritten] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._closing = False
-        # The thread's side.
+        # Used in the thread only.
         self._pending: deque[_Write] = deque()
         self._next_try = 0.0
         #: Why nothing can be written now; set by the thread, read by both.
@@ -72,15 +72,15 @@ class Ledger:
     # --- on the event loop ----------------------------------------------------------------------
 
     async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``work`` after all writes so far; raise ``fault`` when one of these fails."""
+        """Run ``work`` after all queued writes; raise ``fault`` if one of these fails."""
         return await self._run(partial(self._after_pending, partial(work, *args, **kwargs)))
 
     async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``work``, which reads what no waiting write can change."""
+        """Run ``work`` at once: it reads data that no waiting write can change."""
         return await self._run(partial(self._reading, partial(work, *args, **kwargs)))
 
     async def write(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``work`` after all writes so far, once; raise why it failed.
+        """Run ``work`` after all queued writes, without a retry.
 
         Raises:
             StorageFull: The disk has no room.
@@ -89,29 +89,29 @@ class Ledger:
         return await self._run(partial(self._try_now, partial(work, *args, **kwargs)))
 
     def later(self, key: str, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Queue a write, which ``key`` names for ``written``."""
+        """Queue a write under a key, for which ``written`` can wait."""
         self._loop = asyncio.get_running_loop()
         self._unwritten.setdefault(key, _Unwritten()).writes += 1
         self._thread.submit(self._take, (key, partial(work, *args, **kwargs)))
 
     def is_written(self, key: str) -> bool:
-        """True when no write of this name waits."""
+        """Return whether no write of this key waits."""
         return key not in self._unwritten
 
     async def written(self, key: str) -> None:
-        """Wait until the writes of this name are done, as long as it takes."""
+        """Wait until the writes of this key succeed."""
         while (unwritten := self._unwritten.get(key)) is not None:
             await unwritten.changed.wait()
 
     async def settled(self, key: str) -> None:
-        """As ``written``, but raise ``fault`` when writes fail."""
+        """Wait as ``written`` does, but raise ``fault`` if writes fail."""
         while (unwritten := self._unwritten.get(key)) is not None:
             if (fault := self.fault) is not None:
                 raise fault
             await unwritten.changed.wait()
 
     async def close(self, last: Callable[[], None]) -> None:
-        """Try what is left for a few seconds, then run ``last`` and end the thread."""
+        """Retry the rest for a few seconds, then run ``last`` and end the thread."""
         self._closing = True
         if self._retry is not None:
             self._retry.cancel()
@@ -130,8 +130,8 @@ class Ledger:
         self._loop = asyncio.get_running_loop()
         return await self._loop.run_in_executor(self._thread, work)
 
-    def _tell(self, done: list[str]) -> None:
-        """Take up what the thread has done, and have it try again if it must."""
+    def _notify(self, done: list[str]) -> None:
+        """Wake the callers that wait for writes, and plan a retry if there is a fault."""
         for key in done:
             unwritten = self._unwritten[key]
             unwritten.writes -= 1
@@ -156,7 +156,7 @@ class Ledger:
             self._flush()
 
     def _retry_now(self) -> None:
-        """Try what waits; without anything, see whether a write would succeed."""
+        """Retry the waiting writes; without any, test whether a write succeeds."""
         self._next_try = 0.0
         self._flush()
         if self.fault is not None and not self._pending:
@@ -187,7 +187,7 @@ class Ledger:
             raise self.fault
 
     def _flush(self) -> None:
-        """Do what waits, in order, up to the first write that fails."""
+        """Run the waiting writes in order, up to the first that fails."""
         done = []
         while self._pending:
             key, work = self._pending[0]
@@ -196,13 +196,13 @@ class Ledger:
             except ImageServiceError:
                 break
             except Exception:
-                logger.exception("a change of a job can never be written and is left out")
+                logger.exception("a change of a job can never be written and is dropped")
             self._pending.popleft()
             done.append(key)
         self._report(done)
 
     def _attempt(self, work: Callable[[], T]) -> T:
-        """Run one write; raise ``fault`` when it may succeed later."""
+        """Run one write; raise ``fault`` if it fails and may succeed later."""
         try:
             self._db.check()
             result = work()
@@ -219,7 +219,7 @@ class Ledger:
     def _failed(self, error: Exception) -> ImageServiceError:
         if self.fault is None:
             words = " ".join(str(error).split())
-            logger.error("the job store cannot be written, and tries again: %s", words)
+            logger.error("the job store cannot be written, and retries: %s", words)
             self._db.hurry(hurried=True)
         self.fault = fault_of(error, self._db)
         self._next_try = time.monotonic() + _PAUSE_SECONDS
@@ -230,7 +230,7 @@ class Ledger:
             return work()
         except self._db.errors as error:
             if self._db.takeover:
-                # The session is lost as a rule, and the next write takes it up again.
+                # Usually the session is lost; the next write opens a new one.
                 fault = self._failed(error)
                 self._report([])
                 raise fault from None
@@ -239,11 +239,11 @@ class Ledger:
 
     def _report(self, done: list[str]) -> None:
         if (done or self.fault is not None) and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._tell, done)
+            self._loop.call_soon_threadsafe(self._notify, done)
 
 
 def fault_of(error: Exception, database: Database) -> ImageServiceError:
-    """Return what a client is told of an error of the database or of the file system."""
+    """Return the error for the client, of a fault of the database or the file system."""
     no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
     if no_room or database.is_full(error):
         return StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)

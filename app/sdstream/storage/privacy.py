@@ -1,8 +1,8 @@
-"""Who may read a data folder, and the secret by which its jobs' owners are kept.
+"""Permissions of a data folder, and the secret that hides the owners of its jobs.
 
-Prompts and pictures are their owner's business: folders are for the server's user alone, and so are
-files, also those of an earlier release. The owner of a job is an HMAC of a digest of an API key: a
-copy of the database alone does not let anybody try keys against it.
+Prompts and images are private: only the server's user may read the folders and files, also those
+that an earlier release created. The owner of a job is an HMAC of the digest of an API key: with a
+copy of the database, but without the secret, keys cannot be guessed.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ logger = logging.getLogger(__name__)
 
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
-#: Of the secret that owners and tokens depend on.
+#: Length of the secret, which owners and tokens are derived from.
 SECRET_BYTES: Final = 32
 
 
 def close_folder(folder: Path, *patterns: str) -> None:
-    """Make a folder if it is not there, and keep all other users out of it and of its files.
+    """Create a folder if it does not exist; deny other users access to it and to its files.
 
     Args:
-        folder: Of this program.
-        patterns: Its files; what else lies there is left alone.
+        folder: A folder of this program.
+        patterns: Patterns of its files; other files keep their permissions.
 
     Raises:
-        OSError: It cannot be made or read.
+        OSError: The folder cannot be created or read.
     """
     folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
     _set_mode(folder, _FOLDER_MODE)
     for pattern in patterns:
         for path in folder.glob(pattern):
-            if not path.is_symlink():  # what it leads to belongs to somebody else, or is gone
+            if not path.is_symlink():  # its target is not a file of this program, or is missing
                 _set_mode(path, _FILE_MODE)
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file for the server's user alone, if it is not there."""
+    """Create an empty file for the server's user only, if it does not exist."""
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, _FILE_MODE))
 
 
 def secret_of(folder: Path) -> bytes:
-    """The secret of a data folder, made with the first look.
+    """Return the secret of a data folder; the first call creates it.
 
     Raises:
-        OSError: It cannot be made or read.
-        ValueError: The file is not what this program wrote.
+        OSError: It cannot be created or read.
+        ValueError: The file has another length.
     """
     path = folder / "secret"
     if not path.exists():
@@ -70,7 +70,7 @@ def secret_of(folder: Path) -> bytes:
 
 
 def sealed(secret: bytes, digest: str) -> str:
-    """The owner that a digest of an API key stands for; nobody's jobs stay nobody's."""
+    """Return the owner for the digest of an API key; empty for an empty digest (no key)."""
     if not digest:
         return ""
     return hmac.digest(secret, digest.encode(), hashlib.sha256).hex()[: len(digest)]
@@ -86,5 +86,5 @@ def _set_mode(path: Path, mode: int) -> None:
         if path.stat().st_mode & 0o777 != mode:
             path.chmod(mode)
     except PermissionError:
-        # As of a volume that belongs to another user and is written by group.
+        # For example on a volume of another user that the server's group may write to.
         logger.warning("other users may be able to read %s: its mode cannot be changed", path)

@@ -99,7 +99,7 @@ def image_values(job: str, output_format: OutputFormat, image: ImageResult) -> d
 
 
 def job_of(row: Row, image_rows: Iterable[Row]) -> Job:
-    """The job of a row and of the rows of its images, without the images' files."""
+    """Return the job of a row and of the rows of its images, without the image files."""
     request = request_of(json.loads(row["request"]))
     job = Job(row["id"], request, row["created"], _TERMS.validate_json(row["terms"]))
     job.status = JobStatus(row["status"])
@@ -114,7 +114,7 @@ def job_of(row: Row, image_rows: Iterable[Row]) -> Job:
 
 
 def state_of(job: Job) -> dict[str, object]:
-    """What changes in a job's row; taken at once, since the job goes on."""
+    """Return the values that change in a job's row, copied because the job continues to change."""
     ending = job.ending
     failed = ending if isinstance(ending, JobFailed | JobCancelled) else None
     return {
