@@ -34,6 +34,7 @@ from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest
 from sdstream.engine.native import kernels
 from sdstream.engine.native.abort import AbortFlag
+from sdstream.engine.native.back_projection import with_colours_of
 from sdstream.engine.native.bindings import (
     LOG_LEVELS,
     free,
@@ -58,7 +59,7 @@ from sdstream.engine.native.progress import ImageProgress, LoadProgress
 from sdstream.engine.port import Emit
 from sdstream.system import available_cores
 from sdstream.weights import inspection
-from sdstream.weights.embedded import materialise, upscaler_file
+from sdstream.weights.embedded import UPSCALERS, materialise, upscaler_file
 from sdstream.weights.embeddings import prepared_embeddings
 from sdstream.weights.folders import weight_files
 
@@ -321,7 +322,11 @@ class NativeEngine:
                 self._expect_nothing("The upscaler returned no image.")
                 return None
             enlarged = taken(image)
-            return None if self._abort.stopped else resized(enlarged, request.runtime_size)
+            if self._abort.stopped:
+                return None
+            if name in UPSCALERS:
+                enlarged = with_colours_of(picture, enlarged)
+            return resized(enlarged, request.runtime_size)
         finally:
             sd.free_upscaler_ctx(context)
 
