@@ -7,12 +7,16 @@ of the runtime's convolutional encoder, so image to image starts from exactly wh
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 8
 CHANNELS = 64
 LATENT = 16
+_PROJECTION = 10
+"""Number of the layer that applies the matrix."""
 
 Floats = NDArray[np.float32]
 
@@ -50,6 +54,7 @@ def encoder_state(matrix: Floats) -> dict[str, Floats]:
         for block in range(layer + 1, layer + 4):
             _put_block(state, block)
         layer += 4
+    assert layer == _PROJECTION
     _put(state, layer, _project(matrix))
     offset = np.zeros(CHANNELS)
     offset[:LATENT] = np.abs(matrix).sum(1)  # pixels lie in 0..1, so no sum is below minus this
@@ -91,14 +96,28 @@ def _gather(channels: int) -> Floats:
     return kernel
 
 
-def _project(matrix: Floats) -> Floats:
-    """Return the kernel that applies the matrix to what two gatherings left of a block."""
-    kernel = np.zeros((CHANNELS, CHANNELS, 3, 3), np.float32)
-    cells = matrix.reshape(LATENT, BLOCK, BLOCK, 3)
+def matrix_of(state: dict[str, Floats]) -> Floats:
+    """Return the matrix [16, 192] of the layers that `encoder_state` made."""
+    kernel = state[f"{_PROJECTION}.weight"]
+    cells = np.empty((LATENT, BLOCK, BLOCK, 3), np.float32)
+    for y, x, start, place in _places():
+        cells[:, y, x] = kernel[:LATENT, start : start + 3, *place]
+    return cells.reshape(LATENT, -1)
+
+
+def _places() -> Iterator[tuple[int, int, int, tuple[int, int]]]:
+    """Yield each pixel of a block: row, column, its first channel and its place in the kernel."""
     for y in range(BLOCK):
         for x in range(BLOCK):
             middle = (y >> 1 & 1) * 2 + (x >> 1 & 1)
             inner = (y & 1) * 2 + (x & 1)
-            start = middle * 12 + inner * 3
-            kernel[:LATENT, start : start + 3, 1 + (y >> 2), 1 + (x >> 2)] = cells[:, y, x]
+            yield y, x, middle * 12 + inner * 3, (1 + (y >> 2), 1 + (x >> 2))
+
+
+def _project(matrix: Floats) -> Floats:
+    """Return the kernel that applies the matrix to what two gatherings left of a block."""
+    kernel = np.zeros((CHANNELS, CHANNELS, 3, 3), np.float32)
+    cells = matrix.reshape(LATENT, BLOCK, BLOCK, 3)
+    for y, x, start, place in _places():
+        kernel[:LATENT, start : start + 3, *place] = cells[:, y, x]
     return kernel

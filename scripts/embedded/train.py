@@ -1,4 +1,4 @@
-"""Train the embedded model: `python -m scripts.embedded.train network|decoder|enlarger|keep`.
+"""Train the embedded model: `python -m scripts.embedded.train network|decoder|enlarger`.
 
 A run is a checkpoint file: the same command continues it. It stops cleanly at --limit, at --until
 or on SIGTERM, after writing the checkpoint; it may be paused (SIGSTOP) as long as one likes.
@@ -6,7 +6,6 @@ or on SIGTERM, after writing the checkpoint; it may be paused (SIGSTOP) as long 
   network  the image network and the text encoder, by flow matching on drawn pictures
   decoder  the autoencoder's decoder, on crops of drawn pictures
   enlarger the upscaler, on crops of what the decoder makes of drawn pictures
-  keep     write what both have learnt (the moving average) as one bfloat16 safetensors file
 
 On the CPU several processes share the work (gloo). With a GPU there is one process, and
 --workers processes draw ahead of it.
@@ -17,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import fcntl
-import json
 import math
 import os
 import signal
@@ -37,19 +35,18 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from scripts.embedded import codec, text
+from scripts.embedded import codec, model_file, text
 from scripts.embedded.draw import draw
 from scripts.embedded.enlarger import FACTOR, Enlarger
+from scripts.embedded.model_file import Model
 from scripts.embedded.optimiser import Muon, views_like
 from scripts.embedded.twin import Decoder, ImageNetwork, Shape, TextEncoder
 
-WEIGHTS_FILE = Path(__file__).with_name("weights.safetensors")
-"""What is needed to go on: EMA weights of all parts as bfloat16, and the codec's matrix."""
+START = Path(__file__).parents[2] / "app/sdstream/weights/embedded/drawings.gguf.xz"
+"""The shipped model: a new run goes on from it."""
 
 FIRST_SEED = 1_000_000_000
 """Seeds of training pictures start here; those below are for judging."""
@@ -277,10 +274,10 @@ class NetworkTask:
         shape = Shape()
         encoder = TextEncoder(shape, len(vocabulary.tokens), vocabulary.head_rows())
         self.module = nn.ModuleDict({"dit": ImageNetwork(shape), "llm": encoder})
-        state = {k: v.float() for k, v in weights.items() if k.startswith(("dit.", "llm."))}
-        _widen_embeddings(state, len(vocabulary.tokens))
+        state = {k: v for k, v in weights.items() if k.startswith(("dit.", "llm."))}
+        _start_new_words(state)
         self.module.load_state_dict(state)
-        matrix = weights["codec.matrix"].float().numpy()
+        matrix = weights["codec.matrix"].numpy()
         self.dataset = NetworkBatches(matrix, vocabulary, options, rank)
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
@@ -301,12 +298,14 @@ class NetworkTask:
         return (velocity.float() - (noise - clean)).square().mean()
 
 
-def _widen_embeddings(state: dict[str, Tensor], tokens: int) -> None:
-    """Add rows for tokens that are newer than the weights; the last row stays the unknown one."""
-    table = state["llm.embed_tokens.weight"]
+def _start_new_words(state: dict[str, Tensor]) -> None:
+    """Give random rows to tokens that are newer than the model; the last row stays zeros."""
+    table = state["llm.embed_tokens.weight"].clone()
+    new = ~table.any(1)
+    new[-1] = False
     generator = torch.Generator().manual_seed(0)
-    fresh = torch.randn(tokens + 1 - len(table), table.shape[1], generator=generator)
-    state["llm.embed_tokens.weight"] = torch.cat((table[:-1], 0.3 * fresh, table[-1:]))
+    table[new] = 0.3 * torch.randn(int(new.sum()), table.shape[1], generator=generator)
+    state["llm.embed_tokens.weight"] = table
 
 
 class DecoderTask:
@@ -316,8 +315,8 @@ class DecoderTask:
 
     def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
         self.module = nn.ModuleDict({"tae": nn.ModuleDict({"decoder": Decoder()})})
-        self.module.load_state_dict({k: v.float() for k, v in weights.items() if k[:4] == "tae."})
-        self.dataset = DecoderBatches(weights["codec.matrix"].float().numpy(), options, rank)
+        self.module.load_state_dict({k: v for k, v in weights.items() if k.startswith("tae.")})
+        self.dataset = DecoderBatches(weights["codec.matrix"].numpy(), options, rank)
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         latents = batch["latents"] + 0.05 * levels[:, None, None, None] * noise
@@ -338,9 +337,9 @@ class EnlargerTask:
         torch.manual_seed(0)
         self.module = nn.ModuleDict({"enlarger": Enlarger()})
         self.decoder = Decoder().requires_grad_(False)
-        state = {k: v.float() for k, v in weights.items() if k.startswith("tae.decoder.")}
+        state = {k: v for k, v in weights.items() if k.startswith("tae.decoder.")}
         self.decoder.load_state_dict({k.removeprefix("tae.decoder."): v for k, v in state.items()})
-        self.dataset = EnlargerBatches(weights["codec.matrix"].float().numpy(), options, rank)
+        self.dataset = EnlargerBatches(weights["codec.matrix"].numpy(), options, rank)
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         """Return the difference of pixels and of edges; latents are noisy, as a network's are."""
@@ -386,7 +385,7 @@ class Trainer:
 
     def __init__(self, options: Options, rank: int, device: torch.device) -> None:
         self.options, self.rank, self.device = options, rank, device
-        self.task = TASKS[options.task](options, load_file(options.start), rank)
+        self.task = TASKS[options.task](options, starting_model(options).weights, rank)
         self.module = self.task.module.to(device)
         matrices, others = split_parameters(self.module)
         self.parameters = matrices + others
@@ -555,12 +554,14 @@ def _request_stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 @cache
+def starting_model(options: Options) -> Model:
+    """Return what a new run starts from."""
+    return model_file.read(options.start, text.Vocabulary.load().tokens, Shape())
+
+
 def pictures_seen(options: Options) -> int:
-    """Return how many pictures the starting network has seen; the decoder counts anew."""
-    if options.task != "network":
-        return 0
-    with safe_open(options.start, "pt") as file:
-        return int((file.metadata() or {}).get("pictures", 0))
+    """Return how many pictures the starting network has seen; the others count from zero."""
+    return starting_model(options).pictures if options.task == "network" else 0
 
 
 def work(rank: int, options: Options) -> None:
@@ -624,24 +625,6 @@ def launch(options: Options) -> None:
 # --- the command line ----------------------------------------------------------------------------
 
 
-def keep(target: Path, start: Path, checkpoints: list[Path]) -> None:
-    """Write starting weights with the averages of checkpoints put in, as bfloat16."""
-    weights = load_file(start)
-    with safe_open(start, "pt") as file:
-        notes = dict(file.metadata() or {})
-    for checkpoint in checkpoints:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        weights.update(state["average"])
-        if any(name.startswith("dit.") for name in state["average"]):
-            notes["pictures"] = str(state["seen"])
-            notes["loss"] = json.dumps(state["history"][-1:])
-    matrix = weights.pop("codec.matrix").float()
-    small = {name: tensor.bfloat16().contiguous() for name, tensor in weights.items()}
-    partial = target.with_suffix(".partial")
-    save_file({**small, "codec.matrix": matrix}, partial, notes)
-    partial.replace(target)
-
-
 def free_port() -> int:
     """Return a free local port for the processes to meet at."""
     with socket.socket() as listener:
@@ -668,7 +651,7 @@ def parse_options() -> argparse.Namespace:
     ):
         add = commands.add_parser(task).add_argument
         add("checkpoint", type=Path, help="the run's file; made, or continued")
-        add("--start", type=Path, default=WEIGHTS_FILE, help="weights a new run starts from")
+        add("--start", type=Path, default=START, help="the GGUF that a new run starts from")
         add("--batch", type=int, default=batch, help="pictures of 128x128 per process and step")
         add("--sizes", type=parse_sizes, default=parse_sizes(sizes), help="WxH:weight, ...")
         add("--text-length", type=int, default=TEXT_LENGTH, help="text tokens; 256 is exact")
@@ -683,19 +666,12 @@ def parse_options() -> argparse.Namespace:
         add("--threads", type=int, default=4 if gpu else 1, help="threads of each process")
         add("--workers", type=int, default=max(1, cores - 2) if gpu else 0, help="drawing ahead")
         add("--compile", action=argparse.BooleanOptionalAction, default=True)
-    add = commands.add_parser("keep").add_argument
-    add("checkpoints", type=Path, nargs="+")
-    add("--start", type=Path, default=WEIGHTS_FILE)
-    add("--file", type=Path, default=WEIGHTS_FILE)
     return parser.parse_args()
 
 
 def main() -> None:
     """Do what the command line asks for."""
     arguments = vars(parse_options())
-    if arguments["task"] == "keep":
-        keep(arguments["file"], arguments["start"], arguments["checkpoints"])
-        return
     with sole_user(arguments["checkpoint"]):
         launch(Options(**arguments, port=free_port()))
 

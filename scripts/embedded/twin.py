@@ -362,6 +362,18 @@ def expand_text_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def contract_text_encoder(state: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
+    """Take the live heads out of the native places: the opposite of `expand_text_encoder`."""
+    out = dict(state)
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        key = f"layers.0.self_attn.{name}.weight"
+        full = state[key].T if name == "o_proj" else state[key]
+        stride = 4 if name in ("q_proj", "o_proj") else 1
+        by_head = full.unflatten(0, (-1, HEAD_SIZE))[: stride * heads : stride].flatten(0, 1)
+        out[key] = (by_head.T if name == "o_proj" else by_head).contiguous()
+    return out
+
+
 class DecoderBlock(nn.Module):
     """Three convolutions beside a shortcut."""
 

@@ -1,5 +1,6 @@
 """Training: the same command continues a run exactly, and what it keeps is what it goes on from."""
 
+import lzma
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,16 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("safetensors")
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
-from scripts.embedded import text, train, twin
+from scripts.embedded import export, model_file, text, train, twin
 from scripts.embedded.optimiser import orthogonalise
 
 SMALL = twin.Shape(hidden=128, double_blocks=1, single_blocks=1, text_width=64)
 CPU = torch.device("cpu")
+NEW_WORDS = 5
+"""Words of the vocabulary that the starting model does not know."""
 
 
 @pytest.fixture
@@ -26,7 +26,8 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train.Options:
     monkeypatch.setattr(train, "Shape", lambda: SMALL)
     vocabulary = text.Vocabulary.load()
     torch.manual_seed(0)
-    encoder = twin.TextEncoder(SMALL, len(vocabulary.tokens) - 5, vocabulary.head_rows())
+    encoder = twin.TextEncoder(SMALL, len(vocabulary.tokens), vocabulary.head_rows())
+    torch.nn.init.zeros_(encoder.embed_tokens.weight[-NEW_WORDS - 1 :])
     parts: dict[str, Any] = {
         "dit": twin.ImageNetwork(SMALL),
         "llm": encoder,
@@ -38,11 +39,12 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train.Options:
         for name, value in module.state_dict().items()
     }
     weights["codec.matrix"] = torch.randn(16, 192) / 14
-    save_file(weights, tmp_path / "start.safetensors", {"pictures": "1000"})
+    start = model_file.Model({k: v.detach() for k, v in weights.items()}, 1000)
+    model_file.write(tmp_path / "start.gguf", start, "f16", vocabulary.tokens)
     return train.Options(
         task="network",
         checkpoint=tmp_path / "run.pt",
-        start=tmp_path / "start.safetensors",
+        start=tmp_path / "start.gguf",
         batch=4,
         sizes=train.parse_sizes("32x32,32x48:2"),
         text_length=30,
@@ -86,40 +88,47 @@ def test_decoder_trains(options: train.Options) -> None:
     assert all(name.startswith("tae.") for name in trainer.module.state_dict())
 
 
-def test_keep(options: train.Options, tmp_path: Path) -> None:
-    """The kept file has every weight as bfloat16, and another run starts from it."""
-    seen = run(options).seen
-    kept = tmp_path / "kept.safetensors"
-    train.keep(kept, options.start, [options.checkpoint])
-    with safe_open(kept, "pt") as file:
-        assert file.metadata()["pictures"] == str(seen)
-    average = torch.load(options.checkpoint, weights_only=True)["average"]
-    weights = load_file(kept)
-    assert set(weights) == {*load_file(options.start), *average}
-    assert all(torch.equal(weights[name], value.bfloat16()) for name, value in average.items())
-    following = replace(options, start=kept, checkpoint=tmp_path / "next.pt", until=seen + 1)
-    assert run(following).seen > seen
+def test_another_run_starts_from_what_was_exported(options: train.Options, tmp_path: Path) -> None:
+    """An export has the average of a run in place of its start; the other parts stay."""
+    trainer = run(options)
+    start = train.starting_model(options)
+    merged = export.merge(start, [options.checkpoint])
+    assert merged.pictures == trainer.seen
+    average = trainer.average.state_dict()
+    assert all(torch.equal(merged.weights[name], value) for name, value in average.items())
+    kept = [name for name in start.weights if name not in average]
+    assert "codec.matrix" in kept
+    assert all(torch.equal(merged.weights[name], start.weights[name]) for name in kept)
+    exported = tmp_path / "model.gguf"
+    model_file.write(exported, merged, "q8_0", text.Vocabulary.load().tokens)
+    following = replace(
+        options, start=exported, checkpoint=tmp_path / "next.pt", until=trainer.seen + 1
+    )
+    assert run(following).seen > trainer.seen
 
 
-@pytest.mark.skipif(not train.WEIGHTS_FILE.exists(), reason="nothing kept")
-def test_kept_weights_fit() -> None:
-    """The weights in the repository are small enough for it, and fit the network."""
-    assert train.WEIGHTS_FILE.stat().st_size <= 20_000_000
-    shape, vocabulary = twin.Shape(), text.Vocabulary.load()
-    weights = load_file(train.WEIGHTS_FILE)
-    assert len(weights["llm.embed_tokens.weight"]) <= len(vocabulary.tokens) + 1
-    names = {f"dit.{name}" for name in twin.ImageNetwork(shape).state_dict()}
-    assert {name for name in weights if name.startswith("dit.")} == names
+def test_the_shipped_model_is_read_back(tmp_path: Path) -> None:
+    """Training goes on from exactly what was shipped: read and written again, no byte changes."""
+    vocabulary, shape = text.Vocabulary.load(), twin.Shape()
+    model = model_file.read(train.START, vocabulary.tokens, shape)
+    network = twin.ImageNetwork(shape)
+    network.load_state_dict(
+        {k.removeprefix("dit."): v for k, v in model.weights.items() if k.startswith("dit.")}
+    )
+    again = tmp_path / "again.gguf"
+    model_file.write(again, model, "q8_0", vocabulary.tokens)
+    assert again.read_bytes() == lzma.decompress(train.START.read_bytes())
 
 
-def test_new_words_are_appended(options: train.Options) -> None:
-    """Rows of words newer than the weights come after theirs; the unknown row stays last."""
-    task = train.NetworkTask(options, load_file(options.start), 0)
-    old = load_file(options.start)["llm.embed_tokens.weight"]
+def test_new_words_start_random(options: train.Options) -> None:
+    """Words that the model does not have get random rows; the others and the unknown row stay."""
+    weights = train.starting_model(options).weights
+    old = weights["llm.embed_tokens.weight"]
+    task = train.NetworkTask(options, weights, 0)
     new = task.module.state_dict()["llm.embed_tokens.weight"]
-    assert torch.equal(new[: len(old) - 1], old[:-1])
-    assert torch.equal(new[-1], old[-1])
-    assert len(new) == len(old) + 5
+    assert torch.equal(new[: -NEW_WORDS - 1], old[: -NEW_WORDS - 1])
+    assert new[-NEW_WORDS - 1 : -1].any(1).all()
+    assert not new[-1].any()
 
 
 def test_pictures_are_seen_once(options: train.Options) -> None:

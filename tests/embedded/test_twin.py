@@ -13,7 +13,7 @@ pytest.importorskip("stable_diffusion_cpp")
 
 import torch
 
-from scripts.embedded import codec, export, native, text, twin
+from scripts.embedded import codec, model_file, native, text, twin
 from scripts.embedded.philox import latent_noise
 
 SMALL = twin.Shape(hidden=128, double_blocks=1, single_blocks=1, text_width=64)
@@ -77,7 +77,7 @@ def runtime(
 ) -> Iterator[native.Runtime]:
     """The runtime with the same weights."""
     file = Path(tmp_path_factory.mktemp("twin")) / "random.gguf"
-    export.write_gguf(file, export.tensors(weights, vocabulary.tokens), "f16")
+    model_file.write(file, model_file.Model(weights, 0), "f16", vocabulary.tokens)
     yield native.Runtime(file)
     file.unlink()
 
@@ -180,6 +180,12 @@ def test_encoder_layers_are_the_matrix() -> None:
     assert np.abs(x.detach().numpy() - codec.encode(matrix, pictures)).max() < 1e-4
 
 
+def test_the_matrix_is_read_from_its_layers() -> None:
+    """What encoder_state wrote, matrix_of reads."""
+    matrix = np.random.default_rng(0).normal(size=(16, 192)).astype(np.float32)
+    assert np.array_equal(codec.matrix_of(codec.encoder_state(matrix)), matrix)
+
+
 def test_expanded_heads_are_the_live_ones() -> None:
     """Query head j goes to place 4j beside key head j, and all the others are zero."""
     encoder = twin.TextEncoder(SMALL, 3, [0, 1])
@@ -191,3 +197,5 @@ def test_expanded_heads_are_the_live_ones() -> None:
     assert [bool(head.any()) for head in queries] == [k % 4 == 0 and k < 16 for k in range(32)]
     assert [bool(head.any()) for head in keys] == [k < 4 for k in range(8)]
     assert full["layers.0.self_attn.o_proj.weight"].shape == (64, 4096)
+    back = twin.contract_text_encoder(full, 4)
+    assert all(torch.equal(back[name], value) for name, value in encoder.state_dict().items())
