@@ -1,6 +1,6 @@
 """Give an enlarged image the colours of the image that it was made from.
 
-A small upscaler draws crisp edges, but tints flat areas. One step of back-projection (Irani and
+A small upscaler makes crisp edges, but tints flat areas. One step of back-projection (Irani and
 Peleg, "Improving resolution by image registration", 1991) removes that: the difference between the
 source and the reduced result is added to the result.
 """
