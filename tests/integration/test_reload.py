@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -132,6 +133,27 @@ def test_sighup_without_a_terminal_reloads(tmp_path: Path, without_terminal: Pat
         wait_until(lambda: server.log_lines("was not reloaded"), 10, "not told")
         assert ids(server) == ["a", "b"]
         assert server.is_ready()
+
+
+def test_signals_change_the_log_level(tmp_path: Path) -> None:
+    """SIGUSR1 is debug, SIGUSR2 the setting; a worker that gets one goes on."""
+    with running_server(tmp_path, engine="fake", log_level="warning") as server:
+        assert not server.log_lines("GET /livez")
+        worker = server.worker_pid()
+        assert worker is not None
+        os.kill(worker, signal.SIGUSR1)
+        server.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: server.log_lines("log level: debug (may contain prompts)"), 10, "unset")
+        httpx2.get(f"{server.url}/livez")
+        wait_until(lambda: server.log_lines("GET /livez"), 10, "probes are not logged")
+        seen = len(server.log_lines("GET /livez"))
+        server.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: server.log_lines("log level: warning (as in the settings)"), 10, "unset")
+        httpx2.get(f"{server.url}/livez")
+        answer = server.post({"prompt": "a", "size": "64x64"})
+        assert answer.status_code == 200
+        assert len(server.log_lines("GET /livez")) == seen
+        assert server.worker_pid() == worker
 
 
 def test_refreshing_checkpoints_reloads(tmp_path: Path) -> None:

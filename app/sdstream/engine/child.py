@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -177,6 +178,9 @@ def main(descriptor: str, engine: str, parent: str, log_level: str) -> None:
     """
     end_with_parent(int(parent))
     prefer_for_oom_kill()
+    # They are for the server; `systemctl kill` sends a signal to all processes of a unit.
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     # One line per record, the level first: the server's log takes it from there.
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=log_level)
     logging.getLogger("gguf").setLevel(logging.WARNING)

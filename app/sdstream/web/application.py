@@ -209,11 +209,19 @@ def configure_logging(level: str, form: Literal["text", "json"] = "text") -> Non
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else plain)
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_log_level(level)
     # It logs whole addresses, and those of the hub's contents are signed.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     # It logs the ids of sessions, which are as good as a key where no key is asked for.
     logging.getLogger("mcp").setLevel(logging.WARNING)
-    if level == "debug":
-        # This one would log every frame, base64 and all.
-        logging.getLogger("sse_starlette").setLevel(logging.INFO)
+
+
+def set_log_level(level: str) -> None:
+    """Set the lowest level of the log, also while the server runs.
+
+    Workers that run keep the level of their start.
+    """
+    logging.getLogger().setLevel(level.upper())
+    # At debug this one would log every frame, base64 and all.
+    logging.getLogger("sse_starlette").setLevel(logging.INFO if level == "debug" else level.upper())

@@ -21,7 +21,7 @@ from sdstream.core.errors import CatalogRejected, ConfigurationError
 from sdstream.service.service import ImageService
 from sdstream.settings import Settings, variable
 from sdstream.storage.ports import StoreInUse
-from sdstream.web.application import build_app
+from sdstream.web.application import build_app, set_log_level
 from sdstream.web.hosts import exposure_warnings
 from sdstream.web.protocol import TimeoutProtocol
 from sdstream.web.systemd import Notifications
@@ -82,6 +82,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.service: ImageService = app.state.service
+        self._log_level = settings.log_level
         self.died = False
         self._loop: asyncio.AbstractEventLoop | None = None
         address = variable("NOTIFY_SOCKET") if uds is None else None
@@ -101,6 +102,7 @@ class Server(uvicorn.Server):
         except SystemExit:  # uvicorn's way with a start that fails, after it logged why
             self._die()
         self._reload_on_hangup()
+        self._change_log_level_on_signals()
         # What modules hold stays for good. Looking through it for garbage, again with every crowd
         # of requests, would hold up the event loop for a tenth of a second each time.
         gc.collect()
@@ -131,6 +133,15 @@ class Server(uvicorn.Server):
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
 
+    def _change_log_level_on_signals(self) -> None:
+        """Have SIGUSR1 set the log level to debug, and SIGUSR2 set it back to the setting."""
+        if self.config.uds is None:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGUSR1, _log_from, "debug", "may contain prompts")
+            loop.add_signal_handler(
+                signal.SIGUSR2, _log_from, self._log_level, "as in the settings"
+            )
+
     def _begin_reload(self) -> None:
         self._reloading = asyncio.create_task(self._reload())
 
@@ -146,6 +157,14 @@ class Server(uvicorn.Server):
         """End at once: the clients of this server are to come to the one that took over."""
         self.config.timeout_graceful_shutdown = _LEAST_SECONDS
         self._die()
+
+
+def _log_from(level: str, remark: str) -> None:
+    set_log_level(level)
+    # At any level: who looks for lines in the log, or misses them, finds the reason.
+    logger.log(
+        max(logging.WARNING, logger.getEffectiveLevel()), "log level: %s (%s)", level, remark
+    )
 
 
 async def _try_address(host: str, port: int) -> None:
