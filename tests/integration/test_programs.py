@@ -291,7 +291,11 @@ def test_the_wrong_sampler_is_named_as_it_was_sent(server: ServerProcess) -> Non
 OPENAI: dict[str, tuple[str, dict[str, Any]]] = {
     "LangChain": ("url", {"prompt": "a cat", "model": "dall-e-3", "n": 1, "size": "64x64",
                           "quality": "standard"}),
-    "LibreChat": ("url", {"prompt": "a cat", "model": "dall-e-3", "quality": "hd",
+    "LibreChat's OpenAI Image Tools": ("b64_json", {
+        "model": "gpt-image-1", "prompt": "a cat", "n": 1, "background": "auto",
+        "output_format": "png", "quality": "auto", "size": "auto",
+    }),
+    "LibreChat's DALL-E": ("url", {"prompt": "a cat", "model": "dall-e-3", "quality": "hd",
                           "style": "vivid", "size": "64x64", "n": 1}),
     "Haystack": ("b64_json", {"prompt": "a cat", "model": "embedded", "size": "64x64",
                               "quality": "standard", "n": 1, "response_format": "b64_json"}),
@@ -300,6 +304,9 @@ OPENAI: dict[str, tuple[str, dict[str, Any]]] = {
                                  "output_format": "png", "output_compression": 100}),
     "Open WebUI": ("b64_json", {"model": "dall-e-2", "prompt": "a cat", "n": 1, "size": "64x64",
                                 "response_format": "b64_json"}),
+    "Open WebUI with a gpt-image model": ("b64_json", {
+        "model": "gpt-image-1", "prompt": "a cat", "n": 1, "size": "64x64", "sample_steps": 2,
+    }),
     "together": ("b64_json", {"prompt": "a cat", "model": "flux-schnell", "steps": 2, "n": 1,
                               "width": 64, "height": 64, "response_format": "base64"}),
     "mistral.rs": ("url", {"prompt": "a cat", "model": "default", "n": 1, "height": 64,
@@ -318,9 +325,31 @@ def test_clients_of_openai(server: ServerProcess, program: str) -> None:
     key, body = OPENAI[program]
     answer = post(server, "/v1/images/generations", json=body).json()
     (item,) = answer["data"]
+    # Open WebUI prefers a url, which it does not fetch from a private address.
+    assert not program.startswith("Open WebUI") or "url" not in item
     image = from_base64(item[key]) if key == "b64_json" else opened(httpx2.get(item[key]).content)
-    assert image.size == (64, 64)
+    assert image.size == (64, 64) or body.get("size") == "auto"
     assert answer["quality"] in ("low", "medium", "high")
+
+
+#: The fields and the name of the file of edits.
+EDITS: dict[str, tuple[dict[str, str], str]] = {
+    "Open WebUI": ({"model": "dall-e-2", "prompt": "a cat", "n": "1",
+                    "response_format": "b64_json"}, "image"),
+    "Open WebUI from a chat": ({"model": "gpt-image-1", "prompt": "a cat"}, "image[]"),
+    "LibreChat's OpenAI Image Tools": ({"model": "gpt-image-1", "prompt": "a cat",
+                                        "quality": "auto", "size": "auto"}, "image[]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", EDITS)
+def test_clients_of_openais_edits(server: ServerProcess, program: str) -> None:
+    """Without a size the image keeps its own; the answer has base64 alone."""
+    fields, name = EDITS[program]
+    image = {name: ("image.png", png(64, 64), "image/png")}
+    (item,) = post(server, "/v1/images/edits", data=fields, files=image).json()["data"]
+    assert from_base64(item["b64_json"]).size == (64, 64)
+    assert "url" not in item
 
 
 def test_a_base_address_with_a_slash(server: ServerProcess) -> None:
