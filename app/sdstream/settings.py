@@ -383,7 +383,7 @@ def _origin(text: str) -> str:
 
 
 class UnknownVariable(ValueError):
-    """A variable that was probably meant to be another one, of which the server knows nothing."""
+    """A variable that the server does not know; probably a misspelled one."""
 
 
 def check_variables(environment: Mapping[str, str]) -> list[str]:

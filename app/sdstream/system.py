@@ -161,7 +161,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def prefer_for_oom_kill() -> None:
-    """Have the kernel kill this process first when memory runs out; no effect beside Linux."""
+    """Have the kernel kill this process first when memory runs out; Linux only."""
     try:
         Path("/proc/self/oom_score_adj").write_text("1000")
     except OSError:

@@ -424,7 +424,7 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
         "flux",
         _files(model=DIFFUSION["FLUX.1 schnell"]),
         "'model' is the diffusion model of FLUX.1 schnell alone: name it 'diffusion_model' in the "
-        "catalogue, and beside it clip_l, t5xxl and vae.",
+        "catalogue, and besides it clip_l, t5xxl and vae.",
     ),
     "flux-alone": (
         "flux",
@@ -472,12 +472,12 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
                 ),
             }
         ),
-        "'t5xxl' has scales beside its weights ('encoder.block.0.layer.0.SelfAttention.q.scale_",
+        "'t5xxl' has scales besides its weights ('encoder.block.0.layer.0.SelfAttention.q.scale_",
     ),
     "scales-left-over": (
         "sdxl",
         _files(model={**_XL, "model.diffusion_model.out.2.weight_scale_inv": ()}),
-        "'model' has scales beside its weights ('model.diffusion_model.out.2.weight_scale_inv')",
+        "'model' has scales besides its weights ('model.diffusion_model.out.2.weight_scale_inv')",
     ),
     "nf4": (
         "flux",

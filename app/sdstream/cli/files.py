@@ -30,7 +30,7 @@ _WIDE: Final = 1000
 def inspect_command(file: Path, *, as_json: bool) -> None:
     """Report what a model file contains.
 
-    Prints what FILE is, its parts and the files that it needs beside itself. It reads the header of
+    Prints what FILE is, its parts and the other files that it needs. It reads the header of
     a GGUF or safetensors file and no weights. A file that cannot be used is an error with the
     reason, and the exit code is 1.
     """

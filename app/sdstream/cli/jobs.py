@@ -174,7 +174,7 @@ async def _jobs(
 
 
 def _text(value: object) -> str:
-    """A value as a query has it."""
+    """A value in the form of a query."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

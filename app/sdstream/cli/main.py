@@ -1,7 +1,7 @@
 """The ``sdstream`` command.
 
-Exit codes: 0 done; 1 the server or the job failed; 2 wrong usage; 70 the service stopped by a
-fault of its own; 78 models.yaml, a setting or the address to serve at cannot be used; 130 Ctrl-C,
+Exit codes: 0 done; 1 the server or the job failed; 2 wrong usage; 70 an internal fault stopped
+the service; 78 models.yaml, a setting or the address to serve at cannot be used; 130 Ctrl-C,
 and 143 SIGTERM, as in shells.
 """
 

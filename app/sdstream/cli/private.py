@@ -1,4 +1,4 @@
-"""A server of a command's own, for as long as the command runs."""
+"""A private server, which runs as long as one command."""
 
 from __future__ import annotations
 

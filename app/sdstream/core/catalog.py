@@ -62,7 +62,7 @@ class Catalog:
         models: Models that can generate, by id: entries of plain files, and downloaded quants of
             the others as MODEL:QUANT, which ``parse`` leaves out.
         default: The model of requests that name none; an id of ``models`` if it is downloaded.
-        default_aliases: Other names of the default model, in small letters, beside those of its
+        default_aliases: Other names of the default model, in small letters, besides those of its
             entry.
     """
 

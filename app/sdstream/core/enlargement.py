@@ -45,7 +45,7 @@ class Enlargement:
 
     @property
     def factor(self) -> float:
-        """How many times each side is enlarged, as `upscale` has it."""
+        """How many times each side is enlarged, the value of `upscale`."""
         return round(self.enlarged.width / self.generated.width, 4)
 
 

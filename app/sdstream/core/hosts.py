@@ -76,7 +76,7 @@ class HostPattern:
         return cls(stars + found[0], found[1])
 
     def matches(self, name: str, port: int | None) -> bool:
-        """Return whether a host, as ``split_host`` returns it, is one of those meant."""
+        """Return whether a host, as ``split_host`` returns it, matches the pattern."""
         if self.port not in (None, port) and (port is not None or self.port not in _USUAL_PORTS):
             return False
         if self.name.startswith("*."):

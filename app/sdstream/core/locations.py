@@ -72,7 +72,7 @@ class HubFile(NamedTuple):
 
     @property
     def location(self) -> str:
-        """The file as ``parse`` reads it and documents have it."""
+        """The file in the form that ``parse`` reads and documents use."""
         revision = "" if self.revision == "main" else f"@{self.revision}"
         return f"{HUB}{self.repo}{revision}/{self.path}"
 

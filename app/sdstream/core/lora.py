@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 MAX_LORA_SCALE: Final = 10.0
 
-#: A LoRA in the prompt, as AUTOMATIC1111 has it; ``lyco`` is its older name for LyCORIS files.
+#: A LoRA in the prompt, in the form of AUTOMATIC1111; ``lyco`` is its older name for LyCORIS files.
 LORA_TAG: Final = re.compile(r"<(?:lora|lyco):([^:<>]{1,128})(?::([^:<>]*))?>")
 HYPERNETWORK_TAG: Final = re.compile(r"<hypernet:")
 #: Endings of weight files, which names in requests may have or leave out.

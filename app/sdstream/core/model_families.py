@@ -18,8 +18,8 @@ class Family:
         multiple: Width and height must be multiples of this many pixels.
         flow: Trained by flow matching rather than noise prediction.
         distilled_guidance: Takes ``guidance`` (FLUX-dev and its like).
-        references: Takes reference images beside, or in place of, an image to edit.
-        needs: Components beside the diffusion model whose weights must be there: the runtime dies
+        references: Takes reference images, with or without an image to edit.
+        needs: Components besides the diffusion model whose weights must be there: the runtime dies
             without its text encoders.
         size, steps, cfg_scale, sampler: What the architecture is usually run with.
     """

@@ -165,7 +165,7 @@ class RuntimeOptions(Part):
             those that compute in f32, or the runtime's own alone; None is the server's setting.
         diffusion_flash_attn: Flash attention in the diffusion model alone; None is as
             ``flash_attn``.
-        clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU, beside a GPU.
+        clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU, also with a GPU.
         max_vram: Gigabytes (2^30 bytes) of GPU memory for one computation, which is cut into parts
             to fit; 0 means no bound.
         lora_mode: Merge LoRAs into the weights, which is quicker for each step, or apply them
@@ -176,7 +176,7 @@ class RuntimeOptions(Part):
             GPU, or those of the CPU's, as in diffusers and ComfyUI.
         sdxl_vae_scale: Scale the convolutions of SDXL's VAE, whose own weights overflow in f16.
         chroma_dit_mask, chroma_t5_mask: Mask padding in Chroma's diffusion model, and in its text
-            encoder; None is as Chroma was trained.
+            encoder; None is the value that Chroma was trained with.
         chroma_t5_mask_pad: Tokens of padding that are not masked.
     """
 

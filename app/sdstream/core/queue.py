@@ -1,8 +1,8 @@
 """Who is next: by priority, then fairly between owners, then by arrival.
 
-Fair means start-time fair queueing: each owner has a clock of its own that every job moves on by
+Fair means start-time fair queueing: each owner has its own clock, which every job moves on by
 its images, and the job whose clock stood lowest goes first. An owner with one waiting image
-goes before the second image of an owner with fifty. An owner who comes back after a while gets no
+goes before the second image of an owner with fifty. An owner that returns after a while gets no
 credit for the time away. A job that leaves without its turn costs none.
 
 The jobs of one owner and class form a lane. Only the clock of the first is stored; that of a later
@@ -41,7 +41,7 @@ _RANKS: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
 #: The clock of jobs that had their turn already: before all others.
 _HAD_THEIR_TURN: Final = -1.0
-#: Lanes and heads that may stay without being cleaned up.
+#: Empty lanes and old heads are cleaned up once there are more than this.
 _FEW: Final = 64
 
 

@@ -1,4 +1,4 @@
-"""The concrete request, every value decided, and what deciding it needs beside the parameters."""
+"""The concrete request, and what deciding its values needs besides the parameters."""
 
 from __future__ import annotations
 

@@ -20,14 +20,14 @@ from sdstream.core.size import Size
 
 _LORA_BEGINS = re.compile(r"<(?:lora|lyco):")
 
-#: Skip-layer guidance, as the runtime's own program has it.
+#: Skip-layer guidance, with the defaults of the runtime's own program.
 _SLG_DEFAULTS = {"slg_start": 0.01, "slg_end": 0.2, "slg_layers": (7, 8, 9)}
 
 
 def concrete(
     ask: ParsedRequest, spec: ModelSpec, sources: Sources, placement: Placement | None
 ) -> dict[str, Any]:
-    """Return the defaults of options that have one beside the runtime's own: name -> value."""
+    """Return the defaults of options that have one besides the runtime's: name -> value."""
     params = ask.params
     defaults: dict[str, Any] = {}
     if spec.traits.distilled_guidance:

@@ -85,7 +85,7 @@ SCHEDULES: Final[Mapping[str, Schedule]] = {
     "bong_tangent": Schedule("bong tangent", "Bong Tangent"),
 }
 
-#: What clients send who choose none.
+#: What clients send to choose none.
 NO_SAMPLER: Final = ("", "default", "automatic")
 NO_SCHEDULE: Final = ("", "automatic")
 

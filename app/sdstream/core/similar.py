@@ -1,4 +1,4 @@
-"""Names that were probably meant: the one rule behind every "did you mean"."""
+"""The nearest known name of a misspelled one, for every "did you mean"."""
 
 from __future__ import annotations
 

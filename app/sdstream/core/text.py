@@ -1,4 +1,4 @@
-"""Words of others, made fit for a terminal or a message."""
+"""Foreign text, made safe for a terminal or a message."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ def shown(name: str) -> str:
 
 
 def printable(words: str) -> str:
-    """Return words of others as a terminal may have them: control characters become "?"."""
+    """Return foreign text made safe for a terminal: control characters become "?"."""
     return "".join(c if c.isprintable() else "?" for c in words)

@@ -21,7 +21,7 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
     Args:
         body: The client's object.
         model: From the path.
-        hints: What was said beside the body.
+        hints: Wishes of the request outside of its body.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.

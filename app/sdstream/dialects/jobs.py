@@ -55,7 +55,7 @@ _SNAPSHOT_NAMES: Final = {
 
 
 def job_fields(job: Job, base_url: str, eta: float | None) -> JsonObject:
-    """A job as JSON has it.
+    """A job as JSON.
 
     Args:
         job: The job.
@@ -166,7 +166,7 @@ class JobEvents:
         """
         match entry.event:
             case Queued(position):
-                # The first event of a job, which has no answer beside its events.
+                # The first event of a job, which has no answer besides its events.
                 noted = (
                     {"warnings": [*self.job.request.warnings]} if self.job.request.warnings else {}
                 )

@@ -32,7 +32,7 @@ class ResponseFormat:
         as_url: A link in place of the bytes.
         data_url: Base64 with a ``data:`` prefix (mistral.rs' literal "B64Json").
         base_url: What links begin with, without a slash at the end.
-        both: A link beside the bytes, of images that were stored.
+        both: A link in addition to the bytes, of images that were stored.
         sign: Adds to the path of a link what opens it without a key.
     """
 
@@ -135,7 +135,7 @@ def quality_word(quality: str) -> str:
 
 
 def answer_fields(job: Job) -> JsonObject:
-    """Return the fields of a whole answer beside its images and its model."""
+    """Return the fields of a whole answer except its images and its model."""
     request = job.request
     fields: JsonObject = {
         "size": str(request.output_size),

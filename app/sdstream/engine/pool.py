@@ -181,8 +181,8 @@ class WorkerPool:
     def is_ready(self, spec: ModelSpec) -> bool:
         """Return whether jobs of the model can run: it is loaded, or was unloaded on purpose.
 
-        Then the next job has it loaded again, if its files are still there. Who is being started
-        again after a death is not, and neither is who has crashed again and again.
+        Then the next job loads it again, if its files still exist. A model whose worker is being
+        restarted after a crash is not ready, nor is one whose worker crashed too often.
         """
         workers = self.workers(spec.id)
         if any(w.state in _LOADED for w in workers):

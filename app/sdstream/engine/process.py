@@ -62,7 +62,7 @@ class Process(Protocol):
         """Return the next event, or None when the process or its machine is gone."""
 
     async def exit_code(self) -> int:
-        """Wait for the end: 0 or more is an exit status, less is minus the signal.
+        """Wait for the end; return the exit status, or minus the number of the signal.
 
         Raises:
             PlaceGone: The machine is out of reach, so that its exit code is unknown.
@@ -176,7 +176,7 @@ class WorkerProcess:
             return None
 
     async def exit_code(self) -> int:
-        """Wait for the end: 0 or more is an exit status, less is minus the signal."""
+        """Wait for the end; return the exit status, or minus the number of the signal."""
         return await self._process.wait()
 
     async def end(self) -> None:

@@ -164,7 +164,7 @@ class _Fields:
     at: int
 
     def take(self, width: int) -> int:
-        """The next number; 0 of no bytes."""
+        """The next number; 0 if it has no bytes."""
         if self.at + width > len(self.data):
             raise ValueError("cut short")
         self.at += width

@@ -1,4 +1,4 @@
-"""The headers of image files, read before Pillow opens it: its format, size and parts.
+"""The header of an image file, read before Pillow opens the file: format, size and parts.
 
 Pillow keeps something for every part of a file that it passes on its way to the pixels, a hundred
 bytes for the four of an empty segment: a file that is nothing but parts would take gigabytes, and

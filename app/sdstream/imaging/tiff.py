@@ -60,7 +60,7 @@ class _Form:
 
     @property
     def offset(self) -> str:
-        """An offset, as struct has it."""
+        """An offset, as a format of struct."""
         return f"{self.order}{'Q' if self.big else 'I'}"
 
     @property
@@ -126,7 +126,7 @@ def check_exif(data: bytes) -> None:
 
 
 def _first_directory(data: bytes, *, strict: bool) -> dict[int, _Tag]:
-    """The tags of the first directory, after a look at those that it leads to.
+    """Return the tags of the first directory; the others are checked too.
 
     Args:
         data: The file.

@@ -33,7 +33,7 @@ _MAX_FIELDS: Final = 64
 _MAX_FIELD_BYTES: Final = 131_072
 #: Digits of a number; no option has more than 19, and parsing integers is quadratic.
 _MAX_DIGITS: Final = 64
-#: Larger bodies are parsed beside the event loop; only those with images are.
+#: Larger bodies are parsed in a thread; only those with images are.
 _MAX_BYTES_AT_ONCE: Final = 2**20
 #: What a value begins with or follows: each may become an object of 60 bytes or more, and parsing
 #: holds the interpreter. Base64 has none of these, two prompts of commas alone have 64,000.

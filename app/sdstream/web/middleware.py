@@ -31,7 +31,7 @@ logger = logging.getLogger("sdstream.requests")
 #: Bounds of the list of fields without effect, in the log and in X-Ignored-Fields.
 _MOST_NAMES: Final = 20
 _MOST_CHARACTERS: Final = 1024
-#: Headers that pages of other origins may read beside those that any may.
+#: Headers that pages of other origins may read, besides those that every page may.
 _EXPOSED: Final = (
     *("X-Request-Id", "X-Job-Id", "Location", "Seed", "Finish-Reason"),
     *("X-Ignored-Fields", "Preference-Applied", "Mcp-Session-Id"),
@@ -319,7 +319,7 @@ def _facts(state: dict[str, Any], *, left: bool) -> dict[str, object]:
     request = job.request
     outcome = job.status
     if left and not job.terminal and not job.terms.background:
-        # Who leaves is logged at once; the worker stops within a step after that.
+        # A client that leaves is logged at once; the worker stops up to a step later.
         outcome = JobStatus.CANCELLED
     return {
         "job": job.id,

@@ -11,8 +11,8 @@ No time counts while the server itself does not read, or while a request that ca
 answer yet. uvicorn's own keep-alive timeout closes connections that are idle between requests.
 
 A request that breaks a rule of RFC 9112 whose breach lets two servers read one connection in two
-ways is rejected, and its connection is closed: no Host or two, codings beside chunked. An upgrade
-that is offered, such as h2c, is ignored: the request is served as if it had not been.
+ways is rejected, and its connection is closed: no Host or two, other codings than chunked. An
+upgrade that is offered, such as h2c, is ignored: the request is served as if it had not been.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Operation:
         summary: One line.
         answers: Status -> what is answered.
         body: Request body, empty for none.
-        errors: Kinds of errors beside those of every route.
+        errors: Kinds of errors, besides those of every route.
         body_required: A request without a body is rejected.
         parameters: Of the query and the headers, in OpenAPI's form; path parameters are derived.
     """

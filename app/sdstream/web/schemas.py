@@ -255,9 +255,9 @@ _MCP_ERROR: Final = record(
 )
 
 
-def page_of(item: Schema, **beside: Schema) -> Schema:
-    """Return the schema of OpenAI's lists, with fields beside the list."""
-    return record({"object": STRING, "data": listing(item), **beside})
+def page_of(item: Schema, **more: Schema) -> Schema:
+    """Return the schema of OpenAI's lists, with more fields."""
+    return record({"object": STRING, "data": listing(item), **more})
 
 
 #: A request that works on every server, since it names no model.

@@ -161,7 +161,7 @@ class Server(uvicorn.Server):
 
 def _log_from(level: str, remark: str) -> None:
     set_log_level(level)
-    # At any level: who looks for lines in the log, or misses them, finds the reason.
+    # At any level, so that the log gives the reason for more or fewer lines.
     logger.log(
         max(logging.WARNING, logger.getEffectiveLevel()), "log level: %s (%s)", level, remark
     )

@@ -46,7 +46,7 @@ class Architecture:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Components that must be there beside the diffusion model."""
+        """Components that must be given besides the diffusion model."""
         return FAMILIES[self.families[0]].needs if self.families else ()
 
 

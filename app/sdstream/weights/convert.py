@@ -51,7 +51,7 @@ _FLOATS: Final = ("f32", "f16", "bf16")
 _INTEGERS: Final = ("i8", "i16", "i32", "i64")
 _SUFFIXES: Final = (".gguf", ".safetensors")
 _LONGEST_NAME: Final = 127
-#: Bytes of one tensor's entry in the new header, beside its name.
+#: Bytes of one tensor's entry in the new header, without its name.
 _ENTRY: Final = 96
 
 Progress = Callable[[float], None]

@@ -202,6 +202,6 @@ def _refusal_of_proxy(error: Exception, status: int) -> str:
 
 def _licence(file: HubFile, page: str) -> str:
     return (
-        f"{file.repo} gives its files to those only who accepted its licence: accept it at {page}, "
+        f"{file.repo} gives its files only to users who accepted its licence: accept it at {page}, "
         "and set HF_TOKEN to a token of that account (https://huggingface.co/settings/tokens)."
     )

@@ -24,7 +24,7 @@ from sdstream.weights.architectures import Architecture, Contents, Shapes
 from sdstream.weights.headers import BadFile, Scalar, WeightFile
 from sdstream.weights.llama_box import own_name
 
-#: Memory of decoding an image, in bytes per pixel, which is the most that generating takes beside
+#: Memory of decoding an image, in bytes per pixel, which is the most that generating takes besides
 #: the weights: measured on the CPU with the autoencoder of SD, SDXL and FLUX, and with a tiny one.
 _DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
 
@@ -64,7 +64,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes: of the weights once loaded, and at most beside them while generating."""
+    """Estimated bytes: of the weights once loaded, and the most besides them while generating."""
 
     weights: int
     drawing: int
@@ -79,7 +79,7 @@ class Report:
         kind: "model" or a component of models.yaml, or a file beside models ("lora").
         what: One sentence without a subject: "is a VAE".
         families: Families of models.yaml that can use it.
-        needs: Components that it needs beside itself.
+        needs: Other components that it needs.
         parts: Its components.
         types: Its types, the one with most bytes first.
         metadata: What is known of it, by a person's words.
@@ -218,7 +218,7 @@ def _unreadable(found: WeightFile, name: str) -> str | None:
     scale = next((name for name in names if name.endswith(_SCALES)), None)
     if scale is not None:
         return (
-            f"has scales beside its weights ('{shown(scale)}'), which the runtime does not apply, "
+            f"has scales besides its weights ('{shown(scale)}'), which the runtime does not apply, "
             "so that its images would be grey or white; use a file whose weights are not scaled"
         )
     return None
@@ -377,7 +377,7 @@ def _instead(component: str, contents: Contents, found: WeightFile) -> str:
     if architecture.whole:
         return f"is the UNet of {architecture.title} alone: {_WHOLE}"
     return (
-        f"{_what(contents, found)}: name it 'diffusion_model' in the catalogue, and beside it "
+        f"{_what(contents, found)}: name it 'diffusion_model' in the catalogue, and besides it "
         f"{_listed(_needs(contents))}"
     )
 

@@ -27,7 +27,7 @@ _PARTS: Final = (
 )  # fmt: skip
 _NAME: Final = re.compile(rf"lora\.(?P<key>.+)\.(?P<part>{'|'.join(_PARTS)})")
 _INDEX: Final = re.compile(r"(?P<weight>.+)\.(?P<index>\d)")
-#: Weight-decomposed LoRAs have these beside ordinary ones; the runtime reads neither.
+#: Weight-decomposed LoRAs have these besides ordinary ones; the runtime reads neither.
 _DORA: Final = (".dora_scale", ".lora_magnitude_vector")
 _PEFT: Final = "base_model.model."
 #: Layers of a UNet in diffusers; the runtime knows them behind the name of the part alone.

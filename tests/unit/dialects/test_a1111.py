@@ -374,7 +374,7 @@ def test_models_that_look_at_the_image() -> None:
     drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker)
     assert (drawing.ask.params.fit, drawing.ask.params.strength) == (None, None)
     assert drawing.ask.warnings == (
-        "The model 'looker' looks at the image and generates a new one.",
+        "The model 'looker' uses the image as a reference and generates a new one.",
     )
     masked = fitted(img2img(mask=PICTURE, denoising_strength=0.5, inpaint_full_res=False), looker)
     assert (masked.ask.params.fit, masked.ask.params.strength) == ("stretch", 0.5)

@@ -315,7 +315,7 @@ def loras(names: Iterable[str], hashes: Mapping[str, str]) -> bytes:
 
 
 def latent_upscale_modes() -> bytes:
-    """GET latent-upscale-modes: what a hires fix may enlarge with, beside plain resizing."""
+    """GET latent-upscale-modes: what a hires fix may enlarge with, besides plain resizing."""
     return compact([{"name": name} for name in LATENT_UPSCALERS])
 
 

@@ -242,7 +242,9 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
         words.append(f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP.")
     if files is not None and only_looks(spec, files):
         left_out |= dict.fromkeys(("fit", "strength"))
-        words.append(f"The model '{spec.id}' looks at the image and generates a new one.")
+        words.append(
+            f"The model '{spec.id}' uses the image as a reference and generates a new one."
+        )
     ask = replace(drawing.ask, params=params.model_copy(update=left_out))
     return replace(drawing, ask=ask.noting(words))
 

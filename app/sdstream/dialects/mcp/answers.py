@@ -17,7 +17,7 @@ from sdstream.dialects.jobs import job_fields
 from sdstream.dialects.mcp.arguments import Content
 from sdstream.dialects.rendering import JsonObject, compact, error_fields
 
-#: Fields of a job in a result, beside its images.
+#: Fields of a job in a result, except its images.
 _JOB_KEYS: Final = (
     *("status", "model", "queue_position", "progress", "step", "steps", "eta_seconds"),
     *("parameters", "warnings", "error"),

@@ -22,7 +22,7 @@ Content = Literal["auto", "both", "b64_json", "url"]
 
 #: Arguments that hold images.
 PICTURES: Final = ("image", "mask", "control")
-#: What image tools take beside images: options by all their names, and how the answer is wanted.
+#: What image tools take besides images: options by all their names, and how the answer is wanted.
 _NAMES: Final = (*OPTIONS, *ALIASES, "priority", "response_format", "wait")
 
 #: A URL of any scheme but data.

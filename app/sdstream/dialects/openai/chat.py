@@ -257,7 +257,7 @@ class ChatStream:
         self._told = 0
 
     def frames(self, entry: Entry) -> list[bytes]:
-        """The frames of one entry, each to be flushed by itself."""
+        """Return the frames of one entry; each is sent separately."""
         first = [] if self._begun else [self._delta({"role": "assistant", "content": ""})]
         self._begun = True
         return [*first, *self._frames(entry)]
@@ -352,6 +352,6 @@ def _no_usage(chat: ChatRequest) -> JsonObject:
 
 
 def _aside(job: Job) -> JsonObject:
-    """Return the fields of a chat's answer beside OpenAI's."""
+    """Return the fields of a chat's answer that OpenAI's does not have."""
     fields = answer_fields(job)
     return {name: fields[name] for name in ("parameters", "warnings") if name in fields}

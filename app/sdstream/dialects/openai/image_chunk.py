@@ -75,7 +75,7 @@ class ImageChunkStream:
         self._last = b""
 
     def frames(self, entry: Entry) -> list[bytes]:
-        """The frames of one entry, each to be flushed by itself."""
+        """Return the frames of one entry; each is sent separately."""
         created = int(entry.at)
         match entry.event:
             case Queued(position):

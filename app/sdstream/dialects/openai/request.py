@@ -83,7 +83,7 @@ def parse(
 
     Args:
         body: The client's object.
-        hints: What was said beside it.
+        hints: Wishes of the request outside of its body.
         client_names: The client's names of fields that another dialect has renamed.
 
     Raises:
@@ -339,7 +339,7 @@ def _check_stream(options: StreamOptions, dialect: str | None, response_format: 
 
 
 def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A form's fields as the JSON would have them; empty ones were left empty by a person."""
+    """A form's fields as JSON would contain them; people leave fields empty."""
     body: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for name, value in fields.items():

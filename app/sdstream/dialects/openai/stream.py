@@ -47,7 +47,7 @@ class OpenAIStream:
         self._partials: dict[int, int] = {}
 
     def frames(self, entry: Entry) -> list[bytes]:
-        """The frames of one entry, each to be flushed by itself."""
+        """Return the frames of one entry; each is sent separately."""
         match entry.event:
             case PreviewReady() as preview if preview.data:
                 return [self._partial(int(entry.at), preview)]

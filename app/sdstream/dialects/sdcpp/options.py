@@ -199,7 +199,7 @@ def flatten(body: Mapping[str, Any], handling: Handling, where: str = "") -> Fla
 
 
 def _check_img_cfg(guidance: Mapping[str, Any], where: str) -> None:
-    """A guidance of the image of its own is not in the runtime's binding."""
+    """A separate guidance for the image is not in the runtime's binding."""
     image, text = guidance.get("img_cfg"), guidance.get("txt_cfg")
     if image not in (None, text, 1, 1.0):
         raise InvalidRequest(
@@ -236,7 +236,7 @@ def _leave_out_nothings(flat: Flat) -> None:
             fields.pop(name, None)
     if is_nothing(fields.get("flow_shift")):
         fields.pop("flow_shift", None)
-    if "sigmas" in fields:  # the page sends the steps and the schedule beside them
+    if "sigmas" in fields:  # the page sends the steps and the schedule too
         for name in ("sample_steps", "schedule"):
             fields.pop(name, None)
     if fields.get("output_format", "png") == "png":

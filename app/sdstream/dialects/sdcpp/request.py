@@ -22,7 +22,7 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
 
     Args:
         body: The client's object.
-        hints: What was said beside it.
+        hints: Wishes of the request outside of its body.
 
     Raises:
         InvalidRequest: Names the field as the client spelled it.
@@ -77,7 +77,7 @@ def fitted(ask: ParsedRequest, spec: ModelSpec) -> ParsedRequest:
         return replace(ask, params=ask.params.model_copy(update={"strength": None}))
     if not spec.traits.references and files.images[-1].param.startswith("ref_images"):
         raise InvalidRequest(
-            f"'ref_images': the model '{spec.id}' looks at no images; send 'init_image'.",
+            f"'ref_images': the model '{spec.id}' takes no reference images; send 'init_image'.",
             reason=Reason.NOT_SUPPORTED,
             param="ref_images",
         )

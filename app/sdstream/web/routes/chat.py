@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, on the one handler of image requests."""
+"""OpenAI's chat completions, answered by the handler of image requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fireworks' routes, on the one handler of image requests."""
+"""Fireworks' routes, answered by the handler of image requests."""
 
 from __future__ import annotations
 

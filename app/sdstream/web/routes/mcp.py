@@ -47,7 +47,7 @@ _OF_BODIES: Final = (b"content-type", b"content-encoding", b"content-length")
 
 
 def _error_body(error: ImageServiceError) -> JsonObject:
-    """An error as JSON-RPC has it, which MCP clients read, with the keys of every other route."""
+    """An error as JSON-RPC, which MCP clients read, with the keys of all other routes."""
     return {"jsonrpc": "2.0", "id": None, **error_body(error)}
 
 

@@ -113,7 +113,7 @@ _OPENAPI: Final = Operation("Get this document", {200: json_of(OBJECT)})
 
 @dataclass(frozen=True)
 class ModelRoutes:
-    """The GET routes beside the generations.
+    """The routes of models, stored images, health and metrics.
 
     Attributes:
         service, store, metrics: What they tell of.

@@ -1,4 +1,4 @@
-"""The progress and the end of a request by its client's id, as Xinference has them."""
+"""Xinference's progress and abort of a request by its client's id."""
 
 from __future__ import annotations
 
