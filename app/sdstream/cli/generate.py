@@ -222,7 +222,7 @@ class _Order:
         options: Options of the HTTP API.
         images, mask, control: Input images.
         output, show, force: Where the images go.
-        server, api_key: Who generates; None is this process.
+        server, api_key: The server that generates, and its key; None for this process.
         only_begin: Leave when the job has begun.
     """
 

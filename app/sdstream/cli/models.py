@@ -108,7 +108,7 @@ class _Wanted:
     Attributes:
         name: By which the commands know it.
         files: Each once: one file may be several components of a model.
-        page: Where the licence is accepted; None is the repository's own page.
+        page: Where the licence is accepted; None for the repository's page.
     """
 
     name: str

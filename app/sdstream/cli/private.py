@@ -17,7 +17,7 @@ async def serving(model: str | None) -> AsyncIterator[AsyncClient]:
     """Serve one model in this process, with the settings of the environment.
 
     Args:
-        model: An id of the catalogue or a weight file; None is the default model.
+        model: An id of the catalogue or a weight file; None for the default model.
     """
     configure_logging("error")
     # The one model that is asked for is all that a private server has to load.

@@ -162,7 +162,7 @@ class RuntimeOptions(Part):
         zero_cond_t: As Qwen-Image-Edit 2511 was trained: reference images count as finished.
         circular: Sides that join their opposite ones, for images to be laid side by side.
         kernels: CPU kernels: the quickest (bf16 and 8-bit products where the CPU is good at them),
-            those that compute in f32, or the runtime's own alone; None is the server's setting.
+            those that compute in f32, or the runtime's own alone; None for the server's setting.
         diffusion_flash_attn: Flash attention in the diffusion model alone; None is as
             ``flash_attn``.
         clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU, also with a GPU.
@@ -171,7 +171,7 @@ class RuntimeOptions(Part):
         lora_mode: Merge LoRAs into the weights, which is quicker for each step, or apply them
             beside the weights, which quantised weights need; "auto" chooses by the weights.
         prediction: What a U-Net was trained to predict: noise, velocity, or velocity as in EDM;
-            None is read from the weights.
+            None reads it from the weights.
         rng: Where starting noise comes from: numbers of CUDA's generator, as in AUTOMATIC1111 on a
             GPU, or those of the CPU's, as in diffusers and ComfyUI.
         sdxl_vae_scale: Scale the convolutions of SDXL's VAE, whose own weights overflow in f16.
@@ -249,7 +249,7 @@ class ModelSpec(Part):
         keep_alive: Seconds that an idle worker stays loaded, at least one; None is until others
             need its room.
         device: Where it computes: "cpu", or "cuda:1", "rocm:0", "vulkan:0" and so on for one of
-            several GPUs; None is wherever the runtime likes.
+            several GPUs; None lets the runtime choose.
     """
 
     id: str = Field(pattern=_NAME)

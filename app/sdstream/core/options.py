@@ -196,11 +196,11 @@ class Options(BaseModel):
     slg_start: Annotated[
         float | None,
         Option(infotext="SLG start", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
-    ] = Field(None, ge=0, le=1, description="Share of the steps before it.")
+    ] = Field(None, ge=0, le=1, description="Share of the steps after which it begins.")
     slg_end: Annotated[
         float | None,
         Option(infotext="SLG end", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
-    ] = Field(None, ge=0, le=1, description="Share of the steps at its end.")
+    ] = Field(None, ge=0, le=1, description="Share of the steps after which it ends.")
     slg_layers: Annotated[
         tuple[Annotated[int, Field(ge=0, le=999)], ...] | None,
         Option(infotext="SLG layers", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
@@ -216,10 +216,10 @@ class Options(BaseModel):
         None, gt=0, le=10, description="How alike steps must be; more is quicker and coarser."
     )
     cache_start: Annotated[float | None, Option(infotext="Cache start", needs="cache_mode")] = (
-        Field(None, ge=0, le=1, description="Share of steps before it.")
+        Field(None, ge=0, le=1, description="Share of the steps after which it begins.")
     )
     cache_end: Annotated[float | None, Option(infotext="Cache end", needs="cache_mode")] = Field(
-        None, ge=0, le=1, description="Share of steps at its end."
+        None, ge=0, le=1, description="Share of the steps after which it ends."
     )
     cache_options: Annotated[
         dict[str, float] | None,

@@ -137,7 +137,7 @@ class ImageProcessor:
         Args:
             files: As they came.
             only_references: The model looks at images that have no mask.
-            mask_mode: What of a mask is painted.
+            mask_mode: Which part of a mask is painted.
 
         Raises:
             InvalidRequest: A file is not an image, or the mask has another size than its image.

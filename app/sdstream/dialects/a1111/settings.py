@@ -42,7 +42,7 @@ _MAX_SKIP: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What options choose, of one request or of all later ones; None is what it was.
+    """What options choose, of one request or of all later ones; None leaves it.
 
     Attributes:
         model: The checkpoint.

@@ -44,7 +44,7 @@ class ClusterRoute:
 
     Attributes:
         pool: Of the workers.
-        cluster: Of the machines; None is this one alone.
+        cluster: Of the machines; None without a cluster.
         started: When the server started, in Unix seconds.
     """
 
