@@ -85,7 +85,7 @@ def text_of(param: str, value: Any) -> str:
             ``{"url": "data:…", "type": …}``.
 
     Raises:
-        InvalidRequest: There is no text of an image in it.
+        InvalidRequest: The value contains no image.
     """
     for _ in range(_DEEPEST):
         if not isinstance(value, Mapping):

@@ -150,7 +150,7 @@ def _gif_size(data: bytes) -> tuple[int, int]:
     for _ in range(MOST_PARTS):
         byte = data[at]
         if blocks is not None:
-            # Of an extension. Pillow loses its place in one that has fewer than it should.
+            # Of an extension. With fewer blocks than announced, Pillow reads on at a wrong byte.
             if not byte and blocks > 0:
                 raise ValueError("an empty extension")
             blocks = blocks - 1 if byte else None

@@ -182,8 +182,8 @@ class TimeoutProtocol(HttpToolsProtocol):
 class _Parser:
     """httptools' parser as uvicorn sees it, which continues where an upgrade is offered.
 
-    The parser ends at such a head, and gives what follows, the body too, back unread. A new one is
-    fed the same head without the offer, then what follows.
+    The parser ends at such a head, and returns the rest unread, also the body. A new parser is fed
+    the same head without the offer, then the rest.
     """
 
     def __init__(self, protocol: TimeoutProtocol) -> None:

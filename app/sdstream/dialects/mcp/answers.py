@@ -25,7 +25,7 @@ _JOB_KEYS: Final = (
 #: Bytes of the images of one result. As base64 with the rest of the result, that is a little less
 #: than a mebibyte, which is the most that common clients read.
 _MAX_CONTENT: Final = 700_000
-#: A job that waits for long says something before its first step.
+#: Percent by which each notification exceeds the last: MCP requires that progress increases.
 _NUDGE: Final = 0.01
 
 #: Returns the address of an image, None when it was not stored.
