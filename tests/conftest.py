@@ -17,6 +17,17 @@ from tests.support.servers import ServerProcess, running_server
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what a run may choose."""
+    parser.addoption("--soak-seconds", type=float, default=120, help="time that a soak takes")
+
+
+@pytest.fixture
+def soak_seconds(request: pytest.FixtureRequest) -> float:
+    """How long a soak makes trouble."""
+    return float(request.config.getoption("--soak-seconds"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _signals_reach_children() -> None:
     """What `nohup` and a shell's `&` ignore, children ignore too: a handler is not handed down."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
-from tests.support.jobs import ENDINGS, begin, wait_for
-from tests.support.servers import Call, ServerProcess, free_port, running_server, wait_until
+from tests.integration.test_store_faults import locked
+from tests.support.jobs import ASYNC, ENDINGS, begin, wait_for
+from tests.support.servers import DONE, Call, ServerProcess, free_port, running_server, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -65,56 +70,221 @@ def _resident(server: ServerProcess) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _one(server: ServerProcess, number: int) -> None:
-    """One request of the soak: some leave early, some streams, some in the background."""
-    randomness = random.Random(number)
-    body = {**SMALL, "prompt": "step=0.005", "seed": number}
-    kind = randomness.random()
-    try:
-        if kind < 0.1:
-            call = Call(server, {**body, "stream": True})
-            call.wait_for("queued")
-            call.leave(randomness.choice(["fin", "rst"]))
-        elif kind < 0.4:
-            list(Call(server, {**body, "stream": True}).frames())
-        elif kind < 0.6:
-            server.post(body, headers={"Prefer": "respond-async"})
+class Visitor:
+    """Clients of the soak, and what they were told.
+
+    Args:
+        server: Whom they ask.
+
+    Attributes:
+        told: Id of a background job -> the status that a client saw it end with.
+        rejected: Answers 503 and 507, by their reason.
+    """
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.server = server
+        self.told: dict[str, str] = {}
+        self.rejected: Counter[str] = Counter()
+
+    def visit(self, number: int) -> None:
+        """One request: some leave early, some stream, some start a job and may cancel it."""
+        randomness = random.Random(number)
+        body = {**SMALL, "prompt": "step=0.04", "seed": number}
+        kind = randomness.random()
+        if kind < 0.35:
+            call = Call(self.server, {**body, "stream": True})
+            if call.answer.status != 200:
+                self._reject(json.loads(call.answer.read()))
+            elif kind < 0.1:
+                next(call.events(), None)
+                call.leave(randomness.choice(["fin", "rst"]))
+            else:
+                assert [*call.frames()][-1] == DONE
+        elif kind < 0.75:
+            answer = self.server.post(body, headers=ASYNC)
+            if answer.status_code != 202:
+                self._reject(answer.json())
+                return
+            job = answer.json()["id"]
+            if kind < 0.45:
+                time.sleep(randomness.uniform(0, 0.3))
+                self._ask("POST", f"{job}/cancel")
+            self.told[job] = self._end_of(job)
         else:
-            server.post(body)
-    except (OSError, httpx2.HTTPError):
-        pass  # refused by a full queue in the middle of a read: counted by the server
+            answer = self.server.post(body)
+            # A job whose worker was killed is 500, and one that was not stored is 507 or 503.
+            if answer.status_code != 200:
+                self._reject(answer.json())
+
+    def _reject(self, answer: dict[str, Any]) -> None:
+        self.rejected[answer["error"]["reason"]] += 1
+
+    def _ask(self, method: str, path: str) -> httpx2.Response:
+        """An answer of the jobs API, whatever time the database takes."""
+        while True:
+            url = f"{self.server.url}/v1/jobs/{path}"
+            answer = httpx2.request(method, url, timeout=60)
+            if answer.status_code not in (503, 507):
+                return answer
+            time.sleep(0.2)
+
+    def _end_of(self, job: str) -> str:
+        while True:
+            status = str(self._ask("GET", job).json()["status"])
+            if status in ENDINGS:
+                return status
+            time.sleep(0.05)
 
 
-def test_deaths_and_departures(tmp_path: Path) -> None:
-    """1,500 requests, a worker killed at every twentieth: all that was accepted has ended, and
-    memory, descriptors and files are what they were."""
-    with running_server(tmp_path, engine="fake", image_store_mb=1) as server:
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda n: _one(server, n), range(200)))
+def jobs_of(server: ServerProcess) -> dict[str, str]:
+    """All jobs of a server: id -> status."""
+    found: dict[str, str] = {}
+    query: dict[str, Any] = {"limit": 100}
+    while page := httpx2.get(f"{server.url}/v1/jobs", params=query, timeout=20).json()["data"]:
+        assert not found.keys() & {job["id"] for job in page}
+        found |= {job["id"]: job["status"] for job in page}
+        query["after"] = page[-1]["id"]
+    return found
+
+
+#: The server's clock, which a file moves: nothing sets that of the machine.
+_CLOCK = """
+import os, threading, time
+real, offset = time.time, [0.0]
+
+def follow():
+    while True:
+        with open(os.environ["SOAK_CLOCK"]) as file:
+            offset[0] = float(file.read() or 0)
+        time.sleep(0.1)
+
+time.time = lambda: real() + offset[0]
+threading.Thread(target=follow, daemon=True).start()
+"""
+
+
+class Faults:
+    """What goes wrong, one after the other.
+
+    Args:
+        folder: Of the server.
+        server: That it happens to.
+    """
+
+    def __init__(self, folder: Path, server: ServerProcess) -> None:
+        self._folder = folder
+        self._server = server
+        self.done: Counter[str] = Counter()
+
+    def next(self, number: int) -> None:
+        """The fault of a number; returns when it is over."""
+        kinds = (self.kill, self.lock, self.kill, self.fill_disk, self.kill, self.set_clock)
+        fault = kinds[number % len(kinds)]
+        fault()
+        self.done[fault.__name__] += 1
+
+    def kill(self) -> None:
+        """The worker dies, while it generates if there is anything to generate."""
+        with suppress(AssertionError):
+            wait_until(lambda: self._server.metric("sdstream_running_jobs") > 0, 0.2, "idle")
+        with suppress(ProcessLookupError):
+            if worker := self._server.worker_pid():
+                os.kill(worker, signal.SIGKILL)
+
+    def lock(self) -> None:
+        """Another process has the database."""
+        with locked(self._folder):
+            time.sleep(5)
+
+    def fill_disk(self) -> None:
+        """No file can grow, the log included."""
+        process = psutil.Process(self._server.process.pid)
+        usual = process.rlimit(psutil.RLIMIT_FSIZE)
+        process.rlimit(psutil.RLIMIT_FSIZE, (4096, usual[1]))
+        time.sleep(5)
+        process.rlimit(psutil.RLIMIT_FSIZE, usual)
+
+    def set_clock(self) -> None:
+        """Three days on, three days back, and right again."""
+        for days in (3, -3, 0):
+            (self._folder / "clock").write_text(str(days * 86400))
+            time.sleep(2)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What must not grow, at one moment."""
+
+    memory: int
+    files: int
+    threads: int
+    processes: int
+
+    @classmethod
+    def of(cls, server: ServerProcess) -> Sizes:
+        """Those of a server."""
+        process = psutil.Process(server.process.pid)
+        return cls(
+            _resident(server),
+            _open_files(server),
+            process.num_threads(),
+            len(process.children(recursive=True)),
+        )
+
+
+def test_everything_goes_wrong(tmp_path: Path, soak_seconds: float) -> None:
+    """Workers die, clients leave, the database is locked, the disk is full and the clock is set.
+
+    Every accepted job ends once, as clients were told, also after a kill -9; memory, descriptors,
+    threads and processes are what they were. ``--soak-seconds`` is the time that it takes.
+    """
+    (tmp_path / "sitecustomize.py").write_text(_CLOCK)
+    (tmp_path / "clock").write_text("0")
+    shifted = {"PYTHONPATH": str(tmp_path), "SOAK_CLOCK": str(tmp_path / "clock")}
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            running_server(tmp_path, engine="fake", environment={**os.environ, **shifted})
+        )
+        visitor, faults = Visitor(server), Faults(tmp_path, server)
+        pool = stack.enter_context(ThreadPoolExecutor(12))
+        troubles = stack.enter_context(ThreadPoolExecutor(1))
+        visits: list[Future[None]] = []
+        sizes: list[Sizes] = []
+        began = time.monotonic()
+        while time.monotonic() - began < soak_seconds:
+            fault = troubles.submit(faults.next, len(sizes))
+            for _ in range(40):
+                visits.append(pool.submit(visitor.visit, len(visits)))
+                time.sleep(0.25)
+            fault.result()
+            sizes.append(Sizes.of(server))
+        for visit in visits:
+            visit.result(120)
         _settle(server)
-        memory, files = _resident(server), _open_files(server)
-        with ThreadPoolExecutor(16) as pool:
-            for number in range(300, 1800):
-                last = pool.submit(_one, server, number)
-                if number % 20 == 0:
-                    last.result()
-                    server.wait_ready()
-                    os.kill(server.worker_pid() or 0, signal.SIGKILL)
-        _settle(server)
+        sizes.append(Sizes.of(server))
         ended = Counter(
             {outcome: server.metric("sdstream_jobs_total", outcome=outcome) for outcome in ENDINGS}
         )
-        accepted = server.metric("sdstream_accepted_jobs_total")
-        assert sum(ended.values()) == accepted
-        assert ended["completed"] > ended["failed"] + ended["cancelled"] > 0
-        assert _open_files(server) <= files + 5
-        grown = _resident(server) - memory
-        sys.stderr.write(f"\n{dict(ended)}, memory grew by {grown / 2**20:.1f} MiB\n")
-        assert grown < 40 * 2**20
-        assert [*(tmp_path / "data" / "inputs").iterdir()] == []
-        stored = sum(path.stat().st_size for path in (tmp_path / "data" / "images").iterdir())
-        assert stored <= 2**20
+        listed = jobs_of(server)
+        sys.stderr.write(
+            f"\n{len(visits)} requests, {len(listed)} accepted: {dict(ended)}; rejected or failed: "
+            f"{dict(visitor.rejected)}; {dict(faults.done)}\n"
+            + "".join(f"{size}\n" for size in sizes[:: max(1, len(sizes) // 12)])
+        )
+        assert Counter(listed.values()) == {k: v for k, v in ended.items() if v}
+        assert len(listed) == server.metric("sdstream_accepted_jobs_total")
+        assert visitor.told.items() <= listed.items()
+        assert min(ended.values()) > 0
         assert server.log.read_text().count("Traceback") == 0
+        server.stop(signal.SIGKILL)
+    with running_server(tmp_path, engine="fake") as again:
+        assert jobs_of(again) == listed
+    assert [*(tmp_path / "data" / "inputs").iterdir()] == []
+    first, last = sizes[len(sizes) // 3], sizes[-1]
+    assert last.memory - first.memory < 20 * 2**20
+    assert last.files <= first.files + 5
+    assert last.threads <= max(size.threads for size in sizes[: len(sizes) // 3 + 1]) + 2
+    assert last.processes == 1
 
 
 def _settle(server: ServerProcess) -> None:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from sdstream.core.errors import Reason, Unavailable
 from sdstream.service import assembly
 from sdstream.service.webhooks import Webhooks
 from sdstream.settings import Settings
@@ -47,3 +48,28 @@ def test_faults_of_background_tasks_do_not_keep_the_store_open(
 
     asyncio.run(live())
     assert closed == [True]
+
+
+def test_a_database_that_is_locked_delays_tidying(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has a sentence and no traceback."""
+    looks: list[str] = []
+
+    async def expire(_store: JobStore) -> NoReturn:
+        looks.append("expire")
+        raise Unavailable("The database is locked.", reason=Reason.STORAGE_UNAVAILABLE)
+
+    monkeypatch.setattr(assembly, "_TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(JobStore, "expire", expire)
+    parts = assembly.assemble(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
+
+    async def live() -> None:
+        async with parts.running(), asyncio.timeout(20):
+            while len(looks) < 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(live())
+    told = [record for record in caplog.records if "expired jobs" in record.message]
+    assert told[0].message == "expired jobs could not be deleted: The database is locked."
+    assert not any(record.exc_info for record in told)
