@@ -5,6 +5,7 @@ The tests of this file build on each other's machines, in their order: to start 
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +23,10 @@ import psutil
 import pytest
 
 from sdstream.cluster.setup import make_token
-from tests.support.jobs import begin, wait_for
+from tests.integration.test_two_fronts import fronts, state_of
+from tests.support.jobs import ENDINGS, EventStream, Told, begin, wait_for
 from tests.support.machines import RayMachines, RayNode, need_ray, ray_machines
+from tests.support.postgres import Postgres
 from tests.support.servers import Call, ServerProcess, free_port, running_server, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
@@ -49,20 +53,24 @@ def front(
 ) -> Iterator[ServerProcess]:
     """A server on the cluster, whose model has a worker in each slot."""
     folder = tmp_path_factory.mktemp("front")
+    settings = settings_of(machines, folder)
+    with running_server(folder, api_keys="one,two", **settings) as server:
+        yield server
+
+
+def settings_of(machines: RayMachines, folder: Path) -> dict[str, Any]:
+    """Those of a server on the cluster."""
     models = folder / "models.yaml"
     models.write_text(
         "models:\n  - {id: a, family: sd3, files: {model: x}, size: {min: 64}, replicas: auto}\n"
     )
-    with running_server(
-        folder,
-        engine="fake",
-        models=models,
-        cluster=machines.address,
-        cluster_token_file=machines.token,
-        api_keys="one,two",
-        environment=machines.environment(),
-    ) as server:
-        yield server
+    return {
+        "engine": "fake",
+        "models": models,
+        "cluster": machines.address,
+        "cluster_token_file": machines.token,
+        "environment": machines.environment(),
+    }
 
 
 def cluster_of(front: ServerProcess) -> dict[str, dict[str, Any]]:
@@ -327,13 +335,75 @@ def test_the_front_leaves_no_worker_behind(machines: RayMachines, front: ServerP
     wait_until(lambda: not _children(node_at(machines, ONE)), 15, "workers live on")
 
 
-def _children(node: RayNode) -> list[psutil.Process]:
-    found = []
+def _children(node: RayNode) -> set[psutil.Process]:
+    found = set()
     for process in node.processes():
         with suppress(psutil.Error):
             if "sdstream.engine.child" in process.cmdline():
-                found.append(process)
+                found.add(process)
     return found
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
+def test_another_front_takes_over(
+    machines: RayMachines, postgres: Postgres, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The workers of the first front end, also if it hangs; all jobs end, and readers miss nothing.
+
+    Readers do what an EventSource behind a load balancer does.
+    """
+    node = node_at(machines, ONE)
+    with (
+        fronts(postgres, tmp_path, **settings_of(machines, tmp_path)) as pair,
+        ThreadPoolExecutor(2) as readers,
+    ):
+        first, second = pair.pair()
+        jobs = [begin(first, {**LONG, "sample_steps": 25})["id"] for _ in range(4)]
+        wait_until(lambda: busy(first, ONE) == 2, 20, "the machine does not generate")
+        before = _children(node)
+        waiting = Call(first, {**QUICK, "stream": True})
+        waiting.wait_for("queued")
+        paths = [f"/v1/jobs/{job}/events" for job in jobs[1:3]]
+        reading = [readers.submit(read_to_the_end, (first, second), path) for path in paths]
+        time.sleep(1)
+        first.process.send_signal(number)
+        began = time.monotonic()
+        wait_until(lambda: state_of(second) == "ok", 20, second.log.read_text()[-3000:])
+        print(f"{number.name}: ready after {time.monotonic() - began:.1f} s")
+        wait_until(lambda: not before & _children(node), 10, "workers of the first front live on")
+        ends = [wait_for(second, job, *ENDINGS) for job in jobs]
+        print(f"all jobs have ended after {time.monotonic() - began:.1f} s")
+        if number is signal.SIGSTOP:
+            first.process.send_signal(signal.SIGCONT)
+            assert first.process.wait(200) == 70
+        assert [end["status"] for end in ends] == ["completed"] * len(jobs)
+        assert {end["attempts"] for end in ends} == {1, 2}  # two ran, at most
+        for seen in (future.result(100) for future in reading):
+            numbers = [event.number for event in seen]
+            assert numbers == sorted(set(numbers))
+            assert [event.name for event in seen if event.name in ENDINGS] == ["completed"]
+        lost = httpx2.get(f"{second.url}/v1/jobs", params={"status": "failed"}, timeout=20).json()
+        assert [job["error"]["reason"] for job in lost["data"]] == ["interrupted"]
+        waiting.leave()
+    wait_until(lambda: not _children(node), 15, "workers of the second front live on")
+
+
+def read_to_the_end(servers: tuple[ServerProcess, ServerProcess], path: str) -> list[Told]:
+    """Read events at the server that serves, after a break from the last event on."""
+    seen: list[Told] = []
+    while not seen or seen[-1].name not in ENDINGS:
+        last = {"Last-Event-ID": seen[-1].id} if seen else {}
+        for server in servers:
+            with (
+                suppress(OSError, http.client.HTTPException),
+                EventStream(server, path, last) as stream,
+            ):
+                if stream.answer.status == 200:
+                    seen.extend(stream.events())
+        time.sleep(0.1)
+    return seen
 
 
 def test_the_same_bytes_as_on_one_machine(

@@ -9,10 +9,12 @@ bytes.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +24,7 @@ import ray
 from ray._private.state import state as ray_state
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorUnavailableError, RayError
+from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdstream import __version__
@@ -169,6 +172,10 @@ class RayCluster:
         self._shunned: dict[str, tuple[float, str]] = {}
         self._gpu_machines: set[str] = set()
         self._on_change: Callable[[], None] = lambda: None
+        # Names of actors begin with the service, then the front.
+        self._service = ""
+        self._front = uuid.uuid4().hex
+        self._numbers = itertools.count()
 
     # --- membership -----------------------------------------------------------------------------
 
@@ -215,6 +222,16 @@ class RayCluster:
         """Disconnect; Ray ends the actors of this driver."""
         ray.shutdown()
 
+    def take_over(self, service: str) -> None:
+        """Look at the machines, and end the actors of other fronts of the service."""
+        self._service = service
+        for name in list_named_actors():
+            of_service, _, rest = name.partition(":")
+            if of_service == service and not rest.startswith(self._front):
+                with suppress(ValueError):  # it has ended meanwhile
+                    ray.kill(ray.get_actor(name))
+        self._take_up(*_look())
+
     def places(self) -> Sequence[Place]:
         """The machines that can be reached."""
         return [m.place for m in self._machines.values() if m.state is not MachineState.LOST]
@@ -226,7 +243,8 @@ class RayCluster:
     async def watch(self, on_change: Callable[[], None], demand: Callable[[], int]) -> None:
         """Look at the machines each second, and tell Ray's autoscaler what is wanted."""
         self._on_change = on_change
-        asked = 0
+        # What an earlier front asked for holds until another number comes.
+        asked: int | None = None
         while True:
             before = self.places()
             try:
@@ -333,12 +351,19 @@ class RayCluster:
     ) -> RayProcess:
         name = machine.name
         has_gpu = name in self._gpu_machines
-        host = _RemoteHost.options(
+        actor = _RemoteHost.options(
+            name=f"{self._service}:{self._front}:{next(self._numbers)}",
             num_cpus=0,
             num_gpus=1 if has_gpu else 0,
             resources={} if has_gpu else {SLOTS: 1},
             scheduling_strategy=NodeAffinitySchedulingStrategy(self._nodes[name], soft=False),
-        ).remote()
+        )
+        try:
+            # An actor with a name waits for the head.
+            host = await asyncio.to_thread(actor.remote)
+        except RayError as error:
+            self._shun(name, f"It started no worker ({_name(error)}).")
+            raise PlaceGone(f"the machine {name} started no worker") from error
         try:
             started = _result(host.start.remote(__version__, engine, needs, variables))
             pid, problems = await asyncio.wait_for(started, _START_SECONDS)

@@ -48,6 +48,16 @@ class Cluster(Protocol):
     def join(self) -> None:
         """Become its front; raises ClusterError. Blocks for some seconds."""
 
+    def take_over(self, service: str) -> None:
+        """Look at the machines, and end the workers that earlier fronts of a service left.
+
+        A front that hangs keeps its workers, and with them the GPUs. Called once, when this front
+        has the jobs. Blocks for some milliseconds.
+
+        Args:
+            service: Name of the service, which all of its fronts know.
+        """
+
     def places(self) -> Sequence[Place]:
         """The machines that can be reached now, as the pool sees them."""
 

@@ -135,6 +135,8 @@ class Assembly:
         try:
             if self.store.takeover:
                 tasks.append(asyncio.create_task(_watch(self.store, on_loss)))
+            if self.cluster is not None:
+                await asyncio.to_thread(self.cluster.take_over, self.store.name)
             # Before the first request: a browser that reconnects must find its job.
             await self._recover()
             task = asyncio.create_task(self.service.run())

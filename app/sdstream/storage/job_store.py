@@ -30,7 +30,7 @@ from sdstream.core.pixels import Inputs
 from sdstream.storage.job_rows import JobRows, Page
 from sdstream.storage.ledger import Ledger, fault_of
 from sdstream.storage.ports import Database, ImageStore, StoreError
-from sdstream.storage.privacy import sealed, token_secret
+from sdstream.storage.privacy import public_name, sealed, token_secret
 from sdstream.storage.rows import state_of
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,11 @@ class JobStore:
     def token_secret(self) -> bytes:
         """Return the secret that signs tokens of URLs; the store must be open."""
         return token_secret(self._secret)
+
+    @property
+    def name(self) -> str:
+        """A name of the database that all of its servers know; the store is open."""
+        return public_name(self._secret)
 
     @property
     def takeover(self) -> bool:

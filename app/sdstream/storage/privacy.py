@@ -81,6 +81,11 @@ def token_secret(secret: bytes) -> bytes:
     return hmac.digest(secret, b"tokens", hashlib.sha256)
 
 
+def public_name(secret: bytes) -> str:
+    """Return a name that all servers with the secret know, and that does not reveal it."""
+    return hmac.digest(secret, b"name", hashlib.sha256).hex()
+
+
 def _set_mode(path: Path, mode: int) -> None:
     try:
         if path.stat().st_mode & 0o777 != mode:

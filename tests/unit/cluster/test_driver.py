@@ -103,3 +103,25 @@ def test_what_a_machine_lacks_is_told_when_no_other_one_is_left(cluster: Any, dr
         cluster._refuse("a", ["--lora-dir lacks ink.safetensors"])
     with pytest.raises(driver.LoadRefused, match=r"The machine b .* lacks ink\.safetensors"):
         cluster._refuse("b", ["--lora-dir lacks ink.safetensors"])
+
+
+def test_a_front_that_takes_over_ends_the_workers_of_earlier_ones(
+    cluster: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its own service, and no others; one may end by itself meanwhile."""
+    own = f"mine:{cluster._front}:0"
+    actors = {"mine:dead:0": "a", "mine:dead:1": "b", "other:dead:0": "c", own: "d"}
+
+    def get_actor(name: str) -> str:
+        if name == "mine:dead:0":
+            raise ValueError(name)
+        return actors[name]
+
+    killed: list[str] = []
+    monkeypatch.setattr(driver, "list_named_actors", lambda: [*actors])
+    monkeypatch.setattr(driver.ray, "get_actor", get_actor)
+    monkeypatch.setattr(driver.ray, "kill", killed.append)
+    monkeypatch.setattr(driver, "_look", lambda: ([node("a", GPU=1)], {}))
+    cluster.take_over("mine")
+    assert killed == ["b"]
+    assert states(cluster) == {"a": MachineState.READY}
