@@ -36,6 +36,7 @@ _SECRETS: Final = (
     "AWS_SESSION_TOKEN",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
+    "MODELSCOPE_API_TOKEN",
 )
 
 #: Settings of the folders whose files requests name.

@@ -103,6 +103,7 @@ def environment(hub: FakeHub, folder: Path, **variables: str) -> dict[str, str]:
     return {
         **inherited,
         "HF_ENDPOINT": hub.url,
+        "MODELSCOPE_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "hf"),
         "SDSTREAM_MODELS": str(folder / "models.yaml"),
         "SDSTREAM_DATA_DIR": str(folder / "data"),
@@ -320,7 +321,7 @@ def test_a_gated_model(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
         ("lost", f"The repository {REPO} has no file lost.gguf."),
         ("elsewhere", "The hub has no repository nobody/nothing, or it is private"),
         ("old", f"The repository {REPO} has no revision 'v1'."),
-        ("plain", "The model 'plain' has no files on the hub"),
+        ("plain", "The model 'plain' has no files on a hub"),
         ("flat:Q2_K", "'flat' is there as Q8_0, Q4_0."),
         ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' shows what is."),
         ("FLATER", "'FLATER' is not in the catalogue; did you mean flatter, flat?"),
@@ -451,7 +452,7 @@ def test_rm_of_a_part(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: P
 
 def test_rm_of_what_was_never_pulled(sdstream: Callable[..., Result]) -> None:
     """The built-in model and unknown ones are refused."""
-    assert "has no files on the hub" in said(sdstream("rm", "plain"))
+    assert "has no files on a hub" in said(sdstream("rm", "plain"))
     assert "not in the catalogue" in said(sdstream("rm", "nothing"))
 
 

@@ -70,6 +70,26 @@ def test_a_file_by_its_address(hub: FakeHub, sdstream: Run, tmp_path: Path, addr
     assert not snapshot(tmp_path, FILE).exists()
 
 
+def test_a_file_of_modelscope(hub: FakeHub, sdstream: Run, tmp_path: Path) -> None:
+    """It is pulled, listed and removed by its location and by the address of its page."""
+    address = f"https://www.modelscope.cn/models/{REPO}/file/view/master/one%20file.gguf?status=2"
+    result = sdstream("pull", address)
+    assert result.returncode == 0, said(result)
+    assert f"'sdstream serve --model ms:{FILE}' serves it" in result.stdout
+    assert {one.path.split("?")[0] for one in hub.asked} == {
+        f"/api/v1/models/{REPO}/repo/files",
+        f"/api/v1/models/{REPO}/repo",
+        f"/cdn/{FILE}".replace(" ", "%20"),
+    }
+    assert not snapshot(tmp_path, FILE).exists()  # that is the Hugging Face hub's file
+    listed = sdstream("models", SDSTREAM_MODEL=f"ms:{FILE}")
+    assert listed.returncode == 0, said(listed)
+    assert "one-file" in listed.stdout
+    assert sdstream("pull", f"ms:{FILE}", "--offline", "--verify").returncode == 0
+    assert sdstream("rm", address).returncode == 0
+    assert f"Of 'ms:{FILE}' there is missing" in said(sdstream("pull", f"ms:{FILE}", "--offline"))
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [
@@ -78,7 +98,7 @@ def test_a_file_by_its_address(hub: FakeHub, sdstream: Run, tmp_path: Path, addr
         ("https://huggingface.co/owner/repo/tree/main", "names no file"),
         ("https://huggingface.co", "names no file"),
         ("https://example.org/a/b/resolve/main/x.gguf", "download the file and write its path"),
-        ("owner/repo/x.gguf", "A single file of the hub is written hf:OWNER/REPO/PATH."),
+        ("owner/repo/x.gguf", "A single file of a hub is written hf:OWNER/REPO/PATH or ms:"),
     ],
 )
 def test_addresses_that_are_none(sdstream: Run, address: str, words: str) -> None:

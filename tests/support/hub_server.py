@@ -1,8 +1,9 @@
-"""A hub on this machine: what huggingface_hub and sdstream.weights.hub ask, with faults."""
+"""Both hubs on this machine: what huggingface_hub and sdstream.weights.hub ask, with faults."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import socket
 import struct
 import threading
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
-from urllib.parse import unquote
+from urllib.parse import parse_qs, quote, unquote
 
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 TOKEN: Final = "hf_of_somebody_who_may"
@@ -33,7 +34,7 @@ class FakeHub:
     """Repositories, switches for faults, and what was asked.
 
     Attributes:
-        url: For HF_ENDPOINT.
+        url: For HF_ENDPOINT and MODELSCOPE_ENDPOINT.
         files: OWNER/REPO/PATH -> contents; what is told of them.
         wrong: OWNER/REPO/PATH -> contents that are sent in their place.
         gated: OWNER/REPO that want TOKEN.
@@ -104,10 +105,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.hub.asked.append(Asked(self.command, self.path, headers))
-        path = unquote(self.path.partition("?")[0])
+        path, _, query = self.path.partition("?")
+        path = unquote(path)
         with suppress(ConnectionError):  # some clients are killed
             if path.startswith("/cdn/"):
                 self._contents(path.removeprefix("/cdn/"))
+            elif path.startswith("/api/v1/models/"):
+                values = {name: found[0] for name, found in parse_qs(query).items()}
+                self._modelscope(path.removeprefix("/api/v1/models/"), values)
             else:
                 self._resolve(path)
 
@@ -138,6 +143,45 @@ class _Handler(BaseHTTPRequestHandler):
             }
             self._end(302, headers)
 
+    def _modelscope(self, path: str, query: Mapping[str, str]) -> None:
+        """Its API: ``OWNER/REPO/repo/files`` lists a folder, ``OWNER/REPO/repo`` has contents."""
+        repo, _, what = path.partition("/repo")
+        waiting = self.hub.statuses.get(("GET", f"{repo}{what}"))
+        allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
+        if waiting:
+            self._end(*waiting.pop(0))
+        elif not any(known.startswith(f"{repo}/") for known in self.hub.files):
+            self._end(404, {}, {"Code": 10010205001, "Message": "record not found"})
+        elif repo in self.hub.gated and not allowed:
+            self._end(404, {}, {"Code": 10010200001, "Message": "no access"})
+        elif query["Revision"] != "master":
+            self._end(404, {}, {"Code": 10990101004, "Message": "no tree"})
+        elif what == "/files":
+            self._end(200, {}, {"Code": 200, "Data": {"Files": self._list(repo, query)}})
+        else:
+            place = quote(f"{repo}/{query['FilePath']}")
+            self._end(302, {"Location": f"{self.hub.cdn}/cdn/{place}"})
+
+    def _list(self, repo: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The files and folders of one folder."""
+        root = "/".join(filter(None, (repo, query.get("Root", "")))) + "/"
+        below = {n.removeprefix(root) for n in self.hub.files if n.startswith(root)}
+        folders = {name.partition("/")[0] for name in below if "/" in name}
+        listed: list[dict[str, Any]] = [{"Path": name, "Type": "tree"} for name in folders]
+        for name in below:
+            if "/" not in name:
+                data = self.hub.files[root + name]
+                listed.append(
+                    {
+                        "Path": (root + name).removeprefix(f"{repo}/"),
+                        "Type": "blob",
+                        "Size": len(data),
+                        "Sha256": hashlib.sha256(data).hexdigest(),
+                        "Revision": COMMIT,
+                    }
+                )
+        return listed
+
     def _contents(self, name: str) -> None:
         waiting = self.hub.statuses.get(("GET", f"cdn/{name}"))
         if waiting:
@@ -165,12 +209,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.close_connection = True
 
-    def _end(self, status: int, headers: Mapping[str, str]) -> None:
+    def _end(self, status: int, headers: Mapping[str, str], body: Any = None) -> None:
+        data = b"" if body is None else json.dumps(body).encode()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        self.wfile.write(data)
 
 
 _GATED: Final = {

@@ -60,13 +60,14 @@ _catalogue_flags: Final = setting_flags("models", "model_dir")
 def pull_command(model: str, *, verify: bool, offline: bool, **flags: Any) -> None:
     """Download a model.
 
-    The files come from the Hugging Face hub. MODEL is a model of the catalogue, or a single file:
-    hf:OWNER/REPO/PATH, or its address in a browser. Without a QUANT the usual one is downloaded,
-    the first that 'sdstream models --all' shows.
+    MODEL is a model of the catalogue, or a single file: hf:OWNER/REPO/PATH of the Hugging Face hub,
+    ms:OWNER/REPO/PATH of ModelScope, or its address in a browser. Without a QUANT the usual one is
+    downloaded, the first that 'sdstream models --all' shows.
 
-    The files go into the hub's own cache, so that files of other tools are found, and are compared
-    with the hub's checksums. The next pull resumes a download that was cut. HF_TOKEN, HF_ENDPOINT,
-    HF_HOME and the proxies' variables work as in the hub's own tools.
+    The files go into the cache of the Hugging Face hub, so that files of its other tools are found,
+    and are compared with the hub's checksums. The next pull resumes a download that was cut.
+    HF_TOKEN, HF_ENDPOINT, HF_HOME, MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT and the proxies'
+    variables work as in the hubs' own tools.
     """
     with plain_errors():
         settings = read_settings(**flags)
@@ -140,8 +141,12 @@ def _pulled_variant(catalog: Catalog, name: str) -> Variant:
     if variant is not None:
         return variant
     if catalog.find(name) is not None:
-        raise HubError(f"The model '{name}' has no files on the hub; nothing to download.")
-    hint = " A single file of the hub is written hf:OWNER/REPO/PATH." if "/" in name else ""
+        raise HubError(f"The model '{name}' has no files on a hub; nothing to download.")
+    hint = (
+        " A single file of a hub is written hf:OWNER/REPO/PATH or ms:OWNER/REPO/PATH."
+        if "/" in name
+        else ""
+    )
     raise HubError(catalog.why_unknown(name) + hint)
 
 

@@ -1,9 +1,9 @@
 """Weight files across machines: what the front names, and where a machine has it.
 
-The front's paths mean nothing elsewhere. Files of the hub travel by repository, commit and path,
-and a machine downloads those that it lacks. Other files must lie at the same path with the same
-size. Folders of LoRAs, embeddings and upscalers must hold the same files; each machine has its own
-path.
+The front's paths mean nothing elsewhere. Files of a hub travel by repository, commit and path (of
+ModelScope by their revision), and a machine downloads those that it lacks. Other files must lie at
+the same path with the same size. Folders of LoRAs, embeddings and upscalers must hold the same
+files; each machine has its own path.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from sdstream.core.locations import BUILTIN, HUB, HubFile
+from sdstream.core.locations import BUILTIN, HUBS, HubFile
 from sdstream.core.messages import Load
 from sdstream.settings import Settings
 from sdstream.weights.folders import candidate_files
@@ -23,7 +23,8 @@ from sdstream.weights.hub import Hub
 _NAMED: Final = 3
 
 _SNAPSHOT: Final = re.compile(
-    r"models--(?P<owner>.+?)--(?P<name>.+?)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<path>.+)"
+    r"(?P<modelscope>modelscope/)?models--(?P<owner>.+?)--(?P<name>.+?)"
+    r"/snapshots/(?P<revision>[^/]+)/(?P<path>.+)"
 )
 
 
@@ -43,20 +44,21 @@ def needs_of(settings: Settings, load: Load) -> dict[str, Any]:
     sizes = {
         component: Path(place).stat().st_size
         for component, place in files.items()
-        if not place.startswith((HUB, BUILTIN)) and Path(place).is_file()
+        if not place.startswith((*HUBS, BUILTIN)) and Path(place).is_file()
     }
     folders = {name: _listing(folder) for name, folder in settings.asset_folders().items()}
     return {"files": files, "sizes": sizes, "folders": folders}
 
 
 def _portable(hub: Path, place: str) -> str:
-    """The location of a file of the hub's cache as hf:OWNER/REPO@COMMIT/PATH; else the path."""
+    """The location of a file of the hubs' cache as hf:OWNER/REPO@COMMIT/PATH; else the path."""
     path = Path(place)
     if path.is_absolute() and path.is_relative_to(hub.absolute()):
         found = _SNAPSHOT.fullmatch(path.relative_to(hub.absolute()).as_posix())
         if found is not None:
             repo = f"{found['owner']}/{found['name']}"
-            return HubFile(repo, found["path"], found["commit"]).location
+            hub = "ms:" if found["modelscope"] else "hf:"
+            return HubFile(repo, found["path"], found["revision"], hub).location
     return place
 
 
@@ -105,7 +107,7 @@ def _some(names: list[str]) -> str:
 def missing(settings: Settings, needs: Mapping[str, Any]) -> list[HubFile]:
     """Return the files of the hub that a machine has to download."""
     hub = Hub(settings.model_dir)
-    wanted = [HubFile.parse(p) for p in needs["files"].values() if p.startswith(HUB)]
+    wanted = [HubFile.parse(p) for p in needs["files"].values() if p.startswith(HUBS)]
     return [file for file in dict.fromkeys(wanted) if hub.find(file) is None]
 
 
@@ -114,6 +116,6 @@ def located(settings: Settings, needs: Mapping[str, Any]) -> dict[str, str]:
     hub = Hub(settings.model_dir)
     found = {}
     for component, place in needs["files"].items():
-        path = hub.find(HubFile.parse(place)) if place.startswith(HUB) else None
+        path = hub.find(HubFile.parse(place)) if place.startswith(HUBS) else None
         found[component] = place if path is None else str(path)
     return found

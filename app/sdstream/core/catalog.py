@@ -22,7 +22,7 @@ from sdstream.core.catalog_yaml import (
     load,
     with_lines,
 )
-from sdstream.core.locations import HUB, QUANT, HubFile
+from sdstream.core.locations import HUBS, QUANT, HubFile
 from sdstream.core.model_spec import ModelSpec, Part, Variant
 from sdstream.core.similar import did_you_mean, most_similar
 
@@ -107,7 +107,7 @@ class Catalog:
         """Return the same catalogue with the downloaded quants.
 
         Args:
-            find: The path of a file of the hub, None when it is not here.
+            find: The path of a file of a hub, None when it is not here.
         """
         models: dict[str, ModelSpec] = {}
         spellings: dict[str, str] = {}
@@ -303,18 +303,18 @@ def _entry_of(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:
 def _quant_problems(spec: ModelSpec, index: int, lines: Lines) -> Iterator[Problem]:
     """Hub files and quants go together, which no field can know alone."""
     here = ("models", index)
-    from_hub = {name: place for name, place in spec.files.items() if place.startswith(HUB)}
+    from_hub = {name: place for name, place in spec.files.items() if place.startswith(HUBS)}
     if from_hub and not spec.quants:
         line = line_near(lines, (*here, "files", next(iter(from_hub))))
         yield Problem(
-            line, f"models.{spec.id}: files on the hub require 'quants' with at least one name"
+            line, f"models.{spec.id}: files on a hub require 'quants' with at least one name"
         )
     if not spec.quants:
         return
     line = line_near(lines, (*here, "quants"))
     if not from_hub:
         yield Problem(
-            line, f"models.{spec.id}: 'quants' requires files on the hub (hf:OWNER/REPO/PATH)"
+            line, f"models.{spec.id}: 'quants' requires files on a hub (hf:OWNER/REPO/PATH)"
         )
     elif len(spec.quants) > 1 and not any(QUANT in place for place in from_hub.values()):
         yield Problem(

@@ -1,99 +1,139 @@
-"""Where a weight file of the catalogue comes from: a path, the package, or the hub."""
+"""Where a weight file of the catalogue comes from: a path, the package, or a hub."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple, Self
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator
 
 BUILTIN: Final = "builtin:"
 """Prefix of a file that the package makes itself instead of reading it from disk."""
 
-HUB: Final = "hf:"
-"""Prefix of a file that is pulled from the Hugging Face hub into its cache."""
+HUBS: Final = ("hf:", "ms:")
+"""Prefixes of files that are pulled: from the Hugging Face hub, and from ModelScope."""
 
 QUANT: Final = "{quant}"
 """Stands for the name of a quant in the location of a hub file."""
 
 
 class HubFile(NamedTuple):
-    """A file of a repository of the hub.
+    """A file of a repository of a hub.
 
     Attributes:
         repo: OWNER/NAME.
         path: Inside the repository, with slashes.
         revision: A branch, a tag or a commit.
+        hub: The prefix of the hub, one of HUBS.
     """
 
     repo: str
     path: str
     revision: str
+    hub: str = HUBS[0]
 
     def __str__(self) -> str:
         return f"{self.repo}/{self.path}"
 
     @classmethod
     def parse(cls, location: str) -> Self:
-        """Read "hf:OWNER/REPO[@REVISION]/PATH", or the address of a file in a browser.
+        """Read "hf:OWNER/REPO[@REVISION]/PATH", "ms:…", or the address of a file in a browser.
 
         Args:
-            location: The address may be that of the file's page (``/blob/``) or of its contents
-                (``/resolve/``).
+            location: The address may be that of the file's page (``/blob/``, ``/file/view/``) or of
+                its contents (``/resolve/``).
 
         Raises:
             ValueError: It has another form; the message contains an example.
         """
         if _WEB.match(location):
             return cls._of_web(location)
-        plain = location.replace(f"{HUB}//", HUB, 1)
-        match = _HUB_LOCATION.fullmatch(plain)
+        prefix = location[:3]
+        plain = location.replace(f"{prefix}//", prefix, 1)
+        match = _LOCATION.fullmatch(plain)
         if match is None or {"", ".", ".."} & {*match["path"].split("/")}:
-            raise ValueError(f"'{location}' is not a file on the hub; write {_FORMS}")
-        return cls(match["repo"], match["path"], match["revision"] or "main")
+            raise ValueError(f"'{location}' is not a file on the hub; write {_forms(prefix)}")
+        revision = match["revision"] or _PAGES[prefix].revision
+        return cls(match["repo"], match["path"], revision, prefix)
 
     @classmethod
     def _of_web(cls, address: str) -> Self:
-        match = _HUB_PAGE.fullmatch(address)
-        if match is None:
+        url = urlsplit(address)
+        host = (url.hostname or "").removeprefix("www.")
+        prefix = next((name for name, pages in _PAGES.items() if host in pages.hosts), None)
+        if prefix is None:
             raise ValueError(
-                f"'{address}' is not an address of the Hugging Face hub; download the file and "
-                f"write its path, or write {_FORMS} (HF_ENDPOINT names a mirror)"
+                f"'{address}' is not an address of the Hugging Face hub or of ModelScope; download "
+                f"the file and write its path, or write {_forms('hf:')}, or the same with ms: "
+                "(HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors)"
             )
-        found = _HUB_FILE_PAGE.fullmatch(match["path"] or "")
-        if found is None:
+        pages = _PAGES[prefix]
+        found = pages.file.fullmatch(url.path)
+        named = parse_qs(url.query).get("fileName", [""])[0]
+        if found is None or not (found["path"] or named):
             raise ValueError(
-                f"'{address}' names no file; write "
-                f"https://huggingface.co/OWNER/REPO/resolve/main/PATH or {_FORMS}"
+                f"'{address}' names no file; write {pages.example} or {_forms(prefix)}"
             )
-        revision, path = unquote(found["revision"]), unquote(found["path"])
-        return cls.parse(f"{HUB}{found['repo']}@{revision}/{path}")
+        path = unquote(found["path"] or "") or named
+        return cls.parse(f"{prefix}{found['repo']}@{unquote(found['revision'])}/{path}")
 
     @property
     def location(self) -> str:
         """The file in the form that ``parse`` reads and documents use."""
-        revision = "" if self.revision == "main" else f"@{self.revision}"
-        return f"{HUB}{self.repo}{revision}/{self.path}"
+        usual = self.revision == _PAGES[self.hub].revision
+        revision = "" if usual else f"@{self.revision}"
+        return f"{self.hub}{self.repo}{revision}/{self.path}"
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """The web pages of a hub.
+
+    Attributes:
+        hosts: Without "www.".
+        revision: The branch that repositories have by default.
+        file: Paths of pages and of contents of a file; ModelScope may have the path in the query.
+        example: The address of a file.
+    """
+
+    hosts: tuple[str, ...]
+    revision: str
+    file: re.Pattern[str]
+    example: str
 
 
 _WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-_FORMS: Final = f"{HUB}OWNER/REPO/PATH or {HUB}OWNER/REPO@REVISION/PATH"
-_HUB_LOCATION: Final = re.compile(
-    rf"{HUB}(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}))?/(?P<path>[^\\\s][^\\\n]*)"
+_REPO: Final = rf"/(?P<repo>{_WORD}/{_WORD})"
+_LOCATION: Final = re.compile(
+    rf"(?:hf|ms):(?P<repo>{_WORD}/{_WORD})(?:@(?P<revision>{_WORD}))?/(?P<path>[^\\\s][^\\\n]*)"
 )
 _WEB: Final = re.compile(r"https?://", re.IGNORECASE)
-_HUB_PAGE: Final = re.compile(
-    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)(?P<path>/[^?#]*)?(?:[?#].*)?", re.IGNORECASE
-)
-_HUB_FILE_PAGE: Final = re.compile(
-    rf"/(?P<repo>{_WORD}/{_WORD})/(?:resolve|blob|raw)/(?P<revision>[^/]+)/(?P<path>.+)"
-)
+_PAGES: Final[Mapping[str, _Pages]] = {
+    "hf:": _Pages(
+        ("huggingface.co", "hf.co"),
+        "main",
+        re.compile(rf"{_REPO}/(?:resolve|blob|raw)/(?P<revision>[^/]+)/(?P<path>.+)"),
+        "https://huggingface.co/OWNER/REPO/resolve/main/PATH",
+    ),
+    "ms:": _Pages(
+        ("modelscope.cn",),
+        "master",
+        re.compile(rf"/models{_REPO}/(?:resolve|file/view)/(?P<revision>[^/]+)(?:/(?P<path>.+))?"),
+        "https://modelscope.cn/models/OWNER/REPO/resolve/master/PATH",
+    ),
+}
+
+
+def _forms(prefix: str) -> str:
+    return f"{prefix}OWNER/REPO/PATH or {prefix}OWNER/REPO@REVISION/PATH"
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is meant as a file of the hub, be it written rightly or not."""
-    return text.startswith(HUB) or _WEB.match(text) is not None
+    """Return whether a text is meant as a file of a hub, be it written rightly or not."""
+    return text.startswith(HUBS) or _WEB.match(text) is not None
 
 
 def _a_location(value: str) -> str:
@@ -103,7 +143,9 @@ def _a_location(value: str) -> str:
             raise ValueError(f"{QUANT} is the only placeholder")
         return file.location
     if QUANT in value:
-        raise ValueError(f"{QUANT} is allowed only in files on the hub (hf:OWNER/REPO/PATH)")
+        raise ValueError(
+            f"{QUANT} is allowed only in files on a hub (hf:OWNER/REPO/PATH, ms:OWNER/REPO/PATH)"
+        )
     return value
 
 

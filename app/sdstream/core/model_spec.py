@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from sdstream.core.locations import HUB, QUANT, HubFile, Location
+from sdstream.core.locations import HUBS, QUANT, HubFile, Location
 from sdstream.core.model_families import FAMILIES, Family
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
 from sdstream.core.similar import did_you_mean, most_similar
@@ -64,9 +64,9 @@ class Part(BaseModel):
 class Files(Part):
     """The weights: one file with everything, or one per component.
 
-    A value is a path (relative ones count from the folder of models.yaml), ``builtin:NAME`` or
-    ``hf:OWNER/REPO/PATH`` (``hf:OWNER/REPO@REVISION/PATH``), in which ``{quant}`` stands for one of
-    the entry's quants.
+    A value is a path (relative ones count from the folder of models.yaml), ``builtin:NAME``,
+    ``hf:OWNER/REPO/PATH`` or ``ms:OWNER/REPO/PATH`` (``hf:OWNER/REPO@REVISION/PATH``). In the last
+    two ``{quant}`` stands for one of the entry's quants.
     """
 
     model: Location | None = None
@@ -442,11 +442,11 @@ class Variant:
 
     @property
     def hub_files(self) -> dict[str, HubFile]:
-        """Component -> file, of those that come from the hub."""
+        """Component -> file, of those that come from a hub."""
         return {
             component: HubFile.parse(location.replace(QUANT, self.quant))
             for component, location in self.entry.files.items()
-            if location.startswith(HUB)
+            if location.startswith(HUBS)
         }
 
     def at(self, paths: Mapping[str, str]) -> ModelSpec:

@@ -9,7 +9,7 @@ from typing import Final
 from sdstream.core.catalog import Catalog
 from sdstream.core.catalog_yaml import CatalogError, Problem
 from sdstream.core.errors import ConfigurationError, EngineError
-from sdstream.core.locations import BUILTIN, HUB, HubFile, is_address
+from sdstream.core.locations import BUILTIN, HUBS, HubFile, is_address
 from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptionError, RuntimeOptions
 from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
@@ -119,7 +119,7 @@ def absolute(settings: Settings, location: str) -> Path:
 
 
 def _missing(settings: Settings, location: str) -> str | None:
-    if settings.engine == "fake" or location.startswith(HUB):
+    if settings.engine == "fake" or location.startswith(HUBS):
         return None
     if location.startswith(BUILTIN):
         name = location.removeprefix(BUILTIN)

@@ -1,9 +1,10 @@
-"""The hub's cache on this machine: finding files in it, fetching them into it, removing them.
+"""The hubs' cache on this machine: finding files in it, fetching them into it, removing them.
 
 The folder has the layout of huggingface_hub, so that what other tools fetched is found, and they
 find what was fetched here: blobs named by their checksum, and snapshots that link to them. The
 library names the files, asks the hub about them, signs requests and makes the links; the bytes are
-moved here, because of what it does not do (huggingface_hub 2.4):
+moved here, because of what it does not do (huggingface_hub 2.4). Files of ModelScope have the same
+layout in the folder ``modelscope``; weights/hub_sites.py has what differs.
 
 1. It resumes a file that was cut only while it runs: what a killed or failed download has got
    it deletes. Here that stays, under a name made of path and checksum, until the next pull.
@@ -31,24 +32,18 @@ from typing import Final, Protocol, TypeVar
 import httpx2
 from huggingface_hub import (  # noqa: TID251
     constants,
-    get_hf_file_metadata,
     get_session,
-    hf_hub_download,
-    hf_hub_url,
     hf_raise_for_status,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: TID251
 from huggingface_hub.file_download import repo_folder_name  # noqa: TID251
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # noqa: TID251
-    WeakFileLock,
-    build_hf_headers,
-)
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # noqa: TID251
 from rich.filesize import decimal
 
-from sdstream import __version__
 from sdstream.core.locations import HubFile
-from sdstream.weights.hub_errors import HubError, cause_of, endpoint, pause_after, sentences, short
+from sdstream.weights.hub_errors import HubError, cause_of, pause_after, sentences, short
+from sdstream.weights.hub_sites import SITES
 
 #: What names a version of a repository.
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -76,13 +71,13 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Remote:
-    """The hub's facts about a file.
+    """A hub's facts about a file.
 
     Attributes:
         page: Where its licence is accepted.
         checksum: SHA-256 in hex, or the SHA-1 that git gives a small file; also the blob's name.
         size: Bytes.
-        commit: That the revision was when the hub was asked.
+        commit: That the revision was when the hub was asked; of ModelScope the revision itself.
     """
 
     file: HubFile
@@ -93,7 +88,7 @@ class Remote:
 
 
 class Hub:
-    """The hub and its cache.
+    """The hubs and their cache.
 
     Args:
         folder: Of the cache; None is where HF_HUB_CACHE or HF_HOME say, as for other tools.
@@ -113,7 +108,8 @@ class Hub:
 
     def find(self, file: HubFile) -> Path | None:
         """Return the path of a downloaded file, or None. Sends no request."""
-        found = try_to_load_from_cache(file.repo, file.path, self.folder, file.revision)
+        cache = self._cache(file)
+        found = try_to_load_from_cache(file.repo, file.path, cache, file.revision)
         return Path(found) if isinstance(found, str) else None
 
     def is_damaged(self, file: HubFile) -> bool:
@@ -140,31 +136,21 @@ class Hub:
         Raises:
             HubError: It cannot be downloaded.
         """
-        page = page or f"{constants.ENDPOINT}/{file.repo}"
-        with sentences(file, page):
-            url = hf_hub_url(file.repo, file.path, revision=file.revision)
-            found = self._patiently(
-                lambda: get_hf_file_metadata(
-                    url, library_name="sdstream", library_version=__version__
-                ),
-                watcher,
-            )
-        if found.etag is None or found.size is None or found.commit_hash is None:
-            raise HubError(f"{endpoint()} is not a hub: it sent no checksum of {file}.")
-        if _algorithm(found.etag) is None:
-            raise HubError(f"{endpoint()} sent '{found.etag}' in place of a checksum of {file}.")
-        if not _COMMIT.fullmatch(found.commit_hash) or found.size < 0:
+        site = SITES[file.hub]
+        page, hub = page or site.page(file), site.service
+        with sentences(hub, file, page):
+            found = self._patiently(lambda: site.ask(file), watcher)
+        if found.checksum is None or found.size is None or found.commit is None:
+            raise HubError(f"{hub} is not a hub: it sent no checksum of {file}.")
+        if _algorithm(found.checksum) is None:
+            raise HubError(f"{hub} sent '{found.checksum}' in place of a checksum of {file}.")
+        known = _COMMIT.fullmatch(found.commit) or found.commit == file.revision
+        if not known or found.size < 0:
             raise HubError(
-                f"{endpoint()} sent the commit '{found.commit_hash[:64]}' and the size "
+                f"{hub} sent the commit '{found.commit[:64]}' and the size "
                 f"{found.size} of {file}; a hub sends 40 hexadecimal digits and a size from 0."
             )
-        if found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
-            raise HubError(
-                f"{file} has {decimal(found.size)}, and the hub sends no more than "
-                f"{decimal(constants.MAX_HTTP_DOWNLOAD_SIZE)} by HTTP: "
-                f"'hf download {file.repo} {file.path}' fetches it, and it is found then."
-            )
-        return Remote(file, page, found.etag, found.size, found.commit_hash)
+        return Remote(file, page, found.checksum, found.size, found.commit)
 
     def check_room(self, remotes: Iterable[Remote]) -> None:
         """Verify that the disk has room for what is missing of these files.
@@ -196,7 +182,8 @@ class Hub:
                 unless it was wrong.
         """
         blob = self._repository(remote.file) / "blobs" / remote.checksum
-        with sentences(remote.file, remote.page), self._lock(remote, watcher):
+        service = SITES[remote.file.hub].service
+        with sentences(service, remote.file, remote.page), self._lock(remote, watcher):
             # Another process may have brought it while this one waited.
             if not blob.exists():
                 partial = self._partial(remote)
@@ -212,34 +199,25 @@ class Hub:
                 with suppress(OSError):
                     partial.parent.rmdir()
         watcher.has(remote.size)
-        return self._link(remote, watcher)
+        return self._link(remote, blob, watcher)
 
-    def _link(self, remote: Remote, watcher: Watcher) -> Path:
-        """Have the library enter a blob that is here under the file's name and revision."""
+    def _link(self, remote: Remote, blob: Path, watcher: Watcher) -> Path:
+        """Enter a blob that is here under the file's name and revision."""
         file = remote.file
-        with sentences(file, remote.page):
-            pointer = self._patiently(
-                lambda: hf_hub_download(
-                    file.repo,
-                    file.path,
-                    revision=file.revision,
-                    cache_dir=self.folder,
-                    library_name="sdstream",
-                    library_version=__version__,
-                ),
-                watcher,
-            )
+        site = SITES[file.hub]
+        with sentences(site.service, file, remote.page):
+            pointer = self._patiently(lambda: site.link(file, blob, self._cache(file)), watcher)
         # The revision may have moved on since it was looked up, and the library does not compare.
         if self.is_damaged(file):
             self.remove(file)
             raise HubError(f"{file} has changed meanwhile and came damaged; pull it again.")
-        return Path(pointer)
+        return pointer
 
     @contextmanager
     def _lock(self, remote: Remote, watcher: Watcher) -> Iterator[None]:
         """The library's own lock of a blob."""
         name = self._repository(remote.file).name
-        path = self.folder / ".locks" / name / f"{remote.checksum}.lock"
+        path = self._cache(remote.file) / ".locks" / name / f"{remote.checksum}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -305,7 +283,10 @@ class Hub:
         return self.find(file) is not None or bool(self._partials(file))
 
     def _repository(self, file: HubFile) -> Path:
-        return self.folder / repo_folder_name(repo_id=file.repo, repo_type="model")
+        return self._cache(file) / repo_folder_name(repo_id=file.repo, repo_type="model")
+
+    def _cache(self, file: HubFile) -> Path:
+        return self.folder / SITES[file.hub].folder
 
     def _partial(self, remote: Remote) -> Path:
         name = f"{_digest_of_name(remote.file)}.{remote.checksum}"
@@ -338,13 +319,11 @@ def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
     done = partial.stat().st_size if partial.exists() else 0
     if done == remote.size and partial.exists():
         return
-    headers = build_hf_headers(library_name="sdstream", library_version=__version__)
+    # The address behind the redirect is requested each time, since it is signed for an hour.
+    url, headers = SITES[remote.file.hub].contents(remote.file, remote.commit)
     headers["Accept-Encoding"] = "identity"  # or the count of bytes would be that of packed ones
     if 0 < done < remote.size:
         headers["Range"] = f"bytes={done}-"
-    # By commit, so that both halves are of one version. The address behind the redirect is asked
-    # requested each time, since it is signed for an hour.
-    url = hf_hub_url(remote.file.repo, remote.file.path, revision=remote.commit)
     session, patience = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
     with session.stream("GET", url, headers=headers, timeout=patience) as answer:
         hf_raise_for_status(answer)

@@ -1,15 +1,15 @@
-"""What can go wrong with the hub, as sentences with the remedy, and what is tried again."""
+"""What can go wrong with a hub, as sentences with the remedy, and what is tried again."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 from urllib.request import getproxies, proxy_bypass
 
 import httpx2
-from huggingface_hub import constants  # noqa: TID251
 from huggingface_hub.errors import (  # noqa: TID251
     EntryNotFoundError,
     GatedRepoError,
@@ -24,8 +24,6 @@ from huggingface_hub.errors import (  # noqa: TID251
 from sdstream.core.errors import OperatorError
 from sdstream.core.locations import HubFile
 
-#: Unless HF_ENDPOINT names another.
-_HUB: Final = "https://huggingface.co"
 #: A hub that asks for more patience than this is believed and left alone.
 _LONGEST_PAUSE: Final = 120
 _TRY_AGAIN: Final = (408, 429, 500, 502, 503, 504)
@@ -33,6 +31,44 @@ _TRY_AGAIN: Final = (408, 429, 500, 502, 503, 504)
 
 class HubError(OperatorError):
     """A file is not available; the message is one sentence or more, with the remedy."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What messages name of a hub.
+
+    Attributes:
+        home: The address of the hub itself.
+        endpoint: The address that is used: home, or a mirror.
+        endpoint_variable: Which names a mirror.
+        token_variable: Which has the token of an account.
+        tokens: The page where accounts get tokens.
+    """
+
+    home: str
+    endpoint: str
+    endpoint_variable: str
+    token_variable: str
+    tokens: str
+
+    def __str__(self) -> str:
+        """The address that is used, and where it comes from."""
+        named = f"{self.endpoint} ({self.endpoint_variable})"
+        return self.home if self.endpoint == self.home else named
+
+
+class Answer(NamedTuple):
+    """What a hub answers about a file, unchecked.
+
+    Attributes:
+        checksum: In hex.
+        size: Bytes.
+        commit: That the revision is now.
+    """
+
+    checksum: str | None
+    size: int | None
+    commit: str | None
 
 
 def cause_of(error: Exception) -> Exception:
@@ -76,16 +112,16 @@ def short(error: Exception) -> str:
 
 
 @contextmanager
-def sentences(file: HubFile, page: str) -> Iterator[None]:
+def sentences(hub: Service, file: HubFile, page: str) -> Iterator[None]:
     """Turn what can go wrong into HubError."""
     try:
         yield
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
-        raise HubError(_sentence(cause_of(error), file, page)) from None
+        raise HubError(_sentence(hub, cause_of(error), file, page)) from None
     except OfflineModeIsEnabled:
         raise HubError(f"{file} is not here, and HF_HUB_OFFLINE forbids to fetch it.") from None
     except httpx2.InvalidURL:
-        raise HubError(_not_an_address()) from None
+        raise HubError(_not_an_address(hub)) from None
     except (HFValidationError, ImportError, ValueError) as error:
         # Without the package for SOCKS, or with a proxy's address of no known kind.
         raise HubError(f"{file} cannot be asked for: {str(error).rstrip('.')}.") from None
@@ -97,10 +133,10 @@ def sentences(file: HubFile, page: str) -> Iterator[None]:
         ) from None
 
 
-def _sentence(error: Exception, file: HubFile, page: str) -> str:
+def _sentence(hub: Service, error: Exception, file: HubFile, page: str) -> str:
     match error:
         case GatedRepoError():
-            return _licence(file, page)
+            return _licence(hub, file, page)
         case RevisionNotFoundError():
             return f"The repository {file.repo} has no revision '{file.revision}'."
         case EntryNotFoundError():
@@ -108,72 +144,70 @@ def _sentence(error: Exception, file: HubFile, page: str) -> str:
         case RepositoryNotFoundError() if error.response.status_code in (401, 404):
             return (
                 f"The hub has no repository {file.repo}, or it is private: "
-                f"look at {page}, and set HF_TOKEN to a token of an account that may read it."
+                f"look at {page}, and set {hub.token_variable} to a token of an account that may "
+                "read it."
             )
         case httpx2.UnsupportedProtocol():
-            return _not_an_address()
+            return _not_an_address(hub)
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-    refusal = _refusal_of_proxy(error, status) or _refusal_of_hub(error, status, file, page)
+    refusal = _refusal_of_proxy(hub, error, status) or _refusal_of_hub(
+        hub, error, status, file, page
+    )
     if refusal:
         return refusal
-    what = f"the hub answers {status}" if status else f"{_place(error)}: {short(error)}"
+    what = f"the hub answers {status}" if status else f"{_place(hub, error)}: {short(error)}"
     return (
         f"{file} cannot be fetched now ({what}). Pull again later; what has been fetched is kept."
     )
 
 
-def _refusal_of_hub(error: Exception, status: int, file: HubFile, page: str) -> str:
-    """Why the hub, or what HF_ENDPOINT names, does not send a file; empty for other statuses."""
+def _refusal_of_hub(hub: Service, error: Exception, status: int, file: HubFile, page: str) -> str:
+    """Why the hub, or a mirror of it, does not send a file; empty for other statuses."""
     if status == 404:
-        return f"{endpoint()} has no file {file}."
+        return f"{hub} has no file {file}."
     if status == 429:
         wait = _wished_pause(error)
         when = f"in {wait} s" if wait else "later"
         return f"The hub has had too many requests (429): pull again {when}."
-    if status in (401, 403) and _is_the_hub(error):
-        return _licence(file, page)
-    if 400 <= status < 500 and constants.ENDPOINT != _HUB:
-        return f"{endpoint()} answers {status} to the request for {file}: it may not be a hub."
+    if status in (401, 403) and _is_the_hub(hub, error):
+        return _licence(hub, file, page)
+    if 400 <= status < 500 and hub.endpoint != hub.home:
+        return f"{hub} answers {status} to the request for {file}: it may not be a hub."
     return ""
 
 
-def _is_the_hub(error: Exception) -> bool:
+def _is_the_hub(hub: Service, error: Exception) -> bool:
     """True for an answer of the hub itself, or of a mirror that sends the hub's headers."""
-    if constants.ENDPOINT == _HUB:
+    if hub.endpoint == hub.home:
         return True
     return isinstance(error, HfHubHTTPError) and "x-error-code" in error.response.headers
 
 
-def endpoint() -> str:
-    """The hub's address, and where it comes from."""
-    return _HUB if constants.ENDPOINT == _HUB else f"{constants.ENDPOINT} (HF_ENDPOINT)"
-
-
-def _not_an_address() -> str:
+def _not_an_address(hub: Service) -> str:
     return (
-        f"HF_ENDPOINT is '{constants.ENDPOINT}', which is not an address; write "
-        "https://hub.example, or leave it out for the Hugging Face hub."
+        f"{hub.endpoint_variable} is '{hub.endpoint}', which is not an address; write "
+        f"https://hub.example, or leave it out for {hub.home}."
     )
 
 
-def _url(error: Exception) -> httpx2.URL:
+def _url(hub: Service, error: Exception) -> httpx2.URL:
     """What was asked for; the hub itself where that is not known."""
     with suppress(RuntimeError, AttributeError):
         url: httpx2.URL = error.request.url  # type: ignore[attr-defined]
         return url
-    return httpx2.URL(constants.ENDPOINT)
+    return httpx2.URL(hub.endpoint)
 
 
-def _place(error: Exception) -> str:
+def _place(hub: Service, error: Exception) -> str:
     """The origin of what was asked for: the hub, or a server that it sends its clients to."""
-    url = _url(error)
+    url = _url(hub, error)
     origin = f"{url.scheme}://{url.netloc.decode()}"
-    return endpoint() if constants.ENDPOINT.startswith(origin) else origin
+    return str(hub) if hub.endpoint.startswith(origin) else origin
 
 
-def _refusal_of_proxy(error: Exception, status: int) -> str:
+def _refusal_of_proxy(hub: Service, error: Exception, status: int) -> str:
     """A proxy's rejection, with the variable that names it; empty when no proxy is at fault."""
-    url = _url(error)
+    url = _url(hub, error)
     if proxy_bypass(url.host):
         return ""
     proxies = getproxies()
@@ -190,7 +224,7 @@ def _refusal_of_proxy(error: Exception, status: int) -> str:
             f"{proxy} wants a name and a password (407): set {variable} to "
             f"http://NAME:PASSWORD@HOST:PORT, or {around}."
         )
-    if said or (status == 403 and url.scheme == "http" and not _is_the_hub(error)):
+    if said or (status == 403 and url.scheme == "http" and not _is_the_hub(hub, error)):
         return (
             f"{proxy} refused the connection to {url.host} ({said or status}): have it allow that "
             f"host, or {around}."
@@ -200,8 +234,8 @@ def _refusal_of_proxy(error: Exception, status: int) -> str:
     return ""
 
 
-def _licence(file: HubFile, page: str) -> str:
+def _licence(hub: Service, file: HubFile, page: str) -> str:
     return (
         f"{file.repo} gives its files only to users who accepted its licence: accept it at {page}, "
-        "and set HF_TOKEN to a token of that account (https://huggingface.co/settings/tokens)."
+        f"and set {hub.token_variable} to a token of that account ({hub.tokens})."
     )

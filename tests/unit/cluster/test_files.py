@@ -47,6 +47,16 @@ def test_a_file_of_the_hub_travels_by_its_commit(tmp_path: Path) -> None:
     assert located(there, needs) == {"model": str(own)}
 
 
+def test_a_file_of_modelscope_travels_by_its_revision(tmp_path: Path) -> None:
+    """Its cache lies in that of the hub, and has no commits."""
+    path = tmp_path / "hub/modelscope/models--some--model/snapshots/v1/a/model.gguf"
+    needs = needs_of(machine(tmp_path), a_load(model=str(path)))
+    assert needs["files"] == {"model": "ms:some/model@v1/a/model.gguf"}
+    assert [file.location for file in missing(machine(tmp_path), needs)] == [
+        *needs["files"].values()
+    ]
+
+
 def test_built_in_models_travel_by_their_names(tmp_path: Path) -> None:
     """Each machine writes them itself."""
     needs = needs_of(machine(tmp_path), a_load(model="builtin:drawings"))

@@ -248,6 +248,28 @@ def test_files_by_their_address() -> None:
 
 @pytest.mark.parametrize(
     "address",
+    [
+        "ms:them/two/deep/x y.gguf",
+        "ms://them/two@master/deep/x y.gguf",
+        "https://www.modelscope.cn/models/them/two/resolve/master/deep/x%20y.gguf",
+        "https://modelscope.cn/models/them/two/file/view/master/deep%2Fx%20y.gguf?status=2",
+        "https://modelscope.cn/models/them/two/file/view/master?fileName=deep%2Fx%20y.gguf&status=1",
+    ],
+)
+def test_files_of_modelscope(address: str) -> None:
+    """They stand beside those of the Hugging Face hub and are no files of it."""
+    file = HubFile.parse(address)
+    assert file == HubFile("them/two", "deep/x y.gguf", "master", "ms:")
+    assert file != HubFile("them/two", "deep/x y.gguf", "master")
+    assert file.location == "ms:them/two/deep/x y.gguf"
+    text = HUB.replace("hf:them/vae@v1/deep/vae.safetensors", f'"{address}"')
+    assert Catalog.parse(text).entries["two"].variants[0].hub_files["vae"] == file
+    tag = HubFile.parse("ms:them/two@v1/x")
+    assert (tag.revision, tag.location) == ("v1", "ms:them/two@v1/x")
+
+
+@pytest.mark.parametrize(
+    "address",
     ["https://example.org/x.gguf", "https://huggingface.co/them/two-GGUF/tree/main", "http://"],
 )
 def test_addresses_of_no_file(address: str) -> None:
@@ -324,8 +346,8 @@ TWO = "models:\n - id: a\n   family: sd1\n"
         (TWO + "   quants: {Q8: 1}\n   files:\n     model: hf:a/b/../c", 6, "not a file on"),
         (TWO + "   quants: {Q8: 1}\n   files:\n     model: hf:a/b/{qant}", 6, "only placeholder"),
         (TWO + "   files:\n     vae: v\n     model: hf:a/b/c", 6, "require 'quants'"),
-        (TWO + "   files:\n     model: a-{quant}.gguf", 5, "allowed only in files on the hub"),
-        (TWO + "   files: {model: m}\n   quants: {Q8: 1}", 5, "requires files on the hub"),
+        (TWO + "   files:\n     model: a-{quant}.gguf", 5, "allowed only in files on a hub"),
+        (TWO + "   files: {model: m}\n   quants: {Q8: 1}", 5, "requires files on a hub"),
         (TWO + "   files: {model: hf:a/b/c}\n   quants: {}", 5, "one item at least"),
         (TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1, Q4: 1}", 5, "must contain {quant}"),
         (TWO + "   files: {model: 'hf:a/b/{quant}'}\n   quants: {Q8: 1, q8: 1}", 5, "case"),

@@ -47,9 +47,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         huggingface_hub.close_session()
 
 
-def fetched(hub: Hub, heard: Heard) -> Path:
+def fetched(hub: Hub, heard: Heard, file: HubFile = FILE) -> Path:
     """The file, looked up and fetched."""
-    return hub.fetch(hub.look_up(FILE, None, heard), heard)
+    return hub.fetch(hub.look_up(file, None, heard), heard)
 
 
 def test_a_file_comes(server: FakeHub, tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""Files of ModelScope: the same checks and the same cache as those of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from sdstream.core.locations import HubFile
+from sdstream.weights.hub import Hub
+from sdstream.weights.hub_errors import HubError
+from tests.support.hub_server import TOKEN, FakeHub, fake_hub
+from tests.support.servers import free_port
+from tests.unit.weights.test_hub import DATA, Heard, fetched
+
+FILE = HubFile("them/it", "deep/it.gguf", "master", "ms:")
+NAME = f"{FILE.repo}/{FILE.path}"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """ModelScope with one file in a folder."""
+    with fake_hub({NAME: DATA, f"{FILE.repo}/README.md": b"words"}) as running:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_another_hub")
+        monkeypatch.delenv("MODELSCOPE_API_TOKEN", raising=False)
+        yield running
+        huggingface_hub.close_session()
+
+
+def test_a_file_comes(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies beside the other hub's; the token goes to ModelScope and nowhere else."""
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", TOKEN)
+    server.gated.add(FILE.repo)
+    hub, heard = Hub(tmp_path), Heard()
+    path = fetched(hub, heard, FILE)
+    assert path == tmp_path / "modelscope/models--them--it/snapshots/master/deep/it.gguf"
+    assert path.read_bytes() == DATA
+    assert hub.find(FILE) == path
+    assert hub.find(HubFile(FILE.repo, FILE.path, "master")) is None
+    assert not hub.is_damaged(FILE)
+    assert heard.octets[-1] == len(DATA)
+    sent = {
+        (one.path.startswith("/cdn/"), one.headers.get("authorization")) for one in server.asked
+    }
+    assert sent == {(False, f"Bearer {TOKEN}"), (True, None)}
+    cookies = {(one.path.startswith("/cdn/"), one.headers.get("cookie")) for one in server.asked}
+    assert cookies == {(False, f"m_session_id={TOKEN}"), (True, None)}
+    assert hub.remove(FILE) == len(DATA)
+    assert not hub.has_any(FILE)
+    assert not (tmp_path / "modelscope/models--them--it").exists()
+
+
+def test_what_was_cut_is_resumed(server: FakeHub, tmp_path: Path) -> None:
+    """By Range, after a pause; the whole has the right checksum."""
+    server.cuts = [100_000]
+    pauses: list[float] = []
+    path = fetched(Hub(tmp_path, pauses.append), Heard(), FILE)
+    assert path.read_bytes() == DATA
+    assert pauses == [1]
+    assert server.downloads()[-1].headers["range"].startswith("bytes=")
+
+
+def test_wrong_contents_are_deleted(server: FakeHub, tmp_path: Path) -> None:
+    """A file of the right size and the wrong SHA-256 never gets its name."""
+    server.wrong[NAME] = bytes(len(DATA))
+    hub = Hub(tmp_path)
+    with pytest.raises(HubError, match="its checksum is wrong"):
+        fetched(hub, Heard(), FILE)
+    assert not hub.has_any(FILE)
+
+
+def test_faults_that_pass_are_tried_again(server: FakeHub, tmp_path: Path) -> None:
+    """Of the API and of where the contents lie."""
+    server.statuses["GET", f"{FILE.repo}/files"] = [(502, {})]
+    server.statuses["GET", f"cdn/{NAME}"] = [(503, {})]
+    heard = Heard()
+    assert fetched(Hub(tmp_path, lambda _: None), heard, FILE).read_bytes() == DATA
+    assert [words.partition(";")[0] for words in heard.words] == [
+        "the hub answers 502",
+        "the hub answers 503",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (FILE._replace(path="it.gguf"), "The repository them/it has no file it.gguf."),
+        (FILE._replace(path="deep"), "The repository them/it has no file deep."),
+        (FILE._replace(revision="v9"), "The repository them/it has no revision 'v9'."),
+        (FILE._replace(repo="no/body"), "/models/no/body, and set MODELSCOPE_API_TOKEN to a token"),
+        (FILE._replace(repo="them/closed"), "no repository them/closed, or it is private"),
+    ],
+)
+def test_what_is_not_there(server: FakeHub, tmp_path: Path, file: HubFile, words: str) -> None:
+    """Every refusal is a 404; a code tells them apart."""
+    server.files["them/closed/deep/it.gguf"] = DATA
+    server.gated.add("them/closed")
+    with pytest.raises(HubError) as caught:
+        fetched(Hub(tmp_path), Heard(), file)
+    assert words in str(caught.value)
+    assert server.downloads() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (200, "(MODELSCOPE_ENDPOINT) is not ModelScope: it sent no list of files for them/it/deep"),
+        (403, "(MODELSCOPE_ENDPOINT) answers 403 to the request for them/it/deep/it.gguf"),
+        (404, "(MODELSCOPE_ENDPOINT) has no file them/it/deep/it.gguf."),
+    ],
+)
+def test_an_endpoint_of_another_kind(
+    server: FakeHub, tmp_path: Path, status: int, words: str
+) -> None:
+    """A server that is not ModelScope is named with the variable."""
+    server.statuses["GET", f"{FILE.repo}/files"] = [(status, {})]
+    with pytest.raises(HubError) as caught:
+        fetched(Hub(tmp_path), Heard(), FILE)
+    assert words in str(caught.value)
+
+
+def test_an_endpoint_that_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a scheme, and where nobody listens."""
+    hub = Hub(tmp_path, lambda _: None)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", "mirror.example")
+    with pytest.raises(
+        HubError, match=r"MODELSCOPE_ENDPOINT is 'mirror\.example', which is not an"
+    ):
+        fetched(hub, Heard(), FILE)
+    place = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", place)
+    with pytest.raises(HubError, match=rf"{place} \(MODELSCOPE_ENDPOINT\): "):
+        fetched(hub, Heard(), FILE)
