@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sdstream.core.ask import Handling
 from sdstream.core.hosts import HostPattern
 from sdstream.core.model_spec import Kernels
+from sdstream.core.options import MAX_IMAGES, MAX_STEPS
 from sdstream.core.similar import did_you_mean, most_similar, near_miss
 
 #: Variables that stay with the server.
@@ -199,6 +200,15 @@ class Settings(BaseSettings):
     )
     max_upscaled_pixels: int = Field(
         16_777_216, ge=4096, description="Largest width x height of an enlarged image, in pixels."
+    )
+    max_images: int = Field(
+        MAX_IMAGES, ge=1, le=MAX_IMAGES, description="Most images of one request."
+    )
+    max_steps: int = Field(
+        MAX_STEPS,
+        ge=1,
+        le=MAX_STEPS,
+        description="Most sampling steps of an image; models take no more by default either.",
     )
     keepalive_seconds: float = Field(
         10.0, gt=0, description="A silent stream repeats its last progress after this."

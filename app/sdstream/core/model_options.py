@@ -16,7 +16,7 @@ from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import OPTIONS, ImageParams, Options, params_schema
 from sdstream.core.pixels import SourceFiles
-from sdstream.core.request import Assets
+from sdstream.core.request import Assets, Limits
 from sdstream.core.samplers import (
     CACHE_KNOBS,
     CACHE_MODES,
@@ -71,16 +71,17 @@ def only_looks(spec: ModelSpec, files: SourceFiles) -> bool:
     return spec.traits.references and bool(files.images) and files.mask is None
 
 
-def options_of(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
+def options_of(spec: ModelSpec, assets: Assets, limits: Limits) -> dict[str, dict[str, Any]]:
     """Return the options of requests for a model: name -> JSON Schema, with its default.
 
     Args:
         spec: The model.
         assets: The operator's LoRAs and upscalers.
+        limits: Of images and steps.
     """
     schemas = params_schema()["properties"]
-    choices = _choices(spec, assets)
-    defaults = _defaults(spec)
+    choices = _choices(spec, assets, limits)
+    defaults = _defaults(spec, limits)
     return {
         name: {**_plain(schemas[name]), **choices.get(name, {}), **defaults.get(name, {})}
         for name, option in OPTIONS.items()
@@ -88,7 +89,9 @@ def options_of(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
     }
 
 
-def shared_options(specs: Sequence[ModelSpec], assets: Assets) -> dict[str, dict[str, Any]]:
+def shared_options(
+    specs: Sequence[ModelSpec], assets: Assets, limits: Limits
+) -> dict[str, dict[str, Any]]:
     """Return the options that one of several models supports: name -> JSON Schema.
 
     Bounds, choices and defaults that differ between the models are left out.
@@ -96,9 +99,10 @@ def shared_options(specs: Sequence[ModelSpec], assets: Assets) -> dict[str, dict
     Args:
         specs: The models.
         assets: The operator's LoRAs and upscalers.
+        limits: Of images and steps.
     """
     schemas = params_schema()["properties"]
-    every = [options_of(spec, assets) for spec in specs]
+    every = [options_of(spec, assets, limits) for spec in specs]
     shared: dict[str, dict[str, Any]] = {}
     for name in OPTIONS:
         variants = [options[name] for options in every if name in options]
@@ -121,12 +125,12 @@ def schedules_of(spec: ModelSpec) -> list[str]:
     return [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
 
 
-def defaults_of(spec: ModelSpec) -> dict[str, Any]:
+def defaults_of(spec: ModelSpec, limits: Limits) -> dict[str, Any]:
     """Return what a request for a model gets where it does not say."""
     own, family = spec.defaults, spec.traits
     return {
         "size": str(spec.default_size),
-        "sample_steps": own.steps or family.steps,
+        "sample_steps": min(own.steps or family.steps, limits.steps),
         "sampler": own.sampler or family.sampler,
         "schedule": own.schedule or DEFAULT_SCHEDULE,
         "cfg_scale": family.cfg_scale if own.cfg_scale is None else own.cfg_scale,
@@ -147,7 +151,7 @@ def sizes_of(spec: ModelSpec) -> dict[str, Any]:
     return {**bounds, "max_pixels": larger.max_pixels, "generated": [str(s) for s in larger.sizes]}
 
 
-def _choices(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
+def _choices(spec: ModelSpec, assets: Assets, limits: Limits) -> dict[str, dict[str, Any]]:
     bounds = sizes_of(spec)
     side = {
         "minimum": bounds["min"],
@@ -162,12 +166,16 @@ def _choices(spec: ModelSpec, assets: Assets) -> dict[str, dict[str, Any]]:
         "cache_mode": {"enum": [*_cache_modes(spec)]},
         "hires_upscaler": {"enum": [*HIRES_UPSCALERS]},
         "upscaler": {"enum": [*assets.upscalers]},
+        "n": {"maximum": limits.images},
+        "sample_steps": {"maximum": limits.steps},
+        "hires_steps": {"maximum": limits.steps},
+        "sigmas": {"maxItems": limits.steps + 1},
     }
 
 
-def _defaults(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+def _defaults(spec: ModelSpec, limits: Limits) -> dict[str, dict[str, Any]]:
     values = {
-        **defaults_of(spec),
+        **defaults_of(spec, limits),
         "width": spec.default_size.width,
         "height": spec.default_size.height,
         "guidance": default_guidance(spec),

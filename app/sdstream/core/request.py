@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from sdstream.core.options import Options, OutputFormat
+from sdstream.core.options import MAX_IMAGES, MAX_STEPS, Options, OutputFormat
 from sdstream.core.placement import Box, Placement
 from sdstream.core.size import Size
 from sdstream.core.vocabulary import Vocabulary
@@ -224,12 +224,16 @@ NO_ASSETS: Final = Assets()
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Upper bounds of width x height.
+    """Upper bounds that the operator sets.
 
     Attributes:
-        drawn: Size that the model generates.
-        enlarged: Of what an upscaler makes of it.
+        drawn: Width x height that the model generates.
+        enlarged: Width x height of what an upscaler makes of it.
+        images: Of one request.
+        steps: Of one pass.
     """
 
     drawn: int = 4_194_304
     enlarged: int = 16_777_216
+    images: int = MAX_IMAGES
+    steps: int = MAX_STEPS

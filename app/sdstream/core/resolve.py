@@ -14,7 +14,7 @@ from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog
 from sdstream.core.errors import InvalidRequest, NotFound, Reason
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import MAX_STEPS, ImageParams, Options, Quality
+from sdstream.core.options import ImageParams, Options, Quality
 from sdstream.core.request import (
     LONGEST_SIDES,
     NO_ASSETS,
@@ -93,7 +93,7 @@ def resolve(
         ask: What was asked.
         catalog: The models.
         random_seed: Returns a seed of 0..MAX_SEED.
-        limits: Of sizes.
+        limits: Of sizes, images and steps.
         has_checker: A safety checker is configured.
         sources: What is known of the input images.
         assets: The operator's LoRAs and upscalers.
@@ -104,6 +104,7 @@ def resolve(
     """
     spec = model_of(ask, catalog)
     safety = _safety(ask, has_checker)
+    _check_limits(ask, limits)
     if ask.only_upscale:
         ask = resolve_options.with_upscaler(ask, assets)
         request = _upscaling(ask, spec, sources, assets, limits, safety)
@@ -172,7 +173,7 @@ def _generation(
     if plan.enlargement is not None:
         ask = resolve_options.with_own_upscaler(ask, spec, plan.enlargement, assets)
     params, size = ask.params, plan.size
-    steps = _steps(params, spec)
+    steps = _steps(params, spec, limits.steps)
     sampler, schedule = _sampling(ask, spec, steps)
     idle = model_options.check(ask, spec, sampler)
     cfg_scale = _first(params.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
@@ -294,14 +295,31 @@ def _check_prompts(ask: ParsedRequest, spec: ModelSpec) -> None:
             )
 
 
-def _steps(params: ImageParams, spec: ModelSpec) -> int:
+def _check_limits(ask: ParsedRequest, limits: Limits) -> None:
+    """Reject more images and steps than the operator allows."""
+    params = ask.params
+    levels = None if params.sigmas is None else len(params.sigmas) - 1
+    for option, value, limit, setting in (
+        ("n", params.n, limits.images, "--max-images"),
+        ("sample_steps", params.sample_steps, limits.steps, "--max-steps"),
+        ("sigmas", levels, limits.steps, "--max-steps"),
+        ("hires_steps", params.hires_steps, limits.steps, "--max-steps"),
+    ):
+        if value is not None and value > limit:
+            what = "images" if option == "n" else "steps"
+            raise ask.rejected(
+                option, f": {value} {what} are more than the server's limit of {limit} ({setting})."
+            )
+
+
+def _steps(params: ImageParams, spec: ModelSpec, most: int) -> int:
     if params.sigmas is not None:
         return len(params.sigmas) - 1
     if params.sample_steps is not None:
         return params.sample_steps
     own = _first(spec.defaults.steps, spec.traits.steps)
     factor = _STEP_FACTORS.get(params.quality, 1.0) if params.quality else 1.0
-    return min(MAX_STEPS, max(1, round(own * factor)))
+    return min(most, max(1, round(own * factor)))
 
 
 def _sampling(ask: ParsedRequest, spec: ModelSpec, steps: int) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class Policy:
         queue_images_per_key: Images of one API key that may wait.
         high_priority_owners: Who may ask for high priority; if empty, every owner. The store, whose
             secret they depend on, must be open when this is called.
-        limits: Of sizes.
+        limits: Of sizes, images and steps.
         grace_seconds: Time for running jobs at shutdown.
     """
 

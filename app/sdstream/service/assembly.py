@@ -245,7 +245,12 @@ def _service(
             queue_images=settings.queue_images,
             queue_images_per_key=settings.queue_images_per_key,
             high_priority_owners=lambda: frozenset(map(store.owner_of, priority_digests)),
-            limits=Limits(settings.max_pixels, settings.max_upscaled_pixels),
+            limits=Limits(
+                settings.max_pixels,
+                settings.max_upscaled_pixels,
+                settings.max_images,
+                settings.max_steps,
+            ),
             grace_seconds=settings.job_grace_seconds,
         ),
         new_id=lambda: f"job_{secrets.token_urlsafe(16)}",

@@ -74,7 +74,8 @@ class Toolbox:
     async def tools(self) -> list[tools.Tool]:
         """Return the tools, with the options of the models that are on this machine."""
         catalog = await self.service.refresh_catalog()
-        return tools.tools_of(catalog, await asyncio.to_thread(self.service.assets))
+        assets = await asyncio.to_thread(self.service.assets)
+        return tools.tools_of(catalog, assets, self.service.limits)
 
     async def call(self, tool: str, arguments: JsonObject, caller: Caller) -> Answer | None:
         """Call a tool; None when no tool has that name.
@@ -191,7 +192,7 @@ class Toolbox:
         parsing.no_arguments(arguments)
         catalog = await self.service.refresh_catalog()
         found = [(spec, self.service.model_state(spec.id)) for spec in catalog.models.values()]
-        return models_answer(found, catalog.default)
+        return models_answer(found, catalog.default, self.service.limits)
 
     async def _status(self, arguments: Mapping[str, Any], caller: Caller) -> Answer:
         live = await self._find(arguments, caller)

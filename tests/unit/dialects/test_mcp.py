@@ -11,7 +11,7 @@ from sdstream.core.catalog import Catalog
 from sdstream.core.errors import InvalidRequest
 from sdstream.core.model_options import options_of
 from sdstream.core.options import OPTIONS
-from sdstream.core.request import NO_ASSETS, Assets
+from sdstream.core.request import NO_ASSETS, Assets, Limits
 from sdstream.dialects.mcp.arguments import Picture, image_call, pictures_of
 from sdstream.dialects.mcp.tools import EDIT, GENERATE, tools_of
 
@@ -30,14 +30,14 @@ models:
 
 def schemas(catalog: Catalog, assets: Assets = NO_ASSETS) -> dict[str, dict[str, Any]]:
     """The schemas of the tools by their names."""
-    return {tool.name: tool.input_schema for tool in tools_of(catalog, assets)}
+    return {tool.name: tool.input_schema for tool in tools_of(catalog, assets, Limits())}
 
 
 def test_one_model() -> None:
     """The options of an edit are those of the model, with their defaults."""
     catalog = Catalog.parse(CATALOG.partition("  - id: large")[0])
     properties = schemas(catalog)[EDIT]["properties"]
-    options = options_of(catalog.models["small"], NO_ASSETS)
+    options = options_of(catalog.models["small"], NO_ASSETS, Limits())
     assert {name: properties[name] for name in options} == options
     assert properties.keys() - options.keys() == {
         "image", "mask", "control", "prompt", "negative_prompt", "model",

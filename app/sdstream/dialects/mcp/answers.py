@@ -13,6 +13,7 @@ from sdstream.core.job import Entry, ImageResult, Job, JobStatus, Loading, Queue
 from sdstream.core.messages import Progress
 from sdstream.core.model_options import defaults_of, sizes_of
 from sdstream.core.model_spec import ModelSpec
+from sdstream.core.request import Limits
 from sdstream.dialects.jobs import job_fields
 from sdstream.dialects.mcp.arguments import Content
 from sdstream.dialects.rendering import JsonObject, compact, error_fields
@@ -98,14 +99,15 @@ def cancel_answer(job: Job, outcome: str) -> Answer:
     return _object({"job": job.id, "status": job.status.value, "cancel": outcome})
 
 
-def models_answer(models: list[tuple[ModelSpec, str]], default: str) -> Answer:
+def models_answer(models: list[tuple[ModelSpec, str]], default: str, limits: Limits) -> Answer:
     """Return the models.
 
     Args:
         models: Each with its state.
         default: Id of the default model.
+        limits: Of steps.
     """
-    return _object({"models": [_model(spec, state, default) for spec, state in models]})
+    return _object({"models": [_model(spec, state, default, limits) for spec, state in models]})
 
 
 def error_answer(error: ImageServiceError) -> Answer:
@@ -175,14 +177,14 @@ def _described(job: Job, image: ImageResult, link: Link) -> JsonObject:
     return {**fields, "flagged": True} if image.flagged else fields
 
 
-def _model(spec: ModelSpec, state: str, default: str) -> JsonObject:
+def _model(spec: ModelSpec, state: str, default: str, limits: Limits) -> JsonObject:
     return {
         "id": spec.id,
         "description": spec.description,
         "family": spec.family,
         "default": spec.id == default,
         "state": state,
-        "defaults": defaults_of(spec),
+        "defaults": defaults_of(spec, limits),
         "size": sizes_of(spec),
         "reference_images": spec.traits.references,
         "control": spec.files.control_net is not None,

@@ -13,7 +13,7 @@ from sdstream.core.ask import ReplyOptions
 from sdstream.core.catalog import Catalog
 from sdstream.core.model_options import shared_options, supports
 from sdstream.core.options import OPTIONS, params_schema
-from sdstream.core.request import Assets
+from sdstream.core.request import Assets, Limits
 from sdstream.dialects.pictures import MAX_INPUT_IMAGES
 from sdstream.dialects.rendering import JsonObject
 
@@ -60,26 +60,28 @@ class Tool:
     destructive: bool = False
 
 
-def tools_of(catalog: Catalog, assets: Assets) -> list[Tool]:
+def tools_of(catalog: Catalog, assets: Assets, limits: Limits) -> list[Tool]:
     """Return the tools, with the options that the models support.
 
     Args:
         catalog: The models.
         assets: The operator's LoRAs and upscalers.
+        limits: Of images and steps.
     """
+    options = shared_options([*catalog.models.values()], assets, limits)
     return [
         Tool(
             GENERATE,
             "Generate images",
             "Generate images from a prompt. Returns the images, their ids, seeds and links.",
-            _schema(_generation(catalog, assets), ("prompt",)),
+            _schema(_generation(catalog, options), ("prompt",)),
         ),
         Tool(
             EDIT,
             "Edit an image",
             "Generate images from an input image and a prompt; with a mask, repaint only its area. "
             "Returns the images, their ids, seeds and links.",
-            _schema(_edit(catalog, assets), ("image", "prompt")),
+            _schema(_edit(catalog, options), ("image", "prompt")),
         ),
         Tool(
             MODELS,
@@ -118,17 +120,17 @@ def _schema(properties: Mapping[str, Any], required: Sequence[str] = ()) -> Json
     return {**schema, "$defs": used} if used else schema
 
 
-def _generation(catalog: Catalog, assets: Assets) -> JsonObject:
-    options = {
+def _generation(catalog: Catalog, options: JsonObject) -> JsonObject:
+    own = {
         name: schema
-        for name, schema in _options(catalog, assets).items()
+        for name, schema in options.items()
         if OPTIONS[name].acts_on not in _ONLY_EDIT
         and (OPTIONS[name].acts_on is None or _has_control(catalog))
     }
-    return {**_texts(catalog), **_control(catalog), **options, **_answer()}
+    return {**_texts(catalog), **_control(catalog), **own, **_answer()}
 
 
-def _edit(catalog: Catalog, assets: Assets) -> JsonObject:
+def _edit(catalog: Catalog, options: JsonObject) -> JsonObject:
     one = {"type": "string", "description": _PICTURE}
     several = {"type": "array", "items": {"type": "string"}, "maxItems": MAX_INPUT_IMAGES}
     image = {
@@ -141,13 +143,9 @@ def _edit(catalog: Catalog, assets: Assets) -> JsonObject:
         "mask": mask,
         **_texts(catalog),
         **_control(catalog),
-        **_options(catalog, assets),
+        **options,
         **_answer(),
     }
-
-
-def _options(catalog: Catalog, assets: Assets) -> JsonObject:
-    return shared_options([*catalog.models.values()], assets)
 
 
 def _texts(catalog: Catalog) -> JsonObject:

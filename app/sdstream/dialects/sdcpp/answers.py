@@ -10,7 +10,7 @@ from sdstream.core.errors import ImageServiceError
 from sdstream.core.job import Job, JobStatus
 from sdstream.core.model_options import default_guidance, defaults_of, schedules_of, sizes_of
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import MAX_IMAGES
+from sdstream.core.request import Limits
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import JsonObject, compact, error_fields
 from sdstream.dialects.sdcpp.options import HIRES_UPSCALERS
@@ -96,7 +96,7 @@ def capabilities(
     *,
     loras: Iterable[str],
     upscalers: Iterable[str],
-    max_pixels: int,
+    limits: Limits,
     queue_images: int,
 ) -> bytes:
     """The JSON of what the default model can do.
@@ -105,15 +105,15 @@ def capabilities(
         spec: The default model.
         loras: Names of the operator's files.
         upscalers: Names of the operator's files; a second pass does not use them.
-        max_pixels: Largest width x height.
+        limits: Of sizes and images.
         queue_images: Images that may wait.
     """
-    defaults = _defaults(spec)
+    defaults = _defaults(spec, limits)
     control = spec.files.control_net is not None
     references = spec.traits.references
     features = {**_FEATURES, "control_image": control, "ref_images": references}
     sides = sizes_of(spec)
-    longest = min(sides["max"], max_pixels // sides["min"])
+    longest = min(sides["max"], limits.drawn // sides["min"])
     body = {
         "model": {"name": spec.id, "stem": spec.id, "path": spec.id},
         "current_mode": "img_gen",
@@ -133,16 +133,16 @@ def capabilities(
             "max_width": longest,
             "min_height": sides["min"],
             "max_height": longest,
-            "max_batch_count": MAX_IMAGES,
+            "max_batch_count": limits.images,
             "max_queue_size": queue_images,
         },
     }
     return compact(body)
 
 
-def _defaults(spec: ModelSpec) -> dict[str, Any]:
+def _defaults(spec: ModelSpec, limits: Limits) -> dict[str, Any]:
     """A request for the model that asks for nothing: it can be sent as it is."""
-    own = defaults_of(spec)
+    own = defaults_of(spec, limits)
     slg = {"layers": [7, 8, 9], "layer_start": 0.01, "layer_end": 0.2, "scale": 0.0}
     return {
         "prompt": "",

@@ -167,7 +167,7 @@ class ModelRoutes:
             return respond.json_bytes(compact(_TEXT_READER))
         spec = await self.service.get_model(request.path_params["model"])
         assets = await asyncio.to_thread(self.service.assets)
-        fields = {**self._model(spec), "options": options_of(spec, assets)}
+        fields = {**self._model(spec), "options": options_of(spec, assets, self.service.limits)}
         return respond.json_bytes(compact(fields))
 
     async def reload(self, _request: Request) -> Response:
@@ -291,7 +291,7 @@ class ModelRoutes:
             "replicas": spec.replicas,
             "keep_alive": self.service.pool.keep_alive(spec),
             "resident_bytes": sum(worker.resident_bytes for worker in workers),
-            "defaults": defaults_of(spec),
+            "defaults": defaults_of(spec, self.service.limits),
             "size": sizes_of(spec),
             "capabilities": _capabilities(spec),
             "embeddings": [*self.service.pool.embeddings(spec.id)],

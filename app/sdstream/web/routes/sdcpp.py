@@ -88,7 +88,7 @@ class SdcppRoutes:
             spec,
             loras=assets.loras,
             upscalers=assets.upscalers,
-            max_pixels=service.limits.drawn,
+            limits=service.limits,
             queue_images=self.queue_images,
         )
         return respond.json_bytes(body)
