@@ -126,7 +126,7 @@ def test_tiling_is_taken(native_server: ServerProcess) -> None:
     assert len(drawn(native_server, vae_tiling=True)) == 128 * 128 * 3
 
 
-@pytest.mark.parametrize("upscaler", ["latent", "latent-bicubic", "nearest", "lanczos"])
+@pytest.mark.parametrize("upscaler", ["latent-bicubic", "lanczos", "drawings-4x"])
 def test_hires(native_server: ServerProcess, plain: bytes, upscaler: str) -> None:
     """The image has the larger size, and progress counts both passes as one."""
     body = {**BODY, "size": "64x64", "hires_scale": 1.5, "hires_upscaler": upscaler,
@@ -148,8 +148,11 @@ def test_automatic1111s_hires_fix(native_server: ServerProcess) -> None:
     answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
     assert from_base64(answer.json()["images"][0]).size == (128, 128)
+    enlarged = {**body, "hr_upscaler": "drawings-4x"}
+    answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", json=enlarged, timeout=60)
+    assert answer.status_code == 200, answer.text
     for wrong, param in (
-        ({"hr_upscaler": "R-ESRGAN"}, "hr_upscaler"),
+        ({"hr_upscaler": "R-ESRGAN"}, "hr_upscaler"),  # a file that is not there
         ({"hr_prompt": "x"}, "hr_prompt"),
     ):
         answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", json={**body, **wrong})

@@ -105,6 +105,26 @@ def test_images_and_a_second_pass(fake_server: ServerProcess) -> None:
     assert from_base64(done["result"]["images"][0]["b64_json"]).size == (128, 128)
 
 
+def test_tiles_and_an_upscaler(fake_server: ServerProcess) -> None:
+    """A side of 0 is the usual one; a second pass takes the upscalers of the capabilities."""
+    listed = httpx2.get(f"{fake_server.url}{PREFIX}/capabilities").json()["upscalers"]
+    assert {"name": "drawings-4x"} in listed
+    body = {
+        "prompt": "a", "width": 64, "height": 64,
+        "vae_tiling_params": {"enabled": True, "tile_size_x": 16, "tile_size_y": 0,
+                              "target_overlap": 0.25, "rel_size_x": 0},
+        "hires": {"enabled": True, "upscaler": "drawings-4x", "scale": 1.5},
+    }  # fmt: skip
+    job = submit(fake_server, body)
+    parameters = httpx2.get(f"{fake_server.url}/v1/jobs/{job['id']}").json()["parameters"]
+    assert parameters["hires_upscaler"] == "drawings-4x"
+    assert (parameters["vae_tile_size_x"], parameters["vae_tile_overlap"]) == (16, 0.25)
+    assert "vae_tile_size_y" not in parameters
+    off = submit(fake_server, {**body, "vae_tiling_params": {"enabled": False, "tile_size_x": 9}})
+    parameters = httpx2.get(f"{fake_server.url}/v1/jobs/{off['id']}").json()["parameters"]
+    assert "vae_tile_size_x" not in parameters
+
+
 def test_cancel(fake_server: ServerProcess) -> None:
     """A job that is generating is cancelled too, and an ended one stays what it is."""
     job = submit(fake_server, LONG)
@@ -131,7 +151,7 @@ def test_cancel(fake_server: ServerProcess) -> None:
         ({"width": 15, "height": 64}, "width"),
         ({"hires": {"enabled": True, "upscaler": "ESRGAN"}}, "hires.upscaler"),
         ({"hires": {"enabled": True, "target_width": 640}}, "hires.target_width"),
-        ({"vae_tiling_params": {"enabled": True, "tile_size_x": 64}},
+        ({"vae_tiling_params": {"enabled": True, "tile_size_x": 2}},
          "vae_tiling_params.tile_size_x"),
         ({"lora": [{"path": "none.safetensors", "multiplier": 1}]}, "lora"),
         ({"lora": [{"path": "x", "multiplier": 1, "is_high_noise": True}]},

@@ -57,8 +57,8 @@ def _portable(hub: Path, place: str) -> str:
         found = _SNAPSHOT.fullmatch(path.relative_to(hub.absolute()).as_posix())
         if found is not None:
             repo = f"{found['owner']}/{found['name']}"
-            hub = "ms:" if found["modelscope"] else "hf:"
-            return HubFile(repo, found["path"], found["revision"], hub).location
+            prefix = "ms:" if found["modelscope"] else "hf:"
+            return HubFile(repo, found["path"], found["revision"], prefix).location
     return place
 
 

@@ -44,7 +44,6 @@ def check(ask: ParsedRequest, spec: ModelSpec, sampler: str) -> list[str]:
             raise ask.rejected(name, f" would have no effect: {why}.", Reason.NOT_SUPPORTED)
     _check_sigmas(ask)
     _check_name(ask, "cache_mode", _cache_modes(spec))
-    _check_name(ask, "hires_upscaler", HIRES_UPSCALERS)
     _check_cache(ask)
     return [name for name in idle if name in Options.model_fields]
 
@@ -55,10 +54,15 @@ def _without_effect(
     for name, option in OPTIONS.items():
         if why := option.unsupported(spec):
             yield name, why
-        elif option.needs and getattr(params, option.needs) is None:
+        elif option.needs and _is_off(params, option.needs):
             yield name, f"it needs '{option.needs}'"
     if not SAMPLERS[sampler].noisy:
         yield "eta", f"the sampler '{sampler}' adds no noise"
+
+
+def _is_off(params: ImageParams, option: str) -> bool:
+    value = getattr(params, option)
+    return value is None or value is False  # 0 is a value
 
 
 def supports(spec: ModelSpec, option: str) -> bool:
@@ -164,7 +168,7 @@ def _choices(spec: ModelSpec, assets: Assets, limits: Limits) -> dict[str, dict[
         "width": side,
         "height": side,
         "cache_mode": {"enum": [*_cache_modes(spec)]},
-        "hires_upscaler": {"enum": [*HIRES_UPSCALERS]},
+        "hires_upscaler": {"enum": [*HIRES_UPSCALERS, *assets.upscalers]},
         "upscaler": {"enum": [*assets.upscalers]},
         "n": {"maximum": limits.images},
         "sample_steps": {"maximum": limits.steps},

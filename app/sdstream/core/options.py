@@ -12,15 +12,14 @@ request (core/request) holds them as one value.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from sdstream.core import unsupported
+from sdstream.core import option_texts, unsupported
 from sdstream.core.lora import LoraChoice
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
@@ -69,17 +68,6 @@ class Option:
     acts_on: Input | None = None
     unsupported: Callable[[ModelSpec], str | None] = lambda _: None
     listed: bool = True
-
-
-def _plain_text(value: str) -> str:
-    # NUL ends a C string and a lone surrogate has no UTF-8 form: the runtime would see another
-    # prompt than the client sent.
-    if "\0" in value:
-        raise ValueError("must not contain a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("must not contain unpaired surrogates")
-    # Multipart forms end lines with CRLF; the same prompt in JSON must give the same image.
-    return value.replace("\r\n", "\n")
 
 
 def no_boolean(value: Any) -> Any:
@@ -157,6 +145,28 @@ class Options(BaseModel):
         description="Size of reference images for the model: about as many pixels as it "
         "generates (auto), or their own.",
     )
+    increase_ref_index: Annotated[
+        bool | None,
+        Option(
+            neutral=("false", "0", "off", "no"),
+            acts_on="reference",
+            unsupported=unsupported.no_reference_index,
+        ),
+    ] = Field(None, description="Number the reference images in their order: image 1, image 2.")
+    img_cfg: Annotated[
+        float | None,
+        Option(
+            aliases=("img_cfg_scale", "image_cfg_scale", "image_guidance_scale"),
+            infotext="Image CFG scale",
+            usual=(1.0,),
+            unsupported=unsupported.no_image_guidance,
+        ),
+    ] = Field(
+        None,
+        ge=0,
+        le=30,
+        description="Guidance by the input image, for weights of inpainting or InstructPix2Pix.",
+    )
     eta: Annotated[float | None, Option(infotext="Eta", usual=(0.0, 1.0))] = Field(
         None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
     )
@@ -171,6 +181,12 @@ class Options(BaseModel):
     ] = Field(
         None, ge=1, le=12, description="Layers of CLIP to leave out at its end, from 1 for none."
     )
+    shifted_timestep: Annotated[
+        int | None,
+        Option(
+            infotext="Shifted timestep", neutral=("0",), unsupported=unsupported.no_shifted_timestep
+        ),
+    ] = Field(None, ge=1, le=1000, description="Timesteps of NitroSD's models: 250 or 500.")
     flow_shift: Annotated[
         float | None, Option(infotext="Shift", unsupported=unsupported.no_flow)
     ] = Field(None, gt=0, le=100, description="Shift of the noise levels of flow models.")
@@ -185,6 +201,15 @@ class Options(BaseModel):
     vae_tiling: Annotated[bool | None, Option()] = Field(
         None, description="Decode in tiles: less memory, slower."
     )
+    vae_tile_size_x: Annotated[
+        int | None, Option(needs="vae_tiling", unsupported=unsupported.no_autoencoder)
+    ] = Field(None, ge=4, le=512, description="Width of a tile in pixels of the latent: 32.")
+    vae_tile_size_y: Annotated[
+        int | None, Option(needs="vae_tiling", unsupported=unsupported.no_autoencoder)
+    ] = Field(None, ge=4, le=512, description="Height of a tile in pixels of the latent: 32.")
+    vae_tile_overlap: Annotated[
+        float | None, Option(needs="vae_tiling", unsupported=unsupported.no_autoencoder)
+    ] = Field(None, ge=0, le=0.5, description="Share of a tile that the next one covers too: 0.5.")
     lora: Annotated[tuple[LoraChoice, ...] | None, Option(infotext="LoRA")] = Field(
         None, max_length=8, description="LoRAs of GET /v1/loras: [{id, scale}]."
     )
@@ -239,7 +264,11 @@ class Options(BaseModel):
     ] = Field(None, ge=0, le=1, description="How far the second pass may go: 0.7.")
     hires_upscaler: Annotated[
         str | None, Option(infotext="Hires upscaler", needs="hires_scale")
-    ] = Field(None, description="What enlarges: " + ", ".join(HIRES_UPSCALERS) + ".")
+    ] = Field(
+        None,
+        description="What enlarges: " + ", ".join(HIRES_UPSCALERS) + ", or one of "
+        "GET /v1/upscalers.",
+    )
     upscaler: Annotated[str | None, Option(infotext="Postprocess upscaler")] = Field(
         None, description="Enlarges the finished image: one of GET /v1/upscalers."
     )
@@ -266,48 +295,10 @@ class Options(BaseModel):
         ),
     ] = Field(None, description="Make the control image of the edges of the one that was sent.")
 
-    @field_validator("lora", mode="before")
+    @field_validator(*option_texts.READERS, mode="before")
     @classmethod
-    def _json_in_a_form(cls, value: Any) -> Any:
-        """Read JSON in a text, and ``{"NAME": SCALE}`` for a list of objects."""
-        try:
-            value = json.loads(value) if isinstance(value, str) else value
-        except (ValueError, RecursionError):
-            raise ValueError("must be a list of objects with id and scale") from None
-        if isinstance(value, Mapping):
-            return [{"id": name, "scale": scale} for name, scale in value.items()]
-        return value
-
-    @field_validator("cache_options", mode="before")
-    @classmethod
-    def _pairs_in_a_form(cls, value: Any) -> Any:
-        """Read ``warmup=4,Fn=2``, the form of the runtime's own program, or JSON."""
-        if not isinstance(value, str):
-            return value
-        try:
-            if value.lstrip().startswith("{"):
-                return json.loads(value)
-            return dict(pair.strip().split("=", 1) for pair in value.split(","))
-        except (ValueError, RecursionError):
-            raise ValueError("must be an object of numbers, or name=number,…") from None
-
-    @field_validator("sigmas", "slg_layers", mode="before")
-    @classmethod
-    def _list_in_a_form(cls, value: Any) -> Any:
-        return value.split(",") if isinstance(value, str) else value
-
-    @field_validator("expand", mode="before")
-    @classmethod
-    def _four_sides(cls, value: Any) -> Any:
-        """Read one number for all sides, and ``left,top,right,bottom`` in a text."""
-        sides = value.split(",") if isinstance(value, str) else value
-        if isinstance(sides, int) and not isinstance(sides, bool):
-            sides = [sides]
-        if not isinstance(sides, list | tuple):
-            return sides
-        if len(sides) not in (1, 4):
-            raise ValueError("must be one number, or four: left, top, right and bottom")
-        return sides * (4 // len(sides))
+    def _text_in_a_form(cls, value: Any, info: ValidationInfo) -> Any:
+        return option_texts.READERS[info.field_name or ""](value)
 
     @field_validator("expand", "only_masked", mode="after")
     @classmethod
@@ -414,7 +405,7 @@ class ImageParams(Options):
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _text(cls, value: str | None) -> str | None:
-        return value if value is None else _plain_text(value)
+        return value if value is None else option_texts.plain(value)
 
     def options(self) -> Options:
         """Return the options that the concrete request carries."""

@@ -106,7 +106,7 @@ def resolve(
     safety = _safety(ask, has_checker)
     _check_limits(ask, limits)
     if ask.only_upscale:
-        ask = resolve_options.with_upscaler(ask, assets)
+        ask = resolve_options.with_upscalers(ask, assets)
         request = _upscaling(ask, spec, sources, assets, limits, safety)
     else:
         request = _generation(ask, spec, sources, assets, limits, safety, random_seed)
@@ -169,7 +169,7 @@ def _generation(
     _check_prompts(ask, spec)
     plan = resolve_edits.layout(ask, spec, sources, limits)
     resolve_edits.check_sources(ask, spec, sources, plan.placement)
-    ask = resolve_options.with_upscaler(ask, assets)
+    ask = resolve_options.with_upscalers(ask, assets)
     if plan.enlargement is not None:
         ask = resolve_options.with_own_upscaler(ask, spec, plan.enlargement, assets)
     params, size = ask.params, plan.size
@@ -199,7 +199,7 @@ def _generation(
         quality=params.quality or "auto",
         output_format=params.output_format or "png",
         output_compression=_compression(ask),
-        warnings=_warnings(ask, cfg_scale),
+        warnings=_warnings(ask, spec, cfg_scale),
         options=params.options().model_copy(
             update={
                 **dict.fromkeys(idle),
@@ -392,8 +392,13 @@ def _compression(ask: ParsedRequest) -> int:
     return percent
 
 
-def _warnings(ask: ParsedRequest, cfg_scale: float) -> tuple[str, ...]:
+def _warnings(ask: ParsedRequest, spec: ModelSpec, cfg_scale: float) -> tuple[str, ...]:
     warnings = [*ask.warnings]
+    if ask.params.img_cfg is not None and model_options.supports(spec, "img_cfg"):
+        warnings.append(
+            f"{ask.client_name('img_cfg')} has no effect unless the weights of '{spec.id}' are for "
+            "inpainting or InstructPix2Pix."
+        )
     if ask.params.negative_prompt and cfg_scale == 1.0:
         warnings.append(f"{ask.client_name('negative_prompt')} has no effect at cfg_scale 1.")
     if ask.params.safety_check and ask.reply.previews:

@@ -16,6 +16,7 @@ from sdstream.core.placement import Placement
 from sdstream.core.request import Assets, Sources
 from sdstream.core.resolve_edits import PADDING
 from sdstream.core.resolve_size import check_pixels
+from sdstream.core.samplers import HIRES_UPSCALERS
 from sdstream.core.size import Size
 
 _LORA_BEGINS = re.compile(r"<(?:lora|lyco):")
@@ -106,7 +107,8 @@ def _file(ask: ParsedRequest, option: str, kind: str, name: str, assets: Assets)
     for file, problem in assets.unusable.get(kind, {}).items():
         if name in (file, file.rpartition(".")[0]):
             raise ask.rejected(option, f": the {what} '{name}' cannot be used; its file {problem}.")
-    raise unknown_name(ask, option, what, name, [*known])
+    without_files = HIRES_UPSCALERS if option == "hires_upscaler" else ()
+    raise unknown_name(ask, option, what, name, [*without_files, *known])
 
 
 def _scale(ask: ParsedRequest, name: str, text: str) -> float:
@@ -171,12 +173,18 @@ def enlarging(
     return values
 
 
-def with_upscaler(ask: ParsedRequest, assets: Assets) -> ParsedRequest:
-    """Return the request with the whole name of its upscaler."""
-    if ask.params.upscaler is None:
-        return ask
-    name = _file(ask, "upscaler", "upscaler", ask.params.upscaler, assets)
-    return replace(ask, params=ask.params.model_copy(update={"upscaler": name}))
+def with_upscalers(ask: ParsedRequest, assets: Assets) -> ParsedRequest:
+    """Return the request with the whole names of its upscalers."""
+    params = ask.params
+    named = {"upscaler": params.upscaler}
+    if params.hires_upscaler not in HIRES_UPSCALERS:
+        named["hires_upscaler"] = params.hires_upscaler
+    whole = {
+        option: _file(ask, option, "upscaler", name, assets)
+        for option, name in named.items()
+        if name is not None
+    }
+    return replace(ask, params=params.model_copy(update=whole))
 
 
 def with_own_upscaler(

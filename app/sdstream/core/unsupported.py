@@ -29,6 +29,32 @@ def no_references(spec: ModelSpec) -> str | None:
     return f"the model '{spec.id}' takes no reference images"
 
 
+def no_reference_index(spec: ModelSpec) -> str | None:
+    """For the numbers of reference images: FLUX.2 numbers them always."""
+    if spec.family == "flux2":
+        return f"the model '{spec.id}' numbers its reference images always"
+    return no_references(spec)
+
+
+def no_image_guidance(spec: ModelSpec) -> str | None:
+    """For guidance by the input image, of which the runtime knows in U-Nets only."""
+    if spec.traits.unet:
+        return None
+    return f"the model '{spec.id}' has no guidance by an image; use cfg_scale"
+
+
+def no_shifted_timestep(spec: ModelSpec) -> str | None:
+    """For shifted timesteps, which the runtime has for SDXL only."""
+    if spec.family == "sdxl":
+        return None
+    return f"the model '{spec.id}' is not of Stable Diffusion XL"
+
+
+def no_autoencoder(spec: ModelSpec) -> str | None:
+    """For tiles of the autoencoder: some models generate pixels without one."""
+    return None if "vae" in spec.traits.needs else f"the model '{spec.id}' has no autoencoder"
+
+
 def no_control(spec: ModelSpec) -> str | None:
     """For control images."""
     return None if spec.files.control_net else f"the model '{spec.id}' has no ControlNet"

@@ -12,7 +12,7 @@ from sdstream.core.catalog import Catalog
 from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
 from sdstream.core.options import MAX_SEED, ImageParams
 from sdstream.core.placement import Box
-from sdstream.core.request import GenerationRequest, Limits, Sources
+from sdstream.core.request import NO_ASSETS, Assets, GenerationRequest, Limits, Sources
 from sdstream.core.resolve import check_count, resolve
 from sdstream.core.size import Size
 
@@ -30,6 +30,15 @@ models:
   - id: looker
     family: flux_kontext
     files: {model: m}
+  - id: large
+    family: sdxl
+    files: {model: m}
+  - id: counter
+    family: flux2
+    files: {model: m}
+  - id: pixels
+    family: chroma_radiance
+    files: {model: m}
 """
 )
 
@@ -44,6 +53,7 @@ def ask(
     prompt: str = "a cat",
     sources: Sources = NOTHING,
     client_names: dict[str, str] | None = None,
+    assets: Assets = NO_ASSETS,
     **options: Any,
 ) -> GenerationRequest:
     """Resolve a draft against the catalogue above; a random seed is 77."""
@@ -54,6 +64,7 @@ def ask(
         random_seed=lambda: 77,
         limits=Limits(1024 * 1024),
         sources=sources,
+        assets=assets,
     )
 
 
@@ -321,3 +332,51 @@ def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -
             limits=Limits(2**22),
         )
     assert caught.value.param == "sigmas"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sources", "why"),
+    [
+        ("plain", {"shifted_timestep": 250}, NOTHING, "is not of Stable Diffusion XL"),
+        ("flow", {"img_cfg": 2}, PICTURE, "has no guidance by an image; use cfg_scale"),
+        ("plain", {"increase_ref_index": True}, PICTURE, "needs a reference image"),
+        ("counter", {"increase_ref_index": True}, LOOKED_AT, "numbers its reference images always"),
+        ("looker", {"increase_ref_index": True}, NOTHING, "reference image"),
+        ("pixels", {"vae_tile_size_x": 32, "vae_tiling": True}, NOTHING, "has no autoencoder"),
+        ("plain", {"vae_tile_size_y": 32}, NOTHING, "it needs 'vae_tiling'"),
+        ("plain", {"vae_tile_overlap": 0.2, "vae_tiling": False}, NOTHING, "it needs 'vae_tiling'"),
+    ],
+)
+def test_options_of_other_models(
+    model: str, options: dict[str, Any], sources: Sources, why: str
+) -> None:
+    """The runtime would ignore them, so that they are rejected with the reason."""
+    error = refused(sources, model=model, **options)
+    assert (error.param, error.reason) == (next(iter(options)), Reason.NOT_SUPPORTED)
+    assert why in error.message
+
+
+def test_options_of_these_models() -> None:
+    """They reach the request; one that depends on the weights says so."""
+    large = ask(model="large", shifted_timestep=250, vae_tiling=True, vae_tile_size_x=64)
+    assert (large.options.shifted_timestep, large.options.vae_tile_size_x) == (250, 64)
+    counted = ask(model="looker", sources=LOOKED_AT, increase_ref_index=True)
+    assert counted.options.increase_ref_index
+    guided = ask(img_cfg=1.5, sources=PICTURE)
+    assert guided.options.img_cfg == 1.5
+    assert "img_cfg has no effect unless the weights of 'plain' are for" in guided.warnings[0]
+    unguided = ask(model="flow", img_cfg=1.0)
+    assert (unguided.options.img_cfg, unguided.warnings) == (None, ())
+
+
+def test_the_second_pass_by_an_upscaler() -> None:
+    """One of the operator's, also without its folder; another name is rejected with a list."""
+    assets = Assets(upscalers={"photo/sharp": 4})
+    size: dict[str, Any] = {"size": "256x256", "hires_scale": 2}
+    for name in ("sharp", "photo/sharp"):
+        assert ask(assets=assets, **size, hires_upscaler=name).options.hires_upscaler == (
+            "photo/sharp"
+        )
+    assert ask(assets=assets, **size, hires_upscaler="lanczos").options.hires_upscaler == "lanczos"
+    with pytest.raises(InvalidRequest, match=r"no upscaler 'shrp'; there are .*photo/sharp"):
+        ask(assets=assets, **size, hires_upscaler="shrp", client_names={"hires_upscaler": "hr"})

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from sdstream.core.errors import EngineError
 from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptions
-from sdstream.engine.native.params import context_params
+from sdstream.core.options import Options
+from sdstream.core.pixels import Inputs, Pixels
+from sdstream.core.request import GenerationRequest
+from sdstream.core.size import Size
+from sdstream.engine.native.params import LoadedModel, context_params, generation_params
+from tests.support.upscalers import write_upscaler
 
 
 def native(*, kernels: bool = False, **options: Any) -> Any:
@@ -67,3 +74,53 @@ def test_options_of_other_families(family: str, options: dict[str, Any], message
     """They would have no effect: the entry is rejected."""
     with pytest.raises(ValidationError, match=message):
         ModelSpec(id="m", family=family, files=Files(model="m"), runtime=RuntimeOptions(**options))
+
+
+# --- options of a request -------------------------------------------------------------------------
+
+
+def image(folder: Path | None = None, second_pass: Size | None = None, **options: Any) -> Any:
+    """The parameters of an image with these options and one reference image."""
+    request = GenerationRequest(
+        "m", "a cat", "", 64, 64, 4, "euler", "discrete", 7.0, 1, 1,
+        options=Options(**options), second_pass=second_pass,
+    )  # fmt: skip
+    inputs = Inputs(references=(Pixels(8, 8, bytes(192)),))
+    upscalers = None if folder is None else str(folder)
+    return generation_params(request, inputs, 1, LoadedModel(None, False, None, upscalers))
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "before", "after"),
+    [
+        ({"vae_tile_size_x": 48}, "vae_tiling_params.tile_size_x", 0, 48),
+        ({"vae_tile_size_y": 64}, "vae_tiling_params.tile_size_y", 0, 64),
+        ({"vae_tile_overlap": 0.25}, "vae_tiling_params.target_overlap", 0.5, 0.25),
+        ({"img_cfg": 1.5}, "sample_params.guidance.img_cfg", float("inf"), 1.5),
+        ({"shifted_timestep": 250}, "sample_params.shifted_timestep", 0, 250),
+        ({"increase_ref_index": True}, "increase_ref_index", False, True),
+    ],
+)
+def test_an_option_of_a_request_reaches_the_library(
+    options: dict[str, Any], field: str, before: Any, after: Any
+) -> None:
+    """Beside the library's own value, which stays where an option is not given."""
+    get = attrgetter(field)
+    assert get(image()) == before
+    assert get(image(**options)) == after
+
+
+def test_the_second_pass_takes_an_upscaler(tmp_path: Path) -> None:
+    """By its file, in tiles; one that is not there any more, or is none, is an error."""
+    path = write_upscaler(tmp_path / "twice.safetensors", 2)
+    size = Size(96, 96)
+    numbers: dict[str, Any] = {"hires_steps": 3, "hires_strength": 0.5}
+    hires = image(tmp_path, size, hires_upscaler="twice", **numbers).hires
+    assert (hires.model_path, hires.upscaler) == (str(path).encode(), 9)
+    assert (hires.target_width, hires.target_height, hires.upscale_tile_size) == (96, 96, 128)
+    latent = image(tmp_path, size, hires_upscaler="latent", **numbers).hires
+    assert (latent.model_path, latent.upscaler) == (None, 1)
+    path.write_bytes(b"something else")
+    for name in ("twice", "thrice"):
+        with pytest.raises(EngineError, match=f"The upscaler '{name}' "):
+            image(tmp_path, size, hires_upscaler=name, **numbers)

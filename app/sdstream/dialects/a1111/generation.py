@@ -303,7 +303,7 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
                 reason=Reason.NOT_SUPPORTED,
                 param=name,
             )
-    upscaler = find_hires_upscaler("hr_upscaler", fields.hr_upscaler)
+    upscaler = find_hires_upscaler(fields.hr_upscaler)
     found: JsonObject = {"hires_scale": _hires_scale(fields, given), "hires_upscaler": upscaler}
     if fields.hr_second_pass_steps:
         found["hires_steps"] = math.ceil(fields.hr_second_pass_steps)
@@ -373,6 +373,7 @@ def _spelling(fields: _Fields) -> dict[str, str]:
         "only_masked_padding": "inpaint_full_res_padding",
         "hires_scale": "upscaler_scale" if is_draw_things else "hr_scale",
         "hires_steps": "hr_second_pass_steps",
+        "hires_upscaler": "hr_upscaler",
         "hires_strength": "denoising_strength",
         "control": controlnet.PARAM,
     }

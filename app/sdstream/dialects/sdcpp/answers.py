@@ -104,7 +104,7 @@ def capabilities(
     Args:
         spec: The default model.
         loras: Names of the operator's files.
-        upscalers: Names of the operator's files; a second pass does not use them.
+        upscalers: Names of the operator's files.
         limits: Of sizes and images.
         queue_images: Images that may wait.
     """

@@ -21,13 +21,16 @@ _TOP: Final[Mapping[str, str]] = {
     "width": "width", "height": "height", "strength": "strength", "seed": "seed",
     "batch_count": "n", "control_strength": "control_strength", "output_format": "output_format",
     "output_compression": "output_compression", "lora": "lora", "cache_mode": "cache_mode",
-    "cache_option": "cache_options",
+    "cache_option": "cache_options", "increase_ref_index": "increase_ref_index",
 }  # fmt: skip
 _SAMPLE: Final[Mapping[str, str]] = {
     "scheduler": "schedule", "sample_method": "sampler", "sample_steps": "sample_steps",
     "eta": "eta", "custom_sigmas": "sigmas", "flow_shift": "flow_shift",
+    "shifted_timestep": "shifted_timestep",
 }  # fmt: skip
-_GUIDANCE: Final[Mapping[str, str]] = {"txt_cfg": "cfg_scale", "distilled_guidance": "guidance"}
+_GUIDANCE: Final[Mapping[str, str]] = {
+    "txt_cfg": "cfg_scale", "img_cfg": "img_cfg", "distilled_guidance": "guidance",
+}  # fmt: skip
 _SLG: Final[Mapping[str, str]] = {
     "scale": "slg_scale", "layers": "slg_layers", "layer_start": "slg_start",
     "layer_end": "slg_end",
@@ -36,7 +39,11 @@ _HIRES: Final[Mapping[str, str]] = {
     "upscaler": "hires_upscaler", "scale": "hires_scale", "steps": "hires_steps",
     "denoising_strength": "hires_strength",
 }  # fmt: skip
-_TILING: Final[Mapping[str, str]] = {"enabled": "vae_tiling"}
+_TILING: Final[Mapping[str, str]] = {
+    "enabled": "vae_tiling", "target_overlap": "vae_tile_overlap",
+    "tile_size_x": "vae_tile_size_x", "tile_size_y": "vae_tile_size_y",
+}  # fmt: skip
+_TILE_SIZES: Final = ("vae_tile_size_x", "vae_tile_size_y")
 
 #: Fields that bring images.
 IMAGES: Final = ("init_image", "mask_image", "control_image", "ref_images")
@@ -45,7 +52,6 @@ _NESTED: Final = ("sample_params", "hires", "vae_tiling_params")
 
 _TOP_FOREIGN: Final[Mapping[str, Foreign]] = {
     "auto_resize_ref_image": IGNORED,  # read with the images
-    "increase_ref_index": only(False),
     "embed_image_metadata": IGNORED,
     "ip_adapter_image": Foreign(refusal=" is not supported; the runtime's models here have none."),
     "ip_adapter_strength": IGNORED,
@@ -58,11 +64,7 @@ _TOP_FOREIGN: Final[Mapping[str, Foreign]] = {
     "upscale_repeats": only(1, 0),
     "high_noise_sample_params": IGNORED,
 }
-_SAMPLE_FOREIGN: Final = {"shifted_timestep": only(0)}
-_GUIDANCE_FOREIGN: Final = {
-    "img_cfg": IGNORED,  # compared with txt_cfg
-    "slg": IGNORED,  # read by itself
-}
+_GUIDANCE_FOREIGN: Final = {"slg": IGNORED}  # read by itself
 _HIRES_FOREIGN: Final = {
     "enabled": IGNORED,
     "target_width": only(0),
@@ -72,9 +74,6 @@ _HIRES_FOREIGN: Final = {
 }
 _TILING_FOREIGN: Final = {
     "temporal_tiling": IGNORED,
-    "tile_size_x": only(0),
-    "tile_size_y": only(0),
-    "target_overlap": only(0.5),
     "rel_size_x": only(0),
     "rel_size_y": only(0),
     "extra_tiling_args": Foreign(refusal=" is not supported; leave it empty."),
@@ -94,24 +93,15 @@ HIRES_UPSCALERS: Final = {
 }
 
 
-def find_hires_upscaler(param: str, name: str) -> str:
-    """Return the runtime's name of what enlarges between two passes.
+def find_hires_upscaler(name: str) -> str:
+    """Return the value of ``hires_upscaler``: the runtime's name, or that of an upscaler's file.
 
     Args:
-        param: The client's name of the field.
-        name: AUTOMATIC1111's, in any case of letters.
-
-    Raises:
-        InvalidRequest: No option has that name.
+        name: AUTOMATIC1111's in any case of letters, or the file's.
     """
-    wanted = name.strip().lower()
-    for spelling, ours in HIRES_UPSCALERS.items():
-        if spelling.lower() == wanted:
-            return ours
-    raise InvalidRequest(
-        f"'{param}': unknown upscaler '{name[:64]}'; there are {', '.join(HIRES_UPSCALERS)}.",
-        param=param,
-    )
+    wanted = name.strip()
+    by_name = {spelling.lower(): ours for spelling, ours in HIRES_UPSCALERS.items()}
+    return by_name.get(wanted.lower(), wanted)
 
 
 TAG: Final = "<sd_cpp_extra_args>"
@@ -186,27 +176,22 @@ def flatten(body: Mapping[str, Any], handling: Handling, where: str = "") -> Fla
     if isinstance(sample, Mapping):
         sample = {name: value for name, value in sample.items() if name != "guidance"}
     inside = f"{where}sample_params."
-    flat.read(sample, _SAMPLE, _SAMPLE_FOREIGN, handling, inside)
+    flat.read(sample, _SAMPLE, {}, handling, inside)
     flat.read(guidance, _GUIDANCE, _GUIDANCE_FOREIGN, handling, f"{inside}guidance.")
     if isinstance(guidance, Mapping):
-        _check_img_cfg(guidance, f"{inside}guidance.")
+        if guidance.get("img_cfg") in (None, guidance.get("txt_cfg")):  # as by text
+            flat.fields.pop("img_cfg", None)
         _read_slg(flat, guidance.get("slg"), handling, f"{inside}guidance.slg.")
     _read_hires(flat, body.get("hires"), handling, f"{where}hires.")
-    tiling = body.get("vae_tiling_params")
-    flat.read(tiling, _TILING, _TILING_FOREIGN, handling, f"{where}vae_tiling_params.")
+    _read_tiling(flat, body.get("vae_tiling_params"), handling, f"{where}vae_tiling_params.")
     _leave_out_nothings(flat)
     return flat
 
 
-def _check_img_cfg(guidance: Mapping[str, Any], where: str) -> None:
-    """A separate guidance for the image is not in the runtime's binding."""
-    image, text = guidance.get("img_cfg"), guidance.get("txt_cfg")
-    if image not in (None, text, 1, 1.0):
-        raise InvalidRequest(
-            f"'{where}img_cfg' is not supported; leave it out, or send the value of txt_cfg.",
-            reason=Reason.NOT_SUPPORTED,
-            param=f"{where}img_cfg",
-        )
+def _read_tiling(flat: Flat, tiling: Any, handling: Handling, where: str) -> None:
+    if isinstance(tiling, Mapping) and is_nothing(tiling.get("enabled", False)):
+        return
+    flat.read(tiling, _TILING, _TILING_FOREIGN, handling, where)
 
 
 def _read_slg(flat: Flat, slg: Any, handling: Handling, where: str) -> None:
@@ -222,7 +207,7 @@ def _read_hires(flat: Flat, hires: Any, handling: Handling, where: str) -> None:
     if hires is None:
         return
     name = str(flat.fields.get("hires_upscaler") or "Latent")
-    flat.fields["hires_upscaler"] = find_hires_upscaler(f"{where}upscaler", name)
+    flat.fields["hires_upscaler"] = find_hires_upscaler(name)
     if is_nothing(flat.fields.get("hires_steps")):
         flat.fields.pop("hires_steps", None)
     flat.fields.setdefault("hires_scale", 2.0)
@@ -234,8 +219,9 @@ def _leave_out_nothings(flat: Flat) -> None:
     for name in ("sigmas", "lora", "cache_options", "vae_tiling"):
         if is_nothing(fields.get(name)):
             fields.pop(name, None)
-    if is_nothing(fields.get("flow_shift")):
-        fields.pop("flow_shift", None)
+    for name in ("flow_shift", "shifted_timestep", "increase_ref_index", *_TILE_SIZES):
+        if is_nothing(fields.get(name)):
+            fields.pop(name, None)
     if "sigmas" in fields:  # the page sends the steps and the schedule too
         for name in ("sample_steps", "schedule"):
             fields.pop(name, None)

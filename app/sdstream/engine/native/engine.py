@@ -49,17 +49,19 @@ from sdstream.engine.native.bindings import (
 from sdstream.engine.native.loras import LoraCheck
 from sdstream.engine.native.params import (
     TAE_INSIDE,
+    UPSCALER_TILE,
     LoadedModel,
     context_params,
     file_of,
     generation_params,
+    upscaler_path,
 )
 from sdstream.engine.native.patched import Patches
 from sdstream.engine.native.progress import ImageProgress, LoadProgress
 from sdstream.engine.port import Emit
 from sdstream.system import available_cores
 from sdstream.weights import inspection
-from sdstream.weights.embedded import UPSCALERS, materialise, upscaler_file
+from sdstream.weights.embedded import UPSCALERS, materialise
 from sdstream.weights.embeddings import prepared_embeddings
 from sdstream.weights.folders import weight_files
 
@@ -80,8 +82,6 @@ _PREVIEW_MODES: Final = {
 }
 #: Bytes of the conditions of earlier prompts that a worker keeps; one of T5-XXL has 4 MB.
 _CONDITION_CACHE: Final = 64 << 20
-#: Pixels to a side of what an upscaler takes at once: its memory, and how often it is heard of.
-_UPSCALER_TILE: Final = 128
 
 
 class NativeEngine:
@@ -92,7 +92,6 @@ class NativeEngine:
         self._abort = AbortFlag(lib)
         self._patches = Patches(lib)
         self._can_abort = False
-        self._upscaler_dir: str | None = None
         self._cores = 0
         self._threads = 0
         self._can_share = False
@@ -123,7 +122,6 @@ class NativeEngine:
             component: materialise(location, Path(command.cache_dir))
             for component, location in command.files.items()
         }
-        self._upscaler_dir = command.upscaler_dir
         self._cores = available_cores()
         self._threads = command.runtime["threads"] or self._cores
         self._secrets = {str(path): component for component, path in files.items()}
@@ -147,7 +145,9 @@ class NativeEngine:
             raise EngineError(
                 Reason.MODEL_UNAVAILABLE, f"The runtime could not load the model{detail}."
             )
-        self._model = LoadedModel(context, command.runtime["vae_tiling"], command.lora_dir)
+        self._model = LoadedModel(
+            context, command.runtime["vae_tiling"], command.lora_dir, command.upscaler_dir
+        )
         self._loras = LoraCheck(
             files,
             unet=FAMILIES[command.family].unet,
@@ -301,12 +301,9 @@ class NativeEngine:
     def _enlarged(self, picture: Pixels, request: GenerationRequest) -> Pixels | None:
         """Return the image after the request's upscaler; None if it was aborted."""
         name = request.options.upscaler or ""
-        path = upscaler_file(name) or file_of(self._upscaler_dir, name, "upscaler")
-        problem = inspection.examine(path, "upscaler").problem
-        if problem is not None:
-            raise EngineError(Reason.GENERATION_FAILED, f"The upscaler '{name}' {problem}.")
+        path = upscaler_path(self._model.upscaler_dir, name)
         context = sd.new_upscaler_ctx(
-            str(path).encode(), False, self._direct, self._threads, _UPSCALER_TILE
+            str(path).encode(), False, self._direct, self._threads, UPSCALER_TILE
         )
         if not context:
             raise EngineError(

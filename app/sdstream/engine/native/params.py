@@ -18,6 +18,8 @@ from sdstream.core.request import GenerationRequest
 from sdstream.core.samplers import CACHE_KNOBS, DEFAULT_SCHEDULE, HIRES_UPSCALERS
 from sdstream.core.size import Size
 from sdstream.engine.native.bindings import control_image, lib, native_image
+from sdstream.weights import inspection
+from sdstream.weights.embedded import upscaler_file
 from sdstream.weights.folders import weight_files
 
 #: Component of models.yaml -> field of sd_ctx_params_t.
@@ -37,6 +39,9 @@ _PATH_FIELDS: Final = {
 #: Any non-empty path makes the runtime use a tiny autoencoder that the model file itself holds,
 #: after a warning that there is no such file.
 TAE_INSIDE: Final = "inside-the-model-file"
+
+#: Pixels to a side of what an upscaler takes at once: its memory, and how often it is heard of.
+UPSCALER_TILE: Final = 128
 
 _CACHE_MODES: Final = {
     "easycache": sd.SDCacheMode.SD_CACHE_EASYCACHE,
@@ -80,11 +85,13 @@ class LoadedModel:
         context: ``sd_ctx_t``.
         vae_tiling: Decode in tiles unless a request turns that off.
         lora_dir: Folder of the LoRAs, None for none.
+        upscaler_dir: Folder of the upscalers beside the built-in one, None for none.
     """
 
     context: Any
     vae_tiling: bool
     lora_dir: str | None
+    upscaler_dir: str | None
 
 
 def context_params(
@@ -190,18 +197,27 @@ def generation_params(
         # Ctypes keeps the array alive through the pointer.
         params.ref_images = ctypes.cast(references, ctypes.POINTER(sd.sd_image_t))
         params.ref_images_count = len(references)
+        params.increase_ref_index = bool(options.increase_ref_index)
     tiling = model.vae_tiling if options.vae_tiling is None else options.vae_tiling
-    params.vae_tiling_params.enabled = tiling
+    _set_tiling(params.vae_tiling_params, options, enabled=tiling)
     if options.clip_skip is not None:
         params.clip_skip = options.clip_skip
     if options.cache_mode is not None:
         _set_cache(params.cache, options.cache_mode, options.cache_numbers)
     if request.second_pass is not None:
-        _set_hires(params.hires, options, request.second_pass)
+        _set_hires(params.hires, options, request.second_pass, model)
     if options.lora and model.lora_dir is not None:
         _set_loras(params, model.lora_dir, options.lora)
     _set_sampling(params.sample_params, request, model)
     return params
+
+
+def _set_tiling(params: Any, options: Options, *, enabled: bool) -> None:
+    params.enabled = enabled
+    params.tile_size_x = options.vae_tile_size_x or 0
+    params.tile_size_y = options.vae_tile_size_y or 0
+    if options.vae_tile_overlap is not None:
+        params.target_overlap = options.vae_tile_overlap
 
 
 def _set_sampling(sample: Any, request: GenerationRequest, model: LoadedModel) -> None:
@@ -212,8 +228,12 @@ def _set_sampling(sample: Any, request: GenerationRequest, model: LoadedModel) -
     options = request.options
     if options.guidance is not None:
         sample.guidance.distilled_guidance = options.guidance
+    if options.img_cfg is not None:
+        sample.guidance.img_cfg = options.img_cfg
     if options.eta is not None:
         sample.eta = options.eta
+    if options.shifted_timestep is not None:
+        sample.shifted_timestep = options.shifted_timestep
     if options.flow_shift is not None:
         sample.flow_shift = options.flow_shift
     if options.sigmas:
@@ -248,9 +268,15 @@ def _set_cache(params: Any, mode: str, numbers: Mapping[str, float]) -> None:
         setattr(params, knob.field, int(value) if knob.whole else value)
 
 
-def _set_hires(params: Any, options: Options, size: Size) -> None:
+def _set_hires(params: Any, options: Options, size: Size, model: LoadedModel) -> None:
     params.enabled = True
-    params.upscaler = _HIRES_UPSCALERS[options.hires_upscaler or "latent"]
+    name = options.hires_upscaler or "latent"
+    if name in _HIRES_UPSCALERS:
+        params.upscaler = _HIRES_UPSCALERS[name]
+    else:
+        params.upscaler = sd.SDHiresUpscaler.SD_HIRES_UPSCALER_MODEL
+        params.model_path = str(upscaler_path(model.upscaler_dir, name)).encode()
+        params.upscale_tile_size = UPSCALER_TILE
     params.target_width, params.target_height = size
     params.steps, params.denoising_strength = options.hires_steps, options.hires_strength
 
@@ -262,6 +288,19 @@ def _set_skip_layers(params: Any, options: Options) -> None:
     params.layer_count = len(layers)
     params.layer_start, params.layer_end = options.slg_start, options.slg_end
     params.scale = options.slg_scale
+
+
+def upscaler_path(folder: str | None, name: str) -> Path:
+    """The file of an upscaler, the built-in one or one of the operator's folder.
+
+    Raises:
+        EngineError: It is not there any more, or the runtime cannot load it.
+    """
+    path = upscaler_file(name) or file_of(folder, name, "upscaler")
+    problem = inspection.examine(path, "upscaler").problem
+    if problem is not None:
+        raise EngineError(Reason.GENERATION_FAILED, f"The upscaler '{name}' {problem}.")
+    return path
 
 
 def file_of(folder: str | None, name: str, what: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Final
 
 from sdstream.core.messages import Phase, Preview, Progress
 from sdstream.core.request import EVERY_STEP, GenerationRequest
+from sdstream.core.samplers import LATENT_UPSCALERS
 from sdstream.engine.port import Emit
 
 #: A part of the log line that begins a phase; generate_image itself begins with the encoding.
@@ -16,6 +17,10 @@ _PHASE_LINES: Final = (
     ("- decoding ", Phase.DECODING),
     ("- upscaling from ", Phase.UPSCALING),
 )
+
+#: Begins and ends the enlarging between two passes by pixels, whose callback counts tiles.
+_BETWEEN_BEGINS: Final = "- hires fix: "
+_BETWEEN_ENDS: Final = "computing vae encode graph completed"
 
 _VERSION_LINE: Final = re.compile(r" - Version: (.+)$")
 
@@ -28,6 +33,9 @@ class ImageProgress:
         #: Steps of a second pass, as the runtime will count them, and those of the pass before.
         self._second = (request.options.hires_steps or 0) + 1 if request.second_pass else 0
         self._before = 0
+        upscaler = request.options.hires_upscaler or "latent"
+        self._pixels_between = upscaler not in LATENT_UPSCALERS
+        self._between = False
         self._pass_steps = request.steps
         self._step = 0
         self.steps = request.steps + self._second
@@ -41,6 +49,10 @@ class ImageProgress:
 
     def heard(self, line: str) -> None:
         """Take up a log line of the runtime: some of them begin a phase."""
+        if self._pixels_between and _BETWEEN_BEGINS in line:
+            self._between = True
+        elif _BETWEEN_ENDS in line:
+            self._between = False
         for mark, phase in _PHASE_LINES:
             if mark in line and phase not in self._began:
                 self.phase = phase
@@ -49,7 +61,9 @@ class ImageProgress:
 
     def progressed(self, step: int, steps: int) -> None:
         """Take up the progress callback, which outside sampling counts LoRAs and tiles."""
-        if self.phase is Phase.SAMPLING:
+        if self._between:
+            self._report(self._before + self._step)
+        elif self.phase is Phase.SAMPLING:
             if step < self._step:  # the second pass of a hires fix counts from 1
                 self._before, self._second = self._before + self._pass_steps, 0
             self._step, self._pass_steps = step, steps

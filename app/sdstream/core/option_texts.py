@@ -1,0 +1,71 @@
+"""Options as texts, in which forms and other programs have lists, pairs and sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+
+def plain(value: str) -> str:
+    """Return a prompt with the line ends of JSON.
+
+    Raises:
+        ValueError: It holds what the runtime would see as another prompt.
+    """
+    # NUL ends a C string and a lone surrogate has no UTF-8 form.
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("must not contain unpaired surrogates")
+    # Multipart forms end lines with CRLF; the same prompt in JSON must give the same image.
+    return value.replace("\r\n", "\n")
+
+
+def _loras(value: Any) -> Any:
+    """Read JSON in a text, and ``{"NAME": SCALE}`` for a list of objects."""
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise ValueError("must be a list of objects with id and scale") from None
+    if isinstance(value, Mapping):
+        return [{"id": name, "scale": scale} for name, scale in value.items()]
+    return value
+
+
+def _pairs(value: Any) -> Any:
+    """Read ``warmup=4,Fn=2``, the form of the runtime's own program, or JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        if value.lstrip().startswith("{"):
+            return json.loads(value)
+        return dict(pair.strip().split("=", 1) for pair in value.split(","))
+    except (ValueError, RecursionError):
+        raise ValueError("must be an object of numbers, or name=number,…") from None
+
+
+def _list(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+def _four_sides(value: Any) -> Any:
+    """Read one number for all sides, and ``left,top,right,bottom`` in a text."""
+    sides = value.split(",") if isinstance(value, str) else value
+    if isinstance(sides, int) and not isinstance(sides, bool):
+        sides = [sides]
+    if not isinstance(sides, list | tuple):
+        return sides
+    if len(sides) not in (1, 4):
+        raise ValueError("must be one number, or four: left, top, right and bottom")
+    return sides * (4 // len(sides))
+
+
+#: Option -> how its text is read.
+READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "lora": _loras,
+    "cache_options": _pairs,
+    "sigmas": _list,
+    "slg_layers": _list,
+    "expand": _four_sides,
+}
