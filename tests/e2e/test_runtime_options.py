@@ -23,6 +23,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "processor": {"device": "cpu"},
     "second-card": {"device": "cuda:1"},
     "other-noise": {"runtime": {"rng": "cpu"}},
+    "moved": {"runtime": {"offload": True}},
+    "smaller": {"runtime": {"wtype": "q4_0"}},
+    "eight-bits": {"runtime": {"wtype": "q8_0"}},
 }
 
 
@@ -67,6 +70,16 @@ def test_the_generator_of_noise(server: ServerProcess) -> None:
     """Another one gives another image of the same seed, and the same again."""
     assert (drawn(server, "other-noise") != drawn(server, "plain")).any()
     assert (drawn(server, "other-noise") == drawn(server, "other-noise")).all()
+
+
+def test_the_launch_options_of_xinference(server: ServerProcess) -> None:
+    """Weights that are moved when they are needed give the same image (cpu_offload), and weights
+    that are quantised when they are loaded nearly the same (transformer_nf4, quantize)."""
+    plain = drawn(server, "plain")
+    assert (drawn(server, "moved") == plain).all()
+    differences = [abs(drawn(server, model) - plain).mean() for model in ("eight-bits", "smaller")]
+    assert differences[0] < differences[1] < 40
+    assert differences[1] > 0
 
 
 def test_a_device_of_its_own(server: ServerProcess) -> None:

@@ -22,6 +22,17 @@ XINFERENCE = {
     "sd3.5-large": "F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0",
     "sd3.5-large-turbo": "F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0",
 }
+#: Xinference's quantisation by default: model -> the denoiser in 4 bits (transformer_nf4). The text
+#: encoder is quantised in all of them (quantize_text_encoder).
+XINFERENCE_DEFAULTS = {
+    "FLUX.1-dev": False,
+    "FLUX.1-schnell": False,
+    "sd3-medium": False,
+    "sd3.5-medium": False,
+    "sd3.5-large": True,
+    "sd3.5-large-turbo": True,
+    "Qwen-Image": False,
+}
 #: GPUStack's list of models -> the entry of the catalogue; None for what the runtime lacks.
 GPUSTACK = {
     "stable-diffusion-3.5-large-turbo": "sd3.5-large-turbo",
@@ -61,6 +72,23 @@ def test_quantisations_of_xinference(model: str) -> None:
     assert lacking == {*described(model)} - have
     for how in (described(model)[quant] for quant in lacking):
         assert how == "no type" or how.strip("`") in WTYPES
+
+
+@pytest.mark.parametrize("model", XINFERENCE_DEFAULTS)
+def test_quantisation_by_default(model: str) -> None:
+    """The usual files are quantised as Xinference does it, or smaller."""
+    usual = CATALOG.entries[model].variants[0]
+    files = {name: file.path.rpartition("/")[2] for name, file in usual.hub_files.items()}
+    quant = re.compile(r"[-.]q([2-8])_", re.IGNORECASE)
+    # sd3-medium is one file, whose text encoders are quantised with the rest.
+    encoder = files.get("t5xxl") or files.get("llm") or files["model"]
+    assert quant.search(encoder), f"{encoder} is not quantised"
+    if XINFERENCE_DEFAULTS[model]:
+        denoiser = quant.search(files.get("diffusion_model") or files["model"])
+        assert denoiser is not None
+        assert int(denoiser[1]) <= 5
+    small = [v.quant for v in CATALOG.entries[model].variants if re.match("q[2-4]_", v.quant, re.I)]
+    assert small, "transformer_nf4 has no counterpart"
 
 
 @pytest.mark.parametrize("title", GPUSTACK)
