@@ -174,9 +174,11 @@ class ModelScope:
         """Link ``snapshots/REVISION/PATH`` to the blob: the layout of huggingface_hub."""
         pointer = blob.parents[1] / "snapshots" / file.revision / file.path
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        pointer.unlink(missing_ok=True)
-        pointer.symlink_to(os.path.relpath(blob, pointer.parent))
-        return pointer
+        # In one step, for another process may do the same at this moment.
+        link = pointer.with_name(f"{pointer.name}.{os.getpid()}")
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(blob, pointer.parent))
+        return link.replace(pointer)
 
     def _url(self, file: HubFile, what: str, **query: str) -> str:
         base = f"{self.service.endpoint}/api/v1/models/{quote(file.repo)}/{what}"
