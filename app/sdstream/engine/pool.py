@@ -199,7 +199,7 @@ class WorkerPool:
         """Workers that the model may have at once.
 
         "auto" is one for each slot; a place without slots has one for each core if the model is
-        small and its first worker, once loaded, divides the CPU with others.
+        small and a loaded worker of it can divide the CPU with others.
         """
         if spec.replicas != "auto":
             return spec.replicas
@@ -210,8 +210,9 @@ class WorkerPool:
         )
 
     def _most_by_cores(self, spec: ModelSpec, place: Place) -> int:
-        loaded = [w.loaded for w in self.workers(spec.id, place.name) if w.loaded]
-        divides = any(one.can_share and one.on_cpu for one in loaded)
+        # Not beside one that restarts after a crash: a second one would crash as well.
+        workers = [w for w in self.workers(spec.id, place.name) if w.state in _LOADED]
+        divides = any(w.loaded and w.loaded.can_share and w.loaded.on_cpu for w in workers)
         is_small = self._file_bytes(spec) <= _SMALL_BYTES
         return min(place.cores, _MOST_WORKERS) if divides and is_small else 1
 

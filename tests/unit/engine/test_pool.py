@@ -134,7 +134,7 @@ async def test_auto_is_one_worker_for_each_slot() -> None:
 
 @driven
 async def test_auto_is_one_worker_for_each_core_of_a_machine_without_slots() -> None:
-    """Of a small model, as soon as the first one reports that it divides the CPU; at most 8."""
+    """Of a small model, at most 8, while one is loaded that can divide the CPU."""
     auto = a_model(replicas="auto")
     for file_mb, cores, count in ((200, 4, 4), (200, 20, 8), (500, 4, 1)):
         machines = Machines(Place("", 10_000 * MIB, cores=cores), file_mb=file_mb)
@@ -142,6 +142,11 @@ async def test_auto_is_one_worker_for_each_core_of_a_machine_without_slots() -> 
         assert await machines.started(auto)
         assert machines.pool.most_workers(auto) == count
         assert machines.pool.most_workers(a_model()) == 1
+        (worker,) = machines.pool.workers()
+        machines.every[0].kill()
+        while worker.state is WorkerState.READY:
+            await asyncio.sleep(0)
+        assert machines.pool.most_workers(auto) == 1
         await machines.pool.close()
 
 
