@@ -34,8 +34,7 @@ def test_an_image_of_another_size(native_server: ServerProcess, size: str) -> No
     corner = np.asarray(image)[image.height // 12, image.width // 12]
     assert middle[0] > middle[2] + 60, "red in the middle"
     assert corner[2] > corner[0] + 60, "blue around it"
-    asked = {k: v for k, v in parameters.items() if k != "generated_size"}
-    again, _ = drawn(native_server, **asked)
+    again, _ = drawn(native_server, **parameters)
     assert again == image
 
 

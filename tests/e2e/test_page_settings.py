@@ -40,6 +40,7 @@ def test_options_without_a_field(own_server: ServerProcess, visit: Visit) -> Non
     line = page.locator("#further")
     expect(line).to_contain_text("flow_shift 2.5")
     expect(line).to_contain_text("lora shapes 0.8")
+    expect(line).not_to_contain_text("kernels")
     assert redrawn(own_server, page) == drawn
     page.reload()
     expect(line).to_contain_text("hires_scale 2")

@@ -82,6 +82,7 @@ def test_a_plain_answer_has_every_field(fake_server: ServerProcess) -> None:
         "sampler": "euler",
         "schedule": "discrete",
         "cfg_scale": 2.0,
+        "kernels": "auto",
     }
     assert {*body["usage"]} == {
         "generation_per_second",

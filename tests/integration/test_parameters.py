@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from PIL import Image
 
+from tests.support.jobs import wait_for
 from tests.support.servers import ServerProcess
 
 ROUTE = "/v1/images/parameters"
@@ -28,6 +29,19 @@ def test_what_was_written_is_read(fake_server: ServerProcess, kind: str) -> None
     assert answer["parameters"]["seed"] == 2**62 + 1
     again = fake_server.post({**answer["parameters"], "output_format": kind}).json()
     assert again["data"][0]["b64_json"] == first
+
+
+def test_the_parameters_of_an_answer_ask_for_it_again(fake_server: ServerProcess) -> None:
+    """All of them as they are, also the kernels, without a warning."""
+    first = fake_server.post(BODY).json()
+    assert first["parameters"]["kernels"] == "auto"
+    again = fake_server.post(first["parameters"]).json()
+    assert [one["b64_json"] for one in again["data"]] == [one["b64_json"] for one in first["data"]]
+    assert ("warnings" in first, "warnings" in again) == (False, False)
+    job = fake_server.post(BODY, headers={"Prefer": "respond-async"}).json()
+    assert "kernels" not in job["parameters"]
+    done = wait_for(fake_server, job["id"], "completed")
+    assert done["parameters"] == first["parameters"]
 
 
 def test_an_image_without_parameters(fake_server: ServerProcess) -> None:

@@ -35,6 +35,8 @@ _NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
 _GENERATED: Final = "Generated size"
 #: Of a LoRA's hash; AUTOMATIC1111 writes as many, and Civitai finds the LoRA by them.
 _HASH_CHARACTERS: Final = 12
+#: CPU kernels that generated it, which rounding depends on.
+_KERNELS: Final = "Kernels"
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
 
@@ -71,6 +73,8 @@ def write(request: GenerationRequest, seed: int) -> str:
         facts["Lora hashes"] = ", ".join(hashes)
     if request.enlarged:
         facts[_GENERATED] = str(request.size)
+    if request.kernels:
+        facts[_KERNELS] = request.kernels
     facts["Version"] = f"sdstream {__version__}"
     lines.append(", ".join(f"{name}: {_quoted(text)}" for name, text in facts.items()))
     return "\n".join(lines)
@@ -228,4 +232,4 @@ _BY_INFOTEXT: Final = {
     option.infotext: name for name, option in OPTIONS.items() if option.infotext is not None
 }
 #: Facts on the program and the files, which say nothing of the image.
-_ASIDE: Final = re.compile(r"^Version$|^Hashes$| hash(es)?$")
+_ASIDE: Final = re.compile(rf"^Version$|^{_KERNELS}$|^Hashes$| hash(es)?$")

@@ -276,7 +276,7 @@ class Job:
         images: Finished images by index.
         progress: The newest progress of the image being generated.
         ending: The event that ended it, None before.
-        has_findings: The engine added to the request's warnings.
+        has_findings: The engine added to the request: warnings, or its kernels.
         favorite: The owner marked it, and it does not expire.
         uploads: Files that came with the request and are kept: name -> bytes.
     """
@@ -356,6 +356,12 @@ class Job:
         found = tuple(sentence for sentence in sentences if sentence not in known)
         if found:
             self.request = replace(self.request, warnings=(*known, *found))
+            self.has_findings = True
+
+    def use_kernels(self, kernels: str) -> None:
+        """Note the CPU kernels of the worker that generates it."""
+        if kernels != self.request.kernels:
+            self.request = replace(self.request, kernels=kernels)
             self.has_findings = True
 
     def _forget_previews(self) -> None:

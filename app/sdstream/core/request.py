@@ -54,6 +54,7 @@ class GenerationRequest:
         placement: Where the generated image lies in the finished one; None when it is that.
         references: Pixels of each reference image, as the model gets it.
         lora_hashes: Name of a LoRA -> SHA-256 of its weights, of those that have one.
+        kernels: CPU kernels of the worker that generates it; empty before one does.
     """
 
     model: str
@@ -82,6 +83,7 @@ class GenerationRequest:
     placement: Placement | None = None
     references: tuple[Size, ...] = ()
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
+    kernels: str = ""
 
     @property
     def size(self) -> Size:

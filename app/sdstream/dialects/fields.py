@@ -86,6 +86,8 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
         ),
         IGNORED,
     ),
+    # The parameters of an answer have them, and ask for the same image again.
+    **dict.fromkeys(("generated_size", "kernels"), IGNORED),
     "style": Foreign(("natural", "auto"), note=" has no effect; describe the style in the prompt."),
     "input_fidelity": Foreign(("low",), note=" has no effect; use 'strength'."),
     "padding_image_to_multiple": Foreign(note=" has no effect; use 'fit'."),

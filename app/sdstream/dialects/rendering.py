@@ -126,6 +126,7 @@ def parameters(request: GenerationRequest) -> JsonObject:
         "schedule": request.schedule,
         "cfg_scale": request.cfg_scale,
         **request.options.given(),
+        **({"kernels": request.kernels} if request.kernels else {}),
     }
 
 

@@ -260,6 +260,8 @@ class Dispatcher:
         await self._store.update(job)
         if not await self._is_ready(live, worker):  # it may have died since
             return
+        if worker.loaded is not None:
+            job.use_kernels(worker.loaded.kernels)
         self._observe(job, "queue", live.clock() - job.created)
         order = Generate(job.id, job.request, inputs.of_runtime, first=len(job.images))
         async for event in worker.generate(order):

@@ -21,6 +21,17 @@ def test_parameters_in_automatic1111s_form() -> None:
     assert lines[:2] == ["a cat", "Negative prompt: dog"]
     assert lines[2].startswith("Steps: 20, Sampler: ")
     assert "CFG scale: 7.5, Seed: 2, Size: 8x4, Model: m" in lines[2]
+    assert "Kernels" not in lines[2]
+
+
+def test_the_kernels_are_a_fact_without_an_option() -> None:
+    """They are written with the version and read over."""
+    text = infotext.write(replace(REQUEST, kernels="avx2 f32"), seed=2)
+    assert ", Kernels: avx2 f32, Version: " in text
+    found = infotext.read_options(text)
+    assert found == infotext.read_options(infotext.write(REQUEST, seed=2))
+    assert found is not None
+    assert found.unread == ()
 
 
 def test_every_option_is_in_the_text() -> None:

@@ -48,7 +48,13 @@ export function wasDrawn(job) {
  * @returns {Settings}
  */
 export function settingsOf(job, image) {
-  const { negative_prompt: negative = "", ...parameters } = job.parameters;
+  // The last two follow from the others.
+  const {
+    negative_prompt: negative = "",
+    generated_size: _size,
+    kernels: _kernels,
+    ...parameters
+  } = job.parameters;
   const one = image && job.parameters.n > 1 ? { seed: image.seed, n: 1 } : {};
   return { ...parameters, negative_prompt: negative, ...one };
 }
