@@ -77,13 +77,13 @@ def test_threads_do_not_change_a_byte(server: ServerProcess) -> None:
 
 def test_several_workers_generate_the_same_images(server: ServerProcess) -> None:
     """As one alone, while their number of threads changes with the jobs that come and go."""
-    alone = [drawn(server, "auto", seed) for seed in range(6)]
+    alone = [drawn(server, "auto", seed) for seed in range(3)]
     drawn(server, "several")
-    with ThreadPoolExecutor(6) as pool:
-        together = [*pool.map(lambda seed: drawn(server, "several", seed), range(6))]
+    with ThreadPoolExecutor(3) as pool:
+        together = [*pool.map(lambda seed: drawn(server, "several", seed), range(3))]
     assert all((one == other).all() for one, other in zip(alone, together, strict=True))
-    workers = server.metric("sdstream_worker_up", model="several")
-    assert workers == min(available_cores(), 8)
+    starts = server.metric("sdstream_worker_starts_total", model="several")
+    assert starts > 1 or available_cores() == 1
 
 
 def test_what_is_in_use_is_reported(server: ServerProcess) -> None:
