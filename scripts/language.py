@@ -41,36 +41,6 @@ PATTERNS: Final = {
 _FOUND: Final = re.compile("|".join(rf"(\b(?:{text})\b)" for text in PATTERNS), re.IGNORECASE)
 _REMEDIES: Final = tuple(PATTERNS.values())
 
-#: Files whose language is older than this list. Rewrite one, and remove it here; add none.
-DEFERRED: Final = frozenset(
-    {
-        "app/sdstream/service/assembly.py",
-        "app/sdstream/service/service.py",
-        "app/sdstream/storage/files.py",
-        "app/sdstream/storage/job_store.py",
-        "app/sdstream/storage/ledger.py",
-        "app/sdstream/storage/privacy.py",
-        "app/sdstream/storage/rows.py",
-        "app/sdstream/web/static/announce.js",
-        "app/sdstream/web/static/api.js",
-        "app/sdstream/web/static/app.js",
-        "app/sdstream/web/static/canvas.js",
-        "app/sdstream/web/static/extra-options.js",
-        "app/sdstream/web/static/feed.js",
-        "app/sdstream/web/static/form.js",
-        "app/sdstream/web/static/format.js",
-        "app/sdstream/web/static/gallery.js",
-        "app/sdstream/web/static/index.html",
-        "app/sdstream/web/static/jobs.js",
-        "app/sdstream/web/static/key.js",
-        "app/sdstream/web/static/pictures.js",
-        "app/sdstream/web/static/snippets.js",
-        "app/sdstream/web/static/stage.js",
-        "app/sdstream/web/static/storage.js",
-        "app/sdstream/web/static/viewer.js",
-    }
-)
-
 #: Names of code and addresses: ``x``, `x`, <x>, https://x, and "x:" in a list of arguments.
 _NAMES: Final = re.compile(
     r"^\s+\w+: |``.*?``|`[^`]*`|<[^>]*>|https?://\S+|[\w/.-]+\.(?:md|py|js|yaml)\b"
@@ -128,16 +98,12 @@ def files() -> list[Path]:
 
 
 def main() -> int:
-    """Print the faults of every file that is not deferred; return the exit code."""
-    deferred = {ROOT / name for name in DEFERRED}
-    found = [fault for path in files() if path not in deferred for fault in faults(path)]
+    """Print the faults of every file; return the exit code."""
+    found = [fault for path in files() for fault in faults(path)]
     for fault in found:
         print(fault, file=sys.stderr)
-    clean = sorted(path for path in deferred if path.exists() and not [*faults(path)])
-    for path in clean:
-        print(f"{path.relative_to(ROOT)} is clean: remove it from DEFERRED in scripts/language.py")
     if not found:
-        print(f"the language of {len(files()) - len(deferred)} files has no fault")
+        print(f"the language of {len(files())} files has no fault")
     return 1 if found else 0
 
 

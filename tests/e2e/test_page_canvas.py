@@ -137,7 +137,7 @@ def test_an_edit_is_repeated(own_server: ServerProcess, visit: Visit, tmp_path: 
     field(page, "Prompt").fill("an edit")
     field(page, "Seed").fill("7")
     painted = saved_mask(page, tmp_path)
-    page.get_by_role("button", name="Redraw").click()
+    page.get_by_role("button", name="Edit image").click()
     finished(page)
     first = newest(own_server)
     page.reload()
@@ -145,7 +145,7 @@ def test_an_edit_is_repeated(own_server: ServerProcess, visit: Visit, tmp_path: 
     page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
     expect(page.locator("#source-note")).to_contain_text("with a mask")
     assert (saved_mask(page, tmp_path) == painted).all()
-    page.get_by_role("button", name="Redraw").click()
+    page.get_by_role("button", name="Edit image").click()
     finished(page)
     again = newest(own_server)
     assert again["id"] != first["id"]

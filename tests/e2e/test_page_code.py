@@ -44,7 +44,7 @@ def test_the_code_runs(
     page.evaluate("options => localStorage.setItem('sdstream.settings', options)", dumps(options))
     page.reload()
     expect(page.locator("#further")).to_contain_text("lora shapes 0.8")
-    field(page, "Pictures").fill("")
+    field(page, "Images").fill("")
     field(page, "Seed").fill("09007199254740993")
     field(page, "Prompt").fill('it\'s "quoted" @here\n$HOME `x` 猫')
     page.locator("#code summary").click()
@@ -58,13 +58,13 @@ def test_the_code_runs(
     run_snippet(["sh", "-c", str(page.locator("#snippet-text").text_content())], tmp_path)
     page.get_by_role("tab", name="curl").press("ArrowRight")
     run_snippet([sys.executable, "-c", str(page.locator("#snippet-text").text_content())], tmp_path)
-    first, second = ((tmp_path / name).read_bytes() for name in ("picture.png", "picture-0.png"))
+    first, second = ((tmp_path / name).read_bytes() for name in ("image.png", "image-0.png"))
     assert opened(first).tobytes() == opened(second).tobytes()
-    (tmp_path / "picture-0.png").unlink()
+    (tmp_path / "image-0.png").unlink()
     page.get_by_role("tab", name="Node").click()
     (tmp_path / "generate.mjs").write_text(str(page.locator("#snippet-text").text_content()))
     run_snippet(["node", "generate.mjs"], tmp_path)
-    third = (tmp_path / "picture-0.png").read_bytes()
+    third = (tmp_path / "image-0.png").read_bytes()
     assert opened(first).tobytes() == opened(third).tobytes()
     listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=3").json()["data"]
     for job in listed:
@@ -83,11 +83,11 @@ def test_code_that_fails_says_so(own_server: ServerProcess, visit: Visit, tmp_pa
     page.locator("#code summary").click()
     code = str(page.locator("#snippet-text").text_content())
     run_snippet(["sh", "-c", code], tmp_path)
-    assert opened((tmp_path / "picture.webp").read_bytes()).format == "WEBP"
+    assert opened((tmp_path / "image.webp").read_bytes()).format == "WEBP"
     wrong = code.replace('"cfg_scale": ', '"cfg_scale": -')
     done = subprocess.run(["sh", "-c", wrong], cwd=tmp_path, check=False)
     assert done.returncode == 22
-    assert b"cfg_scale" in (tmp_path / "picture.webp").read_bytes()
+    assert b"cfg_scale" in (tmp_path / "image.webp").read_bytes()
 
 
 @pytest.mark.parametrize("edits", [False, True], ids=["generation", "edit"])

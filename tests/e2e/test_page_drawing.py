@@ -35,15 +35,15 @@ def test_from_prompt_to_picture(native_server: ServerProcess, visit: Visit) -> N
     record = seen(page)
     assert len(set(record["bar"])) >= 6
     assert record["bar"] == sorted(record["bar"])
-    assert sum(address.startswith("data:image/png") for address in record["picture"]) >= 6
+    assert sum(address.startswith("data:image/png") for address in record["image"]) >= 6
     told = [text.split(":")[0] for text in record["told"]]
     assert told == [word for word in HEARD if word in told]
-    assert {"Drawing", "Finished"} <= set(told)
+    assert {"Generating", "Finished"} <= set(told)
     tile = page.locator("#tiles img").first
     expect(tile).to_have_attribute("src", str(picture.get_attribute("src")))
 
 
-HEARD = ["Waiting", "Drawing", "25 percent", "50 percent", "75 percent", "Finished"]
+HEARD = ["Waiting", "Generating", "25 percent", "50 percent", "75 percent", "Finished"]
 
 
 def test_asking_before_the_models_are_known(own_server: ServerProcess, visit: Visit) -> None:
@@ -64,7 +64,7 @@ def test_asking_before_the_models_are_known(own_server: ServerProcess, visit: Vi
         route.continue_()
     expect(page.locator("#stage")).to_contain_text("the picture of today")
     expect(field(page, "Prompt")).to_have_value("the picture of today")
-    expect(page.locator("#form")).not_to_contain_text("A number from")
+    expect(page.locator("#form")).not_to_contain_text("Enter a number from")
 
 
 def test_an_example_is_a_beginning(own_server: ServerProcess, visit: Visit) -> None:
@@ -78,15 +78,15 @@ def test_an_example_is_a_beginning(own_server: ServerProcess, visit: Visit) -> N
 def test_several_pictures(own_server: ServerProcess, visit: Visit) -> None:
     """All pictures of a job can be looked at, each with its own seed."""
     page = visit(own_server).open()
-    field(page, "Pictures").fill("3")
+    field(page, "Images").fill("3")
     field(page, "Seed").fill("9223372036854775797")  # more than a number holds
     draw(page, "three of a kind")
     finished(page)
     expect(page.locator("#details")).to_contain_text("seed 9223372036854775797")
-    page.get_by_role("button", name="Picture 3").click()
+    page.get_by_role("button", name="Image 3").click()
     expect(page.locator("#details")).to_contain_text("seed 9223372036854775799")
-    page.get_by_role("button", name="A random seed").click()
-    page.get_by_role("button", name="The last picture’s seed again").click()
+    page.get_by_role("button", name="Random seed").click()
+    page.get_by_role("button", name="Seed of the last image").click()
     expect(field(page, "Seed")).to_have_value("9223372036854775797")
 
 
@@ -109,8 +109,8 @@ def test_several_jobs(own_server: ServerProcess, visit: Visit) -> None:
         draw(page, prompt)
     rows = page.locator("#queue-list li")
     expect(rows).to_have_count(3)
-    expect(rows.nth(0)).to_contain_text("1 job before it")
-    expect(rows.nth(2)).to_contain_text("3 jobs before it")
+    expect(rows.nth(0)).to_contain_text("1 job ahead")
+    expect(rows.nth(2)).to_contain_text("3 jobs ahead")
     page.get_by_role("button", name="Cancel: third").click()
     expect(rows).to_have_count(2)
     expect(page.locator("#queue")).to_be_hidden()
@@ -177,7 +177,7 @@ def test_a_failure_in_words(own_server: ServerProcess, visit: Visit) -> None:
     """What the engine says of a failure is on the stage, and the job in the gallery."""
     page = visit(own_server).open()
     draw(page, "no luck fail=2")
-    expect(page.locator("#trouble")).to_contain_text("could not be drawn")
+    expect(page.locator("#trouble")).to_contain_text("could not be generated")
     expect(page.locator("#trouble-text")).to_have_text("The fake engine failed as requested.")
     expect(page.locator("#tiles button").first).to_contain_text("Failed")
 
@@ -188,12 +188,12 @@ def test_errors_stand_at_their_fields(own_server: ServerProcess, visit: Visit) -
     person.excuse("status of 400")
     page = person.open()
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("#prompt-error")).to_have_text("Say what the picture should show.")
+    expect(page.locator("#prompt-error")).to_have_text("Enter a prompt.")
     expect(field(page, "Prompt")).to_be_focused()
-    field(page, "Pictures").fill("11")
+    field(page, "Images").fill("11")
     draw(page, "too many")
-    expect(page.locator("#n-error")).to_have_text(f"A number from 1 to {MAX_IMAGES}.")
-    field(page, "Pictures").fill("1")
+    expect(page.locator("#n-error")).to_have_text(f"Enter a number from 1 to {MAX_IMAGES}.")
+    field(page, "Images").fill("1")
     draw(page, "words " * 1000)
     expect(page.locator("#prompt-error")).to_contain_text("characters")
     prompt = field(page, "Prompt")

@@ -49,7 +49,7 @@ def test_a_painted_mask(native_server: ServerProcess, visit: Visit, tmp_path: Pa
     page.get_by_role("button", name="Eraser").click()
     stroke(page, (0.6, 0.3), (0.6, 0.7))
     field(page, "Prompt").fill("a yellow star")
-    page.get_by_role("button", name="Redraw").click()
+    page.get_by_role("button", name="Edit image").click()
     different = changed(page, original)
     assert different[56:72, 34:66].mean() > 0.5
     outside = np.ones_like(different)
@@ -67,12 +67,12 @@ def test_an_image_without_a_mask(own_server: ServerProcess, visit: Visit, tmp_pa
     expect(page.locator("#source-name")).to_have_text("pasted.png")
     field(page, "Strength").fill("0.4")
     field(page, "Prompt").fill("softer")
-    page.get_by_role("button", name="Redraw").click()
+    page.get_by_role("button", name="Edit image").click()
     finished(page)
     job = httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["data"][0]
     assert job["operation"] == "edit"
     assert job["parameters"]["strength"] == 0.4
-    page.get_by_role("button", name="Draw without this image").click()
+    page.get_by_role("button", name="Remove this image").click()
     expect(page.get_by_role("button", name="Generate")).to_be_visible()
 
 
@@ -148,13 +148,13 @@ def test_only_the_masked_part(own_server: ServerProcess, visit: Visit, tmp_path:
     expect(page.locator("#size-hint")).to_contain_text("The part")
     padding.fill("9999")
     field(page, "Prompt").fill("a yellow star")
-    page.get_by_role("button", name="Redraw").click()
-    expect(page.locator("#form-error")).to_have_text("A number from 0 to 4096.")
+    page.get_by_role("button", name="Edit image").click()
+    expect(page.locator("#form-error")).to_have_text("Enter a number from 0 to 4096.")
     padding.fill("16")
     SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / "only-masked.png")
     expect(page.locator("#snippet-text")).to_contain_text("only_masked_padding=16")
-    page.get_by_role("button", name="Redraw").click()
+    page.get_by_role("button", name="Edit image").click()
     different = changed(page, original)
     assert different.shape == (170, 250)
     assert different[78:92, 100:150].mean() > 0.5
@@ -166,11 +166,11 @@ def test_only_the_masked_part(own_server: ServerProcess, visit: Visit, tmp_path:
     # The settings of the picture bring the two back.
     page.get_by_role("button", name="Canvas").click()
     switch.uncheck()
-    page.get_by_role("button", name="Picture", exact=True).click()
+    page.get_by_role("button", name="Image", exact=True).click()
     page.get_by_role("button", name="Use these settings").click()
     page.get_by_role("button", name="Canvas").click()
     expect(switch).to_be_checked()
-    page.get_by_role("button", name="Redraw").click()
+    page.get_by_role("button", name="Edit image").click()
     assert changed(page, original).shape == (170, 250)
 
 
@@ -221,8 +221,8 @@ def test_a_border_by_mouse_and_keys(
     page.get_by_role("button", name="Canvas").click()
     page.get_by_role("button", name="No border").click()
     expect(page.locator("#border-size")).to_have_text("none")
-    expect(page.get_by_role("button", name="Redraw")).to_be_visible()
-    page.get_by_role("button", name="Picture", exact=True).click()
+    expect(page.get_by_role("button", name="Edit image")).to_be_visible()
+    page.get_by_role("button", name="Image", exact=True).click()
     page.get_by_role("button", name="Use these settings").click()
     page.get_by_role("button", name="Canvas").click()
     expect(page.locator("#border-size")).to_have_text("298 × 226")
@@ -232,7 +232,7 @@ def test_a_border_by_mouse_and_keys(
     top.focus()
     page.keyboard.press("ArrowUp")
     stroke(page, (0.4, 0.5), (0.6, 0.5))
-    page.get_by_role("button", name="Redraw").click()
+    page.get_by_role("button", name="Edit image").click()
     drawn = np.asarray(opened(bytes_of(page, finished(page))).convert("RGB"))
     assert drawn.shape == (178, 250, 3)
     with Image.open(original) as image:

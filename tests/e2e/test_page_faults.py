@@ -165,7 +165,7 @@ def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
     finished(page)
     page.get_by_role("button", name="Edit this image").click()
     expect(page.locator("#mask")).to_be_visible()
-    for name in ("Brush", "Eraser", "Undo", "Redraw"):
+    for name in ("Brush", "Eraser", "Undo", "Edit image"):
         button = page.get_by_role("button", name=name).first
         expect(button).to_be_in_viewport(ratio=1)
     page.screenshot(path=SCREENSHOTS / "narrow-after-edit.png")

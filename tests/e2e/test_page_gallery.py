@@ -83,8 +83,8 @@ def test_editing_a_picture(own_server: ServerProcess, visit: Visit) -> None:
     page.get_by_role("button", name="Edit this image").click()
     expect(page.locator("#mask")).to_be_visible()
     expect(page.locator("#source-name")).to_have_text(re.compile(r"the-beginning-\d+\.png"))
-    page.get_by_role("button", name="Picture", exact=True).click()
-    expect(page.locator("#picture")).to_be_visible()
+    page.get_by_role("button", name="Image", exact=True).click()
+    expect(page.locator("#image")).to_be_visible()
 
 
 def test_a_picture_that_was_only_enlarged(

@@ -102,7 +102,7 @@ def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:
     field(page, "Prompt").fill("a cat")
     for axis, values, message in (
         ("cfg_scale", "1, much", "CFG scale: 'much' is not a number."),
-        ("seed", "", "Seed: enter values, with commas between them."),
+        ("seed", "", "Seed: enter values, separated by commas."),
         ("word", "dog, cat", "The prompt does not contain 'dog'"),
         ("seed", ",".join(map(str, range(65))), "A grid has at most 64 images"),
     ):

@@ -62,15 +62,15 @@ def test_options_of_the_model(own_server: ServerProcess, visit: Visit) -> None:
     }  # fmt: skip
     assert {name: drawn.get(name) for name in wanted} == wanted
     assert newest(own_server)["output_format"] == "webp"
-    page.get_by_role("button", name="Drop hires_upscaler").click()
-    page.get_by_role("button", name="Drop hires_scale").click()
+    page.get_by_role("button", name="Remove hires_upscaler").click()
+    page.get_by_role("button", name="Remove hires_scale").click()
     expect(field(page, "Hires scale")).to_have_value("")
-    page.get_by_role("button", name="Drop shapes").click()
+    page.get_by_role("button", name="Remove shapes").click()
     drawn = redrawn(own_server, page)
     assert "hires_scale" not in drawn
     assert "lora" not in drawn
     assert drawn["slg_scale"] == 2.5
-    page.get_by_role("button", name="Drop all further options").click()
+    page.get_by_role("button", name="Remove all further options").click()
     expect(field(page, "Cache mode")).to_have_value("")
 
 
@@ -81,7 +81,7 @@ def test_lora_tags(own_server: ServerProcess, visit: Visit) -> None:
     prompt.fill("a cat <lora:nobody:1>")
     expect(hint).to_contain_text("no LoRA nobody")
     prompt.fill("a <lora:shapes:0.5> cat")
-    page.get_by_role("button", name="Choose it as an option").click()
+    page.get_by_role("button", name="Use it as an option").click()
     expect(prompt).to_have_value("a cat")
     expect(hint).to_be_hidden()
     expect(page.locator("#further")).to_contain_text("lora shapes 0.5")
@@ -92,7 +92,9 @@ def test_sizes_become_the_nearest(own_server: ServerProcess, visit: Visit) -> No
     page = visit(own_server).open()
     text = "a cat\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 3, Seed: 1, Size: 2000x900"
     hand_over(page, "drop", "#drop-read", with_parameters(text), "theirs.png")
-    expect(page.locator("#notice")).to_contain_text("The size 2000 × 900 became 1536 × 900")
+    expect(page.locator("#notice")).to_contain_text(
+        "This model cannot generate 2000 × 900; the size is now 1536 × 900."
+    )
     expect(page.locator("#sampler")).to_have_value("dpm++2m")
     expect(page.locator("#schedule")).to_have_value("karras")
     field(page, "Free").check()

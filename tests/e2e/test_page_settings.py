@@ -36,7 +36,7 @@ def test_options_without_a_field(own_server: ServerProcess, visit: Visit) -> Non
     expect(facts).to_contain_text("Cache optionsthreshold 0.3")
     expect(facts).to_contain_text("Hires scale2")
     page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
-    expect(page.locator("#notice")).to_have_text("The settings of this picture are in the form.")
+    expect(page.locator("#notice")).to_have_text("The settings of this image are in the form.")
     line = page.locator("#further")
     expect(line).to_contain_text("flow_shift 2.5")
     expect(line).to_contain_text("lora shapes 0.8")
@@ -45,7 +45,7 @@ def test_options_without_a_field(own_server: ServerProcess, visit: Visit) -> Non
     page.reload()
     expect(line).to_contain_text("hires_scale 2")
     expect(page.locator("#snippet-text")).to_contain_text('"hires_scale": 2')
-    page.get_by_role("button", name="Drop all further options").click()
+    page.get_by_role("button", name="Remove all further options").click()
     expect(page.locator("#more summary")).to_be_focused()
     expect(line).to_be_hidden()
     assert "hires_scale" not in redrawn(own_server, page)
@@ -99,24 +99,24 @@ def test_what_settings_do_not_hold(own_server: ServerProcess, visit: Visit, tmp_
     page.locator("#tiles button").first.click()
     reuse = page.get_by_role("dialog").get_by_role("button", name="Use these settings")
     reuse.click()
-    expect(page.locator("#notice")).to_have_text("The settings of this picture are in the form.")
+    expect(page.locator("#notice")).to_have_text("The settings of this image are in the form.")
     expect(page.locator("#source")).to_be_visible()
     expect(page.locator("#further li > span").nth(0)).to_have_text("fit pad")
     expect(page.locator("#further li > span").nth(1)).to_have_text("lora shapes 0.5")
     assert redrawn(own_server, page) == drawn
-    page.get_by_role("button", name="Draw without this image").click()
+    page.get_by_role("button", name="Remove this image").click()
     text = (
         "MADE\nSteps: 4, Clip skip: 2, Denoising strength: 0.5, ControlNet weight: 1, Eta: much, "
         "Mask blur: 4, Distilled CFG Scale: 3, ENSD: 1, Model hash: ab, Version: 1"
     )
     hand_over(page, "drop", "#drop-read", with_parameters(text), "theirs.png")
     expect(page.locator("#notice")).to_have_text(
-        "The settings inside the picture are in the form, but not the distilled guidance, the "
-        "image that it was made from, its control picture, its mask, Eta and ENSD."
+        "The settings of this file are in the form, except for the distilled guidance, the image "
+        "to edit, the control image, the mask, Eta and ENSD."
     )
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#further-error")).to_contain_text("'clip_skip' would have no effect")
-    page.get_by_role("button", name="Drop all further options").click()
+    page.get_by_role("button", name="Remove all further options").click()
     expect(page.locator("#further-error")).to_be_empty()
 
 
@@ -184,6 +184,6 @@ def test_a_file_without_settings(own_server: ServerProcess, visit: Visit, tmp_pa
         b"\xff\xd8\xff\xe1",
     ):
         hand_over(page, "drop", "#drop-read", data, "theirs.png")
-        expect(page.locator("#notice")).to_have_text("There are no settings inside this file.")
+        expect(page.locator("#notice")).to_have_text("This file contains no settings.")
     hand_over(page, "drop", "#drop-edit", b"no image", "broken.png")
     expect(page.locator("#image-error")).to_contain_text("not an image")

@@ -25,9 +25,9 @@ _NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
 #: Milliseconds; the machine may be busy.
 PATIENCE: Final = 30_000
 
-#: Notes every value that the progress bar and the picture have had, for tests to read at the end.
+#: Notes every value that the progress bar and the image have had, for tests to read at the end.
 _RECORDER: Final = """
-window.seen = {bar: [], picture: [], told: []};
+window.seen = {bar: [], image: [], told: []};
 addEventListener("DOMContentLoaded", () => {
     const watch = (id, options, note) => {
         const element = document.getElementById(id);  // not on every page
@@ -36,7 +36,7 @@ addEventListener("DOMContentLoaded", () => {
     watch("bar", {attributeFilter: ["value"]}, ([{target}]) => {
         if (target.position >= 0) seen.bar.push(target.value);
     });
-    watch("picture", {attributeFilter: ["src"]}, ([{target}]) => seen.picture.push(target.src));
+    watch("image", {attributeFilter: ["src"]}, ([{target}]) => seen.image.push(target.src));
     watch("announcer", {childList: true}, ([{target}]) => {
         if (target.textContent) seen.told.push(target.textContent);
     });

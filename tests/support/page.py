@@ -37,7 +37,7 @@ def draw(page: Page, prompt: str) -> None:
 def finished(page: Page) -> Locator:
     """The stage's picture, once it is finished."""
     expect(page.get_by_role("button", name="Edit this image").first).to_be_visible()
-    picture = page.locator("#picture")
+    picture = page.locator("#image")
     expect(picture).to_have_attribute("src", re.compile("/v1/images/"))
     expect(picture).to_have_js_property("complete", True)
     return picture
@@ -96,7 +96,7 @@ def redrawn(server: ServerProcess, page: Page) -> dict[str, Any]:
 
     try:
         with page.expect_response(asks) as answer:
-            page.get_by_role("button", name=re.compile("Generate|Redraw")).click()
+            page.get_by_role("button", name=re.compile("Generate|Edit image")).click()
     except Error as error:
         said = " ".join(page.locator('[role="alert"]').all_text_contents()).strip()
         raise AssertionError(f"no request was sent; the form says: {said!r}") from error
@@ -107,7 +107,7 @@ def redrawn(server: ServerProcess, page: Page) -> dict[str, Any]:
 
 
 def hand_over(page: Page, how: str, target: str, data: bytes, name: str) -> None:
-    """Drop or paste a file, as the browser would tell the page of it."""
+    """Remove or paste a file, as the browser would tell the page of it."""
     page.evaluate(
         """([how, target, data, name]) => {
             const transfer = new DataTransfer();

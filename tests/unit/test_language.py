@@ -44,8 +44,3 @@ def test_what_is_found(
     assert [word for word in words if word in found] == found
     assert found or not faults
     assert all("write " in fault for fault in faults)
-
-
-def test_deferred_files_exist(language: Any) -> None:
-    """The list names files of today."""
-    assert [name for name in language.DEFERRED if not (language.ROOT / name).exists()] == []

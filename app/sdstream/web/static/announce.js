@@ -1,4 +1,4 @@
-/** What screen readers are told, without chatter: a job's start, each quarter, and its end. */
+/** Announcements for screen readers: the start of a job, each quarter, and its end. */
 
 import { byId } from "./dom.js";
 import { shortened } from "./format.js";
@@ -7,12 +7,12 @@ import { shortened } from "./format.js";
 
 const announcer = byId("announcer", HTMLElement);
 
-/** Job id -> the last quarter that was told. @type {Map<string, number>} */
-const told = new Map();
+/** Job id -> the last quarter that was announced. @type {Map<string, number>} */
+const announced = new Map();
 
 /** @param {string} text */
 export function say(text) {
-  // The same text twice is two announcements only if the region was empty between them.
+  // A repeated text is announced again only if the region was empty in between.
   announcer.textContent = "";
   requestAnimationFrame(() => {
     announcer.textContent = text;
@@ -20,17 +20,17 @@ export function say(text) {
 }
 
 /**
- * Tell what is new about a job, if it is worth telling.
+ * Announce a job when it reaches a new quarter.
  * @param {Job} job
  */
 export function announceJob(job) {
   const quarter = quarterOf(job);
-  const before = told.get(job.id) ?? -2;
+  const before = announced.get(job.id) ?? -2;
   if (quarter <= before) return;
-  told.set(job.id, quarter);
-  const what = shortened(job.parameters.prompt, 60) || "The picture";
+  announced.set(job.id, quarter);
+  const what = shortened(job.parameters.prompt, 60) || "The image";
   if (quarter === -1) say(`Waiting: ${what}`);
-  else if (quarter === 0) say(`Drawing: ${what}`);
+  else if (quarter === 0) say(`Generating: ${what}`);
   else if (quarter < 4) say(`${quarter * 25} percent`);
   else if (job.status === "completed") say(`Finished: ${what}`);
   else if (job.status === "cancelled") say(`Cancelled: ${what}`);
@@ -39,7 +39,7 @@ export function announceJob(job) {
 
 /**
  * @param {Job} job
- * @returns {number} -1 waiting, 0 to 3 quarters drawn, 4 ended.
+ * @returns {number} -1 waiting, 0 to 3 quarters generated, 4 ended.
  */
 function quarterOf(job) {
   if (job.status === "queued") return -1;

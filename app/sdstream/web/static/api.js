@@ -1,4 +1,4 @@
-/** The server's API: requests, the key, tokens for addresses, and whether it answers at all. */
+/** The server's API: requests, the API key, tokens for URLs, and whether the server responds. */
 
 import { forget, keep, recall } from "./storage.js";
 
@@ -18,19 +18,19 @@ import { forget, keep, recall } from "./storage.js";
  *   reference_images: boolean}} capabilities
  */
 
-/** Where the API is: beside this page, also when a proxy puts both under a prefix. */
+/** URL of the API: the folder of this page, also below a proxy's prefix. */
 export const BASE = new URL(".", document.baseURI);
 
 const UNREACHABLE = "The server does not respond. Generate again when it is back.";
-/** Of a proxy before the server, which has no words of the server's. */
-const TOO_LARGE = "The upload is larger than the server, or a proxy before it, takes.";
+/** For the 413 of a proxy, which has no message of the server. */
+const TOO_LARGE = "The upload is too large for the server, or for a proxy in front of it.";
 const TIMEOUT_MS = 30_000;
 const FIRST_PAUSE_MS = 1_000;
 const LONGEST_PAUSE_MS = 8_000;
-/** A token this near to its end is not used any more. */
+/** A token is replaced this many seconds before it expires. */
 const TOKEN_MARGIN_S = 120;
 
-/** The server said no. */
+/** The server rejected a request. */
 export class ApiError extends Error {
   /**
    * @param {number} status
@@ -44,7 +44,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The server said nothing. */
+/** The server did not respond. */
 export class Unreachable extends Error {
   constructor() {
     super(UNREACHABLE);
@@ -52,7 +52,7 @@ export class Unreachable extends Error {
 }
 
 /**
- * JSON of the server. Seeds may have 63 bits, more than a number holds: they stay text.
+ * Parse JSON of the server. Seeds stay text: they have up to 63 bits, more than a number holds.
  * @param {string} text
  * @returns {any}
  */
@@ -64,13 +64,13 @@ export function parse(text) {
 }
 
 /**
- * Fires "connection" when the server is lost or found, and "key" when the key is another.
+ * Fires "connection" when the server stops or starts to respond, and "key" when the key changes.
  */
 class Api extends EventTarget {
   reachable = true;
-  /** The server asked for a key and the person gave none. */
+  /** The server requires a key and the user entered none. */
   locked = false;
-  /** Asks the person for a key. @type {(refused: boolean) => Promise<boolean>} */
+  /** Asks the user for a key. @type {(rejected: boolean) => Promise<boolean>} */
   askForKey = async () => false;
 
   #key = recall("key");
@@ -85,7 +85,7 @@ class Api extends EventTarget {
 
   /**
    * @param {string | null} key
-   * @param {boolean} [remember] Beyond this tab.
+   * @param {boolean} [remember] Keep it when the tab is closed.
    */
   setKey(key, remember = false) {
     this.#key = key;
@@ -97,7 +97,7 @@ class Api extends EventTarget {
   }
 
   /**
-   * True if the server takes this key.
+   * True if the server accepts this key.
    * @param {string} key
    */
   async accepts(key) {
@@ -133,7 +133,7 @@ class Api extends EventTarget {
   }
 
   /**
-   * An address for <img> and EventSource, which cannot send the key: a token stands for it.
+   * A URL for <img> and EventSource. They cannot send the key, so the URL has a token instead.
    * @param {string} path
    * @param {Record<string, string>} [query]
    */
@@ -144,12 +144,12 @@ class Api extends EventTarget {
     return url.href;
   }
 
-  /** The token is dead: the server that gave it has been restarted. */
+  /** Forget the token: the server that issued it was restarted. */
   dropToken() {
     this.#token = null;
   }
 
-  /** See whether the server answers; if it does not it is asked again and again until it does. */
+  /** Check whether the server responds; if not, retry until it does. */
   async look() {
     await this.#fetch("GET", "livez").catch(() => {});
   }
@@ -193,13 +193,13 @@ class Api extends EventTarget {
   }
 
   /**
-   * Get a key after a 401; true when there is one to try.
-   * @param {string | null} refused The key that was sent.
+   * Get a key after a 401; true if there is one to try.
+   * @param {string | null} rejected The key that was sent.
    */
-  async #admitted(refused) {
-    if (refused !== this.#key) return true;
+  async #admitted(rejected) {
+    if (rejected !== this.#key) return true;
     if (this.locked) return false;
-    this.#asking ??= this.askForKey(refused !== null).finally(() => {
+    this.#asking ??= this.askForKey(rejected !== null).finally(() => {
       this.#asking = null;
     });
     this.locked = !(await this.#asking);
@@ -223,7 +223,7 @@ class Api extends EventTarget {
         method,
         headers: sent,
         body: asForm || !body ? body : JSON.stringify(body),
-        // Pictures may take long to upload.
+        // An upload may take long.
         signal: asForm ? undefined : AbortSignal.timeout(TIMEOUT_MS),
       });
       this.#found();
@@ -253,23 +253,23 @@ async function problem(response) {
 export const api = new Api();
 
 /**
- * The API's part of an absolute address: the page may know the server by another name and path.
+ * The API's part of an absolute URL: this page may reach the server by another name and path.
  * @param {string} url
  */
 export function pathOf(url) {
   return url.slice(url.lastIndexOf("/v1/") + 1);
 }
 
-/** The picture that each <img> is to show. @type {WeakMap<HTMLImageElement, string>} */
+/** The URL that each <img> shows or will show. @type {WeakMap<HTMLImageElement, string>} */
 const wanted = new WeakMap();
 
 /**
- * Show a picture of the server, or of a data: or blob: address.
+ * Show an image of the server, or of a data: or blob: URL.
  * @param {HTMLImageElement} image
  * @param {string} url
- * @param {() => void} [gone] Called when it cannot be had.
+ * @param {() => void} [gone] Called if it cannot be loaded.
  */
-export async function showPicture(image, url, gone = () => {}) {
+export async function showImage(image, url, gone = () => {}) {
   if (wanted.get(image) === url) return;
   wanted.set(image, url);
   const attempt = async () => {

@@ -1,4 +1,4 @@
-/** The page: its parts, put together. */
+/** The page: creates its parts and connects them. */
 
 import { announceJob } from "./announce.js";
 import { api, ApiError } from "./api.js";
@@ -16,7 +16,7 @@ import { setFilterModels } from "./gallery-filter.js";
 import { onKey, tell } from "./header.js";
 import { inputsOf, putOnEasel } from "./inputs.js";
 import { isOver, Jobs } from "./jobs.js";
-import { fileOf, settingsOf } from "./pictures.js";
+import { fileOf, settingsOf } from "./images.js";
 import { Queue } from "./queue.js";
 import { Selection } from "./selection.js";
 import { LoraTags } from "./lora-tags.js";
@@ -31,8 +31,8 @@ import { listed, remedy } from "./format.js";
 const MODELS_AGAIN_MS = 3_000;
 const HEARTBEAT_MS = 10_000;
 const TOO_MANY = 429;
-const NO_SETTINGS = "There are no settings inside this file.";
-/** Form, stage and gallery are below each other, out of sight. */
+const NO_SETTINGS = "This file contains no settings.";
+/** On a narrow window, form, stage and gallery are below each other. */
 const NARROW = matchMedia("(max-width: 48rem)");
 
 const form = new Form();
@@ -50,14 +50,14 @@ const viewer = new Viewer(gallery, (id) => jobs.remove(id));
 new Selection(gallery, jobs);
 const compare = new Compare(form, jobs, stage, askFor);
 
-/** A job, and which of its pictures is seen. @typedef {{job: Job, image?: JobImage}} Shown */
+/** A job, and the image of it that is shown. @typedef {{job: Job, image?: JobImage}} Shown */
 
-/** The form says that there was no room in the queue. */
+/** The form shows an error because the queue is full. */
 let crowded = false;
 /** Names of the server's upscalers. @type {string[]} */
 let upscalers = [];
 
-// --- asking for pictures --------------------------------------------------------------------------
+// --- requests -------------------------------------------------------------------------------------
 
 /**
  * @param {Settings} settings
@@ -90,20 +90,20 @@ async function generate() {
   try {
     const job = await jobs.submit(await askFor(form.read()));
     if (stage.free) present(job);
-    if (stage.job === job) stage.showPicture();
+    if (stage.job === job) stage.showImage();
     showQueue();
     if (NARROW.matches) byId("stage", HTMLElement).scrollIntoView();
   } catch (error) {
-    const refused = error instanceof ApiError ? error : null;
-    const next = remedy(refused?.reason);
+    const rejected = error instanceof ApiError ? error : null;
+    const next = remedy(rejected?.reason);
     const { message } = /** @type {Error} */ (error);
-    form.showError(refused?.param ?? null, next ? `${message} ${next}` : message);
-    crowded = refused?.status === TOO_MANY;
+    form.showError(rejected?.param ?? null, next ? `${message} ${next}` : message);
+    crowded = rejected?.status === TOO_MANY;
   }
 }
 
 /**
- * Put a job on the stage and follow it.
+ * Show a job on the stage and follow its events.
  * @param {Job | null} job
  */
 function present(job) {
@@ -122,7 +122,7 @@ function onChange(job) {
     stage.job = job;
     stage.update();
   } else if (stage.free && jobs.isMine(job.id) && hasNews(job)) {
-    // The next one of this browser's jobs has begun, or is done already.
+    // The next job of this browser has started or ended.
     present(job);
   }
   if (jobs.isMine(job.id)) announceJob(job);
@@ -136,7 +136,7 @@ function onChange(job) {
 }
 
 /**
- * There is something to be seen of a job, and it came later than the one on the stage.
+ * True for a job that has something to show and is newer than the job on the stage.
  * @param {Job} job
  */
 function hasNews(job) {
@@ -149,7 +149,7 @@ async function cancel(job) {
   try {
     await jobs.cancel(job);
   } catch (error) {
-    tell(`It could not be cancelled. ${/** @type {Error} */ (error).message}`);
+    tell(`The job could not be cancelled. ${/** @type {Error} */ (error).message}`);
   }
 }
 
@@ -171,22 +171,22 @@ queue.addEventListener("cancelall", async (event) => {
   try {
     await jobs.cancelAll(detailOf(event));
   } catch (error) {
-    tell(`They could not be cancelled. ${/** @type {Error} */ (error).message}`);
+    tell(`The jobs could not be cancelled. ${/** @type {Error} */ (error).message}`);
   }
 });
 queue.addEventListener("open", (event) => {
   present(detailOf(event));
-  stage.showPicture();
+  stage.showImage();
 });
 stage.addEventListener("again", async (event) => {
   const job = detailOf(event);
   await reuse({ job });
-  stage.showPicture();
+  stage.showImage();
   form.generate();
 });
 stage.addEventListener("model", (event) => {
   const { job, model } = detailOf(event);
-  // Its own settings suit another model better than those of the small one.
+  // The other model's defaults suit it better than the settings of this job.
   const { prompt, negative_prompt } = job.parameters;
   form.apply({ model, prompt, negative_prompt });
   form.generate();
@@ -204,10 +204,10 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// --- finished pictures ----------------------------------------------------------------------------
+// --- finished images ------------------------------------------------------------------------------
 
 /** @param {Shown} shown */
-async function editPicture({ job, image }) {
+async function editImage({ job, image }) {
   if (!image) return;
   try {
     await startFrom(await fileOf(job, image));
@@ -222,12 +222,12 @@ async function download({ job, image }) {
   try {
     save(await fileOf(job, image));
   } catch (error) {
-    tell(`It could not be downloaded. ${/** @type {Error} */ (error).message}`);
+    tell(`The image could not be downloaded. ${/** @type {Error} */ (error).message}`);
   }
 }
 
 /**
- * Put the settings of an image into the form, and the images that it was made from beside them.
+ * Put the settings of an image into the form, and the images of its request beside them.
  * @param {Shown} shown
  */
 async function reuse({ job, image }) {
@@ -238,7 +238,7 @@ async function reuse({ job, image }) {
     lacking.push(IMAGE);
   }
   if (job.operation === "edit" && !easel.file) lacking.push(IMAGE);
-  take(settingsOf(job, image), "The settings of this picture are in the form", lacking);
+  take(settingsOf(job, image), "The settings of this image are in the form", lacking);
 }
 
 /** @param {Job} job */
@@ -260,24 +260,24 @@ async function upscale({ job, image }) {
     body.append("image", await fileOf(job, image));
     body.append("upscaler", String(form.further.upscaler ?? upscalers[0]));
     present(await jobs.submit({ path: "v1/images/upscales", body }));
-    stage.showPicture();
+    stage.showImage();
   } catch (error) {
-    tell(`It could not be upscaled. ${/** @type {Error} */ (error).message}`);
+    tell(`The image could not be upscaled. ${/** @type {Error} */ (error).message}`);
   }
 }
 
 /**
- * Put settings into the form and say so.
+ * Put settings into the form and show a notice.
  * @param {Settings} settings
- * @param {string} what
- * @param {string[]} [lacking] What is known not to be among them.
+ * @param {string} what First part of the notice.
+ * @param {string[]} [lacking] Settings that are known to be missing.
  */
 function take(settings, what, lacking = []) {
   form.clearErrors();
-  // First, for the settings are those of an image with that border.
+  // Before the settings are applied: they belong to an image with this border.
   if (easel.file) border.expand = settings.expand ?? null;
   const left = [...new Set([...form.apply(settings), ...lacking])];
-  const line = left.length ? `${what}, but not ${listed(left)}.` : `${what}.`;
+  const line = left.length ? `${what}, except for ${listed(left)}.` : `${what}.`;
   tell([line, ...form.adjusted].join(" "));
   if (NARROW.matches) scrollTo({ top: 0 });
 }
@@ -299,13 +299,13 @@ viewer.addEventListener("favorite", async (event) => {
   }
 });
 for (const source of [stage, viewer]) {
-  source.addEventListener("edit", (event) => editPicture(detailOf(event)));
+  source.addEventListener("edit", (event) => editImage(detailOf(event)));
   source.addEventListener("download", (event) => download(detailOf(event)));
   source.addEventListener("reuse", (event) => reuse(detailOf(event)));
   source.addEventListener("upscale", (event) => upscale(detailOf(event)));
 }
 
-// --- the image to start from ----------------------------------------------------------------------
+// --- the image to edit ----------------------------------------------------------------------------
 
 /** @param {File} file */
 async function startFrom(file) {
@@ -315,7 +315,7 @@ async function startFrom(file) {
     await easel.load(file);
     stage.setImage(true);
     if (chooser) byId("mask", HTMLElement).focus();
-    // The tools first; the button to generate with stays at the bottom of the screen.
+    // On a narrow window the Generate button stays at the bottom, so the tools come to the top.
     byId("stage", HTMLElement).scrollIntoView({ block: NARROW.matches ? "start" : "nearest" });
   } catch (error) {
     form.showError("image", /** @type {Error} */ (error).message);
@@ -328,7 +328,7 @@ async function readFrom(file) {
   body.append("image", file);
   try {
     const { parameters, unread } = await api.post("v1/images/parameters", { body });
-    if (parameters) take(parameters, "The settings inside the picture are in the form", unread);
+    if (parameters) take(parameters, "The settings of this file are in the form", unread);
     else tell(NO_SETTINGS);
   } catch (error) {
     const invalid = error instanceof ApiError && error.status === 400;
@@ -447,7 +447,7 @@ extraImages.addEventListener("change", () => {
 });
 api.addEventListener("key", showCode);
 
-// --- the beginning --------------------------------------------------------------------------------
+// --- start ----------------------------------------------------------------------------------------
 
 async function loadModels() {
   try {
@@ -468,7 +468,7 @@ async function loadModels() {
   }
 }
 
-/** Take up what is going on, now and whenever the server has been away. */
+/** Load models, jobs and gallery: at the start, and when the server responds again. */
 async function start() {
   await loadModels();
   await jobs.refresh();
@@ -483,8 +483,8 @@ async function start() {
 
 function begin() {
   form.clearTrouble();
-  // What went wrong is said in the head of the page; it goes on when the server answers again, or
-  // a key is given.
+  // The head of the page shows what is wrong. The page continues when the server responds again or
+  // the user enters a key.
   start().catch(() => stage.show(stage.job));
 }
 
@@ -497,7 +497,7 @@ api.addEventListener("connection", () => {
   stage.setReachable(api.reachable);
   if (api.reachable) begin();
 });
-// A page that asks for nothing would not notice that the server is gone.
+// Without a request, the page would not notice that the server has stopped.
 setInterval(() => !document.hidden && api.reachable && api.look(), HEARTBEAT_MS);
 onKey(async () => {
   // Another key may have other jobs.

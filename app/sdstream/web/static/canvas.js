@@ -1,8 +1,8 @@
 /**
- * The easel: an image to start from and the mask painted over it, by mouse, pen, finger or keys.
+ * The easel: an image to edit and the mask over it, painted by mouse, pen, finger or keys.
  *
- * The mask is a list of strokes in the image's own pixels. They are drawn twice: as stripes over
- * the image, as fine as the screen is, and in white on black for the server.
+ * The mask is a list of strokes in pixels of the image. It is painted twice: as stripes over the
+ * image, in the resolution of the screen, and in white on black for the server.
  */
 
 import { say } from "./announce.js";
@@ -13,19 +13,19 @@ import { Zoom } from "./zoom.js";
 /** @import {MaskMode} from "./mask-file.js" */
 
 /**
- * A line of the brush or the eraser, or a mask out of a file.
+ * A line of the brush or the eraser, or a mask from a file.
  * @typedef {{erase: boolean, radius: number, points: [number, number][], sheet?: OffscreenCanvas}}
  *   Stroke
  */
 
-/** How a stroke looks. @typedef {{paint: string | CanvasPattern, erase: string | null}} Look */
+/** Paint of the brush and of the eraser. @typedef {{paint: string | CanvasPattern, erase: string | null}} Look */
 
 const IMAGE_TYPES = ["png", "jpeg", "webp", "gif", "bmp", "avif"].map((kind) => `image/${kind}`);
 const PEN_ERASER = 32;
 const SMALL_MOVE = 0.02;
 const LARGE_MOVE = 0.1;
 const STRIPE = 5;
-/** Pixels of the canvas on the screen at most, to a side. */
+/** Most pixels of one side of the canvas on the screen. */
 const FINEST = 4096;
 
 const image = byId("easel-image", HTMLImageElement);
@@ -39,23 +39,23 @@ const undoButton = byId("undo", HTMLButtonElement);
 const redoButton = byId("redo", HTMLButtonElement);
 const clearButton = byId("clear-mask", HTMLButtonElement);
 
-/** Fires "change" when the image or the mask is another. */
+/** Fires "change" when the image or the mask changes. */
 export class Easel extends EventTarget {
   /** The image as it will be sent. @type {File | null} */
   file = null;
-  /** Of the image, in pixels. */
+  /** Size of the image in pixels. */
   size = { width: 1, height: 1 };
 
   /** @type {readonly Stroke[]} */
   #strokes = [];
-  /** What the strokes were before each change. @type {(readonly Stroke[])[]} */
+  /** The strokes before each change. @type {(readonly Stroke[])[]} */
   #past = [];
-  /** What the strokes were before each undo. @type {(readonly Stroke[])[]} */
+  /** The strokes before each undo. @type {(readonly Stroke[])[]} */
   #future = [];
-  /** The stroke that is being drawn. @type {Stroke | null} */
+  /** The stroke that is being painted. @type {Stroke | null} */
   #stroke = null;
   #erasing = false;
-  /** Where the keys have moved the brush, in pixels of the image. @type {[number, number]} */
+  /** Position of the brush, in pixels of the image. @type {[number, number]} */
   #place = [0, 0];
   #zoom = new Zoom();
 
@@ -83,27 +83,27 @@ export class Easel extends EventTarget {
       this.#lift();
       nib.hidden = keysHelp.hidden = true;
     });
-    // Only for who came by a key: what shows up must not move the canvas under a pointer.
+    // Shown after a key only: the text moves the canvas, which must not happen under a pointer.
     canvas.addEventListener("keyup", () => {
       keysHelp.hidden = false;
     });
     new ResizeObserver(() => this.#fit()).observe(canvas);
   }
 
-  /** Something is painted, and not everything of it erased by whole strokes. */
+  /** True if there is a stroke of the brush or a loaded mask; it may be erased again. */
   get hasMask() {
     return this.#strokes.some((stroke) => !stroke.erase);
   }
 
-  /** An address of the image, for showing it small. */
+  /** URL of the image, for a thumbnail. */
   get url() {
     return image.src;
   }
 
   /**
-   * Take an image.
+   * Load an image.
    * @param {File} file
-   * @returns {Promise<void>} Rejected if it is none that this browser can read.
+   * @returns {Promise<void>} Rejected if this browser cannot read it.
    */
   async load(file) {
     const url = URL.createObjectURL(file);
@@ -126,10 +126,10 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * Take a mask in place of what is painted.
+   * Replace the mask by one from a file.
    * @param {Blob} file
    * @param {{mode?: MaskMode, inverted?: boolean}} [reading]
-   * @returns {Promise<void>} Rejected if it is no image.
+   * @returns {Promise<void>} Rejected if the file is not an image.
    */
   async loadMask(file, reading) {
     const sheet = await readMask(file, this.size, reading);
@@ -137,7 +137,7 @@ export class Easel extends EventTarget {
     this.#show(this.#strokes);
   }
 
-  /** Put the image away. */
+  /** Remove the image. */
   unload() {
     this.#release();
     this.file = null;
@@ -145,8 +145,8 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * The mask as PNG of the image's size, white where to paint.
-   * @returns {Promise<File | null>} Null when nothing is painted.
+   * The mask as PNG of the image's size, white where the image may change.
+   * @returns {Promise<File | null>} Null if nothing is painted.
    */
   async mask() {
     if (!this.hasMask) return null;
@@ -183,7 +183,7 @@ export class Easel extends EventTarget {
   #move(event) {
     this.#showNib(this.#placeOf(event));
     if (!this.#stroke || !event.buttons || this.#zoom.pinching) return;
-    // A fast hand moves further between two frames than its brush is wide.
+    // Between two frames a fast pointer moves further than the width of the brush.
     for (const part of event.getCoalescedEvents?.() ?? [event]) this.#extend(this.#placeOf(part));
   }
 
@@ -207,7 +207,7 @@ export class Easel extends EventTarget {
     draw(this.#pen(), { ...stroke, points: [last, place] }, this.#look());
   }
 
-  /** Forget the stroke that a finger has begun: a second one came, and they mean to zoom. */
+  /** Remove the present stroke: a second finger was put down, so the user zooms. */
   #drop() {
     const stroke = this.#stroke;
     if (!stroke) return;
@@ -278,7 +278,7 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * Make a change that can be undone.
+   * Set the strokes; the change can be undone.
    * @param {readonly Stroke[]} strokes
    */
   #commit(strokes) {
@@ -296,7 +296,7 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * Take the newest state off one list, and put the present one on the other.
+   * Restore the newest state of one list, and add the present one to the other.
    * @param {(readonly Stroke[])[]} from
    * @param {(readonly Stroke[])[]} to
    */
@@ -312,7 +312,7 @@ export class Easel extends EventTarget {
     this.#show([]);
   }
 
-  /** Begin again with another image. */
+  /** Start without strokes, for another image. */
   #reset() {
     this.#past = [];
     this.#future = [];
@@ -328,7 +328,7 @@ export class Easel extends EventTarget {
     this.#changed();
   }
 
-  /** The canvas has another size on the screen. */
+  /** Adapt the resolution of the canvas to its size on the screen. */
   #fit() {
     if (!canvas.clientWidth) return;
     const { clientWidth: width, clientHeight: height } = canvas;
@@ -346,7 +346,7 @@ export class Easel extends EventTarget {
     for (const stroke of this.#strokes) draw(pen, stroke, look);
   }
 
-  /** The canvas, in pixels of the image. */
+  /** The context of the canvas, scaled to pixels of the image. */
   #pen() {
     const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     const { width, height } = this.size;
@@ -355,7 +355,7 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * Stripes of light and dark, to be seen on every picture.
+   * Light and dark stripes, which are visible on every image.
    * @returns {Look}
    */
   #look() {
@@ -366,7 +366,7 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * Where a pointer is.
+   * Position of a pointer, in pixels of the image.
    * @param {PointerEvent} event
    * @returns {[number, number]}
    */
@@ -399,7 +399,7 @@ export class Easel extends EventTarget {
 /**
  * @param {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} target
  * @param {Stroke} stroke
- * @param {Look} look Erasing makes transparent when it has no colour.
+ * @param {Look} look Without a paint for the eraser, erasing makes the canvas transparent.
  */
 function draw(target, stroke, look) {
   if (stroke.sheet) {
@@ -412,7 +412,7 @@ function draw(target, stroke, look) {
   target.fillStyle = target.strokeStyle = (stroke.erase && look.erase) || look.paint;
   target.lineWidth = stroke.radius * 2;
   target.lineCap = target.lineJoin = "round";
-  // Browsers draw no line without a length, and so no dot of a single press.
+  // A line without length paints nothing, so a single press needs a disc.
   target.beginPath();
   target.arc(...first, stroke.radius, 0, 2 * Math.PI);
   target.fill();
@@ -424,7 +424,7 @@ function draw(target, stroke, look) {
 }
 
 /**
- * A mask out of a file, in a paint.
+ * Paint a mask that comes from a file.
  * @param {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} target
  * @param {OffscreenCanvas} mask
  * @param {string | CanvasPattern} paint
@@ -444,7 +444,7 @@ function drawSheet(target, mask, paint) {
   target.restore();
 }
 
-/** Two stripes, dark and light. */
+/** The tile of the pattern: a dark and a light stripe. */
 function tile() {
   const sheet = new OffscreenCanvas(2 * STRIPE, 2 * STRIPE);
   const pen = /** @type {OffscreenCanvasRenderingContext2D} */ (sheet.getContext("2d"));
@@ -471,13 +471,13 @@ function within(value, end) {
 }
 
 /**
- * An image of a kind that only the browser reads, as one that the server reads too.
- * @param {HTMLImageElement} picture
+ * Convert an image of a format that only the browser can read.
+ * @param {HTMLImageElement} decoded
  * @param {string} name
  */
-async function asPng(picture, name) {
-  const sheet = new OffscreenCanvas(picture.naturalWidth, picture.naturalHeight);
-  sheet.getContext("2d")?.drawImage(picture, 0, 0);
+async function asPng(decoded, name) {
+  const sheet = new OffscreenCanvas(decoded.naturalWidth, decoded.naturalHeight);
+  sheet.getContext("2d")?.drawImage(decoded, 0, 0);
   const blob = await sheet.convertToBlob({ type: "image/png" });
   return new File([blob], `${name}.png`, { type: "image/png" });
 }

@@ -16,7 +16,7 @@ const saveMask = byId("save-mask", HTMLButtonElement);
 const copyButton = byId("copy", HTMLButtonElement);
 const languages = Object.keys(SNIPPETS);
 
-/** Fires "save" when the mask is wanted as a file. */
+/** Fires "save" when the user wants the mask as a file. */
 export class CodePanel extends EventTarget {
   #language = recall("language") ?? languages[0];
   /** @type {Facts | null} */

@@ -1,4 +1,4 @@
-/** Comparisons: from the form of two axes to a group of jobs, and the grid that they fill. */
+/** Comparisons: submits a group of jobs for the axes of the form, and fills a grid with them. */
 
 import { api, ApiError } from "./api.js";
 import { byId, save } from "./dom.js";
@@ -49,7 +49,7 @@ export class Compare extends EventTarget {
     });
   }
 
-  /** Bring back the comparison of an earlier visit, if the server still has its jobs. */
+  /** Restore the comparison of an earlier visit, if the server still has its jobs. */
   async restore() {
     const plan = /** @type {Plan | null} */ (recallJson("grid"));
     if (!plan || this.grid.plan) return;
@@ -62,7 +62,7 @@ export class Compare extends EventTarget {
 
   async #begin() {
     const shared = { ...this.#form.read(), n: 1 };
-    // Else every image would differ by its seed too.
+    // Without one seed for all, the images would differ by their seeds too.
     shared.seed ??= String(Math.floor(Math.random() * SEEDS));
     if (!shared.prompt?.trim()) return this.form.showError("Enter a prompt.");
     let axes;
@@ -101,7 +101,7 @@ export class Compare extends EventTarget {
       if (!job) return;
       ids[index] = job.id;
       this.grid.update(job);
-      // It was on its way when the others were cancelled.
+      // It was submitted while the others were cancelled.
       if (plan.cancelled) await api.post("v1/jobs/cancel", { body: { ids: [job.id] } });
     }
   }
@@ -132,7 +132,7 @@ export class Compare extends EventTarget {
       await api.post("v1/jobs/cancel", { body: { group: plan.group } });
       await this.#jobs.refresh();
     } catch (error) {
-      tell(`They could not be cancelled. ${/** @type {Error} */ (error).message}`);
+      tell(`The jobs could not be cancelled. ${/** @type {Error} */ (error).message}`);
     }
   }
 

@@ -55,7 +55,7 @@ export function focusStage() {
 }
 
 /**
- * Hand a file to the person.
+ * Download a file.
  * @param {File} file
  */
 export function save(file) {
@@ -66,7 +66,7 @@ export function save(file) {
 }
 
 /**
- * Copy text. The clipboard's own interface is there on https and localhost only.
+ * Copy text. The clipboard API exists on https and localhost only.
  * @param {string} text
  * @returns {Promise<boolean>}
  */

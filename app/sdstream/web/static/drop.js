@@ -7,7 +7,7 @@ const edit = byId("drop-edit", HTMLElement);
 const read = byId("drop-read", HTMLElement);
 
 /**
- * @param {{edit: (file: File) => void, read: (file: File) => void}} on What is done with a file.
+ * @param {{edit: (file: File) => void, read: (file: File) => void}} on Called with the file: to edit it, or to read its settings.
  */
 export function acceptFiles(on) {
   let depth = 0; // of the elements that the pointer has entered

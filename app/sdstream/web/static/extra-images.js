@@ -1,8 +1,8 @@
-/** Further images of a request: references to look at, and a control image. */
+/** Further images of a request: reference images and a control image. */
 
 import { byId, icon, make } from "./dom.js";
 
-/** The server takes no more images with one request. */
+/** Most images that the server accepts with one request. */
 const MOST = 8;
 
 const referenceList = byId("references", HTMLElement);
@@ -10,7 +10,7 @@ const controlList = byId("control-list", HTMLElement);
 const addReference = byId("add-reference", HTMLButtonElement);
 const addControl = byId("add-control", HTMLButtonElement);
 
-/** Fires "change" when the images are others. */
+/** Fires "change" when the images change. */
 export class ExtraImages extends EventTarget {
   /** @type {File[]} */
   references = [];
@@ -69,7 +69,7 @@ function row(file, drop) {
     image,
     make("p", {}, make("span", {}, file.name)),
     make("button", { type: "button", class: "icon", click: drop }, icon("close"),
-      make("span", { class: "unseen" }, `Drop ${file.name}`)),
+      make("span", { class: "unseen" }, `Remove ${file.name}`)),
   );
 }
 

@@ -1,17 +1,17 @@
-/** Options that the form has no field for: kept with it, and sent along as they came. */
+/** Options without a field in the form, and the images that options need. */
 
 /**
- * What is drawn over: nothing, a whole image, what a mask opens, or a border around an image.
+ * What an edit changes: nothing (no edit), a whole image, its masked part, or a border around it.
  * @typedef {"none" | "image" | "mask" | "border"} Source
  */
 
-export const IMAGE = "the image that it was made from";
-const MASK = "its mask";
-const CONTROL = "its control picture";
-const REFERENCES = "its reference images";
+export const IMAGE = "the image to edit";
+const MASK = "the mask";
+const CONTROL = "the control image";
+const REFERENCES = "the reference images";
 
-/** Options of pictures, which settings do not hold. @type {Record<string, string>} */
-const PICTURES = {
+/** Option -> the image that it needs, which is not part of settings. @type {Record<string, string>} */
+const NEEDED_IMAGES = {
   strength: IMAGE,
   fit: IMAGE,
   mask_blur: MASK,
@@ -23,7 +23,7 @@ const PICTURES = {
   control_canny: CONTROL,
 };
 /** @type {Record<Source, string[]>} */
-const AT_HAND = {
+const AVAILABLE = {
   none: [],
   image: [IMAGE, REFERENCES],
   mask: [IMAGE, MASK],
@@ -31,35 +31,35 @@ const AT_HAND = {
 };
 
 /**
- * The pictures that options would need, in words.
+ * Names of the images that options need and the page does not have.
  * @param {object} options
  * @param {Source} source
  * @param {{control: boolean, references: boolean}} extra Which further images there are.
  */
-export function missingPictures(options, source, extra) {
-  const there = [...AT_HAND[source]];
-  if (extra.control) there.push(CONTROL);
-  if (extra.references) there.push(REFERENCES);
-  const needed = Object.keys(options).map((name) => PICTURES[name]);
-  return [...new Set(needed)].filter((picture) => picture && !there.includes(picture));
+export function missingImages(options, source, extra) {
+  const available = [...AVAILABLE[source]];
+  if (extra.control) available.push(CONTROL);
+  if (extra.references) available.push(REFERENCES);
+  const needed = Object.keys(options).map((name) => NEEDED_IMAGES[name]);
+  return [...new Set(needed)].filter((image) => image && !available.includes(image));
 }
 
 /**
- * The options that mean something with the pictures at hand.
+ * The options without those whose images the page does not have.
  * @param {Record<string, unknown>} options
  * @param {Source} source
  * @param {{control: boolean, references: boolean}} extra
  */
-export function withPictures(options, source, extra) {
+export function withImages(options, source, extra) {
   return Object.fromEntries(
     Object.entries(options).filter(
-      ([name]) => !missingPictures({ [name]: true }, source, extra).length,
+      ([name]) => !missingImages({ [name]: true }, source, extra).length,
     ),
   );
 }
 
 /**
- * Options as a form or a query has them: lists of numbers with commas, LoRAs and others as JSON.
+ * Options as fields of a form or a query: lists of numbers with commas, LoRAs and objects as JSON.
  * @param {object} options
  * @returns {[string, string][]}
  */

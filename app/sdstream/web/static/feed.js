@@ -1,4 +1,4 @@
-/** A job's events over EventSource, which reconnects by itself while the server is away. */
+/** A job's events over EventSource, which reconnects by itself. */
 
 import { api, parse } from "./api.js";
 
@@ -14,8 +14,9 @@ export class Feed {
 
   /**
    * @param {string} path
-   * @param {{event: (name: string, data: any) => void, refused: () => void}} on What happens, and
-   *   the browser's giving up (a dead token, a proxy's 502): open() then goes on where it stopped.
+   * @param {{event: (name: string, data: any) => void, rejected: () => void}} on Called with each
+   *   event, and when the browser gives up (an expired token, a proxy's 502). open() then continues
+   *   after the last event.
    */
   constructor(path, on) {
     this.#path = path;
@@ -29,7 +30,7 @@ export class Feed {
       const query = this.#last ? { last_event_id: this.#last } : {};
       address = await api.address(this.#path, query);
     } catch {
-      if (!this.#closed) this.#on.refused();
+      if (!this.#closed) this.#on.rejected();
       return;
     }
     if (this.#closed) return;
@@ -52,9 +53,9 @@ export class Feed {
   #failed() {
     if (this.#source?.readyState === EventSource.CLOSED) {
       api.dropToken();
-      this.#on.refused();
+      this.#on.rejected();
     } else {
-      // It reconnects by itself; the person may want to know why nothing moves.
+      // EventSource reconnects by itself; this makes the page show why nothing moves.
       api.look();
     }
   }

@@ -1,7 +1,7 @@
-/** The form: its fields within the model's limits, what they say, and errors at their place. */
+/** The form: its fields within the limits of the model, its settings, and errors beside fields. */
 
 import { byId, icon, make } from "./dom.js";
-import { missingPictures, withPictures } from "./extra-options.js";
+import { missingImages, withImages } from "./extra-options.js";
 import { keep, recallJson } from "./storage.js";
 import { said, sentence } from "./format.js";
 
@@ -9,7 +9,7 @@ import { said, sentence } from "./format.js";
 /** @import {Source} from "./extra-options.js" */
 
 /**
- * What the fields say, as the API's options: seeds as text, since they may have 63 bits.
+ * The values of the fields as options of the API. Seeds are text, since they have up to 63 bits.
  * @typedef {object} FieldSettings
  * @property {string} [prompt]
  * @property {string} [negative_prompt]
@@ -30,14 +30,14 @@ import { said, sentence } from "./format.js";
  */
 
 /**
- * What is to be drawn: the fields, and options that have none.
+ * All options of a request: those of the fields, and those without a field.
  * @typedef {FieldSettings & Record<string, unknown>} Settings
  */
 
 const WIDE = 3 / 2;
-/** A whole picture should be recognised; under a mask or in a border there is nothing to keep. */
+/** Default strength: a whole image should stay recognisable; under a mask nothing has to stay. */
 const STRENGTH = { image: 0.75, mask: 1, border: 1 };
-const LABELS = { none: "Generate", image: "Redraw", mask: "Redraw", border: "Expand" };
+const LABELS = { none: "Generate", image: "Edit image", mask: "Edit image", border: "Expand" };
 
 const form = byId("form", HTMLFormElement);
 const prompt = byId("prompt", HTMLTextAreaElement);
@@ -62,7 +62,10 @@ const furtherField = byId("further-field", HTMLElement);
 const formError = byId("form-error", HTMLElement);
 const seedAgain = byId("seed-again", HTMLButtonElement);
 
-/** Fires "change" when anything is another, "generate", and "lack" when that needs the models. */
+/**
+ * Fires "change" when a setting changes, "generate" when the user wants an image, and "lack" when
+ * this needs the list of models first.
+ */
 export class Form extends EventTarget {
   /** @type {Model[]} */
   #models = [];
@@ -70,18 +73,18 @@ export class Form extends EventTarget {
   #source = "none";
   /** Options without a field. @type {Record<string, unknown>} */
   #further = {};
-  /** The person chose a strength. */
+  /** The user chose a strength. */
   #ownStrength = false;
   #lastSeed = "";
-  /** What was chosen before there was an image. */
+  /** The shape that was chosen before there was an image to edit. */
   #shape = "square";
-  /** Pixels of border to paint around the image. @type {number[] | null} */
+  /** Pixels of the border to generate around the image. @type {number[] | null} */
   #expand = null;
-  /** Further images that there are. */
+  /** Which further images the user has chosen. */
   #extra = { control: false, references: false };
-  /** What was set to the nearest value that can be had, in words. @type {string[]} */
+  /** Sentences about settings that were changed to the nearest possible value. @type {string[]} */
   #adjusted = [];
-  /** A picture was asked for before the models were known. */
+  /** The user wanted an image before the models were known. */
   #wanted = false;
 
   constructor() {
@@ -91,7 +94,7 @@ export class Form extends EventTarget {
     more.open = recallJson("more") ?? false;
     more.addEventListener("toggle", () => keep("more", JSON.stringify(more.open)));
     form.addEventListener("input", (event) => this.#edited(/** @type {Element} */ (event.target)));
-    // They stand beside the mask, out of the form.
+    // These fields are beside the mask, outside of the form's element.
     for (const field of [onlyMasked, padding]) {
       field.addEventListener("input", () => this.#edited(field));
     }
@@ -121,8 +124,8 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Take the catalogue; the first call brings back what was set in an earlier visit, but for what
-   * was typed already, and asks for the picture that was wanted meanwhile.
+   * Set the list of models. The first call restores the settings of the last visit, except for
+   * prompts that the user typed meanwhile, and generates if the user wanted an image meanwhile.
    * @param {Model[]} models
    */
   setModels(models) {
@@ -140,9 +143,9 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Say which picture is drawn over, if any.
+   * Set what an edit changes.
    * @param {Source} source
-   * @param {number[] | null} expand Pixels of border around it: left, top, right, bottom.
+   * @param {number[] | null} expand Pixels of the border: left, top, right, bottom.
    */
   setSource(source, expand) {
     if (source === this.#source && String(expand) === String(this.#expand)) return;
@@ -167,15 +170,15 @@ export class Form extends EventTarget {
     return this.#further;
   }
 
-  /** What the last settings had that could not be had as it was, in words. */
+  /** Sentences about settings that the last apply() changed to the nearest possible value. */
   get adjusted() {
     return this.#adjusted;
   }
 
   /**
-   * Set an option that has no field, or take it away.
+   * Set an option that has no field.
    * @param {string} name
-   * @param {unknown} value
+   * @param {unknown} value Undefined removes it.
    */
   setFurther(name, value) {
     const { [name]: _, ...others } = this.#further;
@@ -183,14 +186,14 @@ export class Form extends EventTarget {
     this.#edited(furtherLine);
   }
 
-  /** @param {{control: boolean, references: boolean}} extra Which further images there are. */
+  /** @param {{control: boolean, references: boolean}} extra Which further images the user has chosen. */
   setExtra(extra) {
     this.#extra = extra;
     this.#changed();
   }
 
   /**
-   * The seed that the button brings back.
+   * Set the seed that the button restores.
    * @param {string} last
    */
   setLastSeed(last) {
@@ -199,14 +202,14 @@ export class Form extends EventTarget {
   }
 
   /**
-   * What the form says now; a size is left out when the image's own is wanted.
+   * The present settings; without a size if the image to edit keeps its own.
    * @returns {Settings}
    */
   read() {
     const edits = this.#source !== "none";
     const further = this.#furtherNow;
     const part = this.#onlyMasked;
-    // The noise levels say both.
+    // Noise levels determine steps and schedule.
     const leveled = "sigmas" in further;
     /** @type {Settings} */
     const all = {
@@ -232,10 +235,10 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Set what is given and fits. The other fields stay as they are; options without a field are
-   * those that are given, and no others.
+   * Put settings into the fields. Fields without a setting keep their values. All options without
+   * a field are replaced.
    * @param {Settings} settings
-   * @returns {string[]} What did not fit, in words.
+   * @returns {string[]} Names of the settings that cannot be applied.
    */
   apply(settings) {
     const unfit = [];
@@ -267,14 +270,14 @@ export class Form extends EventTarget {
       Object.entries(settings).filter(([name]) => !hasField(name)),
     );
     this.#changed();
-    return [...unfit, ...missingPictures(settings, this.#source, this.#extra)];
+    return [...unfit, ...missingImages(settings, this.#source, this.#extra)];
   }
 
-  /** Ask for the picture, if everything can be sent. */
+  /** Fire "generate" if the fields are valid; show the first error otherwise. */
   generate() {
     this.clearErrors();
     if (!prompt.value.trim()) {
-      this.showError("prompt", "Say what the picture should show.");
+      this.showError("prompt", "Enter a prompt.");
       return;
     }
     this.#wanted = !this.model;
@@ -290,10 +293,10 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Show an error at the field that it is about, or else beside the button.
-   * @param {string | null} param
+   * Show an error beside its field, or beside the button if it has none.
+   * @param {string | null} param Name of the option.
    * @param {string} message
-   * @param {HTMLElement} [culprit] The control at fault, in a field with several.
+   * @param {HTMLElement} [culprit] The invalid control, in a field with several controls.
    */
   showError(param, message, culprit) {
     this.#wanted = false;
@@ -305,14 +308,14 @@ export class Form extends EventTarget {
     }
     if (more.contains(field)) more.open = true;
     const line = field.querySelector(":scope > .error");
-    // Where several options stand the sentence keeps the name of the one that it is about.
+    // "Further options" holds several options, so the sentence keeps the name of the option.
     if (line) line.textContent = name === "further" ? message : sentence(message);
     const control = culprit ?? controlOf(field);
     control?.setAttribute("aria-invalid", "true");
     control?.focus();
   }
 
-  /** The error beside the button tells of a server that has changed since. */
+  /** Remove the error beside the button: the state of the server has changed since. */
   clearTrouble() {
     formError.textContent = "";
   }
@@ -337,8 +340,8 @@ export class Form extends EventTarget {
   }
 
   get #furtherNow() {
-    const further = withPictures(this.#further, this.#source, this.#extra);
-    // What keeps the image's size has nothing to fit.
+    const further = withImages(this.#further, this.#source, this.#extra);
+    // These edits keep the size of the image, so `fit` has no effect.
     if (this.#onlyMasked || this.#expand) delete further.fit;
     return further;
   }
@@ -368,7 +371,7 @@ export class Form extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** Limits and defaults of the chosen model. */
+  /** Apply the limits and defaults of the chosen model. */
   #takeModel() {
     const chosen = this.model;
     if (!chosen) return;
@@ -404,7 +407,7 @@ export class Form extends EventTarget {
     const size = `${nearest(width, sides[0])}x${nearest(height, sides[1])}`;
     if (size !== wanted) {
       const [from, to] = [wanted, size].map((text) => text.replace("x", " × "));
-      this.#adjusted.push(`The size ${from} became ${to}, the nearest that this model generates.`);
+      this.#adjusted.push(`This model cannot generate ${from}; the size is now ${to}.`);
     }
     const known = ["square", "wide", "tall"].find((shape) => this.#presetSize(shape) === size);
     [width.value, height.value] = size.split("x");
@@ -412,10 +415,10 @@ export class Form extends EventTarget {
   }
 
   #ownSize() {
-    if (this.#onlyMasked) return "The part at the model’s own size.";
+    if (this.#onlyMasked) return "The masked part at the default size of the model.";
     return this.#expand
-      ? "The image with its border, or as near as can be."
-      : "The image’s size, or as near as can be.";
+      ? "The size of the image with its border, or the nearest possible."
+      : "The size of the image, or the nearest possible.";
   }
 
   /** @returns {string | undefined} */
@@ -426,7 +429,7 @@ export class Form extends EventTarget {
   }
 
   /**
-   * A shape with about as many pixels as the model's own size.
+   * The size of a shape, with about as many pixels as the model's default size.
    * @param {string} shape
    */
   #presetSize(shape) {
@@ -443,7 +446,7 @@ export class Form extends EventTarget {
     return `${fit(Math.sqrt(w * h * ratio))}x${fit(Math.sqrt((w * h) / ratio))}`;
   }
 
-  /** What follows from the fields, in words beside them. */
+  /** Update the texts beside the fields. */
   #describe() {
     const chosen = this.model;
     if (!chosen) return;
@@ -477,8 +480,8 @@ export class Form extends EventTarget {
           "li",
           {},
           make("span", {}, text),
-          make("button", { type: "button", click: drop, title: `Drop ${name}` },
-            icon("close"), make("span", { class: "unseen" }, `Drop ${name}`)),
+          make("button", { type: "button", click: drop, title: `Remove ${name}` },
+            icon("close"), make("span", { class: "unseen" }, `Remove ${name}`)),
         );
       }),
     );
@@ -504,7 +507,7 @@ export class Form extends EventTarget {
   }
 }
 
-/** What was typed while the models were on their way. @returns {FieldSettings} */
+/** Prompts that were typed before the models were known. @returns {FieldSettings} */
 function typed() {
   const filled = [prompt, negative].filter((field) => field.value);
   return Object.fromEntries(filled.map((field) => [field.name, field.value]));
@@ -523,7 +526,7 @@ function setShape(shape) {
 }
 
 /**
- * A slider for the hand beside the number, which is for keys and screen readers.
+ * Connect a slider, for pointers, with its number field, for keys and screen readers.
  * @param {Element} group
  */
 function joinSlider(group) {
@@ -549,7 +552,7 @@ function putValue(field, value) {
 }
 
 /**
- * Every field has a line for its error, which its control is described by.
+ * Add a line for errors to a field; its control refers to it by aria-describedby.
  * @param {Element} field
  */
 function giveErrorLine(field) {
@@ -577,19 +580,19 @@ function fieldOf(control) {
 }
 
 /**
- * What is wrong with a field's value, in words; empty if nothing.
+ * The error of a field's value, as a sentence; empty if it is valid.
  * @param {HTMLInputElement} field
  */
 function fault(field) {
   const { validity, min, max, step } = field;
   if (validity.valid && (field.value || field.type !== "number" || field.placeholder)) return "";
-  if (field === seed) return "A seed is a whole number.";
+  if (field === seed) return "Enter a whole number.";
   const steps = step && step !== "any" && step !== "1" ? `, in steps of ${step}` : "";
-  return `A number from ${min} to ${max}${steps}.`;
+  return `Enter a number from ${min} to ${max}${steps}.`;
 }
 
 /**
- * The nearest side that the model generates.
+ * The nearest length of a side that the model generates.
  * @param {HTMLInputElement} side
  * @param {string} text
  */
@@ -606,7 +609,7 @@ function hasField(name) {
 }
 
 /**
- * A seed as JSON has it: without zeros in front.
+ * A seed without leading zeros, as JSON requires.
  * @param {string} text
  */
 function seedOf(text) {

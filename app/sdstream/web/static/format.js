@@ -1,9 +1,9 @@
-/** Numbers and states in words. */
+/** Texts for numbers, states, options and errors. */
 
 /** @import {Job, JobImage} from "./jobs.js" */
 
 const MOST_LISTED = 8;
-/** Names of options that their words alone do not make. @type {Record<string, string>} */
+/** Labels of options that labelOf cannot derive from their names. @type {Record<string, string>} */
 const LABELS = { sample_steps: "Steps", lora: "LoRA" };
 
 /**
@@ -47,7 +47,7 @@ export function listed(names) {
 }
 
 /**
- * An option's value: "2", "7, 8, 9", "shapes 0.8" of a LoRA, "warmup 4".
+ * An option's value as text: "2", "7, 8, 9", "shapes 0.8" for a LoRA, "warmup 4".
  * @param {unknown} value
  * @returns {string}
  */
@@ -57,7 +57,7 @@ export function said(value) {
   return value.map((one) => (typeof one === "object" ? Object.values(one).join(" ") : one)).join(", ");
 }
 
-/** What to do about an error, by its reason. @type {Record<string, string>} */
+/** Reason of an error -> what to do. @type {Record<string, string>} */
 const REMEDIES = {
   interrupted: "The server recovered; generate again.",
   shutting_down: "The server restarts; generate again in a moment.",
@@ -75,7 +75,7 @@ const REMEDIES = {
 };
 
 /**
- * A sentence on what to do next; empty when the message says all.
+ * A sentence on what to do next; empty if the message is enough.
  * @param {string | null | undefined} reason
  */
 export function remedy(reason) {
@@ -83,7 +83,7 @@ export function remedy(reason) {
 }
 
 /**
- * Where a job is, in one line.
+ * The state of a job in one line.
  * @param {Job} job
  */
 export function progressLine(job) {
@@ -95,11 +95,11 @@ function position(job) {
   switch (job.status) {
     case "queued":
       if (job.queue_position === null) return "Waiting";
-      return job.queue_position ? `${counted(job.queue_position, "job")} before it` : "Next in line";
+      return job.queue_position ? `${counted(job.queue_position, "job")} ahead` : "Next in line";
     case "loading":
       return "Loading the model";
     case "running":
-      return [pictureOf(job), stepOf(job)].filter(Boolean).join(" · ");
+      return [imageOf(job), stepOf(job)].filter(Boolean).join(" · ");
     case "completed":
       return "Finished";
     case "cancelled":
@@ -110,9 +110,9 @@ function position(job) {
 }
 
 /** @param {Job} job */
-function pictureOf(job) {
+function imageOf(job) {
   const { n } = job.parameters;
-  return n > 1 ? `Picture ${Math.min(job.index + 1, n)} of ${n}` : "";
+  return n > 1 ? `Image ${Math.min(job.index + 1, n)} of ${n}` : "";
 }
 
 /** @param {Job} job */
@@ -136,20 +136,20 @@ function timeLeft(job) {
 }
 
 /**
- * What a picture was drawn with, for people: all of it but the prompt.
+ * Labels and values of all options of an image, without the prompt.
  * @param {Job} job
  * @param {JobImage | null} image
  * @returns {[string, string][]}
  */
 export function facts(job, image) {
   const { prompt, n, negative_prompt: negative, model, size, seed, ...options } = job.parameters;
-  const drawn = image ? `${image.width}x${image.height}` : size;
+  const finalSize = image ? `${image.width}x${image.height}` : size;
   /** @type {[string, unknown][]} */
   const pairs = [
     ["Negative prompt", negative],
     ["Model", model],
-    ["Size", drawn?.replace("x", " × ")],
-    ["Before enlarging", drawn === size ? "" : size?.replace("x", " × ")],
+    ["Size", finalSize?.replace("x", " × ")],
+    ["Before enlarging", finalSize === size ? "" : size?.replace("x", " × ")],
   ];
   for (const [name, value] of Object.entries(options)) pairs.push([labelOf(name), value]);
   pairs.push(["Seed", image?.seed ?? seed]);
@@ -159,7 +159,7 @@ export function facts(job, image) {
 }
 
 /**
- * An option's name for people.
+ * The label of an option.
  * @param {string} name
  */
 export function labelOf(name) {
@@ -168,7 +168,7 @@ export function labelOf(name) {
 }
 
 /**
- * An error's sentence where its field stands beside it: without the field's name in front.
+ * The message of an error without the leading name of the field, for a place beside the field.
  * @param {string} message
  */
 export function sentence(message) {

@@ -1,4 +1,4 @@
-/** What is looked for in the gallery: words, a model, a state, days, favorites. */
+/** The filter of the gallery: words, model, state, days, favorites. */
 
 import { byId, make } from "./dom.js";
 
@@ -17,12 +17,12 @@ const favorite = byId("filter-favorite", HTMLInputElement);
 const clear = byId("filter-clear", HTMLButtonElement);
 const fields = [search, model, status, since, until];
 
-/** Something is looked for. */
+/** True if a filter is set. */
 export function filtersSet() {
   return favorite.checked || fields.some((field) => field.value.trim() !== "");
 }
 
-/** The conditions as the query of GET /v1/jobs. */
+/** The filter as the query of GET /v1/jobs. */
 export function filterQuery() {
   const query = new URLSearchParams({ status: status.value || ENDED });
   if (search.value.trim()) query.set("q", search.value.trim());
@@ -34,7 +34,7 @@ export function filterQuery() {
 }
 
 /**
- * True for a job that the server would list.
+ * True for a job that matches the filter.
  * @param {Job} job
  */
 export function matches(job) {
@@ -60,7 +60,7 @@ export function setFilterModels(ids) {
   model.value = ids.includes(value) ? value : "";
 }
 
-/** @param {() => void} act Called when other images are looked for. */
+/** @param {() => void} act Called when the filter changes. */
 export function onFilter(act) {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
@@ -79,7 +79,7 @@ export function onFilter(act) {
 }
 
 /**
- * The beginning of a day here, in Unix seconds.
+ * Midnight of a day in the browser's time zone, in Unix seconds.
  * @param {string} day "2026-01-31".
  */
 function midnight(day) {

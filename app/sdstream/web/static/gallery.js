@@ -1,25 +1,25 @@
 /**
- * Past images of the server's store: searched, selected, and leafed through by keys.
+ * The gallery: finished images, with search, selection and movement by keys.
  *
- * There may be thousands. Only the tiles near the window are elements; the list has the height of
- * all of them, and each tile is moved to its place.
+ * There may be thousands. Only tiles near the visible part are elements; the list has the height of
+ * all tiles, and each element is moved to its position.
  */
 
-import { api, ApiError, showPicture } from "./api.js";
+import { api, ApiError, showImage } from "./api.js";
 import { byId, icon, make } from "./dom.js";
 import { shortened } from "./format.js";
 import { filterQuery, filtersSet, matches, onFilter } from "./gallery-filter.js";
-import { nameOf } from "./pictures.js";
+import { nameOf } from "./images.js";
 
 /** @import {Job, JobImage} from "./jobs.js" */
 
-/** An image, or a job that came to none. @typedef {{job: Job, image: JobImage | null}} Entry */
+/** An image, or a job that ended without one. @typedef {{job: Job, image: JobImage | null}} Entry */
 
 const PAGE = 100;
-/** Pixels: least width of a tile, and the gap between two. */
+/** Minimum width of a tile and gap between tiles, in pixels. */
 const TILE = 104;
 const GAP = 8;
-/** Rows of tiles that are elements above and below the window. */
+/** Rows of tiles that are elements above and below the visible part. */
 const SPARE_ROWS = 4;
 
 const tiles = byId("tiles", HTMLElement);
@@ -29,27 +29,27 @@ const problem = byId("gallery-error", HTMLElement);
 const count = byId("gallery-count", HTMLElement);
 
 /**
- * Fires "open" with an Entry, "delete" with Entries for whom the person pressed Delete, and
- * "select" when other entries are selected.
+ * Fires "open" with an Entry, "delete" with the Entries that the user wants to delete, and
+ * "select" when the selection changes.
  */
 export class Gallery extends EventTarget {
   /** Newest first. @type {Entry[]} */
   entries = [];
-  /** Clicks select instead of opening. */
+  /** A click selects an image instead of opening it. */
   #selecting = false;
   /** @type {Set<string>} */
   #selected = new Set();
-  /** The tile that the keys are at. */
+  /** Place of the tile that the keys act on. */
   #current = 0;
-  /** Where a range of selected tiles begins. */
+  /** Place where a range of selected tiles begins. */
   #anchor = 0;
   #last = "";
   #hasMore = false;
   /** @type {Promise<void> | null} */
   #loading = null;
-  /** Goes up with each fresh list: answers to earlier questions are dropped. */
+  /** Number of the present list; answers for an earlier list are ignored. */
   #generation = 0;
-  /** Tiles that are elements, by key. @type {Map<string, HTMLElement>} */
+  /** Key of an entry -> its tile, if that is an element. @type {Map<string, HTMLElement>} */
   #shown = new Map();
   #columns = 1;
   #side = TILE;
@@ -58,7 +58,7 @@ export class Gallery extends EventTarget {
     super();
     more.addEventListener("click", () => this.#loadMore());
     tiles.addEventListener("keydown", (event) => this.#key(event));
-    // Whatever scrolls: the column, the page or the window.
+    // The column scrolls, or the page, depending on the width of the window.
     addEventListener("scroll", () => this.#render(), { capture: true, passive: true });
     addEventListener("resize", () => this.#render());
     new ResizeObserver(() => this.#render()).observe(tiles);
@@ -80,7 +80,7 @@ export class Gallery extends EventTarget {
     return this.entries.filter((entry) => this.#selected.has(keyOf(entry)));
   }
 
-  /** Get the newest anew. */
+  /** Load the list again, from the newest image. */
   async load() {
     this.#generation += 1;
     this.#loading = null;
@@ -93,7 +93,7 @@ export class Gallery extends EventTarget {
   }
 
   /**
-   * Put a job that has just ended in front, if it is one of those that are looked for.
+   * Add a job that has just ended to the front, if it matches the filter.
    * @param {Job} job
    */
   add(job) {
@@ -113,7 +113,7 @@ export class Gallery extends EventTarget {
   }
 
   /**
-   * A job has changed: its mark may be another.
+   * Replace a job that has changed, and update the favorite marks of its tiles.
    * @param {Job} job
    */
   update(job) {
@@ -124,8 +124,8 @@ export class Gallery extends EventTarget {
   }
 
   /**
-   * Give a tile the focus, or the last one there is.
-   * @param {number} place
+   * Focus a tile.
+   * @param {number} place Beyond the end, the last tile.
    */
   focus(place) {
     if (!this.entries.length) return;
@@ -135,7 +135,7 @@ export class Gallery extends EventTarget {
     this.#buttonAt(this.#current)?.focus({ preventScroll: true });
   }
 
-  /** Select every entry that is loaded. */
+  /** Select all loaded entries. */
   selectAll() {
     this.#selected = new Set(this.entries.map(keyOf));
     this.#selectionChanged();
@@ -172,12 +172,12 @@ export class Gallery extends EventTarget {
     } catch (error) {
       if (generation !== this.#generation) return;
       this.#hasMore = false;
-      // A page that begins after a job which is gone by now.
+      // The last job of the previous page was deleted meanwhile.
       if (error instanceof ApiError && error.status === 404 && this.#last) {
         setTimeout(() => this.load());
         return;
       }
-      problem.textContent = `The gallery could not be read. ${/** @type {Error} */ (error).message}`;
+      problem.textContent = `The gallery could not be loaded. ${/** @type {Error} */ (error).message}`;
       more.hidden = false;
     }
     this.#tell();
@@ -187,7 +187,7 @@ export class Gallery extends EventTarget {
     const number = this.entries.length;
     const lacking = number === 0 && !this.#hasMore && !problem.textContent;
     empty.hidden = !lacking;
-    empty.textContent = filtersSet() ? "No image matches." : "Finished pictures gather here.";
+    empty.textContent = filtersSet() ? "No image matches." : "Finished images appear here.";
     count.textContent = number ? `${number}${this.#hasMore ? "+" : ""}` : "";
     this.#render();
   }
@@ -220,7 +220,7 @@ export class Gallery extends EventTarget {
     /** @type {HTMLElement | null} */
     let before = null;
     for (let place = 0; place < this.entries.length; place += 1) {
-      // The tile that the keys are at stays, wherever the page is scrolled to.
+      // The current tile stays an element: it may have the focus.
       if ((place < first || place >= last) && place !== this.#current) continue;
       const key = keyOf(this.entries[place]);
       wanted.add(key);
@@ -228,7 +228,7 @@ export class Gallery extends EventTarget {
       this.#shown.set(key, tile);
       this.#put(tile, place);
       const follows = before ? before.nextElementSibling : tiles.firstElementChild;
-      // Moving an element would take the focus from it.
+      // An element that is moved loses the focus.
       if (tile !== follows && !tile.contains(document.activeElement)) {
         tiles.insertBefore(tile, follows);
       }
@@ -274,7 +274,7 @@ export class Gallery extends EventTarget {
       const thumb = /** @type {HTMLImageElement} */ (
         make("img", { alt: nameOf(job), loading: "lazy", decoding: "async", width, height })
       );
-      showPicture(thumb, image.url, () => button.replaceChildren(make("span", {}, "no longer there")));
+      showImage(thumb, image.url, () => button.replaceChildren(make("span", {}, "not available")));
       button.append(thumb);
     } else {
       const what = job.status === "cancelled" ? "Cancelled" : "Failed";
@@ -313,7 +313,7 @@ export class Gallery extends EventTarget {
     marker.scrollIntoView({ block: "nearest", behavior: "instant" });
   }
 
-  // --- hand and keys ------------------------------------------------------------------------------
+  // --- pointer and keys ---------------------------------------------------------------------------
 
   /**
    * @param {MouseEvent} event

@@ -21,21 +21,21 @@ const NUMBERS = ["sample_steps", "cfg_scale", "strength", "seed"];
 const error = byId("compare-error", HTMLElement);
 const button = byId("compare-go", HTMLButtonElement);
 
-/** Fires "compare" when the person wants the grid. */
+/** Fires "compare" when the user wants the grid. */
 export class GridForm extends EventTarget {
   /** @type {Model[]} */
   models = [];
   /** @type {Model | undefined} */
   #model;
   #edits = false;
-  /** The first values were set; a field that is emptied later stays empty. */
+  /** The default values were set once; a field that the user empties stays empty. */
   #begun = false;
 
   constructor() {
     super();
     for (const name of ["x", "y"]) {
       const select = selectOf(name);
-      const none = name === "y" ? [make("option", { value: "" }, "Nothing else")] : [];
+      const none = name === "y" ? [make("option", { value: "" }, "None")] : [];
       select.replaceChildren(
         ...none,
         ...AXES.map((axis) => make("option", { value: axis }, axis === "word" ? "Word of the prompt" : labelOf(axis))),
@@ -54,7 +54,7 @@ export class GridForm extends EventTarget {
   }
 
   /**
-   * @param {Model | undefined} model The one that is chosen.
+   * @param {Model | undefined} model The chosen model.
    * @param {boolean} edits There is an image to start from.
    */
   show(model, edits) {
@@ -72,7 +72,7 @@ export class GridForm extends EventTarget {
   }
 
   /**
-   * The axes as they are set; throws an Error in words when they cannot be used.
+   * Read the axes; throws an Error with a sentence if they cannot be used.
    * @param {Settings} settings What all cells share.
    * @returns {{across: Axis, down: Axis | null}}
    */
@@ -94,7 +94,7 @@ export class GridForm extends EventTarget {
   #describe() {
     for (const name of ["x", "y"]) {
       const word = selectOf(name).value === "word";
-      valuesOf(name).placeholder = word ? "cat, dog, fox" : "values, with commas";
+      valuesOf(name).placeholder = word ? "cat, dog, fox" : "values, separated by commas";
     }
     valuesOf("y").hidden = !selectOf("y").value;
     const cells = axisOf("x").values.length * (selectOf("y").value ? axisOf("y").values.length : 1);
@@ -136,7 +136,7 @@ export function cellOf(settings, chosen) {
  */
 function check({ name, values }, settings, edits) {
   const label = name === "word" ? "Word of the prompt" : labelOf(name);
-  if (!values.length) throw new Error(`${label}: enter values, with commas between them.`);
+  if (!values.length) throw new Error(`${label}: enter values, separated by commas.`);
   const wrong = NUMBERS.includes(name) && values.find((value) => !Number.isFinite(Number(value)));
   if (wrong) throw new Error(`${label}: '${wrong}' is not a number.`);
   if (name === "strength" && !edits) throw new Error("Strength needs an image to start from.");

@@ -1,6 +1,6 @@
 /** A grid as one image file: the images with their labels, and the settings in its text. */
 
-import { fileOf } from "./pictures.js";
+import { fileOf } from "./images.js";
 import { titleOf } from "./grid.js";
 import { said } from "./format.js";
 import { crc32 } from "./zip.js";

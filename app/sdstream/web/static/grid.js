@@ -1,10 +1,10 @@
 /** A grid that compares settings: one job for each cell, filled as they end. */
 
-import { showPicture } from "./api.js";
+import { showImage } from "./api.js";
 import { byId, make } from "./dom.js";
 import { counted, labelOf, progressLine } from "./format.js";
 import { isOver } from "./jobs.js";
-import { nameOf } from "./pictures.js";
+import { nameOf } from "./images.js";
 
 /** @import {Job} from "./jobs.js" */
 /** @import {Settings} from "./form.js" */
@@ -109,12 +109,12 @@ export class Grid extends EventTarget {
     }
     if (cell.dataset.job === id) return;
     cell.dataset.job = id ?? "";
-    const picture = /** @type {HTMLImageElement} */ (
+    const large = /** @type {HTMLImageElement} */ (
       make("img", { alt: nameOf(job), width: image.width, height: image.height })
     );
-    showPicture(picture, image.url);
+    showImage(large, image.url);
     const open = () => this.dispatchEvent(new CustomEvent("open", { detail: this.jobs.get(job.id) }));
-    cell.replaceChildren(make("button", { type: "button", click: open }, picture));
+    cell.replaceChildren(make("button", { type: "button", click: open }, large));
   }
 
   #tell() {

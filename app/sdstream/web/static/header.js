@@ -1,4 +1,4 @@
-/** The head of the page: what there is to say, the API key, and the theme. */
+/** The head of the page: notices, the API key, and the theme. */
 
 import { api } from "./api.js";
 import { byId } from "./dom.js";
@@ -17,7 +17,7 @@ const themeButton = byId("theme", HTMLButtonElement);
 let fading;
 
 /**
- * Say something for a while.
+ * Show a notice for a few seconds.
  * @param {string} text
  */
 export function tell(text) {
@@ -28,7 +28,7 @@ export function tell(text) {
 }
 
 /**
- * Call a function when the person has given a key without being asked.
+ * Call a function when the user has entered a key by the button in the head.
  * @param {() => void} act
  */
 export function onKey(act) {
@@ -37,7 +37,7 @@ export function onKey(act) {
   });
 }
 
-/** What keeps the page from working, if anything does. */
+/** Show what keeps the page from working, or nothing. */
 function showTrouble() {
   clearTimeout(fading);
   const text = trouble();
@@ -46,8 +46,8 @@ function showTrouble() {
 }
 
 function trouble() {
-  if (!api.reachable) return "The server does not respond. Trying again…";
-  return api.locked ? "This server asks for an API key." : "";
+  if (!api.reachable) return "The server does not respond. Retrying…";
+  return api.locked ? "This server requires an API key." : "";
 }
 
 /** @param {string} theme */

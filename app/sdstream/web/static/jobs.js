@@ -1,9 +1,9 @@
 /**
  * The jobs that this page knows, kept up to date.
  *
- * One job, the one on the stage, is followed by its events. Browsers open only six connections to
- * a server, all tabs together, so the other unfinished jobs are asked for every two seconds, and a
- * tab that nobody sees follows none.
+ * The page reads the events of one job, the one on the stage. A browser opens only six connections
+ * to a server for all its tabs, so the other unfinished jobs are polled every two seconds, and a
+ * hidden tab reads no events.
  */
 
 import { api, ApiError } from "./api.js";
@@ -16,14 +16,14 @@ import { keep, recallJson } from "./storage.js";
  */
 
 /**
- * A job as the server tells it, and what the page has heard of it.
+ * A job as the server sends it, with its last preview and the time of the last update.
  * @typedef {object} Job
  * @property {string} id
  * @property {"queued" | "loading" | "running" | "completed" | "failed" | "cancelled"} status
  * @property {string} operation
  * @property {number | null} queue_position
  * @property {number} progress Percent.
- * @property {number} index The picture that is being drawn.
+ * @property {number} index Index of the image that is being generated.
  * @property {number} step
  * @property {number} steps
  * @property {number | null} steps_per_second
@@ -38,22 +38,22 @@ import { keep, recallJson } from "./storage.js";
  * @property {{message: string, param: string | null, reason: string | null} | null} error
  * @property {{index: number, step: number, url: string} | null} [preview]
  * @property {boolean} favorite It does not expire.
- * @property {{name: string, url: string, bytes: number}[]} inputs What was uploaded with it.
- * @property {number} heard When, by performance.now().
+ * @property {{name: string, url: string, bytes: number}[]} inputs The files that were uploaded with it.
+ * @property {number} heard Time of the last update, by performance.now().
  */
 
 /**
- * A request for pictures.
+ * A request for images.
  * @typedef {{path: string, body: object | FormData}} Ask
  */
 
 const UNFINISHED = "queued,loading,running";
-/** Ids of one request. */
+/** Most ids of one request. */
 const AT_ONCE = 1000;
 const POLL_MS = 2_000;
 const REOPEN_MS = 1_000;
 const REMEMBERED = 200;
-/** Pages of unfinished jobs that are read at once. */
+/** Most pages of unfinished jobs that one refresh reads. */
 const MOST_PAGES = 20;
 
 /** @param {Job} job */
@@ -65,7 +65,7 @@ export function isOver(job) {
 export class Jobs extends EventTarget {
   /** @type {Map<string, Job>} */
   #known = new Map();
-  /** Ids of the jobs that this browser asked for. @type {Set<string>} */
+  /** Ids of the jobs that this browser submitted. @type {Set<string>} */
   #mine = new Set(recallJson("mine") ?? []);
   /** @type {string | null} */
   #watched = null;
@@ -81,13 +81,13 @@ export class Jobs extends EventTarget {
     document.addEventListener("visibilitychange", () => this.#follow());
     addEventListener("storage", ({ key }) => {
       if (key !== "sdstream.mine") return;
-      // Another tab has asked for a picture.
+      // Another tab has submitted a job.
       this.#mine = new Set(recallJson("mine") ?? []);
       this.refresh().catch(() => {});
     });
   }
 
-  /** The jobs that have not ended, in the order they came. */
+  /** The jobs that have not ended, in the order of submission. */
   get unfinished() {
     const open = [...this.#known.values()].filter((job) => !isOver(job));
     return open.sort((a, b) => a.created - b.created);
@@ -99,7 +99,7 @@ export class Jobs extends EventTarget {
   }
 
   /**
-   * Ask for pictures.
+   * Submit a job.
    * @param {Ask} ask
    * @returns {Promise<Job>}
    */
@@ -114,7 +114,7 @@ export class Jobs extends EventTarget {
     return this.#take(job);
   }
 
-  /** Learn of all unfinished jobs, and how those ended that are so no more. */
+  /** Load all unfinished jobs, and the ends of those that have ended since. */
   async refresh() {
     const open = new Set();
     let after = "";
@@ -122,7 +122,7 @@ export class Jobs extends EventTarget {
       const list = await api.get(`v1/jobs?status=${UNFINISHED}&limit=100${after}`);
       for (const job of list.data) {
         open.add(job.id);
-        // Its events are newer than any list.
+        // The events of the watched job are newer than the list.
         if (!this.#feed || job.id !== this.#watched) this.#take(job);
       }
       if (!list.has_more) break;
@@ -133,7 +133,7 @@ export class Jobs extends EventTarget {
   }
 
   /**
-   * Follow a job by its events.
+   * Read the events of a job, instead of those of the last one.
    * @param {Job | null} job
    */
   watch(job) {
@@ -175,7 +175,7 @@ export class Jobs extends EventTarget {
   }
 
   /**
-   * Make a job a favorite, or an ordinary one.
+   * Mark a job as a favorite, or remove the mark.
    * @param {Job} job
    * @param {boolean} favorite
    */
@@ -196,7 +196,7 @@ export class Jobs extends EventTarget {
   }
 
   /**
-   * Who asks again because no answer came gets the first job, should there be one.
+   * A header that makes a retry after a lost answer return the first job, if it exists.
    * @param {object | FormData} body
    * @returns {Record<string, string>}
    */
@@ -213,7 +213,7 @@ export class Jobs extends EventTarget {
     if (wanted && !this.#feed) {
       this.#feed = new Feed(`v1/jobs/${job.id}/events`, {
         event: (name, data) => this.#hear(job.id, name, data),
-        refused: () => this.#refused(job.id),
+        rejected: () => this.#rejected(job.id),
       });
       this.#feed.open();
     } else if (!wanted) {
@@ -224,7 +224,7 @@ export class Jobs extends EventTarget {
   }
 
   /** @param {string} id */
-  async #refused(id) {
+  async #rejected(id) {
     await this.#reload(id).catch(() => {});
     const feed = this.#feed;
     if (id === this.#watched && feed) setTimeout(() => feed === this.#feed && feed.open(), REOPEN_MS);
@@ -255,7 +255,7 @@ export class Jobs extends EventTarget {
    */
   #take(news) {
     const job = this.#known.get(news.id);
-    // A list may have been made before an end that the events have told.
+    // A list may be older than an end that came by the events.
     if (job && isOver(job) && !isOver(news)) return job;
     const kept = Object.assign(job ?? news, news, { heard: performance.now() });
     this.#known.set(kept.id, kept);
@@ -282,7 +282,7 @@ export class Jobs extends EventTarget {
     this.dispatchEvent(new CustomEvent("gone", { detail: id }));
   }
 
-  /** Ask again soon, if there are jobs whose events are not followed. */
+  /** Poll soon, if there are unfinished jobs whose events are not read. */
   #plan() {
     const unheard = this.unfinished.some((job) => !this.#feed || job.id !== this.#watched);
     if (!unheard || this.#timer !== undefined) return;
@@ -294,7 +294,7 @@ export class Jobs extends EventTarget {
   }
 }
 
-/** crypto.randomUUID is there on https and localhost only. */
+/** A random id; crypto.randomUUID exists on https and localhost only. */
 function randomId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -1,4 +1,4 @@
-/** Asking for the API key. It stays in this browser and goes out in the Authorization header only. */
+/** The dialog for the API key. The key stays in this browser and is sent in a header only. */
 
 import { api } from "./api.js";
 import { byId } from "./dom.js";
@@ -13,13 +13,13 @@ const forgetButton = byId("key-forget", HTMLButtonElement);
 let answer = null;
 
 /**
- * Show the dialog until a key is given that the server takes.
- * @param {boolean} refused The key at hand was not taken.
- * @returns {Promise<boolean>} False when the person closed it.
+ * Show the dialog until the user enters a key that the server accepts.
+ * @param {boolean} rejected The server rejected the present key.
+ * @returns {Promise<boolean>} False if the user closed the dialog.
  */
-export function askForKey(refused) {
+export function askForKey(rejected) {
   field.value = "";
-  tell(refused ? "The server does not take this key any more." : "");
+  tell(rejected ? "The server does not accept this key any more." : "");
   forgetButton.hidden = !api.hasKey;
   if (!dialog.open) dialog.showModal();
   field.focus();
@@ -38,7 +38,7 @@ async function tryKey() {
   const key = field.value.trim();
   if (!key) return tell("Enter the key.");
   try {
-    if (!(await api.accepts(key))) return tell("The server does not take this key.");
+    if (!(await api.accepts(key))) return tell("The server does not accept this key.");
   } catch (error) {
     return tell(/** @type {Error} */ (error).message);
   }
@@ -63,5 +63,5 @@ forgetButton.addEventListener("click", () => {
   api.setKey(null);
   finish(false);
 });
-// Escape closes the dialog without a button.
+// The Escape key closes the dialog without a button.
 dialog.addEventListener("close", () => answer && finish(false));

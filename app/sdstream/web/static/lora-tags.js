@@ -1,4 +1,4 @@
-/** LoRA tags in the prompt, as other programs have them: explained, and made options. */
+/** LoRA tags in the prompt, as other programs use them: explains them and turns them into options. */
 
 import { byId } from "./dom.js";
 import { listed } from "./format.js";
@@ -10,7 +10,7 @@ const hint = byId("prompt-hint", HTMLElement);
 const text = byId("prompt-hint-text", HTMLElement);
 const use = byId("use-loras", HTMLButtonElement);
 
-/** Fires "use" with a list of {id, scale}, which are taken out of the prompt. */
+/** Fires "use" with a list of {id, scale}; their tags are removed from the prompt. */
 export class LoraTags extends EventTarget {
   /** Names of the server's LoRAs. @type {string[]} */
   #known = [];
@@ -29,7 +29,7 @@ export class LoraTags extends EventTarget {
     use.hidden = missing.length === named.length;
     text.textContent = missing.length
       ? `This server has no LoRA ${listed(missing)}. Remove the tag from the prompt.`
-      : "Servers read LoRA tags in a prompt only where their operator allows it.";
+      : "LoRA tags in a prompt have an effect only if the server’s operator allows them.";
   }
 
   #use() {

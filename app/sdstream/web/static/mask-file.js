@@ -1,4 +1,4 @@
-/** Masks as files: which pixels of an image one opens. */
+/** Reads mask files. */
 
 /**
  * @typedef {"auto" | "alpha" | "luminance" | "opacity"} MaskMode As the API's mask_mode.
@@ -7,10 +7,10 @@
 const BRIGHT = 128;
 
 /**
- * What a mask opens, as a sheet of the image's size that is opaque there and transparent elsewhere.
+ * Read a mask as a sheet of the image's size: opaque where the image may change, else transparent.
  * @param {Blob} file
  * @param {{width: number, height: number}} size Of the image.
- * @param {{mode?: MaskMode, inverted?: boolean}} [reading] How the mask is meant.
+ * @param {{mode?: MaskMode, inverted?: boolean}} [reading] How to read the mask.
  * @returns {Promise<OffscreenCanvas>} Rejected if the file is not an image.
  */
 export async function readMask(file, size, { mode = "auto", inverted = false } = {}) {

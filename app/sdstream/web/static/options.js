@@ -1,6 +1,6 @@
 /**
- * The options of the chosen model that have no field of their own: built from the JSON Schema that
- * GET /v1/models/{id} has in `options`. Their values belong to the form, which sends them.
+ * Fields for further options of the chosen model, built from the JSON Schema in `options` of
+ * GET /v1/models/{id}. The form holds their values and sends them.
  */
 
 import { api } from "./api.js";
@@ -15,7 +15,7 @@ import { labelOf } from "./format.js";
  */
 /** @typedef {{id: string, scale: number}} Lora */
 
-/** Which options stand together; all others that have no field come last. */
+/** Title of a group -> its options; the remaining options come last. */
 const GROUPS = {
   "High resolution": ["hires_scale", "hires_steps", "hires_strength", "hires_upscaler"],
   Upscaling: ["upscaler", "upscale"],
@@ -27,7 +27,7 @@ const GROUPS = {
     "eta", "clip_skip", "flow_shift", "slg_scale", "slg_start", "slg_end", "slg_layers", "sigmas",
   ],
 };
-/** Options that have a field of the form, or say the same as one. */
+/** Options with a field in the form, or with the meaning of one. */
 const ELSEWHERE = new Set([
   "prompt", "negative_prompt", "model", "n", "size", "width", "height", "aspect_ratio", "seed",
   "sample_steps", "sampler", "schedule", "cfg_scale", "guidance", "strength", "quality", "lora",
@@ -41,7 +41,7 @@ const loraField = byId("lora-field", HTMLElement);
 const loraList = byId("loras", HTMLElement);
 const loraChoice = byId("add-lora", HTMLSelectElement);
 
-/** Fires "set" with {name, value} as detail; undefined takes an option away. */
+/** Fires "set" with {name, value} as detail; the value undefined removes an option. */
 export class Options extends EventTarget {
   /** Names of the server's LoRAs. @type {string[]} */
   loras = [];
@@ -61,7 +61,7 @@ export class Options extends EventTarget {
     });
   }
 
-  /** Forget what was read: the server may have other models and files now. */
+  /** Forget the schemas: the server may have other models and files now. */
   forget() {
     this.#known.clear();
     this.#model = "";
@@ -84,7 +84,7 @@ export class Options extends EventTarget {
         this.#schemas = schemas;
         this.#build(model);
       } catch {
-        // It is asked for again with the next change.
+        // The next change tries again.
         this.#known.delete(model.id);
         this.#model = "";
         return;
@@ -133,7 +133,7 @@ export class Options extends EventTarget {
   #field(name) {
     const schema = this.#schemas[name];
     const change = (/** @type {Event} */ event) => {
-      // The form's own listener takes what is typed in its fields.
+      // The form's listener is for the form's own fields.
       event.stopPropagation();
       const value = valueOf(/** @type {HTMLInputElement} */ (event.target), schema);
       this.dispatchEvent(new CustomEvent("set", { detail: { name, value } }));
@@ -186,7 +186,7 @@ export class Options extends EventTarget {
       make("span", {}, lora.id),
       scale,
       make("button", { type: "button", class: "icon", click: drop }, icon("close"),
-        make("span", { class: "unseen" }, `Drop ${lora.id}`)),
+        make("span", { class: "unseen" }, `Remove ${lora.id}`)),
     );
   }
 
@@ -196,7 +196,7 @@ export class Options extends EventTarget {
     this.dispatchEvent(new CustomEvent("set", { detail: { name: "lora", value } }));
   }
 
-  /** Show the panel, for who is led to it. */
+  /** Open the panel. */
   open() {
     panel.open = true;
   }
@@ -208,11 +208,11 @@ export class Options extends EventTarget {
  */
 function controlFor(schema, change) {
   if (schema.enum) {
-    const usual = schema.default === undefined ? "usual" : `usual (${schema.default})`;
+    const label = schema.default === undefined ? "default" : `default (${schema.default})`;
     return make(
       "select",
       { input: change },
-      make("option", { value: "" }, usual),
+      make("option", { value: "" }, label),
       ...schema.enum.map((value) => make("option", { value }, value)),
     );
   }
@@ -224,18 +224,18 @@ function controlFor(schema, change) {
       max: schema.maximum,
       step: schema.type === "integer" ? 1 : "any",
       inputmode: schema.type === "integer" ? "numeric" : "decimal",
-      placeholder: schema.default ?? "usual",
+      placeholder: schema.default ?? "default",
       input: change,
     });
   }
-  const placeholder = { object: "name=1, other=2", array: "1, 2, 3" }[schema.type ?? ""] ?? "usual";
+  const placeholder = { object: "name=1, other=2", array: "1, 2, 3" }[schema.type ?? ""] ?? "default";
   return make("input", { type: "text", placeholder, input: change, autocomplete: "off" });
 }
 
 /**
  * @param {HTMLInputElement} field
  * @param {Schema} schema
- * @returns {unknown} As the API has it; undefined for nothing.
+ * @returns {unknown} A value of the API; undefined for an empty field.
  */
 function valueOf(field, schema) {
   if (field.type === "checkbox") return field.checked || undefined;

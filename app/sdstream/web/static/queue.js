@@ -1,6 +1,6 @@
-/** The unfinished jobs beside the one on the stage. */
+/** The queue: unfinished jobs, without the one on the stage. */
 
-import { showPicture } from "./api.js";
+import { showImage } from "./api.js";
 import { byId, focusStage, icon, make } from "./dom.js";
 import { progressLine, shortened } from "./format.js";
 
@@ -22,7 +22,7 @@ export class Queue extends EventTarget {
     });
   }
 
-  /** @param {Job[]} jobs In the order they came. */
+  /** @param {Job[]} jobs In the order of submission. */
   show(jobs) {
     this.#jobs = jobs;
     if (jobs.length === 0 && this.#section.contains(document.activeElement)) focusStage();
@@ -40,7 +40,7 @@ export class Queue extends EventTarget {
     jobs.forEach((job, place) => {
       const row = this.#rows.get(job.id) ?? this.#newRow(job);
       row.update(job);
-      // Moving an element would take the focus from it.
+      // An element that is moved loses the focus.
       if (this.#list.children[place] !== row.element) {
         this.#list.insertBefore(row.element, this.#list.children[place] ?? null);
       }
@@ -91,6 +91,6 @@ class QueueRow {
     this.#bar.value = job.progress;
     const source = job.preview?.url ?? job.images.at(-1)?.url;
     this.#thumb.hidden = !source;
-    if (source) showPicture(this.#thumb, source);
+    if (source) showImage(this.#thumb, source);
   }
 }

@@ -1,15 +1,15 @@
-/** What is done with the selected images of the gallery: download, mark, delete. */
+/** Downloads, marks and deletes the selected images of the gallery. */
 
 import { api } from "./api.js";
 import { byId, save } from "./dom.js";
 import { counted } from "./format.js";
-import { fileOf } from "./pictures.js";
+import { fileOf } from "./images.js";
 import { zip } from "./zip.js";
 
 /** @import {Entry, Gallery} from "./gallery.js" */
 /** @import {Jobs} from "./jobs.js" */
 
-/** Images that are fetched at the same time; browsers open six connections to a server. */
+/** Most downloads at the same time; a browser opens six connections to a server. */
 const AT_ONCE = 4;
 
 const toggle = byId("select", HTMLButtonElement);
@@ -23,7 +23,7 @@ const acts = ["selection-download", "selection-favorite", "selection-delete"];
 export class Selection {
   #gallery;
   #jobs;
-  /** What is to be deleted. @type {Entry[]} */
+  /** The entries that the user is asked about. @type {Entry[]} */
   #doomed = [];
 
   /**
@@ -64,7 +64,7 @@ export class Selection {
   /** @param {Entry[]} entries */
   #ask(entries) {
     this.#doomed = entries;
-    // Jobs go with all of their images.
+    // A job is deleted with all of its images.
     const all = jobsOf(entries).reduce((sum, job) => sum + Math.max(1, job.images.length), 0);
     question.textContent = `Delete ${counted(all, "image")} for good?`;
     sure.hidden = false;
@@ -113,15 +113,15 @@ export class Selection {
 
   /**
    * @param {() => Promise<void>} act
-   * @param {string} done In the words of its failure.
+   * @param {string} done Verb of the error message.
    */
   async #try(act, done) {
     problem.textContent = "";
     try {
       await act();
     } catch (error) {
-      problem.textContent = `Not all were ${done}. ${/** @type {Error} */ (error).message}`;
-      if (!api.reachable) problem.textContent += " Try again when it is back.";
+      problem.textContent = `Not all images were ${done}. ${/** @type {Error} */ (error).message}`;
+      if (!api.reachable) problem.textContent += " Try again when the server is back.";
     }
   }
 }

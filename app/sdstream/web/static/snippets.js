@@ -1,4 +1,4 @@
-/** The present settings as code: what the form would send, ready to be run elsewhere. */
+/** The present settings as code that sends the same request from elsewhere. */
 
 import { BASE } from "./api.js";
 import { asFields } from "./extra-options.js";
@@ -6,13 +6,13 @@ import { asFields } from "./extra-options.js";
 /** @import {Settings} from "./form.js" */
 
 /**
- * What the snippets are made of.
+ * What the snippets contain.
  * @typedef {object} Facts
  * @property {Settings} settings
- * @property {string[]} images Names of the files to start from.
- * @property {boolean} mask There is a mask over the first one.
+ * @property {string[]} images Names of the image files to upload.
+ * @property {boolean} mask The first image has a mask.
  * @property {string | null} control Name of the control image's file.
- * @property {boolean} key The server asks for a key.
+ * @property {boolean} key The server requires a key.
  */
 
 /** @type {Record<string, (facts: Facts) => string>} */
@@ -64,7 +64,7 @@ function curl(facts) {
   } else {
     lines.push('-H "Content-Type: application/json"', `-d ${quoted(json(settings))}`);
   }
-  lines.push(`-o ${one ? `picture.${endingOf(settings)}` : "pictures.json"}`);
+  lines.push(`-o ${one ? `image.${endingOf(settings)}` : "images.json"}`);
   return lines.join(" \\\n  ");
 }
 
@@ -99,13 +99,13 @@ function python(facts) {
     ...call.map((line) => `    ${line}`),
     ")",
     "for number, image in enumerate(answer.data):",
-    `    with open(f"picture-{number}.${endingOf(settings)}", "wb") as file:`,
+    `    with open(f"image-{number}.${endingOf(settings)}", "wb") as file:`,
     "        file.write(base64.b64decode(image.b64_json))",
   ].join("\n");
 }
 
 /**
- * OpenAI's library sends no control image.
+ * For a control image, which OpenAI's library cannot send.
  * @param {Facts} facts
  */
 function plainPython(facts) {
@@ -127,13 +127,13 @@ function plainPython(facts) {
     ")",
     "answer.raise_for_status()",
     'for number, image in enumerate(answer.json()["data"]):',
-    `    with open(f"picture-{number}.${endingOf(settings)}", "wb") as file:`,
+    `    with open(f"image-{number}.${endingOf(settings)}", "wb") as file:`,
     '        file.write(base64.b64decode(image["b64_json"]))',
   ].join("\n");
 }
 
 /**
- * For a page: progress, and the images at its end.
+ * For a web page: logs the progress, and appends the images.
  * @param {Facts} facts
  * @returns {string}
  */
@@ -148,7 +148,7 @@ function javascript(facts) {
       "const { token } = await (await fetch(`${server}v1/tokens`, post)).json();",
     );
   }
-  lines.push(...(files.length ? uploading(facts, files) : drawing(settings, key)));
+  lines.push(...(files.length ? uploading(facts, files) : streaming(settings, key)));
   lines.push(
     'events.addEventListener("progress", ({ data }) => console.log(JSON.parse(data).progress));',
     'events.addEventListener("failed", ({ data }) => {',
@@ -171,7 +171,7 @@ function javascript(facts) {
  * @param {Settings} settings
  * @param {boolean} key
  */
-function drawing(settings, key) {
+function streaming(settings, key) {
   const query = textual(settings, false).replace(/^{/, key ? "{token, " : "{");
   return [
     `const query = new URLSearchParams(${query});`,
@@ -187,7 +187,7 @@ function uploading(facts, files) {
   const { settings, mask, key } = facts;
   const headers = `{ ${key ? "...headers, " : ""}Prefer: "respond-async" }`;
   return [
-    "// A page may read no file by its name: the person chooses it.",
+    "// A page cannot read a file by its name: the user has to choose it.",
     "const chosen = (name) => new Promise((resolve) => {",
     '  const input = Object.assign(document.createElement("input"), { type: "file" });',
     '  const label = document.createElement("label");',
@@ -239,7 +239,7 @@ function node(facts) {
     "const { data, error } = await answer.json();",
     "if (error) throw new Error(error.message);",
     "for (const [number, image] of data.entries()) {",
-    `  await writeFile(\`picture-\${number}.${endingOf(settings)}\`, Buffer.from(image.b64_json, "base64"));`,
+    `  await writeFile(\`image-\${number}.${endingOf(settings)}\`, Buffer.from(image.b64_json, "base64"));`,
     "}",
   ].join("\n");
 }
@@ -253,7 +253,7 @@ function fields(settings, mask) {
 }
 
 /**
- * The fields of a form or a query, as an object of texts.
+ * The fields of a form or a query as an object literal whose values are texts.
  * @param {Settings} settings
  * @param {boolean} mask
  */
@@ -271,7 +271,7 @@ function json(settings, written = inJson) {
 }
 
 /**
- * Seeds are text here; as numbers they stay exact where they are written by hand.
+ * A value as JSON. Seeds are text here; written as numbers they keep all digits.
  * @param {unknown} value
  * @param {string} name
  */

@@ -1,9 +1,9 @@
-/** The stage: the picture in the making, its progress, and what can be done with it. */
+/** The stage: the image of a job, its progress, and buttons to use it. */
 
-import { api, showPicture } from "./api.js";
+import { api, showImage } from "./api.js";
 import { byId, focusStage, make } from "./dom.js";
 import { isOver } from "./jobs.js";
-import { nameOf, wasDrawn } from "./pictures.js";
+import { nameOf, wasGenerated } from "./images.js";
 import { counted, progressLine, remedy, shortened } from "./format.js";
 
 /** @import {Job, JobImage} from "./jobs.js" */
@@ -24,9 +24,9 @@ const work = byId("work", HTMLElement);
 const views = byId("views", HTMLElement);
 const viewCanvas = byId("view-canvas", HTMLButtonElement);
 const viewGrid = byId("view-grid", HTMLButtonElement);
-const viewPicture = byId("view-picture", HTMLButtonElement);
+const viewImage = byId("view-image", HTMLButtonElement);
 const frame = byId("frame", HTMLElement);
-const picture = byId("picture", HTMLImageElement);
+const large = byId("image", HTMLImageElement);
 const enlarge = byId("enlarge", HTMLButtonElement);
 const trouble = byId("trouble", HTMLElement);
 const strip = byId("strip", HTMLElement);
@@ -41,7 +41,7 @@ const warnings = byId("warnings", HTMLElement);
 const otherModels = byId("other-models-list", HTMLElement);
 const actions = byId("actions", HTMLElement);
 
-/** What the server says of words that a small model was not taught. */
+/** Matches the server's warning about words that a small model was not taught. */
 const UNKNOWN_WORDS = / does not know '/;
 const MOST_MODELS = 4;
 
@@ -56,7 +56,7 @@ export class Stage extends EventTarget {
   /** The server has an upscaler. */
   canUpscale = false;
 
-  /** The picture that was picked from the strip; else the newest is shown. */
+  /** Index of the image that was chosen in the strip; -1 for the newest. */
   #picked = -1;
   #hasImage = false;
   #onCanvas = false;
@@ -73,7 +73,7 @@ export class Stage extends EventTarget {
       ),
     );
     viewCanvas.addEventListener("click", () => this.showCanvas());
-    viewPicture.addEventListener("click", () => this.showPicture());
+    viewImage.addEventListener("click", () => this.showImage());
     viewGrid.addEventListener("click", () => this.showGrid());
     cancel.addEventListener("click", () => this.#fire("cancel", this.job));
     enlarge.addEventListener("click", () => this.#fireImage("open"));
@@ -91,13 +91,13 @@ export class Stage extends EventTarget {
     setInterval(() => this.job && !isOver(this.job) && this.#tellProgress(this.job), TICK_MS);
   }
 
-  /** True when the picture shown may make way for another one. */
+  /** True if another job may be shown: there is no unfinished one. */
   get free() {
     return !this.job || isOver(this.job);
   }
 
   /**
-   * Show a job, or what there is to begin with; who paints on the canvas stays there.
+   * Show a job, or the welcome text without one. The canvas stays if it is shown.
    * @param {Job | null} job
    */
   show(job) {
@@ -112,12 +112,12 @@ export class Stage extends EventTarget {
     this.#turn(true);
   }
 
-  showPicture() {
+  showImage() {
     this.#onGrid = false;
     this.#turn(false);
   }
 
-  /** There is a comparison from now on. */
+  /** Offer the view of the grid. */
   addGrid() {
     this.#hasGrid = true;
     this.#turn(this.#onCanvas);
@@ -129,13 +129,13 @@ export class Stage extends EventTarget {
   }
 
   /**
-   * Say whether there is an image on the easel.
-   * @param {boolean} there
+   * Show the canvas if there is an image to edit.
+   * @param {boolean} exists
    */
-  setImage(there) {
-    this.#hasImage = there;
-    if (there) this.#onGrid = false;
-    this.#turn(there);
+  setImage(exists) {
+    this.#hasImage = exists;
+    if (exists) this.#onGrid = false;
+    this.#turn(exists);
   }
 
   /** @param {boolean} reachable The server responds. */
@@ -158,7 +158,7 @@ export class Stage extends EventTarget {
     if (!job) return;
     const over = isOver(job);
     const shown = this.#shown();
-    // The button is about to go.
+    // The button is about to be hidden.
     if (over && document.activeElement === cancel) focusStage();
     work.style.setProperty("--ratio", String(ratioOf(job)));
     const empty = !this.#showFrame(job, shown) && over;
@@ -173,7 +173,7 @@ export class Stage extends EventTarget {
     actions.hidden = !shown && !over;
     for (const id of ["edit-this", "download"]) byId(id, HTMLElement).hidden = !shown;
     byId("upscale-this", HTMLElement).hidden = !shown || !this.canUpscale;
-    byId("reuse", HTMLElement).hidden = !wasDrawn(job);
+    byId("reuse", HTMLElement).hidden = !wasGenerated(job);
   }
 
   /** @param {string} prompt */
@@ -192,34 +192,34 @@ export class Stage extends EventTarget {
     byId("grid", HTMLElement).hidden = !this.#onGrid;
     views.hidden = [this.#hasImage, this.job, this.#hasGrid].filter(Boolean).length < 2;
     viewCanvas.hidden = !this.#hasImage;
-    viewPicture.hidden = !this.job;
+    viewImage.hidden = !this.job;
     viewGrid.hidden = !this.#hasGrid;
     viewGrid.setAttribute("aria-pressed", String(this.#onGrid));
     viewCanvas.setAttribute("aria-pressed", String(this.#onCanvas));
-    viewPicture.setAttribute("aria-pressed", String(!other));
+    viewImage.setAttribute("aria-pressed", String(!other));
   }
 
   /** @returns {JobImage | undefined} */
   #shown() {
     const images = this.job?.images ?? [];
     if (this.#picked >= 0) return images.find((image) => image.index === this.#picked);
-    // The next picture is on its way: that one is to be seen.
-    const drawing = this.job && !isOver(this.job) && images.length < this.job.parameters.n;
-    return drawing ? undefined : images[0];
+    // The stage shows the preview of the next image.
+    const generating = this.job && !isOver(this.job) && images.length < this.job.parameters.n;
+    return generating ? undefined : images[0];
   }
 
   /**
    * @param {Job} job
    * @param {JobImage | undefined} shown
-   * @returns {boolean} There is something to be seen.
+   * @returns {boolean} True if an image or a preview is shown.
    */
   #showFrame(job, shown) {
     const failed = job.status === "failed";
     const unfinished = failed ? undefined : (job.preview?.url ?? job.images.at(-1)?.url);
     const source = shown?.url ?? unfinished;
-    picture.hidden = !source;
-    picture.alt = shown ? nameOf(job) : `Unfinished: ${nameOf(job)}`;
-    if (source) showPicture(picture, source);
+    large.hidden = !source;
+    large.alt = shown ? nameOf(job) : `Unfinished: ${nameOf(job)}`;
+    if (source) showImage(large, source);
     enlarge.disabled = !shown;
     frame.classList.toggle("waiting", !source && !isOver(job));
     return Boolean(source);
@@ -227,23 +227,22 @@ export class Stage extends EventTarget {
 
   /**
    * @param {Job} job
-   * @param {boolean} empty It has ended and there is nothing to be seen of it.
+   * @param {boolean} empty The job has ended without an image.
    */
   #showTrouble(job, empty) {
     const failed = job.status === "failed";
     enlarge.hidden = empty;
     trouble.hidden = !empty;
     byId("trouble-title", HTMLElement).textContent = failed
-      ? "This picture could not be drawn."
-      : "There is no picture of this job.";
+      ? "The image could not be generated."
+      : "This job has no image.";
     byId("trouble-text", HTMLElement).textContent = job.error?.message ?? "";
     byId("trouble-next", HTMLElement).textContent = failed ? remedy(job.error?.reason) : "";
-    byId("again", HTMLElement).hidden = !wasDrawn(job);
+    byId("again", HTMLElement).hidden = !wasGenerated(job);
   }
 
   /**
-   * What the server notes about a job, and for words that its model does not know the way to
-   * others.
+   * Show the warnings of a job. If the model does not know a word, offer the other models.
    * @param {Job} job
    */
   #showNotes(job) {
@@ -252,7 +251,7 @@ export class Stage extends EventTarget {
       : [];
     const told = JSON.stringify([job.id, job.warnings, others]);
     if (notes.dataset.told === told) return;
-    // A button that is replaced would lose the focus.
+    // Unchanged notes stay: a button that is replaced loses the focus.
     notes.dataset.told = told;
     notes.hidden = job.warnings.length === 0;
     warnings.replaceChildren(...job.warnings.map((text) => make("li", {}, text)));
@@ -278,14 +277,14 @@ export class Stage extends EventTarget {
       const image = job.images.find((candidate) => candidate.index === index);
       const button = /** @type {HTMLButtonElement} */ (strip.children[index].firstElementChild);
       const thumb = /** @type {HTMLImageElement} */ (button.firstElementChild);
-      const drawing = index === job.index && !isOver(job);
-      const source = image?.url ?? (drawing ? job.preview?.url : undefined);
+      const generating = index === job.index && !isOver(job);
+      const source = image?.url ?? (generating ? job.preview?.url : undefined);
       thumb.hidden = !source;
-      if (source) showPicture(thumb, source);
-      button.disabled = !image && !drawing;
-      const current = image ? image === shown : drawing && !shown;
+      if (source) showImage(thumb, source);
+      button.disabled = !image && !generating;
+      const current = image ? image === shown : generating && !shown;
       button.setAttribute("aria-current", String(current));
-      button.dataset.drawing = String(drawing && !image);
+      button.dataset.generating = String(generating && !image);
     }
   }
 
@@ -296,7 +295,7 @@ export class Stage extends EventTarget {
       this.#picked = finished ? index : -1;
       this.update();
     };
-    const label = `Picture ${index + 1}`;
+    const label = `Image ${index + 1}`;
     return make(
       "li",
       {},
@@ -311,7 +310,7 @@ export class Stage extends EventTarget {
     if (status.textContent !== line) status.textContent = line;
     const moving = job.status === "running" || job.status === "loading";
     if (moving && !lost) bar.value = job.progress;
-    // A bar without a value shows that nothing can be said yet.
+    // A bar without a value shows an unknown progress.
     else bar.removeAttribute("value");
   }
 

@@ -1,6 +1,6 @@
 /**
- * What the browser keeps for this page. A browser that keeps nothing (private windows, blocked
- * storage) is no fault: everything works and is forgotten with the tab.
+ * Values that the browser stores for this page. Without storage (private windows, blocked storage)
+ * the page works too, and its values last as long as the tab.
  */
 
 const PREFIX = "sdstream.";
@@ -20,13 +20,13 @@ export function recall(name) {
 /**
  * @param {string} name
  * @param {string} value
- * @param {"session" | "local"} [where] Until the tab is closed, or until it is forgotten.
+ * @param {"session" | "local"} [where] Until the tab is closed, or until forget().
  */
 export function keep(name, value, where = "local") {
   try {
     (where === "local" ? localStorage : sessionStorage).setItem(PREFIX + name, value);
   } catch {
-    // Kept by nobody.
+    // The storage is blocked or full.
   }
 }
 
@@ -36,13 +36,13 @@ export function forget(name) {
     sessionStorage.removeItem(PREFIX + name);
     localStorage.removeItem(PREFIX + name);
   } catch {
-    // Nothing was kept.
+    // The storage is blocked.
   }
 }
 
 /**
  * @param {string} name
- * @returns {any} What keep() was given as JSON; null when there is none or it is damaged.
+ * @returns {any} The value that keep() stored as JSON; null without a value or with a damaged one.
  */
 export function recallJson(name) {
   try {

@@ -1,8 +1,8 @@
-/** One picture, large, with what it was drawn with. */
+/** The viewer: one image, large, with its settings. */
 
-import { showPicture } from "./api.js";
+import { showImage } from "./api.js";
 import { byId, make } from "./dom.js";
-import { nameOf, wasDrawn } from "./pictures.js";
+import { nameOf, wasGenerated } from "./images.js";
 import { counted, facts } from "./format.js";
 
 /** @import {Entry, Gallery} from "./gallery.js" */
@@ -27,7 +27,7 @@ export class Viewer extends EventTarget {
   #remove;
 
   /**
-   * @param {Gallery} gallery Whose pictures are leafed through.
+   * @param {Gallery} gallery The images to move through.
    * @param {(id: string) => Promise<void>} remove Deletes a job.
    */
   constructor(gallery, remove) {
@@ -58,7 +58,7 @@ export class Viewer extends EventTarget {
     this.#entry = entry;
     this.#show(entry);
     if (!dialog.open) dialog.showModal();
-    // The arrow keys scroll what has the focus.
+    // A long prompt can get the focus, so that the arrow keys scroll it.
     prompt.tabIndex = prompt.scrollHeight > prompt.clientHeight ? 0 : -1;
   }
 
@@ -67,15 +67,15 @@ export class Viewer extends EventTarget {
     sure.hidden = true;
     viewerError.textContent = "";
     large.hidden = !image;
-    gone.textContent = image ? "" : `This picture could not be drawn. ${job.error?.message ?? ""}`;
+    gone.textContent = image ? "" : `The image could not be generated. ${job.error?.message ?? ""}`;
     if (image) {
       large.alt = nameOf(job);
       large.width = image.width;
       large.height = image.height;
       large.style.setProperty("--ratio", String(image.width / image.height));
-      showPicture(large, image.url, () => {
+      showImage(large, image.url, () => {
         large.hidden = true;
-        gone.textContent = "This picture is no longer there.";
+        gone.textContent = "This image was deleted or has expired.";
       });
     }
     dialog.setAttribute("aria-label", nameOf(job));
@@ -85,13 +85,13 @@ export class Viewer extends EventTarget {
       ...job.warnings.map((text) => make("li", {}, text)),
     );
     const pairs = facts(job, image);
-    pairs.push(["Drawn", dateAndTime(job.created)]);
+    pairs.push(["Created", dateAndTime(job.created)]);
     byId("viewer-facts", HTMLElement).replaceChildren(
       ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
     );
     for (const id of ["viewer-edit", "viewer-download"]) byId(id, HTMLElement).hidden = !image;
     byId("viewer-upscale", HTMLElement).hidden = !image || !this.canUpscale;
-    byId("viewer-reuse", HTMLElement).hidden = !wasDrawn(job);
+    byId("viewer-reuse", HTMLElement).hidden = !wasGenerated(job);
     this.showMark();
     const place = this.#place();
     this.#gallery.near(place);
@@ -104,7 +104,7 @@ export class Viewer extends EventTarget {
     viewerError.textContent = text;
   }
 
-  /** The job is a favorite, or is none any more. */
+  /** Show whether the job is a favorite. */
   showMark() {
     byId("viewer-favorite", HTMLElement).setAttribute(
       "aria-pressed",
@@ -140,7 +140,7 @@ export class Viewer extends EventTarget {
   #ask() {
     const count = this.#entry?.job.images.length ?? 0;
     byId("viewer-question", HTMLElement).textContent =
-      count > 1 ? `Delete all ${counted(count, "picture")} of this job?` : "Delete it for good?";
+      count > 1 ? `Delete all ${counted(count, "image")} of this job for good?` : "Delete this image for good?";
     sure.hidden = false;
     byId("viewer-keep", HTMLButtonElement).focus();
   }
@@ -159,7 +159,7 @@ export class Viewer extends EventTarget {
       this.#gallery.focus(place);
     } catch (error) {
       sure.hidden = true;
-      viewerError.textContent = `It was not deleted. ${/** @type {Error} */ (error).message}`;
+      viewerError.textContent = `The image was not deleted. ${/** @type {Error} */ (error).message}`;
     }
   }
 }

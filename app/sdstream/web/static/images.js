@@ -1,4 +1,4 @@
-/** What stage and gallery share about finished pictures. */
+/** Functions on finished images that several parts of the page use. */
 
 import { api, pathOf } from "./api.js";
 import { shortened } from "./format.js";
@@ -7,11 +7,11 @@ import { shortened } from "./format.js";
 /** @import {Settings} from "./form.js" */
 
 /**
- * A picture in words: its prompt.
+ * The name of a job's images: its prompt, shortened.
  * @param {Job} job
  */
 export function nameOf(job) {
-  return shortened(job.parameters.prompt, 200) || "A picture without a prompt";
+  return shortened(job.parameters.prompt, 200) || "An image without a prompt";
 }
 
 /**
@@ -19,7 +19,7 @@ export function nameOf(job) {
  * @param {JobImage} image
  */
 function fileName(job, image) {
-  const words = job.parameters.prompt.toLowerCase().match(/[a-z0-9]+/g) ?? ["picture"];
+  const words = job.parameters.prompt.toLowerCase().match(/[a-z0-9]+/g) ?? ["image"];
   return `${words.slice(0, 6).join("-")}-${image.seed}.${image.format}`;
 }
 
@@ -34,15 +34,15 @@ export async function fileOf(job, image) {
 }
 
 /**
- * False when an image was only enlarged: there is nothing to draw again.
+ * False for a job that only upscaled an image: it has no settings to generate with.
  * @param {Job} job
  */
-export function wasDrawn(job) {
+export function wasGenerated(job) {
   return job.parameters.sample_steps > 0;
 }
 
 /**
- * The settings that draw this very picture again.
+ * The settings that generate the same image again.
  * @param {Job} job
  * @param {JobImage | undefined} image
  * @returns {Settings}
