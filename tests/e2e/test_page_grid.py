@@ -1,4 +1,4 @@
-"""The web page in a real browser. Comparisons: a grid of images of two axes."""
+"""The web page in a real browser. Groups of jobs in a grid: comparisons and lists of prompts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_grid_is_cancelled(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("#grid-status")).to_have_text("0 of 4 finished")
     page.locator("#grid").get_by_role("button", name="Cancel all").click()
     expect(page.locator("#grid-table")).to_contain_text("Cancelled")
-    expect(page.locator("#grid-status")).to_contain_text("4 images")
+    expect(page.locator("#grid-status")).to_contain_text("Cancelled; 0 images")
     expect(page.locator("#queue")).to_be_hidden()
 
 
@@ -85,7 +85,7 @@ def test_a_grid_is_cancelled_while_it_is_sent(own_server: ServerProcess, visit: 
     field(page, "Columns").select_option("seed")
     page.get_by_role("button", name="Compare 4 images").click()
     page.locator("#grid").get_by_role("button", name="Cancel all").click()
-    expect(page.locator("#grid-status")).to_contain_text("4 images")
+    expect(page.locator("#grid-status")).to_contain_text("Cancelled; 0 images")
     expect(page.locator("#grid-table")).to_contain_text("Cancelled")
     listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=100&q=early").json()["data"]
     assert len(listed) < 4
@@ -110,3 +110,56 @@ def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:
         field(page, "Values of the columns").fill(values)
         go.click()
         expect(error).to_contain_text(message)
+
+
+def test_several_prompts(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """Each line is a job of one group with the settings of the form; a reload keeps grid and
+    lines."""
+    page = visit(own_server).open()
+    prompt, go = field(page, "Prompt"), page.locator("#generate")
+    prompt.fill("a red boat\n\n  a tree, tall  \na sun\na moon\na star")
+    field(page, "One prompt per line").check()
+    field(page, "Images").fill("2")
+    expect(go).to_contain_text("Generate: 5 prompts")
+    expect(page.locator("#snippet-text")).to_contain_text('"prompt": "a red boat"')
+    go.click()
+    expect(page.locator("#grid-status")).to_have_text("10 images, seed random")
+    expect(page.locator("#grid-table th")).to_have_text(
+        ["a red boat", "a tree, tall", "a sun", "a moon", "a star"]
+    )
+    page.screenshot(path=SCREENSHOTS / "prompts.png")
+    accessible(page)()
+    group = httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["data"][0]["group"]
+    jobs = httpx2.get(f"{own_server.url}/v1/jobs?group={group}").json()["data"]
+    made = [job["parameters"]["prompt"] for job in reversed(jobs)]
+    assert made == ["a red boat", "a tree, tall", "a sun", "a moon", "a star"]
+    assert len({job["parameters"]["seed"] for job in jobs}) == 5
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the sheet").click()
+    download.value.save_as(tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert 'X axis: "prompt a red boat, a tree' in sheet.text["parameters"]  # type: ignore[attr-defined]
+    page.reload()
+    expect(go).to_contain_text("Generate: 5 prompts")
+    page.get_by_role("button", name="Grid").click()
+    page.locator("#grid-table button").nth(4).click()
+    expect(page.get_by_role("dialog")).to_contain_text("a star")
+
+
+def test_prompts_that_are_rejected(own_server: ServerProcess, visit: Visit) -> None:
+    """Too many lines are an error at the prompt; one bad line cancels the others."""
+    person = visit(own_server)
+    person.excuse("status of 400")
+    page = person.open()
+    prompt, error = field(page, "Prompt"), page.locator("#prompt-error")
+    field(page, "One prompt per line").check()
+    prompt.fill("line\n" * 65)
+    page.locator("#generate").click()
+    expect(error).to_have_text("Enter at most 64 prompts; there are 65.")
+    prompt.fill("slowly step=0.3\n" + "words " * 1000)
+    page.locator("#generate").click()
+    expect(error).to_contain_text("characters")
+    expect(page.locator("#grid-status")).to_contain_text("Cancelled")
+    page.locator("#compare summary").click()
+    page.locator("#compare-go").click()
+    expect(page.locator("#compare-error")).to_contain_text("One prompt per line")

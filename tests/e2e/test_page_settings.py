@@ -112,8 +112,12 @@ def test_what_settings_do_not_hold(own_server: ServerProcess, visit: Visit, tmp_
     hand_over(page, "drop", "#drop-read", with_parameters(text), "theirs.png")
     expect(page.locator("#notice")).to_have_text(
         "The settings of this file are in the form, except for the distilled guidance, the image "
-        "to edit, the control image, the mask, Eta and ENSD."
+        "to edit, the control image, the mask, Eta, ENSD, CLIP skip and Control strength."
     )
+    # An option of an earlier visit that the server rejects.
+    options = '{"prompt": "MADE", "clip_skip": 2}'
+    page.evaluate("text => localStorage.setItem('sdstream.settings', text)", options)
+    page.reload()
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#further-error")).to_contain_text("'clip_skip' would have no effect")
     page.get_by_role("button", name="Remove all further options").click()

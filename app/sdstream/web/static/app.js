@@ -21,9 +21,10 @@ import { Queue } from "./queue.js";
 import { Selection } from "./selection.js";
 import { LoraTags } from "./lora-tags.js";
 import { Options } from "./options.js";
+import { Presets } from "./presets.js";
 import { Stage } from "./stage.js";
 import { Viewer } from "./viewer.js";
-import { listed, remedy } from "./format.js";
+import { labelOf, listed, remedy } from "./format.js";
 
 /** @import {Ask, Job, JobImage} from "./jobs.js" */
 /** @import {Settings} from "./form.js" */
@@ -49,6 +50,7 @@ const loraTags = new LoraTags();
 const viewer = new Viewer(gallery, (id) => jobs.remove(id));
 new Selection(gallery, jobs);
 const compare = new Compare(form, jobs, stage, askFor);
+const presets = new Presets(form);
 
 /** A job, and the image of it that is shown. @typedef {{job: Job, image?: JobImage}} Shown */
 
@@ -87,6 +89,7 @@ async function askFor(settings) {
 
 async function generate() {
   api.locked = false;
+  if (form.prompts) return compare.generatePrompts(form.prompts);
   try {
     const job = await jobs.submit(await askFor(form.read()));
     if (stage.free) present(job);
@@ -238,7 +241,7 @@ async function reuse({ job, image }) {
     lacking.push(IMAGE);
   }
   if (job.operation === "edit" && !easel.file) lacking.push(IMAGE);
-  take(settingsOf(job, image), "The settings of this image are in the form", lacking);
+  await take(settingsOf(job, image), "The settings of this image are in the form", { lacking });
 }
 
 /** @param {Job} job */
@@ -270,13 +273,17 @@ async function upscale({ job, image }) {
  * Put settings into the form and show a notice.
  * @param {Settings} settings
  * @param {string} what First part of the notice.
- * @param {string[]} [lacking] Settings that are known to be missing.
+ * @param {{lacking?: string[], all?: boolean}} [how] Settings that are known to be missing, and
+ *   whether these settings replace all others, except for the prompt and the seed.
  */
-function take(settings, what, lacking = []) {
+async function take(settings, what, { lacking = [], all = false } = {}) {
   form.clearErrors();
   // Before the settings are applied: they belong to an image with this border.
   if (easel.file) border.expand = settings.expand ?? null;
-  const left = [...new Set([...form.apply(settings), ...lacking])];
+  const unfit = all ? form.replace(settings) : form.apply(settings);
+  const unsupported = await options.unsupported(form.model, Object.keys(form.further));
+  for (const name of unsupported) form.setFurther(name, undefined);
+  const left = [...new Set([...unfit, ...lacking, ...unsupported.map(labelOf)])];
   const line = left.length ? `${what}, except for ${listed(left)}.` : `${what}.`;
   tell([line, ...form.adjusted].join(" "));
   if (NARROW.matches) scrollTo({ top: 0 });
@@ -328,7 +335,7 @@ async function readFrom(file) {
   body.append("image", file);
   try {
     const { parameters, unread } = await api.post("v1/images/parameters", { body });
-    if (parameters) take(parameters, "The settings of this file are in the form", unread);
+    if (parameters) await take(parameters, "The settings of this file are in the form", { lacking: unread });
     else tell(NO_SETTINGS);
   } catch (error) {
     const invalid = error instanceof ApiError && error.status === 400;
@@ -402,7 +409,7 @@ acceptFiles({ edit: startFrom, read: readFrom });
 
 function showCode() {
   code.show({
-    settings: form.read(),
+    settings: form.prompts?.length ? { ...form.read(), prompt: form.prompts[0] } : form.read(),
     images: [easel.file, ...extraImages.references].filter((file) => file !== null).map(({ name }) => name),
     mask: easel.hasMask,
     control: extraImages.control?.name ?? null,
@@ -430,6 +437,10 @@ async function showOptions() {
   compare.form.show(form.model, easel.file !== null);
 }
 
+presets.addEventListener("use", (event) => {
+  const { name, settings } = detailOf(event);
+  take(settings, `The preset ${name} is in the form`, { all: true });
+});
 options.addEventListener("set", (event) => {
   const { name, value } = detailOf(event);
   form.setFurther(name, value);

@@ -1,8 +1,8 @@
-/** Comparisons: submits a group of jobs for the axes of the form, and fills a grid with them. */
+/** Groups of jobs: comparisons and lists of prompts, which fill a grid. */
 
 import { api, ApiError } from "./api.js";
 import { byId, save } from "./dom.js";
-import { cellOf, GridForm } from "./grid-form.js";
+import { cellOf, GridForm, MOST_CELLS } from "./grid-form.js";
 import { Grid } from "./grid.js";
 import { sheetOf } from "./grid-sheet.js";
 import { tell } from "./header.js";
@@ -10,7 +10,7 @@ import { forget, keep, recallJson } from "./storage.js";
 
 /** @import {Form, Settings} from "./form.js" */
 /** @import {Ask, Job, Jobs} from "./jobs.js" */
-/** @import {Plan} from "./grid.js" */
+/** @import {Axis, Plan} from "./grid.js" */
 /** @import {Stage} from "./stage.js" */
 
 const QUEUE_FULL_MS = 1_000;
@@ -60,22 +60,47 @@ export class Compare extends EventTarget {
     this.#stage.addGrid();
   }
 
-  async #begin() {
-    const shared = { ...this.#form.read(), n: 1 };
-    // Without one seed for all, the images would differ by their seeds too.
-    shared.seed ??= String(Math.floor(Math.random() * SEEDS));
-    if (!shared.prompt?.trim()) return this.form.showError("Enter a prompt.");
-    let axes;
+  /**
+   * Generate several prompts with the same settings, one job each.
+   * @param {string[]} prompts
+   */
+  async generatePrompts(prompts) {
     try {
-      axes = this.form.read(shared);
+      if (prompts.length > MOST_CELLS) {
+        throw new Error(`Enter at most ${MOST_CELLS} prompts; there are ${prompts.length}.`);
+      }
+      const across = { name: "prompt", values: prompts };
+      await this.#run({ settings: this.#form.read(), across, down: null });
     } catch (error) {
-      return this.form.showError(/** @type {Error} */ (error).message);
+      this.#form.showError("prompt", /** @type {Error} */ (error).message);
     }
-    const { across, down } = axes;
+  }
+
+  async #begin() {
+    const settings = { ...this.#form.read(), n: 1 };
+    // Without one seed for all, the images would differ by their seeds too.
+    settings.seed ??= String(Math.floor(Math.random() * SEEDS));
+    try {
+      if (!settings.prompt?.trim()) throw new Error("Enter a prompt.");
+      if (this.#form.prompts) throw new Error("Switch “One prompt per line” off to compare settings.");
+      await this.#run({ settings, ...this.form.read(settings) });
+    } catch (error) {
+      this.form.showError(/** @type {Error} */ (error).message);
+    }
+  }
+
+  /**
+   * Submit one job for each cell of a grid, as a group; cancels all of them if one is rejected.
+   * @param {{settings: Settings, across: Axis, down: Axis | null}} grid
+   */
+  async #run({ settings, across, down }) {
+    if (this.#sending) {
+      throw new Error("The last group is still being submitted. Wait for its end, or cancel it.");
+    }
     const group = `grid-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
     const cells = across.values.length * (down?.values.length ?? 1);
     /** @type {Plan} */
-    const plan = { group, settings: shared, across, down, ids: Array(cells).fill(null) };
+    const plan = { group, settings, across, down, ids: Array(cells).fill(null) };
     this.grid.show(plan);
     this.#stage.showGrid();
     byId("stage", HTMLElement).scrollIntoView({ block: "start" });
@@ -83,10 +108,12 @@ export class Compare extends EventTarget {
     try {
       await this.#send(plan);
     } catch (error) {
-      this.form.showError(/** @type {Error} */ (error).message);
       await this.#cancel();
+      throw error;
+    } finally {
+      this.#sending = null;
+      keep("grid", JSON.stringify(plan));
     }
-    keep("grid", JSON.stringify(plan));
   }
 
   /** @param {Plan} plan */

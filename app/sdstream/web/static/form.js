@@ -3,7 +3,7 @@
 import { byId, icon, make } from "./dom.js";
 import { missingImages, withImages } from "./extra-options.js";
 import { keep, recallJson } from "./storage.js";
-import { said, sentence } from "./format.js";
+import { counted, said, sentence } from "./format.js";
 
 /** @import {Model} from "./api.js" */
 /** @import {Source} from "./extra-options.js" */
@@ -56,6 +56,7 @@ const strength = byId("strength", HTMLInputElement);
 const onlyMasked = byId("only_masked", HTMLInputElement);
 const padding = byId("only_masked_padding", HTMLInputElement);
 const priority = byId("priority", HTMLSelectElement);
+const eachLine = byId("each-line", HTMLInputElement);
 const more = byId("more", HTMLDetailsElement);
 const furtherLine = byId("further", HTMLElement);
 const furtherField = byId("further-field", HTMLElement);
@@ -91,6 +92,7 @@ export class Form extends EventTarget {
     super();
     for (const group of form.querySelectorAll(".slider")) joinSlider(group);
     for (const field of form.querySelectorAll(".field[data-field]")) giveErrorLine(field);
+    eachLine.checked = recallJson("each_line") ?? false;
     more.open = recallJson("more") ?? false;
     more.addEventListener("toggle", () => keep("more", JSON.stringify(more.open)));
     form.addEventListener("input", (event) => this.#edited(/** @type {Element} */ (event.target)));
@@ -137,7 +139,9 @@ export class Form extends EventTarget {
     const taken = chosen ?? models.find((candidate) => candidate.default) ?? models[0];
     if (taken) model.value = taken.id;
     if (!chosen) this.#takeModel();
+    const { checked } = eachLine;
     if (first) this.apply({ ...recallJson("settings"), ...typed() });
+    eachLine.checked = checked;
     this.#changed();
     if (this.#wanted) this.generate();
   }
@@ -161,8 +165,13 @@ export class Form extends EventTarget {
     }
     if (source !== "none" && !this.#ownStrength) putValue(strength, STRENGTH[source]);
     onlyMasked.disabled = source === "none" || source === "image";
-    byId("generate-label", HTMLElement).textContent = LABELS[source];
     this.#changed();
+  }
+
+  /** The prompts of a form with one prompt per line; null if the whole text is one prompt. */
+  get prompts() {
+    if (!eachLine.checked) return null;
+    return prompt.value.split("\n").map((line) => line.trim()).filter(Boolean);
   }
 
   /** Options without a field. */
@@ -243,6 +252,7 @@ export class Form extends EventTarget {
   apply(settings) {
     const unfit = [];
     this.#adjusted = [];
+    if (settings.prompt?.includes("\n")) eachLine.checked = false;
     if (settings.model && settings.model !== model.value) {
       if (this.#choose(model, settings.model)) this.#takeModel();
       else unfit.push(`the model ${settings.model}`);
@@ -271,6 +281,18 @@ export class Form extends EventTarget {
     );
     this.#changed();
     return [...unfit, ...missingImages(settings, this.#source, this.#extra)];
+  }
+
+  /**
+   * Replace all settings but the prompt and the seed, by the model's defaults and these settings.
+   * @param {Settings} settings
+   * @returns {string[]} Names of the settings that cannot be applied.
+   */
+  replace(settings) {
+    if (settings.model) this.#choose(model, settings.model);
+    this.#takeModel();
+    if (this.#source !== "none") setShape("own");
+    return this.apply(settings);
   }
 
   /** Fire "generate" if the fields are valid; show the first error otherwise. */
@@ -368,6 +390,7 @@ export class Form extends EventTarget {
     padding.disabled = !this.#onlyMasked;
     this.#describe();
     if (this.model) keep("settings", JSON.stringify(this.read()));
+    keep("each_line", JSON.stringify(eachLine.checked));
     this.dispatchEvent(new Event("change"));
   }
 
@@ -448,6 +471,10 @@ export class Form extends EventTarget {
 
   /** Update the texts beside the fields. */
   #describe() {
+    const { prompts } = this;
+    byId("generate-label", HTMLElement).textContent = prompts?.length
+      ? `${LABELS[this.#source]}: ${counted(prompts.length, "prompt")}`
+      : LABELS[this.#source];
     const chosen = this.model;
     if (!chosen) return;
     const hint = byId("model-hint", HTMLElement);

@@ -7,7 +7,7 @@ import { counted, labelOf } from "./format.js";
 /** @import {Axis} from "./grid.js" */
 /** @import {Settings} from "./form.js" */
 
-const MOST_CELLS = 64;
+export const MOST_CELLS = 64;
 const AXES = ["sampler", "schedule", "sample_steps", "cfg_scale", "strength", "seed", "model", "word"];
 /** @type {Record<string, string>} */
 const USUAL = {

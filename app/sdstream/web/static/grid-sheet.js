@@ -2,7 +2,7 @@
 
 import { fileOf } from "./images.js";
 import { titleOf } from "./grid.js";
-import { said } from "./format.js";
+import { said, shortened } from "./format.js";
 import { crc32 } from "./zip.js";
 
 /** @import {Plan} from "./grid.js" */
@@ -14,6 +14,8 @@ const LONGEST = 8192;
 const GAP = 8;
 const LABEL = 28;
 const SIDE_LABEL = 150;
+/** Letters of a label; it is squeezed into the width of an image. */
+const MOST_LETTERS = 30;
 const CAPTION_LINE = 22;
 const FONT = "15px system-ui, sans-serif";
 /** Bytes of a PNG before its second chunk: signature and IHDR. */
@@ -57,11 +59,11 @@ export async function sheetOf(plan, jobs) {
   pen.fillRect(0, 0, sheet.width, sheet.height);
   pen.fillStyle = "#222";
   across.values.forEach((value, column) => {
-    pen.fillText(titleOf(across, value), left + column * (width + GAP), LABEL / 2, width);
+    pen.fillText(shortened(titleOf(across, value), MOST_LETTERS), left + column * (width + GAP), LABEL / 2, width);
   });
   down?.values.forEach((value, row) => {
     const y = LABEL + row * (height + GAP) + height / 2;
-    pen.fillText(titleOf(down, value), GAP, y, SIDE_LABEL - 2 * GAP);
+    pen.fillText(shortened(titleOf(down, value), MOST_LETTERS), GAP, y, SIDE_LABEL - 2 * GAP);
   });
   images.forEach((image, index) => {
     if (!image) return;

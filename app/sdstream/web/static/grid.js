@@ -1,20 +1,24 @@
-/** A grid that compares settings: one job for each cell, filled as they end. */
+/** A grid of images: one job for each cell, which is filled when the job ends. */
 
 import { showImage } from "./api.js";
 import { byId, make } from "./dom.js";
-import { counted, labelOf, progressLine } from "./format.js";
+import { counted, labelOf, progressLine, shortened } from "./format.js";
 import { isOver } from "./jobs.js";
 import { nameOf } from "./images.js";
 
 /** @import {Job} from "./jobs.js" */
 /** @import {Settings} from "./form.js" */
 
+/** Columns of a grid that has one axis. */
+const ROW = 4;
+const MOST_LETTERS = 80;
+
 /** One axis: an option, or "word" of the prompt, and its values. @typedef {{name: string, values: string[]}} Axis */
 /**
- * What a grid is made of.
+ * The axes and the jobs of a grid.
  * @typedef {object} Plan
  * @property {string} group Name of its jobs on the server.
- * @property {Settings} settings What all cells share.
+ * @property {Settings} settings The settings that all cells share.
  * @property {Axis} across
  * @property {Axis | null} down
  * @property {(string | null)[]} ids Jobs of the cells, row by row; null for those to come.
@@ -46,22 +50,25 @@ export class Grid extends EventTarget {
     this.plan = plan;
     this.jobs.clear();
     const { across, down } = plan;
-    const head = make(
-      "tr",
-      {},
-      ...(down ? [make("td")] : []),
-      ...across.values.map((value) => make("th", { scope: "col" }, titleOf(across, value))),
-    );
+    const columns = across.values.length;
+    const heads = across.values.map((value) => make("th", { scope: "col" }, titleOf(across, value)));
     this.#cells = plan.ids.map(() => make("td"));
-    const rows = (down?.values ?? [""]).map((value, row) =>
-      make(
-        "tr",
-        {},
-        ...(down ? [make("th", { scope: "row" }, titleOf(down, value))] : []),
-        ...this.#cells.slice(row * across.values.length, (row + 1) * across.values.length),
-      ),
-    );
-    table.replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
+    if (down) {
+      const rows = down.values.map((value, row) => {
+        const cells = this.#cells.slice(row * columns, (row + 1) * columns);
+        return make("tr", {}, make("th", { scope: "row" }, titleOf(down, value)), ...cells);
+      });
+      const head = make("tr", {}, make("td"), ...heads);
+      table.replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
+    } else {
+      // One axis may have many values, so it is broken into rows.
+      const bodies = [];
+      for (let start = 0; start < columns; start += ROW) {
+        const [titles, cells] = [heads, this.#cells].map((all) => all.slice(start, start + ROW));
+        bodies.push(make("tbody", {}, make("tr", {}, ...titles), make("tr", {}, ...cells)));
+      }
+      table.replaceChildren(...bodies);
+    }
     this.#cells.forEach((_, index) => this.#fill(index));
     this.#tell();
   }
@@ -95,6 +102,11 @@ export class Grid extends EventTarget {
     );
   }
 
+  /** Number of the images of all cells. */
+  get #images() {
+    return [...this.jobs.values()].reduce((sum, job) => sum + job.images.length, 0);
+  }
+
   /** @param {number} index */
   #fill(index) {
     const id = this.plan?.ids[index];
@@ -121,9 +133,9 @@ export class Grid extends EventTarget {
     const { plan } = this;
     if (!plan) return;
     const ended = [...this.jobs.values()].filter(isOver).length;
-    line.textContent = this.over
-      ? `${counted(plan.ids.length, "image")}, seed ${plan.settings.seed ?? "varied"}`
-      : `${ended} of ${plan.ids.length} finished`;
+    const all = `${counted(this.#images, "image")}, seed ${plan.settings.seed ?? "random"}`;
+    const over = plan.cancelled ? `Cancelled; ${all}` : all;
+    line.textContent = this.over ? over : `${ended} of ${plan.ids.length} finished`;
     cancel.hidden = this.over;
     sheet.hidden = ended === 0;
   }
@@ -134,5 +146,6 @@ export class Grid extends EventTarget {
  * @param {string} value
  */
 export function titleOf(axis, value) {
-  return axis.name === "word" ? value : `${labelOf(axis.name)} ${value}`;
+  const words = axis.name === "word" || axis.name === "prompt";
+  return words ? shortened(value, MOST_LETTERS) : `${labelOf(axis.name)} ${value}`;
 }

@@ -76,21 +76,44 @@ export class Options extends EventTarget {
     this.#values = values;
     if (model && model.id !== this.#model) {
       this.#model = model.id;
-      const answer = this.#known.get(model.id) ?? this.#read(model.id);
-      this.#known.set(model.id, answer);
       try {
-        const schemas = await answer;
+        const schemas = await this.#schemasOf(model);
         if (this.#model !== model.id) return;
         this.#schemas = schemas;
         this.#build(model);
       } catch {
         // The next change tries again.
-        this.#known.delete(model.id);
         this.#model = "";
         return;
       }
     }
     this.#fill();
+  }
+
+  /**
+   * Names of the given options that a model does not take; none if the server does not respond.
+   * @param {Model | undefined} model
+   * @param {string[]} names
+   */
+  async unsupported(model, names) {
+    if (!model || !names.length) return [];
+    const schemas = await this.#schemasOf(model).catch(() => null);
+    return schemas ? names.filter((name) => !schemas[name]) : [];
+  }
+
+  /**
+   * Option -> its schema, of a model.
+   * @param {Model} model
+   */
+  async #schemasOf({ id }) {
+    const answer = this.#known.get(id) ?? this.#read(id);
+    this.#known.set(id, answer);
+    try {
+      return await answer;
+    } catch (error) {
+      this.#known.delete(id);
+      throw error;
+    }
   }
 
   /** @param {string} id */

@@ -1,0 +1,79 @@
+"""The web page in a real browser. Presets: settings under names."""
+
+from __future__ import annotations
+
+from json import dumps
+
+from playwright.sync_api import expect
+
+from tests.support.browser import SCREENSHOTS
+from tests.support.page import Visit, accessible, field, redrawn
+from tests.support.servers import ServerProcess
+
+
+def test_presets(own_server: ServerProcess, visit: Visit) -> None:
+    """A preset is saved, survives a reload, is restored, overwritten and deleted; prompt and seed
+    stay as they are."""
+    page = visit(own_server).open()
+    page.locator("#more summary").click()
+    preset, name = field(page, "Preset"), field(page, "Name of the preset")
+    field(page, "Negative prompt").fill("blurry")
+    field(page, "Steps").fill("9")
+    field(page, "Sampler").select_option("heun")
+    field(page, "Wide").check()
+    page.locator("#extras summary").click()
+    field(page, "LoRA").select_option("shapes")
+    page.get_by_role("button", name="Save…").click()
+    name.fill(" soft heun ")
+    page.screenshot(path=SCREENSHOTS / "preset.png")
+    accessible(page)()
+    name.press("Enter")
+    expect(preset).to_have_value("soft heun")
+    expect(page.locator("#prompt-error")).to_be_empty()  # Enter generated nothing
+    page.get_by_role("button", name="Defaults of the model").click()
+    field(page, "Negative prompt").fill("")
+    field(page, "Priority in the queue").select_option("low")
+    expect(page.locator("#preset-changed")).to_be_visible()
+    page.reload()
+    expect(preset).to_have_value("soft heun")
+    field(page, "Prompt").fill("stays")
+    field(page, "Seed").fill("5")
+    page.get_by_role("button", name="Restore").click()
+    expect(page.locator("#preset-changed")).to_be_hidden()
+    expect(page.locator("#notice")).to_have_text("The preset soft heun is in the form.")
+    used = redrawn(own_server, page)
+    wanted = {
+        "prompt": "stays", "negative_prompt": "blurry", "seed": 5, "sample_steps": 9,
+        "sampler": "heun", "lora": [{"id": "shapes", "scale": 1}],
+    }  # fmt: skip
+    assert {option: used[option] for option in wanted} == wanted
+    assert "priority" not in str(page.locator("#snippet-text").text_content())
+    field(page, "Steps").fill("3")
+    page.get_by_role("button", name="Save…").click()
+    expect(name).to_have_value("soft heun")
+    page.get_by_role("button", name="Overwrite").click()
+    expect(page.locator("#preset-changed")).to_be_hidden()
+    page.get_by_role("button", name="Delete the preset").click()
+    page.get_by_role("button", name="Keep").click()
+    expect(preset).to_have_value("soft heun")
+    page.get_by_role("button", name="Delete the preset").click()
+    page.locator("#preset-sure").get_by_role("button", name="Delete for good").click()
+    expect(preset).to_be_focused()
+    page.reload()
+    expect(page.locator("#preset option")).to_have_text("No preset saved")
+
+
+def test_a_preset_of_another_model(own_server: ServerProcess, visit: Visit) -> None:
+    """The notice names the model and the options that the present model does not take."""
+    page = visit(own_server).open()
+    presets = {"elsewhere": {"model": "sdxl", "clip_skip": 2, "sampler": "euler", "flow_shift": 2}}
+    page.evaluate("text => localStorage.setItem('sdstream.presets', text)", dumps(presets))
+    page.reload()
+    page.locator("#more summary").click()
+    field(page, "Preset").select_option("elsewhere")
+    expect(page.locator("#notice")).to_have_text(
+        "The preset elsewhere is in the form, except for the model sdxl and CLIP skip."
+    )
+    expect(page.locator("#further li > span")).to_have_text("flow_shift 2")
+    field(page, "Prompt").fill("with what is left")
+    assert redrawn(own_server, page)["flow_shift"] == 2
