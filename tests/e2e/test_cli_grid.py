@@ -88,6 +88,7 @@ def test_a_cell_that_cannot_be_generated(tmp_path: Path, fake_server: ServerProc
         (["-x", "samplr=euler"], "Did you mean 'sampler'?"),
         (["-x", "steps=few"], "'few' is not a valid integer"),
         (["-x", "steps=1,2", "-y", "steps=3"], "-x and -y must differ"),
+        (["-x", "steps=1", "-x", "cfg=3", "-y", "seed=1"], "-x is given 2 times"),
         (["-x", "steps=1,2", "--steps", "3"], "both as an axis and as an option"),
         (["-x", "strength=0.1,0.2"], "need --image"),
         (["-x", "steps=1,2", "-o", "x.webp"], "-o must end in .png"),

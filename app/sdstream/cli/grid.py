@@ -104,12 +104,32 @@ class Axis:
 _NO_AXIS: Final = Axis("", ("",))
 
 
+def _once(_context: click.Context, flag: click.Parameter, texts: tuple[str, ...]) -> str | None:
+    """Return the text of an axis; raises click.UsageError for a further one, which has no place."""
+    if len(texts) > 1:
+        raise click.UsageError(
+            f"{flag.opts[0]} is given {len(texts)} times; a sheet has one axis -x and one axis -y."
+        )
+    return texts[0] if texts else None
+
+
 @click.command()
 @click.argument("prompt", callback=prompt_text)
 @click.option(
-    "-x", "across", required=True, metavar="NAME=A,B", help="What differs between the columns."
+    *("-x", "across"),
+    required=True,
+    multiple=True,
+    callback=_once,
+    metavar="NAME=A,B",
+    help="What differs between the columns.",
 )
-@click.option("-y", "down", metavar="NAME=A,B", help="What differs between the rows.")
+@click.option(
+    *("-y", "down"),
+    multiple=True,
+    callback=_once,
+    metavar="NAME=A,B",
+    help="What differs between the rows.",
+)
 @click.option("-i", "--image", type=ImageInput(), metavar="FILE", help="Input image of edits.")
 @click.option("--mask", type=ImageInput(), metavar="FILE", help="What to paint of --image.")
 @common_options
