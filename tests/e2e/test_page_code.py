@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from json import dumps
@@ -12,6 +13,7 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 
+from tests.e2e.conftest import KEY
 from tests.support.page import (
     FURTHER,
     OF_ALL_PICTURES,
@@ -25,8 +27,11 @@ from tests.support.pictures import opened
 from tests.support.servers import ServerProcess
 
 
-def run_snippet(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=False)
+def run_snippet(command: list[str], folder: Path, key: str = "") -> None:
+    environment = {**os.environ, "SDSTREAM_CLIENT_KEY": key}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -116,6 +121,40 @@ def test_the_javascript_runs(
     drawn = newest(own_server)["parameters"]
     assert drawn["seed"] == 9007199254740993
     assert {name: drawn[name] for name in options} == options
+
+
+def test_code_with_a_key(keyed_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """No program contains the key: curl, Python and Node read it from the environment, and the page
+    asks for it."""
+    person = visit(keyed_server)
+    person.excuse("status of 401")
+    page = person.open()
+    field(page, "API key").fill(KEY)
+    page.keyboard.press("Enter")
+    field(page, "Prompt").fill("with a key")
+    field(page, "Seed").fill("7")
+    page.locator("#code summary").click()
+    text = page.locator("#snippet-text")
+    expect(text).to_contain_text("Authorization: Bearer $SDSTREAM_CLIENT_KEY")
+    run_snippet(["sh", "-c", str(text.text_content())], tmp_path, KEY)
+    images = [opened((tmp_path / "image.png").read_bytes()).tobytes()]
+    for tab, command in (("Python", [sys.executable, "-c"]), ("Node", ["node", "-e"])):
+        page.get_by_role("tab", name=tab).click()
+        program = str(text.text_content())
+        assert KEY not in program
+        flags = ["--input-type=module"] if tab == "Node" else []
+        run_snippet([command[0], *flags, command[1], program], tmp_path, KEY)
+        images.append(opened((tmp_path / "image-0.png").read_bytes()).tobytes())
+        (tmp_path / "image-0.png").unlink()
+    assert len(set(images)) == 1
+    page.get_by_role("tab", name="JavaScript").click()
+    program = str(text.text_content())
+    assert KEY not in program
+    page.on("dialog", lambda dialog: dialog.accept(KEY))
+    page.evaluate(f"void (async () => {{ {program} }})()")
+    picture = page.locator("body > img")
+    expect(picture).to_be_attached()
+    expect(picture).not_to_have_js_property("naturalWidth", 0)
 
 
 def test_one_line_in_the_console(own_server: ServerProcess, visit: Visit) -> None:

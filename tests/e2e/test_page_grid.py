@@ -100,6 +100,8 @@ def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:
     go.click()
     expect(error).to_have_text("Enter a prompt.")
     field(page, "Prompt").fill("a cat")
+    before = httpx2.get(f"{own_server.url}/v1/jobs?q=a cat&limit=100").json()["data"]
+    expect(page.locator('#compare-x option[value="strength"]')).to_be_disabled()
     for axis, values, message in (
         ("cfg_scale", "1, much", "CFG scale: 'much' is not a number."),
         ("seed", "", "Seed: enter values, separated by commas."),
@@ -110,6 +112,15 @@ def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:
         field(page, "Values of the columns").fill(values)
         go.click()
         expect(error).to_contain_text(message)
+    field(page, "Values of the columns").fill("1, 2, 3, 4, 5, 6, 7, 8, 9")
+    field(page, "Rows").select_option("seed")
+    go.click()
+    expect(error).to_have_text("Choose two different axes.")
+    field(page, "Rows").select_option("sample_steps")
+    field(page, "Values of the rows").fill("1, 2, 3, 4, 5, 6, 7, 8")
+    go.click()
+    expect(error).to_have_text("A grid has at most 64 images; this one has 72.")
+    assert httpx2.get(f"{own_server.url}/v1/jobs?q=a cat&limit=100").json()["data"] == before
 
 
 def test_several_prompts(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
@@ -123,7 +134,7 @@ def test_several_prompts(own_server: ServerProcess, visit: Visit, tmp_path: Path
     expect(go).to_contain_text("Generate: 5 prompts")
     expect(page.locator("#snippet-text")).to_contain_text('"prompt": "a red boat"')
     go.click()
-    expect(page.locator("#grid-status")).to_have_text("10 images, seed random")
+    expect(page.locator("#grid-status")).to_have_text("10 images, random seeds")
     expect(page.locator("#grid-table th")).to_have_text(
         ["a red boat", "a tree, tall", "a sun", "a moon", "a star"]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from playwright.sync_api import expect
@@ -27,6 +28,11 @@ models:
   - id: edits
     family: flux_kontext
     files: {model: "builtin:drawings"}
+  - id: controlled
+    family: sd1
+    files: {model: "builtin:drawings", control_net: "builtin:drawings"}
+    size: {min: 64, max: 512}
+    defaults: {size: 128x128, steps: 4}
   - id: plain
     family: ovis_image
     files: {model: "builtin:drawings"}
@@ -113,14 +119,16 @@ def test_upscaling_an_image(own_server: ServerProcess, visit: Visit) -> None:
     assert newest(own_server)["parameters"]["upscaler"] == "twice"
 
 
-def test_reference_images(tmp_path: Path, visit: Visit) -> None:
-    """A model that looks at images gets several; another model is offered none."""
+def test_reference_and_control_images(tmp_path: Path, visit: Visit) -> None:
+    """A model that looks at images gets several, one with a ControlNet gets one for it, also in the
+    code; another model is offered none."""
     (tmp_path / "models.yaml").write_text(MODELS)
     models = tmp_path / "models.yaml"
     with running_server(tmp_path, engine="fake", models=models) as server:
         page = visit(server).open()
         page.locator("#extras summary").click()
-        page.locator("#reference-file").set_input_files([scene(tmp_path)] * 2)
+        image = scene(tmp_path)
+        page.locator("#reference-file").set_input_files([image] * 2)
         expect(page.locator("#references li")).to_have_count(2)
         accessible(page)()
         field(page, "Prompt").fill("like these")
@@ -128,8 +136,32 @@ def test_reference_images(tmp_path: Path, visit: Visit) -> None:
         assert [one["name"] for one in newest(server)["inputs"]] == ["image", "image-2"]
         page.locator("#references button").first.click()
         expect(page.locator("#references li")).to_have_count(1)
+        field(page, "Model").select_option("controlled")
+        expect(page.locator("#references-field")).to_be_hidden()
+        page.locator("#control-file").set_input_files(image)
+        expect(page.locator("#control-list li")).to_contain_text("scene.png")
+        field(page, "Control strength").fill("0.5")
+        accessible(page)()
+        field(page, "Prompt").fill("as controlled")
+        assert redrawn(server, page)["control_strength"] == 0.5
+        assert [one["name"] for one in newest(server)["inputs"]] == ["control"]
+        code = str(page.locator("#snippet-text").text_content())
+        assert "v1/images/generations" in code
+        done = subprocess.run(["sh", "-c", code], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert [one["name"] for one in newest(server)["inputs"]] == ["control"]
+        assert newest(server)["parameters"]["control_strength"] == 0.5
+        page.reload()
+        page.locator("#tiles button").first.click()
+        page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
+        page.locator("#extras summary").click()
+        expect(page.locator("#control-list li")).to_contain_text("control.png")
+        page.get_by_role("button", name="Remove control.png").click()
+        expect(page.get_by_role("button", name="Choose an image…")).to_be_focused()
+        expect(page.locator("#control-list li")).to_have_count(0)
         field(page, "Model").select_option("plain")
         expect(page.locator("#references-field")).to_be_hidden()
+        expect(page.locator("#control-field")).to_be_hidden()
         field(page, "Prompt").fill("without")
         redrawn(server, page)
         assert newest(server)["inputs"] == []

@@ -61,15 +61,20 @@ let upscalers = [];
 
 // --- requests -------------------------------------------------------------------------------------
 
+/** The files of a request: those that the chosen model takes. */
+function filesNow() {
+  const { capabilities } = form.model ?? {};
+  const references = capabilities?.reference_images ? extraImages.references : [];
+  const control = capabilities?.control ? extraImages.control : null;
+  return { images: easel.file ? [easel.file, ...references] : references, control };
+}
+
 /**
  * @param {Settings} settings
  * @returns {Promise<Ask>}
  */
 async function askFor(settings) {
-  const { capabilities } = form.model ?? {};
-  const references = capabilities?.reference_images ? extraImages.references : [];
-  const control = capabilities?.control ? extraImages.control : null;
-  const images = easel.file ? [easel.file, ...references] : references;
+  const { images, control } = filesNow();
   if (!images.length && !control) {
     const body = { ...settings, stream_options: { preview: true } };
     return { path: "v1/images/generations", body };
@@ -408,11 +413,12 @@ acceptFiles({ edit: startFrom, read: readFrom });
 // --- the settings as code -------------------------------------------------------------------------
 
 function showCode() {
+  const { images, control } = filesNow();
   code.show({
     settings: form.prompts?.length ? { ...form.read(), prompt: form.prompts[0] } : form.read(),
-    images: [easel.file, ...extraImages.references].filter((file) => file !== null).map(({ name }) => name),
+    images: images.map(({ name }) => name),
     mask: easel.hasMask,
-    control: extraImages.control?.name ?? null,
+    control: control?.name ?? null,
     key: api.hasKey || api.locked,
   });
 }
