@@ -57,10 +57,10 @@ def test_presets(own_server: ServerProcess, visit: Visit) -> None:
     page.get_by_role("button", name="Keep").click()
     expect(preset).to_have_value("soft heun")
     page.get_by_role("button", name="Delete the preset").click()
-    page.locator("#preset-sure").get_by_role("button", name="Delete for good").click()
+    page.locator("#preset-sure").get_by_role("button", name="Delete").click()
     expect(preset).to_be_focused()
     page.reload()
-    expect(page.locator("#preset option")).to_have_text("No preset saved")
+    expect(page.locator("#preset option")).to_have_text("None saved")
 
 
 def test_a_preset_of_another_model(own_server: ServerProcess, visit: Visit) -> None:

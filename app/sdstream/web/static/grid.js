@@ -133,7 +133,8 @@ export class Grid extends EventTarget {
     const { plan } = this;
     if (!plan) return;
     const ended = [...this.jobs.values()].filter(isOver).length;
-    const all = `${counted(this.#images, "image")}, seed ${plan.settings.seed ?? "random"}`;
+    const { seed } = plan.settings;
+    const all = `${counted(this.#images, "image")}, ${seed ? `seed ${seed}` : "random seeds"}`;
     const over = plan.cancelled ? `Cancelled; ${all}` : all;
     line.textContent = this.over ? over : `${ended} of ${plan.ids.length} finished`;
     cancel.hidden = this.over;

@@ -251,7 +251,7 @@ function controlFor(schema, change) {
       input: change,
     });
   }
-  const placeholder = { object: "name=1, other=2", array: "1, 2, 3" }[schema.type ?? ""] ?? "default";
+  const placeholder = { object: "name=1, b=2", array: "1, 2, 3" }[schema.type ?? ""] ?? "default";
   return make("input", { type: "text", placeholder, input: change, autocomplete: "off" });
 }
 

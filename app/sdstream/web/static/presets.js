@@ -120,7 +120,7 @@ export class Presets extends EventTarget {
   #list(chosen) {
     const names = Object.keys(this.#presets).sort((a, b) => a.localeCompare(b));
     choice.replaceChildren(
-      make("option", { value: "" }, names.length ? "Choose a preset" : "No preset saved"),
+      make("option", { value: "" }, names.length ? "Choose…" : "None saved"),
       ...names.map((name) => make("option", { value: name }, name)),
     );
     choice.value = names.includes(chosen) ? chosen : "";
