@@ -171,3 +171,29 @@ def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
     page.screenshot(path=SCREENSHOTS / "narrow-after-edit.png")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     accessible(page)()
+
+
+def test_buttons_on_a_small_screen(own_server: ServerProcess, visit: Visit) -> None:
+    """At 1280 pixels each group of buttons is in one row, and nothing is beyond its column."""
+    page = visit(own_server, viewport={"width": 1280, "height": 800}).open()
+
+    def one_row(group: str) -> bool:
+        tops = page.locator(f"{group} > *:visible").evaluate_all(
+            "parts => parts.map((part) => { const box = part.getBoundingClientRect();"
+            " return (box.top + box.bottom) / 2; })"
+        )
+        return len(tops) > 1 and max(tops) - min(tops) < 8
+
+    draw(page, "small screen")
+    finished(page)
+    assert one_row("#actions")
+    page.locator("#select").click()
+    page.locator("#tiles button").first.click()
+    page.locator("#filters summary").click()
+    assert one_row("#selection .actions")
+    assert page.locator(".side").evaluate("side => side.scrollWidth <= side.clientWidth")
+    page.locator("#select").click()
+    page.get_by_role("button", name="Edit this image").click()
+    expect(page.locator("#mask")).to_be_visible()
+    assert one_row(".tools")
+    assert one_row(".part")

@@ -172,6 +172,7 @@ def test_several_are_selected(stocked_server: ServerProcess, visit: Visit, tmp_p
     expect(tiles.nth(8)).to_be_visible()
     names = [str(tiles.nth(place).get_attribute("title")) for place in range(9)]
     page.get_by_role("button", name="Select", exact=True).click()
+    expect(page.locator("#selection-count")).to_contain_text("Shift selects a range")
     tiles.nth(0).click()
     tiles.nth(5).click(modifiers=["Shift"])
     tiles.nth(4).click()

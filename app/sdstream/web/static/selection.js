@@ -53,7 +53,7 @@ export class Selection {
     toggle.setAttribute("aria-pressed", String(selecting));
     toggle.textContent = selecting ? "Done" : "Select";
     bar.hidden = !selecting;
-    line.textContent = selected.length ? `${counted(selected.length, "image")} selected` : "None selected";
+    line.textContent = selected.length ? `${counted(selected.length, "image")} selected` : "Click images; Shift selects a range.";
     for (const id of acts) byId(id, HTMLButtonElement).disabled = selected.length === 0;
     const marked = selected.length > 0 && selected.every(({ job }) => job.favorite);
     byId("selection-favorite", HTMLElement).textContent = marked ? "Not favorites" : "Favorites";
