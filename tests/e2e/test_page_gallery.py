@@ -173,6 +173,10 @@ def test_several_are_selected(stocked_server: ServerProcess, visit: Visit, tmp_p
     names = [str(tiles.nth(place).get_attribute("title")) for place in range(9)]
     page.get_by_role("button", name="Select", exact=True).click()
     expect(page.locator("#selection-count")).to_contain_text("Shift selects a range")
+    page.locator(".side").evaluate("side => { side.scrollTop = 500; }")
+    expect(tiles.nth(0)).not_to_be_in_viewport()
+    expect(page.locator("#selection-delete")).to_be_in_viewport(ratio=1)
+    page.locator(".side").evaluate("side => { side.scrollTop = 0; }")
     tiles.nth(0).click()
     tiles.nth(5).click(modifiers=["Shift"])
     tiles.nth(4).click()
