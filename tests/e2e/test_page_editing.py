@@ -145,7 +145,7 @@ def test_only_the_masked_part(own_server: ServerProcess, visit: Visit, tmp_path:
     stroke(page, (0.4, 0.5), (0.6, 0.5))
     expect(padding).to_be_disabled()
     switch.check()
-    expect(page.locator("#size-hint")).to_contain_text("The part")
+    expect(page.locator("#size-hint")).to_contain_text("The masked part")
     padding.fill("9999")
     field(page, "Prompt").fill("a yellow star")
     page.get_by_role("button", name="Edit image").click()
