@@ -165,8 +165,12 @@ def test_settings_out_of_a_file(
     job = wait_for(own_server, begin(own_server, body)["id"], "completed")
     data = httpx2.get(job["images"][0]["url"]).content
     page = visit(own_server).open()
+    each_line = field(page, "One prompt per line")
+    each_line.check()
     hand_over(page, "drop", "#drop-read", data, f"ours.{kind}")
     expect(page.locator("#notice")).to_contain_text("are in the form")
+    # A prompt of several lines is one prompt.
+    expect(each_line).to_be_checked(checked="\n" not in prompt)
     page.locator("#more summary").click()
     for label, value in {
         "Prompt": prompt, "Negative prompt": "dull, grey", "Steps": "7", "CFG scale": "4.5",
