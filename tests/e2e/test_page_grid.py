@@ -139,7 +139,6 @@ def test_several_prompts(own_server: ServerProcess, visit: Visit, tmp_path: Path
         ["a red boat", "a tree, tall", "a sun", "a moon", "a star"]
     )
     page.screenshot(path=SCREENSHOTS / "prompts.png")
-    accessible(page)()
     group = httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["data"][0]["group"]
     jobs = httpx2.get(f"{own_server.url}/v1/jobs?group={group}").json()["data"]
     made = [job["parameters"]["prompt"] for job in reversed(jobs)]

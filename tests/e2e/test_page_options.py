@@ -141,7 +141,6 @@ def test_reference_and_control_images(tmp_path: Path, visit: Visit) -> None:
         page.locator("#control-file").set_input_files(image)
         expect(page.locator("#control-list li")).to_contain_text("scene.png")
         field(page, "Control strength").fill("0.5")
-        accessible(page)()
         field(page, "Prompt").fill("as controlled")
         assert redrawn(server, page)["control_strength"] == 0.5
         assert [one["name"] for one in newest(server)["inputs"]] == ["control"]
