@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from json import dumps
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.support.browser import SCREENSHOTS
 from tests.support.page import Visit, accessible, field, redrawn
@@ -68,8 +68,17 @@ def test_a_preset_of_another_model(own_server: ServerProcess, visit: Visit) -> N
     page = visit(own_server).open()
     presets = {"elsewhere": {"model": "sdxl", "clip_skip": 2, "sampler": "euler", "flow_shift": 2}}
     page.evaluate("text => localStorage.setItem('sdstream.presets', text)", dumps(presets))
+    # While the models are not known, no preset can be chosen.
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/models", hold, times=1)
     page.reload()
     page.locator("#more summary").click()
+    expect(field(page, "Preset")).to_be_disabled()
+    held.pop().continue_()
     field(page, "Preset").select_option("elsewhere")
     expect(page.locator("#notice")).to_have_text(
         "The preset elsewhere is in the form, except for the model sdxl and CLIP skip."

@@ -130,8 +130,11 @@ export class Presets extends EventTarget {
   /** Show whether the settings are those of the chosen preset. */
   #compare() {
     const preset = this.#presets[choice.value];
+    // Before the models are known, the form cannot tell which settings it takes.
+    const ready = this.#form.model !== undefined;
+    choice.disabled = saveButton.disabled = !ready;
     deleteButton.disabled = !preset;
-    changed.hidden = !preset || !this.#form.model || same(preset, presetOf(this.#form.read()));
+    changed.hidden = !preset || !ready || same(preset, presetOf(this.#form.read()));
   }
 }
 
