@@ -29,6 +29,7 @@ def with_colours_of(source: Pixels, enlarged: Pixels) -> Pixels:
         values = after[..., channel].astype(np.float32)
         blocks = values.reshape(source.height, factor, source.width, factor)
         missing = before[..., channel] - blocks.mean(axis=(1, 3))
-        values += Image.fromarray(missing).resize(enlarged.size, Image.Resampling.BILINEAR)
+        smooth = Image.fromarray(missing).resize(enlarged.size, Image.Resampling.BILINEAR)
+        values += np.asarray(smooth)
         result[..., channel] = np.rint(values).clip(0, 255)
     return Pixels(enlarged.width, enlarged.height, result.tobytes())
