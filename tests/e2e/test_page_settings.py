@@ -118,6 +118,7 @@ def test_what_settings_do_not_hold(own_server: ServerProcess, visit: Visit, tmp_
     options = '{"prompt": "MADE", "clip_skip": 2}'
     page.evaluate("text => localStorage.setItem('sdstream.settings', text)", options)
     page.reload()
+    expect(page.locator("#further li > span")).to_have_text("clip_skip 2")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#further-error")).to_contain_text("'clip_skip' would have no effect")
     page.get_by_role("button", name="Remove all further options").click()
