@@ -161,7 +161,7 @@ class WorkerPool:
     def free(self, model: str) -> Worker | None:
         """A loaded worker of the model that no job has.
 
-        Of several the one that was used last: it remembers prompts, and the others may go.
+        The most recently used one is preferred: it has cached prompts, and others can stop.
         """
         shut = {place.name for place in self._places() if not place.is_open}
         free = [
@@ -274,7 +274,7 @@ class WorkerPool:
         for seat in self._seats:
             if seat.worker.state in _LOADED:
                 self._sound.add(seat.spec.id)
-            elif seat.worker.state is WorkerState.FAILED:
+            elif self.failed(seat.spec.id) is not None:
                 self._sound.discard(seat.spec.id)
             ready = seat.worker.state is WorkerState.READY and not seat.taken
             keep_alive = self._idle_seconds(seat)
@@ -291,7 +291,8 @@ class WorkerPool:
     def _idle_seconds(self, seat: _Seat) -> float | None:
         """Seconds that a worker may be idle; None is until others need its room."""
         seconds = self.keep_alive(seat.spec)
-        is_spare = seat.spec.replicas == "auto" and len(self.workers(seat.spec.id)) > 1
+        loaded = [w for w in self.workers(seat.spec.id) if w.state in _LOADED]
+        is_spare = seat.spec.replicas == "auto" and len(loaded) > 1
         return _SPARE_SECONDS if seconds is None and is_spare else seconds
 
     def take(self, worker: Worker) -> None:
@@ -440,6 +441,11 @@ class WorkerPool:
         if seat.going is not None:
             seat.going.cancel()
         self._seats.remove(seat)
+        others = [other for other in self._seats if other.spec.id == seat.spec.id]
+        if all(other.worker.state is WorkerState.FAILED for other in others):
+            # A further worker that could not be loaded is no fault of the model, which was loaded.
+            for other in others if seat.worker.state in _LOADED else ():
+                self._end(other)
         seat.task.cancel()
         self._ending.add(seat.task)
         seat.task.add_done_callback(self._ending.discard)

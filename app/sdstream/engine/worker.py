@@ -106,6 +106,8 @@ class _Pace:
         self._floor = floor
         self._usual: dict[tuple[Phase, int], float] = {}
         self._pixels, self._references, self._stretch = 1, 0, 1.0
+        #: Workers that divide the CPU with this one, itself included.
+        self.sharing = 1
 
     def expect(self, request: GenerationRequest | None, references: int = 0) -> None:
         """From now on these are the phases of this job; None is the loading of the model."""
@@ -121,19 +123,19 @@ class _Pace:
     def note(self, phase: Phase, seconds: float) -> None:
         """Take up one measurement, as an exponentially weighted mean."""
         if self._stretch == 1.0:
-            value, key = seconds / self._size(phase), (phase, self._references)
+            value, key = seconds / self._size(phase) / self.sharing, (phase, self._references)
             self._usual[key] = 0.8 * self._usual.get(key, value) + 0.2 * value
 
     def usual(self, phase: Phase) -> float:
         """Seconds that the phase usually takes, 0 when it was never seen."""
         known = self._usual.get((phase, self._references), 0.0)
         stretch = self._stretch if phase in _OF_PIXELS else 1.0
-        return known * self._size(phase) * stretch
+        return known * self._size(phase) * stretch * self.sharing
 
     def limit(self, phase: Phase) -> float:
         """Seconds after which silence means that the phase hangs."""
         if (phase, self._references) not in self._usual:
-            return _HANG_FACTOR * self._floor
+            return _HANG_FACTOR * self._floor * self.sharing
         return max(self._floor, _HANG_FACTOR * self.usual(phase))
 
     def _size(self, phase: Phase) -> int:
@@ -287,9 +289,14 @@ class Worker:
     def share(self, index: int, workers: int) -> None:
         """Have its job, or its next one, use the CPU threads of one of so many workers."""
         share = Share(index, workers)
-        if share != self._share and self._job is not None and self._process is not None:
-            self._process.send(share)
+        if share == self._share:
+            return
         self._share = share
+        self._pace.sharing = workers
+        if self._job is not None and self._process is not None:
+            self._process.send(share)
+            if not self._cancelling:  # the step that runs may take longer than it would have
+                self._rewatch(self._pace.limit(self._phase))
 
     # --- one life of the child ------------------------------------------------------------------
 

@@ -152,7 +152,9 @@ class Models:
                 reason=Reason.MODEL_UNAVAILABLE,
                 retry_after=10,
             )
-        worker = self.pool.workers(spec.id)[0]
+        workers = self.pool.workers(spec.id)
+        usable = [worker for worker in workers if worker.state is not WorkerState.FAILED]
+        worker = (usable or workers)[0]
         if worker.state is not WorkerState.BUSY:
             await worker.ready()
 

@@ -33,7 +33,13 @@ class Machines:
         starts: Names of the places that were asked to start a process.
     """
 
-    def __init__(self, *places: Place, file_mb: int = 100, keep_alive: float | None = None) -> None:
+    def __init__(
+        self,
+        *places: Place,
+        file_mb: int = 100,
+        keep_alive: float | None = None,
+        hang_seconds: float = 60.0,
+    ) -> None:
         self.places = list(places)
         self.processes: dict[str, FakeProcess] = {}
         self.every: list[FakeProcess] = []
@@ -42,6 +48,7 @@ class Machines:
         self.starts: list[str] = []
         self.changes = 0
         self._bytes = file_mb * MIB
+        self._options = WorkerOptions("fake", {}, hang_seconds=hang_seconds)
         self.pool = WorkerPool(
             self._made,
             file_bytes=lambda _: file_mb * MIB - 150 * MIB,
@@ -65,7 +72,7 @@ class Machines:
             return self.processes[place]
 
         load = Load(spec.id, "sd1", {"model": "x"}, "/nowhere", RuntimeOptions().model_dump())
-        return Worker(load, WorkerOptions("fake", {}), changed, spawn=spawn, place=place)
+        return Worker(load, self._options, changed, spawn=spawn, place=place)
 
     def there(self) -> list[tuple[str, str]]:
         """(model, place) of all workers, in the order of the places."""
@@ -161,7 +168,7 @@ async def test_another_worker_of_a_model_stops_nobody() -> None:
 
 @driven
 async def test_workers_with_a_job_divide_the_cpu() -> None:
-    """A job alone has all of it, also what it is told while it runs; a job on a GPU counts not."""
+    """A job alone has all of it, also one that runs already; a job on a GPU takes no share."""
     machines = Machines(Place("", 1000 * MIB, cores=8))
     auto = a_model(replicas="auto")
     assert await machines.started(auto)
@@ -215,6 +222,53 @@ async def test_a_second_worker_goes_when_it_is_idle(monkeypatch: pytest.MonkeyPa
     machines.pool.give_back(first)
     await asyncio.sleep(0.1)
     assert machines.pool.workers() == [first]
+    await machines.pool.close()
+
+
+@driven
+async def test_a_second_worker_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one is not idle beside it; once that has to go, the model can be loaded again."""
+    monkeypatch.setattr(pool, "_SPARE_SECONDS", 0.0)
+    monkeypatch.setattr(pool, "_LEAST_IDLE_SECONDS", 0.0)
+    machines = Machines(Place("", 1000 * MIB, cores=2))
+    auto = a_model(replicas="auto")
+    assert await machines.started(auto)
+    (first,) = machines.pool.workers()
+    machines.refusing.add("")
+    assert machines.pool.start(auto)
+    second = machines.pool.workers()[1]
+    while second.state is not WorkerState.FAILED:
+        await asyncio.sleep(0)
+    machines.pool.take(first)
+    machines.pool.give_back(first)
+    await asyncio.sleep(0.05)
+    assert machines.pool.workers() == [first, second]
+    assert machines.pool.failed("a") is None
+    assert machines.pool.free("a") is first
+    # A model that needs all of the memory.
+    machines.refusing.clear()
+    machines.places[0] = Place("", 120 * MIB, cores=2)
+    assert await machines.started(a_model("b"))
+    assert [worker.model for worker in machines.pool.workers()] == ["b"]
+    assert machines.pool.failed("a") is None
+    assert machines.pool.is_ready(auto)
+    await machines.pool.close()
+
+
+@driven
+async def test_a_step_on_a_share_of_the_cpu_takes_its_time() -> None:
+    """What is a hang with all cores is none beside other jobs."""
+    machines = Machines(Place("", 1000 * MIB, cores=8), hang_seconds=0.1)
+    assert await machines.started(a_model())
+    (worker,) = machines.pool.workers()
+    machines.every[0].step_seconds = 0.02
+    assert isinstance((await drawn(worker))[-1], Done)
+    worker.share(0, 16)
+    machines.every[0].step_seconds = 0.4
+    assert isinstance((await drawn(worker))[-1], Done)
+    worker.share(0, 1)
+    machines.every[0].step_seconds = 5
+    assert isinstance((await drawn(worker))[-1], Failed)
     await machines.pool.close()
 
 
