@@ -443,7 +443,7 @@ class WorkerPool:
         self._seats.remove(seat)
         others = [other for other in self._seats if other.spec.id == seat.spec.id]
         if all(other.worker.state is WorkerState.FAILED for other in others):
-            # A further worker that could not be loaded is no fault of the model, which was loaded.
+            # The model itself can be loaded: only a further worker of it could not.
             for other in others if seat.worker.state in _LOADED else ():
                 self._end(other)
         seat.task.cancel()
