@@ -199,7 +199,10 @@ class Settings(BaseSettings):
         4_194_304, ge=4096, description="Largest width x height of an image, in pixels."
     )
     max_upscaled_pixels: int = Field(
-        16_777_216, ge=4096, description="Largest width x height of an enlarged image, in pixels."
+        16_777_216,
+        ge=4096,
+        description="Largest width x height of an enlarged image, in pixels, also before it is "
+        "reduced.",
     )
     max_images: int = Field(
         MAX_IMAGES, ge=1, le=MAX_IMAGES, description="Most images of one request."

@@ -230,7 +230,7 @@ class Limits:
 
     Attributes:
         drawn: Width x height that the model generates.
-        enlarged: Width x height of what an upscaler makes of it.
+        enlarged: Width x height of what an upscaler makes of it, before that is reduced.
         images: Of one request.
         steps: Of one pass.
     """

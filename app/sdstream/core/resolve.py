@@ -177,10 +177,8 @@ def _generation(
     sampler, schedule = _sampling(ask, spec, steps)
     idle = model_options.check(ask, spec, sampler)
     cfg_scale = _first(params.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
-    larger = resolve_options.second_pass(ask, spec, size, limits.drawn, sources)
-    upscaled = plan.enlarged or resolve_options.upscaled(
-        ask, larger or size, assets, limits.enlarged
-    )
+    larger = resolve_options.second_pass(ask, spec, size, sources, assets, limits)
+    upscaled = resolve_options.upscaled(ask, larger or size, assets, limits, plan.enlarged)
     prompt, loras = resolve_options.loras(ask, assets)
     return GenerationRequest(
         model=spec.id,
@@ -245,7 +243,7 @@ def _upscaling(
     size = sources.size
     assert size is not None
     chosen = replace(ask, params=params.model_copy(update={"upscaler": upscaler}))
-    upscaled = resolve_options.upscaled(chosen, size, assets, limits.enlarged)
+    upscaled = resolve_options.upscaled(chosen, size, assets, limits)
     assert upscaled is not None
     return GenerationRequest(
         model=spec.id,

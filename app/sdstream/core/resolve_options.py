@@ -13,7 +13,7 @@ from sdstream.core.lora import HYPERNETWORK_TAG, LORA_TAG, MAX_LORA_SCALE, LoraC
 from sdstream.core.model_options import check_span, default_guidance, unknown_name
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.placement import Placement
-from sdstream.core.request import Assets, Sources
+from sdstream.core.request import Assets, Limits, Sources
 from sdstream.core.resolve_edits import PADDING
 from sdstream.core.resolve_size import check_pixels
 from sdstream.core.samplers import HIRES_UPSCALERS
@@ -126,7 +126,12 @@ def _scale(ask: ParsedRequest, name: str, text: str) -> float:
 
 
 def second_pass(
-    ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int, sources: Sources
+    ask: ParsedRequest,
+    spec: ModelSpec,
+    size: Size,
+    sources: Sources,
+    assets: Assets,
+    limits: Limits,
 ) -> Size | None:
     """Return the size of the second pass in pixels; None for no second pass."""
     scale = ask.params.hires_scale
@@ -143,8 +148,25 @@ def second_pass(
         problem = f"{size} stays as it is, for the next size is {multiple} pixels larger"
     if problem:
         raise ask.rejected("hires_scale", f": {problem}.")
-    check_pixels(ask, "hires_scale", larger, max_pixels)
+    check_pixels(ask, "hires_scale", larger, limits.drawn)
+    upscaler = ask.params.hires_upscaler
+    if upscaler is not None and upscaler not in HIRES_UPSCALERS:
+        _check_upscaler(ask, "hires_upscaler", upscaler, size, assets, limits)
     return larger
+
+
+def _check_upscaler(
+    ask: ParsedRequest, option: str, name: str, size: Size, assets: Assets, limits: Limits
+) -> None:
+    """Reject an image that an upscaler makes too large: it does so before it is reduced."""
+    factor = assets.upscalers[name]
+    whole = Size(size.width * factor, size.height * factor)
+    if whole.width * whole.height > limits.enlarged:
+        raise ask.rejected(
+            option,
+            f": the upscaler '{name}' enlarges {size} by {factor}, and {whole} is more than the "
+            f"server's limit of {limits.enlarged} pixels (--max-upscaled-pixels).",
+        )
 
 
 def enlarging(
@@ -215,22 +237,26 @@ def with_own_upscaler(
     return replace(ask, params=ask.params.model_copy(update={"upscaler": upscaler}))
 
 
-def upscaled(ask: ParsedRequest, size: Size, assets: Assets, max_pixels: int) -> Size | None:
+def upscaled(
+    ask: ParsedRequest, size: Size, assets: Assets, limits: Limits, own: Size | None = None
+) -> Size | None:
     """Return the size after the upscaler in pixels; None for no upscaler.
 
     Args:
         ask: The request.
         size: Of the image before.
         assets: Has the upscalers.
-        max_pixels: Upper bound of width x height.
+        limits: Bound what the upscaler makes, also when the result is reduced.
+        own: The size after the upscaler of the model's entry, None without one.
     """
     name = ask.params.upscaler
     if name is None:
         return None
+    _check_upscaler(ask, "size" if own else "upscaler", name, size, assets, limits)
+    if own is not None:
+        return own
     most = assets.upscalers[name]
     factor = most if ask.params.upscale is None else ask.params.upscale
     if factor > most:
         raise ask.rejected("upscale", f": the upscaler '{name}' enlarges at most {most} times.")
-    larger = Size(*(round(side * factor) for side in size))
-    check_pixels(ask, "upscale", larger, max_pixels)
-    return larger
+    return Size(*(round(side * factor) for side in size))

@@ -138,6 +138,12 @@ def test_the_upscaler_of_the_entry_is_missing() -> None:
     assert "by the upscaler 'four', which the server does not have; available: mine" in message
 
 
+def test_the_upscaler_of_the_entry_makes_too_much() -> None:
+    """Its whole result counts, not the part of it that is asked for."""
+    message = refused(assets=Assets(upscalers={"four": 40}), size="512x512")
+    assert message.startswith("'size': the upscaler 'four' enlarges 128x128 by 40, and 5120x5120")
+
+
 def test_an_edit_keeps_the_size_of_its_image() -> None:
     """Within the bounds of the entry."""
     assert str(ask(EDIT).output_size) == "500x300"

@@ -380,3 +380,29 @@ def test_the_second_pass_by_an_upscaler() -> None:
     assert ask(assets=assets, **size, hires_upscaler="lanczos").options.hires_upscaler == "lanczos"
     with pytest.raises(InvalidRequest, match=r"no upscaler 'shrp'; there are .*photo/sharp"):
         ask(assets=assets, **size, hires_upscaler="shrp", client_names={"hires_upscaler": "hr"})
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "sizes"),
+    [
+        ({"hires_scale": 1.05, "hires_upscaler": "x8"}, "hires_upscaler", ("896x896", "7168x7168")),
+        ({"upscaler": "x8", "upscale": 1.0}, "upscaler", ("896x896", "7168x7168")),
+        ({"upscaler": "x8"}, "upscaler", ("896x896", "7168x7168")),
+        (
+            {"size": "512x512", "hires_scale": 1.5, "upscaler": "x8", "upscale": 1.0},
+            "upscaler",
+            ("768x768", "6144x6144"),
+        ),
+    ],
+)
+def test_an_upscaler_enlarges_by_its_whole_factor(
+    options: dict[str, Any], param: str, sizes: tuple[str, ...]
+) -> None:
+    """The limit holds for that, however little of it is asked for."""
+    assets = Assets(upscalers={"x8": 8})
+    error = refused(assets=assets, **{"size": "896x896", **options})
+    assert error.param == param
+    assert all(size in error.message for size in sizes)
+    assert "limit of 16777216 pixels (--max-upscaled-pixels)" in error.message
+    assert ask(assets=assets, size="512x512", upscaler="x8", upscale=1.0).upscaled == (512, 512)
+    assert ask(size="896x896", hires_scale=1.05, hires_upscaler="lanczos").second_pass is not None
