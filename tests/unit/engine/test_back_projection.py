@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
+import pytest
 from PIL import Image
 
 from sdstream.core.pixels import Pixels
-from sdstream.engine.native.back_projection import with_colours_of
+from sdstream.engine.native import back_projection
+from sdstream.engine.native.back_projection import BAND, with_colours_of
 
 
 def pixels(array: np.ndarray) -> Pixels:
@@ -49,3 +53,26 @@ def test_values_stay_in_range() -> None:
     mended = array(with_colours_of(pixels(small), pixels(large)))
     assert mended[0].min() >= 250
     assert mended[-1].max() <= 5
+
+
+@pytest.mark.parametrize("height", [BAND + 1, 2 * BAND, 2 * BAND + 7])
+def test_bands_leave_no_seams(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result has the same bytes as that of one piece."""
+    rng = np.random.default_rng(height)
+    small = pixels(rng.integers(0, 256, (height, 9, 3)))
+    large = pixels(rng.integers(0, 256, (4 * height, 36, 3)))
+    in_bands = with_colours_of(small, large)
+    monkeypatch.setattr(back_projection, "BAND", height)
+    assert in_bands == with_colours_of(small, large)
+
+
+def test_the_memory_is_that_of_the_result() -> None:
+    """Beside the two copies of it that joining takes there is only a band."""
+    small = pixels(np.full((1024, 32, 3), 100))
+    large = pixels(np.full((4096, 128, 3), 90))
+    tracemalloc.start()
+    try:
+        with_colours_of(small, large)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(large.data)
+    finally:
+        tracemalloc.stop()

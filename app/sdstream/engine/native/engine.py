@@ -323,6 +323,8 @@ class NativeEngine:
                 return None
             if name in UPSCALERS:
                 enlarged = with_colours_of(picture, enlarged)
+                if self._abort.stopped:
+                    return None
             return resized(enlarged, request.runtime_size)
         finally:
             sd.free_upscaler_ctx(context)
