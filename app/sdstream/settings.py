@@ -211,7 +211,8 @@ class Settings(BaseSettings):
         MAX_STEPS,
         ge=1,
         le=MAX_STEPS,
-        description="Most sampling steps of an image; models take no more by default either.",
+        description="Most sampling steps of one pass (hires_scale adds a second one); models take "
+        "no more by default either.",
     )
     keepalive_seconds: float = Field(
         10.0, gt=0, description="A silent stream repeats its last progress after this."

@@ -369,6 +369,12 @@ def test_options_of_these_models() -> None:
     assert (unguided.options.img_cfg, unguided.warnings) == (None, ())
 
 
+def test_the_limit_of_steps_is_of_one_pass() -> None:
+    """A second pass may have as many again."""
+    request = ask(size="256x256", hires_scale=2, sample_steps=150, hires_steps=150)
+    assert (request.steps, request.options.hires_steps) == (150, 150)
+
+
 def test_the_second_pass_by_an_upscaler() -> None:
     """One of the operator's, also without its folder; another name is rejected with a list."""
     assets = Assets(upscalers={"photo/sharp": 4})
