@@ -131,6 +131,7 @@ class Flat:
         foreign: Mapping[str, Foreign],
         handling: Handling,
         where: str,
+        switch: str | None = None,
     ) -> None:
         """Take over the fields of one object.
 
@@ -140,6 +141,8 @@ class Flat:
             foreign: Names that are known and have none.
             handling: What becomes of unknown ones.
             where: What stands before their names.
+            switch: The field that switches the object on. While it does not, no field has an
+                effect; unknown ones are reported all the same.
 
         Raises:
             InvalidRequest: A field is rejected.
@@ -149,8 +152,11 @@ class Flat:
         if not isinstance(given, Mapping):
             name = where.rstrip(".")
             raise InvalidRequest(f"'{name}' must be an object.", param=name)
+        off = _is_off(given, switch)
+        if off:
+            foreign = dict.fromkeys(foreign, IGNORED)
         taken = take(given, own, foreign=foreign, handling=handling, where=where)
-        for name, value in taken.fields.items():
+        for name, value in ({} if off else taken.fields).items():
             self.fields[own[name]] = value
             self.names[own[name]] = where + name
         self.warnings += taken.warnings
@@ -181,30 +187,22 @@ def flatten(body: Mapping[str, Any], handling: Handling, where: str = "") -> Fla
     if isinstance(guidance, Mapping):
         if guidance.get("img_cfg") in (None, guidance.get("txt_cfg")):  # as by text
             flat.fields.pop("img_cfg", None)
-        _read_slg(flat, guidance.get("slg"), handling, f"{inside}guidance.slg.")
+        where_slg = f"{inside}guidance.slg."
+        flat.read(guidance.get("slg"), _SLG, {}, handling, where_slg, switch="scale")
     _read_hires(flat, body.get("hires"), handling, f"{where}hires.")
-    _read_tiling(flat, body.get("vae_tiling_params"), handling, f"{where}vae_tiling_params.")
+    tiling, inside = body.get("vae_tiling_params"), f"{where}vae_tiling_params."
+    flat.read(tiling, _TILING, _TILING_FOREIGN, handling, inside, switch="enabled")
     _leave_out_nothings(flat)
     return flat
 
 
-def _read_tiling(flat: Flat, tiling: Any, handling: Handling, where: str) -> None:
-    if isinstance(tiling, Mapping) and is_nothing(tiling.get("enabled", False)):
-        return
-    flat.read(tiling, _TILING, _TILING_FOREIGN, handling, where)
-
-
-def _read_slg(flat: Flat, slg: Any, handling: Handling, where: str) -> None:
-    if isinstance(slg, Mapping) and is_nothing(slg.get("scale", 0)):
-        return
-    flat.read(slg, _SLG, {}, handling, where)
+def _is_off(given: Mapping[str, Any], switch: str | None) -> bool:
+    return switch is not None and is_nothing(given.get(switch))
 
 
 def _read_hires(flat: Flat, hires: Any, handling: Handling, where: str) -> None:
-    if isinstance(hires, Mapping) and is_nothing(hires.get("enabled", False)):
-        return
-    flat.read(hires, _HIRES, _HIRES_FOREIGN, handling, where)
-    if hires is None:
+    flat.read(hires, _HIRES, _HIRES_FOREIGN, handling, where, switch="enabled")
+    if hires is None or _is_off(hires, "enabled"):
         return
     name = str(flat.fields.get("hires_upscaler") or "Latent")
     flat.fields["hires_upscaler"] = find_hires_upscaler(name)
