@@ -54,14 +54,16 @@ def _without_effect(
     for name, option in OPTIONS.items():
         if why := option.unsupported(spec):
             yield name, why
-        elif option.needs and _is_off(params, option.needs):
+        elif option.needs and _is_off(params, spec, option.needs):
             yield name, f"it needs '{option.needs}'"
     if not SAMPLERS[sampler].noisy:
         yield "eta", f"the sampler '{sampler}' adds no noise"
 
 
-def _is_off(params: ImageParams, option: str) -> bool:
+def _is_off(params: ImageParams, spec: ModelSpec, option: str) -> bool:
     value = getattr(params, option)
+    if value is None:  # the model's entry may turn on options of the same name
+        value = getattr(spec.runtime, option, None)
     return value is None or value is False  # 0 is a value
 
 

@@ -53,7 +53,8 @@ class Option:
         neutral: Values that ask for nothing, as lower-case text.
         usual: Values that clients send to every model; a model that has no such option ignores
             them.
-        needs: The option without which this one has no effect.
+        needs: The option without which this one has no effect; the model's ``runtime`` may turn it
+            on.
         acts_on: The input without which this one has no effect.
         unsupported: Returns why a model ignores the option; None when the model supports it.
         listed: The option is in the lists of options: /v1/models/{id} and the page.

@@ -33,6 +33,10 @@ models:
   - id: large
     family: sdxl
     files: {model: m}
+  - id: tiled
+    family: sdxl
+    files: {model: m}
+    runtime: {vae_tiling: true}
   - id: counter
     family: flux2
     files: {model: m}
@@ -345,6 +349,7 @@ def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -
         ("pixels", {"vae_tile_size_x": 32, "vae_tiling": True}, NOTHING, "has no autoencoder"),
         ("plain", {"vae_tile_size_y": 32}, NOTHING, "it needs 'vae_tiling'"),
         ("plain", {"vae_tile_overlap": 0.2, "vae_tiling": False}, NOTHING, "it needs 'vae_tiling'"),
+        ("tiled", {"vae_tile_size_x": 64, "vae_tiling": False}, NOTHING, "it needs 'vae_tiling'"),
     ],
 )
 def test_options_of_other_models(
@@ -360,6 +365,7 @@ def test_options_of_these_models() -> None:
     """They reach the request; one that depends on the weights says so."""
     large = ask(model="large", shifted_timestep=250, vae_tiling=True, vae_tile_size_x=64)
     assert (large.options.shifted_timestep, large.options.vae_tile_size_x) == (250, 64)
+    assert ask(model="tiled", vae_tile_size_x=64).options.vae_tile_size_x == 64
     counted = ask(model="looker", sources=LOOKED_AT, increase_ref_index=True)
     assert counted.options.increase_ref_index
     guided = ask(img_cfg=1.5, sources=PICTURE)
