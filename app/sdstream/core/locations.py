@@ -77,8 +77,13 @@ class HubFile(NamedTuple):
             raise ValueError(
                 f"'{address}' names no file; write {pages.example} or {_forms(prefix)}"
             )
-        path = unquote(found["path"] or "") or named
-        return cls.parse(f"{prefix}{found['repo']}@{unquote(found['revision'])}/{path}")
+        path, revision = unquote(found["path"] or "") or named, unquote(found["revision"])
+        if "/" in revision:
+            raise ValueError(
+                f"'{address}' has the revision '{revision}'; a revision with a slash is not "
+                "supported, write its commit in its place"
+            )
+        return cls.parse(f"{prefix}{found['repo']}@{revision}/{path}")
 
     @property
     def location(self) -> str:

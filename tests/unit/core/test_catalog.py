@@ -279,6 +279,19 @@ def test_addresses_of_no_file(address: str) -> None:
     assert caught.value.line == 5
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://huggingface.co/them/two/resolve/refs%2Fpr%2F1/c.gguf",
+        "https://modelscope.cn/models/them/two/resolve/refs%2Fpr%2F1/c.gguf",
+    ],
+)
+def test_addresses_whose_revision_has_a_slash(address: str) -> None:
+    """Its end would be taken for a folder."""
+    with pytest.raises(ValueError, match=r"has the revision 'refs/pr/1'; .* write its commit"):
+        HubFile.parse(address)
+
+
 def test_what_is_not_here_is_no_model() -> None:
     """An entry whose files are not all here is not served, and the sentence says what to do."""
     for catalog in (Catalog.parse(HUB), here(), here(Q8), here(VAE)):
