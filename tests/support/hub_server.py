@@ -37,6 +37,7 @@ class FakeHub:
         url: For HF_ENDPOINT and MODELSCOPE_ENDPOINT.
         files: OWNER/REPO/PATH -> contents; what is told of them.
         wrong: OWNER/REPO/PATH -> contents that are sent in their place.
+        listed: Fields of every file in ModelScope's lists, in place of the right ones.
         gated: OWNER/REPO that want TOKEN.
         statuses: (method, OWNER/REPO/PATH) -> answers to give first, each with its headers.
         cuts: Bytes after which the next answers break off.
@@ -49,6 +50,7 @@ class FakeHub:
     cdn: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     wrong: dict[str, bytes] = field(default_factory=dict)
+    listed: dict[str, Any] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     statuses: dict[tuple[str, str], list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
     cuts: list[int] = field(default_factory=list)
@@ -178,6 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
                         "Size": len(data),
                         "Sha256": hashlib.sha256(data).hexdigest(),
                         "Revision": COMMIT,
+                        **self.hub.listed,
                     }
                 )
         return listed

@@ -163,8 +163,14 @@ class ModelScope:
         entry = _entry(body, file)
         if entry is None:
             raise RemoteEntryNotFoundError("not in the list", response=answer)
+        checksum, size = entry.get("Sha256"), entry.get("Size")
+        if not isinstance(checksum, str | None) or type(size) not in (int, type(None)):
+            raise HubError(
+                f"{self.service} is not ModelScope: it sent the checksum {str(checksum)[:64]!r} and"
+                f" the size {str(size)[:64]!r} of {file}, which are not a text and a whole number."
+            )
         # The API names only the last commit that changed each file, which other files do not share.
-        return Answer(entry.get("Sha256"), entry.get("Size"), file.revision)
+        return Answer(checksum, size, file.revision)
 
     def contents(self, file: HubFile, commit: str) -> tuple[str, dict[str, str]]:
         """By revision; the checksum shows when that changed in the middle."""

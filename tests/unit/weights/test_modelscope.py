@@ -122,6 +122,14 @@ def test_an_endpoint_of_another_kind(
     assert words in str(caught.value)
 
 
+def test_a_mirror_that_sends_other_types(server: FakeHub, tmp_path: Path) -> None:
+    """The values are in the sentence."""
+    for name, value in (("Size", "12"), ("Size", True), ("Sha256", 12)):
+        server.listed = {name: value}
+        with pytest.raises(HubError, match=rf"MODELSCOPE_ENDPOINT\) is not ModelScope.*'{value}'"):
+            fetched(Hub(tmp_path), Heard(), FILE)
+
+
 def test_an_endpoint_that_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a scheme, and where nobody listens."""
     hub = Hub(tmp_path, lambda _: None)
