@@ -319,12 +319,10 @@ class NativeEngine:
                 self._expect_nothing("The upscaler returned no image.")
                 return None
             enlarged = taken(image)
+            if name in UPSCALERS and not self._abort.stopped:
+                enlarged = with_colours_of(picture, enlarged)
             if self._abort.stopped:
                 return None
-            if name in UPSCALERS:
-                enlarged = with_colours_of(picture, enlarged)
-                if self._abort.stopped:
-                    return None
             return resized(enlarged, request.runtime_size)
         finally:
             sd.free_upscaler_ctx(context)
