@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx2
 import pytest
+from click.testing import CliRunner
 
+from sdstream.cli import serve as serving
 from tests.integration.test_http import error_of
 from tests.integration.test_models import LONG, QUICK, catalogue, state_of
 from tests.support.jobs import begin, look, wait_for
@@ -154,6 +157,42 @@ def test_signals_change_the_log_level(tmp_path: Path) -> None:
         assert answer.status_code == 200
         assert len(server.log_lines("GET /livez")) == seen
         assert server.worker_pid() == worker
+
+
+def test_signals_of_the_log_level_do_not_end_a_server_that_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are ignored before anything is read."""
+    numbers = (signal.SIGUSR1, signal.SIGUSR2)
+    seen: list[object] = []
+
+    def read_settings(**_: object) -> NoReturn:
+        seen.extend(map(signal.getsignal, numbers))
+        raise SystemExit
+
+    monkeypatch.setattr(serving, "read_settings", read_settings)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        CliRunner().invoke(serving.serve, [])
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+    assert seen == [signal.SIG_IGN] * 2
+
+
+def test_signals_of_the_log_level_do_not_end_a_worker_that_starts() -> None:
+    """They are ignored before the imports, which take most of its start."""
+    program = """
+import runpy, signal, sys
+sys.modules["sdstream.core"] = None
+try:
+    runpy.run_module("sdstream.engine.child", run_name="__main__")
+except ModuleNotFoundError:
+    print(*map(signal.getsignal, (signal.SIGUSR1, signal.SIGUSR2)))
+"""
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.stdout.split() == [str(signal.SIG_IGN)] * 2, ended.stderr
 
 
 def test_refreshing_checkpoints_reloads(tmp_path: Path) -> None:

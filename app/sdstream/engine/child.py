@@ -11,10 +11,17 @@ checks that the parent had not died before that, and leaves when the socket clos
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # They are for the server; `systemctl kill` sends a signal to all processes of a unit. The
+    # default action would end this one, and the imports take most of its start.
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
 import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -178,9 +185,6 @@ def main(descriptor: str, engine: str, parent: str, log_level: str) -> None:
     """
     end_with_parent(int(parent))
     prefer_for_oom_kill()
-    # They are for the server; `systemctl kill` sends a signal to all processes of a unit.
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     # One line per record, the level first: the server's log takes it from there.
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=log_level)
     logging.getLogger("gguf").setLevel(logging.WARNING)
