@@ -87,8 +87,7 @@ class JobRows:
 
         Rows of earlier releases get what lists search by.
         """
-        while rows := self._db.rows(self.sql.unsearchable, {"limit": _ROWS_AT_ONCE}):
-            self.change(*((self.sql.set_search, search_values(row)) for row in rows))
+        self._make_searchable()
         for job in self._unfinished():
             # Readers have seen more than was written down.
             job.first_event += _EVENTS_A_RUN
@@ -98,6 +97,13 @@ class JobRows:
             else:
                 job.status = JobStatus.QUEUED
                 self.update(state_of(job))
+
+    def _make_searchable(self) -> None:
+        values = {"after": 0, "limit": _ROWS_AT_ONCE}
+        while rows := self._db.rows(self.sql.unsearchable, values):
+            self.change(*((self.sql.set_search, search_values(row)) for row in rows))
+            # No index has these rows: without a start, each query would read all rows before them.
+            values["after"] = rows[-1]["number"]
 
     @property
     def room(self) -> tuple[int, int]:

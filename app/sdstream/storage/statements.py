@@ -48,7 +48,10 @@ class Statements:
     )
     with_uploads: str = "SELECT id FROM jobs WHERE upload_bytes > 0"
     # Rows of releases that did not store what lists search by.
-    unsearchable: str = "SELECT id, request FROM jobs WHERE folded_prompt IS NULL LIMIT :limit"
+    unsearchable: str = (
+        "SELECT number, id, request FROM jobs WHERE folded_prompt IS NULL AND number > :after"
+        " ORDER BY number LIMIT :limit"
+    )
     set_search: str = (
         "UPDATE jobs SET model = :model, folded_prompt = :folded_prompt WHERE id = :id"
     )

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from sdstream.core.job import Completed, Job, JobStatus, Running, Terms
-from sdstream.core.job_filter import ALL_JOBS
+from sdstream.core.job_filter import ALL_JOBS, JobFilter
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import GenerationRequest
+from sdstream.storage import job_rows
 from sdstream.storage.job_store import JobStore
-from sdstream.storage.ports import StoreError
+from sdstream.storage.ports import Row, StoreError
+from sdstream.storage.sqlite import SqliteDatabase
 from tests.support.stores import local_store
 
 REQUEST = GenerationRequest("m", "a cat", "", 64, 64, 4, "euler", "default", 1.0, 7, 1)
@@ -104,6 +106,36 @@ def test_a_damaged_database_is_told_in_a_sentence(
     assert str(tmp_path) in str(caught.value) or "lacks" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted((tmp_path / "images").iterdir()) == images
+
+
+def test_rows_of_an_earlier_release_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch of those that cannot be searched yet begins after the one before."""
+    filled(tmp_path, 5)
+    with sqlite3.connect(tmp_path / "jobs.sqlite") as db:
+        db.execute("UPDATE jobs SET folded_prompt = NULL WHERE number > 1")
+    starts: list[object] = []
+    read = SqliteDatabase.rows
+
+    def rows(self: SqliteDatabase, statement: str, values: Mapping[str, object] = {}) -> list[Row]:
+        if statement == self.statements.unsearchable:
+            starts.append(values["after"])
+        return [*read(self, statement, values)]
+
+    monkeypatch.setattr(SqliteDatabase, "rows", rows)
+    monkeypatch.setattr(job_rows, "_ROWS_AT_ONCE", 2)
+
+    async def found() -> list[str]:
+        store = store_of(tmp_path)
+        store.open()
+        await store.recover()
+        page = await store.page("me", JobFilter(words=("CAT",)), limit=9, after=None)
+        await store.close()
+        return [job.id for job in page.jobs]
+
+    assert asyncio.run(found()) == ["job_4", "job_3", "job_2", "job_1", "job_0"]
+    assert starts == [0, 3, 5]
 
 
 @pytest.mark.parametrize("name", ["lock", "secret", "images", "inputs"])
