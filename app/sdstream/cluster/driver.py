@@ -222,15 +222,21 @@ class RayCluster:
         """Disconnect; Ray ends the actors of this driver."""
         ray.shutdown()
 
-    def take_over(self, service: str) -> None:
-        """Look at the machines, and end the actors of other fronts of the service."""
+    def begin(self, service: str) -> Sequence[str]:
+        """Look at the machines; return the names of actors of other fronts of the service."""
         self._service = service
-        for name in list_named_actors():
-            of_service, _, rest = name.partition(":")
-            if of_service == service and not rest.startswith(self._front):
-                with suppress(ValueError):  # it has ended meanwhile
-                    ray.kill(ray.get_actor(name))
         self._take_up(*_look())
+        return [
+            name
+            for name in list_named_actors()
+            if name.startswith(f"{service}:") and not name.startswith(f"{service}:{self._front}:")
+        ]
+
+    def end_workers(self, names: Sequence[str]) -> None:
+        """End actors by name."""
+        for name in names:
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.kill(ray.get_actor(name))
 
     def places(self) -> Sequence[Place]:
         """The machines that can be reached."""

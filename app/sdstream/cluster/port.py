@@ -48,14 +48,20 @@ class Cluster(Protocol):
     def join(self) -> None:
         """Become its front; raises ClusterError. Blocks for some seconds."""
 
-    def take_over(self, service: str) -> None:
-        """Look at the machines, and end the workers that earlier fronts of a service left.
+    def begin(self, service: str) -> Sequence[str]:
+        """Look at the machines; return the names of the workers that other fronts have now.
 
-        A front that hangs keeps its workers, and with them the GPUs. Called once, when this front
-        has the jobs. Blocks for some milliseconds.
+        Called once, when this front has the jobs. Blocks for some milliseconds.
 
         Args:
             service: Name of the service, which all of its fronts know.
+        """
+
+    def end_workers(self, names: Sequence[str]) -> None:
+        """End workers of other fronts: one that hangs would keep its workers, and their GPUs.
+
+        Called when this front still has the jobs after ``begin`` returned: then the workers are
+        not of a front that took over meanwhile. Blocks for some milliseconds.
         """
 
     def places(self) -> Sequence[Place]:

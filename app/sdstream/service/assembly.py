@@ -135,10 +135,15 @@ class Assembly:
         try:
             if self.store.takeover:
                 tasks.append(asyncio.create_task(_watch(self.store, on_loss)))
+            left: Sequence[str] = ()
             if self.cluster is not None:
-                await asyncio.to_thread(self.cluster.take_over, self.store.name)
+                left = await asyncio.to_thread(self.cluster.begin, self.store.name)
             # Before the first request: a browser that reconnects must find its job.
             await self._recover()
+            # A front that took over meanwhile, while this one hung, is not to lose its workers:
+            # then recovery fails.
+            if self.cluster is not None:
+                await asyncio.to_thread(self.cluster.end_workers, left)
             task = asyncio.create_task(self.service.run())
             tasks.insert(0, task)
             tasks += [asyncio.create_task(_tidy(self.store))]

@@ -122,6 +122,8 @@ def test_a_front_that_takes_over_ends_the_workers_of_earlier_ones(
     monkeypatch.setattr(driver.ray, "get_actor", get_actor)
     monkeypatch.setattr(driver.ray, "kill", killed.append)
     monkeypatch.setattr(driver, "_look", lambda: ([node("a", GPU=1)], {}))
-    cluster.take_over("mine")
+    left = cluster.begin("mine")
+    assert (left, killed) == (["mine:dead:0", "mine:dead:1"], [])
+    cluster.end_workers(left)
     assert killed == ["b"]
     assert states(cluster) == {"a": MachineState.READY}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 
+from sdstream.cluster.port import Cluster
 from sdstream.core.errors import Reason, Unavailable
+from sdstream.core.job import Job
 from sdstream.service import assembly
 from sdstream.service.webhooks import Webhooks
 from sdstream.settings import Settings
@@ -73,3 +77,57 @@ def test_a_database_that_is_locked_delays_tidying(
     told = [record for record in caplog.records if "expired jobs" in record.message]
     assert told[0].message == "expired jobs could not be deleted: The database is locked."
     assert not any(record.exc_info for record in told)
+
+
+class Machines:
+    """What a front calls of a cluster until its jobs are recovered."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+
+    def begin(self, _service: str) -> Sequence[str]:
+        """A worker of another front."""
+        self._calls.append("begin")
+        return ["theirs"]
+
+    def end_workers(self, names: Sequence[str]) -> None:
+        """Noted."""
+        self._calls.append(f"end {names}")
+
+    async def watch(self, *_: object) -> None:
+        """Nothing changes."""
+
+    def leave(self) -> None:
+        """Noted."""
+        self._calls.append("leave")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_workers_of_another_front_end_only_while_the_store_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """They are looked for before the store is read: a later front's are not among them."""
+    calls: list[str] = []
+    recover = JobStore.recover
+
+    async def noted(store: JobStore) -> list[Job]:
+        calls.append("recover")
+        if lost:
+            raise Unavailable("Another server took over.", reason=Reason.STORAGE_UNAVAILABLE)
+        return await recover(store)
+
+    monkeypatch.setattr(JobStore, "recover", noted)
+    parts = assembly.assemble(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
+    parts = replace(parts, cluster=cast(Cluster, Machines(calls)))
+
+    async def live() -> None:
+        async with parts.running():
+            calls.append("serve")
+
+    if lost:
+        with pytest.raises(Unavailable):
+            asyncio.run(live())
+    else:
+        asyncio.run(live())
+    rest = [] if lost else ["end ['theirs']", "serve"]
+    assert calls == ["begin", "recover", *rest, "leave"]
