@@ -24,7 +24,7 @@ from sdstream.core.messages import Phase
 from sdstream.core.request import GenerationRequest
 from sdstream.core.samplers import SAMPLERS, SCHEDULES, Schedule
 from sdstream.dialects.a1111.extras import PLAIN
-from sdstream.dialects.a1111.generation import LATENT_UPSCALERS, Drawing
+from sdstream.dialects.a1111.generation import LATENT_UPSCALE_MODES, Drawing
 from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, FIXED, Settings
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, error_body, with_base64
 
@@ -316,7 +316,7 @@ def loras(names: Iterable[str], hashes: Mapping[str, str]) -> bytes:
 
 def latent_upscale_modes() -> bytes:
     """GET latent-upscale-modes: what a hires fix may enlarge with, besides plain resizing."""
-    return compact([{"name": name} for name in LATENT_UPSCALERS])
+    return compact([{"name": name} for name in LATENT_UPSCALE_MODES])
 
 
 def embeddings(words: Iterable[str], unusable: Mapping[str, str]) -> bytes:

@@ -98,7 +98,7 @@ _SAME: Final[tuple[object, ...]] = (
 )  # fmt: skip
 
 #: Hires upscalers that work on the latent image.
-LATENT_UPSCALERS: Final = [name for name in HIRES_UPSCALERS if name.startswith("Latent")]
+LATENT_UPSCALE_MODES: Final = [name for name in HIRES_UPSCALERS if name.startswith("Latent")]
 
 #: By resize_mode; the original too fills the border with the edges, and repaints everything.
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "fill")
