@@ -12,8 +12,8 @@ from typing import Final
 from sdstream.core.errors import ConfigurationError
 
 #: A machine with workers that falls silent is noticed within 4.7 s, the sum of the first four; by
-#: Ray's defaults that takes a minute. Every second there is a ping on each connection, whose answer
-#: may take 2.5 s: so long may a busy machine be silent. Then Ray waits one second for the head to
+#: Ray's defaults that takes a minute. Every second there is a ping on each connection. Its answer
+#: may take 2.5 s, so that a busy machine is not given up. Then Ray waits one second for the head to
 #: report the worker's death, and looks every 0.2 s whether that is over (by default every second).
 #: A machine without workers is probed by the head alone, which gives it up after ten seconds.
 _HEALTH: Final = {

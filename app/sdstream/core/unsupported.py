@@ -30,14 +30,14 @@ def no_references(spec: ModelSpec) -> str | None:
 
 
 def no_reference_index(spec: ModelSpec) -> str | None:
-    """For the numbers of reference images: FLUX.2 numbers them always."""
+    """For the numbers of reference images: FLUX.2 always numbers them."""
     if spec.family == "flux2":
-        return f"the model '{spec.id}' numbers its reference images always"
+        return f"the model '{spec.id}' always numbers its reference images"
     return no_references(spec)
 
 
 def no_image_guidance(spec: ModelSpec) -> str | None:
-    """For guidance by the input image, of which the runtime knows in U-Nets only."""
+    """For guidance by the input image, which the runtime implements for U-Nets only."""
     if spec.traits.unet:
         return None
     return f"the model '{spec.id}' has no guidance by an image; use cfg_scale"

@@ -23,7 +23,7 @@ class OneThread:
     Args:
         name: Of the thread.
         work: What happens to the images, for errors: "resized".
-        seconds: That one large image takes, for Retry-After.
+        seconds: How long one large image takes, for Retry-After.
     """
 
     def __init__(self, name: str, work: str, seconds: int) -> None:

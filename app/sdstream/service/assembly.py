@@ -393,7 +393,8 @@ async def _tidy(store: JobStore) -> None:
         await asyncio.sleep(_TIDY_SECONDS)
         try:
             await store.expire()
-        except ImageServiceError as fault:  # as of a locked database: the next attempt will do
+        except ImageServiceError as fault:
+            # A locked database, for example: the next round tries again.
             logger.warning("expired jobs could not be deleted: %s", fault)
         except Exception:
             logger.exception("expired jobs could not be deleted")

@@ -217,7 +217,7 @@ class Dispatcher:
         spec = self._models.catalog.find(live.job.request.model)
         assert spec is not None
         coming = self._pool.coming(spec.id)
-        # Not more than there are jobs that wait for one.
+        # Load no more workers than jobs of the model wait.
         if (coming < self._queue.models[spec.id] and self._pool.start(spec)) or coming:
             self._jobs.apply(live, Loading())
             return True

@@ -35,13 +35,13 @@ class HubError(OperatorError):
 
 @dataclass(frozen=True)
 class Service:
-    """What messages name of a hub.
+    """The names and addresses of a hub, for messages.
 
     Attributes:
         home: The address of the hub itself.
         endpoint: The address that is used: home, or a mirror.
-        endpoint_variable: Which names a mirror.
-        token_variable: Which has the token of an account.
+        endpoint_variable: The environment variable that sets the endpoint.
+        token_variable: The environment variable that contains the token of an account.
         tokens: The page where accounts get tokens.
     """
 
@@ -63,7 +63,7 @@ class Answer(NamedTuple):
     Attributes:
         checksum: In hex.
         size: Bytes.
-        commit: That the revision is now.
+        commit: The commit that the revision points to now.
     """
 
     checksum: str | None

@@ -45,7 +45,7 @@ class Site(Protocol):
 
     @property
     def service(self) -> Service:
-        """What messages name of it."""
+        """Its names and addresses, for messages."""
 
     @property
     def folder(self) -> str:
@@ -76,7 +76,7 @@ class HuggingFace:
 
     @property
     def service(self) -> Service:
-        """What messages name of it."""
+        """Its names and addresses, for messages."""
         return Service(
             "https://huggingface.co",
             constants.ENDPOINT,
@@ -129,7 +129,7 @@ class ModelScope:
 
     @property
     def service(self) -> Service:
-        """What messages name of it."""
+        """Its names and addresses, for messages."""
         endpoint = (variable("MODELSCOPE_ENDPOINT") or self._HOME).rstrip("/")
         return Service(
             self._HOME,

@@ -344,7 +344,7 @@ def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -
         ("plain", {"shifted_timestep": 250}, NOTHING, "is not of Stable Diffusion XL"),
         ("flow", {"img_cfg": 2}, PICTURE, "has no guidance by an image; use cfg_scale"),
         ("plain", {"increase_ref_index": True}, PICTURE, "needs a reference image"),
-        ("counter", {"increase_ref_index": True}, LOOKED_AT, "numbers its reference images always"),
+        ("counter", {"increase_ref_index": True}, LOOKED_AT, "always numbers its reference images"),
         ("looker", {"increase_ref_index": True}, NOTHING, "reference image"),
         ("pixels", {"vae_tile_size_x": 32, "vae_tiling": True}, NOTHING, "has no autoencoder"),
         ("plain", {"vae_tile_size_y": 32}, NOTHING, "it needs 'vae_tiling'"),

@@ -18,7 +18,8 @@ _PHASE_LINES: Final = (
     ("- upscaling from ", Phase.UPSCALING),
 )
 
-#: Begins and ends the enlarging between two passes by pixels, whose callback counts tiles.
+#: Log lines before and after an upscaler of pixels runs between two passes. Meanwhile the progress
+#: callback counts tiles, not steps.
 _BETWEEN_BEGINS: Final = "- hires fix: "
 _BETWEEN_ENDS: Final = "computing vae encode graph completed"
 
