@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from json import dumps
+from pathlib import Path
 
 from playwright.sync_api import Route, expect
 
 from tests.support.browser import SCREENSHOTS
-from tests.support.page import Visit, accessible, field, redrawn
+from tests.support.page import Visit, accessible, field, redrawn, scene, stroke
 from tests.support.servers import ServerProcess
 
 
@@ -86,3 +87,43 @@ def test_a_preset_of_another_model(own_server: ServerProcess, visit: Visit) -> N
     expect(page.locator("#further li > span")).to_have_text("flow_shift 2")
     field(page, "Prompt").fill("with what is left")
     assert redrawn(own_server, page)["flow_shift"] == 2
+
+
+def test_a_preset_and_an_image(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """A preset can be saved with an image and chosen without one, and the reverse; it resets the
+    options of a mask and keeps the border."""
+    page = visit(own_server).open()
+    page.locator("#more summary").click()
+    preset, changed = field(page, "Preset"), page.locator("#preset-changed")
+
+    def save(name: str) -> None:
+        page.get_by_role("button", name="Save…").click()
+        field(page, "Name of the preset").fill(name)
+        field(page, "Name of the preset").press("Enter")
+        expect(preset).to_have_value(name)
+
+    save("without")
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    field(page, "Strength").fill("0.4")
+    preset.select_option("")
+    preset.select_option("without")
+    expect(field(page, "Strength")).to_have_value("0.75")
+    expect(changed).to_be_hidden()
+    field(page, "Strength").fill("0.5")
+    expect(changed).to_be_visible()
+    save("with")
+    page.get_by_role("button", name="Remove this image").click()
+    expect(changed).to_be_hidden()
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    page.get_by_role("slider", name="Right border").press("PageUp")
+    stroke(page, (0.3, 0.5), (0.5, 0.5))
+    field(page, "Only masked").check()
+    field(page, "Padding").fill("8")
+    preset.select_option("without")
+    expect(field(page, "Only masked")).not_to_be_checked()
+    expect(field(page, "Padding")).to_have_value("32")
+    expect(changed).to_be_hidden()
+    field(page, "Prompt").fill("wider")
+    used = redrawn(own_server, page)
+    assert used["expand"] == [0, 0, 64, 0]
+    assert "only_masked" not in used

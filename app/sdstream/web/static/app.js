@@ -279,12 +279,12 @@ async function upscale({ job, image }) {
  * @param {Settings} settings
  * @param {string} what First part of the notice.
  * @param {{lacking?: string[], all?: boolean}} [how] Settings that are known to be missing, and
- *   whether these settings replace all others, except for the prompt and the seed.
+ *   whether these settings replace all others, except for prompt, seed and border.
  */
 async function take(settings, what, { lacking = [], all = false } = {}) {
   form.clearErrors();
-  // Before the settings are applied: they belong to an image with this border.
-  if (easel.file) border.expand = settings.expand ?? null;
+  // Before the settings are applied: they belong to an image with this border. Presets have none.
+  if (easel.file && !all) border.expand = settings.expand ?? null;
   const unfit = all ? form.replace(settings) : form.apply(settings);
   const unsupported = await options.unsupported(form.model, Object.keys(form.further));
   for (const name of unsupported) form.setFurther(name, undefined);

@@ -291,8 +291,27 @@ export class Form extends EventTarget {
   replace(settings) {
     if (settings.model) this.#choose(model, settings.model);
     this.#takeModel();
-    if (this.#source !== "none") setShape("own");
+    onlyMasked.checked = false;
+    padding.value = padding.defaultValue;
+    if (this.#source !== "none") {
+      setShape("own");
+      putValue(strength, STRENGTH[this.#source]);
+      this.#ownStrength = false;
+    }
     return this.apply(settings);
+  }
+
+  /**
+   * Those of the settings that have an effect on the present image, with the defaults of the options
+   * that depend on it: what replace() leaves in the form.
+   * @param {Settings} settings
+   * @returns {Settings}
+   */
+  effective(settings) {
+    const source = this.#source;
+    const defaults =
+      source === "none" ? { size: this.model?.defaults.size } : { strength: STRENGTH[source] };
+    return /** @type {Settings} */ ({ ...defaults, ...this.#usable(settings) });
   }
 
   /** Fire "generate" if the fields are valid; show the first error otherwise. */
@@ -362,10 +381,15 @@ export class Form extends EventTarget {
   }
 
   get #furtherNow() {
-    const further = withImages(this.#further, this.#source, this.#extra);
+    return this.#usable(this.#further);
+  }
+
+  /** @param {Record<string, unknown>} options */
+  #usable(options) {
+    const usable = withImages(options, this.#source, this.#extra);
     // These edits keep the size of the image, so `fit` has no effect.
-    if (this.#onlyMasked || this.#expand) delete further.fit;
-    return further;
+    if (this.#onlyMasked || this.#expand) delete usable.fit;
+    return usable;
   }
 
   /** @param {Element} target */

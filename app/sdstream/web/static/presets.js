@@ -134,7 +134,8 @@ export class Presets extends EventTarget {
     const ready = this.#form.model !== undefined;
     choice.disabled = saveButton.disabled = !ready;
     deleteButton.disabled = !preset;
-    changed.hidden = !preset || !ready || same(preset, presetOf(this.#form.read()));
+    changed.hidden =
+      !preset || !ready || same(this.#form.effective(preset), presetOf(this.#form.read()));
   }
 }
 
