@@ -11,7 +11,7 @@ from PIL import Image
 from playwright.sync_api import Route, expect
 
 from tests.support.browser import SCREENSHOTS
-from tests.support.page import Visit, accessible, field
+from tests.support.page import Visit, accessible, field, scene
 from tests.support.servers import ServerProcess
 
 
@@ -157,7 +157,8 @@ def test_several_prompts(own_server: ServerProcess, visit: Visit, tmp_path: Path
 
 
 def test_prompts_that_are_rejected(own_server: ServerProcess, visit: Visit) -> None:
-    """Too many lines are an error at the prompt; one bad line cancels the others."""
+    """Too many lines are an error at the prompt; one bad line cancels the others; an option of all
+    is an error at its field."""
     person = visit(own_server)
     person.excuse("status of 400")
     page = person.open()
@@ -170,6 +171,37 @@ def test_prompts_that_are_rejected(own_server: ServerProcess, visit: Visit) -> N
     page.locator("#generate").click()
     expect(error).to_contain_text("characters")
     expect(page.locator("#grid-status")).to_contain_text("Cancelled")
+    rejection = {"message": "'n': 10 images are too many.", "param": "n"}
+    page.route(
+        "**/v1/images/generations",
+        lambda route: route.fulfill(status=400, json={"error": rejection}),
+    )
+    prompt.fill("one\ntwo")
+    page.locator("#generate").click()
+    expect(page.locator("#n-error")).to_have_text("10 images are too many.")
+    expect(error).to_be_empty()
     page.locator("#compare summary").click()
     page.locator("#compare-go").click()
     expect(page.locator("#compare-error")).to_contain_text("One prompt per line")
+
+
+def test_the_image_of_a_group(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """All jobs get the image that was there when the user pressed the button."""
+    page = visit(own_server).open()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/images/edits", hold, times=1)
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    field(page, "Prompt").fill("first\nsecond")
+    field(page, "One prompt per line").check()
+    with page.expect_request("**/v1/images/edits"):
+        page.locator("#generate").click()
+    page.get_by_role("button", name="Remove this image").click()
+    expect(page.get_by_role("button", name="Generate: 2 prompts")).to_be_visible()
+    held.pop().continue_()
+    expect(page.locator("#grid-status")).to_have_text("2 images, random seeds")
+    jobs = httpx2.get(f"{own_server.url}/v1/jobs?limit=2").json()["data"]
+    assert [job["operation"] for job in jobs] == ["edit", "edit"]

@@ -49,7 +49,7 @@ const extraImages = new ExtraImages();
 const loraTags = new LoraTags();
 const viewer = new Viewer(gallery, (id) => jobs.remove(id));
 new Selection(gallery, jobs);
-const compare = new Compare(form, jobs, stage, askFor);
+const compare = new Compare(form, jobs, stage, asker);
 const presets = new Presets(form);
 
 /** A job, and the image of it that is shown. @typedef {{job: Job, image?: JobImage}} Shown */
@@ -70,33 +70,37 @@ function filesNow() {
 }
 
 /**
- * @param {Settings} settings
- * @returns {Promise<Ask>}
+ * Take the files and the mask as they are now.
+ * @returns {Promise<(settings: Settings) => Ask>} Builds requests with these files.
  */
-async function askFor(settings) {
+async function asker() {
   const { images, control } = filesNow();
-  if (!images.length && !control) {
-    const body = { ...settings, stream_options: { preview: true } };
-    return { path: "v1/images/generations", body };
-  }
-  const body = new FormData();
-  for (const [name, text] of asFields(settings)) body.append(name, text);
-  body.append("stream_options_preview", "true");
-  for (const image of images) body.append("image", image);
-  if (control) body.append("control", control);
   const mask = await easel.mask();
-  if (mask) {
-    body.append("mask_mode", "luminance");
-    body.append("mask", mask);
-  }
-  return { path: images.length ? "v1/images/edits" : "v1/images/generations", body };
+  return (settings) => {
+    if (!images.length && !control) {
+      const body = { ...settings, stream_options: { preview: true } };
+      return { path: "v1/images/generations", body };
+    }
+    const body = new FormData();
+    for (const [name, text] of asFields(settings)) body.append(name, text);
+    body.append("stream_options_preview", "true");
+    for (const image of images) body.append("image", image);
+    if (control) body.append("control", control);
+    if (mask) {
+      body.append("mask_mode", "luminance");
+      body.append("mask", mask);
+    }
+    return { path: images.length ? "v1/images/edits" : "v1/images/generations", body };
+  };
 }
 
 async function generate() {
   api.locked = false;
-  if (form.prompts) return compare.generatePrompts(form.prompts);
   try {
-    const job = await jobs.submit(await askFor(form.read()));
+    if (form.prompts) return await compare.generatePrompts(form.prompts);
+    const settings = form.read();
+    const ask = await asker();
+    const job = await jobs.submit(ask(settings));
     if (stage.free) present(job);
     if (stage.job === job) stage.showImage();
     showQueue();

@@ -24,7 +24,7 @@ export class Compare extends EventTarget {
   #form;
   #jobs;
   #stage;
-  #ask;
+  #asker;
   /** The group whose jobs are still being sent. @type {string | null} */
   #sending = null;
 
@@ -32,14 +32,14 @@ export class Compare extends EventTarget {
    * @param {Form} form The settings that all cells share.
    * @param {Jobs} jobs
    * @param {Stage} stage
-   * @param {(settings: Settings) => Promise<Ask>} ask
+   * @param {() => Promise<(settings: Settings) => Ask>} asker Takes the files that all cells share.
    */
-  constructor(form, jobs, stage, ask) {
+  constructor(form, jobs, stage, asker) {
     super();
     this.#form = form;
     this.#jobs = jobs;
     this.#stage = stage;
-    this.#ask = ask;
+    this.#asker = asker;
     this.form.addEventListener("compare", () => this.#begin());
     jobs.addEventListener("change", (event) => this.grid.update(/** @type {CustomEvent} */ (event).detail));
     this.grid.addEventListener("cancel", () => this.#cancel());
@@ -61,19 +61,17 @@ export class Compare extends EventTarget {
   }
 
   /**
-   * Generate several prompts with the same settings, one job each.
+   * Generate several prompts with the same settings, one job each; throws an Error if a job is
+   * rejected.
    * @param {string[]} prompts
    */
   async generatePrompts(prompts) {
-    try {
-      if (prompts.length > MOST_CELLS) {
-        throw new Error(`Enter at most ${MOST_CELLS} prompts; there are ${prompts.length}.`);
-      }
-      const across = { name: "prompt", values: prompts };
-      await this.#run({ settings: this.#form.read(), across, down: null });
-    } catch (error) {
-      this.#form.showError("prompt", /** @type {Error} */ (error).message);
+    if (prompts.length > MOST_CELLS) {
+      const message = `Enter at most ${MOST_CELLS} prompts; there are ${prompts.length}.`;
+      return this.#form.showError("prompt", message);
     }
+    const across = { name: "prompt", values: prompts };
+    await this.#run({ settings: this.#form.read(), across, down: null });
   }
 
   async #begin() {
@@ -119,12 +117,13 @@ export class Compare extends EventTarget {
   /** @param {Plan} plan */
   async #send(plan) {
     const { across, down, settings, group, ids } = plan;
+    const ask = await this.#asker();
     for (let index = 0; index < ids.length; index += 1) {
       const column = index % across.values.length;
       const row = Math.floor(index / across.values.length);
       const chosen = [{ axis: across, value: across.values[column] }];
       if (down) chosen.push({ axis: down, value: down.values[row] });
-      const job = await this.#submit(await this.#ask({ ...cellOf(settings, chosen), group }));
+      const job = await this.#submit(ask({ ...cellOf(settings, chosen), group }));
       if (!job) return;
       ids[index] = job.id;
       this.grid.update(job);
