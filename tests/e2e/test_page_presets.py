@@ -5,6 +5,7 @@ from __future__ import annotations
 from json import dumps
 from pathlib import Path
 
+import httpx2
 from playwright.sync_api import Route, expect
 
 from tests.support.browser import SCREENSHOTS
@@ -127,3 +128,49 @@ def test_a_preset_and_an_image(own_server: ServerProcess, visit: Visit, tmp_path
     used = redrawn(own_server, page)
     assert used["expand"] == [0, 0, 64, 0]
     assert "only_masked" not in used
+
+
+def test_a_preset_chosen_before_the_answer(own_server: ServerProcess, visit: Visit) -> None:
+    """What the model of the first preset does not take is not removed from the second preset."""
+    page = visit(own_server).open()
+    models = httpx2.get(f"{own_server.url}/v1/models").json()
+    model = models["data"][0]
+    models["data"].append({**model, "id": "other", "default": False})
+    presets = {
+        "first": {"model": "other", "eta": 0.5},
+        "second": {"model": model["id"], "eta": 0.7},
+    }
+    page.evaluate("text => localStorage.setItem('sdstream.presets', text)", dumps(presets))
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.route("**/v1/models/other", hold)
+    page.reload()
+    page.locator("#more summary").click()
+    with page.expect_request("**/v1/models/other"):
+        field(page, "Preset").select_option("first")
+    field(page, "Preset").select_option("second")
+    notice = page.locator("#notice")
+    expect(notice).to_have_text("The preset second is in the form.")
+    with page.expect_response("**/v1/models/other"):
+        held.pop().fulfill(json={**model, "options": {}})
+    page.wait_for_timeout(200)
+    expect(notice).to_have_text("The preset second is in the form.")
+    expect(page.locator("#further li > span")).to_have_text("eta 0.7")
+
+
+def test_presets_of_a_wrong_type(own_server: ServerProcess, visit: Visit) -> None:
+    """Stored values that are not of the type of their option are ignored."""
+    page = visit(own_server).open()
+    odd = {"prompt": 5, "model": 6, "size": 7, "lora": 1, "sample_steps": "many", "eta": 0.5}
+    text = dumps({"odd": odd, "none": None})
+    page.evaluate("text => localStorage.setItem('sdstream.presets', text)", text)
+    page.reload()
+    page.locator("#more summary").click()
+    expect(page.locator("#preset option")).to_have_text(["Choose…", "odd"])
+    field(page, "Preset").select_option("odd")
+    expect(page.locator("#notice")).to_have_text("The preset odd is in the form.")
+    expect(page.locator("#further li > span")).to_have_text("eta 0.5")

@@ -56,6 +56,8 @@ const presets = new Presets(form);
 
 /** The form shows an error because the queue is full. */
 let crowded = false;
+/** Number of the last call of take(). */
+let taken = 0;
 /** Names of the server's upscalers. @type {string[]} */
 let upscalers = [];
 
@@ -286,11 +288,15 @@ async function upscale({ job, image }) {
  *   whether these settings replace all others, except for prompt, seed and border.
  */
 async function take(settings, what, { lacking = [], all = false } = {}) {
+  taken += 1;
+  const call = taken;
   form.clearErrors();
   // Before the settings are applied: they belong to an image with this border. Presets have none.
   if (easel.file && !all) border.expand = settings.expand ?? null;
   const unfit = all ? form.replace(settings) : form.apply(settings);
   const unsupported = await options.unsupported(form.model, Object.keys(form.further));
+  // Other settings are in the form by now.
+  if (call !== taken) return;
   for (const name of unsupported) form.setFurther(name, undefined);
   const left = [...new Set([...unfit, ...lacking, ...unsupported.map(labelOf)])];
   const line = left.length ? `${what}, except for ${listed(left)}.` : `${what}.`;

@@ -5,6 +5,13 @@ import { keep, recall, recallJson } from "./storage.js";
 
 /** @import {Form, Settings} from "./form.js" */
 
+/** Type of the options that the form does not take with another type. @type {Record<string, string>} */
+const TYPES = {
+  model: "string", negative_prompt: "string", size: "string", sampler: "string", schedule: "string",
+  priority: "string", n: "number", sample_steps: "number", cfg_scale: "number", guidance: "number",
+  strength: "number", only_masked: "boolean", only_masked_padding: "number",
+};
+
 const choice = byId("preset", HTMLSelectElement);
 const saveButton = byId("preset-save", HTMLButtonElement);
 const deleteButton = byId("preset-delete", HTMLButtonElement);
@@ -17,7 +24,7 @@ const sure = byId("preset-sure", HTMLElement);
 /** Fires "use" with the Settings of a preset and its name as detail. */
 export class Presets extends EventTarget {
   /** Name -> settings. @type {Record<string, Settings>} */
-  #presets = recallJson("presets") ?? {};
+  #presets = stored();
   #form;
 
   /** @param {Form} form */
@@ -48,7 +55,7 @@ export class Presets extends EventTarget {
     addEventListener("storage", ({ key }) => {
       if (key !== "sdstream.presets") return;
       // Another tab has changed them.
-      this.#presets = recallJson("presets") ?? {};
+      this.#presets = stored();
       this.#list(choice.value);
     });
     this.#list(recall("preset") ?? "");
@@ -137,6 +144,30 @@ export class Presets extends EventTarget {
     changed.hidden =
       !preset || !ready || same(this.#form.effective(preset), presetOf(this.#form.read()));
   }
+}
+
+/**
+ * The presets of this browser, without values that the form does not take.
+ * @returns {Record<string, Settings>}
+ */
+function stored() {
+  const presets = Object.entries(recallJson("presets") ?? {}).filter(
+    ([, settings]) => settings !== null && typeof settings === "object",
+  );
+  return Object.fromEntries(presets.map(([name, settings]) => [name, presetOf(typed(settings))]));
+}
+
+/**
+ * @param {object} settings
+ * @returns {Settings}
+ */
+function typed(settings) {
+  return Object.fromEntries(
+    Object.entries(settings).filter(([name, value]) => {
+      if (name === "lora") return Array.isArray(value) && value.every((lora) => lora?.id);
+      return !Object.hasOwn(TYPES, name) || typeof value === TYPES[name];
+    }),
+  );
 }
 
 /**
