@@ -148,7 +148,12 @@ def test_several_prompts(own_server: ServerProcess, visit: Visit, tmp_path: Path
         page.get_by_role("button", name="Download the sheet").click()
     download.value.save_as(tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as sheet:
-        assert 'X axis: "prompt a red boat, a tree' in sheet.text["parameters"]  # type: ignore[attr-defined]
+        sheet.load()
+        assert 4 * 128 <= sheet.width < 5 * 128
+        assert sheet.height >= 2 * 128
+        text = str(sheet.text["parameters"])  # type: ignore[attr-defined]
+    assert text.startswith("Steps: ")
+    assert 'X axis: "prompt a red boat, a tree' in text
     page.reload()
     expect(go).to_contain_text("Generate: 5 prompts")
     page.get_by_role("button", name="Grid").click()

@@ -71,7 +71,8 @@ export class Compare extends EventTarget {
       return this.#form.showError("prompt", message);
     }
     const across = { name: "prompt", values: prompts };
-    await this.#run({ settings: this.#form.read(), across, down: null });
+    const { prompt: _, ...settings } = this.#form.read();
+    await this.#run({ settings, across, down: null });
   }
 
   async #begin() {

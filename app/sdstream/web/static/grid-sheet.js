@@ -1,7 +1,7 @@
 /** A grid as one image file: the images with their labels, and the settings in its text. */
 
 import { fileOf } from "./images.js";
-import { titleOf } from "./grid.js";
+import { ROW, titleOf } from "./grid.js";
 import { said, shortened } from "./format.js";
 import { crc32 } from "./zip.js";
 
@@ -28,8 +28,10 @@ const PNG_HEAD = 33;
  */
 export async function sheetOf(plan, jobs) {
   const { across, down } = plan;
-  const columns = across.values.length;
-  const rows = plan.ids.length / columns;
+  // One axis is broken into rows, as on the page; each row has its own labels then.
+  const columns = down ? across.values.length : Math.min(across.values.length, ROW);
+  const rows = Math.ceil(plan.ids.length / columns);
+  const above = down ? 0 : LABEL;
   const images = await Promise.all(plan.ids.map((id) => imageOf(id ? jobs.get(id) : undefined)));
   const largest = images.reduce(
     (size, image) => ({
@@ -41,8 +43,8 @@ export async function sheetOf(plan, jobs) {
   const left = down ? SIDE_LABEL : GAP;
   const scale = Math.min(
     1,
-    (LONGEST - left) / columns / (largest.width + GAP),
-    (LONGEST - 200) / rows / (largest.height + GAP),
+    ((LONGEST - left) / columns - GAP) / largest.width,
+    ((LONGEST - 200) / rows - GAP - above) / largest.height,
   );
   const width = Math.round(largest.width * scale);
   const height = Math.round(largest.height * scale);
@@ -50,25 +52,29 @@ export async function sheetOf(plan, jobs) {
   const total = Math.max(left + columns * (width + GAP), 400);
   const probe = penOf(new OffscreenCanvas(1, 1));
   const lines = text.split("\n").flatMap((line) => wrapped(probe, line, total - 2 * GAP));
+  const top = LABEL - above;
+  const rowHeight = above + height + GAP;
   const sheet = new OffscreenCanvas(
     total,
-    LABEL + rows * (height + GAP) + GAP + lines.length * CAPTION_LINE,
+    top + rows * rowHeight + GAP + lines.length * CAPTION_LINE,
   );
   const pen = penOf(sheet);
   pen.fillStyle = "#fff";
   pen.fillRect(0, 0, sheet.width, sheet.height);
   pen.fillStyle = "#222";
-  across.values.forEach((value, column) => {
-    pen.fillText(shortened(titleOf(across, value), MOST_LETTERS), left + column * (width + GAP), LABEL / 2, width);
+  across.values.forEach((value, index) => {
+    const x = left + (index % columns) * (width + GAP);
+    const y = Math.floor(index / columns) * rowHeight + LABEL / 2;
+    pen.fillText(shortened(titleOf(across, value), MOST_LETTERS), x, y, width);
   });
   down?.values.forEach((value, row) => {
-    const y = LABEL + row * (height + GAP) + height / 2;
+    const y = LABEL + row * rowHeight + height / 2;
     pen.fillText(shortened(titleOf(down, value), MOST_LETTERS), GAP, y, SIDE_LABEL - 2 * GAP);
   });
   images.forEach((image, index) => {
     if (!image) return;
     const x = left + (index % columns) * (width + GAP);
-    const y = LABEL + Math.floor(index / columns) * (height + GAP);
+    const y = LABEL + Math.floor(index / columns) * rowHeight;
     pen.drawImage(image, x, y, image.width * scale, image.height * scale);
   });
   lines.forEach((line, number) => {
@@ -125,8 +131,8 @@ function parametersOf({ settings, across, down }) {
     .map(([name, option]) => `${name}: ${quoted(said(settings[option]))}`);
   facts.push(`X axis: ${quoted(`${across.name} ${across.values.join(", ")}`)}`);
   if (down) facts.push(`Y axis: ${quoted(`${down.name} ${down.values.join(", ")}`)}`);
-  const negative = settings.negative_prompt ? `\nNegative prompt: ${settings.negative_prompt}` : "";
-  return `${settings.prompt}${negative}\n${facts.join(", ")}`;
+  const negative = settings.negative_prompt && `Negative prompt: ${settings.negative_prompt}`;
+  return [settings.prompt, negative, facts.join(", ")].filter(Boolean).join("\n");
 }
 
 /** @param {string} text */

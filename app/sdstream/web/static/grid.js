@@ -10,7 +10,7 @@ import { nameOf } from "./images.js";
 /** @import {Settings} from "./form.js" */
 
 /** Columns of a grid that has one axis. */
-const ROW = 4;
+export const ROW = 4;
 const MOST_LETTERS = 80;
 
 /** One axis: an option, or "word" of the prompt, and its values. @typedef {{name: string, values: string[]}} Axis */
