@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.e2e.test_page_settings import with_parameters
 from tests.support.browser import SCREENSHOTS
@@ -164,3 +164,23 @@ def test_reference_and_control_images(tmp_path: Path, visit: Visit) -> None:
         field(page, "Prompt").fill("without")
         redrawn(server, page)
         assert newest(server)["inputs"] == []
+
+
+def test_limits_of_the_server(own_server: ServerProcess, visit: Visit) -> None:
+    """The largest numbers of images and steps are those of the server."""
+    page = visit(own_server).open()
+
+    def limit(route: Route) -> None:
+        answer = route.fetch()
+        model = answer.json()
+        model["options"]["n"]["maximum"] = 3
+        model["options"]["sample_steps"]["maximum"] = 200
+        route.fulfill(response=answer, json=model)
+
+    page.route("**/v1/models/*", limit)
+    page.reload()
+    expect(page.locator("#sample_steps")).to_have_attribute("max", "200")
+    field(page, "Prompt").fill("a cat")
+    field(page, "Images").fill("4")
+    page.locator("#generate").click()
+    expect(page.locator("#n-error")).to_have_text("Enter a number from 1 to 3.")

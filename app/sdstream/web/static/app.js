@@ -449,6 +449,7 @@ form.addEventListener("change", () => {
 
 async function showOptions() {
   await options.show(form.model, form.further);
+  form.setMaxima(options.schemas);
   loraTags.show(options.loras);
   compare.form.show(form.model, easel.file !== null);
 }

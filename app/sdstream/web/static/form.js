@@ -195,6 +195,14 @@ export class Form extends EventTarget {
     this.#edited(furtherLine);
   }
 
+  /**
+   * Set the limits of the server.
+   * @param {Record<string, {maximum?: number}>} schemas Option -> its schema.
+   */
+  setMaxima(schemas) {
+    for (const field of [count, steps]) field.max = String(schemas[field.name]?.maximum ?? "");
+  }
+
   /** @param {{control: boolean, references: boolean}} extra Which further images the user has chosen. */
   setExtra(extra) {
     this.#extra = extra;
@@ -639,7 +647,7 @@ function fault(field) {
   if (validity.valid && (field.value || field.type !== "number" || field.placeholder)) return "";
   if (field === seed) return "Enter a whole number.";
   const steps = step && step !== "any" && step !== "1" ? `, in steps of ${step}` : "";
-  return `Enter a number from ${min} to ${max}${steps}.`;
+  return max ? `Enter a number from ${min} to ${max}${steps}.` : `Enter a number from ${min}${steps}.`;
 }
 
 /**

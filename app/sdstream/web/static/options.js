@@ -53,6 +53,11 @@ export class Options extends EventTarget {
   /** Answers by model. @type {Map<string, Promise<Record<string, Schema>>>} */
   #known = new Map();
 
+  /** Option -> its schema, of the model that is shown. */
+  get schemas() {
+    return this.#schemas;
+  }
+
   constructor() {
     super();
     loraChoice.addEventListener("change", () => {
