@@ -265,7 +265,7 @@ def test_two_keys_share_all_workers(front: ServerProcess) -> None:
     second = [begin(front, body, SECOND)["id"] for _ in range(2)]
     ended = [wait_for(front, job, "completed", headers=SECOND)["ended"] for job in second]
     others = [wait_for(front, job, "completed", headers=FIRST)["ended"] for job in first]
-    assert len([at for at in others if at > max(ended)]) >= 6
+    assert len([at for at in others if at > max(ended)]) >= 4
 
 
 def test_a_killed_machine_loses_no_job(machines: RayMachines, front: ServerProcess) -> None:

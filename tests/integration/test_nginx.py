@@ -112,7 +112,7 @@ def test_the_page_on_a_sub_path(sub_path: str) -> None:
     while waiting:
         address = waiting.pop()
         seen.add(address)
-        answer = httpx2.get(address)
+        answer = httpx2.get(address, headers={"Accept": "text/html,*/*;q=0.8"})
         assert answer.status_code == 200, address
         names = re.findall(
             r'(?:src|href)="([^"#]+)"|(?:from|import) "(\./[^"]+)"|\burl\("?(\w[^")]*)', answer.text
