@@ -260,12 +260,13 @@ def test_a_machine_joins_and_generates(machines: RayMachines, front: ServerProce
 
 def test_two_keys_share_all_workers(front: ServerProcess) -> None:
     """The second key's two jobs do not wait for the first one's sixteen."""
-    body = {**QUICK, "prompt": "step=0.1", "sample_steps": 5}
+    # Long enough that few of them have ended when the last one is accepted.
+    body = {**QUICK, "prompt": "step=0.2", "sample_steps": 5}
     first = [begin(front, body, FIRST)["id"] for _ in range(16)]
     second = [begin(front, body, SECOND)["id"] for _ in range(2)]
     ended = [wait_for(front, job, "completed", headers=SECOND)["ended"] for job in second]
     others = [wait_for(front, job, "completed", headers=FIRST)["ended"] for job in first]
-    assert len([at for at in others if at > max(ended)]) >= 4
+    assert len([at for at in others if at > max(ended)]) >= 6
 
 
 def test_a_killed_machine_loses_no_job(machines: RayMachines, front: ServerProcess) -> None:
