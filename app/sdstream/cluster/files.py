@@ -18,12 +18,13 @@ from sdstream.core.messages import Load
 from sdstream.settings import Settings
 from sdstream.weights.folders import candidate_files
 from sdstream.weights.hub import Hub
+from sdstream.weights.hub_sites import SITES
 
 #: Names in a list of differences.
 _NAMED: Final = 3
 
 _SNAPSHOT: Final = re.compile(
-    r"(?P<modelscope>modelscope/)?models--(?P<owner>.+?)--(?P<name>.+?)"
+    r"(?:(?P<folder>[^/]+)/)?models--(?P<owner>.+?)--(?P<name>.+?)"
     r"/snapshots/(?P<revision>[^/]+)/(?P<path>.+)"
 )
 
@@ -55,10 +56,10 @@ def _portable(hub: Path, place: str) -> str:
     path = Path(place)
     if path.is_absolute() and path.is_relative_to(hub.absolute()):
         found = _SNAPSHOT.fullmatch(path.relative_to(hub.absolute()).as_posix())
-        if found is not None:
-            repo = f"{found['owner']}/{found['name']}"
-            prefix = "ms:" if found["modelscope"] else "hf:"
-            return HubFile(repo, found["path"], found["revision"], prefix).location
+        for prefix, site in SITES.items():
+            if found is not None and (found["folder"] or "") == site.folder:
+                repo = f"{found['owner']}/{found['name']}"
+                return HubFile(repo, found["path"], found["revision"], prefix).location
     return place
 
 

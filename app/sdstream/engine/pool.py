@@ -142,6 +142,9 @@ class WorkerPool:
             if model in (None, seat.spec.id) and place in (None, seat.worker.place)
         ]
 
+    def _loaded(self, model: str, place: str | None = None) -> list[Worker]:
+        return [worker for worker in self.workers(model, place) if worker.state in _LOADED]
+
     def places(self) -> Sequence[Place]:
         """The places that there are now."""
         return self._places()
@@ -185,7 +188,7 @@ class WorkerPool:
         restarted after a crash is not ready, nor is one whose worker crashed too often.
         """
         workers = self.workers(spec.id)
-        if any(w.state in _LOADED for w in workers):
+        if self._loaded(spec.id):
             return not any(w.unsteady for w in workers)
         resting = all(w.starts <= 1 and w.state is WorkerState.STARTING for w in workers)
         return resting and spec.id in self._sound and self._can_load(spec) and self.has_places
@@ -211,7 +214,7 @@ class WorkerPool:
 
     def _most_by_cores(self, spec: ModelSpec, place: Place) -> int:
         # Not beside one that restarts after a crash: a second one would crash as well.
-        workers = [w for w in self.workers(spec.id, place.name) if w.state in _LOADED]
+        workers = self._loaded(spec.id, place.name)
         divides = any(w.loaded and w.loaded.can_share and w.loaded.on_cpu for w in workers)
         is_small = self._file_bytes(spec) <= _SMALL_BYTES
         return min(place.cores, _MOST_WORKERS) if divides and is_small else 1
@@ -291,8 +294,7 @@ class WorkerPool:
     def _idle_seconds(self, seat: _Seat) -> float | None:
         """Seconds that a worker may be idle; None is until others need its room."""
         seconds = self.keep_alive(seat.spec)
-        loaded = [w for w in self.workers(seat.spec.id) if w.state in _LOADED]
-        is_spare = seat.spec.replicas == "auto" and len(loaded) > 1
+        is_spare = seat.spec.replicas == "auto" and len(self._loaded(seat.spec.id)) > 1
         return _SPARE_SECONDS if seconds is None and is_spare else seconds
 
     def take(self, worker: Worker) -> None:
@@ -441,10 +443,9 @@ class WorkerPool:
         if seat.going is not None:
             seat.going.cancel()
         self._seats.remove(seat)
-        others = [other for other in self._seats if other.spec.id == seat.spec.id]
-        if all(other.worker.state is WorkerState.FAILED for other in others):
-            # The model itself can be loaded: only a further worker of it could not.
-            for other in others if seat.worker.state in _LOADED else ():
+        if seat.worker.state in _LOADED and self.failed(seat.spec.id) is not None:
+            # The model itself can be loaded: only further workers of it could not.
+            for other in [other for other in self._seats if other.spec.id == seat.spec.id]:
                 self._end(other)
         seat.task.cancel()
         self._ending.add(seat.task)

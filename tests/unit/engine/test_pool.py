@@ -201,14 +201,22 @@ def test_every_core_has_a_worker(cores: int, threads: list[int]) -> None:
     assert [Share(index, 3).threads(cores) for index in range(3)] == threads
 
 
-@driven
-async def test_a_second_worker_goes_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that was used last stays, and is given the next job."""
-    monkeypatch.setattr(pool, "_SPARE_SECONDS", 0.05)
+async def a_small_model(
+    monkeypatch: pytest.MonkeyPatch, spare_seconds: float
+) -> tuple[Machines, ModelSpec]:
+    """A worker on two cores; another one beside it stays idle for so long."""
+    monkeypatch.setattr(pool, "_SPARE_SECONDS", spare_seconds)
     monkeypatch.setattr(pool, "_LEAST_IDLE_SECONDS", 0.0)
     machines = Machines(Place("", 1000 * MIB, cores=2))
     auto = a_model(replicas="auto")
     assert await machines.started(auto)
+    return machines, auto
+
+
+@driven
+async def test_a_second_worker_goes_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was used last stays, and is given the next job."""
+    machines, auto = await a_small_model(monkeypatch, 0.05)
     assert await machines.started(auto)
     first, second = machines.pool.workers()
     for worker in (first, second):
@@ -228,11 +236,7 @@ async def test_a_second_worker_goes_when_it_is_idle(monkeypatch: pytest.MonkeyPa
 @driven
 async def test_a_second_worker_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one is not idle beside it; once that has to go, the model can be loaded again."""
-    monkeypatch.setattr(pool, "_SPARE_SECONDS", 0.0)
-    monkeypatch.setattr(pool, "_LEAST_IDLE_SECONDS", 0.0)
-    machines = Machines(Place("", 1000 * MIB, cores=2))
-    auto = a_model(replicas="auto")
-    assert await machines.started(auto)
+    machines, auto = await a_small_model(monkeypatch, 0.0)
     (first,) = machines.pool.workers()
     machines.refusing.add("")
     assert machines.pool.start(auto)

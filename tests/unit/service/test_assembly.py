@@ -20,17 +20,32 @@ from sdstream.settings import Settings
 from sdstream.storage.job_store import JobStore
 
 
+def tidy(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, times: int) -> None:
+    """Run a service until it has tried so often to delete expired jobs, which raises the fault."""
+    tries: list[Exception] = []
+
+    async def expire(_store: JobStore) -> NoReturn:
+        tries.append(fault)
+        raise fault
+
+    monkeypatch.setattr(assembly, "_TIDY_SECONDS", 0.01)
+    monkeypatch.setattr(JobStore, "expire", expire)
+    parts = assembly.assemble(Settings(data_dir=folder, cache_dir=folder, engine="fake"))
+
+    async def live() -> None:
+        async with parts.running(), asyncio.timeout(20):
+            while len(tries) < times:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(live())
+
+
 def test_faults_of_background_tasks_do_not_keep_the_store_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tidying goes on after a fault, and the folder is closed whatever a task ended by."""
-    looks: list[str] = []
     closed: list[bool] = []
     close = JobStore.close
-
-    async def expire(_store: JobStore) -> NoReturn:
-        looks.append("expire")
-        raise sqlite3.OperationalError("disk I/O error")
 
     async def run(_webhooks: Webhooks) -> NoReturn:
         raise ValueError("a fault")
@@ -39,18 +54,9 @@ def test_faults_of_background_tasks_do_not_keep_the_store_open(
         await close(store)
         closed.append(True)
 
-    monkeypatch.setattr(assembly, "_TIDY_SECONDS", 0.01)
-    monkeypatch.setattr(JobStore, "expire", expire)
     monkeypatch.setattr(JobStore, "close", noted_close)
     monkeypatch.setattr(Webhooks, "run", run)
-    parts = assembly.assemble(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
-
-    async def live() -> None:
-        async with parts.running(), asyncio.timeout(20):
-            while len(looks) < 3:
-                await asyncio.sleep(0.01)
-
-    asyncio.run(live())
+    tidy(tmp_path, monkeypatch, sqlite3.OperationalError("disk I/O error"), 3)
     assert closed == [True]
 
 
@@ -58,22 +64,8 @@ def test_a_database_that_is_locked_delays_tidying(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log has a sentence and no traceback."""
-    looks: list[str] = []
-
-    async def expire(_store: JobStore) -> NoReturn:
-        looks.append("expire")
-        raise Unavailable("The database is locked.", reason=Reason.STORAGE_UNAVAILABLE)
-
-    monkeypatch.setattr(assembly, "_TIDY_SECONDS", 0.01)
-    monkeypatch.setattr(JobStore, "expire", expire)
-    parts = assembly.assemble(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
-
-    async def live() -> None:
-        async with parts.running(), asyncio.timeout(20):
-            while len(looks) < 2:
-                await asyncio.sleep(0.01)
-
-    asyncio.run(live())
+    locked = Unavailable("The database is locked.", reason=Reason.STORAGE_UNAVAILABLE)
+    tidy(tmp_path, monkeypatch, locked, 2)
     told = [record for record in caplog.records if "expired jobs" in record.message]
     assert told[0].message == "expired jobs could not be deleted: The database is locked."
     assert not any(record.exc_info for record in told)

@@ -7,12 +7,15 @@ source and the reduced result is added to the result.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from sdstream.core.pixels import Pixels
+
+_Bytes = npt.NDArray[np.uint8]
 
 #: Rows of the source that are worked on at once: a whole image as floats takes four times its
 #: memory.
@@ -39,8 +42,8 @@ def with_colours_of(source: Pixels, enlarged: Pixels) -> Pixels:
     return Pixels(enlarged.width, enlarged.height, b"".join(bands))
 
 
-def _corrected(before: Any, after: Any, factor: int) -> Any:
-    """Return ``after`` with the colours of ``before``; both are uint8 [height, width, 3]."""
+def _corrected(before: _Bytes, after: _Bytes, factor: int) -> _Bytes:
+    """Return ``after`` with the colours of ``before``, both [height, width, 3]."""
     height, width, _ = before.shape
     result = np.empty_like(after)
     for channel in range(3):
