@@ -76,7 +76,7 @@ def test_more_is_rejected(
 
 
 def test_as_much_as_is_allowed(limited_server: ServerProcess) -> None:
-    """The limits themselves are accepted, and a request without steps gets no more of them."""
+    """A request at the limits is accepted; one without steps gets at most the limit."""
     body = {"prompt": "a cat", "size": "64x64", "n": 2, "steps": 3}
     assert len(limited_server.post(body).json()["data"]) == 2
     usual = limited_server.post({"prompt": "a cat", "size": "64x64", "quality": "hd"}).json()

@@ -52,7 +52,7 @@ def needs_of(settings: Settings, load: Load) -> dict[str, Any]:
 
 
 def _portable(hub: Path, place: str) -> str:
-    """The location of a file of the hubs' cache as hf:OWNER/REPO@COMMIT/PATH; else the path."""
+    """Return hf:OWNER/REPO@COMMIT/PATH for a file of the hubs' cache; other paths unchanged."""
     path = Path(place)
     if path.is_absolute() and path.is_relative_to(hub.absolute()):
         found = _SNAPSHOT.fullmatch(path.relative_to(hub.absolute()).as_posix())

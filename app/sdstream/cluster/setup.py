@@ -14,7 +14,7 @@ from sdstream.core.errors import ConfigurationError
 #: A machine with workers that falls silent is noticed within 4.7 s, the sum of the first four; by
 #: Ray's defaults that takes a minute. Every second there is a ping on each connection. Its answer
 #: may take 2.5 s, so that a busy machine is not given up. Then Ray waits one second for the head to
-#: report the worker's death, and looks every 0.2 s whether that is over (by default every second).
+#: report the worker's death; it checks every 0.2 s (by default every second) if that time is over.
 #: A machine without workers is probed by the head alone, which gives it up after ten seconds.
 _HEALTH: Final = {
     "RAY_grpc_client_keepalive_time_ms": "1000",

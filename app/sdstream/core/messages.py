@@ -107,7 +107,7 @@ class Share:
     workers: int
 
     def threads(self, cores: int) -> int:
-        """Return the threads of this worker, at least one; the first ones have those left over."""
+        """Return the threads of this worker, at least one; the first workers get the remainder."""
         return max(1, -(-(cores - self.index) // self.workers))
 
 
@@ -132,7 +132,7 @@ class Loaded:
         embeddings: Words that stand for embeddings in prompts.
         kernels: CPU kernels in use, as in "avx512 f32 int8"; "off" is the runtime's own alone.
         kernels_problem: Why none are in use although they were wanted; a sentence, or empty.
-        can_share: It obeys Share.
+        can_share: The worker can change its number of threads (Share) while it generates.
     """
 
     seconds: float

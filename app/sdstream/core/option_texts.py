@@ -1,4 +1,4 @@
-"""Options as texts, in which forms and other programs have lists, pairs and sizes."""
+"""Reading options from text: forms and other programs send lists, pairs and sizes as text."""
 
 from __future__ import annotations
 

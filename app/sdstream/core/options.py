@@ -204,13 +204,22 @@ class Options(BaseModel):
     )
     vae_tile_size_x: Annotated[
         int | None, Option(needs="vae_tiling", unsupported=unsupported.no_autoencoder)
-    ] = Field(None, ge=4, le=512, description="Width of a tile in pixels of the latent: 32.")
+    ] = Field(
+        None, ge=4, le=512, description="Width of a tile, in pixels of the latent; 32 by default."
+    )
     vae_tile_size_y: Annotated[
         int | None, Option(needs="vae_tiling", unsupported=unsupported.no_autoencoder)
-    ] = Field(None, ge=4, le=512, description="Height of a tile in pixels of the latent: 32.")
+    ] = Field(
+        None, ge=4, le=512, description="Height of a tile, in pixels of the latent; 32 by default."
+    )
     vae_tile_overlap: Annotated[
         float | None, Option(needs="vae_tiling", unsupported=unsupported.no_autoencoder)
-    ] = Field(None, ge=0, le=0.5, description="Share of a tile that the next one covers too: 0.5.")
+    ] = Field(
+        None,
+        ge=0,
+        le=0.5,
+        description="Share of a tile that the next tile overlaps; 0.5 by default.",
+    )
     lora: Annotated[tuple[LoraChoice, ...] | None, Option(infotext="LoRA")] = Field(
         None, max_length=8, description="LoRAs of GET /v1/loras: [{id, scale}]."
     )

@@ -209,7 +209,7 @@ class Assets:
     unusable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def hashes_of(self, loras: Iterable[str]) -> dict[str, str]:
-        """Return name -> SHA-256 of those of some LoRAs that have one."""
+        """Return name -> SHA-256 of the given LoRAs, without those that have none."""
         return {name: self.lora_hashes[name] for name in loras if name in self.lora_hashes}
 
     @property
