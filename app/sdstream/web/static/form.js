@@ -196,11 +196,14 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Set the limits of the server.
+   * Set the limits of the server, which may be lower than those of the API.
    * @param {Record<string, {maximum?: number}>} schemas Option -> its schema.
    */
   setMaxima(schemas) {
-    for (const field of [count, steps]) field.max = String(schemas[field.name]?.maximum ?? "");
+    for (const field of [count, steps]) {
+      const maximum = schemas[field.name]?.maximum;
+      if (maximum !== undefined) field.max = String(maximum);
+    }
   }
 
   /** @param {{control: boolean, references: boolean}} extra Which further images the user has chosen. */
