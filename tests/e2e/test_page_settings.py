@@ -140,6 +140,7 @@ def test_further_options_out_of_a_file(own_server: ServerProcess, visit: Visit) 
     data = httpx2.get(job["images"][0]["url"]).content
     page = visit(own_server).open()
     hand_over(page, "drop", "#drop-read", data, "ours.png")
+    expect(page.locator("#notice")).to_contain_text("are in the form")
     drawn = job["parameters"]
     assert drawn.pop("vae_tiling")  # which changes nothing that can be seen
     again = redrawn(own_server, page)

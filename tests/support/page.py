@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Error, Locator, Page, Response, expect
 
 from tests.support.browser import PATIENCE, Visitor
+from tests.support.jobs import wait_for
 from tests.support.servers import ServerProcess
 
 Visit = Callable[..., Visitor]
@@ -101,7 +102,8 @@ def redrawn(server: ServerProcess, page: Page) -> dict[str, Any]:
         said = " ".join(page.locator('[role="alert"]').all_text_contents()).strip()
         raise AssertionError(f"no request was sent; the form says: {said!r}") from error
     assert answer.value.status == 202, answer.value.text()
-    job = httpx2.get(f"{server.url}/v1/jobs/{answer.value.json()['id']}").json()
+    # The kernels are among the parameters once a worker generates it.
+    job = wait_for(server, answer.value.json()["id"], "completed")
     parameters: dict[str, Any] = job["parameters"]
     return parameters
 
