@@ -18,6 +18,7 @@ from tests.support.page import (
     FURTHER,
     OF_ALL_PICTURES,
     Visit,
+    enter_key,
     field,
     newest,
     scene,
@@ -129,8 +130,7 @@ def test_code_with_a_key(keyed_server: ServerProcess, visit: Visit, tmp_path: Pa
     person = visit(keyed_server)
     person.excuse("status of 401")
     page = person.open()
-    field(page, "API key").fill(KEY)
-    page.keyboard.press("Enter")
+    enter_key(page, KEY)
     field(page, "Prompt").fill("with a key")
     field(page, "Seed").fill("7")
     page.locator("#code summary").click()

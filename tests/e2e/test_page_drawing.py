@@ -47,9 +47,10 @@ HEARD = ["Waiting", "Generating", "25 percent", "50 percent", "75 percent", "Fin
 
 
 def test_asking_before_the_models_are_known(own_server: ServerProcess, visit: Visit) -> None:
-    """A prompt that is sent while the page still loads is drawn, not the prompt of last time."""
+    """What is sent while the page still loads is drawn, not the prompt and seed of last time."""
     person = visit(own_server)
     page = person.open()
+    field(page, "Seed").fill("1")
     draw(page, "the picture of yesterday")
     finished(page)
     held: list[Route] = []
@@ -59,11 +60,15 @@ def test_asking_before_the_models_are_known(own_server: ServerProcess, visit: Vi
 
     page.route("**/v1/models", hold, times=2)
     page.reload()
+    field(page, "Seed").fill("2")
+    field(page, "Images").fill("3")
     draw(page, "the picture of today")
     for route in held:
         route.continue_()
     expect(page.locator("#stage")).to_contain_text("the picture of today")
     expect(field(page, "Prompt")).to_have_value("the picture of today")
+    expect(field(page, "Seed")).to_have_value("2")
+    expect(field(page, "Images")).to_have_value("3")
     expect(page.locator("#form")).not_to_contain_text("Enter a number from")
 
 

@@ -20,6 +20,7 @@ from tests.support.page import (
     Visit,
     accessible,
     draw,
+    enter_key,
     field,
     finished,
 )
@@ -41,9 +42,7 @@ def test_a_restart_in_the_middle(
         person.excuse("ERR_", "status of 401", "status of 503")
         page = person.open()
         if key:
-            field(page, "API key").fill(key)
-            page.get_by_role("button", name="Use this key").click()
-            expect(page.get_by_role("dialog")).to_be_hidden()
+            enter_key(page, key)
         draw(page, "patience step=0.4")
         expect(page.locator("#status")).to_contain_text(re.compile("Step [3-9] of 12"))
         server.stop(signal.SIGKILL)
@@ -85,9 +84,7 @@ def test_the_key(keyed_server: ServerProcess, visit: Visit) -> None:
     field(page, "API key").fill("a wrong key")
     page.keyboard.press("Enter")
     expect(page.locator("#key-error")).to_have_text("The server does not accept this key.")
-    field(page, "API key").fill(KEY)
-    page.keyboard.press("Enter")
-    expect(dialog).to_be_hidden()
+    enter_key(page, KEY)
     draw(page, "with a key")
     picture = finished(page)
     assert picture.evaluate("image => image.naturalWidth") == SIDE

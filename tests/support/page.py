@@ -29,6 +29,13 @@ def field(page: Page, label: str) -> Locator:
     return page.get_by_label(label, exact=True)
 
 
+def enter_key(page: Page, key: str) -> None:
+    """Enter a key that the server accepts. The dialog keeps the focus until it closes."""
+    field(page, "API key").fill(key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+
 def draw(page: Page, prompt: str) -> None:
     """Ask for a picture."""
     field(page, "Prompt").fill(prompt)

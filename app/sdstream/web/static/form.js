@@ -127,11 +127,12 @@ export class Form extends EventTarget {
 
   /**
    * Set the list of models. The first call restores the settings of the last visit, except for
-   * prompts that the user typed meanwhile, and generates if the user wanted an image meanwhile.
+   * fields that the user filled meanwhile, and generates if the user wanted an image meanwhile.
    * @param {Model[]} models
    */
   setModels(models) {
     const first = this.#models.length === 0;
+    const filled = typed();
     this.#clearError(model);
     const chosen = models.find(({ id }) => id === model.value);
     this.#models = models;
@@ -140,7 +141,7 @@ export class Form extends EventTarget {
     if (taken) model.value = taken.id;
     if (!chosen) this.#takeModel();
     const { checked } = eachLine;
-    if (first) this.apply({ ...recallJson("settings"), ...typed() });
+    if (first) this.apply({ ...recallJson("settings"), ...filled });
     eachLine.checked = checked;
     this.#changed();
     if (this.#wanted) this.generate();
@@ -569,9 +570,10 @@ export class Form extends EventTarget {
   }
 }
 
-/** Prompts that were typed before the models were known. @returns {FieldSettings} */
+/** Values that were typed before the models were known. @returns {FieldSettings} */
 function typed() {
-  const filled = [prompt, negative].filter((field) => field.value);
+  const fields = [prompt, negative, count, seed, steps, cfg];
+  const filled = fields.filter((field) => field.value !== field.defaultValue);
   return Object.fromEntries(filled.map((field) => [field.name, field.value]));
 }
 
