@@ -2,20 +2,24 @@
 
 Draws prompts with known answers through the runtime and prints how often background, colour, shape,
 count, place and relation are right, and which shapes were taken for which. `--check` judges true
-drawings instead of a model's.
+drawings instead of a model's. `--served` judges what the service answers at any size, enlarged or
+reduced as its catalogue says, after reducing it to the size that the judge knows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from scripts.embedded.draw import Plan
 from scripts.embedded.score import Case, Pixels, Score, Table, cases, score, true_drawing
 
 SHOWN: tuple[str, ...] = (
@@ -39,6 +43,9 @@ SHOWN: tuple[str, ...] = (
     "four orange fish on a cyan background",
 )
 """Prompts of a contact sheet's first rows."""
+
+JUDGED_PIXELS = 192 * 128
+"""The judge was checked on images of up to so many pixels."""
 
 Artist = Callable[[Case, int], Pixels]
 
@@ -107,27 +114,62 @@ def truthful(width: int, height: int) -> Artist:
     return lambda case, seed: true_drawing(case.plan, seed, width, height)
 
 
-def main() -> None:
-    """Judge a model or, with --check, the judge."""
-    options = parse_options()
-    width, height = (int(side) for side in options.size.split("x"))
-    prompts = cases(options.count, options.first_seed)
-    shown: list[tuple[Pixels, str]] = []
-    if options.check:
-        artist = truthful(width, height)
-    else:
-        from scripts.embedded import native  # noqa: PLC0415 - only a model's judging needs it
+def reduced(picture: Image.Image) -> Pixels:
+    """Return an image with at most as many pixels as the judge knows."""
+    scale = math.sqrt(JUDGED_PIXELS / math.prod(picture.size))
+    if scale < 1:
+        size = (round(picture.width * scale), round(picture.height * scale))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(picture.convert("RGB"))
 
-        settings = native.Settings(width, height, options.steps, options.cfg, options.sampler)
-        runtime = native.Runtime(options.model, options.threads)
+
+@contextmanager
+def served(options: argparse.Namespace) -> Iterator[Artist]:
+    """Yield an artist that asks the service, for the model of its catalogue."""
+    from sdstream import Runner  # noqa: PLC0415 - only a model's judging needs it
+
+    asked = {"size": options.size, "steps": options.steps, "cfg_scale": options.cfg}
+    with Runner() as runner:
 
         def artist(case: Case, seed: int) -> Pixels:
-            return runtime.draw(case.prompt, seed, settings)
+            answer = runner.generate(case.prompt, seed=seed, sampler=options.sampler, **asked)
+            with Image.open(answer.data[0].url) as picture:
+                return reduced(picture)
 
-        if options.sheet:
-            shown = [(runtime.draw(prompt, 7, settings), prompt) for prompt in SHOWN]
-    begin = time.monotonic()
-    table, tiles = judge(artist, prompts, options.seeds)
+        yield artist
+
+
+@contextmanager
+def bare(options: argparse.Namespace, width: int, height: int) -> Iterator[Artist]:
+    """Yield an artist that is the runtime with a model."""
+    from scripts.embedded import native  # noqa: PLC0415 - only a model's judging needs it
+
+    settings = native.Settings(width, height, options.steps, options.cfg, options.sampler)
+    runtime = native.Runtime(options.model, options.threads)
+    yield lambda case, seed: runtime.draw(case.prompt, seed, settings)
+
+
+@contextmanager
+def artist_of(options: argparse.Namespace) -> Iterator[Artist]:
+    """Yield the artist that the command line names."""
+    width, height = (int(side) for side in options.size.split("x"))
+    if options.check:
+        yield truthful(width, height)
+        return
+    with served(options) if options.served else bare(options, width, height) as artist:
+        yield artist
+
+
+def main() -> None:
+    """Judge a model, the service or, with --check, the judge."""
+    options = parse_options()
+    prompts = cases(options.count, options.first_seed)
+    shown: list[tuple[Pixels, str]] = []
+    with artist_of(options) as artist:
+        if options.sheet and not options.check:
+            shown = [(artist(Case(prompt, Plan("shown")), 7), prompt) for prompt in SHOWN]
+        begin = time.monotonic()
+        table, tiles = judge(artist, prompts, options.seeds)
     print_report(table)
     print(f"{(time.monotonic() - begin) / max(1, len(tiles)):.2f} s a picture")
     if options.sheet:
@@ -145,6 +187,7 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("model", type=Path, nargs="?", help="a GGUF file")
     add("--check", action="store_true", help="judge true drawings")
+    add("--served", action="store_true", help="judge what the service answers")
     add("--count", type=int, default=300, help="prompts")
     add("--first-seed", type=int, default=0, help="another set of prompts")
     add("--seeds", type=int, default=1, help="pictures of each prompt")
@@ -156,8 +199,8 @@ def parse_options() -> argparse.Namespace:
     add("--sheet", type=Path, help="write a contact sheet")
     add("--json", type=Path, help="write the scores")
     options = parser.parse_args()
-    if not options.check and options.model is None:
-        parser.error("name a model, or --check")
+    if not options.check and not options.served and options.model is None:
+        parser.error("name a model, --served or --check")
     return options
 
 

@@ -131,7 +131,7 @@ def test_sizes(
 
 
 def test_a_stream_of_an_edit(native_server: ServerProcess) -> None:
-    """Frames as for generations, with previews that are pictures."""
+    """Frames as for generations, with previews as large as the model generates."""
     body = {"prompt": "a cat", "steps": "4", "stream": "true", "stream_options_preview": "true"}
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
@@ -145,14 +145,14 @@ def test_a_stream_of_an_edit(native_server: ServerProcess) -> None:
     previews = [item for item in items if item.get("preview")]
     assert len(previews) == items[-1]["progress_steps"] - 1
     with Image.open(io.BytesIO(base64.b64decode(previews[0]["b64_json"]))) as preview:
-        assert preview.size == (SIDE, SIDE)
+        assert preview.size == (128, 128)
     assert items[-1]["progress"] == 100.0
 
 
 def test_previews_come_nearer(native_server: ServerProcess) -> None:
     """The partial images of OpenAI's stream approach the final one."""
     body = {
-        "prompt": "a cat", "size": "64x64", "steps": 12, "seed": 1, "stream": True,
+        "prompt": "a cat", "size": "128x128", "steps": 12, "seed": 1, "stream": True,
         "partial_images": 3,
     }  # fmt: skip
     answer = httpx2.post(f"{native_server.url}/v1/images/generations", json=body, timeout=60)

@@ -142,12 +142,13 @@ def test_too_large_a_result(server: ServerProcess) -> None:
 
 def test_a_drawn_picture_is_enlarged(server: ServerProcess) -> None:
     """As the option of a generation; the picture before is the one without it."""
-    small = picture_of(server.post(BODY))
-    answer = server.post({**BODY, "upscaler": "twice"})
+    body = {**BODY, "size": "128x128"}
+    small = picture_of(server.post(body))
+    answer = server.post({**body, "upscaler": "twice"})
     large = picture_of(answer)
-    assert difference(large, small.resize((128, 128), Image.Resampling.NEAREST)) == 0
-    assert answer.json()["size"] == "128x128"
-    assert difference(picture_of(server.post(BODY)), small) == 0
+    assert difference(large, small.resize((256, 256), Image.Resampling.NEAREST)) == 0
+    assert answer.json()["size"] == "256x256"
+    assert difference(picture_of(server.post(body)), small) == 0
 
 
 def test_not_under_a_mask(server: ServerProcess) -> None:

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 from click.testing import CliRunner
 
-from sdstream.cli import serve as serving
+from sdstream.cli.main import main
 from tests.integration.test_http import error_of
 from tests.integration.test_models import LONG, QUICK, catalogue, state_of
 from tests.support.jobs import begin, look, wait_for
@@ -159,21 +159,22 @@ def test_signals_change_the_log_level(tmp_path: Path) -> None:
         assert server.worker_pid() == worker
 
 
-def test_signals_of_the_log_level_do_not_end_a_server_that_starts(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("command", [["serve"], ["cluster", "join", "127.0.0.1:1"]])
+def test_signals_of_the_log_level_do_not_end_a_command_that_starts(
+    monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    """They are ignored before anything is read."""
+    """They are ignored before the command is imported."""
     numbers = (signal.SIGUSR1, signal.SIGUSR2)
     seen: list[object] = []
 
-    def read_settings(**_: object) -> NoReturn:
+    def import_module(_name: str) -> NoReturn:
         seen.extend(map(signal.getsignal, numbers))
         raise SystemExit
 
-    monkeypatch.setattr(serving, "read_settings", read_settings)
+    monkeypatch.setattr("sdstream.cli.main.importlib.import_module", import_module)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
-        CliRunner().invoke(serving.serve, [])
+        CliRunner().invoke(main, command)
     finally:
         for number, action in before.items():
             signal.signal(number, action)

@@ -8,6 +8,7 @@ and 143 SIGTERM, as in shells.
 from __future__ import annotations
 
 import importlib
+import signal
 from typing import Any, Final, NamedTuple
 
 import click
@@ -100,6 +101,10 @@ class _Commands(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
+        # They are for a running server; `systemctl kill` sends a signal to all processes of a unit.
+        # The default action would end a command that does not handle them, and one that starts.
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

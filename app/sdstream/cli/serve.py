@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Any
 
@@ -24,9 +23,6 @@ def serve(**flags: Any) -> None:
     Every flag has an environment variable, named in brackets; the flag wins. /readyz answers 200
     once the default model is loaded.
     """
-    # The default action would end the process; they are handled once the server has started.
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
     settings = read_settings(**flags)
     configure_logging(settings.log_level, settings.log_format)
     return_large_blocks()

@@ -1,7 +1,8 @@
-"""Sizes that a model does not generate: it generates one that it knows, which is enlarged.
+"""Sizes that a model does not generate: it generates one that it knows, which is resized.
 
 A catalogue entry turns this on with ``size: {enlarge: …}`` and names the sizes that the model was
-trained for. An upscaler enlarges the image; resizing and cutting give it the exact size.
+trained for. An upscaler enlarges the image; resizing and cutting give it the exact size. A smaller
+image needs no upscaler.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ class Enlargement:
     Attributes:
         generated: Pixels that the model generates.
         enlarged: Pixels after the upscaler and resizing; the asked size is its middle.
-        upscaler: Name of the upscaler.
+        upscaler: Name of the upscaler; None if the generated image is reduced.
     """
 
     generated: Size
     enlarged: Size
-    upscaler: str
+    upscaler: str | None
 
     @property
     def factor(self) -> float:
@@ -74,7 +75,8 @@ def plan(spec: ModelSpec, asked: Size) -> Enlargement:
     # A shape that was not trained is generated as well as the model can.
     possible = known or [size for size in _sizes(spec) if _cut(size, asked) <= _LITTLE_CUT]
     best = min(possible, key=lambda size: _cost(spec, size, asked))
-    return Enlargement(best, _cover(best, asked), bounds.upscaler)
+    enlarged = _cover(best, asked)
+    return Enlargement(best, enlarged, bounds.upscaler if enlarged.width > best.width else None)
 
 
 def own_size(spec: ModelSpec, source: Size, max_pixels: int) -> Size:

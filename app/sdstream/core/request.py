@@ -48,8 +48,8 @@ class GenerationRequest:
         options: The options of the runtime; None leaves one to the runtime or the model.
         input_images: Images that came with the request, for the count of tokens.
         second_pass: Pixels of the second pass (``hires_*``), None without one.
-        upscaled: Pixels after the upscaler (``upscaler``), None without one.
-        enlarged: The upscaler is there because the model does not generate the asked size.
+        upscaled: Pixels after the upscaler (``upscaler``) or after reducing, None without either.
+        enlarged: The image is resized because the model does not generate the asked size.
         cut: Pixels of the finished image, when it is the middle of what the runtime makes.
         placement: Where the generated image lies in the finished one; None when it is that.
         references: Pixels of each reference image, as the model gets it.

@@ -138,7 +138,7 @@ def _shape(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
         return ()
     return (
         f"The model '{spec.id}' was not trained for this shape: its image of {request.size}, which "
-        "is enlarged, may differ from the prompt.",
+        "is resized, may differ from the prompt.",
     )
 
 

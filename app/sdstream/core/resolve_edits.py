@@ -54,7 +54,7 @@ class Layout:
 
     @property
     def enlarged(self) -> Size | None:
-        """Pixels after the upscaler of the model's entry; None without it."""
+        """Pixels after enlarging or reducing by the model's entry; None without it."""
         return self.enlargement.enlarged if self.enlargement else None
 
     def cut_of(self, result: Size) -> Size | None:

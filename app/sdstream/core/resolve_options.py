@@ -190,7 +190,7 @@ def enlarging(
             "hires_strength": 0.7 if params.hires_strength is None else params.hires_strength,
             "hires_upscaler": params.hires_upscaler or "latent",
         }
-    if upscaled is not None:
+    if upscaled is not None and params.upscaler is not None:
         values["upscale"] = round(upscaled.width / (larger or size).width, 4)
     return values
 
@@ -218,6 +218,8 @@ def with_own_upscaler(
         InvalidRequest: The server does not have it, or the request enlarges by another factor.
     """
     upscaler = enlargement.upscaler
+    if upscaler is None:
+        return ask
     factor = ask.params.upscale
     if factor is not None and abs(factor - enlargement.factor) > 0.001:
         raise ask.rejected(
@@ -247,11 +249,11 @@ def upscaled(
         size: Of the image before.
         assets: Has the upscalers.
         limits: Bound what the upscaler makes, also when the result is reduced.
-        own: The size after the upscaler of the model's entry, None without one.
+        own: The size that the model's entry leads to, None if it generates the size itself.
     """
     name = ask.params.upscaler
     if name is None:
-        return None
+        return own
     _check_upscaler(ask, "size" if own else "upscaler", name, size, assets, limits)
     if own is not None:
         return own

@@ -56,7 +56,8 @@ def enlarged(
     """Return how the model's images get a size that it does not generate; None when it does.
 
     Args:
-        ask: The request; one that names another upscaler gets no second one.
+        ask: The request; one that names another upscaler gets no second one, and an image that is
+            enlarged later is not reduced first.
         spec: The model.
         size: Of the finished image.
         max_pixels: Upper bound of width x height of an enlarged image.
@@ -69,9 +70,13 @@ def enlarged(
         return None
     check_pixels(ask, _option(ask), size, max_pixels)
     try:
-        return enlargement.plan(spec, size)
+        plan = enlargement.plan(spec, size)
     except ValueError as error:
         raise _rejected(ask, str(error)) from None
+    later = ask.params.upscaler is not None or ask.params.hires_scale is not None
+    if plan.upscaler is None and later and not spec.size_problem(size):
+        return None
+    return plan
 
 
 def _rejected(ask: ParsedRequest, problem: str) -> InvalidRequest:

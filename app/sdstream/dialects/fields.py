@@ -37,11 +37,13 @@ class Foreign:
     Attributes:
         neutral: Values that ask for nothing, the usual one first; without any, those that switch
             a field off do. Null and empty values always ask for nothing.
+        asking: The only values that ask for something; empty if all but the neutral ones do.
         refusal: The sentence of the error for any other value; it follows the field's name.
         note: The sentence of the warning for any other value; it follows the field's name.
     """
 
     neutral: tuple[object, ...] = ()
+    asking: tuple[str, ...] = ()
     refusal: str | None = None
     note: str | None = None
 
@@ -87,7 +89,11 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
         IGNORED,
     ),
     # The parameters of an answer have them, and ask for the same image again.
-    **dict.fromkeys(("generated_size", "kernels"), IGNORED),
+    "generated_size": IGNORED,
+    "kernels": Foreign(
+        asking=("exact",),
+        note=" has no effect; set SDSTREAM_KERNELS, or 'runtime: {kernels: …}' in models.yaml.",
+    ),
     "style": Foreign(("natural", "auto"), note=" has no effect; describe the style in the prompt."),
     "input_fidelity": Foreign(("low",), note=" has no effect; use 'strength'."),
     "padding_image_to_multiple": Foreign(note=" has no effect; use 'fit'."),
@@ -225,7 +231,11 @@ def take(
 
 def _without_effect(entry: Foreign, name: str, value: object) -> str | None:
     """The warning on a known field without effect, None when it asks for nothing."""
-    if is_nothing(value, entry.neutral):
+    if entry.asking:
+        nothing = _plain(value) not in entry.asking
+    else:
+        nothing = is_nothing(value, entry.neutral)
+    if nothing:
         return None
     if entry.refusal is not None:
         raise InvalidRequest(f"'{name}'{entry.refusal}", reason=Reason.NOT_SUPPORTED, param=name)

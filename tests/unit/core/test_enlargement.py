@@ -69,8 +69,6 @@ def refused(sources: Sources | None = None, assets: Assets = ASSETS, **options: 
         ("720x1280", "128x192", "853x1280"),
         ("333x517", "128x192", "345x517"),
         ("1536x1024", "192x128", "1536x1024"),
-        ("100x100", "128x128", "100x100"),
-        ("16x16", "128x128", "16x16"),
     ],
 )
 def test_other_sizes_are_enlarged(asked: str, generated: str, enlarged: str) -> None:
@@ -82,6 +80,35 @@ def test_other_sizes_are_enlarged(asked: str, generated: str, enlarged: str) -> 
     assert request.options.upscaler == "four"
     assert request.options.upscale == round(Size.parse(enlarged).width / request.width, 4)
     assert request.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "generated", "reduced"),
+    [
+        ("64x64", "128x128", "64x64"),
+        ("100x100", "128x128", "100x100"),
+        ("16x16", "128x128", "16x16"),
+        ("96x50", "192x128", "96x64"),
+    ],
+)
+def test_smaller_sizes_are_reduced(asked: str, generated: str, reduced: str) -> None:
+    """Without an upscaler, and also where the server has none."""
+    for assets in (ASSETS, Assets()):
+        request = ask(size=asked, assets=assets)
+        assert (str(request.size), str(request.upscaled)) == (generated, reduced)
+        assert str(request.output_size) == asked
+        assert request.options.upscaler is None
+        assert request.options.upscale is None
+
+
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [({"upscaler": "mine"}, "128x128"), ({"hires_scale": 2}, "128x128")],
+)
+def test_what_is_enlarged_later_is_not_reduced(options: dict[str, Any], output: str) -> None:
+    """A small size is then where the enlargement begins."""
+    request = ask(size="64x64", **options)
+    assert (str(request.size), str(request.output_size)) == ("64x64", output)
 
 
 @pytest.mark.parametrize("size", ["128x128", "192x128", "192x192"])

@@ -133,6 +133,14 @@ def test_neutral_values_replace_the_usual_ones() -> None:
     assert taken.warnings == ("'o.a' has no effect.",)
 
 
+def test_kernels_are_not_an_option_of_a_request() -> None:
+    """The name that an answer reports is taken silently, a wish is not."""
+    for reported in ("avx512 f32 int8", "off", None):
+        assert parse({"prompt": "a cat", "kernels": reported}).warnings == ()
+    (warning,) = parse({"prompt": "a cat", "kernels": "exact"}).warnings
+    assert "'kernels' has no effect; set SDSTREAM_KERNELS" in warning
+
+
 def test_no_foreign_field_of_a_known_client_is_a_near_miss() -> None:
     """Each name is one that a real program sends, and not a misspelled option of ours."""
     ours = SPELLINGS | FOREIGN.keys()

@@ -299,8 +299,10 @@ class NativeEngine:
         return picture
 
     def _enlarged(self, picture: Pixels, request: GenerationRequest) -> Pixels | None:
-        """Return the image after the request's upscaler; None if it was aborted."""
-        name = request.options.upscaler or ""
+        """Return the image at the request's size; None if it was aborted."""
+        name = request.options.upscaler
+        if name is None:
+            return resized(picture, request.runtime_size)
         path = upscaler_path(self._model.upscaler_dir, name)
         context = sd.new_upscaler_ctx(
             str(path).encode(), False, self._direct, self._threads, UPSCALER_TILE
