@@ -10,9 +10,9 @@ import pytest
 
 from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.engine.kernels.build import library_name, runtime_folder, supported
-from sdstream.engine.kernels.choice import Choice, processor
+from sdstream.engine.kernels.choice import Choice, choose, processor
 from sdstream.settings import worker_environment
-from tests.support.kernel_check import NEEDS
+from tests.support.kernel_check import NEEDS, NO_AMX
 
 ROOT = Path(__file__).parents[2]
 FEATURES, _ = processor()
@@ -35,6 +35,8 @@ def test_every_operation_agrees_with_ggml(choice: Choice) -> None:
     if missing:
         pytest.skip(f"this processor has no {', '.join(sorted(missing))}")
     said = _python("-m", "tests.support.kernel_check", str(runtime_folder()), choice.name)
+    if said.endswith(NO_AMX):
+        pytest.skip(NO_AMX)
     assert said == f"{choice.name}: all cases agree"
 
 
@@ -75,3 +77,22 @@ def test_they_are_built_beside_the_runtime() -> None:
     """scripts/install compiles one library for each instruction set."""
     found = {path.name for path in Path(runtime_folder()).glob("libsdstream-kernels-*.so")}
     assert found == {library_name("avx512"), library_name("avx2")}
+
+
+#: A stack for signals on which the registers of AMX have no room: Linux denies them then.
+SMALL_STACK = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+space = ctypes.create_string_buffer(4096)
+stack = Stack(ctypes.addressof(space), 0, len(space))
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+"""
+
+
+@pytest.mark.skipif(choose(*processor(), "auto", lambda: False) is None, reason="no kernels")
+def test_without_amx_a_worker_has_the_other_kernels() -> None:
+    """Linux denies the tiles; whatever the flags promise, nothing ends and nothing is wrong."""
+    fallback = choose(*processor(), "auto", lambda: False)
+    assert fallback is not None
+    assert _python("-c", INSTALL.format(wanted="auto", change=SMALL_STACK)) == fallback.name

@@ -11,16 +11,20 @@ import sys
 from pathlib import Path
 
 from sdstream.engine.kernels.choice import Choice, processor
+from sdstream.settings import worker_environment
+
+NO_AMX = "the processor's flags promise AMX, which does not work here"
 
 #: Choice -> the flags of a processor that it needs.
 NEEDS = {
-    Choice("avx512", bf16=False, int8=False): {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-    Choice("avx512", bf16=False, int8=True): {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
-    Choice("avx512", bf16=True, int8=True): {"avx512f", "avx512_vnni", "avx512_bf16"},
-    Choice("avx512", bf16=False, int4=True): {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
-    Choice("avx2", bf16=False): {"avx2", "fma", "f16c"},
-    Choice("avx2", bf16=False, int4=True): {"avx2", "fma", "f16c"},
-    Choice("avx2", bf16=False, int8=True): {"avx2", "fma", "f16c", "avx_vnni"},
+    Choice("avx512", "f32"): {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    Choice("avx512", "f32", int8=True): {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
+    Choice("avx512", "bf16", int8=True): {"avx512f", "avx512_vnni", "avx512_bf16"},
+    Choice("avx512", "amx", int8=True): {"avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"},
+    Choice("avx512", "f32", int4=True): {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+    Choice("avx2", "f32"): {"avx2", "fma", "f16c"},
+    Choice("avx2", "f32", int4=True): {"avx2", "fma", "f16c"},
+    Choice("avx2", "f32", int8=True): {"avx2", "fma", "f16c", "avx_vnni"},
 }
 
 
@@ -28,11 +32,24 @@ def _check(folder: Path, choice: Choice) -> int:
     # The runtime is loaded in the process that checks, not in the one that collects the tests.
     from sdstream.engine.native import kernels
 
-    library = kernels.load(choice, folder)
-    assert library.sdk_install(choice.bf16, choice.whole_numbers, None) == 0
+    library = kernels.load(choice.isa, folder)
+    if choice.products == "amx" and not library.sdk_has_amx():
+        print(f"{choice.name}: {NO_AMX}")
+        return 0
+    assert library.sdk_install(choice.products_number, choice.whole_numbers, None) == 0
     failures = kernels.check(library, thorough=True)
     print(f"{choice.name}: {chr(10).join(failures) or 'all cases agree'}")
     return bool(failures)
+
+
+def best_name() -> str:
+    """The kernels that a worker chooses by itself, from a process that has the runtime loaded."""
+    code = "from sdstream.engine.native.kernels import best; print(best('auto').name)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=worker_environment(), capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout.strip()
 
 
 def main(folder: str, *names: str) -> int:

@@ -12,6 +12,8 @@ from sdstream.settings import Settings
 AVX2 = "avx2 fma f16c"
 AVX512 = f"{AVX2} avx512f avx512bw avx512dq avx512vl"
 
+AMX = f"{AVX512} avx512_vnni avx512_bf16 amx_tile amx_bf16"
+
 
 @pytest.mark.parametrize(
     ("features", "vendor", "wanted", "name"),
@@ -34,8 +36,31 @@ def test_a_processor_is_given_what_it_has(
     features: str, vendor: str, wanted: Kernels, name: str | None
 ) -> None:
     """The widest vectors; bf16 where it is quick; nothing but f32 in exact mode."""
-    choice = choose(frozenset(features.split()), vendor, wanted)
+    choice = choose(frozenset(features.split()), vendor, wanted, lambda: pytest.fail("no flags"))
     assert (choice.name if choice else None) == name
+
+
+@pytest.mark.parametrize(
+    ("features", "vendor", "works", "name"),
+    [
+        (AMX, "GenuineIntel", True, "avx512 amx int8"),
+        (AMX, "GenuineIntel", False, "avx512 f32 int8"),
+        (AMX, "AuthenticAMD", False, "avx512 bf16 int8"),
+        (f"{AVX2} avx_vnni amx_tile amx_bf16", "GenuineIntel", True, "avx2 f32 int8"),
+    ],
+)
+def test_amx_is_used_where_it_works(features: str, vendor: str, works: bool, name: str) -> None:
+    """The flags promise it and the probe has confirmed it; else what there was without it."""
+    choice = choose(frozenset(features.split()), vendor, "auto", lambda: works)
+    assert choice is not None
+    assert choice.name == name
+
+
+def test_exact_does_not_ask_for_amx() -> None:
+    """Its products are f32, so that the probe is not run."""
+    choice = choose(frozenset(AMX.split()), "GenuineIntel", "exact", lambda: pytest.fail("asked"))
+    assert choice is not None
+    assert choice.name == "avx512 f32"
 
 
 def test_this_processor_is_read() -> None:

@@ -51,12 +51,13 @@ static void attention(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2], * mask = op->src[3];
     const float scale = float_param(op, 0);
     const int64_t width = q->ne[0], columns = v->ne[0], queries = q->ne[1], keys = k->ne[1], heads = q->ne[2]*q->ne[3];
-    const int64_t units = (width + E::PER - 1)/E::PER, key_units = (keys + E::PER - 1)/E::PER;
+    enum : int { ROWS = E::ROWS };
+    const int64_t units = units_of<E>(width), key_units = units_of<E>(keys), panel = PANEL*((units + LANES - 1)/LANES*LANES);
     const int64_t panels = (keys + PANEL - 1)/PANEL, padded = panels*PANEL, ldp = padded/E::PER + 16, ldq = (width + PANEL - 1)/PANEL*PANEL/E::PER + 16;
     const bool by_head = heads >= 2*params->nth || heads % params->nth == 0;
     const Range mine = by_head ? Range{ 0, queries } : share(params, queries, ROWS);
     if (mine.first >= mine.last) return;
-    uint32_t * pk = buffers().panels.get<uint32_t>(padded*(units + 16));
+    uint32_t * pk = buffers().panels.get<uint32_t>(panels*panel);
     uint32_t * pv = buffers().values.get<uint32_t>((columns + PANEL - 1)/PANEL*PANEL*key_units);
     uint32_t * pq = buffers().rows.get<uint32_t>(ROWS*ldq);
     float    * s  = buffers().sums.get<float>(ROWS*padded);
@@ -65,14 +66,14 @@ static void attention(const ggml_compute_params * params, ggml_tensor * op) {
         const int64_t i3 = h/q->ne[2], i2 = h % q->ne[2], k2 = i2/(q->ne[2]/k->ne[2]), k3 = i3/(q->ne[3]/k->ne[3]);
         const Rows rq = { (const char *) q->data + i3*q->nb[3] + i2*q->nb[2], (int64_t) q->nb[1], q->type };
         const Rows rk = { (const char *) k->data + k3*k->nb[3] + k2*k->nb[2], (int64_t) k->nb[1], k->type };
-        for (int64_t j = 0; j < panels; j++) pack_panel<E>(rk, j*PANEL, std::min<int64_t>(PANEL, keys - j*PANEL), VECTORS, 0, width, pk + j*PANEL*units);
+        for (int64_t j = 0; j < panels; j++) pack_panel<E>(rk, j*PANEL, std::min<int64_t>(PANEL, keys - j*PANEL), VECTORS, 0, width, pk + j*panel);
         pack_values<E>(v, (const char *) v->data + k3*v->nb[3] + k2*v->nb[2], key_units, pv);
         for (int64_t q0 = mine.first; q0 < mine.last; q0 += ROWS) {
             if (aborted()) return;
             const int n = (int) std::min<int64_t>(ROWS, mine.last - q0);
             pack_rows<E>(rq, q0, n, 0, width, pq, ldq);
             for (int64_t j = 0; j < panels; j++)
-                micro_rows<E, VECTORS>(n, pk + j*PANEL*units, pq, ldq, units, s + j*PANEL, padded, PANEL, false);
+                micro_rows<E, VECTORS>(n, pk + j*panel, pq, ldq, units, s + j*PANEL, padded, PANEL, false);
             float inverse[ROWS];
             for (int r = 0; r < n; r++) {
                 const char * m = mask ? (const char *) mask->data + (q0 + r)*mask->nb[1] + i2 % mask->ne[2]*mask->nb[2] + i3 % mask->ne[3]*mask->nb[3] : nullptr;

@@ -120,13 +120,13 @@ std::string words(std::initializer_list<int64_t> numbers) {
 // What ggml itself loses by f16 and by 8-bit activations, and bf16 by its 8 bits.
 double tolerance_of(ggml_type type) {
     if (ggml_is_quantized(type)) return 0.02;
-    return config.bf16 ? 0.01 : type == GGML_TYPE_F32 ? 1e-5 : type == GGML_TYPE_BF16 ? 0.01 : 2e-3;
+    return config.products != Products::F32 ? 0.01 : type == GGML_TYPE_F32 ? 1e-5 : type == GGML_TYPE_BF16 ? 0.01 : 2e-3;
 }
 
 struct Product { int64_t k, m, n, planes, groups; };
 
 void add_products(Cases & to, bool thorough) {
-    std::vector<Product> shapes = { {256,33,7,1,1}, {512,20,13,3,1} };
+    std::vector<Product> shapes = { {256,33,7,1,1}, {512,20,13,3,1}, {256,48,130,1,1} };
     std::vector<ggml_type> types = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K };
     if (thorough) {
         shapes.insert(shapes.end(), { {256,16,16,8,1}, {512,100,77,1,1}, {2304,320,64,1,1}, {768,17,5,3,2}, {1280,96,130,2,1}, {4096,3,4,1,1} });
@@ -137,7 +137,7 @@ void add_products(Cases & to, bool thorough) {
             to.add(std::string("product ") + ggml_type_name(type) + words({ s.k, s.m, s.n, s.planes, s.groups }), tolerance_of(type), [=](ggml_context * c) {
                 return ggml_mul_mat(c, tensor(c, type, s.k, s.m, s.planes), tensor(c, GGML_TYPE_F32, s.k, s.n, s.planes*s.groups));
             }, s.k == 256 && (type == GGML_TYPE_F32 || type == GGML_TYPE_F16));
-    for (const Product & s : { Product{40,77,61,8,1}, Product{77,40,33,2,1}, Product{18,20,30,1,1} })
+    for (const Product & s : { Product{40,77,61,8,1}, Product{77,40,33,2,1}, Product{18,20,30,1,1}, Product{1200,40,49,1,1} })
         to.add("product of heads" + words({ s.k, s.m, s.n, s.planes }), tolerance_of(GGML_TYPE_F32), [=](ggml_context * c) {
             return ggml_mul_mat(c, tensor(c, GGML_TYPE_F32, s.k, s.m, s.planes), tensor(c, GGML_TYPE_F32, s.k, s.n, s.planes));
         });
@@ -162,7 +162,7 @@ void add_convolutions(Cases & to, bool thorough) {
     for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_F32 })
         for (const Image & s : shapes)
             to.add(std::string("convolution ") + ggml_type_name(type) + words({ s.kernel, s.in, s.out, s.width, s.height, s.step, s.pad, s.gap, s.batch }),
-                   config.bf16 ? 0.01 : 2e-3, [=](ggml_context * c) {
+                   config.products != Products::F32 ? 0.01 : 2e-3, [=](ggml_context * c) {
                 ggml_tensor * kernel = ggml_new_tensor_4d(c, type, s.kernel, s.kernel, s.in, s.out);
                 with_special = false;
                 fill(kernel, 0.1f);
@@ -190,7 +190,7 @@ void add_attention(Cases & to, bool thorough) {
             }
             return in;
         };
-        to.add("attention" + words({ s.width, s.columns, s.queries, s.keys, s.heads, s.key_heads, s.masked }), config.bf16 ? 0.01 : 2e-3, [=](ggml_context * c) {
+        to.add("attention" + words({ s.width, s.columns, s.queries, s.keys, s.heads, s.key_heads, s.masked }), config.products != Products::F32 ? 0.01 : 2e-3, [=](ggml_context * c) {
             const Inputs in = inputs(c);
             return ggml_flash_attn_ext(c, in.q, in.k, in.v, in.mask, scale, 0, 0);
         });

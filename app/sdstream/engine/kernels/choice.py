@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, get_args
 
 from sdstream.core.model_spec import Kernels
 
 _AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"})
 _AVX2: Final = frozenset({"avx2", "fma", "f16c"})
 
+#: How products are computed, in the order of the kernels' ``Products``.
+Products = Literal["f32", "bf16", "amx"]
+
+#: Tiles need the words of bf16 as well: values are rounded by them.
+_AMX: Final = frozenset({"amx_tile", "amx_bf16", "avx512_bf16"})
+
 #: Vendors whose CPUs multiply pairs of bf16 at the full rate. Intel's do so at half the rate of
-#: f32, as far as they have no other way than AVX-512.
+#: f32, as far as they have no other way than AVX-512; their quick way is AMX.
 _QUICK_BF16: Final = frozenset({"AuthenticAMD"})
 
 
@@ -23,15 +30,20 @@ class Choice:
 
     Attributes:
         isa: Names the library.
-        bf16: Products of bf16 pairs; else f32.
+        products: Products of f32, of bf16 pairs, or of bf16 in AMX tiles.
         int8: Weights of q8_0 and q4_0 are multiplied in whole numbers.
         int4: Those of q4_0 alone are.
     """
 
     isa: str
-    bf16: bool
+    products: Products
     int8: bool = False
     int4: bool = False
+
+    @property
+    def products_number(self) -> int:
+        """The value of the kernels' ``Products``."""
+        return get_args(Products).index(self.products)
 
     @property
     def whole_numbers(self) -> int:
@@ -42,25 +54,32 @@ class Choice:
     def name(self) -> str:
         """As in "avx512 bf16 int8"."""
         kind = "int8" if self.int8 else "int4" if self.int4 else ""
-        return f"{self.isa} {'bf16' if self.bf16 else 'f32'} {kind}".rstrip()
+        return f"{self.isa} {self.products} {kind}".rstrip()
 
 
-def choose(features: frozenset[str], vendor: str, wanted: Kernels) -> Choice | None:
+def choose(
+    features: frozenset[str], vendor: str, wanted: Kernels, has_amx: Callable[[], bool]
+) -> Choice | None:
     """Return the kernels for a processor; None if it has none.
 
     Args:
         features: Flags of the processor, as Linux spells them.
         vendor: The processor's word for its maker.
         wanted: "auto" or "exact".
+        has_amx: Whether AMX tiles work; asked only where the flags promise them.
     """
     auto = wanted == "auto"
     if features >= _AVX512:
-        bf16 = auto and "avx512_bf16" in features and vendor in _QUICK_BF16
+        products: Products = "f32"
+        if auto and features >= _AMX and has_amx():
+            products = "amx"
+        elif auto and "avx512_bf16" in features and vendor in _QUICK_BF16:
+            products = "bf16"
         dot = "avx512_vnni" in features
-        return Choice("avx512", bf16, int8=auto and dot, int4=auto and not dot)
+        return Choice("avx512", products, int8=auto and dot, int4=auto and not dot)
     if features >= _AVX2:
         dot = "avx_vnni" in features
-        return Choice("avx2", False, int8=auto and dot, int4=auto and not dot)
+        return Choice("avx2", "f32", int8=auto and dot, int4=auto and not dot)
     return None
 
 

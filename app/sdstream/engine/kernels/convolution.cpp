@@ -79,6 +79,7 @@ static void pack_pixels(const Convolution & c, int64_t first, int64_t m, int V, 
         if (whole && taps == 9)      pack_row_of_pixels<E, 9>(channel, c.plane, s[0], count, V*LANES, to);
         else if (whole && taps == 1) pack_row_of_pixels<E, 1>(channel, c.plane, s[0], count, V*LANES, to);
         else                         pack_any_pixels<E>(c, channel, tap, s, segments, count, V*LANES, to);
+        for (int64_t u = (count + E::PER - 1)/E::PER; u % LANES; u++) istore(to + u*V*LANES, izero());
     }
 }
 
@@ -87,7 +88,7 @@ static void convolution(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * w = op->src[0];
     const int64_t taps = w->ne[0]*w->ne[1], k = taps*w->ne[2], pixels = op->ne[0]*op->ne[1];
     const Rows b = { (const char *) w->data, (int64_t) w->nb[3], w->type };
-    const Part part = part_of(pixels, w->ne[3], params->ith, params->nth);
+    const Part part = part_of(pixels, w->ne[3], E::ROWS, params->ith, params->nth);
     // Whole pairs of channels at a time where most convolutions are.
     const int64_t step = taps == 9 ? 18 : 32;
     for (int64_t i = 0; i < op->ne[3]; i++) {

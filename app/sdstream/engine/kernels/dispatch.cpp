@@ -5,6 +5,7 @@
 // a library that is loaded after the runtime appends an entry, and nothing of the runtime changes.
 #include <atomic>
 #include "dispatch.h"
+#include "amx.h"
 
 namespace sdk {
 
@@ -60,6 +61,7 @@ struct Traits {
     virtual bool compute_forward(ggml_compute_params * params, ggml_tensor * op) {
         const Operation * found = operation_of(op);
         if (!found) return false;
+        const AmxState state;
         found->run(params, op);
         if (params->ith == 0) calls++;
         return true;
@@ -86,12 +88,14 @@ extern "C" {
 SDK_EXPORT const char * sdk_identity(void) { return SDK_IDENTITY; }
 
 // Take over the runtime's operations. `abort_flag` is a byte that stays, or null. Returns 0, or 1
-// if the runtime has tensors of another size: they belong to another release or to other flags.
-SDK_EXPORT int sdk_install(int bf16, int int8, const char * abort_flag) {
+// if the runtime has tensors of another size: they belong to another release or to other flags; or
+// 2 if the system gives no tiles.
+SDK_EXPORT int sdk_install(int products, int int8, const char * abort_flag) {
     static sdk::Extra extra;
     static ggml_backend_buffer_type type = {};
     if (ggml_tensor_overhead() != sdk::OBJECT_BYTES + sizeof(ggml_tensor)) return 1;
-    sdk::config.bf16 = bf16 != 0;
+    if ((sdk::Products) products == sdk::Products::AMX && !sdk::request_amx()) return 2;
+    sdk::config.products = (sdk::Products) products;
     sdk::config.int8 = (sdk::Int8) int8;
     sdk::abort_flag = abort_flag;
     if (!type.context) {

@@ -39,9 +39,12 @@ namespace sdk {
 // by its sums of two.
 enum class Int8 { NONE = 0, DOT = 1, PAIRS = 2 };
 
+// Products of f32; of bf16 pairs with sums of f32; or the latter in AMX tiles.
+enum class Products { F32 = 0, BF16 = 1, AMX = 2 };
+
 // What the CPU can do and the operator wants.
 struct Config {
-    bool bf16 = false;      // products of bf16 pairs with f32 sums, else f32
+    Products products = Products::F32;
     Int8 int8 = Int8::NONE;
 };
 extern Config config;

@@ -2,22 +2,23 @@
 // in C. README.md draws it. A is packed into panels whose lanes run along m, B into rows along k,
 // and the micro kernel keeps ROWS times PANEL results in registers.
 #pragma once
-#include "simd.h"
+#include "amx.h"
 
 namespace sdk {
 
 #if defined(__AVX512F__)
-enum : int { ROWS = 12, VECTORS = 2 };    // 24 sums, 2 of A and 1 of B in 32 registers
+enum : int { VECTOR_ROWS = 12, VECTORS = 2 };    // 24 sums, 2 of A and 1 of B in 32 registers
 #else
-enum : int { ROWS = 6, VECTORS = 2 };     // 12 sums, 2 of A and 1 of B in 16 registers
+enum : int { VECTOR_ROWS = 6, VECTORS = 2 };     // 12 sums, 2 of A and 1 of B in 16 registers
 #endif
 enum : int { PANEL = VECTORS*LANES };
 enum : int { DEPTH = 576 };               // units of k at a time: rows of B stay in the level 1 cache
 enum : int { CACHE_BYTES = 640 << 10 };   // of panels at a time: they stay in the level 2 cache
 
-// A unit is what one 32-bit lane holds: one float, or two bf16 of neighbouring k.
+// A unit is what one 32-bit lane holds: PER values, one float or two bf16 of neighbouring k. The
+// micro kernel takes ROWS rows of B, and STEP units of k at once.
 struct F32 {
-    enum : int { PER = 1 };
+    enum : int { PER = 1, ROWS = VECTOR_ROWS, STEP = 1 };
     static vf multiply_add(vf c, vi a, vi b) { return fma(as_float(a), as_float(b), c); }
     // LANES*PER values of a row as units in row order; `load` gives LANES values from an offset on.
     template <class Load> static vi row(Load load) { return as_int(load(0)); }
@@ -27,7 +28,7 @@ struct F32 {
 
 #if defined(__AVX512BF16__)
 struct Bf16 {
-    enum : int { PER = 2 };
+    enum : int { PER = 2, ROWS = VECTOR_ROWS, STEP = 1 };
     static vf multiply_add(vf c, vi a, vi b) { return _mm512_dpbf16_ps(c, (__m512bh) a, (__m512bh) b); }
     template <class Load> static vi row(Load load) {
         const vf first = load(0);
@@ -39,7 +40,12 @@ struct Bf16 {
         return _mm512_permutexvar_epi16(order, (vi) _mm512_cvtne2ps_pbh(odd, even));
     }
 };
-#define SDK_CALL(function, ...) (config.bf16 ? function<Bf16>(__VA_ARGS__) : function<F32>(__VA_ARGS__))
+// The same values, multiplied in tiles.
+struct Amx : Bf16 {
+    enum : int { ROWS = 2*TILE, STEP = TILE };
+};
+#define SDK_CALL(function, ...) \
+    (config.products == Products::AMX ? function<Amx>(__VA_ARGS__) : config.products == Products::BF16 ? function<Bf16>(__VA_ARGS__) : function<F32>(__VA_ARGS__))
 #else
 #define SDK_CALL(function, ...) function<F32>(__VA_ARGS__)
 #endif
@@ -86,11 +92,24 @@ void micro_rows(int n, const uint32_t * a, const uint32_t * b, int64_t ldb, int6
     }
 }
 
+#if defined(__AVX512BF16__)
+template <> inline void micro_rows<Amx, 1>(int n, const uint32_t * a, const uint32_t * b, int64_t ldb, int64_t units, float * c, int64_t ldc, int64_t m, bool onto) {
+    n > TILE ? micro_amx<2, 1>(n, a, b, ldb, units, c, ldc, m, onto) : micro_amx<1, 1>(n, a, b, ldb, units, c, ldc, m, onto);
+}
+template <> inline void micro_rows<Amx, 2>(int n, const uint32_t * a, const uint32_t * b, int64_t ldb, int64_t units, float * c, int64_t ldc, int64_t m, bool onto) {
+    n > TILE ? micro_amx<2, 2>(n, a, b, ldb, units, c, ldc, m, onto) : micro_amx<1, 2>(n, a, b, ldb, units, c, ldc, m, onto);
+}
+#endif
+
 template <class E>
 void micro_panel(int n, const uint32_t * a, const uint32_t * b, int64_t ldb, int64_t units, float * c, int64_t ldc, int64_t m, bool onto) {
     if (m > LANES) micro_rows<E, 2>(n, a, b, ldb, units, c, ldc, m, onto);
     else           micro_rows<E, 1>(n, a, b, ldb, units, c, ldc, m, onto);
 }
+
+// Of `count` values of k, as the micro kernel takes them.
+template <class E>
+int64_t units_of(int64_t count) { return (count + E::PER*E::STEP - 1)/(E::PER*E::STEP)*E::STEP; }
 
 // --- loop nest ----------------------------------------------------------------------------------
 
@@ -107,27 +126,29 @@ int64_t depth_of(int64_t k, int64_t m, int64_t step) {
 // A thread's part of C.
 struct Part { int64_t m0, m1, n0, n1; };
 
-// The threads as a grid over C, with as little of A and B packed twice as possible.
-inline Part part_of(int64_t m, int64_t n, int ith, int nth) {
+// The threads as a grid over C, with as little of A and B packed twice as possible; each takes
+// whole panels and blocks of `rows`.
+inline Part part_of(int64_t m, int64_t n, int rows, int ith, int nth) {
     int across = 1;
     double least_cost = 1e300;
     for (int tn = 1; tn <= nth; tn++) {
         if (nth % tn) continue;
         const int tm = nth/tn;
-        const double pm = (double) ((m + PANEL*tm - 1)/(PANEL*tm))*PANEL, pn = (double) ((n + ROWS*tn - 1)/(ROWS*tn))*ROWS;
+        const double pm = (double) ((m + PANEL*tm - 1)/(PANEL*tm))*PANEL, pn = (double) ((n + rows*tn - 1)/(rows*tn))*rows;
         const double cost = pm*pn + 16*pm + 8*pn;
         if (cost < least_cost) { least_cost = cost; across = tn; }
     }
     const int tn = across, tm = nth/tn, im = ith % tm, in = ith/tm;
-    const int64_t pm = (m + PANEL*tm - 1)/(PANEL*tm)*PANEL, pn = (n + ROWS*tn - 1)/(ROWS*tn)*ROWS;
+    const int64_t pm = (m + PANEL*tm - 1)/(PANEL*tm)*PANEL, pn = (n + rows*tn - 1)/(rows*tn)*rows;
     return { std::min(m, im*pm), std::min(m, (im + 1)*pm), std::min(n, in*pn), std::min(n, (in + 1)*pn) };
 }
 
-// pack_panel(m, rows, V, k, count, to) packs A, pack_rows(n, rows, k, count, to, ldb) packs B.
+// pack_panel(m, rows, V, k, count, to) packs A, pack_rows(n, rows, k, count, to, ldb) packs B. Both
+// fill up with zeros to a multiple of LANES units.
 template <class E, class PackPanel, class PackRows>
 void nest(const Part & part, int64_t k, int64_t depth, float * c, int64_t ldc, PackPanel pack_panel, PackRows pack_rows) {
     if (part.m0 >= part.m1 || part.n0 >= part.n1) return;
-    enum : int { RUN = LANES*E::PER };
+    enum : int { RUN = LANES*E::PER, ROWS = E::ROWS };
     const int64_t units_most = (depth + RUN - 1)/RUN*LANES, ldb = units_most + 16;
     // As many panels as the cache takes, in blocks of about one height.
     const int64_t highest = std::max<int64_t>(2*PANEL, CACHE_BYTES/(4*units_most)/PANEL*PANEL);
@@ -138,7 +159,7 @@ void nest(const Part & part, int64_t k, int64_t depth, float * c, int64_t ldc, P
     for (int64_t top = part.m0; top < part.m1; top += height) {
         const int64_t end = std::min(top + height, part.m1);
         for (int64_t k0 = 0; k0 < k; k0 += depth) {
-            const int64_t count = std::min(depth, k - k0), units = (count + E::PER - 1)/E::PER;
+            const int64_t count = std::min(depth, k - k0), units = units_of<E>(count);
             for (int64_t m = top; m < end; m += PANEL)
                 pack_panel(m, std::min<int64_t>(PANEL, end - m), end - m > LANES ? 2 : 1, k0, count, a + (m - top)*units_most);
             for (int64_t n = part.n0; n < part.n1; n += ROWS) {

@@ -65,7 +65,7 @@ void pack_rows(const Rows & of, int64_t row, int n, int64_t k, int64_t count, ui
         int64_t i = 0;
         if (of.type == GGML_TYPE_F16)        // weights of convolutions: each is read once, from memory
             for (const uint16_t * h = (const uint16_t *) p + k; i + LANES*E::PER <= count; i += LANES*E::PER) {
-                _mm_prefetch((const char *) (h + i) + ROWS*of.stride, _MM_HINT_T1);
+                _mm_prefetch((const char *) (h + i) + E::ROWS*of.stride, _MM_HINT_T1);
                 istore(to + j*ldb + i/E::PER, E::row([&](int at) { return widen_f16(h + i + at); }));
             }
         for (; i < count; i += LANES*E::PER)
@@ -73,10 +73,26 @@ void pack_rows(const Rows & of, int64_t row, int n, int64_t k, int64_t count, ui
     }
 }
 
-// `m` rows -> a panel [unit][V][lane]; lanes past `m` are zero.
+// LANES rows of type T, of which `rows` are there -> their lanes of a panel.
+template <class E, ggml_type T>
+void pack_lanes(const Rows & of, int64_t row, int64_t rows, int64_t k, int64_t count, int V, uint32_t * to) {
+    const int64_t block = ggml_blck_size(T), bytes = ggml_type_size(T), next = V*LANES*of.stride;
+    for (int64_t i = 0; i < count; i += LANES*E::PER) {
+        vi r[LANES];
+        for (int j = 0; j < LANES; j++) {
+            if (j >= rows) { r[j] = izero(); continue; }
+            const char * p = of.data + (row + j)*of.stride;
+            _mm_prefetch(p + next + (k + i)/block*bytes, _MM_HINT_T1);    // of the next panel
+            r[j] = E::row([&](int at) { return row_load(T, p, k + i + at, count - i - at); });
+        }
+        transpose(r);
+        for (int64_t u = 0; u < LANES; u++) istore(to + (i/E::PER + u)*V*LANES, r[u]);
+    }
+}
+
+// `m` rows -> a panel [unit][V][lane] of whole LANES units; lanes past `m` and units past `count` are zero.
 template <class E>
 void pack_panel(const Rows & of, int64_t row, int64_t m, int V, int64_t k, int64_t count, uint32_t * to) {
-    const int64_t block = ggml_blck_size(of.type), bytes = ggml_type_size(of.type);
     for (int v = 0; v < V; v++) {
         const int64_t rows = std::min<int64_t>(LANES, m - v*LANES);
         Rows from = of;
@@ -88,17 +104,11 @@ void pack_panel(const Rows & of, int64_t row, int64_t m, int V, int64_t k, int64
             from = { (const char *) f, stride*(int64_t) sizeof(float), GGML_TYPE_F32 };
             first = start = 0;
         }
-        for (int64_t i = 0; i < count; i += LANES*E::PER) {
-            vi r[LANES];
-            for (int j = 0; j < LANES; j++) {
-                if (j >= rows) { r[j] = izero(); continue; }
-                const char * p = from.data + (first + j)*from.stride;
-                _mm_prefetch(p + V*LANES*from.stride + (start + i)/block*bytes, _MM_HINT_T1);    // of the next panel
-                r[j] = E::row([&](int at) { return row_load(from.type, p, start + i + at, count - i - at); });
-            }
-            transpose(r);
-            const int64_t units = std::min<int64_t>(LANES, (count - i + E::PER - 1)/E::PER);
-            for (int64_t u = 0; u < units; u++) istore(to + ((i/E::PER + u)*V + v)*LANES, r[u]);
+        switch (from.type) {       // once, not for each row
+#define CASE(T) case T: pack_lanes<E, T>(from, first, rows, start, count, V, to + v*LANES); break;
+            CASE(GGML_TYPE_F32) CASE(GGML_TYPE_F16) CASE(GGML_TYPE_BF16) CASE(GGML_TYPE_Q8_0) CASE(GGML_TYPE_Q4_0)
+#undef CASE
+            default: break;
         }
     }
 }

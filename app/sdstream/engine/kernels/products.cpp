@@ -1,4 +1,4 @@
-// MUL_MAT with weights of any type, in f32 or in pairs of bf16.
+// MUL_MAT with weights of any type, in f32, in pairs of bf16 or in tiles of them.
 #include "pack.h"
 
 namespace sdk {
@@ -11,7 +11,7 @@ static void product(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * w = op->src[0], * x = op->src[1];
     const int64_t r2 = x->ne[2]/w->ne[2], r3 = x->ne[3]/w->ne[3], planes = x->ne[2]*x->ne[3];
     const bool by_plane = planes >= 2*params->nth;     // heads of an attention
-    const Part part = by_plane ? Part{ 0, w->ne[1], 0, x->ne[1] } : part_of(w->ne[1], x->ne[1], params->ith, params->nth);
+    const Part part = by_plane ? Part{ 0, w->ne[1], 0, x->ne[1] } : part_of(w->ne[1], x->ne[1], E::ROWS, params->ith, params->nth);
     for (int64_t i = by_plane ? params->ith : 0; i < planes; i += by_plane ? params->nth : 1) {
         const int64_t i3 = i/x->ne[2], i2 = i % x->ne[2];
         const Rows a = { (const char *) w->data + i3/r3*w->nb[3] + i2/r2*w->nb[2], (int64_t) w->nb[1], w->type };

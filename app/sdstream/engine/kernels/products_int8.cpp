@@ -15,6 +15,7 @@ enum : int { ROWS8 = 2 };      // 4 and 4: more would spill
 enum : int { HEIGHT8 = 512 };  // rows of weights at a time: their panels stay in the level 2 cache
 enum : int { DEPTH8 = 36 };     // blocks of k at a time
 enum : int { UNITS = 8 };      // of a block of 32
+enum : int { AMX_ROWS = 128 }; // as many rows of activations are quicker as bf16 in tiles
 
 // The panels and rows of one block of k.
 struct Operands {
@@ -184,7 +185,7 @@ void run_product_int8(const ggml_compute_params * params, ggml_tensor * op) {
     const Activations b = activations_of(op, params->wdata);
     quantise(params, x, offset_of(w->type), b);
     ggml_barrier(params->threadpool);       // all threads, aborted or not
-    const Part part = part_of(w->ne[1], x->ne[1], params->ith, params->nth);
+    const Part part = part_of(w->ne[1], x->ne[1], VECTOR_ROWS, params->ith, params->nth);
     if (part.m0 >= part.m1 || part.n0 >= part.n1) return;
     const int64_t parts = (b.blocks + DEPTH8 - 1)/DEPTH8, each = (b.blocks + parts - 1)/parts;
     const int64_t height = std::min<int64_t>(HEIGHT8, (part.m1 - part.m0 + PANEL - 1)/PANEL*PANEL);
@@ -217,6 +218,7 @@ void run_product_int8(const ggml_compute_params * params, ggml_tensor * op) {
 
 bool takes_product_int8(const ggml_tensor * op) {
     const ggml_tensor * w = op->src[0], * x = op->src[1];
+    if (config.products == Products::AMX && x->ne[1] >= AMX_ROWS) return false;
     return (w->type == GGML_TYPE_Q4_0 ? config.int8 != Int8::NONE : w->type == GGML_TYPE_Q8_0 && config.int8 == Int8::DOT) && x->type == GGML_TYPE_F32 && takes_product(op);
 }
 

@@ -67,7 +67,7 @@ static Tiles tiles_of(const ggml_tensor * op, int64_t number) {
 // -> vector `v` of [position][channel/PER][VECTORS][lane] units.
 template <class E>
 static void transform_image(const Convolution & c, const Tiles & at, int v, uint32_t * to) {
-    const int64_t units = c.channels/E::PER, x = 2*at.tx - 1, y = 2*at.ty - 1;    // of the upper left input
+    const int64_t filled = c.channels/E::PER, units = units_of<E>(c.channels), x = 2*at.tx - 1, y = 2*at.ty - 1;    // of the upper left input
     vm mask[4][4];
     for (int r = 0; r < 4; r++)
         for (int h = 0; h < 4; h++) {                              // loads at x, x + LANES, x + 2, x + LANES + 2
@@ -75,7 +75,7 @@ static void transform_image(const Convolution & c, const Tiles & at, int v, uint
             const bool inside = y + r >= 0 && y + r < c.height;
             mask[r][h] = inside ? range((int) std::clamp<int64_t>(-first, 0, LANES), (int) std::clamp<int64_t>(c.width - first, 0, LANES)) : low(0);
         }
-    for (int64_t u = 0; u < units; u++) {
+    for (int64_t u = 0; u < filled; u++) {
         vf d[E::PER][4][4];
         for (int e = 0; e < E::PER; e++) {
             const float * p = c.image + (E::PER*u + e)*c.plane + y*c.row + x;
@@ -97,13 +97,16 @@ static void transform_image(const Convolution & c, const Tiles & at, int v, uint
                 istore(to + (((r*4 + q)*units + u)*VECTORS + v)*LANES, E::zip(o[0][r], o[E::PER - 1][r]));
         }
     }
+    for (int q = 0; q < POSITIONS; q++)
+        for (int64_t u = filled; u < units; u++) istore(to + ((q*units + u)*VECTORS + v)*LANES, izero());
 }
 
 // Vector `v` of the sums [position][ROWS][PANEL] -> two output rows of each of `rows` channels.
+template <class E>
 static void transform_sums(const float * s, int v, int rows, float * to, int64_t ldc, int64_t width, int64_t tiles) {
     for (int j = 0; j < rows; j++) {
         vf m[4][4], h[2][4];
-        for (int q = 0; q < POSITIONS; q++) m[q/4][q % 4] = load(s + (q*ROWS + j)*PANEL + v*LANES);
+        for (int q = 0; q < POSITIONS; q++) m[q/4][q % 4] = load(s + (q*E::ROWS + j)*PANEL + v*LANES);
         for (int q = 0; q < 4; q++) {
             h[0][q] = add(m[0][q], add(m[1][q], m[2][q]));
             h[1][q] = sub(m[1][q], add(m[2][q], m[3][q]));
@@ -121,7 +124,8 @@ static void transform_sums(const float * s, int v, int rows, float * to, int64_t
 template <class E>
 static void winograd(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * w = op->src[0];
-    const int64_t channels = w->ne[2], outputs = w->ne[3], units = channels/E::PER, ldu = row_units<E>(channels);
+    const int64_t channels = w->ne[2], outputs = w->ne[3], units = units_of<E>(channels), ldu = row_units<E>(channels);
+    enum : int { ROWS = E::ROWS };
     const int64_t ldc = op->nb[2]/sizeof(float), all = (op->ne[0]/2 + LANES - 1)/LANES*(op->ne[1]/2)*op->ne[3];
     uint32_t * kernels = (uint32_t *) (((uintptr_t) params->wdata + 63)/64*64);
     transform_kernels<E>({ (const char *) w->data, (int64_t) w->nb[3], w->type }, channels, outputs, share(params, outputs), kernels, ldu);
@@ -142,7 +146,7 @@ static void winograd(const ggml_compute_params * params, ggml_tensor * op) {
                 micro_rows<E, VECTORS>(rows, tiles + q*units*PANEL, kernels + (q*outputs + o)*ldu, ldu, units, sums + q*ROWS*PANEL, PANEL, PANEL, false);
             for (int v = 0; v < VECTORS && b + v < mine.last; v++) {
                 float * out = (float *) ((char *) op->data + at[v].image*op->nb[3]) + o*ldc + 2*at[v].ty*op->ne[0] + 2*at[v].tx;
-                transform_sums(sums, v, rows, out, ldc, op->ne[0], op->ne[0]/2 - at[v].tx);
+                transform_sums<E>(sums, v, rows, out, ldc, op->ne[0], op->ne[0]/2 - at[v].tx);
             }
         }
     }

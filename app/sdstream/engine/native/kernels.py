@@ -52,17 +52,17 @@ def install(wanted: Kernels, abort_flag: int, choice: Choice | None = None) -> I
     """
     if wanted == KERNELS_OFF or has_gpu():
         return InUse()
-    choice = choice or choose(*processor(), wanted)
-    if not supported() or choice is None:
-        return InUse(problem="There are no CPU kernels for this processor.")
     try:
-        library = load(choice, Path(lib._name).parent)
+        choice = choice or best(wanted)
+        if choice is None:
+            return InUse(problem="There are no CPU kernels for this processor.")
+        library = load(choice.isa, Path(lib._name).parent)
     except (OSError, AttributeError) as error:
         return InUse(problem=f"The CPU kernels cannot be loaded ({error}); {_BUILD_HINT}.")
     built = library.sdk_identity().decode()
     if built != identity():
         return InUse(problem=f"The CPU kernels are {built}, not {identity()}; {_BUILD_HINT}.")
-    if library.sdk_install(choice.bf16, choice.whole_numbers, abort_flag):
+    if library.sdk_install(choice.products_number, choice.whole_numbers, abort_flag):
         return InUse(problem=f"The CPU kernels do not fit this runtime; {_BUILD_HINT}.")
     began = time.monotonic()
     failures = check(library)
@@ -74,6 +74,23 @@ def install(wanted: Kernels, abort_flag: int, choice: Choice | None = None) -> I
     return InUse(choice.name)
 
 
+def best(wanted: Kernels) -> Choice | None:
+    """Return the kernels for this processor; None if it has none.
+
+    Raises:
+        OSError: The library that contains the probe of AMX cannot be loaded.
+        AttributeError: It is not a library of kernels.
+    """
+
+    def has_amx() -> bool:
+        works = bool(load("avx512", Path(lib._name).parent).sdk_has_amx())
+        if not works:
+            logger.info("the processor's flags promise AMX, which does not work here")
+        return works
+
+    return choose(*processor(), wanted, has_amx) if supported() else None
+
+
 def check(library: Any, *, thorough: bool = False) -> list[str]:
     """Compare installed kernels with ggml's own; return a line for each case that failed."""
     report = ctypes.create_string_buffer(_REPORT_BYTES)
@@ -82,14 +99,14 @@ def check(library: Any, *, thorough: bool = False) -> list[str]:
     return (lines or ["no case is named"]) if failed else []
 
 
-def load(choice: Choice, folder: Path) -> Any:
-    """Load the library of a choice from a folder.
+def load(isa: str, folder: Path) -> Any:
+    """Load the library for an instruction set from a folder.
 
     Raises:
         OSError: It is not there, or needs what the runtime does not export.
         AttributeError: It is not a library of kernels.
     """
-    path = folder / library_name(choice.isa)
+    path = folder / library_name(isa)
     if not path.exists():
         raise OSError(f"{path.name} was not found in {folder}")
     library = ctypes.CDLL(str(path))
