@@ -1,4 +1,4 @@
-"""The web page in a real browser. Faults, the queue, and what to do next."""
+"""The web page in a real browser. Faults, the queue, machines, and what to do next."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.support.browser import SCREENSHOTS
 from tests.support.jobs import begin, wait_for
+from tests.support.machines import MACHINE
 from tests.support.page import SLOW, Visit, accessible, draw, field, finished, scene
 from tests.support.servers import ServerProcess, free_port, running_server
 
@@ -44,6 +45,13 @@ models:
     size: {min: 64, max: 512}
     defaults: {size: 128x128, steps: 4}
 """
+
+
+#: tests/integration/test_cluster.py compares the fields of MACHINE with those of a cluster.
+LACK = "The machine lacks files: /models/large.safetensors."
+IDLE: dict[str, Any] = {**MACHINE, "name": "127.0.0.4", "free_slots": 2, "workers": []}
+SHUNNED = {**IDLE, "name": "127.0.0.5", "state": "shunned", "reason": LACK, "free_slots": 0}
+LOST = {**IDLE, "state": "lost", "reason": "It went out of reach.", "free_slots": 0}
 
 
 def clipped(page: Page, name: str) -> float:
@@ -92,6 +100,9 @@ def test_a_dead_server_is_seen_at_once(tmp_path: Path, visit: Visit) -> None:
     with running_server(tmp_path, **settings):
         expect(page.locator("#offline")).to_be_hidden()
         finished(page)
+        # A server without a cluster is asked for its machines once.
+        assert len([one for one in person.requests if one.url.endswith("/v1/cluster")]) == 1
+        expect(page.locator("#open-cluster")).to_be_hidden()
         page.close()
 
 
@@ -197,3 +208,51 @@ def test_buttons_on_a_small_screen(own_server: ServerProcess, visit: Visit) -> N
     expect(page.locator("#mask")).to_be_visible()
     assert one_row(".tools")
     assert one_row(".part")
+
+
+def rows(page: Page) -> list[list[str]]:
+    """The texts of the table's cells."""
+    found: list[list[str]] = page.locator("#machines tr").evaluate_all(
+        "rows => rows.map((row) => [...row.children].map((cell) => cell.innerText))"
+    )
+    return found
+
+
+def test_machines(own_server: ServerProcess, visit: Visit) -> None:
+    """The line counts machines and faults; it opens a table, which follows the cluster; a loss is
+    reported."""
+    machines = [MACHINE, IDLE, SHUNNED]
+    page = visit(own_server, viewport={"width": 390, "height": 800}, color_scheme="dark").tab()
+
+    def answer(route: Route) -> None:
+        route.fulfill(json={"object": "cluster", "machines": machines})
+
+    page.route("**/v1/cluster", answer)
+    page.goto(own_server.url)
+    line = page.locator("#open-cluster")
+    expect(line).to_have_text("3 machines, 1 shunned")
+    line.press("Enter")
+    expect(page.locator("#cluster")).to_be_visible()
+    assert rows(page) == [
+        ["127.0.0.3\nfirst", "ready", "a", "1", "1 of 2 slots, 10.5 GB"],
+        ["127.0.0.4\nfirst", "ready", "none", "0", "2 of 2 slots, 10.5 GB"],
+        ["127.0.0.5\nfirst", f"shunned\n{LACK}", "none", "0", "none"],
+    ]
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    accessible(page)()
+    machines[1] = LOST
+    expect(line).to_have_text("3 machines, 1 shunned, 1 lost")
+    expect(page.locator("#notice")).to_have_text(
+        "Lost: 127.0.0.4. Running jobs of a lost machine restart on another one."
+    )
+    expect(page.locator("#machines")).to_contain_text("It went out of reach.")
+    page.screenshot(path=SCREENSHOTS / "cluster-narrow.png")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.screenshot(path=SCREENSHOTS / "cluster.png")
+    accessible(page)()
+    page.keyboard.press("Escape")
+    expect(page.locator("#cluster")).to_be_hidden()
+    machines.clear()
+    line.press("Enter")
+    expect(line).to_have_text("0 machines")
+    expect(page.locator("#no-machines")).to_contain_text("sdstream cluster join")

@@ -25,7 +25,7 @@ import pytest
 from sdstream.cluster.setup import make_token
 from tests.integration.test_two_fronts import fronts, state_of
 from tests.support.jobs import ENDINGS, EventStream, Told, begin, wait_for
-from tests.support.machines import RayMachines, RayNode, need_ray, ray_machines
+from tests.support.machines import MACHINE, RayMachines, RayNode, need_ray, ray_machines
 from tests.support.postgres import Postgres
 from tests.support.servers import Call, ServerProcess, free_port, running_server, wait_until
 
@@ -78,6 +78,11 @@ def cluster_of(front: ServerProcess) -> dict[str, dict[str, Any]]:
     answer = httpx2.get(f"{front.url}/v1/cluster", headers=FIRST, timeout=10)
     assert answer.status_code == 200
     return {machine["name"]: machine for machine in answer.json()["machines"]}
+
+
+def kinds(fields: dict[str, Any]) -> dict[str, type]:
+    """The fields that are always there, with the types of their values."""
+    return {name: type(value) for name, value in fields.items() if name != "gpu_bytes"}
 
 
 def loaded(front: ServerProcess, machine: str) -> int:
@@ -231,6 +236,9 @@ def test_a_machine_generates(front: ServerProcess) -> None:
     assert (machine["state"], machine["slots"], machine["reason"]) == ("ready", 2, "")
     assert machine["memory_bytes"] > 0
     assert {worker["model"] for worker in machine["workers"]} == {"a"}
+    # The page reads these fields.
+    assert kinds(machine) == kinds(MACHINE)
+    assert kinds(machine["workers"][0]) == kinds(MACHINE["workers"][0])
     assert front.metric("sdstream_worker_up", headers=FIRST, machine=ONE) >= 1
     assert front.metric("sdstream_machines", headers=FIRST, state="ready") == 1
 

@@ -17,12 +17,20 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 import pytest
 
 from tests.support.servers import free_port, wait_until
+
+#: A machine in GET /v1/cluster, for tests without Ray; those with Ray compare its fields.
+MACHINE: Final[dict[str, Any]] = {
+    "name": "127.0.0.3", "host": "first", "state": "ready", "reason": "", "since": 1.5,
+    "slots": 2, "free_slots": 1, "gpu_bytes": None, "memory_bytes": 24_000_000_000,
+    "free_bytes": 10_500_000_000,
+    "workers": [{"model": "a", "state": "busy", "resident_bytes": 4_000_000_000}],
+}  # fmt: skip
 
 _MARK: Final = "TESTS_CLUSTER"
 _RUNS: Final = "This command will now block forever"

@@ -4,6 +4,7 @@ import { announceJob } from "./announce.js";
 import { api, ApiError } from "./api.js";
 import { Border } from "./border.js";
 import { Easel } from "./canvas.js";
+import { ClusterStatus } from "./cluster.js";
 import { CodePanel } from "./code.js";
 import { Compare } from "./compare.js";
 import { byId, save } from "./dom.js";
@@ -51,6 +52,7 @@ const viewer = new Viewer(gallery, (id) => jobs.remove(id));
 new Selection(gallery, jobs);
 const compare = new Compare(form, jobs, stage, asker);
 const presets = new Presets(form);
+const cluster = new ClusterStatus();
 
 /** A job, and the image of it that is shown. @typedef {{job: Job, image?: JobImage}} Shown */
 
@@ -507,6 +509,7 @@ async function start() {
   const latest = gallery.entries.find((entry) => entry.image && jobs.isMine(entry.job.id))?.job;
   if (latest) form.setLastSeed(latest.parameters.seed);
   if (!stage.job) present(running ?? latest ?? null);
+  cluster.load();
 }
 
 function begin() {

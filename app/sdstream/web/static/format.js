@@ -37,6 +37,14 @@ export function counted(count, one, many = `${one}s`) {
 }
 
 /**
+ * "10.5 GB".
+ * @param {number} bytes
+ */
+export function gigabytes(bytes) {
+  return `${(bytes / 1e9).toFixed(1)} GB`;
+}
+
+/**
  * "a, b and c".
  * @param {string[]} names
  */
