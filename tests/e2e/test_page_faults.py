@@ -212,6 +212,15 @@ def test_buttons_on_a_small_screen(own_server: ServerProcess, visit: Visit) -> N
 
 def rows(page: Page) -> list[list[str]]:
     """The texts of the table's cells."""
+    page.get_by_role("button", name="Image", exact=True).click()
+    page.locator("#enlarge").click()
+    boxes = [box.bounding_box() for box in page.locator("#viewer .actions > :visible").all()]
+    assert len(boxes) == 6
+    # Two rows of three buttons, of one size, and none under 40 pixels.
+    assert len({round(box["y"]) for box in boxes if box}) == 2
+    assert len({(round(box["width"]), round(box["height"])) for box in boxes if box}) == 1
+    assert all(box and min(box["width"], box["height"]) >= 40 for box in boxes)
+    accessible(page)()
     found: list[list[str]] = page.locator("#machines tr").evaluate_all(
         "rows => rows.map((row) => [...row.children].map((cell) => cell.innerText))"
     )

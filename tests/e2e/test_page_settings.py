@@ -57,7 +57,7 @@ def test_settings_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
     small = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
     page = visit(own_server, **small).open()
     page.locator("#tiles button").first.click()
-    page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
+    page.get_by_role("dialog").get_by_role("button", name="Use settings").click()
     expect(page.locator("#notice")).to_be_in_viewport()
     expect(field(page, "Prompt")).to_be_in_viewport()
 
