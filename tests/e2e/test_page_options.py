@@ -167,14 +167,16 @@ def test_reference_and_control_images(tmp_path: Path, visit: Visit) -> None:
 
 
 def test_limits_of_the_server(own_server: ServerProcess, visit: Visit) -> None:
-    """The largest numbers of images and steps are those of the server."""
+    """The largest numbers of images and steps are those of the server. The slider ends at 50 steps
+    or at fewer, and the field keeps a larger number."""
+    most_steps = 200
     page = visit(own_server).open()
 
     def limit(route: Route) -> None:
         answer = route.fetch()
         model = answer.json()
         model["options"]["n"]["maximum"] = 3
-        model["options"]["sample_steps"]["maximum"] = 200
+        model["options"]["sample_steps"]["maximum"] = most_steps
         route.fulfill(response=answer, json=model)
 
     page.route("**/v1/models/*", limit)
@@ -184,3 +186,17 @@ def test_limits_of_the_server(own_server: ServerProcess, visit: Visit) -> None:
     field(page, "Images").fill("4")
     page.locator("#generate").click()
     expect(page.locator("#n-error")).to_have_text("Enter a number from 1 to 3.")
+    slider = page.locator("#steps-slider")
+    page.locator("#more summary").click()
+    field(page, "Steps").fill("80")
+    expect(slider).to_have_value("50")
+    most_steps = 20
+    page.reload()
+    expect(page.locator("#sample_steps")).to_have_attribute("max", "20")
+    expect(slider).to_have_attribute("max", "20")
+    expect(field(page, "Steps")).to_have_value("80")
+    page.locator("#generate").click()
+    expect(page.locator("#n-error")).to_have_text("Enter a number from 1 to 3.")
+    field(page, "Images").fill("1")
+    page.locator("#generate").click()
+    expect(page.locator("#sample_steps-error")).to_have_text("Enter a number from 1 to 20.")

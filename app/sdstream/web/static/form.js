@@ -51,6 +51,9 @@ const steps = byId("sample_steps", HTMLInputElement);
 const sampler = byId("sampler", HTMLSelectElement);
 const schedule = byId("schedule", HTMLSelectElement);
 const cfg = byId("cfg_scale", HTMLInputElement);
+const stepsSlider = byId("steps-slider", HTMLInputElement);
+/** Most steps that the slider sets; the field takes all that the server allows. */
+const SLIDER_STEPS = Number(stepsSlider.max);
 const guidance = byId("guidance", HTMLInputElement);
 const strength = byId("strength", HTMLInputElement);
 const onlyMasked = byId("only_masked", HTMLInputElement);
@@ -209,6 +212,8 @@ export class Form extends EventTarget {
 
   /** @param {{control: boolean, references: boolean}} extra Which further images the user has chosen. */
   setExtra(extra) {
+    stepsSlider.max = String(Math.min(SLIDER_STEPS, Number(steps.max)));
+    stepsSlider.value = steps.value;
     this.#extra = extra;
     this.#changed();
   }
