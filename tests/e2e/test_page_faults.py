@@ -117,6 +117,36 @@ def test_an_idle_page_notices_too(tmp_path: Path, visit: Visit) -> None:
         page.close()
 
 
+def test_a_page_without_models(own_server: ServerProcess, visit: Visit) -> None:
+    """The form says why there are none and what to do; the focus stays where the user types, and no
+    request is repeated in a loop."""
+    person = visit(own_server)
+    person.excuse("status of 503", "ERR_FAILED")
+    page = person.tab()
+    models = "**/v1/models"
+    page.route(models, lambda route: route.fulfill(json={"object": "list", "data": []}))
+    page.goto(own_server.url)
+    problem = page.locator("#model-error")
+    expect(problem).to_contain_text("has no models. Download one with ‘sdstream pull’")
+    expect(field(page, "Prompt")).to_be_focused()
+    draw(page, "no model")
+    expect(field(page, "Model")).to_be_focused()
+    page.wait_for_timeout(300)
+    assert len([one for one in person.requests if one.url.endswith("/v1/models")]) == 2
+    page.route(models, lambda route: route.fulfill(status=503))
+    page.reload()
+    expect(problem).to_contain_text("The server answered 503. This page retries by itself")
+    expect(field(page, "Prompt")).to_be_focused()
+    page.route(models, lambda route: route.abort())
+    draw(page, "no server")
+    expect(page.locator("#form-error")).to_contain_text("Generate again when it is back.")
+    page.unroute(models)
+    expect(page.locator("#form-error")).to_be_empty()
+    draw(page, "a model")
+    finished(page)
+    expect(problem).to_be_empty()
+
+
 def test_what_to_do_next(own_server: ServerProcess, visit: Visit) -> None:
     """A failure names the next step, and one press takes it."""
     page = visit(own_server).open()
@@ -182,6 +212,15 @@ def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
     page.screenshot(path=SCREENSHOTS / "narrow-after-edit.png")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     accessible(page)()
+    page.get_by_role("button", name="Image", exact=True).click()
+    page.locator("#enlarge").click()
+    boxes = [box.bounding_box() for box in page.locator("#viewer .actions > :visible").all()]
+    assert len(boxes) == 6
+    # Two rows of three buttons, of one size, and none under 40 pixels.
+    assert len({round(box["y"]) for box in boxes if box}) == 2
+    assert len({(round(box["width"]), round(box["height"])) for box in boxes if box}) == 1
+    assert all(box and min(box["width"], box["height"]) >= 40 for box in boxes)
+    accessible(page)()
 
 
 def test_buttons_on_a_small_screen(own_server: ServerProcess, visit: Visit) -> None:
@@ -212,15 +251,6 @@ def test_buttons_on_a_small_screen(own_server: ServerProcess, visit: Visit) -> N
 
 def rows(page: Page) -> list[list[str]]:
     """The texts of the table's cells."""
-    page.get_by_role("button", name="Image", exact=True).click()
-    page.locator("#enlarge").click()
-    boxes = [box.bounding_box() for box in page.locator("#viewer .actions > :visible").all()]
-    assert len(boxes) == 6
-    # Two rows of three buttons, of one size, and none under 40 pixels.
-    assert len({round(box["y"]) for box in boxes if box}) == 2
-    assert len({(round(box["width"]), round(box["height"])) for box in boxes if box}) == 1
-    assert all(box and min(box["width"], box["height"]) >= 40 for box in boxes)
-    accessible(page)()
     found: list[list[str]] = page.locator("#machines tr").evaluate_all(
         "rows => rows.map((row) => [...row.children].map((cell) => cell.innerText))"
     )

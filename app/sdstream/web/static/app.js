@@ -62,6 +62,8 @@ let crowded = false;
 let taken = 0;
 /** Names of the server's upscalers. @type {string[]} */
 let upscalers = [];
+/** The next attempt to load the models. @type {ReturnType<typeof setTimeout> | undefined} */
+let modelsAgain;
 
 // --- requests -------------------------------------------------------------------------------------
 
@@ -480,6 +482,7 @@ api.addEventListener("key", showCode);
 // --- start ----------------------------------------------------------------------------------------
 
 async function loadModels() {
+  clearTimeout(modelsAgain);
   try {
     const { data } = await api.get("v1/models");
     options.forget();
@@ -491,9 +494,13 @@ async function loadModels() {
     stage.setModels(models.map((model) => model.id));
     setFilterModels(models.map((model) => model.id));
   } catch (error) {
+    const { message } = /** @type {Error} */ (error);
     if (error instanceof ApiError && error.status !== 401) {
-      form.showError("model", error.message);
-      setTimeout(loadModels, MODELS_AGAIN_MS);
+      const text = `The models could not be loaded. ${message} This page retries by itself; generate again when it shows a model.`;
+      form.showError("model", text, { focus: form.wanted });
+      modelsAgain = setTimeout(loadModels, MODELS_AGAIN_MS);
+    } else if (form.wanted) {
+      form.showError(null, message);
     }
   }
 }
@@ -502,6 +509,7 @@ async function loadModels() {
 async function start() {
   await loadModels();
   await jobs.refresh();
+  cluster.load();
   if (!gallery.entries.length) await gallery.load();
   await compare.restore();
   const mine = jobs.unfinished.filter((job) => jobs.isMine(job.id));
@@ -509,7 +517,6 @@ async function start() {
   const latest = gallery.entries.find((entry) => entry.image && jobs.isMine(entry.job.id))?.job;
   if (latest) form.setLastSeed(latest.parameters.seed);
   if (!stage.job) present(running ?? latest ?? null);
-  cluster.load();
 }
 
 function begin() {

@@ -39,6 +39,9 @@ const WIDE = 3 / 2;
 const STRENGTH = { image: 0.75, mask: 1, border: 1 };
 const LABELS = { none: "Generate", image: "Edit image", mask: "Edit image", border: "Expand" };
 
+const NO_MODELS =
+  "The server has no models. Download one with ‘sdstream pull’ on the server, then generate again.";
+
 const form = byId("form", HTMLFormElement);
 const prompt = byId("prompt", HTMLTextAreaElement);
 const negative = byId("negative_prompt", HTMLTextAreaElement);
@@ -48,12 +51,12 @@ const height = byId("height", HTMLInputElement);
 const count = byId("n", HTMLInputElement);
 const seed = byId("seed", HTMLInputElement);
 const steps = byId("sample_steps", HTMLInputElement);
-const sampler = byId("sampler", HTMLSelectElement);
-const schedule = byId("schedule", HTMLSelectElement);
-const cfg = byId("cfg_scale", HTMLInputElement);
 const stepsSlider = byId("steps-slider", HTMLInputElement);
 /** Most steps that the slider sets; the field takes all that the server allows. */
 const SLIDER_STEPS = Number(stepsSlider.max);
+const sampler = byId("sampler", HTMLSelectElement);
+const schedule = byId("schedule", HTMLSelectElement);
+const cfg = byId("cfg_scale", HTMLInputElement);
 const guidance = byId("guidance", HTMLInputElement);
 const strength = byId("strength", HTMLInputElement);
 const onlyMasked = byId("only_masked", HTMLInputElement);
@@ -88,8 +91,8 @@ export class Form extends EventTarget {
   #extra = { control: false, references: false };
   /** Sentences about settings that were changed to the nearest possible value. @type {string[]} */
   #adjusted = [];
-  /** The user wanted an image before the models were known. */
-  #wanted = false;
+  /** The user wants an image as soon as the models are known. */
+  wanted = false;
 
   constructor() {
     super();
@@ -147,7 +150,8 @@ export class Form extends EventTarget {
     if (first) this.apply({ ...recallJson("settings"), ...filled });
     eachLine.checked = checked;
     this.#changed();
-    if (this.#wanted) this.generate();
+    if (!models.length) this.showError("model", NO_MODELS, { focus: this.wanted });
+    if (this.wanted) this.generate();
   }
 
   /**
@@ -208,12 +212,12 @@ export class Form extends EventTarget {
       const maximum = schemas[field.name]?.maximum;
       if (maximum !== undefined) field.max = String(maximum);
     }
+    stepsSlider.max = String(Math.min(SLIDER_STEPS, Number(steps.max)));
+    stepsSlider.value = steps.value;
   }
 
   /** @param {{control: boolean, references: boolean}} extra Which further images the user has chosen. */
   setExtra(extra) {
-    stepsSlider.max = String(Math.min(SLIDER_STEPS, Number(steps.max)));
-    stepsSlider.value = steps.value;
     this.#extra = extra;
     this.#changed();
   }
@@ -338,26 +342,28 @@ export class Form extends EventTarget {
       this.showError("prompt", "Enter a prompt.");
       return;
     }
-    this.#wanted = !this.model;
-    if (this.#wanted) {
+    this.wanted = !this.model;
+    if (this.wanted) {
       this.dispatchEvent(new Event("lack"));
       return;
     }
     const wrong = [...form.elements].find(
       (element) => element instanceof HTMLInputElement && element.offsetParent && fault(element),
     );
-    if (wrong instanceof HTMLInputElement) this.showError(fieldOf(wrong), fault(wrong), wrong);
-    else this.dispatchEvent(new Event("generate"));
+    if (wrong instanceof HTMLInputElement) {
+      this.showError(fieldOf(wrong), fault(wrong), { culprit: wrong });
+    } else this.dispatchEvent(new Event("generate"));
   }
 
   /**
    * Show an error beside its field, or beside the button if it has none.
    * @param {string | null} param Name of the option.
    * @param {string} message
-   * @param {HTMLElement} [culprit] The invalid control, in a field with several controls.
+   * @param {{culprit?: HTMLElement, focus?: boolean}} [how] The invalid control, in a field with
+   *   several controls, and whether it gets the focus.
    */
-  showError(param, message, culprit) {
-    this.#wanted = false;
+  showError(param, message, { culprit, focus = true } = {}) {
+    this.wanted = false;
     const name = this.#fieldFor(param);
     const field = name && form.querySelector(`.field[data-field="${CSS.escape(name)}"]`);
     if (!(field instanceof HTMLElement) || field.hidden) {
@@ -370,7 +376,7 @@ export class Form extends EventTarget {
     if (line) line.textContent = name === "further" ? message : sentence(message);
     const control = culprit ?? controlOf(field);
     control?.setAttribute("aria-invalid", "true");
-    control?.focus();
+    if (focus) control?.focus();
   }
 
   /** Remove the error beside the button: the state of the server has changed since. */
