@@ -153,6 +153,31 @@ def test_what_to_do_next(own_server: ServerProcess, visit: Visit) -> None:
     draw(page, "no luck crash=1")
     expect(page.locator("#trouble-text")).not_to_be_empty()
     expect(page.locator("#trouble-next")).to_contain_text("generate again")
+def test_a_slow_upload(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
+    """The button says that the request is being sent, and presses meanwhile submit no other job."""
+    person = visit(own_server)
+    page = person.open()
+    page.locator("#image-file").set_input_files(scene(tmp_path))
+    expect(page.locator("#mask")).to_be_visible()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/v1/images/edits", hold)
+    field(page, "Prompt").fill("over a slow line")
+    button = page.locator("#generate")
+    button.click()
+    expect(button).to_contain_text("Sending…")
+    expect(button).to_have_attribute("aria-disabled", "true")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Control+Enter")
+    held[0].continue_()
+    expect(button).to_contain_text("Edit image")
+    expect(page.locator("#caption")).to_have_text("over a slow line")
+    assert len(held) == 1
+
+
     before = httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["first_id"]
     page.get_by_role("button", name="Generate again").click()
     expect(page.locator("#stage")).to_be_focused()

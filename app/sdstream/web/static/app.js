@@ -32,6 +32,8 @@ import { labelOf, listed, remedy } from "./format.js";
 
 const MODELS_AGAIN_MS = 3_000;
 const HEARTBEAT_MS = 10_000;
+/** A request that takes longer to send is shown at the button. */
+const SLOW_MS = 500;
 const TOO_MANY = 429;
 const NO_SETTINGS = "This file contains no settings.";
 /** On a narrow window, form, stage and gallery are below each other. */
@@ -102,6 +104,7 @@ async function asker() {
 
 async function generate() {
   api.locked = false;
+  const slow = setTimeout(() => form.setSending(true), SLOW_MS);
   try {
     if (form.prompts) return await compare.generatePrompts(form.prompts);
     const settings = form.read();
@@ -117,6 +120,9 @@ async function generate() {
     const { message } = /** @type {Error} */ (error);
     form.showError(rejected?.param ?? null, next ? `${message} ${next}` : message);
     crowded = rejected?.status === TOO_MANY;
+  } finally {
+    clearTimeout(slow);
+    form.setSending(false);
   }
 }
 

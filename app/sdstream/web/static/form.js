@@ -91,6 +91,8 @@ export class Form extends EventTarget {
   #extra = { control: false, references: false };
   /** Sentences about settings that were changed to the nearest possible value. @type {string[]} */
   #adjusted = [];
+  /** A request is being sent, slowly enough to be seen. */
+  #sending = false;
   /** The user wants an image as soon as the models are known. */
   wanted = false;
 
@@ -216,6 +218,14 @@ export class Form extends EventTarget {
     stepsSlider.value = steps.value;
   }
 
+  /** @param {boolean} sending A request is being sent; the button says so and takes no other. */
+  setSending(sending) {
+    if (sending === this.#sending) return;
+    this.#sending = sending;
+    byId("generate", HTMLButtonElement).setAttribute("aria-disabled", String(sending));
+    this.#describe();
+  }
+
   /** @param {{control: boolean, references: boolean}} extra Which further images the user has chosen. */
   setExtra(extra) {
     this.#extra = extra;
@@ -337,6 +347,7 @@ export class Form extends EventTarget {
 
   /** Fire "generate" if the fields are valid; show the first error otherwise. */
   generate() {
+    if (this.#sending) return;
     this.clearErrors();
     if (!prompt.value.trim()) {
       this.showError("prompt", "Enter a prompt.");
@@ -519,9 +530,10 @@ export class Form extends EventTarget {
   /** Update the texts beside the fields. */
   #describe() {
     const { prompts } = this;
-    byId("generate-label", HTMLElement).textContent = prompts?.length
+    const label = prompts?.length
       ? `${LABELS[this.#source]}: ${counted(prompts.length, "prompt")}`
       : LABELS[this.#source];
+    byId("generate-label", HTMLElement).textContent = this.#sending ? "Sending…" : label;
     const chosen = this.model;
     if (!chosen) return;
     const hint = byId("model-hint", HTMLElement);
