@@ -15,7 +15,7 @@ from tests.support.browser import SCREENSHOTS
 from tests.support.jobs import begin, wait_for
 from tests.support.machines import MACHINE
 from tests.support.page import SLOW, Visit, accessible, draw, field, finished, scene
-from tests.support.servers import ServerProcess, free_port, running_server
+from tests.support.servers import ServerProcess, free_port, running_server, wait_until
 
 PHONE: dict[str, Any] = {
     "viewport": {"width": 360, "height": 740},
@@ -52,6 +52,12 @@ LACK = "The machine lacks files: /models/large.safetensors."
 IDLE: dict[str, Any] = {**MACHINE, "name": "127.0.0.4", "free_slots": 2, "workers": []}
 SHUNNED = {**IDLE, "name": "127.0.0.5", "state": "shunned", "reason": LACK, "free_slots": 0}
 LOST = {**IDLE, "state": "lost", "reason": "It went out of reach.", "free_slots": 0}
+
+
+def bottom_of(page: Page) -> float:
+    """Distance from the top of the window to the lower edge of what has the focus, in pixels."""
+    edge: float = page.evaluate("document.activeElement.getBoundingClientRect().bottom")
+    return edge
 
 
 def clipped(page: Page, name: str) -> float:
@@ -147,12 +153,6 @@ def test_a_page_without_models(own_server: ServerProcess, visit: Visit) -> None:
     expect(problem).to_be_empty()
 
 
-def test_what_to_do_next(own_server: ServerProcess, visit: Visit) -> None:
-    """A failure names the next step, and one press takes it."""
-    page = visit(own_server).open()
-    draw(page, "no luck crash=1")
-    expect(page.locator("#trouble-text")).not_to_be_empty()
-    expect(page.locator("#trouble-next")).to_contain_text("generate again")
 def test_a_slow_upload(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
     """The button says that the request is being sent, and presses meanwhile submit no other job."""
     person = visit(own_server)
@@ -178,6 +178,12 @@ def test_a_slow_upload(own_server: ServerProcess, visit: Visit, tmp_path: Path) 
     assert len(held) == 1
 
 
+def test_what_to_do_next(own_server: ServerProcess, visit: Visit) -> None:
+    """A failure names the next step, and one press takes it."""
+    page = visit(own_server).open()
+    draw(page, "no luck crash=1")
+    expect(page.locator("#trouble-text")).not_to_be_empty()
+    expect(page.locator("#trouble-next")).to_contain_text("generate again")
     before = httpx2.get(f"{own_server.url}/v1/jobs?limit=1").json()["first_id"]
     page.get_by_role("button", name="Generate again").click()
     expect(page.locator("#stage")).to_be_focused()
@@ -237,6 +243,15 @@ def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
     page.screenshot(path=SCREENSHOTS / "narrow-after-edit.png")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     accessible(page)()
+    # The next control lies behind the button that stays at the bottom, until it gets the focus.
+    edge = page.locator(".go").evaluate("bar => bar.getBoundingClientRect().top")
+    page.locator("#seed-random").focus()
+    page.evaluate(
+        "scrolled => scrollBy({top: scrolled, behavior: 'instant'})", bottom_of(page) - edge
+    )
+    page.keyboard.press("Tab")
+    expect(page.locator("#more summary")).to_be_focused()
+    wait_until(lambda: bottom_of(page) <= edge, 5, "the focus is covered")
     page.get_by_role("button", name="Image", exact=True).click()
     page.locator("#enlarge").click()
     boxes = [box.bounding_box() for box in page.locator("#viewer .actions > :visible").all()]
