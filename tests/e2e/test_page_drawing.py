@@ -231,6 +231,6 @@ def test_errors_go_with_their_causes(tmp_path: Path, visit: Visit) -> None:
         busy = {"status": 503, "json": {"error": {"message": "Not now."}}}
         page.route("**/v1/models", lambda route: route.fulfill(**busy), times=1)
         page.reload()
-        expect(page.locator("#model-error")).to_have_text("Not now.")
+        expect(page.locator("#model-error")).to_contain_text("Not now. This page retries")
         expect(page.locator("#model")).to_have_value("embedded")
         expect(page.locator("#model-error")).to_be_empty()

@@ -145,7 +145,7 @@ def test_a_page_without_models(own_server: ServerProcess, visit: Visit) -> None:
     expect(field(page, "Prompt")).to_be_focused()
     page.route(models, lambda route: route.abort())
     draw(page, "no server")
-    expect(page.locator("#form-error")).to_contain_text("Generate again when it is back.")
+    expect(page.locator("#form-error")).to_contain_text("Try again when it is back.")
     page.unroute(models)
     expect(page.locator("#form-error")).to_be_empty()
     draw(page, "a model")

@@ -64,7 +64,7 @@ def test_a_server_that_is_down(tmp_path: Path, visit: Visit) -> None:
         expect(page.locator("#gallery-empty")).to_be_visible()
     draw(page, "nobody hears this")
     expect(page.locator("#form-error")).to_have_text(
-        "The server does not respond. Generate again when it is back."
+        "The server does not respond. Try again when it is back."
     )
     with running_server(tmp_path, **settings):
         expect(page.locator("#notice")).to_be_empty()

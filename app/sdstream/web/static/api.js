@@ -21,7 +21,7 @@ import { forget, keep, recall } from "./storage.js";
 /** URL of the API: the folder of this page, also below a proxy's prefix. */
 export const BASE = new URL(".", document.baseURI);
 
-const UNREACHABLE = "The server does not respond. Generate again when it is back.";
+const UNREACHABLE = "The server does not respond. Try again when it is back.";
 /** For the 413 of a proxy, which has no message of the server. */
 const TOO_LARGE = "The upload is too large for the server, or for a proxy in front of it.";
 const TIMEOUT_MS = 30_000;

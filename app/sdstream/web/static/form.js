@@ -673,7 +673,7 @@ function fieldOf(control) {
 function fault(field) {
   const { validity, min, max, step } = field;
   if (validity.valid && (field.value || field.type !== "number" || field.placeholder)) return "";
-  if (field === seed) return "Enter a whole number.";
+  if (field === seed) return "Enter a whole number of up to 19 digits, or none for a random seed.";
   const steps = step && step !== "any" && step !== "1" ? `, in steps of ${step}` : "";
   return max ? `Enter a number from ${min} to ${max}${steps}.` : `Enter a number from ${min}${steps}.`;
 }

@@ -67,7 +67,7 @@ export function said(value) {
 
 /** Reason of an error -> what to do. @type {Record<string, string>} */
 const REMEDIES = {
-  interrupted: "The server recovered; generate again.",
+  interrupted: "The server restarted; generate again.",
   shutting_down: "The server restarts; generate again in a moment.",
   worker_crashed: "The model was restarted; generate again, or choose a smaller size.",
   worker_killed: "The model ran out of memory; choose a smaller size.",
@@ -156,14 +156,24 @@ export function facts(job, image) {
   const pairs = [
     ["Negative prompt", negative],
     ["Model", model],
-    ["Size", finalSize?.replace("x", " × ")],
-    ["Before enlarging", finalSize === size ? "" : size?.replace("x", " × ")],
+    ["Size", spaced(finalSize)],
+    ["Before enlarging", finalSize === size ? "" : spaced(size)],
   ];
-  for (const [name, value] of Object.entries(options)) pairs.push([labelOf(name), value]);
+  for (const [name, value] of Object.entries(options)) {
+    pairs.push([labelOf(name), name === "generated_size" ? spaced(String(value)) : value]);
+  }
   pairs.push(["Seed", image?.seed ?? seed]);
   return pairs
     .filter(([, value]) => value !== null && value !== undefined && value !== "")
     .map(([name, value]) => [name, said(value)]);
+}
+
+/**
+ * "128 × 128".
+ * @param {string | undefined} size "128x128".
+ */
+function spaced(size) {
+  return size?.replace("x", " × ");
 }
 
 /**
