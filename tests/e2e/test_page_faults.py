@@ -260,6 +260,11 @@ def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
     assert len({round(box["y"]) for box in boxes if box}) == 2
     assert len({(round(box["width"]), round(box["height"])) for box in boxes if box}) == 1
     assert all(box and min(box["width"], box["height"]) >= 40 for box in boxes)
+    # The button that closes it stays in view.
+    page.set_viewport_size({"width": 740, "height": 360})
+    scrolled = "viewer => { viewer.scrollTop = 1000; return viewer.scrollTop; }"
+    assert page.locator("#viewer").evaluate(scrolled) > 100
+    expect(page.locator("#viewer-close")).to_be_in_viewport(ratio=1)
     accessible(page)()
 
 
