@@ -66,6 +66,21 @@ class Model:
     works: tuple[Work, ...]
 
 
+def _builtin(folder: Path) -> dict[str, str]:
+    """Return the settings that choose the built-in model without its upscaler."""
+    entry = {
+        "id": "drawings",
+        "family": "ovis_image",
+        "files": {"model": "builtin:drawings"},
+        "defaults": {"steps": 12, "cfg_scale": 3.0, "size": "128x128"},
+        "size": {"min": 64, "max": 256},
+        "runtime": {"tae": True},
+    }
+    models = folder / "builtin.yaml"
+    models.write_text(yaml.safe_dump({"models": [entry]}))
+    return {"SDSTREAM_MODELS": str(models)}
+
+
 def _random_sd15(folder: Path) -> dict[str, str]:
     """Write Stable Diffusion 1.5 of random weights; return the settings that choose it."""
     subject = SUBJECTS[0]
@@ -148,9 +163,9 @@ def main() -> None:
     written = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        models = [Model("built-in model", {}, EMBEDDED)]
+        models = [Model("built-in model", _builtin(folder), EMBEDDED)]
         if options.quick:
-            models = [Model("built-in model", {}, (Work("64x64", 2),))]
+            models = [Model("built-in model", _builtin(folder), (Work("64x64", 2),))]
         elif options.only in "SD1.5":
             works = SD15_LONG if options.long else SD15
             models.append(Model("SD1.5", _random_sd15(folder), works))

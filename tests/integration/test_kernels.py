@@ -41,9 +41,10 @@ def test_every_operation_agrees_with_ggml(choice: Choice) -> None:
 
 
 INSTALL = """
+from concurrent.futures import ThreadPoolExecutor
 from sdstream.engine.native import kernels
 {change}
-in_use = kernels.install({wanted!r}, 0)
+in_use = ThreadPoolExecutor().submit(kernels.install, {wanted!r}, 0).result()
 print(in_use.name, in_use.problem)
 """
 

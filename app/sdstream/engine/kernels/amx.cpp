@@ -49,7 +49,7 @@ bool has_amx() {
     }
     int status = 0;
     while (child > 0 && waitpid(child, &status, 0) < 0) if (errno != EINTR) return false;
-    return child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    return child > 0 && WIFEXITED(status) && WEXITSTATUS(status) == 0 && request_amx();
 }
 
 #else
@@ -61,5 +61,6 @@ bool has_amx() { return false; }
 
 }  // namespace sdk
 
-// Not zero if tiles work on this machine.
+// Not zero if tiles work on this machine, and the system gives them to this process: it denies them
+// when a thread, which a child may lack, has too small a stack for signals.
 extern "C" SDK_EXPORT int sdk_has_amx(void) { return sdk::has_amx(); }

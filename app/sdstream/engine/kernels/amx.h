@@ -8,7 +8,7 @@
 
 namespace sdk {
 
-// Whether the product of two tiles is right on this machine.
+// Whether the product of two tiles is right on this machine, and this process may compute in them.
 bool has_amx();
 
 // Ask the system for tiles, for all threads of this process.
