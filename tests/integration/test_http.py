@@ -55,7 +55,7 @@ def error_of(answer: httpx2.Response) -> dict[str, Any]:
 def test_a_plain_answer_has_every_field(fake_server: ServerProcess) -> None:
     """The members of OpenAI's answer and GPUStack's, with every effective value."""
     answer = fake_server.post(
-        {**QUICK, "size": "96x96", "n": 2, "seed": 11, "cfg_scale": 2, "user": "me"}
+        {**QUICK, "size": "128x128", "n": 2, "seed": 11, "cfg_scale": 2, "user": "me"}
     )
     body = answer.json()
     assert answer.status_code == 200
@@ -65,9 +65,9 @@ def test_a_plain_answer_has_every_field(fake_server: ServerProcess) -> None:
     for item in body["data"]:
         assert item["revised_prompt"] is None
         assert item["finish_reason"] == "stop"
-        assert image_of(item).size == (96, 96)
+        assert image_of(item).size == (128, 128)
     assert body["model"] == "embedded"
-    assert body["size"] == "96x96"
+    assert body["size"] == "128x128"
     assert body["quality"] == "medium"
     assert body["output_format"] == "png"
     assert body["background"] == "opaque"
@@ -76,7 +76,7 @@ def test_a_plain_answer_has_every_field(fake_server: ServerProcess) -> None:
         "prompt": "a circle",
         "negative_prompt": "",
         "n": 2,
-        "size": "96x96",
+        "size": "128x128",
         "seed": 11,
         "sample_steps": 3,
         "sampler": "euler",
