@@ -334,6 +334,9 @@ def test_machines(own_server: ServerProcess, visit: Visit) -> None:
     page.set_viewport_size({"width": 1280, "height": 800})
     page.screenshot(path=SCREENSHOTS / "cluster.png")
     accessible(page)()
+    machines[1] = {**LOST, "state": "left", "reason": "It left."}
+    expect(line).to_have_text("2 machines, 1 shunned")
+    expect(page.locator("#machines")).to_contain_text("It left.")
     page.keyboard.press("Escape")
     expect(page.locator("#cluster")).to_be_hidden()
     machines.clear()

@@ -327,7 +327,7 @@ def test_a_machine_leaves_in_order(machines: RayMachines, front: ServerProcess) 
     assert [end["attempts"] for end in ends] == [1] * len(ends)
     assert len(front.log_lines("is generated again")) == lost
     assert node.process.wait(120) == 0
-    wait_until(lambda: cluster_of(front)[THREE]["state"] == "lost", 20, "it is still there")
+    wait_until(lambda: cluster_of(front)[THREE]["state"] == "left", 20, "it is still there")
     assert cluster_of(front)[THREE]["reason"] == "It left."
 
 

@@ -49,8 +49,8 @@ _JOIN_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 1.0
 #: A machine that could not be used is left alone for this long. Ray takes five to bury one.
 _SHUN_SECONDS: Final = 20.0
-#: A lost machine is told of for this long.
-_LOST_SECONDS: Final = 3600.0
+#: A machine that was lost or left is listed for this long.
+_GONE_SECONDS: Final = 3600.0
 #: A machine starts an actor in four seconds, and in more when all its cores are busy.
 _START_SECONDS: Final = 60.0
 #: What a child is given to end, beyond the time that its own machine gives it.
@@ -240,10 +240,10 @@ class RayCluster:
 
     def places(self) -> Sequence[Place]:
         """The machines that can be reached."""
-        return [m.place for m in self._machines.values() if m.state is not MachineState.LOST]
+        return [m.place for m in self._machines.values() if not m.is_gone]
 
     def machines(self) -> Sequence[Machine]:
-        """All machines, with those that were lost within the hour."""
+        """All machines, with those that left or were lost within the hour."""
         return [*self._machines.values()]
 
     async def watch(self, on_change: Callable[[], None], demand: Callable[[], int]) -> None:
@@ -281,12 +281,12 @@ class RayCluster:
                 found[machine.name] = machine
                 self._nodes[machine.name] = node["NodeID"]
         for name, machine in self._machines.items():
-            was_lost = machine.state is MachineState.LOST
-            if name not in found and not (was_lost and now - machine.since > _LOST_SECONDS):
-                found[name] = self._lost(machine, now)
-        known = {m.name for m in self._machines.values() if m.state is not MachineState.LOST}
+            is_old = machine.is_gone and now - machine.since > _GONE_SECONDS
+            if name not in found and not is_old:
+                found[name] = self._gone(machine, now)
+        known = {m.name for m in self._machines.values() if not m.is_gone}
         for machine in found.values():
-            if machine.name not in known and machine.state is not MachineState.LOST:
+            if machine.name not in known and not machine.is_gone:
                 logger.info("machine %s has joined", machine.name)
         self._machines = found
 
@@ -313,14 +313,15 @@ class RayCluster:
         since = before.since if before is not None and before.state is state else now
         return Machine(name, node["NodeManagerHostname"], state, reason, since, place)
 
-    def _lost(self, machine: Machine, now: float) -> Machine:
-        if machine.state is MachineState.LOST:
+    def _gone(self, machine: Machine, now: float) -> Machine:
+        if machine.is_gone:
             return machine
         left = machine.state is MachineState.LEAVING
         logger.log(logging.INFO if left else logging.WARNING, "machine %s is gone", machine.name)
+        state = MachineState.LEFT if left else MachineState.LOST
         reason = "It left." if left else "It went out of reach."
         place = replace(machine.place, is_open=False)
-        return replace(machine, state=MachineState.LOST, reason=reason, since=now, place=place)
+        return replace(machine, state=state, reason=reason, since=now, place=place)
 
     def _shun(self, name: str, reason: str) -> None:
         """Start nothing on a machine until Ray had the time to see whether it lives."""

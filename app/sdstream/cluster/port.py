@@ -19,6 +19,7 @@ class MachineState(DescribedEnum):
     LEAVING = "leaving", "finishes its jobs and takes no more"
     SHUNNED = "shunned", "could not be used a moment ago, and is left alone for a while"
     LOST = "lost", "is out of reach"
+    LEFT = "left", "has left in order"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Machine:
     reason: str
     since: float
     place: Place
+
+    @property
+    def is_gone(self) -> bool:
+        """True when it is listed only as one of the past."""
+        return self.state in (MachineState.LOST, MachineState.LEFT)
 
 
 class Cluster(Protocol):

@@ -72,7 +72,7 @@ def test_a_machine_leaves_is_lost_and_comes_back(cluster: Any, driver: Any) -> N
     assert reasons == {"a": "It left.", "b": "It went out of reach."}
     assert cluster.places() == []
     cluster._take_up([node("b", GPU=1)], {})
-    assert states(cluster) == {"a": MachineState.LOST, "b": MachineState.READY}
+    assert states(cluster) == {"a": MachineState.LEFT, "b": MachineState.READY}
     driver.NOW += 3601
     cluster._take_up([node("b", GPU=1)], {})
     assert states(cluster) == {"b": MachineState.READY}

@@ -10,7 +10,7 @@ import { tell } from "./header.js";
  * @typedef {object} Machine
  * @property {string} name Its address; empty on a server without a cluster.
  * @property {string} host
- * @property {"ready" | "leaving" | "shunned" | "lost"} state
+ * @property {"ready" | "leaving" | "shunned" | "lost" | "left"} state
  * @property {string} reason Why it takes no workers; empty if it does.
  * @property {number} slots
  * @property {number} free_slots
@@ -82,8 +82,9 @@ export class ClusterStatus {
       .filter(([count]) => count)
       .map((pair) => pair.join(" "));
     line.hidden = false;
-    line.textContent = [counted(machines.length, "machine"), ...faults].join(", ");
-    line.classList.toggle("trouble", faults.length > 0 || machines.length === 0);
+    const there = machines.filter(({ state }) => state !== "left");
+    line.textContent = [counted(there.length, "machine"), ...faults].join(", ");
+    line.classList.toggle("trouble", faults.length > 0 || there.length === 0);
     rows.replaceChildren(...machines.map(rowOf));
     byId("no-machines", HTMLElement).hidden = machines.length > 0;
   }
