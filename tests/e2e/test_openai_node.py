@@ -58,14 +58,17 @@ def test_a_mask_keeps_the_rest(native_server: ServerProcess, pictures: Path) -> 
 
 
 def test_stream_loops(native_server: ServerProcess, pictures: Path) -> None:
-    """As many partial images as asked for, numbered, then the whole one with its usage."""
+    """As many partial images as asked for, numbered and as large as they are generated, then the
+    whole one with its usage.
+    """
     for wanted, events in enumerate(openai(native_server, pictures, "stream")):
         *partial, last = events
         assert [event["type"] for event in partial] == ["image_generation.partial_image"] * wanted
         assert [event["partial_image_index"] for event in partial] == [*range(wanted)]
         assert last["type"] == "image_generation.completed"
         assert last["usage"]["total_tokens"] > 0
-        assert all(from_base64(event["picture"]).size == (64, 64) for event in events)
+        assert all(from_base64(event["picture"]).size == (128, 128) for event in partial)
+        assert from_base64(last["picture"]).size == (64, 64)
 
 
 def test_stream_of_an_edit(native_server: ServerProcess, pictures: Path) -> None:
