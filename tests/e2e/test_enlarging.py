@@ -24,12 +24,17 @@ def drawn(server: ServerProcess, **changes: Any) -> tuple[Image.Image, dict[str,
     return from_base64(body["data"][0]["b64_json"]), body["parameters"]
 
 
-@pytest.mark.parametrize("size", ["512x512", "500x300", "72x72"])
-def test_an_image_of_another_size(native_server: ServerProcess, size: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "upscaler"),
+    [("512x512", "drawings-4x"), ("500x300", "drawings-4x"), ("72x72", None)],
+)
+def test_an_image_of_another_size(
+    native_server: ServerProcess, size: str, upscaler: str | None
+) -> None:
     """It shows what was asked for, at the size, and its parameters ask for it again."""
     image, parameters = drawn(native_server, size=size)
     assert f"{image.width}x{image.height}" == size == parameters["size"]
-    assert parameters["upscaler"] == "drawings-4x"
+    assert parameters.get("upscaler") == upscaler
     middle = np.asarray(image)[image.height // 2, image.width // 2]
     corner = np.asarray(image)[image.height // 12, image.width // 12]
     assert middle[0] > middle[2] + 60, "red in the middle"
