@@ -185,9 +185,10 @@ def parse_options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("model", type=Path, nargs="?", help="a GGUF file")
-    add("--check", action="store_true", help="judge true drawings")
-    add("--served", action="store_true", help="judge what the service answers")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("model", type=Path, nargs="?", help="a GGUF file")
+    what.add_argument("--check", action="store_true", help="judge true drawings")
+    what.add_argument("--served", action="store_true", help="judge what the service answers")
     add("--count", type=int, default=300, help="prompts")
     add("--first-seed", type=int, default=0, help="another set of prompts")
     add("--seeds", type=int, default=1, help="pictures of each prompt")
@@ -195,13 +196,10 @@ def parse_options() -> argparse.Namespace:
     add("--steps", type=int, default=12)
     add("--cfg", type=float, default=3.0)
     add("--sampler", default="euler")
-    add("--threads", type=int, default=2)
+    add("--threads", type=int, default=2, help="of a GGUF file's model")
     add("--sheet", type=Path, help="write a contact sheet")
     add("--json", type=Path, help="write the scores")
-    options = parser.parse_args()
-    if not options.check and not options.served and options.model is None:
-        parser.error("name a model, --served or --check")
-    return options
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -132,9 +132,9 @@ def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _shape(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
-    """The warning of a shape that the model was not trained for."""
+    """The warning of a size that the model was not trained for, whatever resizes it afterwards."""
     rule = spec.size.enlarge
-    if rule is None or not request.enlarged or request.size in rule.sizes:
+    if rule is None or not request.draws or request.size in rule.sizes:
         return ()
     return (
         f"The model '{spec.id}' was not trained for this shape: its image of {request.size}, which "

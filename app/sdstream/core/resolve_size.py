@@ -73,7 +73,9 @@ def enlarged(
         plan = enlargement.plan(spec, size)
     except ValueError as error:
         raise _rejected(ask, str(error)) from None
-    later = ask.params.upscaler is not None or ask.params.hires_scale is not None
+    # The parameters of older images name the upscaler together with the factor of the reduction.
+    by_upscaler = ask.params.upscaler is not None and ask.params.upscale != plan.factor
+    later = by_upscaler or ask.params.hires_scale is not None
     if plan.upscaler is None and later and not spec.size_problem(size):
         return None
     return plan

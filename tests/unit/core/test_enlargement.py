@@ -106,9 +106,18 @@ def test_smaller_sizes_are_reduced(asked: str, generated: str, reduced: str) -> 
     [({"upscaler": "mine"}, "128x128"), ({"hires_scale": 2}, "128x128")],
 )
 def test_what_is_enlarged_later_is_not_reduced(options: dict[str, Any], output: str) -> None:
-    """A small size is then where the enlargement begins."""
+    """A small size is then where the enlargement begins; a warning says that it was not trained."""
     request = ask(size="64x64", **options)
     assert (str(request.size), str(request.output_size)) == ("64x64", output)
+    (warning,) = request.warnings
+    assert "was not trained for this shape: its image of 64x64" in warning
+
+
+def test_parameters_that_name_the_upscaler_of_a_reduced_image() -> None:
+    """Older images have them: they ask for the same size."""
+    request = ask(size="72x72", upscaler="four", upscale=0.5625)
+    assert (str(request.size), str(request.output_size)) == ("128x128", "72x72")
+    assert request.warnings == ()
 
 
 @pytest.mark.parametrize("size", ["128x128", "192x128", "192x192"])

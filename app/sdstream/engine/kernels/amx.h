@@ -1,8 +1,8 @@
 // AMX: products of bf16 in registers of 16 rows of 16 units, which are sums or operands.
 //
 // The functions have the instructions as an attribute: the compiler emits them nowhere else, and
-// nothing runs them before `has_amx` and `request_amx` were true. Every compiler that knows the flags of build.py
-// knows these as well.
+// nothing runs them before `has_amx` and `request_amx` were true. Every compiler that knows the
+// flags of build.py knows these as well.
 #pragma once
 #include "simd.h"
 
