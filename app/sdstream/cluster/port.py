@@ -44,7 +44,7 @@ class Machine:
 
     @property
     def is_gone(self) -> bool:
-        """True when it is listed only as one of the past."""
+        """True if the machine was lost or has left."""
         return self.state in (MachineState.LOST, MachineState.LEFT)
 
 
