@@ -148,6 +148,24 @@ def test_searching(stocked_server: ServerProcess, visit: Visit) -> None:
     expect(tiles.nth(3)).to_be_visible()
 
 
+def test_the_order_is_that_of_submission(own_server: ServerProcess, visit: Visit) -> None:
+    """A job that ends after newer ones does not come to the front: a reload changes nothing."""
+    slow = {"sample_steps": 10}  # longer than the page's pause between two looks at the queue
+    begin(own_server, {"prompt": "in front step=0.3", **slow})
+    older = begin(own_server, {"prompt": "older step=0.3", "priority": "low", **slow})
+    newer = begin(own_server, {"prompt": "newer", "priority": "high"})
+    page = visit(own_server).open()
+    for prompt in ("newer", "older step=0.3"):
+        expect(page.locator(f'#tiles button[title="{prompt}"]')).to_be_visible()
+    ends = [wait_for(own_server, job["id"], "completed")["ended"] for job in (newer, older)]
+    assert ends == sorted(ends)
+    drawn = page.locator("#tiles button")
+    for _ in range(2):
+        for place, name in enumerate(("newer", "older step=0.3", "in front step=0.3")):
+            expect(drawn.nth(place)).to_have_attribute("title", name)
+        page.reload()
+
+
 def test_favorites(stocked_server: ServerProcess, visit: Visit) -> None:
     """Marked in the large view, and found again after a reload."""
     page = visit(stocked_server).open()

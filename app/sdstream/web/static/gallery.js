@@ -93,14 +93,16 @@ export class Gallery extends EventTarget {
   }
 
   /**
-   * Add a job that has just ended to the front, if it matches the filter.
+   * Add a job that has just ended, if it matches the filter.
    * @param {Job} job
    */
   add(job) {
     if (this.entries.some((entry) => entry.job.id === job.id) || !matches(job)) return;
-    const fresh = entriesOf(job);
-    this.entries.unshift(...fresh);
-    this.#current += document.activeElement?.closest("#tiles") ? fresh.length : 0;
+    const current = this.entries[this.#current];
+    this.#insert(entriesOf(job));
+    if (current && document.activeElement?.closest("#tiles")) {
+      this.#current = this.entries.indexOf(current);
+    }
     this.#tell();
   }
 
@@ -168,7 +170,7 @@ export class Gallery extends EventTarget {
       this.#hasMore = page.has_more;
       const known = new Set(this.entries.map((entry) => entry.job.id));
       const fresh = page.data.filter((/** @type {Job} */ job) => !known.has(job.id));
-      this.entries.push(...fresh.flatMap(entriesOf));
+      this.#insert(fresh.flatMap(entriesOf));
     } catch (error) {
       if (generation !== this.#generation) return;
       this.#hasMore = false;
@@ -181,6 +183,15 @@ export class Gallery extends EventTarget {
       more.hidden = false;
     }
     this.#tell();
+  }
+
+  /**
+   * Insert entries in the server's order: the end of a job may be known after that of a newer one.
+   * @param {Entry[]} entries
+   */
+  #insert(entries) {
+    this.entries.push(...entries);
+    this.entries.sort((a, b) => b.job.created - a.job.created);
   }
 
   #tell() {
