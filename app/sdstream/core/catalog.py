@@ -7,6 +7,7 @@ of the hub lie on this machine is what ``Catalog.on_machine`` is told.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -23,7 +24,7 @@ from sdstream.core.catalog_yaml import (
     with_lines,
 )
 from sdstream.core.locations import HUBS, QUANT, HubFile
-from sdstream.core.model_spec import ModelSpec, Part, Variant
+from sdstream.core.model_spec import NAME, ModelSpec, Part, Variant
 from sdstream.core.similar import did_you_mean, most_similar
 
 
@@ -201,17 +202,20 @@ class Catalog:
             return found
         if wanted.casefold() in self.default_aliases:
             return self.find(None)
-        return next(
-            (self.find(e.id) for e in self.entries.values() if _is_among(wanted, e.aliases)), None
-        )
+        entry = self._aliased(wanted)
+        if entry is not None:
+            return self.find(entry.id)
+        model, _, quant = wanted.rpartition(":")
+        entry = self._aliased(model)
+        return None if entry is None else self.find(f"{entry.id}:{quant}")
 
     def variant(self, name: str) -> Variant | None:
         """Return the quant that MODEL:QUANT names, or the usual one of MODEL; None for others."""
-        entry = _entry_of(name, self.entries)
+        entry = self._named(name)
         if entry is not None:
             return next(iter(entry.variants), None)
         model, _, quant = name.rpartition(":")
-        entry = _entry_of(model, self.entries)
+        entry = self._named(model)
         known = _quant(entry, quant) if entry else None
         return Variant(entry, known) if entry and known else None
 
@@ -225,21 +229,24 @@ class Catalog:
                 f"The model '{wanted}' is in the catalogue and not on this machine: "
                 f"'sdstream pull {wanted}' fetches it{size}."
             )
-        entry = _entry_of(wanted.rpartition(":")[0], self.entries)
+        entry = self._named(wanted.rpartition(":")[0])
         if entry is not None and entry.quants:
             return (
                 f"The model '{wanted[:128]}' is not in the catalogue: '{entry.id}' is there as "
                 f"{', '.join(entry.quants)}."
             )
+        remedy = did_you_mean(most_similar(wanted, self.models))
+        if not remedy and wanted != self.default and re.fullmatch(NAME, wanted):
+            remedy = f" 'sdstream serve --alias {wanted}' makes it a name of the default model."
         return (
             f"The model '{wanted[:128]}' is not in the catalogue; there are "
-            f"{', '.join(self.models)}.{did_you_mean(most_similar(wanted, self.models))}"
+            f"{', '.join(self.models)}.{remedy}"
         )
 
     def why_unknown(self, name: str) -> str:
         """Why neither ``find`` nor ``variant`` has this name, with the entries that are like it."""
         model = name.rpartition(":")[0] or name
-        if _entry_of(model, self.entries) is not None:
+        if self._named(model) is not None:
             return self.why_missing(name)
         ids = {entry.casefold(): entry for entry in self.entries}
         wanted = model.casefold()
@@ -247,6 +254,13 @@ class Catalog:
         found = ", ".join(ids[key] for key in near)
         what = f"did you mean {found}?" if near else "'sdstream models --all' shows what is."
         return f"The model '{name[:128]}' is not in the catalogue; {what}"
+
+    def _named(self, name: str) -> ModelSpec | None:
+        """The entry that has this id or alias."""
+        return _entry_of(name, self.entries) or self._aliased(name)
+
+    def _aliased(self, name: str) -> ModelSpec | None:
+        return next((e for e in self.entries.values() if _is_among(name, e.aliases)), None)
 
     def line_of(self, entry: str, component: str) -> int:
         """The line of models.yaml that names this file of the entry."""

@@ -102,7 +102,8 @@ class Defaults(Part):
     guidance: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
 
 
-_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+#: Of models, their aliases and upscalers.
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 
 
 class EnlargeRule(Part):
@@ -116,7 +117,7 @@ class EnlargeRule(Part):
     """
 
     sizes: tuple[SizeField, ...] = Field(min_length=1)
-    upscaler: str = Field(pattern=_NAME)
+    upscaler: str = Field(pattern=NAME)
     max: int = Field(2048, ge=64, le=8192)
     max_pixels: int = Field(4_194_304, ge=4096)
 
@@ -252,8 +253,8 @@ class ModelSpec(Part):
             several GPUs; None lets the runtime choose.
     """
 
-    id: str = Field(pattern=_NAME)
-    aliases: tuple[Annotated[str, Field(pattern=_NAME)], ...] = ()
+    id: str = Field(pattern=NAME)
+    aliases: tuple[Annotated[str, Field(pattern=NAME)], ...] = ()
     description: str = ""
     family: Annotated[str, _one_of(FAMILIES, "family")]
     page: str | None = Field(None, pattern=r"^https?://\S+$")

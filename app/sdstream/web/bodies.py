@@ -176,7 +176,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise _not_json("it is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _not_json(f"{error.msg} at character {error.pos}") from None
+        raise _not_json(_fault_of(error)) from None
     except RecursionError:
         raise _not_json("it is nested too deeply") from None
     except ValueError as error:
@@ -303,6 +303,32 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"duplicate key '{repeated[:64]}'")
     return value
+
+
+#: What is valid in JavaScript or Python and not in JSON -> what to do about it.
+_FOREIGN: Final = {
+    "//": "JSON has no comments; remove it",
+    "/*": "JSON has no comments; remove it",
+    "#": "JSON has no comments; remove it",
+    "'": "JSON has double quotes only",
+    "None": "JSON has null in its place",
+    "True": "JSON has true in its place",
+    "False": "JSON has false in its place",
+}
+
+
+def _fault_of(error: json.JSONDecodeError) -> str:
+    """What is wrong, with the remedy for what examples and other languages have."""
+    text, place = error.doc, error.pos
+    before, rest = text[:place].rstrip(), text[place:].lstrip()
+    if rest.startswith(","):  # newer Pythons name the comma itself
+        before, rest = before + ",", rest[1:].lstrip()
+    if before.endswith(",") and rest[:1] in ("}", "]"):
+        return f"the comma before '{rest[0]}' at character {place}; remove it"
+    for start, remedy in _FOREIGN.items():
+        if rest.startswith(start):
+            return f"{start} at character {place}; {remedy}"
+    return f"{error.msg} at character {place}"
 
 
 def _not_json(why: str) -> InvalidRequest:

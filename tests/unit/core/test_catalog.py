@@ -52,6 +52,34 @@ def test_aliases() -> None:
         catalog.with_default_aliases(["ONE"])
 
 
+def test_aliases_of_what_can_be_pulled() -> None:
+    """They stand for the id: alone, with a quant, and in sentences."""
+    named = HUB.replace("  - id: two\n", "  - id: two\n    aliases: [owner/Two]\n")
+    catalog = Catalog.parse(named)
+    nothing = catalog.on_machine(lambda _file: None)
+    assert nothing.find("owner/two") is None
+    assert "is in the catalogue and not on this machine: 'sdstream pull Owner/two'" in (
+        nothing.why_missing("Owner/two")
+    )
+    assert "'two' is there as Q8_0, Q4_0" in nothing.why_missing("owner/two:Q2")
+    variant = nothing.variant("owner/Two:q4_0")
+    assert variant is not None
+    assert variant.quant == "Q4_0"
+    some = catalog.on_machine(lambda file: file.path if file.path in (VAE, Q4) else None)
+    assert some.find("owner/two") == some.find("OWNER/two:q4_0") == some.models["two:Q4_0"]
+    assert some.find("owner/two:Q8_0") is None
+
+
+def test_an_unknown_name_can_become_one() -> None:
+    """Of the default model; what is near to a model is a mistake, and other texts are no names."""
+    catalog = Catalog.parse(MINIMAL)
+    assert catalog.why_missing("gpt-image-1").endswith(
+        "there are one. 'sdstream serve --alias gpt-image-1' makes it a name of the default model."
+    )
+    assert catalog.why_missing("on").endswith("Did you mean 'one'?")
+    assert "alias" not in catalog.why_missing("a name $(with) spaces")
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [

@@ -52,6 +52,26 @@ def test_what_is_not_one_json_object(body: bytes) -> None:
     assert caught.value.reason is Reason.INVALID_JSON
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"a": 1,\n}', r"the comma before '}' at character \d+; remove it"),
+        ('{"a": [1, ]}', r"the comma before ']' at character \d+; remove it"),
+        ('{"a": 1, // one\n"b": 2}', "// at character 9; JSON has no comments; remove it"),
+        ('{"a": 1 # one\n}', "# at character 8; JSON has no comments; remove it"),
+        ("{'a': 1}", "' at character 1; JSON has double quotes only"),
+        ('{"a": None}', "None at character 6; JSON has null in its place"),
+        ('{"a": True}', "True at character 6; JSON has true in its place"),
+        ('{"a" 1}', "Expecting ':' delimiter at character 5"),
+        ("", "Expecting value at character 0"),
+    ],
+)
+def test_what_to_do_about_it(body: str, words: str) -> None:
+    """What examples in documents and other languages have is named, with the remedy."""
+    with pytest.raises(InvalidRequest, match=f"not valid JSON: {words}"):
+        parse_json(body.encode())
+
+
 @given(st.binary(max_size=60))
 def test_no_bytes_are_a_fault_of_the_server(body: bytes) -> None:
     """Random bytes are an object or an InvalidRequest."""
