@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from work import PROMPT, Work, load_command, resolved
+from work import Work, load_command, resolved
 
 from sdstream.settings import Settings
 from sdstream.weights.discovery import load_catalog
@@ -129,12 +129,22 @@ class _Process:
 
 
 class Bare:
-    """NativeEngine in a process of its own (bare.py)."""
+    """NativeEngine in a process of its own (bare.py), or another runtime in its place (peer.py).
 
-    def __init__(self, environment: dict[str, str], folder: Path) -> None:
-        command = [sys.executable, str(_HERE / "bare.py")]
+    Attributes:
+        threads: Threads that compute.
+        title: The kernels in use; of another runtime, its name and release.
+        ready_seconds: From the start of the process until its model was loaded.
+    """
+
+    def __init__(
+        self, environment: dict[str, str], folder: Path, command: list[str] | None = None
+    ) -> None:
+        command = command or [sys.executable, str(_HERE / "bare.py")]
         self._process = _Process(command, environment, folder / "bare.log", piped=True)
-        self.threads = int(self._read()["threads"])
+        first = self._read()
+        self.threads = int(first["threads"])
+        self.title = str(first["kernels"])
         self.ready_seconds = time.monotonic() - self._process.began
 
     def answer(self, work: Work) -> dict[str, Any]:
@@ -151,6 +161,11 @@ class Bare:
     def resident(self) -> dict[str, int]:
         """Bytes of memory by process."""
         return {"bare process": resident_bytes(self._process.popen.pid)}
+
+    def peak_bytes(self) -> int:
+        """The most memory that the process ever had in use."""
+        status = Path(f"/proc/{self._process.popen.pid}/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
 
     def close(self) -> None:
         """End the process."""
@@ -246,7 +261,7 @@ class Service:
 
     def _body(self, work: Work) -> dict[str, Any]:
         return {
-            "prompt": PROMPT,
+            "prompt": work.prompt,
             "size": work.size,
             "sample_steps": work.steps,
             "seed": work.seed,
@@ -318,7 +333,7 @@ class Upstream:
             },
         }
         extra = f"<sd_cpp_extra_args>{json.dumps(options)}</sd_cpp_extra_args>"
-        return {"prompt": PROMPT + extra, "size": work.size}
+        return {"prompt": work.prompt + extra, "size": work.size}
 
 
 def answers(port: int, path: str) -> bool:

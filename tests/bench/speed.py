@@ -3,12 +3,15 @@
 Rows are works of a model, columns are contestants: the runtime built without our flags (``plain``),
 as scripts/install builds it (``llamafile``), and that one with the kernels ``exact`` and ``auto``.
 Each is a process of its own (bare.py). They draw in turn, in an order that is shuffled every round,
-so that whatever else the machine does hits all alike. Figures are CPU seconds of the process, the
-median of the rounds; "x" is how many times fewer than the first column's. Differences are of pixels
-to the runtime's own kernels, of 255.
+so that whatever else the machine does hits all alike; every round has a prompt of its own, so that
+no condition is reused. Figures are CPU seconds of the process, the median of the rounds; "x" is how
+many times fewer than the first column's. Differences are of pixels to the runtime's own kernels,
+of 255. Memory is the most that the process ever had in use.
 
-Stable Diffusion 1.5 has random weights of its full shape, from the conformance tests. The SDSTREAM_
-variables count, but for the models and the kernels. Linux.
+All models but the built-in one have random weights of their full shape, from the conformance tests;
+FLUX.1 has 2 + 2 of its 19 + 38 blocks. With ``--peers``, PyTorch and OpenVINO compute the steps and
+the autoencoder of the models that peer.py knows, from random weights of the same shapes. The
+SDSTREAM_ variables count, but for the models and the kernels. Linux.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import random
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +37,7 @@ from rich.table import Table
 from work import Work
 
 from sdstream.settings import worker_environment
+from sdstream.system import available_cores
 
 _ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(_ROOT))
@@ -42,10 +47,11 @@ from tests.conformance.write import write_gguf  # noqa: E402
 
 #: Contestant -> the setting of its kernels.
 CONTESTANTS = {"plain": "off", "llamafile": "off", "exact": "exact", "auto": "auto"}
+#: Contestants of peer.py.
+PEERS = ("pytorch", "openvino", "openvino-int8")
 
-EMBEDDED = (Work("128x128", 12), Work("256x256", 12))
-SD15 = (Work("256x256", 2),)
-SD15_LONG = (*SD15, Work("512x512", 2))
+#: Contestant -> work -> its answers.
+Results = dict[str, dict[Work, list[dict[str, Any]]]]
 
 #: Phase -> how the table calls its row; the one of sampling is divided by the steps.
 _PHASES = {"encoding": "text encoder", "sampling": "step", "decoding": "autoencoder"}
@@ -57,122 +63,199 @@ class Model:
 
     Attributes:
         title: For the table.
-        variables: Settings of the contestants.
-        works: What each draws.
+        works: What each contestant draws.
+        settings: Writes its files to a folder; returns the settings that choose it.
+        peer: Its name in peer.py; empty when that does not know it.
+        long: Takes minutes a round.
     """
 
     title: str
-    variables: dict[str, str]
     works: tuple[Work, ...]
+    settings: Callable[[Path], dict[str, str]]
+    peer: str = ""
+    long: bool = False
 
 
 def _builtin(folder: Path) -> dict[str, str]:
-    """Return the settings that choose the built-in model without its upscaler."""
-    entry = {
-        "id": "drawings",
-        "family": "ovis_image",
-        "files": {"model": "builtin:drawings"},
-        "defaults": {"steps": 12, "cfg_scale": 3.0, "size": "128x128"},
-        "size": {"min": 64, "max": 256},
-        "runtime": {"tae": True},
-    }
-    models = folder / "builtin.yaml"
-    models.write_text(yaml.safe_dump({"models": [entry]}))
-    return {"SDSTREAM_MODELS": str(models)}
+    """Choose the built-in model without its upscaler."""
+    return _only(
+        folder,
+        {
+            "id": "drawings",
+            "family": "ovis_image",
+            "files": {"model": "builtin:drawings"},
+            "defaults": {"steps": 12, "cfg_scale": 3.0, "size": "128x128"},
+            "size": {"min": 64, "max": 256},
+            "runtime": {"tae": True},
+        },
+    )
 
 
-def _random_sd15(folder: Path) -> dict[str, str]:
-    """Write Stable Diffusion 1.5 of random weights; return the settings that choose it."""
-    subject = SUBJECTS[0]
-    weights = folder / "sd15.gguf"
-    write_gguf(weights, subject.parts()["model"])
+def _random(title: str, weights: str) -> Callable[[Path], dict[str, str]]:
+    """Choose a model of the conformance tests, its weights of this type once they are loaded."""
+
+    def settings(folder: Path) -> dict[str, str]:
+        subject = next(one for one in SUBJECTS if one.title == title)
+        files = {}
+        for component, shapes in subject.parts().items():
+            if component == "control_net":
+                continue
+            path = folder / f"{title} {component}.gguf"
+            if not path.exists():
+                write_gguf(path, shapes)
+            files[component] = str(path)
+        entry = {"id": "random", "family": subject.family, "files": files}
+        return _only(folder, {**entry, "runtime": {"wtype": weights}})
+
+    return settings
+
+
+def _only(folder: Path, entry: dict[str, Any]) -> dict[str, str]:
     models = folder / "models.yaml"
-    entry = {"id": "sd15", "family": subject.family, "files": {"model": str(weights)}}
     models.write_text(yaml.safe_dump({"models": [entry]}))
     return {"SDSTREAM_MODELS": str(models)}
 
 
-def _measure(
-    model: Model, names: list[str], plain: str, rounds: int, folder: Path
-) -> dict[str, dict[Work, list[dict[str, Any]]]]:
+_SD15 = "Stable Diffusion 1.5"
+_SMALL, _LARGE = Work("256x256", 2), Work("512x512", 2)
+
+MODELS = (
+    Model("built-in model", (Work("128x128", 12), Work("256x256", 12)), _builtin),
+    Model("SD1.5 f16", (_SMALL,), _random(_SD15, "f16"), "sd1"),
+    Model("SD1.5 q8_0", (_SMALL,), _random(_SD15, "q8_0")),
+    Model("SD3.5 Medium q4_0", (_SMALL,), _random("Stable Diffusion 3.5 Medium", "q4_0")),
+    Model("FLUX.1 2+2 q4_0", (_SMALL,), _random("FLUX.1 schnell", "q4_0"), "flux"),
+    Model("Z-Image q4_0", (_SMALL,), _random("Z-Image", "q4_0"), long=True),
+    Model("SD1.5 f16 at 512x512", (_LARGE,), _random(_SD15, "f16"), "sd1", long=True),
+)
+
+
+def _environment(model: Model, name: str, options: argparse.Namespace, place: Path) -> Any:
+    """Return the environment of a contestant's process."""
+    variables = {"SDSTREAM_KERNELS": CONTESTANTS[name], "BENCH_PIXELS": f"{place}/pixels"}
+    if name == "plain":
+        variables["STABLE_DIFFUSION_CPP_LIB"] = options.plain
+    return {**worker_environment(), **model.settings(place.parent), **variables}
+
+
+def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results:
     """Return contestant -> work -> its answers, one a round."""
-    results: dict[str, dict[Work, list[dict[str, Any]]]] = {
-        name: {work: [] for work in model.works} for name in names
-    }
+    names = [name for name in CONTESTANTS if name != "plain" or options.plain]
+    peers = PEERS if options.peers and model.peer else ()
+    results: Results = {name: {work: [] for work in model.works} for name in (*names, *peers)}
     with ExitStack() as stack:
-        drawers = {}
-        for name in names:
+        drawers: dict[str, Bare] = {}
+        for name in (*peers, *names):  # peers convert their networks first, in much memory
             place = folder / name
             place.mkdir(exist_ok=True)
-            variables = {"SDSTREAM_KERNELS": CONTESTANTS[name], "BENCH_PIXELS": f"{place}/pixels"}
-            if name == "plain":
-                variables["STABLE_DIFFUSION_CPP_LIB"] = plain
-            drawers[name] = Bare({**worker_environment(), **model.variables, **variables}, place)
-            stack.callback(drawers[name].close)
-        for number in range(rounds):
+            if name in peers:
+                script = str(Path(__file__).with_name("peer.py"))
+                command = [options.peers, script, name, model.peer]
+                command += [str(available_cores()), options.peer_files]
+                drawer = Bare(worker_environment(), place, command)
+            else:
+                drawer = Bare(_environment(model, name, options, place), place)
+            stack.callback(drawer.close)
+            drawers[name] = drawer
+            print(f"{model.title}: {name} is {drawer.title}", file=sys.stderr)
+        for number in range(options.rounds):
             for work in model.works:
-                for name in random.sample(names, len(names)):
-                    answer = drawers[name].answer(replace(work, seed=number))
-                    pixels = Path(folder, name, "pixels").read_bytes()
-                    answer["pixels"] = np.frombuffer(pixels, np.uint8).astype(int)
+                asked = replace(work, seed=number, prompt=f"{work.prompt}, number {number}")
+                for name in random.sample(list(results), len(results)):
+                    answer = drawers[name].answer(asked)
+                    if name not in peers:
+                        pixels = Path(folder, name, "pixels").read_bytes()
+                        answer["pixels"] = np.frombuffer(pixels, np.uint8).astype(int)
+                    answer["peak_bytes"] = drawers[name].peak_bytes()
                     results[name][work].append(answer)
                 print(f"{model.title}, {work.title}: round {number + 1}", file=sys.stderr)
     return results
 
 
-def _rows(model: Model, results: dict[str, dict[Work, list[dict[str, Any]]]]) -> list[list[str]]:
+def _rows(model: Model, results: Results, columns: list[str]) -> list[list[str]]:
     """Return the table's rows of one model."""
-    names = list(results)
     rows = []
     for work in model.works:
-        phases = [p for p in _PHASES if all(p in a["phases"] for a in results[names[0]][work])]
-        for what in ("image", *phases):
-            median = {}
-            for name in names:
-                answers = results[name][work]
-                seconds = [a["cpu"] if what == "image" else a["phases"][what] for a in answers]
-                share = work.steps if what == "sampling" else 1
-                median[name] = statistics.median(seconds) / share
-            base = median[names[0]]
-            title = work.title if what == "image" else _PHASES[what]
-            cells = [f"{median[n]:.3f} ({base / median[n]:.2f}x)" for n in names]
-            rows.append([f"{model.title}, {title}" if what == "image" else f"  {title}", *cells])
-        rows.append(["  pixels, mean and largest", *(_difference(results, n, work) for n in names)])
+        answers = {name: works[work] for name, works in results.items()}
+        ours = {name: them for name, them in answers.items() if name in CONTESTANTS}
+        title = f"{model.title}, {work.title}"
+        rows.append([title, *_ratios(columns, {n: _median(ours[n], "cpu") for n in ours})])
+        for phase, what in _PHASES.items():
+            share = work.steps if phase == "sampling" else 1
+            seconds = {
+                name: statistics.median(one["phases"][phase] for one in them) / share
+                for name, them in answers.items()
+                if all(phase in one["phases"] for one in them)
+            }
+            if seconds:
+                rows.append([f"  {what}", *_ratios(columns, seconds)])
+        apart = {name: _difference(ours[name], ours["llamafile"]) for name in ours}
+        rows.append(["  pixels, mean and largest", *(apart.get(n, "") for n in columns)])
+        peaks = {
+            name: f"{_median(them, 'peak_bytes') / 2**20:,.0f}" for name, them in answers.items()
+        }
+        rows.append(["  memory, MiB", *(peaks.get(name, "") for name in columns)])
     return rows
 
 
-def _difference(results: dict[str, dict[Work, list[dict[str, Any]]]], name: str, work: Work) -> str:
-    pairs = zip(results[name][work], results["llamafile"][work], strict=True)
+def _median(answers: list[dict[str, Any]], field: str) -> float:
+    return statistics.median(float(answer[field]) for answer in answers)
+
+
+def _ratios(columns: list[str], seconds: dict[str, float]) -> list[str]:
+    base = next(iter(seconds.values()))
+    return [
+        f"{seconds[name]:.3f} ({base / seconds[name]:.2f}x)" if name in seconds else ""
+        for name in columns
+    ]
+
+
+def _difference(answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> str:
+    pairs = zip(answers, others, strict=True)
     apart = [abs(one["pixels"] - other["pixels"]) for one, other in pairs]
     mean = statistics.mean(float(pixels.mean()) for pixels in apart)
     return f"{mean:.2f}, {max(int(pixels.max()) for pixels in apart)}"
+
+
+def _chosen(options: argparse.Namespace) -> list[Model]:
+    if options.quick:
+        return [replace(MODELS[0], works=(Work("64x64", 2),))]
+    words = options.only.split(",")
+
+    def wanted(model: Model) -> bool:
+        if model.title in words:
+            return True
+        return any(word in model.title for word in words) and (options.long or not model.long)
+
+    return [model for model in MODELS if wanted(model)]
 
 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--plain", default="", help="libstable-diffusion.so built without flags")
+    parser.add_argument("--peers", default="", help="Python that has the dependency group peers")
+    parser.add_argument("--peer-files", default="", help="where OpenVINO's networks are kept")
     parser.add_argument("--rounds", type=int, default=5, help="of each work")
-    parser.add_argument("--only", default="", help="part of a model's name")
-    parser.add_argument("--quick", action="store_true", help="one round of the smallest work")
-    parser.add_argument("--long", action="store_true", help="SD1.5 at 512x512 too: minutes a round")
+    parser.add_argument("--only", default="", help="parts of models' names, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="one small work")
+    parser.add_argument("--long", action="store_true", help="also those that take minutes a round")
     parser.add_argument("--json", type=Path, help="write the answers, without pixels")
     options = parser.parse_args()
-    names = [name for name in CONTESTANTS if name != "plain" or options.plain]
-    table = Table("CPU seconds", *names)
+    models = _chosen(options)
+    if not models:
+        parser.error(f"no model's name has {options.only!r}; there are: {_listed()}")
+    columns = [name for name in CONTESTANTS if name != "plain" or options.plain]
+    columns += PEERS if options.peers else ()
+    console = Console(width=36 + 18 * len(columns))
     written = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        models = [Model("built-in model", _builtin(folder), EMBEDDED)]
-        if options.quick:
-            models = [Model("built-in model", _builtin(folder), (Work("64x64", 2),))]
-        elif options.only in "SD1.5":
-            works = SD15_LONG if options.long else SD15
-            models.append(Model("SD1.5", _random_sd15(folder), works))
-        for model in (one for one in models if options.only in one.title):
-            results = _measure(model, names, options.plain, options.rounds, folder)
-            for row in _rows(model, results):
+        for model in models:
+            results = _measure(model, options, Path(temporary))
+            table = Table("CPU seconds", *columns)
+            for row in _rows(model, results, columns):
                 table.add_row(*row)
+            console.print(table)
             written[model.title] = {
                 name: {
                     work.title: [{k: v for k, v in a.items() if k != "pixels"} for a in answers]
@@ -180,9 +263,12 @@ def main() -> None:
                 }
                 for name, works in results.items()
             }
-    Console(width=140).print(table)
     if options.json:
         options.json.write_text(json.dumps(written, indent=1))
+
+
+def _listed() -> str:
+    return ", ".join(model.title for model in MODELS)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class Work:
     size: str
     steps: int
     seed: int = 0
+    prompt: str = PROMPT
 
     @property
     def title(self) -> str:
@@ -32,7 +33,9 @@ class Work:
 
 def resolved(work: Work, catalog: Catalog) -> GenerationRequest:
     """The work as the server makes it of the same options, every default concrete."""
-    params = ImageParams(prompt=PROMPT, size=work.size, sample_steps=work.steps, seed=work.seed)
+    params = ImageParams(
+        prompt=work.prompt, size=work.size, sample_steps=work.steps, seed=work.seed
+    )
     return resolve(ParsedRequest(params), catalog, random_seed=lambda: 0, limits=Limits())
 
 
