@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import json
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
 import pytest
 
+from sdstream.settings import Settings
+from sdstream.web.protocol import TimeoutProtocol
+from sdstream.web.server import serving_privately
 from tests.support.jobs import EventStream, begin, wait_for
 from tests.support.servers import Call, ServerProcess, wait_until
 
@@ -143,3 +150,41 @@ def test_many_clients_leave_at_once(fake_server: ServerProcess) -> None:
     assert fake_server.post(QUICK).status_code == 200
     assert time.monotonic() - left < SOON
     assert ended(fake_server, "cancelled") == before + 50
+
+
+async def leave_behind(path: Path, body: dict[str, Any]) -> None:
+    """Ask for a stream, and leave when it begins."""
+    reader, writer = await asyncio.open_unix_connection(path)
+    data = json.dumps(body)
+    head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Length: {len(data)}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\n\r\n{data}".encode())
+    first = await reader.read(4096)
+    assert b" 200 " in first.split(b"\r\n")[0], first
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_connections_that_clients_left_are_no_garbage(tmp_path: Path) -> None:
+    """The collector would find those of a whole crowd at once, and block the event loop for as
+    long."""
+    settings = Settings(engine="fake", data_dir=tmp_path / "data", grace_seconds=1)
+
+    async def crowd() -> list[str]:
+        async with serving_privately(settings) as path:
+            gc.collect()
+            gc.disable()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            for _ in range(5):
+                await leave_behind(path, {**LONG, "stream": True})
+            await asyncio.sleep(0.5)
+            gc.collect()
+            gc.set_debug(0)
+        return [type(found).__name__ for found in gc.garbage if isinstance(found, TimeoutProtocol)]
+
+    try:
+        assert asyncio.run(crowd()) == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()

@@ -14,9 +14,9 @@ taken out of order costs the jobs of its owner before it.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace, merge
 from typing import Final, Generic, TypeVar
 
 from sdstream.core.enums import DescribedEnum
@@ -98,11 +98,9 @@ class _Lane(Generic[T]):
 
     def turns(self) -> Iterator[tuple[float, _Ticket[T]]]:
         """Tickets with items, each with the owner's clock at its turn."""
-        start = self.start
-        for ticket in self.tickets.values():
+        for start, _, ticket in _turns(self.start, self.tickets.values()):
             if ticket.item is not None:
                 yield start, ticket
-            start += ticket.turn
 
     def start_of(self, wanted: _Ticket[T], until: float = float("inf")) -> float:
         """The clock at the turn of a ticket; ``until`` if it is not before that."""
@@ -144,6 +142,18 @@ class FairQueue(Generic[T]):
         """First to go first. Each step costs O(log lanes); nothing may change meanwhile."""
         for heads in self._heads.values():
             yield from _in_order(heads.copy())
+
+    def snapshot(self) -> Iterator[T]:
+        """As iterating, found step by step while others change the queue.
+
+        What leaves meanwhile is left out, what comes is not in it.
+        """
+        lanes = [(lane.rank, lane.start, [*lane.tickets.values()]) for lane in self._lanes.values()]
+        for rank in self._heads:
+            turns = (_turns(start, tickets) for own, start, tickets in lanes if own == rank)
+            for _, _, ticket in merge(*turns):
+                if ticket.item is not None:
+                    yield ticket.item
 
     def push(
         self, item: T, *, owner: str, images: int, priority: Priority, first: bool = False
@@ -270,6 +280,13 @@ class FairQueue(Generic[T]):
                 for _, ticket in lane.turns() if lane is not None else ():
                     if ticket.owner == owner and ticket.item is not None:
                         yield ticket.item
+
+
+def _turns(start: float, tickets: Iterable[_Ticket[T]]) -> Iterator[tuple[float, int, _Ticket[T]]]:
+    """Tickets of a lane, each with the owner's clock at its turn and its arrival."""
+    for ticket in tickets:
+        yield start, ticket.arrival, ticket
+        start += ticket.turn
 
 
 def _is_current(head: _Head[T]) -> bool:

@@ -28,8 +28,10 @@ _GUESSED_SECONDS: Final = 5.0
 #: A place is told when it is another one by more than this part of it: exactly up to twice this.
 _COARSENESS: Final = 16
 #: Jobs that are told their places, or only looked at, before others on the event loop go on.
-_TOLD_AT_ONCE: Final = 8
-_SEEN_AT_ONCE: Final = 256
+_TOLD_AT_ONCE: Final = 4
+_SEEN_AT_ONCE: Final = 64
+#: Jobs before one that comes, up to which they are counted.
+_COUNTED: Final = 256
 #: Rest after each time through the queue, in parts of how long that took.
 _REST: Final = 4
 
@@ -113,7 +115,7 @@ class JobQueue:
 
     def _first_place(self, live: LiveJob) -> int:
         """Jobs before one that has just come; of a long queue the most that there can be."""
-        if len(self.waiting) > _SEEN_AT_ONCE:
+        if len(self.waiting) > _COUNTED:
             return self.waiting.jobs(live.job.terms.priority) - 1
         return next(place for place, other in enumerate(self.waiting) if other is live)
 
@@ -131,7 +133,7 @@ class JobQueue:
     async def _go_through(self, newcomer: Priority | None) -> None:
         told = 0
         ahead = NO_WORK
-        for seen, live in enumerate(list(self.waiting)):
+        for seen, live in enumerate(self.waiting.snapshot()):
             if told == _TOLD_AT_ONCE or seen % _SEEN_AT_ONCE == _SEEN_AT_ONCE - 1:
                 told = 0
                 await asyncio.sleep(0)

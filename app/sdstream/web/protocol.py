@@ -13,6 +13,8 @@ answer yet. uvicorn's own keep-alive timeout closes connections that are idle be
 A request that breaks a rule of RFC 9112 whose breach lets two servers read one connection in two
 ways is rejected, and its connection is closed: no Host or two, other codings than chunked. An
 upgrade that is offered, such as h2c, is ignored: the request is served as if it had not been.
+
+Connections that end at once take turns on the event loop: see web/turns.py.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Final, cast
 
 import httptools
@@ -28,6 +31,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from sdstream.core.errors import CodingNotSupported, ImageServiceError, InvalidRequest, Reason
 from sdstream.web import respond
+from sdstream.web.turns import Turns
 
 _KIB: Final = 1024
 
@@ -36,7 +40,12 @@ _HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII)
 
 
 class TimeoutProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with deadlines. Seconds, bytes, bytes a second."""
+    """uvicorn's HTTP protocol with deadlines. Seconds, bytes, bytes a second.
+
+    Args:
+        args, options: Of uvicorn.
+        ends: Turns in which the connections of a server end.
+    """
 
     head_seconds = 10.0
     max_head_bytes = 64 * _KIB
@@ -54,6 +63,10 @@ class TimeoutProtocol(HttpToolsProtocol):
     _body_bytes = 0
     _body_began = 0.0
     _unsent = 0
+
+    def __init__(self, *args: Any, ends: Turns | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._ends = ends or Turns()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request must come soon."""
@@ -130,11 +143,31 @@ class TimeoutProtocol(HttpToolsProtocol):
         super().resume_writing()
         self._forget_stall()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client has left; its connection is closed in its turn."""
+        self._write_no_more()
+        self._ends.call(self.transport.close)
+        return True  # else the loop would close it now, with all others that ended
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is left to wait for."""
         self._expect_by(None)
         self._forget_stall()
+        if exc is None:
+            self._end(exc)
+        else:  # it broke: the request learns of that in its turn
+            self._write_no_more()
+            self._ends.call(partial(self._end, exc))
+
+    def _end(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        # The two refer to each other. The garbage collector would find a whole crowd of them at
+        # once, and block the event loop.
+        self.cycle = cast(RequestResponseCycle, None)
+
+    def _write_no_more(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
 
     def close_gently(self) -> None:
         """Close after the body: a reset would take the answer from a client that still sends."""

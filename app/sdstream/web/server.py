@@ -11,10 +11,11 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import Final
+from typing import Final, cast
 
 import uvicorn
 
@@ -26,6 +27,7 @@ from sdstream.web.application import build_app, set_log_level
 from sdstream.web.hosts import exposure_warnings
 from sdstream.web.protocol import TimeoutProtocol
 from sdstream.web.systemd import Notifications
+from sdstream.web.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Server(uvicorn.Server):
             # Its trust would reach further than links: see web/addresses.py.
             proxy_headers=False,
             lifespan="on",
-            http=TimeoutProtocol,
+            http=cast(type[asyncio.Protocol], partial(TimeoutProtocol, ends=Turns())),
             ws="none",
             timeout_graceful_shutdown=max(_LEAST_SECONDS, math.ceil(settings.grace_seconds)),
         )

@@ -9,42 +9,45 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sdstream.web.route import is_probe
 
 
 class Turns:
-    """``await turn()`` returns at once if no other caller did so in this turn of the event loop."""
+    """Runs callbacks in the order in which they came, one in each turn of the event loop."""
 
     def __init__(self) -> None:
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._taken = False
+
+    def call(self, callback: Callable[[], None]) -> None:
+        """Run ``callback`` at once if no other one ran in this turn of the event loop."""
+        if self._taken:
+            self._waiting.append(callback)
+            return
+        self._taken = True
+        asyncio.get_running_loop().call_soon(self._next)
+        callback()
 
     async def turn(self) -> None:
         """Wait for one's turn."""
-        loop = asyncio.get_running_loop()
-        if not self._taken:
-            self._taken = True
-            loop.call_soon(self._next)
-            return
-        mine = loop.create_future()
-        self._waiting.append(mine)
+        mine = asyncio.get_running_loop().create_future()
+        self.call(lambda: None if mine.cancelled() else mine.set_result(None))
         await mine
 
     def _next(self) -> None:
-        while self._waiting:
-            following = self._waiting.popleft()
-            if not following.done():  # else its task was cancelled
-                following.set_result(None)
-                asyncio.get_running_loop().call_soon(self._next)
-                return
-        self._taken = False
+        if not self._waiting:
+            self._taken = False
+            return
+        asyncio.get_running_loop().call_soon(self._next)
+        self._waiting.popleft()()
 
 
 class OneByOne:
-    """Middleware: requests begin, and learn that their clients left, one after the other."""
+    """Middleware: requests begin one after the other."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,15 +55,6 @@ class OneByOne:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http" or is_probe(scope):
-            await self._app(scope, receive, send)
-            return
-
-        async def receive_in_turn() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                await self._turns.turn()
-            return message
-
-        await self._turns.turn()
-        await self._app(scope, receive_in_turn, send)
+        if scope["type"] == "http" and not is_probe(scope):
+            await self._turns.turn()
+        await self._app(scope, receive, send)

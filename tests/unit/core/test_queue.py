@@ -306,3 +306,22 @@ def test_a_change_costs_the_same_in_a_long_queue(owners: int) -> None:
         return steps.count
 
     assert steps_of_changes(10_000) < 2 * steps_of_changes(100)
+
+
+@pytest.mark.parametrize("owners", [1, 3, 40])
+def test_a_snapshot_has_the_order_of_its_moment(owners: int) -> None:
+    """Changes meanwhile do not disturb it: what left is left out, what came is not in it."""
+    queue: FairQueue[int] = FairQueue()
+    for item in range(40):
+        priority = Priority.LOW if item % 7 == 0 else Priority.NORMAL
+        queue.push(item, owner=str(item % owners), images=1 + item % 3, priority=priority)
+    expected = [*queue]
+    assert [*queue.snapshot()] == expected
+    found = []
+    for item in queue.snapshot():
+        found.append(item)
+        if len(found) == 5:
+            queue.push(99, owner="0", images=1, priority=Priority.NORMAL)
+            for gone in (found[0], expected[20], expected[-1]):
+                assert queue.remove(gone)
+    assert {*found} == {*expected} - {expected[20], expected[-1]}

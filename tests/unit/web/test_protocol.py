@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from sdstream.web.protocol import TimeoutProtocol
+from sdstream.web.turns import Turns
 
 #: Overridden; uvicorn or the parser calls them.
 CALLED = {
     "connection_made",
     "connection_lost",
     "data_received",
+    "eof_received",
     "pause_writing",
     "resume_writing",
     "on_headers_complete",
@@ -29,6 +35,7 @@ CALLED = {
 OF_PROTOCOL = {"app", "cycle", "flow", "headers", "loop", "parser", "pipeline", "transport", "url"}
 OF_CYCLE = {
     "chunked_encoding",
+    "disconnected",
     "expected_content_length",
     "keep_alive",
     "response_complete",
@@ -68,3 +75,43 @@ def test_the_parser_gives_back_what_follows_an_upgrade() -> None:
         parser.feed_data(head + b"rest")
     assert upgrade.value.args == (len(head),)
     assert parser.should_upgrade()
+
+
+async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that answers nothing."""
+
+
+class Closing:
+    """A transport that notes when it is closed."""
+
+    def __init__(self, closed: list[int], ticks: list[int]) -> None:
+        self._closed, self._ticks = closed, ticks
+
+    def get_extra_info(self, _name: str) -> None:
+        """Return nothing: it has no socket."""
+
+    def close(self) -> None:
+        """Note the turn of the loop."""
+        self._closed.append(len(self._ticks))
+
+
+def test_connections_whose_clients_leave_at_once_close_one_by_one() -> None:
+    """The loop itself would close all of them before it looks at another client."""
+    closed: list[int] = []
+    ticks: list[int] = []
+
+    async def crowd() -> None:
+        config = uvicorn.Config(nothing, log_config=None, lifespan="off")
+        ends = Turns()
+        for _ in range(20):
+            protocol = TimeoutProtocol(
+                config=config, server_state=ServerState(), app_state={}, ends=ends
+            )
+            protocol.connection_made(cast(asyncio.Transport, Closing(closed, ticks)))
+            assert protocol.eof_received()
+        while len(closed) < 20:
+            await asyncio.sleep(0)
+            ticks.append(0)
+
+    asyncio.run(crowd())
+    assert max(closed.count(tick) for tick in closed) <= 2

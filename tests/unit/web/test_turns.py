@@ -44,3 +44,23 @@ def test_alone_nobody_waits() -> None:
         return True
 
     assert asyncio.run(alone())
+
+
+def test_callbacks_and_tasks_share_the_turns() -> None:
+    """A callback runs at once when nobody else had this turn of the loop, else in its order."""
+    went: list[str] = []
+
+    async def crowd() -> None:
+        turns = Turns()
+
+        async def task() -> None:
+            await turns.turn()
+            went.append("task")
+
+        turns.call(lambda: went.append("first"))
+        turns.call(lambda: went.append("second"))
+        assert went == ["first"]
+        await task()
+
+    asyncio.run(crowd())
+    assert went == ["first", "second", "task"]
