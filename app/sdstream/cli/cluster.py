@@ -65,7 +65,7 @@ def _node_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--ip",
             metavar="ADDRESS",
-            help="Address of this machine for the others [default: of the route outwards].",
+            help="Address of this machine for the others [default: of the route to them].",
         ),
         click.option(
             "--temp-dir",
@@ -155,7 +155,7 @@ def join(
             arguments.append(f"--labels={GPU_LABEL}={min(memory)}")
         if settings.memory_mb:
             arguments.append(f"--memory={settings.memory_mb * 2**20}")
-        own = ip or own_address()
+        own = ip or own_address(to_join[0])
         node = _Node(settings, own, temp_dir, arguments, grace_seconds, to_join)
     sys.exit(node.run())
 

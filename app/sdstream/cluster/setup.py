@@ -6,8 +6,12 @@ import os
 import secrets
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from sdstream.core.errors import ConfigurationError
 
@@ -26,6 +30,9 @@ _HEALTH: Final = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "4",
 }
+
+#: An address of documents, which lies on no network.
+_OUTSIDE: Final = "192.0.2.1"
 
 
 def ray_variables(token_file: Path) -> dict[str, str]:
@@ -116,12 +123,26 @@ def is_own(host: str) -> bool:
     return True
 
 
-def own_address() -> str:
-    """Return the address by which other machines reach this one, as far as routes tell."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            return "127.0.0.1"
-        address: str = probe.getsockname()[0]
-        return address
+def own_address(towards: str | None = None) -> str:
+    """Return the address by which other machines reach this one.
+
+    It is the one of the route to a host, else of the route outwards. Without a route, as on a
+    network that leads nowhere else, it is that of an interface.
+
+    Args:
+        towards: Host of the cluster, None if it is not known.
+    """
+    for host in (towards, _OUTSIDE):
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            if host is not None:
+                probe.connect((host, 9))  # sends nothing
+                address: str = probe.getsockname()[0]
+                return address
+    return _interface_address()
+
+
+def _interface_address() -> str:
+    """Return the first address that is not of this machine alone, 127.0.0.1 without one."""
+    found = [a for every in psutil.net_if_addrs().values() for a in every]
+    own = (a.address for a in found if a.family is socket.AF_INET)
+    return next((a for a in own if not ip_address(a).is_loopback), "127.0.0.1")

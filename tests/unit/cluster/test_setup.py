@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
 from sdstream.cli.main import main
-from sdstream.cluster.setup import check_token, make_token, ray_variables, split_address
+from sdstream.cluster.setup import (
+    check_token,
+    make_token,
+    own_address,
+    ray_variables,
+    split_address,
+)
 from sdstream.core.errors import ConfigurationError
 
 
@@ -65,6 +74,27 @@ def test_an_address_has_a_port(address: str) -> None:
     with pytest.raises(ConfigurationError, match="HOST:PORT"):
         split_address(address)
     assert split_address("192.0.2.1:6379") == ("192.0.2.1", 6379)
+
+
+def test_a_machine_takes_the_address_of_its_route_to_the_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without any route it takes an interface's, since others cannot reach 127.0.0.1."""
+    assert own_address("127.0.0.3") == "127.0.0.1"
+
+    def no_route(*_: object) -> None:
+        raise OSError("Network is unreachable")
+
+    addresses = [
+        SimpleNamespace(family=socket.AF_INET6, address="fe80::1%eth0"),
+        SimpleNamespace(family=socket.AF_INET, address="127.0.0.1"),
+        SimpleNamespace(family=socket.AF_INET, address="192.168.1.10"),
+    ]
+    monkeypatch.setattr(socket.socket, "connect", no_route)
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"all": addresses})
+    assert own_address("192.168.1.10") == "192.168.1.10"
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"lo": addresses[:2]})
+    assert own_address() == "127.0.0.1"
 
 
 def test_a_server_does_not_start_without_a_token(tmp_path: Path) -> None:
