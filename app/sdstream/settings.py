@@ -36,6 +36,8 @@ _SECRETS: Final = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "HF_TOKEN",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
     "HUGGING_FACE_HUB_TOKEN",
     "MODELSCOPE_API_TOKEN",
 )
@@ -431,7 +433,7 @@ def check_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def variable(name: str) -> str | None:
-    """Return a variable that models.yaml or systemd names; None when it is not set."""
+    """Return a variable that models.yaml, systemd or OpenTelemetry names; None if it is not set."""
     return os.environ.get(name)  # noqa: TID251
 
 

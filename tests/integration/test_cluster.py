@@ -24,6 +24,7 @@ import pytest
 
 from sdstream.cluster.setup import make_token
 from tests.integration.test_two_fronts import fronts, state_of
+from tests.support.collector import Collector, running_collector
 from tests.support.jobs import ENDINGS, EventStream, Told, begin, wait_for
 from tests.support.machines import MACHINE, RayMachines, RayNode, need_ray, ray_machines
 from tests.support.postgres import Postgres
@@ -48,12 +49,20 @@ def machines() -> Iterator[RayMachines]:
 
 
 @pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    """A collector of the front's traces."""
+    with running_collector() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
 def front(
-    machines: RayMachines, tmp_path_factory: pytest.TempPathFactory
+    machines: RayMachines, collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
     """A server on the cluster, whose model has a worker in each slot."""
     folder = tmp_path_factory.mktemp("front")
     settings = settings_of(machines, folder)
+    settings["environment"] |= collector.environment
     with running_server(folder, api_keys="one,two", **settings) as server:
         yield server
 
@@ -228,10 +237,11 @@ def test_a_machine_waits_for_its_head(tmp_path: Path) -> None:
     assert not waiting.alive()
 
 
-def test_a_machine_generates(front: ServerProcess) -> None:
+def test_a_machine_generates(front: ServerProcess, collector: Collector) -> None:
     """A request is answered as on one machine, and the machine is listed with what it has."""
     answer = front.post(QUICK, headers=FIRST)
     assert answer.status_code == 200, answer.text
+    assert collector.wait_for(sdstream_machine=ONE).name in ("loading", "image")
     machine = cluster_of(front)[ONE]
     assert (machine["state"], machine["slots"], machine["reason"]) == ("ready", 2, "")
     assert machine["memory_bytes"] > 0

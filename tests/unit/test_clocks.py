@@ -12,6 +12,7 @@ from sdstream.core.job import Completed, ImageReady, ImageResult, Job, Queued, R
 from sdstream.core.request import GenerationRequest
 from sdstream.service.live_jobs import LiveJobs
 from sdstream.service.metrics import Metrics
+from sdstream.service.tracing import Tracing
 from sdstream.storage.job_store import JobStore
 
 REQUEST = GenerationRequest("m", "p", "", 64, 64, 4, "euler", "default", 1.0, 7, 1)
@@ -37,7 +38,7 @@ class NoStore:
 @pytest.mark.parametrize("jump", [-THREE_DAYS, THREE_DAYS])
 def test_a_clock_that_is_set_in_mid_job(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
     """The job's times stay in order, and what lies between is what passed."""
-    jobs = LiveJobs(cast(JobStore, NoStore()), Metrics(), lambda: None)
+    jobs = LiveJobs(cast(JobStore, NoStore()), Metrics(), Tracing(), lambda: None)
     clock = SteadyClock(time.time())
     live = jobs.add(
         Job(
@@ -63,7 +64,7 @@ def test_a_clock_that_is_set_in_mid_job(monkeypatch: pytest.MonkeyPatch, jump: f
 
 def test_a_job_from_before_the_clock_was_set_back() -> None:
     """In the next life of the server it does not start before it was accepted."""
-    jobs = LiveJobs(cast(JobStore, NoStore()), Metrics(), lambda: None)
+    jobs = LiveJobs(cast(JobStore, NoStore()), Metrics(), Tracing(), lambda: None)
     job = Job("job_1", REQUEST, time.time() + THREE_DAYS)
     job.apply(Running(), job.created + 10)
     job.apply(Requeued(), job.created + 10)

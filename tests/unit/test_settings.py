@@ -42,6 +42,7 @@ def test_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_hush")
     monkeypatch.setenv("SDSTREAM_DATABASE", "postgresql://me:hush@localhost/jobs")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=hush")
     assert "hush" not in repr(Settings())
     assert "hush" not in str(worker_environment())
 

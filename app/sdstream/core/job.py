@@ -78,6 +78,7 @@ class Terms:
         webhook_url: Where to tell of the end, None for nowhere.
         group: The client's name for jobs that belong together, None without one.
         base_url: What links begin with there.
+        traceparent: Span of the request (W3C Trace Context), empty without one.
     """
 
     operation: Literal["generation", "edit"] = "generation"
@@ -92,6 +93,7 @@ class Terms:
     webhook_url: str | None = None
     group: str | None = None
     base_url: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

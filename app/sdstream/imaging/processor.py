@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,6 +59,21 @@ class ImageRejected(Exception):
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.ending = JobFailed(reason, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished image.
+
+    Attributes:
+        image: The image.
+        file_seconds: Making the file took this long.
+        store_seconds: Storing it took this long.
+    """
+
+    image: ImageResult
+    file_seconds: float
+    store_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +178,7 @@ class ImageProcessor:
 
     async def develop(
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, must_keep: bool
-    ) -> ImageResult:
+    ) -> Finished:
         """Make the finished image of generated pixels; raises ImageRejected.
 
         Args:
@@ -265,7 +281,8 @@ class ImageProcessor:
 
     def _develop(
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, must_keep: bool
-    ) -> ImageResult:
+    ) -> Finished:
+        began = time.monotonic()
         picture = Pixels(drawn.width, drawn.height, drawn.blob)
         original, mask = inputs.image, inputs.mask
         if inputs.canvas is not None:
@@ -282,7 +299,9 @@ class ImageProcessor:
             picture = codecs.blank(picture.size)
         text = infotext.write(request, drawn.seed) if self._embed_parameters else None
         data = codecs.encode(picture, request.output_format, request.output_compression, text)
-        return ImageResult(
+        encoded = time.monotonic()
+        image_id = self._store(data, request.output_format, must_keep)
+        image = ImageResult(
             index=drawn.index,
             seed=drawn.seed,
             data=data,
@@ -291,9 +310,10 @@ class ImageProcessor:
             encode_seconds=drawn.encode_seconds,
             sample_seconds=drawn.sample_seconds,
             decode_seconds=drawn.decode_seconds,
-            id=self._store(data, request.output_format, must_keep),
+            id=image_id,
             flagged=flagged,
         )
+        return Finished(image, encoded - began, time.monotonic() - encoded)
 
     def _is_flagged(self, request: GenerationRequest, picture: Pixels) -> bool:
         """True when a blank image is to be handed out in place of this one."""

@@ -34,8 +34,9 @@ from sdstream.imaging.safety import load_checker
 from sdstream.service.admission import Policy
 from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService
+from sdstream.service.tracing import Tracing, tracing_of
 from sdstream.service.webhooks import Webhooks, delivery_of
-from sdstream.settings import Settings, worker_environment
+from sdstream.settings import Settings, variable, worker_environment
 from sdstream.storage.choice import database_of, images_of
 from sdstream.storage.job_store import JobStore
 from sdstream.storage.ports import StoreError, StoreInUse
@@ -74,6 +75,7 @@ class Assembly:
         store: Jobs and images on the disk.
         webhooks: Posts a message when a job ends.
         metrics: Counters and gauges of all parts.
+        tracing: Makes the spans of requests and jobs.
         standby: Wait while another server holds the store.
         cluster: Machines that generate; None means this machine only.
     """
@@ -82,6 +84,7 @@ class Assembly:
     store: JobStore
     webhooks: Webhooks
     metrics: Metrics
+    tracing: Tracing
     standby: bool = False
     cluster: Cluster | None = None
 
@@ -102,6 +105,17 @@ class Assembly:
         Raises:
             StoreError: The data folder or the database cannot be used.
         """
+        try:
+            async with self._opened(on_death, on_loss):
+                yield
+        finally:
+            await asyncio.to_thread(self.tracing.close)
+
+    @asynccontextmanager
+    async def _opened(
+        self, on_death: Callable[[], None], on_loss: Callable[[], None]
+    ) -> AsyncIterator[None]:
+        """Open the store, now or when it is free, and serve until the end."""
         if self.store.is_open or not self.standby:
             await asyncio.to_thread(self.store.open)
             async with self._serving(on_death, on_loss):
@@ -197,6 +211,7 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
         ConfigurationError: This machine cannot join the cluster.
     """
     metrics = Metrics()
+    tracing = tracing_of(variable)
     # Expiry uses a monotonic clock, so that a change of the system's clock deletes nothing.
     steady = SteadyClock(time.time())
     store = JobStore(
@@ -220,13 +235,14 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
     catalog = load_catalog(settings)
     cluster = extra.join(settings)
     pool = partial(_pool, settings, cluster)
-    service = _service(settings, metrics, store, webhooks, priority_digests, catalog, pool)
-    return Assembly(service, store, webhooks, metrics, settings.standby, cluster)
+    service = _service(settings, metrics, tracing, store, webhooks, priority_digests, catalog, pool)
+    return Assembly(service, store, webhooks, metrics, tracing, settings.standby, cluster)
 
 
 def _service(
     settings: Settings,
     metrics: Metrics,
+    tracing: Tracing,
     store: JobStore,
     webhooks: Webhooks,
     priority_digests: Sequence[str],
@@ -246,6 +262,7 @@ def _service(
         ),
         store=store,
         metrics=metrics,
+        tracing=tracing,
         policy=Policy(
             queue_images=settings.queue_images,
             queue_images_per_key=settings.queue_images_per_key,

@@ -61,12 +61,13 @@ from sdstream.core.messages import (
 )
 from sdstream.core.pixels import Inputs
 from sdstream.engine.worker import Worker
-from sdstream.imaging.processor import ImageProcessor, ImageRejected
+from sdstream.imaging.processor import Finished, ImageProcessor, ImageRejected
 from sdstream.notifier import Notifier
 from sdstream.service.job_queue import JobQueue
 from sdstream.service.live_jobs import LiveJob, LiveJobs
 from sdstream.service.metrics import Metrics
 from sdstream.service.models import Models
+from sdstream.service.tracing import NO_ATTRIBUTES, Attributes, Span
 from sdstream.storage.job_store import JobStore
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ class Dispatcher:
             return
         if worker.loaded is not None:
             job.use_kernels(worker.loaded.kernels)
-        self._observe(job, "queue", live.clock() - job.created)
+        self._measure_wait(live)
         order = Generate(job.id, job.request, inputs.of_runtime, first=len(job.images))
         async for event in worker.generate(order):
             await self._take(live, inputs, event)
@@ -307,10 +308,11 @@ class Dispatcher:
         self._jobs.apply(live, ending)
 
     async def _finish_image(self, live: LiveJob, inputs: Inputs, drawn: ImageDrawn) -> None:
+        drawn_at = live.clock()
         live.job.warn(drawn.warnings)
         request, terms = live.job.request, live.job.terms
         try:
-            image = await self._processor.develop(
+            finished = await self._processor.develop(
                 request, inputs, drawn, must_keep=terms.background or terms.as_url
             )
         except ImageRejected as spoiled:
@@ -321,25 +323,62 @@ class Dispatcher:
             logger.exception("an image of job %s could not be finished", live.job.id)
             self._give_up(live, JobFailed(Reason.INTERNAL_ERROR, "Internal server error."))
             return
+        image = finished.image
         if not self._jobs.apply(live, ImageReady(image)):
             if image.id is not None:
                 self._store.drop(image.id, request.output_format)
             return
-        self._measure_image(live.job, drawn)
+        self._measure_image(live, drawn, drawn_at, finished)
 
-    def _measure_image(self, job: Job, drawn: ImageDrawn) -> None:
-        model = job.request.model
+    def _measure_wait(self, live: LiveJob) -> None:
+        """Measure what a job that begins has waited for."""
+        now = live.clock()
+        waited = self._observe(live.job, live.span, "queue", live.waits_since, now)
+        if live.loads_since is not None:
+            self._observe(live.job, waited, Phase.LOADING, live.loads_since, now, _where(live))
+
+    def _measure_image(
+        self, live: LiveJob, drawn: ImageDrawn, drawn_at: float, finished: Finished
+    ) -> None:
+        """Measure a finished image.
+
+        Args:
+            live: Its job.
+            drawn: What the runtime reported.
+            drawn_at: Unix seconds when it did.
+            finished: What the image processor made of it.
+        """
+        job, model = live.job, live.job.request.model
         self._queue.speed.note(job.request, drawn)
         self._metrics.images.labels(model).inc()
         self._metrics.steps.labels(model).inc(drawn.steps)
         self._metrics.conditions.labels(model, "computed").inc(drawn.conditions_computed)
         self._metrics.conditions.labels(model, "reused").inc(drawn.conditions_reused)
-        self._observe(job, Phase.ENCODING, drawn.encode_seconds)
-        self._observe(job, Phase.SAMPLING, drawn.sample_seconds)
-        self._observe(job, Phase.DECODING, drawn.decode_seconds)
+        decoding = drawn_at - drawn.decode_seconds
+        sampling = decoding - drawn.sample_seconds
+        began = sampling - drawn.encode_seconds
+        ended = live.clock()
+        storing = ended - finished.store_seconds
+        about = {"sdstream.image": drawn.index, "sdstream.steps": drawn.steps, **_where(live)}
+        span = live.span.stage("image", began, ended, about)
+        self._observe(job, span, Phase.ENCODING, began, sampling)
+        self._observe(job, span, Phase.SAMPLING, sampling, decoding)
+        self._observe(job, span, Phase.DECODING, decoding, drawn_at)
+        self._observe(job, span, "file", storing - finished.file_seconds, storing)
+        self._observe(job, span, "store", storing, ended)
 
-    def _observe(self, job: Job, phase: str, seconds: float) -> None:
-        self._metrics.phase_seconds.labels(job.request.model, phase).observe(seconds)
+    def _observe(
+        self,
+        job: Job,
+        span: Span,
+        phase: str,
+        began: float,
+        ended: float,
+        attributes: Attributes = NO_ATTRIBUTES,
+    ) -> Span:
+        """Take a stage of a job into the metrics, and into the trace below a span."""
+        self._metrics.phase_seconds.labels(job.request.model, phase).observe(ended - began)
+        return span.stage(phase, began, ended, attributes)
 
     # --- endings --------------------------------------------------------------------------------
 
@@ -377,4 +416,11 @@ class Dispatcher:
         elif not live.over:
             self._jobs.apply(live, Requeued(counts=False))
             live.deferred = True
+            live.end_span("deferred")
             live.changed.notify()
+
+
+def _where(live: LiveJob) -> Attributes:
+    """Return an attribute with the machine of the cluster that a job runs on; none without one."""
+    place = live.worker.place if live.worker is not None else ""
+    return {"sdstream.machine": place} if place else NO_ATTRIBUTES

@@ -30,6 +30,7 @@ from sdstream.core.job_filter import JobFilter
 from sdstream.engine.worker import Worker
 from sdstream.notifier import Notifier
 from sdstream.service.metrics import Metrics
+from sdstream.service.tracing import NO_SPAN, Attributes, Span, Tracing
 from sdstream.storage.job_rows import Page
 from sdstream.storage.job_store import JobStore
 
@@ -92,6 +93,9 @@ class LiveJob:
         ahead: Of the waiting jobs before it, as it was found last.
         clock: Unix seconds of its events; a clock that is set in the middle of a job does not make
             its times wrong.
+        span: Of the job.
+        waits_since: Unix seconds since when it waits, or has waited before it ran.
+        loads_since: Unix seconds since when its model is loaded for it, None before.
     """
 
     job: Job
@@ -101,10 +105,26 @@ class LiveJob:
     deferred: bool = False
     was_lost: bool = False
     ahead: Work = NO_WORK
+    span: Span = NO_SPAN
+    waits_since: float = field(init=False)
+    loads_since: float | None = None
 
     #: Has the job while it runs.
     worker: Worker | None = None
     task: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.waits_since = self.job.created
+
+    def end_span(self, outcome: str) -> None:
+        """End the span of the job."""
+        ending = self.job.ending
+        error = ending.reason.value if isinstance(ending, JobFailed) else ""
+        found: Attributes = {
+            "sdstream.outcome": outcome,
+            "sdstream.finished_images": len(self.job.images),
+        }
+        self.span.end(self.clock(), found, error=error)
 
     @property
     def over(self) -> bool:
@@ -118,19 +138,23 @@ class LiveJobs:
     Args:
         store: Where they are kept.
         metrics: Counts how they end.
+        tracing: Makes their spans.
         on_end: Called when one has ended.
     """
 
-    def __init__(self, store: JobStore, metrics: Metrics, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, store: JobStore, metrics: Metrics, tracing: Tracing, on_end: Callable[[], None]
+    ) -> None:
         self._store = store
         self._metrics = metrics
+        self._tracing = tracing
         self._ended = on_end
         self._live: dict[str, LiveJob] = {}
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
 
     def add(self, job: Job, clock: SteadyClock) -> LiveJob:
         """Take up a job that is stored."""
-        live = self._live[job.id] = LiveJob(job, clock)
+        live = self._live[job.id] = LiveJob(job, clock, span=self._tracing.job(job))
         return live
 
     def add_earlier(self, job: Job) -> LiveJob:
@@ -149,7 +173,11 @@ class LiveJobs:
         match event:
             case ImageReady(image):
                 self._store.note_image(job, image)
-            case Loading() | Requeued():
+            case Loading():
+                live.loads_since = live.clock()
+                self._store.note(job)
+            case Requeued():
+                live.waits_since, live.loads_since = live.clock(), None
                 self._store.note(job)
         if job.terminal:
             self._store.note_end(job)
@@ -159,6 +187,7 @@ class LiveJobs:
             while len(self._recent) > _REMEMBERED:
                 self._recent.popitem(last=False)
             self._metrics.jobs.labels(job.request.model, job.status.value).inc()
+            live.end_span(job.status.value)
         live.changed.notify()
         return True
 

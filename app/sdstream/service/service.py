@@ -32,6 +32,7 @@ from sdstream.service.job_queue import JobQueue
 from sdstream.service.live_jobs import LiveJob, LiveJobs, standing_by
 from sdstream.service.metrics import Metrics
 from sdstream.service.models import Models
+from sdstream.service.tracing import Tracing
 from sdstream.storage.job_rows import Page
 from sdstream.storage.job_store import JobStore
 
@@ -47,6 +48,7 @@ class ImageService:
         processor: ImageProcessor,
         store: JobStore,
         metrics: Metrics,
+        tracing: Tracing,
         policy: Policy,
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
@@ -71,7 +73,7 @@ class ImageService:
             pool=self.pool,
             on_change=changed.notify,
         )
-        self._jobs = LiveJobs(store, metrics, on_end)
+        self._jobs = LiveJobs(store, metrics, tracing, on_end)
         self._queue = JobQueue(self._jobs, changed)
         self._dispatcher = Dispatcher(
             self._models,

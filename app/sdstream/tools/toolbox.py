@@ -48,6 +48,7 @@ class Caller:
         report: Sends percent and message as a progress notification.
         note: Called with the job of the call.
         left: Set when the client closed its connection, which cancels the job.
+        traceparent: Span of the request (W3C Trace Context), empty without one.
     """
 
     owner: str
@@ -55,6 +56,7 @@ class Caller:
     report: Callable[[float, str], Awaitable[None]]
     note: Callable[[Job], None] = _ignore
     left: asyncio.Event | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Toolbox:
         pictures = parsing.pictures_of(tool, arguments)
         files = [await self._file(picture, caller.owner) for picture in pictures]
         call = parsing.image_call(tool, arguments, files)
-        live = await self.service.submit(call.ask, _terms(call, caller.owner))
+        live = await self.service.submit(call.ask, _terms(call, caller))
         caller.note(live.job)
         if not call.waits:
             return job_answer(live.job, self.service.seconds_left(live.job), caller.link)
@@ -218,12 +220,13 @@ class Toolbox:
         return live
 
 
-def _terms(call: ImageCall, owner: str) -> Terms:
+def _terms(call: ImageCall, caller: Caller) -> Terms:
     return Terms(
         operation=call.ask.operation,
-        owner=owner,
+        owner=caller.owner,
         priority=Priority(call.ask.reply.priority),
         background=not call.waits,
         as_url=call.content == "url",
         both=call.content == "both",
+        traceparent=caller.traceparent,
     )

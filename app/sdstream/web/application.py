@@ -150,7 +150,7 @@ def _middleware(settings: Settings, parts: Assembly, tokens: Tokens) -> list[Mid
     layers = [
         Middleware(PlainSlashes),
         Middleware(OneByOne),
-        Middleware(RequestLog, metrics=parts.metrics),
+        Middleware(RequestLog, metrics=parts.metrics, tracing=parts.tracing),
     ]
     if settings.standby or parts.store.takeover:
         layers.append(Middleware(StoreGate, service=parts.service))

@@ -22,6 +22,7 @@ from sdstream.core.errors import Forbidden, ImageServiceError, Reason, Unauthori
 from sdstream.core.job import Job, JobStatus
 from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService
+from sdstream.service.tracing import NO_SPAN, Span, Tracing
 from sdstream.web import credentials, respond
 from sdstream.web.route import dialect_of, is_probe, is_quiet, is_same_origin, needs_key
 from sdstream.web.tokens import Tokens
@@ -46,16 +47,21 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE_PARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})"
 )
+#: Others are named _OTHER in a trace, since a client may send any word.
+_METHODS: Final = frozenset(
+    {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+)
 #: Of an owner, in the log: enough to tell keys apart.
 _LABEL_CHARACTERS: Final = 8
 
 
 class RequestLog:
-    """Gives each request its id (X-Request-Id), one log line and its place in the metrics."""
+    """Gives each request its id (X-Request-Id), a log line, a span and its place in the metrics."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -66,9 +72,10 @@ class RequestLog:
         given = headers.get("x-request-id", "")
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = given if _SANE_ID.fullmatch(given) else secrets.token_hex(12)
-        if trace := _TRACE_PARENT.fullmatch(headers.get("traceparent", "")):
-            state["trace"] = trace["trace"]
-            state["traceparent"] = f"00-{trace['trace']}-{secrets.token_hex(8)}-{trace['flags']}"
+        span = NO_SPAN if is_quiet(scope) else self._tracing.request(headers)
+        if traceparent := span.traceparent or _next_span(headers.get("traceparent", "")):
+            _, state["trace"], *_ = traceparent.split("-")
+            state["traceparent"] = traceparent
         began = time.monotonic()
         status = 499  # nothing was sent: the client left
         whole = False
@@ -90,10 +97,17 @@ class RequestLog:
         finally:
             # A GET only looks on: a client that leaves one ends nothing.
             left = scope["method"] == "POST" and (status == 499 or (status == 200 and not whole))
-            self._record(scope, state, status, time.monotonic() - began, left=left)
+            self._record(scope, state, span, status, time.monotonic() - began, left=left)
 
     def _record(
-        self, scope: Scope, state: dict[str, Any], status: int, seconds: float, *, left: bool
+        self,
+        scope: Scope,
+        state: dict[str, Any],
+        span: Span,
+        status: int,
+        seconds: float,
+        *,
+        left: bool,
     ) -> None:
         method, path = scope["method"], scope["path"]
         route = getattr(scope.get("route"), "path", "unmatched")
@@ -106,6 +120,7 @@ class RequestLog:
             **_caller(scope, state),
             **_facts(state, left=left),
         }
+        _end_span(span, scope, status, route, facts)
         told = " ".join(f"{name}={value}" for name, value in facts.items())
         fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3)}
         logger.log(
@@ -284,6 +299,40 @@ def _told(state: dict[str, Any]) -> dict[str, str]:
     if ignored := _ignored(state):
         headers["X-Ignored-Fields"] = ignored
     return headers
+
+
+def _next_span(traceparent: str) -> str:
+    """Return the traceparent of a span below the given one; empty if the latter is not valid."""
+    given = _TRACE_PARENT.fullmatch(traceparent)
+    return f"00-{given['trace']}-{secrets.token_hex(8)}-{given['flags']}" if given else ""
+
+
+def _end_span(
+    span: Span, scope: Scope, status: int, route: str, facts: Mapping[str, object]
+) -> None:
+    """End the span of a request, with attributes of OpenTelemetry's conventions for HTTP.
+
+    It has neither path nor query: an image's path is enough to read it, and either may contain a
+    prompt.
+    """
+    method: str = scope["method"]
+    is_known = method in _METHODS
+    found: dict[str, str | int] = {
+        "http.request.method": method if is_known else "_OTHER",
+        "url.scheme": scope["scheme"],
+        "network.protocol.version": scope["http_version"],
+        "user_agent.original": Headers(scope=scope).get("user-agent", ""),
+        "client.address": str(facts.get("client", "")),
+        "http.response.status_code": status,
+        "sdstream.request.id": str(facts["request"]),
+        "sdstream.job.id": str(facts.get("job", "")),
+        "sdstream.outcome": str(facts.get("outcome", "")),
+    }
+    name = method if is_known else "HTTP"
+    if route != "unmatched":
+        found["http.route"], name = route, f"{name} {route}"
+    attributes = {key: value for key, value in found.items() if value != ""}
+    span.end(time.time(), attributes, name=name, error=str(status) if status >= 500 else "")
 
 
 def _ignored(state: dict[str, Any]) -> str:

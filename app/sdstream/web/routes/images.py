@@ -371,6 +371,7 @@ def _terms(request: Request, ask: ParsedRequest, form: ResponseFormat) -> Terms:
         webhook_url=reply.webhook_url,
         group=reply.group,
         base_url=form.base_url,
+        traceparent=getattr(request.state, "traceparent", ""),
     )
 
 

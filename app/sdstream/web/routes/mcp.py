@@ -171,6 +171,7 @@ class McpRoute:
 
         return Caller(
             owner=request.state.owner,
+            traceparent=getattr(request.state, "traceparent", ""),
             link=link,
             report=report,
             note=partial(setattr, request.state, "job"),
