@@ -193,6 +193,77 @@ def test_alerts_name_metrics() -> None:
     assert [name for name in re.findall(r"\bsdstream_\w+", text) if name not in known] == []
 
 
+def dashboard() -> dict[str, Any]:
+    """Grafana's dashboard."""
+    found: dict[str, Any] = json.loads((ROOT / "deploy/grafana.json").read_text())
+    return found
+
+
+def queries() -> list[str]:
+    """The queries of the dashboard, as Prometheus gets them."""
+    exprs = [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", ())]
+    return [e.replace("$__rate_interval", "5m").replace("$instance", ".*") for e in exprs]
+
+
+def test_the_dashboard_names_metrics_of_a_server(fake_server: ServerProcess) -> None:
+    """Each metric of its queries is in /metrics, and has the labels by which they ask for it."""
+    text = httpx2.get(f"{fake_server.url}/metrics", timeout=10).text
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    labels = {name: set(found) for name, _, found, _ in Metrics().described}
+    variables = [v["definition"] for v in dashboard()["templating"]["list"] if "definition" in v]
+    assert len(queries()) > 20
+    for query in [*queries(), *variables]:
+        asked = {*re.findall(r"(\w+)(?:=~|!~|!=|=)\"", query)}
+        asked |= {w for by in re.findall(r"by \(([^)]*)\)", query) for w in by.split(", ")}
+        asked |= set(re.findall(r"^label_values\(\w+, (\w+)\)$", query))
+        names = set(re.findall(r"\bsdstream_\w+", query))
+        assert names, query
+        for name in names:
+            base = re.sub(r"_(?:bucket|sum|count)$", "", name)
+            known = {"instance", *labels[base]} | ({"le"} if name.endswith("_bucket") else set())
+            assert base in kinds, query
+            assert (kinds[base] == "histogram") == (base != name), query
+            assert asked <= known, query
+
+
+def test_the_dashboard_is_one_of_grafana() -> None:
+    """It has the fields of the classic model; panels have ids of their own and do not overlap."""
+    found = dashboard()
+    assert {"uid", "title", "schemaVersion", "time", "templating", "annotations"} <= found.keys()
+    assert found["id"] is None
+    panels = found["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells: set[tuple[int, int]] = set()
+    for panel in panels:
+        assert {"type", "title", "gridPos"} <= panel.keys()
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        own = {
+            (place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])
+        }
+        assert not own & cells, panel["title"]
+        cells |= own
+        if panel["type"] != "row":
+            assert {"datasource", "targets", "fieldConfig", "options"} <= panel.keys()
+            refs = [target["refId"] for target in panel["targets"]]
+            assert len(set(refs)) == len(refs) > 0
+    names = {variable["name"] for variable in found["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(panels))) - {"__rate_interval"}
+    assert used == names
+
+
+def test_promtool_reads_the_queries(tmp_path: Path) -> None:
+    """Each query of the dashboard is PromQL, as a rule that records it shows."""
+    rules = [
+        {"record": f"query:{n}", "expr": q.replace("$model", ".*")} for n, q in enumerate(queries())
+    ]
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    command = [program("promtool", "prometheus"), "check", "rules", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr + result.stdout
+
+
 @pytest.mark.parametrize("what", [["rules", "alerts.yaml"], ["config", "prometheus.yaml"]])
 def test_promtool(what: list[str]) -> None:
     """Prometheus' own check accepts the files."""
