@@ -362,14 +362,14 @@ def test_metrics_after_a_job(fake_server: ServerProcess) -> None:
             fake_server.metric("sdstream_steps_total", **labels),
             *(
                 fake_server.metric("sdstream_phase_seconds_count", phase=phase, **labels)
-                for phase in ("queue", "encoding", "sampling", "decoding")
+                for phase in ("queue", "encoding", "sampling", "decoding", "file", "store")
             ),
         ]
 
     before = counted()
     assert fake_server.post({**QUICK, "n": 2}).status_code == 200
     grown = [after - old for after, old in zip(counted(), before, strict=True)]
-    assert grown == [1, 1, 2, 6, 1, 2, 2, 2]
+    assert grown == [1, 1, 2, 6, 1, 2, 2, 2, 2, 2]
     assert fake_server.metric("sdstream_worker_up", **labels) == 1
     assert fake_server.metric("sdstream_worker_starts_total", **labels) >= 1
     assert fake_server.metric("sdstream_worker_resident_bytes", **labels) > 2**20

@@ -12,9 +12,11 @@ from typing import Final
 
 import httpx2
 import pytest
+from mcp import Client
 
 from tests.support.collector import Collector, SeenSpan, running_collector
 from tests.support.documents import ROOT, Page
+from tests.support.mcp import run_session
 from tests.support.servers import GENERATIONS, Call, ServerProcess, running_server, wait_until
 
 PAGE = Page(ROOT / "docs/deploy/metrics.md")
@@ -129,6 +131,19 @@ def test_a_request_without_a_trace_begins_one(server: ServerProcess, collector: 
     span = collector.wait_for(sdstream_request_id=lost.headers["x-request-id"])
     assert (span.name, "http.route" in span.attributes) == ("GET", False)
     assert not [span for span in collector.spans if "readyz" in span.name]
+
+
+def test_a_job_of_a_tool_is_below_its_request(server: ServerProcess, collector: Collector) -> None:
+    """MCP's calls are requests like any other."""
+
+    async def session(client: Client) -> None:
+        await client.call_tool("generate_image", {"prompt": "a", "steps": 7})
+
+    run_session(session, server.url, headers=KEY)
+    job = collector.wait_for(sdstream_model="embedded", sdstream_steps=7)
+    job_id = job.attributes["sdstream.job.id"]
+    request = collector.wait_for(sdstream_job_id=job_id, http_route="/mcp")
+    assert (job.trace, job.parent) == (request.trace, request.id)
 
 
 def test_an_unsampled_request_is_not_exported(server: ServerProcess, collector: Collector) -> None:

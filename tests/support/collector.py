@@ -63,7 +63,7 @@ class Collector:
             self.resource = _attributes(part.resource.attributes)
             self.spans += [_seen(span) for scope in part.scope_spans for span in scope.spans]
 
-    def wait_for(self, **attributes: str) -> SeenSpan:
+    def wait_for(self, **attributes: str | int) -> SeenSpan:
         """Wait for a span with these attributes, whose dots are underscores here; return it."""
         wanted = {name.replace("_", "."): value for name, value in attributes.items()}
 
