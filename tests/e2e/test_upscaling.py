@@ -116,7 +116,7 @@ def test_less_than_the_upscalers_own_factor(server: ServerProcess) -> None:
         ({"upscaler": "x4plus.pth"}, "upscaler", "is a PyTorch checkpoint"),
         ({"upscaler": "../fourfold"}, "upscaler", "no upscaler"),
         ({"upscaler": "twice", "upscale": "4"}, "upscale", "enlarges at most 2 times"),
-        ({"upscaler": "twice", "upscale": "0.01"}, "upscale", "greater than or equal to 0.05"),
+        ({"upscaler": "twice", "upscale": "0.01"}, "upscale", "must be at least 0.05, not '0.01'"),
         ({"upscaler": "twice", "prompt": "a cat"}, "prompt", "only upscales"),
         ({"upscaler": "twice", "seed": "1"}, "seed", "only upscales"),
         ({"upscaler": "twice", "n": "2"}, "n", "must be 1"),

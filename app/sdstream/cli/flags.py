@@ -10,6 +10,7 @@ from typing import Any, Final, get_origin
 import click
 from pydantic import ValidationError
 
+from sdstream.core.validation import requirement
 from sdstream.settings import Settings, UnknownVariable, variable_warnings
 
 EXIT_CONFIG: Final = 78
@@ -78,6 +79,6 @@ def read_settings(**given: Any) -> Settings:
     except ValidationError as error:
         for problem in error.errors():
             field = str(problem["loc"][0]) if problem["loc"] else "settings"
-            message = problem["msg"].removeprefix("Value error, ")
-            click.echo(f"Error: {field} ({_variable(field)}): {message}.", err=True)
+            what = requirement(problem)
+            click.echo(f"Error: {field} ({_variable(field)}): {what}.", err=True)
         sys.exit(EXIT_CONFIG)

@@ -91,7 +91,7 @@ class ReplyOptions(BaseModel):
     @classmethod
     def _opaque_only(cls, value: str) -> str:
         if value == "transparent":
-            raise ValueError("the runtime generates opaque images only")
+            raise ValueError("must be auto or opaque; the runtime generates opaque images only")
         return value
 
     @property

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from sdstream.core.errors import ConfigurationError
 from sdstream.core.similar import most_similar
+from sdstream.core.validation import requirement
 
 
 class Problem(NamedTuple):
@@ -109,16 +110,10 @@ def line_near(lines: Mapping[tuple[str | int, ...], int], path: tuple[str | int,
     return lines.get(path, 1)
 
 
-#: pydantic's type of an error -> what is said in place of its own words on Python types.
-_PLAIN_WORDS: Final = {
-    "model_type": "must be keys with values",
-    "model_attributes_type": "must be keys with values",
-    "mapping_type": "must be keys with values",
-    "dict_type": "must be keys with values",
-    "tuple_type": "must be a list",
-    "too_short": "must have one item at least",
-    "string_type": "must be text",
-}
+#: pydantic's type of an error -> what the value must be, in words of YAML.
+_YAML_KINDS: Final = dict.fromkeys(
+    ("model_type", "model_attributes_type", "mapping_type", "dict_type"), "keys with values"
+)
 
 
 def with_lines(
@@ -149,8 +144,7 @@ def _problem(found: ErrorDetails, lines: Lines, content: Any, keys: Iterable[str
     elif found["type"] == "missing":
         message = f"the key '{where}' is missing"
     else:
-        said = _PLAIN_WORDS.get(found["type"]) or found["msg"].removeprefix("Value error, ")
-        message = f"{where}: {said}"
+        message = f"{where}: {requirement(found, _YAML_KINDS)}"
     return Problem(line_near(lines, path), message)
 
 

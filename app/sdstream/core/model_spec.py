@@ -23,6 +23,7 @@ from sdstream.core.model_families import FAMILIES, Family
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
 from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.core.size import Size
+from sdstream.core.validation import requirement
 
 #: As the device of a model.
 CPU: Final = "cpu"
@@ -295,8 +296,9 @@ class ModelSpec(Part):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][-1]) if first["loc"] else ""
-            what = first["msg"].removeprefix("Value error, ")
-            raise RuntimeOptionError(f"{name}: {what}.".removeprefix(": "), name) from None
+            raise RuntimeOptionError(
+                f"{name}: {requirement(first)}.".removeprefix(": "), name
+            ) from None
 
     @property
     def traits(self) -> Family:

@@ -23,6 +23,7 @@ from sdstream.core import option_texts, unsupported
 from sdstream.core.lora import LoraChoice
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
+from sdstream.core.validation import Boolean
 
 MAX_IMAGES: Final = 10
 MAX_STEPS: Final = 150
@@ -72,10 +73,8 @@ class Option:
 
 
 def no_boolean(value: Any) -> Any:
-    """Return the value; reject a boolean, which Python takes for a number."""
-    if isinstance(value, bool):
-        raise ValueError("must not be a boolean")
-    return value
+    """Return the value; a boolean as one that is rejected, because Python takes it for a number."""
+    return Boolean(value=value) if isinstance(value, bool) else value
 
 
 class Options(BaseModel):

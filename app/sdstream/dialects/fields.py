@@ -26,8 +26,10 @@ from pydantic import ValidationError
 
 from sdstream.core.ask import Handling, ReplyOptions
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.lora import LoraChoice
 from sdstream.core.options import ALIASES, OPTIONS
 from sdstream.core.similar import did_you_mean, near_miss
+from sdstream.core.validation import requirement
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +411,8 @@ def invalid(error: ValidationError, client_names: Mapping[str, str]) -> InvalidR
     if first["type"] == "missing":
         return InvalidRequest(f"'{param}' is required.", reason=Reason.MISSING_FIELD, param=param)
     if first["type"] == "extra_forbidden":
-        return unknown(param)
-    what = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return InvalidRequest(f"'{param}': {what}.", param=param)
+        return unknown(param, near_miss(rest[-1] if rest else name, LoraChoice.model_fields))
+    what = requirement(first)
+    # A predicate follows the name; a sentence of its own is set off.
+    between = " " if what.startswith("must ") else ": "
+    return InvalidRequest(f"'{param}'{between}{what}.", param=param)

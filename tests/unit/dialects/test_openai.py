@@ -161,7 +161,7 @@ def test_options_that_a_stream_passes_over(body: dict[str, Any], hints: Hints, n
 
 def test_no_number_is_a_boolean() -> None:
     """As in all other options."""
-    with pytest.raises(InvalidRequest, match="'partial_images': must not be a boolean"):
+    with pytest.raises(InvalidRequest, match="'partial_images' must be a whole number, not true"):
         parse({"prompt": "a", "partial_images": True})
 
 

@@ -62,17 +62,17 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 
 
 class _Unit(BaseModel):
-    """The fields of a unit that mean something here."""
+    """The fields of a unit that mean something here; those of several types are checked below."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     enabled: bool = True
-    image: str | Mapping[str, Any] = ""
-    input_image: str | Mapping[str, Any] = ""
+    image: Any = ""
+    input_image: Any = ""
     module: str = "none"
     model: str = "none"
     weight: float = Field(1.0, ge=0, le=2)
-    resize_mode: int | str = "crop and resize"
+    resize_mode: Any = "crop and resize"
     threshold_a: float = -1
     threshold_b: float = -1
 

@@ -190,6 +190,6 @@ export function labelOf(name) {
  * @param {string} message
  */
 export function sentence(message) {
-  const text = message.replace(/^'[^']*': /, "");
+  const text = message.replace(/^'[^']*'(?:: | (?=must ))/, "");
   return text.charAt(0).toUpperCase() + text.slice(1);
 }

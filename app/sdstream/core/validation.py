@@ -1,0 +1,100 @@
+"""What pydantic finds wrong with a value, in one form for requests, files and settings.
+
+A predicate names what the value must be, which is the remedy, and the value: "must be at most 150,
+not 500".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sized
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+_MOST_SHOWN: Final = 64
+
+#: pydantic's type of an error -> what the value must be.
+_KINDS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"
+    ),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("string_type", "string_sub_type"), "a string"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "a list"),
+    **dict.fromkeys(
+        ("dict_type", "mapping_type", "model_type", "model_attributes_type"), "an object"
+    ),
+}
+#: pydantic's type of an error -> the words before the bound, and the bound's name.
+_BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+}
+#: pydantic's type of an error -> the words before the bound, the bound's name, what is counted.
+_LENGTHS: Final[Mapping[str, tuple[str, str, str]]] = {
+    "string_too_long": ("at most", "max_length", "character"),
+    "string_too_short": ("at least", "min_length", "character"),
+    "too_long": ("at most", "max_length", "item"),
+    "too_short": ("at least", "min_length", "item"),
+}
+#: How pydantic's other messages begin.
+_OTHERS: Final = re.compile(r"^(?:Value error, |(?:Input|URL|Value) should )")
+
+
+class Boolean:
+    """A boolean where another type is wanted; Python alone takes True for 1."""
+
+    def __init__(self, *, value: bool) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return str(self._value).lower()
+
+
+def requirement(found: ErrorDetails, kinds: Mapping[str, str] = _KINDS) -> str:
+    """Return what a value must be, and the value, as a predicate without a full stop.
+
+    Args:
+        found: One error of pydantic.
+        kinds: pydantic's type of an error -> other words for what the value must be.
+    """
+    kind, value, context = found["type"], found["input"], found.get("ctx", {})
+    if kind == "literal_error":
+        return f"must be {context['expected']}, not {shown(value)}"
+    if name := kinds.get(kind) or _KINDS.get(kind):
+        return f"must be {name}, not {shown(value)}"
+    if kind in _BOUNDS:
+        words, bound = _BOUNDS[kind]
+        return f"must be {words} {shown(context[bound])}, not {shown(value)}"
+    if kind in _LENGTHS and isinstance(value, Sized):
+        words, bound, what = _LENGTHS[kind]
+        most = context[bound]
+        return f"must have {words} {most} {what}{'s' if most != 1 else ''}, not {len(value)}"
+    message = found["msg"]
+    return _OTHERS.sub("" if message.startswith("Value error") else "must ", message)
+
+
+def shown(value: Any) -> str:
+    """Return a value of JSON as a message shows it: short, and on one line."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            short = len(value) <= _MOST_SHOWN
+            return repr(value if short else f"{value[: _MOST_SHOWN - 1]}…")
+        case float():
+            return str(value).removesuffix(".0")
+        case list() | tuple():
+            return "a list"
+        case Mapping():
+            return "an object"
+        case _:
+            return str(value)[:_MOST_SHOWN]
