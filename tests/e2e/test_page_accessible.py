@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from tests.support.browser import SCREENSHOTS
 from tests.support.page import (
+    PHONE,
     Visit,
     accessible,
     draw,
@@ -60,6 +61,47 @@ def test_accessible(native_server: ServerProcess, visit: Visit, scheme: str) -> 
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Edit this image").click()
     expect(page.locator("#mask")).to_be_visible()
+    check()
+
+
+#: Lists the visible controls that are lower or narrower than a finger needs. A checkbox is as large
+#: as its label.
+SMALL = """() => {
+    const controls = document.querySelectorAll(
+        "button, summary, select, textarea, input:not([hidden]), #easel [tabindex='0']");
+    const places = [...controls].filter((one) => one.checkVisibility()).map((one) => {
+        const large = ["checkbox", "radio"].includes(one.type) ? one.labels[0] : one;
+        const {width, height} = large.getBoundingClientRect();
+        return {name: one.id || one.textContent.trim(), width, height};
+    });
+    return places.filter(({width, height}) => Math.min(width, height) < 43.9);
+}"""
+
+
+def test_targets_of_a_finger(own_server: ServerProcess, visit: Visit) -> None:
+    """Every control has at least 44 px in both directions on a phone, and none is too wide."""
+    page = visit(own_server, **PHONE).open()
+
+    def check() -> None:
+        assert page.evaluate(SMALL) == []
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+    for name in ("more", "extras", "compare", "code", "filters"):
+        page.locator(f"#{name} > summary").tap()
+    page.locator("#add-lora").select_option(index=1)
+    check()
+    page.locator('input[name="shape"][value="free"]').check()
+    draw(page, "three yellow stars, step=0.05")
+    expect(page.locator("#cancel")).to_be_visible()
+    check()
+    finished(page)
+    page.get_by_role("button", name="Edit this image").tap()
+    expect(page.locator("#mask")).to_be_visible()
+    page.locator("#select").tap()
+    check()
+    page.locator("#select").tap()
+    page.locator("#tiles button").first.tap()
+    expect(page.get_by_role("dialog")).to_be_visible()
     check()
 
 

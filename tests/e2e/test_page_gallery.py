@@ -13,6 +13,7 @@ from playwright.sync_api import Route, expect
 
 from tests.support.jobs import begin, wait_for
 from tests.support.page import (
+    PHONE,
     Visit,
     accessible,
     draw,
@@ -56,6 +57,20 @@ def test_the_gallery(stocked_server: ServerProcess, visit: Visit) -> None:
         viewer.get_by_role("button", name="Download").click()
     assert download.value.suggested_filename == "picture-24-24.png"
     assert opened(Path(download.value.path()).read_bytes()).size == (64, 96)
+
+
+def test_whole_images(stocked_server: ServerProcess, visit: Visit) -> None:
+    """A tile shows all of a tall image, and on a phone the large view covers no text with it."""
+    page = visit(stocked_server, **PHONE).open()
+    tile = page.locator("#tiles button").first
+    expect(tile.locator("img")).to_have_css("object-fit", "contain")
+    tile.tap()
+    expect(page.get_by_role("dialog")).to_contain_text("picture")
+    image, prompt = (page.locator(at).bounding_box() for at in ("#viewer-image", "#viewer-prompt"))
+    assert image is not None
+    assert prompt is not None
+    assert image["height"] > image["width"]
+    assert image["y"] + image["height"] <= prompt["y"]
 
 
 def test_deleting(stocked_server: ServerProcess, visit: Visit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx2
@@ -55,6 +56,29 @@ def test_a_grid(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None
     expect(page.locator("#grid-table img")).to_have_count(6)
     page.locator("#grid-table button").first.click()
     expect(page.get_by_role("dialog")).to_contain_text("Steps3")
+
+
+def test_places_in_the_queue(own_server: ServerProcess, visit: Visit) -> None:
+    """The page follows each job by its events when its turn comes, and asks for the places of the
+    others as soon as one has started or ended, although an earlier question is not answered."""
+    page = visit(own_server).open()
+    lists = "**/v1/jobs?status=queued*"
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route(lists, hold)
+    field(page, "Prompt").fill("in turn step=0.2")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("seed")
+    field(page, "Values of the columns").fill("1, 2, 3")
+    page.get_by_role("button", name="Compare 3 images").click()
+    cells = page.locator("#grid-table td")
+    for place in range(3):
+        with page.expect_request(lists) if place < 2 else nullcontext():
+            expect(cells.nth(place).locator("img")).to_be_visible()
+    expect(page.locator("#grid-status")).to_contain_text("3 images, seed")
 
 
 def test_a_grid_is_cancelled(own_server: ServerProcess, visit: Visit) -> None:

@@ -1,9 +1,10 @@
 /**
  * The jobs that this page knows, kept up to date.
  *
- * The page reads the events of one job, the one on the stage. A browser opens only six connections
- * to a server for all its tabs, so the other unfinished jobs are polled every two seconds, and a
- * hidden tab reads no events.
+ * The page reads the events of one job: the one on the stage, and after its end the next one of this
+ * browser. A browser opens only six connections to a server for all its tabs, so the other
+ * unfinished jobs are polled: every two seconds, and at once when the queue has moved. A hidden tab
+ * reads no events.
  */
 
 import { api, ApiError } from "./api.js";
@@ -51,6 +52,8 @@ const UNFINISHED = "queued,loading,running";
 /** Most ids of one request. */
 const AT_ONCE = 1000;
 const POLL_MS = 2_000;
+/** Until a poll after the queue has moved; several jobs may end together. */
+const SOON_MS = 250;
 const REOPEN_MS = 1_000;
 const REMEMBERED = 200;
 /** Most pages of unfinished jobs that one refresh reads. */
@@ -67,12 +70,16 @@ export class Jobs extends EventTarget {
   #known = new Map();
   /** Ids of the jobs that this browser submitted. @type {Set<string>} */
   #mine = new Set(recallJson("mine") ?? []);
-  /** @type {string | null} */
+  /** Id of the job on the stage. @type {string | null} */
   #watched = null;
+  /** Id of the job whose events are read. @type {string | null} */
+  #followed = null;
   /** @type {Feed | null} */
   #feed = null;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
+  /** Time of the next poll, by performance.now(). */
+  #due = 0;
   /** @type {{body: string, key: string} | null} */
   #unanswered = null;
 
@@ -122,8 +129,8 @@ export class Jobs extends EventTarget {
       const list = await api.get(`v1/jobs?status=${UNFINISHED}&limit=100${after}`);
       for (const job of list.data) {
         open.add(job.id);
-        // The events of the watched job are newer than the list.
-        if (!this.#feed || job.id !== this.#watched) this.#take(job);
+        // The events of the followed job are newer than the list.
+        if (job.id !== this.#followed) this.#take(job);
       }
       if (!list.has_more) break;
       after = `&after=${list.last_id}`;
@@ -133,15 +140,12 @@ export class Jobs extends EventTarget {
   }
 
   /**
-   * Read the events of a job, instead of those of the last one.
+   * Read the events of a job until it ends.
    * @param {Job | null} job
    */
   watch(job) {
-    if (job) this.#take(job);
-    if (this.#watched === (job?.id ?? null)) return;
     this.#watched = job?.id ?? null;
-    this.#feed?.close();
-    this.#feed = null;
+    if (job) this.#take(job);
     this.#follow();
   }
 
@@ -208,26 +212,38 @@ export class Jobs extends EventTarget {
   }
 
   #follow() {
-    const job = this.#watched && this.#known.get(this.#watched);
-    const wanted = job && !isOver(job) && !document.hidden;
-    if (wanted && !this.#feed) {
-      this.#feed = new Feed(`v1/jobs/${job.id}/events`, {
-        event: (name, data) => this.#hear(job.id, name, data),
-        rejected: () => this.#rejected(job.id),
-      });
-      this.#feed.open();
-    } else if (!wanted) {
+    const id = document.hidden ? null : this.#wanted();
+    if (id !== this.#followed) {
       this.#feed?.close();
       this.#feed = null;
+      this.#followed = id;
+      if (id) {
+        this.#feed = new Feed(`v1/jobs/${id}/events`, {
+          event: (name, data) => this.#hear(id, name, data),
+          rejected: () => this.#rejected(id),
+        });
+        this.#feed.open();
+      }
     }
     this.#plan();
+  }
+
+  /** Id of the job whose events are to be read. */
+  #wanted() {
+    const open = this.unfinished;
+    const kept = (/** @type {string | null} */ id) => open.some((job) => job.id === id);
+    if (kept(this.#watched)) return this.#watched;
+    if (kept(this.#followed)) return this.#followed;
+    const mine = open.filter((job) => this.isMine(job.id));
+    const next = mine.find((job) => job.status !== "queued") ?? mine[0];
+    return next?.id ?? null;
   }
 
   /** @param {string} id */
   async #rejected(id) {
     await this.#reload(id).catch(() => {});
     const feed = this.#feed;
-    if (id === this.#watched && feed) setTimeout(() => feed === this.#feed && feed.open(), REOPEN_MS);
+    if (id === this.#followed && feed) setTimeout(() => feed === this.#feed && feed.open(), REOPEN_MS);
   }
 
   /**
@@ -238,6 +254,7 @@ export class Jobs extends EventTarget {
   #hear(id, name, data) {
     const job = this.#known.get(id);
     if (!job) return;
+    const { status, queue_position: place } = job;
     if (name === "preview") {
       this.#take({ ...job, preview: data });
     } else if (name === "image") {
@@ -246,6 +263,8 @@ export class Jobs extends EventTarget {
       this.#take({ ...job, images, preview: null });
     } else {
       this.#take({ ...job, ...data });
+      // The places of the other jobs have changed too.
+      if (job.status !== status || job.queue_position !== place) this.#plan(SOON_MS);
     }
   }
 
@@ -260,7 +279,8 @@ export class Jobs extends EventTarget {
     const kept = Object.assign(job ?? news, news, { heard: performance.now() });
     this.#known.set(kept.id, kept);
     this.dispatchEvent(new CustomEvent("change", { detail: kept }));
-    if (kept.id === this.#watched && isOver(kept)) this.#follow();
+    const next = !this.#followed && this.isMine(kept.id) && !isOver(kept);
+    if (next || (kept.id === this.#followed && isOver(kept))) this.#follow();
     this.#plan();
     return kept;
   }
@@ -278,19 +298,26 @@ export class Jobs extends EventTarget {
   /** @param {string} id */
   #gone(id) {
     this.#known.delete(id);
-    if (id === this.#watched) this.watch(null);
+    if (id === this.#watched) this.#watched = null;
+    this.#follow();
     this.dispatchEvent(new CustomEvent("gone", { detail: id }));
   }
 
-  /** Poll soon, if there are unfinished jobs whose events are not read. */
-  #plan() {
-    const unheard = this.unfinished.some((job) => !this.#feed || job.id !== this.#watched);
-    if (!unheard || this.#timer !== undefined) return;
+  /**
+   * Poll, if there are unfinished jobs whose events are not read.
+   * @param {number} [wait] Milliseconds.
+   */
+  #plan(wait = POLL_MS) {
+    if (this.unfinished.every((job) => job.id === this.#followed)) return;
+    const due = performance.now() + wait;
+    if (this.#timer !== undefined && this.#due <= due) return;
+    clearTimeout(this.#timer);
+    this.#due = due;
     this.#timer = setTimeout(async () => {
       this.#timer = undefined;
       if (api.reachable && !api.locked) await this.refresh().catch(() => {});
       this.#plan();
-    }, POLL_MS);
+    }, wait);
   }
 }
 
