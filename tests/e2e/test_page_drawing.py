@@ -106,6 +106,17 @@ def test_cancel(own_server: ServerProcess, visit: Visit) -> None:
     assert job["status"] == "cancelled"
 
 
+def test_cancel_between_images(own_server: ServerProcess, visit: Visit) -> None:
+    """The finished images stay, without places for those that do not come."""
+    page = visit(own_server).open()
+    field(page, "Images").fill("4")
+    draw(page, "in part step=0.2")
+    expect(page.locator("#status")).to_contain_text("Image 3 of 4")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    expect(page.locator("#status")).to_have_text("Cancelled after 2 of 4 images")
+    expect(page.locator("#strip li:visible")).to_have_count(2)
+
+
 def test_several_jobs(own_server: ServerProcess, visit: Visit) -> None:
     """Jobs wait in line with their positions; one is taken out, the others are drawn in turn."""
     page = visit(own_server).open()
@@ -185,6 +196,22 @@ def test_a_failure_in_words(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("#trouble")).to_contain_text("could not be generated")
     expect(page.locator("#trouble-text")).to_have_text("The fake engine failed as requested.")
     expect(page.locator("#tiles button").first).to_contain_text("Failed")
+    trouble = page.locator("#trouble")
+    page.locator("#trouble-text").evaluate(
+        "text => { text.textContent = 'a long message '.repeat(99) }"
+    )
+    top = "element => element.getBoundingClientRect().top"
+    assert page.locator("#trouble-title").evaluate(top) >= trouble.evaluate(top)
+
+
+def test_a_script_from_right_to_left(own_server: ServerProcess, visit: Visit) -> None:
+    """Prompts begin on the side of their script, in the form and where they are shown."""
+    page = visit(own_server).open()
+    draw(page, "סירה על אגם.")
+    finished(page)
+    page.locator("#tiles button").first.click()
+    for at in ("#prompt", "#caption", "#viewer-prompt"):
+        expect(page.locator(at)).to_have_css("unicode-bidi", "plaintext")
 
 
 def test_errors_stand_at_their_fields(own_server: ServerProcess, visit: Visit) -> None:

@@ -110,8 +110,10 @@ function position(job) {
       return [imageOf(job), stepOf(job)].filter(Boolean).join(" · ");
     case "completed":
       return "Finished";
-    case "cancelled":
-      return "Cancelled";
+    case "cancelled": {
+      const { images, parameters } = job;
+      return images.length ? `Cancelled after ${images.length} of ${counted(parameters.n, "image")}` : "Cancelled";
+    }
     default:
       return `Failed: ${job.error?.message ?? ""}`;
   }

@@ -12,6 +12,8 @@ import { zip } from "./zip.js";
 /** Most downloads at the same time; a browser opens six connections to a server. */
 const AT_ONCE = 4;
 
+const TOUCH = matchMedia("(pointer: coarse)");
+
 const toggle = byId("select", HTMLButtonElement);
 const bar = byId("selection", HTMLElement);
 const line = byId("selection-count", HTMLElement);
@@ -53,7 +55,7 @@ export class Selection {
     toggle.setAttribute("aria-pressed", String(selecting));
     toggle.textContent = selecting ? "Done" : "Select";
     bar.hidden = !selecting;
-    line.textContent = selected.length ? `${counted(selected.length, "image")} selected` : "Click images; Shift selects a range.";
+    line.textContent = selected.length ? `${counted(selected.length, "image")} selected` : TOUCH.matches ? "Tap images." : "Click images; Shift selects a range.";
     for (const id of acts) byId(id, HTMLButtonElement).disabled = selected.length === 0;
     const marked = selected.length > 0 && selected.every(({ job }) => job.favorite);
     byId("selection-favorite", HTMLElement).textContent = marked ? "Not favorites" : "Favorites";

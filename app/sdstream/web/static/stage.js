@@ -269,8 +269,10 @@ export class Stage extends EventTarget {
    */
   #showStrip(job, shown) {
     const count = job.parameters.n;
-    strip.hidden = count < 2;
-    if (count < 2) return;
+    // After the end, the images that the job was too short for have no place.
+    const filled = isOver(job) ? job.images.length : count;
+    strip.hidden = filled < 2;
+    if (strip.hidden) return;
     while (strip.children.length > count) strip.lastElementChild?.remove();
     while (strip.children.length < count) strip.append(this.#stripItem(strip.children.length));
     for (let index = 0; index < count; index += 1) {
@@ -281,6 +283,7 @@ export class Stage extends EventTarget {
       const source = image?.url ?? (generating ? job.preview?.url : undefined);
       thumb.hidden = !source;
       if (source) showImage(thumb, source);
+      strip.children[index].toggleAttribute("hidden", isOver(job) && !image);
       button.disabled = !image && !generating;
       const current = image ? image === shown : generating && !shown;
       button.setAttribute("aria-current", String(current));
