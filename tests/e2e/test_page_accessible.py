@@ -84,7 +84,7 @@ def test_targets_of_a_finger(own_server: ServerProcess, visit: Visit) -> None:
 
     def check() -> None:
         assert page.evaluate(SMALL) == []
-        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
 
     for name in ("more", "extras", "compare", "code", "filters"):
         page.locator(f"#{name} > summary").tap()

@@ -11,14 +11,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tests.support.browser import SCREENSHOTS
-from tests.support.page import Visit, accessible, field, finished, newest, scene, stroke
+from tests.support.page import PHONE, Visit, accessible, field, finished, newest, scene, stroke
 from tests.support.servers import ServerProcess
-
-PHONE: dict[str, Any] = {
-    "viewport": {"width": 360, "height": 740},
-    "is_mobile": True,
-    "has_touch": True,
-}
 
 
 def saved_mask(page: Page, folder: Path) -> np.ndarray[Any, Any]:

@@ -14,14 +14,8 @@ from playwright.sync_api import Page, Route, expect
 from tests.support.browser import SCREENSHOTS
 from tests.support.jobs import begin, wait_for
 from tests.support.machines import MACHINE
-from tests.support.page import SLOW, Visit, accessible, draw, field, finished, scene
+from tests.support.page import PHONE, SLOW, Visit, accessible, draw, field, finished, scene
 from tests.support.servers import ServerProcess, free_port, running_server, wait_until
-
-PHONE: dict[str, Any] = {
-    "viewport": {"width": 360, "height": 740},
-    "is_mobile": True,
-    "has_touch": True,
-}
 
 #: The longest value of each number field.
 LONGEST = {

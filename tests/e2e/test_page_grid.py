@@ -79,6 +79,10 @@ def test_places_in_the_queue(own_server: ServerProcess, visit: Visit) -> None:
         with page.expect_request(lists) if place < 2 else nullcontext():
             expect(cells.nth(place).locator("img")).to_be_visible()
     expect(page.locator("#grid-status")).to_contain_text("3 images, seed")
+    # Three images have more room in this window than the many of a large grid.
+    box = cells.first.bounding_box()
+    assert box is not None
+    assert box["width"] > 150
 
 
 def test_a_grid_is_cancelled(own_server: ServerProcess, visit: Visit) -> None:

@@ -134,7 +134,7 @@ def hand_over(page: Page, how: str, target: str, data: bytes, name: str) -> None
 
 
 PHONE: dict[str, Any] = {
-    "viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True
+    "viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True
 }  # fmt: skip
 
 OF_ALL_PICTURES = ("vae_tiling", "cache_mode", "cache_options", "slg_scale", "slg_layers", "lora")

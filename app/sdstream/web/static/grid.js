@@ -53,6 +53,7 @@ export class Grid extends EventTarget {
     const columns = across.values.length;
     const heads = across.values.map((value) => make("th", { scope: "col" }, titleOf(across, value)));
     this.#cells = plan.ids.map(() => make("td"));
+    table.style.setProperty("--columns", String(down ? columns : Math.min(columns, ROW)));
     if (down) {
       const rows = down.values.map((value, row) => {
         const cells = this.#cells.slice(row * columns, (row + 1) * columns);
