@@ -6,7 +6,10 @@ Deliberate oddities:
    which the library passes through as they are.
 2. Its pings are off: they are comment lines, which break clients of POST streams. Keep-alive is a
    frame of the dialect.
-3. At shutdown the library would cut every stream at once, also those of the package ``mcp``, which
+3. Its task group is not used. anyio leaves each task that it cancels in a cycle of references, with
+   the job in it; the garbage collector finds those of a whole crowd at once, which blocks the event
+   loop.
+4. At shutdown the library would cut every stream at once, also those of the package ``mcp``, which
    uses it too. The service ends every job by itself within the grace time, and with the job its
    stream, so the library is told to leave them alone.
 """
@@ -24,7 +27,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
 from sdstream.core.errors import (
     ImageServiceError,
@@ -59,9 +62,20 @@ class ClientLeft(Exception):
     """The client closed the connection before its answer was ready."""
 
 
+class _EventStream(EventSourceResponse):
+    """A stream that ends when its client leaves."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            await super().__call__(scope, receive, send)
+            return
+        with suppress(ClientLeft):
+            await unless_client_leaves(self._stream_response(send), receive)
+
+
 def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response:
     """Server-sent events, each item of ``frames`` flushed by itself."""
-    response = EventSourceResponse(
+    response = _EventStream(
         frames,
         headers={**_STREAM_HEADERS, **headers},
         sep="\n",

@@ -36,7 +36,7 @@ _LEAST_SECONDS = 2
 
 #: The garbage collector's thresholds. The last one is 10 by default: while 800 streams come, it
 #: then looks through all objects twice, which blocks the event loop for 50 and for 120 ms of CPU
-#: time. A request leaves about five objects to the collector, and no images.
+#: time. A request leaves few objects to the collector, and no images.
 _COLLECTIONS: Final = (700, 10, 100)
 
 #: Of the path of a Unix socket, in bytes; what the kernel has room for.
