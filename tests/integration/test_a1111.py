@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def test_keys_know_nothing_of_each_other(tmp_path: Path) -> None:
         call(server, "options", KEY_B, {"sd_model_checkpoint": "b"})
         chosen = [call(server, "options", key)["sd_model_checkpoint"] for key in (KEY_A, KEY_B)]
         assert chosen == ["a", "b"]
+        call(server, "options", KEY_A, {"sd_model_checkpoint": "sub/B.safetensors [6ce0161689]"})
+        assert call(server, "options", KEY_A)["sd_model_checkpoint"] == "b"
+        override = {"sd_model_checkpoint": "a.ckpt [6ce0161689]"}
+        body = {"prompt": "", "steps": 1, "override_settings": override}
+        info = json.loads(call(server, "txt2img", KEY_B, body)["info"])
+        assert info["sd_model_name"] == "a"
 
 
 def test_enlarging_without_waiting(tmp_path: Path) -> None:

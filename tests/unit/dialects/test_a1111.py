@@ -557,3 +557,20 @@ def test_png_info() -> None:
     assert body["items"] == {"Software": "x"}
     assert body["parameters"]["Prompt"] == "a cat"
     assert json.loads(answers.png_info({})) == {"info": "", "items": {}, "parameters": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("v1-5 [6ce0161689]", "v1-5"),
+        ("v1-5.safetensors [6CE01616]", "v1-5"),
+        ("sd/v1-5.ckpt", "v1-5"),
+        ("sd\\v1-5.safetensors", "v1-5"),
+        ("model.v2", "model.v2"),
+        ("a:q8_0 [6ce0161689]", "a:q8_0"),
+    ],
+)
+def test_titles_of_the_web_ui_have_a_name(text: str, name: str) -> None:
+    """The text itself is tried first, and the name without hash, folder and ending last."""
+    names = settings.checkpoint_names(text)
+    assert (names[0], names[-1]) == (text, name)

@@ -228,12 +228,24 @@ def parse(
     )
 
 
+def _naming(drawing: Drawing, model: str) -> Drawing:
+    """Return a request whose model, if it names one, is named by its id."""
+    ask, kept = drawing.ask, drawing.kept
+    if ask.params.model:
+        ask = replace(ask, params=ask.params.model_copy(update={"model": model}))
+    if kept.model:
+        kept = replace(kept, model=model)
+    return replace(drawing, ask=ask, kept=kept)
+
+
 def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
     """Return a request without what its client did not mean for this model, with warnings.
 
     That is a setting that was chosen for another model. For a model that only looks at its input
-    image, it is also what every client sends to models that edit the image.
+    image, it is also what every client sends to models that edit the image. The model is named by
+    its id.
     """
+    drawing = _naming(drawing, spec.id)
     params, files = drawing.ask.params, drawing.ask.files
     left_out: dict[str, None] = {}
     words = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -36,6 +37,9 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 }
 
 CHECKPOINT: Final = "sd_model_checkpoint"
+#: After the name in a title of the web UI: the beginning of the file's checksum.
+_HASH: Final = re.compile(r"\s*\[[0-9a-f]{8,64}\]$", re.IGNORECASE)
+_ENDING: Final = re.compile(r"\.(safetensors|ckpt|gguf|pth?|sft|bin)$", re.IGNORECASE)
 CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
 _MAX_SKIP: Final = 12
 
@@ -95,3 +99,14 @@ def settings(
             param=CLIP_SKIP,
         )
     return Settings(model, clip_skip), taken
+
+
+def checkpoint_names(text: str) -> list[str]:
+    """Return the names that a client of the web UI may mean, the text as it is first.
+
+    Its titles have the folder and the ending of a file, and a hash, as in
+    ``sub/name.safetensors [6ce0161689]``.
+    """
+    title = _HASH.sub("", text.strip())
+    name = re.split(r"[/\\]", title)[-1]
+    return [*dict.fromkeys((text, title, _ENDING.sub("", title), name, _ENDING.sub("", name)))]

@@ -249,7 +249,7 @@ class A1111Routes:
             handling=negotiation.handling_of(request),
         )
         model = drawing.ask.params.model or self._service.catalog.default
-        spec = await self._service.get_model(model, "sd_model_checkpoint")
+        spec = await self._model_of(model)
         drawing = generation.fitted(drawing, spec)
         if drawing.control is not None:
             controlnet.check_model(drawing.control, spec)
@@ -348,7 +348,16 @@ class A1111Routes:
 
     async def _checkpoint(self, request: Request) -> ModelSpec:
         chosen = self._user(request).chosen.model or self._service.catalog.default
-        return await self._service.get_model(chosen, "sd_model_checkpoint")
+        return await self._model_of(chosen)
+
+    async def _model_of(self, text: str) -> ModelSpec:
+        """Return the model that a client names, perhaps by a title of the web UI."""
+        names = settings.checkpoint_names(text)
+        catalog = self._service.catalog
+        if catalog.find(text) is None:
+            catalog = await self._service.refresh_catalog()
+        known = next((name for name in names if catalog.find(name) is not None), text)
+        return await self._service.get_model(known, settings.CHECKPOINT)
 
     async def memory(self, _request: Request) -> Response:
         """GET memory."""
@@ -403,7 +412,7 @@ class A1111Routes:
         chosen, taken = settings.settings(body, negotiation.handling_of(request))
         negotiation.report(request, taken.unknown)
         if chosen.model is not None:
-            spec = await self._service.get_model(chosen.model, "sd_model_checkpoint")
+            spec = await self._model_of(chosen.model)
             chosen = replace(chosen, model=spec.id)
         user = self._user(request)
         user.chosen = chosen.over(user.chosen)
