@@ -32,6 +32,8 @@ PATTERNS: Final = {
     r"is none|are none|(?<!there )is no (?!longer|more|less|such)\w+": "is not a …",
     r"(?:is|are|was|were) (?:here|there)(?= ?[.,;:)]|$)": "exists, found, downloaded",
     r"tells|(?<!as it )says(?! so)": "returns, reports, contains",
+    r"(?:is|are|be|was|were) told(?! (?:to|otherwise)\b)": "receives, is notified, is sent",
+    r"(?:with|in) a sentence": "with an error, with a message",
     r"is said again": "is resent",
     r"of its own(?= process)|in a process of its own": "in a separate process",
     r"goes on": "continues",

@@ -25,7 +25,7 @@ class BackgroundLoop(Generic[R]):
         resource: The value of entering it.
 
     Raises:
-        Exception: Whatever entering the resource raises.
+        Exception: Any error of entering the resource.
     """
 
     def __init__(self, resource: AbstractAsyncContextManager[R]) -> None:
@@ -55,7 +55,7 @@ class BackgroundLoop(Generic[R]):
         """Exit the resource and stop the thread. Later calls do nothing.
 
         Raises:
-            Exception: Whatever exiting the resource raises.
+            Exception: Any error of exiting the resource.
         """
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)

@@ -10,7 +10,7 @@ class SteadyClock:
     """The Unix time of a moment, and what has passed since then.
 
     Durations between its times are right, and never negative, although the system's clock may be
-    set meanwhile. A time that clients are told begins with the system's clock: each job has a
+    set meanwhile. A time that clients receive begins with the system's clock: each job has a
     clock of its own that starts when the job is accepted.
 
     Args:

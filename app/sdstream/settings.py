@@ -154,10 +154,11 @@ class Settings(BaseSettings):
         "without keys, localhost and addresses.",
     )
     default_response_format: Literal["both", "b64_json", "url"] = Field(
-        "both", description="How answers have images when a request names no response_format."
+        "both", description="Form of images in answers to requests without a response_format."
     )
     public_url: HttpUrl | None = Field(
-        None, description="Address that clients reach the server at; default: as they named it."
+        None,
+        description="Address at which clients reach the server; default: that of each request.",
     )
     unknown_fields: Handling = Field(
         Handling.SUGGEST,

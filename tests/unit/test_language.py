@@ -27,6 +27,8 @@ def language() -> Any:
         ("a.py", '"""There is no job."""\n', []),
         ("a.py", '"""It is no job."""\n', ["is no job"]),
         ("a.py", '"""The proxy refused the connection."""\n', []),
+        ("a.py", '"""The client is told of it. It was told to stop."""\n', ["is told"]),
+        ("a.py", '"""The start ends with a sentence."""\n', ["with a sentence"]),
         ("a.md", "It draws.\n\n```sh\ndraw a picture\n```\n`draw`\n", ["draws"]),
         ("a.js", 'draw();  // nobody waits\ntell("A picture is here.");\n', ["nobody", "picture"]),
         ("a.html", '<p class="picture">No picture</p>\n', ["picture"]),

@@ -161,7 +161,11 @@ def join(
 
 
 def _get_token(path: Path) -> None:
-    """Have a file with the token, which may be typed in; raises ConfigurationError."""
+    """Check the file of the token, and ask for the token if there is no file.
+
+    Raises:
+        ConfigurationError: The file cannot be used.
+    """
     if not path.exists():
         typed = click.prompt("Token of the cluster", hide_input=sys.stdin.isatty(), err=True)
         store_token(path, typed.strip())

@@ -41,7 +41,7 @@ _RECONNECT_SECONDS: Final = 2.0
 _AWAY: Final = (502, 503, 504)
 
 ENDINGS: Final = ("completed", "failed", "cancelled")
-#: Those that change what is known of a job; previews do not.
+#: Events that change the state of a job; previews do not.
 _JOB_EVENTS: Final = ("queued", "progress", *ENDINGS)
 
 
@@ -68,8 +68,8 @@ class AsyncClient:
             base_url=address(base_url),
             headers=headers,
             transport=httpx2.AsyncHTTPTransport(uds=str(uds)) if uds else None,
-            # Between two frames there may be one long sampling step, but no more than that:
-            # the server repeats itself when it has nothing to say.
+            # A healthy server is never silent for this long: it resends the last frame of a
+            # stream as a keep-alive.
             timeout=httpx2.Timeout(10.0, read=600.0),
         )
         self.jobs = AsyncJobs(self._http)

@@ -41,7 +41,7 @@ from sdstream.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: A head that does not even take a connection is told of after this.
+#: A head that does not even accept a connection is reported after this.
 _CONNECT_SECONDS: Final = 5.0
 #: By itself Ray tries for minutes to reach a head.
 _JOIN_SECONDS: Final = 20.0
@@ -64,8 +64,8 @@ class RayProcess:
     """A child on another machine (engine.process.Process).
 
     Args:
-        host: The actor that it is a child of.
-        pid: On that machine.
+        host: The Ray actor that started it.
+        pid: Process ID on the actor's machine.
         out_of_reach: Called when the machine does not answer.
     """
 
@@ -247,7 +247,7 @@ class RayCluster:
         return [*self._machines.values()]
 
     async def watch(self, on_change: Callable[[], None], demand: Callable[[], int]) -> None:
-        """Look at the machines each second, and tell Ray's autoscaler what is wanted."""
+        """Look at the machines each second, and report what is wanted to Ray's autoscaler."""
         self._on_change = on_change
         # What an earlier front asked for holds until another number comes.
         asked: int | None = None
@@ -392,5 +392,5 @@ class RayCluster:
         self._shun(name, words)
         if any(machine.state is MachineState.READY for machine in self._machines.values()):
             raise PlaceGone(words)
-        # There is no other one: clients are to be told, in place of waiting for ever.
+        # There is no other machine: clients get an error instead of waiting for ever.
         raise LoadRefused(words)

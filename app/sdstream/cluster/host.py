@@ -144,7 +144,7 @@ class _Log:
         """Note that bytes came."""
 
     def says(self, words: str) -> None:
-        """Note why nothing comes for a while."""
+        """Log why no bytes arrive at present."""
         logger.warning("the download waits: %s", words)
 
 

@@ -28,7 +28,7 @@ class Machine:
 
     Attributes:
         name: Its address, which is also the name of its place.
-        host: What it calls itself.
+        host: Its own host name.
         state: Whether it takes workers.
         reason: Why it does not; empty when it does.
         since: When it came into this state, in Unix seconds.

@@ -1,8 +1,8 @@
 """The catalogue: which models there are, what they are made of and how they like to be run.
 
 ``Catalog.parse`` turns the text of models.yaml into frozen values. It touches no disk: whether
-the files exist is asked later, with ``Catalog.line_of`` to name the line at fault, and which files
-of the hub lie on this machine is what ``Catalog.on_machine`` is told.
+the files exist is checked later, with ``Catalog.line_of`` to name the line at fault.
+``Catalog.on_machine`` gets the files of the hub that are on this machine.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Catalog:
         return Variant(entry, known) if entry and known else None
 
     def why_missing(self, name: str | None) -> str:
-        """Why ``find`` has nothing for this name, in a sentence with the remedy."""
+        """Return why ``find`` returns None for this name, with the remedy."""
         wanted = self.default if name in (None, "", "default") else str(name)
         variant = self.variant(wanted)
         if variant is not None:

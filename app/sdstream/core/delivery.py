@@ -10,7 +10,7 @@ class Delivery:
     """One message to be posted.
 
     Attributes:
-        id: The same on every try, so that a receiver can tell repetitions.
+        id: The same on every try, so that a receiver can recognise repetitions.
         url: Where to.
         payload: JSON.
         attempts: Tries so far.

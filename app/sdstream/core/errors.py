@@ -22,7 +22,7 @@
     ├── Unavailable           503  unavailable_error     (as a rule with Retry-After)
     └── StorageFull           507  server_error          (never retried by clients)
 
-Faults outside requests are an OperatorError, which ends the program with a sentence.
+Faults outside requests are an OperatorError, which ends the program with its message.
 
 An error carries its HTTP status and a stable machine word (``reason``): no client matches message
 texts. Messages never hold a path of the server, a traceback or a key.
@@ -105,7 +105,7 @@ class Reason(DescribedEnum):
 
 
 class ImageServiceError(Exception):
-    """The root: one failed request or job, ready to be told to a client.
+    """The root: one failed request or job, ready to be sent to a client.
 
     Args:
         message: One sentence for a person.

@@ -65,7 +65,7 @@ class JobStatus(DescribedEnum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """For whom a job is done and how it is kept; nothing of it changes a pixel.
+    """The owner of a job and how it is kept; none of this changes the image.
 
     Attributes:
         operation: What the client called it.
@@ -74,8 +74,8 @@ class Terms:
         background: It continues without its client and outlives the server.
         as_url, data_url, both: How a plain answer has the images (rendering.ResponseFormat).
         idempotency_key: The client's name for this request, None without one.
-        fingerprint: Digest of the request, to tell a repetition from another request.
-        webhook_url: Where to tell of the end, None for nowhere.
+        fingerprint: Digest of the request, to distinguish a repetition from another request.
+        webhook_url: Where to post the end, None for nowhere.
         group: The client's name for jobs that belong together, None without one.
         base_url: What links begin with there.
         traceparent: Span of the request (W3C Trace Context), empty without one.
@@ -246,7 +246,7 @@ class Usage:
         time_per_generation_ms: Milliseconds of sampling and decoding per image.
         time_to_process_ms: Milliseconds from acceptance to the first sampling step: the queue,
             the loading of the model and the reading of the prompt.
-        text_tokens: Words of the prompt (the runtime does not tell its encoder's tokens).
+        text_tokens: Words of the prompt (the runtime does not report its encoder's tokens).
         image_tokens: Patches of 16 x 16 pixels in the input images, at the size of the output.
         output_tokens: Patches of 16 x 16 pixels in all images.
     """
@@ -266,10 +266,10 @@ class Job:
         id: Unguessable.
         request: What is generated.
         created: Unix seconds of acceptance.
-        terms: For whom, and how it is kept.
-        status: Where it is.
+        terms: Its owner, and how it is kept.
+        status: Its present status.
         queue_position: Jobs before it while queued.
-        attempts: Times it was handed to the runtime.
+        attempts: How often the runtime was given the job.
         started, ended: Unix seconds of the newest start and of the end, None before.
         entries: What happened, oldest first; only ever appended to, and all but the newest previews
             lose their pixels.
@@ -308,7 +308,7 @@ class Job:
         self._newest_step: tuple[int, float] | None = None
 
     def retold(self, images: Iterable[ImageResult]) -> Job:
-        """This ended job with these images; its entries tell of them and of its end alone."""
+        """This ended job with these images; its entries report only them and its end."""
         assert self.ending is not None
         assert self.ended is not None
         job = Job(self.id, self.request, self.created, self.terms)
@@ -442,7 +442,7 @@ class Job:
         return copy
 
     def error(self) -> ImageServiceError | None:
-        """What to tell a client whose job ended without all of its images."""
+        """Return the error for a client whose job ended without all of its images."""
         match self.ending:
             case JobFailed(
                 Reason.SHUTTING_DOWN | Reason.MODEL_UNAVAILABLE | Reason.WORKER_LOST as reason,

@@ -1,8 +1,8 @@
-"""The words between the server and its worker process, and their form on the wire.
+"""The messages between the server and its worker process, and their form on the wire.
 
 A frame is ``u32 header length | u32 blob length | header (JSON) | blob (raw pixels)``, little
 endian: pixels never pass through JSON. Commands go down, events come up, and each event of a job
-names it, so that a late frame of a job long gone can be told apart and dropped.
+names it, so that a late frame of an earlier job is recognised and dropped.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class RuntimeOptions(Part):
             free but known for the published autoencoders only; by the tiny autoencoder of the
             files beside the VAE that decodes the result; or by whatever decodes the result.
         zero_cond_t: As Qwen-Image-Edit 2511 was trained: reference images count as finished.
-        circular: Sides that join their opposite ones, for images to be laid side by side.
+        circular: Sides that join their opposite ones, for images that tile.
         kernels: CPU kernels: the quickest (bf16 and 8-bit products where the CPU is good at them),
             those that compute in f32, or the runtime's own alone; None for the server's setting.
         diffusion_flash_attn: Flash attention in the diffusion model alone; None is as
@@ -240,7 +240,7 @@ class ModelSpec(Part):
 
     Attributes:
         aliases: Other names that requests may use for it.
-        page: Where its files are told of.
+        page: The web page that describes its files.
         license: Under which they are given, by the hub's word for it.
         gated: The hub requires the token of an account that accepted the licence on ``page``.
         quants: What ``{quant}`` in the files stands for -> gigabytes (10^9 bytes) that a pull
@@ -357,7 +357,7 @@ class ModelSpec(Part):
 
     @property
     def longest_prompt(self) -> int:
-        """Characters of a prompt, and of a negative one."""
+        """Maximum length in characters, of a prompt and of a negative prompt alike."""
         return self.prompt_characters or self.traits.prompt_characters
 
     def size_near(self, source: Size, max_pixels: int) -> Size:
@@ -397,7 +397,7 @@ class ModelSpec(Part):
         pixels as the model generates.
 
         Args:
-            source: Of the image as it came.
+            source: Size of the image that the client sent.
         """
         multiple, most = self.traits.multiple, self.size.max // self.traits.multiple
         area = self.default_size.width * self.default_size.height

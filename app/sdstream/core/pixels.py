@@ -54,7 +54,7 @@ class Inputs:
 
     @property
     def of_runtime(self) -> Inputs:
-        """Those that the runtime needs."""
+        """The inputs that the runtime needs."""
         return replace(self, canvas=None, canvas_mask=None)
 
 

@@ -1,4 +1,4 @@
-"""From what was asked (ParsedRequest) to what the runtime is told (GenerationRequest).
+"""Conversion of a client's request (ParsedRequest) into the runtime's (GenerationRequest).
 
 Nothing past ``resolve`` checks values again.
 """

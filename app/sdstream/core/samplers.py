@@ -155,7 +155,7 @@ HIRES_UPSCALERS: Final = (
     "latent", "latent-nearest", "latent-nearest-exact", "latent-antialiased", "latent-bicubic",
     "latent-bicubic-antialiased", "lanczos", "nearest",
 )  # fmt: skip
-#: Those that enlarge what is not decoded.
+#: Upscalers that enlarge latents.
 LATENT_UPSCALERS: Final = tuple(name for name in HIRES_UPSCALERS if name.startswith("latent"))
 
 

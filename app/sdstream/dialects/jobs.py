@@ -98,7 +98,7 @@ def job_fields(job: Job, base_url: str, eta: float | None) -> JsonObject:
 
 
 def ending_message(job: Job) -> bytes:
-    """What a webhook is told of a job's end."""
+    """Return the body of the webhook that reports a job's end."""
     assert job.ended is not None
     ended = datetime.fromtimestamp(job.ended, UTC).isoformat()
     data = job_fields(job, job.terms.base_url, None)
@@ -144,7 +144,7 @@ class JobEvents:
     Attributes:
         job: The job.
         base_url: What links begin with.
-        eta: Asked for the seconds until the end, each time they are told.
+        eta: Returns the seconds until the end; called for each event that contains them.
         id_prefix: Put before the numbers of events.
     """
 
@@ -190,7 +190,7 @@ class JobEvents:
                 return None
 
     def _reached(self, progress: Progress) -> JsonObject:
-        # As the entry has it, not the job: a reader that comes back sees the past in order.
+        # From the entry, not from the job: a reader that reconnects receives past events in order.
         done = progress.index + progress.share
         return {
             "progress": round(100 * done / self.job.request.n, 2),

@@ -30,7 +30,7 @@ _PROCESS_BYTES: Final = 150 * 2**20
 #: behind the last one, to be given to it.
 _LEAST_IDLE_SECONDS: Final = 1.0
 
-#: A model with larger files gains less by another worker than its memory is worth.
+#: For a model with larger files, another worker is not worth its memory.
 _SMALL_BYTES: Final = 256 * 2**20
 #: Most workers of a small model on one machine.
 _MOST_WORKERS: Final = 8
@@ -320,7 +320,7 @@ class WorkerPool:
         self._changed()
 
     def _divide_cpu(self, place: str) -> None:
-        """Tell the workers of a place that have a job how many they are."""
+        """Notify the busy workers of a place of their number."""
         taken = [seat.worker for seat in self._seats if seat.taken and seat.worker.place == place]
         computing = [worker for worker in taken if worker.loaded and worker.loaded.on_cpu]
         for index, worker in enumerate(computing):

@@ -154,7 +154,7 @@ class WorkerProcess:
         self._writer.write(frame)
 
     async def receive_frame(self) -> bytes | None:
-        """Return the next event as it came, with its header; None when the child is gone."""
+        """Return the next event unchanged, with its header; None when the child is gone."""
         try:
             head = await self._reader.readexactly(HEADER.size)
             return head + await self._reader.readexactly(sum(HEADER.unpack(head)))

@@ -110,7 +110,7 @@ class _Pace:
         self.sharing = 1
 
     def expect(self, request: GenerationRequest | None, references: int = 0) -> None:
-        """From now on these are the phases of this job; None is the loading of the model."""
+        """Set the job whose phases follow; None is the loading of the model."""
         self._pixels, self._references, self._stretch = 1, references, 1.0
         if request is None:
             return
@@ -453,7 +453,7 @@ class Worker:
         self._await(phase)
 
     def _await(self, phase: Phase) -> None:
-        """From here on the child is expected to work on this."""
+        """Expect the child to work on a phase from now on."""
         self._phase, self._phase_began = phase, asyncio.get_running_loop().time()
         if not self._cancelling:
             self._rewatch(self._pace.limit(phase))

@@ -98,7 +98,7 @@ def pixels_of(data: bytes) -> int:
 
 @contextmanager
 def _faults_of(param: str) -> Iterator[None]:
-    """Whatever a file breaks is an InvalidRequest."""
+    """Turn every error that a damaged file causes into an InvalidRequest."""
     try:
         yield
     except InvalidRequest:
@@ -223,7 +223,7 @@ def mask_of(picture: Pixels, mode: MaskMode, *, inverted: bool = False) -> Pixel
     """Where to paint, as one channel of 0 (keep) and 255 (paint).
 
     Args:
-        picture: The mask as it came.
+        picture: The mask as the client sent it.
         mode: ``alpha`` paints where the mask is transparent (OpenAI), ``luminance`` where it is
             white (llama-box, Xinference), ``opacity`` where it is opaque (AUTOMATIC1111).
             ``auto`` is alpha if any of it is transparent at all, and luminance if not; so is

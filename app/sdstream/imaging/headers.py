@@ -23,9 +23,9 @@ FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, AVIF or TIFF"
 _MOST_STRAY: Final = 2**16
 
 _JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xff]")
-#: Start of frame: it has the size. Pillow takes DHP (DE) for one too.
+#: Start of frame, which contains the size. Pillow takes DHP (DE) for one too.
 _JPEG_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xDE} - {0xC4, 0xC8, 0xCC})
-#: No length follows, or Pillow reads none.
+#: Markers without a length, or whose length Pillow does not read.
 _JPEG_BARE: Final = frozenset({0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 _JPEG_SCAN: Final = 0xDA
 

@@ -151,7 +151,7 @@ class ImageProcessor:
         """Decode the files; the first is edited unless the model only takes references.
 
         Args:
-            files: As they came.
+            files: As the client sent them.
             only_references: The model looks at images that have no mask.
             mask_mode: Which part of a mask is painted.
 
@@ -195,7 +195,7 @@ class ImageProcessor:
         """Return an image file enlarged by plain resizing, as PNG.
 
         Args:
-            file: As it came.
+            file: As the client sent it.
             factor: How many times.
             max_pixels: Largest width x height of the result.
             nearest: By the nearest pixel instead of Lanczos.

@@ -1,4 +1,4 @@
-"""From a request to a job in the queue, or to the reason why there is no room for it."""
+"""Admission of requests: each becomes a job in the queue, or is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ class Admission:
         """Accept a request as a job, or find the one that its idempotency key names.
 
         Args:
-            ask: What was asked, with the input images as they came.
-            terms: For whom, and how the job is kept.
+            ask: The request, with the input images as the client sent them.
+            terms: Owner of the job, and how it is kept.
 
         Raises:
             InvalidRequest, NotFound: The request can never work.
@@ -187,7 +187,7 @@ class Admission:
                 reason=Reason.IDEMPOTENCY_KEY_REUSED,
                 param="Idempotency-Key",
             )
-        # It may have ended since it was read.
+        # The job may have ended since its row was read.
         live = self._jobs.known(job.id)
         if live is not None and live.deferred:
             raise deferred_error(live.job)

@@ -7,7 +7,7 @@ image processor's threads.
 
 How a job ends; the first event wins (``Job.apply`` ignores the others):
 
-    what happens                  status     told to the client
+    what happens                  status     sent to the client
     all images generated          completed  the images
     cancel while queued           cancelled  499; the runtime is never given the job
     cancel while loading          cancelled  499; the model is loaded for the next job
@@ -319,7 +319,7 @@ class Dispatcher:
             self._give_up(live, spoiled.ending)
             return
         except Exception:
-            # The worker must be told, else it would be ended for leaving a job alone.
+            # The worker still has the job: _give_up cancels it there.
             logger.exception("an image of job %s could not be finished", live.job.id)
             self._give_up(live, JobFailed(Reason.INTERNAL_ERROR, "Internal server error."))
             return

@@ -1,9 +1,9 @@
 """The jobs that wait and those that run: their places, and when each will be done.
 
-Telling every waiting job its place at every change would cost the square of their number. One task
+Sending every waiting job its place at every change would cost the square of their number. One task
 goes through the queue when something has changed, a few jobs at a time, and then rests for longer
 than that took: however many wait and however fast they change, places take a fixed share of the
-processor. A job is told its place exactly when few are before it, and in coarser steps when many
+processor. A job gets its exact place when few are before it, and in coarser steps when many
 are.
 """
 
@@ -25,12 +25,12 @@ _MAX_RETRY_AFTER: Final = 120
 #: What an image takes when none was ever measured.
 _GUESSED_SECONDS: Final = 5.0
 
-#: A place is told when it is another one by more than this part of it: exactly up to twice this.
+#: A place is sent when it differs by more than this part of it: exactly up to twice this.
 _COARSENESS: Final = 16
-#: Jobs that are told their places, or only looked at, before others on the event loop go on.
+#: Jobs that get their places, or are only looked at, before other tasks of the event loop run.
 _TOLD_AT_ONCE: Final = 4
 _SEEN_AT_ONCE: Final = 64
-#: Jobs before one that comes, up to which they are counted.
+#: In a longer queue, a new job gets the upper bound of its place instead of a count.
 _COUNTED: Final = 256
 #: Rest after each time through the queue, in parts of how long that took.
 _REST: Final = 4
@@ -40,7 +40,7 @@ class JobQueue:
     """The one queue. ``tell_places`` is a task of the owner.
 
     Args:
-        jobs: Whose events tell of places.
+        jobs: Whose events report places.
         changed: Notified when a job may begin.
 
     Attributes:
@@ -58,7 +58,7 @@ class JobQueue:
         #: Of all that wait, as far as is known.
         self._all_waiting = NO_WORK
         self._moved = asyncio.Event()
-        #: The best class of those who came since places were told.
+        #: The best class of the jobs that came since places were sent.
         self._best_newcomer: Priority | None = None
 
     def oldest_seconds(self) -> float:
@@ -120,7 +120,7 @@ class JobQueue:
         return next(place for place, other in enumerate(self.waiting) if other is live)
 
     async def tell_places(self) -> None:
-        """Tell the waiting jobs their places whenever these change, until cancelled."""
+        """Send the waiting jobs their places whenever these change, until cancelled."""
         clock = asyncio.get_running_loop().time
         while True:
             await self._moved.wait()
@@ -145,14 +145,14 @@ class JobQueue:
         self._all_waiting = ahead
 
     def _tell(self, live: LiveJob, position: int, newcomer: Priority | None) -> bool:
-        """Tell a waiting job its place if that is news; returns whether it was.
+        """Send a waiting job its place if it changed enough; returns whether it did.
 
-        What a job was told once grows only when one of a better class came: a fair turn of
+        The place of a job grows only when a job of a better class came: a fair turn of
         another job may delay it, and then its place stays what it was until it is true again.
         """
         job = live.job
         if job.status is not JobStatus.QUEUED:
-            return False  # it is next, and told so
+            return False  # it is next, and its state shows that
         known = job.queue_position
         may_grow = newcomer is not None and newcomer.outranks(job.terms.priority)
         change = position - known if may_grow else min(0, position - known)

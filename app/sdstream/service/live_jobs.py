@@ -1,6 +1,6 @@
 """The jobs since the start of the server: their events, their readers, and what is stored of them.
 
-An event that ends a job, or an image, is told to readers when it is written: a restart must not
+Readers receive an event that ends a job, or an image, after it is written: a restart must not
 take it back.
 """
 
@@ -37,17 +37,17 @@ from sdstream.storage.job_store import JobStore
 #: Ended jobs whose history is kept for readers that come back, some kilobytes each.
 _REMEMBERED: Final = 256
 
-#: Events that a restart must not take back; they are told when they are on the disk.
+#: Events that a restart must not take back; readers receive them when they are on the disk.
 _KEPT: Final = (ImageReady, Completed, JobFailed, JobCancelled)
 
 
 def going_down() -> Unavailable:
-    """What a client is told that asks for a new job during the shutdown."""
+    """Return the error for a client that requests a new job during the shutdown."""
     return Unavailable("The server is shutting down.", reason=Reason.SHUTTING_DOWN, retry_after=10)
 
 
 def standing_by() -> Unavailable:
-    """Return what a client of a server is told whose jobs another server has."""
+    """Return the error for clients of a server that stands by."""
     return Unavailable(
         "This server stands by: another one has the jobs.", reason=Reason.STANDBY, retry_after=1
     )
@@ -199,7 +199,7 @@ class LiveJobs:
         if live is None and not self._store.is_written(job_id):
             live = self._recent.get(job_id)  # its row is behind
         job = await self._store.get(job_id) if live is None else None
-        if job is not None:  # what has expired there is not told of from memory
+        if job is not None:  # a job that has expired there is not returned from memory
             live = self._recent.get(job_id) or (LiveJob(job) if job.terminal else None)
         if live is None or live.job.terms.owner != owner:
             raise NotFound("Job not found; it may have expired.", reason=Reason.JOB_NOT_FOUND)
@@ -289,7 +289,7 @@ class LiveJobs:
             await live.changed.wait()
 
     async def until_written(self, live: LiveJob, idle_seconds: float) -> AsyncIterator[None]:
-        """Wait until what is known of the job may be told; yields at each such silence."""
+        """Wait until the job's state may be sent; yields after each ``idle_seconds`` of waiting."""
         while not self._store.is_written(live.job.id):
             try:
                 async with asyncio.timeout(idle_seconds):
@@ -299,7 +299,7 @@ class LiveJobs:
                 yield None
 
     async def settled(self, live: LiveJob) -> None:
-        """Wait until what is known of the job may be told: a restart must not take it back.
+        """Wait until the job's state may be sent: a restart must not take it back.
 
         Raises:
             StorageFull, Unavailable: It cannot be written yet; see JobStore.settled.

@@ -114,7 +114,7 @@ class Metrics:
     def _add_workers(self) -> None:
         self.worker_starts = self._totals(
             "worker_starts",
-            "Starts of the model's worker processes; more than it has replicas means restarts.",
+            "Starts of the processes of the model's present workers, restarts included.",
             *_WHERE,
         )
         self.worker_up = self._gauge("worker_up", "Loaded workers of the model.", *_WHERE)

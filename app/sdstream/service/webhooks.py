@@ -1,6 +1,6 @@
-"""Telling other servers of a job's end, signed as https://www.standardwebhooks.com has it.
+"""Webhooks: each posts a job's end to a server, signed as in https://www.standardwebhooks.com.
 
-Only hosts that the operator named are told, and unless the operator allows it none whose address
+Only hosts that the operator named are called, and unless the operator allows it none whose address
 is private: a webhook must not reach what only this machine can reach. The address is checked when
 the connection is made, so that a name cannot be resolved to one thing for the check and to another
 for the call; redirects are not followed, for the same reason.
@@ -74,7 +74,7 @@ class Outbox(Protocol):
     """Where deliveries wait (storage.job_store.JobStore)."""
 
     async def deliveries(self, limit: int) -> list[Delivery]:
-        """Those that are next, the most urgent first."""
+        """The next deliveries, the most urgent first."""
 
     async def put_off(self, delivery: Delivery, next_at: float) -> None:
         """Note a try that failed."""
@@ -88,7 +88,7 @@ class Webhooks:
 
     Args:
         outbox: Where deliveries wait.
-        hosts: Which may be told: ``host``, ``host:port``, ``host:*`` or ``*.host``; none is off.
+        hosts: Which may be called: ``host``, ``host:port``, ``host:*`` or ``*.host``; none is off.
         secret: ``whsec_`` and base64, of which receivers know.
         private: Loopback and private addresses are no obstacle.
         clock: Unix seconds, by which receivers judge how old a message is.

@@ -1,4 +1,4 @@
-"""The rows of jobs and images, and when they go: the side of the job store in its one thread.
+"""The rows of jobs and images, and their expiry: the part of the job store that uses the database.
 
 Every method runs in the ledger's thread, and raises the database's errors.
 """
@@ -77,7 +77,7 @@ class JobRows:
         #: When jobs ended, by ``clock``, the oldest first: their rows have the time of a clock
         #: that may have been set since.
         self._ends: dict[str, float] = {}
-        #: Jobs whose rows cannot be read, of which the log was told.
+        #: Jobs whose rows cannot be read, and that the log has named.
         self._set_aside: set[str] = set()
         #: Jobs that were rejected because their row could not be written, and that may have one.
         self.unsure: set[str] = set()
@@ -252,7 +252,7 @@ class JobRows:
             before = next((r["number"] for r in self._db.rows(self.sql.job, {"id": after})), 0)
         jobs: list[Job] = []
         while len(jobs) <= limit:
-            # Rows that are set aside count for nothing: others take their place.
+            # Rows that cannot be read are not counted: the page is filled with further rows.
             wanted = limit + 1 - len(jobs)
             rows = self._db.rows(self.sql.page, {**values, "before": before, "limit": wanted})
             jobs += [job for row in rows if (job := self._job(row))]

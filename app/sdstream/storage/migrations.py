@@ -1,4 +1,4 @@
-"""The steps by which databases of both kinds came to their tables; only ever appended to."""
+"""The migrations of databases of both kinds; existing ones never change."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Database(Protocol):
             The secret of the rows, 32 bytes: owners and tokens depend on it.
 
         Raises:
-            StoreInUse: Another server has it.
+            StoreInUse: Another server uses the database.
             StoreError: It is damaged, cannot be reached, or is of a newer release.
             OSError: A file cannot be read or written.
         """

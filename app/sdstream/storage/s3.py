@@ -27,8 +27,8 @@ from sdstream.storage.ports import image_name
 
 logger = logging.getLogger(__name__)
 
-#: A service that cannot be reached is given up after a few seconds and tries. Checksums that only
-#: AWS knows are left out.
+#: A request to a service that cannot be reached fails after three tries. Checksums that only AWS
+#: supports are not sent.
 _CONFIG: Final = Config(
     connect_timeout=3,
     read_timeout=20,
@@ -38,7 +38,7 @@ _CONFIG: Final = Config(
     response_checksum_validation="when_required",
 )
 
-#: What is still to be deleted at the end has so long.
+#: Time at shutdown for images that are still to be deleted.
 _CLOSE_SECONDS: Final = 3
 
 #: Of one request that deletes objects.

@@ -77,7 +77,7 @@ class RemoteBackend:
 
 
 def _plain(error: Exception) -> Exception:
-    """Return the cause of a group of errors, as an error of the protocol with a sentence."""
+    """Return the cause of a group of errors, as an error of the protocol with a message."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, httpx2.HTTPError):

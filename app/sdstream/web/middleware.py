@@ -217,7 +217,7 @@ class CrossOrigin(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight; one of another origin is told nothing of private networks."""
+        """Answer a preflight; one of another origin gets no header for private networks."""
         response = super().preflight_response(request_headers)
         if not self.is_allowed_origin(request_headers["origin"]):
             del response.headers["Access-Control-Allow-Private-Network"]
@@ -336,7 +336,7 @@ def _end_span(
 
 
 def _ignored(state: dict[str, Any]) -> str:
-    """The names of unknown fields, percent-encoded; values may be prompts and are told nowhere."""
+    """The names of unknown fields, percent-encoded; values may be prompts and are left out."""
     given: Sequence[str] = state.get("ignored_fields", ())[:_MOST_NAMES]
     names = [quote(name, safe="", errors="replace") for name in given]
     return ",".join(names)[:_MOST_CHARACTERS]

@@ -149,7 +149,7 @@ def handling_of(request: Request) -> Handling:
 
 
 def _wishes(request: Request, preference: str) -> bool:
-    """True when a preference stands in Prefer; it is told in Preference-Applied then."""
+    """True when Prefer contains a preference; Preference-Applied then repeats it."""
     wishes = (wish.partition(";")[0] for wish in listed(request, "prefer"))
     found = any("".join(wish.lower().replace('"', "").split()) == preference for wish in wishes)
     applied: list[str] = request.scope["state"].setdefault("preferences", [])

@@ -94,7 +94,7 @@ class TimeoutProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # the parser will come again, with a head that offers nothing
         if self.transport.is_closing():
-            return  # its client was told that the answer before was the last
+            return  # the answer before announced that it is the last
         version = self.parser.get_http_version()
         fault = _fault_of(self.headers, version)
         self._begin_request(respond.failure(fault) if fault else self.app)
@@ -256,7 +256,7 @@ class _Parser:
 
     def _renew(self) -> None:
         self._parser = httptools.HttpRequestParser(self._protocol)
-        # As uvicorn has it: what follows a last request is not parsed, and is not an error.
+        # As in uvicorn: what follows a last request is not parsed, and is not an error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
 
@@ -317,7 +317,7 @@ class _Unchunked:
             if not self._counted:
                 self._cycle.chunked_encoding = False
         elif not self._counted:
-            # uvicorn compares what is sent with what was announced, here always the next part.
+            # uvicorn requires the announced length. Each part is announced right before it is sent.
             self._cycle.expected_content_length = len(message.get("body", b""))
         await self._send(cast(Any, message))
 

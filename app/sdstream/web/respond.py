@@ -11,7 +11,7 @@ Deliberate oddities:
    loop.
 4. At shutdown the library would cut every stream at once, also those of the package ``mcp``, which
    uses it too. The service ends every job by itself within the grace time, and with the job its
-   stream, so the library is told to leave them alone.
+   stream, so the library is set to leave them unchanged.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def failure(
 
 
 async def unless_client_leaves(work: Awaitable[T], receive: Receive) -> T:
-    """Await ``work``; plain handlers are not told of a disconnect, so this races it.
+    """Await ``work``; plain handlers are not notified of a disconnect, so this watches for one.
 
     Raises:
         ClientLeft: The connection was closed first; ``work`` is cancelled.

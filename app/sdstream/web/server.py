@@ -50,7 +50,7 @@ class ServerError(ConfigurationError):
 class Server(uvicorn.Server):
     """A uvicorn server whose first signal flips readiness and starts the drain.
 
-    uvicorn alone would tell the application of its end only after the last connection closed,
+    uvicorn alone would notify the application of its end only after the last connection closed,
     which for a stream is after its job.
 
     Args:
@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         for warning in exposure_warnings(settings) if uds is None else ():
             logger.warning(warning)
         app = build_app(settings, on_death=self._die, on_loss=self._leave)
-        # Before anything listens: a folder that cannot be used ends the program with a sentence.
+        # Before anything listens: a folder that cannot be used ends the program with an error.
         try:
             app.state.store.open()
         except StoreInUse as error:
@@ -111,8 +111,8 @@ class Server(uvicorn.Server):
             self._die()
         self._reload_on_hangup()
         self._change_log_level_on_signals()
-        # What modules hold stays for good. Looking through it for garbage, again with every crowd
-        # of requests, would hold up the event loop for a tenth of a second each time.
+        # Objects of modules are never freed. Collecting garbage among them, which each burst of
+        # requests triggers, would block the event loop for a tenth of a second.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECTIONS)
@@ -190,7 +190,7 @@ async def _try_address(host: str, port: int) -> None:
 
 
 def _has_terminal() -> bool:
-    """True when the process has a controlling terminal, whose end is told by SIGHUP."""
+    """True when the process has a controlling terminal, whose end sends SIGHUP."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:

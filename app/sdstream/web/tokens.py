@@ -34,7 +34,7 @@ class Tokens:
         """Return a token that stands for an owner, and the Unix second until which it does.
 
         Args:
-            owner: For whom.
+            owner: The owner that the token stands for.
             path: The one path that it opens; empty for all.
         """
         expires = int(self._clock()) + LIFETIME_SECONDS
@@ -42,11 +42,11 @@ class Tokens:
         return base64.urlsafe_b64encode(self._sign(words) + words).decode().rstrip("="), expires
 
     def owner(self, token: str, path: str = "") -> str | None:
-        """Return whom a token stands for; None when it is not one of ours or is too old.
+        """Return the owner that a token stands for; None when it is invalid or expired.
 
         Args:
-            token: As it came.
-            path: That is asked for.
+            token: As the client sent it.
+            path: The requested path.
         """
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))

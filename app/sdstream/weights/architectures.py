@@ -1,8 +1,8 @@
-"""What weights are, told by the names and shapes of their tensors: rules as data.
+"""What weights are, recognised by the names and shapes of their tensors: rules as data.
 
 An architecture is recognised as the runtime does it (``get_sd_version`` of stable-diffusion.cpp
 as stable-diffusion-cpp-python 0.4.7 has it), so that the two never disagree; within one, the
-variants are told apart as far as tensors allow. FLUX.1 Kontext has the tensors of FLUX.1 dev and
+variants are distinguished as far as tensors allow. FLUX.1 Kontext has the tensors of FLUX.1 dev and
 Qwen-Image-Edit mostly those of Qwen-Image: those are one architecture here.
 
 Shapes have the innermost dimension first, as ggml counts them.
@@ -27,13 +27,14 @@ class Architecture:
     """One diffusion model that can be recognised.
 
     Attributes:
-        title: The name that people use, with the variant where the tensors tell it.
+        title: The name that people use, with the variant where the tensors show it.
         families: Families of models.yaml that generate with it.
         refused: Why the service cannot generate with it; empty where ``families`` are not.
         whole: The runtime finds UNet and text encoders only when they lie in one file.
         latents: Channels that the autoencoder must have; 0 when unknown.
-        text_width: Tensor whose innermost dimension takes in the language model's states.
-        states: How many states of the language model are laid side by side for that.
+        text_width: Tensor whose innermost dimension is that of the language model's states, as many
+            as ``states``, concatenated.
+        states: Number of these states.
     """
 
     title: str
@@ -408,7 +409,10 @@ def upscaler_problem(shapes: Shapes) -> str:
             "is an ESRGAN that folds pixels into channels (x2plus, x1), and the runtime reads only "
             "those that take three channels, for example RealESRGAN_x4plus"
         )
-    return "is an ESRGAN of other sides than 64 features with 32 more a convolution"
+    return (
+        "is an ESRGAN of a size that the runtime does not read; it reads those with 64 features "
+        "and 32 growth channels"
+    )
 
 
 def _is_compact(shapes: Shapes) -> bool:

@@ -104,7 +104,7 @@ def convert(order: Order, progress: Progress) -> WeightFile:
 
     Args:
         order: What to do.
-        progress: Told the part that is done, 0 to 1.
+        progress: Called with the part that is done, 0 to 1.
 
     Returns:
         The target's header.
@@ -266,7 +266,7 @@ def _megabytes(size: int) -> str:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A name beside the target that no other process writes to, and that is gone afterwards."""
+    """Yield a path beside the target that no other process writes to, and delete it afterwards."""
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     with part.open("ab") as file:
         try:
@@ -301,7 +301,7 @@ def _run(
             # Ctrl-C reaches the parent alone, which ends the child.
             start_new_session=True,
         )
-        # A fork of the child would hold its pipe open: when it has ended, its group is killed.
+        # A fork of the child would keep the pipe open, so its group is killed when the child ends.
         watch = threading.Thread(target=_clear_up, args=(child,), daemon=True)
         watch.start()
         try:

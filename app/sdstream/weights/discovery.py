@@ -42,7 +42,7 @@ def load_catalog(settings: Settings) -> Catalog:
 
 
 def _check_files(settings: Settings, spec: ModelSpec) -> None:
-    """Raise ModelError when the runtime cannot load a model, as far as headers tell."""
+    """Raise ModelError when the runtime cannot load a model, as far as headers show."""
     places = dict(spec.files.items())
     if settings.engine == "fake" or any(place.startswith(BUILTIN) for place in places.values()):
         return

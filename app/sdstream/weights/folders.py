@@ -33,7 +33,7 @@ def name_of(file: str) -> str:
 
 
 def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Return the path below the folder -> file, in the order of the paths."""
+    """Return the files by their path below the folder, sorted by that path."""
     found: dict[str, Path] = {}
     if folder is None:
         return found

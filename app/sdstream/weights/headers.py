@@ -1,7 +1,7 @@
 """The headers of weight files: which tensors they hold, and whether they hold what they promise.
 
 A header is read by its own length in blocks, and nothing is allocated because a file claims a
-size: a damaged or hostile file costs as little as a good one and ends in a sentence. Deliberate
+size: a damaged or hostile file costs as little as a good one and ends in an error. Deliberate
 oddities:
 
 1. GGUF is not read by the gguf package's reader: that maps the file, which is a SIGBUS when it
@@ -440,7 +440,7 @@ def _texts(metadata: object) -> dict[str, Scalar]:
 def _safetensors_tensor(name: str, entry: object, data: int) -> Tensor:
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if all(
-            # A number of thousands of digits can be read and not be told; True is an int.
+            # A number of thousands of digits can be parsed but not printed; True is an int.
             type(offset) is int and abs(offset) < _NO_LENGTH
             for offset in (begin, end)
         ):

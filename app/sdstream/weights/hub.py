@@ -47,26 +47,26 @@ from sdstream.weights.hub_sites import SITES
 
 #: What names a version of a repository.
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-#: Seconds before each new try, as long as nothing comes.
+#: Seconds before each new try, as long as no bytes arrive.
 _PAUSES: Final = (1, 2, 4, 8)
-#: How long a lock is waited for before that is told.
+#: Seconds that a lock is waited for before the watcher is notified.
 _SHORTLY: Final = 0.2
 _PARTIAL: Final = ".incomplete"
 
 _T = TypeVar("_T")
 
-# The library warns of each new try on stderr by itself; here the watcher is told.
+# The library warns of each new try on stderr; here the watcher is notified instead.
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 class Watcher(Protocol):
-    """Sees a file come."""
+    """Is notified of the progress of a download."""
 
     def has(self, octets: int) -> None:
         """Note how many bytes of the file are downloaded."""
 
     def says(self, words: str) -> None:
-        """Why nothing comes for a while."""
+        """Note why no bytes arrive at present."""
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _detail(contents: Contents, found: WeightFile) -> str:
             width = f"{architectures.text_width(inside)} wide"
             return f" ({name}, {width})" if name else f" ({width})"
         case "diffusion_model" | "model" | "unknown" if contents.architecture is None:
-            return f" (it calls itself '{name}')" if name else ""
+            return f" (its architecture is named '{name}')" if name else ""
     return ""
 
 
@@ -244,7 +244,7 @@ def check(
         renames: The runtime reads the names that llama-box gives to text encoders.
 
     Raises:
-        EngineError: With a sentence that names the component at fault, and no path.
+        EngineError: Its message names the component at fault, and no path.
     """
     known = {component: _known(component, path) for component, path in files.items()}
     base = "diffusion_model" if "diffusion_model" in known else "model"
@@ -273,7 +273,7 @@ def read_lora(name: str, path: Path) -> WeightFile:
     """Return the header of a LoRA; whether it fits a model is not looked at.
 
     Raises:
-        EngineError: With a sentence that names the LoRA.
+        EngineError: Its message names the LoRA.
     """
     try:
         found = headers.read(path)

@@ -103,7 +103,7 @@ def test_a_report_of_the_builtin_model(builtin_file: Path) -> None:
 
 
 def test_a_report_of_a_part(tmp_path: Path) -> None:
-    """It names what is needed beside it, and how it calls itself."""
+    """It names what is needed beside it, and the name of its architecture."""
     metadata = {"modelspec.title": "A flux", "modelspec.license": "apache-2.0"}
     path = write_safetensors(tmp_path / "x", DIFFUSION["FLUX.1 schnell"], "F16", metadata)
     report = inspect(path)

@@ -35,7 +35,7 @@ PICTURES: Final = 4
 
 #: The schedule that is the model's own.
 _AUTOMATIC: Final = "Automatic"
-#: What is told of upscalers that enlarge by any factor.
+#: The factor that is reported for upscalers that enlarge by any factor.
 _PLAIN_SCALE: Final = 4
 
 
@@ -278,7 +278,7 @@ def _scheduler(name: str, schedule: Schedule) -> JsonObject:
 
 
 def models(ids: Iterable[str]) -> bytes:
-    """GET sd-models; no path of the server is told."""
+    """GET sd-models; it contains no path of the server."""
     return compact(
         [
             {

@@ -9,7 +9,7 @@ Deliberate oddities:
 1. The model in the path decides; a ``model`` in the body is left unread, since fireworks-ai always
    sends the constant "stable-diffusion-xl-1024-v1-0" there.
 2. A seed of 0 is random, on these routes only.
-3. Images that a safety check flags are blank and told so, instead of failing the job.
+3. Images that a safety check flags are blank and marked as such; the job does not fail.
 4. How JPEGs are compressed, and what kind of image JSON holds, are headers: ``Jpeg-Quality`` and
    ``Json-Return-Image-Accept``. As documented, each is unread where it has no meaning.
 """

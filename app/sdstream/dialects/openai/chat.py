@@ -70,7 +70,7 @@ _TITLE_WORDS: Final = 5
 #: Keys of the JSON that Open WebUI reads, with the answer to each.
 _TASK_LISTS: Final = ("tags", "follow_ups", "queries")
 
-#: Progress is told each time so many percent more are done.
+#: Progress is sent after each so many percent.
 _STRIDE: Final = 20
 
 

@@ -4,7 +4,7 @@ Frames are LF-terminated single ``data:`` lines without ``event:``, ``id:``, ``r
 lines; each of those breaks some client. Decoding counts as a step, as in llama-box: progress is
 100·k/(N+1), so that no frame has 100 before its image is attached, and the image is step N+1 of
 N+1, a number that no preview has. A silent stream repeats its last progress
-frame. A failure is told twice, as the ``error:`` line that GPUStack's client reads and as the
+frame. A failure is sent twice, as the ``error:`` line that GPUStack's client reads and as the
 ``data: {"error": …}`` that OpenAI's do, and ends with ``[DONE]`` like a success.
 """
 

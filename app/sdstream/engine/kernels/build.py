@@ -28,7 +28,7 @@ FLAGS: Final = {
     "avx512": (
         *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         *("-mavx512bf16", "-mavx512vnni"),
-        # GCC warns of its own header: _mm512_undefined_ps is not initialised on purpose.
+        # GCC warns about its own header, which leaves _mm512_undefined_ps uninitialised on purpose.
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ),
     "avx2": ("-mavx2", "-mfma", "-mf16c", "-mavxvnni"),

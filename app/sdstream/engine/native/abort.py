@@ -117,7 +117,7 @@ class AbortFlag:
                 self._flag[0] = b"\1"
 
     def arm(self) -> None:
-        """From here on stopping is safe."""
+        """Mark stopping as safe from now on."""
         with self._lock:
             self._armed = True
             if self._requested:
@@ -130,7 +130,7 @@ class AbortFlag:
 
     @property
     def stopped(self) -> bool:
-        """True when computations were told to stop: what they gave may be incomplete."""
+        """True when computations were stopped: their results may be incomplete."""
         return self._armed and self._requested
 
     @property

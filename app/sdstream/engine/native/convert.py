@@ -37,7 +37,7 @@ def convert(
         target: Is overwritten; .safetensors decides for that format, all else is GGUF.
         wtype: For all tensors that can have it.
         rules: "PATTERN=TYPE,…" (ECMAScript); an unknown type is ignored, a wrong pattern aborts.
-        progress: Told the tensors that are read and quantised, and their number.
+        progress: Called with the tensors that are read and quantised, and their number.
 
     Returns:
         What went wrong, empty when nothing did.

@@ -1,4 +1,4 @@
-"""How far the runtime is: phases told apart by its log lines, steps by its progress callback."""
+"""How far the runtime is: phases by its log lines, steps by its progress callback."""
 
 from __future__ import annotations
 

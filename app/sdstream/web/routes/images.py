@@ -346,7 +346,7 @@ class ImageRoutes:
 
 
 def _terms(request: Request, ask: ParsedRequest, form: ResponseFormat) -> Terms:
-    """For whom and how a job is kept; raises InvalidRequest for an unusable Idempotency-Key.
+    """Return the terms of a job; raises InvalidRequest for an unusable Idempotency-Key.
 
     A client that names its request means to come back for it, so the job continues without it.
     """

@@ -127,7 +127,7 @@ class JobSetRoutes:
         return respond.json_bytes(compact(body))
 
     async def cancel(self, request: Request) -> Response:
-        """POST /v1/jobs/cancel: ``ids`` are those that had not ended yet."""
+        """POST /v1/jobs/cancel: ``ids`` of the answer are the jobs that had not ended yet."""
         taken = await self._which(request)
         missing: list[str] = []
         done = []

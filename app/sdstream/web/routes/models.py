@@ -103,7 +103,7 @@ _UPSCALERS: Final = Operation(
 )
 _CONFIG: Final = Operation("Get states in OpenVINO Model Server's form", {200: json_of(OBJECT)})
 _AUTH: Final = Operation(
-    "Get whether clients need a key (Xinference)", {200: json_of(record({"auth": BOOLEAN}))}
+    "Check whether clients need a key (Xinference)", {200: json_of(record({"auth": BOOLEAN}))}
 )
 _LIVE: Final = Operation("Check that the process answers", {200: _STATUS})
 _READY: Final = Operation("Check that the default model can generate", {200: _STATUS, 503: _STATUS})
@@ -116,7 +116,7 @@ class ModelRoutes:
     """The routes of models, stored images, health and metrics.
 
     Attributes:
-        service, store, metrics: What they tell of.
+        service, store, metrics: The objects whose state they return.
         has_keys: Clients must send a key.
         cluster: Of machines that generate; None without one.
     """

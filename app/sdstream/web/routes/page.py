@@ -20,8 +20,8 @@ from sdstream.web.route import ApiRoute, Operation
 _STATIC: Final = Path(__file__).parents[1] / "static"
 _VENDOR: Final = Path(__file__).parents[1] / "vendor"
 
-#: Scripts and styles come from files of this server and nothing comes from anywhere else. data: is
-#: for previews, blob: for images that the person chose.
+#: Everything comes from this server, except images: data: is for previews, and blob: for images
+#: that the user chose.
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",

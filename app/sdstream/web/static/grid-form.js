@@ -72,7 +72,7 @@ export class GridForm extends EventTarget {
   }
 
   /**
-   * Read the axes; throws an Error with a sentence if they cannot be used.
+   * Read the axes; throws an Error with a message if they cannot be used.
    * @param {Settings} settings What all cells share.
    * @returns {{across: Axis, down: Axis | null}}
    */

@@ -137,7 +137,7 @@ export class Presets extends EventTarget {
   /** Show whether the settings are those of the chosen preset. */
   #compare() {
     const preset = this.#presets[choice.value];
-    // Before the models are known, the form cannot tell which settings it takes.
+    // Before the models are known, the form does not know which settings it takes.
     const ready = this.#form.model !== undefined;
     choice.disabled = saveButton.disabled = !ready;
     deleteButton.disabled = !preset;
