@@ -79,6 +79,7 @@ def test_three_models_in_room_for_two(tmp_path: Path, worker_mb: float) -> None:
         assert loads == evictions + len(
             [w for w in "abc" if state_of(server, w)["state"] != "unloaded"]
         )
+        assert server.metric("sdstream_worker_starts_total") >= loads  # no stop lowers it
 
 
 def test_a_busy_model_is_never_stopped(tmp_path: Path, worker_mb: float) -> None:

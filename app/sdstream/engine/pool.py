@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -129,6 +129,8 @@ class WorkerPool:
         self._sound: set[str] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self.evictions = 0
+        #: Model and place -> starts of the workers that have ended.
+        self._past_starts: Counter[tuple[str, str]] = Counter()
         #: Workers that went with their machine, or are to be tried again on another one.
         self.losses = 0
 
@@ -443,6 +445,7 @@ class WorkerPool:
         if seat.going is not None:
             seat.going.cancel()
         self._seats.remove(seat)
+        self._past_starts[seat.worker.model, seat.worker.place] += seat.worker.starts
         if seat.worker.state in _LOADED and self.failed(seat.spec.id) is not None:
             # The model itself can be loaded: only further workers of it could not.
             for other in [other for other in self._seats if other.spec.id == seat.spec.id]:
@@ -453,6 +456,13 @@ class WorkerPool:
         # A task that is cancelled before the worker runs leaves this undone.
         seat.task.add_done_callback(lambda _task: seat.worker.retire())
         return seat.task
+
+    def starts(self) -> Counter[tuple[str, str]]:
+        """Return model and place -> how often a process was started for it."""
+        present: Counter[tuple[str, str]] = Counter()
+        for worker in self.workers():
+            present[worker.model, worker.place] += worker.starts
+        return self._past_starts + present
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

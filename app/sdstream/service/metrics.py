@@ -114,7 +114,7 @@ class Metrics:
     def _add_workers(self) -> None:
         self.worker_starts = self._totals(
             "worker_starts",
-            "Starts of the processes of the model's present workers, restarts included.",
+            "Starts of processes for the model: when it is loaded, and after a crash.",
             *_WHERE,
         )
         self.worker_up = self._gauge("worker_up", "Loaded workers of the model.", *_WHERE)
@@ -160,10 +160,17 @@ class Metrics:
             f"sdstream_{name}", meaning, labels, buckets=_SECONDS, registry=self._registry
         )
 
-    def measure_workers(self, workers: Sequence[Worker], evictions: int) -> None:
-        """Bring the gauges of workers up to date."""
+    def measure_workers(
+        self, workers: Sequence[Worker], starts: Mapping[tuple[str, str], int], evictions: int
+    ) -> None:
+        """Bring the gauges of workers up to date.
+
+        Args:
+            workers: Those that exist.
+            starts: Model and place -> how often a process was started for it.
+            evictions: Workers that were ended to make room.
+        """
         self.evictions.values = {(): evictions}
-        starts: dict[tuple[str, ...], float] = {}
         gauges = (self.worker_up, self.worker_memory, self.worker_kernels)
         for gauge in gauges:
             gauge.clear()
@@ -172,10 +179,9 @@ class Metrics:
             where = (worker.model, worker.place)
             self.worker_up.labels(*where).inc(int(up))
             self.worker_memory.labels(*where).inc(worker.resident_bytes)
-            starts[where] = starts.get(where, 0) + worker.starts
             if up and worker.loaded is not None:
                 self.worker_kernels.labels(*where, worker.loaded.kernels).inc()
-        self.worker_starts.values = starts
+        self.worker_starts.values = {where: float(count) for where, count in starts.items()}
 
     def measure_machines(self, states: Mapping[str, int]) -> None:
         """Bring the gauge of machines up to date: state -> how many are in it."""

@@ -151,7 +151,7 @@ class ImageService:
         metrics.queue_age.set(self._queue.oldest_seconds())
         metrics.running_jobs.set(len(self._queue.running))
         metrics.memory_budget.set(self.pool.budget_bytes)
-        metrics.measure_workers(self.pool.workers(), self.pool.evictions)
+        metrics.measure_workers(self.pool.workers(), self.pool.starts(), self.pool.evictions)
 
     # --- models ---------------------------------------------------------------------------------
 
