@@ -33,8 +33,8 @@ static float normalise(float * row, int64_t keys, int64_t padded, float scale, c
 
 // Values [key][lane] -> panels of which the lanes are the columns.
 template <class E>
-static void pack_values(const ggml_tensor * v, const char * data, int64_t units, uint32_t * to) {
-    const int64_t columns = v->ne[0], keys = v->ne[1];
+static void pack_values(const ggml_tensor * v, const char * data, int64_t keys, int64_t units, uint32_t * to) {
+    const int64_t columns = v->ne[0];
     for (int64_t at = 0; at < columns; at += PANEL)
         for (int64_t u = 0; u < units; u++)
             for (int l = 0; l < VECTORS; l++) {
@@ -46,11 +46,24 @@ static void pack_values(const ggml_tensor * v, const char * data, int64_t units,
             }
 }
 
+// Keys up to the last one that the mask leaves to any query: the runtime pads keys to multiples of 256.
+static int64_t visible_keys(const ggml_tensor * mask, int64_t keys, int64_t queries) {
+    const uint16_t hidden = 0xFC00;  // -infinity
+    int64_t seen = 0;
+    for (int64_t i = 0; i < mask->ne[2]*mask->ne[3]; i++)
+        for (int64_t row = 0; row < queries; row++) {
+            const char * at = (const char *) mask->data + row*mask->nb[1] + i % mask->ne[2]*mask->nb[2] + i/mask->ne[2]*mask->nb[3];
+            for (int64_t key = keys; key > seen; key--)
+                if (((const uint16_t *) at)[key - 1] != hidden) seen = key;
+        }
+    return seen;
+}
+
 template <class E>
 static void attention(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2], * mask = op->src[3];
     const float scale = float_param(op, 0);
-    const int64_t width = q->ne[0], columns = v->ne[0], queries = q->ne[1], keys = k->ne[1], heads = q->ne[2]*q->ne[3];
+    const int64_t width = q->ne[0], columns = v->ne[0], queries = q->ne[1], keys = mask ? visible_keys(mask, k->ne[1], q->ne[1]) : k->ne[1], heads = q->ne[2]*q->ne[3];
     enum : int { ROWS = E::ROWS };
     const int64_t units = units_of<E>(width), key_units = units_of<E>(keys), panel = PANEL*((units + LANES - 1)/LANES*LANES);
     const int64_t panels = (keys + PANEL - 1)/PANEL, padded = panels*PANEL, ldp = padded/E::PER + 16, ldq = (width + PANEL - 1)/PANEL*PANEL/E::PER + 16;
@@ -67,7 +80,7 @@ static void attention(const ggml_compute_params * params, ggml_tensor * op) {
         const Rows rq = { (const char *) q->data + i3*q->nb[3] + i2*q->nb[2], (int64_t) q->nb[1], q->type };
         const Rows rk = { (const char *) k->data + k3*k->nb[3] + k2*k->nb[2], (int64_t) k->nb[1], k->type };
         for (int64_t j = 0; j < panels; j++) pack_panel<E>(rk, j*PANEL, std::min<int64_t>(PANEL, keys - j*PANEL), VECTORS, 0, width, pk + j*panel);
-        pack_values<E>(v, (const char *) v->data + k3*v->nb[3] + k2*v->nb[2], key_units, pv);
+        pack_values<E>(v, (const char *) v->data + k3*v->nb[3] + k2*v->nb[2], keys, key_units, pv);
         for (int64_t q0 = mine.first; q0 < mine.last; q0 += ROWS) {
             if (aborted()) return;
             const int n = (int) std::min<int64_t>(ROWS, mine.last - q0);

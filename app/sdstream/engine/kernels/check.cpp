@@ -226,6 +226,10 @@ void add_elementwise(Cases & to) {
             n[axis] = 2;
             return ggml_concat(c, a, tensor(c, GGML_TYPE_F32, n[0], n[1], n[2], n[3]), axis);
         }, true);
+    for (const int64_t width : { 64, 37 }) {
+        to.add("cast" + words({ width }), 0, [=](ggml_context * c) { return ggml_cast(c, ggml_cast(c, ggml_permute(c, tensor(c, GGML_TYPE_F32, width, 20, 5, 3), 0, 2, 1, 3), GGML_TYPE_F16), GGML_TYPE_F32); }, true);
+        to.add("pad" + words({ width }), 0, [=](ggml_context * c) { return ggml_pad(c, ggml_permute(c, tensor(c, GGML_TYPE_F32, width, 20, 5, 3), 0, 2, 1, 3), 3, 7, 1, 2); }, true);
+    }
     to.add("copy of pairs", 0, [](ggml_context * c) { return ggml_cont(c, ggml_permute(c, tensor(c, GGML_TYPE_F32, 2, 20, 5, 3), 0, 2, 1, 3)); }, true);
     to.add("repeat", 0, [](ggml_context * c) { return ggml_repeat(c, tensor(c, GGML_TYPE_F32, 1, 77, 3), ggml_new_tensor_3d(c, GGML_TYPE_F32, 2, 77, 3)); }, true);
     // ggml takes gelu from a table of f16; it makes NaN of minus infinity.

@@ -37,6 +37,8 @@ const Operation operations[] = {
     { GGML_OP_MUL,            takes_binary,       run_multiply,     nullptr },
     { GGML_OP_REPEAT,         takes_repeat,       run_repeat,       nullptr },
     { GGML_OP_CONT,           takes_copy,         run_copy,         nullptr },
+    { GGML_OP_CPY,            takes_cast,         run_cast,         nullptr },
+    { GGML_OP_PAD,            takes_pad,          run_pad,          nullptr },
     { GGML_OP_CONCAT,         takes_concat,       run_concat,       nullptr },
     { GGML_OP_UNARY,          takes_activation,   run_activation,   nullptr },
     { GGML_OP_SOFT_MAX,       takes_soft_max,     run_soft_max,     nullptr },

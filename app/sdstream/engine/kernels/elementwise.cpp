@@ -123,6 +123,42 @@ void run_copy(const ggml_compute_params * params, ggml_tensor * op) {
     }
 }
 
+// Any strides between rows -> f16 side by side. Fused attention casts its keys and values.
+void run_cast(const ggml_compute_params * params, ggml_tensor * op) {
+    const ggml_tensor * a = op->src[0];
+    const int64_t n0 = a->ne[0], n1 = a->ne[1], n2 = a->ne[2];
+    const Range mine = share(params, n1*n2*a->ne[3]);
+    for (int64_t r = mine.first; r < mine.last; r++) {
+        const float * p = (const float *) ((const char *) a->data + r % n1*a->nb[1] + r/n1 % n2*a->nb[2] + r/n1/n2*a->nb[3]);
+        uint16_t * q = (uint16_t *) op->data + r*n0;
+        for (int64_t i = 0; i < n0; i += LANES) narrow_f16(q + i, load(p + i, n0 - i), n0 - i);
+    }
+}
+
+bool takes_cast(const ggml_tensor * op) {
+    const ggml_tensor * a = op->src[0];
+    return a->type == GGML_TYPE_F32 && dense(a) && packed(op, GGML_TYPE_F16) && ggml_are_same_shape(a, op);
+}
+
+// Zeros behind each row, and rows of zeros behind the rows.
+void run_pad(const ggml_compute_params * params, ggml_tensor * op) {
+    const ggml_tensor * a = op->src[0];
+    const int64_t n0 = op->ne[0], n1 = op->ne[1], n2 = op->ne[2];
+    const Range mine = share(params, n1*n2*op->ne[3]);
+    for (int64_t r = mine.first; r < mine.last; r++) {
+        const int64_t i1 = r % n1, i2 = r/n1 % n2, i3 = r/n1/n2;
+        const int64_t n = i1 < a->ne[1] && i2 < a->ne[2] && i3 < a->ne[3] ? a->ne[0] : 0;
+        float * q = (float *) op->data + r*n0;
+        if (n) copy_rows((const char *) a->data + i1*a->nb[1] + i2*a->nb[2] + i3*a->nb[3], a->nb[0], 0, n, 1, q);
+        std::fill(q + n, q + n0, 0.f);
+    }
+}
+
+bool takes_pad(const ggml_tensor * op) {
+    const int32_t * before = op->op_params;  // and behind, in turn; the last one is whether it wraps around
+    return op->src[0]->type == GGML_TYPE_F32 && packed(op) && !before[0] && !before[2] && !before[4] && !before[6] && !before[8];
+}
+
 // Rows side by side to rows in a larger tensor.
 void run_concat(const ggml_compute_params * params, ggml_tensor * op) {
     const int axis = op->op_params[0];

@@ -85,10 +85,10 @@ inline int64_t elements(const ggml_tensor * t) { return t->ne[0]*t->ne[1]*t->ne[
 // Neighbours of a row lie side by side.
 inline bool dense(const ggml_tensor * t) { return t->nb[0] == ggml_type_size(t->type); }
 
-// All elements are f32 and lie side by side.
-inline bool packed(const ggml_tensor * t) {
-    if (t->type != GGML_TYPE_F32) return false;
-    size_t bytes = sizeof(float);
+// All elements are of a type and lie side by side.
+inline bool packed(const ggml_tensor * t, ggml_type type = GGML_TYPE_F32) {
+    if (t->type != type) return false;
+    size_t bytes = ggml_type_size(type);
     for (int i = 0; i < 4; i++) {
         if (t->nb[i] != bytes && t->ne[i] != 1) return false;
         bytes *= t->ne[i];
@@ -131,6 +131,10 @@ bool takes_repeat(const ggml_tensor * op);
 void run_repeat(const ggml_compute_params * params, ggml_tensor * op);
 bool takes_copy(const ggml_tensor * op);
 void run_copy(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_cast(const ggml_tensor * op);
+void run_cast(const ggml_compute_params * params, ggml_tensor * op);
+bool takes_pad(const ggml_tensor * op);
+void run_pad(const ggml_compute_params * params, ggml_tensor * op);
 bool takes_concat(const ggml_tensor * op);
 void run_concat(const ggml_compute_params * params, ggml_tensor * op);
 bool takes_activation(const ggml_tensor * op);

@@ -67,6 +67,9 @@ inline vi multiples(int step) {
 
 inline vf widen_f16(const void * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
 inline vf widen_f16(const void * p, int64_t n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(low(n), p)); }
+inline void narrow_f16(void * p, vf x, int64_t n) {
+    _mm256_mask_storeu_epi16(p, low(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 inline vf widen_bf16(const void * p, int64_t n) {
     return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(low(n), p)), 16));
 }
@@ -208,6 +211,11 @@ inline __m128i halves(const void * p, int64_t n) {
 }
 inline vf widen_f16(const void * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
 inline vf widen_f16(const void * p, int64_t n) { return _mm256_cvtph_ps(halves(p, n)); }
+inline void narrow_f16(void * p, vf x, int64_t n) {
+    const __m128i h = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+    if (n >= 8) _mm_storeu_si128((__m128i *) p, h);
+    else if (n > 0) memcpy(p, &h, n*sizeof(uint16_t));
+}
 inline vf widen_bf16(const void * p, int64_t n) {
     return as_float(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves(p, n)), 16));
 }
