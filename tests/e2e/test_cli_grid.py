@@ -74,7 +74,7 @@ def test_a_cell_that_cannot_be_generated(tmp_path: Path, fake_server: ServerProc
     command = ("grid", "a", "-x", "steps=1,0", "--size", "64x64", "--server", fake_server.url)
     result = sdstream(*command, folder=tmp_path)
     assert result.returncode == 1
-    assert "Error: 'sample_steps': " in said(result)
+    assert "Error: 'sample_steps' must be at least 1, not 0." in said(result)
     assert opened(tmp_path / "grid.png").width > 2 * SIDE
 
 
