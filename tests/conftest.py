@@ -10,6 +10,7 @@ import pytest
 
 from sdstream.core.catalog import Catalog
 from sdstream.weights.embedded import materialise
+from tests.support.collector import Collector, running_collector
 from tests.support.postgres import Postgres, started_postgres
 from tests.support.s3 import S3, started_s3
 from tests.support.servers import ServerProcess, running_server
@@ -53,6 +54,13 @@ def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     """A server on the fake engine that all tests may share: none may leave it changed."""
     with running_server(tmp_path_factory.mktemp("fake"), engine="fake") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    """A collector of the traces of a module's server."""
+    with running_collector() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -130,12 +130,12 @@ MODELS = (
 )
 
 
-def _environment(model: Model, name: str, options: argparse.Namespace, place: Path) -> Any:
-    """Return the environment of a contestant's process."""
+def _environment(name: str, options: argparse.Namespace, place: Path) -> dict[str, str]:
+    """Return the variables of a contestant's process, but for those of its model."""
     variables = {"SDSTREAM_KERNELS": CONTESTANTS[name], "BENCH_PIXELS": f"{place}/pixels"}
     if name == "plain":
         variables["STABLE_DIFFUSION_CPP_LIB"] = options.plain
-    return {**worker_environment(), **model.settings(place.parent), **variables}
+    return {**worker_environment(), **variables}
 
 
 def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results:
@@ -143,6 +143,7 @@ def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results
     names = [name for name in CONTESTANTS if name != "plain" or options.plain]
     peers = PEERS if options.peers and model.peer else ()
     results: Results = {name: {work: [] for work in model.works} for name in (*names, *peers)}
+    settings = model.settings(folder)
     with ExitStack() as stack:
         drawers: dict[str, Bare] = {}
         for name in (*peers, *names):  # peers convert their networks first, in much memory
@@ -154,7 +155,7 @@ def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results
                 command += [str(available_cores()), options.peer_files]
                 drawer = Bare(worker_environment(), place, command)
             else:
-                drawer = Bare(_environment(model, name, options, place), place)
+                drawer = Bare({**_environment(name, options, place), **settings}, place)
             stack.callback(drawer.close)
             drawers[name] = drawer
             print(f"{model.title}: {name} is {drawer.title}", file=sys.stderr)

@@ -24,7 +24,7 @@ import pytest
 
 from sdstream.cluster.setup import make_token
 from tests.integration.test_two_fronts import fronts, state_of
-from tests.support.collector import Collector, running_collector
+from tests.support.collector import Collector
 from tests.support.jobs import ENDINGS, EventStream, Told, begin, wait_for
 from tests.support.machines import MACHINE, RayMachines, RayNode, need_ray, ray_machines
 from tests.support.postgres import Postgres
@@ -45,13 +45,6 @@ def machines() -> Iterator[RayMachines]:
     """A head, and the first machine with two slots."""
     with ray_machines() as found:
         found.join(ONE, "--slots", "2")
-        yield found
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    """A collector of the front's traces."""
-    with running_collector() as found:
         yield found
 
 

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from mcp import Client
 
-from tests.support.collector import Collector, SeenSpan, running_collector
+from tests.support.collector import Collector, SeenSpan
 from tests.support.documents import ROOT, Page
 from tests.support.mcp import run_session
 from tests.support.servers import GENERATIONS, Call, ServerProcess, running_server, wait_until
@@ -27,13 +27,6 @@ SECRET: Final = "zebra"
 KEY: Final = {"Authorization": f"Bearer {SECRET}-key"}
 HEADERS: Final = {**KEY, "traceparent": f"00-{TRACE}-{PARENT}-01"}
 _SERVER: Final = 2
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    """A collector."""
-    with running_collector() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

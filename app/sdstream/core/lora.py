@@ -13,7 +13,7 @@ MAX_LORA_SCALE: Final = 10.0
 LORA_TAG: Final = re.compile(r"<(?:lora|lyco):([^:<>]{1,128})(?::([^:<>]*))?>")
 HYPERNETWORK_TAG: Final = re.compile(r"<hypernet:")
 #: Endings of weight files, which names in requests may have or leave out.
-_FILE_ENDING: Final = re.compile(r"\.(?:safetensors|gguf|ckpt|pth|pt|bin)$")
+FILE_ENDING: Final = re.compile(r"\.(?:safetensors|gguf|ckpt|pth|pt|bin)$")
 
 
 class LoraChoice(BaseModel):
@@ -37,4 +37,4 @@ class LoraChoice(BaseModel):
     @field_validator("id")
     @classmethod
     def _without_ending(cls, value: str) -> str:
-        return _FILE_ENDING.sub("", value)
+        return FILE_ENDING.sub("", value)

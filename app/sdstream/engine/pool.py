@@ -459,10 +459,10 @@ class WorkerPool:
 
     def starts(self) -> Counter[tuple[str, str]]:
         """Return model and place -> how often a process was started for it."""
-        present: Counter[tuple[str, str]] = Counter()
+        starts = self._past_starts.copy()
         for worker in self.workers():
-            present[worker.model, worker.place] += worker.starts
-        return self._past_starts + present
+            starts[worker.model, worker.place] += worker.starts
+        return starts
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

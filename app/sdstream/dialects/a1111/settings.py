@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest
+from sdstream.core.lora import FILE_ENDING
 from sdstream.dialects.fields import IGNORED, Foreign, Taken, only, take
 
 #: Settings of the whole server that would change images -> the value that is reported.
@@ -39,7 +40,6 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 CHECKPOINT: Final = "sd_model_checkpoint"
 #: After the name in a title of the web UI: the beginning of the file's checksum.
 _HASH: Final = re.compile(r"\s*\[[0-9a-f]{8,64}\]$", re.IGNORECASE)
-_ENDING: Final = re.compile(r"\.(safetensors|ckpt|gguf|pth?|sft|bin)$", re.IGNORECASE)
 CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
 _MAX_SKIP: Final = 12
 
@@ -109,4 +109,6 @@ def checkpoint_names(text: str) -> list[str]:
     """
     title = _HASH.sub("", text.strip())
     name = re.split(r"[/\\]", title)[-1]
-    return [*dict.fromkeys((text, title, _ENDING.sub("", title), name, _ENDING.sub("", name)))]
+    return [
+        *dict.fromkeys((text, title, FILE_ENDING.sub("", title), name, FILE_ENDING.sub("", name)))
+    ]
