@@ -259,7 +259,7 @@ def test_a_border_by_touch(own_server: ServerProcess, visit: Visit, tmp_path: Pa
         places = [{"x": at[0], "y": at[1]} for at in points]
         finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
 
-    # The page scrolls with what grows above the canvas.
+    # The page scrolls by as much as the form above the canvas grows.
     place = "document.querySelector('#easel').getBoundingClientRect().top"
     before = page.evaluate(place)
     touch("touchStart", (x, y))

@@ -186,7 +186,7 @@ export class Gallery extends EventTarget {
   }
 
   /**
-   * Insert entries in the server's order: the end of a job may be known after that of a newer one.
+   * Insert entries in the server's order. The page may learn of a job's end after that of a newer job.
    * @param {Entry[]} entries
    */
   #insert(entries) {
