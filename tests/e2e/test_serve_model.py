@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.support.hub_server import FakeHub, fake_hub
-from tests.support.servers import ServerProcess, running_server
+from tests.support.servers import ServerProcess, running_server, wait_until
 from tests.support.weight_files import BROKEN, UNFIT
 
 REPO = "somebody/tiny-GGUF"
@@ -148,6 +151,28 @@ def test_a_weight_file_without_an_entry(builtin_file: Path, tmp_path: Path) -> N
         told = httpx2.get(f"{server.url}/v1/models/My-drawings-2").json()
         assert (told["family"], told["state"]) == ("ovis_image", "ready")
         assert server.post({**QUICK, "model": "embedded"}).status_code == 200
+
+
+def test_the_hash_of_a_checkpoint(builtin_file: Path, tmp_path: Path) -> None:
+    """A built-in model's is known at once, that of the operator's file once it was read."""
+    file = tmp_path / "mine.gguf"
+    shutil.copyfile(builtin_file, file)
+    expected = hashlib.sha256(builtin_file.read_bytes()).hexdigest()
+
+    def hashes(server: ServerProcess) -> dict[str, str | None]:
+        listed = httpx2.get(f"{server.url}/sdapi/v1/sd-models").json()
+        return {model["title"]: model["sha256"] for model in listed}
+
+    with running_server(tmp_path, model=file) as server:
+        assert hashes(server)["embedded"] == expected
+        wait_until(lambda: hashes(server)["mine"] == expected, 60, "no hash of the file")
+        options = httpx2.get(f"{server.url}/sdapi/v1/options").json()
+        assert options["sd_checkpoint_hash"] == expected
+        assert httpx2.post(f"{server.url}/sdapi/v1/options", json=options).status_code == 200
+        body = {"prompt": "a red circle", "steps": 1, "width": 64, "height": 64}
+        answer = httpx2.post(f"{server.url}/sdapi/v1/txt2img", json=body, timeout=60).json()
+        assert json.loads(answer["info"])["sd_model_hash"] == expected[:10]
+        assert f"Model hash: {expected[:10]}" in json.loads(answer["info"])["infotexts"][0]
 
 
 def test_generate_with_a_weight_file(builtin_file: Path, tmp_path: Path) -> None:

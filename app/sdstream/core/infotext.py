@@ -35,6 +35,8 @@ _NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
 _GENERATED: Final = "Generated size"
 #: Of a LoRA's hash; AUTOMATIC1111 writes as many, and Civitai finds the LoRA by them.
 _HASH_CHARACTERS: Final = 12
+#: Of a checkpoint's hash.
+_MODEL_HASH_CHARACTERS: Final = 10
 #: CPU kernels that generated it, which rounding depends on.
 _KERNELS: Final = "Kernels"
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
@@ -68,6 +70,8 @@ def write(request: GenerationRequest, seed: int) -> str:
         option = OPTIONS[name]
         if option.infotext and value is not False:
             facts[option.infotext] = option.flag_text if value is True else _text(value)
+    if request.model_hash:
+        facts["Model hash"] = short_hash(request.model_hash)
     if request.lora_hashes:
         hashes = (f"{n}: {h[:_HASH_CHARACTERS]}" for n, h in request.lora_hashes.items())
         facts["Lora hashes"] = ", ".join(hashes)
@@ -78,6 +82,11 @@ def write(request: GenerationRequest, seed: int) -> str:
     facts["Version"] = f"sdstream {__version__}"
     lines.append(", ".join(f"{name}: {_quoted(text)}" for name, text in facts.items()))
     return "\n".join(lines)
+
+
+def short_hash(checksum: str) -> str:
+    """Return the part of a checkpoint's SHA-256 that AUTOMATIC1111 shows and Civitai looks up."""
+    return checksum[:_MODEL_HASH_CHARACTERS]
 
 
 def extended(text: str, facts: Mapping[str, str]) -> str:

@@ -278,7 +278,7 @@ class Job:
         images: Finished images by index.
         progress: The newest progress of the image being generated.
         ending: The event that ended it, None before.
-        has_findings: The engine added to the request: warnings, or its kernels.
+        has_findings: Generating added to the request: warnings, kernels, or the model's hash.
         favorite: The owner marked it, and it does not expire.
         uploads: Files that came with the request and are kept: name -> bytes.
     """
@@ -360,10 +360,11 @@ class Job:
             self.request = replace(self.request, warnings=(*known, *found))
             self.has_findings = True
 
-    def use_kernels(self, kernels: str) -> None:
-        """Note the CPU kernels of the worker that generates it."""
-        if kernels != self.request.kernels:
-            self.request = replace(self.request, kernels=kernels)
+    def generated_with(self, *, kernels: str, model_hash: str) -> None:
+        """Note the CPU kernels of the worker that generates it, and the hash of its checkpoint."""
+        request = replace(self.request, kernels=kernels, model_hash=model_hash)
+        if request != self.request:
+            self.request = request
             self.has_findings = True
 
     def _forget_previews(self) -> None:

@@ -87,6 +87,11 @@ class Files(Part):
             raise ValueError("files needs 'model' or 'diffusion_model'")
         return self
 
+    @property
+    def checkpoint(self) -> str:
+        """Location of the file with the diffusion model, which identifies the model elsewhere."""
+        return self.model or self.diffusion_model or ""
+
     def items(self) -> Iterator[tuple[str, str]]:
         """(component, location) of those that are named."""
         return ((k, v) for k, v in self.__dict__.items() if v is not None)

@@ -55,6 +55,7 @@ class GenerationRequest:
         references: Pixels of each reference image, as the model gets it.
         lora_hashes: Name of a LoRA -> SHA-256 of its weights, of those that have one.
         kernels: CPU kernels of the worker that generates it; empty before one does.
+        model_hash: SHA-256 of the model's checkpoint in hex, empty if it is not known.
     """
 
     model: str
@@ -84,6 +85,7 @@ class GenerationRequest:
     references: tuple[Size, ...] = ()
     lora_hashes: Mapping[str, str] = field(default_factory=dict)
     kernels: str = ""
+    model_hash: str = ""
 
     @property
     def size(self) -> Size:

@@ -41,8 +41,10 @@ from sdstream.storage.choice import database_of, images_of
 from sdstream.storage.job_store import JobStore
 from sdstream.storage.ports import StoreError, StoreInUse
 from sdstream.system import available_cores, total_memory
+from sdstream.weights.checksums import Checksums
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
 from sdstream.weights.embedded import UPSCALERS, vocabularies
+from sdstream.weights.embedded import checksum_of as builtin_checksum
 from sdstream.weights.folders import PICKLES, candidate_files, name_of
 from sdstream.weights.inspection import Asset, examine
 
@@ -277,9 +279,23 @@ def _service(
         ),
         new_id=lambda: f"job_{secrets.token_urlsafe(16)}",
         assets=lambda: _assets(settings),
+        checksum_of=_checksums(settings),
         on_end=webhooks.notify,
         random_seed=lambda: random.SystemRandom().randint(0, _MAX_RANDOM_SEED),
     )
+
+
+def _checksums(settings: Settings) -> Callable[[ModelSpec], str | None]:
+    """Return a function that returns the SHA-256 of a model's checkpoint, None while unknown."""
+    checksums = Checksums(settings.cache_dir / "checksums.json")
+
+    def checksum_of(spec: ModelSpec) -> str | None:
+        location = spec.files.checkpoint
+        if location.startswith(BUILTIN):
+            return builtin_checksum(location.removeprefix(BUILTIN))
+        return checksums.of(absolute(settings, location))
+
+    return checksum_of
 
 
 def _pool(settings: Settings, cluster: Cluster | None, on_change: Callable[[], None]) -> WorkerPool:

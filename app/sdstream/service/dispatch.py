@@ -262,7 +262,8 @@ class Dispatcher:
         if not await self._is_ready(live, worker):  # it may have died since
             return
         if worker.loaded is not None:
-            job.use_kernels(worker.loaded.kernels)
+            model_hash = self._models.checksum(job.request.model) or ""
+            job.generated_with(kernels=worker.loaded.kernels, model_hash=model_hash)
         self._measure_wait(live)
         order = Generate(job.id, job.request, inputs.of_runtime, first=len(job.images))
         async for event in worker.generate(order):

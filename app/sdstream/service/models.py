@@ -39,6 +39,7 @@ class Models:
         read: Reads models.yaml; raises CatalogError and ModelError.
         pool: Of workers.
         on_change: Called when waiting jobs may have another model, or none.
+        checksum_of: Returns the SHA-256 of a model's checkpoint, None while it is not known.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class Models:
         read: Callable[[], Catalog],
         pool: WorkerPool,
         on_change: Callable[[], None],
+        checksum_of: Callable[[ModelSpec], str | None],
     ) -> None:
         self.catalog = catalog
         self._refresh = refresh
         self._read = read
         self.pool = pool
         self._changed = on_change
+        self._checksum_of = checksum_of
         self._reloading = asyncio.Lock()
         #: Runtime options that requests chose, by model.
         self._runtime: dict[str, Mapping[str, object]] = {}
@@ -69,6 +72,11 @@ class Models:
         """Why the model cannot be loaded, None when nothing is known against it."""
         worker = self.pool.failed(model)
         return worker.unavailable().message if worker is not None else None
+
+    def checksum(self, model: str) -> str | None:
+        """Return the SHA-256 of the model's checkpoint in hex, None while it is not known."""
+        spec = self.catalog.find(model)
+        return None if spec is None else self._checksum_of(spec)
 
     def state(self, model: str) -> str:
         """Return the state of the model's best worker, "unloaded" if it has none."""

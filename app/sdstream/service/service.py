@@ -55,6 +55,7 @@ class ImageService:
         read_catalog: Callable[[], Catalog],
         refresh_catalog: Callable[[Catalog], Catalog],
         assets: Callable[[], Assets] = lambda: NO_ASSETS,
+        checksum_of: Callable[[ModelSpec], str | None] = lambda _spec: None,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.processor = processor
@@ -72,6 +73,7 @@ class ImageService:
             read=read_catalog,
             pool=self.pool,
             on_change=changed.notify,
+            checksum_of=checksum_of,
         )
         self._jobs = LiveJobs(store, metrics, tracing, on_end)
         self._queue = JobQueue(self._jobs, changed)
@@ -179,6 +181,10 @@ class ImageService:
     async def get_model(self, name: str, param: str = "model") -> ModelSpec:
         """Return a model by its name, also if it was just pulled; raises NotFound."""
         return await self._models.get(name, param)
+
+    def checksum(self, model: str) -> str | None:
+        """Return the SHA-256 of the model's checkpoint in hex, None while it is not known."""
+        return self._models.checksum(model)
 
     async def load(self, spec: ModelSpec, runtime: Mapping[str, object] | None = None) -> None:
         """Load a model before its first job; see Models."""

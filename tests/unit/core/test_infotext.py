@@ -34,6 +34,13 @@ def test_the_kernels_are_a_fact_without_an_option() -> None:
     assert found.unread == ()
 
 
+def test_the_hash_of_the_checkpoint_is_as_long_as_civitai_looks_it_up() -> None:
+    """Ten characters of its SHA-256; reading the text takes no option from it."""
+    text = infotext.write(replace(REQUEST, model_hash="0123456789abcdef" * 4), seed=2)
+    assert ", Model hash: 0123456789, Version: " in text
+    assert infotext.read_options(text) == infotext.read_options(infotext.write(REQUEST, seed=2))
+
+
 def test_every_option_is_in_the_text() -> None:
     """By AUTOMATIC1111's names where it has one; a value that could be two is in quotes."""
     plain = infotext.write(REQUEST, seed=2)

@@ -350,9 +350,9 @@ def test_eta() -> None:
 
 def test_settings_that_pass() -> None:
     """What GET options tells may be posted back as it is."""
-    told = json.loads(answers.options(Settings("m")))
+    told = json.loads(answers.options(Settings("m"), "ab" * 32))
     assert settings.settings(told, Handling.STRICT)[0] == Settings("m", 1)
-    assert json.loads(answers.options(Settings("m", 2)))["CLIP_stop_at_last_layers"] == 2
+    assert json.loads(answers.options(Settings("m", 2), None))["CLIP_stop_at_last_layers"] == 2
     chosen, taken = settings.settings(dict.fromkeys(HARMLESS, 1), Handling.SUGGEST)
     assert (chosen, taken.warnings) == (Settings(), ())
     assert set(FIXED) <= set(told)
@@ -426,9 +426,12 @@ def test_every_sampler_and_schedule_has_a_name() -> None:
 
 def test_models_tell_no_path() -> None:
     """A model's file is its id."""
-    (entry,) = json.loads(answers.models(["m"]))
+    (entry,) = json.loads(answers.models({"m": "0123456789abcdef" * 4}))
     assert entry["title"] == entry["model_name"] == entry["filename"] == "m"
-    assert entry["hash"] is entry["sha256"] is entry["config"] is None
+    assert (entry["hash"], entry["sha256"]) == ("0123456789", "0123456789abcdef" * 4)
+    assert entry["config"] is None
+    (entry,) = json.loads(answers.models({"m": None}))
+    assert entry["hash"] is entry["sha256"] is None
 
 
 # --- answers --------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def test_a_default_model_that_was_removed_is_not_ready() -> None:
         read=lambda: here,
         pool=cast(WorkerPool, NoPool()),
         on_change=lambda: None,
+        checksum_of=lambda _spec: None,
     )
     assert models.ready
     asyncio.run(models.refresh())
@@ -66,6 +67,7 @@ def test_a_look_at_the_hub_takes_no_reload_back() -> None:
         read=lambda: Catalog.parse(TWO),
         pool=cast(WorkerPool, NoPool()),
         on_change=lambda: None,
+        checksum_of=lambda _spec: None,
     )
 
     async def both() -> None:

@@ -116,7 +116,7 @@ def _info(
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": request.model,
-        "sd_model_hash": None,
+        "sd_model_hash": infotext.short_hash(request.model_hash) or None,
         "sd_vae_name": None,
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
@@ -277,19 +277,23 @@ def _scheduler(name: str, schedule: Schedule) -> JsonObject:
     }
 
 
-def models(ids: Iterable[str]) -> bytes:
-    """GET sd-models; it contains no path of the server."""
+def models(hashes: Mapping[str, str | None]) -> bytes:
+    """GET sd-models; it contains no path of the server.
+
+    Args:
+        hashes: Id -> SHA-256 of the checkpoint, None while it is not known.
+    """
     return compact(
         [
             {
                 "title": name,
                 "model_name": name,
-                "hash": None,
-                "sha256": None,
+                "hash": checksum and infotext.short_hash(checksum),
+                "sha256": checksum,
                 "filename": name,
                 "config": None,
             }
-            for name in ids
+            for name, checksum in hashes.items()
         ]
     )
 
@@ -361,9 +365,18 @@ def memory(total: int, free: int) -> bytes:
     return compact({"ram": ram, "cuda": {"error": "not measured by this server"}})
 
 
-def options(chosen: Settings) -> bytes:
-    """GET options: the ones that a POST knows."""
-    own = {CHECKPOINT: chosen.model, "sd_checkpoint_hash": None, CLIP_SKIP: chosen.clip_skip or 1}
+def options(chosen: Settings, checksum: str | None) -> bytes:
+    """GET options: the ones that a POST knows.
+
+    Args:
+        chosen: Of this user.
+        checksum: SHA-256 of the chosen checkpoint, None while it is not known.
+    """
+    own = {
+        CHECKPOINT: chosen.model,
+        "sd_checkpoint_hash": checksum,
+        CLIP_SKIP: chosen.clip_skip or 1,
+    }
     return compact({**own, **FIXED})
 
 

@@ -34,6 +34,8 @@ HARMLESS: Final = frozenset(
 _FOREIGN: Final[Mapping[str, Foreign]] = {
     **{name: only(value) for name, value in FIXED.items()},
     "sd_vae": only("Automatic", "None"),
+    # Follows from the checkpoint.
+    "sd_checkpoint_hash": IGNORED,
     **dict.fromkeys(HARMLESS, IGNORED),
 }
 

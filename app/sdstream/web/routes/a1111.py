@@ -325,7 +325,8 @@ class A1111Routes:
     async def sd_models(self, _request: Request) -> Response:
         """GET sd-models."""
         catalog = await self._service.refresh_catalog()
-        return respond.json_bytes(answers.models(catalog.models))
+        hashes = {model: self._service.checksum(model) for model in catalog.models}
+        return respond.json_bytes(answers.models(hashes))
 
     async def refresh_checkpoints(self, _request: Request) -> Response:
         """POST refresh-checkpoints: models.yaml is read again."""
@@ -403,8 +404,9 @@ class A1111Routes:
 
     async def options(self, request: Request) -> Response:
         """GET options."""
-        default = Settings(self._service.catalog.default)
-        return respond.json_bytes(answers.options(self._user(request).chosen.over(default)))
+        chosen = self._user(request).chosen.over(Settings(self._service.catalog.default))
+        checksum = self._service.checksum(chosen.model or "")
+        return respond.json_bytes(answers.options(chosen, checksum))
 
     async def set_options(self, request: Request) -> Response:
         """POST options: checkpoint and layers of CLIP of later requests to these routes."""

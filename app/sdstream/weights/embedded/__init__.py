@@ -49,7 +49,7 @@ def materialise(location: str, cache_dir: Path) -> Path:
     name = location.removeprefix(BUILTIN)
     if name not in MODELS:
         raise KeyError(name)
-    checksum = _checksum(name)
+    checksum = checksum_of(name)
     target = cache_dir / f"{name}-{checksum[:16]}.gguf"
     # A file that was cut or changed since is as good as none.
     if not target.exists() or _sha256(target.read_bytes()) != checksum:
@@ -70,7 +70,8 @@ def vocabularies() -> dict[str, Vocabulary]:
     }
 
 
-def _checksum(name: str) -> str:
+def checksum_of(name: str) -> str:
+    """Return the SHA-256 of a built-in model's unpacked file in hex."""
     checksum: str = _card(name)["files"]["model.gguf"]["sha256"]
     return checksum
 
