@@ -1,4 +1,4 @@
-"""A webhook message that waits to be posted."""
+"""A webhook message that waits to be sent."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message to be posted.
+    """One webhook message.
 
     Attributes:
-        id: The same on every try, so that a receiver can recognise repetitions.
-        url: Where to.
+        id: The same on every try, so that a receiver can recognise duplicates.
+        url: Address to which the server posts it.
         payload: JSON.
-        attempts: Tries so far.
-        next_at: Unix seconds of the next one.
+        attempts: Number of tries so far.
+        next_at: Unix time of the next try in seconds.
     """
 
     id: str

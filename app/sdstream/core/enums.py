@@ -1,4 +1,4 @@
-"""Enumerations whose values are words on the wire, each with one line of meaning."""
+"""Enumerations of the words in messages, each member with a line that explains it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Self
 
 
 class DescribedEnum(StrEnum):
-    """Members are written ``NAME = "word", "what it means"``."""
+    """An enumeration whose members are written as ``NAME = "word", "explanation"``."""
 
     meaning: str
 
     def __new__(cls, value: str, meaning: str = "") -> Self:
-        """Make the member; the default lets ``DescribedEnum("word")`` look one up."""
+        """Create the member; ``meaning`` has a default so that ``DescribedEnum("word")`` works."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.meaning = meaning

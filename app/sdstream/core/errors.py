@@ -1,4 +1,4 @@
-"""Every way a request can fail, as one tree of exceptions.
+"""The exceptions for failed requests, as one tree.
 
 ::
 
@@ -17,15 +17,15 @@
     ├── JobWasCancelled       499  server_error          (never retried by clients)
     ├── GenerationFailed      500  server_error          (never retried by clients)
     ├── CodingNotSupported    501  server_error          (never retried by clients)
-    ├── NotAvailable          501  server_error          (no model here does that)
+    ├── NotAvailable          501  server_error          (no model of this server does that)
     ├── NotInstalled          501  server_error          (an optional extra is missing)
-    ├── Unavailable           503  unavailable_error     (as a rule with Retry-After)
+    ├── Unavailable           503  unavailable_error     (usually with Retry-After)
     └── StorageFull           507  server_error          (never retried by clients)
 
-Faults outside requests are an OperatorError, which ends the program with its message.
+A fault outside a request is an OperatorError. The program prints its message and exits.
 
-An error carries its HTTP status and a stable machine word (``reason``): no client matches message
-texts. Messages never hold a path of the server, a traceback or a key.
+An error has an HTTP status and a stable code (``reason``), so that clients need not match message
+texts. A message for clients never contains a path of the server, a traceback or a key.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sdstream.core.enums import DescribedEnum
 
 
 class Reason(DescribedEnum):
-    """The stable machine words of ``error.reason``, each with its one line of meaning."""
+    """The stable codes of ``error.reason``, each with a line that explains it."""
 
     INVALID_JSON = "invalid_json", "The body is not one JSON object."
     INVALID_IMAGE = "invalid_image", "An image cannot be read, or has the wrong size."
@@ -105,18 +105,18 @@ class Reason(DescribedEnum):
 
 
 class ImageServiceError(Exception):
-    """The root: one failed request or job, ready to be sent to a client.
+    """The base class: one failed request or job, in a form that can be sent to a client.
 
     Args:
-        message: One sentence for a person.
-        reason: The machine word.
-        param: The field at fault, as the client spelled it.
-        retry_after: Seconds after which a new try makes sense (Retry-After).
+        message: One sentence for people.
+        reason: The code for programs.
+        param: The invalid field, as the client spelled it.
+        retry_after: Seconds after which the client may retry (Retry-After).
     """
 
     status = 500
     type = "server_error"
-    #: False means that clients must not retry by themselves; None leaves it to the status code.
+    #: False: clients must not retry automatically. None: the status code decides.
     should_retry: bool | None = None
 
     def __init__(
@@ -135,7 +135,7 @@ class ImageServiceError(Exception):
 
 
 class InvalidRequest(ImageServiceError):
-    """The request cannot work; ``param`` names the field."""
+    """The request is not valid; ``param`` names the field."""
 
     status = 400
     type = "invalid_request_error"
@@ -161,7 +161,7 @@ class Forbidden(ImageServiceError):
 
 
 class NotFound(ImageServiceError):
-    """No such model, job, image or route."""
+    """The model, job, image or route does not exist."""
 
     status = 404
     type = "not_found_error"
@@ -175,7 +175,7 @@ class MethodNotAllowed(ImageServiceError):
 
 
 class NotAcceptable(ImageServiceError):
-    """No answer fits the Accept header."""
+    """The server cannot answer with a media type that the Accept header allows."""
 
     status = 406
     type = "invalid_request_error"
@@ -189,35 +189,35 @@ class PayloadTooLarge(ImageServiceError):
 
 
 class UnsupportedMediaType(ImageServiceError):
-    """The body's media type is not one this route reads."""
+    """The route does not read bodies of this media type."""
 
     status = 415
     type = "invalid_request_error"
 
 
 class KeyReused(ImageServiceError):
-    """The Idempotency-Key belongs to another request."""
+    """The Idempotency-Key was used for a different request."""
 
     status = 422
     type = "invalid_request_error"
 
 
 class CatalogRejected(ImageServiceError):
-    """models.yaml was read again and cannot be used."""
+    """The reloaded models.yaml is not valid; the server keeps the old catalogue."""
 
     status = 422
     type = "invalid_request_error"
 
 
 class QueueFull(ImageServiceError):
-    """Try again after ``retry_after`` seconds."""
+    """The queue is full; the client may retry after ``retry_after`` seconds."""
 
     status = 429
     type = "rate_limit_error"
 
 
 class JobWasCancelled(ImageServiceError):
-    """The job was cancelled by another request; proxies log 499 for clients that disconnected."""
+    """The job was cancelled by another request."""
 
     status = 499
     type = "server_error"
@@ -225,11 +225,11 @@ class JobWasCancelled(ImageServiceError):
 
 
 class GenerationFailed(ImageServiceError):
-    """The job was accepted and failed before its images were finished."""
+    """The job was accepted, but it failed before all of its images were finished."""
 
     status = 500
     type = "server_error"
-    # A client's automatic retry would double the work that just failed.
+    # An automatic retry would repeat the work that just failed.
     should_retry = False
 
 
@@ -242,7 +242,7 @@ class CodingNotSupported(ImageServiceError):
 
 
 class NotAvailable(ImageServiceError):
-    """The route belongs to another system's API and is not supported here."""
+    """The route belongs to the API of another program; this server does not support it."""
 
     status = 501
     type = "server_error"
@@ -258,14 +258,14 @@ class NotInstalled(ImageServiceError):
 
 
 class Unavailable(ImageServiceError):
-    """The server or the model cannot take work now."""
+    """The server or the model cannot accept work now."""
 
     status = 503
     type = "unavailable_error"
 
 
 class StorageFull(ImageServiceError):
-    """The disk has no room for another job; finished ones are not touched."""
+    """The disk has no room for another job; the files of finished jobs stay."""
 
     status = 507
     type = "server_error"
@@ -273,23 +273,26 @@ class StorageFull(ImageServiceError):
 
 
 class OperatorError(Exception):
-    """A fault outside requests, which the operator can mend; the text is one sentence or more.
+    """A fault outside a request that the operator can correct; its text is for the operator.
 
     Attributes:
-        exit_code: The command line ends with it.
+        exit_code: Exit status of the program.
     """
 
     exit_code = 1
 
 
 class ConfigurationError(OperatorError):
-    """A setting, a file or an address of the operator cannot be used."""
+    """A setting, a file or an address that the operator chose cannot be used."""
 
     exit_code = 78
 
 
 class EngineError(Exception):
-    """A load or an image failed; ``message`` is fit for a client (no path of the server)."""
+    """The engine could not load a model or generate an image.
+
+    ``message`` is safe for clients: it contains no path of the server.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)

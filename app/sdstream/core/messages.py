@@ -1,8 +1,9 @@
-"""The messages between the server and its worker process, and their form on the wire.
+"""The messages between the server and its worker process, and their binary encoding.
 
-A frame is ``u32 header length | u32 blob length | header (JSON) | blob (raw pixels)``, little
-endian: pixels never pass through JSON. Commands go down, events come up, and each event of a job
-names it, so that a late frame of an earlier job is recognised and dropped.
+A frame is ``u32 header length | u32 blob length | header (JSON) | blob (raw pixels)`` with
+little-endian lengths. Pixels are never encoded as JSON. The server sends commands and the worker
+sends events. An event of a job contains the job's id, so that the server can drop a late event of
+an earlier job.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ HEADER: Final = struct.Struct("<II")
 
 
 class Phase(DescribedEnum):
-    """What the runtime is doing; the watchdog has one limit for each."""
+    """A phase of the runtime's work; the watchdog has a time limit for each phase."""
 
     LOADING = "loading", "reading weights"
     ENCODING = "encoding", "the text encoder reads the prompt"
@@ -32,7 +33,7 @@ class Phase(DescribedEnum):
 
 
 def counted_phase(request: GenerationRequest) -> Phase:
-    """The phase whose steps a job's progress counts."""
+    """Return the phase whose steps count as the job's progress."""
     return Phase.SAMPLING if request.draws else Phase.UPSCALING
 
 
@@ -41,18 +42,18 @@ def counted_phase(request: GenerationRequest) -> Phase:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load a model; answered by Loaded or Failed.
+    """Load a model; the worker answers with Loaded or Failed.
 
     Attributes:
         model: Id in the catalogue.
         family: A key of model_families.FAMILIES.
-        files: Component to absolute path, or ``builtin:NAME``.
-        cache_dir: Where built-in models are written.
+        files: Component -> absolute path, or ``builtin:NAME``.
+        cache_dir: Folder to which built-in models are written.
         runtime: The fields of model_spec.RuntimeOptions; ``kernels`` is never None.
-        lora_dir: Folder of the LoRAs, None for none.
-        embedding_dir: Folder of the textual-inversion embeddings, None for none.
-        upscaler_dir: Folder of the upscalers, None for none.
-        device: Where it is to compute; empty is wherever the runtime likes.
+        lora_dir: Folder of the LoRAs, or None.
+        embedding_dir: Folder of the textual-inversion embeddings, or None.
+        upscaler_dir: Folder of the upscalers, or None.
+        device: Device on which the model computes; if empty, the runtime chooses.
     """
 
     model: str
@@ -68,10 +69,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Generate; answered by events of the job that end with Done, Cancelled or Failed.
+    """Generate a job's images; the last event of the job is Done, Cancelled or Failed.
 
     Attributes:
-        first: Image to begin with; those before it are there from an earlier try.
+        first: Index of the first image to generate; an earlier try finished those before it.
     """
 
     job: str
@@ -82,38 +83,41 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop the job as soon as the runtime can; ignored when it is not the current one."""
+    """Stop the job as soon as the runtime can; the worker ignores this for any other job."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True)
 class RequestPreview:
-    """Have the job's next step give a Preview; ignored when it is not the current one."""
+    """Send a Preview after the job's next step; the worker ignores this for any other job."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Divide the CPU threads among the workers of a machine that have a job, from the next step on.
+    """Divide a machine's CPU threads among its busy workers, from the next step on.
 
     Attributes:
-        index: This worker among them, from 0.
-        workers: How many there are.
+        index: Index of this worker among the busy workers, from 0.
+        workers: Number of busy workers.
     """
 
     index: int
     workers: int
 
     def threads(self, cores: int) -> int:
-        """Return the threads of this worker, at least one; the first workers get the remainder."""
+        """Return the number of threads of this worker: at least one.
+
+        The first workers get one thread more if ``cores`` is not a multiple of ``workers``.
+        """
         return max(1, -(-(cores - self.index) // self.workers))
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Leave the process."""
+    """Exit the process."""
 
 
 # --- events: worker to server -------------------------------------------------------------------
@@ -124,14 +128,16 @@ class Loaded:
     """The model is ready.
 
     Attributes:
-        seconds: Loading took this long.
-        can_abort: A running job can be cancelled inside the process; else it must be killed.
+        seconds: Time that loading took.
+        can_abort: The process can cancel a running job; otherwise the server must kill it.
         fast_kernels: The library was built with its matrix kernels (GGML_LLAMAFILE).
         on_cpu: The runtime computes on the CPU.
-        system: The runtime's own line on the processor's features.
+        system: The runtime's description of the processor's features.
         embeddings: Words that stand for embeddings in prompts.
-        kernels: CPU kernels in use, as in "avx512 f32 int8"; "off" is the runtime's own alone.
-        kernels_problem: Why none are in use although they were wanted; a sentence, or empty.
+        kernels: CPU kernels in use, for example "avx512 f32 int8"; "off" if the runtime uses only
+            its own.
+        kernels_problem: Why the CPU kernels that the model asks for are not in use; empty if they
+            are, or if it asks for none.
         can_share: The worker can change its number of threads (Share) while it generates.
     """
 
@@ -148,14 +154,14 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The runtime got this far with one image.
+    """The progress of the runtime with one image.
 
     Attributes:
         job: Job id.
-        index: Image of the job, from 0.
-        phase: What it is doing now.
-        step: Finished sampling steps, 0..steps; 0 while encoding.
-        steps: Sampling steps in all, as the runtime counts them.
+        index: Index of the image in the job, from 0.
+        phase: The current phase.
+        step: Number of finished sampling steps, 0..steps; 0 while encoding.
+        steps: Total number of sampling steps, as the runtime counts them.
     """
 
     job: str
@@ -166,13 +172,13 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """How much of the image is done, 0..1: a slot is kept for decoding, so that 1 never is."""
+        """Finished share of the image, at least 0 and less than 1; decoding counts as a step."""
         return self.step / (self.steps + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """How the image looks after a step: small RGB pixels, width x height x 3 bytes."""
+    """A small view of the image after a step, as RGB pixels: width x height x 3 bytes."""
 
     job: str
     index: int
@@ -184,15 +190,16 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class ImageDrawn:
-    """One image is ready as RGB pixels, width x height x 3 bytes, rows from the top.
+    """One image is ready as RGB pixels: width x height x 3 bytes, top row first.
 
     Attributes:
         seed: Seed of this image.
-        encode_seconds, sample_seconds, decode_seconds: Time in each phase; enlarging counts as
+        encode_seconds, sample_seconds, decode_seconds: Time in each phase; upscaling counts as
             decoding.
-        warnings: Sentences about options that had no effect, or about the image itself.
-        conditions_computed, conditions_reused: Prompts that were encoded for the image, and
-            prompts whose encoding an earlier image left; 0 where the runtime does not count.
+        warnings: Sentences about options that had no effect, or about the image.
+        conditions_computed, conditions_reused: Number of prompts that were encoded for the image,
+            and of prompts whose encoding was cached by an earlier image; 0 if the runtime does not
+            count them.
     """
 
     job: str
@@ -226,7 +233,7 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The job (or the load, if it has no ``job``) ended without its result.
+    """A job failed; without a ``job``, the model could not be loaded.
 
     Attributes:
         reason: A value of errors.Reason.
@@ -252,7 +259,7 @@ _TYPES: Final = {
 
 
 def encode(message: Message) -> bytes:
-    """One frame, ready for the socket."""
+    """Return the message as one frame for the socket."""
     # Not dataclasses.asdict: it deep-copies, and a blob may be megabytes.
     names = [f.name for f in dataclasses.fields(message)]
     fields = {name: getattr(message, name) for name in names if name != "blob"}
@@ -266,7 +273,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode(header: bytes, blob: bytes) -> Message:
-    """The message of one frame.
+    """Return the message of one frame.
 
     Raises:
         ValueError: The header is not a message of this protocol.
@@ -292,7 +299,7 @@ def decode(header: bytes, blob: bytes) -> Message:
 
 
 def unframe(frame: bytes) -> Message:
-    """The message of one whole frame, as ``encode`` gave it; raises ValueError."""
+    """Return the message of one whole frame as ``encode`` returned it; raises ValueError."""
     if len(frame) < HEADER.size:
         raise ValueError("not a frame")
     header, blob = HEADER.unpack_from(frame)
@@ -325,7 +332,7 @@ def _unpack(fields: dict[str, Any], blob: bytes) -> Inputs:
         start += length
     canvas_mask = pictures.pop() if fields.get("placed") else None
     canvas = pictures.pop() if fields.get("placed") else None
-    # Jobs stored before control images existed have none.
+    # Jobs that an older release stored have no entry for a control image.
     control = pictures.pop() if fields.get("controlled") else None
     image, mask, *references = pictures
     seen = tuple(p for p in references if p)

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 
 class Size(NamedTuple):
-    """Pixels."""
+    """A width and a height in pixels."""
 
     width: int
     height: int

@@ -1,14 +1,14 @@
-"""Foreign text, made safe for a terminal or a message."""
+"""Text from files and clients, made safe for a terminal or a message."""
 
 from __future__ import annotations
 
 
 def shown(name: str) -> str:
-    """Return a name from a file as it may stand in a message: printable and not too long."""
+    """Return a name from a file in a form for messages: printable, at most 80 characters."""
     clean = printable(name)
     return clean if len(clean) <= 80 else f"{clean[:77]}..."
 
 
 def printable(words: str) -> str:
-    """Return foreign text made safe for a terminal: control characters become "?"."""
+    """Return text that is safe for a terminal: control characters become "?"."""
     return "".join(c if c.isprintable() else "?" for c in words)

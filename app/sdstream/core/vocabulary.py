@@ -1,4 +1,4 @@
-"""The words that a small model was taught, and the words of a prompt that it was not."""
+"""The words that a small model was trained on, and the words of a prompt that it does not know."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ _WITHOUT_PICTURE: Final = (
     "me my we us our you your he him his she her they them their who which what there here very "
     "really just also too only more most much many"
 )
-#: Words that change no image by themselves; they are never reported.
+#: Words that do not change an image; they are never reported as unknown.
 _FUNCTION_WORDS: Final = frozenset(_WITHOUT_PICTURE.split())
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
-#: Words named in one warning.
+#: Maximum number of words that one warning names.
 _MOST_NAMED: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a small model knows.
+    """The words and subjects that a small model was trained on.
 
     Attributes:
-        words: All words of the captions that it was trained on, in lower case.
-        subjects: What it can generate, for a person to read.
+        words: All words of the training captions, in lower case.
+        subjects: Descriptions of what the model can generate, for messages.
     """
 
     words: Collection[str]
     subjects: Sequence[str]
 
     def unknown(self, prompt: str) -> list[str]:
-        """Return the words of a prompt that the model was never shown, each once."""
+        """Return the words of a prompt that the model was not trained on, each once."""
         found = (match[0].lower() for match in _WORD.finditer(prompt))
         return [*dict.fromkeys(word for word in found if not self._knows(word))]
 
     def warning(self, model: str, prompt: str) -> str | None:
-        """Return the sentences about unknown words of a prompt; None if it has none."""
+        """Return a warning about the unknown words of a prompt; None if it has none."""
         unknown = self.unknown(prompt)
         if not unknown:
             return None
