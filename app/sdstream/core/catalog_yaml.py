@@ -1,4 +1,4 @@
-"""Reads models.yaml with the line of every key, so that an error names its line."""
+"""A reader of models.yaml that records the line of every key, so that errors can name lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Problem(NamedTuple):
     """One fault of a catalogue.
 
     Attributes:
-        line: Of the file, from 1.
+        line: Line of the file, from 1.
         message: What is wrong, with the key and the remedy.
     """
 
@@ -27,10 +27,10 @@ class Problem(NamedTuple):
 
 
 class CatalogError(ConfigurationError):
-    """A catalogue cannot be used; the text has all of its problems, a line each.
+    """A catalogue is not valid; the message lists all of its problems, one per line.
 
     Attributes:
-        problems: In the order of their lines.
+        problems: The problems in the order of their lines.
     """
 
     def __init__(self, *problems: Problem, file: str = "models.yaml") -> None:
@@ -44,16 +44,16 @@ class CatalogError(ConfigurationError):
 
     @property
     def line(self) -> int:
-        """Of the first problem."""
+        """The line of the first problem."""
         return self.problems[0].line
 
     @property
     def message(self) -> str:
-        """Of the first problem."""
+        """The message of the first problem."""
         return self.problems[0].message
 
     def of_file(self, file: str) -> CatalogError:
-        """Return the same error with the file's name."""
+        """Return the same error with another file name."""
         return CatalogError(*self.problems, file=file)
 
 
@@ -61,7 +61,7 @@ Lines = dict[tuple[str | int, ...], int]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without dates, which nothing in a catalogue is."""
+    """A YAML loader that reads dates as strings, because a catalogue contains no dates."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -89,7 +89,7 @@ def load(text: str) -> tuple[Lines, Any]:
 
 
 def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
-    """Note the line of every key and item, and reject keys that YAML would silently override."""
+    """Record the line of every key and item, and reject duplicate keys, which YAML accepts."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -110,7 +110,7 @@ def line_near(lines: Mapping[tuple[str | int, ...], int], path: tuple[str | int,
     return lines.get(path, 1)
 
 
-#: pydantic's type of an error -> what the value must be, in words of YAML.
+#: pydantic's type of an error -> what the value must be, in the terms of YAML.
 _YAML_KINDS: Final = dict.fromkeys(
     ("model_type", "model_attributes_type", "mapping_type", "dict_type"), "keys with values"
 )
@@ -119,16 +119,16 @@ _YAML_KINDS: Final = dict.fromkeys(
 def with_lines(
     error: ValidationError, lines: Lines, content: Any, keys: Iterable[str] = ()
 ) -> CatalogError:
-    """Return the error for all that pydantic found.
+    """Return an error with all problems that pydantic found.
 
     Args:
-        error: Of the file's content.
-        lines: Of its keys.
-        content: Of the file, for the ids of its entries.
-        keys: All keys that the file may have, for suggestions.
+        error: The errors of the file's content.
+        lines: The lines of the file's keys.
+        content: The file's content, for the ids of its entries.
+        keys: All keys that a catalogue may contain, for suggestions.
     """
     found = error.errors()
-    # A list with a faulty item counts as too short as well.
+    # If an item of a list is invalid, pydantic may also report the list as too short.
     roots = {one["loc"][:depth] for one in found for depth in range(len(one["loc"]))}
     faults = [one for one in found if one["loc"] not in roots]
     return CatalogError(*(_problem(one, lines, content, keys) for one in faults))
@@ -138,7 +138,7 @@ def _problem(found: ErrorDetails, lines: Lines, content: Any, keys: Iterable[str
     path = tuple(found["loc"])
     where = _named(path, content)
     if found["type"] == "extra_forbidden":
-        # A key of one place may be unknown in another.
+        # A key that is valid in one place may be unknown in another.
         meant = most_similar(str(path[-1]), [key for key in keys if key != path[-1]])
         message = f"unknown key '{where}'" + (f"; did you mean '{meant}'?" if meant else "")
     elif found["type"] == "missing":
@@ -149,7 +149,7 @@ def _problem(found: ErrorDetails, lines: Lines, content: Any, keys: Iterable[str
 
 
 def _named(path: tuple[str | int, ...], content: Any) -> str:
-    """A path of keys as a person reads it: an entry by its id, and by its number without one."""
+    """Return a path of keys for a message: an entry has its id, or its index without an id."""
     match path:
         case ("models", int(index), *rest):
             entry = content["models"][index]

@@ -1,8 +1,8 @@
-"""Sizes that a model does not generate: it generates one that it knows, which is resized.
+"""Sizes that a model does not generate: the model generates another size, which is resized.
 
-A catalogue entry turns this on with ``size: {enlarge: …}`` and names the sizes that the model was
-trained for. An upscaler enlarges the image; resizing and cutting give it the exact size. A smaller
-image needs no upscaler.
+A catalogue entry turns this on with ``size: {enlarge: …}``, which contains the sizes that the model
+was trained for. An upscaler enlarges the generated image, and resizing and cropping give it the
+exact size. If the requested size is smaller than the generated image, no upscaler is used.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from sdstream.core.size import Size
 if TYPE_CHECKING:
     from sdstream.core.model_spec import ModelSpec
 
-#: Shortest side of a finished image in pixels.
+#: Minimum width and height of a finished image in pixels.
 SHORTEST_SIDE: Final = 16
-#: How many times upscalers enlarge each side as a rule; what is larger is resized.
+#: Factor by which most upscalers enlarge each side; larger images are resized after that.
 _FACTOR: Final = 4
-#: Longest side to shortest side of a finished image.
+#: Maximum ratio of the longer to the shorter side of a finished image.
 _LONGEST_SHAPE: Final = 3
-#: Largest share of the enlarged image that may be cut off to get the shape from a known size, and
-#: from any size.
+#: Maximum share of the enlarged image that may be cropped away: from a size that the model was
+#: trained for, and from any other size.
 _MOST_CUT: Final = 0.26
 _LITTLE_CUT: Final = 0.1
-#: Cutting off a share counts as much as that many times its logarithm in pixels.
+#: Weight of the cropped share in ``_cost``, against the logarithm of the ratio of pixels.
 _WEIGHT_OF_CUT: Final = 10.0
 
 
@@ -35,9 +35,9 @@ class Enlargement:
     """How an image gets a size that the model does not generate.
 
     Attributes:
-        generated: Pixels that the model generates.
-        enlarged: Pixels after the upscaler and resizing; the asked size is its middle.
-        upscaler: Name of the upscaler; None if the generated image is reduced.
+        generated: Size that the model generates.
+        enlarged: Size after the upscaler and resizing; the finished image is the middle of it.
+        upscaler: Name of the upscaler; None if the generated image is not enlarged.
     """
 
     generated: Size
@@ -46,19 +46,20 @@ class Enlargement:
 
     @property
     def factor(self) -> float:
-        """How many times each side is enlarged, the value of `upscale`."""
+        """Factor by which each side is enlarged: the value of the option `upscale`."""
         return round(self.enlarged.width / self.generated.width, 4)
 
 
 def plan(spec: ModelSpec, asked: Size) -> Enlargement:
-    """Return how a model's images get a size.
+    """Return which size a model generates for a requested size, and how the image is resized.
 
     Args:
         spec: A model whose entry has ``size.enlarge``.
-        asked: Pixels of the finished image.
+        asked: The requested size of the finished image.
 
     Raises:
-        ValueError: The entry does not allow the size; the message is a clause.
+        ValueError: The entry does not allow the size. The message begins in lower case and has no
+            full stop.
     """
     bounds = spec.size.enlarge
     assert bounds is not None
@@ -72,7 +73,7 @@ def plan(spec: ModelSpec, asked: Size) -> Enlargement:
     if max(asked) > _LONGEST_SHAPE * min(asked):
         raise ValueError(f"{asked} is too far from a square; the nearest size is {_nearest(asked)}")
     known = [size for size in bounds.sizes if _cut(size, asked) <= _MOST_CUT]
-    # A shape that was not trained is generated as well as the model can.
+    # For a shape that the model was not trained for, take any size that it can generate.
     possible = known or [size for size in _sizes(spec) if _cut(size, asked) <= _LITTLE_CUT]
     best = min(possible, key=lambda size: _cost(spec, size, asked))
     enlarged = _cover(best, asked)
@@ -80,12 +81,12 @@ def plan(spec: ModelSpec, asked: Size) -> Enlargement:
 
 
 def own_size(spec: ModelSpec, source: Size, max_pixels: int) -> Size:
-    """Return the size of an edit whose request names none.
+    """Return the size of an edit if the request does not name one.
 
     Args:
         spec: The model.
-        source: Pixels of the input image.
-        max_pixels: Upper bound of width x height that the server generates.
+        source: Size of the input image.
+        max_pixels: Upper bound of width x height for generated images.
     """
     bounds = spec.size.enlarge
     if bounds is None:
@@ -100,13 +101,13 @@ def own_size(spec: ModelSpec, source: Size, max_pixels: int) -> Size:
 
 
 def _nearest(asked: Size) -> Size:
-    """Return the asked size with its longer side shortened to the longest shape."""
+    """Return the requested size with its longer side shortened to the maximum ratio."""
     most = _LONGEST_SHAPE * min(asked)
     return Size(min(asked.width, most), min(asked.height, most))
 
 
 def _sizes(spec: ModelSpec) -> list[Size]:
-    """Return the sizes that the model can be asked for, none much larger than its default."""
+    """Return the sizes that the model can generate, up to 1.25 times its default in pixels."""
     multiple = spec.traits.multiple
     sides = [s for s in range(multiple, spec.size.max + 1, multiple) if s >= spec.size.min]
     most = 1.25 * math.prod(spec.default_size)
@@ -114,7 +115,7 @@ def _sizes(spec: ModelSpec) -> list[Size]:
 
 
 def _cover(size: Size, asked: Size) -> Size:
-    """Return ``size`` at the scale at which it just contains the asked size."""
+    """Return ``size`` scaled so that it just contains the requested size."""
     scale = max(asked.width / size.width, asked.height / size.height)
     return Size(
         max(asked.width, round(size.width * scale)), max(asked.height, round(size.height * scale))
@@ -122,12 +123,12 @@ def _cover(size: Size, asked: Size) -> Size:
 
 
 def _cut(size: Size, asked: Size) -> float:
-    """Return the share of the enlarged image that is cut off."""
+    """Return the share of the enlarged image that is cropped away."""
     return 1 - math.prod(asked) / math.prod(_cover(size, asked))
 
 
 def _cost(spec: ModelSpec, size: Size, asked: Size) -> float:
-    """Weigh the pixels that are generated and the share that is cut off."""
-    # As many pixels as the upscaler needs, and no fewer than by default.
+    """Return the cost of generating ``size``: by its pixels and the share that is cropped away."""
+    # As many pixels as the upscaler needs, and at least as many as the default size has.
     wanted = max(math.prod(spec.default_size), math.prod(asked) / _FACTOR**2)
     return abs(math.log(math.prod(size) / wanted)) + _WEIGHT_OF_CUT * _cut(size, asked)

@@ -1,4 +1,4 @@
-"""Names of hosts, as headers carry them, and patterns that allow some of them."""
+"""Names of hosts in HTTP headers, and patterns that allow some hosts."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-#: A name or an address, and perhaps a port.
+#: A name or an address, optionally with a port.
 HOST: Final = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 
-#: Ports that clients leave out.
+#: Default ports of HTTP and HTTPS, which clients leave out.
 _USUAL_PORTS: Final = (80, 443)
 
 
 def split_host(text: str) -> tuple[str, int | None] | None:
-    """Return name and port of a Host header, in the form in which names are compared.
+    """Return the name and the port of a Host header in normalised form.
 
     Args:
         text: ``images.example``, ``images.example:8000``, ``10.0.0.1`` or ``[::1]:8000``.
 
     Returns:
-        The name in small letters, or the address without brackets, and the port if there is one;
-        None for what is not a host.
+        The name in lower case or the address without brackets, and the port or None. The result is
+        None if the text is not a host.
     """
     match = HOST.fullmatch(text)
     if match is None:
@@ -38,11 +38,11 @@ def split_host(text: str) -> tuple[str, int | None] | None:
 
 @dataclass(frozen=True, slots=True)
 class HostPattern:
-    """Which hosts are meant.
+    """A pattern of hosts.
 
     Attributes:
-        name: A name or an address; ``*.example.org`` for all names below one; ``*`` for all.
-        port: The only port; None for any. A host without a port has 80 or 443.
+        name: A name or an address; ``*.example.org`` for all subdomains; ``*`` for all hosts.
+        port: The port, or None for any port. A host without a port matches the ports 80 and 443.
     """
 
     name: str
@@ -53,7 +53,7 @@ class HostPattern:
         """Read ``name``, ``name:port``, ``*.name``, an address, ``[::1]:port`` or ``*``.
 
         Raises:
-            ValueError: It has another form.
+            ValueError: The text has none of these forms.
         """
         text = text.strip()
         if text == "*":

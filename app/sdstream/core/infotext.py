@@ -1,6 +1,7 @@
-"""The parameters of an image as text, in AUTOMATIC1111's form, which many tools read back.
+"""The parameters of an image as text in AUTOMATIC1111's format, which many tools read.
 
-The prompt, perhaps a line with the negative prompt, and a last line of ``Name: value, …``.
+The text contains the prompt, a line with the negative prompt if there is one, and a last line of
+``Name: value, …``.
 """
 
 from __future__ import annotations
@@ -25,29 +26,31 @@ from sdstream.core.samplers import (
     find_schedule,
 )
 
-#: One "Name: value" of the last line of a parameters text; values with commas are quoted. The
-#: name is bounded, else a long line without a colon would take quadratic time.
+#: One "Name: value" in the last line of a parameters text; a value with commas is quoted. The
+#: length of the name is limited, because a long line without a colon would take quadratic time.
 _PARAMETER: Final = re.compile(r'([^\s:,"][^:,"]{0,63}):\s*("(?:[^"\\]|\\.)*"|[^,"]*)')
-#: Characters of that line; a longer one holds no parameters.
+#: Maximum length of the last line in characters; a longer line is not read as parameters.
 _MAX_FACTS: Final = 65_536
 _NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
-#: Size that the model generated, of an image that was enlarged to its own size.
+#: Name of the size that the model generated, for images that were resized afterwards.
 _GENERATED: Final = "Generated size"
-#: Of a LoRA's hash; AUTOMATIC1111 writes as many, and Civitai finds the LoRA by them.
+#: Length of a LoRA's hash; AUTOMATIC1111 writes the same length, and Civitai finds LoRAs by it.
 _HASH_CHARACTERS: Final = 12
-#: Of a checkpoint's hash.
+#: Length of a checkpoint's hash.
 _MODEL_HASH_CHARACTERS: Final = 10
-#: CPU kernels that generated it, which rounding depends on.
+#: Name of the CPU kernels that generated the image; they affect rounding.
 _KERNELS: Final = "Kernels"
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
 
 def write(request: GenerationRequest, seed: int) -> str:
-    """Return the parameters text of one image; of an upscale, how it was enlarged.
+    """Return the parameters text of one image.
+
+    The text of an image that was only upscaled has no prompt and no sampling options.
 
     Args:
-        request: What the image was generated with.
-        seed: Of this image.
+        request: The request for which the image was generated.
+        seed: Seed of this image.
     """
     lines: list[str] = []
     values = request.options.given()
@@ -90,13 +93,13 @@ def short_hash(checksum: str) -> str:
 
 
 def extended(text: str, facts: Mapping[str, str]) -> str:
-    """Return a parameters text with further facts in its last line."""
+    """Return a parameters text with more names and values in its last line."""
     added = ", ".join(f"{name}: {_quoted(value)}" for name, value in facts.items())
     return f"{text}, {added}" if text else added
 
 
 def _text(value: object) -> str:
-    """A value as AUTOMATIC1111 writes it: lists with commas, LoRAs as name:scale."""
+    """Return a value as AUTOMATIC1111 writes it: lists with commas, LoRAs as name:scale."""
     match value:
         case float():
             return f"{value:g}"
@@ -111,12 +114,12 @@ def _text(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text in quotes where it could be taken for two."""
+    """Return a text in quotes if it contains a comma, a colon or a line break."""
     return json.dumps(text, ensure_ascii=False) if {",", ":", "\n"} & {*text} else text
 
 
 def read(text: str) -> dict[str, str]:
-    """Names and values of a parameters text; a size comes as NAME-1 and NAME-2."""
+    """Return the names and values of a parameters text; a size becomes NAME-1 and NAME-2."""
     if not text.strip():
         return {}
     before, _, last = text.strip().rpartition("\n")
@@ -146,11 +149,11 @@ def _unquoted(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """The options in a parameters text, by the names of the API.
+    """The options in a parameters text, by their names in the API.
 
     Attributes:
-        options: Canonical name -> value of its type.
-        unread: Names of the text that have no option here, or a value that it cannot have.
+        options: Canonical name -> value of the option's type.
+        unread: Names in the text that are not options, or whose value is not valid.
     """
 
     options: dict[str, Any]
@@ -158,10 +161,10 @@ class ReadOptions:
 
 
 def read_options(text: str) -> ReadOptions | None:
-    """Return the options of a parameters text; None for a text that has none.
+    """Return the options of a parameters text; None if the text does not contain the steps.
 
     Args:
-        text: Of an image file, written here or by AUTOMATIC1111 and its relatives.
+        text: Text of an image file that this server, AUTOMATIC1111 or a similar program wrote.
     """
     facts = read(text)
     if "Steps" not in facts:
@@ -173,8 +176,9 @@ def read_options(text: str) -> ReadOptions | None:
     if {"Size-1", "Size-2"} <= facts.keys():
         options["size"] = f"{facts.pop('Size-1')}x{facts.pop('Size-2')}"
     for side in "12":
-        facts.pop(f"{_GENERATED}-{side}", None)  # the size and the model lead to it
-    # Older releases of AUTOMATIC1111 write one name for both: "DPM++ 2M Karras".
+        facts.pop(f"{_GENERATED}-{side}", None)  # it follows from the size and the model
+    # Older releases of AUTOMATIC1111 write the sampler and the schedule as one name: "DPM++ 2M
+    # Karras".
     both = find_sampler(facts.get("Sampler", ""))
     if both is not None and both[1] is not None:
         facts.setdefault("Schedule type", both[1])
@@ -186,13 +190,14 @@ def read_options(text: str) -> ReadOptions | None:
         elif not _ASIDE.search(fact):
             unread.append(fact)
     if "hires_scale" in options and "strength" in options:
-        # AUTOMATIC1111 has one name for both: an image with a second pass had no input image.
+        # AUTOMATIC1111 uses one name for both strengths. An image with a second pass had no input
+        # image, so the value is that of the second pass.
         options.setdefault("hires_strength", options.pop("strength"))
     return ReadOptions(options, tuple(unread))
 
 
 def _option(fact: str, text: str) -> dict[str, Any] | None:
-    """The option of one fact with its value; None when it has none."""
+    """Return the option of one name with its value; None if it is not a valid option."""
     name = _BY_INFOTEXT.get(fact)
     if name is None:
         return None
@@ -221,7 +226,7 @@ def _schedule(text: str) -> str:
 
 
 def _hires_upscaler(text: str) -> str:
-    """AUTOMATIC1111 writes "Latent (nearest-exact)"."""
+    """Convert AUTOMATIC1111's form, for example "Latent (nearest-exact)"."""
     return re.sub(r"[ (]+", "-", text.lower()).replace(")", "")
 
 
@@ -230,7 +235,7 @@ def _loras(text: str) -> list[dict[str, str]]:
     return [{"id": name, "scale": scale} for name, _, scale in pairs]
 
 
-#: Options whose text is not what the API takes -> how it becomes that.
+#: Option whose text differs from the API's form -> function that converts it.
 _NORMALISED: Final[Mapping[str, Callable[[str], Any]]] = {
     "sampler": _sampler,
     "schedule": _schedule,
@@ -240,5 +245,5 @@ _NORMALISED: Final[Mapping[str, Callable[[str], Any]]] = {
 _BY_INFOTEXT: Final = {
     option.infotext: name for name, option in OPTIONS.items() if option.infotext is not None
 }
-#: Facts on the program and the files, which say nothing of the image.
+#: Names that describe the program and the files, which are not reported as unread.
 _ASIDE: Final = re.compile(rf"^Version$|^{_KERNELS}$|^Hashes$| hash(es)?$")

@@ -1,4 +1,4 @@
-"""Which jobs of an owner a list contains."""
+"""A filter for the list of an owner's jobs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sdstream.core.job import JobStatus
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Conditions that all jobs of a list meet; None and empty values are no condition.
+    """Conditions that a job must meet to be in a list; None or an empty value is not checked.
 
     Attributes:
-        statuses: The job has one of these.
-        words: The prompt contains each of these, in upper or lower case.
+        statuses: The job has one of these statuses.
+        words: The prompt contains each of these words; case does not matter.
         model: Id of the model.
         group: Name of the group.
-        favorite: True for favorites only, False for the others only.
+        favorite: True for favorites only, False for all other jobs.
         since: Unix seconds; the job was accepted then or later.
         until: Unix seconds; the job was accepted before.
     """

@@ -1,4 +1,4 @@
-"""LoRAs of a request: as an option, and as tags in a prompt."""
+"""The LoRAs of a request, which come as an option or as tags in the prompt."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 MAX_LORA_SCALE: Final = 10.0
 
-#: A LoRA in the prompt, in the form of AUTOMATIC1111; ``lyco`` is its older name for LyCORIS files.
+#: A LoRA tag in AUTOMATIC1111's syntax; ``lyco`` is an older name for LyCORIS files.
 LORA_TAG: Final = re.compile(r"<(?:lora|lyco):([^:<>]{1,128})(?::([^:<>]*))?>")
 HYPERNETWORK_TAG: Final = re.compile(r"<hypernet:")
-#: Endings of weight files, which names in requests may have or leave out.
+#: Endings of weight files, which requests may leave out of names.
 FILE_ENDING: Final = re.compile(r"\.(?:safetensors|gguf|ckpt|pth|pt|bin)$")
 
 

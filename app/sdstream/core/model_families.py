@@ -1,4 +1,4 @@
-"""The families of models that the runtime knows, and what the models of one have in common."""
+"""The families of models that the runtime supports, and the properties of each family."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from sdstream.core.size import Size
 
 @dataclass(frozen=True)
 class Family:
-    """What all models of one architecture have in common.
+    """Properties of all models of one architecture.
 
     Attributes:
-        title: The name that people use.
-        multiple: Width and height must be multiples of this many pixels.
-        flow: Trained by flow matching rather than noise prediction.
-        distilled_guidance: Takes ``guidance`` (FLUX-dev and its like).
-        references: Takes reference images, with or without an image to edit.
-        needs: Components besides the diffusion model whose weights must be there: the runtime dies
-            without its text encoders.
-        size, steps, cfg_scale, sampler: What the architecture is usually run with.
+        title: Name for people.
+        multiple: Width and height must be multiples of this number of pixels.
+        flow: The models were trained by flow matching rather than noise prediction.
+        distilled_guidance: The models support ``guidance`` (FLUX-dev and similar models).
+        references: The models accept reference images, with or without an image to edit.
+        needs: Components that a model requires besides the diffusion model; the runtime crashes if
+            a text encoder is missing.
+        size, steps, cfg_scale, sampler: Default values for the architecture.
     """
 
     title: str
@@ -37,21 +37,22 @@ class Family:
 
     @property
     def unet(self) -> bool:
-        """The denoiser is a U-Net, whose sides are multiples of 64; else a transformer."""
+        """True if the denoiser is a U-Net, False if it is a transformer."""
         return self.multiple == 64
 
     @property
     def prompt_characters(self) -> int:
-        """Longest prompt that is safe to encode.
+        """Maximum length of a prompt in characters that is safe to encode.
 
-        CLIP cuts a prompt into pieces and T5 is cut at 512 tokens, but a language model attends
-        from every token to every other: 16,000 characters took 2.4 GB and 32,000 took 8.6 GB.
+        The runtime splits a prompt for CLIP into chunks and truncates it for T5 at 512 tokens. A
+        language model attends from every token to every other token: 16,000 characters took 2.4 GB
+        and 32,000 took 8.6 GB.
         """
         return 4_000 if "llm" in self.needs else 32_000
 
 
-# A U-Net halves the latent three times, and the latent is an eighth of the image: 64. The
-# transformers cut the latent into patches of two: 16.
+# The latent is an eighth of the image on each side. A U-Net halves it three times, so ``multiple``
+# is 64. A transformer splits it into patches of 2 x 2, so ``multiple`` is 16.
 FAMILIES: Final[Mapping[str, Family]] = {
     "sd1": Family("Stable Diffusion 1", 64, False, ("clip_l", "vae"), Size(512, 512), 20, 7.0),
     "sd2": Family("Stable Diffusion 2", 64, False, ("clip_l", "vae"), Size(768, 768), 20, 7.0),

@@ -1,7 +1,7 @@
-"""Which options a model supports, as checks of a request and as JSON Schema.
+"""The options that a model supports: checks of a request, and JSON Schema for forms.
 
-An option that would have no effect is rejected, and ``options_of`` leaves it out: a form shows what
-a request may contain.
+An option that would have no effect is rejected, and ``options_of`` leaves it out, so that a form
+shows only what a request may contain.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from sdstream.core.similar import did_you_mean, most_similar
 
 
 def check(ask: ParsedRequest, spec: ModelSpec, sampler: str) -> list[str]:
-    """Reject options that this model or sampler would ignore, and names that do not exist.
+    """Reject options that the model or the sampler would ignore, and names that do not exist.
 
     Returns:
-        The options that it ignores and clients send all the same, at their usual values.
+        Names of options that have no effect and that ``resolve`` clears. If a client sent one of
+        them, it sent a value that clients send to every model (``Option.usual``).
 
     Raises:
-        InvalidRequest: Names the option as the client spelled it.
+        InvalidRequest: An option is not valid; the error names it as the client spelled it.
     """
     idle = dict(_without_effect(ask.params, spec, sampler))
     for name, why in idle.items():
@@ -62,7 +63,7 @@ def _without_effect(
 
 def _is_off(params: ImageParams, spec: ModelSpec, option: str) -> bool:
     value = getattr(params, option)
-    if value is None:  # the model's entry may turn on options of the same name
+    if value is None:  # the model's entry may turn on the option in ``runtime``
         value = getattr(spec.runtime, option, None)
     return value is None or value is False  # 0 is a value
 
@@ -73,7 +74,7 @@ def supports(spec: ModelSpec, option: str) -> bool:
 
 
 def only_looks(spec: ModelSpec, files: SourceFiles) -> bool:
-    """Return whether a model takes the input images as references and edits none of them."""
+    """Return whether a model uses all input images as references and edits none of them."""
     return spec.traits.references and bool(files.images) and files.mask is None
 
 
@@ -83,7 +84,7 @@ def options_of(spec: ModelSpec, assets: Assets, limits: Limits) -> dict[str, dic
     Args:
         spec: The model.
         assets: The operator's LoRAs and upscalers.
-        limits: Of images and steps.
+        limits: Limits of images and steps.
     """
     schemas = params_schema()["properties"]
     choices = _choices(spec, assets, limits)
@@ -98,14 +99,15 @@ def options_of(spec: ModelSpec, assets: Assets, limits: Limits) -> dict[str, dic
 def shared_options(
     specs: Sequence[ModelSpec], assets: Assets, limits: Limits
 ) -> dict[str, dict[str, Any]]:
-    """Return the options that one of several models supports: name -> JSON Schema.
+    """Return the options that at least one of several models supports: name -> JSON Schema.
 
-    Bounds, choices and defaults that differ between the models are left out.
+    If the schema of an option differs between the models, the result has the general one, without
+    bounds, choices and defaults of a model.
 
     Args:
         specs: The models.
         assets: The operator's LoRAs and upscalers.
-        limits: Of images and steps.
+        limits: Limits of images and steps.
     """
     schemas = params_schema()["properties"]
     every = [options_of(spec, assets, limits) for spec in specs]
@@ -125,14 +127,14 @@ def _lacks_files(option: str, assets: Assets) -> bool:
 
 
 def schedules_of(spec: ModelSpec) -> list[str]:
-    """Return the schedules that a model can take."""
-    # Twenty steps are enough for each that it can take at all.
+    """Return the schedules that a model supports."""
+    # Twenty steps are enough for every schedule that a model supports.
     flow = spec.traits.flow
     return [s for s in SCHEDULES if refusal(schedule=s, steps=20, flow=flow) is None]
 
 
 def defaults_of(spec: ModelSpec, limits: Limits) -> dict[str, Any]:
-    """Return what a request for a model gets where it does not say."""
+    """Return the values of options that a request for a model leaves out."""
     own, family = spec.defaults, spec.traits
     return {
         "size": str(spec.default_size),
@@ -144,12 +146,12 @@ def defaults_of(spec: ModelSpec, limits: Limits) -> dict[str, Any]:
 
 
 def default_guidance(spec: ModelSpec) -> float:
-    """Return the distilled guidance of a model whose family has one."""
+    """Return the default distilled guidance of a model whose family supports it."""
     return 3.5 if spec.defaults.guidance is None else spec.defaults.guidance
 
 
 def sizes_of(spec: ModelSpec) -> dict[str, Any]:
-    """Return the bounds of a model's sizes in pixels, and the multiple that sides must be of."""
+    """Return the bounds of a model's sizes, and the number that each side must be a multiple of."""
     larger = spec.size.enlarge
     if larger is None:
         return {"min": spec.size.min, "max": spec.size.max, "multiple": spec.traits.multiple}
@@ -193,7 +195,7 @@ def _defaults(spec: ModelSpec, limits: Limits) -> dict[str, dict[str, Any]]:
 
 
 def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A field's schema without the null that stands for "not given"."""
+    """Return a field's schema without the null that means "not given"."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     plain = {**(kinds[0] if kinds else {}), **schema}
     return {k: v for k, v in plain.items() if k not in ("anyOf", "title", "default")}
@@ -235,7 +237,7 @@ def _check_sigmas(ask: ParsedRequest) -> None:
 
 
 def check_span(ask: ParsedRequest, option: str, start: float, end: float) -> None:
-    """Reject shares of the steps between which nothing would be done; ``option`` is the start."""
+    """Reject a range of steps that is empty; ``option`` is the name of its start."""
     if start >= end:
         raise ask.rejected(option, f" {start:g} must be less than the end, {end:g}.")
 
@@ -281,9 +283,9 @@ def unknown_name(
 
     Args:
         ask: The request.
-        option: The option that names it.
-        what: Kind of file: "LoRA".
-        name: As the client sent it.
+        option: The option that contains the name.
+        what: Kind of file, for example "LoRA".
+        name: The name as the client sent it.
         known: The names that exist.
     """
     there = f"there are {', '.join(sorted(known)[:20])}" if known else "none exists"

@@ -25,10 +25,10 @@ from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.core.size import Size
 from sdstream.core.validation import requirement
 
-#: As the device of a model.
+#: The value of ``ModelSpec.device`` for the CPU.
 CPU: Final = "cpu"
 
-#: CPU kernels of a worker: the quickest, those that compute in f32, or the runtime's own alone.
+#: CPU kernels of a worker: the fastest, those that compute in f32, or only the runtime's own.
 Kernels = Literal["auto", "exact", "off"]
 KERNELS_OFF: Final = "off"
 
@@ -63,11 +63,17 @@ class Part(BaseModel):
 
 
 class Files(Part):
-    """The weights: one file with everything, or one per component.
+    """The weights: one file with all components, or one file per component.
 
-    A value is a path (relative ones count from the folder of models.yaml), ``builtin:NAME``,
-    ``hf:OWNER/REPO/PATH`` or ``ms:OWNER/REPO/PATH`` (``hf:OWNER/REPO@REVISION/PATH``). In the last
-    two ``{quant}`` stands for one of the entry's quants.
+    A value has one of these forms:
+
+    - a path; a relative path starts at the folder of models.yaml
+    - ``builtin:NAME``
+    - ``hf:OWNER/REPO/PATH`` or ``hf:OWNER/REPO@REVISION/PATH``
+    - ``ms:OWNER/REPO/PATH`` or ``ms:OWNER/REPO@REVISION/PATH``
+
+    In locations that begin with ``hf:`` or ``ms:``, ``{quant}`` stands for one of the entry's
+    quants.
     """
 
     model: Location | None = None
@@ -93,12 +99,12 @@ class Files(Part):
         return self.model or self.diffusion_model or ""
 
     def items(self) -> Iterator[tuple[str, str]]:
-        """(component, location) of those that are named."""
+        """Return (component, location) for each component that has a location."""
         return ((k, v) for k, v in self.__dict__.items() if v is not None)
 
 
 class Defaults(Part):
-    """What a request gets when it does not say; what is missing here comes from the family."""
+    """Values for options that a request leaves out; the family supplies those missing here."""
 
     size: SizeField | None = None
     steps: int | None = Field(None, ge=1, le=150)
@@ -108,18 +114,18 @@ class Defaults(Part):
     guidance: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
 
 
-#: Of models, their aliases and upscalers.
+#: Pattern of the names of models, aliases and upscalers.
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 
 
 class EnlargeRule(Part):
-    """How a model that knows few sizes gets all others.
+    """Other sizes for a model that was trained for a few sizes only: its images are resized.
 
     Attributes:
-        sizes: What the model generates; other sizes are enlarged from one of them.
+        sizes: Sizes that the model was trained for.
         upscaler: Name of an upscaler: a built-in one, or a file of the upscaler folder.
-        max: Longest side of the enlarged image in pixels.
-        max_pixels: Largest width x height of it.
+        max: Maximum width and height of the resized image in pixels.
+        max_pixels: Maximum width x height of the resized image.
     """
 
     sizes: tuple[SizeField, ...] = Field(min_length=1)
@@ -129,10 +135,11 @@ class EnlargeRule(Part):
 
 
 class SizeRule(Part):
-    """Bounds of width and height of what the model generates, each in pixels.
+    """Bounds for the width and the height of generated images, in pixels.
 
     Attributes:
-        enlarge: What happens to other sizes; None rejects them.
+        min, max: Bounds for each side.
+        enlarge: How the server makes images of other sizes; None rejects other sizes.
     """
 
     min: int = Field(64, ge=16)
@@ -146,7 +153,7 @@ class SizeRule(Part):
         return self
 
 
-#: Families that take the options of Chroma.
+#: Families that support the options of Chroma.
 _CHROMA: Final = ("chroma", "chroma_radiance")
 
 
@@ -154,37 +161,43 @@ class RuntimeOptions(Part):
     """How the native library runs the model.
 
     Attributes:
-        threads: CPU threads; 0 means the cores that this process may use.
-        flash_attn: Flash attention. Faster on GPUs and with the CPU kernels, 1.8-2x slower with the
-            runtime's own on the CPU; None is on in the diffusion model when the kernels "auto" are
-            in use.
-        conv_direct: Direct convolutions: less memory; the CPU kernels turn them on.
+        threads: Number of CPU threads; 0 means one for each core that this process may use.
+        flash_attn: Use flash attention. It is faster on GPUs and with the CPU kernels, and 1.8-2x
+            slower with the runtime's own kernels on the CPU. None turns it on for the diffusion
+            model if the kernels "auto" are in use.
+        conv_direct: Use direct convolutions, which need less memory; the CPU kernels always do.
         offload: Keep the weights in main memory and move them to the GPU as needed.
-        wtype: Re-quantise the weights to this type while loading.
-        tae: Decode with the tiny autoencoder that lies inside the model file.
-        vae_tiling: Decode in tiles: less memory, slower.
-        preview: How previews between the steps are made: by a projection of the latent, nearly
-            free but known for the published autoencoders only; by the tiny autoencoder of the
-            files beside the VAE that decodes the result; or by whatever decodes the result.
-        zero_cond_t: As Qwen-Image-Edit 2511 was trained: reference images count as finished.
-        circular: Sides that join their opposite ones, for images that tile.
-        kernels: CPU kernels: the quickest (bf16 and 8-bit products where the CPU is good at them),
-            those that compute in f32, or the runtime's own alone; None for the server's setting.
-        diffusion_flash_attn: Flash attention in the diffusion model alone; None is as
+        wtype: Convert the weights to this type while loading.
+        tae: Decode with the tiny autoencoder that the model file contains.
+        vae_tiling: Decode in tiles, which needs less memory and is slower.
+        preview: How the runtime makes previews between the steps. "projection" projects the latent,
+            which costs almost nothing but works for published autoencoders only. "tae" uses the
+            tiny autoencoder in ``files.tae``, and the VAE still decodes the result. "decode" uses
+            the same decoder as for the result.
+        zero_cond_t: Use timestep 0 for the tokens of reference images, as Qwen-Image-Edit 2511 was
+            trained.
+        circular: Axes along which opposite edges match, for images that tile.
+        kernels: CPU kernels. "auto" is the fastest (products in bf16 and 8 bits if the CPU has fast
+            instructions for them), "exact" computes in f32, and "off" uses only the runtime's own.
+            None means the server's setting.
+        diffusion_flash_attn: Use flash attention in the diffusion model; None means the value of
             ``flash_attn``.
-        clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU, also with a GPU.
-        max_vram: Gigabytes (2^30 bytes) of GPU memory for one computation, which is cut into parts
-            to fit; 0 means no bound.
-        lora_mode: Merge LoRAs into the weights, which is quicker for each step, or apply them
-            beside the weights, which quantised weights need; "auto" chooses by the weights.
+        clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU even if there is
+            a GPU.
+        max_vram: Gigabytes (2^30 bytes) of GPU memory for one computation; the runtime splits a
+            larger one into parts. 0 means no limit.
+        lora_mode: "immediately" merges LoRAs into the weights, which makes each step faster.
+            "at_runtime" applies them beside the weights, which quantised weights require. "auto"
+            chooses by the type of the weights.
         prediction: What a U-Net was trained to predict: noise, velocity, or velocity as in EDM;
-            None reads it from the weights.
-        rng: Where starting noise comes from: numbers of CUDA's generator, as in AUTOMATIC1111 on a
-            GPU, or those of the CPU's, as in diffusers and ComfyUI.
-        sdxl_vae_scale: Scale the convolutions of SDXL's VAE, whose own weights overflow in f16.
-        chroma_dit_mask, chroma_t5_mask: Mask padding in Chroma's diffusion model, and in its text
-            encoder; None is the value that Chroma was trained with.
-        chroma_t5_mask_pad: Tokens of padding that are not masked.
+            None detects it from the weights.
+        rng: Generator of the initial noise: CUDA's, as in AUTOMATIC1111 on a GPU, or the CPU's, as
+            in diffusers and ComfyUI.
+        sdxl_vae_scale: Scale the convolutions of SDXL's VAE, whose original weights overflow in
+            f16.
+        chroma_dit_mask, chroma_t5_mask: Mask the padding in Chroma's diffusion model and in its
+            text encoder; None means the value that Chroma was trained with.
+        chroma_t5_mask_pad: Number of padding tokens that are not masked.
     """
 
     threads: int = Field(0, ge=0, le=1024)
@@ -212,7 +225,7 @@ class RuntimeOptions(Part):
     chroma_t5_mask_pad: int | None = Field(None, ge=0, le=512)
 
     def problem(self, family: str) -> tuple[str, str] | None:
-        """Return the option that has no effect on a family, and why; None when all have one."""
+        """Return an option without effect for a family, and why; None if all have an effect."""
         unet = FAMILIES[family].unet
         checks = (
             ("prediction", self.prediction is None or unet, "is for models with a U-Net"),
@@ -226,10 +239,10 @@ class RuntimeOptions(Part):
 
 
 class RuntimeOptionError(ValueError):
-    """A model cannot run with an option.
+    """A runtime option is unknown, or the model cannot run with its value.
 
     Attributes:
-        name: Name of the option, empty if several do not fit together.
+        name: Name of the option; empty if the error is about several options.
     """
 
     def __init__(self, message: str, name: str) -> None:
@@ -244,19 +257,20 @@ class ModelSpec(Part):
     """One entry of the catalogue.
 
     Attributes:
-        aliases: Other names that requests may use for it.
-        page: The web page that describes its files.
-        license: Under which they are given, by the hub's word for it.
+        aliases: Other names that requests may use for the model.
+        page: Web page that describes the files.
+        license: Licence of the files, as the hub names it.
         gated: The hub requires the token of an account that accepted the licence on ``page``.
-        quants: What ``{quant}`` in the files stands for -> gigabytes (10^9 bytes) that a pull
-            fetches in all, None when not known; the first is the usual one.
-        replicas: Workers of the model that may generate at once; "auto" is one for each GPU of a
-            cluster; on one machine it is one for each core, at most 8, if the model computes on the
-            CPU and its files have at most 256 MiB, and otherwise one.
-        keep_alive: Seconds that an idle worker stays loaded, at least one; None is until others
-            need its room.
-        device: Where it computes: "cpu", or "cuda:1", "rocm:0", "vulkan:0" and so on for one of
-            several GPUs; None lets the runtime choose.
+        quants: Value of ``{quant}`` in the files -> gigabytes (10^9 bytes) that a pull downloads,
+            or None if that is not known. The first quant is the default one.
+        replicas: Maximum number of workers of the model that generate at the same time. In a
+            cluster "auto" is one for each GPU. On one machine it is one for each core, at most 8,
+            if the model computes on the CPU and its files are at most 256 MiB, and otherwise one.
+        keep_alive: Seconds that an idle worker keeps the model loaded, at least one. None means the
+            server's setting in a cluster; elsewhere the model stays loaded until another one needs
+            the memory.
+        device: Device on which the model computes: "cpu", or a GPU such as "cuda:1", "rocm:0" or
+            "vulkan:0"; None lets the runtime choose.
     """
 
     id: str = Field(pattern=NAME)
@@ -282,10 +296,11 @@ class ModelSpec(Part):
         """Return the model with some runtime options changed.
 
         Args:
-            values: Field of RuntimeOptions -> value, or its text. Others keep their values.
+            values: Field of RuntimeOptions -> value, or the value as text. Other fields keep their
+                values.
 
         Raises:
-            RuntimeOptionError: A name does not exist, or the model cannot have the value.
+            RuntimeOptionError: A name does not exist, or a value is not valid for the model.
         """
         known = RuntimeOptions.model_fields
         for name in values:
@@ -307,12 +322,12 @@ class ModelSpec(Part):
 
     @property
     def traits(self) -> Family:
-        """The facts of the model's architecture."""
+        """Properties of the model's architecture."""
         return FAMILIES[self.family]
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """What can be pulled of the entry, the usual one first; none when it names no hub files."""
+        """The quants that can be pulled, the default one first; empty without hub files."""
         return tuple(Variant(self, quant) for quant in self.quants or ())
 
     @field_validator("id")
@@ -355,22 +370,23 @@ class ModelSpec(Part):
         return self
 
     def generates(self, size: Size) -> bool:
-        """Return whether the model generates a size itself."""
+        """Return whether the model generates a size without resizing."""
         if self.size.enlarge is not None:
             return size in self.size.enlarge.sizes
         return self.size_problem(size) is None
 
     @property
     def longest_prompt(self) -> int:
-        """Maximum length in characters, of a prompt and of a negative prompt alike."""
+        """Maximum length of a prompt, and of a negative prompt, in characters."""
         return self.prompt_characters or self.traits.prompt_characters
 
     def size_near(self, source: Size, max_pixels: int) -> Size:
-        """Return the size for an image like ``source``: its shape, within the bounds.
+        """Return a size with the shape of ``source`` that is within the model's bounds.
 
         Args:
-            source: Size of the image.
-            max_pixels: Upper bound of width x height, kept as far as the smallest sides allow.
+            source: Size of an image.
+            max_pixels: Upper bound of width x height. The result exceeds it only if the model's
+                minimum sides require that.
         """
         shrink = min(1.0, self.size.max / max(source))
         scale = max(shrink, self.size.min / min(source))
@@ -389,17 +405,18 @@ class ModelSpec(Part):
         return Size(width, height)
 
     def size_of_shape(self, width: int, height: int) -> Size:
-        """The size of this shape with about as many pixels as the default one.
+        """Return the size of this shape with about as many pixels as the default size.
 
-        A shape that is too far from a square gives a size that ``size_problem`` rejects.
+        If the shape is too far from a square, ``size_problem`` rejects the result.
         """
         multiple = self.traits.multiple
         unit = math.sqrt(self.default_size.width * self.default_size.height / (width * height))
         return Size(*(round(side * unit / multiple) * multiple for side in (width, height)))
 
     def reference_size(self, source: Size) -> Size:
-        """Return the size at which the model gets a reference image: its shape, and about as many
-        pixels as the model generates.
+        """Return the size to which a reference image is resized for the model.
+
+        The result has the shape of the image, and about as many pixels as the default size.
 
         Args:
             source: Size of the image that the client sent.
@@ -411,17 +428,20 @@ class ModelSpec(Part):
 
     @property
     def default_size(self) -> Size:
-        """Width and height of an image whose request names none, in pixels."""
+        """Width and height in pixels if a request does not name a size."""
         return self.defaults.size or self.traits.size
 
     def size_over(self, size: Size) -> Size:
-        """Return the smallest size that the model can generate and that has ``size`` inside."""
+        """Return the smallest size that contains ``size`` and that the model can generate.
+
+        The result may exceed the model's maximum.
+        """
         multiple = self.traits.multiple
         sides = (max(side, self.size.min) for side in size)
         return Size(*(-(-side // multiple) * multiple for side in sides))
 
     def size_problem(self, size: Size) -> str | None:
-        """Return why the model cannot generate this size, None if it can."""
+        """Return why the model cannot generate this size; None if it can."""
         multiple = self.traits.multiple
         for name, value in (("width", size.width), ("height", size.height)):
             if not self.size.min <= value <= self.size.max:
@@ -433,24 +453,24 @@ class ModelSpec(Part):
 
 @dataclass(frozen=True)
 class Variant:
-    """One quant of an entry: what is pulled, served and removed as one model."""
+    """One quant of an entry; it is pulled, served and removed as one model."""
 
     entry: ModelSpec
     quant: str
 
     @property
     def name(self) -> str:
-        """MODEL:QUANT, the id of the model after its download."""
+        """MODEL:QUANT, the id of the downloaded model."""
         return f"{self.entry.id}:{self.quant}"
 
     @property
     def gigabytes(self) -> float | None:
-        """What a pull of everything fetches, in 10^9 bytes, as far as the catalogue knows."""
+        """Size of a complete download in 10^9 bytes; None if the catalogue does not contain it."""
         return (self.entry.quants or {})[self.quant]
 
     @property
     def hub_files(self) -> dict[str, HubFile]:
-        """Component -> file, of those that come from a hub."""
+        """The files to download from a hub: component -> file."""
         return {
             component: HubFile.parse(location.replace(QUANT, self.quant))
             for component, location in self.entry.files.items()
@@ -458,6 +478,10 @@ class Variant:
         }
 
     def at(self, paths: Mapping[str, str]) -> ModelSpec:
-        """The model that these files, component -> path, make with those that need no pull."""
+        """Return the model with downloaded files.
+
+        Args:
+            paths: Component -> path of its downloaded file. Other components keep their locations.
+        """
         files = Files(**{**dict(self.entry.files.items()), **paths})
         return self.entry.model_copy(update={"id": self.name, "files": files, "quants": None})

@@ -1,4 +1,4 @@
-"""Reading options from text: forms and other programs send lists, pairs and sizes as text."""
+"""Options from text: forms and other programs send lists and name-value pairs as text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, Final
 
 
 def plain(value: str) -> str:
-    """Return a prompt with the line ends of JSON.
+    """Return a prompt whose lines end with LF.
 
     Raises:
-        ValueError: It holds what the runtime would see as another prompt.
+        ValueError: The prompt contains a character that the runtime cannot receive.
     """
-    # NUL ends a C string and a lone surrogate has no UTF-8 form.
+    # NUL ends a C string, and an unpaired surrogate has no UTF-8 form.
     if "\0" in value:
         raise ValueError("must not contain a NUL character")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -23,7 +23,7 @@ def plain(value: str) -> str:
 
 
 def _loras(value: Any) -> Any:
-    """Read JSON in a text, and ``{"NAME": SCALE}`` for a list of objects."""
+    """Read a list of objects, or ``{"NAME": SCALE}``; each may be JSON in a string."""
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
@@ -34,7 +34,7 @@ def _loras(value: Any) -> Any:
 
 
 def _pairs(value: Any) -> Any:
-    """Read ``warmup=4,Fn=2``, the form of the runtime's own program, or JSON."""
+    """Read ``warmup=4,Fn=2``, which is the syntax of the runtime's own program, or JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -50,7 +50,7 @@ def _list(value: Any) -> Any:
 
 
 def _four_sides(value: Any) -> Any:
-    """Read one number for all sides, and ``left,top,right,bottom`` in a text."""
+    """Read one number for all sides, or four numbers; text has ``left,top,right,bottom``."""
     sides = value.split(",") if isinstance(value, str) else value
     if isinstance(sides, int) and not isinstance(sides, bool):
         sides = [sides]
@@ -61,7 +61,7 @@ def _four_sides(value: Any) -> Any:
     return sides * (4 // len(sides))
 
 
-#: Option -> how its text is read.
+#: Option -> function that reads its value.
 READERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "lora": _loras,
     "cache_options": _pairs,

@@ -1,7 +1,8 @@
-"""Where the image that a model generates lies in the finished image.
+"""The position of the generated image in the finished image.
 
-Without a placement the two are the same. With one, the model generates a part of the finished
-image (``only_masked``) or an image with a border around the input image (``expand``, ``fit: pad``).
+Without a placement the two images are the same. With a placement the model generates a part of the
+finished image (``only_masked``), or the input image with a border around it (``expand``,
+``fit: pad``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from sdstream.core.size import Size
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels; right and bottom are outside of it."""
+    """A rectangle in pixels; ``right`` and ``bottom`` are exclusive."""
 
     left: int
     top: int
@@ -27,12 +28,12 @@ class Box(NamedTuple):
 
     @classmethod
     def at(cls, left: int, top: int, size: Size) -> Self:
-        """Return the rectangle of that size at a place."""
+        """Return the rectangle of a size at a position."""
         return cls(left, top, left + size.width, top + size.height)
 
     @classmethod
     def whole(cls, size: Size) -> Self:
-        """Return the rectangle that is a whole image."""
+        """Return the rectangle that covers a whole image."""
         return cls.at(0, 0, size)
 
     @classmethod
@@ -43,15 +44,15 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the generated image lies in the finished one.
+    """The position of the generated image in the finished image, which is called the canvas.
 
     Attributes:
-        canvas: Pixels of the finished image.
+        canvas: Size of the canvas.
         region: The part of the canvas that the model generates.
-        inner: Where that part lies in the generated image, at another scale perhaps; what is
-            around it is thrown away.
-        kept: Where the input image lies in the canvas; what is around it is painted. None for an
-            input image that is the canvas.
+        inner: Position of that part in the generated image, possibly at another scale; the pixels
+            around it are discarded.
+        kept: Position of the input image in the canvas; the model paints the border around it. None
+            if the input image has the size of the canvas.
     """
 
     canvas: Size
@@ -61,13 +62,13 @@ class Placement:
 
 
 def around(painted: Box, padding: int, canvas: Size, shape: Size) -> Box:
-    """Return a part of a canvas with everything that is painted.
+    """Return the part of a canvas that contains the painted area and padding around it.
 
     Args:
-        painted: The smallest rectangle around it.
-        padding: Pixels to add on each side, as far as the canvas reaches.
+        painted: The smallest rectangle around the painted area.
+        padding: Pixels to add on each side, within the canvas.
         canvas: Size of the canvas.
-        shape: The part gets this aspect ratio, as far as the canvas reaches.
+        shape: A size whose aspect ratio the part gets if the canvas is large enough.
     """
     box = Box(
         max(0, painted.left - padding),
@@ -90,18 +91,18 @@ def around(painted: Box, padding: int, canvas: Size, shape: Size) -> Box:
 
 
 def inside(region: Size, generated: Size, *, enlarge: bool = True) -> Box:
-    """Return where a part of the canvas lies in the generated image: in its middle.
+    """Return the position of a part of the canvas in the middle of the generated image.
 
     Args:
-        region: Pixels of the part.
-        generated: Pixels of the generated image.
-        enlarge: A small part fills the generated image; else it keeps its scale.
+        region: Size of the part.
+        generated: Size of the generated image.
+        enlarge: Enlarge a small part to fill the generated image; otherwise it keeps its scale.
     """
     scale = min(generated.width / region.width, generated.height / region.height)
     if not enlarge:
         scale = min(1.0, scale)
     sides = (
-        # What is missing is less than one pixel of the part: stretching it does not distort it.
+        # If the gap is smaller than one pixel of the part, stretching does not visibly distort it.
         whole if whole - side * scale < scale else max(1, round(side * scale))
         for side, whole in zip(region, generated, strict=True)
     )
@@ -109,7 +110,7 @@ def inside(region: Size, generated: Size, *, enlarge: bool = True) -> Box:
 
 
 def contained(source: Size, canvas: Size) -> Box:
-    """Return where an image lies that is scaled to fit into a canvas, in its middle."""
+    """Return the position of an image that is scaled to fit into the middle of a canvas."""
     scale = min(canvas.width / source.width, canvas.height / source.height)
     width, height = (max(1, round(side * scale)) for side in source)
     return Box.middle(Size(min(width, canvas.width), min(height, canvas.height)), canvas)

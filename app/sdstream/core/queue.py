@@ -1,14 +1,15 @@
-"""Who is next: by priority, then fairly between owners, then by arrival.
+"""The order of waiting jobs: by priority, then fairly between owners, then by arrival.
 
-Fair means start-time fair queueing: each owner has its own clock, which every job moves on by
-its images, and the job whose clock stood lowest goes first. An owner with one waiting image
-goes before the second image of an owner with fifty. An owner that returns after a while gets no
-credit for the time away. A job that leaves without its turn costs none.
+The queue uses start-time fair queueing. Each owner has a virtual clock, and every job advances its
+owner's clock by its number of images. The job whose clock is lowest is next. So an owner with one
+waiting image goes before the second image of an owner with fifty. An owner that was idle gets no
+credit for that time. A job that is removed before its turn does not advance its owner's clock.
 
-The jobs of one owner and class form a lane. Only the clock of the first is stored; that of a later
-one is the sum of the turns before it, so a job that leaves moves all behind it at once. A heap of
-lanes finds the next job. Adding, removing and counting cost O(log lanes), except that a job that is
-taken out of order costs the jobs of its owner before it.
+The jobs of one owner and priority class form a lane. A lane stores the clock of its first job only.
+The clock of a later job is that clock plus the turns of the jobs before it. So the removal of a job
+updates the clocks of all later jobs at once. A heap of lanes finds the next job. Adding, removing
+and counting cost O(log lanes). Taking a job out of order also costs one step for each earlier job
+of its owner.
 """
 
 from __future__ import annotations
@@ -25,37 +26,38 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Priority(DescribedEnum):
-    """Classes of jobs; a waiting job of a better class always goes first."""
+    """Priority classes of jobs; a waiting job of a better class always goes first."""
 
     HIGH = "high", "before all others"
     NORMAL = "normal", "as usual"
     LOW = "low", "when nothing else waits"
 
     def outranks(self, other: Priority) -> bool:
-        """True when jobs of this class go before those of the other."""
+        """Return whether jobs of this class go before those of the other class."""
         return _RANKS[self] < _RANKS[other]
 
 
 _RANKS: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
 
-#: The clock of jobs that had their turn already: before all others.
+#: Clock of jobs that had their turn already; it places them before all other jobs.
 _HAD_THEIR_TURN: Final = -1.0
-#: Empty lanes and old heads are cleaned up once there are more than this.
+#: Number of lanes or heads above which outdated ones are first removed.
 _FEW: Final = 64
 
 
 @dataclass(eq=False, slots=True)
 class _Ticket(Generic[T]):
-    """A turn of a lane.
+    """A turn in a lane.
 
     Attributes:
-        lane: Where it stands.
-        arrival: Counts all tickets.
-        turn: How far it moves the owner's clock.
-        item: What waits; None for a turn that was used out of order, or not at all.
-        owner: Whose item it is.
-        images: Of the item.
+        lane: The lane of the ticket.
+        arrival: Number of the ticket in order of arrival.
+        turn: Amount by which the ticket advances the owner's clock.
+        item: The waiting item. None if the item was taken out of order or removed, or if the ticket
+            only fills a gap of the clock.
+        owner: Owner of the item.
+        images: Number of images of the item.
     """
 
     lane: _Lane[T]
@@ -71,10 +73,10 @@ class _Lane(Generic[T]):
     """The jobs of one owner and class in order of arrival.
 
     Attributes:
-        rank: Of the class.
+        rank: Rank of the priority class.
         start: The owner's clock at the turn of the first ticket.
         end: The owner's clock after the turn of the last ticket.
-        tickets: By arrival; the first one has an item.
+        tickets: Tickets by arrival; the first one has an item.
     """
 
     rank: int
@@ -91,41 +93,41 @@ class _Lane(Generic[T]):
         self.end += ticket.turn
 
     def drop_spent(self) -> None:
-        """Pass the turns at the front that have no item."""
+        """Remove the tickets without an item at the front, and advance the clock by their turns."""
         while self.tickets and (first := self.first).item is None:
             self.start += first.turn
             del self.tickets[first.arrival]
 
     def turns(self) -> Iterator[tuple[float, _Ticket[T]]]:
-        """Tickets with items, each with the owner's clock at its turn."""
+        """Yield the tickets with items, each with the owner's clock at its turn."""
         for start, _, ticket in _turns(self.start, self.tickets.values()):
             if ticket.item is not None:
                 yield start, ticket
 
     def start_of(self, wanted: _Ticket[T], until: float = float("inf")) -> float:
-        """The clock at the turn of a ticket; ``until`` if it is not before that."""
+        """Return the owner's clock at the turn of a ticket, but at most ``until``."""
         for start, ticket in self.turns():
             if ticket is wanted or start >= until:
                 return min(start, until)
         raise KeyError(wanted.item)
 
 
-#: A lane with the clock and the arrival of its first ticket. Both only grow, so that a head that
-#: is out of date comes before the right one.
+#: A lane with the clock and the arrival of its first ticket. Both only grow, so that an outdated
+#: head of a lane comes before its current head in the heap.
 _Head = tuple[float, int, _Lane[T]]
 
 
 class FairQueue(Generic[T]):
-    """Waiting items in the order in which they will go; an item is in it once at most."""
+    """A queue of unique items in the order of their turns."""
 
     def __init__(self) -> None:
         self._tickets: dict[T, _Ticket[T]] = {}
         self._arrivals = 0
-        #: Clock of the item that went last, by rank; no owner's clock is behind it.
+        #: Rank -> clock of the item that was taken last; a new item gets no earlier clock.
         self._now = dict.fromkeys(_RANKS.values(), 0.0)
-        #: By rank and owner; None has those who had their turn already.
+        #: Lanes by rank and owner; the owner None stands for items that had their turn already.
         self._lanes: dict[tuple[int, str | None], _Lane[T]] = {}
-        #: Heaps by rank.
+        #: Rank -> heap of heads.
         self._heads: dict[int, list[_Head[T]]] = {rank: [] for rank in self._now}
         self._images: Counter[str] = Counter()
         self._all_images = 0
@@ -139,14 +141,18 @@ class FairQueue(Generic[T]):
         return item in self._tickets
 
     def __iter__(self) -> Iterator[T]:
-        """First to go first. Each step costs O(log lanes); nothing may change meanwhile."""
+        """Iterate in the order of turns; the queue must not change during the iteration.
+
+        Each step costs O(log lanes).
+        """
         for heads in self._heads.values():
             yield from _in_order(heads.copy())
 
     def snapshot(self) -> Iterator[T]:
-        """As iterating, found step by step while others change the queue.
+        """Iterate in the order of turns, while the queue may change.
 
-        What leaves meanwhile is left out, what comes is not in it.
+        The iterator skips items that have left the queue, and does not yield items that were added
+        after it began.
         """
         lanes = [(lane.rank, lane.start, [*lane.tickets.values()]) for lane in self._lanes.values()]
         for rank in self._heads:
@@ -158,14 +164,14 @@ class FairQueue(Generic[T]):
     def push(
         self, item: T, *, owner: str, images: int, priority: Priority, first: bool = False
     ) -> None:
-        """Put an item in.
+        """Add an item.
 
         Args:
-            item: What waits.
-            owner: Whom it counts for.
-            images: How much of a turn it takes.
-            priority: Its class.
-            first: It had its turn already and goes before the others of its class.
+            item: The item.
+            owner: Owner whose clock the item advances.
+            images: Amount by which the item advances the clock.
+            priority: Priority class of the item.
+            first: The item had its turn already; it goes before all others of its class.
         """
         assert item not in self._tickets
         rank = _RANKS[priority]
@@ -180,14 +186,14 @@ class FairQueue(Generic[T]):
         self._jobs[rank] += 1
 
     def _lane_of(self, rank: int, owner: str | None) -> _Lane[T]:
-        """The lane, whose end is the clock of who comes now."""
+        """Return the lane of an owner; its end is the clock of the next item."""
         lane = self._lanes.get((rank, owner))
         if lane is None:
             self._forget_lanes()
             clock = _HAD_THEIR_TURN if owner is None else self._now[rank]
             lane = self._lanes[rank, owner] = _Lane(rank, clock, clock)
         elif owner is not None and lane.end < self._now[rank]:
-            if lane.tickets:  # others were taken out of order meanwhile
+            if lane.tickets:  # items of other owners were taken out of order since
                 lane.add(_Ticket(lane, self._next(), self._now[rank] - lane.end, None))
             else:
                 lane.start = lane.end = self._now[rank]
@@ -198,7 +204,7 @@ class FairQueue(Generic[T]):
         return self._arrivals
 
     def pop(self) -> T:
-        """Take out what goes next; raises IndexError when nothing waits."""
+        """Remove and return the next item; raise IndexError if the queue is empty."""
         item = next(iter(self), None)
         if item is None:
             raise IndexError("nothing waits")
@@ -206,19 +212,19 @@ class FairQueue(Generic[T]):
         return item
 
     def take(self, item: T) -> None:
-        """Take out an item whose turn it is although others stand before it."""
+        """Remove an item and count its turn, even if other items are before it."""
         ticket = self._forget(item)
         lane, rank = ticket.lane, ticket.lane.rank
         self._now[rank] = max(self._now[rank], lane.start_of(ticket))
         self._spend(ticket)
 
     def remove(self, item: T) -> bool:
-        """Take an item out without its turn; False when it does not wait here."""
+        """Remove an item without counting its turn; return False if it is not in the queue."""
         if item not in self._tickets:
             return False
         ticket = self._forget(item)
         lane, now = ticket.lane, self._now[ticket.lane.rank]
-        # What the others have had meanwhile is not given back.
+        # The part of the turn that the queue's clock has passed already still counts.
         used = min(ticket.turn, now - lane.start_of(ticket, until=now)) if lane.start < now else 0.0
         lane.end -= ticket.turn - used
         ticket.turn = used
@@ -235,7 +241,7 @@ class FairQueue(Generic[T]):
         return ticket
 
     def _spend(self, ticket: _Ticket[T]) -> None:
-        """Leave of a ticket no more than its turn."""
+        """Remove the item of a ticket; the ticket stays as long as its turn counts."""
         lane = ticket.lane
         was_first = lane.first is ticket
         ticket.item = None
@@ -255,7 +261,7 @@ class FairQueue(Generic[T]):
             self._most_heads = 2 * sum(map(len, self._heads.values())) + _FEW
 
     def _forget_lanes(self) -> None:
-        """Forget the owners without jobs whose clocks are behind, now and then."""
+        """Remove empty lanes whose clocks are not ahead, if there are many lanes."""
         if len(self._lanes) > self._most_lanes:
             self._lanes = {
                 key: lane
@@ -265,15 +271,18 @@ class FairQueue(Generic[T]):
             self._most_lanes = 2 * len(self._lanes) + _FEW
 
     def images(self, owner: str | None = None) -> int:
-        """Images that wait, of one owner or in all."""
+        """Return the number of waiting images, of one owner or of all."""
         return self._all_images if owner is None else self._images[owner]
 
     def jobs(self, priority: Priority) -> int:
-        """Items of this class and of better ones: a newcomer has no more before it."""
+        """Return the number of items of this class and of better ones.
+
+        A new item of this class has at most this number of items before it.
+        """
         return sum(self._jobs[rank] for rank in self._jobs if rank <= _RANKS[priority])
 
     def of_owner(self, owner: str) -> Iterator[T]:
-        """The items of an owner, first to go first."""
+        """Yield the items of an owner in the order of their turns."""
         for rank in self._now:
             for key in (None, owner):
                 lane = self._lanes.get((rank, key))
@@ -283,7 +292,7 @@ class FairQueue(Generic[T]):
 
 
 def _turns(start: float, tickets: Iterable[_Ticket[T]]) -> Iterator[tuple[float, int, _Ticket[T]]]:
-    """Tickets of a lane, each with the owner's clock at its turn and its arrival."""
+    """Yield the tickets of a lane, each with the owner's clock at its turn and its arrival."""
     for ticket in tickets:
         yield start, ticket.arrival, ticket
         start += ticket.turn
@@ -295,7 +304,7 @@ def _is_current(head: _Head[T]) -> bool:
 
 
 def _in_order(heads: list[_Head[T]]) -> Iterator[T]:
-    """The items of lanes, merged by the clocks of their turns; uses up the heap."""
+    """Yield the items of all lanes by the clocks of their turns; this empties the heap."""
     begun: dict[int, Iterator[tuple[float, _Ticket[T]]]] = {}
     while heads:
         _, arrival, lane = heads[0]

@@ -1,6 +1,6 @@
 """Conversion of a client's request (ParsedRequest) into the runtime's (GenerationRequest).
 
-Nothing past ``resolve`` checks values again.
+``resolve`` checks all values; the code that runs after it does not check them again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sdstream.core.similar import did_you_mean, most_similar
 
 T = TypeVar("T")
 
-#: Parameters that mean something where nothing is generated.
+#: Parameters that a request may contain if it only upscales an image.
 _OF_UPSCALING: Final = {
     "model", "upscaler", "upscale", "output_format", "output_compression", "safety_check", "n",
 }  # fmt: skip
@@ -67,7 +67,7 @@ def model_of(ask: ParsedRequest, catalog: Catalog) -> ModelSpec:
 
 
 def check_count(ask: ParsedRequest, spec: ModelSpec, images: int) -> None:
-    """Reject more input images than the model reads, before they are decoded."""
+    """Reject more input images than the model accepts, before they are decoded."""
     if images > 1 and (ask.only_upscale or not spec.traits.references):
         who = "This route" if ask.only_upscale else f"The model '{spec.id}'"
         raise InvalidRequest(
@@ -87,20 +87,20 @@ def resolve(
     sources: Sources = NO_SOURCES,
     assets: Assets = NO_ASSETS,
 ) -> GenerationRequest:
-    """Make every default, size and seed concrete.
+    """Check a request and return it with concrete values for every default, size and seed.
 
     Args:
-        ask: What was asked.
+        ask: The client's request.
         catalog: The models.
-        random_seed: Returns a seed of 0..MAX_SEED.
-        limits: Of sizes, images and steps.
+        random_seed: Function that returns a seed of 0..MAX_SEED.
+        limits: Limits of sizes, images and steps.
         has_checker: A safety checker is configured.
-        sources: What is known of the input images.
+        sources: Facts about the input images.
         assets: The operator's LoRAs and upscalers.
 
     Raises:
         NotFound: The model is not in the catalogue.
-        InvalidRequest: A value that this model cannot take; names the client's field.
+        InvalidRequest: The model does not support a value; the error names the client's field.
     """
     spec = model_of(ask, catalog)
     safety = _safety(ask, has_checker)
@@ -122,7 +122,7 @@ def resolve(
 
 
 def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
-    """The warning of an image that was generated larger than asked for."""
+    """Return the warning for an image that is generated larger than requested and cropped."""
     if request.cut is None or request.enlarged:
         return ()
     return (
@@ -132,7 +132,7 @@ def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _shape(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
-    """The warning of a size that the model was not trained for, whatever resizes it afterwards."""
+    """Return the warning for a generated size that the model was not trained for."""
     rule = spec.size.enlarge
     if rule is None or not request.draws or request.size in rule.sizes:
         return ()
@@ -143,14 +143,14 @@ def _shape(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _unknown_words(request: GenerationRequest, spec: ModelSpec, assets: Assets) -> tuple[str, ...]:
-    """The warning of words that a small model was never shown."""
+    """Return the warning for words that a small model was not trained on."""
     vocabulary = assets.vocabularies.get(spec.files.model or "")
     warning = vocabulary.warning(spec.id, request.prompt) if vocabulary else None
     return (warning,) if warning else ()
 
 
 def _alias(ask: ParsedRequest, spec: ModelSpec, catalog: Catalog) -> tuple[str, ...]:
-    """The warning of a request that names its model by an alias."""
+    """Return the warning for a request that names its model by an alias."""
     name = ask.params.model
     if not name or not catalog.is_alias(name):
         return ()
@@ -225,7 +225,7 @@ def _upscaling(
     limits: Limits,
     safety: Safety,
 ) -> GenerationRequest:
-    """A job that generates nothing: the model only lends its process."""
+    """Return a request that only upscales an image, in the worker process of a model."""
     params = ask.params
     inputs = ("mask", sources.masked), ("control", sources.control)
     options = ((n, getattr(params, n)) for n in ImageParams.model_fields if n not in _OF_UPSCALING)
@@ -343,7 +343,7 @@ def _sampling(ask: ParsedRequest, spec: ModelSpec, steps: int) -> tuple[str, str
 
 
 def _sampler(ask: ParsedRequest) -> tuple[str | None, str | None]:
-    """What was chosen, and the schedule that its name held."""
+    """Return the sampler that the client chose, and the schedule if the name contains one."""
     given = (ask.params.sampler or "").strip()
     if given.lower() in NO_SAMPLER:
         return None, None

@@ -1,4 +1,4 @@
-"""What an edit generates: the whole image, the part around its mask, or a border around it."""
+"""The area that an edit generates: the whole image, the part around its mask, or a border."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sdstream.core.resolve_size import (
 )
 from sdstream.core.size import Size
 
-#: Pixels around a mask that ``only_masked`` includes when a request does not say.
+#: Default of ``only_masked_padding``: pixels around a mask that ``only_masked`` includes.
 PADDING: Final = 32
 
-#: What an option acts on -> how errors name it.
+#: Input on which an option acts -> its name in errors.
 _INPUTS: Final = {
     "image": "an input image",
     "image or control": "an input image",
@@ -38,13 +38,13 @@ _INPUTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What size is generated, and what becomes of it.
+    """The size to generate, and the steps from the generated image to the finished one.
 
     Attributes:
-        size: To be generated.
-        asked: What the client asked for; larger sizes are cut to it.
-        placement: Where the generated image lies in the finished one; None when it is that.
-        enlargement: How the generated image gets the size; None when it has it.
+        size: Size to generate.
+        asked: Size that the client requested; a larger image is cropped to it.
+        placement: Position of the generated image in the finished image; None if they are the same.
+        enlargement: How the generated image is resized; None if it is not.
     """
 
     size: Size
@@ -54,11 +54,15 @@ class Layout:
 
     @property
     def enlarged(self) -> Size | None:
-        """Pixels after enlarging or reducing by the model's entry; None without it."""
+        """Size after resizing by ``size.enlarge`` of the model's entry; None without resizing."""
         return self.enlargement.enlarged if self.enlargement else None
 
     def cut_of(self, result: Size) -> Size | None:
-        """Return the size to cut from what ``size`` was enlarged to; None to cut nothing."""
+        """Return the size to which the image is cropped; None if it is not cropped.
+
+        Args:
+            result: Size of the image after the second pass and the upscaler.
+        """
         if self.enlargement is not None:
             return None if result == self.asked else self.asked
         if self.placement is not None or self.size == self.asked:
@@ -70,16 +74,16 @@ class Layout:
 
 
 def layout(ask: ParsedRequest, spec: ModelSpec, sources: Sources, limits: Limits) -> Layout:
-    """Return what is generated for a request.
+    """Return the size to generate for a request, and the position of the generated image.
 
     Args:
         ask: The request.
         spec: The model.
-        sources: What is known of the input images.
-        limits: Of sizes.
+        sources: Facts about the input images.
+        limits: Limits of sizes.
 
     Raises:
-        InvalidRequest: Names the option that asks for something impossible.
+        InvalidRequest: An option is not possible; the error names it.
     """
     params = ask.params
     _check_conflicts(ask, sources)
@@ -94,7 +98,7 @@ def layout(ask: ParsedRequest, spec: ModelSpec, sources: Sources, limits: Limits
         own = enlargement.own_size(spec, seen, limits.drawn)
     asked = asked_size(ask, spec, own)
     larger = enlarged(ask, spec, asked, limits.enlarged)
-    # Under a mask every pixel has its place.
+    # With a mask the pixels must stay in place, so the image is resized without cropping.
     if larger is not None and sources.masked:
         larger = replace(larger, enlarged=asked)
     over = spec.size_over(asked) if ask.any_size and not sources.masked else asked
@@ -123,7 +127,7 @@ def _check_conflicts(ask: ParsedRequest, sources: Sources) -> None:
 def _only_masked(
     ask: ParsedRequest, spec: ModelSpec, sources: Sources, source: Size, limits: Limits
 ) -> Layout:
-    """The part around what is painted, at the size that is asked for."""
+    """Return the layout for the part around the painted area, at the requested size."""
     canvas, kept = _with_border(ask, source, limits)
     painted = sources.painted
     if kept is not None:
@@ -143,7 +147,11 @@ def _only_masked(
 
 
 def _expanded(ask: ParsedRequest, spec: ModelSpec, source: Size, limits: Limits) -> Layout:
-    """The image with its border: at its own scale where the model can, else smaller."""
+    """Return the layout for an image with a border.
+
+    The image keeps its scale if the model can generate the whole size. Otherwise it is generated
+    smaller.
+    """
     canvas, kept = _with_border(ask, source, limits)
     over = spec.size_over(canvas)
     fits = spec.size_problem(over) is None and over.width * over.height <= limits.drawn
@@ -154,7 +162,7 @@ def _expanded(ask: ParsedRequest, spec: ModelSpec, source: Size, limits: Limits)
 
 
 def _size_of_part(ask: ParsedRequest, spec: ModelSpec, asked: Size, limits: Limits) -> Size:
-    """The size that is generated for what is then scaled into the finished image."""
+    """Return the size to generate for a part that is then scaled into the finished image."""
     larger = enlarged(ask, spec, asked, limits.enlarged)
     over = spec.size_over(asked) if ask.any_size else asked
     size = larger.generated if larger else over
@@ -163,7 +171,10 @@ def _size_of_part(ask: ParsedRequest, spec: ModelSpec, asked: Size, limits: Limi
 
 
 def _with_border(ask: ParsedRequest, source: Size, limits: Limits) -> tuple[Size, Box | None]:
-    """The size of the image with its border, and where the image lies in it."""
+    """Return the size of the image with its border, and the position of the image in it.
+
+    The position is omitted (None) without a border.
+    """
     if ask.params.expand is None:
         return source, None
     left, top, right, bottom = ask.params.expand
@@ -173,7 +184,7 @@ def _with_border(ask: ParsedRequest, source: Size, limits: Limits) -> tuple[Size
 
 
 def _painted(canvas: Size, kept: Box, mask: Box | None) -> Box:
-    """The smallest rectangle around a border and what a mask of the image opens."""
+    """Return the smallest rectangle around the border and the painted area of the mask."""
     whole = Box.whole(canvas)
     sides = [
         whole._replace(right=kept.left),
@@ -189,7 +200,7 @@ def _painted(canvas: Size, kept: Box, mask: Box | None) -> Box:
 
 
 def reference_sizes(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> tuple[Size, ...]:
-    """Return the size of each reference image for the model."""
+    """Return the size at which the model receives each reference image."""
     if ask.params.reference_size == "original":
         return sources.references
     return tuple(map(spec.reference_size, sources.references))
@@ -198,7 +209,7 @@ def reference_sizes(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> tu
 def check_sources(
     ask: ParsedRequest, spec: ModelSpec, sources: Sources, placement: Placement | None
 ) -> None:
-    """Reject what would have no effect: options of images that did not come."""
+    """Reject options that would have no effect because the request lacks an input image."""
     bordered = placement is not None and placement.kept is not None
     present = {
         "image": sources.drawn_over,
@@ -219,7 +230,7 @@ def check_sources(
             param=ask.client_name("control"),
         )
     if (sources.masked or bordered) and ask.params.upscaler is not None:
-        # What is kept is kept exactly, which enlarging cannot.
+        # The kept pixels must not change, but an upscaler changes all pixels.
         raise ask.rejected(
             "upscaler",
             f" cannot be combined with {'a mask' if sources.masked else 'a painted border'}; "

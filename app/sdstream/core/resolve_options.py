@@ -1,4 +1,4 @@
-"""The concrete values of a request's options, one by one."""
+"""The concrete values of a request's options."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ from sdstream.core.size import Size
 
 _LORA_BEGINS = re.compile(r"<(?:lora|lyco):")
 
-#: Skip-layer guidance, with the defaults of the runtime's own program.
+#: Defaults of skip-layer guidance, as in the runtime's own program.
 _SLG_DEFAULTS = {"slg_start": 0.01, "slg_end": 0.2, "slg_layers": (7, 8, 9)}
 
 
 def concrete(
     ask: ParsedRequest, spec: ModelSpec, sources: Sources, placement: Placement | None
 ) -> dict[str, Any]:
-    """Return the defaults of options that have one besides the runtime's: name -> value."""
+    """Return the defaults of options that the client left out: name -> value.
+
+    Options whose default the runtime sets are not in the result.
+    """
     params = ask.params
     defaults: dict[str, Any] = {}
     if spec.traits.distilled_guidance:
         defaults["guidance"] = default_guidance(spec)
     if sources.drawn_over:
-        # Under a mask there is nothing to keep; without one the image should be recognised.
+        # The painted area of a mask need not keep anything of the input image. Without a mask the
+        # result should still resemble the input image.
         bordered = placement is not None and placement.kept is not None
         defaults["strength"] = 1.0 if sources.masked or bordered else 0.75
         if placement is None:
@@ -55,7 +59,7 @@ def concrete(
 
 
 def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ...]]:
-    """Return the prompt without LoRA tags, and all LoRAs: the chosen ones and those of the tags."""
+    """Return the prompt without LoRA tags, and the LoRAs of the option and of the tags."""
     if HYPERNETWORK_TAG.search(ask.params.prompt):
         raise ask.rejected(
             "prompt", " contains a hypernetwork tag; use a LoRA.", Reason.NOT_SUPPORTED
@@ -72,7 +76,7 @@ def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ..
         )
     if tags:
         chosen += [(LoraChoice(id=n, scale=_scale(ask, n, text)), "prompt") for n, text in tags]
-        # Text, name, scale, text …; the space before a tag goes with it.
+        # The split yields text, name, scale, text … A space before a tag is removed with the tag.
         texts = LORA_TAG.split(prompt)[::3]
         prompt = "".join(text.rstrip() for text in texts).strip()
     if _LORA_BEGINS.search(prompt):
@@ -93,7 +97,7 @@ def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ..
 
 
 def _file(ask: ParsedRequest, option: str, kind: str, name: str, assets: Assets) -> str:
-    """Return the whole name of one of the operator's files, which may lack its folder."""
+    """Return the full name of one of the operator's files; ``name`` may lack the folder."""
     what, known = {"lora": ("LoRA", assets.loras), "upscaler": ("upscaler", assets.upscalers)}[kind]
     if name in known:
         return name
@@ -133,7 +137,7 @@ def second_pass(
     assets: Assets,
     limits: Limits,
 ) -> Size | None:
-    """Return the size of the second pass in pixels; None for no second pass."""
+    """Return the size of the second pass in pixels; None without a second pass."""
     scale = ask.params.hires_scale
     if scale is None:
         return None
@@ -158,7 +162,7 @@ def second_pass(
 def _check_upscaler(
     ask: ParsedRequest, option: str, name: str, size: Size, assets: Assets, limits: Limits
 ) -> None:
-    """Reject an image that an upscaler makes too large: it does so before it is reduced."""
+    """Reject an image if the upscaler's direct result, before any reduction, is too large."""
     factor = assets.upscalers[name]
     whole = Size(size.width * factor, size.height * factor)
     if whole.width * whole.height > limits.enlarged:
@@ -176,10 +180,10 @@ def enlarging(
 
     Args:
         ask: The request.
-        size: Of the first pass.
-        larger: Of the second pass, None without one.
-        upscaled: After the upscaler, None without one.
-        steps: Of the first pass.
+        size: Size of the first pass.
+        larger: Size of the second pass; None without one.
+        upscaled: Size after the upscaler; None without one.
+        steps: Number of steps of the first pass.
     """
     params = ask.params
     values: dict[str, Any] = {}
@@ -196,7 +200,7 @@ def enlarging(
 
 
 def with_upscalers(ask: ParsedRequest, assets: Assets) -> ParsedRequest:
-    """Return the request with the whole names of its upscalers."""
+    """Return the request with the full names of its upscalers."""
     params = ask.params
     named = {"upscaler": params.upscaler}
     if params.hires_upscaler not in HIRES_UPSCALERS:
@@ -215,7 +219,7 @@ def with_own_upscaler(
     """Return the request with the upscaler of its model's entry.
 
     Raises:
-        InvalidRequest: The server does not have it, or the request enlarges by another factor.
+        InvalidRequest: The server lacks the upscaler, or the request sets another factor.
     """
     upscaler = enlargement.upscaler
     if upscaler is None:
@@ -242,14 +246,14 @@ def with_own_upscaler(
 def upscaled(
     ask: ParsedRequest, size: Size, assets: Assets, limits: Limits, own: Size | None = None
 ) -> Size | None:
-    """Return the size after the upscaler in pixels; None for no upscaler.
+    """Return the size after the upscaler and resizing, in pixels; None without either.
 
     Args:
         ask: The request.
-        size: Of the image before.
-        assets: Has the upscalers.
-        limits: Bound what the upscaler makes, also when the result is reduced.
-        own: The size that the model's entry leads to, None if it generates the size itself.
+        size: Size of the image before the upscaler.
+        assets: The operator's upscalers.
+        limits: Limits of the upscaler's direct result, even if that is reduced afterwards.
+        own: Size after resizing by the model's entry; None if the entry does not resize the image.
     """
     name = ask.params.upscaler
     if name is None:

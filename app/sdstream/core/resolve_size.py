@@ -1,4 +1,4 @@
-"""The size that a request asks for, in one of four ways."""
+"""The size of a request, from ``size``, ``width`` and ``height``, ``aspect_ratio`` or a default."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.size import Size
 
-#: Neither side is 0.
+#: A ratio as WIDTH:HEIGHT; neither number can be 0.
 _RATIO: Final = re.compile(r"\s*([1-9]\d{0,3})\s*:\s*([1-9]\d{0,3})\s*")
 
 
 def asked_size(ask: ParsedRequest, spec: ModelSpec, own: Size) -> Size:
-    """Return the size that a request asks for; ``own`` when it leaves that to the server."""
+    """Return the size that a request names, or ``own`` if the request does not name one."""
     params = ask.params
     if params.aspect_ratio is not None:
         return _shaped(ask, spec)
@@ -29,7 +29,7 @@ def asked_size(ask: ParsedRequest, spec: ModelSpec, own: Size) -> Size:
 
 
 def names_size(ask: ParsedRequest) -> bool:
-    """Return whether a request asks for a size or a shape."""
+    """Return whether a request names a size or an aspect ratio."""
     params = ask.params
     chosen = (params.aspect_ratio, params.width, params.height)
     return params.size not in (None, "auto", "") or any(value is not None for value in chosen)
@@ -41,7 +41,7 @@ def check_size(ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int)
     Args:
         ask: The request, for the name of the option.
         spec: The model.
-        size: To be generated.
+        size: The size to generate.
         max_pixels: Upper bound of width x height.
     """
     problem = spec.size_problem(size)
@@ -53,13 +53,18 @@ def check_size(ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int)
 def enlarged(
     ask: ParsedRequest, spec: ModelSpec, size: Size, max_pixels: int
 ) -> Enlargement | None:
-    """Return how the model's images get a size that it does not generate; None when it does.
+    """Return how images are resized to a size that the model does not generate.
+
+    The function returns None in these cases:
+
+    - The model generates the size, or its entry has no ``size.enlarge``.
+    - The request names another upscaler.
+    - The image would be reduced, and the request enlarges it after that.
 
     Args:
-        ask: The request; one that names another upscaler gets no second one, and an image that is
-            enlarged later is not reduced first.
+        ask: The request.
         spec: The model.
-        size: Of the finished image.
+        size: Size of the finished image.
         max_pixels: Upper bound of width x height of an enlarged image.
 
     Raises:
@@ -73,7 +78,7 @@ def enlarged(
         plan = enlargement.plan(spec, size)
     except ValueError as error:
         raise _rejected(ask, str(error)) from None
-    # The parameters of older images name the upscaler together with the factor of the reduction.
+    # The parameters in older image files contain the upscaler and the factor of the reduction.
     by_upscaler = ask.params.upscaler is not None and ask.params.upscale != plan.factor
     later = by_upscaler or ask.params.hires_scale is not None
     if plan.upscaler is None and later and not spec.size_problem(size):
@@ -87,18 +92,18 @@ def _rejected(ask: ParsedRequest, problem: str) -> InvalidRequest:
 
 
 def _option(ask: ParsedRequest) -> str:
-    """Return the option that chose the size."""
+    """Return the name of the option that set the size."""
     if ask.params.aspect_ratio is not None:
         return "aspect_ratio"
     return "width" if ask.params.width is not None else "size"
 
 
 def check_pixels(ask: ParsedRequest, option: str, size: Size, max_pixels: int) -> None:
-    """Reject a size of more pixels than the server allows.
+    """Reject a size that has more pixels than the server allows.
 
     Args:
         ask: The request.
-        option: The option that leads to the size.
+        option: The option that set the size, for the error.
         size: Width and height.
         max_pixels: Upper bound of width x height.
     """

@@ -1,8 +1,8 @@
 """The runtime's samplers and schedules by name, and the combinations that it cannot use.
 
-Names are those of ``str_to_sample_method`` and ``str_to_scheduler`` of stable-diffusion.cpp as
-vendored by stable-diffusion-cpp-python 0.4.7. "default" is not a schedule of the runtime: it
-stands for the one that the runtime itself pairs with the model and the sampler.
+The names are those of ``str_to_sample_method`` and ``str_to_scheduler`` in the version of
+stable-diffusion.cpp that stable-diffusion-cpp-python 0.4.7 contains. "default" is not a schedule of
+the runtime. It stands for the schedule that the runtime chooses for the model and the sampler.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ class Sampler(NamedTuple):
     """A sampling method of the runtime.
 
     Attributes:
-        title: For people.
-        label: AUTOMATIC1111's name, which Xinference shares.
-        aliases: Other spellings: k-diffusion's, which Fireworks shares, and diffusers'.
-        noisy: It adds noise between the steps, and ``eta`` is how much; for others eta is nothing.
+        title: Name for people.
+        label: AUTOMATIC1111's name, which Xinference uses too.
+        aliases: Other spellings: those of k-diffusion, which Fireworks uses too, and of diffusers.
+        noisy: The sampler adds noise between the steps, and ``eta`` sets the amount. Other samplers
+            ignore ``eta``.
     """
 
     title: str
@@ -33,8 +34,8 @@ class Schedule(NamedTuple):
     """A noise schedule of the runtime.
 
     Attributes:
-        title: For people.
-        label: AUTOMATIC1111's name, None where it has none.
+        title: Name for people.
+        label: AUTOMATIC1111's name, or None.
         aliases: Other spellings.
     """
 
@@ -85,11 +86,12 @@ SCHEDULES: Final[Mapping[str, Schedule]] = {
     "bong_tangent": Schedule("bong tangent", "Bong Tangent"),
 }
 
-#: What clients send to choose none.
+#: Values that clients send to leave the choice to the server.
 NO_SAMPLER: Final = ("", "default", "automatic")
 NO_SCHEDULE: Final = ("", "automatic")
 
-#: Ways to leave out work between similar steps -> whether they are for U-Nets, for transformers.
+#: Mode of the step cache, which skips work between similar steps -> whether it works with U-Nets,
+#: and whether it works with transformers.
 CACHE_MODES: Final = {
     "easycache": (False, True),
     "ucache": (True, False),
@@ -101,12 +103,12 @@ CACHE_MODES: Final = {
 
 
 class Knob(NamedTuple):
-    """A number of a cache mode.
+    """A numeric parameter of a cache mode.
 
     Attributes:
-        field: Its name in the runtime.
-        low, high: Bounds, both allowed.
-        whole: It has no fraction.
+        field: Name of the field in the runtime.
+        low, high: Inclusive bounds.
+        whole: The value must be a whole number.
     """
 
     field: str
@@ -125,9 +127,9 @@ _BLOCKS: Final = {
     "Fn": Knob("Fn_compute_blocks", 1, 100),
     "Bn": Knob("Bn_compute_blocks", 0, 100),
 }
-#: Cache mode -> the numbers that it looks at, by the names of the runtime's own program. The modes
-#: that compare blocks have more of them (warm-up, most cached steps, derivatives, interval, mask),
-#: which change nothing in this release: each was tried at its bounds.
+#: Cache mode -> its parameters, by their names in the runtime's own program. The modes that compare
+#: blocks have more parameters (warm-up, maximum of cached steps, derivatives, interval, mask). In
+#: this release of the runtime they have no effect: each was tested at its bounds.
 CACHE_KNOBS: Final[Mapping[str, Mapping[str, Knob]]] = {
     "easycache": _SHARES,
     "ucache": {
@@ -150,7 +152,7 @@ CACHE_KNOBS: Final[Mapping[str, Mapping[str, Knob]]] = {
     },
 }
 
-#: How the first pass of a hires fix is enlarged.
+#: Methods that enlarge the first pass of a hires fix.
 HIRES_UPSCALERS: Final = (
     "latent", "latent-nearest", "latent-nearest-exact", "latent-antialiased", "latent-bicubic",
     "latent-bicubic-antialiased", "lanczos", "nearest",
@@ -160,7 +162,7 @@ LATENT_UPSCALERS: Final = tuple(name for name in HIRES_UPSCALERS if name.startsw
 
 
 def _plain(name: str) -> str:
-    """A name without what its spellings differ in: "DPM++ 2M", "dpmpp_2m" and "dpm++2m" are one."""
+    """Return a name in normalised form: "DPM++ 2M" and "dpmpp_2m" become "dpm++2m"."""
     return name.lower().translate(_SEPARATORS).replace("pp", "++")
 
 
@@ -181,11 +183,11 @@ _SCHEDULES_BY_NAME: Final = _by_name(SCHEDULES)
 
 
 def find_sampler(name: str) -> tuple[str, str | None] | None:
-    """What a client's name of a sampler means to the runtime.
+    """Return the sampler that a client's name stands for.
 
     Returns:
-        The sampler, and the schedule of names that hold both ("DPM++ 2M Karras"); None for a name
-        that means nothing.
+        The sampler, and the schedule if the name contains one ("DPM++ 2M Karras") or else None.
+        Instead of the pair, None for an unknown name.
     """
     plain = _plain(name)
     if plain in _SAMPLERS_BY_NAME:
@@ -198,7 +200,7 @@ def find_sampler(name: str) -> tuple[str, str | None] | None:
 
 
 def nearest_sampler(name: str) -> str | None:
-    """Return the sampler whose name is most like an unknown one; None when none is alike."""
+    """Return the sampler whose name is most similar to an unknown one; None if no name is."""
     plain = _plain(name)
     for ending in _SCHEDULES_BY_NAME:
         plain = plain.removesuffix(ending)
@@ -207,18 +209,19 @@ def nearest_sampler(name: str) -> str | None:
 
 
 def find_schedule(name: str) -> str | None:
-    """The runtime's name for a client's spelling of a schedule, or None."""
+    """Return the runtime's name for a client's spelling of a schedule; None if it is unknown."""
     return _SCHEDULES_BY_NAME.get(_plain(name))
 
 
 def refusal(*, schedule: str, steps: int, flow: bool) -> str | None:
-    """Return why the runtime cannot use this schedule, None if it can.
+    """Return why the runtime cannot use this schedule; None if it can.
 
-    Each rule is a crash or a black image that was measured with 0.4.7.
+    Each rule prevents a crash or a blank image that stable-diffusion-cpp-python 0.4.7 produced in
+    tests.
 
     Args:
         schedule: A name of SCHEDULES.
-        steps: Sampling steps.
+        steps: Number of sampling steps.
         flow: True for a model trained by flow matching (Flux, SD3, Ovis, Qwen).
     """
     if schedule == "gits" and steps < 2:
@@ -226,7 +229,7 @@ def refusal(*, schedule: str, steps: int, flow: bool) -> str | None:
     if schedule in ("karras", "exponential") and steps < 2:
         return f"The schedule '{schedule}' needs at least 2 steps: with one the image is black."
     if schedule in ("ays", "gits") and flow:
-        # Their tables are of noise levels up to 14 and more; a flow model knows them up to 1.
+        # Their tables contain noise levels up to 14 and more, but those of a flow model end at 1.
         return (
             f"The schedule '{schedule}' has tables for older models (SD1, SDXL, SVD) only: "
             "with this model it generates a blank image."

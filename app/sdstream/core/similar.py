@@ -1,4 +1,4 @@
-"""The nearest known name of a misspelled one, for every "did you mean"."""
+"""The known name that is nearest to a misspelled one, for "Did you mean" suggestions."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Final
 from rapidfuzz import process
 from rapidfuzz.distance import OSA
 
-#: Shorter names differ from each other by a letter anyway.
+#: Minimum length of a known name that is suggested; shorter names differ by a letter or two anyway.
 _SHORTEST: Final = 4
-#: From this length on, two typing errors still leave a name recognisable.
+#: Minimum length of a name in which two typing errors are allowed.
 _LONG: Final = 8
-#: Share of the letters that two different names of one thing have in common, as a rule.
+#: Minimum similarity (0..1) of a suggested name.
 _ALIKE: Final = 0.6
 
 
 def near_miss(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that a misspelled one was meant to be; None if none is near.
+    """Return the known name that a client misspelled; None if no known name is near.
 
-    A near miss is one insertion, deletion, substitution or swap of neighbours away, or two from
-    eight letters on. Case and hyphens do not count: ``negativePrompt`` is one away from
-    ``negative_prompt``.
+    A name is near if it differs by one insertion, deletion, substitution or swap of neighbouring
+    letters, or by two if it has eight letters or more. Case does not matter, and a hyphen counts as
+    an underscore. ``negativePrompt`` differs from ``negative_prompt`` by one insertion.
 
     Args:
-        name: As the client sent it.
-        known: Candidates; their order decides between equally near ones.
+        name: The name as the client sent it.
+        known: Candidates; the first of equally near ones is returned.
     """
     allowed = 2 if len(name) >= _LONG else 1
     if len(name) < _SHORTEST - 1:
@@ -38,14 +38,13 @@ def near_miss(name: str, known: Iterable[str]) -> str | None:
 
 
 def most_similar(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like another one; None when none is alike.
+    """Return the known name that is most similar to another one; None if no name is similar.
 
-    This is for suggestions in errors about names that do not exist, where a wrong guess costs
-    nothing.
+    Errors about unknown names use this for suggestions, where a wrong guess does no harm.
 
     Args:
-        name: As the client sent it.
-        known: Candidates; their order decides between equally similar ones.
+        name: The name as the client sent it.
+        known: Candidates; the first of equally similar ones is returned.
     """
     found = process.extractOne(
         _plain(name),
@@ -58,7 +57,7 @@ def most_similar(name: str, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str | None) -> str:
-    """Return the end of an error message that suggests a name; empty for None."""
+    """Return a sentence that suggests a name, for the end of an error message; empty for None."""
     return f" Did you mean '{name}'?" if name else ""
 
 
