@@ -1,4 +1,4 @@
-"""A parsed request: the parameters of the image, and the form of its answer."""
+"""A parsed request: the parameters of the image and the form of the answer."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ StreamDialect = Literal["image.chunk", "openai", "both"]
 
 
 class Handling(StrEnum):
-    """What becomes of the unknown fields of a request.
+    """How the server handles unknown fields of a request.
 
     Attributes:
-        STRICT: All are rejected.
-        SUGGEST: Near misses of options are rejected, with the suggestion; others become warnings.
-        LENIENT: All become warnings.
+        STRICT: It rejects all unknown fields.
+        SUGGEST: It rejects misspelled options with a suggestion, and warns about other fields.
+        LENIENT: It warns about all unknown fields.
     """
 
     STRICT = "strict"
@@ -37,7 +37,7 @@ class Handling(StrEnum):
 
 
 class StreamOptions(BaseModel):
-    """``stream_options`` of llama-box and GPUStack."""
+    """The object ``stream_options``, as in llama-box and GPUStack."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +53,7 @@ class StreamOptions(BaseModel):
 
 
 class ReplyOptions(BaseModel):
-    """How the answer is wanted, as opposed to what is generated."""
+    """The options of the answer, which do not affect the image."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -96,21 +96,22 @@ class ReplyOptions(BaseModel):
 
     @property
     def previews(self) -> int:
-        """Previews that the request asks for, of one image; EVERY_STEP for all."""
+        """Number of previews of one image that the request asks for; EVERY_STEP for all steps."""
         if self.stream_options.preview:
-            return EVERY_STEP  # for every reader of the job, streamed or not
+            return EVERY_STEP  # even without a stream, for readers of the job's events
         return (self.partial_images or 0) if self.stream else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """Wishes of a request that are not in its body.
+    """Settings for the parsing of a request that are not in its body.
 
     Attributes:
         dialect: Form of the stream that the query names; it overrides the body.
-        library: Form of the stream that the client's library reads, where nothing else names one.
-        handling: What becomes of unknown fields.
-        options_in_prompt: ``<sd_cpp_extra_args>`` in a prompt counts.
+        library: Form of the stream that the client's library reads; used if neither the query nor
+            the body names a form.
+        handling: How the server handles unknown fields.
+        options_in_prompt: Options in ``<sd_cpp_extra_args>`` in a prompt are read.
     """
 
     dialect: StreamDialect | None = None
@@ -121,20 +122,21 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """What a dialect made of a client's request.
+    """A client's request in the same form for all dialects.
 
     Attributes:
         params: What to generate.
-        reply: How to answer.
+        reply: Options of the answer.
         files: The input images.
-        operation: What OpenAI's events are named for.
-        only_upscale: Nothing is generated: the input image is enlarged.
-        any_size: A size that the model cannot generate is generated larger and cut.
-        blank_flagged: Flagged images are answered as blank ones (Fireworks) instead of failing
-            the job.
+        operation: Kind of the request; OpenAI's events are named after it.
+        only_upscale: The request only upscales the input image.
+        any_size: If the model cannot generate the size, it generates a larger image, which is
+            cropped.
+        blank_flagged: A flagged image is replaced by a blank one (Fireworks) instead of failing the
+            job.
         client_names: Canonical name -> the client's spelling, for error messages.
-        warnings: A sentence for each field that was taken and has no effect.
-        unknown: Names of the unknown fields among them, as the client spelled them.
+        warnings: A sentence for each field that was accepted and has no effect.
+        unknown: Names of the unknown fields among those, as the client spelled them.
     """
 
     params: ImageParams
@@ -150,12 +152,12 @@ class ParsedRequest:
 
     @property
     def previews(self) -> int:
-        """Previews of one image; none with a safety check, which they would get round."""
+        """Number of previews of one image; 0 with a safety check, which does not check previews."""
         return 0 if self.params.safety_check else self.reply.previews
 
     @property
     def fingerprint(self) -> str:
-        """Digest that is the same for the same request, however it was spelled."""
+        """Digest of the request; it does not depend on how the client spelled the options."""
         hidden = (self.only_upscale, self.blank_flagged, self.any_size)
         parts = [self.params.model_dump(mode="json"), hidden, self.reply.model_dump()]
         text = json.dumps([*parts, self.operation], sort_keys=True)
@@ -190,8 +192,8 @@ class ParsedRequest:
 
         Args:
             option: Canonical name.
-            problem: What follows the quoted name: " needs a mask.", ": no such file.".
-            reason: Machine-readable.
+            problem: Text after the quoted name, for example " needs a mask." or ": no such file.".
+            reason: Code of the error.
         """
         name = self.client_name(option)
         return InvalidRequest(f"'{name}'{problem}", reason=reason, param=name)

@@ -1,8 +1,8 @@
-"""The catalogue: which models there are, what they are made of and how they like to be run.
+"""The catalogue: the models with their files and settings.
 
-``Catalog.parse`` turns the text of models.yaml into frozen values. It touches no disk: whether
-the files exist is checked later, with ``Catalog.line_of`` to name the line at fault.
-``Catalog.on_machine`` gets the files of the hub that are on this machine.
+``Catalog.parse`` turns the text of models.yaml into immutable values. It does not access the disk.
+Its callers check later whether the files exist, and find the line for an error with
+``Catalog.line_of``. ``Catalog.on_machine`` adds the models whose hub files are downloaded.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class _File(Part):
 
 @dataclass(frozen=True, slots=True)
 class CatalogChange:
-    """How one catalogue differs from another.
+    """The differences between two catalogues.
 
     Attributes:
         added, removed, changed: Ids of entries.
-        default: The default model of the newer one.
+        default: The default model of the newer catalogue.
     """
 
     added: tuple[str, ...]
@@ -48,7 +48,7 @@ class CatalogChange:
     default: str
 
     def __str__(self) -> str:
-        """Return it for a log."""
+        """Return the change as text for a log."""
         parts = ("added", self.added), ("removed", self.removed), ("changed", self.changed)
         told = [f"{what} {', '.join(ids)}" for what, ids in parts if ids]
         return "; ".join(told) or "no entry changed"
@@ -59,19 +59,19 @@ class Catalog:
     """The entries of models.yaml, and the models that can generate.
 
     Attributes:
-        entries: All of models.yaml, by id.
-        models: Models that can generate, by id: entries of plain files, and downloaded quants of
-            the others as MODEL:QUANT, which ``parse`` leaves out.
-        default: The model of requests that name none; an id of ``models`` if it is downloaded.
-        default_aliases: Other names of the default model, in small letters, besides those of its
-            entry.
+        entries: All entries of models.yaml, by id.
+        models: Models that can generate, by id: the entries without quants, and the downloaded
+            quants of the other entries as MODEL:QUANT. ``parse`` leaves out the quants.
+        default: The model of requests that do not name one; an id of ``models`` if it is
+            downloaded.
+        default_aliases: Other names of the default model in lower case, besides those in its entry.
     """
 
     entries: Mapping[str, ModelSpec]
     models: Mapping[str, ModelSpec]
     default: str
     _lines: Mapping[tuple[str | int, ...], int]
-    #: Names of ``models`` in small letters, those of entries among them, to their ids.
+    #: Lower-case name -> id in ``models``; an entry's name leads to its first downloaded quant.
     _spellings: Mapping[str, str] = field(default_factory=dict)
     default_aliases: frozenset[str] = frozenset()
 
@@ -80,7 +80,7 @@ class Catalog:
         """Read models.yaml.
 
         Raises:
-            CatalogError: With the lines of all keys at fault.
+            CatalogError: The text is not valid; the error has the line of each invalid key.
         """
         lines, data = load(text)
         try:
@@ -108,7 +108,7 @@ class Catalog:
         """Return the same catalogue with the downloaded quants.
 
         Args:
-            find: The path of a file of a hub, None when it is not here.
+            find: Function that returns the path of a hub file; None if it is not downloaded.
         """
         models: dict[str, ModelSpec] = {}
         spellings: dict[str, str] = {}
@@ -127,14 +127,14 @@ class Catalog:
         return catalog.led_by(self.default)
 
     def led_by(self, name: str) -> Self:
-        """The same catalogue with another default, which need not be here."""
+        """Return the same catalogue with another default, which may be a model to download."""
         return replace(self, default=self._spellings.get(name.casefold(), name))
 
     def with_default_aliases(self, names: Sequence[str]) -> Self:
         """Return the same catalogue with more names for the default model.
 
         Raises:
-            CatalogError: A name is an id of models.yaml already.
+            CatalogError: A name is the id of an entry.
         """
         for name in names:
             entry = _entry_of(name, self.entries)
@@ -143,7 +143,7 @@ class Catalog:
         return replace(self, default_aliases=frozenset(name.casefold() for name in names))
 
     def change_from(self, older: Catalog) -> CatalogChange:
-        """Return what is new in this catalogue."""
+        """Return the differences from an older catalogue."""
         both = [name for name in self.entries if name in older.entries]
         return CatalogChange(
             added=tuple(name for name in self.entries if name not in older.entries),
@@ -153,11 +153,11 @@ class Catalog:
         )
 
     def is_alias(self, name: str) -> bool:
-        """Return whether a name that ``find`` knows is another name of its model."""
+        """Return whether a name that ``find`` accepts is an alias."""
         return name != "default" and name.casefold() not in self._spellings
 
     def aliases(self) -> dict[str, str]:
-        """Return other names of the downloaded models: alias -> id."""
+        """Return the aliases of the downloaded models: alias -> id."""
         own = {
             alias: spec.id
             for entry in self.entries.values()
@@ -167,7 +167,7 @@ class Catalog:
         return {**own, **dict.fromkeys(sorted(self.default_aliases), self.default)}
 
     def plus(self, spec: ModelSpec) -> Self:
-        """The same catalogue with one more entry, of plain files, which is the default."""
+        """Return the same catalogue with another entry without quants, which is the default."""
         added = {spec.id: spec}
         return replace(
             self,
@@ -178,12 +178,14 @@ class Catalog:
         )
 
     def with_runtime(self, model: str, values: Mapping[str, object]) -> Self:
-        """Return the same catalogue with other runtime options of a model; raises as the model's
-        ``with_runtime``.
+        """Return the same catalogue with other runtime options for a model.
 
         Args:
-            model: Id of ``models``; one that is not downloaded changes nothing.
+            model: Id in ``models``; the catalogue stays the same if the model is not downloaded.
             values: Name of a runtime option -> value.
+
+        Raises:
+            RuntimeOptionError: As for ``ModelSpec.with_runtime``.
         """
         spec = self.models.get(model)
         if spec is None or not values:
@@ -191,10 +193,10 @@ class Catalog:
         return replace(self, models={**self.models, model: spec.with_runtime(values)})
 
     def find(self, name: str | None) -> ModelSpec | None:
-        """The model of that name; None and "default" stand for the default one.
+        """Return the model with this name, or None if it does not exist or is not downloaded.
 
-        The name of an entry stands for its first downloaded quant. The case of letters
-        does not matter.
+        None, "" and "default" stand for the default model. The name of an entry stands for its
+        first downloaded quant. Case does not matter.
         """
         wanted = self.default if name in (None, "", "default") else str(name)
         found = self.models.get(self._spellings.get(wanted.casefold(), wanted))
@@ -210,7 +212,10 @@ class Catalog:
         return None if entry is None else self.find(f"{entry.id}:{quant}")
 
     def variant(self, name: str) -> Variant | None:
-        """Return the quant that MODEL:QUANT names, or the usual one of MODEL; None for others."""
+        """Return the quant that MODEL:QUANT names, or the default quant of MODEL.
+
+        Return None for a name that is not in the catalogue or has no quants.
+        """
         entry = self._named(name)
         if entry is not None:
             return next(iter(entry.variants), None)
@@ -244,7 +249,7 @@ class Catalog:
         )
 
     def why_unknown(self, name: str) -> str:
-        """Why neither ``find`` nor ``variant`` has this name, with the entries that are like it."""
+        """Return why neither ``find`` nor ``variant`` knows this name, with similar entries."""
         model = name.rpartition(":")[0] or name
         if self._named(model) is not None:
             return self.why_missing(name)
@@ -256,19 +261,19 @@ class Catalog:
         return f"The model '{name[:128]}' is not in the catalogue; {what}"
 
     def _named(self, name: str) -> ModelSpec | None:
-        """The entry that has this id or alias."""
+        """Return the entry that has this id or alias."""
         return _entry_of(name, self.entries) or self._aliased(name)
 
     def _aliased(self, name: str) -> ModelSpec | None:
         return next((e for e in self.entries.values() if _is_among(name, e.aliases)), None)
 
     def line_of(self, entry: str, component: str) -> int:
-        """The line of models.yaml that names this file of the entry."""
+        """Return the line of models.yaml that contains this file of the entry."""
         return line_near(self._lines, ("models", [*self.entries].index(entry), "files", component))
 
 
 def _quant(entry: ModelSpec, name: str) -> str | None:
-    """The entry's quant of that name, however its letters are written."""
+    """Return the entry's quant with this name, ignoring case."""
     return next((q for q in entry.quants or () if q.casefold() == name.casefold()), None)
 
 
@@ -279,7 +284,7 @@ def _is_among(name: str, names: Iterable[str]) -> bool:
 def _problems(
     specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
 ) -> Iterator[Problem]:
-    """Yield the faults that no entry has by itself."""
+    """Yield the problems that only the comparison of entries or of fields shows."""
     seen: dict[str, ModelSpec] = {}
     for index, spec in enumerate(specs):
         line = line_near(lines, ("models", index, "id"))
@@ -297,7 +302,7 @@ def _problems(
 def _alias_problems(
     specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
 ) -> Iterator[Problem]:
-    """An alias names one model only, and no entry's id."""
+    """Yield the aliases that belong to two models or equal the id of an entry."""
     taken: dict[str, str] = {}
     for index, spec in enumerate(specs):
         for alias in spec.aliases:
@@ -309,13 +314,13 @@ def _alias_problems(
 
 
 def _entry_of(name: str, entries: Mapping[str, ModelSpec]) -> ModelSpec | None:
-    """The entry of that name, however its letters are written."""
+    """Return the entry with this id, ignoring case."""
     wanted = name.casefold()
     return next((entry for entry in entries.values() if entry.id.casefold() == wanted), None)
 
 
 def _quant_problems(spec: ModelSpec, index: int, lines: Lines) -> Iterator[Problem]:
-    """Hub files and quants go together, which no field can know alone."""
+    """Yield the problems of an entry that has hub files without quants, or the reverse."""
     here = ("models", index)
     from_hub = {name: place for name, place in spec.files.items() if place.startswith(HUBS)}
     if from_hub and not spec.quants:

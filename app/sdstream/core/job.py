@@ -1,9 +1,9 @@
-"""The life of one job, from its place in the queue to its images.
+"""The states of one job, from its place in the queue to its images.
 
-Rule: TRANSITIONS alone defines which event may follow which status. ``Job.apply``
-is total: an event that the table does not allow changes nothing and returns False, so that late
-or repeated events (a worker's last frame, a second cancel) are harmless. The first terminal
-event wins; nothing follows it.
+Only the table TRANSITIONS defines which event may follow which status. ``Job.apply`` accepts any
+event. If the table does not allow the event, it changes nothing and returns False, so that late or
+repeated events (a worker's last frame, a second cancel) are harmless. The first terminal event
+wins, and no event follows it.
 
 ::
 
@@ -12,8 +12,8 @@ event wins; nothing follows it.
      │  └─────────│─────────┘  │       (another try: see service/dispatch.py)
      └────────────┴────────────┴─────> failed | cancelled
 
-A job keeps an append-only list of what happened; a reader holds an index into it. There are no
-queues per client: a late reader replays, a slow one blocks no other reader.
+A job keeps an append-only list of its events, and each reader keeps an index into that list. There
+are no queues per client. A late reader replays the events, and a slow reader does not block others.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from sdstream.core.messages import Phase, Progress, counted_phase
 from sdstream.core.queue import Priority
 from sdstream.core.request import GenerationRequest
 
-#: Pixels to a side of what is counted as one image token: two latent pixels of eight pixels each.
+#: Width and height in pixels of one image token: two latent pixels, each eight pixels wide.
 TOKEN_PIXELS: Final = 16
 
-#: More than OpenAI's stream has of ten images, so that a slow reader of it misses none.
+#: More previews than OpenAI's stream sends for ten images, so that a slow reader misses none.
 _KEPT_PREVIEWS: Final = 32
 
-#: Tries of a background job; the death of its worker or of the server ends one.
+#: Maximum number of tries of a background job; a try ends if its worker or the server dies.
 MAX_ATTEMPTS: Final = 2
 
 
 class JobStatus(DescribedEnum):
-    """Where a job is; each value with its one line of meaning."""
+    """The status of a job, each value with a line that explains it."""
 
     QUEUED = "queued", "waits for its turn"
     LOADING = "loading", "is next, its model is being loaded"
@@ -59,26 +59,27 @@ class JobStatus(DescribedEnum):
 
     @property
     def terminal(self) -> bool:
-        """True when nothing can follow."""
+        """True if no event can follow."""
         return not TRANSITIONS[self]
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The owner of a job and how it is kept; none of this changes the image.
+    """The owner of a job and how the server handles it; nothing here affects the images.
 
     Attributes:
-        operation: What the client called it.
-        owner: Whose job it is: stands for an API key, empty without keys.
-        priority: Its class in the queue.
-        background: It continues without its client and outlives the server.
-        as_url, data_url, both: How a plain answer has the images (rendering.ResponseFormat).
-        idempotency_key: The client's name for this request, None without one.
-        fingerprint: Digest of the request, to distinguish a repetition from another request.
-        webhook_url: Where to post the end, None for nowhere.
-        group: The client's name for jobs that belong together, None without one.
-        base_url: What links begin with there.
-        traceparent: Span of the request (W3C Trace Context), empty without one.
+        operation: Kind of the request.
+        owner: Identifier of the client's API key; empty without keys.
+        priority: Priority class in the queue.
+        background: The job continues if its client disconnects or the server restarts.
+        as_url, data_url, both: Form of the images in an answer that is not a stream
+            (rendering.ResponseFormat).
+        idempotency_key: The client's Idempotency-Key; None without one.
+        fingerprint: Digest of the request, to tell a repeated request from a different one.
+        webhook_url: Address to which the server reports the end of the job; None for no report.
+        group: The client's name for jobs that belong together; None without one.
+        base_url: Beginning of the links in the webhook message.
+        traceparent: Span of the request (W3C Trace Context); empty without one.
     """
 
     operation: Literal["generation", "edit"] = "generation"
@@ -101,14 +102,14 @@ class ImageResult:
     """One finished image as a file.
 
     Attributes:
-        index: Image of the job, from 0.
+        index: Index of the image in the job, from 0.
         seed: Seed of the image.
-        data: The encoded file, None where only the store has it.
-        size: Its bytes.
-        steps: Sampling steps that the runtime took.
+        data: The encoded file; None if only the store has it.
+        size: Size of the file in bytes.
+        steps: Number of sampling steps.
         encode_seconds, sample_seconds, decode_seconds: The runtime's time in each phase.
-        id: Key in the image store, None when the image was not put there.
-        flagged: The safety checker kept the image back, and the file is blank.
+        id: Key in the image store; None if the image was not stored.
+        flagged: The safety checker flagged the image, and the file is a blank image.
     """
 
     index: int
@@ -124,7 +125,7 @@ class ImageResult:
 
     @property
     def content(self) -> bytes:
-        """The encoded file of an image that has it at hand."""
+        """The encoded file; only for an image whose ``data`` is loaded."""
         assert self.data is not None
         return self.data
 
@@ -134,18 +135,18 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The job has this place in the queue; 0 is next."""
+    """The job has this position in the queue; the job at position 0 is next."""
 
     position: int
 
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """The job waits again; finished images stay.
+    """The job waits again, and its finished images stay.
 
     Attributes:
-        counts: The try was one: the worker died. Else the server was told to stop, or the worker's
-            machine went out of reach.
+        counts: The interrupted try counts towards MAX_ATTEMPTS because the worker died. False if
+            the server is shutting down or cannot reach the worker's machine.
     """
 
     counts: bool = True
@@ -163,7 +164,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class PreviewReady:
-    """A small PNG of how the image looks after a step."""
+    """A small view of the image after a step, as PNG."""
 
     index: int
     step: int
@@ -231,7 +232,7 @@ TRANSITIONS: Final[Mapping[JobStatus, Mapping[type, JobStatus]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event with the time it was taken up, in Unix seconds."""
+    """An event and the time at which it was applied, in Unix seconds."""
 
     at: float
     event: JobEvent
@@ -239,16 +240,18 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a job cost, for both families of clients.
+    """The cost of a job, as the speeds that llama-box reports and as OpenAI's tokens.
 
     Attributes:
         generation_per_second: Sampling steps per second.
         time_per_generation_ms: Milliseconds of sampling and decoding per image.
-        time_to_process_ms: Milliseconds from acceptance to the first sampling step: the queue,
-            the loading of the model and the reading of the prompt.
-        text_tokens: Words of the prompt (the runtime does not report its encoder's tokens).
-        image_tokens: Patches of 16 x 16 pixels in the input images, at the size of the output.
-        output_tokens: Patches of 16 x 16 pixels in all images.
+        time_to_process_ms: Milliseconds from acceptance to the first sampling step. This includes
+            the queue, the loading of the model and the encoding of the prompt.
+        text_tokens: Number of words in the prompt (the runtime does not report the number of
+            tokens).
+        image_tokens: Number of patches of 16 x 16 pixels in the input images, each counted at the
+            size of the output.
+        output_tokens: Number of patches of 16 x 16 pixels in the finished images.
     """
 
     generation_per_second: float
@@ -260,27 +263,27 @@ class Usage:
 
 
 class Job:
-    """One accepted request and everything that happened to it.
+    """One accepted request and all events of its job.
 
     Attributes:
-        id: Unguessable.
-        request: What is generated.
-        created: Unix seconds of acceptance.
-        terms: Its owner, and how it is kept.
-        status: Its present status.
-        queue_position: Jobs before it while queued.
-        attempts: How often the runtime was given the job.
-        started, ended: Unix seconds of the newest start and of the end, None before.
-        entries: What happened, oldest first; only ever appended to, and all but the newest previews
-            lose their pixels.
-        first_event: Number of events before ``entries`` begins, in an earlier run of
-            the server; entry i is event ``first_event + i + 1``.
+        id: Identifier that clients cannot guess.
+        request: The concrete request.
+        created: Unix time in seconds at which the server accepted the job.
+        terms: The owner of the job, and how the server handles it.
+        status: Current status.
+        queue_position: Number of jobs before this one while it is queued.
+        attempts: Number of tries: how often a worker received the job.
+        started, ended: Unix times in seconds of the newest start and of the end; None before.
+        entries: The events, oldest first. The list is append-only, but older previews lose their
+            pixels.
+        first_event: Number of events before ``entries``, for example from an earlier run of the
+            server; entry i is event ``first_event + i + 1``.
         images: Finished images by index.
-        progress: The newest progress of the image being generated.
-        ending: The event that ended it, None before.
-        has_findings: Generating added to the request: warnings, kernels, or the model's hash.
-        favorite: The owner marked it, and it does not expire.
-        uploads: Files that came with the request and are kept: name -> bytes.
+        progress: The newest progress of the image that is being generated.
+        ending: The event that ended the job; None before.
+        has_findings: Warnings, kernels or the hash of the model were added to the request.
+        favorite: The owner marked the job, so it does not expire.
+        uploads: Stored files that came with the request: name -> size in bytes.
     """
 
     def __init__(
@@ -308,7 +311,7 @@ class Job:
         self._newest_step: tuple[int, float] | None = None
 
     def retold(self, images: Iterable[ImageResult]) -> Job:
-        """This ended job with these images; its entries report only them and its end."""
+        """Return a copy of this ended job whose entries are only these images and the end."""
         assert self.ending is not None
         assert self.ended is not None
         job = Job(self.id, self.request, self.created, self.terms)
@@ -327,15 +330,15 @@ class Job:
 
     @property
     def terminal(self) -> bool:
-        """True when the job has ended."""
+        """True if the job has ended."""
         return self.status.terminal
 
     def apply(self, event: JobEvent, at: float) -> bool:
         """Apply an event; return False if it is not allowed now or changes nothing.
 
         Args:
-            event: What happened.
-            at: Unix seconds.
+            event: The event.
+            at: Unix time of the event in seconds.
         """
         if isinstance(event, Completed) and len(self.images) < self.request.n:
             missing = self.request.n - len(self.images)
@@ -353,7 +356,7 @@ class Job:
         return True
 
     def warn(self, sentences: Iterable[str]) -> None:
-        """Add what the engine found to the request's warnings; each sentence once."""
+        """Add warnings of the engine to the request, each sentence once."""
         known = self.request.warnings
         found = tuple(sentence for sentence in sentences if sentence not in known)
         if found:
@@ -361,14 +364,14 @@ class Job:
             self.has_findings = True
 
     def generated_with(self, *, kernels: str, model_hash: str) -> None:
-        """Note the CPU kernels of the worker that generates it, and the hash of its checkpoint."""
+        """Record the CPU kernels of the worker that runs the job and the hash of its model."""
         request = replace(self.request, kernels=kernels, model_hash=model_hash)
         if request != self.request:
             self.request = request
             self.has_findings = True
 
     def _forget_previews(self) -> None:
-        """Keep the pixels of the newest previews only, since a job may have 1,500 of them."""
+        """Discard the pixels of old previews, because a job may have 1,500 previews."""
         self._previews.append(len(self.entries) - 1)
         if len(self._previews) > _KEPT_PREVIEWS:
             oldest = self._previews.popleft()
@@ -425,7 +428,7 @@ class Job:
 
     @property
     def percent(self) -> float:
-        """Share of the whole work that is done, 100 only at the end."""
+        """Finished share of the whole job in percent; 100 only if the job is completed."""
         if self.status is JobStatus.COMPLETED:
             return 100.0
         done = float(len(self.images))
@@ -435,7 +438,7 @@ class Job:
         return round(min(99.99, 100 * done / self.request.n), 2)
 
     def without_files(self) -> Job:
-        """A copy for later readers that holds no file and no preview; the store has the files."""
+        """Return a copy without files and previews for later readers; the store has the files."""
         copy = Job(self.id, self.request, self.created, self.terms)
         copy.__dict__.update(self.__dict__)
         copy.images = {index: replace(image, data=None) for index, image in self.images.items()}
@@ -443,7 +446,7 @@ class Job:
         return copy
 
     def error(self) -> ImageServiceError | None:
-        """Return the error for a client whose job ended without all of its images."""
+        """Return the error for a job that ended without all of its images; None for other jobs."""
         match self.ending:
             case JobFailed(
                 Reason.SHUTTING_DOWN | Reason.MODEL_UNAVAILABLE | Reason.WORKER_LOST as reason,
@@ -462,7 +465,7 @@ class Job:
                 return None
 
     def usage(self) -> Usage:
-        """The cost of the images that are finished."""
+        """Return the cost of the finished images."""
         done = list(self.images.values())
         steps = sum(image.steps for image in done)
         sampling = sum(image.sample_seconds for image in done)

@@ -1,4 +1,4 @@
-"""Where a weight file of the catalogue comes from: a path, the package, or a hub."""
+"""The location of a weight file in the catalogue: a path, the package or a hub."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import AfterValidator
 
 BUILTIN: Final = "builtin:"
-"""Prefix of a file that the package makes itself instead of reading it from disk."""
+"""Prefix of a model file that the package creates itself."""
 
 HUBS: Final = ("hf:", "ms:")
-"""Prefixes of files that are pulled: from the Hugging Face hub, and from ModelScope."""
+"""Prefixes of files to download: from the Hugging Face hub, and from ModelScope."""
 
 QUANT: Final = "{quant}"
-"""Stands for the name of a quant in the location of a hub file."""
+"""Placeholder for the name of a quant in the location of a hub file."""
 
 
 class HubFile(NamedTuple):
-    """A file of a repository of a hub.
+    """A file in a repository of a hub.
 
     Attributes:
         repo: OWNER/NAME.
-        path: Inside the repository, with slashes.
+        path: Path inside the repository, with slashes.
         revision: A branch, a tag or a commit.
         hub: The prefix of the hub, one of HUBS.
     """
@@ -40,14 +40,14 @@ class HubFile(NamedTuple):
 
     @classmethod
     def parse(cls, location: str) -> Self:
-        """Read "hf:OWNER/REPO[@REVISION]/PATH", "ms:…", or the address of a file in a browser.
+        """Read "hf:OWNER/REPO[@REVISION]/PATH", "ms:…", or the web address of a file.
 
         Args:
-            location: The address may be that of the file's page (``/blob/``, ``/file/view/``) or of
-                its contents (``/resolve/``).
+            location: The text. A web address may be that of the file's page (``/blob/``,
+                ``/file/view/``) or of its contents (``/resolve/``).
 
         Raises:
-            ValueError: It has another form; the message contains an example.
+            ValueError: The text has another form; the message contains an example.
         """
         if _WEB.match(location):
             return cls._of_web(location)
@@ -87,7 +87,7 @@ class HubFile(NamedTuple):
 
     @property
     def location(self) -> str:
-        """The file in the form that ``parse`` reads and documents use."""
+        """The file as "hf:OWNER/REPO/PATH"; the revision is left out if it is the hub's default."""
         usual = self.revision == _PAGES[self.hub].revision
         revision = "" if usual else f"@{self.revision}"
         return f"{self.hub}{self.repo}{revision}/{self.path}"
@@ -98,10 +98,11 @@ class _Pages:
     """The web pages of a hub.
 
     Attributes:
-        hosts: Without "www.".
-        revision: The branch that repositories have by default.
-        file: Paths of pages and of contents of a file; ModelScope may have the path in the query.
-        example: The address of a file.
+        hosts: Host names without "www.".
+        revision: Default branch of a repository.
+        file: Pattern of the URL paths of a file's page and of its contents. On ModelScope the
+            file's path may be in the query instead.
+        example: Address of a file, for errors.
     """
 
     hosts: tuple[str, ...]
@@ -137,7 +138,7 @@ def _forms(prefix: str) -> str:
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is meant as a file of a hub, be it written rightly or not."""
+    """Return whether a text is meant as a hub file, even if its form is not valid."""
     return text.startswith(HUBS) or _WEB.match(text) is not None
 
 

@@ -1,13 +1,17 @@
-"""Every option of a request, described once.
+"""The options of a request, each defined in one place.
 
-A field of ``ImageParams`` is all that an option needs beside the line that hands it to the runtime:
-its type and bounds are pydantic's, and its ``Option`` has the rest. Derived from the two are the
-aliases and neutral values of every dialect, the checks of what a model supports, the JSON Schema
-of ``GET /v1/models/{id}``, the text inside image files, ``parameters`` of answers, the OpenAPI
-document and the tables of the documents.
+A field of ``ImageParams`` defines an option. Its type and bounds are those of the pydantic field,
+and its ``Option`` contains the rest. An option needs only this field and the line that passes its
+value to the runtime. Other parts of the project derive the following from the field:
 
-``Options`` are the fields that a request carries to the runtime as they were sent; the concrete
-request (core/request) holds them as one value.
+- the aliases and neutral values of every dialect
+- the checks of whether a model supports the option
+- the JSON Schema of ``GET /v1/models/{id}`` and the OpenAPI document
+- the text inside image files, and ``parameters`` of answers
+- the tables of the documents
+
+``Options`` contains the fields whose values go to the runtime unchanged. The concrete request
+(core/request) has them as one value.
 """
 
 from __future__ import annotations
@@ -28,9 +32,9 @@ from sdstream.core.validation import Boolean
 MAX_IMAGES: Final = 10
 MAX_STEPS: Final = 150
 MAX_PROMPT_CHARACTERS: Final = 32_000
-#: Seeds are the runtime's int64; image i of n takes seed + i, which must fit too.
+#: The runtime stores a seed as int64. Image i has seed + i, which must fit too.
 MAX_SEED: Final = 2**63 - 1 - MAX_IMAGES
-#: Pixels, of a border and of the padding around a mask.
+#: Maximum width in pixels of a border and of the padding around a mask.
 MAX_BORDER: Final = 4096
 
 Quality = Literal["low", "medium", "high", "xhigh", "max", "standard", "hd", "auto"]
@@ -39,26 +43,27 @@ MaskMode = Literal["auto", "alpha", "luminance", "opacity"]
 Fit = Literal["crop", "stretch", "pad", "fill"]
 ReferenceSize = Literal["auto", "original"]
 
-#: What an option acts on beside the prompt; without it the option has no effect.
+#: The input that an option acts on; without this input the option has no effect.
 Input = Literal["image", "image or control", "mask", "mask or border", "reference", "control"]
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What an option needs beside its type and bounds.
+    """The properties of an option besides its type and bounds.
 
     Attributes:
         aliases: Other names that clients send.
-        infotext: Its name in the parameters text of image files; None leaves it out.
-        flag_text: Text that stands for True there.
-        neutral: Values that ask for nothing, as lower-case text.
-        usual: Values that clients send to every model; a model that has no such option ignores
-            them.
-        needs: The option without which this one has no effect; the model's ``runtime`` may turn it
-            on.
-        acts_on: The input without which this one has no effect.
-        unsupported: Returns why a model ignores the option; None when the model supports it.
-        listed: The option is in the lists of options: /v1/models/{id} and the page.
+        infotext: Name in the parameters text of image files; None leaves the option out.
+        flag_text: Text that stands for True in the parameters text.
+        neutral: Values that mean "not given", in lower case.
+        usual: Values that clients send to every model; a model that does not support the option
+            ignores them instead of rejecting them.
+        needs: Another option without which this one has no effect; the model's ``runtime`` may turn
+            that option on.
+        acts_on: The input without which the option has no effect.
+        unsupported: Function that returns why a model ignores the option; None if the model
+            supports it.
+        listed: The option is listed in /v1/models/{id} and on the page.
     """
 
     aliases: tuple[str, ...] = ()
@@ -73,15 +78,15 @@ class Option:
 
 
 def no_boolean(value: Any) -> Any:
-    """Return the value; a boolean as one that is rejected, because Python takes it for a number."""
+    """Return the value, but a boolean as an object that pydantic does not accept as a number."""
     return Boolean(value=value) if isinstance(value, bool) else value
 
 
 class Options(BaseModel):
-    """The options that a request carries to the runtime; None means "not given".
+    """The options whose values go to the runtime; None means "not given".
 
-    In a concrete request (``GenerationRequest.options``) None leaves the choice to the runtime or
-    the model.
+    In a concrete request (``GenerationRequest.options``) None means that the runtime or the model
+    decides.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -312,7 +317,7 @@ class Options(BaseModel):
     @field_validator("expand", "only_masked", mode="after")
     @classmethod
     def _nothing_asked(cls, value: Any) -> Any:
-        """No border and no restriction are the same as none given."""
+        """Treat ``only_masked`` false, and a border of 0 on all sides, as not given."""
         return value if value is True or (value and any(value)) else None
 
     @field_validator("*", mode="before")
@@ -322,7 +327,7 @@ class Options(BaseModel):
 
     @property
     def cache_numbers(self) -> dict[str, float]:
-        """The numbers of the cache that were given, by their names in samplers.CACHE_KNOBS."""
+        """The given parameters of the cache, by their names in samplers.CACHE_KNOBS."""
         own = {
             "threshold": self.cache_threshold,
             "start": self.cache_start,
@@ -332,12 +337,12 @@ class Options(BaseModel):
         return {**given, **(self.cache_options or {})}
 
     def given(self) -> dict[str, Any]:
-        """Return the options that are not None, as values of JSON."""
+        """Return the options that are not None, as JSON values."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
 class ImageParams(Options):
-    """The parameters of one request as the client gave them, by their canonical names.
+    """The parameters of one request as the client sent them, by their canonical names.
 
     None always means "not given".
     """
@@ -417,7 +422,7 @@ class ImageParams(Options):
         return value if value is None else option_texts.plain(value)
 
     def options(self) -> Options:
-        """Return the options that the concrete request carries."""
+        """Return the options of the concrete request."""
         return Options.model_construct(
             **{name: getattr(self, name) for name in Options.model_fields}
         )
@@ -425,13 +430,13 @@ class ImageParams(Options):
 
 @cache
 def params_schema() -> Mapping[str, Any]:
-    """Return the JSON Schema of ``ImageParams``, which takes a while to make."""
+    """Return the JSON Schema of ``ImageParams``; it is cached because it takes time to create."""
     return ImageParams.model_json_schema()
 
 
 @cache
 def _flags(cls: type[BaseModel]) -> frozenset[str]:
-    """The fields of a model that are true or false."""
+    """Return the names of a model's boolean fields."""
     return frozenset(
         name
         for name, field in cls.model_fields.items()
@@ -444,8 +449,8 @@ def _option_of(metadata: list[Any]) -> Option:
     return option
 
 
-#: Canonical name -> what the option needs beside its type, in the order of the lists of options:
-#: what every request has, then what the runtime has besides.
+#: Canonical name -> the option's properties besides its type. The order is that of the lists of
+#: options: first the fields that only ``ImageParams`` has, then those of ``Options``.
 OPTIONS: Final[Mapping[str, Option]] = {
     name: _option_of(ImageParams.model_fields[name].metadata)
     for name in sorted(ImageParams.model_fields, key=lambda name: name in Options.model_fields)
@@ -458,10 +463,10 @@ ALIASES: Final[Mapping[str, str]] = {
 
 
 def is_neutral(name: str, value: object) -> bool:
-    """Return whether a value of an option asks for nothing.
+    """Return whether a value of an option means "not given".
 
     Args:
         name: Canonical name.
-        value: What the client sent.
+        value: The value that the client sent.
     """
     return value is None or str(value).lower() in OPTIONS[name].neutral

@@ -1,4 +1,4 @@
-"""Images as plain values, between the codecs and the runtime."""
+"""Images as plain values, which the codecs and the runtime exchange."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from sdstream.core.size import Size
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """An image of 8 bits a channel, rows from the top.
+    """An image with 8 bits per channel, top row first.
 
     Attributes:
-        width, height: Pixels.
-        data: width x height x channels bytes: 1 channel is grey, 3 are RGB, 4 are RGBA.
+        width, height: Size in pixels.
+        data: width x height x channels bytes; 1 channel is grey, 3 are RGB, 4 are RGBA.
     """
 
     width: int
@@ -22,7 +22,7 @@ class Pixels:
 
     @property
     def channels(self) -> int:
-        """Bytes a pixel."""
+        """Number of channels, which is the number of bytes per pixel."""
         return len(self.data) // (self.width * self.height)
 
     @property
@@ -33,16 +33,16 @@ class Pixels:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The input images of a job, fitted to its size.
+    """The input images of a job, resized for it.
 
     Attributes:
-        image: RGB; the image to edit, or None to generate from the prompt alone.
-        mask: One channel, 255 where the runtime paints and 0 where the image stays.
-        references: RGB of any size; images to look at, which are not edited.
-        control: RGB that a ControlNet follows.
-        canvas: RGB of the size of the finished image, where that is not the generated one; the
-            runtime does not see it.
-        canvas_mask: Where the finished image is painted, as ``mask``.
+        image: The image to edit as RGB; None to generate without one.
+        mask: One channel: 255 where the runtime paints, 0 where the image stays.
+        references: Reference images of any size as RGB, which are not edited.
+        control: Control image for a ControlNet as RGB.
+        canvas: The input image as RGB at the size of the finished image, if the generated image is
+            a part of it or has another size. The runtime does not receive it.
+        canvas_mask: Mask of ``canvas``, with the values of ``mask``.
     """
 
     image: Pixels | None = None
@@ -60,7 +60,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """An uploaded image file with the field it came in."""
+    """An uploaded image file and the name of the request's field that contained it."""
 
     param: str
     data: bytes = field(repr=False)
@@ -71,11 +71,11 @@ class SourceFiles:
     """The input images of a request, as they were uploaded.
 
     Attributes:
-        images: To edit or to look at; empty if only a control image was uploaded.
-        mask: Where to paint; None is everywhere.
-        own_alpha: The first image's own transparency is the mask.
+        images: Images to edit or to use as references; empty if only a control image was uploaded.
+        mask: Image that shows where to paint; without one the whole image is painted.
+        own_alpha: The transparency of the first image is the mask.
         inverted_mask: The mask shows what to keep.
-        control: For the model's ControlNet.
+        control: Control image for the model's ControlNet.
     """
 
     images: tuple[SourceFile, ...]
@@ -85,7 +85,7 @@ class SourceFiles:
     control: SourceFile | None = None
 
     def named(self) -> dict[str, bytes]:
-        """Return the files by their names: image, image-2 and on, mask or kept, and control.
+        """Return name -> file: image, image-2 and so on, mask or kept, and control.
 
         ``kept`` is a mask that shows what to keep.
         """

@@ -1,4 +1,4 @@
-"""The concrete request, and what deciding its values needs besides the parameters."""
+"""The concrete request, and the inputs that determine its values besides the parameters."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sdstream.core.placement import Box, Placement
 from sdstream.core.size import Size
 from sdstream.core.vocabulary import Vocabulary
 
-#: As ``previews``: a preview after each step.
+#: A value of ``previews``: a preview after each step.
 EVERY_STEP: Final = -1
 
 Safety = Literal["off", "refuse", "blank"]
 
-#: Longest side that a format has a number for, in pixels.
+#: Maximum width and height of each file format, in pixels.
 LONGEST_SIDES: Final[Mapping[OutputFormat, int]] = {
     "png": 2**31 - 1,
     "jpeg": 65_500,
@@ -28,34 +28,35 @@ LONGEST_SIDES: Final[Mapping[OutputFormat, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One job for the runtime, every value concrete.
+    """One job for the runtime, with a concrete value for everything.
 
     Attributes:
         model: Id in the catalogue.
-        prompt, negative_prompt: Unicode without NUL; LoRA tags are taken out.
+        prompt, negative_prompt: Unicode without NUL characters; the prompt has no LoRA tags.
         width, height: Pixels of the first pass.
-        steps: Sampling steps of one image; 0 when an input image is only enlarged.
+        steps: Sampling steps of one image; 0 if the job only upscales an input image.
         sampler, schedule: Names of core.samplers.
-        cfg_scale: Classifier-free guidance; 1 leaves the negative prompt out.
-        seed: Of the first image; image i has seed + i.
-        n: Images.
-        previews: Previews of one image, spread over its steps; EVERY_STEP for all.
-        safety: What happens to images that the safety checker flags; off asks none.
-        quality: As the client gave it, for the answer.
+        cfg_scale: Classifier-free guidance; with 1 the negative prompt has no effect.
+        seed: Seed of the first image; image i has seed + i.
+        n: Number of images.
+        previews: Number of previews of one image, spread over its steps; EVERY_STEP for all steps.
+        safety: ``refuse`` fails the job if the safety checker flags an image, ``blank`` replaces
+            the image with a black one, and ``off`` does not check.
+        quality: The value that the client sent, for the answer.
         output_format: File format of the images.
-        output_compression: Percent of quality for JPEG and WebP.
-        warnings: Sentences on options that cannot act as given.
-        options: The options of the runtime; None leaves one to the runtime or the model.
-        input_images: Images that came with the request, for the count of tokens.
-        second_pass: Pixels of the second pass (``hires_*``), None without one.
-        upscaled: Pixels after the upscaler (``upscaler``) or after reducing, None without either.
-        enlarged: The image is resized because the model does not generate the asked size.
-        cut: Pixels of the finished image, when it is the middle of what the runtime makes.
-        placement: Where the generated image lies in the finished one; None when it is that.
-        references: Pixels of each reference image, as the model gets it.
-        lora_hashes: Name of a LoRA -> SHA-256 of its weights, of those that have one.
-        kernels: CPU kernels of the worker that generates it; empty before one does.
-        model_hash: SHA-256 of the model's checkpoint in hex, empty if it is not known.
+        output_compression: Quality of JPEG and WebP in percent.
+        warnings: Sentences about options that have no effect or another one than expected.
+        options: Options of the runtime; with None the runtime or the model decides.
+        input_images: Number of images that came with the request, for the count of tokens.
+        second_pass: Size of the second pass (``hires_*``); None without one.
+        upscaled: Size after the upscaler or after reducing; None without either.
+        enlarged: The image is resized because the model does not generate the requested size.
+        cut: Size to which the image is cropped around its middle; None without cropping.
+        placement: Position of the generated image in the finished image; None if they are the same.
+        references: Size at which the model receives each reference image.
+        lora_hashes: Name of a LoRA -> SHA-256 of its weights, if known.
+        kernels: CPU kernels of the worker that runs the job; empty until a worker has it.
+        model_hash: SHA-256 of the checkpoint in hex; empty if unknown.
     """
 
     model: str
@@ -94,22 +95,22 @@ class GenerationRequest:
 
     @property
     def draws(self) -> bool:
-        """False when an input image is only enlarged."""
+        """True if the model generates; False if the job only upscales an input image."""
         return self.steps > 0
 
     @property
     def generated_size(self) -> Size:
-        """Width and height of what the model generates, before an upscaler."""
+        """Width and height of the image that the model generates, before an upscaler."""
         return self.second_pass or self.size
 
     @property
     def asked_size(self) -> Size:
-        """Width and height that ask for this image again."""
+        """Width and height that a request must name to get this image again."""
         return self.output_size if self.enlarged else self.size
 
     @property
     def runtime_size(self) -> Size:
-        """Width and height of the images that the runtime makes, after an upscaler."""
+        """Width and height of the images after an upscaler, before cropping and placing."""
         return self.upscaled or self.generated_size
 
     @property
@@ -124,13 +125,13 @@ _ADAPTER: Final = TypeAdapter(GenerationRequest)
 
 
 def request_fields(request: GenerationRequest) -> dict[str, Any]:
-    """Return a request as values of JSON."""
+    """Return a request as JSON values."""
     fields: dict[str, Any] = _ADAPTER.dump_python(request, mode="json", exclude_none=True)
     return fields
 
 
 def request_of(fields: Mapping[str, Any]) -> GenerationRequest:
-    """Return the request of ``request_fields``, or of what an earlier release stored.
+    """Return the request from the fields that this or an earlier release stored.
 
     Raises:
         ValueError: The fields are not a request.
@@ -139,12 +140,12 @@ def request_of(fields: Mapping[str, Any]) -> GenerationRequest:
 
 
 def _upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Move the options of a request that was stored before they were one value."""
+    """Convert a request that an earlier release stored, with its options in separate fields."""
     old = dict(fields)
     slg, cache = old.pop("slg", None) or {}, old.pop("cache", None) or {}
     hires, upscale = old.pop("hires", None) or {}, old.pop("upscale", None) or {}
     options = {name: old.pop(name, None) for name in Options.model_fields}
-    # These had a value in every request, also where they meant nothing.
+    # Old requests have a value for these options even where they had no effect.
     unset = {"mask_mode": "auto", "mask_blur": 0}
     if options["strength"] is None:
         unset["fit"] = options["fit"]
@@ -169,15 +170,15 @@ def _upgraded(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What is known of the input images before they are fitted.
+    """Facts about the input images before they are resized.
 
     Attributes:
-        size: Of the first one, None without any.
-        drawn_over: The first one is the starting point, not only a reference.
-        masked: A mask came with it.
-        painted: The smallest rectangle around what the mask opens, None when that is nothing.
+        size: Size of the first image; None without input images.
+        drawn_over: The first image is edited, not only a reference.
+        masked: The request has a mask.
+        painted: The smallest rectangle around the painted area of the mask; None if it is empty.
         references: Sizes of the reference images.
-        control: A control image came.
+        control: The request has a control image.
     """
 
     size: Size | None = None
@@ -190,16 +191,17 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """What the operator's folders add to the models, and what small models know.
+    """The files in the operator's folders, and the vocabularies of small models.
 
     Attributes:
-        loras: Names; those of files in subfolders begin with the folder.
-        lora_hashes: Name -> SHA-256 of the weights, of those that have one.
-        lora_in_prompt: ``<lora:name:scale>`` in a prompt counts.
-        upscalers: Name -> how many times it enlarges.
-        built_in: Those of them that come with the package.
-        vocabularies: Location of a model's file -> the words that it was taught, for small models.
-        unusable: "lora", "embedding" or "upscaler" -> file -> why it cannot be used, a predicate.
+        loras: Names of the LoRAs; the name of a file in a subfolder begins with the folder.
+        lora_hashes: Name of a LoRA -> SHA-256 of its weights, if known.
+        lora_in_prompt: ``<lora:name:scale>`` in a prompt applies a LoRA.
+        upscalers: Name of an upscaler -> factor by which it enlarges.
+        built_in: Names of the upscalers that the package contains.
+        vocabularies: Location of a small model's file -> words that the model was trained on.
+        unusable: "lora", "embedding" or "upscaler" -> file -> why the file cannot be used, in words
+            that follow "its file".
     """
 
     loras: Collection[str] = ()
@@ -211,12 +213,15 @@ class Assets:
     unusable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def hashes_of(self, loras: Iterable[str]) -> dict[str, str]:
-        """Return name -> SHA-256 of the given LoRAs, without those that have none."""
+        """Return name -> SHA-256 for the given LoRAs whose hash is known."""
         return {name: self.lora_hashes[name] for name in loras if name in self.lora_hashes}
 
     @property
     def only_upscaler(self) -> str | None:
-        """The operator's only upscaler; without any, the only one of the package."""
+        """The operator's upscaler if there is exactly one.
+
+        If the operator has none, the package's upscaler if there is exactly one.
+        """
         own = [name for name in self.upscalers if name not in self.built_in]
         names = own or [*self.upscalers]
         return names[0] if len(names) == 1 else None
@@ -231,10 +236,10 @@ class Limits:
     """Upper bounds that the operator sets.
 
     Attributes:
-        drawn: Width x height that the model generates.
-        enlarged: Width x height of what an upscaler makes of it, before that is reduced.
-        images: Of one request.
-        steps: Of one pass.
+        drawn: Width x height of an image that the model generates.
+        enlarged: Width x height of an image after an upscaler, before it is reduced.
+        images: Number of images of one request.
+        steps: Number of steps of one pass.
     """
 
     drawn: int = 4_194_304

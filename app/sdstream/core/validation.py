@@ -1,7 +1,7 @@
-"""What pydantic finds wrong with a value, in one form for requests, files and settings.
+"""Validation errors of pydantic in one form, for requests, files and settings.
 
-A predicate names what the value must be, which is the remedy, and the value: "must be at most 150,
-not 500".
+The text contains the requirement and the value, for example "must be at most 150, not 500". The
+caller puts the name of the field before it.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _LENGTHS: Final[Mapping[str, tuple[str, str, str]]] = {
     "too_long": ("at most", "max_length", "item"),
     "too_short": ("at least", "min_length", "item"),
 }
-#: How pydantic's other messages begin.
+#: Beginnings of pydantic's other messages.
 _OTHERS: Final = re.compile(r"^(?:Value error, |(?:Input|URL|Value) should )")
 
 
 class Boolean:
-    """A boolean where another type is wanted; Python alone takes True for 1."""
+    """A boolean that another type must reject; pydantic would accept True as the number 1."""
 
     def __init__(self, *, value: bool) -> None:
         self._value = value
@@ -58,11 +58,13 @@ class Boolean:
 
 
 def requirement(found: ErrorDetails, kinds: Mapping[str, str] = _KINDS) -> str:
-    """Return what a value must be, and the value, as a predicate without a full stop.
+    """Return what a value must be, and the value, in words that begin with "must".
+
+    Messages of the project's own validators are returned as they are.
 
     Args:
         found: One error of pydantic.
-        kinds: pydantic's type of an error -> other words for what the value must be.
+        kinds: pydantic's type of an error -> what the value must be; these replace the defaults.
     """
     kind, value, context = found["type"], found["input"], found.get("ctx", {})
     if kind == "literal_error":
@@ -81,7 +83,7 @@ def requirement(found: ErrorDetails, kinds: Mapping[str, str] = _KINDS) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value of JSON as a message shows it: short, and on one line."""
+    """Return a JSON value as short text on one line, for messages."""
     match value:
         case None:
             return "null"
