@@ -1,8 +1,8 @@
-"""The sizes that an AVIF has, read before libavif sees it.
+"""The sizes in an AVIF file, read before libavif decodes it.
 
-The size of the container is a promise: the decoder takes memory for the frame as the AV1 stream
-describes it, and scales it afterwards. So the frames of all items are looked at, as far as their
-sizes stand.
+The size in the container is not reliable. The decoder allocates memory for the frame size in the
+AV1 stream, and scales the frame to the container's size afterwards. So this module reads the
+headers of the AV1 streams of all items.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Final
 from sdstream.imaging.parts import MOST_PARTS, TooManyParts
 from sdstream.imaging.tiff import check_exif
 
-#: A box, by its place in the file: what it is, where its contents begin and end.
+#: A box: its type, and the start and end of its contents in the file.
 _Box = tuple[bytes, int, int]
 
 _STILL, _SEQUENCE = b"avif", b"avis"
-#: Containers of several formats, which name theirs further behind.
+#: Brands of containers for several formats; a compatible brand names the format.
 _CONTAINERS: Final = (b"mif1", b"msf1")
 
 _ONCE: Final = (b"meta", b"iprp", b"iinf", b"iloc", b"idat")
 
 _SEQUENCE_HEADER: Final = 1
-#: Frame header, frame, frame header again.
+#: OBU types: frame header, frame, redundant frame header.
 _FRAME_HEADERS: Final = (3, 6, 7)
 _KEY_FRAME, _SWITCH_FRAME = 0, 3
-#: The frame contains a value that the sequence header otherwise has for all frames.
+#: Value of a field of the sequence header: each frame header sets it.
 _EACH_FRAME: Final = 2
 
 
 def brands_of(data: bytes) -> list[bytes]:
-    """Return the formats that a file of boxes (ISO 14496-12) names, its own first."""
+    """Return the brands of a file of boxes (ISO 14496-12), the major brand first."""
     if data[4:8] != b"ftyp":
         return []
     (size,) = struct.unpack_from(">I", data)
@@ -42,24 +42,27 @@ def brands_of(data: bytes) -> list[bytes]:
 
 
 def is_avif(data: bytes) -> bool:
-    """Return whether a file is an AVIF, of an image or of an animation."""
+    """Return whether a file is an AVIF image or animation."""
     own, *others = brands_of(data) or [b""]
     named = (own, *others) if own in _CONTAINERS else (own,)
     return _STILL in named or _SEQUENCE in named
 
 
 def as_still(data: bytes) -> bytes:
-    """Return the file as one whose image is decoded, not the frames of its animation."""
+    """Return the file with a major brand that makes libavif decode its still image.
+
+    Otherwise libavif decodes the frames of an animation.
+    """
     return data if data[8:12] == _STILL else b"".join((data[:8], _STILL, data[12:]))
 
 
 def size_of_avif(data: bytes) -> tuple[int, int]:
-    """Width and height of the largest image or frame of an AVIF.
+    """Return the width and height of the largest image or frame of an AVIF.
 
     Raises:
-        TooManyParts: Decoding it would take time and memory out of all proportion.
-        ValueError, KeyError, struct.error, IndexError: It is damaged, or contains frames and no
-            image.
+        TooManyParts: Decoding the file would take too much time and memory.
+        ValueError, KeyError, struct.error, IndexError: The file is damaged, or contains only the
+            frames of an animation.
     """
     (start, end) = _named(data, 0, len(data))[b"meta"]
     boxes = _named(data, start + 4, end)
@@ -94,7 +97,7 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[_Box]:
 
 
 def _named(data: bytes, at: int, end: int) -> dict[bytes, tuple[int, int]]:
-    """Where the contents of boxes are, by what they are."""
+    """Return the type of each box -> the start and end of its contents."""
     found: dict[bytes, tuple[int, int]] = {}
     for kind, start, last in _boxes(data, at, end):
         if kind in found and kind in _ONCE:
@@ -112,7 +115,7 @@ def _container_sizes(data: bytes, iprp: tuple[int, int]) -> Iterator[tuple[int, 
 
 
 def _kinds(data: bytes, iinf: tuple[int, int]) -> dict[int, bytes]:
-    """Items by their numbers: av01, Exif, grid …"""
+    """Return the number of each item -> its type: av01, Exif, grid …"""
     start, end = iinf
     kinds = {}
     for kind, at, _ in _boxes(data, start + (6 if data[start] == 0 else 8), end):
@@ -127,7 +130,11 @@ def _kinds(data: bytes, iinf: tuple[int, int]) -> dict[int, bytes]:
 def _payloads(
     data: bytes, iloc: tuple[int, int], idat: tuple[int, int]
 ) -> Iterator[tuple[int, bytes]]:
-    """The contents of each item; no more of them together than the file has."""
+    """Yield the number and the contents of each item.
+
+    Raises:
+        TooManyParts: There are too many items, or their contents are larger than the file.
+    """
     version = data[iloc[0]]
     (widths,) = struct.unpack_from(">H", data, iloc[0] + 4)
     offset_width, length_width, base_width, index_width = (widths >> s & 15 for s in (12, 8, 4, 0))
@@ -158,13 +165,13 @@ def _payloads(
 
 @dataclass
 class _Fields:
-    """Numbers one after another, each of so many bytes."""
+    """A reader of big-endian numbers."""
 
     data: bytes
     at: int
 
     def take(self, width: int) -> int:
-        """The next number; 0 if it has no bytes."""
+        """Return the next number, which has ``width`` bytes; 0 if ``width`` is 0."""
         if self.at + width > len(self.data):
             raise ValueError("cut short")
         self.at += width
@@ -175,14 +182,14 @@ class _Fields:
 
 
 class _Bits:
-    """Bits one after another, the highest first."""
+    """A reader of bits, the most significant bit first."""
 
     def __init__(self, data: bytes) -> None:
         self._value = int.from_bytes(data)
         self._left = 8 * len(data)
 
     def take(self, count: int = 1) -> int:
-        """The next bits as a number."""
+        """Return the next ``count`` bits as a number."""
         self._left -= count
         if self._left < 0:
             raise ValueError("cut short")
@@ -191,12 +198,12 @@ class _Bits:
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """The fields of a sequence header that decide the size of frames."""
+    """The fields of a sequence header that are needed to find the size of frames."""
 
     size: tuple[int, int]
-    #: What a frame may say in place of it.
+    #: Upper bound of the size that a frame header may contain instead.
     most: tuple[int, int]
-    #: Frames have no size of their own.
+    #: The header has the reduced form for still images; frames cannot have another size.
     is_reduced: bool
     time_bits: int = 0
     id_bits: int = 0
@@ -205,7 +212,7 @@ class _Sequence:
 
 
 def _frame_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """The size of each frame of an item, and of each sequence header."""
+    """Yield the size in each sequence header, and the maximum size of frames that may differ."""
     sequence: _Sequence | None = None
     for kind, content in _units(data):
         if kind == _SEQUENCE_HEADER:
@@ -216,7 +223,7 @@ def _frame_sizes(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _units(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The OBUs of an item."""
+    """Yield the type and the contents of each OBU (unit of an AV1 stream) of an item."""
     at = 0
     for _ in range(MOST_PARTS):
         if at >= len(data):
@@ -259,7 +266,7 @@ def _sequence(bits: _Bits) -> _Sequence:
         id_bits = bits.take(4) + 2
         id_bits += bits.take(3) + 1
     bits.take(7)  # tools
-    if bits.take():  # order of frames
+    if bits.take():  # order hints of frames
         bits.take(2)
     screen_tools = _EACH_FRAME if bits.take() else bits.take()
     whole_motion = _EACH_FRAME
@@ -269,7 +276,11 @@ def _sequence(bits: _Bits) -> _Sequence:
 
 
 def _operating_points(bits: _Bits) -> int:
-    """Pass the times and points over; returns the bits of a frame's time, if it has one."""
+    """Skip the timing information and the operating points.
+
+    Returns:
+        Number of bits of a frame's presentation time; 0 without one.
+    """
     delay_bits = time_bits = 0
     has_model = False
     if bits.take():  # timing
@@ -305,7 +316,7 @@ def _pass_uvlc(bits: _Bits) -> None:
 
 
 def _has_own_size(bits: _Bits, sequence: _Sequence) -> bool:
-    """Whether a frame's size may be another than the sequence's."""
+    """Return whether a frame may have another size than its sequence header."""
     if sequence.is_reduced or bits.take():  # a frame that is shown again
         return False
     kind = bits.take(2)

@@ -1,6 +1,6 @@
-"""Images that are generated in part: the part for the model, and the part back in the image.
+"""Parts of images: cutting the part for the model, and putting the generated part back.
 
-Core's ``Placement`` contains the positions; this module applies them to pixels.
+The positions are in ``core.placement.Placement``; this module applies them to pixels.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _PAINTED: Final = 255
 
 
 def painted(mask: Pixels) -> Box | None:
-    """Return the smallest rectangle around what a mask opens; None when that is nothing."""
+    """Return the smallest rectangle around the painted area of a mask; None if it is empty."""
     box = as_image(mask).getbbox()
     return None if box is None else Box(*box)
 
 
 def canvas_of(picture: Pixels, mask: Pixels | None, placement: Placement) -> tuple[Pixels, Pixels]:
-    """Return the finished image before anything is generated, and its mask.
+    """Return the canvas, which is the finished image before generation, and its mask.
 
     Args:
         picture: The input image.
-        mask: Of its size; None paints nothing but the border around it.
-        placement: Where it lies in the finished image.
+        mask: Mask of the input image's size; with None only the border around it is painted.
+        placement: Position of the input image in the canvas.
     """
     image, kept = flat(as_image(picture)), placement.kept
     if kept is None:
@@ -44,27 +44,29 @@ def canvas_of(picture: Pixels, mask: Pixels | None, placement: Placement) -> tup
 
 
 def part_of(canvas: Pixels, placement: Placement, size: Size) -> Pixels:
-    """Return the part of an image that the model generates, at the model's scale.
+    """Return the part of the canvas that the model generates, at the scale of the model.
 
     Args:
-        canvas: Of the size of the finished image.
-        placement: Where the part lies.
-        size: To be generated.
+        canvas: An image of the size of the finished image.
+        placement: Position of the part.
+        size: Size of the generated image.
     """
     part = as_image(canvas).crop(placement.region)
     return as_pixels(extended(_scaled(part, placement.inner.size), size, placement.inner))
 
 
 def mask_part_of(mask: Pixels, placement: Placement, size: Size) -> Pixels:
-    """Return the mask of that part; what lies outside of the finished image is painted.
+    """Return the mask of the part that the model generates.
+
+    Pixels of the generated image outside the part are painted too.
 
     Args:
-        mask: Of the size of the finished image.
-        placement: Where the part lies.
-        size: To be generated.
+        mask: A mask of the size of the finished image.
+        placement: Position of the part.
+        size: Size of the generated image.
     """
     part = as_image(mask).crop(placement.region)
-    # By boxes: no painted pixel may get lost, for it is to be another one.
+    # Box resampling, so that a reduced mask still covers every painted pixel.
     part = part.resize(placement.inner.size, Image.Resampling.BOX)
     sheet = Image.new("L", size, _PAINTED)
     sheet.paste(part.point(lambda value: _PAINTED if value else _KEPT), placement.inner)
@@ -72,12 +74,12 @@ def mask_part_of(mask: Pixels, placement: Placement, size: Size) -> Pixels:
 
 
 def put_back(generated: Pixels, canvas: Pixels, placement: Placement) -> Pixels:
-    """Return the finished image with the generated part in it, mask or no mask.
+    """Return the canvas with the whole generated part in it; the mask is applied later.
 
     Args:
-        generated: By the model.
-        canvas: The finished image before anything was generated.
-        placement: Where the part lies.
+        generated: The generated image.
+        canvas: The finished image before generation.
+        placement: Position of the part.
     """
     image = as_image(canvas)
     part = as_image(generated).crop(placement.inner)
@@ -86,13 +88,13 @@ def put_back(generated: Pixels, canvas: Pixels, placement: Placement) -> Pixels:
 
 
 def preview_in_place(preview: Pixels, inputs: Inputs, placement: Placement, size: Size) -> Pixels:
-    """Return a small finished image with a preview of the generated part in it.
+    """Return a small view of the finished image with a preview of the generated part in it.
 
     Args:
-        preview: Of the generated image, small.
-        inputs: With the canvas and its mask.
-        placement: Where the part lies.
-        size: That is generated.
+        preview: A small view of the generated image.
+        inputs: The input images with the canvas and its mask.
+        placement: Position of the part.
+        size: Size of the generated image.
     """
     assert inputs.canvas is not None
     assert inputs.canvas_mask is not None

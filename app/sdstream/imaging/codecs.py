@@ -1,7 +1,7 @@
-"""Pixels from image files and to image files: decoding, fitting, masks, encoding, metadata.
+"""Decoding and encoding of image files, resizing, masks and metadata.
 
-Input comes from strangers: only the formats listed here are opened, the header is looked at before
-Pillow sees the file (headers.py), and only the first frame of an animation, or page, is read.
+The input is not trusted. The server opens only the formats that this module lists, checks the
+header before Pillow opens the file (headers.py), and reads only the first frame or page.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
     "webp": "image/webp",
 }
 
-#: Media types of uploads by how they begin; the server reads no others.
+#: First bytes of an upload -> media type. AVIF has its own check; other formats are not supported.
 _UPLOAD_TYPES: Final = {
     b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp",
     b"GIF8": "image/gif", b"BM": "image/bmp", b"II*\0": "image/tiff", b"MM\0*": "image/tiff",
@@ -41,17 +41,18 @@ _INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 _EXIF_IFD: Final = 0x8769
 _USER_COMMENT: Final = 0x9286
 _UNICODE: Final = b"UNICODE\0"
-#: Bytes; with what goes around it a segment has 65,533.
+#: Maximum length of a comment in bytes: a JPEG segment of 65,533 bytes has room for it and for the
+#: EXIF data around it.
 _LONGEST_COMMENT: Final = 65_400
 _ASCII: Final = b"ASCII\0\0\0"
 
-#: Characters of one text inside a file; more can only be meant to keep its reader busy.
+#: Maximum length in characters of one text that is read from a file.
 _MAX_TEXT: Final = 2**20
 
-#: Level 1 is half the time of Pillow's default for 13 % more bytes (1024 x 1024, photo-like).
+#: Level 1 takes half the time of Pillow's default, and files are 13 % larger (1024 x 1024 photos).
 _PNG_LEVEL: Final = 1
 
-#: Of a reduced image, the best first; a coarser one shows less than a smaller one.
+#: WebP qualities for ``reduced``, best first; below the last one, a smaller image looks better.
 _VIEW_QUALITIES: Final = (90, 75, 50)
 
 _MODES: Final = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -67,18 +68,18 @@ def upload_type(data: bytes) -> str:
 
 
 def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
-    """Read an image file of any usual kind.
+    """Decode an image file of any supported format.
 
     Args:
         data: The file.
-        param: The field it came in, for errors.
-        max_pixels: Larger images are rejected before they are decoded.
+        param: The field of the request that contains the file, for errors.
+        max_pixels: Maximum width x height; larger images are rejected before they are decoded.
 
     Returns:
-        RGB, or RGBA when the file has transparency; upright by its EXIF orientation.
+        RGB, or RGBA if the file has transparency. The image is rotated by its EXIF orientation.
 
     Raises:
-        InvalidRequest: It is not an image, damaged, or too large.
+        InvalidRequest: The file is not an image, or is damaged or too large.
     """
     with _faults_of(param):
         image = _opened(data, param, max_pixels)
@@ -88,7 +89,7 @@ def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
 
 
 def pixels_of(data: bytes) -> int:
-    """Return width x height by the header alone; 0 if the header cannot be read."""
+    """Return width x height from the header; 0 if the header cannot be read."""
     try:
         width, height = size_of(data)
     except ValueError:  # decode reports the reason
@@ -98,22 +99,22 @@ def pixels_of(data: bytes) -> int:
 
 @contextmanager
 def _faults_of(param: str) -> Iterator[None]:
-    """Turn every error that a damaged file causes into an InvalidRequest."""
+    """Raise InvalidRequest in place of any error that a damaged file causes."""
     try:
         yield
     except InvalidRequest:
         raise
     except UnreadableFile as error:
         raise _invalid(param, str(error)) from None
-    # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, ValueError,
-    # struct.error, IndexError, zlib.error, DecompressionBombError …
+    # For damaged files Pillow's decoders raise many kinds of errors: OSError, SyntaxError,
+    # ValueError, struct.error, IndexError, zlib.error, DecompressionBombError …
     except Exception:
         raise _invalid(param, None) from None
 
 
 def _opened(data: bytes, param: str, max_pixels: int) -> Image.Image:
-    """The file with its size looked at and nothing decoded."""
-    # Before Pillow opens it: for an animated WebP opening alone takes memory for two frames.
+    """Return the file as an open image whose size is checked and whose pixels are not decoded."""
+    # This check precedes Image.open, which allocates memory for two frames of an animated WebP.
     _check_size(size_of(data), param, max_pixels)
     if is_avif(data):
         data = as_still(data)
@@ -123,7 +124,10 @@ def _opened(data: bytes, param: str, max_pixels: int) -> Image.Image:
 
 
 def _check_exif(image: Image.Image) -> None:
-    """Look at the EXIF of PNG and WebP before its values are, which a JPEG has no room for."""
+    """Check EXIF data before Pillow reads its values.
+
+    PNG and WebP have room for too many values; a JPEG segment does not.
+    """
     exif = image.info.get("exif")
     if isinstance(exif, bytes):
         check_exif(exif)
@@ -136,32 +140,32 @@ def _check_size(size: tuple[int, int], param: str, max_pixels: int) -> None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """RGB or RGBA of any of Pillow's modes but floating point, which has no usual white."""
+    """Convert an image to RGB or RGBA; reject floating point, which has no standard white level."""
     if image.mode == "F":
         raise UnreadableFile("floating-point pixels are not supported")
-    if image.mode.startswith("I"):  # 16 or 32 bits of grey: the high byte is the image
+    if image.mode.startswith("I"):  # grey with 16 or 32 bits: keep the high byte of 16 bits
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     return image.convert("RGBA" if has_alpha else "RGB")
 
 
 def _invalid(param: str, why: str | None) -> InvalidRequest:
-    # The two words are what GPUStack documents; more is said where more is known.
+    # GPUStack documents the message "Invalid image"; the cause is added if it is known.
     message = f"Invalid image: {why}." if why else "Invalid image"
     return InvalidRequest(message, reason=Reason.INVALID_IMAGE, param=param)
 
 
 def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
-    """What is written into an image file, by name; AUTOMATIC1111's text is ``parameters``.
+    """Return the texts in an image file: name -> text, at most 2^20 characters of each.
 
-    Of each text the first million characters.
+    The text that AUTOMATIC1111 writes has the name ``parameters``.
 
     Args:
         data: The file; its pixels are not decoded.
         param, max_pixels: As for ``decode``.
 
     Raises:
-        InvalidRequest: It is not an image, damaged, or too large.
+        InvalidRequest: The file is not an image, or is damaged or too large.
     """
     with _faults_of(param):
         image = _opened(data, param, max_pixels)
@@ -175,7 +179,7 @@ def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
 
 
 def _comment_text(comment: bytes) -> str:
-    """An EXIF UserComment: eight bytes name its coding."""
+    """Decode an EXIF UserComment, whose first eight bytes name its encoding."""
     mark, text = comment[:8], comment[8:]
     if mark == _UNICODE:
         return _utf16(text)
@@ -185,9 +189,9 @@ def _comment_text(comment: bytes) -> str:
 
 
 def _utf16(text: bytes) -> str:
-    """UTF-16 by its byte order mark, else in the order that gives more ASCII.
+    """Decode UTF-16 by its byte order mark; without one, in the order that gives more ASCII.
 
-    The standard leaves the order to the file's, and programs write either.
+    By the standard, the text has the byte order of the file, but programs write both orders.
     """
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         return text.decode("utf-16", "replace")
@@ -199,36 +203,40 @@ def _utf16(text: bytes) -> str:
 
 
 def fit(picture: Pixels, size: Size, how: Fit) -> Pixels:
-    """Return the image at another size, as RGB: transparency becomes white.
+    """Return the image at another size as RGB; transparency becomes white.
 
-    crop keeps the shape and the middle; stretch keeps everything but the shape; pad and fill keep
-    everything and continue the edges.
+    Args:
+        picture: The image.
+        size: The new size.
+        how: ``crop`` scales the image to cover the size and keeps the middle. ``stretch`` changes
+            the aspect ratio. ``pad`` and ``fill`` scale the image to fit inside the size and repeat
+            its outermost pixels around it.
     """
     return as_pixels(_fitted(flat(as_image(picture)), size, how, Image.Resampling.LANCZOS))
 
 
 def cut(picture: Pixels, size: Size) -> Pixels:
-    """Return the middle of an image; ``size`` is not larger than the image."""
+    """Return the middle of an image; ``size`` must not be larger than the image."""
     left, top = (picture.width - size.width) // 2, (picture.height - size.height) // 2
     return as_pixels(as_image(picture).crop((left, top, left + size.width, top + size.height)))
 
 
 def resized(picture: Pixels, size: Size, *, nearest: bool = False) -> Pixels:
-    """Return an image at another size, by Lanczos or by the nearest pixel."""
+    """Return an image at another size, resampled by Lanczos or by nearest neighbour."""
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
     return as_pixels(as_image(picture).resize(size, how))
 
 
 def mask_of(picture: Pixels, mode: MaskMode, *, inverted: bool = False) -> Pixels:
-    """Where to paint, as one channel of 0 (keep) and 255 (paint).
+    """Return a mask as one channel: 0 keeps a pixel and 255 paints it.
 
     Args:
         picture: The mask as the client sent it.
         mode: ``alpha`` paints where the mask is transparent (OpenAI), ``luminance`` where it is
-            white (llama-box, Xinference), ``opacity`` where it is opaque (AUTOMATIC1111).
-            ``auto`` is alpha if any of it is transparent at all, and luminance if not; so is
-            opacity luminance then.
-        inverted: Paint the rest instead.
+            white (llama-box, Xinference), and ``opacity`` where it is opaque (AUTOMATIC1111).
+            ``auto`` means ``alpha`` if the mask has any transparency, and otherwise ``luminance``.
+            Without transparency ``opacity`` means ``luminance`` too.
+        inverted: Swap the painted and the kept area.
     """
     image = as_image(picture)
     transparent = image.mode == "RGBA" and _darkest(image.getchannel("A")) < 255
@@ -247,17 +255,18 @@ def mask_of(picture: Pixels, mode: MaskMode, *, inverted: bool = False) -> Pixel
 
 
 def fit_mask(mask: Pixels, size: Size, how: Fit) -> Pixels:
-    """A mask of 0 and 255 at another size, fitted like its image; borders are painted."""
+    """Return a mask of 0 and 255 at another size, resized like its image; borders are painted."""
     return as_pixels(_fitted(as_image(mask), size, how, Image.Resampling.NEAREST, fill=255))
 
 
 def composite(generated: Pixels, original: Pixels, mask: Pixels, blur: float) -> Pixels:
-    """Return the generated image where the mask is white, the original pixels elsewhere.
+    """Return the generated pixels where the mask is white, and the original pixels elsewhere.
 
     Args:
-        generated, original: The generated image and the original, RGB of one size.
-        mask: One channel of 0 and 255, of that size.
-        blur: Pixels over which the edge fades, inwards: outside the mask nothing ever changes.
+        generated, original: The generated and the original image: RGB, of the same size.
+        mask: One channel of 0 and 255, of the same size.
+        blur: Radius in pixels over which the edge fades inside the mask. Pixels outside the mask
+            never change.
     """
     grey = as_image(mask)
     if blur:
@@ -294,12 +303,12 @@ def _fitted(
 
 
 def extended(image: Image.Image, size: Size, at: Box) -> Image.Image:
-    """Return an image at its place in a larger one; its outermost pixels are repeated outwards.
+    """Return a larger image that contains an image and repeats its outermost pixels around it.
 
     Args:
         image: RGB or grey.
-        size: Of the larger one.
-        at: The place, of the image's size.
+        size: Size of the larger image.
+        at: Position of the image in the larger one; it has the size of the image.
     """
     if image.size == size:
         return image
@@ -319,7 +328,7 @@ def extended(image: Image.Image, size: Size, at: Box) -> Image.Image:
 
 
 def flat(image: Image.Image) -> Image.Image:
-    """Return an image as RGB: transparency becomes white."""
+    """Return an RGBA image as RGB with transparency as white; return other images unchanged."""
     if image.mode != "RGBA":
         return image
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -327,12 +336,12 @@ def flat(image: Image.Image) -> Image.Image:
 
 
 def as_image(picture: Pixels) -> Image.Image:
-    """Return pixels as an image of Pillow."""
+    """Return pixels as a Pillow image."""
     return Image.frombytes(_MODES[picture.channels], picture.size, picture.data)
 
 
 def as_pixels(image: Image.Image) -> Pixels:
-    """Return an image of Pillow, grey, RGB or RGBA, as pixels."""
+    """Return a Pillow image, which is grey, RGB or RGBA, as pixels."""
     return Pixels(image.width, image.height, image.tobytes())
 
 
@@ -345,13 +354,13 @@ def encode(
     compression: int = 100,
     parameters: str | None = None,
 ) -> bytes:
-    """Make an image file.
+    """Encode an image as a file.
 
     Args:
         picture: RGB.
         output_format: "png", "jpeg" or "webp".
         compression: Quality of JPEG and WebP in percent.
-        parameters: Text to embed: as PNG text chunk ``parameters`` or EXIF UserComment.
+        parameters: Text to embed in the PNG text chunk ``parameters`` or in the EXIF UserComment.
     """
     image = as_image(picture)
     file = io.BytesIO()
@@ -362,18 +371,18 @@ def encode(
         image.save(file, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
     else:
         exif = _user_comment(parameters) if parameters is not None else Image.Exif()
-        # At high quality JPEG keeps every pixel's colour, not one for four.
+        # At high quality the JPEG stores the colour of each pixel, not one for four pixels.
         chroma = {"subsampling": 0} if output_format == "jpeg" and compression >= 95 else {}
         image.save(file, output_format.upper(), quality=compression, exif=exif, **chroma)
     return file.getvalue()
 
 
 def reduced(data: bytes, max_bytes: int) -> bytes:
-    """Return an image file as WebP of at most so many bytes: coarser first, then smaller.
+    """Return an image file as WebP of limited length: lower the quality first, then the size.
 
     Args:
         data: A file that this server wrote.
-        max_bytes: Size of the result, a thousand at least.
+        max_bytes: Maximum length of the result in bytes, at least 1,000.
     """
     with Image.open(io.BytesIO(data)) as image:
         view = image.convert("RGB")
@@ -387,9 +396,9 @@ def reduced(data: bytes, max_bytes: int) -> bytes:
 
 
 def _user_comment(text: str) -> Image.Exif:
-    """The text as EXIF; nothing of one that is too long for the segment that JPEG has for it."""
+    """Return the text as EXIF data; empty if the text is too long for a JPEG segment."""
     exif = Image.Exif()
-    # The tag's own prefix for UTF-16, big-endian as the readers of this tag expect it.
+    # The prefix marks UTF-16; programs that read this tag expect it as big-endian.
     comment = _UNICODE + text.encode("utf-16-be")
     if len(comment) > _LONGEST_COMMENT:
         return exif

@@ -1,8 +1,8 @@
-"""The header of an image file, read before Pillow opens the file: format, size and parts.
+"""Checks of an image file's format, size and parts before Pillow opens the file.
 
-Pillow keeps something for every part of a file that it passes on its way to the pixels, a hundred
-bytes for the four of an empty segment: a file that is nothing but parts would take gigabytes, and
-the seconds of a thread.
+Pillow allocates memory for every part that precedes the pixels: about a hundred bytes for an empty
+segment of four bytes. A file that consists of such parts would take gigabytes of memory and block a
+thread for seconds.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from sdstream.imaging.avif import brands_of, is_avif, size_of_avif
 from sdstream.imaging.parts import MOST_PARTS, TooManyParts, UnreadableFile
 from sdstream.imaging.tiff import size_of_tiff
 
-#: For errors.
+#: The supported formats, for errors.
 FORMATS: Final = "PNG, JPEG, WebP, GIF, BMP, AVIF or TIFF"
 
-#: Bytes of a JPEG between its segments, which Pillow passes one by one.
+#: Maximum number of bytes between the segments of a JPEG; Pillow reads them one by one.
 _MOST_STRAY: Final = 2**16
 
 _JPEG_MARKER: Final = re.compile(rb"\xff[^\x00\xff]")
-#: Start of frame, which contains the size. Pillow takes DHP (DE) for one too.
+#: Start-of-frame markers; their segments contain the size. Pillow treats DHP (DE) as one too.
 _JPEG_FRAMES: Final = frozenset({*range(0xC0, 0xD0), 0xDE} - {0xC4, 0xC8, 0xCC})
-#: Markers without a length, or whose length Pillow does not read.
+#: Markers without a length, or with a length that Pillow does not read.
 _JPEG_BARE: Final = frozenset({0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 _JPEG_SCAN: Final = 0xDA
 
 _GIF_EXTENSION, _GIF_IMAGE, _GIF_END = b"!,;"
-#: Blocks that an extension of a kind has at least, comments none and a program's own two.
+#: Label of an extension -> its minimum number of blocks; comments (FE) need none, application
+#: extensions (FF) two, and others one.
 _GIF_BLOCKS: Final = {0xFE: 0, 0xFF: 2}
 
-#: Chunks that a large image or animation has many of, and of which nothing is kept.
+#: Chunks that occur many times in a large image or animation; Pillow keeps nothing of them.
 _PNG_PIXELS: Final = (b"IDAT", b"fdAT", b"fcTL")
 
 
-#: Files that people and programs send in place of an image: how they begin -> what they are.
+#: First bytes of unsupported files that clients often send -> name of their format.
 _OTHERS: Final = {
     b"\x00\x00\x00\x0cJXL ": "JPEG XL",
     b"\xff\x0a": "JPEG XL",
@@ -64,7 +65,7 @@ _TEXTS: Final = {
     b"http://": "an address",
     b"https://": "an address",
 }
-#: Of files of boxes (ISO 14496-12): the format that they name -> what they are.
+#: Brand of an unsupported file of boxes (ISO 14496-12) -> name of its format.
 _BRANDS: Final = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC"),
     **dict.fromkeys((b"mif1", b"msf1"), "HEIF"),
@@ -74,12 +75,12 @@ _BRANDS: Final = {
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.
+    """Return the width and height of a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF.
 
     Raises:
-        TooManyParts: Opening it would take time and memory out of all proportion.
-        UnreadableFile: It is of another format, which is named.
-        ValueError: It is of no format that is known, or damaged.
+        TooManyParts: Opening the file would take too much time and memory.
+        UnreadableFile: The file has an unsupported format; the message names it.
+        ValueError: The format is unknown, or the file is damaged.
     """
     read = next((read for magic, read in _READERS.items() if data.startswith(magic)), None)
     if read is None and is_avif(data):
@@ -132,7 +133,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         if marker == _JPEG_SCAN and size is not None:
             return size
         if marker in _JPEG_FRAMES:
-            # Each may have 20,000 channels, and Pillow would keep a tuple for every one.
+            # A frame may have 20,000 channels, and Pillow would keep a tuple for each channel.
             if size is not None:
                 raise ValueError("two frames")
             height, width = struct.unpack_from(">HH", data, at + 3)
@@ -150,7 +151,8 @@ def _gif_size(data: bytes) -> tuple[int, int]:
     for _ in range(MOST_PARTS):
         byte = data[at]
         if blocks is not None:
-            # Of an extension. With fewer blocks than announced, Pillow reads on at a wrong byte.
+            # This is a block of an extension. If an extension has fewer blocks than it must have,
+            # Pillow continues at a wrong byte.
             if not byte and blocks > 0:
                 raise ValueError("an empty extension")
             blocks = blocks - 1 if byte else None
@@ -169,7 +171,7 @@ def _gif_size(data: bytes) -> tuple[int, int]:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    # Pillow reads the size from the decoder, which has taken memory for two frames by then.
+    # Pillow gets the size from the decoder, which allocates memory for two frames before that.
     if data[8:12] != b"WEBP":
         raise ValueError("another RIFF file")
     match data[12:16]:
@@ -196,6 +198,7 @@ _READERS: Final[dict[bytes, Callable[[bytes], tuple[int, int]]]] = {
     b"GIF87a": _gif_size,
     b"GIF89a": _gif_size,
     b"BM": _bmp_size,
-    # Little and big end first; BigTIFF, of which Pillow reads the one.
+    # TIFF in little-endian and big-endian form, and little-endian BigTIFF, the only one that Pillow
+    # reads.
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0"), size_of_tiff),
 }

@@ -1,8 +1,8 @@
-"""Reading text off images, with the optional extra ``ocr`` (rapidocr on onnxruntime).
+"""Text recognition in images, with the optional extra ``ocr`` (rapidocr on onnxruntime).
 
-The weights (PP-OCRv6, Apache-2.0) are in rapidocr's wheel and are named here by their paths, so
-that nothing is ever downloaded: by itself rapidocr fetches what it does not find. onnxruntime sends
-telemetry unless told otherwise before it is imported.
+The weights (PP-OCRv6, Apache-2.0) are part of rapidocr's wheel. This module passes their paths to
+rapidocr, because rapidocr downloads weights that it does not find. onnxruntime sends telemetry
+unless an environment variable turns that off before the import.
 """
 
 from __future__ import annotations
@@ -37,14 +37,20 @@ def installed() -> bool:
 
 
 class TextReader:
-    """Loads the weights with the first image, in about a second. Calls take turns."""
+    """A reader of text in images.
+
+    The first call loads the weights, which takes about a second. Concurrent calls wait for each
+    other.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._engine: Any = None
 
     def read(self, picture: Pixels) -> str:
-        """Return the text of an RGB image, a line for each that was found; blocks for seconds.
+        """Return the text of an RGB image, with the line breaks of the image.
+
+        The call blocks its thread for seconds.
 
         Raises:
             NotInstalled: The extra is missing; the message contains the command that installs it.
@@ -62,11 +68,13 @@ class TextReader:
 
 
 def _in_rows(texts: Sequence[str], boxes: Sequence[Any]) -> str:
-    """The texts from top to bottom, those of one row from left to right and joined by spaces.
+    """Return the texts as lines from top to bottom.
+
+    Texts in the same row are joined by spaces, from left to right.
 
     Args:
-        texts: What was read.
-        boxes: The four corners of each, in pixels.
+        texts: The recognised texts.
+        boxes: The four corners of each text, in pixels.
     """
     rows: list[tuple[float, float, list[tuple[float, str]]]] = []
     for box, text in sorted(zip(boxes, texts, strict=True), key=lambda pair: float(pair[0][0][1])):
@@ -82,10 +90,10 @@ def _in_rows(texts: Sequence[str], boxes: Sequence[Any]) -> str:
 
 
 def _load() -> Any:
-    # Else it makes a device id in the home folder and looks up its vendor's host.
+    # Otherwise onnxruntime writes a device id to the home folder and contacts its vendor's host.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # noqa: TID251
     rapidocr = import_module("rapidocr")
     folder = Path(str(rapidocr.__file__)).parent / "models"
     weights = {key: str(next(folder.glob(pattern))) for key, pattern in _WEIGHTS.items()}
-    # Its log would go past ours, in colours.
+    # rapidocr's log bypasses the server's log format and contains colour codes.
     return rapidocr.RapidOCR(params={**weights, "Global.log_level": "error"})

@@ -1,4 +1,4 @@
-"""One thread for image work that takes seconds and is not a job: few requests may wait for it."""
+"""A thread with a short queue, for image work that takes seconds and is not a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from sdstream.core.errors import QueueFull, Reason
 
-#: Images that are worked on or wait for it; each may take tens of MiB.
+#: Maximum number of images that are in work or wait; each may take tens of MiB.
 MOST_AT_ONCE: Final = 8
 
 P = ParamSpec("P")
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 
 class OneThread:
-    """Does one image after the other, so that uploads and finished images do not wait.
+    """A thread that processes one image at a time, so that it does not delay other threads.
 
     Args:
-        name: Of the thread.
-        work: What happens to the images, for errors: "resized".
-        seconds: How long one large image takes, for Retry-After.
+        name: Name of the thread.
+        work: The work as a participle for errors, for example "resized".
+        seconds: Time that a large image takes, for Retry-After.
     """
 
     def __init__(self, name: str, work: str, seconds: int) -> None:
@@ -33,7 +33,11 @@ class OneThread:
         self._busy: set[asyncio.Future[Any]] = set()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return the result of a call in the thread; raises QueueFull if too many wait."""
+        """Call a function in the thread and return its result.
+
+        Raises:
+            QueueFull: Too many images wait.
+        """
         waiting = len(self._busy)
         if waiting >= MOST_AT_ONCE:
             raise QueueFull(
@@ -48,5 +52,5 @@ class OneThread:
         return await future
 
     def close(self) -> None:
-        """Take no more work."""
+        """Accept no more work and cancel the work that waits."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,7 @@
-"""Everything that is done to pixels, in bounded pools of threads: uploads, results, resizing.
+"""The processing of input images and generated images, in thread pools of fixed size.
 
-Before a job its input images are decoded and fitted; after it the new pixels are composed with
-what a mask keeps, checked, written into a file and stored.
+Before a job runs, its input images are decoded and resized. The generated pixels are then combined
+with the pixels that a mask keeps, checked, encoded as a file and stored.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from sdstream.imaging.safety import SafetyChecker
 
 logger = logging.getLogger(__name__)
 
-#: Enough for what two cores encode; more would only take memory.
+#: Enough threads to encode on two cores; more threads would only take more memory.
 _THREADS: Final = 4
 
 #: Uploads have separate threads, so that no upload delays a finished image.
 _UPLOAD_THREADS: Final = 2
 
-#: To resize and write an image of the default limit, on a slow core.
+#: Seconds to resize and encode an image of the default maximum size on a slow core.
 _RESIZING_SECONDS: Final = 6
 
-#: Images of the largest size that a request may have; more of smaller ones.
+#: Maximum pixels of all input images of a request, as a multiple of the maximum for one image.
 _PICTURES_AT_ONCE: Final = 3
 
 P = ParamSpec("P")
@@ -47,14 +47,14 @@ T = TypeVar("T")
 
 
 class ImageShelf(Protocol):
-    """Where finished images go (store.JobStore)."""
+    """The store for finished images (storage.job_store.JobStore)."""
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
-        """Keep an image; returns its id."""
+        """Store an image and return its id."""
 
 
 class ImageRejected(Exception):
-    """A generated image cannot be delivered; ``ending`` is the end of its job."""
+    """A generated image cannot be delivered; ``ending`` is the event that ends its job."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -67,8 +67,8 @@ class Finished:
 
     Attributes:
         image: The image.
-        file_seconds: Making the file took this long.
-        store_seconds: Storing it took this long.
+        file_seconds: Time to create the file.
+        store_seconds: Time to store the file.
     """
 
     image: ImageResult
@@ -78,14 +78,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Decoded input images, not fitted yet.
+    """Decoded input images before they are resized for the job.
 
     Attributes:
         image: The image to edit.
-        mask: Where, as one channel of 0 and 255.
-        painted: The smallest rectangle around what the mask opens.
-        references: To look at.
-        control: For the ControlNet.
+        mask: One channel: 255 where the image is painted, 0 elsewhere.
+        painted: The smallest rectangle around the painted area of the mask.
+        references: Reference images.
+        control: Control image for the ControlNet.
     """
 
     image: Pixels | None = None
@@ -96,7 +96,7 @@ class Pictures:
 
     @property
     def sources(self) -> Sources:
-        """What resolving a request needs to know of them."""
+        """The facts about the images that ``core.resolve`` needs."""
         first = self.image or next(iter(self.references), None) or self.control
         return Sources(
             size=first.size if first else None,
@@ -109,13 +109,13 @@ class Pictures:
 
 
 class ImageProcessor:
-    """Decodes, fits, composes, checks and encodes.
+    """A processor that decodes, resizes, combines, checks and encodes images.
 
     Args:
-        shelf: Keeps finished images.
-        checker: Looks at finished images of requests that ask for it.
-        max_input_pixels: Largest width x height of an input image.
-        embed_parameters: Write prompt and options into image files.
+        shelf: Store for finished images.
+        checker: Checks the finished images of requests that ask for it; None without a checker.
+        max_input_pixels: Maximum width x height of an input image.
+        embed_parameters: Write the prompt and the options into image files.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class ImageProcessor:
         return self._checker is not None
 
     def close(self) -> None:
-        """Take no more work."""
+        """Accept no more work and cancel the work that waits."""
         for threads in (self._threads, self._upload_threads):
             threads.shutdown(wait=False, cancel_futures=True)
         self._resizing.close()
@@ -148,30 +148,31 @@ class ImageProcessor:
     async def decode(
         self, files: SourceFiles, *, only_references: bool, mask_mode: MaskMode = "auto"
     ) -> Pictures:
-        """Decode the files; the first is edited unless the model only takes references.
+        """Decode the input images; the first is the one to edit, unless all are references.
 
         Args:
-            files: As the client sent them.
-            only_references: The model looks at images that have no mask.
+            files: The files as the client sent them.
+            only_references: Without a mask, the model uses all images as references.
             mask_mode: Which part of a mask is painted.
 
         Raises:
-            InvalidRequest: A file is not an image, or the mask has another size than its image.
+            InvalidRequest: A file is not an image, an image is too large, or the mask has another
+                size than its image.
         """
         return await self._run(
             self._upload_threads, self._decode, files, only_references, mask_mode
         )
 
     async def fit(self, pictures: Pictures, request: GenerationRequest) -> Inputs:
-        """Return the images at the size of the request."""
+        """Return the images at the sizes that the request needs."""
         return await self._run(self._upload_threads, _fit, pictures, request)
 
     async def preview(self, request: GenerationRequest, inputs: Inputs, preview: Preview) -> bytes:
-        """Return a preview of the state between two steps, as PNG.
+        """Return a preview of the finished image as PNG.
 
         Args:
-            request: Of the job.
-            inputs: What the job started from.
+            request: The request of the job.
+            inputs: The input images of the job.
             preview: Pixels from the runtime.
         """
         return await self._run(self._threads, _preview, request, inputs, preview)
@@ -179,26 +180,30 @@ class ImageProcessor:
     async def develop(
         self, request: GenerationRequest, inputs: Inputs, drawn: ImageDrawn, *, must_keep: bool
     ) -> Finished:
-        """Make the finished image of generated pixels; raises ImageRejected.
+        """Create and store the finished image from generated pixels.
 
         Args:
-            request: Of the job.
-            inputs: What the job started from.
+            request: The request of the job.
+            inputs: The input images of the job.
             drawn: Pixels from the runtime.
-            must_keep: No client waits for the file itself, so without the store it is lost.
+            must_keep: No client waits for the file, so a failure of the store is an error.
+
+        Raises:
+            ImageRejected: The safety check flagged the image or failed, or the image must be
+                stored and could not be.
         """
         return await self._run(self._threads, self._develop, request, inputs, drawn, must_keep)
 
     async def enlarge(
         self, file: SourceFile, factor: float, max_pixels: int, *, nearest: bool
     ) -> bytes:
-        """Return an image file enlarged by plain resizing, as PNG.
+        """Return an image file enlarged without an upscaler, as PNG.
 
         Args:
-            file: As the client sent it.
-            factor: How many times.
-            max_pixels: Largest width x height of the result.
-            nearest: By the nearest pixel instead of Lanczos.
+            file: The file as the client sent it.
+            factor: Factor by which each side is enlarged.
+            max_pixels: Maximum width x height of the result.
+            nearest: Resample by nearest neighbour instead of Lanczos.
 
         Raises:
             InvalidRequest: The file is not an image, or the result would be too large.
@@ -207,11 +212,11 @@ class ImageProcessor:
         return await self._resizing.run(self._enlarge, file, factor, max_pixels, nearest)
 
     async def reduced(self, data: bytes, max_bytes: int) -> bytes:
-        """Return a finished image as WebP of at most so many bytes; see codecs.reduced."""
+        """Return a finished image as WebP of at most ``max_bytes`` bytes; see codecs.reduced."""
         return await self._run(self._threads, codecs.reduced, data, max_bytes)
 
     async def texts(self, file: SourceFile) -> dict[str, str]:
-        """Return the texts in an image file; raises InvalidRequest for another file."""
+        """Return the texts in an image file; raises InvalidRequest as ``codecs.texts`` does."""
         return await self._run(
             self._upload_threads, codecs.texts, file.data, file.param, self._max_input_pixels
         )
@@ -251,12 +256,12 @@ class ImageProcessor:
         return Pictures(image, opened, canvas.painted(opened), tuple(references), control)
 
     def _check_all(self, files: SourceFiles) -> None:
-        """Reject images that are too large alone or together, by their headers."""
+        """Read the headers, and reject images that are too large individually or in total."""
         every = [*files.images, *(file for file in (files.mask, files.control) if file)]
         sizes = [codecs.pixels_of(file.data) for file in every]
         for file, size in zip(every, sizes, strict=True):
             if size > self._max_input_pixels:
-                self._read(file)  # says so
+                self._read(file)  # raises the error
         pixels = sum(sizes)
         if pixels > _PICTURES_AT_ONCE * self._max_input_pixels:
             raise InvalidRequest(
@@ -290,7 +295,7 @@ class ImageProcessor:
             if request.placement is not None:
                 picture = canvas.put_back(picture, inputs.canvas, request.placement)
         if original is not None and mask is not None:
-            # The runtime's kept pixels have been through the autoencoder: put the real ones back.
+            # The autoencoder has changed the pixels that the mask keeps, so restore the originals.
             picture = codecs.composite(picture, original, mask, request.options.mask_blur or 0.0)
         if request.cut is not None:
             picture = codecs.cut(picture, request.cut)
@@ -316,13 +321,13 @@ class ImageProcessor:
         return Finished(image, encoded - began, time.monotonic() - encoded)
 
     def _is_flagged(self, request: GenerationRequest, picture: Pixels) -> bool:
-        """True when a blank image is to be handed out in place of this one."""
+        """Return whether a blank image replaces this one; raises ImageRejected."""
         if request.safety == "off" or self._checker is None:
             return False
         try:
             verdict = self._checker.check(picture)
         except Exception:
-            # No verdict must never pass for a good one.
+            # A check that failed must not count as a check that found nothing.
             logger.exception("the safety checker failed")
             raise ImageRejected(Reason.INTERNAL_ERROR, "The safety check failed.") from None
         if verdict.flagged:
@@ -339,7 +344,7 @@ class ImageProcessor:
         except OSError as error:
             logger.error("an image could not be stored: %s", error)
             if not must_keep:
-                return None  # its client gets the bytes all the same
+                return None  # the waiting client still gets the bytes
             raise ImageRejected(Reason.STORAGE_FULL, "The image could not be stored.") from None
 
 
@@ -360,7 +365,7 @@ def _fit(pictures: Pictures, request: GenerationRequest) -> Inputs:
         return _placed(pictures.image, pictures, request, request.placement, references)
     control = codecs.fit(pictures.control, size, how) if pictures.control else None
     if pictures.image is not None and pictures.mask is not None and request.upscaled is not None:
-        # What is kept comes from the input image itself, not from what the upscaler makes of it.
+        # The kept pixels come from the input image, not from the upscaled image.
         whole = codecs.fit(pictures.image, request.upscaled, how)
         opened = codecs.fit_mask(pictures.mask, request.upscaled, how)
         return Inputs(
@@ -383,7 +388,7 @@ def _placed(
     placement: Placement,
     references: tuple[Pixels, ...],
 ) -> Inputs:
-    """What the runtime generates in part, with the whole that the part is put back into."""
+    """Return the inputs for a part of the image, with the canvas that the part is put into."""
     whole, mask = canvas.canvas_of(image, pictures.mask, placement)
     control = None
     if pictures.control is not None:

@@ -1,8 +1,8 @@
-"""Checking finished images, by a checker that the operator brings.
+"""Safety checks of finished images, with a checker that the operator provides.
 
-None is part of this program: no weights for it could be found that may be shipped under a free
-licence. A checker is any object with a ``check`` method; ``safety_checker`` in the settings names
-it, as ``module:attribute`` or as an entry point of the group ``sdstream.safety_checkers``.
+The package contains no checker, because no weights with a free licence were found. A checker is any
+object with a ``check`` method. The setting ``safety_checker`` names it: as ``module:attribute``, or
+as an entry point of the group ``sdstream.safety_checkers``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Verdict:
     """The result of a checker for one image.
 
     Attributes:
-        flagged: The image must not be handed out.
-        why: For the log; clients do not see it.
+        flagged: The server must not deliver the image.
+        why: The reason for the log; clients do not see it.
     """
 
     flagged: bool
@@ -35,20 +35,20 @@ class Verdict:
 
 
 class SafetyChecker(Protocol):
-    """Looks at finished images. Called from threads, one image at a time or several."""
+    """A checker of finished images; several threads may call it at the same time."""
 
     def check(self, picture: Pixels) -> Verdict:
-        """Check an RGB image; an exception fails the job, it never lets the image through."""
+        """Check an RGB image; if this raises an exception, the job fails."""
 
 
 def load_checker(name: str) -> SafetyChecker:
-    """The checker of that name, made when it is a class.
+    """Return the checker with this name; a class is instantiated.
 
     Args:
-        name: ``module:attribute``, or an entry point of GROUP.
+        name: ``module:attribute``, or the name of an entry point of GROUP.
 
     Raises:
-        SafetyCheckerError: It does not exist, or cannot be made.
+        SafetyCheckerError: The checker does not exist or cannot be loaded, or has no ``check``.
     """
     module, colon, attribute = name.partition(":")
     try:

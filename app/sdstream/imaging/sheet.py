@@ -1,4 +1,4 @@
-"""A sheet of images in rows and columns with labels, for comparisons."""
+"""A grid of images with labels for rows and columns, for comparisons."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 _GAP: Final = 8
 _LINE: Final = 22
 _FONT: Final = 15
-#: Pixels that a character takes about, for breaking lines.
+#: Approximate width of a character in pixels, for line breaks.
 _CHARACTER: Final = 8
-#: Widest label of a row.
+#: Maximum width of the label of a row in pixels.
 _MOST_LABEL: Final = 220
 _PAPER: Final = (255, 255, 255)
 _INK: Final = (20, 20, 20)
@@ -31,10 +31,10 @@ def draw_sheet(
     """Return a PNG file with all cells.
 
     Args:
-        cells: By row and column: an image file, or a sentence in place of an image.
+        cells: Rows of cells; a cell is an image file, or a sentence in place of an image.
         columns: Label of each column.
-        rows: Label of each row; empty labels take no room.
-        parameters: Text chunk ``parameters`` of the file.
+        rows: Label of each row; if all are empty, they take no space.
+        parameters: Text for the PNG text chunk ``parameters``.
     """
     images = [[_opened(cell) for cell in row] for row in cells]
     found = [image for row in images for image in row if image is not None]

@@ -1,8 +1,12 @@
-"""The directories of a TIFF, which EXIF is too, read before Pillow and libtiff see them.
+"""Checks of the directories of a TIFF file, or of EXIF data, before Pillow and libtiff read them.
 
-Pillow makes a number, or a fraction of some hundred bytes, of every value of a tag, and a step of
-its decoder of every strip; libtiff takes memory for a whole tile, however small the image is.
-Where a tag comes twice the two do not agree which one counts.
+EXIF data has the format of a TIFF. The checks protect the server from these costs:
+
+- Pillow creates a number, or a fraction of some hundred bytes, for every value of a tag.
+- Pillow runs a decoder for every strip.
+- libtiff allocates memory for a whole tile, even if the image is smaller.
+
+If a tag occurs twice, Pillow and libtiff use different values of it, so that is rejected.
 """
 
 from __future__ import annotations
@@ -15,11 +19,11 @@ from typing import Final
 
 from sdstream.imaging.parts import MOST_PARTS, TooManyParts, UnreadableFile
 
-#: Values of tags that are no bytes: offsets of strips, a palette.
+#: Maximum number of values that are not bytes, for example offsets of strips or a palette.
 _MOST_VALUES: Final = 200_000
 _MOST_DIRECTORIES: Final = 8
 _MOST_SAMPLES: Final = 8
-#: Pixels of a tile, which may be larger than its image.
+#: Maximum number of pixels of a tile that is larger than its image.
 _LARGE_TILE: Final = 2**20
 
 _WIDTH, _HEIGHT, _COMPRESSION = 256, 257, 259
@@ -27,16 +31,16 @@ _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _PLANES = 273, 277, 278, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS = 322, 323, 324
 _EXIF, _GPS, _INTEROP = 34665, 34853, 40965
 
-#: The version of a BigTIFF, 43, where another has 42.
+#: Third byte of a little-endian BigTIFF, whose version is 43; a TIFF has version 42.
 _BIG: Final = b"+"
 _EXIF_MARK: Final = re.compile(rb"^(Exif\0\0){1,2}")
 
-#: BYTE, ASCII, SBYTE, UNDEFINED: bytes stay bytes.
+#: BYTE, ASCII, SBYTE and UNDEFINED; Pillow keeps their values as bytes.
 _BYTES: Final = (1, 2, 6, 7)
-#: Types of whole numbers: struct's letters.
+#: Type of whole numbers -> struct's format character.
 _WHOLE: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _NOT_SQUEEZED: Final = 1
-#: CCITT's three, LZW, JPEG, deflate under both numbers, PackBits: what editors write.
+#: Compressions that editors write: three of CCITT, LZW, JPEG, deflate (two numbers) and PackBits.
 _COMPRESSIONS: Final = frozenset({_NOT_SQUEEZED, 2, 3, 4, 5, 7, 8, 32773, 32946})
 
 
@@ -48,44 +52,47 @@ class _Tag:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """How numbers are written: struct's byte order, and the widths that BigTIFF doubles."""
+    """The byte order of a file, and whether its fields have the widths of BigTIFF."""
 
     order: str
     big: bool
 
     @property
     def first(self) -> int:
-        """Where the offset of the first directory stands."""
+        """The position of the offset of the first directory."""
         return 8 if self.big else 4
 
     @property
     def offset(self) -> str:
-        """An offset, as a format of struct."""
+        """The struct format of an offset."""
         return f"{self.order}{'Q' if self.big else 'I'}"
 
     @property
     def count(self) -> str:
-        """The number of tags of a directory."""
+        """The struct format of the number of tags in a directory."""
         return f"{self.order}{'Q' if self.big else 'H'}"
 
     @property
     def entry(self) -> str:
-        """A tag: its name, its type, the number of its values; those or their offset are passed."""
+        """The struct format of a tag: its name, its type and the number of its values.
+
+        The values, or the offset at which they are, are skipped.
+        """
         return f"{self.order}{'HHQ8x' if self.big else 'HHI4x'}"
 
     @property
     def value(self) -> int:
-        """Where the value stands in an entry."""
+        """The position of the value in the entry of a tag."""
         return 12 if self.big else 8
 
 
 def size_of_tiff(data: bytes) -> tuple[int, int]:
-    """Width and height of the first image of a TIFF, as they are stored.
+    """Return the width and height of the first image of a TIFF, before any rotation.
 
     Raises:
-        TooManyParts: Decoding it would take time and memory out of all proportion.
-        UnreadableFile: It is compressed in a way that is not read.
-        ValueError, KeyError, struct.error: It is damaged.
+        TooManyParts: Decoding the file would take too much time and memory.
+        UnreadableFile: The compression is not supported.
+        ValueError, KeyError, struct.error: The file is damaged.
     """
     tags = _first_directory(data, strict=True)
     width, height = _number(tags, _WIDTH), _number(tags, _HEIGHT)
@@ -113,24 +120,25 @@ def size_of_tiff(data: bytes) -> tuple[int, int]:
 
 
 def check_exif(data: bytes) -> None:
-    """Look whether the values of EXIF can be made numbers of.
+    """Check that EXIF data does not have too many values.
 
     Args:
-        data: With or without what stands before it in a JPEG, which some programs write twice.
+        data: The data, with or without the mark that precedes it in a JPEG; some programs write the
+            mark twice.
 
     Raises:
-        TooManyParts: There are more than any camera writes.
+        TooManyParts: The data has more tags, directories or values than a camera writes.
     """
-    with suppress(struct.error, KeyError):  # what is damaged is of no use to Pillow either
+    with suppress(struct.error, KeyError):  # Pillow cannot read damaged data either
         _first_directory(_EXIF_MARK.sub(b"", data), strict=False)
 
 
 def _first_directory(data: bytes, *, strict: bool) -> dict[int, _Tag]:
-    """Return the tags of the first directory; the others are checked too.
+    """Return the tags of the first directory, and check the directories of EXIF data too.
 
     Args:
         data: The file.
-        strict: The first directory must be whole, and have each tag once.
+        strict: The first directory must be complete and must not contain a tag twice.
     """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     form = _Form(order, data[2:3] == _BIG)  # as Pillow distinguishes them
@@ -152,7 +160,7 @@ def _first_directory(data: bytes, *, strict: bool) -> dict[int, _Tag]:
 
 
 def _directory(data: bytes, at: int, form: _Form, *, strict: bool) -> tuple[dict[int, _Tag], int]:
-    """The tags of a directory, and how many values they have that are no bytes."""
+    """Return the tags of a directory, and the number of their values that are not bytes."""
     try:
         (count,) = struct.unpack_from(form.count, data, at)
     except struct.error:
