@@ -127,7 +127,7 @@ class Catalog:
         return catalog.led_by(self.default)
 
     def led_by(self, name: str) -> Self:
-        """Return the same catalogue with another default, which may be a model to download."""
+        """Return the same catalogue with another default, which need not be downloaded."""
         return replace(self, default=self._spellings.get(name.casefold(), name))
 
     def with_default_aliases(self, names: Sequence[str]) -> Self:
@@ -284,7 +284,7 @@ def _is_among(name: str, names: Iterable[str]) -> bool:
 def _problems(
     specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
 ) -> Iterator[Problem]:
-    """Yield the problems that only the comparison of entries or of fields shows."""
+    """Yield the problems that involve several entries or several fields."""
     seen: dict[str, ModelSpec] = {}
     for index, spec in enumerate(specs):
         line = line_near(lines, ("models", index, "id"))
@@ -302,7 +302,7 @@ def _problems(
 def _alias_problems(
     specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
 ) -> Iterator[Problem]:
-    """Yield the aliases that belong to two models or equal the id of an entry."""
+    """Yield a problem for each alias that belongs to two models or equals the id of an entry."""
     taken: dict[str, str] = {}
     for index, spec in enumerate(specs):
         for alias in spec.aliases:

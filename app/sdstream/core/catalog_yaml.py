@@ -15,7 +15,7 @@ from sdstream.core.validation import requirement
 
 
 class Problem(NamedTuple):
-    """One fault of a catalogue.
+    """One problem in a catalogue.
 
     Attributes:
         line: Line of the file, from 1.

@@ -1,4 +1,4 @@
-"""Enumerations of the words in messages, each member with a line that explains it."""
+"""A base class for enumerations whose members have a value and a line that explains it."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class Unauthorized(ImageServiceError):
 
 
 class Forbidden(ImageServiceError):
-    """The key or the page is not allowed to do this."""
+    """The API key, or the web page that sent the request, is not allowed to do this."""
 
     status = 403
     type = "permission_error"
@@ -182,7 +182,7 @@ class NotAcceptable(ImageServiceError):
 
 
 class PayloadTooLarge(ImageServiceError):
-    """The body is over the limit."""
+    """The body is larger than the server allows."""
 
     status = 413
     type = "invalid_request_error"

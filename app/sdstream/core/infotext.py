@@ -32,13 +32,13 @@ _PARAMETER: Final = re.compile(r'([^\s:,"][^:,"]{0,63}):\s*("(?:[^"\\]|\\.)*"|[^
 #: Maximum length of the last line in characters; a longer line is not read as parameters.
 _MAX_FACTS: Final = 65_536
 _NEGATIVE: Final = re.compile(r"^Negative prompt:", re.MULTILINE)
-#: Name of the size that the model generated, for images that were resized afterwards.
+#: Key of the size that the model generated, in the text of an image that was resized afterwards.
 _GENERATED: Final = "Generated size"
 #: Length of a LoRA's hash; AUTOMATIC1111 writes the same length, and Civitai finds LoRAs by it.
 _HASH_CHARACTERS: Final = 12
 #: Length of a checkpoint's hash.
 _MODEL_HASH_CHARACTERS: Final = 10
-#: Name of the CPU kernels that generated the image; they affect rounding.
+#: Key of the CPU kernels that generated the image; they affect rounding.
 _KERNELS: Final = "Kernels"
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
 
@@ -245,5 +245,5 @@ _NORMALISED: Final[Mapping[str, Callable[[str], Any]]] = {
 _BY_INFOTEXT: Final = {
     option.infotext: name for name, option in OPTIONS.items() if option.infotext is not None
 }
-#: Names that describe the program and the files, which are not reported as unread.
+#: Keys that describe the program and its files; they are not reported as unread.
 _ASIDE: Final = re.compile(rf"^Version$|^{_KERNELS}$|^Hashes$| hash(es)?$")

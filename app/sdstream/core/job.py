@@ -65,7 +65,7 @@ class JobStatus(DescribedEnum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The owner of a job and how the server handles it; nothing here affects the images.
+    """The owner of a job, and how the server handles the job; nothing here affects the images.
 
     Attributes:
         operation: Kind of the request.
@@ -164,7 +164,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class PreviewReady:
-    """A small view of the image after a step, as PNG."""
+    """A small version of the image after a step, as PNG."""
 
     index: int
     step: int
@@ -240,7 +240,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The cost of a job, as the speeds that llama-box reports and as OpenAI's tokens.
+    """The cost of a job: speeds as in llama-box, and numbers of tokens as in OpenAI's API.
 
     Attributes:
         generation_per_second: Sampling steps per second.

@@ -17,8 +17,8 @@ class JobFilter:
         model: Id of the model.
         group: Name of the group.
         favorite: True for favorites only, False for all other jobs.
-        since: Unix seconds; the job was accepted then or later.
-        until: Unix seconds; the job was accepted before.
+        since: Unix time in seconds; the job was accepted at this time or later.
+        until: Unix time in seconds; the job was accepted before this time.
     """
 
     statuses: tuple[JobStatus, ...] = ()

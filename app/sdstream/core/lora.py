@@ -17,7 +17,7 @@ FILE_ENDING: Final = re.compile(r"\.(?:safetensors|gguf|ckpt|pth|pt|bin)$")
 
 
 class LoraChoice(BaseModel):
-    """One LoRA of the operator's folder."""
+    """One LoRA from the operator's folder, with its strength."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

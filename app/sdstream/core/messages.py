@@ -83,14 +83,14 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop the job as soon as the runtime can; the worker ignores this for any other job."""
+    """Stop the job as soon as the runtime can; ignored unless the worker runs this job."""
 
     job: str
 
 
 @dataclass(frozen=True, slots=True)
 class RequestPreview:
-    """Send a Preview after the job's next step; the worker ignores this for any other job."""
+    """Send a Preview after the job's next step; ignored unless the worker runs this job."""
 
     job: str
 
@@ -133,11 +133,10 @@ class Loaded:
         fast_kernels: The library was built with its matrix kernels (GGML_LLAMAFILE).
         on_cpu: The runtime computes on the CPU.
         system: The runtime's description of the processor's features.
-        embeddings: Words that stand for embeddings in prompts.
+        embeddings: Words that select an embedding in prompts.
         kernels: CPU kernels in use, for example "avx512 f32 int8"; "off" if the runtime uses only
             its own.
-        kernels_problem: Why the CPU kernels that the model asks for are not in use; empty if they
-            are, or if it asks for none.
+        kernels_problem: Why the requested CPU kernels are not in use; empty without a problem.
         can_share: The worker can change its number of threads (Share) while it generates.
     """
 
@@ -178,7 +177,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A small view of the image after a step, as RGB pixels: width x height x 3 bytes."""
+    """A small version of the image after a step, as RGB pixels: width x height x 3 bytes."""
 
     job: str
     index: int

@@ -79,7 +79,7 @@ def only_looks(spec: ModelSpec, files: SourceFiles) -> bool:
 
 
 def options_of(spec: ModelSpec, assets: Assets, limits: Limits) -> dict[str, dict[str, Any]]:
-    """Return the options of requests for a model: name -> JSON Schema, with its default.
+    """Return the options of requests for a model: name -> JSON Schema with the default.
 
     Args:
         spec: The model.

@@ -104,7 +104,7 @@ class Files(Part):
 
 
 class Defaults(Part):
-    """Values for options that a request leaves out; the family supplies those missing here."""
+    """Default values of options; a value that is missing here comes from the family."""
 
     size: SizeField | None = None
     steps: int | None = Field(None, ge=1, le=150)
@@ -119,7 +119,7 @@ NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 
 
 class EnlargeRule(Part):
-    """Other sizes for a model that was trained for a few sizes only: its images are resized.
+    """The rule for sizes that the model was not trained for: generated images are resized.
 
     Attributes:
         sizes: Sizes that the model was trained for.
@@ -139,7 +139,7 @@ class SizeRule(Part):
 
     Attributes:
         min, max: Bounds for each side.
-        enlarge: How the server makes images of other sizes; None rejects other sizes.
+        enlarge: Rule for sizes that the model does not generate; None rejects such sizes.
     """
 
     min: int = Field(64, ge=16)
@@ -165,7 +165,8 @@ class RuntimeOptions(Part):
         flash_attn: Use flash attention. It is faster on GPUs and with the CPU kernels, and 1.8-2x
             slower with the runtime's own kernels on the CPU. None turns it on for the diffusion
             model if the kernels "auto" are in use.
-        conv_direct: Use direct convolutions, which need less memory; the CPU kernels always do.
+        conv_direct: Use direct convolutions, which need less memory. With the CPU kernels they are
+            always on.
         offload: Keep the weights in main memory and move them to the GPU as needed.
         wtype: Convert the weights to this type while loading.
         tae: Decode with the tiny autoencoder that the model file contains.
@@ -176,7 +177,7 @@ class RuntimeOptions(Part):
             the same decoder as for the result.
         zero_cond_t: Use timestep 0 for the tokens of reference images, as Qwen-Image-Edit 2511 was
             trained.
-        circular: Axes along which opposite edges match, for images that tile.
+        circular: Axes along which opposite edges of an image match, so that copies of it tile.
         kernels: CPU kernels. "auto" is the fastest (products in bf16 and 8 bits if the CPU has fast
             instructions for them), "exact" computes in f32, and "off" uses only the runtime's own.
             None means the server's setting.
@@ -225,7 +226,7 @@ class RuntimeOptions(Part):
     chroma_t5_mask_pad: int | None = Field(None, ge=0, le=512)
 
     def problem(self, family: str) -> tuple[str, str] | None:
-        """Return an option without effect for a family, and why; None if all have an effect."""
+        """Return the first option that a family ignores, and why; None if it ignores no option."""
         unet = FAMILIES[family].unet
         checks = (
             ("prediction", self.prediction is None or unet, "is for models with a U-Net"),
@@ -432,7 +433,7 @@ class ModelSpec(Part):
         return self.defaults.size or self.traits.size
 
     def size_over(self, size: Size) -> Size:
-        """Return the smallest size that contains ``size`` and that the model can generate.
+        """Return ``size`` with each side rounded up to the model's minimum and multiple.
 
         The result may exceed the model's maximum.
         """

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 
 def plain(value: str) -> str:
-    """Return a prompt whose lines end with LF.
+    """Return a prompt with CRLF replaced by LF.
 
     Raises:
         ValueError: The prompt contains a character that the runtime cannot receive.

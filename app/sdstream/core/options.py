@@ -78,7 +78,7 @@ class Option:
 
 
 def no_boolean(value: Any) -> Any:
-    """Return the value, but a boolean as an object that pydantic does not accept as a number."""
+    """Return the value; wrap a boolean so that pydantic does not accept it as a number."""
     return Boolean(value=value) if isinstance(value, bool) else value
 
 

@@ -42,7 +42,7 @@ _RANKS: Final = {priority: rank for rank, priority in enumerate(Priority)}
 
 #: Clock of jobs that had their turn already; it places them before all other jobs.
 _HAD_THEIR_TURN: Final = -1.0
-#: Number of lanes or heads above which outdated ones are first removed.
+#: Initial limit of lanes and of heads; above the limit the queue removes outdated ones.
 _FEW: Final = 64
 
 
@@ -186,14 +186,14 @@ class FairQueue(Generic[T]):
         self._jobs[rank] += 1
 
     def _lane_of(self, rank: int, owner: str | None) -> _Lane[T]:
-        """Return the lane of an owner; its end is the clock of the next item."""
+        """Return the lane of an owner; its end is the clock of the owner's next item."""
         lane = self._lanes.get((rank, owner))
         if lane is None:
             self._forget_lanes()
             clock = _HAD_THEIR_TURN if owner is None else self._now[rank]
             lane = self._lanes[rank, owner] = _Lane(rank, clock, clock)
         elif owner is not None and lane.end < self._now[rank]:
-            if lane.tickets:  # items of other owners were taken out of order since
+            if lane.tickets:  # since then, items of other owners were taken out of order
                 lane.add(_Ticket(lane, self._next(), self._now[rank] - lane.end, None))
             else:
                 lane.start = lane.end = self._now[rank]

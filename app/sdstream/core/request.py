@@ -28,7 +28,7 @@ LONGEST_SIDES: Final[Mapping[OutputFormat, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One job for the runtime, with a concrete value for everything.
+    """One job for the runtime, in which every value is concrete.
 
     Attributes:
         model: Id in the catalogue.
@@ -45,7 +45,7 @@ class GenerationRequest:
         quality: The value that the client sent, for the answer.
         output_format: File format of the images.
         output_compression: Quality of JPEG and WebP in percent.
-        warnings: Sentences about options that have no effect or another one than expected.
+        warnings: Sentences about options that have no effect or an unexpected one.
         options: Options of the runtime; with None the runtime or the model decides.
         input_images: Number of images that came with the request, for the count of tokens.
         second_pass: Size of the second pass (``hires_*``); None without one.

@@ -100,7 +100,7 @@ def resolve(
 
     Raises:
         NotFound: The model is not in the catalogue.
-        InvalidRequest: The model does not support a value; the error names the client's field.
+        InvalidRequest: A value is not valid for the model; the error names the client's field.
     """
     spec = model_of(ask, catalog)
     safety = _safety(ask, has_checker)

@@ -83,7 +83,7 @@ def layout(ask: ParsedRequest, spec: ModelSpec, sources: Sources, limits: Limits
         limits: Limits of sizes.
 
     Raises:
-        InvalidRequest: An option is not possible; the error names it.
+        InvalidRequest: An option cannot be used; the error names it.
     """
     params = ask.params
     _check_conflicts(ask, sources)
@@ -173,7 +173,7 @@ def _size_of_part(ask: ParsedRequest, spec: ModelSpec, asked: Size, limits: Limi
 def _with_border(ask: ParsedRequest, source: Size, limits: Limits) -> tuple[Size, Box | None]:
     """Return the size of the image with its border, and the position of the image in it.
 
-    The position is omitted (None) without a border.
+    Without a border the function returns None as the position.
     """
     if ask.params.expand is None:
         return source, None

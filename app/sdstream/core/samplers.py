@@ -186,8 +186,8 @@ def find_sampler(name: str) -> tuple[str, str | None] | None:
     """Return the sampler that a client's name stands for.
 
     Returns:
-        The sampler, and the schedule if the name contains one ("DPM++ 2M Karras") or else None.
-        Instead of the pair, None for an unknown name.
+        The sampler and the schedule, which is set only if the name contains one ("DPM++ 2M
+        Karras"). None for an unknown name.
     """
     plain = _plain(name)
     if plain in _SAMPLERS_BY_NAME:
@@ -200,7 +200,7 @@ def find_sampler(name: str) -> tuple[str, str | None] | None:
 
 
 def nearest_sampler(name: str) -> str | None:
-    """Return the sampler whose name is most similar to an unknown one; None if no name is."""
+    """Return the sampler whose name is most similar to an unknown name, or None."""
     plain = _plain(name)
     for ending in _SCHEDULES_BY_NAME:
         plain = plain.removesuffix(ending)

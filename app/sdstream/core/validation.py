@@ -29,14 +29,15 @@ _KINDS: Final[Mapping[str, str]] = {
         ("dict_type", "mapping_type", "model_type", "model_attributes_type"), "an object"
     ),
 }
-#: pydantic's type of an error -> the words before the bound, and the bound's name.
+#: pydantic's type of an error -> the words before the bound, and pydantic's name of the bound.
 _BOUNDS: Final[Mapping[str, tuple[str, str]]] = {
     "less_than_equal": ("at most", "le"),
     "less_than": ("less than", "lt"),
     "greater_than_equal": ("at least", "ge"),
     "greater_than": ("more than", "gt"),
 }
-#: pydantic's type of an error -> the words before the bound, the bound's name, what is counted.
+#: pydantic's type of an error -> the words before the bound, pydantic's name of the bound, and the
+#: unit.
 _LENGTHS: Final[Mapping[str, tuple[str, str, str]]] = {
     "string_too_long": ("at most", "max_length", "character"),
     "string_too_short": ("at least", "min_length", "character"),
@@ -64,7 +65,7 @@ def requirement(found: ErrorDetails, kinds: Mapping[str, str] = _KINDS) -> str:
 
     Args:
         found: One error of pydantic.
-        kinds: pydantic's type of an error -> what the value must be; these replace the defaults.
+        kinds: pydantic's type of an error -> what the value must be; overrides the default words.
     """
     kind, value, context = found["type"], found["input"], found.get("ctx", {})
     if kind == "literal_error":

@@ -97,7 +97,7 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[_Box]:
 
 
 def _named(data: bytes, at: int, end: int) -> dict[bytes, tuple[int, int]]:
-    """Return the type of each box -> the start and end of its contents."""
+    """Return a dictionary: type of a box -> start and end of its contents."""
     found: dict[bytes, tuple[int, int]] = {}
     for kind, start, last in _boxes(data, at, end):
         if kind in found and kind in _ONCE:
@@ -115,7 +115,7 @@ def _container_sizes(data: bytes, iprp: tuple[int, int]) -> Iterator[tuple[int, 
 
 
 def _kinds(data: bytes, iinf: tuple[int, int]) -> dict[int, bytes]:
-    """Return the number of each item -> its type: av01, Exif, grid …"""
+    """Return a dictionary: number of an item -> its type (av01, Exif, grid …)."""
     start, end = iinf
     kinds = {}
     for kind, at, _ in _boxes(data, start + (6 if data[start] == 0 else 8), end):
@@ -265,7 +265,7 @@ def _sequence(bits: _Bits) -> _Sequence:
     if bits.take():
         id_bits = bits.take(4) + 2
         id_bits += bits.take(3) + 1
-    bits.take(7)  # tools
+    bits.take(7)  # coding tools
     if bits.take():  # order hints of frames
         bits.take(2)
     screen_tools = _EACH_FRAME if bits.take() else bits.take()
@@ -317,10 +317,10 @@ def _pass_uvlc(bits: _Bits) -> None:
 
 def _has_own_size(bits: _Bits, sequence: _Sequence) -> bool:
     """Return whether a frame may have another size than its sequence header."""
-    if sequence.is_reduced or bits.take():  # a frame that is shown again
+    if sequence.is_reduced or bits.take():  # show_existing_frame
         return False
     kind = bits.take(2)
-    if bits.take():  # shown at once
+    if bits.take():  # show_frame
         bits.take(sequence.time_bits)
         keeps_errors = kind in (_KEY_FRAME, _SWITCH_FRAME)
     else:

@@ -88,10 +88,10 @@ def put_back(generated: Pixels, canvas: Pixels, placement: Placement) -> Pixels:
 
 
 def preview_in_place(preview: Pixels, inputs: Inputs, placement: Placement, size: Size) -> Pixels:
-    """Return a small view of the finished image with a preview of the generated part in it.
+    """Return a small version of the finished image with a preview of the generated part in it.
 
     Args:
-        preview: A small view of the generated image.
+        preview: A small version of the generated image.
         inputs: The input images with the canvas and its mask.
         placement: Position of the part.
         size: Size of the generated image.

@@ -10,7 +10,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from sdstream.core.errors import QueueFull, Reason
 
-#: Maximum number of images that are in work or wait; each may take tens of MiB.
+#: Maximum number of images that are processed or wait; each may take tens of MiB.
 MOST_AT_ONCE: Final = 8
 
 P = ParamSpec("P")
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class OneThread:
-    """A thread that processes one image at a time, so that it does not delay other threads.
+    """A thread that processes one image at a time; uploads and finished images use other threads.
 
     Args:
         name: Name of the thread.

@@ -168,7 +168,7 @@ class ImageProcessor:
         return await self._run(self._upload_threads, _fit, pictures, request)
 
     async def preview(self, request: GenerationRequest, inputs: Inputs, preview: Preview) -> bytes:
-        """Return a preview of the finished image as PNG.
+        """Return a preview of the finished image, between two steps, as PNG.
 
         Args:
             request: The request of the job.

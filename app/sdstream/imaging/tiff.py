@@ -6,7 +6,7 @@ EXIF data has the format of a TIFF. The checks protect the server from these cos
 - Pillow runs a decoder for every strip.
 - libtiff allocates memory for a whole tile, even if the image is smaller.
 
-If a tag occurs twice, Pillow and libtiff use different values of it, so that is rejected.
+If a tag occurs twice, Pillow and libtiff use different values of it, so such a TIFF is rejected.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _first_directory(data: bytes, *, strict: bool) -> dict[int, _Tag]:
         strict: The first directory must be complete and must not contain a tag twice.
     """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
-    form = _Form(order, data[2:3] == _BIG)  # as Pillow distinguishes them
+    form = _Form(order, data[2:3] == _BIG)  # Pillow detects BigTIFF by the same byte
     (at,) = struct.unpack_from(form.offset, data, form.first)
     first, values = _directory(data, at, form, strict=strict)
     waiting, seen = [first], 1
