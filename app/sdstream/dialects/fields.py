@@ -1,15 +1,17 @@
-"""What becomes of a field of a request: an option, a wish for the answer, or a field of others.
+"""The rule that accepts, ignores or rejects each field of a request.
 
-This is the one place of the rule, for JSON and forms of every API:
+The dialects use it for JSON and for forms. A field that is an option of this server is accepted.
+The rule for the other fields is:
 
-1. A field that is known and asks for nothing (null, empty, a value that switches it off, or the
-   default of the system that it comes from) is taken silently.
-2. A field that is known, would change the image and is not supported is rejected. The error names
-   what can be done instead.
-3. An unknown field is taken and reported in ``warnings``. Two kinds are rejected: a near miss of an
-   option of this server, and a field that may hold an image.
+1. A known field that asks for nothing is ignored silently. Such a field is null or empty, is
+   switched off, or has the default value of the system that it comes from.
+2. A known field with another value is rejected if it would change the image. The error names the
+   alternative. If the field's entry has a ``note``, the field is reported in ``warnings`` instead.
+3. An unknown field is ignored and reported in ``warnings``. Two kinds are rejected: a near miss of
+   an option of this server, and a field that may contain an image.
 
-``Prefer: handling=strict`` rejects every unknown field; ``handling=lenient`` takes near misses too.
+``Prefer: handling=strict`` rejects every unknown field. ``handling=lenient`` also ignores near
+misses.
 """
 
 from __future__ import annotations
@@ -37,11 +39,12 @@ class Foreign:
     """A field of another system that has no effect here.
 
     Attributes:
-        neutral: Values that ask for nothing, the usual one first; without any, those that switch
-            a field off do. Null and empty values always ask for nothing.
-        asking: The only values that ask for something; empty if all but the neutral ones do.
-        refusal: The sentence of the error for any other value; it follows the field's name.
-        note: The sentence of the warning for any other value; it follows the field's name.
+        neutral: Values that ask for nothing, the usual one first. If empty, these are the values
+            that switch a field off. Null and empty values always ask for nothing.
+        asking: The only values that ask for something. If empty, all values except the neutral
+            ones ask for something.
+        refusal: Text of the error for a value that asks for something, after the field's name.
+        note: Text of the warning for such a value, after the field's name.
     """
 
     neutral: tuple[object, ...] = ()
@@ -50,7 +53,7 @@ class Foreign:
     note: str | None = None
 
 
-#: Says something about the caller or about files on the server's disk.
+#: A field that is ignored without a warning, for example one that describes the caller.
 IGNORED: Final = Foreign()
 
 _NOT_HERE: Final = Foreign(refusal=" is not supported by this server's models.")
@@ -71,7 +74,7 @@ STYLES: Final = Foreign(
 
 
 def only(*neutral: object) -> Foreign:
-    """Return a field that is taken at these values only, the usual one first."""
+    """Return a field that rejects all values except these; the error names the first one."""
     usual = json.dumps(neutral[0])
     return Foreign(neutral, refusal=f" must be {usual}; other values are not supported.")
 
@@ -90,7 +93,7 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
         ),
         IGNORED,
     ),
-    # The parameters of an answer have them, and ask for the same image again.
+    # ``parameters`` of an answer contains both, and clients send it back to repeat the image.
     "generated_size": IGNORED,
     "kernels": Foreign(
         asking=("exact",),
@@ -130,10 +133,10 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
 #: Canonical names of all fields that have an effect.
 KNOWN: Final = OPTIONS.keys() | ReplyOptions.model_fields.keys()
 
-#: Every spelling of them.
+#: Canonical names and aliases of these fields.
 SPELLINGS: Final = KNOWN | ALIASES.keys()
 
-#: Fields of other APIs that are spelled like an option of this one and mean something else.
+#: Fields of other APIs whose names resemble an option of this server but mean something else.
 _LOOK_ALIKES: Final = frozenset(
     {
         "stop", "mode", "models", "guidance_rescale", "guidance_scale_2", "true_cfg_scale",
@@ -141,43 +144,43 @@ _LOOK_ALIKES: Final = frozenset(
     }
 )  # fmt: skip
 
-#: A field of such a name brings an image, or chooses what changes one.
+#: Names of fields that contain an image or select something that changes it, such as a LoRA.
 _PICTURE_NAME: Final = re.compile(
     r"(?:^|[^a-z])(?:image|mask|lora|control|controlnet|adapter|reference)s?(?:$|[^a-z])"
 )
-#: Where one word of a name like ``referenceImage`` ends.
+#: The boundary between two words of a name in camel case, such as ``referenceImage``.
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SCHEMES: Final = ("http://", "https://", "file://", "s3://", "gs://")
 _ENDINGS: Final = (
     ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif", ".heic", ".tif", ".tiff",
 )  # fmt: skip
-#: Characters; nothing longer is an address.
+#: Characters; longer text is not checked for an address.
 _LONGEST_ADDRESS: Final = 4096
-#: What image files begin with.
+#: The first bytes of image files.
 _SIGNATURES: Final = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF",
     b"\0\0\0\x18ftyp", b"\0\0\0\x1cftyp", b"\0\0\0\x20ftyp",
 )  # fmt: skip
-#: Shorter text cannot be an image file.
+#: Characters; shorter text cannot be an image file in base64.
 _SHORTEST_PICTURE: Final = 64
 _DEEPEST: Final = 8
 
 _OFF: Final = ("0", "none", "null", "off", "disabled", "n/a")
 
 MAX_NAME: Final = 64
-#: Fields of one object; each unknown one is compared with every option.
+#: Limit on the fields of one object: each unknown field is compared with every option.
 _MOST_FIELDS: Final = 1024
 _MOST_REPORTED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What was kept of the fields that a client sent.
+    """The fields of a client after ``take``.
 
     Attributes:
-        fields: Those that have an effect: the client's name -> value.
-        warnings: A sentence for each field that has none.
-        unknown: Names of those that no table knows.
+        fields: Fields that have an effect: the client's name -> value.
+        warnings: Sentences about ignored fields.
+        unknown: Names of ignored fields that no table contains.
     """
 
     fields: dict[str, Any]
@@ -194,18 +197,18 @@ def take(
     where: str = "",
     by_name: bool = True,
 ) -> Taken:
-    """Divide a client's fields by the rule of this module.
+    """Apply the rule of this module to a client's fields.
 
     Args:
-        given: Name -> value; null is not given.
-        own: Names that have an effect.
-        foreign: Names that are known and have none.
-        handling: What becomes of unknown fields.
-        where: What stands before the names in messages.
-        by_name: An unknown field is taken for an image by its name too, not only by its value.
+        given: Name -> value; a field that is null counts as absent.
+        own: Names of the fields that have an effect.
+        foreign: Known fields that have no effect, by name.
+        handling: How unknown fields are handled.
+        where: Prefix of the names in messages.
+        by_name: An unknown field may count as an image because of its name, not only its value.
 
     Raises:
-        InvalidRequest: A field is rejected; names it as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     if len(given) > _MOST_FIELDS:
         raise InvalidRequest(
@@ -232,7 +235,7 @@ def take(
 
 
 def _without_effect(entry: Foreign, name: str, value: object) -> str | None:
-    """The warning on a known field without effect, None when it asks for nothing."""
+    """Return the warning about a known field, None if it needs none; raises InvalidRequest."""
     if entry.asking:
         nothing = _plain(value) not in entry.asking
     else:
@@ -253,7 +256,7 @@ def _unknown(
     *,
     by_name: bool,
 ) -> str:
-    """The warning on an unknown field; raises InvalidRequest when it is rejected."""
+    """Return the warning about an unknown field; raises InvalidRequest if it is rejected."""
     shown = where + name[:MAX_NAME]
     meant = meant_by(name, own)
     if holds_picture(value) or (by_name and _names_picture(name) and not is_nothing(value)):
@@ -270,17 +273,17 @@ def _unknown(
 
 
 def no_effect(name: str, meant: str | None) -> str:
-    """Return the warning on an unknown field, with the name that was meant."""
+    """Return the warning about an unknown field, which suggests the option ``meant``."""
     return f"Unknown field '{name[:MAX_NAME]}' has no effect.{did_you_mean(meant)}"
 
 
 def _names_picture(name: str) -> bool:
-    """True for a name that has the word for an image, or for what changes one, in it."""
+    """Return whether a name contains a word for an image or for something that changes one."""
     return _PICTURE_NAME.search(_CAMEL.sub("_", name[:MAX_NAME]).lower()) is not None
 
 
 def meant_by(name: str, own: Iterable[str] = SPELLINGS) -> str | None:
-    """Return the field that an unknown name is a near miss of; None when it is another's field."""
+    """Return the field that an unknown name misspells; None if it resembles no field."""
     return None if name.lower() in _LOOK_ALIKES else near_miss(name, own)
 
 
@@ -288,8 +291,8 @@ def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
     """Return whether a value asks for nothing.
 
     Args:
-        value: What the client sent; text counts as the value that it spells.
-        neutral: Values that ask for nothing; without any, those that switch a field off.
+        value: The client's value; text such as "1" counts as the number that it spells.
+        neutral: Values that ask for nothing; if empty, the values that switch a field off.
     """
     if _is_empty(value):
         return True
@@ -302,7 +305,7 @@ def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
 
 
 def _is_empty(value: object) -> bool:
-    """True for null, empty text, and lists of nothing but those."""
+    """Return whether a value is null or empty, or a list of such values only."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_empty_item, value))
     return _is_empty_item(value)
@@ -313,7 +316,7 @@ def _is_empty_item(value: object) -> bool:
 
 
 def _plain(value: object) -> str:
-    """A value as text that is the same for true, "True", 1, 1.0 and "1"."""
+    """Return a value as text; true, "True", 1, 1.0 and "1" give the same text."""
     text = str(value).strip().lower()
     text = {"true": "1", "false": "0"}.get(text, text)
     try:
@@ -323,11 +326,11 @@ def _plain(value: object) -> str:
 
 
 def holds_picture(value: object, depth: int = 0) -> bool:
-    """Return whether a value is an image, has one in it, or is the address of one.
+    """Return whether a value is an image, contains one, or is the address of one.
 
     Args:
-        value: Of JSON.
-        depth: Nesting level of the value; images below 8 levels are not looked for.
+        value: A value from JSON.
+        depth: Nesting level of the value; deeper levels than 8 are not searched.
     """
     if depth > _DEEPEST:
         return False
@@ -365,7 +368,11 @@ def _at_most(warnings: list[str]) -> tuple[str, ...]:
 
 
 def canonical_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return fields that have an effect by their canonical names, and the client's name of each."""
+    """Return the values and the client's names of fields, both by canonical name.
+
+    Raises:
+        InvalidRequest: Two aliases of a field have different values.
+    """
     canonical: dict[str, Any] = {}
     client_names: dict[str, str] = {}
     for name, value in given.items():
@@ -382,7 +389,7 @@ def canonical_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def unknown(name: str, meant: str | None = None) -> InvalidRequest:
-    """Return the error for an unknown field, with the name that was meant."""
+    """Return the error for an unknown field, which suggests the option ``meant``."""
     shown = name[:MAX_NAME]
     return InvalidRequest(
         f"Unknown field '{shown}'.{did_you_mean(meant)}", reason=Reason.UNKNOWN_FIELD, param=shown
@@ -390,11 +397,11 @@ def unknown(name: str, meant: str | None = None) -> InvalidRequest:
 
 
 def unknown_file(name: str, taken: Iterable[str]) -> InvalidRequest:
-    """Return the error for an uploaded file that the route has no field for.
+    """Return the error for a file in a form field that the route does not have.
 
     Args:
-        name: Of the part.
-        taken: Names of the parts that the route accepts.
+        name: Name of the form field.
+        taken: Names of the form fields that the route accepts files in.
     """
     return InvalidRequest(
         f"Unknown file '{name[:MAX_NAME]}'; this route accepts {', '.join(taken)}.",
@@ -404,7 +411,7 @@ def unknown_file(name: str, taken: Iterable[str]) -> InvalidRequest:
 
 
 def invalid(error: ValidationError, client_names: Mapping[str, str]) -> InvalidRequest:
-    """Return the error for what pydantic found, with the field as the client spelled it."""
+    """Return the error for the first fault that pydantic found, with the client's field name."""
     first = error.errors(include_url=False)[0]
     name, *rest = (str(part) for part in first["loc"])
     param = ".".join([client_names.get(name, name), *rest])
@@ -413,6 +420,6 @@ def invalid(error: ValidationError, client_names: Mapping[str, str]) -> InvalidR
     if first["type"] == "extra_forbidden":
         return unknown(param, near_miss(rest[-1] if rest else name, LoraChoice.model_fields))
     what = requirement(first)
-    # A predicate follows the name; a sentence of its own is set off.
+    # A predicate ("must be …") follows the name directly; any other text follows a colon.
     between = " " if what.startswith("must ") else ": "
     return InvalidRequest(f"'{param}'{between}{what}.", param=param)

@@ -1,4 +1,4 @@
-"""Hugging Face's inference API: ``{"inputs": …, "parameters": {…}}`` to a ParsedRequest."""
+"""Requests of Hugging Face's inference API, ``{"inputs": …, "parameters": {…}}``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from sdstream.dialects.pictures import image_of
 
 
 def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> ParsedRequest:
-    """Read a text-to-image or an image-to-image.
+    """Parse a text-to-image or an image-to-image request.
 
-    ``inputs`` is the prompt, or base64 of the input image where ``parameters`` have a prompt.
+    ``inputs`` is the prompt. If ``parameters`` contains a prompt, ``inputs`` is the input image in
+    base64.
 
     Args:
-        body: The client's object.
-        model: From the path.
-        hints: Wishes of the request outside of its body.
+        body: The client's JSON object.
+        model: The model in the path.
+        hints: Choices of the client outside of the body.
 
     Raises:
-        InvalidRequest: Names the field as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     inputs, parameters = body.get("inputs"), body.get("parameters") or {}
     if not isinstance(inputs, str):
@@ -35,7 +36,7 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
     given = {**rest, **_flat(parameters), "model": model}
     if given.get("prompt") is None:
         return parse({**given, "prompt": inputs}, hints, client_names={"prompt": "inputs"})
-    # Under the client's name of it, which later errors have as well.
+    # Errors about the image, now and later, must name the client's field ``inputs``.
     image = image_of("inputs", inputs)
     ask = parse_edit({**given, "image": inputs}, hints)
     files = ask.files or SourceFiles(())
@@ -43,7 +44,7 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
 
 
 def _flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with ``target_size`` as width and height."""
+    """Return the parameters with ``target_size`` replaced by width and height."""
     found = {name: value for name, value in parameters.items() if value is not None}
     target = found.pop("target_size", None)
     if isinstance(target, Mapping):

@@ -1,10 +1,15 @@
-"""Jobs as resources: their JSON, and their history as events that EventSource reads.
+"""The JSON of jobs, and their history as server-sent events for EventSource.
 
-An event has a number that only grows, also over restarts of the server, and a name: queued,
-progress, preview, image, completed, failed or cancelled (never error, which would fire the
-browser's onerror). Its data are keys of the job's JSON at their places, so that
-``Object.assign(job, data)`` keeps a reader's copy right; the first event and the last are the
-whole of it. Images are links, and previews data URLs: both fit into the src of an img.
+Each event has a number and a name:
+
+- The number increases with each event, also across restarts of the server.
+- The name is queued, progress, preview, image, completed, failed or cancelled. It is never error,
+  because the browser would call onerror.
+
+The data of an event that changes the state contains keys of the job's JSON, so a client updates
+its copy with ``Object.assign(job, data)``. The snapshot that begins a new stream and the last event
+contain the whole job. An image is a link and a preview is a data URL; both can be the src of an img
+element.
 """
 
 from __future__ import annotations
@@ -55,12 +60,12 @@ _SNAPSHOT_NAMES: Final = {
 
 
 def job_fields(job: Job, base_url: str, eta: float | None) -> JsonObject:
-    """A job as JSON.
+    """Return a job as a JSON object.
 
     Args:
         job: The job.
-        base_url: What links begin with, without a slash at the end.
-        eta: Seconds until its end, None when unknown.
+        base_url: Beginning of every link, without a slash at the end.
+        eta: Seconds until the end of the job, None if unknown.
     """
     error = job.error()
     own = f"{base_url}/v1/jobs/{job.id}"
@@ -143,9 +148,10 @@ class JobEvents:
 
     Attributes:
         job: The job.
-        base_url: What links begin with.
-        eta: Returns the seconds until the end; called for each event that contains them.
-        id_prefix: Put before the numbers of events.
+        base_url: Beginning of every link.
+        eta: Returns the seconds until the end of the job; called for each event that has a
+            remaining time.
+        id_prefix: Text before the number of each event.
     """
 
     job: Job
@@ -154,19 +160,19 @@ class JobEvents:
     id_prefix: str = ""
 
     def snapshot(self) -> bytes:
-        """The whole job as it is now, under the number of its newest entry."""
+        """Return an event with the whole job as it is now, numbered as the newest entry."""
         return self._event(self.job.last_event, _SNAPSHOT_NAMES[self.job.status], self._whole())
 
     def event(self, number: int, entry: Entry) -> bytes | None:
-        """The event of an entry, None when it has nothing to tell.
+        """Return the event of an entry, None if the entry is not reported.
 
         Args:
-            number: Of the event.
-            entry: What happened.
+            number: Number of the event.
+            entry: The entry of the job.
         """
         match entry.event:
             case Queued(position):
-                # The first event of a job, which has no answer besides its events.
+                # A client that reads only the events receives the warnings here.
                 noted = (
                     {"warnings": [*self.job.request.warnings]} if self.job.request.warnings else {}
                 )
@@ -190,7 +196,7 @@ class JobEvents:
                 return None
 
     def _reached(self, progress: Progress) -> JsonObject:
-        # From the entry, not from the job: a reader that reconnects receives past events in order.
+        # Use the entry, not the job: a client that reconnects receives past events in order.
         done = progress.index + progress.share
         return {
             "progress": round(100 * done / self.job.request.n, 2),

@@ -1,4 +1,4 @@
-"""Image files in JSON: data URLs and base64, as the clients of several APIs write them."""
+"""Image files in JSON, as data URLs or base64, in the spellings of several APIs' clients."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MAX_INPUT_IMAGES: Final = 16
 
 _DATA_URL: Final = re.compile(r"\s*data:[\w.+/-]{0,64}(?:;[\w=.+-]{0,64}){0,4},", re.IGNORECASE)
 _ADDRESS: Final = re.compile(r"\s*[a-z][a-z0-9+.-]{1,15}://", re.IGNORECASE)
-#: base64url to base64, without what stands between and after the digits.
+#: Converts base64url to base64, and removes whitespace and padding.
 _DIGITS: Final = str.maketrans("-_", "+/", " \t\r\n=")
 
-#: Keys under which clients put the text of an image into an object.
+#: Keys of an object that contain the text of an image.
 _HOLDERS: Final = ("image_url", "url", "b64_json", "image", "data")
-#: Objects around the text; OpenAI has two.
+#: Limit on nested objects around the text; OpenAI's clients send two.
 _DEEPEST: Final = 4
 
 
@@ -27,11 +27,11 @@ def file_of(param: str, text: str) -> SourceFile:
     """Decode an image file from text.
 
     Args:
-        param: The field that it came in.
+        param: Name of the field that contained the text.
         text: Base64 or base64url, with or without padding, line breaks and a ``data:`` prefix.
 
     Raises:
-        InvalidRequest: It is an address, or no base64.
+        InvalidRequest: The text is an address, or is not base64.
     """
     if _ADDRESS.match(text):
         raise InvalidRequest(
@@ -54,15 +54,15 @@ def file_of(param: str, text: str) -> SourceFile:
 
 
 def image_of(param: str, value: Any) -> SourceFile:
-    """Decode an image file from what text_of reads; raises what file_of and text_of do."""
+    """Decode an image file from a value that ``text_of`` accepts; raises InvalidRequest."""
     return file_of(param, text_of(param, value))
 
 
 def numbered(param: str, value: Any) -> list[tuple[str, Any]]:
-    """Return each image of a field, one or a list, with its name in errors.
+    """Return each image of a field that holds one image or a list, with its name for errors.
 
     Raises:
-        InvalidRequest: There are more than any model reads.
+        InvalidRequest: The list is longer than MAX_INPUT_IMAGES.
     """
     if not isinstance(value, list):
         return [(param, value)]
@@ -72,7 +72,7 @@ def numbered(param: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def too_many(param: str) -> InvalidRequest:
-    """Return the error for more input images than any model reads."""
+    """Return the error for more input images than MAX_INPUT_IMAGES."""
     return InvalidRequest(f"Send at most {MAX_INPUT_IMAGES} images.", param=param)
 
 
@@ -80,7 +80,7 @@ def text_of(param: str, value: Any) -> str:
     """Return the text of an image from a string or from an object that holds one.
 
     Args:
-        param: The field that it came in.
+        param: Name of the field that contained the value.
         value: A string, ``{"image_url": "data:…"}``, ``{"image_url": {"url": "data:…"}}`` or
             ``{"url": "data:…", "type": …}``.
 

@@ -14,9 +14,9 @@ from sdstream.core.request import GenerationRequest
 
 JsonObject = dict[str, Any]
 
-#: The end of every stream of OpenAI's API and its relatives.
+#: The last frame of a stream of OpenAI's API and of the APIs derived from it.
 DONE: Final = b"data: [DONE]\n\n"
-#: A comment is the only thing that neither a loop over the events nor a proxy takes amiss.
+#: A comment: it keeps proxies from closing the connection, and clients do not read it as an event.
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 _QUALITY_WORDS: Final = {
@@ -26,14 +26,14 @@ _QUALITY_WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """How a finished image is put into an answer.
+    """The form in which an answer contains a finished image.
 
     Attributes:
-        as_url: A link in place of the bytes.
-        data_url: Base64 with a ``data:`` prefix (mistral.rs' literal "B64Json").
-        base_url: What links begin with, without a slash at the end.
-        both: A link in addition to the bytes, of images that were stored.
-        sign: Adds to the path of a link what opens it without a key.
+        as_url: A link instead of the bytes.
+        data_url: Base64 with a ``data:`` prefix ("B64Json" of mistral.rs).
+        base_url: Beginning of every link, without a slash at the end.
+        both: The bytes, and also a link if the image was stored.
+        sign: Signs the path of a link, so that the link works without an API key.
     """
 
     as_url: bool = False
@@ -44,25 +44,25 @@ class ResponseFormat:
 
     @classmethod
     def of(cls, response_format: str, base_url: str = "", sign: Callable[[str], str] = str) -> Self:
-        """Return the form that a ``response_format`` asks for."""
+        """Return the form that a value of ``response_format`` selects."""
         wanted = response_format.lower()
         return cls(wanted == "url", response_format == "B64Json", base_url, wanted == "both", sign)
 
     def link(self, image: ImageResult) -> str | None:
-        """Return the link of an image for a client without a key; None if it was not stored."""
+        """Return the signed link of an image, None if the image was not stored."""
         return self.base_url + self.sign(image_path(image.id)) if image.id else None
 
 
 def compact(value: Any) -> bytes:
-    """JSON on one line; half characters that a client sent, and UTF-8 has not, become "?"."""
+    """Return JSON on one line; lone surrogates, which UTF-8 cannot encode, become "?"."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes:
-    """``fields`` as JSON with base64 of ``data`` under ``key`` at its end.
+    """Return ``fields`` as JSON; the last key is ``key``, with ``prefix`` and ``data`` in base64.
 
-    The base64 is joined in as bytes: it needs no escaping, and through json.dumps an image of
-    4 MB would take four times as long.
+    The base64 is appended as bytes because it needs no escaping. json.dumps would take four times
+    as long for an image of 4 MB.
     """
     head = compact({**fields, key: prefix})
     return b"".join((head[:-2], base64.b64encode(data), b'"}'))
@@ -71,7 +71,7 @@ def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes
 def image_item(
     fields: JsonObject, request: GenerationRequest, image: ImageResult, form: ResponseFormat
 ) -> bytes:
-    """One entry of ``data``: the fields with the image's link or bytes at the end."""
+    """Return one entry of ``data``: the fields, then the image's link, its bytes, or both."""
     if form.as_url:
         return compact({**fields, "url": form.link(image)})
     if form.both and image.id:
@@ -81,7 +81,7 @@ def image_item(
 
 
 def image_url(base_url: str, image: ImageResult) -> str | None:
-    """The link of a stored image, None when there was no room for it."""
+    """Return the link of a stored image, None if the image was not stored."""
     return base_url + image_path(image.id) if image.id else None
 
 
@@ -91,12 +91,12 @@ def image_path(image_id: str) -> str:
 
 
 def with_data(fields: JsonObject, items: list[bytes], tail: bytes) -> bytes:
-    """``{…fields, "data": [items], …tail}`` from items and a tail that are JSON already."""
+    """Return ``{…fields, "data": [items], …tail}``; the items and the tail are JSON already."""
     return b"".join((compact(fields)[:-1], b',"data":[', b",".join(items), b"],", tail[1:]))
 
 
 def usage_fields(usage: Usage) -> JsonObject:
-    """Both families of usage: llama-box's speeds and OpenAI's tokens."""
+    """Return the usage in two formats: llama-box's speeds and OpenAI's token counts."""
     return {
         "generation_per_second": usage.generation_per_second,
         "time_per_generation_ms": usage.time_per_generation_ms,
@@ -112,7 +112,7 @@ def usage_fields(usage: Usage) -> JsonObject:
 
 
 def parameters(request: GenerationRequest) -> JsonObject:
-    """Return every effective value of a request, by the names that ask for them."""
+    """Return the effective values of a request, under the names of the request's fields."""
     return {
         "model": request.model,
         "prompt": request.prompt,
@@ -131,12 +131,12 @@ def parameters(request: GenerationRequest) -> JsonObject:
 
 
 def quality_word(quality: str) -> str:
-    """Return the quality of an answer: OpenAI's clients know low, medium and high only."""
+    """Return the quality as low, medium or high, the only values that OpenAI's clients know."""
     return _QUALITY_WORDS.get(quality, quality)
 
 
 def answer_fields(job: Job) -> JsonObject:
-    """Return the fields of a whole answer except its images and its model."""
+    """Return the fields of an answer that describe the request, without the model."""
     request = job.request
     fields: JsonObject = {
         "size": str(request.output_size),
@@ -151,7 +151,7 @@ def answer_fields(job: Job) -> JsonObject:
 
 
 def error_fields(error: ImageServiceError) -> JsonObject:
-    """The object under ``error``: code is the HTTP status, reason a stable machine word."""
+    """Return the object under ``error``: ``code`` is the HTTP status, ``reason`` a stable name."""
     return {
         "code": error.status,
         "message": error.message,
@@ -162,17 +162,17 @@ def error_fields(error: ImageServiceError) -> JsonObject:
 
 
 def error_body(error: ImageServiceError) -> JsonObject:
-    """A whole error answer; ``detail`` is where Xinference's client looks."""
+    """Return the body of an error answer; Xinference's client reads the message in ``detail``."""
     return {"error": error_fields(error), "detail": error.message}
 
 
 def failure_frames(error: ImageServiceError) -> list[bytes]:
-    """Return the end of a stream that has not all of its images, as OpenAI's clients read it."""
+    """Return the last frames of a failed stream, in the form that OpenAI's clients read."""
     return [b"data: " + compact(error_body(error)) + b"\n\n", DONE]
 
 
 def error_headers(error: ImageServiceError) -> Mapping[str, str]:
-    """Return the headers for whether and when to retry."""
+    """Return the headers that state whether and when the client should retry."""
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)

@@ -1,11 +1,12 @@
-"""AUTOMATIC1111's answers (/sdapi/v1): a job to its JSON, its progress, and lists of what there is.
+"""Answers of AUTOMATIC1111's API, /sdapi/v1: finished jobs, progress, lists and settings.
 
 Deliberate oddities:
 
-1. A batch is generated image by image, so ``job_count`` counts images where A1111 counts batches.
+1. A batch is generated image by image, so ``job_count`` is the number of images. AUTOMATIC1111
+   counts batches.
 2. An interrupted job is not an error: its answer contains the finished images.
-3. ``error`` in the body of errors is this server's object and not a word; ``detail``, ``body`` and
-   ``errors`` are A1111's.
+3. In the body of an error, ``error`` is this server's object and not a string. ``detail``, ``body``
+   and ``errors`` are as in AUTOMATIC1111.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from sdstream.dialects.a1111.generation import LATENT_UPSCALE_MODES, Drawing
 from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, FIXED, Settings
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, error_body, with_base64
 
-#: Most previews of one image for ``current_image``. They are made when a client asks: without a
-#: cheap projection each one decodes the whole image, which for small models takes as long as all
-#: of the steps.
+#: Limit on the previews of one image for ``current_image``. A preview is made when a client asks
+#: for the progress. For models without a cheap projection, it decodes the whole image, and with a
+#: small model that takes as long as all steps.
 PICTURES: Final = 4
 
-#: The schedule that is the model's own.
+#: Label of the model's own schedule.
 _AUTOMATIC: Final = "Automatic"
-#: The factor that is reported for upscalers that enlarge by any factor.
+#: The scale that is reported for upscalers that accept any scale.
 _PLAIN_SCALE: Final = 4
 
 
@@ -43,12 +44,12 @@ _PLAIN_SCALE: Final = 4
 
 
 def answer(job: Job, drawing: Drawing, infotexts: Sequence[str]) -> bytes:
-    """The JSON of a job that is finished or was interrupted.
+    """Return the JSON of a job that is finished or was interrupted.
 
     Args:
-        job: Ended.
-        drawing: What it came from.
-        infotexts: The parameters text of each finished image.
+        job: The job, which has ended.
+        drawing: The request of the job.
+        infotexts: The text of generation parameters for each finished image.
     """
     images = [job.images[index] for index in sorted(job.images)]
     shown = images if drawing.send_images else []
@@ -71,7 +72,7 @@ def _given(echo: JsonObject) -> JsonObject:
 
 
 def _effective(job: Job, drawing: Drawing) -> JsonObject:
-    """Return what a client that left these out would have sent for the same image."""
+    """Return the values that were used, under the names of the request's fields."""
     request = job.request
     values: JsonObject = {
         "prompt": request.prompt,
@@ -95,7 +96,7 @@ def _info(
     job: Job, drawing: Drawing, images: Sequence[ImageResult], infotexts: Sequence[str]
 ) -> JsonObject:
     request = job.request
-    # Variation seeds are off; the original returns unused random ones.
+    # Variation seeds are not supported; AUTOMATIC1111 returns random ones even if they are unused.
     subseeds = [-1] * len(images)
     return {
         "prompt": request.prompt,
@@ -142,7 +143,7 @@ def _timestamp(job: Job) -> str:
 
 
 def problem(error: ImageServiceError) -> JsonObject:
-    """A whole error answer."""
+    """Return the body of an error answer."""
     return {**error_body(error), "body": "", "errors": error.message}
 
 
@@ -151,11 +152,11 @@ def problem(error: ImageServiceError) -> JsonObject:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The job that a progress reports.
+    """The state that a progress answer reports.
 
     Attributes:
-        job: The one that runs or is next; None without one.
-        interrupted, skipped: A client stopped it, or the last one if no job is left.
+        job: The job that runs or is next; None if there is no job.
+        interrupted, skipped: A client interrupted or skipped the job; without a job, the last one.
     """
 
     job: Job | None = None
@@ -164,12 +165,12 @@ class Standing:
 
 
 def progress(standing: Standing, now: float, *, with_image: bool = True) -> bytes:
-    """The JSON of a progress.
+    """Return the JSON of a progress answer.
 
     Args:
-        standing: Of this dialect's jobs.
-        now: Unix seconds.
-        with_image: Add the newest preview.
+        standing: The state to report.
+        now: The current time in Unix seconds.
+        with_image: Add the newest preview or finished image.
     """
     job = standing.job
     reached = job.percent / 100 if job else 0.0
@@ -189,7 +190,7 @@ def progress(standing: Standing, now: float, *, with_image: bool = True) -> byte
 
 
 def wants_picture(job: Job) -> bool:
-    """Return whether the newest preview is so old that a client should get another one."""
+    """Return whether a new preview is due: the newest one is a quarter of the steps old."""
     now = job.progress
     if now is None or now.phase is not Phase.SAMPLING:
         return False
@@ -252,7 +253,7 @@ def _textinfo(job: Job) -> str | None:
 
 
 def samplers() -> bytes:
-    """GET samplers."""
+    """Return the JSON of GET samplers."""
     return compact(
         [
             {"name": sampler.label, "aliases": [name, *sampler.aliases], "options": {}}
@@ -262,7 +263,7 @@ def samplers() -> bytes:
 
 
 def schedulers() -> bytes:
-    """GET schedulers."""
+    """Return the JSON of GET schedulers."""
     return compact([_scheduler(name, schedule) for name, schedule in SCHEDULES.items()])
 
 
@@ -278,10 +279,10 @@ def _scheduler(name: str, schedule: Schedule) -> JsonObject:
 
 
 def models(hashes: Mapping[str, str | None]) -> bytes:
-    """GET sd-models; it contains no path of the server.
+    """Return the JSON of GET sd-models, without the paths of the server's files.
 
     Args:
-        hashes: Id -> SHA-256 of the checkpoint, None while it is not known.
+        hashes: Id of a model -> SHA-256 of its checkpoint; None while it is unknown.
     """
     return compact(
         [
@@ -299,11 +300,11 @@ def models(hashes: Mapping[str, str | None]) -> bytes:
 
 
 def loras(names: Iterable[str], hashes: Mapping[str, str]) -> bytes:
-    """GET loras; the path is the name, since no client needs the server's.
+    """Return the JSON of GET loras; the path is the name, since no client needs the server's path.
 
     Args:
-        names: Of the files.
-        hashes: Name -> SHA-256 of the weights, of those that have one.
+        names: Names of the LoRA files.
+        hashes: Name -> SHA-256 of the weights, if it is known.
     """
     return compact(
         [
@@ -319,19 +320,28 @@ def loras(names: Iterable[str], hashes: Mapping[str, str]) -> bytes:
 
 
 def latent_upscale_modes() -> bytes:
-    """GET latent-upscale-modes: what a hires fix may enlarge with, besides plain resizing."""
+    """Return the JSON of GET latent-upscale-modes: the hires upscalers for the latent image."""
     return compact([{"name": name} for name in LATENT_UPSCALE_MODES])
 
 
 def embeddings(words: Iterable[str], unusable: Mapping[str, str]) -> bytes:
-    """GET embeddings: words that the loaded model reads, and file -> why it cannot be used."""
+    """Return the JSON of GET embeddings.
+
+    Args:
+        words: Words that the loaded model replaces by embeddings.
+        unusable: File -> the reason why it cannot be used.
+    """
     facts = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors"))
     skipped = {file: {**facts, "error": problem} for file, problem in unusable.items()}
     return compact({"loaded": dict.fromkeys(words, facts), "skipped": skipped})
 
 
 def upscalers(factors: Mapping[str, int]) -> bytes:
-    """GET upscalers: name -> how many times each enlarges; the first ones need no file."""
+    """Return the JSON of GET upscalers; the plain ones, which need no file, come first.
+
+    Args:
+        factors: Name of an upscaler file -> its scale.
+    """
     empty = {"model_path": None, "model_url": None}
     plain = [{"name": n, "model_name": None, **empty, "scale": _PLAIN_SCALE} for n in PLAIN]
     there = [{"name": n, "model_name": n, **empty, "scale": f} for n, f in factors.items()]
@@ -339,38 +349,38 @@ def upscalers(factors: Mapping[str, int]) -> bytes:
 
 
 def extra_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
-    """The JSON of a finished extra-single-image."""
+    """Return the JSON of a finished extra-single-image job."""
     return extra_file(job.images[0].content)
 
 
 def extra_file(data: bytes) -> bytes:
-    """The JSON of an extra-single-image from the file itself."""
+    """Return the JSON of an extra-single-image answer with this image file."""
     return with_base64({"html_info": ""}, "image", "", data)
 
 
 def extra_files(files: Iterable[bytes]) -> bytes:
-    """The JSON of an extra-batch-images."""
+    """Return the JSON of an extra-batch-images answer."""
     images = b",".join(b'"%b"' % base64.b64encode(data) for data in files)
     return b'{"html_info":"","images":[%b]}' % images
 
 
 def memory(total: int, free: int) -> bytes:
-    """GET memory.
+    """Return the JSON of GET memory.
 
     Args:
-        total: Bytes of the machine, or of the container.
-        free: Bytes of them that are available.
+        total: Memory of the machine, or of the container, in bytes.
+        free: Available memory in bytes.
     """
     ram = {"free": free, "used": total - free, "total": total}
     return compact({"ram": ram, "cuda": {"error": "not measured by this server"}})
 
 
 def options(chosen: Settings, checksum: str | None) -> bytes:
-    """GET options: the ones that a POST knows.
+    """Return the JSON of GET options: the options that POST options reads, and the fixed ones.
 
     Args:
-        chosen: Of this user.
-        checksum: SHA-256 of the chosen checkpoint, None while it is not known.
+        chosen: Options that the user has set.
+        checksum: SHA-256 of the chosen checkpoint; None while it is unknown.
     """
     own = {
         CHECKPOINT: chosen.model,
@@ -381,10 +391,10 @@ def options(chosen: Settings, checksum: str | None) -> bytes:
 
 
 def png_info(texts: Mapping[str, str]) -> bytes:
-    """The JSON of a png-info.
+    """Return the JSON of a png-info answer.
 
     Args:
-        texts: What the file holds, by name; A1111's is ``parameters``.
+        texts: The texts in the file, by name; AUTOMATIC1111's text is ``parameters``.
     """
     text = texts.get("parameters", "")
     items = {name: value for name, value in texts.items() if name != "parameters"}

@@ -1,7 +1,7 @@
-"""AUTOMATIC1111's ControlNet extension: units under ``alwayson_scripts`` to a control image.
+"""Units of AUTOMATIC1111's ControlNet extension, in ``alwayson_scripts``.
 
-A ControlNet belongs to a model of the catalogue here, so there is one unit at most, and its
-``model`` names the ControlNet that the checkpoint has, or none in particular.
+On this server, a model of the catalogue has at most one ControlNet. A request can therefore have
+one unit, and the unit's ``model`` must be that ControlNet or "None".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sdstream.dialects.rendering import compact
 
 SCRIPT: Final = "controlnet"
 MODULES: Final = ("none", "canny")
-#: GET /controlnet/…
+#: Names of the routes GET /controlnet/….
 LISTS: Final = ("version", "model_list", "module_list", "settings")
 
 PARAM: Final = "alwayson_scripts"
@@ -39,7 +39,7 @@ _FITS: Final[Mapping[str, Fit]] = {
 _CHECKSUM: Final = re.compile(r" \[[0-9a-f]{4,16}\]$")
 
 _NO_IMAGE: Final = Foreign(refusal=" is not supported; the whole control image is followed.")
-#: About saving, speed and the image that modules make of the uploaded one.
+#: Fields that concern saving, speed, or the preprocessing of the uploaded image.
 _HARMLESS: Final = frozenset(
     {
         "inpaint_crop_input_image",
@@ -62,7 +62,7 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 
 
 class _Unit(BaseModel):
-    """The fields of a unit that mean something here; those of several types are checked below."""
+    """The fields of a unit that have an effect; ``_control`` checks those of type Any."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -83,11 +83,11 @@ class Control:
 
     Attributes:
         image: Base64 of the control image; empty means the input image.
-        model: The ControlNet that the client expects, empty for the checkpoint's.
-        fit: How the control image becomes the size of the generated one.
-        weight: How strictly it is followed.
-        canny: It is to be made of the edges of the one sent.
-        taken: What became of the fields that have no effect.
+        model: The ControlNet that the client names; empty means the model's ControlNet.
+        fit: How the control image is resized to the generated size.
+        weight: How strictly the generated image follows the control image.
+        canny: The runtime detects the edges of the client's image, and follows the edges.
+        taken: The fields after ``take``, with their warnings.
     """
 
     image: str
@@ -99,10 +99,10 @@ class Control:
 
 
 def parse(arguments: Sequence[Any], handling: Handling) -> Control | None:
-    """Read the extension's arguments.
+    """Parse the arguments of the extension; return the unit that is switched on, or None.
 
     Raises:
-        InvalidRequest: Names the field of the unit.
+        InvalidRequest: A field is rejected, or two units are switched on.
     """
     controls = [
         control
@@ -115,10 +115,10 @@ def parse(arguments: Sequence[Any], handling: Handling) -> Control | None:
 
 
 def check_model(control: Control, spec: ModelSpec) -> None:
-    """Reject a ControlNet that is not the checkpoint's.
+    """Check that the ControlNet that a client names is the model's ControlNet.
 
     Raises:
-        InvalidRequest: It is another one. A checkpoint without any is rejected later.
+        InvalidRequest: The names differ. A model without a ControlNet is rejected later.
     """
     own = name_of(spec)
     if control.model and own and control.model != own:
@@ -127,7 +127,7 @@ def check_model(control: Control, spec: ModelSpec) -> None:
 
 
 def name_of(spec: ModelSpec) -> str | None:
-    """The ControlNet of a model: its file's name without the ending."""
+    """Return the name of a model's ControlNet, which is the file's name without the ending."""
     if spec.files.control_net is None:
         return None
     file = spec.files.control_net.rpartition("/")[2]
@@ -135,7 +135,7 @@ def name_of(spec: ModelSpec) -> str | None:
 
 
 def listing(name: str, specs: Iterable[ModelSpec]) -> bytes:
-    """The JSON of one of LISTS."""
+    """Return the JSON of one of the routes in LISTS."""
     match name:
         case "model_list":
             found = sorted({own for spec in specs if (own := name_of(spec))})
@@ -149,7 +149,7 @@ def listing(name: str, specs: Iterable[ModelSpec]) -> bytes:
 
 
 def _control(unit: Any, number: int, handling: Handling) -> Control | None:
-    """A unit that is switched on, else None."""
+    """Return a unit, None if it is switched off or empty."""
     where = f"{PARAM}.{SCRIPT}.args[{number}]"
     if not unit:
         return None
@@ -188,7 +188,7 @@ def _fields(given: Mapping[str, Any], where: str, handling: Handling) -> tuple[_
 
 
 def _picture(fields: _Unit, where: str) -> str:
-    """Base64, out of a string or of the object that the extension's own page sends."""
+    """Return the base64 from a string, or from the object that the extension's own page sends."""
     picture = fields.image or fields.input_image
     if isinstance(picture, Mapping):
         if picture.get("mask"):

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's extra-single-image and extra-batch-images: JSON to requests that upscale."""
+"""Upscale requests of AUTOMATIC1111's API: extra-single-image and extra-batch-images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdstream.core.pixels import SourceFile, SourceFiles
 from sdstream.dialects.fields import IGNORED, Foreign, invalid, only, take
 from sdstream.dialects.pictures import file_of, text_of
 
-#: How extra-single-image spells what it asks for.
+#: Canonical name of an option -> its name in extra-single-image.
 _EXTRA_SPELLING: Final = {"upscaler": "upscaler_1", "upscale": "upscaling_resize"}
 
 _HARMLESS: Final = frozenset(
@@ -35,7 +35,7 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 }
 
 
-#: Upscalers that need no file -> by the nearest pixel. None leaves the image as it is.
+#: Upscaler that needs no file -> whether it takes the nearest pixel. "None" keeps the image.
 PLAIN: Final[Mapping[str, bool]] = {"None": False, "Lanczos": False, "Nearest": True}
 
 MAX_BATCH: Final = 16
@@ -47,8 +47,8 @@ class PlainResize:
 
     Attributes:
         file: The image file.
-        factor: How many times.
-        nearest: By the nearest pixel instead of Lanczos.
+        factor: Scale of the width and the height.
+        nearest: Take the nearest pixel instead of Lanczos.
     """
 
     file: SourceFile
@@ -57,7 +57,7 @@ class PlainResize:
 
 
 def plain_resize(ask: ParsedRequest) -> PlainResize | None:
-    """Return what a request asks for that needs no upscaler file; None when it needs one."""
+    """Return the resize of a request without an upscaler file; None if the request needs a file."""
     name = next((n for n in PLAIN if n.lower() == (ask.params.upscaler or "").lower()), None)
     if name is None or ask.files is None:
         return None
@@ -68,10 +68,10 @@ def plain_resize(ask: ParsedRequest) -> PlainResize | None:
 def parse_batch(
     body: Mapping[str, Any], handling: Handling = Handling.SUGGEST
 ) -> list[ParsedRequest]:
-    """Read an extra-batch-images: how to enlarge which images.
+    """Parse an extra-batch-images request; return one request for each image.
 
     Raises:
-        InvalidRequest: Names the field.
+        InvalidRequest: A field is rejected; the error has its name.
     """
     rest = {name: value for name, value in body.items() if name != "imageList"}
     images = body.get("imageList")
@@ -88,15 +88,15 @@ def parse_batch(
 def parse_extra(
     body: Mapping[str, Any], handling: Handling = Handling.SUGGEST, param: str = "image"
 ) -> ParsedRequest:
-    """The JSON of an extra-single-image: how to enlarge which image.
+    """Parse an extra-single-image request.
 
     Args:
-        body: The client's object.
-        handling: What becomes of unknown fields.
+        body: The client's JSON object.
+        handling: How unknown fields are handled.
         param: Name of the image in errors.
 
     Raises:
-        InvalidRequest: Names the field.
+        InvalidRequest: A field is rejected; the error has its name.
     """
     own = ("image", *_EXTRA_SPELLING.values())
     taken = take(body, own, foreign=_FOREIGN, handling=handling)

@@ -1,14 +1,15 @@
-"""AUTOMATIC1111's requests (/sdapi/v1): its JSON to a ParsedRequest.
+"""Requests of AUTOMATIC1111's API, /sdapi/v1: txt2img and img2img.
 
-Clients of this API send every option there is, most of them at values that do nothing. ``FOREIGN``
-has those that have no effect here; dialects/fields has the rule for them and for unknown ones.
+Clients of this API send every option, most of them with values that have no effect. ``FOREIGN``
+lists the options without an effect on this server; dialects/fields handles them and unknown ones.
 
 Deliberate oddities:
 
-1. ``inpainting_fill`` 0 is what every client sends with a mask, and has no counterpart: it is
-   taken, and the answer's ``warnings`` say that it did nothing.
-2. An opaque part of a mask with transparency is what is painted, the reverse of OpenAI's masks.
-3. A mask without ``inpaint_full_res`` means "Only masked", without padding, as in the original.
+1. Every client sends ``inpainting_fill`` 0 with a mask. This server has no such option, so it
+   accepts the value and reports in the answer's ``warnings`` that the value acts as 1.
+2. In a mask with transparency, the opaque part is painted. In OpenAI's masks, the transparent part
+   is painted.
+3. A mask without ``inpaint_full_res`` means "Only masked" without padding, as in AUTOMATIC1111.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from sdstream.dialects.pictures import file_of
 from sdstream.dialects.rendering import JsonObject
 from sdstream.dialects.sdcpp.options import HIRES_UPSCALERS, find_hires_upscaler
 
-#: Options of the image, by the names of openai.request.parse.
+#: Options of the image that openai.request.parse reads under the same names.
 _DRAWN: Final = (
     "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "distilled_cfg_scale",
     "width", "height", "lora",
@@ -45,7 +46,7 @@ _DRAWN: Final = (
 _OFF: Final = only(0)
 _NO_FILE: Final = only("", "None")
 
-#: Harmless: about saving and bookkeeping, or of a feature that is off.
+#: Fields that cannot change the image: they concern saving and bookkeeping, or a feature is off.
 _HARMLESS: Final = frozenset(
     {
         "do_not_save_samples", "do_not_save_grid", "save_images", "comments", "force_task_id",
@@ -80,7 +81,7 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
     "mask_round": only(True),
 }
 
-#: Field of a second pass -> the first pass's field, which it must agree with.
+#: Field of the second pass -> the field of the first pass that must have the same value.
 _SECOND_PASS: Final[Mapping[str, str]] = {
     "hr_checkpoint_name": "model",
     "hr_sampler_name": "sampler_name",
@@ -91,7 +92,7 @@ _SECOND_PASS: Final[Mapping[str, str]] = {
     "hr_distilled_cfg": "distilled_cfg_scale",
     "hr_additional_modules": "",
 }
-#: Values of these fields that leave the second pass as the first.
+#: Values of these fields that mean "as in the first pass".
 _SAME: Final[tuple[object, ...]] = (
     None, "", 0, [], "Use same checkpoint", "Use same sampler", "Use same scheduler",
     ["Use same choices"],
@@ -100,16 +101,16 @@ _SAME: Final[tuple[object, ...]] = (
 #: Hires upscalers that work on the latent image.
 LATENT_UPSCALE_MODES: Final = [name for name in HIRES_UPSCALERS if name.startswith("Latent")]
 
-#: By resize_mode; the original too fills the border with the edges, and repaints everything.
+#: ``fit`` by resize_mode. As in AUTOMATIC1111, "fill" extends the edges and repaints everything.
 _FITS: Final[tuple[Fit, ...]] = ("stretch", "crop", "fill")
 
-#: A1111's values for an img2img and for a second pass that name none.
+#: AUTOMATIC1111's default strength of an img2img, and its default scale of a second pass.
 _STRENGTH: Final = 0.75
 _HIRES_SCALE: Final = 2.0
 
 
 class _Fields(BaseModel):
-    """The fields with a meaning of their own here; parse of openai.request reads the others."""
+    """The fields that this module reads; openai.request.parse reads the others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -147,22 +148,22 @@ class _Fields(BaseModel):
 
     @property
     def scale(self) -> float:
-        """How many times the second pass is larger; clients of DrawThings have their own name."""
+        """The scale of the second pass; clients of DrawThings send it as ``upscaler_scale``."""
         return next(s for s in (self.hr_scale, self.upscaler_scale, _HIRES_SCALE) if s is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A parsed txt2img or img2img.
+    """A parsed txt2img or img2img request.
 
     Attributes:
         ask: The request, with the input images of an img2img and the control image.
-        control: The ControlNet's unit.
-        echo: What the answer repeats as ``parameters``.
+        control: The ControlNet unit, None without one.
+        echo: The fields that the answer repeats as ``parameters``.
         batch_size: Images of one batch, for the answer.
-        send_images: The answer has the images.
-        kept: Settings that later requests use too.
-        recalled_clip_skip: The request's clip_skip was chosen by an earlier request.
+        send_images: The answer contains the images.
+        kept: Settings that also apply to later requests.
+        recalled_clip_skip: The request has no clip_skip; an earlier request may have set it.
     """
 
     ask: ParsedRequest
@@ -181,16 +182,16 @@ def parse(
     earlier: Settings = NO_SETTINGS,
     handling: Handling = Handling.SUGGEST,
 ) -> Drawing:
-    """Read a txt2img or an img2img.
+    """Parse a txt2img or an img2img request.
 
     Args:
-        body: The client's object.
-        over_image: It is an img2img.
-        earlier: What earlier requests chose for later ones.
-        handling: What becomes of unknown fields.
+        body: The client's JSON object.
+        over_image: The request is an img2img.
+        earlier: Settings that earlier requests left for later ones.
+        handling: How unknown fields are handled.
 
     Raises:
-        InvalidRequest: Names the field as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     given = {name: value for name, value in body.items() if value is not None}
     taken = _taken(given, handling)
@@ -212,7 +213,7 @@ def parse(
         files = _with_control(files, control)
     if over_image:
         canonical |= _over_image(fields)
-    # sd-server's clients put options into prompts of this API.
+    # Clients of sd-server put options into the prompt in this API too.
     hints = Hints(handling=handling, options_in_prompt=True)
     ask = parse_openai(canonical, hints, client_names=_spelling(fields))
     for part in (taken, ignored, *((control.taken,) if control else ())):
@@ -229,7 +230,7 @@ def parse(
 
 
 def _naming(drawing: Drawing, model: str) -> Drawing:
-    """Return a request whose model, if it names one, is named by its id."""
+    """Replace the client's name of the model by the model's id; a request without one stays so."""
     ask, kept = drawing.ask, drawing.kept
     if ask.params.model:
         ask = replace(ask, params=ask.params.model_copy(update={"model": model}))
@@ -239,11 +240,13 @@ def _naming(drawing: Drawing, model: str) -> Drawing:
 
 
 def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
-    """Return a request without what its client did not mean for this model, with warnings.
+    """Adapt a request to its model, with a warning for each removal.
 
-    That is a setting that was chosen for another model. For a model that only looks at its input
-    image, it is also what every client sends to models that edit the image. The model is named by
-    its id.
+    The model's id replaces the client's name of the model. These options are removed:
+
+    - clip_skip from an earlier request, if the model does not support it
+    - resize_mode and denoising_strength, if the model uses the input image only as a reference;
+      every client sends them
     """
     drawing = _naming(drawing, spec.id)
     params, files = drawing.ask.params, drawing.ask.files
@@ -274,7 +277,10 @@ def _fields(taken: Taken) -> _Fields:
 
 
 def _scripts(fields: _Fields, handling: Handling) -> Control | None:
-    """The ControlNet; others may come switched off: webuiapi sends [] or [False] for them."""
+    """Return the ControlNet unit; raises InvalidRequest for another script that is switched on.
+
+    For a script that is switched off, webuiapi sends [] or [False].
+    """
     control = None
     for name, script in fields.alwayson_scripts.items():
         arguments = script.get("args") if isinstance(script, Mapping) else script
@@ -299,14 +305,14 @@ def _refuse_images(fields: _Fields) -> None:
 
 
 def _sampling(fields: _Fields) -> JsonObject:
-    """Sampler and schedule."""
-    # webuiapi fills the deprecated sampler_index with its default, whatever sampler_name is.
+    """Return the sampler and the schedule."""
+    # webuiapi always sends its default in the deprecated sampler_index, so sampler_name wins.
     name = fields.sampler_name or fields.sampler_index
     return {"sampler": name, "scheduler": fields.scheduler}
 
 
 def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
-    """The hires fix: its scale, and not a size; the same model, sampler and prompt."""
+    """Return the options of the hires fix; raises InvalidRequest for another model or prompt."""
     for name, first in _SECOND_PASS.items():
         value = given.get(name)
         if value not in _SAME and value != given.get(first):
@@ -325,7 +331,7 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
 
 
 def _hires_scale(fields: _Fields, given: Mapping[str, Any]) -> float:
-    """Return how many times the second pass is larger; A1111's sizes of it win over its factor."""
+    """Return the scale of the second pass; hr_resize_x and hr_resize_y override hr_scale."""
     x, y = fields.hr_resize_x, fields.hr_resize_y
     if not (x or y):
         return fields.scale
@@ -347,9 +353,10 @@ def _hires_scale(fields: _Fields, given: Mapping[str, Any]) -> float:
 
 
 def _chosen(fields: _Fields, settings: Settings) -> JsonObject:
-    """Model, layers of CLIP and eta.
+    """Return the model, clip_skip and eta.
 
-    1 is what every client sends for the two, with models and samplers too that have no such thing.
+    A clip_skip or eta of 1 is left out: every client sends it, even if the model or the sampler
+    does not support the option.
     """
     found: JsonObject = {}
     model = fields.model or settings.model
@@ -374,7 +381,7 @@ def _count(fields: _Fields) -> JsonObject:
 
 
 def _spelling(fields: _Fields) -> dict[str, str]:
-    """The client's names of options, for errors."""
+    """Return canonical name -> the client's name of options, for errors."""
     is_draw_things = fields.hr_scale is None and fields.upscaler_scale is not None
     return {
         "model": "model" if fields.model else CHECKPOINT,
@@ -413,7 +420,7 @@ def _files(fields: _Fields) -> SourceFiles:
 
 
 def _with_control(files: SourceFiles | None, control: Control) -> SourceFiles:
-    """A unit without its own image follows the input image."""
+    """Add the control image: the image of the unit, or else the input image."""
     param = controlnet.PARAM
     if control.image:
         picture = file_of(param, control.image)
@@ -474,7 +481,7 @@ def _warnings(fields: _Fields) -> tuple[str, ...]:
 
 
 def _echo(body: Mapping[str, Any], fields: _Fields, *, has_control: bool) -> JsonObject:
-    """Return the request, with its images only if the client wants them back."""
+    """Return the request's fields, without the images unless include_init_images is set."""
     echo = dict(body)
     if not fields.include_init_images:
         echo |= {name: None for name in ("init_images", "mask") if name in body}

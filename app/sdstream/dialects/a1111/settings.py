@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's settings (options, override_settings): which are read, ignored or fixed."""
+"""AUTOMATIC1111's settings, in options and override_settings: read, ignored or fixed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdstream.core.errors import InvalidRequest
 from sdstream.core.lora import FILE_ENDING
 from sdstream.dialects.fields import IGNORED, Foreign, Taken, only, take
 
-#: Settings of the whole server that would change images -> the value that is reported.
+#: Settings that would change images and are fixed on this server -> their value.
 FIXED: Final[Mapping[str, object]] = {
     "sd_vae": "Automatic",
     "eta_noise_seed_delta": 0,
@@ -22,7 +22,7 @@ FIXED: Final[Mapping[str, object]] = {
     "forge_additional_modules": [],
 }
 
-#: Harmless settings: saving on the server's disk, and how often the original makes previews.
+#: Settings that cannot change an image: saving on the server's disk, and the rate of previews.
 HARMLESS: Final = frozenset(
     {
         "samples_save", "grid_save", "save_to_dirs", "return_grid", "jpeg_quality",
@@ -40,7 +40,7 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 }
 
 CHECKPOINT: Final = "sd_model_checkpoint"
-#: After the name in a title of the web UI: the beginning of the file's checksum.
+#: The start of the file's checksum, which the web UI appends to the name of a checkpoint.
 _HASH: Final = re.compile(r"\s*\[[0-9a-f]{8,64}\]$", re.IGNORECASE)
 CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
 _MAX_SKIP: Final = 12
@@ -48,40 +48,41 @@ _MAX_SKIP: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What options choose, of one request or of all later ones; None leaves it.
+    """Settings for one request, or for all later requests; None means not set.
 
     Attributes:
         model: The checkpoint.
-        clip_skip: Layers of CLIP to leave out, from 1 for none.
+        clip_skip: The layer of CLIP to stop at, counted from the end; 1 skips none.
     """
 
     model: str | None = None
     clip_skip: int | None = None
 
     def over(self, earlier: Settings) -> Settings:
-        """These where they say something, else the earlier ones."""
+        """Return these settings, with earlier values for settings that are not set."""
         clip_skip = earlier.clip_skip if self.clip_skip is None else self.clip_skip
         return Settings(self.model or earlier.model, clip_skip)
 
 
-#: What options choose that say nothing.
+#: No setting is set.
 NO_SETTINGS: Final = Settings()
 
 
 def settings(
     options: Mapping[str, Any], handling: Handling, where: str = ""
 ) -> tuple[Settings, Taken]:
-    """Return what options choose, and what became of the others.
+    """Return the settings in a client's options, and all fields after ``take``.
 
-    Clients post all settings of AUTOMATIC1111, hundreds of them, so their names alone reject none.
+    Clients send all of AUTOMATIC1111's settings, which are hundreds, so no unknown setting is
+    rejected because its name suggests an image.
 
     Args:
         options: Name -> value.
-        handling: What becomes of unknown ones.
-        where: The field that they came in.
+        handling: How unknown options are handled.
+        where: Name of the field that contains the options, for errors.
 
     Raises:
-        InvalidRequest: An option that would change images and is not supported.
+        InvalidRequest: An option would change images and is not supported, or is not valid.
     """
     prefix = f"{where}." if where else ""
     taken = take(
@@ -104,9 +105,9 @@ def settings(
 
 
 def checkpoint_names(text: str) -> list[str]:
-    """Return the names that a client of the web UI may mean, the text as it is first.
+    """Return the model names that a client's text may stand for; the unchanged text comes first.
 
-    Its titles have the folder and the ending of a file, and a hash, as in
+    A title in the web UI contains the folder, the file's ending and a hash, as in
     ``sub/name.safetensors [6ce0161689]``.
     """
     title = _HASH.sub("", text.strip())

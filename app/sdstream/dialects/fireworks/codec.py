@@ -1,17 +1,21 @@
-"""Fireworks' image API: its JSON to a ParsedRequest, and a finished job to its JSON.
+"""Requests and JSON answers of Fireworks' image API.
 
-Two routes take the same request and differ in what they answer as application/json: workflows
-give one object with all images, the older image_generation gives a list with one object each, as
-the clients fireworks-ai (PyPI) and @ai-sdk/fireworks (npm) read them.
+Two routes accept the same request. Their JSON answers differ, because the clients fireworks-ai
+(PyPI) and @ai-sdk/fireworks (npm) read different forms:
+
+- A workflow returns one object with all images.
+- The older image_generation returns a list with one object for each image.
 
 Deliberate oddities:
 
-1. The model in the path decides; a ``model`` in the body is left unread, since fireworks-ai always
+1. The model in the path counts. A ``model`` in the body is ignored, since fireworks-ai always
    sends the constant "stable-diffusion-xl-1024-v1-0" there.
-2. A seed of 0 is random, on these routes only.
-3. Images that a safety check flags are blank and marked as such; the job does not fail.
-4. How JPEGs are compressed, and what kind of image JSON holds, are headers: ``Jpeg-Quality`` and
-   ``Json-Return-Image-Accept``. As documented, each is unread where it has no meaning.
+2. A seed of 0 means a random seed, on these routes only.
+3. An image that a safety check flags is returned as a blank image with the finish reason
+   CONTENT_FILTERED; the job does not fail.
+4. The header ``Jpeg-Quality`` sets the quality of JPEG files, and the header
+   ``Json-Return-Image-Accept`` sets the format of images in JSON. As Fireworks documents, each
+   header is ignored where it does not apply.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from sdstream.core.options import OutputFormat
 from sdstream.dialects.openai.request import NO_HINTS, parse
 from sdstream.dialects.rendering import ResponseFormat, compact, with_base64
 
-#: The answer's form is chosen by Accept and the path alone.
+#: Defaults of the answer options that are rejected here: Accept and the path choose the answer.
 _USUAL_REPLY: Final[Mapping[str, object]] = {
     name: field.get_default()
     for name, field in ReplyOptions.model_fields.items()
@@ -41,15 +45,15 @@ _JSON_IMAGES: Final[Mapping[str, OutputFormat]] = {"image/png": "png", "image/jp
 
 
 def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> ParsedRequest:
-    """Read a request.
+    """Parse a request.
 
     Args:
-        body: The client's object.
-        model: From the path.
-        hints: Wishes of the request outside of its body.
+        body: The client's JSON object.
+        model: The model in the path.
+        hints: Choices of the client outside of the body.
 
     Raises:
-        InvalidRequest: Names the field as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     usual_form = ("response_format", "b64_json")
     asked = {k: v for k, v in body.items() if v is not None and (k, v) != usual_form}
@@ -69,15 +73,15 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
 def with_headers(
     ask: ParsedRequest, wanted: OutputFormat | None, headers: Mapping[str, str]
 ) -> ParsedRequest:
-    """The request with what its headers say of the image files.
+    """Add the image format and the quality that the headers choose to a request.
 
     Args:
-        ask: As ``read`` gave it.
-        wanted: The file that Accept asks for, None for JSON.
-        headers: By their names in small letters.
+        ask: The request from ``read``.
+        wanted: The image format that Accept chooses, None for JSON.
+        headers: The headers, by name in lower case.
 
     Raises:
-        InvalidRequest: Names the header.
+        InvalidRequest: A header is not valid, or conflicts with an option in the body.
     """
     found: dict[str, Any] = {"output_format": wanted or _in_json(headers)}
     quality = headers.get("jpeg-quality")
@@ -114,12 +118,12 @@ def _percent(text: str) -> int:
 
 
 def finish_reason(images: Sequence[ImageResult]) -> str:
-    """What became of images that were looked at together: a flagged one is blank."""
+    """Return the finish reason of one or several images: CONTENT_FILTERED if one is flagged."""
     return "CONTENT_FILTERED" if any(image.flagged for image in images) else "SUCCESS"
 
 
 def workflow_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
-    """The JSON of a workflow: one object, its seed that of the first image."""
+    """Return the JSON of a workflow: one object, whose seed is that of the first image."""
     images = _images(job)
     head = {"id": job.id, "finishReason": finish_reason(images), "seed": job.request.seed}
     files = b",".join(b'"%b"' % base64.b64encode(image.content) for image in images)
@@ -127,7 +131,7 @@ def workflow_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
 
 
 def list_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
-    """The JSON of image_generation: a list with one object for each image."""
+    """Return the JSON of image_generation: a list with one object for each image."""
     items = (
         with_base64(
             {"finishReason": finish_reason([image]), "seed": image.seed},

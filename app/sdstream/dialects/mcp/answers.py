@@ -1,4 +1,4 @@
-"""Jobs and models to results of MCP tools, and entries of a job to progress notifications."""
+"""Results and progress notifications of MCP tools."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sdstream.dialects.jobs import job_fields
 from sdstream.dialects.mcp.arguments import Content
 from sdstream.dialects.rendering import JsonObject, compact, error_fields
 
-#: Fields of a job in a result, except its images.
+#: Fields of a job that a result contains, except the images.
 _JOB_KEYS: Final = (
     *("status", "model", "queue_position", "progress", "step", "steps", "eta_seconds"),
     *("parameters", "warnings", "error"),
 )
-#: Bytes of the images of one result. As base64 with the rest of the result, that is a little less
-#: than a mebibyte, which is the most that common clients read.
+#: Limit on the bytes of all images in one result. In base64 and with the other fields, they are a
+#: little less than a mebibyte, which is the limit of common clients.
 _MAX_CONTENT: Final = 700_000
-#: Percent by which each notification exceeds the last: MCP requires that progress increases.
+#: The least increase in percent from one notification to the next, because MCP requires one.
 _NUDGE: Final = 0.01
 
-#: Returns the address of an image, None when it was not stored.
+#: Returns the URL of an image, None if the image was not stored.
 Link = Callable[[Job, ImageResult], str | None]
 
 
@@ -38,9 +38,9 @@ class Answer:
     """The result of a tool.
 
     Attributes:
-        content: Content blocks, in MCP's JSON.
-        structured: The same as an object; None for results with images, of which some clients
-            would then show the object alone.
+        content: Content blocks in MCP's JSON.
+        structured: The same content as an object; None for a job, because some clients would show
+            the object and not the images.
         is_error: The tool failed.
     """
 
@@ -50,11 +50,11 @@ class Answer:
 
 
 def view_bytes(job: Job, content: Content) -> int | None:
-    """Return the size to which each image is reduced in a result, None for the images themselves.
+    """Return the size in bytes to which a result reduces each image, None for full images.
 
     Args:
         job: A completed job.
-        content: How the images are returned.
+        content: The form of the images in the result.
     """
     total = sum(image.size for image in job.images.values())
     reduces = content == "auto" and total > _MAX_CONTENT
@@ -68,14 +68,15 @@ def job_answer(
     content: Content = "auto",
     views: Mapping[int, bytes] = MappingProxyType({}),
 ) -> Answer:
-    """Return a job with its images if it is complete.
+    """Return the result for a job, with the images if the job is completed.
 
     Args:
-        job: The job; a completed one has the files of its images unless only links are wanted.
-        seconds_left: Seconds until its end, None when unknown.
-        link: Returns the address of an image.
-        content: How the images are returned.
-        views: Index -> a reduced image, as WebP, in place of the image.
+        job: The job. If it is completed and not only links are returned, its image files must be
+            loaded.
+        seconds_left: Seconds until the end of the job, None if unknown.
+        link: Returns the URL of an image.
+        content: The form of the images in the result.
+        views: Index of an image -> a reduced WebP, which replaces the image.
     """
     fields = job_fields(job, "", seconds_left)
     known = {name: fields[name] for name in _JOB_KEYS if fields[name] not in (None, [])}
@@ -95,30 +96,30 @@ def job_answer(
 
 
 def cancel_answer(job: Job, outcome: str) -> Answer:
-    """Return what became of a cancel: "done", "stopping" or "already_ended"."""
+    """Return the result of a cancellation: "done", "stopping" or "already_ended"."""
     return _object({"job": job.id, "status": job.status.value, "cancel": outcome})
 
 
 def models_answer(models: list[tuple[ModelSpec, str]], default: str, limits: Limits) -> Answer:
-    """Return the models.
+    """Return the list of models.
 
     Args:
-        models: Each with its state.
+        models: The models, each with its state.
         default: Id of the default model.
-        limits: Of steps.
+        limits: Limits of the server.
     """
     return _object({"models": [_model(spec, state, default, limits) for spec, state in models]})
 
 
 def error_answer(error: ImageServiceError) -> Answer:
-    """Return an error of the service as the failure of a tool."""
+    """Return the result of a tool that failed with an error of the service."""
     block = {"type": "text", "text": error.message}
     return Answer([block], {"error": error_fields(error)}, is_error=True)
 
 
 @dataclass(slots=True)
 class ProgressReports:
-    """Turns the entries of a job into progress notifications, whose numbers only grow.
+    """Turns the entries of a job into progress notifications with increasing percentages.
 
     Attributes:
         job: The job.
@@ -129,10 +130,10 @@ class ProgressReports:
     _message: str = field(default="", init=False)
 
     def report(self, entry: Entry | None) -> tuple[float, str] | None:
-        """Return percent and message for an entry; None when there is nothing to report.
+        """Return percent and message for an entry; None if there is nothing to report.
 
         Args:
-            entry: What happened; None repeats the last message after a silence.
+            entry: The new entry; None repeats the last message as a keep-alive.
         """
         message, percent = self._message, 0.0
         match entry.event if entry else None:
@@ -200,7 +201,7 @@ def _text(fields: JsonObject) -> JsonObject:
 
 
 def _note(views: Mapping[int, bytes]) -> JsonObject:
-    """Return the sentence of a result about reduced images."""
+    """Return a note for the client if the images in the result are reduced."""
     if not views:
         return {}
     return {"note": "The image content is reduced to fit; ids and links name the originals."}

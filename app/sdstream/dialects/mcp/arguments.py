@@ -1,4 +1,4 @@
-"""Arguments of MCP tools to requests: options, and images as base64 or as ids of images."""
+"""Arguments of MCP tools: options, and images as base64 or ids of earlier images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sdstream.dialects.mcp.tools import EDIT
 from sdstream.dialects.openai import request as openai
 from sdstream.dialects.pictures import file_of
 
-#: How results have images: content and links, with large images reduced ("auto") or as they are
-#: ("both"); content alone; links alone.
+#: The form of images in a result. "auto" and "both" are content and links; "auto" reduces large
+#: images. "b64_json" is content alone, "url" is links alone.
 Content = Literal["auto", "both", "b64_json", "url"]
 
-#: Arguments that hold images.
+#: Arguments that contain images.
 PICTURES: Final = ("image", "mask", "control")
-#: What image tools take besides images: options by all their names, and how the answer is wanted.
+#: The other arguments of image tools: options under all their names, and options of the result.
 _NAMES: Final = (*OPTIONS, *ALIASES, "priority", "response_format", "wait")
 
-#: A URL of any scheme but data.
+#: The start of a URL of any scheme except data.
 _URL: Final = re.compile(r"(?!data:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _JOB_IMAGE: Final = re.compile(r"(job_[\w-]{1,64})(?:/(\d{1,2}))?", re.ASCII)
 _WAYS: Final = "Send base64, a data: URL or the id of a job's image (job_…/0)."
@@ -45,23 +45,23 @@ class Picture:
 
     @property
     def is_path(self) -> bool:
-        """The text can only be the path of a file: base64, data: URLs and ids have no dot."""
+        """True if the text is a file path: it has a dot, which base64 and ids do not have."""
         is_data = self.text[:5].lower() == "data:"
         return "." in self.text and not (is_data or self.is_url)
 
     @property
     def is_url(self) -> bool:
-        """The text is a URL that is not a data: URL."""
+        """True if the text is a URL, except a data: URL."""
         return bool(_URL.match(self.text))
 
     @property
     def job_image(self) -> tuple[str, int] | None:
-        """Job and index of the image that the text names, None if it names none."""
+        """Job and index of the image whose id the text is, None if the text is not an id."""
         match = _JOB_IMAGE.fullmatch(self.text)
         return (match[1], int(match[2] or 0)) if match else None
 
     def decoded(self) -> SourceFile:
-        """Return the image file of base64 or a data: URL; raises InvalidRequest."""
+        """Decode the text from base64 or a data: URL; raises InvalidRequest."""
         return file_of(self.param, self.text)
 
     def rejected(self, problem: str) -> InvalidRequest:
@@ -70,7 +70,7 @@ class Picture:
         return InvalidRequest(message, reason=Reason.INVALID_IMAGE, param=self.param)
 
     def check(self) -> None:
-        """Raise InvalidRequest for a URL, and for a path, which a server does not read."""
+        """Raise InvalidRequest for a URL or a path, because a server reads neither."""
         if self.is_url:
             raise self.rejected(f"is a URL, and URLs are not downloaded. {_WAYS}")
         if self.is_path:
@@ -85,8 +85,8 @@ class ImageCall:
 
     Attributes:
         ask: The request.
-        waits: The answer is the finished job.
-        content: How the answer has the images.
+        waits: The call returns after the job has ended.
+        content: The form of the images in the result.
     """
 
     ask: ParsedRequest
@@ -95,10 +95,10 @@ class ImageCall:
 
 
 def pictures_of(tool: str, arguments: Mapping[str, Any]) -> list[Picture]:
-    """Return the images of a call, without the ones that are null.
+    """Return the image arguments of a call that are not null.
 
     Raises:
-        InvalidRequest: An argument is not a string, or the tool does not take it.
+        InvalidRequest: An argument is not a string, or the tool does not have it.
     """
     found: list[Picture] = []
     for name in PICTURES:
@@ -120,15 +120,15 @@ def pictures_of(tool: str, arguments: Mapping[str, Any]) -> list[Picture]:
 
 
 def image_call(tool: str, arguments: Mapping[str, Any], files: Sequence[SourceFile]) -> ImageCall:
-    """Read the arguments of generate_image or edit_image.
+    """Parse the arguments of generate_image or edit_image.
 
     Args:
         tool: Name of the tool.
-        arguments: The client's, of which the images are not read.
+        arguments: The client's arguments; its images are ignored in favour of ``files``.
         files: The images.
 
     Raises:
-        InvalidRequest: Names the argument.
+        InvalidRequest: An argument is rejected; the error has its name.
     """
     given = {name: value for name, value in arguments.items() if name not in PICTURES}
     for name in given:
@@ -145,7 +145,7 @@ def image_call(tool: str, arguments: Mapping[str, Any], files: Sequence[SourceFi
 
 
 def job_of(arguments: Mapping[str, Any]) -> str:
-    """Return the job id of job_status and cancel_job; raises InvalidRequest."""
+    """Return the job id in the arguments of job_status or cancel_job; raises InvalidRequest."""
     for name in arguments:
         if name != "job":
             raise unknown(name)
@@ -154,12 +154,12 @@ def job_of(arguments: Mapping[str, Any]) -> str:
         raise InvalidRequest("'job' is required.", reason=Reason.MISSING_FIELD, param="job")
     if not isinstance(job, str):
         raise InvalidRequest("'job' must be a string.", param="job")
-    # Clients have the ids of images at hand, too.
+    # Clients may send the id of an image, which begins with the id of its job.
     return job.strip().partition("/")[0]
 
 
 def no_arguments(arguments: Mapping[str, Any]) -> None:
-    """Raise InvalidRequest for any argument of a tool that takes none."""
+    """Raise InvalidRequest if a tool without arguments receives one."""
     for name in arguments:
         raise unknown(name)
 

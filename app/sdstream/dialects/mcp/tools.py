@@ -1,6 +1,6 @@
 """The tools of the MCP server: names, descriptions, and JSON Schemas of their arguments.
 
-Both transports, HTTP and stdio, list these. The options come from ``core/options``.
+The HTTP and the stdio transport list the same tools. The options come from ``core/options``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ INSTRUCTIONS: Final = (
     "content, large ones reduced, and as links to the originals."
 )
 
-#: How an image is passed to edit_image.
+#: Description of an argument that is an image.
 _PICTURE: Final = (
     "Base64, a data: URL, or the id of an image of an earlier job (job_…/0). URLs are not "
     "downloaded."
 )
 _JOB: Final = {"job": {"type": "string", "description": "Id of the job, for example job_abc."}}
-#: What an option acts on that only an edit has.
+#: Values of ``acts_on`` of options that only edit_image has.
 _ONLY_EDIT: Final = ("image", "mask")
 
 
@@ -46,10 +46,10 @@ class Tool:
     Attributes:
         name: Name of the tool.
         title: Name for people.
-        description: What it does, for the model that chooses it.
-        input_schema: JSON Schema of its arguments.
-        read_only: It changes nothing.
-        destructive: It stops or removes something.
+        description: Effect of the tool, for the language model that chooses it.
+        input_schema: JSON Schema of the arguments.
+        read_only: The tool changes nothing.
+        destructive: The tool stops or removes something.
     """
 
     name: str
@@ -65,8 +65,8 @@ def tools_of(catalog: Catalog, assets: Assets, limits: Limits) -> list[Tool]:
 
     Args:
         catalog: The models.
-        assets: The operator's LoRAs and upscalers.
-        limits: Of images and steps.
+        assets: The LoRA and upscaler files.
+        limits: Limits of the server.
     """
     options = shared_options([*catalog.models.values()], assets, limits)
     return [
@@ -114,7 +114,7 @@ def _schema(properties: Mapping[str, Any], required: Sequence[str] = ()) -> Json
         "required": [*required],
         "additionalProperties": False,
     }
-    # The shared options refer to these.
+    # Schemas of shared options refer to definitions in $defs.
     definitions = params_schema().get("$defs", {})
     used = {name: value for name, value in definitions.items() if f"/{name}'" in str(properties)}
     return {**schema, "$defs": used} if used else schema
@@ -149,7 +149,7 @@ def _edit(catalog: Catalog, options: JsonObject) -> JsonObject:
 
 
 def _texts(catalog: Catalog) -> JsonObject:
-    """What every request has and the lists of options leave out."""
+    """Return the arguments of every image tool that are not in the lists of options."""
     fields = params_schema()["properties"]
     texts = {
         name: {"type": "string", "description": fields[name]["description"]}
@@ -177,7 +177,7 @@ def _control(catalog: Catalog) -> JsonObject:
 
 
 def _answer() -> JsonObject:
-    """How the answer is wanted."""
+    """Return the arguments that choose the form and the time of the answer."""
     fields = ReplyOptions.model_json_schema()["properties"]
     return {
         "priority": {k: v for k, v in fields["priority"].items() if k != "title"},

@@ -1,4 +1,4 @@
-"""OpenAI's JSON of a finished job, with the further keys that Xinference's clients read."""
+"""OpenAI's JSON of a finished job, with more keys for Xinference's clients."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sdstream.dialects.rendering import (
 
 
 def plain_answer(job: Job, form: ResponseFormat, created: int) -> bytes:
-    """The JSON of a finished job.
+    """Return the JSON of a finished job.
 
     Args:
-        job: Completed.
-        form: How images are put in.
-        created: Unix seconds.
+        job: The completed job.
+        form: The form in which the JSON contains images.
+        created: Time of the answer in Unix seconds.
     """
     images = [job.images[index] for index in sorted(job.images)]
     items = [
@@ -29,7 +29,7 @@ def plain_answer(job: Job, form: ResponseFormat, created: int) -> bytes:
                 "seed": image.seed,
                 "revised_prompt": None,
                 "finish_reason": "stop",
-                # As Xinference answers; its clients look at both keys.
+                # As in Xinference, whose clients read both keys.
                 **({"b64_json": None} if form.as_url else {}),
             },
             job.request,

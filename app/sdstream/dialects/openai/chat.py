@@ -1,7 +1,7 @@
-"""OpenAI's chat completions for image models: the last message is the prompt, the answer an image.
+"""OpenAI's chat completions: the user's last message is the prompt, and the answer is an image.
 
-Chat programs send more than conversations: they ask the chosen model for titles, tags and follow-up
-questions. Those get a short text, and no image.
+Chat programs also ask the chosen model for titles, tags and follow-up questions. The answer to such
+a task is a short text without an image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sdstream.dialects.rendering import (
     with_base64,
 )
 
-#: Fields of a chat completion that say nothing of an image.
+#: Fields of a chat completion that do not concern the image.
 _OF_CHATS: Final = frozenset(
     {
         "audio", "chat_id", "frequency_penalty", "function_call", "functions", "id", "image_config",
@@ -53,10 +53,10 @@ _OF_CHATS: Final = frozenset(
     }
 )  # fmt: skip
 
-#: Characters of a task that say what it is.
+#: Characters at the start of a prompt that are searched for a task.
 _TASK_BEGINS: Final = 400
 
-#: How the tasks of Open WebUI, LibreChat and LobeChat begin.
+#: The start of a task of Open WebUI, LibreChat or LobeChat.
 _TASK: Final = re.compile(
     r"(?:#+ *Task:|(?:Provide|(?:Please )?(?:generate|provide|write)) a (?:concise|short|brief)"
     r".{0,60}\b(?:title|summary|name|phrase|topic)\b.{0,80}\b(?:conversation|chat|discussion)\b"
@@ -64,13 +64,13 @@ _TASK: Final = re.compile(
     r"|Summarize (?:the|this) conversation|Based on the chat history, give this conversation)",
     re.IGNORECASE,
 )
-#: What stands before the first message of the conversation inside such a task.
+#: The label of the user's first message, when a task quotes the conversation.
 _SPEAKER: Final = re.compile(r"(?:<chat_history>)? *(?:USER|Human) *: *", re.IGNORECASE)
 _TITLE_WORDS: Final = 5
-#: Keys of the JSON that Open WebUI reads, with the answer to each.
+#: Keys of the JSON that Open WebUI reads; the answer to each task is an empty list.
 _TASK_LISTS: Final = ("tags", "follow_ups", "queries")
 
-#: Progress is sent after each so many percent.
+#: Percent between two reports of progress.
 _STRIDE: Final = 20
 
 
@@ -79,11 +79,11 @@ class ChatRequest:
     """A parsed chat completion.
 
     Attributes:
-        ask: What to generate; None for a task that gets a text.
+        ask: The request for an image; None for a task, which is answered with text.
         text: The answer to a task.
         stream: The answer is a stream.
-        include_usage: A stream ends with a frame of usage.
-        model: As the client named it.
+        include_usage: The stream ends with a frame that contains the usage.
+        model: The client's name of the model.
     """
 
     ask: ParsedRequest | None
@@ -94,10 +94,10 @@ class ChatRequest:
 
 
 def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
-    """Read a chat completion.
+    """Parse a chat completion.
 
     Raises:
-        InvalidRequest: Names the field.
+        InvalidRequest: A field is rejected; the error has its name.
     """
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -131,10 +131,10 @@ def _ask(
             param="messages",
         )
     options = {name: value for name, value in body.items() if name not in _OF_CHATS}
-    config = body.get("image_config")  # OpenRouter's; its sizes are 1K, 2K and 4K
+    config = body.get("image_config")  # OpenRouter's; its sizes (1K, 2K, 4K) are not read
     if isinstance(config, Mapping):
         options |= {k: v for k, v in config.items() if k == "aspect_ratio" and v}
-    # The link is for the Markdown image, the bytes are for the message's images.
+    # The text needs a link for its Markdown image, and the message's ``images`` needs the bytes.
     options |= {"prompt": prompt, "response_format": "both", "stream": stream}
     ask = parse(options, Hints(handling=Handling.LENIENT))
     if not files:
@@ -151,7 +151,7 @@ def _last_of_user(messages: list[Any]) -> tuple[int, Mapping[str, Any]]:
 
 
 def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
-    """The text of a message and its images."""
+    """Return the text and the images of a message."""
     if isinstance(content, str):
         return content.strip(), ()
     if not isinstance(content, list):
@@ -179,7 +179,7 @@ def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
 
 
 def _task_answer(body: Mapping[str, Any], prompt: str) -> str | None:
-    """The answer to a task of a chat program; None for a message that wants an image."""
+    """Return the answer to a chat program's task; None if the message asks for an image."""
     wanted = body.get("response_format")
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     is_json = kind in ("json_object", "json_schema")
@@ -196,7 +196,7 @@ def _task_answer(body: Mapping[str, Any], prompt: str) -> str | None:
 
 
 def _title(prompt: str) -> str:
-    """A few words of the conversation's first message."""
+    """Return the first few words of the conversation that a task quotes, or "Image"."""
     for line in prompt[:MAX_PROMPT_CHARACTERS].splitlines():
         found = _SPEAKER.match(line)
         if found and found.end() < len(line):
@@ -209,7 +209,7 @@ def _title(prompt: str) -> str:
 
 
 def completion(job: Job, form: ResponseFormat, created: int) -> bytes:
-    """The JSON of a finished job: a choice for each image."""
+    """Return the JSON of a finished job, with one choice for each image."""
     choices = []
     for index in sorted(job.images):
         image = job.images[index]
@@ -224,7 +224,7 @@ def completion(job: Job, form: ResponseFormat, created: int) -> bytes:
 
 
 def text_completion(chat: ChatRequest, created: int) -> bytes:
-    """The JSON of a task's answer."""
+    """Return the JSON of the answer to a task."""
     message = {"role": "assistant", "content": chat.text, "refusal": None}
     choice = {"index": 0, "finish_reason": "stop", "logprobs": None, "message": message}
     head = _head("task", chat.model, created, "chat.completion")
@@ -232,7 +232,7 @@ def text_completion(chat: ChatRequest, created: int) -> bytes:
 
 
 def text_frames(chat: ChatRequest, created: int) -> Iterator[bytes]:
-    """The stream of a task's answer."""
+    """Yield the frames of the answer to a task."""
     head = _head("task", chat.model, created, "chat.completion.chunk")
     yield _frame(head, {"role": "assistant", "content": chat.text}, None)
     yield _frame(head, {}, "stop")
@@ -242,9 +242,9 @@ def text_frames(chat: ChatRequest, created: int) -> Iterator[bytes]:
 
 
 class ChatStream:
-    """Renders one job's entries as chunks of a chat completion.
+    """Renders the entries of one job as chunks of a chat completion.
 
-    The text of the message grows by the percents that are done, then by the image.
+    The text of the message consists of percentages while the job runs, and then of the images.
     """
 
     def __init__(self, job: Job, form: ResponseFormat, *, include_usage: bool) -> None:
@@ -278,11 +278,11 @@ class ChatStream:
                 return []
 
     def keep_alive(self) -> list[bytes]:
-        """What a silent stream sends."""
+        """Return the frames that keep a silent stream open."""
         return [KEEP_ALIVE]
 
     def failure(self, error: ImageServiceError) -> list[bytes]:
-        """The end of a stream that has not all of its images."""
+        """Return the last frames of a stream that failed."""
         return failure_frames(error)
 
     def _progress(self, progress: Progress) -> list[bytes]:
@@ -322,13 +322,16 @@ def _frame(head: JsonObject, delta: JsonObject, finish_reason: str | None) -> by
 
 
 def _markdown(job: Job, image: ImageResult, form: ResponseFormat) -> str:
-    """Return a Markdown image: a link, since chats send their texts back with every message."""
+    """Return a Markdown image with a link, or an empty text if the image was not stored.
+
+    The image is not embedded, because chat programs send the text back with every message.
+    """
     words = re.sub(r"[\[\]\s]+", " ", job.request.prompt[:80]).strip()
     return f"![{words}]({form.link(image)})" if image.id else ""
 
 
 def _with_image(fields: JsonObject, job: Job, image: ImageResult) -> bytes:
-    """Fields of a message as JSON, with the image as data URL under ``images`` at their end."""
+    """Return the fields of a message as JSON, with the image as a data URL under ``images``."""
     prefix = f"data:image/{job.request.output_format};base64,"
     url = with_base64({}, "url", prefix, image.content)
     item = b'{"type":"image_url","index":0,"image_url":%b}' % url
@@ -352,6 +355,6 @@ def _no_usage(chat: ChatRequest) -> JsonObject:
 
 
 def _aside(job: Job) -> JsonObject:
-    """Return the fields of a chat's answer that OpenAI's does not have."""
+    """Return the fields of the answer that OpenAI's chat completions do not have."""
     fields = answer_fields(job)
     return {name: fields[name] for name in ("parameters", "warnings") if name in fields}

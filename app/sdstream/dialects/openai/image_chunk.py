@@ -1,11 +1,12 @@
 """The stream of GPUStack and llama-box: ``image.chunk`` items in ``data:`` frames.
 
-Frames are LF-terminated single ``data:`` lines without ``event:``, ``id:``, ``retry:`` or comment
-lines; each of those breaks some client. Decoding counts as a step, as in llama-box: progress is
-100·k/(N+1), so that no frame has 100 before its image is attached, and the image is step N+1 of
-N+1, a number that no preview has. A silent stream repeats its last progress
-frame. A failure is sent twice, as the ``error:`` line that GPUStack's client reads and as the
-``data: {"error": …}`` that OpenAI's do, and ends with ``[DONE]`` like a success.
+- A frame is a single ``data:`` line that ends with LF. There are no ``event:``, ``id:``,
+  ``retry:`` or comment lines, because each of them breaks some client.
+- As in llama-box, decoding counts as a step: with N sampling steps, the progress after step k is
+  100·k/(N+1). Only the frame of a finished image has progress 100 and step N+1.
+- A silent stream repeats its last progress frame.
+- A failure is sent twice. GPUStack's client reads the ``error:`` line, and OpenAI's clients read
+  ``data: {"error": …}``. A failed stream ends with ``[DONE]``, as a successful one does.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ from sdstream.dialects.rendering import (
 
 @dataclass(frozen=True, slots=True)
 class ChunkOptions:
-    """What the client chose about its frames (see StreamOptions).
+    """The client's options for the frames (see StreamOptions).
 
     Attributes:
-        form: How images are put in.
-        include_usage: Usage on the last image's frame.
-        chunk_size: Characters of a piece of base64, None for all in one frame.
-        completed_type: Makes the frame of an image OpenAI's event of this type as well.
+        form: The form in which frames contain images.
+        include_usage: The frame of the last image contains the usage.
+        chunk_size: Characters of base64 in one frame; None puts an image into one frame.
+        completed_type: Type of OpenAI's event, which the frame of an image then also is; None for
+            a frame that only clients of GPUStack read.
     """
 
     form: ResponseFormat
@@ -62,7 +64,7 @@ class ChunkOptions:
 
 
 class ImageChunkStream:
-    """Renders one job's entries as frames, in order; keeps what the next frame depends on."""
+    """Renders the entries of one job, in order, as frames."""
 
     def __init__(self, job: Job, options: ChunkOptions) -> None:
         self._job = job
@@ -70,7 +72,7 @@ class ImageChunkStream:
         self._counted = counted_phase(job.request)
         self._preview: PreviewReady | None = None
         self._images_sent = 0
-        #: Tiles of an image that is only enlarged, which has no sampling steps.
+        #: Tiles of an image that is only upscaled; they count as its steps.
         self._enlarging_steps = 0
         self._last = b""
 
@@ -85,7 +87,7 @@ class ImageChunkStream:
             case Running():
                 return self._standing(created, JobStatus.RUNNING, {})
             case PreviewReady() as preview:
-                # The runtime gives the preview just before the step's progress: they go together.
+                # The step's progress follows at once; one frame contains both.
                 self._preview = preview if preview.data else None
                 return []
             case Progress(phase=self._counted) as progress if progress.step:
@@ -102,18 +104,18 @@ class ImageChunkStream:
                 return []
 
     def failure(self, error: ImageServiceError) -> list[bytes]:
-        """The end of a stream that has not all of its images."""
+        """Return the last frames of a stream that failed."""
         line = b"error: " + compact(error_fields(error)) + b"\n\n"
         return [line, *failure_frames(error)]
 
     def keep_alive(self) -> list[bytes]:
-        """What a silent stream sends."""
+        """Return the frames that keep a silent stream open."""
         return [self._last] if self._last else []
 
     def _standing(self, created: int, status: JobStatus, extra: JsonObject) -> list[bytes]:
-        """Where the next image is: of a second try, the first one that is not there yet."""
+        """Return a frame with the job's status, for the first image that is not yet sent."""
         if self._images_sent == self._job.request.n:
-            # A keep-alive must not report less than the last image.
+            # After the last image, a keep-alive with less progress would be wrong.
             self._last = b""
             return []
         item = self._item(self._images_sent, 0.0, 0, self._job.request.steps)
@@ -135,7 +137,7 @@ class ImageChunkStream:
 
     def _image(self, created: int, image: ImageResult) -> list[bytes]:
         self._images_sent += 1
-        self._standing(created, JobStatus.RUNNING, {})  # for keep-alive, until the next step
+        self._standing(created, JobStatus.RUNNING, {})  # the keep-alive until the next step
         steps = image.steps or self._enlarging_steps
         final = {
             **self._item(image.index, 100.0, steps + 1, steps),
@@ -150,7 +152,7 @@ class ImageChunkStream:
         return [self._final_frame(created, item)]
 
     def _union(self, created: int, image: ImageResult, item: bytes, kind: str) -> bytes:
-        """One frame for both kinds of clients; each reads its own copy of the image."""
+        """Return one frame for both kinds of clients; each kind reads its own copy of the image."""
         fields = {
             **answer_fields(self._job),
             "created_at": created,
@@ -163,7 +165,7 @@ class ImageChunkStream:
     def _pieces(
         self, created: int, image: ImageResult, final: JsonObject, size: int
     ) -> list[bytes]:
-        """The image's base64 in pieces, progress growing to 100 on the last."""
+        """Return frames with pieces of the image's base64; the last one has progress 100."""
         prefix = f"data:image/{self._job.request.output_format};base64,"
         text = prefix if self._options.form.data_url else ""
         text += base64.b64encode(image.content).decode()
@@ -185,7 +187,7 @@ class ImageChunkStream:
         return self._frame(created, item, compact(tail))
 
     def _item(self, index: int, percent: float, step: int, steps: int) -> JsonObject:
-        """The fields of a frame after ``step`` of so many sampling steps."""
+        """Return the fields of the item in a frame, after ``step`` of ``steps`` sampling steps."""
         return {
             "index": index,
             "object": "image.chunk",

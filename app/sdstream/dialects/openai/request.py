@@ -1,4 +1,4 @@
-"""OpenAI's image API: the JSON, forms and queries that it takes, with all other spellings."""
+"""Requests of OpenAI's image API, as JSON, forms or queries, with the spellings of other APIs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from sdstream.dialects.sdcpp.options import TAG, Flat, extra_args
 
 NO_HINTS: Final = Hints()
 
-#: OpenAI's clients send one image or a list of them; Xinference's sends images for edits.
+#: Fields of input images. OpenAI's clients send ``image``, Xinference's client sends ``images``.
 _IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
 _MASK_PARTS: Final = ("mask", "mask[]", "mask_image")
 _CONTROL_PARTS: Final = ("control", "control_image")
@@ -48,22 +48,22 @@ _PARTS: Final = (*_IMAGE_PARTS, *_MASK_PARTS, *_CONTROL_PARTS)
 #: GPUStack's and llama-box's spelling of ``preview``.
 _PREVIEW_SPELLINGS: Final = ("preview_faster",)
 _STREAM_FOREIGN: Final[Mapping[str, Foreign]] = {
-    "chunk_results": IGNORED,  # GPUStack's page means chunk_result and reads whole images
+    "chunk_results": IGNORED,  # GPUStack's page sends this misspelling but reads whole images
     "include_obfuscation": IGNORED,
 }
 
-#: Text that stands for "not given" in a form, which has no null.
+#: Texts that stand for null in a form.
 _NULLS: Final = ("null", "None", "undefined")
 _TEXTS: Final = ("prompt", "negative_prompt")
 
 
 @dataclass(frozen=True, slots=True)
 class EditRoute:
-    """What a route that takes input images adds to a request.
+    """The defaults of a route that accepts input images.
 
     Attributes:
-        mask_mode: The route's own reading of masks.
-        prompt: The prompt of a request without one, where the route allows that.
+        mask_mode: Default of ``mask_mode`` for a request with a mask; None adds none.
+        prompt: Default prompt; None if the request must have one.
     """
 
     mask_mode: str | None = None
@@ -79,15 +79,15 @@ def parse(
     *,
     client_names: Mapping[str, str] = MappingProxyType({}),
 ) -> ParsedRequest:
-    """Read the JSON of a generation.
+    """Parse the JSON of a generation request.
 
     Args:
-        body: The client's object.
-        hints: Wishes of the request outside of its body.
-        client_names: The client's names of fields that another dialect has renamed.
+        body: The client's JSON object.
+        hints: Choices of the client outside of the body.
+        client_names: Canonical name -> the client's name, for fields that a dialect has renamed.
 
     Raises:
-        InvalidRequest: Names the field as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     return _parsed(body, hints, client_names)
 
@@ -95,10 +95,10 @@ def parse(
 def parse_generation_form(
     fields: Mapping[str, str], files: Sequence[SourceFile], hints: Hints = NO_HINTS
 ) -> ParsedRequest:
-    """Read a generation that comes as a form, which may contain a control image.
+    """Parse the form of a generation request, which may contain a control image.
 
     Raises:
-        InvalidRequest: Names the field as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     body = _unflattened(fields)
     for file in files:
@@ -117,16 +117,16 @@ def parse_form(
     hints: Hints = NO_HINTS,
     route: EditRoute = EDITS,
 ) -> ParsedRequest:
-    """Read the form of an edit, a variation or an inpainting.
+    """Parse the form of an edit, a variation or an inpainting.
 
     Args:
-        fields: Text fields; each may be given once.
+        fields: Name -> text of the text fields.
         files: Uploaded files with the names of their fields.
         hints: As for ``parse``.
-        route: What the route adds.
+        route: Defaults of the route.
 
     Raises:
-        InvalidRequest: Names the field as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     body = _unflattened(fields)
     for file in files:
@@ -141,15 +141,15 @@ def parse_form(
 def parse_edit(
     body: Mapping[str, Any], hints: Hints = NO_HINTS, route: EditRoute = EDITS
 ) -> ParsedRequest:
-    """Read the JSON of an edit, a variation or an inpainting, whose images are text.
+    """Parse the JSON of an edit, a variation or an inpainting, with images in base64.
 
     Args:
-        body: The client's object.
+        body: The client's JSON object.
         hints: As for ``parse``.
-        route: What the route adds.
+        route: Defaults of the route.
 
     Raises:
-        InvalidRequest: Names the field as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     given = {name: value for name, value in body.items() if value not in (None, "", [])}
     files = [
@@ -174,16 +174,16 @@ def _edit(
 
 
 def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
-    """Read a generation from the query of its URL, as EventSource sends it.
+    """Parse a generation request from the query of a URL, for EventSource.
 
-    Names that no table knows are left unread: pages put all kinds of things into their links. Only
-    near misses are reported.
+    Unknown parameters are ignored, because web pages add parameters to their links. Only a near
+    miss of an option is reported in the warnings.
 
     Args:
-        parameters: Names with their values, in the query's order.
+        parameters: Names and values, in the order of the query.
 
     Raises:
-        InvalidRequest: Names the parameter.
+        InvalidRequest: A parameter is rejected; the error has its name.
     """
     known: dict[str, str] = {}
     warnings = []
@@ -238,10 +238,10 @@ def _parsed(
 
 
 def _without_extra_args(body: Mapping[str, Any], hints: Hints) -> tuple[Mapping[str, Any], Flat]:
-    """The fields with the options that the prompt holds in ``<sd_cpp_extra_args>``."""
+    """Move the options inside the prompt's ``<sd_cpp_extra_args>`` into the fields."""
     prompt = body.get("prompt")
     if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT_CHARACTERS or TAG not in prompt:
-        return body, Flat()  # one that is too long is rejected with the other fields
+        return body, Flat()  # a prompt that is too long is rejected later
     if not hints.options_in_prompt:
         raise InvalidRequest(
             f"'prompt' contains {TAG}; send its options as fields, or start the server with "
@@ -256,14 +256,14 @@ def _without_extra_args(body: Mapping[str, Any], hints: Hints) -> tuple[Mapping[
 
 
 def _says_nothing(name: str, value: Any) -> bool:
-    """True for null, which clients transmit for what was not given, and for neutral values."""
+    """Return whether a value is null, empty, or neutral; clients send these for unset options."""
     option = ALIASES.get(name, name)
     empty = value is None or (value == "" and option not in _TEXTS)
     return empty or (option in OPTIONS and is_neutral(option, value))
 
 
 def _stream_options(reply_fields: dict[str, Any], handling: Handling) -> Taken:
-    """Divide the fields of ``stream_options``, in place."""
+    """Apply ``take`` to ``stream_options`` and replace it in ``reply_fields``."""
     options = reply_fields.get("stream_options")
     if not isinstance(options, Mapping):
         return Taken({})
@@ -279,7 +279,7 @@ def _stream_options(reply_fields: dict[str, Any], handling: Handling) -> Taken:
 
 
 def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Xinference's client sends its extra options as JSON in one string."""
+    """Merge the options in ``kwargs``, a JSON string of Xinference's client, into the fields."""
     text = body.get("kwargs")
     if text is None:
         return body
@@ -301,7 +301,10 @@ def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_dialect(reply: ReplyOptions, hints: Hints) -> ReplyOptions:
-    """Settle the form of a stream: named, else by what only one kind of client sends."""
+    """Choose the stream's dialect: the one that is named, or else the one that the client reads.
+
+    ``stream_options`` indicate a client of llama-box, and ``partial_images`` one of OpenAI.
+    """
     options = reply.stream_options
     chosen = hints.dialect or options.dialect
     if chosen is None and options.model_fields_set:
@@ -316,7 +319,7 @@ def _with_dialect(reply: ReplyOptions, hints: Hints) -> ReplyOptions:
 
 
 def _check_stream(options: StreamOptions, dialect: str | None, response_format: str | None) -> None:
-    """Reject options that the form of the stream would ignore."""
+    """Reject options that have no effect in the stream's dialect."""
     if options.chunk_result and dialect in ("openai", "both"):
         raise InvalidRequest(
             f"'chunk_result' is not supported in the dialect '{dialect}', which sends "
@@ -339,7 +342,7 @@ def _check_stream(options: StreamOptions, dialect: str | None, response_format: 
 
 
 def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A form's fields as JSON would contain them; people leave fields empty."""
+    """Return a form's fields as in JSON; empty fields, which a browser sends too, are left out."""
     body: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for name, value in fields.items():
@@ -356,11 +359,11 @@ def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sources(files: Sequence[SourceFile], *, own_alpha: bool) -> SourceFiles:
-    """The input images of an edit.
+    """Return the input images of an edit.
 
     Args:
-        files: With the names of their fields, which may have an index: ``images[0]``.
-        own_alpha: Without a mask, the image's own transparency is one.
+        files: Files with the names of their fields, which may have an index: ``images[0]``.
+        own_alpha: Without a mask, use the transparency of the image as the mask.
     """
     pictures = tuple(file for file in files if _field(file) in _IMAGE_PARTS)
     mask = _only_one(files, _MASK_PARTS, "mask")
@@ -380,5 +383,5 @@ def _only_one(files: Sequence[SourceFile], names: Sequence[str], what: str) -> S
 
 
 def _field(file: SourceFile) -> str:
-    """The field of a file: "image_url" of ``images[0].image_url`` lies in "images"."""
+    """Return the top-level field of a file: "images" for ``images[0].image_url``."""
     return file.param if file.param in _PARTS else re.split(r"[.\[]", file.param, maxsplit=1)[0]

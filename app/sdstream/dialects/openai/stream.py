@@ -1,10 +1,11 @@
 """OpenAI's own stream of images.
 
-``image_generation.partial_image`` for each preview between the steps and
-``image_generation.completed`` for each finished one (``image_edit.`` for edits), with the index of
-the image added, since OpenAI has no n > 1 here. The events carry no ``event:`` line: their type is
-in the data, where OpenAI's clients look. Progress is left out, because loops over this stream take
-every event for an image.
+- ``image_generation.partial_image`` is the event of a preview.
+- ``image_generation.completed`` is the event of a finished image.
+- For edits, the types begin with ``image_edit.`` instead.
+- Each event also contains the index of the image, because OpenAI's own streams have one image only.
+- An event has no ``event:`` line; OpenAI's clients read the type from the data.
+- There are no events of progress, because clients expect an image in every event.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from sdstream.dialects.rendering import (
 
 
 class OpenAIStream:
-    """Renders one job's entries as OpenAI's events, in order."""
+    """Renders the entries of one job, in order, as OpenAI's events."""
 
     def __init__(
         self, job: Job, form: ResponseFormat, operation: Literal["generation", "edit"]
@@ -63,15 +64,15 @@ class OpenAIStream:
                 return []
 
     def failure(self, error: ImageServiceError) -> list[bytes]:
-        """The end of a stream that has not all of its images."""
+        """Return the last frames of a stream that failed."""
         return failure_frames(error)
 
     def keep_alive(self) -> list[bytes]:
-        """What a silent stream sends."""
+        """Return the frames that keep a silent stream open."""
         return [KEEP_ALIVE]
 
     def completed(self, created: int, image: ImageResult) -> bytes:
-        """The event of a finished image, as JSON."""
+        """Return the event of a finished image as JSON."""
         fields = self._fields("completed", created, image.index)
         fields |= {"seed": image.seed, "usage": usage_fields(self._job.usage())}
         return image_item(fields, self._job.request, image, self._form)
@@ -80,7 +81,7 @@ class OpenAIStream:
         number = self._partials.get(preview.index, 0)
         self._partials[preview.index] = number + 1
         fields = self._fields("partial_image", created, preview.index)
-        # A preview is a PNG whatever the final file will be.
+        # A preview is always a PNG, whatever the format of the final image.
         fields |= {"partial_image_index": number, "output_format": "png"}
         return b"data: " + with_base64(fields, "b64_json", "", preview.data) + b"\n\n"
 

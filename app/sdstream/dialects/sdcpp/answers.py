@@ -1,4 +1,4 @@
-"""Answers of stable-diffusion.cpp's server (/sdcpp/v1): jobs, capabilities and errors."""
+"""Answers of the API of stable-diffusion.cpp's server, /sdcpp/v1: jobs, capabilities, errors."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _FEATURES: Final = {
 
 
 def problem(error: ImageServiceError) -> JsonObject:
-    """A whole error answer: the message stands under ``error``, where that server has it."""
+    """Return the body of an error answer; as in that server's answers, ``error`` is the message."""
     fields = error_fields(error)
     message = fields.pop("message")
     return {"error": message, "message": message, "detail": message, **fields}
 
 
 def submitted(job: Job) -> bytes:
-    """The answer to an img_gen."""
+    """Return the answer to an img_gen request."""
     head = {
         "id": job.id,
         "kind": "img_gen",
@@ -58,7 +58,7 @@ def submitted(job: Job) -> bytes:
 
 
 def job_answer(job: Job) -> bytes:
-    """The JSON of a job, with its images when it is completed."""
+    """Return the JSON of a job, with the images if the job is completed."""
     error = job.error()
     fields: JsonObject = {
         "id": job.id,
@@ -84,7 +84,7 @@ def job_answer(job: Job) -> bytes:
 
 
 def _progress(job: Job) -> JsonObject | None:
-    """How far the image is that is generated now."""
+    """Return the progress of the current image; None before the first step and after the end."""
     current = job.progress
     if job.terminal or current is None:
         return None
@@ -99,14 +99,14 @@ def capabilities(
     limits: Limits,
     queue_images: int,
 ) -> bytes:
-    """The JSON of what the default model can do.
+    """Return the JSON of the default model's capabilities.
 
     Args:
         spec: The default model.
-        loras: Names of the operator's files.
-        upscalers: Names of the operator's files.
-        limits: Of sizes and images.
-        queue_images: Images that may wait.
+        loras: Names of the LoRA files.
+        upscalers: Names of the upscaler files.
+        limits: Limits on sizes and on the number of images.
+        queue_images: Limit on the images in the queue.
     """
     defaults = _defaults(spec, limits)
     control = spec.files.control_net is not None
@@ -141,7 +141,7 @@ def capabilities(
 
 
 def _defaults(spec: ModelSpec, limits: Limits) -> dict[str, Any]:
-    """A request for the model that asks for nothing: it can be sent as it is."""
+    """Return the default request for the model, which a client can send unchanged."""
     own = defaults_of(spec, limits)
     slg = {"layers": [7, 8, 9], "layer_start": 0.01, "layer_end": 0.2, "scale": 0.0}
     return {

@@ -1,7 +1,7 @@
 """The option schema of stable-diffusion.cpp's server, and ``<sd_cpp_extra_args>`` in prompts.
 
-The schema is nested: sampler and schedule under ``sample_params``, guidance under that. Its clients
-send all of it, most at values that do nothing.
+The schema is nested: ``sample_params`` contains the sampler, the schedule and ``guidance``. Clients
+send all options, most of them with values that have no effect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.dialects.fields import IGNORED, Foreign, is_nothing, only, take
 
-#: Options of the whole request: their name -> the canonical one.
+#: Options at the top level: name in this API -> canonical name.
 _TOP: Final[Mapping[str, str]] = {
     "prompt": "prompt", "negative_prompt": "negative_prompt", "clip_skip": "clip_skip",
     "width": "width", "height": "height", "strength": "strength", "seed": "seed",
@@ -45,13 +45,13 @@ _TILING: Final[Mapping[str, str]] = {
 }  # fmt: skip
 _TILE_SIZES: Final = ("vae_tile_size_x", "vae_tile_size_y")
 
-#: Fields that bring images.
+#: Fields that contain images.
 IMAGES: Final = ("init_image", "mask_image", "control_image", "ref_images")
 
 _NESTED: Final = ("sample_params", "hires", "vae_tiling_params")
 
 _TOP_FOREIGN: Final[Mapping[str, Foreign]] = {
-    "auto_resize_ref_image": IGNORED,  # read with the images
+    "auto_resize_ref_image": IGNORED,  # parse_img_gen reads it
     "embed_image_metadata": IGNORED,
     "ip_adapter_image": Foreign(refusal=" is not supported; the runtime's models here have none."),
     "ip_adapter_strength": IGNORED,
@@ -64,7 +64,7 @@ _TOP_FOREIGN: Final[Mapping[str, Foreign]] = {
     "upscale_repeats": only(1, 0),
     "high_noise_sample_params": IGNORED,
 }
-_GUIDANCE_FOREIGN: Final = {"slg": IGNORED}  # read by itself
+_GUIDANCE_FOREIGN: Final = {"slg": IGNORED}  # flatten reads it separately
 _HIRES_FOREIGN: Final = {
     "enabled": IGNORED,
     "target_width": only(0),
@@ -79,7 +79,8 @@ _TILING_FOREIGN: Final = {
     "extra_tiling_args": Foreign(refusal=" is not supported; leave it empty."),
 }
 
-#: AUTOMATIC1111's names of what enlarges between two passes, which this API shares.
+#: AUTOMATIC1111's name of a hires upscaler -> the value of ``hires_upscaler``; this API uses the
+#: same names.
 HIRES_UPSCALERS: Final = {
     "Latent": "latent",
     "Latent (antialiased)": "latent-antialiased",
@@ -94,10 +95,10 @@ HIRES_UPSCALERS: Final = {
 
 
 def find_hires_upscaler(name: str) -> str:
-    """Return the value of ``hires_upscaler``: the runtime's name, or that of an upscaler's file.
+    """Return the value of ``hires_upscaler``: the runtime's name, or the name of an upscaler file.
 
     Args:
-        name: AUTOMATIC1111's in any case of letters, or the file's.
+        name: AUTOMATIC1111's name in upper or lower case, or the name of an upscaler file.
     """
     wanted = name.strip()
     by_name = {spelling.lower(): ours for spelling, ours in HIRES_UPSCALERS.items()}
@@ -110,13 +111,13 @@ _END: Final = "</sd_cpp_extra_args>"
 
 @dataclass
 class Flat:
-    """Options by their canonical names.
+    """Options of a request after the nested schema is flattened.
 
     Attributes:
         fields: Canonical name -> value.
-        names: Canonical name -> the client's, for errors.
-        warnings: A sentence for each field without effect.
-        unknown: Names of those that no table knows.
+        names: Canonical name -> the client's name, for errors.
+        warnings: Sentences about ignored fields.
+        unknown: Names of ignored fields that no table contains.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -133,16 +134,16 @@ class Flat:
         where: str,
         switch: str | None = None,
     ) -> None:
-        """Take over the fields of one object.
+        """Add the fields of one object.
 
         Args:
-            given: As the client sent it; null is an empty one.
-            own: Names that have an effect -> their canonical names.
-            foreign: Names that are known and have none.
-            handling: What becomes of unknown ones.
-            where: What stands before their names.
-            switch: The field that switches the object on. While it does not, no field has an
-                effect; unknown ones are reported all the same.
+            given: The object that the client sent; null counts as an empty object.
+            own: Name of a field that has an effect -> its canonical name.
+            foreign: Known fields that have no effect, by name.
+            handling: How unknown fields are handled.
+            where: Prefix of the names in messages.
+            switch: The field that switches the object on. If the field is off, no field of the
+                object has an effect, but unknown fields are still reported.
 
         Raises:
             InvalidRequest: A field is rejected.
@@ -164,15 +165,15 @@ class Flat:
 
 
 def flatten(body: Mapping[str, Any], handling: Handling, where: str = "") -> Flat:
-    """Read the options of a request, without its images.
+    """Parse the options of a request, without its images.
 
     Args:
-        body: The client's object.
-        handling: What becomes of unknown fields.
-        where: What stands before their names in errors.
+        body: The client's JSON object.
+        handling: How unknown fields are handled.
+        where: Prefix of the names in messages.
 
     Raises:
-        InvalidRequest: A field is rejected; names it as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     flat = Flat()
     top = {k: v for k, v in body.items() if k not in (*_NESTED, *IMAGES)}
@@ -185,7 +186,7 @@ def flatten(body: Mapping[str, Any], handling: Handling, where: str = "") -> Fla
     flat.read(sample, _SAMPLE, {}, handling, inside)
     flat.read(guidance, _GUIDANCE, _GUIDANCE_FOREIGN, handling, f"{inside}guidance.")
     if isinstance(guidance, Mapping):
-        if guidance.get("img_cfg") in (None, guidance.get("txt_cfg")):  # as by text
+        if guidance.get("img_cfg") in (None, guidance.get("txt_cfg")):  # no effect
             flat.fields.pop("img_cfg", None)
         where_slg = f"{inside}guidance.slg."
         flat.read(guidance.get("slg"), _SLG, {}, handling, where_slg, switch="scale")
@@ -212,7 +213,7 @@ def _read_hires(flat: Flat, hires: Any, handling: Handling, where: str) -> None:
 
 
 def _leave_out_nothings(flat: Flat) -> None:
-    """Drop what this API's clients send for "nothing asked"."""
+    """Remove options with values that have no effect, which clients of this API always send."""
     fields = flat.fields
     for name in ("sigmas", "lora", "cache_options", "vae_tiling"):
         if is_nothing(fields.get(name)):
@@ -220,7 +221,7 @@ def _leave_out_nothings(flat: Flat) -> None:
     for name in ("flow_shift", "shifted_timestep", "increase_ref_index", *_TILE_SIZES):
         if is_nothing(fields.get(name)):
             fields.pop(name, None)
-    if "sigmas" in fields:  # the page sends the steps and the schedule too
+    if "sigmas" in fields:  # clients send steps and schedule with them
         for name in ("sample_steps", "schedule"):
             fields.pop(name, None)
     if fields.get("output_format", "png") == "png":
@@ -231,7 +232,7 @@ def _leave_out_nothings(flat: Flat) -> None:
 
 
 def _lora(where: str, number: int, item: Any) -> Any:
-    """An entry without ``is_high_noise``, which says something of video models only."""
+    """Return an entry without ``is_high_noise``, which only video models use."""
     if not isinstance(item, Mapping):
         return item
     if item.get("is_high_noise"):
@@ -245,11 +246,11 @@ def _lora(where: str, number: int, item: Any) -> Any:
 
 
 def extra_args(prompt: str, handling: Handling) -> tuple[str, Flat]:
-    """Return a prompt without ``<sd_cpp_extra_args>``, and the options in it.
+    """Return a prompt without its ``<sd_cpp_extra_args>`` element, and the options in the element.
 
     Raises:
-        InvalidRequest: There are two of them or the end of one is missing, or it holds no JSON
-            object, an image, or an option that is rejected.
+        InvalidRequest: The prompt contains two elements, or the end tag is missing. Or the content
+            is not a JSON object, contains an image or a prompt, or has an option that is rejected.
     """
     before, _, rest = prompt.partition(TAG)
     text, end, after = rest.partition(_END)

@@ -1,4 +1,4 @@
-"""Requests of stable-diffusion.cpp's server (/sdcpp/v1/img_gen): its JSON to a ParsedRequest."""
+"""Requests of the API of stable-diffusion.cpp's server, /sdcpp/v1/img_gen."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sdstream.dialects.sdcpp.options import flatten
 
 
 def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedRequest:
-    """Read an img_gen.
+    """Parse an img_gen request.
 
     Args:
-        body: The client's object.
-        hints: Wishes of the request outside of its body.
+        body: The client's JSON object.
+        hints: Choices of the client outside of the body.
 
     Raises:
-        InvalidRequest: Names the field as the client spelled it.
+        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
     """
     flat = flatten(body, hints.handling)
     fields = flat.fields
@@ -38,7 +38,7 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
         *(image_of(name, value) for name, value in numbered("ref_images", references)),
     ]
     if init is None:
-        fields.pop("strength", None)  # always sent, and means nothing without one
+        fields.pop("strength", None)  # clients always send it
     if control is None:
         fields.pop("control_strength", None)
     if mask is not None and init is None:
@@ -49,7 +49,7 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
         fields["reference_size"] = "original"
     if mask is not None:
         fields["mask_mode"] = "luminance"
-    # The job outlives its client, who comes back for the result.
+    # The job continues without a connection; the client polls for the result.
     fields |= {"on_disconnect": "continue", "response_format": "b64_json"}
     ask = parse({"prompt": "", **fields}, hints, client_names=flat.names)
     files = None
@@ -63,12 +63,13 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
 
 
 def fitted(ask: ParsedRequest, spec: ModelSpec) -> ParsedRequest:
-    """Return a request as its model takes it.
+    """Adapt a request to its model.
 
-    Clients of this API send a strength with every input image, also to models that look at it.
+    Clients of this API send a strength with every input image. The strength is removed if the model
+    uses the image only as a reference.
 
     Raises:
-        InvalidRequest: It has reference images, and the model looks at none.
+        InvalidRequest: The request has reference images, and the model does not support them.
     """
     files = ask.files
     if files is None or not files.images:
