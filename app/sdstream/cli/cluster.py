@@ -1,4 +1,4 @@
-"""The commands ``sdstream cluster``: Ray's processes of the head and of machines that generate."""
+"""The commands ``sdstream cluster head`` and ``join``, which run Ray's processes."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from sdstream.web.application import configure_logging
 
 logger = logging.getLogger("sdstream.cluster")
 
-#: Between attempts to join.
+#: Pauses after the first failed attempts to join; the last pause repeats.
 _RETRY_SECONDS: Final = (1.0, 2.0, 4.0, 8.0, 15.0)
 _CONNECT_SECONDS: Final = 5.0
-#: An attempt that held for this long was no failed one.
+#: An attempt that lasted longer than this does not count as failed.
 _HELD_SECONDS: Final = 60.0
-#: Of Ray's store of frames on their way; it uses shared memory.
+#: Size of Ray's object store, which holds frames in transit and uses shared memory.
 _STORE_BYTES: Final = 200_000_000
-#: What Ray's processes are given to end, beyond the time of the jobs.
+#: Time for Ray's processes to end, in addition to the time for running jobs.
 _END_SECONDS: Final = 30.0
 
 _FOLDERS: Final = ("model_dir", "cache_dir", *ASSET_FOLDERS)
@@ -161,7 +161,7 @@ def join(
 
 
 def _get_token(path: Path) -> None:
-    """Check the file of the token, and ask for the token if there is no file.
+    """Check the token file; if it does not exist, prompt for the token and write the file.
 
     Raises:
         ConfigurationError: The file cannot be used.
@@ -173,7 +173,7 @@ def _get_token(path: Path) -> None:
 
 
 def _answers(head: tuple[str, int]) -> bool:
-    """True when a head takes connections; Ray itself waits for minutes for one that does not."""
+    """Return whether the head accepts connections; Ray would wait for minutes if it does not."""
     try:
         socket.create_connection(head, _CONNECT_SECONDS).close()
     except OSError:
@@ -182,14 +182,14 @@ def _answers(head: tuple[str, int]) -> bool:
 
 
 class _Node:
-    """Ray's processes on this machine, started again when they end.
+    """Ray's processes on this machine.
 
     Args:
-        settings: Folders and the token's file.
-        ip: Of this machine.
-        temp_dir: For Ray.
-        arguments: Of ``ray start``.
-        grace_seconds: For running jobs at SIGTERM.
+        settings: Settings with the folders and the token file.
+        ip: Address of this machine.
+        temp_dir: Folder for Ray's sockets and logs; None for Ray's default.
+        arguments: Arguments of ``ray start``.
+        grace_seconds: Time for running jobs after SIGTERM.
         head: Host and port of the head to join; None runs the head.
     """
 
@@ -220,7 +220,10 @@ class _Node:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
-        """Run Ray's processes until a signal, and those of a head once; return the exit code."""
+        """Run Ray's processes until a signal and return the exit code.
+
+        If the processes end earlier, they are started again, except on the head.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         failures = 0
@@ -243,10 +246,10 @@ class _Node:
             self._command,
             env=with_variables(self._variables),
             stdin=subprocess.DEVNULL,
-            # Ctrl-C reaches the whole group; this process decides what it means.
+            # Ctrl-C reaches every process of the group, but only this one should handle it.
             start_new_session=True,
         )
-        if self._stopping:  # told to while the process was started
+        if self._stopping:  # the signal arrived while the process was started
             self._process.kill()
         while True:
             try:

@@ -1,7 +1,7 @@
-"""What commands share: a server's flags, progress, tables and errors.
+"""Shared parts of the commands: options for a server, progress bars, tables and errors.
 
-Commands that use a running server import this module and the client alone: the service and the
-runtime's tables take a second to import.
+Commands that use a running server import this module and the client, but not the service and the
+runtime's tables, whose import takes a second.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from sdstream.client.results import ImagesResponse
 from sdstream.core.errors import NotInstalled, OperatorError
 from sdstream.core.text import printable
 
-#: The server of commands that name none.
+#: The default server.
 USUAL_SERVER: Final = "http://localhost:8000"
 
 EXIT_FAILED: Final = 1
 EXIT_FAULT: Final = 70
 EXIT_INTERRUPTED: Final = 130
 
-#: Columns of a table that goes to a file or a pipe.
+#: Width of a table that goes to a file or a pipe, in characters.
 _WIDE: Final = 100_000
-#: Columns that the last cell of a table has, before others are left out.
+#: Width of the last column, in characters, below which spare columns are left out.
 _LEAST_COLUMNS: Final = 24
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--server and --api-key."""
+    """Add the options --server and --api-key."""
     command = click.option(
         "--api-key", envvar="SDSTREAM_CLIENT_KEY", help="Key for --server (SDSTREAM_CLIENT_KEY)."
     )(command)
@@ -50,15 +50,15 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
 def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, spare: Sequence[str] = ()
 ) -> None:
-    """Print rows, each on one line, and nothing of an empty column.
+    """Print each row on one line, without the columns that are empty in all rows.
 
-    In a terminal that is too narrow, columns are left out and the last one is cut; a pipe gets
-    everything.
+    If the terminal is too narrow, spare columns are left out and the last column is cut. A pipe
+    receives everything.
 
     Args:
         headings: Names of the columns.
-        rows: Cells by column.
-        spare: Columns to leave out where there is no room, the first one first.
+        rows: Cells of each row, in the order of the columns.
+        spare: Columns that may be left out, the first one first.
     """
     columns = [*zip(*rows, strict=True)]
     if not columns:
@@ -88,18 +88,18 @@ def _line(cells: dict[str, str], widths: dict[str, int], room: int) -> str:
 
 
 def one_line(words: str) -> str:
-    """Words of clients, servers or files on one line, without what would steer a terminal."""
+    """Return a client's, server's or file's text on one line, without control characters."""
     return printable(" ".join(words.split()))
 
 
 def report_warnings(response: ImagesResponse) -> None:
-    """Report options without effect, and other warnings of the server."""
+    """Print the server's warnings, for example about options without an effect."""
     for warning in response.warnings:
         click.echo(f"Warning: {one_line(warning)}", err=True)
 
 
 class LateBars:
-    """Bars on stderr with a few words each; nothing is written before the first one."""
+    """Progress bars on stderr, each with a short text; nothing is written before the first bar."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -115,18 +115,18 @@ class LateBars:
         return self._progress.add_task("", total=100.0, what="waiting")
 
     def update(self, bar: TaskID, percent: float, what: str) -> None:
-        """Move a bar to a share of 100, and say what happens."""
+        """Set the percentage and the text of a bar."""
         self._progress.update(bar, completed=percent, what=what)
 
     def stop(self) -> None:
-        """Leave the bars as they are."""
+        """Stop updating the bars; they stay visible."""
         if self._progress.tasks:
             self._progress.stop()
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn expected failures into one line and an exit code."""
+    """Print an expected error without a traceback, and exit with its exit code."""
     try:
         yield
     except OperatorError as error:

@@ -1,4 +1,4 @@
-"""The commands about model files: ``sdstream inspect`` and ``sdstream convert``."""
+"""The commands for model files: ``sdstream inspect`` and ``sdstream convert``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdstream.weights.headers import BadFile
 from sdstream.weights.inspection import Report, Share, inspect
 
 EXIT_FAILED: Final = 1
-#: Columns of a table that goes to a file or a pipe.
+#: Width of a table that goes to a file or a pipe, in characters.
 _WIDE: Final = 1000
 
 
@@ -88,7 +88,7 @@ def _table(title: str, shares: tuple[Share, ...]) -> Table:
 
 
 def _thousands(count: int) -> str:
-    """A count as people say it: 11.9 B."""
+    """Return a count in short form, such as 11.9 B."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Settings as flags of a command."""
+"""Command-line flags for the settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sdstream.settings import Settings, UnknownVariable, variable_warnings
 
 EXIT_CONFIG: Final = 78
 
-#: Settings with a short flag too.
+#: Settings that also have a short flag.
 _SHORT: Final = {"runtime_options": ("-O",)}
 
 
 def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """One flag for each of these fields of Settings, or for all."""
+    """Return a decorator that adds a flag for each of these fields of Settings, or for all."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         for name in reversed(names or tuple(Settings.model_fields)):
@@ -49,7 +49,7 @@ def _flag(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def singular(name: str) -> str:
-    """Return the name of one of several: ``aliases`` are each an alias."""
+    """Return the singular of a name: ``alias`` for ``aliases``."""
     for plural, singular in (("ies", "y"), ("ses", "s"), ("s", "")):
         if name.endswith(plural):
             return name.removesuffix(plural) + singular
@@ -66,7 +66,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def read_settings(**given: Any) -> Settings:
-    """Settings from flags and environment; a wrong one ends the program."""
+    """Return the settings from flags and environment; an invalid setting ends the program."""
     flags = {name: value for name, value in given.items() if value not in (None, ())}
     try:
         for warning in variable_warnings():

@@ -38,7 +38,7 @@ _UPSCALER_HELP = "Enlarge the finished image with one of the server's upscalers.
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:
-    """-o, --force and --show."""
+    """Add the options -o, --force and --show."""
     command = force_option(show_option(command))
     return click.option(
         "-o",
@@ -50,14 +50,14 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def model_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--model."""
+    """Add the option --model."""
     return click.option(
         "-m", "--model", help="A model of the catalogue; without --server also a weight file."
     )(command)
 
 
 def pairs_option(command: Callable[..., None]) -> Callable[..., None]:
-    """-O."""
+    """Add the option -O."""
     return click.option(
         "-O",
         "--option",
@@ -70,7 +70,7 @@ def pairs_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of what is generated, where it is written, and who generates."""
+    """Add the options for the image, the output and the server."""
     options = (
         click.option("-N", "--negative-prompt", help="What to keep out (cfg scale above 1)."),
         model_option,
@@ -108,7 +108,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def request_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of a command that sends one request."""
+    """Add the options of a command that sends one request."""
     options = (
         click.option(
             "-n", "count", default=1, show_default=True, help="Images; files are numbered."
@@ -216,14 +216,14 @@ def upscale(
 
 @dataclass(frozen=True)
 class _Order:
-    """What a command was asked to generate.
+    """The arguments of a command that generates images.
 
     Attributes:
         options: Options of the HTTP API.
         images, mask, control: Input images.
-        output, show, force: Where the images go.
-        server, api_key: The server that generates, and its key; None for this process.
-        only_begin: Leave when the job has begun.
+        output, show, force: Arguments of the Saver.
+        server, api_key: The server and its API key; without a server, this process generates.
+        only_begin: Exit after the server has accepted the job.
     """
 
     options: dict[str, Any]
@@ -239,7 +239,7 @@ class _Order:
 
     @classmethod
     def read(cls, given: dict[str, Any]) -> Self:
-        """Return the order that arguments of a command make; raises click.UsageError."""
+        """Return the order for the arguments of a command; raises click.UsageError."""
         own = {name: given.pop(name) for name in cls.__annotations__.keys() & given.keys()}
         pairs, like = given.pop("pairs"), given.pop("like")
         loras, count = given.pop("loras"), given.pop("count")
@@ -278,14 +278,14 @@ def chosen_options(
 
 
 def _options_module() -> Any:
-    # It imports the table of all options, which few calls need.
+    # The module imports the table of all options, which few commands need.
     return importlib.import_module("sdstream.cli.options")
 
 
 def saver_of(
     output: str | None, show: bool | None, options: dict[str, Any], *, force: bool
 ) -> Saver:
-    """Return what writes the images, and add their format to the options."""
+    """Return the Saver of the images, and add the image format to the options."""
     saver = Saver(output or USUAL_NAME, show, force=force, numbered=output is None)
     saver.format = options.setdefault("output_format", saver.format)
     saver.expect(options.get("n", 1), saver.format)
@@ -341,9 +341,9 @@ async def _finish(client: AsyncClient, call: Call, rows: Rows) -> None:
 
 
 class Rows:
-    """A row of progress for each image; a context manager.
+    """A progress bar for each image; a context manager.
 
-    The rows appear with the first news of the job, so that an error stands alone.
+    The bars appear with the first progress of the job, so an error before it is shown without bars.
 
     Args:
         saver: Writes finished images.
@@ -386,12 +386,12 @@ class Rows:
 async def connected(
     options: dict[str, Any], server: str | None, api_key: str | None
 ) -> AsyncIterator[AsyncClient]:
-    """Yield a client of ``--server``, or of a server in this process for the options' model."""
+    """Yield a client of the server, or of a private server for the model in the options."""
     if server:
         async with AsyncClient(server, api_key) as client:
             yield client
         return
-    # A second to import, which commands that use a server do without.
+    # The import takes a second, and commands that use a server do not need it.
     private = importlib.import_module("sdstream.cli.private")
     async with private.serving(options.pop("model", None)) as client:
         yield client

@@ -27,7 +27,7 @@ from sdstream.imaging.sheet import draw_sheet
 
 USUAL_SHEET: Final = "grid.png"
 
-#: Requests at once; the server queues them anyway, and others get their turn.
+#: Concurrent requests. More would not be faster and would fill the queue for other clients.
 _AT_ONCE: Final = 4
 _MOST_CELLS: Final = 144
 _LARGEST_SEED: Final = 2**31
@@ -47,11 +47,11 @@ _AXES: Final[Mapping[str, tuple[str, click.ParamType[Any]]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What changes along the columns or the rows.
+    """The setting that varies between the columns or between the rows.
 
     Attributes:
-        name: One of ``_AXES``, or a word of the prompt.
-        values: What it becomes.
+        name: A key of ``_AXES``, or text in the prompt that each value replaces.
+        values: The value for each column or row.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Axis:
 
     @property
     def labels(self) -> list[str]:
-        """Label of each value."""
+        """A label for each value."""
         if self.name not in _AXES:
             return [str(value) for value in self.values]
         return [f"{self.name} {value}" for value in self.values]
@@ -100,12 +100,12 @@ class Axis:
             options["prompt"] = options["prompt"].replace(self.name, value)
 
 
-#: Of a sheet with one row. Its empty value replaces nothing.
+#: The rows' axis of a sheet with one row. Its empty value changes nothing.
 _NO_AXIS: Final = Axis("", ("",))
 
 
 def _once(_context: click.Context, flag: click.Parameter, texts: tuple[str, ...]) -> str | None:
-    """Return the text of an axis; raises click.UsageError for a further one, which has no place."""
+    """Return the text of an axis; raises click.UsageError if the flag is repeated."""
     if len(texts) > 1:
         raise click.UsageError(
             f"{flag.opts[0]} is given {len(texts)} times; a sheet has one axis -x and one axis -y."
@@ -214,10 +214,10 @@ async def _generate(
     server: str | None,
     api_key: str | None,
 ) -> dict[tuple[int, int], bytes | str]:
-    """Return each cell by column and row: its image file, or the reason of a failure."""
+    """Return an image file, or the message of an error, for each column and row."""
     across, down = axes
     places = [(x, y) for x in range(len(across.values)) for y in range(len(down.values))]
-    if down.name == "model":  # a model's images follow each other, so that it is loaded once
+    if down.name == "model":  # group the images of each model, so that it is loaded once
         places.sort(key=lambda place: place[::-1])
     turns = asyncio.Semaphore(_AT_ONCE)
     bars = LateBars()

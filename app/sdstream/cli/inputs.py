@@ -26,12 +26,12 @@ from sdstream.core.similar import did_you_mean, most_similar
 _STDIN: Final = "-"
 _AGE: Final = re.compile(r"(\d{1,6})([mhdw])", re.ASCII)
 _SECONDS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-#: Marks in a context that one of its arguments has read stdin.
+#: Key of a context's ``meta`` that is set after an argument has read stdin.
 _READ: Final = "sdstream.stdin"
 
 
 def _from_stdin(ctx: click.Context | None, param: click.Parameter | None) -> bytes:
-    """Return all of stdin, for the one argument that may be ``-``."""
+    """Read stdin for an argument that is ``-``; raises click.BadParameter for a second one."""
     meta = ctx.meta if ctx is not None else {}
     if meta.get(_READ):
         raise click.BadParameter("only one argument can be - (stdin).", ctx, param)
@@ -43,7 +43,7 @@ def _from_stdin(ctx: click.Context | None, param: click.Parameter | None) -> byt
 
 
 class ImageInput(click.ParamType[Path | bytes]):
-    """An image file, or ``-`` for the one on stdin."""
+    """An image file, or ``-`` for an image on stdin."""
 
     name = "file"
 
@@ -63,18 +63,18 @@ class ImageInput(click.ParamType[Path | bytes]):
     def shell_complete(
         self, _ctx: click.Context, _param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Have the shell complete names of files."""
+        """Let the shell complete file names."""
         return [CompletionItem(incomplete, type="file")]
 
 
 class Named(click.ParamType[str]):
-    """A name of a list; other spellings are understood, and near misses get a suggestion.
+    """A name from a list. Other spellings are accepted; the error for an unknown name suggests one.
 
     Args:
-        name: What it is: "sampler".
-        names: The names.
-        find: Returns the name that a spelling means, None if it means none.
-        nearest: Returns the name that is most like an unknown one.
+        name: Kind of the name, for errors: "sampler".
+        names: The list.
+        find: Returns the listed name for a spelling, None if the spelling is unknown.
+        nearest: Returns the listed name that is most similar to an unknown spelling, or None.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Named(click.ParamType[str]):
         self._nearest = nearest
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name of the list."""
+        """Return the listed name for a spelling."""
         found = self._find(str(value))
         if found is None:
             meant = did_you_mean(self._nearest(str(value)))
@@ -98,13 +98,13 @@ class Named(click.ParamType[str]):
         return found
 
     def choices(self) -> str:
-        """Return a sentence with the names."""
+        """Return a sentence that lists the names."""
         return f"Choose one of {', '.join(self._names)}."
 
     def shell_complete(
         self, _ctx: click.Context, _param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the names that begin so."""
+        """Return the listed names that begin with the typed text."""
         return [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
 
 
@@ -120,14 +120,14 @@ SCHEDULE: Final = Named(
 
 
 class LoraInput(click.ParamType[dict[str, Any]]):
-    """``NAME`` or ``NAME:SCALE``."""
+    """A LoRA: ``NAME`` or ``NAME:SCALE``."""
 
     name = "lora"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, Any]:
-        """Return the LoRA as the API takes it."""
+        """Return the LoRA in the form of the HTTP API."""
         if isinstance(value, dict):
             return value
         name, colon, scale = str(value).rpartition(":")
@@ -164,7 +164,7 @@ class Moment(click.ParamType[float]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return Unix seconds of it; times without a zone are local."""
+        """Return the time in Unix seconds; a time without a zone is local."""
         if isinstance(value, float):
             return value
         age = _AGE.fullmatch(str(value).strip())
@@ -185,14 +185,14 @@ def _number(text: str) -> float | None:
 
 
 def finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-    """Return the number; JSON has no infinity and no NaN."""
+    """Return the number; raises click.BadParameter for infinity and NaN, which JSON lacks."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number.")
     return value
 
 
 def prompt_text(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Return the prompt; ``-`` is the text on stdin."""
+    """Return the prompt; ``-`` reads the prompt from stdin."""
     if value != _STDIN:
         return value
     try:

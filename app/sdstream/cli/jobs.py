@@ -174,7 +174,7 @@ async def _jobs(
 
 
 def _text(value: object) -> str:
-    """A value in the form of a query."""
+    """Return a value as the text of a query parameter."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -203,7 +203,7 @@ async def _watch(job: str, saver: Saver, server: str | None, api_key: str | None
         bars, bar = LateBars(), None
         try:
             async for known in client.jobs.follow(job):
-                # The first event has all of them: what -o cannot take is reported before the end.
+                # The first event has these fields, so an unsuitable -o is reported before the end.
                 saver.expect(known["parameters"]["n"], known["output_format"])
                 bar = bars.add() if bar is None else bar
                 bars.update(bar, known["progress"], _news(known))

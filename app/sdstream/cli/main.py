@@ -1,8 +1,13 @@
 """The ``sdstream`` command.
 
-Exit codes: 0 done; 1 the server or the job failed; 2 wrong usage; 70 an internal fault stopped
-the service; 78 models.yaml, a setting or the address to serve at cannot be used; 130 Ctrl-C,
-and 143 SIGTERM, as in shells.
+Exit codes:
+
+- 0: the command succeeded
+- 1: the server or the job failed
+- 2: wrong usage
+- 70: an internal fault stopped the service
+- 78: models.yaml, a setting or the server's own address cannot be used
+- 130 and 143: Ctrl-C or SIGTERM ended the command, as in shells
 """
 
 from __future__ import annotations
@@ -20,12 +25,12 @@ from sdstream.core.similar import did_you_mean, most_similar
 
 
 class _Command(NamedTuple):
-    """A command, which is imported when it is used.
+    """A command whose module is imported when the command is used.
 
     Attributes:
         module: Module under sdstream.cli.
-        name: Name in the module.
-        help: First sentence of its help, for the list of commands and for completion.
+        name: Name of the command in the module.
+        help: First sentence of the command's help, for the list of commands and for completion.
     """
 
     module: str
@@ -64,9 +69,10 @@ COMMANDS: Final = {name: command for group in _GROUPS.values() for name, command
 
 
 class _Commands(click.Group):
-    """Commands that Ctrl-C ends with the code that shells give it, and no word.
+    """The group of all commands.
 
-    The list of commands and the completion of their names import none of them.
+    Ctrl-C ends a command without a message, with the exit code that shells use. Listing commands
+    and completing their names imports no command.
     """
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
@@ -101,8 +107,8 @@ class _Commands(click.Group):
         return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
-        # They are for a running server; `systemctl kill` sends a signal to all processes of a unit.
-        # The default action would end a command that does not handle them, and one that starts.
+        # Only a running server handles these signals. `systemctl kill` sends them to all processes
+        # of a unit, and their default action would end other commands and a starting server.
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
         try:

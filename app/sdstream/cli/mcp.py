@@ -20,7 +20,7 @@ from sdstream.tools import extra
 from sdstream.tools.toolbox import Toolbox
 from sdstream.web.application import configure_logging
 
-#: A silent job repeats its progress after this.
+#: Silence of a job after which its last progress is repeated.
 _KEEPALIVE_SECONDS: Final = 10.0
 
 _FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -65,7 +65,7 @@ def mcp_command(
 
 
 async def _remote(stdio: Any, server: str, api_key: str | None, root: Path | None) -> None:
-    # The client checks the address and the key before a connection is needed.
+    # Creating a client checks the address and the key before the first tool call.
     async with AsyncClient(server, api_key):
         backend = extra.load("remote").RemoteBackend(str(address(server)), api_key)
         received = await _until_signal(stdio.serve(backend, root))
@@ -85,7 +85,7 @@ async def _embedded(
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
-    """Await ``work``; return the number of the signal that came first, None if none came."""
+    """Wait for ``work`` or a signal; return the signal's number, None if ``work`` ended first."""
     loop = asyncio.get_running_loop()
     received: asyncio.Future[int] = loop.create_future()
 
@@ -105,9 +105,10 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 
 
 def _end_by(number: int | None) -> None:
-    """End the process by a signal, once everything is closed.
+    """End the process with the signal that it received; None returns to the caller.
 
-    Its loop must not end first: that would wait for the thread that reads stdin.
+    This runs inside the event loop, after everything is closed. Ending the loop first would wait
+    for the thread that reads stdin.
     """
     if number is not None:
         asyncio.get_running_loop().remove_signal_handler(number)

@@ -1,4 +1,4 @@
-"""The commands about the models of the catalogue: ``pull``, ``rm`` and ``models``."""
+"""The commands for the models of the catalogue: ``pull``, ``rm`` and ``models``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from sdstream.weights.hub import Hub, Remote
 from sdstream.weights.hub_errors import HubError
 
 _HEADINGS: Final = ("model", "family", "size", "files", "state", "description")
-#: Columns that a narrow terminal does without.
+#: Columns that a narrow terminal does not show.
 _SPARE: Final = ("family", "size")
 
 _catalogue_flags: Final = setting_flags("models", "model_dir")
@@ -88,8 +88,8 @@ def pull_default(settings: Settings) -> None:
     """Download the default model if ``--pull`` asks for it and it is missing.
 
     Raises:
-        CatalogError, ModelError: There is no such model.
-        HubError: It cannot be downloaded.
+        CatalogError, ModelError: The model does not exist.
+        HubError: The model cannot be downloaded.
     """
     if not settings.pull:
         return
@@ -104,12 +104,12 @@ def pull_default(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a pull downloads.
+    """The files that a pull downloads.
 
     Attributes:
-        name: By which the commands know it.
-        files: Each once: one file may be several components of a model.
-        page: Where the licence is accepted; None for the repository's page.
+        name: Name of the model or file in commands and messages.
+        files: The files, without duplicates.
+        page: Web page for accepting the licence; None for the repository's page.
     """
 
     name: str
@@ -118,7 +118,7 @@ class _Wanted:
 
     @classmethod
     def variant(cls, variant: Variant) -> Self:
-        """The files of a model of the catalogue."""
+        """Return the files of a model in the catalogue."""
         return cls(variant.name, _files(variant), variant.entry.page)
 
 
@@ -177,7 +177,7 @@ def _pull(hub: Hub, wanted: _Wanted) -> None:
 
 
 def _files(variant: Variant) -> list[HubFile]:
-    """Each of a variant's files once: one file may be several components."""
+    """Return a variant's files without duplicates: one file may be several components."""
     return [*dict.fromkeys(variant.hub_files.values())]
 
 
@@ -186,7 +186,10 @@ def _found(hub: Hub, wanted: _Wanted) -> list[Path]:
 
 
 class _Bars:
-    """A bar for each file and, when there are several, one for all; lines where no terminal is."""
+    """A progress bar for each file, and one for all files if there are several.
+
+    Without a terminal, lines of text replace the bars.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -194,31 +197,31 @@ class _Bars:
         self._rows: dict[HubFile, _Row] = {}
 
     def row(self, file: HubFile) -> _Row:
-        """The watcher of a file."""
+        """Return the row of a file."""
         if file not in self._rows:
             name = file.path.rpartition("/")[2]
             self._rows[file] = _Row(self, name, self.progress.add_task(name, total=None))
         return self._rows[file]
 
     def expect(self, remote: Remote, fetched: int) -> None:
-        """A file has this size, and a part of it is downloaded."""
+        """Set the size of a file and the number of bytes that are already downloaded."""
         row = self.row(remote.file)
         self.progress.update(row.task, total=float(remote.size), completed=float(fetched))
         self.tally()
 
     def done(self, remote: Remote) -> None:
-        """A file is downloaded."""
+        """Print a line about a downloaded file if there is no terminal."""
         if not self.progress.console.is_terminal:
             self.line(f"{remote.file}: {decimal(remote.size)}, {remote.checksum[:12]}…")
 
     def line(self, words: str) -> None:
-        """Say something, above the bars."""
+        """Print a line above the bars."""
         self.progress.console.print(
             words, markup=False, emoji=False, highlight=False, soft_wrap=True
         )
 
     def tally(self) -> None:
-        """Bring the bar for all up to date."""
+        """Update the bar for all files."""
         rows = [task for task in self.progress.tasks if task.id != self._all]
         self.progress.update(
             self._all,
@@ -230,7 +233,7 @@ class _Bars:
 
 @dataclass(frozen=True)
 class _Row:
-    """A bar; a Watcher of the hub."""
+    """The bar of one file; implements the hub's Watcher."""
 
     bars: _Bars
     name: str
@@ -293,7 +296,7 @@ def rm_command(model: str, **flags: Any) -> None:
 
 
 def _variants(catalog: Catalog, model: str) -> Sequence[Variant]:
-    """All quants of a model, or the one that is named."""
+    """Return all quants of a model, or only the quant that the name contains."""
     usual = _pulled_variant(catalog, model)
     return usual.entry.variants if model.casefold() == usual.entry.id.casefold() else (usual,)
 
@@ -359,7 +362,7 @@ async def _server_models(server: str, api_key: str | None) -> list[tuple[str, ..
 
 
 def _local_models(settings: Settings, *, show_all: bool) -> tuple[list[tuple[str, ...]], int]:
-    """Rows of the table, and how many entries it leaves out."""
+    """Return the rows of the table and the number of entries that are left out."""
     catalog = read_catalog(settings)
     rows: list[tuple[str, ...]] = []
     left_out = 0
@@ -381,7 +384,7 @@ def _row(spec: ModelSpec, size: str, state: str, name: str = "") -> tuple[str, .
 
 
 def _at_home(settings: Settings, catalog: Catalog, spec: ModelSpec) -> tuple[str, str]:
-    """Size of the files, and state."""
+    """Return the size of a model's files and the model's state."""
     paths = {absolute(settings, place) for _, place in spec.files.items()}
     size = sum(path.stat().st_size for path in paths if path.is_file())
     state = "default" if spec.id == catalog.default else "here"

@@ -1,7 +1,7 @@
 """Options of a request from ``-O KEY=VALUE`` and from the parameters inside an image file.
 
 Importing the table of all options takes a third of a second, so commands import this module only
-when one of the two is given.
+when the user gives ``-O`` or ``--like``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sdstream.core.options import ALIASES, OPTIONS
 from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.imaging import codecs
 
-#: The file's pixels are not decoded, so that only its header has to be plausible.
+#: Accept every image size, because the pixels are not decoded.
 _MAX_PIXELS: Final = 2**31 - 1
 
-#: Wishes for the job, which are not options of the image.
+#: Options of the job, which do not concern the image.
 _OF_JOBS: Final = ("priority", "group", "webhook_url")
-#: Options with a flag that decides more than the option.
+#: Options that have a flag with further effects -> the flag to use instead of ``-O``.
 _BY_FLAG: Final = {"prompt": "the argument PROMPT", "n": "-n", "output_format": "-o"}
 #: Options that set the size.
 _SIZES: Final = frozenset({"size", "width", "height", "aspect_ratio"})
@@ -35,12 +35,12 @@ def chosen(
     """Return the options of ``-O``: canonical name -> text, which the server parses as in a form.
 
     Args:
-        pairs: What ``-O`` named.
+        pairs: Key -> value of each ``-O``.
         flags: Options that flags of the command have set, by canonical name.
-        free: Options with a flag of their own that ``-O`` may set here.
+        free: Options in ``_BY_FLAG`` that ``-O`` may set nevertheless.
 
     Raises:
-        click.UsageError: An option does not exist, or a flag sets it.
+        click.UsageError: An option does not exist, is given twice, or has a flag to use instead.
     """
     found: dict[str, Any] = {}
     for key, value in pairs.items():
@@ -60,13 +60,13 @@ def chosen(
 def inside(path: Path, given: Collection[str], inputs: Collection[str]) -> dict[str, Any]:
     """Return the options that an image file was generated with: canonical name -> value.
 
-    Options that act on an input image of another kind are left out, since the file does not
-    contain that image. Names without an option here are reported on stderr.
+    An option that acts on an input image is left out if the command line has no such image. These
+    options, and names that are not options, are reported on stderr.
 
     Args:
         path: The image file.
-        given: Options that the command line sets, which win.
-        inputs: Kinds of input images that the command line has: image, mask, control.
+        given: Options on the command line. If one sets the size, the file's size is left out.
+        inputs: Kinds of input images on the command line: image, mask, control.
 
     Raises:
         click.UsageError: The file is not an image, or contains no parameters.

@@ -1,4 +1,4 @@
-"""A private server, which runs as long as one command."""
+"""A private server that runs for the duration of one command."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from sdstream.web.server import serving_privately
 
 @asynccontextmanager
 async def serving(model: str | None) -> AsyncIterator[AsyncClient]:
-    """Serve one model in this process, with the settings of the environment.
+    """Run a server with one model in this process, and yield a client of the server.
+
+    The settings come from the environment.
 
     Args:
-        model: An id of the catalogue or a weight file; None for the default model.
+        model: A model's id in the catalogue, or a weight file; None for the default model.
     """
     configure_logging("error")
-    # The one model that is asked for is all that a private server has to load.
+    # A private server needs only the model of the request.
     settings = read_settings(grace_seconds=0.0, model=model)
     pull_default(settings)
-    # It runs for one image, and asks no client for a key.
+    # The server listens on a private socket, so it needs no API keys.
     settings = settings.model_copy(update={"api_keys": ()})
     async with (
         serving_privately(settings) as socket,

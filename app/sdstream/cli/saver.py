@@ -1,4 +1,4 @@
-"""Image files that a command writes, and images in the terminal."""
+"""Write the images of a command to files, and show them in the terminal."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rich.console import Console
 
 from sdstream.client.results import FORMATS
 
-#: Name of a file when the command names none.
+#: Default name of an image file.
 USUAL_NAME: Final = "image.png"
 
-#: Widest image in the terminal.
+#: Greatest width of an image in the terminal.
 _COLUMNS: Final = 48
-#: More than any server generates for one request.
+#: Limit on the file names to check; a server generates fewer images for one request.
 _MOST_FILES: Final = 1000
 
 
 def show_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--show and --no-show."""
+    """Add the options --show and --no-show."""
     return click.option(
         "--show/--no-show",
         default=None,
@@ -36,15 +36,15 @@ def show_option(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def force_option(command: Callable[..., None]) -> Callable[..., None]:
-    """--force."""
+    """Add the option --force."""
     return click.option("--force", is_flag=True, help="Replace files that exist.")(command)
 
 
 def format_of(output: str) -> str:
-    """Return the image format that the end of a file's name chooses.
+    """Return the image format for the suffix of a file name.
 
     Raises:
-        click.UsageError: It chooses none.
+        click.UsageError: There is no format for the suffix.
     """
     suffix = Path(output).suffix.lower()
     if suffix not in FORMATS:
@@ -53,17 +53,17 @@ def format_of(output: str) -> str:
 
 
 class Saver:
-    """Writes the images of one job, and shows them.
+    """Writes the images of one job to files or stdout, and shows them in the terminal.
 
     Args:
-        output: A file's name, numbered if there are several images; ``-`` is stdout, and None
-            writes no file.
-        show: Show them in the terminal too; None shows them if stdout is a terminal.
+        output: Name of the file, which gets a number if there are several images. ``-`` is stdout,
+            and None writes no file.
+        show: Show the images; None shows them if they go to a file and there is a terminal.
         force: Replace files that exist.
-        numbered: Choose the next free name instead of an error if the file exists.
+        numbered: If the file exists, use the next free name instead of raising an error.
 
     Raises:
-        click.UsageError: The output can take no images.
+        click.UsageError: There is no format for the file's suffix, or its folder does not exist.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Saver:
         return self._to_stdout or self._path is not None or self._shows
 
     def expect(self, images: int, kind: str) -> None:
-        """Check that the output can take so many images of a format.
+        """Check that a number of images in a format can be written to the output.
 
         Raises:
-            click.UsageError: It cannot.
+            click.UsageError: They cannot be written.
         """
         if self._to_stdout and images > 1:
             raise click.UsageError(f"-o - writes one image to stdout, not {images}.")
@@ -108,7 +108,7 @@ class Saver:
                 raise click.UsageError(f"{path} exists; --force replaces it.")
 
     def save(self, index: int, data: bytes) -> str:
-        """Write one image and return the words for its line of progress."""
+        """Write one image and return the end of its progress line: a comma and the path."""
         if self._shows:
             self._shown.append(data)
         if self._to_stdout:
@@ -120,7 +120,7 @@ class Saver:
         if self._force:
             path.write_bytes(data)
             return f", {path}"
-        for free in _free_names(path):  # the first one, unless another process was quicker
+        for free in _free_names(path):  # another process may take a name first
             try:
                 with free.open("xb") as file:
                     file.write(data)
@@ -131,10 +131,10 @@ class Saver:
         return f", {path}"
 
     def show(self) -> None:
-        """Show what was saved in the terminal: by its graphics, else in half blocks."""
+        """Show the saved images, as graphics if the terminal supports them, else as half blocks."""
         if not self._shown:
             return
-        # Importing it asks the terminal what it can, which only a command that shows should do.
+        # The import queries the terminal, so only commands that show images import the module.
         terminal = importlib.import_module("textual_image.renderable")
         console = Console()
         for data in self._shown:
@@ -152,13 +152,13 @@ class Saver:
 
 
 def _free_names(path: Path) -> Iterator[Path]:
-    """Yield a name and then its numbered ones: image.png, image-2.png, image-3.png."""
+    """Yield a name and then the same name with numbers: image.png, image-2.png, image-3.png."""
     yield path
     yield from (path.with_stem(f"{path.stem}-{number}") for number in count(2))
 
 
 def _is_terminal() -> bool:
-    """True when the output is a terminal that can be asked for its abilities."""
+    """Return whether stdin and stdout are a terminal that can be queried."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return False
-    return os.get_terminal_size(sys.stdout.fileno()).columns > 0  # a bare pseudo-terminal has none
+    return os.get_terminal_size(sys.stdout.fileno()).columns > 0  # 0: a bare pseudo-terminal

@@ -1,4 +1,4 @@
-"""Answers of the HTTP API as values: JSON, streams of events, and errors in sentences."""
+"""Answers of the HTTP API as Python values: JSON, streams of events and errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import httpx2
 
 from sdstream.client.results import Image, ImagesResponse, JsonObject, Progress
 
-#: One event holds a whole image in base64, or a preview of one as PNG.
+#: Limit on one event, which may contain a whole image in base64.
 _MAX_EVENT_BYTES: Final = 256 * 2**20
 _MAX_PORT: Final = 65535
-#: Port of a server whose settings name none.
+#: Default port of a server.
 _USUAL_PORT: Final = 8000
 _STRANGER: Final = "the server at this address is not sdstream."
 
@@ -26,8 +26,8 @@ class APIError(Exception):
     Attributes:
         message: The server's own message.
         status: HTTP status code; 200 if the answer began before the error.
-        reason: Stable machine word of the error, None if the answer contained none.
-        param: The option at fault, or None.
+        reason: Stable machine-readable name of the error, None if the answer contained none.
+        param: The option that caused the error, or None.
     """
 
     def __init__(self, status: int, message: str, error: Mapping[str, Any] | None = None) -> None:
@@ -44,7 +44,7 @@ class ConnectionFailed(Exception):
 
 
 def response(images: list[Image], body: JsonObject) -> ImagesResponse:
-    """Return the whole response; ``body`` is a plain answer or the last frame of a stream."""
+    """Return the response; ``body`` is a plain answer or the last frame of a stream."""
     return ImagesResponse(
         data=tuple(sorted(images, key=lambda image: image.index)),
         model=body["model"],
@@ -56,7 +56,7 @@ def response(images: list[Image], body: JsonObject) -> ImagesResponse:
 
 @contextmanager
 def reaching() -> Iterator[None]:
-    """Turn the HTTP library's errors into ConnectionFailed."""
+    """Convert the HTTP library's errors to ConnectionFailed."""
     try:
         yield
     except httpx2.HTTPError as error:
@@ -64,7 +64,7 @@ def reaching() -> Iterator[None]:
 
 
 def why_lost(error: httpx2.HTTPError) -> str:
-    """Return a sentence with the address, and what starts a server where none answers."""
+    """Return an error message with the address; if no server answers, with the command for one."""
     try:
         url = error.request.url
     except RuntimeError:  # it was raised without a request
@@ -81,10 +81,10 @@ def why_lost(error: httpx2.HTTPError) -> str:
 
 @contextmanager
 def understanding() -> Iterator[None]:
-    """Turn errors of reading an answer into ConnectionFailed.
+    """Convert errors in the reading of an answer to ConnectionFailed.
 
     Raises:
-        ConnectionFailed: The answer lacks what sdstream sends: another program answered.
+        ConnectionFailed: The answer lacks a field that sdstream sends, so it is another program's.
     """
     try:
         yield
@@ -93,14 +93,14 @@ def understanding() -> Iterator[None]:
 
 
 def address(url: str) -> httpx2.URL:
-    """Return the address of a server; ``host:port`` alone is taken for http.
+    """Return the address of a server; ``host:port`` without a scheme is an http address.
 
     Raises:
-        ConnectionFailed: It is not an address.
+        ConnectionFailed: The text is not an address.
     """
     try:
         found = httpx2.URL(url if "://" in url else f"http://{url}")
-        found.host.encode("idna")  # as the socket will, which raises no error of the client's
+        found.host.encode("idna")  # the socket would raise an error that is not caught
     except (httpx2.InvalidURL, UnicodeError):
         found = httpx2.URL("")
     if found.scheme not in ("http", "https") or not found.host or (found.port or 0) > _MAX_PORT:
@@ -111,7 +111,7 @@ def address(url: str) -> httpx2.URL:
 
 
 async def events(answer: httpx2.Response) -> httpx2.EventSource:
-    """Return the events of a streamed answer; raises APIError for one that is an error."""
+    """Return the events of a streamed answer; raises APIError if the answer is an error."""
     if answer.status_code != 200:
         raise_for(answer.status_code, await answer.aread())
     if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
@@ -133,19 +133,19 @@ def _item(item: JsonObject, output_format: str) -> Progress | Image:
         item["progress"],
         item["status"],
         item["progressed_steps"],
-        item["progress_steps"] - 1,  # the last one is the decoding
+        item["progress_steps"] - 1,  # the last step is decoding
         base64.b64decode(item["b64_json"]) if item.get("preview") else None,
     )
 
 
 def image(item: JsonObject, output_format: str) -> Image:
-    """Return an image of an answer that has it in base64."""
+    """Return the image that an item of an answer contains in base64."""
     content = base64.b64decode(item["b64_json"])
     return Image(item["index"], item["seed"], content, output_format)
 
 
 def raise_for(status: int, body: bytes) -> None:
-    """Raise APIError for the answer of a request that failed."""
+    """Raise APIError if a status other than 200 and 202 reports that the request failed."""
     if status in (200, 202):
         return
     try:

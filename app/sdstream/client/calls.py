@@ -1,4 +1,4 @@
-"""Requests for images as values: the route, the options and the uploaded files."""
+"""Image requests as Python values: the route, the options and the uploaded files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Call:
     Attributes:
         path: Route of the request.
         options: Options of the HTTP API.
-        files: Name of a form field and an image file, in the order of the upload.
+        files: Pairs of a form field's name and an image file, in the order of the upload.
     """
 
     path: str
@@ -63,11 +63,11 @@ class Call:
         return str(self.options.get("output_format") or "png")
 
     async def plain(self) -> JsonObject:
-        """Return the body as arguments of the HTTP library; raises OSError."""
+        """Return the body of a request as arguments of the HTTP library; raises OSError."""
         return await self._body(dict(self.options))
 
     async def streamed(self, *, previews: bool) -> JsonObject:
-        """Return the body of a streamed answer; raises OSError."""
+        """Return the body of a request for a streamed answer, as ``plain`` does."""
         reject_answer_options(dict(self.options))
         form = {"dialect": "image.chunk", "preview": previews}
         options = {**self.options, "stream": True, "stream_options": form}
@@ -91,7 +91,7 @@ def _content(file: ImageFile) -> bytes:
 
 
 def _text(value: Any) -> str:
-    """Return an option as a form contains it."""
+    """Return the value of an option as the text of a form field."""
     if isinstance(value, list | tuple) and not any(isinstance(part, dict) for part in value):
         return ",".join(map(str, value))
     return value if isinstance(value, str) else json.dumps(value)

@@ -34,14 +34,14 @@ from sdstream.client.results import (
     ProgressCallback,
 )
 
-#: Tries to reach a server again that was lost while a job was watched, and the pause before each.
+#: Limit on the attempts to reconnect while a job is followed, and the pause before each attempt.
 _RECONNECTS: Final = 150
 _RECONNECT_SECONDS: Final = 2.0
-#: What a proxy, or the server itself, answers while the server is restarted.
+#: Statuses that a proxy, or the server itself, returns while the server restarts.
 _AWAY: Final = (502, 503, 504)
 
 ENDINGS: Final = ("completed", "failed", "cancelled")
-#: Events that change the state of a job; previews do not.
+#: Events whose data update the state of a job; previews and images do not.
 _JOB_EVENTS: Final = ("queued", "progress", *ENDINGS)
 
 
@@ -51,7 +51,7 @@ class AsyncClient:
     Args:
         base_url: Address of the server, without /v1.
         api_key: Sent as a bearer token if given.
-        uds: Path of a Unix socket to reach the server by.
+        uds: Path of the server's Unix socket; None connects to the host and port of ``base_url``.
 
     Attributes:
         jobs: The jobs of this API key.
@@ -89,17 +89,17 @@ class AsyncClient:
         return await _list(self._http, "/v1/models")
 
     async def reload_models(self) -> JsonObject:
-        """Have the server read its models.yaml again; returns what changed.
+        """Tell the server to read its models.yaml again; returns the changes.
 
         Raises:
-            APIError: The file cannot be used, and the models are those from before.
+            APIError: The file cannot be used; the server keeps its models.
             ConnectionFailed: The server does not answer.
         """
         return await _json(self._http, "POST", "/v1/models/reload")
 
     async def image(self, url: str) -> bytes:
         """Download the file of a job's image; raises APIError and ConnectionFailed."""
-        # By the address that this client was given; the server may know itself by another.
+        # Use only the path: the host in the server's link may differ from this client's base_url.
         with reaching():
             answer = await self._http.get(urlsplit(url).path)
         raise_for(answer.status_code, answer.content)
@@ -274,7 +274,7 @@ class AsyncJobs:
             return response(images, body)
 
     async def cancel(self, job: str) -> JsonObject:
-        """Stop a job and return it as it is then."""
+        """Stop a job and return the job; its key ``cancel`` has the outcome."""
         return await _json(self._http, "POST", f"{_path(job)}/cancel")
 
     async def cancel_group(self, group: str) -> _List[str]:
@@ -289,12 +289,12 @@ class AsyncJobs:
         await _json(self._http, "DELETE", _path(job))
 
     async def follow(self, job: str) -> AsyncGenerator[JsonObject, None]:
-        """Yield a job as it is now and after each change, to its end.
+        """Yield a job as it is now and after each change, until it ends.
 
-        Lost connections and restarts of the server do not end it.
+        The client reconnects after a lost connection or a restart of the server.
 
         Raises:
-            ConnectionFailed: The server is gone and does not come back.
+            ConnectionFailed: The server cannot be reached, or all attempts to reconnect failed.
         """
         changes = self._changes(job)
         with reaching():
@@ -323,7 +323,7 @@ class AsyncJobs:
                                 known |= json.loads(event.data)
                             yield known
             except httpx2.SSEError:
-                raise  # the same event would be too large the next time too
+                raise  # after a reconnect, the same event would be too large again
             except httpx2.TransportError:
                 failures += 1
                 if not known or failures > _RECONNECTS:

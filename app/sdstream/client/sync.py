@@ -1,4 +1,4 @@
-"""The synchronous client: the asynchronous one, run on an event loop in the background."""
+"""The synchronous client, which runs the asynchronous client on an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Client:
         return self._loop.run(self._client.models())
 
     def reload_models(self) -> JsonObject:
-        """Have the server read its models.yaml again; returns what changed."""
+        """Tell the server to read its models.yaml again; returns the changes."""
         return self._loop.run(self._client.reload_models())
 
     def image(self, url: str) -> bytes:
@@ -119,7 +119,7 @@ class Jobs:
         return self._loop.run(self._jobs.result(job))
 
     def cancel(self, job: str) -> JsonObject:
-        """Stop a job and return it as it is then."""
+        """Stop a job and return the job; its key ``cancel`` has the outcome."""
         return self._loop.run(self._jobs.cancel(job))
 
     def cancel_group(self, group: str) -> _List[str]:
@@ -131,7 +131,7 @@ class Jobs:
         self._loop.run(self._jobs.delete(job))
 
     def follow(self, job: str) -> Iterator[JsonObject]:
-        """Yield a job as it is now and after each change, to its end."""
+        """Yield a job as it is now and after each change, until it ends."""
         return self._loop.iterate(self._jobs.follow(job))
 
 

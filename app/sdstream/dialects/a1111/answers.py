@@ -190,7 +190,7 @@ def progress(standing: Standing, now: float, *, with_image: bool = True) -> byte
 
 
 def wants_picture(job: Job) -> bool:
-    """Return whether a new preview is due: the newest one is a quarter of the steps old."""
+    """Return whether a client should get a new preview; one is due after a quarter of the steps."""
     now = job.progress
     if now is None or now.phase is not Phase.SAMPLING:
         return False

@@ -45,7 +45,7 @@ class Picture:
 
     @property
     def is_path(self) -> bool:
-        """True if the text is a file path: it has a dot, which base64 and ids do not have."""
+        """True if the text is a file path: it has a dot and is neither a URL nor a data: URL."""
         is_data = self.text[:5].lower() == "data:"
         return "." in self.text and not (is_data or self.is_url)
 
