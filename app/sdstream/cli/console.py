@@ -21,7 +21,7 @@ from sdstream.client.results import ImagesResponse
 from sdstream.core.errors import NotInstalled, OperatorError
 from sdstream.core.text import printable
 
-#: The default server.
+#: Default address of the server.
 USUAL_SERVER: Final = "http://localhost:8000"
 
 EXIT_FAILED: Final = 1
@@ -52,8 +52,8 @@ def print_table(
 ) -> None:
     """Print each row on one line, without the columns that are empty in all rows.
 
-    If the terminal is too narrow, spare columns are left out and the last column is cut. A pipe
-    receives everything.
+    If the terminal is too narrow, spare columns are left out and the last column is cut. A file or
+    a pipe receives everything.
 
     Args:
         headings: Names of the columns.

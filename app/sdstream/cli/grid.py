@@ -214,7 +214,7 @@ async def _generate(
     server: str | None,
     api_key: str | None,
 ) -> dict[tuple[int, int], bytes | str]:
-    """Return an image file, or the message of an error, for each column and row."""
+    """Return (column, row) -> an image file, or the message of an error."""
     across, down = axes
     places = [(x, y) for x in range(len(across.values)) for y in range(len(down.values))]
     if down.name == "model":  # group the images of each model, so that it is loaded once

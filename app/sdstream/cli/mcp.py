@@ -105,7 +105,7 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 
 
 def _end_by(number: int | None) -> None:
-    """End the process with the signal that it received; None returns to the caller.
+    """End the process with the signal of this number; do nothing without a signal.
 
     This runs inside the event loop, after everything is closed. Ending the loop first would wait
     for the thread that reads stdin.

@@ -108,7 +108,7 @@ class Saver:
                 raise click.UsageError(f"{path} exists; --force replaces it.")
 
     def save(self, index: int, data: bytes) -> str:
-        """Write one image and return the end of its progress line: a comma and the path."""
+        """Write one image; return the end of its progress line, which is the path of the file."""
         if self._shows:
             self._shown.append(data)
         if self._to_stdout:

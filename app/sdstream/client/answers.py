@@ -64,7 +64,10 @@ def reaching() -> Iterator[None]:
 
 
 def why_lost(error: httpx2.HTTPError) -> str:
-    """Return an error message with the address; if no server answers, with the command for one."""
+    """Return the message for a failed connection.
+
+    It contains the address and, if no server answers, the command that starts a server.
+    """
     try:
         url = error.request.url
     except RuntimeError:  # it was raised without a request
@@ -84,7 +87,7 @@ def understanding() -> Iterator[None]:
     """Convert errors in the reading of an answer to ConnectionFailed.
 
     Raises:
-        ConnectionFailed: The answer lacks a field that sdstream sends, so it is another program's.
+        ConnectionFailed: A field is missing or not valid, so the answer is not from sdstream.
     """
     try:
         yield
@@ -100,7 +103,7 @@ def address(url: str) -> httpx2.URL:
     """
     try:
         found = httpx2.URL(url if "://" in url else f"http://{url}")
-        found.host.encode("idna")  # the socket would raise an error that is not caught
+        found.host.encode("idna")  # later, the socket's error would not be caught
     except (httpx2.InvalidURL, UnicodeError):
         found = httpx2.URL("")
     if found.scheme not in ("http", "https") or not found.host or (found.port or 0) > _MAX_PORT:
@@ -145,7 +148,7 @@ def image(item: JsonObject, output_format: str) -> Image:
 
 
 def raise_for(status: int, body: bytes) -> None:
-    """Raise APIError if a status other than 200 and 202 reports that the request failed."""
+    """Raise APIError for any status except 200 and 202."""
     if status in (200, 202):
         return
     try:

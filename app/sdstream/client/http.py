@@ -117,7 +117,8 @@ class AsyncClient:
 
         Args:
             prompt: Text that describes the image.
-            on_progress: Called after each sampling step; an exception cancels the job.
+            on_progress: Called while the job waits and after each sampling step; an exception
+                cancels the job.
             previews: Add a preview to the progress of each step.
             options: Other options of the HTTP API: n, size, seed, sample_steps and so on.
 
@@ -144,7 +145,8 @@ class AsyncClient:
             image: Path or bytes of the input image, or several of them.
             prompt: Text that describes the result.
             mask: Image file that marks the area to repaint; see the option mask_mode.
-            on_progress: Called after each sampling step; an exception cancels the job.
+            on_progress: Called while the job waits and after each sampling step; an exception
+                cancels the job.
             previews: Add a preview to the progress of each step.
             options: Other options of the HTTP API: strength, size, seed and so on.
 
@@ -183,7 +185,8 @@ class AsyncClient:
 
         Args:
             call: The request.
-            on_progress: Called after each sampling step; an exception cancels the job.
+            on_progress: Called while the job waits and after each sampling step; an exception
+                cancels the job.
             on_image: Called with each image when it is finished.
             previews: Add a preview to the progress of each step.
 
@@ -238,7 +241,7 @@ class AsyncJobs:
         self._http = http
 
     async def create(self, prompt: str, **options: Any) -> JsonObject:
-        """Start a job that runs without its client and return it."""
+        """Start a job that continues without its client, and return the job."""
         return await self.begin(Call.generation({"prompt": prompt, **options}))
 
     async def begin(self, call: Call) -> JsonObject:
@@ -251,8 +254,8 @@ class AsyncJobs:
         """List the newest jobs.
 
         Args:
-            status: Names of one or several states; empty means all.
-            limit: Jobs at most, from 1 to 100.
+            status: One state, or several separated by commas; empty means all.
+            limit: Limit on the number of jobs, from 1 to 100.
             filters: ``q``, ``model``, ``group``, ``favorite``, ``since`` and ``until`` of the
                 HTTP API.
         """

@@ -103,7 +103,7 @@ class Jobs:
         self._jobs = loop.resource.jobs
 
     def create(self, prompt: str, **options: Any) -> JsonObject:
-        """Start a job that runs without its client and return it."""
+        """Start a job that continues without its client, and return the job."""
         return self._loop.run(self._jobs.create(prompt, **options))
 
     def list(self, *, status: str = "", limit: int = 20, **filters: str) -> _List[JsonObject]:

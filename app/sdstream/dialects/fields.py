@@ -1,12 +1,13 @@
 """The rule that accepts, ignores or rejects each field of a request.
 
-The dialects use it for JSON and for forms. A field that is an option of this server is accepted.
-The rule for the other fields is:
+All dialects use this rule, for JSON and for forms. A field that is an option of this server is
+accepted. The rule for the other fields is:
 
-1. A known field that asks for nothing is ignored silently. Such a field is null or empty, is
-   switched off, or has the default value of the system that it comes from.
-2. A known field with another value is rejected if it would change the image. The error names the
-   alternative. If the field's entry has a ``note``, the field is reported in ``warnings`` instead.
+1. A known field is ignored silently if it cannot change the image or has a neutral value. A neutral
+   value is null, is empty, switches a feature off, or is the default of the system that the field
+   comes from.
+2. Any other known field is rejected, and the error names the alternative. If the field's entry has
+   a ``note``, the field is ignored and reported in ``warnings`` instead.
 3. An unknown field is ignored and reported in ``warnings``. Two kinds are rejected: a near miss of
    an option of this server, and a field that may contain an image.
 
@@ -39,12 +40,11 @@ class Foreign:
     """A field of another system that has no effect here.
 
     Attributes:
-        neutral: Values that ask for nothing, the usual one first. If empty, these are the values
-            that switch a field off. Null and empty values always ask for nothing.
-        asking: The only values that ask for something. If empty, all values except the neutral
-            ones ask for something.
-        refusal: Text of the error for a value that asks for something, after the field's name.
-        note: Text of the warning for such a value, after the field's name.
+        neutral: Neutral values besides null and empty ones, the usual value first. If it is empty,
+            the values that switch a feature off are neutral.
+        asking: The only values that are not neutral. If it is empty, ``neutral`` decides.
+        refusal: Text of the error for a value that is not neutral; it follows the field's name.
+        note: Text of the warning for a value that is not neutral; it follows the field's name.
     """
 
     neutral: tuple[object, ...] = ()
@@ -179,7 +179,7 @@ class Taken:
 
     Attributes:
         fields: Fields that have an effect: the client's name -> value.
-        warnings: Sentences about ignored fields.
+        warnings: Warnings about ignored fields, one sentence each.
         unknown: Names of ignored fields that no table contains.
     """
 
@@ -208,7 +208,7 @@ def take(
         by_name: An unknown field may count as an image because of its name, not only its value.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     if len(given) > _MOST_FIELDS:
         raise InvalidRequest(
@@ -288,11 +288,11 @@ def meant_by(name: str, own: Iterable[str] = SPELLINGS) -> str | None:
 
 
 def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
-    """Return whether a value asks for nothing.
+    """Return whether a value is neutral.
 
     Args:
         value: The client's value; text such as "1" counts as the number that it spells.
-        neutral: Values that ask for nothing; if empty, the values that switch a field off.
+        neutral: The neutral values; if it is empty, the values that switch a feature off.
     """
     if _is_empty(value):
         return True

@@ -25,7 +25,7 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
         hints: Choices of the client outside of the body.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     inputs, parameters = body.get("inputs"), body.get("parameters") or {}
     if not isinstance(inputs, str):
@@ -36,7 +36,7 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
     given = {**rest, **_flat(parameters), "model": model}
     if given.get("prompt") is None:
         return parse({**given, "prompt": inputs}, hints, client_names={"prompt": "inputs"})
-    # Errors about the image, now and later, must name the client's field ``inputs``.
+    # Decode the image under the client's field name, which errors must show.
     image = image_of("inputs", inputs)
     ask = parse_edit({**given, "image": inputs}, hints)
     files = ask.files or SourceFiles(())

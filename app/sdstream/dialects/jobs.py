@@ -64,7 +64,7 @@ def job_fields(job: Job, base_url: str, eta: float | None) -> JsonObject:
 
     Args:
         job: The job.
-        base_url: Beginning of every link, without a slash at the end.
+        base_url: Prefix of every link, without a slash at the end.
         eta: Seconds until the end of the job, None if unknown.
     """
     error = job.error()
@@ -148,10 +148,9 @@ class JobEvents:
 
     Attributes:
         job: The job.
-        base_url: Beginning of every link.
-        eta: Returns the seconds until the end of the job; called for each event that has a
-            remaining time.
-        id_prefix: Text before the number of each event.
+        base_url: Prefix of every link.
+        eta: Returns the seconds until the end of the job; called for each event that contains them.
+        id_prefix: Prefix of the number of each event.
     """
 
     job: Job

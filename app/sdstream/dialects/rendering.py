@@ -31,7 +31,7 @@ class ResponseFormat:
     Attributes:
         as_url: A link instead of the bytes.
         data_url: Base64 with a ``data:`` prefix ("B64Json" of mistral.rs).
-        base_url: Beginning of every link, without a slash at the end.
+        base_url: Prefix of every link, without a slash at the end.
         both: The bytes, and also a link if the image was stored.
         sign: Signs the path of a link, so that the link works without an API key.
     """
@@ -59,7 +59,7 @@ def compact(value: Any) -> bytes:
 
 
 def with_base64(fields: JsonObject, key: str, prefix: str, data: bytes) -> bytes:
-    """Return ``fields`` as JSON; the last key is ``key``, with ``prefix`` and ``data`` in base64.
+    """Return JSON with ``fields`` and, as the last field, ``key``: prefix plus base64 of ``data``.
 
     The base64 is appended as bytes because it needs no escaping. json.dumps would take four times
     as long for an image of 4 MB.
@@ -151,7 +151,7 @@ def answer_fields(job: Job) -> JsonObject:
 
 
 def error_fields(error: ImageServiceError) -> JsonObject:
-    """Return the object under ``error``: ``code`` is the HTTP status, ``reason`` a stable name."""
+    """Return the object under ``error``; ``code`` is the HTTP status, and ``reason`` is stable."""
     return {
         "code": error.status,
         "message": error.message,

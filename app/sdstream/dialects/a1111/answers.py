@@ -156,7 +156,8 @@ class Standing:
 
     Attributes:
         job: The job that runs or is next; None if there is no job.
-        interrupted, skipped: A client interrupted or skipped the job; without a job, the last one.
+        interrupted, skipped: The client interrupted or skipped the job. Without a job, this is
+            about the last job.
     """
 
     job: Job | None = None
@@ -190,7 +191,7 @@ def progress(standing: Standing, now: float, *, with_image: bool = True) -> byte
 
 
 def wants_picture(job: Job) -> bool:
-    """Return whether a client should get a new preview; one is due after a quarter of the steps."""
+    """Return whether a client should get a new preview, which is due every quarter of the steps."""
     now = job.progress
     if now is None or now.phase is not Phase.SAMPLING:
         return False
@@ -328,7 +329,7 @@ def embeddings(words: Iterable[str], unusable: Mapping[str, str]) -> bytes:
     """Return the JSON of GET embeddings.
 
     Args:
-        words: Words that the loaded model replaces by embeddings.
+        words: Words that stand for embeddings in prompts of the loaded model.
         unusable: File -> the reason why it cannot be used.
     """
     facts = dict.fromkeys(("step", "sd_checkpoint", "sd_checkpoint_name", "shape", "vectors"))

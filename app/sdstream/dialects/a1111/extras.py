@@ -35,7 +35,7 @@ _FOREIGN: Final[Mapping[str, Foreign]] = {
 }
 
 
-#: Upscaler that needs no file -> whether it takes the nearest pixel. "None" keeps the image.
+#: Upscaler that needs no file -> whether it is nearest-neighbour. "None" keeps the image's size.
 PLAIN: Final[Mapping[str, bool]] = {"None": False, "Lanczos": False, "Nearest": True}
 
 MAX_BATCH: Final = 16
@@ -48,7 +48,7 @@ class PlainResize:
     Attributes:
         file: The image file.
         factor: Scale of the width and the height.
-        nearest: Take the nearest pixel instead of Lanczos.
+        nearest: Use nearest-neighbour resampling instead of Lanczos.
     """
 
     file: SourceFile
@@ -57,7 +57,7 @@ class PlainResize:
 
 
 def plain_resize(ask: ParsedRequest) -> PlainResize | None:
-    """Return the resize of a request without an upscaler file; None if the request needs a file."""
+    """Return the resize that a request asks for; None if it needs an upscaler file."""
     name = next((n for n in PLAIN if n.lower() == (ask.params.upscaler or "").lower()), None)
     if name is None or ask.files is None:
         return None
@@ -71,7 +71,7 @@ def parse_batch(
     """Parse an extra-batch-images request; return one request for each image.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has its name.
+        InvalidRequest: A field is rejected; the error names it.
     """
     rest = {name: value for name, value in body.items() if name != "imageList"}
     images = body.get("imageList")
@@ -96,7 +96,7 @@ def parse_extra(
         param: Name of the image in errors.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has its name.
+        InvalidRequest: A field is rejected; the error names it.
     """
     own = ("image", *_EXTRA_SPELLING.values())
     taken = take(body, own, foreign=_FOREIGN, handling=handling)

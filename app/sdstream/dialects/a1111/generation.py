@@ -5,8 +5,8 @@ lists the options without an effect on this server; dialects/fields handles them
 
 Deliberate oddities:
 
-1. Every client sends ``inpainting_fill`` 0 with a mask. This server has no such option, so it
-   accepts the value and reports in the answer's ``warnings`` that the value acts as 1.
+1. Every client sends ``inpainting_fill`` 0 with a mask. This server has no equivalent. It accepts
+   the value and reports in the answer's ``warnings`` that 0 acts as 1.
 2. In a mask with transparency, the opaque part is painted. In OpenAI's masks, the transparent part
    is painted.
 3. A mask without ``inpaint_full_res`` means "Only masked" without padding, as in AUTOMATIC1111.
@@ -46,7 +46,7 @@ _DRAWN: Final = (
 _OFF: Final = only(0)
 _NO_FILE: Final = only("", "None")
 
-#: Fields that cannot change the image: they concern saving and bookkeeping, or a feature is off.
+#: Fields that cannot change the image: they concern saving, bookkeeping or features that are off.
 _HARMLESS: Final = frozenset(
     {
         "do_not_save_samples", "do_not_save_grid", "save_images", "comments", "force_task_id",
@@ -191,7 +191,7 @@ def parse(
         handling: How unknown fields are handled.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     given = {name: value for name, value in body.items() if value is not None}
     taken = _taken(given, handling)
@@ -230,7 +230,7 @@ def parse(
 
 
 def _naming(drawing: Drawing, model: str) -> Drawing:
-    """Replace the client's name of the model by the model's id; a request without one stays so."""
+    """Replace the client's name of the model with the model's id, if the client named a model."""
     ask, kept = drawing.ask, drawing.kept
     if ask.params.model:
         ask = replace(ask, params=ask.params.model_copy(update={"model": model}))
@@ -240,9 +240,10 @@ def _naming(drawing: Drawing, model: str) -> Drawing:
 
 
 def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
-    """Adapt a request to its model, with a warning for each removal.
+    """Adapt a request to its model.
 
-    The model's id replaces the client's name of the model. These options are removed:
+    The model's id replaces the client's name of the model. These options are removed, with a
+    warning:
 
     - clip_skip from an earlier request, if the model does not support it
     - resize_mode and denoising_strength, if the model uses the input image only as a reference;
@@ -312,7 +313,7 @@ def _sampling(fields: _Fields) -> JsonObject:
 
 
 def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
-    """Return the options of the hires fix; raises InvalidRequest for another model or prompt."""
+    """Return the options of the hires fix; raises InvalidRequest if its model or prompt differs."""
     for name, first in _SECOND_PASS.items():
         value = given.get(name)
         if value not in _SAME and value != given.get(first):

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's settings, in options and override_settings: read, ignored or fixed."""
+"""AUTOMATIC1111's settings, which clients send as options or as override_settings."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ class Settings:
         return Settings(self.model or earlier.model, clip_skip)
 
 
-#: No setting is set.
+#: Settings of which none is set.
 NO_SETTINGS: Final = Settings()
 
 
 def settings(
     options: Mapping[str, Any], handling: Handling, where: str = ""
 ) -> tuple[Settings, Taken]:
-    """Return the settings in a client's options, and all fields after ``take``.
+    """Return the settings in a client's options, and all options after ``take``.
 
-    Clients send all of AUTOMATIC1111's settings, which are hundreds, so no unknown setting is
-    rejected because its name suggests an image.
+    Clients send hundreds of AUTOMATIC1111's settings. An unknown setting is therefore not rejected
+    when only its name suggests an image.
 
     Args:
         options: Name -> value.

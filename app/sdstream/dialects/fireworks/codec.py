@@ -33,7 +33,8 @@ from sdstream.core.options import OutputFormat
 from sdstream.dialects.openai.request import NO_HINTS, parse
 from sdstream.dialects.rendering import ResponseFormat, compact, with_base64
 
-#: Defaults of the answer options that are rejected here: Accept and the path choose the answer.
+#: Options of the answer with their defaults. Other values are rejected, because the Accept header
+#: and the path choose the form of the answer.
 _USUAL_REPLY: Final[Mapping[str, object]] = {
     name: field.get_default()
     for name, field in ReplyOptions.model_fields.items()
@@ -53,7 +54,7 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
         hints: Choices of the client outside of the body.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     usual_form = ("response_format", "b64_json")
     asked = {k: v for k, v in body.items() if v is not None and (k, v) != usual_form}
@@ -73,7 +74,7 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
 def with_headers(
     ask: ParsedRequest, wanted: OutputFormat | None, headers: Mapping[str, str]
 ) -> ParsedRequest:
-    """Add the image format and the quality that the headers choose to a request.
+    """Return the request with the image format and the JPEG quality from the headers.
 
     Args:
         ask: The request from ``read``.

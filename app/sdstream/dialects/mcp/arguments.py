@@ -56,7 +56,7 @@ class Picture:
 
     @property
     def job_image(self) -> tuple[str, int] | None:
-        """Job and index of the image whose id the text is, None if the text is not an id."""
+        """Job and index, if the text is the id of a job's image; None otherwise."""
         match = _JOB_IMAGE.fullmatch(self.text)
         return (match[1], int(match[2] or 0)) if match else None
 
@@ -124,11 +124,11 @@ def image_call(tool: str, arguments: Mapping[str, Any], files: Sequence[SourceFi
 
     Args:
         tool: Name of the tool.
-        arguments: The client's arguments; its images are ignored in favour of ``files``.
+        arguments: The client's arguments; those that contain images are skipped.
         files: The images.
 
     Raises:
-        InvalidRequest: An argument is rejected; the error has its name.
+        InvalidRequest: An argument is rejected; the error names it.
     """
     given = {name: value for name, value in arguments.items() if name not in PICTURES}
     for name in given:

@@ -35,7 +35,7 @@ _PICTURE: Final = (
     "downloaded."
 )
 _JOB: Final = {"job": {"type": "string", "description": "Id of the job, for example job_abc."}}
-#: Values of ``acts_on`` of options that only edit_image has.
+#: Values of ``acts_on`` that mark an option of edit_image only.
 _ONLY_EDIT: Final = ("image", "mask")
 
 

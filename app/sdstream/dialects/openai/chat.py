@@ -97,7 +97,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     """Parse a chat completion.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has its name.
+        InvalidRequest: A field is rejected; the error names it.
     """
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:

@@ -53,8 +53,8 @@ class ChunkOptions:
         form: The form in which frames contain images.
         include_usage: The frame of the last image contains the usage.
         chunk_size: Characters of base64 in one frame; None puts an image into one frame.
-        completed_type: Type of OpenAI's event, which the frame of an image then also is; None for
-            a frame that only clients of GPUStack read.
+        completed_type: Type of OpenAI's event for a finished image. If it is set, the frame of an
+            image is also an event of this type.
     """
 
     form: ResponseFormat
@@ -137,7 +137,7 @@ class ImageChunkStream:
 
     def _image(self, created: int, image: ImageResult) -> list[bytes]:
         self._images_sent += 1
-        self._standing(created, JobStatus.RUNNING, {})  # the keep-alive until the next step
+        self._standing(created, JobStatus.RUNNING, {})  # sets the keep-alive until the next step
         steps = image.steps or self._enlarging_steps
         final = {
             **self._item(image.index, 100.0, steps + 1, steps),

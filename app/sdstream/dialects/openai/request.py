@@ -87,7 +87,7 @@ def parse(
         client_names: Canonical name -> the client's name, for fields that a dialect has renamed.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     return _parsed(body, hints, client_names)
 
@@ -98,7 +98,7 @@ def parse_generation_form(
     """Parse the form of a generation request, which may contain a control image.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     body = _unflattened(fields)
     for file in files:
@@ -126,7 +126,7 @@ def parse_form(
         route: Defaults of the route.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     body = _unflattened(fields)
     for file in files:
@@ -149,7 +149,7 @@ def parse_edit(
         route: Defaults of the route.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     given = {name: value for name, value in body.items() if value not in (None, "", [])}
     files = [
@@ -183,7 +183,7 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
         parameters: Names and values, in the order of the query.
 
     Raises:
-        InvalidRequest: A parameter is rejected; the error has its name.
+        InvalidRequest: A parameter is rejected; the error names it.
     """
     known: dict[str, str] = {}
     warnings = []
@@ -303,7 +303,8 @@ def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
 def _with_dialect(reply: ReplyOptions, hints: Hints) -> ReplyOptions:
     """Choose the stream's dialect: the one that is named, or else the one that the client reads.
 
-    ``stream_options`` indicate a client of llama-box, and ``partial_images`` one of OpenAI.
+    Clients of llama-box send ``stream_options``, and OpenAI's clients send ``partial_images``. If a
+    request has neither, the client's library decides.
     """
     options = reply.stream_options
     chosen = hints.dialect or options.dialect
@@ -342,7 +343,7 @@ def _check_stream(options: StreamOptions, dialect: str | None, response_format: 
 
 
 def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a form's fields as in JSON; empty fields, which a browser sends too, are left out."""
+    """Return a form's fields as JSON would contain them, without empty fields."""
     body: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for name, value in fields.items():

@@ -116,7 +116,7 @@ class Flat:
     Attributes:
         fields: Canonical name -> value.
         names: Canonical name -> the client's name, for errors.
-        warnings: Sentences about ignored fields.
+        warnings: Warnings about ignored fields, one sentence each.
         unknown: Names of ignored fields that no table contains.
     """
 
@@ -173,7 +173,7 @@ def flatten(body: Mapping[str, Any], handling: Handling, where: str = "") -> Fla
         where: Prefix of the names in messages.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     flat = Flat()
     top = {k: v for k, v in body.items() if k not in (*_NESTED, *IMAGES)}
@@ -186,7 +186,7 @@ def flatten(body: Mapping[str, Any], handling: Handling, where: str = "") -> Fla
     flat.read(sample, _SAMPLE, {}, handling, inside)
     flat.read(guidance, _GUIDANCE, _GUIDANCE_FOREIGN, handling, f"{inside}guidance.")
     if isinstance(guidance, Mapping):
-        if guidance.get("img_cfg") in (None, guidance.get("txt_cfg")):  # no effect
+        if guidance.get("img_cfg") in (None, guidance.get("txt_cfg")):  # as if unset
             flat.fields.pop("img_cfg", None)
         where_slg = f"{inside}guidance.slg."
         flat.read(guidance.get("slg"), _SLG, {}, handling, where_slg, switch="scale")
@@ -213,7 +213,7 @@ def _read_hires(flat: Flat, hires: Any, handling: Handling, where: str) -> None:
 
 
 def _leave_out_nothings(flat: Flat) -> None:
-    """Remove options with values that have no effect, which clients of this API always send."""
+    """Remove the options whose values have no effect; clients of this API always send them."""
     fields = flat.fields
     for name in ("sigmas", "lora", "cache_options", "vae_tiling"):
         if is_nothing(fields.get(name)):

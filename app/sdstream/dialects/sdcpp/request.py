@@ -25,7 +25,7 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
         hints: Choices of the client outside of the body.
 
     Raises:
-        InvalidRequest: A field is rejected; the error has the client's spelling of its name.
+        InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     flat = flatten(body, hints.handling)
     fields = flat.fields
