@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from sdstream import Client
 from tests.support.jobs import ASYNC
 from tests.support.nginx import BLOCKS, nginx
 from tests.support.pictures import opened, png
@@ -94,6 +95,14 @@ def test_links_on_a_sub_path(sub_path: str) -> None:
     assert opened(httpx2.get(link, headers=KEY).content).size == (64, 64)
     job = httpx2.post(sub_path + GENERATIONS, json=QUICK, headers={**KEY, **ASYNC}).json()
     assert httpx2.get(job["status_url"], headers=KEY).status_code == 200
+
+
+def test_the_client_downloads_an_image_on_a_sub_path(sub_path: str) -> None:
+    """The link has the proxy's path, as the address of the client does."""
+    with Client(sub_path, KEY["Authorization"].removeprefix("Bearer ")) as client:
+        job = client.jobs.create("a cat", size="64x64", steps=1)["id"]
+        ended = [*client.jobs.follow(job)][-1]
+        assert opened(client.image(ended["images"][0]["url"])).size == (64, 64)
 
 
 def test_addresses_on_a_sub_path(sub_path: str) -> None:

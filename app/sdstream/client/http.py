@@ -101,9 +101,13 @@ class AsyncClient:
         """Download the file of a job's image; raises APIError and ConnectionFailed."""
         # Use only the path: the host in the server's link may differ from this client's base_url.
         with reaching():
-            answer = await self._http.get(urlsplit(url).path)
+            answer = await self._http.get(self._path_of(url))
         raise_for(answer.status_code, answer.content)
         return answer.content
+
+    def _path_of(self, url: str) -> str:
+        """Return the path of a link below ``base_url``, which may be a path of a proxy."""
+        return urlsplit(url).path.removeprefix(self._http.base_url.path.rstrip("/"))
 
     async def generate(
         self,
@@ -323,7 +327,7 @@ class AsyncJobs:
                         last_event, failures = event.id or last_event, 0
                         if event.event in _JOB_EVENTS:
                             with understanding():
-                                known |= json.loads(event.data)
+                                known = {**known, **json.loads(event.data)}
                             yield known
             except httpx2.SSEError:
                 raise  # after a reconnect, the same event would be too large again

@@ -164,7 +164,9 @@ class Catalog:
             for alias in entry.aliases
             if (spec := self.find(entry.id)) is not None
         }
-        return {**own, **dict.fromkeys(sorted(self.default_aliases), self.default)}
+        default = self.find(None)
+        names = sorted(self.default_aliases) if default is not None else ()
+        return {**own, **dict.fromkeys(names, self.default)}
 
     def plus(self, spec: ModelSpec) -> Self:
         """Return the same catalogue with another entry without quants, which is the default."""

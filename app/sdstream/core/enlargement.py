@@ -75,6 +75,9 @@ def plan(spec: ModelSpec, asked: Size) -> Enlargement:
     known = [size for size in bounds.sizes if _cut(size, asked) <= _MOST_CUT]
     # For a shape that the model was not trained for, take any size that it can generate.
     possible = known or [size for size in _sizes(spec) if _cut(size, asked) <= _LITTLE_CUT]
+    if not possible:
+        shapes = ", ".join(map(str, bounds.sizes))
+        raise ValueError(f"{asked} has a shape that the model does not generate; it has {shapes}")
     best = min(possible, key=lambda size: _cost(spec, size, asked))
     enlarged = _cover(best, asked)
     return Enlargement(best, enlarged, bounds.upscaler if enlarged.width > best.width else None)

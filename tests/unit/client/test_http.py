@@ -56,6 +56,16 @@ async def statuses(*bodies: bytes | int) -> tuple[list[str], int]:
         return told, len(heads)
 
 
+def test_earlier_states_of_a_job_stay_as_they_were() -> None:
+    """Following yields a new object for each change."""
+
+    async def followed() -> list[dict[str, Any]]:
+        async with answering(EVENTS) as (url, _heads), AsyncClient(url) as client:
+            return [job async for job in client.jobs.follow("job_1")]
+
+    assert asyncio.run(followed()) == [{"status": "queued"}, {"status": "completed"}]
+
+
 def test_large_previews_are_passed_over() -> None:
     """An event of megabytes does not stop a watch, or send it back to the server."""
     assert asyncio.run(statuses(EVENTS)) == (["queued", "completed"], 1)

@@ -58,6 +58,8 @@ def test_aliases_of_what_can_be_pulled() -> None:
     catalog = Catalog.parse(named)
     nothing = catalog.on_machine(lambda _file: None)
     assert nothing.find("owner/two") is None
+    missing = nothing.led_by("two").with_default_aliases(["gpt-image-1"])
+    assert missing.aliases() == nothing.aliases()
     assert "is in the catalogue and not on this machine: 'sdstream pull Owner/two'" in (
         nothing.why_missing("Owner/two")
     )

@@ -39,13 +39,14 @@ def ask(
     assets: Assets = ASSETS,
     *,
     any_size: bool = False,
+    catalog: Catalog = CATALOG,
     **options: Any,
 ) -> GenerationRequest:
     """Resolve a request."""
     params = ImageParams(prompt="a cat", **options)
     return resolve(
         ParsedRequest(params, any_size=any_size),
-        CATALOG,
+        catalog,
         random_seed=lambda: 1,
         limits=Limits(),
         sources=sources or Sources(),
@@ -159,6 +160,15 @@ def test_a_shape_that_was_not_trained() -> None:
     assert (str(request.size), str(request.output_size)) == ("192x80", "1536x640")
     (warning,) = request.warnings
     assert "was not trained for this shape: its image of 192x80" in warning
+
+
+def test_a_shape_that_no_size_of_the_entry_has() -> None:
+    """An entry with one size only; the message has the sizes that it allows."""
+    text = ENTRY.replace("min: 64", "min: 128").replace("max: 512\n", "max: 128\n")
+    square = Catalog.parse(text.replace(", 192x128, 128x192, 192x192", ""))
+    assert str(ask(catalog=square, size="1024x1024").output_size) == "1024x1024"
+    with pytest.raises(ImageServiceError, match="does not generate; it has 128x128"):
+        ask(catalog=square, size="1000x400")
 
 
 def test_a_request_with_an_upscaler_gets_no_second_one() -> None:
