@@ -19,13 +19,13 @@ class BackgroundLoop(Generic[R]):
     """An event loop in a daemon thread, with one asynchronous resource open in it.
 
     Args:
-        resource: Entered in the thread at once, and exited by ``close``.
+        resource: Context manager that the thread enters at once and that ``close`` exits.
 
     Attributes:
-        resource: The value of entering it.
+        resource: The value that entering the context manager returned.
 
     Raises:
-        Exception: Any error of entering the resource.
+        Exception: Any error that entering the context manager raised.
     """
 
     def __init__(self, resource: AbstractAsyncContextManager[R]) -> None:
@@ -46,7 +46,7 @@ class BackgroundLoop(Generic[R]):
                 started.set_result(value)
                 await self._stop.wait()
         except BaseException as error:
-            # The thread that waits for the start, or for the end, raises it.
+            # __init__ or close, which wait for these futures, raise the error in their thread.
             (self._closed if started.done() else started).set_exception(error)
         else:
             self._closed.set_result(None)
@@ -55,7 +55,7 @@ class BackgroundLoop(Generic[R]):
         """Exit the resource and stop the thread. Later calls do nothing.
 
         Raises:
-            Exception: Any error of exiting the resource.
+            Exception: Any error that exiting the context manager raised.
         """
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
@@ -63,7 +63,7 @@ class BackgroundLoop(Generic[R]):
             self._closed.result()
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Have a plain function called in the loop's thread soon."""
+        """Schedule a plain function to run in the thread of the loop."""
         self._check_open()
         self._loop.call_soon_threadsafe(function)
 
@@ -90,8 +90,9 @@ class BackgroundLoop(Generic[R]):
         """Run ``work`` in the loop and handle its reports in the calling thread.
 
         Args:
-            work: Coroutine function; its argument is the function to report with.
-            on_report: Called with each report; an exception cancels ``work`` and is raised here.
+            work: Coroutine function. It receives a function that it calls with each report.
+            on_report: Called with each report. An exception that it raises cancels ``work`` and
+                propagates to the caller.
 
         Raises:
             RuntimeError: The loop is closed.
@@ -109,7 +110,10 @@ class BackgroundLoop(Generic[R]):
             raise
 
     def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
-        """Yield the items of an asynchronous generator; closing this iterator closes it."""
+        """Yield the items of an asynchronous generator.
+
+        Closing this iterator closes the generator.
+        """
         try:
             while not isinstance(item := self.run(_next(items)), _End):
                 yield item

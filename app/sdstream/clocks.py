@@ -1,4 +1,4 @@
-"""Unix time that passes as a stopwatch's does, whatever is done to the system's clock."""
+"""A Unix clock that changes of the system clock do not affect."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 
 class SteadyClock:
-    """The Unix time of a moment, and what has passed since then.
+    """A clock that starts at a given Unix time and then follows a monotonic stopwatch.
 
-    Durations between its times are right, and never negative, although the system's clock may be
-    set meanwhile. A time that clients receive begins with the system's clock: each job has a
-    clock of its own that starts when the job is accepted.
+    Durations between its times are correct and never negative, even if the system clock is set
+    meanwhile. Each job has its own clock, which starts at the time of the system clock when the
+    job is accepted.
 
     Args:
-        start: Unix seconds of this moment.
-        stopwatch: Seconds that only grow.
+        start: The current time in Unix seconds.
+        stopwatch: Returns seconds that never decrease.
     """
 
     def __init__(self, start: float, stopwatch: Callable[[], float] = time.monotonic) -> None:
@@ -23,5 +23,5 @@ class SteadyClock:
         self._offset = start - stopwatch()
 
     def __call__(self) -> float:
-        """Return Unix seconds."""
+        """Return the current time in Unix seconds."""
         return self._offset + self._stopwatch()

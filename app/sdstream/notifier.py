@@ -1,4 +1,4 @@
-"""Waking every task that waits for a change, without queues and without lost wake-ups."""
+"""Wakes every task that waits for a change, without queues and without lost wake-ups."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import asyncio
 
 
 class Notifier:
-    """``while not condition(): await wakeup.wait()`` on one side, ``notify()`` on the other.
+    """Wakes all waiting tasks at once.
 
-    Both sides run on one event loop, so nothing can change between the check and the wait.
+    A waiting task runs ``while not condition(): await notifier.wait()``. The task that changes the
+    condition calls ``notify()``. Both run on one event loop, so the condition cannot change between
+    the check and the wait.
     """
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def notify(self) -> None:
-        """Wake all that wait now."""
+        """Wake all tasks that are waiting now."""
         self._event.set()
         self._event = asyncio.Event()
 

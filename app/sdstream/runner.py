@@ -45,7 +45,7 @@ from sdstream.service.assembly import Assembly, assemble
 from sdstream.service.live_jobs import LiveJob
 from sdstream.settings import Settings
 
-#: Settings that act on an HTTP server only.
+#: Settings that affect an HTTP server only.
 _SERVER_SETTINGS: Final = (
     *("host", "port", "api_keys", "high_priority_keys", "cors_origins", "public_url", "pull"),
     *("trusted_proxies", "database", "images", "standby"),
@@ -53,7 +53,7 @@ _SERVER_SETTINGS: Final = (
     *("webhook_hosts", "webhook_secret", "webhook_private"),
 )
 
-#: ``follow`` wakes up this often without an event.
+#: Seconds without an event after which ``follow`` yields None.
 _IDLE_SECONDS: Final = 60.0
 
 
@@ -64,13 +64,14 @@ class AsyncRunner:
 
     Args:
         model: Model of the catalogue, a weight file, or "default".
-        data_dir: Folder for the written images. By default a temporary folder, which is deleted
-            when the runner is closed. Each runner and each server needs a folder of its own.
+        data_dir: Folder in which the runner stores images. The default is a temporary folder,
+            which is deleted when the runner is closed. Each runner and each server needs its own
+            folder.
         settings: Other settings of ``sdstream serve``, for example models, lora_dir, memory_mb.
-            Variables SDSTREAM_* apply to settings that are not given.
+            The SDSTREAM_* environment variables apply to settings that are not given.
 
     Raises:
-        TypeError: A setting acts on an HTTP server only.
+        TypeError: A setting affects an HTTP server only.
         pydantic.ValidationError: A setting has an invalid value.
     """
 
@@ -93,7 +94,7 @@ class AsyncRunner:
 
         Raises:
             CatalogError: models.yaml cannot be used.
-            ModelError: The default model is not on this machine.
+            ModelError: The default model cannot be used.
             StoreError: The data folder cannot be used.
         """
         async with AsyncExitStack() as opening:
@@ -122,7 +123,9 @@ class AsyncRunner:
         previews: bool = False,
         **options: Any,
     ) -> ImagesResponse:
-        """Generate images and wait for them. Cancelling the task stops the worker within a step.
+        """Generate images and wait for them.
+
+        Cancelling the task stops the generation within one step.
 
         Args:
             prompt: Text that describes the image.
@@ -154,7 +157,7 @@ class AsyncRunner:
         """Generate images from an input image and wait for them.
 
         Args:
-            image: Path or bytes of the input image, or several of them.
+            image: Path or bytes of the input image, or a sequence of these.
             prompt: Text that describes the result.
             mask: Image file that marks the area to repaint; see the option mask_mode.
             on_progress: Called after each sampling step; an exception cancels the request.
@@ -175,7 +178,7 @@ class AsyncRunner:
         return await self._run(ask, on_progress)
 
     def cancel(self) -> None:
-        """Stop all requests of this runner: waiting ones now, running ones within a step."""
+        """Cancel all requests of this runner: waiting ones at once, running ones within a step."""
         for live in self._live:
             self.assembly.service.cancel(live, "The request was cancelled.")
 
@@ -186,7 +189,7 @@ class AsyncRunner:
         terms = Terms(
             operation=ask.operation,
             priority=Priority(ask.reply.priority),
-            as_url=True,  # an image that cannot be stored fails the request
+            as_url=True,  # the request fails if its images cannot be stored
         )
         live = await service.submit(ask, terms)
         self._live.append(live)
@@ -234,8 +237,8 @@ class Runner:
     the runner as a context manager, or call ``close``. Methods may be called from several threads;
     requests wait in one queue. Callbacks run in the calling thread.
 
-    Arguments and errors are those of ``AsyncRunner``; the constructor also raises the errors of
-    entering it.
+    The arguments are those of ``AsyncRunner``. The constructor raises the errors of the constructor
+    of ``AsyncRunner`` and of entering its context.
     """
 
     def __init__(
@@ -281,12 +284,12 @@ class Runner:
         return self._loop.run_with_reports(lambda report: work(on_progress=report), on_progress)
 
     def cancel(self) -> None:
-        """Stop all requests of this runner; may be called in a callback and in any thread."""
+        """Cancel all requests of this runner. Callbacks and any thread may call this method."""
         self._loop.call_soon(self._runner.cancel)
 
 
 class _Reader:
-    """Turns the entries of a job into progress."""
+    """Converts the entries of a job to progress reports."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -294,7 +297,7 @@ class _Reader:
         self._preview: PreviewReady | None = None
 
     def progress(self, entry: Entry) -> Progress | None:
-        """Return the progress that an entry reports, None if it reports none."""
+        """Return the progress after an entry, or None if the entry does not report progress."""
         match entry.event:
             case Queued():
                 return self._waiting(JobStatus.QUEUED)
@@ -303,7 +306,7 @@ class _Reader:
             case Running():
                 return self._waiting(JobStatus.RUNNING)
             case PreviewReady():
-                # The runtime reports the preview of a step just before the step.
+                # The runtime reports the preview of a step just before it reports the step.
                 self._preview = entry.event
                 return None
             case messages.Progress(phase=self._counted, step=step) as at if step:
@@ -320,6 +323,10 @@ class _Reader:
 
 
 def _body(prompt: str, previews: bool, options: JsonObject) -> JsonObject:
-    """Return a request as a client would send it; raises TypeError."""
+    """Return the JSON body that a client would send.
+
+    Raises:
+        TypeError: An option affects HTTP answers only.
+    """
     reject_answer_options(options, "on_disconnect", "webhook_url")
     return {"prompt": prompt, **options, "stream_options": {"preview": previews}}

@@ -1,9 +1,9 @@
-"""Every setting, read once from flags and environment and frozen from then on.
+"""The server's settings, read once from flags and environment variables, then immutable.
 
-A field ``queue_images`` is the flag ``--queue-images`` of ``sdstream serve`` and the variable
-``SDSTREAM_QUEUE_IMAGES``; a flag wins over its variable. A field that holds several values is a
-flag that may be repeated, named for one of them: ``api_keys`` is ``--api-key``, ``trusted_proxies``
-is ``--trusted-proxy``. docs/reference/settings.md is generated from this class.
+The flag ``--queue-images`` of ``sdstream serve`` or the variable ``SDSTREAM_QUEUE_IMAGES`` sets the
+field ``queue_images``. A flag overrides its variable. The flag of a field with several values has a
+name in the singular and may be repeated: ``--api-key`` sets ``api_keys``, and ``--trusted-proxy``
+sets ``trusted_proxies``. docs/reference/settings.md is generated from the class ``Settings``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sdstream.core.model_spec import Kernels
 from sdstream.core.options import MAX_IMAGES, MAX_STEPS
 from sdstream.core.similar import did_you_mean, most_similar, near_miss
 
-#: Variables that stay with the server.
+#: Variables that worker processes do not receive.
 _SECRETS: Final = (
     "SDSTREAM_API_KEYS",
     "SDSTREAM_HIGH_PRIORITY_KEYS",
@@ -42,19 +42,19 @@ _SECRETS: Final = (
     "MODELSCOPE_API_TOKEN",
 )
 
-#: Settings of the folders whose files requests name.
+#: Settings of the folders whose files requests choose by name.
 ASSET_FOLDERS: Final = ("lora_dir", "embedding_dir", "upscaler_dir")
 
-#: Which browsers leave out of an origin.
+#: Default ports, which browsers omit from an origin.
 _USUAL_PORTS: Final = {"http": 80, "https": 443}
 
-#: Most of the grace time that is kept for what follows the jobs' ends.
+#: Most seconds of the grace time that are reserved for the last frames and writes.
 _FLUSH_SECONDS: Final = 2.0
 
-#: Variables of the command line's clients.
+#: Variables that only the client commands of the command line read.
 _OF_CLIENTS: Final = ("SDSTREAM_CLIENT_KEY", "SDSTREAM_SERVER")
 
-#: What Kubernetes sets in every pod for a service "sdstream" or "sdstream-…".
+#: Variables that Kubernetes sets in every pod for a service named "sdstream" or "sdstream-…".
 _KUBERNETES: Final = re.compile(
     r"SDSTREAM_(?:\w+_)?(?:SERVICE_(?:HOST|PORT)(?:_\w+)?=.*|PORT(?:_\d+_(?:TCP|UDP)\w*)?=(?:tcp|udp):.*"
     r"|PORT_\d+_(?:TCP|UDP)_(?:PROTO|PORT|ADDR)=.*)"
@@ -64,7 +64,7 @@ _PACKAGE: Final = Path(__file__).parent
 
 
 def shipped_models() -> Path:
-    """The models.yaml that came with the program: in the package, or above it in a checkout."""
+    """Return the path of the bundled models.yaml: in the package, or above it in a checkout."""
     inside = _PACKAGE / "models.yaml"
     return inside if inside.exists() else _PACKAGE.parents[1] / "models.yaml"
 
@@ -273,14 +273,14 @@ class Settings(BaseSettings):
 
     @property
     def job_grace_seconds(self) -> float:
-        """Of the grace time, what running jobs have; the rest is for the last frames and writes."""
+        """Seconds of the grace time for running jobs; the rest is for last frames and writes."""
         return self.grace_seconds - min(_FLUSH_SECONDS, self.grace_seconds / 10)
 
     def private(self, data_dir: Path) -> Settings:
-        """Return these settings for a service of this process alone, which shares no store.
+        """Return these settings for a service that only this process uses, without a shared store.
 
         Args:
-            data_dir: Folder for its jobs and images.
+            data_dir: Folder for the jobs and images of the service.
         """
         alone = {"database": None, "images": None, "standby": False}
         return self.model_copy(update={"data_dir": data_dir, **alone})
@@ -288,11 +288,11 @@ class Settings(BaseSettings):
     @field_validator("port", mode="before")
     @classmethod
     def _not_of_kubernetes(cls, value: Any) -> Any:
-        # SDSTREAM_PORT=tcp://10.0.0.1:8000 is the address of a service called "sdstream".
+        # Kubernetes sets SDSTREAM_PORT=tcp://10.0.0.1:8000 for a service named "sdstream".
         is_address = isinstance(value, str) and value.startswith("tcp:")
         return cls.model_fields["port"].default if is_address else value
 
-    # Before the one that splits, which pydantic calls first.
+    # The next two stand above _split: pydantic calls "before" validators in reverse order.
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _as_networks(cls, value: Any) -> Any:
@@ -354,7 +354,7 @@ class Settings(BaseSettings):
         return value
 
     def asset_folders(self) -> dict[str, Path]:
-        """Return setting -> folder, of ASSET_FOLDERS that are set."""
+        """Return the asset folders that are set, by the name of the setting."""
         folders = {name: getattr(self, name) for name in ASSET_FOLDERS}
         return {name: folder for name, folder in folders.items() if folder is not None}
 
@@ -367,13 +367,13 @@ class Settings(BaseSettings):
 
 
 def origin_of(url: HttpUrl) -> str:
-    """Return the origin of an address, as browsers send it."""
+    """Return the origin of a URL in the form in which browsers send it."""
     port = "" if url.port in (None, _USUAL_PORTS[url.scheme]) else f":{url.port}"
     return f"{url.scheme}://{url.host}{port}"
 
 
 def _network(item: object) -> IPv4Network | IPv6Network:
-    """A network, or an address as the network of that address alone."""
+    """Return a network; a single address becomes a network of one address."""
     if isinstance(item, IPv4Network | IPv6Network):
         return item
     try:
@@ -385,7 +385,7 @@ def _network(item: object) -> IPv4Network | IPv6Network:
 
 
 def _origin(text: str) -> str:
-    """An origin in small letters, without the usual port and a slash at the end."""
+    """Return an origin in lower case, without the default port and without a trailing slash."""
     if text in ("*", "null"):
         return text
     try:
@@ -401,22 +401,23 @@ def _origin(text: str) -> str:
 
 
 class UnknownVariable(ValueError):
-    """A variable that the server does not know; probably a misspelled one."""
+    """An ``SDSTREAM_`` variable that the server does not know, probably a misspelled one."""
 
 
 def check_variables(environment: Mapping[str, str]) -> list[str]:
     """Return a warning for each ``SDSTREAM_`` variable that no setting reads.
 
     Args:
-        environment: Of the process.
+        environment: The environment of the process.
 
     Raises:
-        UnknownVariable: One is a near miss of a setting, or seems to hold a key: a server must not
-            be open because of a typing error.
+        UnknownVariable: The name of an unknown variable resembles that of a setting or contains
+            KEY. A typing error must not leave the server without keys.
     """
     known = [*(f"SDSTREAM_{name.upper()}" for name in Settings.model_fields), *_OF_CLIENTS]
     warnings = []
-    values = {name.upper(): value for name, value in environment.items()}  # as they are read
+    # pydantic ignores the case of the names.
+    values = {name.upper(): value for name, value in environment.items()}
     for name in sorted(values):
         if not name.startswith("SDSTREAM_"):
             continue
@@ -434,23 +435,30 @@ def check_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def variable(name: str) -> str | None:
-    """Return a variable that models.yaml, systemd or OpenTelemetry names; None if it is not set."""
+    """Return an environment variable that is not a setting, or None if it is not set.
+
+    Such variables are those that models.yaml refers to, and those of systemd, OpenTelemetry and
+    ModelScope.
+    """
     return os.environ.get(name)  # noqa: TID251
 
 
 def variable_warnings() -> list[str]:
-    """Return the warnings of ``check_variables`` on this process's environment; raises the same."""
+    """Return the warnings of ``check_variables`` for this process; raises its errors."""
     return check_variables(os.environ)  # noqa: TID251
 
 
 def worker_environment() -> dict[str, str]:
-    """The environment of worker processes.
+    """Return the environment of worker processes.
 
-    Waiting OpenMP threads sleep instead of spinning: with one busy neighbour on two cores that
-    halves the time of an image. The library reads this before it is loaded, so it cannot be set
-    any later. Without a backtrace a failed assertion aborts at once: ggml would fork to look at its
-    own stack, and several threads that assert together leave forks behind that end never. Keys stay
-    with the server.
+    OMP_WAIT_POLICY makes waiting OpenMP threads sleep instead of spin. If another process uses one
+    of two cores, this halves the time of an image. OpenMP reads the variable while it is loaded, so
+    the worker process cannot set it later.
+
+    GGML_NO_BACKTRACE makes a failed assertion abort at once. Without it, ggml forks a process that
+    prints the stack; if several threads fail together, some of these processes never end.
+
+    The variables of ``_SECRETS`` are left out.
     """
     environment = {key: value for key, value in os.environ.items() if key.upper() not in _SECRETS}  # noqa: TID251
     return {"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1", **environment}

@@ -1,7 +1,7 @@
-"""What differs between operating systems: processes, cores, memory and limits of containers.
+"""Functions that depend on the operating system: processes, cores, memory and container limits.
 
-psutil answers where Linux and macOS have the same question. The rest is Linux, with what happens
-elsewhere stated at each function.
+psutil covers Linux and macOS. The other functions are written for Linux; on other systems they use
+a fallback or have no effect.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
 _M_MMAP_THRESHOLD: Final = -3
-#: Blocks from this size on go back to the system when they are freed.
+#: Freed blocks of at least this many bytes are returned to the system.
 _LARGE_BLOCK: Final = 2**20
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _OWN_CGROUPS: Final = Path("/proc/self/cgroup")
-#: cgroup v1 has no word for "no limit": it has a number near 2^63.
+#: cgroup v1 reports a number near 2^63 when there is no limit.
 _NO_LIMIT: Final = 2**60
-#: Of v2 and v1: the limit, what is in use, and how memory.stat calls the part of that which the
-#: kernel takes back before the limit counts, the cache of files.
+#: For cgroup v2 and v1: the file with the limit, the file with the memory in use, and the key of
+#: the inactive file cache in memory.stat. The kernel reclaims that cache before the limit applies.
 _MEMORY_FILES: Final = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -37,7 +37,7 @@ _MEMORY_FILES: Final = (
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process in bytes, 0 when it is gone."""
+    """Return the resident memory of a process in bytes, 0 if the process has ended."""
     try:
         resident: int = psutil.Process(pid).memory_info().rss
     except psutil.Error:
@@ -46,13 +46,14 @@ def resident_bytes(pid: int) -> int:
 
 
 def return_large_blocks() -> None:
-    """Have the memory of a freed large block go back to the system at once.
+    """Make glibc return the memory of freed large blocks to the system at once.
 
-    glibc takes a large block from the system and returns it, but after the first such block is
-    freed, it cuts blocks up to that size, 32 MiB at most, from its heaps, which do not shrink while
-    anything lives above. The images of 36 uploads of up to 4096x4096 left 980 MB behind; with a
-    fixed threshold they left 8 MB. Without glibc nothing happens: musl and macOS return such blocks
-    anyway.
+    By default glibc returns the first large block that is freed, but then raises its threshold to
+    the size of that block (at most 32 MiB). It allocates smaller blocks from its heaps, and a heap
+    does not shrink while a block near its end is in use. After 36 uploads of images of up to
+    4096x4096, 980 MB stayed allocated; with a fixed threshold it was 8 MB.
+
+    Without glibc this function does nothing: musl and macOS return such blocks anyway.
     """
     try:
         taken = ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
@@ -63,19 +64,19 @@ def return_large_blocks() -> None:
 
 
 def total_memory() -> int:
-    """Return the memory of this machine, or less by a limit of its control groups, in bytes."""
+    """Return the memory of this machine in bytes, or a lower limit of a control group."""
     total: int = psutil.virtual_memory().total
     return min([total, *(limit for limit, _ in _memory_limits())])
 
 
 def free_memory() -> int:
-    """Return the bytes that a new process can use without swapping or reaching a limit."""
+    """Return how many bytes a new process can use without swapping or reaching a limit."""
     available: int = psutil.virtual_memory().available
     return min([available, *(max(0, limit - used) for limit, used in _memory_limits())])
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """Limits of this process's control groups, each with what is in use, in bytes."""
+    """Yield each memory limit of this process's control groups, and the memory in use, in bytes."""
     for folder in _control_groups("memory"):
         for limit_file, usage_file, cache in _MEMORY_FILES:
             limit = _number(folder / limit_file)
@@ -85,10 +86,12 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
 
 
 def _control_groups(controller: str) -> list[Path]:
-    """Folders of this process's control groups and of all above them, whose limits count too.
+    """Return the folders of this process's control groups and of all their ancestors.
 
-    v2 has one hierarchy and v1 one for each controller, or for two: "cpu,cpuacct". In a container
-    the path is often the host's: it does not exist, and the top folder is the container's own.
+    The limits of the ancestors apply too. cgroup v2 has one hierarchy. cgroup v1 has one for each
+    controller or pair of controllers ("cpu,cpuacct"). In a container the path of the group is often
+    the path on the host, which does not exist in the container. The top folder is then the
+    container's own group.
     """
     folders = [_CGROUPS, _CGROUPS / controller]
     try:
@@ -110,16 +113,19 @@ def _control_groups(controller: str) -> list[Path]:
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use: its affinity, or less by a container's limit."""
+    """Return the number of cores that this process may use.
+
+    This is the size of its CPU affinity, or the limit of a control group if it is lower.
+    """
     try:
         cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS has no affinity
+    except AttributeError:  # macOS has no CPU affinity
         cores = os.cpu_count() or 1
     return min([cores, *(max(1, round(quota)) for quota in _cpu_quotas())])
 
 
 def _cpu_quotas() -> Iterator[float]:
-    """The cores that control groups of this process allow."""
+    """Yield the number of cores that each control group of this process allows."""
     for folder in _control_groups("cpu"):
         with suppress(OSError, ValueError, ZeroDivisionError):
             quota, period = (folder / "cpu.max").read_text().split()  # v2
@@ -138,7 +144,7 @@ def _number(path: Path) -> int | None:
 
 
 def _statistic(path: Path, name: str) -> int:
-    """A number of a file with a name and a number on each line, 0 without it."""
+    """Return a number from a file with a name and a number on each line; 0 if it is not found."""
     with suppress(OSError, ValueError):
         pairs = (line.split() for line in path.read_text().splitlines())
         return next((int(value) for found, value in pairs if found == name), 0)
@@ -148,11 +154,11 @@ def _statistic(path: Path, name: str) -> int:
 def end_with_parent(parent: int) -> None:
     """End this process when its parent ends; exit at once if the parent is gone.
 
-    On systems other than Linux the process ends when its socket is closed, which is later if the
-    runtime is computing.
+    On systems other than Linux, the process ends only when it notices that its socket is closed.
+    This takes longer while the runtime computes.
 
     Args:
-        parent: Process id.
+        parent: Process id of the parent.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -161,7 +167,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def prefer_for_oom_kill() -> None:
-    """Have the kernel kill this process first when memory runs out; Linux only."""
+    """Make the kernel kill this process first when memory runs out; Linux only."""
     try:
         Path("/proc/self/oom_score_adj").write_text("1000")
     except OSError:
