@@ -1,4 +1,4 @@
-"""Addresses: the path of a request before it is routed, and what links to the server begin with."""
+"""Normalises the paths of requests before routing, and finds the base URL of links."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdstream.core.hosts import HOST
 
 _SLASHES: Final = re.compile(rb"/{2,}")
 
-#: Characters of a path that need no quotes in HTML or shells; a comma would end the header's value.
+#: A path of characters that need no quotes in HTML or shells. A comma would end the header's value.
 _PREFIX: Final = re.compile(r"(/[\w.~!$&()*+;=:@%-]+)+", re.ASCII)
 _MOST_PREFIX: Final = 256
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -26,13 +26,14 @@ _PARAMETER: Final = re.compile(r'\s*([A-Za-z-]+)=(?:"([^"\\]*)"|([^\s";,]*))\s*'
 
 
 class PlainSlashes:
-    """Treats doubled slashes as one and leaves a slash at the end out, for all that is inside.
+    """Middleware that merges repeated slashes in a path and removes a trailing slash.
 
-    Clients join a base that ends in a slash and a path that begins with one. A redirect would lose
-    the prefix and the scheme of a proxy, and some clients repeat a POST as a GET.
+    Some clients join a base URL that ends with a slash and a path that begins with one. They are
+    not redirected: a redirect would lose the prefix and the scheme of a proxy, and some clients
+    repeat a redirected POST as a GET.
 
-    It is the outermost middleware: keys, origins and routes see one path. ``%2F`` is a character
-    of a name, and ``..`` is not resolved.
+    This is the outermost middleware, so all other layers and the routes see the normalised path.
+    It does not treat ``%2F`` as a slash and does not resolve ``..``.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -46,7 +47,7 @@ class PlainSlashes:
             if plain != b"/":
                 plain = plain.removesuffix(b"/")
             if plain != raw:
-                # In place: handlers outside of the middleware look at the same request.
+                # Changed in place: exception handlers outside of the middleware use this scope too.
                 scope["raw_path"] = plain
                 scope["path"] = unquote(plain.decode("ascii"))
         await self._app(scope, receive, send)
@@ -54,20 +55,20 @@ class PlainSlashes:
 
 @dataclass(frozen=True)
 class Links:
-    """What links to this server begin with.
+    """The base URL of links to this server.
 
     Attributes:
-        public_url: Fixed by the operator, without a slash at the end; None means as the client
-            addressed the server.
-        trusted: Proxies whose headers say how the client addressed the server. They open
-            nothing: any page can send these headers to a server on its own machine.
+        public_url: Base URL that the operator set, without a trailing slash; None means the
+            address that the client used.
+        trusted: Proxies whose headers report the address that the client used. The headers do not
+            grant access to anything: a web page can send them to a server on its user's machine.
     """
 
     public_url: str | None = None
     trusted: Sequence[IPv4Network | IPv6Network] = ()
 
     def base(self, request: Request) -> str:
-        """Return the beginning of links in the answer to a request, without a slash at the end."""
+        """Return the base URL of links in the answer to a request, without a trailing slash."""
         if self.public_url is not None:
             return self.public_url
         own = request.base_url
@@ -82,10 +83,10 @@ class Links:
 
 
 def forwarded_host(request: Request, trusted: Sequence[IPv4Network | IPv6Network]) -> str | None:
-    """Return the host that a client named to a trusted proxy; None when no such proxy reports it.
+    """Return the host that a trusted proxy received from the client; None if no proxy reports it.
 
     Args:
-        request: Of the client, or of the proxy.
+        request: The request of the client or of the proxy.
         trusted: Proxies whose headers are read.
     """
     return (
@@ -94,20 +95,23 @@ def forwarded_host(request: Request, trusted: Sequence[IPv4Network | IPv6Network
 
 
 def _is_from(trusted: Sequence[IPv4Network | IPv6Network], request: Request) -> bool:
-    """True for a request whose other end is one of these."""
+    """Return whether a trusted proxy sent the request."""
     if not trusted or request.client is None:
         return False
     try:
         peer = ip_address(request.client.host)
     except ValueError:
         return False
-    if isinstance(peer, IPv6Address) and peer.ipv4_mapped:  # on a socket for both
+    if isinstance(peer, IPv6Address) and peer.ipv4_mapped:  # a socket for IPv4 and IPv6
         peer = peer.ipv4_mapped
     return any(peer in network for network in trusted)
 
 
 def _told(request: Request, header: str, parameter: str = "") -> str:
-    """Return what the nearest proxy reports: the last value; the client wrote those before it."""
+    """Return the value that the nearest proxy set in a header or in a parameter of Forwarded.
+
+    This is the last value; a client may have sent the values before it.
+    """
     values = [value for line in request.headers.getlist(header) for value in line.split(",")]
     if values or not parameter:
         return values[-1].strip() if values else ""
@@ -121,11 +125,11 @@ def _told(request: Request, header: str, parameter: str = "") -> str:
 
 
 def _plain_prefix(prefix: str) -> str:
-    """The path that a proxy serves this server under; empty for anything else."""
+    """Return the path prefix that a proxy reports, or an empty string if it is not a plain path."""
     prefix = prefix.removesuffix("/")
     if len(prefix) > _MOST_PREFIX or not _PREFIX.fullmatch(prefix):
         return ""
-    # Browsers resolve the dots of an address also where they are escaped.
+    # Browsers resolve ".." in a URL even if it is percent-encoded.
     plain = unquote(prefix)
     if ".." in plain or "//" in plain or "\\" in plain or _CONTROLS.search(plain):
         return ""

@@ -1,4 +1,4 @@
-"""The wiring of the HTTP application: settings in, application out."""
+"""Builds the HTTP application from the settings."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def build_app(
     on_death: Callable[[], None] = lambda: None,
     on_loss: Callable[[], None] = lambda: None,
 ) -> Starlette:
-    """Put the parts together.
+    """Build the application and the service behind it.
 
     Args:
-        settings: Frozen.
-        on_death: Called when the service's own task ends by a fault: the server must go down.
-        on_loss: Called when another server has taken over: the server must end at once.
+        settings: The server's settings.
+        on_death: Called when the service's own task fails; the server must stop.
+        on_loss: Called when another server has taken over; this server must stop at once.
 
     Raises:
         CatalogError: models.yaml cannot be used.
-        ModelError: The default model is not here.
+        ModelError: The default model cannot be used.
         SafetyCheckerError: The safety checker cannot be used.
-        WebhookSettingsError: The settings of webhooks do not go together.
+        WebhookSettingsError: The webhook settings cannot be used.
     """
     parts = assemble(
         settings,
@@ -96,7 +96,7 @@ def build_app(
         exception_handlers=_HANDLERS,
         lifespan=_lifespan(parts, mcp, on_death, on_loss),
     )
-    # PlainSlashes answers what Starlette would redirect.
+    # PlainSlashes handles the paths that Starlette would redirect.
     app.router.redirect_slashes = False
     app.state.service = parts.service
     app.state.store = parts.store
@@ -139,7 +139,7 @@ def _routes(
         ).routes(),
         *ClusterRoute(service.pool, parts.cluster, time.time()).routes(),
         *mcp.routes(),
-        # Their paths end in any model: after those that say more.
+        # Their paths end with a model name of any form, so more specific routes stand above them.
         *HuggingFaceRoutes(draw).routes(),
         *page.routes(lambda: service.catalog.default),
     ]
@@ -158,7 +158,7 @@ def _middleware(settings: Settings, parts: Assembly, tokens: Tokens) -> list[Mid
         layers.append(Middleware(CrossOrigin, allow_origins=settings.cors_origins))
     keys = [key.get_secret_value() for key in settings.api_keys]
     layers += host_layers(settings)
-    # A proxy may send its own address as Host: the page's origin is the public one.
+    # A proxy may send its own address as Host, but the page's origin is then the public URL.
     own = [origin_of(settings.public_url)] if settings.public_url else []
     layers.append(Middleware(SameOrigin, allowed=[*settings.cors_origins, *own]))
     layers.append(
@@ -187,7 +187,7 @@ def _lifespan(
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per record: time, level, logger, message, and the fields of a request."""
+    """Formats a record as a JSON object: time, level, logger, message, and a request's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line."""
@@ -205,23 +205,23 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logging(level: str, form: Literal["text", "json"] = "text") -> None:
-    """One line per record on stderr, for the server's own loggers and uvicorn's."""
+    """Log one line per record to stderr, for the server's own loggers and uvicorn's."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else plain)
     logging.basicConfig(handlers=[handler], force=True)
     set_log_level(level)
-    # It logs whole addresses, and those of the hub's contents are signed.
+    # httpx2 logs complete URLs, and the hub's download URLs contain signatures.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    # It logs the ids of sessions, which are as good as a key where no key is asked for.
+    # mcp logs session ids. On a server without keys, an id is enough to use the session.
     logging.getLogger("mcp").setLevel(logging.WARNING)
 
 
 def set_log_level(level: str) -> None:
-    """Set the lowest level of the log, also while the server runs.
+    """Set the lowest level of the log, at the start or while the server runs.
 
-    Workers that run keep the level of their start.
+    Running workers keep the level with which they started.
     """
     logging.getLogger().setLevel(level.upper())
-    # At debug this one would log every frame, base64 and all.
+    # At debug, sse_starlette would log every frame with its base64 data.
     logging.getLogger("sse_starlette").setLevel(logging.INFO if level == "debug" else level.upper())

@@ -1,4 +1,4 @@
-"""Reads request bodies: strict JSON and whole multipart forms, as they are or in gzip."""
+"""Reads request bodies, plain or compressed with gzip: strict JSON and complete multipart forms."""
 
 from __future__ import annotations
 
@@ -31,35 +31,36 @@ _MAX_FILES: Final = 17
 _MAX_FIELDS: Final = 64
 #: A prompt of 32,000 characters can have 128,000 bytes of UTF-8.
 _MAX_FIELD_BYTES: Final = 131_072
-#: Digits of a number; no option has more than 19, and parsing integers is quadratic.
+#: Most digits of a number. No option needs more than 19, and parsing integers is quadratic.
 _MAX_DIGITS: Final = 64
-#: Larger bodies are parsed in a thread; only those with images are.
+#: Larger JSON bodies are parsed in a thread. Only bodies with images are that large.
 _MAX_BYTES_AT_ONCE: Final = 2**20
-#: What a value begins with or follows: each may become an object of 60 bytes or more, and parsing
-#: holds the interpreter. Base64 has none of these, two prompts of commas alone have 64,000.
+#: Characters that start a JSON value or come before one. Each may become a Python object of 60
+#: bytes or more, and parsing holds the interpreter lock. Base64 contains none of them; two prompts
+#: that consist of commas contain 64,000.
 _STRUCTURE: Final = (b"[", b"{", b",")
 _MAX_STRUCTURE: Final = 100_000
 
-#: zlib's number for one gzip member: the largest window, and gzip's own head and checksum.
+#: zlib's ``wbits`` for one gzip member: the largest window, and gzip's own header and checksum.
 _GZIP: Final = 31
-#: Bytes that a body is inflated to at a time.
+#: Most bytes that are decompressed at a time.
 _PIECE: Final = 2**16
 
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
-    """The body as one JSON object.
+    """Return the body, which must be one JSON object.
 
     Raises:
-        PayloadTooLarge: The body has more than ``max_bytes``, inflated or as it was sent.
-        UnsupportedMediaType: The headers name another type, or another coding.
-        InvalidRequest: It is damaged gzip, no JSON object, holds what JSON has no place for (NaN),
-            or more values than any request has.
+        PayloadTooLarge: The body is larger than ``max_bytes``, as sent or decompressed.
+        UnsupportedMediaType: The headers declare another media type or another content coding.
+        InvalidRequest: The body is damaged gzip, is not a JSON object, contains values that JSON
+            does not allow (NaN), or contains more values than any valid request.
     """
     return (await read_raw_json(request, max_bytes))[1]
 
 
 async def read_optional_json(request: Request, max_bytes: int) -> dict[str, Any] | None:
-    """Return the body as one JSON object, None for no body; errors are those of ``read_json``."""
+    """Return the body as a JSON object, None without a body; raises the errors of ``read_json``."""
     length = request.headers.get("content-length", "0").strip("0")
     if not length and "transfer-encoding" not in request.headers:
         return None
@@ -67,9 +68,9 @@ async def read_optional_json(request: Request, max_bytes: int) -> dict[str, Any]
 
 
 async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
-    """Return the body and its JSON object; errors are those of ``read_json``."""
+    """Return the body as bytes and as a JSON object; raises the errors of ``read_json``."""
     declared = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    # curl -d sends x-www-form-urlencoded by default, and its body is JSON all the same.
+    # curl -d declares x-www-form-urlencoded by default, also if the body is JSON.
     if declared.lower() not in ("application/json", "application/x-www-form-urlencoded", ""):
         raise UnsupportedMediaType(
             f"Unsupported content type: this route accepts application/json, not {declared[:64]}.",
@@ -83,7 +84,7 @@ async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[s
 
 
 def _body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body without its coding, in pieces; a bounded one, whatever it is inflated to."""
+    """Return the decompressed body in pieces; limits its size before and after decompression."""
     listed = ",".join(request.headers.getlist("content-encoding")).lower()
     codings = [name.strip() for name in listed.split(",") if name.strip() not in ("", "identity")]
     stream = _bounded_stream(request, max_bytes)
@@ -104,7 +105,7 @@ def _body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
 async def _inflated(
     stream: AsyncGenerator[bytes, None], max_bytes: int
 ) -> AsyncGenerator[bytes, None]:
-    """Inflate one gzip member piece by piece; no more than a piece is in memory at once."""
+    """Decompress one gzip member piece by piece; only one piece is in memory at a time."""
     inflater = zlib.decompressobj(_GZIP)
     size = 0
     async with aclosing(stream):
@@ -116,7 +117,7 @@ async def _inflated(
                 if size > max_bytes:
                     raise _too_large(max_bytes)
                 yield piece
-                # A thousandth of the bytes came: others get their turn between the pieces.
+                # A part may decompress to a thousand times its size, so other tasks run in between.
                 await asyncio.sleep(0)
             if inflater.unused_data or (part and inflater.eof):
                 raise _broken_gzip("something follows its end; one gzip member is read")
@@ -140,7 +141,7 @@ def _broken_gzip(why: str) -> InvalidRequest:
 
 
 async def _bounded_stream(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    # Starlette's own limit answers in plain text; this one raises our error.
+    # Starlette's own limit returns plain text. This one raises an error of the API.
     declared = request.headers.get("content-length", "")
     size = int(declared) if declared.isdecimal() else 0
     seen = 0
@@ -161,7 +162,7 @@ def _too_large(max_bytes: int) -> PayloadTooLarge:
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object strictly; every fault is an InvalidRequest."""
+    """Parse a JSON object strictly; raises InvalidRequest for every fault."""
     if sum(map(body.count, _STRUCTURE)) > _MAX_STRUCTURE:
         raise _not_json(f"it has more than {_MAX_STRUCTURE} commas and brackets")
     try:
@@ -188,14 +189,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A multipart form: text fields by name, and files in the order they came."""
+    """A multipart form: text fields by name, and files in the order in which they were sent."""
 
     fields: dict[str, str]
     files: list[SourceFile]
 
 
 def only_image(form: Form) -> SourceFile:
-    """Return the one file ``image`` of a form; raises InvalidRequest for any other files."""
+    """Return the only file of a form; raises InvalidRequest unless it is one named ``image``."""
     if len(form.files) != 1 or form.files[0].param != "image":
         raise InvalidRequest(
             "One file 'image' is required.", reason=Reason.MISSING_FIELD, param="image"
@@ -204,13 +205,13 @@ def only_image(form: Form) -> SourceFile:
 
 
 async def read_form(request: Request, max_bytes: int) -> Form:
-    """The body as one whole multipart form.
+    """Return the body, which must be one complete multipart form.
 
     Raises:
-        PayloadTooLarge: The body has more than ``max_bytes``, inflated or as it was sent.
-        UnsupportedMediaType: The headers name another type, or another coding.
-        InvalidRequest: The gzip or the form is damaged or cut short, or the form has too many
-            parts or repeats a field.
+        PayloadTooLarge: The body is larger than ``max_bytes``, as sent or decompressed.
+        UnsupportedMediaType: The headers declare another media type or another content coding.
+        InvalidRequest: The gzip or the form is damaged or incomplete, or the form has too many
+            parts or repeats a field with a different value.
     """
     declared, parameters = parse_options_header(request.headers.get("content-type", ""))
     if declared != b"multipart/form-data":
@@ -247,7 +248,7 @@ async def _collect(parsed: FormData) -> Form:
     for name, value in parsed.multi_items():
         if isinstance(value, UploadFile):
             data = await value.read()
-            if data or value.filename:  # a file field that a person left empty is sent with neither
+            if data or value.filename:  # browsers send neither for an empty file field
                 form.files.append(SourceFile(name, data))
         elif form.fields.setdefault(name, value) != value:
             raise InvalidRequest(
@@ -259,9 +260,9 @@ async def _collect(parsed: FormData) -> Form:
 
 
 async def _whole(stream: AsyncGenerator[bytes, None], mark: bytes) -> AsyncGenerator[bytes, None]:
-    """Pass a form on; raise at its end when the closing boundary never came.
+    """Yield the bytes of a form; raises MultiPartException if the closing boundary is missing.
 
-    The parser alone would leave an unfinished part out without a word.
+    The parser alone would silently drop an incomplete last part.
     """
     seen, tail = False, b""
     async with aclosing(stream):
@@ -305,7 +306,7 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-#: What is valid in JavaScript or Python and not in JSON -> what to do about it.
+#: Syntax that is valid in JavaScript or Python but not in JSON -> the remedy in the error.
 _FOREIGN: Final = {
     "//": "JSON has no comments; remove it",
     "/*": "JSON has no comments; remove it",
@@ -318,10 +319,10 @@ _FOREIGN: Final = {
 
 
 def _fault_of(error: json.JSONDecodeError) -> str:
-    """What is wrong, with the remedy for what examples and other languages have."""
+    """Return what is wrong, and a remedy for trailing commas and syntax of other languages."""
     text, place = error.doc, error.pos
     before, rest = text[:place].rstrip(), text[place:].lstrip()
-    if rest.startswith(","):  # newer Pythons name the comma itself
+    if rest.startswith(","):  # newer Python versions report the position of the comma itself
         before, rest = before + ",", rest[1:].lstrip()
     if before.endswith(",") and rest[:1] in ("}", "]"):
         return f"the comma before '{rest[0]}' at character {place}; remove it"

@@ -1,4 +1,4 @@
-"""The API key that a request carries, and its digest, of which the store makes an owner."""
+"""Reads the API key of a request, and makes the digest from which the store derives an owner."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 from starlette.requests import Request
 
-#: The second is Azure's.
+#: Azure's clients send the second header.
 _KEY_HEADERS: Final = ("x-api-key", "api-key")
 
 
 def offered_key(request: Request) -> str:
-    """The API key that a request carries, empty without one."""
+    """Return the API key of a request, or an empty string without one."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     offered = token.strip() if scheme.lower() == "bearer" else ""
     if scheme.lower() == "basic":
@@ -23,7 +23,7 @@ def offered_key(request: Request) -> str:
 
 
 def _password(token: str) -> str:
-    """The password of HTTP Basic, which is all that AUTOMATIC1111's clients can send."""
+    """Return the password of HTTP Basic, the only scheme of AUTOMATIC1111's clients."""
     try:
         return base64.b64decode(token).decode().partition(":")[2]
     except ValueError:
@@ -31,5 +31,5 @@ def _password(token: str) -> str:
 
 
 def digest_of(key: str) -> str:
-    """What stands for an API key where the key itself is not needed."""
+    """Return a digest that identifies an API key but does not reveal it."""
     return hashlib.sha256(key.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The names that a server answers to, and a warning for one that is open to a network."""
+"""Checks the Host header of requests, and warns about servers that are open to a network."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from sdstream.web.addresses import forwarded_host
 from sdstream.web.middleware import refusal
 from sdstream.web.route import is_probe
 
-#: Of a name in a message.
+#: Most characters of a host name in an error message.
 _LONGEST_NAME: Final = 128
 
 
 class AllowedHosts:
     """Rejects requests whose ``Host`` is not a name of this server.
 
-    A page can have its own name resolved to this server's address after it was loaded (DNS
-    rebinding), and is then of the same origin as the server, whatever browsers report. Probes of
-    orchestrators use any name.
+    After a browser has loaded a page, its author can make the page's host name resolve to this
+    server's address (DNS rebinding). The browser then treats the page and the server as one origin.
+    Probes of orchestrators may use any name.
 
     Args:
-        allowed: The names.
-        local: The server is for programs on its own machine: ``localhost`` and addresses are
-            allowed too, which cannot be resolved to anything else.
-        trusted: Proxies that report in a header which host the client named. That one must be
-            allowed as well as the proxy's own ``Host``: a page on the same machine could send the
+        allowed: The names of this server.
+        local: The server is for programs on its own machine. ``localhost`` and IP addresses are
+            allowed too, because DNS cannot make them resolve to anything else.
+        trusted: Proxies that report the client's host in a header. Both that host and the proxy's
+            own ``Host`` must be allowed, because a page on the proxy's machine could send the
             header too.
     """
 
@@ -60,12 +60,12 @@ class AllowedHosts:
         await self._app(scope, receive, send)
 
     def _fault(self, request: Request) -> str:
-        """Why a request is rejected; empty for one that is served."""
+        """Return why a request is rejected, or an empty string if it is not."""
         if is_probe(request.scope):
             return ""
         host = request.headers.get("host")
         if self._local:
-            # Every browser sends one; HTTP/1.0 does not need it.
+            # Every browser sends Host, but HTTP/1.0 does not require it.
             if host is None or _is_local(host) or self._allows(host):
                 return ""
             return (
@@ -84,7 +84,7 @@ class AllowedHosts:
 
 
 def _is_local(host: str) -> bool:
-    """True for an address, ``localhost`` and the names below it, which no name server is asked."""
+    """Return whether a host is an IP address, ``localhost`` or below it; these need no DNS."""
     found = split_host(host)
     return found is not None and (f".{found[0]}".endswith(".localhost") or _is_address(found[0]))
 
@@ -98,7 +98,7 @@ def _is_address(name: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a server that listens on a name or an address has local clients only."""
+    """Return whether only local clients can reach a server that listens on this host."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -106,7 +106,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_layers(settings: Settings) -> list[Middleware]:
-    """Return the middleware that checks Host; none for a server that has any name."""
+    """Return the middleware that checks Host; an empty list if every host is allowed."""
     allowed = list(settings.allowed_hosts)
     local = not (allowed or settings.api_keys) and is_loopback(settings.host)
     if not (allowed or local):
@@ -118,10 +118,10 @@ def host_layers(settings: Settings) -> list[Middleware]:
 
 
 def exposure_warnings(settings: Settings) -> list[str]:
-    """Return what an operator should know whose server every machine of a network may use.
+    """Return warnings for a server that clients of a network can use without a key.
 
     Args:
-        settings: Of the server.
+        settings: The server's settings.
     """
     if settings.api_keys or is_loopback(settings.host):
         return []
