@@ -1,4 +1,4 @@
-"""Around every request: an id, a log line, a count, and the question for the key."""
+"""Middleware of every request: ids, log lines, metrics, CORS, and checks of keys and origins."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ from sdstream.web.tokens import Tokens
 
 logger = logging.getLogger("sdstream.requests")
 
-#: Bounds of the list of fields without effect, in the log and in X-Ignored-Fields.
+#: Limits of the list of unknown fields, in the log and in X-Ignored-Fields.
 _MOST_NAMES: Final = 20
 _MOST_CHARACTERS: Final = 1024
-#: Headers that pages of other origins may read, besides those that every page may.
+#: Response headers that pages of other origins may read, in addition to CORS's default ones.
 _EXPOSED: Final = (
     *("X-Request-Id", "X-Job-Id", "Location", "Seed", "Finish-Reason"),
     *("X-Ignored-Fields", "Preference-Applied", "Mcp-Session-Id"),
     *("Retry-After", "x-should-retry"),
 )
 
-#: Of Sec-Fetch-Site: a page of this server, and what a person opens without any page.
+#: Values of Sec-Fetch-Site for requests by a page of this server and directly by the user.
 _OWN_SITES: Final = ("same-origin", "none")
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-#: https://www.w3.org/TR/trace-context/: version, trace id, span id and flags; zeros are no ids.
+#: https://www.w3.org/TR/trace-context/: version, trace id, span id, flags. Zeros are invalid ids.
 _TRACE_PARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})(?P<trace>[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})"
 )
-#: Others are named _OTHER in a trace, since a client may send any word.
+#: A trace contains _OTHER in place of other methods, since a client may send any word.
 _METHODS: Final = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 )
-#: Of an owner, in the log: enough to tell keys apart.
+#: Characters of an owner in the log, enough to distinguish keys.
 _LABEL_CHARACTERS: Final = 8
 
 
 class RequestLog:
-    """Gives each request its id (X-Request-Id), a log line, a span and its place in the metrics."""
+    """Gives each request an id (X-Request-Id), logs it, and adds it to the traces and metrics."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
@@ -77,7 +77,7 @@ class RequestLog:
             _, state["trace"], *_ = traceparent.split("-")
             state["traceparent"] = traceparent
         began = time.monotonic()
-        status = 499  # nothing was sent: the client left
+        status = 499  # the client disconnected, unless a response is sent
         whole = False
 
         async def send_with_id(message: Message) -> None:
@@ -95,7 +95,7 @@ class RequestLog:
             status = 500
             raise
         finally:
-            # A GET only looks on: a client that leaves one ends nothing.
+            # Only a POST counts: a client that disconnects from a GET does not cancel a job.
             left = scope["method"] == "POST" and (status == 499 or (status == 200 and not whole))
             self._record(scope, state, span, status, time.monotonic() - began, left=left)
 
@@ -131,7 +131,7 @@ class RequestLog:
 
 
 class StoreGate:
-    """Answers 503 to requests while another server has the jobs, or may have; probes continue."""
+    """Answers 503 while another server holds the jobs, or may hold them, except to probes."""
 
     def __init__(self, app: ASGIApp, service: ImageService) -> None:
         self._app = app
@@ -147,9 +147,10 @@ class StoreGate:
 
 
 class RequireKey:
-    """Find the owner of a request (``state.owner``), or answer 401.
+    """Finds the owner of a request (``state.owner``), or answers 401.
 
-    Without keys every client may come in, and all are one owner. A GET may show a token instead.
+    A server without keys accepts every client, and all clients are one owner. A GET may contain a
+    token in place of a key.
     """
 
     def __init__(
@@ -162,17 +163,17 @@ class RequireKey:
 
     @cached_property
     def _owners(self) -> dict[str, bytes]:
-        # With the first request: the store, whose secret they depend on, is open by then.
+        # Computed at the first request: owners depend on the store's secret, and it is open then.
         return {self._owner_of(key): key.encode() for key in self._keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or reject it."""
-        # Probes have no owner, and a server that stands by has no secret to find one with.
+        # Probes have no owner. A standby server cannot compute one, since its store is not open.
         if scope["type"] != "http" or is_probe(scope):
             await self._app(scope, receive, send)
             return
         owner = self._owner(Request(scope)) if self._owners else ""
-        # OPTIONS returns methods, which /openapi.json of every server does.
+        # OPTIONS needs no key: it returns only the methods of a route, which are not secret.
         if owner is None and needs_key(scope) and scope["method"] != "OPTIONS":
             error = Unauthorized(
                 "API key missing or wrong; send 'Authorization: Bearer KEY'.",
@@ -186,7 +187,7 @@ class RequireKey:
 
     def _owner(self, request: Request) -> str | None:
         offered = credentials.offered_key(request).encode()
-        # All are compared, wherever the right one stands.
+        # Every key is compared, so that the time does not depend on the position of a match.
         matches = [
             owner for owner, key in self._owners.items() if hmac.compare_digest(offered, key)
         ]
@@ -200,10 +201,10 @@ class RequireKey:
 
 
 class CrossOrigin(CORSMiddleware):
-    """Lets pages of other origins call the server and read its answers.
+    """Allows pages of the given origins to call the server and to read its answers.
 
-    Browsers ask further whether a page of the internet may call a private address; an origin that
-    is allowed may.
+    Browsers also ask whether a page of a public site may call a private address. The server allows
+    this for the same origins.
     """
 
     def __init__(self, app: ASGIApp, allow_origins: Collection[str]) -> None:
@@ -217,7 +218,7 @@ class CrossOrigin(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight; one of another origin gets no header for private networks."""
+        """Answer a preflight request; only allowed origins get the header for private networks."""
         response = super().preflight_response(request_headers)
         if not self.is_allowed_origin(request_headers["origin"]):
             del response.headers["Access-Control-Allow-Private-Network"]
@@ -225,14 +226,19 @@ class CrossOrigin(CORSMiddleware):
 
 
 class SameOrigin:
-    """Rejects requests that pages of other origins send, unless CORS allows them.
+    """Rejects requests from pages of other origins, unless CORS allows the origin.
 
-    A browser sends a page's POST, and its EventSource, before CORS has a say; on a server without
-    keys any page in the world could generate images. Browsers report the origin of a request in
-    Sec-Fetch-Site, but only to servers with HTTPS or on localhost. To others they report it in
-    Origin, which a GET has in CORS mode only: an image, a script, a form or a fetch in no-cors
-    mode, whose Accept the page chooses, has none. Such a GET must have a Referer of this server; a
-    page can leave Referer out, but not forge it. Clients that are not browsers send none of these.
+    Browsers send many POSTs and every EventSource request without a CORS preflight. On a server
+    without keys, any page on the web could otherwise generate images. GETs are checked only on
+    routes with ``same_origin``. Browsers report where a request comes from in these headers:
+
+    - Sec-Fetch-Site, but only to servers with HTTPS or on localhost.
+    - Origin. A GET has it in CORS mode only. Images, scripts, forms and fetches in no-cors mode
+      send none, and a page can choose the Accept header of such a fetch.
+    - Referer, which a page can omit but not forge. A browser's GET without the other two headers
+      must have a Referer of this server or of an allowed origin.
+
+    Clients that are not browsers send none of these headers.
     """
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
@@ -249,7 +255,7 @@ class SameOrigin:
         await self._app(scope, receive, send)
 
     def _fault(self, request: Request) -> str:
-        """Why a request is rejected; empty for one that is served."""
+        """Return why a request is rejected, or an empty string if it is not."""
         harmless = request.method in ("GET", "HEAD", "OPTIONS")
         if "*" in self._allowed or (harmless and not is_same_origin(request.scope)):
             return ""
@@ -268,7 +274,7 @@ class SameOrigin:
         return ""
 
     def _is_ours(self, request: Request, address: str | None) -> bool:
-        """True for an address, or an origin, of this server or an allowed one."""
+        """Return whether a URL or an origin is that of this server or an allowed one."""
         try:
             scheme, place = urlsplit(address or "")[:2]
         except ValueError:
@@ -277,20 +283,20 @@ class SameOrigin:
 
 
 def _is_browser(request: Request) -> bool:
-    """True for a User-Agent of browsers, which a page cannot change in no-cors mode."""
+    """Return whether User-Agent is a browser's; a page cannot change it in no-cors mode."""
     return request.headers.get("user-agent", "").startswith("Mozilla/")
 
 
 def refusal(
     error: ImageServiceError, scope: Scope, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The answer to a request that goes no further; the log has it too."""
+    """Return the answer to a request that middleware rejects, and note the reason for the log."""
     scope.setdefault("state", {})["outcome"] = error.reason.value
     return respond.failure(error, headers, dialect_of(scope))
 
 
 def _told(state: dict[str, Any]) -> dict[str, str]:
-    """The headers of every answer: ids, applied preferences, fields without effect."""
+    """Return the headers that every answer gets: ids, applied preferences, unknown fields."""
     headers = {"X-Request-Id": state["request_id"]}
     if "traceparent" in state:
         headers["traceparent"] = state["traceparent"]
@@ -302,7 +308,7 @@ def _told(state: dict[str, Any]) -> dict[str, str]:
 
 
 def _next_span(traceparent: str) -> str:
-    """Return the traceparent of a span below the given one; empty if the latter is not valid."""
+    """Return the traceparent of a new child span; empty if the given traceparent is not valid."""
     given = _TRACE_PARENT.fullmatch(traceparent)
     return f"00-{given['trace']}-{secrets.token_hex(8)}-{given['flags']}" if given else ""
 
@@ -310,10 +316,10 @@ def _next_span(traceparent: str) -> str:
 def _end_span(
     span: Span, scope: Scope, status: int, route: str, facts: Mapping[str, object]
 ) -> None:
-    """End the span of a request, with attributes of OpenTelemetry's conventions for HTTP.
+    """End the span of a request, with the attributes of OpenTelemetry's HTTP conventions.
 
-    It has neither path nor query: an image's path is enough to read it, and either may contain a
-    prompt.
+    The path and the query are left out. The path of an image is enough to download it, and both may
+    contain a prompt.
     """
     method: str = scope["method"]
     is_known = method in _METHODS
@@ -336,14 +342,14 @@ def _end_span(
 
 
 def _ignored(state: dict[str, Any]) -> str:
-    """The names of unknown fields, percent-encoded; values may be prompts and are left out."""
+    """Return the names of unknown fields, percent-encoded, without values that may be prompts."""
     given: Sequence[str] = state.get("ignored_fields", ())[:_MOST_NAMES]
     names = [quote(name, safe="", errors="replace") for name in given]
     return ",".join(names)[:_MOST_CHARACTERS]
 
 
 def _caller(scope: Scope, state: dict[str, Any]) -> dict[str, str]:
-    """Return what the log has of the client: its address, a label of its key, its trace."""
+    """Return the log's fields about the client: its address, a label of its key, its trace id."""
     client = scope.get("client")
     found = {"client": client[0]} if client else {}
     if state.get("owner"):
@@ -354,11 +360,11 @@ def _caller(scope: Scope, state: dict[str, Any]) -> dict[str, str]:
 
 
 def _facts(state: dict[str, Any], *, left: bool) -> dict[str, object]:
-    """Return what the log has of the job, without its prompt.
+    """Return the log's fields about the job, without its prompt.
 
     Args:
-        state: Of the request.
-        left: Its client went away before the answer was complete.
+        state: The state of the request.
+        left: The client disconnected before the answer was complete.
     """
     ignored = _ignored(state)
     fields = {"ignored_fields": ignored} if ignored else {}
@@ -368,7 +374,7 @@ def _facts(state: dict[str, Any], *, left: bool) -> dict[str, object]:
     request = job.request
     outcome = job.status
     if left and not job.terminal and not job.terms.background:
-        # A client that leaves is logged at once; the worker stops up to a step later.
+        # The request is logged at once, but the worker stops up to one step later.
         outcome = JobStatus.CANCELLED
     return {
         "job": job.id,

@@ -1,4 +1,4 @@
-"""Content negotiation: which representation the Accept header of a request selects."""
+"""Content negotiation: reads the Accept and Prefer headers of a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdstream.core.ask import Handling, ParsedRequest
 from sdstream.core.errors import NotAcceptable, Reason
 from sdstream.core.options import OutputFormat
 
-#: Files by the media ranges that take them, the usual one first.
+#: Media range -> the file formats that it accepts, the default one first.
 _IMAGE_TYPES: Final[dict[str, tuple[OutputFormat, ...]]] = {
     "image/*": ("png", "jpeg", "webp"),
     "image/png": ("png",),
@@ -20,11 +20,11 @@ _IMAGE_TYPES: Final[dict[str, tuple[OutputFormat, ...]]] = {
     "image/jpg": ("jpeg",),
     "image/webp": ("webp",),
 }
-#: What browsers put first in Accept for a page, and for what a page embeds.
+#: Media types that browsers put first in Accept for a page and for the files that a page embeds.
 _OF_PAGES: Final = (
     "text/html", "application/xhtml+xml", "text/css", "image/", "audio/", "video/", "font/",
 )  # fmt: skip
-#: A client that streams may name the stream's type; a plain answer to it is JSON.
+#: Media types that select JSON. A streaming client may send the stream's type with any request.
 _JSON_TYPES: Final = ("application/json", "application/*", "text/event-stream")
 
 
@@ -35,18 +35,18 @@ def accepted_image(
     output_format: OutputFormat | None = None,
     anything: OutputFormat | None = None,
 ) -> OutputFormat | None:
-    """The format when Accept asks for the image's bytes, None for JSON.
+    """Return the format of the image file that Accept asks for, or None for JSON.
 
-    A stream is never chosen by Accept: clients send application/json even when streaming.
+    Accept never selects a stream: clients send application/json even when they stream.
 
     Args:
-        request: Of the client.
-        images: That it asks for.
-        output_format: What its body asks for, None for whatever Accept names.
-        anything: What ``*/*`` or no Accept at all means for a single image.
+        request: The client's request.
+        images: Number of images that the request asks for.
+        output_format: Format that the body asks for; None if Accept may choose it.
+        anything: Result for a single image if Accept is ``*/*`` or missing.
 
     Raises:
-        NotAcceptable: Nothing that Accept names can be answered.
+        NotAcceptable: The route cannot return any of the types in Accept.
     """
     ranked, refused = _accepted(request)
     taken: list[OutputFormat] = []
@@ -65,7 +65,7 @@ def accepted_image(
 
 
 def check_takes_events(request: Request) -> None:
-    """Reject a request for server-sent events that browsers send for a page or a part of one.
+    """Reject a request for server-sent events if a browser sent it to load a page or part of one.
 
     Raises:
         NotAcceptable: Accept prefers a page, a style sheet, a font, an image, sound or video.
@@ -81,7 +81,7 @@ def check_takes_events(request: Request) -> None:
 
 
 def with_format(ask: ParsedRequest, wanted: OutputFormat | None) -> ParsedRequest:
-    """Return a request for files of the format that Accept names, where it names none itself."""
+    """Return the request with the format that Accept selects, unless its body names a format."""
     if wanted is None or ask.params.output_format is not None:
         return ask
     return replace(ask, params=ask.params.model_copy(update={"output_format": wanted}))
@@ -102,13 +102,13 @@ def _not_acceptable(
 
 
 def prefers(request: Request, media_type: str, other: str) -> bool:
-    """True when Accept names a type, and not the other one before it."""
+    """Return whether Accept contains a media type and does not rank the other one higher."""
     ranked, _ = _accepted(request)
     return next((t == media_type for t in ranked if t in (media_type, other)), False)
 
 
 def _accepted(request: Request) -> tuple[list[str], set[str]]:
-    """The media ranges of Accept, best first, and those that it rejects by q=0."""
+    """Return the media ranges of Accept, best first, and those that it rejects with q=0."""
     ranked: list[tuple[float, str]] = []
     refused = set()
     for part in listed(request, "accept", "*/*"):
@@ -122,7 +122,7 @@ def _accepted(request: Request) -> tuple[list[str], set[str]]:
 
 
 def _quality(parameters: Sequence[str]) -> float:
-    """Return ``q`` of the parameters of a media range; 0 when it is not a number."""
+    """Return ``q`` from the parameters of a media range: 1 by default, 0 if it is not a number."""
     quality = 1.0
     for parameter in parameters:
         name, _, value = parameter.partition("=")
@@ -135,12 +135,12 @@ def _quality(parameters: Sequence[str]) -> float:
 
 
 def prefers_no_wait(request: Request) -> bool:
-    """Return whether the client asks to be answered at once (RFC 7240)."""
+    """Return whether the client wants an answer at once: ``Prefer: respond-async`` (RFC 7240)."""
     return _wishes(request, "respond-async")
 
 
 def handling_of(request: Request) -> Handling:
-    """Return what becomes of a request's unknown fields: ``Prefer: handling``, or the setting."""
+    """Return how to treat a request's unknown fields: by ``Prefer: handling``, or the setting."""
     for handling in (Handling.STRICT, Handling.LENIENT):
         if _wishes(request, f"handling={handling.value}"):
             return handling
@@ -149,7 +149,7 @@ def handling_of(request: Request) -> Handling:
 
 
 def _wishes(request: Request, preference: str) -> bool:
-    """True when Prefer contains a preference; Preference-Applied then repeats it."""
+    """Return whether Prefer contains a preference, and note it for Preference-Applied."""
     wishes = (wish.partition(";")[0] for wish in listed(request, "prefer"))
     found = any("".join(wish.lower().replace('"', "").split()) == preference for wish in wishes)
     applied: list[str] = request.scope["state"].setdefault("preferences", [])
@@ -159,10 +159,10 @@ def _wishes(request: Request, preference: str) -> bool:
 
 
 def report(request: Request, unknown: Sequence[str]) -> None:
-    """Name a request's unknown fields in the log and in a header of its answer."""
+    """Note a request's unknown fields for the log and for a header of its answer."""
     request.state.ignored_fields = tuple(unknown)
 
 
 def listed(request: Request, name: str, usual: str = "") -> list[str]:
-    """The items of a header that is a list, on however many lines it came."""
+    """Return the items of a list header, which a request may contain several times."""
     return ",".join(request.headers.getlist(name) or [usual]).split(",")

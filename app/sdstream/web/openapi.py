@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made by walking the routes."""
+"""Generates the OpenAPI 3.1 document from the routes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DESCRIPTIONS: Final = {
 }
 
 
-#: Routes for people, which no client calls.
+#: Routes of web pages, which API clients do not call.
 _PAGES: Final = frozenset({"/", "/docs"})
 
 
@@ -30,7 +30,7 @@ def openapi_document(routes: Iterable[BaseRoute]) -> JsonObject:
     """Return the document of all described routes.
 
     Args:
-        routes: Of the application; those of the page are left out.
+        routes: The application's routes; those of web pages are left out.
     """
     paths: dict[str, JsonObject] = {}
     for route in routes:
@@ -58,7 +58,7 @@ def _operation(route: ApiRoute) -> JsonObject:
     described: JsonObject = {
         "summary": operation.summary,
         "operationId": _operation_id(route),
-        # Generators and readers group by it: the module that has the route.
+        # Code generators and readers of the document group operations by the route's module.
         "tags": [route.endpoint.__module__.rpartition(".")[2]],
     }
     own = [parameter(name, "path", STRING, required=True) for name in route.param_convertors]

@@ -1,20 +1,22 @@
-"""What uvicorn leaves out of HTTP/1: deadlines for connections, and rules for heads of requests.
+"""Adds to uvicorn's HTTP/1 protocol: deadlines for connections, and checks of request headers.
 
-A connection is cut when
+The server aborts a connection if
 
-- a request's line and headers are not complete in ``head_seconds`` or within ``max_head_bytes``,
-- a body comes slower than ``body_rate`` after its first ``body_seconds``,
-- more than ``max_unread_bytes`` of a body come after its answer, which did not need it,
-- an answer waits in the send buffer and not a byte of it leaves for ``stall_seconds``.
+- the request line and the headers are not complete within ``head_seconds`` and ``max_head_bytes``,
+- a body arrives more slowly than ``body_rate``, with an allowance of ``body_seconds``,
+- more than ``max_unread_bytes`` of a body arrive after the request was answered without them,
+- no byte of a waiting answer leaves the send buffer for ``stall_seconds``.
 
-No time counts while the server itself does not read, or while a request that came before has no
-answer yet. uvicorn's own keep-alive timeout closes connections that are idle between requests.
+The deadlines for reading do not apply while the server itself does not read, or while an earlier
+request on the connection has no answer yet. uvicorn's own keep-alive timeout closes connections
+that are idle between requests.
 
-A request that breaks a rule of RFC 9112 whose breach lets two servers read one connection in two
-ways is rejected, and its connection is closed: no Host or two, other codings than chunked. An
-upgrade that is offered, such as h2c, is ignored: the request is served as if it had not been.
+Two servers may parse a connection differently if a request violates certain rules of RFC 9112. The
+server rejects such requests and closes their connections: requests without a Host header, with
+several Host headers, or with a transfer coding other than chunked. The server ignores upgrades that
+a client offers, such as h2c, and serves the request without them.
 
-Connections that end at once take turns on the event loop: see web/turns.py.
+If many connections end at the same moment, they take turns on the event loop; see web/turns.py.
 """
 
 from __future__ import annotations
@@ -35,23 +37,25 @@ from sdstream.web.turns import Turns
 
 _KIB: Final = 1024
 
-#: A host of a URL, and perhaps a port.
+#: The host of a URL, with an optional port.
 _HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII)
 
 
 class TimeoutProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol with deadlines. Seconds, bytes, bytes a second.
+    """uvicorn's HTTP protocol with deadlines.
+
+    The limits are in seconds, bytes, and bytes per second.
 
     Args:
-        args, options: Of uvicorn.
-        ends: Turns in which the connections of a server end.
+        args, options: Arguments of uvicorn's protocol.
+        ends: Ends the server's connections one by one.
     """
 
     head_seconds = 10.0
     max_head_bytes = 64 * _KIB
     body_seconds = 10.0
     body_rate = 16 * _KIB
-    #: Clients that send all before they read still get their 401, 404 or 415.
+    #: Large enough for clients that send the whole body before they read a 401, 404 or 415.
     max_unread_bytes = 64 * _KIB * _KIB
     stall_seconds = 30.0
 
@@ -69,13 +73,13 @@ class TimeoutProtocol(HttpToolsProtocol):
         self._ends = ends or Turns()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The first request must come soon."""
+        """Set the deadline for the first request."""
         super().connection_made(transport)
         self.parser = cast(httptools.HttpRequestParser, _Parser(self))
         self._expect_by(self.loop.time() + self.head_seconds)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, then see which deadline holds now."""
+        """Feed the parser, then set the deadline that applies now."""
         self._head_bytes += len(data)
         self._body_bytes += len(data)
         super().data_received(data)
@@ -90,11 +94,11 @@ class TimeoutProtocol(HttpToolsProtocol):
             self._expect_by(self.loop.time() + self.head_seconds)
 
     def on_headers_complete(self) -> None:
-        """What follows is the body, if there is one."""
+        """Start the request, and set the deadline for its body."""
         if self.parser.should_upgrade():
-            return  # the parser will come again, with a head that offers nothing
+            return  # _Parser parses the headers again, without the upgrade
         if self.transport.is_closing():
-            return  # the answer before announced that it is the last
+            return  # the previous answer announced the end of the connection
         version = self.parser.get_http_version()
         fault = _fault_of(self.headers, version)
         self._begin_request(respond.failure(fault) if fault else self.app)
@@ -108,7 +112,7 @@ class TimeoutProtocol(HttpToolsProtocol):
             self.cycle.transport = cast(asyncio.Transport, _ClosesGently(self))
 
     def on_message_complete(self) -> None:
-        """What follows is the next request, which may take its time until it begins."""
+        """End the request; there is no deadline until the next one begins."""
         if self.parser.should_upgrade():
             return
         super().on_message_complete()
@@ -119,7 +123,7 @@ class TimeoutProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _begin_request(self, app: ASGIApp) -> None:
-        """Have uvicorn serve the request whose head is complete by this application."""
+        """Make uvicorn pass the request whose headers are complete to this application."""
         usual, self.app = self.app, cast(Any, app)
         try:
             super().on_headers_complete()
@@ -127,42 +131,42 @@ class TimeoutProtocol(HttpToolsProtocol):
             self.app = usual
 
     def on_response_complete(self) -> None:
-        """Reading continues where it had to wait for the answer."""
+        """Restart the deadline of the body if the request was answered before its body ended."""
         super().on_response_complete()
         if self._in_body:
             self._begin_body()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than the server writes: watch whether it reads at all."""
+        """Start to watch whether the client reads: it is slower than the server writes."""
         super().pause_writing()
         self._unsent = 0
         self._check_stall()
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """Stop watching: the client has read enough of the send buffer."""
         super().resume_writing()
         self._forget_stall()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client has left; its connection is closed in its turn."""
+        """Close the connection in its turn, after the client has closed its side."""
         self._write_no_more()
         self._ends.call(self.transport.close)
-        return True  # else the loop would close it now, with all others that ended
+        return True  # otherwise the loop would close all ended connections at once
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is left to wait for."""
+        """Cancel the deadlines, and notify the request of the end of its connection."""
         self._expect_by(None)
         self._forget_stall()
         if exc is None:
             self._end(exc)
-        else:  # it broke: the request learns of that in its turn
+        else:  # the connection broke: the request is notified in its turn
             self._write_no_more()
             self._ends.call(partial(self._end, exc))
 
     def _end(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        # The two refer to each other. The garbage collector would find a whole crowd of them at
-        # once, and block the event loop.
+        # The protocol and its cycle refer to each other. The garbage collector would find many
+        # such pairs at once, and block the event loop.
         self.cycle = cast(RequestResponseCycle, None)
 
     def _write_no_more(self) -> None:
@@ -170,7 +174,7 @@ class TimeoutProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
 
     def close_gently(self) -> None:
-        """Close after the body: a reset would take the answer from a client that still sends."""
+        """Close after the body: a client that still sends would lose the answer by a reset."""
         if self._in_body:
             self._closes_after_body = True
         else:
@@ -208,15 +212,16 @@ class TimeoutProtocol(HttpToolsProtocol):
             self._stall_check = None
 
     def _cut(self) -> None:
-        # Also when it is closing: a reader that stalls would keep it closing for ever.
+        # Also aborts a closing connection, which a client that does not read would keep open.
         self.transport.abort()
 
 
 class _Parser:
-    """httptools' parser as uvicorn sees it, which continues where an upgrade is offered.
+    """httptools' parser, with support for requests that offer an upgrade.
 
-    The parser ends at such a head, and returns the rest unread, also the body. A new parser is fed
-    the same head without the offer, then the rest.
+    httptools stops after the headers of such a request and does not parse the rest, including the
+    body. This class starts a new parser and feeds it the same headers without the offer, then the
+    rest.
     """
 
     def __init__(self, protocol: TimeoutProtocol) -> None:
@@ -224,7 +229,7 @@ class _Parser:
         self._renew()
 
     def feed_data(self, data: bytes) -> None:
-        """Parse; the protocol is called back. Raises httptools.HttpParserError."""
+        """Parse data and call the protocol's methods; raises httptools.HttpParserError."""
         while True:
             try:
                 self._parser.feed_data(data)
@@ -239,24 +244,24 @@ class _Parser:
             self._parser.feed_data(head)
 
     def should_upgrade(self) -> bool:
-        """True at a head that the parser ends at."""
+        """Return whether the request offers an upgrade, at which httptools stops."""
         return bool(self._parser.should_upgrade())
 
     def should_keep_alive(self) -> bool:
-        """True when another request may follow."""
+        """Return whether another request may follow."""
         return bool(self._parser.should_keep_alive())
 
     def get_http_version(self) -> str:
-        """Of the request."""
+        """Return the HTTP version of the request."""
         return str(self._parser.get_http_version())
 
     def get_method(self) -> bytes:
-        """Of the request."""
+        """Return the method of the request."""
         return bytes(self._parser.get_method())
 
     def _renew(self) -> None:
         self._parser = httptools.HttpRequestParser(self._protocol)
-        # As in uvicorn: what follows a last request is not parsed, and is not an error.
+        # As in uvicorn: data after the last request is ignored and is not an error.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
 
@@ -279,7 +284,7 @@ def _items(value: bytes) -> list[bytes]:
 
 
 def _fault_of(headers: Iterable[tuple[bytes, bytes]], version: str) -> ImageServiceError | None:
-    """Why a request is rejected by its head alone."""
+    """Return why a request is rejected because of its headers, or None if it is not."""
     hosts = [value for name, value in headers if name == b"host"]
     codings = [item for name, value in headers if name == b"transfer-encoding"
                for item in _items(value)]  # fmt: skip
@@ -302,7 +307,7 @@ def _broken(message: str) -> InvalidRequest:
 
 
 class _Unchunked:
-    """``send`` for a client of HTTP/1.0, which reads to the end of the connection instead."""
+    """A ``send`` for HTTP/1.0 clients, which read to the end of the connection, not in chunks."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
@@ -310,20 +315,20 @@ class _Unchunked:
         self._counted = True
 
     async def send(self, message: Message) -> None:
-        """Send without chunks what has no length."""
+        """Send a message; an answer without Content-Length is not sent in chunks."""
         if message["type"] == "http.response.start":
             names = {name.lower() for name, _ in message.get("headers", [])}
             self._counted = b"content-length" in names
             if not self._counted:
                 self._cycle.chunked_encoding = False
         elif not self._counted:
-            # uvicorn requires the announced length. Each part is announced right before it is sent.
+            # uvicorn requires a length, so the length of each part is set right before it is sent.
             self._cycle.expected_content_length = len(message.get("body", b""))
         await self._send(cast(Any, message))
 
 
 class _ClosesGently:
-    """The transport as uvicorn sees it of a client that asked for one answer only."""
+    """The transport that uvicorn uses for the last answer of a connection."""
 
     def __init__(self, protocol: TimeoutProtocol) -> None:
         self._protocol = protocol

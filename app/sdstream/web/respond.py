@@ -1,17 +1,17 @@
-"""What goes back: streams, JSON, image bytes and errors. The only importer of sse_starlette.
+"""Builds responses: streams, JSON and errors. Only this module imports sse_starlette.
 
 Deliberate oddities:
 
-1. ``sep`` is LF: the library's CRLF makes hand-written clients lose frames. Frames come as bytes,
-   which the library passes through as they are.
-2. Its pings are off: they are comment lines, which break clients of POST streams. Keep-alive is a
-   frame of the dialect.
-3. Its task group is not used. anyio leaves each task that it cancels in a cycle of references, with
-   the job in it; the garbage collector finds those of a whole crowd at once, which blocks the event
-   loop.
-4. At shutdown the library would cut every stream at once, also those of the package ``mcp``, which
-   uses it too. The service ends every job by itself within the grace time, and with the job its
-   stream, so the library is set to leave them unchanged.
+1. ``sep`` is LF, because simple clients lose frames that end with the library's CRLF. The frames
+   are bytes, which the library sends unchanged.
+2. The library's pings are off: they are comments, which break some clients of POST streams. Each
+   dialect has its own keep-alive frame.
+3. The library's task group is not used. anyio leaves each task that it cancels in a reference cycle
+   that contains the job. When many clients disconnect together, the garbage collector finds all
+   these cycles at once and blocks the event loop.
+4. At shutdown the library would end every stream at once, including those of the package ``mcp``,
+   which uses it too. This is switched off: the service ends every job within the grace time, and
+   the stream of a job ends with the job.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _STATUS_ERRORS: Final = {
 }
 
 
-#: Characters of a path in an error.
+#: Most characters of a path in an error message.
 _LONGEST_PATH: Final = 200
 
 
@@ -63,7 +63,7 @@ class ClientLeft(Exception):
 
 
 class _EventStream(EventSourceResponse):
-    """A stream that ends when its client leaves."""
+    """A stream that ends when its client disconnects."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "HEAD":
@@ -74,14 +74,14 @@ class _EventStream(EventSourceResponse):
 
 
 def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response:
-    """Server-sent events, each item of ``frames`` flushed by itself."""
+    """Return a response of server-sent events; each item of ``frames`` is sent separately."""
     response = _EventStream(
         frames,
         headers={**_STREAM_HEADERS, **headers},
         sep="\n",
         ping=0,
     )
-    # The library promises keep-alive also to a client that asked for the connection's end.
+    # The library sends keep-alive even if the client asked the server to close the connection.
     del response.headers["Connection"]
     return response
 
@@ -89,7 +89,7 @@ def stream(frames: AsyncIterator[bytes], headers: Mapping[str, str]) -> Response
 def json_bytes(
     body: bytes, headers: Mapping[str, str] | None = None, status: int = 200
 ) -> Response:
-    """JSON that is rendered already."""
+    """Return a response with JSON that is already encoded."""
     return Response(body, status, headers, media_type="application/json")
 
 
@@ -98,20 +98,22 @@ def failure(
     headers: Mapping[str, str] | None = None,
     dialect: Dialect = DEFAULT,
 ) -> Response:
-    """Return an error in the form of its dialect."""
+    """Return the response for an error, in the form of a dialect."""
     body = dialect.error_body(error)
     every = {**(headers or {}), **error_headers(error)}
     if error.status == 413:
-        # Else the connection would go on swallowing what the client still sends.
+        # Otherwise the server would have to receive the rest of the body.
         every["Connection"] = "close"
     return json_bytes(compact(body), every, error.status)
 
 
 async def unless_client_leaves(work: Awaitable[T], receive: Receive) -> T:
-    """Await ``work``; plain handlers are not notified of a disconnect, so this watches for one.
+    """Await ``work``, and cancel it if the client disconnects.
+
+    Starlette does not notify a handler of a disconnect, so this function watches for it.
 
     Raises:
-        ClientLeft: The connection was closed first; ``work`` is cancelled.
+        ClientLeft: The client disconnected first.
     """
     doing = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(receive))
@@ -133,14 +135,14 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def on_service_error(request: Request, error: Exception) -> Response:
-    """Handler for every ImageServiceError that a route raises."""
+    """Handle an ImageServiceError that a route raised."""
     assert isinstance(error, ImageServiceError)
     request.state.outcome = error.reason.value
     return failure(error, dialect=dialect_of(request.scope))
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Handler for what Starlette itself rejects: no route, wrong method."""
+    """Handle a request that Starlette itself rejects: unknown route or wrong method."""
     assert isinstance(error, HTTPException)
     kind, reason, message = _STATUS_ERRORS.get(
         error.status_code, (InvalidRequest, Reason.INVALID_VALUE, error.detail)
@@ -167,7 +169,7 @@ def _unrouted(request: Request) -> str:
 
 
 def _methods(request: Request) -> list[str]:
-    """The methods of the routes that share the path of the one that matched."""
+    """Return the methods of all routes with the path of the route that matched."""
     matched = route_of(request.scope)
     if not isinstance(matched, Route):
         return []
@@ -177,15 +179,15 @@ def _methods(request: Request) -> list[str]:
 
 
 async def on_disconnect(request: Request, _error: Exception) -> Response:
-    """Handler for clients that leave in the middle of their body; the answer is not read."""
+    """Handle a client that disconnects while it sends its body; it does not read the answer."""
     request.state.outcome = "client_left"
     return Response(status_code=499)
 
 
 async def on_fault(request: Request, error: Exception) -> Response:
-    """Handler for everything else: the log has the traceback, the client a sentence."""
+    """Handle any other exception: the traceback is logged, and the client gets a short message."""
     request.state.outcome = Reason.INTERNAL_ERROR.value
     fault = ImageServiceError("Internal server error.", reason=Reason.INTERNAL_ERROR)
-    # This handler sits outside of the middleware that would add the id.
+    # This handler runs outside of the middleware that adds the id.
     headers = {"X-Request-Id": request.state.request_id}
     return failure(fault, headers, dialect_of(request.scope))
