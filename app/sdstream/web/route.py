@@ -1,7 +1,7 @@
-"""Routes that carry their description, and the dialect of a request before it is routed.
+"""Routes with their descriptions, and the route of a request before Starlette routes it.
 
-The OpenAPI document is made by walking the routes (web/openapi), and code that serves every dialect
-asks the route for what differs: never the path.
+web/openapi.py generates the OpenAPI document from the descriptions. Code that serves several APIs
+reads the differences between them from the route, not from the path.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _STATE: Final = "api_route"
 _CONVERTOR: Final = re.compile(r":\w+}")
 
-#: Share of a path that a near one has in common with it.
+#: Least similarity, from 0 to 1, of an unknown path and a route that an error suggests.
 _NEAR: Final = 0.75
-#: Of a path that is compared with others.
+#: Most characters of a path that is compared with the routes.
 _LONGEST_PATH: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What differs between the APIs in code that serves all of them.
+    """The differences between the APIs for code that serves all of them.
 
     Attributes:
-        error_body: The whole JSON of an error.
-        error_schema: Component of the OpenAPI document that describes it.
-        prefix: What the paths of the API begin with, for requests that match no route; empty for
-            the API that has the rest.
+        error_body: Renders an error as a JSON object.
+        error_schema: Component of the OpenAPI document that describes this object.
+        prefix: Prefix of the API's paths, which selects the dialect of requests that match no
+            route; empty for the default dialect.
     """
 
     error_body: Callable[[ImageServiceError], JsonObject]
@@ -61,11 +61,12 @@ class Operation:
 
     Attributes:
         summary: One line.
-        answers: Status -> what is answered.
-        body: Request body, empty for none.
-        errors: Kinds of errors, besides those of every route.
-        body_required: A request without a body is rejected.
-        parameters: Of the query and the headers, in OpenAPI's form; path parameters are derived.
+        answers: Status -> content of the answer.
+        body: Content of the request body; None without a body.
+        errors: Error classes, in addition to those of every route.
+        body_required: Requests without a body are rejected.
+        parameters: Parameters of the query and the headers in OpenAPI's form. Path parameters are
+            derived from the path.
     """
 
     summary: str
@@ -76,7 +77,7 @@ class Operation:
     body_required: bool = True
 
 
-#: A route may be rejected for the key, the origin or the host of its request.
+#: Errors of every route: a request may be rejected for its key, its origin or its host.
 COMMON_ERRORS: Final = (Unauthorized, Forbidden)
 
 
@@ -84,12 +85,13 @@ class ApiRoute(Route):
     """One method of one path.
 
     Attributes:
-        operation: Its description.
-        dialect: Its API.
-        is_open: It needs no key.
-        is_probe: It is for orchestrators: any host name is served, and it is logged at debug.
-        same_origin: It is a GET that pages of other origins may not send: it makes a job, or
-            opens a session.
+        operation: Description of the method.
+        dialect: Dialect of its errors.
+        is_open: Requests need no key.
+        is_probe: Requests are probes of orchestrators. They need no key, may use any host name,
+            and are logged at debug.
+        same_origin: Pages of other origins may not send this GET, because it makes a job or opens
+            a session.
     """
 
     def __init__(
@@ -114,14 +116,15 @@ class ApiRoute(Route):
 
 
 def plain_path(route: ApiRoute) -> str:
-    """Return the path of a route as documents have it: ``{model}`` for ``{model:path}``."""
+    """Return the path of a route in OpenAPI's form: ``{model}`` for ``{model:path}``."""
     return _CONVERTOR.sub("}", route.path)
 
 
 def route_of(scope: Scope) -> BaseRoute | None:
-    """Return the route that will serve a request; None without one.
+    """Return the route that matches a request, at least by its path, or None.
 
-    It can be asked before the request is routed, as middleware does; the answer is kept.
+    Middleware calls this function before Starlette routes the request. The result is stored in the
+    state of the request.
     """
     state: dict[str, Any] = scope.setdefault("state", {})
     if _STATE not in state:
@@ -143,7 +146,7 @@ def _match(scope: Scope) -> BaseRoute | None:
 
 
 def dialect_of(scope: Scope) -> Dialect:
-    """Return the dialect that errors of a request are answered in."""
+    """Return the dialect of the errors that a request is answered with."""
     route = route_of(scope)
     if isinstance(route, ApiRoute):
         return route.dialect
@@ -159,24 +162,24 @@ def needs_key(scope: Scope) -> bool:
 
 
 def is_probe(scope: Scope) -> bool:
-    """Return whether a request is an orchestrator's."""
+    """Return whether a request is a probe of an orchestrator."""
     route = route_of(scope)
     return isinstance(route, ApiRoute) and route.is_probe
 
 
 def is_quiet(scope: Scope) -> bool:
-    """Return whether a request is logged at debug only: an orchestrator's, or for a static file."""
+    """Return whether a request is logged at debug only: a probe, or one for a static file."""
     return isinstance(route_of(scope), Mount) or is_probe(scope)
 
 
 def is_same_origin(scope: Scope) -> bool:
-    """Return whether a GET may not be sent by pages of other origins."""
+    """Return whether pages of other origins may not send a GET to the route."""
     route = route_of(scope)
     return isinstance(route, ApiRoute) and route.same_origin
 
 
 def nearest_route(scope: Scope) -> ApiRoute | None:
-    """Return the route that a client of an unknown path may have meant; None when none is near."""
+    """Return the route whose path is most similar to an unknown path; None below ``_NEAR``."""
     path: str = scope["path"]
     if len(path) > _LONGEST_PATH:
         return None
@@ -191,9 +194,9 @@ def nearest_route(scope: Scope) -> ApiRoute | None:
 
 
 def _likeness(path: str, template: str) -> tuple[float, bool]:
-    """How alike the words of two paths are, from 0 to 1, and whether they have as many parts.
+    """Return the similarity of two paths, from 0 to 1, and whether they have as many parts.
 
-    Parameters are not compared.
+    Path parameters are not compared.
     """
     given, parts = path.split("/"), template.split("/")
     as_many = len(given) == len(parts)

@@ -1,7 +1,7 @@
 """JSON Schemas of bodies and answers: the components of the OpenAPI document.
 
-Requests are made from the models that validate them. Answers are written here and checked against
-the running server by the tests.
+The schemas of requests are generated from the models that validate them. The schemas of answers are
+written here, and the tests check them against a running server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OBJECT: Final[Schema] = {"type": "object"}
 FILE: Final[Schema] = {"type": "string", "format": "binary"}
 
 IMAGES: Final[Content] = {f"image/{kind}": FILE for kind in ("png", "jpeg", "webp")}
-#: One event, since a stream has no schema of its own in OpenAPI 3.1.
+#: The schema of one event, since OpenAPI 3.1 cannot describe a stream.
 EVENTS: Final[Content] = {
     "text/event-stream": {
         "type": "object",
@@ -60,17 +60,17 @@ _TEXT_INPUTS: Final = {
 
 
 def ref(name: str) -> Schema:
-    """Return the schema that stands for a component."""
+    """Return a reference to a component."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def json_of(schema: Schema) -> Content:
-    """Return content of JSON."""
+    """Return the content of a JSON body."""
     return {"application/json": schema}
 
 
 def form_of(schema: Schema) -> Content:
-    """Return content of a multipart form."""
+    """Return the content of a multipart form."""
     return {"multipart/form-data": schema}
 
 
@@ -86,7 +86,7 @@ def record(properties: dict[str, Schema], required: Sequence[str] | None = None)
 
 
 def nullable(schema: Schema) -> Schema:
-    """Return a schema that null satisfies too."""
+    """Return a schema that also accepts null."""
     return {"anyOf": [schema, {"type": "null"}]}
 
 
@@ -96,14 +96,15 @@ def parameter(name: str, place: str, schema: Schema, *, required: bool = False) 
 
 
 def option_schemas() -> dict[str, dict[str, Any]]:
-    """Return the schema of every field of a generation, with its aliases."""
+    """Return the schema of every option of a request for images, with its aliases."""
     params = ImageParams.model_json_schema(ref_template=_TEMPLATE)["properties"]
     reply = ReplyOptions.model_json_schema(ref_template=_TEMPLATE)["properties"]
     fields = {
         name: {**schema, "x-aliases": [a for a, target in ALIASES.items() if target == name]}
         for name, schema in {**params, **reply}.items()
     }
-    # mistral.rs' spellings are accepted; in one enumeration, generators take them for one name.
+    # The server also accepts mistral.rs' spellings. They are left out, because code generators
+    # would give two values of the enumeration the same name.
     fields["response_format"]["anyOf"] = [
         {"type": "string", "enum": ["b64_json", "url", "both"]},
         {"type": "null"},
@@ -125,7 +126,7 @@ def _generation(
 
 
 def _definitions() -> dict[str, Any]:
-    """What the schemas of the options refer to."""
+    """Return the definitions that the schemas of the options refer to."""
     found: dict[str, Any] = {}
     for model in (ImageParams, ReplyOptions):
         found |= model.model_json_schema(ref_template=_TEMPLATE).get("$defs", {})
@@ -256,7 +257,7 @@ _MCP_ERROR: Final = record(
 
 
 def page_of(item: Schema, **more: Schema) -> Schema:
-    """Return the schema of OpenAI's lists, with more fields."""
+    """Return the schema of a list in OpenAI's form, with additional fields."""
     return record({"object": STRING, "data": listing(item), **more})
 
 

@@ -1,4 +1,4 @@
-"""The uvicorn server that carries the application: its signals and its deadlines."""
+"""The uvicorn server that runs the application: start, signals and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ from sdstream.web.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-#: For the last frames to be written, whatever the grace time.
+#: Seconds that remain for sending the last frames, even if the grace time is shorter.
 _LEAST_SECONDS = 2
 
-#: The garbage collector's thresholds. The last one is 10 by default: while 800 streams come, it
-#: then looks through all objects twice, which blocks the event loop for 50 and for 120 ms of CPU
-#: time. A request leaves few objects to the collector, and no images.
+#: The garbage collector's thresholds. The default of the last one is 10: the collector then scans
+#: all objects twice while 800 streams are opened, which blocks the event loop for 50 and 120 ms of
+#: CPU time. A request leaves few objects to the collector, and no images.
 _COLLECTIONS: Final = (700, 10, 100)
 
-#: Of the path of a Unix socket, in bytes; what the kernel has room for.
+#: Most bytes in the path of a Unix socket, a limit of the kernel.
 _LONGEST_SOCKET = 107
 
 
 class ServerError(ConfigurationError):
-    """The server cannot listen; the message has the address and the reason."""
+    """The server cannot listen; the message contains the address and the reason."""
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server whose first signal flips readiness and starts the drain.
+    """A uvicorn server whose service stops accepting jobs at the first signal.
 
-    uvicorn alone would notify the application of its end only after the last connection closed,
-    which for a stream is after its job.
+    uvicorn alone notifies the application of the shutdown only after the last connection has
+    closed, and the connection of a stream closes only after its job has ended.
 
     Args:
-        settings: Frozen.
-        uds: Path of the Unix socket of a private server, whose signals are its command's.
+        settings: The server's settings.
+        uds: Path of the Unix socket of a private server, which leaves signals to its command.
 
     Raises:
-        CatalogError, ModelError, SafetyCheckerError, StoreError, WebhookSettingsError: It cannot
-            start with these settings.
+        CatalogError, ModelError, SafetyCheckerError, StoreError, WebhookSettingsError: The server
+            cannot start with these settings.
     """
 
     def __init__(self, settings: Settings, *, uds: Path | None = None) -> None:
         for warning in exposure_warnings(settings) if uds is None else ():
             logger.warning(warning)
         app = build_app(settings, on_death=self._die, on_loss=self._leave)
-        # Before anything listens: a folder that cannot be used ends the program with an error.
+        # Opened before the server listens: an unusable folder ends the program with an error.
         try:
             app.state.store.open()
         except StoreInUse as error:
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            # Its trust would reach further than links: see web/addresses.py.
+            # uvicorn would use these headers for more than links; see web/addresses.py.
             proxy_headers=False,
             lifespan="on",
             http=cast(type[asyncio.Protocol], partial(TimeoutProtocol, ends=Turns())),
@@ -97,22 +97,22 @@ class Server(uvicorn.Server):
         self._systemd = Notifications(address, variable("WATCHDOG_USEC"))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen; remember the loop for the signal handler.
+        """Start to listen, install signal handlers, and configure the garbage collector.
 
         Raises:
-            ServerError: The address cannot be listened on.
+            ServerError: The server cannot listen on the address.
         """
         self._loop = asyncio.get_running_loop()
         if self.config.uds is None:
             await _try_address(self.config.host, self.config.port)
         try:
             await super().startup(sockets)
-        except SystemExit:  # uvicorn's way with a start that fails, after it logged why
+        except SystemExit:  # uvicorn raises it after it has logged why the start failed
             self._die()
         self._reload_on_hangup()
         self._change_log_level_on_signals()
-        # Objects of modules are never freed. Collecting garbage among them, which each burst of
-        # requests triggers, would block the event loop for a tenth of a second.
+        # Objects of modules are never freed. If the collector scanned them in each burst of
+        # requests, it would block the event loop for a tenth of a second.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECTIONS)
@@ -121,7 +121,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Have ``handle_exit`` called, but not in a private server."""
+        """Make signals call ``handle_exit``, except in a private server."""
         if self.config.uds is not None:
             yield
             return
@@ -129,21 +129,21 @@ class Server(uvicorn.Server):
             yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT: take no more work, then let uvicorn close."""
+        """Handle SIGTERM or SIGINT: accept no more jobs, then let uvicorn shut down."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.service.begin_drain)
         self._systemd.stopping()
         super().handle_exit(sig, frame)
 
     def _reload_on_hangup(self) -> None:
-        """Have SIGHUP reload models.yaml, where it does not say that the terminal is gone."""
+        """Make SIGHUP reload models.yaml, unless the process has a terminal that may send it."""
         usual = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
         if self.config.uds is None and usual and not _has_terminal():
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
 
     def _change_log_level_on_signals(self) -> None:
-        """Have SIGUSR1 set the log level to debug, and SIGUSR2 set it back to the setting."""
+        """Make SIGUSR1 set the log level to debug, and SIGUSR2 reset it to the setting."""
         if self.config.uds is None:
             loop = asyncio.get_running_loop()
             loop.add_signal_handler(signal.SIGUSR1, _log_from, "debug", "may contain prompts")
@@ -155,7 +155,7 @@ class Server(uvicorn.Server):
         self._reloading = asyncio.create_task(self._reload())
 
     async def _reload(self) -> None:
-        with suppress(CatalogRejected):  # the log has why
+        with suppress(CatalogRejected):  # the service has logged the reason
             await self.service.reload_catalog()
 
     def _die(self) -> None:
@@ -163,21 +163,21 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _leave(self) -> None:
-        """End at once: the clients of this server are to come to the one that took over."""
+        """Stop at once, so that the clients connect to the server that took over."""
         self.config.timeout_graceful_shutdown = _LEAST_SECONDS
         self._die()
 
 
 def _log_from(level: str, remark: str) -> None:
     set_log_level(level)
-    # At any level, so that the log gives the reason for more or fewer lines.
+    # Logged at every level, so that the log explains why it has more or fewer lines from here on.
     logger.log(
         max(logging.WARNING, logger.getEffectiveLevel()), "log level: %s (%s)", level, remark
     )
 
 
 async def _try_address(host: str, port: int) -> None:
-    """See whether the address is free, before anything starts; uvicorn would only log it, later."""
+    """Raise ServerError if the server cannot listen; uvicorn would only log the error, later."""
     loop = asyncio.get_running_loop()
     try:
         probe = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
@@ -190,7 +190,7 @@ async def _try_address(host: str, port: int) -> None:
 
 
 def _has_terminal() -> bool:
-    """True when the process has a controlling terminal, whose end sends SIGHUP."""
+    """Return whether the process has a controlling terminal, which sends SIGHUP when it closes."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
@@ -208,19 +208,19 @@ def _why(error: OSError | UnicodeError) -> str:
 async def serving_privately(settings: Settings) -> AsyncIterator[Path]:
     """Run a server on a Unix socket in a private folder, for one command of the CLI.
 
-    The folder, which has the prompt, goes at the end, also at one by Ctrl-C or SIGTERM.
+    The folder contains the prompt. It is deleted at the end, also after Ctrl-C, SIGTERM or SIGHUP.
 
     Yields:
         The path of the socket; the server is ready to take requests.
 
     Raises:
-        ServerError: The folder of temporary files has too long a path for a socket.
+        ServerError: The path of the folder for temporary files is too long for a socket.
     """
     with _ending_by_signals(), TemporaryDirectory(prefix="sdstream-") as folder:
         path = Path(folder) / "socket"
         if len(os.fsencode(path)) > _LONGEST_SOCKET:
             raise ServerError(f"TMPDIR is too long a path for a socket: {path.parent.parent}.")
-        # Its jobs are for this command alone: the usual data folder may be a running server's.
+        # A separate data folder: the default one may belong to a running server.
         alone = settings.private(Path(folder) / "data")
         server = Server(alone, uds=path)
         task = asyncio.create_task(server.serve())
@@ -237,9 +237,10 @@ async def serving_privately(settings: Settings) -> AsyncIterator[Path]:
 
 @contextmanager
 def _ending_by_signals() -> Iterator[None]:
-    """Cancel this task at SIGTERM or SIGHUP, so that it can clean up, and end by the signal then.
+    """Cancel this task at SIGTERM or SIGHUP so that it can clean up, then raise the signal again.
 
-    SIGINT is asyncio's own, which does the same. A signal that is ignored, as by nohup, stays so.
+    asyncio does the same for SIGINT. A signal that the process ignores, for example under nohup,
+    stays ignored.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()

@@ -1,7 +1,8 @@
-"""Notifies systemd that the server listens, is alive and stops: the protocol of sd_notify(3).
+"""Notifies systemd that the server is ready, alive or stopping; see sd_notify(3).
 
-A unit with ``Type=notify`` sets NOTIFY_SOCKET, and one with ``WatchdogSec=`` sets WATCHDOG_USEC.
-The watchdog is fed by the event loop, so that a server that hangs is restarted.
+systemd sets NOTIFY_SOCKET for a unit with ``Type=notify``, and WATCHDOG_USEC for a unit with
+``WatchdogSec=``. The event loop feeds the watchdog, so systemd restarts a server whose event loop
+hangs.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ _PER_PERIOD: Final = 2
 
 
 class Notifications:
-    """The notifications of one server; all do nothing without systemd.
+    """The notifications of one server; without systemd they do nothing.
 
     Args:
         address: NOTIFY_SOCKET: a path, or an abstract socket that begins with ``@``.
-        watchdog_usec: WATCHDOG_USEC: microseconds after which silence is a hang.
+        watchdog_usec: WATCHDOG_USEC: microseconds without a message after which systemd restarts
+            the server.
     """
 
     def __init__(self, address: str | None, watchdog_usec: str | None) -> None:
@@ -38,7 +40,7 @@ class Notifications:
             self._feeding = asyncio.create_task(self._feed())
 
     def stopping(self) -> None:
-        """Report that the server takes no more work."""
+        """Report that the server is stopping."""
         self._send("STOPPING=1")
 
     async def _feed(self) -> None:

@@ -1,7 +1,7 @@
-"""Short-lived tokens for URLs, of all that an owner may read or of one path.
+"""Short-lived tokens for URLs: for one path, or for everything that an owner may read.
 
-EventSource and <img> can send no Authorization header, and an API key in a URL ends up in logs and
-histories. A token is good for GETs only, and for an hour.
+EventSource and <img> cannot send an Authorization header, and an API key in a URL would end up in
+logs and browser histories. A token is valid for an hour, and for GET and HEAD requests only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _DIGEST_BYTES: Final = 32
 
 
 class Tokens:
-    """Issues and reads tokens: ``base64url(expiry:path:owner | HMAC)``.
+    """Issues and verifies tokens: ``base64url(HMAC | expiry:path:owner)``.
 
     Args:
-        secret: Returns random bytes, the same for each server of the service.
-        clock: Unix seconds.
+        secret: Returns the secret, which all servers with the same store share.
+        clock: Returns the time in Unix seconds.
     """
 
     def __init__(self, secret: Callable[[], bytes], clock: Callable[[], float]) -> None:
@@ -31,18 +31,18 @@ class Tokens:
         self._clock = clock
 
     def issue(self, owner: str, path: str = "") -> tuple[str, int]:
-        """Return a token that stands for an owner, and the Unix second until which it does.
+        """Return a token for an owner, and the Unix second in which it expires.
 
         Args:
-            owner: The owner that the token stands for.
-            path: The one path that it opens; empty for all.
+            owner: The owner whose data the token opens.
+            path: The only path that the token opens; empty for all paths.
         """
         expires = int(self._clock()) + LIFETIME_SECONDS
         words = f"{expires}:{path}:{owner}".encode()
         return base64.urlsafe_b64encode(self._sign(words) + words).decode().rstrip("="), expires
 
     def owner(self, token: str, path: str = "") -> str | None:
-        """Return the owner that a token stands for; None when it is invalid or expired.
+        """Return the owner of a token; None if it is invalid, expired or for another path.
 
         Args:
             token: As the client sent it.

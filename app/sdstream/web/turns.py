@@ -1,8 +1,9 @@
-"""Crowds take turns: requests that come or go at the same moment do not hold up the event loop.
+"""Lets requests that start or end at the same moment take turns, so that others do not wait.
 
-asyncio runs all that is ready before it looks at its sockets again. When a thousand clients come or
-leave at once, every other client waits for the work of a thousand. Here each turn of the loop lets
-one of them continue; the others wait in the order in which they came. Probes do not wait.
+asyncio runs all ready callbacks before it polls its sockets again. If a thousand clients connect or
+disconnect at once, every other client waits until all thousand are handled. This module lets one of
+them continue in each turn (iteration) of the event loop. The others wait in the order in which they
+came. Probes do not wait.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Turns:
         self._taken = False
 
     def call(self, callback: Callable[[], None]) -> None:
-        """Run ``callback`` at once if no other one ran in this turn of the event loop."""
+        """Run ``callback`` now, or in a later turn if another one has run in this turn."""
         if self._taken:
             self._waiting.append(callback)
             return
@@ -33,7 +34,7 @@ class Turns:
         callback()
 
     async def turn(self) -> None:
-        """Wait for one's turn."""
+        """Wait for the turn of the caller."""
         mine = asyncio.get_running_loop().create_future()
         self.call(lambda: None if mine.cancelled() else mine.set_result(None))
         await mine
@@ -47,7 +48,7 @@ class Turns:
 
 
 class OneByOne:
-    """Middleware: requests begin one after the other."""
+    """Middleware that starts one request in each turn of the event loop."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
