@@ -1,8 +1,9 @@
 """AUTOMATIC1111's routes, /sdapi/v1/….
 
-That API knows one user and one job: progress, interrupt and skip name none. Here they mean the
-oldest unfinished job that came by these routes, so that no client stops a job of another API, and
-the checkpoint that options choose holds for these routes only. Each API key is a user of its own.
+AUTOMATIC1111 has one user and one job at a time, so its requests for progress, interrupt and skip
+do not name a job. Here they apply to the oldest unfinished job of these routes, so that they do not
+stop jobs of other APIs. The checkpoint that a client sets in the options also applies to these
+routes only. Each API key counts as a separate user.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _NULL: Final = b"null"
 _PREFIX: Final = "/sdapi/v1/"
 A1111: Final = Dialect(answers.problem, "A1111Error", _PREFIX)
 
-#: What AUTOMATIC1111's clients ask for and this server has none of -> what is answered.
+#: Name of a resource that AUTOMATIC1111's clients request but this server lacks -> the answer.
 EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
     "sd-vae": [],
     "hypernetworks": [],
@@ -60,7 +61,7 @@ EMPTY: Final[dict[str, list[str] | dict[str, Any]]] = {
     "cmd-flags": {},
 }
 
-#: POSTs after which the lists have new files; here they always look.
+#: POSTs that make AUTOMATIC1111 look for new files. This server looks for them at every request.
 REFRESHES: Final = ("refresh-loras", "refresh-vae", "refresh-embeddings")
 
 _NULL_ANSWER: Final = json_of({"type": "null"})
@@ -69,7 +70,7 @@ _BODY_ERRORS: Final = (InvalidRequest, NotFound, PayloadTooLarge, UnsupportedMed
 
 
 def _image_operation(summary: str, answer: Content) -> Operation:
-    """An operation whose fields are described by AUTOMATIC1111's own documents."""
+    """Return an operation whose body is described in AUTOMATIC1111's own documentation only."""
     answers = {200: answer, 202: json_of(ref("Job"))}
     return Operation(summary, answers, json_of(OBJECT), JOB_ERRORS, JOB_HEADERS)
 
@@ -146,7 +147,7 @@ def _control_net(name: str) -> Operation:
 
 @dataclass
 class _Run:
-    """A job of these routes, and who stopped it."""
+    """A job of these routes, and whether a client interrupted it or skipped its image."""
 
     live: LiveJob
     interrupted: bool = False
@@ -155,12 +156,12 @@ class _Run:
 
 @dataclass
 class _User:
-    """What is remembered of an owner between requests.
+    """The state of an owner between requests.
 
     Attributes:
         runs: Jobs whose clients wait, oldest first.
-        idle: What a progress reports without a job.
-        chosen: The settings of later requests.
+        idle: The state that GET progress reports while there is no job.
+        chosen: Settings that apply to later requests.
     """
 
     runs: list[_Run] = field(default_factory=list)
@@ -174,7 +175,7 @@ class _User:
 
 
 class A1111Routes:
-    """The routes, with what they remember between requests: jobs and checkpoint of each owner."""
+    """The routes and their state between requests: the jobs and the settings of each owner."""
 
     def __init__(self, draw: ImageRoutes) -> None:
         self._draw = draw
@@ -240,7 +241,7 @@ class A1111Routes:
     async def _answer(self, request: Request, *, over_image: bool) -> Response:
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         user = self._user(request)
-        # Decoding base64 of many megabytes would hold up the events of all clients.
+        # In a thread: decoding many megabytes of base64 would block the event loop.
         drawing = await asyncio.to_thread(
             generation.parse,
             body,
@@ -276,7 +277,7 @@ class A1111Routes:
         return respond.json_bytes(answers.answer(job, drawing, texts), headers)
 
     async def progress(self, request: Request) -> Response:
-        """GET progress; without skip_current_image the next one has a newer image."""
+        """GET progress; without skip_current_image, request a preview for the next answer."""
         wanted = request.query_params.get("skip_current_image", "").lower() not in ("true", "1")
         user = self._user(request)
         run, standing, now = user.current, user.idle, time.time()
@@ -288,7 +289,7 @@ class A1111Routes:
         return respond.json_bytes(answers.progress(standing, now, with_image=wanted))
 
     async def interrupt(self, request: Request) -> Response:
-        """POST interrupt: the job's answer has what was finished."""
+        """POST interrupt: cancel the job; its answer contains the finished images."""
         run = self._user(request).current
         if run is not None:
             run.interrupted = True
@@ -296,7 +297,7 @@ class A1111Routes:
         return respond.json_bytes(b"{}")
 
     async def skip(self, request: Request) -> Response:
-        """POST skip: leave the image out that is being generated, if it is the last one."""
+        """POST skip: leave out the image that is being generated, if it is the job's last one."""
         run = self._user(request).current
         if run is not None:
             job = run.live.job
@@ -312,7 +313,7 @@ class A1111Routes:
     def _user(self, request: Request) -> _User:
         return self._users[request.state.owner]
 
-    # --- what there is --------------------------------------------------------------------------
+    # --- models and lists -----------------------------------------------------------------------
 
     async def samplers(self, _request: Request) -> Response:
         """GET samplers."""
@@ -329,12 +330,12 @@ class A1111Routes:
         return respond.json_bytes(answers.models(hashes))
 
     async def refresh_checkpoints(self, _request: Request) -> Response:
-        """POST refresh-checkpoints: models.yaml is read again."""
+        """POST refresh-checkpoints: read models.yaml again."""
         await self._service.reload_catalog()
         return respond.json_bytes(_NULL)
 
     async def refresh(self, _request: Request) -> Response:
-        """POST refresh-…: the lists are always read again."""
+        """POST refresh-…: do nothing, since every request for a list looks for new files."""
         return respond.json_bytes(_NULL)
 
     async def unload_checkpoint(self, request: Request) -> Response:
@@ -343,7 +344,7 @@ class A1111Routes:
         return respond.json_bytes(b"{}")
 
     async def reload_checkpoint(self, request: Request) -> Response:
-        """POST reload-checkpoint: answered when the model is loaded."""
+        """POST reload-checkpoint: load the chosen checkpoint, and answer when it is loaded."""
         await self._service.load(await self._checkpoint(request))
         return respond.json_bytes(b"{}")
 
@@ -352,7 +353,7 @@ class A1111Routes:
         return await self._model_of(chosen)
 
     async def _model_of(self, text: str) -> ModelSpec:
-        """Return the model that a client names, perhaps by a title of the web UI."""
+        """Return the model that a client names by its id or by a checkpoint title of the web UI."""
         names = settings.checkpoint_names(text)
         catalog = self._service.catalog
         if catalog.find(text) is None:
@@ -365,7 +366,7 @@ class A1111Routes:
         return respond.json_bytes(answers.memory(total_memory(), free_memory()))
 
     async def interrogate(self, request: Request) -> Response:
-        """POST interrogate and detect: this server has no such model."""
+        """POST interrogate and POST detect: reject, since this server has no model for them."""
         name = request.url.path.rpartition("/")[2]
         raise NotAvailable(f"This server has no model for '{name}'.", reason=Reason.NOT_SUPPORTED)
 
@@ -387,7 +388,7 @@ class A1111Routes:
         return respond.json_bytes(answers.embeddings(words, assets.unusable.get("embedding", {})))
 
     async def control_net(self, request: Request) -> Response:
-        """GET of a list of the ControlNet extension's."""
+        """GET a list of the ControlNet extension."""
         catalog = await self._service.refresh_catalog()
         name = request.url.path.rpartition("/")[2]
         return respond.json_bytes(controlnet.listing(name, catalog.models.values()))
@@ -397,7 +398,7 @@ class A1111Routes:
         return respond.json_bytes(answers.latent_upscale_modes())
 
     async def empty(self, request: Request) -> Response:
-        """GET of a list of things that this server has none of."""
+        """GET a resource that this server lacks: return an empty list or object."""
         return respond.json_bytes(compact(EMPTY[request.url.path.rpartition("/")[2]]))
 
     # --- options --------------------------------------------------------------------------------
@@ -409,7 +410,7 @@ class A1111Routes:
         return respond.json_bytes(answers.options(chosen, checksum))
 
     async def set_options(self, request: Request) -> Response:
-        """POST options: checkpoint and layers of CLIP of later requests to these routes."""
+        """POST options: set the checkpoint and clip skip of later requests to these routes."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         chosen, taken = settings.settings(body, negotiation.handling_of(request))
         negotiation.report(request, taken.unknown)
@@ -423,7 +424,7 @@ class A1111Routes:
     # --- images ---------------------------------------------------------------------------------
 
     async def png_info(self, request: Request) -> Response:
-        """POST png-info: what is written into an image file."""
+        """POST png-info: return the texts in an image file."""
         body = await bodies.read_json(request, self._draw.max_form_bytes)
         taken = take(body, ("image",), foreign={}, handling=negotiation.handling_of(request))
         negotiation.report(request, taken.unknown)

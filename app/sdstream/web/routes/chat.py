@@ -18,7 +18,7 @@ from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes
 from sdstream.web.schemas import EVENTS, INTEGER, OBJECT, STRING, json_of, listing, record, ref
 
-#: The second one is GPUStack's.
+#: The second path is GPUStack's.
 PATHS: Final = ("/v1/chat/completions", "/v1-openai/chat/completions")
 
 _COMPLETION: Final = record(
@@ -51,9 +51,9 @@ class ChatRoutes:
         return [ApiRoute(path, self.complete, _OPERATION, method="POST") for path in PATHS]
 
     async def complete(self, request: Request) -> Response:
-        """POST /v1/chat/completions: an image, or the short text for a chat program's task."""
+        """POST /v1/chat/completions: return an image, or a short text for a chat program's task."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
-        # Decoding base64 of many megabytes would hold up the events of all clients.
+        # In a thread: decoding many megabytes of base64 would block the event loop.
         asked = await asyncio.to_thread(chat.parse_chat, body)
         if asked.ask is not None:
             render = partial(chat.ChatStream, include_usage=asked.include_usage)

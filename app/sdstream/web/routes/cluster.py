@@ -1,4 +1,4 @@
-"""The machines that generate: what is loaded where, how much room there is, and what was lost."""
+"""The route that lists the machines with their loaded models, free memory and state."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class ClusterRoute:
     """GET /v1/cluster.
 
     Attributes:
-        pool: Of the workers.
-        cluster: Of the machines; None without a cluster.
-        started: When the server started, in Unix seconds.
+        pool: The pool of workers.
+        cluster: The cluster of machines; None without a cluster.
+        started: Unix seconds at which the server started.
     """
 
     pool: WorkerPool
@@ -90,7 +90,7 @@ class ClusterRoute:
 
 
 def _free_slots(place: Place, workers: int) -> int | None:
-    """Workers that may be started there; None is any number."""
+    """Return how many more workers may be started on a machine; None means any number."""
     if not place.is_open:
         return 0
     return None if place.slots is None else max(0, place.slots - workers)

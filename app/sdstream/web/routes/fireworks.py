@@ -22,7 +22,7 @@ from sdstream.web.routes.images import (
 )
 from sdstream.web.schemas import IMAGES, INTEGER, STRING, json_of, listing, parameter, record, ref
 
-#: What a client gets that takes anything: @ai-sdk/fireworks reads the file itself and sends */*.
+#: The file format for clients that accept any type: @ai-sdk/fireworks expects a file, sends */*.
 _USUAL_FILE: Final = "png"
 
 
@@ -60,7 +60,7 @@ _UNKNOWN: Final = Operation(
 
 @dataclass(frozen=True)
 class FireworksRoutes:
-    """POST …/text_to_image and its older form."""
+    """POST …/text_to_image, and the older image_generation."""
 
     draw: ImageRoutes
 
@@ -77,7 +77,7 @@ class FireworksRoutes:
         return await self._answer(request, codec.workflow_answer)
 
     async def unknown_workflow(self, request: Request) -> Response:
-        """POST to another workflow of Fireworks: a 404 that names what is served."""
+        """POST to another workflow of Fireworks: answer with a 404 that names what is supported."""
         models = ", ".join(self.draw.service.catalog.models)
         raise NotFound(
             f"Unknown workflow '{request.path_params['model'][:128]}'; this server has "

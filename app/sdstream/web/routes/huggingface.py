@@ -1,4 +1,4 @@
-"""Hugging Face's inference API on the address of a model."""
+"""Hugging Face's inference API, at the path of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes, hints_of
 from sdstream.web.schemas import IMAGES, OBJECT, STRING, json_of, record, ref
 
-#: The second one is that of the hub's own service, for clients whose base address is changed.
+#: The second path is that of Hugging Face's service, for clients that only change the base URL.
 PATHS: Final = ("/v1/models/{model:path}", "/models/{model:path}")
 
 _OPERATION: Final = Operation(
@@ -39,10 +39,10 @@ class HuggingFaceRoutes:
         return [ApiRoute(path, self.infer, _OPERATION, method="POST") for path in PATHS]
 
     async def infer(self, request: Request) -> Response:
-        """POST /v1/models/{id}: the image's bytes, or JSON where Accept names it."""
+        """POST /v1/models/{id}: return the image file, or JSON if Accept asks for it."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
         model = request.path_params["model"]
-        # Decoding base64 of many megabytes would hold up the events of all clients.
+        # In a thread: decoding many megabytes of base64 would block the event loop.
         ask = await asyncio.to_thread(huggingface.read, body, model, hints_of(request))
         usual = ask.params.output_format or "png"
         wanted = negotiation.accepted_image(

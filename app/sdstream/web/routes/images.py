@@ -1,4 +1,4 @@
-"""The one handler of image requests: parse, submit, answer as a stream, as JSON or as bytes."""
+"""The routes of image requests, and the code that submits and answers the requests of all APIs."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ from sdstream.web.route import ApiRoute, Content, Operation, dialect_of
 from sdstream.web.schemas import EVENTS, IMAGES, STRING, form_of, json_of, parameter, ref
 from sdstream.web.tokens import Tokens
 
-#: Two prompts of 32,000 characters, escaped as \\uXXXX, are 400 kB.
+#: Two prompts of 32,000 characters, escaped as \\uXXXX, take 400 kB.
 MAX_JSON_BYTES: Final = 2**20
 
 MAX_KEY_CHARACTERS: Final = 255
 
-#: Jobs of an owner that are remembered by the names that their clients gave them.
+#: Most jobs of an owner that clients can find by their ``request_id``.
 _MOST_NAMED: Final = 256
 
 _OPENAI_AGENT: Final = re.compile(r"(Async)?OpenAI/")
@@ -61,16 +61,16 @@ PlainAnswer = Callable[[Job, ResponseFormat, int], bytes]
 
 
 class Frames(Protocol):
-    """A dialect's stream."""
+    """Renders a job as the stream of a dialect."""
 
     def frames(self, entry: Entry) -> list[bytes]:
-        """The frames of one entry."""
+        """Return the frames of one entry."""
 
     def keep_alive(self) -> list[bytes]:
-        """What is sent when nothing happens."""
+        """Return the frames that are sent when there is no new entry."""
 
     def failure(self, error: ImageServiceError) -> list[bytes]:
-        """The end of a stream whose job will not end in time."""
+        """Return the last frames of a stream whose job does not end before the server stops."""
 
 
 Renderer = Callable[[Job, ResponseFormat], Frames]
@@ -88,7 +88,7 @@ _DIALECT: Final = parameter(
     "dialect", "query", {"type": "string", "enum": ["image.chunk", "openai", "both"]}
 )
 
-#: The three in the middle are GPUStack's, the last one is OpenVINO Model Server's.
+#: The three paths in the middle are GPUStack's, the last one is OpenVINO Model Server's.
 GENERATION_PATHS: Final = (
     "/v1/images/generations",
     "/v1-openai/images/generations",
@@ -115,14 +115,14 @@ class ImageRoutes:
     """The POST routes that generate images.
 
     Attributes:
-        service: Takes the jobs.
-        links: To this server.
-        keepalive_seconds: A silent stream says something after this.
-        max_form_bytes: Largest body with images.
-        check_webhook: Raises InvalidRequest for a URL that is never posted to.
-        usual_form: response_format of requests that name none.
-        tokens: Open links of images without a key; None where no key is asked for.
-        by_request_id: Owner -> the newest jobs whose clients named them: request_id -> job id.
+        service: Accepts the jobs.
+        links: Base URL of links to this server.
+        keepalive_seconds: Seconds without an event after which a stream sends a keep-alive frame.
+        max_form_bytes: Largest body with images, in bytes.
+        check_webhook: Raises InvalidRequest for a webhook URL that is not allowed.
+        usual_form: response_format of requests that do not set it.
+        tokens: Issues tokens for links to images; None on a server without keys.
+        by_request_id: Owner -> request_id of the client -> job id, for the owner's newest jobs.
     """
 
     service: ImageService
@@ -168,7 +168,7 @@ class ImageRoutes:
         ]
 
     async def generations(self, request: Request) -> Response:
-        """POST /v1/images/generations: JSON, or a form where a control image comes along."""
+        """POST /v1/images/generations: JSON, or a form with a control image."""
         if request.headers.get("content-type", "").lower().startswith("multipart/"):
             form = await bodies.read_form(request, self.max_form_bytes)
             ask = openai.parse_generation_form(form.fields, form.files, hints_of(request))
@@ -178,11 +178,11 @@ class ImageRoutes:
         return await self.answer(request, ask)
 
     async def edits(self, request: Request) -> Response:
-        """POST /v1/images/edits: a form or JSON with image and perhaps mask."""
+        """POST /v1/images/edits: a form or JSON with image and optionally mask."""
         return await self._edit_answer(request)
 
     async def variations(self, request: Request) -> Response:
-        """POST /v1/images/variations: a form or JSON with image and perhaps prompt."""
+        """POST /v1/images/variations: a form or JSON with image and optionally prompt."""
         return await self._edit_answer(request, EditRoute(prompt=""))
 
     async def inpainting(self, request: Request) -> Response:
@@ -190,7 +190,7 @@ class ImageRoutes:
         return await self._edit_answer(request, EditRoute(mask_mode="luminance"))
 
     async def upscales(self, request: Request) -> Response:
-        """POST /v1/images/upscales: a form or JSON with image and perhaps upscaler and upscale."""
+        """POST /v1/images/upscales: a form or JSON with image, optionally upscaler and upscale."""
         return await self._edit_answer(request, EditRoute(prompt=""), only_upscale=True)
 
     async def _edit_answer(
@@ -199,7 +199,7 @@ class ImageRoutes:
         hints = hints_of(request)
         if request.headers.get("content-type", "").lower().startswith("application/json"):
             body = await bodies.read_json(request, self.max_form_bytes)
-            # Decoding base64 of many megabytes would hold up the events of all clients.
+            # In a thread: decoding many megabytes of base64 would block the event loop.
             ask = await asyncio.to_thread(openai.parse_edit, body, hints, route)
         else:
             form = await bodies.read_form(request, self.max_form_bytes)
@@ -212,9 +212,9 @@ class ImageRoutes:
         """Run a parsed request and answer it in the form that its client wants.
 
         Args:
-            request: Of the client.
-            ask: What its dialect made of it.
-            plain: The dialect's JSON of a finished job.
+            request: The client's request.
+            ask: The request as its dialect parsed it.
+            plain: Renders a finished job as the dialect's JSON.
         """
         wanted = None
         if not ask.reply.stream:
@@ -231,14 +231,14 @@ class ImageRoutes:
         plain: PlainAnswer,
         render: Renderer | None = None,
     ) -> Response:
-        """Run a request whose answer's form is known.
+        """Run a parsed request and answer it in a given form.
 
         Args:
-            request: Of the client.
-            ask: What its dialect made of it.
-            wanted: The kind of file that is the answer; None for JSON or a stream.
-            plain: The dialect's JSON of a finished job.
-            render: The dialect's stream; None for the one of ``stream_options``.
+            request: The client's request.
+            ask: The request as its dialect parsed it.
+            wanted: Format of the image file that is the answer; None for JSON or a stream.
+            plain: Renders a finished job as the dialect's JSON.
+            render: Makes the dialect's stream; None for the stream that ``stream_options`` select.
         """
         form = self._form(request, ask)
         live = await self.submit(request, ask, form)
@@ -262,13 +262,13 @@ class ImageRoutes:
     def _form(self, request: Request, ask: ParsedRequest) -> ResponseFormat:
         wanted: str | None = ask.reply.response_format
         if wanted is None:
-            # OpenAI's own models of this name give base64 alone; a frame has no room for both.
+            # OpenAI's models of this name return base64 only. A frame cannot contain both forms.
             only_data = ask.reply.stream or (ask.params.model or "").startswith("gpt-image")
             wanted = "b64_json" if only_data else self.usual_form
         return ResponseFormat.of(wanted, self.base_url(request), self.signer(request))
 
     def signer(self, request: Request) -> Callable[[str], str]:
-        """Return what adds to the path of a link what opens it without a key."""
+        """Return a function that adds a token to the path of a link, if the server has keys."""
         tokens, owner = self.tokens, request.state.owner
         if tokens is None:
             return str
@@ -277,12 +277,12 @@ class ImageRoutes:
     async def submit(
         self, request: Request, ask: ParsedRequest, form: ResponseFormat | None = None
     ) -> LiveJob:
-        """Make a job of a request; raises what ImageService.submit does.
+        """Submit a request as a job; raises the errors of ImageService.submit.
 
         Args:
-            request: Of the client.
-            ask: What its dialect made of it.
-            form: How its result will have the images; None for the request's own choice.
+            request: The client's request.
+            ask: The request as its dialect parsed it.
+            form: Form of the images in the result; None for the form that the request chooses.
         """
         negotiation.report(request, ask.unknown)
         if ask.reply.webhook_url is not None:
@@ -299,11 +299,11 @@ class ImageRoutes:
         return live
 
     def base_url(self, request: Request) -> str:
-        """What links to this server begin with, without a slash at the end."""
+        """Return the base URL of links to this server, without a trailing slash."""
         return self.links.base(request)
 
     def accepted(self, request: Request, live: LiveJob) -> Response:
-        """202 with the job, for a client that does not wait."""
+        """Return a 202 with the job, for a client that does not wait."""
         fields = job_fields(live.job, self.base_url(request), self.service.seconds_left(live.job))
         headers = {
             "Location": fields["status_url"],
@@ -328,10 +328,10 @@ class ImageRoutes:
                 self.service.cancel(live, "The client disconnected.")
 
     async def finished(self, request: Request, live: LiveJob) -> Job | None:
-        """The ended job, None when its client left first.
+        """Wait until a job has ended, and return it; None if the client disconnected first.
 
         Raises:
-            Unavailable: The server goes down and does the job after its next start.
+            Unavailable: The server is shutting down, and runs the job after its next start.
         """
         try:
             job = await respond.unless_client_leaves(self.service.finished(live), request.receive)
@@ -341,14 +341,15 @@ class ImageRoutes:
             return None
         if not job.terminal:
             raise deferred_error(job)
-        # Images of an earlier run of the server are on the disk alone.
+        # Images from an earlier run of the server are in the store only.
         return await self.service.with_files(job)
 
 
 def _terms(request: Request, ask: ParsedRequest, form: ResponseFormat) -> Terms:
-    """Return the terms of a job; raises InvalidRequest for an unusable Idempotency-Key.
+    """Return the terms of a job; raises InvalidRequest for an invalid Idempotency-Key.
 
-    A client that names its request means to come back for it, so the job continues without it.
+    A client with an Idempotency-Key can send its request again after a disconnect, so by default
+    the job continues without the client.
     """
     name = request.headers.get("idempotency-key")
     if name is not None and not 1 <= len(name) <= MAX_KEY_CHARACTERS:
@@ -376,7 +377,7 @@ def _terms(request: Request, ask: ParsedRequest, form: ResponseFormat) -> Terms:
 
 
 def hints_of(request: Request) -> Hints:
-    """Return what the headers and the query ask for: the form of streams, unknown fields."""
+    """Return the hints of a request, from its headers, its query and the server's settings."""
     headers = request.headers
     is_openais = "x-stainless-lang" in headers or _OPENAI_AGENT.match(headers.get("user-agent", ""))
     library: StreamDialect | None = "openai" if is_openais else None

@@ -1,4 +1,4 @@
-"""Several jobs at once: listing, cancelling, deleting, and marking favorites."""
+"""Routes that list, cancel or delete several jobs, and the one that marks a favorite."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _USUAL_PAGE: Final = 20
 _MAX_IDS: Final = 1000
 _MAX_WORDS: Final = 16
 
-#: Of a number in a query; int() takes other scripts' digits too.
+#: A number in a query. int() would also accept digits of other scripts.
 _NUMBER: Final = re.compile(r"\d{1,3}", re.ASCII)
 _SECONDS: Final = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
 
-#: The query of the list -> its schema. A token is for clients that can send no header.
+#: Query parameter of the list -> its schema.
 _QUERY: Final[Mapping[str, Mapping[str, Any]]] = {
     "status": STRING,
     "q": {**STRING, "maxLength": 500},
@@ -81,7 +81,7 @@ _MARK: Final = Operation(
 
 @dataclass(frozen=True)
 class JobSetRoutes:
-    """The list of jobs, and what is done to several of them.
+    """The list of jobs, operations on several jobs, and the mark of a favorite.
 
     Attributes:
         draw: The routes that make jobs.
@@ -90,7 +90,7 @@ class JobSetRoutes:
     draw: ImageRoutes
 
     def routes(self) -> list[ApiRoute]:
-        """Return the routes of this class; they stand before those of a single job."""
+        """Return the routes of this class; they stand before the routes of a single job."""
         return [
             ApiRoute("/v1/jobs", self.page, _PAGE),
             ApiRoute("/v1/jobs/cancel", self.cancel, _CANCEL, method="POST"),
@@ -103,7 +103,7 @@ class JobSetRoutes:
         return self.draw.service
 
     async def page(self, request: Request) -> Response:
-        """GET /v1/jobs: newest first."""
+        """GET /v1/jobs: return a page of the list, newest first."""
         taken = _taken(request, dict(request.query_params), {*_QUERY, "token"}, by_name=False)
         query = taken.fields
         after = query.get("after")
@@ -127,7 +127,7 @@ class JobSetRoutes:
         return respond.json_bytes(compact(body))
 
     async def cancel(self, request: Request) -> Response:
-        """POST /v1/jobs/cancel: ``ids`` of the answer are the jobs that had not ended yet."""
+        """POST /v1/jobs/cancel: ``ids`` in the answer are the jobs that had not ended before."""
         taken = await self._which(request)
         missing: list[str] = []
         done = []
@@ -140,7 +140,7 @@ class JobSetRoutes:
         return _answer("image.jobs.cancelled", done, missing, taken)
 
     async def delete(self, request: Request) -> Response:
-        """POST /v1/jobs/delete: with their images; unfinished ones are stopped first."""
+        """POST /v1/jobs/delete: delete jobs and their images; cancel unfinished jobs first."""
         taken = await self._which(request)
         missing: list[str] = []
         done = []
@@ -187,10 +187,10 @@ class JobSetRoutes:
         """Yield the jobs that a body names, and note the ids that are not found.
 
         Args:
-            request: Whose owner's jobs are meant.
+            request: The request; only jobs of its owner are found.
             which: ``ids`` or ``group``.
-            missing: Gets the ids of jobs that do not exist.
-            statuses: Of a group, only these; none are all.
+            missing: List to which the ids of unknown jobs are added.
+            statuses: Statuses of the jobs of a group; empty for all. They do not apply to ``ids``.
         """
         ids = which.get("ids")
         if ids is None:
@@ -271,14 +271,17 @@ def _flag(query: Mapping[str, str], name: str) -> bool | None:
 
 
 def _moment(query: Mapping[str, str], name: str) -> float | None:
-    """Unix seconds of a date, a date with a time, or Unix seconds; without a zone it is UTC."""
+    """Return the Unix seconds of a date, a date with a time, or a number.
+
+    A time without a time zone is in UTC.
+    """
     text = query.get(name, "")
     if not text:
         return None
     if _SECONDS.fullmatch(text):
         return float(text)
     try:
-        # A plus sign in a query is a space.
+        # A plus sign in a query is decoded to a space.
         moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):

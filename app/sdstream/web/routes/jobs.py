@@ -1,9 +1,9 @@
-"""Jobs as resources, and progress for EventSource.
+"""Routes of single jobs, and event streams for EventSource.
 
-EventSource can only GET, sends no headers of its own, and reconnects even after a clean end; 204
-is what stops it. Its Last-Event-ID is the last event that it got, here as ``NUMBER`` on a job's
-own route and as ``JOB:NUMBER`` on the route that makes the job, so that a reconnect finds the job
-it made instead of making another.
+EventSource sends only GET requests without custom headers. It reconnects even after a stream has
+ended normally; only a 204 stops it. When it reconnects, it sends the id of the last event that it
+received as Last-Event-ID. Event ids are ``NUMBER`` on the route of a job. They are ``JOB:NUMBER``
+on the route that makes a job, so that a reconnect continues that job and does not make another one.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _LAST_EVENT: Final = (
 )
 _STREAM: Final = {200: EVENTS, 204: {}}
 _JOB: Final = {200: json_of(ref("Job"))}
-#: A URL has 64 KiB at most, and a character 12 bytes of it.
+#: A URL has at most 64 KiB, and a character takes up to 12 bytes of it.
 _IN_A_URL: Final = {name: {**STRING, "maxLength": 2_000} for name in ("prompt", "negative_prompt")}
 _QUERY: Final = (
     *(
@@ -115,7 +115,7 @@ class JobRoutes:
 
     Attributes:
         draw: The routes that make jobs.
-        tokens: For URLs of clients that can send no header.
+        tokens: Issues tokens for URLs of clients that cannot send headers.
     """
 
     draw: ImageRoutes
@@ -141,7 +141,7 @@ class JobRoutes:
         return respond.json_bytes(compact(self._fields(request, live.job)))
 
     async def delete(self, request: Request) -> Response:
-        """DELETE /v1/jobs/{id}: with its images; an unfinished one is stopped first."""
+        """DELETE /v1/jobs/{id}: delete a job and its images; cancel an unfinished job first."""
         live = await self._job_of(request)
         await self.draw.service.delete(live)
         body = {"id": live.job.id, "object": "image.job.deleted", "deleted": True}
@@ -159,7 +159,7 @@ class JobRoutes:
         return respond.json_bytes(compact(fields))
 
     async def result(self, request: Request) -> Response:
-        """GET /v1/jobs/{id}/result: what the POST would have been answered."""
+        """GET /v1/jobs/{id}/result: return the answer that the POST would have returned."""
         live = await self._job_of(request)
         await self.draw.service.settled(live)
         job = live.job
@@ -178,12 +178,12 @@ class JobRoutes:
         return respond.json_bytes(plain_answer(job, form, created), headers)
 
     async def input(self, request: Request) -> Response:
-        """GET /v1/jobs/{id}/inputs/{name}: a file that was uploaded with the request."""
+        """GET /v1/jobs/{id}/inputs/{name}: return a file that was uploaded with the request."""
         live = await self._job_of(request)
         data = await self.draw.service.upload(live.job, request.path_params["name"])
         if data is None:
             raise NotFound("Input not found.", reason=Reason.IMAGE_NOT_FOUND)
-        # A file of a client is never shown as anything but an image.
+        # A browser must not show an uploaded file as anything but an image.
         headers = {
             "Cache-Control": "private, max-age=31536000, immutable",
             "X-Content-Type-Options": "nosniff",
@@ -195,8 +195,8 @@ class JobRoutes:
         return self._follow(request, await self._job_of(request), _last_event(request)[1])
 
     async def generate(self, request: Request) -> Response:
-        """GET /v1/images/generations?prompt=…: makes a job and follows it."""
-        if request.method == "HEAD":  # which asks about an answer and must not make a job
+        """GET /v1/images/generations?prompt=…: make a job and follow it."""
+        if request.method == "HEAD":  # Starlette routes HEAD here too; it must not make a job
             raise HTTPException(405)
         negotiation.check_takes_events(request)
         job_id, number = _last_event(request)
@@ -235,7 +235,7 @@ class JobRoutes:
         async for _ in self.draw.service.until_written(live, self.draw.keepalive_seconds):
             yield PING
         if seen is None or not job.first_event <= seen <= job.last_event:
-            # Nothing was seen yet, or all of it in an earlier run of the server.
+            # The client has seen no event yet, or only events of an earlier run of the server.
             seen = job.last_event
             yield rendering.snapshot()
         start = seen - job.first_event
@@ -262,7 +262,7 @@ class JobRoutes:
 
 
 def _last_event(request: Request) -> tuple[str | None, int | None]:
-    """Job and number of the last event that the client saw, as far as it says so."""
+    """Return job id and number of the last event that the client received, if it sends them."""
     given = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
     if not given:
         return None, None
@@ -275,7 +275,7 @@ def _last_event(request: Request) -> tuple[str | None, int | None]:
 
 
 def _form(request: Request, job: Job, base_url: str, sign: Callable[[str], str]) -> ResponseFormat:
-    """How the result has its images: by the query, or else by the POST."""
+    """Return the form of images in the result: as in the query, or else as in the POST."""
     terms = job.terms
     form = ResponseFormat(terms.as_url, terms.data_url, base_url, terms.both, sign)
     match request.query_params.get("response_format"):

@@ -1,8 +1,8 @@
-"""The Model Context Protocol over HTTP, /mcp: tools for agents, by the official package ``mcp``.
+"""The Model Context Protocol over HTTP, /mcp: tools for agents, with the official package ``mcp``.
 
-The package's session manager answers; this module hands it requests that passed the same
-middleware and the same checks of bodies as those of every other route. The package is imported
-with the first request, because that takes a second.
+The package's session manager answers the requests. They pass the same middleware and the same
+checks of bodies as the requests of every other route. The package is imported at the first request,
+because the import takes a second.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from sdstream.web.schemas import EVENTS, STRING, json_of, parameter, ref
 
 PATH: Final = "/mcp"
 
-#: Headers of the body as it was sent, which is not the one that the package reads.
+#: Headers of the body as it was sent. The package does not get them, as it reads a decoded body.
 _OF_BODIES: Final = (b"content-type", b"content-encoding", b"content-length")
 
 
 def _error_body(error: ImageServiceError) -> JsonObject:
-    """An error as JSON-RPC, which MCP clients read, with the keys of all other routes."""
+    """Return an error as JSON-RPC, which MCP clients read, with the fields of all other routes."""
     return {"jsonrpc": "2.0", "id": None, **error_body(error)}
 
 
 _BAD_REQUEST: Final = InvalidRequest("The request is not valid for the Model Context Protocol.")
-#: Errors that the package answers without JSON.
+#: Status -> error, for answers of the package that do not contain JSON.
 _BARE_ERRORS: Final[Mapping[int, ImageServiceError]] = {
     405: MethodNotAllowed(
         "Method not allowed: the protocol from 2026-07-28 on uses POST only.",
@@ -89,7 +89,7 @@ class McpRoute:
     """The route, whose ``running`` must be entered by the application's lifespan.
 
     Attributes:
-        draw: Knows the address of this server and the limit of bodies.
+        draw: Provides the base URL of links, their tokens, and the size limit of bodies.
         toolbox: The tools.
     """
 
@@ -108,7 +108,7 @@ class McpRoute:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the sessions, from the first request to the end of the application."""
+        """Run the session manager from the first request to the end of the application."""
         self._ready = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._run(self._ready))
         try:
@@ -119,7 +119,7 @@ class McpRoute:
                 await task
 
     async def send(self, request: Request) -> Response:
-        """POST /mcp: a message of the client."""
+        """POST /mcp: handle a message of the client."""
         extra.check()
         body, message = await bodies.read_raw_json(request, self.draw.max_form_bytes)
         if message.get("jsonrpc") != "2.0":
@@ -130,23 +130,23 @@ class McpRoute:
         return _Forwarded(await self._sessions(), body)
 
     async def listen(self, request: Request) -> Response:
-        """GET /mcp: the stream of messages that belong to no request."""
+        """GET /mcp: stream the messages of the server that do not belong to a request."""
         extra.check()
         return _Forwarded(await self._sessions(), until=self.draw.service.drain_began)
 
     async def end(self, request: Request) -> Response:
-        """DELETE /mcp: ends a session."""
+        """DELETE /mcp: end a session."""
         extra.check()
         return _Forwarded(await self._sessions())
 
     async def _sessions(self) -> Any:
-        """The session manager, started with the first request."""
+        """Return the session manager, which starts at the first request."""
         assert self._ready is not None
         self._wanted.set()
         return await asyncio.shield(self._ready)
 
     async def _run(self, ready: asyncio.Future[Any]) -> None:
-        # One task enters and leaves the manager: its tasks belong to the task that made them.
+        # The same task must enter and exit the manager, which has a task group of anyio.
         await self._wanted.wait()
         try:
             module = await asyncio.to_thread(extra.load, "sessions")
@@ -180,12 +180,12 @@ class McpRoute:
 
 
 class _Forwarded(Response):
-    """An answer that the session manager gives.
+    """A response that the session manager sends.
 
     Args:
         sessions: The session manager.
-        body: The request's body, which was read; None for a request without one.
-        until: Ends the answer when it is set.
+        body: The request's body, which was already read; None for a request without a body.
+        until: Event that ends the response.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class _Forwarded(Response):
         left = state["mcp_left"] = asyncio.Event()
         headers = [pair for pair in scope["headers"] if pair[0] not in _OF_BODIES]
         if self._body is not None:
-            # The body is JSON, whatever type curl sends, and no longer in gzip.
+            # The body is JSON, whatever Content-Type the client sent, and is decompressed.
             headers.append((b"content-type", b"application/json"))
             receive = _replayed(self._body, receive)
         scope = {**scope, "headers": headers}
@@ -216,7 +216,7 @@ class _Forwarded(Response):
 
 
 class _Answer:
-    """Passes an answer of the package on, with an end and a body where it has none."""
+    """Forwards an answer of the package, and adds an error body or an end that it lacks."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -225,7 +225,7 @@ class _Answer:
         self._headers: dict[str, str] = {}
 
     async def send(self, message: Message) -> None:
-        """Pass a message on; an error without JSON is replaced at the end."""
+        """Forward a message; ``finish`` replaces an error without JSON."""
         if message["type"] == "http.response.start":
             headers = Headers(raw=message["headers"])
             if message["status"] >= 400 and headers.get("content-type") != "application/json":
@@ -236,7 +236,7 @@ class _Answer:
             await self._send(message)
 
     async def finish(self, scope: Scope, receive: Receive) -> None:
-        """Send what is missing."""
+        """Send the error body or the end of the answer if the package has not sent it."""
         if self._error is not None:
             await respond.failure(self._error, self._headers, MCP)(scope, receive, self._send)
         elif self._open:
@@ -244,7 +244,7 @@ class _Answer:
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that has a body which was read already."""
+    """Return a ``receive`` that returns a body which was already read."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,4 +1,4 @@
-"""What is there and how it is: models, stored images, health, metrics, the API's description."""
+"""Routes for models, stored images, health, metrics and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ from sdstream.web.schemas import (
     ref,
 )
 
-#: Models have no birthday; OpenAI's clients want a number here.
+#: OpenAI's clients require a creation time, which the catalogue does not contain.
 _CREATED = 0
 
-#: Largest body with runtime options.
+#: Largest body with runtime options, in bytes.
 _MAX_OPTIONS_BYTES: Final = 2**16
 
 _LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
@@ -116,9 +116,9 @@ class ModelRoutes:
     """The routes of models, stored images, health and metrics.
 
     Attributes:
-        service, store, metrics: The objects whose state they return.
+        service, store, metrics: The objects whose state the routes return.
         has_keys: Clients must send a key.
-        cluster: Of machines that generate; None without one.
+        cluster: The cluster of machines; None without a cluster.
     """
 
     service: ImageService
@@ -176,7 +176,7 @@ class ModelRoutes:
         return respond.json_bytes(compact({"object": "models.reload", **asdict(change)}))
 
     async def load(self, request: Request) -> Response:
-        """POST /v1/models/{id}/load: answered when the model is loaded."""
+        """POST /v1/models/{id}/load: load a model, and answer when it is loaded."""
         spec = await self.service.get_model(request.path_params["model"])
         runtime = await bodies.read_optional_json(request, _MAX_OPTIONS_BYTES)
         try:
@@ -189,19 +189,19 @@ class ModelRoutes:
         return respond.json_bytes(compact(self._model(spec)))
 
     async def unload(self, request: Request) -> Response:
-        """POST /v1/models/{id}/unload: at once, or after its running job."""
+        """POST /v1/models/{id}/unload: unload a model at once, or after its running job."""
         spec = await self.service.get_model(request.path_params["model"])
         self.service.unload(spec)
         return respond.json_bytes(compact(self._model(spec)))
 
     async def loras(self, _request: Request) -> Response:
-        """GET /v1/loras: what a request may name in lora."""
+        """GET /v1/loras: list the names that a request may use in lora."""
         assets = await asyncio.to_thread(self.service.assets)
         data = [{"id": name, "object": "lora"} for name in assets.loras]
         return _listed(data, assets.unusable.get("lora", {}))
 
     async def upscalers(self, _request: Request) -> Response:
-        """GET /v1/upscalers: what a request may name in upscaler."""
+        """GET /v1/upscalers: list the names that a request may use in upscaler."""
         assets = await asyncio.to_thread(self.service.assets)
         data = [
             {"id": name, "object": "upscaler", "factor": factor}
@@ -215,12 +215,12 @@ class ModelRoutes:
         if found is None:
             raise NotFound("Image not found; it may have expired.", reason=Reason.IMAGE_NOT_FOUND)
         data, output_format = found
-        # The id names these bytes for ever.
+        # The bytes of an image id never change.
         headers = {"Cache-Control": "private, max-age=31536000, immutable"}
         return Response(data, 200, headers, media_type=MEDIA_TYPES[output_format])
 
     async def config(self, _request: Request) -> Response:
-        """GET /v1/config: OpenVINO Model Server's readiness of each model."""
+        """GET /v1/config: return the state of each model in OpenVINO Model Server's form."""
         states = {}
         for name in self.service.catalog.models:
             workers = self.service.pool.workers(name)
@@ -233,15 +233,15 @@ class ModelRoutes:
         return respond.json_bytes(compact(states))
 
     async def cluster_auth(self, _request: Request) -> Response:
-        """GET /v1/cluster/auth: Xinference's client sends its key only if this says so."""
+        """GET /v1/cluster/auth: Xinference's client sends its key only if ``auth`` is true."""
         return respond.json_bytes(compact({"auth": self.has_keys}))
 
     async def live(self, _request: Request) -> Response:
-        """GET /livez: the process answers."""
+        """GET /livez: report that the process answers."""
         return respond.json_bytes(compact({"status": "ok"}))
 
     async def ready(self, _request: Request) -> Response:
-        """GET /readyz and /health: a request for the default model would be served."""
+        """GET /readyz and /health: report whether requests for the default model are served."""
         service = self.service
         if not service.took_over:
             body = {"status": "standby", "message": standing_by().message}
@@ -309,7 +309,7 @@ def _listed(data: list[dict[str, Any]], unusable: Mapping[str, str]) -> Response
     return respond.json_bytes(compact({"object": "list", "data": data, "unusable": files}))
 
 
-#: What Xinference's client asks for before it sends images to be read.
+#: The model that Xinference's client looks up before it sends images to /v1/images/ocr.
 _TEXT_READER: Final = {
     "id": ocr.MODEL,
     "object": "model",

@@ -1,4 +1,4 @@
-"""Xinference's route for reading text off an image."""
+"""Xinference's route that reads the text in an image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.schemas import FILE, STRING, form_of, json_of, record
 
-#: kwargs chooses the task of other engines; this one reads plain text.
+#: kwargs chooses the task of Xinference's engines; the engine of this server reads plain text only.
 _FIELDS: Final = ("model", "kwargs")
 _SECONDS_EACH: Final = 3
 
@@ -44,8 +44,8 @@ class OcrRoute:
     """POST /v1/images/ocr.
 
     Attributes:
-        reader: Loads its weights with the first image.
-        max_form_bytes: Largest body.
+        reader: Reads the text; loads its weights at the first image.
+        max_form_bytes: Largest body, in bytes.
         max_input_pixels: Largest width x height of the image.
     """
 
@@ -59,7 +59,7 @@ class OcrRoute:
         return [ApiRoute("/v1/images/ocr", self.read, _OPERATION, method="POST")]
 
     async def read(self, request: Request) -> Response:
-        """Answer the text as a JSON string, or as plain text where Accept prefers that."""
+        """Return the text as a JSON string, or as plain text if Accept prefers it."""
         form = await bodies.read_form(request, self.max_form_bytes)
         handling = negotiation.handling_of(request)
         taken = take(form.fields, _FIELDS, foreign={}, handling=handling)

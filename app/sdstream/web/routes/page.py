@@ -1,4 +1,4 @@
-"""The web page: files of the package, served so that a browser can do nothing else with them."""
+"""The web page and the API reference: files of the package with strict security headers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sdstream.web.route import ApiRoute, Operation
 _STATIC: Final = Path(__file__).parents[1] / "static"
 _VENDOR: Final = Path(__file__).parents[1] / "vendor"
 
-#: Everything comes from this server, except images: data: is for previews, and blob: for images
-#: that the user chose.
+#: The page loads everything from this server, except some images: data: is for previews, and blob:
+#: is for images that the user chose.
 _POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -36,7 +36,8 @@ _POLICY: Final = "; ".join(
     )
 )
 
-#: Swagger UI sets texts as HTML, which it cleans before, and shows images that answers contain.
+#: Swagger UI inserts sanitised HTML without Trusted Types, uses inline styles, and shows images
+#: that answers contain.
 _REFERENCE_POLICY: Final = "; ".join(
     (
         "default-src 'none'",
@@ -51,11 +52,11 @@ _REFERENCE_POLICY: Final = "; ".join(
 )
 
 _HEADERS: Final[Mapping[str, str]] = {
-    # Kept by the browser, and asked for again each time: a 304, or what an upgrade brought.
+    # Browsers keep the files but revalidate them at each use, so that an upgrade takes effect.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": _POLICY,
-    # Addresses of images can hold a token: no other site sees them. This server does, since by
-    # plain HTTP only the Referer shows that an EventSource of the page is not a foreign one.
+    # URLs of images may contain a token, so other sites must not see them. This server needs the
+    # Referer: over plain HTTP, only the Referer shows that the page sent an EventSource request.
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
@@ -77,7 +78,9 @@ class _PageFiles(StaticFiles):
 
 
 def routes(default_model: Callable[[], str]) -> list[BaseRoute]:
-    """The page at /, the API reference at /docs, and their parts under /static, without a key.
+    """Return the routes of the page (/), the API reference (/docs) and their files (/static).
+
+    They need no key.
 
     Args:
         default_model: Returns the id of the default model.
@@ -89,9 +92,9 @@ def routes(default_model: Callable[[], str]) -> list[BaseRoute]:
     vendor = _PageFiles(directory=_VENDOR)
 
     async def index(request: Request) -> Response:
-        """GET /: the page for browsers, which name HTML in Accept; JSON for programs.
+        """GET /: return the page to browsers, which prefer HTML in Accept, and JSON to programs.
 
-        SillyTavern reads ``model`` and ``upscaler`` here, as of DrawThings' server.
+        SillyTavern reads ``model`` and ``upscaler`` from the JSON, as from DrawThings' server.
         """
         if negotiation.prefers(request, "text/html", "application/json"):
             response = await files.get_response("index.html", request.scope)

@@ -1,4 +1,4 @@
-"""Reads the options out of an image file, written here or by another program."""
+"""The route that reads the options in an image file of this server or of another program."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ParametersRoute:
 
     Attributes:
         processor: Reads the texts of the file.
-        max_form_bytes: Largest body.
+        max_form_bytes: Largest body, in bytes.
     """
 
     processor: ImageProcessor
@@ -54,10 +54,11 @@ class ParametersRoute:
         return [ApiRoute("/v1/images/parameters", self.read, _OPERATION, method="POST")]
 
     async def read(self, request: Request) -> Response:
-        """Answer the options of the file by the names of the API.
+        """Return the options in the file, by their names in this API.
 
-        ``parameters`` is null for a file without any. ``unread`` lists names of the text that have
-        no option here, and ``text`` is the text itself.
+        ``text`` is the parameters text of the file, or null. ``parameters`` contains the options
+        in that text, or is null if it contains none. ``unread`` lists the names in the text that
+        do not correspond to an option of this API.
         """
         form = await bodies.read_form(request, self.max_form_bytes)
         handling = negotiation.handling_of(request)

@@ -1,7 +1,7 @@
 """The routes of stable-diffusion.cpp's own server, /sdcpp/v1/….
 
-A job of theirs is a job of ours that continues without its client. One difference is deliberate: a
-job that is generating can be cancelled here, where that server answers 409.
+A job of these routes continues without its client. One difference is deliberate: clients can cancel
+a job that is generating, while stable-diffusion.cpp's server answers 409.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class SdcppRoutes:
         return respond.json_bytes(body)
 
     async def img_gen(self, request: Request) -> Response:
-        """POST img_gen: answered at once with the job."""
+        """POST img_gen: submit a job and return it at once."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
-        # Decoding base64 of many megabytes would hold up the events of all clients.
         hints = replace(hints_of(request), options_in_prompt=True)
+        # In a thread: decoding many megabytes of base64 would block the event loop.
         ask = await asyncio.to_thread(parse_img_gen, body, hints)
         ask = fitted(ask, await self.draw.service.get_model(ask.params.model or "default"))
         live = await self.draw.submit(request, ask)
@@ -105,19 +105,19 @@ class SdcppRoutes:
         return respond.json_bytes(answers.submitted(live.job), headers, 202)
 
     async def vid_gen(self, _request: Request) -> Response:
-        """POST vid_gen: no model here makes videos."""
+        """POST vid_gen: reject, since no model of this server generates videos."""
         raise InvalidRequest(
             "The mode vid_gen is not supported; img_gen is.", reason=Reason.NOT_SUPPORTED
         )
 
     async def job(self, request: Request) -> Response:
-        """GET jobs/{id}: with the images once it is completed."""
+        """GET jobs/{id}: return a job, with its images if it is completed."""
         live = await self._find(request)
         await self.draw.service.settled(live)
         return await self._answer(live)
 
     async def cancel(self, request: Request) -> Response:
-        """POST jobs/{id}/cancel: queued or generating, answered with the job."""
+        """POST jobs/{id}/cancel: cancel a queued or generating job, and return it when it ends."""
         live = await self._find(request)
         if not live.over:
             self.draw.service.cancel(live, "job cancelled by client")

@@ -1,4 +1,4 @@
-"""Xinference's progress and abort of a request by its client's id."""
+"""Xinference's routes for the progress and the abort of a request, by the client's id for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PROGRESS: Final = Operation(
 
 @dataclass(frozen=True)
 class XinferenceRoutes:
-    """Requests by ``request_id``."""
+    """The routes that find a request by its ``request_id``."""
 
     draw: ImageRoutes
 
@@ -42,7 +42,7 @@ class XinferenceRoutes:
         ]
 
     async def abort(self, request: Request) -> Response:
-        """POST …/abort: DONE, NO_OP for a request that is over, or NOT_FOUND."""
+        """POST …/abort: return DONE, NO_OP for a request that is over, or NOT_FOUND."""
         live = await self._named(request)
         if live is None:
             outcome = "NOT_FOUND"
@@ -54,7 +54,7 @@ class XinferenceRoutes:
         return respond.json_bytes(compact({"msg": outcome}))
 
     async def progress(self, request: Request) -> Response:
-        """GET …/progress: 0 to 1."""
+        """GET …/progress: return the progress from 0 to 1."""
         live = await self._named(request)
         if live is None:
             raise NotFound("Request not found.", reason=Reason.JOB_NOT_FOUND, param="request_id")
