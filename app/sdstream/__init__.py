@@ -1,7 +1,7 @@
 """sdstream: a streaming image service over stable-diffusion.cpp.
 
-``Runner`` and ``AsyncRunner`` run models from Python; ``Client`` and ``AsyncClient`` use a server.
-They are imported on first use, so that ``import sdstream`` stays cheap in worker processes.
+``Runner`` and ``AsyncRunner`` run models from Python; ``Client`` and ``AsyncClient`` call a server.
+All of them are imported on first use, so ``import sdstream`` stays cheap in worker processes.
 """
 
 from __future__ import annotations

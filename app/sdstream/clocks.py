@@ -1,4 +1,4 @@
-"""A Unix clock that changes of the system clock do not affect."""
+"""A Unix clock that does not follow changes of the system clock."""
 
 from __future__ import annotations
 

@@ -60,7 +60,8 @@ _IDLE_SECONDS: Final = 60.0
 class AsyncRunner:
     """Runs models in worker processes of this program. Use it as an asynchronous context manager.
 
-    The default model is loaded when the context is entered. Requests wait in one queue.
+    The runner begins to load the default model when its context is entered. Requests wait in one
+    queue.
 
     Args:
         model: Model of the catalogue, a weight file, or "default".

@@ -48,10 +48,10 @@ ASSET_FOLDERS: Final = ("lora_dir", "embedding_dir", "upscaler_dir")
 #: Default ports, which browsers omit from an origin.
 _USUAL_PORTS: Final = {"http": 80, "https": 443}
 
-#: Most seconds of the grace time that are reserved for the last frames and writes.
+#: Maximum part of the grace time, in seconds, that is reserved for the last frames and writes.
 _FLUSH_SECONDS: Final = 2.0
 
-#: Variables that only the client commands of the command line read.
+#: Variables that only the client commands of the CLI read.
 _OF_CLIENTS: Final = ("SDSTREAM_CLIENT_KEY", "SDSTREAM_SERVER")
 
 #: Variables that Kubernetes sets in every pod for a service named "sdstream" or "sdstream-…".

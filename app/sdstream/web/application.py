@@ -73,8 +73,8 @@ def build_app(
 
     Args:
         settings: The server's settings.
-        on_death: Called when the service's own task fails; the server must stop.
-        on_loss: Called when another server has taken over; this server must stop at once.
+        on_death: Called when the service's own task fails; the server must then stop.
+        on_loss: Called when another server has taken over; this server must then stop at once.
 
     Raises:
         CatalogError: models.yaml cannot be used.

@@ -31,7 +31,7 @@ _MAX_FILES: Final = 17
 _MAX_FIELDS: Final = 64
 #: A prompt of 32,000 characters can have 128,000 bytes of UTF-8.
 _MAX_FIELD_BYTES: Final = 131_072
-#: Most digits of a number. No option needs more than 19, and parsing integers is quadratic.
+#: Maximum digits of a number. No option needs more than 19, and parsing integers is quadratic.
 _MAX_DIGITS: Final = 64
 #: Larger JSON bodies are parsed in a thread. Only bodies with images are that large.
 _MAX_BYTES_AT_ONCE: Final = 2**20
@@ -43,7 +43,7 @@ _MAX_STRUCTURE: Final = 100_000
 
 #: zlib's ``wbits`` for one gzip member: the largest window, and gzip's own header and checksum.
 _GZIP: Final = 31
-#: Most bytes that are decompressed at a time.
+#: Maximum number of bytes that are decompressed at a time.
 _PIECE: Final = 2**16
 
 
@@ -70,7 +70,7 @@ async def read_optional_json(request: Request, max_bytes: int) -> dict[str, Any]
 async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
     """Return the body as bytes and as a JSON object; raises the errors of ``read_json``."""
     declared = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    # curl -d declares x-www-form-urlencoded by default, also if the body is JSON.
+    # curl -d declares x-www-form-urlencoded by default, even if the body is JSON.
     if declared.lower() not in ("application/json", "application/x-www-form-urlencoded", ""):
         raise UnsupportedMediaType(
             f"Unsupported content type: this route accepts application/json, not {declared[:64]}.",
@@ -84,7 +84,7 @@ async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[s
 
 
 def _body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """Return the decompressed body in pieces; limits its size before and after decompression."""
+    """Return the decompressed body in pieces, with a limit before and after decompression."""
     listed = ",".join(request.headers.getlist("content-encoding")).lower()
     codings = [name.strip() for name in listed.split(",") if name.strip() not in ("", "identity")]
     stream = _bounded_stream(request, max_bytes)
@@ -117,7 +117,7 @@ async def _inflated(
                 if size > max_bytes:
                     raise _too_large(max_bytes)
                 yield piece
-                # A part may decompress to a thousand times its size, so other tasks run in between.
+                # A part may decompress to a thousand times its size. Other tasks run in between.
                 await asyncio.sleep(0)
             if inflater.unused_data or (part and inflater.eof):
                 raise _broken_gzip("something follows its end; one gzip member is read")

@@ -17,7 +17,7 @@ from sdstream.web.addresses import forwarded_host
 from sdstream.web.middleware import refusal
 from sdstream.web.route import is_probe
 
-#: Most characters of a host name in an error message.
+#: Maximum number of characters of a host name in an error message.
 _LONGEST_NAME: Final = 128
 
 
@@ -84,7 +84,10 @@ class AllowedHosts:
 
 
 def _is_local(host: str) -> bool:
-    """Return whether a host is an IP address, ``localhost`` or below it; these need no DNS."""
+    """Return whether a host is an IP address, ``localhost`` or a subdomain of ``localhost``.
+
+    Clients do not look these up in the DNS.
+    """
     found = split_host(host)
     return found is not None and (f".{found[0]}".endswith(".localhost") or _is_address(found[0]))
 

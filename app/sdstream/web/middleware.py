@@ -39,7 +39,7 @@ _EXPOSED: Final = (
     *("Retry-After", "x-should-retry"),
 )
 
-#: Values of Sec-Fetch-Site for requests by a page of this server and directly by the user.
+#: Values of Sec-Fetch-Site for requests from a page of this server or directly from the user.
 _OWN_SITES: Final = ("same-origin", "none")
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -131,7 +131,7 @@ class RequestLog:
 
 
 class StoreGate:
-    """Answers 503 while another server holds the jobs, or may hold them, except to probes."""
+    """Answers 503 to all requests except probes while another server holds or may hold the jobs."""
 
     def __init__(self, app: ASGIApp, service: ImageService) -> None:
         self._app = app
@@ -342,7 +342,7 @@ def _end_span(
 
 
 def _ignored(state: dict[str, Any]) -> str:
-    """Return the names of unknown fields, percent-encoded, without values that may be prompts."""
+    """Return the names of unknown fields, percent-encoded; their values may be prompts."""
     given: Sequence[str] = state.get("ignored_fields", ())[:_MOST_NAMES]
     names = [quote(name, safe="", errors="replace") for name in given]
     return ",".join(names)[:_MOST_CHARACTERS]

@@ -140,7 +140,7 @@ def prefers_no_wait(request: Request) -> bool:
 
 
 def handling_of(request: Request) -> Handling:
-    """Return how to treat a request's unknown fields: by ``Prefer: handling``, or the setting."""
+    """Return how to treat unknown fields, according to ``Prefer: handling`` or the setting."""
     for handling in (Handling.STRICT, Handling.LENIENT):
         if _wishes(request, f"handling={handling.value}"):
             return handling

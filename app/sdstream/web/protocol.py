@@ -137,7 +137,7 @@ class TimeoutProtocol(HttpToolsProtocol):
             self._begin_body()
 
     def pause_writing(self) -> None:
-        """Start to watch whether the client reads: it is slower than the server writes."""
+        """Watch whether the client still reads, as it reads more slowly than the server writes."""
         super().pause_writing()
         self._unsent = 0
         self._check_stall()
@@ -174,7 +174,10 @@ class TimeoutProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
 
     def close_gently(self) -> None:
-        """Close after the body: a client that still sends would lose the answer by a reset."""
+        """Close the connection, but not before the end of the request's body.
+
+        An earlier close would reset the connection, and the client would lose the answer.
+        """
         if self._in_body:
             self._closes_after_body = True
         else:
@@ -284,7 +287,7 @@ def _items(value: bytes) -> list[bytes]:
 
 
 def _fault_of(headers: Iterable[tuple[bytes, bytes]], version: str) -> ImageServiceError | None:
-    """Return why a request is rejected because of its headers, or None if it is not."""
+    """Return the error of a request whose headers are not acceptable, or None."""
     hosts = [value for name, value in headers if name == b"host"]
     codings = [item for name, value in headers if name == b"transfer-encoding"
                for item in _items(value)]  # fmt: skip
@@ -307,7 +310,7 @@ def _broken(message: str) -> InvalidRequest:
 
 
 class _Unchunked:
-    """A ``send`` for HTTP/1.0 clients, which read to the end of the connection, not in chunks."""
+    """A ``send`` for HTTP/1.0 clients, which do not support chunks and read until the end."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle

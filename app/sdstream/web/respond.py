@@ -54,7 +54,7 @@ _STATUS_ERRORS: Final = {
 }
 
 
-#: Most characters of a path in an error message.
+#: Maximum number of characters of a path in an error message.
 _LONGEST_PATH: Final = 200
 
 

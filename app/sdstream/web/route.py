@@ -1,4 +1,4 @@
-"""Routes with their descriptions, and the route of a request before Starlette routes it.
+"""Routes with descriptions for OpenAPI, and functions that look up the route of a request.
 
 web/openapi.py generates the OpenAPI document from the descriptions. Code that serves several APIs
 reads the differences between them from the route, not from the path.
@@ -30,15 +30,15 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _STATE: Final = "api_route"
 _CONVERTOR: Final = re.compile(r":\w+}")
 
-#: Least similarity, from 0 to 1, of an unknown path and a route that an error suggests.
+#: Minimum similarity, from 0 to 1, at which an error suggests a route for an unknown path.
 _NEAR: Final = 0.75
-#: Most characters of a path that is compared with the routes.
+#: Maximum number of characters of a path that is compared with the routes.
 _LONGEST_PATH: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The differences between the APIs for code that serves all of them.
+    """The properties of an API that code for several APIs needs.
 
     Attributes:
         error_body: Renders an error as a JSON object.
@@ -86,7 +86,7 @@ class ApiRoute(Route):
 
     Attributes:
         operation: Description of the method.
-        dialect: Dialect of its errors.
+        dialect: Dialect of the method's errors.
         is_open: Requests need no key.
         is_probe: Requests are probes of orchestrators. They need no key, may use any host name,
             and are logged at debug.
@@ -179,7 +179,7 @@ def is_same_origin(scope: Scope) -> bool:
 
 
 def nearest_route(scope: Scope) -> ApiRoute | None:
-    """Return the route whose path is most similar to an unknown path; None below ``_NEAR``."""
+    """Return the route whose path is most similar to an unknown path; None if all differ much."""
     path: str = scope["path"]
     if len(path) > _LONGEST_PATH:
         return None

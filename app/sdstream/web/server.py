@@ -31,7 +31,7 @@ from sdstream.web.turns import Turns
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that remain for sending the last frames, even if the grace time is shorter.
+#: Minimum seconds for the shutdown, so that the last frames are sent even without grace time.
 _LEAST_SECONDS = 2
 
 #: The garbage collector's thresholds. The default of the last one is 10: the collector then scans
@@ -39,7 +39,7 @@ _LEAST_SECONDS = 2
 #: CPU time. A request leaves few objects to the collector, and no images.
 _COLLECTIONS: Final = (700, 10, 100)
 
-#: Most bytes in the path of a Unix socket, a limit of the kernel.
+#: Maximum number of bytes in the path of a Unix socket, a limit of the kernel.
 _LONGEST_SOCKET = 107
 
 

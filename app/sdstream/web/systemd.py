@@ -34,7 +34,7 @@ class Notifications:
         self._feeding: asyncio.Task[None] | None = None
 
     def ready(self) -> None:
-        """Report that the server listens, and feed the watchdog from now on."""
+        """Report that the server listens, and start to feed the watchdog."""
         self._send("READY=1")
         if self._address and self._period:
             self._feeding = asyncio.create_task(self._feed())

@@ -22,7 +22,7 @@ from sdstream.web.routes.images import (
 )
 from sdstream.web.schemas import IMAGES, INTEGER, STRING, json_of, listing, parameter, record, ref
 
-#: The file format for clients that accept any type: @ai-sdk/fireworks expects a file, sends */*.
+#: The file format for clients that accept any type. @ai-sdk/fireworks sends */* but reads a file.
 _USUAL_FILE: Final = "png"
 
 

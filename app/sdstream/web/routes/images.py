@@ -51,7 +51,7 @@ MAX_JSON_BYTES: Final = 2**20
 
 MAX_KEY_CHARACTERS: Final = 255
 
-#: Most jobs of an owner that clients can find by their ``request_id``.
+#: Maximum number of an owner's jobs that clients can find by ``request_id``.
 _MOST_NAMED: Final = 256
 
 _OPENAI_AGENT: Final = re.compile(r"(Async)?OpenAI/")

@@ -1,4 +1,4 @@
-"""Routes that list, cancel or delete several jobs, and the one that marks a favorite."""
+"""Routes that list, cancel or delete several jobs, or mark a job as a favorite."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ _MARK: Final = Operation(
 
 @dataclass(frozen=True)
 class JobSetRoutes:
-    """The list of jobs, operations on several jobs, and the mark of a favorite.
+    """The routes of the job list, of several jobs, and of favorites.
 
     Attributes:
         draw: The routes that make jobs.

@@ -208,7 +208,7 @@ class JobRoutes:
         return self._follow(request, live, number, id_prefix=f"{live.job.id}:")
 
     async def token(self, request: Request) -> Response:
-        """POST /v1/tokens: a token for the query of a URL, for clients that cannot send headers."""
+        """POST /v1/tokens: issue a token for URLs of clients that cannot send headers."""
         token, expires = self.tokens.issue(request.state.owner)
         return respond.json_bytes(compact({"token": token, "expires": expires}))
 

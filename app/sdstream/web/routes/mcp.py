@@ -86,7 +86,7 @@ _END: Final = Operation("End a session (MCP)", {200: {}}, None, _ERRORS, _SESSIO
 
 @dataclass
 class McpRoute:
-    """The route, whose ``running`` must be entered by the application's lifespan.
+    """The route /mcp. The application's lifespan must enter ``running``.
 
     Attributes:
         draw: Provides the base URL of links, their tokens, and the size limit of bodies.
