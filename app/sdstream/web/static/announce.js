@@ -39,7 +39,7 @@ export function announceJob(job) {
 
 /**
  * @param {Job} job
- * @returns {number} -1 waiting, 0 to 3 quarters generated, 4 ended.
+ * @returns {number} -1: waiting; 0 to 3: number of finished quarters; 4: ended.
  */
 function quarterOf(job) {
   if (job.status === "queued") return -1;

@@ -18,11 +18,11 @@ import { forget, keep, recall } from "./storage.js";
  *   reference_images: boolean}} capabilities
  */
 
-/** URL of the API: the folder of this page, also below a proxy's prefix. */
+/** URL of the API: the folder of this page, which may be below a proxy's prefix. */
 export const BASE = new URL(".", document.baseURI);
 
 const UNREACHABLE = "The server does not respond. Try again when it is back.";
-/** For the 413 of a proxy, which has no message of the server. */
+/** The message for a 413 of a proxy, which has no message from the server. */
 const TOO_LARGE = "The upload is too large for the server, or for a proxy in front of it.";
 const TIMEOUT_MS = 30_000;
 const FIRST_PAUSE_MS = 1_000;
@@ -52,7 +52,7 @@ export class Unreachable extends Error {
 }
 
 /**
- * Parse JSON of the server. Seeds stay text: they have up to 63 bits, more than a number holds.
+ * Parse JSON from the server. Seeds stay text: they have up to 63 bits, and a number holds 53.
  * @param {string} text
  * @returns {any}
  */
@@ -68,7 +68,7 @@ export function parse(text) {
  */
 class Api extends EventTarget {
   reachable = true;
-  /** The server requires a key and the user entered none. */
+  /** True if the server requires a key and the user entered none. */
   locked = false;
   /** Asks the user for a key. @type {(rejected: boolean) => Promise<boolean>} */
   askForKey = async () => false;
@@ -85,7 +85,7 @@ class Api extends EventTarget {
 
   /**
    * @param {string | null} key
-   * @param {boolean} [remember] Keep it when the tab is closed.
+   * @param {boolean} [remember] Keep the key after the tab is closed.
    */
   setKey(key, remember = false) {
     this.#key = key;
@@ -106,7 +106,7 @@ class Api extends EventTarget {
   }
 
   /**
-   * @param {string} path Relative to the API, as "v1/models".
+   * @param {string} path Path relative to the API, such as "v1/models".
    * @returns {Promise<any>}
    */
   async get(path) {
@@ -144,7 +144,7 @@ class Api extends EventTarget {
     return url.href;
   }
 
-  /** Forget the token: the server that issued it was restarted. */
+  /** Forget the token, which the server may no longer accept. */
   dropToken() {
     this.#token = null;
   }
@@ -193,7 +193,7 @@ class Api extends EventTarget {
   }
 
   /**
-   * Get a key after a 401; true if there is one to try.
+   * Get a key after a 401; true if the request can be retried with another key.
    * @param {string | null} rejected The key that was sent.
    */
   async #admitted(rejected) {
@@ -223,7 +223,7 @@ class Api extends EventTarget {
         method,
         headers: sent,
         body: asForm || !body ? body : JSON.stringify(body),
-        // An upload may take long.
+        // An upload may take longer than the timeout.
         signal: asForm ? undefined : AbortSignal.timeout(TIMEOUT_MS),
       });
       this.#found();
@@ -253,7 +253,8 @@ async function problem(response) {
 export const api = new Api();
 
 /**
- * The API's part of an absolute URL: this page may reach the server by another name and path.
+ * The path of an absolute URL from "v1/" on. This page may reach the server by another host name
+ * and prefix.
  * @param {string} url
  */
 export function pathOf(url) {
@@ -264,10 +265,10 @@ export function pathOf(url) {
 const wanted = new WeakMap();
 
 /**
- * Show an image of the server, or of a data: or blob: URL.
+ * Show an image from the server, or from a data: or blob: URL.
  * @param {HTMLImageElement} image
  * @param {string} url
- * @param {() => void} [gone] Called if it cannot be loaded.
+ * @param {() => void} [gone] Called if the image cannot be loaded.
  */
 export async function showImage(image, url, gone = () => {}) {
   if (wanted.get(image) === url) return;

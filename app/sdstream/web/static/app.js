@@ -1,4 +1,4 @@
-/** The page: creates its parts and connects them. */
+/** Creates the parts of the page and connects them. */
 
 import { announceJob } from "./announce.js";
 import { api, ApiError } from "./api.js";
@@ -32,11 +32,11 @@ import { labelOf, listed, remedy } from "./format.js";
 
 const MODELS_AGAIN_MS = 3_000;
 const HEARTBEAT_MS = 10_000;
-/** A request that takes longer to send is shown at the button. */
+/** If sending a request takes longer than this, the button shows it. */
 const SLOW_MS = 500;
 const TOO_MANY = 429;
 const NO_SETTINGS = "This file contains no settings.";
-/** On a narrow window, form, stage and gallery are below each other. */
+/** In a narrow window, form, stage and gallery are stacked. */
 const NARROW = matchMedia("(max-width: 48rem)");
 
 const form = new Form();
@@ -56,20 +56,20 @@ const compare = new Compare(form, jobs, stage, asker);
 const presets = new Presets(form);
 const cluster = new ClusterStatus();
 
-/** A job, and the image of it that is shown. @typedef {{job: Job, image?: JobImage}} Shown */
+/** A job and the one of its images that is shown. @typedef {{job: Job, image?: JobImage}} Shown */
 
-/** The form shows an error because the queue is full. */
+/** True if the form shows the error that the queue is full. */
 let crowded = false;
-/** Number of the last call of take(). */
+/** Number of calls of take() so far. */
 let taken = 0;
 /** Names of the server's upscalers. @type {string[]} */
 let upscalers = [];
-/** The next attempt to load the models. @type {ReturnType<typeof setTimeout> | undefined} */
+/** Timer of the next load of the models. @type {ReturnType<typeof setTimeout> | undefined} */
 let modelsAgain;
 
 // --- requests -------------------------------------------------------------------------------------
 
-/** The files of a request: those that the chosen model takes. */
+/** The files to send with a request: those that the chosen model accepts. */
 function filesNow() {
   const { capabilities } = form.model ?? {};
   const references = capabilities?.reference_images ? extraImages.references : [];
@@ -78,8 +78,8 @@ function filesNow() {
 }
 
 /**
- * Take the files and the mask as they are now.
- * @returns {Promise<(settings: Settings) => Ask>} Builds requests with these files.
+ * Capture the current files and the current mask.
+ * @returns {Promise<(settings: Settings) => Ask>} Builds a request with these files from settings.
  */
 async function asker() {
   const { images, control } = filesNow();
@@ -251,7 +251,7 @@ async function download({ job, image }) {
 }
 
 /**
- * Put the settings of an image into the form, and the images of its request beside them.
+ * Put the settings of an image into the form, and load the images that its request uploaded.
  * @param {Shown} shown
  */
 async function reuse({ job, image }) {
@@ -294,18 +294,19 @@ async function upscale({ job, image }) {
  * Put settings into the form and show a notice.
  * @param {Settings} settings
  * @param {string} what First part of the notice.
- * @param {{lacking?: string[], all?: boolean}} [how] Settings that are known to be missing, and
- *   whether these settings replace all others, except for prompt, seed and border.
+ * @param {{lacking?: string[], all?: boolean}} [how] `lacking`: images already known to be missing.
+ *   `all`: replace all other settings, except prompt, seed and border.
  */
 async function take(settings, what, { lacking = [], all = false } = {}) {
   taken += 1;
   const call = taken;
   form.clearErrors();
-  // Before the settings are applied: they belong to an image with this border. Presets have none.
+  // The border comes before the settings, which belong to an image with this border. Presets have
+  // no border.
   if (easel.file && !all) border.expand = settings.expand ?? null;
   const unfit = all ? form.replace(settings) : form.apply(settings);
   const unsupported = await options.unsupported(form.model, Object.keys(form.further));
-  // Other settings are in the form by now.
+  // A later call has put other settings into the form.
   if (call !== taken) return;
   for (const name of unsupported) form.setFurther(name, undefined);
   const left = [...new Set([...unfit, ...lacking, ...unsupported.map(labelOf)])];
@@ -347,7 +348,7 @@ async function startFrom(file) {
     await easel.load(file);
     stage.setImage(true);
     if (chooser) byId("mask", HTMLElement).focus();
-    // On a narrow window the Generate button stays at the bottom, so the tools come to the top.
+    // In a narrow window the Generate button covers the bottom, so the tools move to the top.
     byId("stage", HTMLElement).scrollIntoView({ block: NARROW.matches ? "start" : "nearest" });
   } catch (error) {
     form.showError("image", /** @type {Error} */ (error).message);
@@ -511,7 +512,7 @@ async function loadModels() {
   }
 }
 
-/** Load models, jobs and gallery: at the start, and when the server responds again. */
+/** Load models, jobs and gallery. Called at the start and when the server responds again. */
 async function start() {
   await loadModels();
   await jobs.refresh();
@@ -527,7 +528,7 @@ async function start() {
 
 function begin() {
   form.clearTrouble();
-  // The head of the page shows what is wrong. The page continues when the server responds again or
+  // The header of the page shows the problem. The page continues when the server responds again or
   // the user enters a key.
   start().catch(() => stage.show(stage.job));
 }
@@ -541,10 +542,10 @@ api.addEventListener("connection", () => {
   stage.setReachable(api.reachable);
   if (api.reachable) begin();
 });
-// Without a request, the page would not notice that the server has stopped.
+// Without regular requests, the page would not notice that the server has stopped.
 setInterval(() => !document.hidden && api.reachable && api.look(), HEARTBEAT_MS);
 onKey(async () => {
-  // Another key may have other jobs.
+  // The jobs of another key may be different ones.
   await gallery.load();
   begin();
 });

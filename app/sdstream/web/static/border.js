@@ -1,8 +1,9 @@
 /**
- * The border that is to be painted around the image: four handles, by mouse, pen, finger or keys.
+ * The border to generate around the image. The user moves its four handles by mouse, pen, finger or
+ * keys.
  *
- * The image shrinks on the screen as its border grows; while a handle is held it stays as it is, so
- * that nothing moves under the pointer.
+ * The image shrinks on the screen as its border grows. While the user holds a handle, the image
+ * keeps its size, so that nothing moves under the pointer.
  */
 
 import { byId } from "./dom.js";
@@ -17,7 +18,7 @@ const SIDES = ["left", "top", "right", "bottom"];
 const NONE = { left: 0, top: 0, right: 0, bottom: 0 };
 const STEP = 8;
 const FAR = 64;
-/** The server takes no more. */
+/** The largest border of a side that the server accepts. */
 const MOST = 4096;
 
 /** The keys that move a handle outwards and inwards. @type {Record<Side, [string, string]>} */
@@ -34,11 +35,11 @@ const border = byId("border", HTMLElement);
 const size = byId("border-size", HTMLElement);
 const clear = byId("clear-border", HTMLButtonElement);
 
-/** Fires "change" when the border is another. */
+/** Fires "change" when the border changes. */
 export class Border extends EventTarget {
-  /** Of the image, in pixels. */
+  /** Size of the image in pixels. */
   #image = { width: 1, height: 1 };
-  /** What the screen is laid out for. @type {Sides} */
+  /** The border that the layout on the screen is made for. @type {Sides} */
   #laid = NONE;
   /** @type {Sides} */
   #sides = NONE;
@@ -62,7 +63,7 @@ export class Border extends EventTarget {
     });
   }
 
-  /** There is a border. */
+  /** True if there is a border. */
   get isThere() {
     return SIDES.some((side) => this.#sides[side] > 0);
   }
@@ -77,7 +78,7 @@ export class Border extends EventTarget {
     this.#settle();
   }
 
-  /** Pixels of left, top, right and bottom, as the API has them; null for no border. */
+  /** The API's `expand`: pixels of left, top, right and bottom; null without a border. */
   get expand() {
     return this.isThere ? SIDES.map((side) => this.#sides[side]) : null;
   }
@@ -88,14 +89,14 @@ export class Border extends EventTarget {
     this.sides = { left, top, right, bottom };
   }
 
-  /** The image with its border, in pixels. */
+  /** Size of the image with its border, in pixels. */
   get canvas() {
     return canvasOf(this.#image, this.#sides);
   }
 
   /**
-   * Take another image, which has no border yet.
-   * @param {{width: number, height: number}} image Its size in pixels.
+   * Set the size of another image, which has no border yet.
+   * @param {{width: number, height: number}} image Size of the image in pixels.
    */
   setImage(image) {
     if (image === this.#image) return;
@@ -159,7 +160,7 @@ export class Border extends EventTarget {
     this.#sides = { ...this.#sides, [side]: Math.min(Math.max(whole, 0), MOST) };
   }
 
-  /** Lay the screen out for the border as it is now. */
+  /** Lay out the screen for the current border. */
   #settle() {
     this.#laid = this.#sides;
     const { width, height } = this.canvas;
@@ -172,7 +173,7 @@ export class Border extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** Show how far the border goes, also beyond what the screen is laid out for. */
+  /** Show the extent of the border, which may exceed the layout. */
   #draw() {
     const { width, height } = canvasOf(this.#image, this.#laid);
     for (const side of SIDES) {
@@ -195,7 +196,7 @@ function handleOf(side) {
 }
 
 /**
- * How far out a pointer is, in pixels of the screen.
+ * Position of a pointer, in screen pixels that grow outwards.
  * @param {Side} side
  * @param {PointerEvent} event
  */

@@ -1,8 +1,8 @@
 /**
- * The easel: an image to edit and the mask over it, painted by mouse, pen, finger or keys.
+ * The easel: the image to edit and its mask, which the user paints by mouse, pen, finger or keys.
  *
  * The mask is a list of strokes in pixels of the image. It is painted twice: as stripes over the
- * image, in the resolution of the screen, and in white on black for the server.
+ * image, at the resolution of the screen, and in white on black for the server.
  */
 
 import { say } from "./announce.js";
@@ -25,7 +25,7 @@ const PEN_ERASER = 32;
 const SMALL_MOVE = 0.02;
 const LARGE_MOVE = 0.1;
 const STRIPE = 5;
-/** Most pixels of one side of the canvas on the screen. */
+/** Maximum number of pixels of one side of the canvas on the screen. */
 const FINEST = 4096;
 
 const image = byId("easel-image", HTMLImageElement);
@@ -83,14 +83,15 @@ export class Easel extends EventTarget {
       this.#lift();
       nib.hidden = keysHelp.hidden = true;
     });
-    // Shown after a key only: the text moves the canvas, which must not happen under a pointer.
+    // The help appears only after a key press. It moves the canvas, which must not happen under a
+    // pointer.
     canvas.addEventListener("keyup", () => {
       keysHelp.hidden = false;
     });
     new ResizeObserver(() => this.#fit()).observe(canvas);
   }
 
-  /** True if there is a stroke of the brush or a loaded mask; it may be erased again. */
+  /** True if there is a stroke of the brush or a loaded mask, even if the eraser has removed it. */
   get hasMask() {
     return this.#strokes.some((stroke) => !stroke.erase);
   }
@@ -145,7 +146,7 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * The mask as PNG of the image's size, white where the image may change.
+   * The mask as a PNG of the image's size, white where the image may change.
    * @returns {Promise<File | null>} Null if nothing is painted.
    */
   async mask() {
@@ -207,7 +208,7 @@ export class Easel extends EventTarget {
     draw(this.#pen(), { ...stroke, points: [last, place] }, this.#look());
   }
 
-  /** Remove the present stroke: a second finger was put down, so the user zooms. */
+  /** Remove the current stroke. A second finger has touched the canvas, so the user is zooming. */
   #drop() {
     const stroke = this.#stroke;
     if (!stroke) return;
@@ -296,7 +297,7 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * Restore the newest state of one list, and add the present one to the other.
+   * Restore the newest state of one list, and add the current state to the other.
    * @param {(readonly Stroke[])[]} from
    * @param {(readonly Stroke[])[]} to
    */
@@ -471,7 +472,7 @@ function within(value, end) {
 }
 
 /**
- * Convert an image of a format that only the browser can read.
+ * Convert an image to PNG, because the server cannot read its format.
  * @param {HTMLImageElement} decoded
  * @param {string} name
  */

@@ -1,4 +1,4 @@
-/** The machines of a cluster: a line in the head of the page, and the table that it opens. */
+/** The machines of a cluster: a button in the page's header, and the table that it opens. */
 
 import { api } from "./api.js";
 import { byId, make } from "./dom.js";
@@ -11,7 +11,7 @@ import { tell } from "./header.js";
  * @property {string} name Its address; empty on a server without a cluster.
  * @property {string} host
  * @property {"ready" | "leaving" | "shunned" | "lost" | "left"} state
- * @property {string} reason Why it takes no workers; empty if it does.
+ * @property {string} reason Why it accepts no workers; empty if it accepts them.
  * @property {number} slots
  * @property {number} free_slots
  * @property {number} free_bytes
@@ -26,11 +26,11 @@ const panel = byId("cluster", HTMLElement);
 const rows = byId("machines", HTMLElement);
 
 export class ClusterStatus {
-  /** False for a server without a cluster; null until it is known. @type {boolean | null} */
+  /** True if the server has a cluster; null until the page knows. @type {boolean | null} */
   #exists = null;
   /** Names of the machines that are expected to stay. @type {Set<string>} */
   #present = new Set();
-  /** What the table shows, as JSON. */
+  /** The machines in the table, as JSON. */
   #shown = "";
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
@@ -60,7 +60,7 @@ export class ClusterStatus {
     if (!this.#exists) return;
     this.#tellLosses(machines);
     const shown = JSON.stringify(machines);
-    // Unchanged rows stay, for a user who selects their text.
+    // Unchanged rows are not rebuilt, so that text which the user selects in them stays selected.
     if (shown !== this.#shown) this.#show(machines);
     this.#shown = shown;
   }
@@ -106,7 +106,7 @@ function rowOf(machine) {
 }
 
 /**
- * @param {string} label For narrow windows, which show no head of the table.
+ * @param {string} label Shown in narrow windows, where the table has no visible header row.
  * @param {...(Node | string)} children
  */
 function cell(label, ...children) {
@@ -114,7 +114,7 @@ function cell(label, ...children) {
 }
 
 /**
- * "a × 2, b (starting)".
+ * The models of a machine's workers, such as "a × 2, b (starting)".
  * @param {Machine} machine
  */
 function loadedOf({ workers }) {
@@ -128,7 +128,7 @@ function loadedOf({ workers }) {
 }
 
 /**
- * "1 of 2 slots, 10.5 GB"; empty for a machine that takes no workers.
+ * The free room, such as "1 of 2 slots, 10.5 GB"; empty for a machine that accepts no workers.
  * @param {Machine} machine
  */
 function roomOf({ state, slots, free_slots: free, free_bytes: bytes }) {

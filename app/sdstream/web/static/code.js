@@ -1,4 +1,4 @@
-/** The panel that shows the present settings as code. */
+/** The panel that shows the current settings as code. */
 
 import { say } from "./announce.js";
 import { byId, copy } from "./dom.js";

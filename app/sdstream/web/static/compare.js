@@ -1,4 +1,4 @@
-/** Groups of jobs: comparisons and lists of prompts, which fill a grid. */
+/** Groups of jobs whose images fill a grid: comparisons and lists of prompts. */
 
 import { api, ApiError } from "./api.js";
 import { byId, save } from "./dom.js";
@@ -29,10 +29,10 @@ export class Compare extends EventTarget {
   #sending = null;
 
   /**
-   * @param {Form} form The settings that all cells share.
+   * @param {Form} form Has the settings that all cells share.
    * @param {Jobs} jobs
    * @param {Stage} stage
-   * @param {() => Promise<(settings: Settings) => Ask>} asker Takes the files that all cells share.
+   * @param {() => Promise<(settings: Settings) => Ask>} asker Captures the files of all cells.
    */
   constructor(form, jobs, stage, asker) {
     super();
@@ -77,7 +77,7 @@ export class Compare extends EventTarget {
 
   async #begin() {
     const settings = { ...this.#form.read(), n: 1 };
-    // Without one seed for all, the images would differ by their seeds too.
+    // Without a common seed, the images would differ by their seeds too.
     settings.seed ??= String(Math.floor(Math.random() * SEEDS));
     try {
       if (!settings.prompt?.trim()) throw new Error("Enter a prompt.");
@@ -128,7 +128,7 @@ export class Compare extends EventTarget {
       if (!job) return;
       ids[index] = job.id;
       this.grid.update(job);
-      // It was submitted while the others were cancelled.
+      // This job was submitted while the others were being cancelled.
       if (plan.cancelled) await api.post("v1/jobs/cancel", { body: { ids: [job.id] } });
     }
   }

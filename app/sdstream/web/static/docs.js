@@ -1,4 +1,4 @@
-/** The API reference: Swagger UI on the server's OpenAPI document, with the key of the page. */
+/** The API reference: Swagger UI for the server's OpenAPI document, with the page's API key. */
 
 import { recall } from "./storage.js";
 
@@ -11,7 +11,7 @@ SwaggerUIBundle({
   docExpansion: "list",
   defaultModelsExpandDepth: -1,
   displayRequestDuration: true,
-  // The document is not validated by a server elsewhere.
+  // Null disables validation of the document by Swagger's online service.
   validatorUrl: null,
   requestInterceptor: (/** @type {{headers: Record<string, string>}} */ request) => {
     const key = recall("key");

@@ -1,9 +1,9 @@
-/** Finding and making elements. Data goes in as text, never as markup. */
+/** Finds and creates elements. Data is inserted as text, never as markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * An element of the page.
+ * Find an element of the page.
  * @template {Element} T
  * @param {string} id
  * @param {new () => T} kind
@@ -16,10 +16,10 @@ export function byId(id, kind) {
 }
 
 /**
- * A new element.
+ * Create an element.
  * @param {string} tag
- * @param {Record<string, unknown>} [attributes] Functions are listeners of the event they are
- *   named for; null and false are left out.
+ * @param {Record<string, unknown>} [attributes] A function becomes the listener of the event with
+ *   its name; null, undefined and false are left out.
  * @param {...(Node | string | null)} children
  * @returns {HTMLElement}
  */
@@ -37,7 +37,7 @@ export function make(tag, attributes = {}, ...children) {
 }
 
 /**
- * An icon of the page's sprite.
+ * Create an icon from the page's sprite.
  * @param {string} name
  */
 export function icon(name) {
@@ -49,7 +49,7 @@ export function icon(name) {
   return svg;
 }
 
-/** For the keyboard, when what had the focus goes away. */
+/** Focus the stage, so that keyboard users keep a place when the focused element disappears. */
 export function focusStage() {
   byId("stage", HTMLElement).focus({ preventScroll: true });
 }
@@ -61,12 +61,12 @@ export function focusStage() {
 export function save(file) {
   const url = URL.createObjectURL(file);
   make("a", { href: url, download: file.name }).click();
-  // Some browsers read it a little later.
+  // Some browsers read the URL a little later.
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
 /**
- * Copy text. The clipboard API exists on https and localhost only.
+ * Copy text to the clipboard. The Clipboard API exists on HTTPS and localhost only.
  * @param {string} text
  * @returns {Promise<boolean>}
  */

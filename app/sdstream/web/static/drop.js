@@ -1,4 +1,4 @@
-/** Images dropped onto the page, or pasted. */
+/** Accepts images that the user drops onto the page or pastes. */
 
 import { byId } from "./dom.js";
 
@@ -7,10 +7,11 @@ const edit = byId("drop-edit", HTMLElement);
 const read = byId("drop-read", HTMLElement);
 
 /**
- * @param {{edit: (file: File) => void, read: (file: File) => void}} on Called with the file: to edit it, or to read its settings.
+ * @param {{edit: (file: File) => void, read: (file: File) => void}} on
+ *   `edit` starts to edit the file; `read` reads the settings in it.
  */
 export function acceptFiles(on) {
-  let depth = 0; // of the elements that the pointer has entered
+  let depth = 0; // number of nested elements under the pointer
   const show = (/** @type {boolean} */ shown) => {
     overlay.hidden = !shown;
     if (!shown) depth = 0;

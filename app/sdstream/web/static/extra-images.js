@@ -2,7 +2,7 @@
 
 import { byId, icon, make } from "./dom.js";
 
-/** Most images that the server accepts with one request. */
+/** Maximum number of images that the server accepts with one request. */
 const MOST = 8;
 
 const referenceList = byId("references", HTMLElement);

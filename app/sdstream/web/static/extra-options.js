@@ -34,7 +34,7 @@ const AVAILABLE = {
  * Names of the images that options need and the page does not have.
  * @param {object} options
  * @param {Source} source
- * @param {{control: boolean, references: boolean}} extra Which further images there are.
+ * @param {{control: boolean, references: boolean}} extra Which further images the user has chosen.
  */
 export function missingImages(options, source, extra) {
   const available = [...AVAILABLE[source]];

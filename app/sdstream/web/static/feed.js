@@ -1,4 +1,4 @@
-/** A job's events over EventSource, which reconnects by itself. */
+/** A job's events over EventSource, which reconnects automatically. */
 
 import { api, parse } from "./api.js";
 
@@ -14,9 +14,9 @@ export class Feed {
 
   /**
    * @param {string} path
-   * @param {{event: (name: string, data: any) => void, rejected: () => void}} on Called with each
-   *   event, and when the browser gives up (an expired token, a proxy's 502). open() then continues
-   *   after the last event.
+   * @param {{event: (name: string, data: any) => void, rejected: () => void}} on `event` is called
+   *   with each event. `rejected` is called when the browser gives up, as after an expired token or
+   *   a proxy's 502; open() then continues after the last event.
    */
   constructor(path, on) {
     this.#path = path;
@@ -55,7 +55,7 @@ export class Feed {
       api.dropToken();
       this.#on.rejected();
     } else {
-      // EventSource reconnects by itself; this makes the page show why nothing moves.
+      // EventSource reconnects automatically. This check makes the page show a server that is gone.
       api.look();
     }
   }

@@ -1,4 +1,4 @@
-/** The form: its fields within the limits of the model, its settings, and errors beside fields. */
+/** The form: limits its fields to the model, holds the settings, and shows errors beside fields. */
 
 import { byId, icon, make } from "./dom.js";
 import { missingImages, withImages } from "./extra-options.js";
@@ -30,7 +30,7 @@ import { counted, said, sentence } from "./format.js";
  */
 
 /**
- * All options of a request: those of the fields, and those without a field.
+ * All options of a request, with and without a field.
  * @typedef {FieldSettings & Record<string, unknown>} Settings
  */
 
@@ -52,7 +52,7 @@ const count = byId("n", HTMLInputElement);
 const seed = byId("seed", HTMLInputElement);
 const steps = byId("sample_steps", HTMLInputElement);
 const stepsSlider = byId("steps-slider", HTMLInputElement);
-/** Most steps that the slider sets; the field takes all that the server allows. */
+/** Maximum of the slider; the number field accepts every value that the server allows. */
 const SLIDER_STEPS = Number(stepsSlider.max);
 const sampler = byId("sampler", HTMLSelectElement);
 const schedule = byId("schedule", HTMLSelectElement);
@@ -71,7 +71,7 @@ const seedAgain = byId("seed-again", HTMLButtonElement);
 
 /**
  * Fires "change" when a setting changes, "generate" when the user wants an image, and "lack" when
- * this needs the list of models first.
+ * the user wants an image before the models are loaded.
  */
 export class Form extends EventTarget {
   /** @type {Model[]} */
@@ -80,10 +80,10 @@ export class Form extends EventTarget {
   #source = "none";
   /** Options without a field. @type {Record<string, unknown>} */
   #further = {};
-  /** The user chose a strength. */
+  /** True if the user chose a strength. */
   #ownStrength = false;
   #lastSeed = "";
-  /** The shape that was chosen before there was an image to edit. */
+  /** The shape that the user chose before loading an image to edit. */
   #shape = "square";
   /** Pixels of the border to generate around the image. @type {number[] | null} */
   #expand = null;
@@ -91,9 +91,9 @@ export class Form extends EventTarget {
   #extra = { control: false, references: false };
   /** Sentences about settings that were changed to the nearest possible value. @type {string[]} */
   #adjusted = [];
-  /** A request is being sent, slowly enough to be seen. */
+  /** True while the button shows that a request is being sent. */
   #sending = false;
-  /** The user wants an image as soon as the models are known. */
+  /** True if the form generates an image as soon as the models are loaded. */
   wanted = false;
 
   constructor() {
@@ -157,7 +157,7 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Set what an edit changes.
+   * Set which part of the image an edit changes.
    * @param {Source} source
    * @param {number[] | null} expand Pixels of the border: left, top, right, bottom.
    */
@@ -218,7 +218,7 @@ export class Form extends EventTarget {
     stepsSlider.value = steps.value;
   }
 
-  /** @param {boolean} sending A request is being sent; the button says so and takes no other. */
+  /** @param {boolean} sending True disables the button, which shows that a request is being sent. */
   setSending(sending) {
     if (sending === this.#sending) return;
     this.#sending = sending;
@@ -242,14 +242,14 @@ export class Form extends EventTarget {
   }
 
   /**
-   * The present settings; without a size if the image to edit keeps its own.
+   * The current settings, without a size if the image to edit keeps its own.
    * @returns {Settings}
    */
   read() {
     const edits = this.#source !== "none";
     const further = this.#furtherNow;
     const part = this.#onlyMasked;
-    // Noise levels determine steps and schedule.
+    // The noise levels in `sigmas` determine the steps and the schedule.
     const leveled = "sigmas" in further;
     /** @type {Settings} */
     const all = {
@@ -315,7 +315,7 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Replace all settings but the prompt and the seed, by the model's defaults and these settings.
+   * Replace all settings except prompt and seed with the model's defaults and the given settings.
    * @param {Settings} settings
    * @returns {string[]} Names of the settings that cannot be applied.
    */
@@ -333,8 +333,8 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Those of the settings that have an effect on the present image, with the defaults of the options
-   * that depend on it: what replace() leaves in the form.
+   * The settings that replace() would leave in the form: those that have an effect on the current
+   * image, and defaults of the options that depend on the image.
    * @param {Settings} settings
    * @returns {Settings}
    */
@@ -370,8 +370,8 @@ export class Form extends EventTarget {
    * Show an error beside its field, or beside the button if it has none.
    * @param {string | null} param Name of the option.
    * @param {string} message
-   * @param {{culprit?: HTMLElement, focus?: boolean}} [how] The invalid control, in a field with
-   *   several controls, and whether it gets the focus.
+   * @param {{culprit?: HTMLElement, focus?: boolean}} [how] `culprit`: the invalid control of a
+   *   field with several controls. `focus`: whether the control gets the focus.
    */
   showError(param, message, { culprit, focus = true } = {}) {
     this.wanted = false;
@@ -383,14 +383,14 @@ export class Form extends EventTarget {
     }
     if (more.contains(field)) more.open = true;
     const line = field.querySelector(":scope > .error");
-    // "Further options" holds several options, so the sentence keeps the name of the option.
+    // "Further options" holds several options, so the message keeps the name of the option.
     if (line) line.textContent = name === "further" ? message : sentence(message);
     const control = culprit ?? controlOf(field);
     control?.setAttribute("aria-invalid", "true");
     if (focus) control?.focus();
   }
 
-  /** Remove the error beside the button: the state of the server has changed since. */
+  /** Remove the error beside the button, since the state of the server has changed. */
   clearTrouble() {
     formError.textContent = "";
   }
@@ -593,7 +593,7 @@ export class Form extends EventTarget {
   }
 }
 
-/** Values that were typed before the models were known. @returns {FieldSettings} */
+/** Values that the user typed before the models were loaded. @returns {FieldSettings} */
 function typed() {
   const fields = [prompt, negative, count, seed, steps, cfg];
   const filled = fields.filter((field) => field.value !== field.defaultValue);
@@ -679,7 +679,7 @@ function fault(field) {
 }
 
 /**
- * The nearest length of a side that the model generates.
+ * The nearest length of a side that the model can generate.
  * @param {HTMLInputElement} side
  * @param {string} text
  */
@@ -690,7 +690,7 @@ function nearest(side, text) {
   return String(Math.min(Math.max(Math.round(value / step) * step, min), max));
 }
 
-/** @param {string} name Of an option. */
+/** @param {string} name Name of an option. */
 function hasField(name) {
   return ["size", "expand", "mask_mode"].includes(name) || form.elements.namedItem(name) !== null;
 }

@@ -37,7 +37,7 @@ export function counted(count, one, many = `${one}s`) {
 }
 
 /**
- * "10.5 GB".
+ * A number of bytes as "10.5 GB".
  * @param {number} bytes
  */
 export function gigabytes(bytes) {
@@ -45,7 +45,7 @@ export function gigabytes(bytes) {
 }
 
 /**
- * "a, b and c".
+ * A list of names as "a, b and c".
  * @param {string[]} names
  */
 export function listed(names) {
@@ -171,7 +171,7 @@ export function facts(job, image) {
 }
 
 /**
- * "128 × 128".
+ * A size as "128 × 128".
  * @param {string | undefined} size "128x128".
  */
 function spaced(size) {
@@ -188,7 +188,7 @@ export function labelOf(name) {
 }
 
 /**
- * The message of an error without the leading name of the field, for a place beside the field.
+ * The message of an error without the leading name of the field, to show beside the field.
  * @param {string} message
  */
 export function sentence(message) {

@@ -50,7 +50,7 @@ export function matches(job) {
   );
 }
 
-/** @param {string[]} ids Of the models that the server has. */
+/** @param {string[]} ids Ids of the server's models. */
 export function setFilterModels(ids) {
   const { value } = model;
   model.replaceChildren(

@@ -1,8 +1,8 @@
 /**
- * The gallery: finished images, with search, selection and movement by keys.
+ * The gallery: finished images, with search, selection and keyboard navigation.
  *
- * There may be thousands. Only tiles near the visible part are elements; the list has the height of
- * all tiles, and each element is moved to its position.
+ * There may be thousands of images, so only tiles near the visible part are elements. The list has
+ * the height of all tiles, and each element is moved to its position.
  */
 
 import { api, ApiError, showImage } from "./api.js";
@@ -19,7 +19,7 @@ const PAGE = 100;
 /** Minimum width of a tile and gap between tiles, in pixels. */
 const TILE = 104;
 const GAP = 8;
-/** Rows of tiles that are elements above and below the visible part. */
+/** Rows of tiles that exist as elements above and below the visible part. */
 const SPARE_ROWS = 4;
 
 const tiles = byId("tiles", HTMLElement);
@@ -33,9 +33,9 @@ const count = byId("gallery-count", HTMLElement);
  * "select" when the selection changes.
  */
 export class Gallery extends EventTarget {
-  /** Newest first. @type {Entry[]} */
+  /** The loaded entries, newest first. @type {Entry[]} */
   entries = [];
-  /** A click selects an image instead of opening it. */
+  /** True if a click selects an image instead of opening it. */
   #selecting = false;
   /** @type {Set<string>} */
   #selected = new Set();
@@ -47,9 +47,9 @@ export class Gallery extends EventTarget {
   #hasMore = false;
   /** @type {Promise<void> | null} */
   #loading = null;
-  /** Number of the present list; answers for an earlier list are ignored. */
+  /** Number of the current list; responses for an earlier list are ignored. */
   #generation = 0;
-  /** Key of an entry -> its tile, if that is an element. @type {Map<string, HTMLElement>} */
+  /** Key of an entry -> its tile, if the tile is an element. @type {Map<string, HTMLElement>} */
   #shown = new Map();
   #columns = 1;
   #side = TILE;
@@ -58,7 +58,7 @@ export class Gallery extends EventTarget {
     super();
     more.addEventListener("click", () => this.#loadMore());
     tiles.addEventListener("keydown", (event) => this.#key(event));
-    // The column scrolls, or the page, depending on the width of the window.
+    // Either the column or the page scrolls, depending on the width of the window.
     addEventListener("scroll", () => this.#render(), { capture: true, passive: true });
     addEventListener("resize", () => this.#render());
     new ResizeObserver(() => this.#render()).observe(tiles);
@@ -127,7 +127,7 @@ export class Gallery extends EventTarget {
 
   /**
    * Focus a tile.
-   * @param {number} place Beyond the end, the last tile.
+   * @param {number} place A place beyond the end means the last tile.
    */
   focus(place) {
     if (!this.entries.length) return;

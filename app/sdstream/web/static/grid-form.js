@@ -28,7 +28,7 @@ export class GridForm extends EventTarget {
   /** @type {Model | undefined} */
   #model;
   #edits = false;
-  /** The default values were set once; a field that the user empties stays empty. */
+  /** True once the default values were set; a field that the user empties then stays empty. */
   #begun = false;
 
   constructor() {
@@ -55,7 +55,7 @@ export class GridForm extends EventTarget {
 
   /**
    * @param {Model | undefined} model The chosen model.
-   * @param {boolean} edits There is an image to start from.
+   * @param {boolean} edits True if there is an image to start from.
    */
   show(model, edits) {
     this.#model = model;
@@ -73,7 +73,7 @@ export class GridForm extends EventTarget {
 
   /**
    * Read the axes; throws an Error with a message if they cannot be used.
-   * @param {Settings} settings What all cells share.
+   * @param {Settings} settings The settings that all cells share.
    * @returns {{across: Axis, down: Axis | null}}
    */
   read(settings) {

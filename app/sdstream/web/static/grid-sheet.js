@@ -1,4 +1,4 @@
-/** A grid as one image file: the images with their labels, and the settings in its text. */
+/** Exports a grid as one PNG: the images with their labels, and the settings as a caption. */
 
 import { fileOf } from "./images.js";
 import { ROW, titleOf } from "./grid.js";
@@ -9,12 +9,12 @@ import { crc32 } from "./zip.js";
 /** @import {Job} from "./jobs.js" */
 /** @import {Settings} from "./form.js" */
 
-/** Pixels: longest side of the sheet, and what stands between and around the images. */
+/** Sizes in pixels: the longest side of the sheet, gaps between images, and room for labels. */
 const LONGEST = 8192;
 const GAP = 8;
 const LABEL = 28;
 const SIDE_LABEL = 150;
-/** Letters of a label; it is squeezed into the width of an image. */
+/** Maximum length of a label, which is squeezed into the width of an image. */
 const MOST_LETTERS = 30;
 const CAPTION_LINE = 22;
 const FONT = "15px system-ui, sans-serif";
@@ -28,7 +28,7 @@ const PNG_HEAD = 33;
  */
 export async function sheetOf(plan, jobs) {
   const { across, down } = plan;
-  // One axis is broken into rows, as on the page; each row has its own labels then.
+  // A single axis is broken into rows, as on the page, and each row has its own labels.
   const columns = down ? across.values.length : Math.min(across.values.length, ROW);
   const rows = Math.ceil(plan.ids.length / columns);
   const above = down ? 0 : LABEL;
@@ -116,7 +116,7 @@ function wrapped(pen, text, width) {
 }
 
 /**
- * The settings that all cells share, and the axes, in AUTOMATIC1111's form.
+ * The settings that all cells share, and the axes, in AUTOMATIC1111's format.
  * @param {Plan} plan
  */
 function parametersOf({ settings, across, down }) {
@@ -141,7 +141,7 @@ function quoted(text) {
 }
 
 /**
- * A PNG with a text in it, under the name that programs look for settings.
+ * Add a text to a PNG as `parameters`, the name under which programs look for settings.
  * @param {Uint8Array} png
  * @param {string} text
  * @returns {BlobPart[]}

@@ -21,8 +21,8 @@ const MOST_LETTERS = 80;
  * @property {Settings} settings The settings that all cells share.
  * @property {Axis} across
  * @property {Axis | null} down
- * @property {(string | null)[]} ids Jobs of the cells, row by row; null for those to come.
- * @property {boolean} [cancelled] No more jobs come.
+ * @property {(string | null)[]} ids Ids of the cells' jobs, row by row; null before the submission.
+ * @property {boolean} [cancelled] True if no more jobs will be submitted.
  */
 
 const table = byId("grid-table", HTMLElement);
@@ -62,7 +62,7 @@ export class Grid extends EventTarget {
       const head = make("tr", {}, make("td"), ...heads);
       table.replaceChildren(make("thead", {}, head), make("tbody", {}, ...rows));
     } else {
-      // One axis may have many values, so it is broken into rows.
+      // A single axis may have many values, so it is broken into rows.
       const bodies = [];
       for (let start = 0; start < columns; start += ROW) {
         const [titles, cells] = [heads, this.#cells].map((all) => all.slice(start, start + ROW));
@@ -75,7 +75,7 @@ export class Grid extends EventTarget {
   }
 
   /**
-   * A job has changed; it may be a cell's.
+   * Show a job that has changed, if it belongs to a cell.
    * @param {Job} job
    */
   update(job) {
@@ -86,7 +86,7 @@ export class Grid extends EventTarget {
     this.#tell();
   }
 
-  /** No more jobs come: the cells without one stay empty. */
+  /** Mark the grid as cancelled: cells without a job will get none. */
   cancelled() {
     if (!this.plan) return;
     this.plan.cancelled = true;
@@ -94,7 +94,7 @@ export class Grid extends EventTarget {
     this.#tell();
   }
 
-  /** All cells have ended. */
+  /** True if the jobs of all cells have ended. */
   get over() {
     const { plan } = this;
     if (!plan) return false;
@@ -103,7 +103,7 @@ export class Grid extends EventTarget {
     );
   }
 
-  /** Number of the images of all cells. */
+  /** Number of images in all cells. */
   get #images() {
     return [...this.jobs.values()].reduce((sum, job) => sum + job.images.length, 0);
   }

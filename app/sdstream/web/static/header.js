@@ -1,4 +1,4 @@
-/** The head of the page: notices, the API key, and the theme. */
+/** The header of the page: notices, the API key, and the theme. */
 
 import { api } from "./api.js";
 import { byId } from "./dom.js";
@@ -28,7 +28,7 @@ export function tell(text) {
 }
 
 /**
- * Call a function when the user has entered a key by the button in the head.
+ * Call a function after the user has entered a key with the button in the header.
  * @param {() => void} act
  */
 export function onKey(act) {
@@ -37,7 +37,7 @@ export function onKey(act) {
   });
 }
 
-/** Show what keeps the page from working, or nothing. */
+/** Show the problem that keeps the page from working, if there is one. */
 function showTrouble() {
   clearTimeout(fading);
   const text = trouble();

@@ -1,4 +1,4 @@
-/** Functions on finished images that several parts of the page use. */
+/** Functions for finished images, which several parts of the page use. */
 
 import { api, pathOf } from "./api.js";
 import { shortened } from "./format.js";
@@ -7,7 +7,7 @@ import { shortened } from "./format.js";
 /** @import {Settings} from "./form.js" */
 
 /**
- * The name of a job's images: its prompt, shortened.
+ * The name of a job's images, which is the shortened prompt.
  * @param {Job} job
  */
 export function nameOf(job) {
@@ -34,7 +34,7 @@ export async function fileOf(job, image) {
 }
 
 /**
- * False for a job that only upscaled an image: it has no settings to generate with.
+ * False for a job that only upscaled an image. Such a job has no settings to generate with.
  * @param {Job} job
  */
 export function wasGenerated(job) {
@@ -48,7 +48,7 @@ export function wasGenerated(job) {
  * @returns {Settings}
  */
 export function settingsOf(job, image) {
-  // The last two follow from the others.
+  // `generated_size` and `kernels` are results of the job, not settings.
   const {
     negative_prompt: negative = "",
     generated_size: _size,

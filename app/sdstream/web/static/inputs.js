@@ -1,4 +1,4 @@
-/** The images that were uploaded with a job, brought back to the page. */
+/** Loads the images that were uploaded with a job into the page again. */
 
 import { api, pathOf } from "./api.js";
 
@@ -7,7 +7,7 @@ import { api, pathOf } from "./api.js";
 /** @import {MaskMode} from "./mask-file.js" */
 
 /**
- * Files of a job by their names: image, image-2, …, mask or kept, and control.
+ * Download the files of a job: image, image-2, …, mask or kept (an inverted mask), and control.
  * @param {Job} job
  * @returns {Promise<Map<string, File>>}
  */

@@ -1,10 +1,10 @@
 /**
  * The jobs that this page knows, kept up to date.
  *
- * The page reads the events of one job: the one on the stage, and after its end the next one of this
- * browser. A browser opens only six connections to a server for all its tabs, so the other
- * unfinished jobs are polled: every two seconds, and at once when the queue has moved. A hidden tab
- * reads no events.
+ * The page reads the events of one job at a time: the job on the stage and, after its end, the next
+ * job of this browser. A browser opens only six connections to a server for all its tabs, so the
+ * page polls the other unfinished jobs every two seconds, and sooner when the queue has moved. A
+ * hidden tab reads no events.
  */
 
 import { api, ApiError } from "./api.js";
@@ -38,8 +38,8 @@ import { keep, recallJson } from "./storage.js";
  * @property {JobImage[]} images
  * @property {{message: string, param: string | null, reason: string | null} | null} error
  * @property {{index: number, step: number, url: string} | null} [preview]
- * @property {boolean} favorite It does not expire.
- * @property {{name: string, url: string, bytes: number}[]} inputs The files that were uploaded with it.
+ * @property {boolean} favorite True for a job that does not expire.
+ * @property {{name: string, url: string, bytes: number}[]} inputs The files uploaded with the job.
  * @property {number} heard Time of the last update, by performance.now().
  */
 
@@ -49,14 +49,14 @@ import { keep, recallJson } from "./storage.js";
  */
 
 const UNFINISHED = "queued,loading,running";
-/** Most ids of one request. */
+/** Maximum number of ids in one request. */
 const AT_ONCE = 1000;
 const POLL_MS = 2_000;
-/** Until a poll after the queue has moved; several jobs may end together. */
+/** Delay of a poll after the queue has moved; several jobs may end together. */
 const SOON_MS = 250;
 const REOPEN_MS = 1_000;
 const REMEMBERED = 200;
-/** Most pages of unfinished jobs that one refresh reads. */
+/** Maximum number of pages of unfinished jobs that one refresh reads. */
 const MOST_PAGES = 20;
 
 /** @param {Job} job */
@@ -121,7 +121,7 @@ export class Jobs extends EventTarget {
     return this.#take(job);
   }
 
-  /** Load all unfinished jobs, and the ends of those that have ended since. */
+  /** Load all unfinished jobs, and reload known jobs that have ended meanwhile. */
   async refresh() {
     const open = new Set();
     let after = "";
@@ -200,7 +200,8 @@ export class Jobs extends EventTarget {
   }
 
   /**
-   * A header that makes a retry after a lost answer return the first job, if it exists.
+   * A header for a retry after a lost response: if the first request created a job, the server
+   * returns that job.
    * @param {object | FormData} body
    * @returns {Record<string, string>}
    */
@@ -228,7 +229,7 @@ export class Jobs extends EventTarget {
     this.#plan();
   }
 
-  /** Id of the job whose events are to be read. */
+  /** Id of the job whose events the page should read. */
   #wanted() {
     const open = this.unfinished;
     const kept = (/** @type {string | null} */ id) => open.some((job) => job.id === id);
@@ -274,7 +275,7 @@ export class Jobs extends EventTarget {
    */
   #take(news) {
     const job = this.#known.get(news.id);
-    // A list may be older than an end that came by the events.
+    // A list may be older than the end that an event has reported.
     if (job && isOver(job) && !isOver(news)) return job;
     const kept = Object.assign(job ?? news, news, { heard: performance.now() });
     this.#known.set(kept.id, kept);
@@ -304,7 +305,7 @@ export class Jobs extends EventTarget {
   }
 
   /**
-   * Poll, if there are unfinished jobs whose events are not read.
+   * Schedule a poll, if there are unfinished jobs whose events the page does not read.
    * @param {number} [wait] Milliseconds.
    */
   #plan(wait = POLL_MS) {
@@ -321,7 +322,7 @@ export class Jobs extends EventTarget {
   }
 }
 
-/** A random id; crypto.randomUUID exists on https and localhost only. */
+/** A random id; crypto.randomUUID exists on HTTPS and localhost only. */
 function randomId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -14,7 +14,7 @@ let answer = null;
 
 /**
  * Show the dialog until the user enters a key that the server accepts.
- * @param {boolean} rejected The server rejected the present key.
+ * @param {boolean} rejected True if the server rejected the current key.
  * @returns {Promise<boolean>} False if the user closed the dialog.
  */
 export function askForKey(rejected) {
@@ -63,5 +63,5 @@ forgetButton.addEventListener("click", () => {
   api.setKey(null);
   finish(false);
 });
-// The Escape key closes the dialog without a button.
+// The Escape key closes the dialog without a click on a button.
 dialog.addEventListener("close", () => answer && finish(false));

@@ -1,4 +1,4 @@
-/** LoRA tags in the prompt, as other programs use them: explains them and turns them into options. */
+/** Explains LoRA tags in the prompt, which other programs use, and turns them into options. */
 
 import { byId } from "./dom.js";
 import { listed } from "./format.js";

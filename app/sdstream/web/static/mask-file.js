@@ -1,15 +1,16 @@
 /** Reads mask files. */
 
 /**
- * @typedef {"auto" | "alpha" | "luminance" | "opacity"} MaskMode As the API's mask_mode.
+ * @typedef {"auto" | "alpha" | "luminance" | "opacity"} MaskMode The values of the API's mask_mode.
  */
 
 const BRIGHT = 128;
 
 /**
- * Read a mask as a sheet of the image's size: opaque where the image may change, else transparent.
+ * Read a mask into a canvas of the image's size: opaque where the image may change, transparent
+ * elsewhere.
  * @param {Blob} file
- * @param {{width: number, height: number}} size Of the image.
+ * @param {{width: number, height: number}} size Size of the image.
  * @param {{mode?: MaskMode, inverted?: boolean}} [reading] How to read the mask.
  * @returns {Promise<OffscreenCanvas>} Rejected if the file is not an image.
  */

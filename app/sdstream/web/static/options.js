@@ -27,7 +27,7 @@ const GROUPS = {
     "eta", "clip_skip", "flow_shift", "slg_scale", "slg_start", "slg_end", "slg_layers", "sigmas",
   ],
 };
-/** Options with a field in the form, or with the meaning of one. */
+/** Options that have a field in the form, or mean the same as one that has. */
 const ELSEWHERE = new Set([
   "prompt", "negative_prompt", "model", "n", "size", "width", "height", "aspect_ratio", "seed",
   "sample_steps", "sampler", "schedule", "cfg_scale", "guidance", "strength", "quality", "lora",
@@ -41,7 +41,7 @@ const loraField = byId("lora-field", HTMLElement);
 const loraList = byId("loras", HTMLElement);
 const loraChoice = byId("add-lora", HTMLSelectElement);
 
-/** Fires "set" with {name, value} as detail; the value undefined removes an option. */
+/** Fires "set" with {name, value} as detail; an undefined value removes the option. */
 export class Options extends EventTarget {
   /** Names of the server's LoRAs. @type {string[]} */
   loras = [];
@@ -50,10 +50,10 @@ export class Options extends EventTarget {
   #schemas = {};
   /** @type {Record<string, unknown>} */
   #values = {};
-  /** Answers by model. @type {Map<string, Promise<Record<string, Schema>>>} */
+  /** Model id -> schemas of its options. @type {Map<string, Promise<Record<string, Schema>>>} */
   #known = new Map();
 
-  /** Option -> its schema, of the model that is shown. */
+  /** Option -> its schema, for the shown model. */
   get schemas() {
     return this.#schemas;
   }
@@ -87,7 +87,7 @@ export class Options extends EventTarget {
         this.#schemas = schemas;
         this.#build(model);
       } catch {
-        // The next change tries again.
+        // The next call tries again.
         this.#model = "";
         return;
       }
@@ -96,7 +96,7 @@ export class Options extends EventTarget {
   }
 
   /**
-   * Names of the given options that a model does not take; none if the server does not respond.
+   * Names of the given options that a model does not accept; none if the server does not respond.
    * @param {Model | undefined} model
    * @param {string[]} names
    */
@@ -107,7 +107,7 @@ export class Options extends EventTarget {
   }
 
   /**
-   * Option -> its schema, of a model.
+   * Option -> its schema, for a model.
    * @param {Model} model
    */
   async #schemasOf({ id }) {
@@ -263,7 +263,7 @@ function controlFor(schema, change) {
 /**
  * @param {HTMLInputElement} field
  * @param {Schema} schema
- * @returns {unknown} A value of the API; undefined for an empty field.
+ * @returns {unknown} The value for the API; undefined for an empty field.
  */
 function valueOf(field, schema) {
   if (field.type === "checkbox") return field.checked || undefined;

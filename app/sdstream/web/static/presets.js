@@ -1,11 +1,11 @@
-/** Presets: settings of the form under names, stored in the browser. */
+/** Presets: named settings of the form, stored in the browser. */
 
 import { byId, make } from "./dom.js";
 import { keep, recall, recallJson } from "./storage.js";
 
 /** @import {Form, Settings} from "./form.js" */
 
-/** Type of the options that the form does not take with another type. @type {Record<string, string>} */
+/** Option -> the only type that the form accepts for it. @type {Record<string, string>} */
 const TYPES = {
   model: "string", negative_prompt: "string", size: "string", sampler: "string", schedule: "string",
   priority: "string", n: "number", sample_steps: "number", cfg_scale: "number", guidance: "number",
@@ -21,7 +21,7 @@ const nameField = byId("preset-name", HTMLInputElement);
 const store = byId("preset-store", HTMLButtonElement);
 const sure = byId("preset-sure", HTMLElement);
 
-/** Fires "use" with the Settings of a preset and its name as detail. */
+/** Fires "use" with the {name, settings} of a preset as detail. */
 export class Presets extends EventTarget {
   /** Name -> settings. @type {Record<string, Settings>} */
   #presets = stored();
@@ -47,14 +47,14 @@ export class Presets extends EventTarget {
     });
     nameField.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" && event.key !== "Escape") return;
-      // Enter would submit the form, which generates.
+      // Enter would submit the form and so generate an image.
       event.preventDefault();
       if (event.key === "Enter") this.#save();
       else this.#closed(saveButton);
     });
     addEventListener("storage", ({ key }) => {
       if (key !== "sdstream.presets") return;
-      // Another tab has changed them.
+      // Another tab has changed the presets.
       this.#presets = stored();
       this.#list(choice.value);
     });
@@ -115,8 +115,8 @@ export class Presets extends EventTarget {
   }
 
   /**
-   * Close the rows for a name and for a question.
-   * @param {HTMLElement} focus What has the focus then.
+   * Hide the row for a name and the row that asks before a preset is deleted.
+   * @param {HTMLElement} focus The element that gets the focus.
    */
   #closed(focus) {
     naming.hidden = sure.hidden = true;
@@ -134,10 +134,10 @@ export class Presets extends EventTarget {
     this.#compare();
   }
 
-  /** Show whether the settings are those of the chosen preset. */
+  /** Show whether the form's settings differ from the chosen preset. */
   #compare() {
     const preset = this.#presets[choice.value];
-    // Before the models are known, the form does not know which settings it takes.
+    // Until the models are loaded, the form does not know which settings apply.
     const ready = this.#form.model !== undefined;
     choice.disabled = saveButton.disabled = !ready;
     deleteButton.disabled = !preset;
@@ -147,7 +147,7 @@ export class Presets extends EventTarget {
 }
 
 /**
- * The presets of this browser, without values that the form does not take.
+ * The presets that this browser stores, without values of a wrong type.
  * @returns {Record<string, Settings>}
  */
 function stored() {
@@ -171,7 +171,7 @@ function typed(settings) {
 }
 
 /**
- * The settings that a preset holds: all but those of one image.
+ * The settings that a preset stores: all except prompt, seed and border.
  * @param {Settings} settings
  * @returns {Settings}
  */

@@ -9,7 +9,7 @@ import { zip } from "./zip.js";
 /** @import {Entry, Gallery} from "./gallery.js" */
 /** @import {Jobs} from "./jobs.js" */
 
-/** Most downloads at the same time; a browser opens six connections to a server. */
+/** Maximum of simultaneous downloads; a browser opens only six connections to a server. */
 const AT_ONCE = 4;
 
 const TOUCH = matchMedia("(pointer: coarse)");
@@ -25,7 +25,7 @@ const acts = ["selection-download", "selection-favorite", "selection-delete"];
 export class Selection {
   #gallery;
   #jobs;
-  /** The entries that the user is asked about. @type {Entry[]} */
+  /** The entries that the user is asked to confirm for deletion. @type {Entry[]} */
   #doomed = [];
 
   /**
@@ -115,7 +115,7 @@ export class Selection {
 
   /**
    * @param {() => Promise<void>} act
-   * @param {string} done Verb of the error message.
+   * @param {string} done Participle for the error message, such as "deleted".
    */
   async #try(act, done) {
     problem.textContent = "";

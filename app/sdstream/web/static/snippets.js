@@ -1,4 +1,4 @@
-/** The present settings as code that sends the same request from elsewhere. */
+/** Writes the current settings as code that sends the same request. */
 
 import { BASE } from "./api.js";
 import { asFields } from "./extra-options.js";
@@ -10,9 +10,9 @@ import { asFields } from "./extra-options.js";
  * @typedef {object} Facts
  * @property {Settings} settings
  * @property {string[]} images Names of the image files to upload.
- * @property {boolean} mask The first image has a mask.
+ * @property {boolean} mask True if the first image has a mask.
  * @property {string | null} control Name of the control image's file.
- * @property {boolean} key The server requires a key.
+ * @property {boolean} key True if the server requires a key.
  */
 
 /** @type {Record<string, (facts: Facts) => string>} */
@@ -21,7 +21,7 @@ export const SNIPPETS = { curl, python, javascript, node };
 const MASK = "mask.png";
 
 /**
- * The fields of a request that are files: name -> file.
+ * The file fields of a request: pairs of the field's name and the file's name.
  * @param {Facts} facts
  * @returns {[string, string][]}
  */
@@ -105,7 +105,7 @@ function python(facts) {
 }
 
 /**
- * For a control image, which OpenAI's library cannot send.
+ * Python code for a request with a control image, which OpenAI's library cannot send.
  * @param {Facts} facts
  */
 function plainPython(facts) {
@@ -133,7 +133,7 @@ function plainPython(facts) {
 }
 
 /**
- * For a web page: logs the progress, and appends the images.
+ * Code for a web page, which logs the progress and appends the images.
  * @param {Facts} facts
  * @returns {string}
  */
@@ -208,7 +208,7 @@ function uploading(facts, files) {
 }
 
 /**
- * For Node.js 18 and later, as a module (.mjs).
+ * Code for Node.js 18 and later, as a module (.mjs).
  * @param {Facts} facts
  * @returns {string}
  */
@@ -253,7 +253,7 @@ function fields(settings, mask) {
 }
 
 /**
- * The fields of a form or a query as an object literal whose values are texts.
+ * The fields of a form or a query as an object literal whose values are strings.
  * @param {Settings} settings
  * @param {boolean} mask
  */
@@ -271,7 +271,7 @@ function json(settings, written = inJson) {
 }
 
 /**
- * A value as JSON. Seeds are text here; written as numbers they keep all digits.
+ * A value as JSON. The page holds a seed as text, which keeps all digits of the number.
  * @param {unknown} value
  * @param {string} name
  */

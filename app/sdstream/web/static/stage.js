@@ -1,4 +1,4 @@
-/** The stage: the image of a job, its progress, and buttons to use it. */
+/** The stage: shows a job's image and progress, with buttons to use the image. */
 
 import { api, showImage } from "./api.js";
 import { byId, focusStage, make } from "./dom.js";
@@ -41,22 +41,25 @@ const warnings = byId("warnings", HTMLElement);
 const otherModels = byId("other-models-list", HTMLElement);
 const actions = byId("actions", HTMLElement);
 
-/** Matches the server's warning about words that a small model was not taught. */
+/** Matches the server's warning about words that a small model was not trained on. */
 const UNKNOWN_WORDS = / does not know '/;
 const MOST_MODELS = 4;
 
 /**
- * Fires "example" with a prompt; "cancel" and "again" with a Job; "model" with {job, model}; "open",
- * "edit", "reuse", "upscale" and "download" with {job, image}, as details.
+ * Fires these events:
+ * - "example" with a prompt as detail
+ * - "cancel" and "again" with a Job
+ * - "model" with {job, model}
+ * - "open", "edit", "reuse", "upscale" and "download" with {job, image}
  */
 export class Stage extends EventTarget {
   /** @type {Job | null} */
   job = null;
 
-  /** The server has an upscaler. */
+  /** True if the server has an upscaler. */
   canUpscale = false;
 
-  /** Index of the image that was chosen in the strip; -1 for the newest. */
+  /** Index of the image that the user chose in the strip; -1 if the user chose none. */
   #picked = -1;
   #hasImage = false;
   #onCanvas = false;
@@ -91,13 +94,13 @@ export class Stage extends EventTarget {
     setInterval(() => this.job && !isOver(this.job) && this.#tellProgress(this.job), TICK_MS);
   }
 
-  /** True if another job may be shown: there is no unfinished one. */
+  /** True if the stage may show another job, since it shows no unfinished one. */
   get free() {
     return !this.job || isOver(this.job);
   }
 
   /**
-   * Show a job, or the welcome text without one. The canvas stays if it is shown.
+   * Show a job, or the welcome text without a job. If the canvas is shown, it stays.
    * @param {Job | null} job
    */
   show(job) {
@@ -117,7 +120,7 @@ export class Stage extends EventTarget {
     this.#turn(false);
   }
 
-  /** Offer the view of the grid. */
+  /** Offer the button that shows the grid. */
   addGrid() {
     this.#hasGrid = true;
     this.#turn(this.#onCanvas);
@@ -129,7 +132,7 @@ export class Stage extends EventTarget {
   }
 
   /**
-   * Show the canvas if there is an image to edit.
+   * Show the canvas if there is an image to edit; hide it otherwise.
    * @param {boolean} exists
    */
   setImage(exists) {
@@ -138,27 +141,27 @@ export class Stage extends EventTarget {
     this.#turn(exists);
   }
 
-  /** @param {boolean} reachable The server responds. */
+  /** @param {boolean} reachable True if the server responds. */
   setReachable(reachable) {
     byId("offline", HTMLElement).hidden = reachable;
     work.classList.toggle("stale", !reachable);
     if (this.job) this.#tellProgress(this.job);
   }
 
-  /** @param {string[]} ids Of the models that the server has. */
+  /** @param {string[]} ids Ids of the server's models. */
   setModels(ids) {
     this.#models = ids;
     if (this.job) this.#showNotes(this.job);
   }
 
-  /** The job has changed. */
+  /** Show the current state of the job. */
   update() {
     const { job } = this;
     document.title = titleOf(job);
     if (!job) return;
     const over = isOver(job);
     const shown = this.#shown();
-    // The button is about to be hidden.
+    // The Cancel button is about to be hidden.
     if (over && document.activeElement === cancel) focusStage();
     work.style.setProperty("--ratio", String(ratioOf(job)));
     const empty = !this.#showFrame(job, shown) && over;
@@ -203,7 +206,7 @@ export class Stage extends EventTarget {
   #shown() {
     const images = this.job?.images ?? [];
     if (this.#picked >= 0) return images.find((image) => image.index === this.#picked);
-    // The stage shows the preview of the next image.
+    // While the next image is generated, the stage shows its preview.
     const generating = this.job && !isOver(this.job) && images.length < this.job.parameters.n;
     return generating ? undefined : images[0];
   }
@@ -227,7 +230,7 @@ export class Stage extends EventTarget {
 
   /**
    * @param {Job} job
-   * @param {boolean} empty The job has ended without an image.
+   * @param {boolean} empty True if the job has ended without an image.
    */
   #showTrouble(job, empty) {
     const failed = job.status === "failed";
@@ -251,7 +254,7 @@ export class Stage extends EventTarget {
       : [];
     const told = JSON.stringify([job.id, job.warnings, others]);
     if (notes.dataset.told === told) return;
-    // Unchanged notes stay: a button that is replaced loses the focus.
+    // Unchanged notes are not rebuilt, since a replaced button loses the focus.
     notes.dataset.told = told;
     notes.hidden = job.warnings.length === 0;
     warnings.replaceChildren(...job.warnings.map((text) => make("li", {}, text)));
@@ -269,7 +272,7 @@ export class Stage extends EventTarget {
    */
   #showStrip(job, shown) {
     const count = job.parameters.n;
-    // After the end, the images that the job was too short for have no place.
+    // Once the job has ended, the strip has only the images that were generated.
     const filled = isOver(job) ? job.images.length : count;
     strip.hidden = filled < 2;
     if (strip.hidden) return;
@@ -313,7 +316,7 @@ export class Stage extends EventTarget {
     if (status.textContent !== line) status.textContent = line;
     const moving = job.status === "running" || job.status === "loading";
     if (moving && !lost) bar.value = job.progress;
-    // A bar without a value shows an unknown progress.
+    // A progress bar without a value is indeterminate.
     else bar.removeAttribute("value");
   }
 

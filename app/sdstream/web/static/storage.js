@@ -1,6 +1,6 @@
 /**
- * Values that the browser stores for this page. Without storage (private windows, blocked storage)
- * the page works too, and its values last as long as the tab.
+ * Values that the browser stores for this page. If the storage is blocked, the page works without
+ * it and loses its values when it is closed or reloaded.
  */
 
 const PREFIX = "sdstream.";
@@ -20,7 +20,7 @@ export function recall(name) {
 /**
  * @param {string} name
  * @param {string} value
- * @param {"session" | "local"} [where] Until the tab is closed, or until forget().
+ * @param {"session" | "local"} [where] "session": until the tab is closed; "local": until forget().
  */
 export function keep(name, value, where = "local") {
   try {

@@ -1,4 +1,4 @@
-// A classic script in the head: it runs before the first paint, so a chosen theme never flashes.
+// A classic script in <head> runs before the first paint, so no other theme flashes.
 try {
   document.documentElement.dataset.theme = localStorage.getItem("sdstream.theme") ?? "system";
 } catch {

@@ -1,4 +1,4 @@
-/** The viewer: one image, large, with its settings. */
+/** The viewer: shows one large image with its settings. */
 
 import { showImage } from "./api.js";
 import { byId, make } from "./dom.js";
@@ -21,13 +21,13 @@ const deleteButton = byId("viewer-delete", HTMLButtonElement);
 export class Viewer extends EventTarget {
   /** @type {Entry | null} */
   #entry = null;
-  /** The server has an upscaler. */
+  /** True if the server has an upscaler. */
   canUpscale = false;
   #gallery;
   #remove;
 
   /**
-   * @param {Gallery} gallery The images to move through.
+   * @param {Gallery} gallery Has the images that the viewer pages through.
    * @param {(id: string) => Promise<void>} remove Deletes a job.
    */
   constructor(gallery, remove) {

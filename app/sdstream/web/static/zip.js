@@ -1,15 +1,15 @@
-/** Several files as one ZIP archive. Images are packed already: they are stored as they are. */
+/** Packs files into a ZIP archive, without compression, since images are already compressed. */
 
 const LOCAL = 0x04034b50;
 const CENTRAL = 0x02014b50;
 const END = 0x06054b50;
-/** Names are UTF-8. */
+/** The flag that file names are UTF-8. */
 const UTF8 = 0x0800;
 const VERSION = 20;
 
 /**
- * @param {File[]} files Of up to 4 GiB together.
- * @param {string} name Of the archive.
+ * @param {File[]} files At most 4 GiB in total.
+ * @param {string} name Name of the archive.
  */
 export async function zip(files, name) {
   /** @type {BlobPart[]} */
@@ -58,12 +58,12 @@ function header(kind, { crc, size, path, offset }) {
   const bytes = new Uint8Array((central ? 46 : 30) + path.length);
   const view = new DataView(bytes.buffer);
   view.setUint32(0, kind, true);
-  // The central one has the version of the program before what both have.
+  // The central header has the program's version before the fields that both headers have.
   const at = central ? 6 : 4;
   if (central) view.setUint16(4, VERSION, true);
   view.setUint16(at, VERSION, true);
   view.setUint16(at + 2, UTF8, true);
-  // The first of January 1980, the oldest date that the format has.
+  // 1 January 1980, the earliest date of the format.
   view.setUint16(at + 8, 0x21, true);
   view.setUint32(at + 10, crc, true);
   view.setUint32(at + 14, size, true);

@@ -1,16 +1,16 @@
 /**
- * Looking closer at the canvas: by wheel, keys, buttons, and two fingers.
+ * Zooms the canvas by wheel, keys, buttons, and two fingers.
  *
- * The frame with the image is enlarged and moved within its room, which cuts off what sticks out.
+ * The frame with the image is scaled and moved within its container, `room`, which clips it.
  */
 
 import { byId } from "./dom.js";
 
 const MOST = 8;
 const STEP = 1.25;
-/** Pixels of one press of an arrow key. */
+/** Pixels that one press of an arrow key moves the image. */
 const PAN = 60;
-/** Pixels of a wheel's turn that double the size. */
+/** Pixels of wheel movement that double the scale. */
 const DOUBLING = 400;
 const MIDDLE_BUTTON = 1;
 
@@ -19,14 +19,14 @@ const room = byId("easel-room", HTMLElement);
 const canvas = byId("mask", HTMLCanvasElement);
 const output = byId("zoom", HTMLElement);
 
-/** Fires "change" when the scale is another, and "pinch" when a second finger comes down. */
+/** Fires "change" when the scale changes, and "pinch" when a second finger touches the canvas. */
 export class Zoom extends EventTarget {
   scale = 1;
   #x = 0;
   #y = 0;
   /** Fingers on the canvas: pointer id -> place. @type {Map<number, {x: number, y: number}>} */
   #fingers = new Map();
-  /** Where the middle button has the image. @type {{x: number, y: number} | null} */
+  /** Last place of a pointer with the middle button down. @type {{x: number, y: number} | null} */
   #held = null;
 
   constructor() {
@@ -43,7 +43,7 @@ export class Zoom extends EventTarget {
     }
   }
 
-  /** Two fingers are on the canvas: they paint nothing. */
+  /** True while two fingers are on the canvas; they paint nothing. */
   get pinching() {
     return this.#fingers.size > 1;
   }
@@ -53,7 +53,7 @@ export class Zoom extends EventTarget {
   }
 
   /**
-   * Move the image so that a place of the screen is in view.
+   * Move the image so that a point comes into view.
    * @param {number} x
    * @param {number} y
    */
@@ -67,7 +67,7 @@ export class Zoom extends EventTarget {
 
   /** @param {WheelEvent} event */
   #wheel(event) {
-    // Without the focus the wheel scrolls the page, as everywhere.
+    // If the canvas does not have the focus, the wheel scrolls the page as usual.
     const wanted = event.ctrlKey || event.metaKey || document.activeElement === canvas;
     if (!wanted) return;
     event.preventDefault();
@@ -131,7 +131,7 @@ export class Zoom extends EventTarget {
 
   /**
    * @param {number} factor
-   * @param {{clientX: number, clientY: number}} at What stays where it is.
+   * @param {{clientX: number, clientY: number}} at The point that does not move.
    */
   #zoom(factor, at) {
     const scale = Math.min(Math.max(this.scale * factor, 1), MOST);
@@ -152,7 +152,7 @@ export class Zoom extends EventTarget {
   #set(scale, x, y) {
     const changed = scale !== this.scale;
     this.scale = scale;
-    // The image covers the place that it has without any of this.
+    // The image always covers the area that it has without zoom.
     this.#x = Math.min(0, Math.max(x, frame.offsetWidth * (1 - scale)));
     this.#y = Math.min(0, Math.max(y, frame.offsetHeight * (1 - scale)));
     frame.style.transform = scale === 1 ? "" : `translate(${this.#x}px, ${this.#y}px) scale(${scale})`;
@@ -167,12 +167,12 @@ function placeOf(event) {
   return { x: event.clientX, y: event.clientY };
 }
 
-/** @param {{x: number, y: number}[]} places The middle of the first two, and their distance. */
+/** The midpoint of two places and their distance. @param {{x: number, y: number}[]} places */
 function between([a, b]) {
   return { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, distance: Math.hypot(a.x - b.x, a.y - b.y) };
 }
 
-/** The middle of what can be seen. */
+/** The middle of the visible part. */
 function middle() {
   const box = room.getBoundingClientRect();
   return { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 };
