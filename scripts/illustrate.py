@@ -1,8 +1,8 @@
-"""Make the images of the README and the documents: an animation of a stream, and the page.
+"""Generate the images of the documentation: an animation of a stream, and a screenshot of the page.
 
 ``python -m scripts.illustrate`` runs the built-in model, collects the preview of each step, and
 writes ``docs/images/stream.png``, an animated PNG. It also starts a server, generates images on the
-page in a browser, and writes ``docs/images/page.webp``. Needs the dependency group ``test``.
+page in a browser, and writes ``docs/images/page.webp``. It needs the dependency group ``test``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _END_MS: Final = 2200
 
 
 def stream_frames() -> list[Image.Image]:
-    """Return the previews of one image and the image, each above a bar of its progress."""
+    """Return the previews of an image and the finished image, each with a progress bar below."""
     previews: list[tuple[float, bytes]] = []
 
     def note(progress: Progress) -> None:

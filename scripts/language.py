@@ -1,8 +1,8 @@
-"""Find words and constructions that the project's English does without; needs no network.
+"""Find words and constructions that the project avoids; needs no network.
 
-Comments, docstrings and messages of the package, its documents and the texts of the page are plain
-technical English with the field's own words. Each pattern has the remedy beside it. Code blocks,
-text in backticks and names are left out. scripts/check runs this.
+Comments, docstrings and messages of the package, its documentation and the texts of the page are
+plain technical English with standard terms. Each pattern has its replacement beside it. Code
+blocks, text in backticks and names are ignored. scripts/check runs this.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 
-#: What is looked for -> what to write.
+#: Pattern -> what to write instead.
 PATTERNS: Final = {
     r"draw(?:s|n|ing)?|drew": "generate",
     r"pictures?": "image",
@@ -50,7 +50,7 @@ _NAMES: Final = re.compile(
 
 
 def texts_of_python(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and text of each comment, docstring and string that has the look of a sentence."""
+    """Yield the line number and text of each comment and of each string that contains a space."""
     source = path.read_text()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.string.startswith("# noqa"):
@@ -62,7 +62,7 @@ def texts_of_python(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def texts_of_markdown(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and text outside of code blocks."""
+    """Yield the line number and text of each line outside of code blocks."""
     fenced = False
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if line.lstrip().startswith("```"):
@@ -72,7 +72,7 @@ def texts_of_markdown(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def texts_of_page(path: Path) -> Iterator[tuple[int, str]]:
-    """Comments and quoted texts of a script; lines of HTML without tags."""
+    """Yield the comments and quoted texts of a script, or the lines of HTML without tags."""
     quoted = re.compile(r"//.*|^\s*/?\*.*|\"[^\"]* [^\"]*\"|`[^`]* [^`]*`")
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if path.suffix == ".html":
@@ -82,7 +82,7 @@ def texts_of_page(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def faults(path: Path) -> Iterator[str]:
-    """Yield one line for each word to replace in a file."""
+    """Yield a message for each word to replace in a file."""
     reader = {".py": texts_of_python, ".md": texts_of_markdown}.get(path.suffix, texts_of_page)
     for number, text in sorted(set(reader(path))):
         for match in _FOUND.finditer(_NAMES.sub(" ", text)):
@@ -91,7 +91,7 @@ def faults(path: Path) -> Iterator[str]:
 
 
 def files() -> list[Path]:
-    """Return every file whose language is looked at."""
+    """Return every file to check."""
     package = ROOT / "app/sdstream"
     found = [path for end in ("py", "js", "html") for path in package.rglob(f"*.{end}")]
     found = [path for path in found if "vendor" not in path.parts]

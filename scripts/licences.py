@@ -11,8 +11,8 @@ import sys
 from importlib.metadata import Distribution, distributions
 from typing import Final
 
-#: Licences that a package may have, by SPDX. The last row has weak copyleft: a program may
-#: import such a package, and passes it on unchanged.
+#: SPDX identifiers of licences that a package may have. Those of the last row are weak copyleft:
+#: a program may import such a package and redistribute it unchanged.
 ALLOWED: Final = frozenset(
     {
         *("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "HPND", "ISC", "MIT"),
@@ -35,7 +35,7 @@ SPELLINGS: Final = {
     "Python Software Foundation License": "PSF-2.0",
 }
 
-#: Classifiers that say nothing of their own.
+#: Classifiers that do not identify a licence.
 _VAGUE: Final = frozenset(
     {
         *("DFSG approved", "OSI Approved"),
@@ -43,12 +43,12 @@ _VAGUE: Final = frozenset(
     }
 )
 
-#: Packages whose metadata has no licence -> what their repository says.
+#: Package whose metadata has no licence -> the licence in its repository.
 STATED: Final = {"axe-playwright-python": "MIT"}
 
 
 def licence_of(package: Distribution) -> str:
-    """Return the licence of a package as an SPDX expression, or its own words."""
+    """Return the licence of a package as an SPDX expression, or in the package's own words."""
     metadata = package.metadata
     expression: str = metadata.get("License-Expression") or STATED.get(metadata["Name"], "")
     if expression:
@@ -57,7 +57,7 @@ def licence_of(package: Distribution) -> str:
     names = [text.rpartition(" :: ")[2] for text in classifiers if text.startswith("License ::")]
     named = [SPELLINGS.get(name, name) for name in names if name not in _VAGUE]
     if named:
-        return " AND ".join(named)  # nothing says which of them
+        return " AND ".join(named)  # the metadata does not show which one applies
     text = (metadata.get("License") or "").strip().partition("\n")[0]
     return SPELLINGS.get(text, text)
 
@@ -65,7 +65,8 @@ def licence_of(package: Distribution) -> str:
 def is_allowed(expression: str) -> bool:
     """Return whether a licence is on the list.
 
-    Of alternatives (OR) one is enough; of an expression with AND every part must be on the list.
+    In an expression with OR, one part on the list is enough. In an expression with AND, every
+    part must be on the list.
     """
     parts = [part.strip("() ") for part in re.split(r"\s+(?:AND|OR)\s+", expression)]
     enough = all if re.search(r"\sAND\s", expression) else any

@@ -1,6 +1,6 @@
-"""Tables of the documents, generated from the code.
+"""Generate the tables of the documentation from the code.
 
-``scripts/lint`` writes them into the documents with cog; ``scripts/check`` fails when one is stale.
+``scripts/lint`` writes them into the pages with cog; ``scripts/check`` fails if one is stale.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _GROUPS: Final = {
 
 
 def module_table(room: str) -> str:
-    """The modules of one folder of the package, each with the first sentence of its docstring."""
+    """The modules of one folder of the package, each with the first paragraph of its docstring."""
     rows = ["| module | purpose |", "|-|-|"]
     for path in sorted((PACKAGE / room).rglob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
@@ -72,7 +72,7 @@ def module_table(room: str) -> str:
 
 
 def option_table() -> str:
-    """The options of a request: names, types and bounds, models, and the text in image files."""
+    """The options of a request: name, type, aliases, meaning, and name in image files."""
     schemas = ImageParams.model_json_schema()["properties"]
     rows = ["| option | type | aliases | meaning | in image files |", "|-|-|-|-|-|"]
     for name, option in OPTIONS.items():
@@ -87,7 +87,7 @@ def option_table() -> str:
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """A JSON Schema in a few words: "number 0 to 30"."""
+    """A JSON Schema in a few words, such as "number 0 to 30"."""
     (kind,) = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
     if "enum" in kind:
         return ", ".join(f"`{value}`" for value in kind["enum"])
@@ -100,7 +100,7 @@ def _type(schema: Mapping[str, Any]) -> str:
 
 
 def reply_table() -> str:
-    """The options of the answer, with those of ``stream_options``."""
+    """The options of the response, with those of ``stream_options``."""
     rows = ["| option | type | default | meaning |", "|-|-|-|-|"]
     for prefix, model in (("", ReplyOptions), ("stream_options.", StreamOptions)):
         for name, schema in model.model_json_schema()["properties"].items():
@@ -124,7 +124,7 @@ def sampler_table() -> str:
 
 
 def foreign_table() -> str:
-    """The fields of other systems that have no effect, with what ``warnings`` reports."""
+    """The fields of other APIs that have no effect, with their warnings."""
     rows = ["| field | warning |", "|-|-|"]
     for name, field in FOREIGN.items():
         if field.note:
@@ -171,7 +171,7 @@ def reason_table() -> str:
 
 
 def status_table() -> str:
-    """Statuses of errors with their ``type`` and whether clients should retry."""
+    """HTTP statuses of errors with their ``type`` and meaning."""
     rows = ["| status | type | meaning |", "|-|-|-|"]
     kinds: dict[int, list[type[ImageServiceError]]] = {}
     for kind in _subclasses(ImageServiceError):
@@ -190,7 +190,7 @@ def _subclasses(kind: type[ImageServiceError]) -> Iterator[type[ImageServiceErro
 
 
 def route_table() -> str:
-    """Every described route by its group: method, path and summary."""
+    """The routes of the OpenAPI document by group: method, path and summary."""
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder), cache_dir=Path(folder), engine="fake")
         paths = openapi_document(build_app(settings).routes)["paths"]
