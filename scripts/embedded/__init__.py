@@ -1,1 +1,1 @@
-"""Draws the training pictures of the embedded model, trains it, exports it and judges it."""
+"""Draws training images for the embedded model, trains it, exports it and judges it."""

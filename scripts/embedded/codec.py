@@ -1,8 +1,9 @@
-"""The autoencoder's encoder, placed by hand: each 8x8 block of pixels goes to 16 numbers linearly.
+"""The autoencoder's encoder, which is computed and not trained: 8x8 pixels map to 16 numbers.
 
-The matrix [16, 192] is a PCA of the training pictures' blocks, scaled so that latents stay within
-about -2.5..2.5 (the decoder squashes beyond). `encoder_state` writes that very map into the layers
-of the runtime's convolutional encoder, so image to image starts from exactly what was trained on.
+The matrix [16, 192] is a PCA of the training images' blocks, scaled so that latents stay within
+about -2.5..2.5 (the decoder compresses larger values). `encoder_state` writes this map into the
+layers of the runtime's convolutional encoder, so image-to-image starts from exactly the latents
+that training used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Floats = NDArray[np.float32]
 
 
 def cut_blocks(pictures: Floats) -> Floats:
-    """Cut [B, H, W, 3] into [B, 192, H / 8, W / 8]; a block's order is (dy, dx, channel)."""
+    """Cut [B, H, W, 3] into blocks [B, 192, H / 8, W / 8], each in the order (dy, dx, channel)."""
     count, height, width, _ = pictures.shape
     blocks = pictures.reshape(count, height // BLOCK, BLOCK, width // BLOCK, BLOCK, 3)
     blocks = blocks.transpose(0, 2, 4, 5, 1, 3)
@@ -30,7 +31,7 @@ def cut_blocks(pictures: Floats) -> Floats:
 
 
 def encode(matrix: Floats, pictures: NDArray[np.uint8]) -> Floats:
-    """Encode uint8 pictures [B, H, W, 3] to latents [B, 16, H / 8, W / 8]."""
+    """Encode uint8 images [B, H, W, 3] to latents [B, 16, H / 8, W / 8]."""
     count, height, width, _ = pictures.shape
     blocks = cut_blocks(pictures.astype(np.float32) / 255 - 0.5).reshape(count, 192, -1)
     return (matrix @ blocks).reshape(count, LATENT, height // BLOCK, width // BLOCK)
@@ -39,9 +40,9 @@ def encode(matrix: Floats, pictures: NDArray[np.uint8]) -> Floats:
 def encoder_state(matrix: Floats) -> dict[str, Floats]:
     """Return the weights of the runtime's encoder that compute encode().
 
-    Two strided convolutions move neighbouring pixels into channels (2x2 each time), a third one
-    applies the matrix. Residual blocks between are zero; as each ends in a ReLU, values travel with
-    an offset that the last convolution takes away again.
+    Two strided convolutions move neighbouring pixels into channels (2x2 each time), and a third
+    one applies the matrix. The residual blocks are zero, but each ends in a ReLU. An offset keeps
+    the latents positive until the last convolution subtracts it.
     """
     state: dict[str, Floats] = {}
     first = np.zeros((CHANNELS, 3, 3, 3), np.float32)
@@ -86,7 +87,7 @@ def _put_block(
 
 
 def _gather(channels: int) -> Floats:
-    """Return a kernel that puts each 2x2 neighbourhood side by side into channels."""
+    """Return a kernel that moves each 2x2 neighbourhood of pixels into channels."""
     kernel = np.zeros((CHANNELS, CHANNELS, 3, 3), np.float32)
     for dy in range(2):
         for dx in range(2):
@@ -97,7 +98,7 @@ def _gather(channels: int) -> Floats:
 
 
 def matrix_of(state: dict[str, Floats]) -> Floats:
-    """Return the matrix [16, 192] of the layers that `encoder_state` made."""
+    """Return the matrix [16, 192] of layers that `encoder_state` returned."""
     kernel = state[f"{_PROJECTION}.weight"]
     cells = np.empty((LATENT, BLOCK, BLOCK, 3), np.float32)
     for y, x, start, place in _places():
@@ -115,7 +116,7 @@ def _places() -> Iterator[tuple[int, int, int, tuple[int, int]]]:
 
 
 def _project(matrix: Floats) -> Floats:
-    """Return the kernel that applies the matrix to what two gatherings left of a block."""
+    """Return the kernel that applies the matrix to a block after two kernels of `_gather`."""
     kernel = np.zeros((CHANNELS, CHANNELS, 3, 3), np.float32)
     cells = matrix.reshape(LATENT, BLOCK, BLOCK, 3)
     for y, x, start, place in _places():

@@ -1,11 +1,11 @@
-"""Captioned pictures, made from nothing: the embedded model's training data.
+"""Captioned images that a program draws: the embedded model's training data.
 
 draw(seed, width, height) is a pure function: the same arguments give the same pixels and the same
-caption on every machine with the same Pillow. `python -m scripts.embedded.draw sheet.png` shows
-what it makes.
+caption on every machine with the same Pillow. `python -m scripts.embedded.draw sheet.png` writes
+a sheet of examples.
 
-Things stand on a coarse grid (quarters of the sides) and come in few sizes, so that a small network
-learns shapes, not the noise of where they are; a small share of single objects is placed freely.
+Objects stand on a coarse grid (quarters of the sides) and come in few sizes, so that a small
+network learns shapes instead of varying places. A small share of single objects is placed freely.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scripts.embedded import scenes, wording
 from scripts.embedded.shapes import ICONS, NATURAL, PALETTE, ROOMY, SHAPES, Colour, Pen, mix
 
 SMOOTHING = 2
-"""Pictures are painted this many times larger and then reduced, for smooth edges."""
+"""Images are painted this many times larger and then reduced, for smooth edges."""
 
 COLOURS: tuple[str, ...] = tuple(PALETTE)
 
@@ -45,14 +45,14 @@ RADIUS: dict[str, float] = {"": 0.28, "small": 0.13, "big": 0.41}
 """Half size of a single object for each size word, as a share of the shorter side."""
 
 CELL_RADIUS = 0.175
-"""Half size of an object that has a named place or others beside it."""
+"""Half size of an object that has a named place or other objects beside it."""
 
 LAYOUTS: dict[int, tuple[tuple[str, ...], ...]] = {
     2: (("left", "right"),),
     3: (("top", "bottom left", "bottom right"),),
     4: (("top left", "top right", "bottom left", "bottom right"),),
 }
-"""Where two, three and four alike objects stand."""
+"""Number of objects of one kind -> layouts of their places."""
 
 RELATED: dict[str, tuple[str, str]] = {
     "left": ("left", "right"),
@@ -61,7 +61,7 @@ RELATED: dict[str, tuple[str, str]] = {
     "below": ("bottom", "top"),
     "beside": ("left", "right"),
 }
-"""Where the first and the second object of a relation stand."""
+"""Relation -> places of its first and its second object."""
 
 KINDS: dict[str, float] = {
     "one": 0.3,
@@ -73,17 +73,17 @@ KINDS: dict[str, float] = {
     "plain": 0.01,
     "scene": 0.2,
 }
-"""How often each kind of picture is drawn."""
+"""Relative frequency of each kind of image."""
 
 GOLDEN: Colour = (226, 168, 84)
-"""The coat of a golden retriever."""
+"""Colour of a golden retriever's coat."""
 
 LEAVES: tuple[Colour, ...] = ((222, 110, 36), (196, 62, 36), (236, 160, 44), (150, 84, 40))
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object in a picture."""
+    """One object in an image."""
 
     shape: str
     colour: str
@@ -97,11 +97,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a picture shows, before a pixel is painted."""
+    """The content of an image, which is planned before a pixel is painted."""
 
     kind: str
     background: str = "white"
-    """A palette colour; of no meaning for scenes and portraits."""
+    """A palette colour; not used for scenes and portraits."""
     things: tuple[Thing, ...] = ()
     place: str | None = None
     relation: str | None = None
@@ -110,7 +110,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn picture: uint8 pixels [height, width, 3], its caption, and the plan behind it."""
+    """A drawn image: uint8 pixels [height, width, 3], its caption, and its plan."""
 
     pixels: NDArray[np.uint8] = field(repr=False)
     caption: str
@@ -118,7 +118,7 @@ class Picture:
 
 
 def draw(seed: int, width: int = 128, height: int = 128) -> Picture:
-    """Draw the picture of a seed, its sides in pixels."""
+    """Draw the image of a seed, with sides in pixels."""
     rng = Random(seed)
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     canvas = Canvas.blank(rng, width, height)
@@ -130,16 +130,16 @@ def draw(seed: int, width: int = 128, height: int = 128) -> Picture:
 
 
 def caption_words(count: int = 15_000) -> list[str]:
-    """Return the words in the captions of that many pictures, in lower case.
+    """Return the words in the captions of this many images, in lower case.
 
-    They are all that a model trained on these pictures was shown.
+    A model that was trained on these images has seen no other words.
     """
     captions = " ".join(draw(seed, 16, 16).caption for seed in range(count)).lower()
     return sorted(set(re.findall(r"[^\W\d_]+", captions)))
 
 
 def render(plan: Plan, seed: int = 0, width: int = 128, height: int = 128) -> NDArray[np.uint8]:
-    """Draw a given plan of plain objects, as the judge's references and examples need it."""
+    """Draw a plan of plain objects, for the reference shapes and correct drawings of the judge."""
     canvas = Canvas.blank(Random(seed), width, height)
     canvas.fill(plan.background)
     for thing in plan.things:
@@ -149,7 +149,7 @@ def render(plan: Plan, seed: int = 0, width: int = 128, height: int = 128) -> ND
 
 @dataclass
 class Canvas:
-    """A picture being painted."""
+    """An image that is being painted."""
 
     rng: Random
     image: Image.Image
@@ -157,19 +157,19 @@ class Canvas:
 
     @classmethod
     def blank(cls, rng: Random, width: int, height: int) -> Canvas:
-        """Start a picture of the given size in pixels."""
+        """Start an image of the given size in pixels."""
         image = Image.new("RGB", (width * SMOOTHING, height * SMOOTHING))
         return cls(rng, image, ImageDraw.Draw(image))
 
     def shade(self, name: str, spread: float = 6) -> Colour:
-        """Return a palette colour a little off, as no two drawings share one exactly."""
+        """Return a palette colour with a small random change, since colours vary among drawings."""
         red, green, blue = (
             int(min(255, max(0, v + self.rng.uniform(-spread, spread)))) for v in PALETTE[name]
         )
         return red, green, blue
 
     def fill(self, name: str) -> None:
-        """Fill the whole picture with a palette colour."""
+        """Fill the whole image with a palette colour."""
         self.pen.rectangle((0, 0, *self.image.size), fill=self.shade(name, 4))
 
     def put(self, thing: Thing, body: Colour | None = None) -> None:
@@ -179,7 +179,7 @@ class Canvas:
         ICONS[thing.shape](pen, body or self.shade(thing.colour))
 
     def finish(self) -> NDArray[np.uint8]:
-        """Return the pixels at the picture's own size."""
+        """Return the pixels at the final size of the image."""
         return np.asarray(self.image.reduce(SMOOTHING))
 
 
@@ -224,7 +224,7 @@ def _one(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
     size = rng.choice(("", "", "", "small", "big"))
     thing = _place_thing(rng, shape, colour, "center", RADIUS[size])
     if not size and rng.random() < 0.15:
-        # Some stand anywhere, so that a given picture's object may stay where it is.
+        # Some objects stand anywhere, so that an edit can leave the object of its image in place.
         x, y, radius = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7), rng.uniform(0.16, 0.34)
         thing = Thing(shape, colour, x, y, radius)
     text = wording.describe_things(rng, shape, colour if said else None, size, 1)
@@ -374,7 +374,7 @@ _PAINTERS = {
 
 
 def contact_sheet(first: int, columns: int, rows: int, width: int, height: int) -> Image.Image:
-    """Return the pictures of consecutive seeds side by side, their captions below them."""
+    """Return the images of consecutive seeds side by side, with their captions below."""
     label = 36
     sheet = Image.new("RGB", (columns * (width + 8), rows * (height + label)), "white")
     pen = ImageDraw.Draw(sheet)
@@ -389,7 +389,7 @@ def contact_sheet(first: int, columns: int, rows: int, width: int, height: int) 
 
 
 def main() -> None:
-    """Write a contact sheet of training pictures."""
+    """Write a contact sheet of training images."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="the first picture's seed")

@@ -1,9 +1,9 @@
-"""The upscaler that ships beside the model: the runtime's ESRGAN network in PyTorch, and its file.
+"""The upscaler that ships with the model: the runtime's ESRGAN network in PyTorch, and its export.
 
-The runtime fixes 64 features and 32 growth channels (src/esrgan.hpp), so the number of blocks alone
-decides the size: one block has 870,000 parameters, 1.7 MB as 16-bit floats.
+The runtime requires 64 features and 32 growth channels (src/esrgan.hpp), so only the number of
+blocks determines the size. One block has 870,000 parameters, which are 1.7 MB as 16-bit floats.
 
-`python -m scripts.embedded.enlarger RUN.pt TARGET.safetensors` writes what a run has learnt.
+`python -m scripts.embedded.enlarger RUN.pt TARGET.safetensors` exports the weights of a run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody uses
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ def _convolve(inside: int, outside: int) -> nn.Conv2d:
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each of which sees what all before it made."""
+    """Five convolutions, each of which receives the outputs of all earlier ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class DenseBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Three dense blocks beside a shortcut."""
+    """Three dense blocks with a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
 
 
 class Enlarger(nn.Module):
-    """Pixels 0..1 [B, 3, H, W] to [B, 3, 4H, 4W]; parameters have the names of Real-ESRGAN."""
+    """Maps pixels 0..1 [B, 3, H, W] to [B, 3, 4H, 4W], with parameters named as in Real-ESRGAN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Enlarger(nn.Module):
 
 
 def export(checkpoint: Path, target: Path) -> None:
-    """Write a run's moving average as the file that the runtime loads, as 16-bit floats."""
+    """Write a run's moving average as 16-bit floats to a file that the runtime can load."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
     names = {name: name.removeprefix("enlarger.") for name in state}
     save_file({names[k]: v.half().contiguous() for k, v in state.items()}, target)

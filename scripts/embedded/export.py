@@ -1,4 +1,4 @@
-"""Write what was learnt as one GGUF file for the runtime, compressed, with a model card.
+"""Export the trained weights as one GGUF file for the runtime, compressed, with a model card.
 
 `python -m scripts.embedded.export out/ RUN.pt ...` puts the averages of runs into the shipped model
 and writes model.gguf, model.gguf.xz and card.json. Without runs it writes the shipped model again.
@@ -38,7 +38,7 @@ def sha256(file: Path) -> str:
 
 
 def card(model: Path, packed: Path, kind: str, pictures: int) -> dict[str, object]:
-    """Return what a reader should know of the model."""
+    """Return the content of the model card."""
     return {
         "name": "sdstream embedded",
         "what": "a tiny text-to-image model for flat drawings, so that a first picture needs no "

@@ -1,9 +1,9 @@
-"""Judge a model natively: `python -m scripts.embedded.judge model.gguf`.
+"""Judge a model in the runtime: `python -m scripts.embedded.judge model.gguf`.
 
-Draws prompts with known answers through the runtime and prints how often background, colour, shape,
-count, place and relation are right, and which shapes were taken for which. `--check` judges true
-drawings instead of a model's. `--served` judges what the service answers at any size, enlarged or
-reduced as its catalogue says, after reducing it to the size that the judge knows.
+Generates images for prompts with known answers. Prints how often background, colour, shape, count,
+place and relation are right, and which shapes were confused with which. `--check` judges correct
+drawings instead of a model's images. `--served` judges images of the service at any size, which the
+service may enlarge or reduce; they are first reduced to the size that the judge knows.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ SHOWN: tuple[str, ...] = (
     "a forest at night",
     "four orange fish on a cyan background",
 )
-"""Prompts of a contact sheet's first rows."""
+"""Prompts for the first rows of a contact sheet."""
 
 JUDGED_PIXELS = 192 * 128
-"""The judge was checked on images of up to so many pixels."""
+"""The judge was checked on images of up to this many pixels."""
 
 Artist = Callable[[Case, int], Pixels]
 
@@ -53,7 +53,7 @@ Artist = Callable[[Case, int], Pixels]
 def judge(
     artist: Artist, prompts: list[Case], seeds: int
 ) -> tuple[Table, list[tuple[Pixels, str]]]:
-    """Let the artist draw all prompts; return the scores and labelled pictures."""
+    """Generate images for all prompts with an artist; return the scores and labelled images."""
     table, tiles = Table(), []
     for k, case in enumerate(prompts):
         for seed in range(seeds):
@@ -65,13 +65,13 @@ def judge(
 
 
 def faults(verdict: Score) -> str:
-    """Name what was wrong, for a label."""
+    """Return a label that names the wrong aspects."""
     wrong = [aspect for aspect, verdicts in verdict.verdicts.items() if not all(verdicts)]
     return f"[not: {', '.join(wrong)}]" if wrong else "[ok]"
 
 
 def sheet(tiles: list[tuple[Pixels, str]], columns: int = 6) -> Image.Image:
-    """Return labelled pictures side by side."""
+    """Return labelled images side by side."""
     height, width = tiles[0][0].shape[:2]
     cell, label = max(width, 160) + 8, 40
     rows = -(-len(tiles) // columns)
@@ -110,12 +110,12 @@ def print_report(table: Table) -> None:
 
 
 def truthful(width: int, height: int) -> Artist:
-    """Return an artist that draws exactly what is asked for."""
+    """Return an artist that draws exactly what each prompt asks for."""
     return lambda case, seed: true_drawing(case.plan, seed, width, height)
 
 
 def reduced(picture: Image.Image) -> Pixels:
-    """Return an image with at most as many pixels as the judge knows."""
+    """Return an image, reduced to the number of pixels that the judge knows."""
     scale = math.sqrt(JUDGED_PIXELS / math.prod(picture.size))
     if scale < 1:
         size = (round(picture.width * scale), round(picture.height * scale))
@@ -125,8 +125,8 @@ def reduced(picture: Image.Image) -> Pixels:
 
 @contextmanager
 def served(options: argparse.Namespace) -> Iterator[Artist]:
-    """Yield an artist that asks the service, for the model of its catalogue."""
-    from sdstream import Runner  # noqa: PLC0415 - only a model's judging needs it
+    """Yield an artist that generates images with the service, with the model of its catalogue."""
+    from sdstream import Runner  # noqa: PLC0415 - only needed to judge a model
 
     asked = {"size": options.size, "steps": options.steps, "cfg_scale": options.cfg}
     with Runner() as runner:
@@ -141,8 +141,8 @@ def served(options: argparse.Namespace) -> Iterator[Artist]:
 
 @contextmanager
 def bare(options: argparse.Namespace, width: int, height: int) -> Iterator[Artist]:
-    """Yield an artist that is the runtime with a model."""
-    from scripts.embedded import native  # noqa: PLC0415 - only a model's judging needs it
+    """Yield an artist that generates images with the runtime and a model's file."""
+    from scripts.embedded import native  # noqa: PLC0415 - only needed to judge a model
 
     settings = native.Settings(width, height, options.steps, options.cfg, options.sampler)
     runtime = native.Runtime(options.model, options.threads)
@@ -151,7 +151,7 @@ def bare(options: argparse.Namespace, width: int, height: int) -> Iterator[Artis
 
 @contextmanager
 def artist_of(options: argparse.Namespace) -> Iterator[Artist]:
-    """Yield the artist that the command line names."""
+    """Yield the artist that the command line selects."""
     width, height = (int(side) for side in options.size.split("x"))
     if options.check:
         yield truthful(width, height)

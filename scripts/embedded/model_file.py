@@ -1,7 +1,7 @@
-"""The model as one GGUF file: written for the runtime, and read back to go on training.
+"""Write the model as one GGUF file for the runtime, and read it back to continue training.
 
-Training's own names are `dit.` (image network), `llm.` (text encoder over the compact vocabulary),
-`tae.decoder.` and `codec.matrix`. `write(read(file))` gives the same bytes again.
+Training names its tensors `dit.*` (image network), `llm.*` (text encoder over the compact
+vocabulary), `tae.decoder.*` and `codec.matrix`. `write(read(file))` gives the same bytes again.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ ENCODER, DECODER = "tae.encoder.layers.", "tae.decoder.layers."
 TABLE = "embed_tokens.weight"
 
 PICTURES = "sdstream.training.pictures"
-"""Metadata key: how many drawings the network has seen."""
+"""Metadata key of the number of drawings that the network has seen."""
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Model:
-    """Everything that was learnt.
+    """The trained model.
 
     Attributes:
-        weights: Tensors by training's names.
-        pictures: How many drawings the network has seen.
+        weights: Tensors by their names in training.
+        pictures: Number of drawings that the network has seen.
     """
 
     weights: dict[str, Tensor]
@@ -55,7 +55,7 @@ def write(file: Path, model: Model, kind: str, tokens: tuple[int, ...]) -> None:
 
     Args:
         file: The file to write.
-        model: What was learnt.
+        model: The trained model.
         kind: A key of QUANTISATIONS, for the matrices.
         tokens: The vocabulary's token of each row of the embedding table.
     """
@@ -76,9 +76,9 @@ def write(file: Path, model: Model, kind: str, tokens: tuple[int, ...]) -> None:
 
 
 def read(file: Path, tokens: tuple[int, ...], shape: Shape) -> Model:
-    """Read what `write` wrote, as 32-bit floats; a file's name may end in `.xz`.
+    """Read a file of `write` as 32-bit floats; the file may be compressed (`.xz`).
 
-    Rows of tokens that the file does not have are zeros, as is the last row, the unknown token's.
+    Rows of tokens that the file lacks are zeros. So is the last row, which is for unknown tokens.
     """
     if file.suffix == ".xz":
         with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ def _native(weights: dict[str, Tensor], tokens: tuple[int, ...]) -> dict[str, Ar
     table = llm.pop(TABLE)
     named[LLM + TABLE] = _full_embeddings(table, tokens)
     named |= {LLM + name: tensor.numpy() for name, tensor in llm.items()}
-    # Kernels are 16-bit floats in the file, and the offsets must be theirs to cancel out.
+    # The file holds kernels as 16-bit floats. Only offsets of the rounded kernels cancel out.
     matrix = weights["codec.matrix"].half().float().numpy()
     named |= {ENCODER + name: array for name, array in codec.encoder_state(matrix).items()}
     named |= {DECODER + name: tensor.numpy() for name, tensor in part("tae.decoder.").items()}

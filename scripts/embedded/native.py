@@ -1,7 +1,7 @@
-"""The runtime, as judging needs it: load one GGUF, draw pictures from prompts.
+"""The runtime for the judge: loads one GGUF file and generates images from prompts.
 
-It uses the binding's C functions, not its class, which keeps callbacks in locals (a crash on the
-second call), turns eta to 0 and leaks every picture.
+It uses the binding's C functions instead of its class. The class keeps callbacks in local variables
+(and so crashes on the second call), sets eta to 0 and leaks every image.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Busy waiting halves the speed beside a busy neighbour; the library reads this when it loads.
+# Busy waiting halves the speed while other programs use the CPU. The library reads this at load.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # noqa: TID251
 
-import stable_diffusion_cpp as sd  # noqa: TID251 - no part of the service
+import stable_diffusion_cpp as sd  # noqa: TID251 - not part of the service
 from stable_diffusion_cpp import stable_diffusion_cpp as binding  # noqa: TID251
 
 from sdstream.engine.native import kernels
@@ -39,7 +39,7 @@ SAMPLERS: dict[str, int] = {
 
 
 def _fill(function: str, structure: ctypes.Structure) -> None:
-    """Fill in the library's defaults, by a function that the binding leaves out."""
+    """Set the library's defaults with a function that the binding does not declare."""
     initialise = getattr(binding._lib, function)
     initialise.argtypes, initialise.restype = [ctypes.c_void_p], None
     initialise(ctypes.byref(structure))
@@ -47,19 +47,19 @@ def _fill(function: str, structure: ctypes.Structure) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw."""
+    """Settings of a generation."""
 
     width: int = 128
-    """In pixels, a multiple of 16."""
+    """Width in pixels, a multiple of 16."""
     height: int = 128
     steps: int = 12
     cfg: float = 3.0
-    """Guidance: 1 is none."""
+    """Guidance scale; 1 disables guidance."""
     sampler: str = "euler"
 
 
 class Runtime:
-    """A loaded model. One per process: the library's callbacks are global."""
+    """A loaded model. A process can have only one, since the library's callbacks are global."""
 
     def __init__(self, model: Path, threads: int = 2) -> None:
         self._quiet = sd.sd_log_callback(lambda level, text, data: None)
@@ -69,11 +69,11 @@ class Runtime:
         parameters = sd.sd_ctx_params_t()
         _fill("sd_ctx_params_init", parameters)
         parameters.model_path = os.fsencode(model)
-        parameters.taesd_path = b"in the model's file"  # any path: the tensors are already there
+        parameters.taesd_path = b"in the model's file"  # any path; the model's file has the tensors
         parameters.vae_decode_only = False
         parameters.free_params_immediately = False
         parameters.n_threads = threads
-        # As the service runs it: several times quicker, and the same pictures but for rounding.
+        # As in the service: several times faster, and the images differ only by rounding.
         direct = bool(kernels.install("auto", 0))
         parameters.diffusion_conv_direct = parameters.vae_conv_direct = direct
         parameters.diffusion_flash_attn = direct
@@ -86,7 +86,7 @@ class Runtime:
     def draw(
         self, prompt: str, seed: int, settings: Settings, negative: str = ""
     ) -> NDArray[np.uint8]:
-        """Draw a prompt; returns [height, width, 3]."""
+        """Generate an image from a prompt; return its pixels [height, width, 3]."""
         request = sd.sd_img_gen_params_t()
         _fill("sd_img_gen_params_init", request)
         request.prompt, request.negative_prompt = prompt.encode(), negative.encode()
@@ -100,7 +100,7 @@ class Runtime:
         return self._take(sd.generate_image(self._context, ctypes.byref(request)))
 
     def _take(self, result: Any) -> NDArray[np.uint8]:
-        """Copy the one picture out of the library's memory, and free that."""
+        """Copy the only image out of the library's memory, and free this memory."""
         image = result[0]
         shape = (image.height, image.width, image.channel)
         pixels = np.ctypeslib.as_array(image.data, shape=shape)[..., :3].copy()

@@ -1,7 +1,7 @@
-"""Muon: momentum whose matrix updates are made orthogonal (Jordan et al., 2024).
+"""Muon, an optimiser that makes the momentum of each matrix orthogonal (Jordan et al., 2024).
 
-For the matrices of the blocks it needs a fraction of AdamW's steps; embeddings, norms, biases and
-the modulation stay with AdamW.
+For the matrices of the blocks it needs a fraction of AdamW's steps. AdamW trains embeddings, norms,
+biases and the modulation.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ ROUNDS = 5
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Return nearly orthogonal matrices [K, rows, columns] with the given ones' row spaces.
+    """Return nearly orthogonal matrices [K, rows, columns] with the row spaces of the given ones.
 
-    The iteration stays in the space of the matrix: its cheaper form on the Gram matrix diverges in
+    The iteration works on the matrix itself, since the cheaper form on the Gram matrix diverges in
     bfloat16.
     """
     tall = matrices.shape[1] > matrices.shape[2]
@@ -34,7 +34,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 def views_like(tensors: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Return zero tensors of the given ones' shapes, and the one flat tensor they are views of."""
+    """Return zero tensors with the shapes of the given ones, and the flat tensor they view."""
     device = tensors[0].device if tensors else None
     flat = torch.zeros(sum(t.numel() for t in tensors), dtype=dtype, device=device)
     pieces = flat.split([t.numel() for t in tensors])
@@ -42,7 +42,7 @@ def views_like(tensors: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor],
 
 
 class Muon:
-    """Updates matrices; those of one shape are treated in one go, and processes share the work."""
+    """Updates matrices, in one batch for each shape; the processes share the work."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Update the parameters from their gradients, which all processes must share."""
+        """Update the parameters from their gradients, which must be equal in all processes."""
         if not self.parameters:
             return
         gradients = [p.grad for p in self.parameters]
@@ -83,10 +83,10 @@ class Muon:
         torch._foreach_add_(self.parameters, self.updates, alpha=-rate)
 
     def state(self) -> list[Tensor]:
-        """Return what a checkpoint must keep."""
+        """Return the state for a checkpoint."""
         return self.velocity
 
     def load(self, state: list[Tensor]) -> None:
-        """Take over a checkpoint's state."""
+        """Restore the state of a checkpoint."""
         for mine, theirs in zip(self.velocity, state, strict=True):
             mine.copy_(theirs)

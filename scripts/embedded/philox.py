@@ -1,4 +1,4 @@
-"""The runtime's noise: Philox 4x32-10, as torch.cuda.randn makes it."""
+"""The runtime's noise: Philox 4x32-10, as in torch.cuda.randn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TURN = np.float32(2.0**-32 * 2 * np.pi)
 
 
 def normal(seed: int, count: int) -> NDArray[np.float32]:
-    """Return `count` normal numbers."""
+    """Return `count` normally distributed numbers."""
     zeros, index = np.zeros(count, np.uint64), np.arange(count, dtype=np.uint64)
     words = [zeros, zeros, index, zeros]
     key = [seed & 0xFFFFFFFF, seed >> 32]
@@ -28,12 +28,12 @@ def normal(seed: int, count: int) -> NDArray[np.float32]:
             first & LOW,
         ]
         key = [(k + step) & 0xFFFFFFFF for k, step in zip(key, KEY_STEPS, strict=True)]
-    # Box and Muller, on numbers that are never 0.
+    # The Box-Muller transform, on numbers that are never 0.
     radius = words[0].astype(np.float32) * UNIT + UNIT / 2
     angle = words[1].astype(np.float32) * TURN + TURN / 2
     return (np.sqrt(-2 * np.log(radius)) * np.sin(angle)).astype(np.float32)
 
 
 def latent_noise(seed: int, height: int, width: int) -> NDArray[np.float32]:
-    """Return the noise a picture starts from, [16, height, width] in latent cells."""
+    """Return the noise from which an image starts, [16, height, width] in latent cells."""
     return normal(seed, 16 * height * width).reshape(16, height, width)

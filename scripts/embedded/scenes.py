@@ -1,4 +1,4 @@
-"""Flat landscapes: a sky of some time of day, a ground, and a thing or two in them."""
+"""Flat landscapes: a sky at some time of day, a ground, and sometimes an object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "snow": ("house",),
     "desert": ("cactus",),
 }
-"""What may stand on which ground."""
+"""Ground -> objects that may stand on it."""
 
 SKY: dict[str, tuple[Colour, Colour]] = {
     "day": ((92, 170, 240), (190, 226, 250)),
@@ -32,12 +32,12 @@ DUSK: dict[str, tuple[Colour, float]] = {
     "sunset": ((80, 20, 60), 0.28),
     "night": ((6, 10, 36), 0.62),
 }
-"""The colour that covers the ground at each time, and how much of it."""
+"""The colour that covers the ground at each time, and its opacity."""
 
 LIGHT_X: dict[str, float] = {"day": 0.74, "sunset": 0.55, "night": 0.7}
 EXTRA_X = 0.34
-"""Where the sun or moon and a thing stand, as shares of the width: always about the same place, as
-a small network that must choose among several draws two."""
+"""Places of the sun or moon (LIGHT_X) and of an object, as shares of the width. They hardly vary,
+since a small network that must choose among several places generates two objects."""
 
 CLOUD: Colour = (252, 252, 254)
 DAY_SUN: Colour = (255, 222, 70)
@@ -51,7 +51,7 @@ TOWERS: tuple[Colour, ...] = ((96, 104, 124), (120, 126, 142), (76, 84, 108))
 
 @dataclass(frozen=True)
 class View:
-    """What a landscape shows; words are those of TIMES, GROUNDS and EXTRAS."""
+    """The content of a landscape, in the words of TIMES, GROUNDS and EXTRAS."""
 
     time: str
     ground: str
@@ -64,7 +64,7 @@ class View:
 
 
 def choose(rng: Random) -> View:
-    """Choose what to show."""
+    """Choose the content of a landscape."""
     time, ground = rng.choice(TIMES), rng.choice(GROUNDS)
     extras = EXTRAS.get(ground, ())
     return View(
@@ -78,7 +78,7 @@ def choose(rng: Random) -> View:
 
 @dataclass(frozen=True)
 class Landscape:
-    """One landscape being painted; lengths are in canvas pixels."""
+    """A landscape that is being painted; lengths are in canvas pixels."""
 
     rng: Random
     canvas: ImageDraw.ImageDraw
@@ -86,11 +86,11 @@ class Landscape:
     height: int
     view: View
     light_x: float
-    """Where the sun or moon stands, as a share of the width."""
+    """Place of the sun or moon, as a share of the width."""
 
     @property
     def unit(self) -> float:
-        """The length that sizes of things are measured in: the canvas's shorter side."""
+        """The unit of the sizes of objects, which is the canvas's shorter side."""
         return min(self.width, self.height)
 
     def tint(self, colour: Colour) -> Colour:
@@ -104,7 +104,7 @@ class Landscape:
         self.canvas.rectangle((left * w, top * h, right * w, bottom * h), fill=fill)
 
     def disc(self, x: float, y: float, across: float, down: float, fill: Colour) -> None:
-        """Fill an ellipse; its centre in shares of the sides, its half axes in units."""
+        """Fill an ellipse with its centre in shares of the sides and its half axes in units."""
         cx, cy, a, b = x * self.width, y * self.height, across * self.unit, down * self.unit
         self.canvas.ellipse((cx - a, cy - b, cx + a, cy + b), fill=fill)
 
@@ -282,7 +282,7 @@ def _cactus(land: Landscape, x: float, foot: float, q: float) -> None:
 
 
 def paint(rng: Random, canvas: ImageDraw.ImageDraw, width: int, height: int, view: View) -> None:
-    """Paint the whole landscape; width and height are the canvas's, in its own pixels."""
+    """Paint the whole landscape; width and height are those of the canvas in pixels."""
     light_x = LIGHT_X[view.time] + rng.uniform(-0.02, 0.02)
     land = Landscape(rng, canvas, width, height, view, light_x)
     _sky(land)

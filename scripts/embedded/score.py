@@ -1,8 +1,8 @@
-"""Prompts with known answers, and an eye that says whether a picture shows what was asked for.
+"""Prompts with known answers, and a judge of whether an image shows what its prompt asks for.
 
-The eye knows nothing of the model: it finds the background's colour along the border, what differs
-from it, the connected pieces of that, their colours, outlines and places. `self_check` shows it
-true drawings; an eye that errs on those says nothing about a model.
+The judge does not use the model. It finds the background's colour along the border, the pixels that
+differ from it, and the connected pieces of these with their colours, outlines and places.
+`self_check` scores correct drawings; if the judge errs on those, its scores of a model are useless.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Mask = NDArray[np.bool_]
 ASPECTS: tuple[str, ...] = ("background", "colour", "shape", "count", "place", "relation")
 
 DIFFERENT = 45
-"""Distance from the background, in the channel that differs most, that makes a pixel part of an
-object; 0..255."""
+"""Minimum distance of an object's pixels from the background, in the channel that differs most;
+0..255."""
 OUTLINE = 32
 """Outlines are compared as squares of this many cells each way."""
 NEAR = 0.13
-"""How far from its named place an object's centre may lie, as a share of the sides."""
+"""Maximum distance of an object's centre from its named place, as a share of the sides."""
 
 _PALETTE = np.array([PALETTE[name] for name in COLOURS], np.float32)
 
@@ -51,7 +51,7 @@ _PALETTE = np.array([PALETTE[name] for name in COLOURS], np.float32)
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt, in wordings the training captions do not use, and what it asks for."""
+    """A prompt, in a wording that no training caption uses, and the plan that it asks for."""
 
     prompt: str
     plan: Plan
@@ -89,11 +89,11 @@ HOW: dict[str, str] = {
 }
 
 HIDES: dict[str, str] = {"tree": "brown", "flower": "green"}
-"""Colours that swallow a part of a shape (trunk, stem) when they are near it."""
+"""Shape -> the colour that would hide a part of it (trunk, stem)."""
 
 
 def cases(count: int, seed: int = 0) -> list[Case]:
-    """Return prompts of all kinds in turn, over all shapes and colours evenly."""
+    """Return prompts that cycle through all kinds and all shapes, with random colours."""
     rng = Random(seed)
     kinds = ("one", "count", "place", "relation", "one", "count")
     return [_case(rng, kinds[k % len(kinds)], SHAPES[k % len(SHAPES)]) for k in range(count)]
@@ -138,7 +138,7 @@ def _things(
 
 
 def _related(rng: Random, shape: str, colour: str, other: str, background: str) -> tuple[Plan, str]:
-    """Return a plan of two things, the first thing's first, and the words for the second."""
+    """Return a plan of two objects, which has `shape` first, and the words for the second one."""
     relation = rng.choice(list(HOW))
     things: tuple[Thing, ...]
     if relation == "inside":
@@ -155,37 +155,37 @@ def _related(rng: Random, shape: str, colour: str, other: str, background: str) 
 
 
 def true_drawing(plan: Plan, seed: int, width: int = 128, height: int = 128) -> Pixels:
-    """Draw what a case asks for."""
-    # The outer one of two nested things is listed last and painted first.
+    """Draw the image that a case asks for."""
+    # The outer one of two nested objects is listed last and painted first.
     things = tuple(reversed(plan.things)) if plan.relation == "inside" else plan.things
     return render(Plan(plan.kind, plan.background, things), seed, width, height)
 
 
-# --- the eye -------------------------------------------------------------------------------------
+# --- the judge -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Score:
-    """What was right: for each aspect asked for, one verdict or more."""
+    """The verdicts on an image: one or more for each aspect that its prompt asks for."""
 
     verdicts: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))
     shapes: list[tuple[str, str]] = field(default_factory=list)
-    """(asked for, seen) for every shape."""
+    """(wanted, seen) for every shape."""
 
     def add_shape(self, wanted: str, seen: str) -> None:
-        """Note a shape."""
+        """Add a wanted shape and the shape that was seen."""
         self.verdicts["shape"].append(wanted == seen)
         self.shapes.append((wanted, seen))
 
     @property
     def perfect(self) -> bool:
-        """Tell whether everything was right."""
+        """True if all verdicts are right."""
         return all(all(verdicts) for verdicts in self.verdicts.values())
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One object seen: where it is, and its main colour."""
+    """An object that was seen: its pixels and its main colour."""
 
     mask: Mask
     colour: str
@@ -207,7 +207,7 @@ def nearest_colours(pixels: NDArray[np.float32]) -> NDArray[np.intp]:
 
 
 def main_colour(pixels: NDArray[np.float32]) -> str:
-    """Return the palette colour most of the pixels [N, 3] are nearest to."""
+    """Return the palette colour that is the nearest one of most of the pixels [N, 3]."""
     return COLOURS[int(np.bincount(nearest_colours(pixels), minlength=len(COLOURS)).argmax())]
 
 
@@ -234,13 +234,13 @@ def connected(mask: Mask) -> list[Mask]:
 
 
 def shrink(mask: Mask, by: int = 2) -> Mask:
-    """Return the mask without its rim of `by` pixels, whose colours are mixed."""
+    """Return the mask without a rim of `by` pixels, whose colours are mixed."""
     image = Image.fromarray(mask.astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.MinFilter(2 * by + 1))).astype(bool)
 
 
 def find_pieces(pixels: NDArray[np.float32], mask: Mask) -> list[Piece]:
-    """Return the objects in a mask: pieces of a fair size, the crumbs given to the nearest one."""
+    """Return the objects in a mask: its large pieces, each with the small ones nearest to it."""
     parts = connected(mask)
     if not parts:
         return []
@@ -257,7 +257,7 @@ def find_pieces(pixels: NDArray[np.float32], mask: Mask) -> list[Piece]:
 
 
 def outline(mask: Mask) -> NDArray[np.float32]:
-    """Return a mask's bounding box as a square of OUTLINE cells, its proportions kept."""
+    """Return a mask's bounding box as a square of OUTLINE cells, with its proportions kept."""
     rows, columns = np.nonzero(mask)
     box = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     side = max(box.shape)
@@ -269,7 +269,7 @@ def outline(mask: Mask) -> NDArray[np.float32]:
 
 
 def _outlines() -> dict[str, NDArray[np.float32]]:
-    """Return every shape's outline, from a true drawing."""
+    """Return every shape's outline, taken from a drawing of it."""
     found = {}
     for shape in SHAPES:
         thing = Thing(shape, "blue", 0.5, 0.5, 0.35)
@@ -282,7 +282,7 @@ OUTLINES = _outlines()
 
 
 def name_shape(mask: Mask) -> str:
-    """Return the shape whose outline overlaps best."""
+    """Return the shape whose outline overlaps the mask best."""
     if not mask.any():
         return "nothing"
     mine = outline(mask)
@@ -295,7 +295,7 @@ def name_shape(mask: Mask) -> str:
 
 
 def score(picture: Pixels, plan: Plan) -> Score:
-    """Compare a picture with what was asked for."""
+    """Compare an image with the plan that its prompt asked for."""
     pixels = picture.astype(np.float32)
     edge = border(pixels)
     result = Score()
@@ -327,7 +327,7 @@ def _score_alike(pieces: list[Piece], plan: Plan, result: Score) -> None:
 
 
 def _score_related(pieces: list[Piece], plan: Plan, result: Score) -> None:
-    """Score two objects side by side; each is known by its colour."""
+    """Score two objects side by side, which the judge identifies by their colours."""
     found = []
     for thing in plan.things:
         piece = next((p for p in pieces if p.colour == thing.colour), None)
@@ -349,7 +349,7 @@ def _score_related(pieces: list[Piece], plan: Plan, result: Score) -> None:
 
 
 def _score_nested(pixels: NDArray[np.float32], mask: Mask, plan: Plan, result: Score) -> None:
-    """Score a thing inside another: the inner one's colour, surrounded by the outer one's."""
+    """Score an object inside another: the inner one's colour must lie within the outer one's."""
     inner, outer = plan.things
     outer_mask = mask & (nearest_colours(pixels) == COLOURS.index(outer.colour))
     body = np.median(pixels[outer_mask], axis=0) if outer_mask.any() else np.zeros(3)
@@ -375,12 +375,12 @@ def _score_nested(pixels: NDArray[np.float32], mask: Mask, plan: Plan, result: S
 
 @dataclass
 class Table:
-    """Scores of many pictures."""
+    """Scores of many images."""
 
     scores: list[Score] = field(default_factory=list)
 
     def shares(self) -> dict[str, float]:
-        """Return the share of right verdicts for each aspect, and of wholly right pictures."""
+        """Return the share of right verdicts for each aspect, and of images without a fault."""
         right: dict[str, list[bool]] = {aspect: [] for aspect in ASPECTS}
         for entry in self.scores:
             for aspect, verdicts in entry.verdicts.items():
@@ -389,7 +389,7 @@ class Table:
         return shares | {"everything": float(np.mean([entry.perfect for entry in self.scores]))}
 
     def confusion(self) -> dict[str, dict[str, int]]:
-        """Return for each shape asked for how often which shape was seen."""
+        """Return how often each shape was seen, for each wanted shape."""
         table: dict[str, dict[str, int]] = {}
         for entry in self.scores:
             for wanted, seen in entry.shapes:
@@ -398,12 +398,12 @@ class Table:
         return {wanted: table[wanted] for wanted in SHAPES if wanted in table}
 
     def shape_shares(self) -> dict[str, float]:
-        """Return the share of each shape that was recognised."""
+        """Return how often each wanted shape was seen, as a share."""
         return {s: row.get(s, 0) / sum(row.values()) for s, row in self.confusion().items()}
 
 
 def self_check(count: int, width: int = 128, height: int = 128) -> Table:
-    """Score true drawings of the cases."""
+    """Score correct drawings of the cases."""
     table = Table()
     for k, case in enumerate(cases(count, seed=1)):
         table.scores.append(score(true_drawing(case.plan, k, width, height), case.plan))

@@ -1,9 +1,9 @@
-"""Flat icons: the objects the embedded model learns to draw.
+"""Flat icons of the objects that the embedded model learns.
 
-Every icon is described in its own square, x to the right and y downward, both about -1..1, and is
-painted by a Pen that knows the icon's place on the canvas. Icons are deliberately plain: one body
-colour, a silhouette unlike the others' even at sixteen pixels, details only where they help a
-reader of the picture (eyes, a door, a stem).
+An icon has its own coordinates, x to the right and y downward, both about -1..1. A Pen paints it at
+its place on the canvas. Icons are deliberately plain. Each has one body colour, a silhouette that
+differs from the others even at sixteen pixels, and details only where they help to recognise it
+(eyes, a door, a stem).
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def mix(first: Colour, second: Colour, share: float) -> Colour:
 
 
 def is_dark(colour: Colour) -> bool:
-    """Tell whether light details show better than dark ones on this colour."""
+    """Return whether light details are easier to see on this colour than dark ones."""
     return sum(colour) < 220
 
 
 @dataclass(frozen=True)
 class Pen:
-    """Paints in an icon's own coordinates: its centre is (x, y), its half size `radius`, in px."""
+    """Paints an icon whose centre is (x, y) and whose half size is `radius`, in pixels."""
 
     canvas: ImageDraw.ImageDraw
     x: float
@@ -68,7 +68,7 @@ class Pen:
         self.canvas.ellipse(self._box(x, y, across, down), fill=fill)
 
     def ring(self, across: float, thickness: float, fill: Colour) -> None:
-        """Draw a circle's band of the given outer half axis and thickness, open in the middle."""
+        """Draw a ring of the given outer half axis and thickness."""
         width = max(1, round(thickness * self.radius))
         self.canvas.ellipse(self._box(0, 0, across, across), outline=fill, width=width)
 
@@ -104,7 +104,7 @@ def _star_outline() -> list[Point]:
 
 
 def _crescent_outline() -> list[Point]:
-    """Points of a crescent open to the right: a unit disc less a smaller one beside it."""
+    """Points of a crescent open to the right: a unit disc minus a smaller disc beside it."""
     outer = [math.radians(52.4 + (307.6 - 52.4) * k / 24) for k in range(25)]
     inner = [math.radians(277.9 + (82.1 - 277.9) * k / 24) for k in range(25)]
     rim = [(0.2 + math.cos(a), math.sin(a)) for a in outer]
@@ -138,7 +138,7 @@ def _cross(pen: Pen, body: Colour) -> None:
 
 
 def _house(pen: Pen, body: Colour) -> None:
-    # A little darker only: a roof must not take on a colour that the background may have.
+    # Only a little darker, so that a roof does not get a colour that the background may have.
     roof = (70, 70, 75) if is_dark(body) else mix(body, (0, 0, 0), 0.22)
     pen.polygon(_box(-0.75, -0.15, 0.75, 1), body)
     pen.polygon([(-1, -0.1), (0, -1), (1, -0.1)], roof)
@@ -270,4 +270,4 @@ NATURAL: dict[str, tuple[str, ...]] = {
     "sun": ("yellow", "orange"),
     "moon": ("yellow", "white"),
 }
-"""The colours an object has when nobody names one; the other objects may have any."""
+"""Object -> its colours if the caption names none; the other objects may have any colour."""

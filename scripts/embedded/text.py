@@ -1,15 +1,16 @@
-"""Prompts as the runtime sees them: template, tokens, padding.
+"""Prompts as the runtime processes them: template, tokens, padding.
 
 The runtime puts a prompt into a template and splits it with the Qwen2 tokeniser, whose 151,387
-merge rules lie in the runtime's library. Training needs a few hundred words of it, so
-`vocabulary.json` keeps those words' tokens; `python -m scripts.embedded.text LIBRARY` makes it from
-the library again, appending new words only: the order of its rows is the order of trained weights.
+merge rules are in the runtime's library. Training needs only a few hundred words, so
+`vocabulary.json` holds the tokens of these words. `python -m scripts.embedded.text LIBRARY` writes
+this file from the library. It only appends new words, since the order of the rows is the order of
+the trained weights.
 
-Oddities of the runtime, kept exactly:
- 1. template head, prompt and tail are split apart, and the prompt gets a space in front;
- 2. the head's first 28 tokens are read by the text encoder but dropped from its output, so its ":"
-    is the first token the image network sees;
- 3. the prompt is padded to 256 tokens, and the image network attends to the padding as well.
+Peculiarities of the runtime that this module reproduces:
+ 1. The runtime tokenises head, prompt and tail separately, and puts a space before the prompt.
+ 2. The text encoder reads the head's first 28 tokens but drops them from its output, so the head's
+    ":" is the first token that the image network sees.
+ 3. The prompt is padded to 256 tokens, and the image network attends to the padding as well.
 """
 
 from __future__ import annotations
@@ -32,36 +33,36 @@ HEAD = (
     "texture, spatial relationships of the objects and background:"
 )
 HEAD_DROPPED = 28
-"""Tokens of the head that the image network does not see."""
+"""Number of the head's tokens that the image network does not see."""
 TAIL_IDS = (151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271)
 PAD_ID = 151643
 EMPTY_IDS = (220,)
-"""The empty prompt: the space in front of it."""
+"""Tokens of the empty prompt, which is only the space before it."""
 TABLE_ROWS = 151936
 """Rows of the embedding table in the GGUF, used or not."""
 NATIVE_LENGTH = 256
-"""Text positions the image network sees at least."""
+"""Minimum number of text positions that the image network sees."""
 
 _WORD = re.compile(
     r"""'(?:[sStTmM]|[rR][eE]|[vV][eE]|[lL][lL])|\d|[^\r\nA-Za-z0-9]?[A-Za-z]+"""
     r"""| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
-"""How the tokeniser cuts text into pieces before it merges bytes (ASCII; digits one by one)."""
+"""Pattern by which the tokeniser cuts text before it merges bytes (ASCII; digits one by one)."""
 
 Ids = NDArray[np.int64]
 
 
 def pieces(prompt: str) -> list[str]:
-    """Cut a prompt, with its space in front, into the pieces the tokeniser works on."""
+    """Cut a prompt, with a space before it, into the pieces that the tokeniser processes."""
     return _WORD.findall(" " + prompt)
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens the text encoder knows."""
+    """The tokens that the text encoder knows."""
 
     tokens: tuple[int, ...]
-    """Row -> token id; the one row after these is the unknown token's, all zeros."""
+    """Row -> token id. One more row follows, of zeros, for unknown tokens."""
     words: dict[str, tuple[int, ...]]
     """Piece of text -> its token ids."""
     head: tuple[int, ...]
@@ -78,13 +79,13 @@ class Vocabulary:
 
     @property
     def unknown_row(self) -> int:
-        """The row that stands for every token without one of its own."""
+        """The row for every token that has no row."""
         return len(self.tokens)
 
     def rows(self, prompt: str) -> list[int]:
-        """Return the embedding rows of what the image network sees of a prompt, without padding.
+        """Return the embedding rows of the tokens that the image network sees, without padding.
 
-        A word that is not in the table becomes one unknown token; natively it may be several.
+        A word that is not in the table becomes one unknown token; in the runtime it may be several.
         """
         lookup = self._row_of
         ids: list[int] = [self.head[-1]]
@@ -116,16 +117,16 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Tokens of a batch of prompts, [batch, length] each, for the twin's text encoder."""
+    """Tokens of a batch of prompts, [batch, length] each, for the text encoder of `twin`."""
 
     ids: Ids
     """Embedding rows."""
     positions: Ids
-    """Place of each token in the native 256; kept padding has its true place."""
+    """Position of each token among the runtime's 256; sampled padding keeps its position."""
     counts: Ids
     """Number of real tokens of each prompt, [batch]; the rest of a row is padding."""
     pad_bias: NDArray[np.float32]
-    """What is added to the attention logits of each token as a key: 0, or more for kept padding."""
+    """Bias of the attention logits of each token as a key: 0, or more for sampled padding."""
 
 
 def batch(
@@ -136,9 +137,9 @@ def batch(
 ) -> TextBatch:
     """Pad prompts to `length` tokens.
 
-    Shorter than the native length, a random sample of the padding stands for all of it: each kept
-    pad's attention logit rises by log(pads / kept pads). That is 0.5-0.8 % off, at a third of the
-    cost. Every prompt needs room for at least one pad.
+    If `length` is shorter than the runtime's, a random sample of the padding stands for all of it:
+    the attention logit of each sampled pad rises by log(pads / sampled pads). The error is 0.5 to
+    0.8 %, and the cost is a third. Every prompt needs room for at least one pad.
     """
     size = len(rows)
     ids = np.full((size, length), pad_row, np.int64)
@@ -165,11 +166,11 @@ MERGE_COUNT = 151387
 SPECIALS = {"<|im_start|>": 151644}
 
 COMMON_WORDS_FILE = Path(__file__).with_name("common_words.txt")
-"""What people may well type; these get rows whether or not the drawings use them."""
+"""Words that users are likely to type; they get rows even if no drawing's caption uses them."""
 
 
 def read_merges(library: bytes) -> dict[tuple[str, str], int]:
-    """Find the tokeniser's merge rules in the runtime's shared library, by rank."""
+    """Return the tokeniser's merge rules, found in the runtime's shared library, with ranks."""
     start = library.index(FIRST_MERGES)
     lines = library[start : library.index(b"\0", start)].decode().split("\n")[:MERGE_COUNT]
     merges = [tuple(line.split(" ", 1)) for line in lines]
@@ -185,7 +186,7 @@ def byte_letters() -> dict[int, str]:
 
 
 class Tokeniser:
-    """The runtime's byte pair encoding, whole."""
+    """The runtime's complete byte pair encoding."""
 
     def __init__(self, library: bytes) -> None:
         self.merges = read_merges(library)
@@ -225,7 +226,7 @@ def caption_pieces(samples: int) -> list[str]:
 
 
 def common_pieces() -> list[str]:
-    """Return the pieces of what people may type besides, sorted."""
+    """Return the pieces of the other words and signs that users may type, sorted."""
     words = COMMON_WORDS_FILE.read_text().split()
     found = {f" {word}" for word in words} | {f" {word.capitalize()}" for word in words}
     found |= {f" {k}" for k in range(10)} | {str(k) for k in range(10)} | {" ", ",", ".", "!", "?"}
@@ -233,7 +234,7 @@ def common_pieces() -> list[str]:
 
 
 def build(library: Path, samples: int, start_tokens: list[int]) -> dict[str, object]:
-    """Make the vocabulary file's content; rows already in use keep their place."""
+    """Return the vocabulary file's content; rows that are in use keep their place."""
     tokeniser = Tokeniser(library.read_bytes())
     start, _, rest = HEAD.partition("<|im_start|>")
     assert not start

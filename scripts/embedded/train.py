@@ -1,14 +1,14 @@
 """Train the embedded model: `python -m scripts.embedded.train network|decoder|enlarger`.
 
-A run is a checkpoint file: the same command continues it. It stops cleanly at --limit, at --until
-or on SIGTERM, after writing the checkpoint; it may be paused (SIGSTOP) as long as one likes.
+A run is stored in a checkpoint file, and the same command continues it. At --limit, at --until or
+on SIGTERM, it writes the checkpoint and stops. SIGSTOP pauses it for as long as needed.
 
-  network  the image network and the text encoder, by flow matching on drawn pictures
-  decoder  the autoencoder's decoder, on crops of drawn pictures
-  enlarger the upscaler, on crops of what the decoder makes of drawn pictures
+  network  the image network and the text encoder, by flow matching on drawn images
+  decoder  the autoencoder's decoder, on crops of drawn images
+  enlarger the upscaler, on the decoder's output for crops of drawn images
 
-On the CPU several processes share the work (gloo). With a GPU there is one process, and
---workers processes draw ahead of it.
+On the CPU several processes share the work (gloo). On a GPU one process trains, and --workers
+other processes draw images ahead of it.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from scripts.embedded.optimiser import Muon, views_like
 from scripts.embedded.twin import Decoder, ImageNetwork, Shape, TextEncoder
 
 START = Path(__file__).parents[2] / "app/sdstream/weights/embedded/drawings.gguf.xz"
-"""The shipped model: a new run goes on from it."""
+"""The shipped model, from which a new run starts."""
 
 FIRST_SEED = 1_000_000_000
-"""Seeds of training pictures start here; those below are for judging."""
+"""Seeds of training images start here; lower seeds are for judging."""
 SEEDS_PER_STEP = 1 << 20
 
 TEXT_LENGTH = 30
-"""Text tokens a picture is trained with: the real ones and a sample of the padding."""
+"""Number of text tokens per training image: the real ones and a sample of the padding."""
 WARM_UP_STEPS = 100
 LAST_RATE = 0.03
-"""Share of the learning rate that is left at the end of the annealing."""
+"""Share of the learning rate that remains at the end of the annealing."""
 STATUS_SECONDS = 30
 MARGIN = 8
-"""Pixels around an upscaler's crop whose decoding lacks what lies beyond the crop."""
+"""Width in pixels of the rim of an upscaler's crop, which is decoded without its surroundings."""
 INNER = slice(MARGIN, -MARGIN)
 CLIP_NORM = 1.0
 
@@ -78,7 +78,7 @@ class Options:
     sizes: Sizes
     text_length: int
     noise: float
-    """Where the noise levels of 128x128 pictures centre, before the sigmoid: more, noisier."""
+    """Centre of the noise levels of 128x128 images, before the sigmoid; larger is noisier."""
     rate: float
     adam_rate: float
     limit: float
@@ -93,11 +93,11 @@ class Options:
     port: int = 0
 
 
-# --- the pictures --------------------------------------------------------------------------------
+# --- the images ----------------------------------------------------------------------------------
 
 
 def parse_sizes(words: str) -> Sizes:
-    """Read "128x128:8,64x64:1": widths and heights in pixels with their weights."""
+    """Parse widths and heights in pixels with their weights, such as "128x128:8,64x64:1"."""
     sizes = []
     for word in words.split(","):
         size, _, weight = word.partition(":")
@@ -107,20 +107,20 @@ def parse_sizes(words: str) -> Sizes:
 
 
 def choose_size(sizes: Sizes, step: int) -> tuple[int, int]:
-    """Choose a step's picture size, the same in all processes."""
+    """Choose a step's image size, the same in all processes."""
     weights = np.array([weight for *_, weight in sizes])
     pick = np.random.default_rng((7, step)).choice(len(sizes), p=weights / weights.sum())
     return sizes[pick][:2]
 
 
 def batch_size(base: int, width: int, height: int) -> int:
-    """Return how many pictures of a size cost as much as `base` pictures of 128x128."""
+    """Return how many images of a size cost as much as `base` images of 128x128."""
     tokens = width * height // 256
     return max(4, round(base * (64 + TEXT_LENGTH) / (tokens + TEXT_LENGTH)))
 
 
 def first_seed(options: Options, step: int, rank: int) -> int:
-    """Return the seed of the first picture of a step's batch; no run repeats an earlier one's."""
+    """Return the seed of the first image of a step's batch; no run repeats an earlier run's."""
     number = step * options.processes + rank
     return FIRST_SEED + (pictures_seen(options) << 40) + number * SEEDS_PER_STEP
 
@@ -159,7 +159,7 @@ class NetworkBatches(Dataset[Batch]):
         }
 
     def _disturb(self, rng: np.random.Generator, row: list[int]) -> list[int]:
-        """Put a word of no meaning into some captions, so that such words do no harm."""
+        """Insert a meaningless word into some captions, so that such words do no harm."""
         last = len(row) - len(text.TAIL_IDS)
         if last > 2 and rng.random() < 0.1:
             return [*row[: (at := int(rng.integers(1, last + 1)))],
@@ -201,7 +201,7 @@ class EnlargerBatches(Dataset[Batch]):
     options: Options
     rank: int
     crop: int = 48
-    """Side of a crop in pixels, with the margin that the loss leaves out."""
+    """Side of a crop in pixels, including the margin that the loss ignores."""
 
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.default_rng((17, step, self.rank))
@@ -226,7 +226,7 @@ class EnlargerBatches(Dataset[Batch]):
         }
 
     def _choose(self, rng: np.random.Generator, picture: NDArray[np.uint8]) -> tuple[int, int]:
-        """Choose the busiest of four places: most of a picture is one colour."""
+        """Choose the most varied of four places, since most of an image is one colour."""
         height, width = picture.shape[:2]
         places = [
             (8 * int(rng.integers(0, (height - self.crop) // 8 + 1)),
@@ -243,16 +243,16 @@ class EnlargerBatches(Dataset[Batch]):
 
 
 class Task(Protocol):
-    """A thing to train."""
+    """Something to train: a module, its data and its loss."""
 
     module: nn.ModuleDict
-    """All parameters; names are those of the weights file with a dot for each level."""
+    """All parameters, by the names of `model_file.Model.weights`."""
     dataset: Dataset[Batch]
     memory: int
-    """Pictures over which the moving average forgets to 1 / e."""
+    """Number of images over which old weights in the moving average decay to 1 / e."""
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
-        """Return the mean loss; noise is like the latents, levels [B] are uniform in 0..1."""
+        """Return the mean loss; noise is shaped like the latents, levels [B] are in 0..1."""
         ...
 
 
@@ -264,7 +264,7 @@ def stratified(count: int, generator: torch.Generator, device: torch.device) -> 
 
 
 class NetworkTask:
-    """Flow matching: the network says where noise and picture lie apart."""
+    """Flow matching: the network predicts noise minus image."""
 
     memory = 12_000
 
@@ -282,7 +282,7 @@ class NetworkTask:
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         clean = batch["latents"]
-        # Larger pictures keep their shape under more noise: shift with the number of patches.
+        # Larger images keep their shapes under more noise, so it grows with the number of patches.
         shift = self.noise + 0.5 * math.log(clean.shape[2] * clean.shape[3] / 256)
         sigma = torch.sigmoid(shift + 1.15 * torch.special.ndtri(levels.clamp(1e-4, 1 - 1e-4)))
         share = sigma[:, None, None, None]
@@ -309,7 +309,7 @@ def _start_new_words(state: dict[str, Tensor]) -> None:
 
 
 class DecoderTask:
-    """From latents, a little noisy, back to pixels."""
+    """Trains the decoder to map slightly noisy latents back to pixels."""
 
     memory = 12_000
 
@@ -329,7 +329,7 @@ class DecoderTask:
 
 
 class EnlargerTask:
-    """From what the decoder makes of a drawing to the same drawing, painted larger."""
+    """Trains the upscaler to map a decoded drawing to the same drawing, painted larger."""
 
     memory = 1_500
 
@@ -342,12 +342,12 @@ class EnlargerTask:
         self.dataset = EnlargerBatches(weights["codec.matrix"].numpy(), options, rank)
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
-        """Return the difference of pixels and of edges; latents are noisy, as a network's are."""
+        """Return the difference of pixels and edges, for latents as noisy as the network's."""
         level = levels[:, None, None, None]
         with torch.no_grad():
             latents = batch["latents"] + 0.15 * level * noise
             decoded = self.decoder.to(latents.device)(latents).clamp(0, 1)
-            # A quarter are clean drawings: the upscaler may be used on any image.
+            # A quarter of the inputs are clean drawings, since users may upscale any image.
             clean = batch["small"].permute(0, 3, 1, 2).float() / 255
             small = torch.where(level < 0.25, clean, decoded)[..., INNER, INNER]
         with torch.autocast(small.device.type, torch.bfloat16):
@@ -393,7 +393,7 @@ class Trainer:
         self.adam = torch.optim.AdamW(
             others, options.adam_rate, (0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda"
         )
-        # Gradients live in one flat tensor, so that processes exchange them without copying.
+        # Gradients are views of one flat tensor, so that processes exchange them without copying.
         views, self.gradients = views_like(self.parameters, torch.float32)
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.grad = view
@@ -416,7 +416,7 @@ class Trainer:
         self.history = state["history"]
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint atomically."""
         if self.rank:
             return
         state = {
@@ -434,7 +434,7 @@ class Trainer:
         partial.replace(self.options.checkpoint)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of the steps to come, on the device."""
+        """Yield the batches of the next steps, on the device."""
         ahead: dict[str, Any] = {}
         if self.options.workers:
             ahead = {"multiprocessing_context": "spawn", "prefetch_factor": 4}
@@ -450,7 +450,7 @@ class Trainer:
             yield {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
 
     def rate_factor(self) -> float:
-        """Return the share of the learning rate that applies now."""
+        """Return the current share of the learning rate."""
         factor = min(1.0, (self.step + 1) / WARM_UP_STEPS)
         if self.options.anneal:
             left = self.share_left() / self.options.anneal
@@ -458,7 +458,7 @@ class Trainer:
         return factor
 
     def share_left(self) -> float:
-        """Return the share of the run that is still to come, by time or by pictures."""
+        """Return the share of the run that remains, by time or by images."""
         left = 1.0
         if self.options.until:
             left = 1 - self.seen / self.options.until
@@ -467,7 +467,7 @@ class Trainer:
         return left
 
     def run(self) -> None:
-        """Train until a limit is reached or a signal comes; then save."""
+        """Train until a limit is reached or a signal arrives; then save."""
         begin = saved = shown = time.monotonic()
         before, losses, pictures = self.seconds, [], 0
         for batch in self.batches():
@@ -488,7 +488,7 @@ class Trainer:
         self.save()
 
     def advance(self, batch: Batch) -> tuple[Tensor, int]:
-        """Take one step; return the loss and the pictures it saw, over all processes."""
+        """Train one step; return the mean loss and the number of images of all processes."""
         generator = torch.Generator(self.device).manual_seed((self.step << 8) + self.rank)
         clean = batch["latents"]
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
@@ -508,7 +508,7 @@ class Trainer:
         return mean, count
 
     def exchange(self, loss: Tensor) -> Tensor:
-        """Average gradients and loss over the processes, and agree on the time and on stopping."""
+        """Average gradients, loss and time over the processes; stop all if one wants to stop."""
         self.elapsed = time.monotonic() - _started
         if self.options.processes == 1:
             self.stopping = self.wants_to_stop()
@@ -522,7 +522,7 @@ class Trainer:
         return words[0] / self.options.processes
 
     def wants_to_stop(self) -> bool:
-        """Tell whether this process was asked to end or has reached the time limit."""
+        """Return whether this process was asked to stop or has reached the time limit."""
         return _stop_requested or (0 < self.options.limit < self.elapsed)
 
     @torch.no_grad()
@@ -532,7 +532,7 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.parameters()), self.parameters_in_order(), share)
 
     def parameters_in_order(self) -> list[Tensor]:
-        """Return the parameters as the average has them."""
+        """Return the parameters in the order of the average's parameters."""
         return [parameter.detach() for parameter in self.module.parameters()]
 
     def show(self, loss: float, speed: float) -> None:
@@ -555,12 +555,12 @@ def _request_stop(_signal: int, _frame: FrameType | None) -> None:
 
 @cache
 def starting_model(options: Options) -> Model:
-    """Return what a new run starts from."""
+    """Return the model from which a new run starts."""
     return model_file.read(options.start, text.Vocabulary.load().tokens, Shape())
 
 
 def pictures_seen(options: Options) -> int:
-    """Return how many pictures the starting network has seen; the others count from zero."""
+    """Return how many images the starting network has seen; the other tasks start from zero."""
     return starting_model(options).pictures if options.task == "network" else 0
 
 
@@ -569,7 +569,7 @@ def work(rank: int, options: Options) -> None:
     signal.signal(signal.SIGTERM, _request_stop)
     signal.signal(signal.SIGINT, _request_stop)
     torch.set_num_threads(options.threads)
-    torch._dynamo.config.recompile_limit = 64  # one compilation for each size of picture
+    torch._dynamo.config.recompile_limit = 64  # one compilation for each image size
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.processes > 1:
@@ -579,7 +579,7 @@ def work(rank: int, options: Options) -> None:
             init_method=f"tcp://127.0.0.1:{options.port}",
             rank=rank,
             world_size=options.processes,
-            timeout=timedelta(days=7),  # a paused run must not be taken for a dead one
+            timeout=timedelta(days=7),  # a paused process must not be mistaken for a dead one
         )
     trainer = Trainer(options, rank, device)
     if rank == 0:
@@ -592,7 +592,7 @@ def work(rank: int, options: Options) -> None:
 
 @contextmanager
 def sole_user(checkpoint: Path) -> Iterator[None]:
-    """Hold a run's lock file: two runs that write one checkpoint would undo each other's work."""
+    """Hold a run's lock file, since two runs would overwrite each other's checkpoint."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with checkpoint.with_suffix(".lock").open("w") as file:
         try:
@@ -603,11 +603,11 @@ def sole_user(checkpoint: Path) -> Iterator[None]:
 
 
 def launch(options: Options) -> None:
-    """Run the training in as many processes as asked for."""
+    """Run the training in the requested number of processes."""
     if options.processes == 1:
         work(0, options)
         return
-    # The children get the signal with their process group, or from here.
+    # A signal reaches the children through their process group, or through `forward`.
     context = mp.start_processes(work, (options,), options.processes, join=False)
     assert context is not None
 
@@ -626,7 +626,7 @@ def launch(options: Options) -> None:
 
 
 def free_port() -> int:
-    """Return a free local port for the processes to meet at."""
+    """Return a free local port over which the processes can connect."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -670,7 +670,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run the training that the command line describes."""
     arguments = vars(parse_options())
     with sole_user(arguments["checkpoint"]):
         launch(Options(**arguments, port=free_port()))

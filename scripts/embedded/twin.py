@@ -1,19 +1,20 @@
 """The runtime's Ovis-Image network in PyTorch: image network, text encoder, autoencoder.
 
-Parameter names are the GGUF's names, so exporting is a plain dump. `tests/embedded/test_twin.py`
-proves that small random weights draw the same picture here and natively.
+Parameters have the names of the GGUF file, so an export needs no renaming.
+`tests/embedded/test_twin.py` proves that small random weights generate the same image here and in
+the runtime.
 
-Shapes: B pictures, T text tokens, N image tokens (patches of 2x2 latent cells, so of 16x16 pixels),
+Shapes: B images, T text tokens, N image tokens (patches of 2x2 latent cells, so of 16x16 pixels),
 H heads of 128, hidden size D.
 
-Oddities of the runtime, kept exactly:
- 1. the second half of a single block's MLP input is the gate, not the first;
- 2. the image network's RoPE turns interleaved pairs, the text encoder's turns the two halves;
- 3. only time enters the modulation; guidance and pooled text do not exist;
- 4. the decoder's input passes 3 tanh(z / 3);
- 5. of the text encoder's 32 query and 8 key heads, few live: query head 4j reads key head j. The
-    rest have zero weights, which add exactly nothing, so the twin leaves them out
-    (`expand_text_encoder`).
+Peculiarities of the runtime that this module reproduces:
+ 1. The second half of a single block's MLP input is the gate, not the first.
+ 2. The image network's RoPE rotates interleaved pairs; the text encoder's rotates the two halves.
+ 3. The modulation depends only on the time; guidance and pooled text do not exist.
+ 4. The decoder's input passes through 3 tanh(z / 3).
+ 5. Only a few of the text encoder's 32 query and 8 key heads are in use: query head 4j reads key
+    head j. The other heads have zero weights and add exactly nothing, so this module leaves them
+    out. `expand_text_encoder` adds them.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody uses
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
 HEAD_SIZE = 128
 ROPE_AXES = (16, 56, 56)
-"""Features of a head that turn with (index, row, column)."""
+"""Numbers of a head's features that rotate with (index, row, column)."""
 IMAGE_ROPE_BASE = 1e4
 TEXT_ROPE_BASE = 1e6
 LATENT_CHANNELS = 16
 PATCH_FEATURES = LATENT_CHANNELS * 4
 LATENT_SCALE = 8
-"""Pixels per latent cell, each way."""
+"""Pixels per latent cell, in each direction."""
 NATIVE_QUERY_HEADS, NATIVE_KEY_HEADS = 32, 8
 MASKED = -1e9
 
@@ -50,7 +51,7 @@ class Shape:
 
 
 class Norm(nn.Module):
-    """RMSNorm, its one parameter under the name the GGUF has for it."""
+    """RMSNorm, whose only parameter has the name that the GGUF file uses."""
 
     def __init__(self, width: int, parameter: str = "scale") -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class Norm(nn.Module):
 
 
 def layer_norm(x: Tensor) -> Tensor:
-    """Normalise without parameters; the modulation brings scale and shift."""
+    """Normalise without parameters; the modulation provides scale and shift."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
@@ -114,7 +115,7 @@ class QKNorm(nn.Module):
         self.query_norm, self.key_norm = Norm(HEAD_SIZE), Norm(HEAD_SIZE)
 
     def split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cut [B, T, 3 * D] into normed queries, normed keys and values, [B, H, T, 128] each."""
+        """Cut [B, T, 3 * D] into normalised queries and keys, and values, [B, H, T, 128] each."""
         q, k, v = qkv.unflatten(-1, (3, -1, HEAD_SIZE)).permute(2, 0, 3, 1, 4)
         return self.query_norm(q), self.key_norm(k), v
 
@@ -129,7 +130,7 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(silu(gate) * up)."""
+    """An MLP that computes down(silu(gate) * up)."""
 
     def __init__(self, width: int, inner: int, *, bias: bool) -> None:
         super().__init__()
@@ -154,7 +155,7 @@ class Modulation(nn.Module):
 
 
 class DoubleBlock(nn.Module):
-    """Text and image keep their own weights and attend together."""
+    """A block with separate weights for text and image, and attention over both."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -180,7 +181,7 @@ class DoubleBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Attention and MLP side by side over text and image in one sequence."""
+    """A block of parallel attention and MLP over one sequence of text and image."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -200,7 +201,7 @@ class SingleBlock(nn.Module):
 
 
 class TimeEmbedder(nn.Module):
-    """Sinusoids of the noise level, through a small MLP."""
+    """Maps sinusoids of the noise level through a small MLP."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -213,7 +214,7 @@ class TimeEmbedder(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """From hidden features to patches."""
+    """Maps hidden features to patches."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -226,7 +227,7 @@ class FinalLayer(nn.Module):
 
 
 class ImageNetwork(nn.Module):
-    """The denoiser: predicts noise - picture from a noisy latent and the encoded text."""
+    """The denoiser, which predicts noise - image from noisy latents and the encoded text."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -283,7 +284,7 @@ def position_ids(text_positions: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class TextAttention(nn.Module):
-    """Projections of the live heads."""
+    """Attention of the heads in use."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -319,7 +320,7 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Qwen3 of one layer over a compact vocabulary; the last row is the unknown token's, zeros."""
+    """Qwen3 with one layer and a compact vocabulary; the last row, for unknown tokens, is zeros."""
 
     head: Tensor
 
@@ -331,14 +332,14 @@ class TextEncoder(nn.Module):
         self.register_buffer("head", torch.tensor(head_rows), persistent=False)
 
     def forward(self, ids: Tensor, positions: Tensor, counts: Tensor) -> Tensor:
-        """Encode [B, T] tokens (text.TextBatch), the template's head before, to [B, T, width]."""
+        """Encode tokens [B, T] (text.TextBatch), after the template's head, to [B, T, width]."""
         size, dropped = len(ids), len(self.head)
         everything = torch.cat((self.head.expand(size, -1), ids), 1)
         start = torch.arange(dropped, device=ids.device)
         places = torch.cat((start.expand(size, -1), positions + dropped), 1)
         real = places < (counts + dropped)[:, None]
         seen = real[:, None, :] & (places[:, None, :] <= places[:, :, None])
-        # A pad sees the real tokens; nothing sees a pad.
+        # A pad attends to the real tokens; no token attends to a pad.
         bias = torch.where(seen, 0.0, MASKED)[:, None]
         x = self.embed_tokens(everything)
         for layer in self.layers:
@@ -347,7 +348,7 @@ class TextEncoder(nn.Module):
 
 
 def expand_text_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put the live heads at their native places among zero ones."""
+    """Put the heads in use at their places in the runtime, among heads of zeros."""
     out = dict(state)
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         key = f"layers.0.self_attn.{name}.weight"
@@ -363,7 +364,7 @@ def expand_text_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def contract_text_encoder(state: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
-    """Take the live heads out of the native places: the opposite of `expand_text_encoder`."""
+    """Take the heads in use from their places in the runtime: undo `expand_text_encoder`."""
     out = dict(state)
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         key = f"layers.0.self_attn.{name}.weight"
@@ -375,7 +376,7 @@ def contract_text_encoder(state: dict[str, Tensor], heads: int) -> dict[str, Ten
 
 
 class DecoderBlock(nn.Module):
-    """Three convolutions beside a shortcut."""
+    """Three convolutions with a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -390,7 +391,7 @@ class DecoderBlock(nn.Module):
 
 
 class Decoder(nn.Sequential):
-    """The tiny autoencoder's decoder: latents [B, 16, h, w] to pixels 0..1 [B, 3, 8h, 8w]."""
+    """The tiny autoencoder's decoder, from latents [B, 16, h, w] to pixels 0..1 [B, 3, 8h, 8w]."""
 
     def __init__(self, channels: int = 64) -> None:
         layers: list[nn.Module] = [nn.Conv2d(LATENT_CHANNELS, channels, 3, padding=1), nn.ReLU()]

@@ -1,7 +1,7 @@
-"""What people type: captions in many wordings for what a picture shows.
+"""Captions of images, in many wordings that users may type.
 
-The functions take a Random and return text; what is said and what is left out was decided before,
-in the plan of the picture, because an object without a named colour is drawn in its natural one.
+The functions take a Random and return text. Their caller decides what a caption mentions, since an
+object whose colour the caption does not name is drawn in a natural colour.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "cyan": ("cyan", "turquoise"),
     "purple": ("purple", "purple", "violet"),
 }
-"""Names of a colour beyond the obvious one, repeated to taste."""
+"""Colour -> its names, if it has several; a repeated name is chosen more often."""
 
 NOUNS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "circle", "circle", "disc", "dot", "ball"),
@@ -34,7 +34,7 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "boat": ("boat", "boat", "sailboat", "ship"),
     "moon": ("moon", "moon", "crescent", "crescent moon"),
 }
-"""Names of an object beyond its own."""
+"""Object -> its names, if it has several; a repeated name is chosen more often."""
 
 PLURALS: dict[str, str] = {
     "fish": "fish",
@@ -249,7 +249,7 @@ def noun(rng: Random, shape: str, count: int = 1) -> str:
 
 
 def describe_things(rng: Random, shape: str, colour: str | None, size: str, count: int) -> str:
-    """Return a phrase such as "a small red circle" or "two cats"; no colour: it is not said."""
+    """Return a phrase such as "a small red circle", or "two cats" without a colour and size."""
     word = noun(rng, shape, count)
     if count == 1 and not size and rng.random() < 0.08:
         return f"{colour_word(rng, colour)} {word}" if colour else word
@@ -296,7 +296,7 @@ def place_phrase(rng: Random, place: str) -> str:
 
 
 def say_place(rng: Random, text: str, place: str) -> str:
-    """Say where something is, mostly after it."""
+    """Add a place to a text, mostly at the end."""
     where = place_phrase(rng, place)
     if rng.random() < 0.15:
         return where.lstrip() + rng.choice((", ", " ", " is ")) + text
@@ -304,7 +304,7 @@ def say_place(rng: Random, text: str, place: str) -> str:
 
 
 def add_background(rng: Random, text: str, colour: str) -> str:
-    """Say the background's colour after or before the text."""
+    """Add the background's colour before or after the text."""
     name = colour_word(rng, colour)
     if rng.random() < 0.16:
         return rng.choice(
@@ -341,7 +341,7 @@ def add_background(rng: Random, text: str, colour: str) -> str:
 
 
 def describe_plain(rng: Random, colour: str) -> str:
-    """Describe a picture of nothing but one colour."""
+    """Describe an image of a single colour."""
     name = colour_word(rng, colour)
     return rng.choice(
         (
@@ -356,7 +356,7 @@ def describe_plain(rng: Random, colour: str) -> str:
 
 
 def describe_portrait(rng: Random, animal: str, scarf: str | None, setting: str) -> str:
-    """Describe an animal's portrait; `animal` may be any noun, `scarf` a colour, "" for unsaid."""
+    """Describe an animal's portrait; `scarf` is a colour, "" for an unnamed one, or None."""
     text = animal
     if scarf is not None:
         worn = article(f"{colour_word(rng, scarf)} scarf") if scarf else "a scarf"
@@ -365,7 +365,7 @@ def describe_portrait(rng: Random, animal: str, scarf: str | None, setting: str)
 
 
 def describe_scene(rng: Random, view: View) -> str:
-    """Describe a landscape, saying more or less of it."""
+    """Describe a landscape in more or less detail."""
     ground = rng.choice(GROUND_WORDS[view.ground])
     chance = rng.random()
     if view.extra and chance < 0.75:
@@ -457,7 +457,7 @@ def _day_scene(rng: Random, view: View, ground: str) -> str:
 
 
 def dress(rng: Random, text: str) -> str:
-    """Add what people put around a description: requests, media, filler, quality, capitals."""
+    """Add what users put around a description: requests, media, filler, quality, capitals."""
     chance = rng.random()
     if chance < 0.16:
         text = rng.choice(MEDIA) + text
