@@ -1,4 +1,4 @@
-"""Fixtures that several floors of tests share."""
+"""Fixtures that several folders of tests share."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what a run may choose."""
+    """Add the options of a test run."""
     parser.addoption("--soak-seconds", type=float, default=120, help="time that a soak takes")
 
 
 @pytest.fixture
 def soak_seconds(request: pytest.FixtureRequest) -> float:
-    """How long a soak makes trouble."""
+    """Seconds for which a soak test disturbs the server."""
     return float(request.config.getoption("--soak-seconds"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_reach_children() -> None:
-    """What `nohup` and a shell's `&` ignore, children ignore too: a handler is not handed down."""
+    """Handle signals that `nohup` or a shell's `&` ignores, so that children do not ignore them.
+
+    A child inherits ignored signals, but no handlers.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
@@ -39,7 +42,7 @@ def _signals_reach_children() -> None:
 
 @pytest.fixture(scope="session")
 def shipped_catalog() -> Catalog:
-    """The catalogue of the project's own models.yaml."""
+    """The catalogue of the project's models.yaml."""
     return Catalog.parse((ROOT / "models.yaml").read_text())
 
 
@@ -51,35 +54,35 @@ def builtin_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fake_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server on the fake engine that all tests may share: none may leave it changed."""
+    """A server with the fake engine that all tests may share; no test may leave it changed."""
     with running_server(tmp_path_factory.mktemp("fake"), engine="fake") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    """A collector of the traces of a module's server."""
+    """A collector of the traces of one test module's server."""
     with running_collector() as found:
         yield found
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """PostgreSQL of this session; each test makes databases of its own."""
+    """PostgreSQL for all tests; each test creates its own schemas."""
     with started_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """A server of S3 of this session; each test makes buckets of its own."""
+    """An S3 server for all tests; each test creates its own buckets."""
     with started_s3(tmp_path_factory.mktemp("s3")) as server:
         yield server
 
 
 @pytest.fixture
 def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """The server, which the variables of this process lead to."""
+    """The S3 server, to which the environment variables of this process point."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     return s3_server
@@ -87,6 +90,6 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 
 @pytest.fixture(scope="session")
 def native_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server on the real runtime and the embedded model that all tests may share."""
+    """A server with the real runtime and the embedded model that all tests may share."""
     with running_server(tmp_path_factory.mktemp("native")) as server:
         yield server

@@ -1,1 +1,1 @@
-"""What several folders of tests use: servers, clients, files and browsers under test."""
+"""Helpers that several folders of tests use: servers, clients, files and browsers."""

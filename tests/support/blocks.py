@@ -1,4 +1,4 @@
-"""Running the code blocks of documents, and the images that they write."""
+"""Runs the code blocks of the documentation, and reads the images that they write."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from PIL import Image
 
 from tests.support.servers import ServerProcess
 
-#: The server of the documents' commands.
+#: The server that the documentation's commands use.
 ADDRESS = "http://localhost:8000"
-#: Runs a block of a shell.
+#: The command that runs a shell block.
 BASH = ("bash", "-euo", "pipefail", "-c")
 
 
 def run(code: str, server: ServerProcess, folder: Path, *command: str) -> str:
-    """Run a block in a folder, on this server; return what it printed."""
+    """Run a block in a folder, with this server; return what it printed."""
     for tool in ("curl", "jq"):
         if re.search(rf"\b{tool}\b", code) and shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
@@ -44,7 +44,7 @@ def run(code: str, server: ServerProcess, folder: Path, *command: str) -> str:
 
 
 def picture(path: Path) -> tuple[str | None, tuple[int, int]]:
-    """Format and size of an image file that opens."""
+    """Format and size of an image file, after decoding it."""
     with Image.open(path) as image:
         image.load()
         return image.format, image.size

@@ -1,7 +1,7 @@
-"""A real browser for tests: Chromium of the system, driven by Playwright.
+"""A real browser for tests: the system's Chromium, driven by Playwright.
 
-Playwright's own browsers are downloads of several hundred megabytes; Debian's Chromium does as
-well. Without one the test is skipped, except where CI is set: there it must run.
+Debian's Chromium replaces Playwright's own browsers, which are downloads of several hundred
+megabytes. Without a browser, a test is skipped, unless the variable CI is set; then it fails.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ SCREENSHOTS: Final = Path(__file__).parents[1] / "screenshots"
 
 _NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
-#: Milliseconds; the machine may be busy.
+#: Timeout in milliseconds; the machine may be busy.
 PATIENCE: Final = 30_000
 
-#: Notes every value that the progress bar and the image have had, for tests to read at the end.
+#: Records every value of the progress bar, the image and the announcer, for tests to read later.
 _RECORDER: Final = """
 window.seen = {bar: [], image: [], told: []};
 addEventListener("DOMContentLoaded", () => {
@@ -48,16 +48,16 @@ addEventListener("DOMContentLoaded", () => {
 def chromium(*arguments: str) -> Iterator[Browser]:
     """A browser without a window.
 
-    Playwright keeps an event loop in the thread as long as it runs: other tests of the session
-    could start none of their own, so nobody keeps a browser beyond one module.
+    Playwright keeps an event loop in the thread as long as it runs, so other tests cannot start
+    their own loop meanwhile. A test module must therefore close its browser at its end.
 
     Args:
-        arguments: Of its command line.
+        arguments: Arguments of the browser's command line.
     """
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
         missing("Chromium is not installed", "chromium")
-    # Root, as in containers, has no sandbox; the pages are our own.
+    # Chromium has no sandbox as root, as in containers; the tests open only the project's pages.
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=path, chromium_sandbox=False, args=arguments
@@ -68,13 +68,13 @@ def chromium(*arguments: str) -> Iterator[Browser]:
 
 @dataclass
 class Visitor:
-    """A person at a browser of their own: nothing is shared with other visitors.
+    """A user with a separate browser context, which shares nothing with other visitors.
 
     Attributes:
-        url: Of the server whose page is visited.
-        problems: What the browser complained about.
-        requests: Everything that was asked of the server.
-        excused: Patterns of complaints that the test brings about itself.
+        url: Address of the server whose page is visited.
+        problems: Errors and warnings that the browser reported, and requests to other servers.
+        requests: All requests of the browser.
+        excused: Patterns of problems that the test causes on purpose.
     """
 
     browser: Browser
@@ -94,22 +94,22 @@ class Visitor:
         self._context.on("weberror", lambda error: self.problems.append(str(error.error)))
 
     def tab(self) -> Page:
-        """A new tab."""
+        """Open a new tab."""
         return self._context.new_page()
 
     def open(self) -> Page:
-        """The page in a new tab, once it knows the models or asks for the key."""
+        """Open the page in a new tab, and wait until it has the models or asks for the key."""
         page = self.tab()
         page.goto(f"{self.url}/")
         page.locator("#model option, dialog[open]").first.wait_for(state="attached")
         return page
 
     def excuse(self, *patterns: str) -> None:
-        """Complaints to be expected, as regular expressions."""
+        """Expect problems that match these regular expressions."""
         self.excused += patterns
 
     def leave(self) -> None:
-        """Close all tabs; fails when the browser complained about anything."""
+        """Close all tabs; fail if the browser had unexpected problems."""
         self._context.close()
         unexpected = [
             problem
@@ -131,6 +131,6 @@ class Visitor:
 
 
 def seen(page: Page) -> dict[str, list[Any]]:
-    """Every value so far: of the bar in percent, of the picture's address, of announcements."""
+    """Every recorded value: of the bar in percent, of the image's address, of announcements."""
     found: dict[str, list[Any]] = page.evaluate("seen")
     return found

@@ -1,7 +1,7 @@
-"""Cancels each sampler by the runtime's own flag, as on a GPU: ``[SAMPLER ...]``.
+"""Cancels a job of each sampler by the runtime's own flag, as on a GPU: ``CACHE [SAMPLER ...]``.
 
-The abort callback of ggml's CPU backend is left out, so that nothing but the flag can stop a job.
-Prints a JSON object: sampler -> [image, steps seen, whether the next image was right].
+The abort callback of ggml's CPU backend is disabled, so that only the flag can stop a job. Prints a
+JSON object: sampler -> [whether no image came, steps seen, whether the next image was right].
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def _check(samplers: list[str], cache: str) -> dict[str, list[object]]:
 
 
 def main(cache: str, *samplers: str) -> None:
-    """Check on a thread with a worker's stack, and print."""
+    """Check on a thread with the stack size of a worker, and print the results."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever C code prints
+    os.dup2(2, 1)  # the C code may print to stdout
     results: dict[str, list[object]] = {}
     threading.stack_size(512 * 2**20)
     thread = threading.Thread(target=lambda: results.update(_check(list(samplers), cache)))

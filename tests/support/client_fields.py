@@ -1,4 +1,4 @@
-"""Names of request fields that known clients and APIs of image and chat models have."""
+"""Names of request fields in known clients and APIs of image and chat models."""
 
 from __future__ import annotations
 

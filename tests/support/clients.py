@@ -1,8 +1,8 @@
-"""Published clients that are too many or too old for the project's own environment.
+"""Published clients, which are too many or too old for the project's environment.
 
 They are installed from their registries into the user's cache, once for each list of versions,
-and run in processes of their own. Without the tool or the network the test that asks is skipped,
-except where CI is set: there it must run.
+and run in separate processes. Without the tool or the network, a test that needs them is skipped,
+unless the variable CI is set; then it fails.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdst
 
 
 def extra(answer: object, name: str) -> Any:
-    """A field of an answer that the client's types do not have."""
+    """A field of a response that the client's types do not have."""
     return getattr(answer, name)
 
 
 def run_node(script: str, *arguments: str) -> Any:
-    """Run a script of tests/e2e/node with its npm packages; returns the JSON that it printed."""
+    """Run a script of tests/e2e/node with its npm packages; return the JSON that it printed."""
     for tool in ("node", "npm"):
         if shutil.which(tool) is None:
             _cannot(f"{tool} is not installed")
@@ -42,7 +42,7 @@ def run_node(script: str, *arguments: str) -> Any:
 
 
 def run_python(code: str, requirements: tuple[str, ...], *arguments: str) -> Any:
-    """Run code beside packages from PyPI; returns the JSON that it printed."""
+    """Run code with packages from PyPI; return the JSON that it printed."""
     folder = _kept("pip", "\n".join(requirements), lambda into: _pip_install(requirements, into))
     return json.loads(
         _output([sys.executable, "-W", "ignore", "-c", code, *arguments], folder, PYTHONPATH=folder)
@@ -56,7 +56,8 @@ def _kept(kind: str, versions: str, install: Callable[[Path], None]) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as parts:
             install(Path(parts) / "whole")
-            # A folder of this name is a whole installation, also when two tests want it at once.
+            # The folder gets its name only when the installation is complete, so two tests can
+            # install the same packages at once.
             if not folder.exists():
                 (Path(parts) / "whole").rename(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry: an HTTP server that keeps the spans that are sent to it."""
+"""An OpenTelemetry collector: an HTTP server that keeps the spans that it receives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ERROR: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class SeenSpan:
-    """A span as it was sent; ids are hexadecimal."""
+    """A received span; ids are hexadecimal."""
 
     name: str
     trace: str
@@ -37,13 +37,13 @@ class SeenSpan:
 
 @dataclass(eq=False)
 class Collector:
-    """What a running collector has.
+    """The address of a running collector, and the spans that it received.
 
     Attributes:
         endpoint: Value of OTEL_EXPORTER_OTLP_ENDPOINT.
-        bodies: Requests as they came.
+        bodies: Bodies of all requests, oldest first.
         spans: All spans so far.
-        resource: Attributes of the program that sent the newest ones.
+        resource: Attributes of the program that sent the newest spans.
     """
 
     endpoint: str
@@ -53,18 +53,18 @@ class Collector:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that lead a program here, which sends spans at once."""
+        """Variables for a program that sends its spans to this collector without a long delay."""
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "20"}
 
     def take(self, body: bytes) -> None:
-        """Take up a request."""
+        """Store the spans of a request."""
         self.bodies.append(body)
         for part in ExportTraceServiceRequest.FromString(body).resource_spans:
             self.resource = _attributes(part.resource.attributes)
             self.spans += [_seen(span) for scope in part.scope_spans for span in scope.spans]
 
     def wait_for(self, **attributes: str | int) -> SeenSpan:
-        """Wait for a span with these attributes, whose dots are underscores here; return it."""
+        """Wait for a span with these attributes, with dots as underscores; return the span."""
         wanted = {name.replace("_", "."): value for name, value in attributes.items()}
 
         def found() -> list[SeenSpan]:
@@ -74,7 +74,7 @@ class Collector:
         return found()[0]
 
     def below(self, span: SeenSpan) -> list[SeenSpan]:
-        """Return the spans right below one, by their begin."""
+        """Return the child spans of a span, in the order of their start."""
         children = [one for one in self.spans if (one.trace, one.parent) == (span.trace, span.id)]
         return sorted(children, key=lambda one: one.seconds)
 
@@ -112,7 +112,7 @@ def running_collector() -> Iterator[Collector]:
             self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Write no log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector = Collector(f"http://127.0.0.1:{server.server_port}")

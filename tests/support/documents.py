@@ -1,12 +1,12 @@
-"""The documents as tests run them: pages, their code blocks, and the output that follows a block.
+"""The documentation as tests run it: pages, their code blocks, and the expected output of a block.
 
-- ``sh`` and ``python`` blocks are run in the order of the page, in one folder for each page,
-  against a server on ``http://localhost:8000``.
-- A ``text`` or ``json`` block right after one of these is its output. Lines of ``text`` must come
-  in this order, ``…`` stands for anything, and ``"…"`` for any value of ``json``.
-- ``console`` blocks show commands with ``$`` that tests cannot run: they need a network, root, or
-  weights, or they do not return. Their ``sdstream`` lines are parsed by the command line.
-- ``<!-- server: FLAGS -->`` on a page starts a server with these flags for it.
+- Tests run ``sh`` and ``python`` blocks in the order of the page, in one folder for each page, with
+  a server on ``http://localhost:8000``.
+- A ``text`` or ``json`` block right after such a block is its expected output. Lines of ``text``
+  must appear in this order, ``…`` stands for anything, and ``"…"`` for any value of ``json``.
+- ``console`` blocks show commands after ``$`` that tests cannot run, since they need a network,
+  root or weights, or do not return. The command line only parses their ``sdstream`` lines.
+- ``<!-- server: FLAGS -->`` on a page gives it a server with these flags.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _WRITTEN: Final = re.compile(r"[\w-]+\.(?:png|jpg|jpeg|webp)\b")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A code block that is run.
+    """A code block that tests run.
 
     Attributes:
         language: ``sh`` or ``python``.
-        code: Its text.
-        output: The block after it, and its language; None without one.
+        code: Text of the block.
+        output: Language and text of the expected output; None without one.
     """
 
     language: str
@@ -40,11 +40,11 @@ class Block:
 
     @property
     def images(self) -> list[str]:
-        """Names of image files in the block; all of them exist after it."""
+        """Names of image files in the block; all of them exist after it has run."""
         return sorted(set(_WRITTEN.findall(self.code)))
 
     def check_output(self, printed: str) -> None:
-        """Compare what the block printed with the output that the page shows."""
+        """Compare the printed output with the output that the page shows."""
         if self.output is None:
             return
         language, expected = self.output
@@ -70,18 +70,18 @@ def _matches(expected: Any, found: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of the documents."""
+    """A page of the documentation."""
 
     path: Path
 
     @property
     def text(self) -> str:
-        """The page."""
+        """The Markdown text of the page."""
         return self.path.read_text()
 
     @property
     def name(self) -> str:
-        """Its path from the root of the repository."""
+        """The page's path from the root of the repository."""
         return self.path.relative_to(ROOT).as_posix()
 
     def fences(self) -> list[tuple[str, str]]:
@@ -89,7 +89,7 @@ class Page:
         return _FENCE.findall(self.text)
 
     def blocks(self) -> list[Block]:
-        """The blocks that are run."""
+        """The blocks that tests run."""
         found = []
         matches = list(_FENCE.finditer(self.text))
         for number, match in enumerate(matches):
@@ -113,11 +113,11 @@ class Page:
 
     @property
     def server_flags(self) -> list[str] | None:
-        """Flags of the server that the page needs; None for the usual one."""
+        """Flags of the server that the page needs; None for the default server."""
         match = _SERVER.search(self.text)
         return match[1].split() if match else None
 
 
 def pages() -> list[Page]:
-    """Return every page of the documents."""
+    """Return every page of the documentation."""
     return [Page(ROOT / "README.md"), *map(Page, sorted((ROOT / "docs").rglob("*.md")))]

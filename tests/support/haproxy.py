@@ -1,4 +1,4 @@
-"""HAProxy in front of two servers, on the file of docs/deploy/two-fronts.md."""
+"""HAProxy in front of two servers, with the configuration of docs/deploy/two-fronts.md."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _GUIDE = Path(__file__).parents[2] / "docs/deploy/two-fronts.md"
 
 @contextmanager
 def haproxy(folder: Path, first: ServerProcess, second: ServerProcess) -> Iterator[str]:
-    """Run the file of the guide; only its addresses are other ones.
+    """Run HAProxy with the guide's configuration, in which only the addresses are replaced.
 
     Args:
-        folder: For its files.
-        first: Serves.
-        second: Stands by.
+        folder: Folder for HAProxy's files.
+        first: The server that is active.
+        second: The server on standby.
 
     Yields:
-        Its base address.
+        HAProxy's base address.
     """
     program = needed("haproxy", "haproxy", "usr/sbin")
     (text,) = re.findall(r"```haproxy\n(.*?)```", _GUIDE.read_text(), re.DOTALL)
@@ -45,7 +45,7 @@ def haproxy(folder: Path, first: ServerProcess, second: ServerProcess) -> Iterat
         process = subprocess.Popen([program, "-f", path, "-db"], stdout=output, stderr=output)
     try:
         url = f"http://127.0.0.1:{port}"
-        # Until its first looks, HAProxy takes both for ready.
+        # Until its first health checks, HAProxy assumes that both servers are ready.
         wait_until(lambda: "fronts/b is DOWN" in log.read_text(), 20, "no look at the servers")
         wait_until(lambda: _is_ready(url), 20, "no server is ready")
         yield url

@@ -1,4 +1,4 @@
-"""Both hubs on this machine: what huggingface_hub and sdstream.weights.hub ask, with faults."""
+"""A local fake of both hubs for huggingface_hub and sdstream.weights.hub, with faults on demand."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from urllib.parse import parse_qs, quote, unquote
 
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 TOKEN: Final = "hf_of_somebody_who_may"
-#: Files below this lie in git itself: their ETag is a SHA-1.
+#: Files with fewer bytes are stored in git itself, so their ETag is a SHA-1.
 SMALL: Final = 1000
 
 
 @dataclass
 class Asked:
-    """One request that came."""
+    """A received request."""
 
     method: str
     path: str
@@ -31,19 +31,19 @@ class Asked:
 
 @dataclass
 class FakeHub:
-    """Repositories, switches for faults, and what was asked.
+    """Repositories, switches for faults, and the received requests.
 
     Attributes:
-        url: For HF_ENDPOINT and MODELSCOPE_ENDPOINT.
-        files: OWNER/REPO/PATH -> contents; what is told of them.
-        wrong: OWNER/REPO/PATH -> contents that are sent in their place.
-        listed: Fields of every file in ModelScope's lists, in place of the right ones.
-        gated: OWNER/REPO that want TOKEN.
-        statuses: (method, OWNER/REPO/PATH) -> answers to give first, each with its headers.
-        cuts: Bytes after which the next answers break off.
-        resets: Breaking off is a reset, not an end.
-        gate: Data is sent only while it is set.
-        asked: Requests, oldest first.
+        url: Value of HF_ENDPOINT and MODELSCOPE_ENDPOINT.
+        files: OWNER/REPO/PATH -> contents, from which sizes and checksums are computed.
+        wrong: OWNER/REPO/PATH -> contents to send instead of those in ``files``.
+        listed: Fields that replace the correct ones of every file in ModelScope's lists.
+        gated: OWNER/REPO that require TOKEN.
+        statuses: (method, OWNER/REPO/PATH) -> statuses and headers of the first responses.
+        cuts: Numbers of bytes after which the next downloads break off.
+        resets: True if a download breaks off with a reset of the connection.
+        gate: The hub sends the rest of a file only while this event is set.
+        asked: All requests, oldest first.
     """
 
     url: str = ""
@@ -59,11 +59,11 @@ class FakeHub:
     asked: list[Asked] = field(default_factory=list)
 
     def downloads(self) -> list[Asked]:
-        """The requests for contents."""
+        """The requests for contents of files."""
         return [one for one in self.asked if one.method == "GET" and one.path.startswith("/cdn/")]
 
     def checksum(self, name: str) -> str:
-        """What the hub tells as ETag of a file."""
+        """The checksum that the hub sends as the ETag of a file."""
         data = self.files[name]
         if len(data) < SMALL:
             return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -72,13 +72,13 @@ class FakeHub:
 
 @contextmanager
 def fake_hub(files: Mapping[str, bytes]) -> Iterator[FakeHub]:
-    """A hub with these files, OWNER/REPO/PATH -> contents, on a free port."""
+    """Run a hub with these files, OWNER/REPO/PATH -> contents, on a free port."""
     hub = FakeHub(files=dict(files))
     hub.gate.set()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     port = server.server_address[1]
-    # Another origin for the contents, as the hub has it: tokens must not go there.
+    # The contents have another origin, as on the real hub; clients must not send tokens there.
     hub.url, hub.cdn = f"http://127.0.0.1:{port}", f"http://localhost:{port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Write no log."""
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._end(302, headers)
 
     def _modelscope(self, path: str, query: Mapping[str, str]) -> None:
-        """Its API: ``OWNER/REPO/repo/files`` lists a folder, ``OWNER/REPO/repo`` has contents."""
+        """Answer as ModelScope: ``OWNER/REPO/repo/files`` is a list, ``OWNER/REPO/repo`` a file."""
         repo, _, what = path.partition("/repo")
         waiting = self.hub.statuses.get(("GET", f"{repo}{what}"))
         allowed = self.headers["Authorization"] == f"Bearer {TOKEN}"
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._end(302, {"Location": f"{self.hub.cdn}/cdn/{place}"})
 
     def _list(self, repo: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
-        """The files and folders of one folder."""
+        """The entries for the files and folders in one folder."""
         root = "/".join(filter(None, (repo, query.get("Root", "")))) + "/"
         below = {n.removeprefix(root) for n in self.hub.files if n.startswith(root)}
         folders = {name.partition("/")[0] for name in below if "/" in name}

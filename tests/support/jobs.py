@@ -1,4 +1,4 @@
-"""A client of the jobs API for tests: requests, and event streams read as they come."""
+"""A client of the jobs API for tests: requests, and event streams that are read event by event."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Told:
 
     @property
     def number(self) -> int:
-        """Of the event, without the job that may stand before it."""
+        """Number of the event, without the job's id, which may precede it."""
         return int(self.id.rpartition(":")[2])
 
 
 def begin(
     server: ServerProcess, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Start a background job; returns it as it was answered."""
+    """Start a background job; return the job from the response."""
     answer = server.post(dict(body), headers={**ASYNC, **(headers or {})})
     assert answer.status_code == 202, answer.text
     job: dict[str, Any] = answer.json()
@@ -44,7 +44,7 @@ def begin(
 def look(
     server: ServerProcess, job: str, headers: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """A job as it is now."""
+    """Return the current state of a job."""
     answer = httpx2.get(f"{server.url}/v1/jobs/{job}", headers=headers, timeout=20)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -69,7 +69,7 @@ def wait_for(
 
 
 class EventStream:
-    """An open GET of events, on a connection of its own, to be read as it comes, or left."""
+    """An open GET of events on a separate connection, which a test may read or close early."""
 
     def __init__(
         self, server: ServerProcess, path: str, headers: Mapping[str, str] | None = None
@@ -87,7 +87,7 @@ class EventStream:
         self._connection.close()
 
     def events(self) -> Iterator[Told]:
-        """Events until the server closes the stream."""
+        """Yield events until the server closes the stream."""
         fields: dict[str, str] = {}
         while line := self.answer.readline().decode():
             if line == "\n":
@@ -104,7 +104,7 @@ class EventStream:
 def events_of(
     server: ServerProcess, job: str, headers: Mapping[str, str] | None = None
 ) -> list[Told]:
-    """All events of a job from now to its end."""
+    """Return all events of a job until its end."""
     with EventStream(server, f"/v1/jobs/{job}/events", headers) as stream:
         return list(stream.events())
 

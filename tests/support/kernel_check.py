@@ -1,7 +1,7 @@
-"""Every operation of the CPU kernels against ggml's own: ``FOLDER [CHOICE ...]``.
+"""Compares every operation of the CPU kernels with ggml's own. Arguments: ``FOLDER [CHOICE ...]``.
 
-FOLDER has the libraries; without a choice all that this processor can run are checked, each in a
-process of its own, since kernels are installed once in a process.
+FOLDER contains the libraries. Without a choice, all choices that this processor supports are
+checked. Each one runs in a separate process, since a process can install kernels only once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sdstream.settings import worker_environment
 
 NO_AMX = "the processor's flags promise AMX, which does not work here"
 
-#: Choice -> the flags of a processor that it needs.
+#: Choice of kernels -> the processor flags that it needs.
 NEEDS = {
     Choice("avx512", "f32"): {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
     Choice("avx512", "f32", int8=True): {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"},
@@ -29,7 +29,7 @@ NEEDS = {
 
 
 def _check(folder: Path, choice: Choice) -> int:
-    # The runtime is loaded in the process that checks, not in the one that collects the tests.
+    # This import loads the runtime; only the process that checks needs it, not pytest's.
     from sdstream.engine.native import kernels
 
     library = kernels.load(choice.isa, folder)
@@ -43,7 +43,7 @@ def _check(folder: Path, choice: Choice) -> int:
 
 
 def best_name() -> str:
-    """The kernels that a worker chooses by itself, from a process that has the runtime loaded."""
+    """The kernels that a worker chooses automatically, read in a process that loads the runtime."""
     code = "from sdstream.engine.native.kernels import best; print(best('auto').name)"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -53,7 +53,7 @@ def best_name() -> str:
 
 
 def main(folder: str, *names: str) -> int:
-    """Check, and return the exit status."""
+    """Check the kernels; return the exit status."""
     if len(names) == 1:
         (choice,) = (choice for choice in NEEDS if choice.name == names[0])
         return _check(Path(folder), choice)

@@ -1,7 +1,7 @@
 """Machines of a Ray cluster for tests: processes on 127.0.0.2, 127.0.0.3 and so on.
 
-Ray's processes listen on every interface whatever address they are given, and therefore always have
-a token. They are started one after another: of two at once, one may time out.
+Ray's processes listen on every interface, whatever address they get, so they always have a token.
+They start one after another, since one of two that start at once may time out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pytest
 
 from tests.support.servers import free_port, wait_until
 
-#: A machine in GET /v1/cluster, for tests without Ray; those with Ray compare its fields.
+#: A machine in GET /v1/cluster, for tests without Ray; tests with Ray compare its fields.
 MACHINE: Final[dict[str, Any]] = {
     "name": "127.0.0.3", "host": "first", "state": "ready", "reason": "", "since": 1.5,
     "slots": 2, "free_slots": 1, "gpu_bytes": None, "memory_bytes": 24_000_000_000,
@@ -37,7 +37,7 @@ _RUNS: Final = "This command will now block forever"
 
 
 def need_ray() -> None:
-    """Skip a test without the extra; in CI, where it is installed, fail."""
+    """Skip a test if Ray is not installed; fail in CI, where it must be."""
     if importlib.util.find_spec("ray") is None:
         why = "Ray is not installed (scripts/install cluster)"
         if os.environ.get("CI"):
@@ -49,8 +49,8 @@ class RayNode:
     """A running ``sdstream cluster head`` or ``sdstream cluster join``.
 
     Attributes:
-        ip: Its address.
-        process: Of the command.
+        ip: The machine's address.
+        process: Process of the command.
         log: File with the output of the command and of Ray.
     """
 
@@ -75,7 +75,7 @@ class RayNode:
         return []
 
     def signal_all(self, number: signal.Signals) -> list[psutil.Process]:
-        """Send a signal to all processes at once, as far as that goes; returns them."""
+        """Send a signal to all processes, one right after another; return the processes."""
         found = self.processes()
         for process in found:
             with suppress(psutil.NoSuchProcess):
@@ -83,14 +83,14 @@ class RayNode:
         return found
 
     def kill(self) -> None:
-        """End the machine as a power cut does."""
+        """Kill all processes of the machine, like a power cut."""
         for process in self.signal_all(signal.SIGSTOP):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait(30)
 
     def stop(self, seconds: float = 120) -> int:
-        """Have it leave in order; returns the exit code."""
+        """Let the machine leave the cluster properly; return the exit code."""
         if self.process.poll() is None:
             self.process.terminate()
         return self.process.wait(seconds)
@@ -100,10 +100,10 @@ class RayMachines:
     """A head, and the machines that joined it.
 
     Args:
-        folder: For logs, and for Ray, whose paths must be short.
+        folder: Folder for logs and for Ray's files, whose paths must be short.
 
     Attributes:
-        address: Of the head.
+        address: Address of the head.
         token: File with the token.
     """
 
@@ -115,7 +115,7 @@ class RayMachines:
         self.address = f"127.0.0.2:{free_port()}"
 
     def start_head(self) -> RayNode:
-        """Start the head, and wait for it."""
+        """Start the head, and wait until Ray's processes run there."""
         return self._start("127.0.0.2", ["head", "--port", self.address.partition(":")[2]])
 
     def join(self, ip: str, *options: str, wait: bool = True) -> RayNode:
@@ -141,12 +141,12 @@ class RayMachines:
         return node
 
     def environment(self) -> dict[str, str]:
-        """Variables of every process, by which they are found again."""
+        """Variables of every process; one is a mark by which ``alive`` finds the processes."""
         own = {k: v for k, v in os.environ.items() if not k.startswith(("SDSTREAM_", "RAY_"))}
         return {**own, _MARK: self.mark}
 
     def alive(self) -> list[str]:
-        """The command lines of all processes that were started for this cluster and live."""
+        """The command lines of all running processes of this cluster."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -155,7 +155,7 @@ class RayMachines:
         return found
 
     def close(self) -> None:
-        """End what still runs, the head last."""
+        """Kill the machines that still run, the head last."""
         for node in reversed(self.nodes):
             if node.process.poll() is None:
                 node.kill()
@@ -163,7 +163,7 @@ class RayMachines:
 
 @contextmanager
 def ray_machines() -> Iterator[RayMachines]:
-    """A running head, which machines can join."""
+    """Run a head, which machines can join."""
     need_ray()
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     machines = RayMachines(folder)

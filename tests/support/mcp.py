@@ -1,4 +1,4 @@
-"""The official client of the Model Context Protocol, on servers under test."""
+"""The official client of the Model Context Protocol, for servers under test."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def run_session(
     """Run a session with the server at a URL, over HTTP.
 
     Args:
-        session: What the client does.
+        session: The calls of the client.
         url: Address of the server.
-        mode: "auto" is the newest protocol, "legacy" the one with sessions.
-        headers: Sent with each request.
+        mode: "auto" for the newest protocol, "legacy" for the one with sessions.
+        headers: Headers of each request.
     """
 
     async def run() -> None:
@@ -45,7 +45,7 @@ async def connected(
 ) -> AsyncIterator[Client]:
     """Connect to the server at a URL, over HTTP."""
     async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
-        # The client's own limit, a mebibyte, is what results must fit into unless asked otherwise.
+        # The client keeps its default limit of a mebibyte, into which results must fit.
         transport = streamable_http_client(f"{url}/mcp", http_client=http)
         async with Client(transport, mode=mode) as client:
             yield client
@@ -55,9 +55,9 @@ def run_stdio(session: Session, *arguments: str, environment: dict[str, str]) ->
     """Run a session with ``sdstream mcp``, over stdio.
 
     Args:
-        session: What the client does.
-        arguments: Of the command.
-        environment: Variables beside those of this process, without the SDSTREAM_ ones.
+        session: The calls of the client.
+        arguments: Arguments of the command.
+        environment: Variables to add to those of this process, which lose the SDSTREAM_ ones.
     """
 
     async def run() -> None:
@@ -68,7 +68,7 @@ def run_stdio(session: Session, *arguments: str, environment: dict[str, str]) ->
 
 
 def stdio_server(*arguments: str, environment: dict[str, str]) -> StdioServerParameters:
-    """Return how ``sdstream mcp`` is started."""
+    """Return the parameters that start ``sdstream mcp``."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("SDSTREAM_")}
     return StdioServerParameters(
         command=sys.executable,
@@ -78,7 +78,7 @@ def stdio_server(*arguments: str, environment: dict[str, str]) -> StdioServerPar
 
 
 def fake_environment(folder: Path) -> dict[str, str]:
-    """Return variables for ``sdstream mcp`` on the fake engine."""
+    """Return variables for ``sdstream mcp`` with the fake engine."""
     return {
         "SDSTREAM_ENGINE": "fake",
         "SDSTREAM_CACHE_DIR": str(folder / "cache"),
@@ -87,7 +87,7 @@ def fake_environment(folder: Path) -> dict[str, str]:
 
 
 def fields(result: mcp.CallToolResult) -> dict[str, Any]:
-    """Return the JSON of a result that is no error."""
+    """Return the JSON of a result; fail if the result is an error."""
     text = sentence(result)
     assert not result.is_error, text
     return dict(json.loads(text))
@@ -112,14 +112,14 @@ def links(result: mcp.CallToolResult) -> list[str]:
 
 
 async def error_of(client: Client, tool: str, **arguments: object) -> str:
-    """Return the sentence of a call that fails."""
+    """Return the error message of a call that fails."""
     result = await client.call_tool(tool, arguments)
     assert result.is_error
     return sentence(result)
 
 
 async def until_status(client: Client, job: str, *statuses: str) -> dict[str, Any]:
-    """Ask for a job until it has one of these statuses."""
+    """Poll a job until it has one of these statuses."""
     async with asyncio.timeout(20):
         while True:
             found = fields(await client.call_tool("job_status", {"job": job}))
@@ -129,7 +129,7 @@ async def until_status(client: Client, job: str, *statuses: str) -> dict[str, An
 
 
 def without_mcp(folder: Path) -> dict[str, str]:
-    """Return this process's variables for programs that do not find the package ``mcp``."""
+    """Return this process's variables, changed so that programs cannot import ``mcp``."""
     (folder / "sitecustomize.py").write_text("import sys\nsys.modules['mcp'] = None\n")
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""What a process and its children look up and connect to, native code included."""
+"""Records the names and addresses that a process and its children look up and connect to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-#: Python's own sockets end in these functions of the C library, and so do native libraries.
+#: Python's sockets and native libraries call these functions of the C library.
 _SOURCE: Final = r"""
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -57,19 +57,19 @@ _OURS: Final = ("127.0.0.1", "::1", "localhost", "")
 
 @dataclass(frozen=True)
 class Watch:
-    """Watches the network of processes that run in ``environment``."""
+    """Watches the network accesses of processes that run with ``environment``."""
 
     environment: dict[str, str]
     log: Path
 
     def foreign(self) -> set[str]:
-        """What was looked up or connected to beyond this machine."""
+        """The lookups and connections that were not to this machine."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return {line for line in lines if line.partition(" ")[2] not in _OURS}
 
 
 def watched(folder: Path) -> Watch | None:
-    """A watch whose files are in a folder; None without a C compiler."""
+    """Build a watch with its files in a folder; None without a C compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         return None
@@ -82,6 +82,6 @@ def watched(folder: Path) -> Watch | None:
 
 
 def look_up(watch: Watch, name: str) -> None:
-    """Look a name up in a process that is watched."""
+    """Look up a name in a watched process."""
     code = f"import socket\ntry: socket.getaddrinfo({name!r}, 80)\nexcept OSError: pass"
     subprocess.run([sys.executable, "-c", code], env=watch.environment, check=True)

@@ -1,4 +1,4 @@
-"""nginx in front of a server, on the blocks of docs/guide/proxies.md."""
+"""nginx in front of a server, with the blocks of docs/guide/proxies.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.servers import ServerProcess, free_port, wait_until
 
 _GUIDE = Path(__file__).parents[2] / "docs/guide/proxies.md"
 
-#: A name of its own, a sub-path, the defaults.
+#: The blocks of the guide: a separate host name, a sub-path, nginx's defaults.
 BLOCKS = re.findall(r"```nginx\n(.*?)```", _GUIDE.read_text(), re.DOTALL)
 
 _AROUND = """
@@ -39,22 +39,22 @@ http {{
 
 @contextmanager
 def nginx(folder: Path, block: str, server: ServerProcess) -> Iterator[str]:
-    """Run a block of the guide; only its two ports are other ones.
+    """Run nginx with a block of the guide, in which only the two ports are replaced.
 
     Args:
-        folder: For its files.
+        folder: Folder for nginx's files.
         block: A ``server`` block.
-        server: What it stands in front of.
+        server: The server behind nginx.
 
     Yields:
-        Its base address.
+        nginx's base address.
     """
     program = needed("nginx", "nginx", "usr/sbin")
     port = free_port()
     assert block.count("listen 80;") == block.count("http://127.0.0.1:8000") == 1
     block = block.replace("listen 80;", f"listen 127.0.0.1:{port};")
     block = block.replace("http://127.0.0.1:8000", server.url)
-    user = "user root;" if os.geteuid() == 0 else ""  # else its workers could not use the folder
+    user = "user root;" if os.geteuid() == 0 else ""  # nginx's workers use the folder
     (folder / "nginx.conf").write_text(_AROUND.format(user=user, block=block))
     command = [str(program), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
     with (folder / "nginx.log").open("wb") as log:

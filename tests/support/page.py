@@ -1,4 +1,4 @@
-"""What the tests of the web page share: what a person does with it, and looks at."""
+"""Helpers for tests of the web page: actions of a user, and parts of the page to look at."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ SLOW = "slowly step=0.3"
 
 
 def field(page: Page, label: str) -> Locator:
-    """A control of the form."""
+    """The control of the form with this label."""
     return page.get_by_label(label, exact=True)
 
 
 def enter_key(page: Page, key: str) -> None:
-    """Enter a key that the server accepts. The dialog keeps the focus until it closes."""
+    """Enter a key that the server accepts, and wait until the dialog closes."""
     field(page, "API key").fill(key)
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
 def draw(page: Page, prompt: str) -> None:
-    """Ask for a picture."""
+    """Enter a prompt and press Generate."""
     field(page, "Prompt").fill(prompt)
     page.get_by_role("button", name="Generate").click()
 
 
 def finished(page: Page) -> Locator:
-    """The stage's picture, once it is finished."""
+    """The stage's image, once it is finished."""
     expect(page.get_by_role("button", name="Edit this image").first).to_be_visible()
     picture = page.locator("#image")
     expect(picture).to_have_attribute("src", re.compile("/v1/images/"))
@@ -52,14 +52,14 @@ def finished(page: Page) -> Locator:
 
 
 def bytes_of(page: Page, picture: Locator) -> bytes:
-    """The file that an image shows."""
+    """The file that an image element shows."""
     answer = page.request.get(str(picture.get_attribute("src")))
     assert answer.ok
     return answer.body()
 
 
 def scene(folder: Path) -> Path:
-    """A picture to edit: a circle on a gradient, at the model's own size."""
+    """Write an image to edit: a circle on a gradient, at the model's default size."""
     image = Image.linear_gradient("L").resize((SIDE, SIDE)).convert("RGB")
     ImageDraw.Draw(image).ellipse((30, 30, 98, 98), fill=(220, 30, 30))
     path = folder / "scene.png"
@@ -87,16 +87,16 @@ FURTHER: dict[str, Any] = {
 
 
 def newest(server: ServerProcess) -> dict[str, Any]:
-    """The job that was asked for last."""
+    """The job that was submitted last."""
     job: dict[str, Any] = httpx2.get(f"{server.url}/v1/jobs?limit=1").json()["data"][0]
     return job
 
 
 def redrawn(server: ServerProcess, page: Page) -> dict[str, Any]:
-    """The parameters of the picture that the form asks for now.
+    """Generate an image with the form's current settings; return the parameters of its job.
 
-    The request is waited for, and then its job: a press that sends nothing fails as one, with what
-    the form says, and an answer that is no job with its status.
+    The test waits for the request and then for its job. It fails with the form's error if no
+    request is sent, and with the response if that is not a job.
     """
 
     def asks(answer: Response) -> bool:
@@ -109,14 +109,14 @@ def redrawn(server: ServerProcess, page: Page) -> dict[str, Any]:
         said = " ".join(page.locator('[role="alert"]').all_text_contents()).strip()
         raise AssertionError(f"no request was sent; the form says: {said!r}") from error
     assert answer.value.status == 202, answer.value.text()
-    # The kernels are among the parameters once a worker generates it.
+    # The parameters contain the kernels once a worker generates the image.
     job = wait_for(server, answer.value.json()["id"], "completed")
     parameters: dict[str, Any] = job["parameters"]
     return parameters
 
 
 def hand_over(page: Page, how: str, target: str, data: bytes, name: str) -> None:
-    """Remove or paste a file, as the browser would tell the page of it."""
+    """Drop or paste a file, with the events that the browser would fire."""
     page.evaluate(
         """([how, target, data, name]) => {
             const transfer = new DataTransfer();
@@ -141,7 +141,7 @@ OF_ALL_PICTURES = ("vae_tiling", "cache_mode", "cache_options", "slg_scale", "sl
 
 
 def accessible(page: Page) -> Callable[[], None]:
-    """A check of the whole page as it is now."""
+    """Return a function that checks the accessibility of the whole page in its current state."""
     axe = Axe()
 
     def check() -> None:

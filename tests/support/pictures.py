@@ -1,4 +1,4 @@
-"""Image files for requests, and looking at those that servers answered."""
+"""Image files for requests, and helpers to inspect the images in responses."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image, ImageChops, ImageStat
 
 
 def opened(data: bytes) -> Image.Image:
-    """An image file, decoded."""
+    """Decode an image file."""
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
 
 
 def from_base64(text: str) -> Image.Image:
-    """An image file in base64, decoded."""
+    """Decode an image file in base64."""
     return opened(base64.b64decode(text, validate=True))
 
 
@@ -34,13 +34,13 @@ def extremes(image: Image.Image) -> list[tuple[float, float]]:
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """An image as a file of a kind that Pillow writes."""
+    """Encode an image as a file in a format that Pillow can write."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def png(width: int, height: int, colour: str = "white", *, noise: bool = False) -> bytes:
-    """A PNG file of one colour, or of noise, which takes a byte for each pixel."""
+    """A PNG file of one colour, or of noise, which needs about a byte for each pixel."""
     plain = Image.new("RGB", (width, height), colour)
     return file_of(Image.effect_noise((width, height), 80) if noise else plain)

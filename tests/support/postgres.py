@@ -1,4 +1,4 @@
-"""PostgreSQL of the system, in a temporary folder, for tests."""
+"""The system's PostgreSQL for tests, with its data in a temporary folder."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _FOLDERS: Final = ("usr/lib/postgresql/*/bin", "opt/homebrew/opt/postgresql@*/bi
 
 @dataclass
 class Postgres:
-    """A cluster of databases on a port of the loopback interface.
+    """A PostgreSQL server on a port of the loopback interface.
 
     Attributes:
-        folder: Of its data.
-        program: Path of the server.
-        port: That it listens on.
+        folder: Folder of the server's data.
+        program: Path of the server's program.
+        port: Port on which the server listens.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Postgres:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def start(self) -> None:
-        """Start the server and wait until it answers."""
+        """Start the server and wait until it responds."""
         flags = ["-D", str(self.folder), "-p", str(self.port), "-k", str(self.folder)]
         flags += ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "max_connections=60"]
         with (self.folder / "log").open("ab") as log:
@@ -51,7 +51,7 @@ class Postgres:
         wait_until(self._answers, 20, (self.folder / "log").read_text()[-2000:])
 
     def stop(self, number: int = signal.SIGINT) -> None:
-        """Stop the server: SIGINT ends all sessions, SIGQUIT is a crash."""
+        """Stop the server: SIGINT ends all sessions, SIGQUIT simulates a crash."""
         if self._process is not None:
             self._process.send_signal(number)
             self._process.wait(60)
@@ -59,23 +59,23 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """The address of its first database."""
+        """The address of the default database."""
         return f"postgresql://tester@127.0.0.1:{self.port}/postgres"
 
     def new(self) -> str:
-        """Make a schema, which takes less time and room than a database; return its address."""
+        """Create a schema, which takes less time and space than a database; return its address."""
         name = f"test_{next(self._numbers)}"
         self.run(self.url, f"CREATE SCHEMA {name}")
         return f"{self.url}?options=-csearch_path%3D{name}"
 
     def run(self, address: str, statement: str) -> list[Any]:
-        """Run a statement in a session of its own; return its rows."""
+        """Run a statement in a separate session; return its rows."""
         with psycopg.connect(address, autocommit=True) as session:
             cursor = session.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def lock_holder(self, url: str) -> int | None:
-        """Return the process of the session that has the advisory lock of a schema."""
+        """Return the process id of the session that has the advisory lock of a schema."""
         rows = self.run(
             url,
             "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
@@ -84,7 +84,7 @@ class Postgres:
         return rows[0][0] if rows else None
 
     def terminate_lock(self, url: str) -> int:
-        """End the session that has the lock; return its process."""
+        """End the session that has the lock; return its process id."""
         holder = self.lock_holder(url)
         assert holder is not None
         self.run(url, f"SELECT pg_terminate_backend({holder})")
@@ -100,7 +100,7 @@ class Postgres:
 
 @contextmanager
 def started_postgres() -> Iterator[Postgres]:
-    """Start PostgreSQL, which does not run as root, and remove it at the end."""
+    """Run PostgreSQL as another user than root, and delete its data at the end."""
     program = needed("postgres", "postgresql", *_FOLDERS)
     folder = Path(tempfile.mkdtemp(prefix="sdstream-postgres-"))
     identity = _identity()
@@ -125,7 +125,7 @@ def started_postgres() -> Iterator[Postgres]:
 
 
 def _identity() -> dict[str, Any]:
-    """Whom to run as: PostgreSQL does not start as root."""
+    """The user and groups to run as, since PostgreSQL does not start as root."""
     if os.geteuid() != 0:
         return {}
     names = {entry.pw_name for entry in pwd.getpwall()}

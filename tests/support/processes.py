@@ -1,4 +1,4 @@
-"""A fake of the port sdstream.engine.process.Process, and what tests of processes share."""
+"""A fake of the interface sdstream.engine.process.Process, and helpers for tests of processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _KILLED: Final = -9
 
 
 def driven(scenario: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test on a loop of its own, for a minute at most."""
+    """Run an async test in a new event loop, for at most a minute."""
 
     @functools.wraps(scenario)
     def test(*args: Any, **kwargs: Any) -> None:
@@ -59,13 +59,13 @@ def a_request(prompt: str = "a circle", **changes: Any) -> GenerationRequest:
 
 
 class FakeProcess:
-    """Loads at once and generates black images, on the event loop.
+    """A worker process that loads immediately and generates black images on the event loop.
 
     Attributes:
-        step_seconds: Of each sampling step.
-        pid: Of no process.
-        resident_bytes: What it says that it takes.
-        shares: Those of the CPU that it was told, oldest first.
+        step_seconds: Duration of each sampling step.
+        pid: A number that belongs to no process.
+        resident_bytes: Memory use that the fake reports.
+        shares: The shares of the CPU that it received, oldest first.
     """
 
     def __init__(self, step_seconds: float = 0.0, resident_bytes: int = 1) -> None:
@@ -80,16 +80,16 @@ class FakeProcess:
 
     @classmethod
     async def spawn(cls, _engine: str, _environment: Mapping[str, str]) -> FakeProcess:
-        """Start one."""
+        """Start a fake process."""
         return cls()
 
     @property
     def is_gone(self) -> bool:
-        """True when it ended or was lost."""
+        """True if the process has ended or was lost."""
         return self._code.done()
 
     def send(self, command: Command) -> None:
-        """Obey a command; without effect when it is gone."""
+        """Execute a command; no effect if the process is gone."""
         if self._code.done():
             return
         match command:
@@ -112,7 +112,7 @@ class FakeProcess:
                 self._die(0)
 
     async def receive(self) -> Event | None:
-        """Return the next event; None for ever once it is gone."""
+        """Return the next event, or None once the process is gone."""
         event = await self._events.get()
         if event is None:
             self._events.put_nowait(None)
@@ -123,15 +123,15 @@ class FakeProcess:
         return await asyncio.shield(self._code)
 
     async def end(self) -> None:
-        """Make sure that it is gone."""
+        """End the process if it still runs."""
         self._die(0)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process."""
         self._die(_KILLED)
 
     def lose(self) -> None:
-        """Be on a machine that is out of reach from now on."""
+        """Behave like a process on a machine that has become unreachable."""
         if not self._code.done():
             self._code.set_exception(PlaceGone("the machine is out of reach"))
             self._code.exception()

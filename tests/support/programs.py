@@ -1,4 +1,4 @@
-"""Programs of the system that some tests need, and people may do without."""
+"""System programs that some tests need and that developers may not have installed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 
 def needed(program: str, package: str, *folders: str) -> Path:
-    """Return the path of a program. Without it the test is skipped, and fails where CI is set.
+    """Return the path of a program. Without it, skip the test, or fail it if CI is set.
 
     Args:
-        program: Its name.
-        package: The package of Debian that has it.
-        folders: Where it may be beside PATH, as patterns; the last one in order wins.
+        program: Name of the program.
+        package: The Debian package that contains it.
+        folders: Patterns of folders to search if it is not on PATH; the last match in order wins.
     """
     found = shutil.which(program)
     if found is None:
@@ -26,7 +26,7 @@ def needed(program: str, package: str, *folders: str) -> Path:
 
 
 def missing(what: str, package: str) -> NoReturn:
-    """Skip the test, or fail it where CI is set."""
+    """Skip the test, or fail it if the variable CI is set."""
     why = f"{what} (Debian: apt install {package})"
     if os.environ.get("CI"):
         pytest.fail(why)

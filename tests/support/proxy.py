@@ -1,4 +1,4 @@
-"""An HTTP proxy on this machine that refuses what it is asked for."""
+"""A local HTTP proxy that rejects every request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def refusing_proxy(status: int) -> Iterator[tuple[str, list[str]]]:
-    """Host and port of a proxy that answers every request with a status, and what it was asked."""
+    """Run a proxy that answers every request with a status; yield its address and the requests."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -28,7 +28,7 @@ def refusing_proxy(status: int) -> Iterator[tuple[str, list[str]]]:
             self.do_CONNECT()
 
         def log_message(self, *_: Any) -> None:
-            """Keep quiet."""
+            """Write no log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

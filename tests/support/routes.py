@@ -1,4 +1,4 @@
-"""The routes of the application, for tests that go over all of them."""
+"""The routes of the application, for tests that check all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server with the API of S3, for tests: moto's."""
+"""A server with the API of S3 for tests, which is moto's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx2
 
 from tests.support.servers import free_port, wait_until
 
-#: What programs of AWS read.
+#: Environment variables that AWS clients read.
 KEYS: Final = {
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -26,10 +26,10 @@ KEYS: Final = {
 
 @dataclass
 class S3:
-    """A server, whose buckets last as long as it runs.
+    """An S3 server, which keeps its buckets as long as it runs.
 
     Attributes:
-        url: Its address.
+        url: Address of the server.
     """
 
     url: str
@@ -37,11 +37,11 @@ class S3:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The variables by which programs find it."""
+        """The variables by which programs find the server."""
         return {**KEYS, "AWS_ENDPOINT_URL": self.url}
 
     def client(self) -> Any:
-        """Return a client of this test."""
+        """Return a new client of the server."""
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.url,
@@ -51,7 +51,7 @@ class S3:
         )
 
     def new(self) -> str:
-        """Make a bucket; return its name."""
+        """Create a bucket; return its name."""
         name = f"bucket-{next(self._numbers)}"
         client = self.client()
         client.create_bucket(Bucket=name)

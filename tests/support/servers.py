@@ -1,4 +1,4 @@
-"""Real servers in processes of their own, for integration and end-to-end tests."""
+"""Real servers in separate processes, for integration and end-to-end tests."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class ServerProcess:
     """A running ``sdstream serve``.
 
     Attributes:
-        url: Its base address.
-        process: The server's process; the worker is a child of it.
-        log: The file that its output goes to.
+        url: The server's base address.
+        process: The server's process; the worker is its child.
+        log: The file for the server's output.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -44,33 +44,33 @@ class ServerProcess:
         return host, int(port)
 
     def worker_pid(self) -> int | None:
-        """Process id of the worker that runs now."""
+        """Process id of the running worker; None without one."""
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         pids = [int(pid) for path in children for pid in path.read_text().split()]
         alive = [pid for pid in pids if _runs_child(pid)]
         return alive[0] if alive else None
 
     def wait_ready(self, seconds: float = 30.0) -> None:
-        """Wait until /readyz says 200."""
+        """Wait until /readyz responds with 200."""
         wait_until(
             self.is_ready, seconds, f"{self.url} is not ready:\n{self.log.read_text()[-2000:]}"
         )
 
     def is_ready(self) -> bool:
-        """One look at /readyz."""
+        """Return whether /readyz responds with 200."""
         try:
             return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
         except httpx2.HTTPError:
             return False
 
     def post(self, body: object, **options: Any) -> httpx2.Response:
-        """One plain request for pictures."""
+        """Send one request for images."""
         return httpx2.post(self.url + GENERATIONS, json=body, timeout=60, **options)
 
     def metric(
         self, name: str, *, headers: Mapping[str, str] | None = None, **labels: str
     ) -> float:
-        """One sample of /metrics, or the sum of all that have these labels; 0 without any."""
+        """Return a metric of /metrics, summed over all samples with these labels; 0 without any."""
         text = httpx2.get(f"{self.url}/metrics", headers=headers, timeout=10).text
         samples = [s for f in text_string_to_metric_families(text) for s in f.samples]
         return sum(
@@ -78,11 +78,11 @@ class ServerProcess:
         )
 
     def log_lines(self, word: str) -> list[str]:
-        """Lines of the log so far that hold a word."""
+        """The lines of the log so far that contain a word."""
         return [line for line in self.log.read_text().splitlines() if word in line]
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 15.0) -> int:
-        """Send a signal and wait for the end; returns the exit code."""
+        """Send a signal and wait until the server ends; return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -93,14 +93,14 @@ class ServerProcess:
 
 
 class Call:
-    """A POST for pictures on a connection of its own, to be read as it comes, or left.
+    """A POST for images on a separate connection, which a test may read or close early.
 
-    Nobody needs to close it: that happens with the last reference.
+    Tests need not close it, since it is closed with its last reference.
 
     Args:
-        server: Where to.
-        body: Sent as JSON.
-        headers: Beside those of http.client.
+        server: The server that gets the request.
+        body: Body of the request, sent as JSON.
+        headers: Headers to add to those of http.client.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class Call:
 
     @property
     def answer(self) -> http.client.HTTPResponse:
-        """The answer, as soon as its head is there."""
+        """The response, once its headers have arrived."""
         if self._answer is None:
             self._answer = self._connection.getresponse()
         return self._answer
 
     def frames(self) -> Iterator[bytes]:
-        """The frames of a stream as they come, byte for byte, each with its empty line."""
+        """Yield the raw frames of a stream as they arrive, each with its empty line."""
         frame = b""
         while line := self.answer.readline():
             frame += line
@@ -132,13 +132,13 @@ class Call:
             yield frame
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What the data frames of a stream hold, without [DONE]."""
+        """Yield the JSON of a stream's data frames, without [DONE]."""
         for frame in self.frames():
             if frame.startswith(b"data: ") and frame != DONE:
                 yield json.loads(frame.removeprefix(b"data: "))
 
     def wait_for(self, status: str) -> dict[str, Any]:
-        """Read until a progress item has this status; returns the item."""
+        """Read until a progress item has this status; return the item."""
         return next(
             item
             for event in self.events()
@@ -151,7 +151,7 @@ class Call:
         next(e for e in self.events() if e["data"][0]["progressed_steps"] >= step)
 
     def leave(self, how: Literal["fin", "rst", "half-close"] = "fin") -> None:
-        """Go away in the middle: politely, with a reset, or by saying that nothing more comes."""
+        """Disconnect in the middle: properly, with a reset, or only for sending (half-close)."""
         connection = self._connection.sock
         if how == "half-close":
             connection.shutdown(socket.SHUT_WR)
@@ -170,7 +170,7 @@ def _runs_child(pid: int) -> bool:
         return False
 
 
-#: A machine that runs other things as well may take so many times as long as a quiet one.
+#: A busy machine may take this many times as long as a quiet one.
 BUSY: Final = 8
 
 
@@ -179,8 +179,8 @@ def wait_until(condition: Any, seconds: float, message: str) -> None:
 
     Args:
         condition: Called until it is true.
-        seconds: What it may take on a quiet machine.
-        message: Of the failure.
+        seconds: Maximum duration on a quiet machine.
+        message: Message of the failure.
     """
     deadline = time.monotonic() + BUSY * seconds
     while not condition():
@@ -189,7 +189,7 @@ def wait_until(condition: Any, seconds: float, message: str) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
+    """A port of the loopback interface on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -209,16 +209,16 @@ def running_server(
     """Start ``sdstream serve`` with settings given by their field names, and stop it after.
 
     Args:
-        folder: For its data, its cache and its log.
-        wait: Until the default model is loaded.
-        python: The interpreter that runs it.
-        cwd: The folder that it runs in.
-        environment: Its variables; those of settings are left out.
-        settings: Fields of sdstream.settings.Settings; the port is a free one unless given.
+        folder: Folder for the server's data, cache and log.
+        wait: Whether to wait until the default model is loaded.
+        python: The interpreter that runs the server.
+        cwd: The server's current folder.
+        environment: The server's variables; those of settings are removed.
+        settings: Fields of sdstream.settings.Settings; without a port, a free one is chosen.
     """
     port = settings.pop("port", None) or free_port()
     folders = {name: folder / name.removesuffix("_dir") for name in ("data_dir", "cache_dir")}
-    # Not the user's own: what is in there would be served.
+    # Not the user's model folder, since the server would serve the models in it.
     folders["model_dir"] = folder / "hub"
     chosen = {**folders, **settings, "port": port}
     variables = {k: v for k, v in environment.items() if not k.startswith("SDSTREAM_")}

@@ -1,4 +1,4 @@
-"""Job stores for tests, on each kind of database and image store."""
+"""Job stores for tests, with each kind of database and image store."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Given = Callable[[str], Any]
 
 
 class Place(Protocol):
-    """Where one service keeps its jobs and images, from one run of its server to the next."""
+    """The place where a service keeps its jobs and images between runs of its server."""
 
     def database(self) -> Database:
         """Return the database, not open."""
@@ -54,14 +54,14 @@ class Place(Protocol):
         """Return the names of the files in ``images``, ``uploads`` or ``inputs``, sorted."""
 
     def write(self, part: str, name: str, data: bytes) -> None:
-        """Put a file there that no row names."""
+        """Write a file that no row of the database names."""
 
 
 class LocalPlace:
     """SQLite and a folder.
 
     Args:
-        folder: For both.
+        folder: Folder for the database and the images.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -91,8 +91,8 @@ class PostgresPlace(LocalPlace):
     """PostgreSQL and a folder.
 
     Args:
-        folder: Of the images.
-        url: Of the database.
+        folder: Folder of the images.
+        url: Address of the database.
     """
 
     def __init__(self, folder: Path, url: str) -> None:
@@ -108,8 +108,8 @@ class BucketPlace(LocalPlace):
     """SQLite and a bucket.
 
     Args:
-        folder: Of the database.
-        server: Has the bucket.
+        folder: Folder of the database.
+        server: The server that has the bucket.
     """
 
     def __init__(self, folder: Path, server: S3) -> None:
@@ -136,8 +136,7 @@ class BucketPlace(LocalPlace):
         client.close()
 
 
-#: Every combination that the rules of the job store are tested on -> makes a new place, with
-#: a folder and the fixtures.
+#: Name of each tested combination -> a function that makes a new place from a folder and fixtures.
 PLACES: Final[dict[str, Callable[[Path, Given], Place]]] = {
     "sqlite-folder": lambda folder, _: LocalPlace(folder),
     "postgres-folder": lambda folder, given: PostgresPlace(folder, given("postgres").new()),
@@ -151,12 +150,12 @@ def store_at(place: Place, **settings: Any) -> JobStore:
 
 
 def local_store(folder: Path, **settings: Any) -> JobStore:
-    """Return a job store on SQLite and a folder, not open."""
+    """Return a job store with SQLite and a folder, not open."""
     return store_at(LocalPlace(folder), **settings)
 
 
 class Clock:
-    """Unix seconds that stand still until moved."""
+    """A clock of Unix seconds that changes only when a test sets it."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -167,7 +166,7 @@ class Clock:
 
 @asynccontextmanager
 async def opened(place: Place, clock: Clock, **changes: Any) -> AsyncIterator[JobStore]:
-    """A store whose jobs live for 60 seconds and have room for 1,000 bytes."""
+    """Open a store whose jobs expire after 60 seconds and may take 1,000 bytes."""
     limits = {"ttl_seconds": 60, "max_bytes": 1000, "min_free_bytes": 0, **changes}
     store = store_at(place, clock=clock, delivery_of=delivery_of, **limits)
     try:
@@ -180,7 +179,7 @@ async def opened(place: Place, clock: Clock, **changes: Any) -> AsyncIterator[Jo
 async def added(
     store: JobStore, clock: Clock, name: str, terms: Terms = BACKGROUND, inputs: Inputs = NOTHING
 ) -> Job:
-    """A job that was accepted."""
+    """Add a job to the store, which is then queued."""
     job = Job(name, REQUEST, clock(), terms)
     await store.add(job, inputs)
     job.apply(Queued(0), clock())
@@ -188,7 +187,7 @@ async def added(
 
 
 async def started(store: JobStore, clock: Clock, name: str, terms: Terms = BACKGROUND) -> Job:
-    """A job that the runtime has."""
+    """Add a job that is running."""
     job = await added(store, clock, name, terms)
     job.apply(Running(), clock())
     await store.update(job)
@@ -198,7 +197,7 @@ async def started(store: JobStore, clock: Clock, name: str, terms: Terms = BACKG
 async def done(
     store: JobStore, clock: Clock, name: str, data: bytes = b"png", terms: Terms = BACKGROUND
 ) -> Job:
-    """A job that has its image."""
+    """Add a job that is completed and has an image."""
     job = await started(store, clock, name, terms)
     image = ImageResult(0, 7, data, len(data), 4, 1.0, 2.0, 3.0, store.put(data, "png"))
     job.apply(ImageReady(image), clock())
@@ -216,7 +215,7 @@ def end(store: JobStore, clock: Clock, job: Job, ending: JobEvent) -> None:
 def run(
     place: Place, clock: Clock, body: Callable[[JobStore], Awaitable[None]], **changes: Any
 ) -> None:
-    """One life of a server: recover, then do what the test does."""
+    """Act as one run of a server: recover the store, then run the test's body."""
 
     async def life() -> None:
         async with opened(place, clock, **changes) as store:

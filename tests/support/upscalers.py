@@ -1,4 +1,4 @@
-"""Upscalers whose result is known: networks that repeat each pixel, as files."""
+"""Files of upscalers whose result is known: networks that repeat each pixel."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _GROWN = 32
 
 
 def write_upscaler(path: Path, factor: int = 4) -> Path:
-    """An ESRGAN of one block that enlarges by repeating each pixel.
+    """Write an ESRGAN of one block that upscales by repeating each pixel.
 
-    The first three of its features are the colours, every convolution on the way out passes them
-    on, and its block adds nothing.
+    The first three of its features are the colours. The block adds nothing to them, and every
+    convolution after it passes them on.
     """
     tensors: dict[str, np.ndarray] = {}
 
@@ -43,7 +43,7 @@ def write_upscaler(path: Path, factor: int = 4) -> Path:
 def write_tensors(
     path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Tensors as a safetensors file; 32- and 16-bit floats."""
+    """Write tensors of 32- and 16-bit floats as a safetensors file."""
     kinds = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     start = 0

@@ -1,6 +1,6 @@
 """Weight files for tests: small ones of every kind, and ones that are broken on purpose.
 
-Shapes have the innermost dimension first. Weights are holes in the file: nothing is written.
+Shapes have the innermost dimension first. Weights are holes in sparse files and take no space.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BYTES: Final = {"F32": 4, "F16": 2, "F8_E4M3": 1, "U8": 1, "I32": 4}
 def write_safetensors(
     path: Path, shapes: Shapes, dtype: str = "F16", metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """A whole safetensors file with these tensors."""
+    """Write a complete safetensors file with these tensors."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, shape in shapes.items():
@@ -43,7 +43,7 @@ def write_safetensors(
 
 
 def write_header(path: Path, header: object, data: int = 0) -> Path:
-    """A safetensors file with any header and that many bytes behind it."""
+    """Write a safetensors file with any header, followed by this many bytes."""
     text = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
@@ -52,7 +52,7 @@ def write_header(path: Path, header: object, data: int = 0) -> Path:
 
 
 def prefixed(prefix: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """The same tensors inside a whole model."""
+    """The same tensors with a prefix, as in a complete model."""
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
@@ -78,7 +78,7 @@ _FLUX2: Final[Shapes] = {
 
 
 def unet(context: int, channels: int = 4) -> Shapes:
-    """The tensors by which a UNet is known."""
+    """The tensors by which a UNet is recognised."""
     return {
         "input_blocks.0.0.weight": (3, 3, channels, 320),
         "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (context, 4),
@@ -129,14 +129,14 @@ DIFFUSION: Final[Mapping[str, Shapes]] = {
 
 
 def vae(channels: int) -> Shapes:
-    """The tensors by which a VAE is known."""
+    """The tensors by which a VAE is recognised."""
     return {
         "decoder.conv_in.weight": (3, 3, channels, 8),
         "encoder.conv_in.weight": (3, 3, 3, 8),
     }
 
 
-#: Kind -> tensors of a lone file of that kind.
+#: Kind -> tensors of a separate file of that kind.
 ALONE: Final[Mapping[str, Shapes]] = {
     "vae": vae(16),
     "tae": {"decoder.layers.0.weight": (3, 3, 16, 64), "encoder.layers.0.weight": (3, 3, 3, 64)},
@@ -170,7 +170,7 @@ ALONE: Final[Mapping[str, Shapes]] = {
 
 
 def gguf_string(text: str) -> bytes:
-    """A string as GGUF has it."""
+    """A string in the format of GGUF."""
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
 
@@ -191,7 +191,7 @@ def gguf_tensor(
 def gguf(
     *tensors: bytes, entries: tuple[bytes, ...] = (), version: int = 3, data: int = 128
 ) -> bytes:
-    """A GGUF file of these entries with zeros behind them."""
+    """A GGUF file with these entries, followed by zeros."""
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(entries))
     whole = head + b"".join(entries) + b"".join(tensors)
     return whole + bytes(-len(whole) % 32 + data)
@@ -221,7 +221,7 @@ def _one(**changes: object) -> object:
 
 _DEEP: Final = b"{" * 100_000
 
-#: Name -> bytes of a file, and what must be said of it.
+#: Name -> bytes of a file, and a part of the error message for it.
 BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
     "empty": (b"", "is empty"),
     "html": (
@@ -368,7 +368,7 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
 }
 
 
-# --- whole files that make no model -------------------------------------------------------------
+# --- complete files that do not make a model ----------------------------------------------------
 
 Writer = Callable[[Path], dict[str, Path]]
 _XL: Final = {
@@ -378,7 +378,7 @@ _XL: Final = {
 
 
 def _files(**parts: tuple[Shapes, str] | Shapes) -> Writer:
-    """Writes one file for each component."""
+    """Return a function that writes one file for each component."""
 
     def write(folder: Path) -> dict[str, Path]:
         return {
@@ -406,7 +406,7 @@ _OVIS_PARTS: Final = {
 }
 _NO_NORMS: Final = {k: v for k, v in _FLUX.items() if "norm" not in k}
 
-#: Name -> the family in the catalogue, what writes the files, and what must be said of them.
+#: Name -> the family in the catalogue, the writer of the files, and a part of the error message.
 UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
     **{
         f"{kind}-as-model": ("sd1", _files(model=ALONE[kind]), sentence)
