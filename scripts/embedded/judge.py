@@ -1,7 +1,7 @@
 """Judge a model in the runtime: `python -m scripts.embedded.judge model.gguf`.
 
 Generates images for prompts with known answers. Prints how often background, colour, shape, count,
-place and relation are right, and which shapes were confused with which. `--check` judges correct
+place and relation are right, and which shapes were mistaken for others. `--check` judges correct
 drawings instead of a model's images. `--served` judges images of the service at any size, which the
 service may enlarge or reduce; they are first reduced to the size that the judge knows.
 """

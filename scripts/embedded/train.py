@@ -282,7 +282,7 @@ class NetworkTask:
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         clean = batch["latents"]
-        # Larger images keep their shapes under more noise, so it grows with the number of patches.
+        # Larger images keep their shapes under more noise, so the shift depends on the size.
         shift = self.noise + 0.5 * math.log(clean.shape[2] * clean.shape[3] / 256)
         sigma = torch.sigmoid(shift + 1.15 * torch.special.ndtri(levels.clamp(1e-4, 1 - 1e-4)))
         share = sigma[:, None, None, None]

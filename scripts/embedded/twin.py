@@ -101,7 +101,7 @@ def turn_halves(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Attend [B, H, T, 128]; `bias` is added to the logits. Returns [B, T, H * 128]."""
+    """Compute attention over [B, H, T, 128] with a bias of the logits; return [B, T, H * 128]."""
     bias = None if bias is None else bias.to(q.dtype)
     out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=bias)
     return out.transpose(1, 2).flatten(2)

@@ -53,7 +53,7 @@ class Collector:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables for a program that sends its spans to this collector without a long delay."""
+        """Variables that make a program send its spans to this collector at short intervals."""
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "20"}
 
     def take(self, body: bytes) -> None:

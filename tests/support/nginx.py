@@ -54,7 +54,7 @@ def nginx(folder: Path, block: str, server: ServerProcess) -> Iterator[str]:
     assert block.count("listen 80;") == block.count("http://127.0.0.1:8000") == 1
     block = block.replace("listen 80;", f"listen 127.0.0.1:{port};")
     block = block.replace("http://127.0.0.1:8000", server.url)
-    user = "user root;" if os.geteuid() == 0 else ""  # nginx's workers use the folder
+    user = "user root;" if os.geteuid() == 0 else ""  # nginx's workers must access the folder
     (folder / "nginx.conf").write_text(_AROUND.format(user=user, block=block))
     command = [str(program), "-p", str(folder), "-c", "nginx.conf", "-e", "stderr"]
     with (folder / "nginx.log").open("wb") as log:

@@ -119,7 +119,7 @@ class FakeProcess:
         return event
 
     async def exit_code(self) -> int:
-        """Wait for the end; raises PlaceGone after ``lose``."""
+        """Wait for the end; return the exit code, or raise PlaceGone after ``lose``."""
         return await asyncio.shield(self._code)
 
     async def end(self) -> None:

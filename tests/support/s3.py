@@ -1,4 +1,4 @@
-"""A server with the API of S3 for tests, which is moto's."""
+"""moto's server with the API of S3, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs of scripts/ as modules."""
+"""Imports programs of scripts/ as modules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def script(name: str) -> Any:
-    """The module of scripts/NAME.py."""
+    """Import scripts/NAME.py; return the module."""
     spec = spec_from_file_location(name, Path(__file__).parents[2] / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None

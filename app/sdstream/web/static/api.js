@@ -22,7 +22,7 @@ import { forget, keep, recall } from "./storage.js";
 export const BASE = new URL(".", document.baseURI);
 
 const UNREACHABLE = "The server does not respond. Try again when it is back.";
-/** The message for a 413 of a proxy, which has no message from the server. */
+/** The message for a 413 response of a proxy, which has no message from the server. */
 const TOO_LARGE = "The upload is too large for the server, or for a proxy in front of it.";
 const TIMEOUT_MS = 30_000;
 const FIRST_PAUSE_MS = 1_000;
@@ -52,7 +52,7 @@ export class Unreachable extends Error {
 }
 
 /**
- * Parse JSON from the server. Seeds stay text: they have up to 63 bits, and a number holds 53.
+ * Parse JSON from the server. Seeds stay text: they have up to 63 bits, and a number holds only 53.
  * @param {string} text
  * @returns {any}
  */

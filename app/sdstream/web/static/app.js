@@ -36,7 +36,7 @@ const HEARTBEAT_MS = 10_000;
 const SLOW_MS = 500;
 const TOO_MANY = 429;
 const NO_SETTINGS = "This file contains no settings.";
-/** In a narrow window, form, stage and gallery are stacked. */
+/** Form, stage and gallery are stacked in a narrow window. */
 const NARROW = matchMedia("(max-width: 48rem)");
 
 const form = new Form();
@@ -301,7 +301,7 @@ async function take(settings, what, { lacking = [], all = false } = {}) {
   taken += 1;
   const call = taken;
   form.clearErrors();
-  // The border comes before the settings, which belong to an image with this border. Presets have
+  // The border is set first, because the settings belong to an image with this border. Presets have
   // no border.
   if (easel.file && !all) border.expand = settings.expand ?? null;
   const unfit = all ? form.replace(settings) : form.apply(settings);
@@ -348,7 +348,7 @@ async function startFrom(file) {
     await easel.load(file);
     stage.setImage(true);
     if (chooser) byId("mask", HTMLElement).focus();
-    // In a narrow window the Generate button covers the bottom, so the tools move to the top.
+    // The Generate button covers the bottom of a narrow window, so the tools move to the top.
     byId("stage", HTMLElement).scrollIntoView({ block: NARROW.matches ? "start" : "nearest" });
   } catch (error) {
     form.showError("image", /** @type {Error} */ (error).message);
@@ -545,7 +545,7 @@ api.addEventListener("connection", () => {
 // Without regular requests, the page would not notice that the server has stopped.
 setInterval(() => !document.hidden && api.reachable && api.look(), HEARTBEAT_MS);
 onKey(async () => {
-  // The jobs of another key may be different ones.
+  // Another key may give access to other jobs.
   await gallery.load();
   begin();
 });

@@ -196,7 +196,7 @@ function handleOf(side) {
 }
 
 /**
- * Position of a pointer, in screen pixels that grow outwards.
+ * Position of a pointer along the direction of a side, in screen pixels; outwards is positive.
  * @param {Side} side
  * @param {PointerEvent} event
  */

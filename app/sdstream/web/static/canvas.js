@@ -13,12 +13,12 @@ import { Zoom } from "./zoom.js";
 /** @import {MaskMode} from "./mask-file.js" */
 
 /**
- * A line of the brush or the eraser, or a mask from a file.
+ * A stroke of the brush or the eraser, or a mask from a file.
  * @typedef {{erase: boolean, radius: number, points: [number, number][], sheet?: OffscreenCanvas}}
  *   Stroke
  */
 
-/** Paint of the brush and of the eraser. @typedef {{paint: string | CanvasPattern, erase: string | null}} Look */
+/** Paints of the brush and of the eraser. @typedef {{paint: string | CanvasPattern, erase: string | null}} Look */
 
 const IMAGE_TYPES = ["png", "jpeg", "webp", "gif", "bmp", "avif"].map((kind) => `image/${kind}`);
 const PEN_ERASER = 32;
@@ -127,7 +127,7 @@ export class Easel extends EventTarget {
   }
 
   /**
-   * Replace the mask by one from a file.
+   * Replace the mask with one from a file.
    * @param {Blob} file
    * @param {{mode?: MaskMode, inverted?: boolean}} [reading]
    * @returns {Promise<void>} Rejected if the file is not an image.
@@ -184,7 +184,7 @@ export class Easel extends EventTarget {
   #move(event) {
     this.#showNib(this.#placeOf(event));
     if (!this.#stroke || !event.buttons || this.#zoom.pinching) return;
-    // Between two frames a fast pointer moves further than the width of the brush.
+    // A fast pointer moves further than the width of the brush between two frames.
     for (const part of event.getCoalescedEvents?.() ?? [event]) this.#extend(this.#placeOf(part));
   }
 

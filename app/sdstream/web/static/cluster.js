@@ -60,7 +60,7 @@ export class ClusterStatus {
     if (!this.#exists) return;
     this.#tellLosses(machines);
     const shown = JSON.stringify(machines);
-    // Unchanged rows are not rebuilt, so that text which the user selects in them stays selected.
+    // Unchanged rows are not rebuilt, so that text in them can stay selected.
     if (shown !== this.#shown) this.#show(machines);
     this.#shown = shown;
   }

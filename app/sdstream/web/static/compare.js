@@ -25,7 +25,7 @@ export class Compare extends EventTarget {
   #jobs;
   #stage;
   #asker;
-  /** The group whose jobs are still being sent. @type {string | null} */
+  /** Id of the group whose jobs are still being submitted. @type {string | null} */
   #sending = null;
 
   /**

@@ -49,7 +49,7 @@ export function icon(name) {
   return svg;
 }
 
-/** Focus the stage, so that keyboard users keep a place when the focused element disappears. */
+/** Focus the stage when the focused element disappears, so that the keyboard focus is not lost. */
 export function focusStage() {
   byId("stage", HTMLElement).focus({ preventScroll: true });
 }

@@ -59,7 +59,8 @@ export function withImages(options, source, extra) {
 }
 
 /**
- * Options as fields of a form or a query: lists of numbers with commas, LoRAs and objects as JSON.
+ * Write options as fields of a form or a query. Lists of numbers get commas; LoRAs and objects
+ * become JSON.
  * @param {object} options
  * @returns {[string, string][]}
  */

@@ -233,7 +233,7 @@ export class Form extends EventTarget {
   }
 
   /**
-   * Set the seed that the button restores.
+   * Set the seed that the button for the last seed restores.
    * @param {string} last
    */
   setLastSeed(last) {

@@ -10,7 +10,7 @@ const hint = byId("prompt-hint", HTMLElement);
 const text = byId("prompt-hint-text", HTMLElement);
 const use = byId("use-loras", HTMLButtonElement);
 
-/** Fires "use" with a list of {id, scale}; their tags are removed from the prompt. */
+/** Fires "use" with a list of {id, scale}, after removing the tags of these LoRAs from the prompt. */
 export class LoraTags extends EventTarget {
   /** Names of the server's LoRAs. @type {string[]} */
   #known = [];

@@ -9,7 +9,7 @@ import { zip } from "./zip.js";
 /** @import {Entry, Gallery} from "./gallery.js" */
 /** @import {Jobs} from "./jobs.js" */
 
-/** Maximum of simultaneous downloads; a browser opens only six connections to a server. */
+/** Maximum number of downloads at once; a browser opens only six connections to a server. */
 const AT_ONCE = 4;
 
 const TOUCH = matchMedia("(pointer: coarse)");
@@ -25,7 +25,7 @@ const acts = ["selection-download", "selection-favorite", "selection-delete"];
 export class Selection {
   #gallery;
   #jobs;
-  /** The entries that the user is asked to confirm for deletion. @type {Entry[]} */
+  /** The entries to delete once the user confirms. @type {Entry[]} */
   #doomed = [];
 
   /**

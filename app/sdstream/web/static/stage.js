@@ -94,7 +94,7 @@ export class Stage extends EventTarget {
     setInterval(() => this.job && !isOver(this.job) && this.#tellProgress(this.job), TICK_MS);
   }
 
-  /** True if the stage may show another job, since it shows no unfinished one. */
+  /** True if the stage may show another job: its own job, if any, has ended. */
   get free() {
     return !this.job || isOver(this.job);
   }

@@ -3,7 +3,7 @@
 const LOCAL = 0x04034b50;
 const CENTRAL = 0x02014b50;
 const END = 0x06054b50;
-/** The flag that file names are UTF-8. */
+/** Flag for file names in UTF-8. */
 const UTF8 = 0x0800;
 const VERSION = 20;
 
