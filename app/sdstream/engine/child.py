@@ -1,12 +1,12 @@
-"""The worker process: reads commands from a socket, drives an engine, writes events back.
+"""The worker process, which reads commands from a socket, runs an engine and writes events back.
 
-``python -m sdstream.engine.child SOCKET_FD ENGINE PARENT_PID LOG_LEVEL`` is started by
-engine/process.py and by nothing else. Two threads: the main one reads commands, the other loads
-and generates. Events are written by the thread that has them, so that a step's event leaves before
-the next step begins.
+Only engine/process.py starts it:
+``python -m sdstream.engine.child SOCKET_FD ENGINE PARENT_PID LOG_LEVEL``. The main thread reads
+commands, and a second thread loads the model and generates. The thread in which an event occurs
+also writes it, so that a step's event is sent before the next step begins.
 
-The process must not outlive the server: it asks the kernel for SIGKILL at the parent's death,
-checks that the parent had not died before that, and leaves when the socket closes.
+The process must not outlive the server. It asks the kernel for SIGKILL at the parent's death and
+checks that the parent had not died before. It exits when the socket closes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import signal
 
 if __name__ == "__main__":
-    # They are for the server; `systemctl kill` sends a signal to all processes of a unit. The
-    # default action would end this one, and the imports take most of its start.
+    # These signals are meant for the server, but `systemctl kill` sends them to all processes of a
+    # unit. Their default action would end this process. They are ignored before the imports,
+    # because the imports take most of the start time.
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
@@ -49,19 +50,20 @@ from sdstream.system import end_with_parent, prefer_for_oom_kill
 
 logger = logging.getLogger("sdstream.child")
 
-#: std::regex in the runtime recurses by the length of the prompt; this is virtual memory only.
+#: Stack size of the generating thread. The recursion of std::regex in the runtime grows with the
+#: length of the prompt. Only virtual memory is reserved.
 _STACK_BYTES: Final = 512 * 2**20
 
 
 class Child:
-    """One engine behind one socket."""
+    """A server of one engine on one socket."""
 
     def __init__(self, connection: socket.socket, engine: Engine) -> None:
         self._connection = connection
         self._engine = engine
         self._sending = threading.Lock()
         self._work: queue.SimpleQueue[Load | Generate] = queue.SimpleQueue()
-        # The job whose images are being generated or are next; used under the lock only.
+        # The job that is running or comes next; guarded by _state.
         self._job: str | None = None
         self._cancelled = False
         self._state = threading.Lock()
@@ -84,7 +86,7 @@ class Child:
                     self._peek(job)
                 case Share():
                     self._engine.share(command)
-        # Native code may be in the middle of something: leave without running destructors.
+        # Native code may still be running, so exit without running destructors.
         os._exit(0)
 
     def _cancel(self, job: str) -> None:
@@ -125,7 +127,7 @@ class Child:
         try:
             for index in range(command.first, request.n):
                 with self._state:
-                    # One step with the check: a cancel must not fall between the two.
+                    # The lock covers both steps: a cancel between them would be lost.
                     if self._cancelled:
                         return Cancelled(job)
                     self._engine.clear_abort()
@@ -153,7 +155,7 @@ class Child:
         return None if header is None or blob is None else decode(header, blob)
 
     def _read(self, count: int) -> bytes | None:
-        """Exactly that many bytes, or None when the server is gone."""
+        """Return exactly ``count`` bytes, or None when the server has closed the socket."""
         parts = bytearray()
         while len(parts) < count:
             part = self._connection.recv(count - len(parts))
@@ -164,7 +166,7 @@ class Child:
 
 
 def _engine_named(name: str) -> Engine:
-    # Only the engine that is asked for is imported: the fake one needs no native library.
+    # Only the requested engine is imported: the fake engine needs no native library.
     if name == "fake":
         from sdstream.engine.fake import FakeEngine  # noqa: PLC0415
 
@@ -181,15 +183,15 @@ def main(descriptor: str, engine: str, parent: str, log_level: str) -> None:
         descriptor: Number of the inherited socket.
         engine: "native" or "fake".
         parent: Process id of the server.
-        log_level: Name of the lowest level that the server wants to see.
+        log_level: Name of the lowest level that the server logs.
     """
     end_with_parent(int(parent))
     prefer_for_oom_kill()
-    # One line per record, the level first: the server's log takes it from there.
+    # Each record is one line that begins with its level; the server parses it (process.py).
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(message)s", level=log_level)
     logging.getLogger("gguf").setLevel(logging.WARNING)
     connection = socket.socket(fileno=int(descriptor))
-    connection.set_inheritable(False)  # of what it starts, none is to hold the server up
+    connection.set_inheritable(False)  # a child process must not keep the socket open
     Child(connection, _engine_named(engine)).run()
 
 

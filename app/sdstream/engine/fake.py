@@ -1,17 +1,17 @@
 """A deterministic engine without a model, for tests and for trying clients.
 
-It generates a gradient whose colours come from the prompt, seed and size. Words of the form
-``key=value`` in the prompt make it misbehave on cue, in the real worker process:
+It generates a gradient whose colours depend on the prompts, the seed and the size. Words of the
+form ``key=value`` in the prompt make the real worker process misbehave:
 
     step=0.05     each sampling step takes that many seconds (default 0.001)
     crash=3       the process aborts (SIGABRT) at that step
-    segv=3        the process dies of SIGSEGV at that step
-    hang=3        nothing more is heard from that step on, and a cancel has no effect
-    fail=3        the runtime returns no image at that step
-    warn=1        the image comes with a warning
-    inputs=1      the runtime returns no image, and the error lists the input images
-    deaf=1        cancel has no effect, as on a GPU
-    orphan=3      the process aborts at that step, and a fork of it lives on with its files
+    segv=3        SIGSEGV ends the process at that step
+    hang=3        the process sends nothing more after that step, and a cancel has no effect
+    fail=3        generation fails at that step
+    warn=1        the image has a warning
+    inputs=1      generation fails, and the error lists the input images
+    deaf=1        a cancel has no effect, as on a GPU
+    orphan=3      the process aborts at that step; a fork stays alive and holds its files open
     escape=3      the same, and the fork has left the process group
 """
 
@@ -31,19 +31,23 @@ from sdstream.core.request import EVERY_STEP, GenerationRequest
 from sdstream.engine.port import Emit
 
 _STEP_SECONDS = 0.001
-#: Longer than anybody may wait for a fork.
+#: Lifetime of a fork, longer than the server may wait for it.
 _ORPHAN_SECONDS = 20
 
 
 class FakeEngine:
-    """Generates gradients; the module's docstring lists the words that control it."""
+    """An engine that generates gradients; the module's docstring lists its control words."""
 
     def __init__(self) -> None:
         self._aborted = threading.Event()
         self._peeked = False
 
     def load(self, command: Load, emit: Emit) -> Loaded:
-        """Answer at once: a file named ``broken`` is damaged, ``sharing`` can share the CPU."""
+        """Return at once.
+
+        The names of files control the result: ``broken`` makes loading fail, ``crash`` aborts the
+        process, and ``sharing`` means that the engine can share the CPU.
+        """
         emit(Progress("", 0, Phase.LOADING, 1, 1))
         if "broken" in command.files.values():
             raise EngineError(Reason.MODEL_UNAVAILABLE, "The file of 'model' is damaged.")
@@ -58,7 +62,7 @@ class FakeEngine:
     def draw(
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
-        """Walk through the phases at the pace that the prompt names."""
+        """Emit the events of all phases, at the speed that the prompt sets."""
         cues = _cues(request.prompt)
         pause = cues.get("step", _STEP_SECONDS)
         self._peeked = False
@@ -90,7 +94,7 @@ class FakeEngine:
         )
 
     def clear_abort(self) -> None:
-        """Forget an earlier abort."""
+        """Clear an earlier abort."""
         self._aborted.clear()
 
     def abort(self) -> None:
@@ -98,14 +102,14 @@ class FakeEngine:
         self._aborted.set()
 
     def peek(self) -> None:
-        """Give a preview with the next step."""
+        """Make the next step emit a preview."""
         self._peeked = True
 
     def share(self, share: Share) -> None:
-        """Do nothing: no step of it needs a CPU."""
+        """Do nothing, because this engine does not compute with threads."""
 
     def _pause(self, seconds: float, *, deaf: bool) -> bool:
-        """Sleep; True when the image was aborted meanwhile."""
+        """Sleep; return True if the image was aborted meanwhile."""
         if deaf:
             time.sleep(seconds)
             return False
@@ -113,7 +117,7 @@ class FakeEngine:
 
 
 def _told(inputs: Inputs) -> str:
-    """Return a sentence with names and sizes of the input images."""
+    """Return an error message with the names and sizes of the input images."""
     references = ((f"reference {i}", p) for i, p in enumerate(inputs.references))
     named = {"image": inputs.image, "mask": inputs.mask, **dict(references)}
     named |= {"control": inputs.control, "canvas": inputs.canvas}
@@ -135,7 +139,8 @@ def _is_number(text: str) -> bool:
 
 
 def _misbehave(cues: dict[str, float], step: int) -> None:
-    # Of this thread, at once: a signal sent to the process would be taken up some time later.
+    # os.abort and raise_signal act on this thread at once; a signal sent to the process might be
+    # handled later.
     if cues.get("crash") == step:
         os.abort()
     if step in (cues.get("orphan"), cues.get("escape")):
@@ -155,7 +160,10 @@ def _misbehave(cues: dict[str, float], step: int) -> None:
 
 
 def _picture(request: GenerationRequest, inputs: Inputs, index: int) -> bytes:
-    """The gradient, mixed with the input image by strength unless it was enlarged."""
+    """Return the gradient, mixed with the input image by ``strength``.
+
+    An image that is upscaled is not mixed.
+    """
     drawn = _gradient(request, index, *request.runtime_size)
     if inputs.image is None or request.options.strength is None or request.upscaled:
         return drawn

@@ -1,12 +1,13 @@
-"""Workers of several models side by side, on one machine or several, within budgets of memory.
+"""The pool of workers: it runs several models on one or more machines, within memory budgets.
 
-A model is loaded when a job needs it, once however many wait for it, in the place with the fewest
-workers. Where no place has room, the models of one place that were idle the longest are unloaded,
-never one that generates or is being loaded. The memory that a model needs is measured on its
-process; before its first run, it is the size of its files.
+The pool loads a model when a job needs it, and only once even if several jobs wait for it. It
+prefers the place (machine) with the fewest workers. If no place has room, it unloads the models of
+one place that have been idle the longest; it never unloads a model that is generating or being
+loaded. The memory that a model needs is measured on its process; before the model's first run, the
+size of its files is the estimate.
 
-A small model gains little from many threads, and a machine without slots may have several workers
-of it (``replicas: auto``). The workers of a machine that have a job divide its cores among them.
+A small model gains little from many threads. A machine without slots may therefore run several
+workers of it (``replicas: auto``). The busy workers of a machine divide its cores among them.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from sdstream.engine.worker import Worker, WorkerState
 
 logger = logging.getLogger(__name__)
 
-#: What a worker takes beside the files of its model.
+#: Memory that a worker needs in addition to the files of its model.
 _PROCESS_BYTES: Final = 150 * 2**20
 
-#: Least time that an idle worker stays: enough for the job that it was loaded for, or that waits
-#: behind the last one, to be given to it.
+#: Minimum time that an idle worker stays loaded. The dispatcher needs it to give the worker the job
+#: that it was loaded for, or the next job in the queue.
 _LEAST_IDLE_SECONDS: Final = 1.0
 
-#: For a model with larger files, another worker is not worth its memory.
+#: A second worker of a model is not worth its memory if the model's files are larger than this.
 _SMALL_BYTES: Final = 256 * 2**20
-#: Most workers of a small model on one machine.
+#: Maximum number of workers of a small model on one machine.
 _MOST_WORKERS: Final = 8
-#: Seconds that such a worker beside another one stays idle, unless its model has a time of its own.
+#: Idle seconds after which an additional worker of such a model is stopped, unless a keep-alive
+#: time is configured.
 _SPARE_SECONDS: Final = 300.0
 
 _LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
@@ -45,13 +47,13 @@ class Place:
     """A machine where workers run.
 
     Attributes:
-        name: Empty for this machine.
-        budget: Memory for all workers there, in bytes; one model may always be there.
-        slots: Workers that may be there at once, as there are GPUs; None is any number.
-        gpu_bytes: Memory of each of its GPUs; None without GPUs, or when it is unknown.
-        cores: CPU cores, each of which may have a worker of a small model where there are no slots.
-        is_open: Workers may be started there, and jobs given to them.
-        is_leaving: Its workers stop as soon as their jobs are over.
+        name: Name of the machine; empty for this machine.
+        budget: Memory for all of its workers, in bytes; one worker may exceed it if it is alone.
+        slots: Maximum number of workers, which is the number of GPUs; None means no limit.
+        gpu_bytes: Memory of each GPU; None if there is no GPU or the size is unknown.
+        cores: CPU cores. Without slots, each core may have one worker of a small model.
+        is_open: The pool may start workers there and give them jobs.
+        is_leaving: The workers stop as soon as their jobs are finished.
     """
 
     name: str
@@ -68,14 +70,14 @@ class _Seat:
     """One worker in the pool.
 
     Attributes:
-        spec: Its model.
-        worker: It.
-        task: Runs it.
-        taken: A job has it.
-        leaving: It goes as soon as no job has it.
-        successor: The entry of its model that is to be loaded in its place.
-        used: When a job had it last, on the loop's clock.
-        going: Ends it for having been idle too long.
+        spec: The worker's model.
+        worker: The worker itself.
+        task: The task that runs the worker.
+        taken: A job is using the worker.
+        leaving: The worker stops as soon as no job uses it.
+        successor: The changed catalogue entry of its model, which is loaded after the worker stops.
+        used: The time of the event loop's clock when a job last used the worker.
+        going: The timer that stops the worker after it has been idle too long.
     """
 
     spec: ModelSpec
@@ -89,22 +91,24 @@ class _Seat:
 
     @property
     def idle(self) -> bool:
-        """True when it could go without harm."""
+        """True if the pool can stop the worker without interrupting a job or a load."""
         return not self.taken and self.worker.state in (WorkerState.READY, WorkerState.FAILED)
 
 
 class WorkerPool:
-    """Starts, lends and stops workers. Everything happens on one event loop.
+    """The pool, which starts workers, lends them to jobs and stops them.
+
+    All methods must be called on one event loop.
 
     Args:
-        make_worker: A worker for a model in a place of that name, which calls back whenever its
-            state changes.
-        file_bytes: Size of a model's files.
+        make_worker: Returns a worker for a model, a callback and the name of a place. The worker
+            calls the callback whenever its state changes.
+        file_bytes: Returns the size of a model's files.
         can_load: Returns whether a model's files exist.
         places: Returns the places; the caller calls ``places_changed`` when they change.
-        keep_alive: Seconds that an idle worker stays loaded whose model does not say; None is until
-            others need its room.
-        on_change: Called when a worker may be free, loaded or gone.
+        keep_alive: Seconds that an idle worker stays loaded if its model sets no time; None keeps
+            it until another model needs its memory.
+        on_change: Called when a worker may have become free, been loaded or stopped.
     """
 
     def __init__(
@@ -125,19 +129,19 @@ class WorkerPool:
         self._on_change = on_change
         self._seats: list[_Seat] = []
         self._seen_bytes: dict[str, int] = {}
-        #: Models that were loaded and did not fail since.
+        #: Models that were loaded and have not failed since then.
         self._sound: set[str] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self.evictions = 0
-        #: Model and place -> starts of the workers that have ended.
+        #: (model, place) -> number of process starts of the workers that have ended.
         self._past_starts: Counter[tuple[str, str]] = Counter()
-        #: Workers that went with their machine, or are to be tried again on another one.
+        #: Number of workers that were lost with their machine, or removed for another attempt.
         self.losses = 0
 
     # --- looking --------------------------------------------------------------------------------
 
     def workers(self, model: str | None = None, place: str | None = None) -> list[Worker]:
-        """The workers of a model, or all; in the place of that name, or in all."""
+        """Return the workers, optionally only those of one model or in one place."""
         return [
             seat.worker
             for seat in self._seats
@@ -148,25 +152,26 @@ class WorkerPool:
         return [worker for worker in self.workers(model, place) if worker.state in _LOADED]
 
     def places(self) -> Sequence[Place]:
-        """The places that there are now."""
+        """Return the current places."""
         return self._places()
 
     def used_bytes(self, place: str) -> int:
-        """Memory that the workers of a place need, in bytes."""
+        """Return the memory that the workers of a place need, in bytes."""
         return self._used_bytes([seat for seat in self._seats if seat.worker.place == place])
 
     def embeddings(self, model: str) -> tuple[str, ...]:
-        """Words that a model reads as embeddings; none is known before it is loaded."""
+        """Return the words that a model reads as embeddings; empty until the model is loaded."""
         return next((w.loaded.embeddings for w in self.workers(model) if w.loaded), ())
 
     def kernels(self, model: str) -> str | None:
-        """CPU kernels that a model's workers use; None before it is loaded."""
+        """Return the name of the CPU kernels of a model's workers; None until it is loaded."""
         return next((w.loaded.kernels for w in self.workers(model) if w.loaded), None)
 
     def free(self, model: str) -> Worker | None:
-        """A loaded worker of the model that no job has.
+        """Return a loaded, idle worker of the model, or None.
 
-        The most recently used one is preferred: it has cached prompts, and others can stop.
+        The most recently used worker is preferred: its prompt cache is warm, and the other workers
+        can reach their idle time and stop.
         """
         shut = {place.name for place in self._places() if not place.is_open}
         free = [
@@ -180,14 +185,15 @@ class WorkerPool:
         return max(free, key=lambda seat: seat.used).worker if free else None
 
     def coming(self, model: str) -> int:
-        """Workers of the model that are being started."""
+        """Return the number of the model's workers that are starting."""
         return sum(worker.state is WorkerState.STARTING for worker in self.workers(model))
 
     def is_ready(self, spec: ModelSpec) -> bool:
-        """Return whether jobs of the model can run: it is loaded, or was unloaded on purpose.
+        """Return whether the model is loaded, or the next job can load it.
 
-        Then the next job loads it again, if its files still exist. A model whose worker is being
-        restarted after a crash is not ready, nor is one whose worker crashed too often.
+        A model that the pool unloaded is ready if its files still exist: the next job loads it
+        again. A model is not ready while its worker restarts after a crash, or if its worker
+        crashed too often.
         """
         workers = self.workers(spec.id)
         if self._loaded(spec.id):
@@ -197,14 +203,15 @@ class WorkerPool:
 
     @property
     def has_places(self) -> bool:
-        """True when there is a place where workers can be started."""
+        """True if workers can be started in at least one place."""
         return any(place.is_open for place in self._places())
 
     def most_workers(self, spec: ModelSpec) -> int:
-        """Workers that the model may have at once.
+        """Return the maximum number of workers of the model.
 
-        "auto" is one for each slot; a place without slots has one for each core if the model is
-        small and a loaded worker of it can divide the CPU with others.
+        With "auto" the model may have one worker for each slot. In a place without slots it may
+        have one for each core if the model is small and one of its loaded workers can share the
+        CPU.
         """
         if spec.replicas != "auto":
             return spec.replicas
@@ -215,14 +222,17 @@ class WorkerPool:
         )
 
     def _most_by_cores(self, spec: ModelSpec, place: Place) -> int:
-        # Not beside one that restarts after a crash: a second one would crash as well.
+        # A worker that restarts after a crash does not count: a second worker would crash as well.
         workers = self._loaded(spec.id, place.name)
         divides = any(w.loaded and w.loaded.can_share and w.loaded.on_cpu for w in workers)
         is_small = self._file_bytes(spec) <= _SMALL_BYTES
         return min(place.cores, _MOST_WORKERS) if divides and is_small else 1
 
     def failed(self, model: str) -> Worker | None:
-        """The worker that shows why the model cannot be loaded."""
+        """Return a failed worker if all workers of the model have failed, else None.
+
+        Its error is the reason why the model cannot be loaded.
+        """
         workers = self.workers(model)
         broken = [worker for worker in workers if worker.state is WorkerState.FAILED]
         return broken[0] if broken and len(broken) == len(workers) else None
@@ -230,13 +240,17 @@ class WorkerPool:
     # --- lending --------------------------------------------------------------------------------
 
     def start(self, spec: ModelSpec, after: asyncio.Task[None] | None = None) -> bool:
-        """Begin to load one more worker of a model; False when it has enough or there is no room.
+        """Start one more worker of a model.
 
-        Others make room for the first worker of a model, but not for another one of it.
+        The pool stops workers of other models to make room for the first worker of a model, but not
+        for a second one.
 
         Args:
             spec: The model.
-            after: A worker that is ending, whose memory this one takes.
+            after: The task of a worker that is ending; the new worker starts when the task is done.
+
+        Returns:
+            False if the model already has its maximum number of workers, or if there is no room.
         """
         count = len(self.workers(spec.id))
         if count >= self.most_workers(spec):
@@ -256,15 +270,20 @@ class WorkerPool:
         return True
 
     def places_changed(self) -> None:
-        """Give up the workers of places that are gone, and those of places that leave when free."""
+        """Apply a change of the places.
+
+        Workers of a place that no longer exists are given up at once. Workers of a place that is
+        leaving stop when they are free. A worker that no machine accepted is removed, so that its
+        model can be loaded again.
+        """
         there = {place.name: place for place in self._places()}
         for seat in list(self._seats):
             place = there.get(seat.worker.place)
-            if seat.worker.is_refused:  # another machine, or this one by now, may have its files
+            if seat.worker.is_refused:  # some machine may have the model's files now
                 self.losses += 1
                 self._end(seat)
             elif place is None:
-                seat.worker.lose()  # which takes it out
+                seat.worker.lose()  # its callback removes the seat
             elif place.is_leaving and not seat.leaving:
                 seat.leaving = True
                 if not seat.taken:
@@ -272,10 +291,10 @@ class WorkerPool:
         self._on_change()
 
     def _changed(self) -> None:
-        """A worker's state is another one: who is idle from now on may have to go some time."""
+        """Handle a changed state of any worker, and start the idle timers of idle workers."""
         for seat in [s for s in self._seats if s.worker.state is WorkerState.STOPPED]:
             self.losses += 1
-            self._end(seat)  # its machine is out of reach
+            self._end(seat)  # its machine cannot be reached
         for seat in self._seats:
             if seat.worker.state in _LOADED:
                 self._sound.add(seat.spec.id)
@@ -290,11 +309,14 @@ class WorkerPool:
         self._on_change()
 
     def keep_alive(self, spec: ModelSpec) -> float | None:
-        """Seconds that an idle worker of the model stays loaded; None is until others need it."""
+        """Return the seconds that an idle worker of the model stays loaded.
+
+        None means that it stays until another model needs its memory.
+        """
         return self._keep_alive if spec.keep_alive is None else spec.keep_alive
 
     def _idle_seconds(self, seat: _Seat) -> float | None:
-        """Seconds that a worker may be idle; None is until others need its room."""
+        """Return the seconds that a worker may be idle; None means no limit."""
         seconds = self.keep_alive(seat.spec)
         is_spare = seat.spec.replicas == "auto" and len(self._loaded(seat.spec.id)) > 1
         return _SPARE_SECONDS if seconds is None and is_spare else seconds
@@ -310,10 +332,10 @@ class WorkerPool:
         self._divide_cpu(worker.place)
 
     def give_back(self, worker: Worker) -> None:
-        """The job is over."""
+        """Take back a worker whose job is finished."""
         seat = next((seat for seat in self._seats if seat.worker is worker), None)
         if seat is None:
-            return  # all were stopped meanwhile
+            return  # the worker was removed meanwhile
         seat.taken, seat.used = False, self._now()
         self._note(seat)
         self._divide_cpu(worker.place)
@@ -322,14 +344,14 @@ class WorkerPool:
         self._changed()
 
     def _divide_cpu(self, place: str) -> None:
-        """Notify the busy workers of a place of their number."""
+        """Send each busy worker of a place its share of the CPU cores."""
         taken = [seat.worker for seat in self._seats if seat.taken and seat.worker.place == place]
         computing = [worker for worker in taken if worker.loaded and worker.loaded.on_cpu]
         for index, worker in enumerate(computing):
             worker.share(index, len(computing))
 
     def unload(self, model: str) -> None:
-        """Stop a model's workers, each as soon as no job has it."""
+        """Stop each worker of a model as soon as no job uses it."""
         for seat in [seat for seat in self._seats if seat.spec.id == model]:
             seat.leaving, seat.successor = True, None
             if not seat.taken:
@@ -337,16 +359,20 @@ class WorkerPool:
         self._on_change()
 
     def adopt(self, models: Mapping[str, ModelSpec]) -> None:
-        """Stop the workers of models that are gone or changed, each as soon as no job has it.
+        """Adopt a changed catalogue.
+
+        Each worker of a removed or changed model stops as soon as no job uses it. A worker of the
+        new entry then takes its place. Failed workers are replaced too, even if their model has
+        not changed.
 
         Args:
-            models: Those that there are now; one that changed is loaded again.
+            models: Model id -> its entry in the new catalogue.
         """
         for seat in list(self._seats):
             spec = models.get(seat.spec.id)
             if seat.leaving and seat.successor is None:
-                continue  # it was unloaded, or its model was removed
-            failed = seat.worker.state is WorkerState.FAILED  # its files may be right now
+                continue  # the model was unloaded or removed
+            failed = seat.worker.state is WorkerState.FAILED  # its files may have been repaired
             if spec == (seat.successor or seat.spec) and not failed:
                 continue
             self._seen_bytes.pop(seat.spec.id, None)
@@ -362,7 +388,7 @@ class WorkerPool:
             self.start(seat.successor, after=ended)
 
     async def close(self) -> None:
-        """Stop all."""
+        """Stop all workers and wait until their processes have ended."""
         for seat in list(self._seats):
             self._end(seat)
         while self._ending:
@@ -370,30 +396,30 @@ class WorkerPool:
 
     @property
     def budget_bytes(self) -> int:
-        """Memory for the workers of all places together."""
+        """Memory budget of all places together, in bytes."""
         return sum(place.budget for place in self._places())
 
     # --- memory ---------------------------------------------------------------------------------
 
     def need(self, spec: ModelSpec) -> int:
-        """Bytes that a worker of the model takes, as far as is known."""
+        """Return the bytes that a worker of the model needs: measured, or estimated until then."""
         return self._seen_bytes.get(spec.id) or self._file_bytes(spec) + _PROCESS_BYTES
 
     def _used_bytes(self, seats: Sequence[_Seat]) -> int:
         return sum(max(self._note(seat), self.need(seat.spec)) for seat in seats)
 
     def _note(self, seat: _Seat) -> int:
-        """Measure a worker; what it took at most is what it needs."""
+        """Return the memory that a worker uses now, and record the model's highest value."""
         now = seat.worker.resident_bytes
         if seat.worker.state in _LOADED:
             self._seen_bytes[seat.spec.id] = max(now, self._seen_bytes.get(seat.spec.id, 0))
         return now
 
     def _choose(self, spec: ModelSpec, *, may_evict: bool) -> tuple[Place, list[_Seat]] | None:
-        """The place for one more worker, and those who make room there; None without one.
+        """Return the best place for one more worker, and the workers to stop there, or None.
 
-        The best place has a GPU that is large enough, then needs no worker to stop, then has the
-        fewest workers.
+        Places are compared by three criteria, in this order: the GPU is large enough, the fewest
+        workers have to stop, the fewest workers run there.
         """
         seats: defaultdict[str, list[_Seat]] = defaultdict(list)
         for seat in self._seats:
@@ -411,13 +437,13 @@ class WorkerPool:
         return None if best is None else best[1:]
 
     def _fits_gpu(self, spec: ModelSpec, place: Place) -> bool:
-        """False when the weights alone are larger than the GPU that they would be loaded to."""
+        """Return False if the model's weights alone are larger than the memory of the GPU."""
         if place.gpu_bytes is None or spec.device == CPU or spec.runtime.offload:
             return True
         return self._file_bytes(spec) <= place.gpu_bytes
 
     def _victims(self, spec: ModelSpec, place: Place, here: Sequence[_Seat]) -> list[_Seat] | None:
-        """Whom to stop so that the model fits there; None when that would not be enough."""
+        """Return the workers to stop so that the model fits in a place; None if it cannot fit."""
         used, wanted, count = self._used_bytes(here), self.need(spec), len(here)
         slots = count + 1 if place.slots is None else place.slots
         victims: list[_Seat] = []
@@ -441,24 +467,25 @@ class WorkerPool:
             self._on_change()
 
     def _end(self, seat: _Seat) -> asyncio.Task[None]:
-        """Take a worker out; the task is over when its process is."""
+        """Remove a worker from the pool; the returned task is done when its process has ended."""
         if seat.going is not None:
             seat.going.cancel()
         self._seats.remove(seat)
         self._past_starts[seat.worker.model, seat.worker.place] += seat.worker.starts
         if seat.worker.state in _LOADED and self.failed(seat.spec.id) is not None:
-            # The model itself can be loaded: only further workers of it could not.
+            # This worker had loaded the model: the failures of the others do not mean that the
+            # model cannot be loaded.
             for other in [other for other in self._seats if other.spec.id == seat.spec.id]:
                 self._end(other)
         seat.task.cancel()
         self._ending.add(seat.task)
         seat.task.add_done_callback(self._ending.discard)
-        # A task that is cancelled before the worker runs leaves this undone.
+        # The worker cannot retire by itself if its task is cancelled before it runs.
         seat.task.add_done_callback(lambda _task: seat.worker.retire())
         return seat.task
 
     def starts(self) -> Counter[tuple[str, str]]:
-        """Return model and place -> how often a process was started for it."""
+        """Return the number of process starts for each (model, place)."""
         starts = self._past_starts.copy()
         for worker in self.workers():
             starts[worker.model, worker.place] += worker.starts
@@ -469,13 +496,13 @@ class WorkerPool:
 
 
 async def _run_after(gone: list[asyncio.Task[None]], worker: Worker) -> None:
-    """Run a worker when those whose memory it takes are gone."""
+    """Run a worker after the workers that make room for it have ended."""
     if gone:
         await asyncio.wait(gone)
     await worker.run()
 
 
 def _log_fault(task: asyncio.Task[None]) -> None:
-    """A supervisor never ends by an exception unless the program is wrong."""
+    """Log the exception of a worker's supervisor; it raises one only because of a bug."""
     if not task.cancelled() and task.exception() is not None:
         logger.critical("a worker's supervisor stopped by a fault", exc_info=task.exception())

@@ -13,24 +13,27 @@ Emit = Callable[[Event], None]
 
 
 class Engine(Protocol):
-    """Generates one image at a time. All calls but the last three come from one thread."""
+    """Interface of an engine, which generates one image at a time.
+
+    One thread makes all calls except ``abort``, ``peek`` and ``share``.
+    """
 
     def load(self, command: Load, emit: Emit) -> Loaded:
-        """Load the model of the command; raise EngineError when that fails."""
+        """Load the model that the command names; raise EngineError if loading fails."""
 
     def draw(
         self, job: str, request: GenerationRequest, inputs: Inputs, index: int, emit: Emit
     ) -> ImageDrawn | None:
-        """Generate image ``index``; None if it was aborted; raise EngineError if it failed."""
+        """Return image ``index``, or None if it was aborted; raise EngineError on failure."""
 
     def clear_abort(self) -> None:
-        """Forget an earlier ``abort``: another image begins."""
+        """Clear an earlier ``abort``, because the next image begins."""
 
     def abort(self) -> None:
-        """Stop the image being generated; any thread may call this at any time."""
+        """Stop generating the current image; any thread may call this at any time."""
 
     def peek(self) -> None:
-        """Have the image's next step give a preview; from any thread, as ``abort``."""
+        """Make the next step emit a preview; any thread may call this, like ``abort``."""
 
     def share(self, share: Share) -> None:
-        """Use a share of the cores from the next step on; from any thread, as ``abort``."""
+        """Use a share of the cores from the next step on; any thread may call this."""

@@ -1,11 +1,12 @@
-"""A worker process as the server sees it, and one on this machine: a socket, a log, an exit code.
+"""The interface of a worker process, and its implementation as a child of the server.
 
-``Process`` is what a worker needs of its process, wherever that runs. ``WorkerProcess`` is a child
-of the server; sdstream.cluster has another one.
+``Process`` is the interface that a worker uses, on whichever machine the process runs.
+``WorkerProcess`` implements it with a child process of the server. sdstream.cluster implements it
+for other machines.
 
-A child leads a process group of its own. Native code may fork, and a fork inherits the socket and
-the pipe of the log: whenever the child ends its group is killed, and nothing waits without limit
-for the end of a file that a fork may hold.
+Each child leads its own process group, because native code may fork. A fork inherits the socket
+and the log pipe. The group is therefore killed when the child ends, and no code waits without a
+time limit for the end of a file that a fork may hold open.
 """
 
 from __future__ import annotations
@@ -25,26 +26,29 @@ from sdstream.system import resident_bytes
 
 logger = logging.getLogger("sdstream.native")
 
-#: What a child is sent until it is gone, with the seconds it is given.
+#: Signals sent to a child until it ends, each with the seconds to wait after it.
 _PERSUASION: Final = ((signal.SIGTERM, 2.0), (signal.SIGKILL, 10.0))
-#: Descendants of a child that ended may hold its pipes open; its last lines come within this.
+#: Seconds to wait for the last log lines of a child that ended; its forks may hold the pipe open.
 _LAST_WORDS_SECONDS: Final = 1.0
 _LEVELS: Final = logging.getLevelNamesMapping()
 
 
 class PlaceGone(OSError):
-    """The machine of a worker process cannot be reached, or takes none: no fault of the model."""
+    """The machine of a worker process cannot be reached, or accepts no worker process.
+
+    The model is not the cause.
+    """
 
 
 class LoadRefused(Exception):
-    """No machine has what the model needs; the message names what is missing."""
+    """No machine can load the model; the message names what is missing."""
 
 
 class Process(Protocol):
     """A process that loads one model and generates with it.
 
-    Commands reach it in the order in which they were sent. Once ``receive`` returned None, it
-    returns None for ever.
+    Commands arrive in the order in which they were sent. After ``receive`` has returned None, it
+    always returns None.
     """
 
     @property
@@ -53,39 +57,40 @@ class Process(Protocol):
 
     @property
     def resident_bytes(self) -> int:
-        """Memory in use in bytes, as far as it is known; 0 when the process is gone."""
+        """Memory in use in bytes, as last known; 0 when the process has ended."""
 
     def send(self, command: Command) -> None:
-        """Send a command without waiting; the death of a process is noticed by ``receive``."""
+        """Send a command without waiting; only ``receive`` reports that the process has ended."""
 
     async def receive(self) -> Message | None:
-        """Return the next event, or None when the process or its machine is gone."""
+        """Return the next event, or None when the process has ended or its machine is lost."""
 
     async def exit_code(self) -> int:
-        """Wait for the end; return the exit status, or minus the number of the signal.
+        """Wait for the end; return the exit status, or the negative number of the signal.
 
         Raises:
-            PlaceGone: The machine is out of reach, so that its exit code is unknown.
+            PlaceGone: The machine cannot be reached, so the exit code is unknown.
         """
 
     async def end(self) -> None:
-        """Make sure that it is gone; callable in every state."""
+        """Make sure that the process has ended; the caller may call it in every state."""
 
     def kill(self) -> None:
-        """End it at once, without waiting."""
+        """Kill the process at once, without waiting for its end."""
 
 
-#: Starts a process with an engine ("native" or "fake") and an environment. It raises PlaceGone when
-#: its machine cannot be used, LoadRefused when no machine can, and any other exception when no
-#: process can be started there.
+#: Function that starts a process with an engine ("native" or "fake") and an environment. It raises
+#: PlaceGone if the chosen machine cannot be used, LoadRefused if no machine can load the model, and
+#: any other exception if the process cannot be started.
 Spawn = Callable[[str, Mapping[str, str]], Awaitable[Process]]
 
 
 class WorkerProcess:
-    """A running child of the server, made by ``spawn``, whose caller calls ``end``.
+    """A running child of the server.
 
-    The kernel ends the child with the *thread* that spawned it (PR_SET_PDEATHSIG), so ``spawn``
-    belongs on the event loop's thread, which lives as long as the server.
+    ``spawn`` starts it, and the caller of ``spawn`` must call ``end``. The kernel kills the child
+    when the *thread* that spawned it ends (PR_SET_PDEATHSIG). ``spawn`` must therefore run on the
+    event loop's thread, which runs as long as the server.
     """
 
     def __init__(
@@ -104,7 +109,7 @@ class WorkerProcess:
 
     @classmethod
     async def spawn(cls, engine: str, environment: Mapping[str, str]) -> WorkerProcess:
-        """Start a child with an engine ("native" or "fake") in it."""
+        """Start a child that runs an engine ("native" or "fake")."""
         ours, theirs = socket.socketpair()
         level = logging.getLevelName(logger.getEffectiveLevel())
         log, output = await _Pipe.open()
@@ -117,13 +122,13 @@ class WorkerProcess:
                 stderr=asyncio.subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
                 env=environment,
-                # Ctrl-C in a terminal reaches the whole group; the server alone decides.
+                # Ctrl-C in a terminal signals the whole group; only the server may end the child.
                 start_new_session=True,
             )
         try:
             reader, writer = await asyncio.open_unix_connection(sock=ours)
         except BaseException:
-            # Cancelled just now: the child has no owner yet who would end it.
+            # The task was cancelled before the child had an owner that would end it.
             ours.close()
             log.close()
             process.kill()
@@ -138,23 +143,23 @@ class WorkerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """Memory in use, 0 when the process is gone."""
+        """Memory in use in bytes; 0 when the process has ended."""
         return resident_bytes(self.pid)
 
     def send(self, command: Command) -> None:
-        """Write a command, in the background; a dead child is noticed by ``receive``, not here.
+        """Write a command in the background; only ``receive`` reports that the child has ended.
 
-        It does not wait until the child reads it: a stopped child never would, and only one job's
-        command is under way at a time.
+        ``send`` does not wait until the child has read the command, because a stopped child never
+        reads it. The write buffer stays small, since only one job is sent at a time.
         """
         self.send_frame(encode(command))
 
     def send_frame(self, frame: bytes) -> None:
-        """Write a command that is encoded already; see ``send``."""
+        """Write an encoded command; see ``send``."""
         self._writer.write(frame)
 
     async def receive_frame(self) -> bytes | None:
-        """Return the next event unchanged, with its header; None when the child is gone."""
+        """Return the next event, still encoded, or None when the child has ended."""
         try:
             head = await self._reader.readexactly(HEADER.size)
             return head + await self._reader.readexactly(sum(HEADER.unpack(head)))
@@ -162,7 +167,7 @@ class WorkerProcess:
             return None
 
     async def receive(self) -> Message | None:
-        """The next event, or None when the child is gone."""
+        """Return the next event, or None when the child has ended."""
         try:
             header, blob = HEADER.unpack(await self._reader.readexactly(HEADER.size))
             return decode(
@@ -171,22 +176,22 @@ class WorkerProcess:
         except (asyncio.IncompleteReadError, ConnectionError):
             return None
         except ValueError:
-            # Nothing that follows on this socket can be understood either.
+            # The start of the next message is unknown, so nothing more can be decoded.
             logger.exception("worker %d wrote something that is not a message", self.pid)
             return None
 
     async def exit_code(self) -> int:
-        """Wait for the end; return the exit status, or minus the number of the signal."""
+        """Wait for the end; return the exit status, or the negative number of the signal."""
         return await self._process.wait()
 
     async def end(self) -> None:
-        """Make sure that it is gone: ask, SIGTERM, SIGKILL; then collect it and its log."""
+        """End the child with Stop, SIGTERM and SIGKILL as needed, then read the rest of its log."""
         if self._process.returncode is None:
             self.send(Stop())
-        # Closing would wait until a child that reads no more has read all.
+        # close() would wait until the child has read everything, which it may never do.
         self._writer.transport.abort()
-        # A closed socket and SIGTERM end an idle or a busy child; only one that hangs in the
-        # kernel or was stopped outlives them.
+        # A closed socket and SIGTERM end an idle or busy child. Only a child that hangs in the
+        # kernel or was stopped (SIGSTOP) survives them.
         for number, seconds in _PERSUASION:
             if self._process.returncode is None:
                 self._signal(number)
@@ -199,7 +204,7 @@ class WorkerProcess:
         self._pipe.close()
 
     def kill(self) -> None:
-        """SIGKILL to the child and what it has forked, without waiting."""
+        """Send SIGKILL to the child and its forks, without waiting for their end."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -207,11 +212,11 @@ class WorkerProcess:
             os.killpg(self.pid, number)
 
     async def _clear_up(self) -> None:
-        """When the child has ended, end what it forked, and with that its socket and its log."""
+        """Kill the forks of a child that has ended, which closes its socket and its log."""
         await self._process.wait()
         self.kill()
         await asyncio.sleep(_LAST_WORDS_SECONDS)
-        self._reader.feed_eof()  # a fork has left the group and holds the socket
+        self._reader.feed_eof()  # in case a fork left the group and holds the socket open
 
 
 class _Pipe:
@@ -223,7 +228,7 @@ class _Pipe:
 
     @classmethod
     async def open(cls) -> tuple[_Pipe, IO[bytes]]:
-        """A new pipe, and its writing end."""
+        """Return a new pipe and its writing end."""
         ours, theirs = os.pipe()
         output = os.fdopen(theirs, "wb", 0)
         reader = asyncio.StreamReader()
@@ -233,12 +238,12 @@ class _Pipe:
         return cls(reader, transport), output
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._transport.close()
 
 
 async def _relay(output: asyncio.StreamReader) -> None:
-    """Put a child's output, one record a line, into the server's log."""
+    """Write a child's output to the server's log, one record for each line."""
     while True:
         try:
             raw = await output.readline()
@@ -248,6 +253,6 @@ async def _relay(output: asyncio.StreamReader) -> None:
             return
         line = raw.decode("utf-8", "replace").rstrip()
         word, _, rest = line.partition(" ")
-        # What carries no level came from C code or a traceback.
+        # A line without a level comes from C code or a traceback.
         level, text = (_LEVELS[word], rest) if word in _LEVELS else (logging.WARNING, line)
         logger.log(level, "%s", text)

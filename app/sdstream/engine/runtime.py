@@ -1,11 +1,12 @@
-"""Builds the native runtime with the project's flags, patches and CPU kernels, and installs it.
+"""Build and install the native runtime with the project's flags, patches and CPU kernels.
 
-``sdstream setup`` and scripts/install run it. A plain ``pip install`` compiles the runtime's own
-release instead, without any of the three. The module uses the standard library alone, since
-scripts/install runs it as a file before anything is installed. It needs pip and a C++ compiler.
+``sdstream setup`` and scripts/install run this module. A plain ``pip install`` compiles the
+unmodified release of the runtime instead, without flags, patches and kernels. The module imports
+only the standard library, because scripts/install runs it as a file before anything is installed.
+It needs pip and a C++ compiler.
 
-Compiling takes some minutes. The wheel and the kernels are kept in the user's cache, under a hash
-of everything that they were made of.
+The build takes several minutes. The wheel and the kernels are kept in the user's cache folder,
+under a hash of all inputs of the build.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from typing import Final
 
 _HERE: Final = Path(__file__).parent
 PACKAGE: Final = "stable-diffusion-cpp-python"
-#: Release and hash of the source distribution: in the package, or in scripts/locks of a checkout.
+#: File with the release and hash of the source distribution; an installed package contains it, a
+#: checkout has it in scripts/locks.
 _INSIDE: Final = _HERE / "runtime.txt"
 _LOCK: Final = _INSIDE if _INSIDE.exists() else _HERE.parents[2] / "scripts/locks/native.txt"
 _APPLY: Final = _HERE / "patches" / "apply.py"
 _KERNELS: Final = _HERE / "kernels"
 
-#: Without this flag ggml leaves its matrix kernels out: 1.8 to 2.2 times slower on the CPU.
+#: Builds ggml's matrix kernels, without which it is 1.8 to 2.2 times slower on the CPU.
 _FLAGS: Final = "-DGGML_LLAMAFILE=ON"
 
-#: Lines of a log that are shown when a step fails.
+#: Number of output lines to show when a step fails.
 _TAIL: Final = 40
 
 Report = Callable[[str], None]
@@ -48,8 +50,8 @@ def install(report: Report, more_flags: str = "") -> Path:
     """Install the runtime and its kernels for this Python; return the folder of its library.
 
     Args:
-        report: Receives a sentence for each step.
-        more_flags: Further options of CMake, for example -DSD_CUDA=ON.
+        report: Called with a message for each step.
+        more_flags: Additional CMake options, for example -DSD_CUDA=ON.
 
     Raises:
         SetupError: A step failed.
@@ -67,14 +69,14 @@ def install(report: Report, more_flags: str = "") -> Path:
 
 
 def release() -> str:
-    """Return the release of the runtime that this package is made for."""
+    """Return the release of the runtime that this package requires."""
     found = re.search(rf"^{PACKAGE}==(\S+)", _LOCK.read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None
     return found[1]
 
 
 def _key(flags: str) -> str:
-    """A hash of what a wheel fits: a release, a Python, a processor, flags and patches."""
+    """Return a hash of what a wheel is built for: release, Python, processor, flags and patches."""
     tag = str(sys.implementation.cache_tag)
     parts = (release(), tag, platform.machine(), _processor(), flags, _patches())
     return hashlib.sha256("".join(f"{part}\n" for part in parts).encode()).hexdigest()[:16]
@@ -85,7 +87,7 @@ def _patches() -> str:
 
 
 def _processor() -> str:
-    """The processor's features, as the system spells them."""
+    """Return the processor's feature flags, as the operating system spells them."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -114,13 +116,13 @@ def _build_wheel(kept: Path, flags: str, report: Report) -> None:
         _pip("download", "--no-deps", "--no-binary", PACKAGE, *locked, "--dest", folder)
         (archive,) = Path(folder).glob("*.tar.gz")
         with tarfile.open(archive) as tar:
-            # Python 3.11.3 and older have no filters. pip has compared the archive with its hash.
+            # Python 3.11.3 and older have no filters. pip has already verified the archive's hash.
             tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
             tar.extractall(sources)  # noqa: S202
         (root,) = sources.iterdir()
         _run([sys.executable, str(_APPLY), str(root)], "the patches do not fit")
         part = Path(folder, "wheel")
-        # pip reuses a cached wheel whatever CMAKE_ARGS it was built with: never take one.
+        # pip would reuse a cached wheel even if it was built with other CMAKE_ARGS.
         _pip(
             "wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(part), str(root), flags=flags
         )
@@ -139,7 +141,10 @@ def _runtime_folder() -> Path:
 
 
 def _install_kernels(kept: Path, runtime: Path, report: Report) -> None:
-    """Copy the kernels beside the runtime, which works without them, only slower."""
+    """Build the kernels and copy them next to the runtime's library.
+
+    A failed build is only reported, because the runtime works without the kernels, more slowly.
+    """
     sources = [*sorted(_KERNELS.glob("*.cpp")), *sorted(_KERNELS.glob("*.h"))]
     sources.append(_KERNELS / "build.py")
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
@@ -167,7 +172,7 @@ def _pip(*arguments: str, flags: str | None = None) -> None:
 
 
 def _run(command: list[str], failure: str, flags: str | None = None) -> str:
-    """Return what a command printed; raises SetupError with the end of its output."""
+    """Return the output of a command; raise SetupError with its last lines if it fails."""
     environment = dict(os.environ)  # noqa: TID251
     if flags is not None:
         environment["CMAKE_ARGS"] = flags
@@ -179,7 +184,7 @@ def _run(command: list[str], failure: str, flags: str | None = None) -> str:
 
 
 def main() -> None:
-    """Install the runtime with CMAKE_ARGS of the environment."""
+    """Install the runtime with the CMake options of the environment variable CMAKE_ARGS."""
     try:
         install(_report, os.environ.get("CMAKE_ARGS", ""))  # noqa: TID251
     except SetupError as error:

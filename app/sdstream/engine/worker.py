@@ -1,16 +1,17 @@
-"""Keeps one model loaded in a worker process: starts it, watches it and restarts it.
+"""The supervisor that starts, watches and restarts a worker process.
 
-How a job on a worker ends; the first event wins:
+The first of these events ends a job:
 
-    the child sends Done, Cancelled or Failed     that
-    the child's process ends                      Failed, with the reason read off its exit code
-    the child's machine is out of reach           Failed(worker_lost), and the worker stops
-    no sign of life for the phase's limit         Failed(worker_hung), and the child is ended
-    a cancel had no effect for the grace time     Cancelled, and the child is ended
+    event                                         how the job ends
+    the child sends Done, Cancelled or Failed     as the child reports
+    the child's process ends                      Failed; the exit code determines the reason
+    the child's machine cannot be reached         Failed(worker_lost); the worker stops
+    no progress within the phase's time limit     Failed(worker_hung); the child is terminated
+    a cancel has no effect in the grace time      Cancelled; the child is terminated
 
-The watchdog looks at progress and not at heartbeats: native code releases the GIL, so a thread
-that only beats would go on beating in a process that hangs. A job that ended its worker is never
-given to the next one.
+The watchdog checks progress instead of heartbeats. Native code releases the GIL, so a heartbeat
+thread would keep running in a process that hangs. A job that crashed its worker is never retried
+on the next one.
 """
 
 from __future__ import annotations
@@ -50,23 +51,24 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILED_LOADS: Final = 3
 _MAX_BACKOFF_SECONDS: Final = 30.0
-#: So many crashes without a finished job between them make a model unsteady, for a while.
+#: A worker is unsteady for some time after this many crashes without a finished job in between.
 _UNSTEADY_CRASHES: Final = 3
 _UNSTEADY_SECONDS: Final = 60.0
-#: After so many with CPU kernels in use, the model continues without them.
+#: After this many crashes with CPU kernels in use, the model is loaded without them.
 _MAX_KERNEL_CRASHES: Final = 2
-#: A phase may take this many times what it usually takes before it counts as hung.
+#: A phase may take this many times its usual duration before the worker counts as hung.
 _HANG_FACTOR: Final = 10.0
 
 
 _LOST: Final = "The machine of the worker went out of reach."
 
-#: Phases that take longer for a larger image; tiles of an upscaler are all of one size.
+#: Phases that take longer for a larger image. Upscaling is not among them: its progress is
+#: reported by tile, and all tiles have the same size.
 _OF_PIXELS: Final = (Phase.SAMPLING, Phase.DECODING)
 
 
 class WorkerState(DescribedEnum):
-    """What the worker is doing; each value with its one line of meaning."""
+    """States of a worker; each value has a one-line description."""
 
     STARTING = "starting", "the process starts and loads the model"
     READY = "ready", "the model is loaded and idle"
@@ -77,14 +79,16 @@ class WorkerState(DescribedEnum):
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How workers are started and watched.
+    """Options for starting and watching workers.
 
     Attributes:
         engine: "native" or "fake".
-        environment: Of the child process.
-        hang_seconds: Floor of every phase's limit; ten times this for a phase never seen yet.
-        cancel_seconds: A cancelled job that has not stopped after this costs the process.
-        kernel_crashes: Model -> crashes with CPU kernels in use; all workers share it.
+        environment: Environment variables of the child process.
+        hang_seconds: Minimum time limit of a phase. A phase that has not been measured yet has ten
+            times this limit.
+        cancel_seconds: Seconds after which the process of a cancelled job is terminated if the job
+            has not stopped.
+        kernel_crashes: Model -> number of crashes with CPU kernels in use; all workers share it.
     """
 
     engine: str
@@ -95,45 +99,46 @@ class WorkerOptions:
 
 
 class _Pace:
-    """What each phase usually takes: in seconds per pixel where it works on pixels.
+    """Usual duration of each phase: in seconds per pixel for the phases in ``_OF_PIXELS``.
 
-    Jobs with reference images have separate phases: encoding the images may take minutes where a
-    prompt takes a moment. In a hires fix the second pass is the slow one, and the runtime does not
-    report which of the two runs. Such jobs have the time of the larger size, and are not measured.
+    Jobs with different numbers of reference images are measured separately, because encoding
+    reference images may take minutes. In a hires fix the second pass is slower than the first, and
+    the runtime does not report which pass is running. Such jobs get the time limit of the larger
+    size, and they are not measured.
     """
 
     def __init__(self, floor: float) -> None:
         self._floor = floor
         self._usual: dict[tuple[Phase, int], float] = {}
         self._pixels, self._references, self._stretch = 1, 0, 1.0
-        #: Workers that divide the CPU with this one, itself included.
+        #: Number of workers that share the CPU, including this one.
         self.sharing = 1
 
     def expect(self, request: GenerationRequest | None, references: int = 0) -> None:
-        """Set the job whose phases follow; None is the loading of the model."""
+        """Set the job whose phases follow; None stands for the loading of the model."""
         self._pixels, self._references, self._stretch = 1, references, 1.0
         if request is None:
             return
         self._pixels = request.width * request.height
         if request.second_pass is not None:
-            # Attention takes the square of the pixels.
+            # The time of attention grows with the square of the number of pixels.
             larger = request.second_pass.width * request.second_pass.height
             self._stretch = (larger / self._pixels) ** 2
 
     def note(self, phase: Phase, seconds: float) -> None:
-        """Take up one measurement, as an exponentially weighted mean."""
+        """Record one measurement in an exponentially weighted mean."""
         if self._stretch == 1.0:
             value, key = seconds / self._size(phase) / self.sharing, (phase, self._references)
             self._usual[key] = 0.8 * self._usual.get(key, value) + 0.2 * value
 
     def usual(self, phase: Phase) -> float:
-        """Seconds that the phase usually takes, 0 when it was never seen."""
+        """Return the usual seconds of the phase, or 0 if it was never measured."""
         known = self._usual.get((phase, self._references), 0.0)
         stretch = self._stretch if phase in _OF_PIXELS else 1.0
         return known * self._size(phase) * stretch * self.sharing
 
     def limit(self, phase: Phase) -> float:
-        """Seconds after which silence means that the phase hangs."""
+        """Return the seconds without progress after which the phase counts as hung."""
         if (phase, self._references) not in self._usual:
             return _HANG_FACTOR * self._floor * self.sharing
         return max(self._floor, _HANG_FACTOR * self.usual(phase))
@@ -143,14 +148,16 @@ class _Pace:
 
 
 class Worker:
-    """One model's process. ``run`` is a task of the owner, who cancels it to stop.
+    """A worker, which keeps one model loaded in a process.
+
+    The owner runs ``run`` as a task and cancels the task to stop the worker.
 
     Args:
-        load: What the process loads.
-        options: How it is started and watched.
+        load: The command that loads the model.
+        options: Options for starting and watching the process.
         on_change: Called whenever ``state`` changes.
-        spawn: Starts its processes.
-        place: Name of the machine that they run on; empty is this one.
+        spawn: Starts the worker's processes.
+        place: Name of the machine where the processes run; empty for this machine.
     """
 
     def __init__(
@@ -192,23 +199,26 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process id of the child, None while no child runs."""
+        """Process id of the child; None while no child runs."""
         return self._process.pid if self._process else None
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of the child process."""
+        """Resident memory of the child process, in bytes."""
         return self._process.resident_bytes if self._process else 0
 
     @property
     def unsteady(self) -> bool:
-        """True when it has crashed again and again, and a moment ago."""
+        """True if the worker has crashed several times in a row, most recently within a minute."""
         now = asyncio.get_running_loop().time()
         often = self._crashes >= _UNSTEADY_CRASHES
         return often and now - self._crashed_at < _UNSTEADY_SECONDS
 
     async def run(self) -> None:
-        """Start the child, and start it again whenever it ends, until cancelled."""
+        """Start the child and restart it whenever it ends.
+
+        Returns when the worker fails or is stopped; the owner may also cancel it.
+        """
         try:
             while self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
                 await asyncio.sleep(_backoff(max(self._crashes, self._failed_loads)))
@@ -217,13 +227,16 @@ class Worker:
             self.retire()
 
     def retire(self) -> None:
-        """Mark the worker as stopped for good, and notify those who wait for it."""
+        """Mark the worker as stopped permanently, and end its job."""
         if self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
             self._become(WorkerState.STOPPED)
         self._end_job(Reason.SHUTTING_DOWN, "The server is shutting down.")
 
     def lose(self) -> None:
-        """Give it up: its machine is out of reach. Its job can be generated on another one."""
+        """Give up the worker, because its machine cannot be reached.
+
+        The job fails with ``worker_lost``, so that another worker can run it.
+        """
         if self.state not in (WorkerState.FAILED, WorkerState.STOPPED):
             logger.warning("the worker of model %s on %s is lost", self.model, self.place)
             self._is_lost = True
@@ -231,21 +244,24 @@ class Worker:
             self._become(WorkerState.STOPPED)
 
     async def ready(self) -> None:
-        """Wait until a job can be given; raise Unavailable when that will never be."""
+        """Wait until the worker can take a job; raise Unavailable if it never will."""
         while self.state is not WorkerState.READY:
             if self.state in (WorkerState.FAILED, WorkerState.STOPPED):
                 raise self.unavailable()
             await self._changed.wait()
 
     def unavailable(self) -> Unavailable:
-        """Why no job can be given to a worker that failed, was lost or was stopped."""
+        """Return the error for a job when the worker failed, was lost or was stopped."""
         if self._is_lost:
             return Unavailable(_LOST, reason=Reason.WORKER_LOST, retry_after=10)
         message = f"The model '{self.model}' is not available. {self.error}".rstrip()
         return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
 
     async def generate(self, order: Generate) -> AsyncIterator[Event]:
-        """Generate; the last event is Done, Cancelled or Failed. The worker must be ready."""
+        """Run a job and yield its events; the last one is Done, Cancelled or Failed.
+
+        The worker must be ready.
+        """
         job, request = order.job, order.request
         assert self.state is WorkerState.READY
         assert self._process is not None
@@ -262,32 +278,42 @@ class Worker:
                 if isinstance(event, Done | Cancelled | Failed):
                     return
         finally:
-            # The caller left before the end: no one wants what is still being generated.
+            # The caller closed the iterator before the job ended: its images are not needed.
             if self._job == job and self._process is not None:
                 self._process.kill()
 
     def has(self, job: str) -> bool:
-        """True while the job runs here."""
+        """Return True while the job runs on this worker."""
         return job == self._job
 
     def cancel(self, job: str) -> None:
-        """Stop a job that runs here, by its child if that can and by its death if not."""
+        """Cancel a job that runs on this worker.
+
+        The child is asked to stop the job. If the job has not stopped within the grace time, the
+        child is terminated.
+        """
         if job == self._job and not self._cancelling and self._process is not None:
             self._cancelling = True
             grace = self._options.cancel_seconds
             if self.loaded is not None and self.loaded.can_abort:
-                # Encoding cannot be interrupted, and loading again would cost more than waiting.
+                # Encoding cannot be interrupted. Waiting for its end takes less time than loading
+                # the model again.
                 grace += 2 * self._pace.usual(self._phase)
             self._rewatch(grace)
             self._process.send(Cancel(job))
 
     def peek(self, job: str) -> None:
-        """Have the next step of a job that runs here give a preview."""
+        """Make the next step of a job that runs on this worker emit a preview."""
         if job == self._job and self._process is not None:
             self._process.send(RequestPreview(job))
 
     def share(self, index: int, workers: int) -> None:
-        """Have its job, or its next one, use the CPU threads of one of so many workers."""
+        """Set the worker's share of the CPU, for the current job and later ones.
+
+        Args:
+            index: Number of this worker among those that share the CPU, from 0.
+            workers: Number of workers that share the CPU.
+        """
         share = Share(index, workers)
         if share == self._share:
             return
@@ -295,10 +321,10 @@ class Worker:
         self._pace.sharing = workers
         if self._job is not None and self._process is not None:
             self._process.send(share)
-            if not self._cancelling:  # the step that runs may take longer than it would have
+            if not self._cancelling:  # the current step may take longer with fewer threads
                 self._rewatch(self._pace.limit(self._phase))
 
-    # --- one life of the child ------------------------------------------------------------------
+    # --- one run of the child -------------------------------------------------------------------
 
     async def _live(self) -> None:
         self._become(WorkerState.STARTING)
@@ -315,7 +341,7 @@ class Worker:
             self._load_failed(str(error))
             return
         except Exception as error:
-            # Whatever it is, it must end neither the supervisor nor the server.
+            # No error may end the supervisor or the server.
             logger.exception("the start of a worker process failed")
             why = error.strerror if isinstance(error, OSError) else None
             self._load_failed(f"No worker process could be started: {why or error}.")
@@ -324,7 +350,7 @@ class Worker:
         try:
             async with asyncio.timeout(None) as self._watch:
                 gone = await self._serve(process)
-            # Until the autopsy is done a job may still come, and would move this watch.
+            # A job may still arrive while _autopsy waits, and would reschedule this timeout.
             self._watch = None
             if gone:
                 self._bury(*await self._autopsy(process))
@@ -339,7 +365,7 @@ class Worker:
             self._process = None
 
     async def _serve(self, process: Process) -> bool:
-        """Take up events until the child is gone (True) or its load has failed (False)."""
+        """Handle the child's events; return True if the child ended, False if its load failed."""
         self._pace.expect(None)
         self._await(Phase.LOADING)
         process.send(self._order())
@@ -355,7 +381,7 @@ class Worker:
         return True
 
     def _order(self) -> Load:
-        """The command that loads the model, without CPU kernels after too many crashes."""
+        """Return the command that loads the model, without CPU kernels after too many crashes."""
         if self._options.kernel_crashes[self.model] < _MAX_KERNEL_CRASHES:
             return self._load
         logger.warning(
@@ -389,17 +415,17 @@ class Worker:
             self._become(WorkerState.FAILED)
 
     def _hear(self, event: Progress | Preview | ImageDrawn | Done | Cancelled | Failed) -> None:
-        """A sign of life: move the watchdog and hand it to the job."""
+        """Handle an event of the child: reset the watchdog and pass the event to the job."""
         if isinstance(event, Progress) and event.phase is Phase.LOADING:
             self._await(event.phase)
             return
         if self._job is None or event.job != self._job:
-            return  # a late frame of a job that is gone
+            return  # a late event of an earlier job
         match event:
             case Progress(phase=phase):
                 self._enter(phase)
             case ImageDrawn():
-                self._enter(Phase.ENCODING)  # of the next image, if there is one
+                self._enter(Phase.ENCODING)  # of the job's next image, if any
             case Done() | Cancelled() | Failed():
                 self._job, self._cancelling = None, False
                 self._rewatch(None)
@@ -408,17 +434,17 @@ class Worker:
         self._mailbox.put_nowait(event)
 
     async def _autopsy(self, process: Process) -> tuple[Reason, str]:
-        """Why the child went by itself; raises PlaceGone when its machine went."""
+        """Return why the child ended; raise PlaceGone if its machine cannot be reached."""
         try:
             code = await asyncio.wait_for(process.exit_code(), 2.0)
-        except TimeoutError:  # it closed its socket and lives on: no use either
+        except TimeoutError:  # it closed its socket but keeps running, so it is unusable
             code = 0
         reason, message = _cause_of_death(code)
         logger.error("worker %d of model %s: %s", process.pid, self.model, message)
         return reason, message
 
     def _bury(self, reason: Reason, message: str) -> None:
-        """End the job of a child that is gone or as good as gone."""
+        """Record the end of a child that ended or hung, and end its job."""
         if reason is not Reason.WORKER_KILLED and not self._cancelling and self._has_kernels:
             self._options.kernel_crashes[self.model] += 1
         if self.state is WorkerState.STARTING:
@@ -432,7 +458,7 @@ class Worker:
 
     @property
     def _has_kernels(self) -> bool:
-        """True unless the child has none of our CPU kernels; one that never loaded may have."""
+        """True if the child uses the project's CPU kernels, or may have used them while loading."""
         wanted = self._load.runtime["kernels"] not in (None, KERNELS_OFF)
         return wanted and (self.loaded is None or self.loaded.kernels != KERNELS_OFF)
 
@@ -446,20 +472,20 @@ class Worker:
     # --- watchdog -------------------------------------------------------------------------------
 
     def _enter(self, phase: Phase) -> None:
-        """Enter a phase or its next step, and measure the one before."""
+        """Record the duration of the phase or step that just ended, and enter the next one."""
         now = asyncio.get_running_loop().time()
         if phase is not self._phase or phase is Phase.SAMPLING:
             self._pace.note(self._phase, now - self._phase_began)
         self._await(phase)
 
     def _await(self, phase: Phase) -> None:
-        """Expect the child to work on a phase from now on."""
+        """Set the current phase and start its time limit."""
         self._phase, self._phase_began = phase, asyncio.get_running_loop().time()
         if not self._cancelling:
             self._rewatch(self._pace.limit(phase))
 
     def _rewatch(self, seconds: float | None) -> None:
-        """Give the child this long until its next sign of life; None is for ever."""
+        """Set the time until the child's next event is due; None means no limit."""
         if self._watch is not None:
             now = asyncio.get_running_loop().time()
             self._watch.reschedule(None if seconds is None else now + seconds)
@@ -471,7 +497,7 @@ class Worker:
 
 
 async def _to_the_end(work: Coroutine[None, None, None]) -> None:
-    """Await work that must be finished although its owner may be cancelled meanwhile."""
+    """Await work that must finish even if the current task is cancelled meanwhile."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
@@ -481,7 +507,7 @@ async def _to_the_end(work: Coroutine[None, None, None]) -> None:
 
 
 def _backoff(failures: int) -> float:
-    """Seconds before the next start: 0, 0, 1, 2, 4 … 30."""
+    """Return the seconds before the next start: 0, 0, 1, 2, 4 … 30."""
     return 0.0 if failures < 2 else min(_MAX_BACKOFF_SECONDS, 2.0 ** (failures - 2))
 
 

@@ -1,9 +1,9 @@
-"""Compiles the CPU kernels beside the installed runtime.
+"""Compile the CPU kernels into the folder of the installed runtime.
 
-``python -m sdstream.engine.kernels.build [FOLDER]``, FOLDER being the runtime's own unless given.
-It needs a C++ compiler and the headers that the runtime's wheel installs; README.md in this folder
-describes the sources. One library for each instruction set is built on every x86-64 machine: the
-worker chooses among them.
+``python -m sdstream.engine.kernels.build [FOLDER]`` writes the libraries to FOLDER, by default the
+folder of the runtime's library. It needs a C++ compiler and the headers that the runtime's wheel
+installs. README.md in this folder describes the sources. Every x86-64 machine builds one library
+for each instruction set, and the worker chooses one of them when it starts.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FLAGS: Final = {
     "avx512": (
         *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
         *("-mavx512bf16", "-mavx512vnni"),
-        # GCC warns about its own header, which leaves _mm512_undefined_ps uninitialised on purpose.
+        # GCC warns about its own header, where _mm512_undefined_ps is uninitialised on purpose.
         *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),
     ),
     "avx2": ("-mavx2", "-mfma", "-mf16c", "-mavxvnni"),
 }
-#: The runtime's tensors have names of that length, which its headers do not say.
+#: GGML_MAX_NAME must be the value that the runtime was built with; its headers do not define it.
 _COMMON: Final = (
     *("-std=gnu++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
     "-DGGML_MAX_NAME=128",
@@ -42,7 +42,7 @@ _SANITIZE: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undef
 
 
 class BuildError(Exception):
-    """The kernels cannot be compiled here; the message contains the reason."""
+    """The kernels cannot be compiled on this machine; the message contains the reason."""
 
 
 def library_name(isa: str) -> str:
@@ -51,7 +51,7 @@ def library_name(isa: str) -> str:
 
 
 def supported() -> bool:
-    """Return True on machines that there are kernels for."""
+    """Return True if kernels exist for this operating system and processor architecture."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
@@ -68,7 +68,7 @@ def runtime_folder() -> Path:
 
 
 def identity() -> str:
-    """Return what a library must be built from: the runtime's release and these sources."""
+    """Return the identity of a library: the runtime's release and a hash of these sources."""
     release = importlib.metadata.version("stable-diffusion-cpp-python")
     sources = sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")])
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources))
@@ -79,8 +79,8 @@ def build(folder: Path, *, sanitize: bool = False) -> list[Path]:
     """Compile one library for each instruction set into a folder.
 
     Args:
-        folder: Receives the libraries; existing ones are replaced at the end.
-        sanitize: Compile with the address and undefined-behaviour sanitizers, and their checks.
+        folder: Folder for the libraries; existing ones are replaced after all have been compiled.
+        sanitize: Compile with the address and undefined-behaviour sanitizers.
 
     Raises:
         BuildError: There is no compiler, no header or no runtime, or the compiler failed.
@@ -95,7 +95,7 @@ def build(folder: Path, *, sanitize: bool = False) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     built = []
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        # One unit: the compiler reads its vector headers, which are long, only once.
+        # A single translation unit: the compiler reads its long vector headers only once.
         unit = Path(scratch, "kernels.cpp")
         sources = sorted(SOURCES.glob("*.cpp"))
         unit.write_text("".join(f'#include "{path}"\n' for path in sources))
@@ -105,7 +105,7 @@ def build(folder: Path, *, sanitize: bool = False) -> list[Path]:
                 *(compiler, *_COMMON, *(_SANITIZE if sanitize else ()), *flags),
                 *(f'-DSDK_IDENTITY="{identity()}"', f"-I{headers}", f"-I{SOURCES}"),
                 *(str(unit), "-shared", "-o", str(Path(scratch, library_name(isa)))),
-                # The loader finds the runtime by its name: it is loaded already.
+                # The runtime is already loaded, so the loader finds it by its name.
                 *(f"-L{runtime}", "-l:libstable-diffusion.so", "-Wl,-rpath,$ORIGIN"),
             ]
             running[isa] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

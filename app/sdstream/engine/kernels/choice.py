@@ -1,4 +1,4 @@
-"""Which CPU kernels a processor is given."""
+"""The choice of CPU kernels for a processor."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sdstream.core.model_spec import Kernels
 _AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"})
 _AVX2: Final = frozenset({"avx2", "fma", "f16c"})
 
-#: How products are computed, in the order of the kernels' ``Products``.
+#: Ways to compute matrix products, in the order of the kernels' enumeration ``Products``.
 Products = Literal["f32", "bf16", "amx"]
 
-#: Tiles need the words of bf16 as well: values are rounded by them.
+#: The AMX kernels need avx512_bf16 as well, because its instructions round values to bf16.
 _AMX: Final = frozenset({"amx_tile", "amx_bf16", "avx512_bf16"})
 
-#: Vendors whose CPUs multiply pairs of bf16 at the full rate. Intel's do so at half the rate of
-#: f32, as far as they have no other way than AVX-512; their quick way is AMX.
+#: Vendors whose CPUs multiply pairs of bf16 at the full rate with AVX-512. Intel's CPUs do so only
+#: at half the rate of f32; they are fast with AMX.
 _QUICK_BF16: Final = frozenset({"AuthenticAMD"})
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a processor is given.
+    """The kernels that were chosen for a processor.
 
     Attributes:
-        isa: Names the library.
+        isa: Instruction set, which determines the library.
         products: Products of f32, of bf16 pairs, or of bf16 in AMX tiles.
-        int8: Weights of q8_0 and q4_0 are multiplied in whole numbers.
-        int4: Those of q4_0 alone are.
+        int8: Weights of the types q8_0 and q4_0 are multiplied as integers.
+        int4: Only weights of the type q4_0 are multiplied as integers.
     """
 
     isa: str
@@ -42,17 +42,17 @@ class Choice:
 
     @property
     def products_number(self) -> int:
-        """The value of the kernels' ``Products``."""
+        """Value of the kernels' enumeration ``Products``."""
         return get_args(Products).index(self.products)
 
     @property
     def whole_numbers(self) -> int:
-        """The value of the kernels' ``Int8``."""
+        """Value of the kernels' enumeration ``Int8``."""
         return 1 if self.int8 else 2 if self.int4 else 0
 
     @property
     def name(self) -> str:
-        """As in "avx512 bf16 int8"."""
+        """Name of the choice, for example "avx512 bf16 int8"."""
         kind = "int8" if self.int8 else "int4" if self.int4 else ""
         return f"{self.isa} {self.products} {kind}".rstrip()
 
@@ -60,13 +60,13 @@ class Choice:
 def choose(
     features: frozenset[str], vendor: str, wanted: Kernels, has_amx: Callable[[], bool]
 ) -> Choice | None:
-    """Return the kernels for a processor; None if it has none.
+    """Return the kernels for a processor; None if it is not supported.
 
     Args:
-        features: Flags of the processor, as Linux spells them.
-        vendor: The processor's word for its maker.
+        features: Feature flags of the processor, as Linux spells them.
+        vendor: The processor's vendor id, for example "AuthenticAMD".
         wanted: "auto" or "exact".
-        has_amx: Whether AMX tiles work; asked only where the flags promise them.
+        has_amx: Returns whether AMX tiles work; called only if the feature flags include AMX.
     """
     auto = wanted == "auto"
     if features >= _AVX512:
@@ -84,7 +84,7 @@ def choose(
 
 
 def processor() -> tuple[frozenset[str], str]:
-    """Return the flags and the vendor of this machine's processor."""
+    """Return the feature flags and the vendor id of this machine's processor."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,17 +1,17 @@
-"""Cancelling inside the native CPU backend, without Python and without the GIL.
+"""Cancellation inside the native CPU backend, without Python code and without the GIL.
 
-ggml asks an abort callback before every node of a graph. The callback given here is libc's
-``strlen`` and its data is a buffer of two bytes: an empty string means "continue", a string of one
-character means "stop". No Python code runs on the compute threads.
+ggml calls an abort callback before every node of a graph. This module installs libc's ``strlen`` as
+the callback. Its argument is a buffer of two bytes: an empty string means "continue", and a string
+of one character means "stop". No Python code runs on the compute threads.
 
-Deliberate oddities:
+Two choices are unusual and intentional:
 
-1. The backends are found through the layout of a private struct: the first pointer behind
+1. The backends are found through the layout of a private struct. The first pointer behind
    ``sd_ctx_t *`` is the implementation, whose first fields are backend, clip_backend,
-   control_net_backend and vae_backend. That holds for the pinned release only, so ``attach``
-   proves it with a graph of its own before it is relied on.
-2. Firing while the text encoder runs is a GGML_ASSERT, which ends the process. A request to
-   abort is therefore only remembered until ``arm``, which is called at an image's first step.
+   control_net_backend and vae_backend. This layout is known for the pinned release only, so
+   ``attach`` tests the flag with a small graph before anything relies on it.
+2. An abort while the text encoder runs triggers a GGML_ASSERT, which ends the process. A request to
+   abort is therefore stored until ``arm`` is called at the image's first step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _InitParams(ctypes.Structure):
 
 
 def _declare(lib: Any) -> None:
-    """Give the ggml functions used here their C signatures."""
+    """Declare the C signatures of the ggml functions that this module uses."""
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     signatures = {
         "ggml_backend_is_cpu": (ctypes.c_bool, [pointer]),
@@ -62,23 +62,23 @@ def _declare(lib: Any) -> None:
 class AbortFlag:
     """A flag that stops the computation of one native context on the CPU.
 
-    ``request`` may be called from any thread; ``reset`` before an image, and ``arm`` at its first
-    sampling step, by the thread that generates.
+    Any thread may call ``request``. The generating thread calls ``reset`` before each image and
+    ``arm`` at its first sampling step.
     """
 
     def __init__(self, lib: Any) -> None:
         self._lib = lib
         self._flag = ctypes.create_string_buffer(2)
-        # Kept alive with the object: the backend holds the raw pointer.
+        # This reference keeps the callback alive: the backend stores only the raw pointer.
         self._strlen = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p)
         self._lock = threading.Lock()
         self._requested = False
         self._armed = False
-        #: True when everything that ``attach`` found computes on the CPU.
+        #: True if all backends that ``attach`` found compute on the CPU.
         self.on_cpu = False
 
     def attach(self, context: Any) -> bool:
-        """Install the flag in every CPU backend of a context; False when it would not work.
+        """Install the flag in the backends of a context; return whether the flag works.
 
         Args:
             context: The ``sd_ctx_t *`` of a loaded model.
@@ -86,7 +86,7 @@ class AbortFlag:
         return self._attach(context, _BACKEND_FIELDS)
 
     def attach_upscaler(self, context: Any) -> bool:
-        """The same for an ``upscaler_ctx_t *``, whose one backend comes first."""
+        """Install the flag in an ``upscaler_ctx_t *``, whose first field is its only backend."""
         return self._attach(context, 1)
 
     def _attach(self, context: Any, fields: int) -> bool:
@@ -104,20 +104,20 @@ class AbortFlag:
         return all(self._obeys(backend) for backend in backends)
 
     def reset(self) -> None:
-        """Forget an earlier request: a new image begins."""
+        """Clear an earlier request, because a new image begins."""
         with self._lock:
             self._requested = self._armed = False
             self._flag[0] = b"\0"
 
     def request(self) -> None:
-        """Stop the image as soon as that is safe."""
+        """Stop the image as soon as it is safe to do so."""
         with self._lock:
             self._requested = True
             if self._armed:
                 self._flag[0] = b"\1"
 
     def arm(self) -> None:
-        """Mark stopping as safe from now on."""
+        """Allow stopping from now on, because it is safe."""
         with self._lock:
             self._armed = True
             if self._requested:
@@ -125,17 +125,17 @@ class AbortFlag:
 
     @property
     def address(self) -> int:
-        """Of a byte that is not zero while computations are to stop."""
+        """Address of a byte that is not zero while computations must stop."""
         return ctypes.addressof(self._flag)
 
     @property
     def stopped(self) -> bool:
-        """True when computations were stopped: their results may be incomplete."""
+        """True if computations were stopped, so that their results may be incomplete."""
         return self._armed and self._requested
 
     @property
     def requested(self) -> bool:
-        """True when this image was asked to stop."""
+        """True if an abort of this image was requested."""
         return self._requested
 
     def _backends(self, context: Any, count: int) -> set[int]:
@@ -147,7 +147,7 @@ class AbortFlag:
         return {backend for backend in found if backend is not None}
 
     def _obeys(self, backend: int) -> bool:
-        """Run a graph of one addition with the flag up and down."""
+        """Return whether the flag stops a small graph when set, and lets it run when cleared."""
         lib = self._lib
         size = 8 * lib.ggml_tensor_overhead() + lib.ggml_graph_overhead()
         context = lib.ggml_init(_InitParams(size, None, True))

@@ -1,4 +1,4 @@
-"""The library's C functions that the binding leaves undeclared, and images in its structs."""
+"""Declarations of C functions that the binding lacks, and conversion of images to its structs."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ malloc.restype = ctypes.c_void_p
 
 LOG_LEVELS: Final = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
-#: Thresholds, weak and strong grey of the runtime's own program.
+#: Arguments of Canny edge detection in the runtime's own program: two thresholds, weak and strong.
 _CANNY: Final = (0.08, 0.08, 0.8, 1.0)
 
 
-#: Of ggml_backend_dev_type: a GPU of its own, and one that shares the main memory.
+#: Values of ggml_backend_dev_type: a GPU with its own memory, and a GPU that uses main memory.
 _GPU_KINDS: Final = {1, 2}
 
 
@@ -47,7 +47,7 @@ def has_fast_kernels() -> bool:
 
 
 def has_gpu() -> bool:
-    """Return True when the runtime sees a GPU that this process may use."""
+    """Return True if the runtime finds a GPU that this process may use."""
     try:
         lib.ggml_backend_dev_get.restype = ctypes.c_void_p
         lib.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
@@ -61,16 +61,16 @@ def has_gpu() -> bool:
 
 
 def native_image(picture: Pixels) -> Any:
-    """Return a sd_image_t over the image's own bytes, which must outlive the call."""
+    """Return a sd_image_t that points to the bytes of ``picture``, which must outlive the call."""
     pointer = ctypes.cast(ctypes.c_char_p(picture.data), ctypes.POINTER(ctypes.c_uint8))
     return sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
 
 
 def control_image(picture: Pixels, *, edges: bool) -> Any:
-    """Return a sd_image_t of the image, or of its edges."""
+    """Return a sd_image_t of the image, or of its edges if ``edges`` is True."""
     if not edges:
         return native_image(picture)
-    # The library writes the edges into the pixels themselves.
+    # The library overwrites the pixels with the edges, so it gets a copy.
     own = ctypes.create_string_buffer(picture.data, len(picture.data))
     pointer = ctypes.cast(own, ctypes.POINTER(ctypes.c_uint8))
     image = sd.sd_image_t(picture.width, picture.height, picture.channels, pointer)
@@ -82,7 +82,7 @@ def control_image(picture: Pixels, *, edges: bool) -> Any:
 
 
 def taken(image: Any) -> Pixels:
-    """Copy a result out as RGB and free the library's memory of its pixels."""
+    """Copy a result image as RGB, and free the library's pixels."""
     try:
         return Pixels(image.width, image.height, rgb(image))
     finally:
@@ -90,7 +90,7 @@ def taken(image: Any) -> Pixels:
 
 
 def resized(picture: Pixels, wanted: Size) -> Pixels:
-    """Return an enlarged image at the wanted size, which may be another than the upscaler's."""
+    """Return an image resized to the wanted size."""
     if picture.size == wanted:
         return picture
     image = Image.frombytes("RGB", picture.size, picture.data)
@@ -105,7 +105,7 @@ def is_uniform(picture: Pixels) -> bool:
 
 
 def rgb(image: Any) -> bytes:
-    """The pixels of a sd_image_t as RGB; inpainting models answer RGBA."""
+    """Return the pixels of a sd_image_t as RGB; inpainting models return RGBA."""
     size = (image.width, image.height)
     pixels = ctypes.string_at(image.data, image.width * image.height * image.channel)
     if image.channel == 3:

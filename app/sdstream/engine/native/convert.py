@@ -1,8 +1,8 @@
-"""The process that converts weights; started by weights/convert.py and by nothing else.
+"""The process that converts weights, which only weights/convert.py starts.
 
-``python -m sdstream.engine.native.convert ORDER``, ORDER being a JSON object. It reports on stdout,
-one JSON object a line, and reads nothing from stdin, whose end means that the parent is gone: then
-it removes what it has written and leaves.
+``python -m sdstream.engine.native.convert ORDER`` takes the order as a JSON object. The process
+writes reports to stdout, one JSON object on each line. It reads no data from stdin: the end of
+stdin means that the parent has ended, and the process then removes its output file and exits.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ _REPORT_SECONDS: Final = 0.2
 def convert(
     source: str, vae: str, target: str, wtype: str, rules: str, progress: Callable[[int, int], None]
 ) -> str:
-    """Write weights in other types; the whole result is held in memory.
+    """Convert weights to other types; the whole result is held in memory.
 
-    It takes over the process' callbacks, so no engine may be in it.
+    The function replaces the library's callbacks, so the process must not contain an engine.
 
     Args:
-        source: A file of weights.
-        vae: Another one, whose tensors get the prefix "vae."; empty for none.
-        target: Is overwritten; .safetensors decides for that format, all else is GGUF.
-        wtype: For all tensors that can have it.
-        rules: "PATTERN=TYPE,…" (ECMAScript); an unknown type is ignored, a wrong pattern aborts.
-        progress: Called with the tensors that are read and quantised, and their number.
+        source: File of weights.
+        vae: Second file, whose tensors get the prefix "vae."; empty for none.
+        target: Output file, which is overwritten. The ending .safetensors selects that format; all
+            other endings select GGUF.
+        wtype: Type for all tensors that support it.
+        rules: Types of single tensors as "PATTERN=TYPE,…", with ECMAScript patterns. The library
+            ignores an unknown type; an invalid pattern aborts the process.
+        progress: Called with the number of tensors that are finished and the number of all tensors.
 
     Returns:
-        What went wrong, empty when nothing did.
+        The reason for a failure; empty on success.
     """
     errors: list[str] = []
 
@@ -61,7 +63,7 @@ def convert(
 
 
 class _Conversion(threading.Thread):
-    """Run the converter; the main thread reads its log."""
+    """The thread that runs the conversion; the main thread reads its ``state``."""
 
     def __init__(self, order: dict[str, str]) -> None:
         super().__init__(daemon=True)
@@ -78,14 +80,14 @@ class _Conversion(threading.Thread):
 
 
 def main(order: str) -> None:
-    """Convert, and report until it is done.
+    """Convert weights, and report the progress until the conversion is finished.
 
     Args:
-        order: JSON of the arguments of ``convert``.
+        order: The arguments of ``convert`` as JSON.
     """
     words = json.loads(order)
     target = Path(words["target"])
-    # The runtime prints a line now and then, which must not come between the reports.
+    # The runtime sometimes prints to stdout. Its output goes to stderr, apart from the reports.
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     work = _Conversion(words)
@@ -97,7 +99,7 @@ def main(order: str) -> None:
                 raise BrokenPipeError
             _report(reports, work, target)
         _report(reports, work, target)
-    except BrokenPipeError:  # the parent is gone
+    except BrokenPipeError:  # the parent has ended
         target.unlink(missing_ok=True)
         os._exit(1)
 

@@ -1,7 +1,7 @@
-"""The CPU kernels of engine/kernels: chosen for the processor, installed and checked.
+"""Selection, installation and check of the CPU kernels of engine/kernels.
 
-They take over operations of the runtime's CPU backend. Whatever speaks against them (another
-processor, no library, another release, a failed check) leaves the runtime as it is.
+The kernels replace operations of the runtime's CPU backend. The runtime keeps its own operations if
+the processor is not supported, the library is missing or of another release, or the check fails.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _BUILD_HINT: Final = "'sdstream setup' builds them"
 
 @dataclass(frozen=True, slots=True)
 class InUse:
-    """The kernels of a worker.
+    """The kernels that a worker uses.
 
     Attributes:
-        name: What is in use, "off" when nothing is.
-        problem: Why they are not in use although they were wanted; a sentence, or empty.
+        name: Name of the kernels; "off" if none are in use.
+        problem: Message that explains why the wanted kernels are not in use, or empty.
     """
 
     name: str = KERNELS_OFF
@@ -43,12 +43,14 @@ class InUse:
 
 
 def install(wanted: Kernels, abort_flag: int, choice: Choice | None = None) -> InUse:
-    """Take over the runtime's operations, if everything speaks for it; never raises.
+    """Replace the runtime's operations with the kernels if possible.
+
+    Problems are reported in the result; the function raises no exception for them.
 
     Args:
-        wanted: "off" leaves everything to the runtime.
+        wanted: The mode of the kernels; "off" replaces nothing.
         abort_flag: Address of a byte that stops operations while it is not zero.
-        choice: Instead of what fits this processor.
+        choice: Kernels to use instead of the best ones for this processor.
     """
     if wanted == KERNELS_OFF or has_gpu():
         return InUse()
@@ -75,11 +77,11 @@ def install(wanted: Kernels, abort_flag: int, choice: Choice | None = None) -> I
 
 
 def best(wanted: Kernels) -> Choice | None:
-    """Return the kernels for this processor; None if it has none.
+    """Return the best kernels for this processor; None if it is not supported.
 
     Raises:
-        OSError: The library that contains the probe of AMX cannot be loaded.
-        AttributeError: It is not a library of kernels.
+        OSError: The library that contains the AMX test cannot be loaded.
+        AttributeError: The file is not a library of kernels.
     """
 
     def has_amx() -> bool:
@@ -92,7 +94,7 @@ def best(wanted: Kernels) -> Choice | None:
 
 
 def check(library: Any, *, thorough: bool = False) -> list[str]:
-    """Compare installed kernels with ggml's own; return a line for each case that failed."""
+    """Compare the installed kernels with ggml's own; return one line for each failed case."""
     report = ctypes.create_string_buffer(_REPORT_BYTES)
     failed = library.sdk_check(thorough, _CHECK_THREADS, report, len(report))
     lines = report.value.decode("utf-8", "replace").splitlines()
@@ -103,8 +105,8 @@ def load(isa: str, folder: Path) -> Any:
     """Load the library for an instruction set from a folder.
 
     Raises:
-        OSError: It is not there, or needs what the runtime does not export.
-        AttributeError: It is not a library of kernels.
+        OSError: The library does not exist, or needs symbols that the runtime does not export.
+        AttributeError: The file is not a library of kernels.
     """
     path = folder / library_name(isa)
     if not path.exists():

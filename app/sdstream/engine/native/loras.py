@@ -1,4 +1,4 @@
-"""LoRAs of a request, checked against the model that is loaded."""
+"""The check of a request's LoRAs against the loaded model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sdstream.engine.native.names import runtime_name, version_number
 from sdstream.weights import headers, inspection
 from sdstream.weights.loras import LoraUnfit, Weight, check_fit, is_quantised
 
-#: Component -> what the runtime puts before its tensors' names, in a UNet's model and in others
-#: (new_sd_ctx in src/stable-diffusion.cpp). A LoRA changes nothing in the other components.
+#: Component -> the prefixes that the runtime adds to its tensors' names, in models with a UNet and
+#: in others (new_sd_ctx in src/stable-diffusion.cpp). LoRAs do not change other components.
 _PREFIXES: Final = {
     "model": ("", ""),
     "diffusion_model": ("model.diffusion_model.", "model.diffusion_model."),
@@ -25,16 +25,16 @@ _PREFIXES: Final = {
 
 
 class LoraCheck:
-    """Checks before an image that its LoRAs can be applied, and finds what of them is left out."""
+    """The check, before an image, that its LoRAs can be applied, completely or in part."""
 
     def __init__(self, files: Mapping[str, Path], *, unet: bool, wtype: str, version: str) -> None:
-        """Remember what is loaded; its headers are read with the first LoRA.
+        """Store the description of the model; its headers are read with the first LoRA.
 
         Args:
-            files: Component of models.yaml to file.
-            unet: The model is a UNet.
-            wtype: Type that the weights were converted to; empty for their own.
-            version: What the runtime's log calls the kind of model.
+            files: Component of models.yaml -> file.
+            unet: The model has a UNet.
+            wtype: Type that the weights were converted to; empty if they were not converted.
+            version: Name of the kind of model in the runtime's log.
         """
         self._files = files
         self._unet = unet
@@ -43,10 +43,10 @@ class LoraCheck:
         self._model: dict[str, Weight] | None = None
 
     def check(self, name: str, path: Path) -> tuple[str, ...]:
-        """Return a sentence for everything of a LoRA that is left out.
+        """Return a warning for each part of a LoRA that is not applied.
 
         Raises:
-            EngineError: The runtime would end, or change nothing.
+            EngineError: The LoRA would crash the runtime, or have no effect.
         """
         found = inspection.read_lora(name, path)
         if runtime_name is None or self._version is None:

@@ -1,13 +1,14 @@
-"""The names that the runtime gives to tensors.
+"""The runtime's own names of tensors.
 
-Weight files name the same tensor in a dozen ways. The runtime translates all of them to its own
-names, and matches a LoRA with the model by these. The function is not part of its C API, but the
-library exports it: ``std::string convert_tensor_name(std::string name, SDVersion version)``.
+Weight files name the same tensor in a dozen ways. The runtime translates all of these names to its
+own names, and it uses its own names to match a LoRA with the model. The function that translates
+them is not part of the C API, but the library exports it:
+``std::string convert_tensor_name(std::string name, SDVersion version)``.
 
-It is called here by the C++ calling convention of x86-64 with libstdc++: an argument of a class
-type is passed as a pointer to the caller's copy, and the result is written where the first
-argument points. A call with a known result checks that. On other processors, and where the library
-does not export the function, ``runtime_name`` is missing (None).
+This module calls it with the C++ calling convention of x86-64 and libstdc++: an argument of a class
+type is passed as a pointer to the caller's copy, and the result is written to the address in the
+first argument. A call with a known result verifies this. ``runtime_name`` is ``None`` on other
+processors, and if the library does not export the function or the verification fails.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, ClassVar, Final
 
 from sdstream.engine.native.bindings import free, lib, malloc
 
-#: What the runtime's log calls a kind of model, in the order of its enumeration SDVersion
+#: Names of the kinds of models in the runtime's log, in the order of its enumeration SDVersion
 #: (src/model.h and model_version_to_str of stable-diffusion-cpp-python 0.4.7).
 _VERSIONS: Final = (
     "SD 1.x", "SD 1.x Inpaint", "Instruct-Pix2Pix", "SD 1.x Tiny UNet", "SD 2.x",
@@ -38,7 +39,10 @@ _KNOWN: Final = (
 
 
 class _String(ctypes.Structure):
-    """``std::string`` of libstdc++: short texts lie inside, longer ones in memory of their own."""
+    """``std::string`` of libstdc++.
+
+    The structure itself contains a short text; a longer text is allocated on the heap.
+    """
 
     data: int | None
     length: int
@@ -53,7 +57,7 @@ class _String(ctypes.Structure):
 
     @classmethod
     def of(cls, text: bytes) -> _String:
-        """Return a string with memory of its own, which the runtime may free or replace."""
+        """Return a string whose text is on the heap; the runtime may free or replace it."""
         memory = malloc(len(text) + 1)
         ctypes.memmove(memory, text + b"\0", len(text) + 1)
         capacity = len(text).to_bytes(8, "little").ljust(16, b"\0")
@@ -71,7 +75,7 @@ class _String(ctypes.Structure):
 
 
 def version_number(words: str) -> int | None:
-    """Return the runtime's number for a kind of model; None for one that this module lacks."""
+    """Return the runtime's number for a kind of model; None if the name is unknown."""
     return _VERSIONS.index(words) if words in _VERSIONS else None
 
 
@@ -93,6 +97,6 @@ def _bound() -> Callable[[str, int], str] | None:
     return convert if convert(given, 0) == wanted else None
 
 
-#: The runtime's name of a tensor in a file, by the number of the model's kind; None where the
-#: library does not offer it.
+#: Returns the runtime's name of a tensor. Its arguments are the name in the file and the number of
+#: the kind of model. The value is ``None`` if the library's function cannot be used.
 runtime_name: Final = _bound()

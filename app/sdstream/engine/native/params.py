@@ -1,4 +1,4 @@
-"""Requests and runtime options as the parameter structs of the runtime."""
+"""Conversion of requests and runtime options to the parameter structs of the runtime."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ _PATH_FIELDS: Final = {
     "control_net": "control_net_path",
 }
 
-#: Any non-empty path makes the runtime use a tiny autoencoder that the model file itself holds,
-#: after a warning that there is no such file.
+#: Any non-empty path makes the runtime use the tiny autoencoder inside the model file. The runtime
+#: logs a warning first, because no file has this name.
 TAE_INSIDE: Final = "inside-the-model-file"
 
-#: Pixels to a side of what an upscaler takes at once: its memory, and how often it is heard of.
+#: Side length in pixels of an upscaler's tiles. It determines the upscaler's memory, and how often
+#: it reports progress.
 UPSCALER_TILE: Final = 128
 
 _CACHE_MODES: Final = {
@@ -57,7 +58,7 @@ _HIRES_UPSCALERS: Final = {
 }
 
 
-#: Values of RuntimeOptions -> the runtime's.
+#: Values of RuntimeOptions -> values of the runtime.
 _LORA_MODES: Final = {
     "auto": sd.LoraApplyMode.LORA_APPLY_AUTO,
     "immediately": sd.LoraApplyMode.LORA_APPLY_IMMEDIATELY,
@@ -69,7 +70,7 @@ _PREDICTIONS: Final = {
     "v": sd.Prediction.V_PRED,
     "edm_v": sd.Prediction.EDM_V_PRED,
 }
-#: Fields of the runtime -> RuntimeOptions.
+#: Fields of sd_ctx_params_t -> fields of RuntimeOptions.
 _CHROMA_FIELDS: Final = {
     "chroma_use_dit_mask": "chroma_dit_mask",
     "chroma_use_t5_mask": "chroma_t5_mask",
@@ -79,13 +80,13 @@ _CHROMA_FIELDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What the parameters of an image need to know of the model.
+    """The values of a loaded model that the parameters of an image depend on.
 
     Attributes:
-        context: ``sd_ctx_t``.
-        vae_tiling: Decode in tiles unless a request turns that off.
-        lora_dir: Folder of the LoRAs, None for none.
-        upscaler_dir: Folder of the upscalers beside the built-in one, None for none.
+        context: The ``sd_ctx_t *``.
+        vae_tiling: The VAE works in tiles unless a request sets otherwise.
+        lora_dir: Folder of the LoRAs, or None.
+        upscaler_dir: Folder of the operator's own upscalers, or None.
     """
 
     context: Any
@@ -107,11 +108,11 @@ def context_params(
     Args:
         files: Component -> its file.
         runtime: The fields of RuntimeOptions.
-        threads: CPU threads.
-        embeddings: Word -> file.
-        kernels: CPU kernels are in use. They take whole convolutions, not the copies of pixels that
-            the runtime makes of them otherwise; and they are quicker when attention is fused, which
-            rounds keys and values to f16, so that the mode "exact" does without.
+        threads: Number of CPU threads.
+        embeddings: Word -> file of the embedding.
+        kernels: The project's CPU kernels are in use. They compute convolutions directly, so the
+            runtime need not copy the pixels into a matrix first. They are faster with fused
+            attention, but it rounds keys and values to f16; the mode "exact" does not use it.
     """
     params = sd.sd_ctx_params_t()
     lib.sd_ctx_params_init(ctypes.byref(params))
@@ -119,7 +120,7 @@ def context_params(
         setattr(params, _PATH_FIELDS[component], str(path).encode())
     if runtime["tae"] and "tae" not in files:
         params.taesd_path = TAE_INSIDE.encode()
-    # The defaults free the weights after the first image and leave the encoder out.
+    # By default the runtime frees the weights after the first image and omits the VAE's encoder.
     params.free_params_immediately = False
     params.vae_decode_only = False
     params.n_threads = threads
@@ -140,7 +141,7 @@ def context_params(
         array = (sd.sd_embedding_t * len(embeddings))()
         for entry, (word, path) in zip(array, embeddings.items(), strict=True):
             entry.name, entry.path = word.encode(), str(path).encode()
-        # Ctypes keeps the array alive through the pointer.
+        # ctypes keeps the array alive through the pointer.
         params.embeddings = ctypes.cast(array, ctypes.POINTER(sd.sd_embedding_t))
         params.embedding_count = len(array)
     if runtime["wtype"]:
@@ -150,7 +151,7 @@ def context_params(
 
 
 def _set_parts(params: Any, runtime: dict[str, Any]) -> None:
-    """Set the options of single parts; None leaves one as the library has it."""
+    """Set the options of single components; None keeps the library's default."""
     params.keep_clip_on_cpu = runtime["clip_on_cpu"]
     params.keep_vae_on_cpu = runtime["vae_on_cpu"]
     params.keep_control_net_on_cpu = runtime["control_net_on_cpu"]
@@ -171,10 +172,10 @@ def generation_params(
     """Return the ``sd_img_gen_params_t`` of one image.
 
     Args:
-        request: Every value concrete.
-        inputs: Fitted to the size; their bytes must outlive the call.
-        seed: Of this image.
-        model: What is loaded.
+        request: The request, with all values resolved.
+        inputs: Images in the size of the request; their bytes must outlive the native call.
+        seed: Seed of this image.
+        model: The loaded model.
     """
     options = request.options
     params = sd.sd_img_gen_params_t()
@@ -194,7 +195,7 @@ def generation_params(
     if inputs.references:
         references = (sd.sd_image_t * len(inputs.references))()
         references[:] = [native_image(picture) for picture in inputs.references]
-        # Ctypes keeps the array alive through the pointer.
+        # ctypes keeps the array alive through the pointer.
         params.ref_images = ctypes.cast(references, ctypes.POINTER(sd.sd_image_t))
         params.ref_images_count = len(references)
         params.increase_ref_index = bool(options.increase_ref_index)
@@ -238,7 +239,7 @@ def _set_sampling(sample: Any, request: GenerationRequest, model: LoadedModel) -
         sample.flow_shift = options.flow_shift
     if options.sigmas:
         levels = (ctypes.c_float * len(options.sigmas))(*options.sigmas)
-        # Ctypes keeps the array alive through the pointer.
+        # ctypes keeps the array alive through the pointer.
         sample.custom_sigmas = ctypes.cast(levels, ctypes.POINTER(ctypes.c_float))
         sample.custom_sigmas_count = len(levels)
     if options.slg_scale is not None:
@@ -256,7 +257,7 @@ def _set_loras(params: Any, folder: str, loras: Sequence[LoraChoice]) -> None:
     for entry, lora in zip(array, loras, strict=True):
         path = file_of(folder, lora.id, "LoRA")
         entry.path, entry.multiplier = str(path).encode(), lora.scale
-    # Ctypes keeps the array alive through the pointer.
+    # ctypes keeps the array alive through the pointer.
     params.loras = ctypes.cast(array, ctypes.POINTER(sd.sd_lora_t))
     params.lora_count = len(array)
 
@@ -291,10 +292,10 @@ def _set_skip_layers(params: Any, options: Options) -> None:
 
 
 def upscaler_path(folder: str | None, name: str) -> Path:
-    """The file of an upscaler, the built-in one or one of the operator's folder.
+    """Return the file of an upscaler: the built-in one, or one from the operator's folder.
 
     Raises:
-        EngineError: It is not there any more, or the runtime cannot load it.
+        EngineError: The file no longer exists, or the runtime cannot load it.
     """
     path = upscaler_file(name) or file_of(folder, name, "upscaler")
     problem = inspection.examine(path, "upscaler").problem
@@ -304,7 +305,11 @@ def upscaler_path(folder: str | None, name: str) -> Path:
 
 
 def file_of(folder: str | None, name: str, what: str) -> Path:
-    """The file of that name in one of the operator's folders."""
+    """Return the file of a name in one of the operator's folders.
+
+    Raises:
+        EngineError: The file no longer exists.
+    """
     path = weight_files(folder).get(name)
     if path is None:
         raise EngineError(Reason.GENERATION_FAILED, f"The {what} '{name}' no longer exists.")

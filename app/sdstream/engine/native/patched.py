@@ -1,4 +1,4 @@
-"""What the runtime can do when it was compiled with the project's patches (engine/patches)."""
+"""The functions that the project's patches (engine/patches) add to the runtime's library."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Patches:
-    """The functions that the patches add to the library; each does nothing where it lacks them."""
+    """The added functions; each does nothing if the library was built without the patches."""
 
     def __init__(self, lib: Any) -> None:
         pointer, integer = ctypes.c_void_p, ctypes.c_uint64
@@ -18,7 +18,7 @@ class Patches:
             "sdstream_condition_counts": counts,
             "sdstream_set_threads": [pointer, ctypes.c_int],
         }
-        #: False for a library that was compiled without the patches.
+        #: True if the library was built with the patches.
         self.present = all(hasattr(lib, name) for name in signatures)
         if self.present:
             self._lib = lib
@@ -27,22 +27,22 @@ class Patches:
                 function.restype, function.argtypes = None, arguments
 
     def cancel(self, context: Any, *, cancelled: bool) -> None:
-        """Stop sampling before its next step, or allow it again; any thread may call it."""
+        """Stop sampling before its next step, or allow it again; any thread may call this."""
         if self.present:
             self._lib.sdstream_cancel(context, int(cancelled))
 
     def set_threads(self, context: Any, threads: int) -> None:
-        """Use so many CPU threads from the next computation on; any thread may call it."""
+        """Set the CPU threads from the next computation on; any thread may call this."""
         if self.present:
             self._lib.sdstream_set_threads(context, threads)
 
     def keep_conditions(self, context: Any, limit: int) -> None:
-        """Keep the conditions of the last prompts, at most that many bytes."""
+        """Cache the conditions (encoded prompts) of the last prompts, up to ``limit`` bytes."""
         if self.present:
             self._lib.sdstream_set_condition_cache(context, limit)
 
     def condition_counts(self, context: Any) -> tuple[int, int]:
-        """Return how many conditions were computed and reused since the model was loaded."""
+        """Return the numbers of conditions computed and reused since the model was loaded."""
         computed, reused = ctypes.c_uint64(), ctypes.c_uint64()
         if self.present:
             self._lib.sdstream_condition_counts(

@@ -1,1 +1,1 @@
-"""Changes to the runtime's sources, applied before engine/runtime.py compiles it; see README.md."""
+"""Patches that engine/runtime.py applies to the runtime's sources before it compiles them."""

@@ -1,10 +1,10 @@
-"""Applies this folder's patches to an unpacked source distribution of the runtime.
+"""Apply this folder's patches to an unpacked source distribution of the runtime.
 
 ``python app/sdstream/engine/patches/apply.py FOLDER`` changes the files below FOLDER, and
-``--identity`` prints a hash of the patches. It uses the standard library alone, so that it runs
-before anything is installed, on machines without ``patch`` or ``git``.
+``--identity`` prints a hash of the patches. The script imports only the standard library, so it
+runs before anything is installed, and on machines without ``patch`` or ``git``.
 
-A hunk must fit exactly: other lines than the expected ones mean another release of the runtime,
+A hunk must match exactly. If the lines differ, the sources are of another release of the runtime,
 for which the change may be wrong.
 """
 
@@ -24,7 +24,7 @@ _HUNK: Final = re.compile(r"@@ -(?P<line>\d+)(,(?P<old>\d+))? \+\d+(,(?P<new>\d+
 
 
 class PatchError(Exception):
-    """A patch does not fit the sources; the message contains the file and the line."""
+    """A patch does not match the sources; the message contains the file and the line."""
 
 
 def patches() -> list[Path]:
@@ -33,19 +33,19 @@ def patches() -> list[Path]:
 
 
 def identity() -> str:
-    """Return a hash of the patches, which a cached build must have been made with."""
+    """Return a hash of the patches; a cached build is valid only for the same hash."""
     content = b"".join(path.read_bytes() for path in patches())
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def apply(source: Path) -> None:
-    """Apply all patches, or none when one does not fit.
+    """Apply all patches, or none if one does not match.
 
     Args:
         source: The unpacked source distribution.
 
     Raises:
-        PatchError: The sources are not those of the release that the patches were made for.
+        PatchError: The sources are of another release than the one that the patches are for.
     """
     changed: dict[Path, str] = {}
     for patch in patches():
@@ -59,10 +59,12 @@ def apply(source: Path) -> None:
 
 @dataclass
 class _Hunk:
-    """One change of a file: lines to find and lines to write, each with its line end.
+    """One change of a file, as lists of lines with their line ends.
 
     Attributes:
-        line: Where the expected lines begin, from 0.
+        line: Index of the first expected line, from 0.
+        expected: Lines that the file must contain there.
+        written: Lines that replace them.
     """
 
     line: int
@@ -71,7 +73,7 @@ class _Hunk:
 
 
 def _files(patch: str) -> dict[str, list[_Hunk]]:
-    """Return the hunks of a unified diff by file name, which lacks its first folder."""
+    """Return the hunks of a unified diff by file name, without the prefix "a/" or "b/"."""
     files: dict[str, list[_Hunk]] = {}
     lines = iter(patch.splitlines(keepends=True))
     for line in lines:
@@ -89,7 +91,11 @@ def _files(patch: str) -> dict[str, list[_Hunk]]:
 
 
 def _patched(before: str, hunks: list[_Hunk], where: str) -> str:
-    """Return a file's text after its hunks."""
+    """Return a file's text after its hunks are applied.
+
+    Raises:
+        PatchError: A hunk does not match.
+    """
     lines = before.splitlines(keepends=True)
     after: list[str] = []
     done = 0
