@@ -1,4 +1,4 @@
-// Whether this machine computes in AMX tiles.
+// The test whether AMX tiles work on this machine.
 #include <errno.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -16,7 +16,7 @@ enum : int { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18, PROBE_SECOND
 
 bool request_amx() { return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0; }
 
-// 0 if the product of two tiles is right.
+// Returns 0 if the product of two tiles is correct.
 SDK_AMX static int multiply_tiles() {
     alignas(64) uint32_t ones[TILE][TILE];
     alignas(64) float sums[TILE][TILE] = {};
@@ -35,9 +35,9 @@ SDK_AMX static int multiply_tiles() {
     return 0;
 }
 
-// The flags of a virtual machine may promise tiles whose first instruction ends the process, by
-// one signal or another, or never returns. A child process dies of it alone, whatever happens. A
-// handler in this process would belong to all its threads, and could jump out of no other end.
+// A virtual machine may report AMX although the first AMX instruction raises a signal or never
+// returns. The test therefore runs in a child process, so that it cannot end this one. A signal
+// handler in this process would apply to all of its threads, and it could not handle a hang.
 bool has_amx() {
     const pid_t child = fork();
     if (child == 0) {
@@ -61,6 +61,7 @@ bool has_amx() { return false; }
 
 }  // namespace sdk
 
-// Not zero if tiles work on this machine, and the system gives them to this process: it denies them
-// when a thread, which a child may lack, has too small a stack for signals.
+// Returns a value other than zero if tiles work on this machine and the system allows them for this
+// process. The system may allow them for the child and deny them here: it denies them if any thread
+// has too small a stack for signals.
 extern "C" SDK_EXPORT int sdk_has_amx(void) { return sdk::has_amx(); }

@@ -1,37 +1,38 @@
-// AMX: products of bf16 in registers of 16 rows of 16 units, which are sums or operands.
+// AMX: products of bf16 in tile registers of 16 rows with 16 units each, for sums and operands.
 //
-// The functions have the instructions as an attribute: the compiler emits them nowhere else, and
-// nothing runs them before `has_amx` and `request_amx` were true. Every compiler that knows the
-// flags of build.py knows these as well.
+// Only functions with the target attribute contain AMX instructions, and they run only after
+// `has_amx` and `request_amx` have returned true. Each compiler that supports the flags of build.py
+// supports this attribute as well.
 #pragma once
 #include "simd.h"
 
 namespace sdk {
 
-// Whether the product of two tiles is right on this machine, and this process may compute in them.
+// Returns whether this machine multiplies two tiles correctly and this process may use tiles.
 bool has_amx();
 
-// Ask the system for tiles, for all threads of this process.
+// Requests the use of tiles from the operating system, for all threads of this process.
 bool request_amx();
 
 #if defined(__AVX512BF16__)
 
 #define SDK_AMX __attribute__((target("amx-tile,amx-bf16")))
 
-// What is at `p` and elsewhere must be in memory now: GCC's intrinsics do not say that they read it.
+// Forces the compiler to write all pending values to memory, those at `p` included: GCC's
+// intrinsics do not declare that they read memory.
 inline void written(const void * p) { __asm__ volatile("" : : "r"(p) : "memory"); }
 
-enum : int { TILE = 16 };     // rows, and units of a row
+enum : int { TILE = 16 };     // number of rows, and of units in a row
 
-// Registers 0 to 7 as whole tiles.
+// Configuration that uses registers 0 to 7 as full tiles.
 struct alignas(64) TileLayout {
     uint8_t palette = 1, start = 0, unused[14] = {};
     uint16_t bytes[16] = { 64, 64, 64, 64, 64, 64, 64, 64 };
     uint8_t rows[16] = { TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE };
 };
 
-// While this lives, the thread has tiles. Afterwards its state is as small as before, for the
-// system to save and for the processor to rest.
+// Enables tiles for the current thread during the lifetime of the object. Releasing them afterwards
+// makes the thread's state smaller for context switches and lets the processor save power.
 class AmxState {
   public:
     AmxState() { if (config.products == Products::AMX) begin(); }
@@ -47,8 +48,8 @@ class AmxState {
     SDK_AMX static void end() { _tile_release(); }
 };
 
-// As `micro` of micro.h for BLOCKS times TILE rows of B, of which `n` count; memory of the others
-// is read. `units` is a multiple of TILE.
+// Does the same as `micro` of micro.h for BLOCKS*TILE rows of B, of which `n` are valid. The memory
+// of the other rows is read too. `units` is a multiple of TILE.
 template <int BLOCKS, int V>
 SDK_AMX void micro_amx(int n, const uint32_t * a, const uint32_t * b, int64_t ldb, int64_t units, float * c, int64_t ldc, int64_t m, bool onto) {
     alignas(64) float edge[BLOCKS*TILE][V*LANES];
@@ -93,7 +94,7 @@ SDK_AMX void micro_amx(int n, const uint32_t * a, const uint32_t * b, int64_t ld
 
 #else
 
-struct AmxState { AmxState() {} };    // AVX2: there are none
+struct AmxState { AmxState() {} };    // the AVX2 library does not use tiles
 
 #endif
 

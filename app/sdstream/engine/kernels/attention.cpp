@@ -1,14 +1,15 @@
-// FLASH_ATTN_EXT: scores, softmax and the sum of values for ROWS queries at a time.
+// FLASH_ATTN_EXT: scores, softmax and the weighted sum of values for ROWS queries at a time.
 //
-// All scores of these queries fit into the cache, so that a plain softmax does.
+// All scores of these queries fit in the cache, so a plain softmax is sufficient.
 #include "pack.h"
 
 namespace sdk {
 
-// Exponents below this would give denormal numbers: they count as nothing.
+// Exponents below this would give denormal numbers, so their results are set to zero.
 static const float SMALLEST = -87.f;
 
-// Scaled and masked scores -> their exponentials as units, and the inverse of the sum.
+// Scales and masks the scores of a row and writes their exponentials as units. Returns the inverse
+// of the exponentials' sum.
 template <class E>
 static float normalise(float * row, int64_t keys, int64_t padded, float scale, const uint16_t * mask, uint32_t * to) {
     vf top = set(-INFINITY);
@@ -31,7 +32,7 @@ static float normalise(float * row, int64_t keys, int64_t padded, float scale, c
     return 1.f/sum(total);
 }
 
-// Values [key][lane] -> panels of which the lanes are the columns.
+// Packs values [key][column] into panels whose lanes are the columns.
 template <class E>
 static void pack_values(const ggml_tensor * v, const char * data, int64_t keys, int64_t units, uint32_t * to) {
     const int64_t columns = v->ne[0];
@@ -46,7 +47,8 @@ static void pack_values(const ggml_tensor * v, const char * data, int64_t keys, 
             }
 }
 
-// Keys up to the last one that the mask leaves to any query: the runtime pads keys to multiples of 256.
+// Returns the number of keys up to the last one that the mask shows to any query. The runtime pads
+// keys to multiples of 256 and masks the padding.
 static int64_t visible_keys(const ggml_tensor * mask, int64_t keys, int64_t queries) {
     const uint16_t hidden = 0xFC00;  // -infinity
     int64_t seen = 0;
@@ -109,7 +111,7 @@ void run_attention(const ggml_compute_params * params, ggml_tensor * op) { SDK_C
 bool takes_attention(const ggml_tensor * op) {
     const ggml_tensor * q = op->src[0], * k = op->src[1], * v = op->src[2], * mask = op->src[3];
     const auto fits = [](const ggml_tensor * t) { return (t->type == GGML_TYPE_F16 || t->type == GGML_TYPE_F32) && dense(t); };
-    // Neither ALiBi, nor a soft cap, nor sinks.
+    // ALiBi, soft caps and sinks are not supported.
     return float_param(op, 1) == 0 && float_param(op, 2) == 0 && !op->src[4]
         && v->ne[2] == k->ne[2] && v->ne[3] == k->ne[3]
         && q->type == GGML_TYPE_F32 && op->type == GGML_TYPE_F32 && dense(q) && fits(k) && fits(v) && (!mask || mask->type == GGML_TYPE_F16);

@@ -1,6 +1,7 @@
-// Every operation against ggml's own kernels: odd shapes, unaligned tails, NaN and infinities, and
-// the same bytes for other numbers of threads. A worker runs the short list when it starts; tests
-// run the long one. Nothing here knows how the kernels work.
+// The check, which compares every operation with ggml's own kernels: odd shapes, unaligned tails, NaN
+// and infinities. The result must also have the same bytes for any number of threads. A worker runs
+// the short list when it starts, and tests run the long list. The check does not depend on how the
+// kernels work.
 #include <math.h>
 #include <stdio.h>
 #include <functional>
@@ -16,10 +17,10 @@ typedef std::function<ggml_tensor *(ggml_context *)> Make;
 struct Case {
     std::string name;
     Make make;
-    double tolerance;          // of the root mean square error, relative to that of the values
-    bool special = false;      // some values are NaN and infinite
-    bool spreads = false;      // more results than ggml's may be NaN then
-    Make reference = nullptr;  // the same from other operations, where ggml's own is not exact
+    double tolerance;          // maximum root mean square error, relative to that of the values
+    bool special = false;      // some values are NaN or infinite
+    bool spreads = false;      // more results than in ggml may be NaN in that case
+    Make reference = nullptr;  // the same from other operations, if ggml's own operation is not exact
 };
 
 // --- values -------------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ std::vector<float> run(const Case & one, const Make & make, int threads, uint32_
     ggml_tensor * out = make(context);
     ggml_cgraph * graph = ggml_new_graph(context);
     ggml_build_forward_expand(graph, out);
-    memset(out->data, 0xff, ggml_nbytes(out));     // NaN where nothing is written
+    memset(out->data, 0xff, ggml_nbytes(out));     // elements that are not written stay NaN
     ggml_graph_compute_with_ctx(context, graph, threads);
     std::vector<float> result((float *) out->data, (float *) out->data + elements(out));
     ggml_free(context);
@@ -117,7 +118,8 @@ std::string words(std::initializer_list<int64_t> numbers) {
     return text;
 }
 
-// What ggml itself loses by f16 and by 8-bit activations, and bf16 by its 8 bits.
+// Returns the tolerance for a type of weights. It covers ggml's own error from f16 and from 8-bit
+// activations, and the error of bf16, whose significand has 8 bits.
 double tolerance_of(ggml_type type) {
     if (ggml_is_quantized(type)) return 0.02;
     return config.products != Products::F32 ? 0.01 : type == GGML_TYPE_F32 ? 1e-5 : type == GGML_TYPE_BF16 ? 0.01 : 2e-3;
@@ -194,7 +196,7 @@ void add_attention(Cases & to, bool thorough) {
             const Inputs in = inputs(c);
             return ggml_flash_attn_ext(c, in.q, in.k, in.v, in.mask, scale, 0, 0);
         });
-        // ggml's fused attention adds its values in f16.
+        // ggml's fused attention is not exact: it adds the values in f16.
         to.back().reference = [=](ggml_context * c) {
             const Inputs in = inputs(c);
             ggml_tensor * scores = ggml_soft_max_ext(c, ggml_mul_mat(c, in.k, in.q), in.mask, scale, 0);
@@ -232,7 +234,7 @@ void add_elementwise(Cases & to) {
     }
     to.add("copy of pairs", 0, [](ggml_context * c) { return ggml_cont(c, ggml_permute(c, tensor(c, GGML_TYPE_F32, 2, 20, 5, 3), 0, 2, 1, 3)); }, true);
     to.add("repeat", 0, [](ggml_context * c) { return ggml_repeat(c, tensor(c, GGML_TYPE_F32, 1, 77, 3), ggml_new_tensor_3d(c, GGML_TYPE_F32, 2, 77, 3)); }, true);
-    // ggml takes gelu from a table of f16; it makes NaN of minus infinity.
+    // ggml reads GELU from a table of f16, and its result for minus infinity is NaN.
     to.add("silu", 1e-5, [](ggml_context * c) { return ggml_silu(c, tensor(c, GGML_TYPE_F32, 77, 9, 2, 1, 5)); });
     to.add("gelu", 2e-3, [](ggml_context * c) { return ggml_gelu(c, tensor(c, GGML_TYPE_F32, 77, 9, 2, 1, 5)); });
 }
@@ -250,8 +252,8 @@ void add_rows(Cases & to) {
 }  // namespace
 }  // namespace sdk
 
-// The number of failed cases, of which `report` (if not null) names the first ones, a line each.
-// The kernels must be installed, and are enabled afterwards.
+// Returns the number of failed cases. `report`, if not null, receives one line for each of the first
+// failed cases. The kernels must be installed; they are enabled afterwards.
 extern "C" SDK_EXPORT int sdk_check(int thorough, int threads, char * report, size_t bytes) {
     sdk::Cases cases;
     sdk::add_products(cases, thorough);

@@ -1,17 +1,17 @@
-// CONV_2D as a product with pixels that are packed straight from the image (implicit GEMM).
+// CONV_2D as a matrix product whose pixels are packed directly from the image (implicit GEMM).
 //
-// Lanes are output pixels in rows; k runs over input channel, kernel row, kernel column, as the
-// weights lie in memory.
+// The lanes are output pixels in row order. k runs over input channels, kernel rows and kernel
+// columns, which is the order of the weights in memory.
 #include "image.h"
 
 namespace sdk {
 
-enum : int { TAPS_MOST = 64 };     // elements of a kernel: 8 by 8
+enum : int { TAPS_MOST = 64 };     // maximum number of a kernel's elements (taps), 8 by 8
 
-// A run of lanes within one output row, and what each tap reads for it.
+// A run of lanes within one output row, with the pixels that each tap reads for it.
 struct Segment {
     vm mask[TAPS_MOST];
-    int64_t at[TAPS_MOST];         // from the channel's first pixel to that of lane 0
+    int64_t at[TAPS_MOST];         // offset of lane 0's pixel from the channel's first pixel
 };
 
 static int segments_of(const Convolution & c, int64_t first, int64_t lanes, Segment * to) {
@@ -20,7 +20,7 @@ static int segments_of(const Convolution & c, int64_t first, int64_t lanes, Segm
         const int64_t y0 = (first + lane)/c.out_width, x0 = (first + lane) % c.out_width, length = std::min(lanes - lane, c.out_width - x0);
         for (int64_t t = 0; t < c.kernel_width*c.kernel_height; t++) {
             const int64_t y = y0*c.step_y + t/c.kernel_width*c.gap_y - c.pad_y, x = x0*c.step_x + t % c.kernel_width*c.gap_x - c.pad_x;
-            // The lanes l of 0 <= x + l*step < width.
+            // The lanes l for which 0 <= x + l*step < width.
             const int64_t begin = x >= 0 ? 0 : (-x + c.step_x - 1)/c.step_x, end = std::min(length, x < c.width ? (c.width - x + c.step_x - 1)/c.step_x : 0);
             const bool inside = y >= 0 && y < c.height && begin < end;
             to[count].mask[t] = inside ? range((int) (lane + begin), (int) (lane + end)) : low(0);
@@ -31,11 +31,11 @@ static int segments_of(const Convolution & c, int64_t first, int64_t lanes, Segm
     return count;
 }
 
-// All taps of whole channels, of lanes within one output row whose pixels lie side by side.
+// Packs all taps of whole channels, for lanes within one output row whose pixels are contiguous.
 template <class E, int TAPS>
 static void pack_row_of_pixels(const float * channel, int64_t plane, const Segment & s, int64_t count, int64_t stride, uint32_t * to) {
     for (int64_t k = 0; k < count; k += E::PER*TAPS, channel += E::PER*plane) {
-        for (int t = 1; t < E::PER*TAPS; t += 3)   // of the next panel
+        for (int t = 1; t < E::PER*TAPS; t += 3)   // prefetch for the next panel
             _mm_prefetch((const char *) (channel + t/TAPS*plane + s.at[t % TAPS] + PANEL), _MM_HINT_T0);
 #pragma GCC unroll 9
         for (int t = 0; t < E::PER*TAPS; t += E::PER, to += stride) {
@@ -46,7 +46,7 @@ static void pack_row_of_pixels(const float * channel, int64_t plane, const Segme
     }
 }
 
-// Any shape: the taps one by one.
+// Packs pixels of any shape, one tap at a time.
 template <class E>
 static void pack_any_pixels(const Convolution & c, const float * channel, int tap, const Segment * s, int segments, int64_t count, int64_t stride, uint32_t * to) {
     const int taps = (int) (c.kernel_width*c.kernel_height);
@@ -89,7 +89,7 @@ static void convolution(const ggml_compute_params * params, ggml_tensor * op) {
     const int64_t taps = w->ne[0]*w->ne[1], k = taps*w->ne[2], pixels = op->ne[0]*op->ne[1];
     const Rows b = { (const char *) w->data, (int64_t) w->nb[3], w->type };
     const Part part = part_of(pixels, w->ne[3], E::ROWS, params->ith, params->nth);
-    // Whole pairs of channels at a time where most convolutions are.
+    // Blocks of 3x3 kernels, the most common ones, contain whole pairs of channels.
     const int64_t step = taps == 9 ? 18 : 32;
     for (int64_t i = 0; i < op->ne[3]; i++) {
         const Convolution c = convolution_of(op, i);

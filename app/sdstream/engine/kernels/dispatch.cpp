@@ -1,8 +1,9 @@
-// Which operations the kernels take over, and how ggml comes to ask them.
+// The table of operations that the kernels compute, and its registration with ggml.
 //
-// ggml's CPU backend asks every "extra buffer type" for each operation whether it computes it
-// (ggml_cpu_extra_compute_forward). The list of them is a std::vector behind an exported function:
-// a library that is loaded after the runtime appends an entry, and nothing of the runtime changes.
+// For each operation, ggml's CPU backend asks every "extra buffer type" whether it computes the
+// operation (ggml_cpu_extra_compute_forward). An exported function returns the list of these types,
+// a std::vector. This library is loaded after the runtime and appends an entry to the list, so the
+// runtime itself is not changed.
 #include <atomic>
 #include "dispatch.h"
 #include "amx.h"
@@ -17,7 +18,7 @@ namespace {
 bool enabled;
 std::atomic<int64_t> calls;
 
-enum : int { OBJECT_BYTES = 32 };     // ggml_object of ggml.c
+enum : int { OBJECT_BYTES = 32 };     // size of ggml_object in ggml.c
 
 struct Operation {
     ggml_op op;
@@ -26,7 +27,7 @@ struct Operation {
     size_t (*work_bytes)(const ggml_tensor *);
 };
 
-// The first row that takes an operation computes it.
+// The first row whose `takes` accepts an operation computes it.
 const Operation operations[] = {
     { GGML_OP_MUL_MAT,        takes_product_int8, run_product_int8, product_int8_bytes },
     { GGML_OP_MUL_MAT,        takes_product,      run_product,      nullptr },
@@ -52,7 +53,8 @@ const Operation * operation_of(const ggml_tensor * op) {
     return nullptr;
 }
 
-// The two classes have the virtual functions of ggml/src/ggml-cpu/traits.h, in their order.
+// The following two classes have the virtual functions of ggml/src/ggml-cpu/traits.h in the same
+// order.
 struct Traits {
     virtual ~Traits() = default;
     virtual bool work_size(int, const ggml_tensor * op, size_t & size) {
@@ -86,12 +88,12 @@ int64_t taken() { return calls; }
 
 extern "C" {
 
-// Release of the runtime whose headers this was compiled with, and a digest of the sources.
+// Returns the release of the runtime whose headers were used, and a hash of these sources.
 SDK_EXPORT const char * sdk_identity(void) { return SDK_IDENTITY; }
 
-// Take over the runtime's operations. `abort_flag` is a byte that stays, or null. Returns 0, or 1
-// if the runtime has tensors of another size: they belong to another release or to other flags; or
-// 2 if the system gives no tiles.
+// Replaces the runtime's operations. `abort_flag` is null or points to a byte that outlives the
+// library. Returns 0 on success, 1 if the runtime's tensors have another size (because of another
+// release or other compiler flags), or 2 if the operating system denies AMX tiles.
 SDK_EXPORT int sdk_install(int products, int int8, const char * abort_flag) {
     static sdk::Extra extra;
     static ggml_backend_buffer_type type = {};
@@ -108,7 +110,7 @@ SDK_EXPORT int sdk_install(int products, int int8, const char * abort_flag) {
     return 0;
 }
 
-// Leave everything to ggml again.
+// Leaves all operations to ggml again.
 SDK_EXPORT void sdk_disable(void) { sdk::enable(false); }
 
 }

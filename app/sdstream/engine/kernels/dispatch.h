@@ -1,4 +1,4 @@
-// The C functions that the adapter calls (native/kernels.py) and the switch that the check uses.
+// The export macro of the C functions that native/kernels.py calls, and functions for check.cpp.
 #pragma once
 #include "host.h"
 
@@ -6,10 +6,10 @@
 
 namespace sdk {
 
-// All operations to the kernels, or all to ggml.
+// Enables the kernels for all operations, or leaves all operations to ggml.
 void enable(bool wanted);
 
-// Operations that the kernels have computed.
+// Returns the number of operations that the kernels have computed.
 int64_t taken();
 
 }  // namespace sdk

@@ -1,15 +1,15 @@
-// ADD and MUL with broadcasts, REPEAT, CONT, GELU and SiLU.
+// ADD and MUL with broadcasts, REPEAT, CONT, CPY, PAD, CONCAT, GELU and SiLU.
 //
-// ggml walks rows one by one, and an operand of one element a row (a bias over pixels) element by
-// element; here the tensors are runs of memory.
+// ggml processes one row at a time, and a second operand with one element per row (such as a bias
+// for pixels) one element at a time. These functions process longer runs of memory.
 #include "simd.h"
 
 namespace sdk {
 
 // --- ADD and MUL --------------------------------------------------------------------------------
 
-// The second operand as [repeats][length][times]: each of `length` elements `times` times in a row,
-// and the whole over again.
+// The second operand as [repeats][length][times]: each of `length` elements is used `times` times
+// in a row, and the whole sequence is repeated.
 struct Pattern { int64_t times, length; };
 
 static bool pattern_of(const ggml_tensor * op, const ggml_tensor * b, Pattern & p) {
@@ -49,14 +49,14 @@ void run_multiply(const ggml_compute_params * params, ggml_tensor * op) { binary
 bool takes_binary(const ggml_tensor * op) {
     const ggml_tensor * a = op->src[0], * b = op->src[1];
     Pattern p;
-    // Runs shorter than 16 are no quicker than ggml's.
+    // Runs shorter than 16 are not faster than in ggml.
     return packed(a) && packed(b) && packed(op) && elements(a) == elements(op) && pattern_of(op, b, p)
         && (p.times > 1 ? p.times >= 16 : p.length >= 16);
 }
 
-// --- REPEAT and CONT ----------------------------------------------------------------------------
+// --- REPEAT, CONT, CPY, PAD and CONCAT ----------------------------------------------------------
 
-// Each element `times` times in a row, as rotary embeddings need it.
+// Repeats each element `times` times in a row, as rotary embeddings need it.
 void run_repeat(const ggml_compute_params * params, ggml_tensor * op) {
     const float * a = (const float *) op->src[0]->data;
     float * c = (float *) op->data;
@@ -81,7 +81,7 @@ bool takes_repeat(const ggml_tensor * op) {
     return packed(a) && packed(op) && a->ne[0] == 1 && a->ne[1] == op->ne[1] && a->ne[2] == op->ne[2] && a->ne[3] == op->ne[3];
 }
 
-// The first two dimensions change places: tiles of LANES by LANES.
+// Copies a tensor and swaps its first two dimensions, in tiles of LANES by LANES.
 static void transpose_copy(const ggml_compute_params * params, const ggml_tensor * a, float * to) {
     const int64_t n0 = a->ne[0], n1 = a->ne[1], n2 = a->ne[2], across = (n1 + LANES - 1)/LANES;
     const Range mine = share(params, across*n2*a->ne[3]);
@@ -99,7 +99,8 @@ static void transpose_copy(const ggml_compute_params * params, const ggml_tensor
     }
 }
 
-// `rows` rows of n floats that lie `stride` bytes apart, their elements `step` bytes, -> side by side.
+// Copies `rows` rows of `n` floats to contiguous memory. Rows are `stride` bytes apart, and elements
+// of a row `step` bytes.
 static void copy_rows(const char * p, size_t step, size_t stride, int64_t n, int64_t rows, float * q) {
     for (int64_t r = 0; r < rows; r++, p += stride, q += n) {
         if (step != sizeof(float)) for (int64_t i = 0; i < n; i++) memcpy(q + i, p + i*step, sizeof(float));
@@ -108,7 +109,7 @@ static void copy_rows(const char * p, size_t step, size_t stride, int64_t n, int
     }
 }
 
-// Any strides -> side by side.
+// Copies a tensor with any strides to contiguous memory.
 void run_copy(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * a = op->src[0];
     float * to = (float *) op->data;
@@ -116,14 +117,15 @@ void run_copy(const ggml_compute_params * params, ggml_tensor * op) {
     const int64_t n0 = a->ne[0], n1 = a->ne[1], n2 = a->ne[2];
     const Range mine = share(params, n1*n2*a->ne[3]);
     for (int64_t r = mine.first; r < mine.last;) {
-        const int64_t i1 = r % n1, run = std::min(n1 - i1, mine.last - r);     // rows that follow each other
+        const int64_t i1 = r % n1, run = std::min(n1 - i1, mine.last - r);     // rows of the same plane
         const char * p = (const char *) a->data + i1*a->nb[1] + r/n1 % n2*a->nb[2] + r/n1/n2*a->nb[3];
         copy_rows(p, a->nb[0], a->nb[1], n0, run, to + r*n0);
         r += run;
     }
 }
 
-// Any strides between rows -> f16 side by side. Fused attention casts its keys and values.
+// Converts rows with any strides between them to contiguous f16. Fused attention casts its keys and
+// values in this way.
 void run_cast(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * a = op->src[0];
     const int64_t n0 = a->ne[0], n1 = a->ne[1], n2 = a->ne[2];
@@ -140,7 +142,7 @@ bool takes_cast(const ggml_tensor * op) {
     return a->type == GGML_TYPE_F32 && dense(a) && packed(op, GGML_TYPE_F16) && ggml_are_same_shape(a, op);
 }
 
-// Zeros behind each row, and rows of zeros behind the rows.
+// Adds zeros after each row, and rows of zeros after the last row of each dimension.
 void run_pad(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * a = op->src[0];
     const int64_t n0 = op->ne[0], n1 = op->ne[1], n2 = op->ne[2];
@@ -155,14 +157,14 @@ void run_pad(const ggml_compute_params * params, ggml_tensor * op) {
 }
 
 bool takes_pad(const ggml_tensor * op) {
-    const int32_t * before = op->op_params;  // and behind, in turn; the last one is whether it wraps around
+    const int32_t * before = op->op_params;  // padding before and after each dimension in turn; circular flag
     return op->src[0]->type == GGML_TYPE_F32 && packed(op) && !before[0] && !before[2] && !before[4] && !before[6] && !before[8];
 }
 
-// Rows side by side to rows in a larger tensor.
+// Copies the rows of both operands into the larger result.
 void run_concat(const ggml_compute_params * params, ggml_tensor * op) {
     const int axis = op->op_params[0];
-    int64_t before = 0;                 // where the second one begins, in elements of op
+    int64_t before = 0;                 // index in op along the axis where the operand begins
     for (int s = 0; s < 2; s++) {
         const ggml_tensor * a = op->src[s];
         const Range mine = share(params, a->ne[1]*a->ne[2]*a->ne[3]);
@@ -186,7 +188,7 @@ bool takes_copy(const ggml_tensor * op) { return op->src[0]->type == GGML_TYPE_F
 
 static vf silu(vf x) { return div(x, add(set(1.f), exponential(sub(zero(), x)))); }
 
-// The tanh form: x*sigmoid(2*sqrt(2/pi)*(x + 0.044715*x^3)).
+// GELU in its tanh form: x*sigmoid(2*sqrt(2/pi)*(x + 0.044715*x^3)).
 static vf gelu(vf x) {
     const vf t = mul(mul(set(1.5957691216f), x), fma(mul(set(0.044715f), x), x, set(1.f)));
     return div(x, add(set(1.f), exponential(sub(zero(), t))));
@@ -198,7 +200,7 @@ static void activation(const ggml_compute_params * params, ggml_tensor * op, F f
     float * c = (float *) op->data;
     const Range mine = share(params, elements(op), 64);
     for (int64_t i = mine.first; i < mine.last; i += LANES) {
-        // Below -1e4 both are zero, and minus infinity would give NaN.
+        // Below -1e4 both functions are zero. The bound avoids NaN for minus infinity.
         const vf x = most(set(-1e4f), load(a + i, mine.last - i));
         store(c + i, f(x), mine.last - i);
     }

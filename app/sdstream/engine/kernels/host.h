@@ -1,10 +1,11 @@
-// What the kernels know of ggml beyond its public headers, and what every operation needs.
+// Declarations of ggml's private structs, and helpers that all operations use.
 //
-// The three structs below are private to ggml (src/ggml-cpu/ggml-cpu-impl.h, src/ggml-cpu/traits.h,
-// src/ggml-backend-impl.h). They are declared again here because a wheel of the runtime contains
-// the public headers only. Their layout belongs to one release: dispatch.cpp compares the size of
-// a tensor before it registers anything, the adapter compares the release and the sources, and
-// check.cpp proves the rest. The library is linked to the runtime's and calls ggml's functions.
+// The structs and functions below are private to ggml (src/ggml-cpu/ggml-cpu-impl.h,
+// src/ggml-cpu/traits.h, src/ggml-backend-impl.h). They are declared again here because a wheel of
+// the runtime contains only the public headers. Their layout may change with each release:
+// dispatch.cpp compares the size of a tensor before it registers anything, native/kernels.py
+// compares the release and the sources, and check.cpp compares the results. The library is linked
+// to the runtime's library and calls ggml's functions.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@
 #include "ggml.h"
 #include "ggml-backend.h"
 
-// What a thread of a graph is told: it is thread `ith` of `nth`.
+// Parameters of one thread of a graph, which is thread `ith` of `nth`.
 struct ggml_compute_params {
     int ith, nth;
     size_t wsize;
@@ -29,31 +30,32 @@ struct ggml_backend_buffer_type {
     void * context;
 };
 
-// Exported by the runtime's library. The first waits for all threads of the operation.
+// Functions of the runtime's library. ggml_barrier waits for all threads of the operation.
 extern "C" void ggml_barrier(struct ggml_threadpool * threadpool);
 std::vector<ggml_backend_buffer_type_t> & ggml_backend_cpu_get_extra_buffer_types();
 
 namespace sdk {
 
-// Weights in whole numbers: none; q4_0 and q8_0, by the CPU's sums of four products; or q4_0 alone,
-// by its sums of two.
+// Integer products: none; q4_0 and q8_0, with an instruction that adds four products; or only q4_0,
+// with an instruction that adds two.
 enum class Int8 { NONE = 0, DOT = 1, PAIRS = 2 };
 
-// Products of f32; of bf16 pairs with sums of f32; or the latter in AMX tiles.
+// Products of f32, products of bf16 pairs with f32 sums, or such products in AMX tiles.
 enum class Products { F32 = 0, BF16 = 1, AMX = 2 };
 
-// What the CPU can do and the operator wants.
+// The kinds of products that the CPU supports and the operator allows.
 struct Config {
     Products products = Products::F32;
     Int8 int8 = Int8::NONE;
 };
 extern Config config;
 
-// Not zero: the image is no longer wanted. Operations then return early, and leave garbage behind.
+// Points to a byte that is not zero if the image was cancelled. Operations then return early, and
+// their results are undefined.
 extern const volatile char * abort_flag;
 inline bool aborted() { return abort_flag && *abort_flag; }
 
-// Memory of one thread that is kept from operation to operation.
+// Memory of one thread, which is reused by later operations.
 class Scratch {
   public:
     Scratch() = default;
@@ -82,10 +84,10 @@ inline Buffers & buffers() { static thread_local Buffers own; return own; }
 
 inline int64_t elements(const ggml_tensor * t) { return t->ne[0]*t->ne[1]*t->ne[2]*t->ne[3]; }
 
-// Neighbours of a row lie side by side.
+// True if the elements of a row are contiguous.
 inline bool dense(const ggml_tensor * t) { return t->nb[0] == ggml_type_size(t->type); }
 
-// All elements are of a type and lie side by side.
+// True if the tensor has the given type and all of its elements are contiguous.
 inline bool packed(const ggml_tensor * t, ggml_type type = GGML_TYPE_F32) {
     if (t->type != type) return false;
     size_t bytes = ggml_type_size(type);
@@ -104,13 +106,13 @@ inline float float_param(const ggml_tensor * t, int index) {
 
 struct Range { int64_t first, last; };
 
-// The share of a thread of `count` things, in whole multiples of `grain`.
+// Returns a thread's share of `count` items, in whole multiples of `grain`.
 inline Range share(const ggml_compute_params * params, int64_t count, int64_t grain = 1) {
     const int64_t grains = (count + grain - 1)/grain, each = (grains + params->nth - 1)/params->nth*grain;
     return { std::min(count, params->ith*each), std::min(count, (params->ith + 1)*each) };
 }
 
-// --- operations: `takes` decides by the shapes, `run` computes one thread's part -----------------
+// --- operations: `takes` accepts or rejects the shapes, `run` computes one thread's part ---------
 
 bool takes_product(const ggml_tensor * op);
 void run_product(const ggml_compute_params * params, ggml_tensor * op);

@@ -1,4 +1,4 @@
-// The image and the shape of one CONV_2D.
+// The image and the parameters of one CONV_2D.
 #pragma once
 #include "pack.h"
 
@@ -11,7 +11,7 @@ struct Convolution {
     int step_x, step_y, pad_x, pad_y, gap_x, gap_y;
 };
 
-// Of image `i` of the batch.
+// Returns the convolution of image `i` of the batch.
 inline Convolution convolution_of(const ggml_tensor * op, int64_t i) {
     const ggml_tensor * w = op->src[0], * x = op->src[1];
     const int32_t * p = op->op_params;

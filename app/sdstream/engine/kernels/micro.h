@@ -1,6 +1,6 @@
-// The one loop nest of all products: C[n][m] = sum over k of A[m][k]*B[n][k], m being contiguous
-// in C. README.md draws it. A is packed into panels whose lanes run along m, B into rows along k,
-// and the micro kernel keeps ROWS times PANEL results in registers.
+// The loop nest of all products: C[n][m] = sum over k of A[m][k]*B[n][k], where m is contiguous in
+// C. README.md contains a diagram of it. A is packed into panels whose lanes run along m, and B is
+// packed into rows along k. The micro kernel keeps ROWS*PANEL results in registers.
 #pragma once
 #include "amx.h"
 
@@ -12,17 +12,18 @@ enum : int { VECTOR_ROWS = 12, VECTORS = 2 };    // 24 sums, 2 of A and 1 of B i
 enum : int { VECTOR_ROWS = 6, VECTORS = 2 };     // 12 sums, 2 of A and 1 of B in 16 registers
 #endif
 enum : int { PANEL = VECTORS*LANES };
-enum : int { DEPTH = 576 };               // units of k at a time: rows of B stay in the level 1 cache
-enum : int { CACHE_BYTES = 640 << 10 };   // of panels at a time: they stay in the level 2 cache
+enum : int { DEPTH = 576 };               // units of k in a block: the rows of B fit in the L1 cache
+enum : int { CACHE_BYTES = 640 << 10 };   // bytes of panels in a block: they fit in the L2 cache
 
-// A unit is what one 32-bit lane holds: PER values, one float or two bf16 of neighbouring k. The
-// micro kernel takes ROWS rows of B, and STEP units of k at once.
+// A unit is the content of one 32-bit lane: PER values, which are one float or two bf16 of adjacent
+// k. The micro kernel processes ROWS rows of B and STEP units of k at once.
 struct F32 {
     enum : int { PER = 1, ROWS = VECTOR_ROWS, STEP = 1 };
     static vf multiply_add(vf c, vi a, vi b) { return fma(as_float(a), as_float(b), c); }
-    // LANES*PER values of a row as units in row order; `load` gives LANES values from an offset on.
+    // Returns LANES*PER values of a row as units in row order; `load` returns LANES values from an
+    // offset on.
     template <class Load> static vi row(Load load) { return as_int(load(0)); }
-    // Vectors over lanes, of k (and k + 1), as units.
+    // Returns the units of two vectors, which contain the lanes' values of k and of k + 1.
     static vi zip(vf even, vf) { return as_int(even); }
 };
 
@@ -40,7 +41,7 @@ struct Bf16 {
         return _mm512_permutexvar_epi16(order, (vi) _mm512_cvtne2ps_pbh(odd, even));
     }
 };
-// The same values, multiplied in tiles.
+// The same values as in Bf16, multiplied in tiles.
 struct Amx : Bf16 {
     enum : int { ROWS = 2*TILE, STEP = TILE };
 };
@@ -52,7 +53,8 @@ struct Amx : Bf16 {
 
 // --- micro kernel -------------------------------------------------------------------------------
 
-// C[j][v*LANES + lane] (+)= sum over units of A[unit][v][lane] * B[j][unit], of which `m` lanes count.
+// C[j][v*LANES + lane] (+)= sum over units of A[unit][v][lane] * B[j][unit], for the first `m`
+// lanes. The result is added to C if `onto` is true.
 template <class E, int N, int V>
 void micro(const uint32_t * a, const uint32_t * b, int64_t ldb, int64_t units, float * c, int64_t ldc, int64_t m, bool onto) {
     vf sums[N][V];
@@ -79,7 +81,7 @@ void micro(const uint32_t * a, const uint32_t * b, int64_t ldb, int64_t units, f
     }
 }
 
-// For 1 to ROWS rows of B and a panel of which `m` lanes count.
+// Calls `micro` for 1 to ROWS rows of B and the first `m` lanes of a panel.
 template <class E, int V>
 void micro_rows(int n, const uint32_t * a, const uint32_t * b, int64_t ldb, int64_t units, float * c, int64_t ldc, int64_t m, bool onto) {
     switch (n) {
@@ -107,15 +109,15 @@ void micro_panel(int n, const uint32_t * a, const uint32_t * b, int64_t ldb, int
     else           micro_rows<E, 1>(n, a, b, ldb, units, c, ldc, m, onto);
 }
 
-// Of `count` values of k, as the micro kernel takes them.
+// Returns the number of units for `count` values of k, rounded up to a multiple of STEP.
 template <class E>
 int64_t units_of(int64_t count) { return (count + E::PER*E::STEP - 1)/(E::PER*E::STEP)*E::STEP; }
 
 // --- loop nest ----------------------------------------------------------------------------------
 
-// Blocks of k of one length, a multiple of `step`; longer where few lanes are wanted, so that the
-// larger matrix is read in long runs. They depend on the shape alone: so do the results, for any
-// number of threads.
+// Returns the length of the blocks of k, a multiple of `step`. Blocks are longer if there are few
+// lanes, so that the larger matrix is read in long runs. The length depends only on the shape, so
+// the results are the same for any number of threads.
 template <class E>
 int64_t depth_of(int64_t k, int64_t m, int64_t step) {
     const int64_t longest = (m <= 32 ? 4 : m <= 128 ? 2 : 1)*DEPTH*E::PER/step*step;
@@ -126,8 +128,8 @@ int64_t depth_of(int64_t k, int64_t m, int64_t step) {
 // A thread's part of C.
 struct Part { int64_t m0, m1, n0, n1; };
 
-// The threads as a grid over C, with as little of A and B packed twice as possible; each takes
-// whole panels and blocks of `rows`.
+// Divides C among the threads as a grid. The grid is chosen so that threads pack as little of A and
+// B repeatedly as possible. Each thread gets whole panels and whole blocks of `rows` rows.
 inline Part part_of(int64_t m, int64_t n, int rows, int ith, int nth) {
     int across = 1;
     double least_cost = 1e300;
@@ -143,14 +145,14 @@ inline Part part_of(int64_t m, int64_t n, int rows, int ith, int nth) {
     return { std::min(m, im*pm), std::min(m, (im + 1)*pm), std::min(n, in*pn), std::min(n, (in + 1)*pn) };
 }
 
-// pack_panel(m, rows, V, k, count, to) packs A, pack_rows(n, rows, k, count, to, ldb) packs B. Both
-// fill up with zeros to a multiple of LANES units.
+// Computes a thread's part of C. pack_panel(m, rows, V, k, count, to) packs A, and
+// pack_rows(n, rows, k, count, to, ldb) packs B. Both pad with zeros to a multiple of LANES units.
 template <class E, class PackPanel, class PackRows>
 void nest(const Part & part, int64_t k, int64_t depth, float * c, int64_t ldc, PackPanel pack_panel, PackRows pack_rows) {
     if (part.m0 >= part.m1 || part.n0 >= part.n1) return;
     enum : int { RUN = LANES*E::PER, ROWS = E::ROWS };
     const int64_t units_most = (depth + RUN - 1)/RUN*LANES, ldb = units_most + 16;
-    // As many panels as the cache takes, in blocks of about one height.
+    // Each block has as many panels as fit in the cache, and all blocks have about the same height.
     const int64_t highest = std::max<int64_t>(2*PANEL, CACHE_BYTES/(4*units_most)/PANEL*PANEL);
     const int64_t parts = (part.m1 - part.m0 + highest - 1)/highest;
     const int64_t height = ((part.m1 - part.m0 + parts - 1)/parts + PANEL - 1)/PANEL*PANEL;

@@ -1,4 +1,4 @@
-// Rows of weights and activations of any type as the units that the micro kernel reads.
+// Packing of rows of weights and activations of any type into the units of the micro kernel.
 #pragma once
 #include "micro.h"
 
@@ -12,7 +12,7 @@ struct Rows {              // a matrix whose rows are contiguous in k
 
 // --- types --------------------------------------------------------------------------------------
 
-// Values LANES*part … of a block of 32: an f16 scale, then 32 int8.
+// Returns LANES values of a q8_0 block, from LANES*part on. The block is an f16 scale and 32 int8.
 inline vf q8_0_part(const char * block, int part) {
     uint16_t scale;
     memcpy(&scale, block, sizeof scale);
@@ -22,7 +22,8 @@ inline vf q8_0_part(const char * block, int part) {
     return mul(set(_cvtsh_ss(scale)), widen_int8(q));
 }
 
-// An f16 scale, then 32 nibbles of which the low ones of all bytes come first.
+// The same for a q4_0 block, which is an f16 scale and 16 bytes. The low nibbles of all bytes are
+// values 0 to 15, and the high nibbles are values 16 to 31.
 inline vf q4_0_part(const char * block, int part) {
     uint16_t scale;
     memcpy(&scale, block, sizeof scale);
@@ -33,12 +34,12 @@ inline vf q4_0_part(const char * block, int part) {
     return mul(set(_cvtsh_ss(scale)), widen_int8(q));
 }
 
-// Types that `row_load` reads; all others go through ggml's own conversion.
+// Returns whether `row_load` can read the type; ggml's functions convert all other types.
 inline bool loads_directly(ggml_type t) {
     return t == GGML_TYPE_F32 || t == GGML_TYPE_F16 || t == GGML_TYPE_BF16 || t == GGML_TYPE_Q8_0 || t == GGML_TYPE_Q4_0;
 }
 
-// LANES values from k on (a multiple of LANES), of which `left` are there.
+// Returns LANES values from k on, which is a multiple of LANES. Only the first `left` values exist.
 inline vf row_load(ggml_type type, const char * row, int64_t k, int64_t left) {
     switch (type) {
         case GGML_TYPE_F32:  return load((const float *) row + k, left);
@@ -57,13 +58,14 @@ inline void row_floats(const Rows & of, int64_t row, int64_t k, int64_t count, f
 
 // --- packing ------------------------------------------------------------------------------------
 
-// `n` rows of `count` values from k on -> units in row order, rows being `ldb` units apart.
+// Packs `n` rows of `count` values from k on into units in row order; the distance of rows in `to`
+// is `ldb` units.
 template <class E>
 void pack_rows(const Rows & of, int64_t row, int n, int64_t k, int64_t count, uint32_t * to, int64_t ldb) {
     for (int j = 0; j < n; j++) {
         const char * p = of.data + (row + j)*of.stride;
         int64_t i = 0;
-        if (of.type == GGML_TYPE_F16)        // weights of convolutions: each is read once, from memory
+        if (of.type == GGML_TYPE_F16)        // weights of convolutions are read only once, from memory
             for (const uint16_t * h = (const uint16_t *) p + k; i + LANES*E::PER <= count; i += LANES*E::PER) {
                 _mm_prefetch((const char *) (h + i) + E::ROWS*of.stride, _MM_HINT_T1);
                 istore(to + j*ldb + i/E::PER, E::row([&](int at) { return widen_f16(h + i + at); }));
@@ -73,7 +75,7 @@ void pack_rows(const Rows & of, int64_t row, int n, int64_t k, int64_t count, ui
     }
 }
 
-// LANES rows of type T, of which `rows` are there -> their lanes of a panel.
+// Packs LANES rows of type T into one vector of a panel. Only the first `rows` rows exist.
 template <class E, ggml_type T>
 void pack_lanes(const Rows & of, int64_t row, int64_t rows, int64_t k, int64_t count, int V, uint32_t * to) {
     const int64_t block = ggml_blck_size(T), bytes = ggml_type_size(T), next = V*LANES*of.stride;
@@ -82,7 +84,7 @@ void pack_lanes(const Rows & of, int64_t row, int64_t rows, int64_t k, int64_t c
         for (int j = 0; j < LANES; j++) {
             if (j >= rows) { r[j] = izero(); continue; }
             const char * p = of.data + (row + j)*of.stride;
-            _mm_prefetch(p + next + (k + i)/block*bytes, _MM_HINT_T1);    // of the next panel
+            _mm_prefetch(p + next + (k + i)/block*bytes, _MM_HINT_T1);    // for the next panel
             r[j] = E::row([&](int at) { return row_load(T, p, k + i + at, count - i - at); });
         }
         transpose(r);
@@ -90,7 +92,8 @@ void pack_lanes(const Rows & of, int64_t row, int64_t rows, int64_t k, int64_t c
     }
 }
 
-// `m` rows -> a panel [unit][V][lane] of whole LANES units; lanes past `m` and units past `count` are zero.
+// Packs `m` rows into a panel [unit][V][lane]. Lanes from `m` on are zero, and so are the values
+// from `count` on, up to a multiple of LANES units.
 template <class E>
 void pack_panel(const Rows & of, int64_t row, int64_t m, int V, int64_t k, int64_t count, uint32_t * to) {
     for (int v = 0; v < V; v++) {
@@ -104,7 +107,7 @@ void pack_panel(const Rows & of, int64_t row, int64_t m, int V, int64_t k, int64
             from = { (const char *) f, stride*(int64_t) sizeof(float), GGML_TYPE_F32 };
             first = start = 0;
         }
-        switch (from.type) {       // once, not for each row
+        switch (from.type) {       // once for all rows
 #define CASE(T) case T: pack_lanes<E, T>(from, first, rows, start, count, V, to + v*LANES); break;
             CASE(GGML_TYPE_F32) CASE(GGML_TYPE_F16) CASE(GGML_TYPE_BF16) CASE(GGML_TYPE_Q8_0) CASE(GGML_TYPE_Q4_0)
 #undef CASE

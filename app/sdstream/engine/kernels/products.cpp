@@ -1,16 +1,17 @@
-// MUL_MAT with weights of any type, in f32, in pairs of bf16 or in tiles of them.
+// MUL_MAT with weights of any type, computed in f32, in pairs of bf16 or in AMX tiles of bf16.
 #include "pack.h"
 
 namespace sdk {
 
-// Fewer rows of activations than this are left to ggml: nothing is read twice then.
+// ggml computes products with fewer rows of activations: packing does not pay if weights are reused
+// so rarely.
 enum : int { LEAST_ROWS = 4, LEAST_DEPTH = 16 };
 
 template <class E>
 static void product(const ggml_compute_params * params, ggml_tensor * op) {
     const ggml_tensor * w = op->src[0], * x = op->src[1];
     const int64_t r2 = x->ne[2]/w->ne[2], r3 = x->ne[3]/w->ne[3], planes = x->ne[2]*x->ne[3];
-    const bool by_plane = planes >= 2*params->nth;     // heads of an attention
+    const bool by_plane = planes >= 2*params->nth;     // for example the heads of an attention
     const Part part = by_plane ? Part{ 0, w->ne[1], 0, x->ne[1] } : part_of(w->ne[1], x->ne[1], E::ROWS, params->ith, params->nth);
     for (int64_t i = by_plane ? params->ith : 0; i < planes; i += by_plane ? params->nth : 1) {
         const int64_t i3 = i/x->ne[2], i2 = i % x->ne[2];

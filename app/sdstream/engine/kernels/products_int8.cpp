@@ -1,23 +1,24 @@
-// MUL_MAT with weights of q8_0 and q4_0, in whole numbers.
+// MUL_MAT with weights of q8_0 and q4_0, computed with integers.
 //
-// Weights are unsigned bytes (q + 128, or the nibble), activations are int8 with one scale for 32
-// of them, as ggml quantises them too. The offset of the weights is taken off through the sums of
-// the activations. The loop nest is that of micro.h; a "unit" is four bytes of neighbouring k.
+// Weights are unsigned bytes (q + 128 for q8_0, the nibble for q4_0). Activations are int8 with one
+// scale for each block of 32, as in ggml. The weights' offset is subtracted with the help of the
+// sums of the activations. The loop nest is the same as in micro.h, but a "unit" is four bytes of
+// adjacent k.
 #include "pack.h"
 
 namespace sdk {
 
 #if defined(__AVX512F__)
-enum : int { ROWS8 = 6 };      // 12 sums of the block, 12 of all, 2 of A and 1 of B
+enum : int { ROWS8 = 6 };      // registers: 12 sums of the block, 12 total sums, 2 of A and 1 of B
 #else
-enum : int { ROWS8 = 2 };      // 4 and 4: more would spill
+enum : int { ROWS8 = 2 };      // registers: 4 sums of the block and 4 total sums; more would spill
 #endif
-enum : int { HEIGHT8 = 512 };  // rows of weights at a time: their panels stay in the level 2 cache
-enum : int { DEPTH8 = 36 };     // blocks of k at a time
-enum : int { UNITS = 8 };      // of a block of 32
-enum : int { AMX_ROWS = 128 }; // as many rows of activations are quicker as bf16 in tiles
+enum : int { HEIGHT8 = 512 };  // rows of weights in a block: their panels fit in the L2 cache
+enum : int { DEPTH8 = 36 };     // quantisation blocks of k to process at once
+enum : int { UNITS = 8 };      // units in a block of 32 values
+enum : int { AMX_ROWS = 128 }; // from this many rows of activations on, bf16 in tiles is faster
 
-// The panels and rows of one block of k.
+// The packed operands of up to DEPTH8 blocks of k.
 struct Operands {
     const char * panel;          // [block][unit][V][lane] of 4 bytes
     const float * panel_scales;  // [block][V][lane]
@@ -27,8 +28,8 @@ struct Operands {
     int64_t ldb, lds, blocks;
 };
 
-// Without DOT the sums of a block are of 16 bits, which the 32 products of a nibble and an int8 fit
-// into (8 times 2*15*127), and those of q8_0 do not.
+// Without DOT the sums of a block have 16 bits. The products of q4_0 fit (8 times 2*15*127), but
+// those of q8_0 do not.
 template <int N, int V, bool DOT>
 static void micro8(const Operands & o, float * c, int64_t ldc, int64_t m, bool onto) {
     vf sums[N][V];
@@ -80,7 +81,7 @@ static void micro8_panel(int n, const Operands & o, float * c, int64_t ldc, int6
 static int64_t block_bytes(ggml_type type) { return type == GGML_TYPE_Q8_0 ? 34 : 18; }
 static int offset_of(ggml_type type) { return type == GGML_TYPE_Q8_0 ? 128 : 8; }
 
-// 32 unsigned bytes of a block.
+// Returns the 32 weights of a block as unsigned bytes.
 static __m256i unsigned_bytes(ggml_type type, const char * block) {
     if (type == GGML_TYPE_Q8_0)
         return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *) (block + 2)), _mm256_set1_epi8((char) 0x80));
@@ -88,7 +89,7 @@ static __m256i unsigned_bytes(ggml_type type, const char * block) {
     return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(q, 4), q), _mm256_set1_epi8(15));
 }
 
-// One block of up to LANES rows -> [unit][V][lane] and the scales.
+// Packs one block of up to LANES rows into [unit][V][lane], and its scales.
 static void pack_block8(const Rows & of, int64_t row, int64_t rows, int V, int64_t block, char * to, float * scales) {
     alignas(64) uint32_t bytes[LANES][UNITS] = {};
     alignas(64) uint16_t halves[LANES] = {};
@@ -98,7 +99,7 @@ static void pack_block8(const Rows & of, int64_t row, int64_t rows, int V, int64
         _mm256_store_si256((__m256i *) bytes[j], unsigned_bytes(of.type, b));
         memcpy(halves + j, b, sizeof(uint16_t));
     }
-    for (int half = 0; half < LANES/8; half++) {       // 8 rows of 8 units each
+    for (int half = 0; half < LANES/8; half++) {       // transpose 8 rows of 8 units each
         __m256i r[8], t[8];
         for (int j = 0; j < 8; j++) r[j] = _mm256_load_si256((const __m256i *) bytes[half*8 + j]);
         for (int i = 0; i < 4; i++) {
@@ -127,7 +128,7 @@ static void pack_panel8(const Rows & of, int64_t row, int64_t m, int V, int64_t 
                         to + (p*UNITS*V + v)*4*LANES, scales + (p*V + v)*LANES);
 }
 
-// A block that contains NaN or an infinity has NaN as its scale.
+// Quantises a row of activations. The scale of a block that contains NaN or infinity is NaN.
 static void pack_row8(const float * x, int64_t blocks, int offset, uint32_t * to, float * scales, int32_t * offsets) {
     for (int64_t p = 0; p < blocks; p++, x += 32) {
         vf values[32/LANES], top = zero(), nothing = zero();
@@ -149,9 +150,9 @@ static void pack_row8(const float * x, int64_t blocks, int offset, uint32_t * to
     }
 }
 
-// All activations of an operation, quantised once by all threads together into the work buffer.
+// All activations of an operation. All threads together quantise them once into the work buffer.
 struct Activations {
-    int64_t rows, blocks;          // rows of all planes, blocks of a row
+    int64_t rows, blocks;          // number of rows in all planes, and of blocks in a row
     uint32_t * bytes;              // [row][block][unit]
     float * scales;                // [row][block]
     int32_t * offsets;             // [row][block]
@@ -184,7 +185,7 @@ void run_product_int8(const ggml_compute_params * params, ggml_tensor * op) {
     const int64_t r2 = x->ne[2]/w->ne[2], r3 = x->ne[3]/w->ne[3], planes = x->ne[2]*x->ne[3];
     const Activations b = activations_of(op, params->wdata);
     quantise(params, x, offset_of(w->type), b);
-    ggml_barrier(params->threadpool);       // all threads, aborted or not
+    ggml_barrier(params->threadpool);       // every thread must reach it, even after an abort
     const Part part = part_of(w->ne[1], x->ne[1], VECTOR_ROWS, params->ith, params->nth);
     if (part.m0 >= part.m1 || part.n0 >= part.n1) return;
     const int64_t parts = (b.blocks + DEPTH8 - 1)/DEPTH8, each = (b.blocks + parts - 1)/parts;

@@ -1,4 +1,4 @@
-// Operations over whole rows or groups: SOFT_MAX and GROUP_NORM.
+// Operations on whole rows or groups: SOFT_MAX and GROUP_NORM.
 #include "simd.h"
 
 namespace sdk {
@@ -18,7 +18,7 @@ void run_soft_max(const ggml_compute_params * params, ggml_tensor * op) {
         vf total = zero();
         for (int64_t i = 0; i < n; i += LANES) {
             const vf d = sub(mul(load(x + i, n - i), s), peak);
-            // Exponents below -87 would give denormal numbers: they count as nothing.
+            // Exponents below -87 would give denormal numbers, so their results are set to zero.
             const vf e = keep(n - i, blend(above(d, set(-87.f)), zero(), exponential(d)), zero());
             total = add(total, e);
             store(y + i, e, n - i);
@@ -34,9 +34,9 @@ bool takes_soft_max(const ggml_tensor * op) {
 
 // --- GROUP_NORM ---------------------------------------------------------------------------------
 
-enum : int { BLOCK = 4096 };       // floats within a block are summed as floats, blocks as doubles
+enum : int { BLOCK = 4096 };       // a block is summed as floats, the blocks' sums as doubles
 
-// The sum of f(x) over n floats, f(0) counting as zero for lanes past the end.
+// Returns the sum of f(x) over n floats.
 template <class F>
 static double block_sum(const float * x, int64_t n, F f) {
     double total = 0;

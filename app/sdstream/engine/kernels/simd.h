@@ -1,8 +1,9 @@
-// The vector words that the operations are written in: 16 lanes of AVX-512 or 8 lanes of AVX2.
+// The vector functions that the operations use: 16 lanes of AVX-512 or 8 lanes of AVX2.
 //
-// The sources are compiled once for each, into a library of its own, so that no inline function of
-// one can end up in the other. `n` is how many lanes count from the first on: less than 1 is none,
-// LANES or more is all. Memory of lanes that do not count is neither read nor written.
+// The sources are compiled into a separate library for each instruction set, so that no inline
+// function of one is linked into the other. The argument `n` is the number of active lanes, counted
+// from the first lane: less than 1 means none, LANES or more means all. The memory of inactive
+// lanes is neither read nor written.
 #pragma once
 #include <immintrin.h>
 #include <math.h>
@@ -76,7 +77,7 @@ inline vf widen_bf16(const void * p, int64_t n) {
 inline vf widen_int8(__m128i q) { return to_float(_mm512_cvtepi8_epi32(q)); }    // LANES bytes
 inline void narrow_int8(void * p, vi x) { _mm_storeu_si128((__m128i *) p, _mm512_cvtepi32_epi8(x)); }
 
-// Rows of 32-bit lanes to columns.
+// Transposes a square matrix of 32-bit lanes.
 inline void transpose(vi r[LANES]) {
     vi t[16];
     for (int i = 0; i < 8; i++) {
@@ -103,7 +104,7 @@ inline void transpose(vi r[LANES]) {
     }
 }
 
-// a[0] b[0] a[1] b[1] … and back.
+// `interleave` returns a[0] b[0] a[1] b[1] …, and `deinterleave` is its inverse.
 inline void interleave(vf a, vf b, vf & first, vf & second) {
     const vi lo = _mm512_set_epi32(23,7,22,6,21,5,20,4,19,3,18,2,17,1,16,0);
     const vi hi = _mm512_set_epi32(31,15,30,14,29,13,28,12,27,11,26,10,25,9,24,8);
@@ -117,9 +118,10 @@ inline void deinterleave(vf first, vf second, vf & evens, vf & odds) {
     odds = _mm512_permutex2var_ps(first, odd, second);
 }
 
-// Sums of four products of unsigned bytes of `u` with signed bytes of `s`, added to each lane of c.
+// Adds to each lane of `c` the sum of four products of unsigned bytes in `u` and signed bytes in `s`.
 inline vi dot4(vi c, vi u, vi s) { return _mm512_dpbusd_epi32(c, u, s); }
-// The same in two steps, where the CPU lacks it: sums of two in 16 bits, then of two of these.
+// These compute the same in two steps, for CPUs without that instruction: `dot2` adds two products
+// in 16 bits, and `add_pairs` adds two of these sums.
 inline vi dot2(vi c, vi u, vi s) { return _mm512_add_epi16(c, _mm512_maddubs_epi16(u, s)); }
 inline vi add_pairs(vi c, vi x) { return iadd(c, _mm512_madd_epi16(x, _mm512_set1_epi16(1))); }
 
@@ -164,7 +166,7 @@ inline vf least(vf a, vf b) { return _mm256_min_ps(a, b); }    // b if one of th
 inline vf absolute(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.f), a); }
 inline vf nearest(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline vm above(vf a, vf b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)); }    // true for NaN
-// In two halves: 2^128 is no float, and the result may be one all the same.
+// Multiplies by two factors, because 2^n may be outside the range of float when the result is not.
 inline vf times_2_to(vf p, vf n) {
     const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1), bias = _mm256_set1_epi32(127);
     const __m256i a = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
@@ -201,7 +203,7 @@ inline vi multiples(int step) {
     return _mm256_mullo_epi32(_mm256_set_epi32(7,6,5,4,3,2,1,0), _mm256_set1_epi32(step));
 }
 
-// There are no masked loads of 16 bits: the lanes that count are copied first.
+// AVX2 has no masked loads of 16-bit lanes, so the active lanes are copied first.
 struct alignas(16) Halves { uint16_t lanes[8]; };
 inline __m128i halves(const void * p, int64_t n) {
     if (n >= 8) return _mm_loadu_si128((const __m128i *) p);
@@ -263,7 +265,8 @@ inline vi add_pairs(vi c, vi x) { return iadd(c, _mm256_madd_epi16(x, _mm256_set
 #error "compile with the flags of build.py: AVX-512 or AVX2"
 #endif
 
-// e^x; the relative error is about 2e-7. NaN stays NaN, what is below -87.3 gives about 1e-38.
+// Returns e^x with a relative error of about 2e-7. NaN stays NaN. Values below -87.3 give about
+// 1e-38.
 inline vf exponential(vf x) {
     x = least(set(88.7f), most(set(-87.3f), x));
     const vf n = nearest(mul(x, set(1.44269504f)));

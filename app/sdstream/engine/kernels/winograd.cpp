@@ -1,20 +1,20 @@
-// CONV_2D of 3x3 as Winograd's F(2x2, 3x3): 4 instead of 9 products for each output.
+// CONV_2D with 3x3 kernels by Winograd's F(2x2, 3x3): 4 instead of 9 products for each output.
 //
-// A lane is a tile of 2x2 outputs, and each of the 16 positions of a tile is a product of its own.
-// Worth it where one transformed kernel serves many tiles: autoencoders, upper levels of a UNet.
-// The kernels are transformed once by all threads together, into ggml's work buffer.
-// Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015.
+// A lane is a tile of 2x2 outputs, and each of the 16 positions of a tile is a separate matrix
+// product. The method pays if each transformed kernel is used for many tiles, as in autoencoders and
+// in the upper levels of a UNet. All threads together transform the kernels once, into ggml's work
+// buffer. Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015.
 #include "image.h"
 
 namespace sdk {
 
 enum : int { POSITIONS = 16 };
 
-// Units of one row of transformed kernels: padded, so that rows do not share cache sets.
+// Returns the units of one row of transformed kernels, padded so that rows do not share cache sets.
 template <class E>
 static int64_t row_units(int64_t channels) { return (channels + LANES*E::PER - 1)/(LANES*E::PER)*LANES + 16; }
 
-// Kernels [out][in][9] -> [position][out][in/PER] units, for outputs `first` to `last`.
+// Transforms kernels [out][in][9] into units [position][out][in/PER], for the outputs in `range`.
 template <class E>
 static void transform_kernels(const Rows & of, int64_t channels, int64_t outputs, Range range, uint32_t * to, int64_t ldu) {
     const int64_t row = (channels + 2*LANES - 1)/(2*LANES)*2*LANES + 2*LANES;
@@ -48,26 +48,27 @@ static void transform_kernels(const Rows & of, int64_t channels, int64_t outputs
     }
 }
 
-// Four pixels apart by one of LANES tiles in a row: x[j] has pixel j of each tile.
+// Loads four adjacent pixels for each of LANES tiles in a row: x[j] contains pixel j of each tile.
 static void load_tiles(const float * p, const vm * mask, vf x[4]) {
     deinterleave(load_if(p, mask[0]), load_if(p + LANES, mask[1]), x[0], x[1]);
     deinterleave(load_if(p + 2, mask[2]), load_if(p + LANES + 2, mask[3]), x[2], x[3]);
 }
 
-// LANES tiles in a row, and where they are.
+// The position of a group of LANES tiles in a row: image, row of tiles, first tile.
 struct Tiles { int64_t image, ty, tx; };
 
-// Number `number` of an operation; past the last it is the last again.
+// Returns group `number` of an operation's tiles; a number past the end returns the last group.
 static Tiles tiles_of(const ggml_tensor * op, int64_t number) {
     const int64_t across = (op->ne[0]/2 + LANES - 1)/LANES, down = op->ne[1]/2;
     const int64_t n = std::min(number, across*down*op->ne[3] - 1);
     return { n/across/down, n/across % down, n % across*LANES };
 }
 
-// -> vector `v` of [position][channel/PER][VECTORS][lane] units.
+// Transforms the pixels of a group of tiles into vector `v` of the units
+// [position][channel/PER][VECTORS][lane].
 template <class E>
 static void transform_image(const Convolution & c, const Tiles & at, int v, uint32_t * to) {
-    const int64_t filled = c.channels/E::PER, units = units_of<E>(c.channels), x = 2*at.tx - 1, y = 2*at.ty - 1;    // of the upper left input
+    const int64_t filled = c.channels/E::PER, units = units_of<E>(c.channels), x = 2*at.tx - 1, y = 2*at.ty - 1;    // upper left input pixel
     vm mask[4][4];
     for (int r = 0; r < 4; r++)
         for (int h = 0; h < 4; h++) {                              // loads at x, x + LANES, x + 2, x + LANES + 2
@@ -101,7 +102,7 @@ static void transform_image(const Convolution & c, const Tiles & at, int v, uint
         for (int64_t u = filled; u < units; u++) istore(to + ((q*units + u)*VECTORS + v)*LANES, izero());
 }
 
-// Vector `v` of the sums [position][ROWS][PANEL] -> two output rows of each of `rows` channels.
+// Transforms vector `v` of the sums [position][ROWS][PANEL] into two output rows of `rows` channels.
 template <class E>
 static void transform_sums(const float * s, int v, int rows, float * to, int64_t ldc, int64_t width, int64_t tiles) {
     for (int j = 0; j < rows; j++) {
@@ -129,7 +130,7 @@ static void winograd(const ggml_compute_params * params, ggml_tensor * op) {
     const int64_t ldc = op->nb[2]/sizeof(float), all = (op->ne[0]/2 + LANES - 1)/LANES*(op->ne[1]/2)*op->ne[3];
     uint32_t * kernels = (uint32_t *) (((uintptr_t) params->wdata + 63)/64*64);
     transform_kernels<E>({ (const char *) w->data, (int64_t) w->nb[3], w->type }, channels, outputs, share(params, outputs), kernels, ldu);
-    ggml_barrier(params->threadpool);       // all threads, aborted or not
+    ggml_barrier(params->threadpool);       // every thread must reach it, even after an abort
     uint32_t * tiles = buffers().panels.get<uint32_t>(POSITIONS*units*PANEL);
     float    * sums  = buffers().sums.get<float>(POSITIONS*ROWS*PANEL);
     const Range mine = share(params, all, VECTORS);
@@ -165,7 +166,7 @@ bool takes_winograd(const ggml_tensor * op) {
     for (int i = 0; i < 6; i++) if (p[i] != 1) return false;      // step, padding and gap
     return w->ne[0] == 3 && w->ne[1] == 3 && x->ne[0] % 2 == 0 && x->ne[1] % 2 == 0
         && x->ne[0] >= 2*LANES && x->ne[0]*x->ne[1] >= 1024         // enough tiles
-        && w->ne[2] % 16 == 0 && w->ne[2] <= 640                    // tiles that stay in the cache
+        && w->ne[2] % 16 == 0 && w->ne[2] <= 640                    // the tiles fit in the cache
         && w->ne[3] >= 32 && takes_convolution(op);
 }
 
