@@ -1,7 +1,7 @@
-// The check, which compares every operation with ggml's own kernels: odd shapes, unaligned tails, NaN
-// and infinities. The result must also have the same bytes for any number of threads. A worker runs
-// the short list when it starts, and tests run the long list. The check does not depend on how the
-// kernels work.
+// The check, which compares every operation with ggml's own kernels. The cases include odd shapes,
+// unaligned tails, NaN and infinities. The result must also have the same bytes for any number of
+// threads. A worker runs the short list when it starts, and tests run the long list. The check does
+// not depend on how the kernels work.
 #include <math.h>
 #include <stdio.h>
 #include <functional>
@@ -20,7 +20,7 @@ struct Case {
     double tolerance;          // maximum root mean square error, relative to that of the values
     bool special = false;      // some values are NaN or infinite
     bool spreads = false;      // more results than in ggml may be NaN in that case
-    Make reference = nullptr;  // the same from other operations, if ggml's own operation is not exact
+    Make reference = nullptr;  // other operations to compare with, if ggml's operation is not exact
 };
 
 // --- values -------------------------------------------------------------------------------------
@@ -252,8 +252,8 @@ void add_rows(Cases & to) {
 }  // namespace
 }  // namespace sdk
 
-// Returns the number of failed cases. `report`, if not null, receives one line for each of the first
-// failed cases. The kernels must be installed; they are enabled afterwards.
+// Returns the number of failed cases. `report`, if not null, receives one line for each failed case,
+// as far as its size allows. The kernels must be installed; they are enabled afterwards.
 extern "C" SDK_EXPORT int sdk_check(int thorough, int threads, char * report, size_t bytes) {
     sdk::Cases cases;
     sdk::add_products(cases, thorough);

@@ -99,8 +99,8 @@ static void transpose_copy(const ggml_compute_params * params, const ggml_tensor
     }
 }
 
-// Copies `rows` rows of `n` floats to contiguous memory. Rows are `stride` bytes apart, and elements
-// of a row `step` bytes.
+// Copies `rows` rows of `n` floats to contiguous memory. Rows are `stride` bytes apart, and the
+// elements of a row are `step` bytes apart.
 static void copy_rows(const char * p, size_t step, size_t stride, int64_t n, int64_t rows, float * q) {
     for (int64_t r = 0; r < rows; r++, p += stride, q += n) {
         if (step != sizeof(float)) for (int64_t i = 0; i < n; i++) memcpy(q + i, p + i*step, sizeof(float));
@@ -157,7 +157,8 @@ void run_pad(const ggml_compute_params * params, ggml_tensor * op) {
 }
 
 bool takes_pad(const ggml_tensor * op) {
-    const int32_t * before = op->op_params;  // padding before and after each dimension in turn; circular flag
+    // Padding before and after each dimension in turn, then a flag for circular padding.
+    const int32_t * before = op->op_params;
     return op->src[0]->type == GGML_TYPE_F32 && packed(op) && !before[0] && !before[2] && !before[4] && !before[6] && !before[8];
 }
 

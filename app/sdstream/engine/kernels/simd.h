@@ -118,7 +118,8 @@ inline void deinterleave(vf first, vf second, vf & evens, vf & odds) {
     odds = _mm512_permutex2var_ps(first, odd, second);
 }
 
-// Adds to each lane of `c` the sum of four products of unsigned bytes in `u` and signed bytes in `s`.
+// Adds to each lane of `c` the sum of four products of unsigned bytes of `u` and signed bytes of
+// `s`.
 inline vi dot4(vi c, vi u, vi s) { return _mm512_dpbusd_epi32(c, u, s); }
 // These compute the same in two steps, for CPUs without that instruction: `dot2` adds two products
 // in 16 bits, and `add_pairs` adds two of these sums.

@@ -1,9 +1,10 @@
 // CONV_2D with 3x3 kernels by Winograd's F(2x2, 3x3): 4 instead of 9 products for each output.
 //
 // A lane is a tile of 2x2 outputs, and each of the 16 positions of a tile is a separate matrix
-// product. The method pays if each transformed kernel is used for many tiles, as in autoencoders and
-// in the upper levels of a UNet. All threads together transform the kernels once, into ggml's work
-// buffer. Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015.
+// product. The method is worthwhile if each transformed kernel is used for many tiles, as in
+// autoencoders and in the upper levels of a UNet. All threads together transform the kernels once,
+// into ggml's work buffer.
+// Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015.
 #include "image.h"
 
 namespace sdk {
@@ -102,7 +103,8 @@ static void transform_image(const Convolution & c, const Tiles & at, int v, uint
         for (int64_t u = filled; u < units; u++) istore(to + ((q*units + u)*VECTORS + v)*LANES, izero());
 }
 
-// Transforms vector `v` of the sums [position][ROWS][PANEL] into two output rows of `rows` channels.
+// Transforms vector `v` of the sums [position][ROWS][PANEL] into two output rows for each of `rows`
+// channels.
 template <class E>
 static void transform_sums(const float * s, int v, int rows, float * to, int64_t ldc, int64_t width, int64_t tiles) {
     for (int j = 0; j < rows; j++) {
