@@ -1,11 +1,12 @@
-"""What weights are, recognised by the names and shapes of their tensors: rules as data.
+"""Rules that recognise the contents of weight files by the names and shapes of the tensors.
 
-An architecture is recognised as the runtime does it (``get_sd_version`` of stable-diffusion.cpp
-as stable-diffusion-cpp-python 0.4.7 has it), so that the two never disagree; within one, the
-variants are distinguished as far as tensors allow. FLUX.1 Kontext has the tensors of FLUX.1 dev and
-Qwen-Image-Edit mostly those of Qwen-Image: those are one architecture here.
+The rules follow ``get_sd_version`` of stable-diffusion.cpp, in the release that
+stable-diffusion-cpp-python 0.4.7 contains, so that this module and the runtime always recognise the
+same architecture. Variants of an architecture are distinguished as far as the tensors allow.
+FLUX.1 Kontext has the tensors of FLUX.1 dev, and Qwen-Image-Edit has mostly those of Qwen-Image, so
+each of these pairs is one architecture here.
 
-Shapes have the innermost dimension first, as ggml counts them.
+Shapes begin with the innermost dimension, as in ggml.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One diffusion model that can be recognised.
+    """A diffusion model that the rules can recognise.
 
     Attributes:
-        title: The name that people use, with the variant where the tensors show it.
+        title: The model's common name, with the variant if the tensors show it.
         families: Families of models.yaml that generate with it.
-        refused: Why the service cannot generate with it; empty where ``families`` are not.
-        whole: The runtime finds UNet and text encoders only when they lie in one file.
-        latents: Channels that the autoencoder must have; 0 when unknown.
-        text_width: Tensor whose innermost dimension is that of the language model's states, as many
-            as ``states``, concatenated.
+        refused: Why the service cannot generate with it; empty if ``families`` is not empty.
+        whole: The runtime reads UNet and text encoders only if they are in the same file.
+        latents: Number of latent channels that the autoencoder must have; 0 if unknown.
+        text_width: Tensor whose innermost dimension is the total width of ``states`` concatenated
+            states of the language model.
         states: Number of these states.
     """
 
@@ -47,16 +48,17 @@ class Architecture:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Components that must be given besides the diffusion model."""
+        """Components that the model requires in addition to the diffusion model."""
         return FAMILIES[self.families[0]].needs if self.families else ()
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """Fits when each of ``has`` is part of a name, none of ``lacks`` is, and the widths agree.
+    """A rule that recognises an architecture.
 
-    A part that begins with a line feed must be the beginning of a name. A width is the end of
-    some name, a dimension and its size.
+    The rule fits if each text in ``has`` is part of a tensor's name, no text in ``lacks`` is, and
+    the ``widths`` match. A text that begins with a line feed must be the beginning of a name. Each
+    width consists of the end of a name, the index of a dimension, and its size.
     """
 
     result: Architecture
@@ -73,7 +75,7 @@ class _Rule:
 
 
 def _width(shapes: Shapes, ending: str, dimension: int) -> int:
-    """A side of the first tensor whose name ends so, or 0."""
+    """Return the size of a dimension of the first tensor whose name has this ending, or 0."""
     for name, shape in shapes.items():
         if name.endswith(ending):
             return shape[dimension] if dimension < len(shape) else 1
@@ -99,7 +101,7 @@ _DIFFUSERS: Final = Architecture(
     refused="the runtime reads the layout of the original checkpoint",
 )
 
-#: The first that fits counts. Names are those inside the diffusion model.
+#: The first rule that fits applies. Rules match tensor names without the diffusion model's prefix.
 _ARCHITECTURES: Final = (
     _Rule(
         Architecture("Chroma1-Radiance", ("chroma_radiance",)),
@@ -190,8 +192,8 @@ _ARCHITECTURES: Final = (
     _Rule(_DIFFUSERS, ("\ndown_blocks.0.resnets.0.",)),
 )
 
-#: Beginnings that say what a tensor belongs to, as the runtime reads and renames them; the first
-#: that fits counts.
+#: Prefix of tensor names -> the component that they belong to, as in the runtime. The first prefix
+#: that matches applies.
 _PREFIXES: Final = (
     ("model.diffusion_model.", "diffusion_model"),
     ("diffusion_model.", "diffusion_model"),
@@ -217,10 +219,12 @@ _PREFIXES: Final = (
     ("te.", "clip_l"),
 )
 
-#: Where the text encoders of U-Nets lie; the runtime does not look for those of others there.
+#: Prefixes of the text encoders of models with a UNet. The runtime does not read the text encoders
+#: of other models under these prefixes.
 _TEXT_OF_UNETS: Final = ("cond_stage_model.", "conditioner.embedders.")
 
-#: Files that are not part of a model: any of these is part of a tensor's name.
+#: Kinds of files that are not components of a model, each with texts. A file is of this kind if one
+#: of the texts is part of a tensor's name.
 _ADAPTERS: Final = (
     (
         "lora",
@@ -242,7 +246,7 @@ _ADAPTERS: Final = (
     ("upscaler", ("\nmodel.1.sub.0.RDB1.", "\nbody.0.rdb1.", "\nbody.0.weight\nbody.1.weight\n")),
 )  # fmt: skip
 
-#: Components whose tensors have no prefix when they lie alone in a file.
+#: Components whose tensors have no prefix if the file contains only this component.
 _BARE: Final = (
     ("vae", ("\ndecoder.conv_in.weight\n", "\ndecoder.up_blocks.0.", "\ndecoder.middle.0.")),
     ("tae", ("\ndecoder.layers.0.weight\n", "\ndecoder.3.conv.0.weight\n")),
@@ -275,27 +279,28 @@ TITLES: Final[Mapping[str, str]] = {
     "unknown": "nothing that is known here",
 }
 
-#: Without or with "control_model." before it; those for diffusers have other names.
+#: End of a tensor's name in ControlNets that the runtime reads; ControlNets in the layout of
+#: diffusers have other names.
 _CONTROL_TEXT: Final = "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
-#: A numbered layer of an ESRGAN.
+#: Name of a numbered layer of an ESRGAN network.
 _LAYER: Final = re.compile(r"model\.(\d{1,3})\.(?:weight|bias)$")
 
-#: Inner width of CLIP's text encoders -> which one it is.
+#: Width of a CLIP text encoder -> its component.
 _CLIP_WIDTHS: Final = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 _TOKEN_ROWS: Final = ("embed_tokens.weight", "token_embd.weight")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What one file holds.
+    """The contents of one file.
 
     Attributes:
-        kind: A key of TITLES; "model" or "parts" when there are several.
-        parts: Component -> its tensors, without prefix.
-        bare: The names have no prefix of the part that they belong to.
-        renamed: Text encoders have the names of llama-box.
-        architecture: Of the diffusion model, None where it is missing or unknown.
+        kind: A key of TITLES; "model" or "parts" if the file has several components.
+        parts: Component -> the shapes of its tensors by names without prefix.
+        bare: The tensors' names have no prefix of a component.
+        renamed: The text encoders have the names that llama-box writes.
+        architecture: Architecture of the diffusion model; None if it is missing or unknown.
     """
 
     kind: str
@@ -306,12 +311,12 @@ class Contents:
 
     @property
     def title(self) -> str:
-        """What the file is, to be put after "is"."""
+        """Description of the file, for a sentence that begins with "It is"."""
         return TITLES[self.kind]
 
 
 def recognise(shapes: Shapes) -> Contents:
-    """Say what a file is by the names and shapes of its tensors."""
+    """Return the contents of a file, recognised by the names and shapes of its tensors."""
     text = _joined(shapes)
     if _is_embedding(shapes):
         return Contents("embedding")
@@ -343,12 +348,12 @@ def _model(parts: Mapping[str, Shapes]) -> Contents:
 
 
 def _joined(shapes: Shapes) -> str:
-    """All names in one text, each between line feeds."""
+    """Return all names as one text, with a line feed before and after each name."""
     return "\n" + "\n".join(shapes) + "\n"
 
 
 def _is_embedding(shapes: Shapes) -> bool:
-    """SDXL's embeddings are two tensors with the names of its encoders."""
+    """Return True for an embedding of SDXL: one tensor for each text encoder, named after it."""
     return set(shapes) <= {"clip_l", "clip_g"}
 
 
@@ -362,9 +367,9 @@ def _prefixed(shapes: Shapes) -> dict[str, dict[str, Shape]]:
 
 
 def part_of(name: str) -> tuple[str, str]:
-    """The component that a tensor of a whole model belongs to, and its name inside that.
+    """Return the component of a tensor, and the tensor's name without the component's prefix.
 
-    The component is empty for what belongs to none.
+    The component is empty if the name has no known prefix.
     """
     for prefix, part in _PREFIXES:
         if name.startswith(prefix):
@@ -381,12 +386,12 @@ def _architecture(shapes: Shapes) -> Architecture | None:
 
 
 def upscaler_factor(shapes: Shapes) -> int | None:
-    """How many times an ESRGAN enlarges; None for one that the runtime has no network for.
+    """Return the factor of an ESRGAN upscaler, or None if the runtime cannot read it.
 
-    The runtime knows 64 features with 32 more a convolution, from RGB to RGB.
+    The runtime reads networks from RGB to RGB with 64 features and 32 growth channels.
     """
     last = max((int(m[1]) for m in map(_LAYER.match, shapes) if m), default=None)
-    if last is not None:  # the older names number the layers
+    if last is not None:  # older files have numbered layers
         factor = {4: 1, 7: 2, 10: 4}.get(last)
         first, grown = "model.0.weight", "model.1.sub.0.RDB1.conv1.0.weight"
     else:
@@ -397,7 +402,7 @@ def upscaler_factor(shapes: Shapes) -> int | None:
 
 
 def upscaler_problem(shapes: Shapes) -> str:
-    """Return why the runtime cannot use an upscaler; a predicate."""
+    """Return the reason why the runtime cannot use an upscaler, as a predicate."""
     if any(name.startswith("upsampler.") for name in shapes) or _is_compact(shapes):
         return (
             "is a compact upscaler (SRVGGNet), and the runtime reads only ESRGAN networks with "
@@ -419,49 +424,49 @@ def _is_compact(shapes: Shapes) -> bool:
     return "body.0.weight" in shapes and "body.1.weight" in shapes
 
 
-# --- what parts must have in common ---------------------------------------------------------------
+# --- properties that components must have in common -----------------------------------------------
 
 
 def latent_channels(autoencoder: Shapes) -> int:
-    """Channels between the diffusion model and a VAE or TAE; 0 for those of videos."""
+    """Return the number of latent channels of a VAE or TAE; 0 for autoencoders of videos."""
     return _width(autoencoder, "decoder.conv_in.weight", 2) or _width(
         autoencoder, "decoder.layers.0.weight", 2
     )
 
 
 def has_encoder(autoencoder: Shapes) -> bool:
-    """False for an autoencoder that can only decode."""
+    """Return False for an autoencoder that can only decode."""
     return "\nencoder." in _joined(autoencoder)
 
 
 def text_width(language_model: Shapes) -> int:
-    """Inner width of a language model, 0 when its table of tokens is missing."""
+    """Return the embedding width of a language model; 0 if its token embeddings are missing."""
     return next(
         (shape[0] for name, shape in language_model.items() if name.endswith(_TOKEN_ROWS)), 0
     )
 
 
 def sees(language_model: Shapes) -> bool:
-    """True for a language model that has its eyes in the same file."""
+    """Return True for a language model that contains its vision encoder."""
     return "\nvisual." in _joined(language_model)
 
 
 def wanted_text_width(architecture: Architecture, diffusion_model: Shapes) -> int:
-    """Inner width that the language model must have; 0 where any will do or none is used."""
+    """Return the width that the language model must have; 0 if there is no requirement."""
     if not architecture.text_width:
         return 0
     return _width(diffusion_model, architecture.text_width, 0) // architecture.states
 
 
 def control_width(control_net: Shapes) -> int | None:
-    """Width of the text that a ControlNet reads; None for one that the runtime cannot read."""
+    """Return the width of a ControlNet's text input; None if the runtime cannot read the file."""
     return next(
         (shape[0] for name, shape in control_net.items() if name.endswith(_CONTROL_TEXT)), None
     )
 
 
 def unet_text_width(diffusion_model: Shapes) -> int:
-    """Width of the text that a U-Net reads."""
+    """Return the width of a UNet's text input."""
     return next(
         (shape[0] for name, shape in diffusion_model.items() if name.endswith("attn2.to_k.weight")),
         0,
@@ -469,7 +474,7 @@ def unet_text_width(diffusion_model: Shapes) -> int:
 
 
 def is_mangled(diffusion_model: Shapes) -> bool:
-    """True for a FLUX whose norms are missing: the runtime divides by their width."""
+    """Return True for a FLUX model without norms; the runtime would divide by their width."""
     text = _joined(diffusion_model)
     norms = (
         "single_blocks.0.norm.key_norm.scale\n",
@@ -479,12 +484,12 @@ def is_mangled(diffusion_model: Shapes) -> bool:
 
 
 def missing(needs: Iterable[str], present: Iterable[str], *, tae: bool = False) -> tuple[str, ...]:
-    """Components that a model still needs; a tiny autoencoder stands in for the VAE.
+    """Return the components that a model still needs.
 
     Args:
-        needs: Of the architecture or the family.
-        present: What there is.
-        tae: The model is to be run with a tiny autoencoder.
+        needs: Components that the architecture or the family requires.
+        present: Components that exist.
+        tae: The model uses a tiny autoencoder instead of the VAE.
     """
     there = set(present)
     wanted = ["tae" if tae and part == "vae" else part for part in needs]

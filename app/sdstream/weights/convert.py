@@ -1,14 +1,17 @@
-"""Weights from one file into another of other types, by the runtime's converter.
+"""Conversion of weight files to other types, with the runtime's converter.
 
-What will come out is known before it begins, tensor by tensor, so that the room on the disk and in
-memory can be asked for, and the result be compared with the plan. The converter runs in a process
-of its own (engine/native/convert.py), since it can abort; it writes a file beside the target that
-takes the target's name only when it is whole. Deliberate oddities:
+The type of each tensor in the result is planned before the conversion begins. The plan is used to
+check for enough free disk space and memory, and the result is compared with it. The converter may
+abort, so it runs in a separate process (engine/native/convert.py). It writes to a temporary file
+beside the target, which is renamed to the target when it is complete.
 
-1. The runtime would quantise weights of one dimension, norms above all, which saves nothing and
-   costs quality: they get a rule that keeps them f32, unless the caller's rules say otherwise.
-2. The runtime makes room by the type alone and dies when rules need more. The type it is given is
-   therefore the smallest that makes enough room, and the wanted one is the last rule, for all.
+Two choices are unusual and intentional:
+
+1. The runtime would quantise one-dimensional weights, mostly norms, which saves nothing and costs
+   quality. A rule keeps them as f32, unless the caller's rules set another type.
+2. The runtime allocates memory according to the default type alone, and crashes if the rules need
+   more. Its default type is therefore the smallest that allocates enough memory, and the wanted
+   type is passed as the last rule, which matches all tensors.
 """
 
 from __future__ import annotations
@@ -37,21 +40,21 @@ from sdstream.weights import architectures, headers
 from sdstream.weights.headers import BLOCKS, BadFile, Tensor, WeightFile
 from sdstream.weights.inspection import inspect
 
-#: Parts of names that the runtime leaves in their type, whatever is asked.
+#: Parts of names of tensors whose type the runtime never changes.
 _KEPT: Final = (
     "img_in.", "txt_in.", "time_in.", "vector_in.", "guidance_in.", "final_layer.", "x_embedder.",
     "t_embedder.", "y_embedder.", "pos_embed", "context_embedder.", "time_embed.", "label_emb.",
     "embedding",
 )  # fmt: skip
 _KEPT_ENDINGS: Final = (".bias", ".scale")
-#: Types of safetensors alone -> what the runtime makes of them.
+#: Types that only safetensors files have -> the types to which the runtime converts them.
 _READ_AS: Final = {"f8_e4m3": "f16", "f8_e5m2": "f16", "f64": "f32", "i64": "i32"}
-#: Types in which nothing is lost by leaving norms to the rules for all.
+#: Float types; norms may be converted to these without a loss of quality.
 _FLOATS: Final = ("f32", "f16", "bf16")
 _INTEGERS: Final = ("i8", "i16", "i32", "i64")
 _SUFFIXES: Final = (".gguf", ".safetensors")
 _LONGEST_NAME: Final = 127
-#: Bytes of one tensor's entry in the new header, without its name.
+#: Size of a tensor's entry in the new header in bytes, without its name.
 _ENTRY: Final = 96
 
 Progress = Callable[[float], None]
@@ -59,18 +62,20 @@ Rule = tuple[re.Pattern[str], str]
 
 
 class ConversionError(Exception):
-    """The conversion cannot be done or has failed; the text is a sentence."""
+    """The conversion is not possible or has failed; the message is a complete sentence."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to convert into what.
+    """The description of a conversion.
 
     Attributes:
-        wtype: One of WTYPES, for every tensor that can have it.
-        rules: "PATTERN=TYPE,…": the first pattern found in a tensor's name decides.
-        vae: A VAE to be put into the target, for a model that has none.
-        force: Replace a target that exists.
+        source: File to convert.
+        target: File to write.
+        wtype: One of WTYPES, for every tensor that supports it.
+        rules: "PATTERN=TYPE,…"; the first pattern that is found in a tensor's name applies.
+        vae: File of a VAE to add to a model that has none.
+        force: Replace an existing target.
     """
 
     source: Path
@@ -82,35 +87,35 @@ class Order:
 
 
 class Planned(NamedTuple):
-    """What a tensor will be."""
+    """A tensor and its type in the result."""
 
     tensor: Tensor
     type: str
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in the result, in bytes."""
         return size_of(self.tensor.elements, self.type)
 
 
 def size_of(elements: int, type_name: str) -> int:
-    """Bytes of weights in a type."""
+    """Return the bytes that weights of a type need."""
     block, octets = BLOCKS[type_name]
     return elements // block * octets
 
 
 def convert(order: Order, progress: Progress) -> WeightFile:
-    """Write the target.
+    """Convert weights and write the target.
 
     Args:
-        order: What to do.
-        progress: Called with the part that is done, 0 to 1.
+        order: The description of the conversion.
+        progress: Called with the finished fraction, from 0 to 1.
 
     Returns:
         The target's header.
 
     Raises:
-        ConversionError: Nothing was written and an existing target is as it was.
+        ConversionError: Nothing was written, and an existing target is unchanged.
     """
     _check_target(order)
     tensors = _tensors(order)
@@ -145,7 +150,7 @@ def _check_target(order: Order) -> None:
 
 
 def _tensors(order: Order) -> list[Tensor]:
-    """All tensors that go in, under the names that they will have."""
+    """Return all tensors to convert, with their names in the target."""
     source = _read(order.source)
     tensors = [*source.tensors]
     if order.vae is not None:
@@ -159,7 +164,7 @@ def _tensors(order: Order) -> list[Tensor]:
     too_long = next((t.name for t in tensors if len(t.name) > _LONGEST_NAME), None)
     if too_long:
         raise ConversionError(f"The runtime would cut the name '{shown(too_long)}' short.")
-    return [tensor for tensor in tensors if tensor.type != "u8"]  # which the runtime ignores
+    return [tensor for tensor in tensors if tensor.type != "u8"]  # the runtime ignores u8
 
 
 def _read(path: Path) -> WeightFile:
@@ -186,7 +191,7 @@ def _rules(text: str) -> list[Rule]:
 
 
 def _outcome(tensor: Tensor, wtype: str, rules: Sequence[Rule]) -> str:
-    """The type that the runtime gives a tensor."""
+    """Return the type of a tensor in the result."""
     before = _READ_AS.get(tensor.type, tensor.type)
     after = next((to for pattern, to in rules if pattern.search(tensor.name)), wtype)
     return after if _can_become(tensor, after) else before
@@ -202,7 +207,10 @@ def _can_become(tensor: Tensor, wtype: str) -> bool:
 
 
 def _protection(tensors: Sequence[Tensor], wtype: str) -> re.Pattern[str] | None:
-    """A pattern for all tensors of one dimension, or None when their type would be a float's."""
+    """Return a pattern that matches the one-dimensional tensors to keep as f32.
+
+    The result is ``None`` if no tensor needs it, and always if ``wtype`` is a float type.
+    """
     if wtype in _FLOATS:
         return None
     flat = {t.name for t in tensors if len(t.shape) == 1 and _can_become(t, wtype)}
@@ -212,7 +220,10 @@ def _protection(tensors: Sequence[Tensor], wtype: str) -> re.Pattern[str] | None
 
 
 def _pattern(name: str, others: Iterable[str]) -> str:
-    """The name with as many of its numbers left open as keep it apart from the others."""
+    """Return a pattern for a name that matches none of the others.
+
+    As many numbers in the name as possible are replaced with ``\\d+``.
+    """
     exact = re.escape(name)
     last = re.search(r"\d+(?=\D*$)", exact)
     for wide in (
@@ -247,7 +258,7 @@ def _check_room(order: Order, plan: Sequence[Planned]) -> None:
         raise ConversionError(
             f"{order.target.name} takes {_megabytes(size)} and the disk has {_megabytes(free)}."
         )
-    # The runtime holds all of the result, and a tensor as floats for each of its threads.
+    # The runtime holds the whole result, and one tensor as floats for each of its threads.
     largest = max(planned.tensor.elements for planned in plan)
     need = size + 8 * largest * (os.cpu_count() or 1)
     memory = free_memory()
@@ -266,7 +277,11 @@ def _megabytes(size: int) -> str:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Yield a path beside the target that no other process writes to, and delete it afterwards."""
+    """Yield a locked temporary path beside the target, and delete the file afterwards.
+
+    Raises:
+        ConversionError: Another process holds the lock.
+    """
     part = target.with_name(f".{target.stem}.part{target.suffix}")
     with part.open("ab") as file:
         try:
@@ -282,7 +297,10 @@ def _beside(target: Path) -> Iterator[Path]:
 def _run(
     order: Order, plan: Sequence[Planned], rules: Sequence[Rule], part: Path, progress: Progress
 ) -> None:
-    """Have the child write the part; it leaves with its parent, and takes the part with it."""
+    """Convert into ``part`` in a child process.
+
+    If this process ends, the child removes ``part`` and exits.
+    """
     words = {
         "source": str(order.source),
         "vae": str(order.vae or ""),
@@ -298,7 +316,7 @@ def _run(
             stdout=subprocess.PIPE,
             stderr=log,
             env=worker_environment(),
-            # Ctrl-C reaches the parent alone, which ends the child.
+            # Ctrl-C signals only the parent, which then ends the child.
             start_new_session=True,
         )
         # A fork of the child would keep the pipe open, so its group is killed when the child ends.
@@ -328,7 +346,7 @@ def _all(order: Order, rules: Sequence[Rule]) -> list[Rule]:
 
 
 def _roomy_type(plan: Sequence[Planned]) -> str:
-    """The smallest type by which the runtime makes room for what is planned."""
+    """Return the smallest default type for which the runtime allocates enough memory."""
     need = sum(planned.size for planned in plan)
     room = {
         wtype: sum(
@@ -344,9 +362,9 @@ def _roomy_type(plan: Sequence[Planned]) -> str:
 
 
 def _follow(child: subprocess.Popen[bytes], size: int, progress: Progress) -> str:
-    """Pass on what the child reports; returns why it failed, if it says so.
+    """Report the child's progress; return the reason for its failure, or an empty text.
 
-    Reading and quantising count for three quarters, writing for the rest.
+    Reading and quantising count as three quarters of the progress, and writing as one quarter.
     """
     assert child.stdout is not None
     failed = ""
@@ -361,7 +379,7 @@ def _follow(child: subprocess.Popen[bytes], size: int, progress: Progress) -> st
 def _cause_of_death(code: int, log: IO[bytes], *, has_rules: bool) -> str:
     log.seek(0)
     text = log.read().decode("utf-8", "replace")
-    # When several threads meet the pattern at once, C++ prints "terminate called recursively".
+    # If several threads fail at the same time, C++ prints "terminate called recursively".
     if "regex_error" in text or (has_rules and "terminate called" in text):
         return "The runtime cannot read a pattern of the rules: they are ECMAScript's."
     asserted = [line.strip() for line in text.splitlines() if "GGML_ASSERT" in line]
@@ -370,7 +388,11 @@ def _cause_of_death(code: int, log: IO[bytes], *, has_rules: bool) -> str:
 
 
 def _verified(part: Path, plan: Sequence[Planned]) -> WeightFile:
-    """The header of what was written, when that is what was planned."""
+    """Return the header of the written file.
+
+    Raises:
+        ConversionError: The file is damaged or differs from the plan.
+    """
     try:
         found = headers.read(part)
     except BadFile as error:
@@ -382,7 +404,8 @@ def _verified(part: Path, plan: Sequence[Planned]) -> WeightFile:
                 f"What was written is not what was planned: '{tensor.name}' is {tensor.type} of "
                 f"{tensor.elements} weights."
             )
-    # The runtime leaves out tensors that nothing needs, such as counters of a training.
+    # The runtime omits tensors that are not needed, such as step counters of the training, so only
+    # whole components are compared.
     before = {item.tensor.name: item.tensor.shape for item in plan}
     if {*architectures.recognise(before).parts} != {*architectures.recognise(found.shapes).parts}:
         raise ConversionError("What was written lacks parts of the source.")

@@ -1,4 +1,4 @@
-"""Which models there are on this machine: models.yaml, the hub's cache and a lone weight file."""
+"""The models that are available on this machine: models.yaml, the hub's cache, a single file."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _VARIABLE: Final = re.compile(r"\$\{(\w+)\}")
 
 
 class ModelError(ConfigurationError):
-    """The default model cannot be served; the message is a sentence with the remedy."""
+    """The default model cannot be served; the message contains the remedy."""
 
 
 def load_catalog(settings: Settings) -> Catalog:
-    """Return the models that can be used, the default model at least.
+    """Return the catalogue of usable models, which includes the default model.
 
     Raises:
-        CatalogError: models.yaml cannot be used, or a file that it names by its path is not there.
-        ModelError: The default model is not here, or the runtime cannot load it.
+        CatalogError: models.yaml is invalid, or a file that it names by path does not exist.
+        ModelError: The default model is not downloaded, or the runtime cannot load it.
     """
     catalog = read_catalog(settings)
     default = catalog.find(None)
@@ -42,7 +42,7 @@ def load_catalog(settings: Settings) -> Catalog:
 
 
 def _check_files(settings: Settings, spec: ModelSpec) -> None:
-    """Raise ModelError when the runtime cannot load a model, as far as headers show."""
+    """Raise ModelError if the headers of the files show that the runtime cannot load a model."""
     places = dict(spec.files.items())
     if settings.engine == "fake" or any(place.startswith(BUILTIN) for place in places.values()):
         return
@@ -54,7 +54,12 @@ def _check_files(settings: Settings, spec: ModelSpec) -> None:
 
 
 def read_catalog(settings: Settings) -> Catalog:
-    """The catalogue with what is here of it, be it the default or not; raises the same."""
+    """Return the catalogue of downloaded models, which may lack the default model.
+
+    Raises:
+        CatalogError: As in ``load_catalog``.
+        ModelError: The settings name an unusable model, or contain an invalid option or alias.
+    """
     try:
         catalog = _on_machine(settings, _parsed(settings))
     except CatalogError as error:
@@ -88,12 +93,12 @@ def _parsed(settings: Settings) -> Catalog:
 
 
 def refresh_catalog(settings: Settings, catalog: Catalog) -> Catalog:
-    """Return the catalogue with the models that are downloaded now."""
+    """Return the catalogue with the models that are downloaded at present."""
     return _as_started(settings, _on_machine(settings, catalog))
 
 
 def _as_started(settings: Settings, catalog: Catalog) -> Catalog:
-    """The catalogue with the runtime options that the settings give to the default model."""
+    """Return the catalogue after applying the settings' runtime options to the default model."""
     values = dict(pair.split("=", 1) for pair in settings.runtime_options)
     return catalog.with_runtime(catalog.default, values)
 
@@ -109,10 +114,11 @@ def _on_machine(settings: Settings, catalog: Catalog) -> Catalog:
 
 
 def absolute(settings: Settings, location: str) -> Path:
-    """Return the path of a location: relative ones count from the folder of models.yaml.
+    """Return the absolute path of a location.
 
-    ``~`` and ``${VARIABLE}`` are expanded. Links stay what they are: behind one of the hub's cache
-    there is a name without a meaning.
+    A relative path is relative to the folder of models.yaml. ``~`` and ``${VARIABLE}`` are
+    expanded. Symbolic links are not resolved, because links in the hub's cache point to files
+    whose names are checksums.
     """
     expanded = _VARIABLE.sub(lambda match: variable(match[1]) or match[0], location)
     return (settings.models.resolve().parent / Path(expanded).expanduser()).absolute()
@@ -149,7 +155,11 @@ def _led_by(name: str, catalog: Catalog, hub: Hub) -> Catalog:
 
 
 def _pulled(address: str, hub: Hub) -> Path:
-    """Where a file of the hub lies."""
+    """Return the path of a downloaded file of a hub.
+
+    Raises:
+        ModelError: The address is invalid, or the file is not downloaded.
+    """
     try:
         file = HubFile.parse(address)
     except ValueError as error:
@@ -164,7 +174,11 @@ def _pulled(address: str, hub: Hub) -> Path:
 
 
 def _lone_model(path: Path, catalog: Catalog) -> ModelSpec:
-    """An entry for a weight file that no catalogue names."""
+    """Return a catalogue entry for a weight file that the catalogue does not contain.
+
+    Raises:
+        ModelError: The file alone is not a usable model.
+    """
     try:
         report = inspect(path)
     except BadFile as error:
@@ -186,13 +200,13 @@ def _lone_model(path: Path, catalog: Catalog) -> ModelSpec:
         description=f"{path.name} {report.what}.",
         family=family,
         files=Files(**{component: str(path)}),
-        # How latents look is known of the published autoencoders only.
+        # The projection of latents to colours is known only for published autoencoders.
         runtime=RuntimeOptions(tae=tiny, preview="decode" if tiny else "projection"),
     )
 
 
 def _id_for(path: Path, catalog: Catalog) -> str:
-    """The file's name as an id that nothing else has."""
+    """Return a unique model id that is made from the file's name."""
     word = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-")[:_LONGEST_ID] or "model"
     names = [word, *(f"{word}-{number}" for number in range(2, 1000))]
     return next(n for n in names if n not in catalog.entries and catalog.find(n) is None)

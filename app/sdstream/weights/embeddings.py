@@ -1,9 +1,9 @@
-"""Textual-inversion embeddings of the operator's folder, made fit for the runtime.
+"""Preparation of the textual-inversion embeddings of the operator's folder for the runtime.
 
-The runtime takes any file for an embedding: one of another width is left out of the prompt without
-a word, and one that is not of 32-bit floats is read as if it were, over the end of its memory
-where two types come together. So what does not fit is left out here, with a line in the log, and
-the rest is copied as 32-bit floats, a few kilobytes each.
+The runtime does not check embeddings. It silently ignores an embedding of another width. It reads
+all embeddings as 32-bit floats, and may read beyond the end of the memory of other types. This
+module therefore leaves unsuitable embeddings out and logs a warning. It copies the others as 32-bit
+floats; each copy has a few kilobytes.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
-#: Family -> inner width of each of its text encoders that reads embeddings.
+#: Family -> widths of its text encoders that read embeddings.
 _WIDTHS: Final[Mapping[str, frozenset[int]]] = {
     "sd1": frozenset({768}),
     "sd2": frozenset({1024}),
     "sdxl": frozenset({768, 1280}),
 }
-#: Name of a type -> numpy's.
+#: Name of a type -> name of the type in numpy.
 _TYPES: Final[Mapping[str, str]] = {"f32": "<f4", "f16": "<f2"}
-#: More than a thousand vectors of the widest encoder.
+#: Maximum size of a tensor, enough for more than a thousand vectors of the widest encoder.
 _MAX_BYTES: Final = 8 * 2**20
 
 
 def prepared_embeddings(files: Mapping[str, Path], family: str, folder: Path) -> dict[str, Path]:
-    """Copies of the embeddings that fit a family.
+    """Return word -> copied file for each embedding that fits a family.
 
     Args:
-        files: Name -> file; the word of the prompt is the name without its folder.
-        family: One of those that read prompts by CLIP alone.
-        folder: Where the copies are put; made if need be.
+        files: Name -> file. The word in prompts is the name in lower case, without its folder.
+        family: A family whose text encoders are all CLIP.
+        folder: Folder for the copies; created if necessary.
     """
     found: dict[str, Path] = {}
     for name, path in files.items():
@@ -61,7 +61,11 @@ def prepared_embeddings(files: Mapping[str, Path], family: str, folder: Path) ->
 
 
 def _copied(path: Path, widths: frozenset[int], folder: Path) -> Path:
-    """A copy of one file as 32-bit floats; raises BadFile for one that does not fit."""
+    """Copy one file as 32-bit floats, and return the copy's path.
+
+    Raises:
+        BadFile: The file is not an embedding, or has other widths.
+    """
     header = headers.read(path)
     if architectures.recognise(header.shapes).kind != "embedding":
         raise BadFile("is not an embedding")
@@ -73,7 +77,7 @@ def _copied(path: Path, widths: frozenset[int], folder: Path) -> Path:
     copy = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
     if not copy.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # Several workers may do this at once.
+        # Several workers may write the same copy at once.
         descriptor, name = tempfile.mkstemp(dir=folder)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -86,13 +90,13 @@ def _listed(widths: Collection[int]) -> str:
 
 
 def _floats(path: Path, tensor: Tensor) -> Floats:
-    """The values of a tensor, (vectors, width)."""
+    """Return the values of a tensor as an array with the shape (vectors, width)."""
     if tensor.octets > _MAX_BYTES:
         raise BadFile("is too large for an embedding")
     with path.open("rb") as file:
         file.seek(tensor.offset)
         data = file.read(tensor.octets)
-    if tensor.type == "bf16":  # the upper half of a float
+    if tensor.type == "bf16":  # a bf16 is the upper half of a 32-bit float
         values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
     elif tensor.type in _TYPES:
         values = np.frombuffer(data, _TYPES[tensor.type]).astype("<f4")

@@ -1,4 +1,4 @@
-"""Files that the operator puts beside the models: LoRAs, embeddings, upscalers."""
+"""Files in the operator's own folders: LoRAs, embeddings and upscalers."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 _ENDINGS: Final = (".safetensors", ".gguf")
-#: Endings of weights in forms that are programs; the files are listed and never read.
+#: Endings of pickles, which may execute code when read. They are listed but never read.
 PICKLES: Final = (".pth", ".pt", ".ckpt", ".bin")
-#: Folders below the operator's own.
+#: Maximum depth of subfolders.
 _MAX_DEPTH: Final = 8
 
 
 def weight_files(folder: Path | str | None) -> dict[str, Path]:
-    """Return name -> file of all weights in the folder; empty when there is no such folder.
+    """Return name -> file for all weights in the folder; empty if the folder does not exist.
 
-    The name of a file in a subfolder begins with it: "styles/ink". Requests choose by these names
-    alone: what a client sends never becomes a path.
+    The name of a file in a subfolder begins with the subfolder: "styles/ink". Requests select files
+    only by these names, so text from a client is never used as a path.
     """
     return {name_of(file): path for file, path in _files(folder, _ENDINGS).items()}
 
 
 def candidate_files(folder: Path | str | None) -> dict[str, Path]:
-    """Return path below the folder -> file of weights, and of pickles that may be weights."""
+    """Return relative path -> file for weights, and for pickles that may contain weights."""
     return _files(folder, _ENDINGS + PICKLES)
 
 
 def name_of(file: str) -> str:
-    """Return the name of a file of ``candidate_files``: its path without the ending."""
+    """Return the name of a file: its relative path without the ending."""
     return str(PurePosixPath(file).with_suffix(""))
 
 
 def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Path]:
-    """Return the files by their path below the folder, sorted by that path."""
+    """Return relative path -> file for files with these endings, sorted by path."""
     found: dict[str, Path] = {}
     if folder is None:
         return found
     seen = set()
-    # Folders may be links to disks with more room; one that leads back is visited once.
+    # Subfolders may be links to other disks. A link that leads back to a folder is visited once.
     for place, folders, names in os.walk(folder, followlinks=True):
         here = Path(place)
         depth = len(here.relative_to(folder).parts)

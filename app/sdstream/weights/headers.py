@@ -1,15 +1,16 @@
-"""The headers of weight files: which tensors they hold, and whether they hold what they promise.
+"""Reading and validation of the headers of weight files.
 
-A header is read by its own length in blocks, and nothing is allocated because a file claims a
-size: a damaged or hostile file costs as little as a good one and ends in an error. Deliberate
-oddities:
+A header is read in blocks, and memory is never allocated according to a size that the file claims.
+A damaged or malicious file therefore takes no more memory than a valid one, and is rejected with an
+error. Three choices are unusual and intentional:
 
-1. GGUF is not read by the gguf package's reader: that maps the file, which is a SIGBUS when it
-   shrinks meanwhile, builds every token of a language model's vocabulary (seconds), and meets
-   damage as an IndexError. Its tables of types are used.
-2. What the runtime would die of is rejected here: a dimension of 0 divides by zero in ggml, and an
-   alignment that is not a u32 is a failed assertion.
-3. Pickles (.ckpt, .pt) are rejected although the runtime has a reader for them: they are programs.
+1. The reader of the gguf package is not used. It maps the file, which causes a SIGBUS if the file
+   shrinks meanwhile. It creates an object for every token of a language model's vocabulary, which
+   takes seconds. It reports damage as an IndexError. Only its tables of types are used.
+2. Files that would crash the runtime are rejected: a dimension of 0 causes a division by zero in
+   ggml, and an alignment that is not a u32 causes a failed assertion.
+3. Pickles (.ckpt, .pt) are rejected although the runtime can read them, because they may execute
+   code.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ Scalar = str | int | float | bool
 _MIB: Final = 2**20
 _BLOCK: Final = _MIB
 _MAX_GGUF_HEADER: Final = 64 * _MIB
-#: Parsed JSON takes twenty times its text; a long training log in the metadata has a few MiB.
+#: Parsed JSON takes twenty times the memory of its text. A long training log in the metadata has a
+#: few MiB.
 _MAX_JSON_HEADER: Final = 16 * _MIB
 _MAX_TENSORS: Final = 100_000
 _MAX_METADATA: Final = 10_000
-#: Eight letters read as a number are more than this.
+#: Eight letters, read as a number, are larger than this.
 _NO_LENGTH: Final = 2**48
-#: ggml's GGML_MAX_NAME as the runtime is built, with the closing zero.
+#: GGML_MAX_NAME of the installed runtime, including the terminating zero.
 _MAX_NAME: Final = 128
 _MAX_KEY: Final = 65_535
 _MAX_STRING: Final = 32 * _MIB
@@ -46,7 +48,7 @@ _KEPT_STRING: Final = 2000
 _MAX_DIMENSIONS: Final = 5
 _MAX_ELEMENTS: Final = 2**62
 _GGUF_VERSIONS: Final = (2, 3)
-#: Types from here on are newer than ggml as the runtime has it.
+#: First number of the types that the runtime's ggml does not know yet.
 _FIRST_UNKNOWN_TYPE: Final = 41
 
 _U32: Final = Struct("<I")
@@ -76,8 +78,8 @@ BLOCKS: Final[Mapping[str, tuple[int, int]]] = {
     name: (elements, octets) for name, elements, octets in _GGUF_TYPES.values()
 }
 
-#: safetensors' name of a type -> name, bytes in the file, bytes once loaded. The runtime skips
-#: bytes (U8) and knows no other type.
+#: safetensors' name of a type -> name, bytes in the file, bytes when loaded. The runtime skips
+#: tensors of the type U8 and rejects types that are not listed here.
 _SAFETENSORS_TYPES: Final[Mapping[str, tuple[str, int, int]]] = {
     "F64": ("f64", 8, 4),
     "F32": ("f32", 4, 4),
@@ -90,7 +92,7 @@ _SAFETENSORS_TYPES: Final[Mapping[str, tuple[str, int, int]]] = {
     "U8": ("u8", 1, 0),
 }
 
-#: Beginnings of files that are no models, and what to say of them.
+#: First bytes of files that are not models, and the predicate of the error message.
 _STRANGERS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the model itself: run 'git lfs pull'"),
     (b"\x89PNG", "is a PNG image, not a model"),
@@ -113,18 +115,20 @@ _STRANGERS: Final[tuple[tuple[bytes, str], ...]] = (
 
 
 class BadFile(Exception):
-    """The file cannot be used; the text is a predicate ("is empty") without subject or stop."""
+    """The file cannot be used; the message is a predicate ("is empty") without a full stop."""
 
 
 class Tensor(NamedTuple):
     """One tensor of a header.
 
     Attributes:
-        type: ggml's name ("q4_K", "f16"), or that of a type only safetensors has ("f8_e4m3").
-        shape: Elements along each dimension, the innermost first as ggml counts them.
-        offset: Of the first byte, from the beginning of the file.
-        octets: Bytes in the file.
-        loaded: Bytes once the runtime has read it.
+        name: Name in the file.
+        type: ggml's name of the type ("q4_K", "f16"), or the name of a type that only safetensors
+            files have ("f8_e4m3").
+        shape: Sizes of the dimensions, from the innermost one, as in ggml.
+        offset: Position of the first byte in the file.
+        octets: Size in the file, in bytes.
+        loaded: Size in bytes when the runtime has loaded the tensor.
     """
 
     name: str
@@ -142,7 +146,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The contents of a header, verified against the file's length."""
+    """The contents of a header, after validation against the file's length."""
 
     format: str
     size: int
@@ -151,21 +155,21 @@ class WeightFile:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name to shape, in the file's order."""
+        """Name -> shape of each tensor, in the file's order."""
         return {tensor.name: tensor.shape for tensor in self.tensors}
 
 
 def read(path: Path) -> WeightFile:
-    """Read a header.
+    """Read the header of a weight file.
 
     Raises:
-        BadFile: The file is not a model, is damaged, or ends before its last tensor does.
+        BadFile: The file is not a model, is damaged, or ends before the end of its last tensor.
     """
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             raise BadFile("is a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe could block forever
             raise BadFile("is not a regular file")
         with path.open("rb") as file:
             return _read(file, status.st_size)
@@ -181,7 +185,8 @@ def _read(file: BinaryIO, size: int) -> WeightFile:
     if start.startswith(b"GGUF"):
         found = _read_gguf(file, size)
     else:
-        # The length at the beginning of safetensors may look like any stranger's first bytes.
+        # The length at the beginning of a safetensors file may equal the first bytes of another
+        # format, so those are checked only if the rest does not look like safetensors.
         if start[8:9] != b"{" or _U64.unpack_from(start)[0] > _NO_LENGTH:
             _refuse_stranger(start)
         found = _read_safetensors(file, size)
@@ -220,7 +225,7 @@ def _refuse_stranger(start: bytes) -> None:
 
 
 def _is_text(start: bytes) -> bool:
-    """True for UTF-8 without control characters; the end may be in the middle of a character."""
+    """Return True for UTF-8 text without control characters; its last character may be cut."""
     text = start.decode("utf-8", "replace").rstrip("\N{REPLACEMENT CHARACTER}")
     return all(c != "\N{REPLACEMENT CHARACTER}" and (c.isprintable() or c.isspace()) for c in text)
 
@@ -229,7 +234,7 @@ def _is_text(start: bytes) -> bool:
 
 
 class _Header:
-    """Reads a file's beginning in order, a block at a time."""
+    """A reader of a file's beginning, which reads one block at a time."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -240,27 +245,27 @@ class _Header:
 
     @property
     def position(self) -> int:
-        """Bytes read so far."""
+        """Number of bytes read or skipped so far."""
         return self._base + self._at
 
     @property
     def left(self) -> int:
-        """Bytes of the file that were not read."""
+        """Number of bytes in the rest of the file."""
         return self._size - self.position
 
     def take(self, count: int) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         if self._at + count > len(self._block):
             self._fill(count)
         self._at += count
         return self._block[self._at - count : self._at]
 
     def number(self, form: Struct) -> Any:
-        """The next number."""
+        """Return the next number."""
         return form.unpack(self.take(form.size))[0]
 
     def skip(self, count: int) -> None:
-        """Skip bytes, without reading them when they are many."""
+        """Skip bytes; those beyond the current block are not read."""
         if self._at + count <= len(self._block):
             self._at += count
             return
@@ -269,7 +274,7 @@ class _Header:
         self._file.seek(self._base)
 
     def skip_strings(self, count: int) -> None:
-        """Skip strings, of which a vocabulary has some hundred thousand."""
+        """Skip strings; a vocabulary has several hundred thousand of them."""
         for _ in range(count):
             if self._at + 8 > len(self._block):
                 self._fill(8)
@@ -278,7 +283,7 @@ class _Header:
             self.skip(length)
 
     def string(self, what: str, longest: int) -> str:
-        """The next string, which by its length must be one."""
+        """Return the next string; raise BadFile if it is longer than ``longest``."""
         length = self.number(_U64)
         if length > longest:
             raise BadFile(f"is damaged: {what} would be {length} bytes long")
@@ -289,7 +294,7 @@ class _Header:
         rest = self._block[self._at :]
         self._base, self._at = self.position, 0
         self._block = rest + self._file.read(max(_BLOCK, count) - len(rest))
-        if len(self._block) < count:  # it shrank since its size was asked
+        if len(self._block) < count:  # the file became shorter after stat()
             raise BadFile("is cut short: it ends within its header")
 
     def _check(self, count: int) -> None:
@@ -339,7 +344,7 @@ def _entries(header: _Header, count: int) -> list[tuple[str, Any]]:
 
 
 def _value(header: _Header, key: str) -> Scalar | None:
-    """The value of an entry; None for lists and long texts, which are ignored."""
+    """Read the value of an entry; return None for lists and long texts, which are ignored."""
     kind = header.number(_U32)
     if key == "general.alignment" and kind != GGUFValueType.UINT32:
         raise BadFile("is damaged: its alignment is not a 32-bit number")
@@ -440,7 +445,7 @@ def _texts(metadata: object) -> dict[str, Scalar]:
 def _safetensors_tensor(name: str, entry: object, data: int) -> Tensor:
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [begin, end]} if all(
-            # A number of thousands of digits can be parsed but not printed; True is an int.
+            # A number with thousands of digits may be parsed but not printed. True is an int.
             type(offset) is int and abs(offset) < _NO_LENGTH
             for offset in (begin, end)
         ):

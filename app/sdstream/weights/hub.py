@@ -1,19 +1,24 @@
-"""The hubs' cache on this machine: finding files in it, fetching them into it, removing them.
+"""The cache of the hubs' files on this machine: finding, downloading and removing files.
 
-The folder has the layout of huggingface_hub, so that what other tools fetched is found, and they
-find what was fetched here: blobs named by their checksum, and snapshots that link to them. The
-library names the files, asks the hub about them, signs requests and makes the links; the bytes are
-moved here, because of what it does not do (huggingface_hub 2.4). Files of ModelScope have the same
-layout in the folder ``modelscope``; weights/hub_sites.py has what differs.
+The folder has the layout of huggingface_hub: blobs are named by their checksum, and snapshots
+contain links to blobs. Files that other tools have downloaded are therefore found here, and the
+other way round. Files of ModelScope have the same layout in the folder ``modelscope``;
+weights/hub_sites.py contains the differences between the hubs.
 
-1. It resumes a file that was cut only while it runs: what a killed or failed download has got
-   it deletes. Here that stays, under a name made of path and checksum, until the next pull.
-2. It checks the size and no checksum. Here a file gets the blob's name when it has that checksum.
-3. It tries again after a timeout, a 408 and a 429, however long Retry-After is, and not after a
-   reset connection or a 500 in the middle of a file.
+huggingface_hub names the files, sends requests about them, adds the credentials and creates the
+links. This module downloads the contents itself, because of three limits of huggingface_hub 2.4:
 
-Files move by plain HTTP: the hub's chunked protocol (Xet) is faster and cannot go on where it was
-cut. Both take the same lock, so that nothing is fetched twice at the same time.
+1. It resumes an interrupted download only within the same process, and it deletes the partial file
+   of a failed download. This module keeps the partial file until the next pull, under a name made
+   of the path and the checksum.
+2. It verifies the size but not the checksum. This module renames a file to the blob's name only
+   after its checksum was verified.
+3. It retries after a timeout, a 408 and a 429, however long Retry-After is, but not after a reset
+   connection or a 500 in the middle of a file.
+
+Files are downloaded by plain HTTP. The hub's chunked protocol (Xet) is faster, but it cannot resume
+a download. huggingface_hub and this module use the same lock, so that no file is downloaded twice
+at the same time.
 """
 
 from __future__ import annotations
@@ -45,39 +50,41 @@ from sdstream.core.locations import HubFile
 from sdstream.weights.hub_errors import HubError, cause_of, pause_after, sentences, short
 from sdstream.weights.hub_sites import SITES
 
-#: What names a version of a repository.
+#: Id of a commit, which identifies a version of a repository.
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-#: Seconds before each new try, as long as no bytes arrive.
+#: Seconds before each retry; the list starts again whenever bytes have arrived.
 _PAUSES: Final = (1, 2, 4, 8)
-#: Seconds that a lock is waited for before the watcher is notified.
+#: Seconds to wait for a lock before the watcher is notified.
 _SHORTLY: Final = 0.2
 _PARTIAL: Final = ".incomplete"
 
 _T = TypeVar("_T")
 
-# The library warns of each new try on stderr; here the watcher is notified instead.
+# The library logs a warning for each retry; this module notifies the watcher instead.
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 class Watcher(Protocol):
-    """Is notified of the progress of a download."""
+    """Interface of an object that is notified of a download's progress."""
 
     def has(self, octets: int) -> None:
-        """Note how many bytes of the file are downloaded."""
+        """Handle the number of bytes downloaded so far."""
 
     def says(self, words: str) -> None:
-        """Note why no bytes arrive at present."""
+        """Handle the reason why no bytes arrive at present."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A hub's facts about a file.
+    """A hub's validated answer about a file.
 
     Attributes:
-        page: Where its licence is accepted.
-        checksum: SHA-256 in hex, or the SHA-1 that git gives a small file; also the blob's name.
-        size: Bytes.
-        commit: That the revision was when the hub was asked; of ModelScope the revision itself.
+        file: The file.
+        page: Web page where users accept the licence of the file.
+        checksum: SHA-256 in hex, or git's SHA-1 for a small file; also the blob's name.
+        size: Size in bytes.
+        commit: The commit that the revision pointed to at the time of the request; for ModelScope
+            the revision itself.
     """
 
     file: HubFile
@@ -91,8 +98,8 @@ class Hub:
     """The hubs and their cache.
 
     Args:
-        folder: Of the cache; None is where HF_HUB_CACHE or HF_HOME say, as for other tools.
-        sleep: Waits so many seconds.
+        folder: Folder of the cache; None is the folder that HF_HUB_CACHE or HF_HOME sets.
+        sleep: Function that waits for a number of seconds.
     """
 
     def __init__(self, folder: Path | None, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -101,21 +108,22 @@ class Hub:
 
     @property
     def offline(self) -> bool:
-        """True when HF_HUB_OFFLINE forbids every request."""
+        """True if HF_HUB_OFFLINE forbids all requests."""
         return bool(constants.is_offline_mode())
 
-    # --- what is here ---------------------------------------------------------------------------
+    # --- downloaded files -----------------------------------------------------------------------
 
     def find(self, file: HubFile) -> Path | None:
-        """Return the path of a downloaded file, or None. Sends no request."""
+        """Return the path of a downloaded file, or None, without sending a request."""
         cache = self._cache(file)
         found = try_to_load_from_cache(file.repo, file.path, cache, file.revision)
         return Path(found) if isinstance(found, str) else None
 
     def is_damaged(self, file: HubFile) -> bool:
-        """Read a file that is here and compare it with its checksum.
+        """Return whether a downloaded file differs from its checksum.
 
-        Where the cache has copies in place of links there is no checksum: False.
+        The result is False if the cache contains a copy of the file instead of a link, because a
+        copy has no checksum.
         """
         pointer = self.find(file)
         if pointer is None or not pointer.is_symlink():
@@ -123,18 +131,18 @@ class Hub:
         name = pointer.readlink().name
         return _algorithm(name) is not None and _checksum(pointer, name) != name
 
-    # --- fetching -------------------------------------------------------------------------------
+    # --- downloading ----------------------------------------------------------------------------
 
     def look_up(self, file: HubFile, page: str | None, watcher: Watcher) -> Remote:
-        """Ask the hub about a file.
+        """Request a file's checksum, size and commit from its hub.
 
         Args:
-            file: It.
-            page: Where its licence is accepted; None is the repository's own page.
-            watcher: Is notified of retries.
+            file: The file.
+            page: Web page where users accept the licence; None for the repository's own page.
+            watcher: Object that is notified of retries.
 
         Raises:
-            HubError: It cannot be downloaded.
+            HubError: The file cannot be downloaded.
         """
         site = SITES[file.hub]
         page, hub = page or site.page(file), site.service
@@ -153,10 +161,10 @@ class Hub:
         return Remote(file, page, found.checksum, found.size, found.commit)
 
     def check_room(self, remotes: Iterable[Remote]) -> None:
-        """Verify that the disk has room for what is missing of these files.
+        """Verify that the disk has enough free space for the missing parts of these files.
 
         Raises:
-            HubError: It has not, and how much more it takes.
+            HubError: The space is not enough; the message contains the missing amount.
         """
         need = sum(remote.size - self.fetched(remote) for remote in remotes)
         place = self.folder
@@ -170,21 +178,21 @@ class Hub:
             )
 
     def fetched(self, remote: Remote) -> int:
-        """Bytes that an earlier pull left of a file."""
+        """Return the number of bytes that an earlier, interrupted pull has kept."""
         partial = self._partial(remote)
         return min(partial.stat().st_size, remote.size) if partial.exists() else 0
 
     def fetch(self, remote: Remote, watcher: Watcher) -> Path:
-        """Bring a file into the cache, going on where an earlier pull was cut.
+        """Download a file into the cache, and resume an earlier, interrupted download.
 
         Raises:
-            HubError: It did not come, or not as it should be. What came stays for the next time,
-                unless it was wrong.
+            HubError: The download failed, or the file has a wrong checksum. A partial file is kept
+                for the next pull; a wrong file is deleted.
         """
         blob = self._repository(remote.file) / "blobs" / remote.checksum
         service = SITES[remote.file.hub].service
         with sentences(service, remote.file, remote.page), self._lock(remote, watcher):
-            # Another process may have brought it while this one waited.
+            # Another process may have downloaded it while this one waited for the lock.
             if not blob.exists():
                 partial = self._partial(remote)
                 self._download(remote, partial, watcher)
@@ -202,12 +210,12 @@ class Hub:
         return self._link(remote, blob, watcher)
 
     def _link(self, remote: Remote, blob: Path, watcher: Watcher) -> Path:
-        """Enter a blob that is here under the file's name and revision."""
+        """Create the link from the file's name and revision to its blob."""
         file = remote.file
         site = SITES[file.hub]
         with sentences(site.service, file, remote.page):
             pointer = self._patiently(lambda: site.link(file, blob, self._cache(file)), watcher)
-        # The revision may have moved on since it was looked up, and the library does not compare.
+        # The revision may have changed since the hub was asked, and the library does not check.
         if self.is_damaged(file):
             self.remove(file)
             raise HubError(f"{file} has changed meanwhile and came damaged; pull it again.")
@@ -215,7 +223,7 @@ class Hub:
 
     @contextmanager
     def _lock(self, remote: Remote, watcher: Watcher) -> Iterator[None]:
-        """The library's own lock of a blob."""
+        """Hold the lock that huggingface_hub uses for a blob."""
         name = self._repository(remote.file).name
         path = self._cache(remote.file) / ".locks" / name / f"{remote.checksum}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +238,7 @@ class Hub:
     def _download(self, remote: Remote, partial: Path, watcher: Watcher) -> None:
         partial.parent.mkdir(parents=True, exist_ok=True)
         for other in self._partials(remote.file):
-            if other != partial:  # of a version that is no longer the latest
+            if other != partial:  # a part of another version of the file
                 other.unlink()
         self._patiently(
             lambda: _append(remote, partial, watcher), watcher, lambda: self.fetched(remote)
@@ -239,7 +247,11 @@ class Hub:
     def _patiently(
         self, work: Callable[[], _T], watcher: Watcher, measure: Callable[[], int] = lambda: 0
     ) -> _T:
-        """Try again after faults that pass, with growing pauses unless ``measure`` has grown."""
+        """Call ``work``, and retry it after transient errors.
+
+        The pauses become longer with each retry. They start again at the shortest one when the
+        result of ``measure`` has increased.
+        """
         pauses, before = list(_PAUSES), measure()
         while True:
             try:
@@ -256,16 +268,16 @@ class Hub:
     # --- removing -------------------------------------------------------------------------------
 
     def remove(self, file: HubFile) -> int:
-        """Delete a file, whole or cut, but no blob that another snapshot links to.
+        """Delete a file and its partial downloads, but not a blob that another snapshot links to.
 
         Returns:
-            Bytes that the disk has got back.
+            The number of bytes freed on the disk.
         """
         freed = sum(_unlink(partial) for partial in self._partials(file))
         pointer, repository = self.find(file), self._repository(file)
         if pointer is not None:
             snapshots = repository / "snapshots"
-            # One step only: the library may keep the blob itself in a store that is shared.
+            # Only one link is followed: the blob may be a link to the library's shared store.
             blob = pointer.parent / pointer.readlink() if pointer.is_symlink() else pointer
             freed += _unlink(pointer)
             if blob != pointer and not _is_linked(blob, snapshots):
@@ -279,7 +291,7 @@ class Hub:
         return freed
 
     def has_any(self, file: HubFile) -> bool:
-        """True when a file, or a part of it, is downloaded."""
+        """Return True if a file or a part of it is downloaded."""
         return self.find(file) is not None or bool(self._partials(file))
 
     def _repository(self, file: HubFile) -> Path:
@@ -297,12 +309,12 @@ class Hub:
 
 
 def _digest_of_name(file: HubFile) -> str:
-    """A path may be longer than a name, so that a digest has to stand for it."""
+    """Return a hash of a file's path, because a path may be too long for a file name."""
     return hashlib.sha256(file.path.encode()).hexdigest()[:16]
 
 
 def _unlink(path: Path) -> int:
-    """Delete a file; returns its bytes, 0 for a link."""
+    """Delete a file; return its size in bytes, or 0 for a link."""
     size = 0 if path.is_symlink() else path.stat().st_size
     path.unlink()
     return size
@@ -315,13 +327,17 @@ def _is_linked(blob: Path, snapshots: Path) -> bool:
 
 
 def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
-    """Fetch the rest of a file."""
+    """Download the rest of a file.
+
+    Raises:
+        httpx2.RemoteProtocolError: The answer ended too early.
+    """
     done = partial.stat().st_size if partial.exists() else 0
     if done == remote.size and partial.exists():
         return
-    # The address behind the redirect is requested each time, since it is signed for an hour.
+    # The redirect is requested again each time, because its target address is valid for an hour.
     url, headers = SITES[remote.file.hub].contents(remote.file, remote.commit)
-    headers["Accept-Encoding"] = "identity"  # or the count of bytes would be that of packed ones
+    headers["Accept-Encoding"] = "identity"  # ranges of compressed contents would not fit the file
     if 0 < done < remote.size:
         headers["Range"] = f"bytes={done}-"
     session, patience = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
@@ -335,7 +351,7 @@ def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
                 done += len(chunk)
                 watcher.has(min(done, remote.size))
                 if done > remote.size:
-                    return  # the checksum will tell
+                    return  # the check of the checksum will fail
     if done < remote.size:
         raise httpx2.RemoteProtocolError(f"{remote.size - done} bytes too few came")
 
@@ -344,14 +360,14 @@ def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
 
 
 def _algorithm(checksum: str) -> str | None:
-    """What a checksum was made by, None when it is something else."""
+    """Return the hash algorithm of a checksum; None if the text is not a checksum."""
     if re.fullmatch(r"[0-9a-f]*", checksum) is None:
         return None
     return {64: "sha256", 40: "sha1"}.get(len(checksum))
 
 
 def _checksum(path: Path, like: str) -> str:
-    """The checksum of a file's contents, made as another one was; of SHA-1 it is git's."""
+    """Return the checksum of a file, with the algorithm of ``like``; SHA-1 is git's form of it."""
     digest = hashlib.new(_algorithm(like) or "sha256", usedforsecurity=False)
     if digest.name == "sha1":
         digest.update(f"blob {path.stat().st_size}\0".encode())

@@ -1,4 +1,4 @@
-"""What can go wrong with a hub, as sentences with the remedy, and what is tried again."""
+"""Errors of the hubs as messages with a remedy, and the rules for retries."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from huggingface_hub.errors import (  # noqa: TID251
 from sdstream.core.errors import OperatorError
 from sdstream.core.locations import HubFile
 
-#: A hub that asks for more patience than this is believed and left alone.
+#: Maximum pause before a retry, in seconds. There is no retry if a hub asks for a longer pause.
 _LONGEST_PAUSE: Final = 120
 _TRY_AGAIN: Final = (408, 429, 500, 502, 503, 504)
 
 
 class HubError(OperatorError):
-    """A file is not available; the message is one sentence or more, with the remedy."""
+    """A file is not available; the message contains the remedy."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Service:
     """The names and addresses of a hub, for messages.
 
     Attributes:
-        home: The address of the hub itself.
-        endpoint: The address that is used: home, or a mirror.
+        home: The hub's own address.
+        endpoint: The address in use, which is ``home`` or a mirror.
         endpoint_variable: The environment variable that sets the endpoint.
         token_variable: The environment variable that contains the token of an account.
-        tokens: The page where accounts get tokens.
+        tokens: The web page where users create tokens.
     """
 
     home: str
@@ -52,18 +52,18 @@ class Service:
     tokens: str
 
     def __str__(self) -> str:
-        """The address that is used, and where it comes from."""
+        """Return the address in use; for a mirror also the variable that sets it."""
         named = f"{self.endpoint} ({self.endpoint_variable})"
         return self.home if self.endpoint == self.home else named
 
 
 class Answer(NamedTuple):
-    """What a hub answers about a file, unchecked.
+    """A hub's answer about a file, before validation.
 
     Attributes:
-        checksum: In hex.
-        size: Bytes.
-        commit: The commit that the revision points to now.
+        checksum: Checksum of the file in hex.
+        size: Size of the file in bytes.
+        commit: The commit that the revision points to; ModelScope's answer has the revision itself.
     """
 
     checksum: str | None
@@ -72,14 +72,23 @@ class Answer(NamedTuple):
 
 
 def cause_of(error: Exception) -> Exception:
-    """hf_hub_download hides what went wrong behind a file that it did not find in the cache."""
+    """Return the actual cause of an error.
+
+    hf_hub_download raises LocalEntryNotFoundError for other errors too, with their exception as the
+    cause.
+    """
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return error.__cause__
     return error
 
 
 def pause_after(error: Exception, pauses: list[int]) -> int | None:
-    """Seconds until the next try; None when there shall be none."""
+    """Return the seconds until the next try, or None if there should be no retry.
+
+    Args:
+        error: The error of the last try.
+        pauses: Pauses before the next retries; this function removes the first one.
+    """
     if isinstance(error, HfHubHTTPError):
         if error.response.status_code not in _TRY_AGAIN:
             return None
@@ -92,14 +101,14 @@ def pause_after(error: Exception, pauses: list[int]) -> int | None:
 
 
 def _is_for_good(error: Exception) -> bool:
-    """True for an address without a scheme, and for a proxy's 4xx."""
+    """Return True if a retry cannot help: an address without a scheme, or a proxy's 4xx."""
     if isinstance(error, httpx2.ProxyError):
         return str(error).startswith("4")
     return isinstance(error, httpx2.UnsupportedProtocol)
 
 
 def _wished_pause(error: Exception) -> int:
-    """Seconds that a refusal asks to wait, 0 when it does not say."""
+    """Return the seconds of the Retry-After header, or 0 without such a header."""
     headers = error.response.headers if isinstance(error, HfHubHTTPError) else {}
     wish = str(headers.get("Retry-After", ""))
     return int(wish) if wish.isdecimal() else 0
@@ -113,7 +122,7 @@ def short(error: Exception) -> str:
 
 @contextmanager
 def sentences(hub: Service, file: HubFile, page: str) -> Iterator[None]:
-    """Turn what can go wrong into HubError."""
+    """Convert exceptions of the block to HubError with a message for the user."""
     try:
         yield
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
@@ -123,7 +132,7 @@ def sentences(hub: Service, file: HubFile, page: str) -> Iterator[None]:
     except httpx2.InvalidURL:
         raise HubError(_not_an_address(hub)) from None
     except (HFValidationError, ImportError, ValueError) as error:
-        # Without the package for SOCKS, or with a proxy's address of no known kind.
+        # Causes include a missing package for SOCKS, and a proxy address of an unknown kind.
         raise HubError(f"{file} cannot be asked for: {str(error).rstrip('.')}.") from None
     except OSError as error:
         why = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
@@ -162,7 +171,7 @@ def _sentence(hub: Service, error: Exception, file: HubFile, page: str) -> str:
 
 
 def _refusal_of_hub(hub: Service, error: Exception, status: int, file: HubFile, page: str) -> str:
-    """Why the hub, or a mirror of it, does not send a file; empty for other statuses."""
+    """Return why the hub or its mirror does not send a file; empty for other statuses."""
     if status == 404:
         return f"{hub} has no file {file}."
     if status == 429:
@@ -177,7 +186,7 @@ def _refusal_of_hub(hub: Service, error: Exception, status: int, file: HubFile, 
 
 
 def _is_the_hub(hub: Service, error: Exception) -> bool:
-    """True for an answer of the hub itself, or of a mirror that sends the hub's headers."""
+    """Return True for an answer of the hub, or of a mirror that sends the hub's headers."""
     if hub.endpoint == hub.home:
         return True
     return isinstance(error, HfHubHTTPError) and "x-error-code" in error.response.headers
@@ -191,7 +200,7 @@ def _not_an_address(hub: Service) -> str:
 
 
 def _url(hub: Service, error: Exception) -> httpx2.URL:
-    """What was asked for; the hub itself where that is not known."""
+    """Return the requested URL; the hub's address if the error contains no request."""
     with suppress(RuntimeError, AttributeError):
         url: httpx2.URL = error.request.url  # type: ignore[attr-defined]
         return url
@@ -199,14 +208,14 @@ def _url(hub: Service, error: Exception) -> httpx2.URL:
 
 
 def _place(hub: Service, error: Exception) -> str:
-    """The origin of what was asked for: the hub, or a server that it sends its clients to."""
+    """Return the origin of the requested URL: the hub, or a server that it redirects to."""
     url = _url(hub, error)
     origin = f"{url.scheme}://{url.netloc.decode()}"
     return str(hub) if hub.endpoint.startswith(origin) else origin
 
 
 def _refusal_of_proxy(hub: Service, error: Exception, status: int) -> str:
-    """A proxy's rejection, with the variable that names it; empty when no proxy is at fault."""
+    """Return an error message about the proxy, with its variable; empty if it is not the cause."""
     url = _url(hub, error)
     if proxy_bypass(url.host):
         return ""
@@ -215,7 +224,7 @@ def _refusal_of_proxy(hub: Service, error: Exception, status: int) -> str:
     if name is None:
         return ""
     variable = f"{name.upper()}_PROXY"
-    # Without its password.
+    # The address is shown without the user name and password.
     proxy = f"The proxy {httpx2.URL(proxies[name]).copy_with(userinfo=b'')} ({variable})"
     around = f"list {url.host} in NO_PROXY"
     said = str(error) if isinstance(error, httpx2.ProxyError) else ""

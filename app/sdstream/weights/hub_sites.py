@@ -1,9 +1,9 @@
-"""The hubs: how each is asked about a file, where the contents are, and how a file gets its name.
+"""The differences between the hubs: requests about a file, its address, and its link in the cache.
 
-weights/hub.py moves the bytes, checks and removes them, in the same way for all hubs. ModelScope is
-asked by its own API (``/api/v1/models/…``), as its client modelscope_hub does: the list of a folder
-has the SHA-256 and the size of each file, and the address of the contents redirects to a server
-that takes no token.
+weights/hub.py downloads, verifies and removes files in the same way for all hubs. For ModelScope
+this module uses the API of ModelScope (``/api/v1/models/…``), like its client modelscope_hub. The
+list of a folder contains the SHA-256 and the size of each file. The address of a file's contents
+redirects to a server that needs no token.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ from sdstream.core.locations import HubFile
 from sdstream.settings import variable
 from sdstream.weights.hub_errors import Answer, HubError, Service
 
-#: ModelScope's code of a repository that has no such branch or tag. Other codes of a 404 say that a
-#: repository does not exist or may not be read.
+#: ModelScope's error code for a missing branch or tag. Other codes with the status 404 mean that
+#: the repository does not exist, or that the account may not read it.
 _NO_REVISION: Final = 10990101004
 
 
 class Site(Protocol):
-    """One hub."""
+    """Interface of a hub."""
 
     @property
     def service(self) -> Service:
-        """Its names and addresses, for messages."""
+        """The hub's names and addresses, for messages."""
 
     @property
     def folder(self) -> str:
-        """Its folder inside the cache; empty is the cache itself."""
+        """The hub's folder inside the cache; empty for the cache folder itself."""
 
     def page(self, file: HubFile) -> str:
-        """The web page of a file's repository."""
+        """Return the address of the web page of a file's repository."""
 
     def ask(self, file: HubFile) -> Answer:
-        """Ask about a file.
+        """Request the checksum, size and commit of a file.
 
         Raises:
-            HubError: The answer is not that of a hub.
-            HfHubHTTPError, httpx2.HTTPError: There is no answer, or a refusal.
+            HubError: The server's answer is not valid for a hub.
+            HfHubHTTPError, httpx2.HTTPError: There is no answer, or it is an error.
         """
 
     def contents(self, file: HubFile, commit: str) -> tuple[str, dict[str, str]]:
-        """The address of a file's contents, and the headers to ask with."""
+        """Return the address of a file's contents, and the headers of the request."""
 
     def link(self, file: HubFile, blob: Path, cache: Path) -> Path:
-        """Enter a blob under the file's name and revision; returns the path of that name."""
+        """Create a link to a blob under the file's name and revision; return the link's path."""
 
 
 class HuggingFace:
@@ -76,7 +76,7 @@ class HuggingFace:
 
     @property
     def service(self) -> Service:
-        """Its names and addresses, for messages."""
+        """The hub's names and addresses, for messages."""
         return Service(
             "https://huggingface.co",
             constants.ENDPOINT,
@@ -86,11 +86,11 @@ class HuggingFace:
         )
 
     def page(self, file: HubFile) -> str:
-        """The web page of a file's repository."""
+        """Return the address of the web page of a file's repository."""
         return f"{constants.ENDPOINT}/{file.repo}"
 
     def ask(self, file: HubFile) -> Answer:
-        """Ask for the headers of a file."""
+        """Request the headers of a file, which contain its checksum, size and commit."""
         url = hf_hub_url(file.repo, file.path, revision=file.revision)
         found = get_hf_file_metadata(url, library_name="sdstream", library_version=__version__)
         if found.size is not None and found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
@@ -102,12 +102,12 @@ class HuggingFace:
         return Answer(found.etag, found.size, found.commit_hash)
 
     def contents(self, file: HubFile, commit: str) -> tuple[str, dict[str, str]]:
-        """By commit, so that both halves of a download that was cut are of one version."""
+        """Return the address by commit, so that a resumed download continues the same version."""
         headers = build_hf_headers(library_name="sdstream", library_version=__version__)
         return hf_hub_url(file.repo, file.path, revision=commit), headers
 
     def link(self, file: HubFile, blob: Path, cache: Path) -> Path:
-        """Have the library make the link, which asks the hub for the commit again."""
+        """Create the link with the library, which requests the commit from the hub again."""
         pointer = hf_hub_download(
             file.repo,
             file.path,
@@ -122,14 +122,14 @@ class HuggingFace:
 class ModelScope:
     """ModelScope, or the server that MODELSCOPE_ENDPOINT names."""
 
-    #: Not beside the others: a repository of the same name may have other contents.
+    #: A separate folder: Hugging Face may have other contents under the same repository name.
     folder: Final = "modelscope"
 
     _HOME: Final = "https://modelscope.cn"
 
     @property
     def service(self) -> Service:
-        """Its names and addresses, for messages."""
+        """The hub's names and addresses, for messages."""
         endpoint = (variable("MODELSCOPE_ENDPOINT") or self._HOME).rstrip("/")
         return Service(
             self._HOME,
@@ -140,11 +140,14 @@ class ModelScope:
         )
 
     def page(self, file: HubFile) -> str:
-        """The web page of a file's repository."""
+        """Return the address of the web page of a file's repository."""
         return f"{self.service.endpoint}/models/{file.repo}"
 
     def ask(self, file: HubFile) -> Answer:
-        """Ask for the list of a file's folder: that of a whole repository is cut after 3000."""
+        """Request the list of the file's folder.
+
+        The list of a whole repository would be limited to 3000 entries.
+        """
         folder = file.path.rpartition("/")[0]
         root = {"Root": folder} if folder else {}
         url = self._url(file, "repo/files", Revision=file.revision, Recursive="False", **root)
@@ -169,18 +172,19 @@ class ModelScope:
                 f"{self.service} is not ModelScope: it sent the checksum {str(checksum)[:64]!r} and"
                 f" the size {str(size)[:64]!r} of {file}, which are not a text and a whole number."
             )
-        # The API names only the last commit that changed each file, which other files do not share.
+        # The API reports only the last commit that changed each file, which differs between files,
+        # so the revision is used in its place.
         return Answer(checksum, size, file.revision)
 
     def contents(self, file: HubFile, commit: str) -> tuple[str, dict[str, str]]:
-        """By revision; the checksum shows when that changed in the middle."""
+        """Return the address by revision; the checksum reveals a change during the download."""
         return self._url(file, "repo", Revision=commit, FilePath=file.path), self._headers()
 
     def link(self, file: HubFile, blob: Path, cache: Path) -> Path:
-        """Link ``snapshots/REVISION/PATH`` to the blob: the layout of huggingface_hub."""
+        """Link ``snapshots/REVISION/PATH`` to the blob, which is huggingface_hub's layout."""
         pointer = blob.parents[1] / "snapshots" / file.revision / file.path
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        # In one step, for another process may do the same at this moment.
+        # The link is replaced atomically, because another process may create it at the same time.
         link = pointer.with_name(f"{pointer.name}.{os.getpid()}")
         link.unlink(missing_ok=True)
         link.symlink_to(os.path.relpath(blob, pointer.parent))
@@ -194,17 +198,17 @@ class ModelScope:
         headers = {"User-Agent": f"sdstream/{__version__}"}
         token = variable("MODELSCOPE_API_TOKEN")
         if token:
-            # Older routes of the API take the cookie, newer ones the header.
+            # Older routes of the API read the cookie, and newer routes read the header.
             headers["Authorization"] = f"Bearer {token}"
             headers["Cookie"] = f"m_session_id={token}"
         return headers
 
 
 def _entry(body: Any, file: HubFile) -> dict[str, Any] | None:
-    """What a list of files has about a file.
+    """Return the entry of a file in ModelScope's list of files; None if it has no such file.
 
     Raises:
-        HubError: The answer is not a list of ModelScope.
+        HubError: The answer is not a list of files.
     """
     try:
         listed = [entry for entry in body["Data"]["Files"] if entry["Path"] == file.path]
@@ -215,5 +219,5 @@ def _entry(body: Any, file: HubFile) -> dict[str, Any] | None:
     return next((entry for entry in listed if entry.get("Type") == "blob"), None)
 
 
-#: By the prefix of locations.
+#: Prefix of locations -> hub.
 SITES: Final[dict[str, Site]] = {"hf:": HuggingFace(), "ms:": ModelScope()}

@@ -1,8 +1,8 @@
-"""What weight files are and whether the runtime can generate with them, before it loads them.
+"""Inspection of weight files before the runtime loads them.
 
-One road for both: ``inspect`` finds what a lone file is, ``check`` whether the files of a model go
-together. The runtime takes a missing text encoder with a warning and dies of SIGSEGV on the first
-prompt, so that has to be known before.
+``inspect`` describes a single file. ``check`` verifies that the files of a model are complete and
+fit together. The check is necessary because the runtime only warns about a missing text encoder,
+and then ends with SIGSEGV at the first prompt.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from sdstream.weights.architectures import Architecture, Contents, Shapes
 from sdstream.weights.headers import BadFile, Scalar, WeightFile
 from sdstream.weights.llama_box import own_name
 
-#: Memory of decoding an image, in bytes per pixel, which is the most that generating takes besides
-#: the weights: measured on the CPU with the autoencoder of SD, SDXL and FLUX, and with a tiny one.
+#: Memory for decoding an image without the weights, in bytes per pixel. Decoding is the step that
+#: needs the most memory. The values were measured on the CPU, with the autoencoders of SD, SDXL
+#: and FLUX, and with a tiny autoencoder.
 _DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
 
 _WHOLE: Final = "the runtime reads it only with its text encoders in the same file, as 'model'"
@@ -33,7 +34,7 @@ _LLAMA_BOX: Final = (
     "has the text encoders under the names of llama-box, which the installed runtime does not "
     "read; it was compiled without the patches that scripts/install applies"
 )
-#: Ends of the names of tensors that multiply other tensors, as FP8 files have them.
+#: Endings of the names of tensors that scale other tensors, as in FP8 files.
 _SCALES: Final = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".scale_inv")
 _SHARD: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
 _METADATA: Final[Mapping[str, tuple[str, ...]]] = {
@@ -50,10 +51,13 @@ _METADATA: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Share:
-    """What a part or a type has of a file.
+    """The share of a component or a type in a file.
 
     Attributes:
-        size: Bytes in the file.
+        name: Name of the component or type.
+        tensors: Number of tensors.
+        parameters: Number of parameters.
+        size: Size in the file, in bytes.
     """
 
     name: str
@@ -64,7 +68,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated bytes: of the weights once loaded, and the most besides them while generating."""
+    """Estimated memory of a model.
+
+    Attributes:
+        weights: Bytes of the loaded weights.
+        drawing: Maximum number of additional bytes while an image is generated.
+        size: Size of the image for this estimate.
+    """
 
     weights: int
     drawing: int
@@ -73,16 +83,22 @@ class Memory:
 
 @dataclass(frozen=True)
 class Report:
-    """What a file is.
+    """The description of a file.
 
     Attributes:
-        kind: "model" or a component of models.yaml, or a file beside models ("lora").
-        what: One sentence without a subject: "is a VAE".
-        families: Families of models.yaml that can use it.
-        needs: Other components that it needs.
-        parts: Its components.
-        types: Its types, the one with most bytes first.
-        metadata: What is known of it, by a person's words.
+        file: Name of the file.
+        format: Format of the file, for example "GGUF 3".
+        size: Size of the file in bytes.
+        tensors: Number of tensors.
+        parameters: Number of parameters.
+        kind: "model", a component of models.yaml, or another kind of file such as "lora".
+        what: A predicate that describes the file, such as "is a VAE".
+        families: Families of models.yaml that can use the file.
+        needs: Other components that the file needs.
+        parts: Components in the file, from the largest.
+        types: Types of tensors in the file, from the one with the most bytes.
+        memory: Estimated memory; None if the file contains no usable diffusion model.
+        metadata: Selected metadata of the file, by readable names.
     """
 
     file: str
@@ -100,15 +116,15 @@ class Report:
     metadata: Mapping[str, Scalar]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return the report as values for JSON."""
         return asdict(self)
 
 
 def inspect(path: Path) -> Report:
-    """Say what a file is.
+    """Return the description of a file.
 
     Raises:
-        BadFile: It cannot be used, and why.
+        BadFile: The file cannot be used; the message contains the reason.
     """
     found = headers.read(path)
     problem = _unreadable(found, path.name)
@@ -208,7 +224,7 @@ def _metadata(found: WeightFile) -> dict[str, Scalar]:
 
 
 def _unreadable(found: WeightFile, name: str) -> str | None:
-    """Why the runtime makes nothing of a file that is whole; a predicate."""
+    """Return why the runtime cannot use an undamaged file, as a predicate; None if it can."""
     shards = found.metadata.get("split.count") or _pieces(name)
     if shards and shards != 1:
         return f"is one of {shards} pieces, and the runtime wants them in one file"
@@ -238,13 +254,13 @@ def check(
     """Verify that the runtime can load the files of one model and generate with them.
 
     Args:
-        files: Component of models.yaml to file.
-        family: Of models.yaml.
-        tae: The model file's own tiny autoencoder is to be used.
-        renames: The runtime reads the names that llama-box gives to text encoders.
+        files: Component of models.yaml -> file.
+        family: Family of the model in models.yaml.
+        tae: The model uses the tiny autoencoder in its model file.
+        renames: The runtime can read text encoders with the names that llama-box writes.
 
     Raises:
-        EngineError: Its message names the component at fault, and no path.
+        EngineError: A file cannot be used. The message names its component, but not its path.
     """
     known = {component: _known(component, path) for component, path in files.items()}
     base = "diffusion_model" if "diffusion_model" in known else "model"
@@ -270,10 +286,10 @@ def check(
 
 
 def read_lora(name: str, path: Path) -> WeightFile:
-    """Return the header of a LoRA; whether it fits a model is not looked at.
+    """Return the header of a LoRA, without checking whether the LoRA fits a model.
 
     Raises:
-        EngineError: Its message names the LoRA.
+        EngineError: The file cannot be used as a LoRA. The message names the LoRA.
     """
     try:
         found = headers.read(path)
@@ -283,19 +299,20 @@ def read_lora(name: str, path: Path) -> WeightFile:
     return found
 
 
-#: Metadata of a LoRA that holds a SHA-256 of its weights; kohya-ss' scripts named it.
+#: Metadata key of a LoRA for a SHA-256 of its weights, as defined by the scripts of kohya-ss.
 _TRAINERS_CHECKSUM: Final = "sshs_model_hash"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """What a file of one of the operator's folders is good for.
+    """The result of examining a file in one of the operator's folders.
 
     Attributes:
-        problem: Why it cannot be used, a predicate; None when it can.
-        factor: How many times an upscaler enlarges; None for other files.
-        checksum: SHA-256 of a LoRA's weights in hex, if its trainer wrote it into the file.
+        problem: Why the file cannot be used, as a predicate; None if it can be used.
+        factor: Factor of an upscaler; None for other files.
+        checksum: SHA-256 of a LoRA's weights in hex; None if the training program did not write it
+            into the file.
     """
 
     problem: str | None = None
@@ -304,7 +321,7 @@ class Asset:
 
 
 def examine(path: Path, kind: str) -> Asset:
-    """Look at a file as what its folder is for.
+    """Examine a file as the kind of file that its folder is for.
 
     Args:
         path: The file.
@@ -319,7 +336,7 @@ def examine(path: Path, kind: str) -> Asset:
 
 @lru_cache(maxsize=4096)
 def _examined(path: Path, kind: str, _modified: int, _size: int) -> Asset:
-    # Cached, since folders with hundreds of files are listed with each request.
+    # The result is cached, because requests may list folders with hundreds of files.
     try:
         found = headers.read(path)
         _expect(found, kind)
@@ -331,9 +348,9 @@ def _examined(path: Path, kind: str, _modified: int, _size: int) -> Asset:
 
 
 def _expect(found: WeightFile, kind: str) -> None:
-    """Raise BadFile when a file is something else, or of a form that the runtime cannot use."""
+    """Raise BadFile if a file is of another kind, or if the runtime cannot use its form."""
     contents = architectures.recognise(found.shapes)
-    # Some LoRAs hold nothing but differences, under the names of what they change.
+    # Some LoRAs contain only differences, under the names of the weights that they change.
     kinds = ("lora", "unknown") if kind == "lora" else (kind,)
     if contents.kind not in kinds:
         raise BadFile(f"{_what(contents, found)}, not {architectures.TITLES[kind]}")
@@ -342,7 +359,11 @@ def _expect(found: WeightFile, kind: str) -> None:
 
 
 def _known(component: str, path: Path) -> Contents:
-    """What the file of a component holds, after making sure that it is that component."""
+    """Return the contents of a component's file.
+
+    Raises:
+        EngineError: The file is damaged, unusable, or not this component.
+    """
     try:
         found = headers.read(path)
     except BadFile as error:
@@ -366,7 +387,7 @@ def _belongs(component: str, contents: Contents) -> bool:
 
 
 def _instead(component: str, contents: Contents, found: WeightFile) -> str:
-    """What the file is in place of what it should be; a predicate."""
+    """Return a predicate that describes a file which is not the expected component."""
     architecture = contents.architecture
     if architecture is None:
         return f"{_what(contents, found)}, not {architectures.TITLES[component]}"
@@ -383,7 +404,10 @@ def _instead(component: str, contents: Contents, found: WeightFile) -> str:
 
 
 def _together(known: Mapping[str, Contents]) -> dict[str, Shapes]:
-    """Component -> its tensors, from all files; a file of its own wins over the model's part."""
+    """Return component -> its tensors, from all files.
+
+    A separate file of a component replaces the component in the model file.
+    """
     parts = dict(known["model"].parts) if "model" in known else {}
     for component, contents in known.items():
         if component == "diffusion_model":
@@ -403,7 +427,7 @@ def _check_complete(
 ) -> None:
     base = known.get("diffusion_model") or known["model"]
     present = {*parts}
-    if architecture.whole:  # its text encoders count only where the UNet is
+    if architecture.whole:  # text encoders count only if they are in the UNet's file
         present = {"vae", "tae"} & present | {*base.parts}
     if architectures.sees(parts.get("llm", {})):
         present.add("llm_vision")
@@ -445,7 +469,7 @@ def _check_control(architecture: Architecture, parts: Mapping[str, Shapes]) -> N
 
 
 def _check_widths(architecture: Architecture, parts: Mapping[str, Shapes], *, tae: bool) -> None:
-    """The runtime would meet these in the middle of the first image, and die."""
+    """Raise EngineError for mismatches with which the runtime would crash in the first image."""
     wanted = architectures.wanted_text_width(architecture, parts["diffusion_model"])
     width = architectures.text_width(parts.get("llm", {}))
     if wanted and width != wanted:

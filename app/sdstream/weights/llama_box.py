@@ -1,12 +1,12 @@
-"""Tensor names of whole models that llama-box wrote, as GPUStack publishes them."""
+"""Tensor names in complete models that llama-box has written; GPUStack publishes such models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-#: Family -> the names of text encoders -> the runtime's own. A runtime with the project's patches
-#: renames them in the same way (engine/patches).
+#: Family -> llama-box's prefix of a text encoder -> the runtime's prefix. A runtime with the
+#: project's patches renames the tensors in the same way (engine/patches).
 _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
     "sd3": {
         "cond_stage_model.transformer.": "text_encoders.clip_l.transformer.",
@@ -21,11 +21,13 @@ _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def own_name(name: str, families: Sequence[str]) -> str:
-    """Return the runtime's name of a tensor that llama-box may have named; others stay.
+    """Return the runtime's name of a tensor that llama-box may have named.
+
+    Other names are returned unchanged.
 
     Args:
-        name: Of the file.
-        families: Of the file's diffusion model.
+        name: Name of the tensor in the file.
+        families: Families of the file's diffusion model.
     """
     names = _NAMES.get(families[0], {}) if families else {}
     for prefix, own in names.items():

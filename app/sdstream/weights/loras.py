@@ -1,10 +1,12 @@
-"""Whether a LoRA fits a model, before the runtime applies it.
+"""The check whether a LoRA fits a model, which is made before the runtime applies the LoRA.
 
-The runtime ends its process on a LoRA whose sides differ from the model's, on LoHa and ``.diff``
-files over quantised weights, and generates without a word when no name matches. All of that follows
-from names and shapes. The rules are those of stable-diffusion.cpp's src/lora.hpp, on tensors that
-have its own names already: ``lora.WEIGHT[.INDEX].PART``. Some model weights hold several matrices
-one after the other (query, key and value), which a file has singly as INDEX 0, 1, 2.
+The runtime aborts if the dimensions of a LoRA differ from the model's, or if a LoHa or ``.diff``
+file is applied to quantised weights. If no name matches, it silently generates without the LoRA.
+Names and shapes are sufficient to predict all of this.
+
+The rules are those of stable-diffusion.cpp's src/lora.hpp. They use the runtime's own names of
+tensors: ``lora.WEIGHT[.INDEX].PART``. Some weights of a model are several concatenated matrices
+(query, key and value); a LoRA file contains them separately, with INDEX 0, 1 and 2.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 Shape = tuple[int, ...]
-#: Part of a LoRA ("lora_up") -> its shape.
+#: Part of a LoRA, such as "lora_up" -> its shape.
 Parts = Mapping[str, Shape]
 
 _PARTS: Final = (
@@ -27,15 +29,15 @@ _PARTS: Final = (
 )  # fmt: skip
 _NAME: Final = re.compile(rf"lora\.(?P<key>.+)\.(?P<part>{'|'.join(_PARTS)})")
 _INDEX: Final = re.compile(r"(?P<weight>.+)\.(?P<index>\d)")
-#: Weight-decomposed LoRAs have these besides ordinary ones; the runtime reads neither.
+#: Additional tensors of weight-decomposed LoRAs (DoRA); the runtime ignores them.
 _DORA: Final = (".dora_scale", ".lora_magnitude_vector")
 _PEFT: Final = "base_model.model."
-#: Layers of a UNet in diffusers; the runtime knows them behind the name of the part alone.
+#: Layers of a UNet in diffusers; the runtime recognises them only with the prefix "unet.".
 _LAYERS: Final = ("down_blocks.", "mid_block.", "up_blocks.")
 
-#: Types whose weights the runtime cannot add a difference to.
+#: Types that are not quantised: the runtime can add a difference to weights of these types.
 _PLAIN: Final = frozenset({"f32", "f16", "bf16", "f64", "f8_e4m3", "f8_e5m2", "i32", "i64"})
-#: The second text encoder of SDXL keeps query, key and value in one matrix.
+#: A weight of SDXL's second text encoder, which has query, key and value in one matrix.
 _JOINED: Final = (
     "cond_stage_model.1.transformer.text_model.encoder.layers.0.self_attn.in_proj.weight"
 )
@@ -45,7 +47,7 @@ _SINGLE: Final = re.compile(r"self_attn\.(q_proj|k_proj|v_proj)\.(weight|bias)")
 
 
 class LoraUnfit(Exception):
-    """The LoRA cannot be applied; the text is a predicate ("does not fit ...") without subject."""
+    """The LoRA cannot be applied; the message is a predicate ("does not fit ...")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class Weight:
     """A weight of a model.
 
     Attributes:
-        shape: The innermost dimension first.
-        quantised: The runtime keeps it in a quantised type.
+        shape: Sizes of the dimensions, from the innermost one.
+        quantised: The runtime stores the weight in a quantised type.
     """
 
     shape: Shape
@@ -62,7 +64,7 @@ class Weight:
 
 
 def is_quantised(type_name: str) -> bool:
-    """Return whether a type of ggml packs several weights in a block."""
+    """Return whether a ggml type is quantised, so that several weights share a block."""
     return type_name not in _PLAIN
 
 
@@ -77,10 +79,10 @@ def check_fit(
         model: The model's weights by the runtime's names.
 
     Returns:
-        What is left out, one predicate each.
+        One predicate for each part of the LoRA that is not applied.
 
     Raises:
-        LoraUnfit: The runtime would end, or change nothing.
+        LoraUnfit: The LoRA would crash the runtime, or have no effect.
     """
     at_runtime = any(weight.quantised for weight in model.values())
     applied = 0
@@ -121,7 +123,7 @@ def _why_none(names: Collection[str], count: int) -> str:
 def _by_weight(
     tensors: Mapping[str, Shape], model: Mapping[str, Weight]
 ) -> dict[str, dict[int, dict[str, Shape]]]:
-    """Weight of the model -> index -> parts, for the tensors that name a weight of the model."""
+    """Return weight -> index -> parts, for the tensors that belong to a weight of the model."""
     found: dict[str, dict[int, dict[str, Shape]]] = defaultdict(lambda: defaultdict(dict))
     for name, shape in tensors.items():
         match = _NAME.fullmatch(_joined(name) if _JOINED in model else name)
@@ -143,7 +145,10 @@ def _joined(name: str) -> str:
 
 
 def _complete(found: Mapping[int, Parts]) -> Iterable[Parts]:
-    """Yield the parts of index 0, 1, ... as long as they make a matrix: the rest is not read."""
+    """Yield the parts of index 0, 1, ... up to the first incomplete one.
+
+    The runtime ignores the rest.
+    """
     index = 0
     while index in found and _elements(found[index]) is not None:
         yield found[index]
@@ -151,13 +156,13 @@ def _complete(found: Mapping[int, Parts]) -> Iterable[Parts]:
 
 
 def _elements(parts: Parts) -> int | None:
-    """Return the number of weights that the parts change; None when one of them is missing."""
+    """Return the number of weights that the parts change; None if a part is missing."""
     if {"lora_up", "lora_down"} <= parts.keys():
         return math.prod(parts["lora_up"]) // _rank(parts["lora_down"]) * _inner(parts)
     if "diff" in parts:
         return math.prod(parts["diff"])
     if {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
-        if "hada_t1" in parts:  # Tucker: the core has the kernel's sides
+        if "hada_t1" in parts:  # Tucker decomposition: the core has the kernel's dimensions
             kernel = math.prod(parts["hada_t1"]) // _rank(parts["hada_w1_b"]) ** 2
             return _outer(parts["hada_w1_a"], parts["hada_w1_b"]) * kernel
         return _outer(parts["hada_w1_a"], parts["hada_w1_b"])
@@ -182,7 +187,7 @@ def _outer(up: Shape, down: Shape) -> int:
 
 
 def _check_form(name: str, parts: Parts, weight: Weight) -> None:
-    """Raise for what the runtime computes on the weight itself, where that is quantised."""
+    """Raise LoraUnfit for a form that the runtime cannot apply to a quantised weight."""
     forms = {"hada_w1_a": "a LoHa", "diff": "a difference ('.diff')"}
     form = next((form for part, form in forms.items() if part in parts), None)
     if weight.quantised and form is not None and "lora_up" not in parts:
@@ -193,13 +198,13 @@ def _check_form(name: str, parts: Parts, weight: Weight) -> None:
 
 
 def _check_size(name: str, found: list[Parts], weight: Weight, *, pads: bool) -> None:
-    """Raise when the LoRA's matrices are not those of the weight.
+    """Raise LoraUnfit if the sizes of the LoRA's matrices do not match the weight.
 
     Args:
-        name: Of the weight.
+        name: Name of the weight.
         found: Complete parts, in the order of their index.
-        weight: Of the model.
-        pads: The runtime adds rows of zeros where the last ones are missing.
+        weight: The model's weight.
+        pads: The runtime adds rows of zeros if the last rows are missing.
     """
     if not found:
         return
@@ -218,7 +223,7 @@ def _check_size(name: str, found: list[Parts], weight: Weight, *, pads: bool) ->
 
 
 def _inner(parts: Parts) -> int:
-    """Return the number of inputs of a LoRA's first matrix, the kernel's sides included."""
+    """Return the number of inputs of a LoRA's first matrix, including the kernel's dimensions."""
     down = parts["lora_down"]
     kernel = math.prod(parts["lora_mid"]) // _rank(down) ** 2 if "lora_mid" in parts else 1
     return math.prod(down) // _rank(down) * kernel

@@ -1,7 +1,7 @@
-"""What comes with the package: a model and its upscaler, so that a first image needs no download.
+"""The built-in model and its upscaler, so that the first image needs no download.
 
-The model is packed beside this file with a card that describes what it is, how it was made and how
-well it generates; scripts/embedded made all of it.
+The model is a compressed file in this folder. Its card, a JSON file, describes the model, its
+training and its quality. scripts/embedded creates all of these files.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Any, Final
 from sdstream.core.locations import BUILTIN
 from sdstream.core.vocabulary import Vocabulary
 
-#: Names after ``builtin:``; each is a packed file and a card in this folder.
+#: Names after ``builtin:``; each has a compressed file and a card in this folder.
 MODELS: Final = ("drawings",)
 
-#: Name -> how many times it enlarges; each is a file of safetensors in this folder.
+#: Name -> upscaling factor; each has a safetensors file in this folder.
 UPSCALERS: Final = {"drawings-4x": 4}
 
 _FOLDER: Final = Path(__file__).parent
 
 
 def upscaler_file(name: str) -> Path | None:
-    """Return the file of an upscaler of the package; None for other names."""
+    """Return the file of a built-in upscaler; None for other names."""
     return _FOLDER / f"{name}.safetensors" if name in UPSCALERS else None
 
 
 def materialise(location: str, cache_dir: Path) -> Path:
-    """The file of a location in models.yaml, unpacking it first when it is a built-in one.
+    """Return the file of a location in models.yaml; unpack a built-in file first.
 
     Args:
         location: A path, or ``builtin:NAME``.
-        cache_dir: Where built-in files are unpacked to, once.
+        cache_dir: Folder to which a built-in file is unpacked if it is missing or damaged there.
 
     Raises:
         KeyError: No built-in model has that name.
@@ -51,7 +51,7 @@ def materialise(location: str, cache_dir: Path) -> Path:
         raise KeyError(name)
     checksum = checksum_of(name)
     target = cache_dir / f"{name}-{checksum[:16]}.gguf"
-    # A file that was cut or changed since is as good as none.
+    # The unpacked file may have been truncated or changed, so its checksum is compared.
     if not target.exists() or _sha256(target.read_bytes()) != checksum:
         data = lzma.decompress((_FOLDER / f"{name}.gguf.xz").read_bytes())
         if _sha256(data) != checksum:
@@ -62,7 +62,7 @@ def materialise(location: str, cache_dir: Path) -> Path:
 
 @cache
 def vocabularies() -> dict[str, Vocabulary]:
-    """Return the location of each built-in model -> the words that it was taught."""
+    """Return location -> vocabulary for each built-in model."""
     cards = {name: _card(name) for name in MODELS}
     return {
         f"{BUILTIN}{name}": Vocabulary(frozenset(card["words"]), (*card["objects"], "landscapes"))
@@ -86,7 +86,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _write_atomically(target: Path, data: bytes) -> None:
-    """Write beside the target and rename: readers and rival writers see all of it or nothing."""
+    """Write a temporary file and rename it, so that other processes never see a partial file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".part")
     part = Path(name)
