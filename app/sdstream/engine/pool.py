@@ -344,7 +344,7 @@ class WorkerPool:
         self._changed()
 
     def _divide_cpu(self, place: str) -> None:
-        """Send each busy worker of a place its share of the CPU cores."""
+        """Send each busy worker of a place that computes on the CPU its share of the cores."""
         taken = [seat.worker for seat in self._seats if seat.taken and seat.worker.place == place]
         computing = [worker for worker in taken if worker.loaded and worker.loaded.on_cpu]
         for index, worker in enumerate(computing):

@@ -1,8 +1,8 @@
 """The cache of the hubs' files on this machine: finding, downloading and removing files.
 
 The folder has the layout of huggingface_hub: blobs are named by their checksum, and snapshots
-contain links to blobs. Files that other tools have downloaded are therefore found here, and the
-other way round. Files of ModelScope have the same layout in the folder ``modelscope``;
+contain links to blobs. This module therefore finds files that other tools have downloaded, and they
+find its files. Files of ModelScope have the same layout in the folder ``modelscope``;
 weights/hub_sites.py contains the differences between the hubs.
 
 huggingface_hub names the files, sends requests about them, adds the credentials and creates the
@@ -122,8 +122,8 @@ class Hub:
     def is_damaged(self, file: HubFile) -> bool:
         """Return whether a downloaded file differs from its checksum.
 
-        The result is False if the cache contains a copy of the file instead of a link, because a
-        copy has no checksum.
+        The result is False if the file is not downloaded, or if the cache contains a copy instead
+        of a link, because a copy has no checksum.
         """
         pointer = self.find(file)
         if pointer is None or not pointer.is_symlink():
