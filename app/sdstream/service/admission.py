@@ -25,25 +25,25 @@ from sdstream.service.metrics import Metrics
 from sdstream.service.models import Models
 from sdstream.storage.job_store import JobStore
 
-#: Transient ends: a request that comes again under its name starts a new job after one of these.
+#: Transient reasons: after one of these, a request with the same idempotency key starts a new job.
 _TRANSIENT: Final = (
     *(Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED, Reason.WORKER_LOST),
 )
-#: Requests without images that become jobs at the same time; more would not be faster.
+#: Requests without input images that are accepted at the same time; more would not be faster.
 _ACCEPTED_AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The numbers the service decides by.
+    """Limits for accepting requests, and the grace time at shutdown.
 
     Attributes:
-        queue_images: Images that may wait.
-        queue_images_per_key: Images of one API key that may wait.
-        high_priority_owners: Who may ask for high priority; if empty, every owner. The store, whose
-            secret they depend on, must be open when this is called.
-        limits: Of sizes, images and steps.
-        grace_seconds: Time for running jobs at shutdown.
+        queue_images: Most images that may wait.
+        queue_images_per_key: Most images of one API key that may wait.
+        high_priority_owners: Returns the owners that may request high priority; if empty, every
+            owner may. The store must be open, because the owners depend on its secret.
+        limits: Upper bounds of sizes, images and steps.
+        grace_seconds: Time that running jobs have to end at shutdown.
     """
 
     queue_images: int
@@ -57,17 +57,17 @@ class Admission:
     """Accepts requests as jobs.
 
     Args:
-        models: Which there are.
-        queue: Takes the jobs.
-        jobs: Those that are known.
-        drain_began: Set when no more work is taken.
-        processor: Of input images.
-        store: Keeps jobs.
-        metrics: Counts jobs.
-        policy: The numbers that decide.
-        new_id: An unguessable id.
-        random_seed: A seed for requests that name none.
-        assets: What the operator's folders hold.
+        models: The catalogue and the workers.
+        queue: Receives the accepted jobs.
+        jobs: The jobs that this run of the server knows.
+        drain_began: Set when the server accepts no more jobs.
+        processor: Decodes and resizes input images.
+        store: Stores jobs.
+        metrics: Counts accepted jobs.
+        policy: The limits.
+        new_id: Returns an unguessable id.
+        random_seed: Returns a seed for a request without one.
+        assets: Returns the LoRAs, embeddings and upscalers in the operator's folders.
     """
 
     def __init__(
@@ -96,33 +96,34 @@ class Admission:
         self._new_id = new_id
         self._random_seed = random_seed
         self._assets = assets
-        #: Images of jobs that are accepted and being written to the disk, by owner.
+        #: Number of images of the jobs that are being written to the store, by owner.
         self._entering: Counter[str] = Counter()
-        #: Limits a crowd to a few at a time, so that other tasks on the event loop continue.
+        #: Limits concurrent requests to a few, so that other tasks on the event loop continue.
         self._desk = asyncio.Semaphore(_ACCEPTED_AT_ONCE)
         self._names: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def submit(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
-        """Accept a request as a job, or find the one that its idempotency key names.
+        """Accept a request as a job, or return the job that its idempotency key names.
 
         Args:
             ask: The request, with the input images as the client sent them.
-            terms: Owner of the job, and how it is kept.
+            terms: Owner of the job, and how it is stored.
 
         Raises:
             InvalidRequest, NotFound: The request can never work.
-            Forbidden: This owner may not ask for that priority.
+            Forbidden: This owner may not request that priority.
             KeyReused: The idempotency key names another request.
             QueueFull: Too many images wait.
-            StorageFull: The disk has no room.
-            Unavailable: The server is going down, or the model cannot be loaded.
+            StorageFull: The disk is full.
+            Unavailable: The server is shutting down, the model cannot be loaded, or the store
+                cannot be written.
         """
         if terms.idempotency_key is None:
             if ask.files is not None:
                 return await self._accept(ask, terms)
             async with self._desk:
                 return await self._accept(ask, terms)
-        # Two requests of one name at the same moment: the second finds what the first began.
+        # If two requests with one key arrive together, the second waits and finds the first's job.
         name = (terms.owner, terms.idempotency_key)
         async with self._names.setdefault(name, asyncio.Lock()):
             known = await self._job_of_key(terms)
@@ -131,12 +132,12 @@ class Admission:
     async def _accept(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
         if self._models.catalog.find(ask.params.model) is None:
             await self._models.refresh()
-        # Before the images are decoded, which costs more than a rejection.
+        # Check this first: decoding the images costs more than rejecting the request.
         spec = model_of(ask, self._models.catalog)
         self._admit(spec.id, ask.params.n or 1, terms)
         pictures = Pictures()
         if ask.files is not None:
-            # A border is painted around an image that is kept, not looked at.
+            # An upscale or an expansion edits the image, even if the model takes references.
             looks = spec.traits.references and not (ask.only_upscale or ask.params.expand)
             check_count(ask, spec, len(ask.files.images))
             pictures = await self._processor.decode(
@@ -166,16 +167,16 @@ class Admission:
                 del self._entering[terms.owner]
         live = self._jobs.add(job, clock)
         self._metrics.accepted_jobs.labels(job.request.model).inc()
-        if self._drain_began.is_set():  # since it was admitted
+        if self._drain_began.is_set():  # the shutdown began after _admit
             self._jobs.apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))
             raise going_down()
         self._queue.enqueue(live)
         return live
 
     async def _job_of_key(self, terms: Terms) -> LiveJob | None:
-        """Return the job that an idempotency key names; raises KeyReused, Unavailable.
+        """Return the job that an idempotency key names, if any; raises KeyReused, Unavailable.
 
-        A job with a transient end loses the name, so that the request can succeed later.
+        A job that failed for a transient reason loses the key, so that a retry can succeed.
         """
         assert terms.idempotency_key is not None
         job = await self._store.job_by_idempotency_key(terms.owner, terms.idempotency_key)
@@ -200,7 +201,7 @@ class Admission:
         return LiveJob(await self._jobs.with_files(ended))
 
     def _admit(self, model: str, images: int, terms: Terms) -> None:
-        """Raise the error of a job that cannot be accepted now."""
+        """Raise an error if a job cannot be accepted now."""
         if self._drain_began.is_set():
             raise going_down()
         allowed = self._policy.high_priority_owners()

@@ -70,16 +70,16 @@ _GPU_VARIABLES: Final = {
 
 @dataclass(frozen=True)
 class Assembly:
-    """The parts of one service, before it runs.
+    """The connected parts of one service.
 
     Attributes:
         service: Accepts and runs jobs.
         store: Jobs and images on the disk.
         webhooks: Posts a message when a job ends.
         metrics: Counters and gauges of all parts.
-        tracing: Makes the spans of requests and jobs.
-        standby: Wait while another server holds the store.
-        cluster: Machines that generate; None means this machine only.
+        tracing: Creates the spans of requests and jobs.
+        standby: Whether to wait while another server holds the store.
+        cluster: The cluster whose machines generate; None means this machine only.
     """
 
     service: ImageService
@@ -98,7 +98,7 @@ class Assembly:
     ) -> AsyncIterator[None]:
         """Open the store and run the service's tasks; stop and close everything at the end.
 
-        A standby service does this when the other server releases the store.
+        A standby service does this once the other server has released the store.
 
         Args:
             on_death: Called when the service's main task fails.
@@ -117,7 +117,7 @@ class Assembly:
     async def _opened(
         self, on_death: Callable[[], None], on_loss: Callable[[], None]
     ) -> AsyncIterator[None]:
-        """Open the store, now or when it is free, and serve until the end."""
+        """Open the store, at once or as soon as it is free, and serve until the end."""
         if self.store.is_open or not self.standby:
             await asyncio.to_thread(self.store.open)
             async with self._serving(on_death, on_loss):
@@ -154,10 +154,10 @@ class Assembly:
             left: Sequence[str] = ()
             if self.cluster is not None:
                 left = await asyncio.to_thread(self.cluster.begin, self.store.name)
-            # Before the first request: a browser that reconnects must find its job.
+            # Recover before the first request: a browser that reconnects must find its job.
             await self._recover()
-            # A front that took over meanwhile, while this one hung, is not to lose its workers:
-            # then recovery fails.
+            # End old workers only after the recovery. It fails if another server took over while
+            # this one hung, so that the other server keeps its workers.
             if self.cluster is not None:
                 await asyncio.to_thread(self.cluster.end_workers, left)
             task = asyncio.create_task(self.service.run())
@@ -207,14 +207,14 @@ def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Ass
 
     Raises:
         CatalogError: models.yaml cannot be used.
-        ModelError: The default model is not on this machine.
+        ModelError: The default model does not exist on this machine.
         SafetyCheckerError: The safety checker cannot be used.
         WebhookSettingsError: The webhook settings contradict each other.
         ConfigurationError: This machine cannot join the cluster.
     """
     metrics = Metrics()
     tracing = tracing_of(variable)
-    # Expiry uses a monotonic clock, so that a change of the system's clock deletes nothing.
+    # Expiry uses a monotonic clock, so that setting the system's clock deletes no jobs.
     steady = SteadyClock(time.time())
     store = JobStore(
         database_of(settings),
@@ -316,7 +316,7 @@ def _pool(settings: Settings, cluster: Cluster | None, on_change: Callable[[], N
     def worker_there(spec: ModelSpec, changed: Callable[[], None], place: str) -> Worker:
         assert cluster is not None
         if spec.device not in (None, CPU):
-            # Ray gives each worker a GPU of its own machine.
+            # Ray assigns each worker a GPU of the machine that it runs on.
             logger.warning("model %s: device %s has no effect in a cluster", spec.id, spec.device)
         device = CPU if spec.device == CPU else None
         load = load_command(settings, spec.model_copy(update={"device": device}))
@@ -335,9 +335,9 @@ def _pool(settings: Settings, cluster: Cluster | None, on_change: Callable[[], N
 
 
 def _file_bytes(settings: Settings, spec: ModelSpec) -> int:
-    """Return the size of a model's files in bytes, without built-in ones.
+    """Return the size of a model's files in bytes, without built-in files.
 
-    The pool takes it as the memory of a model that has not run yet.
+    The pool uses it as an estimate of the memory that a model needs, until the model has run.
     """
     paths = (absolute(settings, place) for _, place in spec.files.items())
     return sum(path.stat().st_size for path in paths if path.is_file())
@@ -374,12 +374,12 @@ def load_command(settings: Settings, spec: ModelSpec) -> Load:
 
 
 def _on_device(options: WorkerOptions, device: str | None) -> WorkerOptions:
-    """Make one GPU visible to a worker, or none: the runtime uses the first visible one."""
+    """Return options that make one GPU or none visible: the runtime uses the first visible GPU."""
     return replace(options, environment={**options.environment, **_gpu_variables(device)})
 
 
 def _gpu_variables(device: str | None) -> dict[str, str]:
-    """Return the variables that make one GPU or none visible; empty if any device will do."""
+    """Return the variables that make one GPU or none visible; empty without a device."""
     if device is None:
         return {}
     kind, _, number = device.partition(":")
@@ -406,7 +406,7 @@ def _assets(settings: Settings) -> Assets:
 def _examined(
     folder: Path | None, kind: str, settings: Settings
 ) -> tuple[dict[str, Asset], dict[str, str]]:
-    """Return file name -> details of the usable files, and file name -> fault of the others."""
+    """Return name -> details of the usable files, and file name -> problem of the others."""
     usable: dict[str, Asset] = {}
     unusable: dict[str, str] = {}
     for file, path in candidate_files(folder).items():
@@ -421,20 +421,20 @@ def _examined(
 
 
 async def _tidy(store: JobStore) -> None:
-    """Delete expired jobs regularly; the end of a job does it too, but jobs may be rare."""
+    """Delete expired jobs at intervals; the end of a job also does this, but jobs may be rare."""
     while True:
         await asyncio.sleep(_TIDY_SECONDS)
         try:
             await store.expire()
         except ImageServiceError as fault:
-            # A locked database, for example: the next round tries again.
+            # The database may be locked; the next round retries.
             logger.warning("expired jobs could not be deleted: %s", fault)
         except Exception:
             logger.exception("expired jobs could not be deleted")
 
 
 async def _open_when_free(store: JobStore) -> None:
-    """Open a store when no other server holds it; log other faults and retry."""
+    """Open a store as soon as no other server holds it; log other errors and retry."""
     known = ""
     while True:
         try:
@@ -450,7 +450,7 @@ async def _open_when_free(store: JobStore) -> None:
 
 
 async def _watch(store: JobStore, on_loss: Callable[[], None]) -> None:
-    """Write to the database regularly, so that an idle server notices that it lost the store."""
+    """Write to the database at intervals, so that an idle server notices if it lost the store."""
     while store.lost is None:
         try:
             await store.fault()

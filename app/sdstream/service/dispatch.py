@@ -1,9 +1,9 @@
-"""Which job runs when, and how it ends.
+"""The dispatch of waiting jobs to workers, and the end of each job.
 
-One task gives the waiting jobs to free workers, in the order of the queue, and a task for each
-running job sees it to its end. A job that waits for room in memory is overtaken by none, else it
-might wait for ever. Everything runs on one event loop; what is done to pixels is done in the
-image processor's threads.
+One task gives the waiting jobs to free workers, in the order of the queue. Each running job has a
+task that handles the worker's events until the job ends. No job overtakes a job that waits for
+memory, because that one might wait forever. Everything runs on one event loop, except the work on
+pixels, which runs in the image processor's threads.
 
 How a job ends; the first event wins (``Job.apply`` ignores the others):
 
@@ -19,12 +19,12 @@ How a job ends; the first event wins (``Job.apply`` ignores the others):
     shutdown while queued         failed     503 shutting_down, at once
     shutdown while running        failed     503 shutting_down, when the grace time is over
 
-A background job runs without a client. The death of its worker or of the server puts it back into
-the queue, once. At shutdown it is deferred to the next start, however often that happens; a client
-that waits for it gets 503 shutting_down too.
+A background job runs without a client. If its worker or the server dies, the job goes back into
+the queue, once. Each shutdown defers it to the next start; a client that waits for it gets 503
+shutting_down too.
 
-A job whose worker is lost with its machine goes back into the queue once, whether it is in the
-background or not. That counts as no attempt: the job is not to blame.
+If a job's worker is lost with its machine, the job goes back into the queue, once; it need not be
+a background job. This does not count as an attempt, because the job did not cause it.
 """
 
 from __future__ import annotations
@@ -72,25 +72,25 @@ from sdstream.storage.job_store import JobStore
 
 logger = logging.getLogger(__name__)
 
-#: A background job gets another try after these.
+#: A background job gets a second attempt after these.
 _SECOND_CHANCE: Final = (Reason.WORKER_CRASHED, Reason.WORKER_KILLED, Reason.WORKER_HUNG)
 
-#: Waiting jobs of a failed model that end before others on the event loop go on.
+#: Number of waiting jobs that fail at once, before other tasks on the event loop run.
 _FAILED_AT_ONCE: Final = 16
 
 
 class Dispatcher:
-    """Gives waiting jobs to workers and sees each to its end. ``run`` is a task of the owner.
+    """Gives waiting jobs to workers and handles each until its end. Its owner runs ``run``.
 
     Args:
-        models: Which there are, and their workers.
-        queue: Of jobs.
-        jobs: Whose events it makes.
-        changed: Notified when a job may begin.
-        processor: Of pixels.
-        store: Of jobs.
-        metrics: Of generated images.
-        grace_seconds: Time for running jobs at shutdown.
+        models: The catalogue and the workers.
+        queue: The waiting and the running jobs.
+        jobs: Applies events to jobs.
+        changed: Notified when a job may start.
+        processor: Makes image files from pixels.
+        store: Stores jobs.
+        metrics: Counts and times generated images.
+        grace_seconds: Time that running jobs have to end at shutdown.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class Dispatcher:
 
     @property
     def draining(self) -> bool:
-        """True when no more work is taken, since ``drain_began`` was set."""
+        """True from the moment ``drain_began`` is set."""
         return self.drain_began.is_set()
 
     def begin_drain(self) -> None:
-        """Take no more work, and give running jobs the grace time; callable repeatedly."""
+        """Accept no more jobs, and give running jobs the grace time; may be called repeatedly."""
         if self.draining:
             return
         self.drain_began.set()
@@ -144,7 +144,7 @@ class Dispatcher:
                 else:
                     await asyncio.sleep(0)
                 if places.done():
-                    await places  # which raises its fault
+                    await places  # raises the error that ended it
         finally:
             places.cancel()
             self.begin_drain()
@@ -158,9 +158,9 @@ class Dispatcher:
             self._processor.close()
 
     def _load_default(self) -> None:
-        """Load the default model at the start, and when its worker was lost before it was ready.
+        """Load the default model at the start, and again if its worker was lost during the load.
 
-        There may be no place for it yet: the next change of the places is another occasion.
+        If no machine can run it yet, the next call tries again.
         """
         default = self._models.catalog.find(None)
         if default is None or self._losses_seen == self._pool.losses:
@@ -170,10 +170,10 @@ class Dispatcher:
             self._losses_seen = losses
 
     def _dispatch(self) -> bool:
-        """Begin every waiting job that a worker is free for, and load models for the others.
+        """Start each waiting job for which a worker is free, and load models for the others.
 
-        Looks no further when all models that jobs wait for are busy. Returns False when there is
-        more to do after others on the event loop had their turn.
+        Stops early when the models of all waiting jobs are busy. Returns False if it must be
+        called again after other tasks on the event loop have run.
         """
         beginning: list[tuple[LiveJob, Worker]] = []
         failing: list[tuple[LiveJob, JobFailed]] = []
@@ -202,9 +202,9 @@ class Dispatcher:
         return len(failing) < _FAILED_AT_ONCE
 
     def _why_never(self, model: str) -> JobFailed | None:
-        """Why a waiting job of the model will not be generated, None when it will."""
+        """Return why the waiting jobs of a model can never run, None if they can."""
         if self._models.catalog.find(model) is None:
-            # It is from an earlier run of the server, or was removed since.
+            # A job of an earlier run of the server may name it, or it was removed since.
             why = self._models.catalog.why_missing(model)
             return JobFailed(Reason.MODEL_UNAVAILABLE, why)
         failed = self._pool.failed(model)
@@ -214,7 +214,7 @@ class Dispatcher:
         return JobFailed(error.reason, error.message)
 
     def _load_for(self, live: LiveJob) -> bool:
-        """Have the model of a job loaded; False when there is no room for it yet."""
+        """Load a worker for a job; return False if its model has none and there is no room yet."""
         spec = self._models.catalog.find(live.job.request.model)
         assert spec is not None
         coming = self._pool.coming(spec.id)
@@ -230,7 +230,7 @@ class Dispatcher:
         live.task = asyncio.create_task(self._see_to(live, worker))
 
     async def _see_to(self, live: LiveJob, worker: Worker) -> None:
-        """A running job's task."""
+        """Run a job on a worker and return the worker to the pool: the task of a running job."""
         try:
             await self._run(live, worker)
         except Exception:
@@ -257,9 +257,9 @@ class Dispatcher:
             return
         if not self._jobs.apply(live, Running()):
             return  # cancelled meanwhile
-        # Before the runtime sees the job: if it takes the server with it, the try has counted.
+        # Store the attempt before the runtime starts: if that crashes the server, it has counted.
         await self._store.update(job)
-        if not await self._is_ready(live, worker):  # it may have died since
+        if not await self._is_ready(live, worker):  # the worker may have died since
             return
         if worker.loaded is not None:
             model_hash = self._models.checksum(job.request.model) or ""
@@ -270,7 +270,7 @@ class Dispatcher:
             await self._take(live, inputs, event)
 
     async def _is_ready(self, live: LiveJob, worker: Worker) -> bool:
-        """Wait for the worker; False when the job has ended or waits again without it."""
+        """Wait for the worker; return False if the job has ended or is queued again."""
         try:
             await worker.ready()
         except Unavailable as error:
@@ -279,7 +279,7 @@ class Dispatcher:
         return not live.over
 
     async def _take(self, live: LiveJob, inputs: Inputs, event: Event) -> None:
-        """Translate an event of the worker into one of the job."""
+        """Apply an event of the worker to the job."""
         match event:
             case Progress():
                 self._jobs.apply(live, event)
@@ -332,7 +332,7 @@ class Dispatcher:
         self._measure_image(live, drawn, drawn_at, finished)
 
     def _measure_wait(self, live: LiveJob) -> None:
-        """Measure what a job that begins has waited for."""
+        """Record how long a job waited in the queue and for its model."""
         now = live.clock()
         waited = self._observe(live.job, live.span, "queue", live.waits_since, now)
         if live.loads_since is not None:
@@ -341,13 +341,13 @@ class Dispatcher:
     def _measure_image(
         self, live: LiveJob, drawn: ImageDrawn, drawn_at: float, finished: Finished
     ) -> None:
-        """Measure a finished image.
+        """Record the times and counts of a finished image.
 
         Args:
             live: Its job.
-            drawn: What the runtime reported.
-            drawn_at: Unix seconds when it did.
-            finished: What the image processor made of it.
+            drawn: The runtime's report of the image.
+            drawn_at: Unix seconds of that report.
+            finished: The result of the image processor.
         """
         job, model = live.job, live.job.request.model
         self._queue.speed.note(job.request, drawn)
@@ -377,14 +377,14 @@ class Dispatcher:
         ended: float,
         attributes: Attributes = NO_ATTRIBUTES,
     ) -> Span:
-        """Take a stage of a job into the metrics, and into the trace below a span."""
+        """Record a stage of a job in the metrics, and as a child of a span in the trace."""
         self._metrics.phase_seconds.labels(job.request.model, phase).observe(ended - began)
         return span.stage(phase, began, ended, attributes)
 
     # --- endings --------------------------------------------------------------------------------
 
     def end_early(self, live: LiveJob, ending: JobCancelled | JobFailed) -> None:
-        """Stop a job: at once when it waits, within a step when it runs."""
+        """Stop a job: at once if it waits, within one step if it runs."""
         worker = live.worker
         if worker is not None and worker.has(live.job.id):
             live.wanted_ending = live.wanted_ending or ending
@@ -394,24 +394,24 @@ class Dispatcher:
         self._jobs.apply(live, ending)
 
     def _give_up(self, live: LiveJob, ending: JobFailed) -> None:
-        """End a running job that the server itself cannot finish, and spare the worker the rest."""
+        """End a running job that the server itself cannot finish, and cancel it on its worker."""
         self._jobs.apply(live, ending)
         if live.worker is not None:
             live.worker.cancel(live.job.id)
 
     async def _end_running(self) -> None:
-        """Let running jobs end by themselves within the grace time, and stop them then."""
+        """Wait for running jobs to end within the grace time, then stop the others."""
         running = list(self._queue.running)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace_seconds):
                 for live in running:
                     await self._jobs.end_of(live)
         for live in running:
-            # Not by way of the worker, which has a grace time of its own.
+            # Do not cancel the job on its worker, which would take further seconds.
             self._stop(live)
 
     def _stop(self, live: LiveJob) -> None:
-        """At shutdown: a background job is deferred, any other fails."""
+        """Stop a job at shutdown: defer a background job, fail any other."""
         if not live.job.terms.background:
             self._jobs.apply(live, JobFailed(Reason.SHUTTING_DOWN, "The server is shutting down."))
         elif not live.over:
@@ -422,6 +422,6 @@ class Dispatcher:
 
 
 def _where(live: LiveJob) -> Attributes:
-    """Return an attribute with the machine of the cluster that a job runs on; none without one."""
+    """Return the machine that a job runs on as an attribute; empty without a cluster."""
     place = live.worker.place if live.worker is not None else ""
     return {"sdstream.machine": place} if place else NO_ATTRIBUTES

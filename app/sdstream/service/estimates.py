@@ -1,4 +1,4 @@
-"""How fast a model generates here, as measured, and the waiting times that follow."""
+"""The measured speed of models on this server, and the estimated time of an image."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Final
 from sdstream.core.messages import ImageDrawn
 from sdstream.core.request import GenerationRequest
 
-#: Weight of the newest image; the last three or four decide.
+#: Weight of the newest image in the moving average, which the last three or four images dominate.
 _NEWEST: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """Seconds of one sampling step, and of reading the prompt and decoding together."""
+    """Seconds of one sampling step, and of encoding the prompt and decoding the image together."""
 
     step_seconds: float
     other_seconds: float
 
 
 class Speed:
-    """Remembers each model's seconds by size; sizes never seen are scaled from the nearest.
+    """Average seconds of each model by image size; an unmeasured size is scaled from the nearest.
 
-    Images that an upscaler enlarges are kept apart from those that none does.
+    Images of different upscalers, and images that are only enlarged, are measured separately.
     """
 
     def __init__(self) -> None:
         self._rates: dict[tuple[object, ...], dict[int, _Rates]] = {}
 
     def note(self, request: GenerationRequest, drawn: ImageDrawn) -> None:
-        """Take in what an image of the request took."""
+        """Add the times of a finished image of the request to the averages."""
         fresh = _Rates(
             drawn.sample_seconds / _steps(request), drawn.encode_seconds + drawn.decode_seconds
         )
@@ -43,7 +43,7 @@ class Speed:
         )
 
     def image_seconds(self, request: GenerationRequest) -> float | None:
-        """What one image of the request takes; None when nothing like it was measured."""
+        """Return the estimated seconds of one image; None if no similar image was measured."""
         sizes = self._rates.get(_kind(request))
         if not sizes:
             return None
@@ -55,7 +55,7 @@ class Speed:
 
 
 def _kind(request: GenerationRequest) -> tuple[object, ...]:
-    """Requests that differ in it say nothing about each other."""
+    """Return the key of measurements: only requests with equal keys are comparable."""
     return request.model, request.options.upscaler, request.draws
 
 
@@ -65,8 +65,8 @@ def _pixels(request: GenerationRequest) -> int:
 
 
 def _steps(request: GenerationRequest) -> float:
-    """Sampling steps; those of a hires fix's first pass count as much less as they are smaller."""
-    # An edit leaves out the steps before its strength.
+    """Return the steps at full size; a smaller first pass counts in proportion to its pixels."""
+    # An edit runs only a part of the steps: strength is the fraction.
     strength = request.options.strength
     steps = request.steps * (1.0 if strength is None else strength)
     if request.second_pass is not None:

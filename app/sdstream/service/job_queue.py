@@ -1,10 +1,10 @@
-"""The jobs that wait and those that run: their places, and when each will be done.
+"""The waiting and the running jobs, their places in the queue, and estimates of when they end.
 
-Sending every waiting job its place at every change would cost the square of their number. One task
-goes through the queue when something has changed, a few jobs at a time, and then rests for longer
-than that took: however many wait and however fast they change, places take a fixed share of the
-processor. A job gets its exact place when few are before it, and in coarser steps when many
-are.
+Sending every waiting job its place after every change would take quadratic time. Instead, one task
+goes through the queue after a change, a few jobs at a time, and then sleeps for a multiple of the
+time that this took. The places therefore take a fixed share of the processor, however many jobs
+wait and however often the queue changes. A job near the front gets its exact place. A job far
+behind gets a new place only after a larger change.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from sdstream.notifier import Notifier
 from sdstream.service.estimates import Speed
 from sdstream.service.live_jobs import NO_WORK, LiveJob, LiveJobs, Work
 
-#: The clients that honour Retry-After give up on anything longer.
+#: Longest Retry-After in seconds; clients that honour the header give up on longer times.
 _MAX_RETRY_AFTER: Final = 120
-#: What an image takes when none was ever measured.
+#: Assumed seconds of an image when none was measured yet.
 _GUESSED_SECONDS: Final = 5.0
 
-#: A place is sent when it differs by more than this part of it: exactly up to twice this.
+#: A new place is sent if it differs by at least this fraction (1/16); below 32, every change is.
 _COARSENESS: Final = 16
-#: Jobs that get their places, or are only looked at, before other tasks of the event loop run.
+#: Jobs that get a new place, or are only checked, before other tasks on the event loop run.
 _TOLD_AT_ONCE: Final = 4
 _SEEN_AT_ONCE: Final = 64
-#: In a longer queue, a new job gets the upper bound of its place instead of a count.
+#: In a longer queue, a new job gets an upper bound of its place instead of the exact place.
 _COUNTED: Final = 256
-#: Rest after each time through the queue, in parts of how long that took.
+#: Pause after each pass through the queue, as a multiple of the pass's duration.
 _REST: Final = 4
 
 
 class JobQueue:
-    """The one queue. ``tell_places`` is a task of the owner.
+    """The only queue of the server. Its owner runs ``tell_places`` as a task.
 
     Args:
-        jobs: Whose events report places.
-        changed: Notified when a job may begin.
+        jobs: Applies the events that report places.
+        changed: Notified when a job may start.
 
     Attributes:
         running: Jobs that have a worker.
-        speed: How fast models generate here.
+        speed: The measured speed of models.
     """
 
     def __init__(self, jobs: LiveJobs, changed: Notifier) -> None:
@@ -55,20 +55,20 @@ class JobQueue:
         self.models: Counter[str] = Counter()
         self.running: list[LiveJob] = []
         self.speed = Speed()
-        #: Of all that wait, as far as is known.
+        #: Work of all waiting jobs: that of the last pass, plus the jobs that came since.
         self._all_waiting = NO_WORK
         self._moved = asyncio.Event()
-        #: The best class of the jobs that came since places were sent.
+        #: The best priority of the jobs that came since the last pass.
         self._best_newcomer: Priority | None = None
 
     def oldest_seconds(self) -> float:
-        """Return how long the oldest waiting job has waited, 0 when none waits."""
+        """Return how long the oldest waiting job has waited, 0 if none waits."""
         return max((live.clock() - live.job.created for live in self.waiting), default=0.0)
 
     # --- changes --------------------------------------------------------------------------------
 
     def enqueue(self, live: LiveJob, *, first: bool = False) -> None:
-        """Put a job in; ``first`` before all others of its class."""
+        """Add a job to the queue; with ``first``, before all others of its priority."""
         job = live.job
         self.waiting.push(
             live,
@@ -88,18 +88,18 @@ class JobQueue:
         self._changed.notify()
 
     def begin(self, live: LiveJob) -> None:
-        """A job that waits has its turn."""
+        """Move a waiting job to the running jobs."""
         self.waiting.take(live)
         self._left(live)
         self.running.append(live)
 
     def remove(self, live: LiveJob) -> None:
-        """Take out a job without its turn, if it waits."""
+        """Remove a job from the queue without starting it, if it waits there."""
         if self.waiting.remove(live):
             self._left(live)
 
     def pop(self) -> LiveJob:
-        """Take out the next job; raises IndexError when none waits."""
+        """Remove and return the next job; raises IndexError if none waits."""
         live = self.waiting.pop()
         self._left(live)
         return live
@@ -114,13 +114,13 @@ class JobQueue:
     # --- places ---------------------------------------------------------------------------------
 
     def _first_place(self, live: LiveJob) -> int:
-        """Jobs before one that has just come; of a long queue the most that there can be."""
+        """Return the number of jobs before a new one, or an upper bound in a long queue."""
         if len(self.waiting) > _COUNTED:
             return self.waiting.jobs(live.job.terms.priority) - 1
         return next(place for place, other in enumerate(self.waiting) if other is live)
 
     async def tell_places(self) -> None:
-        """Send the waiting jobs their places whenever these change, until cancelled."""
+        """Send the waiting jobs their places after each change, until cancelled."""
         clock = asyncio.get_running_loop().time
         while True:
             await self._moved.wait()
@@ -138,21 +138,21 @@ class JobQueue:
                 told = 0
                 await asyncio.sleep(0)
             if live not in self.waiting:
-                continue  # it left meanwhile
+                continue  # it left the queue meanwhile
             live.ahead = ahead
             ahead = ahead.plus(self._work_of(live))
             told += self._tell(live, len(self.running) + seen, newcomer)
         self._all_waiting = ahead
 
     def _tell(self, live: LiveJob, position: int, newcomer: Priority | None) -> bool:
-        """Send a waiting job its place if it changed enough; returns whether it did.
+        """Send a waiting job its place if that changed enough; return whether it was sent.
 
-        The place of a job grows only when a job of a better class came: a fair turn of
-        another job may delay it, and then its place stays what it was until it is true again.
+        The reported place grows only if a job of a better priority came. If another owner's job
+        goes first for fairness, the reported place stays the same until it is correct again.
         """
         job = live.job
         if job.status is not JobStatus.QUEUED:
-            return False  # it is next, and its state shows that
+            return False  # the job is next, and its status (loading) shows that
         known = job.queue_position
         may_grow = newcomer is not None and newcomer.outranks(job.terms.priority)
         change = position - known if may_grow else min(0, position - known)
@@ -163,7 +163,7 @@ class JobQueue:
     # --- times ----------------------------------------------------------------------------------
 
     def seconds_left(self, job: Job) -> float | None:
-        """Seconds until an unfinished job ends, None while too little was measured."""
+        """Return the estimated seconds until a job ends; None if ended, or not enough measured."""
         if job.terminal:
             return None
         own, live = self._remaining(job), self._jobs.known(job.id)
@@ -173,12 +173,12 @@ class JobQueue:
         return None if ahead.seconds is None else own + ahead.seconds / max(1, len(self.running))
 
     def retry_after(self, images: int, owner: str | None) -> int:
-        """Seconds until so many images, of one owner or of all, have left the queue."""
+        """Return the seconds until ``images`` images, of one owner or of all, leave the queue."""
         ahead = self._all_waiting
         for live in self.waiting if owner is None else self.waiting.of_owner(owner):
             images -= live.job.request.n
             if images <= 0:
-                ahead = live.ahead  # it leaves the queue when its turn comes, not when it is done
+                ahead = live.ahead  # a job leaves the queue when it starts, not when it ends
                 break
         work = self._running_work().plus(ahead)
         seconds = _GUESSED_SECONDS * work.images if work.seconds is None else work.seconds
@@ -195,7 +195,7 @@ class JobQueue:
         return Work(live.job.request.n, self._remaining(live.job))
 
     def _remaining(self, job: Job) -> float | None:
-        """Seconds of work that are left of a job; None when nothing like it was ever measured."""
+        """Return the seconds of work left of a job; None if no similar image was measured."""
         image = self.speed.image_seconds(job.request)
         left = job.request.n - len(job.images)
         current, speed = job.progress, job.steps_per_second
@@ -207,6 +207,6 @@ class JobQueue:
         if image is None:
             return None
         if job.request.second_pass is not None:
-            speed = None  # of the first pass, as yet, and the second is a slower one
+            speed = None  # it may be that of the first pass; the second pass is slower
         now = steps_left / speed if speed else image * steps_left / max(1, current.steps)
         return now + image * (left - 1)

@@ -1,7 +1,7 @@
-"""The jobs since the start of the server: their events, their readers, and what is stored of them.
+"""The jobs of this run of the server: their events, their readers, and the writes to the store.
 
-Readers receive an event that ends a job, or an image, after it is written: a restart must not
-take it back.
+Readers receive an image, or the end of a job, only after it is stored: a restart must not undo
+what a client has received.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from sdstream.service.tracing import NO_SPAN, Attributes, Span, Tracing
 from sdstream.storage.job_rows import Page
 from sdstream.storage.job_store import JobStore
 
-#: Ended jobs whose history is kept for readers that come back, some kilobytes each.
+#: Ended jobs whose events are kept in memory for clients that reconnect; some kilobytes each.
 _REMEMBERED: Final = 256
 
-#: Events that a restart must not take back; readers receive them when they are on the disk.
+#: Events that a restart must not undo; readers receive them once they are stored.
 _KEPT: Final = (ImageReady, Completed, JobFailed, JobCancelled)
 
 
@@ -47,7 +47,7 @@ def going_down() -> Unavailable:
 
 
 def standing_by() -> Unavailable:
-    """Return the error for clients of a server that stands by."""
+    """Return the error for clients of a standby server."""
     return Unavailable(
         "This server stands by: another one has the jobs.", reason=Reason.STANDBY, retry_after=1
     )
@@ -58,20 +58,20 @@ def deferred_error(job: Job) -> Unavailable:
     message = f"The server is going down; the job {job.id} is done after its next start."
     error = Unavailable(message, reason=Reason.SHUTTING_DOWN, retry_after=10)
     if job.terms.idempotency_key is None:
-        # A client that tries again by itself would have the work done twice.
+        # A client that retries automatically would submit a second job.
         error.retry_after, error.should_retry = None, False
     return error
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What several jobs still take: their images, and seconds of a worker if these are known."""
+    """Remaining work of jobs: their images, and the seconds that one worker needs, if known."""
 
     images: int
     seconds: float | None
 
     def plus(self, other: Work) -> Work:
-        """Both together."""
+        """Return the sum of both."""
         known = self.seconds is not None and other.seconds is not None
         seconds = (self.seconds or 0.0) + (other.seconds or 0.0)
         return Work(self.images + other.images, seconds if known else None)
@@ -82,20 +82,20 @@ NO_WORK: Final = Work(0, 0.0)
 
 @dataclass(eq=False)
 class LiveJob:
-    """A job with what its readers and its end need beside it.
+    """A job with its state in this run of the server.
 
     Attributes:
-        job: What is known of it.
-        changed: Wakes its readers.
-        wanted_ending: What a Cancelled of the worker means for it.
-        deferred: It waits for the next start of the server; readers are to leave.
-        was_lost: A worker that had it was lost with its machine.
-        ahead: Of the waiting jobs before it, as it was found last.
-        clock: Unix seconds of its events; a clock that is set in the middle of a job does not make
-            its times wrong.
-        span: Of the job.
-        waits_since: Unix seconds since when it waits, or has waited before it ran.
-        loads_since: Unix seconds since when its model is loaded for it, None before.
+        job: The job.
+        changed: Wakes the readers of the job.
+        wanted_ending: The ending to apply when the worker reports Cancelled; None until the
+            server has cancelled the job.
+        deferred: The job waits for the next start of the server; readers must stop.
+        was_lost: A worker that ran the job was lost with its machine.
+        ahead: Work of the waiting jobs before this one, as of the last pass through the queue.
+        clock: Unix seconds of the job's events; setting the system's clock does not affect it.
+        span: Span of the job.
+        waits_since: Unix seconds when the latest wait in the queue began.
+        loads_since: Unix seconds when the loading of the model began, None before.
     """
 
     job: Job
@@ -109,7 +109,7 @@ class LiveJob:
     waits_since: float = field(init=False)
     loads_since: float | None = None
 
-    #: Has the job while it runs.
+    #: The worker and the task that run the job, None while it does not run.
     worker: Worker | None = None
     task: asyncio.Task[None] | None = None
 
@@ -128,18 +128,18 @@ class LiveJob:
 
     @property
     def over(self) -> bool:
-        """True when nothing more will happen to it before the next start of the server."""
+        """True when nothing more will happen to the job before the next start of the server."""
         return self.job.terminal or self.deferred
 
 
 class LiveJobs:
-    """Jobs by id, and what their readers wait for.
+    """The unfinished and the recently ended jobs by id, and access to all stored jobs.
 
     Args:
-        store: Where they are kept.
-        metrics: Counts how they end.
-        tracing: Makes their spans.
-        on_end: Called when one has ended.
+        store: Stores the jobs.
+        metrics: Counts ended jobs.
+        tracing: Creates the jobs' spans.
+        on_end: Called when a job has ended.
     """
 
     def __init__(
@@ -153,20 +153,20 @@ class LiveJobs:
         self._recent: OrderedDict[str, LiveJob] = OrderedDict()
 
     def add(self, job: Job, clock: SteadyClock) -> LiveJob:
-        """Take up a job that is stored."""
+        """Add a job that is already stored."""
         live = self._live[job.id] = LiveJob(job, clock, span=self._tracing.job(job))
         return live
 
     def add_earlier(self, job: Job) -> LiveJob:
-        """Take up a job of an earlier run of the server, whose clock may have been ahead."""
+        """Add a job of an earlier run of the server, whose clock may have been ahead."""
         return self.add(job, SteadyClock(max(time.time(), job.created, job.started or 0.0)))
 
     def known(self, job_id: str) -> LiveJob | None:
-        """A job that lives or ended lately."""
+        """Return a job that is unfinished or ended recently, None for any other."""
         return self._live.get(job_id) or self._recent.get(job_id)
 
     def apply(self, live: LiveJob, event: JobEvent) -> bool:
-        """Take up what happened to a job, store it and wake the readers; False if it is ignored."""
+        """Apply an event to a job, queue its write and wake the readers; False if it is ignored."""
         job = live.job
         if live.deferred or not job.apply(event, live.clock()):
             return False
@@ -194,28 +194,28 @@ class LiveJobs:
     # --- for readers ----------------------------------------------------------------------------
 
     async def find(self, job_id: str, owner: str) -> LiveJob:
-        """A job of this owner, whether it lives or ended in the past; raises NotFound."""
+        """Return a job of this owner, unfinished or ended; raises NotFound."""
         live = self._live.get(job_id)
         if live is None and not self._store.is_written(job_id):
-            live = self._recent.get(job_id)  # its row is behind
+            live = self._recent.get(job_id)  # its end is not in the row yet
         job = await self._store.get(job_id) if live is None else None
-        if job is not None:  # a job that has expired there is not returned from memory
+        if job is not None:  # a job that expired from the store is not returned from memory
             live = self._recent.get(job_id) or (LiveJob(job) if job.terminal else None)
         if live is None or live.job.terms.owner != owner:
             raise NotFound("Job not found; it may have expired.", reason=Reason.JOB_NOT_FOUND)
         return live
 
     async def page(self, owner: str, which: JobFilter, *, limit: int, after: str | None) -> Page:
-        """An owner's jobs, newest first; see JobStore.page."""
+        """Return a page of an owner's jobs, newest first; see JobStore.page."""
         page = await self._store.page(owner, which, limit=limit, after=after)
         known = (self._live.get(job.id) for job in page.jobs)
         jobs = [live.job if live else job for live, job in zip(known, page.jobs, strict=True)]
         return Page(jobs, page.more)
 
     async def earlier_images(self, live: LiveJob) -> list[Entry]:
-        """Images of an unfinished job from an earlier run of the server, with their files.
+        """Return the images that an unfinished job had before the server restarted, with files.
 
-        They are no entries of this life.
+        The job's entries do not contain them.
         """
         job = live.job
         if live.over:
@@ -230,7 +230,7 @@ class LiveJobs:
         ]
 
     async def with_files(self, job: Job) -> Job:
-        """An ended job with the files of its images; raises NotFound when they are gone."""
+        """Return an ended job with its image files; raises NotFound if they were deleted."""
         if all(image.data is not None for image in job.images.values()):
             return job
         try:
@@ -243,12 +243,12 @@ class LiveJobs:
     async def follow(
         self, live: LiveJob, idle_seconds: float, start: int = 0
     ) -> AsyncIterator[Entry | None]:
-        """Everything that happened to a job and happens until its end.
+        """Yield the events of a job, past and coming, until its end.
 
         Args:
             live: The job.
-            idle_seconds: After this much silence comes a None.
-            start: Entries to leave out.
+            idle_seconds: Seconds without an event after which None is yielded.
+            start: Number of entries to skip.
 
         Yields:
             Entries, oldest first; None each time nothing happened for ``idle_seconds``.
@@ -262,7 +262,7 @@ class LiveJobs:
                         yield silence
                 yield entry
                 index += 1
-                # A reader that never really waits would hold the loop after its client left.
+                # Let other tasks run, else this loop continues even if its client has left.
                 await asyncio.sleep(0)
             if live.over:
                 return
@@ -277,7 +277,7 @@ class LiveJobs:
         """Wait until the job has ended, or is deferred to the next start.
 
         Raises:
-            StorageFull, Unavailable: It has ended, and its end cannot be written yet.
+            StorageFull, Unavailable: The job has ended, but its end cannot be stored yet.
         """
         await self.end_of(live)
         await self.settled(live)
@@ -302,12 +302,12 @@ class LiveJobs:
         """Wait until the job's state may be sent: a restart must not take it back.
 
         Raises:
-            StorageFull, Unavailable: It cannot be written yet; see JobStore.settled.
+            StorageFull, Unavailable: The state cannot be stored yet; see JobStore.settled.
         """
         await self._store.settled(live.job)
 
     async def mark(self, live: LiveJob, *, favorite: bool) -> None:
-        """Make a job a favorite or an ordinary one; raises StorageFull, see JobStore.mark."""
+        """Mark a job as a favorite, or remove the mark; raises StorageFull, see JobStore.mark."""
         await self._store.mark(live.job.id, favorite=favorite)
         # A job that ended meanwhile has been replaced by a copy.
         for known in (live, self.known(live.job.id)):

@@ -1,4 +1,4 @@
-"""What operators watch, in Prometheus' form; every name starts with ``sdstream_``."""
+"""Metrics for operators, in the format of Prometheus; every name begins with ``sdstream_``."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _WHERE: Final = ("model", "machine")
 _SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 
 
-# Start times as samples of their own double the samples and are read by no one.
+# These would export a start time with each counter, which nothing reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class _Totals(Collector):
-    """Counts that other parts keep, as counters.
+    """A counter whose values are counted by another part of the service.
 
     Args:
-        name: Without ``_total``.
-        meaning: One sentence.
-        labels: Their names.
+        name: Name without ``_total``.
+        meaning: Help text, one sentence.
+        labels: Names of the labels.
 
     Attributes:
         values: Values of the labels -> count.
@@ -48,7 +48,7 @@ class _Totals(Collector):
         self.values: Mapping[tuple[str, ...], float] = {}
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the counter with the values of now."""
+        """Yield the counter with its current values."""
         family = CounterMetricFamily(*self._about, labels=self._labels)
         for labels, value in self.values.items():
             family.add_metric(labels, value)
@@ -56,13 +56,13 @@ class _Totals(Collector):
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own."""
+    """The metrics of one server, in a separate registry."""
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        #: Name, type, labels and meaning of every metric, for the documents.
+        #: Name, type, labels and meaning of every metric, for the documentation.
         self.described: list[tuple[str, str, tuple[str, ...], str]] = []
         ProcessCollector(registry=self._registry)
         self._add_requests()
@@ -163,12 +163,12 @@ class Metrics:
     def measure_workers(
         self, workers: Sequence[Worker], starts: Mapping[tuple[str, str], int], evictions: int
     ) -> None:
-        """Bring the gauges of workers up to date.
+        """Update the metrics of workers.
 
         Args:
-            workers: Those that exist.
-            starts: Model and place -> how often a process was started for it.
-            evictions: Workers that were ended to make room.
+            workers: All existing workers.
+            starts: Model and machine -> number of started processes.
+            evictions: Number of workers that were stopped to make room for another model.
         """
         self.evictions.values = {(): evictions}
         gauges = (self.worker_up, self.worker_memory, self.worker_kernels)
@@ -184,10 +184,10 @@ class Metrics:
         self.worker_starts.values = {where: float(count) for where, count in starts.items()}
 
     def measure_machines(self, states: Mapping[str, int]) -> None:
-        """Bring the gauge of machines up to date: state -> how many are in it."""
+        """Update the gauge of machines from a mapping of states to numbers of machines."""
         for state, count in states.items():
             self.machines.labels(state).set(count)
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Return the text that Prometheus scrapes."""
         return generate_latest(self._registry)

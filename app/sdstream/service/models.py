@@ -1,4 +1,4 @@
-"""The models that there are: the catalogue as it is now, and their workers."""
+"""The current catalogue of models, and their workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdstream.weights.discovery import ModelError
 
 logger = logging.getLogger(__name__)
 
-#: Errors that clients see hold no path of the server.
+#: Folders in a message; errors that clients see must not reveal paths of the server.
 _FOLDERS: Final = re.compile(r"(?<![\w.])/(?:[^/\s:]+/)+")
 
 #: States of workers, the most useful first.
@@ -34,12 +34,12 @@ class Models:
     """The catalogue, and the workers of its models.
 
     Args:
-        catalog: Of the start.
-        refresh: A catalogue with what is on this machine now.
+        catalog: The catalogue at the start.
+        refresh: Returns a catalogue updated to the files on this machine.
         read: Reads models.yaml; raises CatalogError and ModelError.
-        pool: Of workers.
-        on_change: Called when waiting jobs may have another model, or none.
-        checksum_of: Returns the SHA-256 of a model's checkpoint, None while it is not known.
+        pool: The pool of workers.
+        on_change: Called when the models of waiting jobs may have changed or been removed.
+        checksum_of: Returns the SHA-256 of a checkpoint; None while it is unknown.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Models:
     @property
     def ready(self) -> bool:
         """True when jobs of the default model can run."""
-        default = self.catalog.find(None)  # none when its files were removed meanwhile
+        default = self.catalog.find(None)  # None if its files were removed
         return default is not None and self.pool.is_ready(default)
 
     def why_unavailable(self, model: str) -> str | None:
-        """Why the model cannot be loaded, None when nothing is known against it."""
+        """Return why the model cannot be loaded, None if no load has failed."""
         worker = self.pool.failed(model)
         return worker.unavailable().message if worker is not None else None
 
@@ -85,7 +85,7 @@ class Models:
         return best.value if best else "unloaded"
 
     async def refresh(self) -> Catalog:
-        """Return the catalogue with what was downloaded or removed since the start."""
+        """Update the catalogue for models that were downloaded or removed, and return it."""
         known = self.catalog
         fresh = await asyncio.to_thread(self._refresh, known)
         for model, values in self._runtime.items():
@@ -101,7 +101,7 @@ class Models:
         removed fail.
 
         Raises:
-            CatalogRejected: It cannot be used; the catalogue stays as it was.
+            CatalogRejected: models.yaml cannot be used; the catalogue stays as it was.
         """
         async with self._reloading:
             try:
@@ -126,7 +126,7 @@ class Models:
         return change
 
     async def get(self, name: str, param: str = "model") -> ModelSpec:
-        """The model of that name, pulled lately perhaps; raises NotFound."""
+        """Return the model of that name, even if it was just downloaded; raises NotFound."""
         spec = self.catalog.find(name) or (await self.refresh()).find(name)
         if spec is None:
             raise NotFound(
@@ -135,17 +135,17 @@ class Models:
         return spec
 
     async def load(self, spec: ModelSpec, runtime: Mapping[str, object] | None = None) -> None:
-        """Load a model before its first job, also one that could not be loaded before.
+        """Load a model before its first job; retry if an earlier load failed.
 
         Args:
             spec: The model.
-            runtime: Runtime options in place of those in models.yaml, until a load names others or
-                models.yaml is reloaded. A loaded model is loaded again if they differ, after its
-                running job. None keeps the options.
+            runtime: Runtime options that replace those of models.yaml, until another call sets
+                other options or models.yaml is reloaded. If they differ from those of a loaded
+                model, the model is loaded again after its running job. None keeps the options.
 
         Raises:
-            RuntimeOptionError: The model cannot have an option.
-            Unavailable: There is no room now, or it cannot be loaded.
+            RuntimeOptionError: The model does not support an option.
+            Unavailable: There is not enough memory now, or the model cannot be loaded.
         """
         if runtime is not None:
             spec.with_runtime(runtime)
@@ -167,5 +167,5 @@ class Models:
             await worker.ready()
 
     def unload(self, spec: ModelSpec) -> None:
-        """Stop a model's workers, each as soon as its job is over."""
+        """Stop a model's workers, each as soon as its job has ended."""
         self.pool.unload(spec.id)

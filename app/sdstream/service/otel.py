@@ -1,7 +1,8 @@
-"""Spans of OpenTelemetry. Needs the extra ``otel``; its variables are read by the SDK.
+"""OpenTelemetry spans. Needs the extra ``otel``, whose SDK reads the ``OTEL_*`` variables.
 
-Starlette's own middleware is not used: it sends the query, which may contain a token or a prompt.
-The provider is not the global one, so that spans of other libraries stay out.
+OpenTelemetry's middleware for Starlette is not used: it exports the query string, which may contain
+a token or a prompt. The provider is not the global one, so that the spans of other libraries are
+not exported.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from sdstream import __version__
 from sdstream.core.job import Job
 from sdstream.service.tracing import NO_ATTRIBUTES, Attributes, Span, Tracing
 
-#: Group of the exporters that packages offer.
+#: Entry point group of exporters.
 _EXPORTERS: Final = "opentelemetry_traces_exporter"
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-#: At the end, for the spans that wait. The SDK would try for 30 s.
+#: Time to export the remaining spans when the server stops; the SDK would try for 30 s.
 _FLUSH_SECONDS: Final = 2.0
 
 _W3C: Final = TraceContextTextMapPropagator()
 
 
 class _Span(Span):
-    """A span that is exported when it has ended."""
+    """A span that is exported after it has ended."""
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span) -> None:
         self._tracer = tracer
@@ -46,7 +47,7 @@ class _Span(Span):
     def stage(
         self, name: str, began: float, ended: float, attributes: Attributes = NO_ATTRIBUTES
     ) -> Span:
-        """Add a span below this one."""
+        """Add a child span."""
         span = self._tracer.start_span(
             name,
             trace.set_span_in_context(self._span, Context()),
@@ -72,20 +73,20 @@ class _Span(Span):
 
 
 class OpenTelemetry(Tracing):
-    """Makes spans and exports them in a thread of its own.
+    """Creates spans and exports them in background threads.
 
     Args:
-        names: Of the exporters, as in OTEL_TRACES_EXPORTER.
-        variable: Returns a variable of the environment.
+        names: Names of the exporters, as in OTEL_TRACES_EXPORTER.
+        variable: Returns the value of an environment variable.
 
     Raises:
-        ValueError: There is no such exporter.
+        ValueError: An exporter is not installed.
     """
 
     def __init__(self, names: Sequence[str], variable: Callable[[str], str | None]) -> None:
         exporters = [_exporter(name, variable) for name in names]
         own = {"service.name": "sdstream", "service.version": __version__}
-        # A variable overrides what the program sets.
+        # Environment variables override these values.
         resource = Resource.create(own).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._exporters = [_QuietExporter(exporter) for exporter in exporters]
@@ -122,7 +123,7 @@ class OpenTelemetry(Tracing):
         return _Span(self._tracer, span)
 
     def close(self) -> None:
-        """Export what waits, within seconds."""
+        """Export the remaining spans, within ``_FLUSH_SECONDS``."""
         thread = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
         thread.start()
         thread.join(_FLUSH_SECONDS)
@@ -131,7 +132,7 @@ class OpenTelemetry(Tracing):
 
 
 class _QuietExporter(SpanExporter):
-    """An exporter whose first fault alone is logged, until it succeeds again."""
+    """An exporter that logs only the first of several failures in a row."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -153,22 +154,22 @@ class _QuietExporter(SpanExporter):
         return result
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Export what waits in the exporter itself."""
+        """Export the spans that the exporter itself buffers."""
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self) -> None:
-        """End the exporter when all is exported; called by the SDK."""
+        """Stop the exporter after the last export; called by the SDK."""
         self.stop()
 
     def stop(self) -> None:
-        """End the exporter, also one that waits for its next attempt."""
+        """Stop the exporter, even while it waits to retry."""
         if not self._is_stopped:
             self._is_stopped = True
             self._exporter.shutdown()
 
 
 def _exporter(name: str, variable: Callable[[str], str | None]) -> SpanExporter:
-    """Return a new exporter by its name in OTEL_TRACES_EXPORTER."""
+    """Return a new exporter for a name in OTEL_TRACES_EXPORTER."""
     entry = name
     if name == "otlp":
         protocol = next(filter(None, map(variable, _PROTOCOLS)), "http/protobuf")

@@ -5,9 +5,9 @@
     submit ──> queue ──> worker ──> events ──> Job.apply ──> readers (follow)
 
 Each part has its module: admission.py accepts requests, job_queue.py orders the jobs, dispatch.py
-runs them and decides how they end, live_jobs.py holds their events and readers, models.py the
-models and their workers. All of them run on one event loop. The image processor's threads do the
-work on pixels.
+runs them and decides how they end, live_jobs.py holds their events and readers, and models.py holds
+the models and their workers. All of them run on one event loop. The image processor's threads do
+the work on pixels.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class ImageService:
 
     @property
     def limits(self) -> Limits:
-        """Upper bounds of image sizes."""
+        """Upper bounds of image sizes, images and steps."""
         return self._policy.limits
 
     @property
@@ -133,7 +133,7 @@ class ImageService:
         return self._queue.waiting.images()
 
     def wanted_workers(self) -> int:
-        """Return how many workers all jobs could use at once, within each model's ``replicas``."""
+        """Return how many workers the jobs could use at once, within each model's ``replicas``."""
         wanted = self._queue.models + Counter(
             live.job.request.model for live in self._queue.running
         )
@@ -145,7 +145,7 @@ class ImageService:
         )
 
     def measure(self) -> None:
-        """Update the gauges; called when they are read."""
+        """Update the gauges; called before each scrape."""
         metrics = self._metrics
         metrics.ready.set(int(self.ready))
         metrics.queued_images.set(self.queued_images)
@@ -171,7 +171,7 @@ class ImageService:
         return self._models.state(model)
 
     async def refresh_catalog(self) -> Catalog:
-        """Return the catalogue, with the models that were pulled or removed since the start."""
+        """Update the catalogue for models that were downloaded or removed, and return it."""
         return await self._models.refresh()
 
     async def reload_catalog(self) -> CatalogChange:
@@ -179,7 +179,7 @@ class ImageService:
         return await self._models.reload()
 
     async def get_model(self, name: str, param: str = "model") -> ModelSpec:
-        """Return a model by its name, also if it was just pulled; raises NotFound."""
+        """Return the model of that name, even if it was just downloaded; raises NotFound."""
         return await self._models.get(name, param)
 
     def checksum(self, model: str) -> str | None:
@@ -197,7 +197,7 @@ class ImageService:
     # --- jobs -----------------------------------------------------------------------------------
 
     async def submit(self, ask: ParsedRequest, terms: Terms) -> LiveJob:
-        """Accept a request as a job; raises the reason if it cannot, see Admission."""
+        """Accept a request as a job, or raise why it is rejected; see Admission."""
         return await self._admission.submit(ask, terms)
 
     def cancel(self, live: LiveJob, message: str) -> None:

@@ -1,7 +1,7 @@
 """Spans of requests, jobs and their stages, for OpenTelemetry.
 
-The extra ``otel`` is imported if the standard variables ask for traces, and not before. Otherwise
-the classes of this module stand for it and do nothing.
+The extra ``otel`` is imported only if the standard variables enable traces. Otherwise the classes
+of this module replace it and do nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 Attributes = Mapping[str, str | int | float]
 
-#: Any of these asks for traces.
+#: Each of these variables enables traces.
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 NO_ATTRIBUTES: Final[Attributes] = {}
 
@@ -26,7 +26,7 @@ class Span:
     """A span that is not exported.
 
     Attributes:
-        traceparent: Its name for other programs (W3C Trace Context), empty if it has none.
+        traceparent: Header that identifies the span (W3C Trace Context), empty if not exported.
     """
 
     traceparent = ""
@@ -34,12 +34,12 @@ class Span:
     def stage(
         self, name: str, began: float, ended: float, attributes: Attributes = NO_ATTRIBUTES
     ) -> Span:
-        """Add a span below this one; return it, so that it can have stages too.
+        """Add a child span; return it, so that it can have children too.
 
         Args:
-            name: What was done.
+            name: Name of the stage.
             began, ended: Unix seconds.
-            attributes: What is known of it.
+            attributes: Attributes of the stage.
         """
         del name, began, ended, attributes
         return self
@@ -51,42 +51,42 @@ class Span:
 
         Args:
             at: Unix seconds.
-            attributes: What is known by now.
-            name: Its name, if that was not known before.
-            error: Kind of the error that ended it, empty without one.
+            attributes: Attributes to add.
+            name: New name, None to keep the name.
+            error: Kind of the error that ended the span, empty without an error.
         """
 
 
-#: Stands for every span that is not exported.
+#: The span that replaces every span that is not exported.
 NO_SPAN: Final = Span()
 
 
 class Tracing:
-    """Makes spans; these are not exported."""
+    """Creates spans that are not exported."""
 
     def request(self, headers: Mapping[str, str]) -> Span:
-        """Begin the span of a request, below the one that its headers name."""
+        """Begin the span of a request, as a child of the span that its headers name."""
         del headers
         return NO_SPAN
 
     def job(self, job: Job) -> Span:
         """Begin the span of a job.
 
-        It is below the span of the request that made it. The span of a background job, which
-        continues without its client, begins a trace and links to that of the request.
+        It is a child of the span of the job's request. A background job continues without its
+        client: its span begins a new trace, which links to the span of the request.
         """
         del job
         return NO_SPAN
 
     def close(self) -> None:
-        """Export what waits, within seconds; blocks meanwhile."""
+        """Export the remaining spans; blocks for some seconds at most."""
 
 
 def exporters_of(variable: Callable[[str], str | None]) -> list[str]:
-    """Return the names of the exporters that the standard variables ask for.
+    """Return the names of the exporters that the standard variables select.
 
     Args:
-        variable: Returns a variable of the environment.
+        variable: Returns the value of an environment variable.
     """
     if (variable("OTEL_SDK_DISABLED") or "").strip().lower() == "true":
         return []
@@ -97,12 +97,12 @@ def exporters_of(variable: Callable[[str], str | None]) -> list[str]:
 
 
 def tracing_of(variable: Callable[[str], str | None]) -> Tracing:
-    """Return what makes spans; they are exported if the standard variables ask for it.
+    """Return a Tracing, which exports spans if the standard variables enable traces.
 
-    A fault is logged, and no traces are exported: they are no reason to end a server.
+    If the exporter cannot be set up, the error is logged and the server runs without traces.
 
     Args:
-        variable: Returns a variable of the environment.
+        variable: Returns the value of an environment variable.
     """
     names = exporters_of(variable)
     if not names:
@@ -112,7 +112,7 @@ def tracing_of(variable: Callable[[str], str | None]) -> Tracing:
         return Tracing()
     try:
         tracing: Tracing = import_module("sdstream.service.otel").OpenTelemetry(names, variable)
-    except Exception as error:  # of any package that the variables name
+    except Exception as error:  # of any package that the variables select
         logger.warning("No traces are exported: %s", error)
         return Tracing()
     return tracing

@@ -1,12 +1,12 @@
-"""Webhooks: each posts a job's end to a server, signed as in https://www.standardwebhooks.com.
+"""Webhooks: POST requests that report the end of a job, signed as standardwebhooks.com defines.
 
-Only hosts that the operator named are called, and unless the operator allows it none whose address
-is private: a webhook must not reach what only this machine can reach. The address is checked when
-the connection is made, so that a name cannot be resolved to one thing for the check and to another
-for the call; redirects are not followed, for the same reason.
+The server calls only hosts that the operator named. It rejects private addresses unless the
+operator allows them: a webhook must not reach services that only this machine can reach. The
+address is checked when the connection is made, so that a name cannot resolve to one address for
+the check and to another for the request. Redirects are not followed, for the same reason.
 
-A delivery is a row of the store, written together with the end of its job, and tried until the
-other side accepts it, rejects it for good, or was tried often enough.
+A delivery is a row of the store, written in one transaction with the end of its job. The server
+retries it until the receiver accepts it or rejects it permanently, or the last attempt has failed.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from sdstream.notifier import Notifier
 
 logger = logging.getLogger(__name__)
 
-#: Seconds before the second try, the third …; after the last one a delivery is given up.
+#: Seconds before the second attempt, the third and so on; after the last, a delivery is dropped.
 _PAUSES: Final = (5, 30, 120, 600, 3600, 14_400)
 _JITTER: Final = 0.2
 _LONGEST_RETRY_AFTER: Final = 86_400
-#: Of Retry-After; int() raises for thousands.
+#: Longest Retry-After that is parsed; int() raises ValueError for thousands of digits.
 _MAX_DIGITS: Final = 20
 _TIMEOUT_SECONDS: Final = 10.0
 _AT_ONCE: Final = 4
-#: Names that are looked up at once: more than are tried, since a look-up outlives its try.
+#: Host names resolved at once; more than deliveries, because a look-up outlives its attempt.
 _LOOKUPS: Final = 16
-#: A look at the outbox although nothing was said, in case a clock was set.
+#: Seconds until the outbox is checked without a notification, in case a clock was set.
 _IDLE_SECONDS: Final = 300.0
-#: While the store cannot be written: the ends of jobs wait there too.
+#: Seconds between attempts while the store cannot be read or written.
 _STORE_SECONDS: Final = 1.0
-#: After any other fault.
+#: Pause after any other error.
 _FAULT_SECONDS: Final = 60.0
 
-_SECRET_PREFIX: Final = "whsec_"  # noqa: S105  of secrets, and none itself
-#: What may be better in a while: a wait, too early, too many.
+_SECRET_PREFIX: Final = "whsec_"  # noqa: S105  a prefix, not a secret
+#: Status codes below 500 that are retried: request timeout, too early, too many requests.
 _TRY_AGAIN: Final = frozenset({408, 425, 429})
 
 
@@ -64,38 +64,39 @@ class WebhookSettingsError(ConfigurationError):
 
 
 def delivery_of(job: Job) -> Delivery | None:
-    """The message of a job's end, due at once; None for a job without a webhook."""
+    """Return the message of a job's end, due at once; None for a job without a webhook."""
     if job.terms.webhook_url is None:
         return None
     return Delivery(f"msg_{job.id}", job.terms.webhook_url, ending_message(job), 0, 0.0)
 
 
 class Outbox(Protocol):
-    """Where deliveries wait (storage.job_store.JobStore)."""
+    """The waiting deliveries; implemented by storage.job_store.JobStore."""
 
     async def deliveries(self, limit: int) -> list[Delivery]:
-        """The next deliveries, the most urgent first."""
+        """Return the next deliveries, the earliest first."""
 
     async def put_off(self, delivery: Delivery, next_at: float) -> None:
-        """Note a try that failed."""
+        """Defer a delivery after a failed attempt."""
 
     async def settle(self, delivery: Delivery) -> None:
-        """Note that nothing more is to be done."""
+        """Delete a delivery that was accepted or given up."""
 
 
 class Webhooks:
-    """Checks the URLs of requests and delivers what is in the outbox.
+    """Checks the URLs of requests and posts the deliveries in the outbox.
 
     Args:
-        outbox: Where deliveries wait.
-        hosts: Which may be called: ``host``, ``host:port``, ``host:*`` or ``*.host``; none is off.
-        secret: ``whsec_`` and base64, of which receivers know.
-        private: Loopback and private addresses are no obstacle.
-        clock: Unix seconds, by which receivers judge how old a message is.
-        steady: Unix seconds by which tries are deferred; setting the clock does not change it.
+        outbox: The waiting deliveries.
+        hosts: Allowed hosts: ``host``, ``host:port``, ``host:*`` or ``*.host``; if empty, webhooks
+            are off.
+        secret: ``whsec_`` and base64; shared with the receivers.
+        private: Whether loopback and private addresses are allowed.
+        clock: Returns Unix seconds, by which receivers judge how old a message is.
+        steady: Returns Unix seconds for retries; setting the system's clock does not affect it.
 
     Raises:
-        WebhookSettingsError: Hosts without a secret, or a secret of another form.
+        WebhookSettingsError: There are hosts without a secret, or the secret is malformed.
     """
 
     def __init__(
@@ -117,14 +118,14 @@ class Webhooks:
         self._changed = Notifier()
 
     def check(self, url: str) -> None:
-        """Raise InvalidRequest for a ``webhook_url`` that will never be posted to."""
+        """Raise InvalidRequest for a ``webhook_url`` that this server never posts to."""
         if not self._hosts:
             raise _refused("This server posts to no webhooks.", Reason.WEBHOOK_NOT_ALLOWED)
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
             if host and url.isascii():
-                host.encode("idna")  # as the look-up does, which raises for "a..b"
+                host.encode("idna")  # as the look-up does; raises UnicodeError for "a..b"
         except ValueError:
             host, port = None, None
             parts = urlsplit("")
@@ -137,14 +138,14 @@ class Webhooks:
             raise _refused("This server posts to no such host.", Reason.WEBHOOK_NOT_ALLOWED)
 
     def notify(self) -> None:
-        """There may be something in the outbox."""
+        """Wake ``run``: the outbox may contain a new delivery."""
         self._changed.notify()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
         if not self._hosts:
             return
-        # Not the loop's own threads, which all else needs: a look-up may take half a minute.
+        # Not the loop's default threads, which other work needs: a look-up may take 30 seconds.
         lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
         backend = _CheckedBackend(lookups, allow_private=self._private)
         try:
@@ -154,7 +155,7 @@ class Webhooks:
             lookups.shutdown(wait=False, cancel_futures=True)
 
     async def _deliver_on(self, pool: httpcore2.AsyncConnectionPool) -> None:
-        """Deliver what is due, and again whenever something is."""
+        """Post deliveries whenever they are due, until cancelled."""
         while True:
             changed = asyncio.ensure_future(self._changed.wait())
             try:
@@ -172,25 +173,25 @@ class Webhooks:
                 changed.cancel()
 
     async def _deliver(self, pool: httpcore2.AsyncConnectionPool) -> float:
-        """Try what is due; returns the seconds until something else is."""
+        """Post all due deliveries once; return the seconds until the next one is due."""
         while True:
             waiting = await self._outbox.deliveries(_AT_ONCE)
             now = self._steady()
-            # One that waits longer than any does was deferred by a clock that was ahead.
+            # A delivery that waits longer than the longest pause was deferred by a wrong clock.
             due = [one for one in waiting if not now < one.next_at <= now + _LONGEST_RETRY_AFTER]
             if not due:
                 first = min((delivery.next_at for delivery in waiting), default=None)
                 wait = _IDLE_SECONDS if first is None else first - now
                 return min(_IDLE_SECONDS, max(0.0, wait))
             tries = (self._try(pool, delivery) for delivery in due)
-            # All are waited for: one that went on alone would be begun a second time.
+            # Wait for all attempts: one that still ran would be started a second time.
             for fault in await asyncio.gather(*tries, return_exceptions=True):
                 if fault is not None:
                     raise fault
 
     async def _try(self, pool: httpcore2.AsyncConnectionPool, delivery: Delivery) -> None:
         try:
-            self.check(delivery.url)  # the settings may be others than when it was accepted
+            self.check(delivery.url)  # the settings may have changed since the request
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 status, retry_after = await self._post(pool, delivery)
         except InvalidRequest as error:
@@ -220,7 +221,7 @@ class Webhooks:
     async def _post(
         self, pool: httpcore2.AsyncConnectionPool, delivery: Delivery
     ) -> tuple[int, int | None]:
-        """Status and Retry-After of one try; the answer's body is left unread."""
+        """Make one attempt; return the status and Retry-After. The response body is not read."""
         second = int(self._clock())
         headers: dict[bytes | str, bytes | str] = {
             "Host": urlsplit(delivery.url).netloc,
@@ -238,7 +239,10 @@ class Webhooks:
 
 
 class _CheckedBackend(httpcore2.AnyIOBackend):
-    """Connects to public addresses only, unless told otherwise; looks names up in ``lookups``."""
+    """Connects only to public addresses, unless private ones are allowed.
+
+    Names are resolved in the threads of ``lookups``.
+    """
 
     def __init__(self, lookups: Executor, *, allow_private: bool) -> None:
         self._lookups = lookups
@@ -251,18 +255,18 @@ class _CheckedBackend(httpcore2.AnyIOBackend):
         addresses = [str(address[4][0]) for address in found]
         if not self._allow_private and not all(_is_public(address) for address in addresses):
             raise OSError(f"{host} has an address that is not public")
-        # The address that was looked at, and not the name again; TLS still checks the name.
+        # Connect to the checked address; the name is not resolved again. TLS still checks the name.
         return await super().connect_tcp(addresses[0], port, *args, **options)
 
 
 def signature(key: bytes, message_id: str, second: int, payload: bytes) -> str:
-    """The value of webhook-signature.
+    """Return the value of the header webhook-signature.
 
     Args:
-        key: The secret, decoded.
-        message_id: webhook-id.
-        second: webhook-timestamp.
-        payload: The body.
+        key: The decoded secret.
+        message_id: Value of webhook-id.
+        second: Value of webhook-timestamp.
+        payload: The body of the request.
     """
     signed = f"{message_id}.{second}.".encode() + payload
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
@@ -285,7 +289,7 @@ def _key_of(secret: str | None) -> bytes:
 
 
 def _names(pattern: str, host: str, port: int, usual: int) -> bool:
-    """True when an entry of the list of hosts means this one, on the usual port or the named."""
+    """Return whether an allowed host matches a host and port; without a port, the usual one."""
     name, _, wanted = pattern.partition(":")
     if wanted != "*" and port != (int(wanted) if wanted.isdecimal() else usual):
         return False
