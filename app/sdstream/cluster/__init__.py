@@ -1,4 +1,4 @@
 """Workers on other machines, which form a Ray cluster (the optional extra ``cluster``).
 
-Only ``driver`` and ``node`` need Ray; the server imports them with ``--cluster`` alone.
+Only ``driver`` and ``node`` need Ray; the server imports ``driver`` only with ``--cluster``.
 """

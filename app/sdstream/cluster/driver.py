@@ -1,9 +1,9 @@
 """A Ray cluster whose machines run worker processes.
 
-The server is a driver of Ray. Each worker process is the child of one actor (host.Host), pinned to
-the machine that the pool chose. Frames of core.messages pass through it untouched. Ray knows which
-machines there are, starts the actors, notices the death of processes and machines, and moves the
-bytes.
+The server is a Ray driver. Each worker process is the child of one actor (host.Host), which is
+pinned to the machine that the pool chose. The actor relays the frames of core.messages. Ray lists
+the machines, starts the actors, detects the death of processes and machines, and transfers the
+frames.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from sdstream.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: A head that does not even accept a connection is reported after this.
+#: Time for a TCP connection to the head.
 _CONNECT_SECONDS: Final = 5.0
-#: By itself Ray tries for minutes to reach a head.
+#: Time for Ray to join the cluster; Ray itself would try for minutes.
 _JOIN_SECONDS: Final = 20.0
-#: Between looks at which machines there are.
+#: Seconds between two queries of the cluster's machines.
 _LOOK_SECONDS: Final = 1.0
-#: A machine that could not be used is left alone for this long. Ray takes five to bury one.
+#: A machine that could not be used gets no workers for this long. Ray detects a death in about 5 s.
 _SHUN_SECONDS: Final = 20.0
 #: A machine that was lost or left is listed for this long.
 _GONE_SECONDS: Final = 3600.0
-#: A machine starts an actor in four seconds, and in more when all its cores are busy.
+#: Time for an actor to start: usually four seconds, more if all cores of its machine are busy.
 _START_SECONDS: Final = 60.0
-#: What a child is given to end, beyond the time that its own machine gives it.
+#: Time for an actor to end its child.
 _END_SECONDS: Final = 15.0
 _KILLED: Final = -9
 
@@ -79,28 +79,28 @@ class RayProcess:
 
     @property
     def pid(self) -> int:
-        """Process id on its machine."""
+        """The process id on its machine."""
         return self._pid
 
     @property
     def resident_bytes(self) -> int:
-        """Memory as of its last event; 0 when it is gone."""
+        """Memory in bytes as of the last event; 0 after the end."""
         return self._memory
 
     def send(self, command: Command) -> None:
-        """Have a command passed on; an actor begins its calls in their order."""
+        """Send a command through the actor, which runs its calls in order."""
         if not self._code.done():
             self._host.send.remote(encode(command))
 
     async def receive(self) -> Message | None:
-        """Return the next event, or None when the child or its machine is gone."""
+        """Return the next event, or None if the child has ended or its machine is unreachable."""
         if self._code.done():
             return None
         try:
             frame, number = await (await anext(self._frames))
         except (RayError, StopAsyncIteration) as error:
-            # An actor that is out of reach for now counts as a dead one: its job is not to wait,
-            # and what it still generates is not to be sent twice.
+            # An actor that is temporarily unreachable counts as dead: its job must not wait, and
+            # images that it still generates must not be sent twice.
             if isinstance(error, ActorUnavailableError):
                 self._out_of_reach()
             self._end_with(PlaceGone(f"worker {self._pid} is out of reach: {_name(error)}"))
@@ -116,19 +116,18 @@ class RayProcess:
             return None
 
     async def exit_code(self) -> int:
-        """Wait for the end; raises PlaceGone."""
+        """Wait for the end and return the exit code; raises PlaceGone."""
         return await asyncio.shield(self._code)
 
     async def end(self) -> None:
-        """Have its machine end the child, then end the actor, with which the child goes in any
-        case."""
+        """Ask the actor to end the child, then kill the actor, which ends the child in any case."""
         if not self._code.done():
             with suppress(RayError, TimeoutError):
                 await asyncio.wait_for(_result(self._host.stop.remote()), _END_SECONDS)
         self.kill()
 
     def kill(self) -> None:
-        """End the actor; the kernel of its machine ends the child."""
+        """Kill the actor; the kernel of its machine then ends the child."""
         ray.kill(self._host)
         self._end_with(_KILLED)
 
@@ -140,11 +139,11 @@ class RayProcess:
             self._code.set_result(outcome)
         else:
             self._code.set_exception(outcome)
-            self._code.exception()  # it may never be asked for
+            self._code.exception()  # asyncio would log an exception that no caller retrieves
 
 
 def _look() -> tuple[list[Mapping[str, Any]], Mapping[str, int]]:
-    """The nodes that live, and the ids of those that leave."""
+    """Return the alive nodes, and a mapping with the ids of those that are draining."""
     return [node for node in ray.nodes() if node["Alive"]], ray_state.get_draining_nodes()
 
 
@@ -157,10 +156,10 @@ def _name(error: BaseException) -> str:
 
 
 class RayCluster:
-    """The machines that there are (port.Cluster).
+    """The machines of a Ray cluster (implements port.Cluster).
 
     Args:
-        settings: Of the front; ``cluster`` is the address of the head.
+        settings: Settings of this server; ``cluster`` is the address of the head.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -172,7 +171,7 @@ class RayCluster:
         self._shunned: dict[str, tuple[float, str]] = {}
         self._gpu_machines: set[str] = set()
         self._on_change: Callable[[], None] = lambda: None
-        # Names of actors begin with the service, then the front.
+        # The name of an actor begins with the service and an id of this server.
         self._service = ""
         self._front = uuid.uuid4().hex
         self._numbers = itertools.count()
@@ -180,7 +179,7 @@ class RayCluster:
     # --- membership -----------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Become a driver; raises ClusterError when the head does not answer in time."""
+        """Become a driver; raises ClusterError if the head does not answer in time."""
         host, port = split_address(self._address)
         try:
             socket.create_connection((host, port), _CONNECT_SECONDS).close()
@@ -195,7 +194,7 @@ class RayCluster:
             try:
                 ray.init(
                     address=self._address,
-                    # Several nodes may run on this machine: take the head's if it is one of them.
+                    # If several nodes run on this machine, connect to that of the head.
                     _node_ip_address=socket.gethostbyname(host) if is_own(host) else None,
                     namespace="sdstream",
                     log_to_driver=False,
@@ -204,7 +203,7 @@ class RayCluster:
             except BaseException as error:
                 failure.append(error)
 
-        # Ray's own attempts take minutes and cannot be bounded.
+        # Use a thread: Ray's own attempts take minutes, and it has no option for a time limit.
         thread = threading.Thread(target=connect, name="ray.init", daemon=True)
         thread.start()
         thread.join(_JOIN_SECONDS)
@@ -223,7 +222,7 @@ class RayCluster:
         ray.shutdown()
 
     def begin(self, service: str) -> Sequence[str]:
-        """Look at the machines; return the names of actors of other fronts of the service."""
+        """Update the machines; return the names of the actors of the service's other servers."""
         self._service = service
         self._take_up(*_look())
         return [
@@ -233,23 +232,23 @@ class RayCluster:
         ]
 
     def end_workers(self, names: Sequence[str]) -> None:
-        """End actors by name."""
+        """Kill actors by name."""
         for name in names:
-            with suppress(ValueError):  # it has ended meanwhile
+            with suppress(ValueError):  # the actor has ended meanwhile
                 ray.kill(ray.get_actor(name))
 
     def places(self) -> Sequence[Place]:
-        """The machines that can be reached."""
+        """Return the reachable machines."""
         return [m.place for m in self._machines.values() if not m.is_gone]
 
     def machines(self) -> Sequence[Machine]:
-        """All machines, with those that left or were lost within the hour."""
+        """Return all machines, including those that left or were lost within the last hour."""
         return [*self._machines.values()]
 
     async def watch(self, on_change: Callable[[], None], demand: Callable[[], int]) -> None:
-        """Look at the machines each second, and report what is wanted to Ray's autoscaler."""
+        """Update the machines each second, and request workers from Ray's autoscaler."""
         self._on_change = on_change
-        # What an earlier front asked for holds until another number comes.
+        # The request of an earlier server stays valid until this server sends another number.
         asked: int | None = None
         while True:
             before = self.places()
@@ -259,7 +258,7 @@ class RayCluster:
                 if wanted != asked:
                     await asyncio.to_thread(self._ask_for, wanted)
                     asked = wanted
-            except Exception as error:  # of Ray or gRPC; to stop looking would be worse
+            except Exception as error:  # of Ray or gRPC; the next round retries
                 logger.warning("the head of the cluster does not answer: %s", _name(error))
             if self.places() != before:
                 on_change()
@@ -270,7 +269,7 @@ class RayCluster:
         request_resources(bundles=[{resource: 1}] * workers)
 
     def _take_up(self, nodes: Sequence[Mapping[str, Any]], leaving: Mapping[str, int]) -> None:
-        """Take up which machines there are."""
+        """Update the machines from Ray's nodes and the ids of the draining nodes."""
         now = time.time()
         self._shunned = {n: shun for n, shun in self._shunned.items() if shun[0] > now}
         found: dict[str, Machine] = {}
@@ -291,7 +290,7 @@ class RayCluster:
         self._machines = found
 
     def _machine(self, node: Mapping[str, Any], now: float, *, is_leaving: bool) -> Machine | None:
-        """A node as a machine; None when it takes no workers at all."""
+        """Return the machine of a node; None if the node has no slots for workers."""
         name, resources = node["NodeManagerAddress"], node["Resources"]
         slots = int(resources.get("GPU", 0)) or int(resources.get(SLOTS, 0))
         if not slots:
@@ -324,7 +323,7 @@ class RayCluster:
         return replace(machine, state=state, reason=reason, since=now, place=place)
 
     def _shun(self, name: str, reason: str) -> None:
-        """Start nothing on a machine until Ray had the time to see whether it lives."""
+        """Start no workers on a machine until Ray has had time to detect whether it is alive."""
         logger.warning("machine %s is left alone for %g s: %s", name, _SHUN_SECONDS, reason)
         now = time.time()
         self._shunned[name] = now + _SHUN_SECONDS, reason
@@ -342,7 +341,7 @@ class RayCluster:
     # --- processes ------------------------------------------------------------------------------
 
     def spawner(self, place: str, load: Load, variables: Mapping[str, str]) -> Spawn:
-        """What starts processes on a machine."""
+        """Return a function that starts processes on a machine."""
 
         async def spawn(engine: str, _environment: Mapping[str, str]) -> RayProcess:
             machine = self._machines.get(place)
@@ -366,7 +365,7 @@ class RayCluster:
             scheduling_strategy=NodeAffinitySchedulingStrategy(self._nodes[name], soft=False),
         )
         try:
-            # An actor with a name waits for the head.
+            # In a thread: creating a named actor waits for the head.
             host = await asyncio.to_thread(actor.remote)
         except RayError as error:
             self._shun(name, f"It started no worker ({_name(error)}).")
@@ -387,10 +386,10 @@ class RayCluster:
         return RayProcess(host, pid, lambda: self._shun(name, "It does not answer."))
 
     def _refuse(self, name: str, problems: Sequence[str]) -> None:
-        """Raise what a start means on a machine that does not have what the front has."""
+        """Raise an error for a machine whose version or files differ from those of the server."""
         words = f"The machine {name} cannot load the model: {'; '.join(problems)}."
         self._shun(name, words)
         if any(machine.state is MachineState.READY for machine in self._machines.values()):
             raise PlaceGone(words)
-        # There is no other machine: clients get an error instead of waiting for ever.
+        # No other machine is ready: clients get an error instead of waiting forever.
         raise LoadRefused(words)

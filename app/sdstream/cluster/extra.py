@@ -1,4 +1,4 @@
-"""The optional extra ``cluster``: Ray, imported when a cluster is used and not before."""
+"""The optional extra ``cluster``: Ray, which is imported only if a cluster is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INSTALL = "pip install 'sdstream[cluster]'"
 
 
 class ClusterError(ConfigurationError):
-    """The cluster cannot be used; the message has the reason and the remedy."""
+    """The cluster cannot be used; the message contains the reason and the remedy."""
 
 
 def check() -> None:
@@ -23,7 +23,7 @@ def check() -> None:
 
 
 def join(settings: Settings) -> Cluster | None:
-    """Join the cluster that the settings name; None without one.
+    """Join the cluster that the settings name and return it; None without a cluster.
 
     Raises:
         ConfigurationError: The extra or the token is missing, or the head does not answer.
@@ -32,7 +32,7 @@ def join(settings: Settings) -> Cluster | None:
         return None
     token = check_token(settings.cluster_token_file)
     check()
-    # Ray reads its variables when it is imported.
+    # Set the variables first: Ray reads them when it is imported.
     use_token(token)
     cluster: Cluster = import_module("sdstream.cluster.driver").RayCluster(settings)
     cluster.join()

@@ -1,9 +1,9 @@
-"""Weight files across machines: what the front names, and where a machine has it.
+"""Weight files of a cluster: portable names for the server's files, and each machine's paths.
 
-The front's paths mean nothing elsewhere. Files of a hub travel by repository, commit and path (of
-ModelScope by their revision), and a machine downloads those that it lacks. Other files must lie at
-the same path with the same size. Folders of LoRAs, embeddings and upscalers must hold the same
-files; each machine has its own path.
+The server's paths are not valid on other machines. A file of a hub is named by repository, commit
+(revision on ModelScope) and path, and a machine downloads it if it is missing there. Any other file
+must exist on each machine at the same path and with the same size. The folders of LoRAs, embeddings
+and upscalers must contain the same files on each machine, but their paths may differ.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdstream.weights.folders import candidate_files
 from sdstream.weights.hub import Hub
 from sdstream.weights.hub_sites import SITES
 
-#: Names in a list of differences.
+#: Most file names in a list of differences.
 _NAMED: Final = 3
 
 _SNAPSHOT: Final = re.compile(
@@ -30,15 +30,16 @@ _SNAPSHOT: Final = re.compile(
 
 
 def needs_of(settings: Settings, load: Load) -> dict[str, Any]:
-    """Return what a machine must have in order to load a model, as plain values.
+    """Return the files that a machine needs to load a model, as plain values.
 
     Args:
-        settings: Of the front.
-        load: With the front's paths.
+        settings: Settings of the server.
+        load: The command, with the server's paths.
 
     Returns:
-        ``files``: component -> location; ``sizes``: component -> bytes, of those given by path;
-        ``folders``: setting -> {path below the folder: bytes}, of folders that the front has.
+        ``files``: component -> location.
+        ``sizes``: component -> bytes, for files that are named by path.
+        ``folders``: setting -> {path below the folder: bytes}, for the folders of the server.
     """
     hub = Hub(settings.model_dir).folder
     files = {component: _portable(hub, place) for component, place in load.files.items()}
@@ -52,7 +53,7 @@ def needs_of(settings: Settings, load: Load) -> dict[str, Any]:
 
 
 def _portable(hub: Path, place: str) -> str:
-    """Return hf:OWNER/REPO@COMMIT/PATH for a file of the hubs' cache; other paths unchanged."""
+    """Return hf:OWNER/REPO@COMMIT/PATH for a file in the hubs' cache; keep any other path."""
     path = Path(place)
     if path.is_absolute() and path.is_relative_to(hub.absolute()):
         found = _SNAPSHOT.fullmatch(path.relative_to(hub.absolute()).as_posix())
@@ -68,11 +69,11 @@ def _listing(folder: Path) -> dict[str, int]:
 
 
 def problems(settings: Settings, needs: Mapping[str, Any]) -> list[str]:
-    """Return why a machine cannot load what the front wants; files of the hub can be downloaded.
+    """Return why a machine cannot load a model; missing files of a hub are no problem.
 
     Args:
-        settings: Of the machine.
-        needs: Of the front, see ``needs_of``.
+        settings: Settings of the machine.
+        needs: The server's needs, see ``needs_of``.
     """
     found = []
     for component, size in needs["sizes"].items():
@@ -106,14 +107,14 @@ def _some(names: list[str]) -> str:
 
 
 def missing(settings: Settings, needs: Mapping[str, Any]) -> list[HubFile]:
-    """Return the files of the hub that a machine has to download."""
+    """Return the files of hubs that a machine must download."""
     hub = Hub(settings.model_dir)
     wanted = [HubFile.parse(p) for p in needs["files"].values() if p.startswith(HUBS)]
     return [file for file in dict.fromkeys(wanted) if hub.find(file) is None]
 
 
 def located(settings: Settings, needs: Mapping[str, Any]) -> dict[str, str]:
-    """Return component -> path on this machine, once nothing is missing."""
+    """Return component -> path on this machine; call it when no file is missing."""
     hub = Hub(settings.model_dir)
     found = {}
     for component, place in needs["files"].items():

@@ -1,7 +1,7 @@
-"""What runs on each machine of a cluster: one worker process, and the relay of its frames.
+"""The actor that runs one worker process on a machine of a cluster and relays its frames.
 
-Undecorated and in a module of its own. Ray pickles a decorated class by value, with every global
-that it names, of which some cannot be pickled; this one is imported on each machine.
+The class is in a separate module and has no decorator, so that each machine imports it. Ray would
+pickle a decorated class by value, with every global that it names, and some cannot be pickled.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sdstream.weights.hub_errors import HubError
 
 logger = logging.getLogger(__name__)
 
-#: A child's memory is measured this often, while it sends events.
+#: Least seconds between two measurements of a child's memory, which its events trigger.
 _MEASURE_SECONDS: Final = 0.5
-#: Between signs of life while files are downloaded.
+#: Seconds between two keep-alive events while files are downloaded.
 _TELL_SECONDS: Final = 1.0
-#: Variables of Ray that a child has no use for: among them the token, and one thread for OpenMP.
+#: Prefixes of Ray's variables that a child must not inherit: the token, OpenMP limited to a thread.
 _OF_RAY: Final = ("RAY_", "OMP_NUM_")
 
 
@@ -48,10 +48,11 @@ class Host:
     async def start(
         self, version: str, engine: str, needs: Mapping[str, Any], variables: Mapping[str, str]
     ) -> tuple[int, list[str]]:
-        """Start the child, unless this machine cannot load what it would be told to.
+        """Start the child, unless this machine cannot load the model.
 
         Returns:
-            Its process id, and the reasons against it, of which one is enough for no child.
+            The process id, and the reasons why the machine cannot load the model. If there are any,
+            no child was started and the id is 0.
         """
         if version != __version__:
             return 0, [f"it has sdstream {__version__}, and the front {version}"]
@@ -69,7 +70,7 @@ class Host:
         return self._child.pid, []
 
     async def send(self, frame: bytes) -> None:
-        """Pass a command on; a Load first gets this machine's paths."""
+        """Send a command to the child; in a Load, replace the paths by this machine's."""
         assert self._child is not None
         message = unframe(frame) if self._needs else None
         if isinstance(message, Load):
@@ -78,7 +79,7 @@ class Host:
             self._child.send_frame(frame)
 
     async def frames(self) -> AsyncIterator[tuple[bytes, int]]:
-        """Yield events as frames, each with the child's memory in bytes; at last its exit code."""
+        """Yield each event's frame with the child's memory in bytes, then b"" and the exit code."""
         assert self._child is not None
         measured, memory = 0.0, 0
         while (frame := await self._told.get()) is not None:
@@ -89,7 +90,7 @@ class Host:
         yield b"", await self._child.exit_code()
 
     async def stop(self) -> None:
-        """End the child; returns when it is gone."""
+        """End the child and wait until it has ended."""
         if self._child is not None:
             await self._child.end()
 
@@ -99,10 +100,11 @@ class Host:
         self._told.put_nowait(None)
 
     async def _load(self, child: WorkerProcess, load: Load) -> None:
-        """Download what is missing, then have the child load the model."""
+        """Download the missing files, then send the Load command to the child."""
         needs, self._needs = self._needs, {}
         settings = self._settings
-        # Downloads have limits of their own, and one may wait for another process's.
+        # Events keep the server from timing out: downloads have their own time limits, and one may
+        # wait until another process has downloaded the file.
         alive = asyncio.create_task(self._tell_of_life())
         try:
             for file in await asyncio.to_thread(files.missing, settings, needs):
@@ -138,10 +140,10 @@ class Host:
 
 
 class _Log:
-    """Logs why a download waits (weights.hub.Watcher)."""
+    """Logs why a download waits (implements weights.hub.Watcher)."""
 
     def has(self, _octets: int) -> None:
-        """Note that bytes came."""
+        """Do nothing when bytes arrive."""
 
     def says(self, words: str) -> None:
         """Log why no bytes arrive at present."""

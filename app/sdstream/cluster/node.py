@@ -1,7 +1,8 @@
 """Ray's processes on one machine, for ``sdstream cluster head`` and ``sdstream cluster join``.
 
-``python -m sdstream.cluster.node PARENT ARGUMENT...`` is ``ray start`` that ends with its parent.
-It blocks; at SIGTERM Ray takes no more workers, waits until those that run are gone, and leaves.
+``python -m sdstream.cluster.node PARENT ARGUMENT...`` runs ``ray start``, blocks, and ends with the
+process PARENT. At SIGTERM, Ray accepts no more workers, waits until the running ones have ended,
+and leaves the cluster.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Final
 
 from sdstream.system import end_with_parent
 
-#: Ray's resource of machines without GPUs: workers that they take.
+#: Custom resource in Ray: the number of workers that a machine without GPUs accepts.
 SLOTS: Final = "sdstream_slots"
-#: Ray's label of a machine: memory of its smallest GPU in MiB.
+#: Label of a machine in Ray: the memory of its smallest GPU in MiB.
 GPU_LABEL: Final = "sdstream-gpu-mib"
 
 
 def gpu_mib() -> list[int]:
-    """Return the memory of each NVIDIA GPU in MiB; empty without the driver's program."""
+    """Return the memory of each NVIDIA GPU in MiB; empty without ``nvidia-smi``."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -32,18 +33,18 @@ def gpu_mib() -> list[int]:
 
 
 def command(parent: int, arguments: Sequence[str]) -> list[str]:
-    """Return the command that starts Ray's processes and ends with them.
+    """Return the command that starts Ray's processes and runs until they end.
 
     Args:
-        parent: Process id of the caller, with which they end too.
-        arguments: Of ``ray start``.
+        parent: Process id of the caller; Ray's processes end with the caller.
+        arguments: Arguments of ``ray start``.
     """
     return [sys.executable, "-m", "sdstream.cluster.node", str(parent), *arguments]
 
 
 def main() -> None:
     """Run ``ray start`` in this process."""
-    # Ray is imported by the process that runs it, and not by the one that watches it.
+    # Imported here, because the parent imports this module and must not import Ray.
     from ray.scripts.scripts import cli  # noqa: PLC0415
 
     end_with_parent(int(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What the service needs of a cluster, and what machines say of themselves."""
+"""The interface of a cluster to the service, and the description of its machines."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Machine:
     """A machine of the cluster.
 
     Attributes:
-        name: Its address, which is also the name of its place.
-        host: Its own host name.
-        state: Whether it takes workers.
-        reason: Why it does not; empty when it does.
-        since: When it came into this state, in Unix seconds.
-        place: What it offers.
+        name: The machine's address, which is also the name of its place.
+        host: The machine's host name.
+        state: Whether it accepts workers.
+        reason: Why it accepts no workers; empty if it does.
+        since: Unix seconds when it entered this state.
+        place: The machine as the worker pool sees it.
     """
 
     name: str
@@ -52,46 +52,46 @@ class Cluster(Protocol):
     """Machines that run workers."""
 
     def join(self) -> None:
-        """Become its front; raises ClusterError. Blocks for some seconds."""
+        """Connect this server to the cluster; raises ClusterError. Blocks for some seconds."""
 
     def begin(self, service: str) -> Sequence[str]:
-        """Look at the machines; return the names of the workers that other fronts have now.
+        """Update the machines; return the names of the workers of the service's other servers.
 
-        Called once, when this front has the jobs. Blocks for some milliseconds.
+        Called once, when this server has opened the store. Blocks for some milliseconds.
 
         Args:
-            service: Name of the service, which all of its fronts know.
+            service: Name of the service, which all of its servers share.
         """
 
     def end_workers(self, names: Sequence[str]) -> None:
-        """End workers of other fronts: one that hangs would keep its workers, and their GPUs.
+        """End workers of other servers: a server that hangs would keep its workers and their GPUs.
 
-        Called when this front still has the jobs after ``begin`` returned: then the workers are
-        not of a front that took over meanwhile. Blocks for some milliseconds.
+        Called if this server still owns the store after ``begin`` returned: this shows that the
+        workers do not belong to a server that took over meanwhile. Blocks for some milliseconds.
         """
 
     def places(self) -> Sequence[Place]:
-        """The machines that can be reached now, as the pool sees them."""
+        """Return the reachable machines, as the pool sees them."""
 
     def machines(self) -> Sequence[Machine]:
-        """All of them, with those that were lost lately."""
+        """Return all machines, including those that left or were lost recently."""
 
     def spawner(self, place: str, load: Load, variables: Mapping[str, str]) -> Spawn:
-        """What starts processes on a machine that are to load a model.
+        """Return a function that starts processes on a machine, which then load a model.
 
         Args:
             place: Name of the machine.
-            load: What they will be told to load, with the front's paths.
-            variables: Of their environment, beside those that the machine has.
+            load: The command that will load the model, with the server's paths.
+            variables: Environment variables, in addition to those of the machine.
         """
 
     async def watch(self, on_change: Callable[[], None], demand: Callable[[], int]) -> None:
-        """Keep the machines up to date, until cancelled.
+        """Keep the machines up to date until cancelled.
 
         Args:
-            on_change: Called when ``places`` are others.
-            demand: How many workers would have all jobs generated at once.
+            on_change: Called when ``places`` have changed.
+            demand: Returns how many workers all jobs could use at once.
         """
 
     def leave(self) -> None:
-        """Give the cluster up, and end what still runs for this front. Blocks for a second."""
+        """Leave the cluster, which ends this server's workers. Blocks for a second."""

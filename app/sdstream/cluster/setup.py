@@ -1,4 +1,4 @@
-"""The cluster's token, and the variables that Ray's processes are started with."""
+"""The cluster's token, this machine's addresses, and the environment variables for Ray."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import psutil
 
 from sdstream.core.errors import ConfigurationError
 
-#: A machine with workers that falls silent is noticed within 4.7 s, the sum of the first four; by
-#: Ray's defaults that takes a minute. Every second there is a ping on each connection. Its answer
-#: may take 2.5 s, so that a busy machine is not given up. Then Ray waits one second for the head to
-#: report the worker's death; it checks every 0.2 s (by default every second) if that time is over.
-#: A machine without workers is probed by the head alone, which gives it up after ten seconds.
+#: If a machine with workers stops answering, the server detects this within 4.7 s, the sum of the
+#: first four values; with Ray's defaults it takes a minute. Ray pings each connection every second.
+#: The answer may take 2.5 s, so that a busy machine does not count as lost. Ray then waits a second
+#: for the head to report the worker's death, and checks every 0.2 s (default: 1 s) whether that
+#: time is over. Only the head probes a machine without workers, and drops it after ten seconds.
 _HEALTH: Final = {
     "RAY_grpc_client_keepalive_time_ms": "1000",
     "RAY_grpc_client_keepalive_timeout_ms": "2500",
@@ -31,12 +31,12 @@ _HEALTH: Final = {
     "RAY_health_check_failure_threshold": "4",
 }
 
-#: An address of documents, which lies on no network.
+#: An address reserved for documentation, which no network uses.
 _OUTSIDE: Final = "192.0.2.1"
 
 
 def ray_variables(token_file: Path) -> dict[str, str]:
-    """Return the variables of every process of Ray: token, health checks, no statistics."""
+    """Return the variables for every process of Ray: token, health checks, no usage statistics."""
     return {
         **_HEALTH,
         "RAY_AUTH_MODE": "token",
@@ -46,7 +46,7 @@ def ray_variables(token_file: Path) -> dict[str, str]:
 
 
 def use_token(token_file: Path) -> None:
-    """Set the variables in this process, for the Ray that it imports."""
+    """Set Ray's variables in this process, before it imports Ray."""
     os.environ.update(ray_variables(token_file))  # noqa: TID251
 
 
@@ -56,10 +56,12 @@ def with_variables(more: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_token(path: Path) -> Path:
-    """Return the path of the token; a cluster without one would run the code of any caller.
+    """Check the file of the token and return its absolute path.
+
+    A cluster without a token would run the code of any client.
 
     Raises:
-        ConfigurationError: It is missing, empty, or others may read it.
+        ConfigurationError: The file is missing or too short, or other users can read it.
     """
     try:
         text = path.read_text().strip()
@@ -84,13 +86,13 @@ def make_token(path: Path) -> str:
     """Write a new token that only this user can read, and return it.
 
     Raises:
-        ConfigurationError: It cannot be written.
+        ConfigurationError: The file exists or cannot be written.
     """
     return store_token(path, secrets.token_hex(32))
 
 
 def store_token(path: Path, token: str) -> str:
-    """Write a token that only this user can read; raises as ``make_token``."""
+    """Write a token that only this user can read, and return it; raises as ``make_token``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -114,7 +116,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_own(host: str) -> bool:
-    """Return whether an address is one of this machine's."""
+    """Return whether an address belongs to this machine."""
     try:
         with socket.socket() as probe:
             probe.bind((host, 0))
@@ -124,13 +126,13 @@ def is_own(host: str) -> bool:
 
 
 def own_address(towards: str | None = None) -> str:
-    """Return the address by which other machines reach this one.
+    """Return the address at which other machines reach this one.
 
-    It is the one of the route to a host, else of the route outwards. Without a route, as on a
-    network that leads nowhere else, it is that of an interface.
+    This is the source address of the route to ``towards``, or else of the default route. Without a
+    route, as on an isolated network, it is the address of a network interface.
 
     Args:
-        towards: Host of the cluster, None if it is not known.
+        towards: A host of the cluster, None if not known.
     """
     for host in (towards, _OUTSIDE):
         with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -142,7 +144,7 @@ def own_address(towards: str | None = None) -> str:
 
 
 def _interface_address() -> str:
-    """Return the first address that is not of this machine alone, 127.0.0.1 without one."""
+    """Return the first IPv4 address that is not loopback, or else 127.0.0.1."""
     found = [a for every in psutil.net_if_addrs().values() for a in every]
     own = (a.address for a in found if a.family is socket.AF_INET)
     return next((a for a in own if not ip_address(a).is_loopback), "127.0.0.1")

@@ -1,4 +1,4 @@
-"""Which database and which image store the settings choose."""
+"""The database and the image store that the settings select."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def database_of(settings: Settings) -> Database:
     """Return the database of the settings, which is not open yet.
 
     Raises:
-        StoreError: It needs an extra that is not installed, or its URL cannot be read.
+        StoreError: The database needs an extra that is not installed, or its URL is invalid.
     """
     if settings.database is None:
         return SqliteDatabase(settings.data_dir)
@@ -28,7 +28,7 @@ def images_of(settings: Settings) -> ImageStore:
     """Return the image store of the settings, which is not open yet.
 
     Raises:
-        StoreError: It needs an extra that is not installed.
+        StoreError: The image store needs an extra that is not installed.
     """
     if settings.images is None:
         return ImageFolder(settings.data_dir)

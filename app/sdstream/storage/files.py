@@ -51,7 +51,7 @@ class ImageFolder:
         return str(self._path(image_id, output_format))
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
-        """Write an image; returns its unguessable id. Raises OSError."""
+        """Write an image and return its unguessable id. Raises OSError."""
         image_id = secrets.token_urlsafe(16)
         _write(self._path(image_id, output_format), data)
         return image_id
@@ -73,7 +73,7 @@ class ImageFolder:
 
         Raises:
             OSError: The file does not exist or cannot be read.
-            ValueError: It is not a file of input images.
+            ValueError: The file does not contain input images.
         """
         message = unframe((self._inputs / job).read_bytes())
         if not isinstance(message, Generate):
@@ -106,7 +106,7 @@ class ImageFolder:
     def sweep(
         self, images: Container[str], jobs: Container[str], uploads: Container[str]
     ) -> set[str]:
-        """Delete all other files; returns the names of the kept images that exist.
+        """Delete all other files; return the names of the kept images that exist.
 
         Args:
             images: File names of the images to keep.
@@ -142,7 +142,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete a file that no row names; if it fails, the next start of the server does it."""
+    """Delete a file that no row names; if this fails, the next start of the server retries."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -1,6 +1,6 @@
 """The rows of jobs and images, and their expiry: the part of the job store that uses the database.
 
-Every method runs in the ledger's thread, and raises the database's errors.
+Every method of JobRows runs in the ledger's thread and raises the database's errors.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from sdstream.storage.rows import (
 
 logger = logging.getLogger(__name__)
 
-#: Room that events of a new run of the server leave for those of the one before: ids only grow.
+#: Added to the event ids of a recovered job, so that they exceed those of the previous run.
 _EVENTS_A_RUN: Final = 1_000_000
 
-#: Rows of an earlier release that are brought up to date in one transaction.
+#: Rows of an earlier release that are updated in one transaction.
 _ROWS_AT_ONCE: Final = 500
 
-#: Beyond the number of every job.
+#: Greater than the number of every job.
 _NEWEST: Final = 2**62
 
 
@@ -48,11 +48,11 @@ class Page:
 
 
 class JobRows:
-    """Reads and writes the rows of one database, and deletes the files of those that go.
+    """Reads and writes the rows of one database, and deletes the files of deleted jobs.
 
     Args:
-        database: It is open before the first call.
-        images: Of the files.
+        database: Holds the rows; open before the first call.
+        images: Holds the files.
         ttl_seconds, max_bytes, clock, delivery_of: See JobStore.
     """
 
@@ -74,22 +74,22 @@ class JobRows:
         self._clock = clock
         self._delivery_of = delivery_of
         self._bytes = 0
-        #: When jobs ended, by ``clock``, the oldest first: their rows have the time of a clock
-        #: that may have been set since.
+        #: Job -> time of its end by ``clock``, the oldest first. The time in the row is that of the
+        #: system's clock, which may have been set since.
         self._ends: dict[str, float] = {}
-        #: Jobs whose rows cannot be read, and that the log has named.
+        #: Jobs whose rows cannot be read and that were logged.
         self._set_aside: set[str] = set()
-        #: Jobs that were rejected because their row could not be written, and that may have one.
+        #: Jobs that were rejected because a write failed, and that may have a row all the same.
         self.unsure: set[str] = set()
 
     def take_up(self) -> None:
-        """End the unfinished jobs that are not done again, and put the others into the queue.
+        """Fail the unfinished jobs that cannot be retried, and set the others to queued.
 
-        Rows of earlier releases get what lists search by.
+        Rows of earlier releases get the columns that searches use.
         """
         self._make_searchable()
         for job in self._unfinished():
-            # Readers have seen more than was written down.
+            # Readers may have seen events with higher ids than the row contains.
             job.first_event += _EVENTS_A_RUN
             if given_up := _given_up(job):
                 job.apply(given_up, self._clock())
@@ -102,7 +102,7 @@ class JobRows:
         values = {"after": 0, "limit": _ROWS_AT_ONCE}
         while rows := self._db.rows(self.sql.unsearchable, values):
             self.change(*((self.sql.set_search, search_values(row)) for row in rows))
-            # No index has these rows: without a start, each query would read all rows before them.
+            # These rows have no index: without ``after``, each query would read all earlier rows.
             values["after"] = rows[-1]["number"]
 
     @property
@@ -111,19 +111,17 @@ class JobRows:
         return self._bytes, self._max_bytes
 
     def named_files(self) -> tuple[dict[str, str], set[str], set[str]]:
-        """Names of images' files with their jobs, jobs whose input images are needed, and jobs
-        with uploads.
-        """
+        """Return image file -> job, the jobs that need input images, and the jobs with uploads."""
         named = {
             image_name(row["id"], row["format"]): row["job"]
             for row in self._db.rows(self.sql.image_files)
         }
-        # Also of rows that cannot be read: another release may.
+        # Include jobs whose rows cannot be read: another release may be able to read them.
         unfinished = {row["id"] for row in self._db.rows(self.sql.unfinished_ids)}
         return named, unfinished, {row["id"] for row in self._db.rows(self.sql.with_uploads)}
 
     def clear_up(self, gone: set[str]) -> list[Job]:
-        """Delete jobs whose files are gone, and expired ones; return those that are unfinished."""
+        """Delete the jobs in ``gone`` and expired jobs; return the unfinished jobs."""
         now = self._clock()
         ended = self._db.rows(self.sql.ends)
         self._ends = {row["id"]: min(row["ended"], now) for row in ended}
@@ -158,7 +156,7 @@ class JobRows:
         self._bytes += image.size
 
     def _end(self, state: dict[str, object], message: Delivery | None) -> None:
-        """The end and the message of it in one transaction: neither is there without the other."""
+        """Write the end of a job and its webhook message in one transaction."""
         told = [] if message is None else [dataclasses.asdict(message)]
         self.change(
             (self.sql.set_state, state),
@@ -173,7 +171,7 @@ class JobRows:
         self._images.drop_inputs(job)
         try:
             self.expire()
-        except self._db.errors as error:  # the end is written; the next one makes room
+        except self._db.errors as error:  # this end is written; the next end retries the deletion
             logger.warning("expired jobs could not be deleted: %s", error)
 
     def delete(self, ids: Iterable[str]) -> None:
@@ -181,7 +179,7 @@ class JobRows:
             self._delete(job_id, self._bytes_of(job_id))
 
     def _delete(self, job_id: str, size: int) -> None:
-        """Delete a job and its files, which have so many bytes."""
+        """Delete a job and its files, which take ``size`` bytes."""
         rows = self._db.rows(self.sql.images, {"job": job_id})
         self.change((self.sql.delete_job, {"id": job_id}))
         self._bytes -= size
@@ -197,11 +195,11 @@ class JobRows:
         return sum(row["bytes"] for row in self._db.rows(self.sql.job_bytes, {"id": job_id}))
 
     def mark(self, job_id: str, favorite: bool) -> None:
-        """Make a job a favorite, which does not expire, or an ordinary one.
+        """Mark a job as a favorite, which does not expire, or remove the mark.
 
         Raises:
-            StorageFull: Favorites would take more than half of the room for images: they would
-                leave none for the images that are generated next.
+            StorageFull: Favorites would take more than half of the space for images. Without this
+                limit, they could leave no space for new images.
         """
         if self._is_favorite(job_id) == favorite:
             return
@@ -217,7 +215,7 @@ class JobRows:
         if favorite:
             self._ends.pop(job_id, None)
         elif any(row["ended"] is not None for row in self._db.rows(self.sql.job, {"id": job_id})):
-            self._ends[job_id] = self._clock()  # its age begins again
+            self._ends[job_id] = self._clock()  # its age is counted from now
 
     def _is_favorite(self, job_id: str) -> bool:
         return any(row["favorite"] for row in self._db.rows(self.sql.job, {"id": job_id}))
@@ -240,7 +238,7 @@ class JobRows:
         named = {"owner": owner, "idempotency_key": idempotency_key}
         for row in self._db.rows(self.sql.job_of_key, named):
             job = self._job(row)
-            if job is None:  # else no job could ever have this name
+            if job is None:  # without this, no job could ever use this key
                 self.change((self.sql.unname, {"id": row["id"]}))
             return job
         return None
@@ -272,11 +270,11 @@ class JobRows:
         return next(((row["id"], row["format"]) for row in rows), None)
 
     def _job(self, row: Row) -> Job | None:
-        """The job of a row; None for a row that is damaged or of another release, which stays."""
+        """Return the job of a row; None if it is damaged or of another release. The row is kept."""
         images = self._db.rows(self.sql.images, {"job": row["id"]})
         try:
             return job_of(row, images)
-        except Exception as error:  # whatever a value raises that this release never wrote
+        except Exception as error:  # a value that this release never wrote may raise anything
             if row["id"] not in self._set_aside:
                 self._set_aside.add(row["id"])
                 told = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -285,7 +283,7 @@ class JobRows:
 
 
 def _given_up(job: Job) -> JobFailed | None:
-    """Why an unfinished job of the life before is not done again; None when it is."""
+    """Return why an unfinished job of the previous run fails; None if it is retried."""
     if not job.terms.background:
         return JobFailed(Reason.INTERRUPTED, "The server stopped while the job was running.")
     if job.attempts >= MAX_ATTEMPTS and job.status is JobStatus.RUNNING:

@@ -101,11 +101,11 @@ class JobStore:
         self._secret: bytes
 
     def open(self) -> None:
-        """Open the database; does nothing if it is open.
+        """Open the image store and the database; does nothing if they are open.
 
         Raises:
-            StoreInUse: Another server uses it.
-            StoreError: It cannot be read or written.
+            StoreInUse: Another server uses the database.
+            StoreError: The database or the image store cannot be read or written.
         """
         if self.is_open:
             return
@@ -134,7 +134,7 @@ class JobStore:
 
     @property
     def name(self) -> str:
-        """A name of the database that all of its servers know; the store is open."""
+        """A name of the database that all of its servers know; the store must be open."""
         return public_name(self._secret)
 
     @property
@@ -164,10 +164,10 @@ class JobStore:
     # --- from the start of a job to its end -----------------------------------------------------
 
     async def recover(self) -> list[Job]:
-        """Clean up after the previous run; returns the jobs to run, oldest first.
+        """Clean up after the previous run; return the jobs to run, oldest first.
 
-        A job fails if the server crashed twice while it ran. A job with a waiting client fails as
-        well, because the connection to that client is lost.
+        A background job fails if the server crashed twice while the job ran. Every other
+        unfinished job fails, because the connection to its client is lost.
         """
         await self._ledger.write(self._rows.take_up)
         named, unfinished, uploads = await self._ledger.read(self._rows.named_files)
@@ -191,8 +191,8 @@ class JobStore:
             uploads: Name -> the file as uploaded.
 
         Raises:
-            StorageFull: The disk has no room.
-            Unavailable: The database is locked, or the folder does not exist.
+            StorageFull: The disk is full, or has less free space than ``min_free_bytes``.
+            Unavailable: The database or the image store cannot be written for another reason.
         """
         has_inputs = inputs != Inputs()
         try:
@@ -200,7 +200,7 @@ class JobStore:
                 raise StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
             if has_inputs:
                 order = Generate(job.id, job.request, inputs)
-                # In a thread too, because inputs may have a hundred megabytes.
+                # In another thread, because inputs may take a hundred megabytes.
                 await asyncio.to_thread(self._images.put_inputs, order)
             if uploads:
                 await asyncio.to_thread(self._images.put_uploads, job.id, uploads)
@@ -239,7 +239,7 @@ class JobStore:
         return await asyncio.to_thread(self._images.get_inputs, job.id)
 
     async def update(self, job: Job) -> None:
-        """Store the state of a job; waits as ``written`` does."""
+        """Store the state of a job, and wait as ``written`` does."""
         self.note(job)
         await self.written(job)
 
@@ -254,15 +254,16 @@ class JobStore:
         )
 
     def note_end(self, job: Job) -> None:
-        """Queue a write of a job's end and of its webhook; it also deletes expired jobs."""
+        """Queue a write of a job's end and its webhook message; this also deletes expired jobs."""
         self._ledger.later(job.id, self._rows.finish, state_of(job), self._delivery_of(job))
 
     async def written(self, job: Job) -> None:
-        """Wait until the queued writes of a job are on the disk.
+        """Wait until the queued writes of a job are committed.
 
-        For a background job, which survives a restart, this waits until they succeed. For another
-        job it returns when writes fail, because no client asks for it after a restart. If another
-        server may take over, it waits for every job: that server would end the job differently.
+        For a background job, which survives a restart, this waits until the writes succeed. For
+        another job it also returns when writes fail, because no client requests that job after a
+        restart. If another server may take over, it always waits until the writes succeed: the
+        other server would end the job differently.
         """
         if job.terms.background or self._db.takeover:
             await self._ledger.written(job.id)
@@ -314,7 +315,7 @@ class JobStore:
         return await self._ledger.read(self._rows.job_by_idempotency_key, owner, idempotency_key)
 
     async def unname(self, job_id: str) -> None:
-        """Remove the idempotency key of a job, so that another job can have it."""
+        """Remove the idempotency key of a job, so that another job can use the key."""
         await self._ledger.write(self._rows.change, (self._rows.sql.unname, {"id": job_id}))
 
     async def with_files(self, job: Job) -> Job:
@@ -407,7 +408,7 @@ class JobStore:
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
         """Queue the deletion of an image that no job contains."""
-        # In the ledger's order, so that it comes after the row of its job.
+        # In the order of the ledger, so that the deletion follows the writes queued before it.
         self._ledger.later(image_id, self._images.drop, image_id, output_format)
 
     def _with_files(self, job: Job) -> Job:

@@ -1,4 +1,4 @@
-"""The order of writes: each one is retried until it succeeds, and none overtakes another.
+"""The queue of writes: each write is retried until it succeeds, and none overtakes another.
 
 One thread owns the database. Writes without a waiting caller are queued. A write that fails because
 the database is locked or the disk is full stays at the head of the queue and is retried; the writes
@@ -41,7 +41,7 @@ _Write = tuple[str, Callable[[], object]]
 
 @dataclass(slots=True)
 class _Unwritten:
-    """Number of waiting writes of one key, and the notifier of their end or of a fault."""
+    """Number of waiting writes of one key, and a notifier for their success or failure."""
 
     writes: int = 0
     changed: Notifier = field(default_factory=Notifier)
@@ -58,12 +58,12 @@ class Ledger:
         self._db = database
         self._errors: tuple[type[Exception], ...] = (*database.errors, OSError)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
-        # Used on the event loop only.
+        # Used only on the event loop.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._unwritten: dict[str, _Unwritten] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._closing = False
-        # Used in the thread only.
+        # Used only in the thread.
         self._pending: deque[_Write] = deque()
         self._next_try = 0.0
         #: Why nothing can be written now; set by the thread, read by both.
@@ -83,7 +83,7 @@ class Ledger:
         """Run ``work`` after all queued writes, without a retry.
 
         Raises:
-            StorageFull: The disk has no room.
+            StorageFull: The disk is full.
             Unavailable: The database is locked, or cannot be written for another reason.
         """
         return await self._run(partial(self._try_now, partial(work, *args, **kwargs)))
@@ -111,7 +111,7 @@ class Ledger:
             await unwritten.changed.wait()
 
     async def close(self, last: Callable[[], None]) -> None:
-        """Retry the rest for a few seconds, then run ``last`` and end the thread."""
+        """Retry the waiting writes for a few seconds, then run ``last`` and end the thread."""
         self._closing = True
         if self._retry is not None:
             self._retry.cancel()
@@ -131,7 +131,7 @@ class Ledger:
         return await self._loop.run_in_executor(self._thread, work)
 
     def _notify(self, done: list[str]) -> None:
-        """Wake the callers that wait for writes, and plan a retry if there is a fault."""
+        """Wake the callers that wait for writes, and schedule a retry if a write failed."""
         for key in done:
             unwritten = self._unwritten[key]
             unwritten.writes -= 1
@@ -156,7 +156,7 @@ class Ledger:
             self._flush()
 
     def _retry_now(self) -> None:
-        """Retry the waiting writes; without any, test whether a write succeeds."""
+        """Retry the waiting writes; if none waits, test whether a write succeeds."""
         self._next_try = 0.0
         self._flush()
         if self.fault is not None and not self._pending:
@@ -243,7 +243,7 @@ class Ledger:
 
 
 def fault_of(error: Exception, database: Database) -> ImageServiceError:
-    """Return the error for the client, of a fault of the database or the file system."""
+    """Return the error that a client gets for an error of the database or the file system."""
     no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
     if no_room or database.is_full(error):
         return StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)

@@ -1,4 +1,4 @@
-"""The migrations of databases of both kinds; existing ones never change."""
+"""The migrations of both kinds of databases; a released migration never changes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step, in the SQL of each database; a database has the number of its newest step.
+    """One step, in the SQL of each database. A database stores how many steps it has applied.
 
     Attributes:
-        sqlite: May call ``sealed(digest)``, the owner that a digest of an API key stands for.
-        postgres: Empty where there is nothing to do.
+        sqlite: Statements for SQLite; they may call ``sealed(digest)``, which returns the owner
+            for the digest of an API key.
+        postgres: Statements for PostgreSQL; empty if there is nothing to do.
     """
 
     sqlite: str
@@ -118,7 +119,7 @@ MIGRATIONS: Final = (
         """,
         postgres="",
     ),
-    # A group is called batch here, since GROUP is a word of SQL.
+    # The column of a job's group is named batch, because GROUP is a keyword of SQL.
     Migration(
         sqlite="""
         ALTER TABLE jobs ADD COLUMN batch TEXT;
@@ -133,7 +134,8 @@ MIGRATIONS: Final = (
         ALTER TABLE jobs ADD COLUMN upload_bytes BIGINT NOT NULL DEFAULT 0;
         """,
     ),
-    # NULL until a start has read them from the request (job_rows.py): SQL does not fold as we do.
+    # NULL until the server has filled them from the request at its start (job_rows.py): SQL cannot
+    # fold case as Python does.
     Migration(
         sqlite="""
         ALTER TABLE jobs ADD COLUMN model TEXT;

@@ -1,8 +1,8 @@
-"""What the job store needs: a database for rows, and a place for files.
+"""The interfaces that the job store uses: a database for rows, and an image store for files.
 
-``JobStore`` holds the rules: the order of writes, expiry and recovery. A database is a connection
-with its statements (SQLite or PostgreSQL), an image store is a folder or a bucket. The tests in
-tests/unit/storage run the rules on every combination.
+``JobStore`` has the rules: the order of writes, expiry and recovery. A database is a connection to
+SQLite or PostgreSQL with its statements. An image store is a folder or a bucket. The tests in
+tests/unit/storage check the rules on every combination.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sdstream.storage.statements import Statements
 
 #: Column -> value. A flag may be a bool or an integer.
 Row = Mapping[str, Any]
-#: A statement with its parameters, by name.
+#: A statement, and its parameters by name.
 Change = tuple[str, Mapping[str, object]]
 
 
@@ -27,11 +27,11 @@ class StoreError(ConfigurationError):
 
 
 class StoreInUse(StoreError):
-    """Another server has the database."""
+    """Another server uses the database."""
 
 
 class StoreUnreachable(StoreError):
-    """The database does not answer: a later start may succeed, so a supervisor may try it."""
+    """The database does not answer; a supervisor may retry, because a later start may succeed."""
 
     exit_code = 1
 
@@ -40,11 +40,11 @@ class Database(Protocol):
     """The rows of jobs, which belong to one server at a time. One thread uses it.
 
     Attributes:
-        statements: In the database's SQL.
-        errors: What its methods raise, beside OSError.
-        takeover: Another server may take the rows over while this one runs.
-        lost: A sentence for the operator once another server has taken the rows over; nothing can
-            be written any more. None before.
+        statements: Statements in the database's SQL.
+        errors: Exceptions that its methods raise, besides OSError.
+        takeover: Whether another server may take over the rows while this one runs.
+        lost: Message for the operator after another server has taken over the rows, so that this
+            one can write nothing; None before.
     """
 
     statements: Statements
@@ -53,22 +53,22 @@ class Database(Protocol):
     lost: str | None
 
     def open(self, images: ImageStore) -> bytes:
-        """Take the database, and bring its tables up to date; callable again after it failed.
+        """Lock the database and migrate its tables; may be called again after a failure.
 
         Args:
-            images: Whose files the rows name; it must be open.
+            images: The image store with the files that the rows name; it must be open.
 
         Returns:
-            The secret of the rows, 32 bytes: owners and tokens depend on it.
+            The secret of the rows, 32 bytes; owners and tokens are derived from it.
 
         Raises:
             StoreInUse: Another server uses the database.
-            StoreError: It is damaged, cannot be reached, or is of a newer release.
+            StoreError: It is damaged, cannot be reached, or was written by a newer release.
             OSError: A file cannot be read or written.
         """
 
     def close(self) -> None:
-        """Give the database up."""
+        """Close the database and release its lock."""
 
     def rows(self, statement: str, values: Mapping[str, object] = ...) -> Sequence[Row]:
         """Return the rows that a statement selects."""
@@ -77,13 +77,13 @@ class Database(Protocol):
         """Run statements in one transaction."""
 
     def check(self) -> None:
-        """Raise an error when nothing can be written; called before each write."""
+        """Raise an error if nothing can be written; called before each write."""
 
     def touch(self) -> None:
-        """Write something without an effect."""
+        """Test a write, without changing any data."""
 
     def hurry(self, *, hurried: bool) -> None:
-        """Choose how long a write waits for another process's lock: briefly while writes fail."""
+        """Set how long a write waits for a lock: a short time if ``hurried`` (writes fail)."""
 
     def is_hopeless(self, error: Exception) -> bool:
         """Return whether a write that failed will fail again."""
@@ -92,35 +92,35 @@ class Database(Protocol):
         """Return whether a write failed because the database's disk has no room."""
 
     def free_bytes(self) -> float:
-        """Return the free space on its disk, infinity when that is not this machine's."""
+        """Return the free space of the database's disk, infinity if it is on another machine."""
 
 
 class ImageStore(Protocol):
     """The files of jobs: finished images, uploads, and the input images of waiting jobs.
 
-    Every method may be called in any thread, and raises OSError when the files cannot be reached.
+    Every method may be called in any thread, and raises OSError if the files cannot be reached.
     """
 
     def open(self) -> None:
-        """Prepare the place of the files."""
+        """Prepare the folder or the bucket."""
 
     def close(self) -> None:
-        """Finish what was begun."""
+        """Finish the deletions that still run."""
 
     def is_empty(self) -> bool:
         """Return whether no finished image exists."""
 
     def free_bytes(self) -> float:
-        """Return the free space, infinity when there is no limit."""
+        """Return the free space, infinity without a limit."""
 
     def location(self, image_id: str, output_format: OutputFormat) -> str:
-        """Return where an image is: a path or an address."""
+        """Return the path or the URL of an image."""
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
         """Write an image; return its unguessable id."""
 
     def get(self, image_id: str, output_format: OutputFormat) -> bytes:
-        """Return the bytes of an image; raises FileNotFoundError when they are gone."""
+        """Return the bytes of an image; raises FileNotFoundError if it was deleted."""
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
         """Delete an image if it exists; a failure is logged."""
@@ -141,7 +141,7 @@ class ImageStore(Protocol):
         """Write the files that were uploaded with a job, by their names."""
 
     def get_upload(self, job: str, name: str) -> bytes:
-        """Return an uploaded file; raises FileNotFoundError when it is gone."""
+        """Return an uploaded file; raises FileNotFoundError if it was deleted."""
 
     def drop_uploads(self, job: str) -> None:
         """Delete the uploaded files of a job if they exist; a failure is logged."""
@@ -149,12 +149,12 @@ class ImageStore(Protocol):
     def sweep(
         self, images: Container[str], jobs: Container[str], uploads: Container[str]
     ) -> set[str]:
-        """Delete all other files; return the names of the images that are left.
+        """Delete all other files; return the names of the kept images that exist.
 
         Args:
-            images: Names of images to keep: the id, a dot, and the format.
-            jobs: Whose input images to keep.
-            uploads: Jobs whose uploaded files to keep.
+            images: File names of the images to keep: the id, a dot, and the format.
+            jobs: Ids of the jobs whose input images to keep.
+            uploads: Ids of the jobs whose uploaded files to keep.
         """
 
 

@@ -1,9 +1,10 @@
-"""PostgreSQL, for servers on several machines of which one serves and others stand by.
+"""PostgreSQL, for servers on several machines, of which one serves and the others stand by.
 
-A server has the rows as long as it holds an advisory lock, and it writes on the very session that
-holds the lock: a server that lost its session cannot write. A number, the generation, is raised by
-each server that takes the rows. A server that lost its session connects again and tries the lock:
-with the same generation no other server had the rows meanwhile, and it continues.
+A server owns the rows while it holds an advisory lock. It writes in the same database session that
+holds the lock, so a server that lost its session cannot write. Each server that takes over the rows
+increments a number, the generation. A server that lost its session connects again and tries to get
+the lock. If the generation is unchanged, no other server owned the rows meanwhile, and the server
+continues.
 
 Needs the extra ``postgres`` (psycopg 3); storage/choice.py imports this module when it is used.
 """
@@ -37,7 +38,7 @@ from sdstream.storage.statements import SQLITE, Statements
 
 logger = logging.getLogger(__name__)
 
-#: What the address does not say: a machine that vanished is noticed within seconds.
+#: Defaults for parameters that the address omits: a lost machine is noticed within seconds.
 _CONNECTION: Final = {
     "application_name": "sdstream",
     "connect_timeout": "3",
@@ -48,15 +49,15 @@ _CONNECTION: Final = {
     "target_session_attrs": "read-write",
 }
 
-#: The same on the side of PostgreSQL, which gives the lock of a vanished or stopped server away.
-#: A server that lives says something every second.
+#: The same settings for PostgreSQL, which then releases the lock of a lost or stopped server. A
+#: running server sends a statement every second.
 SESSION: Final = (
     "SET tcp_keepalives_idle = 3; SET tcp_keepalives_interval = 1; SET tcp_keepalives_count = 3;"
     " SET tcp_user_timeout = 5000; SET idle_session_timeout = '{seconds}s'"
 )
 _IDLE_SECONDS: Final = 15
 
-#: One service to a schema.
+#: The lock of a schema, because each schema holds one service.
 _LOCK: Final = (
     "SELECT pg_backend_pid() AS process,"
     " pg_try_advisory_lock(hashtext('sdstream'), hashtext(current_schema())) AS locked"
@@ -65,7 +66,7 @@ _LOCK: Final = (
 _LOCK_TRIES: Final = 10
 _LOCK_PAUSE_SECONDS: Final = 0.1
 
-#: A server that stands by waits so long after PostgreSQL was away.
+#: Seconds that a standby server waits after PostgreSQL was unreachable.
 _COURTESY_SECONDS: Final = 2.0
 
 _SERVICE: Final = """
@@ -79,14 +80,14 @@ _SERVICE: Final = """
 
 
 def _own(statement: str) -> str:
-    """A statement of SQLite with psycopg's parameters."""
+    """Return a statement of SQLite with parameters in the form of psycopg."""
     return re.sub(r":(\w+)", r"%(\1)s", statement)
 
 
 STATEMENTS: Final = Statements(
     **{field.name: _own(getattr(SQLITE, field.name)) for field in fields(Statements)}
     | {
-        # A parameter that may be NULL needs its type.
+        # PostgreSQL needs the type of a parameter that may be NULL.
         "page": """
             SELECT * FROM jobs WHERE owner = %(owner)s AND number < %(before)s
             AND (CAST(%(statuses)s AS jsonb) IS NULL OR status IN
@@ -110,9 +111,9 @@ class PostgresDatabase:
     """A Database in a schema of PostgreSQL 14 or newer.
 
     Args:
-        url: ``postgresql://user@host:port/database``; what it leaves out is read from libpq's
-            variables (PGPASSWORD, PGSSLMODE …) and files.
-        idle_seconds: PostgreSQL ends a session that is silent for so long.
+        url: ``postgresql://user@host:port/database``; libpq reads parameters that it omits from
+            environment variables (PGPASSWORD, PGSSLMODE …) and files.
+        idle_seconds: PostgreSQL ends a session that is idle for this long.
 
     Raises:
         StoreError: The URL cannot be read.
@@ -126,7 +127,7 @@ class PostgresDatabase:
         try:
             given = conninfo_to_dict(url)
         except psycopg.Error:
-            # Its own words would have the password.
+            # The message of psycopg may contain the password.
             raise StoreError(
                 "--database cannot be read; write postgresql://user@host:5432/database"
             ) from None
@@ -139,14 +140,14 @@ class PostgresDatabase:
         self.lost: str | None = None
 
     def open(self, images: ImageStore) -> bytes:
-        """Take the lock, bring the tables up to date and raise the generation; see the port."""
+        """Take the lock, migrate the tables and increment the generation; see ports.Database."""
         try:
             if self._stands_by and not self._is_connected:
-                # PostgreSQL was away: the server that had the lock is to take it up again.
+                # PostgreSQL was unreachable: let the server that had the lock take it again.
                 self._connect()
                 time.sleep(_COURTESY_SECONDS)
             if not self._lock_soon():
-                # The session is kept for the next look.
+                # The session stays open for the next attempt.
                 self._stands_by = True
                 raise StoreInUse(
                     f"the database {self._name} is in use by another server; start this one with "
@@ -165,7 +166,7 @@ class PostgresDatabase:
             raise kind(f"the database {self._name} cannot be used: {words}") from None
 
     def close(self) -> None:
-        """End the session, and with it the lock."""
+        """End the session, which releases the lock."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -190,7 +191,7 @@ class PostgresDatabase:
 
         Raises:
             psycopg.Error: PostgreSQL cannot be reached.
-            ConnectionError: Another server has the lock, or had it meanwhile (``lost``).
+            ConnectionError: Another session holds the lock, or another server took over (``lost``).
         """
         if self.lost is not None:
             raise ConnectionError(self.lost)
@@ -205,13 +206,13 @@ class PostgresDatabase:
                 "connection to it; this one ends"
             )
             raise ConnectionError(self.lost)
-        if not locked:  # its owner may be this server's own lost session
+        if not locked:  # this server's own lost session may still hold it
             self.close()
             raise ConnectionError("another session has the lock of the database")
         logger.warning("the lock of the database is regained; no other server had it")
 
     def touch(self) -> None:
-        """Write the version that is there already."""
+        """Write the stored version again."""
         self._connected().execute("UPDATE service SET version = version")
 
     def hurry(self, *, hurried: bool) -> None:
@@ -226,7 +227,7 @@ class PostgresDatabase:
         return isinstance(error, DiskFull)
 
     def free_bytes(self) -> float:
-        """Return infinity: PostgreSQL reports a full disk by itself."""
+        """Return infinity: PostgreSQL itself reports a full disk as an error."""
         return float("inf")
 
     @property
@@ -243,7 +244,7 @@ class PostgresDatabase:
         return self._db
 
     def _lock_soon(self) -> bool:
-        """Try the lock for a second: PostgreSQL needs a moment to end a session that was closed."""
+        """Try the lock for a second: PostgreSQL needs a moment to end a closed session."""
         for _ in range(_LOCK_TRIES):
             if self._lock():
                 return True
@@ -251,7 +252,7 @@ class PostgresDatabase:
         return False
 
     def _lock(self) -> bool:
-        """Connect if need be and try the lock; True when this session has it."""
+        """Connect if necessary and try the lock; return whether this session holds it."""
         if not self._is_connected:
             self._connect()
         db = self._connected()
@@ -266,7 +267,7 @@ class PostgresDatabase:
         return bool(row["locked"])
 
     def _take(self, db: psycopg.Connection[DictRow], images: ImageStore) -> bytes:
-        """Bring the tables up to date and raise the generation; return the secret."""
+        """Migrate the tables and increment the generation; return the secret."""
         with db.transaction():
             db.execute(_SERVICE)
             db.execute(
@@ -276,7 +277,7 @@ class PostgresDatabase:
             )
             (found,) = self.rows("SELECT version FROM service")
             if not found["version"] and not images.is_empty():
-                # A start without rows deletes the files that no row names.
+                # A start deletes all files that no row names: without rows, all of them.
                 raise StoreError(
                     f"the database {self._name} is new but the image store is not empty; restore "
                     "the database, or choose another --data-dir or --images"
@@ -296,7 +297,7 @@ class PostgresDatabase:
 
 
 def _storable(values: Mapping[str, object]) -> dict[str, Any]:
-    """Values without NUL characters, which PostgreSQL has no room for."""
+    """Return values with NUL characters replaced, which PostgreSQL cannot store."""
     return {
         name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
         for name, value in values.items()

@@ -1,8 +1,8 @@
 """Permissions of a data folder, and the secret that hides the owners of its jobs.
 
-Prompts and images are private: only the server's user may read the folders and files, also those
-that an earlier release created. The owner of a job is an HMAC of the digest of an API key: with a
-copy of the database, but without the secret, keys cannot be guessed.
+Prompts and images are private: only the server's user may read the folders and files, including
+those that an earlier release created. The owner of a job is an HMAC of the digest of an API key, so
+that a copy of the database without the secret does not allow guesses of keys to be checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _FOLDER_MODE: Final = 0o700
 _FILE_MODE: Final = 0o600
-#: Length of the secret, which owners and tokens are derived from.
+#: Length of the secret from which owners and tokens are derived.
 SECRET_BYTES: Final = 32
 
 
@@ -37,7 +37,7 @@ def close_folder(folder: Path, *patterns: str) -> None:
     _set_mode(folder, _FOLDER_MODE)
     for pattern in patterns:
         for path in folder.glob(pattern):
-            if not path.is_symlink():  # its target is not a file of this program, or is missing
+            if not path.is_symlink():  # a link's target is not a file of this program
                 _set_mode(path, _FILE_MODE)
 
 
@@ -50,8 +50,8 @@ def secret_of(folder: Path) -> bytes:
     """Return the secret of a data folder; the first call creates it.
 
     Raises:
-        OSError: It cannot be created or read.
-        ValueError: The file has another length.
+        OSError: The secret cannot be created or read.
+        ValueError: The file has the wrong length.
     """
     path = folder / "secret"
     if not path.exists():
@@ -77,12 +77,12 @@ def sealed(secret: bytes, digest: str) -> str:
 
 
 def token_secret(secret: bytes) -> bytes:
-    """Return the secret that tokens of URLs are signed with, 32 bytes."""
+    """Return the 32-byte secret that signs the tokens in URLs."""
     return hmac.digest(secret, b"tokens", hashlib.sha256)
 
 
 def public_name(secret: bytes) -> str:
-    """Return a name that all servers with the secret know, and that does not reveal it."""
+    """Return a name that all servers with this secret share, and that does not reveal it."""
     return hmac.digest(secret, b"name", hashlib.sha256).hex()
 
 
@@ -91,5 +91,5 @@ def _set_mode(path: Path, mode: int) -> None:
         if path.stat().st_mode & 0o777 != mode:
             path.chmod(mode)
     except PermissionError:
-        # For example on a volume of another user that the server's group may write to.
+        # For example, another user owns the volume and the server's group may write to it.
         logger.warning("other users may be able to read %s: its mode cannot be changed", path)

@@ -1,4 +1,4 @@
-"""Jobs and images as rows of the database, and rows as jobs and images."""
+"""The conversion of jobs and images to rows of the database, and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UPLOADS: Final = TypeAdapter(dict[str, int])
 
 
 def job_values(job: Job, *, has_inputs: bool) -> dict[str, object]:
-    """Return a new job's row, for insert_job."""
+    """Return the row of a new job, for the statement insert_job."""
     return {
         "id": job.id,
         "owner": job.terms.owner,
@@ -47,10 +47,10 @@ def job_values(job: Job, *, has_inputs: bool) -> dict[str, object]:
 
 
 def search_values(row: Row) -> dict[str, object]:
-    """Return what lists search by, for set_search.
+    """Return the columns that searches use, for the statement set_search.
 
     Args:
-        row: Id and request of a job; a request that is damaged is found by no word.
+        row: Id and request of a job; no search finds a job with a damaged request.
     """
     try:
         request = json.loads(row["request"])
@@ -61,15 +61,16 @@ def search_values(row: Row) -> dict[str, object]:
 
 
 def _folded(text: str) -> str:
-    """Return a text that is the same for upper and lower case, by Unicode's rules: ß is ss.
+    """Return a text for case-insensitive search, folded by Unicode's rules (ß becomes ss).
 
-    PostgreSQL stores no NUL characters, and no database unpaired surrogates.
+    It has no NUL characters, which PostgreSQL cannot store, and no unpaired surrogates, which no
+    database can store.
     """
     return text.casefold().replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
 def filter_values(which: JobFilter) -> dict[str, object]:
-    """Return the values of a filter, for page."""
+    """Return the values of a filter, for the statement page."""
     return {
         "statuses": json.dumps([s.value for s in which.statuses]) if which.statuses else None,
         "batch": which.group,
@@ -82,7 +83,7 @@ def filter_values(which: JobFilter) -> dict[str, object]:
 
 
 def image_values(job: str, output_format: OutputFormat, image: ImageResult) -> dict[str, object]:
-    """Return a finished image's row, for insert_image."""
+    """Return the row of a finished image, for the statement insert_image."""
     return {
         "job": job,
         "number": image.index,
@@ -99,7 +100,7 @@ def image_values(job: str, output_format: OutputFormat, image: ImageResult) -> d
 
 
 def job_of(row: Row, image_rows: Iterable[Row]) -> Job:
-    """Return the job of a row and of the rows of its images, without the image files."""
+    """Return a job from its row and the rows of its images, without the image files."""
     request = request_of(json.loads(row["request"]))
     job = Job(row["id"], request, row["created"], _TERMS.validate_json(row["terms"]))
     job.status = JobStatus(row["status"])
@@ -114,7 +115,7 @@ def job_of(row: Row, image_rows: Iterable[Row]) -> Job:
 
 
 def state_of(job: Job) -> dict[str, object]:
-    """Return the values that change in a job's row, copied because the job continues to change."""
+    """Return the changing values of a job's row: a copy, because the job continues to change."""
     ending = job.ending
     failed = ending if isinstance(ending, JobFailed | JobCancelled) else None
     return {

@@ -1,8 +1,8 @@
-"""Images in a bucket of S3, or of any service with its API.
+"""Images in a bucket of S3, or of another service with the same API.
 
-Needs the extra ``s3`` (boto3, which reads addresses, keys and regions as every program of AWS does:
-AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, profiles, roles of machines); storage/choice.py imports this
-module when it is used.
+Needs the extra ``s3`` (boto3). boto3 reads the endpoint, keys and region from the standard sources
+of AWS: variables such as AWS_ENDPOINT_URL and AWS_ACCESS_KEY_ID, profiles, and instance roles.
+storage/choice.py imports this module when it is used.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from sdstream.storage.ports import image_name
 
 logger = logging.getLogger(__name__)
 
-#: A request to a service that cannot be reached fails after three tries. Checksums that only AWS
-#: supports are not sent.
+#: A request to an unreachable service fails after three attempts. Checksums that only AWS supports
+#: are not sent.
 _CONFIG: Final = Config(
     connect_timeout=3,
     read_timeout=20,
@@ -38,10 +38,10 @@ _CONFIG: Final = Config(
     response_checksum_validation="when_required",
 )
 
-#: Time at shutdown for images that are still to be deleted.
+#: Seconds to finish pending deletions at shutdown.
 _CLOSE_SECONDS: Final = 3
 
-#: Of one request that deletes objects.
+#: Most keys of one request that deletes objects.
 _MOST_KEYS: Final = 1000
 
 _GONE: Final = ("NoSuchKey", "404")
@@ -60,18 +60,18 @@ class ImageBucket:
         prefix = parts.path.strip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._s3: Any = None
-        # Deleting must not hold up the thread of the rows.
+        # A separate thread: deletions must not block the thread that writes rows.
         self._deleting = ThreadPoolExecutor(1, thread_name_prefix="delete")
 
     def open(self) -> None:
-        """Connect, and look into the bucket; raises OSError."""
+        """Connect, and list the bucket as a test; raises OSError."""
         with _as_os_errors():
-            # A client of its own session: the default one is not safe in threads.
+            # A separate session: the default one is not thread-safe.
             self._s3 = boto3.session.Session().client("s3", config=_CONFIG)
         self.is_empty()
 
     def close(self) -> None:
-        """Finish what is being deleted; the next start deletes the rest."""
+        """Wait for pending deletions for a few seconds; the next start deletes the rest."""
         wait([self._deleting.submit(lambda: None)], _CLOSE_SECONDS)
         self._deleting.shutdown(cancel_futures=True)
         if self._s3 is not None:
@@ -86,7 +86,7 @@ class ImageBucket:
         return not found.get("KeyCount")
 
     def free_bytes(self) -> float:
-        """Return infinity: a bucket has no end."""
+        """Return infinity: a bucket has no size limit."""
         return float("inf")
 
     def location(self, image_id: str, output_format: OutputFormat) -> str:
@@ -101,7 +101,7 @@ class ImageBucket:
         return image_id
 
     def get(self, image_id: str, output_format: OutputFormat) -> bytes:
-        """Return the bytes of an image; raises FileNotFoundError when they are gone."""
+        """Return the bytes of an image; raises FileNotFoundError if it was deleted."""
         return self._get("images", image_name(image_id, output_format))
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:
@@ -140,7 +140,7 @@ class ImageBucket:
             self._put("uploads", f"{job}/{name}", data, "application/octet-stream")
 
     def get_upload(self, job: str, name: str) -> bytes:
-        """Return an uploaded file; raises FileNotFoundError when it is gone."""
+        """Return an uploaded file; raises FileNotFoundError if it was deleted."""
         return self._get("uploads", f"{job}/{name}")
 
     def drop_uploads(self, job: str) -> None:
@@ -150,7 +150,7 @@ class ImageBucket:
     def sweep(
         self, images: Container[str], jobs: Container[str], uploads: Container[str]
     ) -> set[str]:
-        """Delete all other objects; return the names of the images that are left."""
+        """Delete all other objects; return the names of the kept images that exist."""
         found = set(self._names("images"))
         gone = {name for name in found if name not in images}
         keys = [self._key("images", name) for name in gone]
@@ -195,7 +195,7 @@ class ImageBucket:
         return data
 
     def _delete(self, keys: list[str]) -> None:
-        """Delete objects that no row names any more; the next start does what fails now."""
+        """Delete objects that no row names; if this fails, the next start retries."""
         try:
             for start in range(0, len(keys), _MOST_KEYS):
                 named = [{"Key": key} for key in keys[start : start + _MOST_KEYS]]
@@ -211,7 +211,7 @@ class ImageBucket:
 
 @contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Raise errors of the library as those of files."""
+    """Convert errors of boto3 to OSError."""
     try:
         yield
     except ClientError as error:

@@ -1,4 +1,4 @@
-"""SQLite in the data folder, which a lock file keeps for one server."""
+"""SQLite in the data folder, which a lock file reserves for one server."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sdstream.storage.ports import Change, ImageStore, Row, StoreError, StoreInU
 from sdstream.storage.privacy import close_folder, make_file, sealed, secret_of
 from sdstream.storage.statements import SQLITE
 
-#: A write waits so long for another process' lock before it counts as failed.
+#: Longest wait of a write for another process's lock; then the write fails.
 _PATIENCE_MS: Final = 2000
-#: The same while writes fail anyway: a known fault keeps no client waiting.
+#: The same while writes fail: clients should not wait for a known error.
 _IMPATIENCE_MS: Final = 100
 
 #: SQLITE_CORRUPT and SQLITE_NOTADB.
 _DAMAGED: Final = (11, 26)
-#: SQLITE_FULL, and SQLITE_IOERR, which is how a full disk may show too.
+#: SQLITE_FULL, and SQLITE_IOERR, which a full disk may also cause.
 _FULL: Final = (13, 10)
-#: SQLITE_CONSTRAINT and SQLITE_MISMATCH, which no repetition mends.
+#: SQLITE_CONSTRAINT and SQLITE_MISMATCH; a retry would fail again.
 _HOPELESS: Final = (19, 20)
 
 _REMEDY: Final = "restore the data folder from a backup, or move it away to start without its jobs"
@@ -35,7 +35,7 @@ class SqliteDatabase:
     """A Database in ``jobs.sqlite`` of a folder.
 
     Args:
-        folder: Made when it does not exist.
+        folder: Created if it does not exist.
     """
 
     statements = SQLITE
@@ -51,7 +51,7 @@ class SqliteDatabase:
         self._db: sqlite3.Connection
 
     def open(self, images: ImageStore) -> bytes:
-        """Lock the folder and open its database; see the port."""
+        """Lock the folder and open its database; see ports.Database."""
         try:
             close_folder(self._folder, "jobs.sqlite*", "lock", "secret")
             with ExitStack() as opening:
@@ -60,7 +60,7 @@ class SqliteDatabase:
                 secret = secret_of(self._folder)
                 _migrate(db, secret)
                 self._db, self._inode = db, self._path.stat().st_ino
-                self.touch()  # one that is locked or read-only would fail with the first job
+                self.touch()  # a locked or read-only database must fail now, not at the first job
                 self.hurry(hurried=False)
                 self._held = opening.pop_all()
         except (OSError, ValueError, sqlite3.Error) as error:
@@ -82,17 +82,17 @@ class SqliteDatabase:
                 self._db.execute(statement, dict(values))
 
     def check(self) -> None:
-        """Raise OSError when another file, or none, is where the database was opened."""
+        """Raise OSError if the database's file was deleted or replaced."""
         if self._path.stat().st_ino != self._inode:
             raise FileNotFoundError(f"{self._path} is another file now")
 
     def touch(self) -> None:
-        """Write the version that is there already: a whole transaction without any effect."""
+        """Write the stored version again: a complete transaction without any effect."""
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         self._db.execute(f"PRAGMA user_version = {version}")
 
     def hurry(self, *, hurried: bool) -> None:
-        """Choose how long a write waits for another process's lock."""
+        """Set how long a write waits for another process's lock."""
         patience = _IMPATIENCE_MS if hurried else _PATIENCE_MS
         self._db.execute(f"PRAGMA busy_timeout = {patience}")
 
@@ -101,7 +101,7 @@ class SqliteDatabase:
         return _code(error) in _HOPELESS
 
     def is_full(self, error: Exception) -> bool:
-        """Return whether a write failed because the disk has no room."""
+        """Return whether a write failed because the disk is full."""
         return _code(error) in _FULL
 
     def free_bytes(self) -> float:
@@ -110,7 +110,7 @@ class SqliteDatabase:
 
 
 def _locked(path: Path) -> TextIO:
-    """The open lock file of a folder; raises StoreInUse when another process has it."""
+    """Lock the lock file of a folder and return it; raises StoreInUse if another process has it."""
     make_file(path)
     file = path.open("a")
     try:
@@ -125,24 +125,24 @@ def _locked(path: Path) -> TextIO:
 
 
 def _open_database(path: Path, images: ImageStore) -> sqlite3.Connection:
-    """Open the database of a data folder, or make it.
+    """Open the database of a data folder; create it if it does not exist.
 
     Args:
-        path: Of the database.
-        images: That its rows name.
+        path: Path of the database.
+        images: The image store with the files that the rows name.
 
     Raises:
-        StoreError: It is damaged.
-        OSError, sqlite3.Error: It cannot be opened.
+        StoreError: The database is damaged, or it is empty and the image store is not.
+        OSError, sqlite3.Error: The database cannot be opened.
     """
     if path.is_file() and not path.stat().st_size and not images.is_empty():
-        # A start without rows deletes the files that no row names.
+        # A start deletes all files that no row names: without rows, all of them.
         raise StoreError(f"{path} is empty but the image store is not; {_REMEDY}")
     make_file(path)
-    # Made here and used in the store's thread, one after the other.
+    # One thread opens the connection, then only the store's thread uses it.
     db = sqlite3.connect(path, check_same_thread=False)
     db.row_factory = sqlite3.Row
-    # One damaged text must not make a query fail that finds other rows too.
+    # A damaged text must not make a query fail that also selects other rows.
     db.text_factory = partial(str, encoding="utf-8", errors="replace")
     try:
         (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
@@ -156,14 +156,14 @@ def _open_database(path: Path, images: ImageStore) -> sqlite3.Connection:
 
 
 def _migrate(db: sqlite3.Connection, secret: bytes) -> None:
-    """Bring a database to the newest version.
+    """Migrate a database to the newest version.
 
     Args:
-        db: Any that this program wrote, or an empty one.
-        secret: What the owners of jobs are sealed with.
+        db: A database that this program wrote, or an empty one.
+        secret: Secret from which the owners of jobs are derived.
 
     Raises:
-        StoreError: It is beyond the newest version, or another program's.
+        StoreError: A newer release or another program wrote the database.
     """
     db.create_function("sealed", 1, partial(sealed, secret), deterministic=True)
     db.execute("PRAGMA journal_mode = WAL")
@@ -173,13 +173,13 @@ def _migrate(db: sqlite3.Connection, secret: bytes) -> None:
     if version > len(MIGRATIONS):
         raise StoreError("the data folder was written by a newer release of this program")
     for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
-        # One transaction with its version: a crash in the middle leaves the old one.
+        # Set the version in the same transaction: a crash leaves the database as it was before.
         db.executescript(f"BEGIN; {step.sqlite} PRAGMA user_version = {number}; COMMIT;")
     _check_columns(db)
 
 
 def _check_columns(db: sqlite3.Connection) -> None:
-    """Raise StoreError when a table or a column of the newest version is missing."""
+    """Raise StoreError if a table or a column of the newest version is missing."""
     with closing(sqlite3.connect(":memory:")) as fresh:
         fresh.create_function("sealed", 1, str)
         fresh.executescript("".join(step.sqlite for step in MIGRATIONS))
@@ -198,5 +198,5 @@ def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
 
 
 def _code(error: Exception) -> int:
-    """SQLite's primary result code, 0 for other errors."""
+    """Return SQLite's primary result code, 0 for other errors."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF if isinstance(error, sqlite3.Error) else 0

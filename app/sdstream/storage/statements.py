@@ -10,8 +10,8 @@ from typing import Final
 class Statements:
     """Every statement that the job store runs. The defaults are SQLite's.
 
-    Parameters are named by their columns, but for those of ``page``, which rows.filter_values
-    returns; ``before`` and ``limit`` are numbers.
+    Parameters have the names of their columns. ``page`` also takes the values that
+    rows.filter_values returns, and the numbers ``before`` and ``limit``.
     """
 
     insert_job: str = (
@@ -37,7 +37,7 @@ class Statements:
         "SELECT id, ended FROM jobs WHERE ended IS NOT NULL AND NOT favorite ORDER BY ended, number"
     )
     mark: str = "UPDATE jobs SET favorite = :favorite WHERE id = :id"
-    # Bytes of images and uploads: of all favorites with those of one more job, and of one job.
+    # Bytes of images and uploads: of all favorites plus one more job, and of one job.
     favorite_bytes: str = (
         "SELECT CAST(COALESCE(SUM(upload_bytes + (SELECT COALESCE(SUM(bytes), 0) FROM images"
         " WHERE job = jobs.id)), 0) AS BIGINT) AS bytes FROM jobs WHERE favorite OR id = :id"
@@ -47,7 +47,7 @@ class Statements:
         " WHERE job = jobs.id) AS BIGINT) AS bytes FROM jobs WHERE id = :id"
     )
     with_uploads: str = "SELECT id FROM jobs WHERE upload_bytes > 0"
-    # Rows of releases that did not store what lists search by.
+    # Rows of earlier releases, which lack the columns that searches use.
     unsearchable: str = (
         "SELECT number, id, request FROM jobs WHERE folded_prompt IS NULL AND number > :after"
         " ORDER BY number LIMIT :limit"
@@ -68,7 +68,7 @@ class Statements:
         ))
         ORDER BY number DESC LIMIT :limit
     """
-    # A write is repeated when the connection broke before its success was known.
+    # A write is retried if the connection broke before the commit was confirmed.
     insert_image: str = (
         "INSERT INTO images (job, number, id, format, seed, bytes, steps, encode_seconds,"
         " sample_seconds, decode_seconds, flagged) VALUES (:job, :number, :id, :format, :seed,"

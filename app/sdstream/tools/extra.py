@@ -1,4 +1,4 @@
-"""The optional extra ``mcp``: the official package of the protocol, imported when it is needed."""
+"""The optional extra ``mcp``: the official package of MCP, which is imported when it is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files that MCP clients over stdio name by their paths, from one folder only."""
+"""Image files that MCP clients over stdio name by path; all are in one folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _MAX_BYTES: Final = 64 * 2**20
 
 
 def with_files(tool: str, arguments: JsonObject, root: Path) -> JsonObject:
-    """Return arguments with base64 in place of paths.
+    """Return arguments in which each path is replaced by the file in base64.
 
     Args:
         tool: Name of the tool.
-        arguments: The client's.
-        root: The folder, resolved. Paths are relative to it, or absolute and inside of it.
+        arguments: Arguments from the client.
+        root: The resolved folder. Paths are relative to it, or absolute and inside it.
 
     Raises:
-        InvalidRequest: A path leaves the folder, or no file can be read there.
+        InvalidRequest: A path is outside the folder, or its file cannot be read.
     """
     if not any(arguments.get(name) is not None for name in PICTURES):
         return arguments
@@ -44,7 +44,7 @@ def _read(picture: Picture, root: Path) -> str:
         path = (root / picture.text).resolve()
     except (OSError, ValueError, RuntimeError):
         raise picture.rejected(f"{shown} cannot be found.") from None
-    # Whether a file exists elsewhere is not reported.
+    # Check this first, so that the error does not reveal which files exist outside the folder.
     if not path.is_relative_to(root):
         raise picture.rejected(f"{shown} is outside of the folder given by --root.")
     try:
@@ -62,7 +62,7 @@ def _read(picture: Picture, root: Path) -> str:
 
 def _bytes_of(path: Path) -> bytes | None:
     """Return the content of a resolved path, None for folders, devices and large files."""
-    # The path was resolved: a link at its end was put there since.
+    # Follow no link: the path was resolved, so a link must have been created after that.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         facts = os.fstat(descriptor)

@@ -1,6 +1,6 @@
-"""MCP calls that a running server answers, by the client of the official package ``mcp``.
+"""MCP calls that are forwarded to a running server by the client of the official package ``mcp``.
 
-Needs the extra ``mcp``; import it by ``tools/extra.load``.
+Needs the extra ``mcp``; import this module with ``tools/extra.load``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sdstream.client.answers import why_lost
 from sdstream.dialects.rendering import JsonObject
 from sdstream.tools.server import Context
 
-#: The server says something at least every 15 seconds.
+#: The read timeout is long enough: the server sends data at least every 15 seconds.
 _TIMEOUT: Final = httpx2.Timeout(10.0, read=120.0, write=60.0)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteBackend:
-    """A running server.
+    """A backend that forwards calls to a running server.
 
-    Each call has a connection of its own, so that the server may be restarted between two calls.
+    Each call has a separate connection, so that the server may be restarted between two calls.
     Cancelling a call closes its connection, which cancels its job.
 
     Attributes:
-        address: Of the server, without /mcp.
-        api_key: Sent as a bearer token if given.
+        address: Address of the server, without /mcp.
+        api_key: API key to send as a bearer token, None without one.
     """
 
     address: str
@@ -53,12 +53,13 @@ class RemoteBackend:
         except MCPError as error:
             if error.code == mcp.INVALID_PARAMS:
                 raise
-            # A person or a model can act on the sentence; clients hide errors of the protocol.
+            # Return the message as a result: a user or model can act on it, but clients hide errors
+            # of the protocol.
             text = mcp.TextContent(text=error.message)
             return mcp.CallToolResult(content=[text], is_error=True)
 
     async def read(self, uri: str) -> mcp.ReadResourceResult:
-        """Return the image of a link."""
+        """Return the image that a link names."""
         async with self._connected() as client:
             return await client.read_resource(uri)
 
@@ -77,7 +78,7 @@ class RemoteBackend:
 
 
 def _plain(error: Exception) -> Exception:
-    """Return the cause of a group of errors, as an error of the protocol with a message."""
+    """Return the first cause of a group of errors; an HTTP error becomes an MCPError."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, httpx2.HTTPError):

@@ -1,6 +1,6 @@
-"""The server of the official package ``mcp``: lists tools, calls them, reads images.
+"""The MCP server, with the official package ``mcp``: it lists tools, calls them and reads images.
 
-Needs the extra ``mcp``; import it by ``tools/extra.load``.
+Needs the extra ``mcp``; import this module with ``tools/extra.load``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from sdstream.tools.toolbox import Caller, Toolbox
 
 logger = logging.getLogger(__name__)
 
-#: What the package hands to a handler.
+#: The context that the package passes to a handler.
 Context = ServerRequestContext[Any, Any]
 
 
 class Backend(Protocol):
-    """Where calls go: this program's service, or a running server.
+    """The receiver of calls: the service in this process, or a running server.
 
     Every method raises ImageServiceError and MCPError.
     """
@@ -111,7 +111,7 @@ def mcp_server(backend: Backend) -> Server[Any]:
     async def list_resources(
         _context: Context, _params: mcp.PaginatedRequestParams | None
     ) -> mcp.ListResourcesResult:
-        # Links are in results; the images of all jobs would be no list to choose from.
+        # Results contain the links of images; a list of all images would be too long to use.
         return mcp.ListResourcesResult(resources=[])
 
     return Server(
@@ -119,7 +119,7 @@ def mcp_server(backend: Backend) -> Server[Any]:
         version=__version__,
         title="sdstream",
         instructions=INSTRUCTIONS,
-        # No argument is sent as a header; without this, each call would list the tools.
+        # No argument is sent as a header. Without this option, each call would list the tools.
         get_tool_input_schema=lambda _name: None,
         on_list_tools=list_tools,
         on_call_tool=call_tool,
@@ -129,7 +129,7 @@ def mcp_server(backend: Backend) -> Server[Any]:
 
 
 def _protocol_error(error: ImageServiceError) -> MCPError:
-    """Return an error of the service for a method whose results cannot be errors."""
+    """Convert an error of the service, for a method whose result cannot report an error."""
     code = mcp.INVALID_PARAMS if error.status < 500 else mcp.INTERNAL_ERROR
     return MCPError(code, error.message, error_fields(error))
 

@@ -1,6 +1,6 @@
 """MCP over HTTP: the session manager of the official package ``mcp``.
 
-Needs the extra ``mcp``; import it by ``tools/extra.load``.
+Needs the extra ``mcp``; import this module with ``tools/extra.load``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from starlette.types import Receive, Scope, Send
 from sdstream.tools.server import Context, LocalBackend, mcp_server
 from sdstream.tools.toolbox import Caller, Toolbox
 
-#: Sessions at once, and the seconds after which an idle one ends. Protocols from 2026-07-28 on have
-#: no sessions.
+#: Most sessions at once, and the seconds after which an idle session ends. Versions of the protocol
+#: from 2026-07-28 on have no sessions.
 _MAX_SESSIONS: Final = 1000
 _IDLE_SECONDS: Final = 1800.0
 
 
 class HttpSessions:
-    """Answers requests to one address.
+    """Answers the requests to the MCP route.
 
     Args:
         toolbox: The tools.
@@ -35,7 +35,7 @@ class HttpSessions:
     def __init__(
         self, toolbox: Toolbox, caller_of: Callable[[Context], Caller], max_body_bytes: int
     ) -> None:
-        # Host and Origin were checked by the middleware of all routes.
+        # The middleware of all routes has checked Host and Origin.
         self._manager = StreamableHTTPSessionManager(
             mcp_server(LocalBackend(toolbox, caller_of)),
             max_request_body_size=max_body_bytes,
@@ -52,7 +52,7 @@ class HttpSessions:
 
         Args:
             scope, receive, send: The request.
-            owner: Owner of its jobs; a session is served to its own owner only.
+            owner: Owner of its jobs; only the owner of a session can use the session.
         """
         if owner:
             token = AccessToken(token="", client_id=owner, scopes=[])

@@ -1,6 +1,6 @@
 """MCP over stdin and stdout.
 
-Needs the extra ``mcp``; import it by ``tools/extra.load``.
+Needs the extra ``mcp``; import this module with ``tools/extra.load``.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _PATHS: Final = " Or the path of an image file in the folder {root}."
 
 @dataclass(frozen=True, slots=True)
 class FilesBackend:
-    """A backend whose images may be files of one folder.
+    """A backend that accepts the paths of image files in one folder.
 
     Attributes:
-        backend: Takes the calls, with base64 in place of paths.
-        root: The folder, resolved.
+        backend: Receives the calls, with base64 in place of paths.
+        root: The resolved folder.
     """
 
     backend: Backend
     root: Path
 
     async def tools(self) -> list[mcp.Tool]:
-        """Return the tools; the descriptions of images name the folder."""
+        """Return the tools; the descriptions of image arguments name the folder."""
         return [self._described(tool) for tool in await self.backend.tools()]
 
     async def call(self, name: str, arguments: JsonObject, context: Context) -> mcp.CallToolResult:
@@ -45,7 +45,7 @@ class FilesBackend:
         return await self.backend.call(name, arguments, context)
 
     async def read(self, uri: str) -> mcp.ReadResourceResult:
-        """Return the image of a link."""
+        """Return the image that a link names."""
         return await self.backend.read(uri)
 
     def _described(self, tool: mcp.Tool) -> mcp.Tool:
@@ -60,7 +60,7 @@ class FilesBackend:
 
 
 def embedded(toolbox: Toolbox) -> LocalBackend:
-    """Return the backend of a service of this program, whose links are the files of images."""
+    """Return a backend for the service in this process; its links are ``file:`` URLs of images."""
 
     def link(job: Job, image: ImageResult) -> str | None:
         if image.id is None:
@@ -80,8 +80,8 @@ async def serve(backend: Backend, root: Path | None) -> None:
     """Serve the client at stdin and stdout until it closes stdin.
 
     Args:
-        backend: Takes the calls.
-        root: Folder of image files that the client may name, resolved; None for no files.
+        backend: Receives the calls.
+        root: Resolved folder of the image files that the client may name; None for no files.
     """
     server = mcp_server(FilesBackend(backend, root) if root else backend)
     async with stdio_server() as (reader, writer):

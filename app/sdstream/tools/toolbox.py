@@ -1,4 +1,4 @@
-"""Runs the tools of MCP clients on the service; it knows neither transport nor protocol."""
+"""The tools of MCP clients, run on the service; independent of transport and protocol."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sdstream.service.live_jobs import LiveJob, deferred_error
 from sdstream.service.service import ImageService
 from sdstream.storage.job_store import JobStore
 
-#: The end of an image's address: of the HTTP API, or of a file.
+#: The end of an image's address: a URL of the HTTP API, or the path of a file.
 _IMAGE_ADDRESS: Final = re.compile(r"/([\w-]{8,64})(?:/content|\.(?:png|jpeg|webp))", re.ASCII)
 
 
@@ -45,9 +45,9 @@ class Caller:
     Attributes:
         owner: Owner of its jobs, empty without API keys.
         link: Returns the address of an image.
-        report: Sends percent and message as a progress notification.
+        report: Sends a percentage and a message as a progress notification.
         note: Called with the job of the call.
-        left: Set when the client closed its connection, which cancels the job.
+        left: Set when the client closes its connection; the call then cancels its job.
         traceparent: Span of the request (W3C Trace Context), empty without one.
     """
 
@@ -65,8 +65,8 @@ class Toolbox:
 
     Attributes:
         service: Runs the jobs.
-        store: Has the images.
-        keepalive_seconds: A waiting call repeats its last progress after this.
+        store: Stores the images.
+        keepalive_seconds: Seconds without an event after which a call repeats its last progress.
     """
 
     service: ImageService
@@ -80,12 +80,12 @@ class Toolbox:
         return tools.tools_of(catalog, assets, self.service.limits)
 
     async def call(self, tool: str, arguments: JsonObject, caller: Caller) -> Answer | None:
-        """Call a tool; None when no tool has that name.
+        """Call a tool; return None if no tool has that name.
 
         Cancelling the task cancels the job that it waits for.
 
         Raises:
-            ImageServiceError: The request is not valid, or the job failed.
+            ImageServiceError: The request is invalid, or the job failed.
         """
         match tool:
             case tools.GENERATE | tools.EDIT:
@@ -103,7 +103,7 @@ class Toolbox:
         """Return the file and the media type of an image; raises NotFound.
 
         Args:
-            address: As a result has it.
+            address: Address of the image from a result.
         """
         match = _IMAGE_ADDRESS.search(address)
         found = await self.store.image(match[1]) if match else None
@@ -126,7 +126,7 @@ class Toolbox:
         )
 
     async def _views(self, job: Job, content: Content) -> dict[int, bytes]:
-        """Return the reduced images of a completed job, none if its images are small enough."""
+        """Return smaller copies of a completed job's images; empty if they are small enough."""
         size = view_bytes(job, content)
         if size is None:
             return {}
@@ -139,7 +139,7 @@ class Toolbox:
         picture.check()
         named = picture.job_image
         if named is None:
-            # Megabytes of base64 take a while.
+            # In a thread: decoding megabytes of base64 takes time.
             return await asyncio.to_thread(picture.decoded)
         job_id, index = named
         try:
@@ -182,7 +182,7 @@ class Toolbox:
             self.service.cancel(live, "The client disconnected.")
 
     async def _with_files(self, live: LiveJob) -> Job:
-        """Return an ended job with its images; raises the error of a job without them."""
+        """Return a completed job with its images; raises the error of any other job."""
         if live.deferred:
             raise deferred_error(live.job)
         error = live.job.error()
