@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _MEASURE_SECONDS: Final = 0.5
 #: Seconds between two keep-alive events while files are downloaded.
 _TELL_SECONDS: Final = 1.0
-#: Prefixes of Ray's variables that a child must not inherit: the token, OpenMP limited to a thread.
+#: Prefixes of variables that Ray sets and a child must not inherit: the token, OMP_NUM_THREADS=1.
 _OF_RAY: Final = ("RAY_", "OMP_NUM_")
 
 

@@ -163,7 +163,10 @@ class JobQueue:
     # --- times ----------------------------------------------------------------------------------
 
     def seconds_left(self, job: Job) -> float | None:
-        """Return the estimated seconds until a job ends; None if ended, or not enough measured."""
+        """Return the estimated seconds until a job ends.
+
+        None if the job has ended, or if no similar image was measured.
+        """
         if job.terminal:
             return None
         own, live = self._remaining(job), self._jobs.known(job.id)

@@ -299,7 +299,7 @@ class LiveJobs:
                 yield None
 
     async def settled(self, live: LiveJob) -> None:
-        """Wait until the job's state may be sent: a restart must not take it back.
+        """Wait until the job's state may be sent: a restart must not undo it.
 
         Raises:
             StorageFull, Unavailable: The state cannot be stored yet; see JobStore.settled.

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 _PAUSES: Final = (5, 30, 120, 600, 3600, 14_400)
 _JITTER: Final = 0.2
 _LONGEST_RETRY_AFTER: Final = 86_400
-#: Longest Retry-After that is parsed; int() raises ValueError for thousands of digits.
+#: Most digits of a Retry-After that is parsed; int() raises ValueError for thousands of digits.
 _MAX_DIGITS: Final = 20
 _TIMEOUT_SECONDS: Final = 10.0
 _AT_ONCE: Final = 4
@@ -177,7 +177,7 @@ class Webhooks:
         while True:
             waiting = await self._outbox.deliveries(_AT_ONCE)
             now = self._steady()
-            # A delivery that waits longer than the longest pause was deferred by a wrong clock.
+            # A delivery deferred beyond the longest pause is due: the clock was ahead at that time.
             due = [one for one in waiting if not now < one.next_at <= now + _LONGEST_RETRY_AFTER]
             if not due:
                 first = min((delivery.next_at for delivery in waiting), default=None)

@@ -74,8 +74,8 @@ class JobRows:
         self._clock = clock
         self._delivery_of = delivery_of
         self._bytes = 0
-        #: Job -> time of its end by ``clock``, the oldest first. The time in the row is that of the
-        #: system's clock, which may have been set since.
+        #: Job -> time of its end by ``clock``, the oldest first. The times in the rows depend on
+        #: the system's clock, which may have been set since.
         self._ends: dict[str, float] = {}
         #: Jobs whose rows cannot be read and that were logged.
         self._set_aside: set[str] = set()
@@ -121,7 +121,11 @@ class JobRows:
         return named, unfinished, {row["id"] for row in self._db.rows(self.sql.with_uploads)}
 
     def clear_up(self, gone: set[str]) -> list[Job]:
-        """Delete the jobs in ``gone`` and expired jobs; return the unfinished jobs."""
+        """Delete expired jobs and those in ``gone``; return the unfinished jobs.
+
+        Args:
+            gone: Jobs that lack the file of an image.
+        """
         now = self._clock()
         ended = self._db.rows(self.sql.ends)
         self._ends = {row["id"]: min(row["ended"], now) for row in ended}

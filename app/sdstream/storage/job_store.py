@@ -144,14 +144,14 @@ class JobStore:
 
     @property
     def cut_off(self) -> ImageServiceError | None:
-        """Why another server may hold the rows now; None while this server holds them."""
+        """The reason why another server may hold the rows; None while this server holds them."""
         fault = self._ledger.fault
         # With a full disk this server still holds the rows and can read them.
         return fault if self._db.takeover and isinstance(fault, Unavailable) else None
 
     @property
     def lost(self) -> str | None:
-        """Why this server must stop, if another one has taken over; None otherwise."""
+        """The reason why this server must stop, if another one has taken over; None otherwise."""
         return self._db.lost
 
     async def close(self) -> None:
@@ -166,8 +166,8 @@ class JobStore:
     async def recover(self) -> list[Job]:
         """Clean up after the previous run; return the jobs to run, oldest first.
 
-        A background job fails if the server crashed twice while the job ran. Every other
-        unfinished job fails, because the connection to its client is lost.
+        An unfinished background job fails only if the server crashed during its last attempt. Any
+        other unfinished job fails, because the connection to its client is lost.
         """
         await self._ledger.write(self._rows.take_up)
         named, unfinished, uploads = await self._ledger.read(self._rows.named_files)
@@ -403,7 +403,7 @@ class JobStore:
     # --- in other threads -----------------------------------------------------------------------
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
-        """Write an image; returns its unguessable id. Raises OSError. Called in any thread."""
+        """Write an image, in any thread, and return its unguessable id. Raises OSError."""
         return self._images.put(data, output_format)
 
     def drop(self, image_id: str, output_format: OutputFormat) -> None:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 #: Seconds between two attempts of a write that failed.
 _PAUSE_SECONDS: Final = 0.5
-#: Attempts to write the rest when the server stops.
+#: Attempts to write the waiting changes when the server stops.
 _LAST_TRIES: Final = 6
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -72,7 +72,7 @@ class Ledger:
     # --- on the event loop ----------------------------------------------------------------------
 
     async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run ``work`` after all queued writes; raise ``fault`` if one of these fails."""
+        """Run ``work`` after all queued writes; raise ``fault`` if one of the writes fails."""
         return await self._run(partial(self._after_pending, partial(work, *args, **kwargs)))
 
     async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -144,7 +144,7 @@ class ImageStore(Protocol):
         """Return an uploaded file; raises FileNotFoundError if it was deleted."""
 
     def drop_uploads(self, job: str) -> None:
-        """Delete the uploaded files of a job if they exist; a failure is logged."""
+        """Delete the uploaded files of a job if they exist; a failure raises no error."""
 
     def sweep(
         self, images: Container[str], jobs: Container[str], uploads: Container[str]

@@ -47,7 +47,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalBackend:
-    """The service of this program.
+    """A backend that runs calls on the service in this process.
 
     Attributes:
         toolbox: The tools.
