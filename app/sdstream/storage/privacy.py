@@ -2,7 +2,7 @@
 
 Prompts and images are private: only the server's user may read the folders and files, including
 those that an earlier release created. The owner of a job is an HMAC of the digest of an API key, so
-that a copy of the database without the secret does not allow guesses of keys to be checked.
+that keys cannot be guessed from a copy of the database without the secret.
 """
 
 from __future__ import annotations
