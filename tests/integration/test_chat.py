@@ -79,6 +79,33 @@ def test_streamed(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == 16
 
 
+@pytest.mark.parametrize(
+    ("headers", "more"),
+    [
+        ({"User-Agent": "Python/3.11 aiohttp/3.14.5"}, {}),  # Open WebUI's
+        ({}, {"modalities": ["image", "text"]}),  # OpenRouter's clients
+    ],
+)
+def test_clients_that_read_images_get_no_markdown(
+    client: openai.OpenAI, headers: dict[str, str], more: dict[str, Any]
+) -> None:
+    """They would show the image twice, and the link may not be reachable from their page."""
+    deltas = [
+        chunk.choices[0].delta
+        for chunk in client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": "a circle"}],
+            stream=True,
+            extra_headers=headers,
+            extra_body={**OPTIONS, "sample_steps": 9, **more},
+        )
+    ]
+    assert "".join(delta.content or "" for delta in deltas) == "20 % 40 % 60 % 80 % "
+    images = [image for delta in deltas for image in getattr(delta, "images", [])]
+    assert len(images) == 1
+    assert from_base64(images[0]["image_url"]["url"].partition(",")[2]).size == (64, 64)
+
+
 def test_an_image_in_the_message_is_edited(client: openai.OpenAI) -> None:
     """Parts of type image_url are inputs."""
     parts: Any = [

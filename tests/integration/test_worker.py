@@ -31,9 +31,10 @@ from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import EVERY_STEP
 from sdstream.core.size import Size
 from sdstream.engine import worker as worker_module
+from sdstream.engine.pace import Pace
 from sdstream.engine.pool import Place, WorkerPool
 from sdstream.engine.process import WorkerProcess
-from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff, _Pace
+from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff
 from sdstream.settings import worker_environment
 from tests.support.processes import a_request, driven
 
@@ -389,7 +390,7 @@ async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
 
 def test_looking_at_references_has_a_pace_of_its_own() -> None:
     """It may take minutes where the same prompt without them takes a moment."""
-    pace = _Pace(60.0)
+    pace = Pace(60.0)
     pace.expect(a_request())
     pace.note(Phase.ENCODING, 0.1)
     assert pace.usual(Phase.ENCODING) == pytest.approx(0.1)
@@ -404,7 +405,7 @@ def test_looking_at_references_has_a_pace_of_its_own() -> None:
 
 def test_the_second_pass_of_a_hires_fix_may_take_longer() -> None:
     """By the square of its pixels; how long the two took says nothing about other jobs."""
-    pace = _Pace(1.0)
+    pace = Pace(1.0)
     pace.expect(a_request(width=64, height=64))
     pace.note(Phase.SAMPLING, 2.0)
     assert pace.limit(Phase.SAMPLING) == pytest.approx(20.0)

@@ -247,10 +247,8 @@ class Usage:
         time_per_generation_ms: Milliseconds of sampling and decoding per image.
         time_to_process_ms: Milliseconds from acceptance to the first sampling step. This includes
             the queue, the loading of the model and the encoding of the prompt.
-        text_tokens: Number of words in the prompt (the runtime does not report the number of
-            tokens).
-        image_tokens: Number of patches of 16 x 16 pixels in the input images, each counted at the
-            size of the output.
+        text_tokens: Words in the prompt; the runtime does not report the number of tokens.
+        image_tokens: Patches of 16 x 16 pixels in the input images, at the size of the output.
         output_tokens: Number of patches of 16 x 16 pixels in the finished images.
     """
 

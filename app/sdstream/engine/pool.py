@@ -229,10 +229,7 @@ class WorkerPool:
         return min(place.cores, _MOST_WORKERS) if divides and is_small else 1
 
     def failed(self, model: str) -> Worker | None:
-        """Return a failed worker if all workers of the model have failed, else None.
-
-        Its error is the reason why the model cannot be loaded.
-        """
+        """Return a failed worker, whose error is the reason, if all of the model's have failed."""
         workers = self.workers(model)
         broken = [worker for worker in workers if worker.state is WorkerState.FAILED]
         return broken[0] if broken and len(broken) == len(workers) else None
@@ -309,10 +306,7 @@ class WorkerPool:
         self._on_change()
 
     def keep_alive(self, spec: ModelSpec) -> float | None:
-        """Return the seconds that an idle worker of the model stays loaded.
-
-        None means that it stays until another model needs its memory.
-        """
+        """Return the seconds that an idle worker of the model stays loaded; None means no limit."""
         return self._keep_alive if spec.keep_alive is None else spec.keep_alive
 
     def _idle_seconds(self, seat: _Seat) -> float | None:
@@ -359,11 +353,9 @@ class WorkerPool:
         self._on_change()
 
     def adopt(self, models: Mapping[str, ModelSpec]) -> None:
-        """Adopt a changed catalogue.
+        """Replace the workers of changed models, and failed ones, as soon as no job uses them.
 
-        Each worker of a removed or changed model stops as soon as no job uses it. A worker of the
-        new entry then takes its place. Failed workers are replaced too, even if their model has
-        not changed.
+        Workers of removed models stop.
 
         Args:
             models: Model id -> its entry in the new catalogue.

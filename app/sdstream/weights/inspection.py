@@ -1,8 +1,7 @@
 """Inspection of weight files before the runtime loads them.
 
-``inspect`` describes a single file. ``check`` verifies that the files of a model are complete and
-fit together. The check is necessary because the runtime only warns about a missing text encoder,
-and then ends with SIGSEGV at the first prompt.
+``inspect`` describes a single file. ``check`` verifies that a model's files are complete and fit
+together: the runtime only warns about a missing text encoder, and crashes at the first prompt.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ from sdstream.weights.architectures import Architecture, Contents, Shapes
 from sdstream.weights.headers import BadFile, Scalar, WeightFile
 from sdstream.weights.llama_box import own_name
 
-#: Memory for decoding an image without the weights, in bytes per pixel. Decoding is the step that
-#: needs the most memory. The values were measured on the CPU, with the autoencoders of SD, SDXL
-#: and FLUX, and with a tiny autoencoder.
+#: Memory for decoding an image, without the weights, in bytes per pixel; no step needs more. The
+#: values were measured on the CPU with the autoencoders of SD, SDXL and FLUX, and a tiny one.
 _DRAWING_BYTES: Final = {"vae": 6_600, "tae": 2_000}
 
 _WHOLE: Final = "the runtime reads it only with its text encoders in the same file, as 'model'"
@@ -55,8 +53,7 @@ class Share:
 
     Attributes:
         name: Name of the component or type.
-        tensors: Number of tensors.
-        parameters: Number of parameters.
+        tensors, parameters: Number of tensors and of parameters.
         size: Size in the file, in bytes.
     """
 
@@ -73,7 +70,7 @@ class Memory:
     Attributes:
         weights: Bytes of the loaded weights.
         drawing: Maximum number of additional bytes while an image is generated.
-        size: Size of the image for this estimate.
+        size: Image size of the estimate.
     """
 
     weights: int
@@ -96,7 +93,7 @@ class Report:
         families: Families of models.yaml that can use the file.
         needs: Other components that the file needs.
         parts: Components in the file, from the largest.
-        types: Types of tensors in the file, from the one with the most bytes.
+        types: Types of tensors, from the one with the most bytes.
         memory: Estimated memory; None if the file contains no usable diffusion model.
         metadata: Selected metadata of the file, by readable names.
     """

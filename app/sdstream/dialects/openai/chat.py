@@ -70,6 +70,10 @@ _TITLE_WORDS: Final = 5
 #: Keys of the JSON that Open WebUI reads; the answer to each task is an empty list.
 _TASK_LISTS: Final = ("tags", "follow_ups", "queries")
 
+#: The HTTP client of Open WebUI, whose requests do not name the program. Open WebUI stores the
+#: images of the field ``images``, and would show a Markdown image beside them.
+_READS_IMAGES: Final = re.compile(r"Python/\S+ aiohttp/")
+
 #: Percent between two reports of progress.
 _STRIDE: Final = 20
 
@@ -83,6 +87,7 @@ class ChatRequest:
         text: The answer to a task.
         stream: The answer is a stream.
         include_usage: The stream ends with a frame that contains the usage.
+        markdown: The text of the stream contains the image; otherwise only ``images`` does.
         model: The client's name of the model.
     """
 
@@ -90,11 +95,16 @@ class ChatRequest:
     text: str
     stream: bool
     include_usage: bool
+    markdown: bool
     model: str
 
 
-def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
+def parse_chat(body: Mapping[str, Any], user_agent: str = "") -> ChatRequest:
     """Parse a chat completion.
+
+    Args:
+        body: The JSON of the request.
+        user_agent: The client's User-Agent.
 
     Raises:
         InvalidRequest: A field is rejected; the error names it.
@@ -117,6 +127,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
         text or "",
         stream,
         usage,
+        not (_wants_images(body) or _READS_IMAGES.match(user_agent)),
         model if isinstance(model, str) else "",
     )
 
@@ -140,6 +151,12 @@ def _ask(
     if not files:
         return ask
     return replace(ask, files=SourceFiles(files), operation="edit")
+
+
+def _wants_images(body: Mapping[str, Any]) -> bool:
+    """Return whether the client asks for images as OpenRouter's clients do."""
+    modalities = body.get("modalities")
+    return isinstance(modalities, list) and "image" in modalities
 
 
 def _last_of_user(messages: list[Any]) -> tuple[int, Mapping[str, Any]]:
@@ -245,11 +262,20 @@ class ChatStream:
     """Renders the entries of one job as chunks of a chat completion.
 
     The text of the message consists of percentages while the job runs, and then of the images.
+
+    Args:
+        job: The job.
+        form: Response format of the images.
+        include_usage: End with a frame that contains the usage.
+        markdown: Add the images to the text, for clients that do not read ``images``.
     """
 
-    def __init__(self, job: Job, form: ResponseFormat, *, include_usage: bool) -> None:
+    def __init__(
+        self, job: Job, form: ResponseFormat, *, include_usage: bool, markdown: bool
+    ) -> None:
         self._job = job
         self._form = form
+        self._markdown = markdown
         self._include_usage = include_usage
         self._head = _head(job.id, job.request.model, int(job.created), "chat.completion.chunk")
         self._counted = counted_phase(job.request)
@@ -294,7 +320,8 @@ class ChatStream:
         return [self._delta({"content": f"{percent} % "})]
 
     def _image(self, image: ImageResult) -> bytes:
-        delta = {"content": f"\n\n{_markdown(self._job, image, self._form)}"}
+        text = f"\n\n{_markdown(self._job, image, self._form)}" if self._markdown else ""
+        delta = {"content": text}
         choice = b'{"index":0,"finish_reason":null,"delta":%b}' % _with_image(
             delta, self._job, image
         )

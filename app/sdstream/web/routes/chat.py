@@ -53,10 +53,13 @@ class ChatRoutes:
     async def complete(self, request: Request) -> Response:
         """POST /v1/chat/completions: return an image, or a short text for a chat program's task."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
+        agent = request.headers.get("User-Agent", "")
         # In a thread: decoding many megabytes of base64 would block the event loop.
-        asked = await asyncio.to_thread(chat.parse_chat, body)
+        asked = await asyncio.to_thread(chat.parse_chat, body, agent)
         if asked.ask is not None:
-            render = partial(chat.ChatStream, include_usage=asked.include_usage)
+            render = partial(
+                chat.ChatStream, include_usage=asked.include_usage, markdown=asked.markdown
+            )
             return await self.draw.deliver(request, asked.ask, None, chat.completion, render)
         now = int(time.time())
         if asked.stream:
