@@ -23,6 +23,7 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ import httpcore2
 
 from sdstream.core.delivery import Delivery
 from sdstream.core.errors import ConfigurationError, ImageServiceError, InvalidRequest, Reason
+from sdstream.core.hosts import HostPattern
 from sdstream.core.job import Job
 from sdstream.dialects.jobs import ending_message
 from sdstream.notifier import Notifier
@@ -96,7 +98,7 @@ class Webhooks:
         steady: Returns Unix seconds for retries; setting the system's clock does not affect it.
 
     Raises:
-        WebhookSettingsError: There are hosts without a secret, or the secret is malformed.
+        WebhookSettingsError: Hosts have no secret, or a host or the secret is malformed.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Webhooks:
         steady: Callable[[], float],
     ) -> None:
         self._outbox = outbox
-        self._hosts = tuple(host.lower() for host in hosts)
+        self._hosts = tuple(map(_AllowedHost.parse, hosts))
         self._key = _key_of(secret) if hosts else b""
         self._private = private
         self._clock = clock
@@ -134,7 +136,7 @@ class Webhooks:
         if parts.username is not None or any(character <= " " for character in url):
             raise _refused("'webhook_url' must hold no password or space.", Reason.INVALID_VALUE)
         usual = 443 if parts.scheme == "https" else 80
-        if not any(_names(pattern, host, port or usual, usual) for pattern in self._hosts):
+        if not any(allowed.allows(host, port or usual, usual) for allowed in self._hosts):
             raise _refused("This server posts to no such host.", Reason.WEBHOOK_NOT_ALLOWED)
 
     def notify(self) -> None:
@@ -288,12 +290,26 @@ def _key_of(secret: str | None) -> bytes:
     return key
 
 
-def _names(pattern: str, host: str, port: int, usual: int) -> bool:
-    """Return whether an allowed host matches a host and port; without a port, the usual one."""
-    name, _, wanted = pattern.partition(":")
-    if wanted != "*" and port != (int(wanted) if wanted.isdecimal() else usual):
-        return False
-    return host.endswith(name[1:]) if name.startswith("*.") else host == name
+@dataclass(frozen=True, slots=True)
+class _AllowedHost:
+    """A host that webhooks may go to: on its usual port, on one port, or on any port (``:*``)."""
+
+    pattern: HostPattern
+    any_port: bool
+
+    @classmethod
+    def parse(cls, text: str) -> _AllowedHost:
+        """Read an item of ``webhook_hosts``; raise WebhookSettingsError if it is not a host."""
+        try:
+            return cls(HostPattern.parse(text.removesuffix(":*")), text.endswith(":*"))
+        except ValueError as error:
+            raise WebhookSettingsError(f"webhook_hosts: {error}") from None
+
+    def allows(self, host: str, port: int, usual: int) -> bool:
+        """Return whether webhooks may go to a host; ``usual`` is the port of the URL's scheme."""
+        if not self.any_port and port != (self.pattern.port or usual):
+            return False
+        return HostPattern(self.pattern.name).matches(host, port)
 
 
 def _is_public(address: str) -> bool:

@@ -101,7 +101,12 @@ class ImageFolder:
 
     def drop_uploads(self, job: str) -> None:
         """Delete the uploaded files of a job, if there are any."""
-        shutil.rmtree(self._uploads / job, ignore_errors=True)
+        try:
+            shutil.rmtree(self._uploads / job)
+        except FileNotFoundError:
+            pass  # the job has no files
+        except OSError as error:
+            _warn(error)
 
     def sweep(
         self, images: Container[str], jobs: Container[str], uploads: Container[str]
@@ -146,4 +151,8 @@ def _delete(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("a file could not be deleted: %s", error)
+        _warn(error)
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("a file could not be deleted: %s", error)

@@ -376,6 +376,31 @@ def test_urls_are_checked_when_they_come(url: str, reason: Reason | None) -> Non
     assert (caught.value.reason, caught.value.param) == (reason, "webhook_url")
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("[2001:DB8::1]", "https://[2001:db8::1]/"),
+        ("[::1]:8080", "http://[::1]:8080/"),
+        ("[::1]:*", "http://[::1]:9/"),
+        ("::1", "http://[::1]/"),
+        ("OK.example:*", "http://ok.example:9/"),
+    ],
+)
+def test_addresses_and_letters_of_hosts(host: str, url: str) -> None:
+    """An IPv6 address is in brackets; case does not matter."""
+    webhooks = webhooks_of(MemoryOutbox(), Clock(), hosts=[host])
+    webhooks.check(url)
+    with pytest.raises(InvalidRequest):
+        webhooks.check("http://[::2]:8080/")
+
+
+@pytest.mark.parametrize("host", ["https://ok.example", "ok.example:http", "a b", "a/b", "[::1"])
+def test_hosts_that_would_match_nothing(host: str) -> None:
+    """The server does not start with them."""
+    with pytest.raises(WebhookSettingsError, match="is not a host; write"):
+        webhooks_of(MemoryOutbox(), Clock(), hosts=["ok.example", host])
+
+
 def test_without_hosts_they_are_off() -> None:
     """Every URL is refused, and no secret is needed."""
     webhooks = webhooks_of(MemoryOutbox(), Clock(), hosts=[], secret=None)
