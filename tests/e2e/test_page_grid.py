@@ -85,6 +85,26 @@ def test_places_in_the_queue(own_server: ServerProcess, visit: Visit) -> None:
     assert box["width"] > 150
 
 
+def test_warnings_of_the_cells(own_server: ServerProcess, visit: Visit) -> None:
+    """A warning stands once below the grid, and goes with its grid."""
+    page = visit(own_server).open()
+    field(page, "Prompt").fill("a cat")
+    field(page, "Negative prompt").fill("a dog")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("cfg_scale")
+    field(page, "Values of the columns").fill("1, 1.0, 3")
+    page.get_by_role("button", name="Compare 3 images").click()
+    expect(page.locator("#grid-status")).to_contain_text("3 images, seed")
+    expect(page.locator("#grid-warnings li")).to_have_text(
+        ["negative_prompt has no effect at cfg_scale 1."]
+    )
+    accessible(page)()
+    field(page, "Values of the columns").fill("2, 3")
+    page.get_by_role("button", name="Compare 2 images").click()
+    expect(page.locator("#grid-status")).to_contain_text("2 images, seed")
+    expect(page.locator("#grid-warnings")).to_be_hidden()
+
+
 def test_a_grid_is_cancelled(own_server: ServerProcess, visit: Visit) -> None:
     """All of its jobs, and no others."""
     page = visit(own_server).open()

@@ -492,7 +492,7 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
     "wrong-family": (
         "sdxl",
         _files(**_FLUX_PARTS),
-        "The weights are those of FLUX.1 schnell and the catalogue calls the family 'sdxl': it "
+        "The weights are those of FLUX.1 schnell but the family in the catalogue is 'sdxl'; it "
         "should be 'flux'.",
     ),
     "narrow-llm": (

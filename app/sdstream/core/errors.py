@@ -87,7 +87,10 @@ class Reason(DescribedEnum):
         "unsupported_media_type",
         "The route does not read bodies of this type.",
     )
-    QUEUE_FULL = "queue_full", "The queue is full for this server or this key."
+    QUEUE_FULL = (
+        "queue_full",
+        "The queue of the server is full, or the key has too many waiting images.",
+    )
     STORAGE_FULL = "storage_full", "The disk has no room for another job."
     STORAGE_UNAVAILABLE = "storage_unavailable", "The database cannot be written now."
     GENERATION_FAILED = "generation_failed", "The runtime returned no image."

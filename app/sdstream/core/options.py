@@ -104,20 +104,21 @@ class Options(BaseModel):
         float | None,
         Option(aliases=("denoising_strength",), infotext="Denoising strength", acts_on="image"),
     ] = Field(
-        None, ge=0, le=1, description="How far from the input image: 0 keeps it, 1 ignores it."
+        None, ge=0, le=1, description="How much the input image changes: 0 keeps it, 1 ignores it."
     )
     fit: Annotated[Fit | None, Option(acts_on="image or control")] = Field(
         None,
-        description="How an input image of another shape becomes size: crop it, stretch it, pad it "
-        "and paint only the border (without a mask), or fill the border and generate everything.",
+        description="How an input image of another shape gets the size: crop or stretch it, pad it "
+        "and generate the border (without a mask), or fill the border and generate everything.",
     )
     mask_mode: Annotated[MaskMode | None, Option(acts_on="mask")] = Field(
         None,
-        description="What is painted: where alpha is 0, where the mask is white, or (auto) alpha "
-        "if the mask has any; opacity is the reverse of alpha, and luminance if it has none.",
+        description="Where to generate: alpha is where the mask is transparent, luminance where it "
+        "is white, opacity where it is opaque. auto is alpha if the mask has transparency; else "
+        "auto and opacity are luminance.",
     )
     mask_blur: Annotated[float | None, Option(infotext="Mask blur", acts_on="mask or border")] = (
-        Field(None, ge=0, le=64, description="Pixels over which the mask's edge fades.")
+        Field(None, ge=0, le=64, description="Width of the mask's soft edge in pixels.")
     )
     only_masked: Annotated[
         bool | None,
@@ -131,7 +132,7 @@ class Options(BaseModel):
         int | None,
         Option(infotext="Masked area padding", needs="only_masked", acts_on="mask or border"),
     ] = Field(
-        None, ge=0, le=MAX_BORDER, description="Pixels of the image around the mask to include: 32."
+        None, ge=0, le=MAX_BORDER, description="Pixels around the mask to include; 32 by default."
     )
     expand: Annotated[
         tuple[Annotated[int, Field(ge=0, le=MAX_BORDER)], ...] | None,
@@ -140,15 +141,15 @@ class Options(BaseModel):
         None,
         min_length=4,
         max_length=4,
-        description="Pixels of border to paint around the image, which is kept: left, top, right, "
-        "bottom, or one number for all sides.",
+        description="Pixels of border to generate around the image, which is kept: left, top, "
+        "right, bottom, or one number for all sides.",
     )
     reference_size: Annotated[
         ReferenceSize | None, Option(acts_on="reference", unsupported=unsupported.no_references)
     ] = Field(
         None,
         description="Size of reference images for the model: about as many pixels as it "
-        "generates (auto), or their own.",
+        "generates (auto), or their own size.",
     )
     increase_ref_index: Annotated[
         bool | None,
@@ -173,7 +174,7 @@ class Options(BaseModel):
         description="Guidance by the input image, for weights of inpainting or InstructPix2Pix.",
     )
     eta: Annotated[float | None, Option(infotext="Eta", usual=(0.0, 1.0))] = Field(
-        None, ge=0, le=1, description="Noise added between steps, for samplers that add any."
+        None, ge=0, le=1, description="Noise between steps, for samplers that add noise."
     )
     clip_skip: Annotated[
         int | None,
@@ -184,14 +185,14 @@ class Options(BaseModel):
             unsupported=unsupported.more_than_clip,
         ),
     ] = Field(
-        None, ge=1, le=12, description="Layers of CLIP to leave out at its end, from 1 for none."
+        None, ge=1, le=12, description="CLIP layer to use, counted from the end: 1 skips none."
     )
     shifted_timestep: Annotated[
         int | None,
         Option(
             infotext="Shifted timestep", neutral=("0",), unsupported=unsupported.no_shifted_timestep
         ),
-    ] = Field(None, ge=1, le=1000, description="Timesteps of NitroSD's models: 250 or 500.")
+    ] = Field(None, ge=1, le=1000, description="Timestep shift of NitroSD models: 250 or 500.")
     flow_shift: Annotated[
         float | None, Option(infotext="Shift", unsupported=unsupported.no_flow)
     ] = Field(None, gt=0, le=100, description="Shift of the noise levels of flow models.")
@@ -201,10 +202,10 @@ class Options(BaseModel):
         None,
         min_length=2,
         max_length=MAX_STEPS + 1,
-        description="Noise levels, falling to 0, in place of steps and schedule.",
+        description="Noise levels that fall to 0, instead of steps and schedule.",
     )
     vae_tiling: Annotated[bool | None, Option()] = Field(
-        None, description="Decode in tiles: less memory, slower."
+        None, description="Decode in tiles, which needs less memory and more time."
     )
     vae_tile_size_x: Annotated[
         int | None, Option(needs="vae_tiling", unsupported=unsupported.no_autoencoder)
@@ -230,35 +231,44 @@ class Options(BaseModel):
     slg_scale: Annotated[
         float | None, Option(infotext="SLG scale", unsupported=unsupported.no_layers_to_skip)
     ] = Field(
-        None, ge=0, le=30, description="Skip-layer guidance: away from what fewer layers generate."
+        None,
+        ge=0,
+        le=30,
+        description="Skip-layer guidance (SLG): away from the result of fewer layers.",
     )
     slg_start: Annotated[
         float | None,
         Option(infotext="SLG start", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
-    ] = Field(None, ge=0, le=1, description="Share of the steps after which it begins.")
+    ] = Field(None, ge=0, le=1, description="Share of the steps after which SLG begins.")
     slg_end: Annotated[
         float | None,
         Option(infotext="SLG end", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
-    ] = Field(None, ge=0, le=1, description="Share of the steps after which it ends.")
+    ] = Field(None, ge=0, le=1, description="Share of the steps after which SLG ends.")
     slg_layers: Annotated[
         tuple[Annotated[int, Field(ge=0, le=999)], ...] | None,
         Option(infotext="SLG layers", needs="slg_scale", unsupported=unsupported.no_layers_to_skip),
     ] = Field(
-        None, min_length=1, max_length=64, description="Layers that it leaves out: 7, 8 and 9."
+        None,
+        min_length=1,
+        max_length=64,
+        description="Layers that SLG skips; 7, 8 and 9 by default.",
     )
     cache_mode: Annotated[str | None, Option(infotext="Cache", neutral=("disabled",))] = Field(
-        None, description="Leaves out work between similar steps: " + ", ".join(CACHE_MODES) + "."
+        None, description="Reuses work between similar steps: " + ", ".join(CACHE_MODES) + "."
     )
     cache_threshold: Annotated[
         float | None, Option(infotext="Cache threshold", needs="cache_mode")
     ] = Field(
-        None, gt=0, le=10, description="How alike steps must be; more is quicker and coarser."
+        None,
+        gt=0,
+        le=10,
+        description="Difference up to which steps are similar; more is faster, less exact.",
     )
     cache_start: Annotated[float | None, Option(infotext="Cache start", needs="cache_mode")] = (
-        Field(None, ge=0, le=1, description="Share of the steps after which it begins.")
+        Field(None, ge=0, le=1, description="Share of the steps after which the cache begins.")
     )
     cache_end: Annotated[float | None, Option(infotext="Cache end", needs="cache_mode")] = Field(
-        None, ge=0, le=1, description="Share of the steps after which it ends."
+        None, ge=0, le=1, description="Share of the steps after which the cache ends."
     )
     cache_options: Annotated[
         dict[str, float] | None,
@@ -268,36 +278,42 @@ class Options(BaseModel):
         None,
         gt=1,
         le=4,
-        description="Generate small first, then enlarge by this and generate again.",
+        description="Generate small, enlarge by this factor and generate again.",
     )
     hires_steps: Annotated[int | None, Option(infotext="Hires steps", needs="hires_scale")] = Field(
-        None, ge=1, le=MAX_STEPS, description="Steps of the second pass; as many as the first."
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="Steps of the second pass; by default as many as the first.",
     )
     hires_strength: Annotated[
         float | None, Option(infotext="Hires denoising strength", needs="hires_scale")
-    ] = Field(None, ge=0, le=1, description="How far the second pass may go: 0.7.")
+    ] = Field(
+        None, ge=0, le=1, description="How much the second pass changes the image; 0.7 by default."
+    )
     hires_upscaler: Annotated[
         str | None, Option(infotext="Hires upscaler", needs="hires_scale")
     ] = Field(
         None,
-        description="What enlarges: " + ", ".join(HIRES_UPSCALERS) + ", or one of "
+        description="Upscaler before the second pass: "
+        + ", ".join(HIRES_UPSCALERS)
+        + ", or one of "
         "GET /v1/upscalers.",
     )
     upscaler: Annotated[str | None, Option(infotext="Postprocess upscaler")] = Field(
-        None, description="Enlarges the finished image: one of GET /v1/upscalers."
+        None, description="Upscaler for the finished image: one of GET /v1/upscalers."
     )
     upscale: Annotated[
         float | None, Option(infotext="Postprocess upscale by", needs="upscaler")
     ] = Field(
-        None,
-        ge=0.05,
-        le=100,
-        description="How many times; as much as the upscaler does by itself.",
+        None, ge=0.05, le=100, description="Factor of the upscale; the upscaler's own by default."
     )
     control_strength: Annotated[
         float | None,
         Option(infotext="ControlNet weight", acts_on="control", unsupported=unsupported.no_control),
-    ] = Field(None, ge=0, le=2, description="How strictly the control image is followed: 0.9.")
+    ] = Field(
+        None, ge=0, le=2, description="How strictly to follow the control image; 0.9 by default."
+    )
     control_canny: Annotated[
         bool | None,
         Option(
@@ -307,7 +323,7 @@ class Options(BaseModel):
             acts_on="control",
             unsupported=unsupported.no_control,
         ),
-    ] = Field(None, description="Make the control image of the edges of the one that was sent.")
+    ] = Field(None, description="Use the edges of the control image (Canny) as the control image.")
 
     @field_validator(*option_texts.READERS, mode="before")
     @classmethod
@@ -354,29 +370,29 @@ class ImageParams(Options):
         Field(
             None,
             max_length=MAX_PROMPT_CHARACTERS,
-            description="What to keep out; needs cfg_scale > 1.",
+            description="What to avoid; needs cfg_scale > 1.",
         )
     )
     model: Annotated[str | None, Option(infotext="Model", listed=False)] = Field(
-        None, description='A model id; "default" or none is the default.'
+        None, description='Id of a model; "default" or no value means the default model.'
     )
     n: Annotated[
         int | None, Option(aliases=("samples", "num_images", "num_images_per_prompt", "batch_size"))
-    ] = Field(None, ge=1, le=MAX_IMAGES, description="Images; image i has seed + i.")
+    ] = Field(None, ge=1, le=MAX_IMAGES, description="Number of images; image i has seed + i.")
     size: Annotated[str | None, Option(aliases=("image_size",), infotext="Size")] = Field(
         None, description='"WIDTHxHEIGHT" in pixels, or "auto".'
     )
     width: Annotated[int | None, Option()] = Field(
-        None, ge=1, description="Pixels; with height, in place of size."
+        None, ge=1, description="Width in pixels; with height, instead of size."
     )
     height: Annotated[int | None, Option()] = Field(
-        None, ge=1, description="Pixels; with width, in place of size."
+        None, ge=1, description="Height in pixels; with width, instead of size."
     )
     aspect_ratio: Annotated[str | None, Option()] = Field(
-        None, description='Shape like "16:9", in place of size: about as many pixels as usual.'
+        None, description='Shape such as "16:9", instead of size; about as many pixels as usual.'
     )
     seed: Annotated[int | None, Option(aliases=("rng_seed",), infotext="Seed")] = Field(
-        None, ge=-1, le=MAX_SEED, description="-1 or none is random."
+        None, ge=-1, le=MAX_SEED, description="Seed of the first image; -1 or none is random."
     )
     sample_steps: Annotated[
         int | None,
@@ -404,16 +420,16 @@ class ImageParams(Options):
     ] = Field(None, ge=0, le=30, description="Classifier-free guidance.")
     quality: Annotated[Quality | None, Option()] = Field(
         None,
-        description="Steps when none are given: low 0.5x, high and above 1.5x the model's own.",
+        description="Steps by default: low is half of the model's, high and above 1.5 times.",
     )
     output_format: Annotated[OutputFormat | None, Option()] = Field(
-        None, description="The image file's format."
+        None, description="Format of the image file."
     )
     output_compression: Annotated[int | None, Option()] = Field(
         None, ge=0, le=100, description="Quality of JPEG and WebP in percent."
     )
     safety_check: Annotated[bool, Option()] = Field(
-        False, description="Have each image checked; rejected where no checker is configured."
+        False, description="Check each image; rejected if the server has no checker."
     )
 
     @field_validator("prompt", "negative_prompt")

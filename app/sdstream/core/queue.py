@@ -219,7 +219,7 @@ class FairQueue(Generic[T]):
         self._spend(ticket)
 
     def remove(self, item: T) -> bool:
-        """Remove an item without counting its turn; return False if it is not in the queue."""
+        """Remove an item and give back the unused part of its turn; False if it is absent."""
         if item not in self._tickets:
             return False
         ticket = self._forget(item)

@@ -253,7 +253,7 @@ def upscaled(
         size: Size of the image before the upscaler.
         assets: The operator's upscalers.
         limits: Limits of the upscaler's direct result, even if that is reduced afterwards.
-        own: Size after resizing by the model's entry; None if the entry does not resize the image.
+        own: Size after the resize that the entry in models.yaml asks for; None without one.
     """
     name = ask.params.upscaler
     if name is None:

@@ -1,6 +1,6 @@
 """The interface of a worker process, and its implementation as a child of the server.
 
-``Process`` is the interface that a worker uses, on whichever machine the process runs.
+Through ``Process``, the supervisor (``Worker``) controls a process on this or another machine.
 ``WorkerProcess`` implements it with a child process of the server. sdstream.cluster implements it
 for other machines.
 
@@ -34,7 +34,7 @@ _LEVELS: Final = logging.getLevelNamesMapping()
 
 
 class PlaceGone(OSError):
-    """The machine of a worker process cannot be reached, or accepts no worker process.
+    """The machine of a worker process cannot be reached, or cannot start one.
 
     The model is not the cause.
     """

@@ -94,7 +94,7 @@ class JobQueue:
         self.running.append(live)
 
     def remove(self, live: LiveJob) -> None:
-        """Remove a job from the queue without starting it, if it waits there."""
+        """Remove a job from the queue without starting it; do nothing if it is not there."""
         if self.waiting.remove(live):
             self._left(live)
 

@@ -1,6 +1,7 @@
 """The rows of jobs and images, and their expiry: the part of the job store that uses the database.
 
-Every method of JobRows runs in the ledger's thread and raises the database's errors.
+All methods of JobRows run in the thread of the ledger (storage/ledger.py). Errors of the database
+propagate to the caller.
 """
 
 from __future__ import annotations

@@ -268,8 +268,8 @@ def check(
         raise _bad(base, f"is {architecture.title}: {architecture.refused}")
     if family not in architecture.families:
         raise _unavailable(
-            f"The weights are those of {architecture.title} and the catalogue calls the family "
-            f"'{family}': it should be '{architecture.families[0]}'."
+            f"The weights are those of {architecture.title} but the family in the catalogue is "
+            f"'{family}'; it should be '{architecture.families[0]}'."
         )
     for component, contents in known.items():
         if contents.renamed and not renames:

@@ -14,8 +14,8 @@ Deliberate oddities:
 3. An image that a safety check flags is returned as a blank image with the finish reason
    CONTENT_FILTERED; the job does not fail.
 4. The header ``Jpeg-Quality`` sets the quality of JPEG files, and the header
-   ``Json-Return-Image-Accept`` sets the format of images in JSON. As Fireworks documents, each
-   header is ignored where it does not apply.
+   ``Json-Return-Image-Accept`` sets the format of images in JSON. As in Fireworks' documentation,
+   the first is ignored unless the image is a JPEG, and the second unless the answer is JSON.
 """
 
 from __future__ import annotations

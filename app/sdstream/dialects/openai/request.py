@@ -363,7 +363,7 @@ def _sources(files: Sequence[SourceFile], *, own_alpha: bool) -> SourceFiles:
     """Return the input images of an edit.
 
     Args:
-        files: Files with the names of their fields, which may have an index: ``images[0]``.
+        files: Uploaded files, each with the name of its form field, such as ``images[0]``.
         own_alpha: Without a mask, use the transparency of the image as the mask.
     """
     pictures = tuple(file for file in files if _field(file) in _IMAGE_PARTS)

@@ -113,7 +113,7 @@ _OPENAPI: Final = Operation("Get this document", {200: json_of(OBJECT)})
 
 @dataclass(frozen=True)
 class ModelRoutes:
-    """The routes of models, stored images, health and metrics.
+    """The routes for models, stored images, health and metrics.
 
     Attributes:
         service, store, metrics: The objects whose state the routes return.

@@ -27,6 +27,7 @@ const MOST_LETTERS = 80;
 
 const table = byId("grid-table", HTMLElement);
 const line = byId("grid-status", HTMLElement);
+const warnings = byId("grid-warnings", HTMLElement);
 const cancel = byId("grid-cancel", HTMLButtonElement);
 const sheet = byId("grid-sheet", HTMLButtonElement);
 
@@ -140,6 +141,14 @@ export class Grid extends EventTarget {
     line.textContent = this.over ? over : `${ended} of ${plan.ids.length} finished`;
     cancel.hidden = this.over;
     sheet.hidden = ended === 0;
+    this.#warn();
+  }
+
+  /** Show the warnings of all cells, each once. */
+  #warn() {
+    const texts = new Set([...this.jobs.values()].flatMap((job) => job.warnings));
+    if (texts.size === warnings.childElementCount) return;
+    warnings.replaceChildren(...[...texts].map((text) => make("li", {}, text)));
   }
 }
 
