@@ -1,4 +1,4 @@
-"""What the tests of clients and of the web page share."""
+"""Fixtures shared by the tests of clients and of the web page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "the-right-key"
 
 @pytest.fixture(scope="session")
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server on the fake engine that asks for KEY."""
+    """A server on the fake engine that requires KEY."""
     with running_server(tmp_path_factory.mktemp("keyed"), engine="fake", api_keys=KEY) as server:
         yield server
 
@@ -43,14 +43,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One browser for this module."""
+    """One browser for a whole module."""
     with chromium() as found:
         yield found
 
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """Makes visitors; at the end none of their browsers may have complained."""
+    """A function that opens the page as a new visitor; at the end, no browser may have had
+    problems."""
     visitors: list[Visitor] = []
 
     def come(server: ServerProcess, **options: Any) -> Visitor:
@@ -65,7 +66,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server on the fake engine whose gallery is this module's, with a LoRA and an upscaler."""
+    """A server on the fake engine for one module, with a LoRA, an upscaler and its own gallery."""
     folder = tmp_path_factory.mktemp("page")
     for name in ("loras", "upscalers"):
         (folder / name).mkdir()

@@ -1,4 +1,4 @@
-"""The command line as its users call it: files, pipes, servers, mistakes and exit codes."""
+"""The command line: files, pipes, servers, wrong usage and exit codes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ QUICK = ("--size", "64x64", "--steps", "2", "--seed", "5")
 
 
 def environment(**variables: Any) -> dict[str, str]:
-    """That of the tests, without settings of the user's own."""
+    """Return the environment of the tests without settings of sdstream, except the given ones."""
     mine = {k: v for k, v in os.environ.items() if not k.startswith("SDSTREAM_")}
     return mine | {f"SDSTREAM_{name.upper()}": str(value) for name, value in variables.items()}
 
 
 def sdstream(*arguments: str, folder: Path, **settings: Any) -> Result:
-    """Run a command to its end, in a folder."""
+    """Run a command in a folder until it ends."""
     return subprocess.run(
         [sys.executable, "-m", "sdstream", *arguments],
         check=False,
@@ -45,18 +45,18 @@ def sdstream(*arguments: str, folder: Path, **settings: Any) -> Result:
 
 
 def opened(path: Path) -> Image.Image:
-    """The picture in a file."""
+    """Open the image in a file."""
     return Image.open(io.BytesIO(path.read_bytes()))
 
 
 def said(result: Result) -> str:
-    """What went to stderr, on one line."""
+    """Return the text on stderr as one line."""
     return " ".join(result.stderr.decode().split())
 
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that asks for a key."""
+    """A server that requires a key."""
     folder = tmp_path_factory.mktemp("guarded")
     with running_server(folder, engine="fake", api_keys="secret") as server:
         yield server
@@ -66,8 +66,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 
 def test_generate_by_itself(tmp_path: Path, native_server: ServerProcess) -> None:
-    """Without a server the command starts the engine, draws, and leaves nothing behind."""
-    cache = native_server.log.parent / "cache"  # the model's file is there already
+    """Without a server, the command starts an engine, generates, and leaves only the image file."""
+    cache = native_server.log.parent / "cache"  # contains the model's file
     result = sdstream("generate", "a red circle", *QUICK, folder=tmp_path, cache_dir=cache)
     assert result.returncode == 0, said(result)
     assert result.stdout == b""
@@ -80,7 +80,7 @@ def test_generate_by_itself(tmp_path: Path, native_server: ServerProcess) -> Non
 
 
 def test_generate_with_a_server(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """With --server the picture comes from there, in the format of the file's name."""
+    """With --server, the server generates the image, in the format of the file's extension."""
     for name, kind in (("a.png", "PNG"), ("b.JPG", "JPEG"), ("c.webp", "WEBP")):
         result = sdstream(
             *("generate", "a red circle", *QUICK, "-o", name, "--server", fake_server.url),
@@ -91,7 +91,7 @@ def test_generate_with_a_server(tmp_path: Path, fake_server: ServerProcess) -> N
 
 
 def test_names_of_files_are_told_as_they_are(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """Brackets and colons in them are no markup."""
+    """Brackets and colons in a file name are not interpreted as markup."""
     name = "pic[red] :cat:.png"
     result = sdstream(
         "generate", "a", *QUICK, "-o", name, "--server", fake_server.url, folder=tmp_path
@@ -101,7 +101,8 @@ def test_names_of_files_are_told_as_they_are(tmp_path: Path, fake_server: Server
 
 
 def test_generate_like_a_file(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """The same image again from the file alone; a flag overrides what the file says."""
+    """--like generates the same image again from the file; a flag overrides an option of the
+    file."""
     server = ("--server", fake_server.url)
     first = sdstream("generate", "a red circle", *QUICK, *server, folder=tmp_path)
     assert first.returncode == 0, said(first)
@@ -114,7 +115,7 @@ def test_generate_like_a_file(tmp_path: Path, fake_server: ServerProcess) -> Non
 
 
 def test_a_file_that_is_like_nothing(tmp_path: Path) -> None:
-    """Wrong usage, in a sentence that names the file."""
+    """--like with a file without parameters, or no prompt at all, is wrong usage."""
     (tmp_path / "text.png").write_text("no image")
     result = sdstream("generate", "--like", "text.png", folder=tmp_path)
     assert (result.returncode, "text.png" in said(result)) == (2, True)
@@ -123,7 +124,7 @@ def test_a_file_that_is_like_nothing(tmp_path: Path) -> None:
 
 
 def test_generate_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """-o - writes the file's bytes and nothing else to stdout; the progress is on stderr."""
+    """-o - writes only the image file to stdout; the progress goes to stderr."""
     result = sdstream(
         "generate", "a", *QUICK, "-o", "-", "--server", fake_server.url, folder=tmp_path
     )
@@ -134,7 +135,7 @@ def test_generate_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
 
 
 def test_generate_several(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """-n numbers the files."""
+    """-n writes numbered files."""
     result = sdstream(
         *("generate", "a", *QUICK, "-n", "3", "-o", "x.png", "--server", fake_server.url),
         folder=tmp_path,
@@ -144,7 +145,7 @@ def test_generate_several(tmp_path: Path, fake_server: ServerProcess) -> None:
 
 
 def test_generate_with_every_option(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """The options reach the server: they are in the picture's own text."""
+    """Every option reaches the server and is in the parameters text of the image."""
     result = sdstream(
         *("generate", "a red circle", "-N", "blue", "-m", "embedded", "-s", "80x64"),
         *("--steps", "3", "--sampler", "heun", "--schedule", "karras", "--cfg-scale", "2.5"),
@@ -175,7 +176,7 @@ def test_generate_with_every_option(tmp_path: Path, fake_server: ServerProcess) 
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: list[str], word: str) -> None:
-    """A mistake on the command line is status 2 and one hint, before anything starts."""
+    """Wrong usage is reported with exit code 2 and a hint, before anything starts."""
     result = sdstream(*arguments, folder=tmp_path, engine="fake")
     assert result.returncode == 2
     assert word in said(result)
@@ -197,7 +198,7 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], word: str) -> None:
 def test_what_the_server_refuses(
     tmp_path: Path, fake_server: ServerProcess, arguments: list[str], word: str
 ) -> None:
-    """A refusal or a failed job is status 1 and the server's own sentence."""
+    """A rejected request or a failed job is exit code 1 with the server's message."""
     result = sdstream(*arguments, "--server", fake_server.url, folder=tmp_path)
     assert result.returncode == 1
     assert word in said(result)
@@ -218,7 +219,7 @@ def test_what_the_server_refuses(
     ],
 )
 def test_no_server_there(tmp_path: Path, command: list[str], address: str) -> None:
-    """A server that cannot be reached is status 1 and one sentence."""
+    """A server that cannot be reached is exit code 1 with an error message."""
     address = address.replace("PORT", str(free_port()))
     result = sdstream(*command, "--server", address, folder=tmp_path)
     assert result.returncode == 1
@@ -227,7 +228,7 @@ def test_no_server_there(tmp_path: Path, command: list[str], address: str) -> No
 
 
 def test_keys(tmp_path: Path, guarded: ServerProcess) -> None:
-    """The key for a server comes by flag or variable; without it the server's sentence is shown."""
+    """A flag or a variable sets the server's key; without a key, the server's error is shown."""
     draw = ("generate", "a", *QUICK, "--server", guarded.url)
     refused = sdstream(*draw, folder=tmp_path)
     assert refused.returncode == 1
@@ -237,7 +238,7 @@ def test_keys(tmp_path: Path, guarded: ServerProcess) -> None:
 
 
 def test_a_key_that_no_header_can_carry(tmp_path: Path, guarded: ServerProcess) -> None:
-    """It is told before anything is sent."""
+    """A key that no HTTP header can contain is rejected before anything is sent."""
     command = ("jobs", "--server", guarded.url)
     for key in ("ключ", "a\nb"):
         result = sdstream(*command, "--api-key", key, folder=tmp_path)
@@ -247,7 +248,7 @@ def test_a_key_that_no_header_can_carry(tmp_path: Path, guarded: ServerProcess) 
 
 @contextmanager
 def stranger(body: bytes, kind: str) -> Iterator[str]:
-    """A web server that is no sdstream's and answers this to everything; yields its address."""
+    """Run a web server that is not sdstream and always sends this body; yield its address."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -280,7 +281,7 @@ def stranger(body: bytes, kind: str) -> Iterator[str]:
     ids=["page", "list", "others' models", "others' events"],
 )
 def test_something_else_at_the_address(tmp_path: Path, body: bytes, kind: str) -> None:
-    """Every command that asks a server says so in a sentence."""
+    """Every command that calls a server reports that the server is not sdstream."""
     commands = [["jobs"], ["models"], ["cancel", "x"], ["generate", "a"]]
     commands += [["generate", "a", "--async"]]
     if kind != "text/event-stream":
@@ -298,7 +299,7 @@ def test_something_else_at_the_address(tmp_path: Path, body: bytes, kind: str) -
 def test_a_place_that_takes_no_file_is_told_before_drawing(
     tmp_path: Path, fake_server: ServerProcess
 ) -> None:
-    """Wrong usage, in one sentence, and the server never hears of it."""
+    """A path that cannot be written is wrong usage, and no job is started."""
     before = fake_server.metric("sdstream_jobs_total", outcome="completed")
     result = sdstream(
         *("generate", "a", *QUICK, "-o", "no/where.png", "--server", fake_server.url),
@@ -321,8 +322,8 @@ def test_a_place_that_takes_no_file_is_told_before_drawing(
     [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGHUP, -signal.SIGHUP)],
 )
 def test_a_signal_ends_a_private_server(tmp_path: Path, number: int, code: int) -> None:
-    """`generate` in mid-job ends soon, as shells expect it, with its engine, and leaves nothing of
-    the prompt on the disk."""
+    """A signal during `generate` ends the command and its engine, with the exit code that shells
+    expect, and no file with the prompt is left on the disk."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sdstream", "generate", "step=0.2", "--steps", "100"],
         cwd=tmp_path,
@@ -344,7 +345,7 @@ def test_a_signal_ends_a_private_server(tmp_path: Path, number: int, code: int) 
 
 
 def test_ctrl_c_while_a_server_draws(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """The code is that of Ctrl-C, and the server hears that nobody waits any more."""
+    """Ctrl-C exits with code 130, and the server cancels the job."""
     before = fake_server.metric("sdstream_jobs_total", outcome="cancelled")
     process = subprocess.Popen(
         [sys.executable, "-m", "sdstream", "generate", "step=0.2", "--steps", "100"],
@@ -365,7 +366,7 @@ def test_ctrl_c_while_a_server_draws(tmp_path: Path, fake_server: ServerProcess)
 
 
 def test_what_keeps_a_private_server_from_starting(tmp_path: Path) -> None:
-    """Settings that `serve` would refuse, and no room for a socket's name."""
+    """A setting that `serve` rejects, or a TMPDIR too long for a socket, is exit code 78."""
     result = sdstream("generate", "a", folder=tmp_path, engine="fake", safety_checker="no:no")
     assert result.returncode == 78
     assert "the safety checker 'no:no' cannot be used" in said(result)
@@ -385,7 +386,7 @@ def test_what_keeps_a_private_server_from_starting(tmp_path: Path) -> None:
 
 
 def test_a_damaged_model_is_told(tmp_path: Path) -> None:
-    """On its own, too, the command says what is wrong with the model."""
+    """Without a server, the command reports what is wrong with the model."""
     (tmp_path / "bad.gguf").touch()
     models = tmp_path / "models.yaml"
     models.write_text("models: [{id: bad, family: ovis_image, files: {model: bad.gguf}}]")
@@ -398,14 +399,14 @@ def test_a_damaged_model_is_told(tmp_path: Path) -> None:
 
 
 def test_models_of_the_catalogue(tmp_path: Path) -> None:
-    """Without a server the catalogue itself is listed."""
+    """Without a server, the command lists the catalogue."""
     result = sdstream("models", folder=tmp_path)
     assert result.returncode == 0
     assert re.search(rb"embedded\s+ovis_image\s+\d+x\d+\s+default", result.stdout)
 
 
 def test_descriptions_are_shown_as_they_are(tmp_path: Path) -> None:
-    """They may hold what looks like markup, and line ends and control characters do no harm."""
+    """Markup in a description is shown as text; line breaks and control characters are replaced."""
     models = tmp_path / "models.yaml"
     models.write_text(
         "models: [{id: odd, family: ovis_image, files: {model: 'builtin:drawings'}, "
@@ -417,14 +418,14 @@ def test_descriptions_are_shown_as_they_are(tmp_path: Path) -> None:
 
 
 def test_models_of_a_server(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """With one, the states of its models are shown."""
+    """With --server, the command lists the states of the server's models."""
     result = sdstream("models", "--server", fake_server.url, folder=tmp_path)
     assert result.returncode == 0
     assert re.search(rb"embedded\s+ovis_image\s+\d+x\d+\s+ready", result.stdout)
 
 
 def test_models_of_a_server_are_reloaded(tmp_path: Path) -> None:
-    """What changed is listed; a wrong file is a sentence and code 1."""
+    """--reload lists the changed entries; an invalid file is an error message and exit code 1."""
     models = tmp_path / "models.yaml"
     entry = "  - {id: NAME, family: sd3, files: {model: x}}\n"
     models.write_text("models:\n" + entry.replace("NAME", "a"))
@@ -442,7 +443,8 @@ def test_models_of_a_server_are_reloaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", [["generate", "a"], ["models"], ["serve"]])
 def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
-    """Every command that reads the catalogue ends with 78 and names the file and the line."""
+    """Every command that reads an invalid catalogue exits with 78 and names the file and the
+    lines."""
     models = tmp_path / "mine.yaml"
     models.write_text("models:\n  - id: a\n    colour: red\n")
     result = sdstream(*command, folder=tmp_path, models=models)
@@ -467,7 +469,7 @@ def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
     ],
 )
 def test_a_wrong_setting(tmp_path: Path, command: list[str], variable: str, value: str) -> None:
-    """A variable that cannot be used is 78 and named."""
+    """An invalid variable is exit code 78, and the message names the variable."""
     result = sdstream(*command, folder=tmp_path, **{variable: value})
     assert result.returncode == 78
     assert f"SDSTREAM_{variable.upper()}" in said(result)
@@ -490,7 +492,7 @@ def test_a_wrong_runtime_option(tmp_path: Path, option: str, words: str) -> None
 
 
 def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:
-    """`serve --port` is taken, whatever SDSTREAM_PORT says; a wrong flag is 78 as well."""
+    """`serve --port` overrides SDSTREAM_PORT; an invalid flag is exit code 78 too."""
     result = sdstream("serve", "--port", "70000", folder=tmp_path, port=8000)
     assert result.returncode == 78
     assert "port" in said(result)
@@ -509,7 +511,8 @@ main(["serve"])
 
 @pytest.mark.parametrize("method", ["Dispatcher._dispatch", "ImageService.recover"])
 def test_a_service_that_stops_by_a_fault_takes_the_server_down(tmp_path: Path, method: str) -> None:
-    """It tells why and ends with 70, for a supervisor to start it again; also while it starts."""
+    """When the service fails, even during startup, the server logs the error and exits with 70, so
+    that a supervisor can restart it."""
     settings = environment(data_dir=tmp_path, engine="fake", port=free_port())
     result = subprocess.run(
         [sys.executable, "-c", _FAULTY.replace("METHOD", method)],
@@ -524,14 +527,14 @@ def test_a_service_that_stops_by_a_fault_takes_the_server_down(tmp_path: Path, m
 
 @pytest.mark.parametrize("command", [[], ["serve"], ["generate"], ["models"]])
 def test_help_teaches(tmp_path: Path, command: list[str]) -> None:
-    """--help shows usage and what the options mean."""
+    """--help shows the usage of each command."""
     result = sdstream(*command, "--help", folder=tmp_path)
     assert result.returncode == 0
     assert b"Usage: " in result.stdout
 
 
 def test_version(tmp_path: Path) -> None:
-    """--version names the program and its version."""
+    """--version prints the program's name and version."""
     assert re.fullmatch(
         rb"sdstream, version \d+\.\d+\.\d+\n", sdstream("--version", folder=tmp_path).stdout
     )

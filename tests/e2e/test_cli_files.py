@@ -1,4 +1,4 @@
-"""The commands about model files, as a person runs them."""
+"""The commands for model files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.weight_files import ALONE, BROKEN, DIFFUSION, prefixed, vae, 
 
 
 def sdstream(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command; nothing it says may be a traceback."""
+    """Run a command; it must not print a traceback."""
     done = subprocess.run(
         [sys.executable, "-m", "sdstream", *map(str, arguments)],
         check=False,
@@ -41,7 +41,7 @@ def sdstream(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_inspect_a_model(builtin_file: Path) -> None:
-    """A few lines for a person."""
+    """inspect prints the family, parts and types of a model as text."""
     said = sdstream("inspect", builtin_file)
     assert said.returncode == 0
     assert said.stdout.startswith(f"{builtin_file.name} is Ovis-Image.\n")
@@ -50,7 +50,7 @@ def test_inspect_a_model(builtin_file: Path) -> None:
 
 
 def test_inspect_for_programs(builtin_file: Path) -> None:
-    """One JSON object with sizes in bytes."""
+    """--json prints one JSON object with sizes in bytes."""
     report = json.loads(sdstream("inspect", "--json", builtin_file).stdout)
     assert report["file"] == builtin_file.name
     assert report["size"] == builtin_file.stat().st_size
@@ -59,7 +59,7 @@ def test_inspect_for_programs(builtin_file: Path) -> None:
 
 
 def test_inspect_says_what_else_is_needed(tmp_path: Path) -> None:
-    """The names are those of models.yaml."""
+    """inspect lists the other files that a model needs, by their names in models.yaml."""
     path = write_safetensors(tmp_path / "flux.safetensors", DIFFUSION["FLUX.1 schnell"])
     said = sdstream("inspect", path).stdout
     assert "is the diffusion model of FLUX.1 schnell alone." in said
@@ -68,7 +68,7 @@ def test_inspect_says_what_else_is_needed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["empty", "html", "data-cut", "torch"])
 def test_inspect_a_broken_file(tmp_path: Path, name: str) -> None:
-    """One sentence and exit code 1, in JSON too."""
+    """A broken file is one error message and exit code 1, also with --json."""
     raw, sentence = BROKEN[name]
     path = tmp_path / "x.gguf"
     path.write_bytes(raw)
@@ -82,7 +82,7 @@ def test_inspect_a_broken_file(tmp_path: Path, name: str) -> None:
 
 
 def test_inspect_takes_no_markup_from_files(tmp_path: Path) -> None:
-    """Brackets and control characters in a file's words are shown, not obeyed."""
+    """Brackets and control characters in a file's metadata are shown as text, not interpreted."""
     words = {"modelspec.title": "[bold]a[/nonsense]\x1b[31m"}
     path = write_safetensors(tmp_path / "[red].safetensors", ALONE["vae"], metadata=words)
     said = sdstream("inspect", path)
@@ -94,7 +94,7 @@ def test_inspect_takes_no_markup_from_files(tmp_path: Path) -> None:
 
 
 def types_of(path: Path) -> dict[str, str]:
-    """Tensor to type."""
+    """Return the type of each tensor by name."""
     return {tensor.name: tensor.type for tensor in read(path).tensors}
 
 
@@ -104,7 +104,7 @@ NORM = "text_encoders.llm.model.layers.0.input_layernorm.weight"
 
 @pytest.fixture(scope="module")
 def loose_file(builtin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model as safetensors of f16 and f32, which is how models are published."""
+    """The built-in model as safetensors in f16 and f32, as models are published."""
     header: dict[str, object] = {}
     data = bytearray()
     for tensor in GGUFReader(builtin_file).tensors:
@@ -125,7 +125,7 @@ def loose_file(builtin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("wtype", WTYPES)
 def test_convert_into_every_type(loose_file: Path, tmp_path: Path, wtype: str) -> None:
-    """Every tensor that can is of the type; norms and what the runtime keeps are not."""
+    """Tensors are converted, except norms and the tensors that the runtime keeps as f32."""
     target = tmp_path / "model.gguf"
     done = sdstream("convert", loose_file, target, "--type", wtype)
     assert done.returncode == 0, done.stderr
@@ -142,7 +142,7 @@ def test_convert_into_every_type(loose_file: Path, tmp_path: Path, wtype: str) -
 def test_what_was_converted_draws(
     request: pytest.FixtureRequest, tmp_path: Path, source: str, wtype: str
 ) -> None:
-    """Nearly the same picture as the model that it was made of."""
+    """A converted model generates nearly the same image as its source."""
     target = tmp_path / "model.gguf"
     origin = request.getfixturevalue(f"{source}_file")
     assert sdstream("convert", origin, target, "--type", wtype).returncode == 0
@@ -153,7 +153,7 @@ def test_what_was_converted_draws(
 
 
 def drawn(folder: Path, model: Path) -> Image.Image:
-    """A picture by a file of the built-in model's family."""
+    """Generate an image with a model file of the built-in model's family."""
     entry = {
         "id": "converted",
         "family": "ovis_image",
@@ -169,7 +169,7 @@ def drawn(folder: Path, model: Path) -> Image.Image:
         "SDSTREAM_MODELS": str(catalogue),
         "SDSTREAM_DATA_DIR": str(folder),
     }
-    # The prompt leaves nothing open that a rounding could decide.
+    # The prompt is specific, so that rounding errors do not change the content of the image.
     words = ["a red circle on a blue background", "--seed", "7", "-o", str(picture)]
     subprocess.run(
         [sys.executable, "-m", "sdstream", "generate", *words],
@@ -181,7 +181,7 @@ def drawn(folder: Path, model: Path) -> Image.Image:
 
 
 def test_from_gguf_to_safetensors(loose_file: Path, tmp_path: Path) -> None:
-    """The ending of the target's name decides."""
+    """The extension of the target's name decides the format."""
     target = tmp_path / "model.safetensors"
     done = sdstream("convert", loose_file, target, "--type", "bf16")
     assert done.returncode == 0, done.stderr
@@ -190,7 +190,7 @@ def test_from_gguf_to_safetensors(loose_file: Path, tmp_path: Path) -> None:
 
 
 def test_rules_decide_before_the_type(loose_file: Path, tmp_path: Path) -> None:
-    """The first that fits, and one that needs more room than the type alone would have."""
+    """The first matching rule decides a tensor's type, even if that type is larger than --type."""
     target = tmp_path / "model.gguf"
     rules = r"double_blocks\.0\.img_attn=q8_0,double_blocks=f32,layernorm=f16"
     done = sdstream("convert", loose_file, target, "--type", "q4_0", "--tensor-type-rules", rules)
@@ -204,7 +204,8 @@ def test_rules_decide_before_the_type(loose_file: Path, tmp_path: Path) -> None:
 
 
 def test_a_pattern_that_only_the_runtime_refuses(loose_file: Path, tmp_path: Path) -> None:
-    """Its regular expressions are another dialect, and end its process."""
+    """A pattern that is valid only in Python ends the converter process and is reported as an
+    error."""
     done = sdstream(
         "convert", loose_file, tmp_path / "x.gguf", "--type", "q4_0",
         "--tensor-type-rules", "(?P<name>norm)=f16",
@@ -215,7 +216,7 @@ def test_a_pattern_that_only_the_runtime_refuses(loose_file: Path, tmp_path: Pat
 
 
 def test_a_vae_is_put_in(tmp_path: Path) -> None:
-    """Under the names by which the runtime finds it."""
+    """--vae adds a VAE under the tensor names that the runtime expects."""
     text = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     unet = prefixed("model.diffusion_model.", DIFFUSION["Stable Diffusion 1"])
     source = write_safetensors(tmp_path / "source.safetensors", {**unet, text: (768, 8)})
@@ -229,7 +230,7 @@ def test_a_vae_is_put_in(tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten_without_force(builtin_file: Path, tmp_path: Path) -> None:
-    """And with it only by a whole file."""
+    """convert replaces an existing file only with --force."""
     target = tmp_path / "x.gguf"
     target.write_text("precious")
     done = sdstream("convert", builtin_file, target, "--type", "q4_0")
@@ -241,7 +242,7 @@ def test_nothing_is_overwritten_without_force(builtin_file: Path, tmp_path: Path
 
 @pytest.fixture
 def long_work(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A conversion that goes on for a while, and its target."""
+    """A conversion that takes a while, and its target."""
     shapes = prefixed("model.diffusion_model.", {f"x.{i}.weight": (4096, 2048) for i in range(40)})
     source = write_safetensors(tmp_path / "source.safetensors", shapes)
     target = tmp_path / "x.gguf"
@@ -257,7 +258,7 @@ def long_work(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
+    """Return the child processes of a process."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(number) for number in found]
 
@@ -266,7 +267,7 @@ def children(pid: int) -> list[int]:
 def test_killed_in_the_middle(
     long_work: tuple[subprocess.Popen[str], Path], number: signal.Signals
 ) -> None:
-    """However it ends, neither half a file nor a process stays."""
+    """However the command is killed, no partial file and no process is left."""
     work, target = long_work
     (child,) = children(work.pid)
     assert target.with_name(".x.part.gguf").exists()
@@ -277,7 +278,8 @@ def test_killed_in_the_middle(
 
 
 def test_the_converter_is_killed(long_work: tuple[subprocess.Popen[str], Path]) -> None:
-    """As the kernel does it when memory runs out: one sentence, and nothing is left."""
+    """A converter killed by the kernel, as when memory runs out, is an error, and no file is
+    left."""
     work, target = long_work
     (converter,) = children(work.pid)
     os.kill(converter, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""``sdstream grid``: one labelled sheet of comparisons."""
+"""``sdstream grid``: a labelled sheet of images that compares options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GAP = 8
 
 
 def tiles(sheet: Image.Image, columns: int, rows: int) -> list[Image.Image]:
-    """The images of a sheet, row by row; they lie at its right and bottom edges."""
+    """Return the images of a sheet, row by row; they are aligned to its right and bottom edges."""
     sheet = sheet.convert("RGB")
     left = sheet.width - columns * (SIDE + GAP) - GAP
     top = sheet.height - rows * (SIDE + GAP) - GAP
@@ -29,7 +29,8 @@ def tiles(sheet: Image.Image, columns: int, rows: int) -> list[Image.Image]:
 
 
 def test_two_axes(tmp_path: Path, native_server: ServerProcess) -> None:
-    """Each cell is the image that the same settings generate alone; the text names the axes."""
+    """Each cell is the image that ``generate`` returns for its options; the parameters name the
+    axes."""
     where = ("--size", "64x64", "--server", native_server.url)
     result = sdstream(
         *("grid", "a red circle", "-x", "sampler=euler,heun", "-y", "steps=2,4", "--seed", "5"),
@@ -54,7 +55,7 @@ def test_two_axes(tmp_path: Path, native_server: ServerProcess) -> None:
 
 
 def test_words_of_the_prompt(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """Values replace the word; without -y the sheet has one row, and the seed is the same."""
+    """The values replace a word; without -y the sheet has one row, and all seeds are the same."""
     command = ("grid", "a red circle", "-x", "circle=circle,star", "-o", "g.png", "--steps", "1")
     result = sdstream(*command, "--size", "64x64", "--server", fake_server.url, folder=tmp_path)
     assert result.returncode == 0, said(result)
@@ -70,7 +71,7 @@ def test_words_of_the_prompt(tmp_path: Path, fake_server: ServerProcess) -> None
 
 
 def test_a_cell_that_cannot_be_generated(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """The sheet has its reason, and the exit code is 1."""
+    """The sheet is written with a rejected cell, and the exit code is 1."""
     command = ("grid", "a", "-x", "steps=1,0", "--size", "64x64", "--server", fake_server.url)
     result = sdstream(*command, folder=tmp_path)
     assert result.returncode == 1
@@ -96,7 +97,7 @@ def test_a_cell_that_cannot_be_generated(tmp_path: Path, fake_server: ServerProc
     ],
 )
 def test_mistakes(tmp_path: Path, arguments: list[str], words: str) -> None:
-    """Exit code 2 and a sentence, before anything starts."""
+    """Wrong usage is reported with exit code 2 and a message, before anything starts."""
     result = sdstream("grid", "a cat", *arguments, folder=tmp_path, engine="fake")
     assert result.returncode == 2
     assert words in said(result)

@@ -1,4 +1,4 @@
-"""Every command of docs/guide/cli.md is run as it stands there."""
+"""Run every command of docs/guide/cli.md as it is written there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHELL = re.findall(r"```sh\n(.*?)```", GUIDE, re.DOTALL)
 
 
 def block(word: str) -> str:
-    """The block of the guide that contains a word."""
+    """Return the block of the guide that contains a word."""
     found: list[str] = [text for text in SHELL if word in text]
     assert len(found) == 1
     return found[0]
@@ -30,7 +30,7 @@ def test_the_blocks_are_known() -> None:
 
 
 def test_generate_edit_and_pipes(native_server: ServerProcess, tmp_path: Path) -> None:
-    """The images of the first blocks, each with its size."""
+    """The first blocks write images of the expected sizes."""
     run(block("pair.png"), native_server, tmp_path, *BASH)
     for name in ("circle.png", "other.png"):
         assert picture(tmp_path / name) == ("PNG", (128, 128))
@@ -44,7 +44,7 @@ def test_generate_edit_and_pipes(native_server: ServerProcess, tmp_path: Path) -
 
 
 def test_options_without_a_flag(native_server: ServerProcess, tmp_path: Path) -> None:
-    """The shape is as asked for, under the usual name."""
+    """-O sets the aspect ratio, and the file has the default name."""
     run(block("aspect_ratio"), native_server, tmp_path, *BASH)
     form, (width, height) = picture(tmp_path / "image.png")
     assert form == "PNG"
@@ -52,14 +52,14 @@ def test_options_without_a_flag(native_server: ServerProcess, tmp_path: Path) ->
 
 
 def test_grids(native_server: ServerProcess, tmp_path: Path) -> None:
-    """Both sheets are written."""
+    """Both blocks write their sheets."""
     run(block("shapes.png"), native_server, tmp_path, *BASH)
     assert picture(tmp_path / "samplers.png")[1][1] > 2 * 128
     assert picture(tmp_path / "shapes.png")[1][0] > 3 * 128
 
 
 def test_a_server(native_server: ServerProcess, tmp_path: Path) -> None:
-    """A job is begun, watched, listed and deleted."""
+    """A job is started, watched, listed and deleted."""
     output = run(block("--async"), native_server, tmp_path, *BASH)
     assert picture(tmp_path / "watched.png") == ("PNG", (128, 128))
     assert "completed" in output
@@ -68,7 +68,7 @@ def test_a_server(native_server: ServerProcess, tmp_path: Path) -> None:
 
 
 def test_runtime_options(native_server: ServerProcess, tmp_path: Path) -> None:
-    """A load chooses options, and the next one restores those of models.yaml."""
+    """A load sets runtime options, and the next load restores those of models.yaml."""
     first, second = run(block("/load"), native_server, tmp_path, *BASH).split("}{")
     assert '"threads":1,' in first
     assert '"threads":0,' in second
@@ -76,7 +76,7 @@ def test_runtime_options(native_server: ServerProcess, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(native_server: ServerProcess, tmp_path: Path, shell: str) -> None:
-    """The lines for each shell print a script; the shells that are installed read it."""
+    """The command for each shell prints a script, and each installed shell can load it."""
     (line,) = re.findall(rf"^.*{shell}_source.*$", GUIDE, re.MULTILINE)
     if shutil.which(shell):
         run(line, native_server, tmp_path, shell, "-c")
@@ -86,7 +86,7 @@ def test_completion(native_server: ServerProcess, tmp_path: Path, shell: str) ->
 
 
 def test_the_table_has_every_command() -> None:
-    """The first table of the guide names the commands that --help lists."""
+    """The first table of the guide lists the same commands as --help."""
     shown = subprocess.run(
         [sys.executable, "-m", "sdstream", "--help"], check=True, capture_output=True, text=True
     ).stdout

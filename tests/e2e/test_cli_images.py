@@ -23,7 +23,7 @@ from tests.support.upscalers import write_upscaler
 
 QUICK = ("--size", "64x64", "--steps", "2", "--seed", "5")
 
-#: A model that takes a ControlNet; the fake engine needs none of its files.
+#: One model has a ControlNet. The fake engine does not read the files.
 CONTROLLED = """
 models:
   - id: plain
@@ -51,14 +51,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def png(color: str = "red", size: tuple[int, int] = (64, 64)) -> bytes:
-    """An image file of one color."""
+    """Return an image file of one color."""
     file = io.BytesIO()
     Image.new("RGB", size, color).save(file, "PNG")
     return file.getvalue()
 
 
 def parameters(path: Path) -> str:
-    """The parameters text of a file."""
+    """Return the parameters text of a file."""
     return str(opened(path).info["parameters"])
 
 
@@ -74,7 +74,7 @@ def piped(data: bytes, *arguments: str, folder: Path) -> subprocess.CompletedPro
     "command", [("edit", "in.png", "a cat"), ("generate", "a cat", "--image", "in.png")]
 )
 def test_edit_with_a_mask(tmp_path: Path, server: ServerProcess, command: tuple[str, ...]) -> None:
-    """Both commands edit, and pixels outside of the mask stay as they are."""
+    """Both commands edit the image and leave the pixels outside of the mask unchanged."""
     (tmp_path / "in.png").write_bytes(png())
     mask = Image.new("L", (64, 64))
     mask.paste(255, (32, 0, 64, 64))
@@ -89,7 +89,7 @@ def test_edit_with_a_mask(tmp_path: Path, server: ServerProcess, command: tuple[
 
 
 def test_options_without_a_flag(tmp_path: Path, server: ServerProcess) -> None:
-    """-O sets any option by its names in the API, also lists; underscores may be hyphens."""
+    """-O sets options by their names in the API; underscores may be written as hyphens."""
     result = sdstream(
         *("generate", "a", "-O", "steps=3", "-O", "width=64", "-O", "height=128"),
         *("-O", "clip-skip=2", "--lora", "ink:0.5", "--upscaler", "twice", "-o", "x.png"),
@@ -104,7 +104,7 @@ def test_options_without_a_flag(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_a_control_image(tmp_path: Path, server: ServerProcess) -> None:
-    """--control reaches the model's ControlNet, with and without an input image."""
+    """--control sets the ControlNet's image, with and without an input image."""
     (tmp_path / "c.png").write_bytes(png())
     base = ("-m", "controlled", "--control", "c.png", "-O", "control_strength=0.7")
     for more in ((), ("--image", "c.png")):
@@ -118,7 +118,7 @@ def test_a_control_image(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_upscale(tmp_path: Path, server: ServerProcess) -> None:
-    """The image is enlarged, and its rows have no seed."""
+    """upscale enlarges the image and prints no seed."""
     (tmp_path / "in.png").write_bytes(png())
     command = ("upscale", "in.png", "--upscaler", "twice", "--server", server.url)
     result = sdstream(*command, folder=tmp_path)
@@ -133,7 +133,7 @@ def test_upscale(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_stdin(tmp_path: Path, server: ServerProcess) -> None:
-    """- is the prompt or an image on stdin; only one argument can be."""
+    """`-` reads the prompt or an image from stdin; only one argument may be `-`."""
     where = ("--server", server.url, *QUICK)
     drawn = piped(b"a red circle\n", "generate", "-", "-o", "-", *where, folder=tmp_path)
     assert drawn.returncode == 0, said(drawn)
@@ -151,14 +151,14 @@ def test_stdin(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_format_of_stdout(tmp_path: Path, server: ServerProcess) -> None:
-    """PNG unless -O output_format chooses otherwise."""
+    """-O output_format chooses the format of an image on stdout."""
     command = ("generate", "a", *QUICK, "-o", "-", "-O", "output_format=webp")
     result = sdstream(*command, "--server", server.url, folder=tmp_path)
     assert result.stdout[8:12] == b"WEBP"
 
 
 def test_nothing_is_overwritten(tmp_path: Path, server: ServerProcess) -> None:
-    """A named file needs --force; without -o the next free name is taken."""
+    """An existing file is replaced only with --force; without -o the next free name is used."""
     draw = ("generate", "a", *QUICK, "--server", server.url)
     names = [re.search(r"seed 5, (\S+)", said(sdstream(*draw, folder=tmp_path))) for _ in range(3)]
     assert [name and name[1] for name in names] == ["image.png", "image-2.png", "image-3.png"]
@@ -177,7 +177,7 @@ def test_nothing_is_overwritten(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_watch_overwrites_nothing(tmp_path: Path, server: ServerProcess) -> None:
-    """The rule of generate."""
+    """watch replaces an existing file only with --force."""
     where = ("--server", server.url)
     begun = sdstream("generate", "a", *QUICK, "--async", *where, folder=tmp_path)
     job = begun.stdout.decode().strip()
@@ -190,7 +190,7 @@ def test_watch_overwrites_nothing(tmp_path: Path, server: ServerProcess) -> None
 
 
 def test_a_job_of_an_edit(tmp_path: Path, server: ServerProcess) -> None:
-    """--async uploads the images too."""
+    """--async uploads the input image."""
     (tmp_path / "in.png").write_bytes(png())
     where = ("--server", server.url)
     draw = ("edit", "in.png", "a cat", *QUICK, "--strength", "0.4", "--async")
@@ -201,7 +201,8 @@ def test_a_job_of_an_edit(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_like_an_edit(tmp_path: Path, server: ServerProcess) -> None:
-    """Options of edits are read with --image and ignored without; a flag wins over the file."""
+    """--like uses a file's edit options with an input image and reports them as ignored without
+    one."""
     (tmp_path / "in.png").write_bytes(png())
     where = ("--server", server.url)
     first = sdstream(
@@ -218,7 +219,7 @@ def test_like_an_edit(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_warnings_are_reported(tmp_path: Path, native_server: ServerProcess) -> None:
-    """What the server says of the request is shown: an unknown word of the small model."""
+    """A warning of the server is shown, here about a word that the small model does not know."""
     result = sdstream(
         *("generate", "a zeppelin", *QUICK, "--server", native_server.url), folder=tmp_path
     )
@@ -249,7 +250,7 @@ def test_warnings_are_reported(tmp_path: Path, native_server: ServerProcess) -> 
     ],
 )
 def test_mistakes_get_a_suggestion(tmp_path: Path, arguments: list[str], words: str) -> None:
-    """Exit code 2 and a sentence, before anything starts."""
+    """Wrong usage is reported with exit code 2 and a message, before anything starts."""
     (tmp_path / "m.png").write_bytes(png())
     result = sdstream(*arguments, folder=tmp_path, engine="fake")
     assert result.returncode == 2
@@ -257,20 +258,20 @@ def test_mistakes_get_a_suggestion(tmp_path: Path, arguments: list[str], words: 
 
 
 def test_other_spellings_of_samplers(tmp_path: Path, server: ServerProcess) -> None:
-    """AUTOMATIC1111's names are understood."""
+    """AUTOMATIC1111's names of samplers and schedules are accepted."""
     command = ("generate", "a", *QUICK, "--sampler", "DPM++ 2M", "--schedule", "Karras")
     assert sdstream(*command, "--server", server.url, folder=tmp_path).returncode == 0
     assert "Sampler: DPM++ 2M, Schedule type: Karras" in parameters(tmp_path / "image.png")
 
 
 def test_an_address_without_a_scheme(tmp_path: Path, server: ServerProcess) -> None:
-    """host:port is an address."""
+    """--server accepts host:port."""
     address = server.url.removeprefix("http://")
     assert sdstream("jobs", "--server", address, folder=tmp_path).returncode == 0
 
 
 def test_a_server_that_is_not_running(tmp_path: Path) -> None:
-    """The message names the address and the command that starts a server there."""
+    """The message contains the address and the command that starts a server there."""
     port = free_port()
     result = sdstream("generate", "a", "--server", f"127.0.0.1:{port}", folder=tmp_path)
     assert result.returncode == 1
@@ -279,14 +280,14 @@ def test_a_server_that_is_not_running(tmp_path: Path) -> None:
 
 
 def test_an_error_stands_alone(tmp_path: Path, server: ServerProcess) -> None:
-    """No row of progress is shown before the work begins."""
+    """No progress row is shown for a rejected request."""
     result = sdstream("generate", "a", "-m", "plian", "--server", server.url, folder=tmp_path)
     assert result.stderr.startswith(b"Error: The model 'plian' is not in the catalogue")
     assert b"Did you mean 'plain'?" in result.stderr
 
 
 def test_lists_fit_into_80_columns(tmp_path: Path, server: ServerProcess) -> None:
-    """One line an entry; names are whole."""
+    """Lines of lists fit into the terminal, and names of models are not truncated."""
     assert sdstream("generate", "a cat " * 30, *QUICK, "--server", server.url, folder=tmp_path)
     for command in (("models", "--all"), ("models", "--server", server.url), ("jobs",)):
         more = ("--server", server.url) if command == ("jobs",) else ()
@@ -298,7 +299,7 @@ def test_lists_fit_into_80_columns(tmp_path: Path, server: ServerProcess) -> Non
 
 
 def test_jobs_are_found(tmp_path: Path, server: ServerProcess) -> None:
-    """By words, model, group and time, which are local or an age."""
+    """jobs filters by words, model, group and time; a time is local or an age."""
     where = ("--server", server.url)
     draw = ("generate", "a purple hen", *QUICK, "-O", "group=hens", "--async")
     job = sdstream(*draw, *where, folder=tmp_path).stdout.decode().strip()
@@ -330,7 +331,7 @@ def test_jobs_are_found(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_jobs_are_deleted(tmp_path: Path, server: ServerProcess) -> None:
-    """By their ids, as arguments or on stdin; the unknown ones are reported."""
+    """delete accepts ids as arguments or on stdin and reports unknown ids."""
     where = ("--server", server.url)
     for _ in range(3):
         sdstream("generate", "a", *QUICK, "--async", *where, folder=tmp_path)
@@ -347,7 +348,8 @@ def test_jobs_are_deleted(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_the_list_of_commands_is_that_of_their_help() -> None:
-    """Commands are not imported for the list, so that their help is in it twice."""
+    """The list of commands contains a copy of each command's help, so that listing imports
+    nothing."""
     for name, entry in COMMANDS.items():
         command = main.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
@@ -363,7 +365,7 @@ def test_the_list_of_commands_is_that_of_their_help() -> None:
     ],
 )
 def test_shell_completion(words: str, found: set[str]) -> None:
-    """Commands, options and names of samplers are completed in bash."""
+    """bash completes commands, options and samplers."""
     variables = {
         **environment(),
         "_SDSTREAM_COMPLETE": "bash_complete",

@@ -1,4 +1,4 @@
-"""The commands for jobs, against running servers."""
+"""The commands for jobs, with running servers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUICK = ("--size", "64x64", "--steps", "3", "--seed", "5")
 
 
 def test_begin_watch_and_fetch(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """--async prints the id and leaves; watch shows the way and writes the images."""
+    """--async prints the id and exits; watch waits for the job and writes the images."""
     server = ("--server", fake_server.url)
     begun = sdstream("generate", "a", *QUICK, "-n", "2", "--async", *server, folder=tmp_path)
     assert begun.returncode == 0, said(begun)
@@ -39,7 +39,8 @@ def test_begin_watch_and_fetch(tmp_path: Path, fake_server: ServerProcess) -> No
 
 
 def test_the_end_of_the_file_chooses_the_format(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """Of -o beside --async; watch takes no other end, and says so before the job's."""
+    """The extension of -o sets the format with --async; watch rejects any other extension at
+    once."""
     server = ("--server", fake_server.url)
     draw = ("generate", "step=0.1", "--size", "64x64", "--steps", "120", "--async")
     begun = sdstream(*draw, "-o", "nodir/x.jpg", *server, folder=tmp_path)
@@ -63,7 +64,7 @@ def test_the_end_of_the_file_chooses_the_format(tmp_path: Path, fake_server: Ser
 def test_async_takes_nothing_that_it_would_ignore(
     tmp_path: Path, fake_server: ServerProcess, arguments: tuple[str, ...], words: str
 ) -> None:
-    """What is for images is refused where there are none yet."""
+    """--async rejects options that only affect finished images."""
     draw = ("generate", "a", *QUICK, "--async", "--server", fake_server.url)
     result = sdstream(*draw, *arguments, folder=tmp_path)
     assert result.returncode == 2
@@ -83,7 +84,7 @@ def test_async_takes_nothing_that_it_would_ignore(
 def test_watch_looks_at_its_output_first(
     tmp_path: Path, fake_server: ServerProcess, output: str, words: str
 ) -> None:
-    """What cannot take the images is told while the job goes on, not after."""
+    """watch reports that -o cannot be written while the job still runs."""
     (tmp_path / "x-2.png").mkdir()
     body = {"prompt": "step=0.1", "size": "64x64", "steps": 150, "n": 2}
     job = begin(fake_server, body)["id"]
@@ -96,7 +97,7 @@ def test_watch_looks_at_its_output_first(
 
 
 def test_watch_writes_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """-o - is the image's file and nothing else, whatever its format."""
+    """-o - writes the image file in the job's format to stdout."""
     body = {"prompt": "a", "size": "64x64", "steps": 1, "output_format": "webp"}
     job = begin(fake_server, body)["id"]
     result = sdstream("watch", job, "-o", "-", "--server", fake_server.url, folder=tmp_path)
@@ -107,7 +108,7 @@ def test_watch_writes_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> N
 def test_watch_saves_what_a_cancelled_job_finished(
     tmp_path: Path, fake_server: ServerProcess
 ) -> None:
-    """Under the numbers that these images have, and the exit code is that of a cancelled job."""
+    """watch saves a cancelled job's finished images under their numbers and exits with 1."""
     body = {"prompt": "step=0.1", "size": "64x64", "steps": 20, "n": 3, "seed": 5}
     job = begin(fake_server, body)["id"]
     wait_until(lambda: len(look(fake_server, job)["images"]) == 2, 20, "no images")
@@ -121,7 +122,7 @@ def test_watch_saves_what_a_cancelled_job_finished(
 
 
 def test_watch_shows_without_a_file(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """--show alone fetches the images for the terminal."""
+    """--show without -o downloads the images for the terminal only."""
     job = begin(fake_server, {"prompt": "a", "size": "64x64", "steps": 1})["id"]
     command = ("watch", job, "--server", fake_server.url)
     assert "▀" in in_a_terminal(tmp_path, {}, *command, "--show")
@@ -130,14 +131,14 @@ def test_watch_shows_without_a_file(tmp_path: Path, fake_server: ServerProcess) 
 
 
 def test_async_needs_a_server(tmp_path: Path) -> None:
-    """The engine of one command could not go on after it."""
+    """--async is rejected without a server, because the engine ends with the command."""
     result = sdstream("generate", "a", "--async", folder=tmp_path)
     assert result.returncode == 2
     assert "--server" in said(result)
 
 
 def test_list_of_jobs(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """Newest first, by status, as a table or as JSON."""
+    """jobs lists the newest first, filtered by status, as a table or as JSON."""
     old = begin(fake_server, {"prompt": "the old one", "size": "64x64", "steps": 1})["id"]
     wait_for(fake_server, old, "completed")
     new = begin(fake_server, {"prompt": "fail=1", "size": "64x64", "steps": 2})["id"]
@@ -164,7 +165,7 @@ def test_list_of_jobs(tmp_path: Path, fake_server: ServerProcess) -> None:
 def test_prompts_are_listed_as_they_are(
     tmp_path: Path, fake_server: ServerProcess, prompt: str, shown: str
 ) -> None:
-    """No word of a prompt is taken for markup, and none steers the terminal; one line a job."""
+    """A prompt is one line without markup or control sequences."""
     job = begin(fake_server, {"prompt": prompt, "size": "64x64", "steps": 1})["id"]
     result = sdstream("jobs", "--server", fake_server.url, folder=tmp_path)
     assert result.returncode == 0, said(result)
@@ -173,13 +174,13 @@ def test_prompts_are_listed_as_they_are(
 
 
 def test_ids_are_whole_in_a_narrow_terminal(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """They are there to be copied; what gives way is the prompt."""
+    """Ids are never truncated, so that users can copy them; the prompts are."""
     job = begin(fake_server, {"prompt": "a red circle " * 4, "size": "64x64", "steps": 1})["id"]
     assert job in in_a_terminal(tmp_path, {}, "jobs", "--server", fake_server.url, columns=80)
 
 
 def test_watch_tells_how_a_job_failed(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """In one line and by the exit code."""
+    """watch reports a failed job in one line and by its exit code."""
     job = begin(fake_server, {"prompt": "fail=1", "size": "64x64", "steps": 2})["id"]
     result = sdstream("watch", job, "--server", fake_server.url, folder=tmp_path)
     assert result.returncode == 1
@@ -191,7 +192,7 @@ def test_watch_tells_how_a_job_failed(tmp_path: Path, fake_server: ServerProcess
 
 
 def test_cancel(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """What became of it is said in words."""
+    """cancel prints the job's state, also for a job that has already ended."""
     body = {"prompt": "step=0.1", "size": "64x64", "steps": 150}
     job = begin(fake_server, body)["id"]
     wait_for(fake_server, job, "running")
@@ -205,12 +206,12 @@ def test_cancel(tmp_path: Path, fake_server: ServerProcess) -> None:
 
 
 def is_connected(pid: int) -> bool:
-    """The process has a connection, so that its handling of signals stands."""
+    """Return whether the process has a connection; its signal handlers are then installed."""
     return any(c.status == psutil.CONN_ESTABLISHED for c in psutil.Process(pid).net_connections())
 
 
 def test_ctrl_c_leaves_the_job_running(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """Only the watching ends."""
+    """Ctrl-C ends only the command."""
     job = begin(fake_server, {"prompt": "step=0.1", "size": "64x64", "steps": 120})["id"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sdstream", "watch", job, "--server", fake_server.url],
@@ -228,7 +229,7 @@ def test_ctrl_c_leaves_the_job_running(tmp_path: Path, fake_server: ServerProces
 
 
 def test_watching_over_a_restart(tmp_path: Path) -> None:
-    """The server is killed in the middle and started again: the same command sees the end."""
+    """watch survives a crash and restart of the server and writes the image."""
     port = free_port()
     with running_server(tmp_path, engine="fake", port=port) as server:
         job = begin(server, {"prompt": "step=0.1", "size": "64x64", "steps": 60})["id"]
@@ -240,7 +241,7 @@ def test_watching_over_a_restart(tmp_path: Path) -> None:
         )
         wait_for(server, job, "running")
         wait_until(lambda: is_connected(process.pid), 20, "the command never reached the server")
-        time.sleep(0.5)  # for an event or two
+        time.sleep(0.5)  # time for an event or two
         server.stop(signal.SIGKILL)
     with running_server(tmp_path, engine="fake", port=port):
         _, errors = process.communicate(timeout=90)
@@ -259,7 +260,7 @@ def test_watching_over_a_restart(tmp_path: Path) -> None:
 def test_pictures_in_the_terminal(
     tmp_path: Path, fake_server: ServerProcess, answers: dict[bytes, bytes], sign: str
 ) -> None:
-    """A terminal gets the picture as it can show it; --no-show and pipes get none."""
+    """A terminal shows the image in the best way it supports; --no-show and pipes show none."""
     command = ("generate", "a", *QUICK, "-o", "x.png", "--force", "--server", fake_server.url)
     assert sign in in_a_terminal(tmp_path, answers, *command)
     assert sign not in in_a_terminal(tmp_path, answers, *command, "--no-show")
@@ -269,7 +270,7 @@ def test_pictures_in_the_terminal(
 def in_a_terminal(
     folder: Path, answers: dict[bytes, bytes], *arguments: str, columns: int = 100
 ) -> str:
-    """Run a command in a pseudo-terminal that answers some questions; returns what it wrote."""
+    """Run a command in a pseudo-terminal that answers some queries; return the output."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(folder)
@@ -286,7 +287,7 @@ def in_a_terminal(
     while select.select([terminal], [], [], 40)[0]:
         try:
             part = os.read(terminal, 65536)
-        except OSError:  # the other side is closed
+        except OSError:  # the command has closed its side
             break
         written += part
         for question in [q for q in open_questions if q in written]:

@@ -1,4 +1,4 @@
-"""The same prompt is encoded once, and nothing else is taken for it."""
+"""A prompt is encoded once and reused only for an equal prompt."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_steps
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """The built-in model in a server of its own: counts begin at 0."""
+    """A separate server with the built-in model, so that counts begin at 0."""
     with running_server(tmp_path_factory.mktemp("conditions")) as running:
         yield running
 
 
 def counts(server: ServerProcess) -> tuple[float, float]:
-    """How many prompts were encoded and how many were reused."""
+    """Return how many prompts were encoded and how many were reused."""
     name = "sdstream_conditions_total"
     return server.metric(name, source="computed"), server.metric(name, source="reused")
 
 
 def drawn(server: ServerProcess, **changes: Any) -> list[str]:
-    """The images of a request, in base64."""
+    """Return the images of a request, in base64."""
     answer = server.post({**BODY, **changes})
     assert answer.status_code == 200, answer.text
     return [item["b64_json"] for item in answer.json()["data"]]
 
 
 def test_several_images_of_a_prompt_encode_it_once(server: ServerProcess) -> None:
-    """The prompt and the empty negative prompt of the first image serve the others."""
+    """Later images reuse the encoded prompt and the empty negative prompt of the first image."""
     first = drawn(server, n=4)
     assert counts(server) == (2, 6)
     assert drawn(server, seed=9) == first[2:3]
@@ -41,7 +41,7 @@ def test_several_images_of_a_prompt_encode_it_once(server: ServerProcess) -> Non
 
 
 def test_the_images_are_those_of_a_fresh_encoding(server: ServerProcess, tmp_path: Any) -> None:
-    """Byte for byte."""
+    """An image from a reused encoding is identical to one from a new encoding."""
     reused = drawn(server, n=2)[1]
     with running_server(tmp_path) as fresh:
         assert drawn(fresh, seed=8) == [reused]
@@ -62,7 +62,7 @@ def test_the_images_are_those_of_a_fresh_encoding(server: ServerProcess, tmp_pat
 def test_another_condition_is_computed(
     server: ServerProcess, change: dict[str, Any], computed: int
 ) -> None:
-    """What differs is encoded again; what is equal is not."""
+    """A changed prompt is encoded again; an equal one is reused."""
     drawn(server)
     before, _ = counts(server)
     drawn(server, **change)

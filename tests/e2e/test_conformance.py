@@ -1,6 +1,6 @@
-"""Architectures that can be made small, through the whole service on the real runtime.
+"""Generate with small models of each architecture that allows it, on the real runtime.
 
-scripts/conformance tries all of them, at full shape, which takes gigabytes and minutes.
+scripts/conformance runs every architecture at full shape, which takes gigabytes and minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TITLES = [subject.title for subject in SUBJECTS]
 
 @pytest.mark.parametrize("subject", [s for s in SUBJECTS if s.quick], ids=lambda s: s.title)
 def test_a_small_model_draws(subject: Subject) -> None:
-    """By text, over an image, through a mask, and looking at references where it can."""
+    """A small model generates, edits, inpaints and, where supported, uses reference images."""
     with scratch() as folder:
         outcome = try_subject(subject, folder)
     assert outcome.passed, outcome.columns
@@ -28,7 +28,7 @@ def test_a_small_model_draws(subject: Subject) -> None:
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=TITLES)
 def test_full_shapes_are_let_through(tmp_path: Path, subject: Subject) -> None:
-    """What the runtime can draw with passes the look that comes before it."""
+    """The check of weight files accepts every model that the runtime supports."""
     files = {
         component: write_safetensors(tmp_path / component, shapes)
         for component, shapes in subject.parts().items()
@@ -37,5 +37,5 @@ def test_full_shapes_are_let_through(tmp_path: Path, subject: Subject) -> None:
 
 
 def test_every_family_is_tried() -> None:
-    """A family of the catalogue that no model stands for would be a promise."""
+    """Every family of the catalogue has a model in SUBJECTS."""
     assert {subject.family for subject in SUBJECTS} == {*FAMILIES}

@@ -1,7 +1,7 @@
-"""What only U-Nets take: a ControlNet, textual-inversion embeddings, clip_skip, previews by a TAE.
+"""Options that only U-Nets support: a ControlNet, embeddings, clip_skip, and previews by a TAE.
 
-On Stable Diffusion 1.5 at full shape with random weights: the pictures are noise, so what is
-asserted is that an option changes the picture, and that without it nothing stays behind.
+The model is Stable Diffusion 1.5 at full shape with random weights. Its images are noise, so the
+tests assert only that an option changes the image and does not affect later requests.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "s
 
 
 def vectors(width: int, kind: str = "float32") -> dict[str, np.ndarray]:
-    """An embedding of two vectors."""
+    """Return an embedding of two vectors."""
     values = np.random.default_rng(5).normal(size=(2, width)).astype("float32")
-    if kind == "uint16":  # bf16 is the upper half
+    if kind == "uint16":  # bf16 is the upper half of a float32
         return {"emb_params": (values.view("uint32") >> 16).astype("uint16")}
     return {"emb_params": values.astype(kind)}
 
@@ -63,26 +63,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def drawn(server: ServerProcess, **options: Any) -> np.ndarray:
-    """The pixels of a generation."""
+    """Generate an image; return its pixels."""
     return pixels(server.post({**BODY, **options}))
 
 
 def pixels(answer: httpx2.Response) -> np.ndarray:
-    """Those of the first picture of an answer."""
+    """Return the pixels of the first image of a response."""
     assert answer.status_code == 200, answer.text
     file = io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))
     return np.asarray(Image.open(file).convert("RGB"), int)
 
 
 def controlled(server: ServerProcess, picture: bytes, **fields: str) -> httpx2.Response:
-    """The answer of a generation that follows a control picture."""
+    """Send a generation with a control image."""
     form = {name: str(value) for name, value in {**BODY, **fields}.items()}
     files = {"control": ("control.png", picture, "image/png")}
     return httpx2.post(server.url + GENERATIONS, data=form, files=files, timeout=100)
 
 
 def square(inset: int) -> bytes:
-    """White on black."""
+    """Return a PNG of a white square on black."""
     picture = Image.new("RGB", (64, 64))
     ImageDraw.Draw(picture).rectangle((inset, inset, 63 - inset, 63 - inset), fill="white")
     file = io.BytesIO()
@@ -91,7 +91,8 @@ def square(inset: int) -> bytes:
 
 
 def test_a_control_picture_acts_and_leaves_nothing_behind(server: ServerProcess) -> None:
-    """By what is on it, by its strength and by its edges; strength 0 is none."""
+    """The control image, its strength and its edges change the result, but not later requests;
+    strength 0 has no effect."""
     plain = drawn(server)
     small, large = (pixels(controlled(server, square(inset))) for inset in (24, 4))
     weak = pixels(controlled(server, square(4), control_strength="0.1"))
@@ -107,7 +108,7 @@ def test_a_control_picture_acts_and_leaves_nothing_behind(server: ServerProcess)
 
 
 def test_control_on_edits_and_as_json(server: ServerProcess) -> None:
-    """Beside an image it is one more file; in JSON it cannot be."""
+    """An edit accepts a control image as one more file; JSON is rejected."""
     form = {name: str(value) for name, value in BODY.items()}
     files = {"image": ("a.png", square(8)), "control": ("c.png", square(20))}
     url = f"{server.url}/v1/images/edits"
@@ -121,13 +122,13 @@ def test_control_on_edits_and_as_json(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("option", ["control_strength", "control_canny"])
 def test_its_options_need_a_control_picture(server: ServerProcess, option: str) -> None:
-    """Alone they would do nothing."""
+    """Options of the control image are rejected without a control image."""
     answer = server.post({**BODY, option: 1 if option == "control_strength" else True})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, option)
 
 
 def test_webuiapis_units(server: ServerProcess) -> None:
-    """The same picture as that of the native route, and the ControlNets by name."""
+    """webuiapi lists the ControlNet and generates the same image as the native route."""
     api = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1", sampler="Euler a", steps=2)
     assert api.controlnet_model_list() == ["control_net"]
     assert api.controlnet_module_list() == ["none", "canny"]
@@ -135,7 +136,7 @@ def test_webuiapis_units(server: ServerProcess) -> None:
 
     def follow(model: str) -> webuiapi.WebUIApiResult:
         unit = webuiapi.ControlNetUnit(image=control, weight=0.9, model=model)
-        # The client's own default is one dictionary for all calls: it would keep the unit.
+        # The client's default is one dictionary for all calls, which would keep the unit.
         same = {"width": 64, "height": 64, "seed": 7, "cfg_scale": 7, "alwayson_scripts": {}}
         return api.txt2img(prompt=BODY["prompt"], controlnet_units=[unit], **same)
 
@@ -146,21 +147,22 @@ def test_webuiapis_units(server: ServerProcess) -> None:
 
 
 def test_a_model_without_one(native_server: ServerProcess) -> None:
-    """It says so."""
+    """A control image is rejected for a model without a ControlNet."""
     answer = controlled(native_server, square(8))
     assert answer.status_code == 400
     assert answer.json()["error"]["message"] == "The model 'embedded' has no ControlNet."
 
 
 def test_embeddings_are_words_of_the_prompt(server: ServerProcess) -> None:
-    """In any case of letters and of any type of floats; those that do not fit are left out."""
+    """Names of embeddings are case-insensitive, vectors may be f32, f16 or bf16, and files that do
+    not fit the model are ignored with a message in the log."""
     model = httpx2.get(f"{server.url}/v1/models/sd1").json()
     assert model["embeddings"] == ["glimmer", "brain", "half"]
     plain = drawn(server)
     glimmer = drawn(server, prompt="a red circle, glimmer")
     assert (glimmer != plain).any()
     assert (drawn(server, prompt="a red circle, Glimmer") == glimmer).all()
-    # The same values in fewer bits are nearly the same picture.
+    # The same values with less precision give nearly the same image.
     for word, tolerance in (("half", 2), ("brain", 24)):
         nearly = drawn(server, prompt=f"a red circle, {word}")
         assert 0 < abs(nearly - plain).mean() > 4 * abs(nearly - glimmer).mean(), word
@@ -172,20 +174,21 @@ def test_embeddings_are_words_of_the_prompt(server: ServerProcess) -> None:
 
 
 def test_clip_skip_acts(server: ServerProcess) -> None:
-    """Another layer of CLIP, another picture; 1 is the family's own."""
+    """clip_skip changes the image of its request only."""
     plain = drawn(server)
     assert (drawn(server, clip_skip=2) != plain).any()
     assert (drawn(server) == plain).all()
 
 
 def test_automatic1111s_clients_have_both(server: ServerProcess) -> None:
-    """Its list of embeddings, and its setting of CLIP's layers, for one request or all later."""
+    """AUTOMATIC1111's routes list the embeddings and set clip_skip for one or all later
+    requests."""
     routes = f"{server.url}/sdapi/v1"
     listed = httpx2.get(f"{routes}/embeddings").json()
     assert list(listed["loaded"]) == ["glimmer", "brain", "half"]
 
     def picture(clip_skip: int, **body: Any) -> np.ndarray:
-        """What a txt2img draws, and says about it."""
+        """Generate with txt2img; check the clip_skip that the response reports."""
         same = {"prompt": BODY["prompt"], "seed": 7, "steps": 2, "width": 64, "height": 64}
         answer = httpx2.post(f"{routes}/txt2img", json={**same, **body}, timeout=100).json()
         assert json.loads(answer["info"])["clip_skip"] == clip_skip
@@ -206,7 +209,7 @@ def test_automatic1111s_clients_have_both(server: ServerProcess) -> None:
 
 
 def test_previews_of_a_tiny_autoencoder(server: ServerProcess) -> None:
-    """At the size of the picture, where a projection has an eighth; the result is the VAE's."""
+    """Previews by a TAE have the size of the image; those by a projection have an eighth of it."""
     body = {**BODY, "sample_steps": 3, "stream": True, "stream_options": {"preview": True}}
     sizes = set()
     with httpx2.stream("POST", server.url + GENERATIONS, json=body, timeout=100) as answer:
@@ -218,7 +221,7 @@ def test_previews_of_a_tiny_autoencoder(server: ServerProcess) -> None:
 
 
 def test_the_options_of_a_model(server: ServerProcess, native_server: ServerProcess) -> None:
-    """A form can be drawn of them: what a model passes over is not there."""
+    """A model lists the options that it supports, with their bounds and defaults."""
     unet = httpx2.get(f"{server.url}/v1/models/sd1").json()["options"]
     transformer = httpx2.get(f"{native_server.url}/v1/models/embedded").json()["options"]
     only = {"clip_skip", "control_strength", "control_canny"}

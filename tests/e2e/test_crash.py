@@ -1,4 +1,4 @@
-"""Death of the worker while the real runtime draws, and crash loops."""
+"""Crashes of the worker while the real runtime generates, and crash loops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUICK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_step
 
 @pytest.fixture(scope="module")
 def mortal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose worker may be killed, apart from the one that other tests share."""
+    """A server whose worker tests may kill, separate from the server that other tests share."""
     with running_server(tmp_path_factory.mktemp("mortal")) as server:
         yield server
 
@@ -45,8 +45,8 @@ def mortal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
 def test_a_dead_worker_costs_its_job_only(
     mortal_server: ServerProcess, number: signal.Signals, reason: str, step: int
 ) -> None:
-    """The stream ends at once with the error frames and [DONE], readiness is 503 until the model
-    is loaded again, and the same server draws the next picture."""
+    """The stream ends at once with the error frames and [DONE], /readyz returns 503 until the model
+    is loaded again, and the same server generates the next image."""
     server = mortal_server
     server.wait_ready()
     worker, pid = server.worker_pid(), server.process.pid
@@ -74,7 +74,7 @@ def test_a_dead_worker_costs_its_job_only(
 
 
 def test_a_plain_request_hears_of_the_death(mortal_server: ServerProcess) -> None:
-    """Without a stream it is a 500 that says not to try again by itself."""
+    """Without a stream, the response is 500 with x-should-retry: false."""
     mortal_server.wait_ready()
     call = Call(mortal_server, {**BODY, "stream": False})
     wait_until(lambda: mortal_server.metric("sdstream_running_jobs") == 1, 5, "it does not run")
@@ -85,7 +85,7 @@ def test_a_plain_request_hears_of_the_death(mortal_server: ServerProcess) -> Non
 
 
 def test_the_picture_after_a_crash_is_the_same(mortal_server: ServerProcess) -> None:
-    """A new process draws the pixels that the one before it drew."""
+    """A new worker generates the same image as the one before it."""
     before = mortal_server.post(QUICK).json()["data"][0]["b64_json"]
     pid = mortal_server.worker_pid()
     os.kill(pid or 0, signal.SIGKILL)
@@ -94,8 +94,8 @@ def test_the_picture_after_a_crash_is_the_same(mortal_server: ServerProcess) -> 
 
 
 def test_a_crash_loop_is_slowed_down(tmp_path: Path) -> None:
-    """Requests that crash one after the other start the worker five times in 15 seconds at most;
-    the server lives, and is not ready while it waits. On the fake engine, which loads at once."""
+    """Restarts of a crashing worker are delayed; meanwhile the server runs but is not ready. The
+    fake engine loads at once, so the delays alone limit the restarts."""
     body = {"prompt": "crash=0", "size": "64x64", "sample_steps": 2}
     with running_server(tmp_path, engine="fake") as server:
         calls = [Call(server, body) for _ in range(8)]
@@ -107,7 +107,7 @@ def test_a_crash_loop_is_slowed_down(tmp_path: Path) -> None:
 
 
 def test_a_model_that_crashes_on_loading_is_given_up(tmp_path: Path) -> None:
-    """Three starts, and then the server says why it is not ready instead of trying for ever."""
+    """After three crashes while loading, the server stops restarting the worker and reports why."""
     models = tmp_path / "models.yaml"
     models.write_text(
         "models: [{id: bad, family: ovis_image, files: {model: crash}, defaults: {size: 64x64}}]"

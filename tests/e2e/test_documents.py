@@ -1,4 +1,4 @@
-"""Every command of the README and the documents is run as it stands there."""
+"""Run every command of the README and the documents as it is written there."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.support.documents import Block, Page, pages
 from tests.support.servers import ServerProcess, running_server
 
 PAGES = pages()
-#: Pages whose commands a test of their own runs.
+#: Pages whose commands are run by another test module.
 ELSEWHERE = {"docs/guide/cli.md": "test_cli_guide.py"}
 RUN = [page for page in PAGES if page.blocks() and page.name not in ELSEWHERE]
 
 
 def run_block(block: Block, server: ServerProcess, folder: Path) -> str:
-    """Run a block in a folder, on this server; return what it printed."""
+    """Run a block in a folder with this server; return what it printed."""
     command = BASH if block.language == "sh" else (sys.executable, "-c")
     return run(block.code, server, folder, *command)
 
 
 def check_images(block: Block, folder: Path) -> None:
-    """The image files that a block names exist, and are of the format that their names end with."""
+    """Check that the image files that a block names exist, in the format of their extension."""
     for name in block.images:
         stem, _, ending = name.rpartition(".")
         path = folder / name
@@ -60,7 +60,8 @@ def server_of(page: Page, usual: ServerProcess, folder: Path) -> Iterator[Server
 
 @pytest.mark.parametrize("page", RUN, ids=[page.name for page in RUN])
 def test_a_page(page: Page, native_server: ServerProcess, tmp_path: Path) -> None:
-    """Its blocks succeed, print what the page shows, and write the images that they name."""
+    """The blocks of a page succeed, print what the page shows, and write the images that they
+    name."""
     with server_of(page, native_server, tmp_path) as server:
         for block in page.blocks():
             printed = run_block(block, server, tmp_path).replace(server.url, ADDRESS)
@@ -69,7 +70,7 @@ def test_a_page(page: Page, native_server: ServerProcess, tmp_path: Path) -> Non
 
 
 def subcommand(name: str) -> click.Command:
-    """A command of ``sdstream``."""
+    """Return a command of ``sdstream``."""
     found = main.get_command(click.Context(main), name)
     assert found is not None, name
     return found
@@ -79,7 +80,7 @@ SERVE = subcommand("serve")
 
 
 def sdstream_calls(line: str) -> Iterator[list[str]]:
-    """The arguments of each call of sdstream in a line of a shell."""
+    """Yield the arguments of each call of sdstream in a line of a shell."""
     words = shlex.split(line, comments=True)
     for number, word in enumerate(words):
         before = words[number - 1] if number else ""
@@ -88,7 +89,7 @@ def sdstream_calls(line: str) -> Iterator[list[str]]:
 
 
 def test_commands_that_are_not_run_exist() -> None:
-    """Commands of ``console`` blocks have the options that the command line has."""
+    """Commands in ``console`` blocks exist and have only known options."""
     count = 0
     for page in PAGES:
         for line in page.commands():
@@ -109,7 +110,7 @@ def test_commands_that_are_not_run_exist() -> None:
 
 
 def test_console_blocks_mark_their_commands() -> None:
-    """A command in a ``console`` block begins with ``$``, else no test looks at it."""
+    """A ``console`` block has a line that begins with ``$``; the tests check only such lines."""
     for page in PAGES:
         for language, text in page.fences():
             if language == "console":
@@ -117,7 +118,7 @@ def test_console_blocks_mark_their_commands() -> None:
 
 
 def test_no_block_has_a_language_that_nobody_runs() -> None:
-    """Blocks of shells and Python are run; others are data, or transcripts."""
+    """Each block is run by a test, is a transcript, or has a language that is listed as data."""
     languages = {language for page in PAGES for language, _ in page.fences()}
     data = {
         *("bash", "bat", "fish", "haproxy", "zsh"),

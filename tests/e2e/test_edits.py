@@ -1,4 +1,4 @@
-"""Edits, variations and inpainting on the real runtime: what must change and what must not."""
+"""Edits, variations and inpainting on the real runtime: which pixels change."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tests.support.pictures import file_of
 from tests.support.servers import ServerProcess
 
 SIDE = 64
-BOX = (16, 16, 48, 48)  # left, top, right, bottom of what the masks open
+BOX = (16, 16, 48, 48)  # left, top, right, bottom of the area that the masks select
 
 
 def scene() -> Image.Image:
-    """A red disc on blue."""
+    """Return an image of a red disc on blue."""
     image = Image.new("RGB", (SIDE, SIDE), (20, 40, 200))
     ImageDraw.Draw(image).ellipse((8, 8, 40, 40), fill=(220, 30, 30))
     return image
 
 
 def luminance_mask() -> Image.Image:
-    """White where the runtime shall paint."""
+    """Return a mask that is white in BOX and black elsewhere."""
     mask = Image.new("L", (SIDE, SIDE), 0)
     mask.paste(255, BOX)
     return mask
 
 
 def alpha_mask() -> Image.Image:
-    """Transparent where the runtime shall paint, black elsewhere."""
+    """Return a mask that is transparent in BOX and black elsewhere."""
     mask = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), BOX)
     return mask
@@ -52,7 +52,7 @@ def post(
 
 
 def drawn(answer: httpx2.Response, index: int = 0) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """The pixels of an answered image, [height, width, 3]."""
+    """Return the pixels of an image in a response, as [height, width, 3]."""
     assert answer.status_code == 200, answer.text
     data = base64.b64decode(answer.json()["data"][index]["b64_json"])
     with Image.open(io.BytesIO(data)) as image:
@@ -60,7 +60,7 @@ def drawn(answer: httpx2.Response, index: int = 0) -> np.ndarray[Any, np.dtype[n
 
 
 def pixels(image: Image.Image) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """The same of an image of the test."""
+    """Return the pixels of an image, as [height, width, 3]."""
     return np.asarray(image.convert("RGB")).astype(np.int16)
 
 
@@ -68,7 +68,7 @@ INSIDE = pixels(luminance_mask().convert("RGB"))[..., 0] > 0
 
 
 def test_strength_is_the_distance_from_the_image(native_server: ServerProcess) -> None:
-    """0.2 stays nearer to the input than 0.9, and 0 nearly is the input."""
+    """A higher strength changes the input image more; strength 0 hardly changes it."""
     image = scene()
     distances = [
         np.abs(drawn(post(native_server, {"image": file_of(image)}, strength=s)) - pixels(image))
@@ -84,7 +84,7 @@ def test_strength_is_the_distance_from_the_image(native_server: ServerProcess) -
 @pytest.mark.parametrize("kind", ["RGB", "P"])
 @pytest.mark.parametrize("mask", [luminance_mask(), alpha_mask()], ids=["luminance", "alpha"])
 def test_only_the_mask_changes(native_server: ServerProcess, mask: Image.Image, kind: str) -> None:
-    """Outside the difference is exactly 0, for either kind of mask and for palettes too."""
+    """Pixels outside of the mask are unchanged, for both kinds of masks and for palette images."""
     image = scene().convert(kind)
     answer = post(native_server, {"image": file_of(image), "mask": file_of(mask)})
     difference = np.abs(drawn(answer) - pixels(image)).max(axis=2)
@@ -93,7 +93,7 @@ def test_only_the_mask_changes(native_server: ServerProcess, mask: Image.Image, 
 
 
 def test_a_soft_edge_stays_inside(native_server: ServerProcess) -> None:
-    """mask_blur fades inwards: still not one pixel changes outside."""
+    """mask_blur fades inwards: pixels outside of the mask are unchanged."""
     image = scene()
     files = {"image": file_of(image), "mask": file_of(luminance_mask())}
     hard, soft = drawn(post(native_server, files)), drawn(post(native_server, files, mask_blur="4"))
@@ -102,7 +102,7 @@ def test_a_soft_edge_stays_inside(native_server: ServerProcess) -> None:
 
 
 def test_the_prompt_acts_inside_the_mask(native_server: ServerProcess) -> None:
-    """Two prompts, two pictures in the hole."""
+    """Different prompts give different pixels inside the mask."""
     files = {"image": file_of(scene()), "mask": file_of(alpha_mask())}
     one = drawn(post(native_server, files, prompt="a green square"))
     two = drawn(post(native_server, files, prompt="a yellow star"))
@@ -111,7 +111,7 @@ def test_the_prompt_acts_inside_the_mask(native_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_usual_files(native_server: ServerProcess, kind: str) -> None:
-    """Each kind is drawn over, whatever MIME type it claims."""
+    """Each file format is accepted as an input image, whatever its MIME type."""
     files = {"image": ("upload", file_of(scene(), kind), "application/octet-stream")}
     image = drawn(post(native_server, files, strength="0.1"))
     assert np.abs(image - pixels(scene())).mean() < 100
@@ -124,14 +124,15 @@ def test_usual_files(native_server: ServerProcess, kind: str) -> None:
 def test_sizes(
     native_server: ServerProcess, source: tuple[int, int], size: str, found: tuple[int, int]
 ) -> None:
-    """The picture's own, unless another is asked for."""
+    """The result has the size of the input image unless the request contains a size."""
     image = file_of(scene().resize(source))
     height, width, _ = drawn(post(native_server, {"image": image}, size=size)).shape
     assert (width, height) == found
 
 
 def test_a_stream_of_an_edit(native_server: ServerProcess) -> None:
-    """Frames as for generations, with previews as large as the model generates."""
+    """An edit streams the same frames as a generation; previews have the size that the model
+    generates."""
     body = {"prompt": "a cat", "steps": "4", "stream": "true", "stream_options_preview": "true"}
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
@@ -150,7 +151,7 @@ def test_a_stream_of_an_edit(native_server: ServerProcess) -> None:
 
 
 def test_previews_come_nearer(native_server: ServerProcess) -> None:
-    """The partial images of OpenAI's stream approach the final one."""
+    """Each partial image of OpenAI's stream is closer to the final image than the one before."""
     body = {
         "prompt": "a cat", "size": "128x128", "steps": 12, "seed": 1, "stream": True,
         "partial_images": 3,
@@ -168,7 +169,7 @@ def test_previews_come_nearer(native_server: ServerProcess) -> None:
 
 
 def test_variations_and_inpainting(native_server: ServerProcess) -> None:
-    """Xinference's two routes: an image again, and white is painted."""
+    """Xinference's routes vary an image and inpaint the white area of a mask."""
     varied = post(native_server, {"image": file_of(scene())}, "/v1/images/variations", prompt="")
     assert (drawn(varied) != pixels(scene())).any()
     files = {"image": file_of(scene()), "mask_image": file_of(luminance_mask().convert("RGBA"))}
@@ -196,7 +197,8 @@ def test_variations_and_inpainting(native_server: ServerProcess) -> None:
 def test_faults_come_before_any_stream(
     native_server: ServerProcess, files: Any, fields: dict[str, str], param: str
 ) -> None:
-    """Plain HTTP 400 that names the field, streaming or not."""
+    """An invalid request is rejected with HTTP 400 and the field's name, also if it asks for a
+    stream."""
     answer = post(native_server, files, **fields)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -204,14 +206,14 @@ def test_faults_come_before_any_stream(
 
 
 def test_gpustacks_words_for_an_illegal_image(native_server: ServerProcess) -> None:
-    """Its document shows them."""
+    """The error for an invalid image is the one in GPUStack's documentation."""
     error = post(native_server, {"image": b"no image"}).json()["error"]
     expected = {"code": 400, "message": "Invalid image", "type": "invalid_request_error"}
     assert {name: error[name] for name in expected} == expected
 
 
 def test_a_bomb_is_refused_by_its_header(native_server: ServerProcess) -> None:
-    """A picture of 50,000 x 50,000 pixels in a few bytes costs nothing."""
+    """An image of 20,000x20,000 pixels in a small file is rejected."""
     image = file_of(Image.new("1", (20_000, 20_000)))
     answer = post(native_server, {"image": image})
     assert answer.status_code == 400

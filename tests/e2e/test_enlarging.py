@@ -1,4 +1,4 @@
-"""Sizes that the built-in model does not generate, enlarged by its upscaler."""
+"""Sizes that the built-in model does not generate and its upscaler produces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GREEN = (10, 200, 30)
 
 
 def drawn(server: ServerProcess, **changes: Any) -> tuple[Image.Image, dict[str, Any]]:
-    """An image and the parameters of its answer."""
+    """Generate an image; return it and the parameters of the response."""
     answer = server.post({**BODY, **changes})
     assert answer.status_code == 200, answer.text
     body = answer.json()
@@ -31,7 +31,8 @@ def drawn(server: ServerProcess, **changes: Any) -> tuple[Image.Image, dict[str,
 def test_an_image_of_another_size(
     native_server: ServerProcess, size: str, upscaler: str | None
 ) -> None:
-    """It shows what was asked for, at the size, and its parameters ask for it again."""
+    """The image has the requested size and content, and the returned parameters generate it
+    again."""
     image, parameters = drawn(native_server, size=size)
     assert f"{image.width}x{image.height}" == size == parameters["size"]
     assert parameters.get("upscaler") == upscaler
@@ -44,7 +45,7 @@ def test_an_image_of_another_size(
 
 
 def test_an_edit_keeps_what_the_mask_closes(native_server: ServerProcess) -> None:
-    """Byte for byte, though the rest was generated smaller and enlarged."""
+    """Pixels outside of the mask are unchanged, although the rest is enlarged."""
     picture = Image.new("RGB", (300, 220), GREEN)
     mask = Image.new("L", picture.size, 0)
     mask.paste(255, (100, 60, 200, 160))
@@ -59,7 +60,7 @@ def test_an_edit_keeps_what_the_mask_closes(native_server: ServerProcess) -> Non
 
 
 def test_the_built_in_upscaler_by_name(native_server: ServerProcess) -> None:
-    """On its own route it needs no name: there is no other."""
+    """The upscaling route uses the only upscaler if the request does not name one."""
     picture = Image.new("RGB", (32, 24), GREEN)
     url = f"{native_server.url}/v1/images/upscales"
     answer = httpx2.post(url, files={"image": ("i.png", file_of(picture))}, timeout=120)

@@ -1,4 +1,4 @@
-"""npm's eventsource, a second client beside the browser's, from the fake engine."""
+"""npm's eventsource, a second client besides the browser's EventSource."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tests.support.servers import ServerProcess
 
 
 def test_a_client_that_is_cut_off_again_and_again(fake_server: ServerProcess) -> None:
-    """It hears every event once and of one job, and stops by itself after the end."""
+    """The client receives every event of one job once, and stops reconnecting after the last
+    one."""
     before = fake_server.metric("sdstream_jobs_total")
     path = eventsource_path(prompt="step=0.3", steps=8, size="64x64")
     heard = run_node("eventsource.mjs", fake_server.url + path)

@@ -1,4 +1,4 @@
-"""Fireworks' routes with its published clients and with the requests of its documentation."""
+"""Fireworks' routes with its published clients and the requests of its documentation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ models:
 
 @pytest.fixture(scope="module")
 def fireworks_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose models have Fireworks' names, on the fake engine."""
+    """A server on the fake engine whose models have Fireworks' names."""
     folder = tmp_path_factory.mktemp("fireworks")
     (folder / "models.yaml").write_text(CATALOG)
     models = folder / "models.yaml"
@@ -47,7 +47,7 @@ def fireworks_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
 def post(
     server: ServerProcess, path: str, body: dict[str, Any], model: str = "default", **headers: str
 ) -> httpx2.Response:
-    """One request; headers are given with _ for -."""
+    """Send a request; names of headers have _ in place of -."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     usual = {"prompt": "a cat", "width": 64, "height": 64, "steps": 3}
     return httpx2.post(
@@ -58,7 +58,7 @@ def post(
 @pytest.mark.parametrize("path", [WORKFLOW, IMAGES])
 @pytest.mark.parametrize(("accept", "kind"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
 def test_the_file_itself(native_server: ServerProcess, path: str, accept: str, kind: str) -> None:
-    """Accept chooses the file; length, seed and outcome are headers."""
+    """Accept selects the format of the file; the seed and the outcome are headers."""
     answer = post(native_server, path, {"seed": 11}, accept=accept)
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == accept
@@ -69,7 +69,7 @@ def test_the_file_itself(native_server: ServerProcess, path: str, accept: str, k
 
 
 def test_json_of_a_workflow(native_server: ServerProcess) -> None:
-    """One object: id, images as plain base64 of PNGs, finishReason, seed."""
+    """The response is an object with the id, PNGs in base64, finishReason and the seed."""
     answer = post(
         native_server,
         WORKFLOW,
@@ -85,7 +85,7 @@ def test_json_of_a_workflow(native_server: ServerProcess) -> None:
 
 
 def test_json_of_image_generation(fake_server: ServerProcess) -> None:
-    """A list with one object for each image, each with its own seed."""
+    """The response is a list with one object for each image and its seed."""
     items = post(fake_server, IMAGES, {"seed": 7, "samples": 2}, accept="application/json").json()
     assert [{*item} for item in items] == [{"base64", "finishReason", "seed"}] * 2
     assert [(item["finishReason"], item["seed"]) for item in items] == [
@@ -96,7 +96,7 @@ def test_json_of_image_generation(fake_server: ServerProcess) -> None:
 
 
 def test_images_in_json_may_be_jpegs(fake_server: ServerProcess) -> None:
-    """Json-Return-Image-Accept, with Jpeg-Quality beside it."""
+    """Json-Return-Image-Accept and Jpeg-Quality select JPEGs in JSON."""
     sizes = []
     for quality in ("5", "95"):
         answer = post(
@@ -114,7 +114,7 @@ def test_images_in_json_may_be_jpegs(fake_server: ServerProcess) -> None:
 
 
 def test_jpeg_quality(fake_server: ServerProcess) -> None:
-    """A percentage of quality for JPEG; without meaning and harmless for PNG."""
+    """Jpeg-Quality sets the quality of a JPEG and is ignored for a PNG."""
     low, high = (
         post(fake_server, WORKFLOW, {"seed": 7}, accept="image/jpeg", Jpeg_Quality=quality)
         for quality in ("5", "95")
@@ -126,14 +126,14 @@ def test_jpeg_quality(fake_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("sampler", [None, "K_EULER", "K_DPMPP_2M"])
 def test_samplers(native_server: ServerProcess, sampler: str | None) -> None:
-    """Fireworks' names are drawn with; the file tells by what."""
+    """Fireworks' names of samplers are accepted, and the file names the sampler."""
     answer = post(native_server, WORKFLOW, {"sampler": sampler})
     expected = {None: "Euler", "K_EULER": "Euler", "K_DPMPP_2M": "DPM++ 2M"}[sampler]
     assert f"Sampler: {expected}," in opened(answer.content).info["parameters"]
 
 
 def test_seed_0_is_random(fake_server: ServerProcess) -> None:
-    """Two pictures of seed 0 have different seeds, and a picture of that seed is the same again."""
+    """Seed 0 chooses a random seed, and the returned seed generates the same image again."""
     first, second = (post(fake_server, WORKFLOW, {"seed": 0}) for _ in range(2))
     assert len({first.headers["Seed"], second.headers["Seed"], "0"}) == 3
     again = post(fake_server, WORKFLOW, {"seed": int(first.headers["Seed"])})
@@ -145,13 +145,13 @@ def test_seed_0_is_random(fake_server: ServerProcess) -> None:
     [("1:1", (128, 128)), ("16:9", (176, 96)), ("9:16", (96, 176)), ("21:9", (192, 80))],
 )
 def test_aspect_ratios(fake_server: ServerProcess, ratio: str, size: tuple[int, int]) -> None:
-    """A size of that shape with about the model's usual number of pixels."""
+    """The image has the aspect ratio and about the model's default number of pixels."""
     answer = post(fake_server, WORKFLOW, {"aspect_ratio": ratio, "width": None, "height": None})
     assert opened(answer.content).size == size
 
 
 def test_sizes_may_be_strings(fake_server: ServerProcess) -> None:
-    """@ai-sdk/fireworks sends them so."""
+    """Strings are accepted as sizes, because @ai-sdk/fireworks sends them."""
     answer = post(fake_server, WORKFLOW, {"width": "128", "height": "64"})
     assert opened(answer.content).size == (128, 64)
 
@@ -174,14 +174,14 @@ def test_sizes_may_be_strings(fake_server: ServerProcess) -> None:
 def test_refusals(
     fake_server: ServerProcess, body: dict[str, Any], status: int, param: str, reason: str
 ) -> None:
-    """What cannot be had is refused with the field as it was sent."""
+    """An invalid or unsupported field is rejected under the name that the client sent."""
     answer = post(fake_server, WORKFLOW, body, accept="image/png")
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["reason"]) == (status, param, reason)
 
 
 def test_models(fireworks_server: ServerProcess) -> None:
-    """The path names a model of the catalogue; one that is not there is 404, never another one."""
+    """The path names the model; an unknown name is 404, and the field model is ignored."""
     assert post(fireworks_server, WORKFLOW, {}, "flux-1-schnell-fp8").status_code == 200
     assert post(fireworks_server, WORKFLOW, {"model": "anything"}, "SSD-1B").status_code == 200
     answer = post(fireworks_server, WORKFLOW, {}, "flux-1-dev-fp8")
@@ -189,7 +189,7 @@ def test_models(fireworks_server: ServerProcess) -> None:
 
 
 def test_keys(keyed_server: ServerProcess) -> None:
-    """The Bearer key counts here as everywhere."""
+    """The routes require the Bearer key."""
     assert post(keyed_server, WORKFLOW, {}, Authorization="Bearer wrong").status_code == 401
     assert post(keyed_server, WORKFLOW, {}, Authorization=f"Bearer {KEY}").status_code == 200
 
@@ -226,7 +226,8 @@ SDK_CALLS = textwrap.dedent(
 
 
 def test_fireworks_ai(fireworks_server: ServerProcess) -> None:
-    """fireworks-ai from PyPI: one file, one JPEG, several in JSON, refusals as its own errors."""
+    """fireworks-ai from PyPI receives PNGs, a JPEG and several images; errors raise its
+    exceptions."""
     found = run_python(SDK_CALLS, SDK, fireworks_server.url)
     assert found["png"][:2] == ["PNG", "SUCCESS"]
     assert found["jpeg"][:2] == ["JPEG", "SUCCESS"]
@@ -239,7 +240,7 @@ def test_fireworks_ai(fireworks_server: ServerProcess) -> None:
 
 
 def test_ai_sdk(fireworks_server: ServerProcess) -> None:
-    """@ai-sdk/fireworks from npm: it sends */* and takes the body for the file."""
+    """@ai-sdk/fireworks from npm, which sends Accept: */*, receives the image as the body."""
     url = fireworks_server.url
     (image,) = run_node("fireworks.mjs", url, "ratio")["images"]
     assert image["mediaType"] == "image/png"

@@ -1,4 +1,4 @@
-"""The service is told of by nobody: no route looks up or connects to another machine."""
+"""The server makes no request to another host."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tests.support.pictures import png
 from tests.support.routes import document
 from tests.support.servers import ServerProcess, running_server
 
-#: onnxruntime's telemetry looked its host up within ten seconds.
+#: Longer than the ten seconds within which onnxruntime's telemetry looked up its host.
 _LOOKED_AT_SECONDS = 15.0
 _JSON: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_steps": 2, "steps": 2}
 
 
 def test_no_route_knows_another_machine(tmp_path: Path) -> None:
-    """Nor does a library behind one, in the server or its worker; the home folder stays empty."""
+    """No route, nor a library of the server or worker, looks up another host or writes into
+    HOME."""
     watch = watched(tmp_path)
     if watch is None:
         pytest.skip("there is no C compiler")
@@ -47,10 +48,11 @@ def test_no_route_knows_another_machine(tmp_path: Path) -> None:
 
 
 def _call(server: ServerProcess, method: str, path: str) -> None:
-    """One call as JSON and one as a form: a route takes one of them and rejects the other."""
+    """Call a route; POST both JSON and a form, because a route accepts one and rejects the
+    other."""
     url = server.url + path
     if method == "get":
-        # Server-sent events of a job have an end, and the others are short.
+        # Every response ends, also a job's server-sent events.
         httpx2.get(url, params={"prompt": "a red circle", "size": "64x64"}, timeout=60)
         return
     httpx2.post(url, json=_JSON, timeout=60)

@@ -1,7 +1,7 @@
-"""Pages of other sites in a real browser, against a server that is not on localhost for it.
+"""Pages of other sites in a real browser, with a server that is not localhost for the browser.
 
-Over plain HTTP a browser sends no Sec-Fetch-Site to such a server, and no Origin with an image, a
-script, a form's GET or a fetch in no-cors mode.
+Over plain HTTP, a browser sends no Sec-Fetch-Site to such a server. It sends no Origin with an
+image, a script, a form's GET or a fetch in no-cors mode.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from tests.support.browser import PATIENCE, chromium
 from tests.support.jobs import eventsource_path
 from tests.support.servers import GENERATIONS, ServerProcess, free_port, running_server
 
-#: Every name under .test is this machine, as an attacker's name server would have it.
+#: Resolve every name under .test to 127.0.0.1, as an attacker's name server might.
 _NAMES = "--host-resolver-rules=MAP *.test 127.0.0.1"
 _QUERY = "?prompt=a&size=64x64&steps=2"
 
-#: JavaScript that has the browser send a request to URL -> a promise that it was sent.
+#: JavaScript that makes the browser send a request to ``url``; evaluates to a promise that resolves
+#: afterwards.
 ATTACKS = {
     "image": "load('img', 'src', url + query)",
     "script": "load('script', 'src', url + query)",
@@ -63,7 +64,7 @@ const ended = source => new Promise(done => source.addEventListener("error", don
 
 class _EmptyPage(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        """A page that gives no Referer away where its path asks for that."""
+        """Send a page; with "silent" in the path, the page sends no Referer."""
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         if "silent" in self.path:
@@ -72,12 +73,12 @@ class _EmptyPage(BaseHTTPRequestHandler):
         self.wfile.write(b"<!doctype html><title>A page</title><body></body>")
 
     def log_message(self, *_: object) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
 
 @contextmanager
 def foreign_site() -> Iterator[str]:
-    """The address of a site that has nothing to do with the server."""
+    """Serve another site; yield its address."""
     site = ThreadingHTTPServer(("127.0.0.1", 0), _EmptyPage)
     thread = threading.Thread(target=site.serve_forever)
     thread.start()
@@ -91,14 +92,14 @@ def foreign_site() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser for all tests of this module."""
+    """One browser for the module, which resolves names under .test."""
     with chromium(_NAMES) as browser:
         yield browser
 
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, str]]:
-    """A server without keys, and the address that browsers reach it at."""
+    """A server without keys, and the address at which browsers reach it."""
     port, folder = free_port(), tmp_path_factory.mktemp("named")
     address = f"http://server.test:{port}"
     with running_server(folder, engine="fake", public_url=address, port=port) as server:
@@ -106,12 +107,12 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProc
 
 
 def made(server: ServerProcess) -> int:
-    """Jobs that the server has, whatever became of them."""
+    """Return the number of jobs on the server, in any state."""
     return len(httpx2.get(f"{server.url}/v1/jobs", params={"limit": 100}).json()["data"])
 
 
 def run(page: Page, script: str, url: str) -> Any:
-    """Run JavaScript that has ``url``, and wait for its promise for ten seconds at most."""
+    """Run JavaScript that uses ``url``; wait at most ten seconds for its promise."""
     late = "new Promise(done => setTimeout(done, 10000, 'late'))"
     helpers = _HELPERS % _QUERY
     return page.evaluate(f"url => {{{helpers}; return Promise.race([{script}, {late}])"
@@ -122,7 +123,8 @@ def run(page: Page, script: str, url: str) -> Any:
 def test_foreign_pages_make_no_job(
     browser: Browser, named: tuple[ServerProcess, str], path: str
 ) -> None:
-    """By no kind of request, with and without a Referer."""
+    """A page of another site cannot start a job, whatever the request and with or without a
+    Referer."""
     server, address = named
     before = made(server)
     with foreign_site() as site:
@@ -136,7 +138,7 @@ def test_foreign_pages_make_no_job(
 
 
 def test_the_servers_own_page_may(browser: Browser, named: tuple[ServerProcess, str]) -> None:
-    """Its EventSource has no Origin either, but a Referer of this server."""
+    """The server's own page can start jobs: its EventSource sends a Referer, although no Origin."""
     server, address = named
     before = made(server)
     page = browser.new_page()
@@ -168,7 +170,8 @@ def test_the_servers_own_page_may(browser: Browser, named: tuple[ServerProcess, 
     ],
 )
 def test_what_a_client_accepts(named: tuple[ServerProcess, str], accept: str, status: int) -> None:
-    """A GET that makes a job is answered with events; what wants a page or an image is told so."""
+    """A GET that starts a job is answered with events; a client that wants a page or an image gets
+    406."""
     server, _ = named
     before = made(server)
     answer = httpx2.get(server.url + GENERATIONS + _QUERY, headers={"Accept": accept})
@@ -179,7 +182,8 @@ def test_what_a_client_accepts(named: tuple[ServerProcess, str], accept: str, st
 
 
 def test_a_browser_that_shows_no_page(named: tuple[ServerProcess, str]) -> None:
-    """Its GET is rejected with the remedy; a Referer of this server is enough."""
+    """A browser's GET without a Referer of this server is rejected, and the message suggests
+    POST."""
     server, address = named
     before = made(server)
     browser = {"User-Agent": "Mozilla/5.0", "Accept": "text/event-stream"}

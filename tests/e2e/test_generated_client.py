@@ -1,4 +1,4 @@
-"""A client that a generator makes of the OpenAPI document generates and edits images."""
+"""A client that is generated from the OpenAPI document generates and edits images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.routes import document
 from tests.support.servers import ServerProcess
 
-#: What its user writes; the package is made by openapi-python-client.
+#: A program that uses the package; openapi-python-client generates the package.
 PROGRAM = """
 import io, sys
 from PIL import Image
@@ -41,7 +41,7 @@ with Client(sys.argv[1], timeout=60) as client:
 
 
 def test_a_generated_client(fake_server: ServerProcess, tmp_path: Path) -> None:
-    """Every operation but the download of an image file becomes a function with types."""
+    """Every operation becomes a typed function, and the functions work."""
     described = tmp_path / "openapi.json"
     described.write_text(json.dumps(document()))
     command = [

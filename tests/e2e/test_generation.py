@@ -1,4 +1,4 @@
-"""What the real runtime draws: options, seeds, sizes, prompts, files and cancels."""
+"""Generate with the real runtime: options, seeds, sizes, prompts, files and cancellation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "cfg_scale": 1,
 }
 
-#: Those of GPUStack's page.
+#: The samplers and schedules of GPUStack's page.
 TEN = (
     "euler_a", "euler", "heun", "dpm2", "dpm++2s_a", "dpm++2m", "dpm++2mv2", "ipndm", "ipndm_v",
     "lcm",
@@ -44,7 +44,7 @@ Gallery = dict[tuple[str, str], Pixels]
 
 
 def drawn(server: ServerProcess, **options: Any) -> list[Image.Image]:
-    """The pictures of one request."""
+    """Return the images of one request."""
     answer = server.post({**SMALL, **options})
     assert answer.status_code == 200, answer.text
     files = [base64.b64decode(item["b64_json"]) for item in answer.json()["data"]]
@@ -52,14 +52,14 @@ def drawn(server: ServerProcess, **options: Any) -> list[Image.Image]:
 
 
 def pixels(server: ServerProcess, **options: Any) -> Pixels:
-    """The pixels of a request for one picture."""
+    """Return the pixels of a request for one image."""
     (picture,) = drawn(server, **options)
     return picture.tobytes()
 
 
 @pytest.fixture(scope="module")
 def gallery() -> Gallery:
-    """Pictures of the tests so far, by sampler and schedule."""
+    """Images of the tests so far, by sampler and schedule."""
     return {}
 
 
@@ -70,7 +70,7 @@ def gallery() -> Gallery:
 def test_every_sampler_and_schedule_draws_or_says_why_not(
     native_server: ServerProcess, gallery: Gallery, sampler: str, schedule: str
 ) -> None:
-    """A picture with something on it, or a 400 that names the combination's reason."""
+    """The image is not blank, or the combination is rejected with a reason."""
     options = {"sampler": sampler, "schedule": schedule, "sample_steps": 4}
     answer = native_server.post({**SMALL, **options})
     if schedule in ("ays", "gits"):
@@ -83,14 +83,15 @@ def test_every_sampler_and_schedule_draws_or_says_why_not(
     assert (chosen["sampler"], chosen["schedule"]) == (sampler, schedule)
     picture = Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
     assert (picture.size, picture.mode) == ((64, 64), "RGB")
-    # A blank picture has a little noise, the thing that was asked for stands out.
+    # A blank image has a little noise; the requested object has more contrast.
     assert any(high - low > 60 for low, high in extremes(picture))
     gallery[sampler, schedule] = picture.tobytes()
 
 
 def test_samplers_and_schedules_differ(gallery: Gallery) -> None:
-    """Of the ten by six, pictures are the same only where the runtime does the same: default is
-    one of the other schedules. With exponential the two DPM++ 2M agree up to rounding."""
+    """Images of different combinations differ, except that default and discrete are the same
+    schedule for every sampler but lcm, and that both DPM++ 2M with exponential agree up to
+    rounding."""
     if len(gallery) < len(TEN):
         pytest.skip("needs the pictures of the tests before it")
     groups: dict[Pixels, set[tuple[str, str]]] = defaultdict(set)
@@ -113,7 +114,7 @@ def test_samplers_and_schedules_differ(gallery: Gallery) -> None:
 
 
 def test_the_same_request_gives_the_same_file(native_server: ServerProcess) -> None:
-    """Byte for byte, whatever was drawn between."""
+    """The same request gives the same file, whatever was generated in between."""
     first, second = (
         native_server.post({**SMALL, "cfg_scale": 3}).json()["data"]
         for _ in (drawn(native_server, seed=9), drawn(native_server, seed=10))
@@ -134,20 +135,20 @@ def test_the_same_request_gives_the_same_file(native_server: ServerProcess) -> N
     ids=lambda change: next(iter(change)),
 )
 def test_options_change_the_picture(native_server: ServerProcess, change: dict[str, Any]) -> None:
-    """Prompt, its weights, negative prompt (at a cfg scale above 1), seed, steps and cfg scale."""
+    """Each of these options changes the image; a negative prompt does so at a cfg_scale above 1."""
     base = {"cfg_scale": 3}
     assert pixels(native_server, **base) != pixels(native_server, **{**base, **change})
 
 
 def test_a_negative_prompt_at_cfg_1_is_warned_of(native_server: ServerProcess) -> None:
-    """It cannot act there, and the answer says so."""
+    """A negative prompt at cfg_scale 1 has no effect, and the response contains a warning."""
     answer = native_server.post({**SMALL, "negative_prompt": "blue"}).json()
     assert answer["warnings"] == ["negative_prompt has no effect at cfg_scale 1."]
     assert pixels(native_server, negative_prompt="blue") == pixels(native_server)
 
 
 def test_words_that_the_built_in_model_does_not_know(native_server: ServerProcess) -> None:
-    """They are named with what it knows, and the image is generated from the others."""
+    """A warning lists the unknown words, and the image is generated from the other words."""
     answer = native_server.post({**SMALL, "prompt": "an astronaut on a horse, a red circle"}).json()
     (warning,) = answer["warnings"]
     assert warning.startswith("The model 'embedded' does not know 'astronaut', 'horse'. It knows:")
@@ -156,7 +157,7 @@ def test_words_that_the_built_in_model_does_not_know(native_server: ServerProces
 
 
 def test_n_pictures_are_n_single_ones(native_server: ServerProcess) -> None:
-    """Picture i of n is that of seed + i, pixel for pixel."""
+    """Image i of n is identical to a single image with seed + i."""
     together = [picture.tobytes() for picture in drawn(native_server, n=3, seed=50)]
     assert together == [pixels(native_server, seed=50 + index) for index in range(3)]
     assert len({*together}) == 3
@@ -164,13 +165,13 @@ def test_n_pictures_are_n_single_ones(native_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**53, 2**63 - 1 - 10])
 def test_large_seeds_are_exact(native_server: ServerProcess, seed: int) -> None:
-    """The seed of the answer is the one that was sent, to the last bit, and draws alike."""
+    """The response contains exactly the seed that was sent."""
     answer = native_server.post({**SMALL, "seed": seed, "sample_steps": 1}).json()
     assert answer["data"][0]["seed"] == answer["parameters"]["seed"] == seed
 
 
 def test_random_seeds_differ_and_can_be_repeated(native_server: ServerProcess) -> None:
-    """Without a seed, and with -1, each picture is a new one whose seed the answer tells."""
+    """Without a seed, or with -1, the seed is random, and the returned seed repeats the image."""
     answers = [native_server.post({**SMALL, "seed": seed}).json() for seed in (None, -1)]
     seeds = [answer["data"][0]["seed"] for answer in answers]
     assert seeds[0] != seeds[1]
@@ -183,14 +184,14 @@ def test_random_seeds_differ_and_can_be_repeated(native_server: ServerProcess) -
 
 @pytest.mark.parametrize("size", ["64x64", "192x128", "80x112", "333x209", "512x512", "512x256"])
 def test_sizes_come_back_exact(native_server: ServerProcess, size: str) -> None:
-    """Those that the model knows and all others, square or not."""
+    """The image has exactly the requested size."""
     (picture,) = drawn(native_server, size=size, sample_steps=1)
     assert f"{picture.width}x{picture.height}" == size
 
 
 @pytest.mark.parametrize("size", ["8x64", "1600x900", "1536x1536", "528x64"])
 def test_other_sizes_are_refused(native_server: ServerProcess, size: str) -> None:
-    """Too small, too large, or too far from the shapes that the model generates: 400."""
+    """A size that is too small, too large or too far from the model's aspect ratios is rejected."""
     answer = native_server.post({**SMALL, "size": size})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "size"
@@ -198,14 +199,14 @@ def test_other_sizes_are_refused(native_server: ServerProcess, size: str) -> Non
 
 @pytest.mark.parametrize("cfg_scale", [0, 1, 30])
 def test_the_bounds_of_guidance_draw(native_server: ServerProcess, cfg_scale: int) -> None:
-    """No guidance, none needed, and far too much all give pictures that are not black."""
+    """The image is not black at the lowest and the highest cfg_scale."""
     (picture,) = drawn(native_server, cfg_scale=cfg_scale)
     assert any(high for _, high in extremes(picture))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_step_draws(native_server: ServerProcess, sampler: str) -> None:
-    """A single step is enough for a picture with every sampler."""
+    """Every sampler generates an image in one step."""
     (picture,) = drawn(native_server, sampler=sampler, sample_steps=1)
     assert any(high for _, high in extremes(picture))
 
@@ -214,7 +215,7 @@ def test_one_step_draws(native_server: ServerProcess, sampler: str) -> None:
 def test_what_one_step_would_crash_or_blacken_is_refused(
     native_server: ServerProcess, schedule: str
 ) -> None:
-    """These schedules need two steps, and the answer says it."""
+    """One step is rejected for these schedules; the message says that they need two."""
     answer = native_server.post({**SMALL, "schedule": schedule, "sample_steps": 1})
     assert answer.status_code == 400
     assert "2 steps" in answer.json()["error"]["message"]
@@ -240,17 +241,17 @@ PROMPTS = {
 
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS.keys())
 def test_any_prompt_draws(native_server: ServerProcess, prompt: str) -> None:
-    """Whatever the text, up to what the model reads: a picture, and the worker lives."""
+    """Any text up to the longest prompt generates an image, and the worker keeps running."""
     worker = native_server.worker_pid()
     answer = native_server.post({**SMALL, "prompt": prompt, "sample_steps": 1})
     assert answer.status_code == 200
-    # Forms end lines with CRLF: the same prompt is the same text in both.
+    # Forms end lines with CRLF, JSON with LF; the server converts both to the same prompt.
     assert answer.json()["parameters"]["prompt"] == prompt.replace("\r\n", "\n")
     assert native_server.worker_pid() == worker
 
 
 def test_any_negative_prompt_draws(native_server: ServerProcess) -> None:
-    """The negative prompt takes the same road as the prompt."""
+    """The same texts are accepted as a negative prompt."""
     worker = native_server.worker_pid()
     for prompt in PROMPTS.values():
         pixels(native_server, negative_prompt=prompt, cfg_scale=2, sample_steps=1)
@@ -259,7 +260,8 @@ def test_any_negative_prompt_draws(native_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("words", ["a red circle on a blue table ", ". "])
 def test_the_longest_prompt_takes_no_more_than_memory(tmp_path: Path, words: str) -> None:
-    """The language model's memory grows by the square of the prompt; the bound keeps it in hand."""
+    """The limit on a prompt's length bounds the language model's memory, which grows
+    quadratically."""
     prompt = (words * 4000)[:4000]
     with running_server(tmp_path) as server:
         answer = server.post({**SMALL, "prompt": prompt, "sample_steps": 1})
@@ -271,7 +273,7 @@ def test_the_longest_prompt_takes_no_more_than_memory(tmp_path: Path, words: str
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 def test_longer_prompts_are_refused(native_server: ServerProcess, name: str) -> None:
-    """With the length that the model reads, before the runtime hears of it."""
+    """A longer prompt is rejected with the longest length that the model accepts."""
     answer = native_server.post({**SMALL, "prompt": "a", name: "a" * 4001})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == name
@@ -282,7 +284,7 @@ def test_longer_prompts_are_refused(native_server: ServerProcess, name: str) -> 
 
 
 def test_parameters_lie_in_a_png(native_server: ServerProcess) -> None:
-    """The text chunk `parameters` has AUTOMATIC1111's form, as other programs read it."""
+    """The PNG text chunk `parameters` has AUTOMATIC1111's format."""
     (picture,) = drawn(native_server, negative_prompt="blue", cfg_scale=2.5, n=1)
     lines = str(picture.info["parameters"]).split("\n")
     assert lines[:2] == ["a red circle", "Negative prompt: blue"]
@@ -293,7 +295,7 @@ def test_parameters_lie_in_a_png(native_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 def test_parameters_lie_in_the_exif(native_server: ServerProcess, output_format: str) -> None:
-    """JPEG and WebP carry the same text as their UserComment, with any script in it."""
+    """JPEG and WebP contain the same text as the Exif UserComment, in Unicode."""
     (picture,) = drawn(native_server, prompt="蓝色 circle", output_format=output_format)
     assert picture.format == output_format.upper()
     comment = picture.getexif().get_ifd(0x8769)[0x9286]
@@ -316,7 +318,7 @@ def test_compression_makes_files_smaller(native_server: ServerProcess, output_fo
 
 
 def test_the_formats_show_the_same_picture(native_server: ServerProcess) -> None:
-    """A JPEG at full quality is within a few shades of the PNG."""
+    """A JPEG differs from the PNG by a few shades only."""
     (png,), (jpeg,) = drawn(native_server), drawn(native_server, output_format="jpeg")
     apart = [abs(a - b) for a, b in zip(png.tobytes(), jpeg.tobytes(), strict=True)]
     assert sum(apart) / len(apart) < 16  # a JPEG halves the resolution of colour
@@ -327,8 +329,8 @@ def test_the_formats_show_the_same_picture(native_server: ServerProcess) -> None
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "res_2s"])
 def test_a_stream_shows_every_step(native_server: ServerProcess, sampler: str) -> None:
-    """One frame for each step, and the picture of the plain answer at the end, for samplers with
-    two model calls a step as well."""
+    """A stream has one frame for each step, also for samplers that call the model twice per step,
+    and ends with the image of the plain response."""
     body = {**SMALL, "sampler": sampler, "sample_steps": 5}
     events = list(Call(native_server, {**body, "stream": True}).events())
     items = [event["data"][0] for event in events]
@@ -338,7 +340,7 @@ def test_a_stream_shows_every_step(native_server: ServerProcess, sampler: str) -
 
 
 def test_previews_show_the_picture_coming(native_server: ServerProcess) -> None:
-    """A picture on every step's frame; the final picture is the same with and without."""
+    """Each step's frame contains a preview, and previews do not change the final image."""
     body = {**SMALL, "size": "192x128", "sample_steps": 4}
     options = {"stream": True, "stream_options": {"preview": True}}
     items = [e["data"][0] for e in Call(native_server, {**body, **options}).events()]
@@ -351,8 +353,8 @@ def test_previews_show_the_picture_coming(native_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 5])
 def test_a_cancel_leaves_the_model_loaded(native_server: ServerProcess, step: int) -> None:
-    """Who leaves before, between or in the middle of the steps frees the worker soon, and the next
-    picture is byte for byte what it was."""
+    """A client that disconnects before, between or during the steps frees the worker soon, and the
+    next image is unchanged."""
     before = native_server.post(SMALL).json()["data"]
     worker = native_server.worker_pid()
     cancelled = native_server.metric("sdstream_jobs_total", outcome="cancelled")
@@ -372,7 +374,7 @@ def test_a_cancel_leaves_the_model_loaded(native_server: ServerProcess, step: in
 
 
 def test_a_cancel_while_decoding(native_server: ServerProcess) -> None:
-    """The autoencoder, too, is interrupted: the worker is free soon and keeps its model."""
+    """A cancel during decoding frees the worker soon, and the worker keeps its model."""
     worker = native_server.worker_pid()
     call = Call(native_server, {**SMALL, "size": "192x192", "sample_steps": 1, "stream": True})
     call.wait_for_step(1)

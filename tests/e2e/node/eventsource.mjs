@@ -1,6 +1,6 @@
-// eventsource from npm against a server: node eventsource.mjs URL, JSON on stdout.
-// The URL is that of a generation. Every connection is cut after three events, so that the client
-// has to find its job again; the server's 204 must end that by itself.
+// Runs eventsource from npm against a server and prints JSON: node eventsource.mjs URL.
+// The URL starts a generation. Every connection is cut after three events, so that the client has
+// to reconnect to its job. It reconnects until the server responds with 204.
 import { EventSource } from "eventsource";
 
 const [url] = process.argv.slice(2);
@@ -30,7 +30,7 @@ const source = new EventSource(url, { fetch: impatient });
 const names = ["queued", "progress", "preview", "image", "completed", "failed", "cancelled", "error"];
 for (const name of names) {
   source.addEventListener(name, (event) => {
-    if (event.data === undefined) return; // the client's own error, at each cut
+    if (event.data === undefined) return; // the client's own error event at each cut
     told.push({ name, id: event.lastEventId, data: JSON.parse(event.data) });
     heard();
   });

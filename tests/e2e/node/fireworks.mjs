@@ -1,8 +1,8 @@
-// @ai-sdk/fireworks from npm against a server: node fireworks.mjs URL CHECK, JSON on stdout.
+// Runs @ai-sdk/fireworks from npm against a server and prints JSON: node fireworks.mjs URL CHECK.
 import { createFireworks } from "@ai-sdk/fireworks";
 import { APICallError, generateImage } from "ai";
 
-globalThis.AI_SDK_LOG_WARNINGS = false; // they go to stdout
+globalThis.AI_SDK_LOG_WARNINGS = false; // warnings go to stdout
 
 const [url, check] = process.argv.slice(2);
 const fireworks = createFireworks({ baseURL: `${url}/inference/v1`, apiKey: "some-key" });
@@ -18,7 +18,7 @@ const generate = async (model, options) =>
 
 const checks = {
   ratio: () => generate("accounts/fireworks/models/default", { aspectRatio: "16:9", seed: 7 }),
-  // Known to the client as a model of image_generation, which takes sizes.
+  // The client uses the route image_generation for this model, and that route accepts sizes.
   size: () =>
     generate("accounts/fireworks/models/SSD-1B", {
       size: "128x64",

@@ -1,4 +1,4 @@
-// openai from npm against a server: node openai.mjs URL FOLDER CHECK, JSON on stdout.
+// Runs openai from npm against a server and prints JSON: node openai.mjs URL FOLDER CHECK.
 import fs from "node:fs";
 import OpenAI, { toFile } from "openai";
 
@@ -7,7 +7,7 @@ const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "some-key", maxRetries
 const file = (name) => fs.createReadStream(`${folder}/${name}`);
 const small = { prompt: "a red circle", size: "64x64", seed: 5, sample_steps: 4 };
 
-// What a loop over a stream sees, without the pictures' bytes.
+// Events of a stream; `picture` is the image of an event.
 async function events(stream) {
   const seen = [];
   for await (const { b64_json, ...event } of await stream) {
