@@ -124,7 +124,7 @@ def test_a_file_that_is_like_nothing(tmp_path: Path) -> None:
 
 
 def test_generate_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """-o - writes only the image file to stdout; the progress goes to stderr."""
+    """`-o -` writes only the image file to stdout; the progress goes to stderr."""
     result = sdstream(
         "generate", "a", *QUICK, "-o", "-", "--server", fake_server.url, folder=tmp_path
     )
@@ -176,7 +176,7 @@ def test_generate_with_every_option(tmp_path: Path, fake_server: ServerProcess) 
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: list[str], word: str) -> None:
-    """Wrong usage is reported with exit code 2 and a hint, before anything starts."""
+    """Wrong usage is reported with exit code 2 and a hint before anything starts."""
     result = sdstream(*arguments, folder=tmp_path, engine="fake")
     assert result.returncode == 2
     assert word in said(result)
@@ -198,7 +198,8 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], word: str) -> None:
 def test_what_the_server_refuses(
     tmp_path: Path, fake_server: ServerProcess, arguments: list[str], word: str
 ) -> None:
-    """A rejected request or a failed job is exit code 1 with the server's message."""
+    """The command prints the server's message and exits with 1 if the request is rejected or the
+    job fails."""
     result = sdstream(*arguments, "--server", fake_server.url, folder=tmp_path)
     assert result.returncode == 1
     assert word in said(result)
@@ -219,7 +220,8 @@ def test_what_the_server_refuses(
     ],
 )
 def test_no_server_there(tmp_path: Path, command: list[str], address: str) -> None:
-    """A server that cannot be reached is exit code 1 with an error message."""
+    """The command exits with 1 and an error if the server cannot be reached or the address is
+    invalid."""
     address = address.replace("PORT", str(free_port()))
     result = sdstream(*command, "--server", address, folder=tmp_path)
     assert result.returncode == 1
@@ -299,7 +301,7 @@ def test_something_else_at_the_address(tmp_path: Path, body: bytes, kind: str) -
 def test_a_place_that_takes_no_file_is_told_before_drawing(
     tmp_path: Path, fake_server: ServerProcess
 ) -> None:
-    """A path that cannot be written is wrong usage, and no job is started."""
+    """An output path that cannot be written is wrong usage, and no job is started."""
     before = fake_server.metric("sdstream_jobs_total", outcome="completed")
     result = sdstream(
         *("generate", "a", *QUICK, "-o", "no/where.png", "--server", fake_server.url),
@@ -366,7 +368,8 @@ def test_ctrl_c_while_a_server_draws(tmp_path: Path, fake_server: ServerProcess)
 
 
 def test_what_keeps_a_private_server_from_starting(tmp_path: Path) -> None:
-    """A setting that `serve` rejects, or a TMPDIR too long for a socket, is exit code 78."""
+    """The command exits with 78 if `serve` would reject a setting or TMPDIR is too long for a
+    socket."""
     result = sdstream("generate", "a", folder=tmp_path, engine="fake", safety_checker="no:no")
     assert result.returncode == 78
     assert "the safety checker 'no:no' cannot be used" in said(result)
@@ -425,7 +428,7 @@ def test_models_of_a_server(tmp_path: Path, fake_server: ServerProcess) -> None:
 
 
 def test_models_of_a_server_are_reloaded(tmp_path: Path) -> None:
-    """--reload lists the changed entries; an invalid file is an error message and exit code 1."""
+    """--reload lists the changed entries, or reports an invalid file and exits with 1."""
     models = tmp_path / "models.yaml"
     entry = "  - {id: NAME, family: sd3, files: {model: x}}\n"
     models.write_text("models:\n" + entry.replace("NAME", "a"))
@@ -469,7 +472,8 @@ def test_a_wrong_catalogue(tmp_path: Path, command: list[str]) -> None:
     ],
 )
 def test_a_wrong_setting(tmp_path: Path, command: list[str], variable: str, value: str) -> None:
-    """An invalid variable is exit code 78, and the message names the variable."""
+    """An invalid variable ends the command with exit code 78 and an error that names the
+    variable."""
     result = sdstream(*command, folder=tmp_path, **{variable: value})
     assert result.returncode == 78
     assert f"SDSTREAM_{variable.upper()}" in said(result)
@@ -492,7 +496,7 @@ def test_a_wrong_runtime_option(tmp_path: Path, option: str, words: str) -> None
 
 
 def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:
-    """`serve --port` overrides SDSTREAM_PORT; an invalid flag is exit code 78 too."""
+    """`serve --port` overrides SDSTREAM_PORT; an invalid flag ends with exit code 78 too."""
     result = sdstream("serve", "--port", "70000", folder=tmp_path, port=8000)
     assert result.returncode == 78
     assert "port" in said(result)

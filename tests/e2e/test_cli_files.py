@@ -68,7 +68,7 @@ def test_inspect_says_what_else_is_needed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["empty", "html", "data-cut", "torch"])
 def test_inspect_a_broken_file(tmp_path: Path, name: str) -> None:
-    """A broken file is one error message and exit code 1, also with --json."""
+    """inspect reports a broken file with one error message and exit code 1, also with --json."""
     raw, sentence = BROKEN[name]
     path = tmp_path / "x.gguf"
     path.write_bytes(raw)
@@ -125,7 +125,7 @@ def loose_file(builtin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("wtype", WTYPES)
 def test_convert_into_every_type(loose_file: Path, tmp_path: Path, wtype: str) -> None:
-    """Tensors are converted, except norms and the tensors that the runtime keeps as f32."""
+    """Weights get the requested type. Norms are never quantised, and some tensors stay f32."""
     target = tmp_path / "model.gguf"
     done = sdstream("convert", loose_file, target, "--type", wtype)
     assert done.returncode == 0, done.stderr
@@ -278,8 +278,7 @@ def test_killed_in_the_middle(
 
 
 def test_the_converter_is_killed(long_work: tuple[subprocess.Popen[str], Path]) -> None:
-    """A converter killed by the kernel, as when memory runs out, is an error, and no file is
-    left."""
+    """A killed converter, as when memory runs out, is reported, and no file is left."""
     work, target = long_work
     (converter,) = children(work.pid)
     os.kill(converter, signal.SIGKILL)

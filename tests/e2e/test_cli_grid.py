@@ -71,7 +71,7 @@ def test_words_of_the_prompt(tmp_path: Path, fake_server: ServerProcess) -> None
 
 
 def test_a_cell_that_cannot_be_generated(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """The sheet is written with a rejected cell, and the exit code is 1."""
+    """The sheet is written although one cell was rejected; the exit code is 1."""
     command = ("grid", "a", "-x", "steps=1,0", "--size", "64x64", "--server", fake_server.url)
     result = sdstream(*command, folder=tmp_path)
     assert result.returncode == 1

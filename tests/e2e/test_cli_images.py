@@ -299,7 +299,7 @@ def test_lists_fit_into_80_columns(tmp_path: Path, server: ServerProcess) -> Non
 
 
 def test_jobs_are_found(tmp_path: Path, server: ServerProcess) -> None:
-    """jobs filters by words, model, group and time; a time is local or an age."""
+    """jobs filters by words, model, group and time; times are local, or ages such as 1h."""
     where = ("--server", server.url)
     draw = ("generate", "a purple hen", *QUICK, "-O", "group=hens", "--async")
     job = sdstream(*draw, *where, folder=tmp_path).stdout.decode().strip()
@@ -348,8 +348,7 @@ def test_jobs_are_deleted(tmp_path: Path, server: ServerProcess) -> None:
 
 
 def test_the_list_of_commands_is_that_of_their_help() -> None:
-    """The list of commands contains a copy of each command's help, so that listing imports
-    nothing."""
+    """The list of commands repeats the help of each command, so that listing imports no command."""
     for name, entry in COMMANDS.items():
         command = main.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
@@ -365,7 +364,7 @@ def test_the_list_of_commands_is_that_of_their_help() -> None:
     ],
 )
 def test_shell_completion(words: str, found: set[str]) -> None:
-    """bash completes commands, options and samplers."""
+    """bash completes commands, options and names of samplers."""
     variables = {
         **environment(),
         "_SDSTREAM_COMPLETE": "bash_complete",

@@ -97,7 +97,7 @@ def test_watch_looks_at_its_output_first(
 
 
 def test_watch_writes_to_stdout(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """-o - writes the image file in the job's format to stdout."""
+    """`-o -` writes only the image file to stdout, in the job's format."""
     body = {"prompt": "a", "size": "64x64", "steps": 1, "output_format": "webp"}
     job = begin(fake_server, body)["id"]
     result = sdstream("watch", job, "-o", "-", "--server", fake_server.url, folder=tmp_path)
@@ -165,7 +165,8 @@ def test_list_of_jobs(tmp_path: Path, fake_server: ServerProcess) -> None:
 def test_prompts_are_listed_as_they_are(
     tmp_path: Path, fake_server: ServerProcess, prompt: str, shown: str
 ) -> None:
-    """A prompt is one line without markup or control sequences."""
+    """A prompt is listed on one line; markup is shown as text, and control characters are
+    replaced."""
     job = begin(fake_server, {"prompt": prompt, "size": "64x64", "steps": 1})["id"]
     result = sdstream("jobs", "--server", fake_server.url, folder=tmp_path)
     assert result.returncode == 0, said(result)
@@ -174,7 +175,7 @@ def test_prompts_are_listed_as_they_are(
 
 
 def test_ids_are_whole_in_a_narrow_terminal(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """Ids are never truncated, so that users can copy them; the prompts are."""
+    """Ids are never truncated, so that users can copy them; prompts are."""
     job = begin(fake_server, {"prompt": "a red circle " * 4, "size": "64x64", "steps": 1})["id"]
     assert job in in_a_terminal(tmp_path, {}, "jobs", "--server", fake_server.url, columns=80)
 
@@ -206,12 +207,13 @@ def test_cancel(tmp_path: Path, fake_server: ServerProcess) -> None:
 
 
 def is_connected(pid: int) -> bool:
-    """Return whether the process has a connection; its signal handlers are then installed."""
+    """Return whether the process has a connection, which it opens after installing its signal
+    handlers."""
     return any(c.status == psutil.CONN_ESTABLISHED for c in psutil.Process(pid).net_connections())
 
 
 def test_ctrl_c_leaves_the_job_running(tmp_path: Path, fake_server: ServerProcess) -> None:
-    """Ctrl-C ends only the command."""
+    """Ctrl-C ends watch but not the job."""
     job = begin(fake_server, {"prompt": "step=0.1", "size": "64x64", "steps": 120})["id"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sdstream", "watch", job, "--server", fake_server.url],

@@ -62,7 +62,7 @@ def test_the_images_are_those_of_a_fresh_encoding(server: ServerProcess, tmp_pat
 def test_another_condition_is_computed(
     server: ServerProcess, change: dict[str, Any], computed: int
 ) -> None:
-    """A changed prompt is encoded again; an equal one is reused."""
+    """A prompt is encoded again if the text or the size has changed, and reused otherwise."""
     drawn(server)
     before, _ = counts(server)
     drawn(server, **change)

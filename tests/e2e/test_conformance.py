@@ -1,4 +1,4 @@
-"""Generate with small models of each architecture that allows it, on the real runtime.
+"""Small models of each architecture that can be made small, on the real runtime.
 
 scripts/conformance runs every architecture at full shape, which takes gigabytes and minutes.
 """

@@ -1,4 +1,4 @@
-"""Sizes that the built-in model does not generate and its upscaler produces."""
+"""Sizes that the built-in model cannot generate and that its upscaler produces."""
 
 from __future__ import annotations
 

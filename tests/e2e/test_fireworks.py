@@ -189,7 +189,7 @@ def test_models(fireworks_server: ServerProcess) -> None:
 
 
 def test_keys(keyed_server: ServerProcess) -> None:
-    """The routes require the Bearer key."""
+    """The routes require the key as a bearer token."""
     assert post(keyed_server, WORKFLOW, {}, Authorization="Bearer wrong").status_code == 401
     assert post(keyed_server, WORKFLOW, {}, Authorization=f"Bearer {KEY}").status_code == 200
 

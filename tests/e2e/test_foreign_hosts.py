@@ -22,8 +22,7 @@ _JSON: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_step
 
 
 def test_no_route_knows_another_machine(tmp_path: Path) -> None:
-    """No route, nor a library of the server or worker, looks up another host or writes into
-    HOME."""
+    """Neither a route nor a library that it uses looks up another host or writes into HOME."""
     watch = watched(tmp_path)
     if watch is None:
         pytest.skip("there is no C compiler")

@@ -215,7 +215,7 @@ def test_one_step_draws(native_server: ServerProcess, sampler: str) -> None:
 def test_what_one_step_would_crash_or_blacken_is_refused(
     native_server: ServerProcess, schedule: str
 ) -> None:
-    """One step is rejected for these schedules; the message says that they need two."""
+    """One step is rejected for these schedules with a message that they need two."""
     answer = native_server.post({**SMALL, "schedule": schedule, "sample_steps": 1})
     assert answer.status_code == 400
     assert "2 steps" in answer.json()["error"]["message"]
@@ -273,7 +273,8 @@ def test_the_longest_prompt_takes_no_more_than_memory(tmp_path: Path, words: str
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 def test_longer_prompts_are_refused(native_server: ServerProcess, name: str) -> None:
-    """A longer prompt is rejected with the longest length that the model accepts."""
+    """A longer prompt is rejected; the message contains the longest length that the model
+    accepts."""
     answer = native_server.post({**SMALL, "prompt": "a", name: "a" * 4001})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == name

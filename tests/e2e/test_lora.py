@@ -1,4 +1,4 @@
-"""LoRAs of the operator's folder, on the embedded model."""
+"""LoRAs of the operator's folder, with the built-in model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.weight_files import ALONE, BROKEN, write_safetensors
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "sample_steps": 4}
 LAYER = "diffusion_model.double_blocks.0.img_attn.qkv"
-#: As kohya-ss' scripts write it.
+#: Format of the checksum that kohya-ss' scripts write.
 CHECKSUM = "0123456789abcdef" * 4
 
 
 def write_lora(path: Path, shapes: Mapping[str, tuple[int, ...]], checksum: str = "") -> None:
-    """A file with these tensors, whose values come from a seed, and a trainer's checksum."""
+    """Write a file with these tensors of pseudo-random values and the trainer's checksum."""
     random = np.random.default_rng(1)
     tensors = {name: random.normal(size=shape) * 0.3 for name, shape in shapes.items()}
     metadata = {"sshs_model_hash": checksum} if checksum else None
@@ -30,12 +30,12 @@ def write_lora(path: Path, shapes: Mapping[str, tuple[int, ...]], checksum: str 
 
 
 def pair(layer: str, inner: int = 256, outer: int = 768) -> dict[str, tuple[int, ...]]:
-    """The matrices of a LoRA of rank 4 for one layer."""
+    """Return the shapes of a LoRA of rank 4 for one layer."""
     return {f"{layer}.lora_A.weight": (4, inner), f"{layer}.lora_B.weight": (outer, 4)}
 
 
-#: Files whose names or shapes differ from those of the built-in model, which has q8_0 weights ->
-#: the end of the sentence of the error.
+#: Files that do not fit the built-in model, which has q8_0 weights -> the tensors and the end of
+#: the error message.
 UNFIT: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "foreign": (
         pair("diffusion_model.no_such_block.7.attn"),
@@ -71,7 +71,7 @@ UNFIT: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
 }
 
 
-#: Files that are no LoRAs -> why.
+#: Files that are not LoRAs -> the reason.
 UNUSABLE = {
     "garbage": "is text, not a model",
     "vae": "is a VAE with 16 latent channels, not a LoRA",
@@ -82,7 +82,8 @@ UNUSABLE = {
 
 @pytest.fixture(scope="module")
 def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with LoRAs that fit, that fit in part, that do not, and files that are none."""
+    """A server with LoRAs that fit, fit in part or do not fit, and with files that are not
+    LoRAs."""
     folder = tmp_path_factory.mktemp("lora")
     loras = folder / "loras"
     loras.mkdir()
@@ -105,7 +106,8 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 
 
 def test_civitai_finds_a_lora_by_its_hash(lora_server: ServerProcess) -> None:
-    """The text in the file has the start of the trainer's checksum, and the list has all of it."""
+    """The parameters text contains the start of the trainer's checksum, and the list contains all
+    of it."""
     answer = lora_server.post({**BODY, "lora": [{"id": "bent"}, {"id": "dora"}]})
     text = from_base64(answer.json()["data"][0]["b64_json"]).info["parameters"]
     assert f'Lora hashes: "bent: {CHECKSUM[:12]}"' in text
@@ -116,7 +118,7 @@ def test_civitai_finds_a_lora_by_its_hash(lora_server: ServerProcess) -> None:
 
 
 def drawn(server: ServerProcess, *loras: dict[str, Any]) -> str:
-    """The picture in base64, with these LoRAs."""
+    """Generate an image with these LoRAs; return it in base64."""
     answer = server.post({**BODY, "lora": [*loras]} if loras else BODY)
     assert answer.status_code == 200, answer.text
     assert answer.json()["parameters"].get("lora", []) == [*loras]
@@ -125,7 +127,7 @@ def drawn(server: ServerProcess, *loras: dict[str, Any]) -> str:
 
 
 def test_a_lora_acts_by_its_scale_and_leaves_nothing_behind(lora_server: ServerProcess) -> None:
-    """Each scale is a picture of its own, and the next request is as if it never was."""
+    """The scale of a LoRA changes the image, and the LoRA does not affect the next request."""
     plain = drawn(lora_server)
     strong = drawn(lora_server, {"id": "bent", "scale": 1.0})
     weak = drawn(lora_server, {"id": "bent", "scale": 0.25})
@@ -135,7 +137,8 @@ def test_a_lora_acts_by_its_scale_and_leaves_nothing_behind(lora_server: ServerP
 
 
 def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProcess) -> None:
-    """Names without paths; without a folder there are none."""
+    """The list contains the names of LoRAs without paths and the unusable files; without a folder
+    it is empty."""
     answer = httpx2.get(f"{lora_server.url}/v1/loras").json()
     data = answer["data"]
     fitting = ["bent", "dora", "in-part", "styles/ink"]
@@ -159,7 +162,7 @@ def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProc
 def test_a_lora_that_does_not_fit_is_said_so(
     lora_server: ServerProcess, name: str, sentence: str
 ) -> None:
-    """The runtime would draw without it, or die; here the job fails, and the next does not."""
+    """A LoRA that the runtime would ignore or crash on fails the job; the next request succeeds."""
     answer = lora_server.post({**BODY, "lora": [{"id": name}]})
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == sentence
@@ -167,7 +170,7 @@ def test_a_lora_that_does_not_fit_is_said_so(
 
 
 def test_a_lora_that_fits_in_part(lora_server: ServerProcess) -> None:
-    """What is left out is told in the answer, in the stream's last frame and in the job."""
+    """A warning in the response reports which part of a LoRA was not applied."""
     whole = drawn(lora_server, {"id": "bent"} | {"scale": 1.0})
     for name, sentence in {
         "in-part": "was applied in part: 2 of its 4 tensors fit this model.",
@@ -191,7 +194,7 @@ def test_a_file_that_is_no_lora(lora_server: ServerProcess, name: str) -> None:
 
 
 def test_a_lora_in_a_subfolder(lora_server: ServerProcess) -> None:
-    """Its name begins with the folder, which a request may leave out; answers have it whole."""
+    """A request may omit the folder of a LoRA's name; the response contains the full name."""
     whole = lora_server.post({**BODY, "lora": [{"id": "styles/ink"}]}).json()
     short = lora_server.post({**BODY, "lora": [{"id": "ink"}]}).json()
     assert whole["parameters"]["lora"] == [{"id": "styles/ink", "scale": 1.0}]
@@ -213,14 +216,14 @@ def test_a_lora_in_a_subfolder(lora_server: ServerProcess) -> None:
     ],
 )
 def test_bad_choices(lora_server: ServerProcess, lora: Any) -> None:
-    """Never a path, and never in silence."""
+    """An unknown LoRA, a path, a duplicate or an invalid field is rejected."""
     answer = lora_server.post({**BODY, "lora": lora})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith("lora")
 
 
 def test_in_the_prompt(lora_server: ServerProcess) -> None:
-    """As AUTOMATIC1111 has it: the word is gone from the prompt, and the LoRA acts."""
+    """A LoRA in the prompt is applied and removed from the prompt, as in AUTOMATIC1111."""
     named = drawn(lora_server, {"id": "bent", "scale": 0.5})
     for prompt in ("a red circle <lora:bent:0.5>", "<lora:bent:0.5>a red circle"):
         answer = lora_server.post({**BODY, "prompt": prompt}).json()
@@ -243,20 +246,20 @@ def test_in_the_prompt(lora_server: ServerProcess) -> None:
     ],
 )
 def test_bad_words_in_the_prompt(lora_server: ServerProcess, word: str) -> None:
-    """They are options, and name the prompt."""
+    """An invalid LoRA in the prompt is rejected, and the error names the field prompt."""
     answer = lora_server.post({**BODY, "prompt": f"a circle {word}"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_not_in_the_prompt_unless_allowed(native_server: ServerProcess) -> None:
-    """Else it would be drawn as a word."""
+    """A LoRA in the prompt is rejected unless lora_in_prompt is set."""
     answer = native_server.post({**BODY, "prompt": "a circle <lora:bent:1>"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
     assert "send LoRAs in 'lora'" in answer.json()["error"]["message"]
 
 
 def test_in_a_form(lora_server: ServerProcess) -> None:
-    """As JSON in a text field, and in the query of an EventSource."""
+    """A form contains the LoRAs as JSON in a text field."""
     form = {"prompt": "a", "steps": "2", "size": "64x64", "lora": '[{"id": "bent", "scale": 0.5}]'}
     files = {"image": httpx2.get(_image_of(lora_server)).content}
     answer = httpx2.post(f"{lora_server.url}/v1/images/edits", data=form, files=files, timeout=60)

@@ -1,4 +1,4 @@
-"""Every configuration and every program of the guide to MCP is used as it stands there."""
+"""Use every configuration and program of the guide to MCP as it is written there."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ async def generate(client: Client) -> None:
 
 
 async def edit(client: Client) -> None:
-    """Edit a file of the folder."""
+    """Edit an image file of the folder."""
     arguments = {"prompt": "a red circle", "image": "cat.png", "steps": 2, "strength": 1}
     result = await client.call_tool("edit_image", arguments)
     assert opened(images(result)[0]).size == (64, 64)
 
 
 def test_a_url(keyed_server: ServerProcess) -> None:
-    """With its header."""
+    """The configuration with a URL works with its header."""
     given = CONFIGURATIONS[0]
     assert (given["type"], given["headers"]) == ("http", {"Authorization": f"Bearer {KEY}"})
     url = given["url"].replace("http://localhost:8000", keyed_server.url)
@@ -52,7 +52,7 @@ def test_a_url(keyed_server: ServerProcess) -> None:
 
 
 def start(given: dict[str, Any], folder: Path, url: str) -> None:
-    """Start a command of the guide, whose home is a folder, and edit an image there."""
+    """Run a command of the guide with a folder as its home, and edit an image there."""
     assert given["command"] == "sdstream"
     command, *arguments = given["args"]
     assert command == "mcp"
@@ -67,18 +67,18 @@ def start(given: dict[str, Any], folder: Path, url: str) -> None:
 
 
 def test_a_command(tmp_path: Path) -> None:
-    """It keeps the images in its data folder."""
+    """The configuration of a command works; the images are stored in its data folder."""
     start(CONFIGURATIONS[1], tmp_path, "")
     assert len([*(tmp_path / "me/sdstream/images").iterdir()]) == 1
 
 
 def test_a_command_with_a_server(tmp_path: Path, keyed_server: ServerProcess) -> None:
-    """With the server's key."""
+    """The configuration of a command with a server works with the server's key."""
     start(CONFIGURATIONS[2], tmp_path, keyed_server.url)
 
 
 def test_python(native_server: ServerProcess, tmp_path: Path) -> None:
-    """The program writes its picture, which the built-in model generated."""
+    """The program writes the image that the server generated."""
     program = PROGRAMS[0].replace("http://localhost:8000", native_server.url)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=100, check=True)
     assert opened((tmp_path / "circle.png").read_bytes()).size == (64, 64)

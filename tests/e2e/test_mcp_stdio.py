@@ -1,4 +1,4 @@
-"""``sdstream mcp``, driven by the official client over stdin and stdout."""
+"""``sdstream mcp``, used by the official client over stdin and stdout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SLOW = {"prompt": "a cat step=0.2", "size": "64x64", "sample_steps": 100}
 
 
 def file_of(link: str) -> Path:
-    """The file of a file: link."""
+    """Return the path in a file: link."""
     parts = urlsplit(link)
     assert parts.scheme == "file"
     return Path(url2pathname(parts.path))
@@ -47,7 +47,7 @@ def file_of(link: str) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder with pictures, and links that lead out of it and within it."""
+    """A folder with images, with symbolic links that stay inside it and links that leave it."""
     folder = tmp_path / "root"
     (folder / "sub").mkdir(parents=True)
     (folder / "cat.png").write_bytes(png(64, 128, "red"))
@@ -62,7 +62,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_embedded(tmp_path: Path, root: Path) -> None:
-    """Without a server: progress, images with the files of --data-dir, and edits of them."""
+    """Without a server, the tools report progress, link to files in --data-dir, and edit images."""
 
     async def session(client: Client) -> None:
         tools = {tool.name: tool.input_schema for tool in (await client.list_tools()).tools}
@@ -112,20 +112,20 @@ def test_embedded(tmp_path: Path, root: Path) -> None:
     ],
 )
 def test_what_is_no_file_of_the_folder(root: Path, image: str, words: str) -> None:
-    """It is rejected, whatever way leads there."""
+    """Anything but a file inside the folder is rejected, whatever the path or link."""
     with pytest.raises(InvalidRequest, match=words):
         _read(root, image)
 
 
 def _read(root: Path, image: str) -> None:
-    """Read an image as the command does: its paths first, then what is left."""
+    """Read an image as the command does: read a path, then check the image."""
     arguments = with_files("edit_image", {"image": image}, root)
     for picture in pictures_of("edit_image", arguments):
         picture.check()
 
 
 def test_paths_in_a_session(tmp_path: Path, root: Path) -> None:
-    """The client is told why; without --root no file is read at all."""
+    """The client receives the reason of a rejected path; without --root, every path is rejected."""
 
     async def session(client: Client) -> None:
         for image in ("../secret.png", "out.png", str(tmp_path / "secret.png")):
@@ -144,7 +144,7 @@ def test_paths_in_a_session(tmp_path: Path, root: Path) -> None:
 
 
 def test_cancel(tmp_path: Path) -> None:
-    """A cancelled request cancels its job, and cancel_job another."""
+    """A cancelled request cancels its job, and the tool cancel_job cancels a given job."""
 
     async def session(client: Client) -> None:
         job = fields(await client.call_tool("generate_image", {**SLOW, "wait": False}))["job"]
@@ -165,7 +165,7 @@ def test_cancel(tmp_path: Path) -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        # It would take 20 seconds, and this one waits for it.
+        # The cancelled job would take 20 seconds, and this call would wait for it.
         async with asyncio.timeout(10):
             await client.call_tool("generate_image", {"prompt": "a", "size": "64x64", "steps": 1})
 
@@ -173,7 +173,7 @@ def test_cancel(tmp_path: Path) -> None:
 
 
 def test_a_running_server(keyed_server: ServerProcess, root: Path) -> None:
-    """Calls go to its /mcp: progress, its links, its jobs, paths of this machine."""
+    """With --server, calls go to the server's /mcp, and paths refer to the client's machine."""
 
     async def session(client: Client) -> None:
         tools = {tool.name: tool.input_schema for tool in (await client.list_tools()).tools}
@@ -188,7 +188,7 @@ def test_a_running_server(keyed_server: ServerProcess, root: Path) -> None:
         assert messages[-1] == "Step 3 of 3"
         (link,), (image,) = links(result), images(result)
         assert link.startswith(keyed_server.url)
-        # It has a token: a person without the key can open it.
+        # The link contains a token, so that users without the key can open it.
         assert httpx2.get(link).content == image
         read = await client.read_resource(link)
         assert base64.b64decode(getattr(read.contents[0], "blob", "")) == image
@@ -204,7 +204,7 @@ def test_a_running_server(keyed_server: ServerProcess, root: Path) -> None:
 
 
 def test_a_cancelled_request_of_a_running_server(fake_server: ServerProcess) -> None:
-    """Its job is cancelled there; so is the one of a client that leaves."""
+    """The server cancels the job of a cancelled request and of a client that disconnects."""
 
     async def begin(client: Client) -> asyncio.Task[object]:
         started = asyncio.Event()
@@ -238,7 +238,7 @@ def test_a_cancelled_request_of_a_running_server(fake_server: ServerProcess) -> 
 
 
 def test_a_server_that_is_not_there(keyed_server: ServerProcess) -> None:
-    """The client is told in a sentence: no server, a wrong key."""
+    """The client receives an error for a server that does not run and for a wrong key."""
 
     async def nobody(client: Client) -> None:
         told = await error_of(client, "generate_image", prompt="a")
@@ -251,7 +251,7 @@ def test_a_server_that_is_not_there(keyed_server: ServerProcess) -> None:
         with pytest.raises(MCPError, match="API key missing or wrong"):
             await client.list_tools()
 
-    # A client that does not list the tools first sees the error of the call.
+    # This client does not list the tools, so that it receives the error of the call.
     run_stdio(nobody, "--server", f"http://127.0.0.1:{free_port()}", environment={})
     run_stdio(stranger, "--server", keyed_server.url, "--api-key", "wrong", environment={})
 
@@ -266,7 +266,7 @@ def test_a_server_that_is_not_there(keyed_server: ServerProcess) -> None:
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
-    """A sentence on stderr and an exit code; nothing on stdout, which is the client's."""
+    """Wrong usage is an error on stderr and an exit code; stdout is reserved for the client."""
     parameters = stdio_server(*arguments, environment=fake_environment(tmp_path))
     done = subprocess.run(
         [parameters.command, *parameters.args],
@@ -283,7 +283,7 @@ def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], code: int, word
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals(tmp_path: Path, number: signal.Signals) -> None:
-    """The command ends by them within seconds, with its worker and its temporary folder."""
+    """A signal ends the command with its worker and removes its temporary folder."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {**fake_environment(tmp_path), "TMPDIR": str(temporary)}
@@ -312,7 +312,7 @@ def test_signals(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_without_the_extra(tmp_path: Path) -> None:
-    """A sentence that names it."""
+    """The error names the extra to install."""
     done = subprocess.run(
         [sys.executable, "-m", "sdstream", "mcp"],
         env=without_mcp(tmp_path),
@@ -327,7 +327,7 @@ def test_without_the_extra(tmp_path: Path) -> None:
 
 
 def test_the_built_in_model(tmp_path: Path) -> None:
-    """A picture by the real runtime, whose output goes nowhere near stdout."""
+    """The real runtime generates an image, and its output does not reach stdout."""
 
     async def session(client: Client) -> None:
         arguments = {"prompt": "a red circle", "size": "64x64", "steps": 2, "seed": 7}

@@ -1,4 +1,4 @@
-"""The built-in model draws what the prompt says, as far as its card vouches for it."""
+"""The built-in model generates what the prompt describes, as far as its model card promises."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 from scripts.embedded.score import Table, cases, score
 from tests.support.servers import ServerProcess
 
-#: Dozens of images in one test, on a machine that may have other things to do.
+#: One test generates dozens of images, possibly on a busy machine.
 pytestmark = pytest.mark.timeout(1200)
 
 Pixels = np.ndarray[Any, np.dtype[np.int16]]
 
-#: What the training pictures call by these names, more or less.
+#: Approximate colours in the training images.
 COLOURS = {
     "red": (218, 38, 40),
     "yellow": (250, 216, 48),
@@ -31,20 +31,20 @@ COLOURS = {
 
 
 def pixels(data: bytes) -> Pixels:
-    """An image file as [height, width, 3]."""
+    """Return the pixels of an image file, as [height, width, 3]."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB")).astype(np.int16)
 
 
 def drawn(server: ServerProcess, prompt: str, **options: Any) -> Pixels:
-    """The picture of a prompt at the model's defaults."""
+    """Generate an image with the model's defaults."""
     answer = server.post({"prompt": prompt, "seed": 1, **options})
     assert answer.status_code == 200, answer.text
     return pixels(base64.b64decode(answer.json()["data"][0]["b64_json"]))
 
 
 def edited(server: ServerProcess, prompt: str, files: dict[str, Image.Image], **f: str) -> Pixels:
-    """The picture of an edit at the model's defaults."""
+    """Edit an image with the model's defaults."""
     uploads = {}
     for name, image in files.items():
         file = io.BytesIO()
@@ -58,18 +58,18 @@ def edited(server: ServerProcess, prompt: str, files: dict[str, Image.Image], **
 
 
 def named(colour: Pixels) -> str:
-    """The name of the nearest of the colours."""
+    """Return the name of the nearest colour."""
     return min(COLOURS, key=lambda name: float(((colour - np.array(COLOURS[name])) ** 2).sum()))
 
 
 def border(picture: Pixels) -> str:
-    """The colour along the edges: that of the background."""
+    """Return the colour along the edges, which is that of the background."""
     edges = (picture[:4], picture[-4:], picture[:, :4], picture[:, -4:])
     return named(np.median(np.concatenate([e.reshape(-1, 3) for e in edges]), axis=0))
 
 
 def share(picture: Pixels, colour: str) -> float:
-    """How much of a picture is nearest to a colour, 0 to 1."""
+    """Return the share of the pixels that are nearest to a colour, from 0 to 1."""
     table = np.array([COLOURS[name] for name in COLOURS])
     distances = ((picture.reshape(-1, 1, 3) - table) ** 2).sum(axis=2)
     return float((distances.argmin(axis=1) == [*COLOURS].index(colour)).mean())
@@ -78,7 +78,7 @@ def share(picture: Pixels, colour: str) -> float:
 @pytest.mark.parametrize("thing", ["red circle", "yellow star", "green square", "white cat"])
 @pytest.mark.parametrize("background", ["blue", "black"])
 def test_colours(native_server: ServerProcess, thing: str, background: str) -> None:
-    """The thing has its colour and the background has its own."""
+    """The object and the background have the requested colours."""
     picture = drawn(native_server, f"a {thing} on a {background} background")
     assert border(picture) == background
     assert 0.02 < share(picture, thing.split()[0]) < 0.6
@@ -96,7 +96,7 @@ def test_colours(native_server: ServerProcess, thing: str, background: str) -> N
 def test_places(
     native_server: ServerProcess, place: str, column: int | None, row: int | None
 ) -> None:
-    """Left is left: most of the thing is in its half."""
+    """Most of the object is in the requested half."""
     picture = drawn(native_server, f"a red circle {place} on a white background")
     height, width, _ = picture.shape
     halves = [picture[:, : width // 2], picture[:, width // 2 :]]
@@ -108,7 +108,7 @@ def test_places(
 
 
 def test_relations(native_server: ServerProcess) -> None:
-    """What is above is above."""
+    """The object that the prompt places above another is above it in the image."""
     picture = drawn(native_server, "a blue circle above a red square on a white background")
     upper, lower = picture[:64], picture[64:]
     assert share(upper, "blue") > share(lower, "blue")
@@ -116,14 +116,14 @@ def test_relations(native_server: ServerProcess) -> None:
 
 
 def test_more_things_are_more(native_server: ServerProcess) -> None:
-    """A circle leaves more of the middle column empty than four of them."""
+    """The centre of the image contains more red for one circle than for four."""
     one = drawn(native_server, "a red circle on a white background")
     four = drawn(native_server, "four red circles on a white background")
     assert share(one[56:72, 56:72], "red") > share(four[56:72, 56:72], "red")
 
 
 def test_the_seed_changes_the_picture_and_not_its_meaning(native_server: ServerProcess) -> None:
-    """Other pixels, the same background."""
+    """Another seed changes pixels but not the background's colour."""
     first, second = (
         drawn(native_server, "a yellow star on a blue background", seed=seed) for seed in (1, 2)
     )
@@ -132,21 +132,21 @@ def test_the_seed_changes_the_picture_and_not_its_meaning(native_server: ServerP
 
 
 def test_a_night_is_darker_than_a_day(native_server: ServerProcess) -> None:
-    """Landscapes follow the hour."""
+    """A landscape at night is darker than one by day."""
     night = drawn(native_server, "a night sky over the sea")
     day = drawn(native_server, "a sunny day at the sea")
     assert night.mean() < day.mean() - 30
 
 
 def scene() -> Image.Image:
-    """A red disc on the left of a white picture."""
+    """Return an image of a red disc on the left of a white background."""
     image = Image.new("RGB", (128, 128), COLOURS["white"])
     ImageDraw.Draw(image).ellipse((16, 44, 56, 84), fill=COLOURS["red"])
     return image
 
 
 def test_the_mask_takes_the_prompts_colour(native_server: ServerProcess) -> None:
-    """Inside it is as the prompt says, outside it is exactly as it was."""
+    """Pixels inside the mask follow the prompt; pixels outside of it are unchanged."""
     mask = Image.new("L", (128, 128), 0)
     mask.paste(255, (64, 0, 128, 128))
     picture = edited(
@@ -158,7 +158,7 @@ def test_the_mask_takes_the_prompts_colour(native_server: ServerProcess) -> None
 
 
 def test_an_edit_keeps_the_place(native_server: ServerProcess) -> None:
-    """Half-way from the image, the disc is still on the left and is turning blue."""
+    """An edit at strength 0.7 keeps the disc on the left and changes its colour to blue."""
     picture = edited(
         native_server, "a blue circle on the left on a white background",
         {"image": scene()}, strength="0.7",
@@ -169,7 +169,8 @@ def test_an_edit_keeps_the_place(native_server: ServerProcess) -> None:
 
 
 def judged(server: ServerProcess, size: str, count: int) -> dict[str, float]:
-    """Shares of what is right in pictures of prompts that the training never worded."""
+    """Return the share of correct images by aspect, for prompts with wordings not used in
+    training."""
     table = Table()
     for number, case in enumerate(cases(count, seed=7)):
         picture = drawn(server, case.prompt, size=size, seed=number)
@@ -179,7 +180,7 @@ def judged(server: ServerProcess, size: str, count: int) -> dict[str, float]:
 
 @pytest.mark.parametrize(("size", "count"), [("128x128", 36), ("192x128", 12)])
 def test_shapes_counts_and_places(native_server: ServerProcess, size: str, count: int) -> None:
-    """Eighteen shapes, one to four, placed and related, as scripts/embedded/score.py sees them."""
+    """The model passes the thresholds for shapes, counts, places and relations."""
     shares = judged(native_server, size, count)
     assert shares["background"] >= 0.98
     assert shares["colour"] >= 0.95

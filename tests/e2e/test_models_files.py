@@ -1,4 +1,4 @@
-"""Model files that are damaged and catalogues that are wrong, on the real runtime."""
+"""Damaged model files and invalid catalogues, with the real runtime."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.weight_files import BROKEN, UNFIT
 
 QUICK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_steps": 2}
 
-#: Files made of the built-in model -> what the answer must say of them.
+#: Damaged copies of the built-in model -> the text that the error must contain.
 DAMAGES = {
     "half": "'model' ends in the middle of tensor 'text_encoders.llm.model.embed_tokens.weight'",
     "no-llm": "Ovis-Image needs llm, which no file holds",
     "no-transformer": "'model' is a model without its diffusion model, not a whole model",
     "no-layer": "tensor 'text_encoders.llm.model.layers.0.mlp.up_proj.weight' not in model file.",
 }
-#: Every kind of brokenness that the reader knows would be too many for one server.
+#: A selection of BROKEN; all of them would be too many for one server.
 BROKEN_HERE = (
     "empty", "html", "git-lfs", "picture", "torch", "pickle", "zeros", "garbage", "header-cut",
     "data-cut", "future", "big-endian", "no-tensors", "many-tensors", "long-name", "long-list",
@@ -40,14 +40,14 @@ UNFIT_HERE = (
 
 
 def said_of(model: str) -> str:
-    """What must be said of a model."""
+    """Return the text that the error of a model must contain."""
     if model in BROKEN_HERE:
         return BROKEN[model][1]
     return UNFIT[model][2] if model in UNFIT_HERE else DAMAGES[model]
 
 
 def entries(folder: Path, good: Path) -> list[dict[str, Any]]:
-    """A catalogue with an entry for each kind of damage."""
+    """Return a catalogue's entries, one for each kind of damage."""
     (folder / "half").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
     _copy_gguf(good, folder / "no-llm", lambda name: "llm" not in name)
     _copy_gguf(good, folder / "no-transformer", lambda name: "diffusion_model" not in name)
@@ -64,7 +64,7 @@ def entries(folder: Path, good: Path) -> list[dict[str, Any]]:
 
 
 def entry(name: str, family: str = "ovis_image", **files: Path) -> dict[str, Any]:
-    """One model of the catalogue."""
+    """Return one entry of the catalogue."""
     return {
         "id": name,
         "family": family,
@@ -86,7 +86,7 @@ def _copy_gguf(source: Path, target: Path, wanted: Any) -> None:
 
 
 def catalogue(folder: Path, models: list[dict[str, Any]], default: str) -> Path:
-    """A models.yaml of these entries."""
+    """Write a models.yaml with these entries."""
     target = folder / "models.yaml"
     target.write_text(yaml.safe_dump({"default": default, "models": models}))
     return target
@@ -96,8 +96,8 @@ def catalogue(folder: Path, models: list[dict[str, Any]], default: str) -> Path:
 def damaged_server(
     tmp_path_factory: pytest.TempPathFactory, builtin_file: Path
 ) -> Iterator[ServerProcess]:
-    """A server whose catalogue is full of damaged files; the default one lacks a layer, which only
-    loading it shows."""
+    """A server whose catalogue contains damaged files; its default model lacks a layer, which is
+    found only when the model is loaded."""
     folder = tmp_path_factory.mktemp("damaged")
     found = [*entries(folder, builtin_file), entry("good", model=builtin_file)]
     models = catalogue(folder, [*found, entry("late", model=folder / "empty")], "no-layer")
@@ -114,7 +114,8 @@ def _state(server: ServerProcess, model: str) -> str:
 
 
 def test_a_damaged_default_model_is_told(damaged_server: ServerProcess) -> None:
-    """The server lives and says why it is not ready, in /readyz and in the model's entry."""
+    """The server keeps running and reports in /readyz and in the model's entry why it is not
+    ready."""
     assert httpx2.get(f"{damaged_server.url}/livez").status_code == 200
     answer = httpx2.get(f"{damaged_server.url}/readyz")
     assert answer.status_code == 503
@@ -135,7 +136,8 @@ def test_a_damaged_default_model_is_told(damaged_server: ServerProcess) -> None:
 def test_a_default_model_that_cannot_be_used_ends_the_start(
     tmp_path: Path, location: str, sentence: str
 ) -> None:
-    """With code 78 and a sentence, where headers and paths tell."""
+    """A default model with a wrong path or header ends the start with exit code 78 and a
+    message."""
     (tmp_path / "empty.gguf").touch()
     models = catalogue(tmp_path, [entry("mine", model=Path(location))], "mine")
     command = [sys.executable, "-m", "sdstream", "serve", "--models", str(models), "--port", "0"]
@@ -147,7 +149,7 @@ def test_a_default_model_that_cannot_be_used_ends_the_start(
 def test_variables_in_locations(
     tmp_path: Path, builtin_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """${NAME} is expanded."""
+    """${NAME} in a path is expanded."""
     monkeypatch.setenv("WEIGHTS", str(builtin_file.parent))
     location = Path("${WEIGHTS}") / builtin_file.name
     models = catalogue(tmp_path, [entry("mine", model=location)], "mine")
@@ -157,9 +159,9 @@ def test_variables_in_locations(
 
 @pytest.mark.parametrize("model", [*DAMAGES, *BROKEN_HERE, *UNFIT_HERE])
 def test_a_damaged_file_is_a_503(damaged_server: ServerProcess, model: str) -> None:
-    """The answer names the component and what is wrong with it, never where the file lies; the
-    server goes on."""
-    for _ in range(2):  # the second answer comes from memory
+    """The response names the component and what is wrong with it, but not the file's path; the
+    server keeps running."""
+    for _ in range(2):  # the second response comes from the cached error
         answer = damaged_server.post({**QUICK, "model": model})
         assert answer.status_code == 503
         assert int(answer.headers["Retry-After"]) > 0
@@ -177,7 +179,7 @@ def test_a_damaged_file_is_a_503(damaged_server: ServerProcess, model: str) -> N
 
 
 def test_the_good_one_among_them_draws(damaged_server: ServerProcess) -> None:
-    """Damaged neighbours do a good model no harm."""
+    """An intact model works beside damaged ones."""
     assert damaged_server.post({**QUICK, "model": "good"}).status_code == 200
     assert _state(damaged_server, "good") == "ready"
 
@@ -185,8 +187,8 @@ def test_the_good_one_among_them_draws(damaged_server: ServerProcess) -> None:
 def test_one_request_for_a_damaged_model_does_not_end_readiness(
     builtin_file: Path, tmp_path: Path
 ) -> None:
-    """A client that asks for a model that cannot be loaded must not take the server out of its
-    balancer: the default model comes back by itself."""
+    """A request for a damaged model makes the server unready only until the default model is loaded
+    again, so that a load balancer keeps the server."""
     file = tmp_path / "empty.gguf"
     file.touch()
     found = [entry("good", model=builtin_file), entry("empty", model=file)]
@@ -197,7 +199,7 @@ def test_one_request_for_a_damaged_model_does_not_end_readiness(
 
 
 def test_a_stream_that_waits_for_a_damaged_model_hears_of_it(damaged_server: ServerProcess) -> None:
-    """Who asked while the model was still being tried gets the error frames, then [DONE]."""
+    """A stream that waits for the model to load ends with the error frames and [DONE]."""
     text = damaged_server.post({**QUICK, "model": "late", "stream": True}).text
     *_, line, data, done, rest = text.split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
@@ -227,7 +229,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("text", "line", "word"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_catalogue_names_its_line(tmp_path: Path, text: str, line: int, word: str) -> None:
-    """The program ends with status 78 and one sentence that names the line of the fault."""
+    """The server exits with 78, and the error contains the number of the line."""
     models = tmp_path / "models.yaml"
     models.write_text(text)
     result = _serve("--models", str(models), "--data-dir", str(tmp_path))
@@ -238,7 +240,7 @@ def test_a_wrong_catalogue_names_its_line(tmp_path: Path, text: str, line: int, 
 
 
 def test_no_catalogue_at_all(tmp_path: Path) -> None:
-    """A models.yaml that is not there, or is no text, is the same kind of fault."""
+    """The server also exits with 78 if models.yaml does not exist or is not text."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("nowhere.yaml", "binary"):
         assert _serve("--models", str(tmp_path / name)).returncode == 78

@@ -1,4 +1,4 @@
-"""Reading text off images, with the extra and without it."""
+"""Text recognition, with and without the extra."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.servers import ServerProcess
 
 
 def sign(text: str, mode: str = "RGB") -> bytes:
-    """A picture with a line of text on it."""
+    """Return a PNG with a line of text."""
     image = Image.new("RGB", (420, 90), "white")
     ImageDraw.Draw(image).text((12, 20), text, fill="black", font_size=36)
     file = io.BytesIO()
@@ -26,7 +26,8 @@ def sign(text: str, mode: str = "RGB") -> bytes:
 
 
 def test_text_as_json_and_as_text(fake_server: ServerProcess) -> None:
-    """A JSON string by default, plain text where Accept prefers it, from grey pictures too."""
+    """The response is a JSON string, or plain text if Accept prefers it; grey images are
+    accepted."""
     url = f"{fake_server.url}/v1/images/ocr"
     answer = httpx2.post(url, files={"image": sign("Hello 42", "L")}, timeout=60)
     assert answer.headers["content-type"] == "application/json"
@@ -54,13 +55,13 @@ def test_faults(
     status: int,
     param: str,
 ) -> None:
-    """Each names its field."""
+    """An error names its field."""
     answer = httpx2.post(f"{fake_server.url}/v1/images/ocr", files=files, data=data, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
 
 def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights come from the wheel: no connection is tried."""
+    """The weights come from the installed package, without any connection."""
 
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("a connection was tried")
@@ -75,7 +76,7 @@ def test_nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the command that installs it."""
+    """The error contains the command that installs the extra."""
     monkeypatch.setattr(ocr, "installed", lambda: False)
     with pytest.raises(NotInstalled, match=r"pip install 'sdstream\[ocr\]'") as caught:
         ocr.TextReader().read(Pixels(1, 1, b"\0\0\0"))

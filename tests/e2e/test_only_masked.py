@@ -1,4 +1,4 @@
-"""only_masked, outpainting and reference sizes, with the built-in model and on every edit route."""
+"""only_masked, outpainting and padding with the built-in model, on every edit route."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from PIL import Image
 from tests.support.pictures import file_of, from_base64, opened
 from tests.support.servers import ServerProcess
 
-#: A size that the model cannot draw.
+#: A size that the model cannot generate.
 SIZE = (333, 217)
 BOX = (200, 100, 260, 150)
 
 
 def picture() -> Image.Image:
-    """Every pixel is its own."""
+    """Return an image of random pixels."""
     return Image.frombytes("RGB", SIZE, random.Random(3).randbytes(SIZE[0] * SIZE[1] * 3))
 
 
 def mask() -> Image.Image:
-    """White where to paint."""
+    """Return a mask that is white in BOX."""
     image = Image.new("L", SIZE, 0)
     image.paste(255, BOX)
     return image
 
 
 def text(image: Image.Image) -> str:
-    """A PNG in base64."""
+    """Return a PNG in base64."""
     return base64.b64encode(file_of(image)).decode()
 
 
@@ -39,7 +39,7 @@ FIELDS: dict[str, Any] = {"prompt": "a red circle", "sample_steps": 4, "seed": 3
 
 
 def drawn(server: ServerProcess, way: str, **more: Any) -> httpx2.Response:
-    """An edit of the picture inside of the mask, by one of the routes."""
+    """Edit the masked part of the image with one of the routes."""
     options = {**FIELDS, "only_masked": True, **more}
     if way == "a1111":
         body = {"prompt": "a red circle", "steps": 4, "seed": 3, "width": 128, "height": 128,
@@ -56,14 +56,14 @@ def drawn(server: ServerProcess, way: str, **more: Any) -> httpx2.Response:
 
 
 def image_of(answer: httpx2.Response) -> Image.Image:
-    """The first image of an answer of any route."""
+    """Return the first image of a response of any route."""
     assert answer.status_code == 200, answer.text
     body = answer.json()
     return from_base64(body["images"][0] if "images" in body else body["data"][0]["b64_json"])
 
 
 def unchanged_outside(found: Image.Image, original: Image.Image, box: tuple[int, ...]) -> bool:
-    """True when every pixel outside of a box is the original's."""
+    """Return whether every pixel outside of a box is unchanged."""
     found, original = found.convert("RGB"), original.copy()
     for image in (found, original):
         image.paste((0, 0, 0), box)  # type: ignore[arg-type]
@@ -72,20 +72,20 @@ def unchanged_outside(found: Image.Image, original: Image.Image, box: tuple[int,
 
 @pytest.mark.parametrize("way", ["edits", "inpainting", "json", "a1111"])
 def test_only_masked(native_server: ServerProcess, way: str) -> None:
-    """The input's size and pixels, and a picture at full size inside of the mask."""
+    """The image keeps its size and the pixels outside of the mask; the masked part is generated."""
     found = image_of(drawn(native_server, way))
     assert found.size == SIZE
     assert unchanged_outside(found, picture(), BOX)
     inside = found.convert("RGB").crop(BOX)
     assert inside.tobytes() != picture().crop(BOX).tobytes()
-    # Noise has thousands of colours; a drawing of this model has large flat areas.
+    # The input has thousands of colours; an image of this model has large flat areas.
     colours = inside.quantize(8).convert("RGB").getcolors(10_000)
     assert colours is not None
     assert max(count for count, _ in colours) > 400
 
 
 def test_what_is_told_of_it(native_server: ServerProcess) -> None:
-    """The size of the answer, the parameters and the text in the file."""
+    """The response, its parameters, the file's text and the job report the sizes and options."""
     answer = drawn(native_server, "edits", only_masked_padding=8)
     body = answer.json()
     assert body["size"] == "333x217"
@@ -98,7 +98,7 @@ def test_what_is_told_of_it(native_server: ServerProcess) -> None:
 
 
 def test_a_mask_is_needed_and_paints_something(native_server: ServerProcess) -> None:
-    """Both are told by name."""
+    """A missing and an empty mask are rejected."""
     url = f"{native_server.url}/v1/images/edits"
     files = {"image": file_of(picture())}
     none = httpx2.post(url, data={**FIELDS, "only_masked": "true"}, files=files)
@@ -113,7 +113,7 @@ def test_a_mask_is_needed_and_paints_something(native_server: ServerProcess) -> 
 
 @pytest.mark.parametrize("expand", ["16", "40,0,24,8"])
 def test_outpainting(native_server: ServerProcess, expand: str) -> None:
-    """The image grows by the border, and the picture stays in it, pixel for pixel."""
+    """The image grows by the border, and its original pixels are unchanged."""
     left, top, right, bottom = [*map(int, expand.split(","))] * (1 if "," in expand else 4)
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
@@ -131,7 +131,7 @@ def test_outpainting(native_server: ServerProcess, expand: str) -> None:
 
 
 def test_outpainting_beside_a_mask(native_server: ServerProcess) -> None:
-    """Both are painted."""
+    """The border and the masked part are both generated."""
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
         data={**FIELDS, "expand": "0,0,32,0", "mask_mode": "luminance"},
@@ -146,7 +146,7 @@ def test_outpainting_beside_a_mask(native_server: ServerProcess) -> None:
 
 
 def test_padding_paints_the_border_alone(native_server: ServerProcess) -> None:
-    """fit pad without a mask keeps the picture in the middle."""
+    """fit pad without a mask keeps the input image in the middle and generates the border."""
     wide = picture().crop((0, 0, 128, 64))
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
@@ -160,7 +160,7 @@ def test_padding_paints_the_border_alone(native_server: ServerProcess) -> None:
 
 
 def test_a_job_that_waits_keeps_its_picture(native_server: ServerProcess) -> None:
-    """A background job is drawn from what was stored, canvas and all."""
+    """A background job uses the stored image and mask."""
     answer = httpx2.post(
         f"{native_server.url}/v1/images/edits",
         data={**FIELDS, "only_masked": "true", "mask_mode": "luminance"},

@@ -1,4 +1,4 @@
-"""openai-python as its users run it, against the fake engine."""
+"""openai-python with the fake engine, as its users call it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tests.support.servers import Call, ServerProcess, running_server
 
 @pytest.fixture
 def client(fake_server: ServerProcess) -> Iterator[OpenAI]:
-    """A client that knows nothing of this server but its address."""
+    """A client that is configured only with this server's address."""
     with OpenAI(base_url=f"{fake_server.url}/v1", api_key="any", max_retries=0) as client:
         yield client
 
 
 def picture(item: Any) -> Image.Image:
-    """The picture in one entry of ``data``."""
+    """Open the image in one entry of ``data``."""
     return Image.open(io.BytesIO(base64.b64decode(item.b64_json)))
 
 
 def test_generate(client: OpenAI) -> None:
-    """The plain call, with the options that OpenAI has, fills the fields of its answer."""
+    """A call with OpenAI's options fills the fields of OpenAI's response."""
     answer = client.images.generate(
         model="embedded",
         prompt="a red circle",
@@ -57,7 +57,8 @@ def test_generate(client: OpenAI) -> None:
 
 
 def test_extra_body(client: OpenAI) -> None:
-    """What OpenAI does not know goes in by extra_body and comes back as further attributes."""
+    """extra_body sets options that OpenAI does not have; the response has them as extra
+    attributes."""
     answer = client.images.generate(
         prompt="a red circle",
         extra_body={"seed": 77, "num_inference_steps": 3, "sampler": "heun", "size": "64x80"},
@@ -70,7 +71,7 @@ def test_extra_body(client: OpenAI) -> None:
 
 
 def test_nulls(client: OpenAI) -> None:
-    """None is transmitted as null, and means that the option was left out."""
+    """The client sends None as null, which is treated as an omitted option."""
     answer = client.images.generate(
         prompt="a red circle",
         model=None,
@@ -91,7 +92,7 @@ def test_nulls(client: OpenAI) -> None:
 
 
 def test_url(client: OpenAI) -> None:
-    """A link can be fetched by whoever has it."""
+    """The URL of an image can be downloaded."""
     answer = client.images.generate(prompt="a red circle", response_format="url")
     assert answer.data is not None
     url = answer.data[0].url
@@ -100,12 +101,12 @@ def test_url(client: OpenAI) -> None:
     assert Image.open(io.BytesIO(file)).format == "PNG"
 
 
-#: OpenAI's library gets OpenAI's stream unless it asks for the other.
+#: The server sends OpenAI's stream unless the request chooses this one.
 CHUNKS = {"stream_options": {"dialect": "image.chunk"}}
 
 
 def test_stream(client: OpenAI) -> None:
-    """Asked for, every frame of the image.chunk dialect comes through as a raw object."""
+    """The client yields every frame of the image.chunk dialect if the request chooses it."""
     options = {"steps": 4, "n": 2, "size": "64x64", **CHUNKS}
     events: list[Any] = list(
         client.images.generate(prompt="a red circle", stream=True, extra_body=options)
@@ -132,7 +133,7 @@ def test_a_stream_can_be_left(client: OpenAI, fake_server: ServerProcess) -> Non
 
 
 def test_bad_request(client: OpenAI) -> None:
-    """A bad value is BadRequestError with the field, the number and the type of the fault."""
+    """An invalid value raises BadRequestError with the field, the code and the type."""
     for options in ({"n": 99}, {"n": 99, "stream": True}):
         with pytest.raises(openai.BadRequestError) as caught:
             client.images.generate(prompt="a", **options)  # type: ignore[call-overload]
@@ -144,7 +145,7 @@ def test_bad_request(client: OpenAI) -> None:
 
 
 def test_not_found(client: OpenAI) -> None:
-    """A model that is not there is NotFoundError."""
+    """An unknown model raises NotFoundError."""
     with pytest.raises(openai.NotFoundError) as caught:
         client.images.generate(prompt="a", model="dall-e-3")
     assert caught.value.param == "model"
@@ -153,13 +154,13 @@ def test_not_found(client: OpenAI) -> None:
 
 
 def test_models(client: OpenAI) -> None:
-    """The catalogue can be listed and asked."""
+    """The client can list and retrieve models."""
     assert [model.id for model in client.models.list()] == ["embedded"]
     assert client.models.retrieve("embedded").owned_by == "sdstream"
 
 
 def test_an_error_in_mid_stream(client: OpenAI) -> None:
-    """A job that fails while it streams raises APIError after the frames that came before."""
+    """A job that fails during a stream raises APIError after the frames before it."""
     options = {"steps": 4, **CHUNKS}
     stream = client.images.generate(prompt="crash=2", stream=True, extra_body=options)
     seen: list[Any] = []
@@ -170,7 +171,8 @@ def test_an_error_in_mid_stream(client: OpenAI) -> None:
 
 
 def test_a_failed_job_is_not_retried(fake_server: ServerProcess) -> None:
-    """Without a stream it is InternalServerError, and the client does not draw it again."""
+    """Without a stream, a failed job raises InternalServerError, and the client does not retry
+    it."""
     before = fake_server.metric("sdstream_jobs_total", outcome="failed")
     with (
         OpenAI(base_url=f"{fake_server.url}/v1", api_key="any", max_retries=2) as client,
@@ -181,14 +183,14 @@ def test_a_failed_job_is_not_retried(fake_server: ServerProcess) -> None:
 
 
 def test_keys_and_a_full_queue(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A wrong key is AuthenticationError; a full queue RateLimitError, after as many retries as the
-    client was told to make, and success when there is room by then."""
+    """A wrong key raises AuthenticationError. A full queue raises RateLimitError after the
+    configured number of retries; with room in the queue, the call succeeds."""
     folder = tmp_path_factory.mktemp("small")
     key = {"Authorization": "Bearer right"}
     waits: list[int] = []
 
     def hurry(answer: httpx2.Response) -> None:
-        # The client would wait as long as the server says, and find room.
+        # Shorten the wait that the server requests, so that the queue is still full at the retry.
         if answer.status_code == 429:
             waits.append(int(answer.headers["Retry-After"]))
             answer.headers["retry-after-ms"] = "100"
@@ -220,7 +222,7 @@ def test_keys_and_a_full_queue(tmp_path_factory: pytest.TempPathFactory) -> None
             assert client.images.generate(prompt="a").data
 
 
-#: Every documented parameter that the three calls share.
+#: Documented parameters that all three calls have.
 SHARED: dict[str, Any] = {
     "model": "embedded", "n": 2, "size": "256x256", "user": "somebody",
 }  # fmt: skip
@@ -230,9 +232,10 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # variations are OpenAI's oldest call
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the client deprecates variations
 def test_all_documented_parameters_in_strict_validation(fake_server: ServerProcess) -> None:
-    """The client raises on every word of an answer that OpenAI does not have."""
+    """Strict validation, which raises on every value that OpenAI does not define, accepts the
+    responses."""
     image = io.BytesIO()
     Image.new("RGB", (256, 256)).save(image, "PNG")
     file = ("image.png", image.getvalue(), "image/png")

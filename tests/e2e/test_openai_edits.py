@@ -1,4 +1,4 @@
-"""openai from PyPI, unchanged: edits, variations and streams; the newest release and 1.x."""
+"""openai from PyPI, unmodified: edits, variations and streams, with the newest release and 1.x."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.servers import ServerProcess
 
 OLD_OPENAI = ("openai==1.109.1",)
 MASKED = (16, 16, 48, 48)
-#: The client calls create_variation deprecated, since OpenAI has no model for it any more.
+#: The client deprecates create_variation, because OpenAI no longer has a model for it.
 DEPRECATED = pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 QUICK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64"}
 FEW_STEPS: dict[str, Any] = {"seed": 5, "sample_steps": 4}
@@ -27,14 +27,14 @@ FEW_STEPS: dict[str, Any] = {"seed": 5, "sample_steps": 4}
 
 @pytest.fixture(scope="module")
 def client(native_server: ServerProcess) -> Iterator[openai.OpenAI]:
-    """OpenAI's client on the real runtime."""
+    """OpenAI's client with the real runtime."""
     url = f"{native_server.url}/v1"
     with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as client:
         yield client
 
 
 def drawn_box(answer: Any, pictures: Path) -> tuple[int, int, int, int]:
-    """Where the answered image differs from input.png."""
+    """Return the box in which the returned image differs from input.png."""
     image = from_base64(answer.data[0].b64_json)
     assert image.size == (64, 64)
     box = changed_box(image, pictures)
@@ -43,7 +43,7 @@ def drawn_box(answer: Any, pictures: Path) -> tuple[int, int, int, int]:
 
 
 def test_edit_one_file(client: openai.OpenAI, pictures: Path) -> None:
-    """An open file; options beyond OpenAI's travel in extra_body."""
+    """An open file can be edited; extra_body contains options that OpenAI does not have."""
     with (pictures / "input.png").open("rb") as image:
         answer = client.images.edit(image=image, extra_body={**FEW_STEPS, "strength": 0.5}, **QUICK)
     assert drawn_box(answer, pictures)
@@ -53,7 +53,7 @@ def test_edit_one_file(client: openai.OpenAI, pictures: Path) -> None:
 
 
 def test_edit_a_list(client: openai.OpenAI, pictures: Path) -> None:
-    """A list of one is one image; of two, an honest refusal where the model takes one."""
+    """A list of one image is edited; two images are rejected if the model accepts only one."""
     data = (pictures / "input.png").read_bytes()
     assert client.images.edit(image=[data], extra_body=FEW_STEPS, **QUICK).data
     with pytest.raises(openai.BadRequestError) as caught:
@@ -63,7 +63,7 @@ def test_edit_a_list(client: openai.OpenAI, pictures: Path) -> None:
 
 
 def test_edit_under_a_mask(client: openai.OpenAI, pictures: Path) -> None:
-    """OpenAI's masks are transparent where to paint; the rest keeps its very pixels."""
+    """The transparent part of OpenAI's mask is generated; all other pixels are unchanged."""
     answer = client.images.edit(
         image=(pictures / "input.png").read_bytes(),
         mask=(pictures / "mask.png").read_bytes(),
@@ -78,14 +78,14 @@ def test_edit_under_a_mask(client: openai.OpenAI, pictures: Path) -> None:
 
 
 def test_edit_bytes_without_a_name(client: openai.OpenAI, pictures: Path) -> None:
-    """BytesIO arrives as a file named upload of no known type: the bytes say what it is."""
+    """BytesIO, sent without a known MIME type, is accepted: its bytes determine the format."""
     image = io.BytesIO((pictures / "input.png").read_bytes())
     assert client.images.edit(image=image, extra_body=FEW_STEPS, **QUICK).data
 
 
 @DEPRECATED
 def test_variation(client: openai.OpenAI, pictures: Path) -> None:
-    """Without a prompt, n of them with different seeds; a prompt travels in extra_body."""
+    """Variations need no prompt and have consecutive seeds; extra_body can set a prompt."""
     image = (pictures / "input.png").read_bytes()
     answer = client.images.create_variation(image=image, n=2, extra_body={"steps": 2})
     assert answer.size == "64x64"
@@ -97,7 +97,7 @@ def test_variation(client: openai.OpenAI, pictures: Path) -> None:
 
 @DEPRECATED
 def test_a_variation_as_a_link(client: openai.OpenAI, pictures: Path) -> None:
-    """response_format url serves the image."""
+    """response_format url returns the URL of the image."""
     image = (pictures / "input.png").read_bytes()
     answer = client.images.create_variation(
         image=image, response_format="url", extra_body={"steps": 2}
@@ -111,9 +111,8 @@ def test_a_variation_as_a_link(client: openai.OpenAI, pictures: Path) -> None:
 
 @pytest.mark.parametrize("partial_images", [0, 1, 2, 3])
 def test_stream_of_a_generation(client: openai.OpenAI, partial_images: int) -> None:
-    """The partial images asked for, numbered and as large as they are generated, then the finished
-    one with its usage.
-    """
+    """The stream contains the requested number of partial images, numbered and in the generated
+    size, and then the finished image with its usage."""
     stream = client.images.generate(
         stream=True, partial_images=partial_images, extra_body=FEW_STEPS, **QUICK
     )
@@ -129,7 +128,7 @@ def test_stream_of_a_generation(client: openai.OpenAI, partial_images: int) -> N
 
 @pytest.mark.parametrize("partial_images", [0, 3])
 def test_stream_of_an_edit(client: openai.OpenAI, pictures: Path, partial_images: int) -> None:
-    """The same, with events named for the edit."""
+    """An edit streams the events image_edit.partial_image and image_edit.completed."""
     stream = client.images.edit(
         image=(pictures / "input.png").read_bytes(),
         stream=True,
@@ -144,7 +143,7 @@ def test_stream_of_an_edit(client: openai.OpenAI, pictures: Path, partial_images
 
 
 def test_several_images_in_one_stream(client: openai.OpenAI) -> None:
-    """OpenAI's events have no place for n > 1: each image completes once, with its index."""
+    """With n > 1, which OpenAI's events do not support, each image completes with its index."""
     events = [*client.images.generate(n=2, stream=True, extra_body=FEW_STEPS, **QUICK)]
     assert [(event.type, event.index, event.seed) for event in events] == [
         ("image_generation.completed", 0, 5),
@@ -153,7 +152,7 @@ def test_several_images_in_one_stream(client: openai.OpenAI) -> None:
 
 
 def test_one_stream_for_both_kinds_of_clients(client: openai.OpenAI) -> None:
-    """dialect both: image.chunk items throughout, and an OpenAI event at the end."""
+    """The dialect both streams image.chunk items; the last one is also an OpenAI event."""
     body = {**FEW_STEPS, "stream_options": {"dialect": "both"}}
     *progress, last = client.images.generate(stream=True, extra_body=body, **QUICK)
     items = [event.data[0] for event in progress]
@@ -167,7 +166,7 @@ def test_one_stream_for_both_kinds_of_clients(client: openai.OpenAI) -> None:
 
 @DEPRECATED
 def test_errors(fake_server: ServerProcess, pictures: Path) -> None:
-    """Each as the class that OpenAI raises it as."""
+    """Each error raises the exception that OpenAI's client defines for it."""
     url = f"{fake_server.url}/v1"
     with openai.OpenAI(base_url=url, api_key="unused", max_retries=0) as client:
         with pytest.raises(openai.BadRequestError, match="Invalid image") as caught:
@@ -185,7 +184,7 @@ def test_errors(fake_server: ServerProcess, pictures: Path) -> None:
 
 
 def test_keys(keyed_server: ServerProcess) -> None:
-    """A wrong one raises AuthenticationError, the right one is let in."""
+    """A wrong key raises AuthenticationError; the right key is accepted."""
     url = f"{keyed_server.url}/v1"
     with openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError):
@@ -194,7 +193,7 @@ def test_keys(keyed_server: ServerProcess) -> None:
 
 
 def test_a_failed_generation_is_not_tried_again(fake_server: ServerProcess) -> None:
-    """The client retries 5xx by itself; the answer tells it not to double the work."""
+    """A failed job is not retried, although the client retries 5xx by default."""
     url = f"{fake_server.url}/v1"
     failed = fake_server.metric("sdstream_jobs_total", outcome="failed")
     client = openai.OpenAI(base_url=url, api_key="unused", max_retries=2)
@@ -236,7 +235,7 @@ OLD_CLIENT = textwrap.dedent(
 
 
 def test_openai_1(native_server: ServerProcess, pictures: Path) -> None:
-    """The last release of the 1.x line does all of it too."""
+    """The last 1.x release supports the same calls."""
     files = (str(pictures / "input.png"), str(pictures / "mask.png"))
     found = run_python(OLD_CLIENT, OLD_OPENAI, native_server.url, *files)
     assert found["version"] == "1.109.1"

@@ -1,4 +1,4 @@
-"""openai from npm, unchanged, against the server."""
+"""openai from npm, unmodified."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MASKED = (16, 16, 48, 48)
 
 
 def openai(server: ServerProcess, pictures: Path, check: str) -> Any:
-    """What one check of node/openai.mjs found."""
+    """Run a check of node/openai.mjs; return its result."""
     return run_node("openai.mjs", server.url, str(pictures), check)
 
 
 def test_generate(native_server: ServerProcess, pictures: Path) -> None:
-    """Two pictures with their seeds and OpenAI's usage."""
+    """Two images are returned with their seeds and OpenAI's usage."""
     answer = openai(native_server, pictures, "generate")
     assert [item["seed"] for item in answer["data"]] == [5, 6]
     assert [from_base64(item["b64_json"]).size for item in answer["data"]] == [(64, 64)] * 2
@@ -30,7 +30,7 @@ def test_generate(native_server: ServerProcess, pictures: Path) -> None:
 
 @pytest.mark.parametrize("check", ["edit_one", "edit_list", "edit_buffer", "variation"])
 def test_draw_over_an_image(native_server: ServerProcess, pictures: Path, check: str) -> None:
-    """A file, a list of one, bytes without a type, and a variation without a prompt."""
+    """A file, a list of one, bytes without a type, and an image for a variation are edited."""
     answer = openai(native_server, pictures, check)
     drawn = from_base64(answer["data"][0]["b64_json"])
     assert drawn.size == (64, 64)
@@ -41,13 +41,13 @@ def test_draw_over_an_image(native_server: ServerProcess, pictures: Path, check:
 def test_several_images_where_the_model_takes_one(
     native_server: ServerProcess, pictures: Path
 ) -> None:
-    """An honest 400 that the client raises as BadRequestError."""
+    """Two images for a model that accepts one raise BadRequestError."""
     error = openai(native_server, pictures, "edit_several")
     assert (error["name"], error["status"], error["param"]) == ("BadRequestError", 400, "image")
 
 
 def test_a_mask_keeps_the_rest(native_server: ServerProcess, pictures: Path) -> None:
-    """Outside of the transparent part of the mask not one pixel changes."""
+    """Pixels outside of the transparent part of the mask are unchanged."""
     answer = openai(native_server, pictures, "edit_mask")
     box = changed_box(from_base64(answer["data"][0]["b64_json"]), pictures)
     assert box is not None
@@ -58,9 +58,8 @@ def test_a_mask_keeps_the_rest(native_server: ServerProcess, pictures: Path) -> 
 
 
 def test_stream_loops(native_server: ServerProcess, pictures: Path) -> None:
-    """As many partial images as asked for, numbered and as large as they are generated, then the
-    whole one with its usage.
-    """
+    """The stream contains the requested number of partial images, numbered and in the generated
+    size, and then the finished image with its usage."""
     for wanted, events in enumerate(openai(native_server, pictures, "stream")):
         *partial, last = events
         assert [event["type"] for event in partial] == ["image_generation.partial_image"] * wanted
@@ -72,14 +71,15 @@ def test_stream_loops(native_server: ServerProcess, pictures: Path) -> None:
 
 
 def test_stream_of_an_edit(native_server: ServerProcess, pictures: Path) -> None:
-    """Its events are named for the edit."""
+    """An edit streams the events image_edit.partial_image and image_edit.completed."""
     *partial, last = openai(native_server, pictures, "stream_edit")
     assert [event["type"] for event in partial] == ["image_edit.partial_image"] * 2
     assert last["type"] == "image_edit.completed"
 
 
 def test_stream_for_both_kinds_of_clients(native_server: ServerProcess, pictures: Path) -> None:
-    """Progress, then a frame that is llama-box's last item and OpenAI's completed event in one."""
+    """The stream contains progress; the last frame is both llama-box's last item and OpenAI's
+    completed event."""
     *progress, last = openai(native_server, pictures, "stream_both")
     assert {event["type"] for event in progress} == {"image_generation.progress"}
     assert last["type"] == "image_generation.completed"
@@ -87,7 +87,8 @@ def test_stream_for_both_kinds_of_clients(native_server: ServerProcess, pictures
 
 
 def test_error_classes(fake_server: ServerProcess, pictures: Path) -> None:
-    """Bad values, images and models, before any stream too, with status, param and a request id."""
+    """Invalid values, images and models raise errors with status, param and request id, also for a
+    stream."""
     errors = openai(fake_server, pictures, "errors")
     found = {name: (e["name"], e["status"], e["param"]) for name, e in errors.items()}
     assert found == {
@@ -101,18 +102,18 @@ def test_error_classes(fake_server: ServerProcess, pictures: Path) -> None:
 
 
 def test_a_failure_in_the_stream_is_raised(fake_server: ServerProcess, pictures: Path) -> None:
-    """A loop over a stream whose job dies ends with an error, not with nothing."""
+    """A failed job raises an error in the loop over its stream."""
     error = openai(fake_server, pictures, "crash")
     assert (error["name"], error["type"]) == ("APIError", "server_error")
 
 
 def test_a_failed_generation_is_an_error(fake_server: ServerProcess, pictures: Path) -> None:
-    """A plain answer says 500."""
+    """Without a stream, a failed job raises InternalServerError."""
     error = openai(fake_server, pictures, "plain_crash")
     assert (error["name"], error["status"]) == ("InternalServerError", 500)
 
 
 def test_a_wrong_key(keyed_server: ServerProcess, pictures: Path) -> None:
-    """AuthenticationError."""
+    """A wrong key raises AuthenticationError."""
     error = openai(keyed_server, pictures, "key")
     assert (error["name"], error["status"]) == ("AuthenticationError", 401)

@@ -1,4 +1,5 @@
-"""Further options of the runtime, on the embedded model: each acts, and none harms the next."""
+"""Further options of the runtime, with the built-in model: each has an effect on its request
+only."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ BODY: dict[str, Any] = {"prompt": "a red circle", "size": "128x128", "seed": 7, 
 
 
 def drawn(server: ServerProcess, **options: Any) -> bytes:
-    """The pixels of a picture; its parameters tell every option back."""
+    """Generate an image; check that the parameters contain every option; return the pixels."""
     body = {**BODY, **options}
     answer = server.post({name: value for name, value in body.items() if value is not None})
     assert answer.status_code == 200, answer.text
@@ -28,7 +29,7 @@ def drawn(server: ServerProcess, **options: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def plain(native_server: ServerProcess) -> bytes:
-    """The picture without any option."""
+    """The image without any option."""
     return drawn(native_server)
 
 
@@ -50,7 +51,7 @@ def plain(native_server: ServerProcess) -> bytes:
 def test_an_option_acts(
     native_server: ServerProcess, plain: bytes, options: dict[str, Any]
 ) -> None:
-    """The picture is another one than without it, and the next is as before."""
+    """The option changes the image and does not affect the next request."""
     without = {
         name: value for name, value in options.items() if name in ("sampler", "sample_steps")
     }
@@ -61,17 +62,17 @@ def test_an_option_acts(
 KNOBS = [
     (mode, name)
     for mode, knobs in CACHE_KNOBS.items()
-    if mode != "ucache"  # for U-Nets
+    if mode != "ucache"  # only for U-Nets
     for name in knobs
 ]
 
 
 @pytest.mark.parametrize(("mode", "name"), KNOBS)
 def test_every_number_of_a_cache_acts(native_server: ServerProcess, mode: str, name: str) -> None:
-    """Somewhere between its bounds the picture is another one."""
+    """Each cache option changes the image for at least one of its values."""
     knob = CACHE_KNOBS[mode][name]
     middle = max(2.0, knob.low) if knob.whole else (knob.low + knob.high) / 4
-    # With a threshold at which something is left out at all, where there is one.
+    # If the mode has a threshold, use one at which the cache skips steps.
     base = {} if mode == "spectrum" or name == "threshold" else {"threshold": 0.6}
     pictures = {
         drawn(
@@ -106,14 +107,14 @@ def test_every_number_of_a_cache_acts(native_server: ServerProcess, mode: str, n
 def test_numbers_that_a_cache_has_not(
     native_server: ServerProcess, options: dict[str, Any], param: str
 ) -> None:
-    """None is passed over."""
+    """A cache option that is invalid or that the mode does not have is rejected."""
     answer = native_server.post({**BODY, **options})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].partition(".")[0] == param
 
 
 def test_numbers_of_a_cache_as_text(native_server: ServerProcess) -> None:
-    """As a form has them."""
+    """Text, as in a form, may contain the cache options as name=value pairs or JSON."""
     told = []
     for text in ("Fn=4,Bn=1", '{"Fn": 4, "Bn": 1}'):
         body = {**BODY, "cache_mode": "dbcache", "cache_options": text}
@@ -122,13 +123,13 @@ def test_numbers_of_a_cache_as_text(native_server: ServerProcess) -> None:
 
 
 def test_tiling_is_taken(native_server: ServerProcess) -> None:
-    """The tiny autoencoder has no tiles, so nothing changes; it must not harm either."""
+    """vae_tiling is accepted, although the tiny autoencoder does not use tiles."""
     assert len(drawn(native_server, vae_tiling=True)) == 128 * 128 * 3
 
 
 @pytest.mark.parametrize("upscaler", ["latent-bicubic", "lanczos", "drawings-4x"])
 def test_hires(native_server: ServerProcess, plain: bytes, upscaler: str) -> None:
-    """The image has the larger size, and progress counts both passes as one."""
+    """The image has the larger size, and progress counts the steps of both passes."""
     body = {**BODY, "size": "64x64", "hires_scale": 1.5, "hires_upscaler": upscaler,
             "hires_steps": 4, "stream": True}  # fmt: skip
     events = [*Call(native_server, body).events()]
@@ -141,7 +142,7 @@ def test_hires(native_server: ServerProcess, plain: bytes, upscaler: str) -> Non
 
 
 def test_automatic1111s_hires_fix(native_server: ServerProcess) -> None:
-    """By its own names."""
+    """AUTOMATIC1111's names of the hires fix are accepted."""
     body = {"prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "enable_hr": True,
             "hr_scale": 2, "hr_upscaler": "Latent (nearest)", "hr_second_pass_steps": 2,
             "denoising_strength": 0.6}  # fmt: skip
@@ -152,7 +153,7 @@ def test_automatic1111s_hires_fix(native_server: ServerProcess) -> None:
     answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", json=enlarged, timeout=60)
     assert answer.status_code == 200, answer.text
     for wrong, param in (
-        ({"hr_upscaler": "R-ESRGAN"}, "hr_upscaler"),  # a file that is not there
+        ({"hr_upscaler": "R-ESRGAN"}, "hr_upscaler"),  # a file that does not exist
         ({"hr_prompt": "x"}, "hr_prompt"),
     ):
         answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", json={**body, **wrong})

@@ -1,4 +1,4 @@
-"""The web page in a real browser. Keyboard, screen readers, and looks."""
+"""The web page in a real browser: keyboard, screen readers and layout."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.support.servers import ServerProcess
 
 
 def test_by_keyboard_alone(own_server: ServerProcess, visit: Visit) -> None:
-    """From the prompt through the settings to a picture, its large view and back, without a
-    pointer; the focus is always somewhere and to be seen."""
+    """The keyboard alone reaches every control, generates, opens the viewer and closes it; the
+    focus is always visible."""
     page = visit(own_server).open()
     expect(field(page, "Prompt")).to_be_focused()
     page.keyboard.type("by hand")
@@ -47,7 +47,7 @@ def test_by_keyboard_alone(own_server: ServerProcess, visit: Visit) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessible(native_server: ServerProcess, visit: Visit, scheme: str) -> None:
-    """axe finds nothing to complain about: empty, drawn, editing, and with dialogs open."""
+    """axe finds no problem: empty, with an image, while editing, and with the dialog open."""
     page = visit(native_server, color_scheme=scheme, reduced_motion="reduce").open()
     check = accessible(page)
     check()
@@ -64,8 +64,8 @@ def test_accessible(native_server: ServerProcess, visit: Visit, scheme: str) -> 
     check()
 
 
-#: Lists the visible controls that are lower or narrower than a finger needs. A checkbox is as large
-#: as its label.
+#: Lists the visible controls that are less than 44 px high or wide. The size of a checkbox is that
+#: of its label.
 SMALL = """() => {
     const controls = document.querySelectorAll(
         "button, summary, select, textarea, input:not([hidden]), #easel [tabindex='0']");
@@ -79,7 +79,8 @@ SMALL = """() => {
 
 
 def test_targets_of_a_finger(own_server: ServerProcess, visit: Visit) -> None:
-    """Every control has at least 44 px in both directions on a phone, and none is too wide."""
+    """On a phone, every control is at least 44 px high and wide, and nothing is wider than the
+    page."""
     page = visit(own_server, **PHONE).open()
 
     def check() -> None:
@@ -120,8 +121,8 @@ def test_targets_of_a_finger(own_server: ServerProcess, visit: Visit) -> None:
 def test_looks(
     native_server: ServerProcess, visit: Visit, name: str, options: dict[str, Any]
 ) -> None:
-    """Nothing is wider than the window, and the theme is the system's until it is switched; the
-    pictures are left in tests/screenshots."""
+    """The page is not wider than the window. The theme is the system's until the user switches it.
+    Screenshots are saved in tests/screenshots."""
     page = visit(native_server, **options).open()
     SCREENSHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}-empty.png")

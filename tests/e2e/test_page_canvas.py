@@ -1,4 +1,4 @@
-"""The web page in a real browser. The canvas: zoom, masks as files, and edits that are repeated."""
+"""The web page in a real browser: the canvas with zoom, masks as files, and repeated edits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.servers import ServerProcess
 
 
 def saved_mask(page: Page, folder: Path) -> np.ndarray[Any, Any]:
-    """Where the mask that the page saves is white."""
+    """Return where the mask that the page saves is white."""
     with page.expect_download() as download:
         page.get_by_role("button", name="Save mask", exact=True).click()
     download.value.save_as(folder / "saved.png")
@@ -25,7 +25,7 @@ def saved_mask(page: Page, folder: Path) -> np.ndarray[Any, Any]:
 
 
 def center(page: Page) -> tuple[float, float]:
-    """The middle of the canvas on the screen."""
+    """Return the middle of the canvas on the screen."""
     box = page.locator("#easel-room").bounding_box()
     assert box is not None
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -34,7 +34,7 @@ def center(page: Page) -> tuple[float, float]:
 def test_zoom_by_wheel_keys_and_buttons(
     own_server: ServerProcess, visit: Visit, tmp_path: Path
 ) -> None:
-    """What is painted while zoomed lies where it was painted; the wheel zooms with the focus."""
+    """A zoomed stroke is at the right place of the mask; the wheel zooms only with the focus."""
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(scene(tmp_path))
     expect(page.locator("#mask")).to_be_visible()
@@ -71,7 +71,7 @@ def test_zoom_by_wheel_keys_and_buttons(
 
 
 def test_pinch(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """Two fingers zoom and paint nothing; one finger paints."""
+    """Two fingers zoom and do not paint; one finger paints."""
     page = visit(own_server, **PHONE).open()
     page.locator("#image-file").set_input_files(scene(tmp_path))
     expect(page.locator("#mask")).to_be_visible()
@@ -98,7 +98,8 @@ def test_pinch(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
 
 
 def test_masks_as_files(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """White or transparent is where to paint; a loaded mask is undone, erased and saved again."""
+    """The white or transparent part of a file becomes the mask, which can be undone, erased and
+    saved."""
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(scene(tmp_path))
     expect(page.locator("#mask")).to_be_visible()
@@ -124,7 +125,7 @@ def test_masks_as_files(own_server: ServerProcess, visit: Visit, tmp_path: Path)
 
 
 def test_an_edit_is_repeated(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """After a reload the gallery brings back the image, its mask and the settings."""
+    """After a reload, the gallery restores the image, its mask and the settings."""
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(scene(tmp_path))
     stroke(page, (0.3, 0.5), (0.7, 0.5))

@@ -1,4 +1,4 @@
-"""The web page in a real browser. The settings of the form as programs, which run."""
+"""The web page in a real browser: the settings of the form as programs, which the tests run."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def run_snippet(command: list[str], folder: Path, key: str = "") -> None:
 def test_the_code_runs(
     own_server: ServerProcess, visit: Visit, tmp_path: Path, edits: bool
 ) -> None:
-    """The curl line and the programs for Python and Node generate what the form would.
+    """The curl command and the programs for Python and Node generate what the form describes.
 
-    With quotes, options that have no field, no number of images, and a seed of more digits than a
-    number of JavaScript has.
+    The form contains quotes, options without a field, no number of images, and a seed that a
+    JavaScript number cannot represent.
     """
     page = visit(own_server).open()
     options: dict[str, Any] = {name: FURTHER[name] for name in OF_ALL_PICTURES}
@@ -81,7 +81,8 @@ def test_the_code_runs(
 
 
 def test_code_that_fails_says_so(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """curl ends with an error, and the file has the server's message; formats have their names."""
+    """curl exits with an error and saves the server's message; a file has the format's
+    extension."""
     page = visit(own_server).open()
     field(page, "Prompt").fill("a cat")
     page.locator("#extras summary").click()
@@ -100,7 +101,7 @@ def test_code_that_fails_says_so(own_server: ServerProcess, visit: Visit, tmp_pa
 def test_the_javascript_runs(
     own_server: ServerProcess, visit: Visit, tmp_path: Path, edits: bool
 ) -> None:
-    """The EventSource program, in a browser."""
+    """The EventSource program runs in a browser."""
     page = visit(own_server).open()
     options: dict[str, Any] = {name: FURTHER[name] for name in OF_ALL_PICTURES}
     page.evaluate("options => localStorage.setItem('sdstream.settings', options)", dumps(options))
@@ -125,8 +126,8 @@ def test_the_javascript_runs(
 
 
 def test_code_with_a_key(keyed_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """No program contains the key: curl, Python and Node read it from the environment, and the page
-    asks for it."""
+    """No program contains the key: curl, Python and Node read it from the environment, and the
+    JavaScript program asks for it."""
     person = visit(keyed_server)
     person.excuse("status of 401")
     page = person.open()
@@ -158,7 +159,7 @@ def test_code_with_a_key(keyed_server: ServerProcess, visit: Visit, tmp_path: Pa
 
 
 def test_one_line_in_the_console(own_server: ServerProcess, visit: Visit) -> None:
-    """An EventSource shows progress to the end, makes one job, and then stays quiet."""
+    """An EventSource reports progress to the end, starts one job, and then closes."""
     page = visit(own_server).open()
     before = own_server.metric("sdstream_accepted_jobs_total")
     heard = page.evaluate(

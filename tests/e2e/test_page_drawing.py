@@ -1,4 +1,4 @@
-"""The web page in a real browser. From a prompt to pictures: progress, tabs and errors."""
+"""The web page in a real browser: from a prompt to images, with progress, tabs and errors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support.servers import ServerProcess, running_server
 
 
 def test_from_prompt_to_picture(native_server: ServerProcess, visit: Visit) -> None:
-    """The bar moves to the end, previews sharpen, and the picture is on the stage and in the
-    gallery; screen readers hear the start, the quarters and the end, and no more."""
+    """The progress bar only grows, previews appear, and the image is on the stage and in the
+    gallery; screen readers announce only the start, the quarters and the end."""
     page = visit(native_server).open()
     field(page, "Prompt").fill("a red circle on a blue background")
     page.keyboard.press("Control+Enter")
@@ -47,7 +47,7 @@ HEARD = ["Waiting", "Generating", "25 percent", "50 percent", "75 percent", "Fin
 
 
 def test_asking_before_the_models_are_known(own_server: ServerProcess, visit: Visit) -> None:
-    """What is sent while the page still loads is drawn, not the prompt and seed of last time."""
+    """A request sent while the page loads uses the form's values, not those of the last visit."""
     person = visit(own_server)
     page = person.open()
     field(page, "Seed").fill("1")
@@ -73,7 +73,7 @@ def test_asking_before_the_models_are_known(own_server: ServerProcess, visit: Vi
 
 
 def test_an_example_is_a_beginning(own_server: ServerProcess, visit: Visit) -> None:
-    """An empty stage offers prompts that work, and one press draws the first picture."""
+    """An empty stage offers example prompts; one click generates the first image."""
     page = visit(own_server).open()
     page.get_by_role("button", name="three yellow stars").click()
     expect(field(page, "Prompt")).to_have_value("three yellow stars")
@@ -81,10 +81,10 @@ def test_an_example_is_a_beginning(own_server: ServerProcess, visit: Visit) -> N
 
 
 def test_several_pictures(own_server: ServerProcess, visit: Visit) -> None:
-    """All pictures of a job can be looked at, each with its own seed."""
+    """Each image of a job can be shown, with its own seed."""
     page = visit(own_server).open()
     field(page, "Images").fill("3")
-    field(page, "Seed").fill("9223372036854775797")  # more than a number holds
+    field(page, "Seed").fill("9223372036854775797")  # more than a JavaScript number can represent
     draw(page, "three of a kind")
     finished(page)
     expect(page.locator("#details")).to_contain_text("seed 9223372036854775797")
@@ -96,7 +96,7 @@ def test_several_pictures(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_cancel(own_server: ServerProcess, visit: Visit) -> None:
-    """A press ends the job, and the page says so."""
+    """Cancel ends the job, and the page shows that."""
     page = visit(own_server).open()
     draw(page, SLOW)
     expect(page.locator("#status")).to_contain_text(re.compile("Step [2-9] of 12"))
@@ -107,7 +107,7 @@ def test_cancel(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_cancel_between_images(own_server: ServerProcess, visit: Visit) -> None:
-    """The finished images stay, without places for those that do not come."""
+    """The finished images stay, without placeholders for the others."""
     page = visit(own_server).open()
     field(page, "Images").fill("4")
     draw(page, "in part step=0.2")
@@ -118,7 +118,7 @@ def test_cancel_between_images(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_several_jobs(own_server: ServerProcess, visit: Visit) -> None:
-    """Jobs wait in line with their positions; one is taken out, the others are drawn in turn."""
+    """Queued jobs are listed with their positions; one is cancelled, the others run in order."""
     page = visit(own_server).open()
     draw(page, f"first {SLOW}")
     for prompt in ("second", "third", "fourth"):
@@ -138,11 +138,11 @@ def test_several_jobs(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_two_tabs_on_one_job(own_server: ServerProcess, visit: Visit) -> None:
-    """A person's other tabs join the job, and so does another person's when asked; all see it
+    """Other tabs of the user follow the job, and so does another user who opens it; all see its
     end."""
     person = visit(own_server)
     first, second = person.open(), person.open()
-    draw(first, "together slowly step=0.9")  # while three more tabs open
+    draw(first, "together slowly step=0.9")  # slow enough to open three more tabs
     expect(second.locator("#status")).to_contain_text(re.compile("Step [1-9] of 12"))
     third = person.open()
     expect(third.locator("#status")).to_contain_text(re.compile("Step [1-9] of 12"))
@@ -155,7 +155,8 @@ def test_two_tabs_on_one_job(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_tab_in_the_background(own_server: ServerProcess, visit: Visit) -> None:
-    """It holds no connection, of which browsers have six for all tabs, and is up to date."""
+    """A hidden tab closes its connection, because browsers limit them to six for all tabs, and
+    polls instead."""
     person = visit(own_server)
     page = person.open()
     draw(page, SLOW)
@@ -172,7 +173,7 @@ def test_a_tab_in_the_background(own_server: ServerProcess, visit: Visit) -> Non
 
 
 def test_reload_in_the_middle(own_server: ServerProcess, visit: Visit) -> None:
-    """The page finds its job again, and what was in the form."""
+    """After a reload, the page shows its running job and the values of the form."""
     page = visit(own_server).open()
     page.locator("#more summary").click()
     field(page, "Steps").fill("9")
@@ -190,7 +191,7 @@ def test_reload_in_the_middle(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_failure_in_words(own_server: ServerProcess, visit: Visit) -> None:
-    """What the engine says of a failure is on the stage, and the job in the gallery."""
+    """The stage shows the engine's error, and the gallery shows the failed job."""
     page = visit(own_server).open()
     draw(page, "no luck fail=2")
     expect(page.locator("#trouble")).to_contain_text("could not be generated")
@@ -205,7 +206,7 @@ def test_a_failure_in_words(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_script_from_right_to_left(own_server: ServerProcess, visit: Visit) -> None:
-    """Prompts begin on the side of their script, in the form and where they are shown."""
+    """A prompt is aligned by its script, in the form and where it is shown."""
     page = visit(own_server).open()
     draw(page, "סירה על אגם.")
     finished(page)
@@ -215,7 +216,8 @@ def test_a_script_from_right_to_left(own_server: ServerProcess, visit: Visit) ->
 
 
 def test_errors_stand_at_their_fields(own_server: ServerProcess, visit: Visit) -> None:
-    """The page's own and the server's, each where it belongs, with the focus on it."""
+    """Errors of the page and of the server are shown at their fields, and the field gets the
+    focus."""
     person = visit(own_server)
     person.excuse("status of 400")
     page = person.open()
@@ -235,8 +237,8 @@ def test_errors_stand_at_their_fields(own_server: ServerProcess, visit: Visit) -
 
 
 def test_errors_go_with_their_causes(tmp_path: Path, visit: Visit) -> None:
-    """A full queue is told until the form is edited or there is room again, and a list of models
-    that could not be had until it is there."""
+    """The error of a full queue disappears when the user edits the form or the queue has room. The
+    error of a missing list of models disappears when the list is loaded."""
     with running_server(tmp_path, engine="fake", queue_images=1) as server:
         person = visit(server)
         person.excuse("status of 429", "status of 503")
@@ -254,7 +256,7 @@ def test_errors_go_with_their_causes(tmp_path: Path, visit: Visit) -> None:
         expect(error).to_contain_text("waiting and this server holds 1")
         expect(page.locator("#caption")).to_have_text("waiting")
         expect(error).to_be_empty()
-        # The list of models is missing once, and is asked for again.
+        # The first request for the list of models fails, and the page retries it.
         busy = {"status": 503, "json": {"error": {"message": "Not now."}}}
         page.route("**/v1/models", lambda route: route.fulfill(**busy), times=1)
         page.reload()

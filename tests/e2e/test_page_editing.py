@@ -1,4 +1,4 @@
-"""The web page in a real browser. Images to edit: masks, borders and parts."""
+"""The web page in a real browser: images to edit, with masks, borders and parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.servers import ServerProcess
 
 
 def changed(page: Page, original: Path) -> np.ndarray[Any, Any]:
-    """Which pixels of the finished picture differ from the image it was made from."""
+    """Return which pixels of the finished image differ from the original."""
     drawn = np.asarray(opened(bytes_of(page, finished(page))).convert("RGB"), dtype=int)
     with Image.open(original) as image:
         before = np.asarray(image.convert("RGB"), dtype=int)
@@ -37,7 +37,8 @@ def changed(page: Page, original: Path) -> np.ndarray[Any, Any]:
 
 
 def test_a_painted_mask(native_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """What is painted is drawn anew, what is erased or outside stays as it was, to the pixel."""
+    """Painted pixels are generated; pixels that were erased or are outside of the mask are
+    unchanged."""
     original = scene(tmp_path)
     page = visit(native_server).open()
     page.locator("#image-file").set_input_files(original)
@@ -53,14 +54,13 @@ def test_a_painted_mask(native_server: ServerProcess, visit: Visit, tmp_path: Pa
     different = changed(page, original)
     assert different[56:72, 34:66].mean() > 0.5
     outside = np.ones_like(different)
-    outside[54:74, 28:100] = False  # the stroke, with the brush's half width and a pixel more
-    outside[:, 72:82] = True  # what was erased again
+    outside[54:74, 28:100] = False  # the stroke, half a brush wider, and one more pixel
+    outside[:, 72:82] = True  # the erased part
     assert not different[outside].any()
 
 
 def test_an_image_without_a_mask(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """All of it is drawn anew, as far as the strength says; a pasted image works like a chosen
-    one, and can be put away again."""
+    """A pasted image is edited as a whole, by the strength, and can be removed."""
     page = visit(own_server).open()
     data = scene(tmp_path).read_bytes()
     hand_over(page, "paste", "body", data, "pasted.png")
@@ -77,7 +77,7 @@ def test_an_image_without_a_mask(own_server: ServerProcess, visit: Visit, tmp_pa
 
 
 def test_a_mask_by_keys(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """Arrows move the brush, Space puts it down and lifts it, and the mask is where it went."""
+    """Arrow keys move the brush, Space lowers and lifts it, and the mask is where it moved."""
     original = scene(tmp_path)
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(original)
@@ -97,7 +97,7 @@ def test_a_mask_by_keys(own_server: ServerProcess, visit: Visit, tmp_path: Path)
 
 
 def test_undo_and_redo_of_a_mask(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """Strokes and Clear are undone and redone by keys and buttons, up to the next stroke."""
+    """Strokes and Clear are undone and redone by keys and buttons, until the next stroke."""
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(scene(tmp_path))
     undo, redo = (page.get_by_role("button", name=name) for name in ("Undo", "Redo"))
@@ -127,7 +127,7 @@ def test_undo_and_redo_of_a_mask(own_server: ServerProcess, visit: Visit, tmp_pa
 
 
 def photo(folder: Path) -> Path:
-    """A picture to edit of a size that no model generates."""
+    """Save an image to edit, in a size that no model generates."""
     image = Image.linear_gradient("L").resize((250, 170)).convert("RGB")
     ImageDraw.Draw(image).ellipse((60, 30, 160, 130), fill=(220, 30, 30))
     path = folder / "photo.png"
@@ -136,7 +136,7 @@ def photo(folder: Path) -> Path:
 
 
 def test_only_the_masked_part(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """The switch beside the mask: the picture keeps its size, and the code has the two options."""
+    """With "Only masked", the image keeps its size, and code and job contain the options."""
     original = photo(tmp_path)
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(original)
@@ -163,7 +163,7 @@ def test_only_the_masked_part(own_server: ServerProcess, visit: Visit, tmp_path:
     assert not different[outside].any()
     job = newest(own_server)["parameters"]
     assert (job["only_masked"], job["only_masked_padding"], job["size"]) == (True, 16, "128x128")
-    # The settings of the picture bring the two back.
+    # The settings of the image restore both options.
     page.get_by_role("button", name="Canvas").click()
     switch.uncheck()
     page.get_by_role("button", name="Image", exact=True).click()
@@ -175,7 +175,7 @@ def test_only_the_masked_part(own_server: ServerProcess, visit: Visit, tmp_path:
 
 
 def drag(page: Page, handle: str, dx: float, dy: float) -> None:
-    """Draw a handle of the border with the mouse, in pixels of the screen."""
+    """Drag a handle of the border with the mouse, in pixels of the screen."""
     box = page.get_by_role("slider", name=handle).bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -188,7 +188,8 @@ def drag(page: Page, handle: str, dx: float, dy: float) -> None:
 def test_a_border_by_mouse_and_keys(
     own_server: ServerProcess, visit: Visit, tmp_path: Path
 ) -> None:
-    """Drawn out at the edges; the picture gets larger and keeps what it had, to the pixel."""
+    """Dragging an edge or pressing keys adds a border; the image grows and keeps its original
+    pixels."""
     original = photo(tmp_path)
     page = visit(own_server).open()
     page.locator("#image-file").set_input_files(original)
@@ -217,7 +218,7 @@ def test_a_border_by_mouse_and_keys(
     with Image.open(original) as image:
         assert (drawn[56:, :250] == np.asarray(image.convert("RGB"))).all()
     page.screenshot(path=SCREENSHOTS / "border-drawn.png")
-    # Taken away, brought back by the settings of the picture, and gone with another image.
+    # Remove the border, restore it with the settings of the image, and lose it with another image.
     page.get_by_role("button", name="Canvas").click()
     page.get_by_role("button", name="No border").click()
     expect(page.locator("#border-size")).to_have_text("none")
@@ -228,7 +229,7 @@ def test_a_border_by_mouse_and_keys(
     expect(page.locator("#border-size")).to_have_text("298 × 226")
     page.locator("#image-file").set_input_files(original)
     expect(page.locator("#border-size")).to_have_text("none")
-    # With a mask both are painted, and nothing else.
+    # With a mask, only the border and the masked part are generated.
     top.focus()
     page.keyboard.press("ArrowUp")
     stroke(page, (0.4, 0.5), (0.6, 0.5))
@@ -243,7 +244,7 @@ def test_a_border_by_mouse_and_keys(
 
 
 def test_a_border_by_touch(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """A finger draws it out, and the image stays where it is; nothing is cut off."""
+    """A finger drags the border; the canvas stays in place, and the page does not overflow."""
     phone = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
     page = visit(own_server, **phone).open()
     page.locator("#image-file").set_input_files(photo(tmp_path))
@@ -259,7 +260,7 @@ def test_a_border_by_touch(own_server: ServerProcess, visit: Visit, tmp_path: Pa
         places = [{"x": at[0], "y": at[1]} for at in points]
         finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
 
-    # The page scrolls by as much as the form above the canvas grows.
+    # The page scrolls by the amount by which the form above the canvas grows.
     place = "document.querySelector('#easel').getBoundingClientRect().top"
     before = page.evaluate(place)
     touch("touchStart", (x, y))

@@ -1,4 +1,4 @@
-"""The web page in a real browser. Faults, the queue, machines, and what to do next."""
+"""The web page in a real browser: faults, the queue, machines, and next steps."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ LOST = {**IDLE, "state": "lost", "reason": "It went out of reach.", "free_slots"
 
 
 def bottom_of(page: Page) -> float:
-    """Distance from the top of the window to the lower edge of what has the focus, in pixels."""
+    """Distance from the top of the window to the lower edge of the focused element, in pixels."""
     edge: float = page.evaluate("document.activeElement.getBoundingClientRect().bottom")
     return edge
 
 
 def clipped(page: Page, name: str) -> float:
-    """Pixels by which a field is too narrow for its value; negative when there is room."""
+    """Pixels by which a field is too narrow for its value; negative if the value fits."""
     over: float = page.locator(f"#{name}").evaluate(
         """field => {
             const style = getComputedStyle(field);
@@ -73,7 +73,7 @@ def clipped(page: Page, name: str) -> float:
 def test_fields_show_all_digits(
     own_server: ServerProcess, visit: Visit, tmp_path: Path, width: int
 ) -> None:
-    """Every number can be read whole, at every width of the window."""
+    """Every number is completely visible at every width of the window."""
     page = visit(own_server, viewport={"width": width, "height": 800}).open()
     page.locator("#image-file").set_input_files(scene(tmp_path))
     page.locator("#more summary").click()
@@ -84,7 +84,8 @@ def test_fields_show_all_digits(
 
 
 def test_a_dead_server_is_seen_at_once(tmp_path: Path, visit: Visit) -> None:
-    """The stage says so where the image would come; later it goes on by itself."""
+    """The stage shows that the server is offline; after a restart the job continues
+    automatically."""
     settings: dict[str, Any] = {"engine": "fake", "port": free_port()}
     with running_server(tmp_path, **settings) as server:
         person = visit(server)
@@ -100,14 +101,14 @@ def test_a_dead_server_is_seen_at_once(tmp_path: Path, visit: Visit) -> None:
     with running_server(tmp_path, **settings):
         expect(page.locator("#offline")).to_be_hidden()
         finished(page)
-        # A server without a cluster is asked for its machines once.
+        # The page asks a server without a cluster for its machines only once.
         assert len([one for one in person.requests if one.url.endswith("/v1/cluster")]) == 1
         expect(page.locator("#open-cluster")).to_be_hidden()
         page.close()
 
 
 def test_an_idle_page_notices_too(tmp_path: Path, visit: Visit) -> None:
-    """Without a job the page looks now and then whether the server is there."""
+    """A page without a job polls the server and shows when it is offline."""
     with running_server(tmp_path, engine="fake") as server:
         person = visit(server)
         person.excuse("ERR_")
@@ -118,8 +119,8 @@ def test_an_idle_page_notices_too(tmp_path: Path, visit: Visit) -> None:
 
 
 def test_a_page_without_models(own_server: ServerProcess, visit: Visit) -> None:
-    """The form says why there are none and what to do; the focus stays where the user types, and no
-    request is repeated in a loop."""
+    """The form explains why there are no models and what to do. The focus stays where the user
+    types, and no request is repeated in a loop."""
     person = visit(own_server)
     person.excuse("status of 503", "ERR_FAILED")
     page = person.tab()
@@ -148,7 +149,7 @@ def test_a_page_without_models(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_slow_upload(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """The button says that the request is being sent, and presses meanwhile submit no other job."""
+    """The button shows that the request is being sent; until then, further presses are ignored."""
     person = visit(own_server)
     page = person.open()
     page.locator("#image-file").set_input_files(scene(tmp_path))
@@ -173,7 +174,7 @@ def test_a_slow_upload(own_server: ServerProcess, visit: Visit, tmp_path: Path) 
 
 
 def test_what_to_do_next(own_server: ServerProcess, visit: Visit) -> None:
-    """A failure names the next step, and one press takes it."""
+    """A failure suggests the next step, and one click takes it."""
     page = visit(own_server).open()
     draw(page, "no luck crash=1")
     expect(page.locator("#trouble-text")).not_to_be_empty()
@@ -189,7 +190,7 @@ def test_what_to_do_next(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_the_whole_queue(own_server: ServerProcess, visit: Visit) -> None:
-    """All waiting jobs are listed with their number, and all are cancelled by one press."""
+    """All queued jobs are listed with their number, and one click cancels all of them."""
     page = visit(own_server).open()
     draw(page, f"first {SLOW}")
     for number in range(24):
@@ -206,7 +207,7 @@ def test_the_whole_queue(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_words_that_the_model_does_not_know(tmp_path: Path, visit: Visit) -> None:
-    """They stand beside the image, with the models that may know them."""
+    """Unknown words are shown beside the image, with models that may know them."""
     (tmp_path / "models.yaml").write_text(MODELS)
     with running_server(tmp_path, models=tmp_path / "models.yaml") as server:
         page = visit(server).open()
@@ -225,7 +226,7 @@ def test_words_that_the_model_does_not_know(tmp_path: Path, visit: Visit) -> Non
 
 
 def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
-    """After "Edit this image" the tools and the button to generate with are in view."""
+    """After "Edit this image", the tools and the submit button are in view."""
     page = visit(own_server, **PHONE).open()
     draw(page, "pocket")
     finished(page)
@@ -237,7 +238,7 @@ def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
     page.screenshot(path=SCREENSHOTS / "narrow-after-edit.png")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     accessible(page)()
-    # The next control lies behind the button that stays at the bottom, until it gets the focus.
+    # The sticky button at the bottom covers the next control until that control gets the focus.
     edge = page.locator(".go").evaluate("bar => bar.getBoundingClientRect().top")
     page.locator("#seed-random").focus()
     page.evaluate(
@@ -254,7 +255,7 @@ def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
     assert len({round(box["y"]) for box in boxes if box}) == 2
     assert len({(round(box["width"]), round(box["height"])) for box in boxes if box}) == 1
     assert all(box and min(box["width"], box["height"]) >= 40 for box in boxes)
-    # The button that closes it stays in view.
+    # The button that closes the viewer stays in view.
     page.set_viewport_size({"width": 740, "height": 360})
     scrolled = "viewer => { viewer.scrollTop = 1000; return viewer.scrollTop; }"
     assert page.locator("#viewer").evaluate(scrolled) > 100
@@ -263,7 +264,7 @@ def test_buttons_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_buttons_on_a_small_screen(own_server: ServerProcess, visit: Visit) -> None:
-    """At 1280 pixels each group of buttons is in one row, and nothing is beyond its column."""
+    """At 1280 pixels, each group of buttons is in one row, and nothing exceeds its column."""
     page = visit(own_server, viewport={"width": 1280, "height": 800}).open()
 
     def one_row(group: str) -> bool:
@@ -289,7 +290,7 @@ def test_buttons_on_a_small_screen(own_server: ServerProcess, visit: Visit) -> N
 
 
 def rows(page: Page) -> list[list[str]]:
-    """The texts of the table's cells."""
+    """Return the texts of the table's cells."""
     found: list[list[str]] = page.locator("#machines tr").evaluate_all(
         "rows => rows.map((row) => [...row.children].map((cell) => cell.innerText))"
     )
@@ -297,8 +298,8 @@ def rows(page: Page) -> list[list[str]]:
 
 
 def test_machines(own_server: ServerProcess, visit: Visit) -> None:
-    """The line counts machines and faults; it opens a table, which follows the cluster; a loss is
-    reported."""
+    """The status line counts machines and faults and opens a table that follows the cluster; a lost
+    machine is reported."""
     machines = [MACHINE, IDLE, SHUNNED]
     page = visit(own_server, viewport={"width": 390, "height": 800}, color_scheme="dark").tab()
 

@@ -1,4 +1,4 @@
-"""The web page in a real browser. Finished images: the gallery and the large view."""
+"""The web page in a real browser: the gallery and the viewer of finished images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.servers import ServerProcess, running_server, wait_until
 
 @pytest.fixture(scope="module")
 def stocked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with 27 pictures."""
+    """A server with 27 images."""
     with running_server(tmp_path_factory.mktemp("stocked"), engine="fake") as server:
         for number in range(27):
             body = {"prompt": f"picture {number}", "steps": 5, "seed": number, "size": "64x96"}
@@ -36,7 +36,8 @@ def stocked_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
 
 
 def test_the_gallery(stocked_server: ServerProcess, visit: Visit) -> None:
-    """Newest first, more on demand; a picture is opened, leafed on from, used and deleted."""
+    """The gallery shows the newest image first; the viewer moves to the next image, reuses its
+    settings and downloads it."""
     page = visit(stocked_server).open()
     tiles = page.locator("#tiles button")
     expect(page.locator("#gallery-count")).to_have_text("27")
@@ -60,7 +61,7 @@ def test_the_gallery(stocked_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_whole_images(stocked_server: ServerProcess, visit: Visit) -> None:
-    """A tile shows all of a tall image, and on a phone the large view covers no text with it."""
+    """A tile shows all of a tall image, and the viewer's image covers no text on a phone."""
     page = visit(stocked_server, **PHONE).open()
     tile = page.locator("#tiles button").first
     expect(tile.locator("img")).to_have_css("object-fit", "contain")
@@ -74,7 +75,7 @@ def test_whole_images(stocked_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_deleting(stocked_server: ServerProcess, visit: Visit) -> None:
-    """After a question the job and its picture are gone, and the focus is on the next one."""
+    """After a confirmation the job and its image are deleted, and the next image gets the focus."""
     page = visit(stocked_server).open()
     tile = page.locator("#tiles button").first
     name = str(tile.get_attribute("title"))
@@ -91,7 +92,7 @@ def test_deleting(stocked_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_editing_a_picture(own_server: ServerProcess, visit: Visit) -> None:
-    """A finished picture goes onto the easel with one press."""
+    """One click opens a finished image on the canvas."""
     page = visit(own_server).open()
     draw(page, "the beginning")
     finished(page)
@@ -105,7 +106,7 @@ def test_editing_a_picture(own_server: ServerProcess, visit: Visit) -> None:
 def test_a_picture_that_was_only_enlarged(
     own_server: ServerProcess, visit: Visit, tmp_path: Path
 ) -> None:
-    """It has a size before and after, and no settings to be used."""
+    """The viewer of an upscaled image shows both sizes and offers no settings to reuse."""
     image = {"image": ("scene.png", scene(tmp_path).read_bytes())}
     assert httpx2.post(f"{own_server.url}/v1/images/upscales", files=image).status_code == 200
     page = visit(own_server).open()
@@ -117,7 +118,7 @@ def test_a_picture_that_was_only_enlarged(
 
 
 def test_a_long_prompt(own_server: ServerProcess, visit: Visit) -> None:
-    """All of it can be read in the viewer, by keys too, and what is below keeps its place."""
+    """The viewer scrolls a long prompt, by keys too, and the facts below it stay in view."""
     prompt = "\n".join(f"line {number} of a long prompt" for number in range(60))
     wait_for(own_server, begin(own_server, {"prompt": prompt})["id"], "completed")
     page = visit(own_server).open()
@@ -127,7 +128,7 @@ def test_a_long_prompt(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("#viewer-facts")).to_be_in_viewport()
     text.press("End")
     expect(text).to_have_js_property("tabIndex", 0)
-    # The page's policy forbids eval, which Playwright's own wait_for_function needs.
+    # The page's content security policy forbids eval, which Playwright's wait_for_function needs.
     wait_until(
         lambda: text.evaluate("text => text.scrollTop + text.clientHeight > text.scrollHeight - 2"),
         10,
@@ -137,7 +138,8 @@ def test_a_long_prompt(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_searching(stocked_server: ServerProcess, visit: Visit) -> None:
-    """By words, state and day; what is finished meanwhile shows up only if it matches."""
+    """The gallery filters by words, state and day; a newly finished image appears only if it
+    matches."""
     page = visit(stocked_server).open()
     count, tiles = page.locator("#gallery-count"), page.locator("#tiles button")
     expect(count).not_to_be_empty()
@@ -164,8 +166,8 @@ def test_searching(stocked_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_the_order_is_that_of_submission(own_server: ServerProcess, visit: Visit) -> None:
-    """A job that ends after newer ones does not come to the front: a reload changes nothing."""
-    slow = {"sample_steps": 10}  # longer than the page's pause between two looks at the queue
+    """Jobs are ordered by submission, not by their end; a reload does not change the order."""
+    slow = {"sample_steps": 10}  # longer than the interval at which the page polls the queue
     begin(own_server, {"prompt": "in front step=0.3", **slow})
     older = begin(own_server, {"prompt": "older step=0.3", "priority": "low", **slow})
     newer = begin(own_server, {"prompt": "newer", "priority": "high"})
@@ -182,7 +184,7 @@ def test_the_order_is_that_of_submission(own_server: ServerProcess, visit: Visit
 
 
 def test_favorites(stocked_server: ServerProcess, visit: Visit) -> None:
-    """Marked in the large view, and found again after a reload."""
+    """A favorite is set in the viewer and found by the filter after a reload."""
     page = visit(stocked_server).open()
     page.locator("#tiles button").nth(1).click()
     mark = page.get_by_role("dialog").get_by_role("button", name="Favorite")
@@ -198,8 +200,8 @@ def test_favorites(stocked_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_several_are_selected(stocked_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """Downloaded as one archive that Python reads, and deleted after a question, by hand and by
-    keys."""
+    """Selected images are downloaded as one ZIP archive, and deleted after a confirmation, by mouse
+    and keyboard."""
     page = visit(stocked_server).open()
     tiles = page.locator("#tiles button")
     expect(tiles.nth(8)).to_be_visible()
@@ -228,7 +230,7 @@ def test_several_are_selected(stocked_server: ServerProcess, visit: Visit, tmp_p
     page.locator("#selection-sure").get_by_role("button", name="Delete for good").click()
     expect(tiles.nth(0)).to_have_attribute("title", names[4])
     expect(tiles.nth(0)).to_be_focused()
-    # By keys: two to the right is the next row's first, in two columns.
+    # By keys, in a gallery of two columns.
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     expect(tiles.nth(3)).to_be_focused()
@@ -245,7 +247,8 @@ def test_several_are_selected(stocked_server: ServerProcess, visit: Visit, tmp_p
 
 
 def test_five_thousand_images(tmp_path: Path, visit: Visit) -> None:
-    """Scrolled from top to bottom, the page has few elements and is never still for long."""
+    """While the gallery scrolls through 5000 images, the page has few elements and no long
+    frame."""
     with running_server(tmp_path, engine="fake") as server:
         job = wait_for(server, begin(server, {"prompt": "one", "n": 1})["id"], "completed")
         image = job["images"][0]

@@ -1,4 +1,5 @@
-"""The web page in a real browser. Groups of jobs in a grid: comparisons and lists of prompts."""
+"""The web page in a real browser: groups of jobs in a grid, for comparisons and lists of
+prompts."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from tests.support.servers import ServerProcess
 
 
 def test_a_grid(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """The cells fill with one seed, the sheet has the settings in its text, and a reload keeps
-    it."""
+    """The cells have one seed, the sheet contains the settings in its text, and a reload keeps the
+    grid."""
     page = visit(own_server).open()
     field(page, "Prompt").fill("a cat, step=0.05")
     page.locator("#compare summary").click()
@@ -59,8 +60,8 @@ def test_a_grid(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None
 
 
 def test_places_in_the_queue(own_server: ServerProcess, visit: Visit) -> None:
-    """The page follows each job by its events when its turn comes, and asks for the places of the
-    others as soon as one has started or ended, although an earlier question is not answered."""
+    """The page follows the events of each job in turn, and requests the queue whenever a job starts
+    or ends, even while an earlier request is unanswered."""
     page = visit(own_server).open()
     lists = "**/v1/jobs?status=queued*"
     held: list[Route] = []
@@ -79,7 +80,7 @@ def test_places_in_the_queue(own_server: ServerProcess, visit: Visit) -> None:
         with page.expect_request(lists) if place < 2 else nullcontext():
             expect(cells.nth(place).locator("img")).to_be_visible()
     expect(page.locator("#grid-status")).to_contain_text("3 images, seed")
-    # Three images have more room in this window than the many of a large grid.
+    # The cells of a small grid are larger than those of a large one.
     box = cells.first.bounding_box()
     assert box is not None
     assert box["width"] > 150
@@ -106,7 +107,7 @@ def test_warnings_of_the_cells(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_grid_is_cancelled(own_server: ServerProcess, visit: Visit) -> None:
-    """All of its jobs, and no others."""
+    """The button "Cancel all" cancels the jobs of the grid."""
     page = visit(own_server).open()
     field(page, "Prompt").fill("slowly step=0.3")
     page.locator("#compare summary").click()
@@ -120,7 +121,8 @@ def test_a_grid_is_cancelled(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_grid_is_cancelled_while_it_is_sent(own_server: ServerProcess, visit: Visit) -> None:
-    """The request that is on its way is cancelled too, and those after it are not sent."""
+    """A job whose request is being sent is cancelled too, and the remaining requests are not
+    sent."""
 
     def slowly(route: Route) -> None:
         time.sleep(0.7)
@@ -141,7 +143,7 @@ def test_a_grid_is_cancelled_while_it_is_sent(own_server: ServerProcess, visit: 
 
 
 def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:
-    """Each fault is said in words, and nothing is sent."""
+    """Each invalid axis is reported, and no request is sent."""
     page = visit(own_server).open()
     page.locator("#compare summary").click()
     go, error = page.locator("#compare-go"), page.locator("#compare-error")
@@ -172,8 +174,8 @@ def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_several_prompts(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """Each line is a job of one group with the settings of the form; a reload keeps grid and
-    lines."""
+    """Each line is a job of one group with the settings of the form; a reload keeps the grid and
+    the lines."""
     page = visit(own_server).open()
     prompt, go = field(page, "Prompt"), page.locator("#generate")
     prompt.fill("a red boat\n\n  a tree, tall  \na sun\na moon\na star")
@@ -210,8 +212,8 @@ def test_several_prompts(own_server: ServerProcess, visit: Visit, tmp_path: Path
 
 
 def test_prompts_that_are_rejected(own_server: ServerProcess, visit: Visit) -> None:
-    """Too many lines are an error at the prompt; one bad line cancels the others; an option of all
-    is an error at its field."""
+    """Too many lines are an error at the prompt, one rejected line cancels the other jobs, and a
+    rejected option is an error at its field."""
     person = visit(own_server)
     person.excuse("status of 400")
     page = person.open()
@@ -239,7 +241,7 @@ def test_prompts_that_are_rejected(own_server: ServerProcess, visit: Visit) -> N
 
 
 def test_the_image_of_a_group(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """All jobs get the image that was there when the user pressed the button."""
+    """All jobs use the image that the form contained when the user submitted it."""
     page = visit(own_server).open()
     held: list[Route] = []
 

@@ -1,4 +1,4 @@
-"""The web page in a real browser. Options of the model, further images, and upscaling."""
+"""The web page in a real browser: options of the model, further images, and upscaling."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ models:
 
 
 def test_options_of_the_model(own_server: ServerProcess, visit: Visit) -> None:
-    """Fields of every kind set options, which are dropped one by one, and belong to the model."""
+    """Fields of every kind set options of the model, and each option can be removed."""
     page = visit(own_server).open()
     field(page, "Prompt").fill("with options")
     page.locator("#extras summary").click()
@@ -81,7 +81,7 @@ def test_options_of_the_model(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_lora_tags(own_server: ServerProcess, visit: Visit) -> None:
-    """They are explained, and become options by one press; unknown ones are named."""
+    """A LoRA tag in the prompt becomes an option by one click; an unknown LoRA is named."""
     page = visit(own_server).open()
     prompt, hint = field(page, "Prompt"), page.locator("#prompt-hint")
     prompt.fill("a cat <lora:nobody:1>")
@@ -94,7 +94,7 @@ def test_lora_tags(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_sizes_become_the_nearest(own_server: ServerProcess, visit: Visit) -> None:
-    """Of a file, with a notice, and of what is typed."""
+    """An invalid size, read from a file or typed, is replaced by the nearest valid one."""
     page = visit(own_server).open()
     text = "a cat\nSteps: 4, Sampler: DPM++ 2M Karras, CFG scale: 3, Seed: 1, Size: 2000x900"
     hand_over(page, "drop", "#drop-read", with_parameters(text), "theirs.png")
@@ -110,7 +110,7 @@ def test_sizes_become_the_nearest(own_server: ServerProcess, visit: Visit) -> No
 
 
 def test_upscaling_an_image(own_server: ServerProcess, visit: Visit) -> None:
-    """One press enlarges the image on the stage."""
+    """One click upscales the image on the stage."""
     page = visit(own_server).open()
     draw(page, "small")
     finished(page)
@@ -120,8 +120,8 @@ def test_upscaling_an_image(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_reference_and_control_images(tmp_path: Path, visit: Visit) -> None:
-    """A model that looks at images gets several, one with a ControlNet gets one for it, also in the
-    code; another model is offered none."""
+    """A model that supports references accepts several images, and a model with a ControlNet
+    accepts a control image, also in the code; other models show neither field."""
     (tmp_path / "models.yaml").write_text(MODELS)
     models = tmp_path / "models.yaml"
     with running_server(tmp_path, engine="fake", models=models) as server:
@@ -167,8 +167,8 @@ def test_reference_and_control_images(tmp_path: Path, visit: Visit) -> None:
 
 
 def test_limits_of_the_server(own_server: ServerProcess, visit: Visit) -> None:
-    """The largest numbers of images and steps are those of the server. The slider ends at 50 steps
-    or at fewer, and the field keeps a larger number."""
+    """The server's limits apply to images and steps. The slider ends at 50 steps or fewer, and the
+    field keeps a larger number."""
     most_steps = 200
     page = visit(own_server).open()
 

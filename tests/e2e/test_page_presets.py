@@ -1,4 +1,4 @@
-"""The web page in a real browser. Presets: settings under names."""
+"""The web page in a real browser: presets, which are named settings."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.servers import ServerProcess
 
 
 def test_presets(own_server: ServerProcess, visit: Visit) -> None:
-    """A preset is saved, survives a reload, is restored, overwritten and deleted; prompt and seed
-    stay as they are."""
+    """A preset is saved, survives a reload, is restored, overwritten and deleted; it leaves the
+    prompt and the seed unchanged."""
     page = visit(own_server).open()
     page.locator("#more summary").click()
     preset, name = field(page, "Preset"), field(page, "Name of the preset")
@@ -66,11 +66,11 @@ def test_presets(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_preset_of_another_model(own_server: ServerProcess, visit: Visit) -> None:
-    """The notice names the model and the options that the present model does not take."""
+    """The notice names the unknown model and the option that the current model does not support."""
     page = visit(own_server).open()
     presets = {"elsewhere": {"model": "sdxl", "clip_skip": 2, "sampler": "euler", "flow_shift": 2}}
     page.evaluate("text => localStorage.setItem('sdstream.presets', text)", dumps(presets))
-    # While the models are not known, no preset can be chosen.
+    # No preset can be chosen before the models are loaded.
     held: list[Route] = []
 
     def hold(route: Route) -> None:
@@ -131,7 +131,8 @@ def test_a_preset_and_an_image(own_server: ServerProcess, visit: Visit, tmp_path
 
 
 def test_a_preset_chosen_before_the_answer(own_server: ServerProcess, visit: Visit) -> None:
-    """What the model of the first preset does not take is not removed from the second preset."""
+    """Options that the first preset's model does not support are not removed from the second
+    preset."""
     page = visit(own_server).open()
     models = httpx2.get(f"{own_server.url}/v1/models").json()
     model = models["data"][0]
@@ -163,7 +164,7 @@ def test_a_preset_chosen_before_the_answer(own_server: ServerProcess, visit: Vis
 
 
 def test_presets_of_a_wrong_type(own_server: ServerProcess, visit: Visit) -> None:
-    """Stored values that are not of the type of their option are ignored."""
+    """Stored values of a wrong type are ignored."""
     page = visit(own_server).open()
     odd = {"prompt": 5, "model": 6, "size": 7, "lora": 1, "sample_steps": "many", "eta": 0.5}
     text = dumps({"odd": odd, "none": None})

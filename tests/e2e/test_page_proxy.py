@@ -12,7 +12,7 @@ from tests.support.servers import running_server
 
 
 def test_drawing_on_a_sub_path(tmp_path: Path) -> None:
-    """The page, its progress and its images are all below the prefix."""
+    """The page requests only addresses below the prefix, and shows the generated image."""
     with (
         chromium() as browser,
         running_server(tmp_path, engine="fake", trusted_proxies="127.0.0.1") as server,

@@ -1,4 +1,4 @@
-"""The web page in a real browser. The API key, a server that stops, and how the page is served."""
+"""The web page in a real browser: the API key, a server that stops, and how the page is served."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.page import (
 )
 from tests.support.servers import ServerProcess, free_port, running_server
 
-#: What browsers send for a page.
+#: Header that browsers send for a page.
 HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
 
@@ -34,8 +34,8 @@ HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0
 def test_a_restart_in_the_middle(
     tmp_path: Path, visit: Visit, key: str, request: pytest.FixtureRequest
 ) -> None:
-    """The server dies and comes back: the page says so meanwhile, and the job goes on to its end,
-    with a new token where there are keys."""
+    """After a crash the page shows that the server does not respond; after the restart the job
+    continues to its end, also on a server with keys."""
     settings: dict[str, Any] = {"engine": "fake", "port": free_port(), "api_keys": key}
     with running_server(tmp_path, **settings) as server:
         person = visit(server)
@@ -55,7 +55,7 @@ def test_a_restart_in_the_middle(
 
 
 def test_a_server_that_is_down(tmp_path: Path, visit: Visit) -> None:
-    """It is said in words as long as it is so, nothing is lost, and it goes on by itself."""
+    """The page shows the error while the server is down, and removes it when the server is back."""
     settings: dict[str, Any] = {"engine": "fake", "port": free_port()}
     with running_server(tmp_path, **settings) as server:
         person = visit(server)
@@ -75,7 +75,8 @@ def test_a_server_that_is_down(tmp_path: Path, visit: Visit) -> None:
 
 
 def test_the_key(keyed_server: ServerProcess, visit: Visit) -> None:
-    """It is asked for, tried, kept for the tab, and in no address; pictures come with a token."""
+    """The page asks for the key, verifies it, keeps it for the tab only, and never puts it into a
+    URL; images are loaded with a token."""
     person = visit(keyed_server)
     person.excuse("status of 401")
     page = person.open()
@@ -101,7 +102,7 @@ def test_the_key(keyed_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_remembering_and_forgetting_the_key(keyed_server: ServerProcess, visit: Visit) -> None:
-    """Ticked, the key is there in the next tab, until it is forgotten."""
+    """A remembered key is used in the next tab, until the user forgets it."""
     person = visit(keyed_server)
     person.excuse("status of 401")
     page = person.open()
@@ -122,8 +123,8 @@ def test_remembering_and_forgetting_the_key(keyed_server: ServerProcess, visit: 
 
 
 def test_how_the_page_is_served(keyed_server: ServerProcess) -> None:
-    """To anybody, with headers that bind the browser, fresh after an upgrade, and nothing else of
-    the package."""
+    """The page and its files need no key and have security headers; the page is revalidated, and no
+    other file of the package is served."""
     page = httpx2.get(f"{keyed_server.url}/", headers=HTML)
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -146,7 +147,8 @@ def test_how_the_page_is_served(keyed_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("path", ["../page.py", "..%2fpage.py", "%2e%2e/page.py", "/etc/passwd"])
 def test_nothing_outside_of_the_folder(fake_server: ServerProcess, path: str) -> None:
-    """Whatever way the path is written; the request is made raw, since clients tidy paths up."""
+    """Paths outside of the folder are 404. The raw request keeps the path, which HTTP clients would
+    normalise."""
     connection = http.client.HTTPConnection(*fake_server.address, timeout=20)
     connection.request("GET", f"/static/{path}")
     assert connection.getresponse().status == 404
@@ -154,7 +156,7 @@ def test_nothing_outside_of_the_folder(fake_server: ServerProcess, path: str) ->
 
 
 def test_the_bounds_of_the_form() -> None:
-    """They are the API's."""
+    """The form has the same limits as the API."""
     text = (Path(__file__).parents[2] / "app/sdstream/web/static/index.html").read_text()
 
     def most(name: str) -> float:

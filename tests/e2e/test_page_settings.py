@@ -1,4 +1,4 @@
-"""The web page in a real browser. The settings of finished images and of files, in the form."""
+"""The web page in a real browser: the form reuses the settings of finished images and of files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.support.servers import ServerProcess
 
 
 def test_options_without_a_field(own_server: ServerProcess, visit: Visit) -> None:
-    """A picture's further options are shown, kept with the form, sent along, and can be dropped;
-    the size is the picture's."""
+    """Reused options without a field are shown, kept after a reload, sent with the request, and can
+    be removed; the reused size is that before enlarging."""
     drawn = wait_for(own_server, begin(own_server, FURTHER)["id"], "completed")["parameters"]
     page = visit(own_server).open()
     page.locator("#tiles button").first.click()
@@ -52,7 +52,7 @@ def test_options_without_a_field(own_server: ServerProcess, visit: Visit) -> Non
 
 
 def test_settings_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
-    """Who takes settings out of the gallery, far below, is brought to the form."""
+    """The button "Use settings" in the gallery scrolls to the form."""
     wait_for(own_server, begin(own_server, {"prompt": "POCKET"})["id"], "completed")
     small = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
     page = visit(own_server, **small).open()
@@ -63,14 +63,14 @@ def test_settings_on_a_phone(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_seed_fits_its_field(own_server: ServerProcess, visit: Visit) -> None:
-    """All digits of a random one can be read, also where the form is narrow."""
+    """All digits of a random seed are visible in a narrow form."""
     page = visit(own_server, viewport={"width": 1024, "height": 768}).open()
     field(page, "Seed").fill(str(2**53 - 1))
     assert field(page, "Seed").evaluate("seed => seed.scrollWidth <= seed.clientWidth")
 
 
 def test_noise_levels_without_a_field(own_server: ServerProcess, visit: Visit) -> None:
-    """They stand in place of steps and schedule, until one of these is set."""
+    """Reused sigmas replace steps and schedule until the user sets steps."""
     body = {"prompt": "LEVELS", "sigmas": [1.0, 0.6, 0.2, 0.0]}
     drawn = wait_for(own_server, begin(own_server, body)["id"], "completed")["parameters"]
     page = visit(own_server).open()
@@ -85,8 +85,8 @@ def test_noise_levels_without_a_field(own_server: ServerProcess, visit: Visit) -
 
 
 def test_what_settings_do_not_hold(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """The image that an image was made from comes back with its settings; what no form can say is
-    missed by name, and options that the model does not take are told beside them."""
+    """Reused settings include the input image. The notice lists settings of a file that the form
+    cannot use, and an error names an option that the server rejects."""
     person = visit(own_server)
     person.excuse("status of 400", "status of 404")
     page = person.open()
@@ -114,7 +114,7 @@ def test_what_settings_do_not_hold(own_server: ServerProcess, visit: Visit, tmp_
         "The settings of this file are in the form, except for the distilled guidance, the image "
         "to edit, the control image, the mask, Eta, ENSD, CLIP skip and Control strength."
     )
-    # An option of an earlier visit that the server rejects.
+    # The server rejects an option that an earlier visit stored.
     options = '{"prompt": "MADE", "clip_skip": 2}'
     page.evaluate("text => localStorage.setItem('sdstream.settings', text)", options)
     page.reload()
@@ -126,7 +126,7 @@ def test_what_settings_do_not_hold(own_server: ServerProcess, visit: Visit, tmp_
 
 
 def with_parameters(text: str) -> bytes:
-    """A picture with a text inside, as AUTOMATIC1111 writes them."""
+    """Return a PNG with a parameters text, as AUTOMATIC1111 writes it."""
     chunk = PngInfo()
     chunk.add_text("parameters", text)
     file = io.BytesIO()
@@ -135,14 +135,14 @@ def with_parameters(text: str) -> bytes:
 
 
 def test_further_options_out_of_a_file(own_server: ServerProcess, visit: Visit) -> None:
-    """All that shaped a picture of ours is read from its file, and draws it again."""
+    """The options of an image are read from its file and generate it again."""
     job = wait_for(own_server, begin(own_server, FURTHER)["id"], "completed")
     data = httpx2.get(job["images"][0]["url"]).content
     page = visit(own_server).open()
     hand_over(page, "drop", "#drop-read", data, "ours.png")
     expect(page.locator("#notice")).to_contain_text("are in the form")
     drawn = job["parameters"]
-    assert drawn.pop("vae_tiling")  # which changes nothing that can be seen
+    assert drawn.pop("vae_tiling")  # not in the file: it does not visibly change an image
     again = redrawn(own_server, page)
     assert again == drawn
     levels = {"prompt": "LEVELS", "sigmas": [1.0, 0.5, 0.0]}
@@ -158,7 +158,7 @@ def test_further_options_out_of_a_file(own_server: ServerProcess, visit: Visit) 
 def test_settings_out_of_a_file(
     own_server: ServerProcess, visit: Visit, kind: str, prompt: str
 ) -> None:
-    """A picture of ours that is dropped onto the page tells what it was drawn with."""
+    """A file dropped onto the page fills the form with its settings."""
     body = {
         "prompt": prompt, "negative_prompt": "dull, grey", "steps": 7, "cfg_scale": 4.5,
         "sampler": "dpm++2m", "schedule": "karras", "seed": 2**62 + 1, "size": "80x64",
@@ -183,7 +183,7 @@ def test_settings_out_of_a_file(
 
 
 def test_a_file_without_settings(own_server: ServerProcess, visit: Visit, tmp_path: Path) -> None:
-    """Somebody else's picture, or none at all, is no fault."""
+    """A file without settings, or a damaged one, shows a notice."""
     person = visit(own_server)
     person.excuse("status of 400")
     page = person.open()

@@ -1,6 +1,6 @@
 """Edits that generate a part: only the masked part, or a border around the image.
 
-On the real runtime, by every route that edits; what must stay stays, byte for byte.
+They run on the real runtime, by every edit route. All other pixels must be unchanged.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ IMAGE = file_of(Image.fromarray(NOISE))
 
 
 def mask(*, paint: int = 255) -> Image.Image:
-    """White, or black, in the hole."""
+    """Return a mask with the value ``paint`` in the hole, and its inverse outside."""
     image = Image.new("L", (203, 131), 255 - paint)
     image.paste(paint, HOLE)
     return image
 
 
 def alpha_mask() -> Image.Image:
-    """Transparent in the hole."""
+    """Return a mask that is transparent in the hole."""
     image = Image.new("RGBA", (203, 131), (0, 0, 0, 255))
     image.putalpha(mask(paint=0))
     return image
 
 
 def multipart(server: ServerProcess, files: dict[str, bytes], **options: Any) -> httpx2.Response:
-    """An edit as a form."""
+    """Send an edit as a form."""
     data = {name: str(value) for name, value in {**OPTIONS, **options}.items()}
     return httpx2.post(f"{server.url}/v1/images/edits", files=files, data=data, timeout=60)
 
 
 def as_json(server: ServerProcess, files: dict[str, bytes], **options: Any) -> httpx2.Response:
-    """An edit as JSON."""
+    """Send an edit as JSON."""
     pictures = {
         name: f"data:image/png;base64,{base64.b64encode(data).decode()}"
         for name, data in files.items()
@@ -61,14 +61,14 @@ def as_json(server: ServerProcess, files: dict[str, bytes], **options: Any) -> h
 
 
 def inpainting(server: ServerProcess, files: dict[str, bytes], **options: Any) -> httpx2.Response:
-    """Xinference's route."""
+    """Send an edit to Xinference's route."""
     data = {name: str(value) for name, value in {**OPTIONS, **options}.items()}
     renamed = {{"mask": "mask_image"}.get(name, name): file for name, file in files.items()}
     return httpx2.post(f"{server.url}/v1/images/inpainting", files=renamed, data=data, timeout=60)
 
 
 def a1111(server: ServerProcess, files: dict[str, bytes], **options: Any) -> httpx2.Response:
-    """An img2img."""
+    """Send an edit to AUTOMATIC1111's img2img."""
     image, *_ = (base64.b64encode(data).decode() for data in (files["image"],))
     body = {**OPTIONS, "width": 128, "height": 128, **options, "init_images": [image]}
     if "mask" in files:
@@ -77,7 +77,7 @@ def a1111(server: ServerProcess, files: dict[str, bytes], **options: Any) -> htt
 
 
 def image_of(answer: httpx2.Response) -> Array:
-    """The first image of an answer."""
+    """Return the first image of a response."""
     assert answer.status_code == 200, answer.text
     body = answer.json()
     text = body["data"][0]["b64_json"] if "data" in body else body["images"][0]
@@ -85,7 +85,7 @@ def image_of(answer: httpx2.Response) -> Array:
 
 
 def check_hole(image: Array) -> None:
-    """Only the hole is another."""
+    """Check that only the pixels in the hole have changed."""
     assert image.shape == NOISE.shape
     changed = (image != NOISE).any(axis=2)
     left, top, right, bottom = HOLE
@@ -99,7 +99,7 @@ Route = Callable[..., httpx2.Response]
 
 @pytest.mark.parametrize("route", [multipart, as_json, inpainting])
 def test_only_masked(native_server: ServerProcess, route: Route) -> None:
-    """The answer has the image's own size, 203x131, which no model can generate."""
+    """The result has the size of the input image, 203x131, which no model can generate."""
     files = {"image": IMAGE, "mask": file_of(mask())}
     answer = route(native_server, files, only_masked=True, only_masked_padding=8)
     check_hole(image_of(answer))
@@ -114,7 +114,8 @@ def test_only_masked(native_server: ServerProcess, route: Route) -> None:
 
 
 def test_only_masked_of_automatic1111(native_server: ServerProcess) -> None:
-    """inpaint_full_res, which is its default; inpainting_mask_invert swaps the parts."""
+    """inpaint_full_res, the default, generates only the masked part; inpainting_mask_invert inverts
+    the mask."""
     files = {"image": IMAGE, "mask": file_of(mask())}
     options = {"inpaint_full_res": True, "inpaint_full_res_padding": 32, "inpainting_fill": 1}
     answer = a1111(native_server, files, **options)
@@ -142,7 +143,8 @@ def test_only_masked_of_automatic1111(native_server: ServerProcess) -> None:
 def test_kinds_of_masks(
     native_server: ServerProcess, painted: Image.Image, options: dict[str, Any]
 ) -> None:
-    """Whatever the mask is made of, and whatever size the part is generated at."""
+    """Only the masked part changes, for each kind of mask, and for each size of the generated
+    part."""
     files = {"image": IMAGE, "mask": file_of(painted)}
     answer = multipart(native_server, files, only_masked="true", **options)
     image = image_of(answer)
@@ -157,7 +159,7 @@ def test_kinds_of_masks(
 
 
 def test_formats_of_the_file(native_server: ServerProcess) -> None:
-    """An image file is the answer, of the whole image."""
+    """Accept selects the format of the file, which contains the whole image."""
     data = {name: str(value) for name, value in {**OPTIONS, "only_masked": "on"}.items()}
     for kind in ("image/jpeg", "image/webp", "image/png"):
         answer = httpx2.post(
@@ -172,7 +174,7 @@ def test_formats_of_the_file(native_server: ServerProcess) -> None:
 
 
 def test_previews_show_the_whole_image(native_server: ServerProcess) -> None:
-    """Each frame has a small picture with the shape of the answer."""
+    """Each preview has the aspect ratio of the whole image."""
     answer = multipart(
         native_server,
         {"image": IMAGE, "mask": file_of(mask())},
@@ -191,7 +193,8 @@ def test_previews_show_the_whole_image(native_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("route", [multipart, as_json])
 def test_expand(native_server: ServerProcess, route: Route) -> None:
-    """A border of exactly that many pixels on each side; the image in it is the input's."""
+    """The border has exactly the requested width on each side, and the pixels of the image are
+    unchanged."""
     answer = route(native_server, {"image": IMAGE}, expand="17,0,40,5")
     image = image_of(answer)
     assert image.shape == (136, 260, 3)
@@ -206,7 +209,7 @@ def test_expand(native_server: ServerProcess, route: Route) -> None:
 
 @pytest.mark.parametrize("route", [multipart, as_json])
 def test_pad_paints_the_border(native_server: ServerProcess, route: Route) -> None:
-    """With a size and no mask; the image itself is as it would be fitted."""
+    """fit pad with a size and no mask generates the border and keeps the fitted image."""
     part = Image.fromarray(NOISE[:128, :128])
     image = image_of(route(native_server, {"image": file_of(part)}, fit="pad", size="256x128"))
     assert (image[:, 64:192] == NOISE[:128, :128]).all()
@@ -214,7 +217,7 @@ def test_pad_paints_the_border(native_server: ServerProcess, route: Route) -> No
 
 
 def test_fill_of_automatic1111(native_server: ServerProcess) -> None:
-    """resize_mode 2 draws over the image too, as the original does."""
+    """resize_mode 2 also changes the image itself, as in AUTOMATIC1111."""
     files = {"image": file_of(Image.fromarray(NOISE[:128, :128]))}
     answer = a1111(native_server, files, resize_mode=2, width=200, denoising_strength=1)
     image = image_of(answer)
@@ -241,14 +244,14 @@ def test_fill_of_automatic1111(native_server: ServerProcess) -> None:
 def test_faults(
     native_server: ServerProcess, files: dict[str, bytes], options: dict[str, Any], param: str
 ) -> None:
-    """A 400 that names the field."""
+    """An invalid request is rejected with a 400 that names the field."""
     answer = multipart(native_server, files, **options)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
 
 
 def test_an_empty_mask_of_automatic1111(native_server: ServerProcess) -> None:
-    """Its error names its field."""
+    """The error for an empty mask names AUTOMATIC1111's field."""
     files = {"image": IMAGE, "mask": file_of(Image.new("L", (203, 131)))}
     answer = a1111(native_server, files)
     assert answer.status_code == 400
@@ -266,7 +269,7 @@ models:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose second model looks at references."""
+    """A server whose second model supports references."""
     folder = tmp_path_factory.mktemp("parts")
     (folder / "a").write_bytes(b"not read by the fake engine")
     (folder / "models.yaml").write_text(MODELS)
@@ -275,13 +278,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def got(answer: httpx2.Response) -> str:
-    """What the engine says that it got."""
+    """Return the engine's report of its input images."""
     assert answer.status_code == 500, answer.text
     return str(answer.json()["error"]["message"])
 
 
 def test_the_engine_gets_references_of_its_own_size(server: ServerProcess) -> None:
-    """12 megapixels come in, about one reaches the engine; "original" says otherwise."""
+    """The engine receives a reference at about one megapixel, or unscaled with reference_size
+    original."""
     files = {"image": png(4000, 3000)}
     options = {"prompt": "inputs=1", "model": "looker"}
     assert got(multipart(server, files, **options)) == "The fake engine got reference 0 1184x880."
@@ -295,14 +299,14 @@ def test_the_engine_gets_references_of_its_own_size(server: ServerProcess) -> No
 
 
 def test_the_engine_gets_the_part_only(server: ServerProcess) -> None:
-    """Not the whole image, which may be large."""
+    """The engine receives only the masked part of a large image."""
     files = {"image": png(2000, 1000), "mask": png(2000, 1000, "white")}
     answer = multipart(server, files, prompt="inputs=1", only_masked="true")
     assert got(answer) == "The fake engine got image 128x128, mask 128x128."
 
 
 def test_a_request_that_is_sent_twice(server: ServerProcess) -> None:
-    """One job under its key; another padding is another request."""
+    """A repeated request with the same key is one job; other options with that key are rejected."""
     files = {"image": IMAGE, "mask": file_of(mask())}
 
     def send(padding: int) -> httpx2.Response:
@@ -325,7 +329,7 @@ def test_a_request_that_is_sent_twice(server: ServerProcess) -> None:
 
 
 def test_a_part_outlives_the_server(tmp_path: Path) -> None:
-    """A job that waits is finished by the next server, with the image it came with."""
+    """A queued job with its image is completed after a restart of the server."""
     files = {"image": IMAGE, "mask": file_of(mask())}
     settings: dict[str, Any] = {"engine": "fake", "grace_seconds": 0}
     with running_server(tmp_path, **settings) as server:

@@ -1,4 +1,4 @@
-"""The requests of the reference systems' documents: mistral.rs, OVMS, GPUStack, Xinference."""
+"""Requests of the reference systems' documentation: mistral.rs, OVMS, GPUStack and Xinference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def post(server: ServerProcess, path: str, body: object, **headers: str) -> http
 
 
 def refused(answer: httpx2.Response) -> tuple[str, str]:
-    """Field and reason of an answer that says 400."""
+    """Return the field and the reason of a 400."""
     assert answer.status_code == 400
     error = answer.json()["error"]
     return error["param"], error["reason"]
@@ -33,13 +33,13 @@ def refused(answer: httpx2.Response) -> tuple[str, str]:
 
 
 def mistral(server: ServerProcess, **fields: Any) -> Any:
-    """An answer to the request of mistral.rs' documentation, small."""
+    """Send the request of mistral.rs' documentation in a small size; return the response."""
     body = {"model": "default", "prompt": "a dog", "n": 1, "height": 64, "width": 128, "steps": 3}
     return post(server, GENERATIONS, {**body, **fields}).json()
 
 
 def test_mistral_rs_url(native_server: ServerProcess) -> None:
-    """Url: the entry has a link, and the link serves a PNG of width by height."""
+    """Url returns a URL of a PNG with the requested width and height."""
     (item,) = mistral(native_server, response_format="Url")["data"]
     file = httpx2.get(item["url"])
     assert file.headers["Content-Type"] == "image/png"
@@ -47,7 +47,7 @@ def test_mistral_rs_url(native_server: ServerProcess) -> None:
 
 
 def test_mistral_rs_b64json(native_server: ServerProcess) -> None:
-    """B64Json: a data URL, whose prefix the documentation's own pattern strips."""
+    """B64Json returns a data URL, whose prefix the pattern of the documentation removes."""
     (item,) = mistral(native_server, response_format="B64Json")["data"]
     assert item["b64_json"].startswith("data:image/png;base64,")
     payload = re.sub(r"^data:image/\w+;base64,", "", item["b64_json"])
@@ -55,7 +55,7 @@ def test_mistral_rs_b64json(native_server: ServerProcess) -> None:
 
 
 def test_mistral_rs_b64json_of_another_format(fake_server: ServerProcess) -> None:
-    """The prefix says what the bytes are."""
+    """The prefix of the data URL names the format of the image."""
     (item,) = mistral(fake_server, response_format="B64Json", output_format="jpeg")["data"]
     prefix, payload = item["b64_json"].split(",")
     assert prefix == "data:image/jpeg;base64"
@@ -63,13 +63,13 @@ def test_mistral_rs_b64json_of_another_format(fake_server: ServerProcess) -> Non
 
 
 def test_mistral_rs_model_default(fake_server: ServerProcess) -> None:
-    """default is the catalogue's default, and the answer says which that is."""
+    """default selects the catalogue's default model, and the response names that model."""
     assert mistral(fake_server)["model"] == "embedded"
 
 
 @pytest.mark.parametrize("given", ["width", "height"])
 def test_mistral_rs_half_a_size(fake_server: ServerProcess, given: str) -> None:
-    """Width without height is no size here: the missing one is named."""
+    """Width without height, or the reverse, is rejected; the error names the missing field."""
     answer = post(fake_server, GENERATIONS, {"prompt": "a", given: 64})
     other = {"width": "height", "height": "width"}[given]
     assert refused(answer) == (other, "missing_field")
@@ -79,7 +79,7 @@ def test_mistral_rs_half_a_size(fake_server: ServerProcess, given: str) -> None:
 
 
 def test_ovms_config(native_server: ServerProcess) -> None:
-    """GET /v1/config: the model is AVAILABLE, in OVMS' words."""
+    """GET /v1/config reports the model as AVAILABLE in OVMS' format."""
     states = httpx2.get(f"{native_server.url}/v1/config").json()
     (version,) = states["embedded"]["model_version_status"]
     assert version == {
@@ -90,7 +90,7 @@ def test_ovms_config(native_server: ServerProcess) -> None:
 
 
 def test_ovms_generation(native_server: ServerProcess) -> None:
-    """/v3 with OpenAI's client and OVMS' options in extra_body."""
+    """/v3 accepts OpenAI's client with OVMS' options in extra_body."""
     with openai.OpenAI(base_url=f"{native_server.url}/v3", api_key="unused") as client:
         answer = client.images.generate(
             model="embedded",
@@ -107,7 +107,7 @@ def test_ovms_generation(native_server: ServerProcess) -> None:
 
 
 def test_ovms_edit(native_server: ServerProcess, pictures: Path) -> None:
-    """/v3/images/edits with strength, and with mask for inpainting."""
+    """/v3/images/edits accepts strength, and a mask for inpainting."""
     files = {"image": (pictures / "input.png").read_bytes()}
     data = {"model": "embedded", "prompt": "a cat", "num_inference_steps": "3", "rng_seed": "1"}
     url = f"{native_server.url}/v3/images/edits"
@@ -127,13 +127,13 @@ def test_ovms_edit(native_server: ServerProcess, pictures: Path) -> None:
     ["prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"],
 )
 def test_ovms_second_encoders(fake_server: ServerProcess, name: str) -> None:
-    """Prompts for encoders that the models do not have are refused by name."""
+    """Prompts for text encoders that the models do not have are rejected by name."""
     answer = post(fake_server, "/v3/images/generations", {**SMALL, name: "a dog"})
     assert refused(answer) == (name, "not_supported")
 
 
 def test_ovms_strength_without_an_image(fake_server: ServerProcess) -> None:
-    """It would do nothing to a generation."""
+    """strength is rejected for a generation, where it would have no effect."""
     answer = post(fake_server, "/v3/images/generations", {**SMALL, "strength": 0.5})
     assert refused(answer) == ("strength", "not_supported")
 
@@ -143,7 +143,7 @@ def test_ovms_strength_without_an_image(fake_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("base", ["/v1-openai", "/v3"])
 def test_models_beside_the_pictures(fake_server: ServerProcess, base: str) -> None:
-    """A client asks for them before its first picture, under the same base address."""
+    """The models are listed under the same base URL as the image routes."""
     client = openai.OpenAI(base_url=fake_server.url + base, api_key="any")
     assert [model.id for model in client.models.list()] == ["embedded"]
     assert client.models.retrieve("embedded").id == "embedded"
@@ -151,7 +151,7 @@ def test_models_beside_the_pictures(fake_server: ServerProcess, base: str) -> No
 
 @pytest.mark.parametrize("path", ["/v1-openai/image/generate", "/v1-openai/images/generations"])
 def test_gpustack_generate(native_server: ServerProcess, path: str) -> None:
-    """The documentation's request, under both spellings of the route."""
+    """Both paths of the route accept the documentation's request."""
     body = {
         "n": 1,
         "response_format": "b64_json",
@@ -178,7 +178,7 @@ def test_gpustack_generate(native_server: ServerProcess, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1-openai/image/edit", "/v1-openai/images/edits"])
 def test_gpustack_edit(native_server: ServerProcess, pictures: Path, path: str) -> None:
-    """The form of the documentation, streamed by flattened options."""
+    """Both paths accept the documentation's form, which requests a stream by flattened options."""
     fields = {
         "n": "1",
         "response_format": "b64_json",
@@ -199,7 +199,7 @@ def test_gpustack_edit(native_server: ServerProcess, pictures: Path, path: str) 
 
 
 def test_gpustack_illegal_image(fake_server: ServerProcess) -> None:
-    """Before any stream: HTTP 400 with the three members that the documentation shows."""
+    """An invalid image is a 400 before the stream, with the three fields of the documentation."""
     answer = httpx2.post(
         f"{fake_server.url}/v1-openai/image/edit",
         data={"prompt": "a", "stream": "true"},
@@ -211,7 +211,7 @@ def test_gpustack_illegal_image(fake_server: ServerProcess) -> None:
 
 
 def test_gpustack_query(fake_server: ServerProcess) -> None:
-    """Its page appends ?t=…, which means nothing."""
+    """The query ?t=…, which GPUStack's page appends, is ignored."""
     assert post(fake_server, "/v1-openai/images/generations?t=1700000000", SMALL).is_success
 
 
@@ -219,7 +219,7 @@ def test_gpustack_query(fake_server: ServerProcess) -> None:
 
 
 def test_xinference_curl(native_server: ServerProcess) -> None:
-    """Size with a star, kwargs as a string of JSON, and a link that serves the image."""
+    """A size with *, kwargs as a JSON string, and a URL response are supported."""
     body = {
         "model": "embedded",
         "prompt": "an apple",
@@ -247,13 +247,13 @@ def test_xinference_curl(native_server: ServerProcess) -> None:
 def test_xinference_faulty_kwargs(
     fake_server: ServerProcess, kwargs: str, param: str, reason: str
 ) -> None:
-    """They are options like all others, and as strictly read."""
+    """Options in kwargs are validated like all other options."""
     answer = post(fake_server, GENERATIONS, {**SMALL, "kwargs": kwargs})
     assert refused(answer) == (param, reason)
 
 
 def test_xinference_variation(native_server: ServerProcess, pictures: Path) -> None:
-    """The documentation's curl: model, image, prompt."""
+    """The documentation's curl request with model, image and prompt returns an image."""
     answer = httpx2.post(
         f"{native_server.url}/v1/images/variations",
         data={"model": "embedded", "prompt": "an apple", "steps": "3"},
@@ -264,5 +264,5 @@ def test_xinference_variation(native_server: ServerProcess, pictures: Path) -> N
 
 
 def test_any_key_will_do(fake_server: ServerProcess) -> None:
-    """Where no keys are configured."""
+    """A server without keys accepts any key."""
     assert post(fake_server, GENERATIONS, SMALL, Authorization="Bearer cannot be empty").is_success

@@ -1,4 +1,4 @@
-"""sdstream pull, rm and models against a hub that fails in every way."""
+"""sdstream pull, rm and models, with a hub that works and a hub that fails."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ models:
 
 
 def contents(seed: int, size: int = 300_000) -> bytes:
-    """Bytes that nothing else has."""
+    """Return unique bytes."""
     return random.Random(seed).randbytes(size)
 
 
@@ -81,7 +81,7 @@ def hub() -> Iterator[FakeHub]:
 
 @pytest.fixture
 def sdstream(hub: FakeHub, tmp_path: Path) -> Callable[..., Result]:
-    """Runs a command to its end."""
+    """A function that runs a command until it ends."""
 
     def run(*arguments: str, **variables: str) -> Result:
         return subprocess.run(
@@ -97,7 +97,7 @@ def sdstream(hub: FakeHub, tmp_path: Path) -> Callable[..., Result]:
 
 
 def environment(hub: FakeHub, folder: Path, **variables: str) -> dict[str, str]:
-    """That of a user with a fresh home of the hub."""
+    """Write models.yaml; return the environment of a user with a new HF_HOME."""
     (folder / "models.yaml").write_text(MODELS)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SDSTREAM_", "HF_"))}
     return {
@@ -112,18 +112,18 @@ def environment(hub: FakeHub, folder: Path, **variables: str) -> dict[str, str]:
 
 
 def snapshot(folder: Path, name: str) -> Path:
-    """Where the hub's cache has a file."""
+    """Return the path of a file in the hub's cache."""
     owner, repo, path = name.split("/", 2)
     return folder / "hf" / "hub" / f"models--{owner}--{repo}" / "snapshots" / COMMIT / path
 
 
 def partials(folder: Path) -> list[Path]:
-    """Files that did not come to their end."""
+    """Return the partial files."""
     return [path for path in folder.rglob("*") if path.parent.name == ".incomplete"]
 
 
 def said(result: Result) -> str:
-    """What went to stderr, on one line."""
+    """Return the text on stderr as one line."""
     assert "Traceback" not in result.stderr
     return " ".join(result.stderr.split())
 
@@ -132,8 +132,8 @@ def said(result: Result) -> str:
 
 
 def test_a_model_is_pulled(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> None:
-    """The first quant and what it needs come into the hub's cache, under the hub's names; the
-    token is sent to the hub and not to where the contents lie."""
+    """pull stores the first quant and the VAE in the hub's cache, under the hub's names. The token
+    is sent to the hub but not to the server of the contents."""
     result = sdstream("pull", "flat", HF_TOKEN=TOKEN)
     assert result.returncode == 0, said(result)
     assert "flat:Q8_0 is downloaded, 400.0 kB" in result.stdout
@@ -142,18 +142,18 @@ def test_a_model_is_pulled(hub: FakeHub, sdstream: Callable[..., Result], tmp_pa
     assert snapshot(tmp_path, Q8).readlink().name == hub.checksum(Q8)
     assert not snapshot(tmp_path, Q4).exists()
     assert partials(tmp_path) == []
-    assert len(result.stderr.splitlines()) == 2  # one line a file, where no terminal is
+    assert len(result.stderr.splitlines()) == 2  # one line for each file, without a terminal
     assert f"{Q8}: 300.0 kB" in said(result)
     tokens = {
         (one.path.startswith("/cdn/"), one.headers.get("authorization"))
         for one in hub.asked
-        if not one.path.startswith("/api/")  # the library counts its users there
+        if not one.path.startswith("/api/")  # requests by which the library counts its users
     }
     assert tokens == {(False, f"Bearer {TOKEN}"), (True, None)}
 
 
 def test_what_is_here_is_not_asked_for(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
-    """A second pull is silent on the network; another quant fetches only what differs."""
+    """A second pull sends no request; another quant downloads only the files that differ."""
     assert sdstream("pull", "flat").returncode == 0
     hub.asked.clear()
     assert sdstream("pull", "flat:q8_0").returncode == 0
@@ -165,7 +165,7 @@ def test_what_is_here_is_not_asked_for(hub: FakeHub, sdstream: Callable[..., Res
 def test_a_file_of_another_tool_is_found(
     hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """What huggingface_hub itself fetched is here, and what was fetched here is there for it."""
+    """pull uses files that huggingface_hub downloaded, and huggingface_hub uses files of pull."""
     fetch = (
         "import sys; from huggingface_hub import hf_hub_download as f; "
         "print(f(sys.argv[1], sys.argv[2]))"
@@ -189,7 +189,7 @@ def test_a_file_of_another_tool_is_found(
 
 
 def test_bars_in_a_terminal(hub: FakeHub, tmp_path: Path) -> None:
-    """There is one for each file and one for all; a lost connection is told above them."""
+    """A terminal shows a progress bar for each file and for all, and messages about retries."""
     hub.cuts = [100_000]
     master, slave = os.openpty()
     process = subprocess.Popen(
@@ -200,7 +200,7 @@ def test_bars_in_a_terminal(hub: FakeHub, tmp_path: Path) -> None:
     )
     os.close(slave)
     shown = ""
-    with suppress(OSError):  # the end of a terminal
+    with suppress(OSError):  # raised when the process closes the terminal
         while block := os.read(master, 65_536):
             shown += block.decode(errors="replace")
     os.close(master)
@@ -212,7 +212,7 @@ def test_bars_in_a_terminal(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_another_folder(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> None:
-    """--model-dir stands before the hub's own variables."""
+    """--model-dir overrides the hub's variables."""
     folder = tmp_path / "elsewhere"
     assert sdstream("pull", "flatter", "--model-dir", str(folder)).returncode == 0
     assert (folder / "models--another--vae").is_dir()
@@ -224,7 +224,7 @@ def test_another_folder(hub: FakeHub, sdstream: Callable[..., Result], tmp_path:
 def test_a_small_file_is_checked_as_git_does(
     hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """Its checksum is a SHA-1 over a head of git's and the contents."""
+    """A small file has git's checksum, a SHA-1 over git's header and the contents."""
     name = f"{REPO}/flatter.gguf"
     assert len(hub.checksum(name)) == 40
     assert sdstream("pull", "flatter").returncode == 0
@@ -238,7 +238,7 @@ def test_a_small_file_is_checked_as_git_does(
 def test_a_cut_connection_is_taken_up(
     hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path, resets: bool
 ) -> None:
-    """Once it broke off, and once more, the rest is asked for with Range."""
+    """After each lost connection, the rest of the file is requested with Range."""
     hub.cuts, hub.resets = [100_000, 50_000], resets
     result = sdstream("pull", "flat")
     assert result.returncode == 0, said(result)
@@ -253,7 +253,7 @@ def test_a_cut_connection_is_taken_up(
 def test_a_killed_pull_is_taken_up(
     hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """kill -9 in the middle leaves a part of the file, with which the next pull goes on."""
+    """SIGKILL leaves a partial file, and the next pull resumes from it."""
     hub.cuts = [150_000]
     hub.statuses["GET", f"cdn/{Q8}"] = []
     process = subprocess.Popen(
@@ -276,7 +276,7 @@ def test_a_killed_pull_is_taken_up(
 def test_wrong_contents_are_deleted(
     hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """A file of the right size and the wrong checksum never gets its name."""
+    """A file with a wrong checksum is deleted."""
     hub.wrong[Q8] = contents(99)
     result = sdstream("pull", "flat")
     assert result.returncode == 1
@@ -288,13 +288,13 @@ def test_wrong_contents_are_deleted(
 
 
 def test_verify_finds_damage(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> None:
-    """--verify reads what is here, and fetches the damaged file alone."""
+    """--verify checks downloaded files, and downloads only the damaged one again."""
     assert sdstream("pull", "flat").returncode == 0
     assert sdstream("pull", "flat", "--verify").returncode == 0
     with snapshot(tmp_path, Q8).open("r+b") as file:
         file.write(b"rust")
     hub.asked.clear()
-    assert sdstream("pull", "flat").returncode == 0  # believes what it sees
+    assert sdstream("pull", "flat").returncode == 0  # does not check the contents
     result = sdstream("pull", "flat", "--verify")
     assert result.returncode == 0
     assert f"{Q8} is damaged" in said(result)
@@ -303,8 +303,8 @@ def test_verify_finds_damage(hub: FakeHub, sdstream: Callable[..., Result], tmp_
 
 
 def test_a_gated_model(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
-    """Without a token, and with one of somebody who has not accepted, the licence's page and
-    HF_TOKEN are named; with the right one it comes."""
+    """Without a token that has access, the error names the licence's page and HF_TOKEN; with such a
+    token, pull succeeds."""
     hub.gated.add(REPO)
     for variables in ({}, {"HF_TOKEN": "hf_wrong"}):
         result = sdstream("pull", "flat", **variables)
@@ -328,14 +328,14 @@ def test_a_gated_model(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
     ],
 )
 def test_what_cannot_be_had(sdstream: Callable[..., Result], model: str, words: str) -> None:
-    """What is not on the hub or not in the catalogue is named in a sentence."""
+    """The error names the model or file that the hub or the catalogue does not contain."""
     result = sdstream("pull", model)
     assert result.returncode == 1
     assert words in said(result)
 
 
 def test_a_hub_that_stumbles(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
-    """Single faults of the hub and of where the contents lie are waited out."""
+    """Transient errors of the hub and of the server of the contents are retried."""
     hub.statuses["HEAD", Q8] = [(500, {}), (429, {"Retry-After": "2"})]
     hub.statuses["GET", f"cdn/{Q8}"] = [(503, {})]
     result = sdstream("pull", "flat")
@@ -346,7 +346,7 @@ def test_a_hub_that_stumbles(hub: FakeHub, sdstream: Callable[..., Result]) -> N
 
 
 def test_a_hub_that_wants_an_hour(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
-    """Nobody waits for that; it is told."""
+    """A long Retry-After is reported as an error instead of waiting."""
     hub.statuses["HEAD", Q8] = [(429, {"Retry-After": "3600"})]
     result = sdstream("pull", "flat")
     assert result.returncode == 1
@@ -354,7 +354,7 @@ def test_a_hub_that_wants_an_hour(hub: FakeHub, sdstream: Callable[..., Result])
 
 
 def test_offline(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
-    """--offline and HF_HUB_OFFLINE ask nothing and say what is missing."""
+    """--offline and HF_HUB_OFFLINE send no request, and report the missing files."""
     for more in ({"HF_HUB_OFFLINE": "1"}, {}):
         result = sdstream("pull", "flat", *([] if more else ["--offline"]), **more)
         assert result.returncode == 1
@@ -370,7 +370,7 @@ def test_offline(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
 def test_a_limit_in_the_midst(
     hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path
 ) -> None:
-    """A write that fails is a sentence; what came stays, and the next pull goes on from it."""
+    """A failed write is reported; the partial file stays, and the next pull resumes from it."""
     limit = 'ulimit -f 100; exec "$@"'  # blocks of 1024 bytes
     result = subprocess.run(
         ["bash", "-c", limit, "bash", sys.executable, "-m", "sdstream", "pull", "flat"],
@@ -389,7 +389,7 @@ def test_a_limit_in_the_midst(
 
 
 def test_two_at_once(hub: FakeHub, tmp_path: Path) -> None:
-    """Both end well, and each file was sent once."""
+    """Two parallel pulls succeed, and each file is downloaded once."""
     hub.gate.clear()
     command = [sys.executable, "-m", "sdstream", "pull", "flat"]
     told: list[str] = []
@@ -397,8 +397,8 @@ def test_two_at_once(hub: FakeHub, tmp_path: Path) -> None:
         subprocess.Popen(command, env=environment(hub, tmp_path), stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    # One asks the hub for both files and then for the contents of the first; the other, after its
-    # questions, waits for that.
+    # One process asks the hub for both files and downloads the first. The other process asks too,
+    # and waits for that download.
     wait_until(lambda: _questions(hub) == 4 and hub.downloads(), 20, "they do not come")
     time.sleep(1)
     hub.gate.set()
@@ -419,7 +419,8 @@ def _questions(hub: FakeHub) -> int:
 
 
 def test_rm(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> None:
-    """What another pulled model needs stays until that goes too; nothing else of the cache goes."""
+    """rm keeps files that another pulled model needs until that model is removed, and files that do
+    not belong to the catalogue."""
     alien = tmp_path / "hf" / "hub" / "models--alien--thing" / "blobs" / "x"
     alien.parent.mkdir(parents=True)
     alien.write_bytes(b"x")
@@ -441,7 +442,7 @@ def test_rm(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> No
 
 
 def test_rm_of_a_part(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> None:
-    """What a cut pull left can be got rid of."""
+    """rm deletes the partial file of an interrupted pull."""
     hub.cuts = [100_000]
     hub.statuses["GET", Q8] = [(302, {"Location": f"{hub.cdn}/cdn/{Q8}"}), (403, {})]
     assert sdstream("pull", "flat").returncode == 1
@@ -451,13 +452,14 @@ def test_rm_of_a_part(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: P
 
 
 def test_rm_of_what_was_never_pulled(sdstream: Callable[..., Result]) -> None:
-    """The built-in model and unknown ones are refused."""
+    """rm rejects the built-in model and unknown models."""
     assert "has no files on a hub" in said(sdstream("rm", "plain"))
     assert "not in the catalogue" in said(sdstream("rm", "nothing"))
 
 
 def test_models(sdstream: Callable[..., Result]) -> None:
-    """What is here with its size, how many more there are, and with --all those too."""
+    """models lists the downloaded models with their sizes and the number of others; --all lists
+    all."""
     before = sdstream("models").stdout
     assert re.search(r"plain\s+ovis_image\s+\d+x\d+\s+default", before)
     assert "5 more can be pulled; 'sdstream models --all' shows them." in before
@@ -473,5 +475,5 @@ def test_models(sdstream: Callable[..., Result]) -> None:
 
 @pytest.mark.parametrize("command", ["pull", "rm"])
 def test_help_teaches(sdstream: Callable[..., Any], command: str) -> None:
-    """--help says what comes from where."""
+    """--help shows the form of the argument."""
     assert "MODEL[:QUANT]" in sdstream(command, "--help").stdout

@@ -1,4 +1,5 @@
-"""sdstream pull by addresses of the hub, through proxies that refuse, and from what is no hub."""
+"""sdstream pull by URLs of the hub, through proxies that reject, and from servers that are not
+hubs."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def hub(builtin_file: Path) -> Iterator[FakeHub]:
-    """A hub with a whole model that no catalogue names."""
+    """A hub with a whole model that is not in the catalogue."""
     with fake_hub({FILE: builtin_file.read_bytes()}) as running:
         yield running
 
 
 @pytest.fixture
 def sdstream(hub: FakeHub, tmp_path: Path) -> Run:
-    """Runs a command to its end; variables that are empty are left out."""
+    """A function that runs a command until it ends, without the empty variables."""
 
     def run(*arguments: str, **variables: str) -> Result:
         given = environment(hub, tmp_path, **variables)
@@ -57,7 +58,7 @@ def sdstream(hub: FakeHub, tmp_path: Path) -> Run:
     ],
 )
 def test_a_file_by_its_address(hub: FakeHub, sdstream: Run, tmp_path: Path, address: str) -> None:
-    """It is pulled without an entry in the catalogue, and removed by the same address."""
+    """A file that is not in the catalogue is pulled and removed by the same address."""
     result = sdstream("pull", address)
     assert result.returncode == 0, said(result)
     assert f"'sdstream serve --model hf:{FILE}' serves it" in result.stdout
@@ -71,7 +72,7 @@ def test_a_file_by_its_address(hub: FakeHub, sdstream: Run, tmp_path: Path, addr
 
 
 def test_a_file_of_modelscope(hub: FakeHub, sdstream: Run, tmp_path: Path) -> None:
-    """It is pulled, listed and removed by its location and by the address of its page."""
+    """A file of ModelScope is pulled, listed and removed by its location or the URL of its page."""
     address = f"https://www.modelscope.cn/models/{REPO}/file/view/master/one%20file.gguf?status=2"
     result = sdstream("pull", address)
     assert result.returncode == 0, said(result)
@@ -81,7 +82,7 @@ def test_a_file_of_modelscope(hub: FakeHub, sdstream: Run, tmp_path: Path) -> No
         f"/api/v1/models/{REPO}/repo",
         f"/cdn/{FILE}".replace(" ", "%20"),
     }
-    assert not snapshot(tmp_path, FILE).exists()  # that is the Hugging Face hub's file
+    assert not snapshot(tmp_path, FILE).exists()  # the path of the file from the Hugging Face hub
     listed = sdstream("models", SDSTREAM_MODEL=f"ms:{FILE}")
     assert listed.returncode == 0, said(listed)
     assert "one-file" in listed.stdout
@@ -102,7 +103,8 @@ def test_a_file_of_modelscope(hub: FakeHub, sdstream: Run, tmp_path: Path) -> No
     ],
 )
 def test_addresses_that_are_none(sdstream: Run, address: str, words: str) -> None:
-    """The error says how to write one, for pull, rm and a model of the server."""
+    """An invalid address is an error that shows the right form, for pull, rm and the server's
+    model."""
     for command in ("pull", "rm"):
         result = sdstream(command, address)
         assert result.returncode == 1
@@ -114,7 +116,7 @@ def test_addresses_that_are_none(sdstream: Run, address: str, words: str) -> Non
 
 
 def test_a_model_that_is_not_pulled(sdstream: Run) -> None:
-    """The command that pulls it is named."""
+    """The error contains the command that pulls the model."""
     listed = sdstream("models", SDSTREAM_MODEL=f"https://hf.co/{REPO}/blob/main/x.gguf")
     assert listed.returncode == 78
     assert f"'sdstream pull hf:{REPO}/x.gguf' downloads it" in said(listed)
@@ -132,7 +134,7 @@ def test_a_model_that_is_not_pulled(sdstream: Run) -> None:
     ],
 )
 def test_a_proxy_that_refuses(sdstream: Run, variable: str, status: int, words: str) -> None:
-    """It is named with its variable and without its password; it would refuse again."""
+    """The error names the proxy and its variable without the password, and pull does not retry."""
     with refusing_proxy(status) as (place, asked):
         result = sdstream(
             "pull", f"hf:{FILE}", HF_ENDPOINT="https://hub.invalid",
@@ -152,7 +154,7 @@ def test_a_proxy_that_refuses(sdstream: Run, variable: str, status: int, words: 
     ("status", "words"), [(407, "wants a name and a password"), (403, "refused the connection")]
 )
 def test_a_proxy_of_plain_http(sdstream: Run, status: int, words: str) -> None:
-    """It answers in place of the hub; its 403 is no question of a licence."""
+    """A 407 or 403 of an HTTP proxy is reported as the proxy's, not as a missing licence."""
     with refusing_proxy(status) as (place, _):
         result = sdstream(
             "pull", f"hf:{FILE}", HF_ENDPOINT="http://hub.invalid", HTTP_PROXY=f"http://{place}"
@@ -162,7 +164,7 @@ def test_a_proxy_of_plain_http(sdstream: Run, status: int, words: str) -> None:
 
 
 def test_a_proxy_that_is_away(sdstream: Run) -> None:
-    """The connection that was refused is the proxy's, not the hub's."""
+    """The error names the proxy, not the hub, if the proxy cannot be reached."""
     place = f"127.0.0.1:{free_port()}"
     result = sdstream(
         "pull", f"hf:{FILE}", HF_ENDPOINT="https://hub.invalid", HTTPS_PROXY=f"http://{place}"
@@ -172,7 +174,7 @@ def test_a_proxy_that_is_away(sdstream: Run) -> None:
 
 
 def test_a_proxy_that_is_left_out(hub: FakeHub, sdstream: Run) -> None:
-    """NO_PROXY is the remedy that the errors name."""
+    """NO_PROXY, which the errors suggest, bypasses the proxy."""
     dead = f"http://127.0.0.1:{free_port()}"
     result = sdstream("pull", f"hf:{FILE}", HTTP_PROXY=dead, NO_PROXY="127.0.0.1,localhost")
     assert result.returncode == 0, said(result)
@@ -180,7 +182,7 @@ def test_a_proxy_that_is_left_out(hub: FakeHub, sdstream: Run) -> None:
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "ftp://127.0.0.1:9"])
 def test_a_proxy_of_another_kind(sdstream: Run, proxy: str) -> None:
-    """A sentence, not a traceback."""
+    """An unsupported proxy is reported without a traceback."""
     result = sdstream("pull", f"hf:{FILE}", HF_ENDPOINT="https://hub.invalid", HTTPS_PROXY=proxy)
     assert result.returncode == 1
     assert "cannot be asked for" in said(result)
@@ -191,14 +193,14 @@ def test_a_proxy_of_another_kind(sdstream: Run, proxy: str) -> None:
 
 @pytest.mark.parametrize("endpoint", ["hf-mirror.example", "htp://hf-mirror.example", "https://"])
 def test_an_endpoint_that_is_no_address(sdstream: Run, endpoint: str) -> None:
-    """It is named, with how to write it."""
+    """An invalid HF_ENDPOINT is an error that contains its value."""
     result = sdstream("pull", f"hf:{FILE}", HF_ENDPOINT=endpoint)
     assert result.returncode == 1
     assert f"HF_ENDPOINT is '{endpoint.rstrip('/')}', which is not an address" in said(result)
 
 
 def test_an_endpoint_that_is_away(sdstream: Run) -> None:
-    """Its address is told with the variable."""
+    """The error of an unreachable HF_ENDPOINT contains the address and the variable."""
     place = f"http://127.0.0.1:{free_port()}"
     result = sdstream("pull", f"hf:{FILE}", HF_ENDPOINT=place)
     assert f"{place} (HF_ENDPOINT): " in said(result)
@@ -206,7 +208,7 @@ def test_an_endpoint_that_is_away(sdstream: Run) -> None:
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404])
 def test_an_endpoint_that_is_no_hub(sdstream: Run, status: int) -> None:
-    """A web server of another kind is named; nobody is told of licences and tokens."""
+    """A server that is not a hub is named, and the error does not mention a licence."""
     with refusing_proxy(status) as (place, _):
         result = sdstream("pull", f"hf:{FILE}", HF_ENDPOINT=f"http://{place}")
     assert result.returncode == 1
@@ -215,7 +217,7 @@ def test_an_endpoint_that_is_no_hub(sdstream: Run, status: int) -> None:
 
 
 def test_the_contents_server_is_away(hub: FakeHub, sdstream: Run) -> None:
-    """The hub answers and sends its clients to another host: that one is named."""
+    """The error names the server of the contents if that server cannot be reached."""
     hub.cdn = f"http://127.0.0.1:{free_port()}"
     result = sdstream("pull", f"hf:{FILE}", HF_TOKEN=TOKEN)
     assert f"{hub.cdn}: " in said(result)

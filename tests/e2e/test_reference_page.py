@@ -10,7 +10,7 @@ from tests.support.servers import ServerProcess
 
 
 def run_example(page: Page) -> None:
-    """Send the example of the first route and wait for its answer."""
+    """Send the example of the first route and wait for the response."""
     page.locator("#operations-images-post_v1_images_generations button").first.click()
     page.get_by_role("button", name="Try it out").click()
     page.get_by_role("button", name="Execute").click()
@@ -19,7 +19,8 @@ def run_example(page: Page) -> None:
 
 
 def test_an_example_runs(visit: Visit, fake_server: ServerProcess) -> None:
-    """Nothing is loaded from other hosts, and the page's policy blocks nothing that it needs."""
+    """The page needs no other host, its policy blocks nothing that it needs, and an example
+    runs."""
     page = visit(fake_server).open()
     page.goto(f"{fake_server.url}/docs")
     expect(page.get_by_role("heading", name="sdstream")).to_be_visible()
@@ -27,7 +28,7 @@ def test_an_example_runs(visit: Visit, fake_server: ServerProcess) -> None:
 
 
 def test_a_key_of_the_page_is_sent(visit: Visit, keyed_server: ServerProcess) -> None:
-    """The document and the example need it."""
+    """The key of the web page is sent for the document and the example."""
     visitor = visit(keyed_server)
     visitor.excuse("401")  # before the page has the key
     page = visitor.open()

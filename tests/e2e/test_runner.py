@@ -1,4 +1,4 @@
-"""The library's Runner on the real runtime and the embedded model."""
+"""The library's Runner with the real runtime and the built-in model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdstream import JobWasCancelled, Progress, Runner
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """A runner that all tests of this module share."""
+    """A runner for the whole module."""
     with Runner(cache_dir=tmp_path_factory.mktemp("cache")) as runner:
         yield runner
 
@@ -43,7 +43,7 @@ def test_two_images_with_progress(runner: Runner, tmp_path: Path) -> None:
 
 
 def test_an_edit_keeps_what_the_mask_keeps(runner: Runner) -> None:
-    """An edit of an image by its path changes the masked half alone."""
+    """An edit of an image by its path changes only the masked half."""
     before = runner.generate("a red circle", size="64x64", steps=4, seed=7)
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (32, 0, 64, 64))
@@ -60,7 +60,7 @@ def test_an_edit_keeps_what_the_mask_keeps(runner: Runner) -> None:
 
 
 def test_a_callback_cancels(runner: Runner) -> None:
-    """Within a few steps, in the same worker: the next request needs no new one."""
+    """cancel stops a job within a few steps, and the next request uses the same worker."""
     steps: list[int] = []
 
     def stop(progress: Progress) -> None:

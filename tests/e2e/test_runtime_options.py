@@ -1,4 +1,4 @@
-"""What an entry of models.yaml says of the runtime, on the embedded model."""
+"""Runtime options of an entry of models.yaml, with the built-in model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """One model, several ways."""
+    """A server with one model under several names, each with other runtime options."""
     folder = tmp_path_factory.mktemp("options")
     models = []
     for name, options in ENTRIES.items():
@@ -47,14 +47,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def drawn(server: ServerProcess, model: str) -> np.ndarray:
-    """The pixels of a picture."""
+    """Generate an image; return its pixels."""
     answer = server.post({**BODY, "model": model})
     assert answer.status_code == 200, answer.text
     return np.asarray(from_base64(answer.json()["data"][0]["b64_json"]), int)
 
 
 def test_circular_joins_the_sides(server: ServerProcess) -> None:
-    """Pictures laid side by side, or one below the other, show no seam."""
+    """Images tiled side by side, or one below the other, show less of a seam."""
     seams = {}
     for model in ("plain", "across", "around"):
         pixels = drawn(server, model)
@@ -67,14 +67,14 @@ def test_circular_joins_the_sides(server: ServerProcess) -> None:
 
 
 def test_the_generator_of_noise(server: ServerProcess) -> None:
-    """Another one gives another image of the same seed, and the same again."""
+    """Another generator gives another, reproducible image for the same seed."""
     assert (drawn(server, "other-noise") != drawn(server, "plain")).any()
     assert (drawn(server, "other-noise") == drawn(server, "other-noise")).all()
 
 
 def test_the_launch_options_of_xinference(server: ServerProcess) -> None:
-    """Weights that are moved when they are needed give the same image (cpu_offload), and weights
-    that are quantised when they are loaded nearly the same (transformer_nf4, quantize)."""
+    """Offloaded weights give the same image (cpu_offload), and weights quantised while loading give
+    nearly the same (transformer_nf4, quantize)."""
     plain = drawn(server, "plain")
     assert (drawn(server, "moved") == plain).all()
     differences = [abs(drawn(server, model) - plain).mean() for model in ("eight-bits", "smaller")]
@@ -83,7 +83,7 @@ def test_the_launch_options_of_xinference(server: ServerProcess) -> None:
 
 
 def test_a_device_of_its_own(server: ServerProcess) -> None:
-    """The worker sees what it may use and nothing else."""
+    """The worker sees only its own device."""
     assert (drawn(server, "processor") == drawn(server, "plain")).all()
     seen = {
         path.read_bytes().partition(b"CUDA_VISIBLE_DEVICES=")[2].partition(b"\0")[0]
@@ -101,7 +101,7 @@ def _is_worker_of(process: Path, parent: int) -> bool:
 
 
 def test_a_device_that_is_not_there(server: ServerProcess) -> None:
-    """A build without CUDA says so; it does not draw on the processor in silence."""
+    """A missing device is an error; the runtime does not fall back to the CPU."""
     answer = server.post({**BODY, "model": "second-card"})
     assert answer.status_code == 503
     sentence = "requires cuda:1, and the runtime found only the CPU"
@@ -111,7 +111,7 @@ def test_a_device_that_is_not_there(server: ServerProcess) -> None:
 
 
 def test_a_load_chooses_runtime_options(server: ServerProcess) -> None:
-    """The options of the body are those of the worker, until a load names others."""
+    """A load sets runtime options of the worker, until another load sets others."""
     load = f"{server.url}/v1/models/plain/load"
     before = drawn(server, "plain")
     assert not (before == drawn(server, "across")).all()
@@ -138,7 +138,7 @@ def test_a_load_chooses_runtime_options(server: ServerProcess) -> None:
 def test_runtime_options_that_do_not_exist(
     server: ServerProcess, body: object, reason: str, param: str | None, words: str
 ) -> None:
-    """The model keeps its options."""
+    """An invalid option is rejected, and the model keeps its options."""
     answer = httpx2.post(f"{server.url}/v1/models/plain/load", json=body, timeout=60)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -149,7 +149,7 @@ def test_runtime_options_that_do_not_exist(
 
 
 def test_options_of_the_served_model(server: ServerProcess, tmp_path: Path) -> None:
-    """-O of serve acts on the default model alone, and a reload of models.yaml keeps it."""
+    """serve -O sets options of the default model only, and a reload of models.yaml keeps them."""
     models = server.log.parent / "models.yaml"
     with running_server(tmp_path, models=models, runtime_options="circular=x,threads=1") as own:
         runtimes = {

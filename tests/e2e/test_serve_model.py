@@ -1,4 +1,4 @@
-"""Models that are pulled, and weight files without an entry, on the real runtime."""
+"""Pulled models, and weight files without an entry, on the real runtime."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ models:
 
 @pytest.fixture
 def hub(builtin_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub that has the built-in model as two quants, and the variables that lead to it."""
+    """A hub with the built-in model as two quants, and the variables that select this hub."""
     data = builtin_file.read_bytes()
     with fake_hub({f"{REPO}/tiny-{quant}.gguf": data for quant in ("Q8_0", "Q4_0")}) as running:
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
@@ -54,7 +54,7 @@ def hub(builtin_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def sdstream(*arguments: str, folder: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, on the catalogue and the cache of a folder."""
+    """Run a command until it ends, with the catalogue and the cache of a folder."""
     chosen = {
         "models": folder / "models.yaml",
         "data_dir": folder / "data",
@@ -77,14 +77,14 @@ def sdstream(*arguments: str, folder: Path, **settings: Any) -> subprocess.Compl
 
 
 def ids(server: ServerProcess) -> dict[str, bool]:
-    """The models of a server, and whether each is the default."""
+    """Return the models of a server, and whether each is the default."""
     data = httpx2.get(f"{server.url}/v1/models").json()["data"]
     return {model["id"]: model["default"] for model in data}
 
 
 def test_a_model_from_the_hub_to_a_picture(hub: FakeHub, tmp_path: Path) -> None:
-    """`serve --model X:QUANT --pull` fetches, loads and draws; another quant that is pulled while
-    the server runs is served at once; both can be removed."""
+    """`serve --model X:QUANT --pull` downloads, loads and generates. Another quant that is pulled
+    while the server runs is available at once. Both can be removed."""
     models = tmp_path / "models.yaml"
     with running_server(tmp_path, models=models, model="tiny:Q4_0", pull=True) as server:
         assert len(hub.downloads()) == 1
@@ -111,7 +111,8 @@ def test_a_model_from_the_hub_to_a_picture(hub: FakeHub, tmp_path: Path) -> None
 
 
 def test_a_default_that_is_not_here(hub: FakeHub, tmp_path: Path) -> None:
-    """Without --pull the server does not start, and says how to get it; nobody is asked."""
+    """Without --pull, a missing model ends the start; the error contains the command that downloads
+    it, and no request is sent to the hub."""
     result = sdstream("serve", "--model", "tiny", folder=tmp_path)
     assert result.returncode == 78
     assert "'sdstream pull tiny' fetches it (0.01 GB)" in result.stderr
@@ -119,7 +120,8 @@ def test_a_default_that_is_not_here(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_the_default_in_other_letters(hub: FakeHub, tmp_path: Path) -> None:
-    """--pull fetches it, and a name that is almost one leads to it."""
+    """Model names are case-insensitive, and the error for a misspelt name suggests the right
+    one."""
     wrong = sdstream("serve", "--model", "tinny", "--pull", folder=tmp_path)
     assert wrong.returncode == 78
     assert wrong.stderr == (
@@ -133,7 +135,7 @@ def test_the_default_in_other_letters(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_default_that_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
-    """--pull fails with the sentence of pull."""
+    """--pull fails with the error message of `sdstream pull`."""
     hub.files = {f"{REPO}/other.gguf": b"x"}
     result = sdstream("serve", "--model", "tiny", "--pull", folder=tmp_path)
     assert result.returncode == 1
@@ -141,7 +143,8 @@ def test_a_default_that_cannot_be_pulled(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_weight_file_without_an_entry(builtin_file: Path, tmp_path: Path) -> None:
-    """Its family is read from it; it is the default, beside the catalogue's models."""
+    """The file determines the family, and its model is the default beside the catalogue's
+    models."""
     file = tmp_path / "My drawings (2).gguf"
     file.symlink_to(builtin_file)
     with running_server(tmp_path, model=file) as server:
@@ -154,7 +157,8 @@ def test_a_weight_file_without_an_entry(builtin_file: Path, tmp_path: Path) -> N
 
 
 def test_the_hash_of_a_checkpoint(builtin_file: Path, tmp_path: Path) -> None:
-    """A built-in model's is known at once, that of the operator's file once it was read."""
+    """The hash of the built-in model is known at once, and that of another file after it was
+    read."""
     file = tmp_path / "mine.gguf"
     shutil.copyfile(builtin_file, file)
     expected = hashlib.sha256(builtin_file.read_bytes()).hexdigest()
@@ -176,7 +180,7 @@ def test_the_hash_of_a_checkpoint(builtin_file: Path, tmp_path: Path) -> None:
 
 
 def test_generate_with_a_weight_file(builtin_file: Path, tmp_path: Path) -> None:
-    """Without a server, --model takes a file as well."""
+    """Without a server, --model accepts a file too."""
     (tmp_path / "models.yaml").write_text(MODELS)
     result = sdstream(
         *("generate", "a red circle", "-m", str(builtin_file), "-s", "64x64", "--steps", "2"),
@@ -204,7 +208,7 @@ def test_generate_with_a_weight_file(builtin_file: Path, tmp_path: Path) -> None
 def test_a_weight_file_that_cannot_be_served(
     tmp_path: Path, builtin_file: Path, name: str, words: str
 ) -> None:
-    """Damaged files, parts of models and names of nothing end the start with a sentence."""
+    """Damaged files, parts of models and unknown names end the start with an error message."""
     (tmp_path / "models.yaml").write_text(MODELS)
     path = tmp_path / name
     if name == "half":

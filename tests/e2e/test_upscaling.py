@@ -1,4 +1,4 @@
-"""Enlarging by an ESRGAN, on networks whose result is known: they repeat each pixel."""
+"""Upscaling by an ESRGAN, with networks whose result is known: they repeat each pixel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BODY: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "seed": 7, "s
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with two upscalers, and two files that are none."""
+    """A server with three upscalers and five files that are not usable."""
     folder = tmp_path_factory.mktemp("upscaling")
     upscalers = folder / "upscalers"
     upscalers.mkdir()
@@ -48,13 +48,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def noise(width: int, height: int) -> Image.Image:
-    """A picture in which every pixel counts."""
+    """Return an image of random pixels."""
     values = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(values)
 
 
 def enlarged(server: ServerProcess, picture: Image.Image, **fields: str) -> httpx2.Response:
-    """The answer of POST /v1/images/upscales."""
+    """Send an image to POST /v1/images/upscales."""
     return httpx2.post(
         f"{server.url}/v1/images/upscales",
         files={"image": ("input.png", file_of(picture), "image/png")},
@@ -64,19 +64,20 @@ def enlarged(server: ServerProcess, picture: Image.Image, **fields: str) -> http
 
 
 def picture_of(answer: httpx2.Response) -> Image.Image:
-    """The first picture of an answer."""
+    """Return the first image of a response."""
     assert answer.status_code == 200, answer.text
     return Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
 
 
 def difference(left: Image.Image, right: Image.Image) -> int:
-    """The largest of all channels of all pixels."""
+    """Return the largest difference of a channel."""
     assert left.size == right.size
     return int(np.abs(np.asarray(left, int) - np.asarray(right, int)).max())
 
 
 def test_the_list_of_upscalers(server: ServerProcess, native_server: ServerProcess) -> None:
-    """Names with factors, of the files that are upscalers and of the built-in one."""
+    """The list contains the usable upscalers with their factors, the built-in one, and the unusable
+    files."""
     answer = httpx2.get(f"{server.url}/v1/upscalers").json()
     found = [(one["id"], one["factor"]) for one in answer["data"]]
     assert found == [("fourfold", 4), ("more/plain", 1), ("twice", 2), ("drawings-4x", 4)]
@@ -90,7 +91,7 @@ def test_the_list_of_upscalers(server: ServerProcess, native_server: ServerProce
 
 @pytest.mark.parametrize(("name", "factor"), [("twice", 2), ("fourfold", 4)])
 def test_every_pixel_comes_through(server: ServerProcess, name: str, factor: int) -> None:
-    """In tiles too, whose seams do not show: the picture is wider than one."""
+    """An image larger than a tile is upscaled without visible seams."""
     picture = noise(150, 70)
     answer = enlarged(server, picture, upscaler=name)
     larger = picture.resize((150 * factor, 70 * factor), Image.Resampling.NEAREST)
@@ -101,7 +102,7 @@ def test_every_pixel_comes_through(server: ServerProcess, name: str, factor: int
 
 
 def test_less_than_the_upscalers_own_factor(server: ServerProcess) -> None:
-    """Any size up to it."""
+    """Any factor up to the upscaler's is supported."""
     answer = enlarged(server, noise(40, 20), upscaler="fourfold", upscale="2.5")
     assert picture_of(answer).size == (100, 50)
 
@@ -126,7 +127,7 @@ def test_less_than_the_upscalers_own_factor(server: ServerProcess) -> None:
 def test_faults_name_the_field(
     server: ServerProcess, fields: dict[str, str], param: str, sentence: str
 ) -> None:
-    """Nothing is passed over."""
+    """An invalid or meaningless field is rejected by name."""
     answer = enlarged(server, noise(8, 8), **fields)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
@@ -134,14 +135,14 @@ def test_faults_name_the_field(
 
 
 def test_too_large_a_result(server: ServerProcess) -> None:
-    """The bound of enlarged pictures is one of its own."""
+    """The size of an upscaled image has a separate limit."""
     answer = enlarged(server, noise(1500, 1400), upscaler="fourfold")
     assert answer.status_code == 400
     assert "6000x5600 is more than the server's limit of 16777216 pixels" in answer.text
 
 
 def test_a_drawn_picture_is_enlarged(server: ServerProcess) -> None:
-    """As the option of a generation; the picture before is the one without it."""
+    """The option of a generation upscales the image that the same request without it generates."""
     body = {**BODY, "size": "128x128"}
     small = picture_of(server.post(body))
     answer = server.post({**body, "upscaler": "twice"})
@@ -152,7 +153,8 @@ def test_a_drawn_picture_is_enlarged(server: ServerProcess) -> None:
 
 
 def test_not_under_a_mask(server: ServerProcess) -> None:
-    """What the mask keeps is kept exactly, which an enlarged picture cannot."""
+    """Upscaling is rejected with a mask, because the pixels outside of the mask must be
+    unchanged."""
     files = {"image": ("a.png", file_of(noise(64, 64))), "mask": ("m.png", file_of(noise(64, 64)))}
     form = {"prompt": "a cat", "upscaler": "twice"}
     answer = httpx2.post(f"{server.url}/v1/images/edits", files=files, data=form, timeout=60)
@@ -160,7 +162,7 @@ def test_not_under_a_mask(server: ServerProcess) -> None:
 
 
 def test_tiles_are_streamed_as_steps(server: ServerProcess) -> None:
-    """The bar of an enlargement moves by its tiles."""
+    """The progress of upscaling counts tiles as steps."""
     with httpx2.stream(
         "POST",
         f"{server.url}/v1/images/upscales",
@@ -178,7 +180,7 @@ def test_tiles_are_streamed_as_steps(server: ServerProcess) -> None:
 
 
 def test_a_cancel_stops_it_between_two_nodes(server: ServerProcess) -> None:
-    """The process lives on, and the next picture is right."""
+    """A cancel keeps the worker running, and the next image is correct."""
     worker = server.worker_pid()
     with httpx2.stream(
         "POST",
@@ -197,7 +199,7 @@ def test_a_cancel_stops_it_between_two_nodes(server: ServerProcess) -> None:
 
 
 def test_automatic1111s_extras(server: ServerProcess) -> None:
-    """By its own client; what would do more than enlarge is refused."""
+    """webuiapi can upscale; options that do more than upscale are rejected."""
     api = webuiapi.WebUIApi(*server.address)
     picture = noise(24, 16)
     answer = api.extra_single_image(image=picture, upscaler_1="twice", upscaling_resize=2)

@@ -1,4 +1,4 @@
-"""webuiapi, a client written for AUTOMATIC1111, against the real server."""
+"""webuiapi, a client for AUTOMATIC1111, with the real runtime."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from sdstream.core.samplers import SAMPLERS
 from tests.support.servers import GENERATIONS, ServerProcess, running_server, wait_until
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler", "cfg_scale": 3.0}
-#: Long enough to be looked at and stopped.
+#: Long enough to observe and stop.
 LONG = {"width": 128, "height": 128, "steps": 100, "sampler_name": "Euler", "cfg_scale": 3.0}
 
 
 def client_of(server: ServerProcess, **options: Any) -> webuiapi.WebUIApi:
-    """The client as its users make it."""
+    """Create a client as its users do."""
     return webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1", **options)
 
 
@@ -35,7 +35,7 @@ def api(native_server: ServerProcess) -> webuiapi.WebUIApi:
 
 
 class Background:
-    """A call that runs while the test looks on."""
+    """A call in a separate thread."""
 
     def __init__(self, call: Callable[..., Any], **arguments: Any) -> None:
         self.result: Any = None
@@ -50,7 +50,7 @@ class Background:
             self.error = error
 
     def finish(self, seconds: float = 60.0) -> Any:
-        """What the call returned."""
+        """Wait for the call; return its result."""
         self._thread.join(seconds)
         assert not self._thread.is_alive(), "the call did not end"
         if self.error is not None:
@@ -59,7 +59,7 @@ class Background:
 
 
 def wait_for_step(api: webuiapi.WebUIApi) -> dict[str, Any]:
-    """Wait until an image is being sampled; returns that progress."""
+    """Wait until an image is being sampled; return that progress."""
     seen: list[dict[str, Any]] = []
 
     def stepping() -> bool:
@@ -71,7 +71,7 @@ def wait_for_step(api: webuiapi.WebUIApi) -> dict[str, Any]:
 
 
 def scene() -> tuple[Image.Image, Image.Image]:
-    """A picture and a mask that is white on its right half."""
+    """Return an image and a mask that is white on its right half."""
     picture = Image.effect_mandelbrot((96, 64), (-2, -1, 1, 1), 50).convert("RGB")
     mask = Image.new("L", picture.size, 0)
     ImageDraw.Draw(mask).rectangle((48, 0, 95, 63), fill=255)
@@ -79,14 +79,14 @@ def scene() -> tuple[Image.Image, Image.Image]:
 
 
 def changed(before: Image.Image, after: Image.Image, half: str) -> bool:
-    """True when any pixel of the left or right half differs."""
+    """Return whether any pixel of the left or right half differs."""
     box = (0, 0, 48, 64) if half == "left" else (48, 0, 96, 64)
     difference = ImageChops.difference(before.convert("RGB"), after.convert("RGB"))
     return difference.crop(box).getbbox() is not None
 
 
 def refusal(call: Callable[..., Any], **arguments: Any) -> tuple[int, str]:
-    """Status and body of the error that a call of the client meets."""
+    """Return the status and body of the error that a call of the client raises."""
     with pytest.raises(RuntimeError) as caught:
         call(**arguments)
     status, body = caught.value.args
@@ -94,18 +94,18 @@ def refusal(call: Callable[..., Any], **arguments: Any) -> tuple[int, str]:
 
 
 def quiet_progress(api: webuiapi.WebUIApi) -> dict[str, Any]:
-    """The progress without its picture."""
+    """Return the progress without an image."""
     answer: dict[str, Any] = api.custom_get("progress?skip_current_image=true", baseurl=True)
     return answer
 
 
 def png_info(api: webuiapi.WebUIApi, file: str) -> Any:
-    """What a file in base64 says of itself; the client's own method re-encodes it as PNG."""
+    """Return the parameters of a file in base64; the client's method would re-encode it as PNG."""
     return api.custom_post("png-info", {"image": file}, baseurl=True)
 
 
 def test_txt2img(api: webuiapi.WebUIApi) -> None:
-    """Two batches of one: images of the size, seeds one after the other, infotexts inside."""
+    """Two batches of one image have the requested size, consecutive seeds and their infotexts."""
     result = api.txt2img(prompt="a cat", seed=1003, n_iter=2, negative_prompt="dark", **SMALL)
     assert [image.size for image in result.images] == [(64, 64)] * 2
     assert result.info["all_seeds"] == [1003, 1004]
@@ -117,14 +117,14 @@ def test_txt2img(api: webuiapi.WebUIApi) -> None:
 
 
 def test_defaults_of_the_client(api: webuiapi.WebUIApi) -> None:
-    """Euler a, the automatic schedule and a random seed need no words."""
+    """The defaults are Euler a, the automatic schedule and a random seed."""
     result = api.txt2img(prompt="a cat", width=64, height=64, steps=2)
     assert result.info["sampler_name"] == "Euler a"
     assert result.info["seed"] >= 0
 
 
 def test_img2img(api: webuiapi.WebUIApi) -> None:
-    """A low denoising_strength stays nearer to the picture than a high one."""
+    """A low denoising_strength changes the image less than a high one."""
     picture, _ = scene()
 
     def distance(strength: float) -> int:
@@ -139,7 +139,7 @@ def test_img2img(api: webuiapi.WebUIApi) -> None:
 
 
 def test_a_mask_keeps_what_it_hides(api: webuiapi.WebUIApi) -> None:
-    """White is painted and black comes back to the bit; inpainting_mask_invert swaps them."""
+    """White is generated, black is unchanged, and inpainting_mask_invert swaps them."""
     picture, mask = scene()
     size = {**SMALL, "width": 96}
     drawn = api.img2img([picture], mask_image=mask, prompt="a cat", seed=1, **size)
@@ -154,7 +154,8 @@ def test_a_mask_keeps_what_it_hides(api: webuiapi.WebUIApi) -> None:
 
 
 def test_a_transparent_mask_is_painted_where_it_is_opaque(api: webuiapi.WebUIApi) -> None:
-    """As AUTOMATIC1111 reads the strokes of its own canvas, whatever their colour."""
+    """Opaque strokes of a transparent mask are generated, whatever their colour, as in
+    AUTOMATIC1111."""
     picture, mask = scene()
     strokes = Image.new("RGBA", picture.size, (0, 0, 0, 255))
     strokes.putalpha(mask)
@@ -167,14 +168,15 @@ def test_a_transparent_mask_is_painted_where_it_is_opaque(api: webuiapi.WebUIApi
 
 @pytest.mark.parametrize("resize_mode", [0, 1, 2])
 def test_other_shapes_are_fitted(api: webuiapi.WebUIApi, resize_mode: int) -> None:
-    """resize_mode chooses how; the answer has the size that was asked for."""
+    """The image has the requested size with every resize_mode."""
     picture, _ = scene()
     drawn = api.img2img([picture], resize_mode=resize_mode, prompt="a cat", **SMALL)
     assert drawn.image.size == (64, 64)
 
 
 def test_progress_during_a_run(api: webuiapi.WebUIApi) -> None:
-    """It grows, stays below 1, and shows a picture to who asks; afterwards all is quiet."""
+    """The progress grows, stays below 1, and contains an image on request; after the job it is
+    0."""
     run = Background(api.txt2img, prompt="a cat", n_iter=2, **LONG)
     wait_for_step(api)
     seen: list[dict[str, Any]] = []
@@ -202,7 +204,7 @@ def test_progress_during_a_run(api: webuiapi.WebUIApi) -> None:
 
 
 def test_without_a_look_no_picture_is_made(api: webuiapi.WebUIApi) -> None:
-    """Pictures between the steps cost time, so they are for those who poll for them."""
+    """Previews, which cost time, are generated only after a client has requested one."""
     run = Background(api.txt2img, prompt="a cat", **LONG)
     wait_until(
         lambda: quiet_progress(api)["state"]["sampling_step"] > 10, 30, "no tenth step was seen"
@@ -213,7 +215,7 @@ def test_without_a_look_no_picture_is_made(api: webuiapi.WebUIApi) -> None:
 
 
 def test_interrupt(api: webuiapi.WebUIApi) -> None:
-    """The running job ends soon, its answer is no error, and the next one is drawn."""
+    """The running job ends soon with a successful response, and the next job runs."""
     run = Background(api.txt2img, prompt="a cat", **LONG)
     wait_for_step(api)
     assert api.interrupt() == {}
@@ -225,7 +227,7 @@ def test_interrupt(api: webuiapi.WebUIApi) -> None:
 
 
 def test_skip(api: webuiapi.WebUIApi) -> None:
-    """The last image of a job can be left out; of several this is refused, in words."""
+    """skip ends the last image of a job; it is rejected if more images follow."""
     several = Background(api.txt2img, prompt="a cat", n_iter=2, **LONG)
     wait_for_step(api)
     assert "last image" in api.skip()["detail"]
@@ -244,7 +246,7 @@ def test_nothing_to_stop(api: webuiapi.WebUIApi) -> None:
 
 
 def test_other_apis_are_left_alone(native_server: ServerProcess, api: webuiapi.WebUIApi) -> None:
-    """interrupt stops no job of another API, and progress does not show it."""
+    """interrupt does not stop a job of another API, and progress does not show it."""
     body = {"prompt": "a cat", "size": "128x128", "sample_steps": 40}
     other = Background(httpx2.post, url=native_server.url + GENERATIONS, json=body, timeout=60)
     time.sleep(0.3)
@@ -254,7 +256,8 @@ def test_other_apis_are_left_alone(native_server: ServerProcess, api: webuiapi.W
 
 
 def test_lists(api: webuiapi.WebUIApi) -> None:
-    """Samplers, schedulers, models, upscalers, and what there is none of."""
+    """Samplers, schedulers, models and upscalers are listed; lists of unsupported features are
+    empty."""
     assert {"Euler a", "DPM++ 2M", "LCM"} <= set(api.util_get_sampler_names())
     assert len(api.get_samplers()) == len(SAMPLERS)
     assert {"automatic", "karras", "sgm_uniform"} <= set(api.util_get_scheduler_names())
@@ -275,12 +278,12 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
 
 
 def test_options(api: webuiapi.WebUIApi) -> None:
-    """What is told may be set again; what cannot be had is refused by name."""
+    """The options that are returned can be set again; unsupported values are rejected by name."""
     told = api.get_options()
     assert told["sd_model_checkpoint"] == api.util_get_current_model() == "embedded"
     assert api.set_options(told) is None
     assert "CLIP_stop_at_last_layers" in api.set_options({"CLIP_stop_at_last_layers": 0})["detail"]
-    # Layers of CLIP are kept for models that have some; this one says that it has none.
+    # The option is stored for models with CLIP; a model without CLIP returns a warning.
     api.set_options({"CLIP_stop_at_last_layers": 2})
     body = {"prompt": "a cat", "width": 64, "height": 64, "steps": 2}
     kept = api.session.post(f"{api.baseurl}/txt2img", json=body).json()
@@ -296,7 +299,8 @@ def test_options(api: webuiapi.WebUIApi) -> None:
 
 
 def test_the_checkpoint_of_later_requests(tmp_path: Path) -> None:
-    """options choose the model, override_settings one request's, and for good if so asked."""
+    """options set the model of later requests. override_settings sets it for one request, or also
+    for later ones."""
     models = tmp_path / "models.yaml"
     entry = "  - {{id: {0}, family: ovis_image, files: {{model: m}}}}\n"
     models.write_text("default: a\nmodels:\n" + "".join(map(entry.format, "ab")))
@@ -319,7 +323,7 @@ def test_the_checkpoint_of_later_requests(tmp_path: Path) -> None:
 
 
 def test_png_info(api: webuiapi.WebUIApi, native_server: ServerProcess) -> None:
-    """The parameters come back from PNG, JPEG and WebP, whole and in pieces."""
+    """png-info reads the parameters of PNG, JPEG and WebP, as a text and as fields."""
     drawn = api.txt2img(prompt="a cat — 猫", seed=5, **SMALL)
     found = api.png_info(drawn.image)
     assert found.info == drawn.info["infotexts"][0]
@@ -334,7 +338,7 @@ def test_png_info(api: webuiapi.WebUIApi, native_server: ServerProcess) -> None:
 
 
 def test_refusals(api: webuiapi.WebUIApi) -> None:
-    """What would change the picture and is not built is a 400 with the option's name."""
+    """An unsupported option that would change the image is rejected by name."""
     for option in (
         {"styles": ["x"]}, {"tiling": True}, {"restore_faces": True},
         {"subseed_strength": 0.5}, {"script_name": "X/Y/Z plot"}, {"eta": 0.5},
@@ -346,12 +350,12 @@ def test_refusals(api: webuiapi.WebUIApi) -> None:
     picture = Image.new("RGB", (8, 8))
     status, body = refusal(api.extra_single_image, image=picture, upscaler_1="ESRGAN_4x")
     assert (status, "upscaler_1" in body) == (400, True)
-    # Without an upscaler the original gives the picture back.
+    # Without an upscaler, AUTOMATIC1111 returns the image unchanged.
     assert api.extra_single_image(image=picture).image.size == (8, 8)
 
 
 def test_bad_pictures(api: webuiapi.WebUIApi) -> None:
-    """No image, a damaged one and a mask of another size are faults of the client."""
+    """A missing image, a damaged image and a mask of another size are rejected."""
     picture, _ = scene()
     assert refusal(api.img2img, images=[], prompt="a cat", **SMALL)[0] == 400
     other = Image.new("L", (32, 32))
@@ -376,7 +380,7 @@ def test_bad_pictures(api: webuiapi.WebUIApi) -> None:
 def test_every_error_has_one_shape(
     native_server: ServerProcess, method: str, path: str, status: int
 ) -> None:
-    """A1111's keys and this server's object, whoever found the fault."""
+    """Every error contains AUTOMATIC1111's keys and this server's error object."""
     answer = httpx2.request(
         method,
         f"{native_server.url}/sdapi/v1/{path}",
@@ -390,14 +394,15 @@ def test_every_error_has_one_shape(
 
 
 def test_half_a_character_in_a_name(native_server: ServerProcess) -> None:
-    """JSON can hold what UTF-8 cannot: the refusal is told all the same."""
+    """A lone surrogate in a field's name, which UTF-8 cannot encode, is rejected as any unknown
+    field."""
     answer = httpx2.post(f"{native_server.url}/sdapi/v1/txt2img", content=b'{"image\\ud800": 1}')
     assert answer.status_code == 400
     assert answer.json()["error"]["reason"] == "unknown_field"
 
 
 def test_a_key_is_the_password(tmp_path: Path) -> None:
-    """These clients know HTTP Basic only; without the key they get A1111's error."""
+    """The key is the password of HTTP Basic; without it the error has AUTOMATIC1111's format."""
     with running_server(tmp_path, engine="fake", api_keys="secret") as server:
         open_door = client_of(server, username="any", password="secret")
         assert len(open_door.txt2img(prompt="a cat", **SMALL).images) == 1

@@ -1,4 +1,4 @@
-"""The built distributions, installed where another distribution ships a package named ``app``."""
+"""The built distributions, installed beside another distribution with a package named ``app``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.servers import running_server
 
 ROOT = Path(__file__).parents[2]
 
-#: A foreign distribution that owns the name ``app``; whoever imports it by mistake fails.
+#: Another distribution with a package named ``app``, which fails on import.
 FOREIGN_PROJECT = """
 [build-system]
 requires = ["hatchling"]
@@ -37,7 +37,7 @@ FOREIGN_MODULE = 'raise ImportError("the package of another distribution was imp
 
 
 def _build(project: Path, target: Path, *kinds: str) -> Path:
-    """Build a project without a network; returns the wheel."""
+    """Build a project without a network; return the wheel."""
     command = [sys.executable, "-m", "build", "--no-isolation", *kinds, "--outdir", str(target)]
     subprocess.run([*command, str(project)], check=True, capture_output=True)
     (wheel,) = target.glob("*.whl")
@@ -59,10 +59,10 @@ def _write_foreign_package(folder: Path) -> None:
 
 
 def _fresh_python(folder: Path, *wheels: Path) -> Path:
-    """The interpreter of a new virtual environment with these wheels.
+    """Create a virtual environment with these wheels; return its interpreter.
 
-    Dependencies are read from the environment that runs the tests: a line of a .pth file adds a
-    folder without reading the .pth files in it, so the editable checkout stays out of sight.
+    Dependencies come from the environment that runs the tests. A line of a .pth file adds a folder
+    without reading the .pth files in that folder, so that the editable checkout is not importable.
     """
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
@@ -77,7 +77,7 @@ def _fresh_python(folder: Path, *wheels: Path) -> Path:
 def test_an_installed_wheel_generates_beside_a_foreign_app(
     kinds: tuple[str, ...], foreign_wheel: Path, tmp_path: Path
 ) -> None:
-    """The wheel contains ``sdstream`` alone, generates an image and serves the page."""
+    """The wheel contains only ``sdstream``, generates an image and serves the page."""
     wheel = _build(ROOT, tmp_path / "dist", *kinds)
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
@@ -105,7 +105,8 @@ def test_an_installed_wheel_generates_beside_a_foreign_app(
 
 
 def test_setup_gives_a_wheel_the_quick_runtime(tmp_path: Path) -> None:
-    """The runtime that scripts/install has kept is installed with its kernels, and is used."""
+    """setup installs the runtime and kernels that scripts/install has cached, and the server uses
+    them."""
     wheel = _build(ROOT, tmp_path / "dist", "--wheel")
     python = _fresh_python(tmp_path / "venv", wheel)
     done = subprocess.run(
@@ -128,7 +129,7 @@ def test_setup_gives_a_wheel_the_quick_runtime(tmp_path: Path) -> None:
 
 
 def test_setup_reports_what_it_lacks(tmp_path: Path) -> None:
-    """A sentence and exit code 1 where nothing is kept and there is no compiler."""
+    """setup exits with 1 and an error if no runtime is cached and no compiler is installed."""
     environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "sdstream", "setup"],

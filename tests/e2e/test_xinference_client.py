@@ -1,4 +1,4 @@
-"""xinference-client from PyPI, unchanged, against the server."""
+"""xinference-client from PyPI, unmodified."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FEW_STEPS: dict[str, Any] = {"num_inference_steps": 3, "seed": 5}
 
 
 def model(server: ServerProcess, name: str = "embedded") -> Any:
-    """The client's handle of a model."""
+    """Return the client's handle of a model."""
     return xinference_client.RESTfulClient(server.url).get_model(name)
 
 
 def served(answer: Any) -> Image.Image:
-    """The picture behind the link of an answer."""
+    """Download the image of a response's URL."""
     (item,) = answer["data"]
     assert item["b64_json"] is None
     assert isinstance(answer["created"], int)
@@ -36,7 +36,7 @@ def served(answer: Any) -> Image.Image:
 
 
 def test_models(fake_server: ServerProcess) -> None:
-    """Models are listed, and the handle of one is that of an image model."""
+    """Models are listed, and the handle of a model is that of an image model."""
     client = xinference_client.RESTfulClient(fake_server.url)
     assert client.list_models()["embedded"]["model_type"] == "image"
     assert hasattr(client.get_model("embedded"), "text_to_image")
@@ -45,7 +45,7 @@ def test_models(fake_server: ServerProcess) -> None:
 
 
 def test_text_to_image(native_server: ServerProcess) -> None:
-    """Sizes with a star, options as kwargs, and a url that really serves the image."""
+    """A size with *, options as kwargs, and a URL that serves the image are supported."""
     answer = model(native_server).text_to_image("an apple", size="128*64", **FEW_STEPS)
     image = served(answer)
     assert image.size == (128, 64)
@@ -54,7 +54,7 @@ def test_text_to_image(native_server: ServerProcess) -> None:
 
 
 def test_text_to_image_as_base64(fake_server: ServerProcess) -> None:
-    """response_format, n."""
+    """n and response_format are supported."""
     handle = model(fake_server)
     answer = handle.text_to_image("an apple", 2, "64*64", "b64_json", guidance_scale=2.5)
     assert [from_base64(item["b64_json"]).size for item in answer["data"]] == [(64, 64)] * 2
@@ -70,27 +70,27 @@ def test_text_to_image_as_base64(fake_server: ServerProcess) -> None:
 def test_its_own_names_of_samplers(
     fake_server: ServerProcess, name: str, sampler: str, schedule: str
 ) -> None:
-    """As its documentation lists them."""
+    """The sampler names of Xinference's documentation are accepted."""
     answer = model(fake_server).text_to_image("an apple", size="64*64", sampler_name=name)
     told = answer["parameters"]
     assert (told["sampler"], told["schedule"]) == (sampler, schedule)
 
 
 def test_options_that_cannot_be_had(fake_server: ServerProcess) -> None:
-    """A kwarg that means nothing here is named in the client's error."""
+    """An unknown kwarg is named in the client's error."""
     handle = model(fake_server)
     with pytest.raises(RuntimeError, match="Unknown field 'padding_mask_crop'"):
         handle.text_to_image("an apple", size="64*64", padding_mask_crop=8)
 
 
 def test_its_own_default_size(fake_server: ServerProcess) -> None:
-    """It sends 1024*1024, which the built-in model gets by its upscaler."""
+    """The client's default size, 1024*1024, is accepted; the built-in model upscales to it."""
     told = model(fake_server).text_to_image("an apple")["parameters"]
     assert told["size"] == "1024x1024"
 
 
 def test_image_to_image(native_server: ServerProcess, pictures: Path) -> None:
-    """A variation with prompt, at the size of the image or another one."""
+    """A variation with a prompt has the size of the image or the requested one."""
     data = (pictures / "input.png").read_bytes()
     handle = model(native_server)
     image = served(handle.image_to_image(data, "an apple", strength=0.6, **FEW_STEPS))
@@ -104,14 +104,14 @@ def test_image_to_image(native_server: ServerProcess, pictures: Path) -> None:
 def test_several_images_where_the_model_takes_one(
     fake_server: ServerProcess, pictures: Path
 ) -> None:
-    """A list of two is refused, not cut to one."""
+    """Two images for a model that accepts one are rejected."""
     data = (pictures / "input.png").read_bytes()
     with pytest.raises(RuntimeError, match="takes one input image"):
         model(fake_server).image_to_image([data, data], "an apple")
 
 
 def test_inpainting(native_server: ServerProcess, pictures: Path) -> None:
-    """White is painted and black keeps its very pixels, whatever transparency the mask has."""
+    """White is generated and black is unchanged, also in an RGBA mask."""
     mask = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     mask.paste((255, 255, 255, 255), (16, 16, 48, 48))
     mask = Image.alpha_composite(Image.new("RGBA", (64, 64), (0, 0, 0, 255)), mask)
@@ -125,7 +125,7 @@ def test_inpainting(native_server: ServerProcess, pictures: Path) -> None:
 
 
 def test_image_edit(native_server: ServerProcess, pictures: Path) -> None:
-    """The client's newer call, which names its files images."""
+    """image_edit, the client's newer call, which names its files images, is supported."""
     data = (pictures / "input.png").read_bytes()
     handle = model(native_server)
     assert served(handle.image_edit(data, "an apple", **FEW_STEPS)).size == (64, 64)
@@ -136,7 +136,7 @@ def test_image_edit(native_server: ServerProcess, pictures: Path) -> None:
 
 
 def test_keys(fake_server: ServerProcess, keyed_server: ServerProcess) -> None:
-    """Any key will do where none is asked for; elsewhere the client learns that it must send it."""
+    """A server without keys accepts any key; a server with keys rejects a wrong one."""
     client = xinference_client.RESTfulClient(fake_server.url, api_key="anything")
     assert client.get_model("embedded").text_to_image("a", size="64*64")["data"]
     client = xinference_client.RESTfulClient(keyed_server.url, api_key=KEY)
@@ -146,7 +146,7 @@ def test_keys(fake_server: ServerProcess, keyed_server: ServerProcess) -> None:
 
 
 def test_requests_by_name(fake_server: ServerProcess) -> None:
-    """The progress of a request and its end, by the id that its user chose."""
+    """A request can be followed and aborted by the id that its user chose."""
     client = xinference_client.RESTfulClient(fake_server.url)
     handle = client.get_model("embedded")
     handle.text_to_image("an apple", size="64*64", request_id="mine", **FEW_STEPS)
@@ -167,7 +167,7 @@ def _begun(client: Any, name: str) -> bool:
     try:
         return bool(client.get_progress(name)["progress"] > 0)
     except RuntimeError:
-        return False  # it is not known yet
+        return False  # the request is not known yet
 
 
 def test_the_model_that_reads_text(fake_server: ServerProcess) -> None:
