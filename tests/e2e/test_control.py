@@ -108,7 +108,7 @@ def test_a_control_picture_acts_and_leaves_nothing_behind(server: ServerProcess)
 
 
 def test_control_on_edits_and_as_json(server: ServerProcess) -> None:
-    """An edit accepts a control image as one more file; JSON is rejected."""
+    """An edit accepts a control image as one more file; a control image in JSON is rejected."""
     form = {name: str(value) for name, value in BODY.items()}
     files = {"image": ("a.png", square(8)), "control": ("c.png", square(20))}
     url = f"{server.url}/v1/images/edits"

@@ -92,7 +92,7 @@ def test_nulls(client: OpenAI) -> None:
 
 
 def test_url(client: OpenAI) -> None:
-    """The URL of an image can be downloaded."""
+    """An image can be downloaded from its URL."""
     answer = client.images.generate(prompt="a red circle", response_format="url")
     assert answer.data is not None
     url = answer.data[0].url
@@ -101,7 +101,7 @@ def test_url(client: OpenAI) -> None:
     assert Image.open(io.BytesIO(file)).format == "PNG"
 
 
-#: The server sends OpenAI's stream unless the request chooses this one.
+#: The server recognises OpenAI's library and sends it OpenAI's stream unless the request sets this.
 CHUNKS = {"stream_options": {"dialect": "image.chunk"}}
 
 

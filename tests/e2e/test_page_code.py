@@ -42,7 +42,7 @@ def test_the_code_runs(
 ) -> None:
     """The curl command and the programs for Python and Node generate what the form describes.
 
-    The form contains quotes, options without a field, no number of images, and a seed that a
+    The form contains quotes, options without a field, an empty number of images, and a seed that a
     JavaScript number cannot represent.
     """
     page = visit(own_server).open()

@@ -155,8 +155,8 @@ def test_two_tabs_on_one_job(own_server: ServerProcess, visit: Visit) -> None:
 
 
 def test_a_tab_in_the_background(own_server: ServerProcess, visit: Visit) -> None:
-    """A hidden tab closes its connection, because browsers limit them to six for all tabs, and
-    polls instead."""
+    """A hidden tab polls instead of keeping a connection, because browsers allow six connections
+    for all tabs."""
     person = visit(own_server)
     page = person.open()
     draw(page, SLOW)

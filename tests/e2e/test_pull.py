@@ -62,7 +62,7 @@ models:
 
 
 def contents(seed: int, size: int = 300_000) -> bytes:
-    """Return unique bytes."""
+    """Return pseudo-random bytes that depend on the seed."""
     return random.Random(seed).randbytes(size)
 
 
