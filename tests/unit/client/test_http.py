@@ -16,11 +16,11 @@ from sdstream.client.http import AsyncClient
 
 
 def event(number: int, name: str, data: dict[str, Any]) -> bytes:
-    """One event of a job's stream."""
+    """Format one event of a job's stream."""
     return f"id: {number}\nevent: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
-#: A job with a preview of four megabytes in the middle.
+#: A job with a four-megabyte preview between its two states.
 EVENTS = (
     event(1, "queued", {"status": "queued"})
     + event(2, "preview", {"image": "A" * 4_000_000})
@@ -30,8 +30,10 @@ EVENTS = (
 
 @asynccontextmanager
 async def answering(*bodies: bytes | int) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """A server that answers with these streams or statuses, one a request, and then on with the
-    last one; yields its address and the heads."""
+    """Serve these streams or statuses in order, and the last one to all further requests.
+
+    Yields the server's URL and the request heads it received.
+    """
     heads: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -50,7 +52,7 @@ async def answering(*bodies: bytes | int) -> AsyncIterator[tuple[str, list[bytes
 
 
 async def statuses(*bodies: bytes | int) -> tuple[list[str], int]:
-    """What following a job tells, and how many requests that took."""
+    """Follow a job; return the statuses received and the number of requests it took."""
     async with answering(*bodies) as (url, heads), AsyncClient(url) as client:
         told = [job["status"] async for job in client.jobs.follow("job_1")]
         return told, len(heads)
@@ -67,12 +69,12 @@ def test_earlier_states_of_a_job_stay_as_they_were() -> None:
 
 
 def test_large_previews_are_passed_over() -> None:
-    """An event of megabytes does not stop a watch, or send it back to the server."""
+    """An event of several megabytes neither ends the watch nor causes a reconnect."""
     assert asyncio.run(statuses(EVENTS)) == (["queued", "completed"], 1)
 
 
 def test_events_without_measure_end_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once: a reconnect would meet the same event again, for ever."""
+    """An event over the byte limit ends the watch at once, since a reconnect would repeat it."""
     monkeypatch.setattr(answers, "_MAX_EVENT_BYTES", 1_000_000)
     with pytest.raises(ConnectionFailed, match="byte limit"):
         asyncio.run(statuses(EVENTS))
@@ -82,7 +84,7 @@ def test_events_without_measure_end_a_watch(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_proxy_without_its_server_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    """A watch goes on over a restart behind it; one that never began ends with what it says."""
+    """The client retries while a proxy's server restarts, unless the first request fails."""
     monkeypatch.setattr(http, "_RECONNECT_SECONDS", 0.01)
     began = event(1, "queued", {"status": "queued"})
     ended = event(2, "completed", {"status": "completed"})
@@ -96,6 +98,6 @@ def test_a_proxy_without_its_server_is_waited_out(
 
 
 def test_other_refusals_end_a_watch() -> None:
-    """A job that was deleted in the middle does not come back."""
+    """Any other error status, such as the 404 of a deleted job, ends the watch."""
     with pytest.raises(APIError, match="404"):
         asyncio.run(statuses(event(1, "queued", {"status": "queued"}), 404))

@@ -1,4 +1,4 @@
-"""What nodes of Ray are as machines of the cluster; Ray itself does not run."""
+"""Ray nodes as the machines of the cluster; Ray itself does not run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, on a clock that stands still until it is moved."""
+    """Import the module, on a clock that moves only when the test moves it."""
     need_ray()
     module = import_module("sdstream.cluster.driver")
     monkeypatch.setattr(module.time, "time", lambda: module.NOW)
@@ -27,12 +27,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def cluster(driver: Any) -> Any:
-    """A front that never joined."""
+    """The cluster of a front that never joined."""
     return driver.RayCluster(Settings(cluster="192.0.2.1:6379", data_dir=Path("/nowhere")))
 
 
 def node(address: str, labels: dict[str, str] | None = None, **resources: float) -> dict[str, Any]:
-    """A node as Ray lists it."""
+    """Describe a node in the form in which Ray lists it."""
     return {
         "NodeID": f"id-{address}",
         "NodeManagerAddress": address,
@@ -44,12 +44,12 @@ def node(address: str, labels: dict[str, str] | None = None, **resources: float)
 
 
 def states(cluster: Cluster) -> dict[str, MachineState]:
-    """The machines by name."""
+    """Return the state of each machine by its name."""
     return {machine.name: machine.state for machine in cluster.machines()}
 
 
 def test_slots_are_gpus_or_what_a_machine_offers(cluster: Any) -> None:
-    """A head, or a front's own machine, has none and is not a machine of the cluster."""
+    """A head node, and a front's own node, offer no slots and are not listed as machines."""
     gpus = node("a", {"sdstream-gpu-mib": "24576"}, GPU=4, sdstream_slots=1)
     cluster._take_up([gpus, node("b", sdstream_slots=2), node("head")], {})
     first, second = cluster.places()
@@ -60,7 +60,7 @@ def test_slots_are_gpus_or_what_a_machine_offers(cluster: Any) -> None:
 
 
 def test_a_machine_leaves_is_lost_and_comes_back(cluster: Any, driver: Any) -> None:
-    """However long it was there before; after an hour it is forgotten."""
+    """A machine may return after it left or was lost; after an hour it is removed from the list."""
     cluster._take_up([node("a", GPU=1), node("b", GPU=1)], {})
     driver.NOW += 7200
     cluster._take_up([node("a", GPU=1)], {"id-a": 0})
@@ -79,7 +79,7 @@ def test_a_machine_leaves_is_lost_and_comes_back(cluster: Any, driver: Any) -> N
 
 
 def test_a_shunned_machine_is_open_again_after_a_while(cluster: Any, driver: Any) -> None:
-    """Its reason is listed meanwhile, and no worker is started there."""
+    """Meanwhile its reason is listed, and no worker is started on it."""
     cluster._take_up([node("a", GPU=1)], {})
     changes: list[int] = []
     cluster._on_change = lambda: changes.append(1)
@@ -97,7 +97,7 @@ def test_a_shunned_machine_is_open_again_after_a_while(cluster: Any, driver: Any
 
 
 def test_what_a_machine_lacks_is_told_when_no_other_one_is_left(cluster: Any, driver: Any) -> None:
-    """Else the next one is tried."""
+    """The next machine is tried; the missing files are reported if there is none."""
     cluster._take_up([node("a", GPU=1), node("b", GPU=1)], {})
     with pytest.raises(driver.PlaceGone):
         cluster._refuse("a", ["--lora-dir lacks ink.safetensors"])
@@ -108,7 +108,7 @@ def test_what_a_machine_lacks_is_told_when_no_other_one_is_left(cluster: Any, dr
 def test_a_front_that_takes_over_ends_the_workers_of_earlier_ones(
     cluster: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of its own service, and no others; one may end by itself meanwhile."""
+    """It ends only workers of its own service, and one of them may have ended already."""
     own = f"mine:{cluster._front}:0"
     actors = {"mine:dead:0": "a", "mine:dead:1": "b", "other:dead:0": "c", own: "d"}
 

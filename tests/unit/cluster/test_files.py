@@ -1,4 +1,4 @@
-"""Weight files across machines: what travels, what must be the same, and what is named."""
+"""Weight files across machines: locations, files that must be the same, and messages."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def a_load(**files: str) -> Load:
-    """A command with these files."""
+    """A command that loads these files."""
     return Load("m", "sd1", files, "/front/cache", {})
 
 
 def machine(folder: Path, **settings: Any) -> Settings:
-    """Settings of a machine whose folders lie below one."""
+    """Settings of a machine whose folders are below ``folder``."""
     return Settings(model_dir=folder / "hub", **settings)
 
 
 def in_cache(folder: Path, path: str = "a/model.gguf") -> Path:
-    """A file of the hub in a machine's cache."""
+    """Create a file of the hub in a machine's cache."""
     repository = folder / "hub/models--some--model-v2"
     found = repository / "snapshots" / COMMIT / path
     found.parent.mkdir(parents=True)
@@ -35,7 +35,7 @@ def in_cache(folder: Path, path: str = "a/model.gguf") -> Path:
 
 
 def test_a_file_of_the_hub_travels_by_its_commit(tmp_path: Path) -> None:
-    """Where it lies on the front means nothing elsewhere; the machine has it in its own cache."""
+    """The front sends the file's hub location, and the machine uses the file in its own cache."""
     front, there = machine(tmp_path / "front"), machine(tmp_path / "there")
     needs = needs_of(front, a_load(model=str(in_cache(tmp_path / "front"))))
     location = f"hf:some/model-v2@{COMMIT}/a/model.gguf"
@@ -48,7 +48,7 @@ def test_a_file_of_the_hub_travels_by_its_commit(tmp_path: Path) -> None:
 
 
 def test_a_file_of_modelscope_travels_by_its_revision(tmp_path: Path) -> None:
-    """Its cache lies in that of the hub, and has no commits."""
+    """ModelScope's cache is a folder in that of the hub, and its revisions are not commits."""
     path = tmp_path / "hub/modelscope/models--some--model/snapshots/v1/a/model.gguf"
     needs = needs_of(machine(tmp_path), a_load(model=str(path)))
     assert needs["files"] == {"model": "ms:some/model@v1/a/model.gguf"}
@@ -58,7 +58,7 @@ def test_a_file_of_modelscope_travels_by_its_revision(tmp_path: Path) -> None:
 
 
 def test_built_in_models_travel_by_their_names(tmp_path: Path) -> None:
-    """Each machine writes them itself."""
+    """Each machine writes the built-in models itself."""
     needs = needs_of(machine(tmp_path), a_load(model="builtin:drawings"))
     assert needs["files"] == {"model": "builtin:drawings"}
     assert problems(machine(tmp_path), needs) == []
@@ -66,7 +66,7 @@ def test_built_in_models_travel_by_their_names(tmp_path: Path) -> None:
 
 
 def test_other_files_must_be_the_same(tmp_path: Path) -> None:
-    """At the same path, with the same size."""
+    """Every other file must exist at the same path with the same size."""
     path = tmp_path / "m.gguf"
     path.write_bytes(b"1234")
     needs = needs_of(machine(tmp_path), a_load(model=str(path)))
@@ -79,7 +79,7 @@ def test_other_files_must_be_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lora_dir", "embedding_dir", "upscaler_dir"])
 def test_folders_must_hold_the_same_files(tmp_path: Path, name: str) -> None:
-    """Whatever differs is named; the folders themselves may lie anywhere."""
+    """Missing, additional and different files are named; the folders may have different paths."""
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     for folder in (ours, theirs):
         folder.mkdir()

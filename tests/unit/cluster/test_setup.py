@@ -1,4 +1,4 @@
-"""The cluster's token and addresses: without a token nothing starts."""
+"""The cluster's token and addresses: nothing starts without a token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sdstream.core.errors import ConfigurationError
 
 
 def test_a_token_is_made_for_this_user_alone(tmp_path: Path) -> None:
-    """A second one never takes its place."""
+    """Only the user can read the token, and a second token never replaces the first."""
     path = tmp_path / "below" / "token"
     token = make_token(path)
     assert len(token) == 64
@@ -34,7 +34,7 @@ def test_a_token_is_made_for_this_user_alone(tmp_path: Path) -> None:
 
 
 def test_a_token_must_be_one(tmp_path: Path) -> None:
-    """Missing, too short, or readable by others."""
+    """A token that is missing, too short or readable by others is rejected."""
     path = tmp_path / "token"
     with pytest.raises(ConfigurationError, match="sdstream cluster head"):
         check_token(path)
@@ -48,7 +48,7 @@ def test_a_token_must_be_one(tmp_path: Path) -> None:
 
 
 def test_every_process_of_ray_demands_the_token(tmp_path: Path) -> None:
-    """And sends no statistics."""
+    """The variables demand the token and switch Ray's usage statistics off."""
     variables = ray_variables(tmp_path / "token")
     assert variables["RAY_AUTH_MODE"] == "token"
     assert variables["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "token")
@@ -56,7 +56,7 @@ def test_every_process_of_ray_demands_the_token(tmp_path: Path) -> None:
 
 
 def test_a_silent_machine_is_noticed_within_five_seconds(tmp_path: Path) -> None:
-    """By the sum of all waits; a busy machine may be silent for two seconds and more."""
+    """All waits together take under five seconds, but a machine may be silent for two."""
     variables = ray_variables(tmp_path / "token")
     answer = int(variables["RAY_grpc_client_keepalive_timeout_ms"])
     names = (
@@ -70,7 +70,7 @@ def test_a_silent_machine_is_noticed_within_five_seconds(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("address", ["host", "host:", ":6379", "host:port", "host:0", "host:70000"])
 def test_an_address_has_a_port(address: str) -> None:
-    """The message says how to write one."""
+    """An address without a valid port is rejected, and the message shows the form."""
     with pytest.raises(ConfigurationError, match="HOST:PORT"):
         split_address(address)
     assert split_address("192.0.2.1:6379") == ("192.0.2.1", 6379)
@@ -79,7 +79,7 @@ def test_an_address_has_a_port(address: str) -> None:
 def test_a_machine_takes_the_address_of_its_route_to_the_head(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without any route it takes an interface's, since others cannot reach 127.0.0.1."""
+    """Without a route, it uses an interface's address; others cannot reach 127.0.0.1."""
     assert own_address("127.0.0.3") == "127.0.0.1"
 
     def no_route(*_: object) -> None:
@@ -98,7 +98,7 @@ def test_a_machine_takes_the_address_of_its_route_to_the_head(
 
 
 def test_a_server_does_not_start_without_a_token(tmp_path: Path) -> None:
-    """It ends with the remedy before it asks anybody."""
+    """The server ends with an error that contains the remedy before it connects to the cluster."""
     token = tmp_path / "token"
     command = ["serve", "--cluster", "127.0.0.1:1", "--cluster-token-file", str(token)]
     result = CliRunner().invoke(main, [*command, "--data-dir", str(tmp_path), "--engine", "fake"])

@@ -1,4 +1,4 @@
-"""models.yaml to a catalogue."""
+"""Parsing of models.yaml into a catalogue."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ models:
 
 
 def test_what_is_left_out_comes_from_the_family() -> None:
-    """An entry of three keys is a whole model."""
+    """An entry of three keys is a complete model."""
     spec = Catalog.parse(MINIMAL).models["one"]
     assert spec.default_size == FAMILIES["sd1"].size
     assert spec.runtime.threads == 0
 
 
 def test_the_first_model_is_the_default() -> None:
-    """Without a ``default`` key, no name, "" and "default" all mean the first."""
+    """Without a ``default`` key, no name, "" and "default" all select the first model."""
     catalog = Catalog.parse(MINIMAL)
     assert {catalog.find(name) for name in (None, "", "default", "one")} == {catalog.models["one"]}
     assert catalog.find("two") is None
 
 
 def test_aliases() -> None:
-    """Other names of an entry, and of the default model, find it in any case of letters."""
+    """Aliases of an entry, and of the default model, are found regardless of case."""
     catalog = Catalog.parse(MINIMAL + "    aliases: [dall-e-3]").with_default_aliases(
         ["GPT-Image-1"]
     )
@@ -53,7 +53,7 @@ def test_aliases() -> None:
 
 
 def test_aliases_of_what_can_be_pulled() -> None:
-    """They stand for the id: alone, with a quant, and in sentences."""
+    """An alias stands for the id: alone, with a quant, and in messages."""
     named = HUB.replace("  - id: two\n", "  - id: two\n    aliases: [owner/Two]\n")
     catalog = Catalog.parse(named)
     nothing = catalog.on_machine(lambda _file: None)
@@ -73,7 +73,7 @@ def test_aliases_of_what_can_be_pulled() -> None:
 
 
 def test_an_unknown_name_can_become_one() -> None:
-    """Of the default model; what is near to a model is a mistake, and other texts are no names."""
+    """The message suggests an alias of the default model, except for a likely typing error."""
     catalog = Catalog.parse(MINIMAL)
     assert catalog.why_missing("gpt-image-1").endswith(
         "there are one. 'sdstream serve --alias gpt-image-1' makes it a name of the default model."
@@ -123,14 +123,14 @@ def test_an_unknown_name_can_become_one() -> None:
     ],
 )  # fmt: skip
 def test_a_fault_names_its_line(text: str, line: int, words: str) -> None:
-    """Whatever is wrong, the error says where and what."""
+    """The error contains the line and the problem."""
     with pytest.raises(CatalogError, match=words) as caught:
         Catalog.parse(text)
     assert caught.value.line == line
 
 
 def test_all_faults_at_once() -> None:
-    """Each with the entry's id and its line, in the order of the lines."""
+    """All problems are reported together, each with the entry's id and its line, in line order."""
     text = """\
 models:
   - id: first
@@ -170,7 +170,7 @@ models:
     ],
 )
 def test_a_size_near_a_picture(source: tuple[int, int], size: tuple[int, int]) -> None:
-    """Its shape as far as possible, within the bounds and multiples of the model."""
+    """The size keeps the image's shape as far as the model's bounds and multiples allow."""
     spec = Catalog.parse(MINIMAL).models["one"]
     near = spec.size_near(Size(*source), 4_194_304)
     assert near == size
@@ -181,7 +181,7 @@ def test_a_size_near_a_picture(source: tuple[int, int], size: tuple[int, int]) -
 def test_a_size_near_a_picture_has_no_more_pixels_than_allowed(
     width: int, height: int, most: int
 ) -> None:
-    """Whatever the picture: it is made smaller, and drawable, as long as the limit is no joke."""
+    """For any image, the size is within the pixel limit and one that the model can generate."""
     spec = Catalog.parse(MINIMAL).models["one"]
     near = spec.size_near(Size(width, height), most)
     assert near.width * near.height <= most
@@ -189,32 +189,32 @@ def test_a_size_near_a_picture_has_no_more_pixels_than_allowed(
 
 
 def test_nothing_is_a_date() -> None:
-    """What YAML would take for one is text, also if there is no such day."""
+    """Text that YAML would read as a date stays text, even if the date does not exist."""
     catalog = Catalog.parse(MINIMAL + "    license: 2024-99-99")
     assert catalog.models["one"].license == "2024-99-99"
 
 
 def test_line_of_a_file() -> None:
-    """A missing file can be reported with the line that names it."""
+    """The line that names a file can be found, so that a missing file is reported with it."""
     assert Catalog.parse(MINIMAL).line_of("one", "model") == 5
 
 
 @pytest.mark.parametrize("text", ["512x256", "512*256", " 512 X 256 ", "512×256"])
 def test_sizes_as_people_write_them(text: str) -> None:
-    """WxH and Xinference's W*H are one size."""
+    """WxH and Xinference's W*H mean the same size."""
     assert Size.parse(text) == Size(512, 256)
     assert str(Size.parse(text)) == "512x256"
 
 
 @pytest.mark.parametrize("text", ["", "512", "x", "512x", "-1x5", "1e3x5", "512x512x3", "999999x1"])
 def test_what_is_no_size(text: str) -> None:
-    """Anything else is refused."""
+    """Any other text is rejected."""
     with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
         Size.parse(text)
 
 
 def test_the_shipped_catalogue(shipped_catalog: Catalog) -> None:
-    """models.yaml of the project parses and its default needs no download."""
+    """The project's models.yaml parses, and its default model needs no download."""
     spec = shipped_catalog.models[shipped_catalog.default]
     assert all(location.startswith("builtin:") for _, location in spec.files.items())
 
@@ -242,7 +242,7 @@ models:
 
 
 def here(*paths: str) -> Catalog:
-    """The catalogue on a machine that has these files."""
+    """The catalogue on a machine that has only these files of the hub."""
     return Catalog.parse(HUB).on_machine(
         lambda file: f"/cache/{file.path}" if file.path in paths else None
     )
@@ -252,7 +252,10 @@ VAE, Q8, Q4 = "deep/vae.safetensors", "two-Q8_0.gguf", "two-Q4_0.gguf"
 
 
 def test_the_quants_of_an_entry() -> None:
-    """Each is a variant with its files, by any case of its letters; the first is the usual one."""
+    """Each quant is a variant with its own files, found regardless of case.
+
+    The first is the default.
+    """
     catalog = Catalog.parse(HUB)
     usual, small = catalog.entries["two"].variants
     assert [usual.name, small.name] == ["two:Q8_0", "two:Q4_0"]
@@ -269,7 +272,7 @@ def test_the_quants_of_an_entry() -> None:
 
 
 def test_files_by_their_address() -> None:
-    """An address of a browser stands for the file as well, also with the quant in it."""
+    """The URL that a browser shows stands for the same file, also with {quant} in it."""
     text = HUB.replace("hf:them/two-GGUF/", "https://huggingface.co/them/two-GGUF/resolve/main/")
     text = text.replace("hf:them/vae@v1/", "https://hf.co/them/vae/blob/v1/")
     assert text.count("https://h") == 2
@@ -287,7 +290,7 @@ def test_files_by_their_address() -> None:
     ],
 )
 def test_files_of_modelscope(address: str) -> None:
-    """They stand beside those of the Hugging Face hub and are no files of it."""
+    """A ModelScope location is parsed, and differs from the same path on the Hugging Face hub."""
     file = HubFile.parse(address)
     assert file == HubFile("them/two", "deep/x y.gguf", "master", "ms:")
     assert file != HubFile("them/two", "deep/x y.gguf", "master")
@@ -303,7 +306,7 @@ def test_files_of_modelscope(address: str) -> None:
     ["https://example.org/x.gguf", "https://huggingface.co/them/two-GGUF/tree/main", "http://"],
 )
 def test_addresses_of_no_file(address: str) -> None:
-    """They were taken for paths; the error has the line and the remedy."""
+    """A URL that does not lead to a file is an error with its line and the remedy."""
     with pytest.raises(CatalogError, match="hf:OWNER/REPO/PATH") as caught:
         Catalog.parse(HUB.replace("one.gguf", f'"{address}"'))
     assert caught.value.line == 5
@@ -317,13 +320,13 @@ def test_addresses_of_no_file(address: str) -> None:
     ],
 )
 def test_addresses_whose_revision_has_a_slash(address: str) -> None:
-    """Its end would be taken for a folder."""
+    """It is rejected, as the part after the slash would be taken for a folder."""
     with pytest.raises(ValueError, match=r"has the revision 'refs/pr/1'; .* write its commit"):
         HubFile.parse(address)
 
 
 def test_what_is_not_here_is_no_model() -> None:
-    """An entry whose files are not all here is not served, and the sentence says what to do."""
+    """An entry with missing files is not served; the message has the command to download them."""
     for catalog in (Catalog.parse(HUB), here(), here(Q8), here(VAE)):
         assert [*catalog.models] == ["one"]
         assert catalog.find("two") is None
@@ -345,12 +348,12 @@ def test_what_is_not_here_is_no_model() -> None:
     ],
 )
 def test_what_the_catalogue_does_not_know(name: str, words: str) -> None:
-    """The sentence has the entries that may be meant, those that are not here among them."""
+    """The message suggests similar entries, including those whose files are not downloaded."""
     assert here().why_unknown(name).endswith(words)
 
 
 def test_what_is_here_is_served() -> None:
-    """As MODEL:QUANT, and MODEL is the first quant that is here."""
+    """Downloaded quants are served as MODEL:QUANT, and MODEL selects the first of them."""
     catalog = here(VAE, Q4)
     assert [*catalog.models] == ["one", "two:Q4_0"]
     spec = catalog.models["two:Q4_0"]
@@ -366,7 +369,7 @@ def test_what_is_here_is_served() -> None:
 
 
 def test_another_default() -> None:
-    """It may be a quant, or an entry; it is told by the name it is served under."""
+    """The default may be an entry or a quant; it is reported under the name it is served by."""
     catalog = here(VAE, Q4)
     assert catalog.default == "one"
     assert {catalog.led_by(name).default for name in ("Two", "two:q4_0")} == {"two:Q4_0"}
@@ -409,7 +412,7 @@ TWO = "models:\n - id: a\n   family: sd1\n"
     ],
 )  # fmt: skip
 def test_a_fault_of_hub_files_names_its_line(text: str, line: int, words: str) -> None:
-    """Quants and files of the hub go together, and are spelled as they must be."""
+    """An error in quants or hub files is reported with its line."""
     with pytest.raises(CatalogError, match=words) as caught:
         Catalog.parse(text)
     assert caught.value.line == line

@@ -1,4 +1,4 @@
-"""What is generated of an edit, and where it lies in the finished image."""
+"""The part of an edit that is generated, and its place in the finished image."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ask(
 
 
 def refused(sources: Sources, **options: Any) -> ImageServiceError:
-    """The error that an edit meets."""
+    """Return the error with which an edit is rejected."""
     with pytest.raises(ImageServiceError) as caught:
         ask(sources, **options)
     return caught.value
@@ -58,14 +58,14 @@ def refused(sources: Sources, **options: Any) -> ImageServiceError:
 @pytest.mark.parametrize(
     ("painted", "padding", "canvas", "shape", "part"),
     [
-        # Widened to the shape, around the middle.
+        # Widened to the shape, around the same centre.
         (Box(40, 40, 60, 60), 10, Size(100, 100), Size(64, 64), Box(30, 30, 70, 70)),
         (Box(40, 45, 60, 55), 0, Size(100, 100), Size(64, 64), Box(40, 40, 60, 60)),
         (Box(45, 40, 55, 60), 0, Size(100, 100), Size(128, 64), Box(30, 40, 70, 60)),
-        # Moved inside at the edges.
+        # Moved inside the canvas at its edges.
         (Box(0, 0, 20, 10), 0, Size(100, 100), Size(64, 64), Box(0, 0, 20, 20)),
         (Box(90, 95, 100, 100), 0, Size(100, 100), Size(64, 64), Box(90, 90, 100, 100)),
-        # As far as the canvas reaches.
+        # Limited by the canvas.
         (Box(0, 0, 90, 40), 8, Size(100, 50), Size(64, 64), Box(0, 0, 98, 50)),
         (Box(3, 3, 4, 4), 500, Size(100, 50), Size(64, 64), Box(0, 0, 100, 50)),
         (Box(3, 3, 4, 4), 0, Size(100, 50), Size(64, 64), Box(3, 3, 4, 4)),
@@ -74,7 +74,7 @@ def refused(sources: Sources, **options: Any) -> ImageServiceError:
 def test_the_part_around_a_mask(
     painted: Box, padding: int, canvas: Size, shape: Size, part: Box
 ) -> None:
-    """Padded, of the wanted shape, and never outside of the canvas."""
+    """The part is padded, widened to the requested shape, and kept inside the canvas."""
     assert around(painted, padding, canvas, shape) == part
 
 
@@ -82,7 +82,7 @@ def test_the_part_around_a_mask(
     ("region", "generated", "enlarge", "inner"),
     [
         (Size(40, 40), Size(64, 64), True, Box(0, 0, 64, 64)),
-        (Size(17, 11), Size(768, 512), True, Box(0, 0, 768, 512)),  # under one pixel of it
+        (Size(17, 11), Size(768, 512), True, Box(0, 0, 768, 512)),  # a difference under one pixel
         (Size(98, 50), Size(64, 64), True, Box(0, 15, 64, 48)),
         (Size(40, 60), Size(64, 64), False, Box(12, 2, 52, 62)),
         (Size(80, 20), Size(64, 64), False, Box(0, 24, 64, 40)),
@@ -90,19 +90,19 @@ def test_the_part_around_a_mask(
     ],
 )
 def test_where_a_part_lies(region: Size, generated: Size, enlarge: bool, inner: Box) -> None:
-    """In the middle, and whole where less than one of its pixels is missing."""
+    """The region is centred, and fills the image where less than one of its pixels is missing."""
     assert inside(region, generated, enlarge=enlarge) == inner
 
 
 def test_an_image_in_a_larger_one() -> None:
-    """Scaled to fit, in the middle."""
+    """The image is scaled to fit and centred."""
     assert contained(Size(80, 40), Size(64, 64)) == Box(0, 16, 64, 48)
     assert contained(Size(64, 64), Size(128, 64)) == Box(32, 0, 96, 64)
     assert contained(Size(1, 5000), Size(64, 64)) == Box(31, 0, 32, 64)
 
 
 def test_only_masked_draws_the_part() -> None:
-    """At the model's own size or the one asked for; the answer has the image's size."""
+    """The part has the model's or the requested size; the result has the image's size."""
     request = ask(MASKED, only_masked=True)
     assert (request.size, request.output_size, request.options.strength) == (
         Size(512, 512), PHOTO, 1.0,
@@ -117,14 +117,14 @@ def test_only_masked_draws_the_part() -> None:
 
 
 def test_a_part_of_a_size_that_the_model_cannot_generate() -> None:
-    """Where clients send the image's size, it is only the shape of the part."""
+    """On routes that accept any size, the size sent sets only the shape of the part."""
     request = ask(MASKED, only_masked=True, any_size=True, width=500, height=300)
     assert (request.size, request.output_size, request.cut) == (Size(512, 320), PHOTO, None)
     assert refused(MASKED, only_masked=True, width=500, height=300).param == "width"
 
 
 def test_expand_keeps_the_image() -> None:
-    """The canvas is the image and its border, to the pixel; it is generated at its own scale."""
+    """The result is exactly the image with its border, generated at a size the model supports."""
     small = replace(IMAGE, size=Size(300, 200))
     request = ask(small, expand="100,0,50,9")
     assert (request.output_size, request.size) == (Size(450, 209), Size(512, 256))
@@ -140,7 +140,7 @@ def test_expand_keeps_the_image() -> None:
 
 
 def test_a_border_and_a_mask() -> None:
-    """Both are painted; only_masked generates the rectangle around both."""
+    """Both are repainted; with only_masked, the generated part is the rectangle around both."""
     both = ask(MASKED, expand="0,0,100,0", only_masked=True)
     assert both.output_size == Size(1700, 1200)
     assert both.placement is not None
@@ -155,13 +155,13 @@ def test_a_border_and_a_mask() -> None:
 
 
 def test_expand_on_a_model_that_looks_at_images() -> None:
-    """The image is kept, so it is drawn over."""
+    """The image is the start image instead of a reference, so that its pixels are kept."""
     request = ask(IMAGE, model="looker", expand=8)
     assert request.output_size == Size(1616, 1216)
 
 
 def test_pad_paints_the_border() -> None:
-    """With a size of another shape and no mask; else the whole image is drawn over."""
+    """Only the border is painted if the shape differs and there is no mask."""
     request = ask(IMAGE, fit="pad", size="512x512")
     assert request.placement == Placement(
         Size(512, 512), Box(0, 0, 512, 512), Box(0, 0, 512, 512), Box(0, 64, 512, 448)
@@ -176,7 +176,7 @@ def test_pad_paints_the_border() -> None:
 
 
 def test_a_border_of_any_size() -> None:
-    """The answer is what was asked for, generated larger."""
+    """The result has the requested size and is generated at the next larger one."""
     request = ask(IMAGE, fit="pad", width=500, height=300, any_size=True)
     assert (request.size, request.output_size, request.cut) == (
         Size(512, 320), Size(500, 300), None,
@@ -208,33 +208,33 @@ def test_a_border_of_any_size() -> None:
 def test_what_cannot_be(
     sources: Sources, options: dict[str, Any], param: str, reason: Reason
 ) -> None:
-    """Each names its option."""
+    """Each error names the option."""
     error = refused(sources, **options)
     assert (error.param, error.reason) == (param, reason)
 
 
 @pytest.mark.parametrize("value", [8, "8", [8], "8,8,8,8", [8, 8, 8, 8], "8, 8, 8, 8"])
 def test_spellings_of_expand(value: Any) -> None:
-    """One number or four, in JSON and in forms."""
+    """One number or four are accepted, as JSON and as text of a form."""
     assert ImageParams(prompt="", expand=value).expand == (8, 8, 8, 8)
 
 
 @pytest.mark.parametrize("value", [0, "0", "0,0,0,0", [0, 0, 0, 0]])
 def test_no_border_is_none(value: Any) -> None:
-    """As a slider at its end sends it."""
+    """Zeros, as a slider at its end sends them, mean no border."""
     assert ImageParams(prompt="", expand=value).expand is None
     assert ImageParams(prompt="", only_masked=False).only_masked is None
 
 
 @pytest.mark.parametrize("value", [-1, "8,8", "8,8,8,8,8", True, "wide", 5000, [1.5, 0, 0, 0]])
 def test_no_border_at_all(value: Any) -> None:
-    """Neither one number nor four, or none that a border has."""
+    """Other counts, types and values out of range are rejected."""
     with pytest.raises(ValueError, match="expand"):
         ImageParams(prompt="", expand=value)
 
 
 def test_references_get_the_models_area() -> None:
-    """With their shape, in the model's multiples, larger and smaller ones."""
+    """References are scaled to the model's area, with their shape, in the model's multiples."""
     sizes = (Size(4000, 3000), Size(100, 100), Size(16_000_000, 1))
     request = ask(Sources(size=sizes[0], references=sizes), model="looker")
     assert request.references == (Size(1184, 880), Size(1024, 1024), Size(2048, 16))
@@ -244,6 +244,6 @@ def test_references_get_the_models_area() -> None:
 
 
 def test_placements_are_stored() -> None:
-    """And come back, for jobs that outlive the server."""
+    """A placement survives storage, for jobs that outlive the server."""
     for request in (ask(MASKED, only_masked=True), ask(IMAGE, expand=8)):
         assert request_of(request_fields(request)) == request

@@ -1,4 +1,4 @@
-"""Sizes that a model gets by enlarging what it generates."""
+"""Sizes that a model supports by enlarging what it generates."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def ask(
 
 
 def refused(sources: Sources | None = None, assets: Assets = ASSETS, **options: Any) -> str:
-    """The message that a request gets."""
+    """Return the message with which a request is rejected."""
     with pytest.raises(ImageServiceError) as caught:
         ask(sources, assets, **options)
     return caught.value.message
@@ -73,7 +73,7 @@ def refused(sources: Sources | None = None, assets: Assets = ASSETS, **options: 
     ],
 )
 def test_other_sizes_are_enlarged(asked: str, generated: str, enlarged: str) -> None:
-    """From the nearest shape that is known; what stands over is cut off in the middle."""
+    """The supported size of the nearest shape is enlarged, then cropped to its centre."""
     request = ask(size=asked)
     assert str(request.size) == generated
     assert str(request.upscaled) == enlarged
@@ -93,7 +93,7 @@ def test_other_sizes_are_enlarged(asked: str, generated: str, enlarged: str) -> 
     ],
 )
 def test_smaller_sizes_are_reduced(asked: str, generated: str, reduced: str) -> None:
-    """Without an upscaler, and also where the server has none."""
+    """A smaller image is scaled down without an upscaler, even if the server has none."""
     for assets in (ASSETS, Assets()):
         request = ask(size=asked, assets=assets)
         assert (str(request.size), str(request.upscaled)) == (generated, reduced)
@@ -107,7 +107,7 @@ def test_smaller_sizes_are_reduced(asked: str, generated: str, reduced: str) -> 
     [({"upscaler": "mine"}, "128x128"), ({"hires_scale": 2}, "128x128")],
 )
 def test_what_is_enlarged_later_is_not_reduced(options: dict[str, Any], output: str) -> None:
-    """A small size is then where the enlargement begins; a warning says that it was not trained."""
+    """A small size that is enlarged later is generated as it is, with a warning."""
     request = ask(size="64x64", **options)
     assert (str(request.size), str(request.output_size)) == ("64x64", output)
     (warning,) = request.warnings
@@ -115,7 +115,7 @@ def test_what_is_enlarged_later_is_not_reduced(options: dict[str, Any], output: 
 
 
 def test_parameters_that_name_the_upscaler_of_a_reduced_image() -> None:
-    """Older images have them: they ask for the same size."""
+    """Older images contain these parameters, which still give the same size."""
     request = ask(size="72x72", upscaler="four", upscale=0.5625)
     assert (str(request.size), str(request.output_size)) == ("128x128", "72x72")
     assert request.warnings == ()
@@ -123,7 +123,7 @@ def test_parameters_that_name_the_upscaler_of_a_reduced_image() -> None:
 
 @pytest.mark.parametrize("size", ["128x128", "192x128", "192x192"])
 def test_known_sizes_are_generated(size: str) -> None:
-    """Without an upscaler."""
+    """A size that the model was trained for is generated without an upscaler."""
     request = ask(size=size)
     assert str(request.size) == size
     assert request.upscaled is None
@@ -144,18 +144,18 @@ def test_known_sizes_are_generated(size: str) -> None:
     ],
 )
 def test_sizes_out_of_bounds(size: str, message: str) -> None:
-    """The bounds are those of the finished image."""
+    """The bounds apply to the finished image."""
     assert message in refused(size=size)
 
 
 def test_the_nearest_size_is_accepted() -> None:
-    """So that the message is a remedy."""
+    """The size that the message suggests is accepted."""
     for size in ("384x128", "300x900"):
         assert str(ask(size=size).output_size) == size
 
 
 def test_a_shape_that_was_not_trained() -> None:
-    """It is generated nearly in that shape, and a warning says so."""
+    """It is generated in nearly that shape, with a warning."""
     request = ask(size="1536x640")
     assert (str(request.size), str(request.output_size)) == ("192x80", "1536x640")
     (warning,) = request.warnings
@@ -163,7 +163,7 @@ def test_a_shape_that_was_not_trained() -> None:
 
 
 def test_a_shape_that_no_size_of_the_entry_has() -> None:
-    """An entry with one size only; the message has the sizes that it allows."""
+    """If the entry generates only one size, the message lists the sizes it allows."""
     text = ENTRY.replace("min: 64", "min: 128").replace("max: 512\n", "max: 128\n")
     square = Catalog.parse(text.replace(", 192x128, 128x192, 192x192", ""))
     assert str(ask(catalog=square, size="1024x1024").output_size) == "1024x1024"
@@ -172,33 +172,33 @@ def test_a_shape_that_no_size_of_the_entry_has() -> None:
 
 
 def test_a_request_with_an_upscaler_gets_no_second_one() -> None:
-    """The size is then what is generated."""
+    """With an upscaler in the request, the size is the one to generate."""
     request = ask(size="256x256", upscaler="mine")
     assert (str(request.size), str(request.upscaled)) == ("256x256", "512x512")
     assert "width must be between 64 and 512" in refused(size="1024x1024", upscaler="mine")
 
 
 def test_the_upscaler_of_the_entry_is_missing() -> None:
-    """The message names it and what there is."""
+    """The message names the missing upscaler and those available."""
     message = refused(assets=Assets(upscalers={"mine": 2}), size="512x512")
     assert "by the upscaler 'four', which the server does not have; available: mine" in message
 
 
 def test_the_upscaler_of_the_entry_makes_too_much() -> None:
-    """Its whole result counts, not the part of it that is asked for."""
+    """The limit applies to the upscaler's whole result, even if it is scaled down later."""
     message = refused(assets=Assets(upscalers={"four": 40}), size="512x512")
     assert message.startswith("'size': the upscaler 'four' enlarges 128x128 by 40, and 5120x5120")
 
 
 def test_an_edit_keeps_the_size_of_its_image() -> None:
-    """Within the bounds of the entry."""
+    """An edit has the size of its image, within the bounds of the entry."""
     assert str(ask(EDIT).output_size) == "500x300"
     large = replace(EDIT, size=Size(3000, 1500))
     assert str(ask(large).output_size) == "1536x768"
 
 
 def test_under_a_mask_nothing_is_cut_off() -> None:
-    """Every pixel of the input image has its place in the finished one."""
+    """The masked edit is scaled to the exact size without cropping."""
     request = ask(replace(EDIT, masked=True, painted=Box(1, 1, 9, 9)), size="500x300")
     assert request.size == Size(192, 128)
     assert request.upscaled == Size(500, 300)
@@ -206,7 +206,7 @@ def test_under_a_mask_nothing_is_cut_off() -> None:
 
 
 def test_padding_and_parts_are_generated_at_a_known_size() -> None:
-    """They are scaled into the finished image without the upscaler."""
+    """They are scaled to the finished image's size without the upscaler."""
     padded = ask(EDIT, size="512x512", fit="pad")
     assert padded.size == Size(128, 128)
     assert padded.upscaled is None
@@ -217,17 +217,17 @@ def test_padding_and_parts_are_generated_at_a_known_size() -> None:
 
 
 def test_routes_that_take_any_size() -> None:
-    """Enlarging gives the exact size, so that nothing is rounded up first."""
+    """The enlarged image has the exact size requested, without rounding."""
     request = ask(size="500x500", any_size=True)
     assert (str(request.size), str(request.output_size)) == ("128x128", "500x500")
 
 
 def test_an_aspect_ratio() -> None:
-    """The size that it leads to is enlarged when the model does not know it."""
+    """A size derived from an aspect ratio is enlarged like any other."""
     assert ask(aspect_ratio="16:9").output_size == Size(176, 96)
 
 
 def test_an_entry_with_a_size_that_its_family_cannot_generate() -> None:
-    """It is found when the catalogue is read."""
+    """The catalogue rejects it when it is parsed."""
     with pytest.raises(CatalogError, match="the size 130x130 is not allowed"):
         Catalog.parse(ENTRY.replace("[128x128,", "[130x130,"))

@@ -1,4 +1,4 @@
-"""Patterns of hosts against Host headers."""
+"""Patterns of hosts, matched against Host headers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sdstream.core.hosts import HostPattern, split_host
     ],
 )
 def test_what_a_pattern_allows(pattern: str, host: str) -> None:
-    """Letters, a last dot and the spelling of an address make no difference; a port may."""
+    """Case, a trailing dot and the spelling of an address are ignored; a port counts if given."""
     found = split_host(host)
     assert found is not None
     assert HostPattern.parse(pattern).matches(*found)
@@ -55,7 +55,7 @@ def test_what_a_pattern_allows(pattern: str, host: str) -> None:
     ],
 )
 def test_what_a_pattern_does_not_allow(pattern: str, host: str) -> None:
-    """Neither names around it nor another port."""
+    """A pattern matches neither a longer or shorter name nor another port."""
     found = split_host(host)
     assert found is not None
     assert not HostPattern.parse(pattern).matches(*found)
@@ -65,5 +65,5 @@ def test_what_a_pattern_does_not_allow(pattern: str, host: str) -> None:
     "host", ["", ":80", "a b", "a/b", "evil@a", "a:b", "a:123456", "[::1", "::1", "[a]", ".", "a,b"]
 )
 def test_what_is_no_host(host: str) -> None:
-    """It matches nothing."""
+    """Text that is not a host is not parsed."""
     assert split_host(host) is None

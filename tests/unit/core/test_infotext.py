@@ -1,4 +1,4 @@
-"""The parameters of an image as text, written and read."""
+"""Writing and reading an image's parameters as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUEST = GenerationRequest("m", "a cat", "dog", 8, 4, 20, "euler_a", "karras", 
 
 
 def test_parameters_in_automatic1111s_form() -> None:
-    """Prompt, negative prompt, then one line of names and values with the image's own seed."""
+    """The text is both prompts, then one line of values with the image's own seed."""
     lines = infotext.write(REQUEST, seed=2).splitlines()
     assert lines[:2] == ["a cat", "Negative prompt: dog"]
     assert lines[2].startswith("Steps: 20, Sampler: ")
@@ -25,7 +25,7 @@ def test_parameters_in_automatic1111s_form() -> None:
 
 
 def test_the_kernels_are_a_fact_without_an_option() -> None:
-    """They are written with the version and read over."""
+    """The kernels are written before the version, and ignored when the text is read."""
     text = infotext.write(replace(REQUEST, kernels="avx2 f32"), seed=2)
     assert ", Kernels: avx2 f32, Version: " in text
     found = infotext.read_options(text)
@@ -35,14 +35,14 @@ def test_the_kernels_are_a_fact_without_an_option() -> None:
 
 
 def test_the_hash_of_the_checkpoint_is_as_long_as_civitai_looks_it_up() -> None:
-    """Ten characters of its SHA-256; reading the text takes no option from it."""
+    """The text contains ten characters of the SHA-256; reading it yields no option."""
     text = infotext.write(replace(REQUEST, model_hash="0123456789abcdef" * 4), seed=2)
     assert ", Model hash: 0123456789, Version: " in text
     assert infotext.read_options(text) == infotext.read_options(infotext.write(REQUEST, seed=2))
 
 
 def test_every_option_is_in_the_text() -> None:
-    """By AUTOMATIC1111's names where it has one; a value that could be two is in quotes."""
+    """Each option has AUTOMATIC1111's name if one exists; ambiguous values are quoted."""
     plain = infotext.write(REQUEST, seed=2)
     request = replace(
         REQUEST,
@@ -102,7 +102,7 @@ def test_every_option_is_in_the_text() -> None:
 
 
 def test_an_upscale_has_no_values_of_a_generation() -> None:
-    """Its text names the upscaler alone, so no steps, sampler or seed are read from it."""
+    """The text names only the upscaler, so no steps, sampler or seed are read from it."""
     options = Options(upscaler="x4plus", upscale=2.0)
     request = replace(REQUEST, prompt="", negative_prompt="", steps=0, options=options)
     text = infotext.write(request, seed=0)
@@ -112,7 +112,7 @@ def test_an_upscale_has_no_values_of_a_generation() -> None:
 
 
 def test_hashes_of_loras() -> None:
-    """Twelve characters of each, in quotes, as AUTOMATIC1111 writes them; they are no options."""
+    """Twelve characters of each hash are written in quotes, and read as no option."""
     hashes = {"styles/ink": "a" * 64, "line": "0123456789abcdef" * 4}
     text = infotext.write(replace(REQUEST, lora_hashes=hashes), seed=0)
     assert ', Lora hashes: "styles/ink: aaaaaaaaaaaa, line: 0123456789ab", Version: ' in text
@@ -120,7 +120,7 @@ def test_hashes_of_loras() -> None:
 
 
 def test_parameters_texts() -> None:
-    """Prompt and negative prompt may have lines; values may be quoted; a size has two numbers."""
+    """Prompts may have several lines, values may be quoted, and a size is two numbers."""
     text = (
         "a cat,\nin a Negative prompt: hat\nNegative prompt: dark,\nblurry\n"
         'Steps: 20, Sampler: DPM++ 2M, Model: "a, \\"b\\": c", Size: 64x48, Hires-upscale: 2'
@@ -138,13 +138,13 @@ def test_parameters_texts() -> None:
 
 
 def test_texts_that_are_no_parameters() -> None:
-    """Fewer than three values on the last line are a part of the prompt."""
+    """A last line with fewer than three values is part of the prompt."""
     assert infotext.read(" ") == {}
     assert infotext.read("a: b, c")["Prompt"] == "a: b, c"
 
 
 def test_a_last_line_too_long_for_parameters() -> None:
-    """It is a part of the prompt: names and values of megabytes are nobody's parameters."""
+    """A last line of megabytes is part of the prompt, and reading it is quick."""
     line = "a: b, c: d, e: f, " * 10_000
     began = time.process_time()
     found = infotext.read("a cat\n" + line * 100)
@@ -155,11 +155,11 @@ def test_a_last_line_too_long_for_parameters() -> None:
 
 @pytest.mark.parametrize("text", ["a" * 1_000_000, 'a:"' * 300_000, 'a:"\\' * 250_000])
 def test_long_texts_take_no_time(text: str) -> None:
-    """A text from a stranger's file costs time in proportion to its length."""
+    """The time to read a text is in proportion to its length."""
     assert infotext.read(text)
 
 
-#: A value of every option that is in the text.
+#: A value for every option that is written to the text.
 VALUES = {
     "sample_steps": 20, "sampler": "euler_a", "schedule": "karras", "cfg_scale": 7.5, "seed": 2,
     "size": "8x4", "model": "sd15:Q8_0", "guidance": 3.5, "strength": 0.75, "mask_blur": 4.0,
@@ -175,11 +175,11 @@ VALUES = {
 
 
 def test_every_option_is_read_back() -> None:
-    """What was written comes back by the names of the API, each value with its type."""
+    """Every option is read back by its API name with its type."""
     assert VALUES.keys() == {name for name, option in OPTIONS.items() if option.infotext}
     values = {**VALUES, "lora": [{"id": "ink", "scale": 0.5}, {"id": "line", "scale": -1.0}]}
     carried = {name: value for name, value in values.items() if name in Options.model_fields}
-    del carried["strength"]  # a second pass has none, see below
+    del carried["strength"]  # absent when there is a second pass, see below
     request = replace(REQUEST, model="sd15:Q8_0", options=Options.model_validate(carried))
     found = infotext.read_options(infotext.write(request, seed=2))
     assert found is not None
@@ -220,7 +220,7 @@ def test_every_option_is_read_back() -> None:
     ],
 )
 def test_texts_of_other_programs(facts: str, options: dict[str, object], unread: object) -> None:
-    """AUTOMATIC1111's names are read; facts without an option, or out of bounds, are listed."""
+    """AUTOMATIC1111's names are read; unknown or invalid values are listed as unread."""
     found = infotext.read_options(f"a cat\nSteps: 20, {facts}, Seed: 1")
     assert found is not None
     expected = {"prompt": "a cat", "negative_prompt": "", "sample_steps": 20, "seed": 1}
@@ -228,7 +228,7 @@ def test_texts_of_other_programs(facts: str, options: dict[str, object], unread:
 
 
 def test_prompts_that_look_like_facts() -> None:
-    """The last line alone has the facts."""
+    """Values are read from the last line only."""
     text = "a cat, Steps: none\nsecond line\nNegative prompt: dog\nSteps: 20, Seed: 1, CFG scale: 7"
     found = infotext.read_options(text)
     assert found is not None
@@ -239,12 +239,12 @@ def test_prompts_that_look_like_facts() -> None:
 
 
 def test_texts_without_options() -> None:
-    """A text without steps says nothing of an image."""
+    """A text without steps yields no options."""
     assert infotext.read_options("a cat on a mat") is None
 
 
 def test_older_names_of_samplers() -> None:
-    """One name had the sampler and the schedule; a schedule of its own goes before."""
+    """A sampler's name may include the schedule; a separate schedule takes precedence."""
     for name, schedule, options in (
         ("DPM++ 2M Karras", "", ("dpm++2m", "karras")),
         ("Euler a", "", ("euler_a", None)),

@@ -1,4 +1,4 @@
-"""The job machine, by examples and under random call orders."""
+"""The job state machine, by examples and under random sequences of events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sdstream.core.request import GenerationRequest
 
 
 def job_of(n: int = 1, steps: int = 4) -> Job:
-    """A job that was just accepted, at second 100."""
+    """A job that was accepted at second 100."""
     request = GenerationRequest("m", "a b c", "", 64, 32, steps, "euler", "default", 1.0, 7, n)
     return Job("job_1", request, 100.0)
 
@@ -44,12 +44,12 @@ def image(index: int) -> ImageReady:
 
 
 def step(index: int, number: int, phase: Phase = Phase.SAMPLING) -> Progress:
-    """Progress of an image of the job."""
+    """Progress of one of the job's images."""
     return Progress("job_1", index, phase, number, 4)
 
 
 def test_a_life_that_goes_well() -> None:
-    """Queued, loading, running, completed; every event is kept in order."""
+    """A job is queued, loading, running and completed; its events are kept in order."""
     job = job_of()
     events: list[JobEvent] = [
         Queued(1), Queued(0), Loading(), Running(), step(0, 0), step(0, 1), image(0), Completed(),
@@ -61,7 +61,7 @@ def test_a_life_that_goes_well() -> None:
 
 
 def test_only_the_newest_previews_keep_their_pictures() -> None:
-    """Their entries stay, so that numbers of events do."""
+    """Older preview events stay without their data, so that the numbers of events do not change."""
     job = job_of(steps=150)
     job.apply(Running(), 100.0)
     for number in range(100):
@@ -72,7 +72,7 @@ def test_only_the_newest_previews_keep_their_pictures() -> None:
 
 
 def test_usage_counts_what_was_measured() -> None:
-    """Steps per second, milliseconds per image, waiting with encoding, words and patches."""
+    """Usage contains steps per second, milliseconds per image, total time, and token counts."""
     job = job_of(n=2)
     for event in (Running(), image(0), image(1), Completed()):
         job.apply(event, 105.0)
@@ -84,7 +84,7 @@ def test_usage_counts_what_was_measured() -> None:
 
 
 def test_completed_without_all_images_is_a_failure() -> None:
-    """The worker's word alone does not make a job complete."""
+    """A job whose worker reports completion without all images has failed."""
     job = job_of(n=2)
     for event in (Running(), image(0), Completed()):
         job.apply(event, 101.0)
@@ -93,7 +93,7 @@ def test_completed_without_all_images_is_a_failure() -> None:
 
 
 def test_progress_never_goes_back() -> None:
-    """The second step 0 of heun and repeats say nothing new."""
+    """A repeated or lower step, such as heun's second step 0, is ignored."""
     job = job_of()
     job.apply(Running(), 100.0)
     assert job.apply(step(0, 0), 100.0)
@@ -104,7 +104,7 @@ def test_progress_never_goes_back() -> None:
 
 
 def test_errors_of_endings() -> None:
-    """Each ending has its status for the client."""
+    """Each failure and cancellation has its error class and HTTP status."""
     endings: dict[JobFailed | JobCancelled, tuple[type[ImageServiceError], int]] = {
         JobFailed(Reason.WORKER_CRASHED, "x"): (GenerationFailed, 500),
         JobFailed(Reason.SHUTTING_DOWN, "x"): (Unavailable, 503),
@@ -133,7 +133,7 @@ EVENTS = st.one_of(
 
 
 class JobMachine(RuleBasedStateMachine):
-    """Any event at any time leaves a job whose history makes sense."""
+    """Any sequence of events leaves the job consistent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(event=EVENTS)
     def apply(self, event: JobEvent) -> None:
-        """What is refused changes nothing; what is taken up is the last entry."""
+        """A rejected event changes nothing; an accepted one becomes the last entry."""
         before, entries = self.job.status, list(self.job.entries)
         self.clock += 1.0
         if self.job.apply(event, self.clock):
@@ -154,14 +154,14 @@ class JobMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_first_ending_stays(self) -> None:
-        """Nothing follows a terminal status."""
+        """A terminal status never changes."""
         if self.ended_as is None and self.job.terminal:
             self.ended_as = self.job.status
         assert self.ended_as in (None, self.job.status)
 
     @invariant()
     def completed_means_all_images(self) -> None:
-        """A completed job has every image, each once and with its own seed."""
+        """A completed job has every image exactly once."""
         indexes = sorted(self.job.images)
         assert all(0 <= index < 3 for index in indexes)
         if self.job.status is JobStatus.COMPLETED:
@@ -169,7 +169,7 @@ class JobMachine(RuleBasedStateMachine):
 
     @invariant()
     def errors_belong_to_bad_endings(self) -> None:
-        """A job has an error exactly when it ended badly, and its usage can always be told."""
+        """A job has an error exactly if it failed or was cancelled, and always has a usage."""
         bad = self.job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
         assert (self.job.error() is not None) == bad
         self.job.usage()
@@ -181,7 +181,7 @@ TestJobMachine.settings = settings(max_examples=200, stateful_step_count=30, dea
 
 @given(st.lists(EVENTS, max_size=40))
 def test_terminal_statuses_have_no_way_out(events: list[JobEvent]) -> None:
-    """After any history, an ended job refuses everything."""
+    """After any history, an ended job rejects every event."""
     job = job_of()
     for event in [*events, JobCancelled("x")]:
         job.apply(event, 100.0)

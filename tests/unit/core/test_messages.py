@@ -1,4 +1,4 @@
-"""The frames between server and worker."""
+"""The frames exchanged by server and worker."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ requests = st.builds(
 
 @st.composite
 def pictures(draw: st.DrawFn, channels: int) -> Pixels:
-    """A picture of a few pixels."""
+    """Generate an image of a few pixels."""
     width, height = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     size = width * height * channels
     return Pixels(width, height, draw(st.binary(min_size=size, max_size=size)))
@@ -97,7 +97,7 @@ messages = st.one_of(
 
 @given(messages)
 def test_what_goes_in_comes_out(message: Message) -> None:
-    """Every message survives its frame, seeds of 63 bits and any text included."""
+    """Encoding and decoding keep every message, with seeds of 63 bits and any text."""
     frame = encode(message)
     header, size = HEADER.unpack_from(frame)
     start = HEADER.size
@@ -109,6 +109,6 @@ def test_what_goes_in_comes_out(message: Message) -> None:
     "header", [b"", b"{}", b"[]", b'{"type": "Nobody"}', b'{"type": "Done", "x": 1}', b"\xff"]
 )
 def test_garbage_is_no_message(header: bytes) -> None:
-    """A header of another protocol is a ValueError, nothing worse."""
+    """An invalid header raises a ValueError."""
     with pytest.raises(ValueError, match="not a message"):
         decode(header, b"")

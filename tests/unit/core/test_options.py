@@ -1,4 +1,4 @@
-"""The table of options, LoRAs in prompts, and requests that were stored by earlier releases."""
+"""The table of options, LoRAs in prompts, and requests stored by earlier releases."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ ASSETS = Assets(loras=["x", "y"], lora_in_prompt=True)
     ],
 )
 def test_loras_leave_the_prompt(prompt: str, left: str, chosen: list[str]) -> None:
-    """With the space before them; a prompt without any stays as it is."""
+    """LoRA tags are removed with the space before them; a prompt without tags is unchanged."""
     text, found = loras(ParsedRequest(ImageParams(prompt=prompt)), ASSETS)
     assert (text, [lora.id for lora in found]) == (left, chosen)
 
 
 @pytest.mark.parametrize("text", [" " * 32_000, "<lora:" * 5_000, "<lora:x:" * 4_000])
 def test_long_prompts_take_no_time(text: str) -> None:
-    """Every prompt is looked through for LoRAs, in time in proportion to its length."""
+    """The time to search a prompt for LoRA tags is in proportion to its length."""
     began = time.monotonic()
     for _ in range(10):
-        with suppress(InvalidRequest):  # tags that cannot be read
+        with suppress(InvalidRequest):  # malformed tags
             assert loras(ParsedRequest(ImageParams(prompt=text)), NO_ASSETS) == (text, ())
     assert time.monotonic() - began < 2
 
 
 def test_the_table_is_consistent() -> None:
-    """Leaders exist, no two options share a spelling or a name in image files."""
+    """Required options exist, and no two options share a spelling or an infotext name."""
     spellings = [*OPTIONS, *(alias for option in OPTIONS.values() for alias in option.aliases)]
     assert len(spellings) == len({*spellings})
     texts = [option.infotext for option in OPTIONS.values() if option.infotext]
@@ -57,7 +57,7 @@ def test_the_table_is_consistent() -> None:
 
 
 def test_a_stored_request_of_an_earlier_release() -> None:
-    """Jobs that wait in a data folder keep every option."""
+    """A stored job keeps all its options."""
     fields = json.loads((GOLDEN / "request_nested_options.json").read_text())
     request = request_of(fields)
     assert request_of(json.loads(json.dumps(request_fields(request)))) == request
@@ -76,7 +76,7 @@ def test_a_stored_request_of_an_earlier_release() -> None:
 
 
 def test_a_stored_request_without_further_options() -> None:
-    """The defaults that earlier releases stored for images without inputs are left out."""
+    """Defaults that earlier releases stored for requests without images are left out."""
     fields = json.loads((GOLDEN / "request_nested_options.json").read_text())
     plain: dict[str, Any] = {
         "strength": None,
@@ -93,12 +93,12 @@ def test_a_stored_request_without_further_options() -> None:
 
 @pytest.mark.parametrize("tag", ["<lora:ink:0.5:0.6>", "<lyco:" + "x" * 200 + ">", "<lora:ink"])
 def test_tags_that_cannot_be_read(tag: str) -> None:
-    """They would be drawn as text, without the LoRA."""
+    """A malformed tag is rejected, as it would otherwise become part of the prompt."""
     with pytest.raises(InvalidRequest, match="cannot be read"):
         loras(ParsedRequest(ImageParams(prompt=f"a cat {tag}")), ASSETS)
 
 
 def test_line_ends_of_prompts() -> None:
-    """A form's are those of JSON, so that both give the same image."""
+    """CRLF of a form becomes LF as in JSON, so that both give the same image."""
     params = ImageParams(prompt="one\r\ntwo", negative_prompt="three\r\n\nfour")
     assert (params.prompt, params.negative_prompt) == ("one\ntwo", "three\n\nfour")

@@ -1,4 +1,4 @@
-"""The fair queue, by examples and under random call orders."""
+"""The fair queue, by examples and under random sequences of calls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdstream.core.queue import FairQueue, Priority
 
 
 def queue_of(*items: str, priority: Priority = Priority.NORMAL) -> FairQueue[str]:
-    """Items whose first letter is their owner, one image each."""
+    """A queue of one-image items; an item's first letter is its owner."""
     queue: FairQueue[str] = FairQueue()
     for item in items:
         queue.push(item, owner=item[0], images=1, priority=priority)
@@ -23,24 +23,24 @@ def queue_of(*items: str, priority: Priority = Priority.NORMAL) -> FairQueue[str
 
 
 def all_of(queue: FairQueue[str]) -> list[str]:
-    """Everything that waits, taken out."""
+    """Remove and return all items in order."""
     return [queue.pop() for _ in range(len(queue))]
 
 
 def test_one_owner_is_served_in_order() -> None:
-    """Without anybody else it is a plain queue."""
+    """A single owner's items are served first in, first out."""
     queue = queue_of("a1", "a2", "a3")
     assert (list(queue), len(queue), queue.images()) == (["a1", "a2", "a3"], 3, 3)
     assert all_of(queue) == ["a1", "a2", "a3"]
 
 
 def test_owners_take_turns() -> None:
-    """Somebody with one picture does not wait for all of somebody's fifty."""
+    """Owners alternate, so a short list of jobs does not wait for all of a long one."""
     assert all_of(queue_of("a1", "a2", "a3", "b1", "b2")) == ["a1", "b1", "a2", "b2", "a3"]
 
 
 def ten_then_one_against(ones: int) -> FairQueue[str]:
-    """Owner a with ten images in one job and then one, and so many jobs of b with one each."""
+    """A queue with a's jobs of ten images and one, and this many one-image jobs of b."""
     queue: FairQueue[str] = FairQueue()
     queue.push("a1", owner="a", images=10, priority=Priority.NORMAL)
     queue.push("a2", owner="a", images=1, priority=Priority.NORMAL)
@@ -50,15 +50,15 @@ def ten_then_one_against(ones: int) -> FairQueue[str]:
 
 
 def test_a_turn_is_counted_in_images() -> None:
-    """Ten images in one job cost ten turns."""
+    """A job of ten images counts as ten turns."""
     queue = ten_then_one_against(11)
     order = all_of(queue)
     assert order[0] == "a1"
-    assert order.index("a2") == 11  # after as many images of the other
+    assert order.index("a2") == 11  # after as many images of the other owner
 
 
 def test_nobody_saves_turns_up() -> None:
-    """Who was away while others drew begins where they are now, not before them all."""
+    """An owner who returns starts level with the others and has no saved-up turns."""
     queue = queue_of("a1", "a2", "a3", "a4")
     assert [queue.pop(), queue.pop(), queue.pop()] == ["a1", "a2", "a3"]
     for item in ("b1", "b2", "a5"):
@@ -67,7 +67,7 @@ def test_nobody_saves_turns_up() -> None:
 
 
 def test_better_classes_go_first() -> None:
-    """High before normal before low, whoever came first."""
+    """High priority goes before normal and normal before low, regardless of arrival."""
     queue = queue_of("a1", "b1", priority=Priority.LOW)
     queue.push("a2", owner="a", images=1, priority=Priority.NORMAL)
     queue.push("a3", owner="a", images=1, priority=Priority.HIGH)
@@ -77,7 +77,7 @@ def test_better_classes_go_first() -> None:
 
 
 def test_a_second_try_goes_before_its_class() -> None:
-    """But not before a better one."""
+    """A retried job goes to the front of its class, behind any higher class."""
     queue = queue_of("a1", "b1")
     queue.push("c1", owner="c", images=5, priority=Priority.NORMAL, first=True)
     queue.push("d1", owner="d", images=1, priority=Priority.HIGH)
@@ -85,7 +85,7 @@ def test_a_second_try_goes_before_its_class() -> None:
 
 
 def test_a_turn_out_of_order_is_a_turn() -> None:
-    """Who is taken before the others, as his model is free, has had his turn all the same."""
+    """An item taken early, because its model is loaded, still counts as its owner's turn."""
     queue = queue_of("a1", "a2", "a3", "b1")
     queue.take("a3")
     queue.push("a4", owner="a", images=1, priority=Priority.NORMAL)
@@ -94,7 +94,7 @@ def test_a_turn_out_of_order_is_a_turn() -> None:
 
 
 def test_taking_out_of_the_middle() -> None:
-    """A cancelled item is gone, once."""
+    """A cancelled item is removed exactly once."""
     queue = queue_of("a1", "a2", "b1")
     item = list(queue)[1]
     assert queue.remove(item)
@@ -103,7 +103,7 @@ def test_taking_out_of_the_middle() -> None:
 
 
 def test_a_cancelled_item_costs_no_turn() -> None:
-    """Neither those of its owner that wait nor those that come."""
+    """A cancelled item delays neither its owner's waiting items nor later ones."""
     queue: FairQueue[str] = FairQueue()
     many = ["a1", "a2", "a3"]
     for item in (*many, "b1", "b2"):
@@ -115,9 +115,9 @@ def test_a_cancelled_item_costs_no_turn() -> None:
 
 
 def test_a_turn_that_is_half_gone_is_half_given_back() -> None:
-    """Nobody goes before what the others have had meanwhile."""
+    """An owner gets back only the part of a cancelled turn that the others have not used."""
     queue = ten_then_one_against(8)
-    for _ in range(6):  # the model of the others is not there yet
+    for _ in range(6):  # the other owner's model is not loaded yet
         queue.take(next(item for item in queue if item.startswith("b")))
     queue.remove("a1")
     queue.push("c1", owner="c", images=1, priority=Priority.NORMAL)
@@ -126,7 +126,7 @@ def test_a_turn_that_is_half_gone_is_half_given_back() -> None:
 
 @given(st.lists(st.sampled_from("abc"), max_size=20), st.data())
 def test_a_queue_forgets_who_left(owners: list[str], data: st.DataObject) -> None:
-    """Before anything was drawn, the order is that of a queue in which they never were."""
+    """After cancellations, the order is as if the cancelled items had never been added."""
     items = [f"{owner}{number}" for number, owner in enumerate(owners)]
     left = data.draw(st.sets(st.sampled_from(items))) if items else set()
     queue, later = queue_of(*items), [f"{owner}-later" for owner in "abc"]
@@ -147,7 +147,7 @@ def test_a_queue_forgets_who_left(owners: list[str], data: st.DataObject) -> Non
 def test_nothing_is_lost_and_each_owner_keeps_its_order(
     calls: list[tuple[str, int, Priority] | None],
 ) -> None:
-    """Whatever the order of pushes and pops (None)."""
+    """This holds for any sequence of pushes and pops (None)."""
     queue: FairQueue[tuple[str, Priority, int]] = FairQueue()
     put, taken = [], []
     for number, call in enumerate(calls):
@@ -172,7 +172,7 @@ def test_nothing_is_lost_and_each_owner_keeps_its_order(
 
 @dataclass
 class Waiting:
-    """An item of PlainQueue: its key sorts first what goes first."""
+    """An item of PlainQueue, sorted by its key."""
 
     name: str
     owner: str
@@ -183,12 +183,12 @@ class Waiting:
 
     @property
     def key(self) -> tuple[int, float, int]:
-        """Class, clock of the owner at the turn, arrival."""
+        """Return class, the owner's clock at the turn, and arrival."""
         return self.rank, self.start, self.arrival
 
 
 class PlainQueue:
-    """The rule of the queue in its simplest form: every start is stored, every change sorts."""
+    """The queue's rule in its simplest form: every start is stored, every change sorts."""
 
     def __init__(self) -> None:
         self.items: list[Waiting] = []
@@ -197,7 +197,7 @@ class PlainQueue:
         self.arrivals = 0
 
     def push(self, name: str, owner: str, images: int, rank: int, *, first: bool) -> None:
-        """Put an item in."""
+        """Add an item."""
         start = -1.0
         if not first:
             start = max(self.now[rank], self.clocks.get((rank, owner), 0.0))
@@ -207,13 +207,13 @@ class PlainQueue:
         self.items.sort(key=lambda item: item.key)
 
     def take(self, index: int) -> str:
-        """An item has its turn."""
+        """Take the item at this index as the next turn."""
         item = self.items.pop(index)
         self.now[item.rank] = max(self.now[item.rank], item.start)
         return item.name
 
     def remove(self, index: int) -> str:
-        """An item leaves: what is still to come of its turn moves its owner's others back."""
+        """Remove an item; the unused part of its turn moves the owner's later items forward."""
         gone = self.items.pop(index)
         turn = gone.start + gone.images - max(gone.start, self.now[gone.rank])
         if gone.start >= 0 and turn > 0:
@@ -237,7 +237,7 @@ class PlainQueue:
     )
 )  # fmt: skip
 def test_the_order_is_that_of_the_plain_rule(calls: list[tuple[object, ...]]) -> None:
-    """Lanes and heaps change the cost of a call and nothing else, whatever comes."""
+    """The optimised queue has the same order as PlainQueue under any sequence of calls."""
     queue: FairQueue[str] = FairQueue()
     plain = PlainQueue()
     for number, call in enumerate(calls):
@@ -266,7 +266,7 @@ def test_the_order_is_that_of_the_plain_rule(calls: list[tuple[object, ...]]) ->
 
 
 class Steps:
-    """Counts the lines of Python that run: a measure that no busy machine changes."""
+    """Counts executed lines of Python, a measure that does not depend on the machine's load."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -286,7 +286,7 @@ class Steps:
 
 @pytest.mark.parametrize("owners", [1, 40, 3000])
 def test_a_change_costs_the_same_in_a_long_queue(owners: int) -> None:
-    """Arriving, leaving in the middle, having the next turn: a hundred times as many wait."""
+    """Push, remove and pop cost about the same with a hundred times as many items waiting."""
 
     def steps_of_changes(waiting: int) -> int:
         queue: FairQueue[int] = FairQueue()
@@ -310,7 +310,7 @@ def test_a_change_costs_the_same_in_a_long_queue(owners: int) -> None:
 
 @pytest.mark.parametrize("owners", [1, 3, 40])
 def test_a_snapshot_has_the_order_of_its_moment(owners: int) -> None:
-    """Changes meanwhile do not disturb it: what left is left out, what came is not in it."""
+    """Later changes do not disturb a snapshot: it skips removed items and contains no new ones."""
     queue: FairQueue[int] = FairQueue()
     for item in range(40):
         priority = Priority.LOW if item % 7 == 0 else Priority.NORMAL

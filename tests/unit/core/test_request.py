@@ -1,4 +1,4 @@
-"""From what was asked to what will be drawn."""
+"""Resolving of a client's parameters into a generation request."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ask(
     assets: Assets = NO_ASSETS,
     **options: Any,
 ) -> GenerationRequest:
-    """Resolve a draft against the catalogue above; a random seed is 77."""
+    """Resolve parameters against the catalogue above; a random seed is 77."""
     params = ImageParams(prompt=prompt, **options)
     return resolve(
         ParsedRequest(params, client_names=client_names or {}),
@@ -73,14 +73,14 @@ def ask(
 
 
 def refused(sources: Sources = NOTHING, **options: Any) -> ImageServiceError:
-    """The error that a draft meets."""
+    """Return the error with which parameters are rejected."""
     with pytest.raises(ImageServiceError) as caught:
         ask(sources=sources, **options)
     return caught.value
 
 
 def test_everything_is_concrete() -> None:
-    """A bare prompt becomes a whole request from the model's and the family's defaults."""
+    """The defaults of the model and its family complete a request that has only a prompt."""
     request = ask()
     assert (request.model, str(request.size), request.steps) == ("plain", "512x512", 20)
     assert (request.sampler, request.schedule, request.cfg_scale) == ("euler", "default", 7)
@@ -92,7 +92,7 @@ def test_everything_is_concrete() -> None:
     ("given", "used"), [(None, 77), (-1, 77), (0, 0), (5, 5), (MAX_SEED, MAX_SEED)]
 )
 def test_seeds(given: int | None, used: int) -> None:
-    """None and -1 are random; 0 is a seed like any other."""
+    """None and -1 give a random seed; 0 is a seed like any other."""
     assert ask(seed=given).seed == used
 
 
@@ -100,13 +100,13 @@ def test_seeds(given: int | None, used: int) -> None:
     ("quality", "steps"), [("low", 10), ("standard", 20), ("auto", 20), ("high", 30), ("hd", 30)]
 )
 def test_quality_maps_to_steps(quality: str, steps: int) -> None:
-    """OpenAI's word for effort acts on the steps, unless steps are given."""
+    """OpenAI's quality sets the steps, unless steps are given."""
     assert ask(quality=quality).steps == steps
     assert ask(quality=quality, sample_steps=3).steps == 3
 
 
 def test_sizes() -> None:
-    """size, width with height and "auto" are three ways to one thing."""
+    """A size is given by size, by width and height, or by "auto"."""
     assert str(ask(size="640x512").size) == "640x512"
     assert str(ask(width=640, height=512).size) == "640x512"
     assert str(ask(size="auto").size) == "512x512"
@@ -136,13 +136,13 @@ def test_sizes() -> None:
     ],
 )  # fmt: skip
 def test_refusals_name_the_field(options: dict[str, Any], param: str, reason: Reason) -> None:
-    """What the model cannot do is refused before the runtime hears of it."""
+    """The error names the field, and comes before the runtime receives the request."""
     error = refused(**options)
     assert (error.param, error.reason) == (param, reason)
 
 
 def test_errors_speak_the_clients_spelling() -> None:
-    """Who sent num_inference_steps hears of num_inference_steps."""
+    """The error names the field as the client spelled it."""
     error = refused(sampler="magic", client_names={"sampler": "sample_method"})
     assert error.param == "sample_method"
     assert "'sample_method'" in error.message
@@ -160,19 +160,19 @@ def test_errors_speak_the_clients_spelling() -> None:
     ],
 )  # fmt: skip
 def test_drafts_refuse_nonsense(options: dict[str, Any]) -> None:
-    """Types and bounds are settled before anything is resolved."""
+    """Wrong types and values out of range are rejected before the request is resolved."""
     with pytest.raises(ValidationError):
         ImageParams(**{"prompt": "a cat", **options})
 
 
 def test_guidance_of_a_model_that_has_it() -> None:
-    """Distilled guidance comes from the request, the model, or the usual 3.5."""
+    """Distilled guidance comes from the request, else from the model."""
     assert ask(model="flow").options.guidance == 4.0
     assert ask(model="flow", guidance=2).options.guidance == 2
 
 
 def test_pictures_bring_size_and_strength() -> None:
-    """Without a size the picture's own counts; strength keeps some of it, or none under a mask."""
+    """Without a size, the image's own is used; strength is 0.75, or 1 with a mask."""
     request = ask(sources=PICTURE)
     assert (str(request.size), request.options.strength, request.options.fit) == (
         "704x512",
@@ -186,13 +186,13 @@ def test_pictures_bring_size_and_strength() -> None:
 
 
 def test_a_picture_larger_than_what_may_be_drawn() -> None:
-    """The limit holds for sizes that nobody named too."""
+    """The pixel limit also applies to a size that comes from the input image."""
     large = Sources(size=Size(3000, 1500), drawn_over=True)
     assert str(ask(sources=large).size) == "1408x704"
 
 
 def test_one_size_in_two_spellings() -> None:
-    """A star or a large X is no other size; a real difference is."""
+    """A star or a capital X means the same size; different sizes conflict."""
     for spelling in ("64*128", "64X128", "64x128"):
         assert str(ask(size=spelling, width=64, height=128).size) == "64x128"
     assert refused(size="128x64", width=64, height=128).reason is Reason.CONFLICTING_FIELDS
@@ -212,12 +212,12 @@ def test_one_size_in_two_spellings() -> None:
     ],
 )
 def test_powers_that_would_do_nothing_or_too_much(options: dict[str, Any], param: str) -> None:
-    """Sides of a second pass have the model's bounds; a span ends after its start."""
+    """A second pass stays within the model's bounds, and a range's end must be after its start."""
     assert refused(**options).param == param
 
 
 def test_references_are_for_models_that_look() -> None:
-    """Kontext takes several; it draws over none of them."""
+    """An editing model takes several references and no strength; others take one image."""
     request = ask(model="looker", sources=LOOKED_AT)
     assert (str(request.size), request.options.strength) == ("704x496", None)
     for name, count, fine in (("looker", 3, True), ("plain", 1, True), ("plain", 2, False)):
@@ -249,13 +249,13 @@ def test_references_are_for_models_that_look() -> None:
     ],
 )
 def test_options_of_pictures_that_are_not_there(options: dict[str, Any], sources: Sources) -> None:
-    """They would have no effect, so they are refused by name."""
+    """They would have no effect, so each is rejected by name."""
     error = refused(sources, **options)
     assert (error.param, error.reason) == (next(iter(options)), Reason.NOT_SUPPORTED)
 
 
 def test_a_negative_prompt_that_cannot_act_is_said() -> None:
-    """At cfg_scale 1 the runtime never looks at it."""
+    """A negative prompt that has no effect at cfg_scale 1 gives a warning."""
     assert ask(negative_prompt="red", cfg_scale=1).warnings == (
         "negative_prompt has no effect at cfg_scale 1.",
     )
@@ -271,12 +271,12 @@ def test_a_negative_prompt_that_cannot_act_is_said() -> None:
     ],
 )  # fmt: skip
 def test_samplers_of_other_systems(spelling: str, name: str) -> None:
-    """Fireworks', AUTOMATIC1111's and Xinference's names in any case mean the runtime's."""
+    """Names of Fireworks, AUTOMATIC1111 and Xinference are accepted in any case."""
     assert ask(sampler=spelling).sampler == name
 
 
 def test_a_sampler_and_its_schedule_in_one_name() -> None:
-    """As Xinference and older clients of AUTOMATIC1111 have it; two schedules cannot be."""
+    """Older clients of AUTOMATIC1111 send one name for both; two schedules conflict."""
     both = ask(sampler="DPM++ 2M Karras")
     assert (both.sampler, both.schedule) == ("dpm++2m", "karras")
     assert ask(sampler="Euler Karras", schedule="karras").schedule == "karras"
@@ -287,7 +287,7 @@ def test_a_sampler_and_its_schedule_in_one_name() -> None:
 
 @pytest.mark.parametrize("name", ["", " ", "default", "Default", "automatic"])
 def test_samplers_that_are_none(name: str) -> None:
-    """The model's own; so is the schedule, where "default" is the runtime's choice."""
+    """Empty and automatic names select the model's own sampler and schedule."""
     assert ask(sampler=name).sampler == ask().sampler
     assert ask(schedule="Automatic").schedule == ask().schedule
 
@@ -303,7 +303,7 @@ def test_samplers_that_are_none(name: str) -> None:
     ],
 )
 def test_aspect_ratios(model: str, ratio: str, size: str) -> None:
-    """The shape asked for, in the model's multiples, with about its usual number of pixels."""
+    """The size has the ratio in the model's multiples, with about its default number of pixels."""
     assert str(ask(model=model, aspect_ratio=ratio).size) == size
 
 
@@ -320,14 +320,14 @@ def test_aspect_ratios(model: str, ratio: str, size: str) -> None:
     ],
 )
 def test_shapes_that_are_none(options: dict[str, Any], reason: Reason) -> None:
-    """Not written as a shape, too far from a square, or beside another word for the size."""
+    """A malformed or extreme ratio, or one beside a size, is rejected."""
     error = refused(**options)
     assert (error.param, error.reason) == ("aspect_ratio", reason)
 
 
 @pytest.mark.parametrize("sigmas", [[1.0, 0.5], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0]])
 def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -> None:
-    """Anything else would be noise in the picture, or a division by zero."""
+    """Other sigmas are rejected, as they would give noise or a division by zero."""
     with pytest.raises(InvalidRequest) as caught:
         resolve(
             ParsedRequest(ImageParams(prompt="a", sigmas=tuple(sigmas))),
@@ -355,14 +355,14 @@ def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -
 def test_options_of_other_models(
     model: str, options: dict[str, Any], sources: Sources, why: str
 ) -> None:
-    """The runtime would ignore them, so that they are rejected with the reason."""
+    """An option that the runtime would ignore is rejected with the reason."""
     error = refused(sources, model=model, **options)
     assert (error.param, error.reason) == (next(iter(options)), Reason.NOT_SUPPORTED)
     assert why in error.message
 
 
 def test_options_of_these_models() -> None:
-    """They reach the request; one that depends on the weights says so."""
+    """A supported option reaches the request; one that depends on the weights adds a warning."""
     large = ask(model="large", shifted_timestep=250, vae_tiling=True, vae_tile_size_x=64)
     assert (large.options.shifted_timestep, large.options.vae_tile_size_x) == (250, 64)
     assert ask(model="tiled", vae_tile_size_x=64).options.vae_tile_size_x == 64
@@ -376,13 +376,13 @@ def test_options_of_these_models() -> None:
 
 
 def test_the_limit_of_steps_is_of_one_pass() -> None:
-    """A second pass may have as many again."""
+    """The second pass may have as many steps as the first."""
     request = ask(size="256x256", hires_scale=2, sample_steps=150, hires_steps=150)
     assert (request.steps, request.options.hires_steps) == (150, 150)
 
 
 def test_the_second_pass_by_an_upscaler() -> None:
-    """One of the operator's, also without its folder; another name is rejected with a list."""
+    """The operator's upscalers are found also without their folder; an unknown name gets a list."""
     assets = Assets(upscalers={"photo/sharp": 4})
     size: dict[str, Any] = {"size": "256x256", "hires_scale": 2}
     for name in ("sharp", "photo/sharp"):
@@ -410,7 +410,7 @@ def test_the_second_pass_by_an_upscaler() -> None:
 def test_an_upscaler_enlarges_by_its_whole_factor(
     options: dict[str, Any], param: str, sizes: tuple[str, ...]
 ) -> None:
-    """The limit holds for that, however little of it is asked for."""
+    """The pixel limit applies to the upscaler's full result, even if less is requested."""
     assets = Assets(upscalers={"x8": 8})
     error = refused(assets=assets, **{"size": "896x896", **options})
     assert error.param == param

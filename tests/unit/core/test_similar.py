@@ -1,4 +1,4 @@
-"""Names that were probably meant."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ KNOWN = ("sample_steps", "seed", "size", "n", "eta")
     ],
 )
 def test_near_misses(name: str, meant: str | None) -> None:
-    """One typing error, two from eight letters on, and nothing for the shortest names."""
+    """One typing error is allowed, two from eight letters on, and none in the shortest names."""
     assert near_miss(name, KNOWN) == meant
 
 
 def test_similar_names() -> None:
-    """A guess for an error that comes anyway."""
+    """The most similar name is suggested, or none."""
     assert most_similar("sdxl-turbo-1", ["sd15", "sdxl-turbo"]) == "sdxl-turbo"
     assert most_similar("kolors", ["sd15", "sdxl-turbo"]) is None
     assert did_you_mean("a") == " Did you mean 'a'?"
@@ -43,6 +43,6 @@ def test_similar_names() -> None:
     [("DPM++ SDE Karras", "dpm++2s_a"), ("Euler anc", "euler_a"), ("Quantum leap", None)],
 )
 def test_the_nearest_sampler(name: str, nearest: str | None) -> None:
-    """Of a name without its schedule."""
+    """The nearest sampler is found regardless of the schedule in the name."""
     assert find_sampler(name) is None
     assert nearest_sampler(name) == nearest

@@ -1,4 +1,4 @@
-"""Tests of core/validation.py: errors name the field, what it must be, and the value."""
+"""Validation errors: the field, what it must be, and the value."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ NESTED = "alwayson_scripts.controlnet.args[0]"
     ],
 )  # fmt: skip
 def test_messages(fields: dict[str, Any], message: str) -> None:
-    """What is wrong with a request, the value and the remedy are one sentence."""
+    """The message contains the field, what it must be, and the value."""
     with pytest.raises(InvalidRequest) as error:
         parse({"prompt": "a", **fields} if fields else {})
     assert str(error.value) == message
@@ -54,7 +54,7 @@ def test_messages(fields: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("name", [*ImageParams.model_fields, *ReplyOptions.model_fields])
 def test_no_words_of_pydantic(name: str) -> None:
-    """No option answers a value of a wrong type or size in words on Python's types."""
+    """No error message for a wrong type or size contains Pydantic's wording."""
     values: list[Any] = [True, 7, -1e9, 1e9, "x", "x" * 40_000, ["x"], [[1]] * 200, {"x": "y"}]
     for value in values:
         assert_plain(name, {"prompt": "a", name: value})
@@ -62,7 +62,7 @@ def test_no_words_of_pydantic(name: str) -> None:
 
 @pytest.mark.parametrize("field", ["image", "weight", "resize_mode", "enabled"])
 def test_no_words_of_pydantic_on_a_unit(field: str) -> None:
-    """Fields of a ControlNet unit are named as the client sent them, whatever their types are."""
+    """An error about a ControlNet unit names the field as the client sent it."""
     unit = {"image": "aGFsbG8=", field: 99 if field == "weight" else [5]}
     body = {"alwayson_scripts": {"controlnet": {"args": [unit]}}}
     with pytest.raises(InvalidRequest) as error:
@@ -71,7 +71,7 @@ def test_no_words_of_pydantic_on_a_unit(field: str) -> None:
 
 
 def assert_plain(name: str, fields: Mapping[str, Any]) -> None:
-    """Assert that the options are accepted, or rejected in words of this project."""
+    """Assert that the options are accepted, or rejected without Pydantic's wording."""
     try:
         parse(fields)
     except InvalidRequest as error:

@@ -1,4 +1,4 @@
-"""Words of prompts that a small model was never shown."""
+"""Words of a prompt that a small model does not know."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SMALL = Vocabulary(frozenset({"red", "blue", "cat", "cats", "k"}), ("cat", "land
     ],
 )
 def test_unknown_words(prompt: str, unknown: list[str]) -> None:
-    """Each once, in their order; numbers, weights and words of grammar are none."""
+    """Each unknown word is listed once, in order; numbers, weights and function words are not."""
     assert SMALL.unknown(prompt) == unknown
 
 
 def test_the_sentence() -> None:
-    """It names some of many words, and what to do."""
+    """The warning names the first unknown words and the remedy."""
     assert SMALL.warning("tiny", "a red cat") is None
     assert SMALL.warning("tiny", "a horse") == (
         "The model 'tiny' does not know 'horse'. It knows: cat, landscapes. For anything else, use "

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's JSON to a draft, and jobs to its JSON."""
+"""Conversion of AUTOMATIC1111's JSON to parameters, and of jobs to its JSON."""
 
 from __future__ import annotations
 
@@ -53,31 +53,31 @@ models:
 
 
 def txt2img(**body: Any) -> Drawing:
-    """A parsed txt2img."""
+    """Parse a txt2img request."""
     return parse({"prompt": "a cat", **body}, over_image=False)
 
 
 def img2img(**body: Any) -> Drawing:
-    """A parsed img2img with an image."""
+    """Parse an img2img request with an image."""
     return parse({"prompt": "a cat", "init_images": [PICTURE], **body}, over_image=True)
 
 
 def sampling(**body: Any) -> tuple[str, str]:
-    """Sampler and schedule of a txt2img on a model whose own are heun and smoothstep."""
+    """Resolve a txt2img for a model with heun and smoothstep; return its sampler and schedule."""
     catalog = Catalog.parse(CATALOG)
     request = resolve(txt2img(**body).ask, catalog, random_seed=lambda: 1, limits=Limits())
     return request.sampler, request.schedule
 
 
 def refused(*, over_image: bool = False, **body: Any) -> InvalidRequest:
-    """The error that a body meets."""
+    """Return the error with which a body is rejected."""
     with pytest.raises(InvalidRequest) as caught:
         (img2img if over_image else txt2img)(**body)
     return caught.value
 
 
 def job_of(*events: JobEvent, n: int = 1) -> Job:
-    """A job of 4 steps an image to which these events happened, a second apart."""
+    """A job of four steps per image to which these events happened, one second apart."""
     request = GenerationRequest(
         "m", "a cat", "a dog", 64, 48, 4, "euler_a", "karras", 7.0, 9, n,
         warnings=("careful",),
@@ -89,13 +89,13 @@ def job_of(*events: JobEvent, n: int = 1) -> Job:
 
 
 def image(index: int) -> ImageReady:
-    """A finished image of the bytes ``image 0``, ``image 1`` …"""
+    """A finished image with the data ``image 0``, ``image 1`` …"""
     data = f"image {index}".encode()
     return ImageReady(ImageResult(index, 9 + index, data, len(data), 4, 0.5, 2.0, 0.5))
 
 
 def step(number: int, index: int = 0) -> Progress:
-    """A sampling step."""
+    """Progress of one sampling step."""
     return Progress("job_1", index, Phase.SAMPLING, number, 4)
 
 
@@ -103,7 +103,7 @@ def step(number: int, index: int = 0) -> Progress:
 
 
 def test_what_webuiapi_always_sends_is_neutral() -> None:
-    """Its defaults ask for nothing but a plain picture."""
+    """The fields that webuiapi always sends add no option and no warning."""
     drawing = parse(TXT2IMG, over_image=False)
     draft = drawing.ask.params
     assert (draft.prompt, draft.n, draft.seed, draft.sample_steps) == ("a cat", 1, -1, 20)
@@ -115,7 +115,7 @@ def test_what_webuiapi_always_sends_is_neutral() -> None:
 
 
 def test_webuiapis_img2img_with_a_mask() -> None:
-    """Image and mask are decoded from data: URLs; the option that does nothing is told."""
+    """Image and mask are decoded from data: URLs, and an option without effect gives a warning."""
     drawing = parse(IMG2IMG, over_image=True)
     draft = drawing.ask.params
     assert (draft.strength, draft.fit, draft.mask_mode, draft.mask_blur) == (
@@ -133,13 +133,13 @@ def test_webuiapis_img2img_with_a_mask() -> None:
 
 
 def test_nothing_is_required() -> None:
-    """A1111 draws even without a prompt; what is missing is the model's own."""
+    """A prompt is not required, and missing options get the model's defaults."""
     draft = parse({}, over_image=False).ask.params
     assert (draft.prompt, draft.n, draft.width, draft.sample_steps) == ("", 1, None, None)
 
 
 def test_batches_times_iterations() -> None:
-    """All images are one job."""
+    """All images of a request are one job."""
     assert txt2img(batch_size=2, n_iter=3).ask.params.n == 6
     assert refused(batch_size=4, n_iter=3).param == "batch_size"
     assert refused(n_iter=0).param == "n_iter"
@@ -167,12 +167,12 @@ def test_batches_times_iterations() -> None:
 def test_samplers_and_schedulers(
     sampler: str | None, scheduler: str | None, expected: tuple[str, str]
 ) -> None:
-    """A1111's names, its older combined ones, and this server's own."""
+    """A1111's names, its older combined names, and the server's own names are accepted."""
     assert sampling(sampler_name=sampler, scheduler=scheduler) == expected
 
 
 def test_sampler_index_is_the_older_name() -> None:
-    """It counts only without a sampler_name: webuiapi fills it with a default of its own."""
+    """sampler_index is used only without sampler_name, as webuiapi always fills it in."""
     assert sampling(sampler_index="DPM2")[0] == "dpm2"
     assert sampling(sampler_name="LCM", sampler_index="Heun")[0] == "lcm"
 
@@ -190,7 +190,7 @@ def test_sampler_index_is_the_older_name() -> None:
     ],
 )
 def test_refused_samplers_and_schedules(body: dict[str, str], param: str, reason: Reason) -> None:
-    """By the names of this API."""
+    """The error names the field as this API does."""
     with pytest.raises(InvalidRequest) as caught:
         sampling(**body)
     assert (caught.value.param, caught.value.reason) == (param, reason)
@@ -220,7 +220,7 @@ def test_refused_samplers_and_schedules(body: dict[str, str], param: str, reason
     ],
 )
 def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reason | None) -> None:
-    """Every fault says which field, as the client wrote it."""
+    """Each error names the field as the client wrote it."""
     error = refused(**body)
     assert error.param == param
     assert error.reason is (reason or Reason.INVALID_VALUE)
@@ -243,7 +243,7 @@ SECOND: dict[str, Any] = {
     ],
 )
 def test_second_passes_that_differ_in_size_only(fields: dict[str, Any], scale: float) -> None:
-    """Values that repeat those of the first pass, and sizes in place of a factor."""
+    """Values equal to the first pass's are accepted, and a target size sets the factor."""
     assert txt2img(**SECOND, **fields).ask.params.hires_scale == scale
 
 
@@ -258,7 +258,7 @@ def test_second_passes_that_differ_in_size_only(fields: dict[str, Any], scale: f
     ],
 )
 def test_second_passes_of_another_picture(fields: dict[str, Any], param: str) -> None:
-    """The runtime's second pass has the first one's values, and its proportions."""
+    """A second pass with other values or proportions than the first is rejected."""
     assert refused(**{**SECOND, **fields}).param == param
 
 
@@ -285,14 +285,14 @@ def test_second_passes_of_another_picture(fields: dict[str, Any], param: str) ->
     ],
 )
 def test_refusals_of_pictures(body: dict[str, Any], param: str, reason: Reason) -> None:
-    """Those of img2img say so too."""
+    """Each error of an img2img request names the field."""
     error = refused(over_image=True, **body)
     assert (error.param, error.reason) == (param, reason)
 
 
 @pytest.mark.parametrize("name", sorted(n for n, field in FOREIGN.items() if field.refusal))
 def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
-    """Its neutral values pass, however they are spelled; any other is refused by name."""
+    """Neutral values of an unsupported field are ignored; any other value is rejected by name."""
     for value in (*FOREIGN[name].neutral, *map(str, FOREIGN[name].neutral), None):
         ask = txt2img(**{name: value}).ask
         assert (ask.params, ask.warnings) == (txt2img().ask.params, ())
@@ -303,18 +303,18 @@ def test_what_is_not_built_is_taken_switched_off_only(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(n for n, field in FOREIGN.items() if not field.refusal))
 def test_harmless_fields_pass(name: str) -> None:
-    """They are about saving, or of a feature that is switched off."""
+    """Fields that do not affect the image are ignored."""
     assert txt2img(**{name: "x"}).ask.params == txt2img().ask.params
 
 
 def test_scripts_that_are_switched_off_pass() -> None:
-    """webuiapi sends these for extensions that it believes to be there."""
+    """Disabled scripts, which webuiapi sends for extensions it expects, are ignored."""
     off = {"ADetailer": {"args": [False]}, "ControlNet": {"args": []}, "x": {}}
     assert txt2img(alwayson_scripts=off).ask.params == txt2img().ask.params
 
 
 def test_the_checkpoint() -> None:
-    """The request's own wins over the one chosen earlier, and may be kept for later ones."""
+    """The request's model takes precedence over an earlier choice, and may be kept for later."""
     override = {"override_settings": {"sd_model_checkpoint": "b"}}
     assert parse({}, over_image=False, earlier=Settings("a")).ask.params.model == "a"
     own = parse(override, over_image=False, earlier=Settings("a"))
@@ -342,14 +342,14 @@ def test_layers_of_clip() -> None:
 
 
 def test_eta() -> None:
-    """1 is what every client sends, with samplers too that add no noise."""
+    """The value 1, which every client sends, sets nothing, as some samplers add no noise."""
     assert txt2img(eta=1.0).ask.params.eta is None
     assert txt2img(eta=0.3).ask.params.eta == 0.3
     assert refused(eta=2).param == "eta"
 
 
 def test_settings_that_pass() -> None:
-    """What GET options tells may be posted back as it is."""
+    """The settings that GET options returns may be posted back unchanged."""
     told = json.loads(answers.options(Settings("m"), "ab" * 32))
     assert settings.settings(told, Handling.STRICT)[0] == Settings("m", 1)
     assert json.loads(answers.options(Settings("m", 2), None))["CLIP_stop_at_last_layers"] == 2
@@ -359,7 +359,7 @@ def test_settings_that_pass() -> None:
 
 
 def test_inverted_masks_and_resize_modes() -> None:
-    """inpainting_mask_invert and resize_mode have counterparts."""
+    """inpainting_mask_invert and resize_mode map to this server's options."""
     drawing = img2img(mask=PICTURE, inpainting_mask_invert=1, resize_mode=1, inpaint_full_res=False)
     assert drawing.ask.files is not None
     assert drawing.ask.files.inverted_mask
@@ -368,7 +368,7 @@ def test_inverted_masks_and_resize_modes() -> None:
 
 
 def test_models_that_look_at_the_image() -> None:
-    """What all clients send for those that draw over it means nothing to them; they say so."""
+    """An editing model ignores the fields that all clients send for img2img, with a warning."""
     files = Files(model="m.gguf")
     looker = ModelSpec(id="looker", family="flux_kontext", files=files)
     drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker)
@@ -383,7 +383,7 @@ def test_models_that_look_at_the_image() -> None:
 
 
 def test_only_masked_is_the_originals_default() -> None:
-    """A mask alone means "Only masked" without padding; False means the whole picture."""
+    """A mask alone means "Only masked" without padding; False means the whole image."""
     params = img2img(mask=PICTURE, resize_mode=1).ask.params
     assert (params.only_masked, params.only_masked_padding, params.fit) == (True, 0, None)
     params = img2img(mask=PICTURE, inpaint_full_res=1, inpaint_full_res_padding=48).ask.params
@@ -396,14 +396,14 @@ def test_only_masked_is_the_originals_default() -> None:
 
 
 def test_options_of_a_mask_need_one() -> None:
-    """webuiapi sends mask_blur 4 and inpainting_fill 0 without a mask: there they mean nothing."""
+    """Mask options are ignored without a mask, as webuiapi always sends them."""
     drawing = img2img(mask_blur=4, inpainting_fill=2, inpaint_full_res=True)
     assert drawing.ask.params.mask_blur is None
     assert drawing.ask.warnings == ()
 
 
 def test_pictures_are_echoed_on_request() -> None:
-    """include_init_images sends them back."""
+    """include_init_images returns the input images."""
     assert img2img(include_init_images=True).echo["init_images"] == [PICTURE]
 
 
@@ -411,7 +411,7 @@ def test_pictures_are_echoed_on_request() -> None:
 
 
 def test_every_sampler_and_schedule_has_a_name() -> None:
-    """The lists hold all that the runtime has, and each name leads back to it."""
+    """The lists contain all samplers and schedules, and each listed name is accepted."""
     for name in SAMPLERS:
         (entry,) = [e for e in json.loads(answers.samplers()) if name in e["aliases"]]
         assert sampling(sampler_name=entry["name"])[0] == name
@@ -425,7 +425,7 @@ def test_every_sampler_and_schedule_has_a_name() -> None:
 
 
 def test_models_tell_no_path() -> None:
-    """A model's file is its id."""
+    """A model's file name is its id, not its path."""
     (entry,) = json.loads(answers.models({"m": "0123456789abcdef" * 4}))
     assert entry["title"] == entry["model_name"] == entry["filename"] == "m"
     assert (entry["hash"], entry["sha256"]) == ("0123456789", "0123456789abcdef" * 4)
@@ -438,7 +438,7 @@ def test_models_tell_no_path() -> None:
 
 
 def test_golden_answer() -> None:
-    """The answer's bytes are those of the golden file."""
+    """The response is the golden file, byte for byte."""
     drawing = txt2img(batch_size=2, seed=-1, steps=4, styles=[], width=None)
     job = job_of(Running(), image(0), image(1), Completed(), n=2)
     answer = answers.answer(job, drawing, ["text 0", "text 1"])
@@ -447,7 +447,7 @@ def test_golden_answer() -> None:
 
 
 def test_answer() -> None:
-    """Images as bare base64, the request with what it left open, and info as a string."""
+    """Images are bare base64, parameters include the defaults used, and info is a string."""
     job = job_of(Running(), image(0), Completed())
     body = json.loads(answers.answer(job, txt2img(steps=4), ["text 0"]))
     assert [base64.b64decode(text) for text in body["images"]] == [b"image 0"]
@@ -459,7 +459,7 @@ def test_answer() -> None:
 
 
 def test_images_may_stay_away() -> None:
-    """send_images false answers the info alone."""
+    """With send_images false, the response contains only the info."""
     job = job_of(Running(), image(0), Completed())
     body = json.loads(answers.answer(job, txt2img(send_images=False), ["text 0"]))
     assert body["images"] == []
@@ -467,7 +467,7 @@ def test_images_may_stay_away() -> None:
 
 
 def test_an_interrupted_job_answers_what_it_has() -> None:
-    """And says how much is missing."""
+    """The response contains the finished images and a warning with the number of missing ones."""
     job = job_of(Running(), image(0), step(2, 1), JobCancelled("stop"), n=3)
     body = json.loads(answers.answer(job, txt2img(n_iter=3), ["text 0"]))
     assert len(body["images"]) == 1
@@ -475,7 +475,7 @@ def test_an_interrupted_job_answers_what_it_has() -> None:
 
 
 def test_errors() -> None:
-    """A1111's keys beside this server's object."""
+    """A1111's keys are added to this server's error object."""
     error = GenerationFailed("It died.", reason=Reason.WORKER_CRASHED)
     body = answers.problem(error)
     assert body["detail"] == body["errors"] == "It died."
@@ -487,20 +487,20 @@ def test_errors() -> None:
 
 
 def progress(job: Job | None, now: float = 200.0, **standing: bool) -> dict[str, Any]:
-    """A progress as the client reads it."""
+    """Return the progress as the client decodes it."""
     answer: dict[str, Any] = json.loads(answers.progress(Standing(job, **standing), now))
     return answer
 
 
 def test_golden_progress() -> None:
-    """The bytes of a progress are those of the golden file."""
+    """The progress is the golden file, byte for byte."""
     job = job_of(Running(), image(0), step(1, 1), PreviewReady(1, 2, b"small"), step(2, 1), n=2)
     answer = answers.progress(Standing(job, interrupted=True), 111.0)
     assert answer == (GOLDEN / "a1111_progress.json").read_bytes().removesuffix(b"\n")
 
 
 def test_progress_of_nothing() -> None:
-    """webuiapi's util_wait_for_ready waits for progress 0 and job_count 0."""
+    """When idle, progress and job_count are 0, for which webuiapi's util_wait_for_ready waits."""
     idle = progress(None, skipped=True)
     assert (idle["progress"], idle["eta_relative"], idle["current_image"]) == (0.0, 0.0, None)
     assert idle["state"]["job_count"] == 0
@@ -509,7 +509,7 @@ def test_progress_of_nothing() -> None:
 
 
 def test_progress_while_waiting() -> None:
-    """A job that does not run yet counts, and says what it waits for."""
+    """A waiting job is counted, and the text contains what it waits for."""
     queued = progress(job_of(Queued(2)))
     assert (queued["progress"], queued["state"]["job_count"]) == (0.0, 1)
     assert "2 jobs" in queued["textinfo"]
@@ -531,7 +531,7 @@ def test_progress_grows_and_stays_below_one() -> None:
 
 
 def test_the_picture_is_the_newest() -> None:
-    """A preview until the image is there; none if it is not wanted."""
+    """The current image is the latest preview, then the finished image; or none on request."""
     events = (Running(), PreviewReady(0, 1, b"small"), step(1))
     job = job_of(*events)
     assert base64.b64decode(progress(job)["current_image"]) == b"small"
@@ -543,7 +543,7 @@ def test_the_picture_is_the_newest() -> None:
 
 
 def test_pictures_are_made_for_those_who_look() -> None:
-    """The first at once, later ones when a quarter of the steps went by; none outside sampling."""
+    """A preview is made at the first sampling step, then after each quarter of the steps."""
     assert not answers.wants_picture(job_of(Running()))
     assert not answers.wants_picture(job_of(Running(), Progress("j", 0, Phase.DECODING, 4, 4)))
     assert answers.wants_picture(job_of(Running(), step(0)))
@@ -554,7 +554,7 @@ def test_pictures_are_made_for_those_who_look() -> None:
 
 
 def test_png_info() -> None:
-    """The text, other texts of the file, and the text in pieces."""
+    """The response has the parameters text, the file's other texts, and the parsed parameters."""
     body = json.loads(answers.png_info({"parameters": "a cat", "Software": "x"}))
     assert body["info"] == "a cat"
     assert body["items"] == {"Software": "x"}
@@ -574,6 +574,6 @@ def test_png_info() -> None:
     ],
 )
 def test_titles_of_the_web_ui_have_a_name(text: str, name: str) -> None:
-    """The text itself is tried first, and the name without hash, folder and ending last."""
+    """The text itself is the first candidate; the last has no hash, folder or extension."""
     names = settings.checkpoint_names(text)
     assert (names[0], names[-1]) == (text, name)

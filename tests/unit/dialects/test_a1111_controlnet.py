@@ -21,27 +21,27 @@ OTHER = base64.b64encode(b"another").decode()
 
 
 def drawn(*units: Any, **body: Any) -> Drawing:
-    """A parsed request with these units; an img2img if it has an input image."""
+    """Parse a request with these units; it is an img2img if it has an input image."""
     scripts = {"ControlNet": {"args": [*units]}}
     body = {"prompt": "a cat", "alwayson_scripts": scripts, **body}
     return parse(body, over_image="init_images" in body)
 
 
 def refused(*units: Any, **body: Any) -> InvalidRequest:
-    """The error that these units meet."""
+    """Return the error with which these units are rejected."""
     with pytest.raises(InvalidRequest) as caught:
         drawn(*units, **body)
     return caught.value
 
 
 def spec(control_net: str | None) -> ModelSpec:
-    """A model, perhaps with a ControlNet."""
+    """A model, with or without a ControlNet."""
     files = Files(model="m.gguf", control_net=control_net)
     return ModelSpec(id="sd15", family="sd1", files=files)
 
 
 def test_a_unit() -> None:
-    """Its picture, weight, way of resizing and module; and its model, without the checksum."""
+    """A unit sets image, weight, resize mode, module, and the model without its checksum."""
     unit = {"image": PICTURE, "weight": 0.5, "resize_mode": 2, "module": "canny"}
     drawing = drawn({**unit, "model": "sd15-canny [d14c016b]"})
     draft = drawing.ask.params
@@ -56,7 +56,7 @@ def test_a_unit() -> None:
 
 
 def test_webuiapis_unit() -> None:
-    """With its defaults; the thresholds of canny, which it always sends, are told of."""
+    """webuiapi's default unit is accepted, with a warning for the thresholds of canny."""
     unit = webuiapi.ControlNetUnit(image=Image.new("RGB", (8, 8)), module="canny").to_dict()
     drawing = drawn(unit)
     assert (drawing.ask.params.control_strength, drawing.ask.params.fit) == (1.0, "pad")
@@ -67,7 +67,7 @@ def test_webuiapis_unit() -> None:
 
 
 def test_over_an_image() -> None:
-    """The picture is the input image if the unit has none; resize_mode is the request's."""
+    """A unit without an image uses the input image, and the request's resize_mode applies."""
     drawing = drawn({"weight": 1}, init_images=[PICTURE], resize_mode=1)
     assert drawing.ask.files is not None
     assert drawing.ask.files.control == drawing.ask.files.images[0]
@@ -83,7 +83,7 @@ def test_over_an_image() -> None:
     [{}, None, False, {"enabled": False, "what": "ever"}, {"enabled": "False", "image": "x"}],
 )
 def test_units_that_are_switched_off(unit: Any) -> None:
-    """They come along with whatever they hold."""
+    """A disabled unit is ignored, whatever it contains."""
     drawing = drawn(unit, {"enabled": False})
     assert (drawing.control, drawing.ask.files) == (None, None)
     assert drawing.ask.params.control_strength is None
@@ -105,7 +105,7 @@ def test_units_that_are_switched_off(unit: Any) -> None:
     ],
 )
 def test_refusals_name_the_field(unit: Any, field: str, reason: Reason | None) -> None:
-    """With the number of the unit."""
+    """The error contains the unit's number and the field."""
     full = {"image": PICTURE, **unit} if isinstance(unit, dict) else unit
     error = refused({"enabled": False}, full)
     assert error.param == f"alwayson_scripts.controlnet.args[1]{field}"
@@ -113,33 +113,33 @@ def test_refusals_name_the_field(unit: Any, field: str, reason: Reason | None) -
 
 
 def test_pictures_that_are_none() -> None:
-    """No picture at all, or none that is base64."""
+    """A unit without an image, or with one that is not base64, is rejected."""
     assert refused({"weight": 1}).reason is Reason.MISSING_FIELD
     error = refused({"image": "~"})
     assert (error.param, error.reason) == ("alwayson_scripts", Reason.INVALID_IMAGE)
 
 
 def test_one_unit() -> None:
-    """A model has one ControlNet."""
+    """A second unit is rejected, as a model has one ControlNet."""
     error = refused({"image": PICTURE}, {"image": OTHER})
     assert error.param == "alwayson_scripts.controlnet"
 
 
 def test_the_checkpoints_own() -> None:
-    """A unit that names a ControlNet gets this one or an error."""
+    """A unit that names a ControlNet is accepted only if it is the model's own."""
     control = drawn({"image": PICTURE, "model": "lines"}).control
     assert control is not None
     controlnet.check_model(control, spec("nets/lines.gguf"))
     with pytest.raises(InvalidRequest, match="the ControlNet of 'sd15' is 'canny', not 'lines'"):
         controlnet.check_model(control, spec("canny.safetensors"))
-    controlnet.check_model(control, spec(None))  # refused where it is drawn
+    controlnet.check_model(control, spec(None))  # rejected later, with the request
     none = drawn({"image": PICTURE, "model": "None"}).control
     assert none is not None
     controlnet.check_model(none, spec("canny.safetensors"))
 
 
 def test_lists() -> None:
-    """ControlNets by their files' names, each once."""
+    """ControlNets are listed by file name, each once."""
     specs = [spec("b.gguf"), spec(None), spec("nets/a.gguf"), spec("b.gguf")]
     told = {name: json.loads(controlnet.listing(name, specs)) for name in LISTS}
     assert told["model_list"] == {"model_list": ["a", "b"]}

@@ -1,4 +1,4 @@
-"""The rule for fields without effect: what is taken, reported and rejected."""
+"""The rule for fields without effect: which are accepted, reported or rejected."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ DATA_URL = "data:image/png;base64,iVBORw0KGgo="
 
 
 def rejected(fields: Mapping[str, Any], handling: Handling = Handling.SUGGEST) -> InvalidRequest:
-    """The error that a body meets."""
+    """Return the error with which a body is rejected."""
     with pytest.raises(InvalidRequest) as caught:
         parse({"prompt": "a cat", **fields}, Hints(handling=handling))
     return caught.value
 
 
 def test_unknown_fields_are_reported() -> None:
-    """They have a sentence each, and their names go into the log and a header."""
+    """Each unknown field gives a warning, and its name is kept for the log and a header."""
     ask = parse({"prompt": "a cat", "keep_alive": "5m", "negative": None, "x" * 90: 1})
     assert ask.unknown == ("keep_alive", "x" * 64)
     assert ask.warnings[0] == "Unknown field 'keep_alive' has no effect."
@@ -45,7 +45,7 @@ def test_unknown_fields_are_reported() -> None:
 
 
 def test_no_more_than_twenty_are_named() -> None:
-    """A body of thousands of fields gets a short answer."""
+    """A body with many unknown fields gets a short list of warnings."""
     ask = parse({"prompt": "a cat", **{f"foreign{number:04}": 1 for number in range(50)}})
     assert len(ask.warnings) == 21
     assert ask.warnings[-1] == "30 more fields have no effect."
@@ -73,7 +73,7 @@ def test_near_misses_are_rejected_with_the_suggestion(name: str, meant: str) -> 
 
 
 def test_strict_handling_rejects_every_unknown_field() -> None:
-    """Known fields without effect pass as before."""
+    """Known fields without effect are still accepted."""
     assert rejected({"keep_alive": "5m"}, Handling.STRICT).param == "keep_alive"
     strict = Hints(handling=Handling.STRICT)
     assert parse({"prompt": "a cat", "user": "me"}, strict).warnings == ()
@@ -94,7 +94,7 @@ def test_strict_handling_rejects_every_unknown_field() -> None:
     ],
 )
 def test_a_picture_is_never_dropped(fields: dict[str, Any], handling: Handling) -> None:
-    """Without it the result would be another image than was asked for."""
+    """A value that may be an image is rejected, as ignoring it would change the result."""
     error = rejected(fields, handling)
     assert error.param == next(iter(fields))
     assert "may hold an image" in error.message or handling is Handling.STRICT
@@ -104,12 +104,12 @@ def test_a_picture_is_never_dropped(fields: dict[str, Any], handling: Handling) 
     "value", [None, "", 5, True, "a cat", "https://host.example/page", {"a": ["b"]}, "ab" * 64]
 )
 def test_other_values_are_no_pictures(value: object) -> None:
-    """Words, numbers and links to pages."""
+    """Words, numbers and links to pages are not taken for images."""
     assert not holds_picture(value)
 
 
 def test_pictures_are_looked_for_to_a_depth() -> None:
-    """A deep value costs no stack."""
+    """Deeply nested values are searched to a limited depth, without a stack overflow."""
     value: Any = DATA_URL
     for _ in range(2000):
         value = [value]
@@ -118,12 +118,12 @@ def test_pictures_are_looked_for_to_a_depth() -> None:
 
 @pytest.mark.parametrize("value", [0, "0", 0.0, "0.0", False, "False", "none", "None", "off", [""]])
 def test_values_that_switch_a_field_off(value: object) -> None:
-    """However a client spells them."""
+    """Every spelling of an off value counts as off."""
     assert is_nothing(value)
 
 
 def test_neutral_values_replace_the_usual_ones() -> None:
-    """Off is not neutral for a field that is on by default."""
+    """For a field that is on by default, only its neutral value is accepted."""
     taken = take({"round": "True"}, (), foreign={"round": only(True)}, handling=Handling.STRICT)
     assert taken.warnings == taken.unknown == ()
     with pytest.raises(InvalidRequest, match="'round' must be true"):
@@ -134,7 +134,7 @@ def test_neutral_values_replace_the_usual_ones() -> None:
 
 
 def test_kernels_are_not_an_option_of_a_request() -> None:
-    """The name that an answer reports is taken silently, a wish is not."""
+    """A value that a response reports is ignored silently; any other gives a warning."""
     for reported in ("avx512 f32 int8", "off", None):
         assert parse({"prompt": "a cat", "kernels": reported}).warnings == ()
     (warning,) = parse({"prompt": "a cat", "kernels": "exact"}).warnings
@@ -142,13 +142,13 @@ def test_kernels_are_not_an_option_of_a_request() -> None:
 
 
 def test_no_foreign_field_of_a_known_client_is_a_near_miss() -> None:
-    """Each name is one that a real program sends, and not a misspelled option of ours."""
+    """No field that a known client sends is taken for a misspelled option."""
     ours = SPELLINGS | FOREIGN.keys()
     assert {name: meant for name in CLIENT_FIELDS - ours if (meant := meant_by(name))} == {}
 
 
 def test_queries_reject_no_unknown_name() -> None:
-    """Pages put all kinds of things into their links; near misses are reported."""
+    """Unknown names in a query are ignored, and likely misspellings are reported."""
     ask = parse_query(
         [("prompt", "a cat"), ("utm_source", "x"), ("image", ""), ("sampel_steps", "7")]
     )
@@ -159,7 +159,7 @@ def test_queries_reject_no_unknown_name() -> None:
 
 
 def test_unknown_files_are_rejected_in_every_handling() -> None:
-    """A file is always meant to change the image."""
+    """An unknown file is rejected even under lenient handling, as files always affect the image."""
     from sdstream.core.pixels import SourceFile
 
     with pytest.raises(InvalidRequest, match="this route accepts image, "):
@@ -183,7 +183,7 @@ def test_unknown_files_are_rejected_in_every_handling() -> None:
     ],
 )
 def test_edits_in_json(body: dict[str, Any]) -> None:
-    """Images are text, in the shapes that clients write."""
+    """Images in JSON are accepted as text in every form that clients send."""
     ask = parse_edit({"prompt": "a", "mask": {"image_url": DATA_URL}, **body})
     assert ask.files is not None
     assert [file.data for file in ask.files.images] == [b"\x89PNG\r\n\x1a\n"]
@@ -205,7 +205,7 @@ def test_edits_in_json(body: dict[str, Any]) -> None:
     ],
 )
 def test_edits_in_json_that_cannot_be_read(body: dict[str, Any], param: str, words: str) -> None:
-    """The error names the place."""
+    """The error names the field and item."""
     with pytest.raises(InvalidRequest) as caught:
         parse_edit({"prompt": "a", **body})
     assert caught.value.param == param
@@ -214,18 +214,18 @@ def test_edits_in_json_that_cannot_be_read(body: dict[str, Any], param: str, wor
 
 @pytest.mark.parametrize("name", ["preferences", "exploration", "cache_control", "unmasked"])
 def test_words_inside_of_other_words_are_no_pictures(name: str) -> None:
-    """Only whole words of a name say that it brings an image."""
+    """Only whole words in a field's name mark it as an image."""
     assert parse({"prompt": "a cat", name: {"x": 1}}).params.prompt == "a cat"
 
 
 @pytest.mark.parametrize("name", ["loras", "referenceImage", "ip-adapter", "control_net_mask"])
 def test_words_of_a_name(name: str) -> None:
-    """In plural, in camel case and with hyphens too."""
+    """Words of a name are found in plural, camel case and with hyphens."""
     assert rejected({name: ["x"]}).param == name
 
 
 def test_values_that_are_meant_to_take_long() -> None:
-    """Deep lists, thousands of fields, long texts: each is over in a moment."""
+    """Deep lists, thousands of fields and long texts are parsed quickly."""
     deep: Any = []
     for _ in range(900):
         deep = [deep]

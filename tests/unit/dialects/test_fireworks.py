@@ -1,4 +1,4 @@
-"""Fireworks' JSON to a draft, and a finished job to its JSON."""
+"""Conversion of Fireworks' JSON to parameters, and of a finished job to its JSON."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def image(index: int, *, flagged: bool = False) -> ImageResult:
-    """A finished image of the bytes ``image 0``, ``image 1`` …"""
+    """A finished image with the data ``image 0``, ``image 1`` …"""
     data = f"image {index}".encode()
     return ImageResult(index, 9 + index, data, len(data), 4, 0.5, 2.0, 0.5, flagged=flagged)
 
 
 def finished_job(*images: ImageResult) -> Job:
-    """A job with these images, which came in another order."""
+    """A job with these images, which were finished in reverse order."""
     n = len(images)
     request = GenerationRequest(
         "m", "a cat", "", 64, 64, 4, "euler", "karras", 2.0, 9, n, safety="blank"
@@ -46,7 +46,7 @@ def finished_job(*images: ImageResult) -> Job:
 
 
 def refused(call: Callable[[], object]) -> InvalidRequest:
-    """The error that a call raises."""
+    """Return the error that a call raises."""
     with pytest.raises(InvalidRequest) as caught:
         call()
     return caught.value
@@ -77,20 +77,20 @@ def test_golden_request() -> None:
     [("fireworks_workflow", workflow_answer), ("fireworks_images", list_answer)],
 )
 def test_golden_answers(name: str, answer: Callable[[Job, ResponseFormat, int], bytes]) -> None:
-    """The JSON of each route, byte for byte, its images in order."""
+    """Each route's response is the golden file, byte for byte, with its images in order."""
     job = finished_job(image(0), image(1, flagged=True))
     assert answer(job, ResponseFormat(), 1) == (GOLDEN / f"{name}.json").read_bytes().rstrip()
 
 
 def test_golden_error() -> None:
-    """Errors have the one shape of this server."""
+    """Errors have this server's usual form."""
     error = refused(lambda: read({"prompt": "a", "style_preset": "anime"}, "m"))
     golden = json.loads((GOLDEN / "fireworks_error.json").read_text())
     assert error_body(error) == golden
 
 
 def test_finish_reasons() -> None:
-    """One flagged image says so for all that share the word."""
+    """One flagged image makes the finish reason CONTENT_FILTERED for all."""
     assert finish_reason([image(0)]) == "SUCCESS"
     assert finish_reason([image(0), image(1, flagged=True)]) == "CONTENT_FILTERED"
 
@@ -99,12 +99,12 @@ def test_finish_reasons() -> None:
     ("seed", "drawn"), [(0, None), ("0", None), (None, None), (-1, -1), (5, 5), ("5", 5)]
 )
 def test_seeds(seed: object, drawn: int | None) -> None:
-    """0 means random here, as none does everywhere."""
+    """A seed of 0 means a random seed on this API."""
     assert read({"prompt": "a", "seed": seed}, "m").params.seed == drawn
 
 
 def test_the_model_of_the_path_counts() -> None:
-    """Published clients send a constant in the body."""
+    """The path's model is used, as published clients send a constant in the body."""
     assert read({"prompt": "a", "model": "another"}, "flux").params.model == "flux"
 
 
@@ -125,20 +125,20 @@ def test_the_model_of_the_path_counts() -> None:
     ],
 )
 def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reason) -> None:
-    """Whatever would change the picture or the answer, and cannot be had."""
+    """An unsupported field that would change the image or the response is rejected by name."""
     error = refused(lambda: read({"prompt": "a", **body}, "m"))
     assert (error.param, error.reason) == (param, reason)
 
 
 def test_harmless_constants_pass() -> None:
-    """What clients send when their users ask for nothing."""
+    """Constants that clients always send have no effect."""
     asked = {"stream": False, "response_format": "b64_json", "clip_guidance_preset": "NONE"}
     drafts = [read({"prompt": "a", **extra}, "m").params for extra in (asked, {})]
     assert drafts[0].model_dump() == drafts[1].model_dump()
 
 
 def file_of(ask: ParsedRequest) -> tuple[str | None, int | None]:
-    """What a request says of its image files."""
+    """Return the output format and compression of a request."""
     return ask.params.output_format, ask.params.output_compression
 
 
@@ -156,7 +156,7 @@ def file_of(ask: ParsedRequest) -> tuple[str | None, int | None]:
     ],
 )
 def test_headers(wanted: Any, headers: dict[str, str], expected: tuple[Any, Any]) -> None:
-    """Each counts where it has a meaning."""
+    """Each header applies only where the Accept type makes it relevant."""
     assert file_of(with_headers(read({"prompt": "a"}, "m"), wanted, headers)) == expected
 
 
@@ -171,12 +171,12 @@ def test_headers(wanted: Any, headers: dict[str, str], expected: tuple[Any, Any]
     ],
 )
 def test_faulty_headers(wanted: Any, headers: dict[str, str], param: str) -> None:
-    """They are named as the documentation spells them."""
+    """The error names the header as Fireworks' documentation spells it."""
     assert refused(lambda: with_headers(read({"prompt": "a"}, "m"), wanted, headers)).param == param
 
 
 def test_body_and_headers_must_agree() -> None:
-    """output_format in the body is this server's own, and no way around Accept."""
+    """An output_format in the body must not contradict the Accept header."""
     ask = read({"prompt": "a", "output_format": "webp"}, "m")
     assert refused(lambda: with_headers(ask, "png", {})).reason is Reason.CONFLICTING_FIELDS
     assert file_of(with_headers(ask, None, {})) == ("webp", None)

@@ -1,4 +1,4 @@
-"""A job's history to the frames of GPUStack and llama-box."""
+"""Conversion of a job's events to the stream of GPUStack and llama-box."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def a_stream(n: int = 1, options: ChunkOptions | None = None) -> tuple[Job, ImageChunkStream]:
-    """A new job of two steps an image, and its stream."""
+    """A new job of two steps per image, and its stream."""
     request = GenerationRequest("m", "a cat", "", 64, 64, 2, "euler", "default", 3.0, 9, n)
     job = Job("job_1", request, 1000.0)
     return job, ImageChunkStream(job, options or ChunkOptions(ResponseFormat()))
 
 
 def play(*events: JobEvent, n: int = 1, options: ChunkOptions | None = None) -> list[bytes]:
-    """The frames of a job to which these events happen, at second 1001, 1002 …"""
+    """Return the frames of a job to which these events happen, at second 1001, 1002 …"""
     job, stream = a_stream(n, options)
     frames: list[bytes] = []
     for at, event in enumerate(events, start=1001):
@@ -59,7 +59,7 @@ def image(index: int, data: bytes = b"image") -> ImageReady:
 
 
 def items(frames: list[bytes]) -> list[dict[str, Any]]:
-    """The one item of every data frame."""
+    """Return the single item of each data frame."""
     bodies = [json.loads(f.removeprefix(b"data: ")) for f in frames if f != b"data: [DONE]\n\n"]
     return [body["data"][0] for body in bodies]
 
@@ -81,13 +81,13 @@ WHOLE = (
     ],
 )
 def test_golden_streams(name: str, events: tuple[JobEvent, ...]) -> None:
-    """The stream's bytes are those of the golden file, to the last newline."""
+    """The stream is the golden file, byte for byte."""
     golden = GOLDEN / f"{name}.sse"
     assert b"".join(play(*events)) == golden.read_bytes()
 
 
 def test_one_frame_a_step_below_100_until_the_image() -> None:
-    """Progress is 100·k/(N+1), and 100 only with the image attached."""
+    """Progress is 100·k/(N+1), and reaches 100 only with the image."""
     seen = items(play(*WHOLE))
     assert [item["progress"] for item in seen] == [0, 0, 0, 0, 33.33, 66.67, 100]
     assert [("b64_json" in item) for item in seen] == [False] * 6 + [True]
@@ -95,7 +95,7 @@ def test_one_frame_a_step_below_100_until_the_image() -> None:
 
 
 def test_usage_comes_with_the_last_image() -> None:
-    """Two images: the first one's final frame has no usage, the last one's has."""
+    """Only the last image's frame contains usage."""
     frames = play(Running(), image(0), image(1), Completed(), n=2)
     bodies = [json.loads(frame.removeprefix(b"data: ")) for frame in frames[1:3]]
     assert bodies[0]["usage"] is None
@@ -103,19 +103,19 @@ def test_usage_comes_with_the_last_image() -> None:
 
 
 def test_usage_can_be_left_out() -> None:
-    """include_usage false."""
+    """include_usage false omits usage."""
     frames = play(Running(), image(0), options=ChunkOptions(ResponseFormat(), include_usage=False))
     assert json.loads(frames[-1].removeprefix(b"data: "))["usage"] is None
 
 
 def test_previews_ride_on_their_step() -> None:
-    """The picture that the runtime gave before a step's progress is on that step's frame."""
+    """A preview is sent with the progress of its step."""
     frames = play(Running(), PreviewReady(0, 1, b"small"), step(0, 1), step(0, 2))
     assert [item.get("preview") for item in items(frames)] == [None, True, None]
 
 
 def test_keep_alive_repeats_the_last_progress_without_its_preview() -> None:
-    """A silent stream says again where it is."""
+    """A keep-alive repeats the last progress without its preview."""
     job, stream = a_stream()
     assert stream.keep_alive() == []
     for event in (Running(), PreviewReady(0, 1, b"small"), step(0, 1)):
@@ -126,7 +126,7 @@ def test_keep_alive_repeats_the_last_progress_without_its_preview() -> None:
 
 
 def test_between_images_the_next_one_is_repeated() -> None:
-    """Reading its prompt takes minutes on a CPU; after the last image nothing is repeated."""
+    """Between images, a keep-alive reports the next image; after the last, nothing is sent."""
     job, stream = a_stream(n=2)
     told = []
     for event in (Running(), step(0, 2), image(0), step(1, 0, Phase.ENCODING), image(1)):
@@ -137,7 +137,7 @@ def test_between_images_the_next_one_is_repeated() -> None:
 
 
 def test_a_second_try_takes_no_image_back() -> None:
-    """It stands at the first image that is not there yet, and nowhere when all are."""
+    """A retry continues at the first missing image, and sends nothing if none is missing."""
     again = (Requeued(), Queued(1), Running())
     events = (Running(), step(0, 2), image(0), *again, step(1, 1), image(1), Completed())
     frames = items(play(*events, n=2))
@@ -148,7 +148,7 @@ def test_a_second_try_takes_no_image_back() -> None:
 
 @pytest.mark.parametrize("data_url", [False, True])
 def test_pieces_add_up_to_the_image(data_url: bool) -> None:
-    """chunk_result: the client concatenates; only the last piece says 100."""
+    """With chunk_result, the pieces join to the image, and only the last has progress 100."""
     picture = image(0, b"x" * 4000)
     options = ChunkOptions(ResponseFormat(data_url=data_url), chunk_size=1024)
     whole = play(Running(), picture, options=ChunkOptions(ResponseFormat(data_url=data_url)))
@@ -162,7 +162,7 @@ def test_pieces_add_up_to_the_image(data_url: bool) -> None:
 
 
 def test_frames_are_single_data_lines() -> None:
-    """LF only, one line, one blank line: what hand-written parsers split on."""
+    """Each frame is one data line and a blank line with LF, which simple parsers expect."""
     for frame in play(*WHOLE):
         assert frame.startswith(b"data: ")
         assert frame.endswith(b"\n\n")

@@ -1,4 +1,4 @@
-"""MCP's tools as values: their schemas, their arguments, and progress notifications."""
+"""MCP's tools: their schemas and arguments."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ models:
 
 
 def schemas(catalog: Catalog, assets: Assets = NO_ASSETS) -> dict[str, dict[str, Any]]:
-    """The schemas of the tools by their names."""
+    """Return the tools' schemas by name."""
     return {tool.name: tool.input_schema for tool in tools_of(catalog, assets, Limits())}
 
 
 def test_one_model() -> None:
-    """The options of an edit are those of the model, with their defaults."""
+    """The edit tool has exactly the model's options, with their defaults."""
     catalog = Catalog.parse(CATALOG.partition("  - id: large")[0])
     properties = schemas(catalog)[EDIT]["properties"]
     options = options_of(catalog.models["small"], NO_ASSETS, Limits())
@@ -46,19 +46,19 @@ def test_one_model() -> None:
 
 
 def test_several_models() -> None:
-    """What differs between them is left out; what one of them has is there."""
+    """Defaults that differ between models are omitted; options of any model are listed."""
     catalog = Catalog.parse(CATALOG)
     properties = schemas(catalog)[GENERATE]["properties"]
     assert properties["model"]["enum"] == ["small", "large"]
     assert "default" not in properties["sample_steps"]
     assert properties["output_format"]["default"] == "png"
     assert "multipleOf" in properties["width"] or "maximum" not in properties["width"]
-    # Only one has a ControlNet.
+    # Only one model has a ControlNet.
     assert {"control", "control_strength", "fit"} <= properties.keys()
 
 
 def test_options_without_an_effect_are_not_listed(shipped_catalog: Catalog) -> None:
-    """A generation has no input image, and no LoRA where there are none."""
+    """Image options are not listed for generation, nor the LoRA option without LoRAs."""
     found = schemas(shipped_catalog)
     assert "strength" not in found[GENERATE]["properties"]
     assert "lora" not in found[GENERATE]["properties"]
@@ -69,7 +69,7 @@ def test_options_without_an_effect_are_not_listed(shipped_catalog: Catalog) -> N
 
 @pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.aliases])
 def test_aliases(name: str) -> None:
-    """Every spelling of the HTTP API works."""
+    """Every alias of the HTTP API is accepted."""
     for alias in OPTIONS[name].aliases:
         assert image_call(GENERATE, {"prompt": "a", alias: None}, []).ask.params.prompt == "a"
 
@@ -95,13 +95,13 @@ def test_aliases(name: str) -> None:
 def test_what_an_image_is(
     text: str, job: tuple[str, int] | None, is_path: bool, is_url: bool
 ) -> None:
-    """Id, path, URL or base64: each text is one of them."""
+    """Each text is an image id, a path, a URL or base64."""
     picture = Picture("image", text)
     assert (picture.job_image, picture.is_path, picture.is_url) == (job, is_path, is_url)
 
 
 def test_images_of_a_call() -> None:
-    """In the order of their arguments; null is not given."""
+    """Images come in the order of their arguments, and null is ignored."""
     found = pictures_of(EDIT, {"image": ["QQ==", "Qg=="], "mask": " Qw== ", "control": None})
     assert [(one.param, one.decoded().data) for one in found] == [
         ("image", b"A"), ("image", b"B"), ("mask", b"C")

@@ -1,4 +1,4 @@
-"""Clients' JSON to a draft, and a finished job to JSON."""
+"""Conversion of clients' JSON to parameters, and of a finished job to JSON."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def refused(**body: Any) -> InvalidRequest:
-    """The error that a body meets."""
+    """Return the error with which a body is rejected."""
     with pytest.raises(InvalidRequest) as caught:
         parse({"prompt": "a cat", **body})
     return caught.value
 
 
 def finished_job(n: int = 1) -> Job:
-    """A job with images of the bytes ``image 0``, ``image 1`` …"""
+    """A finished job with images of the data ``image 0``, ``image 1`` …"""
     request = GenerationRequest(
         "m", "a cat", "", 64, 64, 4, "euler", "karras", 2.0, 9, n, warnings=("careful",)
     )
@@ -61,7 +61,7 @@ VALUES = {
 
 @pytest.mark.parametrize("spelling", [a for a, name in ALIASES.items() if name in VALUES])
 def test_every_spelling_reaches_its_option(spelling: str) -> None:
-    """An alias is the option, and errors will speak the alias."""
+    """An alias sets its option, and errors name the alias."""
     name = ALIASES[spelling]
     ask = parse({"prompt": "a cat", spelling: VALUES[name]})
     assert getattr(ask.params, name) == VALUES[name]
@@ -69,7 +69,7 @@ def test_every_spelling_reaches_its_option(spelling: str) -> None:
 
 
 def test_nulls_are_not_given() -> None:
-    """Clients transmit null for every option that their user left out."""
+    """A null is ignored, as clients send it for every option that is not set."""
     every = dict.fromkeys((*ALIASES, *FOREIGN, "seed", "size", "quality"))
     ask = parse({"prompt": "a cat", **every, "stream": None, "stream_options": None})
     assert ask.params == parse({"prompt": "a cat"}).params
@@ -78,7 +78,7 @@ def test_nulls_are_not_given() -> None:
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_fields(name: str) -> None:
-    """Those that would change the image are rejected, harmless ones pass, others are reported."""
+    """Fields that would change the image are rejected, and the others ignored or reported."""
     field = FOREIGN[name]
     for value in ("", [], *field.neutral):
         assert parse({"prompt": "a cat", name: value}).warnings == ()
@@ -111,7 +111,7 @@ def test_foreign_fields(name: str) -> None:
     ],
 )
 def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reason) -> None:
-    """Every fault says which field, as the client wrote it."""
+    """Each error names the field as the client wrote it."""
     error = refused(**body)
     assert (error.param, error.reason) == (param, reason)
 
@@ -135,7 +135,7 @@ def test_refusals_name_the_field(body: dict[str, Any], param: str, reason: Reaso
     ],
 )
 def test_who_gets_which_stream(body: dict[str, Any], hints: Hints, dialect: str | None) -> None:
-    """Named in the query or the body, else by what one kind of client sends, else its library."""
+    """The dialect follows from the query, the body, typical fields, or the client library."""
     ask = parse({"prompt": "a", "stream": True, **body}, hints)
     assert ask.reply.stream_options.dialect == dialect
 
@@ -153,14 +153,14 @@ def test_who_gets_which_stream(body: dict[str, Any], hints: Hints, dialect: str 
     ],
 )
 def test_options_that_a_stream_passes_over(body: dict[str, Any], hints: Hints, name: str) -> None:
-    """They are refused by name."""
+    """Stream options that the dialect does not support are rejected by name."""
     with pytest.raises(InvalidRequest) as caught:
         parse({"prompt": "a", "stream": True, **body}, hints)
     assert caught.value.param == f"stream_options.{name}"
 
 
 def test_no_number_is_a_boolean() -> None:
-    """As in all other options."""
+    """A boolean is not accepted as a number."""
     with pytest.raises(InvalidRequest, match="'partial_images' must be a whole number, not true"):
         parse({"prompt": "a", "partial_images": True})
 
@@ -169,13 +169,13 @@ def test_no_number_is_a_boolean() -> None:
     "fields", [{"clip_skip": "-1"}, {"control_canny": "0"}, {"cache_mode": "disabled"}]
 )
 def test_values_that_switch_off_in_forms(fields: dict[str, str]) -> None:
-    """The same as in JSON."""
+    """Off values of a form have the same meaning as in JSON."""
     draft = parse_generation_form({"prompt": "a", **fields}, ()).params
     assert draft == parse({"prompt": "a"}).params
 
 
 def test_a_parameter_that_comes_twice() -> None:
-    """With one value it is one; with two it is neither."""
+    """A repeated parameter is accepted only with the same value; unknown ones are ignored."""
     assert (
         parse_query([("prompt", "a"), ("prompt", "a"), ("t", "1"), ("t", "2")]).params.prompt == "a"
     )
@@ -189,7 +189,7 @@ def upload(name: str = "image") -> SourceFile:
 
 
 def test_forms_say_what_json_says() -> None:
-    """Fields are text, stream options are flattened in either way, empty fields were left out."""
+    """Form fields are text, stream options are flattened, and empty fields are ignored."""
     ask = parse_form(
         {
             "prompt": "a cat",
@@ -210,7 +210,7 @@ def test_forms_say_what_json_says() -> None:
 
 
 def test_files_by_their_fields() -> None:
-    """One image, or several as image[]; one mask under either name."""
+    """Several images come as image[], and the mask under either of its names."""
     files = [upload("image[]"), upload("image[]"), upload("mask_image")]
     ask = parse_form({"prompt": "a"}, files, route=EditRoute("luminance"))
     assert ask.files is not None
@@ -219,20 +219,20 @@ def test_files_by_their_fields() -> None:
 
 
 def test_the_images_own_alpha_is_a_mask_on_request() -> None:
-    """mask_mode alpha without a mask means the image's transparency."""
+    """mask_mode alpha without a mask uses the image's transparency as the mask."""
     ask = parse_form({"prompt": "a", "mask_mode": "alpha"}, [upload()])
     assert ask.files is not None
     assert ask.files.own_alpha
 
 
 def test_variations_need_no_prompt() -> None:
-    """Where the route says so, and a given one is kept."""
+    """A route may make the prompt optional; a given prompt is used."""
     assert parse_form({}, [upload()], route=EditRoute(prompt="")).params.prompt == ""
     assert parse_form({"prompt": "x"}, [upload()], route=EditRoute(prompt="")).params.prompt == "x"
 
 
 def test_kwargs_are_options() -> None:
-    """Xinference's client sends JSON in a string."""
+    """Xinference's client sends options as JSON in the string kwargs."""
     ask = parse({"prompt": "a", "kwargs": '{"num_inference_steps": 5, "seed": null}'})
     assert ask.params.sample_steps == 5
     assert refused(kwargs="[1]").param == "kwargs"
@@ -259,14 +259,14 @@ def test_kwargs_are_options() -> None:
 def test_faulty_forms_name_the_field(
     fields: dict[str, str], files: list[SourceFile], param: str
 ) -> None:
-    """As clear as for JSON."""
+    """An error of a form names the field."""
     with pytest.raises(InvalidRequest) as caught:
         parse_form(fields, files)
     assert caught.value.param == param
 
 
 def test_agreeing_spellings_are_no_conflict() -> None:
-    """Some clients send both names of an option."""
+    """Two spellings of an option with the same value are accepted."""
     assert parse({"prompt": "a", "steps": 4, "sample_steps": 4}).params.sample_steps == 4
 
 
@@ -289,7 +289,7 @@ def test_previews_only_where_they_are_seen() -> None:
     ],
 )
 def test_response_formats(literal: str, as_url: bool, data_url: bool) -> None:
-    """OpenAI's words and mistral.rs' literals."""
+    """The values of OpenAI and of mistral.rs are accepted."""
     chosen = parse({"prompt": "a", "response_format": literal}).reply.response_format
     assert chosen is not None
     form = ResponseFormat.of(chosen)
@@ -297,7 +297,7 @@ def test_response_formats(literal: str, as_url: bool, data_url: bool) -> None:
 
 
 def test_plain_answer() -> None:
-    """The images in order, what they were made with, what they cost."""
+    """The response contains the images in order, their parameters and the usage."""
     answer = json.loads(plain_answer(finished_job(2), ResponseFormat(), created=1234))
     assert answer["created"] == 1234
     assert [item["index"] for item in answer["data"]] == [0, 1]
@@ -315,7 +315,7 @@ def test_plain_answer() -> None:
 
 
 def test_links_and_data_urls() -> None:
-    """response_format chooses what an item ends with."""
+    """response_format selects a URL, base64 or a data URL for each item."""
     link = json.loads(plain_answer(finished_job(), ResponseFormat(True, base_url="http://h"), 1))
     assert link["data"][0]["url"] == "http://h/v1/images/id/content"
     assert link["data"][0]["b64_json"] is None
@@ -325,13 +325,13 @@ def test_links_and_data_urls() -> None:
 
 @pytest.mark.parametrize("dialect", ["openai", "both"])
 def test_pieces_are_for_one_dialect_only(dialect: str) -> None:
-    """OpenAI's clients need whole pictures: chunk_result is refused rather than forgotten."""
+    """chunk_result is rejected for OpenAI's stream, whose clients need whole images."""
     error = refused(stream=True, stream_options={"dialect": dialect, "chunk_result": True})
     assert (error.param, error.reason) == ("stream_options.chunk_result", Reason.NOT_SUPPORTED)
 
 
 def test_kwargs_may_not_contradict_the_body() -> None:
-    """An option that is in both must say the same."""
+    """An option in both the body and kwargs must have the same value."""
     assert parse({"prompt": "a", "n": 2, "kwargs": '{"n": 2}'}).params.n == 2
     assert refused(n=2, kwargs='{"n": 3}').reason is Reason.CONFLICTING_FIELDS
     assert refused(kwargs="[" * 100_000).param == "kwargs"
@@ -339,14 +339,14 @@ def test_kwargs_may_not_contradict_the_body() -> None:
 
 @pytest.mark.parametrize("name", ["image", "image[]", "images", "images[]"])
 def test_the_names_that_clients_give_images(name: str) -> None:
-    """OpenAI's, and Xinference's for edits."""
+    """The names that OpenAI's and Xinference's clients give to images are accepted."""
     ask = parse_form({"prompt": "a"}, [upload(name), upload(name)])
     assert ask.files is not None
     assert len(ask.files.images) == 2
 
 
 def test_golden_answer() -> None:
-    """The whole answer of a finished job, to the last byte."""
+    """The response of a finished job is the golden file, byte for byte."""
     assert (
         plain_answer(finished_job(2), ResponseFormat(), 1234)
         == (GOLDEN / "openai_answer.json").read_bytes()
@@ -354,13 +354,13 @@ def test_golden_answer() -> None:
 
 
 def test_golden_error() -> None:
-    """The whole answer of a refused request."""
+    """The response to a rejected request is the golden file, byte for byte."""
     error = refused(steps="many")
     assert compact(error_body(error)) == (GOLDEN / "openai_error.json").read_bytes()
 
 
 def test_golden_request() -> None:
-    """Every option of OpenAI's own client in one request, and what it comes to."""
+    """A request with every option of OpenAI's client is parsed."""
     body = json.loads((GOLDEN / "openai_request.json").read_text())
     draft = parse(body).params
     assert (draft.prompt, draft.n, draft.size, draft.quality) == ("a cat", 2, "64x64", "high")

@@ -1,4 +1,4 @@
-"""A job's history to OpenAI's events, alone and in one stream with image.chunk."""
+"""Conversion of a job's events to OpenAI's stream, alone and combined with image.chunk."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def image(index: int) -> ImageReady:
 def play(
     *events: JobEvent, n: int = 1, operation: Literal["generation", "edit"] = "generation"
 ) -> list[bytes]:
-    """The frames of OpenAI's stream of a job to which these events happen."""
+    """Return the frames of OpenAI's stream for a job to which these events happen."""
     job = job_of(n)
     stream = OpenAIStream(job, ResponseFormat(), operation)
     frames: list[bytes] = []
@@ -57,7 +57,7 @@ def play(
 
 
 def events_of(frames: list[bytes]) -> list[dict[str, Any]]:
-    """The JSON of every frame but [DONE]."""
+    """Return the JSON of every frame except [DONE]."""
     return [json.loads(frame.removeprefix(b"data: ")) for frame in frames if frame != DONE]
 
 
@@ -75,12 +75,12 @@ STORY = (
     ],
 )
 def test_golden_streams(name: str, events: tuple[JobEvent, ...]) -> None:
-    """The stream's bytes are those of the golden file."""
+    """The stream is the golden file, byte for byte."""
     assert b"".join(play(*events)) == (GOLDEN / f"{name}.sse").read_bytes()
 
 
 def test_pictures_only() -> None:
-    """Partial images are counted, progress is left out, one completed event with usage ends it."""
+    """The stream has numbered partial images and a completed event with usage, but no progress."""
     frames = play(*STORY)
     events = events_of(frames)
     assert [event["type"].partition(".")[2] for event in events] == [
@@ -97,19 +97,19 @@ def test_pictures_only() -> None:
 
 
 def test_edits_have_their_own_names() -> None:
-    """image_edit in place of image_generation."""
+    """Events of an edit begin with image_edit instead of image_generation."""
     (event,) = events_of(play(Running(), image(0), operation="edit"))
     assert event["type"] == "image_edit.completed"
 
 
 def test_one_completed_event_an_image() -> None:
-    """With n above 1 each event says which image it is."""
+    """With n above 1, each completed event contains the image's index."""
     events = events_of(play(Running(), image(0), image(1), Completed(), n=2))
     assert [(event["index"], event["seed"]) for event in events] == [(0, 9), (1, 10)]
 
 
 def test_both_dialects_in_one_frame() -> None:
-    """The last image.chunk frame is OpenAI's completed event as well."""
+    """The last image.chunk frame is also OpenAI's completed event."""
     job = job_of()
     options = ChunkOptions(ResponseFormat(), completed_type="image_generation.completed")
     stream = ImageChunkStream(job, options)

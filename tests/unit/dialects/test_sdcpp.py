@@ -10,7 +10,7 @@ from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest
 from sdstream.dialects.sdcpp.options import flatten
 
-#: Objects that are switched off, with values of known fields that would be rejected otherwise.
+#: Disabled objects with known fields whose values would otherwise be rejected.
 OFF: dict[str, dict[str, Any]] = {
     "vae_tiling_params": {"enabled": False, "tile_size_x": 9, "extra_tiling_args": "x"},
     "hires": {"scale": 3, "target_width": 640},
@@ -19,7 +19,7 @@ OFF: dict[str, dict[str, Any]] = {
 
 
 def with_field(name: str) -> tuple[dict[str, Any], str]:
-    """An object that is switched off and has one more field, and the whole name of that field."""
+    """Return a disabled object with an additional unknown field, and the field's full name."""
     if name == "sample_params":
         slg = OFF[name]["guidance"]["slg"]
         return {name: {"guidance": {"slg": {**slg, "typo": 1}}}}, f"{name}.guidance.slg.typo"
@@ -27,14 +27,14 @@ def with_field(name: str) -> tuple[dict[str, Any], str]:
 
 
 def test_objects_that_are_switched_off() -> None:
-    """Clients send all of their fields; none has an effect."""
+    """The fields of a disabled object have no effect."""
     flat = flatten(OFF, Handling.STRICT)
     assert (flat.fields, flat.warnings, flat.unknown) == ({}, [], [])
 
 
 @pytest.mark.parametrize("name", OFF)
 def test_unknown_fields_of_objects_that_are_switched_off(name: str) -> None:
-    """They are reported, and rejected under strict handling."""
+    """Unknown fields of a disabled object are reported, and rejected under strict handling."""
     body, whole = with_field(name)
     flat = flatten(body, Handling.SUGGEST)
     assert (flat.fields, flat.unknown) == ({}, [whole])
