@@ -325,7 +325,7 @@ def test_the_checkpoint() -> None:
 
 
 def test_layers_of_clip() -> None:
-    """The request's own field, its settings', or what was chosen earlier; 1 leaves none out."""
+    """The request's field, its settings and an earlier choice apply in this order."""
     name = "CLIP_stop_at_last_layers"
     earlier = Settings(clip_skip=3)
     drawing = parse({"override_settings": {name: 2}}, over_image=False, earlier=earlier)
@@ -517,7 +517,7 @@ def test_progress_while_waiting() -> None:
 
 
 def test_progress_grows_and_stays_below_one() -> None:
-    """Over steps and images; the time left follows from the time taken since the job ran."""
+    """Progress grows over steps and images; the remaining time follows from the running time."""
     events: list[JobEvent] = [
         Queued(0), Running(), *map(step, range(5)), image(0), *(step(k, 1) for k in range(5)),
     ]  # fmt: skip

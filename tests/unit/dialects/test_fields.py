@@ -64,7 +64,7 @@ def test_no_more_than_twenty_are_named() -> None:
     ],
 )
 def test_near_misses_are_rejected_with_the_suggestion(name: str, meant: str) -> None:
-    """A client that misspells an option would get another image than it asked for."""
+    """Lenient handling only reports the likely misspelling, with the suggestion."""
     error = rejected({name: 7})
     assert (error.reason, error.param) == (Reason.UNKNOWN_FIELD, name)
     assert error.message == f"Unknown field '{name}'. Did you mean '{meant}'?"

@@ -53,7 +53,7 @@ def refused(call: Callable[[], object]) -> InvalidRequest:
 
 
 def test_golden_request() -> None:
-    """What fireworks-ai sends for text_to_image(samples=2, …), every null and constant of it."""
+    """The request that fireworks-ai sends is read, including its nulls and constants."""
     body = json.loads((GOLDEN / "fireworks_request.json").read_text())
     ask = read(body, "flux")
     draft = ask.params

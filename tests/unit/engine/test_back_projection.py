@@ -1,4 +1,4 @@
-"""The built-in upscaler's result has the colours of its source."""
+"""Colour correction of the built-in upscaler's result by its source."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sdstream.engine.native.back_projection import BAND, with_colours_of
 
 
 def pixels(array: np.ndarray) -> Pixels:
-    """RGB of an array [height, width, 3]."""
+    """Convert an array [height, width, 3] to RGB pixels."""
     height, width, _ = array.shape
     return Pixels(width, height, array.astype(np.uint8).tobytes())
 
 
 def array(image: Pixels) -> np.ndarray:
-    """The values as floats [height, width, 3]."""
+    """Return the pixels as floats [height, width, 3]."""
     values = np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
     return values.astype(float)
 
 
 def test_a_tint_is_removed() -> None:
-    """A constant error of each channel goes, to the rounding; a step of one pixel stays sharp."""
+    """A constant error in each channel is removed up to rounding, and edges stay sharp."""
     small = np.full((6, 10, 3), (200, 40, 90))
     small[:, 5:] = (20, 180, 60)
     large = small.repeat(4, 0).repeat(4, 1)
@@ -36,7 +36,7 @@ def test_a_tint_is_removed() -> None:
 
 
 def test_details_stay() -> None:
-    """An enlargement with the right means is not changed, whatever is inside the blocks."""
+    """An enlargement whose blocks already have the source's mean colours is unchanged."""
     rng = np.random.default_rng(3)
     large = rng.integers(40, 215, (32, 48, 3))
     small = np.asarray(Image.fromarray(large.astype(np.uint8)).reduce(4))
@@ -45,7 +45,7 @@ def test_details_stay() -> None:
 
 
 def test_values_stay_in_range() -> None:
-    """Black and white are not passed: no value wraps around."""
+    """Values are clipped to the range of a byte and do not wrap around."""
     small = np.zeros((4, 4, 3))
     small[:2] = 255
     large = np.full((16, 16, 3), 250)
@@ -57,7 +57,7 @@ def test_values_stay_in_range() -> None:
 
 @pytest.mark.parametrize("height", [BAND + 1, 2 * BAND, 2 * BAND + 7])
 def test_bands_leave_no_seams(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result has the same bytes as that of one piece."""
+    """Processing in bands gives the same bytes as processing in one piece."""
     rng = np.random.default_rng(height)
     small = pixels(rng.integers(0, 256, (height, 9, 3)))
     large = pixels(rng.integers(0, 256, (4 * height, 36, 3)))
@@ -67,7 +67,7 @@ def test_bands_leave_no_seams(height: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_memory_is_that_of_the_result() -> None:
-    """Beside the two copies of it that joining takes there is only a band."""
+    """Memory is limited to copies of the result and one band."""
     small = pixels(np.full((1024, 32, 3), 100))
     large = pixels(np.full((4096, 128, 3), 90))
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""Which CPU kernels a processor is given, and who decides it."""
+"""The choice of CPU kernels for a processor."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ def test_a_processor_is_given_what_it_has(
     ],
 )
 def test_amx_is_used_where_it_works(features: str, vendor: str, works: bool, name: str) -> None:
-    """The flags promise it and the probe has confirmed it; else what there was without it."""
+    """AMX is used only if the flags list it and the probe confirms it."""
     choice = choose(frozenset(features.split()), vendor, "auto", lambda: works)
     assert choice is not None
     assert choice.name == name
 
 
 def test_exact_does_not_ask_for_amx() -> None:
-    """Its products are f32, so that the probe is not run."""
+    """Exact mode uses f32, so the probe for AMX does not run."""
     choice = choose(frozenset(AMX.split()), "GenuineIntel", "exact", lambda: pytest.fail("asked"))
     assert choice is not None
     assert choice.name == "avx512 f32"
 
 
 def test_this_processor_is_read() -> None:
-    """Flags and vendor of /proc/cpuinfo, or nothing where there is none."""
+    """Flags and vendor are both read from /proc/cpuinfo, or both missing."""
     features, vendor = processor()
     assert bool(features) == bool(vendor)
 
@@ -79,7 +79,7 @@ def test_this_processor_is_read() -> None:
     ],
 )
 def test_a_models_word_wins(model: str | None, server: Kernels, used: str) -> None:
-    """models.yaml decides for its model, the server's setting for the others."""
+    """The model's setting in models.yaml takes precedence over the server's."""
     spec = ModelSpec.model_validate(
         {"id": "a", "family": "sd1", "files": {"model": "a.gguf"}, "runtime": {"kernels": model}}
     )

@@ -1,4 +1,4 @@
-"""The runtime's names of tensors, asked of the library itself."""
+"""Tensor names of the runtime, read from the library itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(
     ],
 )
 def test_names(name: str, version: str, wanted: str) -> None:
-    """Short and long ones, of several kinds of models; again and again."""
+    """Names of several kinds of models are converted, with the same result on every call."""
     number = version_number(version)
     assert runtime_name is not None
     assert number is not None
@@ -46,5 +46,5 @@ def test_names(name: str, version: str, wanted: str) -> None:
 
 
 def test_a_kind_that_is_not_known() -> None:
-    """A newer runtime may have more kinds than this module."""
+    """A kind of model that the runtime does not know has no number."""
     assert version_number("Flux.9") is None

@@ -1,4 +1,4 @@
-"""Runtime options as the parameters of the native library."""
+"""Runtime options as parameters of the native library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.upscalers import write_upscaler
 
 
 def native(*, kernels: bool = False, **options: Any) -> Any:
-    """The parameters of a model with runtime options."""
+    """Return the native parameters of a model with these runtime options."""
     runtime = RuntimeOptions(**options).model_dump()
     runtime["kernels"] = runtime["kernels"] or "auto"
     return context_params({"model": Path("m")}, runtime, 1, {}, kernels=kernels)
@@ -49,13 +49,13 @@ def native(*, kernels: bool = False, **options: Any) -> Any:
 def test_an_option_reaches_the_library(
     option: str, value: Any, field: str, before: Any, after: Any
 ) -> None:
-    """Beside the library's own default, which stays where an option is not given."""
+    """A given option is passed on; otherwise the library's default applies."""
     assert getattr(native(), field) == before
     assert getattr(native(**{option: value}), field) == after
 
 
 def test_flash_attention_of_the_diffusion_model_alone() -> None:
-    """It wins over the option for all parts, and over what the kernels turn on."""
+    """The option overrides flash_attn for this part, and the default of the kernels."""
     assert native(kernels=True).diffusion_flash_attn
     assert not native(kernels=True, diffusion_flash_attn=False).diffusion_flash_attn
     both = native(flash_attn=True, diffusion_flash_attn=False)
@@ -71,7 +71,7 @@ def test_flash_attention_of_the_diffusion_model_alone() -> None:
     ],
 )
 def test_options_of_other_families(family: str, options: dict[str, Any], message: str) -> None:
-    """They would have no effect: the entry is rejected."""
+    """The entry is rejected, as the option would have no effect."""
     with pytest.raises(ValidationError, match=message):
         ModelSpec(id="m", family=family, files=Files(model="m"), runtime=RuntimeOptions(**options))
 
@@ -80,7 +80,7 @@ def test_options_of_other_families(family: str, options: dict[str, Any], message
 
 
 def image(folder: Path | None = None, second_pass: Size | None = None, **options: Any) -> Any:
-    """The parameters of an image with these options and one reference image."""
+    """Return the native parameters of an image with these options and one reference image."""
     request = GenerationRequest(
         "m", "a cat", "", 64, 64, 4, "euler", "discrete", 7.0, 1, 1,
         options=Options(**options), second_pass=second_pass,
@@ -104,14 +104,14 @@ def image(folder: Path | None = None, second_pass: Size | None = None, **options
 def test_an_option_of_a_request_reaches_the_library(
     options: dict[str, Any], field: str, before: Any, after: Any
 ) -> None:
-    """Beside the library's own value, which stays where an option is not given."""
+    """A given option is passed on; otherwise the library's default applies."""
     get = attrgetter(field)
     assert get(image()) == before
     assert get(image(**options)) == after
 
 
 def test_the_second_pass_takes_an_upscaler(tmp_path: Path) -> None:
-    """By its file, in tiles; one that is not there any more, or is none, is an error."""
+    """The upscaler's file is passed with a tile size; a missing or invalid file is an error."""
     path = write_upscaler(tmp_path / "twice.safetensors", 2)
     size = Size(96, 96)
     numbers: dict[str, Any] = {"hires_steps": 3, "hires_strength": 0.5}

@@ -1,4 +1,4 @@
-"""The patches of the runtime: applied exactly, or not at all."""
+"""The runtime's patches: applied exactly or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BEFORE = "first\nsecond\nthird\nfourth\nfifth\n-- a line that begins like a head
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one file that the patch fits."""
+    """A source folder with one file to which the patch applies."""
     folder = tmp_path / "patches"
     folder.mkdir()
     (folder / "1.patch").write_text(PATCH)
@@ -43,7 +43,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_changes_and_creates_files(source: Path) -> None:
-    """Every hunk of every file."""
+    """Every hunk of every file is applied."""
     patches.apply(source)
     assert (source / "one.txt").read_text() == ("first\n2nd\nbetween\nthird\nfourth\nfifth\nlast\n")
     assert (source / "new.txt").read_text() == "created\nhere\n"
@@ -51,7 +51,7 @@ def test_changes_and_creates_files(source: Path) -> None:
 
 @pytest.mark.parametrize("change", [("second", "zweite"), ("first\n", ""), ("fifth", "5th")])
 def test_changes_nothing_where_a_line_differs(source: Path, change: tuple[str, str]) -> None:
-    """No offsets and no fuzz: the sources are another release's."""
+    """No offset or fuzz is allowed, so a patch does not apply to another release's sources."""
     other = BEFORE.replace(*change, 1)
     (source / "one.txt").write_text(other)
     with pytest.raises(patches.PatchError, match=r"1\.patch: one\.txt: line \d is not what"):
@@ -61,7 +61,7 @@ def test_changes_nothing_where_a_line_differs(source: Path, change: tuple[str, s
 
 
 def test_a_patch_builds_on_the_one_before(source: Path) -> None:
-    """The second sees what the first wrote."""
+    """A patch applies to the result of the patch before it."""
     (patches.PATCHES / "2.patch").write_text(
         "--- a/new.txt\n+++ b/new.txt\n@@ -1,2 +1,2 @@\n created\n-here\n+there\n"
     )
@@ -70,7 +70,7 @@ def test_a_patch_builds_on_the_one_before(source: Path) -> None:
 
 
 def test_the_identity_is_that_of_the_content(source: Path) -> None:
-    """A cached build of other patches is not used."""
+    """The identity changes with the patches' content, so that an outdated build is not reused."""
     before = patches.identity()
     (patches.PATCHES / "1.patch").write_text(PATCH.replace("2nd", "zweite"))
     assert patches.identity() != before

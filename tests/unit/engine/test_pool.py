@@ -1,4 +1,4 @@
-"""Workers on several machines: which one is chosen, who makes room, and what a lost one leaves."""
+"""Workers on several machines: placement, eviction, and the loss of a machine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ MIB = 2**20
 
 
 class Machines:
-    """A pool on places that a test changes, with fake processes.
+    """A pool of fake processes on places that a test may change.
 
     Attributes:
-        places: Those that there are now.
-        processes: What runs, by the name of its place.
-        every: All that were started, oldest first.
-        gone: Names of places that start nothing.
+        places: The current places.
+        processes: The latest process of each place, by the place's name.
+        every: All processes started so far, oldest first.
+        gone: Names of places that are out of reach.
         refusing: Names of places that lack the model's files.
-        starts: Names of the places that were asked to start a process.
+        starts: Names of the places on which a start was attempted.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Machines:
         return Worker(load, self._options, changed, spawn=spawn, place=place)
 
     def there(self) -> list[tuple[str, str]]:
-        """(model, place) of all workers, in the order of the places."""
+        """Return (model, place) of all workers, sorted."""
         return sorted((w.model, w.place) for w in self.pool.workers())
 
     async def started(self, spec: ModelSpec) -> bool:
@@ -89,14 +89,14 @@ class Machines:
 
 
 def a_model(name: str = "a", **more: Any) -> ModelSpec:
-    """An entry of the catalogue."""
+    """Return an entry of the catalogue."""
     fields = {"id": name, "family": "sd1", "files": {"model": "x"}, **more}
     return ModelSpec.model_validate(fields)
 
 
 @driven
 async def test_a_worker_goes_where_the_fewest_are() -> None:
-    """Replicas and models spread over the machines, and beyond their slots none is started."""
+    """Replicas and models spread over the machines, and none is started beyond their slots."""
     machines = Machines(Place("one", 1000 * MIB, 2), Place("two", 1000 * MIB, 2))
     both = a_model("a", replicas=2)
     assert await machines.started(both)
@@ -112,7 +112,7 @@ async def test_a_worker_goes_where_the_fewest_are() -> None:
 
 @driven
 async def test_room_is_made_within_one_place() -> None:
-    """The memory of two machines is not that of one, and as few workers go as are needed."""
+    """The workers to evict are on one machine, as few as necessary, and never busy."""
     machines = Machines(Place("one", 220 * MIB), Place("two", 120 * MIB), file_mb=100)
     for name in "abc":
         assert await machines.started(a_model(name))
@@ -129,7 +129,7 @@ async def test_room_is_made_within_one_place() -> None:
 
 @driven
 async def test_auto_is_one_worker_for_each_slot() -> None:
-    """On machines that take workers; a place without slots counts as one."""
+    """Only open machines count, and a place without slots counts as one."""
     machines = Machines(Place("one", 1000 * MIB, 2), Place("two", 1000 * MIB, 1, is_open=False))
     auto = a_model(replicas="auto")
     assert machines.pool.most_workers(auto) == 2
@@ -159,7 +159,7 @@ async def test_auto_is_one_worker_for_each_core_of_a_machine_without_slots() -> 
 
 @driven
 async def test_another_worker_of_a_model_stops_nobody() -> None:
-    """Beyond the budget there is none, whatever the cores."""
+    """A further replica does not evict a worker, even if cores are free."""
     machines = Machines(Place("", 250 * MIB, cores=8))
     auto = a_model(replicas="auto")
     assert [await machines.started(auto) for _ in range(3)] == [True, True, False]
@@ -168,7 +168,7 @@ async def test_another_worker_of_a_model_stops_nobody() -> None:
 
 @driven
 async def test_workers_with_a_job_divide_the_cpu() -> None:
-    """A job alone has all of it, also one that runs already; a job on a GPU takes no share."""
+    """A lone job uses the whole CPU, running jobs adapt, and a job on a GPU takes no share."""
     machines = Machines(Place("", 1000 * MIB, cores=8))
     auto = a_model(replicas="auto")
     assert await machines.started(auto)
@@ -197,14 +197,14 @@ async def test_workers_with_a_job_divide_the_cpu() -> None:
 
 @pytest.mark.parametrize(("cores", "threads"), [(8, [3, 3, 2]), (2, [1, 1, 1])])
 def test_every_core_has_a_worker(cores: int, threads: list[int]) -> None:
-    """And every worker has a thread."""
+    """All cores are assigned, and every worker has at least one thread."""
     assert [Share(index, 3).threads(cores) for index in range(3)] == threads
 
 
 async def a_small_model(
     monkeypatch: pytest.MonkeyPatch, spare_seconds: float
 ) -> tuple[Machines, ModelSpec]:
-    """A worker on two cores; another one beside it stays idle for so long."""
+    """Start a worker on two cores; a second one would stop after this many idle seconds."""
     monkeypatch.setattr(pool, "_SPARE_SECONDS", spare_seconds)
     monkeypatch.setattr(pool, "_LEAST_IDLE_SECONDS", 0.0)
     machines = Machines(Place("", 1000 * MIB, cores=2))
@@ -215,7 +215,7 @@ async def a_small_model(
 
 @driven
 async def test_a_second_worker_goes_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that was used last stays, and is given the next job."""
+    """The most recently used worker stays and receives the next job."""
     machines, auto = await a_small_model(monkeypatch, 0.05)
     assert await machines.started(auto)
     first, second = machines.pool.workers()
@@ -235,7 +235,7 @@ async def test_a_second_worker_goes_when_it_is_idle(monkeypatch: pytest.MonkeyPa
 
 @driven
 async def test_a_second_worker_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one is not idle beside it; once that has to go, the model can be loaded again."""
+    """The failed worker does not stop the first, and after an eviction the model can load again."""
     machines, auto = await a_small_model(monkeypatch, 0.0)
     (first,) = machines.pool.workers()
     machines.refusing.add("")
@@ -249,7 +249,7 @@ async def test_a_second_worker_that_cannot_be_loaded(monkeypatch: pytest.MonkeyP
     assert machines.pool.workers() == [first, second]
     assert machines.pool.failed("a") is None
     assert machines.pool.free("a") is first
-    # A model that needs all of the memory.
+    # A model that needs all the memory.
     machines.refusing.clear()
     machines.places[0] = Place("", 120 * MIB, cores=2)
     assert await machines.started(a_model("b"))
@@ -261,7 +261,7 @@ async def test_a_second_worker_that_cannot_be_loaded(monkeypatch: pytest.MonkeyP
 
 @driven
 async def test_a_step_on_a_share_of_the_cpu_takes_its_time() -> None:
-    """What is a hang with all cores is none beside other jobs."""
+    """The time limit for a step is longer for a worker with a smaller share of the CPU."""
     machines = Machines(Place("", 1000 * MIB, cores=8), hang_seconds=0.1)
     assert await machines.started(a_model())
     (worker,) = machines.pool.workers()
@@ -295,14 +295,14 @@ async def test_a_gpu_that_is_too_small_is_the_last_choice() -> None:
 
 
 async def drawn(worker: Worker) -> list[Event]:
-    """Every event of one job."""
+    """Return every event of one job."""
     order = Generate("job", a_request(steps=3))
     return [event async for event in worker.generate(order)]
 
 
 @driven
 async def test_the_workers_of_a_lost_place_end_and_their_jobs_say_why() -> None:
-    """The job fails with worker_lost, and the model is loaded again elsewhere."""
+    """The job fails with worker_lost, and the model is loaded on another machine."""
     machines = Machines(Place("one", 1000 * MIB, 1))
     assert await machines.started(a_model())
     (worker,) = machines.pool.workers()
@@ -325,7 +325,7 @@ async def test_the_workers_of_a_lost_place_end_and_their_jobs_say_why() -> None:
 
 @driven
 async def test_a_process_whose_machine_is_lost_is_not_started_again_there() -> None:
-    """Its worker stops, and neither crashes nor failed loads are counted."""
+    """The worker stops, and neither a crash nor a failed load is counted."""
     machines = Machines(Place("one", 1000 * MIB, 1), Place("two", 1000 * MIB, 1))
     assert await machines.started(a_model())
     (worker,) = machines.pool.workers()
@@ -343,7 +343,7 @@ async def test_a_process_whose_machine_is_lost_is_not_started_again_there() -> N
 
 @driven
 async def test_starts_on_a_machine_out_of_reach_never_fail_a_model() -> None:
-    """However often it is tried: the machine is to blame."""
+    """Failed starts on an unreachable machine do not count as failures of the model."""
     machines = Machines(Place("one", 1000 * MIB, 1))
     machines.gone.add("one")
     for _ in range(5):
@@ -358,7 +358,7 @@ async def test_starts_on_a_machine_out_of_reach_never_fail_a_model() -> None:
 
 @driven
 async def test_a_model_that_no_machine_has_is_told_of_and_tried_again() -> None:
-    """It fails at once with the reason; another machine, or the same one later, is another try."""
+    """The load fails at once with the reason, and is retried when the machines change."""
     machines = Machines(Place("one", 1000 * MIB, 1))
     machines.refusing.add("one")
     assert machines.pool.start(a_model())
@@ -378,7 +378,7 @@ async def test_a_model_that_no_machine_has_is_told_of_and_tried_again() -> None:
 
 @driven
 async def test_a_leaving_place_finishes_its_jobs() -> None:
-    """Idle workers stop at once, a busy one after its job, and none is started there."""
+    """Idle workers stop at once, a busy one after its job, and no new worker starts there."""
     machines = Machines(Place("one", 1000 * MIB, 2))
     for name in "ab":
         assert await machines.started(a_model(name))
@@ -396,7 +396,7 @@ async def test_a_leaving_place_finishes_its_jobs() -> None:
 
 @driven
 async def test_jobs_go_to_open_places_only() -> None:
-    """A worker on a machine that may be lost is not given a job."""
+    """A worker on a closed machine, which may be lost, receives no job."""
     machines = Machines(Place("one", 1000 * MIB, 1))
     assert await machines.started(a_model())
     assert machines.pool.free("a") is not None
@@ -407,7 +407,7 @@ async def test_jobs_go_to_open_places_only() -> None:
 
 @driven
 async def test_keep_alive_of_the_pool_is_for_models_without_their_own() -> None:
-    """A cluster frees its GPUs after a while; an entry of the catalogue may say otherwise."""
+    """The pool's keep_alive applies unless the catalogue's entry has its own value."""
     machines = Machines(Place("one", 1000 * MIB, 2), keep_alive=300)
     assert machines.pool.keep_alive(a_model()) == 300
     assert machines.pool.keep_alive(a_model(keep_alive=5)) == 5
@@ -417,7 +417,7 @@ async def test_keep_alive_of_the_pool_is_for_models_without_their_own() -> None:
 @pytest.mark.parametrize("error", [OSError(12, "Cannot allocate memory"), RuntimeError("odd")])
 @driven
 async def test_any_error_at_the_start_is_a_failed_load(error: Exception) -> None:
-    """It neither ends the supervisor nor goes on for ever."""
+    """The load fails after three starts, whatever the error is."""
 
     async def spawn(*_: object) -> FakeProcess:
         raise error

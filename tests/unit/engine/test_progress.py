@@ -1,4 +1,4 @@
-"""How far an image is, by the log lines and callbacks of the runtime."""
+"""Progress of an image from the runtime's log lines and callbacks."""
 
 from __future__ import annotations
 

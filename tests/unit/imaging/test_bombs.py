@@ -1,4 +1,4 @@
-"""TIFF, AVIF and EXIF that would cost their reader memory or time out of all proportion."""
+"""TIFF, AVIF and EXIF that would cost excessive memory or time to read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT = 1_000_000
 
 SHORT, LONG, RATIONAL = 3, 4, 5
 
-#: A red picture of 8 x 8 in one strip behind the directory.
+#: A red image of 8 x 8 pixels, in one strip after the directory.
 TAGS: Mapping[int, tuple[int, int, int]] = {
     256: (SHORT, 1, 8),
     257: (SHORT, 1, 8),
@@ -47,7 +47,7 @@ def tiff_of(tags: Mapping[int, tuple[int, int, int]], more: bytes = b"") -> byte
 
 
 def test_a_plain_tiff() -> None:
-    """What the others are made of is a picture."""
+    """The file on which the other tests build is a valid image."""
     assert decode(tiff_of(TAGS), "image", LIMIT).size == (8, 8)
 
 
@@ -66,7 +66,7 @@ def test_a_plain_tiff() -> None:
 def test_tiffs_that_are_bombs(
     tags: Mapping[int, tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are refused before Pillow sees them."""
+    """They are rejected before Pillow opens them."""
     exif = struct.pack("<HHHII", 1, 1, RATIONAL, 2**20, 0)
     data = tiff_of({**TAGS, **tags}, bytes(36) + exif + bytes(2**24))
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
@@ -76,7 +76,7 @@ def test_tiffs_that_are_bombs(
 
 
 def test_a_size_that_comes_twice() -> None:
-    """Pillow takes the one, and libtiff may take the other."""
+    """A repeated size tag is rejected, as Pillow and libtiff may use different ones."""
     entries = [*TAGS.items(), (256, (SHORT, 1, 60_000))]
     data = b"II*\0" + struct.pack("<IH", 8, len(entries))
     data += b"".join(struct.pack("<HHII", name, *tag) for name, tag in entries)
@@ -85,13 +85,13 @@ def test_a_size_that_comes_twice() -> None:
 
 
 def test_compressions_that_are_not_read() -> None:
-    """The error has the number."""
+    """The error contains the compression's number."""
     with pytest.raises(UnreadableFile, match="compression 34925 is not supported"):
         size_of(tiff_of({**TAGS, 259: (SHORT, 1, 34925)}))
 
 
 def test_pixels_of_floating_point() -> None:
-    """Nobody knows how bright they are."""
+    """They are rejected, as their range of brightness is not defined."""
     with pytest.raises(InvalidRequest, match="floating-point"):
         decode(file_of(Image.new("F", (8, 8), 0.5), "TIFF"), "image", LIMIT)
 
@@ -105,7 +105,7 @@ MODES = ("RGB", "L", "1", "CMYK", "RGBA", "P", "I;16")
     [*product(LOSSLESS, MODES), *product(["jpeg"], ["RGB", "L", "CMYK"]), ("group4", "1")],
 )
 def test_tiffs_of_editors(compression: str, mode: str) -> None:
-    """Each kind of pixels in each usual compression."""
+    """Every usual pixel type is decoded in every usual compression."""
     data = file_of(Image.new(mode, (300, 200)), "TIFF", compression=compression)
     assert decode(data, "image", LIMIT).size == (300, 200)
 
@@ -114,7 +114,7 @@ def test_tiffs_of_editors(compression: str, mode: str) -> None:
 
 
 def exif_of(count: int) -> bytes:
-    """EXIF that turns the picture, and has so many fractions."""
+    """Build EXIF that rotates the image and contains this many fractions."""
     turned = struct.pack("<HHII", 0x0112, SHORT, 1, 6)
     fractions = struct.pack("<HHII", 0x9999, RATIONAL, count, 38)
     return b"II*\0" + struct.pack("<IH", 8, 2) + turned + fractions + bytes(4 + 8 * count)
@@ -122,7 +122,7 @@ def exif_of(count: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
 def test_exif_of_millions_of_numbers(kind: str) -> None:
-    """A camera writes tens; each would be an object of hundreds of bytes."""
+    """EXIF with far more numbers than cameras write is rejected, as each would cost memory."""
     image = Image.new("RGB", (16, 8))
     with pytest.raises(InvalidRequest, match="too many parts"):
         decode(file_of(image, kind, exif=exif_of(300_000)), "image", LIMIT)
@@ -144,14 +144,14 @@ def test_exif_of_millions_of_numbers(kind: str) -> None:
     ],
 )
 def test_exif_that_is_a_bomb(data: bytes) -> None:
-    """Also where it is damaged, which Pillow is patient with."""
+    """Damaged EXIF is rejected too, as Pillow would read it."""
     for mark in (b"", b"Exif\0\0", b"Exif\0\0Exif\0\0"):
         with pytest.raises(TooManyParts):
             tiff.check_exif(mark + data)
 
 
 def test_exif_that_leads_to_itself() -> None:
-    """Ends."""
+    """A directory that refers to itself is rejected instead of read for ever."""
     directory = struct.pack("<HHHII", 1, 34665, LONG, 1, 8)
     with pytest.raises(TooManyParts):
         tiff.check_exif(b"II*\0" + struct.pack("<I", 8) + directory)
@@ -159,7 +159,7 @@ def test_exif_that_leads_to_itself() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_exif(data: bytes) -> None:
-    """Is looked at without a fault."""
+    """Any bytes are checked without another error."""
     for head in (b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"):
         with suppress(TooManyParts):
             tiff.check_exif(head + data)
@@ -172,25 +172,25 @@ RED = file_of(Image.new("RGB", (64, 48), "red"), "AVIF")
 
 
 def bits(*fields: tuple[int, int]) -> bytes:
-    """Numbers of so many bits each, filled up with ones."""
+    """Pack numbers of these widths, padded with ones."""
     text = "".join(f"{value:0{width}b}" for value, width in fields)
     text += "1" * (-len(text) % 8)
     return int(text, 2).to_bytes(len(text) // 8)
 
 
 def unit(kind: int, content: bytes) -> bytes:
-    """An OBU that has its size."""
+    """Build an OBU with its size."""
     return bytes((kind << 3 | 2, len(content))) + content
 
 
 def still_header(width: int, height: int) -> bytes:
-    """The sequence header of a still picture."""
+    """Build the sequence header of a still image."""
     sizes = ((15, 4), (15, 4), (width - 1, 16), (height - 1, 16))
     return unit(1, bits((0, 3), (1, 1), (1, 1), (0, 5), *sizes, (0, 16)))
 
 
 def moving_header(width: int, height: int) -> bytes:
-    """The sequence header of a film, with room for frames of 65,536 pixels."""
+    """Build the sequence header of a video whose frames may have up to 65,536 pixels a side."""
     points = ((0, 1), (0, 1), (0, 5), (0, 12), (4, 5))
     sizes = ((15, 4), (15, 4), (width - 1, 16), (height - 1, 16))
     tools = ((0, 1), (0, 7), (0, 1), (1, 1), (1, 1), (0, 16))
@@ -198,7 +198,7 @@ def moving_header(width: int, height: int) -> bytes:
 
 
 def frame(own_size: int) -> bytes:
-    """A key frame that is shown at once and may have a size of its own."""
+    """Build a key frame, shown at once, which may override the size."""
     return unit(6, bits((0, 1), (0, 2), (1, 1), (0, 1), (0, 1), (own_size, 1), (0, 16)))
 
 
@@ -215,12 +215,12 @@ def frame(own_size: int) -> bytes:
     ],
 )  # fmt: skip
 def test_sizes_of_frames(content: bytes, sizes: list[tuple[int, int]]) -> None:
-    """What the decoder would take memory for, in the order of the stream."""
+    """All sizes for which the decoder would allocate memory are found, in stream order."""
     assert list(avif._frame_sizes(content)) == sizes
 
 
 def test_a_stream_larger_than_its_container() -> None:
-    """The container's size is not believed."""
+    """The stream's size counts, even if the container declares a smaller one."""
     at = RED.index(b"\x12\0\n") + 2
     length = RED[at + 1] + 2
     header = still_header(16_384, 16_384)[:length].ljust(length, b"\0")
@@ -233,14 +233,14 @@ def test_a_stream_larger_than_its_container() -> None:
 
 
 def test_a_container_larger_than_its_stream() -> None:
-    """It would be scaled up to that."""
+    """The container's size counts too, as the image would be scaled up to it."""
     data = RED.replace(struct.pack(">II", 64, 48), struct.pack(">II", 30_000, 30_000))
     with pytest.raises(InvalidRequest, match="30000x30000 is more than"):
         decode(data, "image", LIMIT)
 
 
 def double(kind: bytes) -> Callable[[bytes], bytes]:
-    """A box of the container twice."""
+    """Return a function that duplicates a box of the container."""
 
     def doubled(data: bytes) -> bytes:
         at = data.index(kind) - 4
@@ -260,20 +260,20 @@ def double(kind: bytes) -> Callable[[bytes], bytes]:
     ],
 )
 def test_containers_that_are_no_pictures(damage: Callable[[bytes], bytes]) -> None:
-    """They are refused before libavif sees them."""
+    """They are rejected before libavif reads them."""
     with pytest.raises(ValueError, match=r".*"):
         size_of(damage(RED))
 
 
 def test_other_names_of_the_format() -> None:
-    """A container that says avif further behind is one."""
+    """A container that lists avif only as a compatible brand is decoded."""
     decoded = decode(RED[:8] + b"mif1" + RED[12:], "image", LIMIT)
     assert decoded.size == (64, 48)
 
 
 @given(st.integers(0, len(RED) - 1), st.integers(0, 255))
 def test_a_wrong_byte_in_an_avif(at: int, value: int) -> None:
-    """A picture or an error, never a fault."""
+    """A changed byte gives an image or an InvalidRequest."""
     with suppress(InvalidRequest):
         decode(RED[:at] + bytes((value,)) + RED[at + 1 :], "image", LIMIT)
 
@@ -283,13 +283,13 @@ SMALL = file_of(Image.new("RGB", (9, 7), "red"), "TIFF", compression="tiff_lzw")
 
 @given(st.integers(0, len(SMALL) - 1), st.integers(0, 255))
 def test_a_wrong_byte_in_a_tiff(at: int, value: int) -> None:
-    """A picture or an error, never a fault."""
+    """A changed byte gives an image or an InvalidRequest."""
     with suppress(InvalidRequest):
         decode(SMALL[:at] + bytes((value,)) + SMALL[at + 1 :], "image", LIMIT)
 
 
 def test_a_tiff_that_inflates() -> None:
-    """Its pixels are as many as its size says, and no more are inflated."""
+    """No more pixels are inflated than the declared size requires."""
     squeezed = zlib.compress(bytes(2**26))
     tags = {**TAGS, 259: (SHORT, 1, 8), 273: (LONG, 1, 1064), 279: (LONG, 1, len(squeezed))}
     assert decode(tiff_of(tags, squeezed), "image", LIMIT).size == (8, 8)

@@ -1,4 +1,4 @@
-"""Parts of images to the model and back: what must stay stays, byte for byte."""
+"""Parts of images on the way to the model and back; kept pixels stay the same byte for byte."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ GREEN = (0, 255, 0)
 
 
 class Shelf:
-    """Keeps the last file."""
+    """A shelf that keeps the last file."""
 
     data = b""
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
-        """Keep it."""
+        """Keep the file."""
         self.data = data
         return "image_1"
 
 
 def mask_file(kind: str = "luminance") -> bytes:
-    """A file that opens the hole."""
+    """Build a mask file that selects the hole."""
     mask = Image.new("L", (151, 93), 0)
     mask.paste(255, HOLE)
     if kind == "luminance":
@@ -61,8 +61,10 @@ def mask_file(kind: str = "luminance") -> bytes:
 def run(
     *, mask: bytes | None = None, inverted: bool = False, model: str = "plain", **options: Any
 ) -> tuple[GenerationRequest, Inputs, Array, Array]:
-    """What an edit of the noise gives when the model draws plain green: the request, the inputs,
-    the finished image and a preview."""
+    """Edit the noise with a model that generates plain green.
+
+    Returns the request, the inputs, the finished image and a preview.
+    """
     shelf = Shelf()
     processor = ImageProcessor(
         shelf=shelf, checker=None, max_input_pixels=10**6, embed_parameters=False
@@ -108,7 +110,7 @@ def run(
 
 
 def outside(box: Box) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """True outside of a box of the noise."""
+    """Return an array that is True outside a box of the noise."""
     mask = np.ones(NOISE.shape[:2], bool)
     mask[box.top : box.bottom, box.left : box.right] = False
     return mask
@@ -117,7 +119,7 @@ def outside(box: Box) -> np.ndarray[Any, np.dtype[np.bool_]]:
 @pytest.mark.parametrize("kind", ["luminance", "alpha", "opacity"])
 @pytest.mark.parametrize("size", ["64x64", "128x64", "64x192"])
 def test_only_the_hole_changes(kind: str, size: str) -> None:
-    """For all kinds of masks and shapes of the part: outside every byte is the input's."""
+    """For each kind of mask and size of the part, all bytes outside the mask are the input's."""
     mode = {"opacity": "opacity"}.get(kind, "auto")
     request, inputs, finished, _ = run(
         mask=mask_file(kind), only_masked=True, mask_mode=mode, size=size
@@ -132,7 +134,7 @@ def test_only_the_hole_changes(kind: str, size: str) -> None:
 
 
 def test_the_part_is_the_inputs_own() -> None:
-    """It is cut out at the input's own resolution, before it is brought to the model's size."""
+    """The part is cut out at the input's resolution, then resized to the model's size."""
     request, inputs, _, _ = run(mask=mask_file(), only_masked=True, only_masked_padding=0)
     assert request.placement is not None
     assert request.placement.region == Box(101, 9, 124, 32)
@@ -148,7 +150,7 @@ def test_the_part_is_the_inputs_own() -> None:
 
 @pytest.mark.parametrize("padding", [0, 5])
 def test_a_soft_edge_stays_inside(padding: int) -> None:
-    """mask_blur fades inwards, in pixels of the image."""
+    """mask_blur fades inside the mask only, in pixels of the image."""
     _, _, finished, _ = run(
         mask=mask_file(), only_masked=True, mask_blur=3, only_masked_padding=padding
     )
@@ -160,7 +162,7 @@ def test_a_soft_edge_stays_inside(padding: int) -> None:
 
 
 def test_an_inverted_mask() -> None:
-    """Everything but the hole: the part is the whole image, which has another shape."""
+    """Everything but the hole is repainted, and the part is the whole image, padded to fit."""
     request, inputs, finished, _ = run(mask=mask_file(), inverted=True, only_masked=True)
     kept = ~outside(HOLE)
     assert (finished[kept] == NOISE[kept]).all()
@@ -175,7 +177,7 @@ def test_an_inverted_mask() -> None:
 
 @pytest.mark.parametrize("painted", [[(0, 0)], [(150, 92)], [(0, 0), (150, 92)]])
 def test_single_pixels(painted: list[tuple[int, int]]) -> None:
-    """At the corners of the image; none is lost on the way to the model and back."""
+    """A single masked pixel at a corner is repainted, and no other one."""
     mask = Image.new("L", (151, 93), 0)
     for place in painted:
         mask.putpixel(place, 255)
@@ -188,7 +190,7 @@ def test_single_pixels(painted: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("expand", ["7,0,0,0", "0,9,0,0", "11,5,3,40", "1,1,1,1", "64,64,64,64"])
 def test_expand_keeps_every_pixel(expand: str) -> None:
-    """The answer is the image with a border of exactly that many pixels, painted by the model."""
+    """The result is the unchanged image with a border of exactly the given widths."""
     left, top, right, bottom = map(int, expand.split(","))
     request, inputs, finished, _ = run(expand=expand)
     assert finished.shape == (93 + top + bottom, 151 + left + right, 3)
@@ -208,7 +210,7 @@ def test_expand_keeps_every_pixel(expand: str) -> None:
 
 @pytest.mark.parametrize("only", [True, None])
 def test_a_border_beside_a_mask(only: bool | None) -> None:
-    """Both are painted, and nothing else is."""
+    """The border and the masked area are repainted, and nothing else."""
     _, _, finished, _ = run(mask=mask_file(), expand="5,0,0,9", only_masked=only)
     assert finished.shape == (102, 156, 3)
     inner = finished[:93, 5:]
@@ -220,7 +222,7 @@ def test_a_border_beside_a_mask(only: bool | None) -> None:
 
 
 def test_pad_keeps_the_fitted_image() -> None:
-    """The image is scaled to fit; the border is drawn out of its edges for the model to paint."""
+    """The image is scaled to fit, and its edges are extended into the border for the model."""
     request, inputs, finished, _ = run(fit="pad", size="128x128")
     assert request.placement is not None
     kept = request.placement.kept
@@ -236,7 +238,7 @@ def test_pad_keeps_the_fitted_image() -> None:
 
 
 def test_previews_are_of_the_whole_image() -> None:
-    """Small, with the part in its place."""
+    """A preview shows the whole image at a small size, with the part in its place."""
     _, _, _, small = run(mask=mask_file(), only_masked=True, size="192x192")
     assert small.shape == (15, 24, 3)
     assert (small[3, 18] == GREEN).all()

@@ -1,4 +1,4 @@
-"""Image files to pixels, pixels to pixels, pixels to files."""
+"""Decoding, fitting and encoding of images."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ LIMIT = 1_000_000
 
 
 def colour(picture: Pixels, x: int, y: int) -> tuple[int, ...]:
-    """One pixel."""
+    """Return the colour of one pixel."""
     start = (y * picture.width + x) * picture.channels
     return tuple(picture.data[start : start + picture.channels])
 
 
 def opened(data: bytes) -> Image.Image:
-    """A decoded copy that keeps nothing open."""
+    """Return a decoded image that keeps no file open."""
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         return image
@@ -58,7 +58,7 @@ KINDS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_usual_formats(kind: str) -> None:
-    """Each opens at its size and, but for JPEG's rounding, in its colour."""
+    """Each format is decoded with its size and, up to rounding, its colour."""
     picture = decode(file_of(Image.new("RGB", (6, 4), (250, 10, 10)), kind), "image", LIMIT)
     assert picture.size == (6, 4)
     assert all(abs(a - b) < 8 for a, b in zip(colour(picture, 3, 2), (250, 10, 10), strict=False))
@@ -75,13 +75,13 @@ def test_usual_formats(kind: str) -> None:
     ],
 )
 def test_modes_of_png(mode: str, value: Any, expected: tuple[int, ...]) -> None:
-    """Grey, alpha and 16 bits become 8 bits a channel, alpha kept."""
+    """Grey, alpha and 16-bit images become 8 bits per channel, with their alpha."""
     picture = decode(file_of(Image.new(mode, (3, 3), value)), "image", LIMIT)
     assert colour(picture, 1, 1) == expected
 
 
 def test_palettes_with_transparency() -> None:
-    """A GIF's transparent colour is alpha 0."""
+    """A GIF's transparent colour gets alpha 0."""
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putpixel((1, 0), 1)
@@ -91,7 +91,7 @@ def test_palettes_with_transparency() -> None:
 
 
 def test_cmyk() -> None:
-    """A printer's JPEG is a picture too."""
+    """A CMYK JPEG is decoded to RGB."""
     picture = decode(file_of(Image.new("CMYK", (8, 8), (0, 0, 0, 0)), "JPEG"), "image", LIMIT)
     assert colour(picture, 4, 4) == (255, 255, 255)
 
@@ -99,7 +99,7 @@ def test_cmyk() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(orientation: int, kind: str) -> None:
-    """The red corner is where a viewer would show it."""
+    """The image is rotated and mirrored as its EXIF orientation demands."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = Image.new("RGB", (16, 8))
@@ -115,13 +115,13 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
 
 
 def is_near(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """Whether a colour is what a lossy format leaves of another."""
+    """Return whether two colours differ by no more than a lossy format's error."""
     return all(abs(a - b) < 8 for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "AVIF"])
 def test_the_first_frame_of_an_animation(kind: str) -> None:
-    """is the picture, and so is the first page."""
+    """The first frame or page is used."""
     frames = [Image.new("RGB", (16, 16), c) for c in ("red", "blue")]
     data = file_of(frames[0], kind, save_all=True, append_images=frames[1:])
     assert is_near(colour(decode(data, "image", LIMIT), 0, 0)[:3], (255, 0, 0))
@@ -139,7 +139,7 @@ def test_the_first_frame_of_an_animation(kind: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_image(data: bytes) -> None:
-    """Damaged, cut short, or of a format that is not opened: GPUStack's words."""
+    """Damaged, truncated and unknown files give GPUStack's message."""
     with pytest.raises(InvalidRequest) as caught:
         decode(data, "image[]", LIMIT)
     error = caught.value
@@ -165,7 +165,7 @@ HEADS = [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0\x08\0\0\0", b"\0\0
     ],
 )
 def test_formats_that_are_not_read(data: bytes, name: str) -> None:
-    """The error names the format, and what is read."""
+    """The error names the format and the supported ones."""
     with pytest.raises(InvalidRequest) as caught:
         decode(data, "image", LIMIT)
     assert caught.value.message == (
@@ -175,14 +175,14 @@ def test_formats_that_are_not_read(data: bytes, name: str) -> None:
 
 @given(st.binary(max_size=200), st.sampled_from(HEADS))
 def test_no_bytes_are_a_fault_of_the_server(data: bytes, head: bytes) -> None:
-    """Random bytes, with or without a true beginning, are an InvalidRequest."""
+    """Random bytes, with or without a valid signature, raise nothing but InvalidRequest."""
     with suppress(InvalidRequest):
         assert decode(head + data, "image", LIMIT).data
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_too_large_pictures_are_refused_by_their_header(kind: str) -> None:
-    """Before a pixel is decoded."""
+    """The size in the header is checked before any pixel is decoded."""
     data = file_of(Image.new("RGB", (64, 64)), kind)
     with pytest.raises(InvalidRequest, match=r"64x64 is more than 4095 pixels"):
         decode(data[:-20] if kind not in ("WEBP", "TIFF", "AVIF") else data, "image", 4095)
@@ -196,7 +196,7 @@ FRAME = b"\xff\xc0\x00\x0b\x08\x00\x08\x00\x08\x01\x01\x11\x00"
 
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    """A chunk of a PNG."""
+    """Build a chunk of a PNG."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -224,7 +224,7 @@ def chunk(kind: bytes, data: bytes = b"") -> bytes:
 def test_files_that_only_keep_their_reader_busy(
     data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are refused before Pillow, which keeps something of each part, sees them."""
+    """Files of very many parts are rejected before Pillow reads them."""
     asked = []
     monkeypatch.setattr(Image, "open", lambda *_, **__: asked.append(1))
     for read in (decode, texts):
@@ -235,7 +235,7 @@ def test_files_that_only_keep_their_reader_busy(
 
 
 def test_pictures_with_much_beside_their_pixels() -> None:
-    """Hundreds of segments or chunks, padding and an editor's comments are nothing unusual."""
+    """Hundreds of segments or chunks, padding and long comments are accepted."""
     comment = b"\xff\xfe\x00\x05abc"
     rich = [
         JPEG[:2] + comment * 900 + JPEG[2:],
@@ -267,12 +267,12 @@ def test_pictures_with_much_beside_their_pixels() -> None:
     ],
 )
 def test_sizes_by_the_header(kind: str, options: dict[str, Any], size: tuple[int, int]) -> None:
-    """They are those that Pillow finds."""
+    """The size read from the header is the image's size."""
     assert size_of(file_of(Image.new("RGB", size, "red"), kind, **options)) == size
 
 
 def test_sizes_of_rare_bitmaps() -> None:
-    """OS/2's have another header, and those from the top a negative height."""
+    """OS/2 bitmaps, and bitmaps with a negative height, are read."""
     os2 = b"BM" + struct.pack("<IHHI", 0, 0, 0, 26) + struct.pack("<IHHHH", 12, 6, 4, 1, 24)
     top = b"BM" + struct.pack("<IHHI", 0, 0, 0, 54) + struct.pack("<Iii", 40, 6, -4)
     assert size_of(os2) == size_of(top) == (6, 4)
@@ -304,7 +304,7 @@ def test_fit(how: Fit, left: tuple[int, ...], right: tuple[int, ...]) -> None:
 
 
 def test_fitting_flattens_on_white() -> None:
-    """What was transparent is white; the same size changes nothing else."""
+    """Transparent pixels become white, and an image of the same size is otherwise unchanged."""
     picture = fit(Pixels(2, 1, bytes([10, 20, 30, 255, 10, 20, 30, 0])), Size(2, 1), "crop")
     assert picture.data == bytes([10, 20, 30, 255, 255, 255])
 
@@ -321,14 +321,14 @@ def test_fitting_flattens_on_white() -> None:
     ],
 )
 def test_masks(mask: Pixels, mode: MaskMode, painted: list[bool]) -> None:
-    """OpenAI's transparent and llama-box's white mean: paint here."""
+    """OpenAI's transparent pixels and llama-box's white pixels are repainted."""
     found = mask_of(mask, mode)
     assert [value == 255 for value in found.data] == painted
     assert set(found.data) <= {0, 255}
 
 
 def test_padding_is_painted() -> None:
-    """What pad adds to an image is the runtime's to fill."""
+    """The area that pad adds to an image is part of the mask."""
     black = Pixels(4, 2, bytes(24))
     mask = fit_mask(mask_of(black, "luminance"), Size(4, 4), "pad")
     assert [mask.data[row * 4] for row in range(4)] == [255, 0, 0, 255]
@@ -336,7 +336,7 @@ def test_padding_is_painted() -> None:
 
 @pytest.mark.parametrize("blur", [0.0, 2.0])
 def test_outside_the_mask_nothing_changes(blur: float) -> None:
-    """Bit for bit, with a soft edge too; inside, the drawn picture shows."""
+    """Pixels outside the mask are unchanged even with a soft edge."""
     original = Pixels(16, 16, bytes(range(256)) * 3)
     drawn = Pixels(16, 16, bytes([7]) * 768)
     mask = Pixels(16, 16, b"".join(bytes([0] * 8 + [255] * 8) for _ in range(16)))
@@ -351,7 +351,7 @@ def test_outside_the_mask_nothing_changes(blur: float) -> None:
 
 
 def test_png_is_lossless_and_carries_its_text() -> None:
-    """The pixels come back, and so does text outside Latin-1."""
+    """The pixels and a text outside Latin-1 are read back unchanged."""
     image = opened(encode(PIXELS, "png", parameters="猫 — a cat"))
     assert (image.mode, image.size, image.tobytes()) == ("RGB", (8, 4), PIXELS.data)
     assert image.info["parameters"] == "猫 — a cat"
@@ -359,7 +359,7 @@ def test_png_is_lossless_and_carries_its_text() -> None:
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 def test_exif_comment(output_format: OutputFormat) -> None:
-    """JPEG and WebP carry the text as EXIF UserComment in UTF-16."""
+    """JPEG and WebP contain the text as EXIF UserComment in UTF-16."""
     image = opened(encode(PIXELS, output_format, 90, "猫"))
     comment = image.getexif().get_ifd(0x8769)[0x9286]
     assert comment == b"UNICODE\0" + "猫".encode("utf-16-be")
@@ -367,7 +367,7 @@ def test_exif_comment(output_format: OutputFormat) -> None:
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_nothing_is_embedded_unasked(output_format: OutputFormat) -> None:
-    """Without parameters the file is only a picture."""
+    """Without parameters, the file contains only the image."""
     image = opened(encode(PIXELS, output_format))
     assert "parameters" not in image.info
     assert not image.getexif()
@@ -375,7 +375,7 @@ def test_nothing_is_embedded_unasked(output_format: OutputFormat) -> None:
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_a_text_too_long_for_the_file(output_format: OutputFormat) -> None:
-    """A JPEG has 64 kB for it: the picture is there all the same."""
+    """A text over JPEG's and WebP's limit is left out, and the image is still encoded."""
     text = "ä" * 40_000
     data = encode(Pixels(8, 8, bytes(192)), output_format, 100, text)
     found = texts(data, "image", 64)
@@ -383,14 +383,14 @@ def test_a_text_too_long_for_the_file(output_format: OutputFormat) -> None:
 
 
 def test_pixels_by_the_header() -> None:
-    """What cannot be read has none; decoding says why."""
+    """The number of pixels is 0 for a file that cannot be read."""
     assert pixels_of(file_of(Image.new("L", (30, 20)))) == 600
     cut = (b"", b"x", b"GIF89a", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8L", b"\x89PNG\r\n\x1a\n")
     assert not any(pixels_of(data) for data in cut)
 
 
 def test_compression_is_quality() -> None:
-    """Less percent, fewer bytes."""
+    """A lower compression value gives fewer bytes."""
     noise = Pixels(64, 64, bytes((i * 7919) % 256 for i in range(64 * 64 * 3)))
     sizes = [len(encode(noise, "jpeg", percent)) for percent in (5, 50, 95)]
     assert sizes == sorted(sizes)
@@ -410,7 +410,7 @@ def test_compression_is_quality() -> None:
     ],
 )
 def test_opacity(mask: Pixels, left_painted: bool, inverted: bool) -> None:
-    """Opaque is painted whatever its colour; where all is opaque, white is; or the reverse."""
+    """Opaque pixels are repainted, or white ones in an opaque mask; an inverted mask swaps both."""
     painted = mask_of(mask, "opacity", inverted=inverted)
     expected = (255, 0) if left_painted != inverted else (0, 255)
     assert tuple(painted.data) == expected
@@ -418,7 +418,7 @@ def test_opacity(mask: Pixels, left_painted: bool, inverted: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["AVIF", "TIFF"])
 def test_comments_of_other_formats(kind: str) -> None:
-    """Editors keep the EXIF of what they convert."""
+    """The EXIF text of AVIF and TIFF files, which editors write, is read."""
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"ASCII\0\0\0a cat"
     file = file_of(Image.new("RGB", (16, 16)), kind, exif=exif.tobytes())
@@ -427,7 +427,7 @@ def test_comments_of_other_formats(kind: str) -> None:
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_what_is_written_is_read_back(output_format: OutputFormat) -> None:
-    """The parameters of each kind of file, in any script."""
+    """Parameters in any script are read back from each format."""
     file = encode(PIXELS, output_format, 90, "猫\na cat")
     assert texts(file, "image", LIMIT)["parameters"] == "猫\na cat"
     assert texts(encode(PIXELS, output_format), "image", LIMIT) == {}
@@ -446,7 +446,7 @@ def test_what_is_written_is_read_back(output_format: OutputFormat) -> None:
     ],
 )
 def test_comments_of_other_programs(comment: bytes, text: str) -> None:
-    """Other codings of the tag are read, and damaged ones cost only their characters."""
+    """Other encodings of the tag are read; undecodable characters are replaced."""
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = comment
     file = file_of(Image.new("RGB", (8, 8)), "JPEG", exif=exif)
@@ -455,13 +455,13 @@ def test_comments_of_other_programs(comment: bytes, text: str) -> None:
 
 @given(st.binary(max_size=200))
 def test_texts_of_anything(data: bytes) -> None:
-    """What is no image is a fault of the client."""
+    """Any bytes give texts or an InvalidRequest."""
     with suppress(InvalidRequest):
         texts(data, "image", LIMIT)
 
 
 def test_texts_of_megabytes_are_cut() -> None:
-    """Of each a million characters are read: parameters have thousands at most."""
+    """Each text is cut to 2**20 characters, far more than parameters need."""
     info = PngInfo()
     info.add_text("parameters", "a" * 3_000_000)
     info.add_text("Software", "b")
@@ -472,7 +472,7 @@ def test_texts_of_megabytes_are_cut() -> None:
 
 
 def test_texts_of_large_files_are_refused() -> None:
-    """The size is looked at first."""
+    """The size is checked first."""
     with pytest.raises(InvalidRequest) as caught:
         texts(file_of(Image.new("L", (100, 100))), "image", 9_999)
     assert caught.value.reason is Reason.INVALID_IMAGE
@@ -483,7 +483,7 @@ def test_texts_of_large_files_are_refused() -> None:
 
 @pytest.mark.parametrize(("max_bytes", "size"), [(1_000_000, (256, 128)), (2_000, (64, 32))])
 def test_reduced_images(max_bytes: int, size: tuple[int, int]) -> None:
-    """Coarser first, and smaller where that is not enough."""
+    """The quality is reduced first, then the size."""
     noise = Image.frombytes("RGB", (256, 128), random.Random(7).randbytes(3 * 256 * 128))
     view = reduced(file_of(noise), max_bytes)
     assert len(view) <= max_bytes

@@ -1,4 +1,4 @@
-"""Image work beside the jobs: one after the other, and few may wait."""
+"""Image work on one thread with a short queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdstream.imaging.one_thread import MOST_AT_ONCE, OneThread
 
 
 def test_too_many_images_are_rejected() -> None:
-    """While eight wait, a further request gets a 429 with a time; each end frees a place."""
+    """With eight requests waiting, the next gets a 429 with Retry-After until one ends."""
 
     async def scenario() -> None:
         thread, go = OneThread("test", "resized", 3), threading.Event()
@@ -30,7 +30,7 @@ def test_too_many_images_are_rejected() -> None:
 
 
 def test_an_error_frees_its_place() -> None:
-    """What the work raises comes to the caller, as often as there are places and once more."""
+    """An exception reaches the caller and frees the place in the queue."""
 
     async def scenario() -> None:
         thread = OneThread("test", "resized", 3)

@@ -1,4 +1,4 @@
-"""What is done to pixels before a job and after it."""
+"""Image processing before and after a job."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ A_REQUEST = GenerationRequest("m", "a cat", "", 8, 8, 4, "euler", "default", 7.0
 
 
 class NoShelf:
-    """Keeps nothing."""
+    """A shelf that keeps nothing."""
 
     def put(self, data: bytes, output_format: OutputFormat) -> str:
-        """Never called here."""
+        """Fail, as no test stores a file."""
         raise NotImplementedError
 
 
 def a_processor() -> ImageProcessor:
-    """One that takes small pictures."""
+    """A processor that accepts only small images."""
     return ImageProcessor(
         shelf=NoShelf(), checker=None, max_input_pixels=4096, embed_parameters=False
     )
 
 
 def test_pictures_that_are_too_much_together() -> None:
-    """Each is allowed alone; all of them are refused by their headers, before any is decoded."""
+    """Images that are too large together are rejected by their headers before any is decoded."""
     processor = a_processor()
     one = SourceFile("image", png(64, 64))
     three = asyncio.run(processor.decode(SourceFiles((one,) * 3), only_references=True))
@@ -47,7 +47,7 @@ def test_pictures_that_are_too_much_together() -> None:
 
 
 def test_uploads_hold_up_no_finished_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many are being decoded, what was drawn is encoded."""
+    """A finished image is encoded even while many uploads are being decoded."""
     release = threading.Event()
 
     def decode(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Finding a safety checker by its name."""
+"""Loading of a safety checker by its import path."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from sdstream.imaging.safety import SafetyCheckerError, Verdict, load_checker
 
 
 class Strict:
-    """Flags every picture."""
+    """Flags every image."""
 
     def check(self, _picture: Pixels) -> Verdict:
-        """Always flagged."""
+        """Flag the image."""
         return Verdict(True, "strict")
 
 
 class RedChecker:
-    """Flags pictures whose first pixel is more red than blue; used by the tests of the service."""
+    """Flags images whose first pixel is more red than blue; the service's tests use it."""
 
     def check(self, picture: Pixels) -> Verdict:
-        """Judge by one pixel."""
+        """Judge the image by its first pixel."""
         return Verdict(picture.data[0] > picture.data[2], "red")
 
 
 class Broken:
-    """Cannot judge."""
+    """A checker that fails."""
 
     def check(self, _picture: Pixels) -> Verdict:
-        """Fails."""
+        """Fail."""
         raise RuntimeError("no weights")
 
 
@@ -37,7 +37,7 @@ strict = Strict()
 
 @pytest.mark.parametrize("name", ["Strict", "strict"])
 def test_by_import_path(name: str) -> None:
-    """A class is made, an object is taken as it is."""
+    """A class is instantiated, and an object is used as it is."""
     checker = load_checker(f"{__name__}:{name}")
     assert checker.check(Pixels(1, 1, b"\0\0\0")).flagged
 
@@ -47,6 +47,6 @@ def test_by_import_path(name: str) -> None:
     ["nobody", "nobody:Checker", f"{__name__}:nothing", f"{__name__}:pytest", ":x", "json:loads"],
 )
 def test_what_is_no_checker(name: str) -> None:
-    """The start stops with a sentence instead of checking nothing."""
+    """A path that leads to no checker ends the start with an error."""
     with pytest.raises(SafetyCheckerError, match="safety checker"):
         load_checker(name)
