@@ -1,4 +1,4 @@
-"""The system's clock is set while the server runs."""
+"""Changes of the system's clock while the server runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ THREE_DAYS = 3 * 86_400
 
 
 def test_a_steady_clock_has_what_passed() -> None:
-    """It begins where it is told to."""
+    """A steady clock starts at the given time and advances with the monotonic clock."""
     passed = 5.0
     clock = SteadyClock(1_000_000.0, lambda: passed)
     assert clock() == 1_000_000.0
@@ -29,7 +29,7 @@ def test_a_steady_clock_has_what_passed() -> None:
 
 
 class NoStore:
-    """Keeps nothing."""
+    """A store that keeps nothing."""
 
     def __getattr__(self, _name: str) -> object:
         return lambda *_: None
@@ -37,7 +37,7 @@ class NoStore:
 
 @pytest.mark.parametrize("jump", [-THREE_DAYS, THREE_DAYS])
 def test_a_clock_that_is_set_in_mid_job(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
-    """The job's times stay in order, and what lies between is what passed."""
+    """The job's times stay in order, and their differences are the elapsed times."""
     jobs = LiveJobs(cast(JobStore, NoStore()), Metrics(), Tracing(), lambda: None)
     clock = SteadyClock(time.time())
     live = jobs.add(
@@ -63,7 +63,7 @@ def test_a_clock_that_is_set_in_mid_job(monkeypatch: pytest.MonkeyPatch, jump: f
 
 
 def test_a_job_from_before_the_clock_was_set_back() -> None:
-    """In the next life of the server it does not start before it was accepted."""
+    """After a restart, the job does not start before the time at which it was accepted."""
     jobs = LiveJobs(cast(JobStore, NoStore()), Metrics(), Tracing(), lambda: None)
     job = Job("job_1", REQUEST, time.time() + THREE_DAYS)
     job.apply(Running(), job.created + 10)

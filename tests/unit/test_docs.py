@@ -1,4 +1,4 @@
-"""The documents say what the code does: generated tables, links, names of tests and files."""
+"""The documents match the code: generated tables, links, and names of tests and files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[\w-]+\]: (\S+)|src=\"([^\"]+)\"", re.MU
 
 
 def test_generated_tables_are_fresh() -> None:
-    """What cog writes into the documents is what the code says now."""
+    """The text that cog generates in the documents is up to date."""
     documents = [str(page.path) for page in PAGES]
     command = [sys.executable, "-m", "cogapp", "--check", "-I", str(ROOT), *documents]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -26,21 +26,21 @@ def test_generated_tables_are_fresh() -> None:
 
 
 def test_routes_are_described() -> None:
-    """Every route but the pages' is in the OpenAPI document, from which the table is made."""
+    """Every API route is in the OpenAPI document, from which the table is generated."""
     paths = {re.sub(r":\w+}", "}", route.path) for route in routes() if isinstance(route, Route)}
-    paths -= {"/", "/docs"}  # these are for people
+    paths -= {"/", "/docs"}  # pages for people
     assert paths == set(document()["paths"])
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub and the site make them."""
+    """Return the anchors of a page's headings, as GitHub and the documentation site form them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
     return {text.replace(" ", "-") for text in plain}
 
 
 def broken(page: Page) -> list[str]:
-    """Links of a page to files or headings that do not exist."""
+    """Return the page's links to files or headings that do not exist."""
     found = []
     text = re.sub(r"^```.*?^```", "", page.text, flags=re.MULTILINE | re.DOTALL)
     for parts in _LINK.findall(text):
@@ -55,12 +55,12 @@ def broken(page: Page) -> list[str]:
 
 
 def test_links_lead_somewhere() -> None:
-    """Every link within the repository has a file, and its heading where it names one."""
+    """Every link within the repository leads to an existing file and heading."""
     assert [link for page in PAGES for link in broken(page)] == []
 
 
 def test_every_page_is_linked() -> None:
-    """A reader finds each page from another one."""
+    """Each page is linked from another one."""
     linked = {
         (page.path.parent / link.partition("#")[0]).resolve()
         for page in PAGES
@@ -72,7 +72,7 @@ def test_every_page_is_linked() -> None:
 
 
 def test_named_tests_exist() -> None:
-    """The pages about other systems name tests that show each row."""
+    """Every test file that a page names exists."""
     tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     named = {(page.name, name) for page in PAGES for name in re.findall(r"test_\w+\.py", page.text)}
     assert [(page, name) for page, name in sorted(named) if name not in tests] == []
@@ -80,12 +80,12 @@ def test_named_tests_exist() -> None:
 
 
 def test_families_of_the_example_catalogue_parse() -> None:
-    """The example of models.yaml is a catalogue."""
+    """The example of models.yaml parses as a catalogue."""
     page = Page(ROOT / "docs/models/catalog.md")
     (example,) = [text for language, text in page.fences() if language == "yaml"]
     assert Catalog.parse(example).default == "my-flux"
 
 
 def test_the_readme_is_short() -> None:
-    """Details belong to the documents."""
+    """The README has at most 150 lines; details belong in the documents."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150

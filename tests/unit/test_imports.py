@@ -1,4 +1,4 @@
-"""The floors of docs/architecture/overview.md, kept by reading the imports."""
+"""The rooms of docs/architecture/overview.md: which package may import which."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 APP = Path(__file__).parents[2] / "app/sdstream"
 
-#: Module prefix -> its floor; the longest prefix that fits counts. Imports go down or stay level,
-#: and rooms of one floor do not import from each other.
+#: Module prefix -> its level; the longest prefix that matches applies. A module imports from its
+#: own level or lower ones, and rooms of one level do not import from each other.
 FLOORS = {
     # The public names of the package, each imported on its first use.
     "sdstream": 8,
@@ -34,7 +34,7 @@ FLOORS = {
     "sdstream.__main__": 8,
 }
 
-#: Parts of a room that a module above must not touch, and vice versa.
+#: Packages -> modules that they must not import although these are on a lower level.
 FORBIDDEN = {
     ("sdstream.service", "sdstream.engine.native"),
     ("sdstream.service", "sdstream.engine.child"),
@@ -42,10 +42,10 @@ FORBIDDEN = {
     ("sdstream.web", "sdstream.engine.native"),
 }
 
-#: Rooms that are values in, values out.
+#: Modules without side effects: their results depend only on their arguments.
 PURE = ("sdstream.core", "sdstream.dialects", "sdstream.imaging.codecs", "sdstream.imaging.headers")
 
-#: What a pure module has no business with.
+#: Standard modules that a pure module must not import.
 IMPURE = {"asyncio", "socket", "os", "pathlib", "time", "random", "secrets", "threading"}
 
 
@@ -80,7 +80,7 @@ GRAPH = {name: _imports(path) & set(MODULES) - {"sdstream"} for name, path in MO
 
 
 def test_imports_only_go_down() -> None:
-    """No module imports from a floor above its own."""
+    """No module imports from a level above its own."""
     upward = [
         (name, target)
         for name, targets in GRAPH.items()
@@ -95,7 +95,7 @@ def _room(module: str) -> str:
 
 
 def test_rooms_of_one_floor_stay_apart() -> None:
-    """A room imports from rooms below it, never from its neighbours."""
+    """A room does not import from another room of its level."""
     level = [
         (name, target)
         for name, targets in GRAPH.items()
@@ -106,13 +106,13 @@ def test_rooms_of_one_floor_stay_apart() -> None:
 
 
 def test_no_circles() -> None:
-    """The modules can be put into an order in which each needs only earlier ones."""
+    """No modules import each other in a cycle."""
     edges = {name: targets - {name} for name, targets in GRAPH.items()}
     assert len(list(TopologicalSorter(edges).static_order())) >= len(MODULES) - 1
 
 
 def test_forbidden_neighbours() -> None:
-    """The service never touches an engine, and the dialects never touch pixels."""
+    """The service and the web server do not import the engines themselves."""
     found = {
         (a, b)
         for a, b in FORBIDDEN
@@ -123,7 +123,7 @@ def test_forbidden_neighbours() -> None:
 
 
 def test_core_and_dialects_are_pure() -> None:
-    """Values in, values out: no clock, disk, network, randomness or environment below floor 2."""
+    """Pure modules import nothing for clocks, disks, networks, randomness or the environment."""
     impure = {
         (name, target)
         for name, path in MODULES.items()
@@ -142,7 +142,7 @@ def test_core_and_dialects_are_pure() -> None:
 
 
 def test_only_the_child_imports_inside_a_function() -> None:
-    """One place chooses between engines at run time; everywhere else imports are on top."""
+    """Only the modules that load an engine or a node's code import within a function."""
     late = set()
     for name, path in MODULES.items():
         for function in ast.walk(ast.parse(path.read_text())):

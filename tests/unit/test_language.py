@@ -1,4 +1,4 @@
-"""The words that scripts/language.py finds."""
+"""The words that scripts/language.py reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.scripts import script
 
 @pytest.fixture(scope="module")
 def language() -> Any:
-    """The script as a module."""
+    """Load the script as a module."""
     return script("language")
 
 
@@ -38,7 +38,7 @@ def test_what_is_found(
     language: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str,
     found: list[str],
 ) -> None:  # fmt: skip
-    """Words in comments, docstrings, messages and documents; no code and no names."""
+    """Words are found in comments, docstrings, messages and documents, but not in code or names."""
     monkeypatch.setattr(language, "ROOT", tmp_path)
     (tmp_path / name).write_text(text)
     faults = [*language.faults(tmp_path / name)]

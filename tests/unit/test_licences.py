@@ -1,4 +1,4 @@
-"""The check of licences of scripts/licences.py."""
+"""The check of licences by scripts/licences.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.scripts import script
 
 @pytest.fixture(scope="module")
 def licences() -> Any:
-    """The script as a module."""
+    """Load the script as a module."""
     return script("licences")
 
 
@@ -47,7 +47,7 @@ def licences() -> Any:
 def test_licences(
     licences: Any, headers: list[tuple[str, str]], licence: str | None, allowed: bool
 ) -> None:
-    """They are read from every form of metadata; one that is missing is not allowed."""
+    """A licence is read from every form of metadata, and a missing one is not allowed."""
     metadata = Message()
     for name, value in [("Name", "a-package"), *headers]:
         metadata[name] = value.replace("\n", "\n ")
@@ -57,5 +57,5 @@ def test_licences(
 
 
 def test_this_environment(licences: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the tests run with passes."""
+    """The environment of the tests has only allowed licences."""
     assert licences.main() == 0, capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tests that need a program of the system: skipped without it, but never where CI is set."""
+"""Tests that need a system program are skipped without it, but fail in CI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.programs import needed
 
 
 def test_a_program_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package is named either way."""
+    """The message names the package in both cases."""
     words = "no-such-program is not installed .Debian: apt install a-package."
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match=words):
@@ -19,6 +19,6 @@ def test_a_program_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_program_beside_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Debian has some where only root looks."""
+    """A program outside PATH is found in the given folders, such as Debian's /usr/sbin."""
     monkeypatch.setenv("PATH", "")
     assert needed("sh", "dash", "usr/sbin", "bin").name == "sh"

@@ -1,4 +1,4 @@
-"""The library's Runner, on the fake engine in a real worker process."""
+"""The library's Runner with the fake engine in a real worker process."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from sdstream import AsyncRunner, Progress, Runner
 from sdstream.core.errors import GenerationFailed, InvalidRequest, JobWasCancelled, NotFound
 from sdstream.weights.discovery import ModelError
 
-#: Slow enough that a cancel comes before the last step.
+#: Slow enough for a cancellation before the last step.
 SLOW = "a cat step=0.2"
 
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
-    """A runner that all tests of this module share."""
+    """A runner shared by all tests of this module."""
     with Runner(engine="fake", cache_dir=tmp_path_factory.mktemp("cache")) as runner:
         yield runner
 
 
 def pixels(content: bytes) -> tuple[str | None, tuple[int, int]]:
-    """Format and size of an image file that opens."""
+    """Return the format and size of an image file after decoding it."""
     with Image.open(io.BytesIO(content)) as image:
         image.load()
         return image.format, image.size
 
 
 def test_each_step_is_reported(runner: Runner) -> None:
-    """In order, for each image, and with a preview of each if they are requested."""
+    """Each step of each image is reported in order, with a preview if requested."""
     reports: list[Progress] = []
     response = runner.generate(
         "a cat", n=2, size="64x64", steps=3, previews=True, on_progress=reports.append
@@ -53,7 +53,7 @@ def test_each_step_is_reported(runner: Runner) -> None:
 
 
 def test_a_response_has_files_seeds_and_parameters(runner: Runner) -> None:
-    """The url is the path of the file, whose content is b64_json."""
+    """The url is the file's path, and b64_json is the file's content."""
     response = runner.generate("a cat", n=2, width=64, height=128, seed=7, steps=3)
     assert response.seed == 7
     assert [image.seed for image in response.data] == [7, 8]
@@ -67,7 +67,7 @@ def test_a_response_has_files_seeds_and_parameters(runner: Runner) -> None:
 
 
 def test_saving(runner: Runner, tmp_path: Path) -> None:
-    """One image gets the name, several get numbers, and a suffix of another format is an error."""
+    """One image gets the given name, several get numbers, and a wrong suffix is an error."""
     one = runner.generate("a cat", size="64x64", output_format="jpeg")
     assert one.save(tmp_path / "one.jpg") == [tmp_path / "one.jpg"]
     assert pixels((tmp_path / "one.jpg").read_bytes()) == ("JPEG", (64, 64))
@@ -79,7 +79,7 @@ def test_saving(runner: Runner, tmp_path: Path) -> None:
 
 
 def test_edits(runner: Runner, tmp_path: Path) -> None:
-    """An image is given as a path or as bytes, a mask too, and the kept area stays exact."""
+    """Image and mask may be paths or bytes, and pixels outside the mask are unchanged."""
     source = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
     source.save(tmp_path / "input.png")
     mask = Image.new("L", (64, 64), 0)
@@ -101,7 +101,7 @@ def test_edits(runner: Runner, tmp_path: Path) -> None:
 
 
 def test_a_callback_can_cancel(runner: Runner) -> None:
-    """The request ends with a typed error before its last step, and the runner goes on."""
+    """The request ends before its last step with an error, and the runner remains usable."""
     steps: list[int] = []
 
     def stop(progress: Progress) -> None:
@@ -116,7 +116,7 @@ def test_a_callback_can_cancel(runner: Runner) -> None:
 
 
 def test_an_exception_of_a_callback_cancels(runner: Runner) -> None:
-    """It comes out unchanged, and the worker is free for the next request."""
+    """The exception is raised unchanged, and the worker is free for the next request."""
 
     def fail(_progress: Progress) -> None:
         raise KeyError("a mistake of the callback")
@@ -127,7 +127,7 @@ def test_an_exception_of_a_callback_cancels(runner: Runner) -> None:
 
 
 def test_errors_are_typed(runner: Runner) -> None:
-    """Wrong options name the option; a failure of the engine and an unknown model are theirs."""
+    """A wrong option, a failure of the engine and an unknown model have their own error types."""
     with pytest.raises(InvalidRequest) as caught:
         runner.generate("a cat", size="64x64", stepz=3)
     assert caught.value.param == "stepz"
@@ -142,7 +142,7 @@ def test_errors_are_typed(runner: Runner) -> None:
 
 
 def test_a_runner_that_cannot_start(tmp_path: Path) -> None:
-    """The constructor raises; settings of the HTTP server are not accepted silently."""
+    """The constructor raises an error, also for settings of the HTTP server."""
     with pytest.raises(ModelError, match="does not exist"):
         Runner(str(tmp_path / "nothing-here.gguf"))
     with pytest.raises(TypeError, match="'port' is a setting of the HTTP server"):
@@ -152,7 +152,7 @@ def test_a_runner_that_cannot_start(tmp_path: Path) -> None:
 
 
 def test_the_data_folder(tmp_path: Path) -> None:
-    """A temporary one goes with the runner, a given one stays; a closed runner says so."""
+    """A temporary folder is deleted on close, a given one is kept, and a closed runner raises."""
     with Runner(engine="fake") as temporary:
         url = temporary.generate("a cat", size="64x64", steps=2).data[0].url
         assert url is not None
@@ -169,7 +169,7 @@ def test_the_data_folder(tmp_path: Path) -> None:
 
 
 def test_several_requests_at_once_and_cancelled_tasks() -> None:
-    """In an event loop, requests share the queue, and a cancelled task frees the worker."""
+    """Concurrent requests share the queue, and a cancelled task frees the worker."""
 
     async def use() -> None:
         async with AsyncRunner(engine="fake") as runner:
@@ -198,7 +198,7 @@ def test_several_requests_at_once_and_cancelled_tasks() -> None:
 
 
 def test_a_program_that_does_not_close_its_runner_ends(tmp_path: Path) -> None:
-    """Nothing of the runner keeps the program, its worker or its folder."""
+    """The program ends without an error, and its temporary folder is deleted."""
     program = (
         "from sdstream import Runner\n"
         "runner = Runner(engine='fake')\n"
@@ -212,6 +212,6 @@ def test_a_program_that_does_not_close_its_runner_ends(tmp_path: Path) -> None:
 
 
 def test_public_errors_are_those_that_are_raised() -> None:
-    """A program needs no name of an inner module to catch what a runner raises."""
+    """The public error classes are those that a runner raises."""
     assert issubclass(JobWasCancelled, sdstream.ImageServiceError)
     assert sdstream.InvalidRequest is InvalidRequest

@@ -1,4 +1,4 @@
-"""Flags and environment to settings."""
+"""Settings from flags and environment variables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from sdstream.settings import (
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SDSTREAM_ and the field's name; lists have commas; what is empty is not set."""
+    """A variable is SDSTREAM_ and the field's name.
+
+    Lists have commas, and an empty value is ignored.
+    """
     monkeypatch.setenv("SDSTREAM_PORT", "9000")
     monkeypatch.setenv("SDSTREAM_API_KEYS", "one, two,")
     monkeypatch.setenv("SDSTREAM_HOST", "")
@@ -31,13 +34,13 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given in code stands before the environment."""
+    """A value given in code takes precedence over the environment."""
     monkeypatch.setenv("SDSTREAM_PORT", "9000")
     assert Settings(port=9001).port == 9001
 
 
 def test_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in a printed Settings nor in the workers' environment."""
+    """Keys appear neither in a printed Settings nor in the workers' environment."""
     monkeypatch.setenv("SDSTREAM_API_KEYS", "hush")
     monkeypatch.setenv("HF_TOKEN", "hf_hush")
     monkeypatch.setenv("SDSTREAM_DATABASE", "postgresql://me:hush@localhost/jobs")
@@ -48,7 +51,7 @@ def test_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenMP's threads sleep while waiting, unless the user decided otherwise."""
+    """OpenMP's threads sleep while waiting, unless the user's environment sets another policy."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert worker_environment()["OMP_WAIT_POLICY"] == "passive"
     assert worker_environment()["GGML_NO_BACKTRACE"] == "1"
@@ -101,7 +104,7 @@ def test_workers_wait_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """A wrong value stops the start instead of being guessed at."""
+    """An invalid value stops the start with an error that names the setting."""
     monkeypatch.setenv(f"SDSTREAM_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
@@ -125,13 +128,13 @@ def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: 
 def test_origins_are_what_browsers_send(
     monkeypatch: pytest.MonkeyPatch, written: str, sent: str
 ) -> None:
-    """However they were written: they are compared letter by letter."""
+    """Origins are normalised to the form browsers send, as they are compared as text."""
     monkeypatch.setenv("SDSTREAM_CORS_ORIGINS", written)
     assert Settings().cors_origins == (sent,)
 
 
 def test_proxies_are_addresses_or_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of both kinds, in a list or one by one."""
+    """Addresses and networks of both IP versions are accepted, as text or as a tuple."""
     monkeypatch.setenv("SDSTREAM_TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8,::1")
     assert [str(network) for network in Settings().trusted_proxies] == [
         "127.0.0.1/32", "10.0.0.0/8", "::1/128"
@@ -149,12 +152,12 @@ def test_proxies_are_addresses_or_networks(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_the_origin_of_an_address(written: str, sent: str) -> None:
-    """It is what the pages of that address send."""
+    """The origin is that of pages at this URL."""
     assert origin_of(HttpUrl(written)) == sent
 
 
 def test_allowed_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of names, addresses and patterns, or one by one."""
+    """Names, addresses and patterns are accepted, as text or as a tuple."""
     monkeypatch.setenv("SDSTREAM_ALLOWED_HOSTS", "A.example, *.b.example:8000 ,::1")
     assert Settings().allowed_hosts == (
         HostPattern("a.example"), HostPattern("*.b.example", 8000), HostPattern("::1")
@@ -164,7 +167,7 @@ def test_allowed_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_shipped_catalogue_is_found() -> None:
-    """Without a flag the project's own models.yaml is used."""
+    """Without a flag, the project's models.yaml is used."""
     assert Settings().models.name == "models.yaml"
     assert Path(Settings().models).is_file()
 
@@ -180,13 +183,13 @@ def test_the_shipped_catalogue_is_found() -> None:
     ],
 )
 def test_variables_that_were_meant_to_be_others(name: str, words: str) -> None:
-    """A server must not be open because of a typing error."""
+    """A likely misspelling stops the start, so that a server is not open by mistake."""
     with pytest.raises(UnknownVariable, match=re.escape(words)):
         check_variables({name: "x"})
 
 
 def test_variables_that_say_nothing() -> None:
-    """Others are told of, and those of Kubernetes are not ours."""
+    """Unknown variables give a warning, and those that Kubernetes sets are ignored."""
     given = {
         "SDSTREAM_HOST": "::1", "SDSTREAM_CLIENT_KEY": "x", "PATH": "/bin",
         "SDSTREAM_COLOUR_OF_THE_PAGE": "red", "SDSTREAM_PORT": "tcp://10.0.0.1:8000",
@@ -206,6 +209,6 @@ def test_variables_that_say_nothing() -> None:
 
 
 def test_the_address_of_a_kubernetes_service_is_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The port stays what it is without the variable."""
+    """A service address that Kubernetes puts into SDSTREAM_PORT is ignored."""
     monkeypatch.setenv("SDSTREAM_PORT", "tcp://10.0.0.1:8000")
     assert Settings().port == 8000

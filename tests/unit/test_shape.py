@@ -1,4 +1,4 @@
-"""The shape of the code: short functions, and modules that do one job."""
+"""Limits on the length of functions and modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "app" / "sdstream"
 LONGEST_FUNCTION = 60
 LONGEST_MODULE = 500
 
-#: Longer modules, and why each is one.
+#: Module -> the reason why it is longer.
 LONG_MODULES: dict[str, str] = {}
 
 
@@ -20,7 +20,7 @@ def _modules() -> dict[str, str]:
 
 
 def test_functions_are_short() -> None:
-    """None has more lines than fit on a screen, docstring included."""
+    """No function has more than 60 lines, including its docstring."""
     long = {
         f"{name}:{node.name}"
         for name, text in _modules().items()
@@ -32,6 +32,6 @@ def test_functions_are_short() -> None:
 
 
 def test_modules_are_short_or_say_why() -> None:
-    """The list of longer ones has no others."""
+    """Exactly the listed modules are longer than the limit."""
     lengths = {name: text.count("\n") for name, text in _modules().items()}
     assert {name for name, n in lengths.items() if n > LONGEST_MODULE} == {*LONG_MODULES}

@@ -1,4 +1,4 @@
-"""Cores and memory with the limits of containers, and without what only Linux has."""
+"""Cores and memory within a container's limits, and on systems other than Linux."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdstream import system
 
 @pytest.fixture
 def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in place of the kernel's, without limits as yet; the process may use 8 cores."""
+    """A folder in place of the kernel's, without limits; the process may use 8 cores."""
     monkeypatch.setattr(system, "_CGROUPS", tmp_path)
     monkeypatch.setattr(system, "_OWN_CGROUPS", tmp_path / "self")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(8)}, raising=False)
@@ -24,19 +24,19 @@ def cgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
-    """Write files into a folder, with the folders in between."""
+    """Write files into a folder and create missing folders."""
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
 
 
 def quota(folder: str, quota: str, period: str = "100000") -> dict[str, str]:
-    """The files of v1."""
+    """Return the files of a CPU quota of cgroup v1."""
     return {f"{folder}/cpu.cfs_quota_us": quota, f"{folder}/cpu.cfs_period_us": period}
 
 
 SERVICE = "system.slice/sdstream.service"
-#: /proc/self/cgroup of systemd's services: v2, v1 (as Debian and as Red Hat have it), and both.
+#: /proc/self/cgroup of a systemd service: v2, v1 (of Debian and of Red Hat), and both.
 V2 = {"self": f"0::/{SERVICE}\n"}
 V1 = {"self": f"4:memory:/{SERVICE}\n2:cpu,cpuacct:/{SERVICE}\n1:name=systemd:/x\n"}
 RED_HAT = {"self": f"4:memory:/{SERVICE}\n2:cpuacct,cpu:/{SERVICE}\n"}
@@ -69,7 +69,7 @@ DOCKER = {"self": "4:memory:/docker/0123abcd\n1:cpu:/docker/0123abcd\n"}
     ],
 )
 def test_cores(cgroups: Path, files: dict[str, str], cores: int) -> None:
-    """The affinity, or the least quota of the process's control groups of either version."""
+    """The cores are the affinity or the smallest quota of the process's control groups."""
     write(cgroups, files)
     assert system.available_cores() == cores
 
@@ -92,7 +92,7 @@ def test_cores(cgroups: Path, files: dict[str, str], cores: int) -> None:
     ],
 )
 def test_memory(cgroups: Path, files: dict[str, str], limited: bool) -> None:
-    """The machine's, or the least limit of the process's control groups of either version."""
+    """The memory is the machine's or the smallest limit of the process's control groups."""
     write(cgroups, files)
     assert system.total_memory() == (1_000_000 if limited else psutil.virtual_memory().total)
     assert limited == (system.free_memory() <= 1_000_000)
@@ -122,13 +122,13 @@ def test_memory(cgroups: Path, files: dict[str, str], limited: bool) -> None:
     ],
 )
 def test_free_memory(cgroups: Path, files: dict[str, str], free: int) -> None:
-    """What a limit leaves; the cache of files makes room."""
+    """Free memory is the limit minus the usage, without the cache of inactive files."""
     write(cgroups, files)
     assert system.free_memory() == free
 
 
 def test_large_blocks_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the C library has no such function nothing happens."""
+    """Nothing happens if the C library has no mallopt."""
     asked: list[tuple[int, ...]] = []
 
     def accept(*values: int) -> int:
@@ -144,7 +144,7 @@ def test_large_blocks_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No affinity, no prctl, no /proc: the answers of every system remain."""
+    """The functions return usable values without affinity, prctl and /proc."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(system, "_CGROUPS", Path("/nowhere"))
     monkeypatch.setattr(system, "_OWN_CGROUPS", Path("/nowhere"))

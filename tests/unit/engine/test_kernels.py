@@ -35,7 +35,7 @@ AMX = f"{AVX512} avx512_vnni avx512_bf16 amx_tile amx_bf16"
 def test_a_processor_is_given_what_it_has(
     features: str, vendor: str, wanted: Kernels, name: str | None
 ) -> None:
-    """The widest vectors; bf16 where it is quick; nothing but f32 in exact mode."""
+    """The widest vectors are used, bf16 only where it is fast, and only f32 in exact mode."""
     choice = choose(frozenset(features.split()), vendor, wanted, lambda: pytest.fail("no flags"))
     assert (choice.name if choice else None) == name
 

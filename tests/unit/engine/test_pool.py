@@ -141,7 +141,7 @@ async def test_auto_is_one_worker_for_each_slot() -> None:
 
 @driven
 async def test_auto_is_one_worker_for_each_core_of_a_machine_without_slots() -> None:
-    """Of a small model, at most 8, while one is loaded that can divide the CPU."""
+    """A small model gets up to 8 workers while a worker that can share the CPU is loaded."""
     auto = a_model(replicas="auto")
     for file_mb, cores, count in ((200, 4, 4), (200, 20, 8), (500, 4, 1)):
         machines = Machines(Place("", 10_000 * MIB, cores=cores), file_mb=file_mb)
@@ -278,7 +278,7 @@ async def test_a_step_on_a_share_of_the_cpu_takes_its_time() -> None:
 
 @driven
 async def test_a_gpu_that_is_too_small_is_the_last_choice() -> None:
-    """Weights that are larger than its memory go elsewhere; on a CPU it does not matter."""
+    """Weights over a GPU's memory are placed elsewhere if possible, unless they run on a CPU."""
     small, large = Place("small", 1000 * MIB, 1, 10 * MIB), Place("large", 1000 * MIB, 1, 80 * MIB)
     machines = Machines(small, large, file_mb=200)
     assert await machines.started(a_model())

@@ -13,7 +13,7 @@ from sdstream.engine.native.progress import ImageProgress
 
 @pytest.mark.parametrize("upscaler", ["lanczos", "drawings-4x"])
 def test_tiles_between_two_passes_are_no_steps(upscaler: str) -> None:
-    """What enlarges there and the autoencoder count their tiles by the same callback."""
+    """Tiles, which the runtime reports by the callback for steps, are ignored."""
     told: list[Event] = []
     options = Options(hires_upscaler=upscaler, hires_steps=3)
     request = GenerationRequest(

@@ -40,7 +40,7 @@ TAGS: Mapping[int, tuple[int, int, int]] = {
 
 
 def tiff_of(tags: Mapping[int, tuple[int, int, int]], more: bytes = b"") -> bytes:
-    """A TIFF of these tags (type, count, value or offset), with 64 bytes of pixels at 1000."""
+    """Build a TIFF of these tags (type, count, value or offset) with 64 bytes of pixels at 1000."""
     entries = [struct.pack("<HHII", name, *tag) for name, tag in tags.items()]
     head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
     return head.ljust(1000, b"\0") + bytes(64) + more

@@ -249,7 +249,7 @@ def test_previews_are_of_the_whole_image() -> None:
 
 
 def test_references_at_the_models_area() -> None:
-    """About as many pixels as the model generates, or as they came."""
+    """References get about the model's number of pixels, or keep their size on request."""
     processor = ImageProcessor(
         shelf=Shelf(), checker=None, max_input_pixels=10**6, embed_parameters=False
     )

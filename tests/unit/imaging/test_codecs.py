@@ -294,7 +294,7 @@ HALVES = Pixels(80, 40, bytes([255, 0, 0] * 40 + [0, 0, 255] * 40) * 40)
     ],
 )
 def test_fit(how: Fit, left: tuple[int, ...], right: tuple[int, ...]) -> None:
-    """A wide picture in a square: the left stays left; pad and fill continue the edges."""
+    """A wide image in a square keeps its left and right sides; pad and fill extend the edges."""
     square = fit(HALVES, Size(64, 64), how)
     assert square.size == (64, 64)
     assert colour(square, 2, 32) == left

@@ -1,4 +1,4 @@
-"""The tasks that a running service has, and how they end."""
+"""The background tasks of a running service, and how they end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sdstream.storage.job_store import JobStore
 
 
 def tidy(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, times: int) -> None:
-    """Run a service until it has tried so often to delete expired jobs, which raises the fault."""
+    """Run a service until it has tried this often to delete expired jobs and met the fault."""
     tries: list[Exception] = []
 
     async def expire(_store: JobStore) -> NoReturn:
@@ -43,7 +43,7 @@ def tidy(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, times:
 def test_faults_of_background_tasks_do_not_keep_the_store_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tidying goes on after a fault, and the folder is closed whatever a task ended by."""
+    """Expiry is retried after a fault, and the store is closed however a task ended."""
     closed: list[bool] = []
     close = JobStore.close
 
@@ -63,7 +63,7 @@ def test_faults_of_background_tasks_do_not_keep_the_store_open(
 def test_a_database_that_is_locked_delays_tidying(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log has a sentence and no traceback."""
+    """The log contains one line without a traceback."""
     locked = Unavailable("The database is locked.", reason=Reason.STORAGE_UNAVAILABLE)
     tidy(tmp_path, monkeypatch, locked, 2)
     told = [record for record in caplog.records if "expired jobs" in record.message]
@@ -72,25 +72,25 @@ def test_a_database_that_is_locked_delays_tidying(
 
 
 class Machines:
-    """What a front calls of a cluster until its jobs are recovered."""
+    """The part of a cluster that a front uses until its jobs are recovered."""
 
     def __init__(self, calls: list[str]) -> None:
         self._calls = calls
 
     def begin(self, _service: str) -> Sequence[str]:
-        """A worker of another front."""
+        """Report a worker of another front."""
         self._calls.append("begin")
         return ["theirs"]
 
     def end_workers(self, names: Sequence[str]) -> None:
-        """Noted."""
+        """Record the call."""
         self._calls.append(f"end {names}")
 
     async def watch(self, *_: object) -> None:
-        """Nothing changes."""
+        """Report no change."""
 
     def leave(self) -> None:
-        """Noted."""
+        """Record the call."""
         self._calls.append("leave")
 
 
@@ -98,7 +98,7 @@ class Machines:
 def test_workers_of_another_front_end_only_while_the_store_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
-    """They are looked for before the store is read: a later front's are not among them."""
+    """The workers are listed before the jobs are recovered, so those of a later front stay."""
     calls: list[str] = []
     recover = JobStore.recover
 

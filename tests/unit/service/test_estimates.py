@@ -1,4 +1,4 @@
-"""What measured images say of those to come."""
+"""Time estimates from measured images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdstream.service.estimates import Speed
 
 
 def drawn(size: int, steps: int, sampling: float, other: float) -> ImageDrawn:
-    """An image that took so many seconds."""
+    """An image that took this many seconds."""
     return ImageDrawn("job", 0, 1, size, size, steps, other / 2, sampling, other / 2, b"")
 
 
@@ -26,12 +26,12 @@ def asked(size: int, steps: int, **changes: Any) -> GenerationRequest:
 
 
 def test_nothing_is_known_of_a_model_that_never_drew() -> None:
-    """None, rather than a guess."""
+    """There is no estimate before the model's first image."""
     assert Speed().image_seconds(asked(64, 10)) is None
 
 
 def test_steps_count() -> None:
-    """Twice the steps take twice the sampling; decoding stays."""
+    """Twice the steps double the sampling time, but not the decoding time."""
     speed = Speed()
     speed.note(asked(64, 10), drawn(64, 10, 5.0, 1.0))
     assert speed.image_seconds(asked(64, 10)) == pytest.approx(6.0)
@@ -40,7 +40,7 @@ def test_steps_count() -> None:
 
 
 def test_sizes_never_seen_are_scaled() -> None:
-    """By their pixels, from the nearest size that was."""
+    """The time of a new size is scaled by its pixels from the nearest measured size."""
     speed = Speed()
     speed.note(asked(64, 10), drawn(64, 10, 5.0, 1.0))
     speed.note(asked(512, 10), drawn(512, 10, 500.0, 100.0))
@@ -49,7 +49,7 @@ def test_sizes_never_seen_are_scaled() -> None:
 
 
 def test_the_newest_count_most() -> None:
-    """A machine that became busy is believed after a few images."""
+    """The estimate follows a slower machine after a few images."""
     speed = Speed()
     speed.note(asked(64, 10), drawn(64, 10, 1.0, 0.0))
     for _ in range(10):
@@ -60,10 +60,10 @@ def test_the_newest_count_most() -> None:
 
 
 def test_a_hires_fix() -> None:
-    """What it took is asked for again, and says what its parts take by themselves."""
+    """Its time estimates another hires fix as well as single images of either size."""
     hires = asked(64, 20, second_pass=Size(128, 128), options=Options(hires_steps=15))
     speed = Speed()
-    speed.note(hires, drawn(128, 36, 40.0, 2.0))  # twenty small steps are as good as five
+    speed.note(hires, drawn(128, 36, 40.0, 2.0))  # 20 small steps take as long as 5
     assert speed.image_seconds(hires) == pytest.approx(42.0)
     assert speed.image_seconds(asked(128, 10)) == pytest.approx(22.0)
     assert speed.image_seconds(asked(64, 20)) == pytest.approx(10.5)

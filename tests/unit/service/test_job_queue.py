@@ -1,4 +1,4 @@
-"""What a long queue tells, and what that costs."""
+"""Queue positions that a long queue reports, and what reporting costs."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class CountingJobs:
         self.told = 0
 
     def apply(self, live: LiveJob, event: JobEvent) -> bool:
-        """Take up an event."""
+        """Apply an event and count it."""
         news = live.job.apply(event, 0.0)
         self.told += news
         return news
 
 
 def live_of(number: int, **terms: Any) -> LiveJob:
-    """A job that waits."""
+    """A waiting job."""
     return LiveJob(Job(f"job_{number}", REQUEST, 0.0, Terms(**terms)))
 
 
 def with_queue(body: Callable[[JobQueue, CountingJobs], Coroutine[Any, Any, None]]) -> None:
-    """Run a test beside the task that tells places."""
+    """Run a test while the task that reports positions runs."""
 
     async def both() -> None:
         jobs = CountingJobs()
@@ -51,7 +51,7 @@ def with_queue(body: Callable[[JobQueue, CountingJobs], Coroutine[Any, Any, None
 
 
 async def until_told(queue: JobQueue, jobs: CountingJobs) -> None:
-    """Wait until places are told: two looks apart see the same."""
+    """Wait until no position has been reported for 0.3 seconds."""
     while True:
         before = jobs.told
         await asyncio.sleep(0.3)
@@ -60,7 +60,7 @@ async def until_told(queue: JobQueue, jobs: CountingJobs) -> None:
 
 
 def test_a_crowd_that_leaves_is_not_told_of_every_departure() -> None:
-    """Places stay true to a sixteenth, at far less than a word to each at each change."""
+    """Positions stay correct to a sixteenth, with far fewer events than one per job and change."""
 
     async def body(queue: JobQueue, jobs: CountingJobs) -> None:
         crowd = [live_of(number) for number in range(1_000)]
@@ -72,7 +72,7 @@ def test_a_crowd_that_leaves_is_not_told_of_every_departure() -> None:
             queue.remove(live)
             await asyncio.sleep(0)
         await until_told(queue, jobs)
-        # A word to each at each change is half a million.
+        # One event per job and change would be half a million.
         assert jobs.told < 100_000
         for place, live in enumerate(crowd[900:]):
             assert place <= live.job.queue_position <= place + place // 15
@@ -82,7 +82,7 @@ def test_a_crowd_that_leaves_is_not_told_of_every_departure() -> None:
 
 
 def test_places_of_a_short_queue_are_exact() -> None:
-    """Also when a better class comes, which alone makes a place grow."""
+    """They stay exact after a job of a higher class arrives, which moves the others back."""
 
     async def body(queue: JobQueue, jobs: CountingJobs) -> None:
         waiting = [live_of(number) for number in range(20)]
@@ -97,7 +97,7 @@ def test_places_of_a_short_queue_are_exact() -> None:
 
 
 def test_a_newcomer_of_a_long_queue_is_told_no_place_that_is_too_good() -> None:
-    """Until somebody has gone through the queue it is told the most that there can be."""
+    """It first reports the worst possible position, until the queue has been traversed."""
 
     async def body(queue: JobQueue, jobs: CountingJobs) -> None:
         for number in range(400):

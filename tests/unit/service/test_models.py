@@ -1,4 +1,4 @@
-"""The catalogue while the server runs."""
+"""Changes to the catalogue while the server runs."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ models: [{id: a, family: sd3, files: {model: 'hf:o/r/x-{quant}.gguf'}, quants: {
 
 
 class NoPool:
-    """Has no workers and starts none."""
+    """A pool without workers that starts none."""
 
     def is_ready(self, _spec: object) -> bool:
-        """Whatever it is asked for."""
+        """Return true for any model."""
         return True
 
     def workers(self, _model: str) -> list[object]:
-        """None."""
+        """Return no workers."""
         return []
 
     def start(self, _spec: object) -> bool:
-        """No room."""
+        """Start nothing."""
         return False
 
     def adopt(self, _models: object) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def test_a_default_model_that_was_removed_is_not_ready() -> None:
-    """Its files are gone since the start: /readyz is 503, not a fault."""
+    """A default model whose files were deleted is not ready, and no exception is raised."""
     here = Catalog.parse(ON_HUB).on_machine(lambda _: "/x.gguf")
     models = Models(
         here,
@@ -53,7 +53,7 @@ def test_a_default_model_that_was_removed_is_not_ready() -> None:
 
 
 def test_a_look_at_the_hub_takes_no_reload_back() -> None:
-    """It began before and ends after it."""
+    """A refresh that began before a reload and ends after it keeps the reloaded models."""
     began, go_on = threading.Event(), threading.Event()
 
     def refresh(known: Catalog) -> Catalog:

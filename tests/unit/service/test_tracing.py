@@ -1,4 +1,4 @@
-"""When traces are exported, and what is imported for them."""
+"""Exporting of traces: which variables enable it, and what is imported."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from tests.support.servers import free_port, wait_until
     ],
 )
 def test_the_standard_variables_ask_for_traces(variables: dict[str, str], names: list[str]) -> None:
-    """Others, and a setting that switches them off, do not."""
+    """Other variables, and settings that disable tracing, select no exporter."""
     assert exporters_of(variables.get) == names
 
 
 def test_nothing_is_imported_without_them() -> None:
-    """Neither the SDK nor what the exporter needs."""
+    """Without an exporter, no OpenTelemetry package is imported."""
     program = """
 import sys
 from sdstream.service.tracing import tracing_of
@@ -52,7 +52,7 @@ print([name for name in sys.modules if name.startswith("opentelemetry")])
 def test_what_is_missing_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Traces are no reason to end a server; the warning has the remedy."""
+    """A missing exporter does not stop the server; the warning contains the remedy."""
     assert type(tracing_of({"OTEL_TRACES_EXPORTER": "zipkin"}.get)) is Tracing
     assert "no exporter 'zipkin'" in caplog.text
     assert "console, otlp_proto_http" in caplog.text
@@ -67,7 +67,7 @@ def test_what_is_missing_is_a_warning(
 def test_a_collector_that_is_away_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Spans are dropped, and the end does not wait for the next attempt."""
+    """Spans are dropped with one warning, and closing does not wait for a retry."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
     monkeypatch.setattr(otel, "_FLUSH_SECONDS", 0.1)

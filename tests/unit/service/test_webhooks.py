@@ -1,4 +1,4 @@
-"""Webhooks: which URLs, how signed, how often tried."""
+"""Webhooks: allowed URLs, signatures and retries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 
 
 class Clock:
-    """Unix seconds that stand still until moved."""
+    """Unix seconds that change only when a test sets them."""
 
     now = 1_000_000.0
 
@@ -33,7 +33,7 @@ class Clock:
 
 
 class MemoryOutbox:
-    """An outbox without a disk."""
+    """An outbox in memory."""
 
     def __init__(self, *deliveries: Delivery) -> None:
         self.waiting = {delivery.id: delivery for delivery in deliveries}
@@ -41,11 +41,11 @@ class MemoryOutbox:
         self.put_offs: list[float] = []
 
     async def deliveries(self, limit: int) -> list[Delivery]:
-        """As the store's."""
+        """Return the deliveries that are due first."""
         return sorted(self.waiting.values(), key=lambda d: d.next_at)[:limit]
 
     async def put_off(self, delivery: Delivery, next_at: float) -> None:
-        """As the store's."""
+        """Record a failed attempt and its next time."""
         self.put_offs.append(next_at)
         attempts = delivery.attempts + 1
         self.waiting[delivery.id] = Delivery(
@@ -53,13 +53,13 @@ class MemoryOutbox:
         )
 
     async def settle(self, delivery: Delivery) -> None:
-        """As the store's."""
+        """Remove a delivery."""
         del self.waiting[delivery.id]
         self.settled.append(delivery.id)
 
 
 class Receiver:
-    """A server that answers what it is told to, and remembers what it was sent."""
+    """A server that sends the given responses and records its requests."""
 
     def __init__(self, *answers: str) -> None:
         self.answers = list(answers)
@@ -68,7 +68,7 @@ class Receiver:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
-        """Take requests on a free port."""
+        """Accept requests on a free port."""
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         async with server:
@@ -86,7 +86,7 @@ class Receiver:
 
 
 def webhooks_of(outbox: MemoryOutbox, clock: Clock, **changes: Any) -> Webhooks:
-    """Webhooks to the loopback interface."""
+    """Create webhooks that may use the loopback interface."""
     settings = {"hosts": ["127.0.0.1:*"], "secret": SECRET, "private": True, **changes}
     return Webhooks(outbox, clock=clock, steady=clock, **settings)
 
@@ -98,7 +98,7 @@ def deliver(
     url: str = "http://127.0.0.1:{port}/hook?a=b",
     **changes: Any,
 ) -> tuple[MemoryOutbox, Clock]:
-    """Run webhooks with one delivery until the outbox looks as wanted; time flies."""
+    """Run webhooks with one delivery until the condition holds, moving the clock to each retry."""
     clock, outbox = Clock(), MemoryOutbox()
 
     async def run() -> None:
@@ -124,7 +124,7 @@ def deliver(
 
 
 def test_the_signature_is_the_standards() -> None:
-    """The example that the specification's libraries test themselves with."""
+    """The signature equals the example in the tests of the specification's libraries."""
     key = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     signed = signature(
         key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
@@ -133,7 +133,7 @@ def test_the_signature_is_the_standards() -> None:
 
 
 def test_a_delivery_that_is_taken() -> None:
-    """One POST with the standard's headers, then nothing is left to do."""
+    """An accepted delivery is one POST with the standard's headers and is not repeated."""
     receiver = Receiver("204 No Content")
     outbox, clock = deliver(receiver, lambda outbox: outbox.settled == ["msg_1"])
     ((headers, body),) = receiver.requests
@@ -146,7 +146,7 @@ def test_a_delivery_that_is_taken() -> None:
 
 
 def test_a_receiver_that_is_busy_is_tried_again() -> None:
-    """Under the same id, later and later, and as late as it asks."""
+    """Retries have the same id, growing pauses, and at least the pause of Retry-After."""
     receiver = Receiver(
         "500 Oops", "429 Later\r\nRetry-After: 900", "408 Slow", "503 Down", "200 OK"
     )
@@ -161,7 +161,7 @@ def test_a_receiver_that_is_busy_is_tried_again() -> None:
 
 @pytest.mark.parametrize("answer", ["400 No", "401 No", "404 No", "410 Gone", "302 Found"])
 def test_a_receiver_that_refuses_is_left_alone(answer: str) -> None:
-    """Redirects are not followed, and a refusal is final."""
+    """A redirect or a client error ends the delivery without a retry."""
     receiver = Receiver(f"{answer}\r\nLocation: /elsewhere")
     outbox, _ = deliver(receiver, lambda outbox: bool(outbox.settled))
     assert len(receiver.requests) == 1
@@ -169,7 +169,7 @@ def test_a_receiver_that_refuses_is_left_alone(answer: str) -> None:
 
 
 def test_a_receiver_that_never_takes_it_is_given_up() -> None:
-    """After seven tries over five hours."""
+    """A delivery is given up after seven attempts over five hours."""
     receiver = Receiver(*["500 Oops"] * 20)
     outbox, clock = deliver(receiver, lambda outbox: bool(outbox.settled))
     assert len(receiver.requests) == 7
@@ -179,7 +179,7 @@ def test_a_receiver_that_never_takes_it_is_given_up() -> None:
 
 @pytest.mark.parametrize("digits", ["9" * 5000, "0" * 5000])
 def test_a_time_to_come_back_that_is_none(digits: str) -> None:
-    """A Retry-After of thousands of digits says nothing; the try counts as any other."""
+    """A Retry-After of thousands of digits is ignored, and the usual pause applies."""
     receiver = Receiver(f"503 Down\r\nRetry-After: {digits}", "200 OK")
     outbox, _ = deliver(receiver, lambda outbox: bool(outbox.settled))
     assert len(receiver.requests) == 2
@@ -187,7 +187,7 @@ def test_a_time_to_come_back_that_is_none(digits: str) -> None:
 
 
 def test_a_try_put_off_by_a_clock_that_was_ahead() -> None:
-    """It is due: no pause is that long."""
+    """An attempt that is days away is made at once, as no pause is that long."""
 
     async def run() -> None:
         receiver, clock, outbox = Receiver("200 OK"), Clock(), MemoryOutbox()
@@ -206,14 +206,14 @@ def test_a_try_put_off_by_a_clock_that_was_ahead() -> None:
 
 
 class NoSuchLookup(Webhooks):
-    """Takes every URL, as a version without a check would have."""
+    """Webhooks that accept every URL, as an earlier version may have stored one."""
 
     def check(self, url: str) -> None:
-        """Let it pass."""
+        """Accept the URL."""
 
 
 def test_a_fault_ends_one_try_and_nothing_else() -> None:
-    """A host that the look-up raises for is a failed try; the next delivery goes out."""
+    """An exception in the lookup of a host fails that attempt only; other deliveries are sent."""
     clock = Clock()
 
     async def run() -> MemoryOutbox:
@@ -243,17 +243,17 @@ def test_a_fault_ends_one_try_and_nothing_else() -> None:
 
 
 class FullDisk(MemoryOutbox):
-    """An outbox whose first notes cannot be written."""
+    """An outbox whose first writes fail."""
 
     faults = 0
 
     async def deliveries(self, limit: int) -> list[Delivery]:
-        """Fails once."""
+        """Fail on the first call."""
         self._fail_until(1)
         return await super().deliveries(limit)
 
     async def settle(self, delivery: Delivery) -> None:
-        """Fails once."""
+        """Fail once."""
         self._fail_until(2)
         await super().settle(delivery)
 
@@ -264,7 +264,7 @@ class FullDisk(MemoryOutbox):
 
 
 def test_a_disk_that_takes_no_notes_delays_deliveries() -> None:
-    """They go on with the next look, under the same id."""
+    """The delivery is sent again under the same id until it is recorded."""
     receiver, clock, outbox = Receiver(), Clock(), FullDisk()
 
     async def run() -> None:
@@ -286,7 +286,7 @@ def test_a_disk_that_takes_no_notes_delays_deliveries() -> None:
 
 
 def test_a_slow_look_up_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop's own threads, of which there may be few, are left to what everybody needs."""
+    """A lookup does not use the event loop's default threads, which other work needs."""
     began, go_on = threading.Event(), threading.Event()
 
     def slow(*_args: object, **_options: object) -> list[Any]:
@@ -316,7 +316,7 @@ def test_a_slow_look_up_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_private_addresses_are_not_reached() -> None:
-    """Not by their number nor by a name that leads to one; nothing is sent."""
+    """Nothing is sent to a private address, given as a number or by a name."""
     for host in ("127.0.0.1", "localhost"):
         receiver = Receiver()
         url = f"http://{host}:{{port}}/"
@@ -331,7 +331,7 @@ def test_private_addresses_are_not_reached() -> None:
 
 
 def test_a_host_that_is_allowed_no_more() -> None:
-    """Is not told, whatever was accepted under other settings."""
+    """A host that is no longer allowed receives nothing, even if the URL was accepted earlier."""
     receiver = Receiver()
     deliver(receiver, lambda outbox: bool(outbox.settled), hosts=["other.example"])
     assert receiver.requests == []
@@ -365,7 +365,7 @@ def test_a_host_that_is_allowed_no_more() -> None:
     ],
 )
 def test_urls_are_checked_when_they_come(url: str, reason: Reason | None) -> None:
-    """Exact hosts on their usual ports, named ports, any port, and names under a name."""
+    """A URL must match an allowed host, a port, a wildcard port or a parent domain."""
     hosts = ["ok.example", "*.wild.example", "port.example:8080", "any.example:*"]
     webhooks = webhooks_of(MemoryOutbox(), Clock(), hosts=hosts)
     if reason is None:
@@ -387,7 +387,7 @@ def test_urls_are_checked_when_they_come(url: str, reason: Reason | None) -> Non
     ],
 )
 def test_addresses_and_letters_of_hosts(host: str, url: str) -> None:
-    """An IPv6 address is in brackets; case does not matter."""
+    """An IPv6 address and a name match regardless of case."""
     webhooks = webhooks_of(MemoryOutbox(), Clock(), hosts=[host])
     webhooks.check(url)
     with pytest.raises(InvalidRequest):
@@ -396,13 +396,13 @@ def test_addresses_and_letters_of_hosts(host: str, url: str) -> None:
 
 @pytest.mark.parametrize("host", ["https://ok.example", "ok.example:http", "a b", "a/b", "[::1"])
 def test_hosts_that_would_match_nothing(host: str) -> None:
-    """The server does not start with them."""
+    """A pattern that is not a host is rejected at the start."""
     with pytest.raises(WebhookSettingsError, match="is not a host; write"):
         webhooks_of(MemoryOutbox(), Clock(), hosts=["ok.example", host])
 
 
 def test_without_hosts_they_are_off() -> None:
-    """Every URL is refused, and no secret is needed."""
+    """Every URL is rejected, and no secret is required."""
     webhooks = webhooks_of(MemoryOutbox(), Clock(), hosts=[], secret=None)
     with pytest.raises(InvalidRequest, match="no webhooks"):
         webhooks.check("https://ok.example/")
@@ -410,6 +410,6 @@ def test_without_hosts_they_are_off() -> None:
 
 @pytest.mark.parametrize("secret", [None, "", "k" * 40, "whsec_!!!", "whsec_aGFsbG8="])
 def test_secrets_that_are_none(secret: str | None) -> None:
-    """The operator is told at the start."""
+    """A missing or invalid secret is reported at the start."""
     with pytest.raises(WebhookSettingsError, match="webhook_secret"):
         webhooks_of(MemoryOutbox(), Clock(), secret=secret)

@@ -1,4 +1,4 @@
-"""The places that job stores are tested on."""
+"""Fixtures for tests of job stores."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.support.stores import PLACES, Clock, Place
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock of this test."""
+    """A clock for one test."""
     return Clock()
 
 
 @pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty place of every kind, one after the other."""
+    """An empty place of each kind in turn."""
     return PLACES[request.param](tmp_path, request.getfixturevalue)

@@ -1,4 +1,4 @@
-"""Which store the settings choose, and what it needs."""
+"""The choice of a store by the settings, and the packages it needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHARED: dict[str, Any] = {
 
 
 def test_each_setting_has_its_store(tmp_path: Path) -> None:
-    """A folder and SQLite without any; a service of one command shares nothing."""
+    """The default is SQLite and a folder, which a private service uses in any case."""
     plain, shared = Settings(data_dir=tmp_path), Settings(data_dir=tmp_path, **SHARED)
     for settings in (plain, shared.private(tmp_path)):
         assert isinstance(database_of(settings), SqliteDatabase)
@@ -38,7 +38,7 @@ def test_each_setting_has_its_store(tmp_path: Path) -> None:
 
 
 def test_extras_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sentence that has the remedy."""
+    """The error contains the command to install the missing extra."""
     monkeypatch.setattr(util, "find_spec", lambda _: None)
     settings = Settings(**SHARED)
     with pytest.raises(StoreError, match=r"--database needs an extra: pip install 'sdstream\[pos"):
@@ -48,7 +48,7 @@ def test_extras_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_imported_without_the_settings(tmp_path: Path) -> None:
-    """The libraries take memory and a part of a second."""
+    """The libraries of PostgreSQL and S3 are not imported without their settings."""
     program = (
         "import sys; from sdstream.web.application import build_app;"
         "from sdstream.settings import Settings; build_app(Settings(engine='fake'));"
@@ -62,12 +62,12 @@ def test_nothing_is_imported_without_the_settings(tmp_path: Path) -> None:
 
 
 def test_flags_of_the_guide_exist() -> None:
-    """Every flag that the page on two servers names is one of ``sdstream serve``."""
+    """Every flag in the guide to two servers is a flag of ``sdstream serve``."""
     guide = (ROOT / "docs/deploy/two-fronts.md").read_text().replace("--pwprompt", "")
     flags = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", guide)) - {
         "owner",
         "slots",
-    }  # of createuser and of ``sdstream cluster join``
+    }  # flags of createuser and of ``sdstream cluster join``
     known = {name.replace("_", "-") for name in Settings.model_fields}
     assert flags
     assert flags <= known

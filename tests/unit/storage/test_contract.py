@@ -43,14 +43,14 @@ from tests.support.stores import (
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what is done in the background."""
+    """Wait until a background task has met the condition."""
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.02)
 
 
 def dropped(place: Place, drop: Callable[[ImageStore], None]) -> None:
-    """Delete something of a place, as if it were lost."""
+    """Delete something from a place, as if it had been lost."""
     images = place.images()
     images.open()
     drop(images)
@@ -58,7 +58,7 @@ def dropped(place: Place, drop: Callable[[ImageStore], None]) -> None:
 
 
 def test_an_ended_job_comes_back_whole(place: Place, clock: Clock) -> None:
-    """After a restart a completed job has every value it had, and its image's bytes."""
+    """After a restart, a completed job has all its values and its image's bytes."""
     terms = Terms(
         "edit", "me", Priority.LOW, True, True, False, False, "key", "print", "https://x.example"
     )
@@ -92,7 +92,7 @@ def test_an_ended_job_comes_back_whole(place: Place, clock: Clock) -> None:
     "ending", [JobFailed(Reason.WORKER_CRASHED, "It died."), JobCancelled("Enough.")]
 )
 def test_failures_come_back_too(place: Place, clock: Clock, ending: JobEvent) -> None:
-    """With their reason and sentence."""
+    """A failed or cancelled job has the same reason and message after a restart."""
 
     async def first(store: JobStore) -> None:
         end(store, clock, await started(store, clock, "job_1"), ending)
@@ -107,7 +107,7 @@ def test_failures_come_back_too(place: Place, clock: Clock, ending: JobEvent) ->
 
 
 def test_what_the_next_life_does_with_unfinished_jobs(place: Place, clock: Clock) -> None:
-    """Background jobs are done again, in their order, unless they ran twice already; others end."""
+    """Background jobs are queued again in order, unless they ran twice; other jobs fail."""
     inputs = Inputs(Pixels(2, 1, b"abcdef"), Pixels(2, 1, b"gh"))
 
     async def first(store: JobStore) -> None:
@@ -128,7 +128,7 @@ def test_what_the_next_life_does_with_unfinished_jobs(place: Place, clock: Clock
             assert job is not None
             assert isinstance(job.ending, JobFailed)
             assert job.ending.reason is Reason.INTERRUPTED
-            # Beyond whatever a reader has seen: it is still to be told.
+            # The number is above any that a reader has seen, so the event still reaches readers.
             assert job.last_event > 1_000_000
 
     run(place, clock, first)
@@ -139,7 +139,7 @@ def test_what_the_next_life_does_with_unfinished_jobs(place: Place, clock: Clock
             assert [job.id for job in jobs] == ["waiting", "running", "laid aside"]
             assert [job.attempts for job in jobs] == [0, 1, 0]
             assert {job.status for job in jobs} == {JobStatus.QUEUED}
-            # Numbers of events only grow, also from life to life.
+            # Event numbers also grow across restarts.
             assert [job.first_event >= 1_000_000 for job in jobs] == [True] * 3
             assert await store.inputs(jobs[0]) == inputs
             assert await store.inputs(jobs[1]) == Inputs()
@@ -149,7 +149,7 @@ def test_what_the_next_life_does_with_unfinished_jobs(place: Place, clock: Clock
 
 
 def test_a_finished_image_of_an_unfinished_job_is_kept(place: Place, clock: Clock) -> None:
-    """The second try begins after it."""
+    """The retried job keeps its finished image."""
 
     async def first(store: JobStore) -> None:
         job = await started(store, clock, "job_1")
@@ -167,7 +167,7 @@ def test_a_finished_image_of_an_unfinished_job_is_kept(place: Place, clock: Cloc
 
 
 def test_pictures_that_are_gone_are_missed(place: Place, clock: Clock) -> None:
-    """A job that came with some is not drawn from nothing."""
+    """A job whose input images are missing raises an error instead of starting without them."""
 
     async def body(store: JobStore) -> None:
         edit = await added(store, clock, "edit", inputs=Inputs(Pixels(2, 1, b"abcdef")))
@@ -183,7 +183,7 @@ def test_pictures_that_are_gone_are_missed(place: Place, clock: Clock) -> None:
 def test_images_that_cannot_be_read(
     place: Place, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a disk or a bucket that does not answer: 503, and not that they are gone."""
+    """A read error is reported as temporarily unavailable, not as a missing image."""
 
     def unreadable(*_arguments: object) -> bytes:
         raise OSError("no answer")
@@ -206,7 +206,7 @@ def test_images_that_cannot_be_read(
 
 
 def test_jobs_expire(place: Place, clock: Clock) -> None:
-    """Some time after their end, with their files; what has not ended stays."""
+    """An ended job expires with its files; an unfinished job does not."""
 
     async def body(store: JobStore) -> None:
         old = await done(store, clock, "old")
@@ -226,7 +226,7 @@ def test_jobs_expire(place: Place, clock: Clock) -> None:
 
 @pytest.mark.parametrize("jump", [-259_200, 259_200])
 def test_a_clock_that_was_set_expires_nothing(place: Place, clock: Clock, jump: float) -> None:
-    """Jobs are accepted by a clock three days off: they live as long as others, in their order."""
+    """Jobs accepted while the clock was three days off expire after the usual time, in order."""
 
     async def body(store: JobStore) -> None:
         other = Clock()
@@ -241,7 +241,7 @@ def test_a_clock_that_was_set_expires_nothing(place: Place, clock: Clock, jump: 
         assert await store.get("after") is not None
         await done(store, clock, "last", b"x" * 400)
         await store.expire()
-        assert await store.get("before") is None  # made room
+        assert await store.get("before") is None  # deleted to make room
         assert await store.get("after") is not None
         clock.now += 20
         await store.expire()
@@ -252,7 +252,7 @@ def test_a_clock_that_was_set_expires_nothing(place: Place, clock: Clock, jump: 
 
 
 def test_ends_that_an_earlier_life_had_in_the_future_expire(place: Place, clock: Clock) -> None:
-    """Once the clock has been put right, they live as long as a job that ended at the start."""
+    """After a restart, a job that ended in the future expires as if it had ended at the start."""
 
     async def ahead(store: JobStore) -> None:
         clock.now += 259_200
@@ -271,7 +271,7 @@ def test_ends_that_an_earlier_life_had_in_the_future_expire(place: Place, clock:
 
 
 def test_the_oldest_make_room(place: Place, clock: Clock) -> None:
-    """The bytes on disk stay within the limit, and a job goes with all it has."""
+    """The oldest jobs are deleted with their files to keep within the byte limit."""
 
     async def body(store: JobStore) -> None:
         for number in range(5):
@@ -285,14 +285,14 @@ def test_the_oldest_make_room(place: Place, clock: Clock) -> None:
 
 
 def test_a_crash_leaves_no_orphans(place: Place, clock: Clock) -> None:
-    """Files without rows, rows without files, and pictures of ended jobs go at the next start."""
+    """The next start deletes files without rows, rows without files, and inputs of ended jobs."""
     kept: list[Job] = []
 
     async def first(store: JobStore) -> None:
         kept.append(await done(store, clock, "kept"))
         gone = await done(store, clock, "its file is gone")
         store.put(b"no row", "png")
-        await store.expire()  # the store's thread has done all of it
+        await store.expire()  # all earlier work of the store's thread is done now
         dropped(place, lambda images: images.drop(str(gone.images[0].id), "png"))
         place.write("images", "half.part", b"ha")
         place.write("inputs", "kept", b"?")
@@ -307,7 +307,7 @@ def test_a_crash_leaves_no_orphans(place: Place, clock: Clock) -> None:
 
 
 def test_pages(place: Place, clock: Clock) -> None:
-    """Newest first, of one owner, by status, on from a job; `more` is right at the edge."""
+    """Pages list an owner's jobs, newest first, with a correct `more` at the last one."""
 
     async def body(store: JobStore) -> None:
         for number in range(5):
@@ -328,7 +328,7 @@ def test_pages(place: Place, clock: Clock) -> None:
 
 
 def test_ids_are_looked_up_and_never_paths(place: Place, clock: Clock) -> None:
-    """Whatever a client writes into the URL."""
+    """An id from a URL is never used as a path or as SQL."""
 
     async def body(store: JobStore) -> None:
         place.write("inputs", "secret.png", b"secret")
@@ -340,7 +340,7 @@ def test_ids_are_looked_up_and_never_paths(place: Place, clock: Clock) -> None:
 
 
 def test_a_change_that_no_repetition_mends_holds_up_nothing(place: Place, clock: Clock) -> None:
-    """An image of a job that is gone is left out, and what comes behind it is written."""
+    """An image of a deleted job is left out, and later changes are still written."""
 
     async def body(store: JobStore) -> None:
         gone = Job("gone", REQUEST, clock(), BACKGROUND)
@@ -353,13 +353,13 @@ def test_a_change_that_no_repetition_mends_holds_up_nothing(place: Place, clock:
 
 
 async def listed(store: JobStore, which: JobFilter) -> list[str]:
-    """Ids of an owner's jobs that meet the conditions."""
+    """Return the ids of an owner's jobs that match the filter."""
     page = await store.page("me", which, limit=50, after=None)
     return [job.id for job in page.jobs]
 
 
 def test_conditions_of_lists(place: Place, clock: Clock) -> None:
-    """Words of the prompt in any case, model, group, favorites and times; all hold at once."""
+    """Prompt words in any case, model, group, favorites and times can be combined."""
 
     async def body(store: JobStore) -> None:
         prompts = ("A Red circle", "red STRASSE", "größe ÄPFEL", "blue Straße İSTANBUL")
@@ -392,7 +392,7 @@ def test_conditions_of_lists(place: Place, clock: Clock) -> None:
 
 
 def test_favorites_do_not_expire(place: Place, clock: Clock) -> None:
-    """Neither by age nor for room, over a restart too; without the mark their age begins again."""
+    """A favorite is never deleted for its age or for room; unmarked, it expires from then on."""
 
     async def first(store: JobStore) -> None:
         await done(store, clock, "favorite", b"x" * 400)
@@ -401,7 +401,7 @@ def test_favorites_do_not_expire(place: Place, clock: Clock) -> None:
         await store.mark("marked while it ran", favorite=True)
         end(store, clock, running, Completed())
         await done(store, clock, "other", b"x" * 400)
-        await store.expire()  # the ends are written
+        await store.expire()  # the ends are written now
         clock.now += 61
         await store.expire()
         assert await store.get("other") is None
@@ -413,7 +413,7 @@ def test_favorites_do_not_expire(place: Place, clock: Clock) -> None:
         assert kept is not None
         assert kept.favorite
         assert await store.get("marked while it ran") is not None
-        assert await store.get("more_1") is None  # made room
+        assert await store.get("more_1") is None  # deleted to make room
         await store.mark("favorite", favorite=False)
         clock.now += 30
         await store.expire()
@@ -427,7 +427,7 @@ def test_favorites_do_not_expire(place: Place, clock: Clock) -> None:
 
 
 def test_favorites_leave_room(place: Place, clock: Clock) -> None:
-    """They get half of the bytes, so that the next image is not deleted at once."""
+    """Favorites may use half of the bytes, so that new images have room."""
 
     async def body(store: JobStore) -> None:
         await done(store, clock, "first", b"x" * 400)
@@ -443,7 +443,7 @@ def test_favorites_leave_room(place: Place, clock: Clock) -> None:
 
 
 def test_uploads_are_kept_with_their_job(place: Place, clock: Clock) -> None:
-    """Over a restart, until the job goes; they count as bytes, and orphans go at the start."""
+    """Uploads survive a restart, count as bytes, and are deleted with their job."""
     uploads = {"image": b"i" * 300, "mask": b"m" * 200}
 
     async def edit(store: JobStore, name: str) -> None:
@@ -466,7 +466,7 @@ def test_uploads_are_kept_with_their_job(place: Place, clock: Clock) -> None:
         assert await store.upload(job, "../../secret") is None
         await edit(store, "job_2")
         assert await store.get("job_1") is not None
-        await edit(store, "job_3")  # 1,500 bytes
+        await edit(store, "job_3")  # 1,500 bytes in total
         assert await store.get("job_1") is None
         await until(lambda: "job_1/mask" not in place.files("uploads"))
         kept = {name.partition("/")[0] for name in place.files("uploads")}

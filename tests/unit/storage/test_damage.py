@@ -1,4 +1,4 @@
-"""Data folders that are damaged, or that another release wrote."""
+"""Data folders that are damaged or that an earlier release wrote."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ REQUEST = GenerationRequest("m", "a cat", "", 64, 64, 4, "euler", "default", 1.0
 
 
 def store_of(folder: Path) -> JobStore:
-    """A store that nothing expires from."""
+    """Create a store in which nothing expires."""
     return local_store(
         folder, ttl_seconds=1e9, max_bytes=2**30, min_free_bytes=0, clock=lambda: 1000.0
     )
 
 
 def filled(folder: Path, count: int = 40) -> None:
-    """A folder with jobs: every other one has ended, and job_1 has a name."""
+    """Fill a folder with jobs. Every other job has ended, and job_1 has an Idempotency-Key."""
 
     async def fill() -> None:
         store = store_of(folder)
@@ -51,41 +51,41 @@ def filled(folder: Path, count: int = 40) -> None:
 
 
 def no_header(path: Path) -> None:
-    """The first page is garbage."""
+    """Overwrite the first page."""
     path.write_bytes(b"garbage!" * 512 + path.read_bytes()[4096:])
 
 
 def no_later_pages(path: Path) -> None:
-    """All but the first page is garbage."""
+    """Overwrite all pages except the first."""
     data = path.read_bytes()
     path.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
 
 
 def cut_off(path: Path) -> None:
-    """The end is missing."""
+    """Remove the end of the file."""
     path.write_bytes(path.read_bytes()[:8192])
 
 
 def empty(path: Path) -> None:
-    """Nothing is left, but there are images."""
+    """Empty the file, while images exist."""
     path.write_bytes(b"")
     (path.parent / "images" / "left.png").write_bytes(b"png")
 
 
 def a_folder(path: Path) -> None:
-    """A folder has its name."""
+    """Replace the file by a folder."""
     path.unlink()
     path.mkdir()
 
 
 def no_column(path: Path) -> None:
-    """A column is missing that the version has."""
+    """Remove a column that the schema version requires."""
     with sqlite3.connect(path) as db:
         db.execute("ALTER TABLE jobs DROP COLUMN attempts")
 
 
 def no_table(path: Path) -> None:
-    """A table is missing that the version has."""
+    """Remove a table that the schema version requires."""
     with sqlite3.connect(path) as db:
         db.execute("DROP TABLE deliveries")
 
@@ -97,7 +97,7 @@ DAMAGE = [no_header, no_later_pages, cut_off, empty, a_folder, no_column, no_tab
 def test_a_damaged_database_is_told_in_a_sentence(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
-    """Before anything is served, and before a file is deleted that nothing names any more."""
+    """The error is reported before any job is served and before any image is deleted."""
     filled(tmp_path)
     damage(tmp_path / "jobs.sqlite")
     images = sorted((tmp_path / "images").iterdir())
@@ -111,7 +111,7 @@ def test_a_damaged_database_is_told_in_a_sentence(
 def test_rows_of_an_earlier_release_are_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each batch of those that cannot be searched yet begins after the one before."""
+    """Rows without search columns are read in batches, each of which begins after the last."""
     filled(tmp_path, 5)
     with sqlite3.connect(tmp_path / "jobs.sqlite") as db:
         db.execute("UPDATE jobs SET folded_prompt = NULL WHERE number > 1")
@@ -140,7 +140,7 @@ def test_rows_of_an_earlier_release_are_read_once(
 
 @pytest.mark.parametrize("name", ["lock", "secret", "images", "inputs"])
 def test_a_file_where_a_folder_should_be_and_the_reverse(tmp_path: Path, name: str) -> None:
-    """A sentence as well."""
+    """A file in place of a folder, or the reverse, is a one-line error."""
     filled(tmp_path, 1)
     path = tmp_path / name
     if path.is_dir():
@@ -154,7 +154,7 @@ def test_a_file_where_a_folder_should_be_and_the_reverse(tmp_path: Path, name: s
 
 
 def test_a_damaged_log_of_writes_loses_what_it_had_at_most(tmp_path: Path) -> None:
-    """SQLite knows whole frames by their checksums; the rest of the database answers."""
+    """SQLite ignores invalid frames of the log, and the rest of the database is readable."""
     filled(tmp_path)
     (tmp_path / "jobs.sqlite-wal").write_bytes(b"\x5a" * 9000)
 
@@ -165,7 +165,7 @@ def test_a_damaged_log_of_writes_loses_what_it_had_at_most(tmp_path: Path) -> No
 
 
 def with_store(folder: Path, body: Callable[[JobStore], object]) -> None:
-    """Open a store, recover its jobs, run the body, close it."""
+    """Open a store, recover its jobs, run the body, and close the store."""
 
     async def run() -> None:
         store = store_of(folder)
@@ -194,7 +194,7 @@ CHANGES = {
 def test_a_row_that_cannot_be_read_is_set_aside(
     tmp_path: Path, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The others are there; the log names it once, and it stays with its input images."""
+    """The other jobs are available, the log names the row once, and the row is kept."""
     filled(tmp_path)
     with sqlite3.connect(tmp_path / "jobs.sqlite") as db:
         db.execute(CHANGES[change])
@@ -222,7 +222,7 @@ def test_a_row_that_cannot_be_read_is_set_aside(
 
 
 def test_the_name_of_a_row_that_cannot_be_read_is_free(tmp_path: Path) -> None:
-    """Else every request of that Idempotency-Key would fail."""
+    """The Idempotency-Key of an unreadable row can be used for a new job."""
     filled(tmp_path)
     with sqlite3.connect(tmp_path / "jobs.sqlite") as db:
         db.execute("UPDATE jobs SET status = 'painting' WHERE id = 'job_1'")

@@ -1,4 +1,4 @@
-"""SQLite and a folder: full disks, folders that are gone, who may read them, earlier releases."""
+"""SQLite and an image folder: full disks, missing folders, permissions, and earlier releases."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.stores import (
 
 
 def test_a_full_disk_takes_no_job(tmp_path: Path, clock: Clock) -> None:
-    """Neither by the free space nor by what the database says; finished jobs are not touched."""
+    """A job is rejected if the free space is too small or the database full; ended jobs stay."""
 
     async def body(store: JobStore) -> None:
         await done(store, clock, "before")
@@ -63,7 +63,7 @@ def test_a_full_disk_takes_no_job(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, clock: Clock) -> None:
-    """Images, ends and webhooks are written in order when there is room; till then nothing lies."""
+    """Changes are written in order once there is room; until then, stale data is never served."""
     terms = Terms(background=True, owner="me", webhook_url="http://h.example/")
 
     async def body(store: JobStore) -> None:
@@ -76,7 +76,7 @@ def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, clock: Clock) -> N
             store.note_image(running, image)
             end(store, clock, running, Completed())
             end(store, clock, client, Completed())
-            await store.written(client)  # whose client has the picture
+            await store.written(client)  # its client already has the image
             for told in (
                 store.settled(running),
                 store.get("running"),
@@ -106,7 +106,7 @@ def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, clock: Clock) -> N
 
 
 def test_what_waits_is_written_at_the_end(tmp_path: Path, clock: Clock) -> None:
-    """A server that stops tries once more."""
+    """Unwritten changes are tried once more when the server stops."""
 
     async def first() -> None:
         async with opened(LocalPlace(tmp_path), clock) as store:
@@ -127,7 +127,7 @@ def test_what_waits_is_written_at_the_end(tmp_path: Path, clock: Clock) -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_folder_that_is_gone(tmp_path: Path, clock: Clock, again: bool) -> None:
-    """SQLite would go on writing into what nobody can open any more."""
+    """The store reports the missing or replaced folder, as SQLite would write to the old one."""
     folder = tmp_path / "data"
 
     async def body(store: JobStore) -> None:
@@ -147,7 +147,7 @@ def test_a_folder_that_is_gone(tmp_path: Path, clock: Clock, again: bool) -> Non
 
 @contextmanager
 def full() -> Iterator[None]:
-    """No file of this process may grow beyond a page, as on a disk without room."""
+    """Limit files of this process to one page, as on a full disk."""
     usual, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
     try:
@@ -157,7 +157,7 @@ def full() -> Iterator[None]:
 
 
 def test_nobody_else_reads_a_data_folder(tmp_path: Path, clock: Clock) -> None:
-    """Folders and files are for the server's user, also those that were there before."""
+    """Only the server's user can read its folders and files, including existing ones."""
     folder = tmp_path / "data"
     inputs = Inputs(Pixels(2, 1, b"abcdef"))
 
@@ -186,7 +186,7 @@ def test_nobody_else_reads_a_data_folder(tmp_path: Path, clock: Clock) -> None:
 
 
 async def only_opened(folder: Path, clock: Clock) -> None:
-    """A life of a server in which nothing happens."""
+    """Open and close a store."""
     async with opened(LocalPlace(folder), clock):
         pass
 
@@ -199,7 +199,7 @@ def _modes(folder: Path) -> dict[str, set[int]]:
 
 
 def test_owners_of_old_jobs_are_sealed(tmp_path: Path, clock: Clock) -> None:
-    """Digests of keys are in no database any more, and the jobs are still their owners'."""
+    """Key digests of an earlier release are replaced, and the jobs keep their owners."""
     digest = hashlib.sha256(b"key-a").hexdigest()[:32]
     script = (Path(__file__).parents[2] / "golden" / "jobs_v1.sql").read_text()
     mine = script.replace("'job_1',''", f"'job_1','{digest}'")
@@ -221,7 +221,7 @@ def test_owners_of_old_jobs_are_sealed(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_a_secret_that_is_damaged(tmp_path: Path, clock: Clock) -> None:
-    """Another one would take every job from its owner: the server says so instead."""
+    """A damaged secret is an error, as a new one would separate every job from its owner."""
     (tmp_path / "secret").write_bytes(b"short")
     store = local_store(tmp_path, ttl_seconds=1, max_bytes=1, min_free_bytes=0, clock=clock)
     with pytest.raises(StoreError, match="damaged"):
@@ -229,7 +229,7 @@ def test_a_secret_that_is_damaged(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_one_folder_has_one_server(tmp_path: Path, clock: Clock) -> None:
-    """The second is told what to do instead."""
+    """A second server on the same folder gets an error with the remedy."""
 
     async def body(_store: JobStore) -> None:
         with pytest.raises(StoreError, match=r"in use by another server.*--data-dir"):
@@ -240,7 +240,7 @@ def test_one_folder_has_one_server(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path, clock: Clock) -> None:
-    """A file in place of a folder, a database that is none, and one of a later release."""
+    """A file, an invalid database and one of a later release are rejected."""
     (tmp_path / "file").write_text("")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "jobs.sqlite").write_bytes(b"no database" * 100)
@@ -255,7 +255,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_the_first_schema_is_still_read(tmp_path: Path, clock: Clock) -> None:
-    """A database written by version 1 is migrated and its jobs answer."""
+    """A database of schema version 1 is migrated, and its jobs can be read."""
     (tmp_path / "images").mkdir(parents=True)
     script = (Path(__file__).parents[2] / "golden" / "jobs_v1.sql").read_text()
     with sqlite3.connect(tmp_path / "jobs.sqlite") as old:
@@ -278,7 +278,7 @@ def test_the_first_schema_is_still_read(tmp_path: Path, clock: Clock) -> None:
 def test_the_size_of_a_job_is_queried_once(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When it is deleted to make room for others."""
+    """The size of a job is queried only when it is deleted to make room."""
     queried: list[object] = []
     rows = SqliteDatabase.rows
 

@@ -37,12 +37,12 @@ FOREGROUND = Terms(owner="me")
 
 @pytest.fixture
 def place(postgres: Postgres, tmp_path: Path) -> PostgresPlace:
-    """A database and a folder of this test."""
+    """An empty database and folder."""
     return PostgresPlace(tmp_path, postgres.new())
 
 
 async def open_when_free(store: JobStore) -> None:
-    """Open a store as soon as PostgreSQL has ended the session that had the lock."""
+    """Open a store as soon as PostgreSQL has ended the session that held the lock."""
     async with asyncio.timeout(60):
         while not store.is_open:
             with suppress(StoreInUse):
@@ -58,13 +58,13 @@ async def wait_for_fault(store: JobStore) -> None:
 
 
 def generation(postgres: Postgres, place: PostgresPlace) -> int:
-    """How often the rows were taken."""
+    """Return how often a server has taken the rows."""
     ((number,),) = postgres.run(place.url, "SELECT generation FROM service")
     return int(number)
 
 
 def test_a_lost_session_is_regained(postgres: Postgres, place: PostgresPlace, clock: Clock) -> None:
-    """What was unwritten is written in its order, by a session that has the lock again."""
+    """Unwritten changes are written in order by a new session that holds the lock again."""
 
     async def body(store: JobStore) -> None:
         job = await started(store, clock, "job_1")
@@ -73,7 +73,7 @@ def test_a_lost_session_is_regained(postgres: Postgres, place: PostgresPlace, cl
         for one in (job, client):
             end(store, clock, one, JobCancelled("Enough."))
             assert not store.is_written(one.id)
-            # Another server could take over and end it in another way.
+            # Until it is written, another server could take over and give the job another end.
             await asyncio.wait_for(store.written(one), 20)
         assert await store.fault() is None
         assert store.lost is None
@@ -88,7 +88,7 @@ def test_a_lost_session_is_regained(postgres: Postgres, place: PostgresPlace, cl
 
 
 def test_another_server_took_over(postgres: Postgres, place: PostgresPlace, clock: Clock) -> None:
-    """The first one writes nothing any more, and has a sentence on why it must end."""
+    """The first server no longer writes, and reports that another server took over."""
 
     async def body() -> None:
         async with opened(place, clock) as first:
@@ -121,7 +121,7 @@ def test_another_server_took_over(postgres: Postgres, place: PostgresPlace, cloc
 
 
 def test_postgres_restarts(postgres: Postgres, place: PostgresPlace, clock: Clock) -> None:
-    """Requests get 503 meanwhile, what happened to jobs waits, and nothing is lost."""
+    """Requests get an error during the restart, and no change is lost."""
 
     async def body(store: JobStore) -> None:
         job = await started(store, clock, "job_1")
@@ -138,7 +138,7 @@ def test_postgres_restarts(postgres: Postgres, place: PostgresPlace, clock: Cloc
                 await asked
         waiting = asyncio.create_task(store.inputs(Job("job_1", REQUEST, 0.0, BACKGROUND)))
         await asyncio.sleep(0.1)
-        assert not waiting.done()  # its job begins when the rows are this server's again
+        assert not waiting.done()  # the job waits until this server holds the rows again
         await asyncio.to_thread(postgres.start)
         await asyncio.wait_for(store.written(job), 30)
         await asyncio.wait_for(waiting, 30)
@@ -157,7 +157,7 @@ def test_postgres_restarts(postgres: Postgres, place: PostgresPlace, clock: Cloc
 def test_a_full_disk_cuts_nobody_off(
     place: PostgresPlace, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This server still has the rows, and requests that read them are served."""
+    """On a full disk, the server keeps its rows, and they can still be read."""
 
     def full(_database: PostgresDatabase, *_changes: object) -> None:
         raise psycopg.errors.DiskFull("no space left on device")
@@ -177,7 +177,7 @@ def test_a_full_disk_cuts_nobody_off(
 def test_a_commit_without_a_confirmation(
     place: PostgresPlace, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that was rejected is in no database, although its row may have been written."""
+    """A job rejected because its commit was unconfirmed is removed again."""
     change = PostgresDatabase.change
 
     def unconfirmed(database: PostgresDatabase, *changes: object) -> None:
@@ -199,7 +199,7 @@ def test_a_commit_without_a_confirmation(
 
 
 def test_an_image_is_written_twice(place: PostgresPlace, clock: Clock) -> None:
-    """A repetition of what was committed already changes nothing."""
+    """Writing a committed image again changes nothing."""
 
     async def body(store: JobStore) -> None:
         job = await done(store, clock, "job_1")
@@ -214,7 +214,7 @@ def test_an_image_is_written_twice(place: PostgresPlace, clock: Clock) -> None:
 
 
 def test_a_silent_server_loses_the_lock(place: PostgresPlace, clock: Clock) -> None:
-    """As one whose process was stopped; PostgreSQL ends its session."""
+    """PostgreSQL ends the session of a server that is silent, for example stopped."""
     silent = PostgresDatabase(place.url, idle_seconds=1)
     place.images().open()
     silent.open(place.images())
@@ -232,14 +232,14 @@ def test_a_silent_server_loses_the_lock(place: PostgresPlace, clock: Clock) -> N
 
 
 def test_a_pooler_is_noticed(place: PostgresPlace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It invents the process of the session, and gives a session to several servers."""
+    """A pooler is rejected, as it would share a session and its lock between servers."""
     monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", property(lambda _: 1))
     with pytest.raises(StoreError, match="pooler"):
         PostgresDatabase(place.url).open(place.images())
 
 
 def test_a_new_database_beside_old_images(place: PostgresPlace) -> None:
-    """A start without rows would delete the images."""
+    """A new database with existing images is rejected, as a start would delete the images."""
     images = place.images()
     images.open()
     images.put(b"png", "png")
@@ -251,7 +251,7 @@ def test_a_new_database_beside_old_images(place: PostgresPlace) -> None:
 def test_rows_of_an_earlier_release_are_found(
     postgres: Postgres, place: PostgresPlace, clock: Clock
 ) -> None:
-    """Lists search by columns that version 4 did not have; a damaged request is not found."""
+    """Rows of version 4 get the search columns; a damaged request is not found."""
 
     async def first(store: JobStore) -> None:
         for number in range(3):
@@ -273,7 +273,7 @@ def test_rows_of_an_earlier_release_are_found(
 
 
 def test_a_newer_release(postgres: Postgres, place: PostgresPlace, clock: Clock) -> None:
-    """Its rows are left alone."""
+    """A database of a newer release is rejected."""
 
     async def body(_store: JobStore) -> None:
         pass
@@ -292,7 +292,7 @@ def test_a_newer_release(postgres: Postgres, place: PostgresPlace, clock: Clock)
     ],
 )
 def test_addresses_that_lead_nowhere(tmp_path: Path, url: str, words: str, code: int) -> None:
-    """A sentence on one line, without the password; another start helps or does not."""
+    """The error is one line without the password; its exit code allows a retry or not."""
     images = PostgresPlace(tmp_path, url).images()
     with pytest.raises(StoreError, match=words) as caught:
         PostgresDatabase(url).open(images)

@@ -1,4 +1,4 @@
-"""Images in S3: addresses, keys and faults."""
+"""Images in S3: object keys, content types and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bucket(s3: S3) -> Iterator[ImageBucket]:
 
 
 def test_objects_have_types_and_addresses(s3: S3, bucket: ImageBucket) -> None:
-    """So that other programs can use them."""
+    """Objects have a content type and a known location, so that other programs can use them."""
     assert bucket.is_empty()
     image = bucket.put(b"webp", "webp")
     assert not bucket.is_empty()
@@ -37,7 +37,7 @@ def test_objects_have_types_and_addresses(s3: S3, bucket: ImageBucket) -> None:
 def test_more_objects_than_one_request_names(
     bucket: ImageBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are deleted by several."""
+    """A sweep deletes them by several requests."""
     monkeypatch.setattr(s3_store, "_MOST_KEYS", 2)
     kept = bucket.put(b"x", "png")
     for _ in range(5):
@@ -47,7 +47,7 @@ def test_more_objects_than_one_request_names(
 
 
 def test_a_bucket_that_does_not_exist(s3: S3) -> None:
-    """It is an error of files, as for a folder."""
+    """The error is an OSError, as for a missing folder."""
     missing = ImageBucket("s3://no-such-bucket")
     with pytest.raises(OSError, match="NoSuchBucket"):
         missing.open()
@@ -55,7 +55,7 @@ def test_a_bucket_that_does_not_exist(s3: S3) -> None:
 
 
 def test_a_server_that_does_not_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same, and deletions are only logged."""
+    """The error is an OSError, but a failed deletion is only logged."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     gone = ImageBucket("s3://bucket")
     with pytest.raises(OSError, match="Could not connect"):
@@ -67,7 +67,7 @@ def test_a_server_that_does_not_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A sentence, and no traceback of the library."""
+    """The error is an OSError about credentials."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

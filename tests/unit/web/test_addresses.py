@@ -1,4 +1,4 @@
-"""Paths before they are routed, links behind proxies, and near names of routes."""
+"""Normalised paths, URLs of links behind proxies, and suggestions for misspelled routes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.routes import routes
     ],
 )
 def test_slashes(raw: str, path: str) -> None:
-    """Doubled ones are one and the last is left out; escaped ones and dots stay as they are."""
+    """Repeated and trailing slashes are removed; escaped slashes and dots are kept."""
     seen = []
 
     async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -57,7 +57,7 @@ PROXY = [ip_network("10.0.0.0/8"), ip_network("::1")]
 
 
 def base(links: Links, peer: str | None = "10.1.2.3", **headers: str) -> str:
-    """What links in the answer to a request begin with."""
+    """Return the base URL of links in the response to a request."""
     raw = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in headers.items()]
     scope = {
         "type": "http",
@@ -80,20 +80,20 @@ FORWARDED = {
 
 @pytest.mark.parametrize("peer", ["10.1.2.3", "::1", "::ffff:10.1.2.3"])
 def test_a_trusted_proxy(peer: str) -> None:
-    """Scheme, host and prefix are those that the client used."""
+    """Links have the scheme, host and prefix that a trusted proxy forwards."""
     assert base(Links(None, PROXY), peer, **FORWARDED) == "https://images.example/images"
     assert base(Links(None, PROXY), peer) == "http://inner:8000"
 
 
 @pytest.mark.parametrize("peer", ["11.1.2.3", "::2", "::ffff:11.1.2.3", "testclient", None])
 def test_other_peers(peer: str | None) -> None:
-    """Nothing that they say is read, and nothing that anybody says without the setting."""
+    """Forwarded headers of other peers are ignored, as are all of them without the setting."""
     assert base(Links(None, PROXY), peer, **FORWARDED) == "http://inner:8000"
     assert base(Links(), "127.0.0.1", **FORWARDED) == "http://inner:8000"
 
 
 def test_the_public_url_is_fixed() -> None:
-    """Whatever a proxy says."""
+    """Links have the configured public URL regardless of proxy headers."""
     assert base(Links("https://a.example/b", PROXY), **FORWARDED) == "https://a.example/b"
 
 
@@ -113,7 +113,7 @@ def test_the_public_url_is_fixed() -> None:
     ],
 )
 def test_spellings_of_proxies(headers: dict[str, str], found: str) -> None:
-    """Of several values the last is the nearest proxy's own."""
+    """Of several values, the last counts, which the nearest proxy added."""
     assert base(Links(None, PROXY), **headers) == found
 
 
@@ -146,7 +146,7 @@ def test_spellings_of_proxies(headers: dict[str, str], found: str) -> None:
     ],
 )
 def test_what_no_proxy_would_say(headers: dict[str, str]) -> None:
-    """It is ignored."""
+    """An invalid forwarded value is ignored."""
     assert base(Links(None, PROXY), **headers) == "http://inner:8000"
 
 
@@ -154,7 +154,7 @@ def test_what_no_proxy_would_say(headers: dict[str, str]) -> None:
 
 
 def near(method: str, path: str) -> str | None:
-    """The path of the route that a request is told of."""
+    """Return the method and path of the route that is suggested for a request."""
     app = Starlette(routes=routes())
     found = nearest_route({"type": "http", "app": app, "method": method, "path": path})
     return f"{found.method} {found.path}" if found else None
@@ -180,5 +180,5 @@ def near(method: str, path: str) -> str | None:
     ],
 )
 def test_near_names(asked: str, meant: str | None) -> None:
-    """A slip is told; something else is not."""
+    """A route is suggested for a typing error only."""
     assert near(*asked.split(" ", 1)) == meant

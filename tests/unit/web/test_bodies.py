@@ -1,4 +1,4 @@
-"""Strict JSON, whole forms, Accept and keys."""
+"""JSON bodies, forms, the Accept header and API keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sdstream.web.negotiation import accepted_image
 
 
 def request_with(**headers: str) -> Request:
-    """A request with these headers, underscores for hyphens."""
+    """A request with these headers; underscores stand for hyphens."""
     raw = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in headers.items()]
     return Request({"type": "http", "headers": raw})
 
@@ -46,7 +46,7 @@ def request_with(**headers: str) -> Request:
     ],
 )  # fmt: skip
 def test_what_is_not_one_json_object(body: bytes) -> None:
-    """Each is a 400 of its own reason, whatever the parser would have raised."""
+    """Each body is rejected as invalid JSON, whatever the parser raises."""
     with pytest.raises(InvalidRequest) as caught:
         parse_json(body)
     assert caught.value.reason is Reason.INVALID_JSON
@@ -67,20 +67,20 @@ def test_what_is_not_one_json_object(body: bytes) -> None:
     ],
 )
 def test_what_to_do_about_it(body: str, words: str) -> None:
-    """What examples in documents and other languages have is named, with the remedy."""
+    """The message names a usual mistake with its remedy."""
     with pytest.raises(InvalidRequest, match=f"not valid JSON: {words}"):
         parse_json(body.encode())
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_are_a_fault_of_the_server(body: bytes) -> None:
-    """Random bytes are an object or an InvalidRequest."""
+    """Random bytes give an object or an InvalidRequest."""
     with contextlib.suppress(InvalidRequest):
         assert isinstance(parse_json(body), dict)
 
 
 def test_a_repeated_name_is_found_at_once() -> None:
-    """Among tens of thousands, where comparing each with each takes ten seconds."""
+    """A duplicate key among tens of thousands is found in linear time."""
     names = ",".join(f'"{number}": 0' for number in range(40_000))
     began = time.monotonic()
     with pytest.raises(InvalidRequest, match="duplicate key '39999'"):
@@ -90,14 +90,14 @@ def test_a_repeated_name_is_found_at_once() -> None:
 
 @pytest.mark.parametrize("piece", [b"[],", b"{},", b"0,", b'"",', b"[" * 900 + b"]" * 900 + b","])
 def test_bodies_of_structure_alone(piece: bytes) -> None:
-    """Millions of values, each of which would be an object of its own, are not parsed at all."""
+    """A body of millions of small values is rejected before it is parsed."""
     body = b'{"x": [' + piece * (3_000_000 // len(piece)) + b"0]}"
     with pytest.raises(InvalidRequest, match="commas and brackets"):
         parse_json(body)
 
 
 def test_prompts_of_commas_beside_a_picture() -> None:
-    """The two longest prompts and megabytes of base64 are no such bodies."""
+    """The two longest prompts and megabytes of base64 are accepted."""
     body = {"prompt": "," * 32_000, "negative_prompt": "[" * 32_000, "image": "A" * 5_000_000}
     assert parse_json(json.dumps(body).encode()) == body
 
@@ -106,7 +106,7 @@ def test_prompts_of_commas_beside_a_picture() -> None:
 def test_large_bodies_are_parsed_beside_the_loop(
     monkeypatch: pytest.MonkeyPatch, size: int, beside: bool
 ) -> None:
-    """Those with pictures take a while; others are not worth a thread."""
+    """A large body is parsed on another thread, a small one on the event loop."""
     threads = []
 
     def noted(body: bytes) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def test_large_bodies_are_parsed_beside_the_loop(
 
 
 def test_objects_pass() -> None:
-    """A byte order mark is what some editors put before one."""
+    """An object is parsed, even after a byte order mark."""
     assert parse_json(b'\xef\xbb\xbf{"a": [1, {"b": "\\u732b"}]}') == {"a": [1, {"b": "猫"}]}
 
 
@@ -149,7 +149,7 @@ def test_objects_pass() -> None:
     ],
 )
 def test_accept(accept: str | None, found: str | None) -> None:
-    """The best of what is named and can be answered decides."""
+    """The supported type with the highest weight is chosen."""
     request = request_with(accept=accept) if accept is not None else request_with()
     assert accepted_image(request, 1) == found
 
@@ -159,7 +159,7 @@ def test_accept(accept: str | None, found: str | None) -> None:
     [(None, 1, "png"), ("*/*", 1, "png"), ("*/*", 2, None), ("application/json, */*", 1, None)],
 )
 def test_what_anything_means(accept: str | None, images: int, found: str | None) -> None:
-    """A route may answer a single image as a file to whoever takes anything."""
+    """A route may send a single image as a file to a client that accepts any type."""
     request = request_with(accept=accept) if accept is not None else request_with()
     assert accepted_image(request, images, anything="png") == found
 
@@ -175,21 +175,21 @@ def test_what_anything_means(accept: str | None, images: int, found: str | None)
     ],
 )
 def test_accept_beside_an_output_format(accept: str | None, found: str | None) -> None:
-    """The file is one that both of them name."""
+    """The type must match both the Accept header and the output format."""
     request = request_with(accept=accept) if accept is not None else request_with()
     assert accepted_image(request, 1, output_format="jpeg") == found
 
 
 @pytest.mark.parametrize("accept", ["image/png", "image/png, image/jpeg;q=0", "image/webp, a/b"])
 def test_accept_against_an_output_format(accept: str) -> None:
-    """No file is both: the error says which field to change."""
+    """The error names the field to change if both conflict."""
     with pytest.raises(NotAcceptable, match="'output_format' is jpeg") as caught:
         accepted_image(request_with(accept=accept), 1, output_format="jpeg")
     assert caught.value.param == "output_format"
 
 
 def test_headers_on_several_lines() -> None:
-    """They are one list."""
+    """Several header lines are read as one list."""
     lines = (b"text/html", b"image/webp")
     request = Request({"type": "http", "headers": [(b"accept", line) for line in lines]})
     assert accepted_image(request, 1) == "webp"
@@ -200,13 +200,13 @@ def test_headers_on_several_lines() -> None:
     [("text/html", 1), ("image/gif", 1), ("image/png", 2)],
 )
 def test_what_cannot_be_answered(accept: str, images: int) -> None:
-    """Another type, or several images as one file."""
+    """An unsupported type, or several images as one file, is not acceptable."""
     with pytest.raises(NotAcceptable):
         accepted_image(request_with(accept=accept), images)
 
 
 def read_packed(data: bytes, coding: str = "gzip", limit: int = 1_000_000) -> dict[str, Any]:
-    """Read a coded body as JSON, in pieces."""
+    """Read an encoded body as JSON, in pieces."""
     pieces = [data[at : at + 1000] for at in range(0, len(data), 1000)] or [b""]
 
     async def receive() -> Message:
@@ -222,7 +222,7 @@ CAT = gzip.compress(b'{"prompt": "a cat"}', mtime=0)
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "identity, gzip", "gzip;identity"])
 def test_packed_bodies(coding: str) -> None:
-    """One gzip member, however it is spelled and in whatever pieces it comes."""
+    """One gzip member is accepted in any spelling of the coding and any pieces."""
     assert read_packed(CAT, coding) == {"prompt": "a cat"}
     long = {"prompt": "".join(map(str, range(100_000)))}
     assert read_packed(gzip.compress(json.dumps(long).encode()), coding) == long
@@ -230,7 +230,7 @@ def test_packed_bodies(coding: str) -> None:
 
 @pytest.mark.parametrize("coding", ["", "identity", "Identity, identity"])
 def test_bodies_that_are_as_they_are(coding: str) -> None:
-    """The one coding that is none."""
+    """A body with the coding identity is read as it is."""
     assert read_packed(b'{"prompt": "a cat"}', coding) == {"prompt": "a cat"}
 
 
@@ -240,7 +240,7 @@ def test_bodies_that_are_as_they_are(coding: str) -> None:
      ("gzip;br", "gzip, br"), ("compress", "compress")],
 )  # fmt: skip
 def test_other_codings(coding: str, named: str) -> None:
-    """The error names them."""
+    """The error names the unsupported codings."""
     with pytest.raises(UnsupportedMediaType, match=f"content encoding: {named};") as caught:
         read_packed(CAT, coding)
     assert caught.value.param == "Content-Encoding"
@@ -255,14 +255,14 @@ def test_other_codings(coding: str, named: str) -> None:
     ],
 )  # fmt: skip
 def test_damaged_gzip(data: bytes) -> None:
-    """Cut short, changed, or followed by something: 400, and never half a body."""
+    """A truncated, changed or continued gzip body is rejected as a whole."""
     with pytest.raises(InvalidRequest) as caught:
         read_packed(data)
     assert caught.value.reason is Reason.INVALID_CODING
 
 
 def test_bodies_that_inflate_to_more_than_the_limit() -> None:
-    """A megabyte of nothing is a gigabyte: it is refused as soon as it is over the limit."""
+    """A gzip bomb is rejected as soon as it exceeds the limit."""
     bomb = gzip.compress(bytes(2**28))
     tracemalloc.start()
     try:
@@ -271,13 +271,13 @@ def test_bodies_that_inflate_to_more_than_the_limit() -> None:
         assert tracemalloc.get_traced_memory()[1] < 3 * len(bomb) + 2**21
     finally:
         tracemalloc.stop()
-    blocks = gzip.compress(b"", mtime=0)[:10] + b"\0\0\0\xff\xff" * 40_000  # each empty
+    blocks = gzip.compress(b"", mtime=0)[:10] + b"\0\0\0\xff\xff" * 40_000  # empty blocks
     with pytest.raises(PayloadTooLarge):
         read_packed(blocks, limit=100_000)
 
 
 def test_packed_bodies_up_to_the_limit() -> None:
-    """The limit is of the inflated bytes."""
+    """The limit applies to the decompressed bytes."""
     body = json.dumps({"prompt": "a" * 5_000}).encode()
     assert read_packed(gzip.compress(body, mtime=0), limit=len(body))["prompt"] == "a" * 5_000
     with pytest.raises(PayloadTooLarge):
@@ -288,7 +288,7 @@ END = "--xyz--\r\n"
 
 
 def part(name: str, value: str, filename: str | None = None) -> str:
-    """One part of a form."""
+    """Build one part of a form."""
     more = f'; filename="{filename}"' if filename is not None else ""
     return f'--xyz\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{value}\r\n'
 
@@ -308,7 +308,7 @@ def read(body: str, content_type: str = "multipart/form-data; boundary=xyz") -> 
 
 
 def test_a_whole_form() -> None:
-    """Fields by name, files in order; a name may come twice with one value."""
+    """Fields are read by name and files in order; a repeated field needs the same value."""
     form = read(
         part("prompt", "a cat")
         + part("image[]", "one", "a.png")
@@ -325,7 +325,7 @@ def test_a_whole_form() -> None:
 
 
 def test_file_fields_that_were_left_empty() -> None:
-    """A browser sends them without a name and without bytes; other files may lack either."""
+    """A file field without filename and data, as browsers send it, is ignored."""
     form = read(
         part("mask", "", "") + part("image", "", "a.png") + part("control", "data", "") + END
     )
@@ -349,21 +349,21 @@ def test_file_fields_that_were_left_empty() -> None:
     ],
 )
 def test_broken_forms(body: str) -> None:
-    """Cut short, without names, too long or too many: 400, and nothing is silently left out."""
+    """A truncated, unnamed, too long or too large form is rejected as a whole."""
     with pytest.raises(InvalidRequest) as caught:
         read(body)
     assert caught.value.reason is Reason.INVALID_FORM
 
 
 def test_a_field_with_two_values() -> None:
-    """Which one was meant nobody can know."""
+    """A field with two different values is rejected."""
     with pytest.raises(InvalidRequest) as caught:
         read(part("n", "1") + part("n", "2") + END)
     assert caught.value.param == "n"
 
 
 def test_forms_that_are_none() -> None:
-    """JSON is told that a form is wanted, and too much that it is too much."""
+    """Another content type, a missing boundary and a body over the limit are rejected."""
     with pytest.raises(UnsupportedMediaType):
         read("{}", "application/json")
     with pytest.raises(InvalidRequest):
@@ -389,5 +389,5 @@ def test_forms_that_are_none() -> None:
     ],
 )
 def test_keys(headers: dict[str, Any], valid: bool) -> None:
-    """A key comes as a bearer token, in X-API-Key or in Azure's header; anything else is none."""
+    """A key is read from a bearer token, X-API-Key or Azure's api-key header."""
     assert (offered_key(request_with(**headers)) == "right") is valid

@@ -1,4 +1,4 @@
-"""What is said of a server that other machines reach."""
+"""Warnings about a server that other machines can reach."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sdstream.web.hosts import exposure_warnings
     ],
 )
 def test_open_servers_are_told(settings: dict[str, Any], named: list[str]) -> None:
-    """One warning for the missing keys and one for pages of other sites, each with the remedy."""
+    """One warning is about missing keys and one about other sites' pages, each with the remedy."""
     warnings = exposure_warnings(Settings(**settings))
     assert [next(flag for flag in named if flag in text) for text in warnings] == named
     assert all(str(settings["host"]) in text for text in warnings[:1])

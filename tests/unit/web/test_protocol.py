@@ -1,4 +1,4 @@
-"""What the protocol class relies on in uvicorn and httptools, whose inside may change."""
+"""Internals of uvicorn and httptools on which the protocol class relies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from sdstream.web.protocol import TimeoutProtocol
 from sdstream.web.turns import Turns
 
-#: Overridden; uvicorn or the parser calls them.
+#: Overridden methods, which uvicorn or the parser calls.
 CALLED = {
     "connection_made",
     "connection_lost",
@@ -44,13 +44,13 @@ OF_CYCLE = {
 
 
 def set_by(*functions: Callable[..., Any]) -> set[str]:
-    """Attributes of self that these functions set."""
+    """Return the attributes of self that these functions set."""
     source = "".join(map(inspect.getsource, functions))
     return set(re.findall(r"self\.(\w+)(?:: [^=\n]+)? = ", source))
 
 
 def test_the_protocol_has_what_is_overridden_and_read() -> None:
-    """A release that renames one of these must not be taken without a look."""
+    """A release of uvicorn that renames an overridden or used name fails this test."""
     assert {*dir(HttpToolsProtocol)} >= CALLED
     assert {*vars(TimeoutProtocol)} >= CALLED
     assert set_by(HttpToolsProtocol.__init__, HttpToolsProtocol.on_message_begin) >= OF_PROTOCOL
@@ -58,7 +58,7 @@ def test_the_protocol_has_what_is_overridden_and_read() -> None:
 
 
 def test_a_cycle_has_what_is_read_and_set() -> None:
-    """Its ``send`` is looked up on the instance, and its end closes its own transport."""
+    """The cycle calls ``self.send`` of its instance, and closes its own transport at the end."""
     assert set_by(RequestResponseCycle.__init__) >= OF_CYCLE
     assert "self.send" in inspect.getsource(RequestResponseCycle.run_asgi)
     assert "self.transport.close()" in inspect.getsource(RequestResponseCycle.send)
@@ -68,7 +68,7 @@ def test_a_cycle_has_what_is_read_and_set() -> None:
 
 
 def test_the_parser_gives_back_what_follows_an_upgrade() -> None:
-    """It ends at the head, and says where the rest begins."""
+    """The parser stops after the head and reports where the rest begins."""
     parser = httptools.HttpRequestParser(object())
     head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
     with pytest.raises(httptools.HttpParserUpgrade) as upgrade:
@@ -78,25 +78,25 @@ def test_the_parser_gives_back_what_follows_an_upgrade() -> None:
 
 
 async def nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that answers nothing."""
+    """An application that sends no response."""
 
 
 class Closing:
-    """A transport that notes when it is closed."""
+    """A transport that records when it is closed."""
 
     def __init__(self, closed: list[int], ticks: list[int]) -> None:
         self._closed, self._ticks = closed, ticks
 
     def get_extra_info(self, _name: str) -> None:
-        """Return nothing: it has no socket."""
+        """Return nothing, as there is no socket."""
 
     def close(self) -> None:
-        """Note the turn of the loop."""
+        """Record the turn of the event loop."""
         self._closed.append(len(self._ticks))
 
 
 def test_connections_whose_clients_leave_at_once_close_one_by_one() -> None:
-    """The loop itself would close all of them before it looks at another client."""
+    """At most two of them close in one turn of the loop, so other clients are not delayed."""
     closed: list[int] = []
     ticks: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Crowds take turns on the event loop."""
+"""Fair turns of many tasks on the event loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sdstream.web.turns import Turns
 
 
 def test_one_goes_on_in_each_turn_of_the_loop() -> None:
-    """First come, first served; one that was cancelled holds up nobody."""
+    """One task continues per turn of the loop, in order; a cancelled task delays no other."""
     went: list[tuple[int, int]] = []
 
     async def crowd() -> None:
@@ -32,7 +32,7 @@ def test_one_goes_on_in_each_turn_of_the_loop() -> None:
 
 
 def test_alone_nobody_waits() -> None:
-    """The first of a turn goes on at once."""
+    """The first task of a turn continues at once."""
 
     async def alone() -> bool:
         turns = Turns()
@@ -47,7 +47,7 @@ def test_alone_nobody_waits() -> None:
 
 
 def test_callbacks_and_tasks_share_the_turns() -> None:
-    """A callback runs at once when nobody else had this turn of the loop, else in its order."""
+    """A callback runs at once if it is the first of its turn of the loop, else in order."""
     went: list[str] = []
 
     async def crowd() -> None:

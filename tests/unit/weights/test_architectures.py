@@ -1,4 +1,4 @@
-"""What weights are, by the names and shapes of their tensors."""
+"""Recognition of weights by the names and shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.weight_files import ALONE, DIFFUSION, prefixed, vae
 @pytest.mark.parametrize("title", DIFFUSION)
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_every_architecture_is_told_from_the_others(title: str, prefix: str) -> None:
-    """Alone in a file and inside a whole model."""
+    """An architecture is recognised in its own file and inside a whole model."""
     architecture = recognise(prefixed(prefix, DIFFUSION[title])).architecture
     assert architecture is not None
     assert architecture.title == title
@@ -20,7 +20,7 @@ def test_every_architecture_is_told_from_the_others(title: str, prefix: str) -> 
 
 @pytest.mark.parametrize("kind", ALONE)
 def test_every_kind_of_file(kind: str) -> None:
-    """Components and adapters are known by names that only they have."""
+    """Components and adapters are recognised by their own tensor names."""
     contents = recognise(ALONE[kind])
     assert contents.kind == kind
     assert contents.architecture is None
@@ -28,21 +28,21 @@ def test_every_kind_of_file(kind: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_an_architecture(family: str) -> None:
-    """What the catalogue offers can be recognised."""
+    """Every family of the catalogue has an architecture that is recognised."""
     found = [recognise(shapes).architecture for shapes in DIFFUSION.values()]
     assert any(family in a.families for a in found if a)
 
 
 @pytest.mark.parametrize("title", DIFFUSION)
 def test_an_architecture_has_a_family_or_a_reason(title: str) -> None:
-    """Never both, never neither."""
+    """An architecture has either families or a reason why it is not supported."""
     architecture = recognise(DIFFUSION[title]).architecture
     assert architecture is not None
     assert bool(architecture.families) != bool(architecture.refused)
 
 
 def whole(title: str, encoders: tuple[str, ...], channels: int) -> Contents:
-    """A checkpoint with everything in one file."""
+    """Recognise a checkpoint with these parts in one file."""
     return recognise(
         {
             **prefixed("model.diffusion_model.", DIFFUSION[title]),
@@ -53,7 +53,7 @@ def whole(title: str, encoders: tuple[str, ...], channels: int) -> Contents:
 
 
 def test_a_whole_checkpoint() -> None:
-    """Its parts are told apart by their prefixes."""
+    """The parts of a checkpoint are recognised by their prefixes."""
     contents = whole("Stable Diffusion 1", ("cond_stage_model.transformer.text_model.",), 4)
     assert contents.kind == "model"
     assert {*contents.parts} == {"diffusion_model", "vae", "clip_l"}
@@ -62,7 +62,7 @@ def test_a_whole_checkpoint() -> None:
 
 
 def test_text_encoders_where_the_runtime_does_not_look() -> None:
-    """Under the names of SDXL's, for one."""
+    """Text encoders under names that the runtime does not use are reported as missing."""
     elsewhere = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.transformer.")
     contents = whole("Stable Diffusion 3 Medium", elsewhere, 16)
     assert {*contents.parts} == {"diffusion_model", "vae"}
@@ -83,7 +83,7 @@ def test_text_encoders_where_the_runtime_does_not_look() -> None:
     ],
 )
 def test_text_encoders_under_the_names_of_llama_box(title: str, encoders: tuple[str, ...]) -> None:
-    """GPUStack's whole models number them in the order of the family."""
+    """GPUStack's models number their text encoders in the family's order."""
     prefixes = ("cond_stage_model.", "cond_stage_model.1.", "cond_stage_model.2.")
     named = [f"{prefix}transformer." for prefix in prefixes[: len(encoders)]]
     contents = whole(title, tuple(named), 16)
@@ -95,7 +95,7 @@ def test_text_encoders_under_the_names_of_llama_box(title: str, encoders: tuple[
 
 
 def test_what_a_checkpoint_lacks() -> None:
-    """In the order of the family's components."""
+    """Missing components are listed in the order of the family's components."""
     contents = whole("Stable Diffusion XL", ("conditioner.embedders.0.transformer.",), 4)
     assert contents.architecture is not None
     assert missing(contents.architecture.needs, contents.parts) == ("clip_g",)
@@ -103,7 +103,7 @@ def test_what_a_checkpoint_lacks() -> None:
 
 
 def test_a_tiny_autoencoder_stands_in_for_the_vae() -> None:
-    """Where the model is run with one, that is what must be there."""
+    """With the option tae, the tiny autoencoder is required instead of the VAE."""
     architecture = recognise(DIFFUSION["Ovis-Image"]).architecture
     assert architecture is not None
     assert missing(architecture.needs, ["llm", "vae"], tae=True) == ("tae",)

@@ -1,4 +1,4 @@
-"""Checksums of weight files: known at once, read in the background, kept."""
+"""Checksums of weight files: computed in the background and stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS = 30
 
 
 def known(checksums: Checksums, path: Path) -> str:
-    """Wait for the checksum of a file."""
+    """Wait for the checksum of a file and return it."""
     wait_until(lambda: checksums.of(path), SECONDS, f"no checksum of {path}")
     found = checksums.of(path)
     assert found is not None
@@ -29,7 +29,7 @@ def sha256(data: bytes) -> str:
 
 
 def test_a_file_is_read_once_and_again_when_it_changes(tmp_path: Path) -> None:
-    """The first question starts the reading; the store keeps the answer for the next start."""
+    """The first request starts reading, and the result is stored for the next start."""
     store, file = tmp_path / "cache" / "checksums.json", tmp_path / "a.safetensors"
     file.write_bytes(b"weights")
     checksums = Checksums(store)
@@ -46,7 +46,7 @@ def test_a_file_is_read_once_and_again_when_it_changes(tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_hubs_cache_is_named_by_its_checksum(tmp_path: Path) -> None:
-    """It is not read; small files have git's SHA-1 for a name, which is no answer."""
+    """The SHA-256 in a blob's name is used without reading; a name with a Git SHA-1 is not."""
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     for name, expected in (("ab" * 32, "ab" * 32), ("ab" * 20, None)):
@@ -57,7 +57,7 @@ def test_a_file_of_a_hubs_cache_is_named_by_its_checksum(tmp_path: Path) -> None
 
 
 def test_a_link_of_the_operators_is_followed(tmp_path: Path) -> None:
-    """Only the folder of a hub's cache gives names a meaning."""
+    """A link to a file outside a hub's cache is read, even if the name looks like a checksum."""
     file = tmp_path / ("cd" * 32)
     file.write_bytes(b"weights")
     link = tmp_path / "model.gguf"
@@ -66,12 +66,12 @@ def test_a_link_of_the_operators_is_followed(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_has_none_and_the_next_one_is_read(tmp_path: Path) -> None:
-    """A file that vanishes does not end the thread."""
+    """An unreadable file has no checksum and does not stop the thread."""
     checksums = Checksums(tmp_path / "checksums.json")
     file = tmp_path / "a.gguf"
     assert checksums.of(file) is None
     file.mkdir()
-    assert checksums.of(file) is None  # it cannot be read, which the thread finds
+    assert checksums.of(file) is None  # the thread cannot read it
     other = tmp_path / "b.gguf"
     other.write_bytes(b"b")
     assert known(checksums, other) == sha256(b"b")
@@ -79,7 +79,7 @@ def test_a_missing_file_has_none_and_the_next_one_is_read(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', "{", json.dumps({"a": [1, 2]})])
 def test_a_damaged_store_is_made_again(tmp_path: Path, text: str) -> None:
-    """It holds nothing that cannot be computed."""
+    """A damaged store is ignored, and the checksum is computed again."""
     store, file = tmp_path / "checksums.json", tmp_path / "a.gguf"
     store.write_text(text)
     file.write_bytes(b"a")

@@ -1,4 +1,4 @@
-"""What a conversion plans and refuses before the runtime is asked."""
+"""Checks of a conversion before the runtime runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPES = {
 
 
 def refused(source: Path, target: Path, **options: object) -> str:
-    """Why an order is not carried out; the target must be as it was."""
+    """Return the error of a conversion, and assert that the target is unchanged."""
     before = target.read_bytes() if target.is_file() else None
     with pytest.raises(ConversionError) as caught:
         convert(Order(source, target, **{"wtype": "q8_0", **options}), lambda _: None)  # type: ignore[arg-type]
@@ -38,12 +38,12 @@ def refused(source: Path, target: Path, **options: object) -> str:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A small model."""
+    """A small model file."""
     return write_safetensors(tmp_path / "source.safetensors", SHAPES)
 
 
 def test_targets_that_will_not_do(source: Path, tmp_path: Path) -> None:
-    """Each is refused before anything is read."""
+    """An unusable target is rejected before the source is read."""
     (tmp_path / "there.gguf").write_bytes(b"precious")
     (tmp_path / "folder.gguf").mkdir()
     assert "must end in" in refused(source, tmp_path / "x.bin")
@@ -54,7 +54,7 @@ def test_targets_that_will_not_do(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["empty", "data-cut", "html", "torch"])
 def test_sources_that_are_broken(tmp_path: Path, name: str) -> None:
-    """They get the sentence that inspect has for them."""
+    """The error is the one that inspect reports."""
     raw, sentence = BROKEN[name]
     (tmp_path / "source.gguf").write_bytes(raw)
     said = refused(tmp_path / "source.gguf", tmp_path / "x.gguf")
@@ -76,30 +76,30 @@ def test_sources_that_are_broken(tmp_path: Path, name: str) -> None:
 def test_rules_that_the_runtime_would_ignore(
     source: Path, tmp_path: Path, rules: str, word: str
 ) -> None:
-    """An option that does nothing is refused."""
+    """An option without effect is rejected."""
     assert word in refused(source, tmp_path / "x.gguf", rules=rules)
 
 
 def test_safetensors_hold_no_blocks(source: Path, tmp_path: Path) -> None:
-    """The tensor that cannot be written is named."""
+    """The error names the type that safetensors does not support."""
     assert "safetensors cannot hold q8_0" in refused(source, tmp_path / "x.safetensors")
 
 
 def test_integers_are_not_converted(tmp_path: Path) -> None:
-    """The runtime would end on them."""
+    """Integer tensors are rejected, as the runtime would abort."""
     source = write_safetensors(tmp_path / "x", {**ALONE["vae"], "bn.count": (4,)}, "I32")
     said = refused(source, tmp_path / "x.gguf", wtype="f16")
     assert "holds integers" in said
 
 
 def test_names_that_would_be_cut(tmp_path: Path) -> None:
-    """ggml keeps 127 bytes of a name."""
+    """A tensor name over ggml's limit of 127 bytes is rejected."""
     source = write_safetensors(tmp_path / "x", {**ALONE["vae"], "a" * 128: (4,)})
     assert "would cut the name" in refused(source, tmp_path / "x.gguf")
 
 
 def test_a_vae_for_what_takes_none(source: Path, tmp_path: Path) -> None:
-    """It goes only into a whole model without one, and must be one."""
+    """A VAE can only be added to a complete model that lacks one, and must be a VAE."""
     good = write_safetensors(tmp_path / "vae", vae(16))
     lora = write_safetensors(tmp_path / "lora", ALONE["lora"])
     bare = write_safetensors(tmp_path / "bare", DIFFUSION["FLUX.1 schnell"])
@@ -113,19 +113,19 @@ def test_a_vae_for_what_takes_none(source: Path, tmp_path: Path) -> None:
 
 
 def test_no_room_on_the_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The need is known to the byte, so a full disk is told before the work."""
+    """A full disk is reported before the work starts, as the size is known."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
     assert "x.gguf takes 1 MB and the disk has 1 MB" in refused(source, tmp_path / "x.gguf")
 
 
 def test_no_room_in_memory(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runtime holds all of the result; rather a sentence than the kernel's choice."""
+    """Too little memory is reported first, as the runtime holds the whole result."""
     monkeypatch.setattr(module, "free_memory", lambda: 1000)
     assert "of memory" in refused(source, tmp_path / "x.gguf")
 
 
 def test_two_writers(source: Path, tmp_path: Path) -> None:
-    """The second is refused and leaves the first one's work alone."""
+    """A second writer is rejected, and the first one's file is kept."""
     part = tmp_path / ".x.part.gguf"
     with part.open("ab") as first:
         fcntl.flock(first, fcntl.LOCK_EX)
@@ -137,7 +137,7 @@ def test_two_writers(source: Path, tmp_path: Path) -> None:
 def test_a_fork_of_the_converter_holds_nobody_up(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that asserts may leave a process behind that has its pipe."""
+    """A process that a crashed converter leaves behind does not delay the error."""
     converter = tmp_path / "converter"
     converter.write_text("#!/bin/sh\nsleep 20 &\nkill -ABRT $$\n")
     converter.chmod(0o755)
@@ -148,5 +148,5 @@ def test_a_fork_of_the_converter_holds_nobody_up(
 
 
 def test_sizes_of_types() -> None:
-    """Blocks as ggml has them."""
+    """Sizes of quantised types follow ggml's blocks."""
     assert (size_of(64, "f16"), size_of(64, "q8_0"), size_of(256, "q4_K")) == (128, 68, 144)

@@ -1,4 +1,4 @@
-"""The built-in model file."""
+"""The built-in model files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FOLDER = Path(embedded.__file__).parent
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_card_fits_the_file(tmp_path: Path, name: str) -> None:
-    """Checksums and sizes are those of the files, and the packed one stays below 16 MB."""
+    """The card has the files' checksums and sizes, and the compressed file is at most 16 MB."""
     files = json.loads((FOLDER / f"{name}.json").read_text())["files"]
     packed = (FOLDER / f"{name}.gguf.xz").read_bytes()
     unpacked = materialise(f"builtin:{name}", tmp_path).read_bytes()
@@ -27,7 +27,7 @@ def test_the_card_fits_the_file(tmp_path: Path, name: str) -> None:
 
 
 def test_it_is_unpacked_once_even_by_rivals(tmp_path: Path) -> None:
-    """Several processes may start at once; nobody ever sees half a file."""
+    """Several threads that unpack at once all get the one complete file."""
     found: list[Path] = []
     threads = [
         threading.Thread(target=lambda: found.append(materialise("builtin:drawings", tmp_path)))
@@ -44,7 +44,7 @@ def test_it_is_unpacked_once_even_by_rivals(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_unpacked_again(tmp_path: Path) -> None:
-    """The cache is no place to lose a model in."""
+    """A truncated file in the cache is unpacked again."""
     path = materialise("builtin:drawings", tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
@@ -52,7 +52,7 @@ def test_a_damaged_file_is_unpacked_again(tmp_path: Path) -> None:
 
 
 def test_paths_pass_through(tmp_path: Path) -> None:
-    """Anything else in models.yaml is a file of the user's."""
+    """Any other location in models.yaml is returned as a path."""
     assert materialise("/models/x.gguf", tmp_path) == Path("/models/x.gguf")
     with pytest.raises(KeyError):
         materialise("builtin:nothing", tmp_path)

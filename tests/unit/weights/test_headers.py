@@ -1,4 +1,4 @@
-"""Weight files are read by their headers before the runtime sees them."""
+"""Reading of weight files' headers before the runtime loads them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.weight_files import (
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_gets_a_sentence(tmp_path: Path, name: str) -> None:
-    """Each kind of damage is told in words that a person can act on."""
+    """Each kind of damage has its own message."""
     raw, sentence = BROKEN[name]
     (tmp_path / "x").write_bytes(raw)
     with pytest.raises(BadFile) as caught:
@@ -41,7 +41,7 @@ def test_a_broken_file_gets_a_sentence(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_costs_no_memory(tmp_path: Path, name: str) -> None:
-    """Nothing is allocated because a file claims a size."""
+    """Little memory is allocated, whatever sizes the file claims."""
     (tmp_path / "x").write_bytes(BROKEN[name][0])
     tracemalloc.start()
     try:
@@ -53,7 +53,7 @@ def test_a_broken_file_costs_no_memory(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    """Folders, pipes and files that are not there; a pipe must not be waited for."""
+    """Folders, pipes and missing files are rejected without waiting for a pipe."""
     os.mkfifo(tmp_path / "pipe")
     for name, sentence in (
         (".", "is a folder"),
@@ -66,7 +66,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_file_without_permission(tmp_path: Path) -> None:
-    """The system's reason is passed on. Root may read anything, so another user has to try."""
+    """The error contains the system's reason. Root can read any file, so another user is set."""
     (tmp_path / "x").write_bytes(b"GGUF")
     (tmp_path / "x").chmod(0)
     if os.geteuid() != 0:
@@ -85,7 +85,7 @@ def test_a_file_without_permission(tmp_path: Path) -> None:
 
 
 def test_the_builtin_model_is_read_as_the_gguf_package_reads_it(builtin_file: Path) -> None:
-    """Names, types, shapes and places agree with the reference reader's."""
+    """Names, types, shapes and offsets equal those that the gguf package reads."""
     expected = [
         (t.name, t.tensor_type.name.lower(), tuple(map(int, t.shape)), t.data_offset, t.n_bytes)
         for t in GGUFReader(builtin_file).tensors
@@ -100,7 +100,7 @@ def test_the_builtin_model_is_read_as_the_gguf_package_reads_it(builtin_file: Pa
 
 
 def test_every_kind_of_metadata(tmp_path: Path) -> None:
-    """Scalars and short texts are kept, lists passed over; what follows is found again."""
+    """Numbers and short texts are kept; lists and long texts are skipped."""
     writer = GGUFWriter(tmp_path / "x.gguf", "test")
     writer.add_uint8("a", 1)
     writer.add_int64("b", -(2**40))
@@ -123,7 +123,7 @@ def test_every_kind_of_metadata(tmp_path: Path) -> None:
 
 
 def test_types_have_the_runtimes_names(tmp_path: Path) -> None:
-    """What is written in models.yaml is what inspect shows."""
+    """Types have the same names as in models.yaml."""
     kinds = {GGMLQuantizationType.Q4_K: "q4_K", GGMLQuantizationType.IQ2_XXS: "iq2_xxs"}
     tensors = [gguf_tensor(name, (256,), kind) for kind, name in kinds.items()]
     (tmp_path / "x").write_bytes(gguf(*tensors, data=1000))
@@ -131,7 +131,7 @@ def test_types_have_the_runtimes_names(tmp_path: Path) -> None:
 
 
 def test_alignment_moves_the_data(tmp_path: Path) -> None:
-    """The data begins at the next multiple of the file's own alignment."""
+    """Data begins at the next multiple of the file's alignment."""
     entry = gguf_entry("general.alignment", 4, struct.pack("<I", 256))
     raw = gguf(gguf_tensor(), entries=(entry,), data=0)
     (tmp_path / "x").write_bytes(raw + bytes(512 - len(raw)))
@@ -139,7 +139,7 @@ def test_alignment_moves_the_data(tmp_path: Path) -> None:
 
 
 def test_a_good_safetensors_file(tmp_path: Path) -> None:
-    """Shapes are turned round, eight-bit floats are counted as the runtime will hold them."""
+    """Shapes are reversed, and eight-bit floats count with the size that the runtime uses."""
     path = write_safetensors(tmp_path / "x", {"a": (4, 2)}, "F8_E4M3", {"modelspec.title": "T"})
     found = read(path)
     start = path.stat().st_size - 8
@@ -149,7 +149,7 @@ def test_a_good_safetensors_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", range(0x50, 0x150))
 def test_a_header_of_any_length(tmp_path: Path, length: int) -> None:
-    """The first byte is the header's length and may be that of a pickle, a text or a picture."""
+    """A header is read even if its length byte equals the first byte of another format."""
     entry = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     bare = write_header(tmp_path / "x", entry).stat().st_size - 8
     entry["a" * (1 + length - bare)] = entry.pop("a")
@@ -158,7 +158,7 @@ def test_a_header_of_any_length(tmp_path: Path, length: int) -> None:
 
 
 def test_thousands_of_tensors_and_a_vocabulary(tmp_path: Path) -> None:
-    """A header as large as those of published models goes over many blocks."""
+    """A header of thousands of tensors and a long vocabulary is read."""
     words = b"".join(gguf_string(f"word {i}") for i in range(150_000))
     entry = gguf_entry("tokens", 9, struct.pack("<IQ", 8, 150_000) + words)
     tensors = [gguf_tensor(f"blk.{i}.attn_q.weight") for i in range(2000)]
@@ -173,7 +173,7 @@ def test_thousands_of_tensors_and_a_vocabulary(tmp_path: Path) -> None:
 def test_any_change_of_a_header_ends_in_a_sentence_or_in_tensors(
     tmp_path: Path, data: st.DataObject
 ) -> None:
-    """No byte makes the reader fail in any other way."""
+    """Changed bytes give tensors or a BadFile."""
     entry = gguf_entry("general.name", 8, gguf_string("x"))
     raw = bytearray(gguf(gguf_tensor("a"), gguf_tensor("b", (32, 2)), entries=(entry,), data=400))
     for _ in range(data.draw(st.integers(1, 4))):

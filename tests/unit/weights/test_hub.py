@@ -1,4 +1,4 @@
-"""The hub's cache, where a process of its own would be slow or could not be made to fail."""
+"""Downloads from the hub in one process, for faults that need a controlled server."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ DATA = bytes(range(256)) * 1000
 
 
 class Heard:
-    """A watcher that remembers."""
+    """A watcher that records its calls."""
 
     def __init__(self) -> None:
         self.octets: list[int] = []
         self.words: list[str] = []
 
     def has(self, octets: int) -> None:
-        """Note it."""
+        """Record the number of bytes."""
         self.octets.append(octets)
 
     def says(self, words: str) -> None:
-        """Note it."""
+        """Record the text."""
         self.words.append(words)
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with one file, which the library is led to."""
+    """A hub with one file, set as the library's endpoint."""
     with fake_hub({NAME: DATA}) as running:
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
@@ -48,12 +48,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def fetched(hub: Hub, heard: Heard, file: HubFile = FILE) -> Path:
-    """The file, looked up and fetched."""
+    """Look up and download the file."""
     return hub.fetch(hub.look_up(file, None, heard), heard)
 
 
 def test_a_file_comes(server: FakeHub, tmp_path: Path) -> None:
-    """It is found afterwards, and the watcher saw it grow to its end."""
+    """The file is found afterwards, and the watcher received its growing size."""
     hub, heard = Hub(tmp_path), Heard()
     assert hub.find(FILE) is None
     path = fetched(hub, heard)
@@ -65,14 +65,14 @@ def test_a_file_comes(server: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_dead_connection_is_given_up(server: FakeHub, tmp_path: Path) -> None:
-    """After four tries without a byte; with growing pauses, and what came stays."""
+    """After four attempts without data the download fails, and the partial file is kept."""
     server.cuts = [100_000, 0, 0, 0, 0, 0]
     pauses: list[float] = []
     hub, heard = Hub(tmp_path, pauses.append), Heard()
     with pytest.raises(HubError, match=r"cannot be fetched now .*Pull again later") as caught:
         fetched(hub, heard)
     assert "what has been fetched is kept" in str(caught.value)
-    assert pauses == [1, 1, 2, 4, 8] or pauses == [1, 2, 4, 8]  # how much of the first came
+    assert pauses == [1, 1, 2, 4, 8] or pauses == [1, 2, 4, 8]  # the first part was empty or not
     assert len(heard.words) == len(pauses)
     assert fetched(hub, heard).read_bytes() == DATA
     assert server.downloads()[-1].headers["range"].startswith("bytes=")
@@ -83,7 +83,7 @@ def test_a_dead_connection_is_given_up(server: FakeHub, tmp_path: Path) -> None:
     [(500, "the hub answers 500"), (429, "too many requests"), (404, "has no file them/it/deep")],
 )
 def test_a_hub_that_stays_ill(server: FakeHub, tmp_path: Path, status: int, words: str) -> None:
-    """Faults that pass are tried five times, others once, then told."""
+    """Transient errors are tried five times, others once."""
     server.statuses["HEAD", NAME] = [(status, {})] * 5
     pauses: list[float] = []
     with pytest.raises(HubError, match=words):
@@ -92,7 +92,7 @@ def test_a_hub_that_stays_ill(server: FakeHub, tmp_path: Path, status: int, word
 
 
 def test_nobody_there(tmp_path: Path, server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that nobody listens on is named."""
+    """The error names an endpoint that refuses the connection."""
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -103,7 +103,7 @@ def test_nobody_there(tmp_path: Path, server: FakeHub, monkeypatch: pytest.Monke
 def test_a_full_disk_is_told_first(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is here of a file counts; the sentence says how much is missing."""
+    """The check counts a partial file, and the error contains the missing bytes."""
     hub, heard = Hub(tmp_path / "not" / "yet"), Heard()
     remote = hub.look_up(FILE, None, heard)
     usage = shutil.disk_usage(tmp_path)._replace(free=200_000)
@@ -117,7 +117,7 @@ def test_a_full_disk_is_told_first(
 
 
 def test_a_disk_that_fills_up(server: FakeHub, tmp_path: Path) -> None:
-    """In the midst it is a sentence as well."""
+    """A disk that becomes full during the download is reported as such."""
     hub, heard = Hub(tmp_path), Heard()
     remote = hub.look_up(FILE, None, heard)
     hub._partial(remote).parent.mkdir(parents=True)
@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up(server: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_part_that_is_too_long(server: FakeHub, tmp_path: Path) -> None:
-    """It is no part of the file: everything is fetched anew."""
+    """A partial file longer than the whole is discarded, and the download starts again."""
     hub, heard = Hub(tmp_path), Heard()
     remote = hub.look_up(FILE, None, heard)
     hub._partial(remote).parent.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_a_part_that_is_too_long(server: FakeHub, tmp_path: Path) -> None:
 
 
 def test_parts_of_older_versions_go(server: FakeHub, tmp_path: Path) -> None:
-    """They would never be asked for again."""
+    """A partial file of an older version is deleted after the download."""
     hub, heard = Hub(tmp_path), Heard()
     remote = hub.look_up(FILE, None, heard)
     old = hub._partial(Remote(FILE, "", "0" * 64, 1, COMMIT))
@@ -161,7 +161,7 @@ def test_parts_of_older_versions_go(server: FakeHub, tmp_path: Path) -> None:
 def test_what_the_hub_must_tell(
     server: FakeHub, tmp_path: Path, headers: dict[str, str], words: str
 ) -> None:
-    """Without a checksum nothing is fetched, and giants are left to the hub's own protocol."""
+    """A missing checksum, an invalid commit or a file too large for one request is an error."""
     known = {"X-Repo-Commit": COMMIT, "X-Linked-Size": "9", "Location": server.cdn}
     server.statuses["HEAD", NAME] = [(302, known | headers)]
     with pytest.raises(HubError, match=words):
@@ -169,21 +169,21 @@ def test_what_the_hub_must_tell(
 
 
 def test_a_server_that_is_no_hub(server: FakeHub, tmp_path: Path) -> None:
-    """A page of something else is told from a hub."""
+    """A server that does not answer like a hub is reported."""
     server.statuses["HEAD", NAME] = [(200, {})]
     with pytest.raises(HubError, match="is not a hub"):
         fetched(Hub(tmp_path), Heard())
 
 
 def test_a_folder_that_cannot_be_written(server: FakeHub, tmp_path: Path) -> None:
-    """The sentence has the system's word."""
+    """The error contains the system's reason."""
     (tmp_path / "file").touch()
     with pytest.raises(HubError, match="Not a directory"):
         fetched(Hub(tmp_path / "file"), Heard())
 
 
 def test_a_blob_of_two_snapshots(server: FakeHub, tmp_path: Path) -> None:
-    """Removing one leaves the other what it links to."""
+    """Removing a file keeps data to which another snapshot links."""
     hub, heard = Hub(tmp_path), Heard()
     path = fetched(hub, heard)
     other = path.parents[2] / "another-commit" / "same.gguf"

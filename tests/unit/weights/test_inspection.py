@@ -1,4 +1,4 @@
-"""Whether the files of a model go together, and what a lone file is."""
+"""Whether a model's files fit together, and what a single file contains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.weight_files import (
 
 @pytest.mark.parametrize("name", UNFIT)
 def test_files_that_make_no_model(tmp_path: Path, name: str) -> None:
-    """What would end in the runtime's death or in a riddle is told before it is loaded."""
+    """Files that would crash the runtime or give an obscure error are rejected before loading."""
     family, write, sentence = UNFIT[name]
     with pytest.raises(EngineError) as caught:
         check(write(tmp_path), family)
@@ -38,7 +38,7 @@ def test_files_that_make_no_model(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_files_are_named_by_their_component(tmp_path: Path, name: str) -> None:
-    """Clients see the component's name, not the server's folders."""
+    """The error names the component, not the server's folders."""
     raw, sentence = BROKEN[name]
     (tmp_path / "x").write_bytes(raw)
     with pytest.raises(EngineError) as caught:
@@ -48,7 +48,7 @@ def test_broken_files_are_named_by_their_component(tmp_path: Path, name: str) ->
 
 
 def test_the_builtin_model_goes(builtin_file: Path) -> None:
-    """With its own tiny autoencoder; without that flag it has no VAE."""
+    """The built-in model needs the option tae, as it has no VAE."""
     check({"model": builtin_file}, "ovis_image", tae=True)
     with pytest.raises(EngineError) as caught:
         check({"model": builtin_file}, "ovis_image")
@@ -59,7 +59,7 @@ def test_the_builtin_model_goes(builtin_file: Path) -> None:
 
 @pytest.mark.parametrize("family", ["flux", "flux_kontext"])
 def test_parts_in_files_of_their_own(tmp_path: Path, family: str) -> None:
-    """FLUX.1 dev and Kontext have the same tensors: the catalogue decides."""
+    """FLUX.1 dev and Kontext have the same tensors, so either family is accepted."""
     parts = {
         "diffusion_model": DIFFUSION["FLUX.1 dev or Kontext"],
         "clip_l": ALONE["clip_l"],
@@ -71,7 +71,7 @@ def test_parts_in_files_of_their_own(tmp_path: Path, family: str) -> None:
 
 
 def test_a_checkpoint_with_another_vae(tmp_path: Path) -> None:
-    """A file of its own is used in place of the checkpoint's part."""
+    """A separate VAE replaces the checkpoint's own and must fit."""
     shapes = {
         **prefixed("model.diffusion_model.", DIFFUSION["Stable Diffusion 1"]),
         "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": (768, 8),
@@ -87,7 +87,7 @@ def test_a_checkpoint_with_another_vae(tmp_path: Path) -> None:
 
 
 def test_a_report_of_the_builtin_model(builtin_file: Path) -> None:
-    """Every tensor and byte is counted once, by part and by type."""
+    """Every tensor and byte is counted once by part and once by type."""
     report = inspect(builtin_file)
     assert (report.kind, report.what) == ("model", "is Ovis-Image")
     assert (report.families, report.needs) == (("ovis_image",), ())
@@ -103,7 +103,7 @@ def test_a_report_of_the_builtin_model(builtin_file: Path) -> None:
 
 
 def test_a_report_of_a_part(tmp_path: Path) -> None:
-    """It names what is needed beside it, and the name of its architecture."""
+    """The report names the architecture and the components that are missing."""
     metadata = {"modelspec.title": "A flux", "modelspec.license": "apache-2.0"}
     path = write_safetensors(tmp_path / "x", DIFFUSION["FLUX.1 schnell"], "F16", metadata)
     report = inspect(path)
@@ -124,7 +124,7 @@ def test_a_report_of_a_part(tmp_path: Path) -> None:
     ],
 )
 def test_a_report_of_what_is_no_model(tmp_path: Path, kind: str, what: str) -> None:
-    """Whole files of other kinds are no errors to inspect."""
+    """Files of other kinds are described without an error."""
     report = inspect(write_safetensors(tmp_path / "x", ALONE[kind]))
     assert (report.kind, report.what) == (kind, what)
     assert report.needs == ()
@@ -132,7 +132,7 @@ def test_a_report_of_what_is_no_model(tmp_path: Path, kind: str, what: str) -> N
 
 
 def test_a_language_model_says_its_name(tmp_path: Path) -> None:
-    """As llama.cpp's GGUF has it."""
+    """The architecture's name is read from llama.cpp's metadata."""
     entry = gguf_entry("general.architecture", 8, gguf_string("qwen3"))
     tensors = gguf_tensor("blk.0.attn_q.weight"), gguf_tensor("token_embd.weight", (64, 2))
     (tmp_path / "x").write_bytes(gguf(*tensors, entries=(entry,), data=1000))
@@ -140,7 +140,7 @@ def test_a_language_model_says_its_name(tmp_path: Path) -> None:
 
 
 def test_pieces(tmp_path: Path) -> None:
-    """A model that was cut into several files is known by its name or by its metadata."""
+    """One piece of a split model is recognised by its file name or its metadata."""
     path = write_safetensors(tmp_path / "x-00001-of-00003.safetensors", ALONE["vae"])
     with pytest.raises(BadFile, match="is one of 3 pieces"):
         inspect(path)

@@ -1,4 +1,4 @@
-"""Whether a LoRA fits a model, by names and shapes alone."""
+"""Whether a LoRA fits a model, by names and shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Q8 = {name: Weight(weight.shape, quantised=len(weight.shape) == 2) for name, wei
 
 
 def lora(weight: str, inner: Shape, outer: Shape) -> dict[str, Shape]:
-    """The two matrices of a LoRA with its alpha."""
+    """Return the shapes of a LoRA's two matrices and its alpha."""
     return {
         f"lora.{weight}.lora_down": inner,
         f"lora.{weight}.lora_up": outer,
@@ -31,7 +31,7 @@ def lora(weight: str, inner: Shape, outer: Shape) -> dict[str, Shape]:
 
 
 def check(tensors: Mapping[str, Shape], model: dict[str, Weight] = Q8) -> tuple[str, ...]:
-    """The fit of a file whose names are the runtime's."""
+    """Check the fit of a file whose tensor names are the runtime's."""
     return check_fit(tensors, tensors, model)
 
 
@@ -63,7 +63,7 @@ def check(tensors: Mapping[str, Shape], model: dict[str, Weight] = Q8) -> tuple[
     ids=["linear", "conv", "tucker", "three-in-one", "clip-g", "bias", "lokr", "lokr-of-four"],
 )
 def test_what_fits(tensors: dict[str, Shape], model: dict[str, Weight]) -> None:
-    """Nothing is left out."""
+    """A LoRA that fits gives no warning."""
     assert check(tensors, model) == ()
 
 
@@ -93,14 +93,14 @@ def test_what_fits(tensors: dict[str, Shape], model: dict[str, Weight]) -> None:
     ],
 )  # fmt: skip
 def test_what_does_not(tensors: dict[str, Shape], words: str) -> None:
-    """The runtime would end its process, or generate as if there were no LoRA."""
+    """A LoRA that the runtime would crash on or ignore is rejected."""
     with pytest.raises(LoraUnfit) as caught:
         check(tensors)
     assert words in str(caught.value)
 
 
 def test_differences_over_plain_weights() -> None:
-    """Only quantised weights cannot have them; rows that are missing are taken as zeros."""
+    """LoHa, differences and fewer rows are accepted for weights that are not quantised."""
     loha = {
         f"lora.{QKV}.{part}": (4, 768) if part.endswith("a") else (256, 4)
         for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -111,7 +111,7 @@ def test_differences_over_plain_weights() -> None:
 
 
 def test_parts() -> None:
-    """Both numbers are told, and what is known of the rest."""
+    """A LoRA that fits in part gives a warning with both numbers."""
     fits = lora(QKV, (256, 4), (4, 768))
     strange = lora("model.diffusion_model.none.weight", (4, 4), (4, 4))
     assert check(fits | strange) == ("was applied in part: 3 of its 6 tensors fit this model",)
@@ -131,7 +131,7 @@ def test_parts() -> None:
     ],
 )
 def test_names_that_can_be_mended(name: str, words: str) -> None:
-    """The remedy is in the sentence."""
+    """The error contains the remedy."""
     with pytest.raises(LoraUnfit) as caught:
         check_fit({f"lora.{name}": (4, 4)}, [name], Q8)
     assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files of ModelScope: the same checks and the same cache as those of the Hugging Face hub."""
+"""Files of ModelScope, with the same checks and cache as those of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAME = f"{FILE.repo}/{FILE.path}"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """ModelScope with one file in a folder."""
+    """A ModelScope server with one file in a folder."""
     with fake_hub({NAME: DATA, f"{FILE.repo}/README.md": b"words"}) as running:
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", running.url)
         monkeypatch.setenv("HF_TOKEN", "hf_of_another_hub")
@@ -31,7 +31,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def test_a_file_comes(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lies beside the other hub's; the token goes to ModelScope and nowhere else."""
+    """The file is stored next to the hub's, and the token is sent only to ModelScope."""
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", TOKEN)
     server.gated.add(FILE.repo)
     hub, heard = Hub(tmp_path), Heard()
@@ -54,7 +54,7 @@ def test_a_file_comes(server: FakeHub, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_what_was_cut_is_resumed(server: FakeHub, tmp_path: Path) -> None:
-    """By Range, after a pause; the whole has the right checksum."""
+    """A broken download is resumed with Range after a pause."""
     server.cuts = [100_000]
     pauses: list[float] = []
     path = fetched(Hub(tmp_path, pauses.append), Heard(), FILE)
@@ -64,7 +64,7 @@ def test_what_was_cut_is_resumed(server: FakeHub, tmp_path: Path) -> None:
 
 
 def test_wrong_contents_are_deleted(server: FakeHub, tmp_path: Path) -> None:
-    """A file of the right size and the wrong SHA-256 never gets its name."""
+    """A file with a wrong SHA-256 is deleted."""
     server.wrong[NAME] = bytes(len(DATA))
     hub = Hub(tmp_path)
     with pytest.raises(HubError, match="its checksum is wrong"):
@@ -73,7 +73,7 @@ def test_wrong_contents_are_deleted(server: FakeHub, tmp_path: Path) -> None:
 
 
 def test_faults_that_pass_are_tried_again(server: FakeHub, tmp_path: Path) -> None:
-    """Of the API and of where the contents lie."""
+    """Transient errors of the API and of the file server are retried."""
     server.statuses["GET", f"{FILE.repo}/files"] = [(502, {})]
     server.statuses["GET", f"cdn/{NAME}"] = [(503, {})]
     heard = Heard()
@@ -95,7 +95,7 @@ def test_faults_that_pass_are_tried_again(server: FakeHub, tmp_path: Path) -> No
     ],
 )
 def test_what_is_not_there(server: FakeHub, tmp_path: Path, file: HubFile, words: str) -> None:
-    """Every refusal is a 404; a code tells them apart."""
+    """ModelScope answers 404 to all of these, and its code determines the message."""
     server.files["them/closed/deep/it.gguf"] = DATA
     server.gated.add("them/closed")
     with pytest.raises(HubError) as caught:
@@ -115,7 +115,7 @@ def test_what_is_not_there(server: FakeHub, tmp_path: Path, file: HubFile, words
 def test_an_endpoint_of_another_kind(
     server: FakeHub, tmp_path: Path, status: int, words: str
 ) -> None:
-    """A server that is not ModelScope is named with the variable."""
+    """The error names the endpoint's variable."""
     server.statuses["GET", f"{FILE.repo}/files"] = [(status, {})]
     with pytest.raises(HubError) as caught:
         fetched(Hub(tmp_path), Heard(), FILE)
@@ -123,7 +123,7 @@ def test_an_endpoint_of_another_kind(
 
 
 def test_a_mirror_that_sends_other_types(server: FakeHub, tmp_path: Path) -> None:
-    """The values are in the sentence."""
+    """A response with wrong types is an error with the value."""
     for name, value in (("Size", "12"), ("Size", True), ("Sha256", 12)):
         server.listed = {name: value}
         with pytest.raises(HubError, match=rf"MODELSCOPE_ENDPOINT\) is not ModelScope.*'{value}'"):
@@ -131,7 +131,7 @@ def test_a_mirror_that_sends_other_types(server: FakeHub, tmp_path: Path) -> Non
 
 
 def test_an_endpoint_that_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a scheme, and where nobody listens."""
+    """An endpoint without a scheme and an unreachable endpoint are reported."""
     hub = Hub(tmp_path, lambda _: None)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "mirror.example")
     with pytest.raises(

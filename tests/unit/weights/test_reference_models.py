@@ -1,4 +1,4 @@
-"""The model tables of other systems' documents, row by row."""
+"""The models in the documents of other systems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 CATALOG = Catalog.parse((ROOT / "models.yaml").read_text())
 DOCUMENT = (ROOT / "docs/models/catalog.md").read_text()
 
-#: Xinference: model -> the values of gguf_quantization.
+#: Xinference: model -> its values of gguf_quantization.
 XINFERENCE = {
     "FLUX.1-dev": "F16 Q2_K Q3_K_S Q4_0 Q4_1 Q4_K_S Q5_0 Q5_1 Q5_K_S Q6_K Q8_0",
     "FLUX.1-schnell": "F16 Q2_K Q3_K_S Q4_0 Q4_1 Q4_K_S Q5_0 Q5_1 Q5_K_S Q6_K Q8_0",
@@ -22,8 +22,8 @@ XINFERENCE = {
     "sd3.5-large": "F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0",
     "sd3.5-large-turbo": "F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0",
 }
-#: Xinference's quantisation by default: model -> the denoiser in 4 bits (transformer_nf4). The text
-#: encoder is quantised in all of them (quantize_text_encoder).
+#: Xinference's default quantisation: model -> whether the denoiser has 4 bits
+#: (transformer_nf4). The text encoder is always quantised (quantize_text_encoder).
 XINFERENCE_DEFAULTS = {
     "FLUX.1-dev": False,
     "FLUX.1-schnell": False,
@@ -33,7 +33,7 @@ XINFERENCE_DEFAULTS = {
     "sd3.5-large-turbo": True,
     "Qwen-Image": False,
 }
-#: GPUStack's list of models -> the entry of the catalogue; None for what the runtime lacks.
+#: GPUStack's model -> the entry of the catalogue; None if the runtime does not support it.
 GPUSTACK = {
     "stable-diffusion-3.5-large-turbo": "sd3.5-large-turbo",
     "stable-diffusion-3.5-large": "sd3.5-large",
@@ -54,7 +54,7 @@ GPUSTACK = {
 
 
 def described(model: str) -> dict[str, str]:
-    """Quantisations that the document lists as missing of a model -> the type to convert to."""
+    """Return the quantisations that a model lacks in the document, with their substitutes."""
     rows = re.findall(r"^- (`\w+`|no type) for (.*?) of ([^:\n]*)", DOCUMENT, re.MULTILINE)
     return {
         quant: how
@@ -66,7 +66,7 @@ def described(model: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("model", XINFERENCE)
 def test_quantisations_of_xinference(model: str) -> None:
-    """Each is in the catalogue, or the document says how to make it."""
+    """Each quantisation is in the catalogue, or the document contains a substitute."""
     have = {quant.upper() for quant in CATALOG.entries[model].quants or ()}
     lacking = {*XINFERENCE[model].split()} - have
     assert lacking == {*described(model)} - have
@@ -76,11 +76,11 @@ def test_quantisations_of_xinference(model: str) -> None:
 
 @pytest.mark.parametrize("model", XINFERENCE_DEFAULTS)
 def test_quantisation_by_default(model: str) -> None:
-    """The usual files are quantised as Xinference does it, or smaller."""
+    """The default files are quantised at least as strongly as Xinference's."""
     usual = CATALOG.entries[model].variants[0]
     files = {name: file.path.rpartition("/")[2] for name, file in usual.hub_files.items()}
     quant = re.compile(r"[-.]q([2-8])_", re.IGNORECASE)
-    # sd3-medium is one file, whose text encoders are quantised with the rest.
+    # sd3-medium is one file, in which the text encoders are quantised too.
     encoder = files.get("t5xxl") or files.get("llm") or files["model"]
     assert quant.search(encoder), f"{encoder} is not quantised"
     if XINFERENCE_DEFAULTS[model]:
@@ -93,7 +93,7 @@ def test_quantisation_by_default(model: str) -> None:
 
 @pytest.mark.parametrize("title", GPUSTACK)
 def test_models_of_gpustack(title: str) -> None:
-    """Each is an entry, or the document says why not."""
+    """Each model is an entry, or the document contains the reason why not."""
     row = next(line for line in DOCUMENT.splitlines() if line.startswith("|") and title in line)
     entry = GPUSTACK[title]
     if entry is None:

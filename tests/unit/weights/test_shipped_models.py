@@ -1,4 +1,4 @@
-"""models.yaml as it is shipped, and the table in docs/models/catalog.md."""
+"""The shipped models.yaml and the table in docs/models/catalog.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HUB = "https://huggingface.co/"
 #: hf:OWNER/REPO[@REVISION]/PATH
 LOCATION = re.compile(r"hf:([\w.-]+/[\w.-]+)(@[\w.-]+)?/[\w./-]*(\{quant\})?[\w./-]*")
 
-#: Repositories of text encoders and autoencoders that several models use.
+#: Repositories of text encoders and autoencoders that several models share.
 SHARED = {
     "Comfy-Org/Ovis-Image",
     "Comfy-Org/Qwen-Image_ComfyUI",
@@ -41,21 +41,21 @@ each = pytest.mark.parametrize("entry", PUBLISHED, ids=[e["id"] for e in PUBLISH
 
 
 def table() -> dict[str, list[str]]:
-    """The rows of docs/models/catalog.md in the catalogue: id -> licence, gate and sizes."""
+    """Return the rows of docs/models/catalog.md: id -> licence, gate and sizes."""
     lines = (ROOT / "docs/models/catalog.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:2] == "| "]
     return {row[1].strip("`"): row[2:] for row in rows if row[1].startswith("`")}
 
 
 def sizes(quants: dict[str, float | None], name: str) -> str:
-    """A quantisation as the table has it."""
+    """Format a quantisation as in the table."""
     size = quants[name]
     return f"`{name}` size unknown" if size is None else f"`{name}` {size:.2f}"
 
 
 @each
 def test_an_entry_says_what_it_costs(entry: Entry) -> None:
-    """Page, licence, gate and sizes are there before anything is fetched."""
+    """An entry has a page, a licence, the gate and sizes before anything is downloaded."""
     assert entry["page"].startswith(HUB)
     assert entry["license"]
     assert isinstance(entry["gated"], bool)
@@ -65,7 +65,7 @@ def test_an_entry_says_what_it_costs(entry: Entry) -> None:
 
 @each
 def test_files_come_from_the_entrys_page_or_a_shared_repository(entry: Entry) -> None:
-    """Every location is well formed, and the first component is what the page is about."""
+    """Every location is valid, and the first file is from the entry's page."""
     repositories = []
     for location in entry["files"].values():
         match = LOCATION.fullmatch(location)
@@ -77,21 +77,21 @@ def test_files_come_from_the_entrys_page_or_a_shared_repository(entry: Entry) ->
 
 @each
 def test_the_quantisation_is_part_of_a_name(entry: Entry) -> None:
-    """Else several would be one and the same file."""
+    """An entry with several quantisations has a file name for each."""
     varying = [location for location in entry["files"].values() if "{quant}" in location]
     assert varying or len(entry["quants"]) == 1
 
 
 @each
 def test_the_usual_quantisation_comes_first(entry: Entry) -> None:
-    """The others follow, the largest first."""
+    """The default quantisation is first, and the others follow from largest to smallest."""
     others = list(entry["quants"].values())[1:]
     assert others == sorted(others, reverse=True)
 
 
 @each
 def test_the_default_size_is_one_that_the_family_draws(entry: Entry) -> None:
-    """Between the bounds, and a multiple of what the architecture needs."""
+    """The default size is within the entry's bounds and a multiple of the family's."""
     family = FAMILIES[entry["family"]]
     text = entry.get("defaults", {}).get("size")
     size = Size.parse(text) if text else family.size
@@ -103,7 +103,7 @@ def test_the_default_size_is_one_that_the_family_draws(entry: Entry) -> None:
 
 @each
 def test_a_family_gets_what_it_needs(entry: Entry) -> None:
-    """One file with everything, or one for each component that the family has to have."""
+    """A U-Net family has one file, and a separate diffusion model comes with its components."""
     family, files = FAMILIES[entry["family"]], entry["files"]
     if family.unet:
         assert set(files) == {"model"}
@@ -112,19 +112,19 @@ def test_a_family_gets_what_it_needs(entry: Entry) -> None:
 
 
 def test_ids_are_unique() -> None:
-    """Also where case does not count, so that nobody mistakes one for another."""
+    """Ids differ even if case is ignored."""
     ids = [entry["id"].lower() for entry in ENTRIES]
     assert len(ids) == len(set(ids))
 
 
 def test_the_table_has_every_entry_and_no_other() -> None:
-    """What is in docs/models/catalog.md is in models.yaml, and the other way round."""
+    """The table and models.yaml contain the same entries."""
     assert set(table()) == {entry["id"] for entry in PUBLISHED}
 
 
 @each
 def test_the_table_says_what_the_entry_says(entry: Entry) -> None:
-    """Licence, gate, the usual quantisation and the smallest one."""
+    """The table has the licence, the gate, and the default and smallest quantisations."""
     quants: dict[str, float | None] = entry["quants"]
     assert table()[entry["id"]] == [
         entry["license"],
