@@ -142,7 +142,7 @@ def test_core_and_dialects_are_pure() -> None:
 
 
 def test_only_the_child_imports_inside_a_function() -> None:
-    """Only the modules that load an engine or a node's code import within a function."""
+    """Only the modules that load an engine or Ray import within a function."""
     late = set()
     for name, path in MODULES.items():
         for function in ast.walk(ast.parse(path.read_text())):

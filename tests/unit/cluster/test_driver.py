@@ -108,7 +108,7 @@ def test_what_a_machine_lacks_is_told_when_no_other_one_is_left(cluster: Any, dr
 def test_a_front_that_takes_over_ends_the_workers_of_earlier_ones(
     cluster: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It ends only workers of its own service, and one of them may have ended already."""
+    """Only workers of the front's own service are ended, and one may have ended already."""
     own = f"mine:{cluster._front}:0"
     actors = {"mine:dead:0": "a", "mine:dead:1": "b", "other:dead:0": "c", own: "d"}
 

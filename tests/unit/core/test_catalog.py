@@ -320,7 +320,7 @@ def test_addresses_of_no_file(address: str) -> None:
     ],
 )
 def test_addresses_whose_revision_has_a_slash(address: str) -> None:
-    """It is rejected, as the part after the slash would be taken for a folder."""
+    """A revision with a slash is rejected, as its end would be taken for a folder."""
     with pytest.raises(ValueError, match=r"has the revision 'refs/pr/1'; .* write its commit"):
         HubFile.parse(address)
 

@@ -140,7 +140,7 @@ def test_expand_keeps_the_image() -> None:
 
 
 def test_a_border_and_a_mask() -> None:
-    """Both are repainted; with only_masked, the generated part is the rectangle around both."""
+    """Border and mask are both repainted; only_masked generates the rectangle around both."""
     both = ask(MASKED, expand="0,0,100,0", only_masked=True)
     assert both.output_size == Size(1700, 1200)
     assert both.placement is not None

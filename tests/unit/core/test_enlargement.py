@@ -155,7 +155,7 @@ def test_the_nearest_size_is_accepted() -> None:
 
 
 def test_a_shape_that_was_not_trained() -> None:
-    """It is generated in nearly that shape, with a warning."""
+    """The image is generated in nearly the requested shape, with a warning."""
     request = ask(size="1536x640")
     assert (str(request.size), str(request.output_size)) == ("192x80", "1536x640")
     (warning,) = request.warnings
@@ -206,7 +206,7 @@ def test_under_a_mask_nothing_is_cut_off() -> None:
 
 
 def test_padding_and_parts_are_generated_at_a_known_size() -> None:
-    """They are scaled to the finished image's size without the upscaler."""
+    """They get the size of the finished image by scaling, without the upscaler."""
     padded = ask(EDIT, size="512x512", fit="pad")
     assert padded.size == Size(128, 128)
     assert padded.upscaled is None

@@ -147,7 +147,7 @@ def test_a_queue_forgets_who_left(owners: list[str], data: st.DataObject) -> Non
 def test_nothing_is_lost_and_each_owner_keeps_its_order(
     calls: list[tuple[str, int, Priority] | None],
 ) -> None:
-    """This holds for any sequence of pushes and pops (None)."""
+    """Any sequence of pushes and pops (None) keeps all items and each owner's order."""
     queue: FairQueue[tuple[str, Priority, int]] = FairQueue()
     put, taken = [], []
     for number, call in enumerate(calls):

@@ -249,7 +249,7 @@ def test_references_are_for_models_that_look() -> None:
     ],
 )
 def test_options_of_pictures_that_are_not_there(options: dict[str, Any], sources: Sources) -> None:
-    """They would have no effect, so each is rejected by name."""
+    """An option of an image is rejected by name if there is no such image."""
     error = refused(sources, **options)
     assert (error.param, error.reason) == (next(iter(options)), Reason.NOT_SUPPORTED)
 

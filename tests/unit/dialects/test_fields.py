@@ -64,7 +64,7 @@ def test_no_more_than_twenty_are_named() -> None:
     ],
 )
 def test_near_misses_are_rejected_with_the_suggestion(name: str, meant: str) -> None:
-    """Lenient handling only reports the likely misspelling, with the suggestion."""
+    """A likely misspelling is rejected with a suggestion; lenient handling only reports it."""
     error = rejected({name: 7})
     assert (error.reason, error.param) == (Reason.UNKNOWN_FIELD, name)
     assert error.message == f"Unknown field '{name}'. Did you mean '{meant}'?"

@@ -34,7 +34,7 @@ def schemas(catalog: Catalog, assets: Assets = NO_ASSETS) -> dict[str, dict[str,
 
 
 def test_one_model() -> None:
-    """The edit tool has exactly the model's options, with their defaults."""
+    """The options of the edit tool are those of the model, with their defaults."""
     catalog = Catalog.parse(CATALOG.partition("  - id: large")[0])
     properties = schemas(catalog)[EDIT]["properties"]
     options = options_of(catalog.models["small"], NO_ASSETS, Limits())

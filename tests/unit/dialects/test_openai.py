@@ -271,7 +271,7 @@ def test_agreeing_spellings_are_no_conflict() -> None:
 
 
 def test_previews_only_where_they_are_seen() -> None:
-    """A stream gets as many previews as it shows; without one, they must be requested."""
+    """partial_images needs a stream, but stream_options.preview also works without one."""
     options = {"stream_options": {"preview": True}}
     assert parse({"prompt": "a", "stream": True, **options}).previews == EVERY_STEP
     assert parse({"prompt": "a", "stream": True, "partial_images": 2}).previews == 2

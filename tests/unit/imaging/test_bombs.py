@@ -66,7 +66,7 @@ def test_a_plain_tiff() -> None:
 def test_tiffs_that_are_bombs(
     tags: Mapping[int, tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are rejected before Pillow opens them."""
+    """A TIFF that would cost too much is rejected before Pillow opens it."""
     exif = struct.pack("<HHHII", 1, 1, RATIONAL, 2**20, 0)
     data = tiff_of({**TAGS, **tags}, bytes(36) + exif + bytes(2**24))
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
@@ -91,7 +91,7 @@ def test_compressions_that_are_not_read() -> None:
 
 
 def test_pixels_of_floating_point() -> None:
-    """They are rejected, as their range of brightness is not defined."""
+    """Floating-point pixels are rejected, as their range of brightness is not defined."""
     with pytest.raises(InvalidRequest, match="floating-point"):
         decode(file_of(Image.new("F", (8, 8), 0.5), "TIFF"), "image", LIMIT)
 
@@ -260,7 +260,7 @@ def double(kind: bytes) -> Callable[[bytes], bytes]:
     ],
 )
 def test_containers_that_are_no_pictures(damage: Callable[[bytes], bytes]) -> None:
-    """They are rejected before libavif reads them."""
+    """An invalid container is rejected before libavif reads it."""
     with pytest.raises(ValueError, match=r".*"):
         size_of(damage(RED))
 

@@ -60,7 +60,7 @@ def test_the_newest_count_most() -> None:
 
 
 def test_a_hires_fix() -> None:
-    """Its time estimates another hires fix as well as single images of either size."""
+    """One measured hires fix gives estimates for hires fixes and for single passes."""
     hires = asked(64, 20, second_pass=Size(128, 128), options=Options(hires_steps=15))
     speed = Speed()
     speed.note(hires, drawn(128, 36, 40.0, 2.0))  # 20 small steps take as long as 5

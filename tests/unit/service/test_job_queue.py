@@ -82,7 +82,7 @@ def test_a_crowd_that_leaves_is_not_told_of_every_departure() -> None:
 
 
 def test_places_of_a_short_queue_are_exact() -> None:
-    """They stay exact after a job of a higher class arrives, which moves the others back."""
+    """The positions are exact even after a job of a higher class moves the others back."""
 
     async def body(queue: JobQueue, jobs: CountingJobs) -> None:
         waiting = [live_of(number) for number in range(20)]
@@ -97,7 +97,7 @@ def test_places_of_a_short_queue_are_exact() -> None:
 
 
 def test_a_newcomer_of_a_long_queue_is_told_no_place_that_is_too_good() -> None:
-    """It first reports the worst possible position, until the queue has been traversed."""
+    """A new job first gets the worst possible position, until the queue has been traversed."""
 
     async def body(queue: JobQueue, jobs: CountingJobs) -> None:
         for number in range(400):

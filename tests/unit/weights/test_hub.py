@@ -72,7 +72,7 @@ def test_a_dead_connection_is_given_up(server: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(HubError, match=r"cannot be fetched now .*Pull again later") as caught:
         fetched(hub, heard)
     assert "what has been fetched is kept" in str(caught.value)
-    assert pauses == [1, 1, 2, 4, 8] or pauses == [1, 2, 4, 8]  # the first part was empty or not
+    assert pauses == [1, 1, 2, 4, 8] or pauses == [1, 2, 4, 8]  # whether the first part arrived
     assert len(heard.words) == len(pauses)
     assert fetched(hub, heard).read_bytes() == DATA
     assert server.downloads()[-1].headers["range"].startswith("bytes=")
@@ -161,7 +161,7 @@ def test_parts_of_older_versions_go(server: FakeHub, tmp_path: Path) -> None:
 def test_what_the_hub_must_tell(
     server: FakeHub, tmp_path: Path, headers: dict[str, str], words: str
 ) -> None:
-    """A missing checksum, an invalid commit or a file too large for one request is an error."""
+    """A missing checksum, an invalid commit or a file too large for plain HTTP is an error."""
     known = {"X-Repo-Commit": COMMIT, "X-Linked-Size": "9", "Location": server.cdn}
     server.statuses["HEAD", NAME] = [(302, known | headers)]
     with pytest.raises(HubError, match=words):
