@@ -34,7 +34,7 @@ FLOORS = {
     "sdstream.__main__": 8,
 }
 
-#: Packages -> modules that they must not import although these are on a lower level.
+#: Pairs of a package and a module of a lower level that the package must not import.
 FORBIDDEN = {
     ("sdstream.service", "sdstream.engine.native"),
     ("sdstream.service", "sdstream.engine.child"),

@@ -189,7 +189,7 @@ def test_variables_that_were_meant_to_be_others(name: str, words: str) -> None:
 
 
 def test_variables_that_say_nothing() -> None:
-    """Unknown variables give a warning, and those that Kubernetes sets are ignored."""
+    """Unknown variables and those that Kubernetes sets are ignored with a warning each."""
     given = {
         "SDSTREAM_HOST": "::1", "SDSTREAM_CLIENT_KEY": "x", "PATH": "/bin",
         "SDSTREAM_COLOUR_OF_THE_PAGE": "red", "SDSTREAM_PORT": "tcp://10.0.0.1:8000",

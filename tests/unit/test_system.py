@@ -69,7 +69,7 @@ DOCKER = {"self": "4:memory:/docker/0123abcd\n1:cpu:/docker/0123abcd\n"}
     ],
 )
 def test_cores(cgroups: Path, files: dict[str, str], cores: int) -> None:
-    """The cores are the affinity or the smallest quota of the process's control groups."""
+    """The cores are those of the affinity, limited by the smallest quota of the control groups."""
     write(cgroups, files)
     assert system.available_cores() == cores
 

@@ -79,7 +79,7 @@ def test_a_machine_leaves_is_lost_and_comes_back(cluster: Any, driver: Any) -> N
 
 
 def test_a_shunned_machine_is_open_again_after_a_while(cluster: Any, driver: Any) -> None:
-    """Meanwhile its reason is listed, and no worker is started on it."""
+    """A shunned machine is listed with the reason, and starts no worker for 20 seconds."""
     cluster._take_up([node("a", GPU=1)], {})
     changes: list[int] = []
     cluster._on_change = lambda: changes.append(1)

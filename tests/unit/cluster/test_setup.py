@@ -79,7 +79,7 @@ def test_an_address_has_a_port(address: str) -> None:
 def test_a_machine_takes_the_address_of_its_route_to_the_head(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without a route, it uses an interface's address; others cannot reach 127.0.0.1."""
+    """Without a route, a machine uses an interface's address that others can reach."""
     assert own_address("127.0.0.3") == "127.0.0.1"
 
     def no_route(*_: object) -> None:

@@ -208,7 +208,7 @@ def test_sizes_as_people_write_them(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "512", "x", "512x", "-1x5", "1e3x5", "512x512x3", "999999x1"])
 def test_what_is_no_size(text: str) -> None:
-    """Any other text is rejected."""
+    """Text in any other form is rejected as a size."""
     with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
         Size.parse(text)
 
@@ -369,7 +369,7 @@ def test_what_is_here_is_served() -> None:
 
 
 def test_another_default() -> None:
-    """The default may be an entry or a quant; it is reported under the name it is served by."""
+    """The default may be an entry or a quant, and is replaced by the name that is served."""
     catalog = here(VAE, Q4)
     assert catalog.default == "one"
     assert {catalog.led_by(name).default for name in ("Two", "two:q4_0")} == {"two:Q4_0"}

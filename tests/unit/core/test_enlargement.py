@@ -206,7 +206,7 @@ def test_under_a_mask_nothing_is_cut_off() -> None:
 
 
 def test_padding_and_parts_are_generated_at_a_known_size() -> None:
-    """They get the size of the finished image by scaling, without the upscaler."""
+    """Padded images and parts get the finished size by scaling, without the upscaler."""
     padded = ask(EDIT, size="512x512", fit="pad")
     assert padded.size == Size(128, 128)
     assert padded.upscaled is None
@@ -228,6 +228,6 @@ def test_an_aspect_ratio() -> None:
 
 
 def test_an_entry_with_a_size_that_its_family_cannot_generate() -> None:
-    """The catalogue rejects it when it is parsed."""
+    """Such a size is an error when the catalogue is parsed."""
     with pytest.raises(CatalogError, match="the size 130x130 is not allowed"):
         Catalog.parse(ENTRY.replace("[128x128,", "[130x130,"))

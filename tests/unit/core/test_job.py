@@ -72,7 +72,7 @@ def test_only_the_newest_previews_keep_their_pictures() -> None:
 
 
 def test_usage_counts_what_was_measured() -> None:
-    """Usage contains steps per second, milliseconds per image, total time, and token counts."""
+    """Usage has steps per second, time per image, waiting time with encoding, and tokens."""
     job = job_of(n=2)
     for event in (Running(), image(0), image(1), Completed()):
         job.apply(event, 105.0)

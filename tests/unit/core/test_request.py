@@ -327,7 +327,7 @@ def test_shapes_that_are_none(options: dict[str, Any], reason: Reason) -> None:
 
 @pytest.mark.parametrize("sigmas", [[1.0, 0.5], [0.5, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0]])
 def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -> None:
-    """Other sigmas are rejected, as they would give noise or a division by zero."""
+    """Sigmas must fall to zero, as others would give noise or a division by zero."""
     with pytest.raises(InvalidRequest) as caught:
         resolve(
             ParsedRequest(ImageParams(prompt="a", sigmas=tuple(sigmas))),
@@ -382,7 +382,7 @@ def test_the_limit_of_steps_is_of_one_pass() -> None:
 
 
 def test_the_second_pass_by_an_upscaler() -> None:
-    """The operator's upscalers are found also without their folder; an unknown name gets a list."""
+    """Upscalers are found also without their folder; the error for another name lists them."""
     assets = Assets(upscalers={"photo/sharp": 4})
     size: dict[str, Any] = {"size": "256x256", "hires_scale": 2}
     for name in ("sharp", "photo/sharp"):

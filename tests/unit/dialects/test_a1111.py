@@ -342,7 +342,7 @@ def test_layers_of_clip() -> None:
 
 
 def test_eta() -> None:
-    """The value 1, which every client sends, sets nothing, as some samplers add no noise."""
+    """The value 1, which every client sends, sets no option, as some samplers add no noise."""
     assert txt2img(eta=1.0).ask.params.eta is None
     assert txt2img(eta=0.3).ask.params.eta == 0.3
     assert refused(eta=2).param == "eta"
@@ -500,7 +500,7 @@ def test_golden_progress() -> None:
 
 
 def test_progress_of_nothing() -> None:
-    """When idle, progress and job_count are 0, for which webuiapi's util_wait_for_ready waits."""
+    """An idle server reports progress 0 and job_count 0, as util_wait_for_ready expects."""
     idle = progress(None, skipped=True)
     assert (idle["progress"], idle["eta_relative"], idle["current_image"]) == (0.0, 0.0, None)
     assert idle["state"]["job_count"] == 0
@@ -574,6 +574,6 @@ def test_png_info() -> None:
     ],
 )
 def test_titles_of_the_web_ui_have_a_name(text: str, name: str) -> None:
-    """The text itself is the first candidate; the last has no hash, folder or extension."""
+    """A title is tried first as it is, and last without hash, folder and extension."""
     names = settings.checkpoint_names(text)
     assert (names[0], names[-1]) == (text, name)

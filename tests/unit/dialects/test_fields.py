@@ -73,7 +73,7 @@ def test_near_misses_are_rejected_with_the_suggestion(name: str, meant: str) -> 
 
 
 def test_strict_handling_rejects_every_unknown_field() -> None:
-    """Known fields without effect are still accepted."""
+    """Strict handling still accepts known fields without effect."""
     assert rejected({"keep_alive": "5m"}, Handling.STRICT).param == "keep_alive"
     strict = Hints(handling=Handling.STRICT)
     assert parse({"prompt": "a cat", "user": "me"}, strict).warnings == ()

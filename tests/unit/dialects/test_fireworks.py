@@ -156,7 +156,7 @@ def file_of(ask: ParsedRequest) -> tuple[str | None, int | None]:
     ],
 )
 def test_headers(wanted: Any, headers: dict[str, str], expected: tuple[Any, Any]) -> None:
-    """Each header applies only where the Accept type makes it relevant."""
+    """Jpeg-Quality applies only to JPEG, and the other header only to JSON responses."""
     assert file_of(with_headers(read({"prompt": "a"}, "m"), wanted, headers)) == expected
 
 

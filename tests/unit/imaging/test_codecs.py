@@ -472,7 +472,7 @@ def test_texts_of_megabytes_are_cut() -> None:
 
 
 def test_texts_of_large_files_are_refused() -> None:
-    """The size is checked first."""
+    """The image's size is checked before its texts are read."""
     with pytest.raises(InvalidRequest) as caught:
         texts(file_of(Image.new("L", (100, 100))), "image", 9_999)
     assert caught.value.reason is Reason.INVALID_IMAGE

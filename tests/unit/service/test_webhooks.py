@@ -41,7 +41,7 @@ class MemoryOutbox:
         self.put_offs: list[float] = []
 
     async def deliveries(self, limit: int) -> list[Delivery]:
-        """Return the deliveries that are due first."""
+        """Return up to ``limit`` deliveries in order of their next attempt."""
         return sorted(self.waiting.values(), key=lambda d: d.next_at)[:limit]
 
     async def put_off(self, delivery: Delivery, next_at: float) -> None:

@@ -292,7 +292,7 @@ def test_a_newer_release(postgres: Postgres, place: PostgresPlace, clock: Clock)
     ],
 )
 def test_addresses_that_lead_nowhere(tmp_path: Path, url: str, words: str, code: int) -> None:
-    """The error is one line without the password; its exit code allows a retry or not."""
+    """The error is one line without the password; its exit code shows if a retry may help."""
     images = PostgresPlace(tmp_path, url).images()
     with pytest.raises(StoreError, match=words) as caught:
         PostgresDatabase(url).open(images)

@@ -37,7 +37,7 @@ def test_objects_have_types_and_addresses(s3: S3, bucket: ImageBucket) -> None:
 def test_more_objects_than_one_request_names(
     bucket: ImageBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep deletes them by several requests."""
+    """A sweep deletes many objects by several requests."""
     monkeypatch.setattr(s3_store, "_MOST_KEYS", 2)
     kept = bucket.put(b"x", "png")
     for _ in range(5):

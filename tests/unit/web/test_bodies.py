@@ -182,7 +182,7 @@ def test_accept_beside_an_output_format(accept: str | None, found: str | None) -
 
 @pytest.mark.parametrize("accept", ["image/png", "image/png, image/jpeg;q=0", "image/webp, a/b"])
 def test_accept_against_an_output_format(accept: str) -> None:
-    """The error names the field to change if both conflict."""
+    """A conflict between both is an error that names output_format."""
     with pytest.raises(NotAcceptable, match="'output_format' is jpeg") as caught:
         accepted_image(request_with(accept=accept), 1, output_format="jpeg")
     assert caught.value.param == "output_format"

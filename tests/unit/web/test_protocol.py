@@ -96,7 +96,7 @@ class Closing:
 
 
 def test_connections_whose_clients_leave_at_once_close_one_by_one() -> None:
-    """At most two of them close in one turn of the loop, so other clients are not delayed."""
+    """At most two connections close per turn of the loop, so no other client is delayed."""
     closed: list[int] = []
     ticks: list[int] = []
 

@@ -119,7 +119,7 @@ def test_no_room_on_the_disk(source: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_no_room_in_memory(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too little memory is reported first, as the runtime holds the whole result."""
+    """Too little memory is reported before the work starts, as the whole result must fit."""
     monkeypatch.setattr(module, "free_memory", lambda: 1000)
     assert "of memory" in refused(source, tmp_path / "x.gguf")
 

@@ -66,7 +66,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_file_without_permission(tmp_path: Path) -> None:
-    """The error contains the system's reason. Root can read any file, so another user is set."""
+    """The error contains the system's reason; a run as root switches to another user."""
     (tmp_path / "x").write_bytes(b"GGUF")
     (tmp_path / "x").chmod(0)
     if os.geteuid() != 0:

@@ -72,7 +72,7 @@ def test_a_dead_connection_is_given_up(server: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(HubError, match=r"cannot be fetched now .*Pull again later") as caught:
         fetched(hub, heard)
     assert "what has been fetched is kept" in str(caught.value)
-    assert pauses == [1, 1, 2, 4, 8] or pauses == [1, 2, 4, 8]  # whether the first part arrived
+    assert pauses == [1, 1, 2, 4, 8] or pauses == [1, 2, 4, 8]  # how many bytes arrived first
     assert len(heard.words) == len(pauses)
     assert fetched(hub, heard).read_bytes() == DATA
     assert server.downloads()[-1].headers["range"].startswith("bytes=")

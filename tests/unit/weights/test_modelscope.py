@@ -95,7 +95,7 @@ def test_faults_that_pass_are_tried_again(server: FakeHub, tmp_path: Path) -> No
     ],
 )
 def test_what_is_not_there(server: FakeHub, tmp_path: Path, file: HubFile, words: str) -> None:
-    """ModelScope answers 404 to all of these, and its code determines the message."""
+    """ModelScope always answers 404, and the code in the answer determines the message."""
     server.files["them/closed/deep/it.gguf"] = DATA
     server.gated.add("them/closed")
     with pytest.raises(HubError) as caught:
