@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's routes for several users, from the fake engine."""
+"""AUTOMATIC1111's routes with two API keys and with respond-async, on the fake engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONG: dict[str, Any] = {"prompt": "step=0.2", "width": 64, "height": 64, "steps"
 def call(
     server: ServerProcess, name: str, key: dict[str, str], body: dict[str, Any] | None = None
 ) -> Any:
-    """The JSON of one route; a POST when there is a body."""
+    """Request a route and return its JSON; use POST if there is a body."""
     method = "GET" if body is None else "POST"
     url = f"{server.url}/sdapi/v1/{name}"
     answer = httpx2.request(method, url, headers=key, json=body, timeout=60)
@@ -33,7 +33,7 @@ def call(
 
 
 def test_keys_know_nothing_of_each_other(tmp_path: Path) -> None:
-    """One's job is neither shown to the other nor stopped, and neither is the checkpoint shared."""
+    """A key's job and checkpoint are neither visible to another key nor changed by it."""
     models = catalogue(tmp_path, a="", b="")
     settings: dict[str, Any] = {"engine": "fake", "models": models, "api_keys": "key-a,key-b"}
     with running_server(tmp_path, **settings) as server, ThreadPoolExecutor(1) as pool:
@@ -65,7 +65,7 @@ def test_keys_know_nothing_of_each_other(tmp_path: Path) -> None:
 
 
 def test_enlarging_without_waiting(tmp_path: Path) -> None:
-    """Prefer: respond-async is answered with the job, as on every route that draws."""
+    """An upscale with Prefer: respond-async returns a 202 with the job."""
     upscalers = tmp_path / "upscalers"
     upscalers.mkdir()
     write_upscaler(upscalers / "twice.safetensors", 2)

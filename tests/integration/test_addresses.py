@@ -1,4 +1,4 @@
-"""Addresses of real clients: slashes, near names, proxies, pages of other origins, keys."""
+"""Requests as real clients send them: addresses, proxies, origins, keys, bodies and uploads."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STATIC = ("GET", "/static/app.js", True)
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with a key, an origin, and a proxy on this machine that it trusts."""
+    """A server with a key and an allowed origin, which trusts a proxy on this machine."""
     with running_server(
         tmp_path_factory.mktemp("guarded"),
         engine="fake",
@@ -49,7 +49,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 def ask(
     server: ServerProcess, method: str, path: str, headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an answer; the path is sent as it stands."""
+    """Send a request without changing its path; return the answer's status, headers and body."""
     connection = http.client.HTTPConnection(*server.address, timeout=30)
     body = b"<a/>" if method == "POST" else None
     given = {"Content-Type": "text/xml", **(headers or {})}
@@ -61,7 +61,7 @@ def ask(
 
 
 def spellings(path: str) -> list[str]:
-    """Other spellings of a path that mean the same."""
+    """Return other spellings of the same path."""
     doubled = path.replace("/", "//")
     return [doubled, f"/{path}", f"{path}/", f"{path}//", f"//{path.lstrip('/')}/?x=1"]
 
@@ -70,7 +70,7 @@ def spellings(path: str) -> list[str]:
 def test_slashes_of_every_route(
     guarded: ServerProcess, method: str, path: str, is_open: bool
 ) -> None:
-    """Doubled slashes and one at the end: the same answer, at once, and not without the key."""
+    """Extra slashes change neither the answer nor the need for a key, and cause no redirect."""
     status, headers, _ = ask(guarded, method, path, KEY)
     assert status not in (301, 302, 307, 308)
     for other in spellings(path):
@@ -86,7 +86,7 @@ def test_slashes_of_every_route(
      "//static//..//v1/models", "/%2Fv1/models", "/static/..%2f..%2fv1/models"],
 )  # fmt: skip
 def test_no_way_around_the_key(guarded: ServerProcess, path: str) -> None:
-    """Escaped slashes and dots are names: nothing of the API is there."""
+    """Escaped slashes and dot segments never lead to a route of the API."""
     status, _, body = ask(guarded, "GET", path)
     assert status in (401, 404)
     assert b"embedded" not in body
@@ -94,7 +94,7 @@ def test_no_way_around_the_key(guarded: ServerProcess, path: str) -> None:
 
 
 def test_slashes_of_guards(fake_server: ServerProcess) -> None:
-    """A page of another origin makes no job by another spelling, and the log has the plain path."""
+    """Extra slashes do not bypass the check of the origin, and the log has the plain path."""
     evil = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
     for path in spellings(GENERATIONS):
         assert ask(fake_server, "POST", path, evil)[0] == 403
@@ -105,7 +105,7 @@ def test_slashes_of_guards(fake_server: ServerProcess) -> None:
 
 
 def test_a_job_by_way_of_slashes(fake_server: ServerProcess) -> None:
-    """A base with a slash at its end and a path with one in front."""
+    """A path with a doubled slash and a slash at its end generates an image."""
     answer = httpx2.post(f"{fake_server.url}//v1/images/generations/", json=QUICK)
     assert answer.status_code == 200
     assert answer.json()["data"]
@@ -121,7 +121,7 @@ def test_a_job_by_way_of_slashes(fake_server: ServerProcess) -> None:
     ],
 )
 def test_near_names(fake_server: ServerProcess, method: str, path: str, message: str) -> None:
-    """A 404 names the path as it came, and the nearest route."""
+    """A 404 names the path as the client sent it, and the nearest route."""
     status, _, body = ask(fake_server, method, path)
     told = f"Route not found: {method} {path}. {message}".strip()
     assert (status, json.loads(body)["error"]["message"]) == (404, told)
@@ -137,7 +137,7 @@ FORWARDED = {
 
 
 def links(server: ServerProcess, headers: dict[str, str]) -> set[str]:
-    """What all links of a job begin with: in the 202, its events and its images."""
+    """Return the base URLs of all links of a job: its status, its events and its images."""
     headers = {**KEY, **headers}
     job = begin(server, QUICK, headers)
     answer = server.post({**QUICK, "response_format": "url"}, headers=headers)
@@ -149,19 +149,19 @@ def links(server: ServerProcess, headers: dict[str, str]) -> set[str]:
 
 
 def test_links_behind_a_trusted_proxy(guarded: ServerProcess) -> None:
-    """They are those that the proxy's client can use."""
+    """Links begin with the address that a trusted proxy reports."""
     assert links(guarded, FORWARDED) == {"https://images.example/images"}
     assert links(guarded, {"Forwarded": "proto=https;host=a.example"}) == {"https://a.example"}
     assert links(guarded, {}) == {guarded.url}
 
 
 def test_links_without_a_trusted_proxy(fake_server: ServerProcess) -> None:
-    """Nobody is believed by default, uvicorn's own trust in this machine included."""
+    """Forwarded headers are ignored by default, even from this machine."""
     assert links(fake_server, FORWARDED) == {fake_server.url}
 
 
 def test_forwarded_headers_open_nothing(guarded: ServerProcess, tmp_path: Path) -> None:
-    """The checks of Host and Origin, and the key, look at the real headers."""
+    """Forwarded headers neither replace the key nor bypass the checks of Host and Origin."""
     assert guarded.post(QUICK, headers=FORWARDED).status_code == 401
     page = {"Host": "evil.example", "Origin": "http://evil.example"}
     local = {**FORWARDED, "X-Forwarded-Host": "localhost", "Forwarded": "host=localhost"}
@@ -174,7 +174,7 @@ def test_forwarded_headers_open_nothing(guarded: ServerProcess, tmp_path: Path) 
 
 
 def test_a_page_of_the_public_url(tmp_path: Path) -> None:
-    """It may draw, whether its proxy passes the page's Host on or sends its own."""
+    """A page of the public URL may generate, with the page's Host and with the proxy's own."""
     url = "https://images.example/sub/"
     with running_server(tmp_path, engine="fake", public_url=url) as server:
         for host in ("images.example", "127.0.0.1:8000"):
@@ -191,7 +191,7 @@ def test_a_page_of_the_public_url(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server without keys that has a few names, and trusts a proxy on this machine."""
+    """A server without keys that allows a few host names and trusts a proxy on this machine."""
     with running_server(
         tmp_path_factory.mktemp("known"),
         engine="fake",
@@ -209,7 +209,7 @@ PROBES = {"/livez", "/readyz", "/health", "/v1/cluster/auth"}
     ("method", "path"), [*((method, path) for method, path, _ in EVERY), STATIC[:2]]
 )
 def test_other_names_on_every_route(known: ServerProcess, method: str, path: str) -> None:
-    """Only probes are served by any name: a page could have its own resolved to this server."""
+    """Every route except the probes rejects a Host that is not allowed (DNS rebinding)."""
     for host in ("evil.example", "127.0.0.1", "localhost", "images.example.evil.example", "[::2]"):
         status, _, body = ask(known, method, path, {"Host": host})
         if path in PROBES:
@@ -226,7 +226,7 @@ def test_other_names_on_every_route(known: ServerProcess, method: str, path: str
     ["images.example", "IMAGES.example:1", "a.b.example.org:8000", "[::1]:9", "public.example"],
 )
 def test_names_of_this_server(known: ServerProcess, host: str) -> None:
-    """Those that were given, and that of the public URL."""
+    """The allowed hosts and the host of the public URL are accepted."""
     page = {"Host": host, "Origin": f"http://{host}"}
     assert ask(known, "GET", "/v1/models", page)[0] == 200
     assert known.post(QUICK, headers=page).status_code == 200
@@ -247,13 +247,13 @@ def test_names_of_this_server(known: ServerProcess, host: str) -> None:
 def test_the_host_that_a_proxy_reports(
     known: ServerProcess, headers: dict[str, str], status: int
 ) -> None:
-    """It must be allowed, and the proxy's own Host too."""
+    """The host that a proxy reports and the proxy's own Host must both be allowed."""
     assert ask(known, "GET", "/v1/models", {"Host": "images.example", **headers})[0] == status
     assert ask(known, "GET", "/v1/models", {"Host": "evil.example", **headers})[0] == 403
 
 
 def test_requests_without_a_host(known: ServerProcess) -> None:
-    """HTTP/1.0 does not need one; a list of names does."""
+    """A server with allowed hosts rejects requests without Host, except on probes."""
     for path, status in (("/v1/models", b"403"), ("/livez", b"200")):
         with socket.create_connection(known.address, timeout=30) as connection:
             connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
@@ -264,7 +264,7 @@ def test_requests_without_a_host(known: ServerProcess) -> None:
 
 
 def preflight(origin: str) -> dict[str, str]:
-    """What a browser asks before a page of the internet calls a private address."""
+    """Return the headers of a browser's preflight for a call to a private address."""
     return {
         "Origin": origin,
         "Access-Control-Request-Method": "POST",
@@ -273,7 +273,7 @@ def preflight(origin: str) -> dict[str, str]:
 
 
 def test_private_networks(guarded: ServerProcess) -> None:
-    """A page of an allowed origin may call; another is told nothing of it."""
+    """A preflight allows a listed origin and sends no CORS headers to another origin."""
     status, headers, _ = ask(guarded, "OPTIONS", GENERATIONS, preflight("https://page.example"))
     assert status == 200
     assert headers["access-control-allow-private-network"] == "true"
@@ -284,14 +284,14 @@ def test_private_networks(guarded: ServerProcess) -> None:
 
 
 def test_exposed_headers(guarded: ServerProcess) -> None:
-    """A page may read when to try again."""
+    """A page of an allowed origin can read Retry-After, x-should-retry and X-Job-Id."""
     _, headers, _ = ask(guarded, "GET", "/v1/models", {**KEY, "Origin": "https://page.example"})
     exposed = headers["access-control-expose-headers"].split(", ")
     assert {"Retry-After", "x-should-retry", "X-Job-Id"} <= {*exposed}
 
 
 def test_the_key_in_azures_header(guarded: ServerProcess) -> None:
-    """It counts as the others do."""
+    """The key is also accepted in Azure's api-key header."""
     assert guarded.post(QUICK, headers={"api-key": "the-key"}).status_code == 200
     assert guarded.post(QUICK, headers={"api-key": "another"}).status_code == 401
 
@@ -300,7 +300,7 @@ def test_the_key_in_azures_header(guarded: ServerProcess) -> None:
 
 
 def test_packed_requests_draw(fake_server: ServerProcess) -> None:
-    """JSON in gzip, by one length or in chunks."""
+    """JSON in gzip is accepted, with a Content-Length and in chunks."""
     packed = gzip.compress(json.dumps(QUICK).encode())
     headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
     pieces = (packed[at : at + 5] for at in range(0, len(packed), 5))
@@ -311,7 +311,7 @@ def test_packed_requests_draw(fake_server: ServerProcess) -> None:
 
 
 def test_a_bomb_holds_nobody_up(fake_server: ServerProcess) -> None:
-    """While one is inflated up to the limit of forms, others are served."""
+    """The server answers other requests while it inflates a gzip bomb, which gets a 413."""
     body = b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\n"
     bomb = gzip.compress(body + bytes(2**29))
     head = (
@@ -328,21 +328,21 @@ def test_a_bomb_holds_nobody_up(fake_server: ServerProcess) -> None:
 
 
 def red_and_blue(kind: str, **options: Any) -> bytes:
-    """A picture of 96 x 64 that is red on its left."""
+    """Encode an image of 96 x 64 whose left half is red."""
     image = Image.new("RGB", (96, 64), "blue")
     image.paste((255, 0, 0), (0, 0, 48, 64))
     return file_of(image, kind, **options)
 
 
 def edited(server: ServerProcess, **files: Any) -> httpx2.Response:
-    """The answer to an edit that keeps the size of its image."""
+    """Send an edit that keeps the size of its image, and return the answer."""
     data = {"prompt": "a circle", "sample_steps": 2}
     return httpx2.post(f"{server.url}/v1/images/edits", files=files, data=data, timeout=30)
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "TIFF"])
 def test_further_formats(fake_server: ServerProcess, kind: str) -> None:
-    """They are images as the others are, and as masks too."""
+    """AVIF and TIFF are accepted as images and as masks."""
     answer = edited(fake_server, image=red_and_blue(kind))
     assert answer.json()["parameters"]["size"] == "96x64"
     assert (
@@ -351,7 +351,7 @@ def test_further_formats(fake_server: ServerProcess, kind: str) -> None:
 
 
 def test_pages_of_a_tiff_that_is_turned(fake_server: ServerProcess) -> None:
-    """The first page, upright."""
+    """The first page of a TIFF is used, in its EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     pages = red_and_blue("TIFF", exif=exif, save_all=True, append_images=[Image.new("RGB", (8, 8))])
@@ -359,7 +359,7 @@ def test_pages_of_a_tiff_that_is_turned(fake_server: ServerProcess) -> None:
 
 
 def test_formats_that_are_not_read(fake_server: ServerProcess) -> None:
-    """A 400 that says which it is and which are read."""
+    """The error for an unsupported format names it and the supported formats."""
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
     error = edited(fake_server, image=heic).json()["error"]
     assert error["message"] == (
@@ -369,7 +369,7 @@ def test_formats_that_are_not_read(fake_server: ServerProcess) -> None:
 
 
 def test_file_fields_that_were_left_empty(fake_server: ServerProcess) -> None:
-    """A mask and a control picture were not given; an image is missing."""
+    """An empty file field counts as absent: only the required image causes an error."""
     body = (
         b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na circle\r\n'
         b'--x\r\nContent-Disposition: form-data; name="mask"; filename=""\r\n'

@@ -1,4 +1,4 @@
-"""Chat completions for image models, by openai-python and by what chat pages send."""
+"""Chat completions for image models, with openai-python and with requests of chat programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def client(fake_server: ServerProcess) -> Iterator[openai.OpenAI]:
 
 
 def test_an_image_in_a_chat(client: openai.OpenAI) -> None:
-    """As a link in Markdown, and as data URL under images."""
+    """The answer contains the image as a Markdown link, and as a data URL under ``images``."""
     messages: Any = [
         {"role": "system", "content": "You draw."},
         {"role": "user", "content": "a cat"},
@@ -54,7 +54,7 @@ def test_an_image_in_a_chat(client: openai.OpenAI) -> None:
 
 
 def test_streamed(client: openai.OpenAI) -> None:
-    """Percents that grow, the image, usage when it is asked for."""
+    """A stream contains growing percentages, the image, and the usage if requested."""
     chunks = list(
         client.chat.completions.create(
             model="default",
@@ -89,7 +89,7 @@ def test_streamed(client: openai.OpenAI) -> None:
 def test_clients_that_read_images_get_no_markdown(
     client: openai.OpenAI, headers: dict[str, str], more: dict[str, Any]
 ) -> None:
-    """They would show the image twice, and the link may not be reachable from their page."""
+    """Clients that read ``images`` get no Markdown link, which would show the image twice."""
     deltas = [
         chunk.choices[0].delta
         for chunk in client.chat.completions.create(
@@ -107,7 +107,7 @@ def test_clients_that_read_images_get_no_markdown(
 
 
 def test_an_image_in_the_message_is_edited(client: openai.OpenAI) -> None:
-    """Parts of type image_url are inputs."""
+    """Parts of type image_url are input images."""
     parts: Any = [
         {"type": "text", "text": "make it blue"},
         {"type": "image_url", "image_url": {"url": PICTURE, "detail": "high"}},
@@ -121,7 +121,7 @@ def test_an_image_in_the_message_is_edited(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens == 3 + 16
 
 
-#: What chat programs ask beside the conversation -> what is in the answer.
+#: Other requests of chat programs than for an image -> the expected text.
 TASKS: dict[str, tuple[dict[str, Any], str]] = {
     "Open WebUI's title": (
         {
@@ -153,7 +153,7 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("stream", [False, True])
 def test_tasks_get_a_text(client: openai.OpenAI, name: str, stream: bool) -> None:
-    """And no image is drawn for them."""
+    """Requests for titles, tags and follow-ups get a text instead of an image."""
     message, expected = TASKS[name]
     messages: Any = [{"role": "user", **message}]
     answer: Any = client.chat.completions.create(model="m", messages=messages, stream=stream)
@@ -165,7 +165,7 @@ def test_tasks_get_a_text(client: openai.OpenAI, name: str, stream: bool) -> Non
 
 
 def test_json_mode_gets_json(client: openai.OpenAI) -> None:
-    """A program that asks for JSON wants no image."""
+    """A request for JSON gets JSON instead of an image."""
     answer = client.chat.completions.create(
         model="m",
         messages=[{"role": "user", "content": "Name this chat"}],
@@ -199,14 +199,14 @@ def test_json_mode_gets_json(client: openai.OpenAI) -> None:
 def test_rejections(
     fake_server: ServerProcess, body: dict[str, Any], param: str, stream: bool
 ) -> None:
-    """A 4xx that names the place, before a stream begins."""
+    """An invalid request gets a 4xx that names the field, even if it asks for a stream."""
     answer = httpx2.post(fake_server.url + PATH, json={**body, "stream": stream})
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]["param"] == param
 
 
 def test_unknown_fields_are_warned_of(fake_server: ServerProcess, tmp_path: Path) -> None:
-    """Chats are lenient, but a picture is never dropped."""
+    """An unknown field causes a warning, but an image in an unknown field is rejected."""
     messages = [{"role": "user", "content": "a"}]
     body = {"messages": messages, **OPTIONS, "sampel_steps": 1, "chat_id": "x"}
     answer = httpx2.post(fake_server.url + PATH, json=body).json()
@@ -221,7 +221,7 @@ def test_unknown_fields_are_warned_of(fake_server: ServerProcess, tmp_path: Path
     "prompt", ["Please generate a short-haired cat", "Please write a short word on a wall"]
 )
 def test_prompts_that_begin_like_tasks(fake_server: ServerProcess, prompt: str) -> None:
-    """They get their image."""
+    """Prompts that begin like a chat program's task get an image."""
     body = {"messages": [{"role": "user", "content": prompt}], **OPTIONS, "stream": "false"}
     answer = httpx2.post(fake_server.url + PATH, json=body).json()
     assert answer["choices"][0]["message"]["images"]

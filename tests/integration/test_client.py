@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 from sdstream import APIError, AsyncClient, Client, ConnectionFailed, Image, Progress
 from tests.support.servers import ServerProcess, free_port, running_server, wait_until
 
-#: A dictionary without any key.
+#: An empty dictionary.
 NOTHING: dict[str, int] = {}
 SLOW = "a cat step=0.2"
 KEY = "the-right-key"
@@ -34,7 +34,7 @@ def picture_file() -> bytes:
 
 
 def test_generating(client: Client, tmp_path: Path) -> None:
-    """Progress of every step in the calling thread, then all images with their parameters."""
+    """``generate`` reports every step and returns all images with their parameters."""
     reports: list[Progress] = []
     response = client.generate(
         "a cat", n=2, size="64x64", steps=3, seed=7, previews=True, on_progress=reports.append
@@ -50,7 +50,7 @@ def test_generating(client: Client, tmp_path: Path) -> None:
 
 
 def test_streaming(client: Client) -> None:
-    """Typed events as they come; closing the iterator cancels the job."""
+    """``stream`` yields typed events; closing the iterator cancels the job."""
     events = list(client.stream("a cat", size="64x64", steps=3, output_format="webp"))
     assert [one.step for one in events if isinstance(one, Progress) and one.step] == [1, 2, 3]
     (image,) = (one for one in events if isinstance(one, Image))
@@ -63,7 +63,7 @@ def test_streaming(client: Client) -> None:
 
 
 def test_edits(client: Client, tmp_path: Path) -> None:
-    """Files go up as a form, with options of every type."""
+    """``edit`` uploads files and options of every type as a form."""
     (tmp_path / "input.png").write_bytes(picture_file())
     response = client.edit(
         tmp_path / "input.png",
@@ -82,7 +82,7 @@ def test_edits(client: Client, tmp_path: Path) -> None:
 
 
 def test_jobs(client: Client) -> None:
-    """Create, follow, get, list, result, image, cancel and delete."""
+    """``jobs`` can create, follow, get, list, cancel and delete a job and return its images."""
     job = client.jobs.create("a cat", size="64x64", steps=3)["id"]
     statuses = [one["status"] for one in client.jobs.follow(job)]
     assert statuses[-1] == "completed"
@@ -103,12 +103,12 @@ def test_jobs(client: Client) -> None:
 
 
 def test_models(client: Client) -> None:
-    """The list of the server."""
+    """``models`` lists the server's models."""
     assert "embedded" in [model["id"] for model in client.models()]
 
 
 def test_errors(client: Client) -> None:
-    """An error names status, reason and option, also one in the middle of a stream."""
+    """APIError has the status, reason and option; a callback's own exception reaches the caller."""
     with pytest.raises(APIError) as caught:
         client.generate("a cat", size="9x64")
     assert (caught.value.status, caught.value.param) == (400, "size")
@@ -122,7 +122,7 @@ def test_errors(client: Client) -> None:
 
 
 def test_servers_that_cannot_be_reached() -> None:
-    """No server, no address."""
+    """An unreachable server and an invalid address raise ConnectionFailed."""
     port = free_port()
     remedy = (
         f"no server answers at http://127.0.0.1:{port} .* 'sdstream serve --port {port}' starts"
@@ -139,7 +139,7 @@ def test_servers_that_cannot_be_reached() -> None:
 
 
 def test_keys(tmp_path: Path) -> None:
-    """The key goes along with every request; a wrong one is an error of the server."""
+    """The client sends its key; a wrong key raises APIError with status 401."""
     with running_server(tmp_path, engine="fake", api_keys=KEY) as server:
         with Client(server.url, api_key=KEY) as client:
             assert client.generate("a cat", size="64x64", steps=2).data
@@ -149,7 +149,7 @@ def test_keys(tmp_path: Path) -> None:
 
 
 def test_the_asynchronous_client(fake_server: ServerProcess) -> None:
-    """The same methods, as coroutines and asynchronous iterators."""
+    """AsyncClient has the same methods as coroutines and asynchronous iterators."""
 
     async def use() -> None:
         async with AsyncClient(fake_server.url) as client:

@@ -1,6 +1,6 @@
-"""Workers on a Ray cluster: machines that come, go, die and hang, on the fake engine.
+"""Workers on a Ray cluster whose machines join, leave, die and hang, with the fake engine.
 
-The tests of this file build on each other's machines, in their order: to start one takes seconds.
+The tests of this file share machines and run in order, because a machine takes seconds to start.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ONE, TWO, THREE = "127.0.0.3", "127.0.0.4", "127.0.0.5"
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[RayMachines]:
-    """A head, and the first machine with two slots."""
+    """A Ray head, and a first machine with two slots."""
     with ray_machines() as found:
         found.join(ONE, "--slots", "2")
         yield found
@@ -52,7 +52,7 @@ def machines() -> Iterator[RayMachines]:
 def front(
     machines: RayMachines, collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    """A server on the cluster, whose model has a worker in each slot."""
+    """A server on the cluster with a worker of its model in each slot."""
     folder = tmp_path_factory.mktemp("front")
     settings = settings_of(machines, folder)
     settings["environment"] |= collector.environment
@@ -61,7 +61,7 @@ def front(
 
 
 def settings_of(machines: RayMachines, folder: Path) -> dict[str, Any]:
-    """Those of a server on the cluster."""
+    """Write a catalogue and return the settings of a server on the cluster."""
     models = folder / "models.yaml"
     models.write_text(
         "models:\n  - {id: a, family: sd3, files: {model: x}, size: {min: 64}, replicas: auto}\n"
@@ -76,31 +76,31 @@ def settings_of(machines: RayMachines, folder: Path) -> dict[str, Any]:
 
 
 def cluster_of(front: ServerProcess) -> dict[str, dict[str, Any]]:
-    """The machines by name, as the server tells of them."""
+    """Return the machines by name, as the server reports them."""
     answer = httpx2.get(f"{front.url}/v1/cluster", headers=FIRST, timeout=10)
     assert answer.status_code == 200
     return {machine["name"]: machine for machine in answer.json()["machines"]}
 
 
 def kinds(fields: dict[str, Any]) -> dict[str, type]:
-    """The fields that are always there, with the types of their values."""
+    """Return the type of each field that is always present."""
     return {name: type(value) for name, value in fields.items() if name != "gpu_bytes"}
 
 
 def loaded(front: ServerProcess, machine: str) -> int:
-    """Workers of a machine that are loaded."""
+    """Count the loaded workers of a machine."""
     workers = cluster_of(front).get(machine, {"workers": []})["workers"]
     return len([worker for worker in workers if worker["state"] in ("ready", "busy")])
 
 
 def busy(front: ServerProcess, machine: str) -> int:
-    """Workers of a machine that generate."""
+    """Count the workers of a machine that generate."""
     workers = cluster_of(front).get(machine, {"workers": []})["workers"]
     return len([worker for worker in workers if worker["state"] == "busy"])
 
 
 def until_loaded(front: ServerProcess, machine: str, count: int) -> None:
-    """Have jobs come until a machine has so many workers."""
+    """Create jobs until a machine has this many loaded workers."""
     deadline = time.monotonic() + 100
     while loaded(front, machine) < count:
         assert time.monotonic() < deadline, cluster_of(front)
@@ -110,7 +110,7 @@ def until_loaded(front: ServerProcess, machine: str, count: int) -> None:
 
 
 def running_on(front: ServerProcess, machine: str, jobs: int) -> list[str]:
-    """Begin jobs until a machine generates so many of them; returns all."""
+    """Begin a job per slot and wait until a machine generates ``jobs`` of them; return all ids."""
     total = sum(m["slots"] for m in cluster_of(front).values() if m["state"] == "ready")
     begun = [begin(front, LONG, FIRST)["id"] for _ in range(total)]
     wait_until(lambda: busy(front, machine) == jobs, 20, "the machine does not generate")
@@ -118,7 +118,7 @@ def running_on(front: ServerProcess, machine: str, jobs: int) -> list[str]:
 
 
 def test_nothing_of_ray_is_imported_without_a_cluster(fake_server: ServerProcess) -> None:
-    """And the route of the cluster has one machine, which is this one."""
+    """A server without a cluster does not load Ray, and /v1/cluster lists only its own machine."""
     (machine,) = httpx2.get(f"{fake_server.url}/v1/cluster", timeout=10).json()["machines"]
     assert (machine["name"], machine["state"], machine["slots"]) == ("", "ready", None)
     assert machine["workers"]
@@ -127,7 +127,7 @@ def test_nothing_of_ray_is_imported_without_a_cluster(fake_server: ServerProcess
     assert "_raylet" not in maps
 
 
-#: Ray stays in a process of its own: it is never quite gone from one that had it.
+#: Runs in a separate process, because Ray cannot be unloaded completely.
 _CONTRACT: Final = """
 import asyncio
 from functools import partial
@@ -164,9 +164,9 @@ print("kept")
 
 
 def test_a_process_on_a_machine_keeps_the_contract(machines: RayMachines) -> None:
-    """That of test_process_port.py, which a child of the server keeps too.
+    """A process on a machine passes the same scenarios as a child of the server.
 
-    And the number of workers that the jobs would need gets to Ray's autoscaler.
+    It also sends the number of workers that the jobs need to Ray's autoscaler.
     """
     variables = {
         "SDSTREAM_CLUSTER": machines.address,
@@ -189,7 +189,10 @@ def test_a_process_on_a_machine_keeps_the_contract(machines: RayMachines) -> Non
 def test_a_front_that_cannot_join_ends_with_a_sentence(
     machines: RayMachines, tmp_path: Path
 ) -> None:
-    """With another token; at a head that takes connections and is silent; and at none."""
+    """A front that cannot join exits with a message that names the head's address.
+
+    It has a wrong token, its head accepts connections without answering, or there is no head.
+    """
     token = tmp_path / "token"
     token.write_text("0" * 64)
     token.chmod(0o600)
@@ -216,7 +219,7 @@ def test_a_front_that_cannot_join_ends_with_a_sentence(
 
 
 def test_a_machine_waits_for_its_head(tmp_path: Path) -> None:
-    """It retries until one answers, and leaves at SIGTERM all the same."""
+    """A machine without a head retries, and exits with 0 at SIGTERM."""
     need_ray()
     waiting = RayMachines(tmp_path)
     make_token(waiting.token)
@@ -231,7 +234,7 @@ def test_a_machine_waits_for_its_head(tmp_path: Path) -> None:
 
 
 def test_a_machine_generates(front: ServerProcess, collector: Collector) -> None:
-    """A request is answered as on one machine, and the machine is listed with what it has."""
+    """A machine generates an image, and is listed with its slots, memory and workers."""
     answer = front.post(QUICK, headers=FIRST)
     assert answer.status_code == 200, answer.text
     assert collector.wait_for(sdstream_machine=ONE).name in ("loading", "image")
@@ -247,7 +250,7 @@ def test_a_machine_generates(front: ServerProcess, collector: Collector) -> None
 
 
 def test_cancel_takes_effect_within_a_step(front: ServerProcess) -> None:
-    """The same worker generates the next image."""
+    """A cancel takes effect within a step, and the same worker generates the next image."""
     starts = front.metric("sdstream_worker_starts", headers=FIRST)
     job = begin(front, {**LONG, "prompt": "step=0.2", "sample_steps": 100}, FIRST)["id"]
     wait_for(front, job, "running", headers=FIRST)
@@ -261,7 +264,7 @@ def test_cancel_takes_effect_within_a_step(front: ServerProcess) -> None:
 
 
 def test_a_machine_joins_and_generates(machines: RayMachines, front: ServerProcess) -> None:
-    """While the server runs, and the model is loaded there as often as it has slots."""
+    """A machine can join a running server, which loads the model in each of its slots."""
     machines.join(TWO, "--slots", "2")
     wait_until(lambda: TWO in cluster_of(front), 15, "the machine is not seen")
     until_loaded(front, ONE, 2)
@@ -270,7 +273,7 @@ def test_a_machine_joins_and_generates(machines: RayMachines, front: ServerProce
 
 
 def test_two_keys_share_all_workers(front: ServerProcess) -> None:
-    """The second key's two jobs do not wait for the first one's sixteen."""
+    """The second key's two jobs do not wait for the sixteen jobs of the first key."""
     # Long enough that few of them have ended when the last one is accepted.
     body = {**QUICK, "prompt": "step=0.2", "sample_steps": 5}
     first = [begin(front, body, FIRST)["id"] for _ in range(16)]
@@ -281,7 +284,7 @@ def test_two_keys_share_all_workers(front: ServerProcess) -> None:
 
 
 def test_a_killed_machine_loses_no_job(machines: RayMachines, front: ServerProcess) -> None:
-    """Its jobs, and that of a client that waits, are generated elsewhere, as first tries."""
+    """The jobs of a killed machine are generated elsewhere, and count as first attempts."""
     begun = running_on(front, TWO, 2)
     waiting = Call(front, {**QUICK, "stream": True}, FIRST)
     node_at(machines, TWO).kill()
@@ -297,7 +300,7 @@ def test_a_killed_machine_loses_no_job(machines: RayMachines, front: ServerProce
 
 
 def test_a_stopped_machine_loses_no_job(machines: RayMachines, front: ServerProcess) -> None:
-    """A machine that falls silent is as good as a dead one; when it wakes up, it joins again."""
+    """The jobs of a machine that hangs are generated elsewhere; it joins again when it resumes."""
     node = machines.join(THREE, "--slots", "2")
     wait_until(lambda: THREE in cluster_of(front), 15, "the machine is not seen")
     until_loaded(front, THREE, 2)
@@ -317,7 +320,7 @@ def test_a_stopped_machine_loses_no_job(machines: RayMachines, front: ServerProc
 
 
 def test_a_machine_leaves_in_order(machines: RayMachines, front: ServerProcess) -> None:
-    """At SIGTERM its jobs are finished there, none comes, and then it goes."""
+    """A machine that receives SIGTERM finishes its jobs, gets no new ones, and exits."""
     until_loaded(front, THREE, 2)
     lost = len(front.log_lines("is generated again"))
     begun = running_on(front, THREE, 2)
@@ -335,12 +338,12 @@ def test_a_machine_leaves_in_order(machines: RayMachines, front: ServerProcess) 
 
 
 def node_at(machines: RayMachines, ip: str) -> RayNode:
-    """The newest machine of an address."""
+    """Return the newest machine at an address."""
     return next(node for node in reversed(machines.nodes) if node.ip == ip)
 
 
 def test_the_front_leaves_no_worker_behind(machines: RayMachines, front: ServerProcess) -> None:
-    """After kill -9: Ray ends the actors of a front that is gone, the kernel their children."""
+    """No worker survives a killed front: Ray ends its actors, and the kernel their children."""
     begun = running_on(front, ONE, 2)
     assert len(begun) == 2
     front.process.kill()
@@ -362,9 +365,10 @@ def _children(node: RayNode) -> set[psutil.Process]:
 def test_another_front_takes_over(
     machines: RayMachines, postgres: Postgres, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """The workers of the first front end, also if it hangs; all jobs end, and readers miss nothing.
+    """Another front takes over when the first is killed or hangs.
 
-    Readers do what an EventSource behind a load balancer does.
+    The first front's workers end, all background jobs complete, and readers miss no event. Readers
+    reconnect as an EventSource behind a load balancer does.
     """
     node = node_at(machines, ONE)
     with (
@@ -403,7 +407,7 @@ def test_another_front_takes_over(
 
 
 def read_to_the_end(servers: tuple[ServerProcess, ServerProcess], path: str) -> list[Told]:
-    """Read events at the server that serves, after a break from the last event on."""
+    """Read a job's events to the end; reconnect after each break with the last event's id."""
     seen: list[Told] = []
     while not seen or seen[-1].name not in ENDINGS:
         last = {"Last-Event-ID": seen[-1].id} if seen else {}
@@ -421,7 +425,7 @@ def read_to_the_end(servers: tuple[ServerProcess, ServerProcess], path: str) -> 
 def test_the_same_bytes_as_on_one_machine(
     machines: RayMachines, native_server: ServerProcess, tmp_path: Path
 ) -> None:
-    """The built-in model on the real runtime, here and on a machine of the cluster."""
+    """The runtime generates the same bytes on a machine of the cluster as on a single server."""
     body = {"prompt": "a red circle", "seed": 5, "sample_steps": 4, "response_format": "b64_json"}
     with running_server(
         tmp_path,
@@ -435,7 +439,7 @@ def test_the_same_bytes_as_on_one_machine(
 
 
 def test_nothing_is_left(machines: RayMachines) -> None:
-    """After all of this, and an orderly end of what still runs: no process at all."""
+    """No process remains after all machines have stopped."""
     for node in reversed(machines.nodes):
         node.stop()
     wait_until(lambda: not machines.alive(), 10, f"these live on: {machines.alive()}")

@@ -1,4 +1,4 @@
-"""What the actor on a machine does, without Ray: it starts, loads, relays and ends one child."""
+"""The actor on a machine, without Ray: it starts, loads, relays and ends one child process."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ NOTHING: Final[dict[str, Any]] = {"files": {"model": "x"}, "sizes": {}, "folders
 
 
 def a_load(**files: str) -> bytes:
-    """A front's command as a frame."""
+    """Encode a front's load command as a frame."""
     return encode(Load("m", "sd1", files, "/front/cache", RuntimeOptions().model_dump()))
 
 
 @contextmanager
 def hub_of_ours(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with one file, which the library is led to."""
+    """Serve a hub with one file, and direct huggingface_hub to it."""
     with fake_hub({"some/model/m.gguf": b"x" * 5000}) as hub:
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
@@ -49,7 +49,7 @@ def hub_of_ours(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 async def events(host: Host) -> AsyncIterator[Event | int]:
-    """What comes from a machine, and its child's exit code at last."""
+    """Yield a machine's events and, at the end, its child's exit code."""
     async for frame, number in host.frames():
         if not frame:
             yield number
@@ -61,7 +61,7 @@ async def events(host: Host) -> AsyncIterator[Event | int]:
 
 @driven
 async def test_a_machine_relays_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From its load to the exit code of the child, which has no variable of Ray."""
+    """A machine relays events up to the child's exit code; the child gets no variable of Ray."""
     monkeypatch.setenv("SDSTREAM_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -85,7 +85,7 @@ async def test_a_machine_relays_a_job(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @driven
 async def test_a_machine_says_what_it_lacks(tmp_path: Path) -> None:
-    """And starts nothing: neither another version, nor one without the files."""
+    """A machine reports another version or a missing file, and starts no child."""
     host = Host()
     _, problems = await host.start("0.0.0", "fake", NOTHING, {})
     assert problems == [f"it has sdstream {__version__}, and the front 0.0.0"]
@@ -99,7 +99,7 @@ async def test_a_machine_says_what_it_lacks(tmp_path: Path) -> None:
 async def test_a_machine_downloads_what_it_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the front's commit, with signs of life meanwhile; the child gets this machine's path."""
+    """A machine downloads a missing file at the front's commit, and reports progress meanwhile."""
     monkeypatch.setenv("SDSTREAM_MODEL_DIR", str(tmp_path / "hub"))
     location = f"hf:some/model@{COMMIT}/m.gguf"
     needs = {"files": {"model": location}, "sizes": {}, "folders": {}}
@@ -119,7 +119,7 @@ async def test_a_machine_downloads_what_it_lacks(
 async def test_a_download_that_fails_fails_the_load(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the hub's sentence, which names the file."""
+    """A failed download fails the load with the hub's message, which names the file."""
     monkeypatch.setenv("SDSTREAM_MODEL_DIR", str(tmp_path / "hub"))
     location = f"hf:some/model@{COMMIT}/absent.gguf"
     needs = {"files": {"model": location}, "sizes": {}, "folders": {}}

@@ -1,4 +1,4 @@
-"""The recipes of docs/deploy: proxies are run, other files are checked against the settings."""
+"""The deployment recipes: proxies are run, and other files are checked against the settings."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ BODY = {"prompt": "a", "steps": 3, "stream": True}
 
 
 def blocks(language: str) -> list[str]:
-    """The blocks of the page about proxies in one language."""
+    """Return the proxy page's code blocks in one language."""
     return [text for found, text in PAGE.fences() if found == language]
 
 
 def program(name: str, package: str) -> str:
-    """The path of a program, or skip the test."""
+    """Return a program's path, or skip the test if it is not installed."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if path is None:
         pytest.skip(f"{name} is not installed (Debian: apt install {package})")
@@ -46,7 +46,7 @@ def program(name: str, package: str) -> str:
 
 
 def check_proxy(address: str) -> None:
-    """A stream, its end, and a link that begins with the proxy's address."""
+    """Check that a stream ends and that an image's link works through the proxy."""
     with httpx2.stream("POST", address + GENERATIONS, json=BODY, timeout=60) as answer:
         assert answer.status_code == 200
         assert answer.read().endswith(b"data: [DONE]\n\n")
@@ -55,7 +55,7 @@ def check_proxy(address: str) -> None:
 
 
 def test_nginx(fake_server: ServerProcess, tmp_path: Path) -> None:
-    """The block of the page, on plain HTTP."""
+    """The page's nginx configuration works; the test uses plain HTTP."""
     (block,) = blocks("nginx")
     block = re.sub(r"\n *ssl_certificate[^;]*;", "", block).replace("listen 443 ssl;", "listen 80;")
     with nginx(tmp_path, block, fake_server) as address:
@@ -64,7 +64,7 @@ def test_nginx(fake_server: ServerProcess, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "prefix"), [(0, ""), (1, "/images")])
 def test_caddy(fake_server: ServerProcess, tmp_path: Path, number: int, prefix: str) -> None:
-    """The blocks of the page, on plain HTTP."""
+    """The page's Caddy configurations work; the test uses plain HTTP."""
     path = program("caddy", "caddy")
     port = free_port()
     block = blocks("caddy")[number]
@@ -90,7 +90,7 @@ def test_caddy(fake_server: ServerProcess, tmp_path: Path, number: int, prefix: 
 
 
 def answers(url: str) -> bool:
-    """True when a request gets 200."""
+    """Return True if a request gets status 200."""
     try:
         return httpx2.get(url, timeout=5).status_code == 200
     except httpx2.HTTPError:
@@ -98,7 +98,7 @@ def answers(url: str) -> bool:
 
 
 def known_variable(name: str) -> bool:
-    """True for a variable of a setting."""
+    """Return True if a variable belongs to a setting."""
     return name.removeprefix("SDSTREAM_").lower() in Settings.model_fields
 
 
@@ -121,7 +121,10 @@ def test_kubernetes() -> None:
 
 
 def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """The command that arguments of ``sdstream`` name, and its parameters; raises UsageError."""
+    """Parse arguments of ``sdstream`` and return the command's name and parameters.
+
+    Raises UsageError.
+    """
     command: click.Command = main
     context = click.Context(command)
     while isinstance(command, click.Group):
@@ -132,7 +135,7 @@ def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def test_kubernetes_cluster() -> None:
-    """Arguments are flags, variables are settings, and each pod ends after what it runs."""
+    """The manifest's arguments are valid, its variables are settings, and pods outlive programs."""
     text = (ROOT / "deploy/kubernetes-cluster.yaml").read_text()
     cluster, fronts, service = yaml.safe_load(text)["items"]
     assert [one["kind"] for one in (cluster, fronts, service)] == [
@@ -162,7 +165,7 @@ def test_kubernetes_cluster() -> None:
             if command == "join":
                 assert values["address"] == f"{cluster['metadata']['name']}-head-svc:6379"
             grace = grace_seconds() if command == "serve" else values.get("grace_seconds", 0)
-            # The sidecar of a front is told to stop after the front.
+            # The sidecar of a front is stopped after the front.
             ends[name] = ends.get(name, 0) + grace + (command != "serve") * node._END_SECONDS
         assert pod["terminationGracePeriodSeconds"] > ends[name]
     assert ends == {"head": 30, "join": 330, "serve": 50}
@@ -173,40 +176,40 @@ def test_kubernetes_cluster() -> None:
 
 
 def test_compose() -> None:
-    """Variables are settings, and the container ends after its server."""
+    """The Compose file's variables are settings, and its container outlives the server."""
     service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["sdstream"]
     assert [name for name in service["environment"] if not known_variable(name)] == []
     assert float(service["stop_grace_period"].removesuffix("s")) > grace_seconds()
 
 
 def test_variables_of_the_image() -> None:
-    """They are settings."""
+    """The Dockerfile's variables are settings."""
     names = re.findall(r"\b(SDSTREAM_\w+)=", (ROOT / "Dockerfile").read_text())
     assert names
     assert [name for name in names if not known_variable(name)] == []
 
 
 def test_alerts_name_metrics() -> None:
-    """Each metric of the rules is one of the server's."""
+    """Each metric in the alert rules is a metric of the server."""
     text = (ROOT / "deploy/alerts.yaml").read_text()
     known = {name for name, *_ in Metrics().described}
     assert [name for name in re.findall(r"\bsdstream_\w+", text) if name not in known] == []
 
 
 def dashboard() -> dict[str, Any]:
-    """Grafana's dashboard."""
+    """Load Grafana's dashboard."""
     found: dict[str, Any] = json.loads((ROOT / "deploy/grafana.json").read_text())
     return found
 
 
 def queries() -> list[str]:
-    """The queries of the dashboard, as Prometheus gets them."""
+    """Return the dashboard's queries with Grafana's variables replaced."""
     exprs = [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", ())]
     return [e.replace("$__rate_interval", "5m").replace("$instance", ".*") for e in exprs]
 
 
 def test_the_dashboard_names_metrics_of_a_server(fake_server: ServerProcess) -> None:
-    """Each metric of its queries is in /metrics, and has the labels by which they ask for it."""
+    """Each metric in a query exists in /metrics and has the labels that the query uses."""
     text = httpx2.get(f"{fake_server.url}/metrics", timeout=10).text
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     labels = {name: set(found) for name, _, found, _ in Metrics().described}
@@ -227,7 +230,10 @@ def test_the_dashboard_names_metrics_of_a_server(fake_server: ServerProcess) -> 
 
 
 def test_the_dashboard_is_one_of_grafana() -> None:
-    """It has the fields of the classic model; panels have ids of their own and do not overlap."""
+    """The dashboard has the fields of Grafana's classic model.
+
+    Its panels have unique ids and do not overlap.
+    """
     found = dashboard()
     assert {"uid", "title", "schemaVersion", "time", "templating", "annotations"} <= found.keys()
     assert found["id"] is None
@@ -253,7 +259,7 @@ def test_the_dashboard_is_one_of_grafana() -> None:
 
 
 def test_promtool_reads_the_queries(tmp_path: Path) -> None:
-    """Each query of the dashboard is PromQL, as a rule that records it shows."""
+    """Each query of the dashboard is valid PromQL, checked as a recording rule."""
     rules = [
         {"record": f"query:{n}", "expr": q.replace("$model", ".*")} for n, q in enumerate(queries())
     ]
@@ -266,7 +272,7 @@ def test_promtool_reads_the_queries(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", [["rules", "alerts.yaml"], ["config", "prometheus.yaml"]])
 def test_promtool(what: list[str]) -> None:
-    """Prometheus' own check accepts the files."""
+    """promtool accepts the alert rules and the Prometheus configuration."""
     kind, name = what
     command = [program("promtool", "prometheus"), "check", kind, str(ROOT / "deploy" / name)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -274,7 +280,7 @@ def test_promtool(what: list[str]) -> None:
 
 
 def test_metrics_follow_the_conventions(fake_server: ServerProcess) -> None:
-    """``promtool check metrics`` has nothing to say; no ``_created`` samples are sent."""
+    """``promtool check metrics`` reports nothing, and the server sends no ``_created`` samples."""
     fake_server.post({"prompt": "a", "steps": 1})
     text = httpx2.get(f"{fake_server.url}/metrics", timeout=10).text
     assert "_created" not in text
@@ -284,7 +290,7 @@ def test_metrics_follow_the_conventions(fake_server: ServerProcess) -> None:
 
 
 def test_json_lines_and_traces(tmp_path: Path) -> None:
-    """A line of the log is an object with the fields of the request; traceparent is answered."""
+    """A log line is an object with the request's fields; a valid traceparent is answered."""
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "Authorization": "Bearer one"}
     settings: dict[str, Any] = {"engine": "fake", "log_format": "json", "api_keys": "one"}
@@ -306,7 +312,7 @@ def test_json_lines_and_traces(tmp_path: Path) -> None:
 
 
 def test_errors_are_counted_by_reason(fake_server: ServerProcess) -> None:
-    """The reason of the answer is the label."""
+    """Errors are counted by the reason in the answer."""
     before = fake_server.metric("sdstream_http_errors_total", reason="missing_field")
     fake_server.post({})
     after = fake_server.metric("sdstream_http_errors_total", reason="missing_field")

@@ -1,4 +1,4 @@
-"""Clients that leave: their work stops within a step, whatever way they go and wherever it is."""
+"""Clients that disconnect: their jobs stop within a step, in the queue and in the worker."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Way = Literal["fin", "rst", "half-close"]
 LONG: dict[str, Any] = {"prompt": "step=0.05", "size": "64x64", "sample_steps": 150, "n": 4}
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 2}
 
-#: One step and a tenth of a second, and the patience that a busy machine needs; a job that went on
-#: would take thirty seconds.
+#: Seconds for one step, with a margin for a busy machine. A job that was not cancelled would take
+#: thirty seconds.
 SOON = 10.0
 
 
 def ended(server: ServerProcess, outcome: str) -> float:
-    """Jobs that ended so since the server began."""
+    """Return the number of jobs that ended with an outcome since the server began."""
     return server.metric("sdstream_jobs_total", outcome=outcome)
 
 
 def wait_for_running(server: ServerProcess) -> None:
-    """Until a job is with the worker."""
+    """Wait until a worker runs a job."""
     wait_until(lambda: server.metric("sdstream_running_jobs") == 1, 5, "no job runs")
 
 
@@ -45,7 +45,7 @@ def wait_for_running(server: ServerProcess) -> None:
 def test_work_stops_when_its_client_leaves(
     fake_server: ServerProcess, way: Way, stream: bool
 ) -> None:
-    """FIN, RST and half-close end the job within a step; the same process draws the next one."""
+    """FIN, RST and half-close end the job within a step; the worker's process stays the same."""
     cancelled, completed = ended(fake_server, "cancelled"), ended(fake_server, "completed")
     pid = fake_server.worker_pid()
     call = Call(fake_server, {**LONG, "stream": stream})
@@ -64,7 +64,7 @@ def test_work_stops_when_its_client_leaves(
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 def test_the_log_tells_that_the_client_left(fake_server: ServerProcess, stream: bool) -> None:
-    """The job's line in the log says cancelled, not that it is still running."""
+    """The log reports a job as cancelled when its client leaves."""
     call = Call(fake_server, {**LONG, "stream": stream})
     wait_for_running(fake_server)
     job = call.answer.headers["X-Job-Id"] if stream else ""
@@ -77,7 +77,7 @@ def test_the_log_tells_that_the_client_left(fake_server: ServerProcess, stream: 
 
 
 def test_the_log_tells_that_a_job_goes_on(fake_server: ServerProcess) -> None:
-    """Who is answered at once, who looks on and who leaves a background job end nothing."""
+    """The log reports a background job as unfinished when its creator or an observer leaves."""
     job = begin(fake_server, LONG)["id"]
     wait_for(fake_server, job, "running")
     with EventStream(fake_server, f"/v1/jobs/{job}/events") as stream:
@@ -98,7 +98,7 @@ def test_the_log_tells_that_a_job_goes_on(fake_server: ServerProcess) -> None:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])
 @pytest.mark.parametrize("way", ["fin", "rst"])
 def test_a_job_that_waits_never_runs(fake_server: ServerProcess, way: Way, stream: bool) -> None:
-    """Who leaves the queue costs no step: this prompt would have ended the worker at its first."""
+    """A queued job never runs after its client leaves; its prompt would crash the worker."""
     starts = fake_server.metric("sdstream_worker_starts_total")
     cancelled = ended(fake_server, "cancelled")
     running = Call(fake_server, {**LONG, "stream": True})
@@ -115,7 +115,7 @@ def test_a_job_that_waits_never_runs(fake_server: ServerProcess, way: Way, strea
 
 
 def test_who_waits_moves_up(fake_server: ServerProcess) -> None:
-    """When somebody in front leaves the queue, the others hear their new place."""
+    """A queued job gets an event with its new position when a job in front of it is cancelled."""
     running = Call(fake_server, {**LONG, "stream": True})
     running.wait_for("running")
     front = Call(fake_server, {**QUICK, "stream": True})
@@ -130,18 +130,18 @@ def test_who_waits_moves_up(fake_server: ServerProcess) -> None:
 
 
 def test_a_client_that_never_reads_its_answer(fake_server: ServerProcess) -> None:
-    """A reset that follows the request at once leaves nothing behind."""
+    """A client that resets its connection right after the request leaves no running job."""
     before = ended(fake_server, "cancelled")
     for stream in (True, False):
         Call(fake_server, {**LONG, "stream": stream}).leave("rst")
     assert fake_server.post(QUICK).status_code == 200
-    # Both may have gone before they were a job at all.
+    # Both clients may have left before their jobs existed.
     assert ended(fake_server, "cancelled") - before <= 2
     assert fake_server.metric("sdstream_running_jobs") == 0
 
 
 def test_many_clients_leave_at_once(fake_server: ServerProcess) -> None:
-    """After fifty have left, the next image needs no more than its own time."""
+    """The next image is generated at once after fifty clients have left."""
     before = ended(fake_server, "cancelled")
     calls = [Call(fake_server, {**LONG, "n": 1, "stream": k % 2 == 0}) for k in range(50)]
     wait_until(lambda: fake_server.metric("sdstream_queued_images") == 49, 10, "they do not wait")
@@ -154,7 +154,7 @@ def test_many_clients_leave_at_once(fake_server: ServerProcess) -> None:
 
 
 async def leave_behind(path: Path, body: dict[str, Any]) -> None:
-    """Ask for a stream, and leave when it begins."""
+    """Request a stream, and disconnect when it begins."""
     reader, writer = await asyncio.open_unix_connection(path)
     data = json.dumps(body)
     head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
@@ -167,7 +167,10 @@ async def leave_behind(path: Path, body: dict[str, Any]) -> None:
 
 
 def test_clients_that_leave_leave_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
-    """It would find the remains of a whole crowd at once, and block the event loop for as long."""
+    """Clients that leave create no reference cycles.
+
+    Collecting those of many clients at once would block the event loop.
+    """
     settings = Settings(engine="fake", data_dir=tmp_path / "data", grace_seconds=1)
 
     async def crowd() -> list[str]:

@@ -1,4 +1,4 @@
-"""Every route, with every kind of bad input: the one shape of errors, and never a 500."""
+"""Every route with every kind of invalid input: all errors have one format, and none is a 500."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JSON = {"Content-Type": "application/json"}
 STRICT = {**JSON, "Prefer": "handling=strict"}
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 
-#: What is wrong -> how it is sent. Each is bad for JSON routes and for form routes alike.
+#: Name of a fault -> arguments of the request, which is invalid for JSON and for form routes.
 BAD: dict[str, dict[str, Any]] = {
     "nothing": {"content": b"", "headers": JSON},
     "no json": {"content": b"{", "headers": JSON},
@@ -51,7 +51,7 @@ BAD: dict[str, dict[str, Any]] = {
     "an unknown file": {"files": {"nothing": b"garbage"}, "data": {"prompt": "a"}},
 }
 
-#: Routes that take no body, or any.
+#: Routes that read no body or accept any.
 BODILESS = {
     "/v1/tokens",
     "/v1/models/reload",
@@ -65,19 +65,16 @@ BODILESS = {
     "/sdapi/v1/unload-checkpoint",
     "/sdapi/v1/reload-checkpoint",
     *(path for path in POSTS if path.startswith("/sdapi/v1/refresh-")),
-    # What these would read, no model here can do.
+    # No model supports these, so they read no body.
     "/sdapi/v1/interrogate",
     "/controlnet/detect",
 }
 
 
 def check_shape(answer: httpx2.Response) -> dict[str, Any]:
-    """The object under ``error`` with its five members, its status as code, and ``detail``.
-
-    Returns it.
-    """
+    """Check that an error has all its members and the answer's status, and return it."""
     body = answer.json()
-    # sd-server's API has the message under "error", and ours beside it.
+    # sd-server's API has the message under "error"; the other members are beside it.
     error: dict[str, Any] = body["error"] if isinstance(body["error"], dict) else body
     assert {"code", "message", "type", "param", "reason"} <= set(error)
     assert error["code"] == answer.status_code
@@ -89,7 +86,7 @@ def check_shape(answer: httpx2.Response) -> dict[str, Any]:
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("what", BAD)
 def test_bad_bodies(fake_server: ServerProcess, path: str, what: str) -> None:
-    """4xx in the one shape, whatever the route and whatever is wrong."""
+    """Each route answers each invalid body with a 4xx in the common format."""
     if path in BODILESS:
         pytest.skip("the route reads no body")
     answer = httpx2.post(fake_server.url + path, timeout=20, **BAD[what])
@@ -99,7 +96,7 @@ def test_bad_bodies(fake_server: ServerProcess, path: str, what: str) -> None:
 
 @pytest.mark.parametrize("path", POSTS)
 def test_the_wrong_method(fake_server: ServerProcess, path: str) -> None:
-    """405 in the one shape."""
+    """A wrong method gets a 405 in the common format."""
     answer = httpx2.request("PUT", fake_server.url + path)
     assert answer.status_code == 405
     check_shape(answer)
@@ -107,13 +104,13 @@ def test_the_wrong_method(fake_server: ServerProcess, path: str) -> None:
 
 @pytest.mark.parametrize("path", [path for path in GETS if "{" in path])
 def test_what_is_not_there(fake_server: ServerProcess, path: str) -> None:
-    """404 in the one shape."""
+    """An unknown id gets a 404 in the common format."""
     answer = httpx2.get(fake_server.url + re.sub(r"{\w+}", "nobody", path))
     assert answer.status_code == 404
     check_shape(answer)
 
 
-#: Path of each route that reads a body -> the types of bodies.
+#: Path of each route that reads a body -> its media types.
 READERS = {
     re.sub(r"{\w+}", "default", path): {*operations["post"]["requestBody"]["content"]}
     for path, operations in document()["paths"].items()
@@ -124,7 +121,7 @@ READERS = {
 
 @pytest.mark.parametrize("path", READERS)
 def test_packed_bodies_are_read(fake_server: ServerProcess, path: str) -> None:
-    """A body in gzip is answered as it is without, on routes of JSON and of forms."""
+    """A body in gzip gets the same answer as the plain body, on JSON and on form routes."""
     for what in ("unknown field", "a form of garbage"):
         with httpx2.Client() as client:
             request = client.build_request("POST", fake_server.url + path, **BAD[what])
@@ -140,7 +137,7 @@ def test_packed_bodies_are_read(fake_server: ServerProcess, path: str) -> None:
 
 @pytest.mark.parametrize("path", READERS)
 def test_bodies_in_other_codings(fake_server: ServerProcess, path: str) -> None:
-    """415 names the coding; gzip that is none is a 400, and a bomb a 413."""
+    """An unsupported coding gets a 415, invalid gzip a 400, and a gzip bomb a 413."""
     headers, begin = JSON, b""
     if READERS[path] == {"multipart/form-data"}:
         headers, begin = (
