@@ -108,7 +108,7 @@ def grace_seconds() -> float:
 
 
 def test_kubernetes() -> None:
-    """Variables are settings, routes are probes, and the pod ends after its server."""
+    """The manifest's variables are settings, its probes are routes, its pod outlives the server."""
     documents = list(yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text()))
     assert [one["kind"] for one in documents] == ["Deployment", "Service", "PersistentVolumeClaim"]
     pod: dict[str, Any] = documents[0]["spec"]["template"]["spec"]

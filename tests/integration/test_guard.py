@@ -1,4 +1,4 @@
-"""Connections that are slow, endless or never read: each is cut, and only they are."""
+"""Connections that are slow, endless or unread are closed, and no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Writer: TypeAlias = asyncio.StreamWriter
 
 
 class Impatient(TimeoutProtocol):
-    """The guard with deadlines that a test can wait for."""
+    """The protocol with time limits that are short enough for a test."""
 
     head_seconds = 0.4
     max_head_bytes = 4096
@@ -31,9 +31,9 @@ class Impatient(TimeoutProtocol):
 
 
 async def read_all_then_answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """Take the whole body, then answer with its length, or with 8 MiB at /big.
+    """Read the whole body and answer with its length, or with 8 MiB at /big.
 
-    /refuse takes nothing of it, and /slow longer than the guard waits for any client.
+    /refuse reads no body, and /slow takes longer than any of the time limits.
     """
     assert scope["type"] == "http"
     size, more = 0, scope["path"] != "/refuse"
@@ -53,7 +53,7 @@ async def read_all_then_answer(scope: Scope, receive: Receive, send: Send) -> No
 
 @asynccontextmanager
 async def guarded() -> AsyncIterator[int]:
-    """The port of a server behind the impatient guard."""
+    """Run a server with the impatient protocol; yield its port."""
     port = free_port()
     config = uvicorn.Config(
         read_all_then_answer, port=port, http=Impatient, lifespan="off", log_config=None
@@ -82,7 +82,7 @@ def with_connection(talk: Callable[[Reader, Writer], Awaitable[None]]) -> None:
 
 
 async def until_cut(reader: Reader) -> bytes:
-    """What came until the server ended the connection."""
+    """Return what the server sends until it closes the connection."""
     received = b""
     try:
         while part := await reader.read(65536):
@@ -93,7 +93,7 @@ async def until_cut(reader: Reader) -> bytes:
 
 
 def test_a_silent_connection_is_closed() -> None:
-    """Who connects and says nothing is cut without an answer."""
+    """A client that connects and sends nothing is disconnected without an answer."""
 
     async def talk(reader: Reader, _writer: Writer) -> None:
         assert await until_cut(reader) == b""
@@ -102,7 +102,7 @@ def test_a_silent_connection_is_closed() -> None:
 
 
 def test_a_trickled_head_is_cut() -> None:
-    """A byte now and then does not keep a connection alive."""
+    """A head that arrives byte by byte does not keep a connection open."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         async def trickle() -> None:
@@ -118,7 +118,7 @@ def test_a_trickled_head_is_cut() -> None:
 
 
 def test_a_head_that_is_too_long_is_cut() -> None:
-    """Headers are bounded in bytes."""
+    """A head with too many bytes closes the connection."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 10_000)
@@ -128,7 +128,7 @@ def test_a_head_that_is_too_long_is_cut() -> None:
 
 
 def test_a_body_that_does_not_come_is_cut() -> None:
-    """The promised length does not hold a connection."""
+    """A connection is closed when the declared body does not arrive."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\nabc")
@@ -138,7 +138,7 @@ def test_a_body_that_does_not_come_is_cut() -> None:
 
 
 def test_a_slow_but_steady_body_is_taken() -> None:
-    """Each byte earns time: what keeps the rate may take longer than the first allowance."""
+    """A body at the required rate may take longer than ``body_seconds``."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n")
@@ -151,7 +151,7 @@ def test_a_slow_but_steady_body_is_taken() -> None:
 
 
 def test_a_reader_that_stalls_is_cut() -> None:
-    """An answer that nobody reads does not stay in memory."""
+    """A client that stops reading its answer is disconnected."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -162,7 +162,7 @@ def test_a_reader_that_stalls_is_cut() -> None:
 
 
 def test_a_slow_reader_gets_every_byte() -> None:
-    """Slow is not stalled."""
+    """A client that reads slowly gets the whole answer."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -178,7 +178,7 @@ def test_a_slow_reader_gets_every_byte() -> None:
 
 
 def test_one_connection_serves_many_requests() -> None:
-    """The deadlines begin anew with each request, and an answered one leaves none behind."""
+    """The time limits begin again with each request, and end with its answer."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         for _ in range(3):
@@ -190,7 +190,7 @@ def test_one_connection_serves_many_requests() -> None:
 
 
 def test_requests_that_do_not_wait_for_answers() -> None:
-    """Each gets its own, however long an earlier one takes and in whatever pieces it came."""
+    """Pipelined requests each get their answer, in whatever pieces they arrive."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         first = b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc"
@@ -207,7 +207,7 @@ def test_requests_that_do_not_wait_for_answers() -> None:
 
 
 def test_a_later_body_that_does_not_come_is_cut() -> None:
-    """Its time begins with the answer to the request before it."""
+    """The time for a pipelined body begins with the answer to the request before it."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc")
@@ -218,7 +218,7 @@ def test_a_later_body_that_does_not_come_is_cut() -> None:
 
 
 async def send_a_million(writer: Writer) -> None:
-    """A body of so many bytes, in pieces that the server takes one by one."""
+    """Send a body of a million bytes in pieces that the server reads one by one."""
     for _ in range(10):
         writer.write(b"x" * 100_000)
         await writer.drain()
@@ -226,7 +226,7 @@ async def send_a_million(writer: Writer) -> None:
 
 
 def test_a_body_that_nobody_reads_may_be_sent() -> None:
-    """Who is refused at once and sends on finds the answer, and the connection still serves."""
+    """A client may send the rest of a rejected body; the connection stays usable."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         for _ in range(3):
@@ -238,7 +238,7 @@ def test_a_body_that_nobody_reads_may_be_sent() -> None:
 
 
 def test_a_refused_client_that_wants_one_answer_gets_it() -> None:
-    """Connection: close ends the connection after what the client sends, not within it."""
+    """``Connection: close`` takes effect after the client has sent a rejected body."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
@@ -254,7 +254,7 @@ def test_a_refused_client_that_wants_one_answer_gets_it() -> None:
 
 @pytest.mark.parametrize("sent", [1000, 8 * 2**20])
 def test_a_body_that_nobody_reads_is_bounded(sent: int) -> None:
-    """In time and in bytes."""
+    """An unread body is limited in time and in bytes."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999\r\n\r\n")
@@ -266,7 +266,7 @@ def test_a_body_that_nobody_reads_is_bounded(sent: int) -> None:
 
 
 def test_after_an_unread_body_the_next_head_must_come() -> None:
-    """A byte now and then keeps no connection alive there either."""
+    """A connection is closed if no head follows an unread body in time."""
 
     async def talk(reader: Reader, writer: Writer) -> None:
         writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")

@@ -1,4 +1,4 @@
-"""HAProxy in front of two fronts, on the block of docs/deploy/cluster.md."""
+"""HAProxy in front of two fronts, with the configuration in docs/deploy/cluster.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = {"prompt": "a", "size": "64x64", "sample_steps": 2}
 
 @contextmanager
 def haproxy(folder: Path, first: ServerProcess, second: ServerProcess) -> Iterator[str]:
-    """Run the guide's block; only its ports are other ones. Yields the base address."""
+    """Run HAProxy with the guide's configuration on other ports; yield the base address."""
     program = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
     if program is None:
         why = "haproxy is not installed (Debian: apt install haproxy)"
@@ -50,7 +50,7 @@ def haproxy(folder: Path, first: ServerProcess, second: ServerProcess) -> Iterat
 
 
 def test_requests_go_to_the_front_that_is_ready(tmp_path: Path) -> None:
-    """A second front that is not ready gets none; it gets all when the first one is gone."""
+    """HAProxy sends requests only to the ready front, and to the second when the first stops."""
     folders = [tmp_path / name for name in ("first", "second")]
     for folder in folders:
         folder.mkdir()

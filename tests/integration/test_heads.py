@@ -1,4 +1,4 @@
-"""Heads of requests that servers read in two ways, and clients of HTTP/1.0."""
+"""Heads of requests that servers interpret differently, and clients of HTTP/1.0."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CHUNKS = b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
 
 
 def said(*pieces: bytes, to: tuple[str, int] | None = None) -> bytes:
-    """All that a server answers to these pieces, each sent as a segment of its own.
+    """Send pieces, each as a separate segment, and return everything that the server answers.
 
     Args:
-        pieces: What is sent.
-        to: The server's address; None is one that answers with the length of the body.
+        pieces: The pieces to send.
+        to: The server's address; None is a server that answers with the length of the body.
     """
     answers: list[bytes] = []
 
@@ -45,7 +45,7 @@ def said(*pieces: bytes, to: tuple[str, int] | None = None) -> bytes:
 
 
 def statuses(answer: bytes) -> list[int]:
-    """The status of each answer on a connection."""
+    """Return the status of each answer on a connection."""
     return [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
 
 
@@ -54,7 +54,7 @@ def statuses(answer: bytes) -> list[int]:
     [(b"content-length: 5\r\n", b"hello"), (b"transfer-encoding: chunked\r\n", CHUNKS)],
 )
 def test_an_upgrade_that_is_offered_is_ignored(head: bytes, body: bytes) -> None:
-    """The body is read as the body, however it comes, and the next request is the next one."""
+    """An offered upgrade is ignored: the body and the next request are read as usual."""
     first = b"POST / HTTP/1.1\r\nhost: x\r\n" + OFFER + head + b"\r\n"
     for pieces in (
         (first + body + NEXT,),
@@ -68,7 +68,7 @@ def test_an_upgrade_that_is_offered_is_ignored(head: bytes, body: bytes) -> None
 
 
 def test_a_body_is_never_a_request() -> None:
-    """What was sent as the body of one request is not served as another."""
+    """The body of a request is never served as another request."""
     hidden = b"DELETE / HTTP/1.1\r\nhost: x\r\n\r\n"
     length = b"content-length: %d\r\n\r\n" % len(hidden)
     head = b"POST / HTTP/1.1\r\nhost: x\r\n" + OFFER + length
@@ -78,7 +78,7 @@ def test_a_body_is_never_a_request() -> None:
 
 
 def test_an_upgrade_without_a_body() -> None:
-    """Two at once, and one that wants the connection's end."""
+    """An upgrade without a body is ignored, pipelined or with ``Connection: close``."""
     offer = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
     assert statuses(said(offer + offer + NEXT)) == [200, 200, 200]
     last = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close, upgrade\r\nupgrade: h2c\r\n\r\n"
@@ -86,7 +86,7 @@ def test_an_upgrade_without_a_body() -> None:
 
 
 def test_connect_is_for_proxies() -> None:
-    """What follows it is nobody's to read."""
+    """CONNECT gets a 400, and nothing that follows it is served."""
     assert statuses(said(b"CONNECT x:1 HTTP/1.1\r\nhost: x:1\r\n\r\n" + NEXT)) == [400]
 
 
@@ -103,7 +103,7 @@ def test_connect_is_for_proxies() -> None:
     ],
 )
 def test_hosts(head: bytes, status: int) -> None:
-    """HTTP/1.1 names one host; a request that does not is the last on its connection."""
+    """An invalid Host gets a 400 and ends the connection; HTTP/1.0 may omit it."""
     answer = said(head + b"content-length: 5\r\n\r\n", b"hello", NEXT)
     assert statuses(answer) == ([status] if status == 400 or b"1.0" in head else [200, 200])
     if status == 400:
@@ -121,7 +121,7 @@ def test_hosts(head: bytes, status: int) -> None:
     ],
 )
 def test_transfer_codings(version: bytes, coding: bytes, status: int) -> None:
-    """What cannot be decoded is not handed on as if it were the body."""
+    """The only accepted transfer coding is ``chunked``, in HTTP/1.1."""
     head = b"POST / HTTP/%b\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: %b\r\n\r\n"
     assert statuses(said(head % (version, coding) + CHUNKS + NEXT)) == [status]
 
@@ -144,7 +144,7 @@ def test_a_stream_for_a_client_that_wants_the_end(fake_server: ServerProcess, ve
 
 
 def test_plain_answers_of_http_1_0(fake_server: ServerProcess) -> None:
-    """They have their length and no chunks; HEAD has no body."""
+    """An answer to HTTP/1.0 has no chunks; HEAD has no body."""
     answer = said(b"GET /livez HTTP/1.0\r\n\r\n", to=fake_server.address)
     assert answer.endswith(b'\r\n\r\n{"status":"ok"}')
     assert said(b"HEAD /livez HTTP/1.0\r\n\r\n", to=fake_server.address).endswith(b"\r\n\r\n")

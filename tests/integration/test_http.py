@@ -1,4 +1,4 @@
-"""Plain answers, errors and the GET routes over real HTTP, from the fake engine."""
+"""Plain answers, errors and the GET routes over real HTTP, with the fake engine."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ OPEN_ROUTES = ("/livez", "/readyz", "/health")
 
 
 def image_of(item: dict[str, Any]) -> Image.Image:
-    """The picture in one entry of ``data``."""
+    """Decode the image in one entry of ``data``."""
     return Image.open(io.BytesIO(base64.b64decode(item["b64_json"], validate=True)))
 
 
 def error_of(answer: httpx2.Response) -> dict[str, Any]:
-    """The error of an answer, after a look at its shape."""
+    """Check the format of an answer's error, and return it."""
     body = answer.json()
     assert {*body} == {"error", "detail"}
     error: dict[str, Any] = body["error"]
@@ -53,7 +53,7 @@ def error_of(answer: httpx2.Response) -> dict[str, Any]:
 
 
 def test_a_plain_answer_has_every_field(fake_server: ServerProcess) -> None:
-    """The members of OpenAI's answer and GPUStack's, with every effective value."""
+    """A plain answer has OpenAI's and GPUStack's members, and all effective options."""
     answer = fake_server.post(
         {**QUICK, "size": "128x128", "n": 2, "seed": 11, "cfg_scale": 2, "user": "me"}
     )
@@ -97,7 +97,7 @@ def test_a_plain_answer_has_every_field(fake_server: ServerProcess) -> None:
 
 
 def test_defaults_come_from_the_catalogue(fake_server: ServerProcess) -> None:
-    """A bare prompt is drawn with the model's own size, steps, sampler, schedule and cfg scale."""
+    """A request with only a prompt uses the model's defaults."""
     chosen = fake_server.post({"prompt": "a circle"}).json()["parameters"]
     seed = chosen.pop("seed")
     assert 0 <= seed < 2**53
@@ -118,7 +118,7 @@ def test_defaults_come_from_the_catalogue(fake_server: ServerProcess) -> None:
 def test_accept_chooses_the_bytes_of_an_image(
     fake_server: ServerProcess, accept: str, media_type: str, kind: str
 ) -> None:
-    """Accept: image/… answers with the file itself, its seed and its end in headers."""
+    """``Accept: image/…`` returns the image file, with its seed and finish reason in headers."""
     answer = fake_server.post({**QUICK, "seed": 3}, headers={"Accept": accept})
     assert answer.headers["Content-Type"] == media_type
     assert answer.headers["Content-Length"] == str(len(answer.content))
@@ -133,7 +133,7 @@ def test_accept_chooses_the_bytes_of_an_image(
     "accept", ["application/json", "*/*", "application/*", "text/event-stream"]
 )
 def test_other_accepts_are_json(fake_server: ServerProcess, accept: str) -> None:
-    """Whatever an SDK names beside image types gets JSON, also when it wanted to stream."""
+    """An Accept header without an image type gets JSON, even text/event-stream."""
     answer = fake_server.post(QUICK, headers={"Accept": accept})
     assert answer.headers["Content-Type"] == "application/json"
 
@@ -150,7 +150,7 @@ def test_other_accepts_are_json(fake_server: ServerProcess, accept: str) -> None
 def test_what_accept_cannot_get_is_406(
     fake_server: ServerProcess, accept: str, n: int, param: str | None
 ) -> None:
-    """Two images do not fit into one file, there are no web pages here, and a PNG is no JPEG."""
+    """An Accept header that the request cannot satisfy gets a 406."""
     body = {**QUICK, "n": n, "output_format": "jpeg"}
     answer = fake_server.post(body, headers={"Accept": accept})
     assert answer.status_code == 406
@@ -160,7 +160,7 @@ def test_what_accept_cannot_get_is_406(
 
 @pytest.mark.parametrize("spelling", ["url", "Url"])
 def test_a_url_answers_the_image(fake_server: ServerProcess, spelling: str) -> None:
-    """A link of response_format url gives the same bytes as b64_json, for as long as it lives."""
+    """The link of response_format url returns the same bytes as b64_json."""
     body = {**QUICK, "seed": 9, "output_format": "webp"}
     (item,) = fake_server.post({**body, "response_format": spelling}).json()["data"]
     assert item["b64_json"] is None
@@ -172,7 +172,7 @@ def test_a_url_answers_the_image(fake_server: ServerProcess, spelling: str) -> N
 
 
 def test_public_url_begins_the_links(tmp_path: Path) -> None:
-    """Behind a proxy the links begin with what the setting says."""
+    """Links of images begin with the public URL."""
     public = "https://pictures.example/api"
     with running_server(tmp_path, engine="fake", public_url=public) as server:
         (item,) = server.post({**QUICK, "response_format": "url"}).json()["data"]
@@ -180,7 +180,7 @@ def test_public_url_begins_the_links(tmp_path: Path) -> None:
 
 
 def test_an_image_that_cannot_be_stored_is_said_so(tmp_path: Path) -> None:
-    """Where the store alone would have it the job fails; else its client gets the bytes."""
+    """If images cannot be stored, a request for a URL gets a 507, and one for base64 succeeds."""
     with running_server(tmp_path, engine="fake") as server:
         (tmp_path / "data" / "images").rmdir()
         (tmp_path / "data" / "images").write_text("a file where the folder should be")
@@ -191,7 +191,7 @@ def test_an_image_that_cannot_be_stored_is_said_so(tmp_path: Path) -> None:
 
 
 def test_data_urls_for_mistral_rs(fake_server: ServerProcess) -> None:
-    """The literal B64Json puts a data: prefix before the base64."""
+    """The response format B64Json puts a data: prefix before the base64."""
     body = {**QUICK, "response_format": "B64Json", "output_format": "jpeg"}
     (item,) = fake_server.post(body).json()["data"]
     prefix, _, text = item["b64_json"].partition(",")
@@ -200,7 +200,7 @@ def test_data_urls_for_mistral_rs(fake_server: ServerProcess) -> None:
 
 
 def test_a_failed_job_is_not_to_be_retried(fake_server: ServerProcess) -> None:
-    """A generation that failed answers 500 and tells clients not to double the work."""
+    """A failed generation gets a 500 that asks the client not to retry."""
     answer = fake_server.post({**QUICK, "prompt": "fail=1"})
     assert answer.status_code == 500
     assert answer.headers["x-should-retry"] == "false"
@@ -210,7 +210,7 @@ def test_a_failed_job_is_not_to_be_retried(fake_server: ServerProcess) -> None:
 
 
 def test_a_dialect_in_the_query_is_not_passed_over(fake_server: ServerProcess) -> None:
-    """Unknown query keys are ignored, but ?dialect= chooses a form, or is refused by name."""
+    """Unknown query keys are ignored, but ``dialect`` selects a stream format or is rejected."""
     assert fake_server.post(QUICK, params={"t": "123"}).status_code == 200
     answer = fake_server.post({**QUICK, "stream": True}, params={"dialect": "openai"})
     assert '"type":"image_generation.completed"' in answer.text
@@ -223,28 +223,28 @@ def test_a_dialect_in_the_query_is_not_passed_over(fake_server: ServerProcess) -
 
 @pytest.mark.parametrize("given", ["abc-1.2:3_4", "x" * 128])
 def test_a_sane_request_id_is_echoed(fake_server: ServerProcess, given: str) -> None:
-    """A client's X-Request-Id comes back."""
+    """A valid X-Request-Id is returned."""
     answer = httpx2.get(f"{fake_server.url}/livez", headers={"X-Request-Id": given})
     assert answer.headers["X-Request-Id"] == given
 
 
 @pytest.mark.parametrize("given", ["", "two words", "x" * 129, "a/b", "naïve", '"quoted"'])
 def test_an_insane_request_id_is_replaced(fake_server: ServerProcess, given: str) -> None:
-    """What would not look well in a log gets an id of the server's own."""
+    """An invalid X-Request-Id is replaced by a generated one."""
     headers = {b"X-Request-Id": given.encode()}
     answer = httpx2.get(f"{fake_server.url}/livez", headers=headers)
     assert re.fullmatch(r"[0-9a-f]{24}", answer.headers["X-Request-Id"])
 
 
 def test_every_answer_has_a_request_id(fake_server: ServerProcess) -> None:
-    """Errors, too, can be found again in the log."""
+    """An error has a request id, which is also in the log."""
     answer = httpx2.get(f"{fake_server.url}/nowhere")
     word = f"request={answer.headers['X-Request-Id']}"
     wait_until(lambda: fake_server.log_lines(word), 5, "the request is not in the log")
 
 
 def test_the_log_has_one_line_a_job(fake_server: ServerProcess) -> None:
-    """One line tells id, model, size, steps, seconds and outcome, and never the prompt."""
+    """A job has one line in the log, with its options and outcome but without its prompt."""
     secret = "a very private prompt"
     job = fake_server.post({**QUICK, "prompt": secret}).headers["X-Job-Id"]
     wait_until(lambda: fake_server.log_lines(f"job={job}"), 5, "the job is not in the log")
@@ -256,7 +256,7 @@ def test_the_log_has_one_line_a_job(fake_server: ServerProcess) -> None:
 
 
 def test_an_unknown_route_is_404(fake_server: ServerProcess) -> None:
-    """Nothing is served there, and the answer is JSON all the same."""
+    """An unknown route gets a 404 in JSON."""
     answer = httpx2.get(f"{fake_server.url}/nowhere")
     assert answer.status_code == 404
     error = error_of(answer)
@@ -278,7 +278,7 @@ def test_an_unknown_route_is_404(fake_server: ServerProcess) -> None:
 def test_a_wrong_method_is_405(
     fake_server: ServerProcess, method: str, path: str, allowed: str
 ) -> None:
-    """The answer names the methods that the path takes, of all of its routes."""
+    """The answer lists the methods of all routes with this path."""
     answer = httpx2.request(method, fake_server.url + path)
     assert answer.status_code == 405
     assert answer.headers["Allow"] == allowed
@@ -288,7 +288,7 @@ def test_a_wrong_method_is_405(
 
 
 def test_unknown_things_are_404(fake_server: ServerProcess) -> None:
-    """A model and an image that are not there have reasons of their own."""
+    """An unknown model or image gets a 404 with a specific reason."""
     for path, reason in (
         ("/v1/models/none", "model_not_found"),
         ("/v1/images/none/content", "image_not_found"),
@@ -304,7 +304,7 @@ def test_unknown_things_are_404(fake_server: ServerProcess) -> None:
 
 
 def test_models(fake_server: ServerProcess) -> None:
-    """The list has OpenAI's shape, plus state, defaults and what the model can do."""
+    """The list has OpenAI's format, plus each model's state, defaults and capabilities."""
     body = httpx2.get(f"{fake_server.url}/v1/models").json()
     assert body["object"] == "list"
     (model,) = body["data"]
@@ -322,7 +322,7 @@ def test_models(fake_server: ServerProcess) -> None:
 
 
 def test_openapi(fake_server: ServerProcess) -> None:
-    """The document describes every route, and the options that it lists are the ones it takes."""
+    """The document describes every route, and the server accepts the options that it lists."""
     document = httpx2.get(f"{fake_server.url}/openapi.json").json()
     assert document["openapi"].startswith("3.1")
     for path, operations in document["paths"].items():
@@ -349,7 +349,7 @@ def test_openapi(fake_server: ServerProcess) -> None:
 
 
 def test_metrics_after_a_job(fake_server: ServerProcess) -> None:
-    """A job counts as a request, a job, its images, its steps and its seconds by phase."""
+    """A job increases the metrics of requests, jobs, images, steps and seconds by phase."""
     labels: dict[str, Any] = {"model": "embedded"}
 
     def counted() -> list[float]:
@@ -382,7 +382,7 @@ def test_metrics_after_a_job(fake_server: ServerProcess) -> None:
 
 @pytest.fixture(scope="module")
 def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with two keys, an origin, and room for four waiting images."""
+    """A server with two keys, an allowed origin, and a queue of four images."""
     folder = tmp_path_factory.mktemp("guarded")
     with running_server(
         folder,
@@ -399,7 +399,7 @@ KEY = {"Authorization": "Bearer first-key"}
 
 @pytest.mark.parametrize("path", ROUTES)
 def test_no_route_answers_without_a_key(guarded_server: ServerProcess, path: str) -> None:
-    """All but the probes ask for a key, also where nothing is served."""
+    """Every path except the probes requires a key, even one that does not exist."""
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic first-key"}):
         answer = httpx2.get(guarded_server.url + path, headers=headers)
         assert answer.status_code == 401
@@ -409,7 +409,7 @@ def test_no_route_answers_without_a_key(guarded_server: ServerProcess, path: str
 
 
 def test_no_picture_without_a_key(guarded_server: ServerProcess) -> None:
-    """A key is asked for before the body is read."""
+    """A generation requires a valid key."""
     assert guarded_server.post(QUICK).status_code == 401
     assert guarded_server.post(QUICK, headers={"X-Api-Key": "first-key"}).status_code == 200
     assert guarded_server.post(QUICK, headers={"X-Api-Key": "first"}).status_code == 401
@@ -417,7 +417,7 @@ def test_no_picture_without_a_key(guarded_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("path", OPEN_ROUTES)
 def test_probes_need_no_key(guarded_server: ServerProcess, path: str) -> None:
-    """Orchestrators carry none."""
+    """The probes need no key."""
     assert httpx2.get(guarded_server.url + path).status_code == 200
 
 
@@ -430,13 +430,13 @@ def test_probes_need_no_key(guarded_server: ServerProcess, path: str) -> None:
     ],
 )
 def test_each_key_opens(guarded_server: ServerProcess, headers: dict[str, str]) -> None:
-    """Any of the keys will do, as a bearer token or in X-Api-Key."""
+    """Each key is accepted, as a bearer token and in X-Api-Key."""
     assert guarded_server.post(QUICK, headers=headers).status_code == 200
     assert httpx2.get(f"{guarded_server.url}/v1/models", headers=headers).status_code == 200
 
 
 def test_keys_are_in_no_log_and_no_environment(guarded_server: ServerProcess) -> None:
-    """Neither the log nor the worker process gets to see a key."""
+    """Neither the log nor the worker's environment contains a key."""
     guarded_server.post(QUICK, headers=KEY)
     assert "first-key" not in guarded_server.log.read_text()
     environment = Path(f"/proc/{guarded_server.worker_pid()}/environ").read_bytes()
@@ -464,7 +464,7 @@ def test_cors(guarded_server: ServerProcess) -> None:
 
 
 def test_no_cors_by_default(fake_server: ServerProcess) -> None:
-    """Without the setting no page of another origin may read an answer."""
+    """No page of another origin can read an answer by default."""
     answer = fake_server.post(QUICK, headers={"Origin": "https://page.example"})
     assert "Access-Control-Allow-Origin" not in answer.headers
 
@@ -473,8 +473,7 @@ def test_no_cors_by_default(fake_server: ServerProcess) -> None:
 
 
 def test_a_full_queue_refuses_at_once(guarded_server: ServerProcess) -> None:
-    """Of 100 posts to a queue of 4, four or five are accepted; the rest hear 429 and when to come
-    again, quickly, and nobody's connection is reset."""
+    """A full queue rejects further requests with a 429 and Retry-After, and finishes its jobs."""
     running = Call(guarded_server, {"prompt": "step=0.1", "sample_steps": 150, "stream": True}, KEY)
     running.wait_for("running")
     waiting: list[Call] = []
@@ -502,7 +501,7 @@ def test_a_full_queue_refuses_at_once(guarded_server: ServerProcess) -> None:
 def test_a_batch_larger_than_the_queue_is_drawn_when_nobody_waits(
     guarded_server: ServerProcess,
 ) -> None:
-    """The bound is on what waits together: ten images by themselves are no queue."""
+    """A batch larger than the queue is accepted if no other image waits."""
     answer = guarded_server.post({**QUICK, "n": 10}, headers=KEY)
     assert len(answer.json()["data"]) == 10
 
@@ -538,7 +537,7 @@ BAD_JSON = {
 
 @pytest.mark.parametrize("body", BAD_JSON.values(), ids=BAD_JSON.keys())
 def test_bad_json_is_400(fake_server: ServerProcess, body: bytes) -> None:
-    """Whatever is not one JSON object is refused as such, never with a 500."""
+    """A body that is not one JSON object gets a 400."""
     answer = httpx2.post(
         fake_server.url + GENERATIONS, content=body, headers={"Content-Type": "application/json"}
     )
@@ -548,7 +547,7 @@ def test_bad_json_is_400(fake_server: ServerProcess, body: bytes) -> None:
 
 LONE = "\ud800"
 
-#: (fields beside a good prompt, the field that the answer must name, the reason)
+#: (fields beside a valid prompt, the field that the error must name, the reason)
 BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": None}, "prompt", "missing_field"),
     ({"prompt": 5}, "prompt", "invalid_value"),
@@ -653,7 +652,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
 def test_a_bad_field_is_named(
     fake_server: ServerProcess, fields: dict[str, Any], param: str, reason: str
 ) -> None:
-    """Every bad value is a 400 that names the field as the client spelled it, and why."""
+    """An invalid value gets a 400 with the field as the client spelled it, and the reason."""
     answer = httpx2.post(
         fake_server.url + GENERATIONS, content=json.dumps({**QUICK, **fields}).encode()
     )
@@ -680,14 +679,14 @@ ODD_TEXT: dict[str, dict[str, Any]] = {
     ids=[*ODD_TEXT, "repeated name"],
 )
 def test_lone_surrogates_are_a_fault_of_the_client(fake_server: ServerProcess, body: str) -> None:
-    """Escaped JSON can hold text without a UTF-8 form; quoting it in an error makes no 500."""
+    """Text with lone surrogates gets a 4xx, although UTF-8 cannot encode it."""
     answer = httpx2.post(fake_server.url + GENERATIONS, content=body.encode())
     assert answer.status_code in (400, 404)
     assert error_of(answer)["type"] in ("invalid_request_error", "not_found_error")
 
 
 def test_numbers_too_large_for_a_float_are_refused(fake_server: ServerProcess) -> None:
-    """1e999 is read as infinity by JSON parsers, and echoed it would be no JSON."""
+    """A number that becomes infinite as a float is rejected as invalid JSON."""
     for path in (GENERATIONS, "/sdapi/v1/txt2img"):
         body = b'{"prompt": "a", "cfg_scale": 1e999}'
         answer = httpx2.post(fake_server.url + path, content=body)
@@ -695,7 +694,7 @@ def test_numbers_too_large_for_a_float_are_refused(fake_server: ServerProcess) -
 
 
 def test_nulls_mean_not_given(fake_server: ServerProcess) -> None:
-    """Clients transmit null for every option that their user left out."""
+    """An option with the value null counts as absent."""
     document = httpx2.get(f"{fake_server.url}/openapi.json").json()
     options = document["components"]["schemas"]["Generation"]["properties"]
     body = {**dict.fromkeys(options), **QUICK, "user": None, "style": None, "partial_images": None}
@@ -705,14 +704,14 @@ def test_nulls_mean_not_given(fake_server: ServerProcess) -> None:
 
 
 def test_numbers_may_be_strings(fake_server: ServerProcess) -> None:
-    """Some clients send width, height and steps as strings."""
+    """Numbers may be strings, as some clients send them."""
     body = {"prompt": "a", "width": "64", "height": "80", "steps": "2", "cfg_scale": "1.5"}
     chosen = fake_server.post(body).json()["parameters"]
     assert (chosen["size"], chosen["sample_steps"], chosen["cfg_scale"]) == ("64x80", 2, 1.5)
 
 
 def test_a_generation_as_a_form(fake_server: ServerProcess) -> None:
-    """The same options as text fields; pictures to draw over belong elsewhere."""
+    """A generation accepts its options as a form, but no image."""
     url = fake_server.url + GENERATIONS
     fields = {"prompt": "a", "size": "64x80", "steps": "2", "n": "2", "stream_options_preview": ""}
     files = {name: (None, value) for name, value in fields.items()}
@@ -724,7 +723,7 @@ def test_a_generation_as_a_form(fake_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("media_type", ["text/plain", "image/png"])
 def test_other_media_types_are_415(fake_server: ServerProcess, media_type: str) -> None:
-    """This route reads JSON and multipart forms."""
+    """A media type other than JSON or a multipart form gets a 415."""
     answer = httpx2.post(
         fake_server.url + GENERATIONS, content=b"{}", headers={"Content-Type": media_type}
     )
@@ -739,7 +738,7 @@ MIB = 2**20
 
 
 class Upload:
-    """A request written by hand: how much of its body was taken, and what came back."""
+    """A raw request that counts the sent bytes of its body and keeps the answer."""
 
     def __init__(self, server: ServerProcess, head: str, parts: Iterator[bytes]) -> None:
         self.sent = 0
@@ -755,7 +754,7 @@ class Upload:
             for part in parts:
                 connection.sendall(part)
                 self.sent += len(part)
-        except OSError:  # the server has seen enough
+        except OSError:  # the server closed the connection
             return
 
     def _read(self, connection: socket.socket) -> bytes:
@@ -763,13 +762,13 @@ class Upload:
         try:
             while part := connection.recv(65536):
                 answer += part
-        except ConnectionResetError:  # it closed while more was on its way
+        except ConnectionResetError:  # the server closed it while the body was being sent
             pass
         return answer
 
 
 def endless(limit: int, frame: bool) -> Iterator[bytes]:
-    """Spaces in pieces of 64 KiB, with or without the framing of chunks."""
+    """Yield ``limit`` spaces in pieces of 64 KiB, with or without the framing of chunks."""
     piece = b" " * 65536
     for _ in range(limit // len(piece)):
         yield b"10000\r\n" + piece + b"\r\n" if frame else piece
@@ -777,7 +776,7 @@ def endless(limit: int, frame: bool) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("form", ["declared", "chunked"])
 def test_an_oversize_body_is_413(fake_server: ServerProcess, form: str) -> None:
-    """A body over the limit is refused in JSON, and the connection swallows no more of it."""
+    """An oversize body gets a 413 in JSON, and the server stops reading it."""
     chunked = form == "chunked"
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {200 * MIB}"
     upload = Upload(fake_server, f"{HEAD}{length}\r\n\r\n", endless(200 * MIB, chunked))
@@ -787,14 +786,14 @@ def test_an_oversize_body_is_413(fake_server: ServerProcess, form: str) -> None:
 
 
 def test_an_oversize_body_from_an_ordinary_client_is_413(fake_server: ServerProcess) -> None:
-    """A client that sends all before it reads gets to see the answer."""
+    """A client that sends its whole body before it reads receives the 413."""
     answer = fake_server.post({"prompt": "a" * 3 * MIB})
     assert answer.status_code == 413
     assert error_of(answer)["reason"] == "body_too_large"
 
 
 def test_more_than_the_declared_length_is_no_body(fake_server: ServerProcess) -> None:
-    """What follows a body is another request, and a bad one: the first is answered or both fail."""
+    """Bytes after the declared body are an invalid second request; the first may fail with it."""
     body = json.dumps(QUICK).encode()
     head = f"{HEAD}Content-Length: {len(body)}\r\n\r\n"
     upload = Upload(fake_server, head, iter([body, b"x" * MIB]))
@@ -803,7 +802,7 @@ def test_more_than_the_declared_length_is_no_body(fake_server: ServerProcess) ->
 
 
 def test_a_client_that_leaves_in_its_body_is_no_fault(fake_server: ServerProcess) -> None:
-    """Less than was declared is a client that left: a line in the log and no traceback."""
+    """A client that disconnects within its body causes a line in the log, but no traceback."""
     lines, faults = (len(fake_server.log_lines(word)) for word in (GENERATIONS, "Traceback"))
     with socket.create_connection(fake_server.address, timeout=20) as connection:
         connection.sendall(f"{HEAD}Content-Length: 1000\r\n\r\n{{".encode())
@@ -813,7 +812,7 @@ def test_a_client_that_leaves_in_its_body_is_no_fault(fake_server: ServerProcess
 
 
 def test_lengths_that_are_no_numbers_are_refused(fake_server: ServerProcess) -> None:
-    """A length that makes no sense is a 400 or a closed connection, never a 500."""
+    """An invalid Content-Length gets a 4xx or a closed connection."""
     for length in ("-1", "1e3", "9" * 5000, "0x10", "²"):
         upload = Upload(fake_server, f"{HEAD}Content-Length: {length}\r\n\r\n", iter([b"{}"]))
         assert upload.answer[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 413")

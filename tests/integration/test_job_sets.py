@@ -1,4 +1,4 @@
-"""Several jobs at once: lists with conditions, groups, favorites, cancelling and deleting."""
+"""Several jobs at once: filtered lists, groups, favorites, cancelling and deleting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 def listed(server: ServerProcess, **query: str) -> list[str]:
-    """Prompts of the jobs that a query finds, newest first."""
+    """Return the prompts of the jobs that a query finds, newest first."""
     answer = httpx2.get(f"{server.url}/v1/jobs", params=query)
     assert answer.status_code == 200, answer.text
     assert answer.json()["warnings"] == []
@@ -36,7 +36,10 @@ def listed(server: ServerProcess, **query: str) -> list[str]:
 
 
 def test_conditions(server: ServerProcess) -> None:
-    """Words, model, time and state; a wrong value is named, and an unknown name is a warning."""
+    """Jobs can be filtered by words, model, time and status.
+
+    An invalid value causes an error, and an unknown name a warning.
+    """
     for prompt in ("A Red circle", "a red square", "größe"):
         wait_for(server, begin(server, {**QUICK, "prompt": prompt})["id"], "completed")
     jobs = f"{server.url}/v1/jobs"
@@ -65,7 +68,7 @@ def test_conditions(server: ServerProcess) -> None:
 
 
 def test_groups(server: ServerProcess) -> None:
-    """Jobs of a group are found and cancelled together, and no others."""
+    """The jobs of a group, and no others, are found and cancelled together."""
     first = begin(server, {**SLOW, "group": "steps"})
     rest = [begin(server, {**SLOW, "group": "steps"})["id"] for _ in range(2)]
     other = begin(server, {**SLOW, "group": "others"})["id"]
@@ -87,7 +90,7 @@ def test_groups(server: ServerProcess) -> None:
 
 
 def test_a_group_outlives_the_server(tmp_path: Path) -> None:
-    """So do favorites."""
+    """Groups and favorites survive a restart of the server."""
     with running_server(tmp_path, engine="fake") as server:
         job = begin(server, {**QUICK, "group": "kept"})["id"]
         wait_for(server, job, "completed")
@@ -102,7 +105,7 @@ def test_a_group_outlives_the_server(tmp_path: Path) -> None:
 
 
 def test_favorites(server: ServerProcess) -> None:
-    """Marked before the end and after it, and unmarked."""
+    """A job can be marked as a favorite before and after its end, and unmarked."""
     job = begin(server, {**QUICK, "prompt": "step=0.1"})["id"]
     url = f"{server.url}/v1/jobs/{job}"
     assert httpx2.post(url, json={"favorite": True}).json()["favorite"] is True
@@ -118,7 +121,7 @@ def test_favorites(server: ServerProcess) -> None:
 
 
 def test_inputs_of_an_edit(server: ServerProcess) -> None:
-    """What was uploaded comes back to the byte, as an image and nothing else, until the delete."""
+    """The inputs of an edit can be downloaded unchanged, as images only, until it is deleted."""
     files = {"image": ("a.png", png(64, 64, "red")), "mask": ("m.png", png(64, 64))}
     answer = httpx2.post(f"{server.url}/v1/images/edits", files=files, data={"prompt": "a cat"})
     assert answer.status_code == 200, answer.text
@@ -139,7 +142,7 @@ def test_inputs_of_an_edit(server: ServerProcess) -> None:
 
 
 def test_several_are_deleted(server: ServerProcess) -> None:
-    """With their images, running ones too; what is not found is named."""
+    """Several jobs, even running ones, are deleted with their images; unknown ids are listed."""
     ended = wait_for(server, begin(server, QUICK)["id"], "completed")
     running = begin(server, SLOW)["id"]
     kept = begin(server, {**QUICK, "prompt": "kept"})["id"]
@@ -158,7 +161,7 @@ def test_several_are_deleted(server: ServerProcess) -> None:
 
 
 def test_jobs_of_another_key(tmp_path: Path) -> None:
-    """Are neither found, cancelled, deleted nor marked."""
+    """Another key cannot find, cancel, delete or mark a job."""
     first, second = ({"Authorization": f"Bearer key-{name}"} for name in "ab")
     with running_server(tmp_path, engine="fake", api_keys="key-a,key-b") as server:
         job = begin(server, {**SLOW, "group": "mine"}, first)["id"]
@@ -173,7 +176,7 @@ def test_jobs_of_another_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [400])
 def test_many_jobs_are_paged_through(server: ServerProcess, count: int) -> None:
-    """A group of more jobs than a page has is deleted whole."""
+    """A group with more jobs than a page is deleted completely."""
     for _ in range(count // 10):
         with httpx2.Client() as client:
             for _ in range(10):

@@ -1,4 +1,4 @@
-"""Jobs that outlive their connections, over real HTTP, from the fake engine."""
+"""Jobs that outlive their connections, over real HTTP, with the fake engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEY_B = {"Authorization": "Bearer key-b"}
 
 @pytest.fixture(scope="module")
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with two keys, of which one may ask for high priority."""
+    """A server with small queues and two keys, one of which may use high priority."""
     with running_server(
         tmp_path_factory.mktemp("keyed"),
         engine="fake",
@@ -55,12 +55,12 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPro
 def cancel(
     server: ServerProcess, job: dict[str, Any], headers: dict[str, str] | None = None
 ) -> httpx2.Response:
-    """POST its cancel_url."""
+    """Send a POST to a job's cancel_url."""
     return httpx2.post(job["cancel_url"], headers=headers, timeout=20)
 
 
 def generations(server: ServerProcess) -> float:
-    """Jobs that have ended, however."""
+    """Return the number of jobs that have ended."""
     return server.metric("sdstream_jobs_total")
 
 
@@ -68,14 +68,14 @@ def generations(server: ServerProcess) -> float:
 
 
 def test_preferences_on_several_lines(fake_server: ServerProcess) -> None:
-    """They are one list."""
+    """Several Prefer headers count as one list."""
     headers = [("Prefer", "wait=1"), ("Prefer", "Respond-Async")]
     answer = httpx2.post(fake_server.url + GENERATIONS, json=QUICK, headers=headers)
     assert answer.status_code == 202
 
 
 def test_a_background_job_from_202_to_its_result(fake_server: ServerProcess) -> None:
-    """The answer comes at once, links lead on, and the result is the plain answer."""
+    """A background job gets a 202 at once; its links work, and its result is the plain answer."""
     answer = fake_server.post({**QUICK, "seed": 5, "n": 2}, headers=ASYNC)
     job = answer.json()
     assert answer.status_code == 202
@@ -127,7 +127,7 @@ def test_a_background_job_from_202_to_its_result(fake_server: ServerProcess) -> 
 def test_every_route_that_draws_takes_it(
     fake_server: ServerProcess, path: str, body: dict[str, Any]
 ) -> None:
-    """Prefer: respond-async on each, pictures and all."""
+    """Every route that generates images accepts Prefer: respond-async."""
     answer = httpx2.post(fake_server.url + path, headers=ASYNC, timeout=20, **body)
     assert answer.status_code == 202, answer.text
     done = wait_for(fake_server, answer.json()["id"], *ENDINGS)
@@ -135,7 +135,7 @@ def test_every_route_that_draws_takes_it(
 
 
 def test_a_result_that_is_not_there_yet(fake_server: ServerProcess) -> None:
-    """202 with the job and a time to come back; after a cancel, what the POST would have said."""
+    """An unfinished result gets a 202 with Retry-After; a cancelled job's result is its error."""
     job = begin(fake_server, LONG)
     early = httpx2.get(job["result_url"])
     assert early.status_code == 202
@@ -149,7 +149,7 @@ def test_a_result_that_is_not_there_yet(fake_server: ServerProcess) -> None:
 
 
 def test_other_clients_may_watch_a_plain_call(fake_server: ServerProcess) -> None:
-    """Its X-Job-Id names a job like any other, which ends with its client."""
+    """Another client can watch a plain call's job, which ends when its own client leaves."""
     call = Call(fake_server, {**LONG, "stream": True})
     job = next(call.events())["job_id"]
     seen = look(fake_server, job)
@@ -162,7 +162,7 @@ def test_other_clients_may_watch_a_plain_call(fake_server: ServerProcess) -> Non
 
 
 def test_on_disconnect_continue(fake_server: ServerProcess) -> None:
-    """A job that was asked to goes on without its client."""
+    """A job with on_disconnect=continue completes after its client leaves."""
     call = Call(
         fake_server, {**LONG, "sample_steps": 6, "stream": True, "on_disconnect": "continue"}
     )
@@ -175,7 +175,7 @@ def test_on_disconnect_continue(fake_server: ServerProcess) -> None:
 
 
 def test_pages_of_jobs(tmp_path: Path) -> None:
-    """Newest first, on from an id, by status; the live ones with their progress."""
+    """Jobs are listed newest first, with a limit, after an id, or by status."""
     with running_server(tmp_path, engine="fake") as server:
         quick = [begin(server, QUICK)["id"] for _ in range(3)]
         wait_for(server, quick[-1], "completed")
@@ -217,7 +217,7 @@ def test_pages_of_jobs(tmp_path: Path) -> None:
 def test_bad_pages(
     fake_server: ServerProcess, query: dict[str, str], status: int, param: str
 ) -> None:
-    """Each is named."""
+    """An invalid parameter of a list is named in the error."""
     answer = httpx2.get(f"{fake_server.url}/v1/jobs", params=query)
     assert (answer.status_code, error_of(answer)["param"]) == (status, param)
 
@@ -227,7 +227,7 @@ def test_bad_pages(
     [("GET", ""), ("DELETE", ""), ("GET", "/events"), ("GET", "/result"), ("POST", "/cancel")],
 )
 def test_unknown_jobs(fake_server: ServerProcess, method: str, path: str) -> None:
-    """404 with a reason of its own."""
+    """An unknown job gets a 404 with the reason job_not_found."""
     answer = httpx2.request(method, f"{fake_server.url}/v1/jobs/job_nobody{path}")
     assert (answer.status_code, error_of(answer)["reason"]) == (404, "job_not_found")
 
@@ -236,7 +236,7 @@ def test_unknown_jobs(fake_server: ServerProcess, method: str, path: str) -> Non
 
 
 def test_events_from_beginning_to_end(fake_server: ServerProcess) -> None:
-    """The whole job first and last, its changes between, numbers without a gap."""
+    """The first and last event have the whole job; others have changes; numbers have no gap."""
     job = begin(fake_server, {**LONG, "sample_steps": 4, "n": 2})
     with EventStream(fake_server, f"/v1/jobs/{job['id']}/events") as stream:
         assert stream.answer.getheader("Content-Type") == "text/event-stream; charset=utf-8"
@@ -263,7 +263,7 @@ def test_events_from_beginning_to_end(fake_server: ServerProcess) -> None:
 
 
 def test_previews(fake_server: ServerProcess) -> None:
-    """Asked for, each step has a picture that fits into the src of an img."""
+    """Each step has a preview as a data URL, if requested."""
     body = {**LONG, "sample_steps": 4, "stream_options": {"preview": True}}
     events = events_of(fake_server, begin(fake_server, body)["id"])
     previews = [event.data for event in events if event.name == "preview"]
@@ -274,7 +274,7 @@ def test_previews(fake_server: ServerProcess) -> None:
 
 
 def test_speed_and_time_left_are_measured(fake_server: ServerProcess) -> None:
-    """A step of 0.1 s is about ten a second, and the time left falls to nothing."""
+    """Events contain the measured speed, and a remaining time that falls to almost zero."""
     events = events_of(fake_server, begin(fake_server, {**LONG, "sample_steps": 12})["id"])
     told = [e.data for e in events if e.data.get("steps_per_second")]
     assert 1 < told[-1]["steps_per_second"] < 20  # late events may come close together
@@ -284,7 +284,7 @@ def test_speed_and_time_left_are_measured(fake_server: ServerProcess) -> None:
 
 
 def test_nothing_is_told_twice_after_the_end(fake_server: ServerProcess) -> None:
-    """A reconnect that has seen the end is sent away for good; one that has not is told it."""
+    """A reconnect after the last event gets a 204; an earlier one gets the missing events."""
     job = begin(fake_server, QUICK)["id"]
     events = events_of(fake_server, job)
     path = f"/v1/jobs/{job}/events"
@@ -302,7 +302,7 @@ def test_nothing_is_told_twice_after_the_end(fake_server: ServerProcess) -> None
 def test_a_stream_dropped_anywhere_goes_on_without_gap_or_repetition(
     fake_server: ServerProcess,
 ) -> None:
-    """A hundred reconnects, each after the next event: one generation, every event once."""
+    """A client that reconnects after each event gets every event once, of one generation."""
     before = generations(fake_server)
     job = begin(fake_server, {**LONG, "prompt": "step=0.03", "sample_steps": 100})["id"]
     seen: list[Any] = []
@@ -322,14 +322,14 @@ def test_a_stream_dropped_anywhere_goes_on_without_gap_or_repetition(
 
 @pytest.mark.parametrize("given", ["x", "-1", "job_a", "job_a:", "1:2", "9" * 30])
 def test_event_ids_that_are_none(fake_server: ServerProcess, given: str) -> None:
-    """A header that this server cannot have given is refused by name."""
+    """An invalid Last-Event-ID gets a 400 that names the header."""
     job = begin(fake_server, QUICK)["id"]
     answer = httpx2.get(f"{fake_server.url}/v1/jobs/{job}/events", headers={"Last-Event-ID": given})
     assert (answer.status_code, error_of(answer)["param"]) == (400, "Last-Event-ID")
 
 
 def test_a_page_may_ask_for_events_by_what_it_wants(fake_server: ServerProcess) -> None:
-    """GET with a prompt makes one job, however often the browser reconnects."""
+    """A GET with a prompt creates one job, however often the browser reconnects."""
     before = generations(fake_server)
     path = eventsource_path(prompt="step=0.05", steps=10, size="64x64", seed=3, t=123, n=1)
     seen: list[Any] = []
@@ -365,13 +365,13 @@ def test_a_page_may_ask_for_events_by_what_it_wants(fake_server: ServerProcess) 
 def test_options_in_a_query_are_checked(
     fake_server: ServerProcess, options: dict[str, str], param: str
 ) -> None:
-    """As in a body, before any stream begins."""
+    """Options in a query are validated like those in a body, before the stream begins."""
     answer = httpx2.get(fake_server.url + eventsource_path(**options))
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
 def test_a_head_makes_and_holds_nothing(fake_server: ServerProcess) -> None:
-    """Asking about the answer of an EventSource is no generation, and no open stream."""
+    """HEAD creates no job and holds no stream open."""
     before = fake_server.metric("sdstream_accepted_jobs_total")
     answer = httpx2.head(fake_server.url + eventsource_path(prompt="a"))
     assert (answer.status_code, "GET" in answer.headers["Allow"]) == (405, True)
@@ -387,7 +387,7 @@ def test_a_head_makes_and_holds_nothing(fake_server: ServerProcess) -> None:
 
 
 def test_cancel(fake_server: ServerProcess) -> None:
-    """A waiting job ends at once, a running one within a step, an ended one is left alone."""
+    """A queued job ends at once and a running one within a step; an ended job is not changed."""
     running, waiting = begin(fake_server, ENDLESS), begin(fake_server, QUICK)
     wait_for(fake_server, running["id"], "running")
     answer = cancel(fake_server, waiting).json()
@@ -401,7 +401,7 @@ def test_cancel(fake_server: ServerProcess) -> None:
 
 
 def test_delete(fake_server: ServerProcess) -> None:
-    """The job and its images are gone; an unfinished one is stopped first."""
+    """A deleted job and its images no longer exist; an unfinished job is stopped first."""
     done = wait_for(fake_server, begin(fake_server, QUICK)["id"], "completed")
     running = begin(fake_server, ENDLESS)
     wait_for(fake_server, running["id"], "running")
@@ -419,14 +419,14 @@ def test_delete(fake_server: ServerProcess) -> None:
 
 
 def test_an_idempotency_key_is_one_generation(fake_server: ServerProcess) -> None:
-    """Ten at once and one after the end get the same job and the same pictures."""
+    """Requests with the same Idempotency-Key, at once or later, get the same job and images."""
     before = generations(fake_server)
     headers = {"Idempotency-Key": "ten at once"}
     body = {**QUICK, "prompt": "step=0.05"}
     with ThreadPoolExecutor(10) as pool:
         answers = [*pool.map(lambda _: fake_server.post(body, headers=headers), range(10))]
     answers.append(fake_server.post(body, headers=headers))
-    # However it is written, it is the same request.
+    # The same request in another spelling.
     answers.append(fake_server.post({**body, "user": None, "n": 1} | {}, headers=headers))
     assert {answer.status_code for answer in answers[:-1]} == {200}
     assert len({answer.headers["X-Job-Id"] for answer in answers[:-1]}) == 1
@@ -435,7 +435,7 @@ def test_an_idempotency_key_is_one_generation(fake_server: ServerProcess) -> Non
 
 
 def test_an_idempotency_key_of_another_request(fake_server: ServerProcess) -> None:
-    """422, and the first job is not touched."""
+    """A key that is reused for another request gets a 422, and the first job is not changed."""
     headers = {"Idempotency-Key": "once"}
     first = fake_server.post(QUICK, headers=headers)
     other = fake_server.post({**QUICK, "seed": 1}, headers=headers)
@@ -448,7 +448,7 @@ def test_an_idempotency_key_of_another_request(fake_server: ServerProcess) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_coming_back_for_a_job_that_an_earlier_life_began(tmp_path: Path, stream: bool) -> None:
-    """Its first images are on the disk alone; the answer has them all the same."""
+    """A request repeated after a restart gets all images, even those from before the restart."""
     headers = {"Idempotency-Key": "over a restart"}
     body = {**LONG, "sample_steps": 8, "n": 2, "stream": stream}
     with running_server(tmp_path, engine="fake") as server:
@@ -480,7 +480,7 @@ def _first_job(server: ServerProcess) -> str:
 
 
 def test_an_idempotency_key_on_two_routes(fake_server: ServerProcess) -> None:
-    """The same picture enlarged and varied are two requests."""
+    """The same key and image on two routes are two requests, so the second gets a 422."""
     headers, files = {"Idempotency-Key": "two routes"}, {"image": png(64, 64)}
     url = f"{fake_server.url}/v1/images"
     first = httpx2.post(f"{url}/variations", files=files, headers=headers, timeout=20)
@@ -507,7 +507,7 @@ def test_who_was_cut_off_comes_back_for_the_same_job(fake_server: ServerProcess)
 
 
 def test_keys_see_their_own_jobs_only(keyed_server: ServerProcess) -> None:
-    """Another's job is not there: not in the list, not by its id, not to be stopped."""
+    """A key cannot list, read, follow, cancel or delete another key's job."""
     job = begin(keyed_server, QUICK, KEY_A)
     url = f"{keyed_server.url}/v1/jobs"
     assert job["id"] in httpx2.get(url, headers=KEY_A).text
@@ -519,7 +519,7 @@ def test_keys_see_their_own_jobs_only(keyed_server: ServerProcess) -> None:
 
 
 def test_tokens_stand_for_keys_in_urls(keyed_server: ServerProcess) -> None:
-    """For GETs of the owner's jobs and images; for nothing else, and not by guessing."""
+    """A token in a URL replaces the key only for GETs of the owner's jobs and images."""
     refused = httpx2.post(f"{keyed_server.url}/v1/tokens")
     assert refused.status_code == 401
     answer = httpx2.post(f"{keyed_server.url}/v1/tokens", headers=KEY_A).json()
@@ -541,7 +541,7 @@ def test_tokens_stand_for_keys_in_urls(keyed_server: ServerProcess) -> None:
 
 
 def test_high_priority_is_for_some_keys(keyed_server: ServerProcess) -> None:
-    """403 for the others, who may be low."""
+    """High priority gets a 403 for keys without permission; low priority is open to all."""
     answer = keyed_server.post({**QUICK, "priority": "high"}, headers=KEY_B)
     assert answer.status_code == 403
     assert (error_of(answer)["reason"], error_of(answer)["param"]) == (
@@ -552,18 +552,18 @@ def test_high_priority_is_for_some_keys(keyed_server: ServerProcess) -> None:
 
 
 def test_the_queue_is_fair_and_bounded_by_key(keyed_server: ServerProcess) -> None:
-    """One key cannot fill it; another's only job goes before the second of the many."""
+    """The queue limits each key's images and takes turns between keys."""
     running = begin(keyed_server, ENDLESS, KEY_A)
     wait_until(
         lambda: look(keyed_server, running["id"], KEY_A)["status"] == "running", 10, "not begun"
     )
     many = [begin(keyed_server, QUICK, KEY_A)["id"] for _ in range(4)]
     single = begin(keyed_server, QUICK, KEY_B)
-    assert single["queue_position"] == 1  # the others' owner is being drawn for already
-    # What was told does not get worse by somebody's fair turn …
+    assert single["queue_position"] == 1  # a job of the other key is running already
+    # Another key's fair turn does not worsen positions that were reported …
     told = [look(keyed_server, job, KEY_A)["queue_position"] for job in many]
     assert told == [1, 2, 3, 4]
-    # … but by a better class.
+    # … but a job with a higher priority does.
     urgent = begin(keyed_server, {**QUICK, "priority": "high"}, KEY_A)
     assert urgent["queue_position"] == 1
     told = [look(keyed_server, job, KEY_A)["queue_position"] for job in many]
@@ -580,7 +580,7 @@ def test_the_queue_is_fair_and_bounded_by_key(keyed_server: ServerProcess) -> No
 
 
 def test_a_full_share_waits_for_its_own_images(tmp_path: Path) -> None:
-    """Another key's many images leave the queue first, and make no room for this one's."""
+    """Retry-After for a key with a full share includes the time of other keys' images."""
     settings: dict[str, Any] = {"api_keys": "key-a,key-b", "queue_images_per_key": 8}
     body = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 30}
     with running_server(tmp_path, engine="fake", **settings) as server:
@@ -593,7 +593,7 @@ def test_a_full_share_waits_for_its_own_images(tmp_path: Path) -> None:
         begin(server, {**body, "n": 8}, KEY_A)
         full = server.post(body, headers=KEY_A)
         assert (full.status_code, error_of(full)["reason"]) == (429, "queue_full")
-        # Three seconds an image, and eight go before.
+        # An image takes three seconds, and eight images go first.
         assert int(full.headers["Retry-After"]) > 20
 
 
@@ -613,7 +613,10 @@ def test_a_full_share_waits_for_its_own_images(tmp_path: Path) -> None:
 def test_pages_of_other_origins_cannot_draw(
     fake_server: ServerProcess, headers: dict[str, str]
 ) -> None:
-    """Neither by a form nor by an EventSource; they may look, which CORS keeps from them."""
+    """A page of another origin can generate neither with a form nor with an EventSource.
+
+    Its GETs are served, but CORS hides the answers.
+    """
     answer = fake_server.post(QUICK, headers=headers)
     assert (answer.status_code, error_of(answer)["reason"]) == (403, "cross_origin")
     answer = httpx2.get(fake_server.url + eventsource_path(prompt="a"), headers=headers)
@@ -622,7 +625,7 @@ def test_pages_of_other_origins_cannot_draw(
 
 
 def test_origins_that_are_ours(fake_server: ServerProcess, tmp_path: Path) -> None:
-    """The server's own page, and those that the operator named."""
+    """The server's own page and the allowed origins may generate."""
     for headers in ({"Sec-Fetch-Site": "same-origin"}, {"Origin": fake_server.url}, {}):
         assert fake_server.post(QUICK, headers=headers).status_code == 200
     ours = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
@@ -636,7 +639,7 @@ def test_origins_that_are_ours(fake_server: ServerProcess, tmp_path: Path) -> No
     "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "evillocalhost", "[::1"]
 )
 def test_names_that_lead_to_this_machine(fake_server: ServerProcess, host: str) -> None:
-    """A page whose name is resolved to the loopback address may neither draw nor look."""
+    """A host name that resolves to the loopback address is rejected, except on probes."""
     page = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
     answers = [
         fake_server.post(QUICK, headers=page),
@@ -654,7 +657,7 @@ def test_names_that_lead_to_this_machine(fake_server: ServerProcess, host: str) 
     "host", ["127.0.0.1", "LOCALHOST:8000", "localhost.", "a.localhost", "[::1]:8000", "10.0.0.1"]
 )
 def test_names_of_this_machine(fake_server: ServerProcess, host: str) -> None:
-    """Addresses and localhost cannot be resolved to anything else."""
+    """Addresses and localhost are accepted, because they cannot resolve to anything else."""
     assert httpx2.get(f"{fake_server.url}/v1/jobs", headers={"Host": host}).status_code == 200
 
 
@@ -663,11 +666,11 @@ def test_names_of_this_machine(fake_server: ServerProcess, host: str) -> None:
     [{"public_url": "http://Pictures.example/"}, {"host": "0.0.0.0"}, {"api_keys": "key-a"}],
 )
 def test_other_names_are_allowed(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """By the operator, and where keys or other machines' names are to be expected."""
+    """Other host names are accepted with a public URL, with keys, or on all interfaces."""
     with running_server(tmp_path, engine="fake", **settings) as server:
         headers = {"Host": "pictures.example:8000", **KEY_A}
         assert httpx2.get(f"{server.url}/v1/jobs", headers=headers).status_code == 200
-        # Every machine may come in by 0.0.0.0: the log warns of that.
+        # Every machine can connect to 0.0.0.0, so the log has a warning.
         warned = server.log_lines("WARNING sdstream.web.server No API key is set")
         assert len(warned) == ("host" in settings)
 
@@ -676,7 +679,7 @@ def test_other_names_are_allowed(tmp_path: Path, settings: dict[str, Any]) -> No
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """New jobs are refused with 507; what is finished is served."""
+    """A full disk rejects new jobs with a 507, while finished jobs are still served."""
     with running_server(tmp_path, engine="fake") as server:
         done = wait_for(server, begin(server, QUICK)["id"], "completed")
     with running_server(tmp_path, engine="fake", min_free_mb=2**40) as server:
@@ -688,11 +691,11 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_jobs_expire_with_their_images(tmp_path: Path) -> None:
-    """After their time nothing of them is left, in the API and on the disk."""
+    """An expired job is removed from the API, and its images from the disk."""
     with running_server(tmp_path, engine="fake", job_ttl_seconds=1) as server:
         job = wait_for(server, begin(server, QUICK)["id"], "completed")
         time.sleep(1.5)
-        server.post(QUICK)  # the end of another makes room
+        server.post(QUICK)  # expired jobs are removed when another job ends
         wait_until(lambda: httpx2.get(job["images"][0]["url"]).status_code == 404, 5, "still there")
         wait_until(
             lambda: len([*(tmp_path / "data" / "images").iterdir()]) == 1, 5, "files are left"
@@ -703,7 +706,7 @@ def test_jobs_expire_with_their_images(tmp_path: Path) -> None:
 
 
 def test_two_servers_cannot_share_a_folder(fake_server: ServerProcess) -> None:
-    """The second ends at once with a sentence."""
+    """A second server on the same data folder exits with an error message."""
     with running_server(fake_server.log.parent, wait=False, engine="fake") as second:
         assert second.process.wait(90) == 78
         assert "in use by another server" in second.log.read_text()
@@ -713,7 +716,7 @@ def test_two_servers_cannot_share_a_folder(fake_server: ServerProcess) -> None:
 
 
 def test_a_job_whose_worker_is_killed_gets_a_second_try(fake_server: ServerProcess) -> None:
-    """It goes on after the images it has, and tells so; its events go on too."""
+    """A job whose worker is killed keeps its images and continues in a second attempt."""
     job = begin(fake_server, {**LONG, "sample_steps": 10, "n": 2, "seed": 1})
     with EventStream(fake_server, f"/v1/jobs/{job['id']}/events") as stream:
         events = stream.events()
@@ -734,7 +737,7 @@ def test_a_job_whose_worker_is_killed_gets_a_second_try(fake_server: ServerProce
 
 
 def test_a_job_that_kills_its_worker_twice_is_given_up(fake_server: ServerProcess) -> None:
-    """With the reason; a client that waits is told at the first time."""
+    """A job that crashes its worker twice fails; a waiting client gets the error at once."""
     job = begin(fake_server, {**QUICK, "prompt": "crash=2"})
     failed = wait_for(fake_server, job["id"], *ENDINGS, seconds=60)
     assert (failed["status"], failed["attempts"]) == ("failed", 2)
@@ -753,7 +756,7 @@ def signal_worker(pid: int) -> None:
 
 
 def test_a_restart_lays_background_jobs_aside(tmp_path: Path) -> None:
-    """SIGTERM counts as no try: they are done after the next start, however often that happens."""
+    """SIGTERM defers background jobs, which complete after restarts in their first attempt."""
     with running_server(tmp_path, engine="fake", grace_seconds=0) as server:
         running = begin(server, LONG)["id"]
         waiting = begin(server, {**QUICK, "seed": 9})["id"]
@@ -783,8 +786,7 @@ def test_a_restart_lays_background_jobs_aside(tmp_path: Path) -> None:
 
 
 def test_a_job_whose_model_is_gone(tmp_path: Path) -> None:
-    """A job that was laid aside for a model which the catalogue no longer has fails at the next
-    start, and the others are drawn."""
+    """A job whose model left the catalogue fails at the next start; other jobs are kept."""
     entry = "  - {id: ID, family: ovis_image, files: {model: x}, defaults: {size: 64x64}}\n"
     models = tmp_path / "models.yaml"
     models.write_text("models:\n" + entry.replace("ID", "stays") + entry.replace("ID", "goes"))
@@ -824,7 +826,7 @@ def test_nothing_accepted_is_lost_to_kill_9(tmp_path: Path) -> None:
 
 
 def test_a_server_that_dies_twice_in_a_job_gives_it_up(tmp_path: Path) -> None:
-    """A job that takes the machine down must not do so for ever."""
+    """A job that runs while the server dies twice fails, so that it cannot do so for ever."""
     job = ""
     for _ in range(2):
         with running_server(tmp_path, engine="fake") as server:
@@ -852,7 +854,7 @@ def test_a_reader_hears_of_a_job_that_died_with_the_server(tmp_path: Path) -> No
 
 
 def test_the_pictures_of_an_edit_survive_too(tmp_path: Path) -> None:
-    """They are on the disk while their job waits, and gone after it."""
+    """The inputs of a waiting edit survive a crash, and are removed after its end."""
     files = {"image": png(64, 64, "blue")}
     with running_server(tmp_path, engine="fake") as server:
         begin(server, ENDLESS)
@@ -872,7 +874,7 @@ def test_the_pictures_of_an_edit_survive_too(tmp_path: Path) -> None:
 
 
 def test_an_edit_whose_pictures_are_gone(fake_server: ServerProcess) -> None:
-    """Somebody cleared the folder while it waited: it fails and says so."""
+    """An edit whose inputs were deleted while it waited fails with an error."""
     running = begin(fake_server, ENDLESS)
     answer = httpx2.post(
         f"{fake_server.url}/v1/images/edits", data=QUICK, files={"image": png(64, 64)},

@@ -1,4 +1,4 @@
-"""The CPU kernels against ggml's own, in a process of their own for each way to use them."""
+"""The CPU kernels against ggml's own, each variant in a separate process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _python(*arguments: str) -> str:
 @pytest.mark.skipif(not supported(), reason="there are no kernels for this machine")
 @pytest.mark.parametrize("choice", NEEDS, ids=lambda choice: choice.name)
 def test_every_operation_agrees_with_ggml(choice: Choice) -> None:
-    """All shapes and types, NaN and infinities, and the same bytes for any number of threads."""
+    """Results agree for all shapes and types, NaN and infinities, and any number of threads."""
     missing = NEEDS[choice] - FEATURES
     if missing:
         pytest.skip(f"this processor has no {', '.join(sorted(missing))}")
@@ -66,7 +66,7 @@ print(in_use.name, in_use.problem)
     ids=["off", "other processor", "not built", "gpu", "other release", "failed check"],
 )
 def test_without_kernels_the_runtime_goes_on(wanted: str, change: str, problem: str) -> None:
-    """Whatever speaks against them is said in one sentence, and nothing is raised."""
+    """The runtime continues without kernels, reports the reason, and raises nothing."""
     name, _, said = _python("-c", INSTALL.format(wanted=wanted, change=change)).partition(" ")
     assert name == KERNELS_OFF
     assert problem in said
@@ -80,7 +80,7 @@ def test_they_are_built_beside_the_runtime() -> None:
     assert found == {library_name("avx512"), library_name("avx2")}
 
 
-#: A stack for signals on which the registers of AMX have no room: Linux denies them then.
+#: Installs a signal stack that is too small for the registers of AMX, so that Linux denies them.
 SMALL_STACK = """
 import ctypes
 class Stack(ctypes.Structure):
@@ -93,7 +93,7 @@ assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
 
 @pytest.mark.skipif(choose(*processor(), "auto", lambda: False) is None, reason="no kernels")
 def test_without_amx_a_worker_has_the_other_kernels() -> None:
-    """Linux denies the tiles; whatever the flags promise, nothing ends and nothing is wrong."""
+    """A worker uses other kernels if Linux denies AMX, whatever the processor's flags are."""
     fallback = choose(*processor(), "auto", lambda: False)
     assert fallback is not None
     assert _python("-c", INSTALL.format(wanted="auto", change=SMALL_STACK)) == fallback.name

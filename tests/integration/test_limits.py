@@ -1,4 +1,4 @@
-"""The operator's limits of images and steps: every API rejects more, and every list has them."""
+"""The operator's limits of images and steps: every API enforces them, model lists show them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.servers import ServerProcess, running_server
 
 @pytest.fixture(scope="module")
 def limited_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that allows two images of three steps; its model has more by default."""
+    """A server that allows two images of three steps, fewer steps than its model's default."""
     folder = tmp_path_factory.mktemp("limited")
     with running_server(folder, engine="fake", max_images=2, max_steps=3) as server:
         yield server
@@ -84,7 +84,7 @@ def test_as_much_as_is_allowed(limited_server: ServerProcess) -> None:
 
 
 def test_lists_have_the_limits(limited_server: ServerProcess) -> None:
-    """What a form or a client reads before it asks."""
+    """A model's options and sd-server's capabilities contain the limits."""
     model = httpx2.get(f"{limited_server.url}/v1/models/default").json()
     options = model["options"]
     assert (options["n"]["maximum"], options["sample_steps"]["maximum"]) == (2, 3)

@@ -1,4 +1,4 @@
-"""Jobs whose worker is lost with its machine, on processes of the tests' own."""
+"""Jobs whose worker is lost with its machine, with simulated processes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ QUICK: dict[str, Any] = {"size": "64x64", "sample_steps": 3}
 
 
 class Losing:
-    """Starts processes, the first of which are lost as soon as they generate.
+    """Start simulated processes and lose the first of them when they generate.
 
     Attributes:
-        losses: How many are still to be lost.
-        started: Those that were started.
+        losses: Number of processes that are still to be lost.
+        started: All processes that were started.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: int) -> None:
@@ -34,13 +34,13 @@ class Losing:
         monkeypatch.setattr(assembly, "Worker", partial(Worker, spawn=self.spawn))
 
     async def spawn(self, _engine: str, _environment: Mapping[str, str]) -> FakeProcess:
-        """Start one."""
+        """Start a process."""
         process = FakeProcess(step_seconds=0.02)
         self.started.append(process)
         return process
 
     def lose(self, *_: object) -> None:
-        """Lose the newest process, while any is to be lost."""
+        """Lose the newest process if any losses remain."""
         if self.losses and not self.started[-1].is_gone:
             self.losses -= 1
             self.started[-1].lose()
@@ -50,7 +50,7 @@ class Losing:
 async def test_a_job_is_generated_again_when_its_machine_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its client notices nothing but the time, and the loss counts as no attempt."""
+    """A lost machine's job is generated again, and the loss is not counted as an attempt."""
     machines = Losing(monkeypatch, 1)
 
     def at_step(progress: Progress) -> None:
@@ -67,7 +67,7 @@ async def test_a_job_is_generated_again_when_its_machine_is_lost(
 
 @driven
 async def test_a_machine_may_be_lost_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job was given to the worker and has not reached it."""
+    """A job is generated again if its machine is lost before the first step."""
     machines = Losing(monkeypatch, 1)
     async with AsyncRunner(engine="fake") as runner:
         answer = await runner.generate("a", on_progress=machines.lose, **QUICK)
@@ -77,7 +77,7 @@ async def test_a_machine_may_be_lost_before_the_first_step(monkeypatch: pytest.M
 
 @driven
 async def test_a_job_whose_machines_are_lost_twice_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a reason of its own, and a status that lets its client retry; the next one runs."""
+    """A job whose machines are lost twice fails with the reason worker_lost; the next job runs."""
     machines = Losing(monkeypatch, 2)
     async with AsyncRunner(engine="fake") as runner:
         with pytest.raises(Unavailable) as caught:
