@@ -444,7 +444,7 @@ def test_keys_are_in_no_log_and_no_environment(guarded_server: ServerProcess) ->
 
 
 def test_cors(guarded_server: ServerProcess) -> None:
-    """A page of the origin may ask (without a key in the preflight) and read the ids; no other."""
+    """A page of the allowed origin can read answers; its preflight needs no key. Others cannot."""
     preflight = {
         "Origin": "https://page.example",
         "Access-Control-Request-Method": "POST",

@@ -489,7 +489,7 @@ def test_an_idempotency_key_on_two_routes(fake_server: ServerProcess) -> None:
 
 
 def test_who_was_cut_off_comes_back_for_the_same_job(fake_server: ServerProcess) -> None:
-    """A key means that the client will return: its job goes on, and is told as a stream too."""
+    """A job with an Idempotency-Key continues without its client, which can resume its stream."""
     headers = {"Idempotency-Key": "cut off"}
     body = {**LONG, "sample_steps": 6, "stream": True}
     call = Call(fake_server, body, headers)
@@ -808,7 +808,7 @@ def test_a_job_whose_model_is_gone(tmp_path: Path) -> None:
 
 
 def test_nothing_accepted_is_lost_to_kill_9(tmp_path: Path) -> None:
-    """At three moments; scripts/kills does it at twenty. Every job ends once, or says why."""
+    """Every accepted job completes once after kill -9 at three moments."""
     lost: set[str] = set()
     for moment in (0.05, 0.3, 0.6):
         with running_server(tmp_path, engine="fake") as server:
@@ -839,7 +839,7 @@ def test_a_server_that_dies_twice_in_a_job_gives_it_up(tmp_path: Path) -> None:
 
 
 def test_a_reader_hears_of_a_job_that_died_with_the_server(tmp_path: Path) -> None:
-    """It had seen more than was written down; the end comes under a number beyond that."""
+    """A reader gets the failure of a job that ended with the server, under a higher number."""
     with running_server(tmp_path, engine="fake") as server:
         call = Call(server, {**LONG, "stream": True})
         job = next(call.events())["job_id"]

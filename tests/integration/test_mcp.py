@@ -34,7 +34,7 @@ from tests.support.pictures import opened, png
 from tests.support.servers import ServerProcess, running_server, wait_until
 
 KEYS = ("the-first-key", "the-second-key")
-#: Slow enough that a cancel comes before the last step.
+#: Slow enough that a cancel arrives before the last step.
 SLOW = {"prompt": "a cat step=0.2", "size": "64x64", "sample_steps": 100}
 MODES = ("auto", "legacy")
 INITIALIZE = {
@@ -51,13 +51,13 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 
 
 def key(number: int) -> dict[str, str]:
-    """The header of a key."""
+    """Return the header of a key."""
     return {"Authorization": f"Bearer {KEYS[number]}"}
 
 
 @pytest.fixture(scope="module")
 def two_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server on the fake engine that two keys may use."""
+    """A server on the fake engine with two keys."""
     folder = tmp_path_factory.mktemp("two-keys")
     with running_server(folder, engine="fake", api_keys=",".join(KEYS)) as server:
         yield server
@@ -65,7 +65,7 @@ def two_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
 
 @pytest.mark.parametrize("mode", MODES)
 def test_tools(fake_server: ServerProcess, mode: str) -> None:
-    """Five, whose schemas have the options of the model."""
+    """There are five tools, whose schemas contain the options of the model."""
 
     async def session(client: Client) -> None:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
@@ -88,7 +88,7 @@ def test_tools(fake_server: ServerProcess, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_generate_with_progress(fake_server: ServerProcess, mode: str) -> None:
-    """A notification for each step, the images, their links, and their seeds."""
+    """A call reports each step and returns the images, their links and their seeds."""
 
     async def session(client: Client) -> None:
         reports: list[tuple[float, float | None, str | None]] = []
@@ -116,7 +116,7 @@ def test_generate_with_progress(fake_server: ServerProcess, mode: str) -> None:
 
 
 def test_the_form_of_the_images(fake_server: ServerProcess) -> None:
-    """response_format chooses content or links, output_format the files."""
+    """response_format selects content or links, and output_format the format of the files."""
 
     async def session(client: Client) -> None:
         common = {"prompt": "a cat", "size": "64x64", "output_format": "jpeg"}
@@ -133,7 +133,7 @@ def test_the_form_of_the_images(fake_server: ServerProcess) -> None:
 
 
 def test_edits(fake_server: ServerProcess) -> None:
-    """An image is base64, a data: URL, or the id of an image of an earlier job."""
+    """An image may be base64, a data: URL, or the id of an earlier job's image."""
     plain = base64.b64encode(png(64, 128, "red")).decode()
     spelled = (
         plain,
@@ -196,7 +196,7 @@ def test_edits(fake_server: ServerProcess) -> None:
 def test_errors(
     fake_server: ServerProcess, tool: str, arguments: dict[str, Any], words: str
 ) -> None:
-    """Each is a tool error with the service's sentence, and its reason for programs."""
+    """An invalid call gets a tool error with the service's message, also as structured content."""
 
     async def session(client: Client) -> None:
         result = await client.call_tool(tool, arguments)
@@ -208,7 +208,7 @@ def test_errors(
 
 
 def test_an_unknown_tool_and_an_unknown_image(fake_server: ServerProcess) -> None:
-    """Both are errors of the protocol."""
+    """An unknown tool and an unknown image are errors of the protocol."""
 
     async def session(client: Client) -> None:
         with pytest.raises(MCPError, match="Unknown tool 'nothing'"):
@@ -221,7 +221,7 @@ def test_an_unknown_tool_and_an_unknown_image(fake_server: ServerProcess) -> Non
 
 
 def test_models(fake_server: ServerProcess) -> None:
-    """With their sizes and defaults."""
+    """list_models returns the models with their state and defaults."""
 
     async def session(client: Client) -> None:
         result = await client.call_tool("list_models", {})
@@ -235,7 +235,7 @@ def test_models(fake_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_jobs(fake_server: ServerProcess, mode: str) -> None:
-    """wait: false returns a job, which job_status follows and cancel_job stops."""
+    """``wait: false`` returns a job, which job_status follows and cancel_job stops."""
 
     async def session(client: Client) -> None:
         arguments = {"prompt": "a cat", "size": "64x64", "steps": 2, "wait": False}
@@ -258,7 +258,7 @@ def test_jobs(fake_server: ServerProcess, mode: str) -> None:
 
 
 async def newest(server: ServerProcess) -> dict[str, Any]:
-    """The newest job of a server without keys."""
+    """Return the newest job of a server without keys."""
     async with httpx2.AsyncClient() as http:
         return dict((await http.get(f"{server.url}/v1/jobs?limit=1")).json()["data"][0])
 
@@ -273,7 +273,7 @@ async def until_newest(server: ServerProcess, status: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_cancelled_request_cancels_its_job(fake_server: ServerProcess, mode: str) -> None:
-    """By notifications/cancelled, and by closing the stream in the newer protocol."""
+    """A request is cancelled by a notification or, in the newer protocol, by closing its stream."""
 
     async def session(client: Client) -> None:
         started = asyncio.Event()
@@ -290,14 +290,14 @@ def test_a_cancelled_request_cancels_its_job(fake_server: ServerProcess, mode: s
         with pytest.raises(asyncio.CancelledError):
             await call
         await until_newest(fake_server, "cancelled")
-        # The session goes on.
+        # The session continues.
         assert fields(await client.call_tool("list_models", {}))
 
     run_session(session, fake_server.url, mode=mode)
 
 
 def test_a_message_in_gzip(fake_server: ServerProcess) -> None:
-    """The package reads what was inflated."""
+    """A message may be compressed with gzip."""
     answer = httpx2.post(
         f"{fake_server.url}/mcp",
         content=gzip.compress(json.dumps(INITIALIZE).encode()),
@@ -308,7 +308,7 @@ def test_a_message_in_gzip(fake_server: ServerProcess) -> None:
 
 
 def test_a_client_that_leaves_cancels_its_job(fake_server: ServerProcess) -> None:
-    """In the protocol with sessions, too, where a client could come back for other requests."""
+    """A client's disconnection cancels its job, even in the protocol with sessions."""
 
     async def leave() -> None:
         headers = {**ACCEPT, "Mcp-Protocol-Version": "2025-06-18"}
@@ -329,7 +329,7 @@ def test_a_client_that_leaves_cancels_its_job(fake_server: ServerProcess) -> Non
 
 
 def test_jobs_of_another_key(two_keys: ServerProcess) -> None:
-    """They and their images do not exist for this key."""
+    """The jobs and images of another key do not exist for this key."""
 
     async def first(client: Client) -> None:
         arguments = {"prompt": "a cat", "size": "64x64", "wait": False}
@@ -352,7 +352,7 @@ def test_jobs_of_another_key(two_keys: ServerProcess) -> None:
 
 
 def test_a_session_of_another_key(two_keys: ServerProcess) -> None:
-    """It does not exist for this key."""
+    """The session of another key does not exist for this key."""
     url = f"{two_keys.url}/mcp"
     answer = httpx2.post(url, json=INITIALIZE, headers={**ACCEPT, **key(0)})
     session = {"Mcp-Session-Id": answer.headers["Mcp-Session-Id"]}
@@ -365,7 +365,7 @@ def test_a_session_of_another_key(two_keys: ServerProcess) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_a_missing_key(two_keys: ServerProcess, method: str) -> None:
-    """401 in the form of JSON-RPC, which the official client reports."""
+    """A missing key gets a 401 in the format of JSON-RPC."""
     answer = httpx2.request(method, f"{two_keys.url}/mcp", headers=ACCEPT)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
@@ -374,7 +374,7 @@ def test_a_missing_key(two_keys: ServerProcess, method: str) -> None:
 
 
 def test_a_missing_key_of_the_client(two_keys: ServerProcess) -> None:
-    """It sees the service's sentence."""
+    """The official client reports the service's message for a missing key."""
 
     async def session() -> None:
         async with connected(two_keys.url):
@@ -397,7 +397,7 @@ def test_a_missing_key_of_the_client(two_keys: ServerProcess) -> None:
 def test_foreign_pages(
     fake_server: ServerProcess, method: str, headers: dict[str, str], reason: str
 ) -> None:
-    """Pages of other origins, and names that were rebound to this machine, are rejected."""
+    """Pages of other origins, and host names rebound to this machine, are rejected."""
     answer = httpx2.request(method, f"{fake_server.url}/mcp", headers={**ACCEPT, **headers})
     assert answer.status_code == 403
     assert answer.json()["error"]["reason"] == reason
@@ -414,7 +414,7 @@ def test_foreign_pages(
     ],
 )
 def test_bodies(fake_server: ServerProcess, body: bytes, status: int, reason: str) -> None:
-    """The checks are those of every route."""
+    """Bodies get the same checks as on every other route."""
     headers = {**ACCEPT, "Content-Type": "application/json"}
     answer = httpx2.post(f"{fake_server.url}/mcp", content=body, headers=headers)
     assert (answer.status_code, answer.json()["error"]["reason"]) == (status, reason)
@@ -454,7 +454,7 @@ def test_a_large_result(fake_server: ServerProcess) -> None:
 
     for mode in MODES:
         run_session(session, fake_server.url, mode=mode)
-    # Answers that are no streams have no limit.
+    # Answers that are not streams have no limit.
     run_session(original, fake_server.url)
 
 
@@ -469,7 +469,7 @@ def test_a_large_result(fake_server: ServerProcess) -> None:
 def test_errors_of_the_newer_protocol(
     fake_server: ServerProcess, method: str, accept: str, status: int, reason: str
 ) -> None:
-    """They have a body, as every error does."""
+    """Errors of the newer protocol have a body like every other error."""
     headers = {"Accept": accept, "Mcp-Protocol-Version": "2026-07-28"}
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"} if method == "POST" else None
     answer = httpx2.request(method, f"{fake_server.url}/mcp", json=message, headers=headers)
@@ -478,7 +478,7 @@ def test_errors_of_the_newer_protocol(
 
 
 def test_a_large_image(fake_server: ServerProcess) -> None:
-    """Bodies may be as large as the service's limit, not the package's of 4 MiB."""
+    """A body may be as large as the service allows, beyond the mcp package's 4 MiB."""
     file = io.BytesIO()
     Image.frombytes("RGB", (1500, 1500), os.urandom(3 * 1500**2)).save(file, "PNG")
     assert len(file.getvalue()) > 6 * 2**20
@@ -493,7 +493,7 @@ def test_a_large_image(fake_server: ServerProcess) -> None:
 
 
 def test_shutdown(tmp_path: Path) -> None:
-    """A call gets the grace time; an open stream without a call does not delay the end."""
+    """A running call gets the grace time; an idle stream does not delay the exit."""
     settings: dict[str, Any] = {"engine": "fake", "grace_seconds": 10.0}
     with running_server(tmp_path, **settings) as server:
 
@@ -512,7 +512,7 @@ def test_shutdown(tmp_path: Path) -> None:
             server.process.terminate()
             assert len(images(await call)) == 1
 
-        # The client ends its session of a server that is gone with an error.
+        # The client raises an error when it ends the session, because the server has exited.
         try:
             run_session(session, server.url, mode="legacy")
         except* httpx2.HTTPError:
@@ -522,7 +522,7 @@ def test_shutdown(tmp_path: Path) -> None:
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the command that installs it."""
+    """The error names the command that installs the extra."""
     monkeypatch.setattr(extra, "installed", lambda: False)
     with pytest.raises(NotInstalled, match=r"pip install 'sdstream\[mcp\]'") as caught:
         extra.load("server")
@@ -531,7 +531,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_a_server_without_the_extra(server_without_extra: ServerProcess, method: str) -> None:
-    """501 that names the extra; the other routes work."""
+    """A server without the extra answers 501 and names the extra."""
     answer = httpx2.request(method, f"{server_without_extra.url}/mcp")
     assert (answer.status_code, answer.json()["error"]["reason"]) == (501, "not_installed")
     assert "sdstream[mcp]" in answer.json()["error"]["message"]
@@ -539,7 +539,7 @@ def test_a_server_without_the_extra(server_without_extra: ServerProcess, method:
 
 @pytest.fixture(scope="module")
 def server_without_extra(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose Python does not find the package."""
+    """A server whose Python cannot import the mcp package."""
     folder = tmp_path_factory.mktemp("bare")
     with running_server(folder, engine="fake", environment=without_mcp(folder)) as server:
         yield server

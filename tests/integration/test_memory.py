@@ -1,4 +1,4 @@
-"""Memory that large uploads take is given back."""
+"""Memory that large uploads use is freed."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from PIL import Image
 from sdstream.system import resident_bytes
 from tests.support.servers import running_server
 
-#: The largest picture that is accepted, and smaller ones: each leaves a hole for no other.
+#: Sides of the largest accepted image and of smaller ones, whose freed memory fits no other.
 _SIDES = (4096, 3000, 2048)
 _AT_ONCE = 4
 _ROUNDS = 3
-#: It was 620 MB with glibc's own threshold, and 8 MB with a fixed one.
+#: The growth was 620 MB with glibc's own threshold, and 8 MB with a fixed one.
 _MOST_BYTES = 200 * 2**20
 
 
 def upload(side: int, kind: str, mode: str) -> bytes:
-    """A square picture with something in it."""
+    """Encode a square image with a gradient."""
     file = io.BytesIO()
     Image.linear_gradient("L").resize((side, side)).convert(mode).save(file, kind)
     return file.getvalue()
@@ -33,7 +33,7 @@ def upload(side: int, kind: str, mode: str) -> bytes:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_large_uploads_leave_no_memory_behind(tmp_path: Path) -> None:
-    """Twelve edits of the largest pictures, four at a time."""
+    """Twelve large edits, four at a time, leave the server's memory almost unchanged."""
     files = [
         {"image": upload(side, "JPEG", "RGB"), "mask": upload(side, "PNG", "L")} for side in _SIDES
     ]
@@ -48,5 +48,5 @@ def test_large_uploads_leave_no_memory_behind(tmp_path: Path) -> None:
         before = resident_bytes(server.process.pid)
         with ThreadPoolExecutor(_AT_ONCE) as clients:
             assert {*clients.map(edit, range(_AT_ONCE * _ROUNDS))} == {200}
-        time.sleep(1.0)  # the last answers' own memory
+        time.sleep(1.0)  # until the memory of the last answers is freed
         assert resident_bytes(server.process.pid) - before < _MOST_BYTES

@@ -1,4 +1,4 @@
-"""Several models side by side within a budget of memory, from the fake engine."""
+"""Several models side by side within a memory budget, on the fake engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 2
 
 
 def catalogue(folder: Path, **models: str) -> Path:
-    """A models.yaml of fake models; each value is YAML that its entry has beside the usual."""
+    """Write a models.yaml of fake models; each value is YAML that is added to an entry."""
     entries = [
         f"  - {{id: {name}, family: sd3, files: {{model: x}}, size: {{min: 64}}{more}}}"
         for name, more in models.items()
@@ -34,19 +34,19 @@ def catalogue(folder: Path, **models: str) -> Path:
 
 
 def state_of(server: ServerProcess, model: str) -> dict[str, Any]:
-    """A model as the server tells it."""
+    """Return a model as the server reports it."""
     found: dict[str, Any] = httpx2.get(f"{server.url}/v1/models/{model}").json()
     return found
 
 
 @pytest.fixture(scope="module")
 def worker_mb(fake_server: ServerProcess) -> float:
-    """Memory of a fake worker, in MiB."""
+    """The memory of a fake worker, in MiB."""
     return float(state_of(fake_server, "embedded")["resident_bytes"]) / 2**20
 
 
 def test_three_models_in_room_for_two(tmp_path: Path, worker_mb: float) -> None:
-    """Sixty mixed requests at once all end right, and memory stays within the budget."""
+    """Sixty mixed requests at once all succeed, and memory stays within the budget."""
     models = catalogue(tmp_path, a="", b="", c="")
     budget = int(2.6 * worker_mb)
     with running_server(
@@ -79,11 +79,11 @@ def test_three_models_in_room_for_two(tmp_path: Path, worker_mb: float) -> None:
         assert loads == evictions + len(
             [w for w in "abc" if state_of(server, w)["state"] != "unloaded"]
         )
-        assert server.metric("sdstream_worker_starts_total") >= loads  # no stop lowers it
+        assert server.metric("sdstream_worker_starts_total") >= loads  # stops do not lower it
 
 
 def test_a_busy_model_is_never_stopped(tmp_path: Path, worker_mb: float) -> None:
-    """Another one waits for its room until the job is over, and is overtaken by none."""
+    """Another model waits for memory until the running job ends, and then goes first."""
     models = catalogue(tmp_path, a="", b="")
     with running_server(
         tmp_path, engine="fake", models=models, memory_mb=int(1.5 * worker_mb)
@@ -99,7 +99,7 @@ def test_a_busy_model_is_never_stopped(tmp_path: Path, worker_mb: float) -> None
 
 
 def test_models_draw_at_the_same_time(tmp_path: Path) -> None:
-    """Where there is room, a job of one model does not wait for one of another."""
+    """A job does not wait for a job of another model if there is enough memory."""
     models = catalogue(tmp_path, a="", b="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         slow = begin(server, {**LONG, "model": "a"})["id"]
@@ -110,7 +110,7 @@ def test_models_draw_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_a_loading_model_is_loaded_once(tmp_path: Path) -> None:
-    """However many jobs wait for it."""
+    """A model is loaded once, however many jobs wait for it."""
     models = catalogue(tmp_path, a="", b="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         with ThreadPoolExecutor(10) as pool:
@@ -141,7 +141,7 @@ def test_replicas(tmp_path: Path) -> None:
 
 
 def test_automatic_replicas(tmp_path: Path) -> None:
-    """A small model has as many workers as jobs at once, up to one for each core."""
+    """A small model has a worker for each concurrent job, up to one for each core."""
     models = catalogue(tmp_path, a=", replicas: auto")
     models.write_text(models.read_text().replace("model: x", "model: sharing"))
     most = min(available_cores(), 8)
@@ -160,7 +160,7 @@ def test_automatic_replicas(tmp_path: Path) -> None:
 
 
 def test_keep_alive(tmp_path: Path) -> None:
-    """An idle model goes after its time and comes back when it is needed."""
+    """An idle model is unloaded after its keep_alive, and loaded again when needed."""
     models = catalogue(tmp_path, a="", b=", keep_alive: 0.3")
     with running_server(tmp_path, engine="fake", models=models) as server:
         assert server.post({**QUICK, "model": "b"}).status_code == 200
@@ -170,7 +170,7 @@ def test_keep_alive(tmp_path: Path) -> None:
 
 
 def test_keep_alive_of_nothing(tmp_path: Path) -> None:
-    """The jobs that a model was loaded for are drawn with it before it goes."""
+    """A model with keep_alive 0 runs the jobs that wait for it before it is unloaded."""
     models = catalogue(tmp_path, a="", b=", keep_alive: 0")
     with running_server(tmp_path, engine="fake", models=models) as server:
         jobs = [begin(server, {**QUICK, "model": "b"})["id"] for _ in range(3)]
@@ -181,7 +181,7 @@ def test_keep_alive_of_nothing(tmp_path: Path) -> None:
 
 
 def test_keep_alive_of_a_model_that_never_drew(tmp_path: Path) -> None:
-    """Loaded by hand, or as the default one, it goes as well; so does one whose worker died."""
+    """keep_alive also unloads an unused default model, one loaded manually, and a crashed one."""
     models = catalogue(tmp_path, a=", keep_alive: 0.3", b=", keep_alive: 0.3")
     with running_server(tmp_path, engine="fake", models=models) as server:
         wait_until(lambda: state_of(server, "a")["state"] == "unloaded", 10, "it stays")
@@ -193,7 +193,7 @@ def test_keep_alive_of_a_model_that_never_drew(tmp_path: Path) -> None:
 
 
 def test_load_and_unload(tmp_path: Path) -> None:
-    """By hand; a busy model finishes its job first."""
+    """Models can be loaded and unloaded manually; a busy model finishes its job first."""
     models = catalogue(tmp_path, a="", b="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         url = f"{server.url}/v1/models"
@@ -213,7 +213,10 @@ def test_load_and_unload(tmp_path: Path) -> None:
 
 
 def test_unloading_what_still_waits_for_room(tmp_path: Path, worker_mb: float) -> None:
-    """Who asked for it hears of that; the worker that was to make room takes its time to end."""
+    """Unloading a model that waits for memory ends its pending load with an error.
+
+    The worker that must make room is suspended, so the load has to wait.
+    """
     models = catalogue(tmp_path, a="", b="")
     with running_server(
         tmp_path, engine="fake", models=models, memory_mb=int(1.5 * worker_mb)
@@ -231,7 +234,7 @@ def test_unloading_what_still_waits_for_room(tmp_path: Path, worker_mb: float) -
 
 
 def test_a_model_that_cannot_be_loaded_harms_no_other(tmp_path: Path) -> None:
-    """It says why, on every route that tells of it; the next load tries again."""
+    """A model that cannot be loaded reports the reason, can be retried, and affects no other."""
     models = catalogue(tmp_path, a="")
     broken = "  - {id: broken, family: sd3, files: {model: broken}, size: {min: 64}}\n"
     models.write_text(models.read_text() + broken)
@@ -248,7 +251,7 @@ def test_a_model_that_cannot_be_loaded_harms_no_other(tmp_path: Path) -> None:
 
 
 def test_a_default_model_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """Another one that is loaded does not make the server ready."""
+    """A server whose default model failed is not ready, even if another model is loaded."""
     models = catalogue(tmp_path, other="")
     broken = "models:\n  - {id: broken, family: sd3, files: {model: broken}, size: {min: 64}}\n"
     models.write_text(models.read_text().replace("models:\n", broken))
@@ -262,7 +265,7 @@ def test_a_default_model_that_cannot_be_loaded(tmp_path: Path) -> None:
 
 
 def test_a_default_model_that_crashes_again_and_again(tmp_path: Path) -> None:
-    """A worker that was started again after three crashes is loaded, and still not ready."""
+    """After three crashes the restarted server is unready until a job succeeds."""
     with running_server(tmp_path, engine="fake") as server:
         for _ in range(3):
             assert server.post({**QUICK, "prompt": "crash=0"}).status_code == 500
@@ -274,7 +277,7 @@ def test_a_default_model_that_crashes_again_and_again(tmp_path: Path) -> None:
 
 
 def test_a_name_outlives_no_failure_that_passes(tmp_path: Path) -> None:
-    """What could not be drawn for want of its model is drawn when it comes again under its key."""
+    """A request that failed because its model was unavailable can be retried with the same key."""
     models = catalogue(tmp_path, a="")
     working = models.read_text()
     models.write_text(working + "  - {id: b, family: sd3, files: {model: broken}}\n")

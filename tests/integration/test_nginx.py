@@ -1,4 +1,4 @@
-"""The service behind nginx, on the blocks of docs/guide/proxies.md as they stand there."""
+"""The service behind nginx, with the unchanged configurations of docs/guide/proxies.md."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OWN_NAME, SUB_PATH, DEFAULTS = BLOCKS
 
 @pytest.fixture(scope="module")
 def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server with a key that trusts the proxy."""
+    """A server with a key, which trusts the proxy."""
     settings: dict[str, Any] = {"api_keys": "the-key", "trusted_proxies": "127.0.0.1"}
     with running_server(tmp_path_factory.mktemp("keyed"), engine="fake", **settings) as server:
         yield server
@@ -36,20 +36,20 @@ def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPro
 def sub_path(
     keyed_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Its address under /images."""
+    """The address of the server with a key, under /images."""
     with nginx(tmp_path_factory.mktemp("sub"), SUB_PATH, keyed_server) as url:
         yield f"{url}/images"
 
 
 @pytest.fixture(scope="module")
 def plain(fake_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """nginx with its defaults in front of a server that knows of no proxy."""
+    """nginx with its defaults, in front of a server without proxy settings."""
     with nginx(tmp_path_factory.mktemp("plain"), DEFAULTS, fake_server) as url:
         yield url
 
 
 def arrivals(url: str, headers: dict[str, str]) -> tuple[list[float], bytes]:
-    """When the pieces of a stream arrive, and all of them."""
+    """Return the arrival times of a stream's pieces, and its whole body."""
     times, body = [], b""
     with httpx2.stream("POST", url + GENERATIONS, json=SLOW, headers=headers, timeout=60) as answer:
         assert answer.status_code == 200
@@ -84,7 +84,7 @@ def test_a_name_of_its_own(tmp_path: Path) -> None:
 
 
 def test_links_on_a_sub_path(sub_path: str) -> None:
-    """They lead back through the proxy, under the name that the client used."""
+    """Links lead through the proxy, under the host name that the client used."""
     body = {**QUICK, "response_format": "url"}
     named = {**KEY, "Host": "site.example"}
     answer = httpx2.post(sub_path + GENERATIONS, json=body, headers=named)
@@ -98,7 +98,7 @@ def test_links_on_a_sub_path(sub_path: str) -> None:
 
 
 def test_the_client_downloads_an_image_on_a_sub_path(sub_path: str) -> None:
-    """The link has the proxy's path, as the address of the client does."""
+    """The Python client downloads an image by a link that has the proxy's path."""
     with Client(sub_path, KEY["Authorization"].removeprefix("Bearer ")) as client:
         job = client.jobs.create("a cat", size="64x64", steps=1)["id"]
         ended = [*client.jobs.follow(job)][-1]
@@ -106,7 +106,7 @@ def test_the_client_downloads_an_image_on_a_sub_path(sub_path: str) -> None:
 
 
 def test_addresses_on_a_sub_path(sub_path: str) -> None:
-    """The slash at the end of the page is nginx's redirect; elsewhere slashes do not matter."""
+    """nginx redirects to the slash at the page's end; extra slashes elsewhere do not matter."""
     redirect = httpx2.get(sub_path)
     assert redirect.status_code == 301
     assert redirect.headers["Location"].endswith("/images/")
@@ -116,7 +116,7 @@ def test_addresses_on_a_sub_path(sub_path: str) -> None:
 
 
 def test_the_page_on_a_sub_path(sub_path: str) -> None:
-    """Every file that the page and its scripts and styles name is below the prefix."""
+    """Every file that the page, its scripts and its styles name is below the prefix."""
     waiting, seen = [f"{sub_path}/"], set()
     while waiting:
         address = waiting.pop()
@@ -139,15 +139,15 @@ def test_the_page_on_a_sub_path(sub_path: str) -> None:
 
 @pytest.mark.parametrize("block", ["sub_path", "plain"])
 def test_events_arrive_one_by_one(block: str, request: pytest.FixtureRequest) -> None:
-    """nginx holds none of them back, with HTTP/1.1 or 1.0 to the service."""
+    """nginx does not buffer events, with HTTP/1.1 or HTTP/1.0 to the service."""
     times, body = arrivals(request.getfixturevalue(block), KEY)
     assert body.endswith(DONE)
     assert len(times) >= 6
-    assert times[-1] - times[0] > 1  # of nearly two seconds of drawing
+    assert times[-1] - times[0] > 1  # the generation takes nearly two seconds
 
 
 def test_a_client_that_leaves(plain: str, fake_server: ServerProcess) -> None:
-    """nginx leaves too, and the job is cancelled."""
+    """When a client disconnects, nginx does too, and the job is cancelled."""
     body = {**SLOW, "sample_steps": 150}
     with httpx2.stream("POST", plain + GENERATIONS, json=body, timeout=60) as answer:
         job = answer.headers["X-Job-Id"]
@@ -161,7 +161,7 @@ def test_a_client_that_leaves(plain: str, fake_server: ServerProcess) -> None:
 
 
 def test_uploads_beyond_the_default_limit(plain: str) -> None:
-    """nginx answers by itself above a megabyte, with a page for people."""
+    """nginx itself rejects uploads above one megabyte, with an HTML page."""
     image = png(64, 64)
     answer = httpx2.post(
         f"{plain}/v1/images/edits", files={"image": image + bytes(1_100_000)}, data=QUICK
@@ -173,7 +173,7 @@ def test_uploads_beyond_the_default_limit(plain: str) -> None:
 
 
 def test_links_with_the_defaults(plain: str, fake_server: ServerProcess) -> None:
-    """nginx sends its own Host, and links lead past it, but for Location, which nginx rewrites."""
+    """Links lead past nginx, which sends its own Host, except Location, which nginx rewrites."""
     answer = httpx2.post(plain + GENERATIONS, json=QUICK, headers=ASYNC)
     assert answer.json()["status_url"].startswith(f"{fake_server.url}/v1/jobs/")
     assert answer.headers["Location"].startswith(f"{plain}/v1/jobs/")

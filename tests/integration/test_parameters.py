@@ -1,4 +1,4 @@
-"""POST /v1/images/parameters: an image file in, options out."""
+"""POST /v1/images/parameters: reads the options from an image file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY = {
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_what_was_written_is_read(fake_server: ServerProcess, kind: str) -> None:
-    """The options of a file generate the same image again."""
+    """The options read from a file generate the same image again."""
     first = fake_server.post({**BODY, "output_format": kind}).json()["data"][0]["b64_json"]
     files = {"image": ("x", base64.b64decode(first))}
     answer = httpx2.post(fake_server.url + ROUTE, files=files).json()
@@ -32,9 +32,9 @@ def test_what_was_written_is_read(fake_server: ServerProcess, kind: str) -> None
 
 
 def test_the_parameters_of_an_answer_ask_for_it_again(fake_server: ServerProcess) -> None:
-    """All of them as they are, also the kernels, without a warning."""
+    """The parameters of an answer, including the kernels, generate the same image unchanged."""
     first = fake_server.post(BODY).json()
-    # Another test may have crashed the model twice on this server, which turns kernels off.
+    # Kernels are off if another test has crashed the model twice on this server.
     model = httpx2.get(f"{fake_server.url}/v1/models/{first['model']}").json()
     assert first["parameters"]["kernels"] == model["kernels"]
     again = fake_server.post(first["parameters"]).json()
@@ -47,7 +47,7 @@ def test_the_parameters_of_an_answer_ask_for_it_again(fake_server: ServerProcess
 
 
 def test_an_image_without_parameters(fake_server: ServerProcess) -> None:
-    """``parameters`` is null."""
+    """``parameters`` is null for an image without any."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     answer = httpx2.post(fake_server.url + ROUTE, files={"image": buffer.getvalue()})
@@ -68,7 +68,7 @@ def test_an_image_without_parameters(fake_server: ServerProcess) -> None:
 def test_rejections(
     fake_server: ServerProcess, files: dict[str, bytes], data: dict[str, str], param: str
 ) -> None:
-    """A 400 that names the field."""
+    """An invalid request gets a 400 that names the field."""
     answer = httpx2.post(fake_server.url + ROUTE, files=files, data=data)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param

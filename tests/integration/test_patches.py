@@ -1,4 +1,4 @@
-"""What the patches of the runtime add, against a runtime compiled with them."""
+"""What the patches of the runtime add, tested with a runtime compiled with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_runtime_without_them_is_used_as_it_is() -> None:
-    """A plain wheel counts nothing and cancels by other means."""
+    """The patches' functions do nothing on a plain wheel."""
     patches = Patches(object())
     assert not patches.present
     patches.cancel(None, cancelled=True)
@@ -27,7 +27,7 @@ def test_a_runtime_without_them_is_used_as_it_is() -> None:
 
 @pytest.fixture(scope="module")
 def cancelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
-    """Sampler -> [it ended without an image, steps that began, the next image is right]."""
+    """Sampler -> [no image came, steps that began, the next image is right]."""
     cache = tmp_path_factory.mktemp("cancel")
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.cancel_check", str(cache), *SAMPLERS],
@@ -43,7 +43,10 @@ def cancelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object
 def test_sampling_stops_before_its_next_step(
     cancelled: dict[str, list[object]], sampler: str
 ) -> None:
-    """Without ggml's abort callback, as on a GPU; the model goes on as if nothing had been."""
+    """A cancel stops sampling without ggml's abort callback, as on a GPU.
+
+    The next image is right.
+    """
     ended, steps, right = cancelled[sampler]
     assert ended
     assert steps == 3

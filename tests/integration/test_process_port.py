@@ -1,4 +1,4 @@
-"""What every worker process does, wherever it runs: the contract of the port Process."""
+"""The contract of the port Process, which every worker process fulfils."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Start = Callable[[], Awaitable[Process]]
 
 
 async def start_child() -> Process:
-    """A child of this process, on the fake engine."""
+    """Start a child of this process on the fake engine."""
     return await WorkerProcess.spawn("fake", worker_environment())
 
 
 async def start_fake() -> Process:
-    """The tests' own."""
+    """Start a simulated process."""
     return FakeProcess(step_seconds=0.01)
 
 
@@ -43,7 +43,7 @@ every_process = pytest.mark.parametrize("start", [start_child, start_fake])
 
 @asynccontextmanager
 async def loaded(start: Start) -> AsyncIterator[Process]:
-    """A process with a model, ended at the end."""
+    """Start a process with a loaded model, and end it on exit."""
     process = await start()
     try:
         process.send(Load("fake", "sd1", {"model": "x"}, "/nowhere", RuntimeOptions().model_dump()))
@@ -55,7 +55,7 @@ async def loaded(start: Start) -> AsyncIterator[Process]:
 
 
 async def until_end(process: Process) -> list[Event]:
-    """Events up to the one that ends a job."""
+    """Return events up to the one that ends a job."""
     events: list[Event] = []
     while not events or not isinstance(events[-1], Done | Cancelled):
         event = await process.receive()
@@ -67,7 +67,7 @@ async def until_end(process: Process) -> list[Event]:
 @every_process
 @driven
 async def test_commands_are_obeyed_in_order(start: Start) -> None:
-    """Two jobs, one after the other, each with its images and its end."""
+    """Two jobs run one after the other, each with its images and its end."""
     async with loaded(start) as process:
         for job in ("one", "two"):
             process.send(Generate(job, a_request(n=2, steps=2)))
@@ -83,7 +83,7 @@ async def test_commands_are_obeyed_in_order(start: Start) -> None:
 @every_process
 @driven
 async def test_a_cancel_ends_a_job_and_not_the_process(start: Start) -> None:
-    """Within a step, and the next job is generated."""
+    """A cancelled job ends within a step, and the next job is generated."""
     async with loaded(start) as process:
         process.send(Generate("one", a_request("step=0.02", steps=100)))
         while not (isinstance(event := await process.receive(), Progress) and event.step == 2):
@@ -100,7 +100,7 @@ async def test_a_cancel_ends_a_job_and_not_the_process(start: Start) -> None:
 @pytest.mark.parametrize("busy", [False, True])
 @driven
 async def test_a_kill_is_the_end(start: Start, busy: bool) -> None:
-    """At once, for ever, with the signal as its exit code, and ``end`` has nothing left to do."""
+    """A killed process ends at once with the signal as its exit code; later calls do nothing."""
     async with loaded(start) as process:
         if busy:
             process.send(Generate("one", a_request("step=0.05", steps=100)))
@@ -118,7 +118,7 @@ async def test_a_kill_is_the_end(start: Start, busy: bool) -> None:
 @every_process
 @driven
 async def test_stop_is_an_orderly_end(start: Start) -> None:
-    """With the exit code of a process that left by itself."""
+    """A process that is told to stop exits with code 0."""
     async with loaded(start) as process:
         process.send(Stop())
         async with asyncio.timeout(30):

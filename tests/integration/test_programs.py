@@ -1,6 +1,6 @@
-"""Requests of programs that people use, as they send them: each gets its image.
+"""Requests of widely used programs, as they send them: each gets its image.
 
-The bodies are written from what the programs send; they are not run here.
+The bodies were written from the programs' requests; the programs are not run here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MASK = base64.b64encode(png(64, 64, "white")).decode()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server that has the names that some programs cannot change."""
+    """A server with the model names that some programs cannot change."""
     folder = tmp_path_factory.mktemp("programs")
     names = "gpt-image-1,dall-e-2,dall-e-3,flux-schnell"
     with running_server(folder, engine="fake", aliases=names) as found:
@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def post(server: ServerProcess, path: str, **request: Any) -> httpx2.Response:
-    """The answer, which must be a success."""
+    """Send a request that must succeed, and return the answer."""
     answer = httpx2.post(server.url + path, timeout=60, **request)
     assert answer.status_code == 200, answer.text
     return answer
@@ -41,7 +41,7 @@ def post(server: ServerProcess, path: str, **request: Any) -> httpx2.Response:
 
 # --- GPUStack and llama-box -----------------------------------------------------------------------
 
-#: What GPUStack's page sends for an image: its plain form and its form with further options.
+#: Requests of GPUStack's page: its plain form, and its form with further options.
 GPUSTACK: dict[str, Any] = {
     "model": "embedded", "prompt": "a cat", "n": 1, "size": "64x64", "seed": None,
     "random_seed": True, "quality": "standard", "style": None, "stream": True,
@@ -55,7 +55,7 @@ GPUSTACK_MORE: dict[str, Any] = {
 
 
 def items(answer: httpx2.Response) -> list[dict[str, Any]]:
-    """The items of a stream's frames, in order."""
+    """Return the items of a stream's frames, in order."""
     lines = [line for line in answer.text.splitlines() if line]
     assert lines[-1] == "data: [DONE]"
     return [json.loads(line.removeprefix("data: "))["data"][0] for line in lines[:-1]]
@@ -63,7 +63,7 @@ def items(answer: httpx2.Response) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("body", [GPUSTACK, GPUSTACK_MORE])
 def test_gpustacks_page_generates(server: ServerProcess, body: dict[str, Any]) -> None:
-    """Its own spelling of options, a guidance that the model has not, a random seed."""
+    """GPUStack's spelling of options, an unsupported guidance and a random seed are accepted."""
     last = items(post(server, "/v1-openai/images/generations", json=body))[-1]
     assert (last["progress"], last["finish_reason"]) == (100, "stop")
     assert from_base64(last["b64_json"]).size == (64, 64)
@@ -71,7 +71,7 @@ def test_gpustacks_page_generates(server: ServerProcess, body: dict[str, Any]) -
 
 @pytest.mark.parametrize("more", [False, True])
 def test_gpustacks_page_edits(server: ServerProcess, more: bool) -> None:
-    """Forms: nulls are text, stream options are flat, an empty mask is no mask."""
+    """GPUStack's forms are accepted: nulls are text, and stream options are flat."""
     fields = {
         "model": "embedded", "prompt": "a cat", "n": "1", "size": "64x64", "seed": "null",
         "quality": "standard", "stream": "true", "stream_options_chunk_size": "16384",
@@ -86,7 +86,7 @@ def test_gpustacks_page_edits(server: ServerProcess, more: bool) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/image/generate"])
 def test_llama_boxs_script_saves_the_image(server: ServerProcess, path: str) -> None:
-    """It keys files by index and step: the last file under a key must be the image."""
+    """The script names files by index and step, so the last file of an index must be the image."""
     body = {
         "model": "embedded", "prompt": "a cat", "n": 2, "size": "64x64", "stream": True,
         "stream_options": {"include_usage": True, "preview": True}, "sample_steps": 3,
@@ -105,7 +105,7 @@ def test_llama_boxs_script_saves_the_image(server: ServerProcess, path: str) -> 
 
 @pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/image/edit"])
 def test_llama_boxs_script_saves_the_edit(server: ServerProcess, path: str) -> None:
-    """The same for its form, whose stream options are flat."""
+    """The last file of an edit is the image too; its form has flat stream options."""
     fields = {
         "model": "embedded", "prompt": "a cat", "n": "1", "size": "64x64", "sample_steps": "3",
         "stream": "true", "stream_options_include_usage": "true", "stream_options_preview": "true",
@@ -174,7 +174,7 @@ A1111: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("program", A1111)
 def test_clients_of_automatic1111(server: ServerProcess, program: str) -> None:
-    """Whatever else they send, the image has the size that they asked for."""
+    """Each client gets images of the size that it asked for, whatever else it sends."""
     body = A1111[program]
     answer = post(server, "/sdapi/v1/txt2img", json=body).json()
     assert len(answer["images"]) == body.get("batch_size", 1)
@@ -186,12 +186,12 @@ def test_clients_of_automatic1111(server: ServerProcess, program: str) -> None:
 
 
 def test_sillytavern_from_ping_to_picture(server: ServerProcess) -> None:
-    """The calls of its AUTOMATIC1111 source before the first image."""
+    """The requests that SillyTavern's AUTOMATIC1111 source sends before the first image succeed."""
     for path in ("options", "sd-models", "samplers", "schedulers", "upscalers", "sd-vae",
                  "latent-upscale-modes", "progress"):  # fmt: skip
         assert httpx2.get(f"{server.url}/sdapi/v1/{path}").status_code == 200, path
     options = httpx2.get(f"{server.url}/sdapi/v1/options").json()
-    # It posts what it read, with the model chosen.
+    # SillyTavern posts the options that it read, with the model chosen.
     post(server, "/sdapi/v1/options", json={**options, "sd_model_checkpoint": "embedded"})
     upscalers = [u["name"] for u in httpx2.get(f"{server.url}/sdapi/v1/upscalers").json()]
     assert upscalers[:3] == ["None", "Lanczos", "Nearest"]
@@ -199,7 +199,7 @@ def test_sillytavern_from_ping_to_picture(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", ""])
 def test_sillytavern_finds_a_draw_things(server: ServerProcess, accept: str) -> None:
-    """It pings /, then reads its model and its upscaler, without a key; browsers get the page."""
+    """SillyTavern finds the model and upscaler at /, without a key; browsers get the page there."""
     headers = {"Accept": accept}
     assert httpx2.head(server.url, headers=headers).status_code == 200
     answer = httpx2.get(server.url, headers=headers)
@@ -210,7 +210,7 @@ def test_sillytavern_finds_a_draw_things(server: ServerProcess, accept: str) -> 
 
 
 def test_the_second_pass_of_draw_things(server: ServerProcess) -> None:
-    """Its clients name the factor 'upscaler_scale'."""
+    """Clients of Draw Things name the factor 'upscaler_scale'."""
     hires = {"enable_hr": True, "upscaler_scale": 1.5, "denoising_strength": 0.5}
     body = {**A1111["SillyTavern's DrawThings source"], **hires, "width": 128, "height": 128}
     answer = post(server, "/sdapi/v1/txt2img", json=body)
@@ -220,7 +220,7 @@ def test_the_second_pass_of_draw_things(server: ServerProcess) -> None:
 
 
 def test_a_whole_settings_object(server: ServerProcess) -> None:
-    """Settings of the original that this server never heard of change nothing."""
+    """Unknown settings of AUTOMATIC1111 are ignored and listed in a header."""
     body = {"samples_format": "png", "grid_only_if_multiple": True, "control_net_unit_count": 3,
             "lora_functional": False, "CLIP_stop_at_last_layers": 1}  # fmt: skip
     answer = post(server, "/sdapi/v1/options", json=body)
@@ -230,7 +230,7 @@ def test_a_whole_settings_object(server: ServerProcess) -> None:
 
 
 def test_sizes_that_the_model_cannot_draw(server: ServerProcess) -> None:
-    """Enlarged from one that it can, here and elsewhere, with a mask and without."""
+    """An unsupported size is enlarged from a supported one, with and without a mask."""
     body = {"prompt": "a cat", "width": 130, "height": 70, "steps": 1}
     answer = post(server, "/sdapi/v1/txt2img", json=body).json()
     assert from_base64(answer["images"][0]).size == (130, 70)
@@ -254,7 +254,7 @@ def test_sizes_that_the_model_cannot_draw(server: ServerProcess) -> None:
 def test_upscalers_that_need_no_file(
     server: ServerProcess, upscaler: str, size: tuple[int, int]
 ) -> None:
-    """One picture or several, without a job."""
+    """Built-in upscalers enlarge one image or several."""
     body = {"image": PICTURE, "upscaler_1": upscaler, "upscaling_resize": 2}
     answer = post(server, "/sdapi/v1/extra-single-image", json=body).json()
     assert from_base64(answer["image"]).size == size
@@ -265,7 +265,7 @@ def test_upscalers_that_need_no_file(
 
 
 def test_routes_that_have_nothing_to_do(server: ServerProcess) -> None:
-    """Lists are always fresh; what no model here can do is a 501 that says so."""
+    """Refreshing and unloading succeed without effect; an unsupported function gets a 501."""
     for name in ("checkpoints", "loras", "vae", "embeddings"):
         assert post(server, f"/sdapi/v1/refresh-{name}").json() is None
     post(server, "/sdapi/v1/unload-checkpoint")
@@ -279,7 +279,7 @@ def test_routes_that_have_nothing_to_do(server: ServerProcess) -> None:
 
 
 def test_the_wrong_sampler_is_named_as_it_was_sent(server: ServerProcess) -> None:
-    """With the nearest that there is."""
+    """The error names the client's field and suggests the nearest sampler."""
     body = {"prompt": "a", "sampler_index": "DPM++ SDE Karras"}
     error = httpx2.post(f"{server.url}/sdapi/v1/txt2img", json=body).json()["error"]
     assert error["param"] == "sampler_index"
@@ -321,18 +321,18 @@ OPENAI: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("program", OPENAI)
 def test_clients_of_openai(server: ServerProcess, program: str) -> None:
-    """Each finds the image under the key that it reads, and a quality that OpenAI has."""
+    """Each client finds the image under the key that it reads, and a quality that OpenAI has."""
     key, body = OPENAI[program]
     answer = post(server, "/v1/images/generations", json=body).json()
     (item,) = answer["data"]
-    # Open WebUI prefers a url, which it does not fetch from a private address.
+    # Open WebUI prefers a url, but does not fetch it from a private address.
     assert not program.startswith("Open WebUI") or "url" not in item
     image = from_base64(item[key]) if key == "b64_json" else opened(httpx2.get(item[key]).content)
     assert image.size == (64, 64) or body.get("size") == "auto"
     assert answer["quality"] in ("low", "medium", "high")
 
 
-#: The fields and the name of the file of edits.
+#: Program -> the fields of its edit, and the field name of its file.
 EDITS: dict[str, tuple[dict[str, str], str]] = {
     "Open WebUI": ({"model": "dall-e-2", "prompt": "a cat", "n": "1",
                     "response_format": "b64_json"}, "image"),
@@ -344,7 +344,7 @@ EDITS: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.parametrize("program", EDITS)
 def test_clients_of_openais_edits(server: ServerProcess, program: str) -> None:
-    """Without a size the image keeps its own; the answer has base64 alone."""
+    """An edit without a size keeps that of its image; the answer has base64 only."""
     fields, name = EDITS[program]
     image = {name: ("image.png", png(64, 64), "image/png")}
     (item,) = post(server, "/v1/images/edits", data=fields, files=image).json()["data"]
@@ -353,7 +353,7 @@ def test_clients_of_openais_edits(server: ServerProcess, program: str) -> None:
 
 
 def test_a_base_address_with_a_slash(server: ServerProcess) -> None:
-    """Open WebUI joins its address and the path as they are."""
+    """Open WebUI joins its base address and the path without removing slashes."""
     post(server, "/v1//images/generations", json={"prompt": "a", "size": "64x64"})
     post(server, "/v1/images/generations/", json={"prompt": "a", "size": "64x64"})
 
@@ -362,7 +362,7 @@ def test_a_base_address_with_a_slash(server: ServerProcess) -> None:
     "path", ["/sdapi/v1/txt2img", "/v1/images/generations", "/sdcpp/v1/img_gen"]
 )
 def test_options_tells_the_methods(server: ServerProcess, path: str) -> None:
-    """Asked outside of a browser's preflight, as SillyTavern does to see what a server is."""
+    """OPTIONS outside a preflight lists the methods; SillyTavern uses it to identify servers."""
     answer = httpx2.request("OPTIONS", server.url + path)
     assert answer.status_code == 204
     assert "POST" in answer.headers["Allow"]
@@ -373,7 +373,7 @@ def test_options_tells_the_methods(server: ServerProcess, path: str) -> None:
 
 
 def test_requests_by_name(server: ServerProcess) -> None:
-    """Xinference's progress and abort."""
+    """Xinference's routes for progress and abort work with the client's request_id."""
     kwargs = json.dumps({"request_id": "mine", "num_inference_steps": 2})
     body = {"model": "embedded", "prompt": "a", "size": "64*64", "kwargs": kwargs}
     post(server, "/v1/images/generations", json=body)
@@ -390,7 +390,7 @@ def test_requests_by_name(server: ServerProcess) -> None:
 
 
 def test_hugging_faces_client(server: ServerProcess, tmp_path: Path) -> None:
-    """Its own InferenceClient, on the address of a model."""
+    """Hugging Face's InferenceClient works with the address of a model."""
     hub = pytest.importorskip("huggingface_hub")
     client = hub.InferenceClient(model=f"{server.url}/v1/models/embedded")
     image = client.text_to_image("a cat", width=64, height=64, num_inference_steps=2, seed=4)
@@ -410,14 +410,14 @@ def test_hugging_faces_client(server: ServerProcess, tmp_path: Path) -> None:
     ],
 )
 def test_hugging_faces_names_in_errors(server: ServerProcess, body: dict[str, Any]) -> None:
-    """A fault of the prompt or of the image is told of 'inputs', as the client knows it."""
+    """An error of the prompt or the image names 'inputs', as the client sent it."""
     answer = httpx2.post(f"{server.url}/v1/models/embedded", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "inputs"
 
 
 def test_unknown_workflows_of_fireworks(server: ServerProcess) -> None:
-    """A 404 that says what there is."""
+    """An unknown workflow gets a 404 that lists the supported ones."""
     path = "/inference/v1/workflows/accounts/fireworks/models/flux-kontext-pro/get_result"
     answer = httpx2.post(server.url + path, json={"id": "x"})
     assert answer.status_code == 404
@@ -425,7 +425,7 @@ def test_unknown_workflows_of_fireworks(server: ServerProcess) -> None:
 
 
 def test_an_odd_file_is_rejected_by_its_format(server: ServerProcess) -> None:
-    """A picture that Pillow could read and nobody expects."""
+    """A format is rejected even if Pillow could read it."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PPM")
     answer = httpx2.post(

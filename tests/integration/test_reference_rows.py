@@ -1,4 +1,4 @@
-"""Options of other systems, each with its effect here: the rows of the pages in docs/compat."""
+"""Options of other systems and their effects: the rows of the pages in docs/compat."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GPUSTACK_SAMPLERS = [
 ]
 GPUSTACK_SCHEDULES = ["default", "discrete", "karras", "exponential", "ays", "gits"]
 
-#: Fields of a request -> what the job's parameters have.
+#: System -> fields of a request, and the parameters that its job has.
 ROWS: dict[str, list[Row]] = {
     "GPUStack": [
         *(({"sampler": name}, {"sampler": name}) for name in GPUSTACK_SAMPLERS),
@@ -86,7 +86,7 @@ REJECTED = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose model is of the family SDXL, which those systems have, on the fake engine."""
+    """A server on the fake engine with a model of the family SDXL, which those systems have."""
     folder = tmp_path_factory.mktemp("rows")
     entry = "{id: embedded, family: sdxl, files: {model: x}, size: {min: 64}}"
     (folder / "models.yaml").write_text(f"models:\n  - {entry}\n")
@@ -96,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def parameters(server: ServerProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The effective parameters of a request, as its job has them."""
+    """Send a request and return the effective parameters of its job."""
     every = {"prompt": "a", "sample_steps": 2, **body}  # some schedules need two
     if {"num_inference_steps", "steps", "sampling_steps", "kwargs"} & body.keys():
         del every["sample_steps"]
@@ -121,13 +121,13 @@ def test_a_row(server: ServerProcess, system: str, row: Row) -> None:
 
 @pytest.mark.parametrize("row", FIREWORKS_ROWS, ids=lambda row: str(row[0]))
 def test_a_row_of_fireworks(server: ServerProcess, row: Row) -> None:
-    """Also on Fireworks' own route."""
+    """The field is accepted and has its effect on Fireworks' route."""
     given, expected = row
     assert expected.items() <= parameters(server, FIREWORKS, given).items()
 
 
 def test_a_seed_of_zero_is_random_on_fireworks(server: ServerProcess) -> None:
-    """As its documentation says."""
+    """The seed 0 is random, as Fireworks documents it."""
     assert parameters(server, FIREWORKS, {"seed": 0})["seed"] != 0
 
 
@@ -141,13 +141,13 @@ def test_what_is_rejected(server: ServerProcess, path: str, body: dict[str, Any]
 
 @pytest.mark.parametrize("field", ["max_sequence_length", "padding_image_to_multiple"])
 def test_what_has_no_effect(server: ServerProcess, field: str) -> None:
-    """``warnings`` report it."""
+    """A field without effect causes a warning."""
     answer = server.post({"prompt": "a", "sample_steps": 1, field: 64})
     assert any(field in warning for warning in answer.json()["warnings"])
 
 
 def test_preview_faster_is_preview(server: ServerProcess) -> None:
-    """A stream with it has images between the steps."""
+    """A stream with preview_faster contains images between the steps."""
     body = {"prompt": "a", "sample_steps": 4, "stream": True}
     options = {"preview_faster": True, "include_usage": True}
     answer = server.post({**body, "stream_options": options})
@@ -158,7 +158,7 @@ def test_preview_faster_is_preview(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("path", ["/v3/images/edits", "/v1/images/inpainting"])
 def test_a_mask_in_a_form(server: ServerProcess, path: str) -> None:
-    """OpenVINO Model Server's edits and Xinference's inpainting."""
+    """OpenVINO Model Server's edits and Xinference's inpainting accept a mask."""
     name = "mask_image" if "inpainting" in path else "mask"
     files = {"image": png(64, 64, "red"), name: png(64, 64, "white")}
     data = {"prompt": "a", "model": "embedded", "strength": "0.5", "num_inference_steps": "4"}
@@ -167,7 +167,7 @@ def test_a_mask_in_a_form(server: ServerProcess, path: str) -> None:
 
 
 def test_links_alone_have_null(server: ServerProcess) -> None:
-    """As Xinference documents it."""
+    """An answer with links only has null as base64, as Xinference documents it."""
     answer = server.post({"prompt": "a", "sample_steps": 1, "response_format": "url"})
     item = answer.json()["data"][0]
     assert item["b64_json"] is None

@@ -1,4 +1,4 @@
-"""models.yaml is read again while the server runs."""
+"""models.yaml is reloaded while the server runs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.support.servers import ServerProcess, running_server, wait_until
 
 
 def reload(server: ServerProcess) -> httpx2.Response:
-    """Ask for it."""
+    """Send a request to reload the catalogue."""
     return httpx2.post(f"{server.url}/v1/models/reload", timeout=20)
 
 
 def ids(server: ServerProcess) -> list[str]:
-    """The models that the server lists."""
+    """Return the ids of the models that the server lists."""
     return [model["id"] for model in httpx2.get(f"{server.url}/v1/models").json()["data"]]
 
 
 def test_what_changed_is_told_and_done(tmp_path: Path) -> None:
-    """An idle worker of a changed entry is another one at once, the others stay."""
+    """A reload lists the changes and restarts the idle worker of a changed entry only."""
     models = catalogue(tmp_path, a="", b="", c="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         for model in "ab":
@@ -56,7 +56,7 @@ def test_what_changed_is_told_and_done(tmp_path: Path) -> None:
 
 
 def test_jobs_of_models_that_are_removed_or_changed(tmp_path: Path) -> None:
-    """A running job ends as it would have; a waiting one fails if its model is gone."""
+    """A running job completes; a queued job fails if its model was removed."""
     models = catalogue(tmp_path, a="", b="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         slow = {**LONG, "prompt": "step=0.5"}
@@ -87,7 +87,7 @@ BROKEN: dict[str, str] = {
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
 def test_a_wrong_catalogue_changes_nothing(tmp_path: Path, text: str) -> None:
-    """The answer says what is wrong and where; the models are those from before."""
+    """An invalid catalogue is reported with its line, and the previous models stay."""
     models = catalogue(tmp_path, a="", b="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         models.write_text(text)
@@ -103,7 +103,7 @@ def test_a_wrong_catalogue_changes_nothing(tmp_path: Path, text: str) -> None:
 
 
 def test_all_problems_of_a_wrong_catalogue_are_told(tmp_path: Path) -> None:
-    """As at the start: each with its line."""
+    """All problems of an invalid catalogue are listed with their lines, as at the start."""
     models = catalogue(tmp_path, a="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         models.write_text("models:\n - id: a\n   colour: red\n   files: {model: x}\n")
@@ -116,7 +116,7 @@ def test_all_problems_of_a_wrong_catalogue_are_told(tmp_path: Path) -> None:
 
 @pytest.fixture
 def without_terminal(tmp_path: Path) -> Path:
-    """A Python in a session of its own, as a supervisor starts it."""
+    """A Python that runs in a separate session, as a supervisor starts it."""
     path = tmp_path / "python"
     path.write_text(f'#!/bin/sh\nexec setsid "{sys.executable}" "$@"\n')
     path.chmod(0o700)
@@ -124,7 +124,7 @@ def without_terminal(tmp_path: Path) -> Path:
 
 
 def test_sighup_without_a_terminal_reloads(tmp_path: Path, without_terminal: Path) -> None:
-    """The server goes on, also when the file is wrong."""
+    """SIGHUP reloads the catalogue; the server continues even if the file is invalid."""
     models = catalogue(tmp_path, a="")
     settings: dict[str, Any] = {"engine": "fake", "models": models}
     with running_server(tmp_path, python=without_terminal, **settings) as server:
@@ -139,7 +139,7 @@ def test_sighup_without_a_terminal_reloads(tmp_path: Path, without_terminal: Pat
 
 
 def test_signals_change_the_log_level(tmp_path: Path) -> None:
-    """SIGUSR1 is debug, SIGUSR2 the setting; a worker that gets one goes on."""
+    """SIGUSR1 sets the level debug, SIGUSR2 that of the settings; workers ignore both signals."""
     with running_server(tmp_path, engine="fake", log_level="warning") as server:
         assert not server.log_lines("GET /livez")
         worker = server.worker_pid()
@@ -163,7 +163,7 @@ def test_signals_change_the_log_level(tmp_path: Path) -> None:
 def test_signals_of_the_log_level_do_not_end_a_command_that_starts(
     monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    """They are ignored before the command is imported."""
+    """The signals are ignored before the command is imported."""
     numbers = (signal.SIGUSR1, signal.SIGUSR2)
     seen: list[object] = []
 
@@ -182,7 +182,7 @@ def test_signals_of_the_log_level_do_not_end_a_command_that_starts(
 
 
 def test_signals_of_the_log_level_do_not_end_a_worker_that_starts() -> None:
-    """They are ignored before the imports, which take most of its start."""
+    """The signals are ignored before the imports, which take most of a worker's start."""
     program = """
 import runpy, signal, sys
 sys.modules["sdstream.core"] = None
@@ -197,7 +197,7 @@ except ModuleNotFoundError:
 
 
 def test_refreshing_checkpoints_reloads(tmp_path: Path) -> None:
-    """AUTOMATIC1111's button has new models listed."""
+    """AUTOMATIC1111's route to refresh checkpoints reloads the catalogue."""
     models = catalogue(tmp_path, a="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         catalogue(tmp_path, a="", b="")

@@ -1,4 +1,4 @@
-"""safety_check with a checker, with a broken one, and without any."""
+"""safety_check with a checker, with a broken one, and without one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CHECKERS = "tests.unit.imaging.test_safety"
 
 
 def ask(server: ServerProcess, **options: Any) -> httpx2.Response:
-    """A small picture with a safety check."""
+    """Request a small image with a safety check."""
     body = {"prompt": "x", "size": "64x64", "sample_steps": 2, "safety_check": True, **options}
     return httpx2.post(f"{server.url}/v1/images/generations", json=body, timeout=30)
 
 
 def test_without_a_checker_true_is_refused(fake_server: ServerProcess) -> None:
-    """Never a false success; false is no question at all."""
+    """``safety_check: true`` is rejected without a checker; false is accepted."""
     error = ask(fake_server).json()["error"]
     assert (error["reason"], error["param"]) == ("safety_checker_unavailable", "safety_check")
     assert ask(fake_server, safety_check=False).status_code == 200
@@ -42,7 +42,7 @@ def test_a_checker_that_flags(tmp_path: Path) -> None:
 
 
 def test_a_checker_that_lets_pass(tmp_path: Path) -> None:
-    """Pictures that are not flagged are answered as they are."""
+    """Images that are not flagged are returned unchanged."""
     with running_server(tmp_path, engine="fake", safety_checker=f"{CHECKERS}:RedChecker") as server:
         answers = [ask(server, seed=seed) for seed in range(8)]
         checked = {answer.status_code for answer in answers}
@@ -55,7 +55,7 @@ def test_a_checker_that_lets_pass(tmp_path: Path) -> None:
 
 
 def test_fireworks_gets_a_blank_image(tmp_path: Path) -> None:
-    """CONTENT_FILTERED in the JSON and in the header, with a black picture."""
+    """Fireworks' route returns a blank image, with CONTENT_FILTERED in the JSON and the header."""
     path = "/inference/v1/workflows/accounts/fireworks/models/default/text_to_image"
     with running_server(tmp_path, engine="fake", safety_checker=f"{CHECKERS}:Strict") as server:
         body = {"prompt": "x", "width": 64, "height": 64, "seed": 1, "safety_check": True}
@@ -72,7 +72,7 @@ def test_fireworks_gets_a_blank_image(tmp_path: Path) -> None:
 
 
 def test_a_checker_that_breaks(tmp_path: Path) -> None:
-    """No verdict is no success."""
+    """A checker that fails causes a 500 instead of an unchecked image."""
     with running_server(tmp_path, engine="fake", safety_checker=f"{CHECKERS}:Broken") as server:
         answer = ask(server)
         assert answer.status_code == 500

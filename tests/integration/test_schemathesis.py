@@ -1,4 +1,4 @@
-"""The OpenAPI document is true: schemathesis holds every answer against it."""
+"""The OpenAPI document is true: schemathesis checks every answer against it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 
 from tests.support.servers import ServerProcess
 
-#: Whether a value is acceptable depends on the model that is loaded, which no schema says.
+#: Whether a value is accepted depends on the loaded model, which the schema cannot express.
 DEPEND_ON_THE_MODEL = "positive_data_acceptance,negative_data_rejection"
 
 
 @pytest.mark.schemathesis
 @pytest.mark.timeout(600)
 def test_every_answer_is_as_described(fake_server: ServerProcess, tmp_path: Path) -> None:
-    """Statuses, content types, schemas, methods and Allow, for valid and for broken requests."""
+    """Valid and invalid requests get the described statuses, content types, schemas and methods."""
     tool = Path(sysconfig.get_path("scripts")) / "schemathesis"
     command = [
         *(str(tool), "run", f"{fake_server.url}/openapi.json"),

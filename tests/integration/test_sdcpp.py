@@ -1,4 +1,4 @@
-"""The API of stable-diffusion.cpp's own server: its page's calls, and options in prompts."""
+"""The API of stable-diffusion.cpp's own server: its page's requests, and options in prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = {"prompt": "step=0.2", "width": 64, "height": 64, "sample_params": {"samp
 
 
 def submit(server: ServerProcess, body: dict[str, Any], **request: Any) -> dict[str, Any]:
-    """The answer to an img_gen that is accepted."""
+    """Send an img_gen that must be accepted, and return the answer."""
     answer = httpx2.post(f"{server.url}{PREFIX}/img_gen", json=body, **request)
     assert answer.status_code == 202, answer.text
     found: dict[str, Any] = answer.json()
@@ -31,7 +31,7 @@ def submit(server: ServerProcess, body: dict[str, Any], **request: Any) -> dict[
 
 
 def polled(server: ServerProcess, job: dict[str, Any], *wanted: str) -> dict[str, Any]:
-    """The job once it has one of these states, as a page polls it."""
+    """Poll a job, as a page does, until it has one of these states; return it."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         state: dict[str, Any] = httpx2.get(server.url + job["poll_url"]).json()
@@ -42,7 +42,7 @@ def polled(server: ServerProcess, job: dict[str, Any], *wanted: str) -> dict[str
 
 
 def test_what_its_page_sends(fake_server: ServerProcess) -> None:
-    """The defaults of the capabilities are a request that is accepted as it is."""
+    """The defaults in the capabilities form a request that is accepted unchanged."""
     capabilities = httpx2.get(f"{fake_server.url}{PREFIX}/capabilities").json()
     assert capabilities["supported_modes"] == ["img_gen"]
     assert capabilities["features"]["cancel_generating"] is True
@@ -67,7 +67,7 @@ def test_what_its_page_sends(fake_server: ServerProcess) -> None:
 
 
 def test_upstreams_example(fake_server: ServerProcess) -> None:
-    """The example of its document, at a size that the model has."""
+    """The example of sd-server's documentation is accepted, at a size that the model supports."""
     guidance = {"txt_cfg": 7.0, "img_cfg": 7.0, "distilled_guidance": 3.5, "slg": {
         "layers": [7, 8, 9], "layer_start": 0.01, "layer_end": 0.2, "scale": 0.0}}  # fmt: skip
     body = {
@@ -92,7 +92,7 @@ def test_upstreams_example(fake_server: ServerProcess) -> None:
 
 
 def test_images_and_a_second_pass(fake_server: ServerProcess) -> None:
-    """Masks are white where to paint; the hires fix has AUTOMATIC1111's names."""
+    """A mask is white where to paint, and the hires fix has AUTOMATIC1111's names."""
     edit = {"prompt": "blue", "init_image": f"data:image/png;base64,{PICTURE}", "strength": 0.4,
             "mask_image": base64.b64encode(png(64, 64, "white")).decode()}  # fmt: skip
     own = submit(fake_server, edit)
@@ -106,7 +106,7 @@ def test_images_and_a_second_pass(fake_server: ServerProcess) -> None:
 
 
 def test_tiles_and_an_upscaler(fake_server: ServerProcess) -> None:
-    """A side of 0 is the usual one; a second pass takes the upscalers of the capabilities."""
+    """A tile side of 0 means the default; a second pass accepts the listed upscalers."""
     listed = httpx2.get(f"{fake_server.url}{PREFIX}/capabilities").json()["upscalers"]
     assert {"name": "drawings-4x"} in listed
     body = {
@@ -126,7 +126,7 @@ def test_tiles_and_an_upscaler(fake_server: ServerProcess) -> None:
 
 
 def test_cancel(fake_server: ServerProcess) -> None:
-    """A job that is generating is cancelled too, and an ended one stays what it is."""
+    """A job that is generating can be cancelled; an ended job is not changed."""
     job = submit(fake_server, LONG)
     state = polled(fake_server, job, "generating")
     assert state["result"] is None
@@ -166,7 +166,7 @@ def test_cancel(fake_server: ServerProcess) -> None:
     ],
 )  # fmt: skip
 def test_rejections(fake_server: ServerProcess, body: dict[str, Any], param: str) -> None:
-    """The message is a text under ``error``, and the field has its own name."""
+    """The error has its message under ``error`` and the name of the field under ``param``."""
     answer = httpx2.post(f"{fake_server.url}{PREFIX}/img_gen", json={"prompt": "a", **body})
     assert answer.status_code == 400
     problem = answer.json()
@@ -175,7 +175,7 @@ def test_rejections(fake_server: ServerProcess, body: dict[str, Any], param: str
 
 
 def test_other_faults(fake_server: ServerProcess) -> None:
-    """No such job, no such route, no videos."""
+    """An unknown job or route gets a 404, and a video a 400."""
     url = fake_server.url + PREFIX
     for answer in (httpx2.get(f"{url}/jobs/job_x"), httpx2.post(f"{url}/jobs/job_x/cancel"),
                    httpx2.get(f"{url}/nothing")):  # fmt: skip
@@ -185,7 +185,7 @@ def test_other_faults(fake_server: ServerProcess) -> None:
 
 
 def test_keys(tmp_path: Path) -> None:
-    """A job is its key's own."""
+    """A job is visible only to its own key."""
     with running_server(tmp_path, engine="fake", api_keys="key-a,key-b") as server:
         job = submit(server, {"prompt": "a", "width": 64, "height": 64}, headers=KEY_A)
         url = server.url + job["poll_url"]
@@ -200,7 +200,10 @@ TAGGED = f"a cat <sd_cpp_extra_args>{json.dumps(ARGS)}</sd_cpp_extra_args> on a 
 
 
 def test_options_in_a_prompt(fake_server: ServerProcess, tmp_path: Path) -> None:
-    """AUTOMATIC1111's routes read them, others where the operator lets them."""
+    """AUTOMATIC1111's and sd-server's routes read options in a prompt.
+
+    Other routes read them only with --options-in-prompt.
+    """
     body = {"prompt": TAGGED, "width": 64, "height": 64, "steps": 3}
     answer = httpx2.post(f"{fake_server.url}/sdapi/v1/txt2img", json=body).json()
     info = json.loads(answer["info"])
@@ -232,7 +235,7 @@ def test_options_in_a_prompt(fake_server: ServerProcess, tmp_path: Path) -> None
     ],
 )
 def test_options_in_a_prompt_are_checked(fake_server: ServerProcess, args: str, word: str) -> None:
-    """As fields are; a model, a path or a webhook never comes through."""
+    """Options in a prompt are checked like fields; a model, image or webhook is never accepted."""
     prompt = f"a <sd_cpp_extra_args>{args}</sd_cpp_extra_args>"
     body = {"prompt": prompt, "width": 64, "height": 64, "steps": 1}
     answer = httpx2.post(f"{fake_server.url}/sdapi/v1/txt2img", json=body)

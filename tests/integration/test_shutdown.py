@@ -1,4 +1,4 @@
-"""How a server goes: told to, killed, or by a fault; and that nothing stays behind."""
+"""How a server ends: by a signal or by a fault, always without leaving processes behind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.servers import DONE, Call, ServerProcess, running_server, wai
 LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 150, "stream": True}
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 2}
 
-#: What a busy machine may add to a limit.
+#: Seconds that are added to limits for a busy machine.
 PATIENCE = 8.0
 
 
@@ -36,14 +36,14 @@ def serving(folder: Path, grace_seconds: float = 5.0) -> Iterator[ServerProcess]
 
 
 def is_alive(pid: int) -> bool:
-    """True while the process runs; a zombie does not."""
+    """Return True while the process runs; a zombie does not."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
 
 
 def error_in(frames: list[bytes]) -> dict[str, Any]:
-    """The error of a stream that failed, after a look at its three last frames."""
+    """Check the last three frames of a stream that failed, and return its error."""
     line, data, done = frames[-3:]
     assert done == DONE
     assert line.startswith(b"error: ")
@@ -53,7 +53,7 @@ def error_in(frames: list[bytes]) -> dict[str, Any]:
 
 
 def progressed(call: Call, step: int) -> Iterator[bytes]:
-    """The frames of a stream after the one that says that a step is done."""
+    """Return the frames of a stream after the one that reports a step as done."""
     frames = call.frames()
     for frame in frames:
         if json.loads(frame.removeprefix(b"data: "))["data"][0]["progressed_steps"] >= step:
@@ -66,7 +66,7 @@ def progressed(call: Call, step: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("state", ["idle", "busy", "hung", "stopped"])
 def test_no_orphan_outlives_a_killed_server(tmp_path: Path, state: str) -> None:
-    """The worker goes with a server that was given no chance to end it."""
+    """The worker ends with a server that is killed."""
     with serving(tmp_path) as server:
         worker = server.worker_pid()
         assert worker is not None
@@ -84,8 +84,7 @@ def test_no_orphan_outlives_a_killed_server(tmp_path: Path, state: str) -> None:
 
 
 def test_a_running_job_gets_its_image(tmp_path: Path) -> None:
-    """A job that can finish within the grace time does; who waits hears at once that the server
-    goes; and then it is gone."""
+    """A running job may finish within the grace time, while queued clients get a 503 at once."""
     with serving(tmp_path, 10) as server:
         running = Call(server, {**LONG, "sample_steps": 15})
         rest = progressed(running, 2)
@@ -110,8 +109,10 @@ def test_a_running_job_gets_its_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prompt", ["step=0.1", "step=0.1 deaf=1", "hang=2 step=0.05", "stopped"])
 def test_a_job_that_takes_longer_is_told(tmp_path: Path, prompt: str) -> None:
-    """When the grace time is over the stream ends with the error frames and [DONE], whatever the
-    worker does, and the server and its worker are gone."""
+    """A stream that exceeds the grace time ends with error frames, whatever the worker does.
+
+    The server and its worker then exit.
+    """
     grace = 0.5
     with serving(tmp_path, grace) as server:
         worker = server.worker_pid()
@@ -126,7 +127,7 @@ def test_a_job_that_takes_longer_is_told(tmp_path: Path, prompt: str) -> None:
         error = error_in(list(rest))
         assert time.monotonic() - told < grace + 1 + PATIENCE
         assert (error["code"], error["reason"]) == (503, "shutting_down")
-        # A process that was stopped is asked for two seconds before it is killed.
+        # A suspended worker is killed after two seconds.
         stubborn = 2 if prompt == "stopped" else 0
         assert server.process.wait(60) in (0, -signal.SIGTERM)
         assert time.monotonic() - told < grace + 1 + stubborn + PATIENCE
@@ -134,7 +135,7 @@ def test_a_job_that_takes_longer_is_told(tmp_path: Path, prompt: str) -> None:
 
 
 def test_a_plain_job_that_takes_longer_is_told(tmp_path: Path) -> None:
-    """A plain request is answered 503 with Retry-After when the grace time is over."""
+    """A plain request that exceeds the grace time gets a 503 with Retry-After."""
     with serving(tmp_path, 0.5) as server:
         call = Call(server, {**LONG, "stream": False})
         wait_until(lambda: server.metric("sdstream_running_jobs") == 1, 5, "it does not run")
@@ -146,7 +147,7 @@ def test_a_plain_job_that_takes_longer_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["image.chunk", "openai", "both"])
 def test_a_stream_of_a_job_that_is_laid_aside(tmp_path: Path, dialect: str) -> None:
-    """It ends as one that failed, and says that its job is done later."""
+    """The stream of a deferred job ends with an error, which says that the job runs later."""
     body = {**LONG, "on_disconnect": "continue", "stream_options": {"dialect": dialect}}
     with serving(tmp_path, 0.5) as server:
         running = Call(server, body)
@@ -164,7 +165,10 @@ def test_a_stream_of_a_job_that_is_laid_aside(tmp_path: Path, dialect: str) -> N
 
 @pytest.mark.parametrize("key", [None, "named"])
 def test_an_answer_of_a_job_that_is_laid_aside(tmp_path: Path, key: str | None) -> None:
-    """Clients that retry by themselves would have it drawn twice, unless they named it."""
+    """A deferred job's client is asked to retry only if it sent an Idempotency-Key.
+
+    Otherwise a retry would generate the image twice.
+    """
     headers = {"Idempotency-Key": key} if key else {}
     body = {**LONG, "stream": False, "on_disconnect": "continue"}
     with serving(tmp_path, 0.2) as server:
@@ -179,7 +183,7 @@ def test_an_answer_of_a_job_that_is_laid_aside(tmp_path: Path, key: str | None) 
 
 
 def test_coming_back_for_a_job_that_is_laid_aside(tmp_path: Path) -> None:
-    """A repetition whose body was still on its way when the drain began."""
+    """A repeated request gets a 503 even if its body arrives after SIGTERM."""
     body = {**LONG, "stream": False}
     text = json.dumps(body).encode()
     head = (
@@ -201,14 +205,14 @@ def test_coming_back_for_a_job_that_is_laid_aside(tmp_path: Path) -> None:
 
 
 def test_readiness_flips_at_once(tmp_path: Path) -> None:
-    """From the signal on nobody is told to send more work, also by a connection from before."""
+    """After the signal the server is not ready and accepts no work, on open connections too."""
     with serving(tmp_path, 2) as server:
         running = Call(server, {**LONG, "sample_steps": 10})
         running.wait_for("running")
         with httpx2.Client(base_url=server.url) as client:
             assert client.get("/readyz").status_code == 200
             server.process.send_signal(signal.SIGTERM)
-            time.sleep(0.03)  # the signal travels
+            time.sleep(0.03)  # until the signal arrives
             for path in ("/readyz", "/health"):
                 with suppress(httpx2.TransportError):  # it may have stopped listening
                     answer = client.get(path)
@@ -219,8 +223,7 @@ def test_readiness_flips_at_once(tmp_path: Path) -> None:
 
 
 def test_an_idle_server_goes_at_once(tmp_path: Path) -> None:
-    """Without work there is nothing to wait for, whatever the grace time, also with a client that
-    keeps its connection open."""
+    """An idle server exits at once, whatever the grace time and despite open connections."""
     with serving(tmp_path, 30) as server, httpx2.Client(base_url=server.url) as client:
         worker = server.worker_pid()
         assert worker is not None
@@ -232,7 +235,7 @@ def test_an_idle_server_goes_at_once(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_no_fault(tmp_path: Path) -> None:
-    """SIGINT ends like SIGTERM: orderly, without a traceback."""
+    """SIGINT ends the server in an orderly way, without a traceback."""
     with serving(tmp_path) as server:
         code = server.stop(signal.SIGINT)
         assert code in (0, 130, -signal.SIGINT)
@@ -240,7 +243,7 @@ def test_ctrl_c_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_signal_during_the_start_is_obeyed(tmp_path: Path) -> None:
-    """A server that is told to go while it loads its model goes."""
+    """A server that gets SIGTERM during its start exits."""
     with running_server(tmp_path, engine="fake", wait=False) as server:
         wait_until(lambda: server.log_lines("Started server process"), 10, "it does not start")
         assert server.stop() in (0, -signal.SIGTERM)
@@ -259,8 +262,7 @@ def test_a_signal_during_the_start_is_obeyed(tmp_path: Path) -> None:
     ],
 )
 def test_an_address_that_is_not_to_be_had(tmp_path: Path, host: str, words: str) -> None:
-    """A server that cannot listen says so in a sentence and with its exit code, and starts
-    nothing."""
+    """A server that cannot listen exits with an error message and starts no worker."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -283,7 +285,7 @@ def test_an_address_that_is_not_to_be_had(tmp_path: Path, host: str, words: str)
 
 
 def test_a_link_to_nowhere_among_the_images_hinders_nothing(tmp_path: Path) -> None:
-    """The clean-up of the start copes with whatever lies in the folder."""
+    """The cleanup at the start tolerates symbolic links in the folder of images."""
     images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
     (images / "gone.png").symlink_to(tmp_path / "nowhere")
@@ -295,8 +297,7 @@ def test_a_link_to_nowhere_among_the_images_hinders_nothing(tmp_path: Path) -> N
 
 
 def test_words_that_no_worker_says_cost_the_worker_only(tmp_path: Path) -> None:
-    """Nonsense on the worker's socket is a crash of the worker: it is replaced, or the server goes
-    down for its supervisor to see; it never stays up without one."""
+    """Invalid data on a worker's socket counts as a crash: the worker is replaced."""
     with serving(tmp_path) as server:
         worker = server.worker_pid()
         assert worker is not None
@@ -307,7 +308,7 @@ def test_words_that_no_worker_says_cost_the_worker_only(tmp_path: Path) -> None:
 
 
 def _write_as(worker: int, data: bytes) -> None:
-    """Write into the socket of a worker process as if it had done so itself."""
+    """Write into the socket of a worker process as if the worker did."""
     descriptor = int(Path(f"/proc/{worker}/cmdline").read_bytes().split(b"\0")[3])
     process = os.pidfd_open(worker)
     libc = ctypes.CDLL(None, use_errno=True)

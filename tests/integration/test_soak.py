@@ -1,4 +1,4 @@
-"""Long runs against death and departure; ``scripts/test -m slow`` runs them, CI does not."""
+"""Long runs with crashes and faults; ``scripts/test -m slow`` runs them, CI does not."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ SMALL: dict[str, Any] = {"size": "64x64", "sample_steps": 5}
 
 
 def test_kill_9_at_twenty_moments(tmp_path: Path) -> None:
-    """With ten jobs waiting each time: every accepted one ends once, with its image on the disk.
+    """Every accepted job ends once after kill -9 at twenty moments, with its image on the disk.
 
-    A job that was being drawn at two deaths is given up, which is an end with a reason.
+    Ten jobs wait each time. A job that ran at two of the moments fails with a reason.
     """
     randomness = random.Random(20)
     accepted: list[str] = []
@@ -71,14 +71,14 @@ def _resident(server: ServerProcess) -> int:
 
 
 class Visitor:
-    """Clients of the soak, and what they were told.
+    """Clients of the long run, and the answers that they received.
 
     Args:
-        server: Whom they ask.
+        server: The server that they use.
 
     Attributes:
-        told: Id of a background job -> the status that a client saw it end with.
-        rejected: Answers 503 and 507, by their reason.
+        told: Id of a background job -> the final status that a client saw.
+        rejected: Number of rejected or failed requests by reason.
     """
 
     def __init__(self, server: ServerProcess) -> None:
@@ -87,7 +87,7 @@ class Visitor:
         self.rejected: Counter[str] = Counter()
 
     def visit(self, number: int) -> None:
-        """One request: some leave early, some stream, some start a job and may cancel it."""
+        """Send one request; some leave early, some stream, some start a job and may cancel it."""
         randomness = random.Random(number)
         body = {**SMALL, "prompt": "step=0.04", "seed": number}
         kind = randomness.random()
@@ -112,7 +112,7 @@ class Visitor:
             self.told[job] = self._end_of(job)
         else:
             answer = self.server.post(body)
-            # A job whose worker was killed is 500, and one that was not stored is 507 or 503.
+            # A job whose worker was killed gets a 500; one that was not stored a 507 or 503.
             if answer.status_code != 200:
                 self._reject(answer.json())
 
@@ -120,7 +120,7 @@ class Visitor:
         self.rejected[answer["error"]["reason"]] += 1
 
     def _ask(self, method: str, path: str) -> httpx2.Response:
-        """An answer of the jobs API, whatever time the database takes."""
+        """Send a request to the jobs API until the database is available; return the answer."""
         while True:
             url = f"{self.server.url}/v1/jobs/{path}"
             answer = httpx2.request(method, url, timeout=60)
@@ -137,7 +137,7 @@ class Visitor:
 
 
 def jobs_of(server: ServerProcess) -> dict[str, str]:
-    """All jobs of a server: id -> status."""
+    """Return the status of all jobs of a server by their ids."""
     found: dict[str, str] = {}
     query: dict[str, Any] = {"limit": 100}
     while page := httpx2.get(f"{server.url}/v1/jobs", params=query, timeout=20).json()["data"]:
@@ -147,7 +147,7 @@ def jobs_of(server: ServerProcess) -> dict[str, str]:
     return found
 
 
-#: The server's clock, which a file moves: nothing sets that of the machine.
+#: Shifts the server's clock by an offset from a file; the machine's clock is not changed.
 _CLOCK = """
 import os, threading, time
 real, offset = time.time, [0.0]
@@ -164,11 +164,11 @@ threading.Thread(target=follow, daemon=True).start()
 
 
 class Faults:
-    """What goes wrong, one after the other.
+    """Faults that are caused one after the other.
 
     Args:
-        folder: Of the server.
-        server: That it happens to.
+        folder: The server's folder.
+        server: The server that gets the faults.
     """
 
     def __init__(self, folder: Path, server: ServerProcess) -> None:
@@ -177,14 +177,14 @@ class Faults:
         self.done: Counter[str] = Counter()
 
     def next(self, number: int) -> None:
-        """The fault of a number; returns when it is over."""
+        """Cause the fault with this number; return when it is over."""
         kinds = (self.kill, self.lock, self.kill, self.fill_disk, self.kill, self.set_clock)
         fault = kinds[number % len(kinds)]
         fault()
         self.done[fault.__name__] += 1
 
     def kill(self) -> None:
-        """The worker dies, while it generates if there is anything to generate."""
+        """Kill the worker, while it generates if a job runs."""
         with suppress(AssertionError):
             wait_until(lambda: self._server.metric("sdstream_running_jobs") > 0, 0.2, "idle")
         with suppress(ProcessLookupError):
@@ -192,12 +192,12 @@ class Faults:
                 os.kill(worker, signal.SIGKILL)
 
     def lock(self) -> None:
-        """Another process has the database."""
+        """Hold the database's lock in another process."""
         with locked(self._folder):
             time.sleep(5)
 
     def fill_disk(self) -> None:
-        """No file can grow, the log included."""
+        """Prevent files from growing, the log included."""
         process = psutil.Process(self._server.process.pid)
         usual = process.rlimit(psutil.RLIMIT_FSIZE)
         process.rlimit(psutil.RLIMIT_FSIZE, (4096, usual[1]))
@@ -205,7 +205,7 @@ class Faults:
         process.rlimit(psutil.RLIMIT_FSIZE, usual)
 
     def set_clock(self) -> None:
-        """Three days on, three days back, and right again."""
+        """Set the clock three days ahead, three days back, and right again."""
         for days in (3, -3, 0):
             (self._folder / "clock").write_text(str(days * 86400))
             time.sleep(2)
@@ -213,7 +213,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What must not grow, at one moment."""
+    """Numbers that must not grow, at one moment."""
 
     memory: int
     files: int
@@ -222,7 +222,7 @@ class Sizes:
 
     @classmethod
     def of(cls, server: ServerProcess) -> Sizes:
-        """Those of a server."""
+        """Measure a server."""
         process = psutil.Process(server.process.pid)
         return cls(
             _resident(server),
@@ -235,8 +235,8 @@ class Sizes:
 def test_everything_goes_wrong(tmp_path: Path, soak_seconds: float) -> None:
     """Workers die, clients leave, the database is locked, the disk is full and the clock is set.
 
-    Every accepted job ends once, as clients were told, also after a kill -9; memory, descriptors,
-    threads and processes are what they were. ``--soak-seconds`` is the time that it takes.
+    Every accepted job ends once, with the status that clients saw, and keeps it after kill -9.
+    Memory, descriptors, threads and processes do not grow. ``--soak-seconds`` sets the duration.
     """
     (tmp_path / "sitecustomize.py").write_text(_CLOCK)
     (tmp_path / "clock").write_text("0")

@@ -1,4 +1,4 @@
-"""A database that cannot be written: nothing is lost, and nothing told is taken back."""
+"""A database that cannot be written: no job is lost, and no reported status is taken back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.jobs import ENDINGS, begin, events_of, look, wait_for
 from tests.support.servers import Call, ServerProcess, running_server, wait_until
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 3}
-#: One second.
+#: One second of work.
 LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 10}
 
 
@@ -36,18 +36,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server of this test, whose data folder is ``data`` of ``tmp_path``."""
+    """A server for one test, whose data folder is ``data`` in ``tmp_path``."""
     with running_server(tmp_path, engine="fake") as running:
         yield running
 
 
 def wait_for_end(server: ServerProcess, job: str) -> None:
-    """Wait until a job is told to have ended, through whatever 503 there is meanwhile."""
+    """Wait until the server reports that a job ended; ignore each 503 meanwhile."""
     wait_until(lambda: status_of(server, job) in ENDINGS, 30, "the job has not ended")
 
 
 def status_of(server: ServerProcess, job: str) -> str:
-    """What GET /v1/jobs/{id} says, "busy" for a 503."""
+    """Return the status that GET /v1/jobs/{id} reports, or "busy" for a 503."""
     answer = httpx2.get(f"{server.url}/v1/jobs/{job}", timeout=20)
     return "busy" if answer.status_code == 503 else str(answer.json()["status"])
 
@@ -55,7 +55,7 @@ def status_of(server: ServerProcess, job: str) -> str:
 def test_what_a_client_was_told_survives_a_lock_and_a_kill(
     tmp_path: Path, server: ServerProcess
 ) -> None:
-    """A job that ended during a lock is completed everywhere or nowhere, before and after."""
+    """A job that ends during a lock is not reported as completed before the database has it."""
     told = set()
     job = begin(server, LONG)
     wait_for(server, job["id"], "running")
@@ -74,7 +74,7 @@ def test_what_a_client_was_told_survives_a_lock_and_a_kill(
 
 
 def test_a_write_that_failed_is_tried_again(tmp_path: Path, server: ServerProcess) -> None:
-    """After the lock the list and the result agree, and nothing is generated twice."""
+    """After the lock the list and the result agree, and no image is generated twice."""
     job = begin(server, LONG)
     with locked(tmp_path):
         time.sleep(9)
@@ -95,7 +95,7 @@ def test_a_write_that_failed_is_tried_again(tmp_path: Path, server: ServerProces
 def test_every_route_says_that_the_database_is_locked(
     tmp_path: Path, server: ServerProcess, way: str
 ) -> None:
-    """503 with Retry-After while a write waits; the same request works afterwards."""
+    """A locked database causes a 503 with Retry-After; the same request works afterwards."""
     old = begin(server, QUICK)
     wait_for(server, old["id"], "completed")
     job = begin(server, LONG)
@@ -125,7 +125,7 @@ def test_every_route_says_that_the_database_is_locked(
 
 
 def test_readiness_is_lost_with_the_store(tmp_path: Path, server: ServerProcess) -> None:
-    """While the database cannot be written, and while its folder is gone; it comes back."""
+    """The server is not ready while its database is locked or its folder is missing."""
     assert server.is_ready()
     with locked(tmp_path):
         wait_until(lambda: not server.is_ready(), 10, "ready with a locked database")
@@ -140,7 +140,7 @@ def test_readiness_is_lost_with_the_store(tmp_path: Path, server: ServerProcess)
 
 
 def test_a_client_that_waits_for_its_picture_gets_it(tmp_path: Path, server: ServerProcess) -> None:
-    """Nothing is done for it again, so that a store that cannot be written does not hold it up."""
+    """A waiting client gets its image even while the database is locked."""
     call = Call(server, {**LONG, "stream": True})
     call.wait_for("running")
     with locked(tmp_path):
@@ -149,7 +149,7 @@ def test_a_client_that_waits_for_its_picture_gets_it(tmp_path: Path, server: Ser
 
 
 def test_a_start_with_a_locked_database_ends_with_a_sentence(tmp_path: Path) -> None:
-    """No traceback, and the code for what another start will not mend by itself."""
+    """A server that starts with a locked database exits with an error message and code 78."""
     with running_server(tmp_path, engine="fake"):
         pass
     with locked(tmp_path), running_server(tmp_path, engine="fake", wait=False) as late:

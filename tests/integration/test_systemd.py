@@ -15,7 +15,7 @@ from tests.support.servers import running_server
 
 
 def test_ready_watchdog_and_stopping(tmp_path: Path) -> None:
-    """READY after it listens, WATCHDOG again and again, STOPPING at SIGTERM."""
+    """The server sends READY once it listens, then WATCHDOG repeatedly, and STOPPING at SIGTERM."""
     address = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(address))
@@ -31,14 +31,14 @@ def test_ready_watchdog_and_stopping(tmp_path: Path) -> None:
 
 
 def test_an_abstract_address_that_nobody_listens_on(tmp_path: Path) -> None:
-    """The server starts, and its log has a warning."""
+    """The server starts without a listener at the address, and its log has a warning."""
     environment = {**os.environ, "NOTIFY_SOCKET": "@sdstream-test-nobody"}
     with running_server(tmp_path, engine="fake", environment=environment) as server:
         assert server.log_lines("systemd was not notified of READY=1")
 
 
 def test_the_unit_is_valid(tmp_path: Path) -> None:
-    """``systemd-analyze verify`` accepts the unit of the page."""
+    """``systemd-analyze verify`` accepts the unit in the documentation."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd-analyze is not installed (Debian: apt install systemd)")
