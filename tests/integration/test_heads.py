@@ -128,7 +128,10 @@ def test_transfer_codings(version: bytes, coding: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_stream_for_a_client_that_wants_the_end(fake_server: ServerProcess, version: str) -> None:
-    """Chunks are for HTTP/1.1 alone, and both are told once that the connection ends."""
+    """A stream is chunked only in HTTP/1.1.
+
+    ``Connection: close`` is answered with one such header.
+    """
     body = json.dumps({"prompt": "x", "size": "64x64", "sample_steps": 2, "stream": True}).encode()
     head = (
         f"POST /v1/images/generations HTTP/{version}\r\nHost: 127.0.0.1\r\nConnection: close\r\n"

@@ -421,7 +421,10 @@ def test_bodies(fake_server: ServerProcess, body: bytes, status: int, reason: st
 
 
 def test_a_large_result(fake_server: ServerProcess) -> None:
-    """Its content is reduced to what clients read; the link has the original, on request too."""
+    """Large images are reduced in a result.
+
+    The link and, on request, ``both`` give the original.
+    """
     noise, mask = io.BytesIO(), Image.new("RGB", (512, 512))
     Image.frombytes("RGB", (512, 512), os.urandom(3 * 512**2)).save(noise, "PNG")
     mask.paste("white", (0, 0, 16, 16))

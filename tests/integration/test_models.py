@@ -122,7 +122,7 @@ def test_a_loading_model_is_loaded_once(tmp_path: Path) -> None:
 
 
 def test_replicas(tmp_path: Path) -> None:
-    """Two workers of one model draw two jobs at once; one of them dying harms the other's not."""
+    """Two workers of a model run two jobs at once; if one dies, the other's job continues."""
     models = catalogue(tmp_path, a=", replicas: 2")
     with running_server(tmp_path, engine="fake", models=models) as server:
         jobs = [begin(server, {**LONG, "seed": n})["id"] for n in range(2)]

@@ -60,7 +60,7 @@ def arrivals(url: str, headers: dict[str, str]) -> tuple[list[float], bytes]:
 
 
 def test_a_name_of_its_own(tmp_path: Path) -> None:
-    """Links begin with the public URL; its pages may draw, and those of others may not."""
+    """Links begin with the public URL, whose pages may generate; pages of other origins may not."""
     url = "https://images.example"
     with (
         running_server(tmp_path, engine="fake", public_url=url) as server,

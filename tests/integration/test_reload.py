@@ -139,7 +139,7 @@ def test_sighup_without_a_terminal_reloads(tmp_path: Path, without_terminal: Pat
 
 
 def test_signals_change_the_log_level(tmp_path: Path) -> None:
-    """SIGUSR1 sets the level debug, SIGUSR2 that of the settings; workers ignore both signals."""
+    """SIGUSR1 sets the level debug, SIGUSR2 that of the settings; a worker ignores them."""
     with running_server(tmp_path, engine="fake", log_level="warning") as server:
         assert not server.log_lines("GET /livez")
         worker = server.worker_pid()

@@ -28,7 +28,7 @@ def test_without_a_checker_true_is_refused(fake_server: ServerProcess) -> None:
 
 
 def test_a_checker_that_flags(tmp_path: Path) -> None:
-    """Plain and streamed requests fail with 400; unasked, nothing is checked."""
+    """A flagged image fails plain and streamed requests with a 400, if a check is requested."""
     with running_server(tmp_path, engine="fake", safety_checker=f"{CHECKERS}:Strict") as server:
         answer = ask(server)
         assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""Streams of the image.chunk dialect as they come over the wire, from the fake engine."""
+"""Streams of the image.chunk dialect over the wire, with the fake engine."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ QUICK: dict[str, Any] = {"prompt": "a circle", "stream": True, "size": "64x64", 
 
 
 def items(server: ServerProcess, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """The one item of every frame of a stream."""
+    """Return the single item of every frame of a stream."""
     return [item for event in Call(server, body).events() for item in event["data"]]
 
 
 def decoded(item: dict[str, Any]) -> Image.Image:
-    """The image that is attached to an item."""
+    """Decode the image that is attached to an item."""
     return Image.open(io.BytesIO(base64.b64decode(item["b64_json"], validate=True)))
 
 
 def test_frames_have_one_form(fake_server: ServerProcess) -> None:
-    """A frame is `data: ` and one line of JSON, ended by two LF; nothing else is on the wire, for
-    event:, id:, retry: and comment lines each break some client."""
+    """A frame is `data: ` and one line of JSON, ended by two LF.
+
+    Other fields and comment lines each break some client.
+    """
     frames = list(
         Call(fake_server, {**QUICK, "n": 2, "stream_options": {"preview": True}}).frames()
     )
@@ -46,7 +48,7 @@ def test_frames_have_one_form(fake_server: ServerProcess) -> None:
 
 
 def test_frames_name_their_job_and_model(fake_server: ServerProcess) -> None:
-    """Every frame has the members of GPUStack's form, and the id that X-Job-Id tells."""
+    """Every frame has the members of GPUStack's format, and the id in X-Job-Id."""
     call = Call(fake_server, QUICK)
     for event in call.events():
         assert event["object"] == "list"
@@ -62,7 +64,7 @@ def test_frames_name_their_job_and_model(fake_server: ServerProcess) -> None:
 
 
 def test_headers_of_a_stream(fake_server: ServerProcess) -> None:
-    """Proxies are told to pass frames on as they come, and readers what they are."""
+    """The headers of a stream declare its type, and ask proxies not to buffer it."""
     headers = Call(fake_server, QUICK).answer.headers
     assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert headers["Cache-Control"] == "no-cache, no-transform"
@@ -72,7 +74,7 @@ def test_headers_of_a_stream(fake_server: ServerProcess) -> None:
 
 
 def test_accept_chooses_no_form_of_a_stream(fake_server: ServerProcess) -> None:
-    """SDKs send Accept: application/json when they stream; an image type changes nothing either."""
+    """The Accept header does not change the format of a stream."""
     for accept in ("application/json", "image/png", "text/event-stream"):
         answer = Call(fake_server, QUICK, {"Accept": accept}).answer
         assert answer.headers["Content-Type"].startswith("text/event-stream")
@@ -81,7 +83,7 @@ def test_accept_chooses_no_form_of_a_stream(fake_server: ServerProcess) -> None:
 def test_progress_grows_and_is_below_100_until_the_image_is_there(
     fake_server: ServerProcess,
 ) -> None:
-    """Progress is 100·k/(N+1) per step and image; only the frame with the image says 100."""
+    """Progress is 100·k/(N+1) after step k of N; only the frame with the image has 100."""
     got = items(fake_server, {**QUICK, "n": 3})
     for index in range(3):
         mine = [item for item in got if item["index"] == index]
@@ -102,7 +104,7 @@ def test_n_images_have_their_indexes_and_seeds(fake_server: ServerProcess) -> No
 
 
 def test_usage_comes_with_the_last_image_only(fake_server: ServerProcess) -> None:
-    """Only the frame of the last image carries usage and the effective parameters."""
+    """Only the frame of the last image contains usage and the effective parameters."""
     events = list(Call(fake_server, {**QUICK, "n": 3}).events())
     assert [event["usage"] is not None for event in events] == [False] * (len(events) - 1) + [True]
     usage = events[-1]["usage"]
@@ -115,14 +117,13 @@ def test_usage_comes_with_the_last_image_only(fake_server: ServerProcess) -> Non
 
 
 def test_include_usage_false_leaves_usage_out(fake_server: ServerProcess) -> None:
-    """A client that does not want usage gets null on every frame."""
+    """``include_usage: false`` makes usage null in every frame."""
     body = {**QUICK, "stream_options": {"include_usage": False}}
     assert {json.dumps(event["usage"]) for event in Call(fake_server, body).events()} == {"null"}
 
 
 def test_preview_puts_a_small_picture_on_progress_frames(fake_server: ServerProcess) -> None:
-    """preview: true adds a small picture to each step's frame, marked so that none takes it for
-    the result."""
+    """``preview: true`` adds a small image to each step's frame, marked as a preview."""
     got = items(fake_server, {**QUICK, "stream_options": {"preview": True}})
     steps = [item for item in got if item["progressed_steps"] and not item["finish_reason"]]
     assert [item["progressed_steps"] for item in steps] == [1, 2, 3, 4]
@@ -137,7 +138,7 @@ def test_preview_puts_a_small_picture_on_progress_frames(fake_server: ServerProc
 def test_chunk_result_pieces_make_the_image(
     fake_server: ServerProcess, response_format: str
 ) -> None:
-    """chunk_result splits the base64 over frames whose progress grows to 100 on the last one."""
+    """``chunk_result`` splits the base64 over frames whose progress is 100 on the last one only."""
     body = {**QUICK, "seed": 5, "n": 2, "size": "256x256", "response_format": response_format}
     whole = [i["b64_json"] for i in items(fake_server, body) if i["finish_reason"]]
     options = {"chunk_result": True, "chunk_size": 1024}
@@ -153,14 +154,14 @@ def test_chunk_result_pieces_make_the_image(
 
 
 def test_url_replaces_the_bytes(fake_server: ServerProcess) -> None:
-    """response_format url ends each image with a link that answers its bytes."""
+    """response_format url ends each image with a link instead of its bytes."""
     final = items(fake_server, {**QUICK, "response_format": "url"})[-1]
     assert "b64_json" not in final
     assert final["url"].startswith(f"{fake_server.url}/v1/images/")
 
 
 def test_the_first_frame_comes_at_once_while_another_job_runs(fake_server: ServerProcess) -> None:
-    """A queued client sees headers, its status and its place in the queue without waiting."""
+    """A queued client receives the headers, its status and its queue position at once."""
     running = Call(fake_server, {**QUICK, "prompt": "step=0.05", "sample_steps": 150})
     running.wait_for("running")
     second = Call(fake_server, QUICK)
@@ -178,7 +179,7 @@ def test_the_first_frame_comes_at_once_while_another_job_runs(fake_server: Serve
 
 
 def test_the_place_in_the_queue_counts_the_running_job(fake_server: ServerProcess) -> None:
-    """Who waits hears of each move; while a job runs, nobody else is at place 0."""
+    """A queued client gets each new position, which is never 0 while another job runs."""
     calls = []
     for prompt in ("step=0.2", "step=0.2", "a circle"):
         calls.append(Call(fake_server, {**QUICK, "prompt": prompt}))
@@ -192,14 +193,14 @@ def test_the_place_in_the_queue_counts_the_running_job(fake_server: ServerProces
 
 @pytest.fixture(scope="module")
 def restless_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose silent streams repeat themselves ten times a second."""
+    """A server that resends the last frame of a silent stream ten times a second."""
     folder = tmp_path_factory.mktemp("restless")
     with running_server(folder, engine="fake", keepalive_seconds=0.1) as server:
         yield server
 
 
 def test_keep_alive_repeats_the_last_progress_frame(restless_server: ServerProcess) -> None:
-    """A silent stream sends its last frame again, byte for byte, and no comment line."""
+    """A silent stream resends its last frame unchanged as a keep-alive."""
     body = {**QUICK, "prompt": "step=0.45", "sample_steps": 2}
     frames = list(Call(restless_server, body).frames())
     progress = [json.loads(frame[6:])["data"][0]["progressed_steps"] for frame in frames[:-2]]
@@ -210,7 +211,7 @@ def test_keep_alive_repeats_the_last_progress_frame(restless_server: ServerProce
 
 
 def test_keep_alive_in_the_queue(restless_server: ServerProcess) -> None:
-    """Who waits in the queue is kept alive as well."""
+    """The stream of a queued job is kept alive as well."""
     running = Call(restless_server, {**QUICK, "prompt": "step=0.05", "sample_steps": 150})
     running.wait_for("running")
     waiting = Call(restless_server, QUICK).frames()
@@ -221,7 +222,7 @@ def test_keep_alive_in_the_queue(restless_server: ServerProcess) -> None:
 
 
 def test_keep_alive_never_takes_a_finished_image_back(restless_server: ServerProcess) -> None:
-    """Between two images nothing says that the finished one has less than 100 percent."""
+    """No frame of a finished image follows it, so that none reports less than 100 percent."""
     got = items(restless_server, {**QUICK, "prompt": "step=0.3", "sample_steps": 2, "n": 2})
     ends = next(at for at, item in enumerate(got) if item["finish_reason"])
     assert [item for item in got[ends + 1 :] if item["index"] == 0] == []
@@ -234,7 +235,7 @@ def test_keep_alive_never_takes_a_finished_image_back(restless_server: ServerPro
 def test_a_failure_in_mid_stream_is_told_in_both_forms(
     fake_server: ServerProcess, prompt: str, reason: str
 ) -> None:
-    """GPUStack's `error:` frame, then OpenAI's `data: {"error"…}`, then [DONE]; never a 100."""
+    """A failure ends a stream with GPUStack's ``error:`` frame, OpenAI's error frame and [DONE]."""
     *progress, line, data, done = Call(fake_server, {**QUICK, "prompt": prompt}).frames()
     assert done == DONE
     assert re.fullmatch(rb"error: \{[^\r\n]*\}\n\n", line)
@@ -248,7 +249,7 @@ def test_a_failure_in_mid_stream_is_told_in_both_forms(
 
 
 def test_images_before_a_failure_are_kept(tmp_path: Path) -> None:
-    """What was finished before the failure has been sent, and the error follows it."""
+    """Images that were finished before a failure are sent, and the error follows them."""
     with running_server(tmp_path, engine="fake", cancel_seconds=1) as server:
         call = Call(server, {**QUICK, "prompt": "step=0.1", "n": 10})
         frames = call.frames()
@@ -265,7 +266,7 @@ def test_images_before_a_failure_are_kept(tmp_path: Path) -> None:
 
 
 def test_streams_at_the_same_time_keep_apart(fake_server: ServerProcess) -> None:
-    """Every stream of twelve at once shows its own job, seed and picture from end to end."""
+    """Each of twelve concurrent streams has its own job, seed and image."""
 
     def one(seed: int) -> tuple[set[str], int, bytes]:
         call = Call(fake_server, {**QUICK, "seed": seed, "prompt": f"picture {seed}"})
@@ -283,7 +284,7 @@ def test_streams_at_the_same_time_keep_apart(fake_server: ServerProcess) -> None
 
 
 def test_a_fault_before_the_stream_is_plain_http(fake_server: ServerProcess) -> None:
-    """Whatever is wrong with a request is said with a status, before any stream begins."""
+    """An invalid request gets an HTTP status before any stream begins."""
     call = Call(fake_server, {**QUICK, "n": 0})
     assert call.answer.status == 400
     assert call.answer.headers["Content-Type"] == "application/json"
@@ -291,8 +292,10 @@ def test_a_fault_before_the_stream_is_plain_http(fake_server: ServerProcess) -> 
 
 
 def test_what_the_engine_found_is_told(tmp_path: Path) -> None:
-    """A warning that comes with an image is in the plain answer, in the last frame of a stream, in
-    the job and its events, once for all images; and after a restart."""
+    """An engine's warning is in the plain answer, in a stream's last frame and in the job.
+
+    It appears once for all images, and survives a restart.
+    """
     body = {"prompt": "warn=1", "size": "64x64", "sample_steps": 2, "n": 2}
     warnings = ["The fake engine warns as requested."]
     with running_server(tmp_path, engine="fake") as server:

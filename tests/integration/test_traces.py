@@ -1,4 +1,4 @@
-"""Traces of OpenTelemetry, as a collector gets them."""
+"""OpenTelemetry traces, as a collector receives them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.servers import GENERATIONS, Call, ServerProcess, running_serv
 PAGE = Page(ROOT / "docs/deploy/metrics.md")
 TRACE: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT: Final = "00f067aa0ba902b7"
-#: Is in every part of a request that must stay with the server.
+#: Is in every part of a request that must not be exported.
 SECRET: Final = "zebra"
 KEY: Final = {"Authorization": f"Bearer {SECRET}-key"}
 HEADERS: Final = {**KEY, "traceparent": f"00-{TRACE}-{PARENT}-01"}
@@ -33,7 +33,7 @@ _SERVER: Final = 2
 def server(
     collector: Collector, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerProcess]:
-    """A server that is started with the variable of the page, with the collector's address."""
+    """A server that is started with the documented variable and the collector's address."""
     (line,) = re.findall(r"^\$ (OTEL_\w+)=\S+ sdstream serve$", PAGE.text, re.MULTILINE)
     variables = {**os.environ, **collector.environment}
     assert line in variables
@@ -45,20 +45,20 @@ def server(
 
 
 def table() -> dict[str, str]:
-    """The spans of the page, with the one that each is below."""
+    """Return each span of the documented table with its parent."""
     _, _, after = PAGE.text.partition("| span | below | what it covers |\n")
     rows = re.findall(r"^\| `?([^|`]+)`? \| `?([^|`]*)`? \|", after, re.MULTILINE)
     return {name.strip(): parent.strip() for name, parent in rows if not name.startswith("-")}
 
 
 def is_within(inner: SeenSpan, outer: SeenSpan) -> bool:
-    """Whether a span lies within another one, to the precision of a float."""
+    """Return True if a span lies within another one, to the precision of a float."""
     (began, ended), (first, last) = inner.seconds, outer.seconds
     return first - 1e-5 <= began <= ended <= last + 1e-5
 
 
 def test_a_request_and_its_job(server: ServerProcess, collector: Collector) -> None:
-    """Spans form the tree of the page; prompt, key and query are in none of them."""
+    """Spans form the documented tree; none contains the prompt, the key or the query."""
     address = f"{server.url}{GENERATIONS}?{SECRET}=1"
     body = {"prompt": f"a {SECRET}", "n": 2, "steps": 3, f"{SECRET}_field": SECRET}
     answer = httpx2.post(address, json=body, headers=HEADERS, timeout=60)
@@ -102,7 +102,7 @@ def test_a_request_and_its_job(server: ServerProcess, collector: Collector) -> N
 
 
 def test_a_background_job_links_to_its_request(server: ServerProcess, collector: Collector) -> None:
-    """It begins a trace of its own, since it may last longer than that of its client."""
+    """A background job begins a new trace with a link, since it may outlast its request."""
     body = {"prompt": "a", "steps": 1}
     answer = server.post(body, headers={**HEADERS, "Prefer": "respond-async"})
     request = collector.wait_for(sdstream_request_id=answer.headers["x-request-id"])
@@ -127,7 +127,7 @@ def test_a_request_without_a_trace_begins_one(server: ServerProcess, collector: 
 
 
 def test_a_job_of_a_tool_is_below_its_request(server: ServerProcess, collector: Collector) -> None:
-    """MCP's calls are requests like any other."""
+    """The job of an MCP tool is below the request that called it."""
 
     async def session(client: Client) -> None:
         await client.call_tool("generate_image", {"prompt": "a", "steps": 7})
@@ -140,7 +140,7 @@ def test_a_job_of_a_tool_is_below_its_request(server: ServerProcess, collector: 
 
 
 def test_an_unsampled_request_is_not_exported(server: ServerProcess, collector: Collector) -> None:
-    """The flag of traceparent decides, and is handed on."""
+    """The sampled flag of traceparent decides about the export, and is returned."""
     headers = {**KEY, "traceparent": f"00-{TRACE}-{PARENT}-00"}
     answer = server.post({"prompt": "a", "steps": 1}, headers=headers)
     assert answer.headers["traceparent"].endswith("-00")
@@ -151,7 +151,7 @@ def test_an_unsampled_request_is_not_exported(server: ServerProcess, collector: 
 
 
 def test_how_a_job_ends(server: ServerProcess, collector: Collector) -> None:
-    """A failure is an error with its reason; that a client leaves is none."""
+    """A failed job is an error with its reason; a job whose client left is not an error."""
     failed = server.post({"prompt": "fail=1", "steps": 2}, headers=KEY)
     request = collector.wait_for(sdstream_request_id=failed.headers["x-request-id"])
     (job,) = collector.below(request)
@@ -170,7 +170,7 @@ def test_how_a_job_ends(server: ServerProcess, collector: Collector) -> None:
 
 
 def test_a_collector_that_does_not_answer(tmp_path: Path) -> None:
-    """It costs one warning; the server answers and ends as without one."""
+    """A collector that does not answer causes one warning; the server works and exits as usual."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         variables = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",

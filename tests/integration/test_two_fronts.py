@@ -1,4 +1,4 @@
-"""Two servers on one PostgreSQL: one serves, the other stands by and takes over."""
+"""Two servers on one PostgreSQL: one serves, and the other stands by and takes over."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from tests.support.servers import (
 )
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "64x64", "sample_steps": 3}
-#: Two seconds.
+#: Two seconds of work.
 LONG: dict[str, Any] = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 20}
 
-#: What a takeover may take on a quiet machine; seen are 1 to 2 s.
+#: Limit for a takeover on an idle machine, where it takes 1 to 2 s.
 TAKEOVER_SECONDS = 5.0
 
 
@@ -46,10 +46,10 @@ class Fronts:
     """Two servers that share a database and a folder of images.
 
     Attributes:
-        url: Of the database.
-        folder: Of logs, data and so on.
-        settings: Of both.
-        stack: Ends them.
+        url: Address of the database.
+        folder: Folder of the logs and the data.
+        settings: Settings of both servers.
+        stack: Ends the servers.
     """
 
     url: str
@@ -58,19 +58,19 @@ class Fronts:
     stack: ExitStack
 
     def start(self, **changes: Any) -> ServerProcess:
-        """Start one, which serves if no other does, and stands by else."""
+        """Start a server, which serves if no other does, and otherwise stands by."""
         settings = {"engine": "fake", "standby": True, "database": self.url, **self.settings}
         server = running_server(self.folder, wait=False, **{**settings, **changes})
         return self.stack.enter_context(server)
 
     def pair(self) -> tuple[ServerProcess, ServerProcess]:
-        """Start one that serves and one that stands by."""
+        """Start a server that serves and one that stands by."""
         return in_order(self.start(), self.start())
 
 
 @contextmanager
 def fronts(postgres: Postgres, folder: Path, **settings: Any) -> Iterator[Fronts]:
-    """A new database, a folder, and the servers that a test starts on them."""
+    """Create a database, and yield a starter of servers that share it and a folder."""
     with ExitStack() as stack:
         yield Fronts(postgres.new(), folder, settings, stack)
 
@@ -82,7 +82,7 @@ def in_order(one: ServerProcess, other: ServerProcess) -> tuple[ServerProcess, S
 
 
 def state_of(server: ServerProcess) -> str:
-    """The status that /readyz reports, "gone" without an answer."""
+    """Return the status that /readyz reports, or "gone" without an answer."""
     try:
         return str(httpx2.get(f"{server.url}/readyz", timeout=20).json()["status"])
     except httpx2.HTTPError:
@@ -97,7 +97,10 @@ def seconds_until_ready(server: ServerProcess) -> float:
 
 
 def test_a_server_that_stands_by(postgres: Postgres, tmp_path: Path) -> None:
-    """It is alive and not ready, and rejects requests with a reason; a third is no different."""
+    """A standby server is alive but not ready, and rejects requests with a reason.
+
+    A third server without --standby exits with an error message.
+    """
     with fronts(postgres, tmp_path, api_keys="the-key") as pair:
         _, second = pair.pair()
         assert httpx2.get(f"{second.url}/livez").status_code == 200
@@ -116,7 +119,7 @@ def test_a_server_that_stands_by(postgres: Postgres, tmp_path: Path) -> None:
 
 
 def test_the_death_of_the_server(postgres: Postgres, tmp_path: Path) -> None:
-    """The other one is ready within seconds; jobs, names, links and tokens are what they were."""
+    """The standby is ready within seconds; jobs, idempotency keys, links and tokens stay valid."""
     with (
         receiver() as (port, told),
         fronts(
@@ -166,7 +169,7 @@ def test_the_death_of_the_server(postgres: Postgres, tmp_path: Path) -> None:
 
 
 def done_body(hook: dict[str, str]) -> dict[str, Any]:
-    """The request of the job that is done."""
+    """Return the request of the completed job."""
     return {**QUICK, **hook, "response_format": "url"}
 
 
@@ -185,7 +188,10 @@ def read_to_the_end(server: ServerProcess, path: str) -> list[Told]:
 
 
 def test_behind_haproxy(postgres: Postgres, s3_server: S3, tmp_path: Path) -> None:
-    """One address, images in a bucket: clients see closed connections and 503 for some seconds."""
+    """Jobs, events and links survive a takeover behind HAProxy, with images in a bucket.
+
+    Clients see closed connections and 503 for a few seconds.
+    """
     settings = {
         "images": f"s3://{s3_server.new()}/images",
         "environment": {**os.environ, **s3_server.environment},
@@ -219,7 +225,7 @@ def test_behind_haproxy(postgres: Postgres, s3_server: S3, tmp_path: Path) -> No
 
 
 def accepts(server: ServerProcess) -> bool:
-    """True when a request is served."""
+    """Return True if a request is served."""
     try:
         return server.post(QUICK).status_code == 200
     except httpx2.HTTPError:
@@ -227,7 +233,7 @@ def accepts(server: ServerProcess) -> bool:
 
 
 def test_postgres_restarts(postgres: Postgres, tmp_path: Path) -> None:
-    """503 meanwhile, no job is lost, and none runs twice; the server that stands by stays."""
+    """A restart of PostgreSQL causes 503s; no job is lost or runs twice, and the standby stays."""
     with fronts(postgres, tmp_path) as pair:
         first, second = pair.pair()
         jobs = [begin(first, LONG), begin(first, QUICK)]
@@ -249,21 +255,21 @@ def test_postgres_restarts(postgres: Postgres, tmp_path: Path) -> None:
             wait_until(lambda job=job: ended(ready, job["id"]), 20, "it has not ended")
         ends = [look(ready, job["id"]) for job in jobs]
         assert [end["status"] for end in ends] == ["completed"] * 2
-        if ready is first:  # which the other one waits for, but not for ever
+        if ready is first:  # the standby waits for it, but only for a limited time
             assert [end["attempts"] for end in ends] == [1, 1]
             assert state_of(second) == "standby"
             assert [*client.events()][-1]["data"][0]["b64_json"]
 
 
 def ended(server: ServerProcess, job: str) -> bool:
-    """True when a job is told to have ended, through whatever 503 there is meanwhile."""
+    """Return True if the server reports that a job ended; a 503 counts as False."""
     answer = httpx2.get(f"{server.url}/v1/jobs/{job}", timeout=20)
     return answer.status_code == 200 and answer.json()["status"] in ENDINGS
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_two_servers_never_both_write(postgres: Postgres, tmp_path: Path, stopped: bool) -> None:
-    """One whose session was ended takes it up again, or ends because the other was quicker."""
+    """A server that lost its database session resumes it, or exits if the other took over."""
     with (
         receiver() as (port, told),
         fronts(postgres, tmp_path, **WEBHOOKS, webhook_hosts=f"127.0.0.1:{port}") as pair,
@@ -272,7 +278,7 @@ def test_two_servers_never_both_write(postgres: Postgres, tmp_path: Path, stoppe
         hook = {"webhook_url": f"http://127.0.0.1:{port}/hook"}
         jobs = [begin(first, {**LONG, **hook}), begin(first, {**QUICK, **hook})]
         wait_for(first, jobs[0]["id"], "running")
-        if stopped:  # it cannot take the session up: the other one takes over
+        if stopped:  # it cannot resume the session, so the other one takes over
             first.process.send_signal(signal.SIGSTOP)
         postgres.terminate_lock(pair.url)
         if stopped:
@@ -293,7 +299,7 @@ def test_two_servers_never_both_write(postgres: Postgres, tmp_path: Path, stoppe
 
 
 def test_one_folder_on_one_machine(tmp_path: Path) -> None:
-    """SQLite needs no more than the lock of the folder."""
+    """Two servers with SQLite need only the lock of their common folder."""
     settings: dict[str, Any] = {"engine": "fake", "standby": True, "wait": False}
     with (
         running_server(tmp_path, **settings) as one,

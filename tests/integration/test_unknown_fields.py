@@ -17,7 +17,7 @@ WARNING = "Unknown field 'keep_alive' has no effect."
 
 
 def test_json_forms_and_binary_answers_name_the_fields(fake_server: ServerProcess) -> None:
-    """A sentence in JSON, the name in a header, and no value anywhere."""
+    """JSON and binary answers and the log name the ignored fields, but not their values."""
     secret = "a secret value"
     body = {**QUICK, "keep_alive": secret, "naïve, one": 1}
     answer = httpx2.post(fake_server.url + GENERATIONS, json=body)
@@ -40,7 +40,7 @@ def test_json_forms_and_binary_answers_name_the_fields(fake_server: ServerProces
 
 
 def test_streams_and_events(fake_server: ServerProcess) -> None:
-    """The last frame of a stream has the warnings, and the first event of a query has them."""
+    """The last frame of a stream and the first event of a query contain the warnings."""
     body = {**QUICK, "stream": True, "keep_alive": 1}
     frames = httpx2.post(fake_server.url + GENERATIONS, json=body).text.split("\n\n")
     assert json.loads(frames[-3].removeprefix("data: "))["warnings"] == [WARNING]
@@ -74,7 +74,7 @@ def test_preferences(
     status: int,
     applied: str | None,
 ) -> None:
-    """RFC 7240, on routes of two APIs."""
+    """``Prefer: handling`` (RFC 7240) decides about unknown fields, on routes of two APIs."""
     if path.startswith("/sdapi"):
         field = {"sampel_steps": "negativ_prompt"}.get(field, field)
     headers = {"Prefer": prefer} if prefer else {}
@@ -87,7 +87,7 @@ def test_preferences(
 
 
 def test_the_setting_chooses_the_default(tmp_path: Path) -> None:
-    """A request may still ask for another handling."""
+    """The setting sets the default, which a request can override."""
     with running_server(tmp_path, engine="fake", unknown_fields="strict") as server:
         body = {**QUICK, "keep_alive": 1}
         assert server.post(body).status_code == 400
@@ -97,7 +97,7 @@ def test_the_setting_chooses_the_default(tmp_path: Path) -> None:
 
 
 def test_links_of_images_open_without_a_key(tmp_path: Path) -> None:
-    """The link beside the bytes has a token for this image alone."""
+    """The link of an image contains a token that is valid for this image only."""
     with running_server(tmp_path, engine="fake", api_keys="sesame") as server:
         headers = {"Authorization": "Bearer sesame"}
         answer = httpx2.post(server.url + GENERATIONS, json=QUICK, headers=headers).json()
@@ -112,7 +112,7 @@ def test_links_of_images_open_without_a_key(tmp_path: Path) -> None:
 
 
 def test_forms_of_images(fake_server: ServerProcess) -> None:
-    """Both when nothing is asked for, one when one is; gpt-image models have base64 alone."""
+    """An answer has a link and base64 by default, or only the requested form."""
     for asked, keys in (
         ({}, {"url", "b64_json"}),
         ({"response_format": "b64_json"}, {"b64_json"}),
@@ -126,7 +126,7 @@ def test_forms_of_images(fake_server: ServerProcess) -> None:
 
 
 def test_aliases(tmp_path: Path) -> None:
-    """Clients with fixed names of models get the default model, and are told so."""
+    """A request for an alias gets the default model and a warning."""
     with running_server(tmp_path, engine="fake", aliases="gpt-image-1,dall-e-3") as server:
         answer = server.post({**QUICK, "model": "gpt-image-1"}).json()
         assert answer["parameters"]["model"] == answer["model"] == "embedded"

@@ -1,4 +1,4 @@
-"""Webhooks of real jobs, from the fake engine to a receiver of this test."""
+"""Webhooks of real jobs on the fake engine, sent to a receiver in the test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 
 @contextmanager
 def receiver(port: int = 0) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """A server that takes webhooks; yields its port and what it was told, signatures checked."""
+    """Receive webhooks and check their signatures; yield the port and the messages."""
     told: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -58,12 +58,12 @@ def receiver(port: int = 0) -> Iterator[tuple[int, list[dict[str, Any]]]]:
 
 
 def told_of(server: ServerProcess, port: int, **options: Any) -> dict[str, Any]:
-    """Begin a job that is to be told of."""
+    """Begin a job with a webhook."""
     return begin(server, {**QUICK, **options, "webhook_url": f"http://127.0.0.1:{port}/hook"})
 
 
 def test_every_ending_is_told_once(tmp_path: Path) -> None:
-    """Completed, failed and cancelled, each with the whole job as its URL has it."""
+    """Completed, failed and cancelled jobs each send one webhook, with the whole job."""
     with (
         receiver() as (port, told),
         running_server(tmp_path, **SETTINGS, webhook_hosts=f"127.0.0.1:{port}") as server,
@@ -83,9 +83,9 @@ def test_every_ending_is_told_once(tmp_path: Path) -> None:
 
 
 def test_a_death_between_end_and_delivery(tmp_path: Path) -> None:
-    """The next life of the server tells it."""
+    """A webhook that was not delivered before a crash is sent after the restart."""
     with receiver() as (port, _):
-        pass  # from here on nobody listens there
+        pass  # no server listens on this port from here on
     settings = {**SETTINGS, "webhook_hosts": "127.0.0.1:*"}
     with running_server(tmp_path, **settings) as server:
         job = told_of(server, port)["id"]
@@ -100,7 +100,7 @@ def test_a_death_between_end_and_delivery(tmp_path: Path) -> None:
 def test_webhooks_are_off_until_somebody_turns_them_on(
     fake_server: ServerProcess, tmp_path: Path
 ) -> None:
-    """A request for one is refused, and hosts without a secret do not start."""
+    """A webhook is rejected by default; a server with webhook hosts but no secret exits."""
     answer = fake_server.post({**QUICK, "webhook_url": "http://example.org/"})
     assert (answer.status_code, error_of(answer)["reason"]) == (400, "webhook_not_allowed")
     assert error_of(answer)["param"] == "webhook_url"

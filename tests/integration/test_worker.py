@@ -1,4 +1,4 @@
-"""The supervisor of worker processes, on the fake engine in real child processes."""
+"""The supervisor of worker processes, with the fake engine in real child processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from sdstream.settings import worker_environment
 from tests.support.processes import a_request, driven
 
 LIMIT = 2.0
-"""Seconds that a phase may take where one hangs: far more than one takes on a busy machine."""
+"""Limit in seconds for a phase in tests that hang: far more than it takes on a busy machine."""
 
 
 @asynccontextmanager
@@ -50,7 +50,7 @@ async def running_worker(
     cancel_seconds: float = 5.0,
     kernels: Kernels = "off",
 ) -> AsyncIterator[Worker]:
-    """A worker on the fake engine whose task runs; the file's name may make the load fail."""
+    """Run a worker on the fake engine; the file's name may make the load fail."""
     runtime = RuntimeOptions(kernels=kernels).model_dump()
     load = Load("fake", "ovis_image", {"model": file}, "/nowhere", runtime)
     options = WorkerOptions("fake", worker_environment(), hang_seconds, cancel_seconds)
@@ -65,7 +65,7 @@ async def running_worker(
 
 
 async def drawn(worker: Worker, prompt: str = "a circle", **changes: Any) -> list[Event]:
-    """Every event of one job on a worker that is ready or will be."""
+    """Return every event of one job on a worker that is ready or will be."""
     await worker.ready()
     return [event async for event in worker.generate(Generate("job", a_request(prompt, **changes)))]
 
@@ -73,7 +73,7 @@ async def drawn(worker: Worker, prompt: str = "a circle", **changes: Any) -> lis
 async def drawn_until(
     worker: Worker, step: int, act: Callable[[], Any], prompt: str
 ) -> list[Event]:
-    """Every event of a job of 100 steps in which something happens at one of them."""
+    """Run a job of 100 steps, call ``act`` at one of them, and return every event."""
     await worker.ready()
     events = []
     async for event in worker.generate(Generate("job", a_request(prompt, steps=100))):
@@ -86,7 +86,7 @@ async def drawn_until(
 
 
 def is_alive(pid: int) -> bool:
-    """True while the process runs; a zombie does not."""
+    """Return True while the process runs; a zombie does not."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -94,7 +94,7 @@ def is_alive(pid: int) -> bool:
 
 @driven
 async def test_events_come_in_order() -> None:
-    """A job tells its phases and steps one after the other, each image, and Done at the end."""
+    """A job reports its phases and steps in order, each image, and Done at the end."""
     async with running_worker() as worker:
         events = await drawn(worker, n=2, previews=EVERY_STEP)
     assert isinstance(events[-1], Done)
@@ -140,7 +140,7 @@ async def test_a_job_that_comes_between_a_death_and_its_autopsy(
 @driven
 @pytest.mark.parametrize("way", ["orphan", "escape"])
 async def test_a_fork_that_outlives_the_worker_holds_nobody_up(way: str) -> None:
-    """It has the socket and the log: the death is noticed, the next job runs, the end comes."""
+    """A fork that keeps a dead worker's socket and log open delays neither jobs nor the end."""
     began = asyncio.get_running_loop().time()
     async with running_worker() as worker:
         ending = (await drawn(worker, f"{way}=2"))[-1]
@@ -155,7 +155,7 @@ async def test_a_fork_that_outlives_the_worker_holds_nobody_up(way: str) -> None
 
 
 def _group(leader: int) -> list[str]:
-    """The processes of a group that live, as /proc has them."""
+    """Return the states of the living processes of a group."""
     stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
     fields = [stat.rpartition(")")[2].split() for stat in stats]
     return [field[0] for field in fields if int(field[2]) == leader and field[0] != "Z"]
@@ -163,7 +163,7 @@ def _group(leader: int) -> list[str]:
 
 @driven
 async def test_a_model_is_ready_while_its_files_are_there() -> None:
-    """Unloaded on purpose it can be loaded again; without its files it cannot."""
+    """An unloaded model is ready, because it can be loaded again; without its files it is not."""
     there = [True]
     spec = ModelSpec.model_validate({"id": "fake", "family": "sd1", "files": {"model": "fine"}})
 
@@ -191,7 +191,7 @@ async def test_a_model_is_ready_while_its_files_are_there() -> None:
 
 @driven
 async def test_one_process_serves_many_jobs() -> None:
-    """The model is loaded once, whatever number of jobs comes."""
+    """The model is loaded once for any number of jobs."""
     async with running_worker() as worker:
         for _ in range(5):
             assert isinstance((await drawn(worker))[-1], Done)
@@ -201,7 +201,7 @@ async def test_one_process_serves_many_jobs() -> None:
 
 @driven
 async def test_cancel_between_steps_keeps_the_process() -> None:
-    """A cancelled job ends within a step, and the same process draws the next one."""
+    """A cancelled job ends within a step, and the same process runs the next one."""
     async with running_worker() as worker:
         events = await drawn_until(worker, 3, lambda: worker.cancel("job"), "step=0.02")
         pid = worker.pid
@@ -213,7 +213,7 @@ async def test_cancel_between_steps_keeps_the_process() -> None:
 
 @driven
 async def test_cancel_before_the_first_step_keeps_the_process() -> None:
-    """A cancel that comes with the first sign of life still ends the job, and only that job."""
+    """A cancel at the first event of a job ends this job only."""
     async with running_worker() as worker:
         await worker.ready()
         events: list[Event] = []
@@ -229,7 +229,7 @@ async def test_cancel_before_the_first_step_keeps_the_process() -> None:
 
 @driven
 async def test_cancel_of_another_job_is_ignored() -> None:
-    """Only the job that is named is cancelled."""
+    """Only the named job is cancelled."""
     async with running_worker() as worker:
         events = await drawn_until(worker, 3, lambda: worker.cancel("another"), "step=0.001")
         assert isinstance(events[-1], Done)
@@ -237,7 +237,7 @@ async def test_cancel_of_another_job_is_ignored() -> None:
 
 @driven
 async def test_cancel_of_a_deaf_engine_costs_the_process() -> None:
-    """Where a cancel has no effect the process goes after the grace time; the next one draws."""
+    """A process that ignores a cancel is killed after the grace time; another runs the next job."""
     async with running_worker(cancel_seconds=0.3) as worker:
         began = 0.0
 
@@ -258,7 +258,7 @@ async def test_cancel_of_a_deaf_engine_costs_the_process() -> None:
 )
 @driven
 async def test_a_crash_ends_the_job_and_the_next_one_runs(prompt: str, word: str) -> None:
-    """Whatever signal ends the process, its job fails with the signal's name, and only that job."""
+    """A crash fails only the running job, with the name of the signal."""
     async with running_worker() as worker:
         events = await drawn(worker, prompt)
         ending = events[-1]
@@ -272,7 +272,7 @@ async def test_a_crash_ends_the_job_and_the_next_one_runs(prompt: str, word: str
 
 @driven
 async def test_a_kill_from_outside_is_told_apart() -> None:
-    """SIGKILL is what the kernel sends when memory runs out: worker_killed says so."""
+    """SIGKILL, which the kernel sends when memory runs out, has the reason worker_killed."""
     async with running_worker() as worker:
         events = await drawn_until(
             worker, 2, lambda: os.kill(worker.pid or 0, signal.SIGKILL), "step=0.05"
@@ -285,7 +285,7 @@ async def test_a_kill_from_outside_is_told_apart() -> None:
 
 @driven
 async def test_an_engine_that_fails_keeps_its_process() -> None:
-    """A failure that the engine reports by itself costs the job and nothing else."""
+    """A failure that the engine reports ends the job but not the process."""
     async with running_worker() as worker:
         ending = (await drawn(worker, "fail=2"))[-1]
         assert isinstance(ending, Failed)
@@ -296,9 +296,9 @@ async def test_an_engine_that_fails_keeps_its_process() -> None:
 
 @driven
 async def test_a_hang_ends_at_its_limit() -> None:
-    """A step without progress for its limit is worker_hung, and the next job runs."""
+    """A step without progress fails with worker_hung at its limit, and the next job runs."""
     async with running_worker(hang_seconds=LIMIT) as worker:
-        await drawn(worker)  # a phase never seen before has ten times the limit
+        await drawn(worker)  # the first run of a phase has ten times the limit
         began = time.monotonic()
         ending = (await drawn(worker, "hang=2"))[-1]
         assert isinstance(ending, Failed)
@@ -310,14 +310,14 @@ async def test_a_hang_ends_at_its_limit() -> None:
 
 @driven
 async def test_a_phase_never_seen_may_take_longer() -> None:
-    """The first job of all has no pace to be measured by: ten times the floor is its limit."""
+    """The first run of a phase has no measured pace, so its limit is ten times the minimum."""
     async with running_worker(hang_seconds=LIMIT) as worker:
         assert isinstance((await drawn(worker, f"step={LIMIT + 1}", steps=1))[-1], Done)
 
 
 @driven
 async def test_a_child_that_reads_no_more_is_ended() -> None:
-    """Stopped, it would not even take the order, which is larger than the socket's buffer."""
+    """A stopped process that cannot receive a large order is ended as hung."""
     async with running_worker(hang_seconds=LIMIT) as worker:
         await drawn(worker)
         assert worker.pid is not None
@@ -332,7 +332,7 @@ async def test_a_child_that_reads_no_more_is_ended() -> None:
 
 @driven
 async def test_a_hang_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """An operator reads in the log that a worker hung, as they do of a crash."""
+    """A hang is logged, as a crash is."""
     async with running_worker(hang_seconds=LIMIT) as worker:
         await drawn(worker)
         await drawn(worker, "hang=2")
@@ -348,7 +348,7 @@ async def test_a_hang_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 )
 @driven
 async def test_three_failed_loads_are_enough(file: str, word: str) -> None:
-    """A model that cannot be loaded is tried three times; jobs then hear why it is unavailable."""
+    """A model that cannot be loaded is tried three times; jobs then get the reason."""
     async with running_worker(file) as worker:
         with pytest.raises(Unavailable, match=word) as caught:
             await worker.ready()
@@ -361,7 +361,7 @@ async def test_three_failed_loads_are_enough(file: str, word: str) -> None:
 
 @driven
 async def test_an_idle_worker_that_dies_is_replaced() -> None:
-    """A process that goes while nobody uses it is started again by itself."""
+    """An idle worker that dies is restarted automatically."""
     async with running_worker() as worker:
         await worker.ready()
         first = worker.pid or 0
@@ -374,7 +374,7 @@ async def test_an_idle_worker_that_dies_is_replaced() -> None:
 
 @driven
 async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
-    """Leaving a job in its middle never lets its frames into the next one."""
+    """Events of an abandoned job do not appear in the next job."""
     async with running_worker() as worker:
         await worker.ready()
         jobs = worker.generate(Generate("first", a_request("step=0.05 deaf=1", steps=50)))
@@ -389,7 +389,7 @@ async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
 
 
 def test_looking_at_references_has_a_pace_of_its_own() -> None:
-    """It may take minutes where the same prompt without them takes a moment."""
+    """Encoding has a separate pace with references, which may take minutes instead of moments."""
     pace = Pace(60.0)
     pace.expect(a_request())
     pace.note(Phase.ENCODING, 0.1)
@@ -404,7 +404,10 @@ def test_looking_at_references_has_a_pace_of_its_own() -> None:
 
 
 def test_the_second_pass_of_a_hires_fix_may_take_longer() -> None:
-    """By the square of its pixels; how long the two took says nothing about other jobs."""
+    """The limit for sampling grows with the square of the second pass's pixels.
+
+    The time of such a job does not change the limit of other jobs.
+    """
     pace = Pace(1.0)
     pace.expect(a_request(width=64, height=64))
     pace.note(Phase.SAMPLING, 2.0)
@@ -417,7 +420,7 @@ def test_the_second_pass_of_a_hires_fix_may_take_longer() -> None:
 
 
 def test_a_crash_loop_starts_at_most_five_times_in_15_seconds() -> None:
-    """The waits between starts grow: 0, 1, 2, 4 … and never beyond 30 s."""
+    """The waits between starts grow as 0, 1, 2, 4 …, up to 30 s."""
     waits = [_backoff(failures) for failures in range(20)]
     starts = [sum(waits[: count + 1]) for count in range(len(waits))]
     assert len([at for at in starts[1:] if at < 15]) <= 5
@@ -427,7 +430,7 @@ def test_a_crash_loop_starts_at_most_five_times_in_15_seconds() -> None:
 
 @driven
 async def test_two_crashes_with_kernels_turn_them_off(caplog: pytest.LogCaptureFixture) -> None:
-    """The third process of a model is loaded without CPU kernels, and the log says why."""
+    """After two crashes a model is loaded without CPU kernels, and the log has the reason."""
     async with running_worker(kernels="auto") as worker:
         for crashes in range(2):
             await drawn(worker, "crash=1")
@@ -440,7 +443,7 @@ async def test_two_crashes_with_kernels_turn_them_off(caplog: pytest.LogCaptureF
 
 @driven
 async def test_kernels_stay_when_the_system_kills_the_worker() -> None:
-    """Memory that runs out is no fault of theirs, and nor is a cancel that had no effect."""
+    """A worker that the system kills keeps its kernels, which are not to blame for full memory."""
     async with running_worker(kernels="auto") as worker:
         for _ in range(3):
             await worker.ready()
@@ -453,7 +456,7 @@ async def test_kernels_stay_when_the_system_kills_the_worker() -> None:
 
 @driven
 async def test_jobs_that_crash_slow_the_restarts_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second crash in a row waits before its start, and a job that works ends the series."""
+    """The second crash in a row delays the restart, and a successful job ends the series."""
     waits = []
 
     def backoff(failures: int) -> float:
@@ -475,7 +478,7 @@ async def test_jobs_that_crash_slow_the_restarts_down(monkeypatch: pytest.Monkey
 
 @driven
 async def test_idle_deaths_in_a_row_slow_the_restarts_down() -> None:
-    """A process that dies again and again right after loading is a crash loop as well."""
+    """Repeated deaths of an idle process delay the restarts as well."""
     async with running_worker() as worker:
         began = time.monotonic()
         for _ in range(4):
@@ -485,13 +488,13 @@ async def test_idle_deaths_in_a_row_slow_the_restarts_down() -> None:
             while worker.pid == pid:
                 await asyncio.sleep(0.01)
         await worker.ready()
-        # 0, 1, 2, 4
+        # The delays are 0, 1, 2 and 4 s.
         assert time.monotonic() - began >= 7
 
 
 @driven
 async def test_a_load_that_hangs_after_a_cancelled_job_is_noticed() -> None:
-    """The watchdog minds the load of the process that replaces a deaf one, too."""
+    """The watchdog also covers the load of a process that replaces one that ignored a cancel."""
     async with running_worker(hang_seconds=LIMIT, cancel_seconds=0.1) as worker:
         await drawn_until(worker, 1, lambda: worker.cancel("job"), "deaf=1 step=0.5")
         while worker.starts < 2 or worker.pid is None:
@@ -519,8 +522,7 @@ async def test_no_process_outlives_the_task(prompt: str) -> None:
 
 @driven
 async def test_a_job_ends_with_the_task() -> None:
-    """A job that runs when the worker is stopped fails with shutting_down and leaves nobody
-    waiting."""
+    """A job that runs when its worker is stopped fails with shutting_down."""
     async with running_worker() as worker:
         await worker.ready()
         job = asyncio.create_task(drawn(worker, "step=0.2"))
