@@ -1,11 +1,15 @@
-"""The yardstick: the native engine alone in a process, without server, sockets or image files.
+"""The baseline: the native engine alone in a process, without server, sockets or image files.
 
-It is set up as the worker process is: the same load command, the same environment, a thread with
-a large stack. Its first line says ``threads``, once the model is loaded. From then on it reads a
-JSON object a line from stdin, the fields of work.Work, draws, and answers with a line: ``seconds``
-of the draw, CPU seconds of the process in all (``cpu``) and by phase (``phases``), and ``sha256``
-of the pixels, which are written to the file BENCH_PIXELS if there is such a variable. Started by
-contestants.py and speed.py.
+It is set up like the worker process: the same load command, the same environment, and a thread
+with a large stack. Once the model is loaded it prints a first line with ``threads`` and
+``kernels``. Then it reads lines from stdin, each a JSON object with the fields of work.Work. It
+generates the image and prints a line with these fields:
+
+- ``seconds``: duration of the generation
+- ``cpu`` and ``phases``: CPU seconds of the process, in total and by phase
+- ``sha256``: hash of the pixels, which are also written to the file BENCH_PIXELS if it is set
+
+contestants.py and speed.py start this program.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ class _PhaseClock:
         self._seconds: dict[str, float] = {}
 
     def heard(self, event: Event) -> None:
-        """Take up an event of the engine."""
+        """Process an event of the engine."""
         if isinstance(event, Progress) and event.phase is not self._phase:
             self._close()
             self._phase = event.phase
@@ -83,7 +87,7 @@ def _answer(answers: TextIO, fields: dict[str, Any]) -> None:
 
 
 def _main() -> None:
-    # Whatever C code prints must not end up between the answers.
+    # Output of C code must not appear between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     threading.stack_size(_STACK_BYTES)

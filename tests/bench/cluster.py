@@ -1,8 +1,9 @@
-"""What several machines add: throughput by places, delays of frames, and the front's CPU time.
+"""Cost of several machines: throughput by workers, delays of frames, and the front's CPU time.
 
-Two machines on 127.0.0.3 and 127.0.0.4 with four slots each, whose workers are the fake engine with
-sleeping steps, against the single form with as many workers in the same run. Machines, front and
-clients share the cores of this one, so that what is measured is what they cost together. Linux.
+A cluster is compared with a single server with as many workers, in one run. The cluster has two
+machines, on 127.0.0.3 and 127.0.0.4, with four slots each. The workers run the fake engine with
+steps that sleep. Machines, front and clients share the cores of this computer, so the figures
+contain the cost of all of them. Linux only.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class Run:
     """One measurement of streamed jobs.
 
     Attributes:
-        images, frames: That came.
-        seconds: From the first request to the last answer.
-        cpu: Of the front, in seconds.
+        images, frames: Number of images and frames that were received.
+        seconds: Time from the first request to the last answer.
+        cpu: CPU seconds of the front.
     """
 
     images: int = 0
@@ -56,7 +57,7 @@ class Run:
 
 @dataclass
 class Delays:
-    """Seconds beyond what the engine itself takes."""
+    """Seconds beyond the time of the engine itself."""
 
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
@@ -66,7 +67,7 @@ class Delays:
 async def stream(
     server: ServerProcess, body: dict[str, object]
 ) -> AsyncIterator[dict[str, object]]:
-    """The progress items of one streamed request, on a connection of its own."""
+    """Yield the progress items of one streamed request, on a separate connection."""
     reader, writer = await asyncio.open_connection(*server.address)
     content = json.dumps({**body, "stream": True, "size": "64x64"}).encode()
     head = f"POST {GENERATIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -82,7 +83,7 @@ async def stream(
 
 
 def cpu_of(server: ServerProcess) -> float:
-    """Seconds of processor time of the front's own process."""
+    """Return the CPU seconds of the front's own process."""
     times = psutil.Process(server.process.pid).cpu_times()
     return times.user + times.system
 
@@ -95,7 +96,7 @@ async def throughput(
     steps: int = STEPS,
     step_seconds: float = STEP_SECONDS,
 ) -> Run:
-    """Have twice as many clients as places ask one job after the other."""
+    """Run twice as many clients as places, each with one request after the other."""
     left, run = iter(range(jobs * places)), Run()
 
     async def client() -> None:
@@ -106,7 +107,7 @@ async def throughput(
                 "sample_steps": steps,
             }
             frames = len([frame async for frame in stream(server, body)])
-            run.frames += frames  # not in one: others add theirs meanwhile
+            run.frames += frames  # after the await: other clients add theirs meanwhile
             run.images += 1
 
     cpu, began = cpu_of(server), time.perf_counter()
@@ -116,7 +117,7 @@ async def throughput(
 
 
 async def delays(server: ServerProcess, model: str) -> Delays:
-    """First frames, gaps between frames, and cancels, one request at a time."""
+    """Measure first frames, gaps between frames, and cancels, one request at a time."""
     found = Delays()
     body = {"model": model, "prompt": f"step={STEP_SECONDS}", "sample_steps": 10}
     for _ in range(_SAMPLES):
@@ -146,7 +147,7 @@ async def delays(server: ServerProcess, model: str) -> Delays:
 
 
 def load_all(server: ServerProcess, model: str, places: int) -> None:
-    """Have a model loaded as often as there are places, and no other one."""
+    """Load a model once for each place, and unload the others."""
     for other in PLACES:
         if other != places:
             httpx2.post(f"{server.url}/v1/models/m{other}/unload", timeout=30)
@@ -160,7 +161,7 @@ def load_all(server: ServerProcess, model: str, places: int) -> None:
 
 
 def percentile(values: Sequence[float], share: float) -> str:
-    """A quantile in milliseconds."""
+    """Format a quantile in milliseconds."""
     ordered = sorted(values)
     return f"{1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]:.1f}"
 
@@ -194,18 +195,18 @@ def measured(server: ServerProcess, form: str, jobs: int, rows: Table, late: Tab
 
 
 def machine(server: ServerProcess, name: str) -> dict[str, Any]:
-    """A machine as the server lists it."""
+    """Return a machine as the server lists it."""
     listed = httpx2.get(f"{server.url}/v1/cluster", timeout=30).json()["machines"]
     return next((m for m in listed if m["name"] == name), {"state": "", "workers": []})
 
 
 def busy(server: ServerProcess, name: str) -> int:
-    """Workers of a machine that generate."""
+    """Count the workers of a machine that generate."""
     return len([w for w in machine(server, name)["workers"] if w["state"] == "busy"])
 
 
 def timed(condition: Callable[[], bool]) -> float:
-    """Seconds until a condition holds."""
+    """Wait until a condition holds, and return the seconds that it took."""
     began = time.perf_counter()
     while not condition():
         if time.perf_counter() - began > 180:
@@ -227,7 +228,7 @@ def _have_ended(paths: list[str]) -> bool:
 
 
 def losses(server: ServerProcess, machines: RayMachines, rows: Table) -> None:
-    """Let a machine join, and lose it with two jobs, by SIGKILL and by silence."""
+    """Let machines join, and lose each with two jobs: one by SIGKILL, one by SIGSTOP."""
     for address, number in (("127.0.0.5", signal.SIGKILL), ("127.0.0.6", signal.SIGSTOP)):
         began = time.perf_counter()
         node = machines.join(address, "--slots", "2", wait=False)

@@ -1,6 +1,6 @@
-"""Those who draw: the bare process, the service (plain and streamed) and upstream's sd-server.
+"""The contestants: the bare process, the service (plain and streamed) and upstream's sd-server.
 
-Each is a process of its own with the same model, options and threads. All times are seconds of
+Each is a separate process with the same model, options and threads. All times are seconds of
 CLOCK_MONOTONIC, which the processes of a machine share.
 """
 
@@ -49,19 +49,20 @@ _UPSTREAM_FLAGS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture as its client saw it, in seconds.
+    """Measurements of one image from the view of its client, in seconds.
 
     Attributes:
-        wall: From before the connection was opened to the last byte; the draw alone when bare.
-        native: The runtime's part of ``wall``, measured in the process that drew.
-        sha256: Of the RGB pixels.
-        before: From before the connection was opened to the start of the draw.
-        after: From the end of the draw to the last byte.
-        first_frame: From before the connection was opened to the first frame of a stream.
-        frames: Of a stream, per step: from the runtime's callback to the frame.
-        final_frame: Of a stream: from the end of the draw to the frame with the picture.
-        server_waited, client_waited: How long, in all, the server's event loop and this client
-            could have run and were given no core: what a delay owes to a busy machine.
+        wall: Time from before the connection opens to the last byte; for the bare process, the
+            time of the generation alone.
+        native: The runtime's part of ``wall``, measured in the process that generated.
+        sha256: Hash of the RGB pixels.
+        before: Time from before the connection opens to the start of the generation.
+        after: Time from the end of the generation to the last byte.
+        first_frame: Time from before the connection opens to the first frame of a stream.
+        frames: For each step of a stream, time from the runtime's callback to the frame.
+        final_frame: Time from the end of the generation to the frame with the image.
+        server_waited, client_waited: Total time in which the server's event loop and this client
+            were ready to run but had no core, which is the part of a busy machine in the delays.
     """
 
     wall: float
@@ -80,11 +81,11 @@ Draw = Callable[[Work], Sample]
 
 
 class ContestantFailed(Exception):
-    """A contestant did not start or did not draw."""
+    """A contestant did not start or did not generate an image."""
 
 
 class _Process:
-    """A process under test: started, measured, ended."""
+    """A process under test, which is started, measured and ended."""
 
     def __init__(
         self, command: list[str], environment: dict[str, str], log: Path, *, piped: bool = False
@@ -104,13 +105,13 @@ class _Process:
             )
 
     def check(self) -> None:
-        """Raise ContestantFailed, with the end of its log, when the process is gone."""
+        """Raise ContestantFailed, with the end of its log, if the process has ended."""
         if self.popen.poll() is not None:
             lines = self._log.read_text(errors="replace").splitlines()[-20:]
             raise ContestantFailed("\n".join([f"{self._log.stem} ended:", *lines]))
 
     def wait_for(self, ready: Callable[[], bool]) -> None:
-        """Poll until it can draw, and note how long that took."""
+        """Poll until the process can generate, and record how long that took."""
         while not ready():
             self.check()
             if time.monotonic() > self.began + _START_SECONDS:
@@ -119,7 +120,7 @@ class _Process:
         self.ready_seconds = time.monotonic() - self.began
 
     def close(self) -> None:
-        """End it, kindly if that is quick."""
+        """End the process: with SIGTERM and, after 10 seconds, with SIGKILL."""
         self.popen.terminate()
         try:
             self.popen.wait(10)
@@ -129,12 +130,12 @@ class _Process:
 
 
 class Bare:
-    """NativeEngine in a process of its own (bare.py), or another runtime in its place (peer.py).
+    """NativeEngine in a separate process (bare.py), or another runtime in its place (peer.py).
 
     Attributes:
-        threads: Threads that compute.
-        title: The kernels in use; of another runtime, its name and release.
-        ready_seconds: From the start of the process until its model was loaded.
+        threads: Number of threads that compute.
+        title: The kernels in use or, for another runtime, its name and release.
+        ready_seconds: Time from the start of the process until its model was loaded.
     """
 
     def __init__(
@@ -148,22 +149,22 @@ class Bare:
         self.ready_seconds = time.monotonic() - self._process.began
 
     def answer(self, work: Work) -> dict[str, Any]:
-        """Have it draw, and return its answer."""
+        """Generate an image and return the answer of the process."""
         assert self._process.popen.stdin is not None
         print(json.dumps(asdict(work)), file=self._process.popen.stdin, flush=True)
         return self._read()
 
     def draw(self, work: Work) -> Sample:
-        """Have it draw."""
+        """Generate an image."""
         answer = self.answer(work)
         return Sample(answer["seconds"], answer["seconds"], answer["sha256"])
 
     def resident(self) -> dict[str, int]:
-        """Bytes of memory by process."""
+        """Return the memory in bytes by process."""
         return {"bare process": resident_bytes(self._process.popen.pid)}
 
     def peak_bytes(self) -> int:
-        """The most memory that the process ever had in use."""
+        """Return the peak memory of the process."""
         status = Path(f"/proc/{self._process.popen.pid}/status").read_text()
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
 
@@ -207,7 +208,7 @@ class Service:
         self.ready_seconds = self._process.ready_seconds
 
     def plain(self, work: Work) -> Sample:
-        """Have it draw, the answer being one JSON object."""
+        """Generate an image with a single JSON object as the answer."""
         with _post(self.port, self._body(work)) as (sent, response):
             body = response.read()
             done = time.monotonic()
@@ -222,12 +223,12 @@ class Service:
         )
 
     def streamed(self, work: Work) -> Sample:
-        """Have it draw, the answer being a stream of frames."""
+        """Generate an image with a stream of frames as the answer."""
         lines: list[tuple[float, bytes]] = []
         server = self._process.popen.pid
         waits = _waited(server), _waited(os.getpid())
         with _post(self.port, {**self._body(work), "stream": True}) as (sent, response):
-            # Nothing is parsed before the stream is over: it would delay the frames behind.
+            # Frames are parsed after the end, because parsing would delay the following frames.
             while line := response.readline():
                 lines.append((time.monotonic(), line))
             job = response.headers["X-Job-Id"]
@@ -250,7 +251,7 @@ class Service:
         )
 
     def resident(self) -> dict[str, int]:
-        """Bytes of memory by process; the worker's is known after its first picture."""
+        """Return the memory in bytes by process; the worker's is known after its first image."""
         server = {"sdstream server": resident_bytes(self._process.popen.pid)}
         return server | ({"sdstream worker": resident_bytes(self._worker)} if self._worker else {})
 
@@ -268,7 +269,7 @@ class Service:
         }
 
     def _note(self, job: str) -> Any:
-        """What the probe wrote of a job; it is there before the answer is."""
+        """Return the probe's record of a job, which it writes before the answer is sent."""
         for line in self._notes:
             note = json.loads(line)
             self._noted[note["job"]] = note
@@ -297,7 +298,7 @@ class Upstream:
         self.ready_seconds = self._process.ready_seconds
 
     def plain(self, work: Work) -> Sample:
-        """Have it draw; its native time comes from its log, to the nearest 10 ms."""
+        """Generate an image; the native time comes from the log, to the nearest 10 ms."""
         with _post(self.port, self._body(work)) as (sent, response):
             body = response.read()
             done = time.monotonic()
@@ -311,7 +312,7 @@ class Upstream:
         )
 
     def resident(self) -> dict[str, int]:
-        """Bytes of memory by process."""
+        """Return the memory in bytes by process."""
         return {"sd-server": resident_bytes(self._process.popen.pid)}
 
     def close(self) -> None:
@@ -337,7 +338,7 @@ class Upstream:
 
 
 def answers(port: int, path: str) -> bool:
-    """Whether a server says 200 there."""
+    """Return True if a server answers a path with 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS)
     try:
         connection.request("GET", path)
@@ -349,23 +350,22 @@ def answers(port: int, path: str) -> bool:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process has in use (Linux)."""
+    """Return the resident memory of a process (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGESIZE")
 
 
 def _waited(pid: int) -> float:
-    """Seconds that a process's main thread has stood in line for a core (Linux)."""
+    """Return the seconds that a process's main thread has waited for a core (Linux)."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
 @contextmanager
 def _post(port: int, body: dict[str, Any]) -> Iterator[tuple[float, http.client.HTTPResponse]]:
-    """POST a generation on a connection of its own, as a first call of curl does.
+    """POST a generation on a separate connection, as a first call of curl does.
 
-    The standard library's blocking client, and not the one the service's users have: between a
-    byte's arrival and the reading of the clock there is one system call and no event loop, so that
-    the figures are the server's.
+    This uses the standard library's blocking client. Only one system call and no event loop lies
+    between the arrival of a byte and the reading of the clock, so the figures show the server.
     """
     data = json.dumps(body).encode()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_SECONDS)
@@ -382,7 +382,7 @@ def _post(port: int, body: dict[str, Any]) -> Iterator[tuple[float, http.client.
 
 
 def _frames(lines: list[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str, Any]]]:
-    """(arrival, item) of each frame of an image.chunk stream."""
+    """Yield (arrival, item) for each frame of an image.chunk stream."""
     for at, line in lines:
         if line.startswith(b"data: {"):
             frame = json.loads(line[6:])
@@ -394,7 +394,7 @@ def _frames(lines: list[tuple[float, bytes]]) -> Iterator[tuple[float, dict[str,
 def _frame_delays(
     frames: list[tuple[float, dict[str, Any]]], steps: list[list[Any]]
 ) -> Iterator[float]:
-    """Seconds from the runtime's callback to the frame, for every step that had a frame."""
+    """Yield the seconds from the runtime's callback to the frame, for steps with a frame."""
     called = {(index, step): at for index, step, at in steps}
     for at, item in frames:
         key = (item["index"], item["progressed_steps"])
@@ -403,18 +403,19 @@ def _frame_delays(
 
 
 def _pixels(b64: str) -> str:
-    """The SHA-256 of a picture's RGB pixels."""
+    """Return the SHA-256 of an image's RGB pixels."""
     picture = Image.open(io.BytesIO(base64.b64decode(b64)))
     return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
 
 
 def _model_flags(settings: Settings) -> Iterator[str]:
-    """The model's files and options as flags of sd-server."""
+    """Yield the model's files and options as flags of sd-server."""
     load = load_command(settings, load_catalog(settings))
     for component, location in load.files.items():
         yield from (_UPSTREAM_FLAGS[component], str(materialise(location, settings.cache_dir)))
     if load.runtime["tae"] and "tae" not in load.files:
-        # Any word will do: the autoencoder lies inside the model file (engine/native/engine.py).
+        # The value does not matter: the model file contains the autoencoder
+        # (engine/native/engine.py).
         yield from ("--taesd", "inside-the-model-file")
     switches = {"flash_attn": "--fa", "offload": "--offload-to-cpu", "vae_tiling": "--vae-tiling"}
     yield from (flag for option, flag in switches.items() if load.runtime[option])

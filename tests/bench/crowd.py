@@ -1,9 +1,9 @@
-"""What a crowd of waiting streams costs: the server's CPU time, and how /livez answers meanwhile.
+"""Cost of many waiting streams: the server's CPU time, and the latency of /livez meanwhile.
 
-A server with the fake engine has one long job running. So many streams come and wait behind it,
-then all of them leave; then, with the crowd there again, a background job is cancelled and short
-jobs run to their ends. /livez is asked all the while, at a fixed pace: an answer that is late
-delays no question. The load runs in a process of its own. Linux.
+A server with the fake engine runs one long job. Many streams arrive and wait behind it. One of them
+leaves, then all others. Then many streams arrive again, the long job is cancelled, and the waiting
+jobs run to their ends. A separate process requests /livez at a fixed pace, so that a late answer
+delays no further request. The server runs in a separate process as well. Linux only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.support.servers import ServerProcess, running_server
 
-#: Between two questions for /livez.
+#: Time between two requests for /livez.
 _PACE_SECONDS = 0.005
 #: The job in front of the crowd outlasts every measurement.
 _IN_FRONT = {"prompt": "step=3600", "steps": 1, "size": "64x64"}
@@ -42,11 +42,11 @@ class Phase:
     """One measurement.
 
     Attributes:
-        name: What happened.
-        streams: Size of the crowd.
+        name: What the streams do.
+        streams: Number of streams.
         seconds: Wall time.
-        cpu: Of the server's process, in seconds.
-        livez: Seconds of each answer.
+        cpu: CPU seconds of the server's process.
+        livez: Latency of each answer, in seconds.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Phase:
     livez: list[float] = field(default_factory=list)
 
     def at(self, share: float) -> float:
-        """A quantile of ``livez``."""
+        """Return a quantile of ``livez``."""
         ordered = sorted(self.livez)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
     def row(self) -> dict[str, Any]:
-        """For the table, in milliseconds."""
+        """Return the row of the table, with latencies in milliseconds."""
         return {
             "streams": self.streams,
             "phase": self.name,
@@ -75,14 +75,14 @@ class Phase:
 
 
 class Stream:
-    """One waiting client, on a bare socket: cheap enough to have thousands."""
+    """One waiting client on a raw socket, which is cheap enough for thousands of them."""
 
     def __init__(self, server: ServerProcess) -> None:
         self._address = server.address
         self.told = 0
 
     async def come(self, body: dict[str, Any] = _WAITING) -> None:
-        """Post and read until the first frame."""
+        """Send a request, and read until the first frame."""
         self._reader, self._writer = await asyncio.open_connection(*self._address)
         data = json.dumps(body).encode()
         head = (
@@ -101,7 +101,7 @@ class Stream:
                 self.told += chunk.count(b"data: ")
 
     async def end(self) -> None:
-        """Read to the end."""
+        """Read to the end of the stream."""
         await self._reading
 
     def leave(self) -> None:
@@ -116,7 +116,7 @@ def _cpu(pid: int) -> float:
 
 
 class Watch:
-    """A process that asks for /livez at a fixed pace: this one is too busy to be on time."""
+    """Request /livez at a fixed pace in another process, because this one is too busy for it."""
 
     CODE = """
 import asyncio, sys, time
@@ -166,7 +166,7 @@ asyncio.run(main())
         await self._reading
 
     async def between(self, began: float, ended: float) -> list[float]:
-        """Answers to what was asked meanwhile."""
+        """Return the latencies of the requests in an interval."""
         for _ in range(500):
             if self._seen and self._seen[-1][0] > ended + 0.1:
                 break
@@ -175,7 +175,7 @@ asyncio.run(main())
 
 
 async def _quiet(server: ServerProcess) -> None:
-    """Wait until the server has nothing left to do."""
+    """Wait until the server is idle."""
     before = _cpu(server.process.pid)
     while True:
         await asyncio.sleep(0.5)
@@ -212,7 +212,7 @@ async def _measured(
 
 
 async def measure(server: ServerProcess, count: int) -> list[Phase]:
-    """A crowd that comes, sees one of it cancelled, and leaves."""
+    """Measure streams that arrive, that leave, and that are processed to their ends."""
     done: list[Phase] = []
     front = Stream(server)
     await front.come({**_IN_FRONT, "stream": True})

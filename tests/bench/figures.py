@@ -1,4 +1,4 @@
-"""Numbers into tables: percentiles, goals, rich tables."""
+"""Tables of the figures: percentiles, goals, rich tables."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from contestants import Sample
 from rich.table import Table
 from work import Work
 
-#: contestant -> its pictures of one work, in the order of the rounds.
+#: Contestant -> its images of one work, in the order of the rounds.
 Rounds = Mapping[str, Sequence[Sample]]
 
 BARE, PLAIN, STREAMED, UPSTREAM = "bare", "plain", "streamed", "sd-server"
 
-#: Of the native time of jobs of a second or more.
+#: Goal for the overhead, as a share of the native time of jobs of a second or more.
 _SHARE = 0.02
-#: Where a job counts as one of a second: shorter ones are not held to a share of themselves.
+#: Native time from which the goal for the share applies; it does not apply to shorter jobs.
 _ONE_SECOND = 0.9
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """By nearest rank, so a value that was measured; of fewer than 100, p99 is the largest."""
+    """Return a measured value by nearest rank; of fewer than 100, p99 is the largest."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """The figure at a percentile may be this many seconds."""
+    """A limit in seconds for the figure at a percentile."""
 
     percent: int
     seconds: float
@@ -39,7 +39,7 @@ class Goal:
         return f"p{self.percent} ≤ {self.seconds * 1000:g} ms"
 
     def verdict(self, values: Sequence[float]) -> str:
-        """Whether it was met, for a table."""
+        """Return whether the goal was met, as text for a table."""
         return _mark(percentile(values, self.percent) <= self.seconds)
 
 
@@ -50,18 +50,18 @@ LIVEZ = Goal(99, 0.020)
 
 
 def own_overhead(samples: Sequence[Sample]) -> list[float]:
-    """Seconds of each request that the runtime did not take, by the runtime's own clock."""
+    """Return the seconds of each request outside the runtime, by the runtime's own clock."""
     return [sample.wall - sample.native for sample in samples]
 
 
 def over_bare(rounds: Rounds, name: str) -> list[float]:
-    """Seconds beyond the bare call of the same round."""
+    """Return the seconds beyond the bare call of the same round."""
     pairs = zip(rounds[name], rounds[BARE], strict=True)
     return [sample.wall - bare.wall for sample, bare in pairs]
 
 
 def overhead_table(cells: Mapping[Work, Rounds]) -> Table:
-    """One row for each work and contestant, and one for all works together."""
+    """Return a table with a row for each work and contestant, and for all works together."""
     table = _table("One picture, in ms", ["work", "asked", "n"])
     timed = ("wall p50", "p99", "- bare p50", "p99", "ratio", "- native p50", "p99", "share")
     for heading in timed:
@@ -102,7 +102,7 @@ def _pooled_row(cells: Mapping[Work, Rounds], name: str) -> list[str]:
 
 
 def latency_table(rows: Mapping[str, tuple[Sequence[float], Goal | None]]) -> Table:
-    """One row for each thing that was timed."""
+    """Return a table with a row for each measured latency."""
     table = _table("Latencies, in ms", ["what", "n"])
     for heading in ("p50", "p99"):
         table.add_column(heading, justify="right")
@@ -115,7 +115,7 @@ def latency_table(rows: Mapping[str, tuple[Sequence[float], Goal | None]]) -> Ta
 
 
 def memory_table(memory: Mapping[int, Mapping[str, int]], ready: Mapping[str, float]) -> Table:
-    """Memory by process after so many pictures, and the seconds from start to ready."""
+    """Return a table of memory by process and number of images, and of seconds to ready."""
     table = _table("Memory, in MB, and start", ["process"])
     for images in memory:
         title = f"after {images} image{'s' if images > 1 else ''}" if images else "ready"
@@ -135,7 +135,7 @@ def _table(title: str, words: Sequence[str]) -> Table:
 
 
 def _two(values: Sequence[float]) -> tuple[str, str]:
-    """p50 and p99 in milliseconds."""
+    """Format p50 and p99 in milliseconds."""
     p50, p99 = (f"{percentile(values, percent) * 1000:.1f}" for percent in (50, 99))
     return p50, p99
 

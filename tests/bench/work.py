@@ -1,4 +1,4 @@
-"""What every contestant is asked to draw, and the model it is drawn with."""
+"""The work for the contestants, and the model that they use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = "a red circle on a white table"
 
 @dataclass(frozen=True)
 class Work:
-    """One picture; ``size`` is WIDTHxHEIGHT in pixels."""
+    """One image; ``size`` is WIDTHxHEIGHT in pixels."""
 
     size: str
     steps: int
@@ -27,12 +27,12 @@ class Work:
 
     @property
     def title(self) -> str:
-        """How tables call it."""
+        """The name of the work in tables."""
         return f"{self.size}, {self.steps} steps"
 
 
 def resolved(work: Work, catalog: Catalog) -> GenerationRequest:
-    """The work as the server makes it of the same options, every default concrete."""
+    """Resolve the work as the server does, with a value for every default."""
     params = ImageParams(
         prompt=work.prompt, size=work.size, sample_steps=work.steps, seed=work.seed
     )
@@ -40,5 +40,5 @@ def resolved(work: Work, catalog: Catalog) -> GenerationRequest:
 
 
 def load_command(settings: Settings, catalog: Catalog) -> Load:
-    """Return the server's own command to its worker: same files, same threads, same options."""
+    """Return the load command that the server sends to its worker."""
     return assembly.load_command(settings, catalog.models[catalog.default])

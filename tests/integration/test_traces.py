@@ -114,7 +114,7 @@ def test_a_background_job_links_to_its_request(server: ServerProcess, collector:
 
 
 def test_a_request_without_a_trace_begins_one(server: ServerProcess, collector: Collector) -> None:
-    """An error of the client is none of the server's; the key's is told by its reason."""
+    """A request without traceparent begins a trace; a client's error does not mark its span."""
     answer = server.post({}, headers=KEY)
     span = collector.wait_for(sdstream_request_id=answer.headers["x-request-id"])
     assert span.parent == ""

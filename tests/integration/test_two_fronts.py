@@ -174,7 +174,7 @@ def done_body(hook: dict[str, str]) -> dict[str, Any]:
 
 
 def read_to_the_end(server: ServerProcess, path: str) -> list[Told]:
-    """Read events as an EventSource does: a closed connection is opened again, a status ends it."""
+    """Read events as an EventSource does: reconnect after a closed connection, fail on a status."""
     seen: list[Told] = []
     while not seen or seen[-1].name not in ENDINGS:
         last = {"Last-Event-ID": seen[-1].id} if seen else {}

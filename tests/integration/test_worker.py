@@ -116,7 +116,7 @@ async def test_events_come_in_order() -> None:
 async def test_a_job_that_comes_between_a_death_and_its_autopsy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It ends with the reason of the death, like one that was being drawn."""
+    """A job that arrives before a dead worker's exit code is known fails like a running one."""
     dead, examined = asyncio.Event(), asyncio.Event()
     exit_code = WorkerProcess.exit_code
 
