@@ -1,23 +1,24 @@
-"""What the service costs: bare calls of the runtime against the same work over HTTP, in one run.
+"""Overhead of the service: bare calls of the runtime against the same work over HTTP, in one run.
 
-The contestants draw one after the other, request by request, in an order that is shuffled every
-round, so that whatever else the machine does hits all of them alike. Two figures tell the cost:
+The contestants generate one image after the other, in an order that is shuffled every round, so
+that other load on the machine affects all of them alike. Two figures show the overhead:
 
-- ``- bare`` is the wall time of a request minus that of the bare call of the same round, "ratio"
-  the median of their ratios. It holds all that a client pays, also that the runtime computes more
-  slowly beside a server; but it is the difference of two long and noisy times, and with a busy
-  machine its p99 says little.
+- ``- bare`` is the wall time of a request minus that of the bare call of the same round; "ratio" is
+  the median of their ratios. It contains the whole cost for a client, including a runtime that
+  computes more slowly beside a server. But it is the difference of two long and noisy times, so its
+  p99 means little on a busy machine.
 - ``- native`` is the wall time of a request minus the time that its own worker spent in the
-  runtime: everything the service adds (HTTP, queue, sockets, PNG, base64) and nothing else. It is
-  robust against noise, so the goals are judged by it. "share" is its part of the native time.
+  runtime. It contains only what the service adds: HTTP, queue, sockets, PNG and base64. It is
+  robust against noise, so the goals apply to it. "share" is its ratio to the native time.
 
-Frames are timed against the moment the runtime called back in the worker, by the clock that all
-processes of a machine share; probe/sitecustomize.py notes it, without a change of the service.
-On a busy machine a late frame may be nobody's fault: what the server and the client of a stream
-"waited for a core" is what the scheduler owes them, and a delay below that is noise.
+The delay of a frame begins when the runtime calls back in the worker. probe/sitecustomize.py
+records this moment without a change of the service, by a clock that all processes of a machine
+share. On a busy machine a frame may be late because the server or the client of a stream "waited
+for a core". A delay below that time is noise.
 
-The settings of the SDSTREAM_ variables count; the catalogue's default model draws. A missed goal
-is printed and is no failure: the exit code is 1 only when something could not be measured. Linux.
+The settings in SDSTREAM_ variables apply, and the catalogue's default model is used. A missed goal
+is printed but is not a failure: the exit code is 1 only if something could not be measured. Linux
+only.
 """
 
 from __future__ import annotations
@@ -71,20 +72,20 @@ share      - native p50 in parts of the native time
 With fewer than 100 measurements p99 is the largest.
 """
 
-#: A table is no use when a pipe's default of 80 columns breaks its rows.
+#: A pipe's default of 80 columns would break the rows of the tables.
 _COLUMNS = 160
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long each part may take.
+    """Duration of each part.
 
     Attributes:
-        cell_seconds: For the rounds of one work; at least ``least_rounds`` are run.
-        least_rounds: Of each work.
-        images: Memory is read after so many pictures.
-        memory_work: The pictures it is read after.
-        livez_seconds: For asking /livez while a picture is drawn.
+        cell_seconds: Time for the rounds of one work; at least ``least_rounds`` are run.
+        least_rounds: Minimum number of rounds of each work.
+        images: Numbers of images after which memory is measured.
+        memory_work: Work of these images.
+        livez_seconds: Time for requests to /livez while images are generated.
     """
 
     cell_seconds: float
@@ -100,7 +101,7 @@ LONG = Plan(240.0, 30, (1, 20, 100), Work("256x256", 4), 60.0)
 
 
 class Arena:
-    """The contestants, started, and what they share."""
+    """The started contestants and what they share."""
 
     def __init__(self, folder: Path, port: int, upstream: str | None, stack: ExitStack) -> None:
         environment = worker_environment()
@@ -116,7 +117,7 @@ class Arena:
 
     @property
     def draws(self) -> dict[str, Draw]:
-        """Contestant -> how it is made to draw."""
+        """Contestant -> the function that generates an image with it."""
         draws: dict[str, Draw] = {
             BARE: self.bare.draw,
             PLAIN: self.service.plain,
@@ -125,13 +126,13 @@ class Arena:
         return draws | ({UPSTREAM: self.upstream.plain} if self.upstream else {})
 
     def resident(self) -> dict[str, int]:
-        """Bytes of memory by process."""
+        """Return the memory in bytes by process."""
         upstream = self.upstream.resident() if self.upstream else {}
         own: dict[str, int] = self.bare.resident() | self.service.resident()
         return own | upstream
 
     def ready_seconds(self) -> dict[str, float]:
-        """Seconds from the start of a process to its first possible picture."""
+        """Return the seconds from the start of each process until it can generate."""
         upstream = {"sd-server": self.upstream.ready_seconds} if self.upstream else {}
         return {
             "bare process": self.bare.ready_seconds,
@@ -141,7 +142,7 @@ class Arena:
 
 
 def measure_memory(arena: Arena, plan: Plan) -> dict[int, dict[str, int]]:
-    """Pictures drawn -> bytes of memory by process. Also warms everybody up."""
+    """Return the memory by process for each number of images; also warm up all contestants."""
     draws = [arena.bare.draw, arena.service.plain]
     if arena.upstream:
         draws.append(arena.upstream.plain)
@@ -155,7 +156,7 @@ def measure_memory(arena: Arena, plan: Plan) -> dict[int, dict[str, int]]:
 
 
 def race(arena: Arena, work: Work, plan: Plan) -> Rounds:
-    """Rounds of one work until its time is over; every contestant draws once in each."""
+    """Run rounds of one work until its time is over; each contestant generates once per round."""
     draws = arena.draws
     rounds: dict[str, list[Sample]] = {name: [] for name in draws}
     order = list(draws)
@@ -171,7 +172,7 @@ def race(arena: Arena, work: Work, plan: Plan) -> Rounds:
 
 
 def same_pixels(cells: dict[Work, Rounds]) -> dict[str, bool]:
-    """Contestant -> whether all its pictures are those of the bare process."""
+    """Return for each contestant whether all its images equal those of the bare process."""
     return {
         name: all(
             sample.sha256 == bare.sha256
@@ -184,7 +185,7 @@ def same_pixels(cells: dict[Work, Rounds]) -> dict[str, bool]:
 
 
 def ask_while_drawing(port: int, path: str, draw: Draw, seconds: float) -> list[float]:
-    """Seconds of GET requests, fifty a second at most, while pictures are being drawn."""
+    """Return the seconds of GET requests, at most fifty a second, during generation."""
     times: list[float] = []
     with _drawing(draw):
         end = time.monotonic() + seconds
@@ -199,7 +200,7 @@ def ask_while_drawing(port: int, path: str, draw: Draw, seconds: float) -> list[
 
 @contextmanager
 def _drawing(draw: Draw) -> Iterator[None]:
-    """One picture after the other, in a thread, for the length of a with block."""
+    """Generate images one after the other, in a thread, during a with block."""
     stopped = threading.Event()
     faults: list[Exception] = []
 
@@ -212,7 +213,7 @@ def _drawing(draw: Draw) -> Iterator[None]:
 
     thread = threading.Thread(target=draw_on)
     thread.start()
-    time.sleep(0.1)  # for the first picture to be under way
+    time.sleep(0.1)  # until the first image has begun
     try:
         yield
     finally:
@@ -226,7 +227,7 @@ Latencies = dict[str, tuple[list[float], Goal | None]]
 
 
 def latencies(cells: dict[Work, Rounds], livez: dict[str, list[float]]) -> Latencies:
-    """The rows of the second table."""
+    """Return the rows of the second table."""
     every = [sample for rounds in cells.values() for sample in rounds[STREAMED]]
     plain = [sample for rounds in cells.values() for sample in rounds[PLAIN]]
     rows: Latencies = {
@@ -248,7 +249,7 @@ def _known(samples: list[Sample], field: str) -> list[float]:
 
 
 def measure(arena: Arena, plan: Plan, say: Callable[[str], object]) -> dict[str, Any]:
-    """The whole run; what is in the answer is in the order of the tables."""
+    """Run all measurements and return them in the order of the tables."""
     say("memory")
     memory = measure_memory(arena, plan)
     cells = {}
@@ -289,7 +290,7 @@ def show(console: Console, found: dict[str, Any]) -> None:
 
 
 def save(path: Path, found: dict[str, Any]) -> None:
-    """Keep every single measurement, in seconds and bytes."""
+    """Write all measurements to a file, in seconds and bytes."""
     cells = {
         work.title: {name: [asdict(s) for s in samples] for name, samples in rounds.items()}
         for work, rounds in found["cells"].items()
@@ -306,7 +307,7 @@ def _free_port() -> int:
 
 
 def _make_model() -> None:
-    """Write a built-in model's file now, or the first to load it would pay for that."""
+    """Write a built-in model's file now, so that the first load of it is not slower."""
     settings = Settings()
     for location in load_command(settings, load_catalog(settings)).files.values():
         materialise(location, settings.cache_dir)

@@ -1,11 +1,11 @@
 """Another runtime in the place of bare.py: PyTorch, or OpenVINO.
 
-It computes what one image costs in them: the diffusion network's steps and the autoencoder, by the
-networks of the package diffusers with random weights of the shapes that speed.py draws with. The
-text encoders are left out. Where the CPU computes with bf16, they do; elsewhere with f32.
+It measures the cost of one image in them: the steps of the diffusion network, and the autoencoder.
+The networks are those of the package diffusers, with random weights of the shapes that speed.py
+uses. The text encoders are left out. The networks use bf16 if the CPU supports it, otherwise f32.
 
-It speaks as bare.py does: a first line with ``threads`` and ``kernels``, then a line for every line
-of stdin. It runs in a virtual environment of its own (scripts/bench kernels --peers):
+It has the protocol of bare.py: a first line with ``threads`` and ``kernels``, then a line for every
+line of stdin. It runs in a separate virtual environment (scripts/bench kernels --peers):
 
     peer.py (pytorch | openvino | openvino-int8) (sd1 | flux) THREADS FOLDER
 
@@ -27,7 +27,7 @@ from typing import Any, TextIO
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
 
-#: Of the text that the networks are told, as the runtime pads it.
+#: Tokens of the prompt, padded as the runtime pads it.
 _CLIP_TOKENS = 77
 _T5_TOKENS = 256
 
@@ -36,7 +36,7 @@ Compute = Callable[[], None]
 
 
 class _Call(torch.nn.Module):  # type: ignore[misc]
-    """A network as a function of tensors that returns one."""
+    """A network as a function of tensors that returns one tensor."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ class Network:
     """A network, and the shapes of its inputs for an image.
 
     Attributes:
-        make: Makes it, with random weights.
-        shapes: Of its inputs, for an image of so many latent rows and columns.
+        make: Creates the network, with random weights.
+        shapes: Returns the shapes of its inputs for a number of latent rows and columns.
     """
 
     make: Callable[[], torch.nn.Module]
@@ -130,7 +130,7 @@ class PyTorch:
         }
 
     def prepare(self, phase: str, shapes: Shapes) -> Compute:
-        """Return what computes the phase once."""
+        """Return a function that computes the phase once."""
         network = self._networks[phase]
         tensors = [one.to(self._type) for one in _inputs(shapes)]
 
@@ -150,7 +150,7 @@ class OpenVino:
         self._openvino = openvino
         self._files = {p: folder / f"{model}-{p}{'-int8' * int8}.xml" for p in NETWORKS[model]}
         for phase in NETWORKS[model]:
-            # It leaves gigabytes behind, so it has a process of its own.
+            # The conversion does not free gigabytes of memory, so it runs in a separate process.
             command = [sys.executable, __file__, "convert", model, phase, str(folder)]
             for kind in ("f32", "int8")[: 1 + int8]:
                 subprocess.run([*command, kind], stdout=sys.stderr, check=True)
@@ -164,7 +164,7 @@ class OpenVino:
         self.title = f"openvino {release}, {'int8 and ' if int8 else ''}{precision}"
 
     def prepare(self, phase: str, shapes: Shapes) -> Compute:
-        """Return what computes the phase once."""
+        """Return a function that computes the phase once."""
         core = self._openvino.Core()
         model = core.read_model(self._files[phase])
         model.reshape(dict(zip(model.inputs, shapes, strict=True)))
@@ -174,7 +174,7 @@ class OpenVino:
 
 
 def _convert(model: str, phase: str, folder: str, kind: str) -> None:
-    """Write a network of OpenVINO, if it is not there: of f32, or the int8 form of that one."""
+    """Write a network for OpenVINO if it does not exist: in f32, or quantized from f32 to int8."""
     import openvino
 
     network = NETWORKS[model][phase]
@@ -247,7 +247,7 @@ def _main() -> None:
     if sys.argv[1] == "convert":
         _convert(*sys.argv[2:])
         return
-    # Whatever the libraries print must not end up between the answers.
+    # Output of the libraries must not appear between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     name, model, threads, folder = sys.argv[1:]

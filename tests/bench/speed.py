@@ -1,17 +1,23 @@
-"""How quick the CPU kernels are: the same images from four runtimes, in one run.
+"""Speed of the CPU kernels: the same images from four runtimes, in one run.
 
-Rows are works of a model, columns are contestants: the runtime built without our flags (``plain``),
-as scripts/install builds it (``llamafile``), and that one with the kernels ``exact`` and ``auto``.
-Each is a process of its own (bare.py). They draw in turn, in an order that is shuffled every round,
-so that whatever else the machine does hits all alike; every round has a prompt of its own, so that
-no condition is reused. Figures are CPU seconds of the process, the median of the rounds; "x" is how
-many times fewer than the first column's. Differences are of pixels to the runtime's own kernels,
-of 255. Memory is the most that the process ever had in use.
+Rows are works of a model, and columns are contestants:
 
-All models but the built-in one have random weights of their full shape, from the conformance tests;
-FLUX.1 has 2 + 2 of its 19 + 38 blocks. With ``--peers``, PyTorch and OpenVINO compute the steps and
-the autoencoder of the models that peer.py knows, from random weights of the same shapes. The
-SDSTREAM_ variables count, but for the models and the kernels. Linux.
+- ``plain``: the runtime built without the project's flags
+- ``llamafile``: the runtime as scripts/install builds it
+- ``exact`` and ``auto``: the same runtime with these kernels
+
+Each contestant is a separate process (bare.py). They generate in turn, in an order that is shuffled
+every round, so that other load on the machine affects all of them alike. Every round has a new
+prompt, so that no encoded prompt is reused.
+
+Figures are CPU seconds of the process, as the median of the rounds. "x" is the speed relative to
+the first column. Differences are those of the pixels, from 0 to 255, to ``llamafile``. Memory is
+the peak of the process.
+
+All models except the built-in one have random weights of their full shapes, from the conformance
+tests; FLUX.1 has 2 + 2 of its 19 + 38 blocks. With ``--peers``, PyTorch and OpenVINO compute the
+steps and the autoencoder of the models that peer.py supports, from random weights of the same
+shapes. The SDSTREAM_ variables apply, except those of the models and the kernels. Linux only.
 """
 
 from __future__ import annotations
@@ -53,20 +59,20 @@ PEERS = ("pytorch", "openvino", "openvino-int8")
 #: Contestant -> work -> its answers.
 Results = dict[str, dict[Work, list[dict[str, Any]]]]
 
-#: Phase -> how the table calls its row; the one of sampling is divided by the steps.
+#: Phase -> the name of its row; the time of sampling is divided by the number of steps.
 _PHASES = {"encoding": "text encoder", "sampling": "step", "decoding": "autoencoder"}
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is drawn with.
+    """A model that the contestants use.
 
     Attributes:
-        title: For the table.
-        works: What each contestant draws.
-        settings: Writes its files to a folder; returns the settings that choose it.
-        peer: Its name in peer.py; empty when that does not know it.
-        long: Takes minutes a round.
+        title: Its name in the table.
+        works: The work for each contestant.
+        settings: Writes the model's files to a folder and returns the settings that choose it.
+        peer: Its name in peer.py, empty if peer.py does not support it.
+        long: Whether a round takes minutes.
     """
 
     title: str
@@ -131,7 +137,7 @@ MODELS = (
 
 
 def _environment(name: str, options: argparse.Namespace, place: Path) -> dict[str, str]:
-    """Return the variables of a contestant's process, but for those of its model."""
+    """Return the variables of a contestant's process, except those of its model."""
     variables = {"SDSTREAM_KERNELS": CONTESTANTS[name], "BENCH_PIXELS": f"{place}/pixels"}
     if name == "plain":
         variables["STABLE_DIFFUSION_CPP_LIB"] = options.plain
@@ -139,14 +145,14 @@ def _environment(name: str, options: argparse.Namespace, place: Path) -> dict[st
 
 
 def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results:
-    """Return contestant -> work -> its answers, one a round."""
+    """Return contestant -> work -> its answers, one per round."""
     names = [name for name in CONTESTANTS if name != "plain" or options.plain]
     peers = PEERS if options.peers and model.peer else ()
     results: Results = {name: {work: [] for work in model.works} for name in (*names, *peers)}
     settings = model.settings(folder)
     with ExitStack() as stack:
         drawers: dict[str, Bare] = {}
-        for name in (*peers, *names):  # peers convert their networks first, in much memory
+        for name in (*peers, *names):  # peers first: they convert networks, which needs much memory
             place = folder / name
             place.mkdir(exist_ok=True)
             if name in peers:
@@ -174,7 +180,7 @@ def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results
 
 
 def _rows(model: Model, results: Results, columns: list[str]) -> list[list[str]]:
-    """Return the table's rows of one model."""
+    """Return the rows of one model in the table."""
     rows = []
     for work in model.works:
         answers = {name: works[work] for name, works in results.items()}

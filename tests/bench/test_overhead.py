@@ -1,4 +1,4 @@
-"""The benchmark itself runs: figures that nobody can measure any more are worth nothing."""
+"""The benchmarks run without an error, so that their figures can be measured again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.servers import free_port
 
 
 def measured(folder: Path, script: str, *flags: str, seconds: int) -> tuple[str, Any]:
-    """What a benchmark of this folder prints, and its figures."""
+    """Run a benchmark of this folder; return its output and its figures."""
     figures = folder / "figures.json"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name(script)), *flags, "--json", str(figures)],
@@ -30,7 +30,7 @@ def measured(folder: Path, script: str, *flags: str, seconds: int) -> tuple[str,
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_quick_benchmark(tmp_path: Path) -> None:
-    """All contestants draw the same pixels, and the table is printed."""
+    """All contestants generate the same pixels, and the table is printed."""
     port = f"--port={free_port()}"
     printed, figures = measured(tmp_path, "overhead.py", "--quick", port, seconds=280)
     assert "same pixels as bare: plain yes, streamed yes" in printed
@@ -40,7 +40,7 @@ def test_the_quick_benchmark(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_benchmark_of_waiting_streams(tmp_path: Path) -> None:
-    """A crowd comes, leaves, and comes again to be served."""
+    """Streams arrive, leave, and arrive again to be processed."""
     _, figures = measured(tmp_path, "crowd.py", "--streams", "20", seconds=110)
     phases = [row["phase"] for row in figures]
     assert phases == ["come", "first leaves", "leave", "finish"]
@@ -49,7 +49,7 @@ def test_the_benchmark_of_waiting_streams(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_the_quick_benchmark_of_throughput(tmp_path: Path) -> None:
-    """Every number of clients has its images, and four images encode their prompt once."""
+    """Each number of clients gets images, and four images of a prompt encode it once."""
     _, figures = measured(tmp_path, "throughput.py", "--rounds=1", "--seconds=0.5", seconds=170)
     assert {row["clients"] for row in figures["rates"]} == {1, 4, 16}
     assert all(row["images_per_second"] > 0 for row in figures["rates"])
@@ -60,7 +60,7 @@ def test_the_quick_benchmark_of_throughput(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_quick_benchmark_of_the_kernels(tmp_path: Path) -> None:
-    """All contestants draw, and the table has their rows."""
+    """All contestants generate, and the table has their rows."""
     printed, figures = measured(tmp_path, "speed.py", "--quick", "--rounds=1", seconds=280)
     assert "autoencoder" in printed
     assert {*figures["built-in model"]} == {"llamafile", "exact", "auto"}

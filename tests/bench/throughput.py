@@ -1,12 +1,13 @@
 """Images per second of the built-in model over HTTP, by the number of clients, in one run.
 
-``one`` has one worker, ``auto`` as many as the catalogue's ``replicas: auto`` gives. Each client
-sends its next request when it has the answer to the one before. The cells are measured in turn, in
-an order that is shuffled every round, so that whatever else the machine does hits all alike;
-figures are medians of the rounds. Clients, server and workers share the cores of this machine.
+``one`` has one worker, and ``auto`` has as many as ``replicas: auto`` allows. Each client sends its
+next request when it has received the answer to the previous one. The cells are measured in turn, in
+an order that is shuffled every round, so that other load on the machine affects all of them alike.
+Figures are medians of the rounds. Clients, server and workers share the cores of this machine.
 
-The second table has requests of one image and of four images of one prompt, to the one worker:
-what the runtime took to encode prompts, and how many it encoded, from the server's metrics. Linux.
+The second table is for requests of one image and of four images with one prompt, to a single
+worker. It shows the seconds of each phase and the number of prompts that were encoded or reused,
+from the server's metrics. Linux only.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ FORMS: Final = {"one": 1, "auto": "auto"}
 CLIENTS: Final = (1, 4, 16)
 COUNTS: Final = (1, 4)
 
-#: Makes every prompt another one, so that none was encoded before.
+#: Makes every prompt unique, so that none was encoded before.
 _NUMBERS: Final = count()
 
 
 def _catalogue(folder: Path) -> Path:
-    """The built-in model of models.yaml in each form."""
+    """Write a catalogue with the built-in model in each form."""
     built_in = yaml.safe_load((_ROOT / "models.yaml").read_text())["models"][0]
     entries = [{**built_in, "id": name, "replicas": many} for name, many in FORMS.items()]
     path = folder / "models.yaml"
@@ -53,7 +54,7 @@ def _catalogue(folder: Path) -> Path:
 
 
 def _ask(connection: http.client.HTTPConnection, model: str, n: int = 1) -> float:
-    """Have images generated at the model's defaults; return the seconds until the answer."""
+    """Generate images with the model's defaults; return the seconds until the answer."""
     body = {"model": model, "prompt": f"a red cup {next(_NUMBERS)}", "n": n}
     began = time.perf_counter()
     connection.request("POST", GENERATIONS, json.dumps(body), {"Content-Type": "application/json"})
@@ -67,7 +68,7 @@ def _ask(connection: http.client.HTTPConnection, model: str, n: int = 1) -> floa
 def throughput(
     server: ServerProcess, model: str, clients: int, seconds: float
 ) -> tuple[float, float]:
-    """Return images per second, and the median of the seconds that a request took."""
+    """Return the images per second and the median seconds of a request."""
     until = time.perf_counter() + seconds
 
     def client(_number: int) -> list[float]:
@@ -85,7 +86,7 @@ def throughput(
 
 
 def of_one_prompt(server: ServerProcess, n: int) -> dict[str, float]:
-    """Return seconds and counts of one request of n images."""
+    """Return the seconds and counts of one request of n images."""
 
     def seen() -> dict[str, float]:
         spent = {
@@ -107,7 +108,7 @@ def of_one_prompt(server: ServerProcess, n: int) -> dict[str, float]:
 
 def measured(server: ServerProcess, rounds: int, seconds: float) -> dict[str, Any]:
     """Return the figures of both tables."""
-    for form in FORMS:  # until all of its workers are there
+    for form in FORMS:  # until all workers of the form are loaded
         for _ in range(2):
             throughput(server, form, available_cores() + 1, 0)
     rates: dict[tuple[str, int], list[tuple[float, float]]] = {
@@ -139,7 +140,7 @@ def measured(server: ServerProcess, rounds: int, seconds: float) -> dict[str, An
 
 
 def tables(figures: dict[str, Any]) -> tuple[Table, Table]:
-    """Return the figures for readers."""
+    """Return the figures as tables."""
     rates = Table("model", "workers", "clients", "images/s", "s a request", box=None)
     for row in figures["rates"]:
         workers = f"{figures['workers'][row['model']]:.0f}"

@@ -1,20 +1,20 @@
-"""Notes in the worker process when the engine drew and when each step's event left it.
+"""Records in the worker process when the engine generated and when it emitted each step's event.
 
-Python imports a module of this name at its start when its folder is on PYTHONPATH. The benchmark
-puts it there for the server, whose worker inherits the environment: so it is the unchanged
-``sdstream serve`` that is measured. Everywhere but in the worker this does nothing.
+Python imports a module of this name at its start if the module's folder is on PYTHONPATH. The
+benchmark sets that variable for the server, whose worker inherits the environment. So the
+benchmark measures the unchanged ``sdstream serve``. This module acts in the worker only.
 
-One JSON line a picture, appended to the file that BENCH_PROBE_LOG names:
+It appends one JSON line per image to the file that BENCH_PROBE_LOG names:
 
-    job           the job's id
-    pid           of the worker process
-    began, ended  around Engine.draw, in seconds of CLOCK_MONOTONIC, which all processes of a
-                  machine share
+    job           id of the job
+    pid           process id of the worker
+    began, ended  times before and after Engine.draw, in seconds of CLOCK_MONOTONIC, which all
+                  processes of a machine share
     steps         [[index of the image, finished steps, seconds at which its event was emitted], …]
 
-The clock is read before the event is turned into bytes and sent, a few microseconds after the
-runtime called back. The line is written by one system call after the picture is drawn: it costs
-some ten microseconds a picture, which count as the service's overhead.
+The clock is read before the event is encoded and sent, a few microseconds after the runtime's
+callback. The line is written by one system call after the generation. It takes about ten
+microseconds per image, which count as overhead of the service.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 
 def _install(log: int) -> None:
-    # Imported here and not above: every Python process with this folder on its path reads the file.
+    # Imported here because every Python process with this folder on its path runs this module.
     from sdstream.core.messages import Event, Phase, Progress
     from sdstream.engine.native.engine import NativeEngine
 
