@@ -98,7 +98,7 @@ def _builtin(folder: Path) -> dict[str, str]:
 
 
 def _random(title: str, weights: str) -> Callable[[Path], dict[str, str]]:
-    """Choose a model of the conformance tests, its weights of this type once they are loaded."""
+    """Choose a model of the conformance tests, whose weights are converted to a type on loading."""
 
     def settings(folder: Path) -> dict[str, str]:
         subject = next(one for one in SUBJECTS if one.title == title)
