@@ -174,7 +174,7 @@ def test_forwarded_headers_open_nothing(guarded: ServerProcess, tmp_path: Path) 
 
 
 def test_a_page_of_the_public_url(tmp_path: Path) -> None:
-    """A page of the public URL may generate, with the page's Host and with the proxy's own."""
+    """A page of the public URL may generate, whether its proxy forwards or replaces Host."""
     url = "https://images.example/sub/"
     with running_server(tmp_path, engine="fake", public_url=url) as server:
         for host in ("images.example", "127.0.0.1:8000"):

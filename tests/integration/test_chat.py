@@ -121,7 +121,7 @@ def test_an_image_in_the_message_is_edited(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens == 3 + 16
 
 
-#: Other requests of chat programs than for an image -> the expected text.
+#: Name of a request that asks for no image -> its message and the expected text.
 TASKS: dict[str, tuple[dict[str, Any], str]] = {
     "Open WebUI's title": (
         {

@@ -191,7 +191,7 @@ def test_a_front_that_cannot_join_ends_with_a_sentence(
 ) -> None:
     """A front that cannot join exits with a message that names the head's address.
 
-    It has a wrong token, its head accepts connections without answering, or there is no head.
+    The token is wrong, the head accepts connections without answering, or there is no head.
     """
     token = tmp_path / "token"
     token.write_text("0" * 64)

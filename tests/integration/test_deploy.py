@@ -135,7 +135,7 @@ def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def test_kubernetes_cluster() -> None:
-    """The manifest's arguments are valid, its variables are settings, and pods outlive programs."""
+    """Arguments are valid, variables are settings, and each pod outlives the programs in it."""
     text = (ROOT / "deploy/kubernetes-cluster.yaml").read_text()
     cluster, fronts, service = yaml.safe_load(text)["items"]
     assert [one["kind"] for one in (cluster, fronts, service)] == [

@@ -236,7 +236,7 @@ def test_unknown_jobs(fake_server: ServerProcess, method: str, path: str) -> Non
 
 
 def test_events_from_beginning_to_end(fake_server: ServerProcess) -> None:
-    """The first and last event have the whole job; others have changes; numbers have no gap."""
+    """The first and last events contain the whole job, the others changes; no number is missing."""
     job = begin(fake_server, {**LONG, "sample_steps": 4, "n": 2})
     with EventStream(fake_server, f"/v1/jobs/{job['id']}/events") as stream:
         assert stream.answer.getheader("Content-Type") == "text/event-stream; charset=utf-8"
@@ -435,7 +435,7 @@ def test_an_idempotency_key_is_one_generation(fake_server: ServerProcess) -> Non
 
 
 def test_an_idempotency_key_of_another_request(fake_server: ServerProcess) -> None:
-    """A key that is reused for another request gets a 422, and the first job is not changed."""
+    """An Idempotency-Key that is reused for another request gets a 422; its job is not changed."""
     headers = {"Idempotency-Key": "once"}
     first = fake_server.post(QUICK, headers=headers)
     other = fake_server.post({**QUICK, "seed": 1}, headers=headers)
@@ -480,7 +480,7 @@ def _first_job(server: ServerProcess) -> str:
 
 
 def test_an_idempotency_key_on_two_routes(fake_server: ServerProcess) -> None:
-    """The same key and image on two routes are two requests, so the second gets a 422."""
+    """An Idempotency-Key that is reused on another route gets a 422."""
     headers, files = {"Idempotency-Key": "two routes"}, {"image": png(64, 64)}
     url = f"{fake_server.url}/v1/images"
     first = httpx2.post(f"{url}/variations", files=files, headers=headers, timeout=20)
@@ -560,10 +560,10 @@ def test_the_queue_is_fair_and_bounded_by_key(keyed_server: ServerProcess) -> No
     many = [begin(keyed_server, QUICK, KEY_A)["id"] for _ in range(4)]
     single = begin(keyed_server, QUICK, KEY_B)
     assert single["queue_position"] == 1  # a job of the other key is running already
-    # Another key's fair turn does not worsen positions that were reported …
+    # A reported position does not get worse when another key takes its turn …
     told = [look(keyed_server, job, KEY_A)["queue_position"] for job in many]
     assert told == [1, 2, 3, 4]
-    # … but a job with a higher priority does.
+    # … but it does for a job with a higher priority.
     urgent = begin(keyed_server, {**QUICK, "priority": "high"}, KEY_A)
     assert urgent["queue_position"] == 1
     told = [look(keyed_server, job, KEY_A)["queue_position"] for job in many]
@@ -826,7 +826,7 @@ def test_nothing_accepted_is_lost_to_kill_9(tmp_path: Path) -> None:
 
 
 def test_a_server_that_dies_twice_in_a_job_gives_it_up(tmp_path: Path) -> None:
-    """A job that runs while the server dies twice fails, so that it cannot do so for ever."""
+    """A job that is running when the server dies twice fails, because it may be the cause."""
     job = ""
     for _ in range(2):
         with running_server(tmp_path, engine="fake") as server:
