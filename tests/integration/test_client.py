@@ -27,7 +27,7 @@ def client(fake_server: ServerProcess) -> Iterator[Client]:
 
 
 def picture_file() -> bytes:
-    """A PNG of 64x64."""
+    """Encode a PNG of 64x64."""
     file = io.BytesIO()
     PillowImage.linear_gradient("L").resize((64, 64)).convert("RGB").save(file, "PNG")
     return file.getvalue()

@@ -423,7 +423,7 @@ def test_bodies(fake_server: ServerProcess, body: bytes, status: int, reason: st
 def test_a_large_result(fake_server: ServerProcess) -> None:
     """Large images are reduced in a result.
 
-    The link and, on request, ``both`` give the original.
+    The link returns the original, as does the content with response_format ``both``.
     """
     noise, mask = io.BytesIO(), Image.new("RGB", (512, 512))
     Image.frombytes("RGB", (512, 512), os.urandom(3 * 512**2)).save(noise, "PNG")

@@ -277,7 +277,7 @@ def test_a_default_model_that_crashes_again_and_again(tmp_path: Path) -> None:
 
 
 def test_a_name_outlives_no_failure_that_passes(tmp_path: Path) -> None:
-    """A request that failed because its model was unavailable can be retried with the same key."""
+    """A request that failed for lack of its model can be repeated with its Idempotency-Key."""
     models = catalogue(tmp_path, a="")
     working = models.read_text()
     models.write_text(working + "  - {id: b, family: sd3, files: {model: broken}}\n")

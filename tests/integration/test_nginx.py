@@ -1,4 +1,4 @@
-"""The service behind nginx, with the unchanged configurations of docs/guide/proxies.md."""
+"""The service behind nginx, with the configurations of docs/guide/proxies.md."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_client_downloads_an_image_on_a_sub_path(sub_path: str) -> None:
 
 
 def test_addresses_on_a_sub_path(sub_path: str) -> None:
-    """nginx redirects to the slash at the page's end; extra slashes elsewhere do not matter."""
+    """nginx redirects /images to /images/; extra slashes in other paths do not matter."""
     redirect = httpx2.get(sub_path)
     assert redirect.status_code == 301
     assert redirect.headers["Location"].endswith("/images/")
@@ -173,7 +173,7 @@ def test_uploads_beyond_the_default_limit(plain: str) -> None:
 
 
 def test_links_with_the_defaults(plain: str, fake_server: ServerProcess) -> None:
-    """Links lead past nginx, which sends its own Host, except Location, which nginx rewrites."""
+    """Links lead past nginx, because it sends its own Host; nginx rewrites only Location."""
     answer = httpx2.post(plain + GENERATIONS, json=QUICK, headers=ASYNC)
     assert answer.json()["status_url"].startswith(f"{fake_server.url}/v1/jobs/")
     assert answer.headers["Location"].startswith(f"{plain}/v1/jobs/")

@@ -32,7 +32,7 @@ def test_what_was_written_is_read(fake_server: ServerProcess, kind: str) -> None
 
 
 def test_the_parameters_of_an_answer_ask_for_it_again(fake_server: ServerProcess) -> None:
-    """The parameters of an answer, including the kernels, generate the same image unchanged."""
+    """The unchanged parameters of an answer, kernels included, generate the same image again."""
     first = fake_server.post(BODY).json()
     # Kernels are off if another test has crashed the model twice on this server.
     model = httpx2.get(f"{fake_server.url}/v1/models/{first['model']}").json()

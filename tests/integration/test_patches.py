@@ -45,7 +45,7 @@ def test_sampling_stops_before_its_next_step(
 ) -> None:
     """A cancel stops sampling without ggml's abort callback, as on a GPU.
 
-    The next image is right.
+    The image after it is right.
     """
     ended, steps, right = cancelled[sampler]
     assert ended

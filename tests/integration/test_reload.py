@@ -163,7 +163,7 @@ def test_signals_change_the_log_level(tmp_path: Path) -> None:
 def test_signals_of_the_log_level_do_not_end_a_command_that_starts(
     monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    """The signals are ignored before the command is imported."""
+    """SIGUSR1 and SIGUSR2 are ignored before the command is imported."""
     numbers = (signal.SIGUSR1, signal.SIGUSR2)
     seen: list[object] = []
 
@@ -182,7 +182,7 @@ def test_signals_of_the_log_level_do_not_end_a_command_that_starts(
 
 
 def test_signals_of_the_log_level_do_not_end_a_worker_that_starts() -> None:
-    """The signals are ignored before the imports, which take most of a worker's start."""
+    """A worker ignores SIGUSR1 and SIGUSR2 before its imports, which take most of its start."""
     program = """
 import runpy, signal, sys
 sys.modules["sdstream.core"] = None

@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {"size": "64x64", "sample_steps": 5}
 def test_kill_9_at_twenty_moments(tmp_path: Path) -> None:
     """Every accepted job ends once after kill -9 at twenty moments, with its image on the disk.
 
-    Ten jobs wait each time. A job that ran at two of the moments fails with a reason.
+    Ten jobs are created before each kill. A job that was running at two kills fails with a reason.
     """
     randomness = random.Random(20)
     accepted: list[str] = []

@@ -222,7 +222,7 @@ def test_keep_alive_in_the_queue(restless_server: ServerProcess) -> None:
 
 
 def test_keep_alive_never_takes_a_finished_image_back(restless_server: ServerProcess) -> None:
-    """No frame of a finished image follows it, so that none reports less than 100 percent."""
+    """After an image is sent, no keep-alive frame with its index and a lower progress follows."""
     got = items(restless_server, {**QUICK, "prompt": "step=0.3", "sample_steps": 2, "n": 2})
     ends = next(at for at, item in enumerate(got) if item["finish_reason"])
     assert [item for item in got[ends + 1 :] if item["index"] == 0] == []

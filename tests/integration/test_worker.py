@@ -39,7 +39,7 @@ from sdstream.settings import worker_environment
 from tests.support.processes import a_request, driven
 
 LIMIT = 2.0
-"""Limit in seconds for a phase in tests that hang: far more than it takes on a busy machine."""
+"""Seconds that a phase may take in tests of hangs: far more than it needs on a busy machine."""
 
 
 @asynccontextmanager
@@ -317,7 +317,7 @@ async def test_a_phase_never_seen_may_take_longer() -> None:
 
 @driven
 async def test_a_child_that_reads_no_more_is_ended() -> None:
-    """A stopped process that cannot receive a large order is ended as hung."""
+    """A stopped process that cannot receive a large command is ended as hung."""
     async with running_worker(hang_seconds=LIMIT) as worker:
         await drawn(worker)
         assert worker.pid is not None
@@ -389,7 +389,7 @@ async def test_frames_of_a_job_that_is_gone_are_ignored() -> None:
 
 
 def test_looking_at_references_has_a_pace_of_its_own() -> None:
-    """Encoding has a separate pace with references, which may take minutes instead of moments."""
+    """Encoding with references has a separate pace, since it may take minutes, not moments."""
     pace = Pace(60.0)
     pace.expect(a_request())
     pace.note(Phase.ENCODING, 0.1)
@@ -420,7 +420,7 @@ def test_the_second_pass_of_a_hires_fix_may_take_longer() -> None:
 
 
 def test_a_crash_loop_starts_at_most_five_times_in_15_seconds() -> None:
-    """The waits between starts grow as 0, 1, 2, 4 …, up to 30 s."""
+    """The waits between starts grow as 0, 1, 2, 4 … to 30 s: at most five starts in 15 s."""
     waits = [_backoff(failures) for failures in range(20)]
     starts = [sum(waits[: count + 1]) for count in range(len(waits))]
     assert len([at for at in starts[1:] if at < 15]) <= 5
