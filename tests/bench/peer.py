@@ -150,7 +150,7 @@ class OpenVino:
         self._openvino = openvino
         self._files = {p: folder / f"{model}-{p}{'-int8' * int8}.xml" for p in NETWORKS[model]}
         for phase in NETWORKS[model]:
-            # The conversion does not free gigabytes of memory, so it runs in a separate process.
+            # The conversion leaves gigabytes allocated, so it runs in a separate process.
             command = [sys.executable, __file__, "convert", model, phase, str(folder)]
             for kind in ("f32", "int8")[: 1 + int8]:
                 subprocess.run([*command, kind], stdout=sys.stderr, check=True)

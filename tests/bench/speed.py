@@ -11,8 +11,8 @@ every round, so that other load on the machine affects all of them alike. Every 
 prompt, so that no encoded prompt is reused.
 
 Figures are CPU seconds of the process, as the median of the rounds. "x" is the speed relative to
-the first column. Differences are those of the pixels, from 0 to 255, to ``llamafile``. Memory is
-the peak of the process.
+the first column. Pixels, from 0 to 255, are compared with those of ``llamafile``. Memory is the
+peak of the process.
 
 All models except the built-in one have random weights of their full shapes, from the conformance
 tests; FLUX.1 has 2 + 2 of its 19 + 38 blocks. With ``--peers``, PyTorch and OpenVINO compute the

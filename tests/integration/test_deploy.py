@@ -290,7 +290,7 @@ def test_metrics_follow_the_conventions(fake_server: ServerProcess) -> None:
 
 
 def test_json_lines_and_traces(tmp_path: Path) -> None:
-    """A log line is an object with the request's fields; a valid traceparent is answered."""
+    """Log lines are JSON objects with a request's fields; a valid traceparent is continued."""
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01", "Authorization": "Bearer one"}
     settings: dict[str, Any] = {"engine": "fake", "log_format": "json", "api_keys": "one"}
