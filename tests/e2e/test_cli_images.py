@@ -288,7 +288,8 @@ def test_an_error_stands_alone(tmp_path: Path, server: ServerProcess) -> None:
 
 def test_lists_fit_into_80_columns(tmp_path: Path, server: ServerProcess) -> None:
     """Lines of lists fit into the terminal, and names of models are not truncated."""
-    assert sdstream("generate", "a cat " * 30, *QUICK, "--server", server.url, folder=tmp_path)
+    made = sdstream("generate", "a cat " * 30, *QUICK, "--server", server.url, folder=tmp_path)
+    assert made.returncode == 0
     for command in (("models", "--all"), ("models", "--server", server.url), ("jobs",)):
         more = ("--server", server.url) if command == ("jobs",) else ()
         shown = in_a_terminal(tmp_path, {}, *command, *more, columns=80)

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from PIL import Image
 
+from tests.support.jobs import wait_for
 from tests.support.pictures import file_of, from_base64, opened
 from tests.support.servers import ServerProcess
 
@@ -167,10 +168,6 @@ def test_a_job_that_waits_keeps_its_picture(native_server: ServerProcess) -> Non
         files={"image": file_of(picture()), "mask": file_of(mask())},
         headers={"Prefer": "respond-async"},
     )
-    job = answer.json()
-    while True:
-        state = httpx2.get(job["status_url"]).json()
-        if state["status"] in ("completed", "failed"):
-            break
+    state = wait_for(native_server, answer.json()["id"], "completed")
     found = opened(httpx2.get(state["images"][0]["url"]).content)
     assert unchanged_outside(found, picture(), BOX)

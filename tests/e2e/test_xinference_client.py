@@ -132,7 +132,7 @@ def test_image_edit(native_server: ServerProcess, pictures: Path) -> None:
     assert served(handle.image_edit([data], "an apple", **FEW_STEPS)).size == (64, 64)
     mask = (pictures / "mask.png").read_bytes()
     masked = handle.image_edit(data, "an apple", mask=mask, **FEW_STEPS)
-    assert changed_box(served(masked), pictures) != (0, 0, 64, 64)
+    assert changed_box(served(masked), pictures) not in (None, (0, 0, 64, 64))
 
 
 def test_keys(fake_server: ServerProcess, keyed_server: ServerProcess) -> None:

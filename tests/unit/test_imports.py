@@ -127,14 +127,7 @@ def test_core_and_dialects_are_pure() -> None:
     impure = {
         (name, target)
         for name, path in MODULES.items()
-        if name.startswith(
-            (
-                "sdstream.core",
-                "sdstream.dialects",
-                "sdstream.imaging.codecs",
-                "sdstream.imaging.headers",
-            )
-        )
+        if name.startswith(PURE)
         for target in _imports(path)
         if target.partition(".")[0] in IMPURE
     }

@@ -103,12 +103,18 @@ def test_the_default_size_is_one_that_the_family_draws(entry: Entry) -> None:
 
 @each
 def test_a_family_gets_what_it_needs(entry: Entry) -> None:
-    """A U-Net family has one file, and a separate diffusion model comes with its components."""
+    """A U-Net family has one file, and a separate diffusion model comes with its components.
+
+    A model that contains its autoencoder has all text encoders inside, or all in files.
+    """
     family, files = FAMILIES[entry["family"]], entry["files"]
+    encoders = {*family.needs} - {"vae"}
     if family.unet:
         assert set(files) == {"model"}
     elif "diffusion_model" in files:
         assert set(family.needs) <= set(files)
+    else:
+        assert encoders & set(files) in (set(), encoders)
 
 
 def test_ids_are_unique() -> None:
