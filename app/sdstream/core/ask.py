@@ -21,6 +21,9 @@ _DEFAULT_CHUNK: Final = 4096
 
 StreamDialect = Literal["image.chunk", "openai", "both"]
 
+#: Option -> the value that a missing option means for every model.
+_USUAL: Final = {"n": 1, "seed": -1}
+
 
 class Handling(StrEnum):
     """How the server handles unknown fields of a request.
@@ -159,7 +162,10 @@ class ParsedRequest:
     def fingerprint(self) -> str:
         """Digest of the request; it does not depend on how the client spelled the options."""
         hidden = (self.only_upscale, self.blank_flagged, self.any_size)
-        parts = [self.params.model_dump(mode="json"), hidden, self.reply.model_dump()]
+        values = self.params.model_dump(mode="json")
+        # One image and a random seed are the same request whether the client sends them or not.
+        values |= {name: None for name, usual in _USUAL.items() if values[name] == usual}
+        parts = [values, hidden, self.reply.model_dump()]
         text = json.dumps([*parts, self.operation], sort_keys=True)
         digest = hashlib.sha256(text.encode())
         if self.files is not None:
