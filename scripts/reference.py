@@ -35,6 +35,7 @@ _MACHINE_DEFAULTS: Final = {
     "model_dir": "the hub's own",
     "data_dir": "the user's data folder",
     "cache_dir": "the user's cache folder",
+    "cluster_token_file": "in the user's configuration folder",
 }
 
 #: Modules of routes -> headings of the reference.
@@ -140,6 +141,7 @@ def settings_table() -> str:
         flag = (singular(name) if many else name).replace("_", "-")
         default = _MACHINE_DEFAULTS.get(name)
         if default is None and field.default not in (None, ()):
+            assert not field.default_factory, f"the default of {name} depends on the machine"
             value = field.default
             default = f"`{'off' if value is False else 'on' if value is True else value}`"
         meaning = (field.description or "").replace("<", "\\<")

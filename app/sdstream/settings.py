@@ -76,26 +76,28 @@ class Settings(BaseSettings):
         env_prefix="SDSTREAM_", frozen=True, env_ignore_empty=True, extra="forbid"
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    models: Path = Field(default_factory=shipped_models, description="The catalogue, a YAML file.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 means all.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 means a free port.")
+    models: Path = Field(
+        default_factory=shipped_models, description="YAML file with the catalogue of models."
+    )
     model: str | None = Field(
         None,
         description="The default model: MODEL or MODEL:QUANT of the catalogue, or a weight file.",
     )
     runtime_options: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Runtime options of the default model, separated by commas, in place of those "
-        "in models.yaml: offload=true, wtype=q4_0.",
+        description="Runtime options of the default model, separated by commas, which override "
+        "those in models.yaml: offload=true, wtype=q4_0.",
     )
-    pull: bool = Field(False, description="Fetch the default model first if it is not here.")
+    pull: bool = Field(False, description="Download the default model first if it is missing.")
     aliases: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Other names of the default model, separated by commas, for clients with fixed "
-        "ones: gpt-image-1, dall-e-3.",
+        description="More names of the default model, separated by commas, for clients with a "
+        "fixed model name: gpt-image-1, dall-e-3.",
     )
     model_dir: Path | None = Field(
-        None, description="Folder of pulled models, as huggingface_hub lays it out."
+        None, description="Folder of downloaded models, in the layout of huggingface_hub."
     )
     data_dir: Path = Field(
         default_factory=lambda: user_data_path("sdstream"),
@@ -103,17 +105,17 @@ class Settings(BaseSettings):
     )
     database: SecretStr | None = Field(
         None,
-        description="PostgreSQL for jobs in place of the data folder's database, as "
+        description="PostgreSQL database for jobs instead of the one in the data folder: "
         "postgresql://user@host:5432/name (extra postgres).",
     )
     images: str | None = Field(
         None,
-        description="Bucket for images in place of the data folder, as s3://bucket/prefix (extra "
-        "s3); the AWS_ variables name its server and keys.",
+        description="Bucket for images instead of the data folder: s3://bucket/prefix (extra s3). "
+        "The AWS_ variables set its server and keys.",
     )
     standby: bool = Field(
         False,
-        description="Wait while another server has the jobs, and take over when it ends.",
+        description="Wait while another server uses the database, and take over when it ends.",
     )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("sdstream"),
@@ -123,61 +125,64 @@ class Settings(BaseSettings):
         None, description="Folder of LoRA files that requests may choose by name."
     )
     lora_in_prompt: bool = Field(
-        False, description="A prompt may choose a LoRA by <lora:name:scale>."
+        False, description="Allow <lora:name:scale> in prompts to choose a LoRA."
     )
     options_in_prompt: bool = Field(
         False,
-        description="A prompt may choose options by <sd_cpp_extra_args>{…}</sd_cpp_extra_args>, as "
-        "in sd-server; its routes and AUTOMATIC1111's always take them.",
+        description="Allow <sd_cpp_extra_args>{…}</sd_cpp_extra_args> in prompts to set options, "
+        "as in sd-server; its routes and those of AUTOMATIC1111 always allow this.",
     )
     embedding_dir: Path | None = Field(
         None,
-        description="Folder of textual-inversion embeddings; their names are words of prompts.",
+        description="Folder of textual-inversion embeddings, which prompts use by their names.",
     )
     upscaler_dir: Path | None = Field(
         None, description="Folder of ESRGAN upscalers that requests may choose by name."
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="Keys, separated by commas, of which clients must send one; none: all may in.",
+        description="API keys, separated by commas; clients must send one of them. None: no key.",
     )
     high_priority_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Keys that may ask for high priority, separated by commas; none: all may."
+        (), description="API keys that may request high priority, separated by commas; none: all."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins whose pages may call this server, separated by commas; * is all."
+        (),
+        description="Origins whose pages may call this server, separated by commas; * means all.",
     )
     allowed_hosts: Annotated[tuple[HostPattern, ...], NoDecode] = Field(
         (),
         description="Names of this server, separated by commas: host, host:port, *.domain, an "
         "address or *. Requests with another Host are rejected. None: any name; on loopback "
-        "without keys, localhost and addresses.",
+        "without keys only localhost and addresses.",
     )
     default_response_format: Literal["both", "b64_json", "url"] = Field(
-        "both", description="Form of images in answers to requests without a response_format."
+        "both", description="Format of images in responses if a request has no response_format."
     )
     public_url: HttpUrl | None = Field(
         None,
-        description="Address at which clients reach the server; default: that of each request.",
+        description="Base URL of links to the server; by default the address of each request.",
     )
     unknown_fields: Handling = Field(
         Handling.SUGGEST,
-        description="Unknown fields of requests that are rejected: all (strict), near misses of "
-        "options (suggest), none (lenient); the others become warnings.",
+        description="Which unknown fields of requests are rejected: all (strict), misspelled "
+        "options (suggest) or none (lenient). The others become warnings.",
     )
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (),
-        description="Addresses or networks of proxies, separated by commas, whose "
-        "X-Forwarded-Proto, -Host, -Prefix and Forwarded are read for links, and for "
-        "--allowed-host; none: not read.",
+        description="Addresses or networks of proxies, separated by commas. Their headers "
+        "X-Forwarded-Proto, -Host, -Prefix and Forwarded are used for links and for "
+        "--allowed-host.",
     )
-    queue_images: int = Field(64, ge=1, description="Images that may wait; more get a 429.")
+    queue_images: int = Field(
+        64, ge=1, description="Maximum number of waiting images; more are rejected (429)."
+    )
     queue_images_per_key: int = Field(
-        32, ge=1, description="Images that may wait for one API key, where keys are asked for."
+        32, ge=1, description="Maximum number of waiting images of one API key."
     )
     cluster: str | None = Field(
         None,
-        description="Head of a Ray cluster whose machines generate, HOST:PORT; none: this machine.",
+        description="HOST:PORT of the head of a Ray cluster, whose machines generate the images.",
     )
     cluster_token_file: Path = Field(
         default_factory=lambda: user_config_path("sdstream") / "cluster-token",
@@ -186,89 +191,98 @@ class Settings(BaseSettings):
     cluster_keep_alive: float = Field(
         300.0,
         ge=0,
-        description="Seconds that an idle worker of a cluster stays loaded, for models without a "
-        "keep_alive of their own.",
+        description="Seconds that an idle worker of a cluster stays loaded, for models without "
+        "keep_alive.",
     )
     memory_mb: int = Field(
         0,
         ge=0,
-        description="Memory for all loaded models, in MiB; 0 is four fifths of the machine's.",
+        description="Memory for all loaded models, in MiB; 0 means four fifths of the machine's.",
     )
-    max_body_mb: int = Field(64, ge=1, description="Largest request with images, in MiB.")
+    max_body_mb: int = Field(64, ge=1, description="Maximum size of a request with images, in MiB.")
     max_input_pixels: int = Field(
-        16_777_216, ge=4096, description="Largest width x height of an input image, in pixels."
+        16_777_216, ge=4096, description="Maximum width x height of an input image, in pixels."
     )
     max_pixels: int = Field(
-        4_194_304, ge=4096, description="Largest width x height of an image, in pixels."
+        4_194_304, ge=4096, description="Maximum width x height of an image, in pixels."
     )
     max_upscaled_pixels: int = Field(
         16_777_216,
         ge=4096,
-        description="Largest width x height of an enlarged image, in pixels, also before it is "
-        "reduced.",
+        description="Maximum width x height of an enlarged image, in pixels, including images that "
+        "are reduced afterwards.",
     )
     max_images: int = Field(
-        MAX_IMAGES, ge=1, le=MAX_IMAGES, description="Most images of one request."
+        MAX_IMAGES, ge=1, le=MAX_IMAGES, description="Maximum number of images of one request."
     )
     max_steps: int = Field(
         MAX_STEPS,
         ge=1,
         le=MAX_STEPS,
-        description="Most sampling steps of one pass (hires_scale adds a second one); models take "
-        "no more by default either.",
+        description="Maximum number of sampling steps of one pass (hires_scale adds a second one). "
+        "It also limits the default steps of models.",
     )
     keepalive_seconds: float = Field(
-        10.0, gt=0, description="A silent stream repeats its last progress after this."
+        10.0, gt=0, description="Seconds after which a silent stream repeats its last progress."
     )
     hang_seconds: float = Field(
-        60.0, gt=0, description="Least time without progress before the runtime counts as hung."
+        60.0,
+        gt=0,
+        description="Minimum seconds without progress after which the runtime counts as hung.",
     )
     cancel_seconds: float = Field(
-        5.0, gt=0, description="A cancelled job that continues after this costs its worker process."
+        5.0,
+        gt=0,
+        description="Seconds after which the worker process of a cancelled job is killed.",
     )
     grace_seconds: float = Field(
         20.0,
         ge=0,
-        description="Time that the server takes to stop: running jobs have it, but for the last "
-        "tenth, to finish. What ends the process must wait longer.",
+        description="Maximum seconds until the server has stopped. Running jobs may finish within "
+        "nine tenths of it. A service manager must wait longer before it kills the process.",
     )
     job_ttl_seconds: int = Field(
-        604_800, ge=1, description="Ended jobs and their images are deleted after this."
+        604_800, ge=1, description="Seconds after which ended jobs and their images are deleted."
     )
     image_store_mb: int = Field(
-        1024, ge=1, description="Room for images, in MiB; the oldest jobs go first."
+        1024,
+        ge=1,
+        description="Maximum size of all stored images, in MiB; the oldest jobs are deleted first.",
     )
     min_free_mb: int = Field(
-        64, ge=0, description="With less free disk space, in MiB, new jobs are rejected (507)."
+        64, ge=0, description="Free disk space, in MiB, below which new jobs are rejected (507)."
     )
     webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Hosts that webhook_url may name, separated by commas: host, host:port, "
-        "host:* or *.host; none: webhooks are off.",
+        description="Hosts that webhook_url may contain, separated by commas: host, host:port, "
+        "host:* or *.host. None: webhooks are off.",
     )
     webhook_secret: SecretStr | None = Field(
-        None, description="Signs webhooks: whsec_ and base64 of 24 to 64 bytes."
+        None, description="Key that signs webhooks: whsec_ and the base64 of 24 to 64 bytes."
     )
     webhook_private: bool = Field(
-        False, description="Webhooks may go to loopback and private addresses."
+        False, description="Allow webhooks to loopback and private addresses."
     )
-    embed_parameters: bool = Field(True, description="Write prompt and options into image files.")
+    embed_parameters: bool = Field(
+        True, description="Write the prompt and the options into image files."
+    )
     safety_checker: str | None = Field(
-        None, description="Checker for safety_check: module:attribute, or an entry point."
+        None, description="Checker for safety_check: module:attribute or an entry point."
     )
     kernels: Kernels = Field(
         "auto",
-        description="CPU kernels: auto (the quickest), exact (f32) or off (the runtime's own); a "
-        "model's runtime options in models.yaml win.",
+        description="CPU kernels: auto (the fastest), exact (f32) or off (the runtime's own). "
+        "Runtime options of a model in models.yaml have precedence.",
     )
     engine: Literal["native", "fake"] = Field(
-        "native", description="fake generates gradients without a model, for trying clients."
+        "native",
+        description="native, or fake: generates gradients without a model, to try clients.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level of the log; prompts appear at debug only."
+        "info", description="Lowest level of log messages; only debug messages contain prompts."
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="Lines of the log: text, or json with a field for each value."
+        "text", description="Format of log lines: text, or json with a field for each value."
     )
 
     @property

@@ -49,7 +49,7 @@ _FOLDERS: Final = ("model_dir", "cache_dir", *ASSET_FOLDERS)
 
 @click.group()
 def cluster() -> None:
-    """Generate on several machines by Ray.
+    """Generate on several machines with Ray.
 
     \b
     On the server's machine, in two terminals or services:
@@ -65,7 +65,7 @@ def _node_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--ip",
             metavar="ADDRESS",
-            help="Address of this machine for the others [default: of the route to them].",
+            help="Address of this machine for the others [default: that of the route to them].",
         ),
         click.option(
             "--temp-dir",
@@ -115,14 +115,14 @@ def head(port: int, ip: str | None, temp_dir: Path | None, **flags: Any) -> None
     type=click.IntRange(0),
     default=1,
     show_default=True,
-    help="Workers of a machine without GPUs; 0 is for a front on a machine of its own.",
+    help="Maximum number of workers without GPUs; 0 if the machine only runs the front.",
 )
 @click.option(
     "--grace-seconds",
     type=click.FloatRange(0),
     default=300.0,
     show_default=True,
-    help="Time for running jobs at SIGTERM, before the machine leaves.",
+    help="Seconds in which running jobs may finish after SIGTERM.",
 )
 @setting_flags("memory_mb", *_FOLDERS)
 @_node_options

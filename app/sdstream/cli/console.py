@@ -37,13 +37,15 @@ _LEAST_COLUMNS: Final = 24
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options --server and --api-key."""
     command = click.option(
-        "--api-key", envvar="SDSTREAM_CLIENT_KEY", help="Key for --server (SDSTREAM_CLIENT_KEY)."
+        "--api-key",
+        envvar="SDSTREAM_CLIENT_KEY",
+        help="API key for --server (SDSTREAM_CLIENT_KEY).",
     )(command)
     return click.option(
         "--server",
         metavar="ADDRESS",
         envvar="SDSTREAM_SERVER",
-        help="A running server: http://localhost:8000 or host:port (SDSTREAM_SERVER).",
+        help="Address of a running server: http://localhost:8000 or host:port (SDSTREAM_SERVER).",
     )(command)
 
 

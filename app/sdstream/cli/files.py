@@ -26,13 +26,15 @@ _WIDE: Final = 1000
 
 @click.command("inspect")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For programs; sizes are in bytes.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for programs; sizes are in bytes."
+)
 def inspect_command(file: Path, *, as_json: bool) -> None:
     """Report what a model file contains.
 
-    Prints what FILE is, its parts and the other files that it needs. It reads the header of
-    a GGUF or safetensors file and no weights. A file that cannot be used is an error with the
-    reason, and the exit code is 1.
+    The report contains the kind of FILE, its components and the other files that it needs. The
+    command reads only the header of a GGUF or safetensors file. If FILE cannot be used, the error
+    contains the reason and the exit code is 1.
     """
     try:
         report = inspect(file)
@@ -111,18 +113,18 @@ def _thousands(count: int) -> str:
     "rules",
     default="",
     metavar="RULES",
-    help="Other types for some tensors: PATTERN=TYPE,…; the first pattern found in a name decides.",
+    help="Other types for some tensors: PATTERN=TYPE,…; the first matching pattern counts.",
 )
 @click.option(
-    "--vae", type=click.Path(path_type=Path), help="Put this VAE into a model that has none."
+    "--vae", type=click.Path(path_type=Path), help="Add this VAE to a model that has none."
 )
-@click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
+@click.option("--force", is_flag=True, help="Overwrite TARGET if it exists.")
 def convert_command(**options: Any) -> None:
     """Convert a model file to another type.
 
-    Writes the weights of SOURCE into TARGET. SOURCE is GGUF or safetensors; TARGET is GGUF, or
-    safetensors with f32, f16 or bf16. Norms and other weights of one dimension stay f32 unless a
-    rule names them. TARGET gets its name only when it is whole.
+    SOURCE is GGUF or safetensors. TARGET is GGUF, or safetensors with f32, f16 or bf16. Norms and
+    other weights with one dimension stay f32 unless a rule names them. TARGET does not appear
+    before it is complete.
     """
     order = Order(**options)
     console = Console(stderr=True)

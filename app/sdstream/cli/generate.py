@@ -44,15 +44,15 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
         "-o",
         "--output",
         metavar="FILE",
-        help="PNG, JPEG or WebP by its end; - is stdout [default: image.png, or the next free "
-        "name].",
+        help="Output file; .png, .jpg or .webp sets the format, - is stdout [default: image.png, "
+        "or the next free name].",
     )(command)
 
 
 def model_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add the option --model."""
     return click.option(
-        "-m", "--model", help="A model of the catalogue; without --server also a weight file."
+        "-m", "--model", help="Model of the catalogue, or a weight file without --server."
     )(command)
 
 
@@ -72,19 +72,19 @@ def pairs_option(command: Callable[..., None]) -> Callable[..., None]:
 def common_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options for the image, the output and the server."""
     options = (
-        click.option("-N", "--negative-prompt", help="What to keep out (cfg scale above 1)."),
+        click.option("-N", "--negative-prompt", help="What to avoid; needs a cfg scale above 1."),
         model_option,
-        click.option("-s", "--size", metavar="WxH", help="Pixels."),
+        click.option("-s", "--size", metavar="WxH", help="Width and height in pixels."),
         click.option("--steps", "sample_steps", type=int, help="Sampling steps."),
         click.option("--sampler", type=SAMPLER, metavar="NAME", help=SAMPLER.choices()),
         click.option("--schedule", type=SCHEDULE, metavar="NAME", help=SCHEDULE.choices()),
         click.option("--cfg-scale", type=float, callback=finite, help="Classifier-free guidance."),
-        click.option("--seed", type=int, help="For the same image again; random when not given."),
+        click.option("--seed", type=int, help="Seed of the first image; random by default."),
         click.option(
             "--strength",
             type=float,
             callback=finite,
-            help="How far from the input image: 0 keeps it, 1 ignores it.",
+            help="How much the input image changes: 0 keeps it, 1 ignores it.",
         ),
         click.option(
             "--control", type=ImageInput(), metavar="FILE", help="Image for the model's ControlNet."
@@ -95,7 +95,7 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
             type=LoraInput(),
             multiple=True,
             metavar="NAME[:SCALE]",
-            help="A LoRA of the server; may be repeated.",
+            help="LoRA of the server; may be repeated.",
         ),
         click.option("--upscaler", metavar="NAME", help=_UPSCALER_HELP),
         pairs_option,
@@ -111,20 +111,24 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of a command that sends one request."""
     options = (
         click.option(
-            "-n", "count", default=1, show_default=True, help="Images; files are numbered."
+            "-n",
+            "count",
+            default=1,
+            show_default=True,
+            help="Number of images; several files are numbered.",
         ),
         click.option(
             "--like",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="Take prompt and options from the parameters inside this image; others win.",
+            help="Take the prompt and options from this image file; other flags override them.",
         ),
         click.option(
             "--async",
             "only_begin",
             is_flag=True,
-            help="Have --server begin, print the job's id and leave. Only the end of -o counts: it "
-            "chooses the format. 'sdstream watch ID -o FILE' fetches the images.",
+            help="Start a job on --server, print its id and exit. Only the extension of -o is "
+            "used, for the format. 'sdstream watch ID -o FILE' downloads the images.",
         ),
         common_options,
     )
@@ -142,15 +146,18 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
     type=ImageInput(),
     multiple=True,
     metavar="FILE",
-    help="Input image; may be repeated for models that take references. - is stdin.",
+    help="Input image; may be repeated for models that accept references. - is stdin.",
 )
-@click.option("--mask", type=ImageInput(), metavar="FILE", help="What to paint of --image.")
+@click.option(
+    "--mask", type=ImageInput(), metavar="FILE", help="Mask: the part of --image to generate."
+)
 @request_options
 def generate(**given: Any) -> None:
     """Generate an image from PROMPT and save it.
 
-    PROMPT - is read from stdin. Without --server the engine is started for this one command, with
-    the settings of the SDSTREAM_ variables. Progress goes to stderr, so that -o - can be piped.
+    If PROMPT is -, it is read from stdin. Without --server, the command starts the engine for
+    itself, with the settings in the SDSTREAM_ variables. Progress is written to stderr, so that
+    -o - can be piped.
     """
     _run(_Order.read(given))
 
@@ -165,28 +172,30 @@ def generate(**given: Any) -> None:
     type=ImageInput(),
     multiple=True,
     metavar="FILE",
-    help="Further image, for models that take references.",
+    help="Another input image, for models that accept references.",
 )
 @click.option(
     "--mask",
     type=ImageInput(),
     metavar="FILE",
-    help="Paint only where this image is white, or transparent if it has alpha.",
+    help="Generate only where this image is white, or transparent if it has alpha.",
 )
 @request_options
 def edit(image: ImageFile, images: tuple[ImageFile, ...], **given: Any) -> None:
-    """Generate a changed version of IMAGE by PROMPT.
+    """Edit IMAGE as PROMPT describes.
 
-    IMAGE or PROMPT may be - for stdin. -O only_masked=true generates only the part around the mask;
-    -O expand=64 paints a border.
+    IMAGE or PROMPT may be - for stdin. -O only_masked=true generates only the part around the
+    mask. -O expand=64 adds a border of 64 pixels.
     """
     _run(_Order.read({**given, "images": (image, *images)}))
 
 
 @click.command()
 @click.argument("image", type=ImageInput())
-@click.option("--upscaler", metavar="NAME", help="One of the server's upscalers.")
-@click.option("--upscale", type=float, callback=finite, help="How many times [default: most].")
+@click.option("--upscaler", metavar="NAME", help="Upscaler of the server.")
+@click.option(
+    "--upscale", type=float, callback=finite, help="Factor [default: the upscaler's maximum]."
+)
 @model_option
 @pairs_option
 @output_options
@@ -204,7 +213,7 @@ def upscale(
 ) -> None:
     """Enlarge IMAGE with an upscaler.
 
-    IMAGE may be - for stdin. Upscalers are ESRGAN files in the folder of the server's setting
+    IMAGE may be - for stdin. Upscalers are ESRGAN files in the folder of the server's
     --upscaler-dir.
     """
     options = {name: value for name, value in flags.items() if value is not None}

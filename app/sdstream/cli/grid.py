@@ -121,17 +121,19 @@ def _once(_context: click.Context, flag: click.Parameter, texts: tuple[str, ...]
     multiple=True,
     callback=_once,
     metavar="NAME=A,B",
-    help="What differs between the columns.",
+    help="Option and values of the columns.",
 )
 @click.option(
     *("-y", "down"),
     multiple=True,
     callback=_once,
     metavar="NAME=A,B",
-    help="What differs between the rows.",
+    help="Option and values of the rows.",
 )
 @click.option("-i", "--image", type=ImageInput(), metavar="FILE", help="Input image of edits.")
-@click.option("--mask", type=ImageInput(), metavar="FILE", help="What to paint of --image.")
+@click.option(
+    "--mask", type=ImageInput(), metavar="FILE", help="Mask: the part of --image to generate."
+)
 @common_options
 def grid(
     prompt: str,

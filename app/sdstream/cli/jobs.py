@@ -36,22 +36,22 @@ _NOT_FOUND: Final = 404
     "--status",
     multiple=True,
     type=click.Choice(_STATUSES),
-    help="Only these; may be repeated.",
+    help="Only jobs with this status; may be repeated.",
 )
-@click.option("-q", "--query", metavar="WORDS", help="Jobs whose prompt contains all words.")
-@click.option("-m", "--model", help="Jobs of this model.")
-@click.option("--group", help="Jobs of this group.")
-@click.option("--favorite/--no-favorite", default=None, help="Only favorites, or only others.")
+@click.option("-q", "--query", metavar="WORDS", help="Only jobs whose prompt contains all words.")
+@click.option("-m", "--model", help="Only jobs of this model.")
+@click.option("--group", help="Only jobs of this group.")
+@click.option("--favorite/--no-favorite", default=None, help="Only favorites, or only other jobs.")
 @click.option(
     "--since",
     type=Moment(),
     metavar="TIME",
-    help="Begun then or later: 2026-01-31, 2026-01-31T12:00, or an age as 7d, 12h, 30m.",
+    help="Only jobs from this time on: 2026-01-31, 2026-01-31T12:00, or an age such as 7d or 30m.",
 )
-@click.option("--until", type=Moment(), metavar="TIME", help="Begun before that.")
+@click.option("--until", type=Moment(), metavar="TIME", help="Only jobs before this time.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 100))
-@click.option("--json", "as_json", is_flag=True, help="Print them as the server returns them.")
-@click.option("--ids", "only_ids", is_flag=True, help="Print their ids only, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON of the server.")
+@click.option("--ids", "only_ids", is_flag=True, help="Print only the ids, one per line.")
 @server_options
 def jobs(
     status: tuple[str, ...],
@@ -89,8 +89,8 @@ def jobs(
 @click.option(
     "-o",
     "--output",
-    help="Write the images into this file, numbered if several; it must end as their format does. "
-    "- is stdout.",
+    help="Output file, numbered for several images; its extension must fit their format. - is "
+    "stdout.",
 )
 @force_option
 @show_option
@@ -104,11 +104,11 @@ def watch(
     *,
     force: bool,
 ) -> None:
-    """Follow JOB to its end and fetch its images.
+    """Follow JOB to its end and download its images.
 
-    Lost connections and restarts of the server do not end it. Images that a failed or cancelled job
-    had finished are fetched too. Ctrl-C leaves the job running. Exit codes: 0 it completed, 1 it
-    failed or was cancelled.
+    The command continues after lost connections and restarts of the server. It also downloads
+    images that a failed or cancelled job had finished. Ctrl-C leaves the job running. The exit
+    code is 0 if the job completed, and 1 if it failed or was cancelled.
     """
     saver = Saver(output, show, force=force)
     with plain_errors():
@@ -147,9 +147,9 @@ def cancel(job: str, server: str | None, api_key: str | None) -> None:
 def delete(jobs: tuple[str, ...], server: str | None, api_key: str | None) -> None:
     """Delete jobs with their images.
 
-    It does not ask, and stops unfinished jobs first. JOB - reads ids from stdin, as 'sdstream jobs
-    --ids' prints them. A job that does not exist is
-    reported, the others are deleted, and the exit code is 1.
+    The command does not ask for confirmation, and cancels unfinished jobs first. If JOB is -, it
+    reads ids from stdin, as 'sdstream jobs --ids' prints them. If a job does not exist, the others
+    are deleted and the exit code is 1.
     """
     named = [sys.stdin.read().split() if name == "-" else [name] for name in jobs]
     ids = [*dict.fromkeys(job for names in named for job in names)]

@@ -41,13 +41,13 @@ class _Command(NamedTuple):
 _GROUPS: Final = {
     "Images": {
         "generate": _Command("generate", "generate", "Generate an image from PROMPT and save it."),
-        "edit": _Command("generate", "edit", "Generate a changed version of IMAGE by PROMPT."),
+        "edit": _Command("generate", "edit", "Edit IMAGE as PROMPT describes."),
         "upscale": _Command("generate", "upscale", "Enlarge IMAGE with an upscaler."),
         "grid": _Command("grid", "grid", "Compare settings on one labelled sheet."),
     },
     "Jobs of a server": {
         "jobs": _Command("jobs", "jobs", "List jobs of a server, newest first."),
-        "watch": _Command("jobs", "watch", "Follow JOB to its end and fetch its images."),
+        "watch": _Command("jobs", "watch", "Follow JOB to its end and download its images."),
         "cancel": _Command("jobs", "cancel", "Stop JOB."),
         "delete": _Command("jobs", "delete", "Delete jobs with their images."),
     },
@@ -60,8 +60,8 @@ _GROUPS: Final = {
     },
     "Servers": {
         "serve": _Command("serve", "serve", "Serve the image APIs over HTTP."),
-        "cluster": _Command("cluster", "cluster", "Generate on several machines by Ray."),
-        "setup": _Command("setup", "setup", "Install the quick runtime for this Python."),
+        "cluster": _Command("cluster", "cluster", "Generate on several machines with Ray."),
+        "setup": _Command("setup", "setup", "Install the fast runtime for this Python."),
         "mcp": _Command("mcp", "mcp_command", "Serve MCP tools over stdin and stdout."),
     },
 }

@@ -30,13 +30,13 @@ _FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option(
     "--root",
     type=_FOLDER,
-    help="Folder of image files that edit_image may read; without it, no file is read.",
+    help="Folder of image files that edit_image may read; without it, it reads no files.",
 )
-@click.option("-m", "--model", help="Default model without --server: an id, or a weight file.")
+@click.option("-m", "--model", help="Default model without --server: an id or a weight file.")
 @click.option(
     "--data-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for jobs and images without --server; default: a temporary one.",
+    help="Folder for jobs and images without --server [default: a temporary folder].",
 )
 @server_options
 def mcp_command(
@@ -48,9 +48,9 @@ def mcp_command(
 ) -> None:
     """Serve MCP tools over stdin and stdout.
 
-    It is for clients that start this command. The tools run on --server. Without it, they run in
-    this process, with the settings of the SDSTREAM_ variables. A running server has the same tools
-    at /mcp.
+    MCP clients start this command. The tools use the server at --server. Without it, they run in
+    this process, with the settings in the SDSTREAM_ variables. A running server provides the same
+    tools at /mcp.
     """
     if server and (model or data_dir):
         raise click.UsageError("--model and --data-dir cannot be combined with --server.")

@@ -52,22 +52,26 @@ _catalogue_flags: Final = setting_flags("models", "model_dir")
 
 @click.command("pull")
 @click.argument("model", metavar="MODEL[:QUANT]")
-@click.option("--verify", is_flag=True, help="Read downloaded files too, and replace damaged ones.")
 @click.option(
-    "--offline", is_flag=True, help="Fetch nothing, only say whether all is here (HF_HUB_OFFLINE)."
+    "--verify", is_flag=True, help="Verify downloaded files too, and replace damaged ones."
+)
+@click.option(
+    "--offline",
+    is_flag=True,
+    help="Download nothing, only check for missing files (HF_HUB_OFFLINE).",
 )
 @_catalogue_flags
 def pull_command(model: str, *, verify: bool, offline: bool, **flags: Any) -> None:
     """Download a model.
 
     MODEL is a model of the catalogue, or a single file: hf:OWNER/REPO/PATH of the Hugging Face hub,
-    ms:OWNER/REPO/PATH of ModelScope, or its address in a browser. Without a QUANT the usual one is
-    downloaded, the first that 'sdstream models --all' shows.
+    ms:OWNER/REPO/PATH of ModelScope, or its address in a browser. Without QUANT, the command
+    downloads the default one, which is the first that 'sdstream models --all' shows.
 
-    The files go into the cache of the Hugging Face hub, so that files of its other tools are found,
-    and are compared with the hub's checksums. The next pull resumes a download that was cut.
-    HF_TOKEN, HF_ENDPOINT, HF_HOME, MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT and the proxies'
-    variables work as in the hubs' own tools.
+    The files are stored in the cache of the Hugging Face hub, which its other tools share, and are
+    compared with the hub's checksums. The next pull resumes an interrupted download. HF_TOKEN,
+    HF_ENDPOINT, HF_HOME, MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT and the proxy variables work as
+    in the hubs' own tools.
     """
     with plain_errors():
         settings = read_settings(**flags)
@@ -271,9 +275,9 @@ def _bars() -> Iterator[_Bars]:
 def rm_command(model: str, **flags: Any) -> None:
     """Delete the files of a downloaded model.
 
-    It does not ask. Without a QUANT all files of the model are deleted. Files that another
-    downloaded model needs stay, and so does everything in the hub's cache that the catalogue does
-    not name.
+    The command does not ask for confirmation. Without QUANT, it deletes all files of the model. It
+    keeps files that another downloaded model needs, and files in the hub's cache that the catalogue
+    does not name.
     """
     with plain_errors():
         settings = read_settings(**flags)
@@ -312,12 +316,12 @@ def _why_nothing(model: str, needing: list[str]) -> str:
 
 
 @click.command()
-@click.option("--all", "show_all", is_flag=True, help="Also those that can be pulled.")
+@click.option("--all", "show_all", is_flag=True, help="Also list models that can be downloaded.")
 @click.option(
     "--reload",
     "reloads",
     is_flag=True,
-    help=f"Have the server (default {USUAL_SERVER}) read its models.yaml again.",
+    help=f"Tell the server (default {USUAL_SERVER}) to read its models.yaml again.",
 )
 @_catalogue_flags
 @server_options
@@ -326,7 +330,8 @@ def models(
 ) -> None:
     """List the models.
 
-    Without --server, those that are downloaded, and with --all those that can be.
+    Without --server, the list contains the downloaded models. --all adds models that can be
+    downloaded.
     """
     with plain_errors():
         if reloads:

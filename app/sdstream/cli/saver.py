@@ -31,13 +31,13 @@ def show_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--show/--no-show",
         default=None,
-        help="Show the images in the terminal [default: if it is one, and -o is not -].",
+        help="Show the images in the terminal [default: on in a terminal, unless -o is -].",
     )(command)
 
 
 def force_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add the option --force."""
-    return click.option("--force", is_flag=True, help="Replace files that exist.")(command)
+    return click.option("--force", is_flag=True, help="Overwrite existing files.")(command)
 
 
 def format_of(output: str) -> str:
@@ -59,7 +59,7 @@ class Saver:
         output: Name of the file, which gets a number if there are several images. ``-`` is stdout,
             and None writes no file.
         show: Show the images; None shows them if they go to a file and there is a terminal.
-        force: Replace files that exist.
+        force: Overwrite existing files.
         numbered: If the file exists, use the next free name instead of raising an error.
 
     Raises:

@@ -20,12 +20,12 @@ from sdstream.engine import runtime
     "Vulkan, -DSD_METAL=ON for Apple (CMAKE_ARGS).",
 )
 def setup(cmake_args: str) -> None:
-    """Install the quick runtime for this Python.
+    """Install the fast runtime for this Python.
 
     A plain 'pip install' compiles stable-diffusion.cpp without this project's flags, patches and
-    CPU kernels, and generation is several times slower. This command compiles it with them and
-    replaces it. It needs a C++ compiler. It takes some minutes once, and the result is kept in the
-    user's cache. Restart running servers afterwards.
+    CPU kernels, which makes generation several times slower. This command compiles it with them and
+    replaces it. It needs a C++ compiler and takes a few minutes. The result is kept in the user's
+    cache. Restart running servers afterwards.
     """
     try:
         folder = runtime.install(lambda sentence: click.echo(sentence, err=True), cmake_args)
