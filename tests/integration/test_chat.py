@@ -152,9 +152,12 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_tasks_get_a_text(client: openai.OpenAI, name: str, stream: bool) -> None:
-    """Requests for titles, tags and follow-ups get a text instead of an image."""
+def test_tasks_get_a_text(
+    client: openai.OpenAI, fake_server: ServerProcess, name: str, stream: bool
+) -> None:
+    """Requests for titles, tags and follow-ups get a text and start no job."""
     message, expected = TASKS[name]
+    accepted = fake_server.metric("sdstream_accepted_jobs_total")
     messages: Any = [{"role": "user", **message}]
     answer: Any = client.chat.completions.create(model="m", messages=messages, stream=stream)
     if stream:
@@ -162,6 +165,7 @@ def test_tasks_get_a_text(client: openai.OpenAI, name: str, stream: bool) -> Non
     else:
         text = answer.choices[0].message.content
     assert text == expected
+    assert fake_server.metric("sdstream_accepted_jobs_total") == accepted
 
 
 def test_json_mode_gets_json(client: openai.OpenAI) -> None:

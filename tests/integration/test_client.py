@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -36,9 +37,16 @@ def picture_file() -> bytes:
 def test_generating(client: Client, tmp_path: Path) -> None:
     """``generate`` reports every step and returns all images with their parameters."""
     reports: list[Progress] = []
+    threads: set[int] = set()
+
+    def note(progress: Progress) -> None:
+        reports.append(progress)
+        threads.add(threading.get_ident())
+
     response = client.generate(
-        "a cat", n=2, size="64x64", steps=3, seed=7, previews=True, on_progress=reports.append
+        "a cat", n=2, size="64x64", steps=3, seed=7, previews=True, on_progress=note
     )
+    assert threads == {threading.get_ident()}
     assert {(one.index, one.step) for one in reports if one.step} == {
         (i, step) for i in (0, 1) for step in (1, 2, 3)
     }
