@@ -249,11 +249,11 @@ def test_errors_go_with_their_causes(tmp_path: Path, visit: Visit) -> None:
         draw(page, "waiting")
         expect(page.locator("#queue-list li")).to_have_count(1)
         draw(page, "one too many")
-        expect(error).to_contain_text("waiting and this server holds 1")
+        expect(error).to_contain_text("waiting and the limit of this server is 1")
         field(page, "Prompt").fill("another one too many")
         expect(error).to_be_empty()
         page.get_by_role("button", name="Generate").click()
-        expect(error).to_contain_text("waiting and this server holds 1")
+        expect(error).to_contain_text("waiting and the limit of this server is 1")
         expect(page.locator("#caption")).to_have_text("waiting")
         expect(error).to_be_empty()
         # The first request for the list of models fails, and the page retries it.

@@ -322,8 +322,8 @@ def test_a_gated_model(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
         ("elsewhere", "The hub has no repository nobody/nothing, or it is private"),
         ("old", f"The repository {REPO} has no revision 'v1'."),
         ("plain", "The model 'plain' has no files on a hub"),
-        ("flat:Q2_K", "'flat' is there as Q8_0, Q4_0."),
-        ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' shows what is."),
+        ("flat:Q2_K", "'flat' has the quants Q8_0, Q4_0."),
+        ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' lists all models."),
         ("FLATER", "'FLATER' is not in the catalogue; did you mean flatter, flat?"),
     ],
 )

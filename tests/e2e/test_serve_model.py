@@ -96,7 +96,7 @@ def test_a_model_from_the_hub_to_a_picture(hub: FakeHub, tmp_path: Path) -> None
         assert absent.status_code == 404
         error = absent.json()["error"]
         assert (error["reason"], error["param"]) == ("model_not_found", "model")
-        assert "'sdstream pull tiny:Q8_0' fetches it (0.01 GB)" in error["message"]
+        assert "'sdstream pull tiny:Q8_0' downloads it (0.01 GB)" in error["message"]
 
         assert sdstream("pull", "tiny:Q8_0", folder=tmp_path).returncode == 0
         assert server.post({**QUICK, "model": "tiny:Q8_0"}).status_code == 200
@@ -115,7 +115,7 @@ def test_a_default_that_is_not_here(hub: FakeHub, tmp_path: Path) -> None:
     it, and no request is sent to the hub."""
     result = sdstream("serve", "--model", "tiny", folder=tmp_path)
     assert result.returncode == 78
-    assert "'sdstream pull tiny' fetches it (0.01 GB)" in result.stderr
+    assert "'sdstream pull tiny' downloads it (0.01 GB)" in result.stderr
     assert hub.asked == []
 
 
@@ -202,7 +202,7 @@ def test_generate_with_a_weight_file(builtin_file: Path, tmp_path: Path) -> None
         ("video", "makes videos"),
         ("lora-as-model", "LoRA"),
         ("nowhere.gguf", "The file nowhere.gguf does not exist."),
-        ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' shows what is."),
+        ("nothing", "'nothing' is not in the catalogue; 'sdstream models --all' lists all models."),
     ],
 )
 def test_a_weight_file_that_cannot_be_served(

@@ -106,7 +106,7 @@ def test_several_images_where_the_model_takes_one(
 ) -> None:
     """Two images for a model that accepts one are rejected."""
     data = (pictures / "input.png").read_bytes()
-    with pytest.raises(RuntimeError, match="takes one input image"):
+    with pytest.raises(RuntimeError, match="accepts one input image"):
         model(fake_server).image_to_image([data, data], "an apple")
 
 

@@ -106,7 +106,7 @@ def test_a_server_that_stands_by(postgres: Postgres, tmp_path: Path) -> None:
         assert httpx2.get(f"{second.url}/livez").status_code == 200
         ready = httpx2.get(f"{second.url}/readyz")
         assert (ready.status_code, ready.headers["Retry-After"]) == (503, "1")
-        assert "another one has the jobs" in ready.json()["message"]
+        assert "another server runs the jobs" in ready.json()["message"]
         for method, path in (("POST", GENERATIONS), ("GET", "/v1/jobs"), ("GET", "/")):
             answer = httpx2.request(method, second.url + path, json=QUICK)
             assert (answer.status_code, error_of(answer)["reason"]) == (503, "standby")

@@ -13,7 +13,7 @@ from pathlib import Path
 from sdstream.engine.kernels.choice import Choice, processor
 from sdstream.settings import worker_environment
 
-NO_AMX = "the processor's flags promise AMX, which does not work here"
+NO_AMX = "the processor's flags include AMX, which does not work on this system"
 
 #: Choice of kernels -> the processor flags that it needs.
 NEEDS = {

@@ -47,7 +47,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(True, description="Usage on the last image's frame.")
     chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
     chunk_size: Annotated[int, AfterValidator(lambda size: max(size, _MIN_CHUNK))] = Field(
-        _DEFAULT_CHUNK, ge=1, description="Characters a piece, 1024 at least."
+        _DEFAULT_CHUNK, ge=1, description="Characters per piece, at least 1024."
     )
     preview: bool = Field(False, description="A small preview with every step.")
     dialect: StreamDialect | None = Field(
@@ -62,8 +62,9 @@ class ReplyOptions(BaseModel):
 
     response_format: Literal["b64_json", "url", "both", "base64", "B64Json", "Url"] | None = Field(
         None,
-        description="Base64 (b64_json, base64), a link (url, Url), or both; B64Json has a data: "
-        "prefix (mistral.rs). Default: as the server is set, both at first; streams have base64.",
+        description="Base64 (b64_json, base64), a link (url, Url), or both; B64Json has a "
+        "data: prefix (mistral.rs). Default: the server's setting, initially both; streams contain "
+        "base64.",
     )
     stream: bool = Field(False, description="Progress and images as server-sent events.")
     partial_images: Annotated[int | None, BeforeValidator(no_boolean)] = Field(
@@ -75,19 +76,21 @@ class ReplyOptions(BaseModel):
         "normal", description="Place in the queue: a better class always goes first."
     )
     on_disconnect: Literal["cancel", "continue"] | None = Field(
-        None, description="What becomes of the job when its client leaves before the answer."
+        None, description="What happens to the job if its client disconnects before the response."
     )
     request_id: str | None = Field(
-        None, max_length=128, description="The client's name of the request (Xinference)."
+        None, max_length=128, description="Id that the client gives to the request (Xinference)."
     )
     group: str | None = Field(
         None,
         min_length=1,
         max_length=128,
-        description="Name of jobs that belong together; they are listed and cancelled by it.",
+        description="Name of a group of jobs, which can be listed and cancelled together.",
     )
     webhook_url: str | None = Field(
-        None, max_length=2048, description="Where the job's end is posted to, if the server may."
+        None,
+        max_length=2048,
+        description="URL to which the server posts the end of the job, if its host is allowed.",
     )
 
     @field_validator("background")

@@ -233,18 +233,18 @@ class Catalog:
         if variant is not None:
             size = "" if variant.gigabytes is None else f" ({variant.gigabytes:g} GB)"
             return (
-                f"The model '{wanted}' is in the catalogue and not on this machine: "
-                f"'sdstream pull {wanted}' fetches it{size}."
+                f"The model '{wanted}' is in the catalogue but not downloaded: "
+                f"'sdstream pull {wanted}' downloads it{size}."
             )
         entry = self._named(wanted.rpartition(":")[0])
         if entry is not None and entry.quants:
             return (
-                f"The model '{wanted[:128]}' is not in the catalogue: '{entry.id}' is there as "
+                f"The model '{wanted[:128]}' is not in the catalogue: '{entry.id}' has the quants "
                 f"{', '.join(entry.quants)}."
             )
         remedy = did_you_mean(most_similar(wanted, self.models))
         if not remedy and wanted != self.default and re.fullmatch(NAME, wanted):
-            remedy = f" 'sdstream serve --alias {wanted}' makes it a name of the default model."
+            remedy = f" 'sdstream serve --alias {wanted}' makes it an alias of the default model."
         return (
             f"The model '{wanted[:128]}' is not in the catalogue; there are "
             f"{', '.join(self.models)}.{remedy}"
@@ -259,7 +259,7 @@ class Catalog:
         wanted = model.casefold()
         near = [key for key in ids if wanted in key] or get_close_matches(wanted, ids)
         found = ", ".join(ids[key] for key in near)
-        what = f"did you mean {found}?" if near else "'sdstream models --all' shows what is."
+        what = f"did you mean {found}?" if near else "'sdstream models --all' lists all models."
         return f"The model '{name[:128]}' is not in the catalogue; {what}"
 
     def _named(self, name: str) -> ModelSpec | None:

@@ -77,7 +77,7 @@ def plan(spec: ModelSpec, asked: Size) -> Enlargement:
     possible = known or [size for size in _sizes(spec) if _cut(size, asked) <= _LITTLE_CUT]
     if not possible:
         shapes = ", ".join(map(str, bounds.sizes))
-        raise ValueError(f"{asked} has a shape that the model does not generate; it has {shapes}")
+        raise ValueError(f"the model does not generate the shape of {asked}; it generates {shapes}")
     best = min(possible, key=lambda size: _cost(spec, size, asked))
     enlarged = _cover(best, asked)
     return Enlargement(best, enlarged, bounds.upscaler if enlarged.width > best.width else None)

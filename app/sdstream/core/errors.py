@@ -38,17 +38,17 @@ class Reason(DescribedEnum):
 
     INVALID_JSON = "invalid_json", "The body is not one JSON object."
     INVALID_IMAGE = "invalid_image", "An image cannot be read, or has the wrong size."
-    INVALID_FORM = "invalid_form", "The body is not one whole multipart form."
+    INVALID_FORM = "invalid_form", "The body is not a complete multipart form."
     INVALID_VALUE = "invalid_value", "A field has a value outside its type or bounds."
-    INVALID_HTTP = "invalid_http", "The head of the request breaks a rule of HTTP."
+    INVALID_HTTP = "invalid_http", "The header section of the request violates HTTP."
     CODING_NOT_SUPPORTED = (
         "coding_not_supported",
-        "The body has a Transfer-Encoding that the server does not read.",
+        "The server does not support this Transfer-Encoding.",
     )
-    INVALID_CODING = "invalid_coding", "The body is not one whole gzip member, as it says."
+    INVALID_CODING = "invalid_coding", "The body is not one complete gzip member."
     MISSING_FIELD = "missing_field", "A required field was not given."
     UNKNOWN_FIELD = "unknown_field", "The server does not know this field."
-    CONFLICTING_FIELDS = "conflicting_fields", "Two spellings of one option disagree."
+    CONFLICTING_FIELDS = "conflicting_fields", "Two names of one option have different values."
     NOT_SUPPORTED = "not_supported", "The option has no meaning for this model or route."
     NOT_SUPPORTED_YET = "not_supported_yet", "The option is known but not supported yet."
     UNSAFE_COMBINATION = (
@@ -57,16 +57,19 @@ class Reason(DescribedEnum):
     )
     SAFETY_CHECKER_UNAVAILABLE = (
         "safety_checker_unavailable",
-        "A safety check was asked for and no checker is configured.",
+        "The request requires a safety check, and no checker is configured.",
     )
     CONTENT_POLICY_VIOLATION = (
         "content_policy_violation",
-        "The safety check that was asked for flagged an image.",
+        "The requested safety check flagged an image.",
     )
     INVALID_API_KEY = "invalid_api_key", "The API key or the token is missing or wrong."
     CROSS_ORIGIN = "cross_origin", "The request came from a page of an origin that is not allowed."
     HOST_NOT_ALLOWED = "host_not_allowed", "The name in Host is not a name of this server."
-    PRIORITY_NOT_ALLOWED = "priority_not_allowed", "This API key may not ask for that priority."
+    PRIORITY_NOT_ALLOWED = (
+        "priority_not_allowed",
+        "This API key is not allowed to request that priority.",
+    )
     IDEMPOTENCY_KEY_REUSED = (
         "idempotency_key_reused",
         "Another request has the same Idempotency-Key.",
@@ -80,12 +83,12 @@ class Reason(DescribedEnum):
     ROUTE_NOT_FOUND = "route_not_found", "Route not found."
     JOB_NOT_FOUND = "job_not_found", "Job not found; it may have expired or belong to another key."
     IMAGE_NOT_FOUND = "image_not_found", "Image not found; it may have expired."
-    METHOD_NOT_ALLOWED = "method_not_allowed", "The route does not take this HTTP method."
-    NOT_ACCEPTABLE = "not_acceptable", "The answer cannot have a type that Accept names."
-    BODY_TOO_LARGE = "body_too_large", "The body is larger than this server takes."
+    METHOD_NOT_ALLOWED = "method_not_allowed", "The route does not support this HTTP method."
+    NOT_ACCEPTABLE = "not_acceptable", "The route cannot return a type that Accept allows."
+    BODY_TOO_LARGE = "body_too_large", "The body is larger than this server accepts."
     UNSUPPORTED_MEDIA_TYPE = (
         "unsupported_media_type",
-        "The route does not read bodies of this type.",
+        "The route does not accept bodies of this type.",
     )
     QUEUE_FULL = (
         "queue_full",
@@ -96,7 +99,7 @@ class Reason(DescribedEnum):
     GENERATION_FAILED = "generation_failed", "The runtime returned no image."
     WORKER_CRASHED = "worker_crashed", "The native process crashed."
     WORKER_KILLED = "worker_killed", "The native process was killed, usually for lack of memory."
-    WORKER_LOST = "worker_lost", "The machine of the native process went out of reach, twice."
+    WORKER_LOST = "worker_lost", "The machine of the native process became unreachable twice."
     WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
     INTERRUPTED = "interrupted", "The server stopped while the job was running."
     CANCELLED = "cancelled", "The job was cancelled."

@@ -341,7 +341,8 @@ class Job:
         if isinstance(event, Completed) and len(self.images) < self.request.n:
             missing = self.request.n - len(self.images)
             event = JobFailed(
-                Reason.GENERATION_FAILED, f"The runtime returned {missing} images too few."
+                Reason.GENERATION_FAILED,
+                f"{missing} images are missing: the runtime did not return them.",
             )
         status = TRANSITIONS[self.status].get(type(event))
         if status is None or self._is_stale(event):

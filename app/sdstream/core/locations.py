@@ -81,7 +81,7 @@ class HubFile(NamedTuple):
         if "/" in revision:
             raise ValueError(
                 f"'{address}' has the revision '{revision}'; a revision with a slash is not "
-                "supported, write its commit in its place"
+                "supported, write its commit hash instead"
             )
         return cls.parse(f"{prefix}{found['repo']}@{revision}/{path}")
 

@@ -272,7 +272,10 @@ def _knob_problem(mode: str, name: str, value: float) -> tuple[str, Reason] | No
         )
     if not knob.low <= value <= knob.high or (knob.whole and value != int(value)):
         kind = "a whole number" if knob.whole else "a number"
-        return f": '{name}' is {kind} from {knob.low:g} to {knob.high:g}.", Reason.INVALID_VALUE
+        return (
+            f": '{name}' must be {kind} from {knob.low:g} to {knob.high:g}.",
+            Reason.INVALID_VALUE,
+        )
     return None
 
 

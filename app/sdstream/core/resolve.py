@@ -71,7 +71,7 @@ def check_count(ask: ParsedRequest, spec: ModelSpec, images: int) -> None:
     if images > 1 and (ask.only_upscale or not spec.traits.references):
         who = "This route" if ask.only_upscale else f"The model '{spec.id}'"
         raise InvalidRequest(
-            f"{who} takes one input image, not {images}.",
+            f"{who} accepts one input image, not {images}.",
             reason=Reason.NOT_SUPPORTED,
             param="image",
         )
@@ -126,8 +126,8 @@ def _cut(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     if request.cut is None or request.enlarged:
         return ()
     return (
-        f"The model '{spec.id}' cannot generate {request.cut}: the image is the middle of one of "
-        f"{request.runtime_size}.",
+        f"The model '{spec.id}' cannot generate {request.cut}: the result is the middle of an "
+        f"image of {request.runtime_size}.",
     )
 
 
@@ -137,8 +137,8 @@ def _shape(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     if rule is None or not request.draws or request.size in rule.sizes:
         return ()
     return (
-        f"The model '{spec.id}' was not trained for this shape: its image of {request.size}, which "
-        "is resized, may differ from the prompt.",
+        f"The model '{spec.id}' was not trained for this aspect ratio: its image of "
+        f"{request.size}, which is resized, may differ from the prompt.",
     )
 
 

@@ -123,7 +123,7 @@ def _scale(ask: ParsedRequest, name: str, text: str) -> float:
     if not abs(scale) <= MAX_LORA_SCALE:
         raise ask.rejected(
             "prompt",
-            f": the scale of the LoRA '{name[:64]}' is between -{MAX_LORA_SCALE:g} and "
+            f": the scale of the LoRA '{name[:64]}' must be between -{MAX_LORA_SCALE:g} and "
             f"{MAX_LORA_SCALE:g}.",
         )
     return scale
@@ -149,7 +149,9 @@ def second_pass(
     larger = Size(*(round(side * scale / multiple) * multiple for side in size))
     problem = spec.size_problem(larger)
     if larger == size:
-        problem = f"{size} stays as it is, for the next size is {multiple} pixels larger"
+        problem = (
+            f"{size} would not change; sides are multiples of {multiple}, so use a larger factor"
+        )
     if problem:
         raise ask.rejected("hires_scale", f": {problem}.")
     check_pixels(ask, "hires_scale", larger, limits.drawn)
@@ -228,16 +230,16 @@ def with_own_upscaler(
     if factor is not None and abs(factor - enlargement.factor) > 0.001:
         raise ask.rejected(
             "upscale",
-            f": the size is reached by {enlargement.factor:g} times already; enlarge the finished "
-            "image afterwards.",
+            f": the size already requires an upscale by {enlargement.factor:g}; enlarge the "
+            "finished image afterwards.",
             Reason.CONFLICTING_FIELDS,
         )
     if upscaler not in assets.upscalers:
         there = ", ".join(assets.upscalers) or "none"
         raise ask.rejected(
             "size",
-            f": the model '{spec.id}' gets it by the upscaler '{upscaler}', which the server does "
-            f"not have; available: {there}.",
+            f": for this size, the model '{spec.id}' requires the upscaler '{upscaler}', which the "
+            f"server does not have; available: {there}.",
             Reason.NOT_SUPPORTED,
         )
     return replace(ask, params=ask.params.model_copy(update={"upscaler": upscaler}))

@@ -26,7 +26,7 @@ def no_references(spec: ModelSpec) -> str | None:
     """Return why a model ignores options of reference images: it does not accept any."""
     if spec.traits.references:
         return None
-    return f"the model '{spec.id}' takes no reference images"
+    return f"the model '{spec.id}' does not accept reference images"
 
 
 def no_reference_index(spec: ModelSpec) -> str | None:
@@ -40,14 +40,14 @@ def no_image_guidance(spec: ModelSpec) -> str | None:
     """Return why a model ignores ``img_cfg``: the runtime implements it for U-Nets only."""
     if spec.traits.unet:
         return None
-    return f"the model '{spec.id}' has no guidance by an image; use cfg_scale"
+    return f"the model '{spec.id}' does not support image guidance; use cfg_scale"
 
 
 def no_shifted_timestep(spec: ModelSpec) -> str | None:
     """Return why a model ignores ``shifted_timestep``: the runtime implements it for SDXL only."""
     if spec.family == "sdxl":
         return None
-    return f"the model '{spec.id}' is not of Stable Diffusion XL"
+    return f"the model '{spec.id}' is not a Stable Diffusion XL model"
 
 
 def no_autoencoder(spec: ModelSpec) -> str | None:

@@ -111,7 +111,7 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
     **dict.fromkeys(
         ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"), _ONE_PROMPT
     ),
-    "max_sequence_length": Foreign((256, 512), note=" has no effect; prompts are read whole."),
+    "max_sequence_length": Foreign((256, 512), note=" has no effect; prompts are not shortened."),
     "ddim_discretize": only("uniform"),
     "s_churn": only(0),
     "s_noise": only(1, 0),
@@ -261,8 +261,8 @@ def _unknown(
     meant = meant_by(name, own)
     if holds_picture(value) or (by_name and _names_picture(name) and not is_nothing(value)):
         raise InvalidRequest(
-            f"Unknown field '{shown}' may hold an image or choose one; without it the result "
-            "would be another image. Leave it out, or see the fields of this route in "
+            f"Unknown field '{shown}' may contain or select an image; ignoring it would "
+            "change the result. Remove it, or see the fields of this route in "
             f"/openapi.json.{did_you_mean(meant)}",
             reason=Reason.UNKNOWN_FIELD,
             param=shown,

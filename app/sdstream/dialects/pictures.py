@@ -35,8 +35,8 @@ def file_of(param: str, text: str) -> SourceFile:
     """
     if _ADDRESS.match(text):
         raise InvalidRequest(
-            f"'{param}': this server does not fetch addresses; send the image itself as base64, as "
-            "a data: URL or as a file of a form.",
+            f"'{param}' is a URL, and this server does not download URLs; send the image itself "
+            "as base64, as a data: URL or as a file in a multipart form.",
             reason=Reason.NOT_SUPPORTED,
             param=param,
         )

@@ -257,7 +257,7 @@ class WorkerPool:
             return False
         place, victims = chosen
         for seat in victims:
-            logger.info("model %s makes room for %s", seat.spec.id, spec.id)
+            logger.info("model %s is unloaded to make room for %s", seat.spec.id, spec.id)
             self.evictions += 1
         gone = [*(self._end(seat) for seat in victims), *([after] if after else [])]
         worker = self._make_worker(spec, self._changed, place.name)
@@ -454,7 +454,7 @@ class WorkerPool:
         seat.going = None
         seconds = self._idle_seconds(seat)
         if seat in self._seats and seat.idle and seconds is not None:
-            logger.info("model %s was idle for %g s", seat.spec.id, seconds)
+            logger.info("model %s is unloaded: it was idle for %g s", seat.spec.id, seconds)
             self._end(seat)
             self._on_change()
 
@@ -497,4 +497,4 @@ async def _run_after(gone: list[asyncio.Task[None]], worker: Worker) -> None:
 def _log_fault(task: asyncio.Task[None]) -> None:
     """Log the exception of a worker's supervisor; it raises one only because of a bug."""
     if not task.cancelled() and task.exception() is not None:
-        logger.critical("a worker's supervisor stopped by a fault", exc_info=task.exception())
+        logger.critical("the supervisor of a worker failed", exc_info=task.exception())

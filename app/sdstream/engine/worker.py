@@ -56,7 +56,7 @@ _UNSTEADY_CRASHES: Final = 3
 _UNSTEADY_SECONDS: Final = 60.0
 #: After this many crashes with CPU kernels in use, the model is loaded without them.
 _MAX_KERNEL_CRASHES: Final = 2
-_LOST: Final = "The machine of the worker went out of reach."
+_LOST: Final = "The machine of the worker became unreachable."
 
 
 class WorkerState(DescribedEnum):
@@ -66,7 +66,7 @@ class WorkerState(DescribedEnum):
     READY = "ready", "the model is loaded and idle"
     BUSY = "busy", "a job is running"
     FAILED = "failed", "the model could not be loaded, and is not tried again"
-    STOPPED = "stopped", "the process was told to leave"
+    STOPPED = "stopped", "the process was told to exit"
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ class Worker:
         except PlaceGone:
             self.lose()
         except TimeoutError:
-            logger.error("worker %d of model %s hung: no sign of life", process.pid, self.model)
+            logger.error("worker %d of model %s hung: it sent no messages", process.pid, self.model)
             self._bury(Reason.WORKER_HUNG, f"The runtime hung while {self._phase.meaning}.")
         finally:
             self._watch = None
@@ -457,7 +457,7 @@ def _backoff(failures: int) -> float:
 def _cause_of_death(code: int) -> tuple[Reason, str]:
     if code == -signal.SIGKILL:
         return Reason.WORKER_KILLED, (
-            "The worker process was killed; as a rule the system had run out of memory."
+            "The worker process was killed; usually because the system ran out of memory."
         )
     if code < 0:
         name = signal.Signals(-code).name

@@ -219,10 +219,10 @@ class Admission:
     def _admit_to_queue(self, images: int, owner: str) -> None:
         queue, policy = self._queue.waiting, self._policy
         waiting, most = queue.images() + self._entering.total(), policy.queue_images
-        whose, counted = "this server holds", None
+        whose, counted = "the limit of this server is", None
         if owner and not (waiting and waiting + images > most):
             waiting, most = queue.images(owner) + self._entering[owner], policy.queue_images_per_key
-            whose, counted = "an API key may have", owner
+            whose, counted = "the limit of an API key is", owner
         if waiting and waiting + images > most:
             raise QueueFull(
                 f"{waiting} images are waiting and {whose} {most}.",

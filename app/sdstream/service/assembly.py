@@ -171,7 +171,9 @@ class Assembly:
 
             def ended(task: asyncio.Task[None]) -> None:
                 if not task.cancelled():
-                    logger.critical("the service stopped by a fault", exc_info=task.exception())
+                    logger.critical(
+                        "the service stopped after an internal error", exc_info=task.exception()
+                    )
                     on_death()
 
             task.add_done_callback(ended)

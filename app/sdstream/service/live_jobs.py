@@ -49,13 +49,15 @@ def going_down() -> Unavailable:
 def standing_by() -> Unavailable:
     """Return the error for clients of a standby server."""
     return Unavailable(
-        "This server stands by: another one has the jobs.", reason=Reason.STANDBY, retry_after=1
+        "This server is on standby: another server runs the jobs.",
+        reason=Reason.STANDBY,
+        retry_after=1,
     )
 
 
 def deferred_error(job: Job) -> Unavailable:
     """Return the error for a client that waits for a deferred job."""
-    message = f"The server is going down; the job {job.id} is done after its next start."
+    message = f"The server is shutting down; the job {job.id} runs after its next start."
     error = Unavailable(message, reason=Reason.SHUTTING_DOWN, retry_after=10)
     if job.terms.idempotency_key is None:
         # A client that retries automatically would submit a second job.

@@ -93,8 +93,8 @@ class Metrics:
         self.steps = self._counter("steps", "Sampling steps of finished images.", "model")
         self.phase_seconds = self._histogram(
             "phase_seconds",
-            "Seconds of a job in the queue and in the loading that is part of it, and of an image "
-            "in each phase of the runtime, in making its file and in storing it.",
+            "Seconds of a job in the queue and in the loading of its model, and of an image "
+            "in each phase of the runtime, in encoding its file and in storing it.",
             "model",
             "phase",
         )

@@ -108,7 +108,9 @@ def tracing_of(variable: Callable[[str], str | None]) -> Tracing:
     if not names:
         return Tracing()
     if util.find_spec("opentelemetry.sdk") is None:
-        logger.warning("Traces need an extra: pip install 'sdstream[otel]'. None are exported.")
+        logger.warning(
+            "No traces are exported, because an extra is missing: pip install 'sdstream[otel]'."
+        )
         return Tracing()
     try:
         tracing: Tracing = import_module("sdstream.service.otel").OpenTelemetry(names, variable)

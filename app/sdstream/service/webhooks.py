@@ -122,7 +122,7 @@ class Webhooks:
     def check(self, url: str) -> None:
         """Raise InvalidRequest for a ``webhook_url`` that this server never posts to."""
         if not self._hosts:
-            raise _refused("This server posts to no webhooks.", Reason.WEBHOOK_NOT_ALLOWED)
+            raise _refused("Webhooks are disabled on this server.", Reason.WEBHOOK_NOT_ALLOWED)
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -134,10 +134,14 @@ class Webhooks:
         if not host or parts.scheme not in ("http", "https") or not url.isascii():
             raise _refused("'webhook_url' must be an http or https URL.", Reason.INVALID_VALUE)
         if parts.username is not None or any(character <= " " for character in url):
-            raise _refused("'webhook_url' must hold no password or space.", Reason.INVALID_VALUE)
+            raise _refused(
+                "'webhook_url' must not contain a password or a space.", Reason.INVALID_VALUE
+            )
         usual = 443 if parts.scheme == "https" else 80
         if not any(allowed.allows(host, port or usual, usual) for allowed in self._hosts):
-            raise _refused("This server posts to no such host.", Reason.WEBHOOK_NOT_ALLOWED)
+            raise _refused(
+                "This server does not post webhooks to this host.", Reason.WEBHOOK_NOT_ALLOWED
+            )
 
     def notify(self) -> None:
         """Wake ``run``: the outbox may contain a new delivery."""
@@ -166,7 +170,7 @@ class Webhooks:
                 except ImageServiceError:
                     seconds = _STORE_SECONDS
                 except Exception:
-                    logger.exception("webhooks wait after a fault")
+                    logger.exception("webhooks wait after an internal error")
                     seconds = _FAULT_SECONDS
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
@@ -206,14 +210,18 @@ class Webhooks:
             logger.info("webhook %s: %s", delivery.id, error or type(error).__name__)
         except Exception:
             status, retry_after = 0, None
-            logger.exception("webhook %s: the try failed by a fault", delivery.id)
+            logger.exception("webhook %s: the attempt failed with an internal error", delivery.id)
         if 200 <= status < 300:
             await self._outbox.settle(delivery)
         elif status and status < 500 and status not in _TRY_AGAIN:
-            logger.warning("webhook %s is given up: it was answered %d", delivery.id, status)
+            logger.warning(
+                "webhook %s is given up: its receiver returned status %d", delivery.id, status
+            )
             await self._outbox.settle(delivery)
         elif delivery.attempts >= len(_PAUSES):
-            logger.warning("webhook %s is given up after %d tries", delivery.id, len(_PAUSES) + 1)
+            logger.warning(
+                "webhook %s is given up after %d attempts", delivery.id, len(_PAUSES) + 1
+            )
             await self._outbox.settle(delivery)
         else:
             pause = _PAUSES[delivery.attempts] * random.uniform(1, 1 + _JITTER)  # noqa: S311
@@ -276,14 +284,14 @@ def signature(key: bytes, message_id: str, second: int, payload: bytes) -> str:
 
 def _key_of(secret: str | None) -> bytes:
     if not secret:
-        raise WebhookSettingsError("webhook_hosts needs a webhook_secret")
+        raise WebhookSettingsError("webhook_hosts requires a webhook_secret")
     try:
         if not secret.startswith(_SECRET_PREFIX):
-            raise WebhookSettingsError(f"webhook_secret begins with {_SECRET_PREFIX}")
+            raise WebhookSettingsError(f"webhook_secret must begin with {_SECRET_PREFIX}")
         key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
     except binascii.Error:
         raise WebhookSettingsError(
-            f"webhook_secret is {_SECRET_PREFIX} followed by base64"
+            f"webhook_secret must be {_SECRET_PREFIX} followed by base64"
         ) from None
     if not 24 <= len(key) <= 64:
         raise WebhookSettingsError("webhook_secret must have 24 to 64 bytes")

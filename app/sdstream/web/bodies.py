@@ -96,7 +96,7 @@ def _body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
         case _:
             raise UnsupportedMediaType(
                 f"Unsupported content encoding: {', '.join(codings)[:64]}; "
-                "send the body as it is, or as gzip once.",
+                "send the body uncompressed, or compressed once with gzip.",
                 reason=Reason.UNSUPPORTED_MEDIA_TYPE,
                 param="Content-Encoding",
             )
@@ -120,7 +120,7 @@ async def _inflated(
                 # A part may decompress to a thousand times its size. Other tasks run in between.
                 await asyncio.sleep(0)
             if inflater.unused_data or (part and inflater.eof):
-                raise _broken_gzip("something follows its end; one gzip member is read")
+                raise _broken_gzip("data follows the end of the gzip member; send one member only")
     if not inflater.eof:
         raise _broken_gzip("it is cut short")
 
@@ -308,13 +308,13 @@ def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 #: Syntax that is valid in JavaScript or Python but not in JSON -> the remedy in the error.
 _FOREIGN: Final = {
-    "//": "JSON has no comments; remove it",
-    "/*": "JSON has no comments; remove it",
-    "#": "JSON has no comments; remove it",
-    "'": "JSON has double quotes only",
-    "None": "JSON has null in its place",
-    "True": "JSON has true in its place",
-    "False": "JSON has false in its place",
+    "//": "JSON does not allow comments; remove it",
+    "/*": "JSON does not allow comments; remove it",
+    "#": "JSON does not allow comments; remove it",
+    "'": "JSON allows double quotes only",
+    "None": "write null instead",
+    "True": "write true instead",
+    "False": "write false instead",
 }
 
 

@@ -69,8 +69,8 @@ class AllowedHosts:
             if host is None or _is_local(host) or self._allows(host):
                 return ""
             return (
-                "This server is for programs on its own machine, by the name localhost or an "
-                "address; --allowed-host or --public-url allows another name, --api-key any."
+                "This server accepts only requests that name it localhost or by its IP address; "
+                "--allowed-host or --public-url allows another name, --api-key any name."
             )
         for name in (host or "", forwarded_host(request, self._trusted)):
             if name is not None and not self._allows(name):

@@ -96,7 +96,7 @@ def _not_acceptable(
         message = f"{images} images do not fit into one answer of type image/{taken[0]}."
         param = "n"
     elif taken:
-        message = f"'output_format' is {output_format}, and Accept takes {' or '.join(taken)}."
+        message = f"'output_format' is {output_format}, and Accept allows {' or '.join(taken)}."
         param = "output_format"
     return NotAcceptable(message, reason=Reason.NOT_ACCEPTABLE, param=param)
 

@@ -17,7 +17,7 @@ from sdstream.web.schemas import STRING, components, json_of, parameter, ref
 _DESCRIPTIONS: Final = {
     200: "Done",
     202: "Accepted; the job, if there is one, has not ended yet",
-    204: "The job's end was sent before: do not reconnect",
+    204: "The end of the job was already sent: do not reconnect",
     503: "Not ready",
 }
 

@@ -292,14 +292,14 @@ def _fault_of(headers: Iterable[tuple[bytes, bytes]], version: str) -> ImageServ
     codings = [item for name, value in headers if name == b"transfer-encoding"
                for item in _items(value)]  # fmt: skip
     if len(hosts) > 1 or (not hosts and version != "1.0"):
-        return _broken(f"A request has one Host header; this one has {len(hosts)}.")
+        return _broken(f"A request must have exactly one Host header; this one has {len(hosts)}.")
     if hosts and not _HOST.fullmatch(hosts[0]):
-        return _broken("The Host header is not a host and a port.")
+        return _broken("The Host header must be a host, with or without a port.")
     if codings and version == "1.0":
-        return _broken("HTTP/1.0 has no Transfer-Encoding.")
+        return _broken("HTTP/1.0 does not support Transfer-Encoding.")
     if codings and codings != [b"chunked"]:
         return CodingNotSupported(
-            "The server reads no Transfer-Encoding but chunked; send the body as it is.",
+            "The server supports no Transfer-Encoding except chunked.",
             reason=Reason.CODING_NOT_SUPPORTED,
         )
     return None

@@ -38,7 +38,9 @@ _UPSCALE_OPTIONS: Final = (
     "model", "upscaler", "upscale", "output_format", "output_compression", "safety_check",
     "response_format", "stream", "priority", "on_disconnect", "webhook_url",
 )  # fmt: skip
-_CONTROL: Final = {"control": {**FILE, "description": "What the model's ControlNet follows."}}
+_CONTROL: Final = {
+    "control": {**FILE, "description": "The image that the model's ControlNet follows."}
+}
 _INPUTS: Final = {
     "image": {
         "type": "array",

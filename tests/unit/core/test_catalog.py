@@ -60,10 +60,10 @@ def test_aliases_of_what_can_be_pulled() -> None:
     assert nothing.find("owner/two") is None
     missing = nothing.led_by("two").with_default_aliases(["gpt-image-1"])
     assert missing.aliases() == nothing.aliases()
-    assert "is in the catalogue and not on this machine: 'sdstream pull Owner/two'" in (
+    assert "is in the catalogue but not downloaded: 'sdstream pull Owner/two'" in (
         nothing.why_missing("Owner/two")
     )
-    assert "'two' is there as Q8_0, Q4_0" in nothing.why_missing("owner/two:Q2")
+    assert "'two' has the quants Q8_0, Q4_0" in nothing.why_missing("owner/two:Q2")
     variant = nothing.variant("owner/Two:q4_0")
     assert variant is not None
     assert variant.quant == "Q4_0"
@@ -76,7 +76,8 @@ def test_an_unknown_name_can_become_one() -> None:
     """The message suggests an alias of the default model, except for a likely typing error."""
     catalog = Catalog.parse(MINIMAL)
     assert catalog.why_missing("gpt-image-1").endswith(
-        "there are one. 'sdstream serve --alias gpt-image-1' makes it a name of the default model."
+        "there are one. 'sdstream serve --alias gpt-image-1' makes it an alias of the default "
+        "model."
     )
     assert catalog.why_missing("on").endswith("Did you mean 'one'?")
     assert "alias" not in catalog.why_missing("a name $(with) spaces")
@@ -330,10 +331,10 @@ def test_what_is_not_here_is_no_model() -> None:
     for catalog in (Catalog.parse(HUB), here(), here(Q8), here(VAE)):
         assert [*catalog.models] == ["one"]
         assert catalog.find("two") is None
-    why = "'sdstream pull two' fetches it (1.5 GB)"
+    why = "'sdstream pull two' downloads it (1.5 GB)"
     assert why in here().why_missing("two")
-    assert "'sdstream pull two:q4_0' fetches it." in here().why_missing("two:q4_0")
-    assert "'two' is there as Q8_0, Q4_0" in here().why_missing("two:Q2")
+    assert "'sdstream pull two:q4_0' downloads it." in here().why_missing("two:q4_0")
+    assert "'two' has the quants Q8_0, Q4_0" in here().why_missing("two:Q2")
     assert "there are one." in here().why_missing("three")
 
 
@@ -343,8 +344,8 @@ def test_what_is_not_here_is_no_model() -> None:
         ("tow", "The model 'tow' is not in the catalogue; did you mean two?"),
         ("TW", "; did you mean two?"),
         ("TW:Q8_0", "; did you mean two?"),
-        ("TWO:Q2", "'two' is there as Q8_0, Q4_0."),
-        ("nope", "; 'sdstream models --all' shows what is."),
+        ("TWO:Q2", "'two' has the quants Q8_0, Q4_0."),
+        ("nope", "; 'sdstream models --all' lists all models."),
     ],
 )
 def test_what_the_catalogue_does_not_know(name: str, words: str) -> None:

@@ -111,7 +111,7 @@ def test_what_is_enlarged_later_is_not_reduced(options: dict[str, Any], output: 
     request = ask(size="64x64", **options)
     assert (str(request.size), str(request.output_size)) == ("64x64", output)
     (warning,) = request.warnings
-    assert "was not trained for this shape: its image of 64x64" in warning
+    assert "was not trained for this aspect ratio: its image of 64x64" in warning
 
 
 def test_parameters_that_name_the_upscaler_of_a_reduced_image() -> None:
@@ -159,7 +159,7 @@ def test_a_shape_that_was_not_trained() -> None:
     request = ask(size="1536x640")
     assert (str(request.size), str(request.output_size)) == ("192x80", "1536x640")
     (warning,) = request.warnings
-    assert "was not trained for this shape: its image of 192x80" in warning
+    assert "was not trained for this aspect ratio: its image of 192x80" in warning
 
 
 def test_a_shape_that_no_size_of_the_entry_has() -> None:
@@ -167,7 +167,7 @@ def test_a_shape_that_no_size_of_the_entry_has() -> None:
     text = ENTRY.replace("min: 64", "min: 128").replace("max: 512\n", "max: 128\n")
     square = Catalog.parse(text.replace(", 192x128, 128x192, 192x192", ""))
     assert str(ask(catalog=square, size="1024x1024").output_size) == "1024x1024"
-    with pytest.raises(ImageServiceError, match="does not generate; it has 128x128"):
+    with pytest.raises(ImageServiceError, match="1000x400; it generates 128x128"):
         ask(catalog=square, size="1000x400")
 
 
@@ -181,7 +181,7 @@ def test_a_request_with_an_upscaler_gets_no_second_one() -> None:
 def test_the_upscaler_of_the_entry_is_missing() -> None:
     """The message names the missing upscaler and those available."""
     message = refused(assets=Assets(upscalers={"mine": 2}), size="512x512")
-    assert "by the upscaler 'four', which the server does not have; available: mine" in message
+    assert "the upscaler 'four', which the server does not have; available: mine" in message
 
 
 def test_the_upscaler_of_the_entry_makes_too_much() -> None:

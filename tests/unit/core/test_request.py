@@ -341,8 +341,8 @@ def test_sigmas_fall_to_nothing(shipped_catalog: Catalog, sigmas: list[float]) -
 @pytest.mark.parametrize(
     ("model", "options", "sources", "why"),
     [
-        ("plain", {"shifted_timestep": 250}, NOTHING, "is not of Stable Diffusion XL"),
-        ("flow", {"img_cfg": 2}, PICTURE, "has no guidance by an image; use cfg_scale"),
+        ("plain", {"shifted_timestep": 250}, NOTHING, "is not a Stable Diffusion XL model"),
+        ("flow", {"img_cfg": 2}, PICTURE, "does not support image guidance; use cfg_scale"),
         ("plain", {"increase_ref_index": True}, PICTURE, "needs a reference image"),
         ("counter", {"increase_ref_index": True}, LOOKED_AT, "always numbers its reference images"),
         ("looker", {"increase_ref_index": True}, NOTHING, "reference image"),

@@ -61,7 +61,7 @@ def test_webuiapis_unit() -> None:
     drawing = drawn(unit)
     assert (drawing.ask.params.control_strength, drawing.ask.params.fit) == (1.0, "pad")
     assert [text.partition(":")[2] for text in drawing.ask.warnings] == [
-        " the thresholds of canny are the runtime's own."
+        " the thresholds of canny have no effect; the runtime uses its own."
     ]
     assert drawn({**unit, "module": "none"}).ask.warnings == ()
 

@@ -97,7 +97,7 @@ def test_a_picture_is_never_dropped(fields: dict[str, Any], handling: Handling) 
     """A value that may be an image is rejected, as ignoring it would change the result."""
     error = rejected(fields, handling)
     assert error.param == next(iter(fields))
-    assert "may hold an image" in error.message or handling is Handling.STRICT
+    assert "may contain or select an image" in error.message or handling is Handling.STRICT
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_edits_in_json(body: dict[str, Any]) -> None:
     ("body", "param", "words"),
     [
         ({}, "image", "is required"),
-        ({"image": "https://host.example/a.png"}, "image", "does not fetch addresses"),
-        ({"images": ["file:///etc/passwd"]}, "images[0]", "does not fetch addresses"),
+        ({"image": "https://host.example/a.png"}, "image", "does not download URLs"),
+        ({"images": ["file:///etc/passwd"]}, "images[0]", "does not download URLs"),
         ({"images": [{"file_id": "file-1"}]}, "images[0].file_id", "not supported"),
         ({"image": "scene.png"}, "image", "Invalid image"),
         ({"image": 7}, "image", "must be base64"),

@@ -38,7 +38,7 @@ _FITS: Final[Mapping[str, Fit]] = {
 #: webuiapi and others append the file's checksum: "canny [d14c016b]".
 _CHECKSUM: Final = re.compile(r" \[[0-9a-f]{4,16}\]$")
 
-_NO_IMAGE: Final = Foreign(refusal=" is not supported; the whole control image is followed.")
+_NO_IMAGE: Final = Foreign(refusal=" is not supported; the model follows the whole control image.")
 #: Fields that concern saving, speed, or the preprocessing of the uploaded image.
 _HARMLESS: Final = frozenset(
     {
@@ -110,7 +110,7 @@ def parse(arguments: Sequence[Any], handling: Handling) -> Control | None:
         if (control := _control(unit, number, handling))
     ]
     if len(controls) > 1:
-        raise _refusal(PARAM, SCRIPT, "a model has one ControlNet, so there is one unit at most")
+        raise _refusal(PARAM, SCRIPT, "a model has one ControlNet; send at most one unit")
     return controls[0] if controls else None
 
 
@@ -166,7 +166,7 @@ def _control(unit: Any, number: int, handling: Handling) -> Control | None:
         raise _refusal(where, "resize_mode", f"there are {', '.join(_FITS)}")
     model = _CHECKSUM.sub("", fields.model.strip())
     if canny and not fields.threshold_a == fields.threshold_b == -1:
-        note = f"{where}: the thresholds of canny are the runtime's own."
+        note = f"{where}: the thresholds of canny have no effect; the runtime uses its own."
         taken = replace(taken, warnings=(*taken.warnings, note))
     return Control(
         image=_picture(fields, where),
@@ -192,7 +192,7 @@ def _picture(fields: _Unit, where: str) -> str:
     picture = fields.image or fields.input_image
     if isinstance(picture, Mapping):
         if picture.get("mask"):
-            raise _refusal(where, "image", "a control image has no mask here")
+            raise _refusal(where, "image", "a mask of the control image is not supported")
         picture = picture.get("image") or ""
     if not isinstance(picture, str):
         raise _refusal(where, "image", "it must be base64")

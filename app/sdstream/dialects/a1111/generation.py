@@ -299,7 +299,7 @@ def _scripts(fields: _Fields, handling: Handling) -> Control | None:
 def _refuse_images(fields: _Fields) -> None:
     if fields.init_images or fields.mask:
         raise InvalidRequest(
-            "txt2img takes no input images; use /sdapi/v1/img2img.",
+            "txt2img does not accept input images; use /sdapi/v1/img2img.",
             reason=Reason.NOT_SUPPORTED,
             param="init_images" if fields.init_images else "mask",
         )

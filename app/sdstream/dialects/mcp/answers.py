@@ -204,7 +204,9 @@ def _note(views: Mapping[int, bytes]) -> JsonObject:
     """Return a note for the client if the images in the result are reduced."""
     if not views:
         return {}
-    return {"note": "The image content is reduced to fit; ids and links name the originals."}
+    return {
+        "note": "The image content is reduced to fit; the ids and links refer to the originals."
+    }
 
 
 def _image(job: Job, image: ImageResult, view: bytes | None) -> JsonObject:

@@ -186,7 +186,7 @@ def _answer() -> JsonObject:
             "enum": ["both", "b64_json", "url"],
             "description": "both returns image content and links, b64_json content only, url links "
             "only. By default both are returned, and large images are reduced in the content; "
-            "their links have the originals.",
+            "the links lead to the originals.",
         },
         "wait": {
             "type": "boolean",

@@ -137,7 +137,7 @@ def _ask(
 ) -> ParsedRequest:
     if not prompt:
         raise InvalidRequest(
-            "The last message of the user has no text to use as prompt.",
+            "The last user message contains no text to use as a prompt.",
             reason=Reason.MISSING_FIELD,
             param="messages",
         )
@@ -164,7 +164,7 @@ def _last_of_user(messages: list[Any]) -> tuple[int, Mapping[str, Any]]:
         message = messages[number]
         if isinstance(message, Mapping) and message.get("role") == "user":
             return number, message
-    raise InvalidRequest("'messages' has no message of the user.", param="messages")
+    raise InvalidRequest("'messages' contains no user message.", param="messages")
 
 
 def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
@@ -172,7 +172,7 @@ def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
     if isinstance(content, str):
         return content.strip(), ()
     if not isinstance(content, list):
-        raise InvalidRequest(f"'{param}' must be a text or a list of parts.", param=param)
+        raise InvalidRequest(f"'{param}' must be a string or a list of parts.", param=param)
     texts, files = [], []
     for number, part in enumerate(content):
         where = f"{param}[{number}]"

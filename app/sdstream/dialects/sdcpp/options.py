@@ -53,7 +53,9 @@ _NESTED: Final = ("sample_params", "hires", "vae_tiling_params")
 _TOP_FOREIGN: Final[Mapping[str, Foreign]] = {
     "auto_resize_ref_image": IGNORED,  # parse_img_gen reads it
     "embed_image_metadata": IGNORED,
-    "ip_adapter_image": Foreign(refusal=" is not supported; the runtime's models here have none."),
+    "ip_adapter_image": Foreign(
+        refusal=" is not supported: the models of this runtime have no IP-Adapter."
+    ),
     "ip_adapter_strength": IGNORED,
     "scm_mask": Foreign(refusal=" has no effect in this release of the runtime; leave it empty."),
     "scm_policy_dynamic": IGNORED,
@@ -261,7 +263,7 @@ def extra_args(prompt: str, handling: Handling) -> tuple[str, Flat]:
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, Mapping):
-        raise _in_prompt(f"{TAG} must hold a JSON object")
+        raise _in_prompt(f"{TAG} must contain a JSON object")
     for name in (*IMAGES, "prompt"):
         if not is_nothing(body.get(name)):
             raise _in_prompt(f"'{name}' is not supported inside {TAG}; send it as a field")

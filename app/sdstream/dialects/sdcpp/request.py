@@ -78,7 +78,8 @@ def fitted(ask: ParsedRequest, spec: ModelSpec) -> ParsedRequest:
         return replace(ask, params=ask.params.model_copy(update={"strength": None}))
     if not spec.traits.references and files.images[-1].param.startswith("ref_images"):
         raise InvalidRequest(
-            f"'ref_images': the model '{spec.id}' takes no reference images; send 'init_image'.",
+            f"'ref_images': the model '{spec.id}' does not accept reference images; send "
+            "'init_image'.",
             reason=Reason.NOT_SUPPORTED,
             param="ref_images",
         )

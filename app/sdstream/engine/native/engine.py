@@ -72,7 +72,7 @@ logger = logging.getLogger("sdstream.native")
 _LORA_LOST: Final = re.compile(r"load lora tensors from .* failed")
 
 _ONE_COLOUR: Final = (
-    "All pixels of the image have the same colour. Causes are weights that are damaged or NaN, and "
+    "All pixels of the image have the same colour. Possible causes are damaged or NaN weights, and "
     "options far from the model's defaults."
 )
 

@@ -87,7 +87,7 @@ def best(wanted: Kernels) -> Choice | None:
     def has_amx() -> bool:
         works = bool(load("avx512", Path(lib._name).parent).sdk_has_amx())
         if not works:
-            logger.info("the processor's flags promise AMX, which does not work here")
+            logger.info("the processor's flags include AMX, which does not work on this system")
         return works
 
     return choose(*processor(), wanted, has_amx) if supported() else None
@@ -98,7 +98,7 @@ def check(library: Any, *, thorough: bool = False) -> list[str]:
     report = ctypes.create_string_buffer(_REPORT_BYTES)
     failed = library.sdk_check(thorough, _CHECK_THREADS, report, len(report))
     lines = report.value.decode("utf-8", "replace").splitlines()
-    return (lines or ["no case is named"]) if failed else []
+    return (lines or ["the report names no case"]) if failed else []
 
 
 def load(isa: str, folder: Path) -> Any:

@@ -94,17 +94,17 @@ _POSTS: Final = {
         "Read models.yaml again", {200: _NULL_ANSWER}, errors=(CatalogRejected,)
     ),
     **{
-        name: Operation(f"{name}: nothing to do, lists always look for new files",
+        name: Operation(f"{name}: no operation, because lists always include new files",
                         {200: _NULL_ANSWER})
         for name in REFRESHES
     },
-    "interrupt": Operation("Cancel the running job; its answer has the finished images",
+    "interrupt": Operation("Cancel the running job; its response contains the finished images",
                            {200: json_of(OBJECT)}),
     "skip": Operation("Leave out the last image of the running job", {200: _NULL_ANSWER},
                       errors=(InvalidRequest,)),
     "options": Operation("Set the checkpoint and clip skip of later requests", {200: _NULL_ANSWER},
                          json_of(OBJECT), _BODY_ERRORS),
-    "png-info": Operation("Read the texts of an image file",
+    "png-info": Operation("Read the generation parameters in an image file",
                           {200: json_of(record({"info": STRING, "items": OBJECT,
                                                 "parameters": OBJECT}))},
                           json_of(record({"image": STRING})), _BODY_ERRORS),
@@ -127,14 +127,14 @@ _GETS: Final = {
     "latent-upscale-modes": _get("List the latent upscalers of a hires fix", listing(OBJECT)),
     "memory": _get("Get the memory of the machine", OBJECT),
     **{
-        name: _get(f"List {name}: none here", listing(OBJECT) if answer == [] else OBJECT)
+        name: _get(f"List {name}: always empty", listing(OBJECT) if answer == [] else OBJECT)
         for name, answer in EMPTY.items()
     },
 }
 
 
 _DETECT: Final = Operation(
-    "Not available: control images are made by control_canny alone",
+    "Not available: only control_canny computes control images",
     {},
     json_of(OBJECT),
     (NotAvailable,),
@@ -303,7 +303,8 @@ class A1111Routes:
             job = run.live.job
             if job.request.n - len(job.images) > 1:
                 raise InvalidRequest(
-                    "skip is supported only for the last image of a job; interrupt ends all.",
+                    "skip is supported only for the last image of a job; "
+                    "use interrupt to end the whole job.",
                     reason=Reason.NOT_SUPPORTED_YET,
                 )
             run.skipped = True

@@ -80,7 +80,7 @@ class FireworksRoutes:
         """POST to another workflow of Fireworks: answer with a 404 that names what is supported."""
         models = ", ".join(self.draw.service.catalog.models)
         raise NotFound(
-            f"Unknown workflow '{request.path_params['model'][:128]}'; this server has "
+            f"Unknown workflow '{request.path_params['model'][:128]}'; this server supports "
             f"text_to_image of {models}.",
             reason=Reason.ROUTE_NOT_FOUND,
         )

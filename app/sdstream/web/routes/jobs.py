@@ -104,7 +104,7 @@ _INPUT: Final = Operation(
 )
 _CANCEL: Final = Operation("Cancel a job", _JOB, errors=(NotFound,))
 _TOKEN: Final = Operation(
-    "Get a token for URLs of clients that can send no header",
+    "Get a token for URLs of clients that cannot send headers",
     {200: json_of(record({"token": STRING, "expires": INTEGER}))},
 )
 

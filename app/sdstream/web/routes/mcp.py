@@ -124,7 +124,7 @@ class McpRoute:
         body, message = await bodies.read_raw_json(request, self.draw.max_form_bytes)
         if message.get("jsonrpc") != "2.0":
             raise InvalidRequest(
-                "'jsonrpc' must be 2.0: this route takes messages of the Model Context Protocol.",
+                "'jsonrpc' must be 2.0: this route accepts messages of the Model Context Protocol.",
                 param="jsonrpc",
             )
         return _Forwarded(await self._sessions(), body)
