@@ -211,7 +211,7 @@ def test_a_pattern_that_only_the_runtime_refuses(loose_file: Path, tmp_path: Pat
         "--tensor-type-rules", "(?P<name>norm)=f16",
     )  # fmt: skip
     assert done.returncode == 1
-    assert "Error: The runtime cannot read a pattern of the rules" in done.stderr
+    assert "Error: The runtime cannot parse a pattern of the rules" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == []
 
 

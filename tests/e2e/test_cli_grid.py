@@ -85,7 +85,7 @@ def test_a_cell_that_cannot_be_generated(tmp_path: Path, fake_server: ServerProc
         ([], "Missing option '-x'"),
         (["-x", "sampler"], "-x must be NAME=VALUE,VALUE"),
         (["-x", "sampler=eulre"], "-x sampler: unknown sampler 'eulre'. Did you mean 'euler'?"),
-        (["-x", "samplr=euler"], "not a word of the prompt, nor one of sampler, schedule"),
+        (["-x", "samplr=euler"], "neither a word of the prompt nor one of sampler, schedule"),
         (["-x", "samplr=euler"], "Did you mean 'sampler'?"),
         (["-x", "steps=few"], "'few' is not a valid integer"),
         (["-x", "steps=1,2", "-y", "steps=3"], "-x and -y must differ"),

@@ -22,7 +22,7 @@ QUICK: dict[str, Any] = {"prompt": "a red circle", "size": "64x64", "sample_step
 #: Damaged copies of the built-in model -> the text that the error must contain.
 DAMAGES = {
     "half": "'model' ends in the middle of tensor 'text_encoders.llm.model.embed_tokens.weight'",
-    "no-llm": "Ovis-Image needs llm, which no file holds",
+    "no-llm": "Ovis-Image needs llm, which no file has",
     "no-transformer": "'model' is a model without its diffusion model, not a whole model",
     "no-layer": "tensor 'text_encoders.llm.model.layers.0.mlp.up_proj.weight' not in model file.",
 }

@@ -45,7 +45,7 @@ models:
 LACK = "The machine lacks files: /models/large.safetensors."
 IDLE: dict[str, Any] = {**MACHINE, "name": "127.0.0.4", "free_slots": 2, "workers": []}
 SHUNNED = {**IDLE, "name": "127.0.0.5", "state": "shunned", "reason": LACK, "free_slots": 0}
-LOST = {**IDLE, "state": "lost", "reason": "It went out of reach.", "free_slots": 0}
+LOST = {**IDLE, "state": "lost", "reason": "It became unreachable.", "free_slots": 0}
 
 
 def bottom_of(page: Page) -> float:
@@ -324,7 +324,7 @@ def test_machines(own_server: ServerProcess, visit: Visit) -> None:
     expect(page.locator("#notice")).to_have_text(
         "Lost: 127.0.0.4. Running jobs of a lost machine restart on another one."
     )
-    expect(page.locator("#machines")).to_contain_text("It went out of reach.")
+    expect(page.locator("#machines")).to_contain_text("It became unreachable.")
     page.screenshot(path=SCREENSHOTS / "cluster-narrow.png")
     page.set_viewport_size({"width": 1280, "height": 800})
     page.screenshot(path=SCREENSHOTS / "cluster.png")

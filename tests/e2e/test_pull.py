@@ -280,7 +280,7 @@ def test_wrong_contents_are_deleted(
     hub.wrong[Q8] = contents(99)
     result = sdstream("pull", "flat")
     assert result.returncode == 1
-    assert f"{Q8} came with other contents" in said(result)
+    assert f"{Q8} had a wrong checksum and was deleted" in said(result)
     assert not snapshot(tmp_path, Q8).exists()
     assert partials(tmp_path) == []
     hub.wrong.clear()
@@ -358,7 +358,7 @@ def test_offline(hub: FakeHub, sdstream: Callable[..., Result]) -> None:
     for more in ({"HF_HUB_OFFLINE": "1"}, {}):
         result = sdstream("pull", "flat", *([] if more else ["--offline"]), **more)
         assert result.returncode == 1
-        assert f"Of 'flat:Q8_0' there is missing: {Q8}, {VAE}." in said(result)
+        assert f"Files of 'flat:Q8_0' are missing: {Q8}, {VAE}." in said(result)
     assert hub.asked == []
     assert sdstream("pull", "flat").returncode == 0
     hub.asked.clear()
@@ -380,7 +380,7 @@ def test_a_limit_in_the_midst(
         env=environment(hub, tmp_path, PYTHONDONTWRITEBYTECODE="1"),
     )
     assert result.returncode == 1
-    assert f"{Q8} cannot be written: File too large. What has been fetched is kept" in said(result)
+    assert f"{Q8} cannot be written: File too large. The downloaded part is kept" in said(result)
     (part,) = partials(tmp_path)
     assert part.stat().st_size == 100 * 1024
     hub.asked.clear()
@@ -406,7 +406,7 @@ def test_two_at_once(hub: FakeHub, tmp_path: Path) -> None:
         _, error = process.communicate(timeout=90)
         assert process.returncode == 0, error
         told.append(error)
-    assert sum("another process is fetching it" in error for error in told) == 1
+    assert sum("another process is downloading it" in error for error in told) == 1
     assert sorted(one.path for one in hub.downloads()) == [f"/cdn/{VAE}", f"/cdn/{Q8}"]
     assert snapshot(tmp_path, Q8).read_bytes() == hub.files[Q8]
 
@@ -434,7 +434,7 @@ def test_rm(hub: FakeHub, sdstream: Callable[..., Result], tmp_path: Path) -> No
     assert "200.0 kB are free again" in sdstream("rm", "FLAT").stdout
     again = sdstream("rm", "flat")
     assert again.returncode == 1
-    assert "Of 'flat' there is nothing here that others (flatter:F16) do not need." in said(again)
+    assert "Other models (flatter:F16) need all downloaded files of 'flat'." in said(again)
     assert "100.5 kB are free again" in sdstream("rm", "flatter").stdout
     assert "No file of 'flatter' is downloaded." in said(sdstream("rm", "flatter"))
     assert alien.exists()

@@ -88,7 +88,7 @@ def test_a_file_of_modelscope(hub: FakeHub, sdstream: Run, tmp_path: Path) -> No
     assert "one-file" in listed.stdout
     assert sdstream("pull", f"ms:{FILE}", "--offline", "--verify").returncode == 0
     assert sdstream("rm", address).returncode == 0
-    assert f"Of 'ms:{FILE}' there is missing" in said(sdstream("pull", f"ms:{FILE}", "--offline"))
+    assert f"Files of 'ms:{FILE}' are missing" in said(sdstream("pull", f"ms:{FILE}", "--offline"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_model_that_is_not_pulled(sdstream: Run) -> None:
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (407, "wants a name and a password (407): set {} to http://NAME:PASSWORD@HOST:PORT"),
+        (407, "requires a name and a password (407): set {} to http://NAME:PASSWORD@HOST:PORT"),
         (403, "refused the connection to hub.invalid (403 Forbidden): have it allow that host"),
     ],
 )
@@ -151,7 +151,7 @@ def test_a_proxy_that_refuses(sdstream: Run, variable: str, status: int, words: 
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(407, "wants a name and a password"), (403, "refused the connection")]
+    ("status", "words"), [(407, "requires a name and a password"), (403, "refused the connection")]
 )
 def test_a_proxy_of_plain_http(sdstream: Run, status: int, words: str) -> None:
     """A 407 or 403 of an HTTP proxy is reported as the proxy's, not as a missing licence."""
@@ -185,7 +185,7 @@ def test_a_proxy_of_another_kind(sdstream: Run, proxy: str) -> None:
     """An unsupported proxy is reported without a traceback."""
     result = sdstream("pull", f"hf:{FILE}", HF_ENDPOINT="https://hub.invalid", HTTPS_PROXY=proxy)
     assert result.returncode == 1
-    assert "cannot be asked for" in said(result)
+    assert "cannot be requested" in said(result)
 
 
 # --- HF_ENDPOINT --------------------------------------------------------------------------------

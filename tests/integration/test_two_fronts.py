@@ -286,7 +286,7 @@ def test_two_servers_never_both_write(postgres: Postgres, tmp_path: Path, stoppe
             first.process.send_signal(signal.SIGCONT)
             assert first.process.wait(20 * BUSY) == 70
             (sentence,) = first.log_lines("took over")
-            assert "this one ends" in sentence
+            assert "this server exits" in sentence
             assert "Traceback" not in first.log.read_text()
         wait_until(lambda: "ok" in (state_of(first), state_of(second)), 10, "none is ready")
         assert (state_of(first), state_of(second)).count("ok") == 1

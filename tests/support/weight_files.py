@@ -248,7 +248,7 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
     "header-cut": (gguf(gguf_tensor())[:40], "is cut short: it ends within its header"),
     "data-cut": (
         gguf(gguf_tensor("deep.weight"))[:-1],
-        "ends in the middle of tensor 'deep.weight': 224 bytes are wanted and there are 223",
+        "ends in the middle of tensor 'deep.weight': 224 bytes are needed and there are 223",
     ),
     "future": (gguf(gguf_tensor(), version=4), "is a GGUF of version 4"),
     "first": (gguf(gguf_tensor(), version=1), "is a GGUF of version 1"),
@@ -256,14 +256,14 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
         b"GGUF" + struct.pack(">IQQ", 3, 1, 0) + bytes(100),
         "is a GGUF of a big-endian machine",
     ),
-    "no-tensors": (gguf(), "holds no tensors"),
+    "no-tensors": (gguf(), "contains no tensors"),
     "many-tensors": (
         b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0) + bytes(100),
-        "is damaged: it claims to hold 1152921504606846976 tensors",
+        "is damaged: its header declares 1152921504606846976 tensors",
     ),
     "many-entries": (
         b"GGUF" + struct.pack("<IQQ", 3, 1, 2**63) + bytes(100),
-        "is damaged: it claims to hold 9223372036854775808 metadata entries",
+        "is damaged: its header declares 9223372036854775808 metadata entries",
     ),
     "long-name": (
         b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 2**40) + bytes(100),
@@ -329,7 +329,7 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
         struct.pack("<Q", len(_DEEP)) + _DEEP,
         "is damaged: its header is not JSON",
     ),
-    "no-entries": (_safetensors({}), "holds no tensors"),
+    "no-entries": (_safetensors({}), "contains no tensors"),
     "half-an-entry": (
         _safetensors({"a": {"dtype": "F32"}}),
         "is damaged: its entry of tensor 'a' is incomplete or wrong",
@@ -417,7 +417,7 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
             ("upscaler", "'model' is an upscaler (ESRGAN), not a whole model"),
             ("llm", "'model' is a language model (2048 wide), not a whole model"),
             ("vae", "'model' is a VAE with 16 latent channels, not a whole model"),
-            ("unknown", "'model' is nothing that is known here, not a whole model"),
+            ("unknown", "'model' is a file of an unknown kind, not a whole model"),
         )
     },
     "flux-as-model": (
@@ -434,7 +434,7 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
     "flux-without-t5": (
         "flux",
         _files(**{name: part for name, part in _FLUX_PARTS.items() if name != "t5xxl"}),
-        "FLUX.1 schnell needs t5xxl, which no file holds.",
+        "FLUX.1 schnell needs t5xxl, which no file has.",
     ),
     "flux-without-norms": (
         "flux",
@@ -503,7 +503,7 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
                 "llm": {**ALONE["llm"], "model.embed_tokens.weight": (2560, 8)},
             }
         ),
-        "The language model is 2560 wide and Ovis-Image wants one of 2048.",
+        "The language model is 2560 wide and Ovis-Image requires one of 2048.",
     ),
     "unet-alone": (
         "sd1",
@@ -519,12 +519,12 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
             clip_g=ALONE["clip_g"],
             vae=vae(4),
         ),
-        "clip_l and clip_g of Stable Diffusion XL are not where its UNet is",
+        "clip_l and clip_g of Stable Diffusion XL are not in the file of its UNet",
     ),
     "no-encoders": (
         "sdxl",
         _files(model=_XL),
-        "clip_l and clip_g of Stable Diffusion XL are not where its UNet is",
+        "clip_l and clip_g of Stable Diffusion XL are not in the file of its UNet",
     ),
     "refiner": (
         "sdxl",
@@ -544,6 +544,6 @@ UNFIT: Final[Mapping[str, tuple[str, Writer, str]]] = {
     "strange-model": (
         "flux",
         _files(model={"model.diffusion_model.something.weight": (8, 8)}),
-        "'model' holds a diffusion model that the runtime does not know.",
+        "'model' contains a diffusion model that the runtime does not know.",
     ),
 }

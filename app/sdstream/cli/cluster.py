@@ -266,7 +266,7 @@ class _Node:
 
     def _stop(self, *_: object) -> None:
         if not self._stopping and self._process is not None and self._process.poll() is None:
-            logger.info("leaving the cluster when the running jobs are over")
+            logger.info("leaving the cluster when the running jobs have ended")
             self._process.terminate()
             self._deadline = time.monotonic() + self._limit
         self._stopping = True

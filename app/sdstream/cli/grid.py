@@ -75,7 +75,7 @@ class Axis:
         if name not in prompt:
             meant = did_you_mean(most_similar(name, [*_AXES, *prompt.split()]))
             raise click.UsageError(
-                f"{flag} {name}: this is not a word of the prompt, nor one of "
+                f"{flag} {name}: this is neither a word of the prompt nor one of "
                 f"{', '.join(_AXES)}.{meant}"
             )
         return cls(name, tuple(parts))

@@ -135,7 +135,7 @@ def cancel(job: str, server: str | None, api_key: str | None) -> None:
         with understanding():
             words = {
                 "done": "The job is cancelled.",
-                "stopping": "The job stops after its present step.",
+                "stopping": "The job stops after its current step.",
                 "already_ended": f"The job had ended already: {found['status']}.",
             }[found["cancel"]]
     click.echo(words)
@@ -216,7 +216,7 @@ async def _watch(job: str, saver: Saver, server: str | None, api_key: str | None
 
 async def _fetch(client: AsyncClient, images: list[JsonObject], saver: Saver) -> None:
     for image in images:
-        said = ", which the server had no room to keep"
+        said = ", which the server did not store for lack of space"
         if image["url"] is not None:
             said = saver.save(image["index"], await client.image(image["url"]))
         click.echo(f"seed {image['seed']}{said}", err=True)

@@ -164,7 +164,7 @@ def _drop_damaged(hub: Hub, wanted: _Wanted) -> None:
 def _say_whether_here(hub: Hub, wanted: _Wanted) -> None:
     missing = [str(file) for file in wanted.files if hub.find(file) is None]
     if missing:
-        raise HubError(f"Of '{wanted.name}' there is missing: {', '.join(missing)}.")
+        raise HubError(f"Files of '{wanted.name}' are missing: {', '.join(missing)}.")
     click.echo(f"{wanted.name} is downloaded.")
 
 
@@ -296,7 +296,7 @@ def rm_command(model: str, **flags: Any) -> None:
         if not mine:
             raise HubError(_why_nothing(model, [needed[file] for file in found]))
         freed = sum(hub.remove(file) for file in mine)
-        click.echo(f"{model} is gone: {decimal(freed)} are free again.")
+        click.echo(f"{model} is deleted: {decimal(freed)} are free again.")
 
 
 def _variants(catalog: Catalog, model: str) -> Sequence[Variant]:
@@ -308,7 +308,7 @@ def _variants(catalog: Catalog, model: str) -> Sequence[Variant]:
 def _why_nothing(model: str, needing: list[str]) -> str:
     if needing:
         others = ", ".join(dict.fromkeys(needing))
-        return f"Of '{model}' there is nothing here that others ({others}) do not need."
+        return f"Other models ({others}) need all downloaded files of '{model}'."
     return f"No file of '{model}' is downloaded."
 
 

@@ -103,7 +103,7 @@ class RayProcess:
             # images that it still generates must not be sent twice.
             if isinstance(error, ActorUnavailableError):
                 self._out_of_reach()
-            self._end_with(PlaceGone(f"worker {self._pid} is out of reach: {_name(error)}"))
+            self._end_with(PlaceGone(f"worker {self._pid} is unreachable: {_name(error)}"))
             return None
         if not frame:
             self._end_with(number)
@@ -209,7 +209,7 @@ class RayCluster:
         thread.join(_JOIN_SECONDS)
         if thread.is_alive():
             raise ClusterError(
-                f"The Ray head at {self._address} took a connection and did not answer within "
+                f"The Ray head at {self._address} accepted a connection and did not respond within "
                 f"{_JOIN_SECONDS:g} s. Restart it, and check that both have the same token."
             )
         if failure:
@@ -259,7 +259,7 @@ class RayCluster:
                     await asyncio.to_thread(self._ask_for, wanted)
                     asked = wanted
             except Exception as error:  # of Ray or gRPC; the next round retries
-                logger.warning("the head of the cluster does not answer: %s", _name(error))
+                logger.warning("the head of the cluster does not respond: %s", _name(error))
             if self.places() != before:
                 on_change()
             await asyncio.sleep(_LOOK_SECONDS)
@@ -318,13 +318,13 @@ class RayCluster:
         left = machine.state is MachineState.LEAVING
         logger.log(logging.INFO if left else logging.WARNING, "machine %s is gone", machine.name)
         state = MachineState.LEFT if left else MachineState.LOST
-        reason = "It left." if left else "It went out of reach."
+        reason = "It left." if left else "It became unreachable."
         place = replace(machine.place, is_open=False)
         return replace(machine, state=state, reason=reason, since=now, place=place)
 
     def _shun(self, name: str, reason: str) -> None:
         """Start no workers on a machine until Ray has had time to detect whether it is alive."""
-        logger.warning("machine %s is left alone for %g s: %s", name, _SHUN_SECONDS, reason)
+        logger.warning("machine %s gets no workers for %g s: %s", name, _SHUN_SECONDS, reason)
         now = time.time()
         self._shunned[name] = now + _SHUN_SECONDS, reason
         machine = self._machines.get(name)
@@ -346,7 +346,7 @@ class RayCluster:
         async def spawn(engine: str, _environment: Mapping[str, str]) -> RayProcess:
             machine = self._machines.get(place)
             if machine is None or machine.state is not MachineState.READY:
-                raise PlaceGone(f"the machine {place} takes no workers")
+                raise PlaceGone(f"the machine {place} does not accept workers")
             needs = await asyncio.to_thread(needs_of, self._settings, load)
             return await self._spawn(machine, engine, needs, variables)
 
@@ -383,7 +383,7 @@ class RayCluster:
         if problems:
             ray.kill(host)
             self._refuse(name, problems)
-        return RayProcess(host, pid, lambda: self._shun(name, "It does not answer."))
+        return RayProcess(host, pid, lambda: self._shun(name, "It does not respond."))
 
     def _refuse(self, name: str, problems: Sequence[str]) -> None:
         """Raise an error for a machine whose version or files differ from those of the server."""

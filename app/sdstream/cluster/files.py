@@ -81,7 +81,7 @@ def problems(settings: Settings, needs: Mapping[str, Any]) -> list[str]:
         if not path.is_file():
             found.append(f"{path} does not exist")
         elif path.stat().st_size != size:
-            found.append(f"{path} has {path.stat().st_size} bytes in place of {size}")
+            found.append(f"{path} has {path.stat().st_size} bytes instead of {size}")
     for name, wanted in needs["folders"].items():
         folder: Path | None = getattr(settings, name)
         flag = f"--{name.replace('_', '-')}"
@@ -95,8 +95,8 @@ def problems(settings: Settings, needs: Mapping[str, Any]) -> list[str]:
 def _differences(flag: str, wanted: Mapping[str, int], here: Mapping[str, int]) -> list[str]:
     kinds = {
         "lacks": sorted(wanted.keys() - here.keys()),
-        "has in addition": sorted(here.keys() - wanted.keys()),
-        "has other sizes of": sorted(n for n in wanted.keys() & here if wanted[n] != here[n]),
+        "also contains": sorted(here.keys() - wanted.keys()),
+        "has different sizes of": sorted(n for n in wanted.keys() & here if wanted[n] != here[n]),
     }
     return [f"{flag} {kind} {_some(names)}" for kind, names in kinds.items() if names]
 

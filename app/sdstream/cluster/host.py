@@ -55,7 +55,7 @@ class Host:
             no child was started and the id is 0.
         """
         if version != __version__:
-            return 0, [f"it has sdstream {__version__}, and the front {version}"]
+            return 0, [f"it has sdstream {__version__}, and the front has {version}"]
         found = await asyncio.to_thread(files.problems, self._settings, needs)
         if found:
             return 0, found

@@ -15,11 +15,11 @@ from sdstream.engine.process import Spawn
 class MachineState(DescribedEnum):
     """Whether a machine takes workers; each value with its one line of meaning."""
 
-    READY = "ready", "takes workers"
-    LEAVING = "leaving", "finishes its jobs and takes no more"
-    SHUNNED = "shunned", "could not be used a moment ago, and is left alone for a while"
-    LOST = "lost", "is out of reach"
-    LEFT = "left", "has left in order"
+    READY = "ready", "accepts workers"
+    LEAVING = "leaving", "finishes its jobs and accepts no new ones"
+    SHUNNED = "shunned", "failed recently, and gets no workers for a while"
+    LOST = "lost", "is unreachable"
+    LEFT = "left", "has left the cluster as requested"
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,11 @@ def check_token(path: Path) -> Path:
         ) from None
     if len(text) < 32:
         raise ConfigurationError(
-            f"{path} holds no token of a cluster: it has {len(text)} characters."
+            f"{path} does not contain a cluster's token: it has {len(text)} characters."
         )
     if mode & 0o077:
         raise ConfigurationError(
-            f"Others can read the cluster's token in {path}. Run: chmod 600 {path}"
+            f"Other users can read the cluster's token in {path}. Run: chmod 600 {path}"
         )
     return path.absolute()
 

@@ -90,7 +90,7 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[_Box]:
             head = 16
         last = at + size if size else end
         if size and not head <= size <= end - at:
-            raise ValueError("a box ends behind its own")
+            raise ValueError("a box ends after the box that contains it")
         yield kind, at + head, last
         at = last
     raise TooManyParts
@@ -101,7 +101,7 @@ def _named(data: bytes, at: int, end: int) -> dict[bytes, tuple[int, int]]:
     found: dict[bytes, tuple[int, int]] = {}
     for kind, start, last in _boxes(data, at, end):
         if kind in found and kind in _ONCE:
-            raise ValueError("a box comes twice")
+            raise ValueError("a box occurs twice")
         found[kind] = start, last
     return found
 

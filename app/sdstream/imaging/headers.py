@@ -101,7 +101,7 @@ def _not_read(data: bytes) -> ValueError:
     if found is None and brands:
         found = next((name for brand, name in _BRANDS.items() if brand in brands), "a video")
     if found is None:
-        return ValueError("no format that is known here")
+        return ValueError("no known format")
     return UnreadableFile(f"{found} is not supported; send {FORMATS}")
 
 

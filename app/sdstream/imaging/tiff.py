@@ -178,7 +178,7 @@ def _directory(data: bytes, at: int, form: _Form, *, strict: bool) -> tuple[dict
             break
         name, kind, length = entry.unpack_from(data, at)
         if name in tags and strict:
-            raise ValueError("a tag comes twice")
+            raise ValueError("a tag occurs twice")
         value = None
         if kind in _WHOLE and length == 1:
             (value,) = struct.unpack_from(f"{form.order}{_WHOLE[kind]}", data, at + form.value)

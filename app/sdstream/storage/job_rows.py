@@ -293,6 +293,6 @@ def _given_up(job: Job) -> JobFailed | None:
         return JobFailed(Reason.INTERRUPTED, "The server stopped while the job was running.")
     if job.attempts >= MAX_ATTEMPTS and job.status is JobStatus.RUNNING:
         return JobFailed(
-            Reason.INTERRUPTED, f"The server died during {MAX_ATTEMPTS} attempts at this job."
+            Reason.INTERRUPTED, f"The server crashed during {MAX_ATTEMPTS} attempts at this job."
         )
     return None

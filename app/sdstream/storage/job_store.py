@@ -296,7 +296,7 @@ class JobStore:
             return fault
         except TimeoutError:
             return Unavailable(
-                "The database does not answer; try again.",
+                "The database does not respond; try again.",
                 reason=Reason.STORAGE_UNAVAILABLE,
                 retry_after=1,
             )

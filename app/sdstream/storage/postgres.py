@@ -203,13 +203,13 @@ class PostgresDatabase:
             self.close()
             self.lost = (
                 f"another server took over the database {self._name} while this one had no "
-                "connection to it; this one ends"
+                "connection to it; this server exits"
             )
             raise ConnectionError(self.lost)
         if not locked:  # this server's own lost session may still hold it
             self.close()
-            raise ConnectionError("another session has the lock of the database")
-        logger.warning("the lock of the database is regained; no other server had it")
+            raise ConnectionError("another session holds the lock of the database")
+        logger.warning("this server has the lock of the database again; no other server held it")
 
     def touch(self) -> None:
         """Write the stored version again."""

@@ -92,4 +92,4 @@ def _set_mode(path: Path, mode: int) -> None:
             path.chmod(mode)
     except PermissionError:
         # For example, another user owns the volume and the server's group may write to it.
-        logger.warning("other users may be able to read %s: its mode cannot be changed", path)
+        logger.warning("the mode of %s cannot be changed; other users may be able to read it", path)

@@ -84,7 +84,7 @@ class SqliteDatabase:
     def check(self) -> None:
         """Raise OSError if the database's file was deleted or replaced."""
         if self._path.stat().st_ino != self._inode:
-            raise FileNotFoundError(f"{self._path} is another file now")
+            raise FileNotFoundError(f"{self._path} was replaced by another file")
 
     def touch(self) -> None:
         """Write the stored version again: a complete transaction without any effect."""
@@ -119,7 +119,7 @@ def _locked(path: Path) -> TextIO:
         file.close()
         raise StoreInUse(
             f"the data folder {path.parent} is in use by another server; "
-            "give this one its own with --data-dir"
+            "give this server another one with --data-dir"
         ) from None
     return file
 

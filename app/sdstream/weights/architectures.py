@@ -132,7 +132,7 @@ _ARCHITECTURES: Final = (
         ("\ndouble_blocks.0.img_mlp.gate_proj.weight",),
     ),
     _Rule(
-        Architecture("Lumina-Image 2", refused="the runtime takes it for Z-Image and fails"),
+        Architecture("Lumina-Image 2", refused="the runtime mistakes it for Z-Image and fails"),
         ("\ncap_embedder.0.weight",),
         widths=(("cap_embedder.0.weight", 0, 2304),),
     ),
@@ -268,7 +268,7 @@ TITLES: Final[Mapping[str, str]] = {
     "clip_h": "a CLIP-H text encoder",
     "t5xxl": "a T5 text encoder",
     "llm": "a language model",
-    "llm_vision": "the eyes of a language model (mmproj)",
+    "llm_vision": "the vision part of a language model (mmproj)",
     "clip_vision": "a CLIP vision encoder",
     "lora": "a LoRA",
     "control_net": "a ControlNet",
@@ -276,7 +276,7 @@ TITLES: Final[Mapping[str, str]] = {
     "motion": "a motion module (AnimateDiff)",
     "embedding": "an embedding (textual inversion)",
     "upscaler": "an upscaler (ESRGAN)",
-    "unknown": "nothing that is known here",
+    "unknown": "a file of an unknown kind",
 }
 
 #: End of a tensor's name in ControlNets that the runtime reads; ControlNets in the layout of
@@ -412,7 +412,7 @@ def upscaler_problem(shapes: Shapes) -> str:
     if first[2] in (12, 48):
         return (
             "is an ESRGAN that folds pixels into channels (x2plus, x1), and the runtime reads only "
-            "those that take three channels, for example RealESRGAN_x4plus"
+            "those with three input channels, for example RealESRGAN_x4plus"
         )
     return (
         "is an ESRGAN of a size that the runtime does not read; it reads those with 64 features "

@@ -180,9 +180,11 @@ def _rules(text: str) -> list[Rule]:
     for item in filter(None, text.split(",")):
         pattern, _, type_name = item.partition("=")
         if not (pattern and type_name):
-            raise ConversionError(f"The rule '{item}' is not written PATTERN=TYPE.")
+            raise ConversionError(f"The rule '{item}' is not of the form PATTERN=TYPE.")
         if type_name not in WTYPES:
-            raise ConversionError(f"The rule '{item}' names no type of {', '.join(WTYPES)}.")
+            raise ConversionError(
+                f"The type in the rule '{item}' is not one of {', '.join(WTYPES)}."
+            )
         try:
             rules.append((re.compile(pattern), type_name))
         except re.error as error:
@@ -239,7 +241,7 @@ def _check_plan(order: Order, plan: Sequence[Planned]) -> None:
     for planned in plan:
         if planned.tensor.type in _INTEGERS and planned.type not in _INTEGERS:
             raise ConversionError(
-                f"The runtime cannot convert '{planned.tensor.name}', which holds integers."
+                f"The runtime cannot convert '{planned.tensor.name}', which contains integers."
             )
     if order.target.suffix != ".safetensors":
         return
@@ -256,7 +258,8 @@ def _check_room(order: Order, plan: Sequence[Planned]) -> None:
     free = shutil.disk_usage(order.target.parent).free
     if size > free:
         raise ConversionError(
-            f"{order.target.name} takes {_megabytes(size)} and the disk has {_megabytes(free)}."
+            f"{order.target.name} needs {_megabytes(size)} and the disk has "
+            f"{_megabytes(free)} free."
         )
     # The runtime holds the whole result, and one tensor as floats for each of its threads.
     largest = max(planned.tensor.elements for planned in plan)
@@ -287,7 +290,7 @@ def _beside(target: Path) -> Iterator[Path]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConversionError(f"{target.name} is being written already.") from None
+            raise ConversionError(f"{target.name} is being written by another process.") from None
         try:
             yield part
         finally:
@@ -381,7 +384,10 @@ def _cause_of_death(code: int, log: IO[bytes], *, has_rules: bool) -> str:
     text = log.read().decode("utf-8", "replace")
     # If several threads fail at the same time, C++ prints "terminate called recursively".
     if "regex_error" in text or (has_rules and "terminate called" in text):
-        return "The runtime cannot read a pattern of the rules: they are ECMAScript's."
+        return (
+            "The runtime cannot parse a pattern of the rules; patterns are ECMAScript regular "
+            "expressions."
+        )
     asserted = [line.strip() for line in text.splitlines() if "GGML_ASSERT" in line]
     how = signal.Signals(-code).name if code < 0 else f"status {code}"
     return f"The converter ended with {how}{': ' if asserted else ''}{''.join(asserted[:1])}."
@@ -396,17 +402,17 @@ def _verified(part: Path, plan: Sequence[Planned]) -> WeightFile:
     try:
         found = headers.read(part)
     except BadFile as error:
-        raise ConversionError(f"What was written {error}.") from None
+        raise ConversionError(f"The written file {error}.") from None
     planned = {item.tensor.name: (item.type, item.tensor.elements) for item in plan}
     for tensor in found.tensors:
         if planned.get(tensor.name) != (tensor.type, tensor.elements):
             raise ConversionError(
-                f"What was written is not what was planned: '{tensor.name}' is {tensor.type} of "
+                f"The written file differs from the plan: '{tensor.name}' is {tensor.type} of "
                 f"{tensor.elements} weights."
             )
     # The runtime omits tensors that are not needed, such as step counters of the training, so only
     # whole components are compared.
     before = {item.tensor.name: item.tensor.shape for item in plan}
     if {*architectures.recognise(before).parts} != {*architectures.recognise(found.shapes).parts}:
-        raise ConversionError("What was written lacks parts of the source.")
+        raise ConversionError("The written file lacks parts of the source.")
     return found

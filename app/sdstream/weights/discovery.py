@@ -167,8 +167,7 @@ def _pulled(address: str, hub: Hub) -> Path:
     path = hub.find(file)
     if path is None:
         raise ModelError(
-            f"{file} is not downloaded; 'sdstream pull {file.location}' downloads it, and so does "
-            "--pull."
+            f"{file} is not downloaded; 'sdstream pull {file.location}' or --pull downloads it."
         )
     return path
 

@@ -53,7 +53,7 @@ def prepared_embeddings(files: Mapping[str, Path], family: str, folder: Path) ->
         word = name.rpartition("/")[2].lower()
         try:
             if word in found:
-                raise BadFile("has the name of another one")
+                raise BadFile("has the same name as another one")
             found[word] = _copied(path, _WIDTHS[family], folder)
         except (BadFile, OSError) as error:
             logger.warning("the embedding '%s' is left out: it %s", name, error)
@@ -72,7 +72,7 @@ def _copied(path: Path, widths: frozenset[int], folder: Path) -> Path:
     vectors = [tensor for tensor in header.tensors if len(tensor.shape) <= 2]
     found = {tensor.shape[0] for tensor in vectors}
     if found != widths:
-        raise BadFile(f"is {_listed(found)} wide and the model wants {_listed(widths)}")
+        raise BadFile(f"is {_listed(found)} wide and the model requires {_listed(widths)}")
     data = _safetensors({tensor.name: _floats(path, tensor) for tensor in vectors})
     copy = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
     if not copy.exists():
@@ -101,7 +101,7 @@ def _floats(path: Path, tensor: Tensor) -> Floats:
     elif tensor.type in _TYPES:
         values = np.frombuffer(data, _TYPES[tensor.type]).astype("<f4")
     else:
-        raise BadFile(f"is of the type {tensor.type}, not f32, f16 or bf16")
+        raise BadFile(f"has the type {tensor.type}, not f32, f16 or bf16")
     return values.reshape(-1, tensor.shape[0])
 
 

@@ -191,7 +191,7 @@ def _read(file: BinaryIO, size: int) -> WeightFile:
             _refuse_stranger(start)
         found = _read_safetensors(file, size)
     if not found.tensors:
-        raise BadFile("holds no tensors")
+        raise BadFile("contains no tensors")
     _refuse_short(found)
     return found
 
@@ -206,7 +206,7 @@ def _refuse_short(found: WeightFile) -> None:
         key=lambda tensor: tensor.offset,
     )
     raise BadFile(
-        f"ends in the middle of tensor '{shown(cut.name)}': {wanted} bytes are wanted and there "
+        f"ends in the middle of tensor '{shown(cut.name)}': {wanted} bytes are needed and there "
         f"are {found.size}"
     )
 
@@ -309,7 +309,7 @@ def _read_gguf(file: BinaryIO, size: int) -> WeightFile:
     header.skip(4)
     version = header.number(_U32)
     if version & 0xFFFF == 0:
-        raise BadFile("is a GGUF of a big-endian machine: gguf-convert-endian turns it round")
+        raise BadFile("is a GGUF of a big-endian machine: gguf-convert-endian converts it")
     if version not in _GGUF_VERSIONS:
         raise BadFile(f"is a GGUF of version {version}; the runtime reads versions 2 and 3")
     tensor_count = _count(header, "tensors", _MAX_TENSORS)
@@ -331,7 +331,7 @@ def _read_gguf(file: BinaryIO, size: int) -> WeightFile:
 def _count(header: _Header, what: str, most: int) -> int:
     count: int = header.number(_U64)
     if count > most:
-        raise BadFile(f"is damaged: it claims to hold {count} {what}")
+        raise BadFile(f"is damaged: its header declares {count} {what}")
     return count
 
 
@@ -427,7 +427,7 @@ def _read_safetensors(file: BinaryIO, size: int) -> WeightFile:
         raise BadFile("is damaged: its header is not a list of tensors")
     metadata = header.pop("__metadata__", None)
     if len(header) > _MAX_TENSORS:
-        raise BadFile(f"is damaged: it claims to hold {len(header)} tensors")
+        raise BadFile(f"is damaged: its header declares {len(header)} tensors")
     tensors = tuple(_safetensors_tensor(name, entry, 8 + length) for name, entry in header.items())
     return WeightFile("safetensors", size, tensors, _texts(metadata))
 

@@ -151,7 +151,7 @@ class Hub:
         if found.checksum is None or found.size is None or found.commit is None:
             raise HubError(f"{hub} is not a hub: it sent no checksum of {file}.")
         if _algorithm(found.checksum) is None:
-            raise HubError(f"{hub} sent '{found.checksum}' in place of a checksum of {file}.")
+            raise HubError(f"{hub} sent '{found.checksum}' instead of a checksum of {file}.")
         known = _COMMIT.fullmatch(found.commit) or found.commit == file.revision
         if not known or found.size < 0:
             raise HubError(
@@ -173,7 +173,7 @@ class Hub:
         free = shutil.disk_usage(place).free
         if need > free:
             raise HubError(
-                f"{decimal(need)} are to be fetched and the disk of {self.folder} has "
+                f"{decimal(need)} must be downloaded and the disk of {self.folder} has "
                 f"{decimal(free)} free: {decimal(need - free)} are missing."
             )
 
@@ -199,8 +199,8 @@ class Hub:
                 if _checksum(partial, remote.checksum) != remote.checksum:
                     partial.unlink()
                     raise HubError(
-                        f"{remote.file} came with other contents than the hub has (its checksum is "
-                        "wrong) and was deleted; pull it again."
+                        f"The downloaded file {remote.file} had a wrong checksum and was deleted; "
+                        "pull it again."
                     )
                 blob.parent.mkdir(parents=True, exist_ok=True)
                 partial.replace(blob)
@@ -218,7 +218,7 @@ class Hub:
         # The revision may have changed since the hub was asked, and the library does not check.
         if self.is_damaged(file):
             self.remove(file)
-            raise HubError(f"{file} has changed meanwhile and came damaged; pull it again.")
+            raise HubError(f"{file} changed on the hub during the download; pull it again.")
         return pointer
 
     @contextmanager
@@ -231,7 +231,7 @@ class Hub:
             try:
                 stack.enter_context(WeakFileLock(path, timeout=_SHORTLY))
             except TimeoutError:
-                watcher.says("another process is fetching it")
+                watcher.says("another process is downloading it")
                 stack.enter_context(WeakFileLock(path))
             yield
 
@@ -353,7 +353,7 @@ def _append(remote: Remote, partial: Path, watcher: Watcher) -> None:
                 if done > remote.size:
                     return  # the check of the checksum will fail
     if done < remote.size:
-        raise httpx2.RemoteProtocolError(f"{remote.size - done} bytes too few came")
+        raise httpx2.RemoteProtocolError(f"{remote.size - done} bytes are missing")
 
 
 # --- checksums ----------------------------------------------------------------------------------

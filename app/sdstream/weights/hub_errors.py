@@ -128,16 +128,16 @@ def sentences(hub: Service, file: HubFile, page: str) -> Iterator[None]:
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as error:
         raise HubError(_sentence(hub, cause_of(error), file, page)) from None
     except OfflineModeIsEnabled:
-        raise HubError(f"{file} is not here, and HF_HUB_OFFLINE forbids to fetch it.") from None
+        raise HubError(f"{file} is not downloaded, and HF_HUB_OFFLINE forbids downloads.") from None
     except httpx2.InvalidURL:
         raise HubError(_not_an_address(hub)) from None
     except (HFValidationError, ImportError, ValueError) as error:
         # Causes include a missing package for SOCKS, and a proxy address of an unknown kind.
-        raise HubError(f"{file} cannot be asked for: {str(error).rstrip('.')}.") from None
+        raise HubError(f"{file} cannot be requested: {str(error).rstrip('.')}.") from None
     except OSError as error:
         why = "The disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise HubError(
-            f"{file} cannot be written: {why or error}. What has been fetched is kept, and the "
+            f"{file} cannot be written: {why or error}. The downloaded part is kept, and the "
             "next pull continues from there."
         ) from None
 
@@ -166,7 +166,7 @@ def _sentence(hub: Service, error: Exception, file: HubFile, page: str) -> str:
         return refusal
     what = f"the hub answers {status}" if status else f"{_place(hub, error)}: {short(error)}"
     return (
-        f"{file} cannot be fetched now ({what}). Pull again later; what has been fetched is kept."
+        f"{file} cannot be downloaded now ({what}). Pull again later; the downloaded part is kept."
     )
 
 
@@ -177,7 +177,7 @@ def _refusal_of_hub(hub: Service, error: Exception, status: int, file: HubFile, 
     if status == 429:
         wait = _wished_pause(error)
         when = f"in {wait} s" if wait else "later"
-        return f"The hub has had too many requests (429): pull again {when}."
+        return f"The hub received too many requests (429): pull again {when}."
     if status in (401, 403) and _is_the_hub(hub, error):
         return _licence(hub, file, page)
     if 400 <= status < 500 and hub.endpoint != hub.home:
@@ -195,7 +195,7 @@ def _is_the_hub(hub: Service, error: Exception) -> bool:
 def _not_an_address(hub: Service) -> str:
     return (
         f"{hub.endpoint_variable} is '{hub.endpoint}', which is not an address; write "
-        f"https://hub.example, or leave it out for {hub.home}."
+        f"https://hub.example, or unset it for {hub.home}."
     )
 
 
@@ -230,7 +230,7 @@ def _refusal_of_proxy(hub: Service, error: Exception, status: int) -> str:
     said = str(error) if isinstance(error, httpx2.ProxyError) else ""
     if status == 407 or said.startswith("407"):
         return (
-            f"{proxy} wants a name and a password (407): set {variable} to "
+            f"{proxy} requires a name and a password (407): set {variable} to "
             f"http://NAME:PASSWORD@HOST:PORT, or {around}."
         )
     if said or (status == 403 and url.scheme == "http" and not _is_the_hub(hub, error)):
@@ -245,6 +245,6 @@ def _refusal_of_proxy(hub: Service, error: Exception, status: int) -> str:
 
 def _licence(hub: Service, file: HubFile, page: str) -> str:
     return (
-        f"{file.repo} gives its files only to users who accepted its licence: accept it at {page}, "
-        f"and set {hub.token_variable} to a token of that account ({hub.tokens})."
+        f"{file.repo} provides its files only to users who accepted its licence: accept it at "
+        f"{page}, and set {hub.token_variable} to a token of that account ({hub.tokens})."
     )

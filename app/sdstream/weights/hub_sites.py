@@ -95,9 +95,9 @@ class HuggingFace:
         found = get_hf_file_metadata(url, library_name="sdstream", library_version=__version__)
         if found.size is not None and found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
             raise HubError(
-                f"{file} has {decimal(found.size)}, and the hub sends no more than "
+                f"{file} has {decimal(found.size)}, and the hub sends at most "
                 f"{decimal(constants.MAX_HTTP_DOWNLOAD_SIZE)} by HTTP: "
-                f"'hf download {file.repo} {file.path}' fetches it, and it is found then."
+                f"'hf download {file.repo} {file.path}' downloads it to where sdstream finds it."
             )
         return Answer(found.etag, found.size, found.commit_hash)
 
@@ -170,7 +170,8 @@ class ModelScope:
         if not isinstance(checksum, str | None) or type(size) not in (int, type(None)):
             raise HubError(
                 f"{self.service} is not ModelScope: it sent the checksum {str(checksum)[:64]!r} and"
-                f" the size {str(size)[:64]!r} of {file}, which are not a text and a whole number."
+                f" the size {str(size)[:64]!r} of {file}, which are not a string and a "
+                "whole number."
             )
         # The API reports only the last commit that changed each file, which differs between files,
         # so the revision is used in its place.

@@ -224,7 +224,7 @@ def _unreadable(found: WeightFile, name: str) -> str | None:
     """Return why the runtime cannot use an undamaged file, as a predicate; None if it can."""
     shards = found.metadata.get("split.count") or _pieces(name)
     if shards and shards != 1:
-        return f"is one of {shards} pieces, and the runtime wants them in one file"
+        return f"is one of {shards} pieces, and the runtime requires them in one file"
     names = [tensor.name for tensor in found.tensors]
     if any(".quant_state.bitsandbytes__" in name for name in names):
         return "is quantised by bitsandbytes (NF4), which the runtime does not read"
@@ -263,7 +263,7 @@ def check(
     base = "diffusion_model" if "diffusion_model" in known else "model"
     architecture = known[base].architecture
     if architecture is None:
-        raise _bad(base, "holds a diffusion model that the runtime does not know")
+        raise _bad(base, "contains a diffusion model that the runtime does not know")
     if architecture.refused:
         raise _bad(base, f"is {architecture.title}: {architecture.refused}")
     if family not in architecture.families:
@@ -433,7 +433,7 @@ def _check_complete(
         return
     if architecture.whole and set(lacking) - {"vae", "tae"}:
         raise _unavailable(
-            f"{_listed(lacking)} of {architecture.title} are not where its UNet is: {_WHOLE}."
+            f"{_listed(lacking)} of {architecture.title} are not in the file of its UNet: {_WHOLE}."
         )
     if present == {"diffusion_model"}:
         raise _unavailable(
@@ -445,7 +445,7 @@ def _check_complete(
         if lacking == ("vae",) and "tae" in parts
         else ""
     )
-    raise _unavailable(f"{architecture.title} needs {_listed(lacking)}, which no file holds{hint}.")
+    raise _unavailable(f"{architecture.title} needs {_listed(lacking)}, which no file has{hint}.")
 
 
 def _check_control(architecture: Architecture, parts: Mapping[str, Shapes]) -> None:
@@ -460,8 +460,8 @@ def _check_control(architecture: Architecture, parts: Mapping[str, Shapes]) -> N
         raise _bad("control_net", "is a ControlNet that the runtime cannot read, for diffusers say")
     if width != wanted:
         raise _unavailable(
-            f"The ControlNet reads text of width {width} and {architecture.title} has {wanted}: it "
-            "is for another model."
+            f"The ControlNet is for another model: its text width is {width}, and that of "
+            f"{architecture.title} is {wanted}."
         )
 
 
@@ -471,7 +471,7 @@ def _check_widths(architecture: Architecture, parts: Mapping[str, Shapes], *, ta
     width = architectures.text_width(parts.get("llm", {}))
     if wanted and width != wanted:
         raise _unavailable(
-            f"The language model is {width} wide and {architecture.title} wants one of {wanted}."
+            f"The language model is {width} wide and {architecture.title} requires one of {wanted}."
         )
     _check_control(architecture, parts)
     if "vae" not in architecture.needs:

@@ -69,7 +69,7 @@ def test_a_machine_leaves_is_lost_and_comes_back(cluster: Any, driver: Any) -> N
     assert (place.is_leaving, place.is_open) == (True, False)
     cluster._take_up([], {})
     reasons = {machine.name: machine.reason for machine in cluster.machines()}
-    assert reasons == {"a": "It left.", "b": "It went out of reach."}
+    assert reasons == {"a": "It left.", "b": "It became unreachable."}
     assert cluster.places() == []
     cluster._take_up([node("b", GPU=1)], {})
     assert states(cluster) == {"a": MachineState.LEFT, "b": MachineState.READY}
@@ -83,10 +83,10 @@ def test_a_shunned_machine_is_open_again_after_a_while(cluster: Any, driver: Any
     cluster._take_up([node("a", GPU=1)], {})
     changes: list[int] = []
     cluster._on_change = lambda: changes.append(1)
-    cluster._shun("a", "It does not answer.")
+    cluster._shun("a", "It does not respond.")
     assert changes == [1]
     (machine,) = cluster.machines()
-    assert (machine.state, machine.reason) == (MachineState.SHUNNED, "It does not answer.")
+    assert (machine.state, machine.reason) == (MachineState.SHUNNED, "It does not respond.")
     assert not machine.place.is_open
     driver.NOW += 19
     cluster._take_up([node("a", GPU=1)], {})

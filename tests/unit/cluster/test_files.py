@@ -72,7 +72,7 @@ def test_other_files_must_be_the_same(tmp_path: Path) -> None:
     needs = needs_of(machine(tmp_path), a_load(model=str(path)))
     assert problems(machine(tmp_path), needs) == []
     path.write_bytes(b"123")
-    assert problems(machine(tmp_path), needs) == [f"{path} has 3 bytes in place of 4"]
+    assert problems(machine(tmp_path), needs) == [f"{path} has 3 bytes instead of 4"]
     path.unlink()
     assert problems(machine(tmp_path), needs) == [f"{path} does not exist"]
 
@@ -95,6 +95,6 @@ def test_folders_must_hold_the_same_files(tmp_path: Path, name: str) -> None:
     needs = needs_of(machine(tmp_path, **{name: ours}), a_load())
     assert problems(machine(tmp_path, **{name: theirs}), needs) == [
         f"{flag} lacks n0.gguf, n1.gguf, n2.gguf and 2 more",
-        f"{flag} has in addition more.safetensors",
-        f"{flag} has other sizes of a.safetensors",
+        f"{flag} also contains more.safetensors",
+        f"{flag} has different sizes of a.safetensors",
     ]

@@ -64,13 +64,13 @@ def test_sources_that_are_broken(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("rules", "word"),
     [
-        ("norm", "not written PATTERN=TYPE"),
-        ("=q8_0", "not written PATTERN=TYPE"),
-        ("norm=", "not written PATTERN=TYPE"),
-        ("norm=q8_1", "names no type of"),
-        ("norm=q8_0,x=?", "'x=?' names no type of"),
+        ("norm", "is not of the form PATTERN=TYPE"),
+        ("=q8_0", "is not of the form PATTERN=TYPE"),
+        ("norm=", "is not of the form PATTERN=TYPE"),
+        ("norm=q8_1", "is not one of"),
+        ("norm=q8_0,x=?", "'x=?' is not one of"),
         ("(norm=q8_0", "cannot be read"),
-        ("(?=x)norm=q8_0", "names no type of"),
+        ("(?=x)norm=q8_0", "is not one of"),
     ],
 )
 def test_rules_that_the_runtime_would_ignore(
@@ -89,7 +89,7 @@ def test_integers_are_not_converted(tmp_path: Path) -> None:
     """Integer tensors are rejected, as the runtime would abort."""
     source = write_safetensors(tmp_path / "x", {**ALONE["vae"], "bn.count": (4,)}, "I32")
     said = refused(source, tmp_path / "x.gguf", wtype="f16")
-    assert "holds integers" in said
+    assert "contains integers" in said
 
 
 def test_names_that_would_be_cut(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_vae_for_what_takes_none(source: Path, tmp_path: Path) -> None:
 def test_no_room_on_the_disk(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is reported before the work starts, as the size is known."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
-    assert "x.gguf takes 1 MB and the disk has 1 MB" in refused(source, tmp_path / "x.gguf")
+    assert "x.gguf needs 1 MB and the disk has 1 MB free" in refused(source, tmp_path / "x.gguf")
 
 
 def test_no_room_in_memory(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_two_writers(source: Path, tmp_path: Path) -> None:
     part = tmp_path / ".x.part.gguf"
     with part.open("ab") as first:
         fcntl.flock(first, fcntl.LOCK_EX)
-        with pytest.raises(ConversionError, match="is being written already"):
+        with pytest.raises(ConversionError, match="is being written by another process"):
             convert(Order(source, tmp_path / "x.gguf", "q8_0"), lambda _: None)
         assert part.exists()
 

@@ -69,9 +69,9 @@ def test_a_dead_connection_is_given_up(server: FakeHub, tmp_path: Path) -> None:
     server.cuts = [100_000, 0, 0, 0, 0, 0]
     pauses: list[float] = []
     hub, heard = Hub(tmp_path, pauses.append), Heard()
-    with pytest.raises(HubError, match=r"cannot be fetched now .*Pull again later") as caught:
+    with pytest.raises(HubError, match=r"cannot be downloaded now .*Pull again later") as caught:
         fetched(hub, heard)
-    assert "what has been fetched is kept" in str(caught.value)
+    assert "the downloaded part is kept" in str(caught.value)
     assert pauses == [1, 1, 2, 4, 8] or pauses == [1, 2, 4, 8]  # how many bytes arrived first
     assert len(heard.words) == len(pauses)
     assert fetched(hub, heard).read_bytes() == DATA
@@ -108,7 +108,7 @@ def test_a_full_disk_is_told_first(
     remote = hub.look_up(FILE, None, heard)
     usage = shutil.disk_usage(tmp_path)._replace(free=200_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(HubError, match=r"256\.0 kB are to be fetched .* 56\.0 kB are missing"):
+    with pytest.raises(HubError, match=r"256\.0 kB must be downloaded .* 56\.0 kB are missing"):
         hub.check_room([remote])
     partial = hub._partial(remote)
     partial.parent.mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up(server: FakeHub, tmp_path: Path) -> None:
     remote = hub.look_up(FILE, None, heard)
     hub._partial(remote).parent.mkdir(parents=True)
     hub._partial(remote).symlink_to("/dev/full")
-    with pytest.raises(HubError, match=r"The disk is full\. What has been fetched is kept"):
+    with pytest.raises(HubError, match=r"The disk is full\. The downloaded part is kept"):
         hub.fetch(remote, heard)
 
 
@@ -150,7 +150,7 @@ def test_parts_of_older_versions_go(server: FakeHub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("headers", "words"),
     [
-        ({"X-Linked-Etag": '"W-17"'}, "sent '.*W-17.*' in place of a checksum"),
+        ({"X-Linked-Etag": '"W-17"'}, "sent '.*W-17.*' instead of a checksum"),
         ({"X-Linked-Etag": '"' + "0" * 64 + '"', "X-Linked-Size": str(10**11)}, "hf download them"),
         (
             {"X-Linked-Etag": '"' + "0" * 64 + '"', "X-Repo-Commit": "x" * 40},

@@ -53,7 +53,7 @@ def test_the_builtin_model_goes(builtin_file: Path) -> None:
     with pytest.raises(EngineError) as caught:
         check({"model": builtin_file}, "ovis_image")
     assert caught.value.message == (
-        "Ovis-Image needs vae, which no file holds ('runtime: {tae: true}' generates with its tae)."
+        "Ovis-Image needs vae, which no file has ('runtime: {tae: true}' generates with its tae)."
     )
 
 
@@ -120,7 +120,7 @@ def test_a_report_of_a_part(tmp_path: Path) -> None:
         ("vae", "is a VAE with 16 latent channels"),
         ("llm", "is a language model (2048 wide)"),
         ("clip_g", "is a CLIP-G text encoder"),
-        ("unknown", "is nothing that is known here"),
+        ("unknown", "is a file of an unknown kind"),
     ],
 )
 def test_a_report_of_what_is_no_model(tmp_path: Path, kind: str, what: str) -> None:

@@ -67,7 +67,7 @@ def test_wrong_contents_are_deleted(server: FakeHub, tmp_path: Path) -> None:
     """A file with a wrong SHA-256 is deleted."""
     server.wrong[NAME] = bytes(len(DATA))
     hub = Hub(tmp_path)
-    with pytest.raises(HubError, match="its checksum is wrong"):
+    with pytest.raises(HubError, match="had a wrong checksum"):
         fetched(hub, Heard(), FILE)
     assert not hub.has_any(FILE)
 
