@@ -483,9 +483,9 @@ def test_a_wrong_setting(tmp_path: Path, command: list[str], variable: str, valu
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("ofload=true", "unknown runtime option 'ofload'; there are threads, "),
+        ("ofload=true", "unknown runtime option 'ofload'; available: threads, "),
         ("ofload=true", "Did you mean 'offload'?"),
-        ("wtype=q4", "wtype: unknown wtype 'q4'; there are f32"),
+        ("wtype=q4", "wtype: unknown wtype 'q4'; available: f32"),
     ],
 )
 def test_a_wrong_runtime_option(tmp_path: Path, option: str, words: str) -> None:

@@ -169,8 +169,8 @@ def test_embeddings_are_words_of_the_prompt(server: ServerProcess) -> None:
         assert abs(nearly - glimmer).mean() < tolerance, word
     assert (drawn(server) == plain).all()
     log = server.log.read_text()
-    assert "'sd2only' is left out: it is 1024 wide and the model requires 768" in log
-    assert "'garbage' is left out: it is text, not a model" in log
+    assert "'sd2only' is ignored: it is 1024 wide and the model requires 768" in log
+    assert "'garbage' is ignored: it is text, not a model" in log
 
 
 def test_clip_skip_acts(server: ServerProcess) -> None:

@@ -64,8 +64,8 @@ UNFIT: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     ),
     "peft": (
         pair("base_model.model.transformer.double_blocks.0.img_attn.qkv"),
-        "does not fit this model: the runtime does not read names that begin with "
-        "'base_model.model.', as PEFT saves them; remove that beginning from the names in the "
+        "does not fit this model: the runtime does not read names with the prefix "
+        "'base_model.model.', as PEFT saves them; remove that prefix from the names in the "
         "file.",
     ),
 }

@@ -129,7 +129,7 @@ def test_a_load_chooses_runtime_options(server: ServerProcess) -> None:
     ("body", "reason", "param", "words"),
     [
         ({"ofload": True}, "unknown_field", "ofload", "Did you mean 'offload'?"),
-        ({"wtype": "q4_7"}, "invalid_value", "wtype", "unknown wtype 'q4_7'; there are f32, f16"),
+        ({"wtype": "q4_7"}, "invalid_value", "wtype", "unknown wtype 'q4_7'; available: f32, f16"),
         ({"threads": -1}, "invalid_value", "threads", "must be at least 0, not -1"),
         ({"preview": "tae"}, "invalid_value", None, "needs files.tae"),
         ([1], "invalid_json", None, ""),

@@ -246,7 +246,7 @@ class Catalog:
         if not remedy and wanted != self.default and re.fullmatch(NAME, wanted):
             remedy = f" 'sdstream serve --alias {wanted}' makes it an alias of the default model."
         return (
-            f"The model '{wanted[:128]}' is not in the catalogue; there are "
+            f"The model '{wanted[:128]}' is not in the catalogue; available: "
             f"{', '.join(self.models)}.{remedy}"
         )
 

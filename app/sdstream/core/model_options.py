@@ -291,6 +291,6 @@ def unknown_name(
         name: The name as the client sent it.
         known: The names that exist.
     """
-    there = f"there are {', '.join(sorted(known)[:20])}" if known else "none exists"
+    there = f"available: {', '.join(sorted(known)[:20])}" if known else "none exists"
     meant = did_you_mean(most_similar(name, known))
     return ask.rejected(option, f": no {what} '{name[:64]}'; {there}.{meant}")

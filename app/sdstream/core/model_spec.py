@@ -41,7 +41,7 @@ WTYPES: Final = (
 def _one_of(names: Mapping[str, object] | tuple[str, ...], what: str) -> AfterValidator:
     def check(value: str) -> str:
         if value not in names:
-            raise ValueError(f"unknown {what} '{value}'; there are {', '.join(names)}")
+            raise ValueError(f"unknown {what} '{value}'; available: {', '.join(names)}")
         return value
 
     return AfterValidator(check)
@@ -308,7 +308,7 @@ class ModelSpec(Part):
             if name not in known:
                 meant = did_you_mean(most_similar(name, known))
                 message = (
-                    f"unknown runtime option '{name[:64]}'; there are {', '.join(known)}.{meant}"
+                    f"unknown runtime option '{name[:64]}'; available: {', '.join(known)}.{meant}"
                 )
                 raise RuntimeOptionError(message, name)
         try:

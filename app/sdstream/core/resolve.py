@@ -363,7 +363,7 @@ def _unknown(
     ask: ParsedRequest, option: str, names: Iterable[str], nearest: str | None
 ) -> NoReturn:
     given = getattr(ask.params, option)
-    problem = f": unknown {option} '{given[:64]}'; there are {', '.join(names)}."
+    problem = f": unknown {option} '{given[:64]}'; available: {', '.join(names)}."
     raise ask.rejected(option, problem + did_you_mean(nearest))
 
 

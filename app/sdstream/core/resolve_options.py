@@ -106,7 +106,8 @@ def _file(ask: ParsedRequest, option: str, kind: str, name: str, assets: Assets)
         return same[0]
     if same:
         raise ask.rejected(
-            option, f": the {what} '{name}' is in several folders: {', '.join(sorted(same))}."
+            option,
+            f": the {what} '{name}' is in several folders; write one of {', '.join(sorted(same))}.",
         )
     for file, problem in assets.unusable.get(kind, {}).items():
         if name in (file, file.rpartition(".")[0]):

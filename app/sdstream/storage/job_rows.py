@@ -212,7 +212,7 @@ class JobRows:
             (total,) = self._db.rows(self.sql.favorite_bytes, {"id": job_id})
             if total["bytes"] > self._max_bytes / 2:
                 raise StorageFull(
-                    f"Favorites would take {total['bytes']} of {self._max_bytes} bytes for images; "
+                    f"Favorites would use {total['bytes']} of {self._max_bytes} bytes for images; "
                     "the limit is half. Unmark a favorite, or raise the server's limit.",
                     reason=Reason.STORAGE_FULL,
                 )

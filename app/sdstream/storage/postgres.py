@@ -129,7 +129,7 @@ class PostgresDatabase:
         except psycopg.Error:
             # The message of psycopg may contain the password.
             raise StoreError(
-                "--database cannot be read; write postgresql://user@host:5432/database"
+                "--database is not a valid address; write postgresql://user@host:5432/database"
             ) from None
         self._address = make_conninfo("", **{**_CONNECTION, **given})
         self._name = f"{given.get('host') or 'localhost'}/{given.get('dbname') or ''}"

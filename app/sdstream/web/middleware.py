@@ -268,8 +268,8 @@ class SameOrigin:
             return "" if ours else "Request from another origin rejected; --cors-origin allows it."
         if harmless and _is_browser(request) and not self._is_ours(request, headers.get("referer")):
             return (
-                "GET of a browser rejected: no Sec-Fetch-Site, Origin or Referer shows that a page "
-                "of this server sent it. Send a POST, or serve the page over HTTPS."
+                "Browser's GET request rejected: no Sec-Fetch-Site, Origin or Referer header shows "
+                "that a page of this server sent it. Send a POST, or serve the page over HTTPS."
             )
         return ""
 

@@ -130,7 +130,7 @@ def _missing(settings: Settings, location: str) -> str | None:
     if location.startswith(BUILTIN):
         name = location.removeprefix(BUILTIN)
         known = ", ".join(BUILTIN + name for name in BUILTIN_MODELS)
-        return None if name in BUILTIN_MODELS else f"no such built-in model; there are {known}"
+        return None if name in BUILTIN_MODELS else f"no such built-in model; available: {known}"
     unset = [name for name in _VARIABLE.findall(location) if variable(name) is None]
     if unset:
         return f"the environment variable {unset[0]} is not set"

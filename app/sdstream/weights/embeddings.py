@@ -56,7 +56,7 @@ def prepared_embeddings(files: Mapping[str, Path], family: str, folder: Path) ->
                 raise BadFile("has the same name as another one")
             found[word] = _copied(path, _WIDTHS[family], folder)
         except (BadFile, OSError) as error:
-            logger.warning("the embedding '%s' is left out: it %s", name, error)
+            logger.warning("the embedding '%s' is ignored: it %s", name, error)
     return found
 
 

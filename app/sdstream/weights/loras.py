@@ -109,13 +109,13 @@ def check_fit(
 def _why_none(names: Collection[str], count: int) -> str:
     if any(name.startswith(_PEFT) for name in names):
         return (
-            f"the runtime does not read names that begin with '{_PEFT}', as PEFT saves them; "
-            "remove that beginning from the names in the file"
+            f"the runtime does not read names with the prefix '{_PEFT}', as PEFT saves them; "
+            "remove that prefix from the names in the file"
         )
     if any(name.startswith(_LAYERS) for name in names):
         return (
-            "the runtime reads the names of a UNet's layers only with 'unet.' before them; add "
-            "that to the names in the file"
+            "the runtime reads the names of a UNet's layers only with the prefix 'unet.'; add "
+            "it to the names in the file"
         )
     return f"none of its {count} tensors has the name of a weight of the model"
 

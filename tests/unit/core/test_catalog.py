@@ -76,7 +76,7 @@ def test_an_unknown_name_can_become_one() -> None:
     """The message suggests an alias of the default model, except for a likely typing error."""
     catalog = Catalog.parse(MINIMAL)
     assert catalog.why_missing("gpt-image-1").endswith(
-        "there are one. 'sdstream serve --alias gpt-image-1' makes it an alias of the default "
+        "available: one. 'sdstream serve --alias gpt-image-1' makes it an alias of the default "
         "model."
     )
     assert catalog.why_missing("on").endswith("Did you mean 'one'?")
@@ -335,7 +335,7 @@ def test_what_is_not_here_is_no_model() -> None:
     assert why in here().why_missing("two")
     assert "'sdstream pull two:q4_0' downloads it." in here().why_missing("two:q4_0")
     assert "'two' has the quants Q8_0, Q4_0" in here().why_missing("two:Q2")
-    assert "there are one." in here().why_missing("three")
+    assert "available: one." in here().why_missing("three")
 
 
 @pytest.mark.parametrize(

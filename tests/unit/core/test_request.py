@@ -390,7 +390,7 @@ def test_the_second_pass_by_an_upscaler() -> None:
             "photo/sharp"
         )
     assert ask(assets=assets, **size, hires_upscaler="lanczos").options.hires_upscaler == "lanczos"
-    with pytest.raises(InvalidRequest, match=r"no upscaler 'shrp'; there are .*photo/sharp"):
+    with pytest.raises(InvalidRequest, match=r"no upscaler 'shrp'; available: .*photo/sharp"):
         ask(assets=assets, **size, hires_upscaler="shrp", client_names={"hires_upscaler": "hr"})
 
 

@@ -126,8 +126,8 @@ def test_parts() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("base_model.model.unet.a.lora_A.weight", "begin with 'base_model.model.'"),
-        ("down_blocks.0.a.lora_A.weight", "with 'unet.' before them"),
+        ("base_model.model.unet.a.lora_A.weight", "with the prefix 'base_model.model.'"),
+        ("down_blocks.0.a.lora_A.weight", "with the prefix 'unet.'"),
     ],
 )
 def test_names_that_can_be_mended(name: str, words: str) -> None:

@@ -160,10 +160,10 @@ def _control(unit: Any, number: int, handling: Handling) -> Control | None:
     fields, taken = _fields(unit, where, handling)
     canny = fields.module.lower() == "canny"
     if fields.module.lower() not in MODULES:
-        raise _refusal(where, "module", f"there are {' and '.join(MODULES)}")
+        raise _refusal(where, "module", f"write {' or '.join(MODULES)}")
     fit = _FITS.get(str(fields.resize_mode).lower())
     if fit is None:
-        raise _refusal(where, "resize_mode", f"there are {', '.join(_FITS)}")
+        raise _refusal(where, "resize_mode", f"write one of {', '.join(_FITS)}")
     model = _CHECKSUM.sub("", fields.model.strip())
     if canny and not fields.threshold_a == fields.threshold_b == -1:
         note = f"{where}: the thresholds of canny have no effect; the runtime uses its own."

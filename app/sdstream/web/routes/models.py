@@ -315,7 +315,7 @@ _TEXT_READER: Final = {
     "object": "model",
     "created": _CREATED,
     "owned_by": "sdstream",
-    "description": "Reads text off images: POST /v1/images/ocr.",
+    "description": "Reads text from images: POST /v1/images/ocr.",
     "model_type": "image",
     "model_ability": ["ocr"],
     "state": "ready",
