@@ -69,7 +69,7 @@ class AllowedHosts:
             if host is None or _is_local(host) or self._allows(host):
                 return ""
             return (
-                "This server accepts only requests that name it localhost or by its IP address; "
+                "This server accepts only requests whose Host is localhost or an IP address; "
                 "--allowed-host or --public-url allows another name, --api-key any name."
             )
         for name in (host or "", forwarded_host(request, self._trusted)):
