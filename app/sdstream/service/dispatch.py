@@ -304,7 +304,7 @@ class Dispatcher:
                 return
         again = job.terms.background and job.attempts < MAX_ATTEMPTS
         if again and ending.reason in _SECOND_CHANCE and self._jobs.apply(live, Requeued()):
-            logger.warning("job %s is retried:  %s", job.id, ending.message)
+            logger.warning("job %s is retried: %s", job.id, ending.message)
             return
         self._jobs.apply(live, ending)
 
