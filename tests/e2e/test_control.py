@@ -232,7 +232,7 @@ def test_the_options_of_a_model(server: ServerProcess, native_server: ServerProc
     assert unet["width"]["multipleOf"] == 64
     assert transformer["width"] == {
         "type": "integer",
-        "description": "Pixels; with height, in place of size.",
+        "description": "Width in pixels; with height, instead of size.",
         "minimum": 16,
         "maximum": 1536,
         "multipleOf": 1,

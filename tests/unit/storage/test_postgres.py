@@ -288,7 +288,7 @@ def test_a_newer_release(postgres: Postgres, place: PostgresPlace, clock: Clock)
     ("url", "words", "code"),
     [
         ("postgresql://me:hush@127.0.0.1:1/jobs", "127.0.0.1/jobs cannot be used", 1),
-        ("postgresql://me:hush@127.0.0.1:1/jobs?colour=red", "cannot be read", 78),
+        ("postgresql://me:hush@127.0.0.1:1/jobs?colour=red", "is not a valid address", 78),
     ],
 )
 def test_addresses_that_lead_nowhere(tmp_path: Path, url: str, words: str, code: int) -> None:
