@@ -88,7 +88,7 @@ async def test_a_machine_says_what_it_lacks(tmp_path: Path) -> None:
     """A machine reports another version or a missing file, and starts no child."""
     host = Host()
     _, problems = await host.start("0.0.0", "fake", NOTHING, {})
-    assert problems == [f"it has sdstream {__version__}, and the front 0.0.0"]
+    assert problems == [f"it has sdstream {__version__}, and the front has 0.0.0"]
     path = str(tmp_path / "m.gguf")
     needs = {"files": {"model": path}, "sizes": {"model": 4}, "folders": {}}
     assert await host.start(__version__, "fake", needs, {}) == (0, [f"{path} does not exist"])
