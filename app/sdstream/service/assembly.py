@@ -43,6 +43,7 @@ from sdstream.storage.ports import StoreError, StoreInUse
 from sdstream.system import available_cores, total_memory
 from sdstream.weights.checksums import Checksums
 from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
+from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.embedded import UPSCALERS, vocabularies
 from sdstream.weights.embedded import checksum_of as builtin_checksum
 from sdstream.weights.folders import PICKLES, candidate_files, name_of
@@ -294,7 +295,8 @@ def _checksums(settings: Settings) -> Callable[[ModelSpec], str | None]:
     def checksum_of(spec: ModelSpec) -> str | None:
         location = spec.files.checkpoint
         if location.startswith(BUILTIN):
-            return builtin_checksum(location.removeprefix(BUILTIN))
+            name = location.removeprefix(BUILTIN)
+            return builtin_checksum(name) if name in BUILTIN_MODELS else None
         return checksums.of(absolute(settings, location))
 
     return checksum_of

@@ -18,10 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from sdstream.weights.embedded import write_atomically
+
 logger = logging.getLogger(__name__)
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_BLOCK: Final = 2**22
 
 
 class Checksums:
@@ -76,7 +77,8 @@ class Checksums:
             path = self._queue.get()
             try:
                 version = _version(path)
-                checksum = _checksum(path)
+                with path.open("rb") as file:
+                    checksum = hashlib.file_digest(file, "sha256").hexdigest()
                 if _version(path) == version:
                     assert self._known is not None
                     self._known = {**self._known, str(path): [*version, checksum]}
@@ -87,11 +89,8 @@ class Checksums:
 
     def _write(self) -> None:
         """Store what is known; it is computed again if that fails."""
-        part = self._store.with_suffix(f".{os.getpid()}.part")
         with suppress(OSError):
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self._known))
-            part.replace(self._store)
+            write_atomically(self._store, json.dumps(self._known).encode())
 
 
 def _version(path: Path) -> list[int]:
@@ -108,11 +107,3 @@ def _read(store: Path) -> dict[str, list[Any]]:
         return {}
     entries = found.items() if isinstance(found, dict) else ()
     return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 3}
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -123,3 +123,14 @@ def test_workers_of_another_front_end_only_while_the_store_is_held(
         asyncio.run(live())
     rest = [] if lost else ["end ['theirs']", "serve"]
     assert calls == ["begin", "recover", *rest, "leave"]
+
+
+def test_the_hash_of_a_built_in_model_that_does_not_exist(tmp_path: Path) -> None:
+    """An entry that names an unknown built-in model has no hash; lists of models still work."""
+    models = tmp_path / "models.yaml"
+    entry = "  - {id: %s, family: ovis_image, files: {model: 'builtin:%s'}}\n"
+    models.write_text("models:\n" + entry % ("known", "drawings") + entry % ("other", "nope"))
+    settings = Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake", models=models)
+    service = assembly.assemble(settings).service
+    assert len(service.checksum("known") or "") == 64
+    assert service.checksum("other") is None

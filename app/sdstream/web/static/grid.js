@@ -147,7 +147,6 @@ export class Grid extends EventTarget {
   /** Show the warnings of all cells, each once. */
   #warn() {
     const texts = new Set([...this.jobs.values()].flatMap((job) => job.warnings));
-    if (texts.size === warnings.childElementCount) return;
     warnings.replaceChildren(...[...texts].map((text) => make("li", {}, text)));
   }
 }

@@ -56,7 +56,7 @@ def materialise(location: str, cache_dir: Path) -> Path:
         data = lzma.decompress((_FOLDER / f"{name}.gguf.xz").read_bytes())
         if _sha256(data) != checksum:
             raise ValueError(f"the packed model '{name}' differs from its card")
-        _write_atomically(target, data)
+        write_atomically(target, data)
     return target
 
 
@@ -70,6 +70,7 @@ def vocabularies() -> dict[str, Vocabulary]:
     }
 
 
+@cache
 def checksum_of(name: str) -> str:
     """Return the SHA-256 of a built-in model's unpacked file in hex."""
     checksum: str = _card(name)["files"]["model.gguf"]["sha256"]
@@ -85,7 +86,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_atomically(target: Path, data: bytes) -> None:
+def write_atomically(target: Path, data: bytes) -> None:
     """Write a temporary file and rename it, so that other processes never see a partial file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".part")
