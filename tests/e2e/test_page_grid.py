@@ -135,11 +135,37 @@ def test_a_grid_is_cancelled_while_it_is_sent(own_server: ServerProcess, visit: 
     field(page, "Columns").select_option("seed")
     page.get_by_role("button", name="Compare 4 images").click()
     page.locator("#grid").get_by_role("button", name="Cancel all").click()
-    expect(page.locator("#grid-status")).to_contain_text("Cancelled; 0 images")
     expect(page.locator("#grid-table")).to_contain_text("Cancelled")
+    # The grid is over when the server has answered, and cancelled, what was sent.
+    expect(page.locator("#grid-status")).to_contain_text("Cancelled; 0 images")
     listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=100&q=early").json()["data"]
     assert len(listed) < 4
-    assert {job["status"] for job in listed} <= {"cancelled"}
+    assert {job["status"] for job in listed} == {"cancelled"}
+
+
+def test_a_grid_after_a_cancelled_one(own_server: ServerProcess, visit: Visit) -> None:
+    """A grid that begins while the last request of a cancelled grid is unanswered is submitted
+    whole, and the cancelled grid gets no more jobs."""
+
+    def slowly(route: Route) -> None:
+        time.sleep(0.7)
+        route.continue_()
+
+    page = visit(own_server).open()
+    page.route("**/v1/images/generations", slowly, times=1)
+    field(page, "Prompt").fill("first step=0.1")
+    page.locator("#compare summary").click()
+    field(page, "Columns").select_option("seed")
+    page.get_by_role("button", name="Compare 4 images").click()
+    page.locator("#grid").get_by_role("button", name="Cancel all").click()
+    field(page, "Prompt").fill("second step=0.05")
+    field(page, "Values of the columns").fill("1, 2")
+    page.get_by_role("button", name="Compare 2 images").click()
+    expect(page.locator("#grid-status")).to_contain_text("2 images")
+    for prompt, told in (("first", {"cancelled"}), ("second", {"completed"})):
+        listed = httpx2.get(f"{own_server.url}/v1/jobs?limit=100&q={prompt}").json()["data"]
+        assert {job["status"] for job in listed} == told
+    assert len(listed) == 2
 
 
 def test_axes_that_cannot_be(own_server: ServerProcess, visit: Visit) -> None:

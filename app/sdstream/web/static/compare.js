@@ -25,8 +25,6 @@ export class Compare extends EventTarget {
   #jobs;
   #stage;
   #asker;
-  /** Id of the group whose jobs are still being submitted. @type {string | null} */
-  #sending = null;
 
   /**
    * @param {Form} form Has the settings that all cells share.
@@ -93,25 +91,25 @@ export class Compare extends EventTarget {
    * @param {{settings: Settings, across: Axis, down: Axis | null}} grid
    */
   async #run({ settings, across, down }) {
-    if (this.#sending) {
+    const last = this.grid.plan;
+    if (last?.sending && !last.cancelled) {
       throw new Error("The last group is still being submitted. Wait for its end, or cancel it.");
     }
     const group = `grid-${crypto.getRandomValues(new Uint32Array(2)).join("-")}`;
     const cells = across.values.length * (down?.values.length ?? 1);
     /** @type {Plan} */
-    const plan = { group, settings, across, down, ids: Array(cells).fill(null) };
+    const plan = { group, settings, across, down, ids: Array(cells).fill(null), sending: true };
     this.grid.show(plan);
     this.#stage.showGrid();
     byId("stage", HTMLElement).scrollIntoView({ block: "start" });
-    this.#sending = group;
     try {
       await this.#send(plan);
     } catch (error) {
       await this.#cancel();
       throw error;
     } finally {
-      this.#sending = null;
-      keep("grid", JSON.stringify(plan));
+      this.grid.sent(plan);
+      if (this.grid.plan === plan) keep("grid", JSON.stringify(plan));
     }
   }
 
@@ -124,7 +122,7 @@ export class Compare extends EventTarget {
       const row = Math.floor(index / across.values.length);
       const chosen = [{ axis: across, value: across.values[column] }];
       if (down) chosen.push({ axis: down, value: down.values[row] });
-      const job = await this.#submit(ask({ ...cellOf(settings, chosen), group }));
+      const job = await this.#submit(plan, ask({ ...cellOf(settings, chosen), group }));
       if (!job) return;
       ids[index] = job.id;
       this.grid.update(job);
@@ -134,13 +132,12 @@ export class Compare extends EventTarget {
   }
 
   /**
+   * @param {Plan} plan
    * @param {Ask} ask
    * @returns {Promise<Job | null>} Null when the comparison was cancelled meanwhile.
    */
-  async #submit(ask) {
-    const group = this.#sending;
-    for (;;) {
-      if (!group || group !== this.#sending) return null;
+  async #submit(plan, ask) {
+    while (!plan.cancelled) {
       try {
         return await this.#jobs.submit(ask);
       } catch (error) {
@@ -148,10 +145,10 @@ export class Compare extends EventTarget {
         await new Promise((resolve) => setTimeout(resolve, QUEUE_FULL_MS));
       }
     }
+    return null;
   }
 
   async #cancel() {
-    this.#sending = null;
     const { plan } = this.grid;
     if (!plan) return;
     this.grid.cancelled();

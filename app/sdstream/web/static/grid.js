@@ -23,6 +23,7 @@ const MOST_LETTERS = 80;
  * @property {Axis | null} down
  * @property {(string | null)[]} ids Ids of the cells' jobs, row by row; null before the submission.
  * @property {boolean} [cancelled] True if no more jobs will be submitted.
+ * @property {boolean} [sending] True while a request for a cell's job may be unanswered.
  */
 
 const table = byId("grid-table", HTMLElement);
@@ -95,10 +96,19 @@ export class Grid extends EventTarget {
     this.#tell();
   }
 
+  /**
+   * Mark a grid as sent: every request for one of its jobs was answered.
+   * @param {Plan} plan
+   */
+  sent(plan) {
+    delete plan.sending;
+    this.#tell();
+  }
+
   /** True if the jobs of all cells have ended. */
   get over() {
     const { plan } = this;
-    if (!plan) return false;
+    if (!plan || (plan.cancelled && plan.sending)) return false;
     return plan.ids.every((id) =>
       id ? isOver(this.jobs.get(id) ?? /** @type {any} */ ({})) : Boolean(plan.cancelled),
     );
