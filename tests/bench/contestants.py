@@ -135,6 +135,7 @@ class Bare:
     Attributes:
         threads: Number of threads that compute.
         title: The kernels in use or, for another runtime, its name and release.
+        peak: Multiply-adds per CPU second of one thread of the kernels, 0 without kernels.
         ready_seconds: Time from the start of the process until its model was loaded.
     """
 
@@ -146,6 +147,7 @@ class Bare:
         first = self._read()
         self.threads = int(first["threads"])
         self.title = str(first["kernels"])
+        self.peak = float(first.get("peak", 0))
         self.ready_seconds = time.monotonic() - self._process.began
 
     def answer(self, work: Work) -> dict[str, Any]:

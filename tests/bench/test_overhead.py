@@ -63,4 +63,10 @@ def test_the_quick_benchmark_of_the_kernels(tmp_path: Path) -> None:
     """All contestants generate, and the table has their rows."""
     printed, figures = measured(tmp_path, "speed.py", "--quick", "--rounds=1", seconds=280)
     assert "autoencoder" in printed
-    assert {*figures["built-in model"]} == {"llamafile", "exact", "auto"}
+    assert "share of the peak" in printed
+    contestants = figures["built-in model"]
+    assert {*contestants} == {"llamafile", "exact", "auto"}
+    works = {name: next(iter(works.values()))[0]["work"] for name, works in contestants.items()}
+    # The decoder has no attention, for which the two modes differ.
+    assert works["exact"]["decoding"] == works["auto"]["decoding"] > 0
+    assert not any(works["llamafile"].values())

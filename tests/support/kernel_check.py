@@ -6,6 +6,7 @@ checked. Each one runs in a separate process, since a process can install kernel
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from sdstream.engine.kernels.choice import Choice, processor
 from sdstream.settings import worker_environment
 
 NO_AMX = "the processor's flags include AMX, which does not work on this system"
+
+#: Multiply-adds per second, far below those of any processor that has vectors.
+LEAST_PEAK = 1e8
 
 #: Choice of kernels -> the processor flags that it needs.
 NEEDS = {
@@ -38,6 +42,10 @@ def _check(folder: Path, choice: Choice) -> int:
         return 0
     assert library.sdk_install(choice.products_number, choice.whole_numbers, None) == 0
     failures = kernels.check(library, thorough=True)
+    library.sdk_peak.restype = ctypes.c_double
+    library.sdk_multiply_adds.restype = ctypes.c_int64
+    assert library.sdk_multiply_adds() > 0
+    assert library.sdk_peak() > LEAST_PEAK
     print(f"{choice.name}: {chr(10).join(failures) or 'all cases agree'}")
     return bool(failures)
 

@@ -16,7 +16,7 @@ const volatile char * abort_flag;
 namespace {
 
 bool enabled;
-std::atomic<int64_t> calls;
+std::atomic<int64_t> calls, products;
 
 enum : int { OBJECT_BYTES = 32 };     // size of ggml_object in ggml.c
 
@@ -67,7 +67,10 @@ struct Traits {
         if (!found) return false;
         const AmxState state;
         found->run(params, op);
-        if (params->ith == 0) calls++;
+        if (params->ith == 0) {
+            calls++;
+            products += multiply_adds(op);
+        }
         return true;
     }
 };
@@ -83,6 +86,7 @@ struct Extra {
 
 void enable(bool wanted) { enabled = wanted; }
 int64_t taken() { return calls; }
+int64_t computed() { return products; }
 
 }  // namespace sdk
 

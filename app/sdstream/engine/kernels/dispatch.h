@@ -12,4 +12,10 @@ void enable(bool wanted);
 // Returns the number of operations that the kernels have computed.
 int64_t taken();
 
+// Returns the number of multiply-adds of an operation.
+int64_t multiply_adds(const ggml_tensor * op);
+
+// Returns the number of multiply-adds that the kernels have computed.
+int64_t computed();
+
 }  // namespace sdk
