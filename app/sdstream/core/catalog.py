@@ -127,19 +127,27 @@ class Catalog:
         return catalog.led_by(self.default)
 
     def led_by(self, name: str) -> Self:
-        """Return the same catalogue with another default, which need not be downloaded."""
-        return replace(self, default=self._spellings.get(name.casefold(), name))
+        """Return the same catalogue with another default, which need not be downloaded.
+
+        Args:
+            name: Id, alias or quant of an entry.
+        """
+        found = self.find(name)
+        return replace(self, default=name if found is None else found.id)
 
     def with_default_aliases(self, names: Sequence[str]) -> Self:
         """Return the same catalogue with more names for the default model.
 
         Raises:
-            CatalogError: A name is the id of an entry.
+            CatalogError: A name is the id of a model, or an alias of another model.
         """
+        own = self._named(self.default) or self._named(self.default.rpartition(":")[0])
         for name in names:
-            entry = _entry_of(name, self.entries)
-            if entry is not None:
+            other = self._aliased(name)
+            if other is None and (_entry_of(name, self.entries) or self.variant(name)):
                 raise CatalogError(Problem(1, f"the alias '{name}' is the id of a model"))
+            if other is not None and other != own:
+                raise CatalogError(Problem(1, f"the alias '{name}' belongs to '{other.id}'"))
         return replace(self, default_aliases=frozenset(name.casefold() for name in names))
 
     def change_from(self, older: Catalog) -> CatalogChange:
@@ -200,12 +208,10 @@ class Catalog:
         None, "" and "default" stand for the default model. The name of an entry stands for its
         first downloaded quant. Case does not matter.
         """
-        wanted = self.default if name in (None, "", "default") else str(name)
+        wanted = self._wanted(name)
         found = self.models.get(self._spellings.get(wanted.casefold(), wanted))
         if found is not None:
             return found
-        if wanted.casefold() in self.default_aliases:
-            return self.find(None)
         entry = self._aliased(wanted)
         if entry is not None:
             return self.find(entry.id)
@@ -228,7 +234,7 @@ class Catalog:
 
     def why_missing(self, name: str | None) -> str:
         """Return why ``find`` returns None for this name, with the remedy."""
-        wanted = self.default if name in (None, "", "default") else str(name)
+        wanted = self._wanted(name)
         variant = self.variant(wanted)
         if variant is not None:
             size = "" if variant.gigabytes is None else f" ({variant.gigabytes:g} GB)"
@@ -261,6 +267,11 @@ class Catalog:
         found = ", ".join(ids[key] for key in near)
         what = f"did you mean {found}?" if near else "'sdstream models --all' lists all models."
         return f"The model '{name[:128]}' is not in the catalogue; {what}"
+
+    def _wanted(self, name: str | None) -> str:
+        """Return a name as a client sent it, or the default for a name of the default model."""
+        own = name in (None, "", "default") or str(name).casefold() in self.default_aliases
+        return self.default if own else str(name)
 
     def _named(self, name: str) -> ModelSpec | None:
         """Return the entry that has this id or alias."""

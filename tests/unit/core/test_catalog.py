@@ -52,6 +52,29 @@ def test_aliases() -> None:
         catalog.with_default_aliases(["ONE"])
 
 
+def test_an_alias_of_another_model_is_not_one_of_the_default() -> None:
+    """The default model cannot have the alias or the quant of another one, only its own again."""
+    named = HUB.replace("  - id: two\n", "  - id: two\n    aliases: [owner/Two]\n")
+    catalog = Catalog.parse(named).on_machine(lambda file: file.path)
+    with pytest.raises(CatalogError, match="the alias 'OWNER/two' belongs to 'two'"):
+        catalog.with_default_aliases(["OWNER/two"])
+    with pytest.raises(CatalogError, match="the alias 'two:q4_0' is the id of a model"):
+        catalog.with_default_aliases(["two:q4_0"])
+    own = catalog.led_by("two:Q4_0").with_default_aliases(["OWNER/two"])
+    assert own.find("owner/Two") == own.models["two:Q4_0"]
+
+
+def test_a_default_that_is_named_by_an_alias() -> None:
+    """The default is the model's id, also while the model is not downloaded."""
+    named = HUB.replace("  - id: two\n", "  - id: two\n    aliases: [owner/Two]\n")
+    absent = Catalog.parse(named).led_by("OWNER/two").with_default_aliases(["owner/two"])
+    assert absent.find("owner/two") is None
+    assert "'sdstream pull OWNER/two' downloads it" in absent.why_missing("owner/two")
+    catalog = absent.on_machine(lambda file: file.path)
+    assert catalog.default == "two:Q8_0"
+    assert catalog.aliases()["owner/two"] == "two:Q8_0"
+
+
 def test_aliases_of_what_can_be_pulled() -> None:
     """An alias stands for the id: alone, with a quant, and in messages."""
     named = HUB.replace("  - id: two\n", "  - id: two\n    aliases: [owner/Two]\n")
