@@ -460,6 +460,8 @@ class WorkerPool:
 
     def _end(self, seat: _Seat) -> asyncio.Task[None]:
         """Remove a worker from the pool; the returned task is done when its process has ended."""
+        if seat not in self._seats:  # it was removed together with the last loaded worker, below
+            return seat.task
         if seat.going is not None:
             seat.going.cancel()
         self._seats.remove(seat)

@@ -376,6 +376,32 @@ async def test_a_model_that_no_machine_has_is_told_of_and_tried_again() -> None:
     await machines.pool.close()
 
 
+@pytest.mark.parametrize("end", ["unload", "adopt", "places_changed", "close"])
+@driven
+async def test_a_loaded_worker_and_a_failed_one_end_together(end: str) -> None:
+    """A model with one loaded and one failed worker can be unloaded, changed and closed."""
+    machines = Machines(Place("one", 1000 * MIB, 1), Place("two", 1000 * MIB, 1))
+    machines.refusing.add("two")
+    assert await machines.started(a_model(replicas=2))
+    assert machines.pool.start(a_model(replicas=2))
+    with pytest.raises(Unavailable):
+        await machines.pool.workers()[1].ready()
+    machines.refusing.clear()
+    match end:
+        case "unload":
+            machines.pool.unload("a")
+            assert machines.there() == []
+        case "adopt":
+            machines.pool.adopt({"a": a_model(replicas=2, keep_alive=5)})
+            assert machines.there() == [("a", "one"), ("a", "two")]
+        case "places_changed":
+            machines.places[0] = replace(machines.places[0], is_open=False, is_leaving=True)
+            machines.pool.places_changed()
+            assert machines.there() == []
+    await machines.pool.close()
+    assert all(process.is_gone for process in machines.every)
+
+
 @driven
 async def test_a_leaving_place_finishes_its_jobs() -> None:
     """Idle workers stop at once, a busy one after its job, and no new worker starts there."""
