@@ -13,6 +13,7 @@ APP = Path(__file__).parents[2] / "app/sdstream"
 FLOORS = {
     # The public names of the package, each imported on its first use.
     "sdstream": 8,
+    "sdstream.atomic": 0,
     "sdstream.blocking": 0,
     "sdstream.clocks": 0,
     "sdstream.core": 0,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-import tempfile
 from collections.abc import Container, Mapping
 from pathlib import Path
 
+from sdstream.atomic import write_atomically
 from sdstream.core.messages import Generate, encode, unframe
 from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
@@ -53,7 +53,7 @@ class ImageFolder:
     def put(self, data: bytes, output_format: OutputFormat) -> str:
         """Write an image and return its unguessable id. Raises OSError."""
         image_id = secrets.token_urlsafe(16)
-        _write(self._path(image_id, output_format), data)
+        write_atomically(self._path(image_id, output_format), data)
         return image_id
 
     def get(self, image_id: str, output_format: OutputFormat) -> bytes:
@@ -62,7 +62,7 @@ class ImageFolder:
 
     def put_inputs(self, order: Generate) -> None:
         """Write the input images of a job. Raises OSError."""
-        _write(self._inputs / order.job, encode(order))
+        write_atomically(self._inputs / order.job, encode(order))
 
     def has_inputs(self, job: str) -> bool:
         """Return whether the input images of a job exist."""
@@ -93,7 +93,7 @@ class ImageFolder:
         folder = self._uploads / job
         close_folder(folder)
         for name, data in uploads.items():
-            _write(folder / name, data)
+            write_atomically(folder / name, data)
 
     def get_upload(self, job: str, name: str) -> bytes:
         """Return an uploaded file; raises FileNotFoundError if it was deleted."""
@@ -132,18 +132,6 @@ class ImageFolder:
 
     def _path(self, image_id: str, output_format: OutputFormat) -> Path:
         return self._images / image_name(image_id, output_format)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file atomically."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            part.write(data)
-            part.flush()
-            Path(part.name).replace(path)
-        except OSError:
-            Path(part.name).unlink(missing_ok=True)
-            raise
 
 
 def _delete(path: Path) -> None:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from sdstream.weights.embedded import write_atomically
+from sdstream.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Checksums:
     def _write(self) -> None:
         """Store what is known; it is computed again if that fails."""
         with suppress(OSError):
+            self._store.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._store, json.dumps(self._known).encode())
 
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import struct
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
@@ -21,6 +19,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sdstream.atomic import write_atomically
 from sdstream.weights import architectures, headers
 from sdstream.weights.headers import BadFile, Tensor
 
@@ -77,11 +76,7 @@ def _copied(path: Path, widths: frozenset[int], folder: Path) -> Path:
     copy = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
     if not copy.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        # Several workers may write the same copy at once.
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        Path(name).replace(copy)
+        write_atomically(copy, data)  # several workers may write the same copy at once
     return copy
 
 

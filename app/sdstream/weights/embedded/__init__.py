@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from sdstream.atomic import write_atomically
 from sdstream.core.locations import BUILTIN
 from sdstream.core.vocabulary import Vocabulary
 
@@ -56,6 +55,7 @@ def materialise(location: str, cache_dir: Path) -> Path:
         data = lzma.decompress((_FOLDER / f"{name}.gguf.xz").read_bytes())
         if _sha256(data) != checksum:
             raise ValueError(f"the packed model '{name}' differs from its card")
+        cache_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(target, data)
     return target
 
@@ -84,16 +84,3 @@ def _card(name: str) -> dict[str, Any]:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write a temporary file and rename it, so that other processes never see a partial file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".part")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
