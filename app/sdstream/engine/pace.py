@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sdstream.core.messages import Phase
+from sdstream.core.messages import Phase, Share
 from sdstream.core.request import GenerationRequest
 
 #: A phase may take this many times its usual duration before the worker counts as hung.
@@ -28,8 +28,8 @@ class Pace:
         self._floor = floor
         self._usual: dict[tuple[Phase, int], float] = {}
         self._pixels, self._references, self._stretch = 1, 0, 1.0
-        #: Number of workers that share the CPU, including this one.
-        self.sharing = 1
+        #: The worker's share of the CPU, for the current job and later ones.
+        self.share = Share(0, 1)
 
     def expect(self, request: GenerationRequest | None, references: int = 0) -> None:
         """Set the job whose phases follow; None stands for the loading of the model."""
@@ -45,19 +45,19 @@ class Pace:
     def note(self, phase: Phase, seconds: float) -> None:
         """Record one measurement in an exponentially weighted mean."""
         if self._stretch == 1.0:
-            value, key = seconds / self._size(phase) / self.sharing, (phase, self._references)
+            value, key = seconds / self._size(phase) / self.share.workers, (phase, self._references)
             self._usual[key] = 0.8 * self._usual.get(key, value) + 0.2 * value
 
     def usual(self, phase: Phase) -> float:
         """Return the usual seconds of the phase, or 0 if it was never measured."""
         known = self._usual.get((phase, self._references), 0.0)
         stretch = self._stretch if phase in _OF_PIXELS else 1.0
-        return known * self._size(phase) * stretch * self.sharing
+        return known * self._size(phase) * stretch * self.share.workers
 
     def limit(self, phase: Phase) -> float:
         """Return the seconds without progress after which the phase counts as hung."""
         if (phase, self._references) not in self._usual:
-            return _HANG_FACTOR * self._floor * self.sharing
+            return _HANG_FACTOR * self._floor * self.share.workers
         return max(self._floor, _HANG_FACTOR * self.usual(phase))
 
     def _size(self, phase: Phase) -> int:

@@ -130,7 +130,6 @@ class Worker:
         self._job: str | None = None
         self._mailbox: asyncio.Queue[Event] = asyncio.Queue()
         self._cancelling = False
-        self._share = Share(0, 1)
         self._phase = Phase.LOADING
         self._phase_began = 0.0
         self._crashes = 0
@@ -212,7 +211,7 @@ class Worker:
         self._pace.expect(request, len(order.inputs.references))
         self._become(WorkerState.BUSY)
         self._await(Phase.ENCODING)
-        self._process.send(self._share)
+        self._process.send(self._pace.share)
         self._process.send(order)
         try:
             while True:
@@ -258,10 +257,9 @@ class Worker:
             workers: Number of workers that share the CPU.
         """
         share = Share(index, workers)
-        if share == self._share:
+        if share == self._pace.share:
             return
-        self._share = share
-        self._pace.sharing = workers
+        self._pace.share = share
         if self._job is not None and self._process is not None:
             self._process.send(share)
             if not self._cancelling:  # the current step may take longer with fewer threads
