@@ -96,7 +96,7 @@ class FakeProcess:
             case Load():
                 self._events.put_nowait(
                     Loaded(
-                        0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="none",
+                        0.0, can_abort=True, fast_kernels=True, on_cpu=True,
                         can_share=True,
                     )
                 )  # fmt: skip

@@ -30,5 +30,4 @@ class JobFilter:
     until: float | None = None
 
 
-ALL_JOBS = JobFilter()
 UNFINISHED = tuple(status for status in JobStatus if not status.terminal)

@@ -132,7 +132,6 @@ class Loaded:
         can_abort: The process can cancel a running job; otherwise the server must kill it.
         fast_kernels: The library was built with its matrix kernels (GGML_LLAMAFILE).
         on_cpu: The runtime computes on the CPU.
-        system: The runtime's description of the processor's features.
         embeddings: Words that select an embedding in prompts.
         kernels: CPU kernels in use, for example "avx512 f32 int8"; "off" if the runtime uses only
             its own.
@@ -144,7 +143,6 @@ class Loaded:
     can_abort: bool
     fast_kernels: bool
     on_cpu: bool
-    system: str
     embeddings: tuple[str, ...] = ()
     kernels: str = KERNELS_OFF
     kernels_problem: str = ""

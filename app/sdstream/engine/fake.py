@@ -55,7 +55,7 @@ class FakeEngine:
             os.abort()
         kernels = command.runtime["kernels"] or KERNELS_OFF
         return Loaded(
-            0.0, can_abort=True, fast_kernels=True, on_cpu=True, system="fake", kernels=kernels,
+            0.0, can_abort=True, fast_kernels=True, on_cpu=True, kernels=kernels,
             can_share="sharing" in command.files.values(),
         )  # fmt: skip
 

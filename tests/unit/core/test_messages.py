@@ -83,7 +83,7 @@ messages = st.one_of(
     st.builds(Cancel, text),
     st.builds(RequestPreview, text),
     st.just(Stop()),
-    st.builds(Loaded, seconds, st.booleans(), st.booleans(), st.booleans(), text),
+    st.builds(Loaded, seconds, st.booleans(), st.booleans(), st.booleans()),
     st.builds(Progress, text, number, st.sampled_from(Phase), number, number),
     st.builds(Preview, text, number, number, number, number, blob),
     st.builds(

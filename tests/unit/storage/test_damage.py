@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sdstream.core.job import Completed, Job, JobStatus, Running, Terms
-from sdstream.core.job_filter import ALL_JOBS, JobFilter
+from sdstream.core.job_filter import JobFilter
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import GenerationRequest
 from sdstream.storage import job_rows
@@ -204,7 +204,7 @@ def test_a_row_that_cannot_be_read_is_set_aside(
     async def body(store: JobStore) -> None:
         assert await store.get("job_0") is None
         assert (await store.get("job_2")) is not None
-        page = await store.page("me", ALL_JOBS, limit=39, after=None)
+        page = await store.page("me", JobFilter(), limit=39, after=None)
         assert ([job.id for job in page.jobs][-1], len(page.jobs), page.more) == (
             "job_1",
             39,

@@ -17,7 +17,7 @@ import pytest
 
 from sdstream.core.errors import StorageFull, Unavailable
 from sdstream.core.job import Completed, ImageReady, ImageResult, JobStatus, Terms
-from sdstream.core.job_filter import ALL_JOBS, JobFilter
+from sdstream.core.job_filter import JobFilter
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.storage.job_store import JobStore
 from sdstream.storage.ports import Row, StoreError
@@ -80,7 +80,7 @@ def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path, clock: Clock) -> N
             for told in (
                 store.settled(running),
                 store.get("running"),
-                store.page("me", ALL_JOBS, limit=9, after=None),
+                store.page("me", JobFilter(), limit=9, after=None),
                 store.job_by_idempotency_key("me", "key"),
                 store.delete("old"),
                 store.deliveries(9),
@@ -210,7 +210,7 @@ def test_owners_of_old_jobs_are_sealed(tmp_path: Path, clock: Clock) -> None:
 
     async def body(store: JobStore) -> None:
         owner = store.owner_of(digest)
-        page = await store.page(owner, ALL_JOBS, limit=9, after=None)
+        page = await store.page(owner, JobFilter(), limit=9, after=None)
         assert [(job.id, job.terms.owner) for job in page.jobs] == [("job_1", owner)]
         assert store.owner_of("") == ""
 

@@ -12,7 +12,7 @@ import pytest
 
 from sdstream.core.errors import ImageServiceError, StorageFull, Unavailable
 from sdstream.core.job import Job, JobCancelled, JobStatus, Terms
-from sdstream.core.job_filter import ALL_JOBS, JobFilter
+from sdstream.core.job_filter import JobFilter
 from sdstream.storage.job_store import JobStore
 from sdstream.storage.migrations import MIGRATIONS
 from sdstream.storage.ports import StoreError, StoreInUse
@@ -130,7 +130,7 @@ def test_postgres_restarts(postgres: Postgres, place: PostgresPlace, clock: Cloc
         await wait_for_fault(store)
         for asked in (
             store.get("job_1"),
-            store.page("me", ALL_JOBS, limit=1, after=None),
+            store.page("me", JobFilter(), limit=1, after=None),
             store.image("nobody"),
             added(store, clock, "job_2"),
         ):

@@ -174,7 +174,6 @@ class NativeEngine:
             can_abort=self._can_abort,
             fast_kernels=has_fast_kernels(),
             on_cpu=self._abort.on_cpu,
-            system=sd.sd_get_system_info().decode("utf-8", "replace").strip(),
             embeddings=tuple(embeddings),
             kernels=in_use.name,
             kernels_problem=in_use.problem,
