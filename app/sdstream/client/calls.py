@@ -6,10 +6,9 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Self
 
-from sdstream.client.results import ImageFile, JsonObject, reject_answer_options
+from sdstream.client.results import ImageFile, JsonObject, content_of, reject_answer_options
 
 GENERATIONS: Final = "/v1/images/generations"
 EDITS: Final = "/v1/images/edits"
@@ -83,11 +82,7 @@ class Call:
         return {"data": data, "files": files}
 
     def _read(self) -> list[tuple[str, tuple[str, bytes]]]:
-        return [(name, (name, _content(file))) for name, file in self.files]
-
-
-def _content(file: ImageFile) -> bytes:
-    return file if isinstance(file, bytes) else Path(file).read_bytes()
+        return [(name, (name, content_of(file))) for name, file in self.files]
 
 
 def _text(value: Any) -> str:

@@ -148,9 +148,10 @@ def reject_answer_options(options: JsonObject, *others: str) -> None:
 def read_files(image: ImageFile | Sequence[ImageFile], mask: ImageFile | None) -> list[SourceFile]:
     """Read the input images of an edit; raises OSError."""
     images = [image] if isinstance(image, bytes | str | Path) else image
-    files = [SourceFile("image", _content(one)) for one in images]
-    return files if mask is None else [*files, SourceFile("mask", _content(mask))]
+    files = [SourceFile("image", content_of(one)) for one in images]
+    return files if mask is None else [*files, SourceFile("mask", content_of(mask))]
 
 
-def _content(image: ImageFile) -> bytes:
+def content_of(image: ImageFile) -> bytes:
+    """Return the content of an image file; raises OSError."""
     return image if isinstance(image, bytes) else Path(image).read_bytes()

@@ -372,6 +372,4 @@ def _checksum(path: Path, like: str) -> str:
     if digest.name == "sha1":
         digest.update(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
