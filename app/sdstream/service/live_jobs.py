@@ -195,8 +195,14 @@ class LiveJobs:
 
     # --- for readers ----------------------------------------------------------------------------
 
-    async def find(self, job_id: str, owner: str) -> LiveJob:
-        """Return a job of this owner, unfinished or ended; raises NotFound."""
+    async def find(self, job_id: str, owner: str, param: str | None = None) -> LiveJob:
+        """Return a job of this owner, unfinished or ended; raises NotFound.
+
+        Args:
+            job_id: Id of the job.
+            owner: Owner of the job.
+            param: The client's field that contains the id, for the error.
+        """
         live = self._live.get(job_id)
         if live is None and not self._store.is_written(job_id):
             live = self._recent.get(job_id)  # its end is not in the row yet
@@ -204,7 +210,9 @@ class LiveJobs:
         if job is not None:  # a job that expired from the store is not returned from memory
             live = self._recent.get(job_id) or (LiveJob(job) if job.terminal else None)
         if live is None or live.job.terms.owner != owner:
-            raise NotFound("Job not found; it may have expired.", reason=Reason.JOB_NOT_FOUND)
+            raise NotFound(
+                "Job not found; it may have expired.", reason=Reason.JOB_NOT_FOUND, param=param
+            )
         return live
 
     async def page(self, owner: str, which: JobFilter, *, limit: int, after: str | None) -> Page:

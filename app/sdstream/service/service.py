@@ -226,9 +226,9 @@ class ImageService:
 
     # --- readers of jobs, see LiveJobs ----------------------------------------------------------
 
-    async def find(self, job_id: str, owner: str) -> LiveJob:
-        """Return a job of this owner, unfinished or ended; raises NotFound."""
-        return await self._jobs.find(job_id, owner)
+    async def find(self, job_id: str, owner: str, param: str | None = None) -> LiveJob:
+        """Return a job of this owner, unfinished or ended; raises NotFound, see LiveJobs.find."""
+        return await self._jobs.find(job_id, owner, param)
 
     async def page(self, owner: str, which: JobFilter, *, limit: int, after: str | None) -> Page:
         """Return an owner's jobs, newest first; see JobStore.page."""

@@ -142,10 +142,7 @@ class Toolbox:
             # In a thread: decoding megabytes of base64 takes time.
             return await asyncio.to_thread(picture.decoded)
         job_id, index = named
-        try:
-            live = await self.service.find(job_id, owner)
-        except NotFound as error:
-            raise NotFound(error.message, reason=error.reason, param=picture.param) from None
+        live = await self.service.find(job_id, owner, picture.param)
         await self.service.settled(live)
         image = live.job.images.get(index)
         if image is None:

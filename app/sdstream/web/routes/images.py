@@ -36,7 +36,7 @@ from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.openai.image_chunk import ChunkOptions, ImageChunkStream
 from sdstream.dialects.openai.request import EDITS, EditRoute
 from sdstream.dialects.openai.stream import OpenAIStream
-from sdstream.dialects.rendering import ResponseFormat, compact
+from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact
 from sdstream.imaging.codecs import MEDIA_TYPES
 from sdstream.service.live_jobs import LiveJob, deferred_error
 from sdstream.service.service import ImageService
@@ -302,9 +302,13 @@ class ImageRoutes:
         """Return the base URL of links to this server, without a trailing slash."""
         return self.links.base(request)
 
+    def job_fields(self, request: Request, job: Job) -> JsonObject:
+        """Return the JSON of a job, with links for the client of a request."""
+        return job_fields(job, self.base_url(request), self.service.seconds_left(job))
+
     def accepted(self, request: Request, live: LiveJob) -> Response:
         """Return a 202 with the job, for a client that does not wait."""
-        fields = job_fields(live.job, self.base_url(request), self.service.seconds_left(live.job))
+        fields = self.job_fields(request, live.job)
         headers = {
             "Location": fields["status_url"],
             "X-Job-Id": live.job.id,

@@ -23,7 +23,6 @@ from sdstream.core.errors import (
 from sdstream.core.job import JobStatus
 from sdstream.core.job_filter import UNFINISHED, JobFilter
 from sdstream.dialects.fields import Taken, take
-from sdstream.dialects.jobs import job_fields
 from sdstream.dialects.rendering import compact
 from sdstream.service.live_jobs import LiveJob
 from sdstream.service.service import ImageService
@@ -108,14 +107,14 @@ class JobSetRoutes:
         query = taken.fields
         after = query.get("after")
         if after is not None:
-            await self._find(request, after, "after")
+            await self._service.find(after, request.state.owner, "after")
         page = await self._service.page(
             request.state.owner,
             _filter(query),
             limit=_limit(query.get("limit", str(_USUAL_PAGE))),
             after=after,
         )
-        data = [self._fields(request, LiveJob(job)) for job in page.jobs]
+        data = [self.draw.job_fields(request, job) for job in page.jobs]
         body = {
             "object": "list",
             "data": data,
@@ -155,9 +154,9 @@ class JobSetRoutes:
         favorite = _taken(request, body, ("favorite",)).fields.get("favorite")
         if not isinstance(favorite, bool):
             raise InvalidRequest("'favorite' must be true or false.", param="favorite")
-        live = await self._find(request, request.path_params["job"], None)
+        live = await self._service.find(request.path_params["job"], request.state.owner)
         await self._service.mark(live, favorite=favorite)
-        return respond.json_bytes(compact(self._fields(request, live)))
+        return respond.json_bytes(compact(self.draw.job_fields(request, live.job)))
 
     # --- parts ----------------------------------------------------------------------------------
 
@@ -210,16 +209,6 @@ class JobSetRoutes:
             ids += [job.id for job in page.jobs]
             if not page.more:
                 return ids
-
-    async def _find(self, request: Request, job_id: str, param: str | None) -> LiveJob:
-        try:
-            return await self._service.find(job_id, request.state.owner)
-        except NotFound as error:
-            raise NotFound(error.message, reason=error.reason, param=param) from None
-
-    def _fields(self, request: Request, live: LiveJob) -> dict[str, Any]:
-        eta = self._service.seconds_left(live.job)
-        return job_fields(live.job, self.draw.base_url(request), eta)
 
 
 def _taken(request: Request, given: Mapping[str, Any], own: Any, *, by_name: bool = True) -> Taken:

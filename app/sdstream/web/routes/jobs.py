@@ -29,10 +29,10 @@ from sdstream.core.errors import (
 )
 from sdstream.core.job import Job
 from sdstream.core.options import ImageParams
-from sdstream.dialects.jobs import PING, RETRY, JobEvents, job_fields
+from sdstream.dialects.jobs import PING, RETRY, JobEvents
 from sdstream.dialects.openai import request as openai
 from sdstream.dialects.openai.answers import plain_answer
-from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact
+from sdstream.dialects.rendering import ResponseFormat, compact
 from sdstream.imaging.codecs import upload_type
 from sdstream.service.live_jobs import LiveJob
 from sdstream.web import negotiation, respond
@@ -138,7 +138,7 @@ class JobRoutes:
         """GET /v1/jobs/{id}."""
         live = await self._job_of(request)
         await self.draw.service.settled(live)
-        return respond.json_bytes(compact(self._fields(request, live.job)))
+        return respond.json_bytes(compact(self.draw.job_fields(request, live.job)))
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/jobs/{id}: delete a job and its images; cancel an unfinished job first."""
@@ -155,7 +155,7 @@ class JobRoutes:
             self.draw.service.cancel(live, "The job was cancelled.")
             done = "done" if live.over else "stopping"
         await self.draw.service.settled(live)
-        fields = {**self._fields(request, live.job), "cancel": done}
+        fields = {**self.draw.job_fields(request, live.job), "cancel": done}
         return respond.json_bytes(compact(fields))
 
     async def result(self, request: Request) -> Response:
@@ -167,7 +167,7 @@ class JobRoutes:
         if not job.terminal:
             eta = self.draw.service.seconds_left(job)
             headers["Retry-After"] = str(max(1, min(120, round(eta or 1))))
-            return respond.json_bytes(compact(self._fields(request, job)), headers, 202)
+            return respond.json_bytes(compact(self.draw.job_fields(request, job)), headers, 202)
         error = job.error()
         if error is not None:
             return respond.failure(error, headers)
@@ -250,15 +250,9 @@ class JobRoutes:
         return await self._find(request, request.path_params["job"], None)
 
     async def _find(self, request: Request, job_id: str, param: str | None) -> LiveJob:
-        try:
-            live = await self.draw.service.find(job_id, request.state.owner)
-        except NotFound as error:
-            raise NotFound(error.message, reason=error.reason, param=param) from None
+        live = await self.draw.service.find(job_id, request.state.owner, param)
         request.state.job = live.job
         return live
-
-    def _fields(self, request: Request, job: Job) -> JsonObject:
-        return job_fields(job, self.draw.base_url(request), self.draw.service.seconds_left(job))
 
 
 def _last_event(request: Request) -> tuple[str | None, int | None]:
