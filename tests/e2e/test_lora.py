@@ -62,6 +62,28 @@ UNFIT: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
         "('model.diffusion_model.double_blocks.0.img_attn.qkv.weight'); use this LoRA with the "
         "f16 file of the model.",
     ),
+    "kronecker": (
+        {
+            f"{LAYER}.lokr_w1": (16, 16),
+            f"{LAYER}.lokr_w2_a": (48, 4),
+            f"{LAYER}.lokr_w2_b": (4, 16),
+        },
+        "contains a LoKr with factorised matrices, which the runtime cannot apply to a quantised "
+        "model ('model.diffusion_model.double_blocks.0.img_attn.qkv.weight'); use this LoRA with "
+        "the f16 file of the model.",
+    ),
+    "two-ranks": (
+        {f"{LAYER}.lora_A.weight": (8, 256), f"{LAYER}.lora_B.weight": (1536, 4)},
+        "is damaged: its two matrices for "
+        "'model.diffusion_model.double_blocks.0.img_attn.qkv.weight' have different ranks, 4 and "
+        "8.",
+    ),
+    "convolution": (
+        {f"{LAYER}.lora_A.weight": (4, 256, 1, 1), f"{LAYER}.lora_B.weight": (768, 4, 1, 1)},
+        "has matrices for 'model.diffusion_model.double_blocks.0.img_attn.qkv.weight' that do not "
+        "have 2 dimensions, which the runtime cannot apply to a quantised model; use this LoRA "
+        "with the f16 file of the model.",
+    ),
     "peft": (
         pair("base_model.model.transformer.double_blocks.0.img_attn.qkv"),
         "does not fit this model: the runtime does not read names with the prefix "

@@ -46,6 +46,11 @@ _JOINED_ORDER: Final = {"q_proj": "", "k_proj": ".1", "v_proj": ".2"}
 _SINGLE: Final = re.compile(r"self_attn\.(q_proj|k_proj|v_proj)\.(weight|bias)")
 
 
+#: Matrices of a LoRA, which are applied one after the other.
+_SIDES: Final = ("lora_down", "lora_mid", "lora_up")
+_REMEDY: Final = "use this LoRA with the f16 file of the model"
+
+
 class LoraUnfit(Exception):
     """The LoRA cannot be applied; the message is a predicate ("does not fit ...")."""
 
@@ -90,6 +95,9 @@ def check_fit(
         weight = model[name]
         for parts in _complete(found):
             _check_form(name, parts, weight)
+            _check_ranks(name, parts)
+            if at_runtime:
+                _check_dimensions(name, parts, weight)
             applied += len(parts)
         _check_size(name, [*_complete(found)], weight, pads=not at_runtime)
     count = len(tensors)
@@ -190,11 +198,52 @@ def _check_form(name: str, parts: Parts, weight: Weight) -> None:
     """Raise LoraUnfit for a form that the runtime cannot apply to a quantised weight."""
     forms = {"hada_w1_a": "a LoHa", "diff": "a difference ('.diff')"}
     form = next((form for part, form in forms.items() if part in parts), None)
-    if weight.quantised and form is not None and "lora_up" not in parts:
+    if weight.quantised and form is not None:
         raise LoraUnfit(
             f"contains {form}, which the runtime cannot apply to quantised weights ('{name}'); "
-            "use this LoRA with the f16 file of the model"
+            f"{_REMEDY}"
         )
+
+
+def _check_ranks(name: str, parts: Parts) -> None:
+    """Raise LoraUnfit if the two matrices of a LoRA cannot be multiplied."""
+    if "lora_up" not in parts:
+        return
+    up = parts["lora_up"]
+    ranks = math.prod(up) // up[-1], _rank(parts["lora_down"])
+    if ranks[0] != ranks[1]:
+        raise LoraUnfit(
+            f"is damaged: its two matrices for '{name}' have different ranks, {ranks[0]} and "
+            f"{ranks[1]}"
+        )
+
+
+def _check_dimensions(name: str, parts: Parts, weight: Weight) -> None:
+    """Raise LoraUnfit for matrices that the runtime cannot apply without changing the weight.
+
+    The runtime does not change the weights of models with quantised weights. It multiplies the
+    layer's input with the LoRA's matrices, which must therefore have the dimensions of the weight.
+    """
+    count = len(weight.shape)
+    if count not in (2, 4):  # only linear layers and convolutions are applied like this
+        return
+    sides = [parts[part] for part in _SIDES if part in parts]
+    if any(len(side) != count for side in sides):
+        raise LoraUnfit(
+            f"has matrices for '{name}' that do not have {count} dimensions, which the runtime "
+            f"cannot apply to a quantised model; {_REMEDY}"
+        )
+    kronecker = [part for part in parts if part.startswith("lokr")]
+    if count == 4 or not kronecker:
+        return
+    if any(part not in ("lokr_w1", "lokr_w2") for part in kronecker):
+        raise LoraUnfit(
+            "contains a LoKr with factorised matrices, which the runtime cannot apply to a "
+            f"quantised model ('{name}'); {_REMEDY}"
+        )
+    first, second = parts["lokr_w1"], parts["lokr_w2"]
+    if len(first) != 2 or len(second) != 2 or first[0] * second[0] != weight.shape[0]:
+        raise LoraUnfit(f"is for another model: its LoKr for '{name}' has other sides")
 
 
 def _check_size(name: str, found: list[Parts], weight: Weight, *, pads: bool) -> None:

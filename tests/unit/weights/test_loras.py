@@ -21,6 +21,13 @@ F16 = {
 Q8 = {name: Weight(weight.shape, quantised=len(weight.shape) == 2) for name, weight in F16.items()}
 
 
+FACTORISED = {
+    f"lora.{QKV}.lokr_w1": (16, 16),
+    f"lora.{QKV}.lokr_w2_a": (2, 48),
+    f"lora.{QKV}.lokr_w2_b": (16, 2),
+}
+
+
 def lora(weight: str, inner: Shape, outer: Shape) -> dict[str, Shape]:
     """Return the shapes of a LoRA's two matrices and its alpha."""
     return {
@@ -54,13 +61,8 @@ def check(tensors: Mapping[str, Shape], model: dict[str, Weight] = Q8) -> tuple[
         },
         {f"lora.{BIAS}.diff": (32,)},
         {f"lora.{QKV}.lokr_w1": (16, 16), f"lora.{QKV}.lokr_w2": (16, 48)},
-        {
-            f"lora.{QKV}.lokr_w1": (16, 16),
-            f"lora.{QKV}.lokr_w2_a": (2, 48),
-            f"lora.{QKV}.lokr_w2_b": (16, 2),
-        },
     ],
-    ids=["linear", "conv", "tucker", "three-in-one", "clip-g", "bias", "lokr", "lokr-of-four"],
+    ids=["linear", "conv", "tucker", "three-in-one", "clip-g", "bias", "lokr"],
 )
 def test_what_fits(tensors: dict[str, Shape], model: dict[str, Weight]) -> None:
     """A LoRA that fits gives no warning."""
@@ -88,6 +90,19 @@ def test_what_fits(tensors: dict[str, Shape], model: dict[str, Weight]) -> None:
             "contains a LoHa, which the runtime cannot apply to quantised weights",
         ),
         ({f"lora.{QKV}.diff": (256, 768)}, "contains a difference ('.diff')"),
+        (
+            {**lora(QKV, (256, 4), (4, 768)), f"lora.{QKV}.diff": (256, 768)},
+            "contains a difference ('.diff')",
+        ),
+        (lora(QKV, (256, 8), (4, 1536)), "have different ranks, 4 and 8"),
+        (lora(QKV, (256, 4), (768, 4)), "have different ranks, 768 and 4"),
+        (lora(QKV, (1, 1, 256, 4), (1, 1, 4, 768)), "do not have 2 dimensions"),
+        (lora(CONV, (576, 4), (4, 32)), "do not have 4 dimensions"),
+        (FACTORISED, "contains a LoKr with factorised matrices"),
+        (
+            {f"lora.{QKV}.lokr_w1": (48, 16), f"lora.{QKV}.lokr_w2": (16, 16)},
+            "is for another model: its LoKr",
+        ),
         ({f"lora.{QKV}.lora_down": (256, 4)}, "none of its 1 tensors"),
         ({"anything": (3,)}, "none of its 1 tensors"),
     ],
@@ -100,7 +115,7 @@ def test_what_does_not(tensors: dict[str, Shape], words: str) -> None:
 
 
 def test_differences_over_plain_weights() -> None:
-    """LoHa, differences and fewer rows are accepted for weights that are not quantised."""
+    """Forms that require plain weights are accepted if no weight is quantised."""
     loha = {
         f"lora.{QKV}.{part}": (4, 768) if part.endswith("a") else (256, 4)
         for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -108,6 +123,8 @@ def test_differences_over_plain_weights() -> None:
     assert check(loha, F16) == ()
     assert check({f"lora.{QKV}.diff": (256, 768)}, F16) == ()
     assert check(lora(QKV, (256, 4), (4, 256)), F16) == ()
+    assert check(lora(QKV, (1, 1, 256, 4), (1, 1, 4, 768)), F16) == ()
+    assert check(FACTORISED, F16) == ()
 
 
 def test_parts() -> None:
