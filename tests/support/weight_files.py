@@ -361,6 +361,14 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
     "empty-shape": (_safetensors(_one(shape=[2, 0]), 8), "is damaged: tensor 'a' has the shape"),
     "negative-shape": (_safetensors(_one(shape=[-2]), 8), "is damaged: tensor 'a' has the shape"),
     "many-sides": (_safetensors(_one(shape=[1] * 99), 8), "is damaged: tensor 'a' has 99 dim"),
+    "half-a-character": (
+        _safetensors({"\ud800": _one()["a"]}, 8),
+        "is damaged: the name of its tensor '?' is not text",
+    ),
+    "zero-in-a-name": (
+        _safetensors({"a\0b": _one()["a"]}, 8),
+        "is damaged: the name of its tensor 'a?b' is not text",
+    ),
     "lying-header": (
         _safetensors(_one(shape=[2**30], data_offsets=[0, 2**32]), 64),
         "ends in the middle of tensor 'a'",

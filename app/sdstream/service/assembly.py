@@ -46,7 +46,7 @@ from sdstream.weights.discovery import absolute, load_catalog, refresh_catalog
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.embedded import UPSCALERS, vocabularies
 from sdstream.weights.embedded import checksum_of as builtin_checksum
-from sdstream.weights.folders import PICKLES, candidate_files, name_of
+from sdstream.weights.folders import PICKLES, candidate_files, name_of, name_problem
 from sdstream.weights.inspection import Asset, examine
 
 logger = logging.getLogger(__name__)
@@ -417,10 +417,11 @@ def _examined(
         # The fake engine accepts any weight file as a LoRA.
         unread = settings.engine == "fake" and kind == "lora" and path.suffix not in PICKLES
         asset = Asset() if unread else examine(path, kind)
-        if asset.problem is None:
+        problem = asset.problem or name_problem(file)
+        if problem is None:
             usable[name_of(file)] = asset
         else:
-            unusable[file] = asset.problem
+            unusable[file] = problem
     return usable, unusable
 
 

@@ -32,6 +32,15 @@ def name_of(file: str) -> str:
     return str(PurePosixPath(file).with_suffix(""))
 
 
+def name_problem(file: str) -> str | None:
+    """Return why no request can name a file, as a predicate; None if one can."""
+    try:
+        file.encode()
+    except UnicodeEncodeError:  # the file system gave bytes that are not UTF-8
+        return "has a name that is not UTF-8: rename it"
+    return None
+
+
 def _files(folder: Path | str | None, endings: tuple[str, ...]) -> dict[str, Path]:
     """Return relative path -> file for files with these endings, sorted by path."""
     found: dict[str, Path] = {}

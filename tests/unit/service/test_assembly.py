@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sdstream.service import assembly
 from sdstream.service.webhooks import Webhooks
 from sdstream.settings import Settings
 from sdstream.storage.job_store import JobStore
+from tests.support.weight_files import gguf, gguf_tensor
 
 
 def tidy(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, times: int) -> None:
@@ -134,3 +136,13 @@ def test_the_hash_of_a_built_in_model_that_does_not_exist(tmp_path: Path) -> Non
     service = assembly.assemble(settings).service
     assert len(service.checksum("known") or "") == 64
     assert service.checksum("other") is None
+
+
+def test_a_file_whose_name_no_request_can_contain(tmp_path: Path) -> None:
+    """A file with a name that is not UTF-8 is listed as unusable, with the reason."""
+    name = os.fsdecode(b"\xff.gguf")
+    (tmp_path / name).write_bytes(gguf(gguf_tensor()))
+    settings = Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake", lora_dir=tmp_path)
+    assets = assembly.assemble(settings).service.assets()
+    assert not assets.loras
+    assert "not UTF-8" in assets.unusable["lora"][name]
