@@ -5,8 +5,8 @@ contain links to blobs. This module therefore finds files that other tools have 
 find its files. Files of ModelScope have the same layout in the folder ``modelscope``;
 weights/hub_sites.py contains the differences between the hubs.
 
-huggingface_hub names the files, sends requests about them, adds the credentials and creates the
-links. This module downloads the contents itself, because of three limits of huggingface_hub 2.4:
+huggingface_hub names the files, sends requests about them and adds the credentials. This module
+downloads the contents and creates the links itself, because of four limits of huggingface_hub 2.4:
 
 1. It resumes an interrupted download only within the same process, and it deletes the partial file
    of a failed download. This module keeps the partial file until the next pull, under a name made
@@ -15,6 +15,8 @@ links. This module downloads the contents itself, because of three limits of hug
    after its checksum was verified.
 3. It retries after a timeout, a 408 and a 429, however long Retry-After is, but not after a reset
    connection or a 500 in the middle of a file.
+4. It creates a link only after it has requested the file's headers again, and does not validate
+   the checksum and the commit in them, which become parts of paths.
 
 Files are downloaded by plain HTTP. The hub's chunked protocol (Xet) is faster, but it cannot resume
 a download. huggingface_hub and this module use the same lock, so that no file is downloaded twice
@@ -25,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import shutil
 import time
@@ -206,19 +209,30 @@ class Hub:
                 partial.replace(blob)
                 with suppress(OSError):
                     partial.parent.rmdir()
-        watcher.has(remote.size)
-        return self._link(remote, blob, watcher)
+            watcher.has(remote.size)
+            return self._link(remote, blob)
 
-    def _link(self, remote: Remote, blob: Path, watcher: Watcher) -> Path:
-        """Create the link from the file's name and revision to its blob."""
-        file = remote.file
-        site = SITES[file.hub]
-        with sentences(site.service, file, remote.page):
-            pointer = self._patiently(lambda: site.link(file, blob, self._cache(file)), watcher)
-        # The revision may have changed since the hub was asked, and the library does not check.
-        if self.is_damaged(file):
-            self.remove(file)
-            raise HubError(f"{file} changed on the hub during the download; pull it again.")
+    def _link(self, remote: Remote, blob: Path) -> Path:
+        """Create the link from the file's name and commit to its blob, and return its path.
+
+        huggingface_hub would request the file's headers again, and use them without validation: a
+        hub that sends other headers then could make it write any file.
+        """
+        repository = self._repository(remote.file)
+        pointer = repository / "snapshots" / remote.commit / remote.file.path
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        # The link is replaced atomically, because another process may create it at the same time.
+        link = pointer.with_name(f"{pointer.name}.{os.getpid()}")
+        link.unlink(missing_ok=True)
+        try:
+            link.symlink_to(os.path.relpath(blob, pointer.parent))
+        except PermissionError:  # the file system has no links
+            shutil.copyfile(blob, link)
+        link.replace(pointer)
+        if remote.commit != remote.file.revision:
+            ref = repository / "refs" / remote.file.revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            ref.write_text(remote.commit)
         return pointer
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""The differences between the hubs: requests about a file, its address, and its link in the cache.
+"""The differences between the hubs: requests about a file, and the address of its contents.
 
 weights/hub.py downloads, verifies and removes files in the same way for all hubs. For ModelScope
 this module uses the API of ModelScope (``/api/v1/models/…``), like its client modelscope_hub. The
@@ -8,8 +8,6 @@ redirects to a server that needs no token.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote, urlencode
 
@@ -18,7 +16,6 @@ from huggingface_hub import (  # noqa: TID251
     constants,
     get_hf_file_metadata,
     get_session,
-    hf_hub_download,
     hf_hub_url,
     hf_raise_for_status,
 )
@@ -65,9 +62,6 @@ class Site(Protocol):
     def contents(self, file: HubFile, commit: str) -> tuple[str, dict[str, str]]:
         """Return the address of a file's contents, and the headers of the request."""
 
-    def link(self, file: HubFile, blob: Path, cache: Path) -> Path:
-        """Create a link to a blob under the file's name and revision; return the link's path."""
-
 
 class HuggingFace:
     """The Hugging Face hub, or the mirror that HF_ENDPOINT names."""
@@ -105,18 +99,6 @@ class HuggingFace:
         """Return the address by commit, so that a resumed download continues the same version."""
         headers = build_hf_headers(library_name="sdstream", library_version=__version__)
         return hf_hub_url(file.repo, file.path, revision=commit), headers
-
-    def link(self, file: HubFile, blob: Path, cache: Path) -> Path:
-        """Create the link with the library, which requests the commit from the hub again."""
-        pointer = hf_hub_download(
-            file.repo,
-            file.path,
-            revision=file.revision,
-            cache_dir=cache,
-            library_name="sdstream",
-            library_version=__version__,
-        )
-        return Path(pointer)
 
 
 class ModelScope:
@@ -180,16 +162,6 @@ class ModelScope:
     def contents(self, file: HubFile, commit: str) -> tuple[str, dict[str, str]]:
         """Return the address by revision; the checksum reveals a change during the download."""
         return self._url(file, "repo", Revision=commit, FilePath=file.path), self._headers()
-
-    def link(self, file: HubFile, blob: Path, cache: Path) -> Path:
-        """Link ``snapshots/REVISION/PATH`` to the blob, which is huggingface_hub's layout."""
-        pointer = blob.parents[1] / "snapshots" / file.revision / file.path
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        # The link is replaced atomically, because another process may create it at the same time.
-        link = pointer.with_name(f"{pointer.name}.{os.getpid()}")
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(blob, pointer.parent))
-        return link.replace(pointer)
 
     def _url(self, file: HubFile, what: str, **query: str) -> str:
         base = f"{self.service.endpoint}/api/v1/models/{quote(file.repo)}/{what}"

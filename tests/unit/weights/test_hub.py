@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -166,6 +167,47 @@ def test_what_the_hub_must_tell(
     server.statuses["HEAD", NAME] = [(302, known | headers)]
     with pytest.raises(HubError, match=words):
         fetched(Hub(tmp_path), Heard())
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Linked-Etag": '"../../../escape/x"'},
+        {"X-Linked-Etag": '"' + "0" * 64 + '"'},
+        {"X-Repo-Commit": "../../../escape"},
+    ],
+)
+def test_a_hub_that_changes_its_mind(
+    server: FakeHub, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    """Headers that were not validated do not become paths, and the verified file is used."""
+    known = {
+        "X-Repo-Commit": COMMIT,
+        "X-Linked-Etag": f'"{server.checksum(NAME)}"',
+        "X-Linked-Size": str(len(DATA)),
+        "Location": f"{server.cdn}/cdn/{NAME}",
+    }
+    server.statuses["HEAD", NAME] = [(302, known), *[(302, known | headers)] * 5]
+    hub = Hub(tmp_path / "cache")
+    path = fetched(hub, Heard())
+    assert path == hub.find(FILE)
+    assert path.resolve().name == server.checksum(NAME)
+    assert path.read_bytes() == DATA
+    assert not (tmp_path / "escape").exists()
+
+
+def test_a_file_system_without_links(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot then contains a copy of the blob."""
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", fail)
+    path = fetched(Hub(tmp_path), Heard())
+    assert path.read_bytes() == DATA
+    assert not path.is_symlink()
 
 
 def test_a_server_that_is_no_hub(server: FakeHub, tmp_path: Path) -> None:
