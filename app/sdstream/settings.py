@@ -22,8 +22,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sdstream.core.ask import Handling
 from sdstream.core.hosts import HostPattern
-from sdstream.core.model_spec import Kernels
 from sdstream.core.options import MAX_IMAGES, MAX_STEPS
+from sdstream.core.runtime_options import Kernels
 from sdstream.core.similar import did_you_mean, most_similar, near_miss
 
 #: Variables that worker processes do not receive.

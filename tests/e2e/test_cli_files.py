@@ -18,7 +18,7 @@ import yaml
 from gguf import GGUFReader, dequantize
 from PIL import Image, ImageChops, ImageStat
 
-from sdstream.core.model_spec import WTYPES
+from sdstream.core.runtime_options import WTYPES
 from sdstream.weights.headers import read
 from tests.support.servers import wait_until
 from tests.support.weight_files import ALONE, BROKEN, DIFFUSION, prefixed, vae, write_safetensors

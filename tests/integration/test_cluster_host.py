@@ -25,7 +25,7 @@ from sdstream.core.messages import (
     encode,
     unframe,
 )
-from sdstream.core.model_spec import RuntimeOptions
+from sdstream.core.runtime_options import RuntimeOptions
 from tests.support.hub_server import COMMIT, FakeHub, fake_hub
 from tests.support.processes import a_request, driven
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sdstream.core.model_spec import KERNELS_OFF
+from sdstream.core.runtime_options import KERNELS_OFF
 from sdstream.engine.kernels.build import library_name, runtime_folder, supported
 from sdstream.engine.kernels.choice import Choice, choose, processor
 from sdstream.settings import worker_environment

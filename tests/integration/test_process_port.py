@@ -20,7 +20,7 @@ from sdstream.core.messages import (
     Progress,
     Stop,
 )
-from sdstream.core.model_spec import RuntimeOptions
+from sdstream.core.runtime_options import RuntimeOptions
 from sdstream.engine.process import Process, WorkerProcess
 from sdstream.settings import worker_environment
 from tests.support.processes import FakeProcess, a_request, driven

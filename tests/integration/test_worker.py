@@ -26,9 +26,10 @@ from sdstream.core.messages import (
     Preview,
     Progress,
 )
-from sdstream.core.model_spec import Kernels, ModelSpec, RuntimeOptions
+from sdstream.core.model_spec import ModelSpec
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import EVERY_STEP
+from sdstream.core.runtime_options import Kernels, RuntimeOptions
 from sdstream.core.size import Size
 from sdstream.engine import worker as worker_module
 from sdstream.engine.pace import Pace

@@ -14,9 +14,9 @@ from dataclasses import replace
 from unittest import mock
 
 from sdstream.core.messages import Event, Load, Phase, Progress
-from sdstream.core.model_spec import RuntimeOptions
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import GenerationRequest
+from sdstream.core.runtime_options import RuntimeOptions
 from sdstream.engine.native.abort import AbortFlag
 from sdstream.engine.native.engine import NativeEngine
 

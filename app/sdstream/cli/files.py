@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from sdstream.core.model_spec import WTYPES
+from sdstream.core.runtime_options import WTYPES
 from sdstream.weights.convert import ConversionError, Order, convert
 from sdstream.weights.headers import BadFile
 from sdstream.weights.inspection import Report, Share, inspect

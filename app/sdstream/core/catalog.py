@@ -1,30 +1,33 @@
 """The catalogue: the models with their files and settings.
 
-``Catalog.parse`` turns the text of models.yaml into immutable values. It does not access the disk.
-Its callers check later whether the files exist, and find the line for an error with
-``Catalog.line_of``. ``Catalog.on_machine`` adds the models whose hub files are downloaded.
+``Catalog.parse`` turns the text of models.yaml into immutable values. It does not access the disk;
+its callers pass a function that checks whether a file exists. ``Catalog.on_machine`` adds the
+models whose hub files are downloaded.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
 from sdstream.core.catalog_yaml import (
     CatalogError,
     Lines,
+    Part,
     Problem,
+    key_name,
     line_near,
     load,
-    with_lines,
+    problems_of,
 )
-from sdstream.core.locations import HUBS, QUANT, HubFile
-from sdstream.core.model_spec import NAME, ModelSpec, Part, Variant
+from sdstream.core.locations import HUBS, QUANT, HubFile, is_address
+from sdstream.core.model_spec import NAME, Files, ModelSpec, Variant
 from sdstream.core.similar import did_you_mean, most_similar
 
 
@@ -70,36 +73,42 @@ class Catalog:
     entries: Mapping[str, ModelSpec]
     models: Mapping[str, ModelSpec]
     default: str
-    _lines: Mapping[tuple[str | int, ...], int]
     #: Lower-case name -> id in ``models``; an entry's name leads to its first downloaded quant.
     _spellings: Mapping[str, str] = field(default_factory=dict)
     default_aliases: frozenset[str] = frozenset()
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str, missing: Callable[[str], str | None] = lambda _: None) -> Self:
         """Read models.yaml.
 
+        Args:
+            text: Content of the file.
+            missing: Function that returns why the file at a location cannot be used, or None.
+
         Raises:
-            CatalogError: The text is not valid; the error has the line of each invalid key.
+            CatalogError: The text is not valid. The error has all problems with their lines.
         """
-        lines, data = load(text)
+        lines, data, problems = load(text)
         try:
             file = _File.model_validate(data)
         except ValidationError as error:
             keys = {name for part in Part.__subclasses__() for name in part.model_fields}
-            raise with_lines(error, lines, data, sorted(keys)) from None
-        entries = {spec.id: spec for spec in file.models}
-        problems = [*_problems(file.models, entries, lines)]
+            problems += problems_of(error, lines, data, sorted(keys))
+            file = None
+        # If an entry is not valid, the others are checked nevertheless.
+        specs = dict(enumerate(file.models)) if file else _valid_entries(data)
+        entries = {spec.id: spec for spec in specs.values()}
+        problems += _problems(specs, entries, lines)
+        problems += _missing_files(data, specs, lines, missing)
+        if file is None:
+            problems += _unknown_default(data, lines)
+            raise CatalogError(*problems)
         models = {name: spec for name, spec in entries.items() if not spec.quants}
         spellings = {name.casefold(): name for name in models}
-        catalog = cls(entries, models, file.default or file.models[0].id, lines, spellings)
+        catalog = cls(entries, models, file.default or file.models[0].id, spellings)
         default = catalog.default
         if _entry_of(default, entries) is None and catalog.variant(default) is None:
-            meant = most_similar(default, entries)
-            message = f"no model has the id '{default}'" + (
-                f"; did you mean '{meant}'?" if meant else ""
-            )
-            problems.append(Problem(line_near(lines, ("default",)), message))
+            problems.append(_no_model(default, entries, lines))
         if problems:
             raise CatalogError(*problems)
         return catalog.led_by(default)
@@ -280,10 +289,6 @@ class Catalog:
     def _aliased(self, name: str) -> ModelSpec | None:
         return next((e for e in self.entries.values() if _is_among(name, e.aliases)), None)
 
-    def line_of(self, entry: str, component: str) -> int:
-        """Return the line of models.yaml that contains this file of the entry."""
-        return line_near(self._lines, ("models", [*self.entries].index(entry), "files", component))
-
 
 def _quant(entry: ModelSpec, name: str) -> str | None:
     """Return the entry's quant with this name, ignoring case."""
@@ -294,12 +299,70 @@ def _is_among(name: str, names: Iterable[str]) -> bool:
     return name.casefold() in map(str.casefold, names)
 
 
+def _entries(data: Any) -> list[Any]:
+    """Return the entries of a file that is not valid; they may be anything."""
+    entries = data.get("models") if isinstance(data, dict) else None
+    return entries if isinstance(entries, list) else []
+
+
+def _valid_entries(data: Any) -> dict[int, ModelSpec]:
+    """Return the valid entries of a file that is not valid, by their index."""
+    specs = {}
+    for index, entry in enumerate(_entries(data)):
+        with suppress(ValidationError):
+            specs[index] = ModelSpec.model_validate(entry)
+    return specs
+
+
+def _unknown_default(data: Any, lines: Lines) -> Iterator[Problem]:
+    """Yield a problem if no entry of a file that is not valid has the name of its default."""
+    entries = [entry for entry in _entries(data) if isinstance(entry, dict)]
+    aliases = [entry.get("aliases") for entry in entries]
+    ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
+    names = {name.casefold() for name in ids}
+    names |= {str(a).casefold() for given in aliases if isinstance(given, list) for a in given}
+    default = data.get("default") if isinstance(data, dict) else None
+    if isinstance(default, str) and ids:
+        wanted = default.casefold()
+        if not {wanted, wanted.rpartition(":")[0]} & names:
+            yield _no_model(default, ids, lines)
+
+
+def _no_model(default: str, ids: Iterable[str], lines: Lines) -> Problem:
+    meant = most_similar(default, ids)
+    message = f"no model has the id '{default}'" + (f"; did you mean '{meant}'?" if meant else "")
+    return Problem(line_near(lines, ("default",)), message)
+
+
+def _missing_files(
+    data: Any, specs: Mapping[int, ModelSpec], lines: Lines, missing: Callable[[str], str | None]
+) -> Iterator[Problem]:
+    """Yield a problem for each file that cannot be used, also of entries that are not valid."""
+    for index, entry in enumerate(_entries(data)):
+        files = dict(specs[index].files.items()) if index in specs else _paths_of(entry)
+        for component, location in files.items():
+            if why := missing(location):
+                path = ("models", index, "files", component)
+                yield Problem(line_near(lines, path), f"{key_name(path, data)}: {why}")
+
+
+def _paths_of(entry: Any) -> dict[str, str]:
+    """Return the paths in an entry that is not valid: component -> path."""
+    files = entry.get("files") if isinstance(entry, dict) else None
+    return {
+        component: place
+        for component, place in (files.items() if isinstance(files, dict) else ())
+        if component in Files.model_fields and isinstance(place, str)
+        if not is_address(place) and QUANT not in place
+    }
+
+
 def _problems(
-    specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
+    specs: Mapping[int, ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
 ) -> Iterator[Problem]:
     """Yield the problems that involve several entries or several fields."""
     seen: dict[str, ModelSpec] = {}
-    for index, spec in enumerate(specs):
+    for index, spec in specs.items():
         line = line_near(lines, ("models", index, "id"))
         if _entry_of(spec.id, seen) is not None:
             yield Problem(line, f"duplicate id '{spec.id}'")
@@ -313,11 +376,11 @@ def _problems(
 
 
 def _alias_problems(
-    specs: Sequence[ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
+    specs: Mapping[int, ModelSpec], entries: Mapping[str, ModelSpec], lines: Lines
 ) -> Iterator[Problem]:
     """Yield a problem for each alias that belongs to two models or equals the id of an entry."""
     taken: dict[str, str] = {}
-    for index, spec in enumerate(specs):
+    for index, spec in specs.items():
         for alias in spec.aliases:
             line = line_near(lines, ("models", index, "aliases"))
             if _entry_of(alias, entries) is not None:

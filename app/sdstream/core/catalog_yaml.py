@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from sdstream.core.errors import ConfigurationError
 from sdstream.core.similar import most_similar
-from sdstream.core.validation import requirement
+from sdstream.core.validation import PartProblems, requirement
+
+
+class Part(BaseModel):
+    """A part of a catalogue; a key that is not one of its fields is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Problem(NamedTuple):
@@ -70,17 +76,21 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def load(text: str) -> tuple[Lines, Any]:
+def load(text: str) -> tuple[Lines, Any, list[Problem]]:
+    """Return the lines of the file's keys, its content, and the duplicate keys, which YAML accepts.
+
+    Raises:
+        CatalogError: The text is not YAML.
+    """
     lines: Lines = {}
     try:
         root = yaml.compose(text, Loader=_Loader)
-        if root is not None:
-            _index(root, (), lines)
-        return lines, yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a SafeLoader
+        duplicates = [] if root is None else [*_index(root, (), lines)]
+        return lines, yaml.load(text, Loader=_Loader), duplicates  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        tab = "a tab cannot indent YAML; use spaces" if "'\\t'" in str(error.problem) else None
+        tab = "YAML allows no tab here; use spaces" if "'\\t'" in str(error.problem) else None
         raise CatalogError(Problem(line, tab or str(error.problem))) from None
     except (yaml.YAMLError, ValueError) as error:
         raise CatalogError(Problem(1, str(error))) from None
@@ -88,20 +98,20 @@ def load(text: str) -> tuple[Lines, Any]:
         raise CatalogError(Problem(1, "the file is nested too deeply")) from None
 
 
-def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
-    """Record the line of every key and item, and reject duplicate keys, which YAML accepts."""
+def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> Iterator[Problem]:
+    """Record the line of every key and item; yield a problem for each duplicate key."""
     lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _index(item, (*path, index), lines)
+            yield from _index(item, (*path, index), lines)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, str(key.value))
             line = key.start_mark.line + 1
             if here in lines:
-                raise CatalogError(Problem(line, f"duplicate key '{key.value}'"))
+                yield Problem(line, f"duplicate key '{key.value}'")
             lines[here] = line
-            _index(value, here, lines)
+            yield from _index(value, here, lines)
 
 
 def line_near(lines: Mapping[tuple[str | int, ...], int], path: tuple[str | int, ...]) -> int:
@@ -116,10 +126,10 @@ _YAML_KINDS: Final = dict.fromkeys(
 )
 
 
-def with_lines(
+def problems_of(
     error: ValidationError, lines: Lines, content: Any, keys: Iterable[str] = ()
-) -> CatalogError:
-    """Return an error with all problems that pydantic found.
+) -> Iterator[Problem]:
+    """Yield all problems that pydantic found.
 
     Args:
         error: The errors of the file's content.
@@ -131,12 +141,20 @@ def with_lines(
     # If an item of a list is invalid, pydantic may also report the list as too short.
     roots = {one["loc"][:depth] for one in found for depth in range(len(one["loc"]))}
     faults = [one for one in found if one["loc"] not in roots]
-    return CatalogError(*(_problem(one, lines, content, keys) for one in faults))
+    for fault in faults:
+        match fault.get("ctx", {}).get("error"):
+            case PartProblems(problems=problems):
+                for inside, message in problems.items():
+                    path = (*fault["loc"], *inside)
+                    yield Problem(line_near(lines, path), f"{key_name(path, content)}: {message}")
+            case _:
+                yield _problem(fault, lines, content, keys)
 
 
 def _problem(found: ErrorDetails, lines: Lines, content: Any, keys: Iterable[str]) -> Problem:
-    path = tuple(found["loc"])
-    where = _named(path, content)
+    # pydantic marks an invalid key of a mapping so.
+    path = tuple(part for part in found["loc"] if part != "[key]")
+    where = key_name(path, content)
     if found["type"] == "extra_forbidden":
         # A key that is valid in one place may be unknown in another.
         meant = most_similar(str(path[-1]), [key for key in keys if key != path[-1]])
@@ -148,7 +166,7 @@ def _problem(found: ErrorDetails, lines: Lines, content: Any, keys: Iterable[str
     return Problem(line_near(lines, path), message)
 
 
-def _named(path: tuple[str | int, ...], content: Any) -> str:
+def key_name(path: tuple[str | int, ...], content: Any) -> str:
     """Return a path of keys for a message: an entry has its id, or its index without an id."""
     match path:
         case ("models", int(index), *rest):

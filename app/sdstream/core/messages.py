@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sdstream.core.enums import DescribedEnum
-from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest, request_fields, request_of
+from sdstream.core.runtime_options import KERNELS_OFF
 
 HEADER: Final = struct.Struct("<II")
 

@@ -1,4 +1,4 @@
-"""One entry of the catalogue: its files, defaults, size bounds and runtime options."""
+"""One entry of the catalogue: its files, defaults and size bounds."""
 
 from __future__ import annotations
 
@@ -8,43 +8,24 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
     model_validator,
 )
 
+from sdstream.core.catalog_yaml import Part
 from sdstream.core.locations import HUBS, QUANT, HubFile, Location
 from sdstream.core.model_families import FAMILIES, Family
+from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
 from sdstream.core.samplers import SAMPLERS, SCHEDULES
 from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.core.size import Size
-from sdstream.core.validation import requirement
+from sdstream.core.validation import PartProblems, one_of, requirement, shown, written_as
 
 #: The value of ``ModelSpec.device`` for the CPU.
 CPU: Final = "cpu"
-
-#: CPU kernels of a worker: the fastest, those that compute in f32, or only the runtime's own.
-Kernels = Literal["auto", "exact", "off"]
-KERNELS_OFF: Final = "off"
-
-WTYPES: Final = (
-    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
-    "q2_K", "q3_K", "q4_K", "q5_K", "q6_K",
-)  # fmt: skip
-
-
-def _one_of(names: Mapping[str, object] | tuple[str, ...], what: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"unknown {what} '{value}'; available: {', '.join(names)}")
-        return value
-
-    return AfterValidator(check)
 
 
 def _size_of(value: object) -> Size:
@@ -56,10 +37,6 @@ def _size_of(value: object) -> Size:
 
 
 SizeField = Annotated[Size, BeforeValidator(_size_of)]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Files(Part):
@@ -108,14 +85,17 @@ class Defaults(Part):
 
     size: SizeField | None = None
     steps: int | None = Field(None, ge=1, le=150)
-    sampler: Annotated[str, _one_of(SAMPLERS, "sampler")] | None = None
-    schedule: Annotated[str, _one_of(SCHEDULES, "schedule")] | None = None
+    sampler: Annotated[str, one_of(SAMPLERS, "sampler")] | None = None
+    schedule: Annotated[str, one_of(SCHEDULES, "schedule")] | None = None
     cfg_scale: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
     guidance: float | None = Field(None, ge=0, le=30, allow_inf_nan=False)
 
 
 #: Pattern of the names of models, aliases and upscalers.
 NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
+Name = Annotated[
+    str, written_as(NAME, "at most 128 letters, digits and . _ : / -, the first a letter or digit")
+]
 
 
 class EnlargeRule(Part):
@@ -129,7 +109,7 @@ class EnlargeRule(Part):
     """
 
     sizes: tuple[SizeField, ...] = Field(min_length=1)
-    upscaler: str = Field(pattern=NAME)
+    upscaler: Name
     max: int = Field(2048, ge=64, le=8192)
     max_pixels: int = Field(4_194_304, ge=4096)
 
@@ -153,105 +133,22 @@ class SizeRule(Part):
         return self
 
 
-#: Families that support the options of Chroma.
-_CHROMA: Final = ("chroma", "chroma_radiance")
+_QuantName = Annotated[
+    str,
+    written_as(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}",
+        "at most 32 letters, digits and . _ -, the first a letter or digit",
+    ),
+]
 
 
-class RuntimeOptions(Part):
-    """How the native library runs the model.
-
-    Attributes:
-        threads: Number of CPU threads; 0 means one for each core that this process may use.
-        flash_attn: Use flash attention. It is faster on GPUs and with the CPU kernels, and 1.8-2x
-            slower with the runtime's own kernels on the CPU. None turns it on for the diffusion
-            model if the kernels "auto" are in use.
-        conv_direct: Use direct convolutions, which need less memory. With the CPU kernels they are
-            always on.
-        offload: Keep the weights in main memory and move them to the GPU as needed.
-        wtype: Convert the weights to this type while loading.
-        tae: Decode with the tiny autoencoder that the model file contains.
-        vae_tiling: Decode in tiles, which needs less memory and is slower.
-        preview: How the runtime makes previews between the steps. "projection" projects the latent,
-            which costs almost nothing but works for published autoencoders only. "tae" uses the
-            tiny autoencoder in ``files.tae``, and the VAE still decodes the result. "decode" uses
-            the same decoder as for the result.
-        zero_cond_t: Use timestep 0 for the tokens of reference images, as Qwen-Image-Edit 2511 was
-            trained.
-        circular: Axes along which opposite edges of an image match, so that copies of it tile.
-        kernels: CPU kernels. "auto" is the fastest (products in bf16 and 8 bits if the CPU has fast
-            instructions for them), "exact" computes in f32, and "off" uses only the runtime's own.
-            None means the server's setting.
-        diffusion_flash_attn: Use flash attention in the diffusion model; None means the value of
-            ``flash_attn``.
-        clip_on_cpu, vae_on_cpu, control_net_on_cpu: Compute this part on the CPU even if there is
-            a GPU.
-        max_vram: Gigabytes (2^30 bytes) of GPU memory for one computation; the runtime splits a
-            larger one into parts. 0 means no limit.
-        lora_mode: "immediately" merges LoRAs into the weights, which makes each step faster.
-            "at_runtime" applies them beside the weights, which quantised weights require. "auto"
-            chooses by the type of the weights.
-        prediction: What a U-Net was trained to predict: noise, velocity, or velocity as in EDM;
-            None detects it from the weights.
-        rng: Generator of the initial noise: CUDA's, as in AUTOMATIC1111 on a GPU, or the CPU's, as
-            in diffusers and ComfyUI.
-        sdxl_vae_scale: Scale the convolutions of SDXL's VAE, whose original weights overflow in
-            f16.
-        chroma_dit_mask, chroma_t5_mask: Mask the padding in Chroma's diffusion model and in its
-            text encoder; None means the value that Chroma was trained with.
-        chroma_t5_mask_pad: Number of padding tokens that are not masked.
-    """
-
-    threads: int = Field(0, ge=0, le=1024)
-    flash_attn: bool | None = None
-    conv_direct: bool = False
-    offload: bool = False
-    wtype: Annotated[str, _one_of(WTYPES, "wtype")] | None = None
-    tae: bool = False
-    vae_tiling: bool = False
-    preview: Literal["projection", "tae", "decode"] = "projection"
-    zero_cond_t: bool = False
-    circular: Literal["none", "x", "y", "both"] = "none"
-    kernels: Kernels | None = None
-    diffusion_flash_attn: bool | None = None
-    clip_on_cpu: bool = False
-    vae_on_cpu: bool = False
-    control_net_on_cpu: bool = False
-    max_vram: float = Field(0.0, ge=0, le=4096, allow_inf_nan=False)
-    lora_mode: Literal["auto", "immediately", "at_runtime"] = "auto"
-    prediction: Literal["eps", "v", "edm_v"] | None = None
-    rng: Literal["cuda", "cpu"] = "cuda"
-    sdxl_vae_scale: bool = False
-    chroma_dit_mask: bool | None = None
-    chroma_t5_mask: bool | None = None
-    chroma_t5_mask_pad: int | None = Field(None, ge=0, le=512)
-
-    def problem(self, family: str) -> tuple[str, str] | None:
-        """Return the first option that a family ignores, and why; None if it ignores no option."""
-        unet = FAMILIES[family].unet
-        checks = (
-            ("prediction", self.prediction is None or unet, "is for models with a U-Net"),
-            ("sdxl_vae_scale", not self.sdxl_vae_scale or family == "sdxl", "is for SDXL"),
-            *(
-                (name, getattr(self, name) is None or family in _CHROMA, "is for Chroma")
-                for name in ("chroma_dit_mask", "chroma_t5_mask", "chroma_t5_mask_pad")
-            ),
-        )
-        return next(((name, why) for name, fits, why in checks if not fits), None)
+_MOST_REPLICAS: Final = 1024
 
 
-class RuntimeOptionError(ValueError):
-    """A runtime option is unknown, or the model cannot run with its value.
-
-    Attributes:
-        name: Name of the option; empty if the error is about several options.
-    """
-
-    def __init__(self, message: str, name: str) -> None:
-        super().__init__(message)
-        self.name = name
-
-
-_QuantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
+def _replicas_of(value: object) -> object:
+    if value != "auto" and not (type(value) is int and 1 <= value <= _MOST_REPLICAS):
+        raise ValueError(f"must be 'auto' or from 1 to {_MOST_REPLICAS}, not {shown(value)}")
+    return value
 
 
 class ModelSpec(Part):
@@ -274,10 +171,10 @@ class ModelSpec(Part):
             "vulkan:0"; None lets the runtime choose.
     """
 
-    id: str = Field(pattern=NAME)
-    aliases: tuple[Annotated[str, Field(pattern=NAME)], ...] = ()
+    id: Name
+    aliases: tuple[Name, ...] = ()
     description: str = ""
-    family: Annotated[str, _one_of(FAMILIES, "family")]
+    family: Annotated[str, one_of(FAMILIES, "family")]
     page: str | None = Field(None, pattern=r"^https?://\S+$")
     license: str | None = None
     gated: bool = False
@@ -289,9 +186,18 @@ class ModelSpec(Part):
     size: SizeRule = SizeRule()
     prompt_characters: int | None = Field(None, ge=1, le=32_000)
     runtime: RuntimeOptions = RuntimeOptions()
-    replicas: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = 1
+    replicas: Annotated[int | Literal["auto"], BeforeValidator(_replicas_of)] = 1
     keep_alive: float | None = Field(None, ge=0, allow_inf_nan=False)
-    device: str | None = Field(None, pattern=r"^(cpu|(cuda|rocm|vulkan):\d{1,2})$")
+    device: (
+        Annotated[
+            str,
+            written_as(
+                r"cpu|(cuda|rocm|vulkan):\d{1,2}",
+                "'cpu', or a GPU such as 'cuda:0', 'rocm:0' or 'vulkan:0'",
+            ),
+        ]
+        | None
+    ) = None
 
     def with_runtime(self, values: Mapping[str, object]) -> Self:
         """Return the model with some runtime options changed.
@@ -317,9 +223,8 @@ class ModelSpec(Part):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][-1]) if first["loc"] else ""
-            raise RuntimeOptionError(
-                f"{name}: {requirement(first)}.".removeprefix(": "), name
-            ) from None
+            why = f"{name}: {requirement(first)}".removeprefix(": ")
+            raise RuntimeOptionError(why if why.endswith("?") else f"{why}.", name) from None
 
     @property
     def traits(self) -> Family:
@@ -348,27 +253,38 @@ class ModelSpec(Part):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.files.control_net is not None and not self.traits.unet:
-            raise ValueError(
-                f"the runtime does not support ControlNet for the family '{self.family}'"
-            )
-        if self.defaults.guidance is not None and not self.traits.distilled_guidance:
-            raise ValueError(f"the family '{self.family}' has no distilled guidance")
-        if self.runtime.preview == "tae" and self.files.tae is None:
-            raise ValueError("runtime.preview 'tae' needs files.tae")
-        if problem := self.runtime.problem(self.family):
-            option, why = problem
-            raise ValueError(f"runtime.{option} {why}, not for the family '{self.family}'")
+        problems = dict(self._problems())
+        if problems:
+            raise PartProblems(problems)
         return self
 
-    @model_validator(mode="after")
-    def _default_size_fits(self) -> Self:
-        known = self.size.enlarge.sizes if self.size.enlarge else ()
-        for what, size in (("default size", self.default_size), *(("size", s) for s in known)):
-            problem = self.size_problem(size)
-            if problem:
-                raise ValueError(f"the {what} {size} is not allowed: {problem}")
-        return self
+    def _problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield (path of a key, problem) for values that do not fit to other values."""
+        if self.files.control_net is not None and not self.traits.unet:
+            yield (
+                ("files", "control_net"),
+                f"the runtime does not support ControlNet for the family '{self.family}'",
+            )
+        if self.defaults.guidance is not None and not self.traits.distilled_guidance:
+            yield (
+                ("defaults", "guidance"),
+                f"the family '{self.family}' has no distilled guidance",
+            )
+        if self.runtime.preview == "tae" and self.files.tae is None:
+            yield ("runtime", "preview"), "'tae' needs files.tae"
+        if self.runtime.control_net_on_cpu and self.files.control_net is None:
+            yield ("runtime", "control_net_on_cpu"), "it needs files.control_net"
+        for option, why in self.runtime.problems(self.family):
+            yield (
+                ("runtime", option),
+                f"it {why}, not for the family '{self.family}'",
+            )
+        if problem := self.size_problem(self.default_size):
+            path = ("defaults", "size") if self.defaults.size else ("size",)
+            yield path, f"the default size {self.default_size} is not allowed: {problem}"
+        for size in self.size.enlarge.sizes if self.size.enlarge else ():
+            if problem := self.size_problem(size):
+                yield ("size", "enlarge", "sizes"), f"the size {size} is not allowed: {problem}"
 
     def generates(self, size: Size) -> bool:
         """Return whether the model generates a size without resizing."""

@@ -10,6 +10,10 @@ import re
 from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any, Final
 
+from pydantic import AfterValidator
+
+from sdstream.core.similar import most_similar
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -46,6 +50,18 @@ _LENGTHS: Final[Mapping[str, tuple[str, str, str]]] = {
 }
 #: Beginnings of pydantic's other messages.
 _OTHERS: Final = re.compile(r"^(?:Value error, |(?:Input|URL|Value) should )")
+
+
+class PartProblems(ValueError):
+    """Values that are valid alone do not fit together; raised by validators of a whole model.
+
+    Attributes:
+        problems: Path of the key inside the model -> what is wrong with it.
+    """
+
+    def __init__(self, problems: Mapping[tuple[str, ...], str]) -> None:
+        super().__init__("; ".join(f"{'.'.join(path)}: {why}" for path, why in problems.items()))
+        self.problems = problems
 
 
 class Boolean:
@@ -101,3 +117,39 @@ def shown(value: Any) -> str:
             return "an object"
         case _:
             return str(value)[:_MOST_SHOWN]
+
+
+def one_of(names: Mapping[str, object] | tuple[str, ...], what: str) -> AfterValidator:
+    """Return a validator that accepts only certain names, and suggests one of them.
+
+    Args:
+        names: The names.
+        what: What they name, for the error.
+    """
+
+    def check(value: str) -> str:
+        if value not in names:
+            meant = most_similar(value, names)
+            raise ValueError(
+                f"unknown {what} '{value}'; available: {', '.join(names)}"
+                + (f"; did you mean '{meant}'?" if meant else "")
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def written_as(pattern: str, what: str) -> AfterValidator:
+    """Return a validator of a string's form.
+
+    Args:
+        pattern: Regular expression that the whole string must match.
+        what: The form in words, for the error.
+    """
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"must be {what}, not {shown(value)}")
+        return value
+
+    return AfterValidator(check)

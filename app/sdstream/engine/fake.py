@@ -25,9 +25,9 @@ import time
 
 from sdstream.core.errors import EngineError, Reason
 from sdstream.core.messages import ImageDrawn, Load, Loaded, Phase, Preview, Progress, Share
-from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.pixels import Inputs
 from sdstream.core.request import EVERY_STEP, GenerationRequest
+from sdstream.core.runtime_options import KERNELS_OFF
 from sdstream.engine.port import Emit
 
 _STEP_SECONDS = 0.001

@@ -42,7 +42,7 @@ from sdstream.core.messages import (
     RequestPreview,
     Share,
 )
-from sdstream.core.model_spec import KERNELS_OFF
+from sdstream.core.runtime_options import KERNELS_OFF
 from sdstream.engine.pace import Pace
 from sdstream.engine.process import LoadRefused, PlaceGone, Process, Spawn, WorkerProcess
 from sdstream.notifier import Notifier

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
-from sdstream.core.model_spec import WTYPES
+from sdstream.core.runtime_options import WTYPES
 from sdstream.core.text import shown
 from sdstream.settings import worker_environment
 from sdstream.system import free_memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,8 @@ from sdstream.core.catalog import Catalog
 from sdstream.core.catalog_yaml import CatalogError, Problem
 from sdstream.core.errors import ConfigurationError, EngineError
 from sdstream.core.locations import BUILTIN, HUBS, HubFile, is_address
-from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptionError, RuntimeOptions
+from sdstream.core.model_spec import Files, ModelSpec
+from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
 from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
 from sdstream.weights.headers import BadFile
@@ -78,18 +80,13 @@ def read_catalog(settings: Settings) -> Catalog:
 
 def _parsed(settings: Settings) -> Catalog:
     try:
-        catalog = Catalog.parse(settings.models.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = settings.models.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise CatalogError(Problem(line, "the file is not UTF-8; save it as UTF-8")) from None
+    except OSError as error:
         raise CatalogError(Problem(1, f"the file cannot be read: {error}")) from None
-    missing = [
-        Problem(catalog.line_of(spec.id, component), f"models.{spec.id}.files.{component}: {why}")
-        for spec in catalog.entries.values()
-        for component, location in spec.files.items()
-        if (why := _missing(settings, location))
-    ]
-    if missing:
-        raise CatalogError(*missing)
-    return catalog
+    return Catalog.parse(text, lambda location: _missing(settings, location))
 
 
 def refresh_catalog(settings: Settings, catalog: Catalog) -> Catalog:
@@ -121,7 +118,9 @@ def absolute(settings: Settings, location: str) -> Path:
     whose names are checksums.
     """
     expanded = _VARIABLE.sub(lambda match: variable(match[1]) or match[0], location)
-    return (settings.models.resolve().parent / Path(expanded).expanduser()).absolute()
+    # Path.expanduser raises an error for a user who does not exist.
+    expanded = os.path.expanduser(expanded)  # noqa: PTH111
+    return (settings.models.resolve().parent / expanded).absolute()
 
 
 def _missing(settings: Settings, location: str) -> str | None:
@@ -135,6 +134,8 @@ def _missing(settings: Settings, location: str) -> str | None:
     if unset:
         return f"the environment variable {unset[0]} is not set"
     path = absolute(settings, location)
+    if path.is_dir():
+        return f"{path} is a folder; name a .gguf or .safetensors file in it"
     return None if path.is_file() else f"no such file: {path}"
 
 

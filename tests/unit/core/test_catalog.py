@@ -115,12 +115,12 @@ def test_an_unknown_name_can_become_one() -> None:
         ("models:\n - family: sd1", 2, "'models.0.id' is missing"),
         (HEAD + "   files: {vae: m}", 4, "'model' or 'diffusion"),
         (HEAD + "   files: {model: m}\n   runtime:\n     threads: x", 6, "whole number, not 'x'"),
-        (HEAD + "   files: {model: m}\n   defaults:\n     size: 10x10", 2, "multiple|between"),
+        (HEAD + "   files: {model: m}\n   defaults:\n     size: 10x10", 6, "multiple|between"),
         (HEAD + "   files: {model: m}\n   defaults:\n     size: big", 6, "WIDTHxHEIGHT"),
         (HEAD + "   files: {model: m}\n   defaults:\n     sampler: x", 6, "unknown sampler"),
         (HEAD + "   files: {model: m}\n   size: {min: 512, max: 256}", 5, "larger"),
         (MINIMAL + "  - id: one\n    family: sd1\n    files: {model: m}", 6, "duplicate"),
-        ("models:\n - id: a\n   id: b", 3, "duplicate"),
+        (HEAD + "   files: {model: m}\n   id: b", 5, "duplicate"),
         ("default: two\n" + MINIMAL, 1, "no model has the id 'two'"),
         (HEAD + "   files: {model: m}\n   defaults:\n     step: 4", 6, "did you mean 'steps'"),
         (HEAD + "   files: {model: m}\n   aliases: [A]", 5, "is the id of a model"),
@@ -130,7 +130,7 @@ def test_an_unknown_name_can_become_one() -> None:
         ("models: 3", 1, "must be a list"),
         (HEAD + "   files: {model: m}\n   defaults: 3", 5, "must be keys with values"),
         (HEAD + "   files: {model: m}\n   defaults: {size: 512}", 5, "WIDTHxHEIGHT"),
-        (HEAD + "   files: {model: m}\n   defaults: {guidance: 3}", 2, "no distilled guidance"),
+        (HEAD + "   files: {model: m}\n   defaults: {guidance: 3}", 5, "no distilled guidance"),
         (HEAD + "   files: {model: m}\n   license: 3", 5, "must be a string, not 3"),
         (HEAD + "   files: {model: m}\n   description: !ENV x", 5, "tag '!ENV'"),
         (HEAD + "   files: {model: m}\n   replicas: !!int x", 1, "invalid literal"),
@@ -138,12 +138,17 @@ def test_an_unknown_name_can_become_one() -> None:
         ("? [a]", 1, "unhashable key"),
         ("[" * 3000, 1, "nested too deep"),
         ("models: [", 1, "expected"),
-        ("models:\n\t- id: a", 2, "a tab cannot indent YAML; use spaces"),
+        ("models:\n\t- id: a", 2, "YAML allows no tab here; use spaces"),
         ("default: on\n" + MINIMAL, 1, "default: must be a string, not true"),
         ("default: onee\n" + MINIMAL, 1, "no model has the id 'onee'; did you mean 'one'"),
         ("", 1, "keys with values"),
         ("7", 1, "keys with values"),
-        ("models:\n - id: ../a\n   family: sd1\n   files: {model: m}", 2, "pattern"),
+        ("models:\n - id: ../a\n   family: sd1\n   files: {model: m}", 2, "at most 128 letters"),
+        (HEAD + "   files: {model: m}\n   device: gpu", 5, "must be 'cpu', or a GPU such as"),
+        (HEAD + "   files: {model: m}\n   replicas: 0", 5, "'auto' or from 1 to 1024, not 0"),
+        (HEAD + "   files: {model: m}\n   runtime:\n     prediction: v\n     zero_cond_t: true", 7,
+         "Qwen-Image-Edit"),
+        ("models:\n - id: a\n   family: SDXL\n   files: {model: m}", 3, "did you mean 'sdxl'"),
     ],
 )  # fmt: skip
 def test_a_fault_names_its_line(text: str, line: int, words: str) -> None:
@@ -183,6 +188,46 @@ models:
     ]  # fmt: skip
 
 
+def test_an_invalid_entry_hides_no_other_fault() -> None:
+    """Next to an invalid entry, these are reported: an unknown default, duplicates, missing files,
+    and every value that does not fit to the entry's family, each with its own line."""
+    text = """\
+default: frist
+models:
+  - id: first
+    family: sdx
+    files: {model: gone.gguf}
+  - id: second
+    family: flux
+    files: {diffusion_model: here.gguf}
+    runtime:
+      prediction: v
+      control_net_on_cpu: true
+  - id: third
+    family: sd1
+    files: {model: gone.gguf}
+    aliases: [one]
+    aliases: [second]
+"""
+    with pytest.raises(CatalogError) as caught:
+        Catalog.parse(text, lambda path: "no such file" if "gone" in path else None)
+    expected = {
+        1: ["no model has the id 'frist'; did you mean 'first'?"],
+        4: [f"models.first.family: unknown family 'sdx'; available: {', '.join(FAMILIES)}; "
+            "did you mean 'sdxl'?"],
+        5: ["models.first.files.model: no such file"],
+        10: ["models.second.runtime.prediction: it is for models with a U-Net, not for the family "
+             "'flux'"],
+        11: ["models.second.runtime.control_net_on_cpu: it needs files.control_net"],
+        14: ["models.third.files.model: no such file"],
+        16: ["duplicate key 'aliases'"],
+    }  # fmt: skip
+    found: dict[int, list[str]] = {}
+    for line, message in caught.value.problems:
+        found.setdefault(line, []).append(message)
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("source", "size"),
     [
@@ -216,11 +261,6 @@ def test_nothing_is_a_date() -> None:
     """Text that YAML would read as a date stays text, even if the date does not exist."""
     catalog = Catalog.parse(MINIMAL + "    license: 2024-99-99")
     assert catalog.models["one"].license == "2024-99-99"
-
-
-def test_line_of_a_file() -> None:
-    """The line that names a file can be found, so that a missing file is reported with it."""
-    assert Catalog.parse(MINIMAL).line_of("one", "model") == 5
 
 
 @pytest.mark.parametrize("text", ["512x256", "512*256", " 512 X 256 ", "512×256"])
@@ -422,7 +462,7 @@ TWO = "models:\n - id: a\n   family: sd1\n"
         (TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1, Q4: 1}", 5, "must contain {quant}"),
         (TWO + "   files: {model: 'hf:a/b/{quant}'}\n   quants: {Q8: 1, q8: 1}", 5, "case"),
         (TWO + "   files: {model: hf:a/b/c}\n   quants:\n     Q8: much", 6, "number"),
-        (TWO + "   files: {model: hf:a/b/c}\n   quants:\n     'a:b': 1", 6, "pattern"),
+        (TWO + "   files: {model: hf:a/b/c}\n   quants:\n     'a:b': 1", 6, "at most 32 letters"),
         (TWO + "   files: {model: m}\n   page: here", 5, "pattern"),
         (
             TWO + "   files: {model: hf:a/b/c}\n   quants: {Q8: 1}\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdstream.core.model_spec import Kernels, ModelSpec
+from sdstream.core.model_spec import ModelSpec
+from sdstream.core.runtime_options import Kernels
 from sdstream.engine.kernels.choice import choose, processor
 from sdstream.service.assembly import load_command
 from sdstream.settings import Settings

@@ -10,10 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from sdstream.core.errors import EngineError
-from sdstream.core.model_spec import Files, ModelSpec, RuntimeOptions
+from sdstream.core.model_spec import Files, ModelSpec
 from sdstream.core.options import Options
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest
+from sdstream.core.runtime_options import RuntimeOptions
 from sdstream.core.size import Size
 from sdstream.engine.native.params import LoadedModel, context_params, generation_params
 from tests.support.upscalers import write_upscaler
@@ -65,9 +66,9 @@ def test_flash_attention_of_the_diffusion_model_alone() -> None:
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("flux", {"prediction": "v"}, "runtime.prediction is for models with a U-Net"),
-        ("sd1", {"sdxl_vae_scale": True}, "runtime.sdxl_vae_scale is for SDXL"),
-        ("flux", {"chroma_dit_mask": True}, "runtime.chroma_dit_mask is for Chroma"),
+        ("flux", {"prediction": "v"}, "runtime.prediction: it is for models with a U-Net"),
+        ("sd1", {"sdxl_vae_scale": True}, "runtime.sdxl_vae_scale: it is for SDXL"),
+        ("flux", {"chroma_dit_mask": True}, "runtime.chroma_dit_mask: it is for Chroma"),
     ],
 )
 def test_options_of_other_families(family: str, options: dict[str, Any], message: str) -> None:

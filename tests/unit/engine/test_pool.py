@@ -11,7 +11,8 @@ import pytest
 
 from sdstream.core.errors import Reason, Unavailable
 from sdstream.core.messages import Done, Event, Failed, Generate, Load, Share
-from sdstream.core.model_spec import ModelSpec, RuntimeOptions
+from sdstream.core.model_spec import ModelSpec
+from sdstream.core.runtime_options import RuntimeOptions
 from sdstream.engine import pool
 from sdstream.engine.pool import Place, WorkerPool
 from sdstream.engine.process import LoadRefused, PlaceGone

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sdstream.core.catalog import Catalog
-from sdstream.core.model_spec import WTYPES
+from sdstream.core.runtime_options import WTYPES
 
 ROOT = Path(__file__).parents[3]
 CATALOG = Catalog.parse((ROOT / "models.yaml").read_text())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from sdstream.core.model_spec import Kernels
+from sdstream.core.runtime_options import Kernels
 
 _AVX512: Final = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma", "f16c"})
 _AVX2: Final = frozenset({"avx2", "fma", "f16c"})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sdstream.core.model_spec import KERNELS_OFF, Kernels
+from sdstream.core.runtime_options import KERNELS_OFF, Kernels
 from sdstream.engine.kernels.build import identity, library_name, supported
 from sdstream.engine.kernels.choice import Choice, choose, processor
 from sdstream.engine.native.bindings import has_gpu, lib

@@ -22,7 +22,8 @@ from sdstream.core.errors import (
     UnsupportedMediaType,
 )
 from sdstream.core.model_options import defaults_of, options_of, schedules_of, sizes_of
-from sdstream.core.model_spec import ModelSpec, RuntimeOptionError, RuntimeOptions
+from sdstream.core.model_spec import ModelSpec
+from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
 from sdstream.engine.worker import WorkerState
