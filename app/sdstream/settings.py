@@ -333,9 +333,11 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
+        # A flag that is repeated may have commas each time.
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
+            return value
+        return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
     @field_validator("runtime_options")
     @classmethod

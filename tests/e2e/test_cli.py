@@ -495,6 +495,13 @@ def test_a_wrong_runtime_option(tmp_path: Path, option: str, words: str) -> None
     assert words in said(result)
 
 
+def test_a_model_that_is_a_folder(tmp_path: Path) -> None:
+    """`--model FOLDER`, for example in diffusers' layout, says that a file is needed."""
+    result = sdstream("serve", "--model", str(tmp_path), folder=tmp_path)
+    assert result.returncode == 78
+    assert f"{tmp_path} is a folder; name a .gguf or .safetensors file in it." in said(result)
+
+
 def test_a_flag_wins_over_its_variable(tmp_path: Path) -> None:
     """`serve --port` overrides SDSTREAM_PORT; an invalid flag ends with exit code 78 too."""
     result = sdstream("serve", "--port", "70000", folder=tmp_path, port=8000)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -14,8 +14,47 @@ from sdstream.system import return_large_blocks
 from sdstream.web.application import configure_logging
 from sdstream.web.server import Server
 
+#: Flags of OpenVINO Model Server, Xinference and mistral.rs -> what to use instead.
+_OF_OTHER_SERVERS: Final = {
+    "m": "use --model MODEL",
+    "rest_port": "use --port",
+    "source_model": "use --model MODEL with --pull; OpenVINO IR is the format of another runtime",
+    "model_repository_path": "use --model-dir",
+    "model_path": "use --model FILE",
+    "gguf_model_path": "use --model FILE",
+    "model_name": "use --model MODEL, or --alias NAME for another name of the default model",
+    "model_type": "leave it out",
+    "task": "leave it out",
+    "config_file_path": "use --models FILE, a models.yaml",
+    "target_device": "set 'device: cpu' or 'device: cuda:0' of the model in models.yaml",
+    "weight_format": "use -O wtype=q8_0, or 'sdstream convert'",
+    "overwrite_models": "use 'sdstream convert --force'",
+    "cpu_offload": "use -O offload=true",
+    "gguf_quantization": "use --model MODEL:QUANT",
+    "quantize": "use -O wtype=q8_0",
+    "transformer_nf4": "use -O wtype=q4_0",
+    "quantize_text_encoder": "name quantised files of the text encoders in models.yaml",
+    "text_encoder_3": "use an entry of models.yaml without t5xxl",
+    "quant": "use --model MODEL:QUANT, or -O wtype=q8_0",
+    "isq": "use --model MODEL:QUANT, or -O wtype=q8_0",
+}
 
-@click.command()
+
+class _Serve(click.Command):
+    """The command, which names the right flag if it gets one of another server."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            if name not in _OF_OTHER_SERVERS:
+                raise
+            text = f"No such option '{error.option_name}': {_OF_OTHER_SERVERS[name]}."
+            raise click.UsageError(text, ctx) from None
+
+
+@click.command(cls=_Serve)
 @setting_flags()
 def serve(**flags: Any) -> None:
     """Serve the image APIs over HTTP.

@@ -148,6 +148,8 @@ def _led_by(name: str, catalog: Catalog, hub: Hub) -> Catalog:
     if is_address(name):
         return catalog.plus(_lone_model(_pulled(name, hub), catalog))
     path = Path(name).expanduser()
+    if path.is_dir() and path.is_absolute():
+        raise ModelError(f"{path} is a folder; name a .gguf or .safetensors file in it.")
     if not path.is_file():
         if path.suffix.lower() in _WEIGHTS or path.is_absolute():
             raise ModelError(f"The file {path} does not exist.")

@@ -1,0 +1,55 @@
+"""Flags of ``sdstream serve`` as users of other servers write them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from sdstream.cli.main import main
+from sdstream.settings import Settings
+
+DOCUMENTS = Path(__file__).parents[2] / "docs" / "compat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target_device", "GPU"], "No such option '--target_device': set 'device: cpu'"),
+        (["--task", "image_generation"], "No such option '--task': leave it out."),
+        (["--cpu_offload", "True"], "use -O offload=true."),
+        (["--cpu-offload", "True"], "use -O offload=true."),
+        (["--gguf_quantization=Q2_K"], "use --model MODEL:QUANT."),
+        (["-m", "black-forest-labs/FLUX.1-schnell"], "use --model MODEL."),
+        (["--prot", "1"], "No such option '--prot'. (Did you mean one of: "),
+    ],
+)
+def test_a_flag_of_another_server(arguments: list[str], words: str) -> None:
+    """The error names the flag to use; the suggestion for a misspelled flag remains."""
+    result = CliRunner().invoke(main, ["serve", *arguments])
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+@pytest.mark.parametrize("page", ["openvino.md", "xinference.md"])
+def test_every_documented_flag_has_a_remedy(page: str) -> None:
+    """Each flag that the first column of a page's table names is accepted, or has a remedy."""
+    lines = (DOCUMENTS / page).read_text().splitlines()
+    cells = [line.split("|")[1] for line in lines if line.startswith("| `") or "`--" in line]
+    flags = {flag for cell in cells for flag in re.findall(r"(?<=[` ])--[\w-]+", cell)}
+    assert len(flags) >= 6
+    for flag in flags - {"--device", "--pull"}:  # a flag of docker, and one that is the same here
+        output = CliRunner().invoke(main, ["serve", flag, "x"]).output
+        assert f"No such option '{flag}': " in output, flag
+
+
+def test_a_repeated_flag_may_have_commas() -> None:
+    """Values of repeated flags are split at commas, like the value of a single flag."""
+    assert Settings(runtime_options=("threads=1", "offload=true, wtype=q4_0")).runtime_options == (
+        "threads=1",
+        "offload=true",
+        "wtype=q4_0",
+    )
+    assert Settings(aliases="a,b").aliases == Settings(aliases=("a", "b")).aliases == ("a", "b")
