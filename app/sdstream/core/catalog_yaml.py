@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -67,13 +68,20 @@ Lines = dict[tuple[str | int, ...], int]
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads dates as strings, because a catalogue contains no dates."""
+    """A YAML loader that reads dates, and on, off, yes and no, as strings.
+
+    A catalogue contains no dates. ``kernels: off`` is a string, and pydantic reads these words
+    where a field is a boolean.
+    """
 
 
+_BOOL: Final = "tag:yaml.org,2002:bool"
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    letter: [(tag, p) for tag, p in found if not tag.endswith(":timestamp") and tag != _BOOL]
     for letter, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+# The booleans of YAML 1.2.
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"true|True|TRUE|false|False|FALSE"), [*"tTfF"])
 
 
 def load(text: str) -> tuple[Lines, Any, list[Problem]]:

@@ -139,7 +139,8 @@ def test_an_unknown_name_can_become_one() -> None:
         ("[" * 3000, 1, "nested too deep"),
         ("models: [", 1, "expected"),
         ("models:\n\t- id: a", 2, "YAML allows no tab here; use spaces"),
-        ("default: on\n" + MINIMAL, 1, "default: must be a string, not true"),
+        ("default: on\n" + MINIMAL, 1, "no model has the id 'on'; did you mean 'one'"),
+        ("default: true\n" + MINIMAL, 1, "default: must be a string, not true"),
         ("default: onee\n" + MINIMAL, 1, "no model has the id 'onee'; did you mean 'one'"),
         ("", 1, "keys with values"),
         ("7", 1, "keys with values"),
@@ -255,6 +256,15 @@ def test_a_size_near_a_picture_has_no_more_pixels_than_allowed(
     near = spec.size_near(Size(width, height), most)
     assert near.width * near.height <= most
     assert spec.size_problem(near) is None
+
+
+def test_words_for_booleans() -> None:
+    """on, off, yes and no are booleans only where a boolean is expected; `kernels: off` is text."""
+    runtime = "    runtime: {kernels: off, offload: on, vae_tiling: no, conv_direct: true}\n"
+    catalog = Catalog.parse(MINIMAL.replace("id: one", "id: off") + runtime)
+    options = catalog.models["off"].runtime
+    assert (options.kernels, options.offload, options.vae_tiling) == ("off", True, False)
+    assert options.conv_direct is True
 
 
 def test_nothing_is_a_date() -> None:
