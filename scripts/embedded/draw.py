@@ -130,12 +130,12 @@ def draw(seed: int, width: int = 128, height: int = 128) -> Picture:
 
 
 def caption_words(count: int = 15_000) -> list[str]:
-    """Return the words in the captions of this many images, in lower case.
+    """Return the words and whole numbers in the captions of this many images, in lower case.
 
     A model that was trained on these images has seen no other words.
     """
     captions = " ".join(draw(seed, 16, 16).caption for seed in range(count)).lower()
-    return sorted(set(re.findall(r"[^\W\d_]+", captions)))
+    return sorted(set(re.findall(r"[^\W\d_]+|\b\d+\b", captions)))
 
 
 def render(plan: Plan, seed: int = 0, width: int = 128, height: int = 128) -> NDArray[np.uint8]:

@@ -11,11 +11,12 @@ _WITHOUT_PICTURE: Final = (
     "a an the this that these those some any each every all both no not and or but so as if then "
     "than of for from by with to it its is are was were be been being has have had do does did i "
     "me my we us our you your he him his she her they them their who which what there here very "
-    "really just also too only more most much many"
+    "really just also too only more most much many don doesn isn aren wasn let"
 )
 #: Words that do not change an image; they are never reported as unknown.
 _FUNCTION_WORDS: Final = frozenset(_WITHOUT_PICTURE.split())
-_WORD: Final = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+#: Words and whole numbers, without the numbers of weights, ratios and words such as "4k".
+_WORD: Final = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|(?<![\w.:])\d+(?!\w|[.:]\d)")
 #: Maximum number of words that one warning names.
 _MOST_NAMED: Final = 8
 
@@ -25,7 +26,7 @@ class Vocabulary:
     """The words and subjects that a small model was trained on.
 
     Attributes:
-        words: All words of the training captions, in lower case.
+        words: All words and whole numbers of the training captions, in lower case.
         subjects: Descriptions of what the model can generate, for messages.
     """
 

@@ -6,7 +6,7 @@ import pytest
 
 from sdstream.core.vocabulary import Vocabulary
 
-SMALL = Vocabulary(frozenset({"red", "blue", "cat", "cats", "k"}), ("cat", "landscapes"))
+SMALL = Vocabulary(frozenset({"red", "blue", "cat", "cats", "k", "2"}), ("cat", "landscapes"))
 
 
 @pytest.mark.parametrize(
@@ -16,12 +16,14 @@ SMALL = Vocabulary(frozenset({"red", "blue", "cat", "cats", "k"}), ("cat", "land
         ("a red cat and some blue cats, 4k", []),
         ("the cat's red-and-blue (cat:1.3)", []),
         ("sun-red", ["sun-red"]),
+        ("2 cats, don't draw 7 red cats or 12.", ["draw", "7", "12"]),
+        ("a (cat:1.3) and a (red cat:2), 16:9, 8k", []),
         ("一只猫", ["一只猫"]),
         ("", []),
     ],
 )
 def test_unknown_words(prompt: str, unknown: list[str]) -> None:
-    """Each unknown word is listed once, in order; numbers, weights and function words are not."""
+    """Each unknown word is listed once, in order; weights, ratios and function words are not."""
     assert SMALL.unknown(prompt) == unknown
 
 
