@@ -19,7 +19,7 @@ from sdstream.core.catalog_yaml import Part
 from sdstream.core.locations import HUBS, QUANT, HubFile, Location
 from sdstream.core.model_families import FAMILIES, Family
 from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
-from sdstream.core.samplers import SAMPLERS, SCHEDULES
+from sdstream.core.samplers import SAMPLERS, SCHEDULES, refusal
 from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.core.size import Size
 from sdstream.core.validation import PartProblems, one_of, requirement, shown, written_as
@@ -274,6 +274,9 @@ class ModelSpec(Part):
             yield ("runtime", "preview"), "'tae' needs files.tae"
         if self.runtime.control_net_on_cpu and self.files.control_net is None:
             yield ("runtime", "control_net_on_cpu"), "it needs files.control_net"
+        schedule, steps = self.defaults.schedule, self.defaults.steps or self.traits.steps
+        if schedule and (why := refusal(schedule=schedule, steps=steps, flow=self.traits.flow)):
+            yield ("defaults", "schedule"), why.removesuffix(".")
         for option, why in self.runtime.problems(self.family):
             yield (
                 ("runtime", option),

@@ -149,6 +149,8 @@ def test_an_unknown_name_can_become_one() -> None:
         (HEAD + "   files: {model: m}\n   replicas: 0", 5, "'auto' or from 1 to 1024, not 0"),
         (HEAD + "   files: {model: m}\n   runtime:\n     prediction: v\n     zero_cond_t: true", 7,
          "Qwen-Image-Edit"),
+        ("models:\n - id: a\n   family: sd3\n   files: {model: m}\n   defaults: {schedule: ays}", 5,
+         "The schedule 'ays' has tables for older models"),
         ("models:\n - id: a\n   family: SDXL\n   files: {model: m}", 3, "did you mean 'sdxl'"),
     ],
 )  # fmt: skip
