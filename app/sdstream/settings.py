@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from sdstream.core.ask import Handling
 from sdstream.core.hosts import HostPattern
-from sdstream.core.options import MAX_IMAGES, MAX_STEPS
+from sdstream.core.options import DEFAULT_MAX_IMAGES, DEFAULT_MAX_STEPS, MAX_IMAGES, MAX_STEPS
 from sdstream.core.runtime_options import Kernels
 from sdstream.core.similar import did_you_mean, most_similar, near_miss
 
@@ -213,14 +213,17 @@ class Settings(BaseSettings):
         "are reduced afterwards.",
     )
     max_images: int = Field(
-        MAX_IMAGES, ge=1, le=MAX_IMAGES, description="Maximum number of images of one request."
+        DEFAULT_MAX_IMAGES,
+        ge=1,
+        le=MAX_IMAGES,
+        description=f"Maximum number of images of one request, up to {MAX_IMAGES}.",
     )
     max_steps: int = Field(
-        MAX_STEPS,
+        DEFAULT_MAX_STEPS,
         ge=1,
         le=MAX_STEPS,
-        description="Maximum number of sampling steps of one pass (hires_scale adds a second one). "
-        "It also limits the default steps of models.",
+        description=f"Maximum number of sampling steps of one pass, up to {MAX_STEPS} "
+        "(hires_scale adds a second pass). It also limits the default steps of models.",
     )
     keepalive_seconds: float = Field(
         10.0, gt=0, description="Seconds after which a silent stream repeats its last progress."

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 from playwright.sync_api import Route, expect
 
-from sdstream.core.options import MAX_IMAGES
+from sdstream.core.options import DEFAULT_MAX_IMAGES
 from tests.support.browser import seen
 from tests.support.page import (
     SIDE,
@@ -226,7 +226,7 @@ def test_errors_stand_at_their_fields(own_server: ServerProcess, visit: Visit) -
     expect(field(page, "Prompt")).to_be_focused()
     field(page, "Images").fill("11")
     draw(page, "too many")
-    expect(page.locator("#n-error")).to_have_text(f"Enter a number from 1 to {MAX_IMAGES}.")
+    expect(page.locator("#n-error")).to_have_text(f"Enter a number from 1 to {DEFAULT_MAX_IMAGES}.")
     field(page, "Images").fill("1")
     draw(page, "words " * 1000)
     expect(page.locator("#prompt-error")).to_contain_text("characters")

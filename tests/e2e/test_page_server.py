@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 
-from sdstream.core.options import MAX_IMAGES, MAX_STEPS
+from sdstream.core.options import DEFAULT_MAX_IMAGES, DEFAULT_MAX_STEPS
 from tests.e2e.conftest import KEY
 from tests.support.browser import seen
 from tests.support.page import (
@@ -166,7 +166,7 @@ def test_the_bounds_of_the_form() -> None:
         assert bound is not None
         return float(bound[1])
 
-    assert most("n") == MAX_IMAGES
-    assert most("sample_steps") == MAX_STEPS
+    assert most("n") == DEFAULT_MAX_IMAGES
+    assert most("sample_steps") == DEFAULT_MAX_STEPS
     assert most("cfg_scale") == most("guidance") == 30
     assert most("strength") == 1

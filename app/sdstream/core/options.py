@@ -29,11 +29,15 @@ from sdstream.core.model_spec import ModelSpec
 from sdstream.core.samplers import CACHE_MODES, HIRES_UPSCALERS, SAMPLERS, SCHEDULES
 from sdstream.core.validation import Boolean
 
-MAX_IMAGES: Final = 10
-MAX_STEPS: Final = 150
+#: Highest values of ``--max-images`` and ``--max-steps``, and the values without these settings.
+MAX_IMAGES: Final = 100
+MAX_STEPS: Final = 1000
+DEFAULT_MAX_IMAGES: Final = 10
+DEFAULT_MAX_STEPS: Final = 150
 MAX_PROMPT_CHARACTERS: Final = 32_000
 #: The runtime stores a seed as int64. Image i has seed + i, which must fit too.
-MAX_SEED: Final = 2**63 - 1 - MAX_IMAGES
+LARGEST_SEED: Final = 2**63 - 1
+MAX_SEED: Final = LARGEST_SEED - DEFAULT_MAX_IMAGES
 #: Maximum width in pixels of a border and of the padding around a mask.
 MAX_BORDER: Final = 4096
 

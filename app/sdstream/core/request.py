@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from sdstream.core.options import MAX_IMAGES, MAX_STEPS, Options, OutputFormat
+from sdstream.core.options import DEFAULT_MAX_IMAGES, DEFAULT_MAX_STEPS, Options, OutputFormat
 from sdstream.core.placement import Box, Placement
 from sdstream.core.size import Size
 from sdstream.core.vocabulary import Vocabulary
@@ -244,5 +244,5 @@ class Limits:
 
     drawn: int = 4_194_304
     enlarged: int = 16_777_216
-    images: int = MAX_IMAGES
-    steps: int = MAX_STEPS
+    images: int = DEFAULT_MAX_IMAGES
+    steps: int = DEFAULT_MAX_STEPS

@@ -14,7 +14,7 @@ from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog
 from sdstream.core.errors import InvalidRequest, NotFound, Reason
 from sdstream.core.model_spec import ModelSpec
-from sdstream.core.options import ImageParams, Options, Quality
+from sdstream.core.options import LARGEST_SEED, ImageParams, Options, Quality
 from sdstream.core.request import (
     LONGEST_SIDES,
     NO_ASSETS,
@@ -308,6 +308,12 @@ def _check_limits(ask: ParsedRequest, limits: Limits) -> None:
             raise ask.rejected(
                 option, f": {value} {what} are more than the server's limit of {limit} ({setting})."
             )
+    last = (params.seed or 0) + (params.n or 1) - 1
+    if last > LARGEST_SEED:
+        raise ask.rejected(
+            "seed",
+            f": the last of {params.n} images would have the seed {last}; send a smaller one.",
+        )
 
 
 def _steps(params: ImageParams, spec: ModelSpec, most: int) -> int:

@@ -151,8 +151,8 @@ def test_errors_speak_the_clients_spelling() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"n": 0}, {"n": 11}, {"n": True}, {"n": 1.5}, {"seed": -2}, {"seed": 2**63},
-        {"sample_steps": 0}, {"sample_steps": 151}, {"cfg_scale": float("nan")},
+        {"n": 0}, {"n": 101}, {"n": True}, {"n": 1.5}, {"seed": -2}, {"seed": 2**63},
+        {"sample_steps": 0}, {"sample_steps": 1001}, {"cfg_scale": float("nan")},
         {"cfg_scale": float("inf")}, {"cfg_scale": -1}, {"cfg_scale": 31}, {"width": 0},
         {"prompt": "a" * 32_001}, {"prompt": "nul\0"}, {"prompt": "\ud800"}, {"prompt": 7},
         {"negative_prompt": "nul\0"}, {"output_format": "gif"}, {"output_compression": 101},
@@ -163,6 +163,27 @@ def test_drafts_refuse_nonsense(options: dict[str, Any]) -> None:
     """Wrong types and values out of range are rejected before the request is resolved."""
     with pytest.raises(ValidationError):
         ImageParams(**{"prompt": "a cat", **options})
+
+
+def test_the_operator_raises_the_limits() -> None:
+    """More than ten images and 150 steps are possible; without the settings the error names them.
+    The seed of the last image must fit too."""
+
+    def resolved(limits: Limits, **options: Any) -> GenerationRequest:
+        params = ImageParams(prompt="a cat", **options)
+        return resolve(ParsedRequest(params), CATALOG, random_seed=lambda: 1, limits=limits)
+
+    raised = Limits(images=12, steps=200)
+    assert (resolved(raised, n=12).n, resolved(raised, sample_steps=200).steps) == (12, 200)
+    for options, words in (
+        ({"n": 11}, "'n': 11 images are more than the server's limit of 10 (--max-images)."),
+        ({"sample_steps": 151}, "more than the server's limit of 150 (--max-steps)."),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            resolved(Limits(), **options)
+        assert words in caught.value.message
+    with pytest.raises(InvalidRequest, match="the last of 12 images would have the seed"):
+        resolved(raised, n=12, seed=MAX_SEED)
 
 
 def test_guidance_of_a_model_that_has_it() -> None:

@@ -24,7 +24,7 @@ NESTED = "alwayson_scripts.controlnet.args[0]"
         ({"prompt": 5}, "'prompt' must be a string, not 5."),
         ({"prompt": "a\0"}, "'prompt' must not contain a NUL character."),
         ({}, "'prompt' is required."),
-        ({"steps": 500}, "'steps' must be at most 150, not 500."),
+        ({"steps": 5000}, "'steps' must be at most 1000, not 5000."),
         ({"steps": "ten"}, "'steps' must be a whole number, not 'ten'."),
         ({"steps": 1.5}, "'steps' must be a whole number, not 1.5."),
         ({"steps": True}, "'steps' must be a whole number, not true."),

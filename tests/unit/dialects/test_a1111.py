@@ -141,7 +141,7 @@ def test_nothing_is_required() -> None:
 def test_batches_times_iterations() -> None:
     """All images of a request are one job."""
     assert txt2img(batch_size=2, n_iter=3).ask.params.n == 6
-    assert refused(batch_size=4, n_iter=3).param == "batch_size"
+    assert refused(batch_size=40, n_iter=3).param == "batch_size"
     assert refused(n_iter=0).param == "n_iter"
 
 

@@ -99,7 +99,7 @@ def test_foreign_fields(name: str) -> None:
         ({"sed": 1}, "sed", Reason.UNKNOWN_FIELD),
         ({"steps": 3, "sample_steps": 4}, "sample_steps", Reason.CONFLICTING_FIELDS),
         ({"steps": "many"}, "steps", Reason.INVALID_VALUE),
-        ({"n": 11}, "n", Reason.INVALID_VALUE),
+        ({"n": 101}, "n", Reason.INVALID_VALUE),
         ({"samples": 0}, "samples", Reason.INVALID_VALUE),
         ({"response_format": "png"}, "response_format", Reason.INVALID_VALUE),
         ({"background": "transparent"}, "background", Reason.INVALID_VALUE),
