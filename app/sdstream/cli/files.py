@@ -14,9 +14,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from sdstream.cli.console import plain_errors
+from sdstream.cli.flags import ForeignFlags, read_settings
+from sdstream.core.locations import BUILTIN, is_address
 from sdstream.core.runtime_options import WTYPES
 from sdstream.weights.convert import ConversionError, Order, convert
+from sdstream.weights.discovery import ModelError, absolute, pulled, read_catalog
+from sdstream.weights.embedded import materialise
 from sdstream.weights.headers import BadFile
+from sdstream.weights.hub import Hub
 from sdstream.weights.inspection import Report, Share, inspect
 
 EXIT_FAILED: Final = 1
@@ -97,8 +103,41 @@ def _thousands(count: int) -> str:
     return str(count)
 
 
-@click.command("convert")
-@click.argument("source", type=click.Path(path_type=Path))
+def _weights_of(source: str) -> Path:
+    """Return the file to convert: a path, or the file of a downloaded model.
+
+    Raises:
+        ModelError: The model is not downloaded.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    settings = read_settings()
+    if is_address(source):
+        return pulled(source, Hub(settings.model_dir))
+    catalog = read_catalog(settings)
+    spec = catalog.find(source)
+    if spec is not None:
+        checkpoint = spec.files.checkpoint
+        if checkpoint.startswith(BUILTIN):
+            return materialise(checkpoint, settings.cache_dir)
+        return absolute(settings, checkpoint)
+    if catalog.variant(source) is not None:
+        raise ModelError(catalog.why_missing(source))
+    return path
+
+
+#: Flags of export_model.py of OpenVINO Model Server -> what to use instead.
+_OF_EXPORT_MODEL: Final = {
+    "weight_format": "use --type q8_0 for int8, q4_0 for int4, f16 for fp16",
+    "overwrite_models": "use --force",
+    "source_model": "write SOURCE and TARGET without flags",
+    "target_device": "leave it out",
+}
+
+
+@click.command("convert", cls=ForeignFlags, foreign=_OF_EXPORT_MODEL)
+@click.argument("source")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--type",
@@ -119,14 +158,16 @@ def _thousands(count: int) -> str:
     "--vae", type=click.Path(path_type=Path), help="Add this VAE to a model that has none."
 )
 @click.option("--force", is_flag=True, help="Overwrite TARGET if it exists.")
-def convert_command(**options: Any) -> None:
+def convert_command(source: str, **options: Any) -> None:
     """Convert a model file to another type.
 
-    SOURCE is GGUF or safetensors. TARGET is GGUF, or safetensors with f32, f16 or bf16. Norms and
-    other weights with one dimension stay f32 unless a rule names them. TARGET does not appear
-    before it is complete.
+    SOURCE is a GGUF or safetensors file, a downloaded model of the catalogue (MODEL:QUANT), whose
+    diffusion model is converted, or a downloaded file of a hub (hf:OWNER/REPO/PATH). TARGET is
+    GGUF, or safetensors with f32, f16 or bf16. Norms and other weights with one dimension stay f32
+    unless a rule names them. TARGET does not appear before it is complete.
     """
-    order = Order(**options)
+    with plain_errors():
+        order = Order(source=_weights_of(source), **options)
     console = Console(stderr=True)
     try:
         with Progress(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, get_origin
 
@@ -17,6 +17,28 @@ EXIT_CONFIG: Final = 78
 
 #: Settings that also have a short flag.
 _SHORT: Final = {"runtime_options": ("-O",)}
+
+
+class ForeignFlags(click.Command):
+    """A command that names the right flag if it gets one of another program.
+
+    Args:
+        foreign: Flag of another program, without dashes and with underscores -> what to do instead.
+    """
+
+    def __init__(self, *args: Any, foreign: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._foreign = foreign
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name.lstrip("-").replace("-", "_")
+            if name not in self._foreign:
+                raise
+            text = f"No such option '{error.option_name}': {self._foreign[name]}."
+            raise click.UsageError(text, ctx) from None
 
 
 def setting_flags(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from sdstream.cli.console import EXIT_FAULT, plain_errors
-from sdstream.cli.flags import read_settings, setting_flags
+from sdstream.cli.flags import ForeignFlags, read_settings, setting_flags
 from sdstream.cli.models import pull_default
 from sdstream.system import return_large_blocks
 from sdstream.web.application import configure_logging
@@ -40,21 +40,7 @@ _OF_OTHER_SERVERS: Final = {
 }
 
 
-class _Serve(click.Command):
-    """The command, which names the right flag if it gets one of another server."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            name = error.option_name.lstrip("-").replace("-", "_")
-            if name not in _OF_OTHER_SERVERS:
-                raise
-            text = f"No such option '{error.option_name}': {_OF_OTHER_SERVERS[name]}."
-            raise click.UsageError(text, ctx) from None
-
-
-@click.command(cls=_Serve)
+@click.command(cls=ForeignFlags, foreign=_OF_OTHER_SERVERS)
 @setting_flags()
 def serve(**flags: Any) -> None:
     """Serve the image APIs over HTTP.

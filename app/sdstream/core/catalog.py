@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pydantic import Field, ValidationError
 
@@ -251,6 +251,8 @@ class Catalog:
                 f"The model '{wanted}' is in the catalogue but not downloaded: "
                 f"'sdstream pull {wanted}' downloads it{size}."
             )
+        if why := _why_never(wanted):
+            return f"The model '{wanted[:128]}' is not in the catalogue: {why}."
         entry = self._named(wanted.rpartition(":")[0])
         if entry is not None and entry.quants:
             return (
@@ -270,10 +272,16 @@ class Catalog:
         model = name.rpartition(":")[0] or name
         if self._named(model) is not None:
             return self.why_missing(name)
-        ids = {entry.casefold(): entry for entry in self.entries}
-        wanted = model.casefold()
+        if why := _why_never(model):
+            return f"The model '{name[:128]}' is not in the catalogue: {why}."
+        ids = {
+            _plain_name(known): entry.id
+            for entry in self.entries.values()
+            for known in (*entry.aliases, entry.id)
+        }
+        wanted = _plain_name(model)
         near = [key for key in ids if wanted in key] or get_close_matches(wanted, ids)
-        found = ", ".join(ids[key] for key in near)
+        found = ", ".join(dict.fromkeys(ids[key] for key in near))
         what = f"did you mean {found}?" if near else "'sdstream models --all' lists all models."
         return f"The model '{name[:128]}' is not in the catalogue; {what}"
 
@@ -288,6 +296,23 @@ class Catalog:
 
     def _aliased(self, name: str) -> ModelSpec | None:
         return next((e for e in self.entries.values() if _is_among(name, e.aliases)), None)
+
+
+#: Pattern of models in the documents of other servers -> why the catalogue has none of them.
+_NEVER: Final = {
+    r"kolors|hunyuandit|cogview": "the runtime does not support its architecture",
+    r"refiner": "the runtime does not support refiners",
+}
+
+
+def _why_never(name: str) -> str | None:
+    """Return why no catalogue can have a model that other servers have; None for other names."""
+    return next((why for form, why in _NEVER.items() if re.search(form, name.casefold())), None)
+
+
+def _plain_name(name: str) -> str:
+    """Return a model's name without its owner and format, in lower case."""
+    return name.casefold().rpartition("/")[2].removesuffix("-gguf")
 
 
 def _quant(entry: ModelSpec, name: str) -> str | None:

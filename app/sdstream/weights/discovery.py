@@ -146,7 +146,7 @@ def _led_by(name: str, catalog: Catalog, hub: Hub) -> Catalog:
     if catalog.find(name) is not None or catalog.variant(name) is not None:
         return catalog.led_by(name)
     if is_address(name):
-        return catalog.plus(_lone_model(_pulled(name, hub), catalog))
+        return catalog.plus(_lone_model(pulled(name, hub), catalog))
     path = Path(name).expanduser()
     if path.is_dir() and path.is_absolute():
         raise ModelError(f"{path} is a folder; name a .gguf or .safetensors file in it.")
@@ -157,7 +157,7 @@ def _led_by(name: str, catalog: Catalog, hub: Hub) -> Catalog:
     return catalog.plus(_lone_model(path.absolute(), catalog))
 
 
-def _pulled(address: str, hub: Hub) -> Path:
+def pulled(address: str, hub: Hub) -> Path:
     """Return the path of a downloaded file of a hub.
 
     Raises:

@@ -95,6 +95,24 @@ def test_aliases_of_what_can_be_pulled() -> None:
     assert some.find("owner/two:Q8_0") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Kolors", "is not in the catalogue: the runtime does not support its architecture."),
+        ("Tencent/hunyuandit-v1.2-distilled", "does not support its architecture."),
+        ("stabilityai/stable-diffusion-xl-refiner-1.0", "the runtime does not support refiners."),
+        ("owner/Three-GGUF", "did you mean two?"),
+    ],
+)
+def test_why_a_name_is_unknown(name: str, words: str) -> None:
+    """Models that the runtime does not support have the reason. A repository's name leads to the
+    entry with a similar alias."""
+    named = HUB.replace("  - id: two\n", "  - id: two\n    aliases: [other/three]\n")
+    assert words in Catalog.parse(named).why_unknown(name)
+    if "support" in words:
+        assert words in Catalog.parse(named).why_missing(name)
+
+
 def test_an_unknown_name_can_become_one() -> None:
     """The message suggests an alias of the default model, except for a likely typing error."""
     catalog = Catalog.parse(MINIMAL)

@@ -1,4 +1,4 @@
-"""Flags of ``sdstream serve`` as users of other servers write them."""
+"""Flags of the commands as users of other servers write them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ def test_every_documented_flag_has_a_remedy(page: str) -> None:
     for flag in flags - {"--device", "--pull"}:  # a flag of docker, and one that is the same here
         output = CliRunner().invoke(main, ["serve", flag, "x"]).output
         assert f"No such option '{flag}': " in output, flag
+
+
+def test_a_flag_of_the_export_script() -> None:
+    """`sdstream convert` does the same for the flags of OVMS' export_model.py."""
+    command = ["convert", "a.gguf", "b.gguf"]
+    for flag, words in (
+        ("--weight-format", "--type q8_0 for int8"),
+        ("--overwrite_models", "--force"),
+    ):
+        result = CliRunner().invoke(main, [*command, flag, "int8"])
+        assert f"No such option '{flag}': use {words}" in result.output
 
 
 def test_a_repeated_flag_may_have_commas() -> None:
