@@ -28,7 +28,8 @@ from sdstream.core.pixels import SourceFile
 
 #: Sixteen images and a mask.
 _MAX_FILES: Final = 17
-_MAX_FIELDS: Final = 64
+#: More than all options of a request; some clients send each of them.
+_MAX_FIELDS: Final = 128
 #: A prompt of 32,000 characters can have 128,000 bytes of UTF-8.
 _MAX_FIELD_BYTES: Final = 131_072
 #: Maximum digits of a number. No option needs more than 19, and parsing integers is quadratic.
@@ -240,7 +241,8 @@ async def _parse(request: Request, stream: AsyncGenerator[bytes, None]) -> FormD
     try:
         return await parser.parse()
     except (MultiPartException, MultipartParseError, KeyError, UnicodeDecodeError) as error:
-        raise _broken_form(getattr(error, "message", None) or "it is damaged") from None
+        message = getattr(error, "message", None) or "it is damaged"
+        raise _broken_form(message.rstrip(".")) from None
 
 
 async def _collect(parsed: FormData) -> Form:

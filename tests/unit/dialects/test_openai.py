@@ -209,6 +209,16 @@ def test_forms_say_what_json_says() -> None:
     assert ask.operation == "edit"
 
 
+def test_stream_options_of_a_form_may_be_json() -> None:
+    """Clients that follow the OpenAPI document send an object of a form as JSON."""
+    fields = {"prompt": "a", "stream_options": '{"include_usage": false, "preview": true}'}
+    ask = parse_form({**fields, "stream_options_include_usage": "true"}, [upload()])
+    assert ask.reply.stream_options.include_usage
+    assert ask.previews == EVERY_STEP
+    with pytest.raises(InvalidRequest, match="'stream_options' must be an object"):
+        parse_form({"prompt": "a", "stream_options": "{"}, [upload()])
+
+
 def test_files_by_their_fields() -> None:
     """Several images come as image[], and the mask under either of its names."""
     files = [upload("image[]"), upload("image[]"), upload("mask_image")]

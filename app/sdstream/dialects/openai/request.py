@@ -354,9 +354,20 @@ def _unflattened(fields: Mapping[str, Any]) -> dict[str, Any]:
             options[nested[1] or nested[2]] = value
         else:
             body[name] = value
-    if options:
-        body["stream_options"] = options
+    whole = _object_of(body.get("stream_options", {}))
+    if options and isinstance(whole, Mapping):
+        whole = {**whole, **options}
+    if whole != {}:
+        body["stream_options"] = whole
     return body
+
+
+def _object_of(value: Any) -> Any:
+    """Return the object in a JSON text, as OpenAPI's clients send it in a form, or the value."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def _sources(files: Sequence[SourceFile], *, own_alpha: bool) -> SourceFiles:
