@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import re
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from sdstream.web.schemas import EXAMPLE_IMAGE
 from tests.support.routes import document
 from tests.support.servers import ServerProcess
 
@@ -157,3 +159,52 @@ def test_bodies_in_other_codings(fake_server: ServerProcess, path: str) -> None:
             timeout=60,
         )
         assert (answer.status_code, check_shape(answer)["reason"]) == (status, reason)
+
+
+#: Routes with a JSON body that no example can make succeed: nothing supports them, or they need a
+#: job or an MCP session.
+WITHOUT_EXAMPLE = {
+    "/controlnet/detect",
+    "/mcp",
+    "/sdapi/v1/interrogate",
+    "/sdcpp/v1/vid_gen",
+    "/v1/jobs/default",
+}
+
+
+def json_examples() -> dict[str, Any]:
+    """Return the example of each route with a JSON body; None if the document has none."""
+    schemas = document()["components"]["schemas"]
+    found = {}
+    for path, operations in document()["paths"].items():
+        body = operations.get("post", {}).get("requestBody", {"content": {}})
+        schema = body["content"].get("application/json")
+        if schema is not None:
+            schema = schema["schema"]
+            schema = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+            found[re.sub(r"{\w+}", "default", path)] = schema.get("example")
+    return found
+
+
+EXAMPLES = {path: body for path, body in json_examples().items() if path not in WITHOUT_EXAMPLE}
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_examples_of_the_document(fake_server: ServerProcess, path: str) -> None:
+    """The server accepts the example of each route, which /docs shows and sends."""
+    assert EXAMPLES[path] is not None
+    answer = httpx2.post(fake_server.url + path, json=EXAMPLES[path], timeout=60)
+    assert answer.status_code in (200, 202), answer.text
+
+
+def test_a_form_with_every_option(fake_server: ServerProcess) -> None:
+    """A form may have a field for each option, as the form of /docs does."""
+    names = {*document()["components"]["schemas"]["Edit"]["properties"]} - {"image", "mask"}
+    image = base64.b64decode(EXAMPLE_IMAGE.partition(",")[2])
+    answer = httpx2.post(
+        fake_server.url + "/v1/images/edits",
+        data={**dict.fromkeys(names, "null"), "prompt": "a", "mask": ""},
+        files={"image": image},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text

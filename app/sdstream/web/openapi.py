@@ -21,6 +21,8 @@ _DESCRIPTIONS: Final = {
     503: "Not ready",
 }
 
+#: Path parameter -> its schema, if it is not any string.
+_PATH_PARAMETERS: Final = {"model": {**STRING, "example": "default"}}
 
 #: Routes of web pages, which API clients do not call.
 _PAGES: Final = frozenset({"/", "/docs"})
@@ -61,7 +63,10 @@ def _operation(route: ApiRoute) -> JsonObject:
         # Code generators and readers of the document group operations by the route's module.
         "tags": [route.endpoint.__module__.rpartition(".")[2]],
     }
-    own = [parameter(name, "path", STRING, required=True) for name in route.param_convertors]
+    own = [
+        parameter(name, "path", _PATH_PARAMETERS.get(name, STRING), required=True)
+        for name in route.param_convertors
+    ]
     if own or operation.parameters:
         described["parameters"] = [*own, *operation.parameters]
     if operation.body is not None:

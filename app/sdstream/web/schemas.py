@@ -60,6 +60,14 @@ _TEXT_INPUTS: Final = {
     "control": _TEXT_IMAGE,
 }
 
+#: A red circle, 64x64 pixels.
+EXAMPLE_IMAGE: Final = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQMAAACQp+OdAAAABlBMVEX////cHh7/Hx2WAAAA"
+    "gElEQVR42r3QsQ2DQBBE0cdCQGAZSsAduANTEiVQGqVQAiEB8jm4wFi6xAkTjfbPajXLteo2BKZ7HtQpLQQNA0FLT/DkRj"
+    "ASeQtUJFRCBbPIcPxmTqaBoYha6IvoL7PDVkQHrEX0huVcx0z6PbHIOV1KG8FONgcrNcnrcXrvlfoAVy4aHSoIu8MAAAAA"
+    "SUVORK5CYII="
+)
+
 
 def ref(name: str) -> Schema:
     """Return a reference to a component."""
@@ -263,8 +271,10 @@ def page_of(item: Schema, **more: Schema) -> Schema:
     return record({"object": STRING, "data": listing(item), **more})
 
 
-#: A request that works on every server, since it names no model.
+#: Examples of requests. They work on every server, since they name no model.
 _EXAMPLE: Final = {"prompt": "a red circle", "sample_steps": 4, "seed": 7}
+_EDIT_EXAMPLE: Final = {"image": EXAMPLE_IMAGE, "prompt": "a green circle", "sample_steps": 4}
+_UPSCALE_EXAMPLE: Final = {"image": EXAMPLE_IMAGE, "upscaler": "drawings-4x"}
 
 
 def components() -> dict[str, Any]:
@@ -276,9 +286,18 @@ def components() -> dict[str, Any]:
         "Edit": _generation(_INPUTS, ("image", "prompt")),
         "Variation": _generation(_INPUTS, ("image",)),
         "Upscale": _generation({"image": FILE}, ("image",), _UPSCALE_OPTIONS),
-        "JsonEdit": _generation(_TEXT_INPUTS, ("image", "prompt")),
-        "JsonVariation": _generation(_TEXT_INPUTS, ("image",)),
-        "JsonUpscale": _generation({"image": _TEXT_IMAGE}, ("image",), _UPSCALE_OPTIONS),
+        "JsonEdit": {
+            **_generation(_TEXT_INPUTS, ("image", "prompt")),
+            "example": _EDIT_EXAMPLE,
+        },
+        "JsonVariation": {
+            **_generation(_TEXT_INPUTS, ("image",)),
+            "example": _EDIT_EXAMPLE,
+        },
+        "JsonUpscale": {
+            **_generation({"image": _TEXT_IMAGE}, ("image",), _UPSCALE_OPTIONS),
+            "example": _UPSCALE_EXAMPLE,
+        },
         "Images": _RESPONSE,
         "Job": _JOB,
         "JobPage": record(

@@ -34,13 +34,13 @@ from sdstream.dialects import pictures
 from sdstream.dialects.a1111 import answers, controlnet, extras, generation, settings
 from sdstream.dialects.a1111.settings import Settings
 from sdstream.dialects.fields import take
-from sdstream.dialects.rendering import compact
+from sdstream.dialects.rendering import JsonObject, compact
 from sdstream.service.live_jobs import LiveJob
 from sdstream.system import free_memory, total_memory
 from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Content, Dialect, Operation, Schema
 from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes
-from sdstream.web.schemas import OBJECT, STRING, json_of, listing, record, ref
+from sdstream.web.schemas import EXAMPLE_IMAGE, OBJECT, STRING, json_of, listing, record, ref
 
 _NULL: Final = b"null"
 
@@ -69,21 +69,33 @@ _IMAGES: Final = json_of(record({"images": listing(STRING), "parameters": OBJECT
 _BODY_ERRORS: Final = (InvalidRequest, NotFound, PayloadTooLarge, UnsupportedMediaType)
 
 
-def _image_operation(summary: str, answer: Content) -> Operation:
+def _image_operation(summary: str, answer: Content, example: JsonObject) -> Operation:
     """Return an operation whose body is described in AUTOMATIC1111's own documentation only."""
     answers = {200: answer, 202: json_of(ref("Job"))}
-    return Operation(summary, answers, json_of(OBJECT), JOB_ERRORS, JOB_HEADERS)
+    body = json_of({**OBJECT, "example": example})
+    return Operation(summary, answers, body, JOB_ERRORS, JOB_HEADERS)
+
+
+_EXAMPLE: Final = {"prompt": "a red circle", "steps": 4}
+_UPSCALE_EXAMPLE: Final = {"upscaling_resize": 2, "upscaler_1": "Lanczos"}
 
 
 _POSTS: Final = {
-    "txt2img": _image_operation("Generate images from a prompt (AUTOMATIC1111)", _IMAGES),
-    "img2img": _image_operation("Edit an image (AUTOMATIC1111)", _IMAGES),
+    "txt2img": _image_operation(
+        "Generate images from a prompt (AUTOMATIC1111)", _IMAGES, _EXAMPLE
+    ),
+    "img2img": _image_operation(
+        "Edit an image (AUTOMATIC1111)", _IMAGES, {**_EXAMPLE, "init_images": [EXAMPLE_IMAGE]}
+    ),
     "extra-single-image": _image_operation(
-        "Upscale an image (AUTOMATIC1111)", json_of(record({"html_info": STRING, "image": STRING}))
+        "Upscale an image (AUTOMATIC1111)",
+        json_of(record({"html_info": STRING, "image": STRING})),
+        {**_UPSCALE_EXAMPLE, "image": EXAMPLE_IMAGE},
     ),
     "extra-batch-images": _image_operation(
         "Upscale images (AUTOMATIC1111)",
         json_of(record({"html_info": STRING, "images": listing(STRING)})),
+        {**_UPSCALE_EXAMPLE, "imageList": [{"data": EXAMPLE_IMAGE, "name": "circle.png"}]},
     ),
     "unload-checkpoint": Operation("Unload the chosen checkpoint", {200: json_of(OBJECT)}),
     "reload-checkpoint": Operation("Load the chosen checkpoint", {200: json_of(OBJECT)},
@@ -103,11 +115,14 @@ _POSTS: Final = {
     "skip": Operation("Leave out the last image of the running job", {200: _NULL_ANSWER},
                       errors=(InvalidRequest,)),
     "options": Operation("Set the checkpoint and clip skip of later requests", {200: _NULL_ANSWER},
-                         json_of(OBJECT), _BODY_ERRORS),
+                         json_of({**OBJECT, "example": {"CLIP_stop_at_last_layers": 1}}),
+                         _BODY_ERRORS),
     "png-info": Operation("Read the generation parameters in an image file",
                           {200: json_of(record({"info": STRING, "items": OBJECT,
                                                 "parameters": OBJECT}))},
-                          json_of(record({"image": STRING})), _BODY_ERRORS),
+                          json_of({**record({"image": STRING}),
+                                   "example": {"image": EXAMPLE_IMAGE}}),
+                          _BODY_ERRORS),
 }  # fmt: skip
 
 

@@ -34,7 +34,15 @@ _COMPLETION: Final = record(
 _OPERATION: Final = Operation(
     "Generate or edit an image in a chat",
     {200: {**json_of(_COMPLETION), **EVENTS}, 202: json_of(ref("Job"))},
-    json_of(record({"model": STRING, "messages": listing(OBJECT)}, ("messages",))),
+    json_of(
+        {
+            **record({"model": STRING, "messages": listing(OBJECT)}, ("messages",)),
+            "example": {
+                "messages": [{"role": "user", "content": "a red circle"}],
+                "sample_steps": 4,
+            },
+        }
+    ),
     JOB_ERRORS,
     JOB_HEADERS,
 )

@@ -22,7 +22,12 @@ PATHS: Final = ("/v1/models/{model:path}", "/models/{model:path}")
 _OPERATION: Final = Operation(
     "Generate or edit an image (Hugging Face's InferenceClient)",
     {200: {**IMAGES, **json_of(ref("Images"))}, 202: json_of(ref("Job"))},
-    json_of(record({"inputs": STRING, "parameters": OBJECT}, ("inputs",))),
+    json_of(
+        {
+            **record({"inputs": STRING, "parameters": OBJECT}, ("inputs",)),
+            "example": {"inputs": "a red circle", "parameters": {"num_inference_steps": 4}},
+        }
+    ),
     JOB_ERRORS,
     JOB_HEADERS,
 )

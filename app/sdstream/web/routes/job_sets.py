@@ -59,7 +59,7 @@ _PAGE: Final = Operation(
     parameters=[parameter(name, "query", schema) for name, schema in _QUERY.items()],
 )
 _IDS: Final = {"type": "array", "items": STRING, "maxItems": _MAX_IDS}
-_WHICH: Final = record({"ids": _IDS, "group": STRING})
+_WHICH: Final = {**record({"ids": _IDS, "group": STRING}, ()), "example": {"group": "steps"}}
 _DONE: Final = json_of(
     record({"object": STRING, "ids": _IDS, "missing": _IDS, "warnings": listing(STRING)})
 )

@@ -62,7 +62,10 @@ _LAST_EVENT: Final = (
 _STREAM: Final = {200: EVENTS, 204: {}}
 _JOB: Final = {200: json_of(ref("Job"))}
 #: A URL has at most 64 KiB, and a character takes up to 12 bytes of it.
-_IN_A_URL: Final = {name: {**STRING, "maxLength": 2_000} for name in ("prompt", "negative_prompt")}
+_IN_A_URL: Final = {
+    "prompt": {**STRING, "maxLength": 2_000, "example": "a red circle"},
+    "negative_prompt": {**STRING, "maxLength": 2_000},
+}
 _QUERY: Final = (
     *(
         parameter(name, "query", _IN_A_URL.get(name, schema), required=name == "prompt")

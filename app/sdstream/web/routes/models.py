@@ -74,6 +74,7 @@ _LOAD: Final = Operation(
             "type": "object",
             "additionalProperties": False,
             "properties": RuntimeOptions.model_json_schema()["properties"],
+            "example": {},
         }
     ),
     (NotFound, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unavailable),

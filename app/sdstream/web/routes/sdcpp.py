@@ -47,7 +47,12 @@ _JOB: Final = json_of(
 _IMG_GEN: Final = Operation(
     "Submit an image generation (sd-server)",
     {202: _SUBMITTED},
-    json_of(record({"prompt": STRING}, ())),
+    json_of(
+        {
+            **record({"prompt": STRING}, ()),
+            "example": {"prompt": "a red circle", "sample_params": {"sample_steps": 4}},
+        }
+    ),
     JOB_ERRORS,
     JOB_HEADERS,
 )
