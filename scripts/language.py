@@ -1,8 +1,9 @@
 """Find words and constructions that the project avoids; needs no network.
 
-Comments, docstrings and messages of the package, its documentation and the texts of the page are
-plain technical English with standard terms. Each pattern has its replacement beside it. Code
-blocks, text in backticks and names are ignored. scripts/check runs this.
+Comments, docstrings and messages of the package, its documentation, the texts of the page, the
+catalogue and the recipes are plain technical English with standard terms. Each pattern has its
+replacement beside it. Code blocks, text in backticks and names are ignored. scripts/check runs
+this.
 """
 
 from __future__ import annotations
@@ -81,9 +82,17 @@ def texts_of_page(path: Path) -> Iterator[tuple[int, str]]:
             yield number, " ".join(quoted.findall(line)).replace("`", " ")
 
 
+def texts_of_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line number and text of each line."""
+    yield from enumerate(path.read_text().splitlines(), 1)
+
+
+_READERS: Final = {".py": texts_of_python, ".md": texts_of_markdown, ".yaml": texts_of_lines}
+
+
 def faults(path: Path) -> Iterator[str]:
     """Yield a message for each word to replace in a file."""
-    reader = {".py": texts_of_python, ".md": texts_of_markdown}.get(path.suffix, texts_of_page)
+    reader = _READERS.get(path.suffix, texts_of_page)
     for number, text in sorted(set(reader(path))):
         for match in _FOUND.finditer(_NAMES.sub(" ", text)):
             remedy = _REMEDIES[(match.lastindex or 1) - 1]
@@ -96,6 +105,7 @@ def files() -> list[Path]:
     found = [path for end in ("py", "js", "html") for path in package.rglob(f"*.{end}")]
     found = [path for path in found if "vendor" not in path.parts]
     found += [ROOT / "README.md", *(ROOT / ".github").glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    found += [ROOT / "models.yaml", ROOT / "compose.yaml", *(ROOT / "deploy").glob("*.yaml")]
     return sorted(found)
 
 

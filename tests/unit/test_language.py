@@ -31,6 +31,7 @@ def language() -> Any:
         ("a.py", '"""The start ends with a sentence."""\n', ["with a sentence"]),
         ("a.md", "It draws.\n\n```sh\ndraw a picture\n```\n`draw`\n", ["draws"]),
         ("a.js", 'draw();  // nobody waits\ntell("A picture is here.");\n', ["nobody", "picture"]),
+        ("a.yaml", "description: a picture  # whoever\n", ["picture", "whoever"]),
         ("a.html", '<p class="picture">No picture</p>\n', ["picture"]),
     ],
 )
