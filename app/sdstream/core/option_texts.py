@@ -22,6 +22,16 @@ def plain(value: str) -> str:
     return value.replace("\r\n", "\n")
 
 
+def comparable(value: object) -> str:
+    """Return a value as text; true, "True", 1, 1.0 and "1" give the same text."""
+    text = str(value).strip().lower()
+    text = {"true": "1", "false": "0"}.get(text, text)
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
+
+
 def _loras(value: Any) -> Any:
     """Read a list of objects, or ``{"NAME": SCALE}``; each may be JSON in a string."""
     try:

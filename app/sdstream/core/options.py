@@ -59,7 +59,7 @@ class Option:
         aliases: Other names that clients send.
         infotext: Name in the parameters text of image files; None leaves the option out.
         flag_text: Text that stands for True in the parameters text.
-        neutral: Values that mean "not given", in lower case.
+        neutral: Values that mean "not given", as ``option_texts.comparable`` writes them.
         usual: Values that clients send to every model; a model that does not support the option
             ignores them instead of rejecting them.
         needs: Another option without which this one has no effect; the model's ``runtime`` may turn
@@ -121,9 +121,9 @@ class Options(BaseModel):
         "is white, opacity where it is opaque. auto is alpha if the mask has transparency; else "
         "auto and opacity are luminance.",
     )
-    mask_blur: Annotated[float | None, Option(infotext="Mask blur", acts_on="mask or border")] = (
-        Field(None, ge=0, le=64, description="Width of the mask's soft edge in pixels.")
-    )
+    mask_blur: Annotated[
+        float | None, Option(infotext="Mask blur", neutral=("0",), acts_on="mask or border")
+    ] = Field(None, ge=0, le=64, description="Width of the mask's soft edge in pixels.")
     only_masked: Annotated[
         bool | None,
         Option(infotext="Inpaint area", flag_text="Only masked", acts_on="mask or border"),
@@ -158,7 +158,7 @@ class Options(BaseModel):
     increase_ref_index: Annotated[
         bool | None,
         Option(
-            neutral=("false", "0", "off", "no"),
+            neutral=("0", "off", "no"),
             acts_on="reference",
             unsupported=unsupported.no_reference_index,
         ),
@@ -198,7 +198,7 @@ class Options(BaseModel):
         ),
     ] = Field(None, ge=1, le=1000, description="Timestep shift of NitroSD models: 250 or 500.")
     flow_shift: Annotated[
-        float | None, Option(infotext="Shift", unsupported=unsupported.no_flow)
+        float | None, Option(infotext="Shift", neutral=("0",), unsupported=unsupported.no_flow)
     ] = Field(None, gt=0, le=100, description="Shift of the noise levels of flow models.")
     sigmas: Annotated[
         tuple[Annotated[float, Field(ge=0, le=1000)], ...] | None, Option(infotext="Sigmas")
@@ -257,7 +257,9 @@ class Options(BaseModel):
         max_length=64,
         description="Layers that SLG skips; 7, 8 and 9 by default.",
     )
-    cache_mode: Annotated[str | None, Option(infotext="Cache", neutral=("disabled",))] = Field(
+    cache_mode: Annotated[
+        str | None, Option(infotext="Cache", neutral=("disabled", "none", "off", "0"))
+    ] = Field(
         None, description="Reuses work between similar steps: " + ", ".join(CACHE_MODES) + "."
     )
     cache_threshold: Annotated[
@@ -278,13 +280,17 @@ class Options(BaseModel):
         dict[str, float] | None,
         Option(aliases=("cache_option",), infotext="Cache options", needs="cache_mode"),
     ] = Field(None, max_length=16, description='Other numbers of the cache mode: {"warmup": 4}.')
-    hires_scale: Annotated[float | None, Option(infotext="Hires upscale")] = Field(
-        None,
-        gt=1,
-        le=4,
-        description="Generate small, enlarge by this factor and generate again.",
+    hires_scale: Annotated[float | None, Option(infotext="Hires upscale", neutral=("0", "1"))] = (
+        Field(
+            None,
+            gt=1,
+            le=4,
+            description="Generate small, enlarge by this factor and generate again.",
+        )
     )
-    hires_steps: Annotated[int | None, Option(infotext="Hires steps", needs="hires_scale")] = Field(
+    hires_steps: Annotated[
+        int | None, Option(infotext="Hires steps", neutral=("0",), needs="hires_scale")
+    ] = Field(
         None,
         ge=1,
         le=MAX_STEPS,
@@ -304,8 +310,8 @@ class Options(BaseModel):
         + ", or one of "
         "GET /v1/upscalers.",
     )
-    upscaler: Annotated[str | None, Option(infotext="Postprocess upscaler")] = Field(
-        None, description="Upscaler for the finished image: one of GET /v1/upscalers."
+    upscaler: Annotated[str | None, Option(infotext="Postprocess upscaler", neutral=("none",))] = (
+        Field(None, description="Upscaler for the finished image: one of GET /v1/upscalers.")
     )
     upscale: Annotated[
         float | None, Option(infotext="Postprocess upscale by", needs="upscaler")
@@ -323,7 +329,7 @@ class Options(BaseModel):
         Option(
             infotext="ControlNet module",
             flag_text="canny",
-            neutral=("false", "0", "off", "no"),
+            neutral=("0", "off", "no"),
             acts_on="control",
             unsupported=unsupported.no_control,
         ),
@@ -489,4 +495,4 @@ def is_neutral(name: str, value: object) -> bool:
         name: Canonical name.
         value: The value that the client sent.
     """
-    return value is None or str(value).lower() in OPTIONS[name].neutral
+    return value is None or option_texts.comparable(value) in OPTIONS[name].neutral

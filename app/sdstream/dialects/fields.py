@@ -30,6 +30,7 @@ from pydantic import ValidationError
 from sdstream.core.ask import Handling, ReplyOptions
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.lora import LoraChoice
+from sdstream.core.option_texts import comparable
 from sdstream.core.options import ALIASES, OPTIONS
 from sdstream.core.similar import did_you_mean, near_miss
 from sdstream.core.validation import requirement
@@ -237,7 +238,7 @@ def take(
 def _without_effect(entry: Foreign, name: str, value: object) -> str | None:
     """Return the warning about a known field, None if it needs none; raises InvalidRequest."""
     if entry.asking:
-        nothing = _plain(value) not in entry.asking
+        nothing = comparable(value) not in entry.asking
     else:
         nothing = is_nothing(value, entry.neutral)
     if nothing:
@@ -299,9 +300,9 @@ def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
     if isinstance(value, (list, tuple, Mapping)):
         if neutral or isinstance(value, Mapping):
             return any(value == other for other in neutral)
-        return all(_is_empty_item(item) or _plain(item) in _OFF for item in value)
-    words = map(_plain, neutral) if neutral else _OFF
-    return _plain(value) in words
+        return all(_is_empty_item(item) or comparable(item) in _OFF for item in value)
+    words = map(comparable, neutral) if neutral else _OFF
+    return comparable(value) in words
 
 
 def _is_empty(value: object) -> bool:
@@ -313,16 +314,6 @@ def _is_empty(value: object) -> bool:
 
 def _is_empty_item(value: object) -> bool:
     return value in (None, "", [], {})
-
-
-def _plain(value: object) -> str:
-    """Return a value as text; true, "True", 1, 1.0 and "1" give the same text."""
-    text = str(value).strip().lower()
-    text = {"true": "1", "false": "0"}.get(text, text)
-    try:
-        return f"{float(text):g}"
-    except ValueError:
-        return text
 
 
 def holds_picture(value: object, depth: int = 0) -> bool:

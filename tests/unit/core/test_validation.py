@@ -30,7 +30,7 @@ NESTED = "alwayson_scripts.controlnet.args[0]"
         ({"steps": True}, "'steps' must be a whole number, not true."),
         ({"cfg_scale": 30.000001}, "'cfg_scale' must be at most 30, not 30.000001."),
         ({"cfg_scale": {"a": 1}}, "'cfg_scale' must be a number, not an object."),
-        ({"hires_scale": 1}, "'hires_scale' must be more than 1, not 1."),
+        ({"hires_scale": 0.5}, "'hires_scale' must be more than 1, not 0.5."),
         ({"seed": -2}, "'seed' must be at least -1, not -2."),
         ({"output_format": "gif"}, "'output_format' must be 'png', 'jpeg' or 'webp', not 'gif'."),
         ({"stream": "x" * 90}, f"'stream' must be true or false, not '{'x' * 63}…'."),

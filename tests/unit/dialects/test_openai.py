@@ -76,6 +76,21 @@ def test_nulls_are_not_given() -> None:
     assert not ask.reply.stream
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hires_scale", 1), ("hires_scale", "1.0"), ("hires_scale", False), ("hires_steps", 0),
+        ("upscaler", "None"), ("cache_mode", "none"), ("cache_mode", False), ("clip_skip", 0.0),
+        ("clip_skip", "-1.0"), ("shifted_timestep", 0.0), ("flow_shift", 0), ("mask_blur", 0),
+        ("control_canny", 0.0), ("sigmas", []), ("slg_layers", []), ("cache_options", {}),
+    ],
+)  # fmt: skip
+def test_values_that_switch_an_option_off(name: str, value: object) -> None:
+    """Such a value is ignored silently, however the client writes the number or the word."""
+    ask = parse({"prompt": "a cat", name: value})
+    assert (ask.params, ask.warnings) == (parse({"prompt": "a cat"}).params, ())
+
+
 @pytest.mark.parametrize("name", FOREIGN)
 def test_foreign_fields(name: str) -> None:
     """Fields that would change the image are rejected, and the others ignored or reported."""

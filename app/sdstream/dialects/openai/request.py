@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from sdstream.core.ask import Handling, Hints, ParsedRequest, ReplyOptions, StreamOptions
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.option_texts import READERS
 from sdstream.core.options import (
     ALIASES,
     MAX_PROMPT_CHARACTERS,
@@ -258,8 +259,8 @@ def _without_extra_args(body: Mapping[str, Any], hints: Hints) -> tuple[Mapping[
 def _says_nothing(name: str, value: Any) -> bool:
     """Return whether a value is null, empty, or neutral; clients send these for unset options."""
     option = ALIASES.get(name, name)
-    empty = value is None or (value == "" and option not in _TEXTS)
-    return empty or (option in OPTIONS and is_neutral(option, value))
+    empty = (value == "" and option not in _TEXTS) or (value in ([], {}) and option in READERS)
+    return value is None or empty or (option in OPTIONS and is_neutral(option, value))
 
 
 def _stream_options(reply_fields: dict[str, Any], handling: Handling) -> Taken:
