@@ -160,6 +160,7 @@ def test_cancel(fake_server: ServerProcess) -> None:
         ({"mask_image": PICTURE}, "init_image"),
         ({"ref_images": [PICTURE]}, "ref_images"),
         ({"ref_images": PICTURE}, "ref_images"),
+        ({"control_image": PICTURE}, "control_image"),
         ({"hires": True}, "hires"),
         ({"ip_adapter_image": PICTURE}, "ip_adapter_image"),
         ({"end_image": PICTURE}, "end_image"),

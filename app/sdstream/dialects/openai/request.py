@@ -107,7 +107,7 @@ def parse_generation_form(
             take({file.param: "file"}, (), foreign=FOREIGN, handling=Handling.LENIENT)
             raise unknown_file(file.param, _CONTROL_PARTS)
     control = _only_one(files, _CONTROL_PARTS, "control image")
-    ask = _parsed(body, hints)
+    ask = _parsed(body, hints, _name_of(control))
     return replace(ask, files=SourceFiles((), control=control) if control else None)
 
 
@@ -171,7 +171,8 @@ def _edit(
     sources = _sources(files, own_alpha=body.get("mask_mode") == "alpha")
     if route.mask_mode is not None and sources.mask is not None:
         body.setdefault("mask_mode", route.mask_mode)
-    return replace(_parsed(body, hints), files=sources, operation="edit")
+    ask = _parsed(body, hints, _name_of(sources.control))
+    return replace(ask, files=sources, operation="edit")
 
 
 def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
@@ -393,6 +394,11 @@ def _only_one(files: Sequence[SourceFile], names: Sequence[str], what: str) -> S
     if len(found) > 1:
         raise InvalidRequest(f"Send at most one {what}.", param=found[1].param)
     return found[0] if found else None
+
+
+def _name_of(control: SourceFile | None) -> Mapping[str, str]:
+    """Return the client's name of the control image, for errors."""
+    return {"control": control.param} if control else {}
 
 
 def _field(file: SourceFile) -> str:

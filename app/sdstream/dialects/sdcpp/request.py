@@ -51,7 +51,8 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
         fields["mask_mode"] = "luminance"
     # The job continues without a connection; the client polls for the result.
     fields |= {"on_disconnect": "continue", "response_format": "b64_json"}
-    ask = parse({"prompt": "", **fields}, hints, client_names=flat.names)
+    names = {**flat.names, "control": "control_image"}
+    ask = parse({"prompt": "", **fields}, hints, client_names=names)
     files = None
     if pictures or mask or control:
         files = SourceFiles(tuple(pictures), mask, control=control)
