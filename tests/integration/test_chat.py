@@ -147,6 +147,28 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "a cat",
     ),
+    "LibreChat's older title": (
+        {
+            "content": "Please generate a concise, 5-word-or-less title for the conversation, using"
+            ' its same language, with no punctuation. Never directly mention the word "title"\n\n'
+            "User: a cat\nAI: x"
+        },
+        "a cat",
+    ),
+    "LibreChat's structured title": (
+        {
+            "content": "Analyze this conversation and provide:\n1. The detected language of the "
+            "conversation\n2. A concise title in the detected language\n\nUser: a cat\nAI: x"
+        },
+        "a cat",
+    ),
+    "Open WebUI's emoji": (
+        {
+            "content": "Your task is to reflect the speaker's likely facial expression through a "
+            'fitting emoji.\n\nMessage: """a cat"""'
+        },
+        "Image",
+    ),
 }
 
 

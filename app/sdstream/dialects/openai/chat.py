@@ -61,12 +61,16 @@ _TASK: Final = re.compile(
     r"(?:#+ *Task:|(?:Provide|(?:Please )?(?:generate|provide|write)) a (?:concise|short|brief)"
     r".{0,60}\b(?:title|summary|name|phrase|topic)\b.{0,80}\b(?:conversation|chat|discussion)\b"
     r"|Detect user language and write .{0,80}\btitle\b"
-    r"|Summarize (?:the|this) conversation|Based on the chat history, give this conversation)",
+    r"|Summarize (?:the|this) conversation|Based on the chat history, give this conversation"
+    r"|Analyze this conversation and provide"
+    r"|Your task is to reflect the speaker's likely facial expression through a fitting emoji)",
     re.IGNORECASE,
 )
 #: The label of the user's first message, when a task quotes the conversation.
 _SPEAKER: Final = re.compile(r"(?:<chat_history>)? *(?:USER|Human) *: *", re.IGNORECASE)
 _TITLE_WORDS: Final = 5
+#: A key of the JSON that a task asks for. LibreChat's tasks also quote the word "title".
+_KEY: Final = re.compile(r'"(\w+)" *:')
 #: Keys of the JSON that Open WebUI reads; the answer to each task is an empty list.
 _TASK_LISTS: Final = ("tags", "follow_ups", "queries")
 
@@ -203,11 +207,11 @@ def _task_answer(body: Mapping[str, Any], prompt: str) -> str | None:
     if not is_json and not _TASK.match(prompt.lstrip()[:_TASK_BEGINS]):
         return None
     title = _title(prompt)
-    lowered = prompt.lower()
+    keys = {key.lower() for key in _KEY.findall(prompt)}
     for name in _TASK_LISTS:
-        if f'"{name}"' in lowered:
+        if name in keys:
             return json.dumps({name: []})
-    if is_json or '"title"' in lowered:
+    if is_json or "title" in keys:
         return json.dumps({"title": title}, ensure_ascii=False)
     return title
 
