@@ -248,6 +248,36 @@ def test_second_passes_that_differ_in_size_only(fields: dict[str, Any], scale: f
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"hr_scale": 1, "hr_upscaler": "Latent"},
+        {"hr_scale": 0, "hr_upscaler": "Latent"},
+        {"hr_resize_x": 64, "hr_resize_y": 96, "denoising_strength": 0.5},
+        {"hr_resize_x": 64, "hr_second_pass_steps": 7},
+    ],
+)
+def test_a_second_pass_that_keeps_the_size(fields: dict[str, Any]) -> None:
+    """It has no effect."""
+    params = txt2img(**SECOND, **fields).ask.params
+    assert params == txt2img(**{**SECOND, "enable_hr": False}).ask.params
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, "enable_hr"),
+        ({"hr_scale": 3}, "hr_scale"),
+        ({"upscaler_scale": 3}, "upscaler_scale"),
+        ({"hr_scale": 3, "hr_resize_x": 128}, "hr_resize_x"),
+        ({"hr_resize_y": 192}, "hr_resize_y"),
+    ],
+)
+def test_the_name_of_the_scale(fields: dict[str, Any], name: str) -> None:
+    """Errors about the size of the second pass name the field that sets it."""
+    assert txt2img(**SECOND, **fields).ask.client_name("hires_scale") == name
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"hr_cfg": 1.0}, "hr_cfg"),

@@ -32,6 +32,12 @@ def test_objects_that_are_switched_off() -> None:
     assert (flat.fields, flat.warnings, flat.unknown) == ({}, [], [])
 
 
+def test_a_second_pass_of_scale_1() -> None:
+    """It has no effect, as in AUTOMATIC1111's API."""
+    hires = {"enabled": True, "scale": 1.0, "upscaler": "Latent", "denoising_strength": 0.7}
+    assert flatten({"hires": hires}, Handling.STRICT).fields == {}
+
+
 @pytest.mark.parametrize("name", OFF)
 def test_unknown_fields_of_objects_that_are_switched_off(name: str) -> None:
     """Unknown fields of a disabled object are reported, and rejected under strict handling."""

@@ -151,6 +151,12 @@ class _Fields(BaseModel):
         """The scale of the second pass; clients of DrawThings send it as ``upscaler_scale``."""
         return next(s for s in (self.hr_scale, self.upscaler_scale, _HIRES_SCALE) if s is not None)
 
+    @property
+    def scale_name(self) -> str:
+        """The client's name of the field that sets the scale of the second pass."""
+        names = ("hr_resize_x", "hr_resize_y", "hr_scale", "upscaler_scale")
+        return next((name for name in names if getattr(self, name)), "enable_hr")
+
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
@@ -194,7 +200,7 @@ def parse(
         InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     given = {name: value for name, value in body.items() if value is not None}
-    taken = _taken(given, handling)
+    taken = take(given, (*_Fields.model_fields, *_DRAWN), foreign=FOREIGN, handling=handling)
     fields = _fields(taken)
     control = _scripts(fields, handling)
     if not over_image:
@@ -202,7 +208,7 @@ def parse(
     canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
     canonical["prompt"] = canonical.get("prompt", "")
     canonical |= _sampling(fields) | _count(fields)
-    if fields.enable_hr and (fields.scale != 1 or fields.hr_resize_x or fields.hr_resize_y):
+    if fields.enable_hr:
         canonical |= _second_pass(fields, given)
     override, ignored = settings(fields.override_settings, handling, "override_settings")
     canonical |= _chosen(fields, override.over(earlier))
@@ -265,11 +271,6 @@ def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
     return replace(drawing, ask=ask.noting(words))
 
 
-def _taken(given: Mapping[str, Any], handling: Handling) -> Taken:
-    own = (*_Fields.model_fields, *_DRAWN)
-    return take(given, own, foreign=FOREIGN, handling=handling)
-
-
 def _fields(taken: Taken) -> _Fields:
     try:
         return _Fields.model_validate({k: v for k, v in taken.fields.items() if k not in _DRAWN})
@@ -313,7 +314,10 @@ def _sampling(fields: _Fields) -> JsonObject:
 
 
 def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
-    """Return the options of the hires fix; raises InvalidRequest if its model or prompt differs."""
+    """Return the options of the hires fix, none if it keeps the size; raises InvalidRequest."""
+    scale = _hires_scale(fields, given)
+    if scale in (0, 1):
+        return {}
     for name, first in _SECOND_PASS.items():
         value = given.get(name)
         if value not in _SAME and value != given.get(first):
@@ -323,7 +327,7 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
                 param=name,
             )
     upscaler = find_hires_upscaler(fields.hr_upscaler)
-    found: JsonObject = {"hires_scale": _hires_scale(fields, given), "hires_upscaler": upscaler}
+    found: JsonObject = {"hires_scale": scale, "hires_upscaler": upscaler}
     if fields.hr_second_pass_steps:
         found["hires_steps"] = math.ceil(fields.hr_second_pass_steps)
     if fields.denoising_strength is not None:
@@ -336,7 +340,7 @@ def _hires_scale(fields: _Fields, given: Mapping[str, Any]) -> float:
     x, y = fields.hr_resize_x, fields.hr_resize_y
     if not (x or y):
         return fields.scale
-    name = "hr_resize_x" if x else "hr_resize_y"
+    name = fields.scale_name
     width, height = given.get("width"), given.get("height")
     if not (isinstance(width, int) and isinstance(height, int) and min(width, height) > 0):
         raise InvalidRequest(
@@ -383,7 +387,6 @@ def _count(fields: _Fields) -> JsonObject:
 
 def _spelling(fields: _Fields) -> dict[str, str]:
     """Return canonical name -> the client's name of options, for errors."""
-    is_draw_things = fields.hr_scale is None and fields.upscaler_scale is not None
     return {
         "model": "model" if fields.model else CHECKPOINT,
         "sampler": "sampler_name" if fields.sampler_name else "sampler_index",
@@ -391,7 +394,7 @@ def _spelling(fields: _Fields) -> dict[str, str]:
         "clip_skip": CLIP_SKIP if fields.clip_skip is None else "clip_skip",
         "only_masked": "inpaint_full_res",
         "only_masked_padding": "inpaint_full_res_padding",
-        "hires_scale": "upscaler_scale" if is_draw_things else "hr_scale",
+        "hires_scale": fields.scale_name,
         "hires_steps": "hr_second_pass_steps",
         "hires_upscaler": "hr_upscaler",
         "hires_strength": "denoising_strength",

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.core.options import is_neutral
 from sdstream.dialects.fields import IGNORED, Foreign, is_nothing, only, take
 
 #: Options at the top level: name in this API -> canonical name.
@@ -211,7 +212,9 @@ def _read_hires(flat: Flat, hires: Any, handling: Handling, where: str) -> None:
     flat.fields["hires_upscaler"] = find_hires_upscaler(name)
     if is_nothing(flat.fields.get("hires_steps")):
         flat.fields.pop("hires_steps", None)
-    flat.fields.setdefault("hires_scale", 2.0)
+    if is_neutral("hires_scale", flat.fields.setdefault("hires_scale", 2.0)):
+        for option in _HIRES.values():
+            flat.fields.pop(option, None)
 
 
 def _leave_out_nothings(flat: Flat) -> None:
