@@ -425,6 +425,20 @@ def test_only_masked_is_the_originals_default() -> None:
     assert caught.value.param == "inpaint_full_res_padding"
 
 
+@pytest.mark.parametrize(
+    ("fields", "blur"),
+    [
+        ({"mask_blur": 8, "mask_blur_x": 4, "mask_blur_y": 4}, 8),
+        ({"mask_blur": 0, "mask_blur_x": 4, "mask_blur_y": 4}, None),
+        ({"mask_blur_x": 4, "mask_blur_y": 4}, 4),
+        ({}, None),
+    ],
+)
+def test_the_blur_of_a_mask(fields: dict[str, Any], blur: float | None) -> None:
+    """mask_blur overrides the two axes, as in AUTOMATIC1111."""
+    assert img2img(mask=PICTURE, **fields).ask.params.mask_blur == blur
+
+
 def test_options_of_a_mask_need_one() -> None:
     """Mask options are ignored without a mask, as webuiapi always sends them."""
     drawing = img2img(mask_blur=4, inpainting_fill=2, inpaint_full_res=True)

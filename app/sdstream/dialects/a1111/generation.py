@@ -467,13 +467,15 @@ def _over_image(fields: _Fields) -> JsonObject:
 
 
 def _blur(fields: _Fields) -> float:
-    ways = [fields.mask_blur, fields.mask_blur_x, fields.mask_blur_y]
-    given = {way for way in ways if way is not None}
+    """Return the blur; as in AUTOMATIC1111, ``mask_blur`` overrides the values of the axes."""
+    if fields.mask_blur is not None:
+        return fields.mask_blur
+    given = {way for way in (fields.mask_blur_x, fields.mask_blur_y) if way is not None}
     if len(given) > 1:
         raise InvalidRequest(
-            "'mask_blur', 'mask_blur_x' and 'mask_blur_y' must have the same value.",
+            "'mask_blur_x' and 'mask_blur_y' must have the same value.",
             reason=Reason.NOT_SUPPORTED,
-            param="mask_blur_x" if fields.mask_blur_x is not None else "mask_blur_y",
+            param="mask_blur_x",
         )
     return next(iter(given), 0.0)
 
