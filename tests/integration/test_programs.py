@@ -235,6 +235,7 @@ def test_sizes_that_the_model_cannot_draw(server: ServerProcess) -> None:
     answer = post(server, "/sdapi/v1/txt2img", json=body).json()
     assert from_base64(answer["images"][0]).size == (130, 70)
     assert answer["parameters"]["width"] == 130
+    assert answer["parameters"]["generated_size"] == "224x128"
     masked = {**body, "init_images": [PICTURE], "mask": MASK}
     url = f"{server.url}/sdapi/v1/img2img"
     only = post(server, "/sdapi/v1/img2img", json=masked).json()

@@ -87,6 +87,8 @@ def _effective(job: Job, drawing: Drawing) -> JsonObject:
         "batch_size": drawing.batch_size,
         "n_iter": request.n // drawing.batch_size,
     }
+    if request.cut is not None or request.enlarged:
+        values["generated_size"] = str(request.generated_size)
     if request.options.strength is not None:
         values["denoising_strength"] = request.options.strength
     return values

@@ -79,6 +79,8 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
     "initial_noise_multiplier": only(1),
     "latent_mask": _NO_FILE,
     "mask_round": only(True),
+    # ``parameters`` of an answer contains it.
+    "generated_size": IGNORED,
 }
 
 #: Field of the second pass -> the field of the first pass that must have the same value.
