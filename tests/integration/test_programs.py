@@ -197,6 +197,28 @@ def test_sillytavern_from_ping_to_picture(server: ServerProcess) -> None:
     assert upscalers[:3] == ["None", "Lanczos", "Nearest"]
 
 
+def test_sillytaverns_source_of_sd_next(server: ServerProcess) -> None:
+    """This source reads the same lists, without schedules, and sends the schedule N/A."""
+    for path in ("options", "sd-models", "samplers", "upscalers", "sd-vae"):
+        assert httpx2.get(f"{server.url}/sdapi/v1/{path}").status_code == 200, path
+    answer = post(server, "/sdapi/v1/txt2img", json={**A1111["SillyTavern"], "scheduler": "N/A"})
+    assert from_base64(answer.json()["images"][0]).size == (64, 64)
+
+
+def test_sillytaverns_source_of_sd_server(server: ServerProcess) -> None:
+    """This source finds the server by OPTIONS, lists models of /v1, and draws with /sdapi."""
+    found = httpx2.request("OPTIONS", f"{server.url}/v1/images/generations")
+    assert found.is_success
+    models = httpx2.get(f"{server.url}/v1/models").json()["data"]
+    body = {
+        "model": models[0]["id"], "prompt": "a cat", "negative_prompt": "bad", "width": 64,
+        "height": 64, "steps": 2, "cfg_scale": 7, "seed": -1, "batch_size": 1,
+        "sampler_name": "euler_a", "scheduler": "karras", "clip_skip": 1,
+    }  # fmt: skip
+    answer = post(server, "/sdapi/v1/txt2img", json=body)
+    assert from_base64(answer.json()["images"][0]).size == (64, 64)
+
+
 @pytest.mark.parametrize("accept", ["*/*", "application/json", ""])
 def test_sillytavern_finds_a_draw_things(server: ServerProcess, accept: str) -> None:
     """SillyTavern finds the model and upscaler at /, without a key; browsers get the page there."""
