@@ -401,15 +401,16 @@ def test_models_that_look_at_the_image() -> None:
     """An editing model ignores the fields that all clients send for img2img, with a warning."""
     files = Files(model="m.gguf")
     looker = ModelSpec(id="looker", family="flux_kontext", files=files)
-    drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker)
+    drawing = fitted(img2img(resize_mode=0, denoising_strength=0.5), looker, "looker")
     assert (drawing.ask.params.fit, drawing.ask.params.strength) == (None, None)
     assert drawing.ask.warnings == (
         "The model 'looker' uses the image as a reference and generates a new one.",
     )
-    masked = fitted(img2img(mask=PICTURE, denoising_strength=0.5, inpaint_full_res=False), looker)
+    mask = img2img(mask=PICTURE, denoising_strength=0.5, inpaint_full_res=False)
+    masked = fitted(mask, looker, "looker")
     assert (masked.ask.params.fit, masked.ask.params.strength) == ("stretch", 0.5)
     other = img2img(denoising_strength=0.5)
-    assert fitted(other, ModelSpec(id="m", family="sd1", files=files)) == other
+    assert fitted(other, ModelSpec(id="m", family="sd1", files=files), "m") == other
 
 
 def test_only_masked_is_the_originals_default() -> None:

@@ -237,27 +237,27 @@ def parse(
     )
 
 
-def _naming(drawing: Drawing, model: str) -> Drawing:
-    """Replace the client's name of the model with the model's id, if the client named a model."""
+def _naming(drawing: Drawing, spec: ModelSpec, name: str) -> Drawing:
+    """Replace the client's name of the model with the catalogue's, if the client named a model."""
     ask, kept = drawing.ask, drawing.kept
     if ask.params.model:
-        ask = replace(ask, params=ask.params.model_copy(update={"model": model}))
+        ask = replace(ask, params=ask.params.model_copy(update={"model": name}))
     if kept.model:
-        kept = replace(kept, model=model)
+        kept = replace(kept, model=spec.id)
     return replace(drawing, ask=ask, kept=kept)
 
 
-def fitted(drawing: Drawing, spec: ModelSpec) -> Drawing:
-    """Adapt a request to its model.
+def fitted(drawing: Drawing, spec: ModelSpec, name: str) -> Drawing:
+    """Adapt a request to its model, which the catalogue knows by this id or alias.
 
-    The model's id replaces the client's name of the model. These options are removed, with a
+    The catalogue's name replaces the client's name of the model. These options are removed, with a
     warning:
 
     - clip_skip from an earlier request, if the model does not support it
     - resize_mode and denoising_strength, if the model uses the input image only as a reference;
       every client sends them
     """
-    drawing = _naming(drawing, spec.id)
+    drawing = _naming(drawing, spec, name)
     params, files = drawing.ask.params, drawing.ask.files
     left_out: dict[str, None] = {}
     words = []

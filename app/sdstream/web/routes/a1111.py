@@ -264,9 +264,9 @@ class A1111Routes:
             earlier=user.chosen,
             handling=negotiation.handling_of(request),
         )
-        model = drawing.ask.params.model or self._service.catalog.default
-        spec = await self._model_of(model)
-        drawing = generation.fitted(drawing, spec)
+        name = await self._name_of(drawing.ask.params.model or self._service.catalog.default)
+        spec = await self._service.get_model(name, drawing.ask.client_name("model"))
+        drawing = generation.fitted(drawing, spec, name)
         if drawing.control is not None:
             controlnet.check_model(drawing.control, spec)
         ask = drawing.ask
@@ -369,13 +369,16 @@ class A1111Routes:
         return await self._model_of(chosen)
 
     async def _model_of(self, text: str) -> ModelSpec:
-        """Return the model that a client names by its id or by a checkpoint title of the web UI."""
+        """Return the model that a client names as a checkpoint."""
+        return await self._service.get_model(await self._name_of(text), settings.CHECKPOINT)
+
+    async def _name_of(self, text: str) -> str:
+        """Return the id or alias of the model that a client names, maybe by its web UI's title."""
         names = settings.checkpoint_names(text)
         catalog = self._service.catalog
         if catalog.find(text) is None:
             catalog = await self._service.refresh_catalog()
-        known = next((name for name in names if catalog.find(name) is not None), text)
-        return await self._service.get_model(known, settings.CHECKPOINT)
+        return next((name for name in names if catalog.find(name) is not None), text)
 
     async def memory(self, _request: Request) -> Response:
         """GET memory."""
