@@ -287,6 +287,39 @@ def test_upscalers_that_need_no_file(
     assert [from_base64(image).size for image in answer["images"]] == [size] * 2
 
 
+@pytest.mark.parametrize(
+    ("route", "images"),
+    [
+        ("extra-single-image", {"image": PICTURE}),
+        ("extra-batch-images", {"imageList": [{"data": PICTURE, "name": "a"}]}),
+    ],
+)
+@pytest.mark.parametrize("upscaler", ["Lanczos", "drawings-4x"])
+def test_unknown_fields_of_upscales(
+    server: ServerProcess, route: str, images: dict[str, Any], upscaler: str
+) -> None:
+    """The answer and its header report them, with and without a job."""
+    body = {**images, "upscaler_1": upscaler, "upscaling_resize": 2, "foo": 1}
+    answer = post(server, f"/sdapi/v1/{route}", json=body)
+    assert answer.json()["warnings"] == ["Unknown field 'foo' has no effect."]
+    assert answer.headers["X-Ignored-Fields"] == "foo"
+
+
+@pytest.mark.parametrize("param", ["model", "sd_model_checkpoint"])
+def test_aliases_of_checkpoints(server: ServerProcess, param: str) -> None:
+    """A warning names the alias, and the error for an unknown model names the client's field."""
+
+    def body(name: str) -> dict[str, Any]:
+        chosen = {param: name} if param == "model" else {"override_settings": {param: name}}
+        return {"prompt": "a cat", "width": 64, "height": 64, "steps": 2, **chosen}
+
+    answer = post(server, "/sdapi/v1/txt2img", json=body("dall-e-3")).json()
+    assert answer["warnings"] == ["The model 'dall-e-3' is an alias of 'embedded'."]
+    assert json.loads(answer["info"])["sd_model_name"] == "embedded"
+    refused = httpx2.post(f"{server.url}/sdapi/v1/txt2img", json=body("nothing"))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, param)
+
+
 def test_routes_that_have_nothing_to_do(server: ServerProcess) -> None:
     """Refreshing and unloading succeed without effect; an unsupported function gets a 501."""
     for name in ("checkpoints", "loras", "vae", "embeddings"):

@@ -353,18 +353,22 @@ def upscalers(factors: Mapping[str, int]) -> bytes:
 
 def extra_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
     """Return the JSON of a finished extra-single-image job."""
-    return extra_file(job.images[0].content)
+    return extra_file(job.images[0].content, job.request.warnings)
 
 
-def extra_file(data: bytes) -> bytes:
+def extra_file(data: bytes, warnings: Sequence[str]) -> bytes:
     """Return the JSON of an extra-single-image answer with this image file."""
-    return with_base64({"html_info": ""}, "image", "", data)
+    return with_base64(_extra_fields(warnings), "image", "", data)
 
 
-def extra_files(files: Iterable[bytes]) -> bytes:
+def extra_files(files: Iterable[bytes], warnings: Sequence[str]) -> bytes:
     """Return the JSON of an extra-batch-images answer."""
     images = b",".join(b'"%b"' % base64.b64encode(data) for data in files)
-    return b'{"html_info":"","images":[%b]}' % images
+    return b'%b,"images":[%b]}' % (compact(_extra_fields(warnings))[:-1], images)
+
+
+def _extra_fields(warnings: Sequence[str]) -> JsonObject:
+    return {"html_info": "", **({"warnings": list(warnings)} if warnings else {})}
 
 
 def memory(total: int, free: int) -> bytes:

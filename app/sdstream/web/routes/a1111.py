@@ -461,7 +461,8 @@ class A1111Routes:
         ask = await asyncio.to_thread(extras.parse_extra, body, handling)
         if (resize := extras.plain_resize(ask)) is not None:
             negotiation.report(request, ask.unknown)
-            return respond.json_bytes(answers.extra_file(await self._resized(resize)))
+            data = await self._resized(resize)
+            return respond.json_bytes(answers.extra_file(data, ask.warnings))
         return await self._draw.deliver(request, ask, None, answers.extra_answer)
 
     async def extra_batch_images(self, request: Request) -> Response:
@@ -479,6 +480,7 @@ class A1111Routes:
             )
         handling = negotiation.handling_of(request)
         asks = await asyncio.to_thread(extras.parse_batch, body, handling)
+        negotiation.report(request, asks[0].unknown)
         files = []
         for ask in asks:
             if (resize := extras.plain_resize(ask)) is not None:
@@ -491,7 +493,7 @@ class A1111Routes:
             if error is not None:
                 raise error
             files.append(job.images[0].content)
-        return respond.json_bytes(answers.extra_files(files))
+        return respond.json_bytes(answers.extra_files(files, asks[0].warnings))
 
     async def _resized(self, resize: extras.PlainResize) -> bytes:
         return await self._service.processor.enlarge(
