@@ -275,6 +275,30 @@ def test_lists(api: webuiapi.WebUIApi) -> None:
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.get_cmd_flags() == {}
     assert api.refresh_checkpoints() is None
+    assert {"Automatic", "Karras"} <= {schedule["label"] for schedule in api.get_schedulers()}
+    assert [model["title"] for model in api.get_sd_models()] == ["embedded"]
+    assert api.get_memory()["ram"]["total"] > 0
+
+
+def test_extras(api: webuiapi.WebUIApi) -> None:
+    """Several images are enlarged at once; without a model for it, an image gets no caption and
+    no control image."""
+    image = Image.new("RGB", (64, 64), "red")
+    assert api.util_wait_for_ready() is None
+    enlarged = api.extra_batch_images([image, image], upscaler_1="Lanczos", upscaling_resize=2)
+    assert [found.size for found in enlarged.images] == [(128, 128)] * 2
+    for method, argument in ((api.interrogate, image), (api.controlnet_detect, [image])):
+        with pytest.raises(RuntimeError, match="This server has no model for"):
+            method(argument)
+
+
+def test_extensions(api: webuiapi.WebUIApi) -> None:
+    """The client finds the ControlNet's lists, and no other extension."""
+    api.check_extensions()
+    assert (api.has_adetailer, api.has_animatediff) == (False, False)
+    assert (api.controlnet_version(), api.controlnet_model_list()) == (3, [])
+    with pytest.raises(RuntimeError, match="Route not found: POST /promptgen/generate"):
+        api.prompt_gen("a cat")
 
 
 def test_options(api: webuiapi.WebUIApi) -> None:
@@ -406,6 +430,9 @@ def test_a_key_is_the_password(tmp_path: Path) -> None:
     with running_server(tmp_path, engine="fake", api_keys="secret") as server:
         open_door = client_of(server, username="any", password="secret")
         assert len(open_door.txt2img(prompt="a cat", **SMALL).images) == 1
+        later = client_of(server)
+        later.set_auth("any", "secret")
+        assert later.util_get_model_names() == ["embedded"]
         for wrong in ("other", "ä"):
             denied = client_of(server, username="any", password=wrong)
             status, body = refusal(denied.txt2img, prompt="a cat", **SMALL)
