@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def test_golden_answers(name: str, answer: Callable[[Job, ResponseFormat, int], 
     """Each route's response is the golden file, byte for byte, with its images in order."""
     job = finished_job(image(0), image(1, flagged=True))
     assert answer(job, ResponseFormat(), 1) == (GOLDEN / f"{name}.json").read_bytes().rstrip()
+
+
+def test_warnings_of_a_workflow() -> None:
+    """The JSON object of a workflow reports fields without effect."""
+    job = finished_job(image(0))
+    job.request = replace(job.request, warnings=("Unknown field 'foo' has no effect.",))
+    body = json.loads(workflow_answer(job, ResponseFormat(), 1))
+    assert body["warnings"] == ["Unknown field 'foo' has no effect."]
 
 
 def test_golden_error() -> None:

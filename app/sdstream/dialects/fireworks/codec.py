@@ -31,7 +31,7 @@ from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import ImageResult, Job
 from sdstream.core.options import OutputFormat
 from sdstream.dialects.openai.request import NO_HINTS, parse
-from sdstream.dialects.rendering import ResponseFormat, compact, with_base64
+from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, with_base64
 
 #: Options of the answer with their defaults. Other values are rejected, because the Accept header
 #: and the path choose the form of the answer.
@@ -126,7 +126,13 @@ def finish_reason(images: Sequence[ImageResult]) -> str:
 def workflow_answer(job: Job, _form: ResponseFormat, _created: int) -> bytes:
     """Return the JSON of a workflow: one object, whose seed is that of the first image."""
     images = _images(job)
-    head = {"id": job.id, "finishReason": finish_reason(images), "seed": job.request.seed}
+    head: JsonObject = {
+        "id": job.id,
+        "finishReason": finish_reason(images),
+        "seed": job.request.seed,
+    }
+    if job.request.warnings:
+        head["warnings"] = list(job.request.warnings)
     files = b",".join(b'"%b"' % base64.b64encode(image.content) for image in images)
     return b"".join((compact(head)[:-1], b',"base64":[', files, b"]}"))
 
