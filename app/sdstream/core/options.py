@@ -310,8 +310,8 @@ class Options(BaseModel):
         + ", or one of "
         "GET /v1/upscalers.",
     )
-    upscaler: Annotated[str | None, Option(infotext="Postprocess upscaler", neutral=("none",))] = (
-        Field(None, description="Upscaler for the finished image: one of GET /v1/upscalers.")
+    upscaler: Annotated[str | None, Option(infotext="Postprocess upscaler")] = Field(
+        None, description="Upscaler for the finished image: one of GET /v1/upscalers."
     )
     upscale: Annotated[
         float | None, Option(infotext="Postprocess upscale by", needs="upscaler")

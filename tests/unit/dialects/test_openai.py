@@ -80,7 +80,7 @@ def test_nulls_are_not_given() -> None:
     ("name", "value"),
     [
         ("hires_scale", 1), ("hires_scale", "1.0"), ("hires_scale", False), ("hires_steps", 0),
-        ("upscaler", "None"), ("cache_mode", "none"), ("cache_mode", False), ("clip_skip", 0.0),
+        ("cache_mode", "none"), ("cache_mode", False), ("clip_skip", 0.0),
         ("clip_skip", "-1.0"), ("shifted_timestep", 0.0), ("flow_shift", 0), ("mask_blur", 0),
         ("control_canny", 0.0), ("sigmas", []), ("slg_layers", []), ("cache_options", {}),
     ],
