@@ -38,6 +38,16 @@ def test_text_as_json_and_as_text(fake_server: ServerProcess) -> None:
     assert answer.text == "Hello 42"
 
 
+def test_options_of_xinference(fake_server: ServerProcess) -> None:
+    """In kwargs, an id of the request and the usual task are ignored, unknown names reported."""
+    kwargs = '{"request_id": "mine", "ocr_type": "ocr", "foo": 1}'
+    url = f"{fake_server.url}/v1/images/ocr"
+    for text, ignored in ((kwargs, "foo"), ("{}", None), ("null", None), ("", None)):
+        data = {"model": "rapidocr", "kwargs": text}
+        answer = httpx2.post(url, files={"image": sign("Hi")}, data=data, timeout=60)
+        assert (answer.json(), answer.headers.get("X-Ignored-Fields")) == ("Hi", ignored)
+
+
 @pytest.mark.parametrize(
     ("files", "data", "status", "param"),
     [
@@ -45,7 +55,8 @@ def test_text_as_json_and_as_text(fake_server: ServerProcess) -> None:
         ({"picture": sign("x")}, {}, 400, "image"),
         ({"image": sign("x")}, {"model": "GOT-OCR"}, 404, "model"),
         ({"image": sign("x")}, {"image_url": "en"}, 400, "image_url"),
-        ({"image": sign("x")}, {"kwargs": '{"ocr_type": "format"}'}, 400, "kwargs"),
+        ({"image": sign("x")}, {"kwargs": '{"ocr_type": "format"}'}, 400, "ocr_type"),
+        ({"image": sign("x")}, {"kwargs": "[]"}, 400, "kwargs"),
     ],
 )
 def test_faults(

@@ -213,7 +213,7 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
 def _parsed(
     body: Mapping[str, Any], hints: Hints, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> ParsedRequest:
-    body, extra = _without_extra_args(_with_kwargs(body), hints)
+    body, extra = _without_extra_args(with_kwargs(body), hints)
     renamed = {**renamed, **extra.names}
     taken = take(
         {name: value for name, value in body.items() if not _says_nothing(name, value)},
@@ -280,7 +280,7 @@ def _stream_options(reply_fields: dict[str, Any], handling: Handling) -> Taken:
     return taken
 
 
-def _with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_kwargs(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Merge the options in ``kwargs``, a JSON string of Xinference's client, into the fields."""
     text = body.get("kwargs")
     if text is None:

@@ -18,7 +18,8 @@ from sdstream.core.errors import (
     UnsupportedMediaType,
 )
 from sdstream.core.pixels import Pixels, SourceFile
-from sdstream.dialects.fields import take
+from sdstream.dialects.fields import IGNORED, only, take
+from sdstream.dialects.openai.request import with_kwargs
 from sdstream.dialects.rendering import compact
 from sdstream.imaging import codecs, ocr
 from sdstream.imaging.one_thread import OneThread
@@ -26,8 +27,10 @@ from sdstream.web import bodies, negotiation, respond
 from sdstream.web.route import ApiRoute, Operation
 from sdstream.web.schemas import FILE, STRING, form_of, json_of, record
 
-#: kwargs chooses the task of Xinference's engines; the engine of this server reads plain text only.
-_FIELDS: Final = ("model", "kwargs")
+#: Options of Xinference's engines, which its clients send in ``kwargs``. The engine of this server
+#: reads plain text only, at once and without a job.
+_FOREIGN: Final = {"request_id": IGNORED, "ocr_type": only("ocr")}
+_NO_KWARGS: Final = ("", "null")
 _SECONDS_EACH: Final = 3
 
 
@@ -62,7 +65,8 @@ class OcrRoute:
         """Return the text as a JSON string, or as plain text if Accept prefers it."""
         form = await bodies.read_form(request, self.max_form_bytes)
         handling = negotiation.handling_of(request)
-        taken = take(form.fields, _FIELDS, foreign={}, handling=handling)
+        given = {k: v for k, v in form.fields.items() if k != "kwargs" or v not in _NO_KWARGS}
+        taken = take(with_kwargs(given), ("model",), foreign=_FOREIGN, handling=handling)
         negotiation.report(request, taken.unknown)
         file = _image_of(form)
         text = await self._thread.run(self._read, file)
@@ -83,11 +87,5 @@ def _image_of(form: bodies.Form) -> SourceFile:
             f"The model '{model[:64]}' cannot read text; use '{ocr.MODEL}'.",
             reason=Reason.MODEL_NOT_FOUND,
             param="model",
-        )
-    if form.fields.get("kwargs", "{}") not in ("", "{}", "null"):
-        raise InvalidRequest(
-            "'kwargs' options are not supported on this route.",
-            reason=Reason.NOT_SUPPORTED,
-            param="kwargs",
         )
     return bodies.only_image(form)
