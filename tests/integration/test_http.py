@@ -17,6 +17,7 @@ import httpx2
 import pytest
 from PIL import Image
 
+from tests.support.pictures import png
 from tests.support.servers import GENERATIONS, Call, ServerProcess, running_server, wait_until
 
 QUICK: dict[str, Any] = {"prompt": "a circle", "size": "80x64", "sample_steps": 3}
@@ -719,6 +720,23 @@ def test_a_generation_as_a_form(fake_server: ServerProcess) -> None:
     assert (answer["size"], len(answer["data"])) == ("64x80", 2)
     refused = httpx2.post(url, files={**files, "image": ("a.png", b"x")}, timeout=30)
     assert (refused.status_code, error_of(refused)["param"]) == (400, "image")
+
+
+@pytest.mark.parametrize("path", ["generations", "edits", "variations", "upscales"])
+@pytest.mark.parametrize("media_type", ["application/x-www-form-urlencoded", ""])
+def test_json_of_curl(fake_server: ServerProcess, path: str, media_type: str) -> None:
+    """JSON is read without a media type and with the type that curl -d declares."""
+    image = base64.b64encode(png(64, 64)).decode()
+    body = {"image": image} if path == "upscales" else {"prompt": "a", "size": "64x64"}
+    if path != "generations":
+        body["image"] = image
+    answer = httpx2.post(
+        f"{fake_server.url}/v1/images/{path}",
+        content=json.dumps(body).encode(),
+        headers={"Content-Type": media_type},
+        timeout=30,
+    )
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "image/png"])

@@ -47,6 +47,9 @@ _GZIP: Final = 31
 #: Maximum number of bytes that are decompressed at a time.
 _PIECE: Final = 2**16
 
+#: Types of bodies that are read as JSON. curl -d declares x-www-form-urlencoded by default.
+_JSON_TYPES: Final = ("application/json", "application/x-www-form-urlencoded", "")
+
 
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     """Return the body, which must be one JSON object.
@@ -68,11 +71,19 @@ async def read_optional_json(request: Request, max_bytes: int) -> dict[str, Any]
     return await read_json(request, max_bytes)
 
 
+def declares_json(request: Request) -> bool:
+    """Return whether the body is JSON according to its headers, if they say anything."""
+    return _media_type(request) in _JSON_TYPES
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[str, Any]]:
     """Return the body as bytes and as a JSON object; raises the errors of ``read_json``."""
-    declared = request.headers.get("content-type", "application/json").partition(";")[0].strip()
-    # curl -d declares x-www-form-urlencoded by default, even if the body is JSON.
-    if declared.lower() not in ("application/json", "application/x-www-form-urlencoded", ""):
+    declared = _media_type(request)
+    if declared not in _JSON_TYPES:
         raise UnsupportedMediaType(
             f"Unsupported content type: this route accepts application/json, not {declared[:64]}.",
             reason=Reason.UNSUPPORTED_MEDIA_TYPE,

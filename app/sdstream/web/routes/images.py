@@ -197,7 +197,7 @@ class ImageRoutes:
         self, request: Request, route: EditRoute = EDITS, *, only_upscale: bool = False
     ) -> Response:
         hints = hints_of(request)
-        if request.headers.get("content-type", "").lower().startswith("application/json"):
+        if bodies.declares_json(request):
             body = await bodies.read_json(request, self.max_form_bytes)
             # In a thread: decoding many megabytes of base64 would block the event loop.
             ask = await asyncio.to_thread(openai.parse_edit, body, hints, route)
