@@ -178,7 +178,7 @@ def judged(server: ServerProcess, size: str, count: int) -> dict[str, float]:
     return table.shares()
 
 
-@pytest.mark.parametrize(("size", "count"), [("128x128", 36), ("192x128", 12)])
+@pytest.mark.parametrize(("size", "count"), [("128x128", 24), ("192x128", 8)])
 def test_shapes_counts_and_places(native_server: ServerProcess, size: str, count: int) -> None:
     """The model passes the thresholds for shapes, counts, places and relations."""
     shares = judged(native_server, size, count)

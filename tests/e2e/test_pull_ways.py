@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,16 +164,6 @@ def test_a_proxy_of_plain_http(sdstream: Run, status: int, words: str) -> None:
     assert "licence" not in said(result)
 
 
-def test_a_proxy_that_is_away(sdstream: Run) -> None:
-    """The error names the proxy, not the hub, if the proxy cannot be reached."""
-    place = f"127.0.0.1:{free_port()}"
-    result = sdstream(
-        "pull", f"hf:{FILE}", HF_ENDPOINT="https://hub.invalid", HTTPS_PROXY=f"http://{place}"
-    )
-    assert f"The proxy http://{place} (HTTPS_PROXY) cannot be reached" in said(result)
-    assert "correct HTTPS_PROXY" in said(result)
-
-
 def test_a_proxy_that_is_left_out(hub: FakeHub, sdstream: Run) -> None:
     """NO_PROXY, which the errors suggest, bypasses the proxy."""
     dead = f"http://127.0.0.1:{free_port()}"
@@ -199,13 +190,6 @@ def test_an_endpoint_that_is_no_address(sdstream: Run, endpoint: str) -> None:
     assert f"HF_ENDPOINT is '{endpoint.rstrip('/')}', which is not an address" in said(result)
 
 
-def test_an_endpoint_that_is_away(sdstream: Run) -> None:
-    """The error of an unreachable HF_ENDPOINT contains the address and the variable."""
-    place = f"http://127.0.0.1:{free_port()}"
-    result = sdstream("pull", f"hf:{FILE}", HF_ENDPOINT=place)
-    assert f"{place} (HF_ENDPOINT): " in said(result)
-
-
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404])
 def test_an_endpoint_that_is_no_hub(sdstream: Run, status: int) -> None:
     """A server that is not a hub is named, and the error does not mention a licence."""
@@ -216,9 +200,26 @@ def test_an_endpoint_that_is_no_hub(sdstream: Run, status: int) -> None:
     assert "licence" not in said(result)
 
 
-def test_the_contents_server_is_away(hub: FakeHub, sdstream: Run) -> None:
-    """The error names the server of the contents if that server cannot be reached."""
-    hub.cdn = f"http://127.0.0.1:{free_port()}"
-    result = sdstream("pull", f"hf:{FILE}", HF_TOKEN=TOKEN)
-    assert f"{hub.cdn}: " in said(result)
-    assert "HF_ENDPOINT" not in said(result)
+# --- unreachable servers ------------------------------------------------------------------------
+
+
+def test_servers_that_are_away(hub: FakeHub, sdstream: Run, tmp_path: Path) -> None:
+    """The error names the server that cannot be reached: the proxy, HF_ENDPOINT, or the server of
+    the contents. The three commands run at once, since each one tries for some seconds."""
+    hub.cdn, endpoint, proxy = (f"http://127.0.0.1:{free_port()}" for _ in range(3))
+    ways = (
+        {"HF_ENDPOINT": "https://hub.invalid", "HTTPS_PROXY": proxy},
+        {"HF_ENDPOINT": endpoint},
+        {"HF_TOKEN": TOKEN},
+    )
+    with ThreadPoolExecutor() as pool:
+        waiting = [
+            pool.submit(sdstream, "pull", f"hf:{FILE}", HF_HOME=f"{tmp_path}/{number}", **way)
+            for number, way in enumerate(ways)
+        ]
+        by_proxy, by_endpoint, contents = (said(one.result()) for one in waiting)
+    assert f"The proxy {proxy} (HTTPS_PROXY) cannot be reached" in by_proxy
+    assert "correct HTTPS_PROXY" in by_proxy
+    assert f"{endpoint} (HF_ENDPOINT): " in by_endpoint
+    assert f"{hub.cdn}: " in contents
+    assert "HF_ENDPOINT" not in contents
