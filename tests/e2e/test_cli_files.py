@@ -137,16 +137,24 @@ def test_convert_into_every_type(loose_file: Path, tmp_path: Path, wtype: str) -
     assert types["model.diffusion_model.img_in.weight"] == "f32"
 
 
-@pytest.mark.parametrize("source", ["loose", "builtin"])
+@pytest.fixture(scope="module", params=["loose", "builtin"])
+def original(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Image.Image]:
+    """A model file and an image that it generates."""
+    file: Path = request.getfixturevalue(f"{request.param}_file")
+    return file, drawn(tmp_path_factory.mktemp(request.param), file)
+
+
 @pytest.mark.parametrize("wtype", ["f16", "q8_0", "q4_0"])
 def test_what_was_converted_draws(
-    request: pytest.FixtureRequest, tmp_path: Path, source: str, wtype: str
+    original: tuple[Path, Image.Image], tmp_path: Path, wtype: str
 ) -> None:
     """A converted model generates nearly the same image as its source."""
     target = tmp_path / "model.gguf"
-    origin = request.getfixturevalue(f"{source}_file")
+    origin, expected = original
     assert sdstream("convert", origin, target, "--type", wtype).returncode == 0
-    expected, found = (drawn(tmp_path, file) for file in (origin, target))
+    found = drawn(tmp_path, target)
     difference = ImageStat.Stat(ImageChops.difference(expected, found))
     assert max(difference.mean) < 12
     assert max(ImageStat.Stat(found).stddev) > 20

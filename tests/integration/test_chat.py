@@ -190,6 +190,28 @@ def test_tasks_get_a_text(
     assert fake_server.metric("sdstream_accepted_jobs_total") == accepted
 
 
+@pytest.mark.parametrize(
+    "system",
+    [
+        "You are a professional conversation summarizer. Generate a concise title that captures "
+        "the essence of the conversation.",
+        "You are an assistant skilled in conversation who needs to summarize user conversations "
+        "into titles within 10 characters.",
+    ],
+)
+def test_lobechats_title(client: openai.OpenAI, fake_server: ServerProcess, system: str) -> None:
+    """A system's message that asks for a title gets a text; another one does not affect images."""
+    accepted = fake_server.metric("sdstream_accepted_jobs_total")
+    told: Any = {"role": "user", "content": "user: a cat on a boat\nassistant: ![x](y)"}
+    messages: Any = [{"role": "system", "content": system}, told]
+    answer = client.chat.completions.create(model="m", messages=messages)
+    assert answer.choices[0].message.content == "a cat on a boat"
+    assert fake_server.metric("sdstream_accepted_jobs_total") == accepted
+    messages[0]["content"] = "You are an artist in conversation with a poet."
+    client.chat.completions.create(model="default", messages=messages)
+    assert fake_server.metric("sdstream_accepted_jobs_total") == accepted + 1
+
+
 def test_json_mode_gets_json(client: openai.OpenAI) -> None:
     """A request for JSON gets JSON instead of an image."""
     answer = client.chat.completions.create(

@@ -619,7 +619,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"stream_options": "all"}, "stream_options", "invalid_value"),
     ({"stream_options": []}, "stream_options", "invalid_value"),
     ({"stream_options": {"chunksize": 1}}, "stream_options.chunksize", "unknown_field"),
-    ({"stream_options": {"chunk_size": 0}}, "stream_options.chunk_size", "invalid_value"),
+    ({"stream_options": {"chunk_size": -1}}, "stream_options.chunk_size", "invalid_value"),
     ({"stream_options": {"chunk_size": 1e300}}, "stream_options.chunk_size", "invalid_value"),
     ({"stream_options": {"dialect": "x"}}, "stream_options.dialect", "invalid_value"),
     ({"background": "transparent"}, "background", "invalid_value"),

@@ -47,7 +47,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(True, description="Usage on the last image's frame.")
     chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
     chunk_size: Annotated[int, AfterValidator(lambda size: max(size, _MIN_CHUNK))] = Field(
-        _DEFAULT_CHUNK, ge=1, description="Characters per piece, at least 1024."
+        _DEFAULT_CHUNK, ge=0, description="Characters per piece, at least 1024."
     )
     preview: bool = Field(False, description="A small preview with every step.")
     dialect: StreamDialect | None = Field(

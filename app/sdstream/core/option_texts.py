@@ -33,14 +33,26 @@ def comparable(value: object) -> str:
 
 
 def _loras(value: Any) -> Any:
-    """Read a list of objects, or ``{"NAME": SCALE}``; each may be JSON in a string."""
+    """Read objects, in a list or alone, or JSON of them; one may be ``{"NAME": SCALE}``."""
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         raise ValueError("must be a list of objects with id and scale") from None
     if isinstance(value, Mapping):
         return [{"id": name, "scale": scale} for name, scale in value.items()]
+    if isinstance(value, list):
+        return [_lora(entry) for entry in value]
     return value
+
+
+def _lora(entry: Any) -> Any:
+    match entry:
+        case {**pair} if len(pair) == 1:
+            name, scale = next(iter(pair.items()))
+            # The only value of an object with a known key is the name of the LoRA.
+            return {"id": name, "scale": scale} if isinstance(scale, int | float) else entry
+        case _:
+            return entry
 
 
 def _pairs(value: Any) -> Any:

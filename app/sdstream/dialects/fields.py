@@ -100,7 +100,9 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
         asking=("exact",),
         note=" has no effect; set SDSTREAM_KERNELS, or 'runtime: {kernels: …}' in models.yaml.",
     ),
-    "style": Foreign(("natural", "auto"), note=" has no effect; describe the style in the prompt."),
+    "style": Foreign(
+        ("natural", "vivid", "auto"), note=" has no effect; describe the style in the prompt."
+    ),
     "input_fidelity": Foreign(("low",), note=" has no effect; use 'strength'."),
     "padding_image_to_multiple": Foreign(note=" has no effect; use 'fit'."),
     "image": _NEEDS_IMAGE,

@@ -53,6 +53,27 @@ def finished_job(n: int = 1) -> Job:
     return job
 
 
+def test_defaults_of_openai_cause_no_warning() -> None:
+    """OpenAI's own default values are accepted without a warning."""
+    body = {"prompt": "a cat", "style": "vivid", "quality": "auto", "moderation": "auto"}
+    assert parse(body).warnings == ()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1023])
+def test_small_pieces_are_enlarged(size: int) -> None:
+    """A chunk_size below 1024 is raised to 1024."""
+    ask = parse({"prompt": "a cat", "stream": True, "stream_options": {"chunk_size": size}})
+    assert ask.reply.stream_options.chunk_size == 1024
+
+
+@pytest.mark.parametrize("lora", [{"ink": 0.7}, [{"ink": 0.7}], '{"ink": 0.7}', '[{"ink": 0.7}]'])
+def test_loras_by_name_and_scale(lora: Any) -> None:
+    """A LoRA can be an object of its name and scale, alone or in a list."""
+    chosen = parse({"prompt": "a cat", "lora": lora}).params.lora
+    assert chosen is not None
+    assert [(one.id, one.scale) for one in chosen] == [("ink", 0.7)]
+
+
 VALUES = {
     "negative_prompt": "dark", "n": 2, "seed": 3, "sample_steps": 4, "sampler": "lcm",
     "schedule": "simple", "cfg_scale": 5.0,

@@ -66,6 +66,12 @@ _TASK: Final = re.compile(
     r"|Your task is to reflect the speaker's likely facial expression through a fitting emoji)",
     re.IGNORECASE,
 )
+#: The start of the system's message when LobeChat asks for a title.
+_SUMMARY: Final = re.compile(
+    r"You are an? .{0,60}(?:conversation summari[sz]er|summari[sz]e user conversations into titles)"
+    r"|你是一名擅长会话的助理",
+    re.IGNORECASE,
+)
 #: The label of the user's first message, when a task quotes the conversation.
 _SPEAKER: Final = re.compile(r"(?:<chat_history>)? *(?:USER|Human) *: *", re.IGNORECASE)
 _TITLE_WORDS: Final = 5
@@ -123,7 +129,7 @@ def parse_chat(body: Mapping[str, Any], user_agent: str = "") -> ChatRequest:
     number, message = _last_of_user(messages)
     prompt, files = _content(f"messages[{number}].content", message.get("content"))
     stream = not is_nothing(body.get("stream"))
-    text = None if files else _task_answer(body, prompt)
+    text = None if files else _task_answer(body, _of_system(messages), prompt)
     ask = _ask(body, prompt, files, stream=stream) if text is None else None
     model = body.get("model")
     return ChatRequest(
@@ -171,6 +177,15 @@ def _last_of_user(messages: list[Any]) -> tuple[int, Mapping[str, Any]]:
     raise InvalidRequest("'messages' contains no user message.", param="messages")
 
 
+def _of_system(messages: list[Any]) -> str:
+    """Return the text of the first message if it is the system's."""
+    match messages[0]:
+        case {"role": "system" | "developer", "content": str(text)}:
+            return text
+        case _:
+            return ""
+
+
 def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
     """Return the text and the images of a message."""
     if isinstance(content, str):
@@ -199,12 +214,19 @@ def _content(param: str, content: Any) -> tuple[str, tuple[SourceFile, ...]]:
 # --- tasks ----------------------------------------------------------------------------------------
 
 
-def _task_answer(body: Mapping[str, Any], prompt: str) -> str | None:
-    """Return the answer to a chat program's task; None if the message asks for an image."""
+def _task_answer(body: Mapping[str, Any], system: str, prompt: str) -> str | None:
+    """Return the answer to a chat program's task; None if the message asks for an image.
+
+    Args:
+        body: The JSON of the request.
+        system: The text of the system's message.
+        prompt: The user's last message.
+    """
     wanted = body.get("response_format")
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     is_json = kind in ("json_object", "json_schema")
-    if not is_json and not _TASK.match(prompt.lstrip()[:_TASK_BEGINS]):
+    is_task = _TASK.match(prompt.lstrip()[:_TASK_BEGINS]) or _SUMMARY.match(system.lstrip())
+    if not (is_json or is_task):
         return None
     title = _title(prompt)
     keys = {key.lower() for key in _KEY.findall(prompt)}
