@@ -6,13 +6,16 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from sdstream.settings import Settings
+from sdstream.storage.ports import StoreError
+from sdstream.web.server import Server
 from tests.integration.test_http import error_of
 from tests.support.jobs import ENDINGS, begin, events_of, look, wait_for
 from tests.support.servers import Call, ServerProcess, running_server, wait_until
@@ -156,3 +159,13 @@ def test_a_start_with_a_locked_database_ends_with_a_sentence(tmp_path: Path) -> 
         assert late.process.wait(90) == 78
         assert "locked" in late.log.read_text()
         assert "Traceback" not in late.log.read_text()
+
+
+def test_a_start_that_cannot_recover_the_jobs_ends_with_a_sentence(tmp_path: Path) -> None:
+    """A database that fails after it was opened ends the start with its error."""
+    folder = tmp_path / "data"
+    server = Server(Settings(data_dir=folder, cache_dir=tmp_path, engine="fake", port=0))
+    with closing(sqlite3.connect(folder / "jobs.sqlite")) as other:
+        other.execute("DROP TABLE images")
+    with pytest.raises(StoreError, match="jobs cannot be recovered: no such table: images"):
+        server.run()

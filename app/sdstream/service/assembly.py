@@ -189,15 +189,13 @@ class Assembly:
 
     async def _recover(self) -> None:
         """Recover the stored jobs; retry if the database session is lost and can be regained."""
-        while True:
+        while not self.service.took_over:
             try:
                 await self.service.recover()
             except ImageServiceError:
                 if not self.store.takeover or self.store.lost is not None:
                     raise
                 await asyncio.sleep(_STANDBY_SECONDS)
-            else:
-                return
 
 
 def assemble(settings: Settings, *, priority_digests: Sequence[str] = ()) -> Assembly:

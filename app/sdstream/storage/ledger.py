@@ -209,7 +209,7 @@ class Ledger:
         except self._errors as error:
             if self._db.is_hopeless(error):
                 raise
-            raise self._failed(error) from None
+            raise self._failed(error) from error
         if self.fault is not None:
             logger.warning("the job store can be written again")
             self.fault = None
@@ -234,8 +234,8 @@ class Ledger:
                 fault = self._failed(error)
                 self._report([])
                 raise fault from None
-            logger.exception("the job store cannot be read")
-            raise fault_of(error, self._db) from None
+            logger.error("the job store cannot be read: %s", " ".join(str(error).split()))
+            raise fault_of(error, self._db) from error
 
     def _report(self, done: list[str]) -> None:
         if (done or self.fault is not None) and self._loop is not None:

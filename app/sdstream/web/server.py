@@ -19,10 +19,11 @@ from typing import Final, cast
 
 import uvicorn
 
-from sdstream.core.errors import CatalogRejected, ConfigurationError
+from sdstream.core.errors import CatalogRejected, ConfigurationError, ImageServiceError
 from sdstream.service.service import ImageService
 from sdstream.settings import Settings, variable
-from sdstream.storage.ports import StoreInUse
+from sdstream.storage.job_store import JobStore
+from sdstream.storage.ports import StoreError, StoreInUse
 from sdstream.web.application import build_app, set_log_level
 from sdstream.web.hosts import exposure_warnings
 from sdstream.web.protocol import TimeoutProtocol
@@ -101,10 +102,12 @@ class Server(uvicorn.Server):
 
         Raises:
             ServerError: The server cannot listen on the address.
+            StoreError: The stored jobs cannot be recovered.
         """
         self._loop = asyncio.get_running_loop()
         if self.config.uds is None:
             await _try_address(self.config.host, self.config.port)
+        await self._recover()
         try:
             await super().startup(sockets)
         except SystemExit:  # uvicorn raises it after it has logged why the start failed
@@ -118,6 +121,24 @@ class Server(uvicorn.Server):
         gc.set_threshold(*_COLLECTIONS)
         if self.started:
             self._systemd.ready()
+
+    async def _recover(self) -> None:
+        """Recover the stored jobs, if no other server may hold them.
+
+        The application would also do this, but uvicorn would log its error as a traceback.
+        """
+        store: JobStore = self.config.app.state.store  # type: ignore[union-attr]
+        if not store.is_open or store.takeover:
+            return
+        try:
+            await self.service.recover()
+        except ImageServiceError as error:
+            await store.close()
+            raise StoreError(
+                f"the stored jobs cannot be recovered: {error.__cause__ or error}; if the database "
+                "is damaged, restore the data folder from a backup, or move it away to start "
+                "without its jobs"
+            ) from None
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
