@@ -113,6 +113,8 @@ def lora_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     strange = pair("diffusion_model.no_such_block.7.attn")
     write_lora(loras / "in-part.safetensors", {**pair(LAYER), **strange})
     write_lora(loras / "dora.safetensors", {**pair(LAYER), f"{LAYER}.dora_scale": (768, 1)})
+    spoiled = {name: np.full(shape, np.nan, "<f4") for name, shape in pair(LAYER).items()}
+    write_tensors(loras / "nan.safetensors", spoiled)
     for name, (shapes, _) in UNFIT.items():
         write_lora(loras / f"{name}.safetensors", shapes)
     (loras / "garbage.safetensors").write_bytes(b"garbage" * 100)
@@ -163,7 +165,7 @@ def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProc
     it is empty."""
     answer = httpx2.get(f"{lora_server.url}/v1/loras").json()
     data = answer["data"]
-    fitting = ["bent", "dora", "in-part", "styles/ink"]
+    fitting = ["bent", "dora", "in-part", "nan", "styles/ink"]
     assert [lora["id"] for lora in data] == sorted([*fitting, *UNFIT])
     assert answer["unusable"] == [
         {"file": "garbage.safetensors", "error": UNUSABLE["garbage"]},
@@ -203,6 +205,15 @@ def test_a_lora_that_fits_in_part(lora_server: ServerProcess) -> None:
         assert len(answer["data"]) == 2
     assert lora_server.post({**BODY, "lora": [{"id": "bent"}]}).json().get("warnings") is None
     assert drawn(lora_server, {"id": "bent", "scale": 1.0}) == whole
+
+
+def test_a_lora_of_values_that_are_not_numbers(lora_server: ServerProcess) -> None:
+    """A warning explains why the image has no content."""
+    answer = lora_server.post({**BODY, "lora": [{"id": "nan"}]}).json()
+    assert answer["warnings"] == [
+        f"The LoRA 'nan' is damaged: its tensor '{LAYER}.lora_A.weight' contains NaN or infinite "
+        "values, so the image may have a single colour or no content."
+    ]
 
 
 @pytest.mark.parametrize("name", UNUSABLE)

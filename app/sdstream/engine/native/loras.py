@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from sdstream.core.errors import EngineError, Reason
+from sdstream.core.text import shown
 from sdstream.engine.native.names import runtime_name, version_number
 from sdstream.weights import headers, inspection
 from sdstream.weights.loras import LoraUnfit, Weight, check_fit, is_quantised
@@ -21,6 +25,17 @@ _PREFIXES: Final = {
     "t5xxl": ("text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.transformer."),
     "llm": ("text_encoders.llm.", "text_encoders.llm."),
     "vae": ("vae.", "vae."),
+}
+_NOT_FINITE: Final = (
+    "The LoRA '{name}' is damaged: its tensor '{tensor}' contains NaN or infinite values, so the "
+    "image may have a single colour or no content."
+)
+#: Name of a type of floats -> unsigned integers of the same size, and the bits of the exponent.
+_EXPONENTS: Final = {
+    "f16": ("<u2", 0x7C00),
+    "bf16": ("<u2", 0x7F80),
+    "f32": ("<u4", 0x7F80_0000),
+    "f64": ("<u8", 0x7FF0_0000_0000_0000),
 }
 
 
@@ -43,14 +58,18 @@ class LoraCheck:
         self._model: dict[str, Weight] | None = None
 
     def check(self, name: str, path: Path) -> tuple[str, ...]:
-        """Return a warning for each part of a LoRA that is not applied.
+        """Return a warning for each part of a LoRA that is not applied, and for NaN values.
 
         Raises:
             EngineError: The LoRA would crash the runtime, or have no effect.
         """
         found = inspection.read_lora(name, path)
+        status = path.stat()
+        broken = _not_finite(path, status.st_mtime_ns, status.st_size)
+        damaged = (_NOT_FINITE.format(name=name, tensor=shown(broken)),) if broken else ()
         if runtime_name is None or self._version is None:
-            return (f"The LoRA '{name}' was not checked against the model on this system.",)
+            unchecked = f"The LoRA '{name}' was not checked against the model on this system."
+            return (*damaged, unchecked)
         if self._model is None:
             self._model = self._weights(self._version)
         tensors = {
@@ -62,7 +81,7 @@ class LoraCheck:
         except LoraUnfit as error:
             message = f"The LoRA '{name}' {error}."
             raise EngineError(Reason.GENERATION_FAILED, message) from None
-        return tuple(f"The LoRA '{name}' {predicate}." for predicate in left_out)
+        return (*damaged, *(f"The LoRA '{name}' {predicate}." for predicate in left_out))
 
     def _weights(self, version: int) -> dict[str, Weight]:
         assert runtime_name is not None
@@ -77,3 +96,21 @@ class LoraCheck:
                 weight = Weight(tensor.shape, is_quantised(kept))
                 weights[runtime_name(whole, version)] = weight
         return weights
+
+
+@lru_cache(maxsize=64)
+def _not_finite(path: Path, _modified: int, _size: int) -> str | None:
+    """Return the name of a tensor with NaN or infinite values, None if there is none.
+
+    The result is cached, because it depends on all bytes of the file.
+    """
+    with path.open("rb") as file:
+        for tensor in headers.read(path).tensors:
+            if tensor.type not in _EXPONENTS:
+                continue
+            kind, exponent = _EXPONENTS[tensor.type]
+            file.seek(tensor.offset)
+            bits = np.fromfile(file, kind, tensor.elements)
+            if np.any((bits & exponent) == exponent):
+                return tensor.name
+    return None
