@@ -100,7 +100,7 @@ class LoraCheck:
 
 @lru_cache(maxsize=64)
 def _not_finite(path: Path, _modified: int, _size: int) -> str | None:
-    """Return the name of a tensor with NaN or infinite values, None if there is none.
+    """Return the name of a tensor with NaN or infinite values; None if all values are finite.
 
     The result is cached, because it depends on all bytes of the file.
     """
