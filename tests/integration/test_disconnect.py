@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
+import struct
 import time
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -60,6 +63,27 @@ def test_work_stops_when_its_client_leaves(
     assert ended(fake_server, "cancelled") == cancelled + 1
     assert ended(fake_server, "completed") == completed + 1
     assert fake_server.worker_pid() == pid
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["rst", "fin"])
+def test_pipelined_requests_stop_when_their_client_leaves(
+    fake_server: ServerProcess, reset: bool
+) -> None:
+    """The request that runs is notified, although others wait behind it on the connection."""
+    cancelled = ended(fake_server, "cancelled")
+    faults = len(fake_server.log_lines("Traceback"))
+    body = json.dumps(LONG).encode()
+    head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    url = urlsplit(fake_server.url)
+    with socket.create_connection((url.hostname, url.port)) as client:
+        client.sendall((head.encode() + body) * 3)
+        wait_for_running(fake_server)
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: ended(fake_server, "cancelled") > cancelled, SOON, "it is not cancelled")
+    assert fake_server.metric("sdstream_running_jobs") == 0
+    assert len(fake_server.log_lines("Traceback")) == faults
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "plain"])

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final, cast
@@ -71,6 +72,9 @@ class TimeoutProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, ends: Turns | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self._ends = ends or Turns()
+        #: Requests without a complete answer, oldest first. ``cycle`` is the last one, and uvicorn
+        #: notifies only that one of the end of the connection.
+        self._open: deque[RequestResponseCycle] = deque()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Set the deadline for the first request."""
@@ -129,9 +133,12 @@ class TimeoutProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         finally:
             self.app = usual
+        self._open.append(self.cycle)
 
     def on_response_complete(self) -> None:
         """Restart the deadline of the body if the request was answered before its body ended."""
+        if self._open:  # empty after the end of the connection
+            self._open.popleft()
         super().on_response_complete()
         if self._in_body:
             self._begin_body()
@@ -164,14 +171,19 @@ class TimeoutProtocol(HttpToolsProtocol):
             self._ends.call(partial(self._end, exc))
 
     def _end(self, exc: Exception | None) -> None:
+        self._write_no_more()
+        for cycle in self._open:
+            cycle.message_event.set()
         super().connection_lost(exc)
+        self._open.clear()
+        self.pipeline.clear()
         # The protocol and its cycle refer to each other. The garbage collector would find many
         # such pairs at once, and block the event loop.
         self.cycle = cast(RequestResponseCycle, None)
 
     def _write_no_more(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
+        for cycle in self._open:
+            cycle.disconnected = True
 
     def close_gently(self) -> None:
         """Close the connection, but not before the end of the request's body.
