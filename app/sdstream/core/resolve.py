@@ -170,14 +170,15 @@ def _generation(
     plan = resolve_edits.layout(ask, spec, sources, limits)
     resolve_edits.check_sources(ask, spec, sources, plan.placement)
     ask = resolve_options.with_upscalers(ask, assets)
+    size = plan.size
+    larger = resolve_options.second_pass(ask, spec, size, sources, assets, limits)
     if plan.enlargement is not None:
-        ask = resolve_options.with_own_upscaler(ask, spec, plan.enlargement, assets)
-    params, size = ask.params, plan.size
+        ask = resolve_options.with_own_upscaler(ask, spec, plan.enlargement, larger, assets)
+    params = ask.params
     steps = _steps(params, spec, limits.steps)
     sampler, schedule = _sampling(ask, spec, steps)
     idle = model_options.check(ask, spec, sampler)
     cfg_scale = _first(params.cfg_scale, spec.defaults.cfg_scale, spec.traits.cfg_scale)
-    larger = resolve_options.second_pass(ask, spec, size, sources, assets, limits)
     upscaled = resolve_options.upscaled(ask, larger or size, assets, limits, plan.enlarged)
     prompt, loras = resolve_options.loras(ask, assets)
     return GenerationRequest(

@@ -217,9 +217,20 @@ def with_upscalers(ask: ParsedRequest, assets: Assets) -> ParsedRequest:
 
 
 def with_own_upscaler(
-    ask: ParsedRequest, spec: ModelSpec, enlargement: Enlargement, assets: Assets
+    ask: ParsedRequest,
+    spec: ModelSpec,
+    enlargement: Enlargement,
+    larger: Size | None,
+    assets: Assets,
 ) -> ParsedRequest:
     """Return the request with the upscaler of its model's entry.
+
+    Args:
+        ask: The request.
+        spec: The model.
+        enlargement: How the generated image gets the size of the request.
+        larger: Size of the second pass; if it is large enough, no upscaler is used.
+        assets: The operator's upscalers.
 
     Raises:
         InvalidRequest: The server lacks the upscaler, or the request sets another factor.
@@ -235,6 +246,9 @@ def with_own_upscaler(
             "finished image afterwards.",
             Reason.CONFLICTING_FIELDS,
         )
+    if larger is not None and larger.width >= enlargement.enlarged.width:
+        unused = ask.params.model_copy(update={"upscaler": None, "upscale": None})
+        return replace(ask, params=unused)
     if upscaler not in assets.upscalers:
         there = ", ".join(assets.upscalers) or "none"
         raise ask.rejected(

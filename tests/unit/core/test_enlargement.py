@@ -114,6 +114,18 @@ def test_what_is_enlarged_later_is_not_reduced(options: dict[str, Any], output: 
     assert "was not trained for this aspect ratio: its image of 64x64" in warning
 
 
+def test_a_second_pass_that_is_large_enough_needs_no_upscaler() -> None:
+    """After a second pass at the size of the request or more, the image is at most reduced."""
+    for size in ("256x256", "200x200"):
+        request = ask(size=size, hires_scale=2)
+        assert str(request.second_pass) == "256x256"
+        assert str(request.output_size) == size
+        assert (request.options.upscaler, request.options.upscale) == (None, None)
+    larger = ask(size="512x512", hires_scale=2)
+    assert (str(larger.second_pass), str(larger.output_size)) == ("256x256", "512x512")
+    assert (larger.options.upscaler, larger.options.upscale) == ("four", 2.0)
+
+
 def test_parameters_that_name_the_upscaler_of_a_reduced_image() -> None:
     """Older images contain these parameters, which still give the same size."""
     request = ask(size="72x72", upscaler="four", upscale=0.5625)
