@@ -197,8 +197,12 @@ def test_load_and_unload(tmp_path: Path) -> None:
     models = catalogue(tmp_path, a="", b="")
     with running_server(tmp_path, engine="fake", models=models) as server:
         url = f"{server.url}/v1/models"
-        assert state_of(server, "b")["state"] == "unloaded"
-        assert httpx2.post(f"{url}/b/load", timeout=20).json()["state"] == "ready"
+        assert (state_of(server, "b")["state"], state_of(server, "b")["device"]) == (
+            "unloaded",
+            None,
+        )
+        loaded = httpx2.post(f"{url}/b/load", timeout=20).json()
+        assert (loaded["state"], loaded["device"]) == ("ready", "cpu")
         assert httpx2.post(f"{url}/b/load", timeout=20).json()["workers"] == 1
         assert httpx2.post(f"{url}/b/unload").json()["state"] == "unloaded"
         job = begin(server, {**LONG, "sample_steps": 6})["id"]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from sdstream.core.messages import Loaded
 from sdstream.core.model_spec import CPU, ModelSpec
 from sdstream.engine.worker import Worker, WorkerState
 
@@ -159,13 +160,9 @@ class WorkerPool:
         """Return the memory that the workers of a place need, in bytes."""
         return self._used_bytes([seat for seat in self._seats if seat.worker.place == place])
 
-    def embeddings(self, model: str) -> tuple[str, ...]:
-        """Return the words that a model reads as embeddings; empty until the model is loaded."""
-        return next((w.loaded.embeddings for w in self.workers(model) if w.loaded), ())
-
-    def kernels(self, model: str) -> str | None:
-        """Return the name of the CPU kernels of a model's workers; None until it is loaded."""
-        return next((w.loaded.kernels for w in self.workers(model) if w.loaded), None)
+    def loaded(self, model: str) -> Loaded | None:
+        """Return how a worker of a model loaded it; None until it is loaded."""
+        return next((w.loaded for w in self.workers(model) if w.loaded), None)
 
     def free(self, model: str) -> Worker | None:
         """Return a loaded, idle worker of the model, or None.

@@ -402,7 +402,8 @@ class A1111Routes:
     async def embeddings(self, request: Request) -> Response:
         """GET embeddings."""
         model = self._user(request).chosen.model or self._service.catalog.default
-        words = self._service.pool.embeddings(model)
+        loaded = self._service.pool.loaded(model)
+        words = loaded.embeddings if loaded else ()
         assets = await asyncio.to_thread(self._service.assets)
         return respond.json_bytes(answers.embeddings(words, assets.unusable.get("embedding", {})))
 

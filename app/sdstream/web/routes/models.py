@@ -21,8 +21,9 @@ from sdstream.core.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from sdstream.core.messages import Loaded
 from sdstream.core.model_options import defaults_of, options_of, schedules_of, sizes_of
-from sdstream.core.model_spec import ModelSpec
+from sdstream.core.model_spec import CPU, ModelSpec
 from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
@@ -278,6 +279,7 @@ class ModelRoutes:
     def _model(self, spec: ModelSpec) -> dict[str, Any]:
         workers = self.service.pool.workers(spec.id)
         why = self.service.why_unavailable(spec.id)
+        loaded = self.service.pool.loaded(spec.id)
         fields: dict[str, Any] = {
             "id": spec.id,
             "object": "model",
@@ -296,10 +298,10 @@ class ModelRoutes:
             "defaults": defaults_of(spec, self.service.limits),
             "size": sizes_of(spec),
             "capabilities": _capabilities(spec),
-            "embeddings": [*self.service.pool.embeddings(spec.id)],
-            "device": spec.device,
+            "embeddings": [*loaded.embeddings] if loaded else [],
+            "device": _device(spec, loaded),
             "runtime": spec.runtime.model_dump(),
-            "kernels": self.service.pool.kernels(spec.id),
+            "kernels": loaded.kernels if loaded else None,
         }
         if why:
             fields["error"] = why
@@ -322,6 +324,13 @@ _TEXT_READER: Final = {
     "model_ability": ["ocr"],
     "state": "ready",
 }
+
+
+def _device(spec: ModelSpec, loaded: Loaded | None) -> str | None:
+    """Return the device that a loaded model uses, else the one in its entry."""
+    if loaded is None:
+        return spec.device
+    return CPU if loaded.on_cpu else spec.device or "gpu"
 
 
 def _capabilities(spec: ModelSpec) -> dict[str, Any]:
