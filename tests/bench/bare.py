@@ -30,8 +30,8 @@ from typing import Any, TextIO
 from work import Work, load_command, resolved
 
 from sdstream.core.messages import Event, Phase, Progress
-from sdstream.core.model_spec import KERNELS_OFF
 from sdstream.core.pixels import Inputs
+from sdstream.core.runtime_options import KERNELS_OFF
 from sdstream.engine.native import kernels
 from sdstream.engine.native.bindings import lib
 from sdstream.engine.native.engine import NativeEngine

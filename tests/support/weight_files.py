@@ -215,8 +215,8 @@ def _safetensors(header: object, data: int = 0) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(data)
 
 
-def _one(**changes: object) -> object:
-    return {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
+def _one(name: str = "a", **changes: object) -> object:
+    return {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}
 
 
 _DEEP: Final = b"{" * 100_000
@@ -362,11 +362,11 @@ BROKEN: Final[Mapping[str, tuple[bytes, str]]] = {
     "negative-shape": (_safetensors(_one(shape=[-2]), 8), "is damaged: tensor 'a' has the shape"),
     "many-sides": (_safetensors(_one(shape=[1] * 99), 8), "is damaged: tensor 'a' has 99 dim"),
     "half-a-character": (
-        _safetensors({"\ud800": _one()["a"]}, 8),
+        _safetensors(_one(name="\ud800"), 8),
         "is damaged: the name of its tensor '?' is not text",
     ),
     "zero-in-a-name": (
-        _safetensors({"a\0b": _one()["a"]}, 8),
+        _safetensors(_one(name="a\0b"), 8),
         "is damaged: the name of its tensor 'a?b' is not text",
     ),
     "lying-header": (

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from sdstream.cli import files
 from sdstream.cli.main import main
-from sdstream.weights.convert import ConversionError
+from sdstream.weights.convert import ConversionError, Order
 
 CATALOGUE = """
 models:
@@ -38,7 +38,7 @@ def test_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, 
     monkeypatch.setenv("SDSTREAM_MODELS", str(tmp_path / "models.yaml"))
     monkeypatch.setenv("SDSTREAM_MODEL_DIR", str(tmp_path))
 
-    def convert(order: files.Order, _report: object) -> None:
+    def convert(order: Order, _report: object) -> None:
         raise ConversionError(f"converting {order.source}")
 
     monkeypatch.setattr(files, "convert", convert)
