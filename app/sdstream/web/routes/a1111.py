@@ -43,8 +43,6 @@ from sdstream.web.routes.images import JOB_ERRORS, JOB_HEADERS, ImageRoutes
 from sdstream.web.schemas import EXAMPLE_IMAGE, OBJECT, STRING, json_of, listing, record, ref
 
 _NULL: Final = b"null"
-
-
 _PREFIX: Final = "/sdapi/v1/"
 A1111: Final = Dialect(answers.problem, "A1111Error", _PREFIX)
 
@@ -490,16 +488,13 @@ class A1111Routes:
             job = await self._draw.finished(request, await self._draw.submit(request, ask))
             if job is None:
                 return Response(status_code=499)
-            error = job.error()
-            if error is not None:
+            if (error := job.error()) is not None:
                 raise error
             files.append(job.images[0].content)
         return respond.json_bytes(answers.extra_files(files, asks[0].warnings))
 
     async def _resized(self, resize: extras.PlainResize) -> bytes:
+        limit = self._service.limits.enlarged
         return await self._service.processor.enlarge(
-            resize.file,
-            resize.factor,
-            self._service.limits.enlarged,
-            nearest=resize.nearest,
+            resize.file, resize.factor, limit, nearest=resize.nearest
         )
