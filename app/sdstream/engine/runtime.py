@@ -3,7 +3,7 @@
 ``sdstream setup`` and scripts/install run this module. A plain ``pip install`` compiles the
 unmodified release of the runtime instead, without flags, patches and kernels. The module imports
 only the standard library, because scripts/install runs it as a file before anything is installed.
-It needs pip and a C++ compiler.
+It needs a C++ compiler, and adds pip to an environment that lacks it.
 
 The build takes several minutes. The wheel and the kernels are kept in the user's cache folder,
 under a hash of all inputs of the build.
@@ -12,6 +12,7 @@ under a hash of all inputs of the build.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -57,6 +58,7 @@ def install(report: Report, more_flags: str = "") -> Path:
         SetupError: A step failed.
     """
     flags = f"{_FLAGS} {more_flags}"
+    add_pip(report)
     kept = _cache() / "wheels" / _key(flags)
     if not [*kept.glob("*.whl")]:
         _build_wheel(kept, flags, report)
@@ -66,6 +68,17 @@ def install(report: Report, more_flags: str = "") -> Path:
     folder = _runtime_folder()
     _install_kernels(kept, folder, report)
     return folder
+
+
+def add_pip(report: Report) -> None:
+    """Install pip if this Python lacks it, as in environments that uv and pipx create.
+
+    Raises:
+        SetupError: Python's own installer of pip is missing or failed.
+    """
+    if importlib.util.find_spec("pip") is None:
+        report("installing pip into this environment")
+        _run([sys.executable, "-m", "ensurepip"], "pip is missing and cannot be installed")
 
 
 def release() -> str:
