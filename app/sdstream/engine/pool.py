@@ -40,8 +40,6 @@ _MOST_WORKERS: Final = 8
 #: time is configured.
 _SPARE_SECONDS: Final = 300.0
 
-_LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
-
 
 @dataclass(frozen=True)
 class Place:
@@ -150,7 +148,7 @@ class WorkerPool:
         ]
 
     def _loaded(self, model: str, place: str | None = None) -> list[Worker]:
-        return [worker for worker in self.workers(model, place) if worker.state in _LOADED]
+        return [worker for worker in self.workers(model, place) if worker.is_up]
 
     def places(self) -> Sequence[Place]:
         """Return the current places."""
@@ -290,7 +288,7 @@ class WorkerPool:
             self.losses += 1
             self._end(seat)  # its machine cannot be reached
         for seat in self._seats:
-            if seat.worker.state in _LOADED:
+            if seat.worker.is_up:
                 self._sound.add(seat.spec.id)
             elif self.failed(seat.spec.id) is not None:
                 self._sound.discard(seat.spec.id)
@@ -400,7 +398,7 @@ class WorkerPool:
     def _note(self, seat: _Seat) -> int:
         """Return the memory that a worker uses now, and record the model's highest value."""
         now = seat.worker.resident_bytes
-        if seat.worker.state in _LOADED:
+        if seat.worker.is_up:
             self._seen_bytes[seat.spec.id] = max(now, self._seen_bytes.get(seat.spec.id, 0))
         return now
 
@@ -463,7 +461,7 @@ class WorkerPool:
             seat.going.cancel()
         self._seats.remove(seat)
         self._past_starts[seat.worker.model, seat.worker.place] += seat.worker.starts
-        if seat.worker.state in _LOADED and self.failed(seat.spec.id) is not None:
+        if seat.worker.is_up and self.failed(seat.spec.id) is not None:
             # This worker had loaded the model: the failures of the others do not mean that the
             # model cannot be loaded.
             for other in [other for other in self._seats if other.spec.id == seat.spec.id]:

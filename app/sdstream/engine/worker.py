@@ -145,6 +145,11 @@ class Worker:
         return self._process.pid if self._process else None
 
     @property
+    def is_up(self) -> bool:
+        """True if the model is loaded; a job may be running."""
+        return self.state in (WorkerState.READY, WorkerState.BUSY)
+
+    @property
     def resident_bytes(self) -> int:
         """Resident memory of the child process, in bytes."""
         return self._process.resident_bytes if self._process else 0

@@ -19,7 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from sdstream import __version__
-from sdstream.engine.worker import Worker, WorkerState
+from sdstream.engine.worker import Worker
 
 #: Labels of workers; the machine is empty without a cluster.
 _WHERE: Final = ("model", "machine")
@@ -175,11 +175,10 @@ class Metrics:
         for gauge in gauges:
             gauge.clear()
         for worker in workers:
-            up = worker.state in (WorkerState.READY, WorkerState.BUSY)
             where = (worker.model, worker.place)
-            self.worker_up.labels(*where).inc(int(up))
+            self.worker_up.labels(*where).inc(int(worker.is_up))
             self.worker_memory.labels(*where).inc(worker.resident_bytes)
-            if up and worker.loaded is not None:
+            if worker.is_up and worker.loaded is not None:
                 self.worker_kernels.labels(*where, worker.loaded.kernels).inc()
         self.worker_starts.values = {where: float(count) for where, count in starts.items()}
 

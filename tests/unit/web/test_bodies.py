@@ -344,7 +344,7 @@ def test_file_fields_that_were_left_empty() -> None:
         part("image", "data", "a.png").removesuffix("\r\n"),
         "--xyz\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END,
         part("prompt", "x" * 200_000) + END,
-        "".join(part(f"f{i}", "x") for i in range(65)) + END,
+        "".join(part(f"f{i}", "x") for i in range(129)) + END,
         "".join(part(f"f{i}", "x", "a.png") for i in range(18)) + END,
     ],
 )

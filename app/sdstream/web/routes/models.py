@@ -27,7 +27,6 @@ from sdstream.core.model_spec import CPU, ModelSpec
 from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
 from sdstream.core.samplers import SAMPLERS
 from sdstream.dialects.rendering import compact
-from sdstream.engine.worker import WorkerState
 from sdstream.imaging import ocr
 from sdstream.imaging.codecs import MEDIA_TYPES
 from sdstream.service.live_jobs import standing_by
@@ -55,8 +54,6 @@ _CREATED = 0
 
 #: Largest body with runtime options, in bytes.
 _MAX_OPTIONS_BYTES: Final = 2**16
-
-_LOADED: Final = (WorkerState.READY, WorkerState.BUSY)
 
 
 MODELS_PATHS: Final = ("/v1/models", "/v1-openai/models", "/v3/models")
@@ -228,7 +225,7 @@ class ModelRoutes:
         for name in self.service.catalog.models:
             workers = self.service.pool.workers(name)
             why = self.service.why_unavailable(name)
-            loaded = any(worker.state in _LOADED for worker in workers)
+            loaded = any(worker.is_up for worker in workers)
             state = "AVAILABLE" if loaded else "LOADING" if workers and not why else "END"
             status = {"error_code": "OK" if not why else "UNKNOWN", "error_message": why or "OK"}
             versions = [{"version": "1", "state": state, "status": status}]
