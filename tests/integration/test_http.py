@@ -639,7 +639,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"sigmas": [1, 0.5, 0]}, "sigmas", "conflicting_fields"),
     ({"hires_upscaler": "latent"}, "hires_upscaler", "not_supported"),
     ({"hires_scale": 2, "hires_upscaler": "magic"}, "hires_upscaler", "invalid_value"),
-    ({"hires_scale": 1}, "hires_scale", "invalid_value"),
+    ({"hires_scale": 0.5}, "hires_scale", "invalid_value"),
     ({"partial_images": 4}, "partial_images", "invalid_value"),
     ({"prompt_2": "x"}, "prompt_2", "not_supported"),
 ]

@@ -139,6 +139,8 @@ class Server(uvicorn.Server):
                 "is damaged, restore the data folder from a backup, or move it away to start "
                 "without its jobs"
             ) from None
+        except Exception:
+            return  # a bug: it also occurs in the application, whose traceback uvicorn logs
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
