@@ -134,6 +134,26 @@ async def test_a_download_that_fails_fails_the_load(
     assert "absent.gguf" in seen[-1].message
 
 
+@driven
+async def test_an_unexpected_fault_of_a_download_fails_the_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is notified at once; it would otherwise wait until the load times out."""
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setenv("SDSTREAM_MODEL_DIR", str(tmp_path / "hub"))
+    monkeypatch.setattr("sdstream.cluster.files.missing", fault)
+    host = Host()
+    await host.start(__version__, "fake", NOTHING, {})
+    await host.send(a_load(model="x"))
+    seen = [event async for event in _until(events(host), Failed)]
+    await host.stop()
+    assert isinstance(seen[-1], Failed)
+    assert "cannot be downloaded" in seen[-1].message
+
+
 async def _until(seen: AsyncIterator[Event | int], kind: type) -> AsyncIterator[Event | int]:
     async with asyncio.timeout(50):
         async for event in seen:

@@ -112,6 +112,13 @@ class Host:
         except HubError as error:
             self._tell(Failed(None, Reason.MODEL_UNAVAILABLE, str(error)))
             return
+        except Exception:  # the server would otherwise wait until the load times out
+            logger.exception("the files of the model cannot be downloaded")
+            message = (
+                "The files of the model cannot be downloaded; the machine's log has the cause."
+            )
+            self._tell(Failed(None, Reason.MODEL_UNAVAILABLE, message))
+            return
         finally:
             alive.cancel()
         folders: dict[str, Any] = dict.fromkeys(ASSET_FOLDERS)

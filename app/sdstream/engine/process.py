@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import IO, Final, Protocol
 
 from sdstream.core.messages import HEADER, Command, Message, Stop, decode, encode
@@ -110,30 +110,33 @@ class WorkerProcess:
     @classmethod
     async def spawn(cls, engine: str, environment: Mapping[str, str]) -> WorkerProcess:
         """Start a child that runs an engine ("native" or "fake")."""
-        ours, theirs = socket.socketpair()
         level = logging.getLevelName(logger.getEffectiveLevel())
-        log, output = await _Pipe.open()
-        with theirs, output:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "sdstream.engine.child"),
-                *(str(theirs.fileno()), engine, str(os.getpid()), level),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=asyncio.subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                # Ctrl-C in a terminal signals the whole group; only the server may end the child.
-                start_new_session=True,
-            )
-        try:
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
-        except BaseException:
-            # The task was cancelled before the child had an owner that would end it.
-            ours.close()
-            log.close()
-            process.kill()
-            await process.wait()
-            raise
+        ours, theirs = socket.socketpair()
+        with ExitStack() as opened:  # closed if the task is cancelled before the child has an owner
+            opened.callback(ours.close)
+            with theirs:
+                log, output = await _Pipe.open()
+                opened.callback(log.close)
+                with output:
+                    process = await asyncio.create_subprocess_exec(
+                        *(sys.executable, "-m", "sdstream.engine.child"),
+                        *(str(theirs.fileno()), engine, str(os.getpid()), level),
+                        stdin=asyncio.subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=asyncio.subprocess.STDOUT,
+                        pass_fds=[theirs.fileno()],
+                        env=environment,
+                        # Ctrl-C in a terminal signals the whole group; only the server may end the
+                        # child.
+                        start_new_session=True,
+                    )
+            try:
+                reader, writer = await asyncio.open_unix_connection(sock=ours)
+            except BaseException:
+                process.kill()
+                await process.wait()
+                raise
+            opened.pop_all()
         return cls(process, reader, writer, log)
 
     @property
@@ -232,9 +235,13 @@ class _Pipe:
         ours, theirs = os.pipe()
         output = os.fdopen(theirs, "wb", 0)
         reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb", 0)
-        )
+        try:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ours, "rb", 0)
+            )
+        except BaseException:  # asyncio closes the reading end
+            output.close()
+            raise
         return cls(reader, transport), output
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ import asyncio
 import logging
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -204,7 +204,7 @@ class Worker:
         message = f"The model '{self.model}' is not available. {self.error}".rstrip()
         return Unavailable(message, reason=Reason.MODEL_UNAVAILABLE, retry_after=60)
 
-    async def generate(self, order: Generate) -> AsyncIterator[Event]:
+    async def generate(self, order: Generate) -> AsyncGenerator[Event]:
         """Run a job and yield its events; the last one is Done, Cancelled or Failed.
 
         The worker must be ready.

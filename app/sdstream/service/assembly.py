@@ -102,7 +102,7 @@ class Assembly:
         A standby service does this once the other server has released the store.
 
         Args:
-            on_death: Called when the service's main task fails.
+            on_death: Called when a task that the service cannot do without has ended.
             on_loss: Called when another server has taken over the store.
 
         Raises:
@@ -161,14 +161,13 @@ class Assembly:
             # this one hung, so that the other server keeps its workers.
             if self.cluster is not None:
                 await asyncio.to_thread(self.cluster.end_workers, left)
-            task = asyncio.create_task(self.service.run())
-            tasks.insert(0, task)
-            tasks += [asyncio.create_task(_tidy(self.store))]
-            tasks += [asyncio.create_task(self.webhooks.run())]
+            lasting = [asyncio.create_task(self.service.run())]
             if self.cluster is not None:
                 pool = self.service.pool
                 watching = self.cluster.watch(pool.places_changed, self.service.wanted_workers)
-                tasks.append(asyncio.create_task(watching))
+                lasting.append(asyncio.create_task(watching))
+            tasks = [*lasting, *tasks, asyncio.create_task(_tidy(self.store))]
+            tasks += [asyncio.create_task(self.webhooks.run())]
 
             def ended(task: asyncio.Task[None]) -> None:
                 if not task.cancelled():
@@ -177,7 +176,8 @@ class Assembly:
                     )
                     on_death()
 
-            task.add_done_callback(ended)
+            for task in lasting:
+                task.add_done_callback(ended)
             yield
         finally:
             for one in tasks:

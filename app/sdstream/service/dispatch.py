@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Final
 
 from sdstream.core.errors import Reason, Unavailable
@@ -266,8 +266,9 @@ class Dispatcher:
             job.generated_with(kernels=worker.loaded.kernels, model_hash=model_hash)
         self._measure_wait(live)
         order = Generate(job.id, job.request, inputs.of_runtime, first=len(job.images))
-        async for event in worker.generate(order):
-            await self._take(live, inputs, event)
+        async with aclosing(worker.generate(order)) as events:
+            async for event in events:
+                await self._take(live, inputs, event)
 
     async def _is_ready(self, live: LiveJob, worker: Worker) -> bool:
         """Wait for the worker; return False if the job has ended or is queued again."""

@@ -90,6 +90,7 @@ class Machines:
 
     async def watch(self, *_: object) -> None:
         """Report no change."""
+        await asyncio.Event().wait()
 
     def leave(self) -> None:
         """Record the call."""
@@ -125,6 +126,31 @@ def test_workers_of_another_front_end_only_while_the_store_is_held(
         asyncio.run(live())
     rest = [] if lost else ["end ['theirs']", "serve"]
     assert calls == ["begin", "recover", *rest, "leave"]
+
+
+def test_a_watch_of_the_machines_that_ends_is_noticed(tmp_path: Path) -> None:
+    """A service that no longer sees its machines stops, so that its supervisor restarts it."""
+
+    blind = asyncio.Event()
+
+    class Blind(Machines):
+        async def watch(self, *_: object) -> None:
+            """Fail when the test says so."""
+            await blind.wait()
+            raise ValueError("a fault")
+
+    parts = assembly.assemble(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake"))
+    parts = replace(parts, cluster=cast(Cluster, Blind([])))
+
+    async def live() -> None:
+        died = asyncio.Event()
+        async with parts.running(died.set), asyncio.timeout(20):
+            while not any(worker.is_up for worker in parts.service.pool.workers()):
+                await asyncio.sleep(0.01)
+            blind.set()
+            await died.wait()
+
+    asyncio.run(live())
 
 
 def test_the_hash_of_a_built_in_model_that_does_not_exist(tmp_path: Path) -> None:

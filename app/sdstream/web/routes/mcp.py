@@ -110,7 +110,7 @@ class McpRoute:
     async def running(self) -> AsyncIterator[None]:
         """Run the session manager from the first request to the end of the application."""
         self._ready = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._run(self._ready))
+        task = asyncio.create_task(self._run())
         try:
             yield
         finally:
@@ -145,19 +145,24 @@ class McpRoute:
         self._wanted.set()
         return await asyncio.shield(self._ready)
 
-    async def _run(self, ready: asyncio.Future[Any]) -> None:
+    async def _run(self) -> None:
         # The same task must enter and exit the manager, which has a task group of anyio.
-        await self._wanted.wait()
-        try:
-            module = await asyncio.to_thread(extra.load, "sessions")
-            sessions = module.HttpSessions(self.toolbox, self._caller, self.draw.max_form_bytes)
-            async with sessions.running():
-                ready.set_result(sessions)
-                await asyncio.Event().wait()
-        except Exception as fault:
-            if ready.done():
-                raise
-            ready.set_exception(fault)
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            ready = self._ready
+            assert ready is not None
+            try:
+                module = await asyncio.to_thread(extra.load, "sessions")
+                sessions = module.HttpSessions(self.toolbox, self._caller, self.draw.max_form_bytes)
+                async with sessions.running():
+                    ready.set_result(sessions)
+                    await asyncio.Event().wait()
+            except Exception as fault:
+                if ready.done():
+                    raise
+                self._ready = asyncio.get_running_loop().create_future()  # for the next request
+                ready.set_exception(fault)
 
     def _caller(self, context: Any) -> Caller:
         request: Request = context.request
