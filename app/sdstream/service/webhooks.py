@@ -265,8 +265,12 @@ class _CheckedBackend(httpcore2.AnyIOBackend):
         addresses = [str(address[4][0]) for address in found]
         if not self._allow_private and not all(_is_public(address) for address in addresses):
             raise OSError(f"{host} has an address that is not public")
-        # Connect to the checked address; the name is not resolved again. TLS still checks the name.
-        return await super().connect_tcp(addresses[0], port, *args, **options)
+        # Connect to the checked addresses; the name is not resolved again. TLS still checks the
+        # name. A receiver may listen on one of its addresses only, such as localhost's.
+        for address in addresses[:-1]:
+            with suppress(httpcore2.ConnectError):
+                return await super().connect_tcp(address, port, *args, **options)
+        return await super().connect_tcp(addresses[-1], port, *args, **options)
 
 
 def signature(key: bytes, message_id: str, second: int, payload: bytes) -> str:

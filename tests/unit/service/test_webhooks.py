@@ -315,6 +315,23 @@ def test_a_slow_look_up_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(run())
 
 
+def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that listens on the second address of its name gets the delivery."""
+
+    def found(_host: str, port: int, **_options: object) -> list[Any]:
+        return [(2, 1, 6, "", (address, port)) for address in ("127.0.0.9", "127.0.0.1")]
+
+    receiver = Receiver()
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    outbox, _ = deliver(
+        receiver,
+        lambda outbox: bool(outbox.settled),
+        url="http://two.example:{port}/",
+        hosts=["two.example:*"],
+    )
+    assert outbox.put_offs == []
+
+
 def test_private_addresses_are_not_reached() -> None:
     """Nothing is sent to a private address, given as a number or by a name."""
     for host in ("127.0.0.1", "localhost"):
