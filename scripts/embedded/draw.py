@@ -63,11 +63,18 @@ RELATED: dict[str, tuple[str, str]] = {
 }
 """Relation -> places of its first and its second object."""
 
+ROWS: dict[int, tuple[float, ...]] = {1: (0.5,), 2: (0.25, 0.75), 3: (1 / 6, 0.5, 5 / 6)}
+"""Number of objects in a row -> their centres along the row."""
+
+ROW_RADIUS = 0.14
+"""Half size of an object if one of the rows of a relation has three."""
+
 KINDS: dict[str, float] = {
     "one": 0.3,
     "place": 0.15,
     "count": 0.2,
-    "relation": 0.15,
+    "relation": 0.12,
+    "group": 0.2,
     "inside": 0.04,
     "portrait": 0.03,
     "plain": 0.01,
@@ -276,6 +283,52 @@ def _relation(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
     return _paint_things(canvas, text, said_background, plan)
 
 
+def rows_of(
+    relation: str, shapes: tuple[str, str], colours: tuple[str, str], numbers: tuple[int, int]
+) -> tuple[Thing, ...]:
+    """Return two rows of objects in a relation, such as two stars above a house."""
+    radius = ROW_RADIUS if max(numbers) > 2 else CELL_RADIUS
+    things = []
+    for shape, colour, number, place in zip(
+        shapes, colours, numbers, RELATED[relation], strict=True
+    ):
+        x, y = PLACES[place]
+        upright = relation not in ("above", "below")
+        for along in ROWS[number]:
+            centre = (x, along) if upright else (along, y)
+            things.append(Thing(shape, colour, *centre, radius))
+    return tuple(things)
+
+
+def _group(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
+    relation = rng.choice(list(RELATED))
+    shapes = rng.choice(SHAPES), rng.choice(SHAPES)
+    numbers = rng.choice(((2, 1), (2, 1), (1, 2), (1, 2), (2, 2), (3, 1), (1, 3)))
+    said, said_background = rng.random() < 0.85, rng.random() < 0.6
+    first = _choose_colour(rng, shapes[0], said)
+    second = _choose_colour(rng, shapes[1], said, (first,))
+    background = _choose_background(rng, said_background, (first, second))
+    colours = first, second
+    things = rows_of(relation, shapes, colours, numbers)
+    phrases = [
+        wording.describe_things(rng, shape, colour if said else None, "", number)
+        for shape, colour, number in zip(shapes, colours, numbers, strict=True)
+    ]
+    text = f" {rng.choice(wording.RELATIONS[relation])} ".join(phrases)
+    moved = tuple(
+        Thing(
+            t.shape,
+            t.colour,
+            t.x + rng.uniform(-0.01, 0.01),
+            t.y + rng.uniform(-0.01, 0.01),
+            t.radius * rng.uniform(0.96, 1.04),
+        )
+        for t in things
+    )
+    plan = Plan("group", background, moved, relation=relation)
+    return _paint_things(canvas, text, said_background, plan)
+
+
 def _inside(rng: Random, canvas: Canvas) -> tuple[str, Plan]:
     inner, outer = rng.choice(SHAPES), rng.choice(ROOMY)
     said_background = rng.random() < 0.6
@@ -366,6 +419,7 @@ _PAINTERS = {
     "place": _place,
     "count": _count,
     "relation": _relation,
+    "group": _group,
     "inside": _inside,
     "portrait": _portrait,
     "plain": _plain,

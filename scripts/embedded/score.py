@@ -27,6 +27,7 @@ from scripts.embedded.draw import (
     Plan,
     Thing,
     render,
+    rows_of,
 )
 from scripts.embedded.shapes import PALETTE, ROOMY, SHAPES
 
@@ -74,6 +75,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "a group of {first} and the background is {bg}",
         "we see {first}, background: {bg}",
     ),
+    "group": (
+        "{first} placed {how} {second}, background in {bg}",
+        "we see {first} {how} {second}, {bg} background",
+    ),
     "relation": (
         "{first} placed {how} {second}, background in {bg}",
         "there is {first} {how} {second} and the background is {bg}",
@@ -92,10 +97,13 @@ HIDES: dict[str, str] = {"tree": "brown", "flower": "green"}
 """Shape -> the colour that would hide a part of it (trunk, stem)."""
 
 
-def cases(count: int, seed: int = 0) -> list[Case]:
-    """Return prompts that cycle through all kinds and all shapes, with random colours."""
+KINDS: tuple[str, ...] = ("one", "count", "place", "relation", "one", "count")
+"""Kinds of cases, in the order in which they repeat."""
+
+
+def cases(count: int, seed: int = 0, kinds: tuple[str, ...] = KINDS) -> list[Case]:
+    """Return prompts that cycle through the kinds and all shapes, with random colours."""
     rng = Random(seed)
-    kinds = ("one", "count", "place", "relation", "one", "count")
     return [_case(rng, kinds[k % len(kinds)], SHAPES[k % len(SHAPES)]) for k in range(count)]
 
 
@@ -117,12 +125,37 @@ def _case(rng: Random, kind: str, shape: str) -> Case:
             background,
             _things((shape,) * number, (colour,) * number, LAYOUTS[number][0]),
         )
-        plural = wording.PLURALS.get(shape, shape + "s")
-        words["first"] = f"{('two', 'three', 'four')[number - 2]} {colour} {plural}"
+        words["first"] = _counted(number, colour, shape)
+    elif kind == "group":
+        plan, numbers = _grouped(rng, shape, colour, other, background)
+        outer = plan.things[-1].shape
+        words |= {
+            "first": _counted(numbers[0], colour, shape),
+            "second": _counted(numbers[1], other, outer),
+            "how": HOW[plan.relation or ""],
+        }
     else:
         plan, second = _related(rng, shape, colour, other, background)
         words |= {"second": second, "how": HOW[plan.relation or ""]}
     return Case(text.format(**words), plan)
+
+
+def _counted(number: int, colour: str, shape: str) -> str:
+    if number == 1:
+        return wording.article(f"{colour} {shape}")
+    plural = wording.PLURALS.get(shape, shape + "s")
+    return f"{('two', 'three', 'four')[number - 2]} {colour} {plural}"
+
+
+def _grouped(
+    rng: Random, shape: str, colour: str, other: str, background: str
+) -> tuple[Plan, tuple[int, int]]:
+    """Return a plan of two rows of objects, which has `shape` first, and their numbers."""
+    relation = rng.choice([name for name in HOW if name != "inside"])
+    numbers = rng.choice(((2, 1), (1, 2), (2, 2), (3, 1), (1, 3)))
+    outer = rng.choice([s for s in SHAPES if s != shape and HIDES.get(s) != background])
+    things = rows_of(relation, (shape, outer), (colour, other), numbers)
+    return Plan("group", background, things, relation=relation), numbers
 
 
 def _things(
@@ -327,25 +360,26 @@ def _score_alike(pieces: list[Piece], plan: Plan, result: Score) -> None:
 
 
 def _score_related(pieces: list[Piece], plan: Plan, result: Score) -> None:
-    """Score two objects side by side, which the judge identifies by their colours."""
-    found = []
-    for thing in plan.things:
-        piece = next((p for p in pieces if p.colour == thing.colour), None)
-        found.append(piece)
-        result.verdicts["colour"].append(piece is not None)
-        result.add_shape(thing.shape, name_shape(piece.mask) if piece else "nothing")
-    first, second = found
-    if first is None or second is None:
-        result.verdicts["relation"].append(False)
-        return
-    right, down = (a - b for a, b in zip(first.centre, second.centre, strict=True))
+    """Score two rows of one or more objects, which the judge identifies by their colours."""
+    rows = []
+    for colour in dict.fromkeys(thing.colour for thing in plan.things):
+        wanted = [thing for thing in plan.things if thing.colour == colour]
+        row = [piece for piece in pieces if piece.colour == colour]
+        rows.append(row)
+        result.verdicts["colour"].append(bool(row))
+        if plan.kind == "group":
+            result.verdicts["count"].append(len(row) == len(wanted))
+        seen = [name_shape(piece.mask) for piece in row] or ["nothing"]
+        result.add_shape(wanted[0].shape, max(seen, key=seen.count))
+    pairs = [(one.centre, other.centre) for one in rows[0] for other in rows[1]]
+    offsets = [(one[0] - other[0], one[1] - other[1]) for one, other in pairs]
     holds = {
-        "left": right < -0.15,
-        "right": right > 0.15,
-        "above": down < -0.15,
-        "below": down > 0.15,
-    }
-    result.verdicts["relation"].append(holds[plan.relation or ""])
+        "left": [right < -0.15 for right, _ in offsets],
+        "right": [right > 0.15 for right, _ in offsets],
+        "above": [down < -0.15 for _, down in offsets],
+        "below": [down > 0.15 for _, down in offsets],
+    }[plan.relation or ""]
+    result.verdicts["relation"].append(bool(holds) and all(holds))
 
 
 def _score_nested(pixels: NDArray[np.float32], mask: Mask, plan: Plan, result: Score) -> None:
@@ -402,9 +436,11 @@ class Table:
         return {s: row.get(s, 0) / sum(row.values()) for s, row in self.confusion().items()}
 
 
-def self_check(count: int, width: int = 128, height: int = 128) -> Table:
+def self_check(
+    count: int, width: int = 128, height: int = 128, kinds: tuple[str, ...] = KINDS
+) -> Table:
     """Score correct drawings of the cases."""
     table = Table()
-    for k, case in enumerate(cases(count, seed=1)):
+    for k, case in enumerate(cases(count, 1, kinds)):
         table.scores.append(score(true_drawing(case.plan, k, width, height), case.plan))
     return table
