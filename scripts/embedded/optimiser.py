@@ -16,6 +16,12 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 quickly; CPUs without AVX-512 emulate it."""
+    slow = ("DEFAULT", "NO AVX", "AVX2")
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in slow
+
+
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Return nearly orthogonal matrices [K, rows, columns] with the row spaces of the given ones.
 
@@ -23,9 +29,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     bfloat16.
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if has_bfloat16(matrices.device) else matrices.float()
     x = x.mT if tall else x
-    x = x / (x.float().norm(dim=(1, 2), keepdim=True).bfloat16() + 1e-7)
+    x = x / (x.float().norm(dim=(1, 2), keepdim=True).to(x.dtype) + 1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(ROUNDS):
         gram = x @ x.mT

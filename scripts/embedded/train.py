@@ -42,7 +42,7 @@ from scripts.embedded import codec, model_file, text
 from scripts.embedded.draw import draw
 from scripts.embedded.enlarger import FACTOR, Enlarger
 from scripts.embedded.model_file import Model
-from scripts.embedded.optimiser import Muon, views_like
+from scripts.embedded.optimiser import Muon, has_bfloat16, views_like
 from scripts.embedded.twin import Decoder, ImageNetwork, Shape, TextEncoder
 
 START = Path(__file__).parents[2] / "app/sdstream/weights/embedded/drawings.gguf.xz"
@@ -263,6 +263,11 @@ def stratified(count: int, generator: torch.Generator, device: torch.device) -> 
     return (order + jitter) / count
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Return a context that computes in bfloat16 where that is quick, and otherwise in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+
+
 class NetworkTask:
     """Flow matching: the network predicts noise minus image."""
 
@@ -286,7 +291,7 @@ class NetworkTask:
         shift = self.noise + 0.5 * math.log(clean.shape[2] * clean.shape[3] / 256)
         sigma = torch.sigmoid(shift + 1.15 * torch.special.ndtri(levels.clamp(1e-4, 1 - 1e-4)))
         share = sigma[:, None, None, None]
-        with torch.autocast(clean.device.type, torch.bfloat16):
+        with autocast(clean.device):
             words = self.module["llm"](batch["ids"], batch["positions"], batch["counts"])
             velocity = self.module["dit"](
                 (1 - share) * clean + share * noise,
@@ -320,7 +325,7 @@ class DecoderTask:
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         latents = batch["latents"] + 0.05 * levels[:, None, None, None] * noise
-        with torch.autocast(latents.device.type, torch.bfloat16):
+        with autocast(latents.device):
             # The layout in which convolutions are fastest.
             latents = latents.contiguous(memory_format=torch.channels_last)
             drawn = self.module["tae"]["decoder"](latents)  # type: ignore[index]
@@ -350,7 +355,7 @@ class EnlargerTask:
             # A quarter of the inputs are clean drawings, since users may upscale any image.
             clean = batch["small"].permute(0, 3, 1, 2).float() / 255
             small = torch.where(level < 0.25, clean, decoded)[..., INNER, INNER]
-        with torch.autocast(small.device.type, torch.bfloat16):
+        with autocast(small.device):
             small = small.contiguous(memory_format=torch.channels_last)
             drawn = self.module["enlarger"](small)
         drawn, wanted = drawn.float(), batch["pixels"].permute(0, 3, 1, 2).float() / 255
