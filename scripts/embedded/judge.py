@@ -20,7 +20,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from scripts.embedded.draw import Plan
-from scripts.embedded.score import Case, Pixels, Score, Table, cases, score, true_drawing
+from scripts.embedded.score import (
+    KINDS,
+    WORDINGS,
+    Case,
+    Pixels,
+    Score,
+    Table,
+    cases,
+    score,
+    true_drawing,
+)
 
 SHOWN: tuple[str, ...] = (
     "A lovely cat",
@@ -163,7 +173,7 @@ def artist_of(options: argparse.Namespace) -> Iterator[Artist]:
 def main() -> None:
     """Judge a model, the service or, with --check, the judge."""
     options = parse_options()
-    prompts = cases(options.count, options.first_seed)
+    prompts = cases(options.count, options.first_seed, options.kinds)
     shown: list[tuple[Pixels, str]] = []
     with artist_of(options) as artist:
         if options.sheet and not options.check:
@@ -179,6 +189,15 @@ def main() -> None:
         options.json.write_text(json.dumps(report(table), indent=2) + "\n")
 
 
+def parse_kinds(words: str) -> tuple[str, ...]:
+    """Read kinds of cases, separated by commas; raises ArgumentTypeError."""
+    kinds = tuple(words.split(","))
+    for kind in kinds:
+        if kind not in WORDINGS:
+            raise argparse.ArgumentTypeError(f"no kind {kind!r}; there are: {', '.join(WORDINGS)}")
+    return kinds
+
+
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -192,6 +211,7 @@ def parse_options() -> argparse.Namespace:
     add("--count", type=int, default=300, help="prompts")
     add("--first-seed", type=int, default=0, help="another set of prompts")
     add("--seeds", type=int, default=1, help="pictures of each prompt")
+    add("--kinds", type=parse_kinds, default=KINDS, help=f"of {', '.join(WORDINGS)}")
     add("--size", default="128x128", help="WIDTHxHEIGHT in pixels")
     add("--steps", type=int, default=12)
     add("--cfg", type=float, default=3.0)

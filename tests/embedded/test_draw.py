@@ -70,13 +70,15 @@ def test_every_kind_is_drawn(pictures: list[Picture]) -> None:
 
 
 def test_every_class_is_drawn(pictures: list[Picture]) -> None:
-    """All shapes, colours, places, counts and relations of the issue's list occur."""
+    """All shapes, colours, places, numbers and relations occur."""
     plans = [picture.plan for picture in pictures]
     things = [thing for plan in plans for thing in plan.things]
     assert {thing.shape for thing in things} == set(SHAPES)
     assert {thing.colour for thing in things} == set(COLOURS)
     assert {plan.place for plan in plans} == {None, *PLACES}
     assert {len(plan.things) for plan in plans if plan.kind == "count"} == {2, 3, 4}
+    groups = [Counter(t.colour for t in plan.things) for plan in plans if plan.kind == "group"]
+    assert {n for group in groups for n in group.values()} == {1, 2, 3}
     relations = {plan.relation for plan in plans} - {None}
     assert relations == {"left", "right", "above", "below", "beside", "inside"}
     views = [plan.view for plan in plans if plan.view]

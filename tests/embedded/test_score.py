@@ -37,6 +37,23 @@ def test_other_sizes(width: int, height: int) -> None:
     assert all(share >= 0.95 for share in shares.values()), shares
 
 
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (96, 256)])
+def test_numbers_in_relations(width: int, height: int) -> None:
+    """Rows of objects in a relation are judged: each number, colour, shape, and the relation."""
+    shares = self_check(72, width, height, ("group",)).shares()
+    assert set(shares) == {"background", "colour", "shape", "count", "relation", "everything"}
+    assert all(share >= 0.95 for share in shares.values()), shares
+
+
+def test_a_wrong_number_in_a_relation_is_seen() -> None:
+    """One star above a house is wrong if two were wanted."""
+    star, house = Thing("star", "blue", 0.25, 0.25, 0.17), Thing("house", "red", 0.5, 0.75, 0.17)
+    two = (star, Thing("star", "blue", 0.75, 0.25, 0.17), house)
+    wanted = Plan("group", "white", two, relation="above")
+    verdicts = score(true_drawing(Plan("group", "white", (star, house)), 0), wanted).verdicts
+    assert verdicts["count"] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("wrong", "aspect"),
     [
