@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from sdstream.cli.console import plain_errors
+from sdstream.cli.console import EXIT_FAILED, plain_errors
 from sdstream.cli.flags import ForeignFlags, read_settings
 from sdstream.core.locations import BUILTIN, is_address
 from sdstream.core.runtime_options import WTYPES
@@ -25,7 +25,6 @@ from sdstream.weights.headers import BadFile
 from sdstream.weights.hub import Hub
 from sdstream.weights.inspection import Report, Share, inspect
 
-EXIT_FAILED: Final = 1
 #: Width of a table that goes to a file or a pipe, in characters.
 _WIDE: Final = 1000
 
