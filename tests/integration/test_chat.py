@@ -207,6 +207,9 @@ def test_lobechats_title(client: openai.OpenAI, fake_server: ServerProcess, syst
     answer = client.chat.completions.create(model="m", messages=messages)
     assert answer.choices[0].message.content == "a cat on a boat"
     assert fake_server.metric("sdstream_accepted_jobs_total") == accepted
+    messages[0]["content"] = [{"type": "text", "text": system}]
+    answer = client.chat.completions.create(model="m", messages=messages)
+    assert answer.choices[0].message.content == "a cat on a boat"
     messages[0]["content"] = "You are an artist in conversation with a poet."
     client.chat.completions.create(model="default", messages=messages)
     assert fake_server.metric("sdstream_accepted_jobs_total") == accepted + 1

@@ -178,9 +178,11 @@ def _last_of_user(messages: list[Any]) -> tuple[int, Mapping[str, Any]]:
 
 
 def _of_system(messages: list[Any]) -> str:
-    """Return the text of the first message if it is the system's."""
+    """Return the beginning of the first message if it is the system's."""
     match messages[0]:
         case {"role": "system" | "developer", "content": str(text)}:
+            return text
+        case {"role": "system" | "developer", "content": [{"text": str(text)}, *_]}:
             return text
         case _:
             return ""
@@ -219,7 +221,7 @@ def _task_answer(body: Mapping[str, Any], system: str, prompt: str) -> str | Non
 
     Args:
         body: The JSON of the request.
-        system: The text of the system's message.
+        system: The beginning of the system's message.
         prompt: The user's last message.
     """
     wanted = body.get("response_format")
