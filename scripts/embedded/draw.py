@@ -74,7 +74,7 @@ KINDS: dict[str, float] = {
     "place": 0.15,
     "count": 0.2,
     "relation": 0.12,
-    "group": 0.2,
+    "group": 0.4,
     "inside": 0.04,
     "portrait": 0.03,
     "plain": 0.01,

@@ -63,6 +63,10 @@ MARGIN = 8
 INNER = slice(MARGIN, -MARGIN)
 CLIP_NORM = 1.0
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALF = has_bfloat16(DEVICE)
+"""Whether to compute in bfloat16; a constant, or each step would compile the network again."""
+
 Batch = dict[str, Tensor]
 Sizes = tuple[tuple[int, int, float], ...]
 
@@ -263,9 +267,9 @@ def stratified(count: int, generator: torch.Generator, device: torch.device) -> 
     return (order + jitter) / count
 
 
-def autocast(device: torch.device) -> torch.autocast:
+def autocast() -> torch.autocast:
     """Return a context that computes in bfloat16 where that is quick, and otherwise in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=HALF)
 
 
 class NetworkTask:
@@ -291,7 +295,7 @@ class NetworkTask:
         shift = self.noise + 0.5 * math.log(clean.shape[2] * clean.shape[3] / 256)
         sigma = torch.sigmoid(shift + 1.15 * torch.special.ndtri(levels.clamp(1e-4, 1 - 1e-4)))
         share = sigma[:, None, None, None]
-        with autocast(clean.device):
+        with autocast():
             words = self.module["llm"](batch["ids"], batch["positions"], batch["counts"])
             velocity = self.module["dit"](
                 (1 - share) * clean + share * noise,
@@ -325,7 +329,7 @@ class DecoderTask:
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         latents = batch["latents"] + 0.05 * levels[:, None, None, None] * noise
-        with autocast(latents.device):
+        with autocast():
             # The layout in which convolutions are fastest.
             latents = latents.contiguous(memory_format=torch.channels_last)
             drawn = self.module["tae"]["decoder"](latents)  # type: ignore[index]
@@ -355,7 +359,7 @@ class EnlargerTask:
             # A quarter of the inputs are clean drawings, since users may upscale any image.
             clean = batch["small"].permute(0, 3, 1, 2).float() / 255
             small = torch.where(level < 0.25, clean, decoded)[..., INNER, INNER]
-        with autocast(small.device):
+        with autocast():
             small = small.contiguous(memory_format=torch.channels_last)
             drawn = self.module["enlarger"](small)
         drawn, wanted = drawn.float(), batch["pixels"].permute(0, 3, 1, 2).float() / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import threading
@@ -299,6 +300,27 @@ def test_extensions(api: webuiapi.WebUIApi) -> None:
     assert (api.controlnet_version(), api.controlnet_model_list()) == (3, [])
     with pytest.raises(RuntimeError, match="Route not found: POST /promptgen/generate"):
         api.prompt_gen("a cat")
+    for path in ("artists", "artist-categories", "../../promptgen/list_models"):
+        # AUTOMATIC1111 has neither these routes nor, by default, the extension.
+        assert "Route not found" in api.custom_get(path, baseurl=True)["detail"]
+
+
+def test_asynchronous_calls(api: webuiapi.WebUIApi) -> None:
+    """The client's asynchronous calls get the same images, several at once."""
+    image = Image.new("RGB", (64, 64), "red")
+
+    async def calls() -> list[webuiapi.WebUIApiResult]:
+        return await asyncio.gather(
+            api.txt2img(prompt="a cat", seed=3, **SMALL, use_async=True),
+            api.img2img([image], prompt="a cat", seed=3, **SMALL, use_async=True),
+            api.extra_single_image(image, upscaler_1="Lanczos", upscaling_resize=2, use_async=True),
+        )
+
+    drawn, changed_image, enlarged = asyncio.run(calls())
+    again = api.txt2img(prompt="a cat", seed=3, **SMALL)
+    assert drawn.image.tobytes() == again.image.tobytes()
+    assert changed_image.image.size == (64, 64)
+    assert enlarged.image.size == (128, 128)
 
 
 def test_options(api: webuiapi.WebUIApi) -> None:

@@ -125,6 +125,15 @@ def test_forms_of_images(fake_server: ServerProcess) -> None:
     assert item["b64_json"] is None
 
 
+@pytest.mark.parametrize("dialect", ["image.chunk", "openai", "both"])
+def test_a_frame_contains_one_form(fake_server: ServerProcess, dialect: str) -> None:
+    """In a stream, ``both`` sends the bytes without a link."""
+    body = {**QUICK, "stream": True, "response_format": "both", "dialect": dialect}
+    text = fake_server.post(body).text
+    assert "b64_json" in text
+    assert "/content" not in text
+
+
 def test_aliases(tmp_path: Path) -> None:
     """A request for an alias gets the default model and a warning."""
     with running_server(tmp_path, engine="fake", aliases="gpt-image-1,dall-e-3") as server:

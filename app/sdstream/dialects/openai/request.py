@@ -40,8 +40,9 @@ from sdstream.dialects.sdcpp.options import TAG, Flat, extra_args
 
 NO_HINTS: Final = Hints()
 
-#: Fields of input images. OpenAI's clients send ``image``, Xinference's client sends ``images``.
-_IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]")
+#: Fields of input images. OpenAI's clients send ``image``, Xinference's client sends ``images``;
+#: ``image_url`` is the name in the items of OpenAI's ``images``, which some send alone.
+_IMAGE_PARTS: Final = ("image", "image[]", "images", "images[]", "image_url", "image_urls")
 _MASK_PARTS: Final = ("mask", "mask[]", "mask_image")
 _CONTROL_PARTS: Final = ("control", "control_image")
 _PARTS: Final = (*_IMAGE_PARTS, *_MASK_PARTS, *_CONTROL_PARTS)

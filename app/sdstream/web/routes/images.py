@@ -398,6 +398,8 @@ def hints_of(request: Request) -> Hints:
 
 def _rendering(ask: ParsedRequest, job: Job, form: ResponseFormat) -> Frames:
     chosen = ask.reply.stream_options
+    # A frame contains an image in one form; clients of streams read its bytes.
+    form = replace(form, both=False)
     if chosen.dialect == "openai":
         return OpenAIStream(job, form, ask.operation)
     both = chosen.dialect == "both"
