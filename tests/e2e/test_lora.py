@@ -186,10 +186,12 @@ def test_the_list_of_loras(lora_server: ServerProcess, native_server: ServerProc
 def test_a_lora_that_does_not_fit_is_said_so(
     lora_server: ServerProcess, name: str, sentence: str
 ) -> None:
-    """A LoRA that the runtime would ignore or crash on fails the job; the next request succeeds."""
+    """A request for a LoRA that the runtime would ignore or crash on is rejected; the next one
+    succeeds."""
     answer = lora_server.post({**BODY, "lora": [{"id": name}]})
-    assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == sentence
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert (error["reason"], error["message"]) == ("lora_unusable", sentence)
     assert lora_server.post(BODY).status_code == 200
 
 

@@ -819,6 +819,27 @@ def test_more_than_the_declared_length_is_no_body(fake_server: ServerProcess) ->
     assert fake_server.post(QUICK).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost/livez", "localhost", 200),
+        ("http://localhost:1/v1/models", "foreign.example", 200),
+        ("HTTP://foreign.example/v1/models", "localhost", 403),
+        ("http://foreign.example/v1/models?a=1", "localhost", 403),
+        ("http:///v1/models", "localhost", 400),
+    ],
+)
+def test_the_host_of_an_absolute_target(
+    fake_server: ServerProcess, target: str, host: str, status: int
+) -> None:
+    """The host of a target in absolute form replaces Host, also where Host is checked."""
+    with socket.create_connection(fake_server.address, timeout=20) as connection:
+        head = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = connection.makefile("rb").read()
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+
+
 def test_a_client_that_leaves_in_its_body_is_no_fault(fake_server: ServerProcess) -> None:
     """A client that disconnects within its body causes a line in the log, but no traceback."""
     lines, faults = (len(fake_server.log_lines(word)) for word in (GENERATIONS, "Traceback"))

@@ -452,7 +452,9 @@ class Job:
                 message,
             ):
                 return Unavailable(message, reason=reason, retry_after=10)
-            case JobFailed(Reason.CONTENT_POLICY_VIOLATION as reason, message):
+            case JobFailed(
+                Reason.CONTENT_POLICY_VIOLATION | Reason.LORA_UNUSABLE as reason, message
+            ):
                 return InvalidRequest(message, reason=reason)
             case JobFailed(Reason.STORAGE_FULL as reason, message):
                 return StorageFull(message, reason=reason)

@@ -41,6 +41,9 @@ _KIB: Final = 1024
 #: The host of a URL, with an optional port.
 _HOST: Final = re.compile(rb"[\w.~!$&'()*+,;=%:\[\]-]*", re.ASCII)
 
+#: The scheme and the host of a request target in absolute form.
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
+
 
 class TimeoutProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with deadlines.
@@ -104,6 +107,11 @@ class TimeoutProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return  # the previous answer announced the end of the connection
         version = self.parser.get_http_version()
+        absolute = _ABSOLUTE.match(self.url)
+        if absolute is not None:  # its host replaces the one in Host (RFC 9112, 3.2.2)
+            self.headers[:] = [
+                (name, absolute[1] if name == b"host" else value) for name, value in self.headers
+            ]
         fault = _fault_of(self.headers, version)
         self._begin_request(respond.failure(fault) if fault else self.app)
         self._in_body = True

@@ -298,7 +298,7 @@ class NativeEngine:
         if self._lost_lora:
             # The runtime generated without the LoRA and reported this only in its log.
             raise EngineError(
-                Reason.GENERATION_FAILED, "The runtime could not load a LoRA of the request."
+                Reason.LORA_UNUSABLE, "The runtime could not load a LoRA of the request."
             )
         return picture
 

@@ -80,7 +80,7 @@ class LoraCheck:
             left_out = check_fit(tensors, found.shapes, self._model)
         except LoraUnfit as error:
             message = f"The LoRA '{name}' {error}."
-            raise EngineError(Reason.GENERATION_FAILED, message) from None
+            raise EngineError(Reason.LORA_UNUSABLE, message) from None
         return (*damaged, *(f"The LoRA '{name}' {predicate}." for predicate in left_out))
 
     def _weights(self, version: int) -> dict[str, Weight]:
