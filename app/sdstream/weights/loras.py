@@ -229,20 +229,36 @@ def _check_dimensions(name: str, parts: Parts, weight: Weight) -> None:
         return
     sides = [parts[part] for part in _SIDES if part in parts]
     if any(len(side) != count for side in sides):
-        raise LoraUnfit(
-            f"has matrices for '{name}' that do not have {count} dimensions, which the runtime "
-            f"cannot apply to a quantised model; {_REMEDY}"
-        )
-    kronecker = [part for part in parts if part.startswith("lokr")]
-    if count == 4 or not kronecker:
-        return
-    if any(part not in ("lokr_w1", "lokr_w2") for part in kronecker):
+        raise _wrong_count(name, count)
+    if any(part.startswith("lokr") for part in parts):
+        _check_kronecker(name, parts, weight)
+
+
+def _wrong_count(name: str, count: int) -> LoraUnfit:
+    return LoraUnfit(
+        f"has matrices for '{name}' that do not have {count} dimensions, which the runtime "
+        f"cannot apply to a quantised model; {_REMEDY}"
+    )
+
+
+def _check_kronecker(name: str, parts: Parts, weight: Weight) -> None:
+    """Raise LoraUnfit for a LoKr that the runtime cannot apply without changing the weight.
+
+    For convolutions, the runtime reads a factorised second matrix; for linear layers, none.
+    """
+    count = len(weight.shape)
+    first, second = parts.get("lokr_w1"), parts.get("lokr_w2")
+    if first is None or (second is None and count == 2):
         raise LoraUnfit(
             "contains a LoKr with factorised matrices, which the runtime cannot apply to a "
             f"quantised model ('{name}'); {_REMEDY}"
         )
-    first, second = parts["lokr_w1"], parts["lokr_w2"]
-    if len(first) != 2 or len(second) != 2 or first[0] * second[0] != weight.shape[0]:
+    if second is not None and len(second) != count:
+        raise _wrong_count(name, count)
+    axis = 0 if count == 2 else 2
+    inputs = weight.shape[axis]
+    same = inputs % first[0] == 0 if second is None else inputs == first[0] * second[axis]
+    if len(first) != 2 or not same:
         raise LoraUnfit(f"is for another model: its LoKr for '{name}' has other sides")
 
 

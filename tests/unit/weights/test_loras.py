@@ -61,8 +61,24 @@ def check(tensors: Mapping[str, Shape], model: dict[str, Weight] = Q8) -> tuple[
         },
         {f"lora.{BIAS}.diff": (32,)},
         {f"lora.{QKV}.lokr_w1": (16, 16), f"lora.{QKV}.lokr_w2": (16, 48)},
+        {f"lora.{CONV}.lokr_w1": (4, 8), f"lora.{CONV}.lokr_w2": (3, 3, 16, 4)},
+        {
+            f"lora.{CONV}.lokr_w1": (4, 8),
+            f"lora.{CONV}.lokr_w2_a": (2, 4),
+            f"lora.{CONV}.lokr_w2_b": (144, 2),
+        },
     ],
-    ids=["linear", "conv", "tucker", "three-in-one", "clip-g", "bias", "lokr"],
+    ids=[
+        "linear",
+        "conv",
+        "tucker",
+        "three-in-one",
+        "clip-g",
+        "bias",
+        "lokr",
+        "lokr-conv",
+        "lokr-conv-factorised",
+    ],
 )
 def test_what_fits(tensors: dict[str, Shape], model: dict[str, Weight]) -> None:
     """A LoRA that fits gives no warning."""
@@ -102,6 +118,22 @@ def test_what_fits(tensors: dict[str, Shape], model: dict[str, Weight]) -> None:
         (
             {f"lora.{QKV}.lokr_w1": (48, 16), f"lora.{QKV}.lokr_w2": (16, 16)},
             "is for another model: its LoKr",
+        ),
+        (
+            {f"lora.{CONV}.lokr_w1": (4, 16), f"lora.{CONV}.lokr_w2": (3, 3, 8, 4)},
+            "is for another model: its LoKr",
+        ),
+        (
+            {f"lora.{CONV}.lokr_w1": (4, 8), f"lora.{CONV}.lokr_w2": (144, 4)},
+            "do not have 4 dimensions",
+        ),
+        (
+            {
+                f"lora.{CONV}.lokr_w1_a": (2, 8),
+                f"lora.{CONV}.lokr_w1_b": (4, 2),
+                f"lora.{CONV}.lokr_w2": (3, 3, 16, 4),
+            },
+            "contains a LoKr with factorised matrices",
         ),
         ({f"lora.{QKV}.lora_down": (256, 4)}, "none of its 1 tensors"),
         ({"anything": (3,)}, "none of its 1 tensors"),
