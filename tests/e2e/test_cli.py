@@ -398,6 +398,21 @@ def test_a_damaged_model_is_told(tmp_path: Path) -> None:
     assert "The default model 'bad' cannot be used. The file of 'model' is empty." in said(result)
 
 
+def test_an_unknown_upscaler_of_the_model_is_told(tmp_path: Path) -> None:
+    """An upscaler that does not exist ends the start, in place of every enlarged request."""
+    models = tmp_path / "models.yaml"
+    models.write_text(
+        "models: [{id: a, family: ovis_image, files: {model: builtin:drawings}, "
+        "size: {enlarge: {sizes: [128x128], upscaler: drawings-x4}}}]"
+    )
+    result = sdstream("generate", "a", folder=tmp_path, models=models)
+    assert result.returncode == 78
+    assert said(result).endswith(
+        "Its size.enlarge names the upscaler 'drawings-x4', which is neither built in nor in the "
+        "folder of --upscaler-dir. Did you mean 'drawings-4x'?"
+    )
+
+
 # --- models, settings, help ---------------------------------------------------------------------
 
 

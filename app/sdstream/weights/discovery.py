@@ -13,8 +13,11 @@ from sdstream.core.errors import ConfigurationError, EngineError
 from sdstream.core.locations import BUILTIN, HUBS, HubFile, is_address
 from sdstream.core.model_spec import Files, ModelSpec
 from sdstream.core.runtime_options import RuntimeOptionError, RuntimeOptions
+from sdstream.core.similar import did_you_mean, most_similar
 from sdstream.settings import Settings, variable
 from sdstream.weights.embedded import MODELS as BUILTIN_MODELS
+from sdstream.weights.embedded import UPSCALERS
+from sdstream.weights.folders import weight_files
 from sdstream.weights.headers import BadFile
 from sdstream.weights.hub import Hub
 from sdstream.weights.inspection import check, inspect
@@ -33,13 +36,15 @@ def load_catalog(settings: Settings) -> Catalog:
 
     Raises:
         CatalogError: models.yaml is invalid, or a file that it names by path does not exist.
-        ModelError: The default model is not downloaded, or the runtime cannot load it.
+        ModelError: The default model is not downloaded, the runtime cannot load it, or its upscaler
+            does not exist.
     """
     catalog = read_catalog(settings)
     default = catalog.find(None)
     if default is None:
         raise ModelError(catalog.why_missing(None))
     _check_files(settings, default)
+    _check_upscaler(settings, default)
     return catalog
 
 
@@ -53,6 +58,21 @@ def _check_files(settings: Settings, spec: ModelSpec) -> None:
         check(files, spec.family, tae=spec.runtime.tae)
     except EngineError as error:
         raise ModelError(f"The default model '{spec.id}' cannot be used. {error.message}") from None
+
+
+def _check_upscaler(settings: Settings, spec: ModelSpec) -> None:
+    """Raise ModelError if no upscaler has the name in the model's ``size.enlarge``."""
+    rule = spec.size.enlarge
+    if rule is None:
+        return
+    names = [*UPSCALERS, *weight_files(settings.upscaler_dir)]
+    if rule.upscaler not in names:
+        near = did_you_mean(most_similar(rule.upscaler, names))
+        raise ModelError(
+            f"The default model '{spec.id}' cannot be used. Its size.enlarge names the upscaler "
+            f"'{rule.upscaler}', which is neither built in nor in the folder of --upscaler-dir."
+            f"{near}"
+        )
 
 
 def read_catalog(settings: Settings) -> Catalog:
