@@ -144,7 +144,9 @@ class Settings(BaseSettings):
         description="API keys, separated by commas; clients must send one of them. None: no key.",
     )
     high_priority_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="API keys that may request high priority, separated by commas; none: all."
+        (),
+        description="API keys that may request high priority, separated by commas. None: every "
+        "client may.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -347,7 +349,9 @@ class Settings(BaseSettings):
     def _pairs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for pair in value:
             if not all(pair.partition("=")):
-                raise ValueError(f"'{pair}' is not NAME=VALUE; write offload=true")
+                raise ValueError(
+                    f"'{pair}' does not have the form NAME=VALUE, for example offload=true"
+                )
         return value
 
     @field_validator("cors_origins")
@@ -360,7 +364,9 @@ class Settings(BaseSettings):
     def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
         schemes = ("postgresql://", "postgres://")
         if value is not None and not value.get_secret_value().startswith(schemes):
-            raise ValueError("a database is an address; write postgresql://user@host:5432/name")
+            raise ValueError(
+                "the database must be a URL, for example postgresql://user@host:5432/name"
+            )
         return value
 
     @field_validator("images")

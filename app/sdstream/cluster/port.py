@@ -1,4 +1,4 @@
-"""The interface of a cluster to the service, and the description of its machines."""
+"""The interface through which the service uses a cluster, and the description of its machines."""
 
 from __future__ import annotations
 

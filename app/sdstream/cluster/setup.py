@@ -73,7 +73,8 @@ def check_token(path: Path) -> Path:
         ) from None
     if len(text) < 32:
         raise ConfigurationError(
-            f"{path} does not contain a cluster's token: it has {len(text)} characters."
+            f"{path} does not contain a cluster's token: it has {len(text)} "
+            "characters, and a token has at least 32."
         )
     if mode & 0o077:
         raise ConfigurationError(

@@ -62,9 +62,9 @@ class ReplyOptions(BaseModel):
 
     response_format: Literal["b64_json", "url", "both", "base64", "B64Json", "Url"] | None = Field(
         None,
-        description="Base64 (b64_json, base64), a link (url, Url), or both; B64Json has a "
-        "data: prefix (mistral.rs). Default: the server's setting, initially both; streams contain "
-        "base64.",
+        description="The form of images: base64 (b64_json, base64), a link (url, Url), or both. "
+        "B64Json is base64 with a data: prefix (mistral.rs). Default: base64 in streams, and "
+        "otherwise --default-response-format, which is both unless set.",
     )
     stream: bool = Field(False, description="Progress and images as server-sent events.")
     partial_images: Annotated[int | None, BeforeValidator(no_boolean)] = Field(

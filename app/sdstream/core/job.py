@@ -145,8 +145,8 @@ class Requeued:
     """The job waits again, and its finished images stay.
 
     Attributes:
-        counts: The interrupted try counts towards MAX_ATTEMPTS because the worker died. False if
-            the server is shutting down or cannot reach the worker's machine.
+        counts: True if the interrupted attempt counts towards MAX_ATTEMPTS, as after the death of a
+            worker. False if the server is shutting down or cannot reach the worker's machine.
     """
 
     counts: bool = True
@@ -452,10 +452,8 @@ class Job:
                 message,
             ):
                 return Unavailable(message, reason=reason, retry_after=10)
-            case JobFailed(
-                Reason.CONTENT_POLICY_VIOLATION | Reason.LORA_UNUSABLE as reason, message
-            ):
-                return InvalidRequest(message, reason=reason)
+            case JobFailed(Reason.CONTENT_POLICY_VIOLATION | Reason.LORA_UNUSABLE as why, message):
+                return InvalidRequest(message, reason=why)
             case JobFailed(Reason.STORAGE_FULL as reason, message):
                 return StorageFull(message, reason=reason)
             case JobFailed(reason, message):

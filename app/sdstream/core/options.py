@@ -112,8 +112,9 @@ class Options(BaseModel):
     )
     fit: Annotated[Fit | None, Option(acts_on="image or control")] = Field(
         None,
-        description="How an input image of another shape gets the size: crop or stretch it, pad it "
-        "and generate the border (without a mask), or fill the border and generate everything.",
+        description="How an input image with another aspect ratio is fitted to the size: crop it, "
+        "stretch it, pad it and generate the border (without a mask), or fill the border by "
+        "extending the edges and generate everything.",
     )
     mask_mode: Annotated[MaskMode | None, Option(acts_on="mask")] = Field(
         None,

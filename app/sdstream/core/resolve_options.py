@@ -242,8 +242,8 @@ def with_own_upscaler(
     if factor is not None and abs(factor - enlargement.factor) > 0.001:
         raise ask.rejected(
             "upscale",
-            f": the size already requires an upscale by {enlargement.factor:g}; enlarge the "
-            "finished image afterwards.",
+            f": {factor:g} contradicts the size, which requires an upscale by "
+            f"{enlargement.factor:g}; enlarge the finished image afterwards.",
             Reason.CONFLICTING_FIELDS,
         )
     if larger is not None and larger.width >= enlargement.enlarged.width:

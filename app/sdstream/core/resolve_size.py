@@ -146,6 +146,8 @@ def _width_and_height(ask: ParsedRequest) -> Size:
     size = Size(params.width, params.height)
     if params.size not in (None, "auto", "") and _parsed(ask) != size:
         raise ask.rejected(
-            "size", " differs from width and height; send one of them.", Reason.CONFLICTING_FIELDS
+            "size",
+            " differs from width and height; send either the size or both sides.",
+            Reason.CONFLICTING_FIELDS,
         )
     return size

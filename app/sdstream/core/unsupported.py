@@ -8,7 +8,7 @@ from sdstream.core.model_spec import ModelSpec
 def more_than_clip(spec: ModelSpec) -> str | None:
     """Return why a model ignores ``clip_skip``: it has text encoders besides CLIP."""
     if "clip_l" not in spec.traits.needs or spec.traits.flow:
-        return f"the model '{spec.id}' reads more than CLIP"
+        return f"the model '{spec.id}' also has text encoders other than CLIP"
     return None
 
 

@@ -295,7 +295,8 @@ def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
 
     Args:
         value: The client's value; text such as "1" counts as the number that it spells.
-        neutral: The neutral values; if it is empty, the values that switch a feature off.
+        neutral: The neutral values; if it is empty, the values that switch a feature off are
+            neutral.
     """
     if _is_empty(value):
         return True

@@ -278,7 +278,9 @@ class Worker:
         try:
             process = await self._spawn(self._options.engine, self._options.environment)
         except PlaceGone as error:
-            logger.warning("no worker of model %s on %s: %s", self.model, self.place, error)
+            logger.warning(
+                "could not start a worker of model %s on %s: %s", self.model, self.place, error
+            )
             self.lose()
             return
         except LoadRefused as error:

@@ -384,7 +384,7 @@ def _belongs(component: str, contents: Contents) -> bool:
 
 
 def _instead(component: str, contents: Contents, found: WeightFile) -> str:
-    """Return a predicate that describes a file which is not the expected component."""
+    """Return the end of a sentence that names what a file is instead of the expected component."""
     architecture = contents.architecture
     if architecture is None:
         return f"{_what(contents, found)}, not {architectures.TITLES[component]}"
