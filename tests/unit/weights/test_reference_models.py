@@ -53,6 +53,19 @@ GPUSTACK = {
 }
 
 
+#: Names that clients of Xinference and GPUStack send for the model of an entry -> the entry. The
+#: others have the entry's id.
+NAMES = {
+    "stable-diffusion-v1.5": "stable-diffusion-v1-5",
+    "Flux.1-Kontext-dev": "FLUX.1-Kontext-dev",
+    "TencentARC/FLUX.1-mini": "FLUX.1-mini",
+    "Freepik/FLUX.1-lite": "FLUX.1-lite",
+    "black-forest-labs/FLUX.1-dev": "FLUX.1-dev",
+    "stabilityai/stable-diffusion-3.5-large": "sd3.5-large",
+    "CompVis/stable-diffusion-v1-4": "stable-diffusion-v1-4",
+} | {name: entry for name, entry in GPUSTACK.items() if entry is not None}
+
+
 def described(model: str) -> dict[str, str]:
     """Return the quantisations that a model lacks in the document, with their substitutes."""
     rows = re.findall(r"^- (`\w+`|no type) for (.*?) of ([^:\n]*)", DOCUMENT, re.MULTILINE)
@@ -101,3 +114,15 @@ def test_models_of_gpustack(title: str) -> None:
     else:
         assert f"`{entry}`" in row
         assert entry in CATALOG.entries
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_names_of_their_clients(name: str) -> None:
+    """A client that names a model as in these documents gets the catalogue's entry."""
+    entry = NAMES[name]
+    assert CATALOG.why_missing(name).startswith(
+        f"The model '{name}' is in the catalogue but not downloaded: 'sdstream pull {name}'"
+    )
+    variant = CATALOG.variant(name)
+    assert variant is not None
+    assert variant.entry.id == entry
