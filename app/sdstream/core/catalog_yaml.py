@@ -84,11 +84,15 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"true|True|TRUE|false|False|FALSE"), [*"tTfF"])
 
 
+#: Maximum number of keys and items in a file.
+_MOST_VALUES: Final = 100_000
+
+
 def load(text: str) -> tuple[Lines, Any, list[Problem]]:
     """Return the lines of the file's keys, its content, and the duplicate keys, which YAML accepts.
 
     Raises:
-        CatalogError: The text is not YAML.
+        CatalogError: The text is not YAML, or its anchors make the content too large.
     """
     lines: Lines = {}
     try:
@@ -107,8 +111,15 @@ def load(text: str) -> tuple[Lines, Any, list[Problem]]:
 
 
 def _index(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> Iterator[Problem]:
-    """Record the line of every key and item; yield a problem for each duplicate key."""
+    """Record the line of every key and item; yield a problem for each duplicate key.
+
+    Raises:
+        CatalogError: Anchors that use other anchors make the content too large.
+    """
     lines.setdefault(path, node.start_mark.line + 1)
+    if len(lines) > _MOST_VALUES:
+        problem = f"the file has more than {_MOST_VALUES} values, counting each use of an anchor"
+        raise CatalogError(Problem(node.start_mark.line + 1, problem))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             yield from _index(item, (*path, index), lines)

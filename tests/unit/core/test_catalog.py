@@ -510,3 +510,19 @@ def test_a_fault_of_hub_files_names_its_line(text: str, line: int, words: str) -
     with pytest.raises(CatalogError, match=words) as caught:
         Catalog.parse(text)
     assert caught.value.line == line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)),
+        "a0: &a0 {x: 1}\n"
+        + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 60)),
+        "a0: &a0\n  b: *a0\n",
+    ],
+    ids=["lists", "merges", "itself"],
+)
+def test_anchors_that_grow_without_bound(text: str) -> None:
+    """Anchors that contain one another many times are a problem, not a parse that never ends."""
+    with pytest.raises(CatalogError, match="counting each use of an anchor|nested too deeply"):
+        Catalog.parse(f"{text}models: []\n")
