@@ -524,5 +524,5 @@ def test_a_fault_of_hub_files_names_its_line(text: str, line: int, words: str) -
 )
 def test_anchors_that_grow_without_bound(text: str) -> None:
     """Anchors that contain one another many times are a problem, not a parse that never ends."""
-    with pytest.raises(CatalogError, match="counting each use of an anchor|nested too deeply"):
+    with pytest.raises(CatalogError, match=r"each use of an anchor|too deeply"):
         Catalog.parse(f"{text}models: []\n")
