@@ -309,7 +309,7 @@ def test_asynchronous_calls(api: webuiapi.WebUIApi) -> None:
     """The client's asynchronous calls get the same images, several at once."""
     image = Image.new("RGB", (64, 64), "red")
 
-    async def calls() -> list[webuiapi.WebUIApiResult]:
+    async def calls() -> tuple[webuiapi.WebUIApiResult, ...]:
         return await asyncio.gather(
             api.txt2img(prompt="a cat", seed=3, **SMALL, use_async=True),
             api.img2img([image], prompt="a cat", seed=3, **SMALL, use_async=True),
