@@ -145,11 +145,12 @@ def test_automatic_replicas(tmp_path: Path) -> None:
     models = catalogue(tmp_path, a=", replicas: auto")
     models.write_text(models.read_text().replace("model: x", "model: sharing"))
     most = min(available_cores(), 8)
-    with running_server(tmp_path, engine="fake", models=models) as server:
+    with running_server(tmp_path, engine="fake", models=models, grace_seconds=1) as server:
         for _ in range(3):
             assert server.post({**QUICK, "model": "a"}).status_code == 200
         assert state_of(server, "a")["workers"] == 1
-        jobs = [begin(server, {**LONG, "seed": n})["id"] for n in range(most + 1)]
+        outlasting = {**LONG, "sample_steps": 100}
+        jobs = [begin(server, {**outlasting, "seed": n})["id"] for n in range(most + 1)]
         wait_until(
             lambda: server.metric("sdstream_running_jobs") == most, 20, "jobs wait for a worker"
         )
