@@ -1,4 +1,4 @@
-"""The rooms of docs/architecture/overview.md: which package may import which."""
+"""The layers of docs/architecture/overview.md: which package may import which."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 APP = Path(__file__).parents[2] / "app/sdstream"
 
 #: Module prefix -> its level; the longest prefix that matches applies. A module imports from its
-#: own level or lower ones, and rooms of one level do not import from each other.
+#: own level or lower ones, and layers of one level do not import from each other.
 FLOORS = {
     # The public names of the package, each imported on its first use.
     "sdstream": 8,
@@ -96,7 +96,7 @@ def _room(module: str) -> str:
 
 
 def test_rooms_of_one_floor_stay_apart() -> None:
-    """A room does not import from another room of its level."""
+    """A layer does not import from another layer of its level."""
     level = [
         (name, target)
         for name, targets in GRAPH.items()

@@ -1,9 +1,9 @@
 """The states of one job, from its place in the queue to its images.
 
 Only the table TRANSITIONS defines which event may follow which status. ``Job.apply`` accepts any
-event. If the table does not allow the event, it changes nothing and returns False, so that late or
-repeated events (a worker's last frame, a second cancel) are harmless. The first terminal event
-wins, and no event follows it.
+event. If the table does not allow the event, ``apply`` changes nothing and returns False, so that
+late or repeated events (a worker's last frame, a second cancel) are harmless. The first terminal
+event wins, and no event follows it.
 
 ::
 

@@ -68,7 +68,7 @@ class HubFile(NamedTuple):
             raise ValueError(
                 f"'{address}' is not an address of the Hugging Face hub or of ModelScope; download "
                 f"the file and write its path, or write {_forms('hf:')}, or the same with ms: "
-                "(HF_ENDPOINT and MODELSCOPE_ENDPOINT name mirrors)"
+                "(to use a mirror, set HF_ENDPOINT or MODELSCOPE_ENDPOINT)"
             )
         pages = _PAGES[prefix]
         found = pages.file.fullmatch(url.path)

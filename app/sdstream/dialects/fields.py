@@ -291,7 +291,7 @@ def meant_by(name: str, own: Iterable[str] = SPELLINGS) -> str | None:
 
 
 def is_nothing(value: object, neutral: Collection[object] = ()) -> bool:
-    """Return whether a value is neutral.
+    """Return whether a value leaves its feature off, so that ignoring the field changes nothing.
 
     Args:
         value: The client's value; text such as "1" counts as the number that it spells.

@@ -258,7 +258,7 @@ class Worker:
         """Set the worker's share of the CPU, for the current job and later ones.
 
         Args:
-            index: Number of this worker among those that share the CPU, from 0.
+            index: Index of this worker among those that share the CPU, from 0.
             workers: Number of workers that share the CPU.
         """
         share = Share(index, workers)

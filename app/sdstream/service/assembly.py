@@ -458,7 +458,7 @@ async def _watch(store: JobStore, on_loss: Callable[[], None]) -> None:
         try:
             await store.fault()
         except Exception:
-            logger.exception("the state of the store could not be read")
+            logger.exception("the state of the job database could not be read")
         await asyncio.sleep(_WATCH_SECONDS)
     logger.critical("%s", store.lost)
     on_loss()

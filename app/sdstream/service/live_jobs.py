@@ -57,7 +57,7 @@ def standing_by() -> Unavailable:
 
 def deferred_error(job: Job) -> Unavailable:
     """Return the error for a client that waits for a deferred job."""
-    message = f"The server is shutting down; the job {job.id} runs after its next start."
+    message = f"The server is shutting down; the job {job.id} will run after it starts again."
     error = Unavailable(message, reason=Reason.SHUTTING_DOWN, retry_after=10)
     if job.terms.idempotency_key is None:
         # A client that retries automatically would submit a second job.
@@ -284,7 +284,7 @@ class LiveJobs:
                     yield None
 
     async def finished(self, live: LiveJob) -> Job:
-        """Wait until the job has ended, or is deferred to the next start.
+        """Wait until the job has ended, or is deferred until the server starts again.
 
         Raises:
             StorageFull, Unavailable: The job has ended, but its end cannot be stored yet.

@@ -297,7 +297,7 @@ class PostgresDatabase:
 
 
 def _storable(values: Mapping[str, object]) -> dict[str, Any]:
-    """Return values with NUL characters replaced, which PostgreSQL cannot store."""
+    """Replace NUL characters in values, because PostgreSQL cannot store them."""
     return {
         name: value.replace("\0", "\ufffd") if isinstance(value, str) else value
         for name, value in values.items()

@@ -176,8 +176,8 @@ class Hub:
         free = shutil.disk_usage(place).free
         if need > free:
             raise HubError(
-                f"{decimal(need)} must be downloaded and the disk of {self.folder} has "
-                f"{decimal(free)} free: {decimal(need - free)} are missing."
+                f"{decimal(need)} must be downloaded, but the disk with {self.folder} has only "
+                f"{decimal(free)} free; free {decimal(need - free)} more."
             )
 
     def fetched(self, remote: Remote) -> int:

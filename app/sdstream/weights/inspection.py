@@ -457,7 +457,7 @@ def _check_control(architecture: Architecture, parts: Mapping[str, Shapes]) -> N
         architectures.unet_text_width(parts["diffusion_model"]),
     )
     if width is None:
-        raise _bad("control_net", "is a ControlNet that the runtime cannot read, e.g. of diffusers")
+        raise _bad("control_net", "is a ControlNet, but not in a format of the runtime")
     if width != wanted:
         raise _unavailable(
             f"The ControlNet is for another model: its text width is {width}, and that of "

@@ -205,7 +205,8 @@ def _note(views: Mapping[int, bytes]) -> JsonObject:
     if not views:
         return {}
     return {
-        "note": "The image content is reduced to fit; the ids and links refer to the originals."
+        "note": "The images in this result are reduced to the size limit of MCP clients; the ids "
+        "and links refer to the originals."
     }
 
 

@@ -354,7 +354,7 @@ class NativeEngine:
 
 
 def _embeddings(command: Load) -> dict[str, Path]:
-    """Return word -> file of the embeddings for the model; only models with a UNet read them."""
+    """Return trigger word -> file of the embeddings; empty for a model without a U-Net."""
     traits = FAMILIES[command.family]
     if command.embedding_dir is None or not traits.unet:
         return {}

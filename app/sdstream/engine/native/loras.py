@@ -43,7 +43,7 @@ class LoraCheck:
     """The check, before an image, that its LoRAs can be applied, completely or in part."""
 
     def __init__(self, files: Mapping[str, Path], *, unet: bool, wtype: str, version: str) -> None:
-        """Store the description of the model; its headers are read with the first LoRA.
+        """Store the description of the model; the first check reads the headers of its files.
 
         Args:
             files: Component of models.yaml -> file.

@@ -59,7 +59,7 @@ class ChatRoutes:
         return [ApiRoute(path, self.complete, _OPERATION, method="POST") for path in PATHS]
 
     async def complete(self, request: Request) -> Response:
-        """POST /v1/chat/completions: return an image, or a short text for a chat program's task."""
+        """POST /v1/chat/completions: return an image, or a short text for a title or tags."""
         body = await bodies.read_json(request, self.draw.max_form_bytes)
         agent = request.headers.get("User-Agent", "")
         # In a thread: decoding many megabytes of base64 would block the event loop.
