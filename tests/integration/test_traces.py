@@ -46,7 +46,7 @@ def server(
 
 def table() -> dict[str, str]:
     """Return each span of the documented table with its parent."""
-    _, _, after = PAGE.text.partition("| span | below | what it covers |\n")
+    _, _, after = PAGE.text.partition("| span | parent | what it covers |\n")
     rows = re.findall(r"^\| `?([^|`]+)`? \| `?([^|`]*)`? \|", after, re.MULTILINE)
     return {name.strip(): parent.strip() for name, parent in rows if not name.startswith("-")}
 
