@@ -63,10 +63,6 @@ MARGIN = 8
 INNER = slice(MARGIN, -MARGIN)
 CLIP_NORM = 1.0
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-HALF = has_bfloat16(DEVICE)
-"""Whether to compute in bfloat16; a constant, or each step would compile the network again."""
-
 Batch = dict[str, Tensor]
 Sizes = tuple[tuple[int, int, float], ...]
 
@@ -254,6 +250,9 @@ class Task(Protocol):
     dataset: Dataset[Batch]
     memory: int
     """Number of images over which old weights in the moving average decay to 1 / e."""
+    half: bool
+    """Whether to compute in bfloat16. A function in its place would end the compiled graph, and
+    each step would compile the rest again."""
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         """Return the mean loss; noise is shaped like the latents, levels [B] are in 0..1."""
@@ -267,15 +266,11 @@ def stratified(count: int, generator: torch.Generator, device: torch.device) -> 
     return (order + jitter) / count
 
 
-def autocast() -> torch.autocast:
-    """Return a context that computes in bfloat16 where that is quick, and otherwise in float32."""
-    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=HALF)
-
-
 class NetworkTask:
     """Flow matching: the network predicts noise minus image."""
 
     memory = 12_000
+    half = False
 
     def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
         vocabulary = text.Vocabulary.load()
@@ -295,7 +290,7 @@ class NetworkTask:
         shift = self.noise + 0.5 * math.log(clean.shape[2] * clean.shape[3] / 256)
         sigma = torch.sigmoid(shift + 1.15 * torch.special.ndtri(levels.clamp(1e-4, 1 - 1e-4)))
         share = sigma[:, None, None, None]
-        with autocast():
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=self.half):
             words = self.module["llm"](batch["ids"], batch["positions"], batch["counts"])
             velocity = self.module["dit"](
                 (1 - share) * clean + share * noise,
@@ -321,6 +316,7 @@ class DecoderTask:
     """Trains the decoder to map slightly noisy latents back to pixels."""
 
     memory = 12_000
+    half = False
 
     def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
         self.module = nn.ModuleDict({"tae": nn.ModuleDict({"decoder": Decoder()})})
@@ -329,7 +325,7 @@ class DecoderTask:
 
     def loss(self, batch: Batch, noise: Tensor, levels: Tensor) -> Tensor:
         latents = batch["latents"] + 0.05 * levels[:, None, None, None] * noise
-        with autocast():
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.half):
             # The layout in which convolutions are fastest.
             latents = latents.contiguous(memory_format=torch.channels_last)
             drawn = self.module["tae"]["decoder"](latents)  # type: ignore[index]
@@ -341,6 +337,7 @@ class EnlargerTask:
     """Trains the upscaler to map a decoded drawing to the same drawing, painted larger."""
 
     memory = 1_500
+    half = False
 
     def __init__(self, options: Options, weights: dict[str, Tensor], rank: int) -> None:
         torch.manual_seed(0)
@@ -359,7 +356,7 @@ class EnlargerTask:
             # A quarter of the inputs are clean drawings, since users may upscale any image.
             clean = batch["small"].permute(0, 3, 1, 2).float() / 255
             small = torch.where(level < 0.25, clean, decoded)[..., INNER, INNER]
-        with autocast():
+        with torch.autocast(small.device.type, torch.bfloat16, enabled=self.half):
             small = small.contiguous(memory_format=torch.channels_last)
             drawn = self.module["enlarger"](small)
         drawn, wanted = drawn.float(), batch["pixels"].permute(0, 3, 1, 2).float() / 255
@@ -395,6 +392,7 @@ class Trainer:
     def __init__(self, options: Options, rank: int, device: torch.device) -> None:
         self.options, self.rank, self.device = options, rank, device
         self.task = TASKS[options.task](options, starting_model(options).weights, rank)
+        self.task.half = has_bfloat16(device)
         self.module = self.task.module.to(device)
         matrices, others = split_parameters(self.module)
         self.parameters = matrices + others

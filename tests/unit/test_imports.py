@@ -10,7 +10,7 @@ APP = Path(__file__).parents[2] / "app/sdstream"
 
 #: Module prefix -> its level; the longest prefix that matches applies. A module imports from its
 #: own level or lower ones, and layers of one level do not import from each other.
-FLOORS = {
+LEVELS = {
     # The public names of the package, each imported on its first use.
     "sdstream": 8,
     "sdstream.atomic": 0,
@@ -71,9 +71,9 @@ def _imports(path: Path) -> set[str]:
     return names
 
 
-def _floor(module: str) -> int:
-    fitting = [p for p in FLOORS if module == p or module.startswith(p + ".")]
-    return FLOORS[max(fitting, key=len)]
+def _level_of(module: str) -> int:
+    fitting = [p for p in LEVELS if module == p or module.startswith(p + ".")]
+    return LEVELS[max(fitting, key=len)]
 
 
 MODULES = _modules()
@@ -86,22 +86,22 @@ def test_imports_only_go_down() -> None:
         (name, target)
         for name, targets in GRAPH.items()
         for target in targets
-        if _floor(target) > _floor(name)
+        if _level_of(target) > _level_of(name)
     ]
     assert upward == []
 
 
-def _room(module: str) -> str:
+def _layer(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-def test_rooms_of_one_floor_stay_apart() -> None:
+def test_layers_of_one_level_stay_apart() -> None:
     """A layer does not import from another layer of its level."""
     level = [
         (name, target)
         for name, targets in GRAPH.items()
         for target in targets
-        if _floor(target) == _floor(name) > 0 and _room(target) != _room(name)
+        if _level_of(target) == _level_of(name) > 0 and _layer(target) != _layer(name)
     ]
     assert level == []
 

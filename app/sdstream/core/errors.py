@@ -63,7 +63,7 @@ class Reason(DescribedEnum):
         "content_policy_violation",
         "The requested safety check flagged an image.",
     )
-    LORA_UNUSABLE = "lora_unusable", "The runtime cannot apply the LoRA to this model."
+    LORA_UNUSABLE = "lora_unusable", "The LoRA cannot be applied to this model."
     INVALID_API_KEY = "invalid_api_key", "The API key or the token is missing or wrong."
     CROSS_ORIGIN = "cross_origin", "The request came from a page of an origin that is not allowed."
     HOST_NOT_ALLOWED = "host_not_allowed", "The name in Host is not a name of this server."

@@ -292,7 +292,7 @@ def read_lora(name: str, path: Path) -> WeightFile:
         found = headers.read(path)
         _expect(found, "lora")
     except BadFile as error:
-        raise EngineError(Reason.GENERATION_FAILED, f"The LoRA '{name}' {error}.") from None
+        raise EngineError(Reason.LORA_UNUSABLE, f"The LoRA '{name}' {error}.") from None
     return found
 
 
