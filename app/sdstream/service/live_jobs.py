@@ -57,7 +57,7 @@ def standing_by() -> Unavailable:
 
 def deferred_error(job: Job) -> Unavailable:
     """Return the error for a client that waits for a deferred job."""
-    message = f"The server is shutting down; the job {job.id} will run after it starts again."
+    message = f"The server is shutting down; it will run the job {job.id} after its next start."
     error = Unavailable(message, reason=Reason.SHUTTING_DOWN, retry_after=10)
     if job.terms.idempotency_key is None:
         # A client that retries automatically would submit a second job.
