@@ -149,8 +149,9 @@ def _environment(name: str, options: argparse.Namespace, place: Path) -> dict[st
 
 def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results:
     """Return contestant -> work -> its answers, one per round."""
-    names = [name for name in CONTESTANTS if name != "plain" or options.plain]
-    peers = PEERS if options.peers and model.peer else ()
+    columns = _columns(options)
+    names = [name for name in CONTESTANTS if name in columns]
+    peers = [name for name in PEERS if name in columns and model.peer]
     results: Results = {name: {work: [] for work in model.works} for name in (*names, *peers)}
     settings = model.settings(folder)
     with ExitStack() as stack:
@@ -183,6 +184,14 @@ def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results
     return results
 
 
+def _columns(options: argparse.Namespace) -> list[str]:
+    """Return the contestants, in the order of the columns."""
+    possible = [name for name in CONTESTANTS if name != "plain" or options.plain]
+    possible += PEERS if options.peers else ()
+    wanted = options.columns.split(",") if options.columns else possible
+    return [name for name in possible if name in wanted]
+
+
 def _rows(model: Model, results: Results, columns: list[str]) -> list[list[str]]:
     """Return the rows of one model in the table."""
     rows = []
@@ -202,7 +211,8 @@ def _rows(model: Model, results: Results, columns: list[str]) -> list[list[str]]
                 rows.append([f"  {what}", *_ratios(columns, seconds)])
                 shares = _shares(answers, phase)
                 rows.append(["    share of the peak", *(shares.get(n, "") for n in columns)])
-        apart = {name: _difference(ours[name], ours["llamafile"]) for name in ours}
+        base = ours.get("llamafile", [])
+        apart = {name: _difference(ours[name], base) for name in ours if base}
         rows.append(["  pixels, mean and largest", *(apart.get(n, "") for n in columns)])
         peaks = {
             name: f"{_median(them, 'peak_bytes') / 2**20:,.0f}" for name, them in answers.items()
@@ -229,7 +239,7 @@ def _shares(answers: dict[str, list[dict[str, Any]]], phase: str) -> dict[str, s
     Only the kernels count multiply-adds, so the other contestants have the count and the peak of
     ``exact``. Without kernels there are no shares.
     """
-    if not all(answers[name][0]["peak"] for name in ("exact", "auto")):
+    if not all(name in answers and answers[name][0]["peak"] for name in ("exact", "auto")):
         return {}
     shares = {}
     for name, them in answers.items():
@@ -272,6 +282,9 @@ def main() -> None:
     parser.add_argument("--peer-files", default="", help="where OpenVINO's networks are kept")
     parser.add_argument("--rounds", type=int, default=5, help="of each work")
     parser.add_argument("--only", default="", help="parts of models' names, separated by commas")
+    parser.add_argument(
+        "--columns", default="", help="contestants, separated by commas, to need less memory"
+    )
     parser.add_argument("--quick", action="store_true", help="one small work")
     parser.add_argument("--long", action="store_true", help="also those that take minutes a round")
     parser.add_argument("--json", type=Path, help="write the answers, without pixels")
@@ -279,8 +292,9 @@ def main() -> None:
     models = _chosen(options)
     if not models:
         parser.error(f"no model's name has {options.only!r}; there are: {_listed()}")
-    columns = [name for name in CONTESTANTS if name != "plain" or options.plain]
-    columns += PEERS if options.peers else ()
+    columns = _columns(options)
+    if not columns:
+        parser.error(f"no contestant's name is in {options.columns!r}")
     console = Console(width=36 + 18 * len(columns))
     written = {}
     with tempfile.TemporaryDirectory() as temporary:
