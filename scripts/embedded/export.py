@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.embedded import draw, model_file, text
+from scripts.embedded import draw, model_file, text, wording
 from scripts.embedded.model_file import Model
 from scripts.embedded.shapes import SHAPES
 from scripts.embedded.train import START
@@ -49,6 +49,7 @@ def card(model: Path, packed: Path, kind: str, pictures: int) -> dict[str, objec
         "objects": list(SHAPES),
         "colours": list(draw.COLOURS),
         "words": draw.caption_words(),
+        "names": {name: shape for shape in SHAPES for name in wording.names(shape)},
         "recipe": "flow matching, Muon and AdamW, moving average; see scripts/embedded/README.md",
         "pictures_seen": pictures,
         "quantisation": kind,
@@ -58,18 +59,21 @@ def card(model: Path, packed: Path, kind: str, pictures: int) -> dict[str, objec
             for file in (model, packed)
         },
         "scores": None,
+        "group_scores": None,
     }
 
 
 def main() -> None:
     """Export weights."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("checkpoints", type=Path, nargs="*", help="runs of `train`")
-    parser.add_argument("--start", type=Path, default=START, help="the model they started from")
-    parser.add_argument("--kind", choices=model_file.QUANTISATIONS, default="q8_0")
-    parser.add_argument("--scores", type=Path, help="the judge's --json file, for the card")
-    parser.add_argument("--no-pack", action="store_true", help="only the GGUF, for judging")
+    add = parser.add_argument
+    add("folder", type=Path)
+    add("checkpoints", type=Path, nargs="*", help="runs of `train`")
+    add("--start", type=Path, default=START, help="the model they started from")
+    add("--kind", choices=model_file.QUANTISATIONS, default="q8_0")
+    add("--scores", type=Path, help="the judge's --json file, for the card")
+    add("--group-scores", type=Path, help="the same with --kinds group")
+    add("--no-pack", action="store_true", help="only the GGUF, for judging")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     file = options.folder / "model.gguf"
@@ -81,8 +85,9 @@ def main() -> None:
     packed = file.with_suffix(".gguf.xz")
     packed.write_bytes(lzma.compress(file.read_bytes(), preset=9))
     content = card(file, packed, options.kind, model.pictures)
-    if options.scores:
-        content["scores"] = json.loads(options.scores.read_text())
+    for key in ("scores", "group_scores"):
+        if file := getattr(options, key):
+            content[key] = json.loads(file.read_text())
     (options.folder / "card.json").write_text(json.dumps(content, indent=2) + "\n")
 
 

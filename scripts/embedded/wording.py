@@ -248,6 +248,13 @@ def noun(rng: Random, shape: str, count: int = 1) -> str:
     return PLURALS.get(word, word + "s")
 
 
+def names(shape: str) -> list[str]:
+    """Return the words, singular and plural, that name an object in captions."""
+    nouns = NOUNS.get(shape, (shape,))
+    phrases = {*nouns, *(PLURALS.get(word, word + "s") for word in nouns)}
+    return sorted({word for phrase in phrases for word in phrase.split()} - {"signs"})
+
+
 def describe_things(rng: Random, shape: str, colour: str | None, size: str, count: int) -> str:
     """Return a phrase such as "a small red circle", or "two cats" without a colour and size."""
     word = noun(rng, shape, count)

@@ -17,7 +17,7 @@ from scripts.embedded.draw import (
     render,
 )
 from scripts.embedded.shapes import NATURAL, PALETTE, SHAPES
-from scripts.embedded.wording import COLOUR_WORDS
+from scripts.embedded.wording import COLOUR_WORDS, names
 from sdstream.weights.embedded import vocabularies
 
 SIZES = [(64, 64), (96, 96), (128, 128), (192, 128), (128, 192), (256, 256), (256, 64), (80, 176)]
@@ -152,3 +152,10 @@ def test_the_words_of_the_captions_are_those_of_the_card() -> None:
     (known,) = vocabularies().values()
     assert sorted(known.words) == caption_words()
     assert known.unknown("three yellow stars next to a house") == []
+
+
+def test_the_names_of_objects_are_those_of_the_card() -> None:
+    """The service warns of numbers in prompts with several objects, which it knows by name."""
+    (known,) = vocabularies().values()
+    assert known.counted_alone == {name: shape for shape in SHAPES for name in names(shape)}
+    assert set(known.counted_alone) <= set(known.words)

@@ -115,7 +115,7 @@ def resolve(
         *_alias(ask, spec, catalog),
         *_cut(request, spec),
         *_shape(request, spec),
-        *_unknown_words(request, spec, assets),
+        *_not_trained(request, spec, assets),
         *request.warnings,
     )
     return replace(request, warnings=warnings)
@@ -142,11 +142,10 @@ def _shape(request: GenerationRequest, spec: ModelSpec) -> tuple[str, ...]:
     )
 
 
-def _unknown_words(request: GenerationRequest, spec: ModelSpec, assets: Assets) -> tuple[str, ...]:
-    """Return the warning for words that a small model was not trained on."""
+def _not_trained(request: GenerationRequest, spec: ModelSpec, assets: Assets) -> tuple[str, ...]:
+    """Return the warnings for words and numbers that a small model was not trained on."""
     vocabulary = assets.vocabularies.get(spec.files.model or "")
-    warning = vocabulary.warning(spec.id, request.prompt) if vocabulary else None
-    return (warning,) if warning else ()
+    return vocabulary.warnings(spec.id, request.prompt) if vocabulary else ()
 
 
 def _alias(ask: ParsedRequest, spec: ModelSpec, catalog: Catalog) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""The words that a small model was trained on, and the words of a prompt that it does not know."""
+"""The words and numbers that a small model was trained on, and warnings about all others."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 _WITHOUT_PICTURE: Final = (
@@ -17,8 +17,14 @@ _WITHOUT_PICTURE: Final = (
 _FUNCTION_WORDS: Final = frozenset(_WITHOUT_PICTURE.split())
 #: Words and whole numbers, without the numbers of weights, ratios and words such as "4k".
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|(?<![\w.:])\d+(?!\w|[.:]\d)")
+#: Numbers above one that a vocabulary may contain.
+_NUMBERS: Final = frozenset(["2", "3", "4", "two", "three", "four", "pair", "couple"])
 #: Maximum number of words that one warning names.
 _MOST_NAMED: Final = 8
+_LARGER_MODEL: Final = (
+    "For anything else, use a larger model: 'sdstream models --all' lists them, and "
+    "'sdstream pull MODEL' downloads one."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +34,25 @@ class Vocabulary:
     Attributes:
         words: All words and whole numbers of the training captions, in lower case.
         subjects: Descriptions of what the model can generate, for messages.
+        counted_alone: Name of a thing, singular or plural -> the thing, for the things whose number
+            is usually wrong if the prompt names another thing as well.
     """
 
     words: Collection[str]
     subjects: Sequence[str]
+    counted_alone: Mapping[str, str] = field(default_factory=dict)
+
+    def warnings(self, model: str, prompt: str) -> tuple[str, ...]:
+        """Return the warnings about what the model was not trained on."""
+        found = (self._unknown_words(model, prompt), self._number(model, prompt))
+        return tuple(warning for warning in found if warning)
 
     def unknown(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the model was not trained on, each once."""
         found = (match[0].lower() for match in _WORD.finditer(prompt))
         return [*dict.fromkeys(word for word in found if not self._knows(word))]
 
-    def warning(self, model: str, prompt: str) -> str | None:
-        """Return a warning about the unknown words of a prompt; None if it has none."""
+    def _unknown_words(self, model: str, prompt: str) -> str | None:
         unknown = self.unknown(prompt)
         if not unknown:
             return None
@@ -47,8 +60,20 @@ class Vocabulary:
         more = len(unknown) - _MOST_NAMED
         return (
             f"The model '{model}' does not know {named}{f' and {more} more' if more > 0 else ''}. "
-            f"It knows: {', '.join(self.subjects)}. For anything else, use a larger model: "
-            "'sdstream models --all' lists them, and 'sdstream pull MODEL' downloads one."
+            f"It knows: {', '.join(self.subjects)}. {_LARGER_MODEL}"
+        )
+
+    def _number(self, model: str, prompt: str) -> str | None:
+        words = [match[0].lower() for match in _WORD.finditer(prompt)]
+        things = [*dict.fromkeys(self.counted_alone[w] for w in words if w in self.counted_alone)]
+        number = next((word for word in words if word in _NUMBERS), None)
+        if number is None or len(things) < 2:
+            return None
+        named = ", ".join(f"'{thing}'" for thing in things[:_MOST_NAMED])
+        return (
+            f"The model '{model}' does not know numbers such as '{number}' together with several "
+            f"things ({named}): their number is usually wrong. Name one thing, for example 'two "
+            f"stars', or omit the number. {_LARGER_MODEL}"
         )
 
     def _knows(self, word: str) -> bool:

@@ -29,11 +29,39 @@ def test_unknown_words(prompt: str, unknown: list[str]) -> None:
 
 def test_the_sentence() -> None:
     """The warning names the first unknown words and the remedy."""
-    assert SMALL.warning("tiny", "a red cat") is None
-    assert SMALL.warning("tiny", "a horse") == (
+    assert SMALL.warnings("tiny", "a red cat") == ()
+    assert SMALL.warnings("tiny", "a horse") == (
         "The model 'tiny' does not know 'horse'. It knows: cat, landscapes. For anything else, use "
         "a larger model: 'sdstream models --all' lists them, and 'sdstream pull MODEL' downloads "
-        "one."
+        "one.",
     )
     letters = " ".join(f"{letter}{letter}" for letter in "abcdefghijk")
-    assert "'hh' and 3 more." in str(SMALL.warning("tiny", letters))
+    assert "'hh' and 3 more." in SMALL.warnings("tiny", letters)[0]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        (
+            "two blue stars above a red house",
+            "'two' together with several things ('star', 'house')",
+        ),
+        (
+            "A house, 3 cats and 2 stars",
+            "'3' together with several things ('house', 'cat', 'star')",
+        ),
+        ("a pair of kittens next to the house", "'pair' together"),
+        ("two blue stars", None),
+        ("two cats and kittens", None),
+        ("one star above one house", None),
+        ("a star above a house", None),
+        ("a (star:2) above a house", None),
+        ("four cats on a beach at night", None),
+    ],
+)
+def test_numbers_of_several_things(prompt: str, named: str | None) -> None:
+    """A number above one is warned of if the prompt names different things."""
+    words = {"star": "star", "stars": "star", "house": "house", "cats": "cat", "kittens": "cat"}
+    small = Vocabulary({"two", "above"}, ("star",), words)
+    (*_, text) = ("", *(text for text in small.warnings("tiny", prompt) if "together" in text))
+    assert (named in text) if named else (text == "")

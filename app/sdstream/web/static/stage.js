@@ -41,8 +41,8 @@ const warnings = byId("warnings", HTMLElement);
 const otherModels = byId("other-models-list", HTMLElement);
 const actions = byId("actions", HTMLElement);
 
-/** Matches the server's warning about words that a small model was not trained on. */
-const UNKNOWN_WORDS = / does not know '/;
+/** Matches the server's warnings about words and numbers that a small model was not trained on. */
+const NOT_TRAINED = / does not know /;
 const MOST_MODELS = 4;
 
 /**
@@ -245,11 +245,11 @@ export class Stage extends EventTarget {
   }
 
   /**
-   * Show the warnings of a job. If the model does not know a word, offer the other models.
+   * Show the warnings of a job. If the model does not know a part of the prompt, offer the other models.
    * @param {Job} job
    */
   #showNotes(job) {
-    const others = job.warnings.some((text) => UNKNOWN_WORDS.test(text))
+    const others = job.warnings.some((text) => NOT_TRAINED.test(text))
       ? this.#models.filter((id) => id !== job.parameters.model).slice(0, MOST_MODELS)
       : [];
     const told = JSON.stringify([job.id, job.warnings, others]);

@@ -23,6 +23,9 @@ MODELS: Final = ("drawings",)
 #: Name -> upscaling factor; each has a safetensors file in this folder.
 UPSCALERS: Final = {"drawings-4x": 4}
 
+#: Share of right images above which no warning is necessary.
+_RELIABLE: Final = 0.9
+
 _FOLDER: Final = Path(__file__).parent
 
 
@@ -65,9 +68,17 @@ def vocabularies() -> dict[str, Vocabulary]:
     """Return location -> vocabulary for each built-in model."""
     cards = {name: _card(name) for name in MODELS}
     return {
-        f"{BUILTIN}{name}": Vocabulary(frozenset(card["words"]), (*card["objects"], "landscapes"))
+        f"{BUILTIN}{name}": Vocabulary(
+            frozenset(card["words"]), (*card["objects"], "landscapes"), _counted_alone(card)
+        )
         for name, card in cards.items()
     }
+
+
+def _counted_alone(card: dict[str, Any]) -> dict[str, str]:
+    scores = card["group_scores"]
+    knows_groups = scores and scores["shares"]["everything"] >= _RELIABLE
+    return {} if knows_groups else card["names"]
 
 
 @cache
