@@ -21,10 +21,6 @@ _WORD: Final = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|(?<![\w.:])\d+(?!\w|[
 _NUMBERS: Final = frozenset(["2", "3", "4", "two", "three", "four", "pair", "couple"])
 #: Maximum number of words that one warning names.
 _MOST_NAMED: Final = 8
-_LARGER_MODEL: Final = (
-    "For anything else, use a larger model: 'sdstream models --all' lists them, and "
-    "'sdstream pull MODEL' downloads one."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +56,8 @@ class Vocabulary:
         more = len(unknown) - _MOST_NAMED
         return (
             f"The model '{model}' does not know {named}{f' and {more} more' if more > 0 else ''}. "
-            f"It knows: {', '.join(self.subjects)}. {_LARGER_MODEL}"
+            f"It knows: {', '.join(self.subjects)}. For anything else, use a larger model: "
+            "'sdstream models --all' lists them, and 'sdstream pull MODEL' downloads one."
         )
 
     def _number(self, model: str, prompt: str) -> str | None:
@@ -73,7 +70,7 @@ class Vocabulary:
         return (
             f"The model '{model}' does not know numbers such as '{number}' together with several "
             f"things ({named}): their number is usually wrong. Name one thing, for example 'two "
-            f"stars', or omit the number. {_LARGER_MODEL}"
+            "stars', omit the number, or use a larger model."
         )
 
     def _knows(self, word: str) -> bool:
