@@ -105,13 +105,13 @@ class Settings(BaseSettings):
     )
     database: SecretStr | None = Field(
         None,
-        description="PostgreSQL database for jobs instead of the one in the data folder: "
-        "postgresql://user@host:5432/name (extra postgres).",
+        description="PostgreSQL database for jobs instead of the SQLite file in the data folder: "
+        "postgresql://user@host:5432/name (needs the extra postgres).",
     )
     images: str | None = Field(
         None,
-        description="Bucket for images instead of the data folder: s3://bucket/prefix (extra s3). "
-        "The AWS_ variables set its server and keys.",
+        description="Bucket for images instead of the data folder: s3://bucket/prefix (needs "
+        "the extra s3). The AWS_ variables set its server and keys.",
     )
     standby: bool = Field(
         False,
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     )
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("sdstream"),
-        description="Folder for built-in models.",
+        description="Folder into which built-in models are unpacked.",
     )
     lora_dir: Path | None = Field(
         None, description="Folder of LoRA files that requests may choose by name."
@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     options_in_prompt: bool = Field(
         False,
         description="Allow <sd_cpp_extra_args>{…}</sd_cpp_extra_args> in prompts to set options, "
-        "as in sd-server; its routes and those of AUTOMATIC1111 always allow this.",
+        "as in sd-server; the routes of sd-server and AUTOMATIC1111 always allow this.",
     )
     embedding_dir: Path | None = Field(
         None,
@@ -141,12 +141,12 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="API keys, separated by commas; clients must send one of them. None: no key.",
+        description="API keys, separated by commas; clients must send one. Default: none needed.",
     )
     high_priority_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="API keys that may request high priority, separated by commas. None: every "
-        "client may.",
+        description="API keys that may request high priority, separated by commas. Without this "
+        "setting, every client may.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -155,8 +155,8 @@ class Settings(BaseSettings):
     allowed_hosts: Annotated[tuple[HostPattern, ...], NoDecode] = Field(
         (),
         description="Names of this server, separated by commas: host, host:port, *.domain, an "
-        "address or *. Requests with another Host are rejected. None: any name; on loopback "
-        "without keys only localhost and addresses.",
+        "address or *. Requests with another Host are rejected. Default: all, but "
+        "a server on loopback without API keys allows only localhost and addresses.",
     )
     default_response_format: Literal["both", "b64_json", "url"] = Field(
         "both", description="Format of images in responses if a request has no response_format."
@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         300.0,
         ge=0,
         description="Seconds that an idle worker of a cluster stays loaded, for models without "
-        "keep_alive.",
+        "keep_alive in models.yaml.",
     )
     memory_mb: int = Field(
         0,
@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         16_777_216, ge=4096, description="Maximum width x height of an input image, in pixels."
     )
     max_pixels: int = Field(
-        4_194_304, ge=4096, description="Maximum width x height of an image, in pixels."
+        4_194_304, ge=4096, description="Maximum width x height of a generated image, in pixels."
     )
     max_upscaled_pixels: int = Field(
         16_777_216,
@@ -233,18 +233,18 @@ class Settings(BaseSettings):
     hang_seconds: float = Field(
         60.0,
         gt=0,
-        description="Minimum seconds without progress after which the runtime counts as hung.",
+        description="Minimum time without progress, in seconds, until a worker counts as hung.",
     )
     cancel_seconds: float = Field(
         5.0,
         gt=0,
-        description="Seconds after which the worker process of a cancelled job is killed.",
+        description="Seconds until the worker of a cancelled job is killed if it does not stop.",
     )
     grace_seconds: float = Field(
         20.0,
         ge=0,
-        description="Maximum seconds until the server has stopped. Running jobs may finish within "
-        "nine tenths of it. A service manager must wait longer before it kills the process.",
+        description="Maximum seconds until the server has stopped. Running jobs may use all of it "
+        "but the last tenth (at most 2 s). A service manager must give the server more time.",
     )
     job_ttl_seconds: int = Field(
         604_800, ge=1, description="Seconds after which ended jobs and their images are deleted."
@@ -260,7 +260,7 @@ class Settings(BaseSettings):
     webhook_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Hosts that webhook_url may contain, separated by commas: host, host:port, "
-        "host:* or *.host. None: webhooks are off.",
+        "host:* or *.host. Without this setting, webhooks are off.",
     )
     webhook_secret: SecretStr | None = Field(
         None, description="Key that signs webhooks: whsec_ and the base64 of 24 to 64 bytes."
@@ -272,7 +272,7 @@ class Settings(BaseSettings):
         True, description="Write the prompt and the options into image files."
     )
     safety_checker: str | None = Field(
-        None, description="Checker for safety_check: module:attribute or an entry point."
+        None, description="Checker for the option safety_check: module:attribute or entry point."
     )
     kernels: Kernels = Field(
         "auto",
@@ -281,7 +281,7 @@ class Settings(BaseSettings):
     )
     engine: Literal["native", "fake"] = Field(
         "native",
-        description="native, or fake: generates gradients without a model, to try clients.",
+        description="native, or fake, which returns gradients without a model, to test clients.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level of log messages; only debug messages contain prompts."

@@ -191,7 +191,8 @@ def test_a_front_that_cannot_join_ends_with_a_sentence(
 ) -> None:
     """A front that cannot join exits with a message that names the head's address.
 
-    The token is wrong, the head accepts connections without answering, or there is no head.
+    The token is wrong, the head accepts connections without answering, or there is no head. The
+    exit code is 1, so that a supervisor starts the front again.
     """
     token = tmp_path / "token"
     token.write_text("0" * 64)
@@ -214,7 +215,7 @@ def test_a_front_that_cannot_join_ends_with_a_sentence(
             running = running_server(folder, wait=False, **settings)
             servers.append(stack.enter_context(running))
         for server, (address, words) in zip(servers, addresses.items(), strict=True):
-            assert server.process.wait(200) == 78
+            assert server.process.wait(200) == 1
             assert f"{words} {address}" in server.log.read_text()
 
 

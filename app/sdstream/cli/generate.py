@@ -52,7 +52,7 @@ def output_options(command: Callable[..., None]) -> Callable[..., None]:
 def model_option(command: Callable[..., None]) -> Callable[..., None]:
     """Add the option --model."""
     return click.option(
-        "-m", "--model", help="Model of the catalogue, or a weight file without --server."
+        "-m", "--model", help="Model of the catalogue; without --server also a weight file."
     )(command)
 
 
@@ -127,8 +127,8 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
             "--async",
             "only_begin",
             is_flag=True,
-            help="Start a job on --server, print its id and exit. Only the extension of -o is "
-            "used, for the format. 'sdstream watch ID -o FILE' downloads the images.",
+            help="Start a job on --server, print its id and exit. With --async, -o sets "
+            "only the format, by its extension. 'sdstream watch ID -o FILE' downloads the images.",
         ),
         common_options,
     )
@@ -155,9 +155,9 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
 def generate(**given: Any) -> None:
     """Generate an image from PROMPT and save it.
 
-    If PROMPT is -, it is read from stdin. Without --server, the command starts the engine for
-    itself, with the settings in the SDSTREAM_ variables. Progress is written to stderr, so that
-    -o - can be piped.
+    If PROMPT is -, it is read from stdin. Without --server, the command loads the model itself,
+    with the settings in the SDSTREAM_ variables. Progress is written to stderr, so that -o - can
+    be piped.
     """
     _run(_Order.read(given))
 
@@ -213,8 +213,8 @@ def upscale(
 ) -> None:
     """Enlarge IMAGE with an upscaler.
 
-    IMAGE may be - for stdin. Upscalers are ESRGAN files in the folder of the server's
-    --upscaler-dir.
+    IMAGE may be - for stdin. Upscalers are the built-in drawings-4x, and the ESRGAN files in the
+    folder of the server's --upscaler-dir.
     """
     options = {name: value for name, value in flags.items() if value is not None}
     options |= chosen_options(pairs, options, output)

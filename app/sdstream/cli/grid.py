@@ -130,7 +130,7 @@ def _once(_context: click.Context, flag: click.Parameter, texts: tuple[str, ...]
     metavar="NAME=A,B",
     help="Option and values of the rows.",
 )
-@click.option("-i", "--image", type=ImageInput(), metavar="FILE", help="Input image of edits.")
+@click.option("-i", "--image", type=ImageInput(), metavar="FILE", help="Input image to edit.")
 @click.option(
     "--mask", type=ImageInput(), metavar="FILE", help="Mask: the part of --image to generate."
 )
@@ -154,9 +154,9 @@ def grid(
 ) -> None:
     """Compare settings on one labelled sheet.
 
-    PROMPT is generated with each combination of values. NAME is sampler, schedule, steps, cfg,
-    strength, seed, model, or a word of the prompt that the values replace. All images have the same
-    seed. The sheet is a PNG with the settings in its text.
+    The command generates PROMPT with each combination of values of -x and -y. NAME is sampler,
+    schedule, steps, cfg, strength, seed, model, or a word of PROMPT that the values replace. Unless
+    NAME is seed, all images have the same seed. The sheet is a PNG file with the settings as text.
 
     \b
     sdstream grid "a red circle" -x sampler=euler,heun -y steps=4,8

@@ -147,9 +147,9 @@ def cancel(job: str, server: str | None, api_key: str | None) -> None:
 def delete(jobs: tuple[str, ...], server: str | None, api_key: str | None) -> None:
     """Delete jobs with their images.
 
-    The command does not ask for confirmation, and cancels unfinished jobs first. If JOB is -, it
-    reads ids from stdin, as 'sdstream jobs --ids' prints them. If a job does not exist, the others
-    are deleted and the exit code is 1.
+    The command does not ask for confirmation, and cancels unfinished jobs first. If JOB is -, the
+    command reads ids from stdin, as 'sdstream jobs --ids' prints them. If a job does not exist,
+    the others are deleted and the exit code is 1.
     """
     named = [sys.stdin.read().split() if name == "-" else [name] for name in jobs]
     ids = [*dict.fromkeys(job for names in named for job in names)]

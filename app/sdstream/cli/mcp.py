@@ -30,7 +30,7 @@ _FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option(
     "--root",
     type=_FOLDER,
-    help="Folder of image files that edit_image may read; without it, it reads no files.",
+    help="Folder of image files that the tool edit_image may read; none by default.",
 )
 @click.option("-m", "--model", help="Default model without --server: an id or a weight file.")
 @click.option(

@@ -24,8 +24,8 @@ def setup(cmake_args: str) -> None:
 
     A plain 'pip install' compiles stable-diffusion.cpp without this project's flags, patches and
     CPU kernels, which makes generation several times slower. This command compiles it with them and
-    replaces it. It needs a C++ compiler and takes a few minutes. The result is kept in the user's
-    cache. Restart running servers afterwards.
+    replaces it. It needs a C++ compiler and takes a few minutes. The compiled wheel stays in
+    the user's cache. Restart running servers afterwards.
     """
     try:
         folder = runtime.install(lambda sentence: click.echo(sentence, err=True), cmake_args)

@@ -28,7 +28,7 @@ from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdstream import __version__
-from sdstream.cluster.extra import ClusterError
+from sdstream.cluster.extra import ClusterError, ClusterUnreachable
 from sdstream.cluster.files import needs_of
 from sdstream.cluster.host import Host
 from sdstream.cluster.node import GPU_LABEL, SLOTS
@@ -179,12 +179,12 @@ class RayCluster:
     # --- membership -----------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Become a driver; raises ClusterError if the head does not answer in time."""
+        """Become a driver; raises ClusterError, ClusterUnreachable if the head does not answer."""
         host, port = split_address(self._address)
         try:
             socket.create_connection((host, port), _CONNECT_SECONDS).close()
         except OSError as error:
-            raise ClusterError(
+            raise ClusterUnreachable(
                 f"No Ray head answers at {self._address} ({error.strerror or 'timeout'}). Start "
                 "one with 'sdstream cluster head'."
             ) from None
@@ -208,7 +208,7 @@ class RayCluster:
         thread.start()
         thread.join(_JOIN_SECONDS)
         if thread.is_alive():
-            raise ClusterError(
+            raise ClusterUnreachable(
                 f"The Ray head at {self._address} accepted a connection and did not respond within "
                 f"{_JOIN_SECONDS:g} s. Restart it, and check that both have the same token."
             )

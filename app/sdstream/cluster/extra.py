@@ -16,6 +16,12 @@ class ClusterError(ConfigurationError):
     """The cluster cannot be used; the message contains the reason and the remedy."""
 
 
+class ClusterUnreachable(ClusterError):
+    """The head does not answer; a later start may succeed."""
+
+    exit_code = 1
+
+
 def check() -> None:
     """Raise ClusterError if the extra is missing."""
     if util.find_spec("ray") is None:

@@ -1,4 +1,4 @@
-"""The actor that runs one worker process on a machine of a cluster and relays its frames.
+"""The Ray actor that runs one worker process on a machine of a cluster and relays its frames.
 
 The class is in a separate module and has no decorator, so that each machine imports it. Ray would
 pickle a decorated class by value, with every global that it names, and some cannot be pickled.

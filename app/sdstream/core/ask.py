@@ -44,10 +44,10 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    include_usage: bool = Field(True, description="Usage on the last image's frame.")
+    include_usage: bool = Field(True, description="Add usage to the frame of the last image.")
     chunk_result: bool = Field(False, description="Split the final base64 over several frames.")
     chunk_size: Annotated[int, AfterValidator(lambda size: max(size, _MIN_CHUNK))] = Field(
-        _DEFAULT_CHUNK, ge=0, description="Characters per piece, at least 1024."
+        _DEFAULT_CHUNK, ge=0, description="Characters in each frame; less than 1024 means 1024."
     )
     preview: bool = Field(False, description="A small preview with every step.")
     dialect: StreamDialect | None = Field(
@@ -68,12 +68,12 @@ class ReplyOptions(BaseModel):
     )
     stream: bool = Field(False, description="Progress and images as server-sent events.")
     partial_images: Annotated[int | None, BeforeValidator(no_boolean)] = Field(
-        None, ge=0, le=3, description="Previews between the steps, in OpenAI's stream."
+        None, ge=0, le=3, description="Number of previews between the steps, in OpenAI's stream."
     )
     stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
     background: Literal["auto", "opaque", "transparent"] = "auto"
     priority: Literal["low", "normal", "high"] = Field(
-        "normal", description="Place in the queue: a better class always goes first."
+        "normal", description="Jobs with a higher priority start first."
     )
     on_disconnect: Literal["cancel", "continue"] | None = Field(
         None, description="What happens to the job if its client disconnects before the response."
@@ -90,7 +90,7 @@ class ReplyOptions(BaseModel):
     webhook_url: str | None = Field(
         None,
         max_length=2048,
-        description="URL to which the server posts the end of the job, if its host is allowed.",
+        description="URL to which the server posts the ended job; --webhook-host must allow it.",
     )
 
     @field_validator("background")

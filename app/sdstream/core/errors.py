@@ -1,4 +1,4 @@
-"""The exceptions for failed requests, as one tree.
+"""The exceptions for failed requests, as one class hierarchy.
 
 ::
 
@@ -48,12 +48,12 @@ class Reason(DescribedEnum):
     INVALID_CODING = "invalid_coding", "The body is not one complete gzip member."
     MISSING_FIELD = "missing_field", "A required field was not given."
     UNKNOWN_FIELD = "unknown_field", "The server does not know this field."
-    CONFLICTING_FIELDS = "conflicting_fields", "Two names of one option have different values."
+    CONFLICTING_FIELDS = "conflicting_fields", "Two fields of the request contradict each other."
     NOT_SUPPORTED = "not_supported", "The option has no meaning for this model or route."
     NOT_SUPPORTED_YET = "not_supported_yet", "The option is known but not supported yet."
     UNSAFE_COMBINATION = (
         "unsafe_combination",
-        "The runtime crashes or generates black images with these.",
+        "The runtime crashes or generates blank images with these values.",
     )
     SAFETY_CHECKER_UNAVAILABLE = (
         "safety_checker_unavailable",
@@ -66,14 +66,14 @@ class Reason(DescribedEnum):
     LORA_UNUSABLE = "lora_unusable", "The LoRA cannot be applied to this model."
     INVALID_API_KEY = "invalid_api_key", "The API key or the token is missing or wrong."
     CROSS_ORIGIN = "cross_origin", "The request came from a page of an origin that is not allowed."
-    HOST_NOT_ALLOWED = "host_not_allowed", "The name in Host is not a name of this server."
+    HOST_NOT_ALLOWED = "host_not_allowed", "The Host header is not a name of this server."
     PRIORITY_NOT_ALLOWED = (
         "priority_not_allowed",
         "This API key is not allowed to request that priority.",
     )
     IDEMPOTENCY_KEY_REUSED = (
         "idempotency_key_reused",
-        "Another request has the same Idempotency-Key.",
+        "A different request has used this Idempotency-Key.",
     )
     WEBHOOK_NOT_ALLOWED = "webhook_not_allowed", "Webhooks are off, or not allowed to this host."
     MODEL_NOT_FOUND = "model_not_found", "Model not found."
@@ -98,10 +98,10 @@ class Reason(DescribedEnum):
     STORAGE_FULL = "storage_full", "The disk has no room for another job."
     STORAGE_UNAVAILABLE = "storage_unavailable", "The database cannot be written now."
     GENERATION_FAILED = "generation_failed", "The runtime returned no image."
-    WORKER_CRASHED = "worker_crashed", "The native process crashed."
-    WORKER_KILLED = "worker_killed", "The native process was killed, usually for lack of memory."
-    WORKER_LOST = "worker_lost", "The machine of the native process became unreachable twice."
-    WORKER_HUNG = "worker_hung", "The native process made no progress for too long."
+    WORKER_CRASHED = "worker_crashed", "The worker process crashed."
+    WORKER_KILLED = "worker_killed", "The worker process was killed, usually for lack of memory."
+    WORKER_LOST = "worker_lost", "The worker's machine became unreachable in both attempts."
+    WORKER_HUNG = "worker_hung", "The worker process made no progress for too long."
     INTERRUPTED = "interrupted", "The server stopped while the job was running."
     CANCELLED = "cancelled", "The job was cancelled."
     MODEL_UNAVAILABLE = "model_unavailable", "The model could not be loaded."
@@ -217,7 +217,7 @@ class CatalogRejected(ImageServiceError):
 
 
 class QueueFull(ImageServiceError):
-    """The queue is full; the client may retry after ``retry_after`` seconds."""
+    """The queue is full; the client may retry after the seconds in ``Retry-After``."""
 
     status = 429
     type = "rate_limit_error"

@@ -1,4 +1,4 @@
-"""The location of a weight file in the catalogue: a path, the package or a hub."""
+"""The location of a weight file in the catalogue: on the disk, in this package or on a hub."""
 
 from __future__ import annotations
 

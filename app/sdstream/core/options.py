@@ -119,8 +119,8 @@ class Options(BaseModel):
     mask_mode: Annotated[MaskMode | None, Option(acts_on="mask")] = Field(
         None,
         description="Where to generate: alpha is where the mask is transparent, luminance where it "
-        "is white, opacity where it is opaque. auto is alpha if the mask has transparency; else "
-        "auto and opacity are luminance.",
+        "is white, opacity where it is opaque. auto means alpha if the mask has transparency. "
+        "Without transparency, auto and opacity mean luminance.",
     )
     mask_blur: Annotated[
         float | None, Option(infotext="Mask blur", neutral=("0",), acts_on="mask or border")
@@ -130,8 +130,8 @@ class Options(BaseModel):
         Option(infotext="Inpaint area", flag_text="Only masked", acts_on="mask or border"),
     ] = Field(
         None,
-        description="Generate only the part around the mask, at size, and put it back into the "
-        "image, which keeps its own size.",
+        description="Generate only the part around the mask, scaled to the requested size, and "
+        "put it back into the image, which keeps its own size.",
     )
     only_masked_padding: Annotated[
         int | None,
@@ -154,7 +154,7 @@ class Options(BaseModel):
     ] = Field(
         None,
         description="Size of reference images for the model: about as many pixels as it "
-        "generates (auto), or their own size.",
+        "generates (auto), or their own size (original).",
     )
     increase_ref_index: Annotated[
         bool | None,
@@ -163,7 +163,7 @@ class Options(BaseModel):
             acts_on="reference",
             unsupported=unsupported.no_reference_index,
         ),
-    ] = Field(None, description="Number the reference images in their order: image 1, image 2.")
+    ] = Field(None, description="Give the reference images increasing indices, in their order.")
     img_cfg: Annotated[
         float | None,
         Option(
@@ -176,7 +176,7 @@ class Options(BaseModel):
         None,
         ge=0,
         le=30,
-        description="Guidance by the input image, for weights of inpainting or InstructPix2Pix.",
+        description="Guidance by the input image, for inpainting and InstructPix2Pix models.",
     )
     eta: Annotated[float | None, Option(infotext="Eta", usual=(0.0, 1.0))] = Field(
         None, ge=0, le=1, description="Noise between steps, for samplers that add noise."
@@ -197,7 +197,7 @@ class Options(BaseModel):
         Option(
             infotext="Shifted timestep", neutral=("0",), unsupported=unsupported.no_shifted_timestep
         ),
-    ] = Field(None, ge=1, le=1000, description="Timestep shift of NitroSD models: 250 or 500.")
+    ] = Field(None, ge=1, le=1000, description="Timestep shift; NitroSD models need 250 or 500.")
     flow_shift: Annotated[
         float | None, Option(infotext="Shift", neutral=("0",), unsupported=unsupported.no_flow)
     ] = Field(None, gt=0, le=100, description="Shift of the noise levels of flow models.")
@@ -239,7 +239,7 @@ class Options(BaseModel):
         None,
         ge=0,
         le=30,
-        description="Skip-layer guidance (SLG): away from the result of fewer layers.",
+        description="Strength of skip-layer guidance (SLG), away from results without slg_layers.",
     )
     slg_start: Annotated[
         float | None,
@@ -269,7 +269,7 @@ class Options(BaseModel):
         None,
         gt=0,
         le=10,
-        description="Difference up to which steps are similar; more is faster, less exact.",
+        description="Steps that differ less count as similar; higher is faster but less exact.",
     )
     cache_start: Annotated[float | None, Option(infotext="Cache start", needs="cache_mode")] = (
         Field(None, ge=0, le=1, description="Share of the steps after which the cache begins.")
@@ -280,13 +280,13 @@ class Options(BaseModel):
     cache_options: Annotated[
         dict[str, float] | None,
         Option(aliases=("cache_option",), infotext="Cache options", needs="cache_mode"),
-    ] = Field(None, max_length=16, description='Other numbers of the cache mode: {"warmup": 4}.')
+    ] = Field(None, max_length=16, description='Parameters of the cache mode: {"warmup": 4}.')
     hires_scale: Annotated[float | None, Option(infotext="Hires upscale", neutral=("0", "1"))] = (
         Field(
             None,
             gt=1,
             le=4,
-            description="Generate small, enlarge by this factor and generate again.",
+            description="Generate at the requested size, enlarge by this factor, generate again.",
         )
     )
     hires_steps: Annotated[
@@ -334,7 +334,7 @@ class Options(BaseModel):
             acts_on="control",
             unsupported=unsupported.no_control,
         ),
-    ] = Field(None, description="Use the edges of the control image (Canny) as the control image.")
+    ] = Field(None, description="Make the control image from the edges of the given one (Canny).")
 
     @field_validator(*option_texts.READERS, mode="before")
     @classmethod
@@ -400,10 +400,10 @@ class ImageParams(Options):
         None, ge=1, description="Height in pixels; with width, instead of size."
     )
     aspect_ratio: Annotated[str | None, Option()] = Field(
-        None, description='Shape such as "16:9", instead of size; about as many pixels as usual.'
+        None, description='Such as "16:9", instead of size; about as many pixels as the default.'
     )
     seed: Annotated[int | None, Option(aliases=("rng_seed",), infotext="Seed")] = Field(
-        None, ge=-1, le=MAX_SEED, description="Seed of the first image; -1 or none is random."
+        None, ge=-1, le=MAX_SEED, description="Seed of the first image; random if -1 or missing."
     )
     sample_steps: Annotated[
         int | None,
@@ -431,7 +431,7 @@ class ImageParams(Options):
     ] = Field(None, ge=0, le=30, description="Classifier-free guidance.")
     quality: Annotated[Quality | None, Option()] = Field(
         None,
-        description="Steps by default: low is half of the model's, high and above 1.5 times.",
+        description="Factor of the default steps: low is 0.5; high, xhigh, max and hd are 1.5.",
     )
     output_format: Annotated[OutputFormat | None, Option()] = Field(
         None, description="Format of the image file."

@@ -1,4 +1,4 @@
-"""The concrete request, and the inputs that determine its values besides the parameters."""
+"""The request to the runtime, and the facts besides a client's options that set its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The size of a request, from ``size``, ``width`` and ``height``, ``aspect_ratio`` or a default."""
+"""The size of an image, from ``size``, ``width`` and ``height``, ``aspect_ratio`` or a default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files in JSON, as data URLs or base64, in the spellings of several APIs' clients."""
+"""Image files in JSON: data URLs or base64, in the forms that clients of several APIs send."""
 
 from __future__ import annotations
 

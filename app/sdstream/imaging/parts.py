@@ -1,4 +1,4 @@
-"""The limit and the errors that the readers of image headers share."""
+"""The limit on the parts of an image file, and the errors that all readers of headers share."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Metrics:
         self._add_store()
 
     def _add_requests(self) -> None:
-        build = self._gauge("build_info", "1, with the version of the server.", "version")
+        build = self._gauge("build_info", "Always 1; the label is the version.", "version")
         build.labels(__version__).set(1)
         self.ready = self._gauge(
             "ready", "1 if the default model can generate, as /readyz reports."
@@ -83,7 +83,7 @@ class Metrics:
             "http_request_seconds", "Seconds until an answer was complete.", "method", "route"
         )
         self.rejected = self._counter(
-            "http_errors", "Answers with an error, by the reason in it.", "reason"
+            "http_errors", "Answers with an error, by the reason of the error.", "reason"
         )
 
     def _add_jobs(self) -> None:
@@ -93,19 +93,19 @@ class Metrics:
         self.steps = self._counter("steps", "Sampling steps of finished images.", "model")
         self.phase_seconds = self._histogram(
             "phase_seconds",
-            "Seconds of a job in the queue and in the loading of its model, and of an image "
-            "in each phase of the runtime, in encoding its file and in storing it.",
+            "Seconds in each phase: queue and loading of a job; encoding, sampling, decoding, "
+            "file (encoding of the file) and store of an image.",
             "model",
             "phase",
         )
         self.conditions = self._counter(
             "conditions",
-            "Prompts of finished images that were encoded, or reused from an earlier image.",
+            "Prompts of finished images, by encoding: computed, or reused from an earlier image.",
             "model",
             "source",
         )
-        self.queued_images = self._gauge("queued_images", "Images waiting.")
-        self.queue_limit = self._gauge("queue_limit_images", "Images that may wait.")
+        self.queued_images = self._gauge("queued_images", "Waiting images.")
+        self.queue_limit = self._gauge("queue_limit_images", "Maximum number of waiting images.")
         self.queue_age = self._gauge(
             "queue_oldest_seconds", "Seconds that the oldest waiting job has waited."
         )
@@ -114,7 +114,7 @@ class Metrics:
     def _add_workers(self) -> None:
         self.worker_starts = self._totals(
             "worker_starts",
-            "Starts of processes for the model: when it is loaded, and after a crash.",
+            "Started worker processes of the model: when it is loaded, and after a crash.",
             *_WHERE,
         )
         self.worker_up = self._gauge("worker_up", "Loaded workers of the model.", *_WHERE)
@@ -129,15 +129,15 @@ class Metrics:
         )
         self.machines = self._gauge("machines", "Machines of the cluster by state.", "state")
         self.evictions = self._totals(
-            "worker_evictions", "Workers that made room for another model."
+            "worker_evictions", "Workers that were stopped to make room for another model."
         )
         self.memory_budget = self._gauge(
-            "memory_budget_bytes", "Memory that all loaded models may use."
+            "memory_budget_bytes", "Memory that all loaded models may use together."
         )
 
     def _add_store(self) -> None:
         self.store_bytes = self._gauge("store_bytes", "Size of the stored images.")
-        self.store_limit = self._gauge("store_limit_bytes", "Size that stored images may have.")
+        self.store_limit = self._gauge("store_limit_bytes", "Maximum size of the stored images.")
         self.disk_free = self._gauge("disk_free_bytes", "Free space of the data folder's disk.")
 
     def _totals(self, name: str, meaning: str, *labels: str) -> _Totals:

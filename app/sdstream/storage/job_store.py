@@ -29,7 +29,7 @@ from sdstream.core.options import OutputFormat
 from sdstream.core.pixels import Inputs
 from sdstream.storage.job_rows import JobRows, Page
 from sdstream.storage.ledger import Ledger, fault_of
-from sdstream.storage.ports import Database, ImageStore, StoreError
+from sdstream.storage.ports import Database, ImageStore, StoreError, StoreUnreachable
 from sdstream.storage.privacy import public_name, sealed, token_secret
 from sdstream.storage.rows import state_of
 
@@ -115,7 +115,8 @@ class JobStore:
                 self._has_images = True
             secret = self._db.open(self._images)
         except OSError as error:
-            raise StoreError(f"the image store cannot be used: {error}") from None
+            kind = StoreUnreachable if isinstance(error, ConnectionError) else StoreError
+            raise kind(f"the image store cannot be used: {error}") from None
         self._ledger = Ledger(self._db)
         self._secret = secret
 

@@ -31,7 +31,7 @@ class StoreInUse(StoreError):
 
 
 class StoreUnreachable(StoreError):
-    """The database does not answer; a supervisor may retry, because a later start may succeed."""
+    """The database or the image store does not answer; a later start may succeed."""
 
     exit_code = 1
 

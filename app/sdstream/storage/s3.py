@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
+from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from sdstream.core.messages import Generate, encode, unframe
 from sdstream.core.options import OutputFormat
@@ -64,7 +65,7 @@ class ImageBucket:
         self._deleting = ThreadPoolExecutor(1, thread_name_prefix="delete")
 
     def open(self) -> None:
-        """Connect, and list the bucket as a test; raises OSError."""
+        """Connect, and list the bucket; raises OSError, ConnectionError if nothing answers."""
         with _as_os_errors():
             # A separate session: the default one is not thread-safe.
             self._s3 = boto3.session.Session().client("s3", config=_CONFIG)
@@ -211,12 +212,18 @@ class ImageBucket:
 
 @contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Convert errors of boto3 to OSError."""
+    """Convert errors of boto3 to OSError; a service that does not answer is a ConnectionError."""
     try:
         yield
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in _GONE:
             raise FileNotFoundError(errno.ENOENT, "the object does not exist") from None
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+            raise ConnectionError(errno.EHOSTUNREACH, str(error)) from None
         raise OSError(errno.EIO, str(error)) from None
+    except SSLError as error:
+        raise OSError(errno.EIO, str(error)) from None
+    except (BotoConnectionError, HTTPClientError) as error:
+        raise ConnectionError(errno.EHOSTUNREACH, str(error)) from None
     except BotoCoreError as error:
         raise OSError(errno.EIO, str(error)) from None

@@ -1,4 +1,4 @@
-"""The models that are available on this machine: models.yaml, the hub's cache, a single file."""
+"""The models on this machine: from models.yaml, from the hub's cache, or in a single file."""
 
 from __future__ import annotations
 

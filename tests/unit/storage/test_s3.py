@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sdstream.storage import s3 as s3_store
+from sdstream.storage.job_store import JobStore
+from sdstream.storage.ports import StoreError
 from sdstream.storage.s3 import ImageBucket
+from sdstream.storage.sqlite import SqliteDatabase
 from tests.support.s3 import S3
 from tests.support.servers import free_port
 
@@ -49,21 +53,40 @@ def test_more_objects_than_one_request_names(
 def test_a_bucket_that_does_not_exist(s3: S3) -> None:
     """The error is an OSError, as for a missing folder."""
     missing = ImageBucket("s3://no-such-bucket")
-    with pytest.raises(OSError, match="NoSuchBucket"):
+    with pytest.raises(OSError, match="NoSuchBucket") as caught:
         missing.open()
+    assert not isinstance(caught.value, ConnectionError)
     missing.close()
 
 
 def test_a_server_that_does_not_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is an OSError, but a failed deletion is only logged."""
+    """The error is a ConnectionError, but a failed deletion is only logged."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     gone = ImageBucket("s3://bucket")
-    with pytest.raises(OSError, match="Could not connect"):
+    with pytest.raises(ConnectionError, match="Could not connect"):
         gone.open()
-    with pytest.raises(OSError, match="Could not connect"):
+    with pytest.raises(ConnectionError, match="Could not connect"):
         gone.put(b"x", "png")
     gone.drop("x", "png")
     gone.close()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "bucket", "code"), [("silent", "bucket", 1), ("real", "no-such-bucket", 78)]
+)
+def test_the_exit_code_shows_if_a_later_start_may_succeed(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str, bucket: str, code: int
+) -> None:
+    """A supervisor restarts a server whose bucket does not answer, but not one without a bucket."""
+    if endpoint == "silent":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    database, images = SqliteDatabase(tmp_path), ImageBucket(f"s3://{bucket}")
+    store = JobStore(
+        database, images, ttl_seconds=60, max_bytes=10**6, min_free_bytes=0, clock=time.time
+    )
+    with pytest.raises(StoreError, match="the image store cannot be used") as caught:
+        store.open()
+    assert caught.value.exit_code == code
 
 
 def test_no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

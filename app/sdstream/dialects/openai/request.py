@@ -1,4 +1,4 @@
-"""Requests of OpenAI's image API, as JSON, forms or queries, with the spellings of other APIs."""
+"""Requests of OpenAI's image API, as JSON, forms or queries, with other APIs' field names too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Declarations of C functions that the binding lacks, and conversion of images to its structs."""
+"""C declarations that stable-diffusion-cpp-python lacks, and conversion of images to structs."""
 
 from __future__ import annotations
 

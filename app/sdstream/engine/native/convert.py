@@ -1,4 +1,4 @@
-"""The process that converts weights, which only weights/convert.py starts.
+"""The process that converts weights; only weights/convert.py starts it.
 
 ``python -m sdstream.engine.native.convert ORDER`` takes the order as a JSON object. The process
 writes reports to stdout, one JSON object on each line. It reads no data from stdin: the end of

@@ -1,4 +1,4 @@
-"""The runtime's own names of tensors.
+"""Translation of the names of tensors in weight files to the runtime's own names.
 
 Weight files name the same tensor in a dozen ways. The runtime translates all of these names to its
 own names, and it uses its own names to match a LoRA with the model. The function that translates

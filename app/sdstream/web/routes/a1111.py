@@ -147,7 +147,7 @@ _GETS: Final = {
 
 
 _DETECT: Final = Operation(
-    "Not available: only control_canny computes control images",
+    "Not available: only the option control_canny computes control images",
     {},
     json_of(OBJECT),
     (NotAvailable,),

@@ -54,7 +54,7 @@ _LIST: Final = _operation(
     listing(record({"finishReason": STRING, "seed": INTEGER, "base64": STRING})),
 )
 _UNKNOWN: Final = Operation(
-    "Not found: workflows of Fireworks that this server does not have", {}, errors=(NotFound,)
+    "Not found: no workflow but text_to_image is supported", {}, errors=(NotFound,)
 )
 
 

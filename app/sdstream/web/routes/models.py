@@ -65,7 +65,7 @@ _IMAGE: Final = Operation("Get a stored image", {200: IMAGES}, errors=(NotFound,
 _MODELS: Final = Operation("List the models", {200: json_of(ref("Models"))})
 _ONE_MODEL: Final = Operation("Get a model with its options", _MODEL, errors=(NotFound,))
 _LOAD: Final = Operation(
-    "Load a model, with the runtime options of the body if there is one",
+    "Load a model; an optional body contains runtime options",
     _MODEL,
     json_of(
         {
@@ -101,14 +101,14 @@ _UPSCALERS: Final = Operation(
     "List the upscalers, and the files that cannot be used",
     {200: json_of(page_of(record({**_NAMED, "factor": INTEGER}), **_UNUSABLE))},
 )
-_CONFIG: Final = Operation("Get states in OpenVINO Model Server's form", {200: json_of(OBJECT)})
+_CONFIG: Final = Operation("Get model states (OpenVINO Model Server)", {200: json_of(OBJECT)})
 _AUTH: Final = Operation(
     "Check whether clients need a key (Xinference)", {200: json_of(record({"auth": BOOLEAN}))}
 )
 _LIVE: Final = Operation("Check that the process answers", {200: _STATUS})
 _READY: Final = Operation("Check that the default model can generate", {200: _STATUS, 503: _STATUS})
 _METRICS: Final = Operation("Get metrics for Prometheus", {200: {"text/plain": STRING}})
-_OPENAPI: Final = Operation("Get this document", {200: json_of(OBJECT)})
+_OPENAPI: Final = Operation("Get the OpenAPI document", {200: json_of(OBJECT)})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Xinference's routes for the progress and the abort of a request, by the client's id for it."""
+"""Xinference's routes that report the progress of a request or abort it, by the client's id."""
 
 from __future__ import annotations
 
