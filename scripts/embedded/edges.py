@@ -9,14 +9,17 @@ requested size.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from scripts.embedded.score import Case, Pixels, cases, true_drawing
+
+_LANCZOS: Final = Image.Resampling.LANCZOS
 
 LEAST_CONTRAST: Final = 48
 """Smaller changes of a colour channel, of 255, are not counted as edges."""
@@ -37,7 +40,7 @@ def _widths_in_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
     highest = np.lib.stride_tricks.sliding_window_view(padded, 2 * REACH + 1, axis=1).max(-1)
     around = np.pad(values, ((0, 0), (REACH, REACH)), mode="edge")
     window = np.lib.stride_tricks.sliding_window_view(around, 2 * REACH + 2, axis=1)
-    contrast = (window.max(-1) - window.min(-1))[:, : slope.shape[1]]
+    contrast = window.max(-1) - window.min(-1)
     steepest = (slope == highest) & (contrast >= LEAST_CONTRAST)
     # An edge that is nearly parallel to the row has no slope along it.
     steepest &= slope * REACH > contrast
@@ -53,16 +56,22 @@ def compared(size: str, prompts: list[Case]) -> Iterator[dict[str, float]]:
             answer = runner.generate(case.prompt, seed=seed, size=size)
             with Image.open(answer.data[0].url) as served:
                 enlarged = served.convert("RGB")
-            small_size = answer.parameters["generated_size"]
+            # Without generated_size, the model generates this size itself.
+            small_size = answer.parameters.get("generated_size", size)
             small = runner.generate(case.prompt, seed=seed, size=small_size)
             with Image.open(small.data[0].url) as generated:
-                smooth = generated.convert("RGB").resize(enlarged.size, Image.Resampling.LANCZOS)
+                # As the service does: if the aspect ratios differ, crop the edges.
+                smooth = ImageOps.fit(generated.convert("RGB"), enlarged.size, _LANCZOS)
             images = {
                 "upscaler": np.asarray(enlarged),
                 "lanczos": np.asarray(smooth),
                 "drawing": true_drawing(case.plan, seed, *enlarged.size),
             }
-            yield {name: float(np.median(edge_widths(image))) for name, image in images.items()}
+            yield {name: _median(edge_widths(image)) for name, image in images.items()}
+
+
+def _median(widths: NDArray[np.float64]) -> float:
+    return float(np.median(widths)) if widths.size else math.nan
 
 
 def main() -> None:
@@ -75,7 +84,8 @@ def main() -> None:
     options = parser.parse_args()
     rows = list(compared(options.size, cases(options.count)))
     for name in rows[0]:
-        print(f"{name:<10}{np.median([row[name] for row in rows]):6.2f} px")
+        # An image without an edge has no width.
+        print(f"{name:<10}{np.nanmedian([row[name] for row in rows]):6.2f} px")
 
 
 if __name__ == "__main__":

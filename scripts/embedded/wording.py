@@ -249,10 +249,12 @@ def noun(rng: Random, shape: str, count: int = 1) -> str:
 
 
 def names(shape: str) -> list[str]:
-    """Return the words, singular and plural, that name an object in captions."""
+    """Return the words, singular and plural, that name an object and rarely anything else."""
     nouns = NOUNS.get(shape, (shape,))
     phrases = {*nouns, *(PLURALS.get(word, word + "s") for word in nouns)}
-    return sorted({word for phrase in phrases for word in phrase.split()} - {"signs"})
+    return sorted(
+        {word for phrase in phrases for word in phrase.split()} - {"home", "plus", "signs"}
+    )
 
 
 def describe_things(rng: Random, shape: str, colour: str | None, size: str, count: int) -> str:

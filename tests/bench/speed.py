@@ -147,9 +147,10 @@ def _environment(name: str, options: argparse.Namespace, place: Path) -> dict[st
     return {**worker_environment(), **variables}
 
 
-def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results:
+def _measure(
+    model: Model, options: argparse.Namespace, folder: Path, columns: list[str]
+) -> Results:
     """Return contestant -> work -> its answers, one per round."""
-    columns = _columns(options)
     names = [name for name in CONTESTANTS if name in columns]
     peers = [name for name in PEERS if name in columns and model.peer]
     results: Results = {name: {work: [] for work in model.works} for name in (*names, *peers)}
@@ -184,11 +185,16 @@ def _measure(model: Model, options: argparse.Namespace, folder: Path) -> Results
     return results
 
 
-def _columns(options: argparse.Namespace) -> list[str]:
-    """Return the contestants, in the order of the columns."""
+def _columns(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
+    """Return the contestants, in the order of the columns; exits for names that do not exist."""
     possible = [name for name in CONTESTANTS if name != "plain" or options.plain]
     possible += PEERS if options.peers else ()
     wanted = options.columns.split(",") if options.columns else possible
+    for name in wanted:
+        if name not in possible:
+            parser.error(f"--columns: no contestant {name!r}; there are: {', '.join(possible)}")
+    if not any(name in CONTESTANTS for name in wanted):
+        parser.error("--columns: choose at least one of the runtime's contestants")
     return [name for name in possible if name in wanted]
 
 
@@ -292,14 +298,12 @@ def main() -> None:
     models = _chosen(options)
     if not models:
         parser.error(f"no model's name has {options.only!r}; there are: {_listed()}")
-    columns = _columns(options)
-    if not columns:
-        parser.error(f"no contestant's name is in {options.columns!r}")
+    columns = _columns(options, parser)
     console = Console(width=36 + 18 * len(columns))
     written = {}
     with tempfile.TemporaryDirectory() as temporary:
         for model in models:
-            results = _measure(model, options, Path(temporary))
+            results = _measure(model, options, Path(temporary), columns)
             table = Table("CPU seconds", *columns)
             for row in _rows(model, results, columns):
                 table.add_row(*row)

@@ -162,8 +162,8 @@ def convert_command(source: str, **options: Any) -> None:
 
     SOURCE is a GGUF or safetensors file, a downloaded model of the catalogue (MODEL:QUANT), whose
     diffusion model is converted, or a downloaded file of a hub (hf:OWNER/REPO/PATH). TARGET is
-    GGUF, or safetensors with f32, f16 or bf16. With a quantised TYPE, one-dimensional weights such
-    as norms become f32 unless a rule matches. TARGET does not appear before it is complete.
+    GGUF, or safetensors with f32, f16 or bf16. One-dimensional weights such as norms become f32
+    instead of a quantised TYPE, unless a rule matches. TARGET appears when it is complete.
     """
     with plain_errors():
         order = Order(source=_weights_of(source), **options)

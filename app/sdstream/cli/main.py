@@ -3,7 +3,7 @@
 Exit codes:
 
 - 0: the command succeeded
-- 1: the server or the job failed
+- 1: the server or the job failed, or a service that the server needs does not answer
 - 2: wrong usage
 - 70: an internal fault stopped the service
 - 78: models.yaml, a setting or the server's own address cannot be used

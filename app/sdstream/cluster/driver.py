@@ -28,7 +28,7 @@ from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sdstream import __version__
-from sdstream.cluster.extra import ClusterError, ClusterUnreachable
+from sdstream.cluster.extra import ClusterUnreachable
 from sdstream.cluster.files import needs_of
 from sdstream.cluster.host import Host
 from sdstream.cluster.node import GPU_LABEL, SLOTS
@@ -179,7 +179,7 @@ class RayCluster:
     # --- membership -----------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Become a driver; raises ClusterError, ClusterUnreachable if the head does not answer."""
+        """Become a driver; raises ClusterUnreachable."""
         host, port = split_address(self._address)
         try:
             socket.create_connection((host, port), _CONNECT_SECONDS).close()
@@ -214,7 +214,7 @@ class RayCluster:
             )
         if failure:
             why = " ".join(str(failure[0]).split())[:300]
-            raise ClusterError(f"The Ray head at {self._address} cannot be used: {why}")
+            raise ClusterUnreachable(f"The Ray head at {self._address} cannot be used: {why}")
         self._take_up(*_look())
 
     def leave(self) -> None:

@@ -17,7 +17,7 @@ class ClusterError(ConfigurationError):
 
 
 class ClusterUnreachable(ClusterError):
-    """The head does not answer; a later start may succeed."""
+    """The head does not answer, as it does to a wrong token; a later start may succeed."""
 
     exit_code = 1
 

@@ -100,7 +100,7 @@ class Reason(DescribedEnum):
     GENERATION_FAILED = "generation_failed", "The runtime returned no image."
     WORKER_CRASHED = "worker_crashed", "The worker process crashed."
     WORKER_KILLED = "worker_killed", "The worker process was killed, usually for lack of memory."
-    WORKER_LOST = "worker_lost", "The worker's machine became unreachable in both attempts."
+    WORKER_LOST = "worker_lost", "The worker's machine became unreachable twice."
     WORKER_HUNG = "worker_hung", "The worker process made no progress for too long."
     INTERRUPTED = "interrupted", "The server stopped while the job was running."
     CANCELLED = "cancelled", "The job was cancelled."

@@ -66,11 +66,11 @@ class Vocabulary:
         number = next((word for word in words if word in _NUMBERS), None)
         if number is None or len(things) < 2:
             return None
-        named = ", ".join(f"'{thing}'" for thing in things[:_MOST_NAMED])
+        named = ", ".join(f"'{thing}'" for thing in things)
         return (
             f"The model '{model}' does not know numbers such as '{number}' together with several "
-            f"things ({named}): their number is usually wrong. Name one thing, for example 'two "
-            "stars', omit the number, or use a larger model."
+            f"things ({named}): the image is usually wrong. Name only one of these things, omit "
+            "the number, or use a larger model."
         )
 
     def _knows(self, word: str) -> bool:

@@ -177,7 +177,7 @@ class JobStore:
             left = await asyncio.to_thread(self._images.sweep, named, unfinished, uploads)
         except OSError as error:
             logger.error("the image store cannot be read: %s", error)
-            raise fault_of(error, self._db) from None
+            raise fault_of(error, self._db) from error
         gone = {named[name] for name in named.keys() - left}
         return await self._ledger.write(self._rows.clear_up, gone)
 

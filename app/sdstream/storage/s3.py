@@ -18,7 +18,12 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, SSLError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    ReadTimeoutError,
+)
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from sdstream.core.messages import Generate, encode, unframe
@@ -46,6 +51,9 @@ _CLOSE_SECONDS: Final = 3
 _MOST_KEYS: Final = 1000
 
 _GONE: Final = ("NoSuchKey", "404")
+
+#: Statuses of a service that may answer later.
+_BUSY: Final = (500, 502, 503, 504)
 
 
 class ImageBucket:
@@ -218,12 +226,10 @@ def _as_os_errors() -> Iterator[None]:
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in _GONE:
             raise FileNotFoundError(errno.ENOENT, "the object does not exist") from None
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in _BUSY:
             raise ConnectionError(errno.EHOSTUNREACH, str(error)) from None
         raise OSError(errno.EIO, str(error)) from None
-    except SSLError as error:
-        raise OSError(errno.EIO, str(error)) from None
-    except (BotoConnectionError, HTTPClientError) as error:
+    except (BotoConnectionError, ConnectionClosedError, ReadTimeoutError) as error:
         raise ConnectionError(errno.EHOSTUNREACH, str(error)) from None
     except BotoCoreError as error:
         raise OSError(errno.EIO, str(error)) from None

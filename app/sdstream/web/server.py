@@ -23,7 +23,7 @@ from sdstream.core.errors import CatalogRejected, ConfigurationError, ImageServi
 from sdstream.service.service import ImageService
 from sdstream.settings import Settings, variable
 from sdstream.storage.job_store import JobStore
-from sdstream.storage.ports import StoreError, StoreInUse
+from sdstream.storage.ports import StoreError, StoreInUse, StoreUnreachable
 from sdstream.web.application import build_app, set_log_level
 from sdstream.web.hosts import exposure_warnings
 from sdstream.web.protocol import TimeoutProtocol
@@ -146,6 +146,10 @@ class Server(uvicorn.Server):
             await self.service.recover()
         except ImageServiceError as error:
             await store.close()
+            if isinstance(error.__cause__, ConnectionError):
+                raise StoreUnreachable(
+                    f"the image store cannot be used: {error.__cause__}"
+                ) from None
             raise StoreError(
                 f"the stored jobs cannot be recovered: {error.__cause__ or error}; if the database "
                 "is damaged, restore the data folder from a backup, or move it away to start "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -71,21 +73,34 @@ def test_a_server_that_does_not_answer(s3: S3, monkeypatch: pytest.MonkeyPatch) 
     gone.close()
 
 
+class Busy(BaseHTTPRequestHandler):
+    """An S3 service that is overloaded."""
+
+    def do_GET(self) -> None:
+        """Answer as S3 does."""
+        self.send_error(503, "Slow Down")
+
+
 @pytest.mark.parametrize(
-    ("endpoint", "bucket", "code"), [("silent", "bucket", 1), ("real", "no-such-bucket", 78)]
+    ("endpoint", "bucket", "code"),
+    [("closed", "bucket", 1), ("busy", "bucket", 1), ("real", "no-such-bucket", 78)],
 )
 def test_the_exit_code_shows_if_a_later_start_may_succeed(
     s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint: str, bucket: str, code: int
 ) -> None:
     """A supervisor restarts a server whose bucket does not answer, but not one without a bucket."""
-    if endpoint == "silent":
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     database, images = SqliteDatabase(tmp_path), ImageBucket(f"s3://{bucket}")
     store = JobStore(
         database, images, ttl_seconds=60, max_bytes=10**6, min_free_bytes=0, clock=time.time
     )
-    with pytest.raises(StoreError, match="the image store cannot be used") as caught:
-        store.open()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as busy:
+        threading.Thread(target=busy.serve_forever).start()
+        ports = {"closed": free_port(), "busy": busy.server_port}
+        if endpoint in ports:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{ports[endpoint]}")
+        with pytest.raises(StoreError, match="the image store cannot be used") as caught:
+            store.open()
+        busy.shutdown()
     assert caught.value.exit_code == code
 
 

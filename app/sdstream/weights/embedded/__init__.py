@@ -23,7 +23,7 @@ MODELS: Final = ("drawings",)
 #: Name -> upscaling factor; each has a safetensors file in this folder.
 UPSCALERS: Final = {"drawings-4x": 4}
 
-#: Share of right images above which no warning is necessary.
+#: Share of right images from which on no warning is necessary.
 _RELIABLE: Final = 0.9
 
 _FOLDER: Final = Path(__file__).parent
