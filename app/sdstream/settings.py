@@ -156,14 +156,14 @@ class Settings(BaseSettings):
         (),
         description="Names of this server, separated by commas: host, host:port, *.domain, an "
         "address or *. Requests with another Host are rejected. Default: all, but "
-        "a server on loopback without API keys allows only localhost and addresses.",
+        "a server on loopback without API keys allows only localhost and IP addresses.",
     )
     default_response_format: Literal["both", "b64_json", "url"] = Field(
         "both", description="Format of images in responses if a request has no response_format."
     )
     public_url: HttpUrl | None = Field(
         None,
-        description="Base URL of links to the server; by default the address of each request.",
+        description="Base URL of links to the server; by default the one that the client used.",
     )
     unknown_fields: Handling = Field(
         Handling.SUGGEST,
@@ -243,8 +243,8 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         20.0,
         ge=0,
-        description="Maximum seconds until the server has stopped. Running jobs may use all of it "
-        "but the last tenth (at most 2 s). A service manager must give the server more time.",
+        description="Maximum seconds until the server has stopped. Running jobs must end "
+        "earlier: by a tenth of this time, but at most 2 s. A service manager must wait longer.",
     )
     job_ttl_seconds: int = Field(
         604_800, ge=1, description="Seconds after which ended jobs and their images are deleted."
@@ -281,7 +281,7 @@ class Settings(BaseSettings):
     )
     engine: Literal["native", "fake"] = Field(
         "native",
-        description="native, or fake, which returns gradients without a model, to test clients.",
+        description="native, or fake (colour gradients without a model, to test clients).",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level of log messages; only debug messages contain prompts."

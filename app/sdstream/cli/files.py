@@ -160,10 +160,10 @@ _OF_EXPORT_MODEL: Final = {
 def convert_command(source: str, **options: Any) -> None:
     """Convert a model file to another type.
 
-    SOURCE is a GGUF or safetensors file, a downloaded model of the catalogue (MODEL:QUANT), whose
-    diffusion model is converted, or a downloaded file of a hub (hf:OWNER/REPO/PATH). TARGET is
+    SOURCE is a GGUF or safetensors file, a downloaded file of a hub (hf:OWNER/REPO/PATH), or
+    MODEL:QUANT for the diffusion model of a downloaded model of the catalogue. TARGET is
     GGUF, or safetensors with f32, f16 or bf16. One-dimensional weights such as norms become f32
-    instead of a quantised TYPE, unless a rule matches. TARGET appears when it is complete.
+    instead of a quantised TYPE, unless one of RULES matches. TARGET appears when it is complete.
     """
     with plain_errors():
         order = Order(source=_weights_of(source), **options)

@@ -156,7 +156,7 @@ def grid(
 
     The command generates PROMPT with each combination of values of -x and -y. NAME is sampler,
     schedule, steps, cfg, strength, seed, model, or a word of PROMPT that the values replace. Unless
-    NAME is seed, all images have the same seed. The sheet is a PNG file with the settings as text.
+    NAME is seed, all images have the same seed. The sheet's PNG metadata contains the settings.
 
     \b
     sdstream grid "a red circle" -x sampler=euler,heun -y steps=4,8

@@ -68,10 +68,10 @@ def pull_command(model: str, *, verify: bool, offline: bool, **flags: Any) -> No
     ms:OWNER/REPO/PATH of ModelScope, or the address of the file's page in a browser. Without
     QUANT, the command downloads the first quantisation that the catalogue lists for the model.
 
-    The files are stored in the cache of the Hugging Face hub, which the hub's other tools use too,
-    and are compared with the hub's checksums. The next pull resumes an interrupted download.
-    HF_TOKEN, HF_ENDPOINT, HF_HOME, MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT and the proxy
-    variables work as in the hubs' own tools.
+    The command compares the files with the hub's checksums, and stores them in the cache of the
+    Hugging Face hub, which the hub's other tools use too. The next pull resumes an interrupted
+    download. HF_TOKEN, HF_ENDPOINT, HF_HOME, MODELSCOPE_API_TOKEN, MODELSCOPE_ENDPOINT and the
+    proxy variables work as in the hubs' own tools.
     """
     with plain_errors():
         settings = read_settings(**flags)

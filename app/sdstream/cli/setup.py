@@ -23,8 +23,8 @@ def setup(cmake_args: str) -> None:
     """Install the fast runtime for this Python.
 
     A plain 'pip install' compiles stable-diffusion.cpp without this project's flags, patches and
-    CPU kernels, which makes generation several times slower. This command compiles it with them and
-    replaces it. It needs a C++ compiler and takes a few minutes. The compiled wheel stays in
+    CPU kernels, which makes generation several times slower. This command compiles and installs it
+    with them. It needs a C++ compiler and takes a few minutes. The compiled wheel stays in
     the user's cache. Restart running servers afterwards.
     """
     try:

@@ -63,12 +63,12 @@ class ReplyOptions(BaseModel):
     response_format: Literal["b64_json", "url", "both", "base64", "B64Json", "Url"] | None = Field(
         None,
         description="The form of images: base64 (b64_json, base64), a link (url, Url), or both. "
-        "B64Json is base64 with a data: prefix (mistral.rs). Default: base64 in streams, and "
-        "otherwise --default-response-format, which is both unless set.",
+        "B64Json is base64 with a data: prefix (mistral.rs). Default: base64 in streams, "
+        "otherwise the value of --default-response-format (by default both).",
     )
     stream: bool = Field(False, description="Progress and images as server-sent events.")
     partial_images: Annotated[int | None, BeforeValidator(no_boolean)] = Field(
-        None, ge=0, le=3, description="Number of previews between the steps, in OpenAI's stream."
+        None, ge=0, le=3, description="Number of previews during generation, in OpenAI's stream."
     )
     stream_options: Annotated[StreamOptions, Field(default_factory=StreamOptions)]
     background: Literal["auto", "opaque", "transparent"] = "auto"

@@ -1,4 +1,4 @@
-"""Sizes that a model does not generate: it generates another size, and the server resizes it.
+"""Sizes that a model was not trained for: the server resizes an image of another size.
 
 A catalogue entry turns this on with ``size: {enlarge: …}``, which contains the sizes that the model
 was trained for. An upscaler enlarges the generated image, and resizing and cropping give it the

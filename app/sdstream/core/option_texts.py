@@ -1,4 +1,4 @@
-"""Options from text: forms and other programs send lists and name-value pairs as text."""
+"""Conversion of options that clients send as text, such as lists and name-value pairs in forms."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ class Options(BaseModel):
     fit: Annotated[Fit | None, Option(acts_on="image or control")] = Field(
         None,
         description="How an input image with another aspect ratio is fitted to the size: crop it, "
-        "stretch it, pad it and generate the border (without a mask), or fill the border by "
-        "extending the edges and generate everything.",
+        "stretch it, pad it, or fill the border by extending the edges. Without a mask, pad "
+        "generates only the border, and fill generates the whole image.",
     )
     mask_mode: Annotated[MaskMode | None, Option(acts_on="mask")] = Field(
         None,
@@ -146,7 +146,7 @@ class Options(BaseModel):
         None,
         min_length=4,
         max_length=4,
-        description="Pixels of border to generate around the image, which is kept: left, top, "
+        description="Border to generate around the unchanged image, in pixels: left, top, "
         "right, bottom, or one number for all sides.",
     )
     reference_size: Annotated[
@@ -239,7 +239,7 @@ class Options(BaseModel):
         None,
         ge=0,
         le=30,
-        description="Strength of skip-layer guidance (SLG), away from results without slg_layers.",
+        description="Strength of skip-layer guidance (SLG), which skips the layers in slg_layers.",
     )
     slg_start: Annotated[
         float | None,
@@ -389,7 +389,7 @@ class ImageParams(Options):
     )
     n: Annotated[
         int | None, Option(aliases=("samples", "num_images", "num_images_per_prompt", "batch_size"))
-    ] = Field(None, ge=1, le=MAX_IMAGES, description="Number of images; image i has seed + i.")
+    ] = Field(None, ge=1, le=MAX_IMAGES, description="Number of images; each has the next seed.")
     size: Annotated[str | None, Option(aliases=("image_size",), infotext="Size")] = Field(
         None, description='"WIDTHxHEIGHT" in pixels, or "auto".'
     )
@@ -440,7 +440,7 @@ class ImageParams(Options):
         None, ge=0, le=100, description="Quality of JPEG and WebP in percent."
     )
     safety_check: Annotated[bool, Option()] = Field(
-        False, description="Check each image; rejected if the server has no checker."
+        False, description="Check each image; without a checker, the server rejects the request."
     )
 
     @field_validator("prompt", "negative_prompt")

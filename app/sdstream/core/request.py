@@ -1,4 +1,4 @@
-"""The request to the runtime, and the facts besides a client's options that set its values."""
+"""The request to the runtime, and the facts that it depends on: input images, files and limits."""
 
 from __future__ import annotations
 

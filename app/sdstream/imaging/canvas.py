@@ -1,4 +1,4 @@
-"""Parts of images: cutting the part for the model, and putting the generated part back.
+"""Parts of images: cutting out the part for the model, and putting the generated part back.
 
 The positions are in ``core.placement.Placement``; this module applies them to pixels.
 """

@@ -1,4 +1,4 @@
-"""The limit on the parts of an image file, and the errors that all readers of headers share."""
+"""The maximum number of parts (such as tags) in an image file, and errors for rejected files."""
 
 from __future__ import annotations
 

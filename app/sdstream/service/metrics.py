@@ -93,14 +93,14 @@ class Metrics:
         self.steps = self._counter("steps", "Sampling steps of finished images.", "model")
         self.phase_seconds = self._histogram(
             "phase_seconds",
-            "Seconds in each phase: queue and loading of a job; encoding, sampling, decoding, "
-            "file (encoding of the file) and store of an image.",
+            "Seconds in each phase. Phases of a job: queue, loading. Phases of an image: "
+            "encoding, sampling, decoding, file (encoding of the file), store.",
             "model",
             "phase",
         )
         self.conditions = self._counter(
             "conditions",
-            "Prompts of finished images, by encoding: computed, or reused from an earlier image.",
+            "Encoded prompts of finished images: computed, or reused from an earlier image.",
             "model",
             "source",
         )

@@ -1,4 +1,4 @@
-"""Adds to uvicorn's HTTP/1 protocol: deadlines for connections, and checks of request headers.
+"""Adds deadlines for connections and checks of request headers to uvicorn's HTTP/1 protocol.
 
 The server aborts a connection if
 

@@ -1,4 +1,4 @@
-"""Lets requests that start or end at the same moment take turns, so that others do not wait.
+"""Handles requests that start or end together one at a time, with other work in between.
 
 asyncio runs all ready callbacks before it polls its sockets again. If a thousand clients connect or
 disconnect at once, every other client waits until all thousand are handled. This module lets one of

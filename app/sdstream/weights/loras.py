@@ -1,4 +1,4 @@
-"""The check whether a LoRA fits a model, which is made before the runtime applies the LoRA.
+"""The check that a LoRA fits a model; it runs before the runtime applies the LoRA.
 
 The runtime aborts if the dimensions of a LoRA differ from the model's, or if a LoHa or ``.diff``
 file is applied to quantised weights. If no name matches, it silently generates without the LoRA.

@@ -108,7 +108,7 @@ _POSTS: Final = {
                         {200: _NULL_ANSWER})
         for name in REFRESHES
     },
-    "interrupt": Operation("Cancel the running job; its response contains the finished images",
+    "interrupt": Operation("Cancel the running job; its own request returns the finished images",
                            {200: json_of(OBJECT)}),
     "skip": Operation("Leave out the last image of the running job", {200: _NULL_ANSWER},
                       errors=(InvalidRequest,)),

@@ -54,7 +54,7 @@ _LIST: Final = _operation(
     listing(record({"finishReason": STRING, "seed": INTEGER, "base64": STRING})),
 )
 _UNKNOWN: Final = Operation(
-    "Not found: no workflow but text_to_image is supported", {}, errors=(NotFound,)
+    "Not found: only the workflow text_to_image is supported", {}, errors=(NotFound,)
 )
 
 
