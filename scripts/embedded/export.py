@@ -86,8 +86,8 @@ def main() -> None:
     packed.write_bytes(lzma.compress(file.read_bytes(), preset=9))
     content = card(file, packed, options.kind, model.pictures)
     for key in ("scores", "group_scores"):
-        if file := getattr(options, key):
-            content[key] = json.loads(file.read_text())
+        if judged := getattr(options, key):
+            content[key] = json.loads(judged.read_text())
     (options.folder / "card.json").write_text(json.dumps(content, indent=2) + "\n")
 
 

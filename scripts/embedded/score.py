@@ -143,8 +143,7 @@ def _case(rng: Random, kind: str, shape: str) -> Case:
 def _counted(number: int, colour: str, shape: str) -> str:
     if number == 1:
         return wording.article(f"{colour} {shape}")
-    plural = wording.PLURALS.get(shape, shape + "s")
-    return f"{('two', 'three', 'four')[number - 2]} {colour} {plural}"
+    return f"{('two', 'three', 'four')[number - 2]} {colour} {wording.plural(shape)}"
 
 
 def _grouped(

@@ -243,15 +243,18 @@ def colour_word(rng: Random, colour: str) -> str:
 def noun(rng: Random, shape: str, count: int = 1) -> str:
     """Return one of the names of an object, in the plural for more than one."""
     word = rng.choice(NOUNS.get(shape, (shape,)))
-    if count == 1:
-        return word
+    return word if count == 1 else plural(word)
+
+
+def plural(word: str) -> str:
+    """Return the plural of an object's name."""
     return PLURALS.get(word, word + "s")
 
 
 def names(shape: str) -> list[str]:
     """Return the words, singular and plural, that name an object and rarely anything else."""
     nouns = NOUNS.get(shape, (shape,))
-    phrases = {*nouns, *(PLURALS.get(word, word + "s") for word in nouns)}
+    phrases = {*nouns, *(plural(word) for word in nouns)}
     return sorted(
         {word for phrase in phrases for word in phrase.split()} - {"home", "plus", "signs"}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sqlite3
 import time
@@ -14,7 +15,7 @@ import httpx2
 import pytest
 
 from sdstream.settings import Settings
-from sdstream.storage.ports import StoreError
+from sdstream.storage.ports import StoreError, StoreUnreachable
 from sdstream.web.server import Server
 from tests.integration.test_http import error_of
 from tests.support.jobs import ENDINGS, begin, events_of, look, wait_for
@@ -168,4 +169,19 @@ def test_a_start_that_cannot_recover_the_jobs_ends_with_a_sentence(tmp_path: Pat
     with closing(sqlite3.connect(folder / "jobs.sqlite")) as other:
         other.execute("DROP TABLE images")
     with pytest.raises(StoreError, match="jobs cannot be recovered: no such table: images"):
+        server.run()
+
+
+def test_a_bucket_that_stops_answering_during_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later start may succeed, so the exit code is 1, and the error names the fault."""
+
+    def silent(*_: object) -> set[str]:
+        raise ConnectionError(errno.EHOSTUNREACH, "no answer")
+
+    server = Server(Settings(data_dir=tmp_path, cache_dir=tmp_path, engine="fake", port=0))
+    store = server.config.app.state.store  # type: ignore[union-attr]
+    monkeypatch.setattr(store._images, "sweep", silent)
+    with pytest.raises(StoreUnreachable, match=r"the image store cannot be used: .*no answer"):
         server.run()

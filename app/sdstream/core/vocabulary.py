@@ -45,8 +45,7 @@ class Vocabulary:
 
     def unknown(self, prompt: str) -> list[str]:
         """Return the words of a prompt that the model was not trained on, each once."""
-        found = (match[0].lower() for match in _WORD.finditer(prompt))
-        return [*dict.fromkeys(word for word in found if not self._knows(word))]
+        return [*dict.fromkeys(word for word in _words(prompt) if not self._knows(word))]
 
     def _unknown_words(self, model: str, prompt: str) -> str | None:
         unknown = self.unknown(prompt)
@@ -61,7 +60,7 @@ class Vocabulary:
         )
 
     def _number(self, model: str, prompt: str) -> str | None:
-        words = [match[0].lower() for match in _WORD.finditer(prompt)]
+        words = _words(prompt)
         things = [*dict.fromkeys(self.counted_alone[w] for w in words if w in self.counted_alone)]
         number = next((word for word in words if word in _NUMBERS), None)
         if number is None or len(things) < 2:
@@ -79,3 +78,7 @@ class Vocabulary:
         # "red-and-blue", "cat's"
         parts = re.split(r"['’-]", word)
         return len(parts) > 1 and all(len(part) < 2 or self._knows(part) for part in parts)
+
+
+def _words(prompt: str) -> list[str]:
+    return [match[0].lower() for match in _WORD.finditer(prompt)]

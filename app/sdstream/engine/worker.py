@@ -10,8 +10,8 @@ The first of these events ends a job:
     a cancel has no effect in the grace time      Cancelled; the child is terminated
 
 The watchdog checks progress instead of heartbeats. Native code releases the GIL, so a heartbeat
-thread would keep running in a process that hangs. A worker does not repeat a
-job that crashed it; service/dispatch.py decides whether the next worker does.
+thread would keep running in a process that hangs. A worker does not repeat a job that crashed it;
+service/dispatch.py decides whether the next worker does.
 """
 
 from __future__ import annotations
