@@ -172,6 +172,22 @@ def test_a_start_that_cannot_recover_the_jobs_ends_with_a_sentence(tmp_path: Pat
         server.run()
 
 
+def test_a_start_with_another_folder_of_images_ends_with_a_sentence(tmp_path: Path) -> None:
+    """A server without its images does not delete its jobs, and a later start finds them."""
+    with running_server(tmp_path, engine="fake") as server:
+        job = server.post({**QUICK, "response_format": "url"}).headers["x-job-id"]
+    images = tmp_path / "data" / "images"
+    images.rename(tmp_path / "elsewhere")
+    with running_server(tmp_path, engine="fake", wait=False) as late:
+        assert late.process.wait(90) == 78
+        assert "none of the 1 images" in late.log.read_text()
+        assert "Traceback" not in late.log.read_text()
+    images.rmdir()
+    (tmp_path / "elsewhere").rename(images)
+    with running_server(tmp_path, engine="fake") as server:
+        assert httpx2.get(f"{server.url}/v1/jobs/{job}", timeout=10).json()["status"] == "completed"
+
+
 def test_a_bucket_that_stops_answering_during_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Set
 from pathlib import Path
 
 from sdstream.atomic import write_atomically
@@ -108,10 +108,10 @@ class ImageFolder:
         except OSError as error:
             _warn(error)
 
-    def sweep(
-        self, images: Container[str], jobs: Container[str], uploads: Container[str]
-    ) -> set[str]:
+    def sweep(self, images: Set[str], jobs: Container[str], uploads: Container[str]) -> set[str]:
         """Delete all other files; return the names of the kept images that exist.
+
+        If none of the images exists, nothing is deleted: the files may be another server's.
 
         Args:
             images: File names of the images to keep.
@@ -119,8 +119,9 @@ class ImageFolder:
             uploads: Ids of the jobs whose uploaded files to keep.
         """
         found = {path.name for path in self._images.iterdir()}
-        unknown = {name for name in found if name not in images}
-        for name in unknown:
+        if images and images.isdisjoint(found):
+            return set()
+        for name in found - images:
             _delete(self._images / name)
         for path in self._inputs.iterdir():
             if path.name not in jobs:
@@ -128,7 +129,7 @@ class ImageFolder:
         for path in self._uploads.iterdir():
             if path.name not in uploads:
                 self.drop_uploads(path.name)
-        return found - unknown
+        return found & images
 
     def _path(self, image_id: str, output_format: OutputFormat) -> Path:
         return self._images / image_name(image_id, output_format)

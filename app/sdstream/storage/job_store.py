@@ -169,16 +169,32 @@ class JobStore:
 
         An unfinished background job fails only if the server crashed during its last attempt. Any
         other unfinished job fails, because the connection to its client is lost.
+
+        Raises:
+            StoreError: The image store contains none of the images that the database names.
+            Unavailable: The database or the image store cannot be read.
         """
         await self._ledger.write(self._rows.take_up)
         named, unfinished, uploads = await self._ledger.read(self._rows.named_files)
         try:
             # Not in the ledger's thread: its database session must not be idle for long.
-            left = await asyncio.to_thread(self._images.sweep, named, unfinished, uploads)
+            left = await asyncio.to_thread(self._images.sweep, named.keys(), unfinished, uploads)
         except OSError as error:
             logger.error("the image store cannot be read: %s", error)
             raise fault_of(error, self._db) from error
+        if named and not left:
+            # Most likely another image store was meant. Its jobs must not be deleted.
+            raise StoreError(
+                f"the image store contains none of the {len(named)} images that the database "
+                "names; mount or restore it, choose another --images or --data-dir, or move the "
+                "database away to start without its jobs"
+            )
         gone = {named[name] for name in named.keys() - left}
+        if gone:
+            logger.warning(
+                "jobs are deleted because the image store lacks images of them: %s",
+                ", ".join(sorted(gone)),
+            )
         return await self._ledger.write(self._rows.clear_up, gone)
 
     async def add(

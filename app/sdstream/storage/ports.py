@@ -7,7 +7,7 @@ tests/unit/storage check the rules on every combination.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from sdstream.core.errors import ConfigurationError
@@ -146,10 +146,10 @@ class ImageStore(Protocol):
     def drop_uploads(self, job: str) -> None:
         """Delete the uploaded files of a job if they exist; a failure raises no error."""
 
-    def sweep(
-        self, images: Container[str], jobs: Container[str], uploads: Container[str]
-    ) -> set[str]:
+    def sweep(self, images: Set[str], jobs: Container[str], uploads: Container[str]) -> set[str]:
         """Delete all other files; return the names of the kept images that exist.
+
+        If none of the images exists, nothing is deleted: the files may be another server's.
 
         Args:
             images: File names of the images to keep: the id, a dot, and the format.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import secrets
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, Final
@@ -156,18 +156,20 @@ class ImageBucket:
         """Delete the uploaded files of a job in the background."""
         self._deleting.submit(self._delete_uploads, job)
 
-    def sweep(
-        self, images: Container[str], jobs: Container[str], uploads: Container[str]
-    ) -> set[str]:
-        """Delete all other objects; return the names of the kept images that exist."""
+    def sweep(self, images: Set[str], jobs: Container[str], uploads: Container[str]) -> set[str]:
+        """Delete all other objects; return the names of the kept images that exist.
+
+        If none of the images exists, nothing is deleted: the objects may be another server's.
+        """
         found = set(self._names("images"))
-        gone = {name for name in found if name not in images}
-        keys = [self._key("images", name) for name in gone]
+        if images and images.isdisjoint(found):
+            return set()
+        keys = [self._key("images", name) for name in found - images]
         keys += [self._key("inputs", name) for name in self._names("inputs") if name not in jobs]
         orphans = (n for n in self._names("uploads") if n.partition("/")[0] not in uploads)
         keys += [self._key("uploads", name) for name in orphans]
         self._delete(keys)
-        return found - gone
+        return found & images
 
     def _delete_uploads(self, job: str) -> None:
         start = f"uploads/{job}"

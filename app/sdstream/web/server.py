@@ -144,6 +144,9 @@ class Server(uvicorn.Server):
             return
         try:
             await self.service.recover()
+        except StoreError:
+            await store.close()
+            raise
         except ImageServiceError as error:
             await store.close()
             if isinstance(error.__cause__, ConnectionError):

@@ -26,7 +26,7 @@ from sdstream.core.job_filter import JobFilter
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.queue import Priority
 from sdstream.storage.job_store import JobStore
-from sdstream.storage.ports import ImageStore
+from sdstream.storage.ports import ImageStore, StoreError
 from tests.support.stores import (
     BACKGROUND,
     NOTHING,
@@ -164,6 +164,37 @@ def test_a_finished_image_of_an_unfinished_job_is_kept(place: Place, clock: Cloc
             assert list(job.images) == [0]
 
     asyncio.run(second())
+
+
+def test_a_wrong_image_store_loses_nothing(place: Place, clock: Clock) -> None:
+    """If none of the named images exists, the start ends with an error and deletes nothing."""
+    kept: list[Job] = []
+
+    async def first(store: JobStore) -> None:
+        kept.extend([await done(store, clock, "job_1"), await done(store, clock, "job_2")])
+
+    run(place, clock, first)
+    names = place.files("images")
+    for job in kept:
+        dropped(place, lambda images, job=job: images.drop(str(job.images[0].id), "png"))
+    place.write("images", "other.png", b"of another server")
+
+    async def wrong() -> None:
+        async with opened(place, clock) as store:
+            with pytest.raises(StoreError, match="none of the 2 images that the database names"):
+                await store.recover()
+
+    asyncio.run(wrong())
+    assert place.files("images") == ["other.png"]
+    place.write("images", names[0], b"png")
+
+    async def partly(store: JobStore) -> None:
+        assert [job.id for job in kept if await store.get(job.id)] == [
+            job.id for job in kept if f"{job.images[0].id}.png" == names[0]
+        ]
+
+    run(place, clock, partly)
+    assert place.files("images") == [names[0]]
 
 
 def test_pictures_that_are_gone_are_missed(place: Place, clock: Clock) -> None:
