@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -35,7 +36,6 @@ from sdstream.core.errors import ConfigurationError, ImageServiceError, InvalidR
 from sdstream.core.hosts import HostPattern
 from sdstream.core.job import Job
 from sdstream.dialects.jobs import ending_message
-from sdstream.notifier import Notifier
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,14 @@ _LONGEST_RETRY_AFTER: Final = 86_400
 #: Most digits of a Retry-After that is parsed; int() raises ValueError for thousands of digits.
 _MAX_DIGITS: Final = 20
 _TIMEOUT_SECONDS: Final = 10.0
-_AT_ONCE: Final = 4
+#: Most attempts at the same time, and most of them to one host: a receiver that does not answer
+#: must not delay the messages to others.
+_AT_ONCE: Final = 16
+_AT_ONCE_PER_HOST: Final = 2
+#: Number of waiting deliveries that are searched for one whose host has a free place.
+_SEARCHED: Final = 200
 #: Host names resolved at once; more than deliveries, because a look-up outlives its attempt.
-_LOOKUPS: Final = 16
+_LOOKUPS: Final = 32
 #: Seconds until the outbox is checked without a notification, in case a clock was set.
 _IDLE_SECONDS: Final = 300.0
 #: Seconds between attempts while the store cannot be read or written.
@@ -117,7 +122,10 @@ class Webhooks:
         self._private = private
         self._clock = clock
         self._steady = steady
-        self._changed = Notifier()
+        #: Set when the outbox may contain a new delivery, and when an attempt has ended.
+        self._changed = asyncio.Event()
+        #: Id of each delivery that is being posted -> scheme, host and port of its URL.
+        self._in_progress: dict[str, str] = {}
 
     def check(self, url: str) -> None:
         """Raise InvalidRequest for a ``webhook_url`` that this server never posts to."""
@@ -145,7 +153,7 @@ class Webhooks:
 
     def notify(self) -> None:
         """Wake ``run``: the outbox may contain a new delivery."""
-        self._changed.notify()
+        self._changed.set()
 
     async def run(self) -> None:
         """Deliver until cancelled."""
@@ -162,11 +170,11 @@ class Webhooks:
 
     async def _deliver_on(self, pool: httpcore2.AsyncConnectionPool) -> None:
         """Post deliveries whenever they are due, until cancelled."""
-        while True:
-            changed = asyncio.ensure_future(self._changed.wait())
-            try:
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                self._changed.clear()  # before the read, so that a later change is not missed
                 try:
-                    seconds = await self._deliver(pool)
+                    seconds = await self._begin_due(pool, attempts)
                 except ImageServiceError:
                     seconds = _STORE_SECONDS
                 except Exception:
@@ -174,26 +182,44 @@ class Webhooks:
                     seconds = _FAULT_SECONDS
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
-                        await changed
-            finally:
-                changed.cancel()
+                        await self._changed.wait()
 
-    async def _deliver(self, pool: httpcore2.AsyncConnectionPool) -> float:
-        """Post all due deliveries once; return the seconds until the next one is due."""
-        while True:
-            waiting = await self._outbox.deliveries(_AT_ONCE)
-            now = self._steady()
+    async def _begin_due(
+        self, pool: httpcore2.AsyncConnectionPool, attempts: asyncio.TaskGroup
+    ) -> float:
+        """Begin to post the due deliveries; return the seconds until the next one is due."""
+        waiting = await self._outbox.deliveries(_SEARCHED)
+        now = self._steady()
+        wait = _IDLE_SECONDS
+        for delivery in waiting:
             # A delivery deferred beyond the longest pause is due: the clock was ahead at that time.
-            due = [one for one in waiting if not now < one.next_at <= now + _LONGEST_RETRY_AFTER]
-            if not due:
-                first = min((delivery.next_at for delivery in waiting), default=None)
-                wait = _IDLE_SECONDS if first is None else first - now
-                return min(_IDLE_SECONDS, max(0.0, wait))
-            tries = (self._try(pool, delivery) for delivery in due)
-            # Wait for all attempts: one that still ran would be started a second time.
-            for fault in await asyncio.gather(*tries, return_exceptions=True):
-                if fault is not None:
-                    raise fault
+            if now < delivery.next_at <= now + _LONGEST_RETRY_AFTER:
+                wait = min(wait, delivery.next_at - now)
+                continue
+            host = "/".join(delivery.url.split("/", 3)[:3])
+            hosts = self._in_progress.values()
+            if (
+                delivery.id not in self._in_progress
+                and len(hosts) < _AT_ONCE
+                and list(hosts).count(host) < _AT_ONCE_PER_HOST
+            ):
+                self._in_progress[delivery.id] = host
+                attempts.create_task(self._attempt(pool, delivery))
+        return wait
+
+    async def _attempt(self, pool: httpcore2.AsyncConnectionPool, delivery: Delivery) -> None:
+        """Post a delivery once and record the outcome."""
+        try:
+            await self._try(pool, delivery)
+        except ImageServiceError:
+            # The outcome was not recorded, so the delivery is posted again after a pause.
+            await asyncio.sleep(_STORE_SECONDS)
+        except Exception:
+            logger.exception("webhook %s waits after an internal error", delivery.id)
+            await asyncio.sleep(_FAULT_SECONDS)
+        finally:
+            del self._in_progress[delivery.id]
+            self._changed.set()
 
     async def _try(self, pool: httpcore2.AsyncConnectionPool, delivery: Delivery) -> None:
         try:
@@ -245,7 +271,7 @@ class Webhooks:
         async with pool.stream(
             "POST", delivery.url, headers=headers, content=delivery.payload
         ) as answer:
-            return answer.status, _retry_after(answer.headers)
+            return answer.status, _retry_after(answer.headers, second)
 
 
 class _CheckedBackend(httpcore2.AnyIOBackend):
@@ -324,18 +350,33 @@ class _AllowedHost:
         return HostPattern(self.pattern.name).matches(host, port)
 
 
+#: IPv6 addresses that end in an IPv4 address, to which a translator or a tunnel forwards packets.
+_WITH_IPV4: Final = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96")))
+
+
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    ip = mapped or ip
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.is_site_local:
+            return False
+        forwarded = ip.ipv4_mapped or ip.sixtofour
+        if any(ip in network for network in _WITH_IPV4):
+            forwarded = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
+        ip = forwarded or ip
     return ip.is_global and not ip.is_multicast
 
 
-def _retry_after(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+def _retry_after(headers: Iterable[tuple[bytes, bytes]], second: int) -> int | None:
+    """Return the seconds that a receiver asks to wait, by a number or a date; None without any."""
     value = {name.lower(): value for name, value in headers}.get(b"retry-after", b"")
-    if not value.isdigit() or len(value) > _MAX_DIGITS:
-        return None
-    return min(int(value), _LONGEST_RETRY_AFTER)
+    if value.isdigit():
+        seconds = int(value) if len(value) <= _MAX_DIGITS else None
+    else:
+        try:
+            seconds = int(parsedate_to_datetime(value.decode("ascii")).timestamp()) - second
+        except ValueError:
+            seconds = None
+    return None if seconds is None else max(0, min(seconds, _LONGEST_RETRY_AFTER))
 
 
 def _refused(message: str, reason: Reason) -> InvalidRequest:

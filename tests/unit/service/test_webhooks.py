@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from email.utils import formatdate
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from sdstream.core.delivery import Delivery
 from sdstream.core.errors import InvalidRequest, Reason
+from sdstream.service import webhooks as webhooks_module
 from sdstream.service.webhooks import Webhooks, WebhookSettingsError, signature
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
@@ -186,6 +188,83 @@ def test_a_time_to_come_back_that_is_none(digits: str) -> None:
     assert outbox.put_offs[0] - 1_000_000 < 10
 
 
+def test_a_time_to_come_back_that_is_a_date() -> None:
+    """A Retry-After with a date defers the next attempt until then."""
+    date = formatdate(1_000_000 + 900, usegmt=True)
+    receiver = Receiver(f"503 Down\r\nRetry-After: {date}", "200 OK")
+    outbox, _ = deliver(receiver, lambda outbox: bool(outbox.settled))
+    assert outbox.put_offs == [1_000_900.0]
+
+
+def test_a_receiver_that_does_not_answer_delays_no_other() -> None:
+    """While many deliveries wait for one receiver, those to another receiver are posted."""
+
+    async def run() -> list[str]:
+        open_ended: list[asyncio.StreamWriter] = []
+        silent = await asyncio.start_server(lambda _, w: open_ended.append(w), "127.0.0.1", 0)
+        port = silent.sockets[0].getsockname()[1]
+        receiver, clock = Receiver(), Clock()
+        async with receiver.listening():
+            outbox = MemoryOutbox(
+                *(
+                    Delivery(f"msg_{k}", f"http://127.0.0.1:{port}/", b"{}", 0, clock() - 1)
+                    for k in range(40)
+                ),
+                Delivery("msg_good", f"http://127.0.0.1:{receiver.port}/", b"{}", 0, clock()),
+            )
+            task = asyncio.create_task(webhooks_of(outbox, clock).run())
+            async with asyncio.timeout(20):
+                while not outbox.settled or not open_ended:
+                    await asyncio.sleep(0.01)
+            assert len(open_ended) <= 2
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        for writer in open_ended:
+            writer.close()
+        silent.close()
+        return outbox.settled
+
+    assert asyncio.run(run()) == ["msg_good"]
+
+
+class SlowOutbox(MemoryOutbox):
+    """An outbox whose answers take a few turns of the event loop."""
+
+    async def deliveries(self, limit: int) -> list[Delivery]:
+        """Return what was waiting at the beginning of the call."""
+        found = await super().deliveries(limit)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return found
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_delivery_that_comes_while_the_outbox_is_read(turns: int) -> None:
+    """Each notification is noticed, whatever the loop was doing when it came."""
+
+    async def run() -> None:
+        receiver, clock, outbox = Receiver(), Clock(), SlowOutbox()
+        async with receiver.listening():
+            url = f"http://127.0.0.1:{receiver.port}/"
+            webhooks = webhooks_of(outbox, clock)
+            task = asyncio.create_task(webhooks.run())
+            await asyncio.sleep(0.05)
+            webhooks.notify()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            outbox.waiting["msg_1"] = Delivery("msg_1", url, b"{}", 0, clock())
+            webhooks.notify()
+            async with asyncio.timeout(20):
+                while not outbox.settled:
+                    await asyncio.sleep(0.01)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    asyncio.run(run())
+
+
 def test_a_try_put_off_by_a_clock_that_was_ahead() -> None:
     """An attempt that is days away is made at once, as no pause is that long."""
 
@@ -263,20 +342,19 @@ class FullDisk(MemoryOutbox):
             raise sqlite3.OperationalError("database or disk is full")
 
 
-def test_a_disk_that_takes_no_notes_delays_deliveries() -> None:
+def test_a_disk_that_takes_no_notes_delays_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The delivery is sent again under the same id until it is recorded."""
+    monkeypatch.setattr(webhooks_module, "_FAULT_SECONDS", 0.01)
     receiver, clock, outbox = Receiver(), Clock(), FullDisk()
 
     async def run() -> None:
         async with receiver.listening():
             url = f"http://127.0.0.1:{receiver.port}/"
             outbox.waiting["msg_1"] = Delivery("msg_1", url, b"{}", 0, clock())
-            webhooks = webhooks_of(outbox, clock)
-            task = asyncio.create_task(webhooks.run())
+            task = asyncio.create_task(webhooks_of(outbox, clock).run())
             async with asyncio.timeout(20):
                 while not outbox.settled:
                     await asyncio.sleep(0.01)
-                    webhooks.notify()
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -345,6 +423,17 @@ def test_private_addresses_are_not_reached() -> None:
             private=False,
         )
         assert receiver.requests == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["::1", "::7f00:1", "64:ff9b::a00:1", "2002:a00:1::", "fec0::1", "::ffff:10.0.0.1", "fe80::1"],
+)
+def test_private_addresses_in_ipv6(address: str) -> None:
+    """An IPv6 address that stands for a private IPv4 address is not public."""
+    assert not webhooks_module._is_public(address)
+    assert webhooks_module._is_public("2606:4700::1111")
+    assert webhooks_module._is_public("64:ff9b::808:808")
 
 
 def test_a_host_that_is_allowed_no_more() -> None:
