@@ -138,6 +138,8 @@ def schedule(steps: int) -> list[float]:
     [
         (1, native.Settings(64, 64, steps=1, cfg=1.0), ""),
         (7, native.Settings(96, 64, steps=4, cfg=1.0), ""),
+        (3, native.Settings(64, 96, steps=4, cfg=1.0), ""),
+        (4, native.Settings(128, 224, steps=2, cfg=1.0), ""),
         (2**40 + 5, native.Settings(64, 64, steps=4, cfg=3.0), NEGATIVE),
     ],
 )
