@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn, TypeVar
 
@@ -15,6 +15,7 @@ from sdstream.core.catalog import Catalog
 from sdstream.core.errors import InvalidRequest, NotFound, Reason
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import LARGEST_SEED, ImageParams, Options, Quality
+from sdstream.core.pixels import SourceFile
 from sdstream.core.request import (
     LONGEST_SIDES,
     NO_ASSETS,
@@ -66,14 +67,14 @@ def model_of(ask: ParsedRequest, catalog: Catalog) -> ModelSpec:
     return spec
 
 
-def check_count(ask: ParsedRequest, spec: ModelSpec, images: int) -> None:
+def check_count(ask: ParsedRequest, spec: ModelSpec, images: Sequence[SourceFile]) -> None:
     """Reject more input images than the model accepts, before they are decoded."""
-    if images > 1 and (ask.only_upscale or not spec.traits.references):
+    if len(images) > 1 and (ask.only_upscale or not spec.traits.references):
         who = "This route" if ask.only_upscale else f"The model '{spec.id}'"
         raise InvalidRequest(
-            f"{who} accepts one input image, not {images}.",
+            f"{who} accepts one input image, not {len(images)}.",
             reason=Reason.NOT_SUPPORTED,
-            param="image",
+            param=images[1].param,
         )
 
 
@@ -203,7 +204,7 @@ def _generation(
                 **dict.fromkeys(idle),
                 "lora": loras or None,
                 **resolve_options.concrete(ask, spec, sources, plan.placement),
-                **resolve_options.enlarging(ask, size, larger, upscaled, steps),
+                **resolve_options.enlarging(ask, steps, assets, plan.enlargement),
             }
         ),
         input_images=int(sources.drawn_over) + len(sources.references),
@@ -245,6 +246,7 @@ def _upscaling(
     chosen = replace(ask, params=params.model_copy(update={"upscaler": upscaler}))
     upscaled = resolve_options.upscaled(chosen, size, assets, limits)
     assert upscaled is not None
+    factor = float(assets.upscalers[upscaler]) if params.upscale is None else params.upscale
     return GenerationRequest(
         model=spec.id,
         prompt="",
@@ -262,7 +264,7 @@ def _upscaling(
         output_compression=_compression(ask),
         warnings=ask.warnings,
         input_images=1,
-        options=Options(upscaler=upscaler, upscale=round(upscaled.width / size.width, 4)),
+        options=Options(upscaler=upscaler, upscale=factor),
         upscaled=upscaled,
     )
 

@@ -9,7 +9,13 @@ from typing import Any
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.enlargement import Enlargement
 from sdstream.core.errors import Reason
-from sdstream.core.lora import HYPERNETWORK_TAG, LORA_TAG, MAX_LORA_SCALE, LoraChoice
+from sdstream.core.lora import (
+    FILE_ENDING,
+    HYPERNETWORK_TAG,
+    LORA_TAG,
+    MAX_LORA_SCALE,
+    LoraChoice,
+)
 from sdstream.core.model_options import check_span, default_guidance, unknown_name
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.placement import Placement
@@ -97,18 +103,23 @@ def loras(ask: ParsedRequest, assets: Assets) -> tuple[str, tuple[LoraChoice, ..
 
 
 def _file(ask: ParsedRequest, option: str, kind: str, name: str, assets: Assets) -> str:
-    """Return the full name of one of the operator's files; ``name`` may lack the folder."""
+    """Return the full name of one of the operator's files.
+
+    ``name`` may lack the folder; the name of a LoRA may contain the ending of its file.
+    """
     what, known = {"lora": ("LoRA", assets.loras), "upscaler": ("upscaler", assets.upscalers)}[kind]
-    if name in known:
-        return name
-    same = [whole for whole in known if whole.rpartition("/")[2] == name]
-    if len(same) == 1:
-        return same[0]
-    if same:
-        raise ask.rejected(
-            option,
-            f": the {what} '{name}' is in several folders; write one of {', '.join(sorted(same))}.",
-        )
+    for spelling in (name, FILE_ENDING.sub("", name) if kind == "lora" else name):
+        if spelling in known:
+            return spelling
+        same = [whole for whole in known if whole.rpartition("/")[2] == spelling]
+        if len(same) == 1:
+            return same[0]
+        if same:
+            raise ask.rejected(
+                option,
+                f": the {what} '{spelling}' is in several folders; write one of "
+                f"{', '.join(sorted(same))}.",
+            )
     for file, problem in assets.unusable.get(kind, {}).items():
         if name in (file, file.rpartition(".")[0]):
             raise ask.rejected(option, f": the {what} '{name}' cannot be used; its file {problem}.")
@@ -177,28 +188,31 @@ def _check_upscaler(
 
 
 def enlarging(
-    ask: ParsedRequest, size: Size, larger: Size | None, upscaled: Size | None, steps: int
+    ask: ParsedRequest, steps: int, assets: Assets, enlargement: Enlargement | None
 ) -> dict[str, Any]:
     """Return the concrete options of the second pass and the upscaler: name -> value.
 
+    Factors that the client sent are not in the result, so that they stay as the client sent them.
+
     Args:
-        ask: The request.
-        size: Size of the first pass.
-        larger: Size of the second pass; None without one.
-        upscaled: Size after the upscaler; None without one.
+        ask: The request, with the upscaler of its model's entry.
         steps: Number of steps of the first pass.
+        assets: The operator's upscalers.
+        enlargement: How the generated image gets the size of the request; None if it is not
+            resized.
     """
     params = ask.params
     values: dict[str, Any] = {}
-    if larger is not None:
+    if params.hires_scale is not None:
         values = {
-            "hires_scale": round(larger.width / size.width, 4),
             "hires_steps": params.hires_steps or steps,
             "hires_strength": 0.7 if params.hires_strength is None else params.hires_strength,
             "hires_upscaler": params.hires_upscaler or "latent",
         }
-    if upscaled is not None and params.upscaler is not None:
-        values["upscale"] = round(upscaled.width / (larger or size).width, 4)
+    if params.upscaler is not None and enlargement is not None:
+        values["upscale"] = enlargement.factor
+    elif params.upscaler is not None and params.upscale is None:
+        values["upscale"] = float(assets.upscalers[params.upscaler])
     return values
 
 
@@ -282,4 +296,4 @@ def upscaled(
     factor = most if ask.params.upscale is None else ask.params.upscale
     if factor > most:
         raise ask.rejected("upscale", f": the upscaler '{name}' enlarges at most {most} times.")
-    return Size(*(round(side * factor) for side in size))
+    return Size(*(max(1, round(side * factor)) for side in size))

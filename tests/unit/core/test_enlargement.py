@@ -123,7 +123,9 @@ def test_a_second_pass_that_is_large_enough_needs_no_upscaler() -> None:
         assert (request.options.upscaler, request.options.upscale) == (None, None)
     larger = ask(size="512x512", hires_scale=2)
     assert (str(larger.second_pass), str(larger.output_size)) == ("256x256", "512x512")
-    assert (larger.options.upscaler, larger.options.upscale) == ("four", 2.0)
+    assert (larger.options.upscaler, larger.options.upscale) == ("four", 4.0)
+    again = ask(size="512x512", hires_scale=2, upscaler="four", upscale=4.0)
+    assert again == larger
 
 
 def test_parameters_that_name_the_upscaler_of_a_reduced_image() -> None:

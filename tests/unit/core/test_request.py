@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,8 +12,17 @@ from sdstream.core.ask import ParsedRequest
 from sdstream.core.catalog import Catalog
 from sdstream.core.errors import ImageServiceError, InvalidRequest, Reason
 from sdstream.core.options import MAX_SEED, ImageParams
+from sdstream.core.pixels import SourceFile
 from sdstream.core.placement import Box
-from sdstream.core.request import NO_ASSETS, Assets, GenerationRequest, Limits, Sources
+from sdstream.core.request import (
+    NO_ASSETS,
+    Assets,
+    GenerationRequest,
+    Limits,
+    Sources,
+    request_fields,
+    request_of,
+)
 from sdstream.core.resolve import check_count, resolve
 from sdstream.core.size import Size
 
@@ -243,12 +253,13 @@ def test_references_are_for_models_that_look() -> None:
     assert (str(request.size), request.options.strength) == ("704x496", None)
     for name, count, fine in (("looker", 3, True), ("plain", 1, True), ("plain", 2, False)):
         spec = CATALOG.models[name]
+        files = [SourceFile(f"image[{number}]", b"bytes") for number in range(count)]
         if fine:
-            check_count(ParsedRequest(ImageParams(prompt="a cat")), spec, count)
+            check_count(ParsedRequest(ImageParams(prompt="a cat")), spec, files)
             continue
         with pytest.raises(InvalidRequest) as caught:
-            check_count(ParsedRequest(ImageParams(prompt="a cat")), spec, count)
-        assert caught.value.param == "image"
+            check_count(ParsedRequest(ImageParams(prompt="a cat")), spec, files)
+        assert caught.value.param == "image[1]"
 
 
 @pytest.mark.parametrize(
@@ -439,3 +450,64 @@ def test_an_upscaler_enlarges_by_its_whole_factor(
     assert "limit of 16777216 pixels (--max-upscaled-pixels)" in error.message
     assert ask(assets=assets, size="512x512", upscaler="x8", upscale=1.0).upscaled == (512, 512)
     assert ask(size="896x896", hires_scale=1.05, hires_upscaler="lanczos").second_pass is not None
+
+
+def decoded(request: GenerationRequest) -> GenerationRequest:
+    """Return a request as workers and stores read it."""
+    return request_of(json.loads(json.dumps(request_fields(request))))
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "second"),
+    [("512x768", 1.05, "512x832"), ("512x640", 1.3, "640x832")],
+)
+def test_a_second_pass_whose_size_is_rounded(size: str, scale: float, second: str) -> None:
+    """The scale stays as the client sent it, even if the rounded size has another ratio."""
+    request = ask(size=size, hires_scale=scale)
+    assert (str(request.second_pass), request.options.hires_scale) == (second, scale)
+    assert decoded(request) == request
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.3333, 2.5, None])
+def test_an_upscale_whose_size_is_rounded(factor: float | None) -> None:
+    """The factor stays as the client sent it; without one it is the upscaler's own."""
+    request = ask(assets=Assets(upscalers={"x4": 4}), size="64x128", upscaler="x4", upscale=factor)
+    assert request.options.upscale == (factor or 4.0)
+    assert decoded(request) == request
+
+
+@pytest.mark.parametrize("factor", [0.05, 0.09, 0.3333, 2.5, None])
+@pytest.mark.parametrize("size", [Size(5, 5), Size(101, 100), Size(3, 200)])
+def test_a_request_that_only_upscales(size: Size, factor: float | None) -> None:
+    """A side has at least one pixel, and the factor stays as the client sent it."""
+    request = resolve(
+        ParsedRequest(ImageParams(prompt="", upscaler="x4", upscale=factor), only_upscale=True),
+        CATALOG,
+        random_seed=lambda: 77,
+        limits=Limits(),
+        sources=Sources(size=size),
+        assets=Assets(upscalers={"x4": 4}),
+    )
+    assert request.output_size == tuple(max(1, round(side * (factor or 4))) for side in size)
+    assert request.options.upscale == (factor or 4.0)
+    assert decoded(request) == request
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ("x.pt", "x.pt"),
+        ("x.pt.safetensors", "x.pt"),
+        ("y.gguf", "y"),
+        ("z.safetensors", f"{'f' * 120}/{'z' * 20}"),
+        ("z" * 20, f"{'f' * 120}/{'z' * 20}"),
+    ],
+)
+def test_loras_by_names_with_endings(given: str, chosen: str) -> None:
+    """The ending is removed only if no LoRA has the whole name; workers read the same name."""
+    assets = Assets(loras=["x", "x.pt", "y", f"{'f' * 120}/{'z' * 20}"])
+    name = given.replace("z.", f"{'z' * 20}.")
+    request = ask(assets=assets, lora=[{"id": name}])
+    assert request.options.lora is not None
+    assert request.options.lora[0].id == chosen
+    assert decoded(request) == request
