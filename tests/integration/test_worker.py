@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sdstream.core.messages import (
     Progress,
 )
 from sdstream.core.model_spec import ModelSpec
+from sdstream.core.options import Options
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import EVERY_STEP
 from sdstream.core.runtime_options import Kernels, RuntimeOptions
@@ -37,7 +38,7 @@ from sdstream.engine.pool import Place, WorkerPool
 from sdstream.engine.process import WorkerProcess
 from sdstream.engine.worker import Worker, WorkerOptions, WorkerState, _backoff
 from sdstream.settings import worker_environment
-from tests.support.processes import a_request, driven
+from tests.support.processes import FakeProcess, a_request, driven
 
 LIMIT = 2.0
 """Seconds that a phase may take in tests of hangs: far more than it needs on a busy machine."""
@@ -453,6 +454,68 @@ async def test_kernels_stay_when_the_system_kills_the_worker() -> None:
             await drawn(worker)
         assert worker.loaded is not None
         assert worker.loaded.kernels == "auto"
+
+
+@driven
+async def test_kernels_stay_when_python_code_ends_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that ends with an exit status keeps its kernels, which are native code."""
+    exit_code = WorkerProcess.exit_code
+
+    async def with_status(process: WorkerProcess) -> int:
+        await exit_code(process)
+        return 1
+
+    monkeypatch.setattr(WorkerProcess, "exit_code", with_status)
+    async with running_worker(kernels="auto") as worker:
+        for _ in range(2):
+            ending = (await drawn(worker, "crash=1"))[-1]
+            assert isinstance(ending, Failed)
+            assert "ended with status 1" in ending.message
+        await worker.ready()
+        assert worker.loaded is not None
+        assert worker.loaded.kernels == "auto"
+
+
+@driven
+async def test_a_job_that_cannot_be_read_keeps_the_process() -> None:
+    """The child answers an invalid request with Failed, and the same process runs the next job."""
+    async with running_worker() as worker:
+        invalid = Options.model_construct(hires_scale=1.0)
+        ending = (await drawn(worker, options=invalid))[-1]
+        assert isinstance(ending, Failed)
+        assert ending.reason == Reason.GENERATION_FAILED
+        assert "could not read the request" in ending.message
+        assert isinstance((await drawn(worker))[-1], Done)
+        assert worker.starts == 1
+
+
+@driven
+async def test_a_share_at_the_moment_when_the_time_runs_out() -> None:
+    """A command that comes when a phase exceeds its limit does not end the supervisor."""
+
+    class Late(FakeProcess):
+        async def receive(self) -> Event | None:
+            try:
+                return await super().receive()
+            except asyncio.CancelledError:  # the limit of the phase
+                worker.share(0, 2)
+                raise
+
+    async def spawn(_engine: str, _environment: Mapping[str, str]) -> FakeProcess:
+        return Late(step_seconds=60.0)
+
+    load = Load("fake", "ovis_image", {"model": "x"}, "/nowhere", RuntimeOptions().model_dump())
+    worker = Worker(load, WorkerOptions("fake", {}, hang_seconds=0.01), spawn=spawn)
+    task = asyncio.create_task(worker.run())
+    ending = (await drawn(worker))[-1]
+    assert isinstance(ending, Failed)
+    assert ending.reason == Reason.WORKER_HUNG
+    await worker.ready()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 @driven

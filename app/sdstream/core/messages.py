@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -269,18 +270,30 @@ def encode(message: Message) -> bytes:
     return b"".join((HEADER.pack(len(header), size), header, *blobs))
 
 
+class UnreadableJob(ValueError):
+    """A job that cannot be read.
+
+    Attributes:
+        job: Id of the job.
+    """
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"the request of the job {job} cannot be read")
+        self.job = job
+
+
 def decode(header: bytes, blob: bytes) -> Message:
     """Return the message of one frame.
 
     Raises:
+        UnreadableJob: The header is a Generate whose request or images are not valid.
         ValueError: The header is not a message of this protocol.
     """
     try:
         fields = json.loads(header)
         cls: Any = _TYPES[fields.pop("type")]
         if cls is Generate:
-            fields["request"] = request_of(fields["request"])
-            fields["inputs"] = _unpack(fields["inputs"], blob)
+            fields |= _job(fields, blob)
         elif cls is Loaded:
             fields["embeddings"] = tuple(fields["embeddings"])
         elif cls is Progress:
@@ -290,9 +303,21 @@ def decode(header: bytes, blob: bytes) -> Message:
             if cls is ImageDrawn:
                 fields["warnings"] = tuple(fields["warnings"])
         message: Message = cls(**fields)
+    except UnreadableJob:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a message: {header[:200]!r}") from error
     return message
+
+
+def _job(fields: Mapping[str, Any], blob: bytes) -> dict[str, Any]:
+    try:
+        return {
+            "request": request_of(fields["request"]),
+            "inputs": _unpack(fields["inputs"], blob),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnreadableJob(str(fields["job"])) from error
 
 
 def unframe(frame: bytes) -> Message:

@@ -42,6 +42,7 @@ from sdstream.core.messages import (
     RequestPreview,
     Share,
     Stop,
+    UnreadableJob,
     decode,
     encode,
 )
@@ -147,12 +148,20 @@ class Child:
             self._connection.sendall(encode(event))
 
     def _receive(self) -> Message | None:
-        head = self._read(HEADER.size)
-        if head is None:
-            return None
-        header_bytes, blob_bytes = HEADER.unpack(head)
-        header, blob = self._read(header_bytes), self._read(blob_bytes)
-        return None if header is None or blob is None else decode(header, blob)
+        """Return the next message; None when the server has closed the socket."""
+        while (head := self._read(HEADER.size)) is not None:
+            header_bytes, blob_bytes = HEADER.unpack(head)
+            header, blob = self._read(header_bytes), self._read(blob_bytes)
+            if header is None or blob is None:
+                break
+            try:
+                return decode(header, blob)
+            except UnreadableJob as error:
+                # The job fails instead of this process, which may serve the next one.
+                logger.exception("a job cannot be read")
+                message = "The worker process could not read the request."
+                self._emit(Failed(error.job, Reason.GENERATION_FAILED, message))
+        return None
 
     def _read(self, count: int) -> bytes | None:
         """Return exactly ``count`` bytes, or None when the server has closed the socket."""

@@ -21,6 +21,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -301,12 +302,14 @@ class Worker:
             # A job may still arrive while _autopsy waits, and would reschedule this timeout.
             self._watch = None
             if gone:
-                self._bury(*await self._autopsy(process))
+                code = await self._autopsy(process)
+                self._bury(*_cause_of_death(code), in_native_code=code < 0)
         except PlaceGone:
             self.lose()
         except TimeoutError:
             logger.error("worker %d of model %s hung: it sent no messages", process.pid, self.model)
-            self._bury(Reason.WORKER_HUNG, f"The runtime hung while {self._phase.meaning}.")
+            message = f"The runtime hung while {self._phase.meaning}."
+            self._bury(Reason.WORKER_HUNG, message, in_native_code=True)
         finally:
             self._watch = None
             await _to_the_end(process.end())
@@ -381,19 +384,25 @@ class Worker:
                 self._become(WorkerState.READY)
         self._mailbox.put_nowait(event)
 
-    async def _autopsy(self, process: Process) -> tuple[Reason, str]:
-        """Return why the child ended; raise PlaceGone if its machine cannot be reached."""
+    async def _autopsy(self, process: Process) -> int:
+        """Return the child's exit code; raise PlaceGone if its machine cannot be reached."""
         try:
             code = await asyncio.wait_for(process.exit_code(), 2.0)
         except TimeoutError:  # it closed its socket but keeps running, so it is unusable
             code = 0
-        reason, message = _cause_of_death(code)
-        logger.error("worker %d of model %s: %s", process.pid, self.model, message)
-        return reason, message
+        logger.error("worker %d of model %s: %s", process.pid, self.model, _cause_of_death(code)[1])
+        return code
 
-    def _bury(self, reason: Reason, message: str) -> None:
-        """Record the end of a child that ended or hung, and end its job."""
-        if reason is not Reason.WORKER_KILLED and not self._cancelling and self._has_kernels:
+    def _bury(self, reason: Reason, message: str, *, in_native_code: bool) -> None:
+        """Record the end of a child that ended or hung, and end its job.
+
+        Args:
+            reason, message: Why the child ended.
+            in_native_code: A signal ended the child, or it hung. A child that Python code ended has
+                an exit status, and the CPU kernels are not the cause.
+        """
+        may_be_kernels = in_native_code and reason is not Reason.WORKER_KILLED
+        if may_be_kernels and not self._cancelling and self._has_kernels:
             self._options.kernel_crashes[self.model] += 1
         if self.state is WorkerState.STARTING:
             self._load_failed(message)
@@ -436,7 +445,8 @@ class Worker:
         """Set the time until the child's next event is due; None means no limit."""
         if self._watch is not None:
             now = asyncio.get_running_loop().time()
-            self._watch.reschedule(None if seconds is None else now + seconds)
+            with suppress(RuntimeError):  # the time has just run out
+                self._watch.reschedule(None if seconds is None else now + seconds)
 
     def _become(self, state: WorkerState) -> None:
         self.state = state
