@@ -18,6 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.support.jobs import begin, look, wait_for
 from tests.support.servers import DONE, Call, ServerProcess, running_server, wait_until
 
 #: Fifteen seconds of work, in steps of 100 ms.
@@ -105,6 +106,18 @@ def test_a_running_job_gets_its_image(tmp_path: Path) -> None:
         ended = time.monotonic()
         assert server.process.wait(60) in (0, -signal.SIGTERM)
         assert time.monotonic() - ended < 1 + PATIENCE
+
+
+def test_a_background_job_without_a_client_gets_the_grace_time(tmp_path: Path) -> None:
+    """The server ends only after a running job has ended, even if nobody waits for it."""
+    with serving(tmp_path, grace_seconds=60) as server:
+        body = {"prompt": "step=0.1", "size": "64x64", "sample_steps": 30}
+        job = begin(server, body)["id"]
+        wait_for(server, job, "running")
+        assert server.stop(seconds=60 + PATIENCE) in (0, -signal.SIGTERM)
+    with serving(tmp_path) as server:
+        seen = look(server, job)
+        assert (seen["status"], seen["attempts"]) == ("completed", 1)
 
 
 @pytest.mark.parametrize("prompt", ["step=0.1", "step=0.1 deaf=1", "hang=2 step=0.05", "stopped"])

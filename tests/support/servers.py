@@ -220,7 +220,8 @@ def running_server(
     folders = {name: folder / name.removesuffix("_dir") for name in ("data_dir", "cache_dir")}
     # Not the user's model folder, since the server would serve the models in it.
     folders["model_dir"] = folder / "hub"
-    chosen = {**folders, **settings, "port": port}
+    # A test that leaves a job running must not wait for it at the end.
+    chosen = {**folders, "grace_seconds": 2, **settings, "port": port}
     variables = {k: v for k, v in environment.items() if not k.startswith("SDSTREAM_")}
     variables |= {f"SDSTREAM_{name.upper()}": str(value) for name, value in chosen.items()}
     log = folder / f"server-{port}.log"

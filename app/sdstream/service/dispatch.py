@@ -132,6 +132,11 @@ class Dispatcher:
             self._stop(self._queue.pop())
         self._drain_task = asyncio.create_task(self._end_running())
 
+    async def drained(self) -> None:
+        """Wait until the running jobs have ended or their grace time is over."""
+        if self._drain_task is not None:
+            await asyncio.wait((self._drain_task,))
+
     async def run(self) -> None:
         """Load the default model, then give jobs to workers until cancelled."""
         places = asyncio.create_task(self._queue.tell_places())

@@ -276,6 +276,10 @@ class ImageService:
         """Stop accepting jobs and give running ones the grace time; may be called repeatedly."""
         self._dispatcher.begin_drain()
 
+    async def drained(self) -> None:
+        """Wait until the running jobs have ended or the grace time is over, after begin_drain."""
+        await self._dispatcher.drained()
+
     async def run(self) -> None:
         """Load the default model, then dispatch jobs to workers until cancelled."""
         await self._dispatcher.run()

@@ -173,9 +173,19 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM or SIGINT: accept no more jobs, then let uvicorn shut down."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self.service.begin_drain)
+            self._loop.call_soon_threadsafe(self._drain)
         self._systemd.stopping()
         super().handle_exit(sig, frame)
+
+    def _drain(self) -> None:
+        """Accept no more jobs, and make uvicorn wait for the running ones.
+
+        uvicorn itself waits only for connections, and a background job may have none.
+        """
+        self.service.begin_drain()
+        task = asyncio.create_task(self.service.drained())
+        self.server_state.tasks.add(task)
+        task.add_done_callback(self.server_state.tasks.discard)
 
     def _reload_on_hangup(self) -> None:
         """Make SIGHUP reload models.yaml, unless the process has a terminal that may send it."""
