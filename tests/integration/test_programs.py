@@ -457,12 +457,39 @@ def test_hugging_faces_client(server: ServerProcess, tmp_path: Path) -> None:
     assert edited.size == (64, 64)
 
 
+@pytest.mark.parametrize("parameters", [{"num_inference_steps": 2}, {"prompt": ""}, {}])
+@pytest.mark.parametrize("ending", ["", ".png"])
+def test_hugging_faces_client_without_a_prompt(
+    server: ServerProcess, tmp_path: Path, parameters: dict[str, Any], ending: str
+) -> None:
+    """An image_to_image without a prompt edits the image, also if the client sends a file."""
+    hub = pytest.importorskip("huggingface_hub")
+    client = hub.InferenceClient(model=f"{server.url}/v1/models/embedded")
+    file = tmp_path / f"input{ending}"
+    file.write_bytes(png(64, 64))
+    edited = client.image_to_image(file if ending else file.read_bytes(), **parameters)
+    assert edited.size == (64, 64)
+    (job, *_) = httpx2.get(f"{server.url}/v1/jobs").json()["data"]
+    assert (job["operation"], job["parameters"]["prompt"]) == ("edit", "")
+
+
+def test_hugging_faces_body_of_another_type(server: ServerProcess) -> None:
+    """A body that is neither JSON nor an image gets a 415 that names both."""
+    url = f"{server.url}/v1/models/embedded"
+    answer = httpx2.post(url, content=b"a cat", headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 415
+    assert "application/json and images" in answer.json()["error"]["message"]
+    answer = httpx2.post(url, content=b"a cat", headers={"Content-Type": "image/png"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "inputs")
+
+
 @pytest.mark.parametrize(
     "body",
     [
         {"inputs": "a" * 20_001},
         {"inputs": "%%%", "parameters": {"prompt": "blue"}},
         {"inputs": 3},
+        {"inputs": "a <sd_cpp_extra_args>{}</sd_cpp_extra_args>"},
     ],
 )
 def test_hugging_faces_names_in_errors(server: ServerProcess, body: dict[str, Any]) -> None:
@@ -470,6 +497,15 @@ def test_hugging_faces_names_in_errors(server: ServerProcess, body: dict[str, An
     answer = httpx2.post(f"{server.url}/v1/models/embedded", json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "inputs"
+
+
+@pytest.mark.parametrize("size", ["128x128", [64, 64], {"w": 64, "h": 64}, 64])
+def test_hugging_faces_target_size(server: ServerProcess, size: object) -> None:
+    """A target_size in another form than Hugging Face's is rejected."""
+    body = {"inputs": PICTURE, "parameters": {"target_size": size}}
+    answer = httpx2.post(f"{server.url}/v1/models/embedded", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "parameters.target_size"
 
 
 def test_unknown_workflows_of_fireworks(server: ServerProcess) -> None:

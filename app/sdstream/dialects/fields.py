@@ -160,7 +160,7 @@ _ENDINGS: Final = (
 #: Characters; longer text is not checked for an address.
 _LONGEST_ADDRESS: Final = 4096
 #: The first bytes of image files.
-_SIGNATURES: Final = (
+IMAGE_SIGNATURES: Final = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF",
     b"\0\0\0\x18ftyp", b"\0\0\0\x1cftyp", b"\0\0\0\x20ftyp",
 )  # fmt: skip
@@ -351,7 +351,7 @@ def _is_picture(text: str) -> bool:
         begin = base64.b64decode(text.lstrip()[:16], validate=True)
     except (binascii.Error, ValueError):
         return False
-    return begin.startswith(_SIGNATURES)
+    return begin.startswith(IMAGE_SIGNATURES)
 
 
 def _at_most(warnings: list[str]) -> tuple[str, ...]:

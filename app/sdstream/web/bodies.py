@@ -25,6 +25,7 @@ from sdstream.core.errors import (
     UnsupportedMediaType,
 )
 from sdstream.core.pixels import SourceFile
+from sdstream.dialects.fields import IMAGE_SIGNATURES
 
 #: Sixteen images and a mask.
 _MAX_FILES: Final = 17
@@ -41,6 +42,9 @@ _MAX_BYTES_AT_ONCE: Final = 2**20
 #: that consist of commas contain 64,000.
 _STRUCTURE: Final = (b"[", b"{", b",")
 _MAX_STRUCTURE: Final = 100_000
+#: Maximum levels of objects and arrays. Requests have fewer than ten; an answer that repeats the
+#: fields of a request is encoded recursively.
+_MAX_LEVELS: Final = 64
 
 #: zlib's ``wbits`` for one gzip member: the largest window, and gzip's own header and checksum.
 _GZIP: Final = 31
@@ -84,15 +88,45 @@ async def read_raw_json(request: Request, max_bytes: int) -> tuple[bytes, dict[s
     """Return the body as bytes and as a JSON object; raises the errors of ``read_json``."""
     declared = _media_type(request)
     if declared not in _JSON_TYPES:
-        raise UnsupportedMediaType(
-            f"Unsupported content type: this route accepts application/json, not {declared[:64]}.",
-            reason=Reason.UNSUPPORTED_MEDIA_TYPE,
-        )
+        raise _unsupported("application/json", declared)
+    body = await _read(request, max_bytes)
+    return body, await _parsed(body)
+
+
+async def read_json_or_image(request: Request, max_bytes: int) -> dict[str, Any] | bytes:
+    """Return the body as a JSON object, or unchanged if it is an image file.
+
+    Clients send an image file with its media type, or without one.
+
+    Raises:
+        PayloadTooLarge: The body is larger than ``max_bytes``, as sent or decompressed.
+        UnsupportedMediaType: The headers declare another media type or another content coding.
+        InvalidRequest: The body is neither an image nor JSON; see ``read_json``.
+    """
+    declared = _media_type(request)
+    is_image = declared.startswith("image/") or declared == "application/octet-stream"
+    if not (is_image or declared in _JSON_TYPES):
+        raise _unsupported("application/json and images", declared)
+    body = await _read(request, max_bytes)
+    return body if is_image or body.startswith(IMAGE_SIGNATURES) else await _parsed(body)
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
     async with aclosing(_body(request, max_bytes)) as stream:
-        body = b"".join([part async for part in stream])
+        return b"".join([part async for part in stream])
+
+
+async def _parsed(body: bytes) -> dict[str, Any]:
     if len(body) <= _MAX_BYTES_AT_ONCE:
-        return body, parse_json(body)
-    return body, await asyncio.to_thread(parse_json, body)
+        return parse_json(body)
+    return await asyncio.to_thread(parse_json, body)
+
+
+def _unsupported(accepted: str, declared: str) -> UnsupportedMediaType:
+    return UnsupportedMediaType(
+        f"Unsupported content type: this route accepts {accepted}, not {declared[:64]}.",
+        reason=Reason.UNSUPPORTED_MEDIA_TYPE,
+    )
 
 
 def _body(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -191,12 +225,24 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _not_json(_fault_of(error)) from None
     except RecursionError:
-        raise _not_json("it is nested too deeply") from None
+        raise _too_deep() from None
     except ValueError as error:
         raise _not_json(str(error)[:200]) from None
     if not isinstance(value, dict):
         raise _not_json("it is not an object")
+    _check_levels(value)
     return value
+
+
+def _check_levels(value: dict[str, Any]) -> None:
+    """Reject a value that is nested deeper than _MAX_LEVELS; works without recursion."""
+    level: list[Any] = [value]
+    for _ in range(_MAX_LEVELS):
+        items = (item for one in level for item in (one.values() if type(one) is dict else one))
+        level = [item for item in items if type(item) in (dict, list)]
+        if not level:
+            return
+    raise _too_deep()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +273,7 @@ async def read_form(request: Request, max_bytes: int) -> Form:
     """
     declared, parameters = parse_options_header(request.headers.get("content-type", ""))
     if declared != b"multipart/form-data":
-        raise UnsupportedMediaType(
-            "Unsupported content type: this route accepts multipart/form-data, not "
-            f"{declared.decode('latin-1')[:64]}.",
-            reason=Reason.UNSUPPORTED_MEDIA_TYPE,
-        )
+        raise _unsupported("multipart/form-data", declared.decode("latin-1"))
     mark = b"--" + parameters.get(b"boundary", b"") + b"--"
     async with aclosing(_whole(_body(request, max_bytes), mark)) as stream:
         parsed = await _parse(request, stream)
@@ -343,6 +385,10 @@ def _fault_of(error: json.JSONDecodeError) -> str:
         if rest.startswith(start):
             return f"{start} at character {place}; {remedy}"
     return f"{error.msg} at character {place}"
+
+
+def _too_deep() -> InvalidRequest:
+    return _not_json(f"it has more than {_MAX_LEVELS} levels of objects and arrays")
 
 
 def _not_json(why: str) -> InvalidRequest:

@@ -20,6 +20,7 @@ from sdstream.dialects.openai.answers import plain_answer
 from sdstream.dialects.openai.request import (
     EditRoute,
     parse,
+    parse_edit,
     parse_form,
     parse_generation_form,
     parse_query,
@@ -381,6 +382,28 @@ def test_kwargs_may_not_contradict_the_body() -> None:
     assert parse({"prompt": "a", "n": 2, "kwargs": '{"n": 2}'}).params.n == 2
     assert refused(n=2, kwargs='{"n": 3}').reason is Reason.CONFLICTING_FIELDS
     assert refused(kwargs="[" * 100_000).param == "kwargs"
+
+
+def test_kwargs_count_before_the_defaults_of_a_route() -> None:
+    """A route's default applies only to an option that neither the form nor kwargs contains."""
+    masked = [upload(), upload("mask_image")]
+    route = EditRoute("luminance", prompt="")
+    ask = parse_form({"kwargs": '{"mask_mode": "alpha", "prompt": "c"}'}, masked, route=route)
+    assert (ask.params.mask_mode, ask.params.prompt) == ("alpha", "c")
+    ask = parse_form({"kwargs": '{"mask_mode": null}'}, masked, route=route)
+    assert (ask.params.mask_mode, ask.params.prompt) == ("luminance", "")
+    ask = parse_form({"prompt": "c", "kwargs": '{"mask_mode": "alpha"}'}, [upload()])
+    assert ask.files is not None
+    assert ask.files.own_alpha
+
+
+@pytest.mark.parametrize("route", [EditRoute(), EditRoute(prompt="")])
+def test_an_empty_prompt_of_an_edit(route: EditRoute) -> None:
+    """An edit accepts an empty prompt in JSON as in a form."""
+    body = {"prompt": "", "mask_mode": "", "seed": "", "negative_prompt": ""}
+    from_json = parse_edit({**body, "image": "AAAA"}, route=route).params
+    assert from_json == parse_form(body, [upload()], route=route).params
+    assert from_json.prompt == ""
 
 
 @pytest.mark.parametrize("name", ["image", "image[]", "images", "images[]"])

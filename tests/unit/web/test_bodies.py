@@ -52,6 +52,19 @@ def test_what_is_not_one_json_object(body: bytes) -> None:
     assert caught.value.reason is Reason.INVALID_JSON
 
 
+@pytest.mark.parametrize(("before", "after"), [("[", "]"), ('{"a":', "}")])
+def test_levels_of_a_body(before: str, after: str) -> None:
+    """A body may have 64 levels of objects and arrays; the error names the limit."""
+    for levels, fine in ((63, True), (64, False), (980, False)):
+        body = f'{{"foo": {before * levels}1{after * levels}}}'.encode()
+        if fine:
+            assert "foo" in parse_json(body)
+            continue
+        with pytest.raises(InvalidRequest, match="more than 64 levels") as caught:
+            parse_json(body)
+        assert caught.value.reason is Reason.INVALID_JSON
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

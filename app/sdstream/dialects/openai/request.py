@@ -153,7 +153,7 @@ def parse_edit(
     Raises:
         InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
-    given = {name: value for name, value in body.items() if value not in (None, "", [])}
+    given = {k: v for k, v in body.items() if v not in (None, []) and not _is_unset_text(k, v)}
     files = [
         image_of(param, value)
         for name in _PARTS
@@ -165,8 +165,10 @@ def parse_edit(
 
 
 def _edit(
-    body: dict[str, Any], files: Sequence[SourceFile], hints: Hints, route: EditRoute
+    body: Mapping[str, Any], files: Sequence[SourceFile], hints: Hints, route: EditRoute
 ) -> ParsedRequest:
+    # The options in ``kwargs`` come first: the route's defaults are for options that are not sent.
+    body = {k: v for k, v in with_kwargs(body).items() if not _says_nothing(k, v)}
     if route.prompt is not None:
         body.setdefault("prompt", route.prompt)
     sources = _sources(files, own_alpha=body.get("mask_mode") == "alpha")
@@ -176,7 +178,9 @@ def _edit(
     return replace(ask, files=sources, operation="edit")
 
 
-def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
+def parse_query(
+    parameters: Sequence[tuple[str, str]], *, options_in_prompt: bool = False
+) -> ParsedRequest:
     """Parse a generation request from the query of a URL, for EventSource.
 
     Unknown parameters are ignored, because web pages add parameters to their links. Only a near
@@ -184,6 +188,7 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
 
     Args:
         parameters: Names and values, in the order of the query.
+        options_in_prompt: As in ``Hints``.
 
     Raises:
         InvalidRequest: A parameter is rejected; the error names it.
@@ -207,14 +212,15 @@ def parse_query(parameters: Sequence[tuple[str, str]]) -> ParsedRequest:
                 f"'{name}' must be {only} on this route.", reason=Reason.NOT_SUPPORTED, param=name
             )
     given = {"response_format": "url", "on_disconnect": "continue", "stream": "true"}
-    ask = _parsed({**_unflattened(known), **given}, Hints(handling=Handling.LENIENT))
+    hints = Hints(handling=Handling.LENIENT, options_in_prompt=options_in_prompt)
+    ask = _parsed({**_unflattened(known), **given}, hints)
     return ask.noting(warnings)
 
 
 def _parsed(
     body: Mapping[str, Any], hints: Hints, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> ParsedRequest:
-    body, extra = _without_extra_args(with_kwargs(body), hints)
+    body, extra = _without_extra_args(with_kwargs(body), hints, renamed.get("prompt", "prompt"))
     renamed = {**renamed, **extra.names}
     taken = take(
         {name: value for name, value in body.items() if not _says_nothing(name, value)},
@@ -240,17 +246,25 @@ def _parsed(
     )
 
 
-def _without_extra_args(body: Mapping[str, Any], hints: Hints) -> tuple[Mapping[str, Any], Flat]:
-    """Move the options inside the prompt's ``<sd_cpp_extra_args>`` into the fields."""
+def _without_extra_args(
+    body: Mapping[str, Any], hints: Hints, name: str
+) -> tuple[Mapping[str, Any], Flat]:
+    """Move the options inside the prompt's ``<sd_cpp_extra_args>`` into the fields.
+
+    Args:
+        body: The client's fields.
+        hints: Choices of the client outside of the body.
+        name: The client's name of the prompt, for errors.
+    """
     prompt = body.get("prompt")
     if not isinstance(prompt, str) or len(prompt) > MAX_PROMPT_CHARACTERS or TAG not in prompt:
         return body, Flat()  # a prompt that is too long is rejected later
     if not hints.options_in_prompt:
         raise InvalidRequest(
-            f"'prompt' contains {TAG}; send its options as fields, or start the server with "
+            f"'{name}' contains {TAG}; send its options as fields, or start the server with "
             "--options-in-prompt.",
             reason=Reason.NOT_SUPPORTED,
-            param="prompt",
+            param=name,
         )
     prompt, extra = extra_args(prompt, hints.handling)
     ours = {ALIASES.get(name, name) for name in extra.fields}
@@ -261,8 +275,13 @@ def _without_extra_args(body: Mapping[str, Any], hints: Hints) -> tuple[Mapping[
 def _says_nothing(name: str, value: Any) -> bool:
     """Return whether a value is null, empty, or neutral; clients send these for unset options."""
     option = ALIASES.get(name, name)
-    empty = (value == "" and option not in _TEXTS) or (value in ([], {}) and option in READERS)
+    empty = _is_unset_text(option, value) or (value in ([], {}) and option in READERS)
     return value is None or empty or (option in OPTIONS and is_neutral(option, value))
+
+
+def _is_unset_text(name: str, value: Any) -> bool:
+    """Return whether a value is an empty text; an empty prompt is a value."""
+    return bool(value == "") and name not in _TEXTS
 
 
 def _stream_options(reply_fields: dict[str, Any], handling: Handling) -> Taken:

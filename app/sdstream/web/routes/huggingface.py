@@ -45,7 +45,7 @@ class HuggingFaceRoutes:
 
     async def infer(self, request: Request) -> Response:
         """POST /v1/models/{id}: return the image file, or JSON if Accept asks for it."""
-        body = await bodies.read_json(request, self.draw.max_form_bytes)
+        body = await bodies.read_json_or_image(request, self.draw.max_form_bytes)
         model = request.path_params["model"]
         # In a thread: decoding many megabytes of base64 would block the event loop.
         ask = await asyncio.to_thread(huggingface.read, body, model, hints_of(request))
