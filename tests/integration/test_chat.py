@@ -53,6 +53,14 @@ def test_an_image_in_a_chat(client: openai.OpenAI) -> None:
     assert answer.parameters["prompt"] == "a [red] circle"  # type: ignore[attr-defined]
 
 
+def test_a_prompt_that_ends_in_a_backslash(client: openai.OpenAI) -> None:
+    """A backslash of the prompt does not escape the bracket of the Markdown image."""
+    answer = client.chat.completions.create(
+        model="default", messages=[{"role": "user", "content": "a cat \\"}], extra_body=OPTIONS
+    )
+    assert (answer.choices[0].message.content or "").startswith("![a cat \\\\](http://")
+
+
 def test_streamed(client: openai.OpenAI) -> None:
     """A stream contains growing percentages, the image, and the usage if requested."""
     chunks = list(
@@ -145,6 +153,10 @@ TASKS: dict[str, tuple[dict[str, Any], str]] = {
             "content": "Provide a concise, 5-word-or-less title for the conversation, using title "
             "case conventions. Only return the title itself.\n\nConversation:\nUser: a cat\nAI: x"
         },
+        "a cat",
+    ),
+    "a title on a line of its own": (
+        {"content": "Write a short title for this conversation\n\nUser: a cat\nAI: x"},
         "a cat",
     ),
     "LibreChat's older title": (
@@ -244,6 +256,17 @@ def test_json_mode_gets_json(client: openai.OpenAI) -> None:
         ),
         ({"messages": [{"role": "user", "content": "a"}], "sample_steps": 0}, "sample_steps"),
         ({"messages": [{"role": "user", "content": "a"}], "model": "gpt-4"}, "model"),
+        ({"messages": [{"role": "user", "content": "a"}], "image_config": "4K"}, "image_config"),
+        ({"messages": [{"role": "user", "content": "a" * 20_001}]}, "messages[0].content"),
+        (
+            {"messages": [{"role": "user", "content": "a <sd_cpp_extra_args>{}"}]},
+            "messages[0].content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] + 2 * [
+                {"type": "image_url", "image_url": {"url": PICTURE}}]}]},
+            "messages[0].content[2]",
+        ),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
@@ -264,12 +287,25 @@ def test_unknown_fields_are_warned_of(fake_server: ServerProcess, tmp_path: Path
     assert answer["warnings"] == [
         "Unknown field 'sampel_steps' has no effect. Did you mean 'sample_steps'?"
     ]
+    config = {"image_size": "4K", "aspect_ratio": "1:1", "foo": 1}
+    body = {"messages": messages, "sample_steps": 2, "image_config": config}
+    answer = httpx2.post(fake_server.url + PATH, json=body).json()
+    assert answer["warnings"] == [
+        "'image_config.image_size' has no effect; send 'size'.",
+        "Unknown field 'image_config.foo' has no effect.",
+    ]
     body = {"messages": messages, "reference": PICTURE}
     assert httpx2.post(fake_server.url + PATH, json=body).status_code == 400
 
 
 @pytest.mark.parametrize(
-    "prompt", ["Please generate a short-haired cat", "Please write a short word on a wall"]
+    "prompt",
+    [
+        "Please generate a short-haired cat",
+        "Please write a short word on a wall",
+        "Generate a brief name tag design for a chat app icon",
+        "Summarize this conversation piece as a sculpture",
+    ],
 )
 def test_prompts_that_begin_like_tasks(fake_server: ServerProcess, prompt: str) -> None:
     """Prompts that begin like a chat program's task get an image."""

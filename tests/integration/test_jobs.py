@@ -103,6 +103,9 @@ def test_a_background_job_from_202_to_its_result(fake_server: ServerProcess) -> 
         assert len(file.content) == image["bytes"]
     links = httpx2.get(done["result_url"], params={"response_format": "url"}).json()["data"]
     assert [item["url"] for item in links] == [image["url"] for image in done["images"]]
+    both = httpx2.get(done["result_url"], params={"response_format": "both"}).json()["data"]
+    assert [item["url"] for item in both] == [item["url"] for item in links]
+    assert [item["b64_json"] for item in both] == [i["b64_json"] for i in plain["data"]]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from mcp import Client
 
 from tests.integration.test_jobs import KEY_A, KEY_B
+from tests.support.mcp import run_session
 from tests.support.pictures import from_base64, png
 from tests.support.servers import ServerProcess, running_server
 
@@ -220,6 +222,17 @@ def test_options_in_a_prompt(fake_server: ServerProcess, tmp_path: Path) -> None
     with running_server(tmp_path, engine="fake", options_in_prompt="true") as server:
         parameters = server.post(native).json()["parameters"]
         assert (parameters["prompt"], parameters["sample_steps"]) == ("a cat on a chair", 7)
+        chat = {"messages": [{"role": "user", "content": TAGGED}], "size": "64x64"}
+        httpx2.post(f"{server.url}/v1/chat/completions", json=chat).raise_for_status()
+        httpx2.get(f"{server.url}/v1/images/generations", params=native).raise_for_status()
+
+        async def call(client: Client) -> None:
+            await client.call_tool("generate_image", native)
+
+        run_session(call, server.url)
+        jobs = httpx2.get(f"{server.url}/v1/jobs").json()["data"]
+        found = {(job["parameters"]["prompt"], job["parameters"]["sample_steps"]) for job in jobs}
+        assert (len(jobs), found) == (4, {("a cat on a chair", 7)})
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from sdstream.cli.flags import read_settings
 from sdstream.cli.models import pull_default
 from sdstream.client.answers import address
 from sdstream.client.http import AsyncClient
+from sdstream.core.ask import Hints
 from sdstream.runner import AsyncRunner
 from sdstream.tools import extra
 from sdstream.tools.toolbox import Toolbox
@@ -79,7 +80,8 @@ async def _embedded(
     await asyncio.to_thread(pull_default, settings)
     async with AsyncRunner(model or "default", data_dir=data_dir) as runner:
         parts = runner.assembly
-        toolbox = Toolbox(parts.service, parts.store, _KEEPALIVE_SECONDS)
+        hints = Hints(options_in_prompt=settings.options_in_prompt)
+        toolbox = Toolbox(parts.service, parts.store, _KEEPALIVE_SECONDS, hints)
         received = await _until_signal(stdio.serve(stdio.embedded(toolbox), root))
     _end_by(received)
 

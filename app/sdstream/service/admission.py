@@ -139,7 +139,7 @@ class Admission:
         if ask.files is not None:
             # An upscale or an expansion edits the image, even if the model takes references.
             looks = spec.traits.references and not (ask.only_upscale or ask.params.expand)
-            check_count(ask, spec, len(ask.files.images))
+            check_count(ask, spec, ask.files.images)
             pictures = await self._processor.decode(
                 ask.files, only_references=looks, mask_mode=ask.params.mask_mode or "auto"
             )

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sdstream.core.ask import Hints
 from sdstream.core.errors import NotFound, Reason
 from sdstream.core.job import Job, Terms
 from sdstream.core.pixels import SourceFile
@@ -24,6 +25,7 @@ from sdstream.dialects.mcp.answers import (
     view_bytes,
 )
 from sdstream.dialects.mcp.arguments import Content, ImageCall, Picture
+from sdstream.dialects.openai.request import NO_HINTS
 from sdstream.dialects.rendering import JsonObject
 from sdstream.imaging.codecs import MEDIA_TYPES
 from sdstream.service.live_jobs import LiveJob, deferred_error
@@ -67,11 +69,13 @@ class Toolbox:
         service: Runs the jobs.
         store: Stores the images.
         keepalive_seconds: Seconds without an event after which a call repeats its last progress.
+        hints: Settings for the parsing of every call.
     """
 
     service: ImageService
     store: JobStore
     keepalive_seconds: float
+    hints: Hints = NO_HINTS
 
     async def tools(self) -> list[tools.Tool]:
         """Return the tools, with the options of the models that are on this machine."""
@@ -115,7 +119,7 @@ class Toolbox:
     async def _image(self, tool: str, arguments: JsonObject, caller: Caller) -> Answer:
         pictures = parsing.pictures_of(tool, arguments)
         files = [await self._file(picture, caller.owner) for picture in pictures]
-        call = parsing.image_call(tool, arguments, files)
+        call = parsing.image_call(tool, arguments, files, self.hints)
         live = await self.service.submit(call.ask, _terms(call, caller))
         caller.note(live.job)
         if not call.waits:

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ExceptionHandler
 
 from sdstream.clocks import SteadyClock
+from sdstream.core.ask import Hints
 from sdstream.core.errors import ImageServiceError
 from sdstream.imaging.ocr import TextReader
 from sdstream.service.assembly import Assembly, assemble
@@ -88,7 +89,8 @@ def build_app(
     )
     tokens = Tokens(parts.store.token_secret, SteadyClock(time.time()))
     draw = _image_routes(settings, parts, tokens)
-    toolbox = Toolbox(parts.service, parts.store, settings.keepalive_seconds)
+    hints = Hints(options_in_prompt=settings.options_in_prompt)
+    toolbox = Toolbox(parts.service, parts.store, settings.keepalive_seconds, hints)
     mcp = McpRoute(draw, toolbox)
     app = Starlette(
         routes=_routes(settings, parts, draw, tokens, mcp),

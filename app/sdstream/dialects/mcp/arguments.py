@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sdstream.core.ask import ParsedRequest
+from sdstream.core.ask import Hints, ParsedRequest
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.options import ALIASES, OPTIONS
 from sdstream.core.pixels import SourceFile
@@ -119,13 +119,19 @@ def pictures_of(tool: str, arguments: Mapping[str, Any]) -> list[Picture]:
     return found
 
 
-def image_call(tool: str, arguments: Mapping[str, Any], files: Sequence[SourceFile]) -> ImageCall:
+def image_call(
+    tool: str,
+    arguments: Mapping[str, Any],
+    files: Sequence[SourceFile],
+    hints: Hints = openai.NO_HINTS,
+) -> ImageCall:
     """Parse the arguments of generate_image or edit_image.
 
     Args:
         tool: Name of the tool.
         arguments: The client's arguments; those that contain images are skipped.
         files: The images.
+        hints: Settings that are not in the arguments.
 
     Raises:
         InvalidRequest: An argument is rejected; the error names it.
@@ -136,11 +142,11 @@ def image_call(tool: str, arguments: Mapping[str, Any], files: Sequence[SourceFi
             raise unknown(name, meant_by(name, _NAMES))
     waits, content = _waits(given.pop("wait", None)), _content(given.pop("response_format", None))
     if tool == EDIT:
-        ask = openai.parse_form(given, files)
+        ask = openai.parse_form(given, files, hints=hints)
     elif files:
-        ask = openai.parse_generation_form(given, files)
+        ask = openai.parse_generation_form(given, files, hints)
     else:
-        ask = openai.parse(given)
+        ask = openai.parse(given, hints)
     return ImageCall(ask, waits, content)
 
 

@@ -26,7 +26,7 @@ from sdstream.core.job import (
 from sdstream.core.messages import Progress, counted_phase
 from sdstream.core.options import MAX_PROMPT_CHARACTERS
 from sdstream.core.pixels import SourceFile, SourceFiles
-from sdstream.dialects.fields import is_nothing
+from sdstream.dialects.fields import Foreign, Taken, is_nothing, take
 from sdstream.dialects.openai.request import parse
 from sdstream.dialects.pictures import MAX_INPUT_IMAGES, image_of, too_many
 from sdstream.dialects.rendering import (
@@ -53,15 +53,27 @@ _OF_CHATS: Final = frozenset(
     }
 )  # fmt: skip
 
+#: OpenRouter's options of the image that have no effect. Its sizes are 1K, 2K and 4K.
+_CONFIG_FOREIGN: Final = {"image_size": Foreign(note=" has no effect; send 'size'.")}
+
 #: Characters at the start of a prompt that are searched for a task.
 _TASK_BEGINS: Final = 400
 
+#: What follows the word "conversation" in a task. A noun makes it part of a prompt, such as
+#: "a conversation piece".
+_NO_NOUN: Final = (
+    r"(?=[ \t]*(?:$|\n|[^\w\s])|\s+(?:history|above|below|so far|in|into|using|with|without|by|between"
+    r"|based|from|to|and|that)\b)"
+)
 #: The start of a task of Open WebUI, LibreChat or LobeChat.
 _TASK: Final = re.compile(
     r"(?:#+ *Task:|(?:Provide|(?:Please )?(?:generate|provide|write)) a (?:concise|short|brief)"
-    r".{0,60}\b(?:title|summary|name|phrase|topic)\b.{0,80}\b(?:conversation|chat|discussion)\b"
-    r"|Detect user language and write .{0,80}\btitle\b"
-    r"|Summarize (?:the|this) conversation|Based on the chat history, give this conversation"
+    r".{0,60}\b(?:title|summary|name|phrase|topic)\b.{0,80}\b(?:conversation|chat|discussion)"
+    + _NO_NOUN
+    + r"|Detect user language and write .{0,80}\btitle\b"
+    r"|Summarize (?:the|this) conversation"
+    + _NO_NOUN
+    + r"|Based on the chat history, give this conversation"
     r"|Analyze this conversation and provide"
     r"|Your task is to reflect the speaker's likely facial expression through a fitting emoji)",
     re.IGNORECASE,
@@ -109,12 +121,15 @@ class ChatRequest:
     model: str
 
 
-def parse_chat(body: Mapping[str, Any], user_agent: str = "") -> ChatRequest:
+def parse_chat(
+    body: Mapping[str, Any], user_agent: str = "", *, options_in_prompt: bool = False
+) -> ChatRequest:
     """Parse a chat completion.
 
     Args:
         body: The JSON of the request.
         user_agent: The client's User-Agent.
+        options_in_prompt: As in ``Hints``.
 
     Raises:
         InvalidRequest: A field is rejected; the error names it.
@@ -127,10 +142,13 @@ def parse_chat(body: Mapping[str, Any], user_agent: str = "") -> ChatRequest:
     stream_options = body.get("stream_options")
     usage = isinstance(stream_options, Mapping) and stream_options.get("include_usage") is True
     number, message = _last_of_user(messages)
-    prompt, files = _content(f"messages[{number}].content", message.get("content"))
+    where = f"messages[{number}].content"
+    prompt, files = _content(where, message.get("content"))
     stream = not is_nothing(body.get("stream"))
     text = None if files else _task_answer(body, _of_system(messages), prompt)
-    ask = _ask(body, prompt, files, stream=stream) if text is None else None
+    hints = Hints(handling=Handling.LENIENT, options_in_prompt=options_in_prompt)
+    told = {"prompt": prompt, "stream": stream}
+    ask = _ask({**body, **told}, files, hints, where) if text is None else None
     model = body.get("model")
     return ChatRequest(
         ask,
@@ -143,24 +161,48 @@ def parse_chat(body: Mapping[str, Any], user_agent: str = "") -> ChatRequest:
 
 
 def _ask(
-    body: Mapping[str, Any], prompt: str, files: tuple[SourceFile, ...], *, stream: bool
+    body: Mapping[str, Any], files: tuple[SourceFile, ...], hints: Hints, where: str
 ) -> ParsedRequest:
-    if not prompt:
+    """Parse the options of an image.
+
+    Args:
+        body: The JSON of the request, with the message's text as ``prompt``.
+        files: The message's images.
+        hints: Settings that are not in the body.
+        where: Name of the message's content, for errors.
+    """
+    if not body["prompt"]:
         raise InvalidRequest(
             "The last user message contains no text to use as a prompt.",
             reason=Reason.MISSING_FIELD,
             param="messages",
         )
-    options = {name: value for name, value in body.items() if name not in _OF_CHATS}
-    config = body.get("image_config")  # OpenRouter's; its sizes (1K, 2K, 4K) are not read
-    if isinstance(config, Mapping):
-        options |= {k: v for k, v in config.items() if k == "aspect_ratio" and v}
+    config = _config(body.get("image_config"), hints)
     # The text needs a link for its Markdown image, and the message's ``images`` needs the bytes.
-    options |= {"prompt": prompt, "response_format": "both", "stream": stream}
-    ask = parse(options, Hints(handling=Handling.LENIENT))
+    options = {
+        **{name: value for name, value in body.items() if name not in _OF_CHATS},
+        **{name: value for name, value in config.fields.items() if value},
+        "stream": body["stream"],
+        "response_format": "both",
+    }
+    ask = parse(options, hints, client_names={"prompt": where})
+    ask = ask.noting(config.warnings, config.unknown)
     if not files:
         return ask
     return replace(ask, files=SourceFiles(files), operation="edit")
+
+
+def _config(config: Any, hints: Hints) -> Taken:
+    """Return the fields of ``image_config``, OpenRouter's options of the image."""
+    if config is not None and not isinstance(config, Mapping):
+        raise InvalidRequest("'image_config' must be an object.", param="image_config")
+    return take(
+        config or {},
+        ("aspect_ratio",),
+        foreign=_CONFIG_FOREIGN,
+        handling=hints.handling,
+        where="image_config.",
+    )
 
 
 def _wants_images(body: Mapping[str, Any]) -> bool:
@@ -381,7 +423,7 @@ def _markdown(job: Job, image: ImageResult, form: ResponseFormat) -> str:
 
     The image is not embedded, because chat programs send the text back with every message.
     """
-    words = re.sub(r"[\[\]\s]+", " ", job.request.prompt[:80]).strip()
+    words = re.sub(r"[\[\]\s]+", " ", job.request.prompt[:80]).strip().replace("\\", "\\\\")
     return f"![{words}]({form.link(image)})" if image.id else ""
 
 

@@ -63,7 +63,8 @@ class ChatRoutes:
         body = await bodies.read_json(request, self.draw.max_form_bytes)
         agent = request.headers.get("User-Agent", "")
         # In a thread: decoding many megabytes of base64 would block the event loop.
-        asked = await asyncio.to_thread(chat.parse_chat, body, agent)
+        in_prompt: bool = request.app.state.options_in_prompt
+        asked = await asyncio.to_thread(chat.parse_chat, body, agent, options_in_prompt=in_prompt)
         if asked.ask is not None:
             render = partial(
                 chat.ChatStream, include_usage=asked.include_usage, markdown=asked.markdown

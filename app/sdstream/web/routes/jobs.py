@@ -99,7 +99,9 @@ _RESULT: Final = Operation(
     {200: json_of(ref("Images")), 202: json_of(ref("Job"))},
     errors=(InvalidRequest, NotFound, JobWasCancelled, GenerationFailed, Unavailable, StorageFull),
     parameters=(
-        parameter("response_format", "query", {"type": "string", "enum": ["b64_json", "url"]}),
+        parameter(
+            "response_format", "query", {"type": "string", "enum": ["b64_json", "url", "both"]}
+        ),
     ),
 )
 _INPUT: Final = Operation(
@@ -206,7 +208,9 @@ class JobRoutes:
         if job_id is not None:
             live = await self._find(request, job_id, "Last-Event-ID")
         else:
-            ask = openai.parse_query(request.query_params.multi_items())
+            in_prompt: bool = request.app.state.options_in_prompt
+            query = request.query_params.multi_items()
+            ask = openai.parse_query(query, options_in_prompt=in_prompt)
             live = await self.draw.submit(request, ask)
         return self._follow(request, live, number, id_prefix=f"{live.job.id}:")
 
@@ -282,9 +286,11 @@ def _form(request: Request, job: Job, base_url: str, sign: Callable[[str], str])
             return replace(form, as_url=True)
         case "b64_json":
             return replace(form, as_url=False, data_url=False, both=False)
+        case "both":
+            return replace(form, as_url=False, data_url=False, both=True)
         case _:
             raise InvalidRequest(
-                "'response_format' must be b64_json or url.",
+                "'response_format' must be b64_json, url or both.",
                 reason=Reason.INVALID_VALUE,
                 param="response_format",
             )
