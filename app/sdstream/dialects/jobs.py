@@ -177,7 +177,8 @@ class JobEvents:
                 )
                 return self._moving(number, JobStatus.QUEUED, {"queue_position": position, **noted})
             case Requeued():
-                return self._moving(number, JobStatus.QUEUED, {"queue_position": 0})
+                again = self._starting_again(number)
+                return self._moving(number, JobStatus.QUEUED, {"queue_position": 0, **again})
             case Loading():
                 return self._moving(number, JobStatus.LOADING, {"queue_position": None})
             case Running():
@@ -202,6 +203,16 @@ class JobEvents:
             "index": progress.index,
             "step": progress.step,
             "steps": progress.steps,
+        }
+
+    def _starting_again(self, number: int) -> JsonObject:
+        later = self.job.entries[number - self.job.first_event :]
+        images = len(self.job.images) - sum(isinstance(e.event, ImageReady) for e in later)
+        return {
+            "progress": round(min(99.99, 100 * images / self.job.request.n), 2),
+            "index": 0,
+            "step": 0,
+            "steps": self.job.request.steps,
         }
 
     def _moving(self, number: int, status: JobStatus, data: JsonObject) -> bytes:

@@ -31,16 +31,20 @@ from sdstream.dialects.rendering import ResponseFormat
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-def a_stream(n: int = 1, options: ChunkOptions | None = None) -> tuple[Job, ImageChunkStream]:
-    """A new job of two steps per image, and its stream."""
-    request = GenerationRequest("m", "a cat", "", 64, 64, 2, "euler", "default", 3.0, 9, n)
+def a_stream(
+    n: int = 1, options: ChunkOptions | None = None, steps: int = 2
+) -> tuple[Job, ImageChunkStream]:
+    """A new job with this many steps per image, and its stream."""
+    request = GenerationRequest("m", "a cat", "", 64, 64, steps, "euler", "default", 3.0, 9, n)
     job = Job("job_1", request, 1000.0)
     return job, ImageChunkStream(job, options or ChunkOptions(ResponseFormat()))
 
 
-def play(*events: JobEvent, n: int = 1, options: ChunkOptions | None = None) -> list[bytes]:
+def play(
+    *events: JobEvent, n: int = 1, options: ChunkOptions | None = None, steps: int = 2
+) -> list[bytes]:
     """Return the frames of a job to which these events happen, at second 1001, 1002 …"""
-    job, stream = a_stream(n, options)
+    job, stream = a_stream(n, options, steps)
     frames: list[bytes] = []
     for at, event in enumerate(events, start=1001):
         assert job.apply(event, float(at))
@@ -159,6 +163,17 @@ def test_pieces_add_up_to_the_image(data_url: bool) -> None:
     assert progress == sorted(progress)
     assert all(value < 100 for value in progress[:-1])
     assert [piece["finish_reason"] for piece in pieces] == [None] * (len(pieces) - 1) + ["stop"]
+
+
+def test_pieces_of_an_upscale() -> None:
+    """The pieces of an upscaled image continue the progress of its tiles."""
+    tiles = [Progress("job_1", 0, Phase.UPSCALING, number, 4) for number in (1, 2, 3, 4)]
+    picture = ImageReady(ImageResult(0, 9, b"x" * 4000, 4000, 0, 0.0, 1.0, 0.5))
+    options = ChunkOptions(ResponseFormat(), chunk_size=1024)
+    seen = items(play(Running(), *tiles, picture, options=options, steps=0))[1:]
+    progress = [item["progress"] for item in seen]
+    assert progress == sorted(progress)
+    assert {item["progress_steps"] for item in seen} == {5}
 
 
 def test_frames_are_single_data_lines() -> None:

@@ -138,7 +138,7 @@ class ImageChunkStream:
     def _image(self, created: int, image: ImageResult) -> list[bytes]:
         self._images_sent += 1
         self._standing(created, JobStatus.RUNNING, {})  # sets the keep-alive until the next step
-        steps = image.steps or self._enlarging_steps
+        steps = self._steps_of(image)
         final = {
             **self._item(image.index, 100.0, steps + 1, steps),
             "finish_reason": "stop",
@@ -170,14 +170,18 @@ class ImageChunkStream:
         text = prefix if self._options.form.data_url else ""
         text += base64.b64encode(image.content).decode()
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
-        start = 100 * image.steps / (image.steps + 1)
+        steps = self._steps_of(image)
+        start = 100 * steps / (steps + 1)
         frames = []
         for number, piece in enumerate(pieces[:-1], start=1):
             percent = round(start + (100 - start) * number / len(pieces), 2)
-            item = self._item(image.index, min(percent, 99.99), image.steps, image.steps)
+            item = self._item(image.index, min(percent, 99.99), steps, steps)
             frames.append(self._frame(created, compact({**item, "b64_json": piece})))
         last = compact({**final, "b64_json": pieces[-1]})
         return [*frames, self._final_frame(created, last)]
+
+    def _steps_of(self, image: ImageResult) -> int:
+        return image.steps or self._enlarging_steps
 
     def _final_frame(self, created: int, item: bytes) -> bytes:
         tail: JsonObject = {"usage": None}
