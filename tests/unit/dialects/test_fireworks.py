@@ -53,6 +53,19 @@ def refused(call: Callable[[], object]) -> InvalidRequest:
     return caught.value
 
 
+def test_options_of_the_job() -> None:
+    """A request may name itself and its group."""
+    reply = read({"prompt": "a", "group": "g", "request_id": "r"}, "flux").reply
+    assert (reply.group, reply.request_id) == ("g", "r")
+
+
+@pytest.mark.parametrize("option", [{"stream": True}, {"response_format": "url"}])
+def test_kwargs_choose_no_answer(option: dict[str, Any]) -> None:
+    """Options in kwargs are checked like the fields of the body."""
+    error = refused(lambda: read({"prompt": "a", "kwargs": json.dumps(option)}, "flux"))
+    assert error.param == next(iter(option))
+
+
 def test_golden_request() -> None:
     """The request that fireworks-ai sends is read, including its nulls and constants."""
     body = json.loads((GOLDEN / "fireworks_request.json").read_text())

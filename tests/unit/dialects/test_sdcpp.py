@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest
 from sdstream.dialects.sdcpp.options import flatten
+from sdstream.dialects.sdcpp.request import parse_img_gen
 
 #: Disabled objects with known fields whose values would otherwise be rejected.
 OFF: dict[str, dict[str, Any]] = {
@@ -36,6 +38,16 @@ def test_a_second_pass_of_scale_1() -> None:
     """It has no effect, as in AUTOMATIC1111's API."""
     hires = {"enabled": True, "scale": 1.0, "upscaler": "Latent", "denoising_strength": 0.7}
     assert flatten({"hires": hires}, Handling.STRICT).fields == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "size"), [(None, None), (True, None), (False, "original"), (0, "original")]
+)
+def test_the_size_of_references(value: object, size: str | None) -> None:
+    """Null leaves the size of the references to the server; false keeps it."""
+    picture = base64.b64encode(b"a picture").decode()
+    ask = parse_img_gen({"ref_images": [picture], "auto_resize_ref_image": value})
+    assert ask.params.reference_size == size
 
 
 @pytest.mark.parametrize("name", OFF)

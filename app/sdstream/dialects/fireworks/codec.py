@@ -30,7 +30,7 @@ from sdstream.core.ask import Hints, ParsedRequest, ReplyOptions
 from sdstream.core.errors import InvalidRequest, Reason
 from sdstream.core.job import ImageResult, Job
 from sdstream.core.options import OutputFormat
-from sdstream.dialects.openai.request import NO_HINTS, parse
+from sdstream.dialects.openai.request import NO_HINTS, parse, with_kwargs
 from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, with_base64
 
 #: Options of the answer with their defaults. Other values are rejected, because the Accept header
@@ -38,7 +38,7 @@ from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, wit
 _USUAL_REPLY: Final[Mapping[str, object]] = {
     name: field.get_default()
     for name, field in ReplyOptions.model_fields.items()
-    if name not in ("priority", "on_disconnect", "webhook_url")
+    if name not in ("priority", "on_disconnect", "webhook_url", "group", "request_id")
 }
 
 _NUMBER: Final = re.compile(r"\d{1,3}", re.ASCII)
@@ -57,7 +57,7 @@ def read(body: Mapping[str, Any], model: str, hints: Hints = NO_HINTS) -> Parsed
         InvalidRequest: A field is rejected; the error names it as the client spelled it.
     """
     usual_form = ("response_format", "b64_json")
-    asked = {k: v for k, v in body.items() if v is not None and (k, v) != usual_form}
+    asked = {k: v for k, v in with_kwargs(body).items() if v is not None and (k, v) != usual_form}
     for name, usual in _USUAL_REPLY.items():
         if asked.get(name, usual) != usual:
             raise InvalidRequest(

@@ -45,7 +45,8 @@ def parse_img_gen(body: Mapping[str, Any], hints: Hints = NO_HINTS) -> ParsedReq
         raise InvalidRequest(
             "'mask_image' needs 'init_image'.", reason=Reason.MISSING_FIELD, param="init_image"
         )
-    if references and is_nothing(body.get("auto_resize_ref_image", True)):
+    resizes = body.get("auto_resize_ref_image")
+    if references and resizes not in (None, "") and is_nothing(resizes):
         fields["reference_size"] = "original"
     if mask is not None:
         fields["mask_mode"] = "luminance"
