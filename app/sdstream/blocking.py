@@ -63,9 +63,13 @@ class BackgroundLoop(Generic[R]):
             self._closed.result()
 
     def call_soon(self, function: Callable[[], object]) -> None:
-        """Schedule a plain function to run in the thread of the loop."""
+        """Schedule a plain function to run in the thread of the loop.
+
+        It runs after the coroutines that ``run`` was given earlier have begun.
+        """
         self._check_open()
-        self._loop.call_soon_threadsafe(function)
+        # A coroutine begins one turn of the loop after the callback that creates its task.
+        self._loop.call_soon_threadsafe(self._loop.call_soon, function)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the loop and wait for its result.
@@ -146,4 +150,7 @@ async def _next(items: AsyncGenerator[T, None]) -> T | _End:
 
 
 async def _closing(items: AsyncGenerator[Any, None]) -> None:
+    # After KeyboardInterrupt the generator may still be handling the cancellation of its last item.
+    while getattr(items, "ag_running", False):  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0.01)
     await items.aclose()

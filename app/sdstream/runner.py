@@ -89,6 +89,8 @@ class AsyncRunner:
         self._open = AsyncExitStack()
         self._assembly: Assembly | None = None
         self._live: list[LiveJob] = []
+        #: Number of calls of ``cancel``, which also concern requests that are being submitted.
+        self._cancels = 0
 
     async def __aenter__(self) -> Self:
         """Start the service.
@@ -143,7 +145,7 @@ class AsyncRunner:
             ImageServiceError: The request failed; its subclasses name the cause.
         """
         ask = parse(_body(prompt, previews, options))
-        return await self._run(ask, on_progress)
+        return await self._run(ask, on_progress, self._cancels)
 
     async def edit(
         self,
@@ -174,18 +176,27 @@ class AsyncRunner:
             ImageServiceError: The request failed; its subclasses name the cause.
             OSError: An image file cannot be read.
         """
+        cancels = self._cancels
         files = await asyncio.to_thread(read_files, image, mask)
         ask = parse_form(_body(prompt, previews, options), files)
-        return await self._run(ask, on_progress)
+        return await self._run(ask, on_progress, cancels)
 
     def cancel(self) -> None:
         """Cancel all requests of this runner: waiting ones at once, running ones within a step."""
+        self._cancels += 1
         for live in self._live:
             self.assembly.service.cancel(live, "The request was cancelled.")
 
     async def _run(
-        self, ask: ParsedRequest, on_progress: ProgressCallback | None
+        self, ask: ParsedRequest, on_progress: ProgressCallback | None, cancels: int
     ) -> ImagesResponse:
+        """Submit a request and wait for its images.
+
+        Args:
+            ask: The request.
+            on_progress: See ``generate``.
+            cancels: Number of calls of ``cancel`` when the request was made.
+        """
         service = self.assembly.service
         terms = Terms(
             operation=ask.operation,
@@ -193,6 +204,8 @@ class AsyncRunner:
             as_url=True,  # the request fails if its images cannot be stored
         )
         live = await service.submit(ask, terms)
+        if self._cancels != cancels:
+            service.cancel(live, "The request was cancelled.")
         self._live.append(live)
         reader = _Reader(live.job)
         try:

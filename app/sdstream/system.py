@@ -7,6 +7,7 @@ a fallback or have no effect.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import signal
@@ -43,6 +44,11 @@ def resident_bytes(pid: int) -> int:
     except psutil.Error:
         return 0
     return resident
+
+
+def has_no_room(error: Exception) -> bool:
+    """Return whether a write failed because its disk or the user's quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def return_large_blocks() -> None:

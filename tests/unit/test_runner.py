@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,17 @@ from pydantic import ValidationError
 
 import sdstream
 from sdstream import AsyncRunner, Progress, Runner
-from sdstream.core.errors import GenerationFailed, InvalidRequest, JobWasCancelled, NotFound
+from sdstream.core.errors import (
+    GenerationFailed,
+    InvalidRequest,
+    JobWasCancelled,
+    NotFound,
+    StorageFull,
+    Unavailable,
+)
+from sdstream.core.job import JobStatus, Terms
+from sdstream.dialects.openai.request import parse
+from sdstream.storage.files import ImageFolder
 from sdstream.weights.discovery import ModelError
 
 #: Slow enough for a cancellation before the last step.
@@ -113,6 +126,134 @@ def test_a_callback_can_cancel(runner: Runner) -> None:
         runner.generate(SLOW, size="64x64", steps=50, on_progress=stop)
     assert 2 <= max(steps) < 50
     assert runner.generate("a cat", size="64x64", steps=2).data
+
+
+def test_a_request_that_is_being_submitted_is_cancelled_too(tmp_path: Path) -> None:
+    """cancel stops an edit whose image is still being read, and ends it before it is generated."""
+
+    async def use() -> None:
+        async with AsyncRunner(engine="fake", cache_dir=tmp_path) as runner:
+            picture = io.BytesIO()
+            Image.new("RGB", (2000, 2000), "red").save(picture, "PNG")
+            task = asyncio.create_task(runner.edit(picture.getvalue(), SLOW, steps=100))
+            await asyncio.sleep(0)  # the request has begun and has read nothing yet
+            runner.cancel()
+            with pytest.raises(JobWasCancelled):
+                await task
+
+    asyncio.run(asyncio.wait_for(use(), 25))
+
+
+def test_cancel_concerns_a_request_of_another_thread(runner: Runner) -> None:
+    """A request that a thread has just made is cancelled, however early."""
+    for _ in range(5):
+        caught: list[BaseException] = []
+
+        def generate(caught: list[BaseException] = caught) -> None:
+            try:
+                runner.generate(SLOW, size="64x64", steps=100)
+            except JobWasCancelled as error:
+                caught.append(error)
+
+        started = threading.Event()
+        start = runner._loop._start
+
+        def begin(work: Any, started: threading.Event = started, start: Any = start) -> Any:
+            future = start(work)
+            started.set()
+            return future
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner._loop, "_start", begin)
+            thread = threading.Thread(target=generate)
+            thread.start()
+            assert started.wait(20)
+            runner.cancel()
+            thread.join(25)
+        assert len(caught) == 1
+
+
+def test_a_submission_that_is_cancelled_leaves_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the caller leaves while the row is written, the job is cancelled, and its key is free."""
+
+    async def use() -> None:
+        async with AsyncRunner(engine="fake", cache_dir=tmp_path) as runner:
+            service, store = runner.assembly.service, runner.assembly.store
+            add, written = store.add, asyncio.Event()
+
+            async def slowly(*arguments: Any) -> None:
+                await add(*arguments)
+                written.set()
+                await asyncio.sleep(0.05)
+
+            monkeypatch.setattr(store, "add", slowly)
+            terms = Terms(background=True, idempotency_key="key", fingerprint="print")
+            submission = asyncio.create_task(service.submit(parse({"prompt": SLOW}), terms))
+            await written.wait()
+            submission.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await submission
+            live = await service.submit(parse({"prompt": SLOW}), terms)
+            job = await service.finished(live)
+            assert job.status is JobStatus.CANCELLED
+            stored = await store.get(job.id)
+            assert stored is not None
+            assert stored.status is JobStatus.CANCELLED
+
+    asyncio.run(asyncio.wait_for(use(), 25))
+
+
+def test_an_image_that_cannot_be_stored_can_be_requested_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a full disk or an image store that does not answer, the same key starts a new job."""
+
+    async def use() -> None:
+        async with AsyncRunner(engine="fake", cache_dir=tmp_path) as runner:
+            service, store = runner.assembly.service, runner.assembly.store
+            terms = Terms(background=True, idempotency_key="key", fingerprint="print")
+            ask = parse({"prompt": "a cat", "size": "64x64", "steps": 2})
+            put = ImageFolder.put
+            for number, expected in (
+                (errno.ENOSPC, StorageFull),
+                (errno.EIO, Unavailable),
+                (0, type(None)),
+            ):
+
+                def fail(*arguments: Any, number: int = number) -> str:
+                    if number:
+                        raise OSError(number, "no")
+                    return put(*arguments)
+
+                monkeypatch.setattr(ImageFolder, "put", fail)
+                job = await service.finished(await service.submit(ask, terms))
+                assert type(job.error()) is expected
+            assert await store.get(job.id)
+
+    asyncio.run(asyncio.wait_for(use(), 25))
+
+
+def test_a_key_press_while_a_generator_waits(runner: Runner) -> None:
+    """KeyboardInterrupt during an item reaches the caller, and the generator is closed first."""
+    closed = threading.Event()
+
+    async def items() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+            await asyncio.sleep(20)
+        finally:
+            await asyncio.sleep(0.05)  # as a connection does when it is closed
+            closed.set()
+
+    numbers = runner._loop.iterate(items())
+    assert next(numbers) == 1
+    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(numbers)
+    assert closed.wait(1)
 
 
 def test_an_exception_of_a_callback_cancels(runner: Runner) -> None:

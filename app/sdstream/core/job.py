@@ -448,7 +448,10 @@ class Job:
         """Return the error for a job that ended without all of its images; None for other jobs."""
         match self.ending:
             case JobFailed(
-                Reason.SHUTTING_DOWN | Reason.MODEL_UNAVAILABLE | Reason.WORKER_LOST as reason,
+                Reason.SHUTTING_DOWN
+                | Reason.MODEL_UNAVAILABLE
+                | Reason.WORKER_LOST
+                | Reason.STORAGE_UNAVAILABLE as reason,
                 message,
             ):
                 return Unavailable(message, reason=reason, retry_after=10)

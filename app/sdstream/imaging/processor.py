@@ -27,6 +27,7 @@ from sdstream.core.size import Size
 from sdstream.imaging import canvas, codecs
 from sdstream.imaging.one_thread import OneThread
 from sdstream.imaging.safety import SafetyChecker
+from sdstream.system import has_no_room
 
 logger = logging.getLogger(__name__)
 
@@ -345,7 +346,8 @@ class ImageProcessor:
             logger.error("an image could not be stored: %s", error)
             if not must_keep:
                 return None  # the waiting client still gets the bytes
-            raise ImageRejected(Reason.STORAGE_FULL, "The image could not be stored.") from None
+            reason = Reason.STORAGE_FULL if has_no_room(error) else Reason.STORAGE_UNAVAILABLE
+            raise ImageRejected(reason, "The image could not be stored.") from None
 
 
 def _preview(request: GenerationRequest, inputs: Inputs, preview: Preview) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 from sdstream.clocks import SteadyClock
 from sdstream.core.ask import ParsedRequest
 from sdstream.core.errors import Forbidden, KeyReused, QueueFull, Reason
-from sdstream.core.job import Job, JobFailed, Terms
+from sdstream.core.job import Job, JobCancelled, JobFailed, Terms
 from sdstream.core.pixels import Inputs
 from sdstream.core.queue import Priority
 from sdstream.core.request import Assets, Limits
@@ -28,6 +28,7 @@ from sdstream.storage.job_store import JobStore
 #: Transient reasons: after one of these, a request with the same idempotency key starts a new job.
 _TRANSIENT: Final = (
     *(Reason.MODEL_UNAVAILABLE, Reason.SHUTTING_DOWN, Reason.INTERRUPTED, Reason.WORKER_LOST),
+    *(Reason.STORAGE_FULL, Reason.STORAGE_UNAVAILABLE),
 )
 #: Requests without input images that are accepted at the same time; more would not be faster.
 _ACCEPTED_AT_ONCE: Final = 2
@@ -68,6 +69,7 @@ class Admission:
         new_id: Returns an unguessable id.
         random_seed: Returns a seed for a request without one.
         assets: Returns the LoRAs, embeddings and upscalers in the operator's folders.
+        cancel: Ends an accepted job early.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Admission:
         new_id: Callable[[], str],
         random_seed: Callable[[], int],
         assets: Callable[[], Assets],
+        cancel: Callable[[LiveJob, JobCancelled], None],
     ) -> None:
         self._models = models
         self._queue = queue
@@ -96,6 +99,7 @@ class Admission:
         self._new_id = new_id
         self._random_seed = random_seed
         self._assets = assets
+        self._cancel = cancel
         #: Number of images of the jobs that are being written to the store, by owner.
         self._entering: Counter[str] = Counter()
         #: Limits concurrent requests to a few, so that other tasks on the event loop continue.
@@ -158,9 +162,31 @@ class Admission:
         self._admit(request.model, request.n, terms)
         clock = SteadyClock(time.time())
         job = Job(self._new_id(), request, clock(), terms)
+        entry = asyncio.create_task(
+            self._enter(job, clock, inputs, ask.files.named() if ask.files else {})
+        )
+        try:
+            return await asyncio.shield(entry)
+        except asyncio.CancelledError:
+            # The row may be written already. A row of a job that never enters the queue would be
+            # a job that cannot be cancelled, and that runs after the next start.
+            entry.add_done_callback(self._abandon)
+            await asyncio.wait((entry,))
+            raise
+
+    def _abandon(self, entry: asyncio.Task[LiveJob]) -> None:
+        """End a job whose submission was cancelled."""
+        if not entry.cancelled() and entry.exception() is None:
+            self._cancel(entry.result(), JobCancelled("The request was cancelled."))
+
+    async def _enter(
+        self, job: Job, clock: SteadyClock, inputs: Inputs, uploads: Mapping[str, bytes]
+    ) -> LiveJob:
+        """Store a job and put it into the queue."""
+        request, terms = job.request, job.terms
         self._entering[terms.owner] += request.n
         try:
-            await self._store.add(job, inputs, ask.files.named() if ask.files else {})
+            await self._store.add(job, inputs, uploads)
         finally:
             self._entering[terms.owner] -= request.n
             if not self._entering[terms.owner]:

@@ -99,6 +99,7 @@ class ImageService:
             new_id=new_id,
             random_seed=random_seed,
             assets=assets,
+            cancel=self._dispatcher.end_early,
         )
 
     # --- state ----------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ state older than one that was returned before.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 from collections import deque
@@ -23,6 +22,7 @@ from typing import Final, ParamSpec, TypeVar
 from sdstream.core.errors import ImageServiceError, Reason, StorageFull, Unavailable
 from sdstream.notifier import Notifier
 from sdstream.storage.ports import Database
+from sdstream.system import has_no_room
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,6 @@ T = TypeVar("T")
 _PAUSE_SECONDS: Final = 0.5
 #: Attempts to write the waiting changes when the server stops.
 _LAST_TRIES: Final = 6
-
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 _Write = tuple[str, Callable[[], object]]
 
@@ -244,8 +242,7 @@ class Ledger:
 
 def fault_of(error: Exception, database: Database) -> ImageServiceError:
     """Return the error that a client gets for an error of the database or the file system."""
-    no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
-    if no_room or database.is_full(error):
+    if has_no_room(error) or database.is_full(error):
         return StorageFull("The server's disk is full.", reason=Reason.STORAGE_FULL)
     return Unavailable(
         "The server cannot write its database; try again.",
