@@ -77,3 +77,17 @@ def test_enlarging_without_waiting(tmp_path: Path) -> None:
         assert answer.headers["Preference-Applied"] == "respond-async"
         done = wait_for(server, answer.json()["id"], "completed", "failed")
         assert done["status"] == "completed"
+
+
+def test_interrupted_for_every_client(tmp_path: Path) -> None:
+    """A second client of an interrupted job, and one that comes later, get its finished images."""
+    headers = {"Idempotency-Key": "one"}
+    body = {**LONG, "steps": 10, "n_iter": 3}
+    with running_server(tmp_path, engine="fake") as server, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(call, server, "txt2img", headers, body) for _ in range(2)]
+        wait_until(lambda: call(server, "progress", {})["progress"] > 0.4, 20, "nothing runs")
+        call(server, "interrupt", {}, {})
+        answers = [one.result(20) for one in waiting]
+        assert call(server, "progress", {})["state"]["interrupted"]
+        answers.append(call(server, "txt2img", headers, body))
+        assert [len(answer["images"]) for answer in answers] == [1, 1, 1]

@@ -277,18 +277,77 @@ def test_the_name_of_the_scale(fields: dict[str, Any], name: str) -> None:
     assert txt2img(**SECOND, **fields).ask.client_name("hires_scale") == name
 
 
+def for_model(drawing: Drawing) -> Drawing:
+    """Adapt a request to a model with heun and smoothstep, which is called m or the-alias."""
+    spec = Catalog.parse(CATALOG.replace("- id: m", "- id: m\n    aliases: [the-alias]")).models[
+        "m"
+    ]
+    return fitted(drawing, spec, "m")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"override_settings": {"sd_model_checkpoint": "m"}, "hr_checkpoint_name": "m"},
+        {"model": "the-alias", "hr_checkpoint_name": "sub/M.safetensors [6ce0161689]"},
+        {"hr_checkpoint_name": "the-alias"},
+        {"sampler_name": "", "sampler_index": "Euler", "hr_sampler_name": "Euler"},
+        {"sampler_name": "k_euler", "hr_sampler_name": "Euler"},
+        {"sampler_name": None, "hr_sampler_name": "Heun"},
+        {"sampler_name": "DPM++ 2M Karras", "hr_sampler_name": "DPM++ 2M"},
+        {"sampler_name": "DPM++ 2M Karras", "hr_scheduler": "karras"},
+        {"hr_scheduler": "Automatic"},
+        {"scheduler": "Automatic", "hr_scheduler": "smoothstep"},
+        {"cfg_scale": None, "hr_cfg": 7},
+        {"cfg_scale": "5", "hr_cfg": 5.0},
+        {"prompt": "a <sd_cpp_extra_args>{}</sd_cpp_extra_args>", "hr_prompt": "a"},
+    ],
+)
+def test_second_passes_that_mean_the_same(fields: dict[str, Any]) -> None:
+    """Fields of the second pass are compared with the values that the first pass uses."""
+    drawing = for_model(txt2img(**{**SECOND, **fields}))
+    assert drawing.ask.params.hires_scale == 2
+
+
+@pytest.mark.parametrize("earlier", [Settings("m"), Settings()])
+def test_a_second_pass_with_the_chosen_checkpoint(earlier: Settings) -> None:
+    """The checkpoint of earlier requests and the default model may be named again."""
+    body = {**SECOND, "hr_checkpoint_name": "m"}
+    assert for_model(parse(body, over_image=False, earlier=earlier)).ask.params.hires_scale == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hr_cfg": 1.0},
+        {"hr_prompt": "a dog"},
+        {"hr_negative_prompt": "a dog"},
+        {"hr_checkpoint_name": "other"},
+        {"hr_sampler_name": "Heun"},
+        {"hr_sampler_name": "Euler Karras"},
+        {"hr_sampler_name": "no sampler"},
+        {"hr_scheduler": "Karras"},
+        {"scheduler": "Karras", "hr_scheduler": "Automatic"},
+        {"hr_distilled_cfg": 1},
+        {"hr_additional_modules": ["x"]},
+    ],
+)
+def test_second_passes_with_other_values(fields: dict[str, Any]) -> None:
+    """A second pass with other values than the first is rejected."""
+    with pytest.raises(InvalidRequest, match="differs from the first pass") as caught:
+        for_model(txt2img(**{**SECOND, **fields}))
+    assert caught.value.param == [*fields][-1]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"hr_cfg": 1.0}, "hr_cfg"),
-        ({"hr_prompt": "a dog"}, "hr_prompt"),
-        ({"hr_checkpoint_name": "other"}, "hr_checkpoint_name"),
         ({"hr_resize_x": 128, "hr_resize_y": 128}, "hr_resize_x"),
         ({"hr_resize_x": 128, "width": None}, "hr_resize_x"),
     ],
 )
 def test_second_passes_of_another_picture(fields: dict[str, Any], param: str) -> None:
-    """A second pass with other values or proportions than the first is rejected."""
+    """A second pass with other proportions than the first is rejected."""
     assert refused(**{**SECOND, **fields}).param == param
 
 

@@ -34,6 +34,11 @@ from sdstream.dialects.rendering import JsonObject, ResponseFormat, compact, err
 #: small model that takes as long as all steps.
 PICTURES: Final = 4
 
+#: Messages of the cancels of these routes, which are no errors.
+INTERRUPTED: Final = "The job was interrupted."
+SKIPPED: Final = "The image was skipped."
+ENDINGS: Final = (INTERRUPTED, SKIPPED)
+
 #: Label of the model's own schedule.
 _AUTOMATIC: Final = "Automatic"
 #: The scale that is reported for upscalers that accept any scale.

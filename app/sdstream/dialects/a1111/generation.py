@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from sdstream.core.model_options import only_looks, supports
 from sdstream.core.model_spec import ModelSpec
 from sdstream.core.options import MAX_IMAGES, Fit
 from sdstream.core.pixels import SourceFiles
-from sdstream.dialects.a1111 import controlnet
+from sdstream.dialects.a1111 import controlnet, second_pass
 from sdstream.dialects.a1111.controlnet import Control
 from sdstream.dialects.a1111.settings import CHECKPOINT, CLIP_SKIP, NO_SETTINGS, Settings, settings
 from sdstream.dialects.fields import IGNORED, STYLES, Foreign, Taken, invalid, only, take
@@ -82,23 +82,6 @@ FOREIGN: Final[Mapping[str, Foreign]] = {
     # ``parameters`` of an answer contains it.
     "generated_size": IGNORED,
 }
-
-#: Field of the second pass -> the field of the first pass that must have the same value.
-_SECOND_PASS: Final[Mapping[str, str]] = {
-    "hr_checkpoint_name": "model",
-    "hr_sampler_name": "sampler_name",
-    "hr_scheduler": "scheduler",
-    "hr_prompt": "prompt",
-    "hr_negative_prompt": "negative_prompt",
-    "hr_cfg": "cfg_scale",
-    "hr_distilled_cfg": "distilled_cfg_scale",
-    "hr_additional_modules": "",
-}
-#: Values of these fields that mean "as in the first pass".
-_SAME: Final[tuple[object, ...]] = (
-    None, "", 0, [], "Use same checkpoint", "Use same sampler", "Use same scheduler",
-    ["Use same choices"],
-)  # fmt: skip
 
 #: Hires upscalers that work on the latent image.
 LATENT_UPSCALE_MODES: Final = [name for name in HIRES_UPSCALERS if name.startswith("Latent")]
@@ -172,6 +155,7 @@ class Drawing:
         send_images: The answer contains the images.
         kept: Settings that also apply to later requests.
         recalled_clip_skip: The request has no clip_skip; an earlier request may have set it.
+        second: Fields of the second pass, whose values the model decides about.
     """
 
     ask: ParsedRequest
@@ -181,6 +165,7 @@ class Drawing:
     send_images: bool
     kept: Settings = NO_SETTINGS
     recalled_clip_skip: bool = False
+    second: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse(
@@ -210,8 +195,8 @@ def parse(
     canonical: JsonObject = {name: given[name] for name in _DRAWN if name in given}
     canonical["prompt"] = canonical.get("prompt", "")
     canonical |= _sampling(fields) | _count(fields)
-    if fields.enable_hr:
-        canonical |= _second_pass(fields, given)
+    second = _second_pass(fields, given) if fields.enable_hr else {}
+    canonical |= second
     override, ignored = settings(fields.override_settings, handling, "override_settings")
     canonical |= _chosen(fields, override.over(earlier))
     files = _files(fields) if over_image else None
@@ -234,6 +219,7 @@ def parse(
         send_images=fields.send_images,
         kept=NO_SETTINGS if fields.override_settings_restore_afterwards else override,
         recalled_clip_skip=fields.clip_skip is None and override.clip_skip is None,
+        second=second_pass.differently_written(given) if second else {},
     )
 
 
@@ -256,8 +242,12 @@ def fitted(drawing: Drawing, spec: ModelSpec, name: str) -> Drawing:
     - clip_skip from an earlier request, if the model does not support it
     - resize_mode and denoising_strength, if the model uses the input image only as a reference;
       every client sends them
+
+    Raises:
+        InvalidRequest: A field of the second pass differs from the first pass.
     """
     drawing = _naming(drawing, spec, name)
+    second_pass.check(drawing.second, drawing.ask, spec, name)
     params, files = drawing.ask.params, drawing.ask.files
     left_out: dict[str, None] = {}
     words = []
@@ -320,14 +310,6 @@ def _second_pass(fields: _Fields, given: Mapping[str, Any]) -> JsonObject:
     scale = _hires_scale(fields, given)
     if scale in (0, 1):
         return {}
-    for name, first in _SECOND_PASS.items():
-        value = given.get(name)
-        if value not in _SAME and value != given.get(first):
-            raise InvalidRequest(
-                f"'{name}' differs from the first pass; the second pass differs only in size.",
-                reason=Reason.NOT_SUPPORTED,
-                param=name,
-            )
     upscaler = find_hires_upscaler(fields.hr_upscaler)
     found: JsonObject = {"hires_scale": scale, "hires_upscaler": upscaler}
     if fields.hr_second_pass_steps:

@@ -62,8 +62,8 @@ _TASK_BEGINS: Final = 400
 #: What follows the word "conversation" in a task. A noun makes it part of a prompt, such as
 #: "a conversation piece".
 _NO_NOUN: Final = (
-    r"(?=[ \t]*(?:$|\n|[^\w\s])|\s+(?:history|above|below|so far|in|into|using|with|without|by|between"
-    r"|based|from|to|and|that)\b)"
+    r"(?=[ \t]*(?:$|\n|[^\w\s])|\s+(?:history|above|below|so far|in|into|using|with|without|by"
+    r"|between|based|from|to|and|that)\b)"
 )
 #: The start of a task of Open WebUI, LibreChat or LobeChat.
 _TASK: Final = re.compile(

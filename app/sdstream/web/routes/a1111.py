@@ -28,7 +28,6 @@ from sdstream.core.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from sdstream.core.job import JobStatus
 from sdstream.core.model_spec import ModelSpec
 from sdstream.dialects import pictures
 from sdstream.dialects.a1111 import answers, controlnet, extras, generation, settings
@@ -158,9 +157,9 @@ def _control_net(name: str) -> Operation:
     return _get(f"Get {name} of AUTOMATIC1111's ControlNet extension", OBJECT)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Run:
-    """A job of these routes, and whether a client interrupted it or skipped its image."""
+    """A job that clients wait for, and whether one interrupted it or skipped its image."""
 
     live: LiveJob
     interrupted: bool = False
@@ -172,7 +171,7 @@ class _User:
     """The state of an owner between requests.
 
     Attributes:
-        runs: Jobs whose clients wait, oldest first.
+        runs: Jobs whose clients wait, oldest first; a job with two waiting clients is there twice.
         idle: The state that GET progress reports while there is no job.
         chosen: Settings that apply to later requests.
     """
@@ -272,7 +271,7 @@ class A1111Routes:
         user.chosen = drawing.kept.over(user.chosen)
         if negotiation.prefers_no_wait(request):
             return self._draw.accepted(request, live)
-        run = _Run(live)
+        run = next((one for one in user.runs if one.live.job.id == live.job.id), _Run(live))
         user.runs.append(run)
         try:
             job = await self._draw.finished(request, live)
@@ -283,8 +282,8 @@ class A1111Routes:
             return Response(status_code=499)
         headers = {"X-Job-Id": job.id}
         error = job.error()
-        stopped = job.status is JobStatus.CANCELLED and (run.interrupted or run.skipped)
-        if error is not None and not stopped:
+        # The text tells it, also to a client that repeats the request after the end of the job.
+        if error is not None and error.message not in answers.ENDINGS:
             return respond.failure(error, headers, A1111)
         texts = [infotext.write(job.request, job.images[i].seed) for i in sorted(job.images)]
         return respond.json_bytes(answers.answer(job, drawing, texts), headers)
@@ -306,7 +305,7 @@ class A1111Routes:
         run = self._user(request).current
         if run is not None:
             run.interrupted = True
-            self._service.cancel(run.live, "The job was interrupted.")
+            self._service.cancel(run.live, answers.INTERRUPTED)
         return respond.json_bytes(b"{}")
 
     async def skip(self, request: Request) -> Response:
@@ -321,7 +320,7 @@ class A1111Routes:
                     reason=Reason.NOT_SUPPORTED_YET,
                 )
             run.skipped = True
-            self._service.cancel(run.live, "The image was skipped.")
+            self._service.cancel(run.live, answers.SKIPPED)
         return respond.json_bytes(_NULL)
 
     def _user(self, request: Request) -> _User:
