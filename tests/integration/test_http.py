@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -244,6 +245,14 @@ def test_every_answer_has_a_request_id(fake_server: ServerProcess) -> None:
     wait_until(lambda: fake_server.log_lines(word), 5, "the request is not in the log")
 
 
+def test_a_path_cannot_forge_a_line_of_the_log(fake_server: ServerProcess) -> None:
+    """Line breaks and control sequences of a path are replaced in the log."""
+    httpx2.get(f"{fake_server.url}/nothing%0a2026-01-01%20forged%1b%5b31m")
+    wait_until(lambda: fake_server.log_lines("forged"), 5, "the request is not in the log")
+    (line,) = fake_server.log_lines("forged")
+    assert "GET /nothing?2026-01-01 forged?[31m 404 " in line
+
+
 def test_the_log_has_one_line_a_job(fake_server: ServerProcess) -> None:
     """A job has one line in the log, with its options and outcome but without its prompt."""
     secret = "a very private prompt"
@@ -396,6 +405,25 @@ def guarded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
 
 
 KEY = {"Authorization": "Bearer first-key"}
+
+
+def test_a_page_can_read_why_a_standby_server_rejects(tmp_path: Path) -> None:
+    """The rejections of a standby server have CORS headers, and it answers preflights."""
+    origin = "https://page.example"
+    with (
+        running_server(tmp_path, engine="fake"),
+        running_server(
+            tmp_path, engine="fake", standby=True, cors_origins=origin, wait=False
+        ) as second,
+    ):
+        wait_until(lambda: second.log_lines("Uvicorn running"), 30, "it does not listen")
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        preflight = httpx2.options(second.url + GENERATIONS, headers=headers)
+        assert preflight.status_code == 200
+        answer = second.post(QUICK, headers={"Origin": origin})
+        assert (answer.status_code, error_of(answer)["reason"]) == (503, "standby")
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
+        assert "Retry-After" in answer.headers["Access-Control-Expose-Headers"]
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -794,20 +822,29 @@ def endless(limit: int, frame: bool) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("form", ["declared", "chunked"])
 def test_an_oversize_body_is_413(fake_server: ServerProcess, form: str) -> None:
-    """An oversize body gets a 413 in JSON, and the server stops reading it."""
+    """An oversize body gets a 413 in JSON, and the server reads at most 64 MiB more of it."""
     chunked = form == "chunked"
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {200 * MIB}"
     upload = Upload(fake_server, f"{HEAD}{length}\r\n\r\n", endless(200 * MIB, chunked))
     assert upload.answer.startswith(b"HTTP/1.1 413 ")
     assert b'"reason":"body_too_large"' in upload.answer
-    assert upload.sent <= (1 + 8) * MIB
+    assert upload.sent <= (1 + 64 + 8) * MIB
 
 
 def test_an_oversize_body_from_an_ordinary_client_is_413(fake_server: ServerProcess) -> None:
     """A client that sends its whole body before it reads receives the 413."""
-    answer = fake_server.post({"prompt": "a" * 3 * MIB})
-    assert answer.status_code == 413
-    assert error_of(answer)["reason"] == "body_too_large"
+
+    async def send() -> httpx2.Response:
+        # httpx2.post reads the answer after a failed write; the asynchronous client does not.
+        async with httpx2.AsyncClient(timeout=60) as client:
+            return await client.post(
+                fake_server.url + GENERATIONS, json={"prompt": "a" * 16 * MIB}
+            )
+
+    for answer in (fake_server.post({"prompt": "a" * 3 * MIB}), asyncio.run(send())):
+        assert answer.status_code == 413
+        assert answer.headers["connection"] == "close"
+        assert error_of(answer)["reason"] == "body_too_large"
 
 
 def test_more_than_the_declared_length_is_no_body(fake_server: ServerProcess) -> None:

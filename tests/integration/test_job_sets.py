@@ -155,6 +155,13 @@ def test_several_are_deleted(server: ServerProcess) -> None:
     assert listed(server) == ["kept"]
     many = httpx2.post(f"{server.url}/v1/jobs/cancel", json={"ids": ["x"] * 1001})
     assert error_of(many)["param"] == "ids"
+    for act in ("cancel", "delete"):
+        url, headers = f"{server.url}/v1/jobs/{act}", {"Content-Type": "application/json"}
+        half = httpx2.post(url, content=b'{"ids": ["\\ud800", "\\u0000"]}', headers=headers)
+        assert half.status_code == 200
+        assert len(half.json()["missing"]) == 2
+        half = httpx2.post(url, content=b'{"group": "\\ud800"}', headers=headers)
+        assert error_of(half)["param"] == "group"
     for body in ({}, {"ids": [], "group": "x"}, {"ids": "x"}, {"ids": [7]}):
         answer = httpx2.post(f"{server.url}/v1/jobs/delete", json=body)
         assert error_of(answer)["param"] == "ids"

@@ -96,7 +96,10 @@ class Reason(DescribedEnum):
         "The queue of the server is full, or the key has too many waiting images.",
     )
     STORAGE_FULL = "storage_full", "The disk has no room for another job."
-    STORAGE_UNAVAILABLE = "storage_unavailable", "The database cannot be written now."
+    STORAGE_UNAVAILABLE = (
+        "storage_unavailable",
+        "The database or the image store cannot be used now.",
+    )
     GENERATION_FAILED = "generation_failed", "The runtime returned no image."
     WORKER_CRASHED = "worker_crashed", "The worker process crashed."
     WORKER_KILLED = "worker_killed", "The worker process was killed, usually for lack of memory."

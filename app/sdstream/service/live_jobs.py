@@ -206,7 +206,8 @@ class LiveJobs:
         live = self._live.get(job_id)
         if live is None and not self._store.is_written(job_id):
             live = self._recent.get(job_id)  # its end is not in the row yet
-        job = await self._store.get(job_id) if live is None else None
+        # A database cannot look for unpaired surrogates, which JSON may contain; ids are ASCII.
+        job = await self._store.get(job_id) if live is None and job_id.isascii() else None
         if job is not None:  # a job that expired from the store is not returned from memory
             live = self._recent.get(job_id) or (LiveJob(job) if job.terminal else None)
         if live is None or live.job.terms.owner != owner:

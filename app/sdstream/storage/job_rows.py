@@ -230,11 +230,19 @@ class JobRows:
         self.delete(list(takewhile(lambda job: self._ends[job] < oldest, self._ends)))
         if self._bytes <= self._max_bytes:
             return
-        for job in list(self._ends):
+        # The newest is kept even if it alone exceeds the limit: its client has not fetched it yet.
+        *others, newest = self._ends or ("",)
+        for job in others:
             if size := self._bytes_of(job):
                 self._delete(job, size)
             if self._bytes <= self._max_bytes:
                 return
+        if self._bytes_of(newest) > self._max_bytes:
+            logger.warning(
+                "job %s exceeds the limit for stored images (%d bytes); raise --image-store-mb",
+                newest,
+                self._max_bytes,
+            )
 
     def one(self, job_id: str) -> Job | None:
         return next(map(self._job, self._db.rows(self.sql.job, {"id": job_id})), None)

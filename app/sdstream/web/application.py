@@ -154,10 +154,11 @@ def _middleware(settings: Settings, parts: Assembly, tokens: Tokens) -> list[Mid
         Middleware(OneByOne),
         Middleware(RequestLog, metrics=parts.metrics, tracing=parts.tracing),
     ]
-    if settings.standby or parts.store.takeover:
-        layers.append(Middleware(StoreGate, service=parts.service))
+    # Outside of all layers that reject requests, so that pages can read the errors.
     if settings.cors_origins:
         layers.append(Middleware(CrossOrigin, allow_origins=settings.cors_origins))
+    if settings.standby or parts.store.takeover:
+        layers.append(Middleware(StoreGate, service=parts.service))
     keys = [key.get_secret_value() for key in settings.api_keys]
     layers += host_layers(settings)
     # A proxy may send its own address as Host, but the page's origin is then the public URL.

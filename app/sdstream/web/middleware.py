@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdstream.core.errors import Forbidden, ImageServiceError, Reason, Unauthorized
 from sdstream.core.job import Job, JobStatus
+from sdstream.core.text import printable
 from sdstream.service.metrics import Metrics
 from sdstream.service.service import ImageService
 from sdstream.service.tracing import NO_SPAN, Span, Tracing
@@ -125,7 +126,8 @@ class RequestLog:
         fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 3)}
         logger.log(
             logging.DEBUG if is_quiet(scope) else logging.INFO,
-            *("%s %s %d %.3fs %s", method, path, status, seconds, told),
+            # The path is decoded: it may contain line breaks and control sequences.
+            *("%s %s %d %.3fs %s", method, printable(path), status, seconds, told),
             extra={"fields": {**fields, **facts}},
         )
 

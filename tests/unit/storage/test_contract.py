@@ -315,6 +315,24 @@ def test_the_oldest_make_room(place: Place, clock: Clock) -> None:
     run(place, clock, body)
 
 
+def test_a_job_that_exceeds_the_limit_is_kept_until_the_next(
+    place: Place, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newest job keeps its images, so that its client can fetch them."""
+
+    async def body(store: JobStore) -> None:
+        await done(store, clock, "small", b"x")
+        large = await done(store, clock, "large", b"x" * 2000)
+        assert await store.get("small") is None
+        assert await store.image(str(large.images[0].id)) == (b"x" * 2000, "png")
+        assert "job large exceeds the limit" in caplog.text
+        await done(store, clock, "next", b"x")
+        assert await store.get("large") is None
+        assert await store.get("next") is not None
+
+    run(place, clock, body)
+
+
 def test_a_crash_leaves_no_orphans(place: Place, clock: Clock) -> None:
     """The next start deletes files without rows, rows without files, and inputs of ended jobs."""
     kept: list[Job] = []

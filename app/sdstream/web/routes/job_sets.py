@@ -168,7 +168,7 @@ class JobSetRoutes:
             raise InvalidRequest(
                 "Send either 'ids' or 'group'.", reason=Reason.MISSING_FIELD, param="ids"
             )
-        if group is not None and not (isinstance(group, str) and group):
+        if group is not None and not (isinstance(group, str) and _is_text(group)):
             raise InvalidRequest("'group' must be the name of a group.", param="group")
         if ids is not None and not (
             isinstance(ids, list) and len(ids) <= _MAX_IDS and all(isinstance(i, str) for i in ids)
@@ -216,6 +216,14 @@ def _taken(request: Request, given: Mapping[str, Any], own: Any, *, by_name: boo
     taken = take(given, own, foreign={}, handling=handling, by_name=by_name)
     negotiation.report(request, taken.unknown)
     return taken
+
+
+def _is_text(name: str) -> bool:
+    """Return whether a name is not empty and can be encoded."""
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # JSON may contain unpaired surrogates
+        return False
 
 
 def _answer(kind: str, done: list[LiveJob], missing: list[str], taken: Taken) -> Response:
