@@ -12,19 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import ValidationError
-
 from sdstream import __version__
 from sdstream.core.options import OPTIONS, ImageParams
 from sdstream.core.request import GenerationRequest
 from sdstream.core.samplers import (
+    CACHE_MODES,
     DEFAULT_SCHEDULE,
+    HIRES_UPSCALERS,
+    NO_SAMPLER,
     NO_SCHEDULE,
     SAMPLERS,
     SCHEDULES,
     find_sampler,
     find_schedule,
 )
+from sdstream.core.size import Size
 
 #: One "Name: value" in the last line of a parameters text; a value with commas is quoted. The
 #: length of the name is limited, because a long line without a colon would take quadratic time.
@@ -41,6 +43,8 @@ _MODEL_HASH_CHARACTERS: Final = 10
 #: Key of the CPU kernels that generated the image; they affect rounding.
 _KERNELS: Final = "Kernels"
 _SIZE: Final = re.compile(r"(\d+)x(\d+)")
+#: The scale at the end of the text of one LoRA.
+_SCALE: Final = re.compile(r":\s*([+-]?[\d.][\d.e+-]*)\s*$")
 
 
 def write(request: GenerationRequest, seed: int) -> str:
@@ -102,11 +106,11 @@ def _text(value: object) -> str:
     """Return a value as AUTOMATIC1111 writes it: lists with commas, LoRAs as name:scale."""
     match value:
         case float():
-            return f"{value:g}"
+            return repr(value).removesuffix(".0")
         case {"id": name, "scale": scale}:
-            return f"{name}:{scale:g}"
+            return f"{name}:{_text(scale)}"
         case dict():
-            return ", ".join(f"{name}={number:g}" for name, number in value.items())
+            return ", ".join(f"{name}={_text(number)}" for name, number in value.items())
         case list():
             return ", ".join(map(_text, value))
         case _:
@@ -114,8 +118,8 @@ def _text(value: object) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return a text in quotes if it contains a comma, a colon or a line break."""
-    return json.dumps(text, ensure_ascii=False) if {",", ":", "\n"} & {*text} else text
+    """Return a text in quotes if it contains a comma, a colon, a quote or a line break."""
+    return json.dumps(text, ensure_ascii=False) if {",", ":", '"', "\n"} & {*text} else text
 
 
 def read(text: str) -> dict[str, str]:
@@ -174,7 +178,7 @@ def read_options(text: str) -> ReadOptions | None:
         "negative_prompt": facts.pop("Negative prompt"),
     }
     if {"Size-1", "Size-2"} <= facts.keys():
-        options["size"] = f"{facts.pop('Size-1')}x{facts.pop('Size-2')}"
+        facts["Size"] = f"{facts.pop('Size-1')}x{facts.pop('Size-2')}"
     for side in "12":
         facts.pop(f"{_GENERATED}-{side}", None)  # it follows from the size and the model
     # Older releases of AUTOMATIC1111 write the sampler and the schedule as one name: "DPM++ 2M
@@ -189,11 +193,19 @@ def read_options(text: str) -> ReadOptions | None:
             options |= option
         elif not _ASIDE.search(fact):
             unread.append(fact)
+    _settle(options)
+    return ReadOptions(options, tuple(unread))
+
+
+def _settle(options: dict[str, Any]) -> None:
+    """Remove the options that contradict others of the same text."""
     if "hires_scale" in options and "strength" in options:
         # AUTOMATIC1111 uses one name for both strengths. An image with a second pass had no input
         # image, so the value is that of the second pass.
         options.setdefault("hires_strength", options.pop("strength"))
-    return ReadOptions(options, tuple(unread))
+    if "sigmas" in options:  # they replace the steps and the schedule
+        for name in ("sample_steps", "schedule"):
+            options.pop(name, None)
 
 
 def _option(fact: str, text: str) -> dict[str, Any] | None:
@@ -201,44 +213,71 @@ def _option(fact: str, text: str) -> dict[str, Any] | None:
     name = _BY_INFOTEXT.get(fact)
     if name is None:
         return None
-    value = _NORMALISED.get(name, _spelled)(text)
     option = OPTIONS[name]
     if option.flag_text != "True":
         return {name: True} if text == option.flag_text else None
     try:
+        value = _NORMALISED.get(name, _spelled)(text)
         params = ImageParams.model_validate({"prompt": "", name: value})
-    except ValidationError:
+    except ValueError:
         return None
-    return {name: params.model_dump(mode="json")[name]}
+    read = params.model_dump(mode="json")[name]
+    return None if read is None else {name: read}
 
 
 def _spelled(text: str) -> str:
     return text
 
 
-def _sampler(text: str) -> str:
+def _size(text: str) -> str:
+    if 0 in Size.parse(text):
+        raise ValueError("a side of 0")
+    return text
+
+
+def _sampler(text: str) -> str | None:
+    if text.lower() in NO_SAMPLER:
+        return text
     found = find_sampler(text)
-    return found[0] if found else text
+    return found[0] if found else None
 
 
-def _schedule(text: str) -> str:
-    return DEFAULT_SCHEDULE if text.lower() in NO_SCHEDULE else find_schedule(text) or text
+def _schedule(text: str) -> str | None:
+    return DEFAULT_SCHEDULE if text.lower() in NO_SCHEDULE else find_schedule(text)
+
+
+def _cache(text: str) -> str | None:
+    return text if text in CACHE_MODES else None
 
 
 def _hires_upscaler(text: str) -> str:
-    """Convert AUTOMATIC1111's form, for example "Latent (nearest-exact)"."""
-    return re.sub(r"[ (]+", "-", text.lower()).replace(")", "")
+    """Convert AUTOMATIC1111's form, for example "Latent (nearest-exact)"; keep other names."""
+    own = re.sub(r"[ (]+", "-", text.lower()).replace(")", "")
+    return own if own in HIRES_UPSCALERS else text
 
 
 def _loras(text: str) -> list[dict[str, str]]:
-    pairs = (pair.strip().rpartition(":") for pair in text.split(","))
-    return [{"id": name, "scale": scale} for name, _, scale in pairs]
+    """Read "name:scale, name:scale"; a name may contain commas and colons."""
+    found: list[dict[str, str]] = []
+    name: list[str] = []
+    for part in text.split(","):
+        scale = _SCALE.search(part)
+        name.append(part[: scale.start()] if scale else part)
+        if scale:
+            found.append({"id": ",".join(name).strip(), "scale": scale[1]})
+            name = []
+    if name:
+        raise ValueError("a LoRA without a scale")
+    return found
 
 
-#: Option whose text differs from the API's form -> function that converts it.
+#: Option whose text differs from the API's form -> function that converts it. It returns None or
+#: raises ValueError if no request accepts the value.
 _NORMALISED: Final[Mapping[str, Callable[[str], Any]]] = {
+    "size": _size,
     "sampler": _sampler,
     "schedule": _schedule,
+    "cache_mode": _cache,
     "hires_upscaler": _hires_upscaler,
     "lora": _loras,
 }

@@ -43,7 +43,7 @@ def check(ask: ParsedRequest, spec: ModelSpec, sampler: str) -> list[str]:
     for name, why in idle.items():
         if getattr(ask.params, name) not in (None, *OPTIONS[name].usual):
             raise ask.rejected(name, f" would have no effect: {why}.", Reason.NOT_SUPPORTED)
-    _check_sigmas(ask)
+    _check_sigmas(ask, spec)
     _check_name(ask, "cache_mode", _cache_modes(spec))
     _check_cache(ask)
     return [name for name in idle if name in Options.model_fields]
@@ -221,12 +221,14 @@ def _check_name(ask: ParsedRequest, option: str, names: tuple[str, ...]) -> None
         )
 
 
-def _check_sigmas(ask: ParsedRequest) -> None:
+def _check_sigmas(ask: ParsedRequest, spec: ModelSpec) -> None:
     sigmas = ask.params.sigmas
     if sigmas is None:
         return
-    for other in ("sample_steps", "schedule"):
-        if getattr(ask.params, other) is not None:
+    # The parameters of an answer contain these values too, and may be sent back.
+    own = spec.defaults.schedule or DEFAULT_SCHEDULE
+    for other, same in (("sample_steps", len(sigmas) - 1), ("schedule", own)):
+        if getattr(ask.params, other) not in (None, same):
             raise ask.rejected(
                 "sigmas",
                 f" and '{ask.client_name(other)}' set the same thing; send one.",

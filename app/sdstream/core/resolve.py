@@ -168,7 +168,7 @@ def _generation(
 ) -> GenerationRequest:
     _check_prompts(ask, spec)
     plan = resolve_edits.layout(ask, spec, sources, limits)
-    resolve_edits.check_sources(ask, spec, sources, plan.placement)
+    resolve_edits.check_sources(ask, spec, sources, plan)
     ask = resolve_options.with_upscalers(ask, assets)
     size = plan.size
     larger = resolve_options.second_pass(ask, spec, size, sources, assets, limits)
@@ -330,6 +330,8 @@ def _steps(params: ImageParams, spec: ModelSpec, most: int) -> int:
 
 def _sampling(ask: ParsedRequest, spec: ModelSpec, steps: int) -> tuple[str, str]:
     chosen, implied = _sampler(ask)
+    if ask.params.sigmas is not None:  # they replace the schedule in the name of a sampler
+        implied = None
     named = _schedule(ask)
     if named and implied and named != implied:
         params, sampler_param = ask.params, ask.client_name("sampler")

@@ -206,11 +206,9 @@ def reference_sizes(ask: ParsedRequest, spec: ModelSpec, sources: Sources) -> tu
     return tuple(map(spec.reference_size, sources.references))
 
 
-def check_sources(
-    ask: ParsedRequest, spec: ModelSpec, sources: Sources, placement: Placement | None
-) -> None:
+def check_sources(ask: ParsedRequest, spec: ModelSpec, sources: Sources, plan: Layout) -> None:
     """Reject options that would have no effect because the request lacks an input image."""
-    bordered = placement is not None and placement.kept is not None
+    bordered = plan.placement is not None and plan.placement.kept is not None
     present = {
         "image": sources.drawn_over,
         "image or control": sources.drawn_over or sources.control,
@@ -222,14 +220,22 @@ def check_sources(
     for name, option in OPTIONS.items():
         acts_on = option.acts_on
         if acts_on and not present[acts_on] and getattr(ask.params, name) is not None:
-            raise ask.rejected(name, f" needs {_INPUTS[acts_on]}.", Reason.NOT_SUPPORTED)
+            problem = f" needs {_INPUTS[acts_on]}."
+            if sources.references and acts_on in ("image", "image or control"):
+                problem = (
+                    f" would have no effect: without a mask, the model '{spec.id}' uses images "
+                    "only as references."
+                )
+            raise ask.rejected(name, problem, Reason.NOT_SUPPORTED)
     if sources.control and spec.files.control_net is None:
         raise InvalidRequest(
             f"The model '{spec.id}' has no ControlNet.",
             reason=Reason.NOT_SUPPORTED,
             param=ask.client_name("control"),
         )
-    if (sources.masked or bordered) and ask.params.upscaler is not None:
+    # The parameters of an image that the server resized contain the upscaler of the model's entry.
+    own = plan.enlargement.upscaler if plan.enlargement else None
+    if (sources.masked or bordered) and ask.params.upscaler not in (None, own):
         # The kept pixels must not change, but an upscaler changes all pixels.
         raise ask.rejected(
             "upscaler",

@@ -184,7 +184,8 @@ def test_every_option_is_read_back() -> None:
     found = infotext.read_options(infotext.write(request, seed=2))
     assert found is not None
     assert found.unread == ()
-    del values["strength"]
+    for name in ("strength", "sample_steps", "schedule"):  # sigmas replace steps and schedule
+        del values[name]
     assert found.options == {**values, "prompt": "a cat", "negative_prompt": "dog"}
 
 
@@ -216,6 +217,21 @@ def test_every_option_is_read_back() -> None:
             "CFG scale: much, Clip skip: 99, ControlNet module: depth",
             {},
             ("CFG scale", "Clip skip", "ControlNet module"),
+        ),
+        (
+            "Sampler: DPM++ SDE Karras, Schedule type: Beta, Cache: teacache, Size: 99999999x1",
+            {},
+            ("Sampler", "Schedule type", "Cache", "Size"),
+        ),
+        ("Size: 0x8, LoRA: ink, Sampler: Automatic", {"sampler": "Automatic"}, ("LoRA", "Size")),
+        (
+            'Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+, LoRA: "a: b, c:0.5, d: -1e-05"',
+            {
+                "hires_scale": 2.0,
+                "hires_upscaler": "R-ESRGAN 4x+",
+                "lora": [{"id": "a: b, c", "scale": 0.5}, {"id": "d", "scale": -1e-05}],
+            },
+            (),
         ),
     ],
 )
@@ -256,3 +272,11 @@ def test_older_names_of_samplers() -> None:
         assert found is not None
         assert (found.options["sampler"], found.options.get("schedule")) == options
         assert found.unread == ()
+
+
+@pytest.mark.parametrize("names", ["a, " * 20_000, "a:" * 30_000, ":1" * 30_000, "1" * 60_000])
+def test_a_long_list_of_loras_takes_no_time(names: str) -> None:
+    """The time to read the LoRAs of a text is in proportion to its length."""
+    began = time.process_time()
+    assert infotext.read_options(f'a\nSteps: 1, Seed: 1, CFG scale: 1, LoRA: "{names}"')
+    assert time.process_time() - began < 2

@@ -511,3 +511,11 @@ def test_loras_by_names_with_endings(given: str, chosen: str) -> None:
     assert request.options.lora is not None
     assert request.options.lora[0].id == chosen
     assert decoded(request) == request
+
+
+@pytest.mark.parametrize("options", [{"strength": 0.5}, {"fit": "pad"}, {"expand": "8"}])
+def test_a_model_that_uses_images_as_references(options: dict[str, Any]) -> None:
+    """The error for an option of edits says that the model does not edit the image."""
+    error = refused(model="looker", sources=LOOKED_AT, **options)
+    assert error.message.startswith(f"'{next(iter(options))}' would have no effect: without a mask")
+    assert "the model 'looker' uses images only as references" in error.message
