@@ -837,9 +837,7 @@ def test_an_oversize_body_from_an_ordinary_client_is_413(fake_server: ServerProc
     async def send() -> httpx2.Response:
         # httpx2.post reads the answer after a failed write; the asynchronous client does not.
         async with httpx2.AsyncClient(timeout=60) as client:
-            return await client.post(
-                fake_server.url + GENERATIONS, json={"prompt": "a" * 16 * MIB}
-            )
+            return await client.post(fake_server.url + GENERATIONS, json={"prompt": "a" * 16 * MIB})
 
     for answer in (fake_server.post({"prompt": "a" * 3 * MIB}), asyncio.run(send())):
         assert answer.status_code == 413

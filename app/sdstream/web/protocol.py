@@ -120,8 +120,7 @@ class TimeoutProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
         if version == "1.0":
             self.cycle.send = _Unchunked(self.cycle).send  # type: ignore[assignment,method-assign]
-        if not self.cycle.keep_alive:
-            self.cycle.transport = cast(asyncio.Transport, _ClosesGently(self))
+        self.cycle.transport = cast(asyncio.Transport, _ClosesGently(self))
 
     def on_message_complete(self) -> None:
         """End the request; there is no deadline until the next one begins."""
@@ -198,7 +197,7 @@ class TimeoutProtocol(HttpToolsProtocol):
 
         An earlier close would reset the connection, and the client would lose the answer.
         """
-        if self._in_body:
+        if self._in_body and len(self._open) == 1:  # else this is the body of a later request
             self._closes_after_body = True
         else:
             self.transport.close()
@@ -351,7 +350,7 @@ class _Unchunked:
 
 
 class _ClosesGently:
-    """The transport that uvicorn uses for the last answer of a connection."""
+    """The transport that uvicorn uses for an answer, which may be the last of its connection."""
 
     def __init__(self, protocol: TimeoutProtocol) -> None:
         self._protocol = protocol

@@ -102,7 +102,7 @@ def failure(
     body = dialect.error_body(error)
     every = {**(headers or {}), **error_headers(error)}
     if error.status == 413:
-        # Otherwise the server would have to receive the rest of the body.
+        # Clients that read before the end of their body stop sending it; see web/protocol.py.
         every["Connection"] = "close"
     return json_bytes(compact(body), every, error.status)
 
