@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from mcp import Client
 from tests.integration.test_jobs import KEY_A, KEY_B
 from tests.support.mcp import run_session
 from tests.support.pictures import from_base64, png
-from tests.support.servers import ServerProcess, running_server
+from tests.support.servers import ServerProcess, running_server, wait_until
 
 PREFIX = "/sdcpp/v1"
 PICTURE = base64.b64encode(png(64, 64, "red")).decode()
@@ -125,6 +127,23 @@ def test_tiles_and_an_upscaler(fake_server: ServerProcess) -> None:
     off = submit(fake_server, {**body, "vae_tiling_params": {"enabled": False, "tile_size_x": 9}})
     parameters = httpx2.get(f"{fake_server.url}/v1/jobs/{off['id']}").json()["parameters"]
     assert "vae_tile_size_x" not in parameters
+
+
+def test_a_client_that_does_not_wait_for_its_cancel(fake_server: ServerProcess) -> None:
+    """The request for a cancel ends when its client leaves, although the worker hangs."""
+    job = submit(fake_server, LONG)
+    polled(fake_server, job, "generating")
+    path = f"{job['poll_url']}/cancel"
+    worker = fake_server.worker_pid()
+    assert worker is not None
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(fake_server.url + path, timeout=0.5)
+        wait_until(lambda: fake_server.log_lines(path), 2, "nothing in the log")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert polled(fake_server, job, "cancelled")
 
 
 def test_cancel(fake_server: ServerProcess) -> None:

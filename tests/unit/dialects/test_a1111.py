@@ -425,9 +425,23 @@ def test_layers_of_clip() -> None:
     own = parse({"clip_skip": 4}, over_image=False, earlier=earlier).ask
     assert (own.params.clip_skip, own.client_name("clip_skip")) == (4, "clip_skip")
     assert txt2img(clip_skip=1).ask.params.clip_skip is None
-    for wrong in (0, 13, "2", 1.5, True):
+    for spelling in ("2", 2.0, "2.0"):
+        assert txt2img(override_settings={name: spelling}).ask.params.clip_skip == 2
+    for wrong in (0, 13, "two", 1.5, True):
         assert refused(override_settings={name: wrong}).param == name
     assert refused(clip_skip=99).param == "clip_skip"
+
+
+def test_one_side_of_the_size() -> None:
+    """A width or a height alone is completed by the model's default; an image keeps its own."""
+    for fields, size in (
+        ({"width": 128}, (128, 512)),
+        ({"height": 128}, (512, 128)),
+        ({}, (None, None)),
+    ):
+        params = for_model(txt2img(**fields)).ask.params
+        assert (params.width, params.height) == size
+    assert for_model(img2img(width=128)).ask.params.height is None
 
 
 def test_eta() -> None:

@@ -25,7 +25,7 @@ from sdstream.dialects.openai.request import (
     parse_generation_form,
     parse_query,
 )
-from sdstream.dialects.rendering import ResponseFormat, compact, error_body
+from sdstream.dialects.rendering import ResponseFormat, compact, error_body, parameters
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -404,6 +404,21 @@ def test_an_empty_prompt_of_an_edit(route: EditRoute) -> None:
     from_json = parse_edit({**body, "image": "AAAA"}, route=route).params
     assert from_json == parse_form(body, [upload()], route=route).params
     assert from_json.prompt == ""
+
+
+def test_parameters_of_an_upscale_sent_back() -> None:
+    """The parameters in the answer to an upscale are accepted; options of a generation are not."""
+    request = GenerationRequest("m", "", "", 64, 64, 0, "euler", "default", 1.0, 0, 1)
+    told = parameters(request)
+    route = EditRoute(prompt="", only_upscale=True)
+    ask = parse_edit({**told, "image": "AAAA", "upscale": 2}, route=route)
+    assert ask.only_upscale
+    given = ask.params.model_dump(exclude_none=True, exclude_defaults=True)
+    assert given == {"model": "m", "prompt": "", "negative_prompt": "", "n": 1, "upscale": 2.0}
+    ask = parse_edit({"image": "AAAA", "sample_steps": 4, "seed": 1}, route=route)
+    assert (ask.params.sample_steps, ask.params.seed) == (4, 1)
+    with pytest.raises(InvalidRequest, match="'sample_steps'"):
+        parse_edit({**told, "image": "AAAA"})
 
 
 @pytest.mark.parametrize("name", ["image", "image[]", "images", "images[]"])

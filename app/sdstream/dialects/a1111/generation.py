@@ -243,23 +243,28 @@ def fitted(drawing: Drawing, spec: ModelSpec, name: str) -> Drawing:
     - resize_mode and denoising_strength, if the model uses the input image only as a reference;
       every client sends them
 
+    As in AUTOMATIC1111, a width or a height alone is completed by the default.
+
     Raises:
         InvalidRequest: A field of the second pass differs from the first pass.
     """
     drawing = _naming(drawing, spec, name)
     second_pass.check(drawing.second, drawing.ask, spec, name)
     params, files = drawing.ask.params, drawing.ask.files
-    left_out: dict[str, None] = {}
+    changed: dict[str, int | None] = {}
     words = []
     if drawing.recalled_clip_skip and params.clip_skip and not supports(spec, "clip_skip"):
-        left_out["clip_skip"] = None
+        changed["clip_skip"] = None
         words.append(f"{CLIP_SKIP} has no effect: the model '{spec.id}' reads more than CLIP.")
     if files is not None and only_looks(spec, files):
-        left_out |= dict.fromkeys(("fit", "strength"))
+        changed |= dict.fromkeys(("fit", "strength"))
         words.append(
             f"The model '{spec.id}' uses the image as a reference and generates a new one."
         )
-    ask = replace(drawing.ask, params=params.model_copy(update=left_out))
+    if (params.width is None) != (params.height is None) and not (files and files.images):
+        width, height = spec.default_size
+        changed |= {"width": params.width or width, "height": params.height or height}
+    ask = replace(drawing.ask, params=params.model_copy(update=changed))
     return replace(drawing, ask=ask.noting(words))
 
 

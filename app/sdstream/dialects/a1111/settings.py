@@ -10,6 +10,7 @@ from typing import Any, Final
 from sdstream.core.ask import Handling
 from sdstream.core.errors import InvalidRequest
 from sdstream.core.lora import FILE_ENDING
+from sdstream.core.option_texts import comparable
 from sdstream.dialects.fields import IGNORED, Foreign, Taken, only, take
 
 #: Settings that would change images and are fixed on this server -> their value.
@@ -44,6 +45,8 @@ CHECKPOINT: Final = "sd_model_checkpoint"
 _HASH: Final = re.compile(r"\s*\[[0-9a-f]{8,64}\]$", re.IGNORECASE)
 CLIP_SKIP: Final = "CLIP_stop_at_last_layers"
 _MAX_SKIP: Final = 12
+#: Spelling of a layer -> the layer; clients also send it as text or as a fraction.
+_LAYERS: Final = {str(layer): layer for layer in range(1, _MAX_SKIP + 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +96,11 @@ def settings(
         where=prefix,
         by_name=False,
     )
-    model, clip_skip = taken.fields.get(CHECKPOINT), taken.fields.get(CLIP_SKIP)
+    model, layer = taken.fields.get(CHECKPOINT), taken.fields.get(CLIP_SKIP)
     if model is not None and not isinstance(model, str):
         raise InvalidRequest(f"'{prefix}{CHECKPOINT}' must be a string.", param=CHECKPOINT)
-    if clip_skip is not None and (type(clip_skip) is not int or not 1 <= clip_skip <= _MAX_SKIP):
+    clip_skip = None if layer is None else _LAYERS.get(comparable(layer))
+    if layer is not None and (clip_skip is None or isinstance(layer, bool)):
         raise InvalidRequest(
             f"'{prefix}{CLIP_SKIP}' must be a whole number from 1 to {_MAX_SKIP}.",
             param=CLIP_SKIP,

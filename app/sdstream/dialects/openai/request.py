@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from sdstream.core.ask import Handling, Hints, ParsedRequest, ReplyOptions, StreamOptions
 from sdstream.core.errors import InvalidRequest, Reason
-from sdstream.core.option_texts import READERS
+from sdstream.core.option_texts import READERS, comparable
 from sdstream.core.options import (
     ALIASES,
     MAX_PROMPT_CHARACTERS,
@@ -57,6 +57,9 @@ _STREAM_FOREIGN: Final[Mapping[str, Foreign]] = {
 #: Texts that stand for null in a form.
 _NULLS: Final = ("null", "None", "undefined")
 _TEXTS: Final = ("prompt", "negative_prompt")
+#: Values in the ``parameters`` of an upscale that had no effect. Clients send them back to repeat
+#: the upscale; a ``sample_steps`` of 0 is in no other request.
+_NOT_OF_UPSCALES: Final = ("sample_steps", "sampler", "schedule", "cfg_scale", "seed", "size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,12 @@ class EditRoute:
     Attributes:
         mask_mode: Default of ``mask_mode`` for a request with a mask; None adds none.
         prompt: Default prompt; None if the request must have one.
+        only_upscale: The route only upscales the image.
     """
 
     mask_mode: str | None = None
     prompt: str | None = None
+    only_upscale: bool = False
 
 
 EDITS: Final = EditRoute()
@@ -169,13 +174,15 @@ def _edit(
 ) -> ParsedRequest:
     # The options in ``kwargs`` come first: the route's defaults are for options that are not sent.
     body = {k: v for k, v in with_kwargs(body).items() if not _says_nothing(k, v)}
+    if route.only_upscale and comparable(body.get("sample_steps")) == "0":
+        body = {name: value for name, value in body.items() if name not in _NOT_OF_UPSCALES}
     if route.prompt is not None:
         body.setdefault("prompt", route.prompt)
     sources = _sources(files, own_alpha=body.get("mask_mode") == "alpha")
     if route.mask_mode is not None and sources.mask is not None:
         body.setdefault("mask_mode", route.mask_mode)
     ask = _parsed(body, hints, _name_of(sources.control))
-    return replace(ask, files=sources, operation="edit")
+    return replace(ask, files=sources, operation="edit", only_upscale=route.only_upscale)
 
 
 def parse_query(

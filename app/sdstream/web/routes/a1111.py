@@ -282,7 +282,7 @@ class A1111Routes:
             return Response(status_code=499)
         headers = {"X-Job-Id": job.id}
         error = job.error()
-        # The text tells it, also to a client that repeats the request after the end of the job.
+        # The message decides, also for a client that repeats the request after the end of the job.
         if error is not None and error.message not in answers.ENDINGS:
             return respond.failure(error, headers, A1111)
         texts = [infotext.write(job.request, job.images[i].seed) for i in sorted(job.images)]

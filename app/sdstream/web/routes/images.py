@@ -191,11 +191,9 @@ class ImageRoutes:
 
     async def upscales(self, request: Request) -> Response:
         """POST /v1/images/upscales: a form or JSON with image, optionally upscaler and upscale."""
-        return await self._edit_answer(request, EditRoute(prompt=""), only_upscale=True)
+        return await self._edit_answer(request, EditRoute(prompt="", only_upscale=True))
 
-    async def _edit_answer(
-        self, request: Request, route: EditRoute = EDITS, *, only_upscale: bool = False
-    ) -> Response:
+    async def _edit_answer(self, request: Request, route: EditRoute = EDITS) -> Response:
         hints = hints_of(request)
         if bodies.declares_json(request):
             body = await bodies.read_json(request, self.max_form_bytes)
@@ -204,7 +202,7 @@ class ImageRoutes:
         else:
             form = await bodies.read_form(request, self.max_form_bytes)
             ask = openai.parse_form(form.fields, form.files, hints=hints, route=route)
-        return await self.answer(request, replace(ask, only_upscale=only_upscale))
+        return await self.answer(request, ask)
 
     async def answer(
         self, request: Request, ask: ParsedRequest, plain: PlainAnswer = plain_answer

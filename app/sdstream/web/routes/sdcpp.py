@@ -126,7 +126,11 @@ class SdcppRoutes:
         live = await self._find(request)
         if not live.over:
             self.draw.service.cancel(live, "job cancelled by client")
-            await self.draw.service.finished(live)
+            ending = self.draw.service.finished(live)
+            try:
+                await respond.unless_client_leaves(ending, request.receive)
+            except respond.ClientLeft:
+                return Response(status_code=499)
         return await self._answer(live)
 
     async def _find(self, request: Request) -> LiveJob:
