@@ -10,14 +10,17 @@ from typing import Any, Final
 
 import httpx2
 
+from sdstream.client.connections import proxy_for
 from sdstream.client.results import Image, ImagesResponse, JsonObject, Progress
 
 #: Limit on one event, which may contain a whole image in base64.
 _MAX_EVENT_BYTES: Final = 256 * 2**20
+_NOT_FOUND: Final = 404
 _MAX_PORT: Final = 65535
 #: Default port of a server.
 _USUAL_PORT: Final = 8000
-_STRANGER: Final = "the server at this address is not sdstream."
+#: Error for an answer that no sdstream gives.
+STRANGER: Final = "the server at this address is not sdstream."
 
 
 class APIError(Exception):
@@ -66,15 +69,26 @@ def reaching() -> Iterator[None]:
 def why_lost(error: httpx2.HTTPError) -> str:
     """Return the message for a failed connection.
 
-    It contains the address and, if no server answers, the command that starts a server.
+    It contains the address, the variable of the proxy if one is used, and, if no server answers,
+    the command that starts a server.
     """
     try:
         url = error.request.url
     except RuntimeError:  # it was raised without a request
         return f"the server cannot be reached: {error}."
-    place = f"{url.scheme}://{url.netloc.decode()}"
+    place, why = f"{url.scheme}://{url.netloc.decode()}", str(error) or type(error).__name__
+    proxy = proxy_for(url)
     if not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-        return f"the connection to {place} was lost: {str(error) or type(error).__name__}."
+        through = f" through the proxy of {proxy}" if proxy else ""
+        lost = f"the connection to {place}{through} was lost: {why}."
+        if error.request.headers.get("Content-Type", "").startswith("multipart/"):
+            lost += " The server's --max-body-mb limits the size of an upload."
+        return lost
+    if proxy:
+        return (
+            f"the proxy of {proxy}, or the server at {place} behind it, does not answer ({why}). "
+            f"With NO_PROXY={url.host}, the proxy is not used."
+        )
     if url.port in (None, _USUAL_PORT):
         remedy = "'sdstream serve' starts one" + (" on port 8000" if url.port is None else "")
     else:
@@ -92,7 +106,7 @@ def understanding() -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise ConnectionFailed(_STRANGER) from None
+        raise ConnectionFailed(STRANGER) from None
 
 
 def address(url: str) -> httpx2.URL:
@@ -116,10 +130,16 @@ def address(url: str) -> httpx2.URL:
 async def events(answer: httpx2.Response) -> httpx2.EventSource:
     """Return the events of a streamed answer; raises APIError if the answer is an error."""
     if answer.status_code != 200:
-        raise_for(answer.status_code, await answer.aread())
-    if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
-        raise ConnectionFailed(_STRANGER)
+        await answer.aread()
+        raise_for(answer)
+    if not is_stream(answer):
+        raise ConnectionFailed(STRANGER)
     return httpx2.EventSource(answer, max_event_size=_MAX_EVENT_BYTES)
+
+
+def is_stream(answer: httpx2.Response) -> bool:
+    """Return whether an answer is a stream of events."""
+    return bool(answer.headers.get("Content-Type", "").startswith("text/event-stream"))
 
 
 def items(frame: JsonObject, output_format: str) -> list[Progress | Image]:
@@ -147,13 +167,19 @@ def image(item: JsonObject, output_format: str) -> Image:
     return Image(item["index"], item["seed"], content, output_format)
 
 
-def raise_for(status: int, body: bytes) -> None:
-    """Raise APIError for any status except 200 and 202."""
+def raise_for(answer: httpx2.Response) -> None:
+    """Raise APIError for any status except 200 and 202; the body must have been read."""
+    status = answer.status_code
     if status in (200, 202):
         return
+    url = answer.request.url
+    doubled = status == _NOT_FOUND and "/v1/v1/" in url.path
+    remedy = " The address of the server must not end in /v1." if doubled else ""
     try:
-        error = json.loads(body)["error"]
+        error = json.loads(answer.content)["error"]
         message = str(error["message"])
     except (ValueError, KeyError, TypeError):
-        raise APIError(status, f"The server answered with status {status}.") from None
-    raise APIError(status, message, error)
+        place = f"{url.scheme}://{url.netloc.decode()}"
+        message = f"The server at {place} answered with status {status}.{remedy}"
+        raise APIError(status, message) from None
+    raise APIError(status, message + remedy, error)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
+from sdstream.client.answers import APIError
 from sdstream.client.results import ImageFile, JsonObject, content_of, reject_answer_options
 
 GENERATIONS: Final = "/v1/images/generations"
@@ -62,7 +64,12 @@ class Call:
         return str(self.options.get("output_format") or "png")
 
     async def plain(self) -> JsonObject:
-        """Return the body of a request as arguments of the HTTP library; raises OSError."""
+        """Return the body of a request as arguments of the HTTP library.
+
+        Raises:
+            APIError: An option is infinite or not a number, which no request can contain.
+            OSError: An image file cannot be read.
+        """
         return await self._body(dict(self.options))
 
     async def streamed(self, *, previews: bool) -> JsonObject:
@@ -73,6 +80,10 @@ class Call:
         return await self._body(options)
 
     async def _body(self, options: JsonObject) -> JsonObject:
+        for name, number in _not_finite(options):
+            # JSON has no such numbers. The error is the one for a form, which can contain them.
+            error = {"reason": "invalid_value", "param": name}
+            raise APIError(400, f"'{name}' must be a finite number, not {number}.", error)
         if not self.files:
             return {"json": options}
         files = await asyncio.to_thread(self._read)
@@ -83,6 +94,15 @@ class Call:
 
     def _read(self) -> list[tuple[str, tuple[str, bytes]]]:
         return [(name, (name, content_of(file))) for name, file in self.files]
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the name and the value of each option that is infinite or not a number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name, value
+    if isinstance(value, Mapping | list | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _not_finite(part, f"{name}.{key}" if name else str(key))
 
 
 def _text(value: Any) -> str:

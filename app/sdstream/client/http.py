@@ -13,11 +13,13 @@ from urllib.parse import quote, urlsplit
 import httpx2
 
 from sdstream.client.answers import (
+    STRANGER,
     APIError,
     ConnectionFailed,
     address,
     events,
     image,
+    is_stream,
     items,
     raise_for,
     reaching,
@@ -25,6 +27,7 @@ from sdstream.client.answers import (
     understanding,
 )
 from sdstream.client.calls import Call
+from sdstream.client.connections import UnusableProxy, open_client
 from sdstream.client.results import (
     Image,
     ImageFile,
@@ -35,10 +38,10 @@ from sdstream.client.results import (
 )
 
 #: Limit on the attempts to reconnect while a job is followed, and the pause before each attempt.
-_RECONNECTS: Final = 150
-_RECONNECT_SECONDS: Final = 2.0
+RECONNECTS: Final = 150
+RECONNECT_SECONDS: Final = 2.0
 #: Statuses that a proxy, or the server itself, returns while the server restarts.
-_AWAY: Final = (502, 503, 504)
+AWAY: Final = (502, 503, 504)
 
 ENDINGS: Final = ("completed", "failed", "cancelled")
 #: Events whose data update the state of a job; previews and images do not.
@@ -57,21 +60,21 @@ class AsyncClient:
         jobs: The jobs of this API key.
 
     Raises:
-        ConnectionFailed: The address is not valid, or the key cannot be sent.
+        ConnectionFailed: The address is not valid, the key cannot be sent, or the environment names
+            a proxy that is not supported.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, uds: Path | None = None) -> None:
         if api_key and not (api_key.isascii() and api_key.isprintable()):
             raise ConnectionFailed("the API key may have printable ASCII characters only.")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx2.AsyncClient(
-            base_url=address(base_url),
-            headers=headers,
-            transport=httpx2.AsyncHTTPTransport(uds=str(uds)) if uds else None,
-            # A healthy server is never silent for this long: it resends the last frame of a
-            # stream as a keep-alive.
-            timeout=httpx2.Timeout(10.0, read=600.0),
-        )
+        # A healthy server is never silent for as long as the limit for reading: it resends the
+        # last frame of a stream as a keep-alive.
+        timeout = httpx2.Timeout(10.0, read=600.0, pool=None)
+        try:
+            self._http = open_client(address(base_url), headers=headers, timeout=timeout, uds=uds)
+        except UnusableProxy as error:
+            raise ConnectionFailed(str(error)) from error
         self.jobs = AsyncJobs(self._http)
 
     async def __aenter__(self) -> Self:
@@ -102,7 +105,9 @@ class AsyncClient:
         # Use only the path: the host in the server's link may differ from this client's base_url.
         with reaching():
             answer = await self._http.get(self._path_of(url))
-        raise_for(answer.status_code, answer.content)
+        raise_for(answer)
+        if not answer.headers.get("Content-Type", "").startswith("image/"):
+            raise ConnectionFailed(STRANGER)
         return answer.content
 
     def _path_of(self, url: str) -> str:
@@ -321,8 +326,8 @@ class AsyncJobs:
                 ) as answer:
                     if answer.status_code == 204:
                         return
-                    if known and answer.status_code in _AWAY:
-                        raise httpx2.TransportError(f"it answers with {answer.status_code}")
+                    if known and (away := _away(answer)):
+                        raise httpx2.TransportError(away)
                     async for event in await events(answer):
                         last_event, failures = event.id or last_event, 0
                         if event.event in _JOB_EVENTS:
@@ -333,11 +338,11 @@ class AsyncJobs:
                 raise  # after a reconnect, the same event would be too large again
             except httpx2.TransportError:
                 failures += 1
-                if not known or failures > _RECONNECTS:
+                if not known or failures > RECONNECTS:
                     raise
             if known.get("status") in ENDINGS:
                 return
-            await asyncio.sleep(_RECONNECT_SECONDS)
+            await asyncio.sleep(RECONNECT_SECONDS)
 
 
 # The method ``list`` hides the type inside AsyncJobs.
@@ -347,7 +352,7 @@ _List = list
 async def _json(http: httpx2.AsyncClient, method: str, path: str, **options: Any) -> JsonObject:
     with reaching():
         answer = await http.request(method, path, **options)
-    raise_for(answer.status_code, answer.content)
+    raise_for(answer)
     with understanding():
         return dict(answer.json())
 
@@ -356,6 +361,15 @@ async def _list(http: httpx2.AsyncClient, path: str, **options: Any) -> list[Jso
     body = await _json(http, "GET", path, **options)
     with understanding():
         return [dict(one) for one in body["data"]]
+
+
+def _away(answer: httpx2.Response) -> str:
+    """Return why an answer for a known job is not that of its server; empty if it is."""
+    if answer.status_code in AWAY:
+        return f"it answers with {answer.status_code}"
+    if answer.status_code == 200 and not is_stream(answer):  # the page of a proxy
+        return "another server answers at its address"
+    return ""
 
 
 def _path(job: str) -> str:

@@ -32,7 +32,8 @@ class Client:
         jobs: The jobs of this API key.
 
     Raises:
-        ConnectionFailed: The address is not valid, or the key cannot be sent.
+        ConnectionFailed: The address is not valid, the key cannot be sent, or the environment names
+            a proxy that is not supported.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None) -> None:

@@ -16,6 +16,7 @@ from mcp import types as mcp
 from mcp.client.streamable_http import streamable_http_client
 
 from sdstream.client.answers import why_lost
+from sdstream.client.connections import open_client
 from sdstream.dialects.rendering import JsonObject
 from sdstream.tools.server import Context
 
@@ -67,7 +68,8 @@ class RemoteBackend:
     async def _connected(self) -> AsyncIterator[Client]:
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         try:
-            async with httpx2.AsyncClient(headers=headers, timeout=_TIMEOUT) as http:
+            url = httpx2.URL(self.address)
+            async with open_client(url, headers=headers, timeout=_TIMEOUT) as http:
                 transport = streamable_http_client(
                     f"{self.address.rstrip('/')}/mcp", http_client=http, max_sse_event_size=None
                 )
