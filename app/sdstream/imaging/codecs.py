@@ -7,8 +7,9 @@ header before Pillow opens the file (headers.py), and reads only the first frame
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
@@ -24,6 +25,8 @@ from sdstream.imaging.headers import size_of
 from sdstream.imaging.parts import UnreadableFile
 from sdstream.imaging.tiff import check_exif
 
+logger = logging.getLogger(__name__)
+
 MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
     "png": "image/png",
     "jpeg": "image/jpeg",
@@ -34,6 +37,7 @@ MEDIA_TYPES: Final[dict[OutputFormat, str]] = {
 _UPLOAD_TYPES: Final = {
     b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp",
     b"GIF8": "image/gif", b"BM": "image/bmp", b"II*\0": "image/tiff", b"MM\0*": "image/tiff",
+    b"II+\0": "image/tiff",
 }  # fmt: skip
 
 _INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
@@ -41,10 +45,15 @@ _INPUT_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 _EXIF_IFD: Final = 0x8769
 _USER_COMMENT: Final = 0x9286
 _UNICODE: Final = b"UNICODE\0"
-#: Maximum length of a comment in bytes: a JPEG segment of 65,533 bytes has room for it and for the
-#: EXIF data around it.
+#: Maximum length of a JPEG's comment in bytes: a segment of 65,533 bytes has room for it and for
+#: the EXIF data around it.
 _LONGEST_COMMENT: Final = 65_400
 _ASCII: Final = b"ASCII\0\0\0"
+
+#: Name of a text chunk that contains EXIF data in hex, as ImageMagick writes it.
+_EXIF_TEXT: Final = "Raw profile type exif"
+#: Position of the number of bits of a channel in a PNG.
+_PNG_BITS: Final = 24
 
 #: Maximum length in characters of one text that is read from a file.
 _MAX_TEXT: Final = 2**20
@@ -85,7 +94,8 @@ def decode(data: bytes, param: str, max_pixels: int) -> Pixels:
         image = _opened(data, param, max_pixels)
         image.load()
         _check_exif(image)
-        return as_pixels(_eight_bits(ImageOps.exif_transpose(image)))
+        _scale_transparency(image, data)
+        return as_pixels(_eight_bits(_upright(image)))
 
 
 def pixels_of(data: bytes) -> int:
@@ -129,8 +139,40 @@ def _check_exif(image: Image.Image) -> None:
     PNG and WebP have room for too many values; a JPEG segment does not.
     """
     exif = image.info.get("exif")
+    if exif is None and isinstance(text := image.info.get(_EXIF_TEXT), str):
+        with suppress(ValueError):  # Pillow does not read other texts either
+            exif = bytes.fromhex("".join(text.split("\n")[3:]))
     if isinstance(exif, bytes):
         check_exif(exif)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the image rotated by its EXIF orientation; unchanged if that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # for damaged data Pillow raises many kinds of errors
+        return image
+
+
+def _scale_transparency(image: Image.Image, data: bytes) -> None:
+    """Convert the transparent colour of a PNG without a palette to 8 bits, as Pillow's pixels.
+
+    Args:
+        image: The decoded image.
+        data: The file; Pillow does not keep its number of bits.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or image.mode not in ("L", "I;16", "RGB") or colour is None:
+        return
+    bits = data[_PNG_BITS]
+    most = 2**bits - 1
+
+    def scaled(value: int) -> int:
+        return value >> 8 if bits == 16 else value * 255 // most
+
+    image.info["transparency"] = (
+        tuple(map(scaled, colour)) if isinstance(colour, tuple) else scaled(colour)
+    )
 
 
 def _check_size(size: tuple[int, int], param: str, max_pixels: int) -> None:
@@ -161,7 +203,7 @@ def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
     The text that AUTOMATIC1111 writes has the name ``parameters``.
 
     Args:
-        data: The file; its pixels are not decoded.
+        data: The file.
         param, max_pixels: As for ``decode``.
 
     Raises:
@@ -169,13 +211,24 @@ def texts(data: bytes, param: str, max_pixels: int) -> dict[str, str]:
     """
     with _faults_of(param):
         image = _opened(data, param, max_pixels)
+        if image.format == "PNG":
+            with suppress(Exception):  # damaged pixels do not matter
+                image.load()  # a text may come after the pixels
         found = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
         _check_exif(image)
         if image.format in ("JPEG", "WEBP", "AVIF", "TIFF"):
-            comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+            comment = _comment(image)
             if isinstance(comment, bytes):
                 found["parameters"] = _comment_text(comment)
         return {name: text[:_MAX_TEXT] for name, text in found.items()}
+
+
+def _comment(image: Image.Image) -> object:
+    """Return the EXIF UserComment; None if there is none, or if it cannot be read."""
+    try:
+        return image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    except Exception:  # for damaged data Pillow raises many kinds of errors
+        return None
 
 
 def _comment_text(comment: bytes) -> str:
@@ -370,7 +423,7 @@ def encode(
             info.add_text("parameters", parameters)
         image.save(file, "PNG", compress_level=_PNG_LEVEL, pnginfo=info)
     else:
-        exif = _user_comment(parameters) if parameters is not None else Image.Exif()
+        exif = Image.Exif() if parameters is None else _user_comment(parameters, output_format)
         # At high quality the JPEG stores the colour of each pixel, not one for four pixels.
         chroma = {"subsampling": 0} if output_format == "jpeg" and compression >= 95 else {}
         image.save(file, output_format.upper(), quality=compression, exif=exif, **chroma)
@@ -395,12 +448,17 @@ def reduced(data: bytes, max_bytes: int) -> bytes:
         view = view.reduce(2)
 
 
-def _user_comment(text: str) -> Image.Exif:
+def _user_comment(text: str, output_format: OutputFormat) -> Image.Exif:
     """Return the text as EXIF data; empty if the text is too long for a JPEG segment."""
     exif = Image.Exif()
     # The prefix marks UTF-16; programs that read this tag expect it as big-endian.
     comment = _UNICODE + text.encode("utf-16-be")
-    if len(comment) > _LONGEST_COMMENT:
+    if output_format == "jpeg" and len(comment) > _LONGEST_COMMENT:
+        logger.warning(
+            "a JPEG is written without its parameters, because their %d characters are more than "
+            "it has room for; PNG and WebP have no such limit",
+            len(text),
+        )
         return exif
     exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = comment
     return exif

@@ -89,7 +89,7 @@ def size_of(data: bytes) -> tuple[int, int]:
         raise _not_read(data)
     try:
         return read(data)
-    except (struct.error, IndexError, KeyError):
+    except (struct.error, IndexError, KeyError, OverflowError):
         raise ValueError("it is cut short") from None
 
 

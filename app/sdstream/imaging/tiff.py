@@ -161,12 +161,11 @@ def _first_directory(data: bytes, *, strict: bool) -> dict[int, _Tag]:
 
 def _directory(data: bytes, at: int, form: _Form, *, strict: bool) -> tuple[dict[int, _Tag], int]:
     """Return the tags of a directory, and the number of their values that are not bytes."""
-    try:
-        (count,) = struct.unpack_from(form.count, data, at)
-    except struct.error:
+    if at + struct.calcsize(form.count) > len(data):  # struct takes no offset of 64 bits
         if strict:
-            raise
+            raise ValueError("a directory outside the file")
         return {}, 0
+    (count,) = struct.unpack_from(form.count, data, at)
     if count > MOST_PARTS:
         raise TooManyParts
     at += struct.calcsize(form.count)

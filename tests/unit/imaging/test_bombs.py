@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sdstream.core.errors import InvalidRequest
 from sdstream.imaging import avif, tiff
@@ -130,6 +131,19 @@ def test_exif_of_millions_of_numbers(kind: str) -> None:
     assert turned.size == (8, 16)
 
 
+@pytest.mark.parametrize("count", [300, 300_000])
+def test_exif_in_a_text_of_a_png(count: int) -> None:
+    """EXIF that a PNG contains as text in hex, which Pillow reads too, is checked as well."""
+    info = PngInfo()
+    info.add_text("Raw profile type exif", f"\nexif\n{8 * count}\n{exif_of(count).hex()}")
+    data = file_of(Image.new("RGB", (16, 8)), "PNG", pnginfo=info)
+    if count == 300:
+        assert decode(data, "image", LIMIT).size == (8, 16)
+    else:
+        with pytest.raises(InvalidRequest, match="too many parts"):
+            decode(data, "image", LIMIT)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -160,7 +174,7 @@ def test_exif_that_leads_to_itself() -> None:
 @given(st.binary(max_size=300))
 def test_any_exif(data: bytes) -> None:
     """Any bytes are accepted, or rejected with TooManyParts."""
-    for head in (b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08"):
+    for head in (b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0"):
         with suppress(TooManyParts):
             tiff.check_exif(head + data)
 

@@ -29,6 +29,7 @@ from sdstream.imaging.codecs import (
     pixels_of,
     reduced,
     texts,
+    upload_type,
 )
 from sdstream.imaging.headers import size_of
 from tests.support.pictures import file_of
@@ -80,6 +81,28 @@ def test_modes_of_png(mode: str, value: Any, expected: tuple[int, ...]) -> None:
     assert colour(picture, 1, 1) == expected
 
 
+@pytest.mark.parametrize(
+    ("bits", "kind", "colours", "transparent"),
+    [
+        (2, 0, bytes([0b01100000]), (1,)),
+        (4, 0, bytes([0x56]), (5,)),
+        (8, 0, bytes([5, 6]), (5,)),
+        (16, 0, bytes([0x80, 0x40, 0x70, 0x40]), (0x8040,)),
+        (8, 2, bytes([1, 2, 3, 1, 2, 4]), (1, 2, 3)),
+        (16, 2, bytes([1, 2, 2, 3, 3, 4, 1, 2, 2, 3, 4, 4]), (0x102, 0x203, 0x304)),
+    ],
+)
+def test_a_transparent_colour_of_a_png(
+    bits: int, kind: int, colours: bytes, transparent: tuple[int, ...]
+) -> None:
+    """The transparent colour of a PNG without a palette gets alpha 0 at each number of bits."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, kind, 0, 0, 0))
+    alpha = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + colours))
+    picture = decode(b"\x89PNG\r\n\x1a\n" + head + alpha + pixels + chunk(b"IEND"), "image", LIMIT)
+    assert [colour(picture, x, 0)[3] for x in (0, 1)] == [0, 255]
+
+
 def test_palettes_with_transparency() -> None:
     """A GIF's transparent colour gets alpha 0."""
     image = Image.new("P", (2, 1))
@@ -114,6 +137,14 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     assert is_near(colour(picture, x, y), (255, 0, 0))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_damaged_exif(kind: str) -> None:
+    """An image whose EXIF data is damaged is not rotated, and has no text."""
+    data = file_of(Image.new("RGB", (16, 8), "red"), kind, exif=b"Exif\0\0garbagegarbage")
+    assert decode(data, "image", LIMIT).size == (16, 8)
+    assert texts(data, "image", LIMIT) == {}
+
+
 def is_near(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """Return whether two colours differ by no more than a lossy format's error."""
     return all(abs(a - b) < 8 for a, b in zip(found, expected, strict=True))
@@ -127,11 +158,16 @@ def test_the_first_frame_of_an_animation(kind: str) -> None:
     assert is_near(colour(decode(data, "image", LIMIT), 0, 0)[:3], (255, 0, 0))
 
 
+#: A BigTIFF whose first directory is at an offset that no file has.
+BIG_OFFSET = b"II+\0" + struct.pack("<HHQ", 8, 0, 2**64 - 1) + bytes(40)
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"", b"garbage", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8 ", b"BM",
         b"II*\0\x08\0\0\0\0\0", b"\0\0\0\x10ftypavif\0\0\0\0",
+        BIG_OFFSET,
         file_of(Image.new("RGB", (50, 50), "red"))[:-30],
         file_of(Image.new("RGB", (50, 50), "red"), "JPEG")[:300],
         file_of(Image.new("RGB", (50, 50), "red"), "TIFF")[:300],
@@ -147,7 +183,10 @@ def test_what_is_no_image(data: bytes) -> None:
     assert error.reason is Reason.INVALID_IMAGE
 
 
-HEADS = [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0\x08\0\0\0", b"\0\0\0\x10ftypavif"]
+HEADS = [
+    b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0\x08\0\0\0", b"II+\0\x08\0\0\0",
+    b"\0\0\0\x10ftypavif",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -176,6 +215,7 @@ def test_formats_that_are_not_read(data: bytes, name: str) -> None:
 @given(st.binary(max_size=200), st.sampled_from(HEADS))
 def test_no_bytes_are_a_fault_of_the_server(data: bytes, head: bytes) -> None:
     """Random bytes, with or without a valid signature, raise nothing but InvalidRequest."""
+    assert pixels_of(head + data) >= 0
     with suppress(InvalidRequest):
         assert decode(head + data, "image", LIMIT).data
 
@@ -374,18 +414,29 @@ def test_nothing_is_embedded_unasked(output_format: OutputFormat) -> None:
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-def test_a_text_too_long_for_the_file(output_format: OutputFormat) -> None:
-    """A text over JPEG's and WebP's limit is left out, and the image is still encoded."""
-    text = "ä" * 40_000
+def test_a_text_too_long_for_the_file(
+    output_format: OutputFormat, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text over JPEG's limit is left out with a warning, and the image is still encoded."""
+    text = "ä" * 70_000
     data = encode(Pixels(8, 8, bytes(192)), output_format, 100, text)
     found = texts(data, "image", 64)
-    assert found.get("parameters", "") == (text if output_format == "png" else "")
+    assert found.get("parameters", "") == ("" if output_format == "jpeg" else text)
+    assert ("their 70000 characters are more" in caplog.text) == (output_format == "jpeg")
 
 
 def test_pixels_by_the_header() -> None:
     """The number of pixels is 0 for a file that cannot be read."""
     assert pixels_of(file_of(Image.new("L", (30, 20)))) == 600
-    cut = (b"", b"x", b"GIF89a", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBPVP8L", b"\x89PNG\r\n\x1a\n")
+    cut = (
+        b"",
+        b"x",
+        BIG_OFFSET,
+        b"GIF89a",
+        b"\xff\xd8\xff",
+        b"RIFF\0\0\0\0WEBPVP8L",
+        b"\x89PNG\r\n\x1a\n",
+    )
     assert not any(pixels_of(data) for data in cut)
 
 
@@ -451,6 +502,24 @@ def test_comments_of_other_programs(comment: bytes, text: str) -> None:
     exif.get_ifd(0x8769)[0x9286] = comment
     file = file_of(Image.new("RGB", (8, 8)), "JPEG", exif=exif)
     assert texts(file, "image", LIMIT)["parameters"] == text
+
+
+def test_a_text_after_the_pixels() -> None:
+    """A text chunk at the end of a PNG is read, even if the pixels are damaged."""
+    text = chunk(b"tEXt", b"parameters\0a cat")
+    whole = PNG[:-12] + text + PNG[-12:]
+    assert texts(whole, "image", LIMIT) == {"parameters": "a cat"}
+    early = PNG[:33] + text + PNG[33:-20]
+    assert texts(early, "image", LIMIT) == {"parameters": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("TIFF", {}), ("TIFF", {"big_tiff": True}), ("PNG", {}), ("AVIF", {})]
+)
+def test_media_types_of_uploads(kind: str, options: dict[str, Any]) -> None:
+    """The media type is that of the format, also for a BigTIFF."""
+    data = file_of(Image.new("RGB", (8, 8)), kind, **options)
+    assert upload_type(data) == f"image/{kind.lower()}"
 
 
 @given(st.binary(max_size=200))
