@@ -143,6 +143,8 @@ def test_a_client_that_does_not_wait_for_its_cancel(fake_server: ServerProcess) 
         wait_until(lambda: fake_server.log_lines(path), 2, "nothing in the log")
     finally:
         os.kill(worker, signal.SIGCONT)
+    (line,) = fake_server.log_lines(path)
+    assert " 499 " in line
     assert polled(fake_server, job, "cancelled")
 
 
