@@ -20,6 +20,7 @@ from sdstream.core.request import Assets, Limits
 from sdstream.core.samplers import (
     CACHE_KNOBS,
     CACHE_MODES,
+    CACHE_SPAN,
     DEFAULT_SCHEDULE,
     HIRES_UPSCALERS,
     SAMPLERS,
@@ -260,8 +261,21 @@ def _check_cache(ask: ParsedRequest) -> None:
         problem = _knob_problem(params.cache_mode, name, value)
         if problem is not None:
             raise ask.rejected(f"cache_{name}" if given else "cache_options", *problem)
-    if params.cache_start is not None and params.cache_end is not None:
-        check_span(ask, "cache_start", params.cache_start, params.cache_end)
+    _check_cache_span(ask)
+
+
+def _check_cache_span(ask: ParsedRequest) -> None:
+    """Reject a span for which the runtime would turn the cache off."""
+    params = ask.params
+    start, end = ({**CACHE_SPAN, **params.cache_numbers}[name] for name in CACHE_SPAN)
+    if start < end:
+        return
+    options = ("cache_start", "cache_end")
+    raise ask.rejected(
+        next((name for name in options if getattr(params, name) is not None), "cache_options"),
+        f": the cache would begin after {start:g} of the steps and end after {end:g}; its start "
+        "must be less than its end.",
+    )
 
 
 def _knob_problem(mode: str, name: str, value: float) -> tuple[str, Reason] | None:

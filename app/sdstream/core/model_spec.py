@@ -327,7 +327,7 @@ class ModelSpec(Part):
     def size_of_shape(self, width: int, height: int) -> Size:
         """Return the size of this shape with about as many pixels as the default size.
 
-        If the shape is too far from a square, ``size_problem`` rejects the result.
+        If the shape is too far from a square, a side is 0 or ``size_problem`` rejects the result.
         """
         multiple = self.traits.multiple
         unit = math.sqrt(self.default_size.width * self.default_size.height / (width * height))

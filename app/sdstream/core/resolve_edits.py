@@ -68,8 +68,8 @@ class Layout:
         if self.placement is not None or self.size == self.asked:
             return None
         return Size(
-            round(self.asked.width * result.width / self.size.width),
-            round(self.asked.height * result.height / self.size.height),
+            max(1, round(self.asked.width * result.width / self.size.width)),
+            max(1, round(self.asked.height * result.height / self.size.height)),
         )
 
 

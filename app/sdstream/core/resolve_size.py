@@ -115,9 +115,12 @@ def check_pixels(ask: ParsedRequest, option: str, size: Size, max_pixels: int) -
 
 def _parsed(ask: ParsedRequest) -> Size:
     try:
-        return Size.parse(str(ask.params.size))
+        size = Size.parse(str(ask.params.size))
     except ValueError as error:
         raise ask.rejected("size", f": {error}.") from None
+    if 0 in size:
+        raise ask.rejected("size", f": {size} has a side of 0 pixels.")
+    return size
 
 
 def _shaped(ask: ParsedRequest, spec: ModelSpec) -> Size:
@@ -131,7 +134,14 @@ def _shaped(ask: ParsedRequest, spec: ModelSpec) -> Size:
     match = _RATIO.fullmatch(ask.params.aspect_ratio or "")
     if match is None:
         raise ask.rejected("aspect_ratio", ": write a ratio as WIDTH:HEIGHT, for example 16:9.")
-    return spec.size_of_shape(int(match[1]), int(match[2]))
+    size = spec.size_of_shape(int(match[1]), int(match[2]))
+    if 0 in size:
+        raise ask.rejected(
+            "aspect_ratio",
+            f": {match[0].strip()} is too far from a square for the model '{spec.id}', whose sides "
+            f"are multiples of {spec.traits.multiple} pixels.",
+        )
+    return size
 
 
 def _width_and_height(ask: ParsedRequest) -> Size:

@@ -122,6 +122,8 @@ _SHARES: Final = {
     "start": Knob("start_percent", 0, 0.999, whole=False),
     "end": Knob("end_percent", 0.001, 1, whole=False),
 }
+#: The runtime's defaults of ``start`` and ``end``.
+CACHE_SPAN: Final[Mapping[str, float]] = {"start": 0.15, "end": 0.95}
 _BLOCKS: Final = {
     "threshold": Knob("residual_diff_threshold", 0, 10, whole=False),
     "Fn": Knob("Fn_compute_blocks", 1, 100),

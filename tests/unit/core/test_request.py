@@ -240,11 +240,28 @@ def test_one_size_in_two_spellings() -> None:
             {"model": "flow", "cache_mode": "easycache", "cache_start": 0.9, "cache_end": 0.1},
             "cache_start",
         ),
+        ({"model": "flow", "cache_mode": "easycache", "cache_start": 0.97}, "cache_start"),
+        ({"model": "plain", "cache_mode": "ucache", "cache_end": 0.1}, "cache_end"),
+        (
+            {"cache_mode": "ucache", "cache_options": {"start": 0.9, "end": 0.1}},
+            "cache_options",
+        ),
+        ({"cache_mode": "ucache", "cache_options": {"start": 0.96}}, "cache_options"),
+        ({"cache_mode": "ucache", "cache_end": 0.5, "cache_options": {"start": 0.6}}, "cache_end"),
     ],
 )
 def test_powers_that_would_do_nothing_or_too_much(options: dict[str, Any], param: str) -> None:
     """A second pass stays within the model's bounds, and a range's end must be after its start."""
     assert refused(**options).param == param
+
+
+def test_spans_of_the_cache() -> None:
+    """A span may begin after the runtime's end if it ends later, and the other way round."""
+    for span in ({"cache_start": 0.96, "cache_end": 0.99}, {"cache_start": 0.01, "cache_end": 0.1}):
+        given = ask(cache_mode="ucache", **span).options.given()
+        assert {name: given[name] for name in span} == span
+    spectrum = ask(cache_mode="spectrum", cache_options={"stop": 0.1})
+    assert spectrum.options.cache_options == {"stop": 0.1}
 
 
 def test_references_are_for_models_that_look() -> None:
@@ -519,3 +536,49 @@ def test_a_model_that_uses_images_as_references(options: dict[str, Any]) -> None
     error = refused(model="looker", sources=LOOKED_AT, **options)
     assert error.message.startswith(f"'{next(iter(options))}' would have no effect: without a mask")
     assert "the model 'looker' uses images only as references" in error.message
+
+
+NARROW = Catalog.parse(
+    """
+models:
+  - id: narrow
+    family: sd1
+    files: {model: m}
+    defaults: {size: 128x128}
+    size: {min: 64, max: 512}
+"""
+)
+
+
+@pytest.mark.parametrize("any_size", [False, True])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"aspect_ratio": "18:1"}, "'aspect_ratio': 18:1 is too far from a square for the model"),
+        ({"size": "0x64"}, "'size': 0x64 has a side of 0 pixels."),
+    ],
+)
+def test_sides_of_zero(options: dict[str, Any], message: str, *, any_size: bool) -> None:
+    """A shape or a size without pixels is rejected, also where a larger image would be cropped."""
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(
+            ParsedRequest(ImageParams(prompt="a cat", **options), any_size=any_size),
+            NARROW,
+            random_seed=lambda: 77,
+            limits=Limits(),
+        )
+    assert caught.value.message.startswith(message)
+
+
+def test_a_cropped_image_that_is_reduced() -> None:
+    """A side has at least one pixel after an upscaler that makes the image much smaller."""
+    request = resolve(
+        ParsedRequest(
+            ImageParams(prompt="a cat", size="5x64", upscaler="x4", upscale=0.05), any_size=True
+        ),
+        NARROW,
+        random_seed=lambda: 77,
+        limits=Limits(),
+        assets=Assets(upscalers={"x4": 4}),
+    )
+    assert request.output_size == (1, 3)

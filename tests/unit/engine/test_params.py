@@ -15,6 +15,7 @@ from sdstream.core.options import Options
 from sdstream.core.pixels import Inputs, Pixels
 from sdstream.core.request import GenerationRequest
 from sdstream.core.runtime_options import RuntimeOptions
+from sdstream.core.samplers import CACHE_SPAN
 from sdstream.core.size import Size
 from sdstream.engine.native.params import LoadedModel, context_params, generation_params
 from tests.support.upscalers import write_upscaler
@@ -109,6 +110,13 @@ def test_an_option_of_a_request_reaches_the_library(
     get = attrgetter(field)
     assert get(image()) == before
     assert get(image(**options)) == after
+
+
+def test_the_span_of_the_cache_is_the_librarys() -> None:
+    """The defaults with which requests are checked are those of the library."""
+    cache = image().cache
+    span = {"start": cache.start_percent, "end": cache.end_percent}
+    assert span == pytest.approx(CACHE_SPAN)
 
 
 def test_the_second_pass_takes_an_upscaler(tmp_path: Path) -> None:
